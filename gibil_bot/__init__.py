@@ -1,0 +1,3 @@
+"""gibil-bot: pull-request work on disposable machines."""
+
+__version__ = "0.1.0"

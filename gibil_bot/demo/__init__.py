@@ -1,0 +1,1 @@
+"""A GitHub of our own with memory, and the demonstration that runs on it."""

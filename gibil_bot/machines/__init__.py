@@ -1,0 +1,1 @@
+"""Where the work is done: machines, and the way onto them."""

@@ -1,0 +1,1 @@
+"""Copy-on-write machines on this Linux box."""

@@ -1,0 +1,456 @@
+"""The nouns: small frozen values that every room shares. Bytes become one of these at the door.
+
+Times are aware datetimes in UTC, durations are seconds (`_s`), sizes are megabytes (`_mb`). msgspec turns any of
+these into JSON and back (`msgspec.json.encode`, `msgspec.json.decode(data, type=Plan)`): that is how they are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+
+class Trust(StrEnum):
+    """What a run may touch. Untrusted: no secrets, and `local` machines only where the operator allows it."""
+
+    TRUSTED = "trusted"
+    UNTRUSTED = "untrusted"
+
+
+class Conclusion(StrEnum):
+    """How a run ended; exactly GitHub's words (docs.github.com/rest/checks/runs, `conclusion`)."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    NEUTRAL = "neutral"
+    CANCELLED = "cancelled"
+    SKIPPED = "skipped"
+    TIMED_OUT = "timed_out"
+    ACTION_REQUIRED = "action_required"
+
+
+class RunState(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class TaskStatus(StrEnum):
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCESS = "success"
+    FAILURE = "failure"
+    SKIPPED = "skipped"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+
+
+# --- what GitHub says -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """One verified webhook, whole."""
+
+    guid: str
+    event: str
+    payload: bytes
+    received_at: datetime
+    attempts: int = 0
+    """How often somebody began to handle it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repository:
+    id: int
+    full_name: str
+    clone_url: str
+    default_branch: str
+    private: bool = False
+
+    @property
+    def owner(self) -> str:
+        return self.full_name.partition("/")[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Person:
+    login: str
+    is_bot: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullRequest:
+    number: int
+    title: str
+    author: Person
+    head_sha: str
+    head_ref: str
+    head_repository: str | None
+    """`owner/name`; None when the fork is gone."""
+    base_ref: str
+    base_sha: str
+    is_open: bool = True
+    is_draft: bool = False
+    maintainer_can_modify: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommentCreated:
+    """Somebody commented on a pull request."""
+
+    installation_id: int
+    repository: Repository
+    number: int
+    comment_id: int
+    is_review_comment: bool
+    """On a line of the diff (pull_request_review_comment) and not in the conversation (issue_comment)."""
+    author: Person
+    body: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullRequestChanged:
+    """`action` is one of opened, synchronize, reopened, closed."""
+
+    installation_id: int
+    repository: Repository
+    pull_request: PullRequest
+    action: str
+    sender: Person
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerunRequested:
+    """Somebody pressed Re-run on one check run of ours (`external_id` is the run's id), or Re-run all (None)."""
+
+    installation_id: int
+    repository: Repository
+    head_sha: str
+    external_id: str | None
+    sender: Person
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ignored:
+    """Nothing for us; `reason` is for the log."""
+
+    reason: str
+
+
+Event = CommentCreated | PullRequestChanged | RerunRequested | Ignored
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One `/gibil …` line: `/gibil test browser=firefox` is word `test`, arguments {"browser": "firefox"}."""
+
+    word: str
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    problem: str | None = None
+    """Why the line could not be read, in a person's words; then only `word` can be relied on."""
+
+
+# --- what should be done ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskPlan:
+    """One task as it will run. `condition` is an expression of the workflow language, checked already."""
+
+    name: str
+    run: str
+    condition: str = "success()"
+    env: Mapping[str, str] = field(default_factory=dict)
+    working_directory: str | None = None
+    """Relative to the checkout; None is the checkout itself."""
+    timeout_s: float = 3600.0
+    continue_on_error: bool = False
+    shell: str = "bash"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachinePlan:
+    """What the workflow asks of the machine; None leaves it to the provider."""
+
+    size: str = "small"
+    image: str | None = None
+    server_type: str | None = None
+    location: str | None = None
+    ttl_s: int = 3600
+    memory_mb: int | None = None
+    disk_mb: int | None = None
+    pids: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One workflow, checked and bound to one event: everything that the runner needs, and nothing to decide later."""
+
+    workflow: str
+    """The file's name without `.yml`: what people and check runs call it."""
+    title: str
+    """The file's `name:`, or the workflow again."""
+    path: str
+    """Where the file is, for messages: `workflows/test.yml`, `.gibil/workflows/docs.yml@main`."""
+    tasks: tuple[TaskPlan, ...]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
+    machine: MachinePlan = field(default_factory=MachinePlan)
+    comment: str = "always"
+    """always | on-failure | never"""
+    concurrency_group: str = ""
+    cancel_in_progress: bool = True
+    github: Mapping[str, str] = field(default_factory=dict)
+    """The `github.*` of conditions: event_name, actor, sha, ref, head_ref, base_ref, repository, number …"""
+    notes: tuple[str, ...] = ()
+    """What planning chose on its own, for the report."""
+
+
+# --- the doing --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """The commit that a run is about."""
+
+    installation_id: int
+    repository: Repository
+    pull_request: PullRequest
+    sha: str
+    trust: Trust
+    actor: str
+    """Login of the person who asked."""
+    comment_id: int | None = None
+    is_review_comment: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewRun:
+    """What intake asks the store to queue. `id` is made by intake: 16 hexadecimal digits, unguessable."""
+
+    id: str
+    delivery_guid: str
+    source: Source
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One workflow on one commit on one machine: one check run."""
+
+    id: str
+    seq: int
+    """The order of queueing, over all repositories."""
+    delivery_guid: str
+    source: Source
+    plan: Plan
+    state: RunState
+    queued_at: datetime
+    started_at: datetime | None = None
+    """When it was claimed first."""
+    finished_at: datetime | None = None
+    conclusion: Conclusion | None = None
+    cancel_reason: str | None = None
+    """Why it should stop: "superseded by abc1234", "cancelled by ada"; None: it should not."""
+    machine: str | None = None
+    """Name of the machine that may exist for it; None once it is burned."""
+    machine_attempt: int = 0
+    """How many machines were forged for it."""
+    note: str | None = None
+    """What the report has to say beside the tasks: a machine that was lost and replaced, our own fault."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """The right of one process to work on one run. Every write names the fence; a stale one raises ClaimLost."""
+
+    run: Run
+    owner: str
+    fence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskResult:
+    """How one task stands. Stored when it starts (RUNNING) and when it ends."""
+
+    index: int
+    machine_attempt: int
+    name: str
+    status: TaskStatus
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    exit_status: int | None = None
+    summary: str = ""
+    """What the task wrote to GITHUB_STEP_SUMMARY, redacted and cut."""
+    tail: str = ""
+    """The end of its output, redacted, for reports."""
+    detail: str = ""
+    """Why it was skipped, or what stopped it."""
+
+    @property
+    def duration_s(self) -> float | None:
+        if self.started_at is None or self.finished_at is None:
+            return None
+        return (self.finished_at - self.started_at).total_seconds()
+
+
+# --- what GitHub has still to be told ----------------------------------------------------------------------------
+
+
+class TellingKind(StrEnum):
+    CHECK_RUN = "check_run"
+    COMMENT = "comment"
+    REACTION = "reaction"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Telling:
+    """One thing as GitHub should know it: a wished-for state, not an act, so that doing it again changes nothing.
+
+    `key` names the thing: `check:<run id>`, `comment:<repository id>:<number>:<workflow>`, `reply:<delivery guid>`,
+    `reaction:<comment id>:<content>`. A newer telling of the same key takes the older one's place.
+
+    `body` by kind (JSON values only):
+    - check_run: name, head_sha, external_id (the run's id), status, conclusion?, started_at?, completed_at?,
+      details_url?, output {title, summary, text?}: the fields of GitHub's checks API
+    - comment: number, marker (an HTML comment that finds it again), body (holds the marker)
+    - reaction: comment_id, is_review_comment, content (eyes | rocket | confused …)
+    """
+
+    key: str
+    kind: TellingKind
+    installation_id: int
+    repository: str
+    body: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DueTelling:
+    """A telling that somebody has claimed to tell GitHub now."""
+
+    telling: Telling
+    revision: int
+    remote_id: int | None
+    """GitHub's id of the check run, comment or reaction, when we have learned it."""
+    attempts: int
+    """How often this was begun before, in all its revisions; above 0 without a remote_id: look before you write."""
+
+
+# --- machines ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineSpec:
+    """What to forge. `name` is an RFC 1123 label and the idempotency key."""
+
+    name: str
+    owner: str
+    """Who may sweep it: the same for every process that shares one data directory (or one cloud project's bot)."""
+    ttl_s: int
+    authorized_key: str
+    """The public key that may log in, in OpenSSH's one-line form."""
+    host_key: str = field(repr=False)
+    """The private host key that the machine has to show, in OpenSSH's PEM form."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    size: str = "small"
+    image: str | None = None
+    server_type: str | None = None
+    location: str | None = None
+    memory_mb: int | None = None
+    disk_mb: int | None = None
+    pids: int | None = None
+    egress_allow: tuple[str, ...] = ()
+    """Beyond public addresses: `host`, `host:port`, `10.0.0.0/8`. Loopback `127.0.0.1:PORT` is made reachable as such."""
+    untrusted: bool = False
+    tethered: bool = False
+    """Local only: burned as soon as the process that forged it goes away."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where SSH answers: `unix_path`, or host and port. `host_key` is pinned: OpenSSH's one-line public form."""
+
+    host_key: str
+    username: str = "root"
+    host: str | None = None
+    port: int = 22
+    unix_path: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """A machine that exists."""
+
+    provider: str
+    id: str
+    name: str
+    created_at: datetime
+    expires_at: datetime
+    endpoint: Endpoint
+    labels: Mapping[str, str] = field(default_factory=dict)
+    status: str = "running"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What the machines of a provider can do here."""
+
+    tier: str
+    """`root`, `user` or `vm`."""
+    package_installs: bool
+    """apt-get works inside."""
+    several_users: bool
+    """More than uid 0 inside."""
+    memory_limit: str
+    """How memory is bounded: `cgroup-v2`, `cgroup-v1`, `polled` or `hardware`."""
+    forged_in_s: float
+    """How long the probe took to forge a machine."""
+
+
+# --- the way onto a machine -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a command left behind."""
+
+    exit_status: int
+    stdout: bytes
+    stderr: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A script that runs detached on a machine and survives the connection. `id`: letters, digits, `-`, `_`, `.`.
+
+    `env` reaches the script as environment only: it is never written to the machine's disk and never in an argv.
+    `script` is written to the job's folder. `shell` is `bash`, `sh`, `python`, or a template with `{0}` for the file.
+    """
+
+    id: str
+    script: str
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    working_directory: str = "/root"
+    shell: str = "bash"
+    merged: bool = True
+    """One stream, stderr among stdout as it came; False keeps two files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Bytes of a job's output. `offset` is where the *next* byte of that stream will be: attach there to go on."""
+
+    data: bytes
+    offset: int
+    stream: str = "stdout"
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """The job ended. Killed by signal N: 128 + N, as a shell says it."""
+
+    status: int

@@ -1,0 +1,276 @@
+"""The verbs: everything that reaches outside this process, as five short lists with their calling rules.
+
+Implementations raise only `gibil_bot.errors`. All of them are used from one event loop and must never block it; every
+method may be cancelled at any await, and then leaves nothing behind that `destroy`, `sweep` or a lease would not find.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from gibil_bot.model import (
+    Capabilities,
+    Chunk,
+    Claim,
+    Conclusion,
+    Delivery,
+    DueTelling,
+    Exit,
+    Job,
+    Machine,
+    MachineSpec,
+    NewRun,
+    PullRequest,
+    Repository,
+    Result,
+    Run,
+    TaskResult,
+    Telling,
+)
+
+
+class Provider(Protocol):
+    """Who forges machines. Its own list is the truth about what exists; nobody keeps a second one."""
+
+    name: str
+
+    async def probe(self) -> Capabilities:
+        """Really forge a machine, run `true` on it, burn it. Raises Unavailable with every way out."""
+
+    async def create(self, spec: MachineSpec) -> Machine:
+        """Forge. Idempotent on `spec.name`: called again with the same spec it finds the first machine.
+
+        Returns when the machine exists, which may be before SSH answers. When it raises or is cancelled, either
+        nothing exists or `destroy(spec.name)` removes it. Raises Unavailable, NameTaken, ProviderError.
+        """
+
+    async def get(self, name: str) -> Machine | None:
+        """The machine of that name, if it exists."""
+
+    async def list_machines(self, owner: str | None = None) -> list[Machine]:
+        """All machines of ours (of that owner), oldest first, expired ones too as long as they exist."""
+
+    async def extend(self, name: str, expires_at: datetime) -> Machine:
+        """Move the expiry. Raises MachineNotFound."""
+
+    async def destroy(self, name: str) -> bool:
+        """Burn; returns when it is gone for certain. True if it was there; an absent machine is not a failure.
+
+        Callers shield it: it is the one call that is awaited even while being cancelled.
+        """
+
+    async def sweep(self, owner: str) -> list[str]:
+        """Remove what a crash left behind (dead machines' folders, expired machines); the names that went."""
+
+    async def close(self) -> None:
+        """Let go of connections. Machines live on, except tethered ones."""
+
+
+class Shell(Protocol):
+    """One open SSH connection to one machine. Any method raises MachineLost when the connection is gone."""
+
+    async def run(
+        self,
+        script: str,
+        *,
+        timeout_s: float = 60.0,
+        stdin: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        on_output: Callable[[str, bytes], None] | None = None,
+    ) -> Result:
+        """Run a short script in `sh -c` and wait. The process tree dies on timeout (TimeoutError) and on cancel.
+
+        `env` goes over stdin's side channel of the implementation, never argv. `on_output(stream, data)` is called as
+        output comes; the result holds it all the same.
+        """
+
+    async def start(self, job: Job) -> None:
+        """Start a detached job. Idempotent on `job.id`: a job that was started is not started again."""
+
+    def attach(self, job_id: str, *, stdout_from: int = 0, stderr_from: int = 0) -> AsyncIterator[Chunk | Exit]:
+        """Follow a job's output from those offsets; exactly one Exit comes last. May be called again at any time.
+
+        Raises MachineLost when the job vanished without an exit status (its supervisor was killed).
+        """
+
+    async def kill(self, job_id: str, *, grace_s: float = 5.0) -> None:
+        """SIGTERM, then after `grace_s` SIGKILL, to the job's whole tree, setsid escapees too. Idempotent."""
+
+    async def put(self, path: str, content: AsyncIterator[bytes] | bytes, *, mode: int = 0o644) -> None:
+        """Write a file on the machine, whole or not at all."""
+
+    async def close(self) -> None:
+        """Close the connection. Detached jobs go on."""
+
+
+class GitHub(Protocol):
+    """What we ask GitHub. Safe to repeat. Raises GitHubError; a 404 that means "no" is an answer, not an error."""
+
+    async def permission(self, installation_id: int, repository: str, login: str) -> str:
+        """admin | write | read | none, fresh (GET /repos/…/collaborators/{login}/permission)."""
+
+    async def pull_request(self, installation_id: int, repository: str, number: int) -> PullRequest:
+        """The pull request as it is now."""
+
+    async def pull_requests_of(self, installation_id: int, repository: str, sha: str) -> list[PullRequest]:
+        """Open pull requests whose head is that commit (forks have none in a check's payload)."""
+
+    async def workflow_files(self, installation_id: int, repository: str, ref: str) -> dict[str, bytes]:
+        """`.gibil.yml` and `.gibil/workflows/*.yml` at that ref: path → content; {} where there are none.
+
+        A file above 64 KiB is handed over cut at 64 KiB + 1, so that planning can refuse it by name.
+        """
+
+    async def clone_token(self, installation_id: int, repository: Repository) -> str:
+        """A token of `contents: read` for that one repository. The caller revokes it."""
+
+    async def revoke_token(self, token: str) -> None:
+        """Make a token useless. Never raises: a token that cannot be revoked expires within the hour."""
+
+    async def failed_deliveries(self, since: datetime) -> list[tuple[int, str]]:
+        """(GitHub's number, GUID) of deliveries that never reached us (GET /app/hook/deliveries)."""
+
+    async def redeliver(self, delivery_number: int) -> None:
+        """Ask for one of them again (POST /app/hook/deliveries/{id}/attempts)."""
+
+    async def who_am_i(self) -> str:
+        """The App's slug. Raises GitHubError with what is wrong with the key, the id or the address."""
+
+    async def close(self) -> None: ...
+
+
+class Reporter(Protocol):
+    """Makes GitHub know one thing. Called for one key at a time, and again until it succeeds."""
+
+    async def tell(self, due: DueTelling) -> int | None:
+        """Create or update so that GitHub shows `due.telling`; returns GitHub's id for it.
+
+        Never creates twice: with `attempts > 0` and no remote id it looks first (external_id, marker). Raises GitHubError:
+        `retry_after_s` None means that GitHub will never take it (404, 410, 422), and it is dropped with a log line.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """What a delivery came to: all of it is written in one transaction with the mark that it is handled."""
+
+    runs: Sequence[NewRun] = ()
+    """Queued in this order. A new run with `plan.cancel_in_progress` sets `cancel_reason` on every older unfinished run
+    of its concurrency group ("superseded by <sha7>")."""
+    cancel: Sequence[tuple[str, str]] = ()
+    """(run id, reason): stop these."""
+    tellings: Sequence[Telling] = ()
+    error: str | None = None
+    """Unreadable, or our own failure: kept for replay."""
+
+
+class Store(Protocol):
+    """What must not be lost. Every method that writes is durable when it returns.
+
+    Several processes may share one store: deliveries, runs and tellings are *claimed* under a lease, and a run's writes carry
+    the claim's fence. `owner` names the process. Whoever finds a lease expired may claim it anew.
+    """
+
+    # Deliveries
+
+    async def accept(self, delivery: Delivery) -> bool:
+        """Store; False when the GUID was there already (nothing is written then)."""
+
+    async def claim_deliveries(self, owner: str, *, limit: int, lease_s: float) -> list[Delivery]:
+        """The oldest unhandled ones that nobody works on, in order of arrival, with `attempts` counted up."""
+
+    async def settle(self, owner: str, guid: str, settlement: Settlement) -> None:
+        """Mark handled and do all that follows, in one transaction. Raises ClaimLost if another process has it now.
+        Idempotent: settling a handled delivery again does nothing."""
+
+    async def postpone(self, owner: str, guid: str, error: str, *, delay_s: float) -> None:
+        """Give it back, to be claimed again after the delay."""
+
+    async def delivery(self, guid: str) -> tuple[Delivery, bool, str | None] | None:
+        """The delivery, whether it is handled, and its error."""
+
+    # Runs
+
+    async def claim_run(self, owner: str, *, lease_s: float, max_machines: int) -> Claim | None:
+        """The next run to work on: first a running one whose lease expired, then a queued one that is to be cancelled,
+        then, while fewer than `max_machines` runs are running, a queued one such that
+
+        - no other run of its concurrency group is running (groups belong to one repository),
+        - no older run of the same pull request *and* group is queued,
+        - its repository has the fewest running runs, and among those the one that waited longest since its last turn.
+
+        Claiming makes it RUNNING and counts the fence up.
+        """
+
+    async def heartbeat(self, claims: Sequence[Claim], *, lease_s: float) -> dict[str, str | None]:
+        """Renew; run id → its cancel reason now. A run missing from the answer is lost to another process."""
+
+    async def release(self, claim: Claim) -> None:
+        """Let anybody claim it at once; it stays RUNNING. For a graceful stop."""
+
+    async def save_machine(self, claim: Claim, machine: str | None, attempt: int) -> None:
+        """A machine of that name is about to exist (before it is forged) / is burned (None)."""
+
+    async def save_note(self, claim: Claim, note: str) -> None: ...
+
+    async def save_task(self, claim: Claim, result: TaskResult) -> None:
+        """Insert or replace the result of (machine_attempt, index)."""
+
+    async def finish(self, claim: Claim, conclusion: Conclusion, tellings: Sequence[Telling]) -> None:
+        """FINISHED, and what GitHub has to be told, in one transaction."""
+
+    async def tell(self, claim: Claim | None, tellings: Sequence[Telling]) -> None:
+        """Wish for these states; with a claim only while it holds. The same body again is no new revision."""
+
+    async def request_cancel(self, run_id: str, reason: str) -> bool:
+        """False when it is finished already. The first reason stays."""
+
+    async def run(self, run_id: str) -> Run | None: ...
+
+    async def task_results(self, run_id: str, machine_attempt: int) -> list[TaskResult]:
+        """In order of index."""
+
+    async def queued(self) -> list[Run]:
+        """Queued runs in the order of queueing: place n is `queued()[n - 1]`."""
+
+    async def unfinished(self) -> list[Run]:
+        """Queued and running, in the order of queueing."""
+
+    async def runs_of(self, repository_id: int, number: int | None = None, sha: str | None = None) -> list[Run]:
+        """Runs of a repository, newest first, at most 100."""
+
+    # What GitHub has still to be told
+
+    async def claim_tellings(self, owner: str, *, limit: int, lease_s: float, not_keys: Sequence[str] = ()) -> list[DueTelling]:
+        """Those whose newest revision is not told, that are due, that nobody is telling, except those keys."""
+
+    async def told(self, owner: str, due: DueTelling, remote_id: int | None) -> None:
+        """GitHub knows revision `due.revision`; a newer one stays to be told."""
+
+    async def untold(self, owner: str, due: DueTelling, error: str, *, retry_s: float | None) -> None:
+        """Not now: due again after `retry_s` seconds. None: GitHub will never take it; it stays with its error, not due."""
+
+    async def telling(self, key: str) -> tuple[DueTelling, bool, str | None] | None:
+        """Its newest state, whether GitHub knows it, and the last error."""
+
+    # Beside
+
+    async def counts(self) -> dict[str, int]:
+        """For metrics and the doctor: deliveries_unhandled, deliveries_failed, runs_queued, runs_running,
+        runs_finished, tellings_due, tellings_failed."""
+
+    def changed(self, topic: str) -> ChangeSignal:
+        """Wakes whoever waits when this process wrote to `deliveries`, `runs` or `tellings`. Others' writes are
+        found by polling, which every waiter does too."""
+
+    async def close(self) -> None: ...
+
+
+class ChangeSignal(Protocol):
+    """A subscription. A write between two waits is never missed."""
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Until something was written since the last wait returned (True), or the time is up (False)."""

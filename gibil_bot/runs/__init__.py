@@ -1,0 +1,1 @@
+"""The doing: from a stored delivery to a closed check run."""
