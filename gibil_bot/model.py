@@ -200,6 +200,8 @@ class Plan:
     env: Mapping[str, str] = field(default_factory=dict)
     secrets: tuple[str, ...] = ()
     machine: MachinePlan = field(default_factory=MachinePlan)
+    timeout_s: float = 3600.0
+    """For all tasks together; never above `machine.ttl_s`."""
     comment: str = "always"
     """always | on-failure | never"""
     concurrency_group: str = ""

@@ -1,0 +1,258 @@
+"""YAML with places: bytes become a small tree whose every node knows its line and column.
+
+Stricter than YAML on purpose, because these files decide what runs: one document, no tags, no duplicate keys, no
+aliases that explode, bounded size and depth. Scalars are typed as YAML 1.2 has it, so that `on:` is a key and `yes` a
+word: only `true` and `false` are booleans.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import yaml
+
+from gibil_bot.errors import InvalidWorkflow
+
+MAX_BYTES = 64 * 1024
+MAX_DEPTH = 16
+MAX_NODES = 10_000
+"""With every alias counted as often as it is expanded."""
+
+Scalar = str | bool | int | float | None
+
+_INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
+_FLOAT = re.compile(r"[-+]?(?:\.[0-9]{1,30}|[0-9]{1,30}(?:\.[0-9]{0,30})?)(?:[eE][-+]?[0-9]{1,3})?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One value of the file. `line` and `column` count from 1. Exactly one of the three kinds."""
+
+    path: str
+    line: int
+    column: int
+    kind: str
+    """scalar | list | mapping"""
+    text: str = ""
+    """A scalar as it is written, without quotes."""
+    style: str = "plain"
+    """plain | quoted | block: how a scalar is written."""
+    items: tuple[Node, ...] = ()
+    entries: tuple[tuple[Node, Node], ...] = ()
+    """Keys (always scalars) and values, in the order of the file."""
+
+    def value(self) -> Scalar:
+        """A scalar's value by YAML 1.2's core rules; anything quoted is text."""
+        if self.style != "plain":
+            return self.text
+        if self.text in ("", "~", "null", "Null", "NULL"):
+            return None
+        if self.text in ("true", "True", "TRUE"):
+            return True
+        if self.text in ("false", "False", "FALSE"):
+            return False
+        if _INTEGER.fullmatch(self.text):
+            return int(self.text)
+        if _FLOAT.fullmatch(self.text):
+            return float(self.text)
+        return self.text
+
+    @property
+    def is_null(self) -> bool:
+        return self.kind == "scalar" and self.value() is None
+
+    @property
+    def what(self) -> str:
+        """How an error names it: "a list", "the number 3"."""
+        if self.kind != "scalar":
+            return f"a {self.kind}"
+        value = self.value()
+        if value is None:
+            return "nothing"
+        if isinstance(value, bool):
+            return f"the boolean {self.text}"
+        if isinstance(value, int | float):
+            return f"the number {self.text}"
+        shown = self.text if len(self.text) <= 40 else self.text[:37] + "..."
+        return f"the text {shown!r}"
+
+    def at(self, *steps: str | int) -> Node:
+        """The node below, by keys and indices; the deepest one that exists, so that an error always has a place."""
+        node = self
+        for step in steps:
+            below = node._step(step)
+            if below is None:
+                return node
+            node = below
+        return node
+
+    def _step(self, step: str | int) -> Node | None:
+        if isinstance(step, int):
+            return self.items[step] if step < len(self.items) else None
+        return next((value for key, value in self.entries if key.text == step), None)
+
+    def key(self, name: str) -> Node:
+        """The node of a key itself; this node where there is no such key."""
+        return next((key for key, _ in self.entries if key.text == name), self)
+
+    def refuse(self, problem: str) -> InvalidWorkflow:
+        """The error to raise about this node."""
+        return InvalidWorkflow(self.path, self.line, self.column, problem)
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """` (did you mean "x"?)`, or nothing when no choice is near."""
+    found = difflib.get_close_matches(word.lower()[:100], list(choices), n=1, cutoff=0.6)
+    return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def read_yaml(path: str, data: bytes) -> Node:
+    """The one document of a file. Raises InvalidWorkflow at the first thing that cannot be accepted."""
+    if len(data) > MAX_BYTES:
+        raise InvalidWorkflow(path, 1, 1, f"the file is larger than {MAX_BYTES // 1024} KiB")
+    try:
+        text = data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        before = data[: error.start]
+        line = before.count(b"\n") + 1
+        column = len(before[before.rfind(b"\n") + 1 :].decode("utf-8")) + 1
+        raise InvalidWorkflow(path, line, column, "not UTF-8 text") from None
+    try:
+        return _Builder(path, yaml.parse(text, Loader=yaml.SafeLoader)).document()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        raise InvalidWorkflow(path, line, column, _sentence(error)) from None
+    except yaml.reader.ReaderError as error:
+        before_text = text[: error.position]
+        line = before_text.count("\n") + 1
+        column = len(before_text) - (before_text.rfind("\n") + 1) + 1
+        raise InvalidWorkflow(path, line, column, f"the character U+{ord(text[error.position]):04X} is not allowed") from None
+
+
+def _sentence(error: yaml.MarkedYAMLError) -> str:
+    problem = str(error.problem or error.context or "cannot be read")
+    if "'\\t'" in problem:
+        return "not valid YAML: a tab where only spaces may indent"
+    return "not valid YAML: " + " ".join(f"{error.context or ''} {problem}".split())
+
+
+class _Builder:
+    """Nodes from parser events: the depth is known before anything recurses into it, and aliases are counted."""
+
+    def __init__(self, path: str, events: Iterator[yaml.Event]) -> None:
+        self._path = path
+        self._events = events
+        self._anchors: dict[str, tuple[Node, int]] = {}
+        self._open: set[str] = set()
+        self._count = 0
+
+    def document(self) -> Node:
+        self._next()  # StreamStart
+        event = self._next()
+        if isinstance(event, yaml.StreamEndEvent):
+            raise InvalidWorkflow(self._path, 1, 1, "the file is empty")
+        root = self._node(self._next(), 1)
+        self._next()  # DocumentEnd
+        after = self._next()
+        if not isinstance(after, yaml.StreamEndEvent):
+            raise self._refuse(after, "a second document begins here; a file holds one")
+        return root
+
+    def _next(self) -> yaml.Event:
+        return next(self._events)
+
+    def _refuse(self, event: yaml.Event, problem: str) -> InvalidWorkflow:
+        return InvalidWorkflow(self._path, event.start_mark.line + 1, event.start_mark.column + 1, problem)
+
+    def _grow(self, event: yaml.Event, nodes: int) -> None:
+        self._count += nodes
+        if self._count > MAX_NODES:
+            raise self._refuse(event, f"more than {MAX_NODES} values, aliases counted as often as they are used")
+
+    def _node(self, event: yaml.Event, depth: int) -> Node:
+        if depth > MAX_DEPTH:
+            raise self._refuse(event, f"nested more than {MAX_DEPTH} deep")
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor in self._open:
+                raise self._refuse(event, f"the alias *{event.anchor} stands inside the value that it names")
+            if event.anchor not in self._anchors:
+                raise self._refuse(event, f"the alias *{event.anchor} names no anchor above it")
+            node, nodes = self._anchors[event.anchor]
+            self._grow(event, nodes)
+            if depth + _depth(node) > MAX_DEPTH:
+                raise self._refuse(event, f"nested more than {MAX_DEPTH} deep")
+            return node
+        assert isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent)
+        if event.tag is not None:
+            raise self._refuse(event, self._about_tag(str(event.tag)))
+        before = self._count
+        self._grow(event, 1)
+        anchor = event.anchor
+        if anchor is not None:
+            self._open.add(anchor)
+        if isinstance(event, yaml.ScalarEvent):
+            style = "plain" if event.style is None else "block" if event.style in "|>" else "quoted"
+            node = self._make(event, "scalar", text=str(event.value), style=style)
+        elif isinstance(event, yaml.SequenceStartEvent):
+            node = self._make(event, "list", items=tuple(self._items(depth)))
+        else:
+            node = self._make(event, "mapping", entries=tuple(self._entries(depth)))
+        if anchor is not None:
+            self._open.discard(anchor)
+            self._anchors[anchor] = (node, self._count - before)
+        return node
+
+    def _make(
+        self,
+        event: yaml.Event,
+        kind: str,
+        *,
+        text: str = "",
+        style: str = "plain",
+        items: tuple[Node, ...] = (),
+        entries: tuple[tuple[Node, Node], ...] = (),
+    ) -> Node:
+        mark = event.start_mark
+        return Node(
+            path=self._path,
+            line=mark.line + 1,
+            column=mark.column + 1,
+            kind=kind,
+            text=text,
+            style=style,
+            items=items,
+            entries=entries,
+        )
+
+    def _items(self, depth: int) -> Iterator[Node]:
+        while not isinstance(event := self._next(), yaml.SequenceEndEvent):
+            yield self._node(event, depth + 1)
+
+    def _entries(self, depth: int) -> Iterator[tuple[Node, Node]]:
+        seen: dict[str, int] = {}
+        while not isinstance(event := self._next(), yaml.MappingEndEvent):
+            key = self._node(event, depth + 1)
+            if key.kind != "scalar":
+                raise self._refuse(event, f"a key has to be one word, not {key.what}")
+            if key.text == "<<" and key.style == "plain":
+                raise self._refuse(event, "the merge key << is not supported; write the keys out")
+            if key.text in seen:
+                raise self._refuse(event, f"the key {key.text!r} is there twice; the first is in line {seen[key.text]}")
+            seen[key.text] = event.start_mark.line + 1
+            yield key, self._node(self._next(), depth + 1)
+
+    @staticmethod
+    def _about_tag(tag: str) -> str:
+        if tag.startswith("!") and not tag.startswith("!!"):
+            return f"YAML reads {tag} as a tag; put the whole value in quotes, or in ${{{{ }}}}"
+        return "tags are not supported; remove it"
+
+
+def _depth(node: Node) -> int:
+    """How many levels a node has below itself."""
+    below = [*node.items, *(value for _, value in node.entries)]
+    return 1 + max(map(_depth, below)) if below else 0
