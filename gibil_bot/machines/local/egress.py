@@ -1,0 +1,146 @@
+"""Which addresses a local machine may reach: every public one, and what the operator allowed beyond. Pure.
+
+A machine shares the box's way out, so without this rule a pull request could talk to the services of the box's own
+network: databases on loopback, the cloud's metadata address, the router. Addresses are judged, not names, because
+whoever owns a name chooses what it resolves to; only the operator's own entries go by name.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+from gibil_bot.errors import ConfigurationError
+
+Address = IPv4Address | IPv6Address
+
+_NAME = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
+
+# Beyond what ipaddress calls not global (it differs between Python versions, so the ones that matter are repeated).
+_NEVER_PUBLIC = tuple(
+    ip_network(network)
+    for network in (
+        "100.64.0.0/10",  # carrier-grade NAT; Alibaba's metadata lives here
+        "168.63.129.16/32",  # Azure's wire server: a public number that answers only inside
+        "192.0.0.0/24",  # protocol assignments; Oracle's metadata
+        "192.88.99.0/24",  # 6to4 relays
+        "198.18.0.0/15",  # benchmarks
+        "240.0.0.0/4",
+        "::/96",  # IPv4-compatible, unspecified, loopback
+        "64:ff9b:1::/48",  # local NAT64
+        "100::/64",
+        "2001::/23",  # Teredo and other protocol assignments
+        "2001:db8::/32",
+        "3fff::/20",
+        "5f00::/16",
+        "fc00::/7",
+        "fe80::/10",
+        "fec0::/10",  # site-local, deprecated and still routed in old networks
+    )
+)
+_NAT64 = IPv6Network("64:ff9b::/96")
+
+
+def plain(address: Address) -> Address:
+    """`::ffff:10.0.0.1` is 10.0.0.1: the same destination, judged by the same rules."""
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def is_public(address: Address) -> bool:
+    """The address belongs to the Internet at large, also when an IPv4 address is wrapped into it (NAT64, 6to4)."""
+    address = plain(address)
+    if isinstance(address, IPv6Address):
+        if address in _NAT64:
+            return is_public(IPv4Address(int(address) & 0xFFFFFFFF))
+        if address.sixtofour is not None:
+            return is_public(address.sixtofour)
+    if not address.is_global or address.is_multicast or address.is_reserved:
+        return False
+    return not any(address in network for network in _NEVER_PUBLIC if network.version == address.version)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One entry of the operator's list: a name (`git.example.com`, `*.example.com`) or a network; None port: all ports."""
+
+    name: str | None
+    network: IPv4Network | IPv6Network | None
+    port: int | None
+
+    def matches(self, name: str, address: Address, port: int) -> bool:
+        if self.port is not None and self.port != port:
+            return False
+        if self.network is not None:
+            return plain(address) in self.network
+        assert self.name is not None
+        if self.name.startswith("*."):
+            return name.endswith(self.name[1:]) and len(name) >= len(self.name)
+        return name == self.name
+
+
+def parse_rules(entries: tuple[str, ...]) -> tuple[Rule, ...]:
+    """`host`, `host:port`, `*.example.com`, `10.0.0.0/8`, `[::1]:80`. Raises ConfigurationError with every bad entry."""
+    rules, problems = [], []
+    for entry in entries:
+        try:
+            rules.append(_rule(entry.strip().lower()))
+        except ValueError:
+            problems.append(
+                f"GIBIL_EGRESS_ALLOW: {entry!r} is no host, host:port, *.example.com, network such as 10.0.0.0/8, or [::1]:80"
+            )
+    if problems:
+        raise ConfigurationError(tuple(problems))
+    return tuple(rules)
+
+
+def loopback_ports(allow: tuple[str, ...]) -> tuple[tuple[str, int], ...]:
+    """The entries that name an IPv4 loopback address with a port: a machine gets them as its own, without a proxy.
+
+    `localhost` is 127.0.0.1. `[::1]:80` is reached through the proxy only.
+    """
+    found: dict[tuple[str, int], None] = {}
+    for rule in parse_rules(allow):
+        if rule.port is None:
+            continue
+        if rule.name == "localhost":
+            found["127.0.0.1", rule.port] = None
+            continue
+        network = rule.network
+        if isinstance(network, IPv4Network) and network.num_addresses == 1 and network.is_loopback:
+            found[str(network.network_address), rule.port] = None
+    return tuple(found)
+
+
+def _rule(entry: str) -> Rule:
+    port: int | None = None
+    host = entry
+    bracketed = re.fullmatch(r"\[([0-9a-f:.]+)\](?::([0-9]{1,5}))?", entry)
+    if bracketed:
+        host, port = bracketed[1], int(bracketed[2]) if bracketed[2] else None
+    elif entry.count(":") == 1:
+        host, _, digits = entry.partition(":")
+        if not re.fullmatch(r"[0-9]{1,5}", digits):
+            raise ValueError(entry)
+        port = int(digits)
+    if port is not None and not 1 <= port <= 65535:
+        raise ValueError(entry)
+    network: IPv4Network | IPv6Network
+    try:
+        network = ip_network(host, strict=False)
+    except ValueError:
+        host = host.removesuffix(".")
+        # A name of digits and dots only is a mistyped address, never a name.
+        if not _NAME.fullmatch(host) or re.fullmatch(r"[0-9./]+", host):
+            raise
+        return Rule(host, None, port)
+    if isinstance(network, IPv6Network) and network.prefixlen >= 96:
+        mapped = network.network_address.ipv4_mapped
+        if mapped is not None:
+            network = ip_network(f"{mapped}/{network.prefixlen - 96}", strict=False)
+    return Rule(None, network, port)
+
+
+def parse_address(text: str) -> Address:
+    """An address as getaddrinfo gives it, its zone (`%eth0`) taken off."""
+    return ip_address(text.partition("%")[0])

@@ -1,0 +1,120 @@
+"""One request to the egress gate, from bytes to what is asked of whom. Pure; RFC 9110 and RFC 9112 where they matter.
+
+Strict on purpose: whatever two HTTP implementations could read in two ways (folded lines, a length and chunks at once, bare
+line feeds) is refused, because the gate judges one reading and the server behind it would follow the other.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+MAX_HEAD = 64 * 1024
+
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HOST = re.compile(r"[a-z0-9_.-]{1,253}")
+_HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"te", b"trailer", b"upgrade", b"host"))
+
+
+class BadRequest(ValueError):
+    """Not a request that the gate understands; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyRequest:
+    """What is asked. `length`: bytes of body that follow the head; None: chunked. A tunnel has neither head nor length."""
+
+    host: str
+    port: int
+    tunnel: bool
+    head: bytes = b""
+    """The head for the server: origin form, our Host, `Connection: close`."""
+    length: int | None = 0
+
+
+def parse_request(head: bytes) -> ProxyRequest:
+    """`head` ends with the empty line. `CONNECT host:port` or an absolute `http://` address. Raises BadRequest."""
+    lines = head.removesuffix(b"\r\n\r\n").split(b"\r\n")
+    if any(sign in line for line in lines for sign in (b"\r", b"\n", b"\0")):
+        raise BadRequest("bare control characters in the head")
+    words = lines[0].split(b" ")
+    if len(words) != 3 or not _TOKEN.fullmatch(words[0]) or words[2] not in (b"HTTP/1.1", b"HTTP/1.0"):
+        raise BadRequest("not an HTTP/1.1 proxy request")
+    method, target = words[0], words[1].decode("latin-1")
+    if method == b"CONNECT":
+        host, port = _authority(target, None)
+        return ProxyRequest(host, port, tunnel=True)
+    if not target.lower().startswith("http://"):
+        raise BadRequest("write the whole address, http://host/path; https goes through CONNECT")
+    match = re.fullmatch(r"([^/?#]*)([^#]*)(#.*)?", target[len("http://") :])
+    assert match  # every text without line ends fits
+    authority, path = match[1], match[2]
+    host, port = _authority(authority, 80)
+    fields, length = _fields(lines[1:])
+    origin = path if path.startswith("/") else "/" + path
+    start = b"%s %s HTTP/1.1" % (method, origin.encode("latin-1"))
+    return ProxyRequest(
+        host,
+        port,
+        tunnel=False,
+        head=b"\r\n".join((start, b"Host: " + authority.encode("latin-1"), *fields, b"Connection: close", b"", b"")),
+        length=length,
+    )
+
+
+def close_after(head: bytes) -> tuple[int, bytes]:
+    """A server's response head → its status, and the same head saying that the connection ends with this response.
+
+    Raises BadRequest (with the server to blame) when it is not HTTP.
+    """
+    lines = head.removesuffix(b"\r\n\r\n").split(b"\r\n")
+    match = re.match(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: |$)", lines[0])
+    if not match:
+        raise BadRequest("the server does not speak HTTP/1.1")
+    status = int(match[1])
+    kept = [line for line in lines if line.partition(b":")[0].strip().lower() not in (b"connection", b"keep-alive")]
+    if status >= 200:
+        kept.append(b"Connection: close")
+    return status, b"\r\n".join((*kept, b"", b""))
+
+
+def _authority(text: str, default_port: int | None) -> tuple[str, int]:
+    try:
+        parts = urlsplit("//" + text)
+        host, port = (parts.hostname or "").removesuffix("."), parts.port
+    except ValueError:
+        raise BadRequest("the host or the port is malformed") from None
+    if port is None:
+        port = default_port
+    is_address = text.startswith("[") and re.fullmatch(r"[0-9a-f:.]+", host)
+    if not port or "@" in text or not (is_address or _HOST.fullmatch(host)):
+        raise BadRequest("the host or the port is malformed")
+    return host, port
+
+
+def _fields(lines: list[bytes]) -> tuple[list[bytes], int | None]:
+    """The fields that are passed on, and the length of the body."""
+    dropped = set(_HOP_BY_HOP)
+    parsed = []
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        if not colon or not _TOKEN.fullmatch(name):
+            raise BadRequest("a malformed header field")
+        parsed.append((name.lower(), value.strip(b" \t"), line))
+        if name.lower() == b"connection":
+            dropped |= {word.strip(b" \t").lower() for word in value.split(b",")}
+    lengths = {value for name, value, _ in parsed if name == b"content-length"}
+    codings = [value.lower() for name, value, _ in parsed if name == b"transfer-encoding"]
+    if len(lengths) > 1 or (lengths and codings) or codings not in ([], [b"chunked"]):
+        raise BadRequest("a body whose length is ambiguous")
+    length: int | None = 0
+    if codings:
+        length = None
+    elif lengths:
+        digits = lengths.pop()
+        if not re.fullmatch(rb"[0-9]{1,18}", digits):
+            raise BadRequest("a malformed Content-Length")
+        length = int(digits)
+    dropped -= {b"content-length", b"transfer-encoding"}  # `Connection: content-length` must not hide the framing
+    return [line for name, _, line in parsed if name not in dropped and not name.startswith(b"proxy-")], length
