@@ -262,6 +262,9 @@ class Store(Protocol):
         """For metrics and the doctor: deliveries_unhandled, deliveries_failed, runs_queued, runs_running,
         runs_finished, tellings_due, tellings_failed."""
 
+    async def prune(self) -> int:
+        """Forget what is old, a bounded piece at a time: handled deliveries after 7 days, finished runs after 90. How many rows."""
+
     def changed(self, topic: str) -> ChangeSignal:
         """Wakes whoever waits when this process wrote to `deliveries`, `runs` or `tellings`. Others' writes are
         found by polling, which every waiter does too."""

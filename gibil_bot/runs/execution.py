@@ -1,0 +1,284 @@
+"""The tasks of one run on one machine, one after another, each detached so that another process can take over.
+
+A task that ended is stored before the next one starts; a task that is running is found again by its job id. So a bot that was
+killed goes on where it was: no task runs twice on one machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from gibil_bot.errors import MachineLost
+from gibil_bot.model import Claim, Conclusion, Exit, Job, Plan, TaskPlan, TaskResult, TaskStatus
+from gibil_bot.planning import expressions, script
+from gibil_bot.ports import Shell, Store
+from gibil_bot.runs.logs import Journal, TaskLog
+from gibil_bot.runs.redact import Redactor
+from gibil_bot.runs.sources import WORKSPACE
+
+FILES_LIMIT_BYTES = 1024 * 1024
+STORED_TAIL_BYTES = 16 * 1024
+STORED_SUMMARY_BYTES = 64 * 1024
+AFTER_CANCEL_S = 300.0
+"""What `if: always()` and `if: cancelled()` tasks may take together once a run is cancelled."""
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Cancellation:
+    """The wish that a run should stop, and why."""
+
+    def __init__(self, reason: str | None = None) -> None:
+        self.reason = reason
+        self._event = asyncio.Event()
+        if reason is not None:
+            self._event.set()
+
+    def request(self, reason: str) -> None:
+        if self.reason is None:
+            self.reason = reason
+            self._event.set()
+
+    async def wait(self) -> str:
+        await self._event.wait()
+        assert self.reason is not None
+        return self.reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listener:
+    """Who follows along: the publisher of the check run, the terminal."""
+
+    changed: Callable[[], None]
+    output: Callable[[int, bytes], None] | None = None
+
+
+def is_complete(plan: Plan, results: Mapping[int, TaskResult]) -> bool:
+    """Every task has ended: what is left is to burn and to tell."""
+    return len(results) == len(plan.tasks) and all(result.finished_at is not None for result in results.values())
+
+
+def conclusion_of(plan: Plan, results: Mapping[int, TaskResult], *, cancelled: bool) -> Conclusion:
+    """What a run comes to, from its tasks. A task with continue-on-error counts for nothing."""
+    if cancelled:
+        return Conclusion.CANCELLED
+    counted = {result.status for index, result in results.items() if not plan.tasks[index].continue_on_error}
+    if TaskStatus.FAILURE in counted:
+        return Conclusion.FAILURE
+    if TaskStatus.TIMED_OUT in counted:
+        return Conclusion.TIMED_OUT
+    if results and all(result.status is TaskStatus.SKIPPED for result in results.values()):
+        return Conclusion.SKIPPED
+    return Conclusion.SUCCESS
+
+
+class Execution:
+    """The tasks of a run on the machine behind `shell`. `results` is always how they stand."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        claim: Claim,
+        machine_attempt: int,
+        shell: Shell,
+        secrets: Mapping[str, str],
+        redactor: Callable[[], Redactor],
+        log_folder: Path,
+        journal: Journal,
+        cancellation: Cancellation,
+        listener: Listener,
+        results: Mapping[int, TaskResult],
+    ) -> None:
+        self._store = store
+        self._claim = claim
+        self._plan = claim.run.plan
+        self._attempt = machine_attempt
+        self._shell = shell
+        self._secrets = secrets
+        self._redactor = redactor
+        self._log_folder = log_folder
+        self._journal = journal
+        self._cancellation = cancellation
+        self._listener = listener
+        self.results: dict[int, TaskResult] = dict(results)
+        self._log: TaskLog | None = None
+
+    @property
+    def live_tail(self) -> str:
+        """The end of what the running task has printed."""
+        return self._log.tail() if self._log is not None else ""
+
+    async def prepare(self) -> None:
+        """Make the files that tasks write to. Safe to repeat."""
+        folders = " ".join(script.task_files(index).folder for index in range(len(self._plan.tasks)))
+        result = await self._shell.run(f'mkdir -p {folders} && for d in {folders}; do touch "$d/env" "$d/output" "$d/path" "$d/summary"; done')
+        if result.exit_status != 0:
+            raise MachineLost(f"The machine's disk cannot be written: {result.stderr.decode('utf-8', 'replace').strip()}")
+
+    async def run(self) -> Conclusion:
+        """All tasks. Raises MachineLost."""
+        extra: dict[str, str] = {}
+        paths: list[str] = []
+        for index, task in enumerate(self._plan.tasks):
+            stored = self.results.get(index)
+            if stored is None or stored.finished_at is None:
+                stored = await self._run_task(index, task, extra, paths, resumed=stored)
+            if stored.status is not TaskStatus.SKIPPED:
+                problem = await self._collect(index, extra, paths)
+                if problem and stored.status is TaskStatus.SUCCESS:
+                    stored = replace(stored, status=TaskStatus.FAILURE, detail=problem)
+                    await self._save(stored)
+        return conclusion_of(self._plan, self.results, cancelled=self._cancellation.reason is not None)
+
+    def _status(self) -> str:
+        """`success`, `failure` or `cancelled`, as conditions ask for it."""
+        if self._cancellation.reason is not None:
+            return "cancelled"
+        for index, result in self.results.items():
+            bad = result.status in (TaskStatus.FAILURE, TaskStatus.TIMED_OUT)
+            if bad and not self._plan.tasks[index].continue_on_error:
+                return "failure"
+        return "success"
+
+    async def _run_task(
+        self, index: int, task: TaskPlan, extra: Mapping[str, str], paths: list[str], resumed: TaskResult | None
+    ) -> TaskResult:
+        status = self._status()
+        wanted = expressions.evaluate(task.condition, status=status, inputs=self._plan.inputs, github=self._plan.github)
+        if resumed is None and not wanted:
+            why = {"failure": "an earlier task failed", "cancelled": "the run was cancelled"}.get(status, f"if: {task.condition}")
+            result = TaskResult(
+                index=index, machine_attempt=self._attempt, name=task.name, status=TaskStatus.SKIPPED,
+                started_at=now(), finished_at=now(), detail=why,
+            )  # fmt: skip
+            await self._save(result)
+            return result
+        result = resumed or TaskResult(
+            index=index, machine_attempt=self._attempt, name=task.name, status=TaskStatus.RUNNING, started_at=now()
+        )
+        if resumed is None:
+            await self._save(result)
+            await self._journal.write("task_started", index=index, name=task.name)
+        cancelled_already = status == "cancelled"
+        job_id = f"task-{index}"
+        environment = script.task_environment(self._claim.run, task, self._secrets, script.task_files(index), extra, paths=paths)
+        log = TaskLog(self._log_folder / f"{index}.log", self._redactor(), self._output(index))
+        await log.open()
+        self._log = log
+        try:
+            await self._shell.start(
+                Job(
+                    id=job_id,
+                    script=task.run,
+                    env=environment,
+                    working_directory=f"{WORKSPACE}/{task.working_directory}" if task.working_directory else WORKSPACE,
+                    shell=task.shell,
+                )
+            )
+            assert result.started_at is not None
+            limit = AFTER_CANCEL_S if cancelled_already else self._limit_s(task)
+            spent = (now() - result.started_at).total_seconds()
+            exit_status, stopped = await self._follow(job_id, log, max(0.0, limit - spent), watch_cancel=not cancelled_already)
+            await log.close()
+        except BaseException:
+            with contextlib.suppress(OSError):
+                await asyncio.shield(log.detach())
+            raise
+        finally:
+            self._log = None
+        result = replace(
+            result,
+            status=stopped or (TaskStatus.SUCCESS if exit_status == 0 else TaskStatus.FAILURE),
+            finished_at=now(),
+            exit_status=exit_status,
+            tail=log.tail(STORED_TAIL_BYTES),
+            detail=self._detail(exit_status, stopped, task, log.problem),
+        )
+        summary = await self._read_summary(index)
+        result = replace(result, summary=summary)
+        await self._save(result)
+        await self._journal.write(
+            "task_finished", index=index, name=task.name, status=result.status.value, seconds=result.duration_s
+        )
+        return result
+
+    def _limit_s(self, task: TaskPlan) -> float:
+        """Seconds that the task may take: its own limit, or what is left of the workflow's."""
+        before = sum(r.duration_s or 0.0 for r in self.results.values())
+        return min(task.timeout_s, max(0.0, self._plan.timeout_s - before)) if self._plan.timeout_s else task.timeout_s
+
+    def _detail(self, exit_status: int, stopped: TaskStatus | None, task: TaskPlan, log_problem: str | None) -> str:
+        if stopped is TaskStatus.TIMED_OUT:
+            return f"stopped after {self._limit_s(task) / 60:g} minutes (timeout-minutes)"
+        if stopped is TaskStatus.CANCELLED:
+            return self._cancellation.reason or "cancelled"
+        if exit_status == 137:
+            return "exit status 137: killed, most often for want of memory"
+        if exit_status != 0:
+            return f"exit status {exit_status}"
+        return log_problem or ""
+
+    async def _follow(
+        self, job_id: str, log: TaskLog, timeout_s: float, *, watch_cancel: bool
+    ) -> tuple[int, TaskStatus | None]:
+        """Until the job ends; kills it on timeout and on cancellation, and then still reads what it printed last."""
+        follower = asyncio.create_task(self._copy_output(job_id, log))
+        watcher = asyncio.create_task(self._cancellation.wait()) if watch_cancel else None
+        stopped: TaskStatus | None = None
+        try:
+            waiting = {follower} if watcher is None else {follower, watcher}
+            done, _ = await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if follower not in done:
+                stopped = TaskStatus.CANCELLED if watcher is not None and watcher in done else TaskStatus.TIMED_OUT
+                await self._shell.kill(job_id)
+            return await follower, stopped
+        finally:
+            for task in (follower, watcher):
+                if task is not None and not task.done():
+                    task.cancel()
+                    with contextlib.suppress(asyncio.CancelledError, Exception):
+                        await task
+
+    async def _copy_output(self, job_id: str, log: TaskLog) -> int:
+        async for item in self._shell.attach(job_id, stdout_from=log.raw_offset):
+            if isinstance(item, Exit):
+                return item.status
+            await log.feed(item.data, item.offset)
+            self._listener.changed()
+        raise MachineLost("The connection to the machine ended in the middle of a task")
+
+    def _output(self, index: int) -> Callable[[bytes], None] | None:
+        listen = self._listener.output
+        return None if listen is None else lambda data: listen(index, data)
+
+    async def _read_summary(self, index: int) -> str:
+        result = await self._shell.run(f"head -c {STORED_SUMMARY_BYTES} {script.task_files(index).summary} 2>/dev/null || true")
+        return self._redactor().text(result.stdout.decode("utf-8", "replace"))
+
+    async def _collect(self, index: int, extra: dict[str, str], paths: list[str]) -> str | None:
+        """Take over what the task wrote to GITHUB_ENV and GITHUB_PATH. The reason, when that cannot be read."""
+        files = script.task_files(index)
+        result = await self._shell.run(
+            f"test -s {files.env} && head -c {FILES_LIMIT_BYTES} {files.env}; printf '\\0'; "
+            f"test -s {files.path} && head -c {FILES_LIMIT_BYTES} {files.path}; true"
+        )
+        env_data, _, path_data = result.stdout.partition(b"\0")
+        try:
+            extra.update(script.parse_env_file(env_data))
+            paths[:0] = reversed(script.parse_path_file(path_data))
+        except ValueError as error:
+            return str(error)
+        return None
+
+    async def _save(self, result: TaskResult) -> None:
+        self.results[result.index] = result
+        await self._store.save_task(self._claim, result)
+        self._listener.changed()

@@ -1,0 +1,185 @@
+"""What a run leaves on the bot's disk: the redacted output of each task, and one line for each phase.
+
+A log can be resumed. Beside `<index>.log` lies `<index>.pos` with two numbers: how many bytes of the machine's own log are
+in it, and how long it was then. After a crash the log is cut to that length and the machine is asked for the rest from that
+byte, so nothing is missing and nothing is there twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from gibil_bot.runs.redact import Redactor
+
+FLUSH_AFTER_S = 0.1
+FLUSH_ABOVE_BYTES = 512 * 1024
+TAIL_BYTES = 32 * 1024
+LOG_LIMIT_BYTES = 256 * 1024 * 1024
+"""A task that prints more than this keeps its beginning on disk and its end in the report."""
+
+
+class TaskLog:
+    """The output of one task. `feed` what comes from the machine; `raw_offset` is where to attach."""
+
+    def __init__(self, path: Path, redactor: Redactor, on_output: Callable[[bytes], None] | None = None) -> None:
+        self._path = path
+        self._redactor = redactor
+        self._on_output = on_output
+        self._log = -1
+        self._position = -1
+        self._written = 0
+        self._fed_offset = 0
+        self.raw_offset = 0
+        self._pending = bytearray()
+        self._tail = bytearray()
+        self._timer: asyncio.TimerHandle | None = None
+        self._flushing: asyncio.Task[None] | None = None
+        self._lock = asyncio.Lock()
+        self.problem: str | None = None
+        """Why the log on disk is not whole; the run goes on without it."""
+
+    async def open(self) -> None:
+        await asyncio.to_thread(self._open)
+
+    def _open(self) -> None:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._log = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._position = os.open(self._path.with_suffix(".pos"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            words = os.pread(self._position, 64, 0).split()
+            if len(words) == 2:
+                self.raw_offset, self._written = int(words[0]), int(words[1])
+            os.ftruncate(self._log, self._written)
+            start = max(0, self._written - TAIL_BYTES)
+            self._tail += os.pread(self._log, TAIL_BYTES, start)
+        except OSError as error:
+            self._give_up(error)
+        self._fed_offset = self.raw_offset
+
+    async def feed(self, data: bytes, next_offset: int) -> None:
+        """Take raw output; `next_offset` is the machine's offset behind it. Waits when the disk is slower than the machine."""
+        self._pending += data
+        self._fed_offset = next_offset
+        if len(self._pending) >= FLUSH_ABOVE_BYTES:
+            await self._flush()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH_AFTER_S, self._flush_soon)
+
+    def _flush_soon(self) -> None:
+        self._timer = None
+        if self._flushing is None or self._flushing.done():
+            self._flushing = asyncio.create_task(self._flush())
+
+    async def _flush(self, last: bool = False) -> None:
+        async with self._lock:
+            data, offset = bytes(self._pending), self._fed_offset
+            self._pending.clear()
+            if not data and not last:
+                return
+            clean = await asyncio.to_thread(self._write, data, offset, last)
+        if clean and self._on_output is not None:
+            self._on_output(clean)
+
+    def _write(self, data: bytes, offset: int, last: bool) -> bytes:
+        clean = self._redactor.feed(data)
+        if last:
+            clean += self._redactor.flush()
+        self._tail += clean
+        del self._tail[:-TAIL_BYTES]
+        if self._log >= 0:
+            try:
+                room = LOG_LIMIT_BYTES - self._written
+                if 0 < room < len(clean):
+                    clean_here = clean[:room] + b"\n[gibil: the rest is not kept: the log is longer than 256 MiB]\n"
+                else:
+                    clean_here = clean if room > 0 else b""
+                view = memoryview(clean_here)
+                at = self._written
+                while view:
+                    count = os.pwrite(self._log, view, at)
+                    at += count
+                    view = view[count:]
+                self._written = at
+                # What the redactor still holds back is not in the log, so it is asked for again.
+                self.raw_offset = offset - self._redactor.held
+                os.pwrite(self._position, b"%31d %31d\n" % (self.raw_offset, self._written), 0)
+            except OSError as error:
+                self._give_up(error)
+        return clean
+
+    def _give_up(self, error: OSError) -> None:
+        self.problem = f"the bot could not keep the log {self._path.name}: {error.strerror}"
+        self._close_files()
+
+    def tail(self, limit: int = TAIL_BYTES) -> str:
+        """The end of what was printed, redacted."""
+        return bytes(self._tail[-limit:]).decode("utf-8", "replace")
+
+    async def close(self) -> None:
+        """Everything that was fed is in the log when this returns."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._flushing is not None:
+            await self._flushing
+        await self._flush(last=True)
+        await asyncio.to_thread(self._close_files)
+
+    async def detach(self) -> None:
+        """Stop in the middle: what the redactor holds back is asked for again by whoever attaches next."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._flushing is not None:
+            await self._flushing
+        await self._flush()
+        await asyncio.to_thread(self._close_files)
+
+    def _close_files(self) -> None:
+        for descriptor in (self._log, self._position):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._log = self._position = -1
+
+
+Observer = Callable[[dict[str, object]], None]
+
+
+class Journal:
+    """`events.jsonl`: one JSON line for each phase of a run, for whoever follows along and for later."""
+
+    def __init__(self, folder: Path, observer: Observer | None = None) -> None:
+        self._path = folder / "events.jsonl"
+        self._observer = observer
+
+    async def write(self, phase: str, **facts: object) -> None:
+        event: dict[str, object] = {"at": datetime.now(UTC).isoformat(), "phase": phase, **facts}
+        if self._observer is not None:
+            self._observer(event)
+        await asyncio.to_thread(self._append, json.dumps(event) + "\n")
+
+    def _append(self, line: str) -> None:
+        # The journal informs; a full disk must not end a run because of it.
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with self._path.open("a") as file:
+                file.write(line)
+
+
+def forget_old_logs(folder: Path, older_than_s: float) -> None:
+    """Remove the folders of runs that ended long ago."""
+    deadline = time.time() - older_than_s
+    with contextlib.suppress(FileNotFoundError):
+        for run in list(folder.iterdir()):
+            with contextlib.suppress(OSError):
+                if run.is_dir() and run.stat().st_mtime < deadline:
+                    for file in run.iterdir():
+                        file.unlink()
+                    run.rmdir()

@@ -1,0 +1,90 @@
+"""Puts right what a crash, a lost request or a bad minute left behind: at start, and every minute.
+
+In this order: burn what nobody owns, forget what is old, and ask GitHub for the deliveries that never arrived. Runs whose
+process died are taken up by the dispatcher, and what GitHub was not told by the teller: both are kept in the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from datetime import timedelta
+from pathlib import Path
+
+from gibil_bot.errors import GibilError
+from gibil_bot.machines.lifecycle import Forge
+from gibil_bot.model import RunState
+from gibil_bot.ports import GitHub, Store
+from gibil_bot.runs.execution import now
+from gibil_bot.runs.logs import forget_old_logs
+
+log = logging.getLogger("gibil.reaper")
+
+EVERY_S = 60.0
+DELIVERIES_EVERY_S = 300.0
+DELIVERIES_BACK = timedelta(days=3)
+"""GitHub keeps them that long: docs.github.com/webhooks/using-webhooks/redelivering-webhooks."""
+ASK_AGAIN_TIMES = 3
+KEEP_LOGS_S = 30 * 86400.0
+
+
+class Reaper:
+    def __init__(self, store: Store, forge: Forge, github: GitHub | None, owner: str, logs: Path) -> None:
+        self._store = store
+        self._forge = forge
+        self._github = github
+        self._owner = owner
+        self._logs = logs
+        self._asked: dict[str, int] = {}
+
+    async def run(self) -> None:
+        since_deliveries = DELIVERIES_EVERY_S
+        while True:
+            await self._carefully("burn strays", self.burn_strays())
+            if self._github is not None and since_deliveries >= DELIVERIES_EVERY_S:
+                since_deliveries = 0.0
+                await self._carefully("fetch lost deliveries", self.fetch_lost_deliveries(self._github))
+            await self._carefully("forget what is old", self._forget())
+            await asyncio.sleep(EVERY_S)
+            since_deliveries += EVERY_S
+
+    async def _carefully(self, what: str, work: Awaitable[object]) -> None:
+        """One failing duty must not keep the others from being done."""
+        try:
+            await work
+        except GibilError as error:
+            log.warning("%s: %s", what, error.message)
+        except Exception:
+            log.exception("%s", what)
+
+    async def burn_strays(self) -> list[str]:
+        """Burn every machine of ours that no unfinished run owns; the names."""
+        burned = list(await self._forge.provider.sweep(self._owner))
+        for machine in await self._forge.list(self._owner):
+            run_id = machine.labels.get("run")
+            if run_id is None:
+                continue  # a person's machine: its TTL burns it
+            run = await self._store.run(run_id)
+            # A runner names its machine in the store before it forges it, so an unnamed one is nobody's.
+            if run is None or run.state is RunState.FINISHED or run.machine != machine.name:
+                log.warning("burning %s, which no run owns", machine.name)
+                await asyncio.shield(self._forge.destroy(machine.name))
+                burned.append(machine.name)
+        return burned
+
+    async def fetch_lost_deliveries(self, github: GitHub) -> list[str]:
+        """Ask GitHub to send again what never reached us; the GUIDs."""
+        asked = []
+        for number, guid in await github.failed_deliveries(now() - DELIVERIES_BACK):
+            if self._asked.get(guid, 0) >= ASK_AGAIN_TIMES or await self._store.delivery(guid) is not None:
+                continue
+            self._asked[guid] = self._asked.get(guid, 0) + 1
+            log.info("asking GitHub for delivery %s again", guid)
+            await github.redeliver(number)
+            asked.append(guid)
+        return asked
+
+    async def _forget(self) -> None:
+        await self._store.prune()
+        await asyncio.to_thread(forget_old_logs, self._logs, KEEP_LOGS_S)

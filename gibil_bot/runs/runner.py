@@ -1,0 +1,321 @@
+"""One run, from its claim to its closed check run: forge, bring the code, run the tasks, burn, close, tell.
+
+A runner can be stopped in three ways, and only one of them is the run's end:
+- `cancel(reason)`: the run should stop (superseded, cancelled, closed): it ends as `cancelled`, its machine burned.
+- its asyncio task is cancelled: this process stops. The machine and its detached tasks go on; the next process attaches again.
+- `ClaimLost`: another process works on the run now; nothing more is written, nothing is burned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TypeVar
+
+from gibil_bot.config import Secret
+from gibil_bot.errors import ClaimLost, GibilError, GitHubError, MachineLost, ProviderError, SSHError, StoreError, Unavailable
+from gibil_bot.github import render
+from gibil_bot.machines.lifecycle import Forge
+from gibil_bot.model import Claim, Conclusion, Machine, Run, TaskResult, Trust
+from gibil_bot.ports import Shell, Store
+from gibil_bot.runs.execution import Cancellation, Execution, Listener, conclusion_of, is_complete, now
+from gibil_bot.runs.logs import Journal, Observer
+from gibil_bot.runs.redact import Redactor
+from gibil_bot.runs.sources import BringSource, SourceError
+
+log = logging.getLogger("gibil.runner")
+T = TypeVar("T")
+
+PUBLISH_EVERY_S = 5.0
+MACHINES_PER_RUN = 2
+"""The first one, and one more when the first was lost through no fault of the tasks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tools:
+    """What every run of this process shares."""
+
+    store: Store
+    forge: Forge
+    bring_source: BringSource
+    logs: Path
+    owner: str
+    """Who the machines belong to: all processes that share one data directory."""
+    secrets: Mapping[str, Secret]
+    egress: tuple[str, ...] = ()
+    public_url: str = ""
+    max_ttl_s: int = 86400
+    tethered: bool = False
+    observer: Observer | None = None
+    output: Callable[[int, bytes], None] | None = None
+
+
+class _Cancelled(Exception):
+    """The run is to stop, and nothing of it is running any more."""
+
+
+class Runner:
+    """Works on one claimed run. `run()` once."""
+
+    def __init__(self, tools: Tools, claim: Claim) -> None:
+        self._tools = tools
+        self._claim = claim
+        self._run: Run = claim.run
+        self._cancellation = Cancellation(claim.run.cancel_reason)
+        self._journal = Journal(tools.logs / claim.run.id, tools.observer)
+        self._phase = "waiting for a machine"
+        self._forged_s: float | None = None
+        self._execution: Execution | None = None
+        self._results: Mapping[int, TaskResult] = {}
+        self._dirty = asyncio.Event()
+        self._secret_values: dict[str, str] = {}
+
+    def cancel(self, reason: str) -> None:
+        self._cancellation.request(reason)
+
+    async def run(self) -> Conclusion:
+        """To the end. Raises CancelledError when this process stops, ClaimLost when the run is another's."""
+        publisher = asyncio.create_task(self._publish())
+        self._dirty.set()
+        try:
+            await self._journal.write("claimed", attempt=self._claim.fence)
+            conclusion = await self._work()
+        finally:
+            publisher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await publisher
+        await self._finish(conclusion)
+        return conclusion
+
+    # --- the work ---
+
+    async def _work(self) -> Conclusion:
+        problem = self._read_secrets()
+        if problem:
+            return await self._our_fault(problem)
+        attempt = max(1, self._run.machine_attempt)
+        while True:
+            try:
+                return await self._on_machine(attempt)
+            except _Cancelled:
+                return Conclusion.CANCELLED
+            except Unavailable as error:
+                return await self._our_fault(" ".join((error.message, *error.remedies)))
+            except (MachineLost, ProviderError, SSHError) as error:
+                if self._cancellation.reason is not None:
+                    return Conclusion.CANCELLED
+                if attempt >= MACHINES_PER_RUN:
+                    return await self._our_fault(f"The machine failed twice. {error.message}")
+                attempt += 1
+                await self._note(f"The first machine was lost ({error.message}); everything was started again on a new one.")
+                self._results, self._execution = {}, None
+            except (SourceError, GitHubError) as error:
+                return await self._our_fault(error.message)
+            except (ClaimLost, StoreError):
+                raise
+            except Exception as error:
+                log.exception("run %s: a fault of ours", self._run.id)
+                return await self._our_fault(f"gibil failed inside: {type(error).__name__}. The bot's log says more.")
+
+    def _read_secrets(self) -> str | None:
+        if self._run.source.trust is not Trust.TRUSTED:
+            return None
+        missing = [name for name in self._run.plan.secrets if name not in self._tools.secrets]
+        if missing:
+            return (
+                f"The workflow asks for the secret {missing[0]}, which this bot does not have: its operator sets "
+                f"GIBIL_SECRET_{missing[0]}, or the line leaves the workflow's `secrets:`."
+            )
+        self._secret_values = {name: self._tools.secrets[name].reveal() for name in self._run.plan.secrets}
+        return None
+
+    def _redactor(self) -> Redactor:
+        return Redactor(self._secret_values.values())
+
+    async def _on_machine(self, attempt: int) -> Conclusion:
+        name = f"gibil-{self._run.id}-{attempt}"
+        self._results = {r.index: r for r in await self._tools.store.task_results(self._run.id, attempt)}
+        plan, stop = self._run.plan, self._cancellation.reason
+        if is_complete(plan, self._results):
+            # Killed between the last task and the end: the machine may be gone, and is not needed any more.
+            await self._burn(name)
+            return conclusion_of(plan, self._results, cancelled=stop is not None)
+        if stop is not None and self._run.machine is None:
+            raise _Cancelled
+        machine: Machine | None = None
+        shell: Shell | None = None
+        keep = False
+        try:
+            machine, shell = await self._machine(name, attempt)
+            execution = self._execution = Execution(
+                store=self._tools.store,
+                claim=self._claim,
+                machine_attempt=attempt,
+                shell=shell,
+                secrets=self._secret_values,
+                redactor=self._redactor,
+                log_folder=self._tools.logs / self._run.id if attempt == 1 else self._tools.logs / self._run.id / f"machine-{attempt}",
+                journal=self._journal,
+                cancellation=self._cancellation,
+                listener=Listener(changed=self._dirty.set, output=self._tools.output),
+                results=self._results,
+            )
+            if not self._results:
+                await self._bring_source(shell)
+                await execution.prepare()
+            self._set_phase("running")
+            conclusion = await execution.run()
+            self._results = execution.results
+            return conclusion
+        except MachineLost as error:
+            if machine is not None and now() >= machine.expires_at:
+                await self._note(f"The machine's time was up ({_minutes(machine)}): `machine: {{ttl: …}}` of the workflow sets it.")
+                return Conclusion.TIMED_OUT
+            raise MachineLost(error.message) from error
+        except (asyncio.CancelledError, ClaimLost):
+            keep = True  # this process stops, or another one has taken over: the machine is not ours to burn
+            raise
+        finally:
+            if self._execution is not None:
+                self._results = self._execution.results
+            if shell is not None:
+                await asyncio.shield(_quietly(shell.close()))
+            if not keep:
+                await asyncio.shield(self._burn(name))
+
+    async def _machine(self, name: str, attempt: int) -> tuple[Machine, Shell]:
+        forge = self._tools.forge
+        if self._results:
+            # Work was done on it: only that very machine can go on.
+            machine = await forge.get(name)
+            if machine is None:
+                raise MachineLost("The machine was gone when the bot came back")
+            return machine, await forge.open(machine)
+        await self._tools.store.save_machine(self._claim, name, attempt)
+        self._set_phase("forging a machine")
+        await self._journal.write("forging", machine=name)
+        begun = time.perf_counter()
+        source = self._run.source
+        machine, shell = await self._unless_cancelled(
+            forge.create(
+                name=name,
+                owner=self._tools.owner,
+                ttl_s=min(self._run.plan.machine.ttl_s, self._tools.max_ttl_s),
+                labels={"run": self._run.id, "repository": str(source.repository.id)},
+                plan=self._run.plan.machine,
+                egress_allow=self._tools.egress,
+                untrusted=source.trust is Trust.UNTRUSTED,
+                tethered=self._tools.tethered,
+            )
+        )
+        self._forged_s = time.perf_counter() - begun
+        await self._journal.write("forged", machine=name, seconds=self._forged_s)
+        return machine, shell
+
+    async def _bring_source(self, shell: Shell) -> None:
+        self._set_phase("cloning")
+        await self._journal.write("cloning")
+        begun = time.perf_counter()
+        await self._unless_cancelled(self._tools.bring_source(shell, self._run))
+        await self._journal.write("cloned", seconds=time.perf_counter() - begun)
+
+    async def _unless_cancelled(self, work: Awaitable[T]) -> T:
+        """Await `work`; when the run is cancelled meanwhile, stop it and wait until it has cleaned up behind itself."""
+        worker = asyncio.ensure_future(work)
+        watcher = asyncio.create_task(self._cancellation.wait())
+        try:
+            await asyncio.wait({worker, watcher}, return_when=asyncio.FIRST_COMPLETED)
+            if worker.done():
+                return worker.result()
+            raise _Cancelled
+        finally:
+            for task in (worker, watcher):
+                if not task.done():
+                    task.cancel()
+                    with contextlib.suppress(asyncio.CancelledError, Exception):
+                        await task
+
+    async def _burn(self, name: str) -> None:
+        await self._journal.write("burning", machine=name)
+        begun = time.perf_counter()
+        try:
+            await self._tools.forge.destroy(name)
+            await self._tools.store.save_machine(self._claim, None, int(name.rpartition("-")[2]))
+        except ProviderError as error:
+            # The reaper finds it by its label, for as long as it takes.
+            log.error("run %s: %s could not be burned now: %s", self._run.id, name, error.message)
+            return
+        except ClaimLost:
+            return
+        await self._journal.write("burned", machine=name, seconds=time.perf_counter() - begun)
+
+    # --- what is told ---
+
+    def _set_phase(self, phase: str) -> None:
+        self._phase = phase
+        self._dirty.set()
+
+    async def _note(self, text: str) -> None:
+        if self._run.note and text in self._run.note:
+            return
+        notes = f"{self._run.note}\n{text}" if self._run.note else text
+        self._run = replace(self._run, note=self._redactor().text(notes))
+        assert self._run.note is not None
+        await self._tools.store.save_note(self._claim, self._run.note)
+
+    async def _our_fault(self, text: str) -> Conclusion:
+        self._phase = "failed"
+        await self._note(text)
+        return Conclusion.FAILURE
+
+    def report(self, conclusion: Conclusion | None = None, at: datetime | None = None) -> render.RunReport:
+        execution = self._execution
+        results = execution.results if execution is not None else self._results
+        return render.RunReport(
+            run=replace(self._run, cancel_reason=self._cancellation.reason, started_at=self._run.started_at or now()),
+            results=tuple(results[index] for index in sorted(results)),
+            place=None,
+            live_tail=execution.live_tail if execution is not None and conclusion is None else "",
+            phase=self._phase,
+            forged_s=self._forged_s,
+            conclusion=conclusion,
+            public_url=self._tools.public_url,
+            now=at or now(),
+        )
+
+    async def _publish(self) -> None:
+        """The check run while the run goes on: at once, then at most every five seconds, only when something changed."""
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            try:
+                await self._tools.store.tell(self._claim, [render.check_run(self.report())])
+            except ClaimLost:
+                return
+            except GibilError as error:
+                log.warning("run %s: the progress could not be stored: %s", self._run.id, error.message)
+            await asyncio.sleep(PUBLISH_EVERY_S)
+
+    async def _finish(self, conclusion: Conclusion) -> None:
+        report = self.report(conclusion)
+        tellings = [render.check_run(report)]
+        comment = render.comment(report)
+        if comment is not None:
+            tellings.append(comment)
+        await self._tools.store.finish(self._claim, conclusion, tellings)
+        await self._journal.write("finished", conclusion=conclusion.value)
+
+
+def _minutes(machine: Machine) -> str:
+    return f"{(machine.expires_at - machine.created_at).total_seconds() / 60:.0f} minutes"
+
+
+async def _quietly(work: Awaitable[None]) -> None:
+    with contextlib.suppress(GibilError):
+        await work

@@ -1,0 +1,131 @@
+"""How the code gets onto a machine: a clone of the pull request at its exact commit, or a bundle of a local checkout."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+from gibil_bot.errors import GibilError, GitHubError
+from gibil_bot.model import Run
+from gibil_bot.planning import script
+from gibil_bot.ports import GitHub, Shell
+
+WORKSPACE = "/root/project"
+CLONE_TIMEOUT_S = 900.0
+TRIES = 3
+
+BringSource = Callable[[Shell, Run], Awaitable[None]]
+"""Puts the run's commit at WORKSPACE. Repeating it starts from nothing. Raises SourceError, GitHubError, MachineLost."""
+
+
+class SourceError(GibilError):
+    """The commit could not be brought onto the machine, and a new machine would not help."""
+
+    code = "SOURCE"
+
+
+class PullRequestClone:
+    """Clones on the machine, with a token that can read this one repository and lives for the clone alone."""
+
+    def __init__(self, github: GitHub) -> None:
+        self._github = github
+
+    async def __call__(self, shell: Shell, run: Run) -> None:
+        source = run.source
+        text = script.clone_script(
+            clone_url=source.repository.clone_url, number=source.pull_request.number, sha=source.sha, workspace=WORKSPACE
+        )
+        for attempt in range(1, TRIES + 1):
+            try:
+                problem = await self._clone(shell, source.installation_id, run, text)
+            except GitHubError as error:
+                if error.retry_after_s is None or attempt == TRIES:
+                    raise
+                await asyncio.sleep(min(error.retry_after_s, 60.0))
+                continue
+            if problem is None:
+                return
+            if attempt == TRIES or not problem.worth_retrying:
+                raise SourceError(f"The clone of {source.repository.full_name} at {source.sha[:7]} failed: {problem.text}")
+            await asyncio.sleep(2.0 * attempt)
+
+    async def _clone(self, shell: Shell, installation_id: int, run: Run, text: str) -> _Problem | None:
+        token = await self._github.clone_token(installation_id, run.source.repository)
+        try:
+            result = await shell.run(text, timeout_s=CLONE_TIMEOUT_S, env={"GIBIL_CLONE_TOKEN": token})
+        except TimeoutError:
+            return _Problem(f"it took longer than {CLONE_TIMEOUT_S:.0f} s", worth_retrying=False)
+        finally:
+            await asyncio.shield(self._github.revoke_token(token))
+        if result.exit_status == 0:
+            return None
+        words = result.stderr.decode("utf-8", "replace").replace(token, "***") if token else result.stderr.decode("utf-8", "replace")
+        lines = [line for line in words.strip().splitlines() if line.strip()]
+        return _Problem(
+            lines[-1].strip() if lines else f"exit status {result.exit_status}",
+            worth_retrying=result.exit_status == script.CLONE_UNREACHABLE,
+        )
+
+
+class _Problem:
+    def __init__(self, text: str, *, worth_retrying: bool) -> None:
+        self.text = text
+        self.worth_retrying = worth_retrying
+
+
+class LocalBundle:
+    """Sends one commit of a local checkout as a git bundle over SSH: no remote, no token, no network."""
+
+    def __init__(self, checkout: Path, sha: str) -> None:
+        self._checkout = checkout
+        self._sha = sha
+
+    async def __call__(self, shell: Shell, run: Run) -> None:
+        remote_path = "/root/.gibil/source.bundle"
+        await shell.run("mkdir -p /root/.gibil")
+        await shell.put(remote_path, self._bundle())
+        result = await shell.run(
+            script.bundle_script(path=remote_path, sha=self._sha, workspace=WORKSPACE), timeout_s=CLONE_TIMEOUT_S
+        )
+        if result.exit_status != 0:
+            lines = result.stderr.decode("utf-8", "replace").strip().splitlines()
+            raise SourceError(f"The checkout could not be unpacked on the machine: {lines[-1] if lines else 'no reason given'}")
+
+    async def _bundle(self) -> AsyncIterator[bytes]:
+        # A bundle needs a ref; refs/gibil/try is made for its duration and names the very commit.
+        ref = f"refs/gibil/try-{self._sha}"
+        await _git(self._checkout, "update-ref", ref, self._sha)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                "git", "-C", str(self._checkout), "bundle", "create", "--quiet", "-", ref,
+                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+            assert process.stdout is not None and process.stderr is not None
+            try:
+                while data := await process.stdout.read(256 * 1024):
+                    yield data
+                complaint = (await process.stderr.read()).decode("utf-8", "replace").strip()
+                if await process.wait() != 0:
+                    raise SourceError(f"git could not bundle {self._checkout}: {complaint.splitlines()[-1] if complaint else ''}")
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+        finally:
+            await _git(self._checkout, "update-ref", "-d", ref)
+
+
+async def _git(checkout: Path, *arguments: str) -> str:
+    process = await asyncio.create_subprocess_exec(
+        "git", "-C", str(checkout), *arguments,
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, complaint = await process.communicate()
+    if process.returncode != 0:
+        words = complaint.decode("utf-8", "replace").strip()
+        raise SourceError(f"git {arguments[0]} failed in {checkout}: {words.splitlines()[-1] if words else 'no reason given'}")
+    return out.decode().strip()
+
+
+git = _git

@@ -1,0 +1,84 @@
+"""Tells GitHub what it has still to know, until it knows it.
+
+The store holds wishes ("this check run looks like that"), newest first to count; this loop makes GitHub show them. A crash,
+a 502 or an hour without network only delays: the wish stays until it is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+
+from gibil_bot.errors import GitHubError, StoreError
+from gibil_bot.model import DueTelling
+from gibil_bot.ports import Reporter, Store
+
+log = logging.getLogger("gibil.teller")
+
+AT_ONCE = 16
+LEASE_S = 180.0
+POLL_S = 5.0
+LONGEST_WAIT_S = 300.0
+
+
+class Teller:
+    """`run()` for as long as the bot lives; cancelling it stops after what is under way is written down or given back."""
+
+    def __init__(self, store: Store, reporter: Reporter, owner: str) -> None:
+        self._store = store
+        self._reporter = reporter
+        self._owner = owner
+        self._telling: dict[str, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        signal = self._store.changed("tellings")
+        try:
+            while True:
+                room = AT_ONCE - len(self._telling)
+                due = await self._claim(room) if room else []
+                for one in due:
+                    task = asyncio.create_task(self._tell(one))
+                    self._telling[one.telling.key] = task
+                if len(due) < room or not room:
+                    await signal.wait(POLL_S)
+        finally:
+            for task in self._telling.values():
+                task.cancel()
+            await asyncio.gather(*self._telling.values(), return_exceptions=True)
+
+    async def _claim(self, limit: int) -> list[DueTelling]:
+        try:
+            return await self._store.claim_tellings(self._owner, limit=limit, lease_s=LEASE_S, not_keys=list(self._telling))
+        except StoreError as error:
+            log.error("cannot read what GitHub has to be told: %s", error.message)
+            await asyncio.sleep(POLL_S)
+            return []
+
+    async def _tell(self, due: DueTelling) -> None:
+        key = due.telling.key
+        try:
+            remote_id = await self._reporter.tell(due)
+        except GitHubError as error:
+            await self._not_told(due, error)
+        except Exception:
+            # A fault of ours in one telling must not silence all the others.
+            log.exception("telling %s failed inside", key)
+            await self._not_told(due, GitHubError("gibil failed inside", retry_after_s=60.0))
+        else:
+            with contextlib.suppress(StoreError):  # then it is told again, which changes nothing
+                await asyncio.shield(self._store.told(self._owner, due, remote_id))
+        finally:
+            self._telling.pop(key, None)
+
+    async def _not_told(self, due: DueTelling, error: GitHubError) -> None:
+        retry_s: float | None = None
+        if error.retry_after_s is not None:
+            backoff = min(LONGEST_WAIT_S, 2.0 ** min(due.attempts, 9)) * random.uniform(0.75, 1.25)
+            retry_s = max(error.retry_after_s, backoff if due.attempts else 0.0)
+            log.warning("GitHub was not told %s, again in %.0f s: %s", due.telling.key, retry_s, error.message)
+        else:
+            log.error("GitHub will not be told %s: %s", due.telling.key, error.message)
+        with contextlib.suppress(StoreError):
+            await self._store.untold(self._owner, due, error.message, retry_s=retry_s)
