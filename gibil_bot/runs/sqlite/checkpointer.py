@@ -1,0 +1,64 @@
+"""Carries committed pages from the write-ahead log into the database file, on its own thread and connection.
+
+The writer would otherwise stop for it. A log that grows all the same, because writing never pauses, is cut by the writer
+between two batches: then the pages that are left are few.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+
+from gibil_bot.runs.sqlite.database import BUSY_S
+
+PAUSE_S = 0.5
+LONGEST_LOG = 64 << 20
+"""Bytes of log above which the writer is asked to cut it."""
+
+
+class Checkpointer:
+    """Owns the connection that it is given, and closes it."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._written = threading.Event()
+        self._stop = threading.Event()
+        self._cut_wanted = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="gibil-store-checkpointer", daemon=True)
+        self._thread.start()
+
+    def after_batch(self, db: sqlite3.Connection) -> None:
+        """Called by the writer on its thread, outside of any transaction."""
+        if self._cut_wanted.is_set():
+            try:
+                db.execute("pragma busy_timeout = 200")  # a reader that stays in our way is no reason to keep callers waiting
+                db.execute("pragma wal_checkpoint(truncate)").fetchone()
+            except sqlite3.Error:
+                pass  # the same trouble meets the next commit, which has a caller to tell
+            finally:
+                db.execute(f"pragma busy_timeout = {BUSY_S * 1000:.0f}")
+            self._cut_wanted.clear()
+        self._written.set()
+
+    def close(self) -> None:
+        """End the thread; blocks until it has."""
+        self._stop.set()
+        self._written.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        db = self._db
+        try:
+            page_size = int(db.execute("pragma page_size").fetchone()[0])
+            while not self._stop.is_set():
+                self._written.wait()
+                self._written.clear()
+                try:
+                    _busy, pages, _done = db.execute("pragma wal_checkpoint(passive)").fetchone()
+                except sqlite3.Error:
+                    pages = 0  # the log is kept and tried again after the next write
+                if pages * page_size > LONGEST_LOG:
+                    self._cut_wanted.set()
+                self._stop.wait(PAUSE_S)
+        finally:
+            db.close()

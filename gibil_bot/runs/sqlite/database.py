@@ -1,0 +1,167 @@
+"""The database file: where it is, who holds it, which version it has, and what SQLite's failures mean for an operator."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+
+from gibil_bot.errors import StoreError
+
+BUSY_S = 10.0
+"""How long a transaction waits for another process's."""
+
+_PREFIX = "sqlite:///"
+_REMEDIES = {
+    sqlite3.SQLITE_FULL: "the disk is full: free some space, then it goes on by itself",
+    sqlite3.SQLITE_READONLY: "it cannot be written: check its owner, its folder, and that the disk is not mounted read-only",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened: check that its folder exists and that this user may write in it",
+    sqlite3.SQLITE_BUSY: "another process keeps it locked: look for one that has the file open (fuser names it)",
+    sqlite3.SQLITE_LOCKED: "another process keeps it locked: look for one that has the file open (fuser names it)",
+    sqlite3.SQLITE_CORRUPT: "it is damaged: stop gibil, move the file away, and restore a copy or start without one",
+    sqlite3.SQLITE_NOTADB: "it is not a SQLite database: name another file in GIBIL_DATABASE_URL",
+    sqlite3.SQLITE_IOERR: "reading or writing it failed: check the disk and its free space (dmesg says more)",
+}
+
+
+def database_path(url: str) -> Path:
+    """The file of `sqlite:///relative/path` or `sqlite:////absolute/path`. Raises StoreError for anything else."""
+    path = url.removeprefix(_PREFIX)
+    if not url.startswith(_PREFIX) or not path or path.startswith(":"):
+        raise StoreError("the database URL has to be sqlite:/// followed by the path of a file")
+    return Path(path).absolute()
+
+
+def store_error(path: Path, error: sqlite3.Error) -> StoreError:
+    """What a failure of SQLite's means, in one line."""
+    code = getattr(error, "sqlite_errorcode", None)
+    remedy = _REMEDIES.get(code & 0xFF) if isinstance(code, int) else None
+    return StoreError(f"the database {path}: {error}" + (f"; {remedy}" if remedy else ""))
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Failures of SQLite's and of the file system leave as StoreError."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise store_error(path, error) from error
+    except OSError as error:
+        raise StoreError(
+            f"the database {path}: {error.strerror or error} ({error.filename}); check the path and its owner"
+        ) from error
+
+
+def lock(path: Path) -> int:
+    """Hold `<path>.lock` until the returned descriptor is closed or this process dies, however it dies.
+
+    Raises StoreError, naming the holder, when another process has it.
+    """
+    lock_path = path.with_name(path.name + ".lock")
+    descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, 32).decode(errors="replace").strip()
+        os.close(descriptor)
+        who = f"process {holder}" if holder else "another process"
+        raise StoreError(
+            f"the database {path} is in use: another `gibil serve` ({who}) holds {lock_path}; "
+            "stop it first, or name another database"
+        ) from None
+    except OSError:
+        os.close(descriptor)
+        raise
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()}\n".encode())
+    return descriptor
+
+
+def create_file(path: Path) -> None:
+    """The file and its folder, readable by their owner only: payloads of private repositories are in it."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def connect(path: Path, *, readonly: bool = False) -> sqlite3.Connection:
+    """A connection in explicit transactions (`begin` is ours to say), for one thread at a time.
+
+    Every commit is on the disk when it returns (synchronous=FULL). Nothing but the checkpointer's thread checkpoints.
+    """
+    if sqlite3.sqlite_version_info < (3, 35):
+        raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old: 3.35 or newer is needed under this Python")
+    db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+    try:
+        if _journal_mode(db) != "wal":
+            raise StoreError(f"the database {path}: its file system cannot do what SQLite's WAL needs; use a local disk")
+        db.execute("pragma synchronous = full")
+        db.execute("pragma wal_autocheckpoint = 0")
+        db.execute("pragma temp_store = memory")
+        db.execute(f"pragma journal_size_limit = {64 << 20}")
+        if readonly:
+            db.execute("pragma query_only = on")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def migrate(db: sqlite3.Connection, path: Path) -> None:
+    """Bring the tables to this version, all steps in one transaction. Raises StoreError for a database of a newer version."""
+    steps = _migrations()
+    if _version(db) == steps[-1][0]:
+        return
+    db.execute("begin immediate")
+    try:
+        have = _version(db)  # again: another process may have done it while we waited for the lock
+        if have > steps[-1][0]:
+            raise StoreError(
+                f"the database {path} was written by a newer gibil (version {have}, this one knows {steps[-1][0]}): "
+                "upgrade gibil, or name another database"
+            )
+        for number, script in steps:
+            if number > have:
+                for statement in _statements(script):
+                    db.execute(statement)
+                db.execute(f"pragma user_version = {number}")
+        db.execute("commit")
+    except BaseException:
+        db.execute("rollback")
+        raise
+
+
+def _version(db: sqlite3.Connection) -> int:
+    return int(db.execute("pragma user_version").fetchone()[0])
+
+
+def _migrations() -> list[tuple[int, str]]:
+    folder = resources.files("gibil_bot.runs.sqlite.migrations")
+    files = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
+    return [(int(file.name.partition("_")[0]), file.read_text(encoding="utf-8")) for file in files]
+
+
+def _statements(script: str) -> Iterator[str]:
+    """One at a time, because sqlite3's `executescript` commits before it begins."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+def _journal_mode(db: sqlite3.Connection) -> str:
+    """Switching to WAL does not wait for other connections by itself, so that two processes that open a new file need this."""
+    deadline = time.monotonic() + BUSY_S
+    while True:
+        try:
+            return str(db.execute("pragma journal_mode = wal").fetchone()[0])
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)

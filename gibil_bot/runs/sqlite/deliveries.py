@@ -1,0 +1,103 @@
+"""The SQL of deliveries. Every function is one job of the writer, inside its transaction, or one read."""
+
+from __future__ import annotations
+
+import sqlite3
+from datetime import UTC, datetime
+
+from gibil_bot.errors import ClaimLost
+from gibil_bot.model import Delivery
+from gibil_bot.ports import Settlement
+from gibil_bot.runs.sqlite import runs, tellings
+
+_NOUN = "d.guid, d.event, p.payload, d.received_at, d.attempts"
+_PAYLOAD = "left join payloads p on p.seq = d.seq"
+
+
+def accept(db: sqlite3.Connection, topics: set[str], delivery: Delivery) -> bool:
+    """The hot path: two inserts."""
+    inserted = db.execute(
+        "insert into deliveries (guid, event, received_at, attempts) values (?, ?, ?, ?) on conflict (guid) do nothing",
+        (delivery.guid, delivery.event, delivery.received_at.timestamp(), delivery.attempts),
+    )
+    if not inserted.rowcount:
+        return False
+    db.execute("insert into payloads (seq, payload) values (?, ?)", (inserted.lastrowid, delivery.payload))
+    topics.add("deliveries")
+    return True
+
+
+def claim(db: sqlite3.Connection, _: set[str], owner: str, limit: int, now: float, lease_s: float) -> list[Delivery]:
+    """A lease is nothing that anybody waits for, so that no topic is named."""
+    found = db.execute(
+        f"select d.seq, {_NOUN} from deliveries d {_PAYLOAD} "  # noqa: S608
+        "where d.handled_at is null and d.lease_until <= ? and d.due_at <= ? order by d.seq limit ?",
+        (now, now, limit),
+    ).fetchall()
+    db.executemany(
+        "update deliveries set owner = ?, lease_until = ?, attempts = attempts + 1 where seq = ?",
+        [(owner, now + lease_s, row[0]) for row in found],
+    )
+    return [
+        _noun((guid, event, payload, received_at, attempts + 1)) for _, guid, event, payload, received_at, attempts in found
+    ]
+
+
+def settle(db: sqlite3.Connection, topics: set[str], owner: str, guid: str, settlement: Settlement, now: float) -> None:
+    seq = _open(db, owner, guid)
+    if seq is None:
+        return
+    db.execute("update deliveries set handled_at = ?, error = ?, lease_until = 0 where seq = ?", (now, settlement.error, seq))
+    topics.add("deliveries")
+    for new in settlement.runs:
+        runs.queue(db, topics, new, now)
+    for run_id, reason in settlement.cancel:
+        runs.request_cancel(db, topics, run_id, reason)
+    tellings.wish(db, topics, settlement.tellings, now)
+
+
+def postpone(db: sqlite3.Connection, topics: set[str], owner: str, guid: str, error: str, due_at: float) -> None:
+    seq = _open(db, owner, guid)
+    if seq is not None:
+        db.execute(
+            "update deliveries set owner = '', lease_until = 0, due_at = ?, error = ? where seq = ?", (due_at, error, seq)
+        )
+        topics.add("deliveries")
+
+
+def get(db: sqlite3.Connection, guid: str) -> tuple[Delivery, bool, str | None] | None:
+    row = db.execute(
+        f"select {_NOUN}, d.handled_at is not null, d.error from deliveries d {_PAYLOAD} where d.guid = ?",  # noqa: S608
+        (guid,),
+    ).fetchone()
+    return None if row is None else (_noun(row[:5]), bool(row[5]), row[6])
+
+
+def prune(db: sqlite3.Connection, _: set[str], payloads_before: float, failed_before: float, limit: int) -> int:
+    """Forget payloads of handled deliveries. GUIDs stay: a repeat is one however late it comes. How many went."""
+    return db.execute(
+        "delete from payloads where seq in (select d.seq from deliveries d join payloads p on p.seq = d.seq "
+        "where d.handled_at is not null and d.handled_at < ? and (d.error is null or d.handled_at < ?) limit ?)",
+        (payloads_before, failed_before, limit),
+    ).rowcount
+
+
+def _open(db: sqlite3.Connection, owner: str, guid: str) -> int | None:
+    """Its number; None when it is handled already. Raises ClaimLost when `owner` does not have it."""
+    row = db.execute("select seq, owner, handled_at from deliveries where guid = ?", (guid,)).fetchone()
+    if row is not None and row[2] is not None:
+        return None
+    if row is None or row[1] != owner:
+        raise ClaimLost(f"delivery {guid} is not claimed by {owner} any more: leave it to whoever has it")
+    return int(row[0])
+
+
+def _noun(row: tuple[str, str, bytes | None, float, int]) -> Delivery:
+    guid, event, payload, received_at, attempts = row
+    return Delivery(
+        guid=guid,
+        event=event,
+        payload=payload or b"",
+        received_at=datetime.fromtimestamp(received_at, UTC),
+        attempts=attempts,
+    )

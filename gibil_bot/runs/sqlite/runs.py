@@ -1,0 +1,207 @@
+"""The SQL of runs: queueing with its cancellations, and every write that only the holder of a claim may do."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from gibil_bot.errors import ClaimLost
+from gibil_bot.model import Claim, Conclusion, NewRun, Plan, Run, RunState, Source, TaskResult, Telling
+from gibil_bot.runs.sqlite import tellings as _tellings
+
+NOUN = (
+    "id, seq, delivery_guid, source, plan, state, queued_at, started_at, finished_at, conclusion, cancel_reason, "
+    "machine, machine_attempt, note"
+)
+_source = msgspec.json.Decoder(Source)
+_plan = msgspec.json.Decoder(Plan)
+_task_result = msgspec.json.Decoder(TaskResult)
+_HELD = "id = ? and owner = ? and fence = ? and state = 'running'"
+
+
+def queue(db: sqlite3.Connection, topics: set[str], new: NewRun, now: float) -> None:
+    """A run that exists is not queued again. An older one of its group gives way: any unfinished one with
+    `cancel_in_progress`, without it only one that has not started, as in GitHub Actions. The group "" is no group."""
+    source, plan = new.source, new.plan
+    repository_id, group = source.repository.id, plan.concurrency_group
+    inserted = db.execute(
+        "insert into runs "
+        "(id, delivery_guid, repository_id, pull_request, sha, concurrency_group, state, queued_at, source, plan) "
+        "values (?, ?, ?, ?, ?, ?, 'queued', ?, ?, ?) on conflict (id) do nothing",
+        (
+            new.id,
+            new.delivery_guid,
+            repository_id,
+            source.pull_request.number,
+            source.sha,
+            group,
+            now,
+            msgspec.json.encode(source),
+            msgspec.json.encode(plan),
+        ),
+    )
+    if not inserted.rowcount:
+        return
+    topics.add("runs")
+    if group:
+        db.execute(
+            "update runs set cancel_reason = ? where finished_at is null and cancel_reason is null "
+            "and repository_id = ? and concurrency_group = ? and seq < ? and (state = 'queued' or ?)",
+            (f"superseded by {source.sha[:7]}", repository_id, group, inserted.lastrowid, plan.cancel_in_progress),
+        )
+
+
+def request_cancel(db: sqlite3.Connection, topics: set[str], run_id: str, reason: str) -> bool:
+    """False when it is finished, or there is none."""
+    found = db.execute(
+        "update runs set cancel_reason = coalesce(cancel_reason, ?) where id = ? and finished_at is null", (reason, run_id)
+    )
+    if found.rowcount:
+        topics.add("runs")
+    return bool(found.rowcount)
+
+
+def heartbeat(db: sqlite3.Connection, _: set[str], claims: Sequence[Claim], lease_until: float) -> dict[str, str | None]:
+    """A lease is nothing that anybody waits for, so that no topic is named."""
+    answers: dict[str, str | None] = {}
+    for claim in claims:
+        renewed = db.execute(
+            f"update runs set lease_until = ? where {_HELD} returning cancel_reason",  # noqa: S608
+            (lease_until, claim.run.id, claim.owner, claim.fence),
+        ).fetchall()
+        if renewed:
+            answers[claim.run.id] = renewed[0][0]
+    return answers
+
+
+def release(db: sqlite3.Connection, topics: set[str], claim: Claim) -> None:
+    _write(db, topics, claim, "owner = '', lease_until = 0")
+
+
+def save_machine(db: sqlite3.Connection, topics: set[str], claim: Claim, machine: str | None, attempt: int) -> None:
+    _write(db, topics, claim, "machine = ?, machine_attempt = ?", machine, attempt)
+
+
+def save_note(db: sqlite3.Connection, topics: set[str], claim: Claim, note: str) -> None:
+    _write(db, topics, claim, "note = ?", note)
+
+
+def save_task(db: sqlite3.Connection, topics: set[str], claim: Claim, result: TaskResult) -> None:
+    check(db, claim)
+    db.execute(
+        "insert into task_results (run_id, machine_attempt, task_index, result) values (?, ?, ?, ?) "
+        "on conflict (run_id, machine_attempt, task_index) do update set result = excluded.result",
+        (claim.run.id, result.machine_attempt, result.index, msgspec.json.encode(result)),
+    )
+    topics.add("runs")
+
+
+def finish(
+    db: sqlite3.Connection, topics: set[str], claim: Claim, conclusion: Conclusion, tellings: Sequence[Telling], now: float
+) -> None:
+    _write(db, topics, claim, "state = 'finished', finished_at = ?, conclusion = ?, lease_until = 0", now, conclusion.value)
+    _tellings.wish(db, topics, tellings, now)
+
+
+def tell(db: sqlite3.Connection, topics: set[str], claim: Claim | None, tellings: Sequence[Telling], now: float) -> None:
+    if claim is not None:
+        check(db, claim)
+    _tellings.wish(db, topics, tellings, now)
+
+
+def get(db: sqlite3.Connection, run_id: str) -> Run | None:
+    row = db.execute(f"select {NOUN} from runs where id = ?", (run_id,)).fetchone()  # noqa: S608
+    return None if row is None else noun(row)
+
+
+def task_results(db: sqlite3.Connection, run_id: str, machine_attempt: int) -> list[TaskResult]:
+    rows = db.execute(
+        "select result from task_results where run_id = ? and machine_attempt = ? order by task_index",
+        (run_id, machine_attempt),
+    )
+    return [_task_result.decode(row[0]) for row in rows]
+
+
+def queued(db: sqlite3.Connection) -> list[Run]:
+    return _select(db, "finished_at is null and state = 'queued' order by seq")
+
+
+def unfinished(db: sqlite3.Connection) -> list[Run]:
+    return _select(db, "finished_at is null order by seq")
+
+
+def of_repository(db: sqlite3.Connection, repository_id: int, number: int | None, sha: str | None) -> list[Run]:
+    condition, values = "repository_id = ?", [repository_id, *(value for value in (number, sha) if value is not None)]
+    if number is not None:
+        condition += " and pull_request = ?"
+    if sha is not None:
+        condition += " and sha = ?"
+    return _select(db, condition + " order by seq desc limit 100", *values)
+
+
+def prune(db: sqlite3.Connection, _: set[str], finished_before: float, limit: int) -> int:
+    """Forget finished runs and their results. How many went."""
+    gone = db.execute(
+        "select seq, id from runs where finished_at is not null and finished_at < ? limit ?", (finished_before, limit)
+    ).fetchall()
+    db.executemany("delete from task_results where run_id = ?", [(run_id,) for _, run_id in gone])
+    db.executemany("delete from runs where seq = ?", [(seq,) for seq, _ in gone])
+    return len(gone)
+
+
+def check(db: sqlite3.Connection, claim: Claim) -> None:
+    """Raises ClaimLost unless the claim still holds."""
+    held = db.execute(f"select 1 from runs where {_HELD}", (claim.run.id, claim.owner, claim.fence)).fetchone()  # noqa: S608
+    if held is None:
+        raise _lost(claim)
+
+
+def noun(row: tuple[Any, ...]) -> Run:
+    """A row of the columns NOUN."""
+    (
+        run_id, seq, guid, source, plan, state, queued_at, started_at, finished_at, conclusion, cancel_reason,
+        machine, machine_attempt, note,
+    ) = row  # fmt: skip
+    return Run(
+        id=run_id,
+        seq=seq,
+        delivery_guid=guid,
+        source=_source.decode(source),
+        plan=_plan.decode(plan),
+        state=RunState(state),
+        queued_at=datetime.fromtimestamp(queued_at, UTC),
+        started_at=_time(started_at),
+        finished_at=_time(finished_at),
+        conclusion=None if conclusion is None else Conclusion(conclusion),
+        cancel_reason=cancel_reason,
+        machine=machine,
+        machine_attempt=machine_attempt,
+        note=note,
+    )
+
+
+def _write(db: sqlite3.Connection, topics: set[str], claim: Claim, assignment: str, *values: object) -> None:
+    """Raises ClaimLost unless the claim still holds."""
+    written = db.execute(
+        f"update runs set {assignment} where {_HELD}",  # noqa: S608
+        (*values, claim.run.id, claim.owner, claim.fence),
+    )
+    if not written.rowcount:
+        raise _lost(claim)
+    topics.add("runs")
+
+
+def _lost(claim: Claim) -> ClaimLost:
+    return ClaimLost(f"run {claim.run.id} is not {claim.owner}'s any more (fence {claim.fence}): stop working on it")
+
+
+def _select(db: sqlite3.Connection, condition: str, *values: object) -> list[Run]:
+    return [noun(row) for row in db.execute(f"select {NOUN} from runs where {condition}", values)]  # noqa: S608
+
+
+def _time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

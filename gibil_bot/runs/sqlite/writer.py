@@ -1,0 +1,136 @@
+"""The one thread that writes: whatever waits is committed together, so that one fsync serves many callers.
+
+A job is a function of the connection. Each runs in its own savepoint: one that fails takes nothing with it. Callers are
+woken after the commit, all of a batch with one call into the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gibil_bot.errors import StoreError
+from gibil_bot.runs.sqlite.database import store_error
+
+T = TypeVar("T")
+
+Job = Callable[[sqlite3.Connection, set[str]], T]
+"""Gets the connection, inside a transaction, and the set to which it adds the topics that it wrote to."""
+
+_Waiting = tuple[Job[Any], "asyncio.Future[Any]"]
+_Outcome = tuple["asyncio.Future[Any]", Any, BaseException | None]
+
+BATCH = 512
+"""Jobs in one transaction at most: a bound on how long the first of them waits for the last."""
+
+
+class Writer:
+    """Owns the connection from its start to `close`. `on_commit(topics)` is called on the loop, before the callers go on."""
+
+    def __init__(
+        self,
+        db: sqlite3.Connection,
+        path: Path,
+        *,
+        on_commit: Callable[[set[str]], None],
+        between: Callable[[sqlite3.Connection], None],
+    ) -> None:
+        """`between(connection)` runs on the writer's thread after each batch, outside of any transaction."""
+        self._db = db
+        self._path = path
+        self._on_commit = on_commit
+        self._between = between
+        self._loop = asyncio.get_running_loop()
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="gibil-store-writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job[T]) -> asyncio.Future[T]:
+        """Queue a job. The future is done when the job is committed; cancelling it does not take the job back.
+
+        Raises StoreError once the store is closed.
+        """
+        if self._closed:
+            raise StoreError(f"the database {self._path} is closed")
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._queue.put((job, future))
+        return future
+
+    def stop(self) -> None:
+        """Take no more jobs. On the loop, so that no job slips in behind the mark that ends the thread."""
+        self._closed = True
+        self._queue.put(None)
+
+    def join(self) -> None:
+        """Blocks until what was submitted before `stop` is committed and the thread has ended. The connection stays open."""
+        self._thread.join()
+
+    def _work(self) -> None:
+        running = True
+        while running:
+            batch: list[_Waiting] = []
+            waiting = self._queue.get()
+            while waiting is not None:
+                batch.append(waiting)
+                if len(batch) == BATCH:
+                    break
+                try:
+                    waiting = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+            running = waiting is not None
+            if batch:
+                outcomes, topics = self._commit(batch)
+                self._wake(outcomes, topics)
+            self._between(self._db)
+
+    def _commit(self, batch: list[_Waiting]) -> tuple[list[_Outcome], set[str]]:
+        db, topics = self._db, set[str]()
+        outcomes: list[_Outcome] = []
+        try:
+            db.execute("begin immediate")
+            for job, future in batch:
+                outcomes.append(self._run(job, future, topics))
+            db.execute("commit")
+        except sqlite3.Error as error:
+            if db.in_transaction:
+                db.execute("rollback")
+            return [(future, None, store_error(self._path, error)) for _, future in batch], set()
+        return outcomes, topics
+
+    def _run(self, job: Job[Any], future: asyncio.Future[Any], topics: set[str]) -> _Outcome:
+        """One job in its savepoint. Raises sqlite3.Error only when SQLite has given up the whole transaction."""
+        db = self._db
+        db.execute("savepoint job")
+        try:
+            result = job(db, topics)
+        except Exception as error:  # whatever it is, it is for the caller, and this thread lives on
+            if not db.in_transaction:
+                raise error if isinstance(error, sqlite3.Error) else sqlite3.OperationalError(str(error)) from error
+            db.execute("rollback to job")
+            db.execute("release job")
+            return future, None, store_error(self._path, error) if isinstance(error, sqlite3.Error) else error
+        db.execute("release job")
+        return future, result, None
+
+    def _wake(self, outcomes: list[_Outcome], topics: set[str]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more, and what is committed stays so
+            self._loop.call_soon_threadsafe(self._resolve, outcomes, topics)
+
+    def _resolve(self, outcomes: list[_Outcome], topics: set[str]) -> None:
+        if topics:
+            self._on_commit(topics)
+        for future, result, error in outcomes:
+            if future.done():
+                continue  # the caller was cancelled
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)

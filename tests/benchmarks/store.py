@@ -1,0 +1,138 @@
+"""What the store costs in process: accepting deliveries from 50 callers at once, and claiming beside a long history.
+
+    python tests/benchmarks/store.py [--deliveries 30000] [--history 0] [--folder DIR]
+
+Prints one JSON object. The fsync time of the disk is measured beside it, because every number here stands on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from gibil_bot.model import Conclusion, Delivery, NewRun, Person, Plan, PullRequest, Repository, Source, TaskPlan, Trust
+from gibil_bot.ports import Settlement
+from gibil_bot.runs.store import SqliteStore, open_store
+
+CALLERS = 50
+PAYLOAD = b'{"action": "created", "comment": {"body": "/gibil test"}}' + b" " * 12_000
+"""About as long as an issue_comment of GitHub's."""
+
+
+def run(number: int) -> NewRun:
+    """Twenty repositories, each run in a group of its own."""
+    repository = Repository(
+        id=number % 20, full_name=f"ada/r{number % 20}", clone_url="https://github.com/ada/r", default_branch="main"
+    )
+    pull_request = PullRequest(
+        number=number,
+        title="A change",
+        author=Person(login="ada"),
+        head_sha="a" * 40,
+        head_ref="change",
+        head_repository="ada/r",
+        base_ref="main",
+        base_sha="b" * 40,
+    )
+    source = Source(
+        installation_id=1, repository=repository, pull_request=pull_request, sha="a" * 40, trust=Trust.TRUSTED, actor="ada"
+    )
+    tasks = tuple(TaskPlan(name=f"step {index}", run="make test") for index in range(5))
+    plan = Plan(workflow="test", title="test", path="workflows/test.yml", tasks=tasks, concurrency_group=f"test/{number}")
+    return NewRun(id=f"{number:016x}", delivery_guid="history", source=source, plan=plan)
+
+
+async def timed(calls: int, call: Callable[[int], Awaitable[object]]) -> tuple[float, float, float]:
+    """(calls a second, median ms, 99th percentile ms) of CALLERS callers who share the work."""
+    numbers = iter(range(calls))
+    took: list[float] = []
+
+    async def caller() -> None:
+        for number in numbers:
+            start = time.perf_counter()
+            await call(number)
+            took.append(time.perf_counter() - start)
+
+    start = time.perf_counter()
+    await asyncio.gather(*(caller() for _ in range(CALLERS)))
+    elapsed = time.perf_counter() - start
+    took.sort()
+    return round(calls / elapsed), round(took[len(took) // 2] * 1000, 2), round(took[len(took) * 99 // 100] * 1000, 2)
+
+
+async def write_history(store: SqliteStore, count: int) -> None:
+    """That many handled deliveries and finished runs."""
+    for first in range(0, count, 1000):
+        guid = f"history-{first}"
+        await store.accept(Delivery(guid=guid, event="push", payload=b"{}", received_at=datetime.now(UTC)))
+        await store.claim_deliveries("bench", limit=1, lease_s=60)
+        new = [run(number) for number in range(first, min(first + 1000, count))]
+        await store.settle("bench", guid, Settlement(runs=new))
+        for _ in new:
+            claim = await store.claim_run("bench", lease_s=60, max_machines=10)
+            assert claim is not None
+            await store.finish(claim, Conclusion.SUCCESS, ())
+
+
+def fsync_ms(folder: Path) -> float:
+    """The median of 50 appends of one page."""
+    took = []
+    with (folder / "fsync").open("wb", buffering=0) as file:
+        for _ in range(50):
+            start = time.perf_counter()
+            file.write(b"x" * 4096)
+            os.fsync(file.fileno())
+            took.append(time.perf_counter() - start)
+    return round(sorted(took)[25] * 1000, 3)
+
+
+async def measure(folder: Path, deliveries: int, history: int) -> dict[str, object]:
+    answer: dict[str, object] = {"fsync_ms": fsync_ms(folder), "callers": CALLERS, "deliveries": deliveries, "history": history}
+    store = await open_store(f"sqlite:///{folder / 'bench.db'}")
+    try:
+        await write_history(store, history)
+
+        async def accept(number: int) -> None:
+            guid = f"{number * 2654435761 % 2**32:08x}-{number}"
+            await store.accept(Delivery(guid=guid, event="issue_comment", payload=PAYLOAD, received_at=datetime.now(UTC)))
+
+        names = ("accept_per_s", "accept_median_ms", "accept_p99_ms")
+        answer |= dict(zip(names, await timed(deliveries, accept), strict=True))
+        answer["log_mb"] = round((folder / "bench.db-wal").stat().st_size / 1e6, 1)
+
+        async def idle_claim(_: int) -> None:
+            await store.claim_run("bench", lease_s=60, max_machines=10)
+
+        async def claim_delivery(_: int) -> None:
+            await store.claim_deliveries("bench", limit=1, lease_s=60)
+
+        names = ("claim_run_nothing_per_s", "claim_run_nothing_median_ms", "claim_run_nothing_p99_ms")
+        answer |= dict(zip(names, await timed(2000, idle_claim), strict=True))
+        names = ("claim_delivery_per_s", "claim_delivery_median_ms", "claim_delivery_p99_ms")
+        answer |= dict(zip(names, await timed(min(2000, deliveries), claim_delivery), strict=True))
+    finally:
+        start = time.perf_counter()
+        await store.close()
+        answer["close_s"] = round(time.perf_counter() - start, 3)
+    return answer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--deliveries", type=int, default=30_000)
+    parser.add_argument("--history", type=int, default=0, help="finished runs that are there before")
+    parser.add_argument("--folder", type=Path, default=None, help="on the disk to measure; a temporary one otherwise")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        print(json.dumps(asyncio.run(measure(Path(folder), arguments.deliveries, arguments.history)), indent=2))
+
+
+if __name__ == "__main__":
+    main()
