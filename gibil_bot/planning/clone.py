@@ -73,8 +73,8 @@ fetch() {
         -c http.lowSpeedLimit=500 -c http.lowSpeedTime=60 -c protocol.version=2 -c gc.auto=0 \
         fetch -q --no-tags --no-recurse-submodules --no-write-fetch-head "$@" >"$log" 2>&1 && return 0
     cat "$log" >&2
-    if grep -qiE 'authentication failed|could not read (username|password)|terminal prompts disabled|requested URL returned error: 40[13]' "$log"
-    then
+    if grep -qiE 'authentication failed|could not read (username|password)|terminal prompts disabled' "$log" \
+        || grep -qiE 'requested URL returned error: 40[13]' "$log"; then
         fail 22 "$host refuses our credentials for this repository; is the App still installed on it?"
     elif grep -qiE "repository .* not found|requested URL returned error: 404" "$log"; then
         fail 22 "$host does not show us this repository; is the App still installed on it?"

@@ -166,7 +166,8 @@ class _Builder:
         return next(self._events)
 
     def _refuse(self, event: yaml.Event, problem: str) -> InvalidWorkflow:
-        return InvalidWorkflow(self._path, event.start_mark.line + 1, event.start_mark.column + 1, problem)
+        line, column = _place(event)
+        return InvalidWorkflow(self._path, line, column, problem)
 
     def _grow(self, event: yaml.Event, nodes: int) -> None:
         self._count += nodes
@@ -216,11 +217,11 @@ class _Builder:
         items: tuple[Node, ...] = (),
         entries: tuple[tuple[Node, Node], ...] = (),
     ) -> Node:
-        mark = event.start_mark
+        line, column = _place(event)
         return Node(
             path=self._path,
-            line=mark.line + 1,
-            column=mark.column + 1,
+            line=line,
+            column=column,
             kind=kind,
             text=text,
             style=style,
@@ -242,7 +243,7 @@ class _Builder:
                 raise self._refuse(event, "the merge key << is not supported; write the keys out")
             if key.text in seen:
                 raise self._refuse(event, f"the key {key.text!r} is there twice; the first is in line {seen[key.text]}")
-            seen[key.text] = event.start_mark.line + 1
+            seen[key.text] = key.line
             yield key, self._node(self._next(), depth + 1)
 
     @staticmethod
@@ -250,6 +251,12 @@ class _Builder:
         if tag.startswith("!") and not tag.startswith("!!"):
             return f"YAML reads {tag} as a tag; put the whole value in quotes, or in ${{{{ }}}}"
         return "tags are not supported; remove it"
+
+
+def _place(event: yaml.Event) -> tuple[int, int]:
+    mark = event.start_mark
+    assert mark is not None, "the reader always says where an event begins"
+    return mark.line + 1, mark.column + 1
 
 
 def _depth(node: Node) -> int:
