@@ -1,0 +1,291 @@
+"""Comments read for `/gibil …` lines: what a person would see as plain text, and nothing that is quoted or hidden.
+
+Pure. A command is the first word of a line. Lines within fenced, indented or inline code, HTML comments, `<pre>` and
+quotes are somebody showing a command, not giving one. Work grows with the length of the comment and no faster.
+The block rules are CommonMark's (https://spec.commonmark.org/0.31.2/); in doubt a line is not a command.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from gibil_bot.model import Command
+
+PREFIX = "/gibil"
+MOST_COMMANDS = 10
+LONGEST_LINE = 4096
+
+POSITIONAL = {"approve": "sha", "cancel": "workflow", "retest": "workflow", "help": "workflow"}
+"""The one argument that our own commands take without a key: `/gibil approve 1a2b3c4` is {"sha": "1a2b3c4"}."""
+
+
+def parse(body: str) -> tuple[Command, ...]:
+    """Every command of a comment, in order. `/gibil` alone is `help`.
+
+    After ten commands one more comes back whose `problem` says that the rest was not read.
+    """
+    found: list[Command] = []
+    for line in command_lines(body):
+        if len(found) == MOST_COMMANDS:
+            problem = f"a comment can hold {MOST_COMMANDS} commands; this one and those after it were not read"
+            found.append(Command(word=_command(line).word, problem=problem))
+            break
+        found.append(_command(line))
+    return tuple(found)
+
+
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """The choice that was probably meant."""
+    close = get_close_matches(word[:64].lower(), list(choices), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+# --- which lines are commands ----------------------------------------------------------------------------------------
+
+_LINE_END = re.compile(r"\r\n|\n|\r")
+_LIST_ITEM = re.compile(r"[ \t]*(?:[-+*]|[0-9]{1,9}[.)])(?:[ \t]+|$)")
+_FENCE = re.compile(r"(`{3,})[^`]*$|(~{3,})")
+# HTML blocks whose inside is not shown as text: https://spec.commonmark.org/0.31.2/#html-blocks, kinds 1 and 2.
+_HTML_OPENS = re.compile(r"<(?:(!--)|(pre|script|style|textarea)(?=[\s>]|$))", re.IGNORECASE)
+_INLINE_MARK = re.compile(r"`+|<!--|-->")
+
+
+@dataclass(frozen=True, slots=True)
+class _Fence:
+    sign: str
+    length: int
+    in_list: bool
+
+
+def command_lines(body: str) -> Iterator[str]:
+    """The lines that start with `/gibil` where a reader sees plain text, without what comments hide in them."""
+    paragraph: list[str] = []
+    fence: _Fence | None = None
+    closer: str | None = None
+    in_list = False
+    for line in _LINE_END.split(body):
+        text = line.lstrip(" \t")
+        indent = _indent(line[: len(line) - len(text)])
+        if closer is not None:
+            if closer in line.lower():
+                closer = None
+            continue
+        if fence is not None:
+            if _closes(fence, text, indent):
+                fence = None
+            # A line at the margin ends the list, and a list that ends closes the code in it.
+            if not (fence is not None and fence.in_list and text and indent == 0):
+                continue
+            fence, in_list = None, False
+        if not text or text.startswith(">"):
+            yield from _commands_of(paragraph)
+            paragraph = []
+            in_list = in_list and not text
+            continue
+        content, item = _strip_list_markers(text) if (indent < 4 or in_list) else (text, False)
+        in_list = item or (in_list and indent > 0)
+        if indent < 4 or in_list:
+            opened = _FENCE.match(content)
+            html = None if opened else _HTML_OPENS.match(content)
+            if opened or html:
+                yield from _commands_of(paragraph)
+                paragraph = []
+            if opened:
+                run = opened[1] or opened[2]
+                fence = _Fence(run[0], len(run), in_list)
+                continue
+            if html:
+                closer = "-->" if html[1] else f"</{html[2].lower()}"
+                # From the fourth sign on, so that `<!-->` does not close itself here while it does not at GitHub.
+                if closer in content[4:].lower():
+                    closer = None
+                continue
+        # Indented code, or the continuation of a paragraph that looks like it: kept, so that inline code that spans
+        # lines is seen whole, and never a command.
+        paragraph.append(line)
+    yield from _commands_of(paragraph)
+
+
+def _closes(fence: _Fence, text: str, indent: int) -> bool:
+    run = text.rstrip(" \t")
+    return (fence.in_list or indent < 4) and len(run) >= fence.length and run.count(fence.sign) == len(run)
+
+
+def _strip_list_markers(text: str) -> tuple[str, bool]:
+    item = False
+    at = 0
+    while match := _LIST_ITEM.match(text, at):
+        if match.end() == at:
+            break
+        item, at = True, match.end()
+    return text[at:], item
+
+
+def _indent(blank: str) -> int:
+    """Columns, a tab reaching to the next multiple of four."""
+    return len(blank.expandtabs(4)) if "\t" in blank else len(blank)
+
+
+def _commands_of(paragraph: list[str]) -> Iterator[str]:
+    if not any(_is_command(line) for line in paragraph):
+        return
+    text = "\n".join(paragraph)
+    hidden = _hidden(text)
+    starts = [start for start, _ in hidden]
+    offset = 0
+    for line in paragraph:
+        if _is_command(line):
+            at = offset + line.index("/")
+            before = bisect_right(starts, at) - 1
+            if before < 0 or hidden[before][1] <= at:
+                yield _visible(text, at, offset + len(line), hidden)
+        offset += len(line) + 1
+
+
+def _is_command(line: str) -> bool:
+    text = line.lstrip(" ")
+    if len(line) - len(text) > 3 or not text[: len(PREFIX)].isascii() or text[: len(PREFIX)].lower() != PREFIX:
+        return False
+    return text[len(PREFIX) : len(PREFIX) + 1] in ("", " ", "\t")
+
+
+def _hidden(text: str) -> list[tuple[int, int]]:
+    """(start, end) of inline code and of comments in a paragraph, in order and apart from each other."""
+    marks = list(_INLINE_MARK.finditer(text))
+    later: dict[str, list[int]] = {}
+    for index in range(len(marks) - 1, -1, -1):
+        later.setdefault(marks[index][0], []).append(index)
+    spans: list[tuple[int, int]] = []
+    index = 0
+    while index < len(marks):
+        mark = marks[index]
+        if mark[0] == "-->" or (mark[0][0] == "`" and _escaped(text, mark.start())):
+            index += 1
+            continue
+        closers = later.get("-->" if mark[0] == "<!--" else mark[0], [])
+        while closers and closers[-1] <= index:
+            closers.pop()
+        if not closers:
+            index += 1
+            continue
+        spans.append((mark.start(), marks[closers[-1]].end()))
+        index = closers[-1] + 1
+    return spans
+
+
+def _escaped(text: str, at: int) -> bool:
+    backslashes = 0
+    while at - backslashes > 0 and text[at - backslashes - 1] == "\\":
+        backslashes += 1
+    return backslashes % 2 == 1
+
+
+def _visible(text: str, start: int, end: int, hidden: list[tuple[int, int]]) -> str:
+    """The line without the comments in it; inline code among the arguments stays as it was typed."""
+    parts = []
+    at = start
+    for first, last in hidden[bisect_right(hidden, (start, start)) :]:
+        if first >= end:
+            break
+        if text.startswith("<!--", first):
+            parts.append(text[at:first])
+            at = min(last, end)
+    parts.append(text[at:end])
+    return "".join(parts)
+
+
+# --- one line ---------------------------------------------------------------------------------------------------------
+
+_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+# What telephones make of straight quotes is taken for what was meant.
+_QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’"}
+
+
+class _Unreadable(ValueError):
+    """Why a line cannot be read."""
+
+
+def _command(line: str) -> Command:
+    rest = line[len(PREFIX) :].strip(" \t")
+    if not rest:
+        return Command(word="help")
+    word = re.split(r"[ \t]", rest, maxsplit=1)[0]
+    shown = "".join(sign for sign in word[:64].lower() if sign.isprintable())
+    try:
+        if len(line) > LONGEST_LINE:
+            raise _Unreadable(f"the line is longer than {LONGEST_LINE} characters")
+        _refuse_invisible(rest)
+        return Command(word=word.lower(), arguments=_arguments(word.lower(), rest[len(word) :]))
+    except _Unreadable as error:
+        return Command(word=shown, problem=str(error))
+
+
+def _refuse_invisible(text: str) -> None:
+    for sign in text:
+        if sign != "\t" and unicodedata.category(sign) in ("Cc", "Cf", "Co", "Cs", "Zl", "Zp"):
+            raise _Unreadable(f"it holds the invisible character U+{ord(sign):04X}; type the line anew")
+
+
+def _arguments(word: str, rest: str) -> dict[str, str]:
+    arguments: dict[str, str] = {}
+    for token, key_end in _tokens(rest):
+        if key_end is not None and _KEY.fullmatch(token[:key_end]):
+            key, value = token[:key_end], token[key_end + 1 :]
+        elif key_end is None and word in POSITIONAL and not arguments:
+            key, value = POSITIONAL[word], token
+        elif key_end is None:
+            raise _Unreadable(f"“{_short(token)}” is not an argument: write key=value, with quotes where there are spaces")
+        else:
+            raise _Unreadable(f"“{_short(token[:key_end])}” cannot be the name of an argument: letters, digits, - and _")
+        if key in arguments:
+            raise _Unreadable(f"the argument {_short(key)} is there twice")
+        arguments[key] = value
+    return arguments
+
+
+def _tokens(text: str) -> Iterator[tuple[str, int | None]]:
+    """(token without its quotes, where its first unquoted `=` is). A backslash makes a quote, itself or a blank plain."""
+    signs: list[str] = []
+    started = False
+    equals: int | None = None
+    closing: str | None = None
+    opening = ""
+    at = 0
+    while at < len(text):
+        sign = text[at]
+        plain = ("\\", closing) if closing is not None else ("\\", " ", "\t", *_QUOTES)
+        if sign == "\\" and at + 1 < len(text) and text[at + 1] in plain:
+            signs.append(text[at + 1])
+            started = True
+            at += 2
+            continue
+        if closing is not None:
+            if sign == closing:
+                closing = None
+            else:
+                signs.append(sign)
+        elif sign in _QUOTES:
+            closing, opening, started = _QUOTES[sign], text[at : at + 20], True
+        elif sign in " \t":
+            if started:
+                yield "".join(signs), equals
+            signs, started, equals = [], False, None
+        else:
+            if sign == "=" and equals is None:
+                equals = len(signs)
+            signs.append(sign)
+            started = True
+        at += 1
+    if closing is not None:
+        raise _Unreadable(f"the quotation that begins with {_short(opening)} is not closed")
+    if started:
+        yield "".join(signs), equals
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else text[:39] + "…"
