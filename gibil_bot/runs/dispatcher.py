@@ -65,7 +65,9 @@ class Dispatcher:
 
     async def _supervise(self, claim: Claim, runner: Runner) -> None:
         run = claim.run
-        log.info("run %s: %s of %s#%s", run.id, run.plan.workflow, run.source.repository.full_name, run.source.pull_request.number)
+        log.info(
+            "run %s: %s of %s#%s", run.id, run.plan.workflow, run.source.repository.full_name, run.source.pull_request.number
+        )
         try:
             conclusion = await runner.run()
             log.info("run %s: %s", run.id, conclusion.value)

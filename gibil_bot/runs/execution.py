@@ -119,7 +119,9 @@ class Execution:
     async def prepare(self) -> None:
         """Make the files that tasks write to. Safe to repeat."""
         folders = " ".join(script.task_files(index).folder for index in range(len(self._plan.tasks)))
-        result = await self._shell.run(f'mkdir -p {folders} && for d in {folders}; do touch "$d/env" "$d/output" "$d/path" "$d/summary"; done')
+        result = await self._shell.run(
+            f'mkdir -p {folders} && for d in {folders}; do touch "$d/env" "$d/output" "$d/path" "$d/summary"; done'
+        )
         if result.exit_status != 0:
             raise MachineLost(f"The machine's disk cannot be written: {result.stderr.decode('utf-8', 'replace').strip()}")
 
@@ -154,7 +156,9 @@ class Execution:
         status = self._status()
         wanted = expressions.evaluate(task.condition, status=status, inputs=self._plan.inputs, github=self._plan.github)
         if resumed is None and not wanted:
-            why = {"failure": "an earlier task failed", "cancelled": "the run was cancelled"}.get(status, f"if: {task.condition}")
+            why = {"failure": "an earlier task failed", "cancelled": "the run was cancelled"}.get(
+                status, f"if: {task.condition}"
+            )
             result = TaskResult(
                 index=index, machine_attempt=self._attempt, name=task.name, status=TaskStatus.SKIPPED,
                 started_at=now(), finished_at=now(), detail=why,
@@ -169,7 +173,9 @@ class Execution:
             await self._journal.write("task_started", index=index, name=task.name)
         cancelled_already = status == "cancelled"
         job_id = f"task-{index}"
-        environment = script.task_environment(self._claim.run, task, self._secrets, script.task_files(index), extra, paths=paths)
+        environment = script.task_environment(
+            self._claim.run, task, self._secrets, script.task_files(index), extra, paths=paths
+        )
         log = TaskLog(self._log_folder / f"{index}.log", self._redactor(), self._output(index))
         await log.open()
         self._log = log

@@ -165,7 +165,9 @@ class Intake:
                 await self._store.postpone(self._process, delivery.guid, error.message, delay_s=delay)
                 return
             log.error("delivery %s: %s", delivery.guid, error.message)
-            await self._settle(delivery, self._failed(delivery, event, f"GitHub did not answer the bot's questions: {error.message}"))
+            await self._settle(
+                delivery, self._failed(delivery, event, f"GitHub did not answer the bot's questions: {error.message}")
+            )
         except StoreError as error:
             log.error("delivery %s stays to be handled: %s", delivery.guid, error.message)
         except Exception as error:
@@ -173,7 +175,9 @@ class Intake:
             if delivery.attempts < FAULT_TRIES:
                 await self._store.postpone(self._process, delivery.guid, repr(error), delay_s=10.0)
                 return
-            await self._settle(delivery, self._failed(delivery, event, "gibil failed inside; its operator finds more in the bot's log."))
+            await self._settle(
+                delivery, self._failed(delivery, event, "gibil failed inside; its operator finds more in the bot's log.")
+            )
         else:
             await self._settle(delivery, outcome.settlement())
 
@@ -200,7 +204,9 @@ class Intake:
         place = len(await self._store.queued())
         for index, new in enumerate(outcome.runs, start=1):
             queued = _as_queued(new)
-            outcome.tellings.append(render.check_run(render.queued_report(queued, place + index, self._policy.public_url, now())))
+            outcome.tellings.append(
+                render.check_run(render.queued_report(queued, place + index, self._policy.public_url, now()))
+            )
         return outcome
 
     async def _comment(self, event: CommentCreated, outcome: _Outcome) -> None:
@@ -214,7 +220,9 @@ class Intake:
             ]
             return
         pull_request = await self._github.pull_request(event.installation_id, event.repository.full_name, event.number)
-        desk = await self._desk(event.installation_id, event.repository, pull_request, event.author.login, permission, "issue_comment")
+        desk = await self._desk(
+            event.installation_id, event.repository, pull_request, event.author.login, permission, "issue_comment"
+        )
         refusals: list[str] = []
         answers: list[str] = []
         for command in commands.parse(event.body):
@@ -240,7 +248,9 @@ class Intake:
             wanted = command.arguments.get("workflow")
             chosen = [run for run in unfinished if wanted is None or run.plan.workflow == wanted]
             if not chosen:
-                raise Refused("Nothing is running or queued for this pull request" + (f" under the name {wanted}." if wanted else "."))
+                raise Refused(
+                    "Nothing is running or queued for this pull request" + (f" under the name {wanted}." if wanted else ".")
+                )
             outcome.cancel += [(run.id, f"cancelled by {event.author.login}") for run in chosen]
             return None
         desk.check_may_run(self._policy)
@@ -277,7 +287,11 @@ class Intake:
             event.installation_id, event.repository, pull_request, event.sender.login, permission, "pull_request"
         )
         plans = list(planning.for_pull_request(desk.catalogue, event.action, desk.facts))
-        older = [run for run in await self._unfinished_of(event.repository, pull_request.number) if run.source.sha != pull_request.head_sha]
+        older = [
+            run
+            for run in await self._unfinished_of(event.repository, pull_request.number)
+            if run.source.sha != pull_request.head_sha
+        ]
         planned = {plan.concurrency_group for plan in plans}
         for run in older:
             if run.plan.cancel_in_progress and run.plan.concurrency_group not in planned:
@@ -293,7 +307,9 @@ class Intake:
         try:
             desk.check_may_run(self._policy)
         except Refused as refusal:
-            outcome.tellings.append(render.notice(event.installation_id, event.repository, pull_request.number, "refused", str(refusal)))
+            outcome.tellings.append(
+                render.notice(event.installation_id, event.repository, pull_request.number, "refused", str(refusal))
+            )
             return
         for plan in plans:
             self._queue(plan, desk, outcome)
@@ -344,7 +360,13 @@ class Intake:
         ]
 
     async def _desk(
-        self, installation_id: int, repository: Repository, pull_request: PullRequest, actor: str, permission: str, event_name: str
+        self,
+        installation_id: int,
+        repository: Repository,
+        pull_request: PullRequest,
+        actor: str,
+        permission: str,
+        event_name: str,
     ) -> _Desk:
         """Everything that a decision about one pull request needs, read fresh from GitHub."""
         author = pull_request.author.login
@@ -428,7 +450,11 @@ def _bound_again(plan: Plan, facts: planning.Facts) -> Plan:
 
 def _as_queued(new: NewRun) -> Run:
     return Run(
-        id=new.id, seq=0, delivery_guid=new.delivery_guid, source=new.source, plan=new.plan, state=RunState.QUEUED, queued_at=now()
+        id=new.id,
+        seq=0,
+        delivery_guid=new.delivery_guid,
+        source=new.source,
+        plan=new.plan,
+        state=RunState.QUEUED,
+        queued_at=now(),
     )
-
-

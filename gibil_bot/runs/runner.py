@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from gibil_bot.config import Secret
 from gibil_bot.errors import ClaimLost, GibilError, GitHubError, MachineLost, ProviderError, SSHError, StoreError, Unavailable
@@ -160,7 +161,9 @@ class Runner:
                 shell=shell,
                 secrets=self._secret_values,
                 redactor=self._redactor,
-                log_folder=self._tools.logs / self._run.id if attempt == 1 else self._tools.logs / self._run.id / f"machine-{attempt}",
+                log_folder=self._tools.logs / self._run.id
+                if attempt == 1
+                else self._tools.logs / self._run.id / f"machine-{attempt}",
                 journal=self._journal,
                 cancellation=self._cancellation,
                 listener=Listener(changed=self._dirty.set, output=self._tools.output),
@@ -175,7 +178,9 @@ class Runner:
             return conclusion
         except MachineLost as error:
             if machine is not None and now() >= machine.expires_at:
-                await self._note(f"The machine's time was up ({_minutes(machine)}): `machine: {{ttl: …}}` of the workflow sets it.")
+                await self._note(
+                    f"The machine's time was up ({_minutes(machine)}): `machine: {{ttl: …}}` of the workflow sets it."
+                )
                 return Conclusion.TIMED_OUT
             raise MachineLost(error.message) from error
         except (asyncio.CancelledError, ClaimLost):
@@ -209,7 +214,7 @@ class Runner:
                 ttl_s=min(self._run.plan.machine.ttl_s, self._tools.max_ttl_s),
                 labels={"run": self._run.id, "repository": str(source.repository.id)},
                 plan=self._run.plan.machine,
-                egress_allow=self._tools.egress,
+                egress_allow=(*self._tools.egress, *_address_of(source.repository.clone_url)),
                 untrusted=source.trust is Trust.UNTRUSTED,
                 tethered=self._tools.tethered,
             )
@@ -310,6 +315,14 @@ class Runner:
             tellings.append(comment)
         await self._tools.store.finish(self._claim, conclusion, tellings)
         await self._journal.write("finished", conclusion=conclusion.value)
+
+
+def _address_of(clone_url: str) -> tuple[str, ...]:
+    """`host:port` of where GitHub said that the repository is; () for a local checkout."""
+    url = urlsplit(clone_url)
+    if not url.hostname:
+        return ()
+    return (f"{url.hostname}:{url.port or (443 if url.scheme == 'https' else 80)}",)
 
 
 def _minutes(machine: Machine) -> str:

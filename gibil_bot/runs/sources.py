@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 
 from gibil_bot.errors import GibilError, GitHubError
@@ -60,7 +61,11 @@ class PullRequestClone:
             await asyncio.shield(self._github.revoke_token(token))
         if result.exit_status == 0:
             return None
-        words = result.stderr.decode("utf-8", "replace").replace(token, "***") if token else result.stderr.decode("utf-8", "replace")
+        words = (
+            result.stderr.decode("utf-8", "replace").replace(token, "***")
+            if token
+            else result.stderr.decode("utf-8", "replace")
+        )
         lines = [line for line in words.strip().splitlines() if line.strip()]
         return _Problem(
             lines[-1].strip() if lines else f"exit status {result.exit_status}",
@@ -95,7 +100,7 @@ class LocalBundle:
     async def _bundle(self) -> AsyncIterator[bytes]:
         # A bundle needs a ref; refs/gibil/try is made for its duration and names the very commit.
         ref = f"refs/gibil/try-{self._sha}"
-        await _git(self._checkout, "update-ref", ref, self._sha)
+        await git(self._checkout, "update-ref", ref, self._sha)
         try:
             process = await asyncio.create_subprocess_exec(
                 "git", "-C", str(self._checkout), "bundle", "create", "--quiet", "-", ref,
@@ -107,25 +112,26 @@ class LocalBundle:
                     yield data
                 complaint = (await process.stderr.read()).decode("utf-8", "replace").strip()
                 if await process.wait() != 0:
-                    raise SourceError(f"git could not bundle {self._checkout}: {complaint.splitlines()[-1] if complaint else ''}")
+                    raise SourceError(
+                        f"git could not bundle {self._checkout}: {complaint.splitlines()[-1] if complaint else ''}"
+                    )
             finally:
                 if process.returncode is None:
                     process.kill()
                     await process.wait()
         finally:
-            await _git(self._checkout, "update-ref", "-d", ref)
+            await git(self._checkout, "update-ref", "-d", ref)
 
 
-async def _git(checkout: Path, *arguments: str) -> str:
+async def git(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
+    """What git prints, stripped. Raises SourceError with git's last line."""
     process = await asyncio.create_subprocess_exec(
-        "git", "-C", str(checkout), *arguments,
+        "git", "-C", str(folder), *arguments,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **(environment or {})},
     )  # fmt: skip
     out, complaint = await process.communicate()
     if process.returncode != 0:
         words = complaint.decode("utf-8", "replace").strip()
-        raise SourceError(f"git {arguments[0]} failed in {checkout}: {words.splitlines()[-1] if words else 'no reason given'}")
-    return out.decode().strip()
-
-
-git = _git
+        raise SourceError(f"git {arguments[0]} failed in {folder}: {words.splitlines()[-1] if words else 'no reason given'}")
+    return out.decode("utf-8", "surrogateescape").strip()

@@ -11,7 +11,7 @@ import threading
 
 from gibil_bot.runs.sqlite.database import BUSY_S
 
-PAUSE_S = 0.5
+PAUSE_S = 0.05
 LONGEST_LOG = 64 << 20
 """Bytes of log above which the writer is asked to cut it."""
 
@@ -32,7 +32,7 @@ class Checkpointer:
         if self._cut_wanted.is_set():
             try:
                 db.execute("pragma busy_timeout = 200")  # a reader that stays in our way is no reason to keep callers waiting
-                db.execute("pragma wal_checkpoint(truncate)").fetchone()
+                db.execute("pragma wal_checkpoint(restart)").fetchone()
             except sqlite3.Error:
                 pass  # the same trouble meets the next commit, which has a caller to tell
             finally:

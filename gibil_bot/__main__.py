@@ -1,0 +1,5 @@
+"""`python -m gibil_bot` is `gibil`."""
+
+from gibil_bot.cli import main
+
+main()

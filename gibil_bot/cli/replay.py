@@ -1,0 +1,77 @@
+"""`gibil replay`: sign a recorded delivery and post it to a running bot."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import sys
+import uuid
+from pathlib import Path
+
+import click
+
+from gibil_bot.cli.output import json_option, print_json, say
+from gibil_bot.config import load_settings
+from gibil_bot.errors import ConfigurationError, GibilError, UsageError
+
+TIMEOUT_S = 30.0
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--event", help="The event's name (X-GitHub-Event); guessed from the payload when left out.")
+@click.option("--url", help="The bot's webhook; http://GIBIL_HOST:GIBIL_PORT/webhook when left out.")
+@click.option("--guid", help="X-GitHub-Delivery; a new one when left out.")
+@json_option
+def replay(file: Path, event: str | None, url: str | None, guid: str | None, as_json: bool) -> None:
+    """Post a recorded payload as GitHub would, signed with GIBIL_GITHUB_WEBHOOK_SECRET.
+
+    \b
+    gibil replay comment.json
+    gibil replay pull_request.json --event pull_request --url http://127.0.0.1:8080/webhook
+    """
+    settings = load_settings()
+    if not settings.webhook_secrets:
+        raise ConfigurationError(("GIBIL_GITHUB_WEBHOOK_SECRET is not set: the payload cannot be signed without it",))
+    body = file.read_bytes()
+    event = event or _guess(body, file)
+    guid = guid or str(uuid.uuid4())
+    url = url or f"http://{settings.host}:{settings.port}/webhook"
+    signature = hmac.new(settings.webhook_secrets[0].reveal().encode(), body, hashlib.sha256).hexdigest()
+    import httpx
+
+    try:
+        answer = httpx.post(
+            url,
+            content=body,
+            timeout=TIMEOUT_S,
+            headers={
+                "Content-Type": "application/json",
+                "User-Agent": "gibil-replay",
+                "X-GitHub-Event": event,
+                "X-GitHub-Delivery": guid,
+                "X-Hub-Signature-256": f"sha256={signature}",
+            },
+        )
+    except httpx.HTTPError as error:
+        raise GibilError(f"No bot answers at {url}: {error}. Is `gibil serve` running?", code="BOT_UNREACHABLE") from error
+    if as_json:
+        print_json({"status": answer.status_code, "answer": answer.text.strip(), "event": event, "guid": guid})
+    say(f"{event} as {guid}: {answer.status_code} {answer.text.strip()}", sys.stderr)
+    if answer.status_code != 202:
+        sys.exit(1)
+
+
+def _guess(body: bytes, file: Path) -> str:
+    try:
+        payload = json.loads(body)
+    except ValueError as error:
+        raise UsageError(f"{file} is not JSON: {error}") from error
+    if isinstance(payload, dict):
+        if "comment" in payload:
+            return "issue_comment" if "issue" in payload else "pull_request_review_comment"
+        for event in ("check_run", "check_suite", "pull_request"):
+            if event in payload:
+                return event
+    raise UsageError(f"{file} does not show which event it is: name it with --event")

@@ -1,0 +1,105 @@
+"""`gibil serve`: the bot."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from gibil_bot.cli.output import say
+from gibil_bot.config import Settings, load_settings, require_github
+from gibil_bot.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import uvicorn
+
+STOP_WITHIN_S = 10
+
+
+@click.command()
+@click.option("--host", help="The address to listen on (GIBIL_HOST).")
+@click.option("--port", type=click.IntRange(0, 65535), help="The port (GIBIL_PORT); 0 takes a free one.")
+@click.option("--verbose", "-v", is_flag=True, help="Log what is ignored, too.")
+def serve(host: str | None, port: int | None, verbose: bool) -> None:
+    """Run the bot.
+
+    Settings come from the environment; `gibil doctor` checks them and says what is missing. SIGTERM stops it: runs that
+    are going on are taken up again by the next start, in the middle of their output.
+
+    \b
+    GIBIL_GITHUB_APP_ID=1234 GIBIL_GITHUB_PRIVATE_KEY=app.pem GIBIL_GITHUB_WEBHOOK_SECRET=… gibil serve
+    """
+    settings = load_settings()
+    require_github(settings)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)-7s %(name)s  %(message)s",
+    )
+    for noisy in ("asyncio", "asyncssh", "httpx", "httpcore", "githubkit", "hishel"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    listener = _listen(host or settings.host, settings.port if port is None else port)
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings, listener))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        problem = f"GIBIL_HOST, GIBIL_PORT: cannot listen on {host}:{port}: {error.strerror}; choose another with --port"
+        raise ConfigurationError((problem,)) from error
+
+
+async def _serve(settings: Settings, listener: socket.socket) -> None:
+    import uvicorn
+
+    from gibil_bot import web
+    from gibil_bot.wiring import running_bot
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running_bot(settings) as bot:
+        config = uvicorn.Config(
+            web.create_app(bot),
+            http="httptools",
+            lifespan="off",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=STOP_WITHIN_S,
+        )
+        server = _server(config)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        address, port = listener.getsockname()[:2]
+        say(f"listening on http://{f'[{address}]' if ':' in address else address}:{port}", sys.stderr)
+        await asyncio.wait({serving, asyncio.ensure_future(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)
+        server.should_exit = True
+        await serving
+        say("stopping; runs that are going on are taken up again at the next start", sys.stderr)
+
+
+def _server(config: uvicorn.Config) -> uvicorn.Server:
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        """Leaves signals to us: uvicorn would raise them again before the bot has put its runs down."""
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    return Server(config)

@@ -1,0 +1,157 @@
+"""`gibil try`: the bot's own runner on a local checkout, its report in the terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gibil_bot.cli.output import Paint, json_option, print_json
+from gibil_bot.config import Settings, load_settings
+from gibil_bot.errors import GibilError, UsageError
+
+if TYPE_CHECKING:
+    from gibil_bot.model import NewRun, Plan, Run, TaskResult
+
+
+@click.command(name="try")
+@click.argument("path", default=".", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--workflow", "-w", default="test", show_default=True, help="A workflow's command, or a workflow file.")
+@click.option("--input", "-i", "inputs", multiple=True, metavar="NAME=VALUE", help="An input of the workflow; repeatable.")
+@click.option("--dirty", is_flag=True, help="With the uncommitted changes, new files too.")
+@json_option
+def try_(path: Path, workflow: str, inputs: tuple[str, ...], dirty: bool, as_json: bool) -> None:
+    """Run a workflow on a local checkout, on a disposable machine.
+
+    Exactly what the bot would do on a pull request, before you push: the committed HEAD (or, with --dirty, what lies in
+    the folder) is sent to a fresh machine, the tasks run, the machine is burned. Exit status 0 when the run succeeds.
+
+    \b
+    gibil try
+    gibil try ../other -w lint
+    gibil try --dirty -i args="-k parser"
+    """
+    settings = load_settings()
+    sys.exit(asyncio.run(_try(settings, path, workflow, _parse_inputs(inputs), dirty, as_json)))
+
+
+def _parse_inputs(inputs: tuple[str, ...]) -> dict[str, str]:
+    parsed = {}
+    for entry in inputs:
+        name, equals, value = entry.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--input {entry!r}: write it as name=value")
+        parsed[name] = value
+    return parsed
+
+
+async def _try(settings: Settings, path: Path, workflow: str, inputs: dict[str, str], dirty: bool, as_json: bool) -> int:
+    from gibil_bot.cli import checkout
+    from gibil_bot.runs.runner import Runner, Tools
+    from gibil_bot.runs.sources import LocalBundle
+    from gibil_bot.runs.store import open_store
+    from gibil_bot.wiring import machine_owner, open_forge, process_name
+
+    here = await checkout.read(path, dirty=dirty)
+    plan = await checkout.plan(here, settings, workflow, inputs)
+    forge = open_forge(settings)
+    terminal = Terminal(plan)
+    process = process_name()
+    with tempfile.TemporaryDirectory(prefix="gibil-try-") as scratch:
+        store = await open_store(f"sqlite:///{scratch}/try.db")
+        try:
+            new: NewRun = checkout.new_run(here, plan)
+            claim = await checkout.queue_and_claim(store, process, new)
+            tools = Tools(
+                store=store,
+                forge=forge,
+                bring_source=LocalBundle(here.folder, here.sha),
+                logs=Path(scratch) / "logs",
+                owner=machine_owner(forge.keyring),
+                secrets=settings.secrets,
+                egress=settings.egress,
+                max_ttl_s=settings.max_ttl_s,
+                tethered=True,
+                observer=terminal.phase,
+                output=terminal.output,
+            )
+            runner = Runner(tools, claim)
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, runner.cancel, "interrupted")
+            conclusion = await runner.run()
+            run = await store.run(new.id)
+            assert run is not None
+            results = await store.task_results(new.id, run.machine_attempt)
+        finally:
+            await store.close()
+            await forge.provider.close()
+    terminal.close(run, results)
+    if as_json:
+        from gibil_bot.views import run_view
+
+        print_json({**run_view(run, results), "note": run.note})
+    if conclusion.value == "cancelled":
+        return 130
+    return 0 if conclusion.value in ("success", "skipped", "neutral") else GibilError.exit_status
+
+
+class Terminal:
+    """The run as it happens: phases and a closing table on stderr, what the tasks print between them."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._paint = Paint(sys.stderr)
+        self._line_open = False
+        for note in plan.notes:
+            self._say(self._paint.quiet(f"note: {note}"))
+
+    def _say(self, text: str) -> None:
+        if self._line_open:
+            sys.stderr.write("\n")
+            self._line_open = False
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+    def phase(self, event: dict[str, object]) -> None:
+        seconds = event.get("seconds")
+        took = f" ({float(seconds):.2f} s)" if isinstance(seconds, int | float) else ""
+        match event["phase"]:
+            case "forging":
+                self._say(self._paint.quiet("forging a machine …"))
+            case "forged":
+                self._say(self._paint.quiet(f"machine {event['machine']} is ready{took}"))
+            case "cloned":
+                self._say(self._paint.quiet(f"the code is on it{took}"))
+            case "task_started":
+                self._say(self._paint.bold(f"▶ {event['name']}"))
+            case "task_finished":
+                good = event["status"] == "success"
+                self._say(
+                    (self._paint.good if good else self._paint.bad)(
+                        f"{'✔' if good else '✘'} {event['name']}: {event['status']}{took}"
+                    )
+                )
+            case "burned":
+                self._say(self._paint.quiet(f"machine burned{took}"))
+
+    def output(self, index: int, data: bytes) -> None:
+        sys.stderr.buffer.write(data)
+        sys.stderr.buffer.flush()
+        self._line_open = not data.endswith(b"\n")
+
+    def close(self, run: Run, results: list[TaskResult]) -> None:
+        if run.note:
+            self._say(self._paint.bad(run.note))
+        width = max((len(result.name) for result in results), default=0)
+        for result in results:
+            took = f"{result.duration_s:7.2f} s" if result.duration_s is not None else " " * 9
+            self._say(f"  {result.name:<{width}}  {result.status.value:<9} {took}  {result.detail}".rstrip())
+        verdict = run.conclusion.value if run.conclusion else "unknown"
+        paint = self._paint.good if verdict in ("success", "skipped") else self._paint.bad
+        self._say(paint(f"{self._plan.workflow}: {verdict}"))

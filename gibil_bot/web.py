@@ -1,0 +1,160 @@
+"""The bot's door on the web: `POST /webhook`, `GET /healthz`, `GET /metrics`, `GET /runs/{id}`.
+
+The webhook is a bare ASGI endpoint: before its reply it checks the size, the signature and that the body is a JSON object,
+and makes one durable insert. Everything else happens after the reply.
+https://docs.github.com/webhooks/using-webhooks/best-practices-for-using-webhooks asks for an answer within 10 seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import UTC, datetime
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gibil_bot.errors import StoreError
+from gibil_bot.github import webhook
+from gibil_bot.model import Delivery
+from gibil_bot.views import run_view
+from gibil_bot.wiring import Bot
+
+log = logging.getLogger("gibil.web")
+
+BODY_LIMIT_BYTES = 25 * 1024 * 1024
+"""GitHub sends nothing larger: https://docs.github.com/webhooks/webhook-events-and-payloads#payload-cap."""
+GUID_LIMIT = 128
+
+
+class _AnyObject(msgspec.Struct):
+    """Decoding to this checks that a body is one JSON object, and builds nothing."""
+
+
+_json_object = msgspec.json.Decoder(_AnyObject)
+
+
+def create_app(bot: Bot) -> ASGIApp:
+    """The whole door of a bot that is at work."""
+    doors = _Doors(bot)
+    others = Starlette(
+        routes=[
+            Route("/healthz", doors.health),
+            Route("/metrics", doors.metrics),
+            Route("/runs/{run_id}", doors.run),
+        ]
+    )
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == "/webhook":
+            await doors.webhook(scope, receive, send)
+        else:
+            await others(scope, receive, send)
+
+    return app
+
+
+class _Doors:
+    """What answers."""
+
+    def __init__(self, bot: Bot) -> None:
+        self._bot = bot
+        self._secrets = tuple(secret.reveal() for secret in bot.settings.webhook_secrets)
+        self._answers: dict[int, int] = {}
+        self._started = time.time()
+
+    async def webhook(self, scope: Scope, receive: Receive, send: Send) -> None:
+        status, text = await self._accept(scope, receive)
+        self._answers[status] = self._answers.get(status, 0) + 1
+        body = text.encode()
+        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
+        if status in (405, 413):
+            headers.append((b"connection", b"close"))  # the rest of the body is not read
+        if status == 405:
+            headers.append((b"allow", b"POST"))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _accept(self, scope: Scope, receive: Receive) -> tuple[int, str]:
+        if scope["method"] != "POST":
+            return 405, "deliveries are posted here\n"
+        signature = guid = event = None
+        for name, value in scope["headers"]:
+            if name == b"x-hub-signature-256":
+                signature = value.decode("latin-1")
+            elif name == b"x-github-delivery":
+                guid = value.decode("latin-1")
+            elif name == b"x-github-event":
+                event = value.decode("latin-1")
+            elif name == b"content-length" and value.isdigit() and int(value) > BODY_LIMIT_BYTES:
+                return 413, "a delivery has at most 25 MiB\n"
+        body = await _read(receive)
+        if body is None:
+            return 413, "a delivery has at most 25 MiB\n"
+        if not webhook.verify(body, signature, self._secrets):
+            return 401, "X-Hub-Signature-256 is missing or wrong: compare the App's webhook secret with the bot's\n"
+        if not guid or len(guid) > GUID_LIMIT or not event or len(event) > GUID_LIMIT:
+            return 400, "X-GitHub-Delivery and X-GitHub-Event are needed\n"
+        try:
+            str(body, "utf-8")
+            _json_object.decode(body)
+        except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
+            return 400, "the body is not a JSON object: the App's webhook has to send application/json\n"
+        try:
+            new = await self._bot.store.accept(Delivery(guid=guid, event=event, payload=body, received_at=datetime.now(UTC)))
+        except StoreError as error:
+            # GitHub shows it as failed, and the reaper asks for it again.
+            log.error("delivery %s could not be stored: %s", guid, error.message)
+            return 503, "the delivery could not be stored; it is asked for again\n"
+        return 202, "accepted\n" if new else "accepted before\n"
+
+    async def health(self, _: Request) -> Response:
+        try:
+            counts = await self._bot.store.counts()
+        except StoreError as error:
+            return JSONResponse({"status": "failing", "database": error.message}, status_code=503)
+        dead = self._bot.stopped_parts()
+        if dead:
+            return JSONResponse({"status": "failing", "stopped": dead}, status_code=503)
+        return JSONResponse({"status": "ok", **counts})
+
+    async def metrics(self, _: Request) -> Response:
+        """Prometheus' text format: https://prometheus.io/docs/instrumenting/exposition_formats/."""
+        counts = await self._bot.store.counts()
+        lines = [f"# TYPE gibil_{name} gauge\ngibil_{name} {value}" for name, value in sorted(counts.items())]
+        lines.append("# TYPE gibil_webhook_answers_total counter")
+        lines += [
+            f'gibil_webhook_answers_total{{status="{status}"}} {count}' for status, count in sorted(self._answers.items())
+        ]
+        lines.append(f"# TYPE gibil_max_machines gauge\ngibil_max_machines {self._bot.settings.max_machines}")
+        lines.append(f"# TYPE gibil_start_time_seconds gauge\ngibil_start_time_seconds {self._started:.0f}")
+        return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+
+    async def run(self, request: Request) -> Response:
+        """How a run stands. Its id cannot be guessed; its output is not here, but on the check run."""
+        run = await self._bot.store.run(request.path_params["run_id"])
+        if run is None:
+            return JSONResponse({"error": "there is no such run", "code": "RUN_NOT_FOUND"}, status_code=404)
+        results = await self._bot.store.task_results(run.id, run.machine_attempt)
+        return JSONResponse(run_view(run, results))
+
+
+async def _read(receive: Receive) -> bytes | None:
+    """The body; None when it is too large; empty, and so unsigned, when the sender went away in the middle of it."""
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return b""
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > BODY_LIMIT_BYTES:
+            return None
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)

@@ -1,0 +1,170 @@
+"""Composition: the only file that names concrete adapters. Settings go in, a bot that can be started comes out.
+
+Adapters with heavy libraries (githubkit, asyncssh) are imported here inside functions, so that a command that needs none of
+them starts at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+
+from gibil_bot.config import Settings
+from gibil_bot.machines.keyring import Keyring
+from gibil_bot.machines.lifecycle import Forge
+from gibil_bot.model import Endpoint
+from gibil_bot.planning.shipped import shipped_workflows
+from gibil_bot.ports import Provider, Shell, Store
+from gibil_bot.runs.dispatcher import Dispatcher
+from gibil_bot.runs.intake import Intake, Policy
+from gibil_bot.runs.reaper import Reaper
+from gibil_bot.runs.runner import Tools
+from gibil_bot.runs.sources import PullRequestClone
+from gibil_bot.runs.store import open_store
+from gibil_bot.runs.teller import Teller
+
+log = logging.getLogger("gibil")
+
+RESTART_AFTER_S = 2.0
+WORKFLOW_LIMIT_BYTES = 64 * 1024
+
+
+def process_name() -> str:
+    """Names this process among those that share a store: the host, the pid, and something no reused pid has."""
+    return f"{socket.gethostname()}:{os.getpid()}:{os.urandom(3).hex()}"
+
+
+async def connect_shell(endpoint: Endpoint, client_key: str) -> Shell:
+    from gibil_bot.machines import ssh
+
+    return await ssh.connect(endpoint, client_key)
+
+
+def open_provider(settings: Settings) -> Provider:
+    from gibil_bot.machines.local.provider import LocalProvider
+
+    return LocalProvider(settings.data_dir)
+
+
+def open_forge(settings: Settings) -> Forge:
+    """Who forges here, and the keys to what is forged."""
+    return Forge(provider=open_provider(settings), keyring=Keyring(settings.data_dir), connect_shell=connect_shell)
+
+
+def machine_owner(keyring: Keyring) -> str:
+    """The same for all that share a data directory; a label that fits every provider."""
+    return hashlib.sha256(b"owner of machines" + keyring.derive("owner", "machines")).hexdigest()[:16]
+
+
+def operator_workflows(settings: Settings) -> Callable[[], Mapping[str, bytes]]:
+    """Reads the operator's folder anew each time: a changed file counts from the next delivery on."""
+    if settings.workflows is None:
+        shipped = shipped_workflows()
+        return lambda: shipped
+    folder = settings.workflows
+
+    def read() -> dict[str, bytes]:
+        files: dict[str, bytes] = {}
+        for path in sorted(folder.glob("*.yml")) + sorted(folder.glob("*.yaml")):
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                files[path.name] = file.read(WORKFLOW_LIMIT_BYTES + 1)
+        return files
+
+    return read
+
+
+@dataclass(kw_only=True)
+class Bot:
+    """Everything that runs while `gibil serve` does."""
+
+    settings: Settings
+    store: Store
+    parts: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+
+    def stopped_parts(self) -> list[str]:
+        return [name for name, task in self.parts.items() if task.done()]
+
+
+async def _supervise(name: str, part: Callable[[], Coroutine[object, object, None]]) -> None:
+    """A part that fails is a fault of ours: it is logged and started again, and takes nothing else down."""
+    while True:
+        try:
+            await part()
+        except Exception:
+            log.exception("%s stopped; it is started again", name)
+        await asyncio.sleep(RESTART_AFTER_S)
+
+
+@contextlib.asynccontextmanager
+async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
+    """The bot: its store open and its parts at work, until the block is left. Then runs are left to the next process."""
+    from gibil_bot.github.client import GitHubClient
+
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    process = process_name()
+    store = await open_store(settings.database_url)
+    bot = Bot(settings=settings, store=store)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(store.close)
+        github = GitHubClient(settings.github_url, settings.github_app_id, settings.github_private_key.reveal())
+        stack.push_async_callback(github.close)
+        forge = open_forge(settings)
+        stack.push_async_callback(forge.provider.close)
+        owner = machine_owner(forge.keyring)
+        logs = settings.data_dir / "logs"
+        tools = Tools(
+            store=store,
+            forge=forge,
+            bring_source=PullRequestClone(github),
+            logs=logs,
+            owner=owner,
+            secrets=settings.secrets,
+            egress=settings.egress,
+            public_url=settings.public_url,
+            max_ttl_s=settings.max_ttl_s,
+        )
+        policy = Policy(
+            allowed_accounts=settings.allowed_accounts,
+            untrusted_refused=_untrusted_refused(settings),
+            max_ttl_s=settings.max_ttl_s,
+            public_url=settings.public_url,
+            run_id=_run_ids(forge.keyring),
+            operator_workflows=operator_workflows(settings),
+        )
+        parts: dict[str, Callable[[], Coroutine[object, object, None]]] = {
+            "intake": Intake(store, github, policy, process).run,
+            "dispatcher": Dispatcher(tools, process, settings.max_machines).run,
+            "teller": Teller(store, github, process).run,
+            "reaper": Reaper(store, forge, github, owner, logs).run,
+        }
+        bot.parts = {name: asyncio.create_task(_supervise(name, part), name=name) for name, part in parts.items()}
+        try:
+            yield bot
+        finally:
+            for task in bot.parts.values():
+                task.cancel()
+            await asyncio.gather(*bot.parts.values(), return_exceptions=True)
+
+
+def _untrusted_refused(settings: Settings) -> str | None:
+    if settings.provider == "local" and not settings.local_untrusted:
+        return "its machines share the kernel of the bot's host (the operator can allow it with GIBIL_LOCAL_UNTRUSTED=allow)"
+    return None
+
+
+def _run_ids(keyring: Keyring) -> Callable[[bytes, str], str]:
+    key = keyring.derive("run ids", "")
+
+    def run_id(payload: bytes, distinction: str) -> str:
+        digest = hmac.new(key, payload, hashlib.sha256)
+        digest.update(b"\0" + distinction.encode())
+        return digest.hexdigest()[:16]
+
+    return run_id
