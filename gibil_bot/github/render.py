@@ -1,0 +1,325 @@
+"""What people read about a run: its check run and its comment, made from facts.
+
+Pure: a RunReport in, a Telling out. Limits are GitHub's, in bytes, with some room left:
+https://docs.github.com/en/rest/checks/runs (65,535 for a summary and a text), comments hold 65,536 characters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from urllib.parse import quote
+
+from gibil_bot.github.text import clean, code, fenced, joined, line, quoted, sentence, size
+from gibil_bot.model import Conclusion, Run, RunState, TaskResult, TaskStatus, Telling, TellingKind
+from gibil_bot.views import timestamp
+
+OUTPUT_LIMIT = 64_000
+COMMENT_LIMIT = 64_000
+TITLE_LIMIT = 255
+TABLE_LIMIT = 20_000
+TAIL_LIMIT = 16_000
+SUMMARIES_LIMIT = 24_000
+
+_ICONS = {
+    TaskStatus.PENDING: "▫️",
+    TaskStatus.RUNNING: "▶️",
+    TaskStatus.SUCCESS: "✅",
+    TaskStatus.FAILURE: "❌",
+    TaskStatus.SKIPPED: "⏭️",
+    TaskStatus.TIMED_OUT: "⏱️",
+    TaskStatus.CANCELLED: "🚫",
+}
+_HEADLINES = {
+    Conclusion.SUCCESS: "✅",
+    Conclusion.FAILURE: "❌",
+    Conclusion.NEUTRAL: "▫️",
+    Conclusion.CANCELLED: "🚫",
+    Conclusion.SKIPPED: "⏭️",
+    Conclusion.TIMED_OUT: "⏱️",
+    Conclusion.ACTION_REQUIRED: "✋",
+}
+_DONE = (TaskStatus.SUCCESS, TaskStatus.FAILURE, TaskStatus.SKIPPED, TaskStatus.TIMED_OUT, TaskStatus.CANCELLED)
+_BAD = (TaskStatus.FAILURE, TaskStatus.TIMED_OUT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """How a run stands now. Output in it is redacted already."""
+
+    run: Run
+    results: tuple[TaskResult, ...] = ()
+    place: int | None = None
+    """In the queue, from 1."""
+    live_tail: str = ""
+    """The end of the running task's output."""
+    phase: str = ""
+    """What is being done: "waiting for a machine", "forging a machine", "cloning", "running" …"""
+    forged_s: float | None = None
+    """How long it took to forge the machine."""
+    conclusion: Conclusion | None = None
+    """None: the run goes on, unless the run itself has one."""
+    public_url: str = ""
+    now: datetime
+
+
+def check_run(report: RunReport) -> Telling:
+    """The check run of a run, whole: queued, in progress or completed."""
+    run, conclusion = report.run, _conclusion(report)
+    body: dict[str, object] = {
+        "name": check_name(run.plan.workflow),
+        "head_sha": run.source.sha,
+        "external_id": run.id,
+        "status": "completed" if conclusion else "in_progress" if run.state is RunState.RUNNING else "queued",
+        "output": _output(report, conclusion),
+    }
+    if run.started_at is not None:
+        body["started_at"] = timestamp(run.started_at)
+    if conclusion is not None:
+        body["conclusion"] = conclusion.value
+        body["completed_at"] = timestamp(run.finished_at or report.now)
+    if url := details_url(report):
+        body["details_url"] = url
+    return Telling(
+        key=f"check:{run.id}",
+        kind=TellingKind.CHECK_RUN,
+        installation_id=run.source.installation_id,
+        repository=run.source.repository.full_name,
+        body=body,
+    )
+
+
+def check_name(workflow: str) -> str:
+    """What branch protection and people call it."""
+    return f"gibil / {line(workflow, 200)}"
+
+
+def comment(report: RunReport) -> Telling | None:
+    """The one comment of a pull request and workflow, as `comment:` of the workflow wants it; None: say nothing.
+
+    With `on-failure`, a run that is green or cancelled only brings up to date what an earlier failure left: its body
+    holds `only_if_exists: true`. A superseded run says nothing, because the comment belongs to its successor now.
+    """
+    run, conclusion = report.run, _conclusion(report)
+    wish = run.plan.comment
+    if wish == "never" or (conclusion is Conclusion.CANCELLED and (run.cancel_reason or "").startswith("superseded")):
+        return None
+    failed = conclusion in (Conclusion.FAILURE, Conclusion.TIMED_OUT)
+    if wish == "on-failure" and conclusion is None:
+        return None
+    place = f"{run.source.repository.id}:{run.source.pull_request.number}:{quote(clean(run.plan.workflow)[:200], safe='')}"
+    marker = f"<!-- gibil:{place} -->"
+    body: dict[str, object] = {
+        "number": run.source.pull_request.number,
+        "marker": marker,
+        "body": joined([marker, *_comment_blocks(report, conclusion)], COMMENT_LIMIT),
+    }
+    if wish == "on-failure" and not failed:
+        body["only_if_exists"] = True
+    return Telling(
+        key=f"comment:{place}",
+        kind=TellingKind.COMMENT,
+        installation_id=run.source.installation_id,
+        repository=run.source.repository.full_name,
+        body=body,
+    )
+
+
+def details_url(report: RunReport) -> str:
+    """Where the run can be seen at the bot; empty where the operator named no public address."""
+    return f"{report.public_url.rstrip('/')}/runs/{report.run.id}" if report.public_url else ""
+
+
+def duration(seconds: float) -> str:
+    """0.4 s, 12 s, 1 min 12 s, 2 h 3 min."""
+    if seconds < 9.95:
+        return f"{max(seconds, 0):.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def ordinal(number: int) -> str:
+    """1st, 2nd, 3rd, 11th."""
+    ending = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
+
+
+# --- the parts -------------------------------------------------------------------------------------------------------
+
+
+def _conclusion(report: RunReport) -> Conclusion | None:
+    return report.conclusion or report.run.conclusion
+
+
+def _output(report: RunReport, conclusion: Conclusion | None) -> dict[str, str]:
+    output = {
+        "title": line(_title(report, conclusion), TITLE_LIMIT),
+        "summary": joined(
+            [_headline(report), *_notes(report), _table(report), _live(report, conclusion), _ways_on(report, conclusion)],
+            OUTPUT_LIMIT,
+        ),
+    }
+    if conclusion is not None:
+        text = joined([*_tails(report, TAIL_LIMIT), *_summaries(report)], OUTPUT_LIMIT)
+        if text:
+            output["text"] = text
+    return output
+
+
+def _comment_blocks(report: RunReport, conclusion: Conclusion | None) -> list[str]:
+    icon = _HEADLINES[conclusion] if conclusion else "⏳"
+    title = sentence(_title(report, conclusion), TITLE_LIMIT)
+    link = f"[Details]({url})" if (url := details_url(report)) else ""
+    return [
+        f"### {icon} {code(report.run.plan.workflow)}: {title}",
+        _headline(report),
+        *_notes(report),
+        _table(report),
+        " ".join(part for part in (_ways_on(report, conclusion), link) if part),
+        *_tails(report, TAIL_LIMIT // 2),
+        *_summaries(report),
+    ]
+
+
+def _title(report: RunReport, conclusion: Conclusion | None) -> str:
+    run = report.run
+    if conclusion is None:
+        return _title_so_far(report)
+    tasks = _tasks(report)
+    took = f" in {duration((end - run.started_at).total_seconds())}" if (end := run.finished_at) and run.started_at else ""
+    bad = [(name, result) for name, result in tasks if result is not None and result.status in _BAD]
+    match conclusion:
+        case Conclusion.SUCCESS:
+            passed = sum(1 for _, result in tasks if result is not None and result.status is TaskStatus.SUCCESS)
+            return f"{_count(passed, 'task')} passed{took}"
+        case Conclusion.CANCELLED:
+            reason = run.cancel_reason or "cancelled"
+            return reason[:1].upper() + reason[1:]
+        case Conclusion.ACTION_REQUIRED:
+            return "Waiting for approval"
+        case Conclusion.TIMED_OUT if not bad:
+            return f"Ran out of time{took}"
+        case Conclusion.FAILURE if not bad:
+            return "gibil itself failed, not your code" + (f": {run.note}" if run.note else "")
+        case Conclusion.FAILURE | Conclusion.TIMED_OUT:
+            name, result = bad[0]
+            act = "timed out" if result is not None and result.status is TaskStatus.TIMED_OUT else "failed"
+            others = f" and {_count(len(bad) - 1, 'other task')}" if len(bad) > 1 else ""
+            return f"{line(name, 120)}{others} {act}{took}"
+        case _:
+            return conclusion.value.replace("_", " ").capitalize()
+
+
+def _title_so_far(report: RunReport) -> str:
+    if report.run.state is not RunState.RUNNING:
+        where = f"{ordinal(report.place)} in the queue" if report.place else ""
+        return ": ".join(part for part in ("Queued", where or report.phase) if part)
+    tasks = _tasks(report)
+    running = [name for name, result in tasks if result is not None and result.status is TaskStatus.RUNNING]
+    done = sum(1 for _, result in tasks if result is not None and result.status in _DONE)
+    if not running and not done:
+        return (report.phase or "starting").capitalize()
+    now = f": {line(running[0], 120)}" if running else f": {report.phase}" if report.phase else ""
+    return f"{done} of {_count(len(tasks), 'task')} done{now}"
+
+
+def _headline(report: RunReport) -> str:
+    source = report.run.source
+    parts = [f"Commit {code(source.sha[:7])} of {code(source.pull_request.head_ref)}", f"asked for by {code(source.actor)}"]
+    if report.forged_s is not None:
+        parts.append(f"machine forged in {duration(report.forged_s)}")
+    if report.run.machine_attempt > 1:
+        parts.append(f"machine number {report.run.machine_attempt}")
+    return ", ".join(parts) + "."
+
+
+def _notes(report: RunReport) -> list[str]:
+    """Our own words about the run, and what planning chose."""
+    notes = [report.run.note] if report.run.note else []
+    return [f"> ℹ️ {sentence(note)}" for note in (*notes, *report.run.plan.notes)[:20]]
+
+
+def _tasks(report: RunReport) -> list[tuple[str, TaskResult | None]]:
+    """Every planned task with its result on the newest machine that has one."""
+    newest: dict[int, TaskResult] = {}
+    for result in report.results:
+        known = newest.get(result.index)
+        if known is None or result.machine_attempt >= known.machine_attempt:
+            newest[result.index] = result
+    return [(task.name, newest.get(index)) for index, task in enumerate(report.run.plan.tasks)]
+
+
+def _table(report: RunReport) -> str:
+    rows = ["| | task | took | |", "|---|---|---:|---|"]
+    room = TABLE_LIMIT
+    tasks = _tasks(report)
+    for index, (name, result) in enumerate(tasks):
+        row = _row(report, name, result)
+        room -= size(row) + 1
+        if room < 0:
+            rows.append(f"| … | {_count(len(tasks) - index, 'more task')} | | |")
+            break
+        rows.append(row)
+    return "\n".join(rows) if tasks else ""
+
+
+def _row(report: RunReport, name: str, result: TaskResult | None) -> str:
+    if result is None:
+        return f"| {_ICONS[TaskStatus.PENDING]} | {code(name, in_table=True)} | | |"
+    seconds = result.duration_s
+    if seconds is None and result.status is TaskStatus.RUNNING and result.started_at is not None:
+        seconds = (report.now - result.started_at).total_seconds()
+    took = duration(seconds) if seconds is not None else ""
+    detail = code(result.detail, 120, in_table=True) if result.detail.strip() else ""
+    if not detail and result.exit_status:
+        detail = f"exit status {result.exit_status}"
+    return f"| {_ICONS[result.status]} | {code(name, in_table=True)} | {took} | {detail} |"
+
+
+def _live(report: RunReport, conclusion: Conclusion | None) -> str:
+    return fenced(report.live_tail, TAIL_LIMIT) if conclusion is None else ""
+
+
+def _tails(report: RunReport, limit: int) -> list[str]:
+    """The end of the output of what failed, each a block of its own with its heading."""
+    bad = [(name, result) for name, result in _tasks(report) if result is not None and result.status in _BAD]
+    share = max(1000, limit * 2 // max(len(bad), 2))
+    blocks = []
+    for name, result in bad:
+        if result is not None and (tail := fenced(result.tail, share)):
+            blocks.append(f"#### {_ICONS[result.status]} {code(name)}\n\n{tail}")
+    return blocks
+
+
+def _summaries(report: RunReport) -> list[str]:
+    """What tasks wrote to GITHUB_STEP_SUMMARY."""
+    written = [(name, result) for name, result in _tasks(report) if result is not None and result.summary.strip()]
+    share = max(1000, SUMMARIES_LIMIT // max(len(written), 1))
+    return [
+        f"#### {code(name)}\n\n{summary}"
+        for name, result in written
+        if result is not None and (summary := quoted(result.summary, share))
+    ]
+
+
+def _ways_on(report: RunReport, conclusion: Conclusion | None) -> str:
+    run = report.run
+    again = f"comment {code(f'/gibil retest {run.plan.workflow}', 200)} or press **Re-run** on the check"
+    match conclusion:
+        case None:
+            return f"To stop it, comment {code(f'/gibil cancel {run.plan.workflow}', 200)}."
+        case Conclusion.SUCCESS | Conclusion.NEUTRAL | Conclusion.SKIPPED:
+            return ""
+        case Conclusion.ACTION_REQUIRED:
+            approve = code(f"/gibil approve {run.source.sha[:12]}")
+            return f"Somebody with write permission reads the changes and comments {approve}; it holds for this commit only."
+        case _:
+            return f"To run it again, {again}."
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,162 @@
+"""Answers to people: reactions, replies, and the sentences that say no and what to do next.
+
+Pure. Every sentence is one line of Markdown. Names and words of people in it are inline code, so that they mention
+nobody; `reply` defuses the whole text once more, because a sentence may also come from elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from gibil_bot.github.commands import PREFIX
+from gibil_bot.github.text import code, defuse, fenced, line, size
+from gibil_bot.model import CommentCreated, Telling, TellingKind
+
+REPLY_LIMIT = 60_000
+
+Reaction = Literal["+1", "-1", "laugh", "confused", "heart", "hooray", "rocket", "eyes"]
+"""https://docs.github.com/en/rest/reactions/reactions#about-reactions"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HelpEntry:
+    """One workflow that has a command."""
+
+    word: str
+    title: str
+    inputs: tuple[str, ...] = ()
+    """As they are written: `browser=firefox` with the default, `version=…` for one that is required."""
+    origin: str = ""
+    """Where it comes from: `workflows/test.yml`, `.gibil/workflows/docs.yml@main`."""
+
+
+def reply(event: CommentCreated, guid: str, text: str) -> Telling:
+    """An answer in the conversation, once for each delivery."""
+    marker = f"<!-- gibil-reply:{line(guid, 100).replace('-->', '')} -->"
+    shown = defuse(text)
+    if size(shown) > REPLY_LIMIT:
+        shown = fenced(text, REPLY_LIMIT)
+    return Telling(
+        key=f"reply:{guid}",
+        kind=TellingKind.COMMENT,
+        installation_id=event.installation_id,
+        repository=event.repository.full_name,
+        body={"number": event.number, "marker": marker, "body": f"{marker}\n{shown}"},
+    )
+
+
+def reaction(event: CommentCreated, content: Reaction) -> Telling:
+    """A sign on the comment: seen (eyes), started (rocket), not understood (confused)."""
+    return Telling(
+        key=f"reaction:{event.comment_id}:{content}",
+        kind=TellingKind.REACTION,
+        installation_id=event.installation_id,
+        repository=event.repository.full_name,
+        body={"comment_id": event.comment_id, "is_review_comment": event.is_review_comment, "content": content},
+    )
+
+
+def help_text(entries: Sequence[HelpEntry], problems: Sequence[str] = ()) -> str:
+    """All commands, the workflows' first. `problems` are workflow files that cannot be used, one line each."""
+    lines = ["**Commands**, each on a line of its own:", ""]
+    for entry in entries[:50]:
+        words = " ".join((PREFIX, entry.word, *entry.inputs))
+        origin = f" ({code(entry.origin, 120)})" if entry.origin else ""
+        lines.append(f"- {code(words, 300)}: {line(entry.title, 200)}{origin}")
+    if len(entries) > 50:
+        lines.append(f"- … and {len(entries) - 50} more")
+    lines += [
+        f"- {code(f'{PREFIX} retest')}: run again what was not green; with a workflow's name, that one",
+        f"- {code(f'{PREFIX} cancel')}: stop what is queued or running; with a workflow's name, that one",
+        f"- {code(f'{PREFIX} approve SHA')}: let the pull request of somebody without write permission run at this commit",
+        f"- {code(f'{PREFIX} help')}: this list",
+    ]
+    if problems:
+        lines += ["", "Workflow files that cannot be used:", *(f"- {code(problem, 300)}" for problem in problems[:20])]
+    return "\n".join(lines)
+
+
+# --- refusals: what is, and what to do next ---------------------------------------------------------------------------
+
+
+def permission_refused(login: str, permission: str) -> str:
+    """The commenter may not give commands here."""
+    has = "no permission" if permission == "none" else f"{line(permission, 20)} permission"
+    return f"{code(login)} has {has} on this repository, and commands need write: ask somebody who has it to comment."
+
+
+def approval_needed(author: str, sha: str) -> str:
+    """The code is by somebody who may not write; a person has to look at it first."""
+    command = code(f"{PREFIX} approve {sha[:12]}")
+    return (
+        f"This pull request is by {code(author)}, who has no write permission: somebody who has it reads the changes "
+        f"and comments {command}, which holds for this commit only."
+    )
+
+
+def untrusted_refused(author: str, provider: str) -> str:
+    """The operator does not let untrusted code onto these machines."""
+    return (
+        f"This pull request is by {code(author)}, who has no write permission, and {code(provider)} machines share a kernel "
+        "with the bot: push the commits to a branch of this repository, or ask the operator to set GIBIL_LOCAL_UNTRUSTED=allow."
+    )
+
+
+def approval_stale(given: str, head_sha: str) -> str:
+    """The approved commit is not the head."""
+    return (
+        f"{code(given)} is not the newest commit of this pull request, {code(head_sha[:12])} is: read what changed and "
+        f"comment {code(f'{PREFIX} approve {head_sha[:12]}')}."
+    )
+
+
+def approval_without_sha(head_sha: str) -> str:
+    """`/gibil approve` has to name what was read."""
+    return f"An approval names the commit that was read: comment {code(f'{PREFIX} approve {head_sha[:12]}')}."
+
+
+def command_unreadable(word: str, problem: str) -> str:
+    """A line that is no command. `problem` is Command.problem."""
+    return f"I cannot read {code(f'{PREFIX} {word}')}: {line(problem, 500)}. {code(f'{PREFIX} help')} shows what there is."
+
+
+def command_unknown(word: str, nearest: str | None, words: Sequence[str]) -> str:
+    """No workflow has that command."""
+    hint = f" Did you mean {code(f'{PREFIX} {nearest}')}?" if nearest else ""
+    known = ", ".join(code(known) for known in words[:20]) or "none"
+    return f"There is no command {code(word)}.{hint} There are: {known}. {code(f'{PREFIX} help')} explains them."
+
+
+def workflow_refused(problem: str) -> str:
+    """A workflow or its arguments cannot be used; `problem` is the error's sentence."""
+    return f"That cannot run: {code(problem, 600)}"
+
+
+def pull_request_closed(number: int) -> str:
+    """Commands work on open pull requests."""
+    return f"Pull request {number} is closed, and only open ones run: reopen it and comment again."
+
+
+def nothing_to_retest(workflow: str | None) -> str:
+    """Nothing failed, or nothing ran."""
+    which = f"{code(workflow)} has not run" if workflow else "Nothing has run"
+    return f"{which} at the newest commit of this pull request yet: {code(f'{PREFIX} help')} shows what can be run."
+
+
+def nothing_to_cancel(workflow: str | None) -> str:
+    """Nothing is queued or running."""
+    which = f"{code(workflow)} is neither" if workflow else "Nothing is"
+    return f"{which} queued {'nor' if workflow else 'or'} running here: there was nothing to stop."
+
+
+def cancelling(count: int, login: str) -> str:
+    """What is being stopped."""
+    return f"Stopping {count} {'run' if count == 1 else 'runs'}, as {code(login)} asked."
+
+
+def failed_ourselves(reference: str) -> str:
+    """We broke while handling the comment."""
+    where = f"the operator finds it in the log as {code(reference)}"
+    return f"gibil itself failed to handle this comment; {where}. Comment again to retry."
