@@ -1,0 +1,153 @@
+"""Who is asking, and what they may: App JWTs really verified, installation tokens really scoped."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+
+from gibil_bot.demo.state import PERMISSION_LEVELS, Repository, Token, World
+
+DOCUMENTATION = "https://docs.github.com/rest"
+
+
+class Refusal(Exception):
+    """An answer that is not what was asked for, in GitHub's words; becomes its JSON in `rest.refusal_response`."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        errors: list[dict[str, str]] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.errors = errors
+        self.headers = dict(headers or {})
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """`kind` is anonymous, app or installation; only the last has a token."""
+
+    kind: str
+    token: Token | None = None
+
+    @property
+    def rate_key(self) -> str:
+        """Rate limits count per installation, and per App for JWTs.
+        https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api"""
+        return f"installation:{self.token.installation_id}" if self.token else self.kind
+
+
+ANONYMOUS = Caller("anonymous")
+
+
+def identify(world: World, public_key: rsa.RSAPublicKey, authorization: str | None) -> Caller:
+    """Who sent this header. Raises Refusal 401 for credentials that are wrong, expired or revoked.
+
+    https://docs.github.com/en/rest/authentication/authenticating-to-the-rest-api
+    """
+    if not authorization:
+        return ANONYMOUS
+    scheme, _, credential = authorization.partition(" ")
+    credential = credential.strip()
+    if scheme.lower() == "basic":
+        credential = _basic_password(credential)
+    elif scheme.lower() not in ("bearer", "token"):
+        raise Refusal(401, "Bad credentials")
+    token = world.tokens.get(credential)
+    if token is not None:
+        # Expired and revoked tokens: https://docs.github.com/en/rest/apps/installations#revoke-an-installation-access-token
+        if token.revoked or token.expires_at <= world.now() or token.installation_id not in world.installations:
+            raise Refusal(401, "Bad credentials")
+        return Caller("installation", token)
+    if credential.count(".") == 2 and not credential.startswith("ghs_"):
+        _check_jwt(world, public_key, credential)
+        return Caller("app")
+    raise Refusal(401, "Bad credentials")
+
+
+def _basic_password(credential: str) -> str:
+    try:
+        return base64.b64decode(credential, validate=True).decode().partition(":")[2]
+    except (binascii.Error, UnicodeDecodeError):
+        raise Refusal(401, "Bad credentials") from None
+
+
+def _check_jwt(world: World, public_key: rsa.RSAPublicKey, jwt: str) -> None:
+    """RS256, `iss` is the App's id or client id, `iat` in the past, `exp` at most ten minutes ahead.
+
+    https://docs.github.com/en/apps/creating-github-apps/authenticating-with-a-github-app/generating-a-json-web-token-jwt-for-a-github-app
+    """
+    undecodable = Refusal(401, "A JSON web token could not be decoded")
+    signed, _, signature = jwt.rpartition(".")
+    header_part, _, claims_part = signed.partition(".")
+    try:
+        header = json.loads(_base64url(header_part))
+        claims = json.loads(_base64url(claims_part))
+        public_key.verify(_base64url(signature), signed.encode(), padding.PKCS1v15(), hashes.SHA256())
+    except (ValueError, InvalidSignature):
+        raise undecodable from None
+    if not isinstance(header, dict) or header.get("alg") != "RS256" or not isinstance(claims, dict):
+        raise undecodable
+    now = time.time()
+    issued, expires, issuer = claims.get("iat"), claims.get("exp"), claims.get("iss")
+    if not isinstance(issued, int) or issued > now:
+        message = "'Issued at' claim ('iat') must be an Integer representing the time that the assertion was issued"
+        raise Refusal(401, message)
+    if not isinstance(expires, int) or expires <= now:
+        message = "'Expiration time' claim ('exp') must be a numeric value representing the future time"
+        raise Refusal(401, message + " at which the assertion expires")
+    if expires > now + 600:
+        raise Refusal(401, "'Expiration time' claim ('exp') is too far in the future")
+    if str(issuer) not in (str(world.app_id), world.client_id):
+        raise Refusal(404, "Integration not found")
+
+
+def _base64url(text: str) -> bytes:
+    return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+
+
+def covers(token: Token, repository: Repository) -> bool:
+    """The repository belongs to the token's installation, and to the token's own list where it has one."""
+    belongs = repository.installation_id == token.installation_id
+    return belongs and (token.repository_ids is None or repository.id in token.repository_ids)
+
+
+def allows(token: Token, permission: str, level: str) -> bool:
+    held = token.permissions.get(permission, "none")
+    return PERMISSION_LEVELS.index(held) >= PERMISSION_LEVELS.index(level)
+
+
+def find_repository(world: World, caller: Caller, full_name: str, *needs: tuple[str, str]) -> Repository:
+    """The repository, if this caller may do with it what one of `needs` (permission, level) says.
+
+    404 for what may not even be known to exist, 401 for writing without a name, 403 for a missing permission:
+    https://docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api
+    Public repositories can be read by anybody.
+    """
+    repository = world.repositories.get(full_name.lower())
+    covered = repository is not None and caller.token is not None and covers(caller.token, repository)
+    if repository is None or (repository.private and not covered):
+        raise Refusal(404, "Not Found")
+    reading = all(level == "read" for _, level in needs)
+    if reading and not repository.private:
+        return repository
+    if caller.kind == "anonymous":
+        raise Refusal(401, "Requires authentication")
+    if not covered or caller.token is None or not any(allows(caller.token, *need) for need in needs):
+        accepted = "; ".join(f"{permission}={level}" for permission, level in needs)
+        headers = {"X-Accepted-GitHub-Permissions": accepted}
+        raise Refusal(403, "Resource not accessible by integration", headers=headers)
+    return repository

@@ -1,0 +1,282 @@
+"""What happens on GitHub: a push, a pull request, a comment, a check run; each with everything that follows from it.
+
+People (the Python and the control API) and the App (the REST API) act through these same functions.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from gibil_bot.demo import payloads
+from gibil_bot.demo.git_store import Files, GitStore
+from gibil_bot.demo.hooks import Hooks
+from gibil_bot.demo.state import (
+    CheckRun,
+    CheckSuite,
+    Comment,
+    Installation,
+    Issue,
+    PullRequest,
+    Reaction,
+    Repository,
+    Token,
+    User,
+    World,
+)
+
+TOKEN_LIFE = timedelta(hours=1)
+"""https://docs.github.com/en/apps/creating-github-apps/authenticating-with-a-github-app/generating-an-installation-access-token-for-a-github-app"""
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """Memory, repositories and webhooks: what every act needs."""
+
+    world: World
+    git: GitStore
+    hooks: Hooks
+
+
+def install(hub: Hub, account: User) -> Installation:
+    """Install the App on an account, or find the installation that is there."""
+    world = hub.world
+    existing = next((each for each in world.installations.values() if each.account is account), None)
+    if existing is not None:
+        return existing
+    new = Installation(world.new_id(), account, dict(world.permissions), tuple(world.events))
+    world.installations[new.id] = new
+    world.touch()
+    return new
+
+
+def mint_token(
+    hub: Hub, installation: Installation, permissions: Mapping[str, str], ids: Sequence[int] | None, *, stateless: bool
+) -> Token:
+    """A token of one hour. Stateless ones are about 520 characters with dots in them, to be forced with a header:
+    https://github.blog/changelog/2026-05-15-github-app-installation-tokens-per-request-override-header"""
+    world = hub.world
+    if stateless:
+        # The payload is opaque to everybody but GitHub: random text of the right shape.
+        value = f"ghs_{world.app_id}_{secrets.token_urlsafe(27)}.{secrets.token_urlsafe(90)}.{secrets.token_urlsafe(256)}"
+    else:
+        value = "ghs_" + secrets.token_hex(18)
+    chosen = frozenset(ids) if ids is not None else None
+    token = Token(value, installation.id, dict(permissions), chosen, world.now() + TOKEN_LIFE)
+    world.tokens[value] = token
+    world.touch()
+    return token
+
+
+# --- commits and pull requests ----------------------------------------------------------------------------------
+
+
+async def push(
+    hub: Hub, repository: Repository, branch: str, files: Files, author: User, *, message: str, force: bool = False
+) -> str:
+    """One commit on the branch, which grows out of the default branch when it is new. With `force` the commit takes the
+    place of the branch's last one. Everything that hangs on the branch follows."""
+    tip = await hub.git.resolve(repository.full_name, f"refs/heads/{branch}")
+    if tip is None:
+        parent = await hub.git.resolve(repository.full_name, f"refs/heads/{repository.default_branch}")
+    else:
+        parent = await hub.git.resolve(repository.full_name, f"{tip}^") if force else tip
+    sha = await hub.git.commit(repository.full_name, branch, files, message=message, author=author.login, parent=parent)
+    await after_push(hub, repository, author)
+    return sha
+
+
+async def after_push(hub: Hub, repository: Repository, sender: User) -> None:
+    """Pull requests follow their branches, wherever the commits came from.
+
+    https://docs.github.com/en/webhooks/webhook-events-and-payloads#pull_request: action `synchronize`.
+    """
+    for home in list(hub.world.repositories.values()):
+        for pull in home.pull_requests():
+            if pull.state == "open" and pull.head_repository is repository:
+                await _follow_branch(hub, home, pull, sender)
+    hub.world.touch()
+
+
+async def _follow_branch(hub: Hub, home: Repository, pull: PullRequest, sender: User) -> None:
+    assert pull.head_repository is not None
+    tip = await hub.git.resolve(pull.head_repository.full_name, f"refs/heads/{pull.head_ref}")
+    if tip is None or tip == pull.head_sha:
+        return
+    await _keep_head(hub, home, pull, tip)
+    before, pull.head_sha = pull.head_sha, tip
+    pull.updated_at = hub.world.now()
+    body = _about_pull(hub, home, pull) | {"before": before, "after": tip}
+    hub.hooks.send("pull_request", "synchronize", home, sender, body)
+    _suite_for_push(hub, home, pull, sender)
+
+
+async def _keep_head(hub: Hub, home: Repository, pull: PullRequest, sha: str) -> None:
+    ref = f"refs/pull/{pull.number}/head"
+    if pull.head_repository is home:
+        await hub.git.set_ref(home.full_name, ref, sha)
+    else:
+        assert pull.head_repository is not None
+        await hub.git.fetch(home.full_name, pull.head_repository.full_name, sha, ref)
+
+
+def open_issue(hub: Hub, repository: Repository, author: User, title: str, body: str) -> Issue:
+    now = hub.world.now()
+    issue = Issue(hub.world.new_id(), _next_number(repository), title, body, author, now, now)
+    repository.issues[issue.number] = issue
+    hub.world.touch()
+    return issue
+
+
+async def open_pull_request(
+    hub: Hub, home: Repository, head: Repository, branch: str, author: User, *, title: str, body: str, draft: bool
+) -> PullRequest:
+    """From a branch that exists in `head` (the repository itself or a fork of it) to the default branch."""
+    now = hub.world.now()
+    head_sha = await hub.git.resolve(head.full_name, f"refs/heads/{branch}")
+    base_sha = await hub.git.resolve(home.full_name, f"refs/heads/{home.default_branch}")
+    if head_sha is None or base_sha is None:
+        raise KeyError(f"{head.full_name} has no branch {branch}, or {home.full_name} no {home.default_branch}")
+    pull = PullRequest(
+        hub.world.new_id(),
+        _next_number(home),
+        title,
+        body,
+        author,
+        now,
+        now,
+        head_repository=head,
+        head_ref=branch,
+        head_sha=head_sha,
+        base_ref=home.default_branch,
+        base_sha=base_sha,
+        draft=draft,
+        maintainer_can_modify=head is not home,
+    )
+    home.issues[pull.number] = pull
+    await _keep_head(hub, home, pull, head_sha)
+    hub.hooks.send("pull_request", "opened", home, author, _about_pull(hub, home, pull))
+    _suite_for_push(hub, home, pull, author)
+    hub.world.touch()
+    return pull
+
+
+def set_pull_request_state(hub: Hub, home: Repository, pull: PullRequest, state: str, sender: User) -> None:
+    """`state`: open or closed."""
+    if pull.state == state:
+        return
+    pull.state, pull.updated_at = state, hub.world.now()
+    pull.closed_at = pull.updated_at if state == "closed" else None
+    action = "closed" if state == "closed" else "reopened"
+    hub.hooks.send("pull_request", action, home, sender, _about_pull(hub, home, pull))
+    hub.world.touch()
+
+
+def _about_pull(hub: Hub, home: Repository, pull: PullRequest) -> payloads.Json:
+    return {"number": pull.number, "pull_request": payloads.pull_request(hub.world, home, pull)}
+
+
+def _next_number(repository: Repository) -> int:
+    return max(repository.issues, default=0) + 1
+
+
+# --- comments and reactions --------------------------------------------------------------------------------------
+
+
+def comment(
+    hub: Hub, repository: Repository, number: int, author: User, body: str, *, path: str | None = None, by_app: bool = False
+) -> Comment:
+    """In the conversation, or (with `path`) on a file of the pull request."""
+    now = hub.world.now()
+    new = Comment(hub.world.new_id(), number, author, body, now, now, path=path, by_app=by_app)
+    repository.comments[new.id] = new
+    issue = repository.issues[number]
+    issue.updated_at = now
+    shown = payloads.comment(hub.world, repository, new)
+    if new.is_review:
+        assert isinstance(issue, PullRequest)
+        pull = payloads.pull_request(hub.world, repository, issue)
+        about: payloads.Json = {"pull_request": pull, "comment": shown}
+        hub.hooks.send("pull_request_review_comment", "created", repository, author, about)
+    else:
+        about = {"issue": payloads.issue(hub.world, repository, issue), "comment": shown}
+        hub.hooks.send("issue_comment", "created", repository, author, about)
+    hub.world.touch()
+    return new
+
+
+def edit_comment(hub: Hub, repository: Repository, it: Comment, body: str, editor: User) -> None:
+    before, it.body = it.body, body
+    it.updated_at = hub.world.now()
+    it.edits += 1
+    issue = payloads.issue(hub.world, repository, repository.issues[it.number])
+    shown = payloads.comment(hub.world, repository, it)
+    changes: payloads.Json = {"changes": {"body": {"from": before}}, "issue": issue, "comment": shown}
+    hub.hooks.send("issue_comment", "edited", repository, editor, changes)
+    hub.world.touch()
+
+
+def delete_comment(hub: Hub, repository: Repository, it: Comment, by: User) -> None:
+    del repository.comments[it.id]
+    issue = payloads.issue(hub.world, repository, repository.issues[it.number])
+    about: payloads.Json = {"issue": issue, "comment": payloads.comment(hub.world, repository, it)}
+    hub.hooks.send("issue_comment", "deleted", repository, by, about)
+    hub.world.touch()
+
+
+def react(hub: Hub, it: Comment, who: User, content: str) -> tuple[Reaction, bool]:
+    """The reaction, and whether it is new: one person has each reaction once."""
+    for reaction in it.reactions:
+        if reaction.user is who and reaction.content == content:
+            return reaction, False
+    new = Reaction(hub.world.new_id(), who, content, hub.world.now())
+    it.reactions.append(new)
+    hub.world.touch()
+    return new, True
+
+
+# --- checks -----------------------------------------------------------------------------------------------------
+
+
+def suite_of(hub: Hub, repository: Repository, sha: str, branch: str | None = None) -> tuple[CheckSuite, bool]:
+    """The App's suite for that commit, made when there is none: one per App and commit.
+    https://docs.github.com/en/rest/guides/using-the-rest-api-to-interact-with-checks#about-check-suites"""
+    for suite in repository.check_suites.values():
+        if suite.head_sha == sha:
+            return suite, False
+    now = hub.world.now()
+    suite = CheckSuite(hub.world.new_id(), sha, branch, now, now)
+    repository.check_suites[suite.id] = suite
+    return suite, True
+
+
+def _suite_for_push(hub: Hub, home: Repository, pull: PullRequest, sender: User) -> None:
+    """A push makes a suite and says so to Apps with checks:write; pushes to forks are not looked at (same page)."""
+    if pull.head_repository is home:
+        suite, new = suite_of(hub, home, pull.head_sha, pull.head_ref)
+        if new:
+            _tell_suite(hub, home, suite, "requested", sender)
+
+
+def _tell_suite(hub: Hub, home: Repository, suite: CheckSuite, action: str, sender: User) -> None:
+    body: payloads.Json = {"check_suite": payloads.check_suite(hub.world, home, suite)}
+    hub.hooks.send("check_suite", action, home, sender, body)
+
+
+def tell_check_run(hub: Hub, home: Repository, run: CheckRun, action: str, sender: User) -> None:
+    shown = payloads.check_run(hub.world, home, run)
+    shown["check_suite"] = payloads.check_suite(hub.world, home, home.check_suites[run.suite_id])
+    hub.hooks.send("check_run", action, home, sender, {"check_run": shown})
+    hub.world.touch()
+
+
+def rerequest_check_run(hub: Hub, home: Repository, run: CheckRun, sender: User) -> None:
+    """Only the webhook: the run itself stays as it is. https://docs.github.com/en/rest/checks/runs#rerequest-a-check-run"""
+    tell_check_run(hub, home, run, "rerequested", sender)
+
+
+def rerequest_suite(hub: Hub, home: Repository, suite: CheckSuite, sender: User) -> None:
+    _tell_suite(hub, home, suite, "rerequested", sender)
+    hub.world.touch()

@@ -1,0 +1,115 @@
+"""The double's own HTTP API, for people with curl: what somebody does on GitHub's pages. See README.md."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gibil_bot.demo import acts, payloads, rest
+from gibil_bot.demo.access import Refusal
+from gibil_bot.demo.state import Issue, PullRequest, Repository, User
+
+
+def _repository(request: Request) -> Repository:
+    try:
+        return rest.hub(request).world.repository("{owner}/{name}".format_map(request.path_params))
+    except KeyError:
+        raise Refusal(404, "There is no such repository here; GET /_double/state lists them") from None
+
+
+def _issue(request: Request, repository: Repository) -> Issue:
+    found = repository.issues.get(request.path_params["number"])
+    if found is None:
+        raise Refusal(404, f"{repository.full_name} has no such pull request; GET /_double/state lists them")
+    return found
+
+
+def _pull(request: Request, repository: Repository) -> PullRequest:
+    found = _issue(request, repository)
+    if not isinstance(found, PullRequest):
+        raise Refusal(422, f"#{found.number} is an issue and not a pull request")
+    return found
+
+
+def _person(request: Request, asked: payloads.Json, default: User) -> User:
+    login = rest.text(asked, "author", "Control")
+    return rest.hub(request).world.add_user(login) if login else default
+
+
+async def comment(request: Request) -> Response:
+    """{"body": "/gibil test", "author": "ada"}; without an author, the pull request's own."""
+    repository, asked = _repository(request), await rest.body(request)
+    issue = _issue(request, repository)
+    body = rest.text(asked, "body", "Control", required=True) or ""
+    author = _person(request, asked, issue.author)
+    new = acts.comment(rest.hub(request), repository, issue.number, author, body)
+    return rest.answer(payloads.comment(rest.hub(request).world, repository, new), 201)
+
+
+async def push(request: Request) -> Response:
+    """{"files": {"path": "content" | null}, "message": …, "author": …, "force": false}: one commit on its branch."""
+    repository, asked = _repository(request), await rest.body(request)
+    pull = _pull(request, repository)
+    if pull.head_repository is None:
+        raise Refusal(422, "the fork is gone")
+    files = asked.get("files")
+    if not isinstance(files, dict) or not files or not all(text is None or isinstance(text, str) for text in files.values()):
+        raise Refusal(422, 'files: an object of "path": "content", null deletes')
+    author = _person(request, asked, pull.author)
+    message = rest.text(asked, "message", "Control") or f"Change {', '.join(files)}"
+    force = asked.get("force") is True
+    sha = await acts.push(
+        rest.hub(request), pull.head_repository, pull.head_ref, files, author, message=message, force=force
+    )  # fmt: skip
+    return rest.answer({"sha": sha}, 201)
+
+
+async def set_state(request: Request) -> Response:
+    """{"state": "closed" | "open"}"""
+    repository, asked = _repository(request), await rest.body(request)
+    pull = _pull(request, repository)
+    state = rest.text(asked, "state", "Control", required=True)
+    if state not in ("open", "closed"):
+        raise Refusal(422, "state: open or closed")
+    acts.set_pull_request_state(rest.hub(request), repository, pull, state, _person(request, asked, pull.author))
+    return rest.answer({"state": pull.state})
+
+
+async def rerequest(request: Request) -> Response:
+    """Press Re-run on a check run: {"author": …}."""
+    repository, asked = _repository(request), await rest.body(request)
+    run = repository.check_runs.get(request.path_params["check_run"])
+    if run is None:
+        raise Refusal(404, "There is no such check run")
+    acts.rerequest_check_run(rest.hub(request), repository, run, _person(request, asked, repository.owner))
+    return rest.answer({}, 202)
+
+
+async def state(request: Request) -> Response:
+    """Everything that somebody could see on GitHub's pages, and the last deliveries and requests."""
+    world = rest.hub(request).world
+    repositories: payloads.Json = {}
+    for repository in world.repositories.values():
+        repositories[repository.full_name] = {
+            "private": repository.private,
+            "pull_requests": [payloads.pull_request(world, repository, each) for each in repository.pull_requests()],
+            "comments": [payloads.comment(world, repository, each) for each in repository.comments.values()],
+            "check_runs": [payloads.check_run(world, repository, each) for each in repository.check_runs.values()],
+        }
+    requests = [
+        {"method": each.method, "path": each.path, "status": each.status, "caller": each.caller, "fault": each.fault}
+        for each in world.requests[-100:]
+    ]
+    deliveries = [payloads.delivery(each) for each in world.deliveries[-100:]]
+    return rest.answer({"repositories": repositories, "deliveries": deliveries, "requests": requests})
+
+
+_REPOSITORY = "/_double/repos/{owner}/{name}"
+ROUTES = [
+    Route("/_double/state", state),
+    Route(f"{_REPOSITORY}/pulls/{{number:int}}/comments", comment, methods=["POST"]),
+    Route(f"{_REPOSITORY}/pulls/{{number:int}}/push", push, methods=["POST"]),
+    Route(f"{_REPOSITORY}/pulls/{{number:int}}/state", set_state, methods=["POST"]),
+    Route(f"{_REPOSITORY}/check-runs/{{check_run:int}}/rerequest", rerequest, methods=["POST"]),
+]

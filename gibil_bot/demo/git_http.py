@@ -1,0 +1,153 @@
+"""The repositories over git's smart HTTP: https://git-scm.com/docs/http-protocol
+
+`git upload-pack --stateless-rpc` is part of every git; `git http-backend` is not packaged everywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import zlib
+from collections.abc import AsyncIterator
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from gibil_bot.demo import acts, rest
+from gibil_bot.demo.access import Refusal, find_repository
+from gibil_bot.demo.git_store import git_environment
+from gibil_bot.demo.state import Repository
+
+LARGEST_REQUEST = 64 * 1024 * 1024
+_NEEDS = {"git-upload-pack": ("contents", "read"), "git-receive-pack": ("contents", "write")}
+_PROTOCOL = re.compile(r"version=[012](:[a-z0-9=:]*)?")
+_NO_CACHE = {"Cache-Control": "no-cache, max-age=0, must-revalidate"}
+
+
+def is_git(path: str) -> bool:
+    return ".git/" in path
+
+
+def unauthorized() -> Response:
+    """Git asks its credential helper after this answer, and not before."""
+    return PlainTextResponse("Authentication required\n", 401, {"WWW-Authenticate": 'Basic realm="GitHub"'})
+
+
+async def advertise(request: Request) -> Response:
+    service = request.query_params.get("service", "")
+    if service not in _NEEDS:
+        return PlainTextResponse("Please upgrade your git client.\n", 403)
+    repository = _repository(request, service)
+    if isinstance(repository, Response):
+        return repository
+    process = await _start(request, repository, service, "--http-backend-info-refs")
+    try:
+        listing, _ = await asyncio.wait_for(process.communicate(), 30)
+    finally:
+        await _end(process)
+    announced = f"# service={service}\n"
+    # Version 2 begins with the capabilities at once: https://git-scm.com/docs/protocol-v2#_http_transport
+    prelude = b"" if _version(request).startswith("version=2") else f"{len(announced) + 4:04x}{announced}0000".encode()
+    return Response(prelude + listing, media_type=f"application/x-{service}-advertisement", headers=_NO_CACHE)
+
+
+async def serve(request: Request) -> Response:
+    """The second half: the client says what it wants or brings."""
+    service = request.path_params["service"]
+    if service not in _NEEDS:
+        return PlainTextResponse("Not Found\n", 404)
+    repository = _repository(request, service)
+    if isinstance(repository, Response):
+        return repository
+    asked = await _body(request)
+    process = await _start(request, repository, service)
+    headers = {**_NO_CACHE, "Content-Type": f"application/x-{service}-result"}
+    if service == "git-receive-pack":
+        try:
+            answer, _ = await asyncio.wait_for(process.communicate(asked), 60)
+        finally:
+            await _end(process)
+        await acts.after_push(rest.hub(request), repository, rest.hub(request).world.bot)
+        return Response(answer, headers=headers)
+    return StreamingResponse(_stream(process, asked), headers=headers)
+
+
+def _repository(request: Request, service: str) -> Repository | Response:
+    full_name = f"{request.path_params['owner']}/{request.path_params['name']}"
+    try:
+        return find_repository(rest.hub(request).world, rest.caller(request), full_name, _NEEDS[service])
+    except Refusal as refusal:
+        if rest.caller(request).kind == "anonymous":
+            return unauthorized()
+        words = {404: "Repository not found.\n", 403: "Write access to repository not granted.\n"}
+        return PlainTextResponse(words.get(refusal.status, refusal.message), refusal.status)
+
+
+def _version(request: Request) -> str:
+    asked = request.headers.get("git-protocol", "")
+    return asked if _PROTOCOL.fullmatch(asked) else ""
+
+
+async def _start(request: Request, repository: Repository, service: str, *options: str) -> asyncio.subprocess.Process:
+    git = rest.hub(request).git
+    environment = git_environment(git.root)
+    if _version(request):
+        environment["GIT_PROTOCOL"] = _version(request)
+    return await asyncio.create_subprocess_exec(
+        "git",
+        service.removeprefix("git-"),
+        "--stateless-rpc",
+        *options,
+        str(git.path(repository.full_name)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env=environment,
+    )
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.kill()
+        await asyncio.shield(process.wait())
+
+
+async def _stream(process: asyncio.subprocess.Process, asked: bytes) -> AsyncIterator[bytes]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+
+    async def hand_over(stdin: asyncio.StreamWriter) -> None:
+        try:
+            stdin.write(asked)
+            await stdin.drain()
+            stdin.close()
+            await stdin.wait_closed()
+        except ConnectionError:
+            pass  # git hung up early: its answer says why
+
+    writing = asyncio.create_task(hand_over(process.stdin))
+    try:
+        while chunk := await process.stdout.read(65536):
+            yield chunk
+        await process.wait()
+    finally:
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+        await _end(process)
+
+
+async def _body(request: Request) -> bytes:
+    raw = await request.body()
+    if request.headers.get("content-encoding") in ("gzip", "x-gzip"):
+        unpacker = zlib.decompressobj(wbits=31)
+        raw = unpacker.decompress(raw, LARGEST_REQUEST)
+        if unpacker.unconsumed_tail:
+            raise Refusal(413, "Too large")
+    return raw
+
+
+ROUTES = [
+    Route("/{owner}/{name}.git/info/refs", advertise),
+    Route("/{owner}/{name}.git/{service}", serve, methods=["POST"]),
+]

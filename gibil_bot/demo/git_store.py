@@ -1,0 +1,187 @@
+"""Real bare git repositories on disk, changed and read by git itself.
+
+Commits are written with `git fast-import`: one process for a commit of any number of files, and no checkout anywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gibil_bot.errors import GibilError
+
+Files = Mapping[str, str | bytes | None]
+"""Path → content; None deletes the file."""
+
+_COMMAND_TIMEOUT_S = 60.0
+
+# https://docs.github.com/en/pull-requests/collaborating-with-pull-requests/reviewing-changes-in-pull-requests/
+# checking-out-pull-requests-locally: refs/pull/N/head is there for everybody and cannot be pushed to. A commit that a
+# force-push took away can still be fetched by its hash, so nothing is ever collected.
+_REPOSITORY_CONFIG = {
+    "uploadpack.allowTipSHA1InWant": "true",
+    "uploadpack.allowReachableSHA1InWant": "true",
+    "receive.hideRefs": "refs/pull",
+    "receive.autogc": "false",
+    "gc.auto": "0",
+}
+
+
+class GitFailed(GibilError):
+    """A git command of ours failed."""
+
+    code = "DOUBLE_GIT"
+
+
+@dataclass(frozen=True, slots=True)
+class TreeEntry:
+    path: str
+    kind: str
+    """blob, tree or commit."""
+    mode: str
+    sha: str
+    size: int
+
+
+def git_environment(home: Path) -> dict[str, str]:
+    """Git's own environment, free of whatever the person at the keyboard has configured."""
+    return {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": str(home),
+        "LC_ALL": "C.UTF-8",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_TERMINAL_PROMPT": "0",
+    }
+
+
+class GitStore:
+    """The repositories in one folder, as `<owner>/<name>.git`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, full_name: str) -> Path:
+        return self.root / f"{full_name}.git"
+
+    async def git(self, *arguments: str, repository: str | None = None, stdin: bytes = b"") -> bytes:
+        """Run git and return what it printed. Raises GitFailed with git's last words."""
+        place = ("--git-dir", str(self.path(repository))) if repository else ()
+        process = await asyncio.create_subprocess_exec(
+            "git",
+            *place,
+            *arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            cwd=self.root,
+            env=git_environment(self.root),
+        )
+        try:
+            output, complaint = await asyncio.wait_for(process.communicate(stdin), _COMMAND_TIMEOUT_S)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await asyncio.shield(process.wait())
+        if process.returncode != 0:
+            raise GitFailed(f"git {arguments[0]} in {repository}: {complaint.decode(errors='replace').strip()[-500:]}")
+        return output
+
+    async def create(self, full_name: str, branch: str) -> None:
+        await self.git("init", "--quiet", "--bare", f"--initial-branch={branch}", str(self.path(full_name)))
+        await self._configure(full_name)
+
+    async def fork(self, source: str, target: str) -> None:
+        await self.git("clone", "--quiet", "--bare", str(self.path(source)), str(self.path(target)))
+        await self._configure(target)
+
+    async def _configure(self, full_name: str) -> None:
+        lines = "".join(
+            f"[{section}]\n\t{key} = {value}\n"
+            for section, key, value in ((*name.split("."), value) for name, value in _REPOSITORY_CONFIG.items())
+        )
+        config = self.path(full_name) / "config"
+        await asyncio.to_thread(_append, config, lines)
+
+    async def commit(self, full_name: str, branch: str, files: Files, *, message: str, author: str, parent: str | None) -> str:
+        """Put one commit on top of `parent` (None: the first one), point the branch at it whatever it was before."""
+        identity = f"{author} <{author}@users.noreply.github.com> now"
+        stream = [f"commit refs/heads/{branch}\nauthor {identity}\ncommitter {identity}\n".encode(), _data(message.encode())]
+        stream.append(f"from {parent}\n".encode() if parent else b"")
+        for path, content in files.items():
+            if content is None:
+                stream.append(f"D {path}\n".encode())
+                continue
+            raw = content.encode() if isinstance(content, str) else content
+            mode = "100755" if raw.startswith(b"#!") else "100644"
+            stream += [f"M {mode} inline {path}\n".encode(), _data(raw)]
+        await self.git("fast-import", "--quiet", "--force", "--date-format=now", repository=full_name, stdin=b"".join(stream))
+        tip = await self.resolve(full_name, f"refs/heads/{branch}")
+        if tip is None:
+            raise GitFailed(f"{full_name}: the branch {branch} is not there after a commit on it")
+        return tip
+
+    async def resolve(self, full_name: str, ref: str) -> str | None:
+        """The commit that a branch, tag, full ref or hash names; None when there is none."""
+        if ref.startswith("-") or not ref:
+            return None
+        try:
+            answer = await self.git("rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}", repository=full_name)
+        except GitFailed:
+            return None
+        return answer.decode().strip()
+
+    async def set_ref(self, full_name: str, ref: str, sha: str | None) -> None:
+        """Point the ref at the commit; None deletes it."""
+        await self.git("update-ref", *((ref, sha) if sha else ("-d", ref)), repository=full_name)
+
+    async def fetch(self, full_name: str, source: str, sha: str, ref: str) -> None:
+        """Bring a commit of another repository in, under a ref of this one."""
+        await self.git("fetch", "--quiet", "--no-tags", str(self.path(source)), f"+{sha}:{ref}", repository=full_name)
+
+    async def is_ancestor(self, full_name: str, ancestor: str, descendant: str) -> bool:
+        try:
+            await self.git("merge-base", "--is-ancestor", ancestor, descendant, repository=full_name)
+        except GitFailed:
+            return False
+        return True
+
+    async def entry(self, full_name: str, sha: str, path: str) -> TreeEntry | None:
+        """What is at that path; the root folder is a tree with the path ""."""
+        if not path:
+            tree = await self.git("rev-parse", f"{sha}^{{tree}}", repository=full_name)
+            return TreeEntry("", "tree", "040000", tree.decode().strip(), 0)
+        found = await self._ls_tree(full_name, sha, path)
+        return next((entry for entry in found if entry.path == path), None)
+
+    async def folder(self, full_name: str, sha: str, path: str) -> list[TreeEntry]:
+        return await self._ls_tree(full_name, sha, f"{path}/" if path else None)
+
+    async def blob(self, full_name: str, sha: str) -> bytes:
+        return await self.git("cat-file", "blob", sha, repository=full_name)
+
+    async def _ls_tree(self, full_name: str, sha: str, path: str | None) -> list[TreeEntry]:
+        listing = await self.git(
+            "--literal-pathspecs", "ls-tree", "-z", "--long", "--full-tree", sha, "--", *([path] if path else []),
+            repository=full_name,
+        )  # fmt: skip
+        entries = []
+        for line in listing.decode(errors="surrogateescape").split("\0"):
+            if not line:
+                continue
+            facts, _, name = line.partition("\t")
+            mode, kind, object_sha, size = facts.split()
+            entries.append(TreeEntry(name, kind, mode, object_sha, 0 if size == "-" else int(size)))
+        return entries
+
+
+def _data(content: bytes) -> bytes:
+    return b"data %d\n%s\n" % (len(content), content)
+
+
+def _append(path: Path, text: str) -> None:
+    with path.open("a") as file:
+        file.write(text)

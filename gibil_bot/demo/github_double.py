@@ -1,0 +1,301 @@
+"""A small GitHub with memory, for the demonstration and for tests: real HTTP, real git, real signatures, real refusals.
+
+    async with GitHubDouble.start(tmp_path, webhook_url=…) as github:
+        github.add_repository("ada/engine", {"README.md": "hello"})
+
+It keeps GitHub's documented behaviour, each rule beside the page that states it. What no page states, and what the double
+therefore had to choose, is listed in README.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from gibil_bot.demo import acts, payloads
+from gibil_bot.demo.acts import Hub
+from gibil_bot.demo.application import application
+from gibil_bot.demo.faults import Faults
+from gibil_bot.demo.front import Front
+from gibil_bot.demo.git_store import Files, GitStore
+from gibil_bot.demo.hooks import Hooks
+from gibil_bot.demo.server import serving
+from gibil_bot.demo.sight import Sight
+from gibil_bot.demo.state import (
+    DEFAULT_EVENTS,
+    DEFAULT_PERMISSIONS,
+    ROLES,
+    Comment,
+    Installation,
+    Issue,
+    Repository,
+    User,
+    World,
+)
+
+
+class GitHubDouble(Sight):
+    """What people do on GitHub; what they see there is `Sight`. Made by `start`."""
+
+    def __init__(self, hub: Hub, faults: Faults, private_key: rsa.RSAPrivateKey, url: str) -> None:
+        self.url = url
+        """Of the API and of git; never with a slash at its end."""
+        super().__init__(hub.world)
+        self.app_id = hub.world.app_id
+        self.private_key_pem = _pem(private_key)
+        self._hub = hub
+        self._faults = faults
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def start(
+        cls,
+        directory: Path,
+        *,
+        webhook_url: str | None = None,
+        webhook_secret: str | None = None,
+        app_slug: str = "gibil",
+        permissions: Mapping[str, str] = DEFAULT_PERMISSIONS,
+        events: tuple[str, ...] = DEFAULT_EVENTS,
+        port: int = 0,
+    ) -> AsyncIterator[GitHubDouble]:
+        """Listen on loopback until the block ends. Repositories live under `directory`, which is not removed."""
+        app_id = 100_000 + secrets.randbelow(900_000)
+        world = World(app_id=app_id, app_slug=app_slug, permissions=permissions, events=events)
+        private_key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        root = directory / "repositories"
+        root.mkdir(parents=True, exist_ok=True)
+        hooks = Hooks(world, url=webhook_url, secret=webhook_secret or secrets.token_hex(16))
+        hub, faults = Hub(world, GitStore(root), hooks), Faults()
+        front = Front(application(hub), world, faults, private_key.public_key())
+        try:
+            async with serving(front, port=port) as url:
+                world.url = url
+                try:
+                    yield cls(hub, faults, private_key, url)
+                finally:
+                    front.stopping.set()
+        finally:
+            await hooks.close()
+
+    # --- the App ------------------------------------------------------------------------------------------------
+
+    @property
+    def webhook_url(self) -> str | None:
+        return self._hub.hooks.url
+
+    @webhook_url.setter
+    def webhook_url(self, url: str | None) -> None:
+        self._hub.hooks.url = url
+
+    @property
+    def webhook_secret(self) -> str:
+        return self._hub.hooks.secret
+
+    @webhook_secret.setter
+    def webhook_secret(self, secret: str) -> None:
+        self._hub.hooks.secret = secret
+
+    def installation(self, full_name: str) -> Installation:
+        """The installation that a repository belongs to. Raises KeyError."""
+        return self.world.installations[self.world.repository(full_name).installation_id or 0]
+
+    def uninstall(self, full_name: str) -> None:
+        """Take the App away from the owner of that repository, with all its tokens."""
+        installation = self.installation(full_name)
+        del self.world.installations[installation.id]
+        for repository in self.world.repositories_of(installation.id):
+            repository.installation_id = None
+        self.world.touch()
+
+    def revoke_tokens(self) -> int:
+        """Every installation token that was handed out is worthless from now on; how many there were."""
+        live = [token for token in self.world.tokens.values() if not token.revoked]
+        for token in live:
+            token.revoked = True
+        self.world.touch()
+        return len(live)
+
+    # --- people and repositories --------------------------------------------------------------------------------
+
+    def add_user(self, login: str, type: str = "User") -> User:
+        return self.world.add_user(login, type)
+
+    async def add_repository(
+        self,
+        full_name: str,
+        files: Files,
+        *,
+        private: bool = False,
+        default_branch: str = "main",
+        installed: bool = True,
+    ) -> Repository:
+        """A repository with one commit. Its owner is made when there is none, and the App is installed there."""
+        owner_login, _, name = full_name.partition("/")
+        owner = self.world.add_user(owner_login)
+        installation_id = acts.install(self._hub, owner).id if installed else None
+        repository = Repository(self.world.new_id(), owner, name, private, default_branch, installation_id)
+        await self._hub.git.create(full_name, default_branch)
+        await self._hub.git.commit(
+            full_name, default_branch, files, message="The first commit", author=owner.login, parent=None
+        )  # fmt: skip
+        self.world.repositories[full_name.lower()] = repository
+        self.world.touch()
+        return repository
+
+    async def fork(self, full_name: str, owner_login: str) -> Repository:
+        """The fork of that owner, made when there is none. The App is not installed on it."""
+        parent = self.world.repository(full_name)
+        fork_name = f"{owner_login}/{parent.name}"
+        existing = self.world.repositories.get(fork_name.lower())
+        if existing is not None:
+            return existing
+        await self._hub.git.fork(parent.full_name, fork_name)
+        owner = self.world.add_user(owner_login)
+        fork = Repository(self.world.new_id(), owner, parent.name, parent.private, parent.default_branch, None, parent=parent)
+        self.world.repositories[fork_name.lower()] = fork
+        self.world.touch()
+        return fork
+
+    def delete_repository(self, full_name: str) -> None:
+        """Forget a repository; pull requests from it go on without a head repository."""
+        gone = self.world.repositories.pop(full_name.lower())
+        for repository in self.world.repositories.values():
+            for pull in repository.pull_requests():
+                if pull.head_repository is gone:
+                    pull.head_repository = None
+        self.world.touch()
+
+    def set_permission(self, full_name: str, login: str, role: str) -> None:
+        """`role`: admin, maintain, write, triage, read or none."""
+        if role not in ROLES:
+            raise ValueError(f"{role!r} is not one of {', '.join(ROLES)}")
+        self.world.add_user(login)
+        self.world.repository(full_name).roles[login.lower()] = role
+        self.world.touch()
+
+    # --- commits and pull requests ------------------------------------------------------------------------------
+
+    async def open_pull_request(
+        self,
+        full_name: str,
+        branch: str,
+        files: Files,
+        author: str,
+        *,
+        fork: bool = False,
+        title: str = "A change",
+        body: str = "",
+        draft: bool = False,
+    ) -> int:
+        """Push the files to a branch (of the author's fork) and open a pull request from it; its number."""
+        home, who = self.world.repository(full_name), self.world.add_user(author)
+        head = await self.fork(full_name, author) if fork else home
+        await acts.push(self._hub, head, branch, files, who, message=title)
+        pull = await acts.open_pull_request(self._hub, home, head, branch, who, title=title, body=body, draft=draft)
+        return pull.number
+
+    async def push(
+        self,
+        full_name: str,
+        target: int | str,
+        files: Files,
+        *,
+        author: str | None = None,
+        message: str = "A push",
+        force: bool = False,
+    ) -> str:
+        """One commit on a branch, or on the branch of a pull request; its hash. `force` replaces the last commit."""
+        repository = self.world.repository(full_name)
+        branch, who = str(target), repository.owner
+        if isinstance(target, int):
+            pull = self.pull_request(full_name, target)
+            if pull.head_repository is None:
+                raise KeyError(f"the fork of {full_name}#{target} is gone")
+            repository, branch, who = pull.head_repository, pull.head_ref, pull.author
+        pusher = self.world.add_user(author) if author else who
+        return await acts.push(self._hub, repository, branch, files, pusher, message=message, force=force)
+
+    def close_pull_request(self, full_name: str, number: int, sender: str | None = None) -> None:
+        self._set_state(full_name, number, "closed", sender)
+
+    def reopen_pull_request(self, full_name: str, number: int, sender: str | None = None) -> None:
+        self._set_state(full_name, number, "open", sender)
+
+    def _set_state(self, full_name: str, number: int, state: str, sender: str | None) -> None:
+        pull = self.pull_request(full_name, number)
+        who = self.world.add_user(sender) if sender else pull.author
+        acts.set_pull_request_state(self._hub, self.world.repository(full_name), pull, state, who)
+
+    def open_issue(self, full_name: str, author: str, title: str = "An issue", body: str = "") -> Issue:
+        return acts.open_issue(self._hub, self.world.repository(full_name), self.world.add_user(author), title, body)
+
+    # --- the conversation ---------------------------------------------------------------------------------------
+
+    def comment(self, full_name: str, number: int, author: str, body: str) -> Comment:
+        return acts.comment(self._hub, self.world.repository(full_name), number, self.world.add_user(author), body)
+
+    def review_comment(self, full_name: str, number: int, author: str, body: str, *, path: str = "README.md") -> Comment:
+        repository = self.world.repository(full_name)
+        return acts.comment(self._hub, repository, number, self.world.add_user(author), body, path=path)
+
+    def delete_comment(self, comment_id: int) -> None:
+        """As a maintainer may do with anybody's comment. Raises KeyError."""
+        repository, comment = self.find_comment(comment_id)
+        acts.delete_comment(self._hub, repository, comment, repository.owner)
+
+    def rerequest_check_run(self, check_run_id: int, sender: str) -> None:
+        """Press Re-run."""
+        found = self.world.find_check_run(check_run_id)
+        if found is None:
+            raise KeyError(check_run_id)
+        acts.rerequest_check_run(self._hub, *found, self.world.add_user(sender))
+
+    def rerequest_suite(self, full_name: str, sha: str, sender: str) -> None:
+        """Press Re-run all checks."""
+        repository = self.world.repository(full_name)
+        suite, _ = acts.suite_of(self._hub, repository, sha)
+        acts.rerequest_suite(self._hub, repository, suite, self.world.add_user(sender))
+
+    # --- webhooks -----------------------------------------------------------------------------------------------
+
+    def deliver(self, event: str, payload: payloads.Json | bytes, *, guid: str | None = None) -> str | None:
+        """Send any payload, signed; its GUID."""
+        return self._hub.hooks.deliver(event, payload, guid=guid)
+
+    def redeliver(self, delivery_id: int) -> None:
+        if not self._hub.hooks.redeliver(delivery_id):
+            raise KeyError(delivery_id)
+
+    def fail_deliveries(self, times: int, status: int = 502) -> None:
+        """The next attempts fail without reaching the receiver."""
+        self._hub.hooks.failing += [status] * times
+
+    async def settled(self) -> None:
+        """Return when no webhook is on its way any more."""
+        await self._hub.hooks.settled()
+
+    # --- faults -------------------------------------------------------------------------------------------------
+
+    def fault(
+        self, method: str, path_regex: str, kind: str, *, times: int = 1, status: int = 502, seconds: float = 60.0
+    ) -> None:
+        """Let the next matching requests go wrong; `kind` is a `faults.FaultKind`. Later arms wait for earlier ones."""
+        self._faults.arm(method, path_regex, kind, times=times, status=status, seconds=seconds)
+
+    def clear_faults(self) -> None:
+        self._faults.clear()
+
+    def advance(self, seconds: float) -> None:
+        """Let GitHub's clock run ahead: tokens expire, limits reset, old deliveries are forgotten."""
+        self.world.advance(seconds)
+
+
+def _pem(key: rsa.RSAPrivateKey) -> str:
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL
+    return key.private_bytes(encoding, form, serialization.NoEncryption()).decode()

@@ -1,0 +1,326 @@
+"""The JSON of GitHub's things, as the REST API shows them and as webhooks carry them. Pure: memory in, dictionaries out.
+
+Fields as documented at https://docs.github.com/en/rest and
+https://docs.github.com/en/webhooks/webhook-events-and-payloads; those that nobody can use on a double are left out.
+"""
+
+from __future__ import annotations
+
+import base64
+from datetime import UTC, datetime
+from urllib.parse import quote
+
+from gibil_bot.demo.state import (
+    CheckRun,
+    CheckSuite,
+    Comment,
+    HookDelivery,
+    Installation,
+    Issue,
+    PullRequest,
+    Reaction,
+    Repository,
+    Token,
+    User,
+    World,
+)
+
+Json = dict[str, object]
+
+REACTIONS = ("+1", "-1", "laugh", "confused", "heart", "hooray", "rocket", "eyes")
+"""https://docs.github.com/en/rest/reactions/reactions#about-reactions"""
+
+
+def moment(at: datetime | None) -> str | None:
+    return None if at is None else at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def node_id(kind: str, number: int) -> str:
+    return base64.b64encode(f"{kind}:{number}".encode()).decode()
+
+
+def user(world: World, who: User) -> Json:
+    return {
+        "login": who.login,
+        "id": who.id,
+        "node_id": node_id("User", who.id),
+        "avatar_url": "",
+        "url": f"{world.url}/users/{quote(who.login)}",
+        "html_url": f"{world.url}/{quote(who.login)}",
+        "type": who.type,
+        "site_admin": False,
+    }
+
+
+def app(world: World) -> Json:
+    owner = next((each.account for each in world.installations.values()), world.bot)
+    return {
+        "id": world.app_id,
+        "slug": world.app_slug,
+        "client_id": world.client_id,
+        "node_id": node_id("App", world.app_id),
+        "owner": user(world, owner),
+        "name": world.app_slug,
+        "description": None,
+        "external_url": world.url,
+        "html_url": f"{world.url}/apps/{world.app_slug}",
+        "permissions": world.permissions,
+        "events": list(world.events),
+        "installations_count": len(world.installations),
+    }
+
+
+def installation(world: World, it: Installation) -> Json:
+    return {
+        "id": it.id,
+        "account": user(world, it.account),
+        "app_id": world.app_id,
+        "app_slug": world.app_slug,
+        "target_id": it.account.id,
+        "target_type": it.account.type,
+        "permissions": it.permissions,
+        "events": list(it.events),
+        "repository_selection": "all",
+        "access_tokens_url": f"{world.url}/app/installations/{it.id}/access_tokens",
+        "html_url": f"{world.url}/settings/installations/{it.id}",
+        "suspended_at": None,
+    }
+
+
+def token(world: World, it: Token) -> Json:
+    body: Json = {
+        "token": it.value,
+        "expires_at": moment(it.expires_at),
+        "permissions": it.permissions,
+        "repository_selection": "all" if it.repository_ids is None else "selected",
+    }
+    if it.repository_ids is not None:
+        chosen = [each for each in world.repositories.values() if each.id in it.repository_ids]
+        body["repositories"] = [repository(world, each) for each in chosen]
+    return body
+
+
+def repository(world: World, it: Repository) -> Json:
+    api = f"{world.url}/repos/{it.full_name}"
+    return {
+        "id": it.id,
+        "node_id": node_id("Repository", it.id),
+        "name": it.name,
+        "full_name": it.full_name,
+        "private": it.private,
+        "visibility": "private" if it.private else "public",
+        "owner": user(world, it.owner),
+        "html_url": f"{world.url}/{it.full_name}",
+        "description": None,
+        "fork": it.parent is not None,
+        "url": api,
+        "clone_url": f"{world.url}/{it.full_name}.git",
+        "git_url": f"{world.url}/{it.full_name}.git",
+        "ssh_url": "",
+        "default_branch": it.default_branch,
+        "archived": False,
+        "disabled": False,
+        "created_at": moment(it.created_at),
+        "statuses_url": f"{api}/statuses/{{sha}}",
+    }
+
+
+def association(repository: Repository, who: User) -> str:
+    """A label for people, and no access check: https://docs.github.com/en/graphql/reference/enums#commentauthorassociation"""
+    if who.login.lower() == repository.owner.login.lower():
+        return "OWNER"
+    return "COLLABORATOR" if who.login.lower() in repository.roles else "NONE"
+
+
+def issue(world: World, home: Repository, it: Issue) -> Json:
+    api = f"{world.url}/repos/{home.full_name}"
+    body: Json = {
+        "id": it.id,
+        "node_id": node_id("Issue", it.id),
+        "number": it.number,
+        "title": it.title,
+        "body": it.body,
+        "state": it.state,
+        "locked": False,
+        "user": user(world, it.author),
+        "author_association": association(home, it.author),
+        "labels": [],
+        "comments": sum(1 for comment in home.comments.values() if comment.number == it.number and not comment.is_review),
+        "url": f"{api}/issues/{it.number}",
+        "comments_url": f"{api}/issues/{it.number}/comments",
+        "html_url": f"{world.url}/{home.full_name}/issues/{it.number}",
+        "created_at": moment(it.created_at),
+        "updated_at": moment(it.updated_at),
+        "closed_at": moment(it.closed_at),
+    }
+    if isinstance(it, PullRequest):
+        page = f"{world.url}/{home.full_name}/pull/{it.number}"
+        body["html_url"] = page
+        body["draft"] = it.draft
+        body["pull_request"] = {"url": f"{api}/pulls/{it.number}", "html_url": page, "merged_at": None}
+    return body
+
+
+def pull_request(world: World, home: Repository, it: PullRequest) -> Json:
+    def end(where: Repository | None, ref: str, sha: str) -> Json:
+        owner = where.owner if where else it.author
+        return {
+            "label": f"{owner.login}:{ref}",
+            "ref": ref,
+            "sha": sha,
+            "user": user(world, owner),
+            "repo": repository(world, where) if where else None,
+        }
+
+    api = f"{world.url}/repos/{home.full_name}"
+    return {
+        "id": it.id,
+        "node_id": node_id("PullRequest", it.id),
+        "number": it.number,
+        "state": it.state,
+        "locked": False,
+        "title": it.title,
+        "body": it.body,
+        "user": user(world, it.author),
+        "author_association": association(home, it.author),
+        "draft": it.draft,
+        "merged": it.merged,
+        "mergeable": None,
+        "maintainer_can_modify": it.maintainer_can_modify,
+        "head": end(it.head_repository, it.head_ref, it.head_sha),
+        "base": end(home, it.base_ref, it.base_sha),
+        "url": f"{api}/pulls/{it.number}",
+        "issue_url": f"{api}/issues/{it.number}",
+        "html_url": f"{world.url}/{home.full_name}/pull/{it.number}",
+        "labels": [],
+        "requested_reviewers": [],
+        "created_at": moment(it.created_at),
+        "updated_at": moment(it.updated_at),
+        "closed_at": moment(it.closed_at),
+        "merged_at": None,
+    }
+
+
+def comment(world: World, home: Repository, it: Comment) -> Json:
+    api = f"{world.url}/repos/{home.full_name}"
+    kind = "pulls" if it.is_review else "issues"
+    body: Json = {
+        "id": it.id,
+        "node_id": node_id("Comment", it.id),
+        "user": user(world, it.author),
+        "author_association": association(home, it.author),
+        "body": it.body,
+        "created_at": moment(it.created_at),
+        "updated_at": moment(it.updated_at),
+        "url": f"{api}/{kind}/comments/{it.id}",
+        "reactions": {
+            "url": f"{api}/{kind}/comments/{it.id}/reactions",
+            "total_count": len(it.reactions),
+            **{content: sum(1 for reaction in it.reactions if reaction.content == content) for content in REACTIONS},
+        },
+    }
+    page = f"{world.url}/{home.full_name}/pull/{it.number}"
+    if it.is_review:
+        body |= {
+            "path": it.path,
+            "pull_request_url": f"{api}/pulls/{it.number}",
+            "html_url": f"{page}#discussion_r{it.id}",
+        }
+    else:
+        body |= {
+            "issue_url": f"{api}/issues/{it.number}",
+            "html_url": f"{page}#issuecomment-{it.id}",
+            "performed_via_github_app": app(world) if it.by_app else None,
+        }
+    return body
+
+
+def reaction(world: World, it: Reaction) -> Json:
+    return {
+        "id": it.id,
+        "node_id": node_id("Reaction", it.id),
+        "user": user(world, it.user),
+        "content": it.content,
+        "created_at": moment(it.created_at),
+    }
+
+
+def _pulls_of(world: World, home: Repository, sha: str) -> list[Json]:
+    """Only pull requests from branches of the repository itself: for forks the list is empty.
+    https://docs.github.com/en/rest/checks/runs#create-a-check-run"""
+    return [
+        {
+            "id": each.id,
+            "number": each.number,
+            "url": f"{world.url}/repos/{home.full_name}/pulls/{each.number}",
+            "head": {"ref": each.head_ref, "sha": each.head_sha, "repo": {"id": home.id, "name": home.name}},
+            "base": {"ref": each.base_ref, "sha": each.base_sha, "repo": {"id": home.id, "name": home.name}},
+        }
+        for each in home.pull_requests()
+        if each.state == "open" and each.head_sha == sha and each.head_repository is home
+    ]
+
+
+def check_suite(world: World, home: Repository, it: CheckSuite) -> Json:
+    runs = [run for run in home.check_runs.values() if run.suite_id == it.id]
+    unfinished = [run for run in runs if run.status != "completed"]
+    return {
+        "id": it.id,
+        "node_id": node_id("CheckSuite", it.id),
+        "head_branch": it.head_branch,
+        "head_sha": it.head_sha,
+        "status": "queued" if not runs else (unfinished[0].status if unfinished else "completed"),
+        "conclusion": None if unfinished or not runs else max(runs, key=lambda run: run.id).conclusion,
+        "url": f"{world.url}/repos/{home.full_name}/check-suites/{it.id}",
+        "pull_requests": _pulls_of(world, home, it.head_sha),
+        "app": app(world),
+        "latest_check_runs_count": len(runs),
+        "created_at": moment(it.created_at),
+        "updated_at": moment(it.updated_at),
+    }
+
+
+def check_run(world: World, home: Repository, it: CheckRun) -> Json:
+    api = f"{world.url}/repos/{home.full_name}"
+    return {
+        "id": it.id,
+        "node_id": node_id("CheckRun", it.id),
+        "name": it.name,
+        "head_sha": it.head_sha,
+        "external_id": it.external_id,
+        "status": it.status,
+        "conclusion": it.conclusion,
+        "started_at": moment(it.started_at),
+        "completed_at": moment(it.completed_at),
+        "url": f"{api}/check-runs/{it.id}",
+        "html_url": f"{world.url}/{home.full_name}/runs/{it.id}",
+        "details_url": it.details_url or world.url,
+        "output": {
+            "title": it.title,
+            "summary": it.summary,
+            "text": it.text,
+            "annotations_count": len(it.annotations),
+            "annotations_url": f"{api}/check-runs/{it.id}/annotations",
+        },
+        "check_suite": {"id": it.suite_id},
+        "app": app(world),
+        "pull_requests": _pulls_of(world, home, it.head_sha),
+    }
+
+
+def delivery(it: HookDelivery) -> Json:
+    """https://docs.github.com/en/rest/apps/webhooks#list-deliveries-for-an-app-webhook"""
+    return {
+        "id": it.id,
+        "guid": it.guid,
+        "delivered_at": moment(it.delivered_at),
+        "redelivery": it.redelivery,
+        "duration": round(it.duration_s, 2),
+        "status": it.status,
+        "status_code": it.status_code,
+        "event": it.event,
+        "action": it.action,
+        "installation_id": it.installation_id,
+        "repository_id": it.repository_id,
+        "throttled_at": None,
+    }

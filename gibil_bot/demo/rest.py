@@ -1,0 +1,123 @@
+"""How a REST endpoint reads a request and writes an answer, as GitHub does both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from gibil_bot.demo.access import DOCUMENTATION, Caller, Refusal, find_repository
+from gibil_bot.demo.acts import Hub
+from gibil_bot.demo.payloads import Json
+from gibil_bot.demo.state import Installation, Repository
+
+T = TypeVar("T")
+
+DEFAULT_PAGE, LARGEST_PAGE = 30, 100
+"""https://docs.github.com/en/rest/using-the-rest-api/using-pagination-in-the-rest-api"""
+
+
+def hub(request: Request) -> Hub:
+    found: Hub = request.app.state.hub
+    return found
+
+
+def caller(request: Request) -> Caller:
+    found: Caller = request.scope["gibil.caller"]
+    return found
+
+
+def repository(request: Request, *needs: tuple[str, str]) -> Repository:
+    """The repository of the path, for a caller who has one of these (permission, level)."""
+    name = f"{request.path_params['owner']}/{request.path_params['name']}"
+    return find_repository(hub(request).world, caller(request), name, *needs)
+
+
+def installation(request: Request) -> Installation:
+    """The installation that asks. Raises Refusal for everybody else."""
+    token = caller(request).token
+    if token is None:
+        raise Refusal(403, "Resource not accessible by integration")
+    return hub(request).world.installations[token.installation_id]
+
+
+def require_app(request: Request) -> None:
+    """https://docs.github.com/en/rest/apps/apps: these endpoints take a JWT and nothing else."""
+    if caller(request).kind != "app":
+        raise Refusal(401, "A JSON web token could not be decoded")
+
+
+async def body(request: Request) -> Json:
+    """The JSON object of the request; {} for an empty body.
+
+    https://docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api
+    """
+    raw = await request.body()
+    if not raw:
+        return {}
+    try:
+        parsed = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise Refusal(400, "Problems parsing JSON") from None
+    if not isinstance(parsed, dict):
+        raise Refusal(400, "Body should be a JSON object")
+    return parsed
+
+
+def text(found: Mapping[str, object], name: str, resource: str, *, required: bool = False) -> str | None:
+    value = found.get(name)
+    if value is None:
+        if required:
+            raise invalid(resource, name, "missing_field", f'"{name}" wasn\'t supplied.')
+        return None
+    if not isinstance(value, str):
+        raise invalid(resource, name, "invalid", f"For '{name}', {value!r} is not a string.")
+    return value
+
+
+def invalid(resource: str, name: str, code: str, message: str) -> Refusal:
+    """422: https://docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api#validation-failed"""
+    error = {"resource": resource, "field": name, "code": code, "message": message}
+    return Refusal(422, "Validation Failed", errors=[error])
+
+
+def number(request: Request, name: str, default: int) -> int:
+    value = request.query_params.get(name, "")
+    return int(value) if value.isascii() and value.isdigit() and len(value) < 10 else default
+
+
+def page(request: Request, items: Sequence[T]) -> tuple[Sequence[T], dict[str, str]]:
+    """The page that was asked for, and the Link header that leads to the others."""
+    size = max(1, min(number(request, "per_page", DEFAULT_PAGE), LARGEST_PAGE))
+    last = max(1, -(-len(items) // size))
+    here = max(1, number(request, "page", 1))
+    places = {"prev": here - 1 if here > 1 else 0, "next": here + 1 if here < last else 0}
+    if here < last:
+        places["last"] = last
+    if here > 1:
+        places["first"] = 1
+    links = [
+        f'<{request.url.include_query_params(page=place, per_page=size)}>; rel="{rel}"'
+        for rel, place in places.items()
+        if place
+    ]
+    headers = {"Link": ", ".join(links)} if links else {}
+    return items[(here - 1) * size : here * size], headers
+
+
+def answer(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(content, status, headers)
+
+
+def nothing() -> Response:
+    return Response(status_code=204)
+
+
+def refusal_response(refusal: Refusal) -> JSONResponse:
+    content: Json = {"message": refusal.message, "documentation_url": DOCUMENTATION, "status": str(refusal.status)}
+    if refusal.errors:
+        content["errors"] = refusal.errors
+    return JSONResponse(content, refusal.status, refusal.headers)
