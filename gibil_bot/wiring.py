@@ -154,9 +154,7 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
 
 
 def _untrusted_refused(settings: Settings) -> str | None:
-    if settings.provider == "local" and not settings.local_untrusted:
-        return "its machines share the kernel of the bot's host (the operator can allow it with GIBIL_LOCAL_UNTRUSTED=allow)"
-    return None
+    return settings.provider if settings.provider == "local" and not settings.local_untrusted else None
 
 
 def _run_ids(keyring: Keyring) -> Callable[[bytes, str], str]:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from gibil_bot.github.commands import PREFIX
 from gibil_bot.github.text import code, defuse, fenced, line, size
-from gibil_bot.model import CommentCreated, Telling, TellingKind
+from gibil_bot.model import CommentCreated, Repository, Telling, TellingKind
 
 REPLY_LIMIT = 60_000
 
@@ -160,3 +160,28 @@ def failed_ourselves(reference: str) -> str:
     """We broke while handling the comment."""
     where = f"the operator finds it in the log as {code(reference)}"
     return f"gibil itself failed to handle this comment; {where}. Comment again to retry."
+
+
+def notice(installation_id: int, repository: Repository, number: int, topic: str, text: str) -> Telling:
+    """One comment of a pull request about one topic, edited in place: what nobody asked for must not pile up."""
+    marker = f"<!-- gibil-notice:{repository.id}:{number}:{topic} -->"
+    return Telling(
+        key=f"notice:{repository.id}:{number}:{topic}",
+        kind=TellingKind.COMMENT,
+        installation_id=installation_id,
+        repository=repository.full_name,
+        body={
+            "number": number,
+            "marker": marker,
+            "body": f"{marker}\n{fenced(text, REPLY_LIMIT) if size(text) > REPLY_LIMIT else defuse(text)}",
+        },
+    )
+
+
+def workflow_problems(problems: Sequence[str]) -> str:
+    """Workflow files that cannot be used, one line each: path, line, column, what is wrong."""
+    lines = ["These workflow files cannot be used until they are corrected (`gibil check FILE` shows the same):", ""]
+    lines += [f"- {code(problem, 400)}" for problem in problems[:20]]
+    if len(problems) > 20:
+        lines.append(f"- … and {len(problems) - 20} more")
+    return "\n".join(lines)

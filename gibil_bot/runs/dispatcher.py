@@ -11,9 +11,8 @@ import logging
 import time
 
 from gibil_bot.errors import ClaimLost, GibilError, StoreError
-from gibil_bot.github import render
 from gibil_bot.model import Claim
-from gibil_bot.runs.execution import now
+from gibil_bot.runs.reports import queued_check_run
 from gibil_bot.runs.runner import PUBLISH_EVERY_S, Runner, Tools
 
 log = logging.getLogger("gibil.dispatcher")
@@ -122,5 +121,5 @@ class Dispatcher:
             self._places_told = time.monotonic()
             await self._store.tell(
                 None,
-                [render.check_run(render.queued_report(run, places[run.id], self._tools.public_url, now())) for run in moved],
+                [queued_check_run(run, places[run.id], self._tools.public_url) for run in moved],
             )

@@ -118,10 +118,7 @@ class Execution:
 
     async def prepare(self) -> None:
         """Make the files that tasks write to. Safe to repeat."""
-        folders = " ".join(script.task_files(index).folder for index in range(len(self._plan.tasks)))
-        result = await self._shell.run(
-            f'mkdir -p {folders} && for d in {folders}; do touch "$d/env" "$d/output" "$d/path" "$d/summary"; done'
-        )
+        result = await self._shell.run(script.prepare_script(len(self._plan.tasks)))
         if result.exit_status != 0:
             raise MachineLost(f"The machine's disk cannot be written: {result.stderr.decode('utf-8', 'replace').strip()}")
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from gibil_bot.errors import ClaimLost, GitHubError, InvalidDelivery, StoreError, UsageError
-from gibil_bot.github import commands, render, webhook
+from gibil_bot.github import commands, replies, webhook
 from gibil_bot.model import (
     Command,
     CommentCreated,
@@ -34,7 +34,7 @@ from gibil_bot.model import (
 )
 from gibil_bot.planning import plan as planning
 from gibil_bot.ports import GitHub, Settlement, Store
-from gibil_bot.runs.execution import now
+from gibil_bot.runs.reports import as_queued, queued_check_run
 
 log = logging.getLogger("gibil.intake")
 
@@ -53,7 +53,7 @@ class Policy:
 
     allowed_accounts: frozenset[str] | None
     untrusted_refused: str | None
-    """Why code of people without write permission cannot run here; None: it can."""
+    """The provider that does not take code of people without write permission; None: it may run here."""
     max_ttl_s: int
     public_url: str
     run_id: Callable[[bytes, str], str]
@@ -185,7 +185,9 @@ class Intake:
         if not isinstance(event, CommentCreated):
             return Settlement(error=text)
         sorry = f"{text} Nothing was started; give the command again in a while."
-        return Settlement(error=text, tellings=[render.reply(event, delivery.guid, sorry), render.reaction(event, "confused")])
+        return Settlement(
+            error=text, tellings=[replies.reply(event, self._origin(delivery), sorry), replies.reaction(event, "confused")]
+        )
 
     # --- what follows from an event ---
 
@@ -205,18 +207,18 @@ class Intake:
         for index, new in enumerate(outcome.runs, start=1):
             queued = _as_queued(new)
             outcome.tellings.append(
-                render.check_run(render.queued_report(queued, place + index, self._policy.public_url, now()))
+                replies.check_run(replies.queued_report(queued, place + index, self._policy.public_url, now()))
             )
         return outcome
 
     async def _comment(self, event: CommentCreated, outcome: _Outcome) -> None:
-        guid = outcome.delivery.guid
-        await self._store.tell(None, [render.reaction(event, "eyes")])
+        origin = self._origin(outcome.delivery)
+        await self._store.tell(None, [replies.reaction(event, "eyes")])
         permission = await self._github.permission(event.installation_id, event.repository.full_name, event.author.login)
         if permission not in MAY_COMMAND:
             outcome.tellings += [
-                render.reply(event, guid, render.permission_refused(event.author.login, permission)),
-                render.reaction(event, "confused"),
+                replies.reply(event, origin, replies.permission_refused(event.author.login, permission)),
+                replies.reaction(event, "confused"),
             ]
             return
         pull_request = await self._github.pull_request(event.installation_id, event.repository.full_name, event.number)
@@ -233,16 +235,16 @@ class Intake:
             except (Refused, UsageError) as refusal:
                 refusals.append(str(refusal))
         if refusals or answers:
-            outcome.tellings.append(render.reply(event, guid, "\n\n".join(refusals + answers)))
-        outcome.tellings.append(render.reaction(event, "confused" if refusals else "rocket"))
+            outcome.tellings.append(replies.reply(event, origin, "\n\n".join(refusals + answers)))
+        outcome.tellings.append(replies.reaction(event, "confused" if refusals else "rocket"))
         outcome.tellings += desk.complaints()
 
     async def _obey(self, command: Command, event: CommentCreated, desk: _Desk, outcome: _Outcome) -> str | None:
         """Do what one command says; a text is the answer to it. Raises Refused, UsageError."""
         if command.word == "help":
-            return render.help_text(planning.commands(desk.catalogue), desk.catalogue.problems)
+            return _help(desk.catalogue)
         if command.problem:
-            raise Refused(command.problem)
+            raise Refused(replies.command_unreadable(command.word, command.problem))
         unfinished = await self._unfinished_of(event.repository, event.number)
         if command.word == "cancel":
             wanted = command.arguments.get("workflow")
@@ -268,7 +270,7 @@ class Intake:
         for run in await self._store.runs_of(event.repository.id, number=event.number):
             newest.setdefault(run.plan.workflow, run)
         if not newest:
-            raise Refused("Nothing has run for this pull request yet: `/gibil help` shows what can.")
+            raise Refused(replies.nothing_to_retest(None))
         failed = [
             run
             for run in newest.values()
@@ -308,7 +310,7 @@ class Intake:
             desk.check_may_run(self._policy)
         except Refused as refusal:
             outcome.tellings.append(
-                render.notice(event.installation_id, event.repository, pull_request.number, "refused", str(refusal))
+                replies.notice(event.installation_id, event.repository, pull_request.number, "refused", str(refusal))
             )
             return
         for plan in plans:
@@ -325,10 +327,10 @@ class Intake:
         permission = await self._github.permission(event.installation_id, repository.full_name, event.sender.login)
 
         def refuse(text: str) -> None:
-            outcome.tellings.append(render.notice(event.installation_id, repository, number, "refused", text))
+            outcome.tellings.append(replies.notice(event.installation_id, repository, number, "refused", text))
 
         if permission not in MAY_COMMAND:
-            refuse(render.permission_refused(event.sender.login, permission))
+            refuse(replies.permission_refused(event.sender.login, permission))
             return
         pull_request = await self._github.pull_request(event.installation_id, repository.full_name, number)
         desk = await self._desk(event.installation_id, repository, pull_request, event.sender.login, permission, "check_run")
@@ -351,6 +353,10 @@ class Intake:
         return [run for run in newest.values() if run.state is RunState.FINISHED]
 
     # --- helpers ---
+
+    def _origin(self, delivery: Delivery) -> str:
+        """Names the answer to a delivery: a replay of its payload under another GUID gets no second one."""
+        return self._policy.run_id(delivery.payload, "reply")
 
     async def _unfinished_of(self, repository: Repository, number: int) -> list[Run]:
         return [
@@ -423,18 +429,27 @@ class _Desk:
     def check_may_run(self, policy: Policy) -> None:
         """Raises Refused."""
         if not self.facts.pull_request.is_open:
-            raise Refused("This pull request is closed: reopen it, and give the command again.")
+            raise Refused(replies.pull_request_closed(self.facts.pull_request.number))
         if self.facts.trust is Trust.UNTRUSTED and policy.untrusted_refused is not None:
-            raise Refused(render.untrusted_refused(self.facts.pull_request.author.login, policy.untrusted_refused))
+            raise Refused(replies.untrusted_refused(self.facts.pull_request.author.login, policy.untrusted_refused))
 
     def complaints(self) -> list[Telling]:
         """What is wrong with workflow files, told once per pull request in one comment."""
         if not self.catalogue.problems:
             return []
-        text = render.workflow_problems(self.catalogue.problems)
+        text = replies.workflow_problems([problem.message for problem in self.catalogue.problems])
         return [
-            render.notice(self.installation_id, self.facts.repository, self.facts.pull_request.number, "problems", text),
+            replies.notice(self.installation_id, self.facts.repository, self.facts.pull_request.number, "problems", text),
         ]
+
+
+def _help(catalogue: planning.Catalogue) -> str:
+    entries = []
+    for command in planning.commands(catalogue):
+        inputs = tuple(f"{each.name}={each.default if each.default is not None else '…'}" for each in command.inputs)
+        title = f"{command.title}: {command.description}" if command.description else command.title
+        entries.append(replies.HelpEntry(word=command.word, title=title, inputs=inputs, origin=command.origin))
+    return replies.help_text(entries, [problem.message for problem in catalogue.problems])
 
 
 def _bound_again(plan: Plan, facts: planning.Facts) -> Plan:
@@ -446,15 +461,3 @@ def _bound_again(plan: Plan, facts: planning.Facts) -> Plan:
         "event_name": facts.event_name,
     }
     return replace(plan, github=github, secrets=plan.secrets if facts.trust is Trust.TRUSTED else ())
-
-
-def _as_queued(new: NewRun) -> Run:
-    return Run(
-        id=new.id,
-        seq=0,
-        delivery_guid=new.delivery_guid,
-        source=new.source,
-        plan=new.plan,
-        state=RunState.QUEUED,
-        queued_at=now(),
-    )

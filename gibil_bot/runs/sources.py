@@ -106,7 +106,8 @@ class LocalBundle:
                 "git", "-C", str(self._checkout), "bundle", "create", "--quiet", "-", ref,
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
             )  # fmt: skip
-            assert process.stdout is not None and process.stderr is not None
+            assert process.stdout is not None
+            assert process.stderr is not None
             try:
                 while data := await process.stdout.read(256 * 1024):
                     yield data

@@ -1,0 +1,25 @@
+"""Reports of runs that no runner works on: those that wait."""
+
+from __future__ import annotations
+
+from gibil_bot.github.render import RunReport, check_run
+from gibil_bot.model import NewRun, Run, RunState, Telling
+from gibil_bot.runs.execution import now
+
+
+def queued_check_run(run: Run, place: int, public_url: str) -> Telling:
+    """The check run of a run that waits at that place, counted from 1."""
+    return check_run(RunReport(run=run, place=place, phase="waiting for a machine", public_url=public_url, now=now()))
+
+
+def as_queued(new: NewRun) -> Run:
+    """The run that a new one is about to become, for its first report."""
+    return Run(
+        id=new.id,
+        seq=0,
+        delivery_guid=new.delivery_guid,
+        source=new.source,
+        plan=new.plan,
+        state=RunState.QUEUED,
+        queued_at=now(),
+    )
