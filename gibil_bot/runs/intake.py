@@ -205,10 +205,7 @@ class Intake:
                 await self._rerun(event, outcome)
         place = len(await self._store.queued())
         for index, new in enumerate(outcome.runs, start=1):
-            queued = _as_queued(new)
-            outcome.tellings.append(
-                replies.check_run(replies.queued_report(queued, place + index, self._policy.public_url, now()))
-            )
+            outcome.tellings.append(queued_check_run(as_queued(new), place + index, self._policy.public_url))
         return outcome
 
     async def _comment(self, event: CommentCreated, outcome: _Outcome) -> None:
