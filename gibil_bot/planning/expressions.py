@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from gibil_bot.errors import GibilError
 from gibil_bot.planning.yamldoc import nearest
 
-MAX_LENGTH = 2000
+MAX_LENGTH = 1000
 MAX_DEPTH = 30
+_SLACK_LENGTH, _SLACK_DEPTH = 3000, 5
+"""What a condition may grow while it is planned (`bind`, `combine`), beyond what `check` allows."""
 
 GITHUB_NAMES = (
     "event_name",
@@ -102,7 +104,9 @@ def check(text: str, *, inputs: Collection[str] | None = None) -> None:
 
     Raises InvalidExpression.
     """
-    for name in _names(parse(text)):
+    if len(text) > MAX_LENGTH:
+        raise InvalidExpression(f"an expression of more than {MAX_LENGTH} characters", 1)
+    for name in _names(_parse(*_body(text), deepest=MAX_DEPTH)):
         _check_input(name, inputs)
 
 
@@ -164,17 +168,28 @@ def interpolate(text: str, *, inputs: Mapping[str, str], github: Mapping[str, st
 
 def parse(text: str) -> Expression:
     """The tree of one condition, with or without `${{ }}` around the whole. Raises InvalidExpression."""
-    if len(text) > MAX_LENGTH:
-        raise InvalidExpression(f"an expression of more than {MAX_LENGTH} characters", 1)
-    body, start = text, 0
-    stripped = text.strip()
-    if stripped.startswith("${{"):
-        start = text.index("${{") + 3
-        end = _end_of_piece(text, start)
-        if text[end + 2 :].strip():
-            raise InvalidExpression("put ${{ }} around the whole condition, or leave it away", end + 3)
-        body = text[start:end]
-    return _parse(body, start)
+    if len(text) > MAX_LENGTH + _SLACK_LENGTH:
+        raise InvalidExpression(f"an expression of more than {MAX_LENGTH + _SLACK_LENGTH} characters", 1)
+    return _parse(*_body(text), deepest=MAX_DEPTH + _SLACK_DEPTH)
+
+
+def combine(outer: str, inner: str) -> str:
+    """A condition that holds where both hold, each with the `success()` that it implies. Raises InvalidExpression."""
+    return " && ".join(
+        f"({_body(text)[0].strip()})" if _uses_status(parse(text)) else f"(success() && ({_body(text)[0].strip()}))"
+        for text in (outer, inner)
+    )
+
+
+def _body(text: str) -> tuple[str, int]:
+    """A condition without the `${{ }}` around it, and where it begins."""
+    if not text.lstrip().startswith("${{"):
+        return text, 0
+    start = text.index("${{") + 3
+    end = _end_of_piece(text, start)
+    if text[end + 2 :].strip():
+        raise InvalidExpression("put ${{ }} around the whole condition, or leave it away", end + 3)
+    return text[start:end], start
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -223,10 +238,10 @@ def _about_character(character: str) -> str:
     return hints.get(character, f"unexpected character {character!r}")
 
 
-def _parse(text: str, offset: int) -> Expression:
+def _parse(text: str, offset: int, *, deepest: int = MAX_DEPTH) -> Expression:
     if not text.strip():
         raise InvalidExpression("an empty expression", offset + 1)
-    parser = _Parser(_tokens(text, offset))
+    parser = _Parser(_tokens(text, offset), deepest)
     tree = parser.either(0)
     parser.expect_end()
     return tree
@@ -235,9 +250,10 @@ def _parse(text: str, offset: int) -> Expression:
 class _Parser:
     """Recursive descent, loosest first: `||`, `&&`, comparison, `!`, atoms."""
 
-    def __init__(self, tokens: list[_Token]) -> None:
+    def __init__(self, tokens: list[_Token], deepest: int) -> None:
         self._tokens = tokens
         self._position = 0
+        self._deepest = deepest
 
     @property
     def _here(self) -> _Token:
@@ -280,7 +296,7 @@ class _Parser:
         return tree
 
     def _not(self, depth: int) -> Expression:
-        if depth > MAX_DEPTH:
+        if depth > self._deepest:
             raise self._refuse(f"nested more than {MAX_DEPTH} deep")
         if self._take("!"):
             return Not(self._not(depth + 1))

@@ -1,0 +1,94 @@
+"""What a checked file says: a workflow, and a repository's `.gibil.yml`. Frozen values; `schema.py` makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+REPOSITORY_FILE = ".gibil.yml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """An argument of a command: `/gibil deploy target=staging`."""
+
+    name: str
+    description: str = ""
+    default: str | None = None
+    required: bool = False
+    type: str = "string"
+    """string | boolean | number | choice"""
+    options: tuple[str, ...] = ()
+    pattern: str | None = None
+    """What a value has to match as a whole (see patterns.py)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    name: str
+    run: str | None = None
+    """None only where `uses` brings the tasks."""
+    condition: str = "success()"
+    env: Mapping[str, str] = field(default_factory=dict)
+    working_directory: str | None = None
+    timeout_s: float | None = None
+    continue_on_error: bool = False
+    shell: str = "bash"
+    uses: str | None = None
+    line: int = 1
+    column: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineWish:
+    """The `machine:` of a file; None is not said."""
+
+    size: str | None = None
+    image: str | None = None
+    server_type: str | None = None
+    location: str | None = None
+    ttl_s: int | None = None
+    memory_mb: int | None = None
+    disk_mb: int | None = None
+    pids: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Concurrency:
+    group: str
+    cancel_in_progress: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workflow:
+    """One workflow file. At least one of `command` and `pull_request` says when it runs."""
+
+    name: str
+    """The file's name without `.yml`."""
+    path: str
+    title: str
+    description: str = ""
+    command: str | None = None
+    pull_request: tuple[str, ...] = ()
+    """The actions that start it: opened, synchronize, reopened."""
+    inputs: tuple[Input, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
+    tasks: tuple[Task, ...] = ()
+    timeout_s: float | None = None
+    concurrency: Concurrency | None = None
+    machine: MachineWish = field(default_factory=MachineWish)
+    comment: str = "always"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepositoryFile:
+    """A repository's `.gibil.yml`: what it needs, and how it is worked on."""
+
+    path: str
+    runtime: Mapping[str, str] = field(default_factory=dict)
+    """python | node | go → the version that is wanted, or a beginning of it."""
+    packages: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    tasks: tuple[Task, ...] = ()
+    machine: MachineWish = field(default_factory=MachineWish)
