@@ -1,0 +1,95 @@
+"""Following one file of a detached job over one channel: bytes, then the verdict on how the job ended."""
+
+from __future__ import annotations
+
+import asyncio
+
+from gibil_bot.machines.channel import Channel
+
+_HIGH_WATER = 4 * 1024 * 1024
+"""Bytes that wait for the reader before the machine is told to pause."""
+
+
+class Follow:
+    """`channel` runs a script of remote_scripts that follows a file: its stdout is the file, its stderr lines for us.
+
+    `wake` is set whenever there is something new to look at.
+    """
+
+    def __init__(self, stream: str, offset: int) -> None:
+        self.stream = stream
+        self.offset = offset
+        """Where the next byte that nobody took yet is in the file."""
+        self.wake = asyncio.Event()
+        self.started: bool | None = None
+        """Only after a start: True: it runs now; False: it was started before."""
+        self.separate = False
+        self.failed = ""
+        self.unknown = False
+        self.lost = False
+        self.exit_status: int | None = None
+        self._final_size = 0
+        self._waiting: list[bytes] = []
+        self._waiting_size = 0
+        self._lines = b""
+        self._paused = False
+        self.channel: Channel | None = None
+
+    def on_data(self, stream: str, data: bytes) -> None:
+        if stream == "stderr":
+            self._lines += data
+            *lines, self._lines = self._lines.split(b"\n")
+            for line in lines:
+                self._read_line(line.decode("utf-8", "replace"))
+        else:
+            self._waiting.append(data)
+            self._waiting_size += len(data)
+            if self._waiting_size > _HIGH_WATER and not self._paused and self.channel is not None:
+                self._paused = True
+                self.channel.channel.pause_reading()
+        self.wake.set()
+
+    def take(self) -> bytes:
+        """What has come since the last call; the offset moves past it."""
+        data = b"".join(self._waiting) if len(self._waiting) != 1 else self._waiting[0]
+        self._waiting.clear()
+        self._waiting_size = 0
+        self.offset += len(data)
+        if self._paused and self.channel is not None:
+            self._paused = False
+            self.channel.channel.resume_reading()
+        return data
+
+    @property
+    def complete(self) -> bool:
+        """The job has ended and all that it wrote before was taken. (What others write to its output later is not its own.)"""
+        return self.exit_status is not None and not self._waiting and self.offset >= self._final_size
+
+    @property
+    def broken_off(self) -> bool:
+        """The channel ended, and everything that came through it was taken."""
+        return self.channel is not None and self.channel.ended.done() and not self._waiting
+
+    def close(self) -> None:
+        if self.channel is not None:
+            self.channel.close()
+
+    def _read_line(self, line: str) -> None:
+        word, _, rest = line.partition(" ")
+        match word:
+            case "gibil:started":
+                self.started = True
+            case "gibil:again":
+                self.started = False
+            case "gibil:separate":
+                self.separate = True
+            case "gibil:unknown":
+                self.unknown = True
+            case "gibil:lost":
+                self.lost = True
+            case "gibil:failed":
+                self.failed = rest
+            case "gibil:exit":
+                status, _, size = rest.partition(" ")
+                if status.isdecimal() and size.isdecimal():
+                    self.exit_status, self._final_size = int(status), int(size)
