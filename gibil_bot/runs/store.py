@@ -13,7 +13,6 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -140,13 +139,15 @@ class SqliteStore:
         """Renewing a lease is no write that wakes: nobody can do more than before."""
         return self._signals.subscribe(topic)
 
-    async def prune(self, now: datetime) -> int:
+    async def prune(self) -> int:
         """Forget what is old, in steps that others' writes come between: payloads of deliveries handled a week ago (three
-        months for those that failed), runs finished and tellings told three months ago. How many rows went."""
-        week = now.timestamp() - PAYLOAD_DAYS * DAY_S
-        quarter = now.timestamp() - HISTORY_DAYS * DAY_S
+        months for those that failed, which are kept for replay); after three months their GUIDs too, finished runs, and what
+        GitHub was told. How many rows went."""
+        week = self._clock() - PAYLOAD_DAYS * DAY_S
+        quarter = self._clock() - HISTORY_DAYS * DAY_S
         steps: list[Callable[[sqlite3.Connection, set[str]], int]] = [
-            partial(deliveries.prune, payloads_before=week, failed_before=quarter, limit=PRUNE_STEP),
+            partial(deliveries.prune_payloads, handled_before=week, failed_before=quarter, limit=PRUNE_STEP),
+            partial(deliveries.prune, handled_before=quarter, limit=PRUNE_STEP),
             partial(runs.prune, finished_before=quarter, limit=PRUNE_STEP),
             partial(tellings.prune, told_before=quarter, limit=PRUNE_STEP),
         ]

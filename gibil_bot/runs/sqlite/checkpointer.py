@@ -11,7 +11,7 @@ import threading
 
 from gibil_bot.runs.sqlite.database import BUSY_S
 
-PAUSE_S = 0.05
+PAUSE_S = 0.1
 LONGEST_LOG = 64 << 20
 """Bytes of log above which the writer is asked to cut it."""
 

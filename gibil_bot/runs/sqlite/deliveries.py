@@ -73,12 +73,21 @@ def get(db: sqlite3.Connection, guid: str) -> tuple[Delivery, bool, str | None] 
     return None if row is None else (_noun(row[:5]), bool(row[5]), row[6])
 
 
-def prune(db: sqlite3.Connection, _: set[str], payloads_before: float, failed_before: float, limit: int) -> int:
-    """Forget payloads of handled deliveries. GUIDs stay: a repeat is one however late it comes. How many went."""
+def prune_payloads(db: sqlite3.Connection, _: set[str], handled_before: float, failed_before: float, limit: int) -> int:
+    """Forget payloads of handled deliveries, of those that failed later than of the others. How many went."""
     return db.execute(
         "delete from payloads where seq in (select d.seq from deliveries d join payloads p on p.seq = d.seq "
         "where d.handled_at is not null and d.handled_at < ? and (d.error is null or d.handled_at < ?) limit ?)",
-        (payloads_before, failed_before, limit),
+        (handled_before, failed_before, limit),
+    ).rowcount
+
+
+def prune(db: sqlite3.Connection, _: set[str], handled_before: float, limit: int) -> int:
+    """Forget handled deliveries whose payload is gone. GitHub can repeat one for three days at most. How many went."""
+    return db.execute(
+        "delete from deliveries where seq in (select seq from deliveries d where handled_at is not null and handled_at < ? "
+        "and not exists (select 1 from payloads p where p.seq = d.seq) limit ?)",
+        (handled_before, limit),
     ).rowcount
 
 

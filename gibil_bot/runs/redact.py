@@ -1,0 +1,226 @@
+"""Masks secrets in output before it is stored, shown or sent: as they are, in the encodings that scripts print, and by shape.
+
+Output comes in chunks that end anywhere, and a secret may begin in one and end in the next. So whole lines are let go, and
+the line that has not ended is held back; of an endless line, what could be the start of a secret.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterable, Iterator
+from urllib.parse import quote, quote_plus
+
+SHORTEST = 4
+"""Characters below which a secret is not masked: its letters are everywhere, and stars in their place would tell them."""
+LONGEST_LINE = 64 << 10
+"""Bytes that are held back for the end of a line, or of a private key, to come."""
+_TAIL = 4 << 10
+"""Bytes kept at least where a longer line is cut: more than any token that is known by its shape only."""
+
+_TOKENS = re.compile(
+    # ghs_ in its stateless form is a JWT, with dots and dashes
+    rb"gh[pousr]_[A-Za-z0-9._-]+|github_pat_[A-Za-z0-9_]+|A[KS]IA[0-9A-Z]{16}"
+    rb"|(?<=x-access-token:)[^\s@/\"'\\]+"
+)
+_SHAPE_ANCHORS = (rb"gh[pousr]_", rb"github_pat_", rb"A[KS]IA", rb"x-access-token:", rb"BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY")
+_KEY_START = re.compile(rb"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
+_KEY_STOP = re.compile(rb"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
+_KEY_LINES = re.compile(rb"(?:(?:\s|\\[nr])+[A-Za-z0-9+/=]{16,})*")
+
+_BY_FREQUENCY = b" etaoinsrlcdup/.-_mhf01gb:\n2,ky35vwx\"'=()[]4678TSEACIN9RLDOPMjqzFBGUHVWY"
+"""The bytes of ordinary output, the commonest first: an anchor begins with the rarest byte of what it stands for."""
+
+
+class Redactor:
+    """Masks `secrets` in a stream (`feed`, then `flush`) or in a text (`text`). One object for one stream."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        given = {secret for secret in secrets if secret}
+        usable = sorted(secret for secret in given if len(secret.strip()) >= SHORTEST)
+        short = len(given) - len(usable)
+        self.notes: tuple[str, ...] = ()
+        """What is not masked, for the report."""
+        if short:
+            self.notes = (f"{short} of the secrets are shorter than {SHORTEST} characters and are not masked",)
+        self._needles = tuple(sorted({needle for secret in usable for needle in _forms(secret)}))
+        self._longest = max((len(needle) for needle in self._needles), default=0)
+        self._line_starts = sorted(
+            {needle[:end] for needle in self._needles for end in _line_ends(needle)}, key=len, reverse=True
+        )
+        self._candidate = re.compile(b"|".join((*_SHAPE_ANCHORS, *map(re.escape, sorted(map(_anchor, self._needles))))))
+        self._mask = _mask_beside(usable)
+        self._held = b""
+
+    @property
+    def held(self) -> int:
+        """How many bytes were fed and are not let go: whoever starts anew feeds them again."""
+        return len(self._held)
+
+    def feed(self, data: bytes) -> bytes:
+        """What can be let go of everything fed so far."""
+        buffer = self._held + data
+        end = max(buffer.rfind(b"\n"), buffer.rfind(b"\r")) + 1
+        if not end and len(buffer) <= LONGEST_LINE:
+            self._held = buffer
+            return b""
+        spans = self._spans(buffer)
+        cut = self._cut(buffer, end, spans)
+        self._held = buffer[cut:]
+        return self._masked(buffer[:cut], [span for span in spans if span[1] <= cut])
+
+    def flush(self) -> bytes:
+        """The rest: nothing comes after it."""
+        rest, self._held = self._held, b""
+        return self._masked(rest, self._spans(rest))
+
+    def text(self, text: str) -> str:
+        """A whole text, beside the stream."""
+        data = text.encode("utf-8", "surrogatepass")
+        spans = self._spans(data)
+        return self._masked(data, spans).decode("utf-8", "surrogatepass") if spans else text
+
+    def _spans(self, data: bytes) -> list[tuple[int, int]]:
+        """Where something to mask is: in order, overlapping ones as one, so that no end of either stays readable."""
+        if not self._candidate.search(data):
+            return []
+        found = [match.span() for match in _TOKENS.finditer(data)]
+        found += _keys(data)
+        for needle in self._needles:
+            found += ((start, start + len(needle)) for start in _occurrences(data, needle))
+        merged: list[tuple[int, int]] = []
+        for start, end in sorted(found):
+            if merged and start < merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+            elif start < end:
+                merged.append((start, end))
+        return merged
+
+    def _masked(self, data: bytes, spans: list[tuple[int, int]]) -> bytes:
+        if not spans:
+            return data
+        pieces, done = [], 0
+        for start, end in spans:
+            pieces += [data[done:start], self._mask]
+            done = end
+        pieces.append(data[done:])
+        return b"".join(pieces)
+
+    def _cut(self, buffer: bytes, end: int, spans: list[tuple[int, int]]) -> int:
+        """How much may go: what is behind it cannot make a secret of what is before it. `end` is where the last line ended."""
+        cut = end
+        for start in self._line_starts:
+            if buffer.endswith(start, 0, end):
+                cut = end - len(start)  # the first is the longest
+                break
+        if spans:  # a private key is one of them
+            cut = min(cut, _unfinished_key(buffer, end))
+        cut = _before(cut, spans)
+        if len(buffer) - cut <= LONGEST_LINE:
+            return cut
+        forced = max(len(buffer) - max(self._longest, _TAIL), cut)
+        forced = _before(forced, spans)
+        if len(buffer) - forced <= LONGEST_LINE:
+            return forced
+        # one secret fills it all: it goes as a mask, whatever may follow
+        return next((stop for _, stop in spans if stop > forced), forced)
+
+
+def _forms(secret: str) -> Iterator[bytes]:
+    """Everything that scripts make of a secret when they print it."""
+    plain = {secret, secret.strip(), secret.replace("\n", "\r\n")}
+    lines = {line.strip() for line in secret.splitlines()}
+    for text in plain | {line for line in lines if len(line) >= SHORTEST}:
+        yield _bytes(text)
+    for text in plain:
+        data = _bytes(text)
+        for url in (quote(data, safe=""), quote(data), quote(data, safe="!'()*"), quote_plus(data)):
+            yield url.encode()
+            yield re.sub("%..", lambda match: match[0].lower(), url).encode()
+        for ascii_only in (True, False):
+            escaped = json.dumps(text, ensure_ascii=ascii_only)[1:-1]
+            upper = re.sub(r"\\u....", lambda match: match[0][:2] + match[0][2:].upper(), escaped)
+            for form in (escaped, upper, escaped.replace("/", "\\/"), json.dumps(escaped, ensure_ascii=ascii_only)[1:-1]):
+                yield _bytes(form)
+        for encoded in _base64_forms(data):
+            yield encoded
+            yield encoded.translate(bytes.maketrans(b"+/", b"-_"))
+
+
+def _base64_forms(data: bytes) -> Iterator[bytes]:
+    """In each of three places beside other bytes, only the characters that the secret alone decides; and as `base64` (76)
+    and `openssl` (64) break lines when the secret comes first."""
+    for before in range(3):
+        encoded = base64.b64encode(bytes(before) + data)
+        yield encoded[-(-8 * before // 6) : 8 * (before + len(data)) // 6]
+    whole = base64.b64encode(data)[: 8 * len(data) // 6]
+    for width in (64, 76):
+        if len(whole) > width:
+            lines = (whole[start : start + width] for start in range(0, len(whole), width))
+            yield from (line for line in lines if len(line) >= 12)
+
+
+def _bytes(text: str) -> bytes:
+    """As the environment has it: what was no UTF-8 there comes back as it was."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _mask_beside(secrets: Iterable[str]) -> bytes:
+    """Of a character that no secret has: so that a mask and what is beside it never make one."""
+    used = set().union(*map(set, secrets), set("\\%+/-_=")) if secrets else set()
+    for sign in ("*", "•", "█", "#", *map(chr, range(0x2500, 0x2600))):
+        if sign not in used:
+            return sign.encode() * 3
+    return b""
+
+
+def _anchor(needle: bytes) -> bytes:
+    """Four bytes of it, from its rarest byte on: quick to look for, and where they are not, the needle is not."""
+    starts = range(max(1, len(needle) - SHORTEST + 1))
+    start = max(starts, key=lambda index: _BY_FREQUENCY.find(needle[index]) % 256)  # not in the list is -1: the rarest
+    return needle[start : start + SHORTEST]
+
+
+def _keys(data: bytes) -> Iterator[tuple[int, int]]:
+    """Private keys, from their first line to their last. Without a last line, the lines of base64 that follow the first.
+
+    Every byte is looked at once or twice, however many first lines somebody prints to keep us busy.
+    """
+    stop = _KEY_STOP.search(data)
+    start = _KEY_START.search(data)
+    while start is not None:
+        if stop is not None and stop.start() < start.end():
+            stop = _KEY_STOP.search(data, start.end())
+        if stop is not None and stop.start() - start.end() <= LONGEST_LINE:
+            end = stop.end()
+        else:
+            lines = _KEY_LINES.match(data, start.end())
+            end = lines.end() if lines else start.end()
+        yield start.start(), end
+        start = _KEY_START.search(data, end)
+
+
+def _line_ends(needle: bytes) -> Iterator[int]:
+    """Behind each line end in the middle of it."""
+    return (match.end() for match in re.finditer(rb"[\r\n]", needle) if match.end() < len(needle))
+
+
+def _occurrences(data: bytes, needle: bytes) -> Iterator[int]:
+    start = data.find(needle)
+    while start >= 0:
+        yield start
+        start = data.find(needle, start + 1)
+
+
+def _unfinished_key(buffer: bytes, end: int) -> int:
+    """Where a private key begins whose last line has not come; `end` when there is none."""
+    stops = [match.start() for match in _KEY_STOP.finditer(buffer, 0, end)]
+    behind = stops[-1] if stops else 0
+    start = _KEY_START.search(buffer, behind, end)
+    return end if start is None else start.start()
+
+
+def _before(cut: int, spans: list[tuple[int, int]]) -> int:
+    """Nothing is cut in two: spans do not overlap, so one step back is enough."""
+    return next((start for start, end in spans if start < cut < end), cut)
