@@ -1,0 +1,306 @@
+"""The clone scripts, run by real sh with real git against a real HTTP server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gibil_bot.errors import UsageError
+from gibil_bot.planning.script import (
+    CLONE_BROKEN,
+    CLONE_GONE,
+    CLONE_NO_GIT,
+    CLONE_REFUSED,
+    CLONE_UNREACHABLE,
+    bundle_script,
+    clone_script,
+)
+from tests.doubles.githttp import GitServer
+
+TOKEN = "ghs_1234_a-long.token-with_all.kinds"
+NAME = "ada/engine.git"
+
+
+def git(where: Path, *arguments: str) -> str:
+    environment = {
+        **os.environ,
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_AUTHOR_NAME": "Ada",
+        "GIT_AUTHOR_EMAIL": "ada@example.com",
+        "GIT_COMMITTER_NAME": "Ada",
+        "GIT_COMMITTER_EMAIL": "ada@example.com",
+    }
+    done = subprocess.run(["git", "-C", str(where), *arguments], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+class Project:
+    """A bare repository with a pull request 7, as GitHub keeps one: refs/pull/7/head, any reachable commit by its id."""
+
+    def __init__(self, folder: Path) -> None:
+        self.bare = folder / NAME
+        self.bare.mkdir(parents=True)
+        git(self.bare, "init", "-q", "--bare", "-b", "main")
+        git(self.bare, "config", "uploadpack.allowReachableSHA1InWant", "true")
+        self.work = folder / "work"
+        git(folder, "clone", "-q", str(self.bare), str(self.work))
+        self.base = self.commit("base")
+
+    def commit(self, text: str) -> str:
+        (self.work / "file.txt").write_text(text)
+        git(self.work, "add", ".")
+        git(self.work, "commit", "-q", "-m", text)
+        return git(self.work, "rev-parse", "HEAD")
+
+    def push(self) -> None:
+        git(self.work, "push", "-q", "--force", "origin", "HEAD:refs/heads/main", "HEAD:refs/pull/7/head")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path / "server")
+
+
+@pytest.fixture
+def server(project: Project, tmp_path: Path) -> Iterator[GitServer]:
+    with GitServer(tmp_path / "server") as started:
+        yield started
+
+
+def run(script: str, token: str = "", *, path: str | None = None, home: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": path or os.environ["PATH"], "GIBIL_CLONE_TOKEN": token, "HOME": str(home or "/nonexistent")}
+    return subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+
+
+def script_for(server: GitServer, sha: str, workspace: Path) -> str:
+    return clone_script(clone_url=f"{server.url}/{NAME}", number=7, sha=sha, workspace=str(workspace))
+
+
+def test_the_head_of_the_pull_request_is_cloned_shallow_at_the_exact_commit(
+    project: Project, server: GitServer, tmp_path: Path
+) -> None:
+    for number in range(5):
+        sha = project.commit(f"change {number}")
+    project.push()
+    done = run(script_for(server, sha, tmp_path / "root" / "project"))
+    assert done.returncode == 0, done.stderr
+    workspace = tmp_path / "root" / "project"
+    assert git(workspace, "rev-parse", "HEAD") == sha
+    assert git(workspace, "rev-list", "--count", "HEAD") == "1"
+    assert (workspace / "file.txt").read_text() == "change 4"
+    assert git(workspace, "remote", "get-url", "origin") == f"{server.url}/{NAME}"
+    assert git(workspace, "status", "--porcelain") == ""
+
+
+def test_a_head_that_moved_on_still_gives_the_commit_that_was_asked_for(
+    project: Project, server: GitServer, tmp_path: Path
+) -> None:
+    asked = project.commit("asked for")
+    project.commit("newer")
+    project.push()
+    done = run(script_for(server, asked, tmp_path / "root" / "project"))
+    assert done.returncode == 0, done.stderr
+    assert git(tmp_path / "root" / "project", "rev-parse", "HEAD") == asked
+
+
+def test_a_server_that_gives_no_commit_by_its_id_is_asked_for_more_history(
+    project: Project, server: GitServer, tmp_path: Path
+) -> None:
+    git(project.bare, "config", "uploadpack.allowReachableSHA1InWant", "false")
+    git(project.bare, "config", "protocol.version", "0")
+    asked = project.commit("asked for")
+    for number in range(60):
+        project.commit(f"newer {number}")
+    project.push()
+    script = script_for(server, asked, tmp_path / "root" / "project").replace("protocol.version=2", "protocol.version=0")
+    done = run(script)
+    assert done.returncode == 0, done.stderr
+    assert git(tmp_path / "root" / "project", "rev-parse", "HEAD") == asked
+
+
+def test_a_commit_that_was_forced_away_is_said_to_be_gone(project: Project, server: GitServer, tmp_path: Path) -> None:
+    gone = project.commit("will be replaced")
+    git(project.work, "reset", "-q", "--hard", project.base)
+    project.commit("the replacement")
+    project.push()
+    done = run(script_for(server, gone, tmp_path / "root" / "project"))
+    assert done.returncode == CLONE_GONE
+    assert done.stderr.strip().splitlines()[-1].startswith(f"gibil: the commit {gone} is not in the pull request any more")
+
+
+def test_a_pull_request_that_has_no_ref_any_more_is_said_to_be_gone(
+    project: Project, server: GitServer, tmp_path: Path
+) -> None:
+    done = run(script_for(server, "0" * 39 + "1", tmp_path / "root" / "project"))
+    assert done.returncode == CLONE_GONE
+
+
+def test_a_private_repository_opens_with_the_token_which_is_found_nowhere_on_disk(
+    project: Project, server: GitServer, tmp_path: Path
+) -> None:
+    server.tokens[NAME] = TOKEN
+    sha = project.commit("secret work")
+    project.push()
+    home = tmp_path / "home"
+    home.mkdir()
+    workspace = home / "project"
+    done = run(script_for(server, sha, workspace), TOKEN, home=home)
+    assert done.returncode == 0, done.stderr
+    assert any(authorization for _, authorization in server.requests)
+    holders = subprocess.run(["grep", "-rlaF", TOKEN, str(home)], capture_output=True, text=True)
+    assert holders.stdout == ""
+    assert TOKEN not in done.stdout + done.stderr
+    assert "credential" not in (workspace / ".git" / "config").read_text()
+
+
+@pytest.mark.parametrize("token", ["", "ghs_wrong"])
+def test_wrong_or_absent_credentials_are_refused_by_name(
+    token: str, project: Project, server: GitServer, tmp_path: Path
+) -> None:
+    server.tokens[NAME] = TOKEN
+    sha = project.commit("secret work")
+    project.push()
+    done = run(script_for(server, sha, tmp_path / "root" / "project"), token)
+    assert done.returncode == CLONE_REFUSED
+    assert "refuses our credentials" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("status", "exit_status"), [(404, CLONE_REFUSED), (403, CLONE_REFUSED), (502, CLONE_UNREACHABLE)])
+def test_what_the_server_answers_decides_whether_it_is_worth_another_try(
+    status: int, exit_status: int, project: Project, server: GitServer, tmp_path: Path
+) -> None:
+    server.answer = status
+    done = run(script_for(server, project.base, tmp_path / "root" / "project"))
+    assert done.returncode == exit_status
+    assert done.stderr.splitlines()[-1].startswith("gibil: 127.0.0.1:")
+
+
+def test_a_server_that_is_away_is_unreachable(project: Project, tmp_path: Path) -> None:
+    with GitServer(tmp_path / "server") as server:
+        script = script_for(server, project.base, tmp_path / "root" / "project")
+    done = run(script)
+    assert done.returncode == CLONE_UNREACHABLE
+    assert "cannot be reached" in done.stderr.splitlines()[-1]
+
+
+def test_a_redirect_to_another_server_does_not_get_the_token(project: Project, server: GitServer, tmp_path: Path) -> None:
+    project.push()
+    server.tokens[NAME] = TOKEN
+    with GitServer(tmp_path / "server") as front:
+        front.redirect_to = server.url
+        done = run(script_for(front, project.base, tmp_path / "root" / "project"), TOKEN)
+    assert done.returncode == CLONE_REFUSED
+    assert server.requests
+    assert not any(authorization for _, authorization in server.requests)
+
+
+def test_running_it_again_changes_nothing_and_asks_nobody(project: Project, server: GitServer, tmp_path: Path) -> None:
+    sha = project.commit("once")
+    project.push()
+    script = script_for(server, sha, tmp_path / "root" / "project")
+    assert run(script).returncode == 0
+    (tmp_path / "root" / "project" / "made-by-a-task").write_text("kept")
+    asked = len(server.requests)
+    assert run(script).returncode == 0
+    assert len(server.requests) == asked
+    assert (tmp_path / "root" / "project" / "made-by-a-task").read_text() == "kept"
+
+
+def test_half_a_clone_is_removed_first(project: Project, server: GitServer, tmp_path: Path) -> None:
+    sha = project.commit("whole")
+    project.push()
+    workspace = tmp_path / "root" / "project"
+    (workspace / ".git").mkdir(parents=True)
+    (workspace / ".git" / "HEAD").write_text("garbage")
+    (workspace / "left-over").write_text("")
+    assert run(script_for(server, sha, workspace)).returncode == 0
+    assert not (workspace / "left-over").exists()
+    assert git(workspace, "rev-parse", "HEAD") == sha
+
+
+def test_no_hook_and_no_configuration_of_the_machine_takes_part(project: Project, server: GitServer, tmp_path: Path) -> None:
+    sha = project.commit("plain")
+    project.push()
+    home, template = tmp_path / "home", tmp_path / "template" / "hooks"
+    home.mkdir()
+    template.mkdir(parents=True)
+    hook = template / "post-checkout"
+    hook.write_text(f"#!/bin/sh\ntouch {tmp_path}/hook-ran\n")
+    hook.chmod(0o755)
+    (home / ".gitconfig").write_text(f"[init]\n\ttemplateDir = {template.parent}\n[core]\n\thooksPath = {template}\n")
+    assert run(script_for(server, sha, tmp_path / "root" / "project"), home=home).returncode == 0
+    assert not (tmp_path / "hook-ran").exists()
+
+
+def test_a_machine_without_git_is_told_so(project: Project, server: GitServer, tmp_path: Path) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("sh", "mktemp", "rm", "cat", "mkdir"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    done = run(script_for(server, project.base, tmp_path / "root" / "project"), path=str(tools))
+    assert done.returncode == CLONE_NO_GIT
+    assert "git is not installed" in done.stderr
+
+
+def test_a_workspace_that_cannot_be_made_is_broken(project: Project, server: GitServer, tmp_path: Path) -> None:
+    (tmp_path / "root").write_text("a file where the folder should be")
+    done = run(script_for(server, project.base, tmp_path / "root" / "project"))
+    assert done.returncode == CLONE_BROKEN
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ssh://git@github.com/a/b.git",
+        "git@github.com:a/b.git",
+        "file:///etc",
+        "ext::sh -c touch% /tmp/x",
+        "https://user:token@github.com/a/b.git",
+        "https://github.com/a/b.git'; touch x; '",
+        "https://github.com/a/b.git\nhelper=evil",
+        "https:///a/b.git",
+        "https://github.com:port/a/b",
+        "--upload-pack=touch",
+    ],
+)
+def test_an_address_that_is_not_plain_http_is_refused(url: str) -> None:
+    with pytest.raises(UsageError, match="clone address"):
+        clone_script(clone_url=url, number=7, sha="a" * 40)
+
+
+@pytest.mark.parametrize(
+    ("number", "sha", "workspace"),
+    [(0, "a" * 40, "/root/project"), (1, "main", "/root/project"), (1, "a" * 40, "/"), (1, "a" * 40, "root/project")],
+)
+def test_what_could_not_be_a_clone_is_refused(number: int, sha: str, workspace: str) -> None:
+    with pytest.raises(UsageError):
+        clone_script(clone_url="https://github.com/a/b.git", number=number, sha=sha, workspace=workspace)
+
+
+def test_a_bundle_becomes_the_workspace(project: Project, tmp_path: Path) -> None:
+    sha = project.commit("local work")
+    bundle = tmp_path / "it's a source.bundle"
+    git(project.work, "bundle", "create", "--quiet", str(bundle), "HEAD", "main")
+    workspace = tmp_path / "root" / "project"
+    script = bundle_script(path=str(bundle), sha=sha, workspace=str(workspace))
+    done = run(script)
+    assert done.returncode == 0, done.stderr
+    assert git(workspace, "rev-parse", "HEAD") == sha
+    assert run(script).returncode == 0
+
+
+def test_a_bundle_without_the_commit_and_half_a_bundle_are_said_apart(project: Project, tmp_path: Path) -> None:
+    bundle = tmp_path / "source.bundle"
+    git(project.work, "bundle", "create", "--quiet", str(bundle), "main")
+    other = bundle_script(path=str(bundle), sha="1" * 40, workspace=str(tmp_path / "root" / "project"))
+    assert run(other).returncode == CLONE_GONE
+    bundle.write_bytes(bundle.read_bytes()[:-40])
+    half = bundle_script(path=str(bundle), sha=project.base, workspace=str(tmp_path / "root" / "project"))
+    assert run(half).returncode == CLONE_BROKEN
