@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from urllib.parse import quote
 
+from gibil_bot.github.phrases import count, duration, ordinal
 from gibil_bot.github.text import clean, code, fenced, joined, line, quoted, sentence, size
 from gibil_bot.model import Conclusion, Run, RunState, TaskResult, TaskStatus, Telling, TellingKind
 from gibil_bot.views import timestamp
@@ -130,24 +131,6 @@ def details_url(report: RunReport) -> str:
     return f"{report.public_url.rstrip('/')}/runs/{report.run.id}" if report.public_url else ""
 
 
-def duration(seconds: float) -> str:
-    """0.4 s, 12 s, 1 min 12 s, 2 h 3 min."""
-    if seconds < 9.95:
-        return f"{max(seconds, 0):.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def ordinal(number: int) -> str:
-    """1st, 2nd, 3rd, 11th."""
-    ending = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{ending}"
-
-
 # --- the parts -------------------------------------------------------------------------------------------------------
 
 
@@ -195,7 +178,7 @@ def _title(report: RunReport, conclusion: Conclusion | None) -> str:
     match conclusion:
         case Conclusion.SUCCESS:
             passed = sum(1 for _, result in tasks if result is not None and result.status is TaskStatus.SUCCESS)
-            return f"{_count(passed, 'task')} passed{took}"
+            return f"{count(passed, 'task')} passed{took}"
         case Conclusion.CANCELLED:
             reason = run.cancel_reason or "cancelled"
             return reason[:1].upper() + reason[1:]
@@ -208,7 +191,7 @@ def _title(report: RunReport, conclusion: Conclusion | None) -> str:
         case Conclusion.FAILURE | Conclusion.TIMED_OUT:
             name, result = bad[0]
             act = "timed out" if result is not None and result.status is TaskStatus.TIMED_OUT else "failed"
-            others = f" and {_count(len(bad) - 1, 'other task')}" if len(bad) > 1 else ""
+            others = f" and {count(len(bad) - 1, 'other task')}" if len(bad) > 1 else ""
             return f"{line(name, 120)}{others} {act}{took}"
         case _:
             return conclusion.value.replace("_", " ").capitalize()
@@ -224,7 +207,7 @@ def _title_so_far(report: RunReport) -> str:
     if not running and not done:
         return (report.phase or "starting").capitalize()
     now = f": {line(running[0], 120)}" if running else f": {report.phase}" if report.phase else ""
-    return f"{done} of {_count(len(tasks), 'task')} done{now}"
+    return f"{done} of {count(len(tasks), 'task')} done{now}"
 
 
 def _headline(report: RunReport) -> str:
@@ -261,7 +244,7 @@ def _table(report: RunReport) -> str:
         row = _row(report, name, result)
         room -= size(row) + 1
         if room < 0:
-            rows.append(f"| … | {_count(len(tasks) - index, 'more task')} | | |")
+            rows.append(f"| … | {count(len(tasks) - index, 'more task')} | | |")
             break
         rows.append(row)
     return "\n".join(rows) if tasks else ""
@@ -319,7 +302,3 @@ def _ways_on(report: RunReport, conclusion: Conclusion | None) -> str:
             return f"Somebody with write permission reads the changes and comments {approve}; it holds for this commit only."
         case _:
             return f"To run it again, {again}."
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,69 @@
+"""GitHub's rate limits: how long an answer asks us to wait, and how writes are spread so that it seldom asks.
+
+Pure. https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api#exceeding-the-rate-limit
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+
+LONGEST_WAIT_S = 3600.0
+FIRST_BLIND_WAIT_S = 60.0
+
+
+def wait_s(status: int, headers: Mapping[str, str], message: str, *, now_s: float, strikes: int) -> float | None:
+    """Seconds to wait before anything is asked again; None when this answer is not about a limit.
+
+    `now_s` is our clock in seconds since 1970, used only where the answer has no Date. `strikes` counts the limits in
+    a row that came without a time: a minute for the first, then twice as long each, as GitHub asks.
+    """
+    if status not in (403, 429):
+        return None
+    retry_after = _number(headers.get("retry-after"))
+    if retry_after is not None:
+        return _bounded(retry_after)
+    reset = _number(headers.get("x-ratelimit-reset"))
+    if headers.get("x-ratelimit-remaining") == "0" and reset is not None:
+        # Against GitHub's own clock, so that ours may be wrong. One second more, because the time is in whole seconds.
+        return _bounded(reset - server_time_s(headers, now_s) + 1)
+    if status == 429 or "rate limit" in message.lower() or "abuse" in message.lower():
+        return _bounded(FIRST_BLIND_WAIT_S * 2 ** min(strikes, 10))
+    return None
+
+
+def server_time_s(headers: Mapping[str, str], otherwise_s: float) -> float:
+    """What GitHub's clock said when it answered, in seconds since 1970."""
+    try:
+        return parsedate_to_datetime(headers["date"]).timestamp()
+    except (KeyError, ValueError, TypeError):
+        return otherwise_s
+
+
+def _number(text: str | None) -> float | None:
+    """Whole seconds; anything else, such as a date, is no number."""
+    return float(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 16 else None
+
+
+def _bounded(seconds: float) -> float:
+    return min(max(seconds, 1.0), LONGEST_WAIT_S)
+
+
+class Spacing:
+    """One write a second on the long run; `burst` of them may come at once after a quiet time.
+
+    GitHub allows 80 content-generating requests a minute: a burst of 10 and one a second after it stay below that in
+    any minute. The first write is never delayed.
+    """
+
+    def __init__(self, burst: int) -> None:
+        self._burst = burst
+        self._full_at: dict[int, float] = {}
+
+    def delay_s(self, key: int, now_s: float) -> float:
+        """How long a write that came now would wait. Takes nothing."""
+        return max(0.0, self._full_at.get(key, now_s) - (self._burst - 1) - now_s)
+
+    def take(self, key: int, now_s: float) -> None:
+        """Take the next place. https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm"""
+        self._full_at[key] = max(self._full_at.get(key, now_s), now_s) + 1.0

@@ -1,0 +1,181 @@
+"""GitHub's JSON as far as it is used: the shapes of webhooks and of pull requests in the API.
+
+Pure. Only the fields that are used, all others ignored, and a default for every field that GitHub may leave out,
+because payloads grow and shrink without notice. https://docs.github.com/en/webhooks/webhook-events-and-payloads
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from gibil_bot.model import Person, PullRequest, Repository
+
+# Numbers go into a database and paths, hashes into git and URLs: what they may look like is settled here, once.
+_Id = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+_Sha = Annotated[str, msgspec.Meta(pattern=r"\A(?:[0-9a-f]{40}|[0-9a-f]{64})\Z")]
+_FullName = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_-][A-Za-z0-9_.-]*/(?!\.{1,2}\Z)[A-Za-z0-9_.-]+\Z")]
+_CloneUrl = Annotated[str, msgspec.Meta(pattern=r"\Ahttps?://[^\s\x00-\x20]+\Z")]
+_Text = Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class ActionPayload(msgspec.Struct):
+    action: str = ""
+
+
+class UserPayload(msgspec.Struct):
+    login: _Text
+    type: str = "User"
+
+
+class _Installation(msgspec.Struct):
+    id: _Id
+
+
+class _Repository(msgspec.Struct):
+    id: _Id
+    full_name: _FullName
+    clone_url: _CloneUrl
+    default_branch: _Text = "main"
+    private: bool = False
+
+
+class PlacePayload(msgspec.Struct):
+    """What every event of ours carries beside its subject."""
+
+    repository: _Repository
+    installation: _Installation
+
+
+class CommentPayload(msgspec.Struct):
+    id: _Id
+    user: UserPayload | None = None
+    body: str | None = None
+
+
+class _Link(msgspec.Struct):
+    """Only that it is there matters."""
+
+
+class _Issue(msgspec.Struct):
+    number: _Id
+    pull_request: _Link | None = None
+
+
+class IssueCommentPayload(PlacePayload):
+    comment: CommentPayload
+    issue: _Issue
+
+
+class _Numbered(msgspec.Struct):
+    number: _Id
+
+
+class ReviewCommentPayload(PlacePayload):
+    comment: CommentPayload
+    pull_request: _Numbered
+
+
+class _HeadRepository(msgspec.Struct):
+    full_name: _FullName
+
+
+class _Head(msgspec.Struct):
+    sha: _Sha
+    ref: _Text
+    repo: _HeadRepository | None = None
+
+
+class _Base(msgspec.Struct):
+    sha: _Sha
+    ref: _Text
+
+
+class PullRequestPayload(msgspec.Struct):
+    """A pull request as webhooks and the API write it. `user` is null when the account is gone."""
+
+    number: _Id
+    head: _Head
+    base: _Base
+    title: str = ""
+    user: UserPayload | None = None
+    state: str = "open"
+    draft: bool | None = None
+    maintainer_can_modify: bool | None = None
+
+    def value(self) -> PullRequest:
+        return PullRequest(
+            number=self.number,
+            title=no_nul(self.title),
+            author=person(self.user),
+            head_sha=self.head.sha,
+            head_ref=no_nul(self.head.ref),
+            head_repository=self.head.repo.full_name if self.head.repo else None,
+            base_ref=no_nul(self.base.ref),
+            base_sha=self.base.sha,
+            is_open=self.state == "open",
+            is_draft=bool(self.draft),
+            maintainer_can_modify=bool(self.maintainer_can_modify),
+        )
+
+
+class PullRequestEventPayload(PlacePayload):
+    pull_request: PullRequestPayload
+    sender: UserPayload | None = None
+
+
+class _CheckRun(msgspec.Struct):
+    head_sha: _Sha
+    external_id: str | None = None
+
+
+class CheckRunEventPayload(PlacePayload):
+    check_run: _CheckRun
+    sender: UserPayload | None = None
+
+
+class _CheckSuite(msgspec.Struct):
+    head_sha: _Sha
+
+
+class CheckSuiteEventPayload(PlacePayload):
+    check_suite: _CheckSuite
+    sender: UserPayload | None = None
+
+
+class _OwnedRepository(msgspec.Struct):
+    full_name: str = ""
+    owner: UserPayload | None = None
+
+
+class _AccountInstallation(msgspec.Struct):
+    account: UserPayload | None = None
+
+
+class AccountsPayload(msgspec.Struct):
+    repository: _OwnedRepository | None = None
+    installation: _AccountInstallation | None = None
+
+
+def repository(place: PlacePayload) -> Repository:
+    found = place.repository
+    return Repository(
+        id=found.id,
+        full_name=found.full_name,
+        clone_url=found.clone_url,
+        default_branch=no_nul(found.default_branch),
+        private=found.private,
+    )
+
+
+def person(user: UserPayload | None) -> Person:
+    """`ghost` is GitHub's own stand-in for accounts that are gone: https://github.com/ghost"""
+    if user is None:
+        return Person(login="ghost")
+    return Person(login=no_nul(user.login), is_bot=user.type == "Bot" or user.login.endswith("[bot]"))
+
+
+def no_nul(text: str) -> str:
+    """Neither an environment variable nor a path can hold NUL."""
+    return text.replace("\0", "")

@@ -1,0 +1,75 @@
+"""One thing to ask of GitHub, as a value: where it is in the API, and how often it may be asked.
+
+Pure. Values from outside become parts of an address here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+from gibil_bot.errors import GitHubError
+
+APP = 0
+"""Stands for the App itself where an installation's number is expected; installations count from 1."""
+
+_SLUG = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One thing to ask. `route` has names in braces, filled from `place`; it also names the request in `requests`."""
+
+    method: str
+    route: str
+    place: Mapping[str, str | int] = field(default_factory=dict)
+    installation_id: int = APP
+    query: Mapping[str, str | int] | None = None
+    body: Mapping[str, object] | None = None
+    answers: frozenset[int] = frozenset()
+    """HTTP errors that are an answer to this question."""
+    repeatable: bool | None = None
+    """Doing it twice is the same as once; None: every method but POST."""
+    is_comment: bool = False
+    """It makes people's telephones ring, so that it is spaced most."""
+    accept: str = "application/vnd.github+json"
+    at_most: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} {self.route}"
+
+    @property
+    def may_repeat(self) -> bool:
+        return self.method != "POST" if self.repeatable is None else self.repeatable
+
+    @property
+    def path(self) -> str:
+        """Raises GitHubError for values that would lead elsewhere."""
+        return self.route.format_map({name: _segment(name, str(value)) for name, value in self.place.items()})
+
+
+def mint_request(installation_id: int, body: Mapping[str, object] | None = None) -> Request:
+    """A token too many does no harm and expires within the hour, so minting may be repeated.
+
+    https://docs.github.com/en/rest/apps/apps#create-an-installation-access-token-for-an-app
+    """
+    return Request(
+        method="POST",
+        route="/app/installations/{installation}/access_tokens",
+        place={"installation": installation_id},
+        body=body,
+        repeatable=True,
+    )
+
+
+def _segment(name: str, value: str) -> str:
+    """A value as a part of a path that cannot become another path."""
+    parts = value.split("/") if name in ("repository", "path") else [value]
+    if any(part in ("", ".", "..") for part in parts):
+        raise GitHubError(f"{name} {value[:80]!r} cannot be a part of an address; nothing was asked", status=404)
+    if name == "repository" and (len(parts) != 2 or not all(_SLUG.fullmatch(part) for part in parts)):
+        raise GitHubError(f"{value[:80]!r} is not owner/name; nothing was asked", status=404)
+    return "/".join(quote(part, safe="") for part in parts)
