@@ -1,0 +1,76 @@
+"""`python -m tests.benchmarks`: the table of what gibil costs against real peers, measured now, on this box."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+if not __package__:  # `python tests/benchmarks`
+    sys.path[0] = str(Path(__file__).parents[2])
+
+from tests.benchmarks import row_cli, row_door
+from tests.benchmarks.comparison import Comparison, LeftOut, table
+from tests.benchmarks.context import Context
+from tests.benchmarks.peers import Peers
+
+ROWS: dict[str, Callable[[Context], list[Comparison]]] = {
+    "door": row_door.door,
+    "start": row_door.start,
+    "help": row_cli.help_text,
+}
+
+
+def machine() -> dict[str, object]:
+    """The kind of machine, not its name."""
+    model = next(
+        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?"
+    )
+    return {
+        "cpu": model,
+        "cpus": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "root": os.geteuid() == 0,
+        "load_before": round(os.getloadavg()[0], 2),
+    }
+
+
+def main() -> int:
+    """0 when every aim was met that could be measured."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=ROWS, metavar="NAME", help=", ".join(ROWS))
+    parser.add_argument("--json", type=Path, help="write everything that was measured, every sample, to this file")
+    parser.add_argument("--peers", type=Path, help="keep the installed peers in this folder")
+    arguments = parser.parse_args()
+    about = machine()
+    print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
+    comparisons: list[Comparison] = []
+    left_out: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="gibil-bench-") as scratch:
+        peers = Peers((arguments.peers or Path(scratch) / "peers").absolute())
+        for name in arguments.only or ROWS:
+            begun = time.perf_counter()
+            folder = Path(scratch) / name
+            try:
+                measured = ROWS[name](Context(scratch=folder, peers=peers))
+            except LeftOut as reason:
+                left_out[name] = str(reason)
+                print(f"\n{name}: left out: {reason}", flush=True)
+            else:
+                comparisons += measured
+                print(f"\n{name} ({time.perf_counter() - begun:.0f} s)\n{table(measured)}", flush=True)
+    if arguments.json is not None:
+        rows = [comparison.as_json() for comparison in comparisons]
+        arguments.json.write_text(json.dumps({"machine": about, "rows": rows, "left_out": left_out}, indent=2) + "\n")
+    return 0 if all(comparison.met is not False for comparison in comparisons) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

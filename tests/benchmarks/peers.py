@@ -1,0 +1,59 @@
+"""The peers, installed by their ordinary clients into a folder that can be kept between runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.benchmarks.comparison import LeftOut
+
+INSTALL_WITHIN_S = 300
+PROBOT = "probot@14"
+NOX = "nox"
+
+
+class Peers:
+    """Each method installs what is not there yet. Raises LeftOut when it cannot be had."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def probot(self) -> Path:
+        """A folder whose node_modules hold Probot."""
+        folder = self._folder / "probot"
+        if not (folder / "node_modules" / "probot").is_dir():
+            npm = _program("npm")
+            folder.mkdir(parents=True, exist_ok=True)
+            _run([npm, "install", "--no-fund", "--no-audit", "--prefix", str(folder), PROBOT])
+        _program("node")
+        return folder
+
+    def probot_version(self) -> str:
+        package = self.probot() / "node_modules" / "probot" / "package.json"
+        node = subprocess.run([_program("node"), "--version"], capture_output=True, text=True, check=True).stdout.strip()
+        return f"Probot {json.loads(package.read_text())['version']} on node {node}"
+
+    def nox(self) -> Path:
+        """The program, in an environment of its own with this very Python."""
+        program = self._folder / "nox" / "bin" / "nox"
+        if not program.exists():
+            _run([sys.executable, "-m", "venv", str(self._folder / "nox")])
+            _run([str(self._folder / "nox" / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", NOX])
+        return program
+
+
+def _program(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        raise LeftOut(f"{name} is not installed")
+    return path
+
+
+def _run(command: list[str]) -> None:
+    try:
+        subprocess.run(command, check=True, capture_output=True, timeout=INSTALL_WITHIN_S)
+    except (subprocess.SubprocessError, OSError) as error:
+        raise LeftOut(f"{' '.join(command[:2])} … failed: {error}") from error

@@ -1,0 +1,107 @@
+"""Processes that a benchmark starts: pinned, measured from /proc, and ended by their own number."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+TICKS = os.sysconf("SC_CLK_TCK")
+QUIET_S = 0.4
+STOP_WITHIN_S = 15.0
+
+
+def cpus() -> list[int]:
+    return sorted(os.sched_getaffinity(0))
+
+
+def server_cpus() -> set[int]:
+    """Where the measured side runs: the first CPU, or the only one."""
+    return {cpus()[0]}
+
+
+def client_cpus() -> set[int]:
+    """Where the load comes from: all others, or the only one."""
+    return set(cpus()[1:]) or server_cpus()
+
+
+@contextlib.contextmanager
+def started(
+    command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path, on_cpus: set[int] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of its own group, output in `log`; ended, and what it started with it, when the block is left."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, env=dict(environment), cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        if on_cpus is not None:
+            os.sched_setaffinity(process.pid, on_cpus)
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_until(what: str, condition: Callable[[], bool], *, within_s: float, every_s: float = 0.002) -> float:
+    """Seconds until the condition held. Raises TimeoutError."""
+    start = time.perf_counter()
+    while not condition():
+        if time.perf_counter() - start > within_s:
+            raise TimeoutError(f"{what} did not happen within {within_s:g} s")
+        time.sleep(every_s)
+    return time.perf_counter() - start
+
+
+def tree(pid: int) -> list[int]:
+    """The process and all that descend from it."""
+    found = [pid]
+    for parent in found:
+        with contextlib.suppress(OSError):
+            for thread in os.listdir(f"/proc/{parent}/task"):
+                found += [int(word) for word in Path(f"/proc/{parent}/task/{thread}/children").read_text().split()]
+    return found
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds of the process and its descendants, of those that have ended too."""
+    total = 0
+    for each in tree(pid):
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+            total += sum(int(field) for field in fields[11:15])
+    return total / TICKS
+
+
+def resident_mb(pid: int) -> float:
+    """Resident memory of the process and its descendants; pages that they share are counted in each."""
+    total = 0
+    for each in tree(pid):
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{each}/status").read_text().splitlines():
+                if line.startswith("VmRSS:"):
+                    total += int(line.split()[1])
+    return total / 1024
+
+
+def wait_until_quiet(pid: int, *, within_s: float = 120.0) -> None:
+    """Until the process has used next to no CPU for a moment: what it was given is worked off."""
+    deadline = time.perf_counter() + within_s
+    before = cpu_s(pid)
+    while time.perf_counter() < deadline:
+        time.sleep(QUIET_S)
+        after = cpu_s(pid)
+        if after - before <= 0.05 * QUIET_S:
+            return
+        before = after
+    raise TimeoutError(f"process {pid} did not come to rest within {within_s:g} s")
