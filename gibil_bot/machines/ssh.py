@@ -77,7 +77,8 @@ class SSHShell:
         self._channel_freed = asyncio.Event()
         self._kept: dict[str, Follow] = {}
         sock = connection.get_extra_info("socket")
-        self._quickack_socket = sock if _QUICKACK is not None and sock is not None and sock.family != socket.AF_UNIX else None
+        self._nagle_socket = sock if _QUICKACK is not None and sock is not None and sock.family != socket.AF_UNIX else None
+        """Until the first command has started, and on TCP only."""
 
     async def run(
         self,
@@ -226,7 +227,7 @@ class SSHShell:
         """Open a channel. When the server has as many as it allows (sshd: MaxSessions), wait until one of ours ends."""
         while True:
             self._channel_freed.clear()
-            self._quickack()
+            acknowledging = asyncio.create_task(self._acknowledge()) if self._nagle_socket is not None else None
             opening = asyncio.ensure_future(
                 self._connection.create_session(
                     lambda: Channel(on_data), command, encoding=None, window=_WINDOW, max_pktsize=_PACKET
@@ -246,25 +247,32 @@ class SSHShell:
                 continue
             except (asyncssh.Error, OSError) as error:
                 raise MachineLost(f"the connection to {self._where} is lost: {_reason(error)}") from None
+            finally:
+                if acknowledging is not None:
+                    acknowledging.cancel()
+            self._nagle_socket = None
             assert isinstance(session, Channel)
             channel = session
             self._open_channels += 1
             channel.ended.add_done_callback(self._channel_ended)
-            self._quickack()
             return channel
 
     def _channel_ended(self, _: object) -> None:
         self._open_channels -= 1
         self._channel_freed.set()
 
-    def _quickack(self) -> None:
-        """Acknowledge at once: sshd speaks with Nagle on until its first bytes are acknowledged, 40 ms for one command.
+    async def _acknowledge(self) -> None:
+        """Acknowledge what comes at once, until cancelled: sshd leaves Nagle's algorithm on until its first command.
 
-        The kernel forgets the option by itself, hence again before every command.
+        What it says after the login then waits for our delayed acknowledgement, 40 ms. The kernel forgets the option by
+        itself, hence again and again, for as long as the first command needs to start: some milliseconds.
         """
-        if self._quickack_socket is not None and _QUICKACK is not None:
+        assert self._nagle_socket is not None
+        assert _QUICKACK is not None
+        for _ in range(50):
             with contextlib.suppress(OSError):
-                self._quickack_socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
+                self._nagle_socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
+            await asyncio.sleep(0.001)
 
     async def _execute(self, command: str, stdin: bytes = b"", on_output: Callable[[str, bytes], None] | None = None) -> Result:
         output: dict[str, list[bytes]] = {"stdout": [], "stderr": []}

@@ -1,0 +1,170 @@
+"""Forge, log in, burn: what the bot and the command line do with machines, over any provider.
+
+A machine is ready or it is not there: whatever goes wrong between "forge" and "SSH answers", cancellation included, the
+machine is burned before the error goes on. What even that misses (we were killed) is found by the provider's own list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gibil_bot.errors import GibilError, NameTaken, ProviderError
+from gibil_bot.machines.keyring import Keyring
+from gibil_bot.model import Endpoint, Machine, MachinePlan, MachineSpec
+from gibil_bot.ports import Provider, Shell
+
+_log = logging.getLogger(__name__)
+
+ConnectShell = Callable[[Endpoint, str], Awaitable[Shell]]
+OnPhase = Callable[[str, float], None]
+
+_BURN_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Forge:
+    """A provider, the keys of its machines, and the way onto them (`ssh.connect`, handed in to keep SSH out of here)."""
+
+    provider: Provider
+    keyring: Keyring
+    connect_shell: ConnectShell
+    patience_s: float = 10.0
+    """How long a cancelled `create` of the provider may still take to come to its own end before it is broken off."""
+    _cleanups: set[asyncio.Task[Any]] = field(default_factory=set, repr=False)
+
+    async def create(
+        self,
+        name: str,
+        owner: str,
+        ttl_s: int,
+        labels: Mapping[str, str] | None = None,
+        plan: MachinePlan | None = None,
+        egress_allow: tuple[str, ...] = (),
+        untrusted: bool = False,
+        tethered: bool = False,
+        on_phase: OnPhase | None = None,
+    ) -> tuple[Machine, Shell]:
+        """A machine that answers SSH, and the open connection; or nothing, and the error.
+
+        `on_phase(phase, seconds)` is called after "forge" and after "connect". Raises what the provider and the connection
+        raise; NameTaken leaves that other machine alone.
+        """
+        spec = await asyncio.to_thread(
+            self._spec, name, owner, ttl_s, labels or {}, plan or MachinePlan(), egress_allow, untrusted, tethered
+        )
+        began = time.monotonic()
+        creating = asyncio.create_task(self.provider.create(spec))
+        try:
+            machine = await asyncio.shield(creating)
+            if on_phase is not None:
+                on_phase("forge", time.monotonic() - began)
+            began = time.monotonic()
+            shell = await self.open(machine)
+            if on_phase is not None:
+                on_phase("connect", time.monotonic() - began)
+        except NameTaken:
+            raise
+        except BaseException:
+            await self._see_through(self._undo(name, creating))
+            raise
+        return machine, shell
+
+    async def open(self, machine: Machine) -> Shell:
+        """Log in to a machine of this data directory."""
+        key = await asyncio.to_thread(self.keyring.client_key, machine.name)
+        return await self.connect_shell(machine.endpoint, key)
+
+    async def get(self, name: str) -> Machine | None:
+        """The machine of that name, if it exists."""
+        return await self.provider.get(name)
+
+    async def destroy(self, name: str) -> bool:
+        """Burn; True if it was there. Goes on when the caller is cancelled."""
+        return bool(await self._see_through(self._burn(name)))
+
+    async def list(self, owner: str | None = None) -> list[Machine]:
+        """The machines that exist (of that owner), oldest first."""
+        return await self.provider.list_machines(owner)
+
+    async def close(self) -> None:
+        """Wait for the burning that cancelled callers left behind, then let go of the provider. Machines live on."""
+        while self._cleanups:
+            await asyncio.wait(self._cleanups)
+        await self.provider.close()
+
+    def _spec(
+        self,
+        name: str,
+        owner: str,
+        ttl_s: int,
+        labels: Mapping[str, str],
+        plan: MachinePlan,
+        egress_allow: tuple[str, ...],
+        untrusted: bool,
+        tethered: bool,
+    ) -> MachineSpec:
+        return MachineSpec(
+            name=name,
+            owner=owner,
+            ttl_s=ttl_s,
+            authorized_key=self.keyring.client_public(name),
+            host_key=self.keyring.host_key(name),
+            labels=labels,
+            size=plan.size,
+            image=plan.image,
+            server_type=plan.server_type,
+            location=plan.location,
+            memory_mb=plan.memory_mb,
+            disk_mb=plan.disk_mb,
+            pids=plan.pids,
+            egress_allow=egress_allow,
+            untrusted=untrusted,
+            tethered=tethered,
+        )
+
+    async def _undo(self, name: str, creating: asyncio.Task[Machine]) -> None:
+        """Burn what a failed or cancelled creation may have made.
+
+        A creation in flight is waited for and only then broken off: a call that runs in a thread or at a cloud goes on when
+        we stop awaiting it, and would bring the machine into being after the burning.
+        """
+        if not creating.done():
+            await asyncio.wait({creating}, timeout=self.patience_s)
+            creating.cancel()
+            await asyncio.wait({creating}, timeout=self.patience_s)
+        if not creating.done():
+            _log.warning("the creation of machine %s does not stop", name)
+            creating.add_done_callback(lambda _: self._spawn(self._burn_quietly(name)))
+        elif not creating.cancelled() and isinstance(creating.exception(), NameTaken):
+            return  # somebody else's machine has the name
+        await self._burn_quietly(name)
+
+    async def _burn_quietly(self, name: str) -> None:
+        try:
+            await self._burn(name)
+        except GibilError as error:  # the first error is the one to tell; the sweep burns the machine when its time is up
+            _log.warning("machine %s could not be burned: %s", name, error)
+
+    async def _burn(self, name: str) -> bool:
+        """A provider that fails once may be well again a moment later, and a machine costs money until it is gone."""
+        for attempt in range(1, _BURN_ATTEMPTS):
+            try:
+                return await self.provider.destroy(name)
+            except ProviderError as error:
+                _log.info("burning machine %s, attempt %d: %s", name, attempt, error)
+                await asyncio.sleep(0.2 * attempt)
+        return await self.provider.destroy(name)
+
+    async def _see_through(self, cleanup: Coroutine[Any, Any, Any]) -> Any:
+        return await asyncio.shield(self._spawn(cleanup))
+
+    def _spawn(self, cleanup: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.create_task(cleanup)
+        self._cleanups.add(task)
+        task.add_done_callback(self._cleanups.discard)
+        return task
