@@ -1,0 +1,218 @@
+"""PID 1 of a machine: starts what the keeper asks for, reaps, kills sessions, and ends the machine when the keeper is gone.
+
+Requests and answers are JSON datagrams on one SOCK_SEQPACKET socket; descriptors travel beside them (SCM_RIGHTS).
+  {"spawn": id, "argv": […], "env": {…}} with stdin, stdout, stderr    → {"exit": id, "status": waitstatus as exit code}
+  {"spawn": id, …, "size": [columns, rows]} without descriptors        → {"terminal": id} with the pty's master, then exit
+  {"kill": id, "signal": n, "session": bool}                           the process group, or all of its session
+  {"kill_all": n}                                                      every process of the machine but this one
+A negative status is the signal that ended the process.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import termios
+import time
+from collections import deque
+from typing import Any, NoReturn
+
+MESSAGE_BYTES = 200 * 1024
+"""A request is no larger: an argument of execve(2) is 128 KiB at most anyway."""
+
+PATIENCE_S = 10.0
+"""How long a command waits for a free process slot."""
+
+ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "USER": "root",
+    "LOGNAME": "root",
+    "SHELL": "/bin/bash",
+    "LANG": "C.UTF-8",
+    "no_proxy": "localhost,127.0.0.1,::1",
+    "NO_PROXY": "localhost,127.0.0.1,::1",
+    **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:3128"),
+}
+
+_Waiting = tuple[dict[str, Any], list[int], float]
+
+
+def serve(control: socket.socket) -> NoReturn:
+    """Until the keeper's end closes; then every process of the machine dies with this one."""
+    try:
+        _Init(control).loop()
+    finally:
+        os._exit(0)
+
+
+class _Init:
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._ids: dict[int, int] = {}
+        """pid → id of what the keeper asked for"""
+        self._pids: dict[int, int] = {}
+        self._waiting: deque[_Waiting] = deque()
+        self._wake, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        for ignored in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(ignored, signal.SIG_IGN)
+        # Commands that wait for a process slot keep their descriptors here; jobs get the ordinary limit.
+        self._open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self._open_files[1], self._open_files[1]))
+        self._shell = "/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh"
+
+    def loop(self) -> None:
+        poll = select.poll()
+        poll.register(self._control.fileno(), select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        while True:
+            ready = {fd for fd, _event in poll.poll(50 if self._waiting else None)}
+            if self._wake in ready:
+                os.read(self._wake, 4096)
+            self._reap()
+            while self._waiting and self._start(*self._waiting[0]):
+                self._waiting.popleft()
+            if self._control.fileno() in ready:
+                message, fds, _flags, _address = socket.recv_fds(self._control, MESSAGE_BYTES, 4, socket.MSG_CMSG_CLOEXEC)
+                if not message:
+                    return
+                self._handle(json.loads(message), fds)
+
+    def _handle(self, request: dict[str, Any], fds: list[int]) -> None:
+        if "spawn" in request:
+            waiting = (request, fds, time.monotonic() + PATIENCE_S)
+            if self._waiting or not self._start(*waiting):
+                self._waiting.append(waiting)
+        elif "kill" in request:
+            self._kill(request["kill"], request["signal"], request["session"])
+        elif "kill_all" in request:
+            _signal(os.kill, -1, request["kill_all"])
+
+    def _start(self, request: dict[str, Any], fds: list[int], deadline: float) -> bool:
+        """True when it is dealt with; False: there is no process slot now."""
+        master = None
+        try:
+            if "size" in request and not fds:
+                master, slave = _open_terminal(*request["size"])
+                fds += [slave]
+            pid = os.fork()
+        except OSError as error:
+            if master is not None:
+                os.close(master)
+                os.close(fds.pop())
+            if error.errno in (errno.EAGAIN, errno.ENOMEM) and time.monotonic() < deadline:
+                return False
+            if fds:
+                os.write(fds[-1], f"gibil: cannot start a process: {error.strerror}\n".encode())
+            for fd in fds:
+                os.close(fd)
+            self._send({"exit": request["spawn"], "status": 254})
+            return True
+        if pid == 0:
+            self._execute(request, fds, terminal=master is not None)
+        self._ids[pid] = request["spawn"]
+        self._pids[request["spawn"]] = pid
+        if master is not None:
+            self._send({"terminal": request["spawn"]}, [master])
+            os.close(master)
+        for fd in fds:
+            os.close(fd)
+        return True
+
+    def _execute(self, request: dict[str, Any], fds: list[int], *, terminal: bool) -> NoReturn:
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
+                signal.signal(number, signal.SIG_DFL)
+            os.setsid()
+            if terminal:
+                fcntl.ioctl(fds[0], termios.TIOCSCTTY, 0)
+            for target in range(3):
+                os.dup2(fds[target if target < len(fds) else -1], target)
+            resource.setrlimit(resource.RLIMIT_NOFILE, self._open_files)
+            try:
+                os.chdir("/root")
+            except OSError:
+                os.chdir("/")
+            arguments = [self._shell if word == "" else word for word in request["argv"]]
+            os.execvpe(arguments[0], arguments, {**ENVIRONMENT, **request["env"]})  # noqa: S606 - this is what PID 1 is for
+        except BaseException as error:
+            reason = error.strerror if isinstance(error, OSError) else repr(error)
+            os.write(2, f"gibil: cannot start the command: {reason}\n".encode())
+        finally:
+            os._exit(126)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            number = self._ids.pop(pid, None)
+            if number is not None:
+                del self._pids[number]
+                self._send({"exit": number, "status": os.waitstatus_to_exitcode(status)})
+
+    def _kill(self, number: int, which: int, session: bool) -> None:
+        for waiting in [waiting for waiting in self._waiting if waiting[0]["spawn"] == number]:
+            self._waiting.remove(waiting)
+            for fd in waiting[1]:
+                os.close(fd)
+            self._send({"exit": number, "status": -which})
+        pid = self._pids.get(number)
+        if pid is None:
+            return
+        _signal(os.killpg, pid, which)
+        if session:
+            for member in _session(pid):
+                _signal(os.kill, member, which)
+
+    def _send(self, answer: dict[str, Any], fds: list[int] | None = None) -> None:
+        socket.send_fds(self._control, [json.dumps(answer).encode()], fds or [])
+
+
+def _signal(send: Any, target: int, which: int) -> None:
+    try:
+        send(target, which)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def _session(leader: int) -> list[int]:
+    """Processes of that session, other process groups included (a shell with job control makes those)."""
+    members = []
+    for name in os.listdir("/proc"):
+        if name.isdigit() and name != "1":
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    fields = file.read().rpartition(b")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == leader:
+                members.append(int(name))
+    return members
+
+
+def _open_terminal(columns: int, rows: int) -> tuple[int, int]:
+    """(master, slave) of a new pty in the machine's own devpts."""
+    master = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(master, 0x40045431, struct.pack("i", 0))  # TIOCSPTLCK: unlock
+        number = struct.unpack("i", fcntl.ioctl(master, 0x80045430, bytes(4)))[0]  # TIOCGPTN
+        slave = os.open(f"/dev/pts/{number}", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    except BaseException:
+        os.close(master)
+        raise
+    return master, slave

@@ -1,0 +1,130 @@
+"""The keeper: one process per data directory that owns all its local machines, whatever becomes of who asked for them.
+
+It forges and burns, serves every machine's SSH and egress, and enforces their time to live. It is started on demand,
+belongs to no terminal, and ends by itself when it has had no machine for a while. When it is killed, the kernel kills
+the forger and with it every machine; what is left is folders, and the next keeper removes those first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import gc
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+from gibil_bot.errors import GibilError
+from gibil_bot.machines.local.forging import ForgerLink
+from gibil_bot.machines.local.home import PROTOCOL, Home, Keeper, code_version, read_keeper, write_keeper
+
+IDLE_S = 30.0
+_LOCK_WAIT_S = 10.0
+
+
+def main(data_dir: str, idle_s: str = str(IDLE_S)) -> None:
+    """Start the keeper and return when it answers. Prints the reason and exits with 1 when it cannot run."""
+    home = Home(Path(data_dir))
+    try:
+        home.prepare()
+        runtime = home.runtime()
+    except GibilError as error:
+        sys.exit(error.message)
+    ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
+    if os.fork():
+        os.close(ready_write)
+        told = os.read(ready_read, 4096)
+        if told != b"ready":
+            sys.exit(
+                told.decode(errors="replace") or f"the keeper of local machines ended at once: see {home.local}/keeper.log"
+            )
+        return
+    os.close(ready_read)
+    os.setsid()
+    _leave_the_starter(home)
+    lock = os.open(home.local / "keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    if not _take(lock):
+        running = read_keeper(home)
+        who = f"process {running.pid}" if running else "another process"
+        os.write(ready_write, f"{who} keeps the local machines of {home.data_dir} and does not answer; end it".encode())
+        os._exit(1)
+    status = 1
+    try:
+        _keep(home, runtime, ready_write, float(idle_s))
+        status = 0
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _leave_the_starter(home: Home) -> None:
+    os.chdir("/")
+    os.umask(0o022)  # what the skeleton is built with
+    log = os.open(home.local / "keeper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    os.close(null)
+
+
+def _take(lock: int) -> bool:
+    """The one before us may be on its way out."""
+    deadline = time.monotonic() + _LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        else:
+            return True
+
+
+def _keep(home: Home, runtime: Path, ready: int, idle_s: float) -> None:
+    link = ForgerLink.start()  # beside the imports below, which take longer
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    from gibil_bot.machines.local.stock import Stock
+
+    gc.freeze()
+    for stale in runtime.glob("*.sock"):
+        stale.unlink()
+    asyncio.run(_serve(home, runtime, link, ready, idle_s, Stock))
+
+
+async def _serve(home: Home, runtime: Path, link: ForgerLink, ready: int, idle_s: float, stock_type: type) -> None:
+    from gibil_bot.machines.local.counter import Counter
+
+    ending = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ending.set)
+    loop.set_exception_handler(_log_failure)
+    stock = stock_type(home, runtime, link)
+    counter = Counter(stock, ending, idle_s)
+    await stock.clear_leftovers()
+    server = await asyncio.start_unix_server(counter.attend, path=runtime / "control.sock", limit=1024 * 1024)
+    (runtime / "control.sock").chmod(0o600)
+    write_keeper(home, Keeper(pid=os.getpid(), socket=str(runtime / "control.sock"), protocol=PROTOCOL, version=code_version()))
+    os.write(ready, b"ready")
+    os.close(ready)
+    idle = loop.create_task(counter.watch_idleness())
+    await ending.wait()
+    idle.cancel()
+    server.close()
+    with contextlib.suppress(FileNotFoundError):
+        (runtime / "control.sock").unlink()
+    await counter.finish()
+    await stock.close()
+
+
+def _log_failure(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+    sys.stderr.write(time.strftime("%Y-%m-%dT%H:%M:%S "))
+    loop.default_exception_handler(context)

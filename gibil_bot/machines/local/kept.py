@@ -1,0 +1,216 @@
+"""One machine as the keeper keeps it: its PID 1, its door, its gate, its limits, its folder, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import asyncssh
+import msgspec
+
+from gibil_bot.errors import ProviderError
+from gibil_bot.machines.local.door import Door
+from gibil_bot.machines.local.forge import PROXY, Order
+from gibil_bot.machines.local.forging import ForgerLink, Forging
+from gibil_bot.machines.local.gate import Gate, forward, loopback_ports
+from gibil_bot.machines.local.home import Home, clear_dead_machine
+from gibil_bot.machines.local.limits import Groups, Limits
+from gibil_bot.machines.local.pid1 import ForgeFailed, Pid1
+from gibil_bot.machines.local.skeleton import Layout
+from gibil_bot.machines.local.watch import disk_mb, hold_memory
+from gibil_bot.model import Endpoint, Machine, MachineSpec
+
+_READY_S = 30.0
+_MEMORY_POLL_S = 0.5
+_DISK_POLL_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Smithy:
+    """What all machines of a keeper are made with."""
+
+    home: Home
+    tier: str
+    link: ForgerLink
+    groups: Groups
+    runtime: Path
+
+
+class KeptMachine:
+    """`on_lost` is called when PID 1 ends although nobody burned it."""
+
+    def __init__(self, smithy: Smithy, spec: MachineSpec, limits: Limits, on_lost: Callable[[str], None]) -> None:
+        self._smithy, self.spec, self._limits, self._on_lost = smithy, spec, limits, on_lost
+        self._number: int | None = None
+        self._pid1: Pid1 | None = None
+        self._door: Door | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.machine: Machine | None = None
+        """Set once it is forged."""
+
+    @property
+    def folder(self) -> Path:
+        return self._smithy.home.machine(self.spec.name)
+
+    async def forge(self, skeleton: str, layout: Layout, expires_at: datetime, created_at: datetime) -> Machine:
+        """Forge it, or leave nothing. Raises ForgeFailed, ProviderError."""
+        try:
+            self.machine = await self._forge(skeleton, layout, created_at, expires_at)
+        except BaseException:
+            await self.burn()
+            raise
+        return self.machine
+
+    async def _forge(self, skeleton: str, layout: Layout, created_at: datetime, expires_at: datetime) -> Machine:
+        spec, smithy = self.spec, self._smithy
+        try:
+            host_key = asyncssh.import_private_key(spec.host_key)
+            authorized = asyncssh.import_public_key(spec.authorized_key)
+        except (asyncssh.KeyImportError, ValueError) as error:
+            raise ProviderError(f"machine {spec.name}: a key of its specification cannot be read: {error}") from error
+        gate = Gate(spec.egress_allow)
+        inward = [address for address in loopback_ports(spec.egress_allow) if address != PROXY]
+        order: Order = {
+            "name": spec.name,
+            "tier": smithy.tier,
+            "local": str(smithy.home.local),
+            "skeleton": skeleton,
+            "pieces": [(piece.path, piece.optional) for piece in layout.pieces],
+            "python": tuple(layout.python) if layout.python else None,
+            "cgroups": smithy.groups.make(spec.name, self._limits),
+            "pids": self._limits.pids,
+            "disk_mb": self._limits.disk_mb if self._limits.disk_in_memory else 0,
+            "listeners": inward,
+            "base": 0,
+        }
+        self._make_folder(1 + len(order["pieces"]) + (1 if order["python"] else 0))
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._pid1 = Pid1(ours, self._hung_up)
+        with theirs:
+            self._number, forging = await smithy.link.forge(order, theirs)
+        try:
+            async with asyncio.timeout(_READY_S):
+                proxy, *others = await self._pid1.ready
+                pid = await forging.pid
+        except TimeoutError:
+            raise ForgeFailed("starting PID 1", None, f"not ready after {_READY_S:.0f} s") from None
+        except asyncio.CancelledError:
+            if forging.dead.is_set():
+                raise ForgeFailed("starting PID 1", None, "it was killed") from None
+            raise
+        self._supervise(gate.serve(proxy))
+        for listener, (host, port) in zip(others, inward, strict=True):
+            self._supervise(forward(listener, host, port))
+        if smithy.groups.memory == "polled":
+            self._supervise(self._watch_memory(pid))
+        if not order["disk_mb"]:
+            self._supervise(self._watch_disk())
+        path = str(smithy.runtime / f"{secrets.token_hex(4)}.sock")
+        self._door = Door(self._pid1, authorized)
+        await self._door.open(path, host_key)
+        public = host_key.export_public_key().decode().strip()
+        machine = Machine(
+            provider="local",
+            id=spec.name,
+            name=spec.name,
+            created_at=created_at,
+            expires_at=expires_at,
+            endpoint=Endpoint(host_key=public, unix_path=path),
+            labels=spec.labels,
+        )
+        (self.folder / "machine.json").write_bytes(msgspec.json.encode(machine))
+        return machine
+
+    async def burn(self) -> None:
+        """Returns when every process is dead and the folder is gone."""
+        for task in self._tasks:
+            task.cancel()
+        if self._door is not None:
+            self._door.close()
+        if self._number is not None:
+            await self._smithy.link.burn(self._number)
+        if self._pid1 is not None:
+            self._pid1.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._clear)
+
+    async def run_true(self) -> int:
+        """The exit status of `true` in there."""
+        assert self._pid1 is not None
+        command = _Quiet()
+        self._pid1.spawn(command, ["/bin/true"], {})
+        async with asyncio.timeout(_READY_S):
+            return await command.status
+
+    def _clear(self) -> None:
+        clear_dead_machine(self._smithy.home, self.spec.name)
+        self._smithy.groups.remove(self.spec.name)
+
+    def _make_folder(self, layers: int) -> None:
+        self.folder.mkdir(mode=0o711)
+        self.folder.chmod(0o711)
+        for name in ("disk", "root"):
+            (self.folder / name).mkdir(mode=0o700)
+        if self._smithy.tier == "root":
+            (self.folder / "root").chmod(0o711)
+            (self.folder / "layers").mkdir(mode=0o711)
+            for number in range(layers):
+                (self.folder / "layers" / str(number)).mkdir()
+
+    def _hung_up(self) -> None:
+        if self.machine is not None:
+            self._on_lost(self.spec.name)
+
+    def _supervise(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        """A machine whose gate or watch broke is not what was promised any more: it goes, and says why in the log."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": f"machine {self.spec.name} is burned: part of its keeping failed", "exception": error}
+            )
+            self._on_lost(self.spec.name)
+
+    async def _watch_memory(self, pid: int) -> None:
+        while True:
+            began = time.monotonic()
+            if await asyncio.to_thread(hold_memory, pid, self._limits.memory_mb) and self._door:
+                self._door.say(f"the largest process was killed: the machine has {self._limits.memory_mb} MB of memory")
+                continue
+            await asyncio.sleep(max(_MEMORY_POLL_S, 10 * (time.monotonic() - began)))
+
+    async def _watch_disk(self) -> None:
+        """Looking costs time in proportion to what is there: it gets a twentieth of it at most."""
+        while True:
+            began = time.monotonic()
+            if await asyncio.to_thread(disk_mb, self.folder / "disk") > self._limits.disk_mb and self._pid1 and self._door:
+                self._door.say(f"all processes were killed: the disk of {self._limits.disk_mb} MB is full")
+                self._pid1.kill_all()
+            await asyncio.sleep(max(_DISK_POLL_S, 20 * (time.monotonic() - began)))
+
+
+class _Quiet:
+    """A command without input or output."""
+
+    def __init__(self) -> None:
+        self.status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def descriptors(self) -> list[int]:
+        return [os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC) for _ in range(3)]
+
+    def on_terminal(self, master: int) -> None:
+        raise AssertionError("no terminal was asked for")
+
+    def on_exit(self, status: int) -> None:
+        if not self.status.done():
+            self.status.set_result(status)

@@ -1,0 +1,182 @@
+"""What a machine may use at most, and which control groups see to it.
+
+Processes: the `pids` controller where we may use one, and RLIMIT_NPROC always. Memory: the `memory` controller of
+cgroup v2 or v1; where neither is ours to use, the keeper polls (watch.py). Disk: up to MEMORY_DISK_MB a tmpfs of that
+size, exact, writes answer ENOSPC; a larger disk is a folder on the box, whose size the keeper polls (a block device of
+its own would need root and external tools). cgroup files: docs.kernel.org/admin-guide/cgroup-v2.html and cgroup-v1/.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gibil_bot.errors import ProviderError
+from gibil_bot.model import MachineSpec
+
+MEMORY_DISK_MB = 1024
+SIZES_MB = {"small": 2048, "medium": 4096, "large": 8192}
+_DISK_MB = 10 * 1024
+_PIDS = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    memory_mb: int
+    pids: int
+    disk_mb: int
+
+    @property
+    def disk_in_memory(self) -> bool:
+        """Then its content counts as memory of the machine too, so it has to leave room for the jobs."""
+        return self.disk_mb <= min(MEMORY_DISK_MB, self.memory_mb // 2)
+
+
+def limits_of(spec: MachineSpec) -> Limits:
+    """Raises ProviderError for a size that does not exist or a limit that no machine can live with."""
+    if spec.size not in SIZES_MB:
+        raise ProviderError(f"machine {spec.name}: there is no size {spec.size!r}; local machines are {', '.join(SIZES_MB)}")
+    limits = Limits(
+        memory_mb=spec.memory_mb or SIZES_MB[spec.size],
+        pids=spec.pids or _PIDS,
+        disk_mb=spec.disk_mb or _DISK_MB,
+    )
+    for name, value, lowest in (
+        ("memory_mb", limits.memory_mb, 64),
+        ("pids", limits.pids, 16),
+        ("disk_mb", limits.disk_mb, 16),
+    ):
+        if value < lowest:
+            raise ProviderError(f"machine {spec.name}: {name} is {value}, and a machine needs at least {lowest}")
+    return limits
+
+
+@dataclass(frozen=True, slots=True)
+class Hierarchy:
+    """A folder of the cgroup file system in which we may make groups, and the controllers that work there."""
+
+    folder: Path
+    version: int
+    controllers: frozenset[str]
+
+
+class Groups:
+    """The control groups of one keeper's machines: `PREFIX-NAME` in every hierarchy that we may use."""
+
+    def __init__(self, hierarchies: Sequence[Hierarchy], prefix: str) -> None:
+        self._hierarchies, self._prefix = tuple(hierarchies), prefix
+
+    @property
+    def memory(self) -> str:
+        """How memory is bounded, in the words of Capabilities.memory_limit."""
+        for hierarchy in self._hierarchies:
+            if "memory" in hierarchy.controllers:
+                return f"cgroup-v{hierarchy.version}"
+        return "polled"
+
+    def make(self, name: str, limits: Limits) -> list[str]:
+        """Make the machine's groups; the cgroup.procs files that its first process has to join."""
+        joins = []
+        for hierarchy in self._hierarchies:
+            group = hierarchy.folder / f"{self._prefix}-{name}"
+            group.mkdir(exist_ok=True)
+            size = str(limits.memory_mb * 1024 * 1024)
+            if "memory" in hierarchy.controllers:
+                if hierarchy.version == 2:
+                    _set(group / "memory.max", size)
+                    _set(group / "memory.swap.max", "0", optional=True)
+                else:
+                    _set(group / "memory.limit_in_bytes", size)
+                    _set(group / "memory.memsw.limit_in_bytes", size, optional=True)
+            if "pids" in hierarchy.controllers:
+                _set(group / "pids.max", str(limits.pids))
+            joins.append(str(group / "cgroup.procs"))
+        return joins
+
+    def remove(self, name: str) -> None:
+        """Blocking, for up to a second: a group is busy until the kernel has forgotten its last process."""
+        for hierarchy in self._hierarchies:
+            _remove_group(hierarchy.folder / f"{self._prefix}-{name}")
+
+    def leftovers(self) -> list[str]:
+        """Names of machines that have a group."""
+        found = set()
+        for hierarchy in self._hierarchies:
+            found |= {path.name.removeprefix(f"{self._prefix}-") for path in hierarchy.folder.glob(f"{self._prefix}-*")}
+        return sorted(found)
+
+
+def find_hierarchies(mountinfo: str | None = None, membership: str | None = None) -> list[Hierarchy]:
+    """Where this process may make groups with limits: below its own group (v1), beside it or further up (v2, where a
+    group with processes of its own cannot pass controllers on)."""
+    mountinfo = Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo
+    membership = Path("/proc/self/cgroup").read_text() if membership is None else membership
+    paths = {controllers: path for _number, controllers, path in (line.split(":", 2) for line in membership.splitlines())}
+    found: list[Hierarchy] = []
+    missing = {"memory", "pids"}
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        root, mount = before.split()[3:5]
+        kind, _source, options = after.split()[:3]
+        if kind == "cgroup":
+            ours = missing & set(options.split(","))
+            own = next((path for controllers, path in paths.items() if ours & set(controllers.split(","))), None)
+            if ours and own is not None and os.access(folder := _below(mount, root, own), os.W_OK):
+                found.append(Hierarchy(folder, 1, frozenset(ours)))
+                missing -= ours
+        elif (
+            kind == "cgroup2" and "" in paths and (hierarchy := _unified(Path(mount), _below(mount, root, paths[""]), missing))
+        ):
+            found.append(hierarchy)
+            missing -= hierarchy.controllers
+    return found
+
+
+def _below(mount: str, root: str, own: str) -> Path:
+    """Where the group `own` is seen below the mount point, when the mount shows the hierarchy from `root` on."""
+    if root != "/" and (own + "/").startswith(root + "/"):
+        own = own[len(root) :]
+    return Path(mount) / own.lstrip("/")
+
+
+def _unified(mount: Path, own: Path, wanted: set[str]) -> Hierarchy | None:
+    for folder in (*(parent for parent in own.parents if parent.is_relative_to(mount)), *([own] if own == mount else [])):
+        try:
+            available = wanted & set((folder / "cgroup.controllers").read_text().split())
+            if not available or not os.access(folder, os.W_OK):
+                continue
+            enabled = set((folder / "cgroup.subtree_control").read_text().split())
+            for controller in sorted(available - enabled):
+                (folder / "cgroup.subtree_control").write_text(f"+{controller}")
+            if os.access(folder / "cgroup.procs", os.W_OK):  # moving a process needs that of the common ancestor
+                return Hierarchy(folder, 2, frozenset(available))
+        except OSError:
+            continue
+    return None
+
+
+def _set(path: Path, value: str, *, optional: bool = False) -> None:
+    try:
+        path.write_text(value)
+    except OSError as error:
+        if not optional:
+            raise ProviderError(f"the limit {path} = {value} cannot be set: {error.strerror}") from error
+
+
+def _remove_group(group: Path) -> None:
+    deadline = time.monotonic() + 1.0
+    while True:
+        try:
+            group.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                return  # it is found again at the next sweep
+            time.sleep(0.002)
+        else:
+            return

@@ -1,0 +1,168 @@
+"""The keeper's end of a machine's control socket: asks PID 1 to start and kill, hears what ended.
+
+Requests wait in a queue while PID 1 is busy (EAGAIN), while too many descriptors are under way (ETOOMANYREFS) or while
+we have no descriptors left (EMFILE), so a thousand commands at once are late and never wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import os
+import signal
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from gibil_bot.errors import ProviderError
+from gibil_bot.machines.local.init import MESSAGE_BYTES
+
+_RETRY_S = 0.002
+_BUSY = (errno.ETOOMANYREFS, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class ForgeFailed(Exception):
+    """The kernel, or the box, refused a step of forging."""
+
+    def __init__(self, stage: str, number: int | None, text: str) -> None:
+        super().__init__(f"{stage}: {text}")
+        self.stage, self.number, self.text = stage, number, text
+
+
+class Command(Protocol):
+    """Something that runs on the machine."""
+
+    def descriptors(self) -> list[int]:
+        """Make its stdin, stdout, stderr (none for a terminal); called when the request can be sent. May raise OSError."""
+
+    def on_terminal(self, master: int) -> None: ...
+
+    def on_exit(self, status: int) -> None:
+        """Called once, at most. Negative: the signal that killed it."""
+
+
+class Pid1:
+    """`ready` holds the machine's listeners when it is up, or raises ForgeFailed. `on_gone` is called when PID 1 hung up."""
+
+    def __init__(self, control: socket.socket, on_gone: Callable[[], None]) -> None:
+        self._control = control
+        self._on_gone = on_gone
+        self._loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[list[socket.socket]] = self._loop.create_future()
+        self._commands: dict[int, Command] = {}
+        self._queue: deque[tuple[int | None, bytes]] = deque()
+        """(id of the command to be started, or None for a kill; message)"""
+        self._count = 0
+        self._flushing = False
+        self._closed = False
+        control.setblocking(False)
+        with contextlib.suppress(OSError):
+            control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MESSAGE_BYTES)
+        self._loop.add_reader(control.fileno(), self._read)
+
+    def spawn(self, command: Command, arguments: list[str], env: dict[str, str], size: tuple[int, int] | None = None) -> int:
+        """Start; returns the command's id. Raises ProviderError when the request is too large or the machine is gone."""
+        if self._closed:
+            raise ProviderError("the machine is gone")
+        self._count += 1
+        request: dict[str, Any] = {"spawn": self._count, "argv": arguments, "env": env}
+        if size:
+            request["size"] = size
+        message = json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogateescape")
+        if len(message) > MESSAGE_BYTES:
+            raise ProviderError(f"the command is too long: {len(message)} bytes with its environment; send scripts by stdin")
+        self._commands[self._count] = command
+        self._queue.append((self._count, message))
+        self._flush()
+        return self._count
+
+    def kill(self, number: int, which: int = signal.SIGKILL, *, session: bool = True) -> None:
+        if number not in self._commands or self._closed:
+            return
+        for waiting in self._queue:
+            if waiting[0] == number:  # never sent
+                self._queue.remove(waiting)
+                self._commands.pop(number).on_exit(-which)
+                return
+        self._queue.append((None, json.dumps({"kill": number, "signal": int(which), "session": session}).encode()))
+        self._flush()
+
+    def kill_all(self) -> None:
+        """SIGKILL to every process of the machine but PID 1."""
+        if not self._closed:
+            self._queue.append((None, json.dumps({"kill_all": int(signal.SIGKILL)}).encode()))
+            self._flush()
+
+    def close(self) -> None:
+        """Hang up: PID 1 ends, and with it the machine. No command hears of its exit any more."""
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.remove_reader(self._control.fileno())
+        self._loop.remove_writer(self._control.fileno())
+        self._control.close()
+        self._queue.clear()
+        self._commands.clear()
+        if not self.ready.done():
+            self.ready.set_exception(ForgeFailed("starting PID 1", None, "it ended without a word"))
+            self.ready.exception()  # whoever does not wait for it any more is not told that nobody did
+
+    def _flush(self) -> None:
+        self._flushing = False
+        while self._queue and not self._closed:
+            number, message = self._queue[0]
+            fds: list[int] = []
+            try:
+                if number is not None:
+                    fds = self._commands[number].descriptors()
+                socket.send_fds(self._control, [message], fds)
+            except BlockingIOError:
+                return self._later()
+            except (BrokenPipeError, ConnectionResetError):
+                return  # the reader sees it too and says so
+            except OSError as error:
+                if error.errno in _BUSY:
+                    return self._later()
+                raise
+            finally:
+                for fd in fds:
+                    os.close(fd)
+            self._queue.popleft()
+
+    def _later(self) -> None:
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_later(_RETRY_S, self._flush)
+
+    def _read(self) -> None:
+        for _ in range(64):  # then the rest of the loop has its turn
+            try:
+                message, fds, _flags, _address = socket.recv_fds(self._control, 65536, 64, socket.MSG_CMSG_CLOEXEC)
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                message, fds = b"", []
+            if not message:
+                self.close()
+                self._on_gone()
+                return
+            self._hear(json.loads(message), fds)
+            if self._closed:
+                return
+
+    def _hear(self, answer: dict[str, Any], fds: list[int]) -> None:
+        if "exit" in answer:
+            command = self._commands.pop(answer["exit"], None)
+            if command:
+                command.on_exit(int(answer["status"]))
+        elif "terminal" in answer and answer["terminal"] in self._commands and fds:
+            self._commands[answer["terminal"]].on_terminal(fds.pop(0))
+        elif "ready" in answer and not self.ready.done():
+            self.ready.set_result([socket.socket(fileno=fds.pop(0)) for _ in range(len(fds))])
+        elif "failed" in answer and not self.ready.done():
+            self.ready.set_exception(ForgeFailed(answer["failed"], answer["errno"], answer["text"]))
+        for fd in fds:
+            os.close(fd)

@@ -1,0 +1,228 @@
+"""The `local` provider: copy-on-write machines on this very box, forged and kept by the keeper process.
+
+Everything is asked of the keeper over its control socket. Where no keeper runs, nothing exists: only `create` and
+`probe` start one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+from collections.abc import AsyncIterator
+from datetime import datetime
+from pathlib import Path
+
+from gibil_bot.errors import ProviderError
+from gibil_bot.machines.local.control import Answer, Line, Request, Unanswered
+from gibil_bot.machines.local.forging import start_python
+from gibil_bot.machines.local.home import PROTOCOL, Home, Keeper, clear_dead_machine, code_version, locked, read_keeper
+from gibil_bot.machines.local.keeper import IDLE_S
+from gibil_bot.machines.local.limits import Groups, find_hierarchies
+from gibil_bot.machines.local.tier import groups_prefix
+from gibil_bot.model import Capabilities, Machine, MachineSpec
+
+_START_S = 60.0
+_ATTEMPTS = 4
+_PASSED_ON = ("HOME", "USER", "LOGNAME", "LANG", "XDG_RUNTIME_DIR")
+"""Of our environment to the keeper: it holds no setting and no secret of the bot's."""
+
+
+class LocalProvider:
+    """Implements ports.Provider. `keeper_idle_s`: how long a keeper without machines stays, when this provider starts it."""
+
+    name = "local"
+
+    def __init__(self, data_dir: Path, *, keeper_idle_s: float = IDLE_S) -> None:
+        self._home = Home(data_dir.absolute())
+        self._keeper_idle_s = keeper_idle_s
+        self._tethers: dict[str, Line] = {}
+        self._creating: dict[str, asyncio.Task[Machine]] = {}
+
+    async def probe(self) -> Capabilities:
+        answer = await self._ask_started(Request(verb="probe"))
+        assert answer.capabilities is not None
+        return answer.capabilities
+
+    async def create(self, spec: MachineSpec) -> Machine:
+        """Goes on in the background when it is cancelled, so that `destroy` finds all of it or nothing."""
+        if earlier := self._creating.get(spec.name):
+            await asyncio.wait([earlier])
+        task = asyncio.get_running_loop().create_task(self._create(spec))
+        self._creating[spec.name] = task
+        task.add_done_callback(lambda done: self._created(spec.name, done))
+        return await asyncio.shield(task)
+
+    def _created(self, name: str, task: asyncio.Task[Machine]) -> None:
+        if self._creating.get(name) is task:
+            del self._creating[name]
+        if not task.cancelled():
+            task.exception()  # seen: whoever waits for it gets it, and a cancelled caller does not want it
+
+    async def _create(self, spec: MachineSpec) -> Machine:
+        answer = await self._ask_started(Request(verb="create", spec=spec), tether=spec.name if spec.tethered else None)
+        assert answer.machine is not None
+        return answer.machine
+
+    async def get(self, name: str) -> Machine | None:
+        answer = await self._ask(Request(verb="get", name=name))
+        return answer.machine if answer else None
+
+    async def list_machines(self, owner: str | None = None) -> list[Machine]:
+        answer = await self._ask(Request(verb="list", owner=owner))
+        return answer.machines if answer else []
+
+    async def extend(self, name: str, expires_at: datetime) -> Machine:
+        from gibil_bot.errors import MachineNotFound
+
+        answer = await self._ask(Request(verb="extend", name=name, expires_at=expires_at))
+        if answer is None or answer.machine is None:
+            raise MachineNotFound(f"there is no local machine named {name}")
+        return answer.machine
+
+    async def destroy(self, name: str) -> bool:
+        if creating := self._creating.get(name):
+            await asyncio.wait([creating])
+        try:
+            answer = await self._ask(Request(verb="destroy", name=name))
+            if answer is not None:
+                return answer.done
+            return name in await asyncio.to_thread(self._clear_without_keeper, name)
+        finally:
+            if tether := self._tethers.pop(name, None):
+                await tether.close()
+
+    async def sweep(self, owner: str) -> list[str]:
+        answer = await self._ask(Request(verb="sweep", owner=owner))
+        return answer.names if answer is not None else await asyncio.to_thread(self._clear_without_keeper, None)
+
+    async def close(self) -> None:
+        for task in tuple(self._creating.values()):
+            await asyncio.wait([task])
+        while self._tethers:
+            _name, line = self._tethers.popitem()
+            await line.close()
+
+    # The keeper
+
+    async def _ask(self, request: Request) -> Answer | None:
+        """None when no keeper runs."""
+        for _attempt in range(2):  # one that was just ending may have been replaced
+            keeper = await asyncio.to_thread(read_keeper, self._home)
+            if keeper is None:
+                return None
+            try:
+                async with _line(keeper) as line:
+                    return await line.ask(request)
+            except Unanswered:
+                continue
+        return None
+
+    async def _ask_started(self, request: Request, *, tether: str | None = None) -> Answer:
+        """Start a keeper if none runs. `tether`: keep the connection open under that name."""
+        reason = ""
+        for _attempt in range(_ATTEMPTS):
+            keeper = await self._fresh_keeper()
+            try:
+                async with contextlib.AsyncExitStack() as stack:
+                    line = await stack.enter_async_context(_line(keeper))
+                    answer = await line.ask(request)
+                    if tether is not None:
+                        if old := self._tethers.pop(tether, None):
+                            stack.push_async_callback(old.close)
+                        self._tethers[tether] = line
+                        stack.pop_all()
+                    return answer
+            except Unanswered as error:
+                reason = str(error)
+        raise ProviderError(f"the keeper of local machines does not answer ({reason}); see {self._home.local}/keeper.log")
+
+    async def _fresh_keeper(self) -> Keeper:
+        """A running keeper that we may ask to forge."""
+        keeper = await asyncio.to_thread(read_keeper, self._home)
+        if keeper is not None:
+            with contextlib.suppress(Unanswered):
+                async with _line(keeper) as line:
+                    if keeper.version == code_version():
+                        return keeper
+                    if not (await line.ask(Request(verb="quit"))).done:
+                        return keeper  # it has machines, and speaks as we do: see _line
+        await asyncio.to_thread(self._start_keeper)
+        keeper = await asyncio.to_thread(read_keeper, self._home)
+        if keeper is None:
+            raise ProviderError(f"the keeper of local machines did not start; see {self._home.local}/keeper.log")
+        return keeper
+
+    def _start_keeper(self) -> None:
+        self._home.prepare()
+        with locked(self._home.local / "starting.lock", wait_s=_START_S) as mine:
+            if not mine:
+                raise ProviderError(
+                    f"somebody has been starting a keeper for {_START_S:.0f} s; see {self._home.local}/keeper.log"
+                )
+            if self._answers():
+                return  # somebody was faster
+            environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+            environment["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+            command = start_python("gibil_bot.machines.local.keeper", str(self._home.data_dir), str(self._keeper_idle_s))
+            try:
+                done = subprocess.run(
+                    command,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    timeout=_START_S,
+                    check=False,
+                    cwd="/",
+                )
+            except (OSError, subprocess.TimeoutExpired) as error:
+                raise ProviderError(f"the keeper of local machines cannot be started: {error}") from error
+            if done.returncode:
+                lines = done.stderr.decode(errors="replace").strip().splitlines()
+                raise ProviderError(f"the keeper of local machines did not start: {lines[-1] if lines else done.returncode}")
+
+    def _answers(self) -> bool:
+        keeper = read_keeper(self._home)
+        if keeper is None:
+            return False
+        import socket
+
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(5)
+            try:
+                probe.connect(keeper.socket)
+            except OSError:
+                return False
+        return True
+
+    def _clear_without_keeper(self, only: str | None) -> list[str]:
+        """Remove what is left of machines while no keeper runs; holding its lock, so that none starts meanwhile."""
+        if not self._home.machines.is_dir():
+            return []
+        with locked(self._home.local / "keeper.lock", wait_s=5.0) as mine:
+            if not mine:
+                raise ProviderError(f"a keeper of {self._home.data_dir} is starting or hangs; try again")
+            groups = Groups(find_hierarchies(), groups_prefix(self._home))
+            gone = []
+            for name in sorted({*(path.name for path in self._home.machines.iterdir()), *groups.leftovers()}):
+                if only in (None, name) and clear_dead_machine(self._home, name):
+                    groups.remove(name)
+                    gone.append(name)
+            return gone
+
+
+@contextlib.asynccontextmanager
+async def _line(keeper: Keeper) -> AsyncIterator[Line]:
+    """Raises Unanswered, and ProviderError for a keeper that we cannot talk to."""
+    line = await Line.open(keeper.socket)
+    try:
+        if keeper.protocol != PROTOCOL:
+            raise ProviderError(
+                f"a keeper of another version (protocol {keeper.protocol}, ours is {PROTOCOL}) has machines; "
+                f"burn them with that version, or end process {keeper.pid}"
+            )
+        yield line
+    finally:
+        await line.close()

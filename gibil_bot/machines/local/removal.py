@@ -1,0 +1,63 @@
+"""Remove a folder that a machine could write in: whatever its depth, whatever its modes."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+_DEEP = 48
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove `folder` and all below it; nothing happens when it is not there. Links are removed, never followed.
+
+    A tree can be deeper than recursion, a path or the table of open files allows: what lies deep is moved up and
+    removed from there.
+    """
+    try:
+        if not stat.S_ISDIR(os.lstat(folder).st_mode):
+            os.unlink(folder)
+            return
+    except FileNotFoundError:
+        return
+    top = _open_directory(str(folder), None)
+    try:
+        moved = [0]
+        _empty(top, top, 0, moved)
+        while moved[0]:  # what was moved up in this pass may itself be deep
+            moved[0] = 0
+            _empty(top, top, 0, moved)
+    finally:
+        os.close(top)
+    os.rmdir(folder)
+
+
+def _open_directory(name: str, parent: int | None) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        if os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode & 0o700 != 0o700:
+            os.chmod(name, 0o700, dir_fd=parent)
+        return os.open(name, flags, dir_fd=parent)
+    except PermissionError:
+        os.chmod(name, 0o700, dir_fd=parent)
+        return os.open(name, flags, dir_fd=parent)
+
+
+def _empty(directory: int, top: int, depth: int, moved: list[int]) -> None:
+    with os.scandir(directory) as entries:
+        listing = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_directory in listing:
+        if not is_directory:
+            os.unlink(name, dir_fd=directory)
+        elif depth >= _DEEP:
+            moved[0] += 1
+            os.chmod(name, 0o700, dir_fd=directory)  # moving a directory rewrites its "..", which asks for write access
+            os.rename(name, f".removing-{os.getpid()}-{moved[0]}-{os.urandom(4).hex()}", src_dir_fd=directory, dst_dir_fd=top)
+        else:
+            child = _open_directory(name, directory)
+            try:
+                _empty(child, top, depth + 1, moved)
+            finally:
+                os.close(child)
+            os.rmdir(name, dir_fd=directory)

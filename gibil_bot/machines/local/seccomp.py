@@ -1,0 +1,96 @@
+"""The system-call filter of a machine: a small deny list, and in tier `user` a root that may pretend.
+
+Denied is kernel surface that a build never needs and that has a history (the same names as in container runtimes'
+default profiles), and keyrings, which are not divided by namespaces well. In tier `user` only uid 0 exists, so that
+`chown postgres` would fail and with it most packages: those calls answer "done" without doing anything. The idea is
+charliecloud's (https://hpc.github.io/charliecloud/ch-run.html, --seccomp); the numbers are the kernel's own tables.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import platform
+import struct
+
+from gibil_bot.machines.local.syscalls import PR_SET_SECCOMP, prctl
+
+_AUDIT_ARCH = {"x86_64": 0xC000_003E, "aarch64": 0xC000_00B7}
+_X32_BIT = 0x4000_0000
+
+# name: (x86_64, aarch64); None where the architecture has no such call
+_PRETENDED: dict[str, tuple[int, int | None]] = {
+    "chown": (92, None),
+    "fchown": (93, 55),
+    "lchown": (94, None),
+    "fchownat": (260, 54),
+    "setgroups": (116, 159),
+    "setuid": (105, 146),
+    "setgid": (106, 144),
+    "setreuid": (113, 145),
+    "setregid": (114, 143),
+    "setresuid": (117, 147),
+    "setresgid": (119, 149),
+    "setfsuid": (122, 151),
+    "setfsgid": (123, 152),
+    "capset": (126, 91),
+}
+_DENIED: dict[str, tuple[int, int]] = {
+    "acct": (163, 89),
+    "add_key": (248, 217),
+    "bpf": (321, 280),
+    "delete_module": (176, 106),
+    "finit_module": (313, 273),
+    "init_module": (175, 105),
+    "io_uring_setup": (425, 425),
+    "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427),
+    "kexec_file_load": (320, 294),
+    "kexec_load": (246, 104),
+    "keyctl": (250, 219),
+    "open_by_handle_at": (304, 265),
+    "perf_event_open": (298, 241),
+    "reboot": (169, 142),
+    "request_key": (249, 218),
+    "swapoff": (168, 225),
+    "swapon": (167, 224),
+    "userfaultfd": (323, 282),
+}
+
+_LOAD_WORD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _RETURN = 0x20, 0x15, 0x35, 0x06
+_ALLOW = 0x7FFF_0000
+_ERRNO = 0x0005_0000
+_SECCOMP_MODE_FILTER = 2
+
+
+def program(machine: str, *, pretend_root: bool) -> bytes:
+    """The filter as classic BPF (seccomp(2)): struct sock_filter after struct sock_filter."""
+    column = 0 if machine == "x86_64" else 1
+    code: list[tuple[int, int, int, int]] = [
+        (_LOAD_WORD, 0, 0, 4),  # struct seccomp_data: nr at 0, arch at 4
+        (_JUMP_EQUAL, 1, 0, _AUDIT_ARCH[machine]),
+        (_RETURN, 0, 0, _ERRNO | errno.ENOSYS),  # the numbers of another architecture would slip past the list
+        (_LOAD_WORD, 0, 0, 0),
+        (_JUMP_GREATER_EQUAL, 0, 1, _X32_BIT),
+        (_RETURN, 0, 0, _ERRNO | errno.ENOSYS),
+    ]
+    answers = [(numbers[column], _ERRNO | errno.EPERM) for numbers in _DENIED.values()]
+    if pretend_root:
+        answers += [(numbers[column], _ERRNO) for numbers in _PRETENDED.values()]
+    for number, answer in answers:
+        if number is not None:
+            code += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, answer)]
+    code.append((_RETURN, 0, 0, _ALLOW))
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+
+
+def install(*, pretend_root: bool) -> None:
+    """Filter this process and all it will ever start. Needs CAP_SYS_ADMIN in its user namespace."""
+    raw = program(platform.machine(), pretend_root=pretend_root)
+    buffer = ctypes.create_string_buffer(raw, len(raw))
+    record = _Program(len(raw) // 8, ctypes.addressof(buffer))
+    prctl(PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(record))

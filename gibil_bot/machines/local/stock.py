@@ -1,0 +1,244 @@
+"""The stock: all machines of one keeper, by name, and the verbs on them. Its memory is the truth about what exists."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import asyncssh
+
+from gibil_bot.errors import GibilError, MachineNotFound, NameTaken, ProviderError, UsageError
+from gibil_bot.machines.local import skeleton
+from gibil_bot.machines.local.forging import ForgerLink
+from gibil_bot.machines.local.home import Home, clear_dead_machine
+from gibil_bot.machines.local.kept import KeptMachine, Smithy
+from gibil_bot.machines.local.limits import Groups, find_hierarchies, limits_of
+from gibil_bot.machines.local.pid1 import ForgeFailed
+from gibil_bot.machines.local.remedies import explain
+from gibil_bot.machines.local.removal import remove_tree
+from gibil_bot.machines.local.tier import groups_prefix, own_tier
+from gibil_bot.model import Capabilities, Machine, MachineSpec
+
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_CLOCK_CHECK_S = 30.0
+"""Expiry is a time of day: a box that slept has to look again."""
+
+
+class Stock:
+    def __init__(self, home: Home, runtime: Path, link: ForgerLink) -> None:
+        self._home, self._runtime = home, runtime
+        self._tier = own_tier()
+        self._groups = Groups(find_hierarchies(), groups_prefix(home))
+        self._link = link
+        self._machines: dict[str, KeptMachine] = {}
+        self._skeletons: dict[str, str] = {}
+        """machine → skeleton that it stands on"""
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._waiting: dict[str, int] = {}
+        self._skeleton_lock = asyncio.Lock()
+        self._expiries: dict[str, asyncio.TimerHandle] = {}
+        self._burning: set[asyncio.Task[bool]] = set()
+        link.attend(self._forger_lost)
+
+    @property
+    def count(self) -> int:
+        return len(self._machines)
+
+    async def clear_leftovers(self) -> list[str]:
+        """Remove the folders and groups of machines that an earlier keeper left. Call before anything is forged."""
+        return await asyncio.to_thread(self._clear_leftovers, set(self._machines))
+
+    def _clear_leftovers(self, living: set[str]) -> list[str]:
+        gone = []
+        for folder in sorted(self._home.machines.iterdir()):
+            if folder.name not in living and clear_dead_machine(self._home, folder.name):
+                gone.append(folder.name)
+        for name in self._groups.leftovers():
+            if name not in living:
+                self._groups.remove(name)
+        return gone
+
+    async def create(self, spec: MachineSpec) -> Machine:
+        if not _LABEL.fullmatch(spec.name):
+            raise UsageError(f"{spec.name!r} is no name for a machine: small letters, digits and dashes, 63 at most")
+        async with self._alone(spec.name):
+            existing = self._machines.get(spec.name)
+            if existing is not None and existing.machine is not None:
+                if existing.spec.authorized_key.split()[:2] != spec.authorized_key.split()[:2]:
+                    raise NameTaken(f"a machine named {spec.name} exists already and admits another key; choose another name")
+                return existing.machine
+            limits = limits_of(spec)
+            layout = skeleton.survey(self._tier)
+            try:
+                base = await self._skeleton(layout)
+            except OSError as error:
+                raise ProviderError(f"the skeleton in {self._home.local} cannot be built: {error.strerror or error}") from error
+            smithy = Smithy(
+                home=self._home, tier=self._tier, link=self._working_link(), groups=self._groups, runtime=self._runtime
+            )
+            kept = self._machines[spec.name] = KeptMachine(smithy, spec, limits, self._lost)
+            self._skeletons[spec.name] = base
+            created_at = datetime.now(UTC)
+            try:
+                machine = await kept.forge(base, layout, created_at + timedelta(seconds=spec.ttl_s), created_at)
+            except ForgeFailed as failed:
+                self._forget(spec.name)
+                raise explain(failed, self._tier, str(self._home.data_dir)) from failed
+            except OSError as error:
+                self._forget(spec.name)
+                raise ProviderError(f"machine {spec.name} could not be forged: {error.strerror or error}") from error
+            except BaseException:
+                self._forget(spec.name)
+                raise
+            self._watch_expiry(spec.name)
+            return machine
+
+    def get(self, name: str) -> Machine | None:
+        kept = self._machines.get(name)
+        return kept.machine if kept else None
+
+    def list_machines(self, owner: str | None) -> list[Machine]:
+        kept = [kept for kept in self._machines.values() if owner is None or kept.spec.owner == owner]
+        machines = [one.machine for one in kept if one.machine is not None]
+        return sorted(machines, key=lambda machine: machine.created_at)
+
+    def extend(self, name: str, expires_at: datetime) -> Machine:
+        kept = self._machines.get(name)
+        if kept is None or kept.machine is None:
+            raise MachineNotFound(f"there is no local machine named {name}")
+        kept.machine = replace(kept.machine, expires_at=expires_at)
+        self._watch_expiry(name)
+        return kept.machine
+
+    async def destroy(self, name: str) -> bool:
+        async with self._alone(name):
+            kept = self._machines.get(name)
+            if kept is None:
+                return False
+            try:
+                await kept.burn()
+            except OSError as error:
+                raise ProviderError(f"machine {name} is dead, but its folder {kept.folder} stays: {error}") from error
+            self._forget(name)
+            return True
+
+    async def sweep(self, owner: str) -> list[str]:
+        now = datetime.now(UTC)
+        expired = [machine.name for machine in self.list_machines(owner) if machine.expires_at <= now]
+        gone = [name for name in expired if await self.destroy(name)]
+        return gone + await self.clear_leftovers()
+
+    async def probe(self) -> Capabilities:
+        """Forge a machine nobody knows of, run `true`, burn it."""
+        key = asyncssh.generate_private_key("ssh-ed25519")
+        name = f"probe-{time.time_ns():x}"
+        began = time.monotonic()
+        await self.create(
+            MachineSpec(
+                name=name,
+                owner="",
+                ttl_s=60,
+                authorized_key=key.export_public_key().decode().strip(),
+                host_key=key.export_private_key().decode(),
+            )
+        )
+        forged_in_s = time.monotonic() - began
+        try:
+            status = await self._machines[name].run_true()
+        finally:
+            await asyncio.shield(self.destroy(name))
+        if status != 0:
+            raise ProviderError(
+                f"a machine was forged, but `true` ended with {status} on it; see {self._home.local}/keeper.log"
+            )
+        return Capabilities(
+            tier=self._tier,
+            package_installs=Path("/usr/bin/apt-get").exists(),
+            several_users=self._tier == "root",
+            memory_limit=self._groups.memory,
+            forged_in_s=forged_in_s,
+        )
+
+    async def close(self) -> None:
+        """Burn everything: nothing lives on without its keeper."""
+        await asyncio.gather(*(self.destroy(name) for name in tuple(self._machines)), return_exceptions=True)
+        await asyncio.gather(*self._burning, return_exceptions=True)
+        await asyncio.to_thread(self._link.stop)
+
+    @contextlib.asynccontextmanager
+    async def _alone(self, name: str) -> AsyncIterator[None]:
+        """One thing at a time happens to a name."""
+        lock = self._locks.setdefault(name, asyncio.Lock())
+        self._waiting[name] = self._waiting.get(name, 0) + 1
+        try:
+            async with lock:
+                yield
+        finally:
+            self._waiting[name] -= 1
+            if not self._waiting[name]:
+                del self._waiting[name], self._locks[name]
+
+    async def _skeleton(self, layout: skeleton.Layout) -> str:
+        name = skeleton.name_of(self._tier, layout)
+        folder = self._home.local / name
+        if not folder.is_dir():
+            async with self._skeleton_lock:
+                if not folder.is_dir():
+                    await asyncio.to_thread(skeleton.build, folder, self._tier, layout)
+                    await asyncio.to_thread(self._remove_skeletons, {name, *self._skeletons.values()})
+        return name
+
+    def _remove_skeletons(self, needed: set[str]) -> None:
+        for folder in (*self._home.local.glob("skeleton-*"), *self._home.local.glob(".skeleton-*")):
+            if folder.name not in needed:
+                remove_tree(folder)
+
+    def _working_link(self) -> ForgerLink:
+        if self._link.lost:
+            self._link = ForgerLink.start()
+            self._link.attend(self._forger_lost)
+        return self._link
+
+    def _forger_lost(self) -> None:
+        for name in tuple(self._machines):
+            self._lost(name)
+
+    def _lost(self, name: str) -> None:
+        self._burn_later(name)
+
+    def _burn_later(self, name: str) -> None:
+        task = asyncio.get_running_loop().create_task(self._burn_logged(name))
+        self._burning.add(task)
+        task.add_done_callback(self._burning.discard)
+
+    async def _burn_logged(self, name: str) -> bool:
+        try:
+            return await self.destroy(name)
+        except GibilError as error:
+            asyncio.get_running_loop().call_exception_handler({"message": error.message})
+            return False
+
+    def _forget(self, name: str) -> None:
+        self._machines.pop(name, None)
+        self._skeletons.pop(name, None)
+        if handle := self._expiries.pop(name, None):
+            handle.cancel()
+
+    def _watch_expiry(self, name: str) -> None:
+        if handle := self._expiries.pop(name, None):
+            handle.cancel()
+        machine = self.get(name)
+        if machine is None:
+            return
+        left = (machine.expires_at - datetime.now(UTC)).total_seconds()
+        if left <= 0:
+            self._burn_later(name)
+        else:
+            loop = asyncio.get_running_loop()
+            self._expiries[name] = loop.call_later(min(left, _CLOCK_CHECK_S), self._watch_expiry, name)
