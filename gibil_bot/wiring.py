@@ -20,7 +20,7 @@ from gibil_bot.config import Settings
 from gibil_bot.machines.keyring import Keyring
 from gibil_bot.machines.lifecycle import Forge
 from gibil_bot.model import Endpoint
-from gibil_bot.planning.shipped import shipped_workflows
+from gibil_bot.planning.shipped import read_workflows, shipped_workflows
 from gibil_bot.ports import Provider, Shell, Store
 from gibil_bot.runs.dispatcher import Dispatcher
 from gibil_bot.runs.intake import Intake, Policy
@@ -33,7 +33,6 @@ from gibil_bot.runs.teller import Teller
 log = logging.getLogger("gibil")
 
 RESTART_AFTER_S = 2.0
-WORKFLOW_LIMIT_BYTES = 64 * 1024
 
 
 def process_name() -> str:
@@ -65,19 +64,8 @@ def machine_owner(keyring: Keyring) -> str:
 
 def operator_workflows(settings: Settings) -> Callable[[], Mapping[str, bytes]]:
     """Reads the operator's folder anew each time: a changed file counts from the next delivery on."""
-    if settings.workflows is None:
-        shipped = shipped_workflows()
-        return lambda: shipped
-    folder = settings.workflows
-
-    def read() -> dict[str, bytes]:
-        files: dict[str, bytes] = {}
-        for path in sorted(folder.glob("*.yml")) + sorted(folder.glob("*.yaml")):
-            with contextlib.suppress(OSError), path.open("rb") as file:
-                files[path.name] = file.read(WORKFLOW_LIMIT_BYTES + 1)
-        return files
-
-    return read
+    folder = settings.workflows or shipped_workflows()
+    return lambda: read_workflows(folder)
 
 
 @dataclass(kw_only=True)

@@ -1,21 +1,45 @@
-"""The command line. Each command is a file here; heavy imports wait until a command needs them."""
+"""The command line. Each command is a file here, imported when it is called; heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 import click
 
 from gibil_bot import __version__
-from gibil_bot.cli import check, demo, doctor, replay, serve, try_
-from gibil_bot.cli.output import fail
+
+_SUMMARIES = {
+    "demo": "Watch a comment become a check run.",
+    "try": "Run a workflow on a local checkout, on a disposable machine.",
+    "serve": "Run the bot.",
+    "doctor": "Check the set-up, and say for each failure what to do.",
+    "check": "Validate workflow files, and `.gibil.yml`.",
+    "plan": "Print what a workflow would do on an event, and do nothing.",
+    "replay": "Post a recorded payload as GitHub would, signed with the configured secret.",
+}
+"""The commands, in the order in which people meet them, with the first sentence of each: listing them imports none."""
+
+_PLACES = {"try": "gibil_bot.cli.try_:try_", "plan": "gibil_bot.cli.check:plan"}
+"""Where a command is, if not under its own name."""
 
 
 class _Commands(click.Group):
-    """Lists the commands in the order in which people meet them."""
+    """Finds a command when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+        return list(_SUMMARIES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _SUMMARIES:
+            return None
+        module, _, name = _PLACES.get(cmd_name, f"gibil_bot.cli.{cmd_name}:{cmd_name}").partition(":")
+        command: click.Command = getattr(import_module(module), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_SUMMARIES.items()))
 
 
 @click.group(
@@ -35,10 +59,6 @@ def gibil() -> None:
     """
 
 
-for command in (demo.demo, try_.try_, serve.serve, doctor.doctor, check.check, check.plan, replay.replay):
-    gibil.add_command(command)
-
-
 def main() -> None:
     """The entry point: every failure is one line for people, or one JSON value, and a documented exit status."""
     try:
@@ -46,4 +66,6 @@ def main() -> None:
     except click.exceptions.Exit as leaving:
         sys.exit(leaving.exit_code)
     except BaseException as error:
+        from gibil_bot.cli.output import fail
+
         sys.exit(fail(error, as_json="--json" in sys.argv[1:]))

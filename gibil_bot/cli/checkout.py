@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gibil_bot.config import Settings
 from gibil_bot.errors import GibilError, UsageError
-from gibil_bot.model import Claim, Command, Delivery, NewRun, Person, Plan, PullRequest, Repository, Source, Trust
+from gibil_bot.model import Claim, Delivery, NewRun, Person, Plan, PullRequest, Repository, Source, Trust
 from gibil_bot.planning import plan as planning
 from gibil_bot.ports import Settlement, Store
 from gibil_bot.runs.sources import SourceError, git
@@ -85,37 +85,27 @@ async def _workflow_files(folder: Path, sha: str) -> dict[str, bytes]:
     files = {}
     for path in listing.splitlines():
         if path == ".gibil.yml" or path.endswith((".yml", ".yaml")):
-            text = await git(folder, "show", f"{sha}:{path}")
-            files[path] = text.encode()[: WORKFLOW_LIMIT_BYTES + 1]
+            # With its blank lines: problems are told by line.
+            text = await git(folder, "show", f"{sha}:{path}", strip=False)
+            files[path] = text.encode("utf-8", "surrogateescape")[: WORKFLOW_LIMIT_BYTES + 1]
     return files
 
 
 async def plan(checkout: Checkout, settings: Settings, workflow: str, inputs: Mapping[str, str]) -> Plan:
-    """The plan of a workflow named by its command or its file. Raises UsageError, InvalidWorkflow."""
+    """The plan of a workflow named by its name, its command or its file. Raises UsageError, InvalidWorkflow."""
     operator = dict(await asyncio.to_thread(operator_workflows(settings)))
     if workflow.endswith((".yml", ".yaml")):
-        workflow = await _add_file(Path(workflow), operator)
+        path = Path(workflow)
+        workflow = path.stem
+        try:
+            operator[path.name] = await asyncio.to_thread(path.read_bytes)
+        except OSError as error:
+            raise UsageError(f"{path}: {error.strerror}") from error
     catalogue = planning.catalogue(operator, checkout.files, base_ref=checkout.branch)
-    plans = planning.for_command(catalogue, Command(word=workflow, arguments=inputs), _facts(checkout, settings))
-    if len(plans) > 1:
-        names = ", ".join(each.workflow for each in plans)
-        raise UsageError(f"{workflow} starts several workflows ({names}): name the file of one of them with -w")
-    return plans[0]
-
-
-async def _add_file(path: Path, operator: dict[str, bytes]) -> str:
-    """Put one file among the operator's; the command that starts it."""
-    from gibil_bot.planning.schema import parse_workflow
-
-    try:
-        data = await asyncio.to_thread(path.read_bytes)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
-    parsed = parse_workflow(str(path), data)
-    if parsed.command is None:
-        raise UsageError(f"{path} has no `on: {{command: …}}`, so nothing can ask for it: add one")
-    operator[path.name] = data
-    return parsed.command
+    by_command = {each.command: each.name for each in catalogue.workflows if each.command}
+    names = {each.name for each in catalogue.workflows}
+    name = workflow if workflow in names else by_command.get(workflow, workflow)
+    return planning.for_workflow(catalogue, name, inputs, _facts(checkout, settings))
 
 
 def _facts(checkout: Checkout, settings: Settings) -> planning.Facts:

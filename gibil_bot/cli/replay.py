@@ -35,7 +35,7 @@ def replay(file: Path, event: str | None, url: str | None, guid: str | None, as_
     if not settings.webhook_secrets:
         raise ConfigurationError(("GIBIL_GITHUB_WEBHOOK_SECRET is not set: the payload cannot be signed without it",))
     body = file.read_bytes()
-    event = event or _guess(body, file)
+    event = event or guess_event(body, file)
     guid = guid or str(uuid.uuid4())
     url = url or f"http://{settings.host}:{settings.port}/webhook"
     signature = hmac.new(settings.webhook_secrets[0].reveal().encode(), body, hashlib.sha256).hexdigest()
@@ -63,7 +63,8 @@ def replay(file: Path, event: str | None, url: str | None, guid: str | None, as_
         sys.exit(1)
 
 
-def _guess(body: bytes, file: Path) -> str:
+def guess_event(body: bytes, file: Path) -> str:
+    """Which event a payload is of, by what is in it. Raises UsageError."""
     try:
         payload = json.loads(body)
     except ValueError as error:

@@ -445,7 +445,7 @@ def _help(catalogue: planning.Catalogue) -> str:
     for command in planning.commands(catalogue):
         inputs = tuple(f"{each.name}={each.default if each.default is not None else '…'}" for each in command.inputs)
         title = f"{command.title}: {command.description}" if command.description else command.title
-        entries.append(replies.HelpEntry(word=command.word, title=title, inputs=inputs, origin=command.origin))
+        entries.append(replies.HelpEntry(word=command.word, title=title, inputs=inputs, origin=command.path))
     return replies.help_text(entries, [problem.message for problem in catalogue.problems])
 
 

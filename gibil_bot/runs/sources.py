@@ -124,8 +124,8 @@ class LocalBundle:
             await git(self._checkout, "update-ref", "-d", ref)
 
 
-async def git(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
-    """What git prints, stripped. Raises SourceError with git's last line."""
+async def git(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None, strip: bool = True) -> str:
+    """What git prints. Raises SourceError with git's last line."""
     process = await asyncio.create_subprocess_exec(
         "git", "-C", str(folder), *arguments,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -135,4 +135,5 @@ async def git(folder: Path, *arguments: str, environment: Mapping[str, str] | No
     if process.returncode != 0:
         words = complaint.decode("utf-8", "replace").strip()
         raise SourceError(f"git {arguments[0]} failed in {folder}: {words.splitlines()[-1] if words else 'no reason given'}")
-    return out.decode("utf-8", "surrogateescape").strip()
+    text = out.decode("utf-8", "surrogateescape")
+    return text.strip() if strip else text

@@ -1,0 +1,208 @@
+"""The real bot for tests: `python -m gibil_bot serve` as a process of its own, which can be killed and started again.
+
+`Journey` joins it with the GitHub double: a comment goes in, a check run comes out, and the provider is empty at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+
+from gibil_bot.demo.github_double import GitHubDouble
+from gibil_bot.demo.state import CheckRun, Comment
+
+T = TypeVar("T")
+
+START_WITHIN_S = 30.0
+STOP_WITHIN_S = 20.0
+REPOSITORY = "ada/engine"
+
+
+@dataclass(kw_only=True)
+class BotProcess:
+    """One bot on one data directory. `start` after `kill` goes on with what is stored there."""
+
+    environment: dict[str, str]
+    data_dir: Path
+    log: Path
+    process: asyncio.subprocess.Process | None = None
+    url: str = ""
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    async def start(self, *, wait: bool = True) -> None:
+        """Start it; with `wait`, until it listens. Keeps the port of the first start, as GitHub would deliver there."""
+        port = self.url.rpartition(":")[2] or "0"
+        with self.log.open("ab") as log:
+            offset = log.tell()
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "gibil_bot", "serve", "--port", port,
+                env=self.environment, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+        if wait:
+            self.url = await self._listening(offset)
+
+    async def _listening(self, offset: int) -> str:
+        assert self.process is not None
+        exited = asyncio.create_task(self.process.wait())
+        try:
+            async with asyncio.timeout(START_WITHIN_S):
+                while True:
+                    text = self.log.read_bytes()[offset:].decode()
+                    for line in text.splitlines():
+                        if "listening on " in line:
+                            return line.rpartition("listening on ")[2].strip()
+                    if exited.done():
+                        raise RuntimeError(f"the bot ended: {text}")
+                    await asyncio.wait({exited}, timeout=0.02)
+        finally:
+            if not exited.done():
+                exited.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await exited
+
+    async def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        assert self.process is not None
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        await self.process.wait()
+
+    async def stop(self) -> int:
+        """SIGTERM; its exit status."""
+        assert self.process is not None
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(STOP_WITHIN_S):
+            return await self.process.wait()
+
+    def events(self, run_id: str) -> list[dict[str, object]]:
+        """The phases of a run so far."""
+        path = self.data_dir / "logs" / run_id / "events.jsonl"
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+    def text(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+
+@dataclass(kw_only=True)
+class Journey:
+    """A bot and its GitHub."""
+
+    github: GitHubDouble
+    bot: BotProcess
+    extra: dict[str, object] = field(default_factory=dict)
+
+    async def seen(self, predicate: Callable[[], T], timeout_s: float = 30.0) -> T:
+        """What GitHub shows at last; the failure says what the bot logged."""
+        try:
+            return await self.github.wait_for(predicate, timeout_s)
+        except TimeoutError:
+            raise AssertionError(f"GitHub never showed it. The bot said:\n{self.bot.text()[-6000:]}") from None
+
+    async def closed_check(
+        self, number: int = 0, *, repository: str = REPOSITORY, count: int = 1, timeout_s: float = 40.0
+    ) -> CheckRun:
+        """The newest check run, once `count` of them are completed and none is open."""
+
+        def closed() -> CheckRun | None:
+            runs = self.github.check_runs(repository, self.github.head_sha(repository, number) if number else None)
+            done = [run for run in runs if run.status == "completed"]
+            return done[-1] if len(done) >= count and len(done) == len(runs) else None
+
+        found = await self.seen(closed, timeout_s)
+        assert found is not None
+        return found
+
+    async def answer(self, number: int, *, repository: str = REPOSITORY, having: str = "", timeout_s: float = 30.0) -> Comment:
+        """The newest comment of the bot that holds `having`."""
+
+        def find() -> Comment | None:
+            ours = [c for c in self.github.comments(repository, number) if c.by_app and having in c.body]
+            return ours[-1] if ours else None
+
+        found = await self.seen(find, timeout_s)
+        assert found is not None
+        return found
+
+    async def told_everything(self, timeout_s: float = 30.0) -> None:
+        """Nothing is left to handle, to run or to tell."""
+        async with httpx.AsyncClient() as client, asyncio.timeout(timeout_s):
+            while True:
+                health = (await client.get(f"{self.bot.url}/healthz")).json()
+                if not any(health[k] for k in ("deliveries_unhandled", "runs_queued", "runs_running", "tellings_due")):
+                    return
+                await asyncio.sleep(0.05)  # another process's state: there is no event to wait for
+
+    async def machines(self) -> list[str]:
+        """What the provider has."""
+        from gibil_bot.machines.local.provider import LocalProvider
+
+        provider = LocalProvider(self.bot.data_dir)
+        try:
+            return [machine.name for machine in await provider.list_machines()]
+        finally:
+            await provider.close()
+
+    async def assert_nothing_left(self) -> None:
+        """No machine, and no folder of one."""
+        assert await self.machines() == []
+
+
+@contextlib.asynccontextmanager
+async def journey(
+    folder: Path,
+    files: Mapping[str, str] | None = None,
+    *,
+    start: bool = True,
+    settings: Mapping[str, str] | None = None,
+    workflows: Mapping[str, str] | None = None,
+    repository: str = REPOSITORY,
+) -> AsyncIterator[Journey]:
+    """A GitHub with one repository whose owner is `ada`, and a bot that is installed there."""
+    secret = secrets.token_hex(16)
+    async with GitHubDouble.start(folder / "github", webhook_secret=secret) as github:
+        data_dir = folder / "data"
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder),
+            "GIBIL_DATA_DIR": str(data_dir),
+            "GIBIL_GITHUB_URL": github.url,
+            "GIBIL_GITHUB_APP_ID": str(github.app_id),
+            "GIBIL_GITHUB_PRIVATE_KEY": github.private_key_pem,
+            "GIBIL_GITHUB_WEBHOOK_SECRET": secret,
+            "PYTHONWARNINGS": "error::RuntimeWarning",
+            **(settings or {}),
+        }
+        if workflows is not None:
+            (folder / "workflows").mkdir()
+            for name, text in workflows.items():
+                (folder / "workflows" / name).write_text(text)
+            environment["GIBIL_WORKFLOWS"] = str(folder / "workflows")
+        bot = BotProcess(environment=environment, data_dir=data_dir, log=folder / "bot.log")
+        await github.add_repository(repository, files or {"README.md": "an engine\n"})
+        try:
+            if start:
+                await bot.start()
+                github.webhook_url = f"{bot.url}/webhook"
+            yield Journey(github=github, bot=bot)
+        finally:
+            if bot.process is not None and bot.process.returncode is None:
+                await bot.stop()
+            await github.settled()

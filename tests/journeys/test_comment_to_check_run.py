@@ -1,0 +1,176 @@
+"""A comment goes in, a check run comes out, and the provider is empty: the main job, with nothing left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.doubles.bot import REPOSITORY, journey
+
+pytestmark = pytest.mark.usefixtures("local_machines")
+
+GIBIL_YML = """\
+tasks:
+  - name: compile
+    run: python3 -m compileall -q engine.py
+  - name: greet
+    run: |
+      echo "working on $GIBIL_PR_NUMBER of $GITHUB_REPOSITORY at $GITHUB_SHA"
+      echo "### It was greeted" >> "$GITHUB_STEP_SUMMARY"
+      echo "GREETING=hello" >> "$GITHUB_ENV"
+  - name: use
+    run: test "$GREETING" = hello && git rev-parse HEAD
+"""
+FILES = {"engine.py": "POWER = 1\n", ".gibil.yml": GIBIL_YML}
+
+
+async def test_a_comment_becomes_a_closed_check_run_and_the_machine_is_burned(tmp_path: Path) -> None:
+    async with journey(tmp_path, FILES) as world:
+        number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
+        comment = world.github.comment(REPOSITORY, number, "ada", "/gibil test")
+
+        check = await world.closed_check(number)
+        await world.told_everything()
+
+        assert check.name == "gibil / test"
+        assert check.conclusion == "success", check.text or check.summary
+        assert check.head_sha == world.github.head_sha(REPOSITORY, number)
+        shown = f"{check.summary}{check.text}"
+        for name in ("compile", "greet", "use", "It was greeted"):
+            assert name in shown
+        assert {r.content for r in world.github.reactions(comment.id)} == {"eyes", "rocket"}
+        answers = [c for c in world.github.comments(REPOSITORY, number) if c.by_app]
+        assert len(answers) == 1
+        await world.assert_nothing_left()
+
+        phases = [event["phase"] for event in world.bot.events(check.external_id)]
+        assert phases[:5] == ["claimed", "forging", "forged", "cloning", "cloned"]
+        assert phases[-3:] == ["burning", "burned", "finished"]
+
+
+async def test_the_same_command_again_edits_the_one_comment_and_opens_a_new_check_run(tmp_path: Path) -> None:
+    async with journey(tmp_path, FILES) as world:
+        number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
+        world.github.comment(REPOSITORY, number, "ada", "/gibil test")
+        await world.closed_check(number)
+        await world.told_everything()
+        world.github.comment(REPOSITORY, number, "ada", "again, please:\n\n/gibil test")
+        await world.closed_check(number, count=2)
+        await world.told_everything()
+
+        answers = [c for c in world.github.comments(REPOSITORY, number) if c.by_app]
+        assert len(answers) == 1
+        assert answers[0].edits >= 1
+
+
+async def test_a_failing_task_makes_a_red_check_that_shows_the_end_of_its_output(tmp_path: Path) -> None:
+    tasks = "tasks:\n  - {name: break, run: 'echo the reason; exit 3'}\n  - {name: after, run: 'echo never'}\n"
+    async with journey(tmp_path, {**FILES, ".gibil.yml": tasks}) as world:
+        number = await world.github.open_pull_request(REPOSITORY, "worse", {"engine.py": "POWER = 0\n"}, "ada")
+        world.github.comment(REPOSITORY, number, "ada", "/gibil test")
+        check = await world.closed_check(number)
+        assert check.conclusion == "failure"
+        assert "the reason" in f"{check.summary}{check.text}"
+        assert "never" not in f"{check.text}"
+        await world.told_everything()
+        await world.assert_nothing_left()
+
+
+async def test_a_person_without_write_permission_gets_one_line_and_no_machine(tmp_path: Path) -> None:
+    async with journey(tmp_path, FILES) as world:
+        number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
+        world.github.set_permission(REPOSITORY, "mallory", "read")
+        comment = world.github.comment(REPOSITORY, number, "mallory", "/gibil test")
+        answer = await world.answer(number, having="mallory")
+        await world.told_everything()
+        assert "write" in answer.body
+        assert {r.content for r in world.github.reactions(comment.id)} == {"eyes", "confused"}
+        assert world.github.check_runs(REPOSITORY) == []
+
+
+async def test_code_of_somebody_who_may_not_write_is_refused_on_local_machines(tmp_path: Path) -> None:
+    async with journey(tmp_path, FILES) as world:
+        number = await world.github.open_pull_request(REPOSITORY, "x", {"engine.py": "POWER = 9\n"}, "mallory", fork=True)
+        world.github.comment(REPOSITORY, number, "ada", "/gibil test")
+        answer = await world.answer(number, having="GIBIL_LOCAL_UNTRUSTED")
+        assert "mallory" in answer.body
+        await world.told_everything()
+        assert world.github.check_runs(REPOSITORY) == []
+
+
+async def test_untrusted_code_runs_without_secrets_where_the_operator_allows_it(tmp_path: Path) -> None:
+    workflow = "name: Probe\non: {command: probe}\nsecrets: [TOKEN]\ntasks:\n  - {name: look, run: 'echo \"token=[${TOKEN:-none}] trust=$GIBIL_TRUST\"'}\n"
+    settings = {"GIBIL_LOCAL_UNTRUSTED": "allow", "GIBIL_SECRET_TOKEN": "a-very-secret-value"}
+    async with journey(tmp_path, FILES, settings=settings, workflows={"probe.yml": workflow}) as world:
+        number = await world.github.open_pull_request(REPOSITORY, "x", {"engine.py": "POWER = 9\n"}, "mallory", fork=True)
+        world.github.comment(REPOSITORY, number, "ada", "/gibil probe")
+        check = await world.closed_check()
+        await world.told_everything()
+        log = (world.bot.data_dir / "logs" / check.external_id / "0.log").read_text()
+        assert "token=[none] trust=untrusted" in log
+
+
+async def test_a_secret_reaches_the_task_and_never_a_log_or_github(tmp_path: Path) -> None:
+    secret = "s3cr3t-value-that-nobody-may-see"
+    workflow = (
+        "name: Probe\non: {command: probe}\nsecrets: [TOKEN]\ntasks:\n"
+        '  - name: look\n    run: |\n      test -n "$TOKEN"\n      echo "plain $TOKEN"; printf %s "$TOKEN" | base64\n'
+        '      echo "$TOKEN" >> $GITHUB_STEP_SUMMARY\n      exit 1\n'
+    )
+    async with journey(tmp_path, FILES, settings={"GIBIL_SECRET_TOKEN": secret}, workflows={"probe.yml": workflow}) as world:
+        number = await world.github.open_pull_request(REPOSITORY, "x", {"engine.py": "POWER = 9\n"}, "ada")
+        world.github.comment(REPOSITORY, number, "ada", "/gibil probe")
+        check = await world.closed_check(number)
+        await world.told_everything()
+        shown = f"{check.title}{check.summary}{check.text}" + "".join(c.body for c in world.github.comments(REPOSITORY, number))
+        assert "plain ***" in shown
+        assert secret not in shown
+    for path in world.bot.data_dir.rglob("*"):
+        if path.is_file():
+            assert secret.encode() not in path.read_bytes(), path
+    assert secret not in world.bot.text()
+
+
+@pytest.mark.parametrize("line", ["/gibil tset", "/gibil test shard=2", "/gibil test 'half"])
+async def test_what_is_not_understood_is_answered_with_what_exists(tmp_path: Path, line: str) -> None:
+    async with journey(tmp_path, FILES) as world:
+        number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
+        comment = world.github.comment(REPOSITORY, number, "ada", line)
+        answer = await world.answer(number)
+        await world.told_everything()
+        assert "test" in answer.body
+        assert "confused" in {r.content for r in world.github.reactions(comment.id)}
+        assert world.github.check_runs(REPOSITORY) == []
+
+
+async def test_help_lists_the_commands_of_this_repository(tmp_path: Path) -> None:
+    docs = "name: Build the docs\non: {command: docs}\ninputs:\n  browser: {default: firefox}\ntasks:\n  - {name: a, run: 'true'}\n"
+    async with journey(tmp_path, {**FILES, ".gibil/workflows/docs.yml": docs}) as world:
+        number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
+        world.github.comment(REPOSITORY, number, "ada", "/gibil help")
+        answer = await world.answer(number, having="docs")
+        assert "browser=firefox" in answer.body
+        assert "test" in answer.body
+        await world.told_everything()
+
+
+async def test_a_broken_workflow_file_of_the_base_branch_is_told_with_its_line(tmp_path: Path) -> None:
+    broken = "name: Broken\non: {command: broken}\ntaks:\n  - {name: a, run: 'true'}\n"
+    async with journey(tmp_path, {**FILES, ".gibil/workflows/broken.yml": broken}) as world:
+        number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
+        answer = await world.answer(number, having="broken.yml")
+        assert ":3:1:" in answer.body
+        assert "tasks" in answer.body
+        await world.told_everything()
+
+
+async def test_workflows_come_from_the_base_branch_and_never_from_the_pull_request(tmp_path: Path) -> None:
+    evil = "tasks:\n  - {name: evil, run: 'echo owned'}\n"
+    async with journey(tmp_path, FILES) as world:
+        number = await world.github.open_pull_request(REPOSITORY, "evil", {".gibil.yml": evil}, "ada")
+        world.github.comment(REPOSITORY, number, "ada", "/gibil test")
+        check = await world.closed_check(number)
+        assert "owned" not in f"{check.summary}{check.text}"
+        assert "compile" in f"{check.summary}{check.text}"
+        await world.told_everything()
