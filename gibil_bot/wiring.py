@@ -104,7 +104,7 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
         github = GitHubClient(settings.github_url, settings.github_app_id, settings.github_private_key.reveal())
         stack.push_async_callback(github.close)
         forge = open_forge(settings)
-        stack.push_async_callback(forge.provider.close)
+        stack.push_async_callback(forge.close)
         owner = machine_owner(forge.keyring)
         logs = settings.data_dir / "logs"
         tools = Tools(

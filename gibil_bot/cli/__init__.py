@@ -16,7 +16,7 @@ _SUMMARIES = {
     "doctor": "Check the set-up, and say for each failure what to do.",
     "check": "Validate workflow files, and `.gibil.yml`.",
     "plan": "Print what a workflow would do on an event, and do nothing.",
-    "replay": "Post a recorded payload as GitHub would, signed with the configured secret.",
+    "replay": "Post a recorded payload as GitHub would, signed with GIBIL_GITHUB_WEBHOOK_SECRET.",
 }
 """The commands, in the order in which people meet them, with the first sentence of each: listing them imports none."""
 

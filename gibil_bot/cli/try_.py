@@ -90,7 +90,7 @@ async def _try(settings: Settings, path: Path, workflow: str, inputs: dict[str, 
             results = await store.task_results(new.id, run.machine_attempt)
         finally:
             await store.close()
-            await forge.provider.close()
+            await forge.close()
     terminal.close(run, results)
     if as_json:
         from gibil_bot.views import run_view

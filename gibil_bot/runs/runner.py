@@ -198,10 +198,10 @@ class Runner:
         forge = self._tools.forge
         if self._results:
             # Work was done on it: only that very machine can go on.
-            machine = await forge.get(name)
-            if machine is None:
+            found = await forge.get(name)
+            if found is None:
                 raise MachineLost("The machine was gone when the bot came back")
-            return machine, await forge.open(machine)
+            return found, await forge.open(found)
         await self._tools.store.save_machine(self._claim, name, attempt)
         self._set_phase("forging a machine")
         await self._journal.write("forging", machine=name)

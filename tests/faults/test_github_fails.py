@@ -1,0 +1,126 @@
+"""Whatever GitHub does, it ends up knowing the truth, once."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.doubles.bot import REPOSITORY, Journey, journey
+
+pytestmark = pytest.mark.usefixtures("local_machines")
+
+QUICK = "name: Quick\non: {command: quick}\ntasks:\n  - {name: only, run: 'echo done'}\n"
+GATED = (
+    "name: Gated\non: {command: gated}\ntasks:\n"
+    "  - {name: wait, run: 'until test -e /root/go; do sleep 0.05; done; echo went on'}\n"
+)
+
+
+async def _pull_request(world: Journey) -> int:
+    return await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
+
+
+@pytest.mark.parametrize("kind", ["error_after", "drop_after"])
+async def test_a_write_that_took_effect_before_the_error_is_not_made_twice(tmp_path: Path, kind: str) -> None:
+    async with journey(tmp_path, workflows={"quick.yml": QUICK}) as world:
+        number = await _pull_request(world)
+        world.github.fault("POST", "/check-runs$", kind)
+        world.github.fault("POST", f"/issues/{number}/comments$", kind)
+        world.github.comment(REPOSITORY, number, "ada", "/gibil quick")
+        check = await world.closed_check(number)
+        assert check.conclusion == "success"
+        await world.told_everything()
+        assert len(world.github.check_runs(REPOSITORY)) == 1
+        assert len([comment for comment in world.github.comments(REPOSITORY, number) if comment.by_app]) == 1
+
+
+async def test_tokens_that_are_revoked_in_the_middle_of_a_run_are_replaced(tmp_path: Path) -> None:
+    async with journey(tmp_path, workflows={"quick.yml": QUICK}) as world:
+        number = await _pull_request(world)
+        world.github.comment(REPOSITORY, number, "ada", "/gibil quick")
+        await world.seen(lambda: any(run.status == "in_progress" for run in world.github.check_runs(REPOSITORY)))
+        world.github.revoke_tokens()
+        check = await world.closed_check(number)
+        assert check.conclusion == "success"
+        await world.told_everything()
+        assert len([comment for comment in world.github.comments(REPOSITORY, number) if comment.by_app]) == 1
+
+
+async def test_a_secondary_limit_with_a_retry_after_is_waited_out(tmp_path: Path) -> None:
+    async with journey(tmp_path, workflows={"quick.yml": QUICK}) as world:
+        number = await _pull_request(world)
+        world.github.fault("PATCH", "/check-runs/", "secondary_limit", seconds=2.0)
+        world.github.comment(REPOSITORY, number, "ada", "/gibil quick")
+        check = await world.closed_check(number)
+        assert check.conclusion == "success"
+        await world.told_everything()
+
+
+async def test_a_hang_of_thirty_seconds_delays_nobody_else(tmp_path: Path) -> None:
+    async with journey(tmp_path, workflows={"quick.yml": QUICK}) as world:
+        await world.github.add_repository("grace/compiler", {"README.md": "a compiler\n"})
+        number = await _pull_request(world)
+        other = await world.github.open_pull_request("grace/compiler", "b", {"a.txt": "x\n"}, "grace")
+        world.github.fault("GET", f"/repos/{REPOSITORY}/collaborators/ada/permission", "hang", seconds=30.0)
+        world.github.comment(REPOSITORY, number, "ada", "/gibil quick")
+        world.github.comment("grace/compiler", other, "grace", "/gibil quick")
+        quick = await world.closed_check(other, repository="grace/compiler", timeout_s=15.0)
+        assert quick.conclusion == "success"
+        assert world.github.check_runs(REPOSITORY) == []
+        slow = await world.closed_check(number, timeout_s=60.0)
+        assert slow.conclusion == "success"
+        await world.told_everything()
+
+
+async def test_a_delivery_that_github_could_not_hand_over_is_fetched_at_the_next_start(tmp_path: Path) -> None:
+    async with journey(tmp_path, workflows={"quick.yml": QUICK}) as world:
+        number = await _pull_request(world)
+        await world.github.settled()
+        await world.bot.stop()
+        world.github.comment(REPOSITORY, number, "ada", "/gibil quick")
+        await world.github.settled()
+        await world.bot.start()
+        check = await world.closed_check(number)
+        assert check.conclusion == "success"
+        await world.told_everything()
+
+
+async def test_a_delivery_in_the_first_moment_of_the_start_is_taken(tmp_path: Path) -> None:
+    async with journey(tmp_path, workflows={"quick.yml": QUICK}) as world:
+        number = await _pull_request(world)
+        await world.github.settled()
+        await world.bot.stop()
+        host, port = world.bot.url.removeprefix("http://").split(":")
+        await world.bot.start(wait=False)
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    _, writer = await asyncio.open_connection(host, int(port))
+                    break
+                except OSError:
+                    await asyncio.sleep(0.005)  # another process's port: there is no event to wait for
+        writer.close()
+        await writer.wait_closed()
+        world.github.comment(REPOSITORY, number, "ada", "/gibil quick")
+        check = await world.closed_check(number)
+        assert check.conclusion == "success"
+        assert [d.status_code for d in world.github.deliveries if d.event == "issue_comment"] == [202]
+        await world.told_everything()
+
+
+async def test_the_same_delivery_twice_has_one_effect_under_the_same_and_under_another_guid(tmp_path: Path) -> None:
+    async with journey(tmp_path, workflows={"quick.yml": QUICK}) as world:
+        number = await _pull_request(world)
+        world.github.comment(REPOSITORY, number, "ada", "/gibil quick")
+        await world.closed_check(number)
+        first = next(d for d in world.github.deliveries if d.event == "issue_comment")
+        world.github.redeliver(first.id)
+        world.github.deliver("issue_comment", first.body)
+        await world.github.settled()
+        await world.told_everything()
+        again = [d for d in world.github.deliveries if d.event == "issue_comment"]
+        assert [d.status_code for d in again] == [202, 202, 202]
+        assert len(world.github.check_runs(REPOSITORY)) == 1
+        assert len([comment for comment in world.github.comments(REPOSITORY, number) if comment.by_app]) == 1

@@ -1,0 +1,160 @@
+"""Who runs when, and what stops a run: the queue, the limit, supersede, cancel, close, re-run."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from gibil_bot.demo.state import CheckRun
+from tests.doubles.bot import REPOSITORY, Journey, journey
+
+pytestmark = pytest.mark.usefixtures("local_machines")
+
+LONG = "name: Long\non: {command: long}\ntasks:\n  - {name: wait, run: 'sleep 300'}\n"
+QUICK = "name: Quick\non: {command: quick}\ntasks:\n  - {name: only, run: 'true'}\n"
+ON_PUSH = "name: Push\non: {pull_request: [opened, synchronize]}\ntasks:\n  - {name: only, run: 'git rev-parse HEAD'}\n"
+
+
+async def _in_progress(world: Journey) -> CheckRun:
+    found = await world.seen(lambda: next((r for r in world.github.check_runs(REPOSITORY) if r.status == "in_progress"), None))
+    assert found is not None
+    return found
+
+
+async def _closed(world: Journey, check: CheckRun) -> CheckRun:
+    await world.seen(lambda: check.status == "completed")
+    return check
+
+
+async def test_a_push_supersedes_the_run_of_the_older_commit_and_runs_the_new_one(tmp_path: Path) -> None:
+    async with journey(tmp_path, workflows={"long.yml": LONG, "push.yml": ON_PUSH}) as world:
+        number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
+        await world.closed_check(number)
+        world.github.comment(REPOSITORY, number, "ada", "/gibil long")
+        old = await _in_progress(world)
+        new_sha = await world.github.push(REPOSITORY, number, {"engine.py": "POWER = 3\n"})
+        await _closed(world, old)
+        assert old.conclusion == "cancelled"
+        assert new_sha[:7] in f"{old.title}{old.summary}"
+
+        def at_new_commit() -> set[str]:
+            return {run.name for run in world.github.check_runs(REPOSITORY, new_sha)}
+
+        await world.seen(lambda: at_new_commit() == {"gibil / long", "gibil / push"})
+        world.github.close_pull_request(REPOSITORY, number)
+        await world.seen(lambda: all(run.status == "completed" for run in world.github.check_runs(REPOSITORY)))
+        await world.told_everything()
+        await world.assert_nothing_left()
+
+
+async def test_the_same_command_again_supersedes_the_older_run(tmp_path: Path) -> None:
+    async with journey(tmp_path, workflows={"long.yml": LONG}) as world:
+        number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
+        world.github.comment(REPOSITORY, number, "ada", "/gibil long")
+        old = await _in_progress(world)
+        world.github.comment(REPOSITORY, number, "ada", "/gibil long")
+        assert (await _closed(world, old)).conclusion == "cancelled"
+        await world.seen(lambda: [r.status for r in world.github.check_runs(REPOSITORY)] == ["completed", "in_progress"])
+        world.github.comment(REPOSITORY, number, "ada", "/gibil cancel")
+        await world.seen(lambda: all(run.conclusion == "cancelled" for run in world.github.check_runs(REPOSITORY)))
+        await world.told_everything()
+        await world.assert_nothing_left()
+
+
+async def test_closing_the_pull_request_cancels_what_runs(tmp_path: Path) -> None:
+    async with journey(tmp_path, workflows={"long.yml": LONG}) as world:
+        number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
+        world.github.comment(REPOSITORY, number, "ada", "/gibil long")
+        check = await _in_progress(world)
+        world.github.close_pull_request(REPOSITORY, number)
+        assert (await _closed(world, check)).conclusion == "cancelled"
+        assert "closed" in f"{check.title}{check.summary}"
+        await world.told_everything()
+        await world.assert_nothing_left()
+
+
+async def test_re_run_repeats_the_run_and_asks_who_clicked(tmp_path: Path) -> None:
+    async with journey(tmp_path, workflows={"quick.yml": QUICK}) as world:
+        number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
+        world.github.comment(REPOSITORY, number, "ada", "/gibil quick")
+        first = await world.closed_check(number)
+        world.github.rerequest_check_run(first.id, "mallory")
+        await world.answer(number, having="mallory")
+        await world.told_everything()
+        assert len(world.github.check_runs(REPOSITORY)) == 1
+        world.github.rerequest_check_run(first.id, "ada")
+        second = await world.closed_check(number, count=2)
+        assert second.conclusion == "success"
+        assert second.external_id != first.external_id
+        world.github.rerequest_suite(REPOSITORY, first.head_sha, "ada")
+        await world.closed_check(number, count=3)
+        await world.told_everything()
+
+
+async def test_retest_runs_again_what_failed_and_only_that(tmp_path: Path) -> None:
+    red = "name: Red\non: {command: red}\ntasks:\n  - {name: only, run: 'exit 4'}\n"
+    async with journey(tmp_path, workflows={"quick.yml": QUICK, "red.yml": red}) as world:
+        number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
+        world.github.comment(REPOSITORY, number, "ada", "/gibil quick\n/gibil red")
+        await world.closed_check(number, count=2)
+        await world.told_everything()
+        world.github.comment(REPOSITORY, number, "ada", "/gibil retest")
+        await world.closed_check(number, count=3)
+        await world.told_everything()
+        assert sorted(run.name for run in world.github.check_runs(REPOSITORY)) == [
+            "gibil / quick",
+            "gibil / red",
+            "gibil / red",
+        ]
+
+
+async def test_those_who_wait_see_their_place_in_the_queue(tmp_path: Path) -> None:
+    settings = {"GIBIL_MAX_MACHINES": "1"}
+    async with journey(tmp_path, workflows={"long.yml": LONG, "quick.yml": QUICK}, settings=settings) as world:
+        number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
+        world.github.comment(REPOSITORY, number, "ada", "/gibil long")
+        await _in_progress(world)
+        world.github.comment(REPOSITORY, number, "ada", "/gibil quick")
+        waiting = await world.seen(lambda: next((r for r in world.github.check_runs(REPOSITORY) if r.status == "queued"), None))
+        assert waiting is not None
+        assert "1st" in f"{waiting.title}{waiting.summary}"
+        world.github.comment(REPOSITORY, number, "ada", "/gibil cancel workflow=long")
+        assert (await _closed(world, waiting)).conclusion == "success"
+        await world.told_everything()
+
+
+async def test_a_hundred_deliveries_at_once_are_all_taken_and_never_exceed_the_limit(tmp_path: Path) -> None:
+    settings = {"GIBIL_MAX_MACHINES": "3"}
+    async with journey(tmp_path, workflows={"quick.yml": QUICK}, settings=settings) as world:
+        numbers = [await world.github.open_pull_request(REPOSITORY, f"b{i}", {f"f{i}.txt": "x\n"}, "ada") for i in range(10)]
+        await world.github.settled()
+        for index in range(100):
+            world.github.comment(REPOSITORY, numbers[index % 10], "ada", "/gibil quick")
+        await world.github.settled()
+        answers = [d.status_code for d in world.github.deliveries if d.event == "issue_comment"]
+        assert answers == [202] * 100
+
+        def closed() -> bool:
+            runs = world.github.check_runs(REPOSITORY)
+            return len(runs) == 100 and all(run.status == "completed" for run in runs)
+
+        await world.seen(closed, 120.0)
+        conclusions = [run.conclusion for run in world.github.check_runs(REPOSITORY)]
+        assert set(conclusions) <= {"success", "cancelled"}
+        assert conclusions.count("success") >= 10
+        moments: list[tuple[str, int]] = []
+        for run in world.github.check_runs(REPOSITORY):
+            for event in world.bot.events(run.external_id):
+                if event["phase"] in ("forging", "burned"):
+                    moments.append((str(event["at"]), 1 if event["phase"] == "forging" else -1))
+        at_once = most = 0
+        for _, step in sorted(moments):
+            at_once += step
+            most = max(most, at_once)
+        assert most <= 3
+        assert at_once == 0
+        await world.told_everything()
+        await world.assert_nothing_left()
+        await asyncio.sleep(0)

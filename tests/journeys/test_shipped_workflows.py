@@ -1,0 +1,321 @@
+"""The workflows that come with gibil, run for real on small projects of every kind. No network is needed or used."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from gibil_bot.model import Command
+from gibil_bot.planning.plan import catalogue, for_command
+from gibil_bot.planning.shipped import read_workflows, shipped_workflows
+from tests.doubles.facts import facts
+from tests.doubles.taskshell import Done, run_plan
+
+UNITTEST = """import unittest
+
+class Sums(unittest.TestCase):
+    def test_sum(self):
+        self.assertEqual(1 + 1, {answer})
+"""
+
+
+def do(
+    tmp_path: Path,
+    files: dict[str, str],
+    *,
+    word: str = "test",
+    arguments: dict[str, str] | None = None,
+    without: tuple[str, ...] = (),
+    fakes: dict[str, str] | None = None,
+) -> list[Done]:
+    """Run a shipped workflow on a project of these files. `without`: programs that the machine lacks; `fakes`: that it has."""
+    project, scratch = tmp_path / "project", tmp_path / "scratch"
+    scratch.mkdir()
+    for name, text in files.items():
+        path = project / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    repository = {name: text.encode() for name, text in files.items() if name == ".gibil.yml"}
+    known = catalogue(read_workflows(shipped_workflows()), repository, base_ref="main")
+    (plan,) = for_command(known, Command(word=word, arguments=arguments or {}), facts())
+    return run_plan(plan, project, scratch, environ={"PATH": machine(tmp_path, without, fakes or {}), "HOME": str(scratch)})
+
+
+def machine(tmp_path: Path, without: tuple[str, ...], fakes: dict[str, str]) -> str:
+    """A PATH like a plain machine's: the base tools, python3, and what `fakes` brings; nothing of this computer's else."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    base = (
+        "bash sh echo cat grep find sed head mkdir ln rm touch test printf env dirname basename uname tr sort id make node npm"
+    )
+    for name in base.split():
+        where = shutil.which(name)
+        if where and name not in without:
+            (tools / name).symlink_to(where)
+    # The interpreter itself, without the packages of the environment that runs these tests.
+    no_venv = 'case "$*" in "-m venv"*) exit 1 ;; esac; ' if "venv" in without else ""
+    (tools / "python3").write_text(f'#!/bin/sh\n{no_venv}exec {os.path.realpath(sys.executable)} -S "$@"\n')
+    (tools / "python3").chmod(0o755)
+    for name, script in fakes.items():
+        (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tools / name).chmod(0o755)
+    return str(tools)
+
+
+def test_a_project_of_the_standard_library_is_tested_without_pip_and_network(tmp_path: Path) -> None:
+    (done,) = do(
+        tmp_path,
+        {"pyproject.toml": "[project]\nname = 'x'\nversion = '1'\n", "tests/test_sums.py": UNITTEST.format(answer=2)},
+    )
+    assert done.exit_status == 0, done.output
+    assert "gibil: found pyproject.toml with unittest → python3 -m unittest discover -v -s tests\n" in done.output
+    assert "installing" not in done.output
+    assert "Ran 1 test" in done.output
+
+
+def test_a_failing_test_fails_the_task(tmp_path: Path) -> None:
+    (done,) = do(tmp_path, {"test_sums.py": UNITTEST.format(answer=3)})
+    assert done.exit_status == 1
+    assert "FAILED (failures=1)" in done.output
+
+
+def test_a_package_of_tests_and_a_src_folder_are_found(tmp_path: Path) -> None:
+    (done,) = do(
+        tmp_path,
+        {
+            "setup.cfg": "[metadata]\nname = x\n",
+            "src/engine.py": "answer = 42\n",
+            "tests/__init__.py": "",
+            "tests/test_engine.py": "import unittest, engine\nclass T(unittest.TestCase):\n"
+            "    def test_it(self): self.assertEqual(engine.answer, 42)\n",
+        },
+    )
+    assert done.exit_status == 0, done.output
+    assert "-s tests -t ." in done.output
+
+
+def test_pytest_is_used_where_the_project_uses_it(tmp_path: Path) -> None:
+    # This project brings a pytest of its own, so that the test needs neither an installed one nor a network.
+    (done,) = do(
+        tmp_path,
+        {
+            "pyproject.toml": "[tool.pytest.ini_options]\n",
+            "pytest.py": "import sys\nif __name__ == '__main__': print('arguments', sys.argv[1:])\n",
+            "tests/test_x.py": "import pytest\n",
+        },
+        arguments={"args": "-k login *"},
+    )
+    assert done.exit_status == 0, done.output
+    assert "gibil: found pyproject.toml with pytest → python3 -m pytest -k login *\n" in done.output
+    assert "arguments ['-k', 'login', '*']" in done.output
+
+
+def test_tests_that_need_a_pytest_that_cannot_be_had_fail_with_that_sentence(tmp_path: Path) -> None:
+    (done,) = do(tmp_path, {"tests/test_x.py": "import pytest\n"}, without=("venv",))
+    assert done.exit_status == 1
+    assert "gibil: the tests need pytest, which is not on this machine and could not be installed" in done.output
+
+
+def test_dependencies_that_cannot_be_installed_are_said_and_the_tests_tried_all_the_same(tmp_path: Path) -> None:
+    (done,) = do(
+        tmp_path,
+        {"requirements.txt": "surely-not-there==99\n", "tests/test_sums.py": UNITTEST.format(answer=2)},
+    )
+    assert "gibil: installing → pip install -r requirements.txt" in done.output
+    assert "gibil: that could not be installed; going on with what the machine has" in done.output
+    assert done.exit_status == 0
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_a_makefile_says_it_first(tmp_path: Path) -> None:
+    (done,) = do(
+        tmp_path,
+        {"Makefile": "tests := x\ntest: ; @echo made $(V)\n", "tests/test_sums.py": UNITTEST.format(answer=3)},
+        arguments={"args": "V=1"},
+    )
+    assert done.exit_status == 0, done.output
+    assert done.output.splitlines() == ["gibil: found Makefile with the target test → make test V=1", "made 1"]
+
+
+def test_a_makefile_without_make_is_passed_over(tmp_path: Path) -> None:
+    (done,) = do(tmp_path, {"Makefile": "check:\n\ttrue\n", "tests/test_sums.py": UNITTEST.format(answer=2)}, without=("make",))
+    assert done.exit_status == 0, done.output
+    assert "Makefile has the target check, but make is not on this machine; looking further" in done.output
+
+
+@pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
+def test_a_package_json_with_a_test_script_is_run_by_npm(tmp_path: Path) -> None:
+    (done,) = do(
+        tmp_path,
+        {"package.json": '{"name": "x", "scripts": {"test": "node -p 1+41"}}'},
+    )
+    assert done.exit_status == 0, done.output
+    assert "gibil: found package.json with a test script → npm test" in done.output
+    assert "42" in done.output
+    assert "installing" not in done.output
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_npms_placeholder_is_no_test_script(tmp_path: Path) -> None:
+    script = 'echo \\"Error: no test specified\\" && exit 1'
+    (done,) = do(tmp_path, {"package.json": f'{{"scripts": {{"test": "{script}"}}}}'})
+    assert done.exit_status == 1
+    assert "found no way to test this project" in done.output
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+@pytest.mark.parametrize(
+    ("lock", "manager", "installs"),
+    [
+        ("pnpm-lock.yaml", "pnpm", "pnpm install --frozen-lockfile"),
+        ("yarn.lock", "yarn", "yarn install --frozen-lockfile"),
+        ("package-lock.json", "npm", "npm ci --no-audit --no-fund"),
+    ],
+)
+def test_the_lock_file_names_the_package_manager(lock: str, manager: str, installs: str, tmp_path: Path) -> None:
+    files = {"package.json": '{"scripts": {"test": "x"}, "dependencies": {"left-pad": "1"}}', lock: ""}
+    (done,) = do(tmp_path, files, without=("npm",), fakes={manager: f'echo "called {manager} $*"'})
+    assert done.exit_status == 0, done.output
+    assert done.output.splitlines() == [
+        f"gibil: installing → {installs}",
+        f"called {installs}",
+        f"gibil: found package.json with a test script and {lock} → {manager} test",
+        f"called {manager} test",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("file", "program", "command"),
+    [("go.mod", "go", "go test ./..."), ("Cargo.toml", "cargo", "cargo test")],
+)
+def test_go_and_rust_are_known_and_their_absence_is_said(file: str, program: str, command: str, tmp_path: Path) -> None:
+    (tmp_path / "with").mkdir()
+    (tmp_path / "lacking").mkdir()
+    (done,) = do(tmp_path / "with", {file: ""}, fakes={program: 'echo "called ${0##*/} $*"'})
+    assert done.output.splitlines() == [f"gibil: found {file} → {command}", f"called {command}"]
+    (done,) = do(tmp_path / "lacking", {file: ""})
+    assert done.exit_status == 1
+    assert f"and {program} is not on this machine" in done.output
+
+
+def test_where_nothing_is_found_it_says_what_to_add(tmp_path: Path) -> None:
+    (done,) = do(tmp_path, {"README.md": "Hello"})
+    assert done.exit_status == 1
+    assert "gibil: found no way to test this project; add a .gibil.yml with tasks" in done.output
+
+
+def test_a_gibil_yml_stands_in_the_place_of_all_guessing(tmp_path: Path) -> None:
+    own = """
+env: {GREETING: hello}
+tasks:
+  - {name: first, run: 'echo "LATER=from first" >>"$GITHUB_ENV"; echo $GREETING'}
+  - {name: breaks, run: exit 3}
+  - {name: not now, run: echo never}
+  - {name: last, run: 'echo "$LATER"', if: failure()}
+"""
+    done = do(tmp_path, {".gibil.yml": own, "Makefile": "test:\n\tfalse\n"})
+    assert [(task.name, task.exit_status) for task in done] == [("first", 0), ("breaks", 3), ("not now", None), ("last", 0)]
+    assert done[0].output == "hello\n"
+    assert done[3].output == "from first\n"
+
+
+def test_the_runtime_that_is_there_is_accepted_and_another_is_named(tmp_path: Path) -> None:
+    have = f"{sys.version_info.major}.{sys.version_info.minor}"
+    for folder in ("right", "wrong"):
+        (tmp_path / folder).mkdir()
+    own = "runtime: {{python: '{}'}}\ntasks: [{{name: t, run: python3 --version}}]\n"
+    set_up, task = do(tmp_path / "right", {".gibil.yml": own.format(have)})
+    assert (set_up.name, set_up.exit_status, task.exit_status) == ("set up", 0, 0), set_up.output
+    assert f"gibil: python {have}" in set_up.output
+    set_up, task = do(tmp_path / "wrong", {".gibil.yml": own.format("2.9")})
+    assert (set_up.exit_status, task.exit_status) == (1, None)
+    assert f"gibil: python 2.9 is wanted (.gibil.yml: runtime), and this machine has python3 is {have}" in set_up.output
+
+
+def test_a_second_python_becomes_the_python_of_the_tasks(tmp_path: Path) -> None:
+    own = "runtime: {python: 3.99}\ntasks: [{name: t, run: python3 --version}]\n"
+    set_up, task = do(tmp_path, {".gibil.yml": own}, fakes={"python3.99": "echo Python 3.99.1"})
+    assert set_up.exit_status == 0, set_up.output
+    assert task.output == "Python 3.99.1\n"
+
+
+def test_packages_that_are_there_ask_for_nothing_and_missing_ones_for_the_package_manager(tmp_path: Path) -> None:
+    own = "packages: [libone, libtwo]\ntasks: [{name: t, run: 'true'}]\n"
+    dpkg = 'test "$4" = libone -o -f "$HOME/installed" && printf installed || exit 1'
+    fakes = {"dpkg-query": dpkg, "apt-get": 'echo "apt-get $*"; touch "$HOME/installed"', "id": "echo 0"}
+    for folder in ("missing", "present"):
+        (tmp_path / folder).mkdir()
+    lacking = do(tmp_path / "missing", {".gibil.yml": own}, without=("id",), fakes=fakes)[0]
+    assert lacking.exit_status == 0, lacking.output
+    assert lacking.output.splitlines() == [
+        "gibil: installing libtwo",
+        "apt-get update -q",
+        "apt-get install -q -y --no-install-recommends libtwo",
+    ]
+    fakes["dpkg-query"] = "printf installed"
+    present = do(tmp_path / "present", {".gibil.yml": own}, without=("id",), fakes=fakes)[0]
+    assert present.output == "gibil: every package is there already\n"
+
+
+def test_missing_packages_without_root_are_one_clear_sentence(tmp_path: Path) -> None:
+    own = "packages: [libone]\ntasks: [{name: t, run: 'true'}]\n"
+    set_up, task = do(tmp_path, {".gibil.yml": own}, without=("id",), fakes={"dpkg-query": "exit 1", "id": "echo 1000"})
+    assert (set_up.exit_status, task.exit_status) == (1, None)
+    assert "only root can install them" in set_up.output
+
+
+@pytest.mark.parametrize(
+    ("files", "fakes", "command"),
+    [
+        ({"ruff.toml": ""}, "ruff", "ruff check ."),
+        ({"pyproject.toml": "[tool.ruff.lint]\n"}, "ruff", "ruff check ."),
+        ({"setup.cfg": "[flake8]\n"}, "flake8", "flake8"),
+        ({".pre-commit-config.yaml": ""}, "pre-commit", "pre-commit run --all-files"),
+        ({"go.mod": ""}, "go", "go vet ./..."),
+        ({"Cargo.toml": ""}, "cargo", "cargo clippy --all-targets -- -D warnings"),
+    ],
+)
+def test_lint_runs_the_linter_that_the_project_is_set_up_for(
+    files: dict[str, str], fakes: str, command: str, tmp_path: Path
+) -> None:
+    (done,) = do(tmp_path, files, word="lint", fakes={fakes: 'echo "called ${0##*/}${*:+ $*}"; exit 5'})
+    assert done.exit_status == 5
+    assert done.output.splitlines()[-1] == f"called {command}"
+    assert done.output.splitlines()[0].endswith(f"→ {command}")
+
+
+def test_lint_says_when_a_linter_cannot_be_had_and_when_there_is_none(tmp_path: Path) -> None:
+    for folder in ("lacking", "none"):
+        (tmp_path / folder).mkdir()
+    (done,) = do(tmp_path / "lacking", {"ruff.toml": ""}, word="lint", without=("venv",))
+    assert done.exit_status == 1
+    assert "gibil: found ruff.toml, but ruff is not on this machine and could not be installed" in done.output
+    (done,) = do(tmp_path / "none", {"README.md": "Hello"}, word="lint")
+    assert done.exit_status == 1
+    assert "found no linter that this project is set up for" in done.output
+
+
+def test_an_installed_package_has_the_workflows_too(tmp_path: Path) -> None:
+    """What setuptools would put into a wheel, by its own build; skipped where it is not installed."""
+    setuptools = pytest.importorskip("setuptools", reason="setuptools is not installed")
+    if int(setuptools.__version__.split(".")[0]) < 77:
+        pytest.skip("building needs setuptools 77, as pyproject.toml says")
+    top = Path(__file__).parents[2]
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(top / name, copy)
+    shutil.copytree(top / "gibil_bot", copy / "gibil_bot", symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(top / "workflows", copy / "workflows")
+    build = "import setuptools.build_meta as backend; backend.build_wheel('.')"
+    done = subprocess.run([sys.executable, "-c", build], cwd=copy, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = copy.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"gibil_bot/planning/_workflows/test.yml", "gibil_bot/planning/_workflows/lint.yml"} <= set(names)
