@@ -10,13 +10,55 @@ import json
 EVENT = "issue_comment"
 
 _REPOSITORY_ADDRESSES = (
-    "archive blobs branches collaborators comments commits compare contents contributors deployments downloads events forks "
-    "git_commits git_refs git_tags hooks issue_comment issue_events issues keys labels languages merges milestones "
-    "notifications pulls releases stargazers statuses subscribers subscription tags teams trees"
-).split()
+    "archive",
+    "blobs",
+    "branches",
+    "collaborators",
+    "comments",
+    "commits",
+    "compare",
+    "contents",
+    "contributors",
+    "deployments",
+    "downloads",
+    "events",
+    "forks",
+    "git_commits",
+    "git_refs",
+    "git_tags",
+    "hooks",
+    "issue_comment",
+    "issue_events",
+    "issues",
+    "keys",
+    "labels",
+    "languages",
+    "merges",
+    "milestones",
+    "notifications",
+    "pulls",
+    "releases",
+    "stargazers",
+    "statuses",
+    "subscribers",
+    "subscription",
+    "tags",
+    "teams",
+    "trees",
+)
 _USER_ADDRESSES = (
-    "avatar html followers following gists starred subscriptions organizations repos events received_events"
-).split()
+    "avatar",
+    "html",
+    "followers",
+    "following",
+    "gists",
+    "starred",
+    "subscriptions",
+    "organizations",
+    "repos",
+    "events",
+    "received_events",
+)
 _REACTIONS = ("+1", "-1", "laugh", "hooray", "confused", "heart", "rocket", "eyes")
 _SENTENCE = "The parser keeps the place of every node, so that a message can name the line and the column of what it is about. "
 

@@ -95,7 +95,7 @@ def compare(
                 ours=ours.cpu_ms,
                 peers=theirs.cpu_ms,
                 aim=cost,
-            )  # fmt: skip
+            )
         )
     return rows
 
