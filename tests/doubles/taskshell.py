@@ -1,0 +1,66 @@
+"""Runs the tasks of a plan on this computer, one after another, as a machine would: the same shells, files, variables."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gibil_bot.model import Plan
+from gibil_bot.planning import expressions
+from gibil_bot.planning.script import input_variable, parse_env_file, parse_path_file, task_files
+
+SHELLS = {
+    "bash": ["bash", "--noprofile", "--norc", "-eo", "pipefail", "{0}"],
+    "sh": ["sh", "-e", "{0}"],
+    "python": ["python3", "{0}"],
+}
+
+
+@dataclass(frozen=True)
+class Done:
+    name: str
+    exit_status: int | None
+    """None: skipped."""
+    output: str
+
+
+def run_plan(plan: Plan, project: Path, scratch: Path, *, environ: Mapping[str, str] | None = None) -> list[Done]:
+    """Every task in `project`, with `environ` (PATH and HOME by default) beneath its own variables."""
+    base = dict(environ or {"PATH": os.environ["PATH"], "HOME": str(scratch), "LC_ALL": "C.UTF-8"})
+    base |= {"PIP_NO_INDEX": "1", "CI": "true"} | plan.env | {input_variable(k): v for k, v in plan.inputs.items()}
+    status, done = "success", []
+    for index, task in enumerate(plan.tasks):
+        files = task_files(index, str(scratch / "files"))
+        Path(files.folder).mkdir(parents=True, exist_ok=True)
+        if not expressions.evaluate(task.condition, status=status, inputs=plan.inputs, github=plan.github):
+            done.append(Done(task.name, None, ""))
+            continue
+        script = Path(files.folder, "script")
+        script.write_text(task.run)
+        command = [part.replace("{0}", str(script)) for part in SHELLS.get(task.shell) or task.shell.split()]
+        environment = base | dict(task.env) | {
+            "RUNNER_TEMP": files.temp,
+            "GITHUB_ENV": files.env,
+            "GITHUB_PATH": files.path,
+            "GITHUB_STEP_SUMMARY": files.summary,
+        }  # fmt: skip
+        ended = subprocess.run(
+            command,
+            cwd=project / (task.working_directory or "."),
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+        )
+        done.append(Done(task.name, ended.returncode, ended.stdout))
+        if ended.returncode != 0 and not task.continue_on_error:
+            status = "failure"
+        if Path(files.env).exists():
+            base |= parse_env_file(Path(files.env).read_bytes())
+        if Path(files.path).exists():
+            base["PATH"] = ":".join([*reversed(parse_path_file(Path(files.path).read_bytes())), base["PATH"]])
+    return done
