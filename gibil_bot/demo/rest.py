@@ -86,7 +86,7 @@ def invalid(resource: str, name: str, code: str, message: str) -> Refusal:
 
 def number(request: Request, name: str, default: int) -> int:
     value = request.query_params.get(name, "")
-    return int(value) if value.isascii() and value.isdigit() and len(value) < 10 else default
+    return int(value) if value.isascii() and value.isdigit() and len(value) < 19 else default
 
 
 def page(request: Request, items: Sequence[T]) -> tuple[Sequence[T], dict[str, str]]:
