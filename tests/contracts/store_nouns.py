@@ -1,0 +1,118 @@
+"""What the store's tests are told about: a clock that they turn, and nouns with everything but the point left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from gibil_bot.model import (
+    Delivery,
+    MachinePlan,
+    NewRun,
+    Person,
+    Plan,
+    PullRequest,
+    Repository,
+    Source,
+    TaskPlan,
+    Telling,
+    TellingKind,
+    Trust,
+)
+from gibil_bot.ports import Settlement, Store
+
+DAY_S = 86400.0
+
+
+class Clock:
+    """Stands still until it is turned."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.25
+
+    def __call__(self) -> float:
+        return self.now
+
+    def turn(self, seconds: float) -> None:
+        self.now += seconds
+
+    @property
+    def moment(self) -> datetime:
+        return datetime.fromtimestamp(self.now, UTC)
+
+
+def delivery(guid: str = "guid-1", payload: bytes = b'{"action": "created"}') -> Delivery:
+    received_at = datetime(2026, 11, 23, 12, 30, 15, 123457, tzinfo=UTC)
+    return Delivery(guid=guid, event="issue_comment", payload=payload, received_at=received_at)
+
+
+def new_run(
+    run_id: str,
+    *,
+    repository: int = 1,
+    number: int = 7,
+    group: str | None = None,
+    cancel_in_progress: bool = True,
+    sha: str = "0123456789abcdef0123456789abcdef01234567",
+    guid: str = "guid-1",
+) -> NewRun:
+    """In a group of its own, unless one is named."""
+    name = f"ada/engine-{repository}"
+    source = Source(
+        installation_id=99,
+        repository=Repository(
+            id=repository, full_name=name, clone_url=f"https://github.com/{name}.git", default_branch="main", private=True
+        ),
+        pull_request=PullRequest(
+            number=number,
+            title="Bernoulli ✓ numbers",
+            author=Person(login="ada"),
+            head_sha=sha,
+            head_ref="notes/g",
+            head_repository=None,
+            base_ref="main",
+            base_sha="f" * 40,
+            is_draft=True,
+        ),
+        sha=sha,
+        trust=Trust.UNTRUSTED,
+        actor="charles",
+        comment_id=5,
+    )
+    plan = Plan(
+        workflow="test",
+        title="Tests",
+        path="workflows/test.yml",
+        tasks=(
+            TaskPlan(name="build", run="make\n", env={"A": "b"}, timeout_s=12.5),
+            TaskPlan(name="check", run="make check", condition="always()", continue_on_error=True, working_directory="src"),
+        ),
+        inputs={"browser": "firefox"},
+        env={"CI": "true"},
+        secrets=("TOKEN",),
+        machine=MachinePlan(size="large", memory_mb=512),
+        concurrency_group=f"group of {run_id}" if group is None else group,
+        cancel_in_progress=cancel_in_progress,
+        github={"sha": sha},
+        notes=("a note",),
+    )
+    return NewRun(id=run_id, delivery_guid=guid, source=source, plan=plan)
+
+
+def comment(key: str = "comment:1:7:test", **body: object) -> Telling:
+    content: Mapping[str, object] = body or {"number": 7, "marker": "<!-- m -->", "body": "<!-- m --> hello"}
+    return Telling(key=key, kind=TellingKind.COMMENT, installation_id=99, repository="ada/engine", body=content)
+
+
+async def settle(store: Store, settlement: Settlement, guid: str) -> None:
+    """A delivery that comes in and to that."""
+    assert await store.accept(delivery(guid))
+    claimed = await store.claim_deliveries("intake", limit=100, lease_s=60)
+    assert guid in [one.guid for one in claimed]
+    await store.settle("intake", guid, settlement)
+
+
+async def queue(store: Store, *runs: NewRun) -> None:
+    """These runs, in that order, each by a delivery of its own."""
+    for run in runs:
+        await settle(store, Settlement(runs=[run]), f"for {run.id}")
