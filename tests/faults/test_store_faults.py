@@ -1,0 +1,427 @@
+"""What happens to the embedded database: processes killed, disks full, files that are something else."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from gibil_bot.errors import StoreError
+from gibil_bot.model import Delivery, Telling, TellingKind
+from gibil_bot.ports import Settlement
+from gibil_bot.runs.sqlite.checkpointer import LONGEST_LOG
+from gibil_bot.runs.store import SqliteStore, open_store
+
+PATIENCE_S = 30
+
+PRELUDE = """
+import asyncio, sys
+from datetime import UTC, datetime
+from gibil_bot.errors import StoreError
+from gibil_bot.model import Delivery
+from gibil_bot.runs.store import open_store
+
+def delivery(guid, payload=b"{}"):
+    return Delivery(guid=guid, event="push", payload=payload, received_at=datetime.now(UTC))
+
+def say(*words):
+    print(*words, flush=True)
+
+url = sys.argv[1]
+"""
+
+
+def delivery(guid: str, payload: bytes = b"{}") -> Delivery:
+    return Delivery(guid=guid, event="push", payload=payload, received_at=datetime.now(UTC))
+
+
+def url_of(folder: Path) -> str:
+    return f"sqlite:///{folder / 'gibil.db'}"
+
+
+@contextmanager
+def process(code: str, url: str) -> Iterator[subprocess.Popen[str]]:
+    """A Python of its own that runs `async def main()`; killed in the end."""
+    script = PRELUDE + textwrap.dedent(code) + "\nasyncio.run(main())\n"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        try:
+            yield child
+        finally:
+            if child.poll() is None:
+                child.kill()
+
+
+def line_of(child: subprocess.Popen[str]) -> str:
+    """The next line that it says; what it complained about, when it says none."""
+    assert child.stdout is not None
+    assert child.stderr is not None
+    line = child.stdout.readline().strip()
+    return line or child.stderr.read()
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
+    opened = await open_store(url_of(tmp_path))
+    yield opened
+    await opened.close()
+
+
+# Processes
+
+
+async def test_what_was_acknowledged_is_there_after_kill_9(tmp_path: Path) -> None:
+    code = """
+    async def main():
+        store = await open_store(url)
+        async def client(name):
+            number = 0
+            while True:
+                guid = f"{name}-{number}"
+                assert await store.accept(delivery(guid, guid.encode() * 50))
+                say(guid)
+                number += 1
+        await asyncio.gather(*(client(name) for name in "abcdefgh"))
+    """
+    with process(code, url_of(tmp_path)) as child:
+        assert child.stdout is not None
+        acknowledged = [line_of(child) for _ in range(500)]
+        os.kill(child.pid, signal.SIGKILL)
+        acknowledged += [line for line in child.stdout.read().split("\n")[:-1] if line]
+    store = await open_store(url_of(tmp_path))
+    try:
+        for guid in acknowledged:
+            found = await store.delivery(guid)
+            assert found is not None, guid
+            assert found[0].payload == guid.encode() * 50
+    finally:
+        await store.close()
+
+
+async def test_two_processes_that_accept_the_same_guids_say_yes_once_for_each(tmp_path: Path) -> None:
+    code = """
+    async def main():
+        store = await open_store(url, exclusive=False)
+        say("ready")
+        sys.stdin.readline()
+        answers = await asyncio.gather(*(store.accept(delivery(f"guid-{n}")) for n in range(400)))
+        say("".join("ny"[answer] for answer in answers))
+        await store.close()
+    """
+    with process(code, url_of(tmp_path)) as one, process(code, url_of(tmp_path)) as two:
+        for child in (one, two):
+            assert line_of(child) == "ready"
+        for child in (one, two):
+            assert child.stdin is not None
+            child.stdin.write("go\n")
+            child.stdin.flush()
+        answers = zip(line_of(one), line_of(two), strict=True)
+        assert {"".join(sorted(pair)) for pair in answers} == {"ny"}
+
+
+async def test_a_second_bot_is_refused_and_takes_over_after_kill_9(tmp_path: Path) -> None:
+    code = """
+    async def main():
+        store = await open_store(url)
+        for number in range(3):
+            await store.accept(delivery(f"guid-{number}"))
+        say(len(await store.claim_deliveries("dead", limit=2, lease_s=3600)))
+        await asyncio.sleep(600)
+    """
+    url = url_of(tmp_path)
+    with process(code, url) as child:
+        assert line_of(child) == "2"
+        with pytest.raises(StoreError, match=f"another `gibil serve` .process {child.pid}. holds .*gibil.db.lock") as refused:
+            await open_store(url)
+        assert "\n" not in refused.value.message
+        looking_on = await open_store(url, exclusive=False)  # `gibil doctor` beside a running bot
+        assert (await looking_on.counts())["deliveries_unhandled"] == 3
+        await looking_on.close()
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait(PATIENCE_S)
+        store = await open_store(url)
+        try:
+            claimed = await store.claim_deliveries("alive", limit=9, lease_s=60)
+            assert [(one.guid, one.attempts) for one in claimed] == [("guid-0", 2), ("guid-1", 2), ("guid-2", 1)]
+        finally:
+            await store.close()
+
+
+async def test_the_dead_processes_leases_on_runs_and_tellings_end_too(tmp_path: Path) -> None:
+    telling = Telling(key="k", kind=TellingKind.COMMENT, installation_id=1, repository="ada/engine", body={})
+    first = await open_store(url_of(tmp_path), exclusive=False)
+    await first.accept(delivery("guid"))
+    await first.claim_deliveries("dead", limit=1, lease_s=3600)
+    await first.settle("dead", "guid", Settlement(tellings=[telling]))
+    assert await first.claim_tellings("dead", limit=1, lease_s=3600)
+    await first.close()
+    second = await open_store(url_of(tmp_path))
+    try:
+        assert [due.attempts for due in await second.claim_tellings("alive", limit=1, lease_s=60)] == [1]
+    finally:
+        await second.close()
+
+
+async def test_the_lock_is_free_again_after_closing_and_after_a_failed_opening(tmp_path: Path) -> None:
+    (tmp_path / "gibil.db").write_bytes(b"not a database at all, " * 400)
+    with pytest.raises(StoreError):
+        await open_store(url_of(tmp_path))
+    (tmp_path / "gibil.db").unlink()
+    for _ in range(2):
+        await (await open_store(url_of(tmp_path))).close()
+    descriptor = os.open(tmp_path / "gibil.db.lock", os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(descriptor)
+
+
+# Files
+
+
+@pytest.mark.parametrize("url", ["postgresql://localhost/x", "sqlite:///", "sqlite://x.db", "sqlite:///:memory:", "gibil.db"])
+async def test_an_url_that_names_no_file_is_refused(url: str) -> None:
+    with pytest.raises(StoreError, match="sqlite:///"):
+        await open_store(url)
+
+
+async def test_a_missing_folder_is_made_and_nobody_else_can_read_in_it(tmp_path: Path) -> None:
+    store = await open_store(url_of(tmp_path / "a" / "b"))
+    try:
+        await store.accept(delivery("guid"))
+        files = list((tmp_path / "a" / "b").iterdir())
+        assert {"gibil.db", "gibil.db-wal", "gibil.db.lock"} <= {file.name for file in files}
+        assert {file.stat().st_mode & 0o077 for file in (*files, tmp_path / "a" / "b")} == {0}
+    finally:
+        await store.close()
+
+
+async def test_after_closing_the_file_alone_is_the_whole_database(tmp_path: Path) -> None:
+    store = await open_store(url_of(tmp_path))
+    await store.accept(delivery("guid"))
+    await store.close()
+    assert {file.name for file in tmp_path.iterdir()} == {"gibil.db", "gibil.db.lock"}
+
+
+async def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "gibil.db").write_bytes(b"not a database at all, " * 400)
+    with pytest.raises(StoreError, match=r"gibil\.db: .*not a SQLite database: name another"):
+        await open_store(url_of(tmp_path))
+
+
+async def test_a_folder_in_the_files_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "gibil.db").mkdir()
+    with pytest.raises(StoreError, match=r"gibil\.db"):
+        await open_store(url_of(tmp_path))
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=r"check the path and its owner"):
+        await open_store(url_of(tmp_path / "file" / "x"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+async def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    await (await open_store(url_of(tmp_path))).close()
+    (tmp_path / "gibil.db").chmod(0o400)
+    with pytest.raises(StoreError, match=r"gibil\.db.*owner"):
+        await open_store(url_of(tmp_path))
+
+
+async def test_a_database_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
+    await (await open_store(url_of(tmp_path))).close()
+    db = sqlite3.connect(tmp_path / "gibil.db")
+    db.execute("pragma user_version = 999")
+    db.close()
+    with pytest.raises(StoreError, match=r"newer gibil .version 999, this one knows 1.: upgrade gibil"):
+        await open_store(url_of(tmp_path))
+
+
+async def test_a_damaged_database_is_said_with_what_to_do(tmp_path: Path) -> None:
+    store = await open_store(url_of(tmp_path))
+    for number in range(200):
+        await store.accept(delivery(f"guid-{number}", b"x" * 5000))
+    await store.close()
+    path = tmp_path / "gibil.db"
+    content = bytearray(path.read_bytes())
+    content[4096:] = b"\xff" * (len(content) - 4096)
+    path.write_bytes(content)
+
+    async def use() -> None:
+        store = await open_store(url_of(tmp_path))
+        try:
+            await store.accept(delivery("new"))
+        finally:
+            await store.close()
+
+    with pytest.raises(StoreError, match="damaged: stop gibil"):
+        await use()
+
+
+async def test_while_another_program_holds_the_file_writers_wait_and_readers_do_not(tmp_path: Path, store: SqliteStore) -> None:
+    await store.accept(delivery("before"))
+    intruder = sqlite3.connect(tmp_path / "gibil.db", isolation_level=None)
+    try:
+        intruder.execute("begin immediate")
+        accepting = asyncio.create_task(store.accept(delivery("during")))
+        assert await store.delivery("before") is not None
+        assert await store.delivery("during") is None
+        assert not accepting.done()
+        intruder.execute("rollback")
+        assert await accepting
+    finally:
+        intruder.close()
+
+
+async def test_a_file_held_for_too_long_fails_the_waiters_and_not_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gibil_bot.runs.sqlite.database.BUSY_S", 0.05)
+    store = await open_store(url_of(tmp_path))
+    intruder = sqlite3.connect(tmp_path / "gibil.db", isolation_level=None)
+    try:
+        intruder.execute("begin immediate")
+        answers = await asyncio.gather(*(store.accept(delivery(f"{n}")) for n in range(3)), return_exceptions=True)
+        assert [type(answer) for answer in answers] == [StoreError] * 3
+        assert "another process keeps it locked" in str(answers[0])
+        intruder.execute("rollback")
+        assert await store.accept(delivery("afterwards"))
+        assert (await store.counts())["deliveries_unhandled"] == 1
+    finally:
+        intruder.close()
+        await store.close()
+
+
+# Disks
+
+
+FILL = """
+import os
+async def main():
+    store = await open_store(url)
+    await store.accept(delivery("before"))
+    say("ready")
+    sys.stdin.readline()
+    big = [delivery(f"big-{n}", os.urandom(200_000)) for n in range(40)]
+    answers = await asyncio.gather(*map(store.accept, big), return_exceptions=True)
+    failed = [answer for answer in answers if answer is not True]
+    say(len(failed) > 0, {type(answer).__name__ for answer in failed}, str(failed[0]) if failed else "")
+    sys.stdin.readline()
+    say(await store.accept(delivery("afterwards")), await store.delivery("before") is not None)
+    stored = [await store.delivery(f"big-{n}") is not None for n in range(40)]
+    say(stored == [answer is True for answer in answers])
+    await store.close()
+    say("closed")
+"""
+
+
+async def test_a_write_that_fails_is_told_to_its_callers_and_the_next_one_works(tmp_path: Path) -> None:
+    """A limit on the size of files makes the writes of a real process fail, until it is lifted."""
+    with process(FILL, url_of(tmp_path)) as child:
+        assert child.stdin is not None
+        assert line_of(child) == "ready"
+        _, hard = resource.prlimit(child.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (1_000_000, hard))
+        child.stdin.write("go\n")
+        child.stdin.flush()
+        said = line_of(child)
+        assert said.startswith("True {'StoreError'}")
+        assert "check the disk and its free space" in said
+        resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (hard, hard))
+        child.stdin.write("go\n")
+        child.stdin.flush()
+        assert [line_of(child) for _ in range(3)] == ["True True", "True", "closed"]
+
+
+async def test_a_full_disk_is_told_with_what_to_do_and_it_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    """On a real file system of 4 MB, which is mounted where nobody else sees it."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = tmp_path / "child.py"
+    script.write_text(PRELUDE + FILL + "\nasyncio.run(main())\n")
+    mount = f"mount -t tmpfs -o size=4m tmpfs {disk}"
+    tried = subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"no file system of our own can be mounted here: {tried.stderr.strip()}")
+    fill = f"dd if=/dev/zero of={disk}/filler bs=1M count=2 2>/dev/null"
+    command = f"{mount} && {fill} && exec {sys.executable} {script} {url_of(disk)}"
+    with subprocess.Popen(
+        ["unshare", "-rm", "sh", "-c", command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdin is not None
+        try:
+            assert line_of(child) == "ready"
+            child.stdin.write("go\n")
+            child.stdin.flush()
+            said = line_of(child)
+            assert said.startswith("True {'StoreError'}")
+            assert "the disk is full: free some space" in said
+            (Path(f"/proc/{child.pid}/root") / str(disk).lstrip("/") / "filler").unlink()
+            child.stdin.write("go\n")
+            child.stdin.flush()
+            assert [line_of(child) for _ in range(3)] == ["True True", "True", "closed"]
+        finally:
+            if child.poll() is None:
+                child.kill()
+
+
+async def test_the_log_stays_bounded_while_writing_never_pauses(tmp_path: Path, store: SqliteStore) -> None:
+    log = tmp_path / "gibil.db-wal"
+    longest = 0
+
+    async def client(name: str) -> None:
+        nonlocal longest
+        for number in range(100):
+            await store.accept(delivery(f"{name}-{number}", os.urandom(1000) * 250))
+            longest = max(longest, log.stat().st_size)
+
+    await asyncio.gather(*(client(name) for name in "abcdefgh"))  # 200 MB
+    assert LONGEST_LOG / 4 < longest < LONGEST_LOG * 2.5
+
+
+# Threads
+
+
+async def test_a_job_that_fails_spoils_none_of_its_batch(store: SqliteStore) -> None:
+    bad = Telling(key="k", kind=TellingKind.COMMENT, installation_id=1, repository="ada/engine", body={"x": object()})
+    good = [store.accept(delivery(f"guid-{number}")) for number in range(20)]
+    answers = await asyncio.gather(*good[:10], store.tell(None, [bad]), *good[10:], return_exceptions=True)
+    assert isinstance(answers.pop(10), TypeError)
+    assert answers == [True] * 20
+    assert (await store.counts())["deliveries_unhandled"] == 20
+
+
+async def test_an_opening_that_is_cancelled_lets_go_of_everything(tmp_path: Path) -> None:
+    opening = asyncio.create_task(open_store(url_of(tmp_path)))
+    await asyncio.sleep(0)
+    opening.cancel()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+    await (await open_store(url_of(tmp_path))).close()
+
+
+async def test_a_closing_that_is_cancelled_goes_on(tmp_path: Path) -> None:
+    store = await open_store(url_of(tmp_path))
+    closing = asyncio.create_task(store.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    await store.close()
+    await (await open_store(url_of(tmp_path))).close()
