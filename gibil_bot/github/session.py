@@ -136,7 +136,8 @@ class Session:
     async def clock_skew_s(self) -> float | None:
         """How far our clock is ahead of GitHub's; None when GitHub does not say."""
         try:
-            answer = await self.ask_with("", Request(method="GET", route="/meta"))
+            # Refused or not: every answer has a date.
+            answer = await self.ask_with("none", Request(method="GET", route="/meta"))
         except Unanswered:
             return None
         ours = self._now().timestamp()

@@ -1,0 +1,618 @@
+"""The client against the GitHub double, over real HTTP: what it promises when GitHub fails, refuses, limits or forgets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from gibil_bot.demo.github_double import GitHubDouble
+from gibil_bot.demo.server import serving
+from gibil_bot.errors import GitHubError
+from gibil_bot.github.client import GitHubClient
+from gibil_bot.model import DueTelling, Repository, Telling, TellingKind
+from gibil_bot.ports import GitHub, Reporter
+
+REPO = "ada/engine"
+MARKER = "<!-- gibil:1:1:test -->"
+
+
+@dataclass
+class Clock:
+    """Time that passes when somebody sleeps."""
+
+    ahead_s: float = 0.0
+    slept: list[float] = field(default_factory=list)
+
+    def monotonic(self) -> float:
+        return asyncio.get_running_loop().time() + self.ahead_s
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + timedelta(seconds=self.ahead_s)
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.ahead_s += seconds
+        await asyncio.sleep(0)
+
+
+@dataclass
+class Scene:
+    github: GitHubDouble
+    client: GitHubClient
+    clock: Clock
+    number: int
+    sha: str
+
+    @property
+    def installation(self) -> int:
+        return self.github.installation(REPO).id
+
+    def asked(self, method: str, ending: str) -> int:
+        return sum(1 for request in self.github.requests if request.method == method and request.path.endswith(ending))
+
+    def check(self, **changes: object) -> Telling:
+        body: dict[str, object] = {
+            "name": "gibil / test",
+            "head_sha": self.sha,
+            "external_id": "00ff00ff00ff00ff",
+            "status": "in_progress",
+            "output": {"title": "Running", "summary": "so far"},
+        }
+        return self.telling(TellingKind.CHECK_RUN, "check:00ff", body | changes)
+
+    def comment(self, text: str = "hello", marker: str = MARKER, **changes: object) -> Telling:
+        body: dict[str, object] = {"number": self.number, "marker": marker, "body": f"{marker}\n{text}"}
+        return self.telling(TellingKind.COMMENT, "comment:1:1:test", body | changes)
+
+    def telling(self, kind: TellingKind, key: str, body: dict[str, object]) -> Telling:
+        return Telling(key=key, kind=kind, installation_id=self.installation, repository=REPO, body=body)
+
+    def conversation(self) -> list[str]:
+        return [comment.body for comment in self.github.comments(REPO, self.number)]
+
+
+def due(telling: Telling, *, remote_id: int | None = None, attempts: int = 0) -> DueTelling:
+    return DueTelling(telling=telling, revision=1, remote_id=remote_id, attempts=attempts)
+
+
+@contextlib.asynccontextmanager
+async def client_of(github: GitHubDouble, clock: Clock, **options: Any) -> AsyncIterator[GitHubClient]:
+    arguments: dict[str, Any] = {
+        "url": github.url,
+        "app_id": str(github.app_id),
+        "private_key": github.private_key_pem,
+        "now": clock.now,
+        "monotonic": clock.monotonic,
+        "sleep": clock.sleep,
+    }
+    client = GitHubClient(**(arguments | options))
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+@pytest.fixture
+async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
+    clock = Clock()
+    async with GitHubDouble.start(tmp_path) as github:
+        await github.add_repository(REPO, {"README.md": "An engine\n"})
+        number = await github.open_pull_request(REPO, "faster", {"README.md": "A faster engine\n"}, "ada")
+        async with client_of(github, clock) as client:
+            yield Scene(github, client, clock, number, github.head_sha(REPO, number))
+
+
+def test_it_is_the_port(scene: Scene) -> None:
+    asks: GitHub = scene.client
+    tells: Reporter = scene.client
+    assert asks is tells
+
+
+# --- questions --------------------------------------------------------------------------------------------------------
+
+
+async def test_permission_is_read_fresh_every_time(scene: Scene) -> None:
+    scene.github.add_user("bob")
+    scene.github.set_permission(REPO, "bob", "write")
+    assert await scene.client.permission(scene.installation, REPO, "bob") == "write"
+    scene.github.set_permission(REPO, "bob", "none")
+    assert await scene.client.permission(scene.installation, REPO, "bob") in ("none", "read")
+    assert await scene.client.permission(scene.installation, REPO, "ada") == "admin"
+
+
+@pytest.mark.parametrize("login", ["nobody-of-that-name", "", ".", "..", "a/../../ada", "ada?x=1", "ada#"])
+async def test_whoever_is_not_known_has_no_permission(scene: Scene, login: str) -> None:
+    assert await scene.client.permission(scene.installation, REPO, login) in ("none", "read")
+
+
+@pytest.mark.parametrize("repository", ["ada", "ada/engine/x", "../engine", "ada/..", "ada/engine?x", ""])
+async def test_a_repository_cannot_lead_to_another_address(scene: Scene, repository: str) -> None:
+    before = len(scene.github.requests)
+    with pytest.raises(GitHubError):
+        await scene.client.pull_request(scene.installation, repository, 1)
+    assert len(scene.github.requests) == before
+
+
+async def test_a_pull_request_is_read_as_it_is_now(scene: Scene) -> None:
+    pull = await scene.client.pull_request(scene.installation, REPO, scene.number)
+    assert (pull.number, pull.head_sha, pull.head_ref, pull.base_ref, pull.is_open) == (1, scene.sha, "faster", "main", True)
+    scene.github.close_pull_request(REPO, scene.number)
+    assert not (await scene.client.pull_request(scene.installation, REPO, scene.number)).is_open
+
+
+async def test_the_pull_requests_of_a_commit_even_when_it_is_in_a_fork(scene: Scene) -> None:
+    forked = await scene.github.open_pull_request(REPO, "fix", {"a.py": "1\n"}, "eve", fork=True)
+    sha = scene.github.head_sha(REPO, forked)
+    assert [pull.number for pull in await scene.client.pull_requests_of(scene.installation, REPO, scene.sha)] == [1]
+    (pull,) = await scene.client.pull_requests_of(scene.installation, REPO, sha)
+    assert (pull.number, pull.head_repository) == (forked, "eve/engine")
+    assert await scene.client.pull_requests_of(scene.installation, REPO, "0" * 40) == []
+
+
+async def test_workflow_files_of_a_ref(scene: Scene) -> None:
+    assert await scene.client.workflow_files(scene.installation, REPO, "main") == {}
+    large = b"#" * 200_000
+    huge = b"# " + b"x" * 2_000_000
+    sha = await scene.github.push(
+        REPO,
+        "main",
+        {
+            ".gibil.yml": "name: one\n",
+            ".gibil/workflows/docs.yml": "name: docs\n",
+            ".gibil/workflows/a b#?.yaml": b"name: \xff\n",
+            ".gibil/workflows/large.yml": large,
+            ".gibil/workflows/huge.yml": huge,
+            ".gibil/workflows/README.md": "no workflow",
+            ".gibil/workflows/deep/x.yml": "name: deeper\n",
+        },
+    )
+    expected = {
+        ".gibil.yml": b"name: one\n",
+        ".gibil/workflows/docs.yml": b"name: docs\n",
+        ".gibil/workflows/a b#?.yaml": b"name: \xff\n",
+        ".gibil/workflows/large.yml": large[: 64 * 1024 + 1],
+        ".gibil/workflows/huge.yml": huge[: 64 * 1024 + 1],
+    }
+    assert await scene.client.workflow_files(scene.installation, REPO, sha) == expected
+    before = scene.client.requests.total()
+    assert await scene.client.workflow_files(scene.installation, REPO, sha) == expected
+    assert scene.client.requests.total() == before, "a commit does not change"
+    assert set(await scene.client.workflow_files(scene.installation, REPO, "main")) == set(expected)
+    assert scene.client.requests.total() > before, "a branch does"
+
+
+async def test_no_more_than_thirty_workflow_files_are_asked_for(scene: Scene) -> None:
+    await scene.github.push(REPO, "main", {f".gibil/workflows/w{n:03}.yml": f"name: {n}\n" for n in range(40)})
+    files = await scene.client.workflow_files(scene.installation, REPO, "main")
+    assert list(files) == [f".gibil/workflows/w{n:03}.yml" for n in range(30)]
+
+
+async def test_one_file_that_fails_fails_the_whole_and_leaves_nothing_running(scene: Scene) -> None:
+    await scene.github.push(REPO, "main", {f".gibil/workflows/w{n}.yml": "name: x\n" for n in range(5)})
+    scene.github.fault("GET", r"w3\.yml$", "error_before", times=100)
+    with pytest.raises(GitHubError) as caught:
+        await scene.client.workflow_files(scene.installation, REPO, "main")
+    assert caught.value.retry_after_s is not None
+    assert len(asyncio.all_tasks()) < 10
+
+
+async def test_who_am_i_is_the_slug(scene: Scene) -> None:
+    assert await scene.client.who_am_i() == "gibil"
+
+
+async def test_who_am_i_says_what_is_wrong_with_the_set_up(scene: Scene) -> None:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    form = serialization.PrivateFormat.TraditionalOpenSSL
+    other = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()).decode()
+    with_words = {
+        "GIBIL_GITHUB_PRIVATE_KEY": {"private_key": other},
+        "whole .pem file": {"private_key": "-----BEGIN RSA PRIVATE KEY-----\nAAAA\n-----END RSA PRIVATE KEY-----\n"},
+        "GIBIL_GITHUB_APP_ID": {"app_id": "1"},
+        "GIBIL_GITHUB_URL": {"url": scene.github.url + "/not/here"},
+        "did not answer": {"url": "http://127.0.0.1:9"},
+    }
+    for words, options in with_words.items():
+        async with client_of(scene.github, Clock(), **options) as client:
+            with pytest.raises(GitHubError, match=words) as caught:
+                await client.who_am_i()
+            assert "\n" not in str(caught.value)
+            assert "AAAA" not in str(caught.value)
+
+
+async def test_who_am_i_names_a_clock_that_is_wrong(scene: Scene) -> None:
+    scene.github.fault("GET", "/app$", "unauthorized", times=9)
+    scene.clock.ahead_s = -900
+    with pytest.raises(GitHubError, match=r"clock is \d+ s behind"):
+        await scene.client.who_am_i()
+
+
+# --- tokens -----------------------------------------------------------------------------------------------------------
+
+
+async def test_one_token_serves_many_questions_at_once(scene: Scene) -> None:
+    await asyncio.gather(*(scene.client.pull_request(scene.installation, REPO, 1) for _ in range(20)))
+    assert scene.asked("POST", "/access_tokens") == 1
+
+
+async def test_a_token_is_renewed_before_it_expires(scene: Scene) -> None:
+    await scene.client.pull_request(scene.installation, REPO, 1)
+    scene.clock.ahead_s += 3400
+    await scene.client.pull_request(scene.installation, REPO, 1)
+    assert scene.asked("POST", "/access_tokens") == 1
+    scene.clock.ahead_s += 120
+    await scene.client.pull_request(scene.installation, REPO, 1)
+    assert scene.asked("POST", "/access_tokens") == 2
+
+
+async def test_a_token_that_was_revoked_is_minted_anew_once(scene: Scene) -> None:
+    await scene.client.pull_request(scene.installation, REPO, 1)
+    assert scene.github.revoke_tokens() == 1
+    assert await scene.client.tell(due(scene.comment())) is not None
+    assert scene.asked("POST", "/access_tokens") == 2
+    assert len(scene.conversation()) == 1
+
+
+async def test_a_token_that_stays_refused_is_an_error_and_no_loop(scene: Scene) -> None:
+    scene.github.fault("GET", "/pulls/1$", "unauthorized", times=99)
+    with pytest.raises(GitHubError) as caught:
+        await scene.client.pull_request(scene.installation, REPO, 1)
+    assert caught.value.status == 401
+    assert scene.asked("GET", "/pulls/1") == 2
+    assert scene.asked("POST", "/access_tokens") == 2
+
+
+async def test_a_clone_token_reads_one_repository_and_nothing_else(scene: Scene) -> None:
+    other = await scene.github.add_repository("ada/secret", {"x": "y"}, private=True)
+    home = scene.github.world.repository(REPO)
+    repository = Repository(id=home.id, full_name=REPO, clone_url="https://x/y", default_branch="main")
+    token = await scene.client.clone_token(scene.installation, repository)
+    again = await scene.client.clone_token(scene.installation, repository)
+    assert token != again, "never shared between machines"
+    headers = {"Authorization": f"token {token}"}
+    async with httpx.AsyncClient(base_url=scene.github.url, headers=headers, trust_env=False) as http:
+        assert (await http.get(f"/repos/{REPO}/contents/README.md")).status_code == 200
+        assert (await http.get(f"/repos/{other.full_name}/contents/x")).status_code == 404
+        written = await http.post(f"/repos/{REPO}/issues/1/comments", json={"body": "x"})
+        assert written.status_code in (403, 404)
+        await scene.client.revoke_token(token)
+        assert (await http.get(f"/repos/{REPO}/contents/README.md")).status_code == 401
+
+
+async def test_revoking_never_raises(scene: Scene) -> None:
+    await scene.client.revoke_token("ghs_nonsense")
+    scene.github.fault("DELETE", "/installation/token", "drop_before", times=9)
+    await scene.client.revoke_token("ghs_nonsense")
+
+
+# --- telling ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_check_run_is_created_and_then_changed(scene: Scene) -> None:
+    number = await scene.client.tell(due(scene.check()))
+    done = scene.check(status="completed", conclusion="success", completed_at="2026-01-01T00:00:00Z")
+    assert await scene.client.tell(due(done, remote_id=number, attempts=1)) == number
+    (run,) = scene.github.check_runs(REPO, scene.sha)
+    assert (run.id, run.status, run.conclusion, run.external_id) == (number, "completed", "success", "00ff00ff00ff00ff")
+
+
+FAILURES_AFTER = ["error_after", "drop_after", "hang_after"]
+
+
+@pytest.mark.parametrize("kind", FAILURES_AFTER)
+@pytest.mark.parametrize("what", ["check", "comment"])
+async def test_a_write_that_took_effect_without_an_answer_is_found_and_not_repeated(
+    tmp_path: Path, scene: Scene, kind: str, what: str
+) -> None:
+    telling = scene.check() if what == "check" else scene.comment()
+    route = "/check-runs$" if what == "check" else "/comments$"
+    scene.github.fault("POST", route, kind, seconds=2)
+    async with client_of(scene.github, scene.clock, read_timeout_s=0.3) as client:
+        with pytest.raises(GitHubError) as caught:
+            await client.tell(due(telling))
+        assert caught.value.retry_after_s is not None
+        assert scene.asked("POST", route[:-1]) <= 1, "a POST is never repeated blindly"
+        newer = scene.check(status="queued") if what == "check" else scene.comment("newer")
+        number = await client.tell(due(newer, attempts=1))
+    assert number is not None
+    if what == "check":
+        (run,) = scene.github.check_runs(REPO, scene.sha)
+        assert (run.id, run.status) == (number, "queued")
+    else:
+        assert scene.conversation() == [f"{MARKER}\nnewer"]
+
+
+@pytest.mark.parametrize("kind", ["error_before", "drop_before"])
+async def test_a_write_without_effect_is_created_by_the_next_try(scene: Scene, kind: str) -> None:
+    scene.github.fault("POST", "/check-runs$", kind)
+    with pytest.raises(GitHubError):
+        await scene.client.tell(due(scene.check()))
+    assert await scene.client.tell(due(scene.check(), attempts=1)) is not None
+    assert len(scene.github.check_runs(REPO, scene.sha)) == 1
+
+
+@pytest.mark.parametrize("kind", ["error_before", "error_after", "drop_before", "drop_after"])
+async def test_a_change_is_repeated_because_that_changes_nothing(scene: Scene, kind: str) -> None:
+    number = await scene.client.tell(due(scene.check()))
+    scene.github.fault("PATCH", "/check-runs/", kind, times=2)
+    assert await scene.client.tell(due(scene.check(status="completed", conclusion="failure"), remote_id=number)) == number
+    assert scene.github.check_runs(REPO)[0].conclusion == "failure"
+
+
+async def test_the_same_trouble_is_asked_about_less_and_less_often(scene: Scene) -> None:
+    waits = []
+    for attempts in range(8):
+        scene.github.fault("GET", "/check-runs$", "error_before", times=4)
+        scene.github.fault("POST", "/check-runs$", "error_before")
+        with pytest.raises(GitHubError) as caught:
+            await scene.client.tell(due(scene.check(), attempts=attempts))
+        waits.append(caught.value.retry_after_s or 0)
+        scene.github.clear_faults()
+    assert waits == sorted(waits)
+    assert waits[-1] > 30 * waits[0]
+    assert waits[-1] <= 300
+
+
+async def test_only_our_own_check_run_is_taken_for_ours(scene: Scene) -> None:
+    first = await scene.client.tell(due(scene.check(external_id="aaaaaaaaaaaaaaaa")))
+    second = await scene.client.tell(due(scene.check(), attempts=3))
+    assert first != second
+    assert await scene.client.tell(due(scene.check(), attempts=3)) == second
+
+
+async def test_somebody_elses_comment_with_our_marker_is_never_touched(scene: Scene) -> None:
+    theirs = scene.github.comment(REPO, scene.number, "eve", f"{MARKER}\nmine!")
+    number = await scene.client.tell(due(scene.comment(), attempts=1))
+    assert number not in (None, theirs.id)
+    assert theirs.body == f"{MARKER}\nmine!"
+
+
+async def test_a_comment_is_found_among_hundreds(scene: Scene) -> None:
+    own = await scene.client.tell(due(scene.comment()))
+    for index in range(150):
+        scene.github.comment(REPO, scene.number, "bob", f"chatter {index}")
+    late = await scene.client.tell(due(scene.comment(marker="<!-- late -->")))
+    for index in range(120):
+        scene.github.comment(REPO, scene.number, "bob", f"more {index}")
+    assert await scene.client.tell(due(scene.comment("new"), attempts=1)) == own
+    assert await scene.client.tell(due(scene.comment("new", marker="<!-- late -->"), attempts=1)) == late
+    before = scene.client.requests["GET /repos/{repository}/issues/{number}/comments"]
+    assert await scene.client.tell(due(scene.comment(marker="<!-- never -->"), attempts=1)) is not None
+    assert scene.client.requests["GET /repos/{repository}/issues/{number}/comments"] - before <= 10
+
+
+async def test_a_comment_that_somebody_deleted_is_written_anew(scene: Scene) -> None:
+    number = await scene.client.tell(due(scene.comment()))
+    assert number is not None
+    scene.github.delete_comment(number)
+    again = await scene.client.tell(due(scene.comment("again"), remote_id=number, attempts=1))
+    assert again not in (None, number)
+    assert scene.conversation() == [f"{MARKER}\nagain"]
+
+
+async def test_a_comment_that_only_brings_up_to_date_creates_nothing(scene: Scene) -> None:
+    green = scene.comment("green", only_if_exists=True)
+    assert await scene.client.tell(due(green)) is None
+    assert scene.conversation() == []
+    number = await scene.client.tell(due(scene.comment("red")))
+    assert await scene.client.tell(due(green)) == number, "found though its number was forgotten"
+    assert await scene.client.tell(due(green, remote_id=number)) == number
+    assert scene.conversation() == [f"{MARKER}\ngreen"]
+    scene.github.delete_comment(number or 0)
+    assert await scene.client.tell(due(green, remote_id=number, attempts=2)) is None
+    assert scene.conversation() == []
+
+
+@pytest.mark.parametrize("is_review_comment", [False, True])
+async def test_a_reaction_may_be_told_twice(scene: Scene, is_review_comment: bool) -> None:
+    say = scene.github.review_comment if is_review_comment else scene.github.comment
+    comment = say(REPO, scene.number, "ada", "/gibil test")
+    body = {"comment_id": comment.id, "is_review_comment": is_review_comment, "content": "eyes"}
+    telling = scene.telling(TellingKind.REACTION, f"reaction:{comment.id}:eyes", body)
+    scene.github.fault("POST", "/reactions$", "error_after")
+    first = await scene.client.tell(due(telling))
+    assert await scene.client.tell(due(telling, attempts=1)) == first
+    assert [reaction.content for reaction in scene.github.reactions(comment.id)] == ["eyes"]
+
+
+async def test_what_github_will_never_take_is_not_tried_again(scene: Scene) -> None:
+    refused = [
+        scene.check(head_sha="0" * 40),
+        scene.check(status="completed", conclusion="splendid"),
+        scene.comment("x" * 70_000),
+        scene.comment(number=4711),
+        replace(scene.comment(), repository="ada/gone"),
+    ]
+    for telling in refused:
+        with pytest.raises(GitHubError) as caught:
+            await scene.client.tell(due(telling))
+        assert caught.value.retry_after_s is None, caught.value
+        assert caught.value.status in (404, 410, 422)
+
+
+async def test_an_app_that_was_taken_away_is_not_asked_for_again(scene: Scene) -> None:
+    telling = scene.comment()
+    scene.github.uninstall(REPO)
+    with pytest.raises(GitHubError) as caught:
+        await scene.client.tell(due(telling))
+    assert caught.value.retry_after_s is None
+
+
+# --- limits -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_short_limit_is_waited_for_on_the_spot(scene: Scene) -> None:
+    scene.github.fault("POST", "/comments$", "secondary_limit", seconds=3)
+    assert await scene.client.tell(due(scene.comment())) is not None
+    assert max(scene.clock.slept) == pytest.approx(3, abs=0.5)
+    assert len(scene.conversation()) == 1
+
+
+@pytest.mark.parametrize(("kind", "seconds"), [("primary_limit", 1200), ("secondary_limit", 90)])
+async def test_a_long_limit_is_handed_back_and_pauses_everything_of_that_installation(
+    scene: Scene, kind: str, seconds: float
+) -> None:
+    scene.github.fault("POST", "/check-runs$", kind, seconds=seconds)
+    with pytest.raises(GitHubError) as caught:
+        await scene.client.tell(due(scene.check()))
+    assert caught.value.retry_after_s == pytest.approx(seconds, abs=3)
+    before = len(scene.github.requests)
+    with pytest.raises(GitHubError) as paused:
+        await scene.client.pull_request(scene.installation, REPO, 1)
+    assert paused.value.retry_after_s is not None
+    assert len(scene.github.requests) == before, "nothing was asked"
+    assert await scene.client.who_am_i() == "gibil", "the App itself is counted apart"
+    scene.clock.ahead_s += seconds + 2
+    assert await scene.client.tell(due(scene.check(), attempts=1)) is not None
+
+
+async def test_a_limit_without_a_time_waits_a_minute_and_then_twice_as_long(scene: Scene) -> None:
+    waits = []
+    for _ in range(4):
+        scene.github.fault("POST", "/check-runs$", "secondary_limit_bare")
+        with pytest.raises(GitHubError) as caught:
+            await scene.client.tell(due(scene.check()))
+        waits.append(caught.value.retry_after_s)
+        scene.clock.ahead_s += (caught.value.retry_after_s or 0) + 1
+    assert waits == [60, 120, 240, 480]
+    assert await scene.client.tell(due(scene.check())) is not None
+    scene.github.fault("POST", "/check-runs$", "secondary_limit_bare")
+    with pytest.raises(GitHubError) as caught:
+        await scene.client.tell(due(scene.check()))
+    assert caught.value.retry_after_s == 60, "a success begins anew"
+
+
+async def test_comments_are_a_second_apart_and_the_first_is_not_delayed(scene: Scene) -> None:
+    await scene.client.tell(due(scene.comment(marker="<!-- 0 -->")))
+    assert scene.clock.slept == []
+    began = scene.clock.monotonic()
+    for number in range(1, 6):
+        await scene.client.tell(due(scene.comment(marker=f"<!-- {number} -->")))
+    assert scene.clock.monotonic() - began >= 4.9
+    assert len(scene.conversation()) == 6
+
+
+async def test_writes_stay_below_eighty_a_minute(scene: Scene) -> None:
+    number = await scene.client.tell(due(scene.check()))
+    began = scene.clock.monotonic()
+    written = 0
+    while scene.clock.monotonic() - began < 60:
+        await scene.client.tell(due(scene.check(), remote_id=number))
+        written += 1
+    assert 40 < written < 80
+
+
+# --- failures of the way there ------------------------------------------------------------------------------------------
+
+
+async def test_a_question_is_asked_again_when_there_is_no_answer(scene: Scene) -> None:
+    scene.github.fault("GET", "/pulls/1$", "error_before")
+    scene.github.fault("GET", "/pulls/1$", "drop_before")
+    scene.github.fault("GET", "/pulls/1$", "error_before", status=503)
+    assert (await scene.client.pull_request(scene.installation, REPO, 1)).number == 1
+    assert len(scene.clock.slept) == 3
+    assert sum(scene.clock.slept) < 8
+
+
+async def test_a_question_is_given_up_after_four_tries(scene: Scene) -> None:
+    scene.github.fault("GET", "/pulls/1$", "error_before", times=99)
+    with pytest.raises(GitHubError, match="502") as caught:
+        await scene.client.pull_request(scene.installation, REPO, 1)
+    assert caught.value.retry_after_s is not None
+    assert scene.client.requests["GET /repos/{repository}/pulls/{number}"] == 4
+
+
+@pytest.mark.parametrize(("kind", "timeout"), [("hang", "read_timeout_s"), ("slow_body", "total_timeout_s")])
+async def test_nothing_is_waited_for_without_end(scene: Scene, kind: str, timeout: str) -> None:
+    scene.github.fault("GET", "/pulls/1$", kind, times=99, seconds=1)
+    async with client_of(scene.github, scene.clock, **{timeout: 0.2}) as client:
+        with pytest.raises(GitHubError, match="did not answer"):
+            async with asyncio.timeout(10):
+                await client.pull_request(scene.installation, REPO, 1)
+
+
+async def test_a_cancelled_question_lets_go_and_the_next_one_is_answered(scene: Scene) -> None:
+    scene.github.fault("POST", "/access_tokens$", "hang", seconds=0.5)
+    asking = asyncio.create_task(scene.client.pull_request(scene.installation, REPO, 1))
+    async with asyncio.timeout(5):
+        while not scene.client.requests["POST /app/installations/{installation}/access_tokens"]:
+            await asyncio.sleep(0)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert (await scene.client.pull_request(scene.installation, REPO, 1)).number == 1
+
+
+async def test_errors_never_show_a_token_or_the_key(scene: Scene) -> None:
+    scene.github.fault("GET", "/pulls/1$", "unauthorized", times=9)
+    with pytest.raises(GitHubError) as caught:
+        await scene.client.pull_request(scene.installation, REPO, 1)
+    shown = repr(caught.value) + str(caught.value) + repr(scene.client) + repr(vars(scene.client))
+    for token in scene.github.world.tokens:
+        assert token not in shown
+    assert "PRIVATE KEY" not in shown
+
+
+# --- deliveries that never came -----------------------------------------------------------------------------------------
+
+
+async def test_failed_deliveries_are_listed_until_they_arrive(tmp_path: Path) -> None:
+    clock = Clock()
+    async with receiving() as receiver, GitHubDouble.start(tmp_path, webhook_url=receiver.url) as github:
+        await github.add_repository(REPO, {"README.md": "x\n"})
+        issue = github.open_issue(REPO, "ada")
+        await github.settled()
+        since = datetime.now(UTC) - timedelta(minutes=5)
+        async with client_of(github, clock) as client:
+            assert await client.failed_deliveries(since) == []
+            github.fail_deliveries(2)
+            github.comment(REPO, issue.number, "ada", "lost")
+            await github.settled()
+            github.comment(REPO, issue.number, "ada", "lost too")
+            await github.settled()
+            github.comment(REPO, issue.number, "ada", "arrived")
+            await github.settled()
+            arrived = len(receiver.got)
+            failed = await client.failed_deliveries(since)
+            assert [guid for _, guid in failed] == [each.guid for each in github.deliveries if not each.succeeded]
+            assert len(failed) == 2
+            assert await client.failed_deliveries(datetime.now(UTC) + timedelta(hours=1)) == []
+            for number, _ in failed:
+                await client.redeliver(number)
+            await github.settled()
+            assert len(receiver.got) == arrived + 2
+            assert await client.failed_deliveries(since) == []
+
+
+@contextlib.asynccontextmanager
+async def receiving() -> AsyncIterator[Receiver]:
+    receiver = Receiver()
+    async with serving(receiver) as url:
+        receiver.url = f"{url}/webhook"
+        yield receiver
+
+
+@dataclass
+class Receiver:
+    """Takes webhooks and counts them."""
+
+    url: str = ""
+    got: list[str] = field(default_factory=list)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive()).get("more_body", False):
+            pass
+        self.got.append(scope["path"])
+        await send({"type": "http.response.start", "status": 202, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
