@@ -11,6 +11,7 @@ environment and learns no secret, because PID 1 of every machine is a copy of it
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gc
 import json
@@ -136,10 +137,8 @@ class Forger:
         _remember(forging.folder, forging.init)
         if forging.doomed:
             os.kill(forging.init, signal.SIGKILL)
-        try:
+        with contextlib.suppress(BrokenPipeError):  # PID 1 failed, and said so itself
             os.write(forging.go, b"1")
-        except BrokenPipeError:
-            pass  # PID 1 failed and said so itself
         self._send({"init": forging.number, "pid": forging.init})
 
     def _send(self, answer: dict[str, Any]) -> None:

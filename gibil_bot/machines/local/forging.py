@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -13,7 +14,6 @@ from pathlib import Path
 
 from gibil_bot.errors import ProviderError
 from gibil_bot.machines.local.forge import Order
-
 
 _START = """
 import sys
@@ -97,10 +97,8 @@ class ForgerLink:
         if forging is None:
             return
         if not self.lost:
-            try:
+            with contextlib.suppress(OSError):  # it is gone: the reader sees that too
                 await self._send(json.dumps({"burn": number}).encode(), [])
-            except OSError:
-                pass  # it is gone: its end is seen by the reader
         await forging.dead.wait()
 
     def stop(self) -> None:

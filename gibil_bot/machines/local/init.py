@@ -10,6 +10,7 @@ A negative status is the signal that ended the process.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -183,10 +184,8 @@ class _Init:
 
 
 def _signal(send: Any, target: int, which: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         send(target, which)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def _session(leader: int) -> list[int]:

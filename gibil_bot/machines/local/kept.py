@@ -18,7 +18,7 @@ import msgspec
 from gibil_bot.errors import ProviderError
 from gibil_bot.machines.local.door import Door
 from gibil_bot.machines.local.forge import PROXY, Order
-from gibil_bot.machines.local.forging import ForgerLink, Forging
+from gibil_bot.machines.local.forging import ForgerLink
 from gibil_bot.machines.local.gate import Gate, forward, loopback_ports
 from gibil_bot.machines.local.home import Home, clear_dead_machine
 from gibil_bot.machines.local.limits import Groups, Limits
@@ -48,6 +48,7 @@ class KeptMachine:
 
     def __init__(self, smithy: Smithy, spec: MachineSpec, limits: Limits, on_lost: Callable[[str], None]) -> None:
         self._smithy, self.spec, self._limits, self._on_lost = smithy, spec, limits, on_lost
+        self._burning = False
         self._number: int | None = None
         self._pid1: Pid1 | None = None
         self._door: Door | None = None
@@ -83,7 +84,7 @@ class KeptMachine:
             "local": str(smithy.home.local),
             "skeleton": skeleton,
             "pieces": [(piece.path, piece.optional) for piece in layout.pieces],
-            "python": tuple(layout.python) if layout.python else None,
+            "python": (layout.python.prefix, layout.python.executable) if layout.python else None,
             "cgroups": smithy.groups.make(spec.name, self._limits),
             "pids": self._limits.pids,
             "disk_mb": self._limits.disk_mb if self._limits.disk_in_memory else 0,
@@ -130,6 +131,7 @@ class KeptMachine:
 
     async def burn(self) -> None:
         """Returns when every process is dead and the folder is gone."""
+        self._burning = True
         for task in self._tasks:
             task.cancel()
         if self._door is not None:
@@ -165,7 +167,7 @@ class KeptMachine:
                 (self.folder / "layers" / str(number)).mkdir()
 
     def _hung_up(self) -> None:
-        if self.machine is not None:
+        if self.machine is not None and not self._burning:
             self._on_lost(self.spec.name)
 
     def _supervise(self, work: Coroutine[object, object, None]) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import subprocess
 from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
 
-from gibil_bot.errors import ProviderError
+from gibil_bot.errors import MachineNotFound, ProviderError
 from gibil_bot.machines.local.control import Answer, Line, Request, Unanswered
 from gibil_bot.machines.local.forging import start_python
 from gibil_bot.machines.local.home import PROTOCOL, Home, Keeper, clear_dead_machine, code_version, locked, read_keeper
@@ -74,8 +75,6 @@ class LocalProvider:
         return answer.machines if answer else []
 
     async def extend(self, name: str, expires_at: datetime) -> Machine:
-        from gibil_bot.errors import MachineNotFound
-
         answer = await self._ask(Request(verb="extend", name=name, expires_at=expires_at))
         if answer is None or answer.machine is None:
             raise MachineNotFound(f"there is no local machine named {name}")
@@ -187,8 +186,6 @@ class LocalProvider:
         keeper = read_keeper(self._home)
         if keeper is None:
             return False
-        import socket
-
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(5)
             try:

@@ -74,7 +74,7 @@ def program(machine: str, *, pretend_root: bool) -> bytes:
         (_JUMP_GREATER_EQUAL, 0, 1, _X32_BIT),
         (_RETURN, 0, 0, _ERRNO | errno.ENOSYS),
     ]
-    answers = [(numbers[column], _ERRNO | errno.EPERM) for numbers in _DENIED.values()]
+    answers: list[tuple[int | None, int]] = [(numbers[column], _ERRNO | errno.EPERM) for numbers in _DENIED.values()]
     if pretend_root:
         answers += [(numbers[column], _ERRNO) for numbers in _PRETENDED.values()]
     for number, answer in answers:

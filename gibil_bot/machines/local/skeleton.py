@@ -23,11 +23,14 @@ from gibil_bot.machines.local.removal import remove_tree
 FORMAT = 1
 """Counted up whenever the content built here changes."""
 
+# fmt: off
 _DIRECTORIES = (
-    "boot dev etc home media mnt opt proc root run srv sys tmp usr var var/cache var/cache/apt/archives/partial "
-    "var/cache/debconf var/cache/ldconfig var/lib var/lib/apt/lists/partial var/lib/dpkg var/lib/misc var/log "
-    "var/log/apt var/mail var/spool var/tmp"
-).split()
+    "boot", "dev", "etc", "home", "media", "mnt", "opt", "proc", "root", "run", "srv", "sys", "tmp", "usr", "var",
+    "var/cache", "var/cache/apt/archives/partial", "var/cache/debconf", "var/cache/ldconfig", "var/lib",
+    "var/lib/apt/lists/partial", "var/lib/dpkg", "var/lib/misc", "var/log", "var/log/apt", "var/mail", "var/spool",
+    "var/tmp",
+)
+# fmt: on
 _MERGED = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _REMEMBERED = ("/var/lib/dpkg", "/var/lib/apt", "/var/lib/pam", "/var/lib/python", "/var/lib/ucf")
 

@@ -26,6 +26,7 @@ from gibil_bot.machines.local.tier import groups_prefix, own_tier
 from gibil_bot.model import Capabilities, Machine, MachineSpec
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_APT = Path("/usr/bin/apt-get").exists()
 _CLOCK_CHECK_S = 30.0
 """Expiry is a time of day: a box that slept has to look again."""
 
@@ -159,7 +160,7 @@ class Stock:
             )
         return Capabilities(
             tier=self._tier,
-            package_installs=Path("/usr/bin/apt-get").exists(),
+            package_installs=_APT,
             several_users=self._tier == "root",
             memory_limit=self._groups.memory,
             forged_in_s=forged_in_s,

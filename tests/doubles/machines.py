@@ -1,0 +1,188 @@
+"""Local machines for tests: providers in folders of their own, keys made at run time, connections by plain asyncssh."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+import pytest
+
+from gibil_bot.machines.local import skeleton
+from gibil_bot.machines.local.home import Home, locked, read_keeper
+from gibil_bot.machines.local.provider import LocalProvider
+from gibil_bot.machines.local.tier import own_tier
+from gibil_bot.model import Machine, MachineSpec
+from gibil_bot.ports import Provider
+
+
+@dataclass
+class Lodging:
+    """A provider and the keys to its machines."""
+
+    provider: Provider
+    key: asyncssh.SSHKey = field(default_factory=lambda: asyncssh.generate_private_key("ssh-ed25519"))
+    host_key: asyncssh.SSHKey = field(default_factory=lambda: asyncssh.generate_private_key("ssh-ed25519"))
+
+    def spec(self, name: str, *, ttl_s: int = 120, **more: Any) -> MachineSpec:
+        words: dict[str, Any] = {
+            "name": name,
+            "owner": "tests",
+            "ttl_s": ttl_s,
+            "authorized_key": public(self.key),
+            "host_key": self.host_key.export_private_key().decode(),
+        }
+        return MachineSpec(**{**words, **more})
+
+    @contextlib.asynccontextmanager
+    async def connect(self, machine: Machine) -> AsyncIterator[asyncssh.SSHClientConnection]:
+        connection = await open_connection(machine, self.key)
+        try:
+            yield connection
+        finally:
+            connection.abort()
+            await connection.wait_closed()
+
+    async def run(self, machine: Machine, command: str, **more: Any) -> asyncssh.SSHCompletedProcess:
+        """One command on a connection of its own, at most a minute."""
+        async with self.connect(machine) as connection, asyncio.timeout(60):
+            return await connection.run(command, **more)
+
+
+@dataclass
+class LocalLodging(Lodging):
+    """Local machines, and the processes that keep them."""
+
+    data_dir: Path = Path()
+
+    @property
+    def home(self) -> Home:
+        return Home(self.data_dir.absolute())
+
+    def keeper_pid(self) -> int:
+        keeper = read_keeper(self.home)
+        assert keeper is not None
+        return keeper.pid
+
+    def forger_pid(self) -> int:
+        (forger,) = children_of(self.keeper_pid())
+        return forger
+
+    def init_pid(self, name: str) -> int:
+        """Host pid of the machine's PID 1."""
+        return int((self.home.machine(name) / "pid").read_text().split()[0])
+
+
+def public(key: asyncssh.SSHKey) -> str:
+    return key.export_public_key().decode().strip()
+
+
+async def open_connection(machine: Machine, key: asyncssh.SSHKey, **more: Any) -> asyncssh.SSHClientConnection:
+    endpoint = machine.endpoint
+    where: dict[str, Any] = {"host": endpoint.host or "machine", "port": endpoint.port}
+    if endpoint.unix_path:
+        raw = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        raw.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(raw, endpoint.unix_path)
+        except BaseException:
+            raw.close()
+            raise
+        where = {"host": "machine", "sock": raw}
+    words: dict[str, Any] = {
+        "username": endpoint.username,
+        "client_keys": [key],
+        "known_hosts": ([asyncssh.import_public_key(endpoint.host_key)], [], []),
+        "agent_path": None,
+        "config": None,
+        "compression_algs": None,
+    }
+    return await asyncssh.connect(**{**where, **words, **more})
+
+
+@contextlib.asynccontextmanager
+async def local_lodging(data_dir: Path, shared: Path) -> AsyncIterator[LocalLodging]:
+    """A local provider in `data_dir`; at the end its keeper is gone, and no machine is left."""
+    await asyncio.to_thread(lend_skeleton, data_dir, shared)
+    provider = LocalProvider(data_dir, keeper_idle_s=60)
+    lodging = LocalLodging(provider, data_dir=data_dir)
+    try:
+        yield lodging
+    finally:
+        await provider.close()
+        await end_keeper(lodging.home)
+
+
+def lend_skeleton(data_dir: Path, shared: Path) -> None:
+    """Building one takes seconds: all tests of a run share it, by a link."""
+    home = Home(data_dir)
+    home.prepare()
+    layout = skeleton.survey(own_tier())
+    name = skeleton.name_of(own_tier(), layout)
+    shared.mkdir(exist_ok=True)
+    with locked(shared / "lock", wait_s=60) as mine:
+        assert mine
+        if not (shared / name).is_dir():
+            skeleton.build(shared / name, own_tier(), layout)
+    with contextlib.suppress(FileExistsError):
+        (home.local / name).symlink_to(shared / name)
+
+
+def shared_folder(factory: pytest.TempPathFactory) -> Path:
+    """One folder for all workers of this test run."""
+    base = factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "skeletons"
+
+
+async def end_keeper(home: Home) -> None:
+    keeper = read_keeper(home)
+    if keeper is None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(keeper.pid, signal.SIGTERM)
+    await until(lambda: not alive(keeper.pid), "the keeper ended")
+    await asyncio.to_thread(shutil.rmtree, Path(keeper.socket).parent, True)
+
+
+def alive(pid: int) -> bool:
+    """Neither gone nor a corpse that nobody has waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except OSError:
+        return False
+
+
+def children_of(pid: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(stat.read_bytes().rpartition(b")")[2].split()[1]) == pid:
+                found.append(int(stat.parent.name))
+    return found
+
+
+def processes_with(mark: str) -> list[int]:
+    """Host pids of living processes whose command line holds the mark."""
+    found = []
+    for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in cmdline.read_bytes() and alive(int(cmdline.parent.name)):
+                found.append(int(cmdline.parent.name))
+    return found
+
+
+async def until(condition: Callable[[], bool], what: str, *, within_s: float = 20.0) -> None:
+    """Wait for a condition of the outside world that sends no event."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within_s
+    while not condition():
+        assert loop.time() < deadline, f"not within {within_s} s: {what}"
+        await asyncio.sleep(0.01)
