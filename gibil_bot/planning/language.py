@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from gibil_bot.planning.fields import Record
-from gibil_bot.planning.schema import REPOSITORY, WORKFLOW
+from gibil_bot.planning.tables import REPOSITORY, WORKFLOW
 
 FILES = {"workflow.schema.json": (WORKFLOW, "A gibil workflow"), "gibil.schema.json": (REPOSITORY, "A repository's .gibil.yml")}
 

@@ -197,13 +197,11 @@ def parse_env_file(data: bytes) -> dict[str, str]:
         name, sign, value = _split_entry(line)
         if sign == "<<":
             if not value:
-                raise InvalidTaskFile(f"GITHUB_ENV, line {place}: {name}<< needs a word that ends the value")
+                raise InvalidTaskFile(f"GITHUB_ENV, line {place}: a word that ends the value has to follow <<")
             try:
                 end = lines.index(value, number)
             except ValueError:
-                raise InvalidTaskFile(
-                    f"GITHUB_ENV, line {place}: the value of {name!r} never ends: no line {value!r}"
-                ) from None
+                raise InvalidTaskFile(f"GITHUB_ENV, line {place}: the value never ends: its last word is missing") from None
             value, number = "\n".join(lines[number:end]), end + 1
         elif not sign:
             raise InvalidTaskFile(f"GITHUB_ENV, line {place}: neither NAME=value nor NAME<<WORD")
@@ -246,9 +244,10 @@ def _split_entry(line: str) -> tuple[str, str, str]:
 
 
 def _check_entry(name: str, value: str, place: int) -> None:
-    shown = repr(name[:60])
-    if not _NAME.fullmatch(name):
-        raise InvalidTaskFile(f"GITHUB_ENV, line {place}: {shown} is not a name of letters, digits and _")
+    # What is no name may be a piece of a secret that was written without NAME<<WORD: it is not repeated.
+    if not _NAME.fullmatch(name) or len(name) > 200:
+        raise InvalidTaskFile(f"GITHUB_ENV, line {place}: what stands first is not a name of letters, digits and _")
+    shown = repr(name)
     if reserved_name(name) or name.upper() == "NODE_OPTIONS":
         raise InvalidTaskFile(f"GITHUB_ENV, line {place}: {shown} cannot be set by a task")
     if len(value.encode()) > MAX_VALUE_BYTES:

@@ -1,0 +1,75 @@
+"""The JSON Schema for editors: the shipped files are the printed ones, and they agree with the parser on the samples."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from gibil_bot.planning.language import FILES, schema_text
+from gibil_bot.planning.shipped import shipped_workflows
+from gibil_bot.planning.yamldoc import Node, read_yaml
+
+SAMPLES = Path(__file__).parent / "samples"
+
+BEYOND_A_SCHEMA = {
+    # What only the parser can know: meanings, and places in YAML that are gone in JSON.
+    "catastrophic-pattern", "choice-without-options", "condition", "condition-github", "default-outside-options",
+    "duplicate-key", "group", "inputs-collide", "merge-key", "needs-default", "never", "outside", "reserved-command",
+    "reserved-env", "secret-and-env", "shell", "tab", "tag-condition", "task-without-run", "two-documents", "uses-twice",
+}  # fmt: skip
+
+
+def plain(node: Node) -> Any:
+    if node.kind == "scalar":
+        return node.value()
+    if node.kind == "list":
+        return [plain(item) for item in node.items]
+    return {key.text: plain(value) for key, value in node.entries}
+
+
+def validator(path: Path) -> jsonschema.Draft202012Validator:
+    name = "gibil.schema.json" if path.name == ".gibil.yml" else "workflow.schema.json"
+    schema = json.loads((shipped_workflows() / name).read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+@pytest.mark.parametrize("name", list(FILES))
+def test_the_shipped_schema_is_what_the_tables_say(name: str) -> None:
+    assert (shipped_workflows() / name).read_text() == schema_text(*FILES[name]), (
+        "run python -m gibil_bot.planning.language workflows"
+    )
+
+
+def test_the_module_writes_both_files(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gibil_bot.planning.language", str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*sorted((SAMPLES / "valid").iterdir()), *sorted(shipped_workflows().glob("*.yml"))],
+    ids=lambda path: path.name,
+)
+def test_what_the_parser_accepts_the_schema_accepts(path: Path) -> None:
+    document = plain(read_yaml(path.name, path.read_bytes()))
+    assert [error.message for error in validator(path).iter_errors(document)] == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted((SAMPLES / "broken").rglob("*")) if path.is_file() and path.stem not in BEYOND_A_SCHEMA],
+    ids=lambda path: f"{path.parent.name}/{path.name}",
+)
+def test_what_the_parser_refuses_the_schema_refuses_where_a_schema_can(path: Path) -> None:
+    document = plain(read_yaml(path.name, path.read_bytes()))
+    assert not validator(path).is_valid(document)

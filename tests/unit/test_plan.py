@@ -1,0 +1,307 @@
+"""From files and an event to plans: whose workflow counts, what a command may say, what a plan holds."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gibil_bot.errors import UsageError
+from gibil_bot.model import Command, MachinePlan, Plan, Trust
+from gibil_bot.planning.expressions import GITHUB_NAMES
+from gibil_bot.planning.plan import (
+    Catalogue,
+    catalogue,
+    check_files,
+    commands,
+    for_command,
+    for_pull_request,
+    for_workflow,
+    plan_view,
+)
+from tests.doubles.facts import SHA, facts
+
+TEST = b"on: {command: test}\ntasks: [{name: test, uses: .gibil.yml, run: make test}]\n"
+OWN_TEST = b"name: Own\non: {command: test}\ntasks: [{run: ./own}]\n"
+OWN_FILE = b"""
+env: {A: own, B: own}
+packages: [make]
+machine: {size: large}
+tasks: [{name: one, run: first}, {name: two, run: second, if: always()}]
+"""
+
+
+def known(operator: dict[str, bytes], repository: dict[str, bytes] | None = None) -> Catalogue:
+    return catalogue(operator, repository or {}, base_ref="main")
+
+
+def one(yaml: str, trust: Trust = Trust.TRUSTED, *, repository: dict[str, bytes] | None = None, max_ttl_s: int = 86400,
+        **arguments: str) -> Plan:  # fmt: skip
+    (plan,) = for_command(
+        known({"x.yml": yaml.encode()}, repository),
+        Command(word="x", arguments={name.replace("_", "-"): value for name, value in arguments.items()}),
+        facts(trust=trust, max_ttl_s=max_ttl_s),
+    )
+    return plan
+
+
+def refusal(found: Catalogue, word: str, **arguments: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        for_command(found, Command(word=word, arguments=arguments), facts())
+    return caught.value.message
+
+
+# --- whose workflow counts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("own_name", ["test.yml", "other.yml"])
+def test_a_repositorys_workflow_takes_the_place_of_the_operators(own_name: str) -> None:
+    found = known({"test.yml": TEST}, {f".gibil/workflows/{own_name}": OWN_TEST})
+    (plan,) = for_command(found, Command(word="test"), facts())
+    assert (plan.path, plan.title) == (f".gibil/workflows/{own_name}@main", "Own")
+    assert [workflow.is_own for workflow in commands(found)] == [True]
+
+
+def test_a_broken_file_hides_no_other_and_is_not_passed_over_in_silence() -> None:
+    found = known(
+        {"test.yml": TEST, "lint.yml": b"on: {command: lint}\ntasks: [{run: x}]", "README.md": b"# not a workflow"},
+        {
+            ".gibil/workflows/test.yml": b"on: {command: test}\ntask: []",
+            ".gibil/workflows/docs.yml": b"on: {command: docs}\ntasks: [{run: x}]",
+        },
+    )
+    assert [str(problem) for problem in found.problems] == [
+        ".gibil/workflows/test.yml@main:2:1: a workflow has no key 'task' (did you mean 'tasks'?)"
+    ]
+    assert [entry.word for entry in commands(found)] == ["docs", "lint"]
+    assert for_command(found, Command(word="docs"), facts())
+    assert refusal(found, "test").startswith("`/gibil test` cannot be used: .gibil/workflows/test.yml@main:2:1: ")
+
+
+def test_a_file_that_is_no_yaml_stands_for_the_command_of_its_name() -> None:
+    found = known({"test.yml": TEST}, {".gibil/workflows/test.yml": b"\tno"})
+    assert "cannot be used" in refusal(found, "test")
+
+
+def test_two_workflows_of_one_repository_may_share_a_command() -> None:
+    found = known({}, {".gibil/workflows/a.yml": OWN_TEST, ".gibil/workflows/b.yml": OWN_TEST})
+    assert [plan.workflow for plan in for_command(found, Command(word="test"), facts())] == ["a", "b"]
+
+
+# --- what a command may say --------------------------------------------------------------------------------------
+
+INPUTS = """
+on: {command: x}
+inputs:
+  target: {type: choice, options: [staging, demo], default: demo}
+  dry-run: {type: boolean}
+  workers: {type: number, default: 2}
+  label: {pattern: '[a-z]+'}
+  note: {required: true, description: what people should know}
+tasks: [{run: x}]
+"""
+
+
+def test_arguments_and_defaults_become_the_inputs() -> None:
+    plan = one(INPUTS, note="hi", dry_run="true")
+    assert plan.inputs == {"target": "demo", "dry-run": "true", "workers": "2", "label": "", "note": "hi"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({}, "`/gibil x` needs `note` (what people should know): write `/gibil x note=…`"),
+        ({"note": "x", "targt": "demo"}, "`/gibil x` has no argument `targt` (did you mean 'target'?)"),
+        (
+            {"note": "x", "zzz": ""},
+            "`/gibil x` has no argument `zzz`; it takes `target`, `dry-run`, `workers`, `label`, `note`",
+        ),
+        ({"note": "x", "target": "dmo"}, "`target` has to be one of staging, demo, not 'dmo' (did you mean 'demo'?)"),
+        ({"note": "x", "dry-run": "yes"}, "`dry-run` has to be true or false, not 'yes'"),
+        ({"note": "x", "workers": "many"}, "`workers` has to be a number, not 'many'"),
+        ({"note": "x", "label": "A;b"}, "`label` has to match [a-z]+, and 'A;b' does not"),
+        ({"note": "x" * 1001}, "`note` is longer than 1000 characters"),
+        ({"note": "x\0"}, "`note` holds a NUL character"),
+    ],
+)
+def test_what_an_argument_may_not_be_is_said_to_the_person(arguments: dict[str, str], sentence: str) -> None:
+    assert refusal(known({"x.yml": INPUTS.encode()}), "x", **arguments) == sentence
+
+
+def test_an_unknown_word_gets_the_nearest_and_the_list() -> None:
+    found = known({"test.yml": TEST})
+    assert refusal(found, "tset") == "`/gibil tset` is not known here (did you mean 'test'?). There are `test`, and `help`."
+    assert refusal(known({}), "deploy").endswith("This repository has no commands yet; `/gibil help` says more.")
+
+
+def test_an_unreadable_command_line_is_answered_with_its_problem() -> None:
+    with pytest.raises(UsageError, match="a quote is not closed"):
+        for_command(known({"test.yml": TEST}), Command(word="test", problem="a quote is not closed"), facts())
+
+
+def test_help_lists_words_inputs_and_where_they_come_from() -> None:
+    (entry,) = commands(known({"x.yml": INPUTS.encode(), "p.yml": b"on: pull_request\ntasks: [{run: x}]"}))
+    assert (entry.word, entry.title, entry.path, entry.is_own) == ("x", "x", "workflows/x.yml", False)
+    assert [declared.name for declared in entry.inputs] == ["target", "dry-run", "workers", "label", "note"]
+
+
+# --- what a plan holds -------------------------------------------------------------------------------------------
+
+
+def test_a_plan_carries_the_facts_of_its_event() -> None:
+    plan = one("name: The X\non: {command: x}\ntasks: [{run: x}]")
+    assert set(plan.github) == set(GITHUB_NAMES)
+    assert plan.github == {
+        "event_name": "issue_comment",
+        "actor": "Ada",
+        "sha": SHA,
+        "ref": "refs/pull/7/head",
+        "head_ref": "faster",
+        "base_ref": "main",
+        "repository": "ada/engine",
+        "repository_owner": "ada",
+        "workflow": "The X",
+        "number": "7",
+    }
+    assert (plan.workflow, plan.title, plan.comment) == ("x", "The X", "always")
+
+
+def test_the_tasks_of_the_repositorys_file_take_the_place_of_the_task_that_uses_it() -> None:
+    yaml = """
+on: {command: x}
+env: {A: workflow, C: workflow}
+machine: {size: small, image: plain}
+tasks:
+  - {name: before, run: x}
+  - {name: own, uses: .gibil.yml, run: guess, if: github.actor != 'eve', env: {D: task},
+     timeout-minutes: 2, continue-on-error: true}
+  - {name: after, run: x}
+"""
+    plan = one(yaml, repository={".gibil.yml": OWN_FILE})
+    assert [task.name for task in plan.tasks] == ["before", "set up", "one", "two", "after"]
+    assert plan.env == {"A": "own", "B": "own", "C": "workflow"}
+    assert (plan.machine.size, plan.machine.image) == ("large", "plain")
+    two = plan.tasks[3]
+    assert two.condition == "(success() && (github.actor != 'eve')) && (always())"
+    assert (two.env, two.timeout_s, two.continue_on_error) == ({"D": "task"}, 120.0, True)
+    assert "packages=make" in plan.tasks[1].run
+    assert plan.notes == ("The tasks are those of .gibil.yml@main.",)
+
+
+def test_without_a_repositorys_file_the_task_runs_its_own_script() -> None:
+    (plan,) = for_command(known({"test.yml": TEST}), Command(word="test"), facts())
+    assert [(task.name, task.run) for task in plan.tasks] == [("test", "make test")]
+
+
+def test_a_repositorys_file_without_tasks_still_sets_up_the_machine() -> None:
+    found = known({"test.yml": TEST}, {".gibil.yml": b"packages: [make]\nenv: {A: b}"})
+    (plan,) = for_command(found, Command(word="test"), facts())
+    assert [task.name for task in plan.tasks] == ["set up", "test"]
+    assert plan.env == {"A": "b"}
+
+
+def test_a_broken_repositorys_file_stops_those_who_use_it_and_nobody_else() -> None:
+    other = b"on: {command: other, pull_request: opened}\ntasks: [{run: x}]"
+    uses = TEST.replace(b"{command: test}", b"{command: test, pull_request: opened}")
+    found = known({"test.yml": uses, "other.yml": other}, {".gibil.yml": b"services: {}"})
+    assert "test uses a file that cannot be read: .gibil.yml@main:1:1: services: services are not available yet" in refusal(
+        found, "test"
+    )
+    assert [plan.workflow for plan in for_pull_request(found, "opened", facts())] == ["other"]
+
+
+def test_a_workflow_that_lives_by_the_repositorys_file_says_what_it_misses() -> None:
+    found = known({"x.yml": b"on: {command: x, pull_request: opened}\ntasks: [{uses: .gibil.yml}]"})
+    assert refusal(found, "x") == "x needs tasks in the repository's .gibil.yml, and there are none on its base branch"
+    assert for_pull_request(found, "opened", facts()) == ()
+
+
+def test_untrusted_runs_have_no_secrets_and_the_report_says_so() -> None:
+    yaml = "on: {command: x}\nsecrets: [KEY, OTHER]\ntasks: [{run: x}]"
+    assert one(yaml).secrets == ("KEY", "OTHER")
+    untrusted = one(yaml, Trust.UNTRUSTED)
+    assert untrusted.secrets == ()
+    assert untrusted.notes == ("Without its secrets (KEY, OTHER): the run is untrusted.",)
+
+
+def test_runs_of_one_pull_request_supersede_each_other_unless_a_group_says_otherwise() -> None:
+    plain = one("on: {command: x}\ntasks: [{run: x}]")
+    assert (plain.concurrency_group, plain.cancel_in_progress) == ("x/7", True)
+    grouped = one(
+        "on: {command: x}\ninputs: {to: {default: eu}}\n"
+        "concurrency: deploy-${{ inputs.to }}-${{ github.base_ref }}\ntasks: [{run: x}]"
+    )
+    assert (grouped.concurrency_group, grouped.cancel_in_progress) == ("deploy-eu-main", False)
+
+
+@pytest.mark.parametrize(
+    ("keys", "max_ttl_s", "timeout_s", "ttl_s", "noted"),
+    [
+        ("", 86400, 3600, 4200, False),
+        ("timeout-minutes: 5", 86400, 300, 900, False),
+        ("machine: {ttl: 2h}", 86400, 7200, 7200, False),
+        ("timeout-minutes: 5\nmachine: {ttl: 2h}", 86400, 300, 7200, False),
+        ("timeout-minutes: 90\nmachine: {ttl: 1h}", 86400, 3600, 3600, False),
+        ("", 1800, 1800, 1800, False),
+        ("machine: {ttl: 2h}", 1800, 1800, 1800, True),
+    ],
+)
+def test_the_time_of_the_tasks_never_exceeds_the_life_of_the_machine(
+    keys: str, max_ttl_s: int, timeout_s: float, ttl_s: int, noted: bool
+) -> None:
+    plan = one(f"on: {{command: x}}\n{keys}\ntasks: [{{run: x}}, {{run: y, timeout-minutes: 1}}]", max_ttl_s=max_ttl_s)
+    assert (plan.timeout_s, plan.machine.ttl_s, bool(plan.notes)) == (timeout_s, ttl_s, noted)
+    assert [task.timeout_s for task in plan.tasks] == [timeout_s, 60.0]
+
+
+def test_booleans_and_numbers_are_bound_into_conditions() -> None:
+    yaml = "on: {command: x}\ninputs: {dry-run: {type: boolean}, n: {type: number}}\n"
+    yaml += "tasks: [{run: x, if: '!inputs.dry-run && inputs.n > 1'}]"
+    assert one(yaml, n="3").tasks[0].condition == "!false && 3 > 1"
+    assert one(yaml, dry_run="true").tasks[0].condition == "!true && inputs.n > 1"
+
+
+def test_a_pull_requests_action_starts_those_that_wait_for_it() -> None:
+    found = known(
+        {
+            "a.yml": b"on: pull_request\ntasks: [{run: x}]",
+            "b.yml": b"on: {pull_request: [opened]}\ntasks: [{run: x}]",
+            "test.yml": TEST,
+        }
+    )
+    assert [plan.workflow for plan in for_pull_request(found, "opened", facts())] == ["a", "b"]
+    assert [plan.workflow for plan in for_pull_request(found, "synchronize", facts())] == ["a"]
+    assert for_pull_request(found, "closed", facts()) == ()
+
+
+def test_a_workflow_can_be_asked_for_by_its_name() -> None:
+    found = known({"test.yml": TEST, "broken.yml": b"x: y"})
+    assert for_workflow(found, "test", {}, facts()).workflow == "test"
+    with pytest.raises(UsageError, match="there is no workflow 'tets' \\(did you mean 'test'\\?\\)"):
+        for_workflow(found, "tets", {}, facts())
+    with pytest.raises(UsageError, match=r"workflows/broken\.yml:1:1: a workflow has no key 'x'"):
+        for_workflow(found, "broken", {}, facts())
+
+
+def test_a_plan_is_json_and_comes_back_as_it_was() -> None:
+    plan = one(INPUTS, note="hi")
+    assert json.loads(json.dumps(plan_view(plan)))["workflow"] == "x"
+    assert msgspec.json.decode(msgspec.json.encode(plan), type=Plan) == plan
+    assert plan.machine == MachinePlan(ttl_s=4200)
+
+
+def test_checking_files_gives_the_problem_of_each() -> None:
+    problems = check_files({"test.yml": TEST, ".gibil.yml": b"tasks: []", "bad.yml": b"on: push"})
+    assert [problem.path for problem in problems] == [".gibil.yml", "bad.yml"]
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(st.sampled_from([".gibil.yml", ".gibil/workflows/a.yml", ".gibil/workflows/b.yml"]), st.binary(max_size=80))
+)
+def test_no_repository_can_make_the_catalogue_fail(repository: dict[str, bytes]) -> None:
+    found = known({"test.yml": TEST}, repository)
+    assert len(found.problems) + len(found.workflows) >= 1
