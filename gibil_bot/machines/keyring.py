@@ -116,7 +116,7 @@ def _pair(master: bytes, purpose: str, name: str) -> tuple[str, str]:
 
 
 def _derive(master: bytes, purpose: str, name: str) -> bytes:
-    """HKDF-SHA256 with an empty salt and one block of output. The master is uniformly random, as RFC 5869 asks of a short one."""
+    """HKDF-SHA256 (RFC 5869) with an empty salt and one block of output."""
     extracted = hmac.digest(bytes(32), master, "sha256")
     context = f"gibil-bot 1\0{purpose}\0{name}".encode()
     return hmac.digest(extracted, context + b"\x01", "sha256")

@@ -152,6 +152,8 @@ fi
 [ -z "$k" ]
 """
 
+_MOVE = 'chmod {mode:o} "$t" && mv -fT "$t" "$p" || {{ rm -f "$t"; exit 1; }}'
+
 _KILL_RUN = r"""s=
 @FIND@
 i=0 seen=
@@ -239,22 +241,23 @@ def kill_run_command(tag: str) -> str:
 
 
 def put_command(path: str, mode: int, tag: str, size: int | None) -> str:
-    """Write stdin to a file beside `path`; with a known size also move it into place when all has arrived."""
-    quoted = shlex.quote(path)
-    store = f'p={quoted}; t=$p.gibil-{tag}; trap \'rm -f "$t"\' HUP TERM; (umask 077; exec cat >"$t")'
+    """Write stdin to a file beside `path`; with a known size also move it into place when all has arrived.
+
+    Without, the size is printed: the end of the input and the end of the connection look the same from over there.
+    """
+    store = f'export GIBIL_JOB={tag};p={shlex.quote(path)} t={shlex.quote(path)}.{tag}; (umask 077; exec cat >"$t")'
     if size is None:
         return f'{store} || {{ rm -f "$t"; exit 1; }}; stat -c %s "$t"'
-    check = f'[ "$(stat -c %s "$t")" = {size} ]'
-    return f'{store} && {check} && chmod {mode:o} "$t" && mv -fT "$t" "$p" || {{ rm -f "$t"; exit 1; }}'
+    return f'{store} && [ "$(stat -c %s "$t")" = {size} ] && {_MOVE.format(mode=mode)}'
 
 
 def put_commit_command(path: str, mode: int, tag: str) -> str:
-    quoted = shlex.quote(path)
-    return f'p={quoted}; t=$p.gibil-{tag}; chmod {mode:o} "$t" && mv -fT "$t" "$p" || {{ rm -f "$t"; exit 1; }}'
+    return f"p={shlex.quote(path)} t={shlex.quote(path)}.{tag}; {_MOVE.format(mode=mode)}"
 
 
 def put_abandon_command(path: str, tag: str) -> str:
-    return f"rm -f {shlex.quote(path)}.gibil-{tag}"
+    """After this nothing of the upload is left, and nothing of it comes any more."""
+    return f"{kill_run_command(tag)}rm -f {shlex.quote(path)}.{tag}"
 
 
 def _shell_words(job: Job) -> str:

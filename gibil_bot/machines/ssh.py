@@ -73,7 +73,8 @@ class SSHShell:
         self._connection = connection
         self._where = where
         self._background: set[asyncio.Task[None]] = set()
-        self._open_channels = 0
+        self._channels = 0
+        """Open, or about to be."""
         self._channel_freed = asyncio.Event()
         self._kept: dict[str, Follow] = {}
         sock = connection.get_extra_info("socket")
@@ -185,25 +186,29 @@ class SSHShell:
         """See ports.Shell. The folder has to exist. Raises SSHError when the machine cannot store it (no folder, disk full)."""
         if not path or "\0" in path:
             raise UsageError(f"{path!r} is not a path on a machine")
-        tag = secrets.token_hex(6)
-        if isinstance(content, bytes):
-            result = await self._upload(remote_scripts.put_command(path, mode, tag, len(content)), _slices(content))
-            self._check_stored(path, result, True)
-            return
-        sent = 0
-
-        async def counted() -> AsyncIterator[bytes]:
-            nonlocal sent
-            async for block in content:
-                sent += len(block)
-                yield block
-
-        # The end of the input and the end of the connection look the same to the machine: only we know that all was sent.
+        tag = f"gibil-{secrets.token_hex(8)}"
         try:
+            if isinstance(content, bytes):
+                result = await self._upload(remote_scripts.put_command(path, mode, tag, len(content)), _slices(content))
+                self._check_stored(path, result)
+                return
+            sent = 0
+
+            async def counted() -> AsyncIterator[bytes]:
+                nonlocal sent
+                async for block in content:
+                    sent += len(block)
+                    yield block
+
+            # Only we know that all was sent, so the file is moved into place by a command of its own.
             result = await self._upload(remote_scripts.put_command(path, mode, tag, None), counted())
-            self._check_stored(path, result, result.stdout.strip() == str(sent).encode())
+            self._check_stored(path, result)
+            if int(result.stdout) != sent:
+                raise MachineLost(f"not all of {path} arrived on {self._where}: the connection ended")
             result = await self._execute(remote_scripts.put_commit_command(path, mode, tag))
-            self._check_stored(path, result, True)
+            self._check_stored(path, result)
+        except SSHError:
+            raise  # the command has cleaned up itself
         except BaseException:
             await self._see_through(self._try_execute(remote_scripts.put_abandon_command(path, tag)))
             raise
@@ -228,6 +233,7 @@ class SSHShell:
         while True:
             self._channel_freed.clear()
             acknowledging = asyncio.create_task(self._acknowledge()) if self._nagle_socket is not None else None
+            self._channels += 1
             opening = asyncio.ensure_future(
                 self._connection.create_session(
                     lambda: Channel(on_data), command, encoding=None, window=_WINDOW, max_pktsize=_PACKET
@@ -236,30 +242,40 @@ class SSHShell:
             try:
                 _, session = await asyncio.shield(opening)
             except asyncio.CancelledError:
-                opening.add_done_callback(_close_opened)
+                opening.add_done_callback(self._close_late)
                 raise
             except asyncssh.ChannelOpenError as error:
+                self._channels -= 1
                 if self._connection.is_closed():
                     raise self._gone() from None
-                if self._open_channels == 0:
+                if self._channels == 0:
+                    self._channel_freed.set()  # nobody else's end will wake those who wait
                     raise SSHError(f"{self._where} refuses to run a command: {error.reason}") from None
                 await self._channel_freed.wait()
                 continue
             except (asyncssh.Error, OSError) as error:
+                self._channels -= 1
                 raise MachineLost(f"the connection to {self._where} is lost: {_reason(error)}") from None
             finally:
                 if acknowledging is not None:
                     acknowledging.cancel()
             self._nagle_socket = None
             assert isinstance(session, Channel)
-            channel = session
-            self._open_channels += 1
-            channel.ended.add_done_callback(self._channel_ended)
-            return channel
+            session.ended.add_done_callback(self._channel_ended)
+            return session
 
     def _channel_ended(self, _: object) -> None:
-        self._open_channels -= 1
+        self._channels -= 1
         self._channel_freed.set()
+
+    def _close_late(self, opening: asyncio.Future[Any]) -> None:
+        """A channel that opened after its caller was cancelled."""
+        if opening.cancelled() or opening.exception() is not None:
+            self._channel_ended(opening)
+            return
+        session = opening.result()[1]
+        session.ended.add_done_callback(self._channel_ended)
+        session.close()
 
     async def _acknowledge(self) -> None:
         """Acknowledge what comes at once, until cancelled: sshd leaves Nagle's algorithm on until its first command.
@@ -318,8 +334,8 @@ class SSHShell:
             raise self._gone()
         return Result(exit_status=channel.exit_status, stdout=b"".join(output["stdout"]), stderr=b"".join(output["stderr"]))
 
-    def _check_stored(self, path: str, result: Result, complete: bool) -> None:
-        if result.exit_status != 0 or not complete:
+    def _check_stored(self, path: str, result: Result) -> None:
+        if result.exit_status != 0:
             reason = result.stderr.decode("utf-8", "replace").strip().replace("\n", "; ") or "not all of it arrived"
             raise SSHError(f"cannot write {path} on {self._where}: {reason}")
 
@@ -425,12 +441,6 @@ async def _open_socket(endpoint: Endpoint) -> socket.socket:
                 sock.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
         return sock
     raise problem
-
-
-def _close_opened(opening: asyncio.Future[Any]) -> None:
-    """A channel that opened after its caller was cancelled."""
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result()[1].close()
 
 
 def _blocks(data: bytes) -> list[bytes]:
