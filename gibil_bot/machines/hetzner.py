@@ -1,0 +1,311 @@
+"""The `hetzner` provider: machines at Hetzner Cloud.
+
+The project's own list is the truth. A machine's name is the idempotency key, its labels say whose it is and until when, so that
+every process with the token sees and burns the same machines, and a crash forgets nothing. Times on labels are by Hetzner's
+clock (the header `Date`), which the machines have too: a wrong clock here burns nothing early and keeps nothing late.
+
+https://docs.hetzner.cloud/reference/cloud
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+from gibil_bot.errors import GibilError, MachineNotFound, NameTaken, ProviderError, Unavailable, UsageError
+from gibil_bot.machines import hetzner_labels as labels
+from gibil_bot.machines import hetzner_offers as shop
+from gibil_bot.machines.cloudinit import move_expiry_script, user_data
+from gibil_bot.machines.hetzner_api import ENDPOINT, HTTP_TIMEOUT_S, HetznerApi, Json, Refused
+from gibil_bot.machines.hetzner_burn import Burner
+from gibil_bot.machines.hetzner_machine import is_ours, machine_of
+from gibil_bot.machines.hetzner_project import Shared, shared
+from gibil_bot.machines.hetzner_watch import Watch
+from gibil_bot.model import Capabilities, Machine, MachineSpec
+
+_log = logging.getLogger(__name__)
+
+RunOn = Callable[[Machine, str], Awaitable[None]]
+"""Runs a short script as root on a machine; raises a GibilError when it cannot, or when the script fails."""
+
+DEFAULT_IMAGE = "ubuntu-24.04"
+SOLD_OUT_FOR_S = 300.0
+TYPES_FOR_S = 600.0
+"""How long the list of server types, and of prices, is taken as it was."""
+
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_NO_ROOM = frozenset(("resource_unavailable", "placement_error"))
+
+
+class HetznerProvider:
+    """Implements ports.Provider. Where the name of an argument does not say it:
+
+    `run_on`: the way onto a machine that `extend` needs, as the machine powers itself off at its hour.
+    `look_every_s`: how often the list is read while machines boot. `boot_s`: how long a server may take until it runs.
+    `ssh_port`: 22 at Hetzner; a double cannot have that one.
+    """
+
+    name = "hetzner"
+
+    def __init__(
+        self,
+        token: str,
+        *,
+        endpoint: str = ENDPOINT,
+        run_on: RunOn | None = None,
+        ssh_port: int = 22,
+        look_every_s: float = 1.0,
+        boot_s: float = 180.0,
+        burn_s: float = 120.0,
+        http_timeout_s: tuple[float, float] = HTTP_TIMEOUT_S,
+        backoff_s: float = 0.3,
+    ) -> None:
+        self._api = HetznerApi(token, endpoint, timeout_s=http_timeout_s, backoff_s=backoff_s)
+        self._watch = Watch(self._our_servers, look_every_s)
+        self._burner = Burner(self._api, look_every_s, burn_s)
+        self._run_on = run_on
+        self._ssh_port = ssh_port
+        self._boot_s = boot_s
+        self._types: tuple[float, list[Json]] | None = None
+        self._pricing: tuple[float, Json] | None = None
+        self._shared: asyncio.Task[Shared] | None = None
+        self._sold_out: dict[shop.Offer, float] = {}
+
+    async def probe(self) -> Capabilities:
+        """Reads only: the token works, and there is something to forge. It forges nothing, as that would cost an hour.
+
+        So `forged_in_s` is 0: nobody has measured it.
+        """
+        try:
+            await self._offers("small", None, None)
+            await self._servers(None)
+        except GibilError as error:
+            remedies = ("set GIBIL_PROVIDER=local to forge machines on this box",)
+            raise Unavailable(error.message, remedies) from error
+        return Capabilities(tier="vm", package_installs=True, several_users=True, memory_limit="hardware", forged_in_s=0.0)
+
+    async def create(self, spec: MachineSpec) -> Machine:
+        """Returns when the server runs; SSH answers some seconds later.
+
+        Sold out is not an error while there is another type or location that does: which one it became is in the labels
+        `server-type`, `location` and, if it was not the first choice, `instead-of`.
+        """
+        if not _NAME.fullmatch(spec.name):
+            raise UsageError(f"{spec.name!r} cannot be the name of a machine: lower-case letters, digits and '-', at most 63")
+        user_data(spec, _now())  # whatever is wrong with it is said before anything exists
+        labels.encode(spec.labels)
+        offers = await self._offers(spec.size, spec.server_type, spec.location, spec.memory_mb, spec.disk_mb)
+        deadline = time.monotonic() + self._boot_s
+        refused: ProviderError | None = None
+        for offer in offers:
+            try:
+                return self._machine(await self._make(spec, offer, offers[0], deadline))
+            except Refused as error:
+                if error.reason not in _NO_ROOM and not error.fields & {"server_type", "location"}:
+                    raise
+                self._sold_out[offer] = time.monotonic() + SOLD_OUT_FOR_S
+                _log.warning("machine %s: %s is not to be had (%s)", spec.name, offer, error.reason)
+                refused = error
+        if refused is not None and len(offers) == 1:
+            raise refused
+        tried = ", ".join(map(str, offers))
+        raise ProviderError(
+            f"cannot make machine {spec.name}: Hetzner has no room in {tried}; choose another size or location, or wait",
+            code=shop.SOLD_OUT,
+        ) from refused
+
+    async def get(self, name: str) -> Machine | None:
+        server = await self._find(name)
+        return self._machine(server) if server is not None and is_ours(server) else None
+
+    async def list_machines(self, owner: str | None = None) -> list[Machine]:
+        machines = [self._machine(server) for server in await self._servers(owner)]
+        return sorted(machines, key=lambda machine: (machine.created_at, machine.id))
+
+    async def extend(self, name: str, expires_at: datetime) -> Machine:
+        """The machine first, then its label: whatever fails between the two, it never lives on without a label that says so."""
+        server = await self._find(name)
+        if server is None or not is_ours(server):
+            raise MachineNotFound(f"there is no machine named {name} at Hetzner")
+        machine = self._machine(server)
+        hour = labels.label_time(expires_at, self._api.clock_ahead_s)
+        if self._run_on is not None:
+            await self._run_on(machine, move_expiry_script(datetime.fromtimestamp(hour, UTC)))
+        elif expires_at > machine.expires_at:
+            raise ProviderError(f"cannot extend machine {name}: nobody here can log in to it, and it powers itself off")
+        body = {"labels": {**server["labels"], labels.EXPIRES: str(hour)}}
+        answer = await self._api.call("PUT", f"/servers/{server['id']}", f"extend machine {name}", body=body)
+        return self._machine(answer["server"])
+
+    async def destroy(self, name: str) -> bool:
+        server = await self._find(name, burning=True)
+        if server is None:
+            return False
+        if not is_ours(server):
+            raise NameTaken(f"the server {name} at Hetzner is not gibil-bot's: it stays")
+        await self._burner.burn(server)
+        return True
+
+    async def sweep(self, owner: str) -> list[str]:
+        """Burns what is beyond its hour, and addresses that stayed behind; what fails is left to the next sweep."""
+        gone = []
+        for server in await self._servers(owner):
+            hour = labels.expires(server["labels"])
+            if hour is not None and hour <= time.time() + self._api.clock_ahead_s:
+                _log.warning("burning %s: its time is up", server["name"])
+                try:
+                    await self._burner.burn(server)
+                except ProviderError as error:
+                    _log.warning("%s", error)
+                else:
+                    gone.append(str(server["name"]))
+        return gone + await self._burner.release_leftovers(owner)
+
+    async def close(self) -> None:
+        await self._watch.close()
+        if self._shared is not None:
+            await asyncio.wait({self._shared})
+            self._shared.exception()  # seen: who waited for it has it
+        await self._api.close()
+
+    # What it costs
+
+    async def price(self, spec: MachineSpec) -> shop.Price | None:
+        """Of the offer that would be tried first; net, with the address."""
+        offers = await self._offers(spec.size, spec.server_type, spec.location, spec.memory_mb, spec.disk_mb)
+        return shop.price(await self._prices(), offers[0])
+
+    async def price_of(self, machine: Machine) -> shop.Price | None:
+        """Of a machine that exists: today's price of what it is."""
+        offer = shop.Offer(machine.labels.get("server-type", ""), machine.labels.get("location", ""))
+        return shop.price(await self._prices(), offer)
+
+    async def cost_so_far(self, machine: Machine) -> Decimal | None:
+        """Net, in the currency of `price_of`; started hours are billed whole."""
+        price = await self.price_of(machine)
+        return None if price is None else shop.cost_so_far(price, machine.created_at, _now())
+
+    # Making
+
+    async def _make(self, spec: MachineSpec, offer: shop.Offer, first: shop.Offer, deadline: float) -> Json:
+        doing = f"make machine {spec.name}"
+        project = await self._project()
+        hour = labels.label_time(_now() + timedelta(seconds=spec.ttl_s), self._api.clock_ahead_s)
+        written = labels.machine_labels(spec, hour)
+        if offer != first:
+            written["instead-of"] = f"{first.server_type}.{first.location}"
+        body = {
+            "name": spec.name,
+            "server_type": offer.server_type,
+            "location": offer.location,
+            "image": spec.image or DEFAULT_IMAGE,
+            "labels": written,
+            "user_data": user_data(spec, datetime.fromtimestamp(hour, UTC)),
+            "firewalls": [{"firewall": project.firewall_id}],
+            "ssh_keys": [project.key_id],
+            "public_net": {"enable_ipv4": True, "enable_ipv6": False},
+            "start_after_create": True,
+        }
+        try:
+            answer = await self._api.call("POST", "/servers", doing, body=body)
+        except Refused as error:
+            if error.fields & {"firewalls", "ssh_keys"} or error.reason == "not_found":
+                self._shared = None  # somebody deleted them: the next creation makes them anew
+            if error.reason != "uniqueness_error":
+                raise
+            server, action = await self._adopt(spec), None
+        else:
+            server, action = answer["server"], answer["action"]["id"]
+        if server["status"] == "running":
+            return server
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                running = await self._watch.running(server["id"])
+        except TimeoutError:
+            raise ProviderError(f"cannot {doing}: after {self._boot_s:.0f} s its server does not run yet") from None
+        if running is None:
+            raise await self._why_gone(action, doing)
+        return running
+
+    async def _adopt(self, spec: MachineSpec) -> Json:
+        """The server that has the name: ours, when an earlier request of the same creation made it."""
+        server = await self._find(spec.name)
+        if server is None:  # burned between the two requests
+            raise ProviderError(f"cannot make machine {spec.name}: one of that name has just gone; try again")
+        if not is_ours(server) or server["labels"].get(labels.SPEC) != labels.spec_value(spec):
+            raise NameTaken(f"there is another machine named {spec.name} at Hetzner; choose another name")
+        return server
+
+    async def _why_gone(self, action: int | None, doing: str) -> ProviderError:
+        """Hetzner takes a server away again when it finds no place for it after all; its action says so."""
+        if action is not None:
+            found = (await self._api.call("GET", f"/actions/{action}", f"read why it could not {doing}"))["action"]
+            if error := found.get("error"):
+                reason, said = str(error["code"]), " ".join(str(error["message"]).split())[:200]
+                code = shop.SOLD_OUT if reason in _NO_ROOM else "PROVIDER"
+                return Refused(f"cannot {doing}: {said} ({reason})", code=code, reason=reason, status=0)
+        return ProviderError(f"cannot {doing}: its server vanished while it booted; somebody burned it")
+
+    async def _project(self) -> Shared:
+        """Made by the first who needs it; a failure is not remembered."""
+        if self._shared is None or (self._shared.done() and (self._shared.cancelled() or self._shared.exception())):
+            self._shared = asyncio.create_task(shared(self._api))
+        return await asyncio.shield(self._shared)
+
+    async def _offers(
+        self,
+        size: str,
+        server_type: str | None,
+        location: str | None,
+        memory_mb: int | None = None,
+        disk_mb: int | None = None,
+    ) -> list[shop.Offer]:
+        if self._types is None or self._types[0] < time.monotonic():
+            found = await self._api.pages("/server_types", "server_types", "read what machines there are")
+            self._types = (time.monotonic() + TYPES_FOR_S, found)
+        self._sold_out = {offer: until for offer, until in self._sold_out.items() if until > time.monotonic()}
+        return shop.offers(
+            self._types[1],
+            size=size,
+            server_type=server_type,
+            location=location,
+            memory_mb=memory_mb,
+            disk_mb=disk_mb,
+            now=_now(),
+            sold_out=self._sold_out,
+        )
+
+    async def _prices(self) -> Json:
+        if self._pricing is None or self._pricing[0] < time.monotonic():
+            answer = await self._api.call("GET", "/pricing", "read prices")
+            self._pricing = (time.monotonic() + TYPES_FOR_S, answer["pricing"])
+        return self._pricing[1]
+
+    # Finding
+
+    async def _servers(self, owner: str | None) -> list[Json]:
+        query = {"label_selector": labels.selector(owner)}
+        return await self._api.pages("/servers", "servers", "list machines", query=query)
+
+    async def _our_servers(self) -> list[Json]:
+        return await self._servers(None)
+
+    async def _find(self, name: str, *, burning: bool = False) -> Json | None:
+        """By name, ours or not: names are unique in a project."""
+        if not _NAME.fullmatch(name):
+            return None
+        answer = await self._api.call("GET", "/servers", f"look for machine {name}", query={"name": name}, burning=burning)
+        found: list[Json] = answer["servers"]
+        return found[0] if found else None
+
+    def _machine(self, server: Json) -> Machine:
+        return machine_of(server, self._ssh_port, self._api.clock_ahead_s)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

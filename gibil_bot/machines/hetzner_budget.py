@@ -1,0 +1,73 @@
+"""How many calls Hetzner still takes from one token: whoever has none left waits, and nobody fails.
+
+Every answer says how many calls are left (`RateLimit-Remaining` of `RateLimit-Limit` an hour, refilled evenly:
+https://docs.hetzner.cloud/reference/cloud#rate-limiting). The project has one budget, so all that use one token share it here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+import weakref
+from collections.abc import Callable, Mapping
+
+_log = logging.getLogger(__name__)
+
+RESERVE = 5
+"""Calls that only burning may use: a machine costs money until it is gone."""
+
+
+class Budget:
+    """A bucket that the answers keep in step with Hetzner's. Used from one event loop."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._limit = 3600.0
+        self._left = self._limit
+        self._as_of = clock()
+        self._in_flight = 0
+
+    def left(self) -> float:
+        """The calls that may be made now."""
+        return min(self._limit, self._left + (self._clock() - self._as_of) * self._limit / 3600)
+
+    def wait_s(self, reserve: int = RESERVE) -> float:
+        """How long until one call may be made."""
+        return max(0.0, (1 + reserve - self.left()) * 3600 / self._limit)
+
+    async def take(self, reserve: int = RESERVE) -> None:
+        """Wait until a call may be made, and count it. Call `answered` when it is over."""
+        while (wait := self.wait_s(reserve)) > 0:
+            if wait > 2:
+                _log.warning("Hetzner's rate limit is used up: waiting %.0f s", wait)
+            await asyncio.sleep(wait)
+        self._set(self.left() - 1)
+        self._in_flight += 1
+
+    def answered(self, status: int | None, headers: Mapping[str, str]) -> None:
+        """What the answer says counts more than what we thought. None: there was no answer."""
+        self._in_flight -= 1
+        limit, remaining = headers.get("RateLimit-Limit", ""), headers.get("RateLimit-Remaining", "")
+        if limit.isdigit() and int(limit) > 0:
+            self._limit = float(limit)
+        if remaining.isdigit():
+            self._set(float(remaining) - self._in_flight)
+        elif status == 429:
+            self._set(0.0)
+
+    def _set(self, left: float) -> None:
+        self._left, self._as_of = left, self._clock()
+
+
+_budgets: weakref.WeakValueDictionary[bytes, Budget] = weakref.WeakValueDictionary()
+
+
+def budget_of(token: str, endpoint: str) -> Budget:
+    """The one budget of that token in this process."""
+    key = hashlib.sha256(f"{endpoint}\n{token}".encode()).digest()
+    budget = _budgets.get(key)
+    if budget is None:
+        budget = _budgets[key] = Budget()
+    return budget

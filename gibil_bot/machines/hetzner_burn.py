@@ -1,0 +1,87 @@
+"""Burning at Hetzner: a server is gone when the API does not know it any more, and its address must not stay behind.
+
+Only deletion stops the bill; a server that is switched off costs the same (https://docs.hetzner.com/cloud/billing/faq). The
+address that a server was given leaves with it if `auto_delete` says so; what auto-made ones say is not documented, so they are
+told to, marked as ours, until we have seen in this project that they leave.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from gibil_bot.errors import ProviderError
+from gibil_bot.machines import hetzner_labels as labels
+from gibil_bot.machines.hetzner_api import HetznerApi, Json, Refused
+
+_log = logging.getLogger(__name__)
+
+
+class Burner:
+    """`within_s`: how long Hetzner may take to delete a server."""
+
+    def __init__(self, api: HetznerApi, look_every_s: float, within_s: float) -> None:
+        self._api = api
+        self._look_every_s, self._within_s = look_every_s, within_s
+        self._addresses_leave = False
+
+    async def burn(self, server: Json) -> None:
+        """Returns when it is gone for certain. Raises ProviderError."""
+        address = (server["public_net"].get("ipv4") or {}).get("id")
+        if self._addresses_leave:
+            address = None
+        if address is not None:
+            await self._mark(address, server["labels"].get(labels.OWNER, ""))
+        await self._delete(server["name"], f"/servers/{server['id']}")
+        if address is not None:
+            # It may be a moment until the address knows that its server is gone; the sweep finds it by its mark.
+            try:
+                self._addresses_leave = not await self._release(address)
+            except ProviderError as error:
+                _log.warning("%s; it is left to the sweep", error)
+
+    async def release_leftovers(self, owner: str) -> list[str]:
+        """Delete the addresses of ours that no server has; their names."""
+        query = {"label_selector": labels.selector(owner)}
+        released = []
+        for address in await self._api.pages("/primary_ips", "primary_ips", "list addresses", query=query, burning=True):
+            if address["assignee_id"] is not None:
+                continue
+            try:
+                if await self._release(address["id"]):
+                    released.append(str(address["name"]))
+            except ProviderError as error:
+                _log.warning("%s", error)
+        return released
+
+    async def _delete(self, name: str, path: str) -> None:
+        deadline = time.monotonic() + self._within_s
+        try:
+            await self._api.call("DELETE", path, f"burn machine {name}", burning=True)
+            while True:
+                await self._api.call("GET", path, f"see whether machine {name} is burned", burning=True)
+                if time.monotonic() > deadline:
+                    raise ProviderError(f"Hetzner has not burned machine {name} within {self._within_s:.0f} s; try again")
+                await asyncio.sleep(self._look_every_s)
+        except Refused as error:
+            if error.reason != "not_found":
+                raise
+
+    async def _mark(self, address_id: int, owner: str) -> None:
+        """Ours, and to be deleted with its server. A failure must not keep the server from being burned."""
+        body = {"auto_delete": True, "labels": {labels.CREATED_BY: labels.OURS, labels.OWNER: owner}}
+        try:
+            await self._api.call("PUT", f"/primary_ips/{address_id}", "mark an address as ours", body=body, burning=True)
+        except ProviderError as error:
+            _log.warning("%s", error)
+
+    async def _release(self, address_id: int) -> bool:
+        """Delete an address that no server has; False when it was gone already."""
+        try:
+            await self._api.call("DELETE", f"/primary_ips/{address_id}", "release an address", burning=True)
+        except Refused as error:
+            if error.reason != "not_found":
+                raise
+            return False
+        return True

@@ -1,0 +1,49 @@
+"""A server, as Hetzner's API shows it, becomes a `Machine`. Pure."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from gibil_bot.machines import hetzner_labels as labels
+from gibil_bot.machines.hetzner_offers import Json
+from gibil_bot.machines.hostkey import from_label
+from gibil_bot.model import Endpoint, Machine
+
+_STATUS = {"initializing": "creating", "starting": "creating"}
+_WITHOUT_LABEL = timedelta(days=1)
+"""A damaged label must not burn a machine at once, nor keep it for ever."""
+
+
+def is_ours(server: Json) -> bool:
+    """Made by gibil-bot: nothing else in the project is ever touched."""
+    return bool(server["labels"].get(labels.CREATED_BY) == labels.OURS)
+
+
+def machine_of(server: Json, ssh_port: int, clock_ahead_s: float) -> Machine:
+    """Its times by our clock. What it became (server type, location, image) is among its labels."""
+    ahead = timedelta(seconds=clock_ahead_s)
+    created_at = datetime.fromisoformat(server["created"]).astimezone(UTC) - ahead
+    hour = labels.expires(server["labels"])
+    expires_at = datetime.fromtimestamp(hour, UTC) - ahead if hour is not None else created_at + _WITHOUT_LABEL
+    address = server["public_net"]["ipv4"]
+    image = server.get("image")
+    became = {
+        "server-type": str(server["server_type"]["name"]),
+        "location": str(server["location"]["name"]),
+        "image": str(image["name"]) if image else "",
+    }
+    status = str(server["status"])
+    return Machine(
+        provider="hetzner",
+        id=str(server["id"]),
+        name=server["name"],
+        created_at=created_at,
+        expires_at=expires_at,
+        endpoint=Endpoint(
+            host_key=from_label(server["labels"].get(labels.HOST_KEY, "")) or "",
+            host=address["ip"] if address else None,
+            port=ssh_port,
+        ),
+        labels={**became, **labels.decode(server["labels"])},
+        status=_STATUS.get(status, status),
+    )
