@@ -34,8 +34,9 @@ async def create_check_run(request: Request) -> Response:
     if len(sha) != 40 or await hub.git.resolve(repository.full_name, sha) != sha:
         raise Refusal(422, f"No commit found for SHA: {sha}")
     suite, _ = acts.suite_of(hub, repository, sha)
-    run = CheckRun(hub.world.new_id(), suite.id, name, sha, "queued", hub.world.now())
-    _apply(run, wanted, hub.world.now())
+    now = hub.world.now()
+    run = CheckRun(hub.world.new_id(), suite.id, name, sha, "queued", started_at=now, created_at=now, changed_at=now)
+    _apply(run, wanted, now)
     repository.check_runs[run.id] = run
     acts.tell_check_run(hub, repository, run, "created", hub.world.bot)
     return rest.answer(payloads.check_run(hub.world, repository, run), 201)
@@ -49,6 +50,7 @@ async def update_check_run(request: Request) -> Response:
     was_completed = run.status == "completed"
     _apply(run, await rest.body(request), hub.world.now())
     run.updates += 1
+    run.changed_at = hub.world.now()
     repository.check_suites[run.suite_id].updated_at = hub.world.now()
     if run.status == "completed" and not was_completed:
         acts.tell_check_run(hub, repository, run, "completed", hub.world.bot)

@@ -155,6 +155,9 @@ class CheckRun:
     head_sha: str
     status: str
     started_at: datetime
+    """As the App says; `created_at` and `changed_at` are GitHub's own knowledge."""
+    created_at: datetime
+    changed_at: datetime
     conclusion: str | None = None
     completed_at: datetime | None = None
     external_id: str = ""

@@ -135,7 +135,7 @@ async def test_the_log_is_read_with_a_cursor_and_forgets_after_three_days(tmp_pa
         await app.github.settled()
         seen: list[int] = []
         answer = await app.as_app("GET", "/app/hook/deliveries", params={"per_page": 2})
-        while True:
+        for _ in range(3):
             seen += [each["id"] for each in answer.json()]
             if "next" not in answer.links:
                 break

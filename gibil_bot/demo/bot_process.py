@@ -1,0 +1,132 @@
+"""The real bot as a process of its own: `python -m gibil_bot serve` on a data directory that goes with the demonstration."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from gibil_bot.demo.github_double import GitHubDouble
+from gibil_bot.errors import GibilError
+
+START_WITHIN_S = 30.0
+STOP_WITHIN_S = 20.0
+LISTENING = "listening on "
+
+
+class BotFailed(GibilError):
+    """The bot ended, or did not begin to listen."""
+
+    code = "DEMO_BOT"
+
+
+class BotProcess:
+    """The running bot: its address, and the end of what it logged."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._lines: deque[str] = deque(maxlen=200)
+        self._listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._reading = asyncio.create_task(self._read())
+        self.pid = process.pid
+        self.url = ""
+
+    @property
+    def ended(self) -> bool:
+        return self._process.returncode is not None
+
+    def log_tail(self, lines: int = 25) -> list[str]:
+        return list(self._lines)[-lines:]
+
+    async def _read(self) -> None:
+        assert self._process.stderr is not None
+        while line := await self._process.stderr.readline():
+            text = line.decode(errors="replace").rstrip()
+            self._lines.append(text)
+            if LISTENING in text and not self._listening.done():
+                self._listening.set_result(text.rpartition(LISTENING)[2].split()[0])
+        if not self._listening.done():
+            self._listening.set_exception(BotFailed("the bot ended before it listened" + self._last_words()))
+
+    async def wait_until_listening(self) -> None:
+        """Raises BotFailed with what the bot said last."""
+        try:
+            self.url = await asyncio.wait_for(self._listening, START_WITHIN_S)
+        except TimeoutError:
+            raise BotFailed(f"the bot did not listen within {START_WITHIN_S:.0f} s" + self._last_words()) from None
+
+    def _last_words(self) -> str:
+        return f"; it said: {' / '.join(self.log_tail(8)) or 'nothing'}"
+
+    async def stop(self) -> None:
+        """SIGTERM, and SIGKILL when that is not enough."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
+            try:
+                await asyncio.wait_for(self._process.wait(), STOP_WITHIN_S)
+                break
+            except TimeoutError:
+                continue
+        await self._reading
+
+
+def bot_environment(github: GitHubDouble, data_dir: Path) -> dict[str, str]:
+    """The bot's settings, and nothing of the person's own bot."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("GIBIL_", "HCLOUD_"))}
+    return own | {
+        "GIBIL_DATA_DIR": str(data_dir),
+        "GIBIL_PROVIDER": "local",
+        "GIBIL_GITHUB_URL": github.url,
+        "GIBIL_GITHUB_APP_ID": str(github.app_id),
+        "GIBIL_GITHUB_PRIVATE_KEY": github.private_key_pem,
+        "GIBIL_GITHUB_WEBHOOK_SECRET": github.webhook_secret,
+        "GIBIL_HOST": "127.0.0.1",
+        "GIBIL_PORT": "0",
+    }
+
+
+@contextlib.asynccontextmanager
+async def running_bot(github: GitHubDouble, data_dir: Path) -> AsyncIterator[BotProcess]:
+    """The bot, listening. It is stopped at the end, whatever happens.
+
+    It has a session of its own, so that Ctrl-C reaches the demonstration alone, which then stops the bot in good order.
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "gibil_bot",
+        "serve",
+        env=bot_environment(github, data_dir),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    bot = BotProcess(process)
+    try:
+        await bot.wait_until_listening()
+        yield bot
+    finally:
+        await asyncio.shield(bot.stop())
+
+
+async def burn_leftovers(data_dir: Path) -> list[str]:
+    """Burn machines that a bot left for its next start; their names."""
+    from gibil_bot.machines.local.provider import LocalProvider
+
+    if not await asyncio.to_thread(data_dir.exists):
+        return []
+    provider = LocalProvider(data_dir)
+    try:
+        names = [machine.name for machine in await provider.list_machines()]
+        for name in names:
+            await provider.destroy(name)
+    finally:
+        await provider.close()
+    return names

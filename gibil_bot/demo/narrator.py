@@ -1,0 +1,203 @@
+"""Tells what is going on, as it happens: what people see on GitHub, and what the bot's disk says of the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from gibil_bot.demo.github_double import GitHubDouble
+from gibil_bot.demo.state import CheckRun, Comment, HookDelivery, Reaction
+from gibil_bot.demo.story import RunStory, Step
+from gibil_bot.demo.terminal import Terminal, duration, harmless
+
+REACTIONS = {"eyes": "👀", "rocket": "🚀", "confused": "😕", "+1": "👍", "-1": "👎"}
+INDENT = " " * 11
+
+
+@dataclass(slots=True)
+class Entry:
+    """Something to be told, with the lines that stand before and below it."""
+
+    at: datetime
+    text: str
+    before: tuple[str, ...] = ()
+    markdown: str = ""
+
+
+@dataclass(slots=True)
+class _Check:
+    run: CheckRun
+    story: RunStory
+    shown: tuple[str, str | None] = ("", None)
+
+
+@dataclass(slots=True)
+class Timing:
+    """A row of the table at the end."""
+
+    label: str
+    seconds: float
+    remark: str = ""
+
+
+@dataclass(slots=True)
+class Narrator:
+    """`look` again and again: each thing is told once. Times count from `begun`."""
+
+    github: GitHubDouble
+    terminal: Terminal
+    full_name: str
+    number: int
+    logs: Path
+    begun: datetime
+    timings: list[Timing] = field(default_factory=list)
+    _checks: dict[int, _Check] = field(default_factory=dict)
+    _deliveries: int = 0
+    _reactions: set[int] = field(default_factory=set)
+    _comments: dict[int, int] = field(default_factory=dict)
+    """Comment → how many of its edits were told."""
+
+    def look(self) -> None:
+        entries = [*self._new_deliveries(), *self._new_comments(), *self._new_reactions()]
+        output: list[str] = []
+        for run in self.github.check_runs(self.full_name):
+            check = self._checks.setdefault(run.id, _Check(run, RunStory(self.logs / run.external_id)))
+            entries += self._check(check)
+            entries += [entry for step in check.story.steps() if (entry := self._step(step)) is not None]
+            output += check.story.output()
+        for entry in sorted(entries, key=lambda entry: entry.at):
+            self._tell(entry)
+        self._print(output)
+
+    def over(self) -> CheckRun | None:
+        """The newest check run, once it is closed, its machine burned and its result said in a comment."""
+        if not self._checks:
+            return None
+        check = self._checks[max(self._checks)]
+        since = check.story.last_at
+        if check.run.status != "completed" or since is None:
+            return None
+        said = any(comment.by_app and comment.updated_at >= since for comment in self._conversation())
+        told = check.shown == ("completed", check.run.conclusion) and all(
+            self._comments.get(comment.id, -1) == comment.edits for comment in self._conversation()
+        )
+        return check.run if said and told else None
+
+    def _conversation(self) -> list[Comment]:
+        return self.github.comments(self.full_name, self.number)
+
+    # --- what is new ----------------------------------------------------------------------------------------------
+
+    def _new_deliveries(self) -> list[Entry]:
+        entries = []
+        waiting = self.github.deliveries[self._deliveries :]
+        for delivery in waiting:
+            if delivery.status == "pending":
+                break
+            self._deliveries += 1
+            if delivery.event == "issue_comment" and delivery.action == "created" and delivery.delivered_at >= self.begun:
+                entries += self._delivered(delivery)
+        return entries
+
+    def _delivered(self, delivery: HookDelivery) -> list[Entry]:
+        if b'"type": "Bot"' in delivery.body.partition(b'"sender"')[2]:
+            return []  # GitHub tells the App of its own comments, too
+        took = duration(delivery.duration_s)
+        if not delivery.succeeded:
+            return [Entry(delivery.delivered_at, self._bad(f"the delivery failed: {delivery.status}"))]
+        self._time("delivery accepted", delivery.duration_s, f"signed webhook → {delivery.status_code}")
+        return [Entry(delivery.delivered_at, self._good(f"delivery accepted by the bot: {delivery.status_code} in {took}"))]
+
+    def _new_reactions(self) -> list[Entry]:
+        entries = []
+        for comment in self._conversation():
+            for reaction in comment.reactions:
+                if reaction.id not in self._reactions:
+                    self._reactions.add(reaction.id)
+                    entries.append(self._reaction(comment, reaction))
+        return entries
+
+    def _reaction(self, comment: Comment, reaction: Reaction) -> Entry:
+        seconds = (reaction.created_at - comment.created_at).total_seconds()
+        if reaction is comment.reactions[0]:
+            self._time("comment acknowledged", seconds, f"{reaction.user.login} reacted with {reaction.content}")
+        sign = REACTIONS.get(reaction.content, reaction.content)
+        text = f"{reaction.user.login} reacted with {sign} to the comment, {duration(seconds)} after it"
+        return Entry(reaction.created_at, self._good(text))
+
+    def _new_comments(self) -> list[Entry]:
+        entries = []
+        for comment in self._conversation():
+            if self._comments.get(comment.id, -1) < comment.edits:
+                verb = "changed its comment" if comment.id in self._comments else "commented"
+                self._comments[comment.id] = comment.edits
+                who = self.terminal.style(comment.author.login, "bold")
+                text = f"{who} {verb}:"
+                entries.append(Entry(comment.updated_at, f"{self.terminal.style('▸', 'blue')} {text}", markdown=comment.body))
+        return entries
+
+    def _check(self, check: _Check) -> list[Entry]:
+        run, title = check.run, check.run.title
+        state = "completed" if run.status == "completed" else run.status
+        now = (state, run.conclusion if state == "completed" else title)
+        if now == check.shown:
+            return []
+        first, check.shown = not check.shown[0], now
+        name = self.terminal.style(run.name, "bold")
+        said = f" — {harmless(title)}" if title else ""
+        if state == "completed":
+            success = run.conclusion == "success"
+            text = f"check run {name}: {self.terminal.style(run.conclusion or '', 'green' if success else 'red')}{said}"
+            return [Entry(run.changed_at, self._good(text) if success else self._bad(text))]
+        if first:
+            self._time("check run opened", (run.created_at - self.begun).total_seconds(), "after the comment")
+        return [Entry(run.created_at if first else run.changed_at, self._going(f"check run {name}: {state}{said}"))]
+
+    def _step(self, step: Step) -> Entry | None:
+        took = duration(step.seconds) if step.seconds is not None else ""
+        match step.phase:
+            case "forging":
+                return Entry(step.at, self._going("forging a machine …"))
+            case "forged":
+                self._time("machine forged", step.seconds or 0.0)
+                return Entry(step.at, self._good(f"machine forged in {took}"))
+            case "cloned":
+                self._time("code cloned", step.seconds or 0.0, "refs/pull/N/head at one exact commit")
+                return Entry(step.at, self._good(f"code cloned in {took}"))
+            case "task_started":
+                return Entry(step.at, self._going(f"task {self.terminal.style(step.name, 'bold')}"))
+            case "task_finished":
+                self._time(f"task: {step.name}", step.seconds or 0.0, step.status)
+                text = f"task {self.terminal.style(step.name, 'bold')}: {step.status} in {took}"
+                return Entry(step.at, self._good(text) if step.status == "success" else self._bad(text), before=step.output)
+            case "burned":
+                self._time("machine burned", step.seconds or 0.0)
+                return Entry(step.at, self._good(f"machine burned in {took}"))
+        return None
+
+    # --- how it is told -------------------------------------------------------------------------------------------
+
+    def _tell(self, entry: Entry) -> None:
+        self._print(list(entry.before))
+        seconds = max(0.0, (entry.at - self.begun).total_seconds())
+        self.terminal.say(f"{self.terminal.style(f'{seconds:8.3f} s', 'dim')} {entry.text}")
+        if entry.markdown:
+            bar = self.terminal.style("│", "blue")
+            self.terminal.markdown(entry.markdown, f"{INDENT}{bar} ")
+
+    def _print(self, output: list[str]) -> None:
+        for line in output:
+            self.terminal.say(f"{INDENT}{self.terminal.style('│ ' + harmless(line), 'dim')}")
+
+    def _good(self, text: str) -> str:
+        return f"{self.terminal.style('✓', 'green')} {text}"
+
+    def _bad(self, text: str) -> str:
+        return f"{self.terminal.style('✗', 'red')} {text}"
+
+    def _going(self, text: str) -> str:
+        return f"{self.terminal.style('●', 'yellow')} {text}"
+
+    def _time(self, label: str, seconds: float, remark: str = "") -> None:
+        self.timings.append(Timing(label, seconds, remark))

@@ -1,0 +1,28 @@
+"""The small project of the demonstration: what is in its repository, and what its pull request changes.
+
+`project/base` is the repository, `project/change` what the pull request brings, `project/failing` the same with a mistake.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "project"
+TITLE = "Add the table of reciprocals"
+BRANCH = "reciprocals"
+FULL_NAME = "ada/sexagesimal"
+
+
+def base_files() -> dict[str, bytes]:
+    return _files(FOLDER / "base")
+
+
+def changed_files(*, failing: bool) -> dict[str, bytes]:
+    files = _files(FOLDER / "change")
+    return files | _files(FOLDER / "failing") if failing else files
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    """Path inside the folder → content, without what Python leaves behind when it imports."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
