@@ -186,6 +186,10 @@ class Store(Protocol):
         """Mark handled and do all that follows, in one transaction. Raises ClaimLost if another process has it now.
         Idempotent: settling a handled delivery again does nothing."""
 
+    async def dismiss(self, owner: str, guids: Sequence[str]) -> int:
+        """Mark handled what nothing follows from, all in one write that wakes nobody. How many; those that are handled
+        already, or that another process has now, are left as they are."""
+
     async def postpone(self, owner: str, guid: str, error: str, *, delay_s: float) -> None:
         """Give it back, to be claimed again after the delay."""
 
@@ -263,7 +267,8 @@ class Store(Protocol):
         runs_finished, tellings_due, tellings_failed."""
 
     async def prune(self) -> int:
-        """Forget what is old, a bounded piece at a time: handled deliveries after 7 days, finished runs after 90. How many rows."""
+        """Forget what is old, a bounded piece at a time: handled deliveries after 7 days, finished runs after 90.
+        How many rows."""
 
     def changed(self, topic: str) -> ChangeSignal:
         """Wakes whoever waits when this process wrote to `deliveries`, `runs` or `tellings`. Others' writes are

@@ -99,8 +99,7 @@ class Intake:
                 try:
                     if room > 0:
                         deliveries = await self._store.claim_deliveries(self._process, limit=room, lease_s=LEASE_S)
-                    for delivery in deliveries:
-                        await self._sort(delivery)
+                    await self._sort(deliveries)
                 except StoreError as error:
                     log.error("the database: %s", error.message)
                     await asyncio.sleep(POLL_S)
@@ -111,30 +110,35 @@ class Intake:
                 worker.cancel()
             await asyncio.gather(*self._workers.values(), return_exceptions=True)
 
-    async def _sort(self, delivery: Delivery) -> None:
-        """Settle at once what needs no answer from GitHub; put the rest into its repository's lane."""
-        try:
-            event = webhook.narrow(delivery.event, delivery.payload)
-        except InvalidDelivery as error:
-            log.warning("delivery %s: %s", delivery.guid, error.message)
-            await self._settle(delivery, Settlement(error=error.message))
-            return
-        if isinstance(event, Ignored):
-            log.debug("delivery %s: %s", delivery.guid, event.reason)
-            await self._settle(delivery, Settlement())
-            return
+    async def _sort(self, deliveries: Sequence[Delivery]) -> None:
+        """Be done at once with what nothing follows from; put the rest into its repository's lane."""
+        nothing_follows: list[str] = []
+        for delivery in deliveries:
+            try:
+                event = webhook.narrow(delivery.event, delivery.payload)
+            except InvalidDelivery as error:
+                log.warning("delivery %s: %s", delivery.guid, error.message)
+                await self._settle(delivery, Settlement(error=error.message))
+                continue
+            if isinstance(event, Ignored) or self._is_none_of_ours(delivery, event):
+                if isinstance(event, Ignored):
+                    log.debug("delivery %s: %s", delivery.guid, event.reason)
+                nothing_follows.append(delivery.guid)
+                continue
+            lane = event.repository.id
+            self._in_hand += 1
+            self._lanes.setdefault(lane, asyncio.Queue()).put_nowait((delivery, event))
+            if lane not in self._workers:
+                self._workers[lane] = asyncio.create_task(self._work(lane), name=f"intake of repository {lane}")
+        if nothing_follows:
+            await self._store.dismiss(self._process, nothing_follows)
+
+    def _is_none_of_ours(self, delivery: Delivery, event: CommentCreated | PullRequestChanged | RerunRequested) -> bool:
+        """It comes from an account that is not served, or is a comment without a command."""
         if self._policy.allowed_accounts is not None and event.repository.owner.lower() not in self._policy.allowed_accounts:
             log.info("delivery %s: %s is not among GIBIL_ALLOWED_ACCOUNTS", delivery.guid, event.repository.owner)
-            await self._settle(delivery, Settlement())
-            return
-        if isinstance(event, CommentCreated) and not commands.parse(event.body):
-            await self._settle(delivery, Settlement())
-            return
-        lane = event.repository.id
-        self._in_hand += 1
-        self._lanes.setdefault(lane, asyncio.Queue()).put_nowait((delivery, event))
-        if lane not in self._workers:
-            self._workers[lane] = asyncio.create_task(self._work(lane), name=f"intake of repository {lane}")
+            return True
+        return isinstance(event, CommentCreated) and not commands.parse(event.body)
 
     async def _work(self, lane: int) -> None:
         queue = self._lanes[lane]

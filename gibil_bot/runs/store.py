@@ -60,6 +60,9 @@ class SqliteStore:
         job = partial(deliveries.settle, owner=owner, guid=guid, settlement=settlement, now=self._clock())
         await self._writer.submit(job)
 
+    async def dismiss(self, owner: str, guids: Sequence[str]) -> int:
+        return await self._writer.submit(partial(deliveries.dismiss, owner=owner, guids=guids, now=self._clock()))
+
     async def postpone(self, owner: str, guid: str, error: str, *, delay_s: float) -> None:
         job = partial(deliveries.postpone, owner=owner, guid=guid, error=error, due_at=self._clock() + delay_s)
         await self._writer.submit(job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from gibil_bot.errors import ClaimLost
@@ -54,6 +55,15 @@ def settle(db: sqlite3.Connection, topics: set[str], owner: str, guid: str, sett
     for run_id, reason in settlement.cancel:
         runs.request_cancel(db, topics, run_id, reason)
     tellings.wish(db, topics, settlement.tellings, now)
+
+
+def dismiss(db: sqlite3.Connection, _: set[str], owner: str, guids: Sequence[str], now: float) -> int:
+    """Most deliveries end here: one statement for each."""
+    return db.executemany(
+        "update deliveries set handled_at = ?, error = null, lease_until = 0 "
+        "where guid = ? and owner = ? and handled_at is null",
+        [(now, guid, owner) for guid in guids],
+    ).rowcount
 
 
 def postpone(db: sqlite3.Connection, topics: set[str], owner: str, guid: str, error: str, due_at: float) -> None:

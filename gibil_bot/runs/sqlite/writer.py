@@ -1,7 +1,7 @@
 """The one thread that writes: whatever waits is committed together, so that one fsync serves many callers.
 
-A job is a function of the connection. Each runs in its own savepoint: one that fails takes nothing with it. Callers are
-woken after the commit, all of a batch with one call into the event loop.
+A job is a function of the connection. One that fails takes nothing with it: the batch is then rolled back and done again with
+each job in a savepoint of its own. Callers are woken after the commit, all of a batch with one call into the event loop.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from gibil_bot.runs.sqlite.database import store_error
 T = TypeVar("T")
 
 Job = Callable[[sqlite3.Connection, set[str]], T]
-"""Gets the connection, inside a transaction, and the set to which it adds the topics that it wrote to."""
+"""Gets the connection, inside a transaction, and the set to which it adds the topics that it wrote to.
+It does nothing else: when another job of its batch fails, it is rolled back and called again."""
 
 _Waiting = tuple[Job[Any], "asyncio.Future[Any]"]
 _Outcome = tuple["asyncio.Future[Any]", Any, BaseException | None]
@@ -92,17 +93,32 @@ class Writer:
             self._between(self._db)
 
     def _commit(self, batch: list[_Waiting]) -> tuple[list[_Outcome], set[str]]:
-        db, topics = self._db, set[str]()
-        outcomes: list[_Outcome] = []
         try:
-            db.execute("begin immediate")
-            for job, future in batch:
-                outcomes.append(self._run(job, future, topics))
-            db.execute("commit")
+            return self._commit_all(batch) or self._commit_each(batch)
         except sqlite3.Error as error:
+            if self._db.in_transaction:
+                self._db.execute("rollback")
+            return [(future, None, store_error(self._path, error)) for _, future in batch], set()
+
+    def _commit_all(self, batch: list[_Waiting]) -> tuple[list[_Outcome], set[str]] | None:
+        """None when a job failed, which is rare: nothing is changed then. Raises sqlite3.Error when SQLite cannot commit."""
+        db, topics = self._db, set[str]()
+        db.execute("begin immediate")
+        try:
+            outcomes: list[_Outcome] = [(future, job(db, topics), None) for job, future in batch]
+        except Exception:  # whatever it is, it is for one caller
             if db.in_transaction:
                 db.execute("rollback")
-            return [(future, None, store_error(self._path, error)) for _, future in batch], set()
+            return None
+        db.execute("commit")
+        return outcomes, topics
+
+    def _commit_each(self, batch: list[_Waiting]) -> tuple[list[_Outcome], set[str]]:
+        """The jobs that succeed; the exception of each other one is for its caller."""
+        db, topics = self._db, set[str]()
+        db.execute("begin immediate")
+        outcomes = [self._run(job, future, topics) for job, future in batch]
+        db.execute("commit")
         return outcomes, topics
 
     def _run(self, job: Job[Any], future: asyncio.Future[Any], topics: set[str]) -> _Outcome:
