@@ -228,7 +228,7 @@ class Table:
         return {self._name(key): self.value.read(value) for key, value in node.entries}
 
     def _name(self, key: Node) -> str:
-        if self.key.pattern is not None and not re.fullmatch(self.key.pattern, key.text):
+        if len(key.text) > self.key.longest or (self.key.pattern and not re.fullmatch(self.key.pattern, key.text)):
             raise key.refuse(f"{key.text[:60]!r} is not {self.key.what}")
         problem = self.key.check(key.text) if self.key.check is not None else None
         if problem:

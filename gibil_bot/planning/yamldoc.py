@@ -100,13 +100,18 @@ class Node:
 
     def refuse(self, problem: str) -> InvalidWorkflow:
         """The error to raise about this node."""
-        return InvalidWorkflow(self.path, self.line, self.column, problem)
+        return InvalidWorkflow(self.path, self.line, self.column, _short(problem))
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """` (did you mean "x"?)`, or nothing when no choice is near."""
     found = difflib.get_close_matches(word.lower()[:100], list(choices), n=1, cutoff=0.6)
     return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def _short(problem: str) -> str:
+    """Problems are shown to people, and repeat words of a file that may be as long as the file."""
+    return problem if len(problem) <= 1000 else problem[:997] + "..."
 
 
 def read_yaml(path: str, data: bytes) -> Node:
@@ -137,7 +142,7 @@ def _sentence(error: yaml.MarkedYAMLError) -> str:
     problem = str(error.problem or error.context or "cannot be read")
     if "'\\t'" in problem:
         return "not valid YAML: a tab where only spaces may indent"
-    return "not valid YAML: " + " ".join(f"{error.context or ''} {problem}".split())
+    return _short("not valid YAML: " + " ".join(f"{error.context or ''} {problem}".split()))
 
 
 class _Builder:
@@ -167,7 +172,7 @@ class _Builder:
 
     def _refuse(self, event: yaml.Event, problem: str) -> InvalidWorkflow:
         line, column = _place(event)
-        return InvalidWorkflow(self._path, line, column, problem)
+        return InvalidWorkflow(self._path, line, column, _short(problem))
 
     def _grow(self, event: yaml.Event, nodes: int) -> None:
         self._count += nodes

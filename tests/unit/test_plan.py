@@ -86,6 +86,19 @@ def test_a_file_that_is_no_yaml_stands_for_the_command_of_its_name() -> None:
     assert "cannot be used" in refusal(found, "test")
 
 
+def test_a_broken_workflow_stands_for_the_command_that_it_names() -> None:
+    own = {
+        ".gibil/workflows/a.yml": b"on: {command: deploy}\nwrong: 1",
+        ".gibil/workflows/b.yml": b"on: pull_request\nwrong: 1",
+    }
+    assert set(known({}, own).broken_words) == {"deploy", "b"}
+
+
+def test_a_problem_is_short_however_long_the_file_is() -> None:
+    found = known({}, {".gibil/workflows/a.yml": b"x: !" + b"y" * 60000, ".gibil/workflows/b.yml": b"y" * 9000 + b": 1"})
+    assert [len(str(problem)) < 1100 for problem in found.problems] == [True, True]
+
+
 def test_two_workflows_of_one_repository_may_share_a_command() -> None:
     found = known({}, {".gibil/workflows/a.yml": OWN_TEST, ".gibil/workflows/b.yml": OWN_TEST})
     assert [plan.workflow for plan in for_command(found, Command(word="test"), facts())] == ["a", "b"]
