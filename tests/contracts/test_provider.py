@@ -298,7 +298,10 @@ async def test_neither_files_nor_ports_go_through_ssh(lodging: Lodging) -> None:
 
 async def test_close_lets_machines_live_except_tethered_ones(lodging: Lodging) -> None:
     await lodging.provider.create(lodging.spec("free"))
-    await lodging.provider.create(lodging.spec("bound", tethered=True))
+    bound = await lodging.provider.create(lodging.spec("bound", tethered=True))
+    assert await lodging.provider.create(lodging.spec("bound", tethered=True)) == bound
+    assert (await lodging.run(bound, "echo here")).stdout == "here\n"
+    assert await lodging.provider.get("bound") == bound
     await lodging.provider.close()
     async with asyncio.timeout(20):
         while await lodging.provider.get("bound"):

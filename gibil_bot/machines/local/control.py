@@ -52,6 +52,7 @@ class Answer(msgspec.Struct, kw_only=True, omit_defaults=True):
     names: list[str] = msgspec.field(default_factory=list)
     capabilities: Capabilities | None = None
     done: bool = False
+    """destroy: it was there; create: it was made just now; quit: the keeper goes."""
     count: int = 0
 
 

@@ -56,7 +56,7 @@ class Counter:
             asyncio.get_running_loop().call_exception_handler({"message": "a request failed", "exception": error})
             text = f"the keeper of local machines failed ({type(error).__name__}); its log says more"
             answer = Answer(problem=problem_of(ProviderError(text)))
-        tethered = request is not None and request.verb == "create" and request.spec is not None and request.spec.tethered
+        tethered = answer.machine if answer.done and request and request.spec and request.spec.tethered else None
         try:
             writer.write(msgspec.json.encode(answer) + b"\n")
             await writer.drain()
@@ -65,14 +65,15 @@ class Counter:
         except OSError:
             pass
         finally:
-            if tethered and request is not None and request.spec is not None:
-                await self._stock.destroy(request.spec.name)
+            if tethered:
+                await self._stock.destroy(tethered.name, only=tethered)
 
     async def _do(self, request: Request) -> Answer:
         stock = self._stock
         match request:
             case Request(verb="create", spec=spec) if spec is not None:
-                return Answer(machine=await stock.create(spec))
+                machine, made = await stock.create(spec)
+                return Answer(machine=machine, done=made)
             case Request(verb="get"):
                 return Answer(machine=stock.get(request.name))
             case Request(verb="list"):

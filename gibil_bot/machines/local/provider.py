@@ -124,29 +124,38 @@ class LocalProvider:
         for _attempt in range(_ATTEMPTS):
             keeper = await self._fresh_keeper()
             try:
-                async with contextlib.AsyncExitStack() as stack:
-                    line = await stack.enter_async_context(_line(keeper))
-                    answer = await line.ask(request)
-                    if tether is not None:
-                        if old := self._tethers.pop(tether, None):
-                            stack.push_async_callback(old.close)
-                        self._tethers[tether] = line
-                        stack.pop_all()
-                    return answer
+                if tether is None:
+                    async with _line(keeper) as line:
+                        return await line.ask(request)
+                return await self._ask_tethered(keeper, request, tether)
             except Unanswered as error:
                 reason = str(error)
         raise ProviderError(f"the keeper of local machines does not answer ({reason}); see {self._home.local}/keeper.log")
+
+    async def _ask_tethered(self, keeper: Keeper, request: Request, name: str) -> Answer:
+        line = await Line.open(keeper.socket)
+        try:
+            answer = await line.ask(request)
+        except BaseException:
+            await line.close()
+            raise
+        if name in self._tethers:  # asked for again: the first line holds it
+            await line.close()
+        else:
+            self._tethers[name] = line
+        return answer
 
     async def _fresh_keeper(self) -> Keeper:
         """A running keeper that we may ask to forge."""
         keeper = await asyncio.to_thread(read_keeper, self._home)
         if keeper is not None:
             with contextlib.suppress(Unanswered):
-                async with _line(keeper) as line:
-                    if keeper.version == code_version():
+                async with _line(keeper, any_protocol=True) as line:
+                    if keeper.version == code_version() and keeper.protocol == PROTOCOL:
                         return keeper
-                    if not (await line.ask(Request(verb="quit"))).done:
-                        return keeper  # it has machines, and speaks as we do: see _line
+                    if not (await line.ask(Request(verb="quit"))).done:  # it has machines
+                        _same_protocol(keeper)
+                        return keeper
         await asyncio.to_thread(self._start_keeper)
         keeper = await asyncio.to_thread(read_keeper, self._home)
         if keeper is None:
@@ -211,15 +220,20 @@ class LocalProvider:
 
 
 @contextlib.asynccontextmanager
-async def _line(keeper: Keeper) -> AsyncIterator[Line]:
-    """Raises Unanswered, and ProviderError for a keeper that we cannot talk to."""
+async def _line(keeper: Keeper, *, any_protocol: bool = False) -> AsyncIterator[Line]:
+    """Raises Unanswered, and ProviderError for a keeper that we cannot talk to. `quit` is the same in all protocols."""
     line = await Line.open(keeper.socket)
     try:
-        if keeper.protocol != PROTOCOL:
-            raise ProviderError(
-                f"a keeper of another version (protocol {keeper.protocol}, ours is {PROTOCOL}) has machines; "
-                f"burn them with that version, or end process {keeper.pid}"
-            )
+        if not any_protocol:
+            _same_protocol(keeper)
         yield line
     finally:
         await line.close()
+
+
+def _same_protocol(keeper: Keeper) -> None:
+    if keeper.protocol != PROTOCOL:
+        raise ProviderError(
+            f"the keeper of local machines is of another version (protocol {keeper.protocol}, ours is {PROTOCOL}) and has "
+            f"machines; burn them with that version, or end process {keeper.pid}"
+        )

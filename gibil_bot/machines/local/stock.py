@@ -65,7 +65,8 @@ class Stock:
                 self._groups.remove(name)
         return gone
 
-    async def create(self, spec: MachineSpec) -> Machine:
+    async def create(self, spec: MachineSpec) -> tuple[Machine, bool]:
+        """The machine, and whether it was made just now."""
         if not _LABEL.fullmatch(spec.name):
             raise UsageError(f"{spec.name!r} is no name for a machine: small letters, digits and dashes, 63 at most")
         async with self._alone(spec.name):
@@ -73,7 +74,7 @@ class Stock:
             if existing is not None and existing.machine is not None:
                 if existing.spec.authorized_key.split()[:2] != spec.authorized_key.split()[:2]:
                     raise NameTaken(f"a machine named {spec.name} exists already and admits another key; choose another name")
-                return existing.machine
+                return existing.machine, False
             limits = limits_of(spec)
             layout = skeleton.survey(self._tier)
             try:
@@ -98,7 +99,7 @@ class Stock:
                 self._forget(spec.name)
                 raise
             self._watch_expiry(spec.name)
-            return machine
+            return machine, True
 
     def get(self, name: str) -> Machine | None:
         kept = self._machines.get(name)
@@ -117,10 +118,13 @@ class Stock:
         self._watch_expiry(name)
         return kept.machine
 
-    async def destroy(self, name: str) -> bool:
+    async def destroy(self, name: str, *, only: Machine | None = None) -> bool:
+        """Burn; `only`: if it is that very machine, and not a later one of the same name."""
         async with self._alone(name):
             kept = self._machines.get(name)
             if kept is None:
+                return False
+            if only is not None and (kept.machine is None or kept.machine.endpoint != only.endpoint):
                 return False
             try:
                 await kept.burn()

@@ -1,0 +1,323 @@
+"""Attacks from inside a local machine, by its own root: on PID 1, on the host, on its limits. Every one is carried out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from gibil_bot.machines.local.home import read_keeper
+from gibil_bot.machines.local.tier import own_tier
+from tests.doubles.machines import LocalLodging, alive, children_of, local_lodging, shared_folder, until
+
+pytestmark = pytest.mark.usefixtures("local_machines")
+
+
+@pytest.fixture
+async def lodging(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalLodging]:
+    async with local_lodging(tmp_path / "data", shared_folder(tmp_path_factory)) as lodging:
+        yield lodging
+
+
+_LIBC = "import ctypes, os; libc = ctypes.CDLL(None, use_errno=True); "
+
+
+async def python(lodging: LocalLodging, name: str, script: str) -> str:
+    """What the script prints on the machine, and its errors."""
+    machine = await lodging.provider.create(lodging.spec(name))
+    result = await lodging.run(machine, "python3 - 2>&1", input=script)
+    return str(result.stdout)
+
+
+async def test_pid_1_cannot_be_traced(lodging: LocalLodging) -> None:
+    script = _LIBC + "print('attach', libc.ptrace(16, 1, 0, 0), ctypes.get_errno())"
+    assert await python(lodging, "tracer", script) == "attach -1 1\n"
+
+
+@pytest.mark.parametrize("secret", ["environ", "mem", "fd", "root", "cwd", "maps"])
+async def test_pid_1_shows_nothing_of_where_it_came_from(lodging: LocalLodging, secret: str) -> None:
+    machine = await lodging.provider.create(lodging.spec("reader"))
+    command = f"ls /proc/1/{secret}/ && exit 0; cat /proc/1/{secret}"
+    result = await lodging.run(machine, command)
+    assert result.exit_status != 0
+    assert result.stdout == ""
+    assert "ermission denied" in str(result.stderr)
+
+
+async def test_the_environment_of_the_bot_is_nowhere_inside(lodging: LocalLodging, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIBIL_SECRET_DEPLOY", "hunter-of-secrets")
+    machine = await lodging.provider.create(lodging.spec("searcher"))
+    result = await lodging.run(machine, "env; cat /proc/*/environ 2>/dev/null | tr '\\0' '\\n'")
+    assert "hunter" not in str(result.stdout)
+    for pid in (lodging.keeper_pid(), lodging.forger_pid()):
+        assert b"hunter" not in Path(f"/proc/{pid}/environ").read_bytes()
+
+
+async def test_mounts_cannot_be_made_or_made_writable(lodging: LocalLodging) -> None:
+    machine = await lodging.provider.create(lodging.spec("mounter"))
+    attacks = [
+        "mount -o remount,bind,rw /sys",
+        "mount -t proc proc /mnt",
+        "mount -t tmpfs tmpfs /mnt",
+        "mount --bind /root /mnt",
+        "umount /usr",
+        "unshare -Ur true",
+        "unshare -r -m mount -o remount,bind,rw /sys",
+        "unshare -m true",
+        "chroot / unshare -U true",
+        "nsenter -t 1 -m true",
+        "echo 1 > /proc/sys/user/max_user_namespaces",
+        "pivot_root /mnt /mnt",
+    ]
+    async with lodging.connect(machine) as connection:
+        for attack in attacks:
+            result = await connection.run(attack)
+            assert result.exit_status not in (0, None), attack
+
+
+async def test_a_read_only_bind_stays_read_only(lodging: LocalLodging, tmp_path: Path) -> None:
+    """As when the only Python of the box lies outside /usr: its folder is shown inside, and is ours to write outside."""
+    prefix = tmp_path / "python"
+    (prefix / "bin").mkdir(parents=True)
+    treasure = prefix / "treasure"
+    treasure.write_text("whole")
+    (prefix / "bin/python3.99").symlink_to("/usr/bin/python3")
+    launcher = f"""
+import os, sys
+from gibil_bot.machines.local import skeleton
+real = skeleton.survey
+outside = skeleton.PythonOutside({str(prefix)!r}, {str(prefix / "bin/python3.99")!r})
+skeleton.survey = lambda tier: real(tier)._replace(python=outside)
+from gibil_bot.machines.local.keeper import main
+main({str(lodging.data_dir)!r})
+"""
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})\n{launcher}"
+    await asyncio.to_thread(subprocess.run, [sys.executable, "-c", code], check=True, timeout=60)
+    machine = await lodging.provider.create(lodging.spec("writer"))
+    async with lodging.connect(machine) as connection:
+        seen = await connection.run(f"cat {treasure}; readlink /usr/local/bin/python3; python3 -c 'print(6*7)'")
+        assert seen.stdout == f"whole{prefix}/bin/python3.99\n42\n", seen.stderr
+        for attack in (
+            f"echo broken > {treasure}",
+            f"mount -o remount,bind,rw {prefix} && echo broken > {treasure}",
+            f"chmod 777 {treasure}",
+            f"rm {treasure}",
+        ):
+            assert (await connection.run(attack)).exit_status not in (0, None), attack
+    assert treasure.read_text() == "whole"
+
+
+async def test_the_loopback_and_the_abstract_sockets_of_the_host_are_out_of_reach(lodging: LocalLodging) -> None:
+    with socket.socket() as tcp, socket.socket(socket.AF_UNIX) as abstract:
+        tcp.bind(("127.0.0.1", 0))
+        tcp.listen()
+        abstract.bind(f"\0gibil-test-{os.getpid()}")
+        abstract.listen()
+        script = f"""
+import socket
+targets = (socket.AF_INET, ("127.0.0.1", {tcp.getsockname()[1]})), (socket.AF_UNIX, "\\0gibil-test-{os.getpid()}")
+for family, address in targets:
+    try:
+        socket.socket(family).connect(address)
+        print("reached", address)
+    except ConnectionRefusedError:
+        print("refused")
+gate = socket.create_connection(("127.0.0.1", 3128), timeout=10)
+gate.sendall(b"GET http://127.0.0.1:{tcp.getsockname()[1]}/ HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
+print(gate.recv(12).decode())
+"""
+        assert await python(lodging, "caller", script) == "refused\nrefused\nHTTP/1.1 403\n"
+
+
+async def test_an_allowed_loopback_endpoint_is_reached_as_such_and_no_other(lodging: LocalLodging) -> None:
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(b"HTTP/1.0 200 OK\r\n\r\nhello from outside")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(greet, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server:
+        machine = await lodging.provider.create(lodging.spec("guest", egress_allow=(f"127.0.0.1:{port}",)))
+        result = await lodging.run(
+            machine,
+            f"curl -sS http://127.0.0.1:{port}/ || python3 -c 'import urllib.request as u; "
+            f'print(u.urlopen("http://127.0.0.1:{port}/").read().decode())\'',
+        )
+        assert "hello from outside" in str(result.stdout)
+
+
+async def test_the_files_of_the_host_are_not_there(lodging: LocalLodging, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("s")
+    neighbour = await lodging.provider.create(lodging.spec("neighbour"))
+    await lodging.run(neighbour, "echo private > /root/private")
+    machine = await lodging.provider.create(lodging.spec("spy"))
+    paths = [secret, lodging.data_dir, lodging.home.machine("neighbour"), "/run/gibil", "/tmp/gibil-0", Path.home() / ".ssh"]
+    async with lodging.connect(machine) as connection:
+        for path in paths:
+            assert (await connection.run(f"ls -a {path}")).exit_status != 0, path
+        found = await connection.run("ls -A /home /root /mnt /media /opt /srv /tmp /var/tmp | grep -v : | grep -v '^$'")
+        assert found.stdout == ""
+        assert (await connection.run("find / -xdev -name private -o -xdev -name machine.json 2>/dev/null")).stdout == ""
+        shadow = await connection.run("cut -d: -f2 /etc/shadow | sort -u")
+        assert shadow.stdout == "*\n"
+        processes = await connection.run("ls /proc | grep -c '^[0-9]'")
+        assert int(str(processes.stdout)) < 8
+
+
+async def test_what_is_done_to_the_system_inside_stays_inside(lodging: LocalLodging) -> None:
+    machine = await lodging.provider.create(lodging.spec("vandal"))
+    async with lodging.connect(machine) as connection:
+        await connection.run("rm -rf /usr/share/doc /etc/passwd; echo gone > /usr/bin/gibil-was-here")
+        assert (await connection.run("cat /usr/bin/gibil-was-here")).stdout == "gone\n"
+    assert Path("/etc/passwd").exists()
+    assert not Path("/usr/bin/gibil-was-here").exists()
+    other = await lodging.provider.create(lodging.spec("other"))
+    assert (await lodging.run(other, "test -e /etc/passwd && test ! -e /usr/bin/gibil-was-here")).exit_status == 0
+
+
+async def test_kernel_switches_devices_and_control_groups_are_refused(lodging: LocalLodging) -> None:
+    machine = await lodging.provider.create(lodging.spec("prodder"))
+    attacks = [
+        "echo x > /proc/sys/kernel/core_pattern",
+        "echo b > /proc/sysrq-trigger",
+        "echo 3 > /proc/sys/vm/drop_caches",
+        "mknod /root/disk b 254 0 && head -c 1 /root/disk",
+        "mknod /dev/mem c 1 1 && head -c 1 /dev/mem",
+        "mkdir /sys/fs/cgroup/x",
+        "echo max > /sys/fs/cgroup/pids/pids.max",
+        "echo max > /sys/fs/cgroup/pids.max",
+        "head -c 1 /proc/kcore",
+        "dmesg",
+        "ip link add x type dummy",
+        "ip link set lo down",
+    ]
+    async with lodging.connect(machine) as connection:
+        for attack in attacks:
+            assert (await connection.run(attack)).exit_status not in (0, None), attack
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments"),
+    [("keyctl", "250, 0, -3, 0"), ("bpf", "321, 0, 0, 0"), ("io_uring_setup", "425, 8, 0"), ("userfaultfd", "323, 0")],
+)
+async def test_kernel_surface_that_builds_never_need_is_closed(lodging: LocalLodging, call: str, arguments: str) -> None:
+    if os.uname().machine != "x86_64":
+        pytest.skip("the numbers here are x86_64's")
+    script = _LIBC + f"print(libc.syscall({arguments}), ctypes.get_errno())"
+    assert await python(lodging, "caller", script) == "-1 1\n", call
+
+
+async def test_a_fork_bomb_is_stopped_and_can_be_killed(lodging: LocalLodging) -> None:
+    machine = await lodging.provider.create(lodging.spec("bomber", pids=100))
+    quiet = await lodging.provider.create(lodging.spec("bystander"))
+    async with lodging.connect(machine) as connection, asyncio.timeout(90):
+        bomb = await connection.create_process("bomb() { bomb | bomb & sleep 60; }; bomb 2>/dev/null; sleep 60")
+        await until(lambda: len(_all_below(lodging.init_pid("bomber"))) > 50, "the bomb went off")
+        assert len(_all_below(lodging.init_pid("bomber"))) <= 101
+        assert (await lodging.run(quiet, "for i in 1 2 3; do (true); done; echo fine")).stdout == "fine\n"
+        bomb.close()
+        assert await lodging.provider.destroy("bomber") is True
+    assert (await lodging.run(quiet, "echo still")).stdout == "still\n"
+
+
+def _all_below(pid: int) -> list[int]:
+    found = children_of(pid)
+    for child in tuple(found):
+        found += _all_below(child)
+    return found
+
+
+_HOG = "python3 -c 'x = []\nwhile True: x.append(b\"x\" * 4000000)'"
+
+
+async def test_a_memory_hog_is_killed_and_nobody_else(lodging: LocalLodging) -> None:
+    machine = await lodging.provider.create(lodging.spec("hog", memory_mb=256))
+    async with lodging.connect(machine) as connection, asyncio.timeout(60):
+        bystander = await connection.create_process("echo up; exec sleep 60")
+        assert await bystander.stdout.readline() == "up\n"
+        assert (await connection.run(f"{_HOG}; echo $?")).stdout == "137\n"
+        assert bystander.exit_status is None
+        assert (await connection.run("echo alive")).stdout == "alive\n"
+    assert alive(lodging.keeper_pid())
+
+
+async def test_a_full_disk_is_an_error_and_the_machine_lives(lodging: LocalLodging) -> None:
+    machine = await lodging.provider.create(lodging.spec("filler", disk_mb=64))
+    async with lodging.connect(machine) as connection, asyncio.timeout(60):
+        result = await connection.run("dd if=/dev/zero of=/root/big bs=1M count=200")
+        assert result.exit_status not in (0, None)
+        assert "No space left" in str(result.stderr)
+        many = await connection.run('python3 -c \'for i in range(10**6): open(f"/tmp/{i}", "w").close()\'')
+        assert "No space left" in str(many.stderr)
+        assert (await connection.run("rm -rf /root/big && echo fine")).stdout == "fine\n"
+
+
+async def test_a_disk_that_is_a_folder_is_bounded_too(lodging: LocalLodging) -> None:
+    machine = await lodging.provider.create(lodging.spec("spender", memory_mb=128, disk_mb=100))
+    async with lodging.connect(machine) as connection, asyncio.timeout(60):
+        result = await connection.run("head -c 150000000 /dev/zero > /root/big; sync; echo written; exec sleep 60")
+        assert result.exit_signal is not None
+        assert result.exit_signal[0] == "KILL"
+        assert "disk of 100 MB is full" in str(result.stderr)
+
+
+async def test_a_tree_made_to_resist_removal_is_removed(lodging: LocalLodging) -> None:
+    machine = await lodging.provider.create(lodging.spec("digger"))
+    script = """
+import os
+os.chdir("/root")
+for depth in range(3000):
+    os.mkdir("d")
+    os.chdir("d")
+open("f", "w").close()
+os.chmod(".", 0)
+os.makedirs("/root/locked/in/here")
+os.chmod("/root/locked/in", 0)
+os.chmod("/root/locked", 0)
+os.symlink("/", "/root/everything")
+print("dug")
+"""
+    assert (await lodging.run(machine, "python3 -", input=script)).stdout == "dug\n"
+    assert await lodging.provider.destroy("digger") is True
+    assert not lodging.home.machine("digger").exists()
+    assert Path("/etc/passwd").exists()
+
+
+async def test_two_machines_of_root_share_no_user_id(lodging: LocalLodging) -> None:
+    if own_tier() != "root":
+        pytest.skip("only tier root gives machines user ids of their own, and only root has it")
+    for name in ("left", "right"):
+        await lodging.provider.create(lodging.spec(name))
+    uids = [
+        Path(f"/proc/{lodging.init_pid(name)}/status").read_text().split("Uid:")[1].split()[0] for name in ("left", "right")
+    ]
+    assert len({*uids, "0"}) == 3
+
+
+async def test_garbage_on_the_control_socket_harms_nothing(lodging: LocalLodging) -> None:
+    await lodging.provider.create(lodging.spec("steady"))
+    keeper = read_keeper(lodging.home)
+    assert keeper is not None
+    for garbage in (b"\n", b"{}\n", b"[1]\n", b'{"verb": "create"}\n', b'{"verb": "\xff"}\n', b"x" * 3_000_000, b""):
+        reader, writer = await asyncio.open_unix_connection(keeper.socket)
+        with contextlib.suppress(OSError):
+            writer.write(garbage)
+            writer.write_eof()
+            async with asyncio.timeout(10):
+                await reader.read()
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+    assert [machine.name for machine in await lodging.provider.list_machines()] == ["steady"]
+    assert Path(keeper.socket).stat().st_mode & 0o077 == 0
+    assert Path(keeper.socket).parent.stat().st_mode & 0o077 == 0

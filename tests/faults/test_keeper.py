@@ -1,0 +1,295 @@
+"""Whatever dies, machines burn: nothing runs on, no mount stays, and what lies around is removed by whoever comes next."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncssh
+import msgspec
+import pytest
+
+from gibil_bot.errors import ProviderError, Unavailable
+from gibil_bot.machines.local.control import Line, Request
+from gibil_bot.machines.local.home import PROTOCOL, Keeper, read_keeper, write_keeper
+from gibil_bot.machines.local.limits import Groups, find_hierarchies
+from gibil_bot.machines.local.provider import LocalProvider
+from gibil_bot.machines.local.tier import groups_prefix
+from gibil_bot.model import MachineSpec
+from tests.doubles.machines import LocalLodging, alive, end_keeper, local_lodging, processes_with, shared_folder, until
+
+pytestmark = pytest.mark.usefixtures("local_machines")
+
+
+@pytest.fixture
+async def lodging(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalLodging]:
+    async with local_lodging(tmp_path / "data", shared_folder(tmp_path_factory)) as lodging:
+        yield lodging
+
+
+async def busy_machine(lodging: LocalLodging, name: str, **more: object) -> str:
+    """A machine with a plain job, a setsid escapee and a double-forked daemon; the mark in their command lines."""
+    machine = await lodging.provider.create(lodging.spec(name, **more))
+    mark = f"{os.getpid()}.{abs(hash((str(lodging.data_dir), name))) % 10**9}"
+    command = f"sleep 1{mark} & setsid -f sleep 2{mark} </dev/null >/dev/null 2>&1; (setsid sleep 3{mark} & ) >/dev/null 2>&1"
+    await lodging.run(machine, f"{command}; exit 0")
+    await until(lambda: len(processes_with(mark)) == 3, "the jobs run")
+    return mark
+
+
+def host_mounts(lodging: LocalLodging) -> list[str]:
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line for line in lines if str(lodging.data_dir) in line or "machines/" in line]
+
+
+def folders(lodging: LocalLodging) -> list[str]:
+    return sorted(path.name for path in lodging.home.machines.iterdir())
+
+
+def groups(lodging: LocalLodging) -> list[str]:
+    return Groups(find_hierarchies(), groups_prefix(lodging.home)).leftovers()
+
+
+async def test_burning_leaves_no_process_no_folder_no_mount_no_group(lodging: LocalLodging) -> None:
+    mark = await busy_machine(lodging, "gone")
+    assert await lodging.provider.destroy("gone") is True
+    assert processes_with(mark) == []
+    assert (folders(lodging), host_mounts(lodging), groups(lodging)) == ([], [], [])
+
+
+@pytest.mark.parametrize("victim", ["keeper", "forger", "init"])
+async def test_killing_a_link_of_the_chain_kills_every_process_of_the_machine(lodging: LocalLodging, victim: str) -> None:
+    mark = await busy_machine(lodging, "chained")
+    pids = {"keeper": lodging.keeper_pid(), "forger": lodging.forger_pid(), "init": lodging.init_pid("chained")}
+    os.kill(pids[victim], signal.SIGKILL)
+    await until(lambda: processes_with(mark) == [], "every job is dead", within_s=10)
+    await until(lambda: not alive(pids["init"]), "PID 1 is dead", within_s=10)
+    assert host_mounts(lodging) == []
+    if victim == "keeper":
+        await until(lambda: not alive(pids["forger"]), "the forger is dead", within_s=10)
+        assert folders(lodging) == ["chained"]
+        assert await lodging.provider.list_machines() == []
+        assert await lodging.provider.sweep("tests") == ["chained"]
+    else:
+        await until(lambda: folders(lodging) == [], "the keeper cleared the folder", within_s=10)
+        assert await lodging.provider.get("chained") is None
+    assert (folders(lodging), groups(lodging)) == ([], [])
+    again = await lodging.provider.create(lodging.spec("chained"))
+    assert (await lodging.run(again, "echo new")).stdout == "new\n"
+
+
+async def test_a_new_keeper_clears_what_the_killed_one_left(lodging: LocalLodging) -> None:
+    mark = await busy_machine(lodging, "orphan")
+    os.kill(lodging.keeper_pid(), signal.SIGKILL)
+    fresh = await lodging.provider.create(lodging.spec("fresh"))
+    assert processes_with(mark) == []
+    assert folders(lodging) == ["fresh"]
+    assert [machine.name for machine in await lodging.provider.list_machines()] == ["fresh"]
+    assert (await lodging.run(fresh, "true")).exit_status == 0
+
+
+async def test_destroy_after_the_keeper_was_killed_removes_the_folder_without_a_new_keeper(lodging: LocalLodging) -> None:
+    await busy_machine(lodging, "left")
+    os.kill(lodging.keeper_pid(), signal.SIGKILL)
+    await lodging.provider.destroy("left")
+    assert folders(lodging) == []
+    assert await lodging.provider.destroy("left") is False
+    assert not alive(lodging.keeper_pid())
+
+
+async def test_open_connections_end_when_the_keeper_is_killed(lodging: LocalLodging) -> None:
+    machine = await lodging.provider.create(lodging.spec("linked"))
+    async with lodging.connect(machine) as connection, asyncio.timeout(20):
+        running = asyncio.ensure_future(connection.run("sleep 600"))
+        await connection.run("true")
+        os.kill(lodging.keeper_pid(), signal.SIGKILL)
+        with contextlib.suppress(asyncssh.Error, OSError):
+            assert (await running).exit_status is None
+        await connection.wait_closed()
+
+
+_OWNER = """
+import asyncio, sys
+from pathlib import Path
+import msgspec
+from gibil_bot.machines.local.provider import LocalProvider
+from gibil_bot.model import MachineSpec
+
+async def main() -> None:
+    provider = LocalProvider(Path(sys.argv[1]))
+    await provider.create(msgspec.json.decode(sys.stdin.buffer.readline(), type=MachineSpec))
+    print("forged", flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+async def forged_by_another_process(lodging: LocalLodging, spec: MachineSpec) -> asyncio.subprocess.Process:
+    owner = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        _OWNER,
+        str(lodging.data_dir),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+    )
+    assert owner.stdin is not None
+    assert owner.stdout is not None
+    owner.stdin.write(msgspec.json.encode(spec) + b"\n")
+    async with asyncio.timeout(60):
+        assert await owner.stdout.readline() == b"forged\n"
+    return owner
+
+
+async def test_a_tethered_machine_burns_when_its_process_is_killed(lodging: LocalLodging) -> None:
+    owner = await forged_by_another_process(lodging, lodging.spec("tethered", tethered=True))
+    machine = await lodging.provider.get("tethered")
+    assert machine is not None
+    mark = await busy_machine(lodging, "tethered")
+    assert await lodging.provider.get("tethered") == machine
+    owner.kill()
+    await owner.wait()
+    await until(lambda: processes_with(mark) == [] and folders(lodging) == [], "it burned")
+    assert await lodging.provider.get("tethered") is None
+
+
+async def test_an_untethered_machine_survives_the_killing_of_its_process(lodging: LocalLodging) -> None:
+    owner = await forged_by_another_process(lodging, lodging.spec("survivor"))
+    machine = await lodging.provider.get("survivor")
+    assert machine is not None
+    await lodging.run(machine, "echo state > /root/state")
+    owner.kill()
+    await owner.wait()
+    assert await LocalProvider(lodging.data_dir).get("survivor") == machine
+    assert (await lodging.run(machine, "cat /root/state")).stdout == "state\n"
+
+
+async def test_the_time_to_live_ends_a_machine_with_nobody_connected(lodging: LocalLodging) -> None:
+    mark = await busy_machine(lodging, "mayfly", ttl_s=2)
+    await lodging.provider.close()
+    await until(lambda: processes_with(mark) == [] and folders(lodging) == [], "it burned", within_s=15)
+
+
+async def test_thirty_machines_at_once_all_work_and_none_is_left(lodging: LocalLodging) -> None:
+    names = [f"herd-{number}" for number in range(30)]
+    machines = await asyncio.gather(*(lodging.provider.create(lodging.spec(name)) for name in names))
+    results = await asyncio.gather(*(lodging.run(machine, "hostname") for machine in machines))
+    assert [result.stdout for result in results] == [f"{name}\n" for name in names]
+    inits = [lodging.init_pid(name) for name in names]
+    assert all(await asyncio.gather(*(lodging.provider.destroy(name) for name in names)))
+    assert [pid for pid in inits if alive(pid)] == []
+    assert (await lodging.provider.list_machines(), folders(lodging), host_mounts(lodging), groups(lodging)) == ([], [], [], [])
+
+
+async def test_a_keeper_without_machines_ends_by_itself_and_a_new_one_comes_when_needed(lodging: LocalLodging) -> None:
+    impatient = LocalProvider(lodging.data_dir, keeper_idle_s=0.3)
+    await impatient.create(lodging.spec("first"))
+    pid = lodging.keeper_pid()
+    assert alive(pid)
+    await impatient.destroy("first")
+    await until(lambda: not alive(pid), "the keeper ended")
+    assert await impatient.list_machines() == []
+    assert not alive(lodging.keeper_pid())
+    await impatient.create(lodging.spec("second"))
+    assert lodging.keeper_pid() != pid
+
+
+async def test_without_a_keeper_nothing_exists_and_none_is_started(tmp_path: Path) -> None:
+    provider = LocalProvider(tmp_path / "never")
+    assert await provider.list_machines() == []
+    assert await provider.get("x") is None
+    assert await provider.destroy("x") is False
+    assert await provider.sweep("tests") == []
+    await provider.close()
+    assert not (tmp_path / "never" / "local" / "keeper.json").exists()
+
+
+async def test_providers_that_start_a_keeper_together_end_up_with_one(lodging: LocalLodging) -> None:
+    providers = [LocalProvider(lodging.data_dir, keeper_idle_s=60) for _ in range(5)]
+    machines = await asyncio.gather(*(one.create(lodging.spec(f"m{number}")) for number, one in enumerate(providers)))
+    assert len(await lodging.provider.list_machines()) == len(machines) == 5
+    keepers = [pid for pid in processes_with(str(lodging.data_dir)) if pid != os.getpid()]
+    assert keepers == [lodging.keeper_pid()]
+
+
+async def test_a_keeper_of_another_version_is_replaced_when_it_has_no_machines(lodging: LocalLodging) -> None:
+    await lodging.provider.probe()
+    old = read_keeper(lodging.home)
+    assert old is not None
+    write_keeper(lodging.home, msgspec.structs.replace(old, version="older"))
+    await lodging.provider.create(lodging.spec("new"))
+    assert lodging.keeper_pid() != old.pid
+    await until(lambda: not alive(old.pid), "the old one went")
+
+
+async def test_a_keeper_of_another_version_with_machines_is_used_if_it_speaks_the_same(lodging: LocalLodging) -> None:
+    machine = await lodging.provider.create(lodging.spec("old"))
+    old = read_keeper(lodging.home)
+    assert old is not None
+    write_keeper(lodging.home, msgspec.structs.replace(old, version="older"))
+    await lodging.provider.create(lodging.spec("new"))
+    assert lodging.keeper_pid() == old.pid
+    write_keeper(lodging.home, msgspec.structs.replace(old, protocol=PROTOCOL + 1))
+    with pytest.raises(ProviderError, match=f"protocol {PROTOCOL + 1}.*{old.pid}"):
+        await lodging.provider.create(lodging.spec("newer"))
+    write_keeper(lodging.home, old)
+    assert await lodging.provider.get("old") == machine
+
+
+async def test_a_keeper_of_another_protocol_without_machines_is_replaced(lodging: LocalLodging) -> None:
+    await lodging.provider.probe()
+    old = read_keeper(lodging.home)
+    assert old is not None
+    write_keeper(lodging.home, msgspec.structs.replace(old, version="older", protocol=PROTOCOL + 1))
+    await lodging.provider.create(lodging.spec("new"))
+    assert lodging.keeper_pid() != old.pid
+
+
+async def test_the_keeper_holds_nothing_of_whoever_started_it(lodging: LocalLodging) -> None:
+    """A pipe that it kept open would make `gibil create | cat` hang."""
+    owner = await forged_by_another_process(lodging, lodging.spec("detached"))
+    owner.kill()
+    assert owner.stdout is not None
+    async with asyncio.timeout(10):
+        assert await owner.stdout.read() == b""
+    await owner.wait()
+    assert os.getsid(lodging.keeper_pid()) == lodging.keeper_pid()
+    log = lodging.home.local / "keeper.log"
+    assert log.stat().st_mode & 0o077 == 0
+    assert log.read_text() == ""
+
+
+async def test_a_folder_of_somebody_else_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can make a folder of somebody else's")
+    (tmp_path / "local").mkdir()
+    os.chown(tmp_path / "local", 12345, 12345)
+    with pytest.raises(Unavailable, match="12345") as caught:
+        await LocalProvider(tmp_path).probe()
+    assert "GIBIL_DATA_DIR" in caught.value.remedies[0]
+
+
+async def test_a_file_where_the_folder_should_be_is_said(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("")
+    with pytest.raises(Unavailable, match="data"):
+        await LocalProvider(tmp_path / "data").probe()
+
+
+async def test_a_stopped_keeper_gives_its_last_answers(lodging: LocalLodging) -> None:
+    mark = await busy_machine(lodging, "last")
+    keeper = read_keeper(lodging.home)
+    assert isinstance(keeper, Keeper)
+    line = await Line.open(keeper.socket)
+    assert (await line.ask(Request(verb="ping"))).count == 1
+    await line.close()
+    await end_keeper(lodging.home)
+    assert processes_with(mark) == []
+    assert folders(lodging) == []
