@@ -74,6 +74,13 @@ class MachineLost(GibilError):
     exit_status = 4
 
 
+class JobNotStarted(GibilError):
+    """The machine answered, and could not start a job: its disk is full, most often. A new machine would fill up, too."""
+
+    code = "JOB_NOT_STARTED"
+    exit_status = 4
+
+
 class SSHError(GibilError):
     """The machine does not let us in, or is not the machine that we made."""
 

@@ -88,7 +88,10 @@ class Shell(Protocol):
         """
 
     async def start(self, job: Job) -> None:
-        """Start a detached job. Idempotent on `job.id`: a job that was started is not started again."""
+        """Start a detached job. Idempotent on `job.id`: a job that was started is not started again.
+
+        Raises JobNotStarted when the machine answers that it cannot (a full disk).
+        """
 
     def attach(self, job_id: str, *, stdout_from: int = 0, stderr_from: int = 0) -> AsyncIterator[Chunk | Exit]:
         """Follow a job's output from those offsets; exactly one Exit comes last. May be called again at any time.

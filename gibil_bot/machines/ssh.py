@@ -19,7 +19,7 @@ from typing import Any
 
 import asyncssh
 
-from gibil_bot.errors import MachineLost, SSHError, UsageError
+from gibil_bot.errors import JobNotStarted, MachineLost, SSHError, UsageError
 from gibil_bot.machines import remote_scripts
 from gibil_bot.machines.channel import Channel, OnData
 from gibil_bot.machines.follow import Follow
@@ -128,8 +128,10 @@ class SSHShell:
             self._keep(job.id, follow)
             return
         follow.close()
+        if follow.started is None and follow.failed:
+            raise JobNotStarted(f"The machine could not start job {job.id}: {follow.failed}")
         if follow.started is None:
-            raise MachineLost(f"{self._where} could not start job {job.id}: {follow.failed or 'the connection ended'}")
+            raise MachineLost(f"{self._where} could not start job {job.id}: the connection ended")
 
     async def attach(self, job_id: str, *, stdout_from: int = 0, stderr_from: int = 0) -> AsyncIterator[Chunk | Exit]:
         """See ports.Shell."""

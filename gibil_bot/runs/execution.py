@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from gibil_bot.errors import MachineLost
+from gibil_bot.errors import JobNotStarted, MachineLost
 from gibil_bot.model import Claim, Conclusion, Exit, Job, Plan, TaskPlan, TaskResult, TaskStatus
 from gibil_bot.planning import expressions, script
 from gibil_bot.ports import Shell, Store
@@ -176,6 +176,9 @@ class Execution:
         log = TaskLog(self._log_folder / f"{index}.log", self._redactor(), self._output(index))
         await log.open()
         self._log = log
+        not_started = ""
+        exit_status: int | None = None
+        stopped: TaskStatus | None = None
         try:
             await self._shell.start(
                 Job(
@@ -191,6 +194,9 @@ class Execution:
             spent = (now() - result.started_at).total_seconds()
             exit_status, stopped = await self._follow(job_id, log, max(0.0, limit - spent), watch_cancel=not cancelled_already)
             await log.close()
+        except JobNotStarted as error:
+            not_started = error.message
+            await log.close()
         except BaseException:
             with contextlib.suppress(OSError):
                 await asyncio.shield(log.detach())
@@ -203,7 +209,7 @@ class Execution:
             finished_at=now(),
             exit_status=exit_status,
             tail=log.tail(STORED_TAIL_BYTES),
-            detail=self._detail(exit_status, stopped, task, log.problem),
+            detail=not_started or self._detail(exit_status, stopped, task, log.problem),
         )
         summary = await self._read_summary(index)
         result = replace(result, summary=summary)
@@ -218,7 +224,7 @@ class Execution:
         before = sum(r.duration_s or 0.0 for r in self.results.values())
         return min(task.timeout_s, max(0.0, self._plan.timeout_s - before)) if self._plan.timeout_s else task.timeout_s
 
-    def _detail(self, exit_status: int, stopped: TaskStatus | None, task: TaskPlan, log_problem: str | None) -> str:
+    def _detail(self, exit_status: int | None, stopped: TaskStatus | None, task: TaskPlan, log_problem: str | None) -> str:
         if stopped is TaskStatus.TIMED_OUT:
             return f"stopped after {self._limit_s(task) / 60:g} minutes (timeout-minutes)"
         if stopped is TaskStatus.CANCELLED:
