@@ -12,9 +12,11 @@ import pwd
 import shutil
 import signal
 import socket
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import asyncssh
 
@@ -30,17 +32,28 @@ class Server:
     home: Path
 
 
-def new_key() -> tuple[str, str]:
+Pair = tuple[str, str]
+
+
+def new_key() -> Pair:
     """A fresh ed25519 pair: (private key in OpenSSH's PEM form, public key as one line)."""
     key = asyncssh.generate_private_key("ssh-ed25519")
     return key.export_private_key().decode(), key.export_public_key().decode().strip()
 
 
 class _OneKey(asyncssh.SSHServer):
-    def __init__(self, public_key: str) -> None:
+    def __init__(
+        self, public_key: str, on_login: Callable[[str], None], connections: set[asyncssh.SSHServerConnection]
+    ) -> None:
         self._key = asyncssh.import_public_key(public_key)
+        self._on_login = on_login
+        self._connections = connections
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        self._connections.add(conn)
 
     def begin_auth(self, username: str) -> bool:
+        self._on_login(username)
         return True
 
     def public_key_auth_supported(self) -> bool:
@@ -51,53 +64,52 @@ class _OneKey(asyncssh.SSHServer):
 
 
 @contextlib.asynccontextmanager
-async def inside(home: Path) -> AsyncIterator[Server]:
-    """asyncssh as the server, on a Unix socket. As the keeper does, it kills a command's session when its channel closes."""
+async def inside(home: Path, *, on_login: Callable[[str], None] = lambda user: None) -> AsyncIterator[Server]:
+    """asyncssh as the server, on a Unix socket. As the keeper does, it kills a command's session when its channel closes.
+
+    `on_login(user)` is called when somebody begins to log in.
+    """
     client_key, client_public = new_key()
     host_key, host_public = new_key()
-    sessions: set[int] = set()
+    sessions: dict[int, asyncio.Task[None] | None] = {}
+    connections: set[asyncssh.SSHServerConnection] = set()
 
     async def command(process: asyncssh.SSHServerProcess[bytes]) -> None:
         environ = {"HOME": str(home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
-        child = await asyncio.create_subprocess_exec(
-            "bash",
-            "-c",
-            process.command or "",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+        # Not asyncio's subprocess: its wait() also waits for the pipes, which a background process may hold open.
+        child = subprocess.Popen(
+            ["bash", "-c", process.command or ""],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env=environ,
             cwd=home,
             start_new_session=True,
         )
-        assert child.stdin is not None
-        assert child.stdout is not None
-        assert child.stderr is not None
-        sessions.add(child.pid)
-        feeding = asyncio.create_task(_feed(process.stdin, child.stdin))
-        outputs = [
-            asyncio.create_task(_drain(child.stdout, process.stdout)),
-            asyncio.create_task(_drain(child.stderr, process.stderr)),
-        ]
-        exited = asyncio.create_task(child.wait())
-        closed = asyncio.create_task(process.channel.wait_closed())
-        try:
-            await asyncio.wait({exited, closed}, return_when=asyncio.FIRST_COMPLETED)
-            if exited.done():
-                await asyncio.wait(outputs, timeout=5)
-                status = exited.result()
-                if status < 0:
-                    process.exit_with_signal(signal.Signals(-status).name[3:])
-                else:
-                    process.exit(status)
-        finally:
-            _kill_session(child.pid)
-            await exited
-            for task in (feeding, closed, *outputs):
-                task.cancel()
-            await asyncio.gather(feeding, closed, *outputs, return_exceptions=True)
-            child.stdin.close()
-            sessions.discard(child.pid)
+        sessions[child.pid] = asyncio.current_task()
+        async with asyncio.TaskGroup() as tasks:
+            feeding = tasks.create_task(_feed(process.stdin, child.stdin))
+            outputs = [
+                tasks.create_task(_drain(child.stdout, process.stdout)),
+                tasks.create_task(_drain(child.stderr, process.stderr)),
+            ]
+            exited = tasks.create_task(_exit(child))
+            closed = tasks.create_task(process.channel.wait_closed())
+            try:
+                await asyncio.wait({exited, closed}, return_when=asyncio.FIRST_COMPLETED)
+                if exited.done():
+                    await asyncio.wait(outputs, timeout=0.5)
+                    status = exited.result()
+                    if status < 0:
+                        process.exit_with_signal(signal.Signals(-status).name[3:])
+                    else:
+                        process.exit(status)
+            finally:
+                _kill_session(child.pid)
+                await exited
+                for task in (feeding, closed, *outputs):
+                    task.cancel()
+                del sessions[child.pid]
 
     path = home.parent / "sshd.sock"
     listener = socket.socket(socket.AF_UNIX)
@@ -105,7 +117,7 @@ async def inside(home: Path) -> AsyncIterator[Server]:
     listener.listen(64)
     acceptor = await asyncssh.listen(
         sock=listener,
-        server_factory=lambda: _OneKey(client_public),
+        server_factory=lambda: _OneKey(client_public, on_login, connections),
         server_host_keys=[asyncssh.import_private_key(host_key)],
         process_factory=command,
         encoding=None,
@@ -117,23 +129,55 @@ async def inside(home: Path) -> AsyncIterator[Server]:
     finally:
         acceptor.close()
         await acceptor.wait_closed()
-        for pid in list(sessions):
+        for pid in sessions:
             _kill_session(pid)
+        handlers = [task for task in sessions.values() if task is not None]
+        if handlers:
+            await asyncio.wait(handlers, timeout=5)
+        for connection in connections:
+            connection.abort()
+            await connection.wait_closed()
 
 
-async def _feed(source: asyncssh.SSHReader[bytes], sink: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError, asyncssh.Error):
-        while data := await source.read(262144):
-            sink.write(data)
-            await sink.drain()
-    sink.close()
+async def _exit(child: subprocess.Popen[bytes]) -> int:
+    """Reaps; -N for signal N."""
+    loop = asyncio.get_running_loop()
+    gone = loop.create_future()
+    descriptor = os.pidfd_open(child.pid)
+    loop.add_reader(descriptor, lambda: gone.done() or gone.set_result(None))
+    try:
+        await asyncio.shield(gone)
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+    return child.wait()
 
 
-async def _drain(source: asyncio.StreamReader, sink: asyncssh.SSHWriter[bytes]) -> None:
-    with contextlib.suppress(OSError, asyncssh.Error):
-        while data := await source.read(262144):
-            sink.write(data)
-            await sink.drain()
+async def _feed(source: asyncssh.SSHReader[bytes], pipe: IO[bytes] | None) -> None:
+    assert pipe is not None
+    loop = asyncio.get_running_loop()
+    transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, pipe)
+    sink = asyncio.StreamWriter(transport, protocol, None, loop)
+    try:
+        with contextlib.suppress(OSError, asyncssh.Error):
+            while data := await source.read(262144):
+                sink.write(data)
+                await sink.drain()
+    finally:
+        sink.close()
+
+
+async def _drain(pipe: IO[bytes] | None, sink: asyncssh.SSHWriter[bytes]) -> None:
+    assert pipe is not None
+    source = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(source), pipe)
+    try:
+        with contextlib.suppress(OSError, asyncssh.Error):
+            while data := await source.read(262144):
+                sink.write(data)
+                await sink.drain()
+    finally:
+        transport.close()
 
 
 def _kill_session(pid: int) -> None:
@@ -158,18 +202,17 @@ def why_no_openssh() -> str | None:
 
 
 @contextlib.asynccontextmanager
-async def openssh(home: Path, *, max_sessions: int = 200) -> AsyncIterator[Server]:
-    """A real sshd in the foreground on a loopback port, as the user who runs the tests."""
-    client_key, client_public = new_key()
-    host_key, host_public = new_key()
+async def openssh(
+    home: Path, *, max_sessions: int = 200, port: int | None = None, keys: tuple[Pair, Pair] | None = None
+) -> AsyncIterator[Server]:
+    """A real sshd in the foreground on a loopback port, as the user who runs the tests. `keys`: the client's, the host's."""
+    (client_key, client_public), (host_key, host_public) = keys or (new_key(), new_key())
+    port = port or free_port()
     folder = home.parent / "sshd"
     folder.mkdir(mode=0o700)
     (folder / "host_key").write_text(host_key)
     (folder / "host_key").chmod(0o600)
     (folder / "authorized_keys").write_text(client_public + "\n")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     (folder / "config").write_text(
         f"""Port {port}
 ListenAddress 127.0.0.1
@@ -189,14 +232,23 @@ SetEnv HOME={home}
     sshd = await asyncio.create_subprocess_exec(
         shutil.which("sshd") or "/usr/sbin/sshd", "-D", "-e", "-f", str(folder / "config"), stderr=asyncio.subprocess.DEVNULL
     )
-    user = pwd.getpwuid(os.geteuid()).pw_name
     try:
         await _answers(port)
-        yield Server(Endpoint(host_key=host_public, username=user, host="127.0.0.1", port=port), client_key, home)
+        yield Server(Endpoint(host_key=host_public, username=user_name(), host="127.0.0.1", port=port), client_key, home)
     finally:
         with contextlib.suppress(ProcessLookupError):
             sshd.terminate()
         await sshd.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def user_name() -> str:
+    return pwd.getpwuid(os.geteuid()).pw_name
 
 
 async def _answers(port: int) -> None:

@@ -1,0 +1,98 @@
+"""The machines that the Shell's contract is checked against: three ways to have one, one way to look into it."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from gibil_bot.errors import Unavailable
+from gibil_bot.machines.keyring import Keyring
+from gibil_bot.machines.lifecycle import Forge
+from gibil_bot.machines.ssh import SSHShell, connect
+from gibil_bot.model import Chunk, Endpoint, Exit, Job
+from gibil_bot.ports import Shell
+from tests.doubles import sshd
+
+KINDS = ("inside", "openssh", "local")
+
+
+@dataclass(frozen=True)
+class Far:
+    """A machine, the key to it, and the home folder there."""
+
+    endpoint: Endpoint
+    client_key: str
+    home: str
+    folder: Path
+    """A short path of the test's own on this box."""
+
+    async def connect(self, endpoint: Endpoint | None = None) -> SSHShell:
+        return await connect(endpoint or self.endpoint, self.client_key)
+
+    def job(self, job_id: str, script: str, **more: object) -> Job:
+        return Job(id=job_id, script=script, working_directory=self.home, **more)  # type: ignore[arg-type]
+
+
+@contextlib.asynccontextmanager
+async def far_machine(kind: str) -> AsyncIterator[Far]:
+    """Short paths, because a Unix socket's path may have 107 bytes and pytest's folders use them up."""
+    folder = Path(tempfile.mkdtemp(prefix="gibil-", dir="/tmp"))
+    try:
+        if kind == "local":
+            async with _local(folder) as far:
+                yield far
+            return
+        if kind == "openssh" and (reason := sshd.why_no_openssh()):
+            pytest.skip(reason)
+        home = folder / "home"
+        home.mkdir()
+        async with sshd.openssh(home) if kind == "openssh" else sshd.inside(home) as server:
+            yield Far(server.endpoint, server.client_key, str(home), folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.asynccontextmanager
+async def _local(folder: Path) -> AsyncIterator[Far]:
+    from gibil_bot.machines.local.provider import LocalProvider
+
+    keyring = Keyring(folder / "data")
+    forge = Forge(provider=LocalProvider(folder / "data"), keyring=keyring, connect_shell=connect)
+    try:
+        try:
+            machine, shell = await forge.create(name="far", owner="tests", ttl_s=600, tethered=True)
+        except Unavailable as error:
+            pytest.skip(f"no local machines here: {error}")
+        await shell.close()
+        yield Far(machine.endpoint, keyring.client_key("far"), "/root", folder)
+        await forge.destroy("far")
+    finally:
+        await forge.close()
+
+
+async def followed(shell: Shell, job_id: str) -> tuple[bytes, bytes, int]:
+    """A job to its end: all of stdout, all of stderr, the exit status. Checks that offsets add up and that Exit comes last."""
+    output = {"stdout": b"", "stderr": b""}
+    status: int | None = None
+    async for item in shell.attach(job_id):
+        assert status is None
+        if isinstance(item, Exit):
+            status = item.status
+        else:
+            assert isinstance(item, Chunk)
+            output[item.stream] += item.data
+            assert item.offset == len(output[item.stream])
+    assert status is not None
+    return output["stdout"], output["stderr"], status
+
+
+async def alive(shell: Shell, marker: str) -> int:
+    """How many processes on the machine have the marker among their arguments. (The search hears of it on stdin.)"""
+    result = await shell.run("grep -lzs -F -f - /proc/[0-9]*/cmdline | wc -l", stdin=marker.encode() + b"\n")
+    return int(result.stdout)

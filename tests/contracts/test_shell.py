@@ -1,0 +1,276 @@
+"""What every Shell promises (ports.Shell): commands, files, connections. Jobs are in test_shell_jobs.py."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from gibil_bot.errors import MachineLost, SSHError, UsageError
+from gibil_bot.machines.ssh import SSHShell, connect
+from gibil_bot.model import Endpoint
+from tests.contracts.shells import KINDS, Far, alive, far_machine
+from tests.doubles import sshd
+from tests.doubles.cable import cable
+
+
+@pytest.fixture(params=KINDS)
+async def far(request: pytest.FixtureRequest) -> AsyncIterator[Far]:
+    async with far_machine(request.param) as machine:
+        yield machine
+
+
+@pytest.fixture
+async def shell(far: Far) -> AsyncIterator[SSHShell]:
+    connection = await far.connect()
+    yield connection
+    await connection.close()
+
+
+@pytest.mark.parametrize(
+    ("script", "status"), [("true", 0), ("false", 1), ("exit 77", 77), ("kill -9 $$", 137), ("kill $$", 143)]
+)
+async def test_a_command_ends_with_its_own_status(shell: SSHShell, script: str, status: int) -> None:
+    assert (await shell.run(script)).exit_status == status
+
+
+async def test_a_commands_output_is_exact_and_its_streams_are_apart(shell: SSHShell) -> None:
+    every_byte = "".join(f"\\{number:03o}" for number in range(256))
+    heard: dict[str, bytes] = {"stdout": b"", "stderr": b""}
+
+    def listen(stream: str, data: bytes) -> None:
+        heard[stream] += data
+
+    result = await shell.run(f"printf '{every_byte}'; printf 'caf\\303\\251\\n' >&2", on_output=listen)
+    assert (result.stdout, result.stderr) == (bytes(range(256)), "café\n".encode())
+    assert heard == {"stdout": result.stdout, "stderr": result.stderr}
+
+
+async def test_a_command_reads_its_input_and_its_environment(shell: SSHShell) -> None:
+    odd = "quote ' \" $HOME `id` \\ \n second line\tüñ\x01\x81end "
+    stdin = secrets.token_bytes(300_000)
+    result = await shell.run('printf %s "$ODD" >&2; cat', env={"ODD": odd, "e": "1"}, stdin=stdin)
+    assert result.stderr.decode() == odd
+    assert result.stdout == stdin
+
+
+async def test_a_commands_environment_is_in_no_argv(shell: SSHShell) -> None:
+    token = secrets.token_hex(16)
+    command = asyncio.create_task(shell.run("sh -c 'echo \"${#TOKEN}\"; sleep 0.5'", env={"TOKEN": token}))
+    await asyncio.sleep(0.2)
+    assert await alive(shell, token) == 0
+    assert (await command).stdout == b"32\n"
+
+
+async def test_an_environment_that_no_shell_can_hold_is_refused(shell: SSHShell) -> None:
+    for env in ({"A B": "x"}, {"A;id": "x"}, {"A": "\0"}):
+        with pytest.raises(UsageError):
+            await shell.run("true", env=env)
+
+
+async def test_a_listener_that_fails_does_not_hurt_the_connection(shell: SSHShell) -> None:
+    def broken(stream: str, data: bytes) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await shell.run("echo x", on_output=broken)
+    assert (await shell.run("echo y")).stdout == b"y\n"
+
+
+@pytest.mark.parametrize(
+    "escape", ["sleep {}", "setsid sleep {} & sleep {}", "(setsid sleep {} &) ; sleep {}", "exec sleep {}"]
+)
+async def test_a_timeout_kills_the_whole_tree(shell: SSHShell, escape: str) -> None:
+    marker = f"30000.{secrets.randbelow(10**9)}"
+    with pytest.raises(TimeoutError):
+        await shell.run(escape.format(marker, marker), timeout_s=0.3)
+    assert await alive(shell, marker) == 0
+    assert (await shell.run("echo on")).stdout == b"on\n"
+
+
+async def test_a_cancelled_command_is_killed_however_early(shell: SSHShell) -> None:
+    marker = f"30000.{secrets.randbelow(10**9)}"
+    for delay in (0.0, 0.001, 0.002, 0.003, 0.005, 0.02):
+        command = asyncio.create_task(shell.run(f"setsid sleep {marker} & sleep {marker}"))
+        await asyncio.sleep(delay)
+        command.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await command
+        assert await alive(shell, marker) == 0, f"cancelled after {delay} s"
+
+
+async def test_a_background_process_does_not_hold_up_its_command(shell: SSHShell) -> None:
+    began = time.monotonic()
+    result = await shell.run("sleep 60 & echo done")
+    assert (result.stdout, result.exit_status) == (b"done\n", 0)
+    assert time.monotonic() - began < 10
+
+
+async def test_a_hundred_commands_share_one_connection(shell: SSHShell) -> None:
+    results = await asyncio.gather(*(shell.run(f"echo {number}; exit {number % 7}") for number in range(100)))
+    assert [(int(result.stdout), result.exit_status) for result in results] == [(n, n % 7) for n in range(100)]
+
+
+async def test_twenty_megabytes_arrive_exactly(shell: SSHShell) -> None:
+    script = "i=0; while [ $i -lt 20 ]; do i=$((i+1)); head -c 1000000 /dev/zero | tr '\\0' \"$((i % 10))\"; done"
+    result = await shell.run(script)
+    wanted = b"".join(b"%d" % (number % 10) * 1_000_000 for number in range(1, 21))
+    assert hashlib.sha256(result.stdout).digest() == hashlib.sha256(wanted).digest()
+
+
+async def test_a_lost_connection_is_not_a_result(far: Far) -> None:
+    async with cable(far.endpoint, far.folder) as line:
+        shell = await far.connect(line.endpoint)
+        command = asyncio.create_task(shell.run("echo ready; sleep 30", on_output=lambda stream, data: line.cut()))
+        with pytest.raises(MachineLost):
+            await command
+        with pytest.raises(MachineLost):
+            await shell.run("true")
+        with pytest.raises(MachineLost):
+            await shell.start(far.job("late", "true"))
+        await shell.close()
+
+
+async def test_a_file_arrives_whole_with_its_mode(far: Far, shell: SSHShell) -> None:
+    content = os.urandom(3_000_001)
+
+    async def blocks() -> AsyncIterator[bytes]:
+        for start in range(0, len(content), 70_000):
+            yield content[start : start + 70_000]
+
+    for number, source in enumerate((content, b"", blocks())):
+        path = f"{far.home}/it's a file {number}"
+        await shell.put(path, source, mode=0o750)
+        result = await shell.run('stat -c %a "$P"; cat "$P"', env={"P": path})
+        assert result.stdout == b"750\n" + (b"" if source == b"" else content)
+
+
+async def test_a_file_that_does_not_arrive_whole_changes_nothing(far: Far, shell: SSHShell) -> None:
+    path = f"{far.home}/f"
+    await shell.put(path, b"before")
+
+    async def breaks_off() -> AsyncIterator[bytes]:
+        yield b"x" * 100_000
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await shell.put(path, breaks_off())
+    for bad in (f"{far.home}/no/such/folder", far.home):
+        with pytest.raises(SSHError, match="cannot write"):
+            await shell.put(bad, b"content")
+    result = await shell.run(f"cd {far.home}; cat f; ls -A | grep gibil- || true")
+    assert result.stdout == b"before"
+
+
+async def test_a_file_whose_connection_is_cut_changes_nothing(far: Far, shell: SSHShell) -> None:
+    async with cable(far.endpoint, far.folder) as line:
+        doomed = await far.connect(line.endpoint)
+
+        async def cut_in_the_middle() -> AsyncIterator[bytes]:
+            yield b"x" * 100_000
+            await asyncio.sleep(0.1)
+            line.cut()
+            yield b"y" * 100_000
+
+        with pytest.raises(MachineLost):
+            await doomed.put(f"{far.home}/f", cut_in_the_middle())
+        await doomed.close()
+    assert (await shell.run(f"ls {far.home}/f")).exit_status != 0
+
+
+async def test_the_wrong_host_is_refused(far: Far) -> None:
+    _, other_key = sshd.new_key()
+    endpoint = Endpoint(
+        host_key=other_key,
+        username=far.endpoint.username,
+        host=far.endpoint.host,
+        port=far.endpoint.port,
+        unix_path=far.endpoint.unix_path,
+    )
+    began = time.monotonic()
+    with pytest.raises(SSHError, match="another host"):
+        await connect(endpoint, far.client_key)
+    assert time.monotonic() - began < 5  # at once: waiting does not make it the right one
+
+
+async def test_the_wrong_key_is_refused(far: Far) -> None:
+    other_key, _ = sshd.new_key()
+    with pytest.raises(SSHError, match="does not accept our key"):
+        await connect(far.endpoint, other_key)
+
+
+async def test_no_login_is_tried_on_the_wrong_host() -> None:
+    folder = Path(tempfile.mkdtemp(prefix="gibil-", dir="/tmp"))
+    (folder / "home").mkdir()
+    logins: list[str] = []
+    async with sshd.inside(folder / "home", on_login=logins.append) as server:
+        wrong = Endpoint(host_key=sshd.new_key()[1], unix_path=server.endpoint.unix_path)
+        with pytest.raises(SSHError):
+            await connect(wrong, server.client_key)
+        assert logins == []
+        await (await connect(server.endpoint, server.client_key)).close()
+        assert logins == ["root"]
+
+
+async def test_a_machine_that_is_still_booting_is_waited_for() -> None:
+    if reason := sshd.why_no_openssh():
+        pytest.skip(reason)
+    port = sshd.free_port()
+    folder = Path(tempfile.mkdtemp(prefix="gibil-", dir="/tmp"))
+    (folder / "home").mkdir()
+    keys = sshd.new_key(), sshd.new_key()
+    endpoint = Endpoint(host_key=keys[1][1], username=sshd.user_name(), host="127.0.0.1", port=port)
+    connecting = asyncio.create_task(connect(endpoint, keys[0][0], timeout_s=20))
+    await asyncio.sleep(0.3)
+    assert not connecting.done()
+    async with sshd.openssh(folder / "home", port=port, keys=keys):
+        shell = await connecting
+        assert (await shell.run("echo up")).stdout == b"up\n"
+        await shell.close()
+
+
+async def test_a_machine_that_never_answers_is_given_up() -> None:
+    _, host_key = sshd.new_key()
+    key, _ = sshd.new_key()
+    with pytest.raises(MachineLost, match="does not answer"):
+        await connect(Endpoint(host_key=host_key, host="127.0.0.1", port=sshd.free_port()), key, timeout_s=0.5)
+
+    hung_up = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            await reader.read()
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        hung_up.set()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    began = time.monotonic()
+    with pytest.raises(MachineLost, match="does not answer"):
+        await connect(Endpoint(host_key=host_key, host="127.0.0.1", port=port), key, timeout_s=0.5)
+    assert time.monotonic() - began < 5
+    await asyncio.wait_for(hung_up.wait(), 5)
+    server.close()
+    await server.wait_closed()
+
+
+async def test_more_commands_than_the_server_allows_take_turns() -> None:
+    if reason := sshd.why_no_openssh():
+        pytest.skip(reason)
+    folder = Path(tempfile.mkdtemp(prefix="gibil-", dir="/tmp"))
+    (folder / "home").mkdir()
+    async with sshd.openssh(folder / "home", max_sessions=3) as server:
+        shell = await connect(server.endpoint, server.client_key)
+        results = await asyncio.gather(*(shell.run(f"echo {number}; sleep 0.05") for number in range(12)))
+        assert [int(result.stdout) for result in results] == list(range(12))
+        await shell.close()

@@ -1,0 +1,113 @@
+"""Every machine's keys come from one secret, the same in every process, and nobody else can read it."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import asyncssh
+import pytest
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from gibil_bot.errors import ConfigurationError
+from gibil_bot.machines.keyring import Keyring
+
+
+def test_keys_are_pairs_and_differ_by_purpose_and_machine(tmp_path: Path) -> None:
+    keyring = Keyring(tmp_path)
+    public = set()
+    for name in ("a", "b"):
+        for private_text, public_text in (
+            (keyring.client_key(name), keyring.client_public(name)),
+            (keyring.host_key(name), keyring.host_public(name)),
+        ):
+            private = asyncssh.import_private_key(private_text)
+            assert private.export_public_key().decode().split()[:2] == public_text.split()[:2]
+            assert public_text.startswith("ssh-ed25519 ")
+            assert "\n" not in public_text
+            public.add(public_text)
+    assert len(public) == 4
+    assert len(keyring.derive("owner", "x")) == 32
+    assert keyring.derive("owner", "x") != keyring.derive("owner", "y")
+
+
+def test_the_derivation_is_hkdf(tmp_path: Path) -> None:
+    keyring = Keyring(tmp_path)
+    derived = keyring.derive("purpose", "name")
+    master = (tmp_path / "keyring.key").read_bytes()
+    reference = HKDF(algorithm=SHA256(), length=32, salt=None, info=b"gibil-bot 1\0purpose\0name").derive(master)
+    assert derived == reference
+
+
+def test_another_keyring_of_the_same_folder_has_the_same_keys(tmp_path: Path) -> None:
+    assert Keyring(tmp_path).client_public("m") == Keyring(tmp_path).client_public("m")
+    assert Keyring(tmp_path).client_public("m") != Keyring(tmp_path / "other").client_public("m")
+
+
+def test_the_secret_is_made_private_and_shows_nowhere(tmp_path: Path) -> None:
+    keyring = Keyring(tmp_path / "data")
+    assert not (tmp_path / "data").exists()  # nothing is made before it is needed
+    keyring.client_key("m")
+    path = tmp_path / "data" / "keyring.key"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert [file.name for file in path.parent.iterdir()] == ["keyring.key"]
+    assert path.read_bytes().hex() not in repr(keyring)
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o660])
+def test_a_secret_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> None:
+    Keyring(tmp_path).client_key("m")
+    (tmp_path / "keyring.key").chmod(mode)
+    with pytest.raises(ConfigurationError, match="chmod 600"):
+        Keyring(tmp_path).client_key("m")
+
+
+@pytest.mark.parametrize("content", [b"", b"short", b"x" * 33])
+def test_a_damaged_secret_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "keyring.key"
+    path.write_bytes(content)
+    path.chmod(0o600)
+    with pytest.raises(ConfigurationError, match="damaged"):
+        Keyring(tmp_path).client_key("m")
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match=r"Not a directory|File exists"):
+        Keyring(tmp_path / "file").client_key("m")
+
+
+def test_processes_that_make_it_at_the_same_time_agree(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    script = (
+        "import sys; from pathlib import Path; from gibil_bot.machines.keyring import Keyring; "
+        "print('ready', flush=True); sys.stdin.read(); print(Keyring(Path(sys.argv[1])).derive('a', 'b').hex())"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(data)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+        for _ in range(6)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.close()
+    answers = set()
+    for process in processes:
+        assert process.stdout is not None
+        with process.stdout:
+            answers.add(process.stdout.read())
+        assert process.wait(20) == 0
+    assert len(answers) == 1
+    assert [file.name for file in data.iterdir()] == ["keyring.key"]
