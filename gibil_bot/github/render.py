@@ -140,7 +140,7 @@ def _conclusion(report: RunReport) -> Conclusion | None:
 
 def _output(report: RunReport, conclusion: Conclusion | None) -> dict[str, str]:
     output = {
-        "title": line(_title(report, conclusion), TITLE_LIMIT),
+        "title": line(_title(report, conclusion), TITLE_LIMIT) or "Working",
         "summary": joined(
             [_headline(report), *_notes(report), _table(report), _live(report, conclusion), _ways_on(report, conclusion)],
             OUTPUT_LIMIT,

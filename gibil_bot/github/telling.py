@@ -149,8 +149,9 @@ class Teller:
     async def _find_comment(self, due: DueTelling) -> int | None:
         marker = str(due.telling.body["marker"])
         async for comment in self._comments(due):
-            # Anybody can write the marker into a comment of theirs; only our own may be changed.
-            if marker in (comment.body or "") and await self._is_ours(comment):
+            # It begins with the marker: further down, a task's output may hold the marker of another comment. And
+            # anybody can write the marker into a comment of theirs; only our own may be changed.
+            if (comment.body or "").startswith(marker) and await self._is_ours(comment):
                 return comment.id
         return None
 

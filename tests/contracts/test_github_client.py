@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -117,6 +120,30 @@ def test_it_is_the_port(scene: Scene) -> None:
         """The type checker compares every signature."""
 
     both(scene.client, scene.client)
+
+
+def test_importing_the_client_does_not_import_what_is_slow() -> None:
+    script = "import sys, gibil_bot.github.client; print([name for name in ('githubkit', 'httpx', 'pydantic') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+async def test_the_first_question_does_not_hold_up_the_loop(scene: Scene) -> None:
+    # githubkit is imported already in this process, which leaves the making of the connection.
+    longest, stop = 0.0, asyncio.Event()
+
+    async def watch() -> None:
+        nonlocal longest
+        while not stop.is_set():
+            began = time.perf_counter()
+            await asyncio.sleep(0)
+            longest = max(longest, time.perf_counter() - began)
+
+    watching = asyncio.create_task(watch())
+    await scene.client.pull_request(scene.installation, REPO, 1)
+    stop.set()
+    await watching
+    assert longest < 1
 
 
 # --- questions --------------------------------------------------------------------------------------------------------
@@ -378,6 +405,12 @@ async def test_somebody_elses_comment_with_our_marker_is_never_touched(scene: Sc
     number = await scene.client.tell(due(scene.comment(), attempts=1))
     assert number not in (None, theirs.id)
     assert theirs.body == f"{MARKER}\nmine!"
+
+
+async def test_a_task_that_prints_a_marker_does_not_get_our_comment_overwritten(scene: Scene) -> None:
+    first = await scene.client.tell(due(scene.comment(f"output:\n{MARKER[:-8]}docs -->")))
+    docs = scene.comment("docs", marker=f"{MARKER[:-8]}docs -->")
+    assert await scene.client.tell(due(docs, attempts=1)) not in (None, first)
 
 
 async def test_a_comment_is_found_among_hundreds(scene: Scene) -> None:

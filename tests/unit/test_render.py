@@ -1,0 +1,553 @@
+"""What people read is right, stays within GitHub's limits, and does no harm, whatever tasks and people wrote."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gibil_bot.github import replies
+from gibil_bot.github.phrases import duration, ordinal
+from gibil_bot.github.render import RunReport, check_run, comment
+from gibil_bot.github.text import clean, code, cut, defuse, fenced, joined, line, quoted, size
+from gibil_bot.model import (
+    CommentCreated,
+    Conclusion,
+    Person,
+    Plan,
+    PullRequest,
+    Repository,
+    Run,
+    RunState,
+    Source,
+    TaskPlan,
+    TaskResult,
+    TaskStatus,
+    Trust,
+)
+
+NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
+SHA = "0123456789abcdef0123456789abcdef01234567"
+REPOSITORY = Repository(id=77, full_name="octo/hello", clone_url="https://github.com/octo/hello.git", default_branch="main")
+PULL = PullRequest(
+    number=12,
+    title="Faster",
+    author=Person(login="ada"),
+    head_sha=SHA,
+    head_ref="fast",
+    head_repository="ada/hello",
+    base_ref="main",
+    base_sha=SHA,
+)
+EVENT = CommentCreated(
+    installation_id=3,
+    repository=REPOSITORY,
+    number=12,
+    comment_id=501,
+    is_review_comment=False,
+    author=Person(login="ada"),
+    body="/gibil test",
+)
+
+
+def report(
+    *names: str,
+    results: tuple[TaskResult, ...] = (),
+    plan: dict[str, Any] | None = None,
+    run: dict[str, Any] | None = None,
+    **rest: Any,
+) -> RunReport:
+    tasks = tuple(TaskPlan(name=name, run="true") for name in names or ("build", "unit tests", "lint"))
+    made = Plan(**({"workflow": "test", "title": "Tests", "path": "workflows/test.yml", "tasks": tasks} | (plan or {})))
+    source = Source(installation_id=3, repository=REPOSITORY, pull_request=PULL, sha=SHA, trust=Trust.TRUSTED, actor="ada")
+    facts: dict[str, Any] = {"id": "00ff00ff00ff00ff", "seq": 1, "delivery_guid": "g", "source": source, "plan": made}
+    facts |= {"state": RunState.RUNNING, "queued_at": NOW, "started_at": NOW} | (run or {})
+    return RunReport(run=Run(**facts), results=results, now=NOW + timedelta(seconds=90), **rest)
+
+
+def result(index: int, status: TaskStatus, **rest: Any) -> TaskResult:
+    facts: dict[str, Any] = {
+        "name": f"task {index}",
+        "machine_attempt": 1,
+        "started_at": NOW,
+        "finished_at": NOW + timedelta(seconds=12),
+    }
+    return TaskResult(index=index, status=status, **(facts | rest))
+
+
+def finished(conclusion: Conclusion, *results: TaskResult, **rest: Any) -> RunReport:
+    run = {"state": RunState.FINISHED, "finished_at": NOW + timedelta(seconds=72), "conclusion": conclusion}
+    return report(results=results, run=run | rest.pop("run", {}), **rest)
+
+
+def output(of: RunReport) -> dict[str, str]:
+    return cast(dict[str, str], check_run(of).body["output"])
+
+
+def visible(text: str) -> str:
+    return text.replace("\u200b", "")
+
+
+OK = tuple(result(index, TaskStatus.SUCCESS) for index in range(3))
+RED = (
+    result(0, TaskStatus.SUCCESS),
+    result(
+        1, TaskStatus.FAILURE, exit_status=2, tail="boom\n1 failed", summary="# Coverage\n\n| a | b |\n|---|---|\n| 1 | 2 |"
+    ),
+    result(2, TaskStatus.SKIPPED, detail="an earlier task failed", started_at=None, finished_at=None),
+)
+
+
+# --- the check run ----------------------------------------------------------------------------------------------------
+
+
+def test_a_queued_run_says_its_place() -> None:
+    body = check_run(report(run={"state": RunState.QUEUED, "started_at": None}, place=3)).body
+    assert (body["name"], body["status"], body["external_id"], body["head_sha"]) == (
+        "gibil / test",
+        "queued",
+        "00ff00ff00ff00ff",
+        SHA,
+    )
+    assert cast(dict[str, str], body["output"])["title"] == "Queued: 3rd in the queue"
+    assert "conclusion" not in body
+    assert "started_at" not in body
+    assert "details_url" not in body
+
+
+def test_a_run_that_begins_says_its_phase() -> None:
+    assert output(report(phase="forging a machine"))["title"] == "Forging a machine"
+
+
+def test_a_running_run_says_how_far_it_is_and_shows_the_live_output() -> None:
+    results = (OK[0], result(1, TaskStatus.RUNNING, finished_at=None))
+    told = output(report(results=results, live_tail="collecting …\nok 12", forged_s=0.42))
+    assert told["title"] == "1 of 3 tasks done: unit tests"
+    assert "```text\ncollecting …\nok 12\n```" in told["summary"]
+    assert "| ▶️ | `unit tests` | 1 min 30 s | |" in told["summary"].replace("  ", " ")
+    assert "forged in 0.4 s" in told["summary"]
+    assert "`/gibil cancel test`" in told["summary"]
+    assert "text" not in told
+
+
+def test_a_green_run() -> None:
+    telling = check_run(finished(Conclusion.SUCCESS, *OK, public_url="https://bot.example/"))
+    assert telling.key == "check:00ff00ff00ff00ff"
+    assert telling.body["status"] == "completed"
+    assert telling.body["conclusion"] == "success"
+    assert telling.body["started_at"] == "2026-05-04T12:00:00Z"
+    assert telling.body["completed_at"] == "2026-05-04T12:01:12Z"
+    assert telling.body["details_url"] == "https://bot.example/runs/00ff00ff00ff00ff"
+    assert cast(dict[str, str], telling.body["output"])["title"] == "3 tasks passed in 1 min 12 s"
+
+
+def test_a_red_run_names_what_failed_and_how_to_retry() -> None:
+    told = output(finished(Conclusion.FAILURE, *RED))
+    assert told["title"] == "unit tests failed in 1 min 12 s"
+    assert "exit status 2" in told["summary"]
+    assert "an earlier task failed" in told["summary"]
+    assert "`/gibil retest test`" in told["summary"]
+    assert "Re-run" in told["summary"]
+    assert "boom\n1 failed" in told["text"]
+    assert "> | 1 | 2 |" in told["text"], "summaries are Markdown"
+
+
+def test_our_own_fault_is_a_failure_that_says_so_and_how_to_retry() -> None:
+    told = output(finished(Conclusion.FAILURE, OK[0], run={"note": "the machine was lost twice"}))
+    assert told["title"] == "gibil itself failed, not your code: the machine was lost twice"
+    assert "`/gibil retest test`" in told["summary"]
+
+
+@pytest.mark.parametrize(
+    ("conclusion", "results", "run", "title"),
+    [
+        (Conclusion.TIMED_OUT, (result(0, TaskStatus.TIMED_OUT),), {}, "build timed out in 1 min 12 s"),
+        (Conclusion.TIMED_OUT, (), {}, "Ran out of time in 1 min 12 s"),
+        (Conclusion.CANCELLED, (), {"cancel_reason": "superseded by abc1234"}, "Superseded by abc1234"),
+        (Conclusion.CANCELLED, (), {"cancel_reason": "cancelled by ada"}, "Cancelled by ada"),
+        (Conclusion.CANCELLED, (), {}, "Cancelled"),
+        (Conclusion.ACTION_REQUIRED, (), {}, "Waiting for approval"),
+        (Conclusion.NEUTRAL, (), {}, "Neutral"),
+        (Conclusion.FAILURE, (RED[1], result(2, TaskStatus.FAILURE)), {}, "unit tests and 1 other task failed in 1 min 12 s"),
+    ],
+)
+def test_every_ending_has_its_title(
+    conclusion: Conclusion, results: tuple[TaskResult, ...], run: dict[str, Any], title: str
+) -> None:
+    assert output(finished(conclusion, *results, run=run))["title"] == title
+
+
+def test_approval_names_the_commit() -> None:
+    assert "`/gibil approve 0123456789ab`" in output(finished(Conclusion.ACTION_REQUIRED))["summary"]
+
+
+def test_only_the_newest_machine_counts() -> None:
+    again = replace(RED[1], machine_attempt=2, status=TaskStatus.SUCCESS, exit_status=0, tail="")
+    told = output(finished(Conclusion.SUCCESS, again, *OK[:1], RED[1], OK[2], run={"machine_attempt": 2}))
+    assert "boom" not in told.get("text", "")
+    assert told["title"].startswith("3 tasks passed")
+
+
+def test_notes_of_planning_are_shown() -> None:
+    assert "chose python3" in output(report(plan={"notes": ("chose python3",)}))["summary"]
+
+
+# --- the comment ------------------------------------------------------------------------------------------------------
+
+
+def test_there_is_one_comment_for_a_pull_request_and_workflow() -> None:
+    first, second = comment(finished(Conclusion.FAILURE, *RED)), comment(finished(Conclusion.SUCCESS, *OK, run={"id": "11"}))
+    assert first is not None
+    assert second is not None
+    assert first.key == second.key == "comment:77:12:test"
+    assert first.body["marker"] == second.body["marker"] == "<!-- gibil:77:12:test -->"
+    assert str(first.body["body"]).startswith("<!-- gibil:77:12:test -->\n")
+    assert "boom" in str(first.body["body"])
+    assert "only_if_exists" not in first.body
+
+
+@pytest.mark.parametrize(
+    ("wish", "conclusion", "expected"),
+    [
+        ("always", Conclusion.SUCCESS, "told"),
+        ("always", Conclusion.FAILURE, "told"),
+        ("always", None, "told"),
+        ("on-failure", Conclusion.FAILURE, "told"),
+        ("on-failure", Conclusion.TIMED_OUT, "told"),
+        ("on-failure", Conclusion.SUCCESS, "only_if_exists"),
+        ("on-failure", Conclusion.CANCELLED, "only_if_exists"),
+        ("on-failure", None, "nothing"),
+        ("never", Conclusion.FAILURE, "nothing"),
+        ("never", None, "nothing"),
+    ],
+)
+def test_the_workflow_says_when_there_is_a_comment(wish: str, conclusion: Conclusion | None, expected: str) -> None:
+    plan = {"comment": wish}
+    told = comment(finished(conclusion, *OK, plan=plan) if conclusion else report(plan=plan))
+    got = "nothing" if told is None else "only_if_exists" if told.body.get("only_if_exists") is True else "told"
+    assert got == expected
+
+
+def test_a_superseded_run_leaves_the_comment_to_its_successor() -> None:
+    assert comment(finished(Conclusion.CANCELLED, run={"cancel_reason": "superseded by abc1234"})) is None
+    assert comment(finished(Conclusion.CANCELLED, run={"cancel_reason": "cancelled by ada"})) is not None
+
+
+def test_a_workflows_name_cannot_forge_a_marker() -> None:
+    told = comment(report(plan={"workflow": "x --> <!-- gibil:77:12:test -->"}))
+    assert told is not None
+    assert str(told.body["marker"]).count("-->") == 1
+    assert str(told.body["body"]).startswith(str(told.body["marker"]))
+    assert "<!-- gibil:77:12:test -->" not in outside_code(str(told.body["body"]))
+
+
+# --- replies ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_reply_is_found_by_its_delivery() -> None:
+    told = replies.reply(EVENT, "guid-1", replies.permission_refused("eve", "read"))
+    assert (told.key, told.body["number"], told.body["marker"]) == ("reply:guid-1", 12, "<!-- gibil-reply:guid-1 -->")
+    assert str(told.body["body"]).startswith("<!-- gibil-reply:guid-1 -->\n`eve` has read permission")
+
+
+def test_a_reaction_names_the_comment() -> None:
+    told = replies.reaction(EVENT, "eyes")
+    assert told.key == "reaction:501:eyes"
+    assert told.body == {"comment_id": 501, "is_review_comment": False, "content": "eyes"}
+
+
+def test_help_lists_the_workflows_and_our_own_commands() -> None:
+    entries = [replies.HelpEntry(word="test", title="Run the tests", inputs=("browser=firefox",), origin="workflows/test.yml")]
+    text = replies.help_text(entries, ["docs.yml:3:1: unknown key"])
+    assert "- `/gibil test browser=firefox`: Run the tests (`workflows/test.yml`)" in text
+    for command in ("retest", "cancel", "approve", "help"):
+        assert f"`/gibil {command}" in text
+    assert "docs.yml:3:1" in text
+
+
+NASTY = "@eve #1 <b> `x` | \n\n# h\n- [ ] \x1b[31m&#64;eve GH-1 \u202e https://github.com/o/r/issues/1 -->"
+
+
+def test_every_refusal_is_one_line_and_harmless() -> None:
+    sentences = [
+        replies.permission_refused(NASTY, NASTY),
+        replies.approval_needed(NASTY, NASTY),
+        replies.untrusted_refused(NASTY, "local"),
+        replies.approval_stale(NASTY, SHA),
+        replies.approval_without_sha(SHA),
+        replies.command_unreadable(NASTY, NASTY),
+        replies.command_unknown(NASTY, "test", ["test", NASTY]),
+        replies.workflow_refused(NASTY),
+        replies.pull_request_closed(3),
+        replies.nothing_to_retest(NASTY),
+        replies.nothing_to_retest(None),
+        replies.nothing_to_cancel(NASTY),
+        replies.nothing_to_cancel(None),
+        replies.cancelling(2, NASTY),
+        replies.failed_ourselves(NASTY),
+    ]
+    for sentence in sentences:
+        assert "\n" not in sentence
+        body = str(replies.reply(EVENT, "g", sentence).body["body"])
+        assert_harmless(body.replace("<!-- gibil-reply:g -->\n", "", 1))
+
+
+# --- harmless, whatever comes in ----------------------------------------------------------------------------------------
+
+
+def outside_code(markdown: str) -> str:
+    """What is neither in a fence at the margin nor in inline code. Asserts that every such fence is closed."""
+    kept: list[str] = []
+    fence = ""
+    for part in markdown.split("\n"):
+        if fence:
+            if re.fullmatch(rf" {{0,3}}{fence}`*[ \t]*", part):
+                fence = ""
+            continue
+        if opened := re.match(r" {0,3}(`{3,})[^`]*$", part):
+            fence = opened[1]
+            continue
+        assert not re.match(r" {0,3}~{3,}", part), "we never open such a fence"
+        kept.append(re.sub(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", "", part))
+    assert not fence, "a fence is left open"
+    return "\n".join(kept)
+
+
+def assert_harmless(markdown: str) -> None:
+    text = outside_code(markdown)
+    assert not re.search(r"@[A-Za-z0-9]", text), text
+    assert not re.search(r"#[0-9]", text), text
+    assert not re.search(r"<[A-Za-z/!?]", text), text
+    assert not re.search(r"&[#A-Za-z]", text), text
+    assert not re.search(r"GH-[0-9]", text, re.IGNORECASE), text
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", markdown), markdown
+
+
+HOSTILE = st.text(alphabet=st.sampled_from("`~<>@#&|\\!-\n\r\t ab1/\x1b[]m\u202e\u200b\U0001f600é*_")) | st.text()
+RESULTS = st.builds(
+    TaskResult,
+    index=st.integers(0, 2),
+    machine_attempt=st.integers(1, 2),
+    name=HOSTILE,
+    status=st.sampled_from(TaskStatus),
+    started_at=st.none() | st.just(NOW),
+    finished_at=st.none() | st.just(NOW + timedelta(seconds=5)),
+    exit_status=st.none() | st.integers(0, 255),
+    summary=HOSTILE,
+    tail=HOSTILE,
+    detail=HOSTILE,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    names=st.lists(HOSTILE, min_size=3, max_size=3),
+    results=st.lists(RESULTS, max_size=4),
+    conclusion=st.none() | st.sampled_from(Conclusion),
+    tail=HOSTILE,
+    note=HOSTILE,
+    phase=HOSTILE,
+    workflow=HOSTILE,
+)
+def test_any_input_stays_within_limits_and_does_no_harm(
+    names: list[str], results: list[TaskResult], conclusion: Conclusion | None, tail: str, note: str, phase: str, workflow: str
+) -> None:
+    of = report(
+        *names,
+        results=tuple(results),
+        plan={"notes": (note,), "workflow": workflow or "w"},
+        run={"note": note, "cancel_reason": note},
+        conclusion=conclusion,
+        live_tail=tail,
+        phase=phase,
+    )
+    assert_fits(of)
+
+
+def assert_fits(of: RunReport) -> None:
+    told = output(of)
+    assert 0 < size(told["title"]) <= 255
+    assert "\n" not in told["title"]
+    for part in ("summary", "text"):
+        if part in told:
+            assert size(told[part]) <= 65_535
+            assert_harmless(told[part])
+    json.dumps(check_run(of).body).encode()
+    if (said := comment(of)) is not None:
+        body, marker = str(said.body["body"]), str(said.body["marker"])
+        assert size(body) <= 65_535
+        assert body.startswith(marker)
+        assert_harmless(body.replace(marker, "", 1))
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "x",
+        "\U0001f600",
+        "`",
+        "``` \n",
+        "~~~\n",
+        "\n",
+        "> ",
+        "| ",
+        "\x1b]0;",
+        "\x1b[31m",
+        "\r",
+        "<details>\n",
+        "@a ",
+        "\u202e",
+        "- ```\n  ",
+    ],
+)
+@pytest.mark.parametrize("count", [1, 100])
+def test_the_largest_input_stays_within_limits(unit: str, count: int) -> None:
+    big = (unit * 200_000)[:400_000]
+    results = tuple(
+        result(
+            index,
+            TaskStatus.FAILURE,
+            name=big[:1000],
+            tail=big[: 400_000 // count],
+            summary=big[: 400_000 // count],
+            detail=big[:5000],
+        )
+        for index in range(count)
+    )
+    notes = (big[:9000],) * 30
+    of = report(
+        *([unit * 300] * count),
+        results=results,
+        live_tail=big,
+        plan={"notes": notes},
+        run={"note": big},
+        conclusion=Conclusion.FAILURE,
+    )
+    began = time.process_time()
+    assert_fits(of)
+    assert_fits(replace(of, conclusion=None))
+    assert time.process_time() - began < 20, "quadratic work would take minutes"
+
+
+def test_a_reply_that_is_too_long_is_cut_and_stays_harmless() -> None:
+    body = str(replies.reply(EVENT, "g", "``` @eve <b>\n" * 20_000).body["body"])
+    assert size(body) <= 65_535
+    assert "bytes left out" in body
+    assert_harmless(body.replace("<!-- gibil-reply:g -->\n", "", 1))
+
+
+# --- the pieces -------------------------------------------------------------------------------------------------------
+
+
+@given(text=st.text(), limit=st.integers(0, 300))
+def test_a_cut_never_exceeds_its_limit_nor_splits_a_character(text: str, limit: int) -> None:
+    done = cut(text, limit)
+    assert size(done) <= max(limit, 0)
+    assert "\ufffd" not in done or "\ufffd" in text or limit < 60
+
+
+def test_a_cut_says_how_much_is_missing_and_keeps_more_of_the_end() -> None:
+    text = "".join(f"{number:05}\n" for number in range(20_000))
+    done = cut(text, 1000)
+    said = re.search(r"… ([\d,]+) bytes left out …", done)
+    assert said is not None
+    kept = size(done) - size(said[0]) - 2
+    assert int(said[1].replace(",", "")) + kept == size(text)
+    assert done.startswith("00000\n")
+    assert done.endswith("19999\n")
+    assert len(done.partition("…")[0]) < len(done.rpartition("…")[2])
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[1;31mred\x1b[0m", "red"),
+        ("\x1b]0;title\x07text", "text"),
+        ("\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\", "link"),
+        ("\x1b]0;never ended\nnext", "\nnext"),
+        ("\x9b31mred", "red"),
+        ("\x1bPdcs\x1b\\text", "text"),
+        ("\x1b(Btext\x1b", "text"),
+        ("10%\r50%\r100%\nnext", "100%\nnext"),
+        ("10%\r100%\r\nnext", "100%\nnext"),
+        ("a\x00b\x08c\x7fd\te", "abcd\te"),
+        ("zero\u200bwidth\ufeff", "zerowidth"),
+        ("pay\u202edlog", "pay‹U+202E›dlog"),
+        ("a\u2028b", "a b"),
+        ("\ud800", "\ufffd"),
+        ("\U000e0041tag", "tag"),
+        ("äöü 😀 e\u0301 ✔\ufe0f", "äöü 😀 e\u0301 ✔\ufe0f"),
+    ],
+)
+def test_output_is_cleaned(text: str, shown: str) -> None:
+    assert clean(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a", "`a`"),
+        ("a`b", "``a`b``"),
+        ("`a", "`` `a ``"),
+        ("a|b", "`a\\|b`"),
+        ("a\nb  c", "`a b c`"),
+        ("", "(empty)"),
+        ("x" * 100, f"`{'x' * 79}…`"),
+    ],
+)
+def test_names_are_inline_code(text: str, shown: str) -> None:
+    assert code(text, in_table=True) == shown
+
+
+def test_a_fence_is_longer_than_what_it_holds() -> None:
+    assert fenced("a\n````\nb", 1000) == "`````text\na\n````\nb\n`````"
+    assert fenced(" \n\n", 1000) == ""
+
+
+def test_foreign_markdown_stays_in_its_quotation() -> None:
+    assert quoted("```\nopen\n<details>", 1000) == "> ```\n> open\n> <\u200bdetails>"
+
+
+@given(text=HOSTILE, limit=st.integers(100, 400))
+def test_containers_keep_to_their_limits(text: str, limit: int) -> None:
+    assert size(fenced(text, limit)) <= limit
+    quotation = quoted(text, limit)
+    assert size(quotation) <= limit
+    assert all(part.startswith("> ") for part in quotation.split("\n") if quotation)
+    assert size(line(text, limit)) <= limit
+    outside_code(fenced(text, limit))
+
+
+@given(text=HOSTILE)
+def test_defusing_changes_nothing_that_is_seen(text: str) -> None:
+    done = clean(text)
+    assert visible(defuse(done)) == done
+
+
+@given(blocks=st.lists(st.text(min_size=1, max_size=200), max_size=20), limit=st.integers(150, 1000))
+def test_blocks_are_joined_whole_or_counted(blocks: list[str], limit: int) -> None:
+    done = joined(blocks, limit)
+    assert size(done) <= limit
+    assert done == "\n\n".join(blocks) or "left out" in done
+
+
+def test_numbers_as_people_say_them() -> None:
+    assert [duration(seconds) for seconds in (0, 0.42, 12, 59.9, 72, 3600, 7384)] == [
+        "0.0 s",
+        "0.4 s",
+        "12 s",
+        "1 min 0 s",
+        "1 min 12 s",
+        "1 h 0 min",
+        "2 h 3 min",
+    ]
+    assert [ordinal(number) for number in (1, 2, 3, 4, 11, 12, 13, 21, 112, 123)] == [
+        "1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "112th", "123rd",
+    ]  # fmt: skip
