@@ -30,7 +30,7 @@ class Done:
 def run_plan(plan: Plan, project: Path, scratch: Path, *, environ: Mapping[str, str] | None = None) -> list[Done]:
     """Every task in `project`, with `environ` (PATH and HOME by default) beneath its own variables."""
     base = dict(environ or {"PATH": os.environ["PATH"], "HOME": str(scratch), "LC_ALL": "C.UTF-8"})
-    base |= {"PIP_NO_INDEX": "1", "CI": "true"} | plan.env | {input_variable(k): v for k, v in plan.inputs.items()}
+    base |= {"PIP_NO_INDEX": "1", "CI": "true"} | dict(plan.env) | {input_variable(k): v for k, v in plan.inputs.items()}
     status, done = "success", []
     for index, task in enumerate(plan.tasks):
         files = task_files(index, str(scratch / "files"))
