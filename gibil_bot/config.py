@@ -83,7 +83,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(name="GIBIL_MAX_TTL", default="24h", meaning="the longest life of a machine"),
 )
 
-_DURATION = re.compile(r"(\d+)\s*(s|m|h|d|w|mo|y)?")
+_DURATION = re.compile(r"(\d+)\s*(s|m|h|d|w|mo|y)?", re.ASCII)
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800, "mo": 2592000, "y": 31536000}
 
 

@@ -74,6 +74,23 @@ class _Outcome:
         return Settlement(runs=self.runs, cancel=self.cancel, tellings=self.tellings)
 
 
+def what_it_asks(delivery: Delivery, allowed_accounts: frozenset[str] | None) -> Event:
+    """The event of a delivery; Ignored when nothing follows from it, as from most. Raises InvalidDelivery.
+
+    Quick, and asks nobody: the door calls it too, so that what nothing follows from is stored and never looked at again.
+    """
+    event = webhook.narrow(delivery.event, delivery.payload)
+    if isinstance(event, Ignored):
+        log.debug("delivery %s: %s", delivery.guid, event.reason)
+        return event
+    if allowed_accounts is not None and event.repository.owner.lower() not in allowed_accounts:
+        log.info("delivery %s: %s is not among GIBIL_ALLOWED_ACCOUNTS", delivery.guid, event.repository.owner)
+        return Ignored(reason=f"{event.repository.owner} is not served here")
+    if isinstance(event, CommentCreated) and not commands.parse(event.body):
+        return Ignored(reason="a comment without a command")
+    return event
+
+
 class Refused(Exception):
     """The command is not obeyed; the message is the answer to the person."""
 
@@ -99,7 +116,8 @@ class Intake:
                 try:
                     if room > 0:
                         deliveries = await self._store.claim_deliveries(self._process, limit=room, lease_s=LEASE_S)
-                    await self._sort(deliveries)
+                    for delivery in deliveries:
+                        await self._sort(delivery)
                 except StoreError as error:
                     log.error("the database: %s", error.message)
                     await asyncio.sleep(POLL_S)
@@ -110,35 +128,22 @@ class Intake:
                 worker.cancel()
             await asyncio.gather(*self._workers.values(), return_exceptions=True)
 
-    async def _sort(self, deliveries: Sequence[Delivery]) -> None:
-        """Be done at once with what nothing follows from; put the rest into its repository's lane."""
-        nothing_follows: list[str] = []
-        for delivery in deliveries:
-            try:
-                event = webhook.narrow(delivery.event, delivery.payload)
-            except InvalidDelivery as error:
-                log.warning("delivery %s: %s", delivery.guid, error.message)
-                await self._settle(delivery, Settlement(error=error.message))
-                continue
-            if isinstance(event, Ignored) or self._is_none_of_ours(delivery, event):
-                if isinstance(event, Ignored):
-                    log.debug("delivery %s: %s", delivery.guid, event.reason)
-                nothing_follows.append(delivery.guid)
-                continue
-            lane = event.repository.id
-            self._in_hand += 1
-            self._lanes.setdefault(lane, asyncio.Queue()).put_nowait((delivery, event))
-            if lane not in self._workers:
-                self._workers[lane] = asyncio.create_task(self._work(lane), name=f"intake of repository {lane}")
-        if nothing_follows:
-            await self._store.dismiss(self._process, nothing_follows)
-
-    def _is_none_of_ours(self, delivery: Delivery, event: CommentCreated | PullRequestChanged | RerunRequested) -> bool:
-        """It comes from an account that is not served, or is a comment without a command."""
-        if self._policy.allowed_accounts is not None and event.repository.owner.lower() not in self._policy.allowed_accounts:
-            log.info("delivery %s: %s is not among GIBIL_ALLOWED_ACCOUNTS", delivery.guid, event.repository.owner)
-            return True
-        return isinstance(event, CommentCreated) and not commands.parse(event.body)
+    async def _sort(self, delivery: Delivery) -> None:
+        """Settle at once what nothing follows from; put the rest into its repository's lane."""
+        try:
+            event = what_it_asks(delivery, self._policy.allowed_accounts)
+        except InvalidDelivery as error:
+            log.warning("delivery %s: %s", delivery.guid, error.message)
+            await self._settle(delivery, Settlement(error=error.message))
+            return
+        if isinstance(event, Ignored):
+            await self._settle(delivery, Settlement())
+            return
+        lane = event.repository.id
+        self._in_hand += 1
+        self._lanes.setdefault(lane, asyncio.Queue()).put_nowait((delivery, event))
+        if lane not in self._workers:
+            self._workers[lane] = asyncio.create_task(self._work(lane), name=f"intake of repository {lane}")
 
     async def _work(self, lane: int) -> None:
         queue = self._lanes[lane]
@@ -382,10 +387,10 @@ class Intake:
         trust = Trust.TRUSTED if permission in MAY_COMMAND else Trust.UNTRUSTED
         ref = pull_request.base_sha or pull_request.base_ref
         files = await self._github.workflow_files(installation_id, repository.full_name, ref)
-        operator = await asyncio.to_thread(self._policy.operator_workflows)
         return _Desk(
             installation_id=installation_id,
-            catalogue=planning.catalogue(operator, files, base_ref=pull_request.base_ref),
+            # In a thread: somebody may have filled the files with what takes long to read.
+            catalogue=await asyncio.to_thread(self._catalogue, files, pull_request.base_ref),
             facts=planning.Facts(
                 repository=repository,
                 pull_request=pull_request,
@@ -396,6 +401,9 @@ class Intake:
                 max_ttl_s=self._policy.max_ttl_s,
             ),
         )
+
+    def _catalogue(self, files: Mapping[str, bytes], base_ref: str) -> planning.Catalogue:
+        return planning.catalogue(self._policy.operator_workflows(), files, base_ref=base_ref)
 
     def _queue(self, plan: Plan, desk: _Desk, outcome: _Outcome, comment: CommentCreated | None = None) -> None:
         facts = desk.facts

@@ -1,0 +1,134 @@
+"""Settings are read once, every problem is reported at once, and the README tells the truth about them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gibil_bot.config import SETTINGS, Secret, load_settings, parse_duration, require_github
+from gibil_bot.errors import ConfigurationError
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def table() -> str:
+    rows = ["| name | default | meaning |", "|---|---|---|"]
+    rows += [f"| {setting.name} | {setting.default} | {setting.meaning} |" for setting in SETTINGS]
+    return "\n".join(rows)
+
+
+def test_the_readme_has_exactly_the_settings_that_the_code_reads() -> None:
+    match = re.search(r"<!-- settings -->\n(.*)\n<!-- /settings -->", README.read_text(), re.DOTALL)
+    assert match is not None
+    assert match[1].strip() == table()
+
+
+def test_every_variable_that_is_read_has_a_row() -> None:
+    source = (Path(__file__).parents[2] / "gibil_bot" / "config.py").read_text()
+    read = set(re.findall(r"\"(GIBIL_[A-Z_]+|HCLOUD_[A-Z]+)\"", source.partition("def load_settings")[2]))
+    rows = {setting.name.replace("<NAME>", "") for setting in SETTINGS}
+    assert read <= rows
+
+
+def test_without_any_variable_everything_has_a_default(tmp_path: Path) -> None:
+    settings = load_settings({"GIBIL_DATA_DIR": str(tmp_path)})
+    assert settings.database_url == f"sqlite:///{tmp_path}/gibil.db"
+    assert settings.github_url == "https://api.github.com"
+    assert (settings.host, settings.port, settings.max_machines, settings.max_ttl_s) == ("127.0.0.1", 8080, 10, 86400)
+    assert settings.allowed_accounts is None
+
+
+def test_all_problems_are_reported_together(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(
+            {
+                "GIBIL_DATA_DIR": str(tmp_path),
+                "GIBIL_PORT": "eighty",
+                "GIBIL_MAX_TTL": "soon",
+                "GIBIL_DATABASE_URL": "postgresql://localhost/gibil",
+                "GIBIL_GITHUB_URL": "github",
+                "GIBIL_WORKFLOWS": str(tmp_path / "absent"),
+                "GIBIL_LOCAL_UNTRUSTED": "maybe",
+            }
+        )
+    text = "\n".join(caught.value.problems)
+    assert len(caught.value.problems) == 6
+    for name in ("GIBIL_PORT", "GIBIL_MAX_TTL", "PostgreSQL is not supported yet", "GIBIL_GITHUB_URL", "GIBIL_WORKFLOWS"):
+        assert name in text
+
+
+def test_what_github_needs_is_asked_for_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        require_github(load_settings({"GIBIL_DATA_DIR": str(tmp_path)}))
+    assert len(caught.value.problems) == 3
+
+
+def test_secrets_never_show_themselves(tmp_path: Path) -> None:
+    environment = {
+        "GIBIL_DATA_DIR": str(tmp_path),
+        "GIBIL_GITHUB_WEBHOOK_SECRET": "first-one,second-one",
+        "GIBIL_SECRET_TOKEN": "third-one",
+        "GIBIL_GITHUB_PRIVATE_KEY": "-----BEGIN X-----\\nfourth-one\\n-----END X-----",
+    }
+    settings = load_settings(environment)
+    assert [secret.reveal() for secret in settings.webhook_secrets] == ["first-one", "second-one"]
+    assert settings.secrets["TOKEN"].reveal() == "third-one"
+    assert "\nfourth-one\n" in settings.github_private_key.reveal()
+    for shown in (repr(settings), str(settings), f"{settings.secrets}"):
+        assert "-one" not in shown
+    assert repr(Secret("x")) == "Secret(***)"
+
+
+def test_a_secrets_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "secrets.yml"
+    path.write_text("TOKEN: from-the-file\nOTHER: from-the-file\n")
+    path.chmod(0o644)
+    with pytest.raises(ConfigurationError, match="chmod 600"):
+        load_settings({"GIBIL_DATA_DIR": str(tmp_path)})
+    path.chmod(0o600)
+    settings = load_settings({"GIBIL_DATA_DIR": str(tmp_path), "GIBIL_SECRET_OTHER": "from-the-environment"})
+    assert settings.secrets["TOKEN"].reveal() == "from-the-file"
+    assert settings.secrets["OTHER"].reveal() == "from-the-environment"
+
+
+def test_the_private_key_may_be_a_path(tmp_path: Path) -> None:
+    path = tmp_path / "app.pem"
+    path.write_text("-----BEGIN X-----\nabc\n-----END X-----\n")
+    settings = load_settings({"GIBIL_DATA_DIR": str(tmp_path), "GIBIL_GITHUB_PRIVATE_KEY": str(path)})
+    assert "abc" in settings.github_private_key.reveal()
+    with pytest.raises(ConfigurationError, match="neither PEM text nor a file"):
+        load_settings({"GIBIL_DATA_DIR": str(tmp_path), "GIBIL_GITHUB_PRIVATE_KEY": str(tmp_path / "absent.pem")})
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90s", 90),
+        ("20m", 1200),
+        ("20", 1200),
+        ("2h", 7200),
+        ("7d", 604800),
+        ("1w", 604800),
+        ("1mo", 2592000),
+        ("1y", 31536000),
+    ],
+)
+def test_durations(text: str, seconds: int) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "h", "-5m", "1.5h", "5 fortnights", "٥m"])
+def test_what_is_no_duration_is_refused_with_the_way_to_write_one(text: str) -> None:
+    with pytest.raises(ValueError, match="90s, 20m"):
+        parse_duration(text)
+
+
+def test_the_configured_github_can_always_be_reached_from_machines(tmp_path: Path) -> None:
+    settings = load_settings(
+        {"GIBIL_DATA_DIR": str(tmp_path), "GIBIL_GITHUB_URL": "http://127.0.0.1:9000", "GIBIL_EGRESS_ALLOW": "10.0.0.0/8"}
+    )
+    assert settings.egress == ("10.0.0.0/8", "127.0.0.1:9000")
+    ghe = load_settings({"GIBIL_DATA_DIR": str(tmp_path), "GIBIL_GITHUB_URL": "https://ghe.example.com/api/v3/"})
+    assert ghe.egress == ("ghe.example.com:443",)
