@@ -179,8 +179,10 @@ class Store(Protocol):
 
     # Deliveries
 
-    async def accept(self, delivery: Delivery) -> bool:
-        """Store; False when the GUID was there already (nothing is written then)."""
+    async def accept(self, delivery: Delivery, *, handled: bool = False) -> bool:
+        """Store; False when the GUID was there already (nothing is written then).
+
+        `handled`: nothing follows from it; it is kept, nobody claims it and nobody is woken."""
 
     async def claim_deliveries(self, owner: str, *, limit: int, lease_s: float) -> list[Delivery]:
         """The oldest unhandled ones that nobody works on, in order of arrival, with `attempts` counted up."""
@@ -188,10 +190,6 @@ class Store(Protocol):
     async def settle(self, owner: str, guid: str, settlement: Settlement) -> None:
         """Mark handled and do all that follows, in one transaction. Raises ClaimLost if another process has it now.
         Idempotent: settling a handled delivery again does nothing."""
-
-    async def dismiss(self, owner: str, guids: Sequence[str]) -> int:
-        """Mark handled what nothing follows from, all in one write that wakes nobody. How many; those that are handled
-        already, or that another process has now, are left as they are."""
 
     async def postpone(self, owner: str, guid: str, error: str, *, delay_s: float) -> None:
         """Give it back, to be claimed again after the delay."""

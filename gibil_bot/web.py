@@ -1,7 +1,7 @@
 """The bot's door on the web: `POST /webhook`, `GET /healthz`, `GET /metrics`, `GET /runs/{id}`.
 
 The webhook is a bare ASGI endpoint: before its reply it checks the size, the signature and that the body is a JSON object,
-and makes one durable insert. Everything else happens after the reply.
+sees whether anything follows from it, and makes one durable insert. Everything else happens after the reply.
 https://docs.github.com/webhooks/using-webhooks/best-practices-for-using-webhooks asks for an answer within 10 seconds.
 """
 
@@ -18,9 +18,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gibil_bot.errors import StoreError
+from gibil_bot.errors import InvalidDelivery, StoreError
 from gibil_bot.github import webhook
-from gibil_bot.model import Delivery
+from gibil_bot.model import Delivery, Ignored
+from gibil_bot.runs.intake import what_it_asks
 from gibil_bot.views import run_view
 from gibil_bot.wiring import Bot
 
@@ -99,13 +100,15 @@ class _Doors:
             return 401, "X-Hub-Signature-256 is missing or wrong: compare the App's webhook secret with the bot's\n"
         if not guid or len(guid) > GUID_LIMIT or not event or len(event) > GUID_LIMIT:
             return 400, "X-GitHub-Delivery and X-GitHub-Event are needed\n"
-        try:
-            str(body, "utf-8")
-            _json_object.decode(body)
-        except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
+        if not _is_json_object(body):
             return 400, "the body is not a JSON object: the App's webhook has to send application/json\n"
+        delivery = Delivery(guid=guid, event=event, payload=body, received_at=datetime.now(UTC))
         try:
-            new = await self._bot.store.accept(Delivery(guid=guid, event=event, payload=body, received_at=datetime.now(UTC)))
+            handled = isinstance(what_it_asks(delivery, self._bot.settings.allowed_accounts), Ignored)
+        except InvalidDelivery:
+            handled = False  # intake says what is wrong with it
+        try:
+            new = await self._bot.store.accept(delivery, handled=handled)
         except StoreError as error:
             # GitHub shows it as failed, and the reaper asks for it again.
             log.error("delivery %s could not be stored: %s", guid, error.message)
@@ -141,6 +144,15 @@ class _Doors:
             return JSONResponse({"error": "there is no such run", "code": "RUN_NOT_FOUND"}, status_code=404)
         results = await self._bot.store.task_results(run.id, run.machine_attempt)
         return JSONResponse(run_view(run, results))
+
+
+def _is_json_object(body: bytes) -> bool:
+    try:
+        str(body, "utf-8")  # msgspec looks only into what it decodes
+        _json_object.decode(body)
+    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
+        return False
+    return True
 
 
 async def _read(receive: Receive) -> bytes | None:

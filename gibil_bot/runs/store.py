@@ -49,8 +49,9 @@ class SqliteStore:
 
     # Deliveries
 
-    async def accept(self, delivery: Delivery) -> bool:
-        return await self._writer.submit(partial(deliveries.accept, delivery=delivery))
+    async def accept(self, delivery: Delivery, *, handled: bool = False) -> bool:
+        handled_at = self._clock() if handled else None
+        return await self._writer.submit(partial(deliveries.accept, delivery=delivery, handled_at=handled_at))
 
     async def claim_deliveries(self, owner: str, *, limit: int, lease_s: float) -> list[Delivery]:
         job = partial(deliveries.claim, owner=owner, limit=limit, now=self._clock(), lease_s=lease_s)
@@ -59,9 +60,6 @@ class SqliteStore:
     async def settle(self, owner: str, guid: str, settlement: Settlement) -> None:
         job = partial(deliveries.settle, owner=owner, guid=guid, settlement=settlement, now=self._clock())
         await self._writer.submit(job)
-
-    async def dismiss(self, owner: str, guids: Sequence[str]) -> int:
-        return await self._writer.submit(partial(deliveries.dismiss, owner=owner, guids=guids, now=self._clock()))
 
     async def postpone(self, owner: str, guid: str, error: str, *, delay_s: float) -> None:
         job = partial(deliveries.postpone, owner=owner, guid=guid, error=error, due_at=self._clock() + delay_s)

@@ -180,19 +180,15 @@ async def test_an_unreadable_delivery_is_kept_with_its_error(store: Store) -> No
     assert (counts["deliveries_unhandled"], counts["deliveries_failed"]) == (0, 1)
 
 
-async def test_dismissing_handles_what_this_process_has_and_leaves_the_rest(store: Store, other: Store, clock: Clock) -> None:
-    for guid in ("guid-1", "guid-2", "guid-3"):
-        await store.accept(delivery(guid))
-    await store.claim_deliveries("a", limit=2, lease_s=60)
-    await store.settle("a", "guid-1", Settlement(error="unreadable"))
+async def test_what_nothing_follows_from_is_kept_and_never_claimed(store: Store, other: Store) -> None:
     waiting = store.changed("deliveries")
-    assert await store.dismiss("a", ["guid-1", "guid-2", "guid-3", "never stored"]) == 1
+    assert await store.accept(delivery("guid-1"), handled=True)
     assert not await waiting.wait(0)
-    assert await other.delivery("guid-1") == (replace(delivery("guid-1"), attempts=1), True, "unreadable")
-    assert await other.delivery("guid-2") == (replace(delivery("guid-2"), attempts=1), True, None)
-    assert [one.guid for one in await other.claim_deliveries("b", limit=9, lease_s=60)] == ["guid-3"]
-    clock.now += 3600
-    assert [one.guid for one in await store.claim_deliveries("a", limit=9, lease_s=60)] == ["guid-3"]
+    assert await other.delivery("guid-1") == (delivery("guid-1"), True, None)
+    assert await other.claim_deliveries("b", limit=9, lease_s=60) == []
+    assert (await other.counts())["deliveries_unhandled"] == 0
+    assert not await other.accept(delivery("guid-1"))
+    assert await other.claim_deliveries("b", limit=9, lease_s=60) == []
 
 
 async def test_a_postponed_delivery_is_claimed_again_after_the_delay(store: Store, other: Store, clock: Clock) -> None:

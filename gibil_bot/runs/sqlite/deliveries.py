@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from gibil_bot.errors import ClaimLost
@@ -15,16 +14,18 @@ _NOUN = "d.guid, d.event, p.payload, d.received_at, d.attempts"
 _PAYLOAD = "left join payloads p on p.seq = d.seq"
 
 
-def accept(db: sqlite3.Connection, topics: set[str], delivery: Delivery) -> bool:
+def accept(db: sqlite3.Connection, topics: set[str], delivery: Delivery, handled_at: float | None = None) -> bool:
     """The hot path: two inserts."""
     inserted = db.execute(
-        "insert into deliveries (guid, event, received_at, attempts) values (?, ?, ?, ?) on conflict (guid) do nothing",
-        (delivery.guid, delivery.event, delivery.received_at.timestamp(), delivery.attempts),
+        "insert into deliveries (guid, event, received_at, attempts, handled_at) values (?, ?, ?, ?, ?) "
+        "on conflict (guid) do nothing",
+        (delivery.guid, delivery.event, delivery.received_at.timestamp(), delivery.attempts, handled_at),
     )
     if not inserted.rowcount:
         return False
     db.execute("insert into payloads (seq, payload) values (?, ?)", (inserted.lastrowid, delivery.payload))
-    topics.add("deliveries")
+    if handled_at is None:
+        topics.add("deliveries")
     return True
 
 
@@ -55,15 +56,6 @@ def settle(db: sqlite3.Connection, topics: set[str], owner: str, guid: str, sett
     for run_id, reason in settlement.cancel:
         runs.request_cancel(db, topics, run_id, reason)
     tellings.wish(db, topics, settlement.tellings, now)
-
-
-def dismiss(db: sqlite3.Connection, _: set[str], owner: str, guids: Sequence[str], now: float) -> int:
-    """Most deliveries end here: one statement for each."""
-    return db.executemany(
-        "update deliveries set handled_at = ?, error = null, lease_until = 0 "
-        "where guid = ? and owner = ? and handled_at is null",
-        [(now, guid, owner) for guid in guids],
-    ).rowcount
 
 
 def postpone(db: sqlite3.Connection, topics: set[str], owner: str, guid: str, error: str, due_at: float) -> None:
