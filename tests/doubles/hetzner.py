@@ -1,0 +1,103 @@
+"""A Hetzner Cloud of our own: its API over HTTP on loopback, stateful, and (hetzner_guests.py) servers that really boot.
+
+What it does, and how we know that Hetzner does. No live Hetzner was asked: *documented* is in Hetzner's reference
+(https://docs.hetzner.cloud/reference/cloud, as of June 2026), *reported* is what others saw, *inferred* is our reading.
+
+| behaviour | how known | source |
+|---|---|---|
+| `POST /servers` answers 201 at once; the server is `initializing`, `starting`, `running` | documented | reference, Servers |
+| a name is unique in the project: 409 `uniqueness_error` | documented | reference, Errors |
+| a name is a host name of RFC 1123; user-data has at most 32 KiB | documented | reference, Create a Server |
+| 412 `resource_unavailable`, "error during placement" | reported | jenkinsci/hetzner-cloud-plugin#21 |
+| a server that finds no place after all goes; its action has the error | inferred | reference, Actions, `error` |
+| a retired type: 422 `invalid_input` on `server_type` | inferred | reference, Server Types, `deprecation` |
+| 403 `resource_limit_exceeded` | documented | reference, Errors |
+| `GET` lists have 25 entries a page, at most 50, and `next_page` is null on the last | documented | reference, Pagination |
+| label selectors; a label's value has at most 63 characters, `hetzner.cloud/` is reserved | documented | reference, Labels |
+| 423 `locked` while another action holds the server; 423 `protected` | documented | reference, Errors |
+| deleting takes a moment (`deleting`), then 404 `not_found` | documented | reference, Servers, `status` |
+| addresses made with a server have `auto_delete` (State turns it) | reported | Linuxfabrik/lfops#72, Hetzner's announcement |
+| an assigned address cannot be deleted: `must_be_unassigned` | documented | changelog, 2026-05-01 |
+| `assignee_type` is `unassigned` when no server has it | documented | changelog, 2026-08-01 |
+| without an SSH key a root password is made up and returned | documented | reference, Create a Server, `root_password` |
+| no `datacenter` on servers; `/datacenters` is 410 | documented | changelog, 2026-07-01, 2026-10-01 |
+| `RateLimit-Limit/-Remaining/-Reset`, 3600 an hour, refilled; 429 | documented | reference, Rate Limiting |
+| 401 `unauthorized` says "token is required" or "the token you have provided is invalid" | reported | Cauldron, 2026-09-13 |
+| 401 `token_readonly` for writing with a read-only token | documented | reference, Errors |
+| an unknown path is 404 before the token is looked at, a wrong method only after it | reported | Cauldron, 2026-09-13 |
+| the first boot runs the user-data by cloud-init; keys of the project go to root | documented | reference, Create a Server |
+| a server that is switched off from inside is `off`, exists, and is billed | documented | docs.hetzner.com/cloud/billing/faq |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import socket
+from collections.abc import AsyncIterator, Generator
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+
+from gibil_bot.machines.hetzner import HetznerProvider
+from tests.doubles.hetzner_routes import Api
+from tests.doubles.hetzner_state import State
+
+
+@dataclass
+class HetznerDouble:
+    """A running one. `state` and `api` are for looking and for faults."""
+
+    endpoint: str
+    state: State
+    api: Api
+
+    @property
+    def token(self) -> str:
+        return self.api.token
+
+    def provider(self, **more: Any) -> HetznerProvider:
+        """In a hurry: what takes a second at Hetzner takes a few milliseconds here."""
+        words: dict[str, Any] = {"endpoint": self.endpoint, "look_every_s": 0.02, "backoff_s": 0.01, **more}
+        return HetznerProvider(words.pop("token", self.token), **words)
+
+    def called(self, call: str) -> int:
+        return self.api.calls.count(call)
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Ctrl-C belongs to whoever runs the tests."""
+        yield
+
+
+@contextlib.asynccontextmanager
+async def hetzner_double(state: State | None = None, **more: Any) -> AsyncIterator[HetznerDouble]:
+    """Listens on loopback until the block is left; then every server is gone."""
+    state = state or State()
+    api = Api(state, secrets.token_urlsafe(48), secrets.token_urlsafe(48), **more)
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(128)
+    config = uvicorn.Config(
+        api, ws="none", lifespan="off", log_config=None, access_log=False, date_header=False, timeout_graceful_shutdown=1
+    )
+    server = _Server(config)
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        while not server.started:
+            if task.done():
+                task.result()
+            await asyncio.sleep(0.005)
+        yield HetznerDouble(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", state, api)
+    finally:
+        server.should_exit = True
+        for fault in api.faults:
+            if fault.hang is not None:
+                fault.hang.set()
+        await asyncio.shield(task)
+        listener.close()
+        await state.close()
