@@ -13,7 +13,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from gibil_bot.demo.state import PERMISSION_LEVELS, Repository, Token, World
+from gibil_bot.demo.state import PERMISSION_LEVELS, Repository, Token
+from gibil_bot.demo.world import World
 
 DOCUMENTATION = "https://docs.github.com/rest"
 

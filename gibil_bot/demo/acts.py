@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from gibil_bot.demo import payloads
+from gibil_bot.demo import payloads, payloads_checks
 from gibil_bot.demo.git_store import Files, GitStore
 from gibil_bot.demo.hooks import Hooks
 from gibil_bot.demo.state import (
@@ -24,8 +24,8 @@ from gibil_bot.demo.state import (
     Repository,
     Token,
     User,
-    World,
 )
+from gibil_bot.demo.world import World
 
 TOKEN_LIFE = timedelta(hours=1)
 """https://docs.github.com/en/apps/creating-github-apps/authenticating-with-a-github-app/generating-an-installation-access-token-for-a-github-app"""
@@ -261,13 +261,13 @@ def _suite_for_push(hub: Hub, home: Repository, pull: PullRequest, sender: User)
 
 
 def _tell_suite(hub: Hub, home: Repository, suite: CheckSuite, action: str, sender: User) -> None:
-    body: payloads.Json = {"check_suite": payloads.check_suite(hub.world, home, suite)}
+    body: payloads.Json = {"check_suite": payloads_checks.check_suite(hub.world, home, suite)}
     hub.hooks.send("check_suite", action, home, sender, body)
 
 
 def tell_check_run(hub: Hub, home: Repository, run: CheckRun, action: str, sender: User) -> None:
-    shown = payloads.check_run(hub.world, home, run)
-    shown["check_suite"] = payloads.check_suite(hub.world, home, home.check_suites[run.suite_id])
+    shown = payloads_checks.check_run(hub.world, home, run)
+    shown["check_suite"] = payloads_checks.check_suite(hub.world, home, home.check_suites[run.suite_id])
     hub.hooks.send("check_run", action, home, sender, {"check_run": shown})
     hub.world.touch()
 

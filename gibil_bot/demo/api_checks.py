@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gibil_bot.demo import acts, payloads, rest
+from gibil_bot.demo import acts, payloads, payloads_checks, rest
 from gibil_bot.demo.access import Refusal
 from gibil_bot.demo.state import CheckRun, Repository
 
@@ -39,7 +39,7 @@ async def create_check_run(request: Request) -> Response:
     _apply(run, wanted, now)
     repository.check_runs[run.id] = run
     acts.tell_check_run(hub, repository, run, "created", hub.world.bot)
-    return rest.answer(payloads.check_run(hub.world, repository, run), 201)
+    return rest.answer(payloads_checks.check_run(hub.world, repository, run), 201)
 
 
 async def update_check_run(request: Request) -> Response:
@@ -55,7 +55,7 @@ async def update_check_run(request: Request) -> Response:
     if run.status == "completed" and not was_completed:
         acts.tell_check_run(hub, repository, run, "completed", hub.world.bot)
     hub.world.touch()
-    return rest.answer(payloads.check_run(hub.world, repository, run))
+    return rest.answer(payloads_checks.check_run(hub.world, repository, run))
 
 
 def _check_run(request: Request, repository: Repository) -> CheckRun:
@@ -156,7 +156,7 @@ def _actions(wanted: payloads.Json) -> list[payloads.Json] | None:
 async def get_check_run(request: Request) -> Response:
     """https://docs.github.com/en/rest/checks/runs#get-a-check-run"""
     repository = rest.repository(request, ("checks", "read"))
-    return rest.answer(payloads.check_run(rest.hub(request).world, repository, _check_run(request, repository)))
+    return rest.answer(payloads_checks.check_run(rest.hub(request).world, repository, _check_run(request, repository)))
 
 
 async def list_check_runs(request: Request) -> Response:
@@ -178,7 +178,7 @@ async def list_check_runs(request: Request) -> Response:
         found = list({run.name: run for run in found}.values())
     found.sort(key=lambda run: run.id, reverse=True)
     shown, headers = rest.page(request, found)
-    runs = [payloads.check_run(hub.world, repository, run) for run in shown]
+    runs = [payloads_checks.check_run(hub.world, repository, run) for run in shown]
     return rest.answer({"total_count": len(found), "check_runs": runs}, headers=headers)
 
 
@@ -189,7 +189,7 @@ async def list_check_suites(request: Request) -> Response:
     sha = await hub.git.resolve(repository.full_name, request.path_params["ref"])
     found = [suite for suite in repository.check_suites.values() if suite.head_sha == sha]
     shown, headers = rest.page(request, found)
-    suites = [payloads.check_suite(hub.world, repository, suite) for suite in shown]
+    suites = [payloads_checks.check_suite(hub.world, repository, suite) for suite in shown]
     return rest.answer({"total_count": len(found), "check_suites": suites}, headers=headers)
 
 

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gibil_bot.demo import acts, payloads, rest
+from gibil_bot.demo import acts, payloads, payloads_checks, rest
 from gibil_bot.demo.access import Refusal
 from gibil_bot.demo.state import Issue, PullRequest, Repository, User
 
@@ -95,7 +95,7 @@ async def state(request: Request) -> Response:
             "private": repository.private,
             "pull_requests": [payloads.pull_request(world, repository, each) for each in repository.pull_requests()],
             "comments": [payloads.comment(world, repository, each) for each in repository.comments.values()],
-            "check_runs": [payloads.check_run(world, repository, each) for each in repository.check_runs.values()],
+            "check_runs": [payloads_checks.check_run(world, repository, each) for each in repository.check_runs.values()],
         }
     requests = [
         {"method": each.method, "path": each.path, "status": each.status, "caller": each.caller, "fault": each.fault}

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import shutil
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -28,27 +30,31 @@ COMMAND = "/gibil test"
 INTERRUPTED = 130
 
 
+@dataclass(slots=True)
+class _Stage:
+    """All that is on it."""
+
+    github: GitHubDouble
+    bot: BotProcess
+    narrator: Narrator
+    terminal: Terminal
+    keep: bool
+    verdict: int | None = None
+    """The exit status, once the first check run is closed."""
+
+
 async def run_demo(*, failing: bool, keep: bool, out: TextIO) -> int:
-    """Show it all on `out`. 0 when the check run is `success`, 1 otherwise, 130 after Ctrl-C. Leaves nothing behind."""
+    """Show it all on `out`. 0 when the check run is `success`, 1 otherwise, 130 after Ctrl-C. Leaves nothing behind.
+
+    With `keep`, bot and GitHub go on until Ctrl-C, and the status is the first check run's.
+    """
     terminal = Terminal(out)
     folder = Path(tempfile.mkdtemp(prefix="gibil-demo-"))
     data_dir = folder / "bot"
     try:
         with _interruption() as interrupted:
-            async with _set_up(folder, data_dir, failing, terminal) as (github, bot, narrator):
-                showing = asyncio.create_task(_show(github, bot, narrator, terminal, keep))
-                stop = asyncio.create_task(interrupted.wait())
-                try:
-                    await asyncio.wait({showing, stop}, return_when=asyncio.FIRST_COMPLETED)
-                    if showing.done():
-                        return showing.result()
-                    terminal.say()
-                    terminal.say("stopping the bot, burning its machines …")
-                    return INTERRUPTED
-                finally:
-                    for task in (showing, stop):
-                        task.cancel()
-                    await asyncio.gather(showing, stop, return_exceptions=True)
+            async with _set_up(folder, data_dir, failing, keep, terminal) as stage:
+                return await _until(interrupted, stage)
     except GibilError as error:
         terminal.say(terminal.style(f"gibil demo: {error.message}", "red"))
         return 1
@@ -56,10 +62,23 @@ async def run_demo(*, failing: bool, keep: bool, out: TextIO) -> int:
         await asyncio.shield(_clean_up(folder, data_dir, terminal))
 
 
+async def _until(interrupted: asyncio.Event, stage: _Stage) -> int:
+    showing, stop = asyncio.create_task(_show(stage)), asyncio.create_task(interrupted.wait())
+    try:
+        await asyncio.wait({showing, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if showing.done():
+            return showing.result()
+        stage.terminal.say()
+        stage.terminal.say("stopping the bot, burning its machines …")
+        return INTERRUPTED if stage.verdict is None else stage.verdict
+    finally:
+        for task in (showing, stop):
+            task.cancel()
+        await asyncio.gather(showing, stop, return_exceptions=True)
+
+
 @contextlib.asynccontextmanager
-async def _set_up(
-    folder: Path, data_dir: Path, failing: bool, terminal: Terminal
-) -> AsyncIterator[tuple[GitHubDouble, BotProcess, Narrator]]:
+async def _set_up(folder: Path, data_dir: Path, failing: bool, keep: bool, terminal: Terminal) -> AsyncIterator[_Stage]:
     terminal.say(terminal.style("gibil demo", "bold") + " – a comment becomes a check run, all of it on this computer")
     terminal.say()
     async with GitHubDouble.start(folder / "github") as github, running_bot(github, data_dir) as bot:
@@ -76,40 +95,44 @@ async def _set_up(
         await github.settled()
         begun = github.world.now()
         github.comment(project.FULL_NAME, number, "ada", COMMAND)
-        yield github, bot, Narrator(github, terminal, project.FULL_NAME, number, data_dir / "logs", begun)
+        narrator = Narrator(github, terminal, project.FULL_NAME, number, data_dir / "logs", begun)
+        yield _Stage(github, bot, narrator, terminal, keep)
 
 
-async def _show(github: GitHubDouble, bot: BotProcess, narrator: Narrator, terminal: Terminal, keep: bool) -> int:
-    ends_at = asyncio.get_running_loop().time() + DEADLINE_S
+async def _show(stage: _Stage) -> int:
+    loop, narrator = asyncio.get_running_loop(), stage.narrator
+    ends_at = loop.time() + DEADLINE_S
     while (closed := narrator.over()) is None:
-        if bot.ended:
-            return _failed("the bot ended before its work was done", bot, terminal)
-        if asyncio.get_running_loop().time() > ends_at:
-            return _failed(f"the check run was not closed within {DEADLINE_S:.0f} s", bot, terminal)
+        if stage.bot.ended:
+            return _failed("the bot ended before its work was done", stage)
+        if loop.time() > ends_at:
+            return _failed(f"the check run was not closed within {DEADLINE_S:g} s", stage)
         await asyncio.sleep(LOOK_EVERY_S)
         narrator.look()
-    total = (github.world.now() - narrator.begun).total_seconds()
-    _table(narrator, total, terminal)
-    status = 0 if closed.conclusion == "success" else 1
-    if keep:
-        _how_to_go_on(github, bot, narrator.number, terminal)
-        while not bot.ended:
-            await asyncio.sleep(LOOK_EVERY_S)
-            narrator.look()
-        return _failed("the bot ended", bot, terminal)
-    return status
+    stage.verdict = 0 if closed.conclusion == "success" else 1
+    _table(stage)
+    if not stage.keep:
+        return stage.verdict
+    _how_to_go_on(stage)
+    while not stage.bot.ended:
+        await asyncio.sleep(LOOK_EVERY_S)
+        narrator.look()
+    return _failed("the bot ended", stage)
 
 
-def _failed(reason: str, bot: BotProcess, terminal: Terminal) -> int:
+def _failed(reason: str, stage: _Stage) -> int:
+    terminal = stage.terminal
     terminal.say()
     terminal.say(terminal.style(f"gibil demo: {reason}. The end of the bot's log:", "red"))
-    for line in bot.log_tail():
+    for line in stage.bot.log_tail():
         terminal.say("  " + harmless(line))
     terminal.say("`gibil doctor` says what this computer lacks.")
     return 1
 
 
-def _table(narrator: Narrator, total: float, terminal: Terminal) -> None:
+def _table(stage: _Stage) -> None:
+    terminal, narrator = stage.terminal, stage.narrator
+    total = (stage.github.world.now() - narrator.begun).total_seconds()
     terminal.say()
     terminal.say(terminal.style("where the time went", "bold"))
     rows = [(timing.label, duration(timing.seconds), timing.remark) for timing in narrator.timings]
@@ -117,26 +140,27 @@ def _table(narrator: Narrator, total: float, terminal: Terminal) -> None:
     terminal.table(rows, "  ")
 
 
-def _how_to_go_on(github: GitHubDouble, bot: BotProcess, number: int, terminal: Terminal) -> None:
-    pull = f"{github.url}/_double/repos/{project.FULL_NAME}/pulls/{number}"
+def _how_to_go_on(stage: _Stage) -> None:
+    terminal, github = stage.terminal, stage.github
+    pull = f"{github.url}/_double/repos/{project.FULL_NAME}/pulls/{stage.narrator.number}"
+    mistake = json.dumps({"files": {"sexagesimal/numbers.py": "BASE = 6\n"}, "message": "A mistake"})
     terminal.say()
     terminal.say(terminal.style("Both go on until Ctrl-C. In another terminal:", "bold"))
-    push = f'{{"files": {{"sexagesimal/reciprocals.py": {_broken_line()}}}}}'
     for words, command in (
-        ("comment again", f'curl -d \'{{"author": "ada", "body": "/gibil test"}}\' {pull}/comments'),
-        ("ask for help", f'curl -d \'{{"author": "ada", "body": "/gibil help"}}\' {pull}/comments'),
-        ("comment as a stranger", f'curl -d \'{{"author": "stranger", "body": "/gibil test"}}\' {pull}/comments'),
-        ("push a commit", f"curl -d '{push}' {pull}/push"),
+        ("comment again", f"curl -d '{_says('ada', COMMAND)}' {pull}/comments"),
+        ("ask for help", f"curl -d '{_says('ada', '/gibil help')}' {pull}/comments"),
+        ("comment as a stranger", f"curl -d '{_says('stranger', COMMAND)}' {pull}/comments"),
+        ("push a mistake", f"curl -d '{mistake}' {pull}/push"),
         ("everything on GitHub", f"curl {github.url}/_double/state"),
-        ("the bot's health", f"curl {bot.url}/healthz"),
+        ("the bot's health", f"curl {stage.bot.url}/healthz"),
     ):
-        terminal.say(f"  # {words}")
+        terminal.say(terminal.style(f"  # {words}", "dim"))
         terminal.say(f"  {command}")
     terminal.say()
 
 
-def _broken_line() -> str:
-    return '"PRIMES = (2, 3)\\n"'
+def _says(author: str, body: str) -> str:
+    return json.dumps({"author": author, "body": body})
 
 
 @contextlib.contextmanager

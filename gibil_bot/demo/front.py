@@ -16,7 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gibil_bot.demo import git_http, rest
 from gibil_bot.demo.access import ANONYMOUS, Caller, Refusal, identify
 from gibil_bot.demo.faults import AFTER_EFFECT, Fault, FaultKind, Faults
-from gibil_bot.demo.state import RequestRecord, World
+from gibil_bot.demo.state import RequestRecord
+from gibil_bot.demo.world import World
 
 ANONYMOUS_LIMIT = 60
 """An hour: https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api"""
@@ -54,7 +55,7 @@ class _Exchange:
 
 
 class Front:
-    """The outermost layer. The control API (`/_double`) and the pages for people pass untouched."""
+    """The outermost layer. The control API (`/_double`) passes untouched."""
 
     def __init__(self, inner: ASGIApp, world: World, faults: Faults, public_key: rsa.RSAPublicKey) -> None:
         self._inner = inner
@@ -67,7 +68,7 @@ class Front:
         if scope["type"] != "http":
             return
         path: str = scope["path"]
-        if path.startswith(("/_double", "/_pages")):
+        if path.startswith("/_double/"):
             scope["gibil.caller"] = ANONYMOUS
             await self._inner(scope, receive, send)
             return

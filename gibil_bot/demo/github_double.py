@@ -26,17 +26,8 @@ from gibil_bot.demo.git_store import Files, GitStore
 from gibil_bot.demo.hooks import Hooks
 from gibil_bot.demo.server import serving
 from gibil_bot.demo.sight import Sight
-from gibil_bot.demo.state import (
-    DEFAULT_EVENTS,
-    DEFAULT_PERMISSIONS,
-    ROLES,
-    Comment,
-    Installation,
-    Issue,
-    Repository,
-    User,
-    World,
-)
+from gibil_bot.demo.state import DEFAULT_EVENTS, DEFAULT_PERMISSIONS, ROLES, Comment, Installation, Issue, Repository, User
+from gibil_bot.demo.world import World
 
 
 class GitHubDouble(Sight):

@@ -160,7 +160,8 @@ class Narrator:
             case "forging":
                 return Entry(step.at, self._going("forging a machine …"))
             case "forged":
-                self._time("machine forged", step.seconds or 0.0)
+                remark = "the first one of a new data directory: later ones are faster" if len(self._checks) == 1 else ""
+                self._time("machine forged", step.seconds or 0.0, remark)
                 return Entry(step.at, self._good(f"machine forged in {took}"))
             case "cloned":
                 self._time("code cloned", step.seconds or 0.0, "refs/pull/N/head at one exact commit")

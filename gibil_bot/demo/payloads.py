@@ -11,8 +11,6 @@ from datetime import UTC, datetime
 from urllib.parse import quote
 
 from gibil_bot.demo.state import (
-    CheckRun,
-    CheckSuite,
     Comment,
     HookDelivery,
     Installation,
@@ -22,8 +20,8 @@ from gibil_bot.demo.state import (
     Repository,
     Token,
     User,
-    World,
 )
+from gibil_bot.demo.world import World
 
 Json = dict[str, object]
 
@@ -242,69 +240,6 @@ def reaction(world: World, it: Reaction) -> Json:
         "user": user(world, it.user),
         "content": it.content,
         "created_at": moment(it.created_at),
-    }
-
-
-def _pulls_of(world: World, home: Repository, sha: str) -> list[Json]:
-    """Only pull requests from branches of the repository itself: for forks the list is empty.
-    https://docs.github.com/en/rest/checks/runs#create-a-check-run"""
-    return [
-        {
-            "id": each.id,
-            "number": each.number,
-            "url": f"{world.url}/repos/{home.full_name}/pulls/{each.number}",
-            "head": {"ref": each.head_ref, "sha": each.head_sha, "repo": {"id": home.id, "name": home.name}},
-            "base": {"ref": each.base_ref, "sha": each.base_sha, "repo": {"id": home.id, "name": home.name}},
-        }
-        for each in home.pull_requests()
-        if each.state == "open" and each.head_sha == sha and each.head_repository is home
-    ]
-
-
-def check_suite(world: World, home: Repository, it: CheckSuite) -> Json:
-    runs = [run for run in home.check_runs.values() if run.suite_id == it.id]
-    unfinished = [run for run in runs if run.status != "completed"]
-    return {
-        "id": it.id,
-        "node_id": node_id("CheckSuite", it.id),
-        "head_branch": it.head_branch,
-        "head_sha": it.head_sha,
-        "status": "queued" if not runs else (unfinished[0].status if unfinished else "completed"),
-        "conclusion": None if unfinished or not runs else max(runs, key=lambda run: run.id).conclusion,
-        "url": f"{world.url}/repos/{home.full_name}/check-suites/{it.id}",
-        "pull_requests": _pulls_of(world, home, it.head_sha),
-        "app": app(world),
-        "latest_check_runs_count": len(runs),
-        "created_at": moment(it.created_at),
-        "updated_at": moment(it.updated_at),
-    }
-
-
-def check_run(world: World, home: Repository, it: CheckRun) -> Json:
-    api = f"{world.url}/repos/{home.full_name}"
-    return {
-        "id": it.id,
-        "node_id": node_id("CheckRun", it.id),
-        "name": it.name,
-        "head_sha": it.head_sha,
-        "external_id": it.external_id,
-        "status": it.status,
-        "conclusion": it.conclusion,
-        "started_at": moment(it.started_at),
-        "completed_at": moment(it.completed_at),
-        "url": f"{api}/check-runs/{it.id}",
-        "html_url": f"{world.url}/{home.full_name}/runs/{it.id}",
-        "details_url": it.details_url or world.url,
-        "output": {
-            "title": it.title,
-            "summary": it.summary,
-            "text": it.text,
-            "annotations_count": len(it.annotations),
-            "annotations_url": f"{api}/check-runs/{it.id}/annotations",
-        },
-        "check_suite": {"id": it.suite_id},
-        "app": app(world),
-        "pull_requests": _pulls_of(world, home, it.head_sha),
     }
 
 

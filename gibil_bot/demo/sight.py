@@ -5,16 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from gibil_bot.demo.state import (
-    CheckRun,
-    Comment,
-    HookDelivery,
-    PullRequest,
-    Reaction,
-    Repository,
-    RequestRecord,
-    World,
-)
+from gibil_bot.demo.state import CheckRun, Comment, HookDelivery, PullRequest, Reaction, Repository, RequestRecord
+from gibil_bot.demo.world import World
 
 T = TypeVar("T")
 

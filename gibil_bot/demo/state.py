@@ -1,20 +1,13 @@
 """What the double remembers, and nothing that it does: users, repositories, pull requests, checks, tokens, deliveries.
 
-All of it is plain mutable data in one `World`, changed only from one event loop. `World.touch()` is called after every
-change, and wakes whoever waits for one.
+Plain mutable data, held together by `world.World`, and changed only from one event loop.
 """
 
 from __future__ import annotations
 
-import asyncio
-import itertools
-import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from typing import TypeVar
-
-T = TypeVar("T")
+from datetime import UTC, datetime
 
 PERMISSION_LEVELS = ("none", "read", "write", "admin")
 """In rising order; https://docs.github.com/en/rest/collaborators/collaborators#get-repository-permissions-for-a-user"""
@@ -218,90 +211,3 @@ class RequestRecord:
     duration_s: float
     caller: str
     fault: str | None = None
-
-
-class World:
-    """Everything that is remembered, with the look-ups that several files need."""
-
-    def __init__(self, *, app_id: int, app_slug: str, permissions: Mapping[str, str], events: tuple[str, ...]) -> None:
-        self.url = ""
-        self.app_id = app_id
-        self.app_slug = app_slug
-        self.client_id = "Iv23li" + secrets.token_hex(7)
-        self.permissions = dict(permissions)
-        self.events = events
-        self.users: dict[str, User] = {}
-        self.installations: dict[int, Installation] = {}
-        self.repositories: dict[str, Repository] = {}
-        """By lower-case full name."""
-        self.tokens: dict[str, Token] = {}
-        self.deliveries: list[HookDelivery] = []
-        self.requests: list[RequestRecord] = []
-        self.rate_limit = 5000
-        self.rate_used: dict[str, int] = {}
-        self.rate_reset: dict[str, datetime] = {}
-        self._ids = itertools.count(1_200_000_001)
-        self._shift = timedelta()
-        self._changed = asyncio.Event()
-        self.bot = self.add_user(f"{app_slug}[bot]", "Bot")
-
-    # time
-
-    def now(self) -> datetime:
-        return datetime.now(UTC) + self._shift
-
-    def advance(self, seconds: float) -> None:
-        """Let GitHub's clock run ahead: tokens expire, rate limits reset. App JWTs are still judged by the real clock."""
-        self._shift += timedelta(seconds=seconds)
-        self.touch()
-
-    # change
-
-    def touch(self) -> None:
-        """Something changed: wake everybody who waits."""
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
-
-    async def wait_for(self, predicate: Callable[[], T], timeout_s: float) -> T:
-        """The first truthy value of the predicate, which is asked again after every change. Raises TimeoutError."""
-        async with asyncio.timeout(timeout_s):
-            while True:
-                changed = self._changed
-                value = predicate()
-                if value:
-                    return value
-                await changed.wait()
-
-    # things
-
-    def new_id(self) -> int:
-        return next(self._ids)
-
-    def add_user(self, login: str, type: str = "User") -> User:
-        """Find or make."""
-        user = self.users.get(login.lower())
-        if user is None:
-            user = self.users[login.lower()] = User(self.new_id(), login, type)
-            self.touch()
-        return user
-
-    def repository(self, full_name: str) -> Repository:
-        """Raises KeyError."""
-        return self.repositories[full_name.lower()]
-
-    def repositories_of(self, installation_id: int) -> list[Repository]:
-        return [each for each in self.repositories.values() if each.installation_id == installation_id]
-
-    def comments(self) -> Iterator[tuple[Repository, Comment]]:
-        for repository in self.repositories.values():
-            for comment in repository.comments.values():
-                yield repository, comment
-
-    def find_comment(self, comment_id: int) -> tuple[Repository, Comment] | None:
-        return next(((repository, comment) for repository, comment in self.comments() if comment.id == comment_id), None)
-
-    def find_check_run(self, check_run_id: int) -> tuple[Repository, CheckRun] | None:
-        for repository in self.repositories.values():
-            if check_run_id in repository.check_runs:
-                return repository, repository.check_runs[check_run_id]
-        return None

@@ -67,7 +67,7 @@ def pad(text: str, columns: int) -> str:
 
 def harmless(text: str) -> str:
     """A line of output without what moves cursors and rings bells."""
-    return "".join(letter for letter in text.expandtabs(4) if letter.isprintable())
+    return "".join(letter for letter in text if letter.isprintable() or letter == "\t").expandtabs(4)
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,203 @@
+"""`gibil demo` shows the whole journey, says the truth in its exit status, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from gibil_bot.demo import demo as demonstration
+from gibil_bot.demo import project
+
+TOGETHER_S = 110.0
+
+
+@pytest.fixture
+def room() -> Iterator[Path]:
+    """A temporary folder with a short path: sockets below it have names of at most 107 bytes."""
+    folder = Path(tempfile.mkdtemp(prefix="d-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+class Demo:
+    """`gibil demo` as a process, read line by line."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[str] = []
+
+    async def until(self, words: str) -> str:
+        """The next line with these words in it."""
+        assert self.process.stdout is not None
+        while line := (await self.process.stdout.readline()).decode():
+            self.lines.append(line.rstrip())
+            if words in line:
+                return self.lines[-1]
+        raise AssertionError(f"{words!r} was never said:\n" + "\n".join(self.lines))
+
+    async def end(self) -> int:
+        assert self.process.stdout is not None
+        self.lines += (await self.process.stdout.read()).decode().splitlines()
+        return await self.process.wait()
+
+    @property
+    def bot_pid(self) -> int:
+        line = next(line for line in self.lines if "gibil serve, process" in line)
+        return int(line.rpartition(" ")[2].rstrip(")"))
+
+
+@contextlib.asynccontextmanager
+async def running(room: Path, *options: str) -> AsyncIterator[Demo]:
+    environment = {"PATH": os.environ["PATH"], "HOME": str(room), "TMPDIR": str(room), "PYTHONUTF8": "1"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gibil_bot", "demo", *options,
+        env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(TOGETHER_S):
+            yield Demo(process)
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.communicate(), 40)
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+def left_behind(room: Path) -> list[str]:
+    return [path.name for path in room.iterdir() if path.name.startswith("gibil-demo-")]
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+@pytest.mark.usefixtures("local_machines")
+async def test_a_comment_becomes_a_check_run_before_your_eyes(room: Path) -> None:
+    async with running(room) as demo:
+        assert await demo.end() == 0
+        text = "\n".join(demo.lines)
+        order = [
+            "ada commented:", "delivery accepted by the bot: 202", "reacted with", "forging a machine", "machine forged in",
+            "code cloned in", "task compile: success", "test_seven_has_none", "task unit tests: success", "4000 = 1,6,40",
+            "task smoke: success", "machine burned in", "gibil[bot] commented:", "where the time went", "all of it  ",
+        ]  # fmt: skip
+        places = [text.find(words) for words in order]
+        assert -1 not in places, text
+        assert places == sorted(places), text
+        assert "check run gibil / test: success — 3 tasks passed" in text
+        assert "\x1b" not in text
+        assert left_behind(room) == []
+        assert is_gone(demo.bot_pid)
+
+
+@pytest.mark.usefixtures("local_machines")
+async def test_a_mistake_is_found_and_said(room: Path) -> None:
+    async with running(room, "--failing") as demo:
+        assert await demo.end() == 1
+        text = "\n".join(demo.lines)
+        assert "task unit tests: failure" in text
+        assert "check run gibil / test: failure" in text
+        assert "ValueError: 1/5 does not end in places of sixty" in text.partition("gibil[bot] commented:")[2]
+        assert left_behind(room) == []
+
+
+@pytest.mark.usefixtures("local_machines")
+async def test_ctrl_c_in_the_middle_stops_and_removes_everything(room: Path) -> None:
+    async with running(room) as demo:
+        await demo.until("task unit tests")
+        demo.process.send_signal(signal.SIGINT)
+        assert await demo.end() == 130
+        assert "burned: gibil-" in "\n".join(demo.lines)
+        assert left_behind(room) == []
+        assert is_gone(demo.bot_pid)
+
+
+@pytest.mark.usefixtures("local_machines")
+async def test_what_is_kept_goes_on_with_the_commands_that_were_printed(room: Path) -> None:
+    async with running(room, "--keep") as demo:
+        await demo.until("comment again")
+        command = (await demo.until("curl -d")).strip()
+        assert command.startswith("curl -d '")
+        body, _, url = command.removeprefix("curl -d '").partition("' ")
+        await demo.until("/healthz")
+        async with httpx.AsyncClient(trust_env=False) as http:
+            answer = await http.post(url, content=body)
+            assert answer.status_code == 201, answer.text
+            assert answer.json()["body"] == json.loads(body)["body"] == "/gibil test"
+            await demo.until("machine burned in")
+            await demo.until("check run gibil / test: success")
+        demo.process.send_signal(signal.SIGINT)
+        assert await demo.end() == 0  # the first check run was a success
+        assert left_behind(room) == []
+        assert is_gone(demo.bot_pid)
+
+
+async def test_a_bot_that_does_not_start_is_said(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = room / "python"
+    script.write_text("#!/bin/sh\necho 'no such luck' >&2\nexit 3\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setattr(tempfile, "tempdir", str(room))
+    out = io.StringIO()
+    assert await demonstration.run_demo(failing=False, keep=False, out=out) == 1
+    assert "the bot ended before it listened; it said: no such luck" in out.getvalue()
+    assert left_behind(room) == []
+
+
+async def test_a_run_that_does_not_end_is_given_up_with_the_bots_log(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(room))
+    monkeypatch.setattr(demonstration, "DEADLINE_S", 0.0)
+    out = io.StringIO()
+    assert await demonstration.run_demo(failing=False, keep=False, out=out) == 1
+    assert "was not closed within 0 s" in out.getvalue()
+    assert "listening on http://127.0.0.1:" in out.getvalue().partition("The end of the bot's log:")[2]
+    assert left_behind(room) == []
+
+
+async def test_being_cancelled_leaves_nothing_behind(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(room))
+    out = io.StringIO()
+    showing = asyncio.create_task(demonstration.run_demo(failing=False, keep=False, out=out))
+    async with asyncio.timeout(TOGETHER_S):
+        while "ada commented" not in out.getvalue() and not showing.done():
+            await asyncio.sleep(0.02)  # the text of another task: there is no event to wait for
+    showing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await showing
+    assert left_behind(room) == []
+
+
+def test_the_projects_own_tests_pass_and_the_mistake_is_one(tmp_path: Path) -> None:
+    for failing in (False, True):
+        folder = tmp_path / str(failing)
+        for path, content in (project.base_files() | project.changed_files(failing=failing)).items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(content)
+        tests = subprocess.run(
+            [sys.executable, "-m", "unittest", "discover", "-s", "tests", "-t", "."],
+            cwd=folder, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert (tests.returncode != 0) == failing, tests.stderr
+        assert "Ran 17 tests" in tests.stderr
