@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import TextIO
 
 _COLOURS = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36"}
-_SIGNS = dict(zip("✓✗●▸│·–—“”→", '+x*>|---"">', strict=True))
+_SIGNS = dict(zip("✓✗●▸│·–—“”→…", '+x*>|---"">.', strict=True))
 """What stands for a sign where it cannot be written."""
 _HTML_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _HTML_TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
