@@ -319,7 +319,8 @@ class Telling:
     `body` by kind (JSON values only):
     - check_run: name, head_sha, external_id (the run's id), status, conclusion?, started_at?, completed_at?,
       details_url?, output {title, summary, text?}: the fields of GitHub's checks API
-    - comment: number, marker (an HTML comment that finds it again), body (holds the marker)
+    - comment: number, marker (an HTML comment that finds it again), body (begins with the marker),
+      only_if_exists? (true: change the comment that is there, create none)
     - reaction: comment_id, is_review_comment, content (eyes | rocket | confused …)
     """
 

@@ -7,8 +7,13 @@ import threading
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from gibil_bot.errors import Unavailable
+
+# Nothing is kept between runs: a checkout may belong to somebody else, and two workers share it.
+settings.register_profile("gibil", database=None)
+settings.load_profile("gibil")
 
 
 @pytest.fixture(scope="session")

@@ -118,9 +118,14 @@ async def _together(*requests: Awaitable[Answer]) -> list[Answer]:
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(_wait(request)) for request in requests]
-    except* GitHubError as failures:
-        raise failures.exceptions[0] from None
-    return [task.result() for task in tasks]
+    except BaseExceptionGroup as failures:
+        refused, others = failures.split(GitHubError)
+        if refused is None or others is not None:
+            raise
+        error = refused.exceptions[0]
+    else:
+        return [task.result() for task in tasks]
+    raise error
 
 
 async def _wait(request: Awaitable[Answer]) -> Answer:
