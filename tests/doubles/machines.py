@@ -78,7 +78,7 @@ class LocalLodging(Lodging):
 
     def init_pid(self, name: str) -> int:
         """Host pid of the machine's PID 1."""
-        return int((self.home.machine(name) / "pid").read_text().split()[0])
+        return int((self.home.machine(name) / "lock").read_text().split()[0])
 
 
 def public(key: asyncssh.SSHKey) -> str:

@@ -116,6 +116,7 @@ def _enter_as_root(order: Order) -> None:
     _Stage.now = "mounting idmapped layers"
     sc.unshare(sc.CLONE_NEWNS)
     sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
+    _mount_points(folder, layers=len(order["pieces"]) + 2)
     sources = [(f"{order['skeleton']}/root", False), *order["pieces"]]
     if order["python"]:
         sources.append((order["python"][0], False))
@@ -123,12 +124,12 @@ def _enter_as_root(order: Order) -> None:
         try:
             fd = sc.open_tree(source)
             sc.mount_setattr(fd, sc.MOUNT_ATTR_IDMAP | sc.MOUNT_ATTR_NODEV | sc.MOUNT_ATTR_RDONLY, user_namespace=namespace)
-            sc.move_mount(fd, f"{folder}/layers/{number}")
+            sc.move_mount(fd, f"{folder}/mnt/{number}")
             os.close(fd)
         except OSError:
             if not optional:
                 raise
-            os.rmdir(f"{folder}/layers/{number}")
+            os.rmdir(f"{folder}/mnt/{number}")
     _Stage.now = "becoming root of the machine"
     sc.setns(namespace, sc.CLONE_NEWUSER)
     os.close(namespace)
@@ -179,7 +180,7 @@ def _run(order: Order, control: socket.socket, go: int, keep: tuple[int, ...]) -
         _Stage.now = "mounting the machine's layers"
         sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
         _layers(order)
-        root = f"machines/{order['name']}/root"
+        root = f"machines/{order['name']}/mnt/root"
         _system(order, root)
         _Stage.now = "changing the root"
         os.chdir(root)
@@ -217,21 +218,30 @@ def _await_parent(go: int) -> None:
     os.close(go)
 
 
+def _mount_points(folder: str, layers: int) -> None:
+    """In memory and in our own mount namespace: making and removing directories on a busy disk takes milliseconds each."""
+    sc.mount("mnt", f"{folder}/mnt", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=711,size=64k")
+    for name in ("root", *(str(number) for number in range(layers))):
+        os.mkdir(f"{folder}/mnt/{name}", 0o711)
+
+
 def _layers(order: Order) -> None:
     folder = f"machines/{order['name']}"
+    if order["tier"] == "user":
+        _mount_points(folder, layers=0)
     if order["disk_mb"]:
         options = f"size={order['disk_mb']}m,mode=700,nr_inodes={order['disk_mb'] * 256}"
         sc.mount("disk", f"{folder}/disk", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, options)
-    etc = f"{folder}/disk/0/upper/etc"
+    etc = f"{folder}/disk/upper0/etc"
     os.makedirs(etc)
     _write(f"{etc}/hostname", f"{order['name']}\n", os.O_CREAT)
     _write(f"{etc}/hosts", f"127.0.0.1 localhost\n127.0.1.1 {order['name']}\n::1 localhost\n", os.O_CREAT)
     skeleton = order["skeleton"]
     as_root = order["tier"] == "root"
-    _overlay(folder, 0, f"{folder}/layers/0" if as_root else f"{skeleton}/root", f"{folder}/root")
+    _overlay(folder, 0, f"{folder}/mnt/0" if as_root else f"{skeleton}/root", f"{folder}/mnt/root")
     for number, (path, optional) in enumerate(order["pieces"], start=1):
-        lower = f"{folder}/layers/{number}" if as_root else f"{skeleton}/trees{path}:{_escaped(path)}"
-        target = f"{folder}/root{path}"
+        lower = f"{folder}/mnt/{number}" if as_root else f"{skeleton}/trees{path}:{_escaped(path)}"
+        target = f"{folder}/mnt/root{path}"
         try:
             if optional and not os.path.isdir(target):
                 os.makedirs(target)
@@ -240,15 +250,15 @@ def _layers(order: Order) -> None:
             if not optional:
                 raise
     if as_root and ("/usr", False) in order["pieces"]:
-        _write(f"{folder}/root/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", os.O_CREAT, 0o755)
+        _write(f"{folder}/mnt/root/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", os.O_CREAT, 0o755)
     if order["python"]:
         _python(order, *order["python"])
 
 
 def _overlay(folder: str, number: int, lower: str, target: str) -> None:
-    upper, work = f"{folder}/disk/{number}/upper", f"{folder}/disk/{number}/work"
+    upper, work = f"{folder}/disk/upper{number}", f"{folder}/disk/work{number}"
     os.makedirs(upper, exist_ok=True)
-    os.makedirs(work)
+    os.mkdir(work)
     # volatile: nobody needs this disk after a crash, so nothing is ever synced (docs.kernel.org/filesystems/overlayfs.html)
     options = f"lowerdir={lower},upperdir={upper},workdir={work},userxattr,volatile"
     sc.mount("overlay", target, "overlay", sc.MS_NODEV, options)
@@ -260,9 +270,9 @@ def _escaped(path: str) -> str:
 
 def _python(order: Order, prefix: str, executable: str) -> None:
     """The only Python of the box lies outside /usr: show it read-only where it is, as `python3`."""
-    root = f"machines/{order['name']}/root"
+    root = f"machines/{order['name']}/mnt/root"
     number = 1 + len(order["pieces"])
-    source = f"machines/{order['name']}/layers/{number}" if order["tier"] == "root" else prefix
+    source = f"machines/{order['name']}/mnt/{number}" if order["tier"] == "root" else prefix
     os.makedirs(root + prefix, exist_ok=True)
     fd = sc.open_tree(source, recursive=order["tier"] == "user")
     sc.mount_setattr(fd, sc.MOUNT_ATTR_RDONLY | sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV, recursive=True)

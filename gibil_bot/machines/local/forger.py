@@ -166,7 +166,7 @@ def _remember(folder: str, pid: int) -> None:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             started = int(file.read().rpartition(b")")[2].split()[19])
-        with open(f"{folder}/pid", "w") as file:
+        with open(f"{folder}/lock", "w") as file:
             file.write(f"{pid} {started}\n")
     except OSError:
         pass  # it is gone already

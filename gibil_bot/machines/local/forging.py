@@ -101,12 +101,13 @@ class ForgerLink:
                 await self._send(json.dumps({"burn": number}).encode(), [])
         await forging.dead.wait()
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """For the keeper's own end: the forger leaves when its link closes."""
         if not self.lost:
+            self.lost = True
             asyncio.get_running_loop().remove_reader(self._link.fileno())
             self._link.close()
-        self._process.wait(timeout=10)
+        await asyncio.to_thread(self._process.wait, 10)
 
     async def _send(self, message: bytes, fds: list[int]) -> None:
         for _attempt in range(5000):

@@ -1,7 +1,7 @@
 """Where things are: the local folder in the data directory, the short-pathed runtime folder, and the locks on both.
 
 <data dir>/local/      keeper.lock  starting.lock  keeper.json  keeper.log  skeleton-…/  machines/NAME/
-machines/NAME/         lock  pid  machine.json  disk/  root/  layers/
+machines/NAME/         lock (holds PID 1's pid)  machine.json  disk/  mnt/
 <runtime dir>/KEY/     control.sock  XXXXXXXX.sock     (an AF_UNIX path holds 107 bytes, see unix(7))
 """
 
@@ -152,7 +152,7 @@ def clear_dead_machine(home: Home, name: str) -> bool:
     with locked(folder / "lock", wait_s=5.0) as free:
         if not free:
             return False
-        _await_death(folder / "pid")
+        _await_death(folder / "lock")
         remove_tree(folder)
     return True
 

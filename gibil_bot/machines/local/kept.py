@@ -91,11 +91,14 @@ class KeptMachine:
             "listeners": inward,
             "base": 0,
         }
-        self._make_folder(1 + len(order["pieces"]) + (1 if order["python"] else 0))
+        self._make_folder()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._pid1 = Pid1(ours, self._hung_up)
         with theirs:
             self._number, forging = await smithy.link.forge(order, theirs)
+        self._door = Door(self._pid1, authorized)
+        path = str(smithy.runtime / f"{secrets.token_hex(4)}.sock")
+        await self._door.open(path, host_key)  # meanwhile PID 1 is on its way
         try:
             async with asyncio.timeout(_READY_S):
                 proxy, *others = await self._pid1.ready
@@ -113,9 +116,6 @@ class KeptMachine:
             self._supervise(self._watch_memory(pid))
         if not order["disk_mb"]:
             self._supervise(self._watch_disk())
-        path = str(smithy.runtime / f"{secrets.token_hex(4)}.sock")
-        self._door = Door(self._pid1, authorized)
-        await self._door.open(path, host_key)
         public = host_key.export_public_key().decode().strip()
         machine = Machine(
             provider="local",
@@ -155,16 +155,10 @@ class KeptMachine:
         clear_dead_machine(self._smithy.home, self.spec.name)
         self._smithy.groups.remove(self.spec.name)
 
-    def _make_folder(self, layers: int) -> None:
-        self.folder.mkdir(mode=0o711)
-        self.folder.chmod(0o711)
-        for name in ("disk", "root"):
-            (self.folder / name).mkdir(mode=0o700)
-        if self._smithy.tier == "root":
-            (self.folder / "root").chmod(0o711)
-            (self.folder / "layers").mkdir(mode=0o711)
-            for number in range(layers):
-                (self.folder / "layers" / str(number)).mkdir()
+    def _make_folder(self) -> None:
+        self.folder.mkdir(mode=0o711)  # tier `root`: PID 1 passes through here as a user id of its own
+        (self.folder / "mnt").mkdir(mode=0o711)
+        (self.folder / "disk").mkdir(mode=0o700)
 
     def _hung_up(self) -> None:
         if self.machine is not None and not self._burning:

@@ -38,6 +38,7 @@ class LocalProvider:
     def __init__(self, data_dir: Path, *, keeper_idle_s: float = IDLE_S) -> None:
         self._home = Home(data_dir.absolute())
         self._keeper_idle_s = keeper_idle_s
+        self._version = code_version()
         self._tethers: dict[str, Line] = {}
         self._creating: dict[str, asyncio.Task[Machine]] = {}
 
@@ -121,8 +122,8 @@ class LocalProvider:
     async def _ask_started(self, request: Request, *, tether: str | None = None) -> Answer:
         """Start a keeper if none runs. `tether`: keep the connection open under that name."""
         reason = ""
-        for _attempt in range(_ATTEMPTS):
-            keeper = await self._fresh_keeper()
+        for attempt in range(_ATTEMPTS):
+            keeper = await self._fresh_keeper(start=attempt > 0)
             try:
                 if tether is None:
                     async with _line(keeper) as line:
@@ -145,14 +146,14 @@ class LocalProvider:
             self._tethers[name] = line
         return answer
 
-    async def _fresh_keeper(self) -> Keeper:
-        """A running keeper that we may ask to forge."""
+    async def _fresh_keeper(self, *, start: bool) -> Keeper:
+        """A keeper that we may ask to forge; `start`: the one that is written down does not answer."""
         keeper = await asyncio.to_thread(read_keeper, self._home)
-        if keeper is not None:
+        if keeper is not None and not start:
+            if keeper.version == self._version and keeper.protocol == PROTOCOL:
+                return keeper
             with contextlib.suppress(Unanswered):
                 async with _line(keeper, any_protocol=True) as line:
-                    if keeper.version == code_version() and keeper.protocol == PROTOCOL:
-                        return keeper
                     if not (await line.ask(Request(verb="quit"))).done:  # it has machines
                         _same_protocol(keeper)
                         return keeper

@@ -174,7 +174,7 @@ class Stock:
         """Burn everything: nothing lives on without its keeper."""
         await asyncio.gather(*(self.destroy(name) for name in tuple(self._machines)), return_exceptions=True)
         await asyncio.gather(*self._burning, return_exceptions=True)
-        await asyncio.to_thread(self._link.stop)
+        await self._link.stop()
 
     @contextlib.asynccontextmanager
     async def _alone(self, name: str) -> AsyncIterator[None]:
