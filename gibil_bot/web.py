@@ -65,6 +65,7 @@ class _Doors:
     def __init__(self, bot: Bot) -> None:
         self._bot = bot
         self._secrets = tuple(secret.reveal() for secret in bot.settings.webhook_secrets)
+        self._allowed_accounts = bot.settings.allowed_accounts
         self._answers: dict[int, int] = {}
         self._started = time.time()
 
@@ -104,7 +105,7 @@ class _Doors:
             return 400, "the body is not a JSON object: the App's webhook has to send application/json\n"
         delivery = Delivery(guid=guid, event=event, payload=body, received_at=datetime.now(UTC))
         try:
-            handled = isinstance(what_it_asks(delivery, self._bot.settings.allowed_accounts), Ignored)
+            handled = isinstance(what_it_asks(delivery, self._allowed_accounts), Ignored)
         except InvalidDelivery:
             handled = False  # intake says what is wrong with it
         try:

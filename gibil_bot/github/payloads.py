@@ -41,9 +41,10 @@ class _Repository(msgspec.Struct):
     private: bool = False
 
 
-class PlacePayload(msgspec.Struct):
+class PlacePayload(msgspec.Struct, kw_only=True):
     """What every event of ours carries beside its subject."""
 
+    action: str = ""
     repository: _Repository
     installation: _Installation
 

@@ -81,18 +81,18 @@ def account(payload: bytes) -> str | None:
 
 def _issue_comment(event: str, payload: bytes) -> Event:
     # `edited` is left out on purpose: whoever may edit an old comment must not start anything with it.
-    if (action := _decode(event, payload, ActionPayload).action) != "created":
-        return _other_action(event, action)
-    found = _decode(event, payload, IssueCommentPayload)
+    found = _if_action(event, payload, ("created",), IssueCommentPayload)
+    if isinstance(found, Ignored):
+        return found
     if found.issue.pull_request is None:
         return Ignored(reason="a comment on an issue, not on a pull request")
     return _comment(found, found.comment, found.issue.number, is_review_comment=False)
 
 
 def _review_comment(event: str, payload: bytes) -> Event:
-    if (action := _decode(event, payload, ActionPayload).action) != "created":
-        return _other_action(event, action)
-    found = _decode(event, payload, ReviewCommentPayload)
+    found = _if_action(event, payload, ("created",), ReviewCommentPayload)
+    if isinstance(found, Ignored):
+        return found
     return _comment(found, found.comment, found.pull_request.number, is_review_comment=True)
 
 
@@ -114,32 +114,31 @@ def _comment(place: PlacePayload, comment: CommentPayload, number: int, *, is_re
 
 
 def _pull_request(event: str, payload: bytes) -> Event:
-    action = _decode(event, payload, ActionPayload).action
-    if action not in PULL_REQUEST_ACTIONS:
-        return _other_action(event, action)
-    found = _decode(event, payload, PullRequestEventPayload)
+    found = _if_action(event, payload, PULL_REQUEST_ACTIONS, PullRequestEventPayload)
+    if isinstance(found, Ignored):
+        return found
     return PullRequestChanged(
         installation_id=found.installation.id,
         repository=repository(found),
         pull_request=found.pull_request.value(),
-        action=action,
+        action=found.action,
         sender=person(found.sender),
     )
 
 
 def _check_run(event: str, payload: bytes) -> Event:
-    if (action := _decode(event, payload, ActionPayload).action) != "rerequested":
-        return _other_action(event, action)
-    found = _decode(event, payload, CheckRunEventPayload)
+    found = _if_action(event, payload, ("rerequested",), CheckRunEventPayload)
+    if isinstance(found, Ignored):
+        return found
     if not found.check_run.external_id:
         return Ignored(reason="a check run that is not one of ours: it has no external_id")
     return _rerun(found, found.check_run.head_sha, found.check_run.external_id, found.sender)
 
 
 def _check_suite(event: str, payload: bytes) -> Event:
-    if (action := _decode(event, payload, ActionPayload).action) != "rerequested":
-        return _other_action(event, action)
-    found = _decode(event, payload, CheckSuiteEventPayload)
+    found = _if_action(event, payload, ("rerequested",), CheckSuiteEventPayload)
+    if isinstance(found, Ignored):
+        return found
     return _rerun(found, found.check_suite.head_sha, None, found.sender)
 
 
@@ -171,6 +170,19 @@ _READERS: Mapping[str, Callable[[str, bytes], Event]] = {
 }
 
 _T = TypeVar("_T")
+_Place = TypeVar("_Place", bound=PlacePayload)
+
+
+def _if_action(event: str, payload: bytes, actions: Sequence[str], kind: type[_Place]) -> _Place | Ignored:
+    """The payload, when its action is one of those. What other actions look like is no business of ours."""
+    try:
+        found = _decode(event, payload, kind)
+    except InvalidDelivery:
+        action = _decode(event, payload, ActionPayload).action
+        if action in actions:
+            raise
+        return _other_action(event, action)
+    return found if found.action in actions else _other_action(event, found.action)
 
 
 def _decode(event: str, payload: bytes, kind: type[_T]) -> _T:
