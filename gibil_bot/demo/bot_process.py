@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import sys
 from collections import deque
@@ -117,7 +118,7 @@ async def running_bot(github: GitHubDouble, data_dir: Path) -> AsyncIterator[Bot
 
 
 async def burn_leftovers(data_dir: Path) -> list[str]:
-    """Burn machines that a bot left for its next start; their names."""
+    """Burn machines that a bot left for its next start, and end what keeps them; the machines' names."""
     from gibil_bot.machines.local.provider import LocalProvider
 
     if not await asyncio.to_thread(data_dir.exists):
@@ -129,4 +130,22 @@ async def burn_leftovers(data_dir: Path) -> list[str]:
             await provider.destroy(name)
     finally:
         await provider.close()
+        await asyncio.to_thread(_end_keeper, data_dir)
     return names
+
+
+def _end_keeper(data_dir: Path) -> None:
+    """The process that keeps local machines would stay for half a minute, on a folder that is gone. Blocking."""
+    from gibil_bot.machines.local.home import Home, locked, read_keeper
+
+    home = Home(data_dir)
+    keeper, lock = read_keeper(home), home.local / "keeper.lock"
+    if keeper is None or not lock.exists():
+        return
+    with locked(lock, wait_s=0) as nobody_keeps:
+        if nobody_keeps:
+            return  # it ended; its number may be somebody else's by now
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(keeper.pid, signal.SIGTERM)
+    with locked(lock, wait_s=STOP_WITHIN_S):  # free once it is gone
+        shutil.rmtree(home.runtime(), ignore_errors=True)

@@ -85,6 +85,16 @@ def left_behind(room: Path) -> list[str]:
     return [path.name for path in room.iterdir() if path.name.startswith("gibil-demo-")]
 
 
+def processes_of(room: Path) -> list[str]:
+    """Command lines of processes that work on a demonstration's folder: a bot, a keeper of machines."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and str(room) in (line := (entry / "cmdline").read_bytes().decode(errors="replace")):
+                found.append(line)
+    return found
+
+
 def is_gone(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -109,6 +119,7 @@ async def test_a_comment_becomes_a_check_run_before_your_eyes(room: Path) -> Non
         assert "check run gibil / test: success — 3 tasks passed" in text
         assert "\x1b" not in text
         assert left_behind(room) == []
+        assert processes_of(room) == []
         assert is_gone(demo.bot_pid)
 
 
@@ -131,6 +142,7 @@ async def test_ctrl_c_in_the_middle_stops_and_removes_everything(room: Path) -> 
         assert await demo.end() == 130
         assert "burned: gibil-" in "\n".join(demo.lines)
         assert left_behind(room) == []
+        assert processes_of(room) == []
         assert is_gone(demo.bot_pid)
 
 
@@ -151,6 +163,7 @@ async def test_what_is_kept_goes_on_with_the_commands_that_were_printed(room: Pa
         demo.process.send_signal(signal.SIGINT)
         assert await demo.end() == 0  # the first check run was a success
         assert left_behind(room) == []
+        assert processes_of(room) == []
         assert is_gone(demo.bot_pid)
 
 
