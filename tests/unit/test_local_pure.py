@@ -1,0 +1,191 @@
+"""The parts of local machines that are functions of values or of a folder: limits, control groups, layout, filter, removal."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from pathlib import Path
+
+import pytest
+
+from gibil_bot.errors import ProviderError, Unavailable
+from gibil_bot.machines.local import seccomp, skeleton
+from gibil_bot.machines.local.limits import Groups, Hierarchy, Limits, find_hierarchies, limits_of
+from gibil_bot.machines.local.pid1 import ForgeFailed
+from gibil_bot.machines.local.remedies import explain
+from gibil_bot.machines.local.removal import remove_tree
+from gibil_bot.machines.local.skeleton import Piece
+from gibil_bot.machines.local.watch import disk_mb
+from gibil_bot.model import MachineSpec
+
+
+def spec(size: str = "small", **more: int) -> MachineSpec:
+    return MachineSpec(name="m", owner="o", ttl_s=1, authorized_key="", host_key="", size=size, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("size", "memory_mb"), [("small", 2048), ("medium", 4096), ("large", 8192)])
+def test_a_size_stands_for_limits(size: str, memory_mb: int) -> None:
+    assert limits_of(spec(size)) == Limits(memory_mb=memory_mb, pids=512, disk_mb=10240)
+
+
+def test_limits_of_the_specification_come_before_those_of_the_size() -> None:
+    limits = limits_of(spec(memory_mb=300, pids=20, disk_mb=100))
+    assert limits == Limits(memory_mb=300, pids=20, disk_mb=100)
+    assert limits.disk_in_memory
+    assert not limits_of(spec(memory_mb=300, disk_mb=200)).disk_in_memory, "it would leave too little memory for the jobs"
+    assert not limits_of(spec()).disk_in_memory
+
+
+@pytest.mark.parametrize("refused", [spec("huge"), spec(memory_mb=1), spec(pids=1), spec(disk_mb=1)])
+def test_limits_that_no_machine_can_live_with_are_refused(refused: MachineSpec) -> None:
+    with pytest.raises(ProviderError):
+        limits_of(refused)
+
+
+def unified(tmp_path: Path) -> tuple[str, Path]:
+    """A cgroup v2 tree as systemd makes it: (mountinfo, its root)."""
+    root = tmp_path / "cgroup"
+    for folder, enabled in (("", "cpu memory pids"), ("user.slice", "memory pids"), ("user.slice/app.slice", "pids")):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        (root / folder / "cgroup.controllers").write_text("cpu io memory pids\n")
+        (root / folder / "cgroup.subtree_control").write_text(enabled)
+        (root / folder / "cgroup.procs").write_text("")
+    (root / "user.slice/app.slice/keeper.service").mkdir()
+    return f"30 1 0:20 / {root} rw - cgroup2 cgroup2 rw", root
+
+
+def test_cgroup_v2_groups_are_made_beside_our_own_and_missing_controllers_are_passed_on(tmp_path: Path) -> None:
+    mountinfo, root = unified(tmp_path)
+    found = find_hierarchies(mountinfo, "0::/user.slice/app.slice/keeper.service")
+    assert found == [Hierarchy(root / "user.slice/app.slice", 2, frozenset(("memory", "pids")))]
+    assert (root / "user.slice/app.slice/cgroup.subtree_control").read_text() == "+memory"
+    groups = Groups(found, "gibil-1")
+    assert groups.memory == "cgroup-v2"
+    folder = root / "user.slice/app.slice/gibil-1-m"
+    folder.mkdir()
+    for name in ("memory.max", "memory.swap.max", "pids.max"):
+        (folder / name).write_text("max")
+    assert groups.make("m", Limits(memory_mb=64, pids=99, disk_mb=1)) == [str(folder / "cgroup.procs")]
+    assert (folder / "memory.max").read_text() == str(64 * 1024 * 1024)
+    assert (folder / "memory.swap.max").read_text() == "0"
+    assert (folder / "pids.max").read_text() == "99"
+    assert groups.leftovers() == ["m"]
+
+
+def test_cgroup_v1_controllers_in_separate_mounts_are_all_found(tmp_path: Path) -> None:
+    for controller in ("memory", "pids"):
+        (tmp_path / controller / "own").mkdir(parents=True)
+    mountinfo = "\n".join(
+        f"3{number} 1 0:2{number} / {tmp_path / name} rw - cgroup cgroup rw,{name}"
+        for number, name in enumerate(("memory", "pids", "cpu"))
+    )
+    found = find_hierarchies(mountinfo, "3:memory:/own\n2:pids:/own\n1:cpu:/\n0::/")
+    assert {(one.folder, one.version, one.controllers) for one in found} == {
+        (tmp_path / "memory/own", 1, frozenset(("memory",))),
+        (tmp_path / "pids/own", 1, frozenset(("pids",))),
+    }
+    assert Groups(found, "x").memory == "cgroup-v1"
+
+
+def test_without_groups_of_ours_memory_is_polled() -> None:
+    assert find_hierarchies("30 1 0:20 / / rw - ext4 /dev/vda rw", "0::/") == []
+    assert Groups([], "x").memory == "polled"
+
+
+def test_mounts_below_usr_cut_it_for_a_user_and_are_laid_over_it_for_root(tmp_path: Path) -> None:
+    below = next(entry.path for entry in sorted(os.scandir("/usr/share"), key=lambda e: e.name) if entry.is_dir())
+    mounts = ["/", "/proc", below]
+    layout = skeleton.survey("user", mounts)
+    assert layout.opened[:2] == ("/usr", "/usr/share")
+    assert Piece("/usr/bin", optional=False) in layout.pieces
+    assert Piece(below, optional=True) in layout.pieces
+    assert not {"/usr", "/usr/share"} & {piece.path for piece in layout.pieces}
+    assert skeleton.survey("root", mounts).pieces[:2] == (Piece("/usr", optional=False), Piece(below, optional=True))
+    assert skeleton.survey("user", ["/"]).pieces[0] == Piece("/usr", optional=False)
+    assert skeleton.name_of("user", layout) != skeleton.name_of("user", skeleton.survey("user", ["/"]))
+
+
+def answer(program: bytes, arch: int, number: int) -> int:
+    """What the kernel would make of a call: the few BPF instructions that the filter uses, carried out."""
+    code = list(struct.iter_unpack("=HBBI", program))
+    data, accumulator, at = {0: number, 4: arch}, 0, 0
+    while True:
+        operation, then, otherwise, value = code[at]
+        at += 1
+        if operation == 0x20:
+            accumulator = data[value]
+        elif operation == 0x15:
+            at += then if accumulator == value else otherwise
+        elif operation == 0x35:
+            at += then if accumulator >= value else otherwise
+        else:
+            assert operation == 0x06
+            return int(value)
+
+
+ALLOW, ERRNO = 0x7FFF0000, 0x00050000
+
+
+@pytest.mark.parametrize(
+    ("machine", "arch", "chown", "setuid", "read", "bpf"),
+    [("x86_64", 0xC000003E, 260, 105, 0, 321), ("aarch64", 0xC00000B7, 54, 146, 63, 280)],
+)
+def test_the_filter_pretends_denies_and_lets_pass(
+    machine: str, arch: int, chown: int, setuid: int, read: int, bpf: int
+) -> None:
+    pretending = seccomp.program(machine, pretend_root=True)
+    honest = seccomp.program(machine, pretend_root=False)
+    for call in (chown, setuid):
+        assert answer(pretending, arch, call) == ERRNO
+        assert answer(honest, arch, call) == ALLOW
+    for program in (pretending, honest):
+        assert answer(program, arch, read) == ALLOW
+        assert answer(program, arch, bpf) == ERRNO | errno.EPERM
+        assert answer(program, arch, 425) == ERRNO | errno.EPERM
+        assert answer(program, 0x40000003, read) == ERRNO | errno.ENOSYS, "a foreign architecture's numbers slip past"
+        assert answer(program, arch, 0x40000000 | read) == ERRNO | errno.ENOSYS, "and those of x32"
+
+
+def test_removal_is_not_stopped_by_depth_or_modes_and_follows_no_link(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("kept")
+    tree = tmp_path / "tree"
+    (tree / "locked/in").mkdir(parents=True)
+    (tree / "locked/in/file").write_text("x")
+    (tree / "link").symlink_to(outside)
+    (tree / "locked/in").chmod(0)
+    (tree / "locked").chmod(0)
+    here = os.open(tree, os.O_RDONLY)
+    for _ in range(1500):  # deeper than a path can be long
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    remove_tree(tree)
+    assert not tree.exists()
+    assert (outside / "kept").read_text() == "kept"
+    remove_tree(tree)  # nothing there: nothing happens
+
+
+def test_the_size_of_a_disk_is_what_it_takes(tmp_path: Path) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/file").write_bytes(os.urandom(3 * 1024 * 1024))
+    with (tmp_path / "sparse").open("wb") as sparse:
+        sparse.truncate(1 << 30)
+    assert 2 <= disk_mb(tmp_path) <= 4
+
+
+def test_a_box_that_forbids_forging_is_told_every_way_out_and_one_that_ran_out_is_told_so() -> None:
+    refused = explain(ForgeFailed("entering a user namespace", errno.EPERM, "unshare: Operation not permitted"), "user", "/d")
+    assert isinstance(refused, Unavailable)
+    assert "Operation not permitted" in refused.message
+    assert any("sudo" in way for way in refused.remedies)
+    assert isinstance(explain(ForgeFailed("entering a user namespace", errno.ENOSPC, "unshare"), "user", "/d"), Unavailable)
+    root = explain(ForgeFailed("entering namespaces", errno.EPERM, "unshare"), "root", "/d")
+    assert isinstance(root, Unavailable)
+    assert any("--privileged" in way for way in root.remedies)
+    full = explain(ForgeFailed("mounting the machine's layers", errno.ENOSPC, "mkdir: No space left"), "user", "/d")
+    assert not isinstance(full, Unavailable)
