@@ -80,6 +80,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             log_level="warning",
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # who posts is proved by the signature, not by an address
             timeout_graceful_shutdown=STOP_WITHIN_S,
         )
         server = _server(config)
