@@ -50,20 +50,22 @@ def _bounded(seconds: float) -> float:
 
 
 class Spacing:
-    """One write a second on the long run; `burst` of them may come at once after a quiet time.
+    """`per_s` writes a second on the long run; `burst` of them may come at once after a quiet time.
 
-    GitHub allows 80 content-generating requests a minute: a burst of 10 and one a second after it stay below that in
-    any minute. The first write is never delayed.
+    GitHub allows 900 points a minute, five for a write, and 80 content-generating requests a minute. A day's work fits
+    into the burst; what goes on longer is held to the rate, and a limit that is met all the same is waited out.
+    The first write is never delayed.
     """
 
-    def __init__(self, burst: int) -> None:
-        self._burst = burst
+    def __init__(self, *, burst: int, per_s: float) -> None:
+        self._quiet_s = (burst - 1) / per_s
+        self._step_s = 1.0 / per_s
         self._full_at: dict[int, float] = {}
 
     def delay_s(self, key: int, now_s: float) -> float:
         """How long a write that came now would wait. Takes nothing."""
-        return max(0.0, self._full_at.get(key, now_s) - (self._burst - 1) - now_s)
+        return max(0.0, self._full_at.get(key, now_s) - self._quiet_s - now_s)
 
     def take(self, key: int, now_s: float) -> None:
         """Take the next place. https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm"""
-        self._full_at[key] = max(self._full_at.get(key, now_s), now_s) + 1.0
+        self._full_at[key] = max(self._full_at.get(key, now_s), now_s) + self._step_s

@@ -84,8 +84,8 @@ class Session:
         self._minting: dict[int, asyncio.Lock] = {}
         self._paused_until: dict[int, float] = {}
         self._strikes: Counter[int] = Counter()
-        self._writes = Spacing(burst=10)
-        self._comments = Spacing(burst=1)
+        self._writes = Spacing(burst=100, per_s=3.0)
+        self._comments = Spacing(burst=20, per_s=1.0)
 
     async def ask(self, request: Request) -> Answer:
         """The answer with a status below 400, or one that the request expects. Raises GitHubError."""
