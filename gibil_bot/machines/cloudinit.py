@@ -12,6 +12,7 @@ Reference: https://cloudinit.readthedocs.io/en/latest/reference/modules.html
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import datetime
 from textwrap import indent
@@ -45,6 +46,7 @@ ClientAliveCountMax 8
 PrintMotd no
 PrintLastLog no
 UseDNS no
+SetEnv LANG=C.UTF-8
 """
 
 # Reads the hour anew every few seconds: `gibil extend` moves it by writing the file, a reboot or a set clock changes nothing.
@@ -96,7 +98,7 @@ _BASE = """\
 # Installs what every run needs and this image does not have, and lets the first command go on.
 # The host key is in the user-data: it stays in /etc/ssh only, where it belongs.
 rm -f /var/lib/cloud/instances/*/user-data.txt /var/lib/cloud/instances/*/user-data.txt.i \\
-    /var/lib/cloud/instances/*/cloud-config.txt
+    /var/lib/cloud/instances/*/cloud-config.txt /var/lib/cloud/instances/*/obj.pkl
 trap ': >/run/gibil-base; rm -f /etc/ssh/sshrc' EXIT
 missing=
 for program in @PROGRAMS@; do
@@ -128,7 +130,7 @@ def user_data(spec: MachineSpec, expires_at: datetime) -> str:
         (
             "#cloud-config\n",
             f"# {spec.name}: a disposable machine of gibil-bot\n",
-            "users: []\n",
+            "users: [{name: root, lock_passwd: true}]\n",
             "disable_root: false\n",
             "ssh_pwauth: false\n",
             "ssh_deletekeys: true\n",
@@ -141,7 +143,7 @@ def user_data(spec: MachineSpec, expires_at: datetime) -> str:
             f"  ed25519_public: {public_line(spec.host_key)}\n",
             "write_files:\n",
             _file("/etc/gibil/authorized_keys", f"{spec.authorized_key.strip()}\n", "0644"),
-            _file(EXPIRES_AT, f"{int(expires_at.timestamp())}\n", "0644"),
+            _file(EXPIRES_AT, f"{math.ceil(expires_at.timestamp())}\n", "0644"),
             _file("/etc/ssh/sshd_config.d/00-gibil.conf", _SSHD_CONFIG, "0644"),
             _file("/etc/ssh/sshrc", _SSHRC, "0644"),
             _file("/usr/local/sbin/gibil-guard", _GUARD, "0755"),
@@ -161,7 +163,7 @@ def user_data(spec: MachineSpec, expires_at: datetime) -> str:
 def move_expiry_script(expires_at: datetime) -> str:
     """POSIX sh for a machine that runs: its new hour, by its own clock, whole or not at all."""
     return (
-        f"printf '%s\\n' {int(expires_at.timestamp())} >{EXPIRES_AT}.new && mv -f {EXPIRES_AT}.new {EXPIRES_AT}"
+        f"printf '%s\\n' {math.ceil(expires_at.timestamp())} >{EXPIRES_AT}.new && mv -f {EXPIRES_AT}.new {EXPIRES_AT}"
         " || { echo 'gibil: the hour of this machine cannot be moved' >&2; exit 1; }"
     )
 

@@ -110,7 +110,7 @@ class State:
         return datetime.fromtimestamp(time.time() + self.clock_ahead_s, UTC).isoformat(timespec="microseconds")
 
     def action(self, command: str, *resources: tuple[str, int], status: str = "running") -> Json:
-        action = {
+        action: Json = {
             "id": self.new_id(),
             "command": command,
             "status": status,
@@ -165,7 +165,7 @@ class State:
             raise invalid("server_type", f"unsupported location for server type {kind['name']}")
         if (kind["name"], place["name"]) in self.sold_out:
             raise ApiError(412, "resource_unavailable", "error during placement")
-        number = self.new_id()
+        number: int = self.new_id()
         address = await self._assign_address(number, place) if (body.get("public_net") or {}).get("enable_ipv4", True) else None
         server: Json = {
             "id": number,

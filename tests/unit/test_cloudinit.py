@@ -1,0 +1,146 @@
+"""The user-data of a cloud machine: the golden file says what it is, these tests say what it promises."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import subprocess
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gibil_bot.errors import UsageError
+from gibil_bot.machines.cloudinit import EXPIRES_AT, LIMIT_BYTES, move_expiry_script, user_data
+from gibil_bot.machines.hetzner_project import new_pair
+from gibil_bot.model import MachineSpec
+
+GOLDEN = Path(__file__).parent / "golden" / "user-data.yml"
+AT = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
+CLIENT, HOST = new_pair(), new_pair()
+
+
+def spec(**more: Any) -> MachineSpec:
+    words: dict[str, Any] = {"name": "ada", "owner": "tests", "ttl_s": 600, "authorized_key": CLIENT[1], "host_key": HOST[0]}
+    return MachineSpec(**{**words, **more})
+
+
+def files() -> dict[str, dict[str, str]]:
+    return {each["path"]: each for each in yaml.safe_load(user_data(spec(), AT))["write_files"]}
+
+
+def test_it_is_the_golden_file() -> None:
+    text = user_data(spec(), AT).replace(HOST[1], "<HOST PUBLIC>").replace(CLIENT[1], "<CLIENT PUBLIC>")
+    for line in HOST[0].strip().splitlines()[1:-1]:
+        text = text.replace(f"    {line}\n", "")
+    assert text == GOLDEN.read_text()
+
+
+def test_the_host_key_is_ours_and_its_only_secret() -> None:
+    text = user_data(spec(), AT)
+    config = yaml.safe_load(text)
+    assert config["ssh_keys"] == {"ed25519_private": HOST[0], "ed25519_public": HOST[1]}
+    assert config["ssh_deletekeys"] is True
+    assert text.count("PRIVATE KEY") == 2  # where it begins and where it ends
+    assert CLIENT[0].splitlines()[2] not in text
+
+
+def test_sshd_reads_no_key_but_ours() -> None:
+    assert files()["/etc/gibil/authorized_keys"]["content"] == f"{CLIENT[1]}\n"
+    config = files()["/etc/ssh/sshd_config.d/00-gibil.conf"]["content"].splitlines()
+    assert "AuthorizedKeysFile /etc/gibil/authorized_keys" in config
+    assert {"PasswordAuthentication no", "PermitRootLogin prohibit-password", "UsePAM yes"} <= set(config)
+
+
+def test_debians_cloud_init_accepts_it(tmp_path: Path) -> None:
+    program = shutil.which("cloud-init")
+    if program is None:
+        pytest.skip("cloud-init is not installed here: apt-get install cloud-init")
+    path = tmp_path / "user-data"
+    path.write_text(user_data(spec(), AT))
+    done = subprocess.run([program, "schema", "--config-file", str(path)], capture_output=True, text=True, timeout=60)
+    if "Permission denied" in done.stderr:
+        pytest.skip(f"cloud-init does not run for this user: {done.stderr.strip()[-200:]}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Valid" in done.stdout
+
+
+@pytest.mark.parametrize("path", ["/usr/local/sbin/gibil-guard", "/usr/local/sbin/gibil-base", "/etc/ssh/sshrc"])
+def test_its_scripts_are_posix_sh(path: str) -> None:
+    content = files()[path]["content"]
+    done = subprocess.run(["sh", "-n"], input=content, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0, done.stderr
+    assert content.startswith("#")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"authorized_key": "nonsense"},
+        {"authorized_key": f"{CLIENT[1]}\nroot: yes"},
+        {"authorized_key": 'command="id" ' + CLIENT[1]},
+        {"host_key": "nonsense"},
+        {"host_key": HOST[1]},
+        {"authorized_key": "ssh-rsa " + "A" * LIMIT_BYTES},
+    ],
+)
+def test_what_is_no_key_or_too_much_is_refused(wrong: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="key"):
+        user_data(spec(**wrong), AT)
+
+
+class Guard:
+    """The real script with a `systemctl`, an `ip` and a `sleep` that only write down what they were asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.hour = folder / "expires-at"
+        self.log = folder / "log"
+        self.log.touch()
+        stop = 'kill "$PPID"'
+        for name, then in (("systemctl", stop), ("ip", ":"), ("sleep", stop)):
+            program = folder / name
+            program.write_text(f'#!/bin/sh\necho "{name} $*" >>{self.log}\n{then}\n')
+            program.chmod(program.stat().st_mode | stat.S_IXUSR)
+        self.script = folder / "guard"
+        self.script.write_text(files()["/usr/local/sbin/gibil-guard"]["content"].replace(EXPIRES_AT, str(self.hour)))
+
+    def run(self) -> list[str]:
+        """One round: what it asked for."""
+        path = f"{self.folder}:/usr/sbin:/usr/bin:/bin"
+        subprocess.run(["sh", str(self.script)], env={"PATH": path}, capture_output=True, timeout=20)
+        return self.log.read_text().splitlines()
+
+
+@pytest.mark.parametrize(("after", "then"), [(-1, "systemctl poweroff"), (3600, "sleep 5")])
+def test_the_machine_powers_itself_off_at_its_hour(tmp_path: Path, after: int, then: str) -> None:
+    guard = Guard(tmp_path)
+    guard.hour.write_text(f"{int(datetime.now(UTC).timestamp()) + after}\n")
+    assert guard.run() == ["ip route replace blackhole 169.254.169.254/32", then]
+
+
+@pytest.mark.parametrize("damaged", ["", "soon\n", "-5\n", None])
+def test_an_hour_that_cannot_be_read_has_come(tmp_path: Path, damaged: str | None) -> None:
+    guard = Guard(tmp_path)
+    if damaged is not None:
+        guard.hour.write_text(damaged)
+    assert guard.run()[-1] == "systemctl poweroff"
+
+
+def test_the_hour_is_moved_whole(tmp_path: Path) -> None:
+    guard = Guard(tmp_path)
+    guard.hour.write_text("1\n")
+    later = datetime.now(UTC) + timedelta(hours=2)
+    script = move_expiry_script(later).replace(EXPIRES_AT, str(guard.hour))
+    assert subprocess.run(["sh", "-c", script], capture_output=True, timeout=20).returncode == 0
+    assert 0 <= int(guard.hour.read_text()) - later.timestamp() < 1
+    assert guard.run()[-1] == "sleep 5"
+
+
+def test_an_hour_that_cannot_be_moved_is_said(tmp_path: Path) -> None:
+    script = move_expiry_script(AT).replace(EXPIRES_AT, str(tmp_path / "missing" / "expires-at"))
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 1
+    assert "gibil: the hour of this machine cannot be moved" in done.stderr

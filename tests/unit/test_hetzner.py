@@ -1,0 +1,214 @@
+"""The pure parts of the Hetzner provider: labels, host keys, offers, prices, and the budget of calls."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gibil_bot.errors import ProviderError, UsageError
+from gibil_bot.machines import hetzner_labels as labels
+from gibil_bot.machines import hetzner_offers as shop
+from gibil_bot.machines import hostkey
+from gibil_bot.machines.hetzner_budget import RESERVE, Budget, budget_of
+from gibil_bot.machines.hetzner_offers import Offer
+from gibil_bot.machines.hetzner_project import new_pair
+from gibil_bot.model import MachineSpec
+from tests.doubles import hetzner_catalogue as catalogue
+from tests.doubles.hetzner_selector import selects
+from tests.doubles.hetzner_state import LABEL_KEY, LABEL_VALUE, check_labels
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+def spec(**more: Any) -> MachineSpec:
+    words: dict[str, Any] = {"name": "ada", "owner": "tests", "ttl_s": 600, "authorized_key": new_pair()[1]}
+    return MachineSpec(**{**words, "host_key": new_pair()[0], **more})
+
+
+# Labels
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z0-9]([a-z0-9._-]{0,10}[a-z0-9])?", fullmatch=True), st.text(max_size=400)))
+def test_any_value_comes_back_from_labels_that_hetzner_takes(wanted: dict[str, str]) -> None:
+    encoded = labels.encode(wanted)
+    assert check_labels(encoded) == encoded
+    assert labels.decode(encoded) == wanted
+
+
+def test_ours_are_written_and_not_shown_as_the_callers() -> None:
+    written = labels.machine_labels(spec(labels={"run": "1", "repo": "ada/engine"}), NOW)
+    assert check_labels(written)
+    assert labels.decode(written) == {"run": "1", "repo": "ada/engine"}
+    assert labels.expires_at(written) == NOW
+    assert selects(labels.selector("tests"), written)
+    assert not selects(labels.selector("others"), written)
+
+
+@given(st.datetimes(min_value=datetime(2020, 1, 1), max_value=datetime(2200, 1, 1)))
+def test_an_hour_comes_back_to_the_microsecond(moment: datetime) -> None:
+    aware = moment.replace(tzinfo=UTC)
+    assert labels.expires_at({labels.EXPIRES: labels.time_value(aware)}) == aware
+    assert LABEL_VALUE.fullmatch(labels.time_value(aware))
+
+
+@pytest.mark.parametrize("damaged", ["", "never", "-1", "1e9", "99999999999999"])
+def test_a_damaged_hour_is_no_hour(damaged: str) -> None:
+    assert labels.expires_at({labels.EXPIRES: damaged}) is None
+
+
+@pytest.mark.parametrize("key", ["", "-a", "a/b", "created-by", "gibil-more.00.x", "x" * 49])
+def test_a_key_that_is_none_is_refused(key: str) -> None:
+    with pytest.raises(UsageError, match="label"):
+        labels.encode({key: "1"})
+
+
+@pytest.mark.parametrize("owner", ["a1b2", "owner/name", "", "x" * 100, "ends-"])
+def test_every_owner_can_be_chosen_by(owner: str) -> None:
+    written = labels.machine_labels(spec(owner=owner), NOW)
+    assert check_labels(written)
+    assert selects(labels.selector(owner), written)
+    assert all(LABEL_KEY.fullmatch(key) for key in written)
+
+
+def test_another_key_or_owner_is_another_creation() -> None:
+    one = spec()
+    others = (spec(), MachineSpec(name="ada", owner="b", ttl_s=1, authorized_key=one.authorized_key, host_key=one.host_key))
+    assert labels.spec_value(one) not in [labels.spec_value(other) for other in others]
+
+
+# Host keys
+
+
+def test_a_host_key_is_read_and_fits_a_label() -> None:
+    for _ in range(50):  # base64 ends differently each time
+        private, public = new_pair()
+        assert hostkey.public_line(private) == public
+        assert LABEL_VALUE.fullmatch(hostkey.to_label(public))
+        assert hostkey.from_label(hostkey.to_label(public)) == public
+
+
+@pytest.mark.parametrize("damaged", ["", "k", "kk", "x" * 45, "k" + "!" * 43 + "k"])
+def test_a_damaged_label_is_no_host_key(damaged: str) -> None:
+    assert hostkey.from_label(damaged) is None
+
+
+# Offers
+
+
+def offers(**more: Any) -> list[str]:
+    types = more.pop("types", None) or catalogue.server_types()
+    return [str(offer) for offer in shop.offers(types, now=NOW, **{"size": "small", **more})]
+
+
+def test_the_cheapest_that_fits_is_tried_everywhere_before_the_next() -> None:
+    assert offers() == [
+        *("cx23 in nbg1", "cx23 in fsn1", "cx23 in hel1"),
+        *("cpx22 in nbg1", "cpx22 in fsn1", "cpx22 in hel1"),
+        *("cx33 in nbg1", "cx33 in fsn1", "cx33 in hel1"),
+    ]
+    assert offers(size="large")[0] == "cx43 in nbg1"
+    assert offers(memory_mb=8192)[0] == "cx33 in nbg1"
+
+
+def test_what_was_asked_for_by_name_is_what_is_tried() -> None:
+    assert offers(server_type="cax11", location="ash") == ["cax11 in ash"]
+
+
+def test_unavailable_and_retired_ones_are_left_out() -> None:
+    types = catalogue.server_types()
+    types[0]["locations"][1]["available"] = False  # cx23 in nbg1
+    types[4]["locations"][0]["deprecation"] = {"unavailable_after": "2026-11-01T00:00:00Z"}  # cpx22 in fsn1
+    types[4]["locations"][2]["deprecation"] = {"unavailable_after": "2027-11-01T00:00:00Z"}  # and still to be had in hel1
+    assert offers(types=types)[:4] == ["cx23 in fsn1", "cx23 in hel1", "cpx22 in nbg1", "cpx22 in hel1"]
+
+
+def test_what_was_just_sold_out_comes_last() -> None:
+    order = offers(sold_out={Offer("cx23", "nbg1")})
+    assert (order[0], order[-1]) == ("cx23 in fsn1", "cx23 in nbg1")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"size": "huge"}, "small, medium, large"),
+        ({"server_type": "cx99"}, "cx23"),
+        ({"location": "mars"}, "nbg1"),
+    ],
+)
+def test_what_does_not_exist_is_refused_with_what_does(wrong: dict[str, str], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        offers(**wrong)
+
+
+def test_sold_out_everywhere_is_not_the_callers_fault() -> None:
+    types = catalogue.server_types()
+    types[-1]["locations"][3] |= {"available": True, "deprecation": None}
+    with pytest.raises(ProviderError, match="cx21 in nbg1 now") as caught:
+        offers(types=types, server_type="cx21", location="nbg1")
+    assert "ash" in caught.value.message
+    assert caught.value.code == "RESOURCE_UNAVAILABLE"
+
+
+# Prices
+
+
+def test_a_price_has_the_address_in_it() -> None:
+    pricing = catalogue.pricing(catalogue.server_types())
+    found = shop.price(pricing, Offer("cx23", "nbg1"))
+    assert found == shop.Price(hourly=Decimal("0.0068"), monthly=Decimal("4.2440"), currency="EUR")
+    assert shop.price(pricing, Offer("cx99", "nbg1")) is None
+
+
+@pytest.mark.parametrize(("lived", "hours"), [(0, 1), (59, 1), (3600, 1), (3601, 2), (7199, 2), (-5, 1)])
+def test_started_hours_are_billed_whole(lived: int, hours: int) -> None:
+    assert shop.started_hours(NOW, NOW + timedelta(seconds=lived)) == hours
+    price = shop.Price(Decimal("0.01"), Decimal(6), "EUR")
+    assert shop.cost_so_far(price, NOW, NOW + timedelta(seconds=lived)) == hours * Decimal("0.01")
+
+
+def test_a_month_is_the_most_that_is_billed() -> None:
+    assert shop.cost_so_far(shop.Price(Decimal("0.01"), Decimal(6), "EUR"), NOW, NOW + timedelta(days=30)) == Decimal(6)
+
+
+# The budget
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_the_answers_say_what_is_left_and_calls_in_flight_are_counted() -> None:
+    budget = Budget(clock := Clock())
+    await budget.take()
+    await budget.take()
+    budget.answered(200, {"RateLimit-Limit": "3600", "RateLimit-Remaining": "100"})
+    assert budget.left() == 99  # the other one is still on its way
+    clock.now += 10
+    assert budget.left() == 109
+    budget.answered(None, {})
+    assert budget.left() == 109
+
+
+async def test_without_calls_left_one_waits_for_the_refill_and_burning_waits_less() -> None:
+    budget = Budget(clock := Clock())
+    await budget.take()
+    budget.answered(429, {})
+    assert budget.wait_s() == 1 + RESERVE
+    assert budget.wait_s(0) == 1
+    clock.now += 1
+    assert budget.wait_s(0) == 0
+
+
+def test_one_token_has_one_budget() -> None:
+    one = budget_of("a", "https://x")
+    assert budget_of("a", "https://x") is one
+    assert budget_of("b", "https://x") is not one
