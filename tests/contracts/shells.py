@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 
 from gibil_bot.errors import Unavailable
-from gibil_bot.machines.keyring import Keyring
-from gibil_bot.machines.lifecycle import Forge
 from gibil_bot.machines.ssh import SSHShell, connect
 from gibil_bot.model import Chunk, Endpoint, Exit, Job
 from gibil_bot.ports import Shell
 from tests.doubles import sshd
+from tests.doubles.machines import local_lodging, shared_folder
 
 KINDS = ("inside", "openssh", "local")
 
@@ -40,12 +39,12 @@ class Far:
 
 
 @contextlib.asynccontextmanager
-async def far_machine(kind: str) -> AsyncIterator[Far]:
+async def far_machine(kind: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Far]:
     """Short paths, because a Unix socket's path may have 107 bytes and pytest's folders use them up."""
     folder = Path(tempfile.mkdtemp(prefix="gibil-", dir="/tmp"))
     try:
         if kind == "local":
-            async with _local(folder) as far:
+            async with _local(folder, shared_folder(tmp_path_factory)) as far:
                 yield far
             return
         if kind == "openssh" and (reason := sshd.why_no_openssh()):
@@ -59,21 +58,14 @@ async def far_machine(kind: str) -> AsyncIterator[Far]:
 
 
 @contextlib.asynccontextmanager
-async def _local(folder: Path) -> AsyncIterator[Far]:
-    from gibil_bot.machines.local.provider import LocalProvider
-
-    keyring = Keyring(folder / "data")
-    forge = Forge(provider=LocalProvider(folder / "data"), keyring=keyring, connect_shell=connect)
-    try:
+async def _local(folder: Path, shared: Path) -> AsyncIterator[Far]:
+    async with local_lodging(folder / "data", shared) as lodging:
         try:
-            machine, shell = await forge.create(name="far", owner="tests", ttl_s=600, tethered=True)
+            machine = await lodging.provider.create(lodging.spec("far", ttl_s=600))
         except Unavailable as error:
             pytest.skip(f"no local machines here: {error}")
-        await shell.close()
-        yield Far(machine.endpoint, keyring.client_key("far"), "/root", folder)
-        await forge.destroy("far")
-    finally:
-        await forge.close()
+        yield Far(machine.endpoint, lodging.key.export_private_key().decode(), "/root", folder)
+        await lodging.provider.destroy("far")
 
 
 async def followed(shell: Shell, job_id: str) -> tuple[bytes, bytes, int]:

@@ -23,8 +23,8 @@ from tests.doubles.cable import cable
 
 
 @pytest.fixture(params=KINDS)
-async def far(request: pytest.FixtureRequest) -> AsyncIterator[Far]:
-    async with far_machine(request.param) as machine:
+async def far(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Far]:
+    async with far_machine(request.param, tmp_path_factory) as machine:
         yield machine
 
 

@@ -23,8 +23,8 @@ from tests.doubles.cable import cable
 
 
 @pytest.fixture(params=KINDS)
-async def far(request: pytest.FixtureRequest) -> AsyncIterator[Far]:
-    async with far_machine(request.param) as machine:
+async def far(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Far]:
+    async with far_machine(request.param, tmp_path_factory) as machine:
         yield machine
 
 
@@ -386,11 +386,11 @@ async def test_a_hundred_jobs_at_once(far: Far, shell: SSHShell) -> None:
     assert results == [(b"%d\n" % number, b"", number % 5) for number in range(100)]
 
 
-async def test_a_full_disk_hides_no_end(tmp_path: Path) -> None:
+async def test_a_full_disk_hides_no_end(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The job folder on a file system of 256 KiB: the job fills it, and yet its true status is known."""
     if os.geteuid() != 0:
         pytest.skip("a small file system is mounted for this test, which needs root")
-    async with far_machine("inside") as far:
+    async with far_machine("inside", tmp_path_factory) as far:
         mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "gibil-test", far.home], capture_output=True)
         if mounted.returncode != 0:
             pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
