@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gibil_bot.errors import InvalidDelivery, StoreError
+from gibil_bot.errors import StoreError
 from gibil_bot.github import webhook
 from gibil_bot.model import Delivery, Ignored
 from gibil_bot.runs.intake import what_it_asks
@@ -106,8 +106,8 @@ class _Doors:
         delivery = Delivery(guid=guid, event=event, payload=body, received_at=datetime.now(UTC))
         try:
             handled = isinstance(what_it_asks(delivery, self._allowed_accounts), Ignored)
-        except InvalidDelivery:
-            handled = False  # intake says what is wrong with it
+        except Exception:
+            handled = False  # it is kept, and intake says what is wrong with it, or with us
         try:
             new = await self._bot.store.accept(delivery, handled=handled)
         except StoreError as error:

@@ -100,7 +100,10 @@ async def test_code_of_somebody_who_may_not_write_is_refused_on_local_machines(t
 
 
 async def test_untrusted_code_runs_without_secrets_where_the_operator_allows_it(tmp_path: Path) -> None:
-    workflow = "name: Probe\non: {command: probe}\nsecrets: [TOKEN]\ntasks:\n  - {name: look, run: 'echo \"token=[${TOKEN:-none}] trust=$GIBIL_TRUST\"'}\n"
+    workflow = (
+        "name: Probe\non: {command: probe}\nsecrets: [TOKEN]\ntasks:\n"
+        "  - {name: look, run: 'echo \"token=[${TOKEN:-none}] trust=$GIBIL_TRUST\"'}\n"
+    )
     settings = {"GIBIL_LOCAL_UNTRUSTED": "allow", "GIBIL_SECRET_TOKEN": "a-very-secret-value"}
     async with journey(tmp_path, FILES, settings=settings, workflows={"probe.yml": workflow}) as world:
         number = await world.github.open_pull_request(REPOSITORY, "x", {"engine.py": "POWER = 9\n"}, "mallory", fork=True)
@@ -145,7 +148,10 @@ async def test_what_is_not_understood_is_answered_with_what_exists(tmp_path: Pat
 
 
 async def test_help_lists_the_commands_of_this_repository(tmp_path: Path) -> None:
-    docs = "name: Build the docs\non: {command: docs}\ninputs:\n  browser: {default: firefox}\ntasks:\n  - {name: a, run: 'true'}\n"
+    docs = (
+        "name: Build the docs\non: {command: docs}\ninputs:\n  browser: {default: firefox}\n"
+        "tasks:\n  - {name: a, run: 'true'}\n"
+    )
     async with journey(tmp_path, {**FILES, ".gibil/workflows/docs.yml": docs}) as world:
         number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
         world.github.comment(REPOSITORY, number, "ada", "/gibil help")

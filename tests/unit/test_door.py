@@ -1,0 +1,168 @@
+"""The webhook's door: whatever is sent, the answer is DESIGN's, nothing that was accepted is lost, and it is never a 5xx."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gibil_bot.config import Secret, Settings
+from gibil_bot.runs.store import SqliteStore, open_store
+from gibil_bot.web import BODY_LIMIT_BYTES, create_app
+from gibil_bot.wiring import Bot
+
+SECRETS = ("the-old-secret-of-the-webhook", "the-new-secret-of-the-webhook")
+
+
+@contextlib.asynccontextmanager
+async def door(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, SqliteStore]]:
+    store = await open_store(f"sqlite:///{folder}/door.db")
+    known = Settings(data_dir=folder, database_url="", webhook_secrets=tuple(Secret(secret) for secret in SECRETS))
+    app = create_app(Bot(settings=known, store=store))
+    try:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://bot") as client:
+            yield client, store
+    finally:
+        await store.close()
+
+
+def headers(body: bytes, guid: str = "1", event: str = "issue_comment", secret: str = SECRETS[0]) -> dict[str, str]:
+    signature = hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+    return {"X-Hub-Signature-256": f"sha256={signature}", "X-GitHub-Delivery": guid, "X-GitHub-Event": event}
+
+
+async def post(client: httpx.AsyncClient, body: bytes, **words: str) -> int:
+    return (await client.post("/webhook", content=body, headers=headers(body, **words))).status_code
+
+
+async def test_a_signed_delivery_is_stored_before_it_is_acknowledged_and_a_repeat_changes_nothing(tmp_path: Path) -> None:
+    async with door(tmp_path) as (client, store):
+        assert await post(client, b'{"a": 1}', guid="g") == 202
+        found = await store.delivery("g")
+        assert found is not None
+        assert found[0].payload == b'{"a": 1}'
+        assert await post(client, b'{"a": 2}', guid="g") == 202
+        again = await store.delivery("g")
+        assert again is not None
+        assert again[0].payload == b'{"a": 1}'
+
+
+async def test_both_secrets_are_taken_while_they_rotate(tmp_path: Path) -> None:
+    async with door(tmp_path) as (client, _):
+        assert [await post(client, b"{}", guid=secret[:8], secret=secret) for secret in SECRETS] == [202, 202]
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [None, "", "sha256=", "sha256=00", "sha1=" + "0" * 40, "sha256=" + "0" * 64, "SHA256=" + "0" * 64, "sha256=é"],
+)
+async def test_a_missing_or_wrong_signature_is_401_and_stores_nothing(tmp_path: Path, signature: str | None) -> None:
+    async with door(tmp_path) as (client, store):
+        given_headers: dict[str, str | bytes] = {"X-GitHub-Delivery": "g", "X-GitHub-Event": "ping"}
+        if signature is not None:
+            given_headers["X-Hub-Signature-256"] = signature.encode()
+        answer = await client.post("/webhook", content=b"{}", headers=given_headers)
+        assert answer.status_code == 401
+        assert await store.delivery("g") is None
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b'{"a": ', b"[]", b"null", b'"text"', b"\xff\xfe{}", b'{"a": "\xff"}', b"payload=%7B%7D"]
+)
+async def test_a_signed_body_that_is_no_json_object_is_400(tmp_path: Path, body: bytes) -> None:
+    async with door(tmp_path) as (client, store):
+        assert await post(client, body, guid="g") == 400
+        assert await store.delivery("g") is None
+
+
+async def test_a_body_of_25_mib_and_one_byte_is_413_with_and_without_its_length(tmp_path: Path) -> None:
+    async def in_chunks(size: int) -> AsyncIterator[bytes]:
+        for _ in range(size // (1 << 20)):
+            yield bytes(1 << 20)
+        yield bytes(size % (1 << 20))
+
+    async with door(tmp_path) as (client, _):
+        body = bytes(BODY_LIMIT_BYTES + 1)
+        assert await post(client, body) == 413
+        answer = await client.post("/webhook", content=in_chunks(len(body)), headers=headers(b""))
+        assert answer.status_code == 413
+
+
+async def test_a_body_of_exactly_25_mib_is_taken(tmp_path: Path) -> None:
+    async with door(tmp_path) as (client, _):
+        body = b'{"a": "' + b"x" * (BODY_LIMIT_BYTES - 9) + b'"}'
+        assert len(body) == BODY_LIMIT_BYTES
+        assert await post(client, body) == 202
+
+
+async def test_deep_nesting_is_refused_or_taken_and_never_a_crash(tmp_path: Path) -> None:
+    async with door(tmp_path) as (client, _):
+        body = b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+        assert await post(client, body) in (202, 400)
+
+
+async def test_missing_headers_are_400(tmp_path: Path) -> None:
+    async with door(tmp_path) as (client, _):
+        for missing in ("X-GitHub-Delivery", "X-GitHub-Event"):
+            given_headers = headers(b"{}")
+            del given_headers[missing]
+            assert (await client.post("/webhook", content=b"{}", headers=given_headers)).status_code == 400
+
+
+async def test_other_methods_are_told_what_to_do(tmp_path: Path) -> None:
+    async with door(tmp_path) as (client, _):
+        answer = await client.get("/webhook")
+        assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+        assert (await client.get("/elsewhere")).status_code == 404
+
+
+async def test_health_metrics_and_unknown_runs(tmp_path: Path) -> None:
+    async with door(tmp_path) as (client, _):
+        await post(client, b'{"action": "created"}')
+        assert (await client.get("/healthz")).json()["deliveries_unhandled"] == 1
+        metrics = (await client.get("/metrics")).text
+        assert 'gibil_webhook_answers_total{status="202"} 1' in metrics
+        assert "gibil_deliveries_unhandled 1" in metrics
+        assert (await client.get("/runs/0123456789abcdef")).status_code == 404
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=12,
+)
+BODIES = st.binary(max_size=300) | JSON.map(lambda value: json.dumps(value).encode())
+EVENTS = st.sampled_from(["issue_comment", "pull_request", "check_run", "check_suite", "ping", "never_heard_of"])
+LATIN = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=40)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=BODIES, event=EVENTS | LATIN, guid=LATIN, signed=st.booleans())
+async def test_whatever_is_sent_the_answer_is_202_400_or_401(
+    tmp_path_factory: pytest.TempPathFactory, body: bytes, event: str, guid: str, signed: bool
+) -> None:
+    async with door(tmp_path_factory.mktemp("door")) as (client, store):
+        secret = SECRETS[0] if signed else "somebody-else"
+        status = await post(client, body, guid=guid, event=event, secret=secret)
+        if not signed:
+            assert status == 401
+            return
+        try:
+            is_object = isinstance(json.loads(body.decode("utf-8"), parse_constant=_refuse), dict)
+        except ValueError:
+            is_object = False
+        assert status == (202 if is_object else 400)
+        assert (await store.delivery(guid) is not None) == is_object
+
+
+def _refuse(constant: str) -> None:
+    """NaN and Infinity are Python's, and no JSON."""
+    raise ValueError(constant)
