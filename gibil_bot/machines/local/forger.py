@@ -23,6 +23,7 @@ from typing import Any
 
 from gibil_bot.machines.local import forge
 from gibil_bot.machines.local import syscalls as sc
+from gibil_bot.machines.local.layers import Order
 
 FIRST_UID = 0x7000_0000
 """Above what distributions, directories of users and systemd-nspawn hand out (https://systemd.io/UIDS-GIDS/)."""
@@ -83,7 +84,7 @@ class Forger:
                     if forging.init is not None:
                         os.kill(forging.init, signal.SIGKILL)  # our own child, not waited for yet: the pid is its own
 
-    def _forge(self, number: int, order: forge.Order, control: socket.socket) -> None:
+    def _forge(self, number: int, order: Order, control: socket.socket) -> None:
         folder = f"{order['local']}/machines/{order['name']}"
         locks = [os.open(f"{folder}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)]
         fcntl.flock(locks[0], fcntl.LOCK_EX | fcntl.LOCK_NB)

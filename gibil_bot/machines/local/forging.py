@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gibil_bot.errors import ProviderError
-from gibil_bot.machines.local.forge import Order
+from gibil_bot.machines.local.layers import Order
 
 _START = """
 import sys

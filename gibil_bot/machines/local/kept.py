@@ -17,10 +17,11 @@ import msgspec
 
 from gibil_bot.errors import ProviderError
 from gibil_bot.machines.local.door import Door
-from gibil_bot.machines.local.forge import PROXY, Order
+from gibil_bot.machines.local.forge import PROXY
 from gibil_bot.machines.local.forging import ForgerLink
 from gibil_bot.machines.local.gate import Gate, forward, loopback_ports
 from gibil_bot.machines.local.home import Home, clear_dead_machine
+from gibil_bot.machines.local.layers import Order
 from gibil_bot.machines.local.limits import Groups, Limits
 from gibil_bot.machines.local.pid1 import ForgeFailed, Pid1
 from gibil_bot.machines.local.skeleton import Layout
