@@ -455,4 +455,6 @@ async def _slices(data: bytes) -> AsyncIterator[bytes]:
 
 
 def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or getattr(error, "reason", None) or str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return getattr(error, "reason", None) or str(error) or type(error).__name__

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from typing import Any
 
 from gibil_bot.machines.local.egress import Address, is_public, loopback_ports, parse_address, parse_rules
 from gibil_bot.machines.local.proxy_request import MAX_HEAD, BadRequest, ProxyRequest, close_after, parse_request
-from gibil_bot.machines.local.relay import BLOCK, Streams, accept, close, forward, pump, relay, streams
+from gibil_bot.machines.local.relay import BLOCK, Streams, accept, close, forward, pump, relay, reset, streams
 
 __all__ = ["Gate", "forward", "loopback_ports"]
 
@@ -113,7 +114,7 @@ class Gate:
                     try:
                         return await self._open(address, len(addresses))
                     except OSError as error:  # TimeoutError is one
-                        reason = error.strerror or "no answer"
+                        reason = os.strerror(error.errno) if error.errno else "no answer"
         except TimeoutError:
             raise _Refused(504, f"{host}:{port} does not answer within {self._connect_s:g} s") from None
         raise _Refused(502, f"cannot connect to {host}:{port}: {reason}")
@@ -171,7 +172,7 @@ class Gate:
                 sending.cancel()
         except* (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, BadRequest):
             if answered:
-                client[1].transport.abort()  # cut short must not look like complete
+                reset(client[1])  # cut short must not look like complete
             else:
                 await _refuse(client, _Refused(502, f"{request.host}:{request.port} gave no readable response"))
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -106,6 +107,14 @@ async def close(writer: asyncio.StreamWriter) -> None:
         writer.transport.abort()
 
 
+def reset(writer: asyncio.StreamWriter) -> None:
+    """End a connection so that the other side sees an error, and not an end."""
+    sock = writer.get_extra_info("socket")
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
 async def relay(left: Streams, right: Streams, idle_s: float | None) -> None:
     """Both directions until both have ended; the end of one is passed on while the other goes on (half-close).
 
@@ -122,8 +131,8 @@ async def relay(left: Streams, right: Streams, idle_s: float | None) -> None:
             tasks.create_task(pump(left[0], right[1], alive))
             tasks.create_task(pump(right[0], left[1], alive))
     except* OSError:
-        left[1].transport.abort()
-        right[1].transport.abort()
+        reset(left[1])
+        reset(right[1])
 
 
 async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, alive: Callable[[], None]) -> None:

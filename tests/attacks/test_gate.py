@@ -1,0 +1,184 @@
+"""Attempts to get through the egress gate to what only the box may reach."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from tests.doubles.gatekit import Server, ask, dial, gate, http_server
+
+
+def asking(server: Server, host: str) -> bytes:
+    return f"GET http://{host}:{server.port}/ HTTP/1.1\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "localhost",
+        "LOCALHOST.",
+        "127.1",
+        "2130706433",
+        "0x7f000001",
+        "0177.0.0.1",
+        "0",
+        "0.0.0.0",
+        "[::1]",
+        "[::]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+        "[64:ff9b::7f00:1]",
+        "[2002:7f00:1::]",
+        "127.0.0.1%00.example.com",
+        "127.0.0.1\\.example.com",
+        "example.com@127.0.0.1",
+    ],
+)
+async def test_no_spelling_of_loopback_gets_through(host: str) -> None:
+    async with http_server() as server, gate() as port:
+        for request in (asking(server, host), f"CONNECT {host}:{server.port} HTTP/1.1\r\n\r\n".encode()):
+            answer = await ask(port, request)
+            assert answer[:12] in (b"HTTP/1.1 403", b"HTTP/1.1 400", b"HTTP/1.1 502"), answer
+        assert server.heard == []
+
+
+async def test_a_name_that_changes_its_answer_gains_nothing() -> None:
+    """DNS rebinding: public when it is judged, loopback a moment later."""
+    answers = [[("93.184.216.34", 80)], [("127.0.0.1", 80)]]
+    asked = 0
+
+    async def liar(host: str, port: int) -> list[tuple[object, ...]]:
+        nonlocal asked
+        asked += 1
+        return [(address, port) for address, _ in answers[min(asked, 2) - 1]]
+
+    async with http_server() as server, gate(resolve=liar, connect_s=0.3) as port:
+        await ask(port, asking(server, "rebind.example"))
+        assert asked == 1  # judged and connected to with one answer
+        assert (await ask(port, asking(server, "rebind.example"))).startswith(b"HTTP/1.1 403")
+        assert server.heard == []
+
+
+async def test_a_private_address_among_public_ones_is_not_tried() -> None:
+    async def mixed(host: str, port: int) -> list[tuple[object, ...]]:
+        return [("127.0.0.1", port), ("::1", port, 0, 0), ("::ffff:127.0.0.1", port, 0, 0), ("240.0.0.1", port)]
+
+    async with http_server() as server, gate(resolve=mixed) as port:
+        assert (await ask(port, asking(server, "mixed.example"))).startswith(b"HTTP/1.1 403")
+        assert server.heard == []
+
+
+async def test_an_allowed_name_does_not_open_its_address_to_other_names_or_ports() -> None:
+    async def both(host: str, port: int) -> list[tuple[object, ...]]:
+        return [("127.0.0.1", port)]
+
+    async with http_server() as server, http_server() as other:
+        async with gate(f"git.corp:{server.port}", resolve=both) as port:
+            assert (await ask(port, asking(server, "git.corp"))).startswith(b"HTTP/1.1 204")
+            assert (await ask(port, asking(server, "evil.example"))).startswith(b"HTTP/1.1 403")
+            assert (await ask(port, asking(server, "127.0.0.1"))).startswith(b"HTTP/1.1 403")
+            assert (await ask(port, asking(other, "git.corp"))).startswith(b"HTTP/1.1 403")
+        assert other.heard == []
+
+
+async def test_the_boxs_own_address_is_not_public() -> None:
+    """Its firewall keeps the world out, but would let the box itself in."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            pytest.skip("this box has no way out, and so no address of its own")
+        own = probe.getsockname()[0]
+    from gibil_bot.machines.local import gate as module
+
+    assert module._is_this_box(module.parse_address(own))
+    assert module._is_this_box(module.parse_address("127.0.0.1"))
+    assert not module._is_this_box(module.parse_address("93.184.216.34"))
+
+
+Smuggling = Callable[[Server, Server], bytes]
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        # A second request behind the first, to a host that is not allowed.
+        lambda ok, no: asking(ok, "127.0.0.1") + asking(no, "localhost"),
+        # The same within the declared body's neighbourhood.
+        lambda ok, no: (
+            f"POST http://127.0.0.1:{ok.port}/ HTTP/1.1\r\nContent-Length: 0\r\n\r\n"
+            f"GET http://localhost:{no.port}/ HTTP/1.1\r\n\r\n"
+        ).encode(),
+        # A length and chunks at once.
+        lambda ok, no: (
+            f"POST http://127.0.0.1:{ok.port}/ HTTP/1.1\r\nContent-Length: 4\r\n"
+            "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nSMUGGLED"
+        ).encode(),
+        # A Host that says something else than the address.
+        lambda ok, no: f"GET http://127.0.0.1:{ok.port}/ HTTP/1.1\r\nHost: localhost:{no.port}\r\n\r\n".encode(),
+        # Bare line feeds as line ends.
+        lambda ok, no: f"GET http://127.0.0.1:{ok.port}/ HTTP/1.1\nX: SMUGGLED\r\n\r\n".encode(),
+        # Chunks that two parsers could count differently.
+        lambda ok, no: (
+            f"POST http://127.0.0.1:{ok.port}/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0x4\r\nSMUGGLED\r\n0\r\n\r\n"
+        ).encode(),
+        lambda ok, no: (
+            f"POST http://127.0.0.1:{ok.port}/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nabSMUGGLED\r\n0\r\n\r\n"
+        ).encode(),
+    ],
+)
+async def test_nothing_is_smuggled_behind_a_request(attack: Smuggling) -> None:
+    async with http_server() as allowed, http_server() as forbidden, gate("127.0.0.1") as port:
+        await ask(port, attack(allowed, forbidden))
+        assert forbidden.heard == []
+        for heard in allowed.heard:
+            assert b"SMUGGLED" not in heard
+            assert heard.count(b" HTTP/1.1") == 1
+            assert f"Host: 127.0.0.1:{allowed.port}".encode() in heard
+            assert heard.count(b"Host:") == 1
+
+
+async def test_a_slow_request_is_cut_off_and_hurts_nobody() -> None:
+    async with http_server() as server, gate("127.0.0.1", head_s=0.5) as port, asyncio.timeout(20):
+
+        async def slowloris() -> bytes:
+            async with dial(port) as (reader, writer):
+                writer.write(b"GET http://127.0.0.1/ HTTP/1.1\r\n")
+                for number in range(100):
+                    writer.write(f"X-{number}: 1\r\n".encode())
+                    try:
+                        async with asyncio.timeout(0.02):
+                            return await reader.read()
+                    except TimeoutError:
+                        continue
+                return b"still open"
+
+        slow = [asyncio.create_task(slowloris()) for _ in range(50)]
+        assert (await ask(port, asking(server, "127.0.0.1"))).startswith(b"HTTP/1.1 204")
+        for answer in await asyncio.gather(*slow):
+            assert answer.startswith(b"HTTP/1.1 408")
+
+
+async def test_a_head_without_end_is_bounded() -> None:
+    async with gate() as port:
+        answer = await ask(port, b"GET http://x/ HTTP/1.1\r\nA: " + b"a" * 10_000_000)
+        assert answer.startswith(b"HTTP/1.1 431") or answer == b"(reset)"
+        assert (await ask(port, b"GET http://10.0.0.1/ HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 403")
+
+
+async def test_a_crowd_of_connections_waits_and_is_served() -> None:
+    """One machine may have 512 at a time; the rest waits in the backlog instead of using up the keeper's files."""
+    async with http_server() as server, gate("127.0.0.1", head_s=1.0) as port:
+        idle = []
+        for _ in range(540):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            idle.append(writer)
+        async with asyncio.timeout(20):
+            assert (await ask(port, asking(server, "127.0.0.1"))).startswith(b"HTTP/1.1 204")
+        for writer in idle:
+            writer.transport.abort()
+        await asyncio.sleep(0)
