@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -24,7 +25,7 @@ from gibil_bot.machines.cloudinit import move_expiry_script, user_data
 from gibil_bot.machines.hetzner_api import ENDPOINT, HTTP_TIMEOUT_S, HetznerApi, Json, Refused
 from gibil_bot.machines.hetzner_burn import Burner
 from gibil_bot.machines.hetzner_machine import is_ours, machine_of
-from gibil_bot.machines.hetzner_project import Shared, shared
+from gibil_bot.machines.hetzner_project import Shared, new_pair, shared
 from gibil_bot.machines.hetzner_watch import Watch
 from gibil_bot.model import Capabilities, Machine, MachineSpec
 
@@ -64,6 +65,7 @@ class HetznerProvider:
         burn_s: float = 120.0,
         http_timeout_s: tuple[float, float] = HTTP_TIMEOUT_S,
         backoff_s: float = 0.3,
+        probe_forges: bool = False,
     ) -> None:
         self._api = HetznerApi(token, endpoint, timeout_s=http_timeout_s, backoff_s=backoff_s)
         self._watch = Watch(self._our_servers, look_every_s)
@@ -71,23 +73,34 @@ class HetznerProvider:
         self._run_on = run_on
         self._ssh_port = ssh_port
         self._boot_s = boot_s
+        self._probe_forges = probe_forges
         self._types: tuple[float, list[Json]] | None = None
         self._pricing: tuple[float, Json] | None = None
         self._shared: asyncio.Task[Shared] | None = None
         self._sold_out: dict[shop.Offer, float] = {}
 
     async def probe(self) -> Capabilities:
-        """Reads only: the token works, and there is something to forge. It forges nothing, as that would cost an hour.
+        """Reads: the token works, and there is something to forge. Forges only if the provider was told to: it costs an hour.
 
-        So `forged_in_s` is 0: nobody has measured it.
+        Without forging `forged_in_s` is 0: nobody has measured it.
         """
+        began = time.monotonic()
         try:
             await self._offers("small", None, None)
             await self._servers(None)
+            if self._probe_forges:
+                began = time.monotonic()
+                await self._forge_and_burn()
         except GibilError as error:
             remedies = ("set GIBIL_PROVIDER=local to forge machines on this box",)
             raise Unavailable(error.message, remedies) from error
-        return Capabilities(tier="vm", package_installs=True, several_users=True, memory_limit="hardware", forged_in_s=0.0)
+        return Capabilities(
+            tier="vm",
+            package_installs=True,
+            several_users=True,
+            memory_limit="hardware",
+            forged_in_s=time.monotonic() - began if self._probe_forges else 0.0,
+        )
 
     async def create(self, spec: MachineSpec) -> Machine:
         """Returns when the server runs; SSH answers some seconds later.
@@ -133,12 +146,12 @@ class HetznerProvider:
         if server is None or not is_ours(server):
             raise MachineNotFound(f"there is no machine named {name} at Hetzner")
         machine = self._machine(server)
-        hour = labels.label_time(expires_at, self._api.clock_ahead_s)
+        hour = expires_at + self._ahead()
         if self._run_on is not None:
-            await self._run_on(machine, move_expiry_script(datetime.fromtimestamp(hour, UTC)))
+            await self._run_on(machine, move_expiry_script(hour))
         elif expires_at > machine.expires_at:
             raise ProviderError(f"cannot extend machine {name}: nobody here can log in to it, and it powers itself off")
-        body = {"labels": {**server["labels"], labels.EXPIRES: str(hour)}}
+        body = {"labels": {**server["labels"], labels.EXPIRES: labels.time_value(hour)}}
         answer = await self._api.call("PUT", f"/servers/{server['id']}", f"extend machine {name}", body=body)
         return self._machine(answer["server"])
 
@@ -155,8 +168,8 @@ class HetznerProvider:
         """Burns what is beyond its hour, and addresses that stayed behind; what fails is left to the next sweep."""
         gone = []
         for server in await self._servers(owner):
-            hour = labels.expires(server["labels"])
-            if hour is not None and hour <= time.time() + self._api.clock_ahead_s:
+            hour = labels.expires_at(server["labels"])
+            if hour is not None and hour <= _now() + self._ahead():
                 _log.warning("burning %s: its time is up", server["name"])
                 try:
                     await self._burner.burn(server)
@@ -192,10 +205,20 @@ class HetznerProvider:
 
     # Making
 
+    async def _forge_and_burn(self) -> None:
+        """With keys that nobody keeps."""
+        client, host = await asyncio.gather(asyncio.to_thread(new_pair), asyncio.to_thread(new_pair))
+        name = f"gibil-probe-{secrets.token_hex(4)}"
+        spec = MachineSpec(name=name, owner=name, ttl_s=600, authorized_key=client[1], host_key=host[0])
+        try:
+            await self.create(spec)
+        finally:
+            await asyncio.shield(self.destroy(name))
+
     async def _make(self, spec: MachineSpec, offer: shop.Offer, first: shop.Offer, deadline: float) -> Json:
         doing = f"make machine {spec.name}"
         project = await self._project()
-        hour = labels.label_time(_now() + timedelta(seconds=spec.ttl_s), self._api.clock_ahead_s)
+        hour = _now() + timedelta(seconds=spec.ttl_s) + self._ahead()
         written = labels.machine_labels(spec, hour)
         if offer != first:
             written["instead-of"] = f"{first.server_type}.{first.location}"
@@ -205,7 +228,7 @@ class HetznerProvider:
             "location": offer.location,
             "image": spec.image or DEFAULT_IMAGE,
             "labels": written,
-            "user_data": user_data(spec, datetime.fromtimestamp(hour, UTC)),
+            "user_data": user_data(spec, hour),
             "firewalls": [{"firewall": project.firewall_id}],
             "ssh_keys": [project.key_id],
             "public_net": {"enable_ipv4": True, "enable_ipv6": False},
@@ -302,6 +325,9 @@ class HetznerProvider:
         answer = await self._api.call("GET", "/servers", f"look for machine {name}", query={"name": name}, burning=burning)
         found: list[Json] = answer["servers"]
         return found[0] if found else None
+
+    def _ahead(self) -> timedelta:
+        return timedelta(seconds=self._api.clock_ahead_s)
 
     def _machine(self, server: Json) -> Machine:
         return machine_of(server, self._ssh_port, self._api.clock_ahead_s)

@@ -41,7 +41,7 @@ _LOCKED_S = 60.0
 _PER_PAGE = 50
 _PAGES = 200
 _CLOCK_NOISE_S = 5.0
-"""The header `Date` has whole seconds, and the way has its delays: less than this is no difference."""
+"""The header `Date` has whole seconds, and the way has its delays: less than this is no difference, and no change."""
 
 _PASSING_STATUS = frozenset((500, 502, 503, 504))
 _PASSING_REASONS = frozenset(("conflict", "rate_limit_exceeded", "locked", "timeout", "bad_gateway"))
@@ -186,7 +186,8 @@ class HetznerApi:
         except (ValueError, TypeError):
             return
         ahead = date.timestamp() + 0.5 - (time.time() - answer.took_s / 2)
-        self.clock_ahead_s = 0.0 if abs(ahead) < _CLOCK_NOISE_S else ahead
+        if abs(ahead - self.clock_ahead_s) > _CLOCK_NOISE_S:
+            self.clock_ahead_s = 0.0 if abs(ahead) < _CLOCK_NOISE_S else ahead
 
     def _failure(self, answer: _Answer, doing: str) -> ProviderError:
         error = answer.error

@@ -1,8 +1,8 @@
 """Burning at Hetzner: a server is gone when the API does not know it any more, and its address must not stay behind.
 
 Only deletion stops the bill; a server that is switched off costs the same (https://docs.hetzner.com/cloud/billing/faq). The
-address that a server was given leaves with it if `auto_delete` says so; what auto-made ones say is not documented, so they are
-told to, marked as ours, until we have seen in this project that they leave.
+address that a server was given leaves with it if `auto_delete` says so. What auto-made ones say is not documented, so it is
+read from the first, and those that would stay are told to leave and marked as ours.
 """
 
 from __future__ import annotations
@@ -29,16 +29,12 @@ class Burner:
     async def burn(self, server: Json) -> None:
         """Returns when it is gone for certain. Raises ProviderError."""
         address = (server["public_net"].get("ipv4") or {}).get("id")
-        if self._addresses_leave:
-            address = None
-        if address is not None:
-            await self._mark(address, server["labels"].get(labels.OWNER, ""))
+        stays = address is not None and not await self._leaves(address, server["labels"].get(labels.OWNER, ""))
         await self._delete(server["name"], f"/servers/{server['id']}")
-        if address is not None:
-            # It may be a moment until the address knows that its server is gone; the sweep finds it by its mark.
+        if stays:
             try:
-                self._addresses_leave = not await self._release(address)
-            except ProviderError as error:
+                await self._release(address)
+            except ProviderError as error:  # it may not know yet that its server is gone
                 _log.warning("%s; it is left to the sweep", error)
 
     async def release_leftovers(self, owner: str) -> list[str]:
@@ -68,13 +64,23 @@ class Burner:
             if error.reason != "not_found":
                 raise
 
-    async def _mark(self, address_id: int, owner: str) -> None:
-        """Ours, and to be deleted with its server. A failure must not keep the server from being burned."""
+    async def _leaves(self, address_id: int, owner: str) -> bool:
+        """Whether the address goes with its server by itself. One that does not is told to, and marked for the sweep.
+
+        A failure must not keep the server from being burned.
+        """
+        if self._addresses_leave:
+            return True
+        path = f"/primary_ips/{address_id}"
         body = {"auto_delete": True, "labels": {labels.CREATED_BY: labels.OURS, labels.OWNER: owner}}
         try:
-            await self._api.call("PUT", f"/primary_ips/{address_id}", "mark an address as ours", body=body, burning=True)
+            found = await self._api.call("GET", path, "see whether an address leaves with its server", burning=True)
+            self._addresses_leave = bool(found["primary_ip"]["auto_delete"])
+            if not self._addresses_leave:
+                await self._api.call("PUT", path, "mark an address as ours", body=body, burning=True)
         except ProviderError as error:
             _log.warning("%s", error)
+        return self._addresses_leave
 
     async def _release(self, address_id: int) -> bool:
         """Delete an address that no server has; False when it was gone already."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 
 from gibil_bot.errors import UsageError
 from gibil_bot.machines import hostkey
@@ -26,17 +26,18 @@ SPEC = "gibil-spec"
 _VALUE = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
 _KEY = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,46}[A-Za-z0-9])?")
 _MORE = re.compile(r"gibil-more\.(\d\d)\.(.+)")
+_TIME = re.compile(r"[0-9]{1,11}(\.[0-9]{1,6})?")
 _PIECE = 60
 _RESERVED = frozenset((CREATED_BY, OWNER, EXPIRES, HOST_KEY, SPEC))
 
 
-def machine_labels(spec: MachineSpec, expires: int) -> dict[str, str]:
-    """Everything that `POST /servers` should write on it; `expires` in seconds since 1970, by Hetzner's clock."""
+def machine_labels(spec: MachineSpec, expires_at: datetime) -> dict[str, str]:
+    """Everything that `POST /servers` should write on it; the time is by Hetzner's clock."""
     return {
         **encode(spec.labels),
         CREATED_BY: OURS,
         OWNER: owner_value(spec.owner),
-        EXPIRES: str(expires),
+        EXPIRES: time_value(expires_at),
         HOST_KEY: hostkey.to_label(hostkey.public_line(spec.host_key)),
         SPEC: spec_value(spec),
     }
@@ -61,10 +62,15 @@ def selector(owner: str | None = None) -> str:
     return ours if owner is None else f"{ours},{OWNER}={owner_value(owner)}"
 
 
-def expires(labels: Mapping[str, str]) -> int | None:
-    """Seconds since 1970 by Hetzner's clock; None where somebody has damaged the label."""
+def time_value(moment: datetime) -> str:
+    """Seconds since 1970, to the microsecond: what is written is what is read."""
+    return f"{moment.timestamp():.6f}"
+
+
+def expires_at(labels: Mapping[str, str]) -> datetime | None:
+    """By Hetzner's clock; None where somebody has damaged the label."""
     value = labels.get(EXPIRES, "")
-    return int(value) if value.isascii() and value.isdigit() else None
+    return datetime.fromtimestamp(float(value), UTC) if _TIME.fullmatch(value) else None
 
 
 def encode(labels: Mapping[str, str]) -> dict[str, str]:
@@ -97,8 +103,3 @@ def decode(labels: Mapping[str, str]) -> dict[str, str]:
         data = re.sub(rb"_([0-9a-f]{2})", lambda match: bytes([int(match[1], 16)]), escaped.encode())
         plain[key] = data.decode(errors="replace")
     return plain
-
-
-def label_time(moment: datetime, clock_ahead_s: float) -> int:
-    """A moment of our clock as Hetzner's clock will call it."""
-    return round(moment.timestamp() + clock_ahead_s)

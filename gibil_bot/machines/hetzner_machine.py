@@ -23,8 +23,7 @@ def machine_of(server: Json, ssh_port: int, clock_ahead_s: float) -> Machine:
     """Its times by our clock. What it became (server type, location, image) is among its labels."""
     ahead = timedelta(seconds=clock_ahead_s)
     created_at = datetime.fromisoformat(server["created"]).astimezone(UTC) - ahead
-    hour = labels.expires(server["labels"])
-    expires_at = datetime.fromtimestamp(hour, UTC) - ahead if hour is not None else created_at + _WITHOUT_LABEL
+    hour = labels.expires_at(server["labels"])
     address = server["public_net"]["ipv4"]
     image = server.get("image")
     became = {
@@ -38,7 +37,7 @@ def machine_of(server: Json, ssh_port: int, clock_ahead_s: float) -> Machine:
         id=str(server["id"]),
         name=server["name"],
         created_at=created_at,
-        expires_at=expires_at,
+        expires_at=hour - ahead if hour is not None else created_at + _WITHOUT_LABEL,
         endpoint=Endpoint(
             host_key=from_label(server["labels"].get(labels.HOST_KEY, "")) or "",
             host=address["ip"] if address else None,

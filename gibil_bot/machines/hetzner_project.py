@@ -54,7 +54,8 @@ async def _firewall(api: HetznerApi) -> int:
 
 
 async def _key(api: HetznerApi) -> int:
-    body: Json = {"name": KEY, "labels": {CREATED_BY: OURS}, "public_key": await asyncio.to_thread(_public_key_of_nobody)}
+    _private, public = await asyncio.to_thread(new_pair)
+    body: Json = {"name": KEY, "labels": {CREATED_BY: OURS}, "public_key": f"{public} gibil-bot: its private half is gone"}
     return int((await _find_or_make(api, "ssh_key", KEY, body))["id"])
 
 
@@ -83,9 +84,11 @@ def _lets_only_ssh_in(firewall: Json) -> bool:
     return len(incoming) == 1 and incoming[0]["protocol"] == "tcp" and incoming[0]["port"] == "22"
 
 
-def _public_key_of_nobody() -> str:
+def new_pair() -> tuple[str, str]:
+    """A new ed25519 key: OpenSSH's PEM of the private half, one line of the public one."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-    public = Ed25519PrivateKey.generate().public_key()
-    return public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode() + " gibil-bot: nobody has its private half"
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()).decode()
+    return private, key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()

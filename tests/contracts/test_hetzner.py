@@ -1,0 +1,364 @@
+"""The Hetzner provider against an API of our own whose servers never boot: what it asks, how often, and what it makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import hcloud
+import pytest
+
+from gibil_bot.errors import MachineNotFound, NameTaken, ProviderError, Unavailable
+from gibil_bot.machines import hetzner_labels as labels
+from gibil_bot.machines.hetzner import HetznerProvider
+from gibil_bot.machines.hetzner_project import FIREWALL, KEY, new_pair
+from gibil_bot.model import Machine, MachineSpec
+from tests.doubles.hetzner import HetznerDouble, hetzner_double
+from tests.doubles.hetzner_state import NoGuests, State
+
+CLIENT, HOST = new_pair(), new_pair()
+
+
+def spec(name: str = "ada", **more: Any) -> MachineSpec:
+    words: dict[str, Any] = {"owner": "tests", "ttl_s": 600, "authorized_key": CLIENT[1], "host_key": HOST[0]}
+    return MachineSpec(name=name, **{**words, **more})
+
+
+@pytest.fixture
+async def double() -> AsyncIterator[HetznerDouble]:
+    async with hetzner_double() as double:
+        yield double
+
+
+@pytest.fixture
+async def provider(double: HetznerDouble) -> AsyncIterator[HetznerProvider]:
+    provider = double.provider()
+    yield provider
+    await provider.close()
+
+
+async def test_a_server_is_what_was_asked_for(double: HetznerDouble, provider: HetznerProvider) -> None:
+    before = datetime.now(UTC)
+    machine = await provider.create(spec(labels={"run": "1", "repo": "ada/engine"}, image="debian-12"))
+    (server,) = double.state.servers.values()
+    assert (machine.provider, machine.name, machine.status) == ("hetzner", "ada", "running")
+    assert (machine.endpoint.host, machine.endpoint.port) == (server["public_net"]["ipv4"]["ip"], 22)
+    assert machine.endpoint.host_key == HOST[1]
+    assert dict(machine.labels) == {
+        **{"run": "1", "repo": "ada/engine"},
+        **{"server-type": "cx23", "location": "nbg1", "image": "debian-12"},
+    }
+    assert before <= machine.created_at <= datetime.now(UTC)
+    assert abs((machine.expires_at - machine.created_at).total_seconds() - 600) < 2
+    (user_data,) = double.state.user_data.values()
+    assert user_data.startswith("#cloud-config\n")
+    assert CLIENT[1] in user_data
+
+
+async def test_another_process_with_the_token_sees_the_same(double: HetznerDouble, provider: HetznerProvider) -> None:
+    machine = await provider.create(spec(labels={"run": "1"}))
+    other = double.provider()
+    try:
+        assert await other.get("ada") == machine
+        assert await other.list_machines("tests") == [machine]
+        assert await other.list_machines("others") == []
+        assert await other.destroy("ada") is True
+    finally:
+        await other.close()
+    assert await provider.get("ada") is None
+
+
+async def test_a_further_machine_costs_one_call_and_one_list_for_all(double: HetznerDouble, provider: HetznerProvider) -> None:
+    await provider.create(spec("first"))
+    await provider.destroy("first")
+    double.api.calls.clear()
+    double.state.starting_s = 0.1
+    await asyncio.gather(*(provider.create(spec(f"m{number}")) for number in range(20)))
+    lists = double.called("GET /servers")
+    assert double.called("POST /servers") == 20
+    assert len(double.api.calls) == 20 + lists
+    assert lists <= 20, "one list each round, and not one for each machine"
+    double.api.calls.clear()
+    double.state.starting_s = 0.0
+    await provider.create(spec("last"))
+    assert double.api.calls == ["POST /servers", "GET /servers"]
+
+
+async def test_burning_is_confirmed_and_takes_three_calls(double: HetznerDouble, provider: HetznerProvider) -> None:
+    await provider.create(spec("first"))
+    await provider.destroy("first")
+    await provider.create(spec())
+    double.api.calls.clear()
+    (number,) = double.state.servers
+    assert await provider.destroy("ada") is True
+    assert double.api.calls == ["GET /servers", f"DELETE /servers/{number}", f"GET /servers/{number}"]
+    double.state.deleting_s = 0.1
+    await provider.create(spec())
+    assert await provider.destroy("ada") is True
+    assert double.state.servers == {}
+
+
+async def test_more_machines_than_a_page_holds(double: HetznerDouble, provider: HetznerProvider) -> None:
+    made = await asyncio.gather(*(provider.create(spec(f"m{number}")) for number in range(60)))
+    listed = await provider.list_machines("tests")
+    assert {machine.name for machine in listed} == {machine.name for machine in made}
+    assert listed == sorted(listed, key=lambda machine: machine.created_at)
+
+
+async def test_the_project_gets_one_firewall_and_one_key_that_opens_nothing(double: HetznerDouble) -> None:
+    providers = [double.provider() for _ in range(3)]
+    try:
+        await asyncio.gather(*(each.create(spec(f"m{number}")) for number, each in enumerate(providers)))
+    finally:
+        for each in providers:
+            await each.close()
+    (firewall,) = double.state.firewalls.values()
+    (key,) = double.state.ssh_keys.values()
+    assert (firewall["name"], key["name"]) == (FIREWALL, KEY)
+    (rule,) = firewall["rules"]
+    assert (rule["direction"], rule["protocol"], rule["port"]) == ("in", "tcp", "22")
+    for server in double.state.servers.values():
+        assert [each["id"] for each in server["public_net"]["firewalls"]] == [firewall["id"]]
+        assert server["public_net"]["ipv6"] is None
+    assert set(map(tuple, double.state.keys_of.values())) == {(key["public_key"],)}
+
+
+async def test_a_firewall_that_somebody_opened_is_closed_again(double: HetznerDouble, provider: HetznerProvider) -> None:
+    await provider.create(spec("one"))
+    (firewall,) = double.state.firewalls.values()
+    firewall["rules"].append({"direction": "in", "protocol": "tcp", "port": "1-65535", "source_ips": ["0.0.0.0/0"]})
+    other = double.provider()
+    try:
+        await other.create(spec("two"))
+    finally:
+        await other.close()
+    assert [rule["port"] for rule in firewall["rules"]] == ["22"]
+
+
+async def test_a_deleted_firewall_is_made_anew_for_the_next(double: HetznerDouble, provider: HetznerProvider) -> None:
+    await provider.create(spec("one"))
+    await provider.destroy("one")
+    double.state.firewalls.clear()
+    with pytest.raises(ProviderError, match="firewall"):
+        await provider.create(spec("two"))
+    await provider.create(spec("three"))
+    assert len(double.state.firewalls) == 1
+
+
+async def test_creating_again_finds_the_first(provider: HetznerProvider) -> None:
+    machines = await asyncio.gather(*(provider.create(spec()) for _ in range(4)))
+    assert len({machine.id for machine in machines}) == 1
+    assert await provider.list_machines() == machines[:1]
+
+
+@pytest.mark.parametrize("other", [{"authorized_key": new_pair()[1]}, {"owner": "others"}, {"host_key": new_pair()[0]}])
+async def test_a_name_with_another_key_or_owner_is_taken(provider: HetznerProvider, other: dict[str, str]) -> None:
+    await provider.create(spec())
+    with pytest.raises(NameTaken, match="ada"):
+        await provider.create(spec(**other))
+
+
+async def test_servers_of_others_in_the_project_are_never_touched(double: HetznerDouble, provider: HetznerProvider) -> None:
+    body = {"name": "shop", "server_type": "cx23", "image": "debian-12", "location": "nbg1"}
+    await double.state.create_server(body)
+    assert await provider.get("shop") is None
+    assert await provider.list_machines() == []
+    with pytest.raises(NameTaken, match="shop"):
+        await provider.create(spec("shop"))
+    with pytest.raises(NameTaken, match="stays"):
+        await provider.destroy("shop")
+    with pytest.raises(MachineNotFound):
+        await provider.extend("shop", datetime.now(UTC) + timedelta(hours=1))
+    assert await provider.sweep("tests") == []
+    assert [server["name"] for server in double.state.servers.values()] == ["shop"]
+
+
+async def test_extend_tells_the_machine_and_then_the_label(double: HetznerDouble) -> None:
+    told: list[tuple[str, str]] = []
+
+    async def run_on(machine: Machine, script: str) -> None:
+        told.append((machine.name, script))
+
+    provider = double.provider(run_on=run_on)
+    try:
+        await provider.create(spec(labels={"run": "1"}))
+        later = datetime.now(UTC) + timedelta(hours=5)
+        machine = await provider.extend("ada", later)
+        assert machine.expires_at == later
+        assert machine.labels["run"] == "1"
+        assert await provider.get("ada") == machine
+        ((name, script),) = told
+        assert name == "ada"
+        assert str(int(later.timestamp()) + 1) in script
+    finally:
+        await provider.close()
+
+
+async def test_a_machine_that_cannot_be_told_is_not_extended(double: HetznerDouble, provider: HetznerProvider) -> None:
+    machine = await provider.create(spec())
+    with pytest.raises(ProviderError, match="powers itself off"):
+        await provider.extend("ada", machine.expires_at + timedelta(hours=1))
+    assert await provider.get("ada") == machine
+    sooner = machine.expires_at - timedelta(seconds=60)
+    assert (await provider.extend("ada", sooner)).expires_at == sooner
+
+
+async def test_sweep_burns_what_is_beyond_its_hour_and_only_the_owners(
+    double: HetznerDouble, provider: HetznerProvider
+) -> None:
+    await provider.create(spec("fresh"))
+    await provider.create(spec("old", ttl_s=-1))
+    await provider.create(spec("theirs", ttl_s=-1, owner="others"))
+    assert await provider.sweep("tests") == ["old"]
+    assert [server["name"] for server in double.state.servers.values()] == ["fresh", "theirs"]
+
+
+@pytest.mark.parametrize("auto_delete", [True, False])
+async def test_addresses_leave_with_their_server(auto_delete: bool) -> None:
+    async with hetzner_double(State(auto_delete=auto_delete)) as double:
+        provider = double.provider()
+        try:
+            for _ in range(2):
+                await provider.create(spec())
+                assert len(double.state.primary_ips) == 1
+                await provider.destroy("ada")
+                assert double.state.primary_ips == {}
+        finally:
+            await provider.close()
+
+
+async def test_an_address_that_stayed_behind_is_swept(double: HetznerDouble, provider: HetznerProvider) -> None:
+    await provider.create(spec())
+    (address,) = double.state.primary_ips.values()
+    address["labels"] = {labels.CREATED_BY: labels.OURS, labels.OWNER: "tests"}
+    address["auto_delete"] = False
+    (server,) = double.state.servers.values()
+    double.state.delete_server(server)  # by a process that died right after
+    while double.state.servers:
+        await asyncio.sleep(0.01)
+    assert await provider.sweep("others") == []
+    assert await provider.sweep("tests") == [address["name"]]
+    assert double.state.primary_ips == {}
+
+
+async def test_what_it_costs_is_read_from_the_api(provider: HetznerProvider) -> None:
+    price = await provider.price(spec(size="medium"))
+    assert price is not None
+    assert (price.hourly, price.currency) == (Decimal("0.0112"), "EUR")
+    machine = await provider.create(spec(size="medium"))
+    assert await provider.price_of(machine) == price
+    assert await provider.cost_so_far(machine) == Decimal("0.0112")
+
+
+async def test_probe_reads_and_forges_only_when_told_to(double: HetznerDouble, provider: HetznerProvider) -> None:
+    capabilities = await provider.probe()
+    assert (capabilities.tier, capabilities.memory_limit, capabilities.forged_in_s) == ("vm", "hardware", 0.0)
+    assert not [call for call in double.api.calls if not call.startswith("GET ")]
+    thorough = double.provider(probe_forges=True)
+    try:
+        assert (await thorough.probe()).forged_in_s > 0
+    finally:
+        await thorough.close()
+    assert double.called("POST /servers") == 1
+    assert double.state.servers == {}
+
+
+async def test_probe_says_what_is_wrong_and_the_way_out(double: HetznerDouble) -> None:
+    provider = double.provider(token="x" * 64)
+    try:
+        with pytest.raises(Unavailable, match="HCLOUD_TOKEN") as caught:
+            await provider.probe()
+    finally:
+        await provider.close()
+    assert "GIBIL_PROVIDER=local" in caught.value.remedies[0]
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 5, 20, 60])
+async def test_a_cancelled_create_leaves_nothing_that_destroy_does_not_remove(double: HetznerDouble, turns: int) -> None:
+    provider = double.provider()
+    try:
+        task = asyncio.ensure_future(provider.create(spec()))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await provider.destroy("ada")
+        assert double.state.servers == {}
+    finally:
+        await provider.close()
+    assert double.state.servers == {}
+
+
+# The double itself, as clients that nobody here wrote see it.
+
+
+async def test_hcloud_python_drives_the_double(double: HetznerDouble) -> None:
+    client = hcloud.Client(double.token, api_endpoint=double.endpoint, poll_interval=0.02, timeout=5)
+
+    def drive() -> None:
+        created = client.servers.create(
+            name="by-hcloud",
+            server_type=client.server_types.get_by_name("cx23"),
+            image=client.images.get_by_name_and_architecture("debian-12", "x86"),
+            location=client.locations.get_by_name("hel1"),
+        )
+        for action in (created.action, *created.next_actions):
+            action.wait_until_finished()
+        assert created.root_password
+        server = client.servers.get_by_name("by-hcloud")
+        assert server is not None
+        assert server.status == "running"
+        assert server.public_net.ipv4.ip.startswith("203.0.113.")
+        with pytest.raises(hcloud.APIException, match="uniqueness_error"):
+            client.servers.create(name="by-hcloud", server_type=server.server_type, image=server.image)
+        client.servers.power_off(server).wait_until_finished()
+        client.servers.rebuild(server, image=server.image, user_data="#cloud-config\n").action.wait_until_finished()
+        client.servers.delete(server).wait_until_finished()
+        assert client.servers.get_all() == []
+
+    await asyncio.to_thread(drive)
+    client._client._session.close()
+    assert isinstance(double.state.guests, NoGuests)
+    assert double.state.guests.user_data["by-hcloud"] == "#cloud-config\n"
+
+
+async def test_debians_hcloud_command_drives_the_double(double: HetznerDouble, provider: HetznerProvider) -> None:
+    program = shutil.which("hcloud")
+    if program is None:
+        pytest.skip("hcloud is not installed here: apt-get install hcloud-cli")
+    env = {"HCLOUD_TOKEN": double.token, "HCLOUD_ENDPOINT": double.endpoint, "HOME": "/nonexistent", "PATH": os.defpath}
+
+    async def run(*arguments: str) -> str:
+        done = await asyncio.to_thread(
+            subprocess.run, [program, *arguments], env=env, capture_output=True, text=True, timeout=30
+        )
+        assert done.returncode == 0, done.stderr
+        return str(done.stdout)
+
+    await provider.create(spec())
+    assert "ada" in await run("server", "list", "-l", labels.selector("tests"))
+    assert "ada" not in await run("server", "list", "-l", labels.selector("others"))
+    wanted = ("--type", "cx23", "--image", "debian-12", "--location", "nbg1")
+    assert "IPv4: 203.0.113." in await run("server", "create", "--name", "by-hand", *wanted)
+    assert "deleted" in await run("server", "delete", "by-hand")
+    assert FIREWALL in await run("firewall", "list")
+    assert [server["name"] for server in double.state.servers.values()] == ["ada"]
+
+
+async def test_lists_of_the_double_end_and_are_never_longer_than_fifty(double: HetznerDouble) -> None:
+    for number in range(60):
+        double.state.action("test", ("server", number))
+    client = hcloud.Client(double.token, api_endpoint=double.endpoint, timeout=5)
+    first = await asyncio.to_thread(client.request, "GET", "/actions", params={"per_page": 100})
+    assert len(first["actions"]) == 50
+    assert first["meta"]["pagination"]["next_page"] == 2
+    second = await asyncio.to_thread(client.request, "GET", "/actions", params={"per_page": 100, "page": 2})
+    assert (len(second["actions"]), second["meta"]["pagination"]["next_page"]) == (10, None)
+    client._client._session.close()
