@@ -69,7 +69,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         name="GIBIL_LOCAL_UNTRUSTED",
         default="refuse",
-        meaning="`allow`: pull requests of people without write permission may run on `local` machines, which share this kernel",
+        meaning="`allow`: code of people without write permission may run on `local` machines, which share this kernel",
     ),
     Setting(
         name="GIBIL_EGRESS_ALLOW",

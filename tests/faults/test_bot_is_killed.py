@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,10 @@ async def test_twenty_kills_leave_twenty_true_check_runs_and_nothing_else(tmp_pa
 
 
 async def test_a_killed_bot_goes_on_in_the_middle_of_a_tasks_output(tmp_path: Path) -> None:
-    lines = "name: Lines\non: {command: lines}\ntasks:\n  - {name: count, run: 'for i in $(seq 1 40); do echo line $i; sleep 0.05; done'}\n"
+    lines = (
+        "name: Lines\non: {command: lines}\ntasks:\n"
+        "  - {name: count, run: 'for i in $(seq 1 40); do echo line $i; sleep 0.05; done'}\n"
+    )
     async with journey(tmp_path, workflows={"lines.yml": lines}) as world:
         number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
         world.github.comment(REPOSITORY, number, "ada", "/gibil lines")
@@ -118,7 +122,7 @@ async def test_sigterm_leaves_the_run_to_the_next_start(tmp_path: Path) -> None:
 async def test_a_second_bot_on_the_same_database_refuses_with_one_clear_line(tmp_path: Path) -> None:
     async with journey(tmp_path) as world:
         second = await asyncio.create_subprocess_exec(
-            *(__import__("sys").executable, "-m", "gibil_bot", "serve", "--port", "0"),
+            sys.executable, "-m", "gibil_bot", "serve", "--port", "0",
             env=world.bot.environment, stderr=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
         async with asyncio.timeout(30):

@@ -1,0 +1,181 @@
+"""The command line as people and programs meet it: help, errors in one line, one JSON value, documented exit statuses."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("GIBIL_", "HCLOUD_"))}
+WORKFLOW = (
+    "name: Docs\non: {command: docs, pull_request: [opened]}\ninputs:\n  fast: {type: boolean, default: false}\n"
+    "tasks:\n  - {name: a, run: 'true'}\n"
+)
+SHA = "a" * 40
+REPOSITORY = {"id": 1, "full_name": "ada/engine", "clone_url": "https://github.com/ada/engine.git", "default_branch": "main"}
+
+
+def gibil(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gibil_bot", *arguments],
+        env={**ENVIRONMENT, **settings},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def comment(body: str) -> str:
+    return json.dumps(
+        {
+            "action": "created",
+            "installation": {"id": 1},
+            "repository": REPOSITORY,
+            "issue": {"number": 7, "pull_request": {}},
+            "comment": {"id": 1, "body": body, "user": {"login": "ada"}},
+            "sender": {"login": "ada"},
+        }
+    )
+
+
+def test_help_names_every_command_and_each_has_an_example() -> None:
+    shown = gibil("--help").stdout
+    for command in ("demo", "try", "serve", "doctor", "check", "plan", "replay"):
+        assert f"  {command} " in shown
+        own = gibil(command, "--help")
+        assert own.returncode == 0
+        assert "gibil" in own.stdout
+
+
+@pytest.mark.parametrize("arguments", [("nonsense",), ("check",), ("serve", "--port", "eighty"), ("plan", "absent.yml")])
+def test_wrong_use_is_said_in_one_line_with_status_2(arguments: tuple[str, ...]) -> None:
+    done = gibil(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+    as_json = gibil(*arguments, "--json")
+    assert as_json.returncode == 2
+    assert json.loads(as_json.stdout)["exit_code"] == 2
+
+
+def test_serve_says_everything_that_is_missing_at_once(tmp_path: Path) -> None:
+    done = gibil("serve", GIBIL_DATA_DIR=str(tmp_path))
+    assert done.returncode == 6
+    assert len(done.stderr.strip().splitlines()) == 3
+    for name in ("GIBIL_GITHUB_APP_ID", "GIBIL_GITHUB_PRIVATE_KEY", "GIBIL_GITHUB_WEBHOOK_SECRET"):
+        assert name in done.stderr
+
+
+def test_check_finds_the_line_the_column_and_the_right_word(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.yml", tmp_path / "bad.yml"
+    good.write_text(WORKFLOW)
+    bad.write_text(WORKFLOW.replace("tasks:", "taks:"))
+    assert gibil("check", str(good)).returncode == 0
+    done = gibil("check", str(good), str(bad), "--json")
+    assert done.returncode == 2
+    told = json.loads(done.stdout)
+    assert told["files"] == 2
+    assert [(p["line"], p["column"]) for p in told["problems"]] == [(5, 1)]
+    assert "tasks" in told["problems"][0]["message"]
+
+
+def test_plan_prints_what_a_comment_would_start_and_does_nothing(tmp_path: Path) -> None:
+    (tmp_path / "docs.yml").write_text(WORKFLOW)
+    (tmp_path / "event.json").write_text(comment("/gibil docs fast=true"))
+    done = gibil("plan", str(tmp_path / "docs.yml"), "--event", str(tmp_path / "event.json"))
+    assert done.returncode == 0, done.stderr
+    (plan,) = json.loads(done.stdout)
+    assert plan["workflow"] == "docs"
+    assert plan["inputs"] == {"fast": "true"}
+    (tmp_path / "event.json").write_text(comment("nothing for us"))
+    assert json.loads(gibil("plan", str(tmp_path / "docs.yml"), "--event", str(tmp_path / "event.json")).stdout) == []
+
+
+def test_replay_signs_what_it_posts(tmp_path: Path) -> None:
+    seen: list[tuple[dict[str, str], bytes]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            seen.append((dict(self.headers), self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(202)
+            self.end_headers()
+            self.wfile.write(b"accepted\n")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        (tmp_path / "comment.json").write_text(comment("/gibil test"))
+        url = f"http://127.0.0.1:{server.server_port}/webhook"
+        done = gibil("replay", str(tmp_path / "comment.json"), "--url", url, "--json", GIBIL_GITHUB_WEBHOOK_SECRET="a-secret")
+        server.shutdown()
+        thread.join()
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["event"] == "issue_comment"
+    (headers, body) = seen[0]
+    expected = hmac.new(b"a-secret", body, hashlib.sha256).hexdigest()
+    assert headers["X-Hub-Signature-256"] == f"sha256={expected}"
+    nobody = gibil("replay", str(tmp_path / "comment.json"), "--url", url, GIBIL_GITHUB_WEBHOOK_SECRET="a-secret")
+    assert nobody.returncode == 1
+    assert "gibil serve" in nobody.stderr
+
+
+def test_a_reader_that_has_gone_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "docs.yml").write_text(WORKFLOW)
+    (tmp_path / "event.json").write_text(comment("/gibil docs"))
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "gibil_bot",
+            "plan",
+            str(tmp_path / "docs.yml"),
+            "--event",
+            str(tmp_path / "event.json"),
+            "--json",
+        ],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    complaint = process.stderr.read()
+    process.stderr.close()
+    process.wait(30)
+    assert complaint == ""
+
+
+def test_doctor_says_for_each_failure_the_one_thing_to_do(tmp_path: Path, local_machines: None) -> None:
+    done = gibil("doctor", "--json", GIBIL_DATA_DIR=str(tmp_path))
+    assert done.returncode == 6
+    told = json.loads(done.stdout)
+    assert told["healthy"] is False
+    by_name = {check["name"]: check for check in told["checks"]}
+    assert by_name["provider local"]["ok"]
+    assert by_name["database"]["ok"]
+    assert by_name["workflows"]["ok"]
+    failing = [check for check in told["checks"] if not check["ok"]]
+    assert {check["name"] for check in failing} == {
+        "GIBIL_GITHUB_APP_ID", "GIBIL_GITHUB_PRIVATE_KEY", "GIBIL_GITHUB_WEBHOOK_SECRET",
+    }  # fmt: skip
+    assert all(check["fix"] for check in failing)
+
+
+def test_doctor_reports_settings_that_cannot_be_read(tmp_path: Path) -> None:
+    done = gibil("doctor", GIBIL_DATA_DIR=str(tmp_path), GIBIL_PORT="eighty")
+    assert done.returncode == 6
+    assert "FAIL GIBIL_PORT" in done.stdout

@@ -1,0 +1,143 @@
+"""`gibil try`: what the bot would do, on a local checkout, before anything is pushed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gibil_bot.machines.local.provider import LocalProvider
+
+pytestmark = pytest.mark.usefixtures("local_machines")
+
+GIBIL_YML = (
+    "tasks:\n  - {name: one, run: 'cat word.txt; test \"$(cat word.txt)\" = good'}\n"
+    "  - {name: two, run: 'git status --porcelain'}\n"
+)
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("GIBIL_", "HCLOUD_"))}
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "word.txt").write_text("good\n")
+    (folder / ".gibil.yml").write_text(GIBIL_YML)
+    git = ["git", "-C", str(folder), "-c", "user.name=Ada", "-c", "user.email=ada@example.com"]
+    for arguments in (["init", "-q"], ["add", "--all"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+    return folder
+
+
+async def gibil(folder: Path, *arguments: str) -> tuple[int, str, str]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gibil_bot", "try", str(folder), *arguments,
+        env={**ENVIRONMENT, "GIBIL_DATA_DIR": str(folder.parent / "data")},
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    async with asyncio.timeout(60):
+        out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+async def nothing_left(folder: Path) -> bool:
+    provider = LocalProvider(folder.parent / "data")
+    try:
+        return await provider.list_machines() == []
+    finally:
+        await provider.close()
+
+
+async def test_the_committed_head_is_what_runs(checkout: Path) -> None:
+    (checkout / "word.txt").write_text("bad, and not committed\n")
+    status, _, shown = await gibil(checkout)
+    assert status == 0, shown
+    assert "test: success" in shown
+    assert await nothing_left(checkout)
+
+
+async def test_dirty_takes_uncommitted_changes_and_new_files_and_touches_nothing_of_the_checkout(checkout: Path) -> None:
+    (checkout / "word.txt").write_text("bad\n")
+    (checkout / "new.txt").write_text("new\n")
+    before = subprocess.run(["git", "-C", str(checkout), "status", "--porcelain"], check=True, capture_output=True).stdout
+    status, out, shown = await gibil(checkout, "--dirty", "--json")
+    assert status == 1
+    told = json.loads(out)
+    assert told["conclusion"] == "failure"
+    assert [task["status"] for task in told["tasks"]] == ["failure", "skipped"]
+    assert "bad" in shown
+    after = subprocess.run(["git", "-C", str(checkout), "status", "--porcelain"], check=True, capture_output=True).stdout
+    assert after == before
+    refs = subprocess.run(["git", "-C", str(checkout), "for-each-ref"], check=True, capture_output=True).stdout.decode()
+    assert "gibil" not in refs
+
+
+async def test_a_workflow_file_with_inputs_can_be_tried(checkout: Path) -> None:
+    workflow = checkout.parent / "shout.yml"
+    workflow.write_text(
+        "name: Shout\non: {command: shout}\ninputs:\n  word: {required: true}\n"
+        "tasks:\n  - {name: say, run: 'echo \"<$GIBIL_INPUT_WORD>\"'}\n"
+    )
+    status, _, shown = await gibil(checkout, "-w", str(workflow), "--input", "word=a b; false")
+    assert status == 0, shown
+    assert "<a b; false>" in shown
+    status, out, _ = await gibil(checkout, "-w", str(workflow), "--json")
+    assert status == 2
+    assert "word" in json.loads(out)["error"]
+
+
+@pytest.mark.parametrize("arguments", [("-w", "absent"), ("--input", "novalue"), ("--input", "x=y")])
+async def test_wrong_use_is_one_line_and_status_2(checkout: Path, arguments: tuple[str, ...]) -> None:
+    status, out, shown = await gibil(checkout, *arguments)
+    assert (status, out) == (2, "")
+    assert len(shown.strip().splitlines()) == 1
+
+
+async def test_a_folder_without_a_commit_is_refused(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    status, _, shown = await gibil(empty)
+    assert status == 2
+    assert "git" in shown
+
+
+async def test_ctrl_c_burns_the_machine_and_says_what_was_done(checkout: Path) -> None:
+    (checkout / ".gibil.yml").write_text("tasks:\n  - {name: long, run: 'echo begun; sleep 300'}\n")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gibil_bot", "try", str(checkout), "--dirty",
+        env={**ENVIRONMENT, "GIBIL_DATA_DIR": str(checkout.parent / "data")},
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    async with asyncio.timeout(60):
+        while b"begun" not in await process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        _, rest = await process.communicate()
+    assert process.returncode == 130
+    assert b"cancelled" in rest
+    assert await nothing_left(checkout)
+
+
+async def test_kill_minus_nine_leaves_no_machine(checkout: Path) -> None:
+    (checkout / ".gibil.yml").write_text("tasks:\n  - {name: long, run: 'echo begun; sleep 300'}\n")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gibil_bot", "try", str(checkout), "--dirty",
+        env={**ENVIRONMENT, "GIBIL_DATA_DIR": str(checkout.parent / "data")},
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    async with asyncio.timeout(60):
+        while b"begun" not in await process.stderr.readline():
+            pass
+        process.kill()
+        await process.communicate()
+        while not await nothing_left(checkout):
+            await asyncio.sleep(0.02)  # the keeper notices by itself: there is no event to wait for
