@@ -24,7 +24,7 @@ from tests.doubles.hetzner_state import ApiError, Json, State, check_labels, inv
 class Fault:
     """The next `times` requests that match: answered with this status and code. `after`: the request is carried out first.
 
-    `hang`: no answer until it is set; the client's patience ends first.
+    `hang`: no answer until it is set. `late`: it is only carried out then, and succeeds.
     """
 
     method: str
@@ -35,6 +35,7 @@ class Fault:
     after: bool = False
     times: int = 1
     hang: asyncio.Event | None = None
+    late: bool = False
 
     def matches(self, method: str, path: str) -> bool:
         return self.times > 0 and method == self.method and re.fullmatch(self.path, path) is not None
@@ -86,11 +87,13 @@ class Api:
                 fault = next((each for each in self.faults if each.matches(method, path)), None)
                 if fault is not None:
                     fault.times -= 1
-                    if not fault.after:
+                    if fault.late and fault.hang is not None:
+                        await fault.hang.wait()
+                    elif not fault.after:
                         await self._fail(fault)
                 (route, match) = here[0]
                 status, body = await route[2](self, request, raw, *(int(group) for group in match.groups()))
-                if fault is not None:
+                if fault is not None and fault.after:
                     await self._fail(fault)
             except ApiError as error:
                 return JSONResponse(error.body(), error.status, headers)

@@ -1,0 +1,376 @@
+"""What goes wrong at Hetzner, and on the way there: nothing leaks, nothing hangs, and one line says what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gibil_bot.errors import GibilError, MachineLost, ProviderError
+from gibil_bot.machines import ssh
+from gibil_bot.machines.hetzner import HetznerProvider
+from gibil_bot.machines.hetzner_project import new_pair
+from gibil_bot.machines.keyring import Keyring
+from gibil_bot.machines.lifecycle import Forge
+from gibil_bot.model import Endpoint, MachineSpec
+from gibil_bot.ports import Shell
+from tests.doubles.hetzner import HetznerDouble, hetzner_double
+from tests.doubles.hetzner_routes import Fault
+from tests.doubles.hetzner_state import State
+
+CLIENT, HOST = new_pair(), new_pair()
+
+
+def spec(name: str = "ada", **more: Any) -> MachineSpec:
+    words: dict[str, Any] = {"owner": "tests", "ttl_s": 600, "authorized_key": CLIENT[1], "host_key": HOST[0]}
+    return MachineSpec(name=name, **{**words, **more})
+
+
+@pytest.fixture
+async def double() -> AsyncIterator[HetznerDouble]:
+    async with hetzner_double() as double:
+        yield double
+
+
+@pytest.fixture
+async def provider(double: HetznerDouble) -> AsyncIterator[HetznerProvider]:
+    provider = double.provider(http_timeout_s=(1.0, 0.5))
+    yield provider
+    await provider.close()
+
+
+def arm(double: HetznerDouble, method: str, path: str, **more: Any) -> Fault:
+    fault = Fault(method, path, **more)
+    double.api.faults.append(fault)
+    return fault
+
+
+# Making
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+async def test_an_error_after_the_server_was_made_finds_that_server(
+    double: HetznerDouble, provider: HetznerProvider, status: int
+) -> None:
+    arm(double, "POST", "/servers", status=status, after=True)
+    machine = await provider.create(spec())
+    assert [str(number) for number in double.state.servers] == [machine.id]
+    assert double.called("POST /servers") == 2
+
+
+async def test_an_answer_that_never_comes_finds_the_server_that_was_made(
+    double: HetznerDouble, provider: HetznerProvider
+) -> None:
+    arm(double, "POST", "/servers", after=True, hang=asyncio.Event())
+    machine = await provider.create(spec())
+    assert [str(number) for number in double.state.servers] == [machine.id]
+
+
+async def test_an_api_that_stays_broken_is_said_in_one_line(double: HetznerDouble, provider: HetznerProvider) -> None:
+    arm(double, "POST", "/servers", times=100)
+    with pytest.raises(ProviderError, match=r"cannot make machine ada: Hetzner's API fails .*status\.hetzner\.com") as caught:
+        await provider.create(spec())
+    assert "\n" not in caught.value.message
+    assert double.called("POST /servers") == 5
+
+
+async def test_an_api_that_is_not_there_is_said_in_one_line() -> None:
+    provider = HetznerProvider("token", endpoint="http://127.0.0.1:9/v1", backoff_s=0.01)
+    try:
+        with pytest.raises(ProviderError, match="cannot be reached; check the network and HCLOUD_ENDPOINT") as caught:
+            await provider.create(spec())
+    finally:
+        await provider.close()
+    assert caught.value.code == "PROVIDER_UNREACHABLE"
+
+
+@pytest.mark.parametrize(
+    ("token", "code", "said"),
+    [("wrong" * 12, "UNAUTHORIZED", "does not accept HCLOUD_TOKEN"), (None, "TOKEN_READONLY", "may only read")],
+)
+async def test_a_wrong_token_is_one_clear_line_without_the_token(
+    double: HetznerDouble, token: str | None, code: str, said: str
+) -> None:
+    token = token or double.api.readonly_token
+    provider = double.provider(token=token)
+    try:
+        with pytest.raises(ProviderError, match=said) as caught:
+            await provider.create(spec())
+    finally:
+        await provider.close()
+    assert caught.value.code == code
+    assert caught.value.exit_status == 3
+    assert "\n" not in caught.value.message
+    assert token not in repr(caught.value)
+    assert token not in repr(provider.__dict__)
+    assert double.state.servers == {}
+
+
+async def test_the_projects_limit_is_said(double: HetznerDouble, provider: HetznerProvider) -> None:
+    double.state.server_limit = 0
+    with pytest.raises(ProviderError, match="limit of this Hetzner project") as caught:
+        await provider.create(spec())
+    assert caught.value.code == "LIMIT_EXCEEDED"
+    assert double.called("POST /servers") == 1
+
+
+@pytest.mark.parametrize("later", [False, True])
+async def test_what_is_sold_out_is_replaced_and_it_is_told(
+    double: HetznerDouble, provider: HetznerProvider, caplog: pytest.LogCaptureFixture, later: bool
+) -> None:
+    sold_out = {("cx23", "nbg1"), ("cx23", "fsn1"), ("cx23", "hel1"), ("cpx22", "nbg1")}
+    (double.state.sold_out_later if later else double.state.sold_out).update(sold_out)
+    machine = await provider.create(spec())
+    assert (machine.labels["server-type"], machine.labels["location"]) == ("cpx22", "fsn1")
+    assert machine.labels["instead-of"] == "cx23.nbg1"
+    assert "cx23 in nbg1 is not to be had (resource_unavailable)" in caplog.text
+    double.api.calls.clear()
+    second = await provider.create(spec("next"))  # knows already
+    assert (second.labels["server-type"], double.called("POST /servers")) == ("cpx22", 1)
+
+
+async def test_a_type_that_was_retired_meanwhile_is_replaced(double: HetznerDouble, provider: HetznerProvider) -> None:
+    await provider.create(spec("before"))  # the list of types is read now
+    for location in double.state.types[0]["locations"]:
+        location["deprecation"] = {"announced": "2026-01-01T00:00:00Z", "unavailable_after": "2026-02-01T00:00:00Z"}
+    machine = await provider.create(spec())
+    assert machine.labels["server-type"] == "cpx22"
+
+
+async def test_all_sold_out_says_what_was_tried(double: HetznerDouble, provider: HetznerProvider) -> None:
+    double.state.sold_out |= {(kind["name"], place["name"]) for kind in double.state.types for place in kind["locations"]}
+    with pytest.raises(ProviderError, match=r"no room in cx23 in nbg1, .*cx33 in hel1; choose another") as caught:
+        await provider.create(spec())
+    assert caught.value.code == "RESOURCE_UNAVAILABLE"
+
+
+async def test_a_server_that_never_runs_is_given_up(double: HetznerDouble) -> None:
+    double.state.initializing_s = 600
+    provider = double.provider(boot_s=0.2)
+    try:
+        with pytest.raises(ProviderError, match=r"after 0 s its server does not run yet"):
+            await provider.create(spec())
+        assert await provider.destroy("ada") is True
+    finally:
+        await provider.close()
+    assert double.state.servers == {}
+
+
+async def test_a_server_that_vanishes_while_it_boots_is_said(double: HetznerDouble, provider: HetznerProvider) -> None:
+    double.state.initializing_s = 600
+    task = asyncio.create_task(provider.create(spec()))
+    while not double.state.servers:
+        await asyncio.sleep(0.005)
+    (server,) = double.state.servers.values()
+    double.state.delete_server(server)
+    with pytest.raises(ProviderError, match="vanished while it booted"):
+        await task
+
+
+# Cancelling
+
+
+async def test_a_cancelled_creation_waits_for_the_call_that_makes_the_server(
+    double: HetznerDouble, provider: HetznerProvider
+) -> None:
+    """Else `destroy` would run before the server is made by a thread that nobody can stop, and find nothing to burn."""
+    await provider.create(spec("warm"))
+    gate = asyncio.Event()
+    fault = arm(double, "POST", "/servers", late=True, hang=gate)
+    task = asyncio.create_task(provider.create(spec()))
+    while fault.times:
+        await asyncio.sleep(0.005)
+    task.cancel()
+    await asyncio.sleep(0.05)
+    task.cancel()  # also when somebody insists
+    await asyncio.sleep(0.05)
+    assert not task.done(), "the call is on its way: the cancellation waits for it"
+    assert len(double.state.servers) == 1
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(double.state.servers) == 2
+    await provider.destroy("ada")
+    assert [server["name"] for server in double.state.servers.values()] == ["warm"]
+
+
+@pytest.mark.parametrize("moment_s", [0.0, 0.01, 0.03, 0.06, 0.1])
+async def test_a_cancelled_lifecycle_leaks_nothing(double: HetznerDouble, tmp_path: Path, moment_s: float) -> None:
+    double.state.initializing_s = 0.05
+    forge = Forge(provider=double.provider(), keyring=Keyring(tmp_path), connect_shell=_never)
+    tasks = [asyncio.create_task(forge.create(f"m{number}", "tests", 600)) for number in range(5)]
+    await asyncio.sleep(moment_s)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await forge.close()
+    assert double.state.servers == {}
+    assert double.state.primary_ips == {}
+
+
+async def _never(endpoint: Endpoint, key: str) -> Shell:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+# Using
+
+
+async def test_ssh_that_never_answers_is_given_up_burned_and_told(double: HetznerDouble, tmp_path: Path) -> None:
+    async def connect(endpoint: Endpoint, key: str) -> Shell:
+        nobody = Endpoint(host_key=endpoint.host_key, host="127.0.0.1", port=9)
+        return await ssh.connect(nobody, key, timeout_s=0.5)
+
+    forge = Forge(provider=double.provider(), keyring=Keyring(tmp_path), connect_shell=connect)
+    try:
+        with pytest.raises(MachineLost, match="does not answer SSH"):
+            await forge.create("ada", "tests", 600)
+    finally:
+        await forge.close()
+    assert double.called("POST /servers") == 1
+    assert double.state.servers == {}
+
+
+async def test_a_server_that_somebody_burned_is_not_there(double: HetznerDouble, provider: HetznerProvider) -> None:
+    await provider.create(spec())
+    (server,) = double.state.servers.values()
+    double.state.delete_server(server)
+    while double.state.servers:
+        await asyncio.sleep(0.005)
+    assert await provider.get("ada") is None
+    assert await provider.destroy("ada") is False
+    assert (await provider.create(spec())).status == "running"
+
+
+# Burning
+
+
+async def test_burning_goes_on_through_errors_and_locks(double: HetznerDouble, provider: HetznerProvider) -> None:
+    await provider.create(spec())
+    (number,) = double.state.servers
+    double.state.locked.add(number)
+    arm(double, "DELETE", r"/servers/\d+", status=503)
+    arm(double, "GET", r"/primary_ips/\d+", times=100)  # what is only asked for must not keep it from being burned
+    burning = asyncio.create_task(provider.destroy("ada"))
+    while double.called(f"DELETE /servers/{number}") < 4:
+        await asyncio.sleep(0.005)
+    double.state.locked.clear()
+    assert await burning is True
+    assert double.state.servers == {}
+
+
+async def test_an_error_after_the_server_was_deleted_is_no_error(double: HetznerDouble, provider: HetznerProvider) -> None:
+    await provider.create(spec())
+    arm(double, "DELETE", r"/servers/\d+", after=True)
+    assert await provider.destroy("ada") is True
+    assert double.state.servers == {}
+
+
+async def test_a_server_that_does_not_go_is_not_called_gone(double: HetznerDouble) -> None:
+    double.state.deleting_s = 600
+    provider = double.provider(burn_s=0.1)
+    try:
+        await provider.create(spec())
+        with pytest.raises(ProviderError, match="has not burned machine ada"):
+            await provider.destroy("ada")
+    finally:
+        await provider.close()
+
+
+async def test_many_may_burn_the_same_machine(double: HetznerDouble, provider: HetznerProvider) -> None:
+    double.state.deleting_s = 0.05
+    await provider.create(spec())
+    assert True in await asyncio.gather(*(provider.destroy("ada") for _ in range(5)))
+    assert double.state.servers == {}
+
+
+async def test_one_that_cannot_be_burned_does_not_keep_the_sweep_from_others(
+    double: HetznerDouble, provider: HetznerProvider
+) -> None:
+    for name in ("one", "two", "three"):
+        await provider.create(spec(name, ttl_s=-1))
+    protected = next(server for server in double.state.servers.values() if server["name"] == "two")
+    protected["protection"]["delete"] = True
+    assert await provider.sweep("tests") == ["one", "three"]
+
+
+# Clocks and limits
+
+
+@pytest.mark.parametrize("ahead_s", [-7200.0, 7200.0])
+async def test_a_wrong_clock_burns_nothing_early_and_keeps_nothing_late(ahead_s: float) -> None:
+    """Hetzner's clock, and so the machines', is two hours away from ours."""
+    async with hetzner_double(State(clock_ahead_s=ahead_s)) as double:
+        provider = double.provider()
+        try:
+            machine = await provider.create(spec(ttl_s=600))
+            now = datetime.now(UTC)
+            assert abs((machine.created_at - now).total_seconds()) < 10
+            assert abs((machine.expires_at - now).total_seconds() - 600) < 10
+            (user_data,) = double.state.user_data.values()
+            theirs = now.timestamp() + ahead_s + 600
+            assert any(f"      {theirs_s}\n" in user_data for theirs_s in range(int(theirs) - 10, int(theirs) + 10))
+            assert await provider.sweep("tests") == []
+            await provider.create(spec("old", ttl_s=-30))
+            assert await provider.sweep("tests") == ["old"]
+        finally:
+            await provider.close()
+
+
+async def test_whoever_has_no_calls_left_waits_and_does_not_fail() -> None:
+    async with hetzner_double(limit=3_600_000, remaining=8.0, refill_s=0.02) as double:
+        providers = [double.provider() for _ in range(2)]  # one token, one budget
+        began = time.monotonic()
+        try:
+            await asyncio.gather(*(each.create(spec(f"m{number}")) for number, each in enumerate(providers)))
+        finally:
+            for each in providers:
+                await each.close()
+        assert len(double.state.servers) == 2
+        assert time.monotonic() - began < 20
+
+
+async def test_429_is_waited_out(double: HetznerDouble) -> None:
+    double.api.limit = 3600 * 50  # fifty calls come back each second
+    provider = double.provider()
+    try:
+        await provider.create(spec("warm"))
+        arm(double, "POST", "/servers", status=429, code="rate_limit_exceeded", times=2)
+        machine = await provider.create(spec())
+        assert machine.status == "running"
+        assert double.called("POST /servers") == 4
+    finally:
+        await provider.close()
+
+
+async def test_a_list_that_does_not_end_is_an_error(
+    double: HetznerDouble, provider: HetznerProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen with static mocks: `next_page` for ever, and a client that follows it for ever."""
+    page = type(double.api)._page
+
+    def endless(api: Any, request: Any, key: str, things: list[Any]) -> Any:
+        status, body = page(api, request, key, things)
+        body["meta"]["pagination"]["next_page"] = 2
+        return status, body
+
+    monkeypatch.setattr(type(double.api), "_page", endless)
+    with pytest.raises(ProviderError, match="does not end"):
+        await provider.list_machines()
+
+
+async def test_every_failure_is_one_of_ours(double: HetznerDouble, provider: HetznerProvider) -> None:
+    machine = await provider.create(spec())
+    for status, code in ((400, "json_error"), (403, "forbidden"), (422, "unsupported_error"), (418, "teapot")):
+        arm(double, "GET", "/servers", status=status, code=code, message="two\nlines " + "x" * 500)
+        with pytest.raises(GibilError) as caught:
+            await provider.get("ada")
+        assert "\n" not in caught.value.message
+        assert len(caught.value.message) < 400
+    assert await provider.get("ada") == machine
+    assert machine.expires_at > datetime.now(UTC) + timedelta(seconds=60)
