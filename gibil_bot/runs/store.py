@@ -260,7 +260,7 @@ def _end_all_leases(db: sqlite3.Connection) -> None:
 def _counts(db: sqlite3.Connection) -> dict[str, int]:
     counted = {
         "deliveries_unhandled": "deliveries where handled_at is null",
-        "deliveries_failed": "deliveries where handled_at is not null and error is not null",
+        "deliveries_failed": "deliveries indexed by deliveries_failed where handled_at is not null and error is not null",
         "runs_queued": "runs where finished_at is null and state = 'queued'",
         "runs_running": "runs where finished_at is null and state = 'running'",
         "runs_finished": "runs where finished_at is not null",

@@ -48,8 +48,8 @@ def queue(db: sqlite3.Connection, topics: set[str], new: NewRun, now: float) -> 
         return
     topics.add("runs")
     if group:
-        db.execute(
-            "update runs set cancel_reason = ? where finished_at is null and cancel_reason is null "
+        db.execute(  # of its own accord SQLite would look through the whole history of the repository
+            "update runs indexed by runs_of_group set cancel_reason = ? where finished_at is null and cancel_reason is null "
             "and repository_id = ? and concurrency_group = ? and seq < ? and (state = 'queued' or ?)",
             (f"superseded by {source.sha[:7]}", repository_id, group, inserted.lastrowid, plan.cancel_in_progress),
         )

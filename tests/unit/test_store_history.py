@@ -1,0 +1,122 @@
+"""What is finished costs nothing: the work of each write is counted in steps of SQLite's machine, beside a long history."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from gibil_bot.model import (
+    Conclusion,
+    Delivery,
+    NewRun,
+    Person,
+    Plan,
+    PullRequest,
+    Repository,
+    Source,
+    Telling,
+    TellingKind,
+    Trust,
+)
+from gibil_bot.ports import Settlement
+from gibil_bot.runs.sqlite import claims, database, deliveries, runs, tellings
+
+HISTORY = 3000
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    opened = database.connect(tmp_path / "gibil.db")
+    database.migrate(opened, tmp_path / "gibil.db")
+    yield opened
+    opened.close()
+
+
+def new_run(run_id: str) -> NewRun:
+    person = Person(login="ada")
+    repository = Repository(id=1, full_name="ada/engine", clone_url="https://github.com/ada/engine.git", default_branch="main")
+    pull_request = PullRequest(
+        number=7,
+        title="t",
+        author=person,
+        head_sha="a" * 40,
+        head_ref="h",
+        head_repository="ada/engine",
+        base_ref="main",
+        base_sha="b" * 40,
+    )
+    source = Source(
+        installation_id=1, repository=repository, pull_request=pull_request, sha="a" * 40, trust=Trust.TRUSTED, actor="ada"
+    )
+    plan = Plan(workflow="test", title="test", path="test.yml", tasks=(), concurrency_group="test/7")
+    return NewRun(id=run_id, delivery_guid="d", source=source, plan=plan)
+
+
+def telling(key: str) -> Telling:
+    return Telling(key=key, kind=TellingKind.COMMENT, installation_id=1, repository="ada/engine", body={"body": key})
+
+
+def write_history(db: sqlite3.Connection) -> None:
+    """Of the very repository, pull request and group that the new run is of."""
+    source, plan = msgspec.json.encode(new_run("x").source), msgspec.json.encode(new_run("x").plan)
+    numbers = range(HISTORY)
+    db.execute("begin")
+    db.executemany(
+        "insert into deliveries (guid, event, received_at, handled_at) values (?, 'push', 0, 1)",
+        [(f"history-{number}",) for number in numbers],
+    )
+    db.executemany(
+        "insert into runs (id, delivery_guid, repository_id, pull_request, sha, concurrency_group, state, queued_at, "
+        "finished_at, source, plan) values (?, 'd', 1, 7, ?, 'test/7', 'finished', 0, 1, ?, ?)",
+        [(f"history-{number}", "a" * 40, source, plan) for number in numbers],
+    )
+    db.executemany(
+        "insert into tellings (key, kind, installation_id, repository, body, due_at, told_revision, told_at) "
+        "values (?, 'comment', 1, 'ada/engine', '{}', 0, 1, 0)",
+        [(f"history-{number}",) for number in numbers],
+    )
+    db.execute("commit")
+
+
+def one_run_through(db: sqlite3.Connection, name: str) -> dict[str, int]:
+    """Steps, in tens, of everything that happens to one run from its delivery to its telling."""
+    topics: set[str] = set()
+    steps: dict[str, int] = {}
+
+    def counted(what: str, act: Callable[[], object]) -> object:
+        def step() -> int:
+            steps[what] += 1
+            return 0
+
+        steps[what] = 0
+        db.set_progress_handler(step, 10)
+        try:
+            return act()
+        finally:
+            db.set_progress_handler(None, 0)
+
+    arrived = Delivery(guid=name, event="push", payload=b"{}", received_at=datetime.now(UTC))
+    settlement = Settlement(runs=[new_run(name)], tellings=[telling(name)])
+    counted("accept", lambda: deliveries.accept(db, topics, arrived))
+    counted("claim_deliveries", lambda: deliveries.claim(db, topics, "a", 10, 100.0, 60.0))
+    counted("settle", lambda: deliveries.settle(db, topics, "a", name, settlement, 100.0))
+    claim = claims.claim_run(db, topics, "a", 100.0, 60.0, 10)
+    assert claim is not None
+    counted("finish", lambda: runs.finish(db, topics, claim, Conclusion.SUCCESS, [], 100.0))
+    counted("claim_run", lambda: claims.claim_run(db, topics, "a", 100.0, 60.0, 10))
+    counted("queued", lambda: runs.queued(db))
+    counted("unfinished", lambda: runs.unfinished(db))
+    counted("claim_tellings", lambda: tellings.claim(db, topics, "a", 10, 200.0, 60.0, []))
+    return steps
+
+
+def test_a_long_history_makes_no_write_slower(db: sqlite3.Connection) -> None:
+    before = one_run_through(db, "first")
+    write_history(db)
+    after = one_run_through(db, "second")
+    assert {what: count for what, count in after.items() if count > 2 * before[what] + 10} == {}
