@@ -96,15 +96,15 @@ def gibil_server(folder: Path, key: str, github_url: str | None = None, **more: 
 
 
 @contextlib.contextmanager
-def probot_server(folder: Path, key: str, peers: Peers) -> Iterator[Server]:
-    """Probot's `run()`, in production mode and without a line of log for each request, which is to its advantage."""
+def probot_server(folder: Path, key: str, peers: Peers, log_level: str = "info") -> Iterator[Server]:
+    """Probot's `run()` in production mode; its default level of logging is `info`."""
     home = peers.probot()
     (home / "app.mjs").write_text(PROBOT_APP)
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     environment = bare_environment(folder) | {
         "NODE_ENV": "production",
-        "LOG_LEVEL": "error",
+        "LOG_LEVEL": log_level,
         "APP_ID": "1",
         "PRIVATE_KEY": key,
         "WEBHOOK_SECRET": SECRET,

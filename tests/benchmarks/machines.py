@@ -1,0 +1,92 @@
+"""Local machines for the benchmarks: a data directory with a keeper that is warm, and plain asyncssh onto its machines."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+
+from gibil_bot.config import Settings
+from gibil_bot.errors import Unavailable
+from gibil_bot.machines.lifecycle import Forge
+from gibil_bot.model import Endpoint, Machine, MachineSpec
+from gibil_bot.ports import Shell
+from gibil_bot.wiring import machine_owner, open_forge
+from tests.benchmarks.comparison import LeftOut
+
+TTL_S = 600
+
+
+class Yard:
+    """Machines of one data directory."""
+
+    def __init__(self, forge: Forge) -> None:
+        self.forge = forge
+        self.owner = machine_owner(forge.keyring)
+        self._numbers = itertools.count()
+
+    def new_name(self) -> str:
+        return f"bench-{next(self._numbers)}"
+
+    async def create(self) -> tuple[Machine, Shell]:
+        """As the runner does it."""
+        return await self.forge.create(self.new_name(), self.owner, TTL_S)
+
+    async def create_by_hand(self) -> Machine:
+        """The provider alone, with keys made beforehand."""
+        name = self.new_name()
+        keyring = self.forge.keyring
+        return await self.forge.provider.create(
+            MachineSpec(
+                name=name,
+                owner=self.owner,
+                ttl_s=TTL_S,
+                authorized_key=keyring.client_public(name),
+                host_key=keyring.host_key(name),
+            )
+        )
+
+    async def connect_by_hand(self, machine: Machine) -> asyncssh.SSHClientConnection:
+        return await connect_by_hand(machine.endpoint, self.forge.keyring.client_key(machine.name))
+
+
+async def connect_by_hand(endpoint: Endpoint, client_key: str) -> asyncssh.SSHClientConnection:
+    """asyncssh as its documentation shows it, with the host key pinned."""
+    where: dict[str, Any] = {"host": endpoint.host, "port": endpoint.port}
+    if endpoint.unix_path is not None:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, endpoint.unix_path)
+        where = {"host": "machine", "sock": sock}
+    return await asyncssh.connect(
+        **where,
+        username=endpoint.username,
+        client_keys=[asyncssh.import_private_key(client_key)],
+        known_hosts=([asyncssh.import_public_key(endpoint.host_key)], [], []),
+        agent_path=None,
+        config=None,
+    )
+
+
+@contextlib.asynccontextmanager
+async def yard(data_dir: Path) -> AsyncIterator[Yard]:
+    """Raises LeftOut where no local machine can be forged. All machines are burned at the end, and the keeper goes."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    forge = open_forge(Settings(data_dir=data_dir, database_url=""))
+    it = Yard(forge)
+    try:
+        try:
+            await forge.provider.probe()
+        except Unavailable as error:
+            raise LeftOut(error.message) from None
+        yield it
+    finally:
+        for machine in await forge.list():
+            await forge.destroy(machine.name)
+        await forge.close()

@@ -1,0 +1,98 @@
+"""OpenSSH as the peer: a real sshd on a loopback port, and a master connection of its own client."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncssh
+
+from gibil_bot.model import Endpoint
+from tests.benchmarks.comparison import LeftOut
+from tests.benchmarks.servers import free_port
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sshd:
+    """Where it answers and the private key that it accepts, in OpenSSH's PEM form."""
+
+    endpoint: Endpoint
+    client_key: str
+    folder: Path
+
+
+@contextlib.asynccontextmanager
+async def sshd(folder: Path) -> AsyncIterator[Sshd]:
+    """In the foreground, for the user who runs the benchmark. Raises LeftOut where it cannot run."""
+    program = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
+    if program is None or shutil.which("ssh") is None:
+        raise LeftOut("OpenSSH is not installed (Debian: openssh-server, openssh-client)")
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+    try:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        raise LeftOut("sshd lets in users with a name, this one has only a number") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    client, host = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
+    port = free_port()
+    (folder / "home").mkdir()
+    _write(folder / "host_key", host.export_private_key())
+    _write(folder / "client_key", client.export_private_key())
+    _write(folder / "authorized_keys", client.export_public_key())
+    _write(folder / "known_hosts", f"[127.0.0.1]:{port} ".encode() + host.export_public_key())
+    _write(
+        folder / "config",
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host_key\nAuthorizedKeysFile {folder}/authorized_keys\n"
+        "PidFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n"
+        # An empty home: the shell must not read the start-up files of whoever runs this.
+        f"MaxSessions 200\nMaxStartups 100\nPrintMotd no\nSetEnv HOME={folder}/home\n".encode(),
+    )
+    process = await asyncio.create_subprocess_exec(
+        program, "-D", "-e", "-f", str(folder / "config"), stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        async with asyncio.timeout(10):
+            while not _answers(port):
+                await asyncio.sleep(0.02)
+        endpoint = Endpoint(host_key=host.export_public_key().decode().strip(), username=user, host="127.0.0.1", port=port)
+        yield Sshd(endpoint=endpoint, client_key=client.export_private_key().decode(), folder=folder)
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+@contextlib.contextmanager
+def master(server: Sshd) -> Iterator[list[str]]:
+    """The words of an `ssh` call that goes through one open master connection."""
+    path = server.folder / "ctl"
+    words = [
+        "ssh", "-F", "none", "-S", str(path), "-p", str(server.endpoint.port), "-i", str(server.folder / "client_key"),
+        "-o", f"UserKnownHostsFile={server.folder}/known_hosts", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes",
+    ]  # fmt: skip
+    target = f"{server.endpoint.username}@127.0.0.1"
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run([*words, "-M", "-o", "ControlPersist=yes", target, "true"], check=True, timeout=20, **quiet)
+    try:
+        yield [*words, target]
+    finally:
+        subprocess.run([*words, "-O", "exit", target], check=False, timeout=20, **quiet)
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.touch(mode=0o600)
+    path.write_bytes(content)
+
+
+def _answers(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False

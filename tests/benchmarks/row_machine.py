@@ -1,0 +1,106 @@
+"""A machine's beginning and end: forge to first command, and burn, against an overlay with bubblewrap in it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvloop
+
+from tests.benchmarks.comparison import Comparison, LeftOut, at_most
+from tests.benchmarks.context import Context
+from tests.benchmarks.machines import yard
+
+ROUNDS = 12
+
+
+def machine(context: Context) -> list[Comparison]:
+    """Each round a fresh machine of ours and a fresh overlay; both write a little before they are burned."""
+    return uvloop.run(_machine(context))
+
+
+async def _machine(context: Context) -> list[Comparison]:
+    if os.geteuid() != 0 or shutil.which("bwrap") is None:
+        raise LeftOut("an overlay by hand needs root, and bubblewrap (bwrap)")
+    first: dict[str, list[float]] = {"ours": [], "by hand": []}
+    burn: dict[str, list[float]] = {"ours": [], "by hand": []}
+    async with yard(context.folder("d")) as machines:
+        for number in range(ROUNDS + 2):
+            begun = time.perf_counter()
+            forged, shell = await machines.create()
+            result = await shell.run("echo ready > /root/file; cat /root/file")
+            ready = time.perf_counter() - begun
+            assert result.stdout == b"ready\n"
+            begun = time.perf_counter()
+            await shell.close()
+            await machines.forge.destroy(forged.name)
+            burned = time.perf_counter() - begun
+            with _overlay(context.folder(f"o{number}")) as by_hand:
+                pass
+            if number >= 2:
+                first["ours"].append(ready * 1000)
+                burn["ours"].append(burned * 1000)
+                first["by hand"].append(by_hand.first_s * 1000)
+                burn["by hand"].append(by_hand.burn_s * 1000)
+    peer = "overlay + bubblewrap"
+    return [
+        Comparison(
+            what="forge, connect, first command", peer=peer, unit="ms",
+            ours=first["ours"], peers=first["by hand"], aim=at_most(2.5),
+        ),
+        Comparison(what="burn", peer=peer, unit="ms", ours=burn["ours"], peers=burn["by hand"], aim=at_most(1.5)),
+    ]  # fmt: skip
+
+
+class _Took:
+    first_s = 0.0
+    burn_s = 0.0
+
+
+@contextlib.contextmanager
+def _overlay(folder: Path) -> Iterator[_Took]:
+    """The same by hand: an overlay over the box's own files, a shell in new namespaces in it; then all of it away again."""
+    took = _Took()
+    for name in ("upper", "work", "merged"):
+        (folder / name).mkdir()
+    begun = time.perf_counter()
+    options = f"lowerdir=/,upperdir={folder}/upper,workdir={folder}/work"
+    mounted = subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, f"{folder}/merged"], capture_output=True)
+    if mounted.returncode != 0:
+        raise LeftOut(f"no overlay can be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        shell = subprocess.Popen(
+            ["bwrap", "--bind", f"{folder}/merged", "/", "--proc", "/proc", "--dev", "/dev", "--unshare-all",
+             "--die-with-parent", "--new-session", "sh", "-c", "echo ready > /root/file; cat /root/file; exec sleep 600"],
+            stdout=subprocess.PIPE, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            assert shell.stdout is not None
+            if shell.stdout.readline() != b"ready\n":
+                raise LeftOut("bubblewrap cannot run a command here")
+            took.first_s = time.perf_counter() - begun
+            yield took
+            begun = time.perf_counter()
+        finally:
+            shell.send_signal(signal.SIGKILL)
+            shell.wait()
+            shell.stdout.close()
+    finally:
+        _unmount(folder / "merged")
+    shutil.rmtree(folder)
+    took.burn_s = time.perf_counter() - begun
+
+
+def _unmount(path: Path) -> None:
+    """What bubblewrap started may need a moment to die: it keeps the overlay busy."""
+    deadline = time.perf_counter() + 10
+    while subprocess.run(["umount", path], capture_output=True).returncode != 0:
+        if time.perf_counter() > deadline:
+            raise RuntimeError(f"{path} cannot be unmounted")
+        time.sleep(0.001)
