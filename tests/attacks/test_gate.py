@@ -152,7 +152,7 @@ async def test_a_slow_request_is_cut_off_and_hurts_nobody() -> None:
                     writer.write(f"X-{number}: 1\r\n".encode())
                     try:
                         async with asyncio.timeout(0.02):
-                            return await reader.read()
+                            return await reader.readline()
                     except TimeoutError:
                         continue
                 return b"still open"

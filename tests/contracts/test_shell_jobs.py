@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from gibil_bot.errors import MachineLost, UsageError
+from gibil_bot.errors import JobNotStarted, MachineLost, UsageError
 from gibil_bot.machines.ssh import SSHShell
 from gibil_bot.model import Chunk, Exit
 from tests.contracts.shells import KINDS, Far, alive, far_machine, followed
@@ -400,7 +400,7 @@ async def test_a_full_disk_hides_no_end(tmp_path_factory: pytest.TempPathFactory
                 job_id = await start(far, shell, "head -c 1000000 /dev/zero || exit 42")
                 output, _, status = await followed(shell, job_id)
                 assert (0 < len(output) < 262144, status) == (True, 42)
-                with pytest.raises(MachineLost, match="disk full"):
+                with pytest.raises(JobNotStarted, match="disk full"):
                     await start(far, shell, "#" * 100_000)
             await shell.close()
         finally:

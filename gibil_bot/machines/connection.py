@@ -1,0 +1,160 @@
+"""One SSH connection as a place to run commands: channels that take turns where the server allows few, and their results."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import asyncssh
+
+from gibil_bot.errors import MachineLost, SSHError
+from gibil_bot.machines.channel import Channel, OnData
+from gibil_bot.model import Result
+
+QUICKACK = getattr(socket, "TCP_QUICKACK", None)
+
+_WINDOW = 16 * 1024 * 1024
+_PACKET = 128 * 1024
+_BLOCK = 256 * 1024
+
+
+class Connection:
+    """`where` is for messages. MachineLost: the connection is gone; SSHError: the server refuses."""
+
+    def __init__(self, connection: asyncssh.SSHClientConnection, where: str) -> None:
+        self.where = where
+        self._connection = connection
+        self._channels = 0
+        """Open, or about to be."""
+        self._channel_freed = asyncio.Event()
+        sock = connection.get_extra_info("socket")
+        self._nagle_socket = sock if QUICKACK is not None and sock is not None and sock.family != socket.AF_UNIX else None
+        """Until the first command has started, and on TCP only."""
+
+    @property
+    def is_closed(self) -> bool:
+        return self._connection.is_closed()
+
+    def gone(self) -> MachineLost:
+        return MachineLost(f"the connection to {self.where} ended before the command did")
+
+    async def execute(
+        self,
+        command: str,
+        stdin: bytes | AsyncIterator[bytes] = b"",
+        on_output: Callable[[str, bytes], None] | None = None,
+    ) -> Result:
+        """Run to the end. Cancelled, it closes the channel; what that means to the command is the server's affair."""
+        output: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+        problems: list[Exception] = []
+
+        def on_data(stream: str, data: bytes) -> None:
+            output[stream].append(data)
+            if on_output is not None and not problems:
+                try:
+                    on_output(stream, data)
+                except Exception as error:  # it would take down the whole connection
+                    problems.append(error)
+
+        channel = await self.open(command, on_data)
+        try:
+            async for block in blocks(stdin) if isinstance(stdin, bytes) else stdin:
+                if not await channel.send(block):
+                    break
+            channel.end_input()
+            await asyncio.shield(channel.ended)
+        finally:
+            if not channel.ended.done():
+                channel.close()
+        if problems:
+            raise problems[0]
+        if channel.exit_status is None:
+            raise self.gone()
+        return Result(exit_status=channel.exit_status, stdout=b"".join(output["stdout"]), stderr=b"".join(output["stderr"]))
+
+    async def open(self, command: str, on_data: OnData) -> Channel:
+        """Open a channel. When the server has as many as it allows (sshd: MaxSessions), wait until one of ours ends."""
+        while True:
+            self._channel_freed.clear()
+            acknowledging = asyncio.create_task(self._acknowledge()) if self._nagle_socket is not None else None
+            self._channels += 1
+            opening = asyncio.ensure_future(
+                self._connection.create_session(
+                    lambda: Channel(on_data), command, encoding=None, window=_WINDOW, max_pktsize=_PACKET
+                )
+            )
+            try:
+                _, session = await asyncio.shield(opening)
+            except asyncio.CancelledError:
+                opening.add_done_callback(self._close_late)
+                raise
+            except asyncssh.ChannelOpenError as error:
+                self._channels -= 1
+                if self._connection.is_closed():
+                    raise self.gone() from None
+                if self._channels == 0:
+                    self._channel_freed.set()  # nobody else's end will wake those who wait
+                    raise SSHError(f"{self.where} refuses to run a command: {error.reason}") from None
+                await self._channel_freed.wait()
+                continue
+            except (asyncssh.Error, OSError) as error:
+                self._channels -= 1
+                raise MachineLost(f"the connection to {self.where} is lost: {reason_of(error)}") from None
+            finally:
+                if acknowledging is not None:
+                    acknowledging.cancel()
+            self._nagle_socket = None
+            assert isinstance(session, Channel)
+            session.ended.add_done_callback(self._channel_ended)
+            return session
+
+    def _channel_ended(self, _: object) -> None:
+        self._channels -= 1
+        self._channel_freed.set()
+
+    def _close_late(self, opening: asyncio.Future[Any]) -> None:
+        """A channel that opened after its caller was cancelled."""
+        if opening.cancelled() or opening.exception() is not None:
+            self._channel_ended(opening)
+            return
+        session = opening.result()[1]
+        session.ended.add_done_callback(self._channel_ended)
+        session.close()
+
+    async def _acknowledge(self) -> None:
+        """Acknowledge what comes at once, until cancelled: sshd leaves Nagle's algorithm on until its first command.
+
+        What it says after the login then waits for our delayed acknowledgement, 40 ms. The kernel forgets the option by
+        itself, hence again and again, for as long as the first command needs to start: some milliseconds.
+        """
+        assert self._nagle_socket is not None
+        assert QUICKACK is not None
+        for _ in range(50):
+            with contextlib.suppress(OSError):
+                self._nagle_socket.setsockopt(socket.IPPROTO_TCP, QUICKACK, 1)
+            await asyncio.sleep(0.001)
+
+    async def close(self) -> None:
+        self._connection.close()
+        try:
+            async with asyncio.timeout(2):
+                await self._connection.wait_closed()
+        except (TimeoutError, OSError, asyncssh.Error):
+            self._connection.abort()
+
+
+async def blocks(data: bytes) -> AsyncIterator[bytes]:
+    """In pieces, so that sending has back-pressure."""
+    for start in range(0, len(data), _BLOCK):
+        yield data[start : start + _BLOCK]
+
+
+def reason_of(error: Exception) -> str:
+    """What a library's exception says, in a few words."""
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return getattr(error, "reason", None) or str(error) or type(error).__name__
