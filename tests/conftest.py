@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 from gibil_bot.errors import Unavailable
+from tests.doubles.machines import local_lodging, shared_folder
 
 # Nothing is kept between runs: a checkout may belong to somebody else, and two workers share it.
 settings.register_profile("gibil", database=None)
@@ -19,28 +20,41 @@ settings.load_profile("gibil")
 @pytest.fixture(scope="session")
 def local_machines(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Skips where this box cannot forge local machines, with the reason and the remedies."""
-    reason = _why_no_local_machines(tmp_path_factory.mktemp("probe"))
+    reason = _why_no_local_machines(tmp_path_factory.mktemp("probe") / "data", shared_folder(tmp_path_factory))
     if reason is not None:
         pytest.skip(reason)
 
 
-def _why_no_local_machines(folder: Path) -> str | None:
-    from gibil_bot.machines.local.provider import LocalProvider
-
+def _why_no_local_machines(data_dir: Path, shared: Path) -> str | None:
     answer: list[str | None] = []
 
     async def probe() -> None:
-        provider = LocalProvider(folder)
         try:
-            await provider.probe()
+            async with local_lodging(data_dir, shared) as lodging:
+                await lodging.provider.probe()
             answer.append(None)
         except Unavailable as error:
             answer.append(" ".join((error.message, *error.remedies)))
-        finally:
-            await provider.close()
 
     # In a thread of its own: a test's event loop may be running in this one.
     thread = threading.Thread(target=lambda: asyncio.run(probe()))
     thread.start()
     thread.join()
+    return answer[0]
+
+
+@pytest.fixture(scope="session")
+def hetzner_image(local_machines: None, tmp_path_factory: pytest.TempPathFactory) -> object:
+    """What servers of the Hetzner double boot (hetzner_guests.Image); skips where they cannot, with the reason."""
+    from tests.doubles.hetzner_guests import image_for_tests
+    from tests.doubles.machines import shared_folder
+
+    skeletons = shared_folder(tmp_path_factory)
+    answer: list[object] = []
+    # In a thread of its own: a test's event loop may be running in this one.
+    thread = threading.Thread(target=lambda: answer.append(image_for_tests(skeletons.parent / "hetzner", skeletons)))
+    thread.start()
+    thread.join()
+    if isinstance(answer[0], str):
+        pytest.skip(answer[0])
     return answer[0]

@@ -21,6 +21,7 @@ import httpx
 
 from gibil_bot.demo.github_double import GitHubDouble
 from gibil_bot.demo.state import CheckRun, Comment
+from tests.doubles.machines import lent_data_dir
 
 T = TypeVar("T")
 
@@ -177,8 +178,7 @@ async def journey(
 ) -> AsyncIterator[Journey]:
     """A GitHub with one repository whose owner is `ada`, and a bot that is installed there."""
     secret = secrets.token_hex(16)
-    async with GitHubDouble.start(folder / "github", webhook_secret=secret) as github:
-        data_dir = folder / "data"
+    async with lent_data_dir(folder) as data_dir, GitHubDouble.start(folder / "github", webhook_secret=secret) as github:
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder),

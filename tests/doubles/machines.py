@@ -142,6 +142,17 @@ def shared_folder(factory: pytest.TempPathFactory) -> Path:
     return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "skeletons"
 
 
+@contextlib.asynccontextmanager
+async def lent_data_dir(test_folder: Path, name: str = "data") -> AsyncIterator[Path]:
+    """A data directory inside a test's own folder, for processes that forge there; its keeper is ended afterwards."""
+    base = test_folder.parent.parent if "PYTEST_XDIST_WORKER" in os.environ else test_folder.parent
+    await asyncio.to_thread(lend_skeleton, test_folder / name, base / "skeletons")
+    try:
+        yield test_folder / name
+    finally:
+        await end_keeper(Home(test_folder / name))
+
+
 async def end_keeper(home: Home) -> None:
     keeper = read_keeper(home)
     if keeper is None:

@@ -8,11 +8,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from gibil_bot.machines.local.provider import LocalProvider
+from tests.doubles.machines import lent_data_dir
 
 pytestmark = pytest.mark.usefixtures("local_machines")
 
@@ -24,7 +26,7 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.sta
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
+async def checkout(tmp_path: Path) -> AsyncIterator[Path]:
     folder = tmp_path / "project"
     folder.mkdir()
     (folder / "word.txt").write_text("good\n")
@@ -32,7 +34,8 @@ def checkout(tmp_path: Path) -> Path:
     git = ["git", "-C", str(folder), "-c", "user.name=Ada", "-c", "user.email=ada@example.com"]
     for arguments in (["init", "-q"], ["add", "--all"], ["commit", "-qm", "first"]):
         subprocess.run([*git, *arguments], check=True)
-    return folder
+    async with lent_data_dir(tmp_path):
+        yield folder
 
 
 async def gibil(folder: Path, *arguments: str) -> tuple[int, str, str]:

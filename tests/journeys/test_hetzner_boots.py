@@ -1,0 +1,146 @@
+"""From `create` to `burn` on a cloud server that boots: Debian's cloud-init, its OpenSSH, our client, nothing in between."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import asyncssh
+import pytest
+
+from gibil_bot.errors import MachineLost, SSHError
+from gibil_bot.machines import ssh
+from gibil_bot.machines.hetzner_project import new_pair
+from gibil_bot.machines.keyring import Keyring
+from gibil_bot.machines.lifecycle import Forge
+from gibil_bot.machines.reach import script_runner
+from gibil_bot.model import Chunk, Endpoint, Exit, Job, Machine
+from gibil_bot.ports import Shell
+from tests.doubles.hetzner import HetznerDouble, hetzner_double
+from tests.doubles.hetzner_guests import Image, LocalGuests, local_guests
+from tests.doubles.hetzner_state import State
+from tests.doubles.machines import open_connection, shared_folder
+
+
+@dataclass
+class Cloud:
+    forge: Forge
+    guests: LocalGuests
+    double: HetznerDouble
+
+    @contextlib.asynccontextmanager
+    async def machine(self, name: str) -> AsyncIterator[tuple[Machine, Shell]]:
+        machine, shell = await self.forge.create(name, "tests", 600, labels={"run": "1"})
+        try:
+            yield machine, shell
+        finally:
+            await shell.close()
+
+
+@pytest.fixture
+async def cloud(hetzner_image: Image, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cloud]:
+    keyring = Keyring(tmp_path / "keys")
+    async with (
+        local_guests(tmp_path / "data", shared_folder(tmp_path_factory), hetzner_image) as guests,
+        hetzner_double(State(guests=guests)) as double,
+    ):
+        provider = double.provider(ssh_port=guests.port, run_on=script_runner(keyring, ssh.connect))
+        forge = Forge(provider=provider, keyring=keyring, connect_shell=ssh.connect)
+        try:
+            yield Cloud(forge, guests, double)
+        finally:
+            await forge.close()
+
+
+async def test_a_server_boots_with_our_keys_and_lets_nobody_else_in(cloud: Cloud) -> None:
+    async with cloud.machine("closed") as (machine, shell):
+        # The first command waits for the base packages, and not for the rest of the boot.
+        first = await shell.run("git --version && jq --version && hostname")
+        assert first.exit_status == 0, first.stderr
+        assert first.stdout.endswith(b"closed\n")
+        log = await cloud.guests.booted("closed")
+        assert "status: done" in log
+        assert (await shell.run("test -e /etc/ssh/sshrc")).exit_status == 1
+
+        valid = await cloud.guests.run("closed", "cloud-init schema --config-file /var/lib/cloud/seed/nocloud/user-data")
+        assert valid.exit_status == 0, valid.stderr
+
+        # The seed is what the metadata address would say; cloud-init's own copies of the host key are gone.
+        find = "grep -rlF -f /run/line /etc /var /run /root /usr/local --exclude-dir=seed --exclude=line | sort"
+        found = await shell.run(f"sed -n 3p /etc/ssh/ssh_host_ed25519_key >/run/line; {find}")
+        assert found.stdout.decode().splitlines() == ["/etc/ssh/ssh_host_ed25519_key"]
+
+        stranger, other_host = new_pair(), new_pair()
+        with pytest.raises(SSHError, match="does not accept our key"):
+            await ssh.connect(machine.endpoint, stranger[0])
+        elsewhere = Endpoint(host_key=other_host[1], host=machine.endpoint.host, port=machine.endpoint.port)
+        with pytest.raises(SSHError, match="another host"):
+            await ssh.connect(elsewhere, stranger[0])
+        key = asyncssh.import_private_key(cloud.forge.keyring.client_key("closed"))
+        with pytest.raises(asyncssh.PermissionDenied):
+            await open_connection(machine, key, username="nobody")
+        with pytest.raises(asyncssh.PermissionDenied):
+            await open_connection(machine, key, client_keys=[], password="root")
+
+
+async def test_a_key_of_the_project_does_not_get_in(cloud: Cloud) -> None:
+    """Hetzner puts the project's keys into /root/.ssh; our sshd does not read them there."""
+    private, public = new_pair()
+    async with cloud.machine("warm"):
+        (key,) = cloud.double.state.ssh_keys.values()
+    key["public_key"] = public
+    async with cloud.machine("other") as (machine, shell):
+        await cloud.guests.booted("other")
+        assert public.split()[1].encode() in (await shell.run("cat /root/.ssh/authorized_keys")).stdout
+        with pytest.raises(SSHError, match="does not accept our key"):
+            await ssh.connect(machine.endpoint, private)
+
+
+async def test_work_is_done_and_the_machine_powers_itself_off_at_its_hour(cloud: Cloud) -> None:
+    provider = cloud.forge.provider
+    async with cloud.machine("worker") as (machine, shell):
+        await shell.put("/root/project/input", b"6 7\n") if (await shell.run("mkdir /root/project")).exit_status == 0 else None
+        job = Job(
+            id="t1",
+            script='read a b <input\necho "$((a * b)) $WORD"\nexit 3',
+            env={"WORD": "so"},
+            working_directory="/root/project",
+        )
+        await shell.start(job)
+        output = [event async for event in shell.attach("t1")]
+        assert b"".join(event.data for event in output if isinstance(event, Chunk)) == b"42 so\n"
+        assert output[-1] == Exit(3)
+
+        later = datetime.now(UTC) + timedelta(hours=3)
+        assert (await provider.extend("worker", later)).expires_at == later
+        assert 0 <= int((await shell.run("cat /etc/gibil/expires-at")).stdout) - later.timestamp() < 1
+
+        await cloud.guests.booted("worker")  # by now the guard runs
+        await provider.extend("worker", datetime.now(UTC) - timedelta(seconds=1))
+        async with asyncio.timeout(20):  # it looks every five seconds
+            while (found := await provider.get("worker")) is not None and found.status != "off":
+                await asyncio.sleep(0.05)
+    assert found is not None, "switched off, it still exists and costs"
+    with pytest.raises(MachineLost):
+        await ssh.connect(machine.endpoint, cloud.forge.keyring.client_key("worker"), timeout_s=0.5)
+    assert await provider.sweep("tests") == ["worker"]
+    assert cloud.double.state.servers == {}
+
+
+async def test_a_server_that_vanishes_while_it_works_is_lost_and_not_a_result(cloud: Cloud) -> None:
+    async with cloud.machine("ghost") as (_machine, shell):
+        await shell.start(Job(id="t1", script="echo up; sleep 600", working_directory="/root"))
+        (server,) = cloud.double.state.servers.values()
+        with pytest.raises(MachineLost):
+            async with asyncio.timeout(30):
+                async for event in shell.attach("t1"):
+                    assert isinstance(event, Chunk)
+                    if event.data:
+                        cloud.double.state.delete_server(server)
+        with pytest.raises(MachineLost):
+            await shell.run("true")
+    assert await cloud.forge.destroy("ghost") is False
