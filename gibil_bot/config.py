@@ -124,7 +124,8 @@ class Settings:
         """What local machines may reach beyond public addresses: the operator's list, and always the configured GitHub."""
         url = urlsplit(self.github_url)
         port = url.port or (443 if url.scheme == "https" else 80)
-        return (*self.egress_allow, f"{url.hostname}:{port}")
+        host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
+        return (*self.egress_allow, f"{host}:{port}")
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
