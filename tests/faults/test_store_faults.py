@@ -350,9 +350,10 @@ async def test_a_full_disk_is_told_with_what_to_do_and_it_goes_on_when_there_is_
     script = tmp_path / "child.py"
     script.write_text(PRELUDE + FILL + "\nasyncio.run(main())\n")
     mount = f"mount -t tmpfs -o size=4m tmpfs {disk}"
-    tried = subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True, text=True, check=False)
+    trial = f"{mount} && {sys.executable} -c 'import gibil_bot'"
+    tried = subprocess.run(["unshare", "-rm", "sh", "-c", trial], capture_output=True, text=True, check=False)
     if tried.returncode:
-        pytest.skip(f"no file system of our own can be mounted here: {tried.stderr.strip()}")
+        pytest.skip(f"no file system of our own can be mounted here, or Python not run beside it: {tried.stderr.strip()}")
     fill = f"dd if=/dev/zero of={disk}/filler bs=1M count=2 2>/dev/null"
     command = f"{mount} && {fill} && exec {sys.executable} {script} {url_of(disk)}"
     with subprocess.Popen(
