@@ -56,9 +56,10 @@ class Unavailable(ProviderError):
 
 
 class MachineNotFound(ProviderError):
-    """No machine of that name."""
+    """No machine of that name: as a rule, a name that was mistyped, hence the exit status of wrong use."""
 
     code = "SERVER_NOT_FOUND"
+    exit_status = 2
 
 
 class NameTaken(ProviderError):

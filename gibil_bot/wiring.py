@@ -46,6 +46,10 @@ async def connect_shell(endpoint: Endpoint, client_key: str) -> Shell:
     return await ssh.connect(endpoint, client_key)
 
 
+PROVIDERS = ("local",)
+"""Every provider that `open_provider` can open."""
+
+
 def open_provider(settings: Settings) -> Provider:
     from gibil_bot.machines.local.provider import LocalProvider
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ ConnectShell = Callable[[Endpoint, str], Awaitable[Shell]]
 OnPhase = Callable[[str, float], None]
 
 _BURN_ATTEMPTS = 3
+
+CREATION = "creation"
+"""The label that tells one creation of a name from another of the same keys."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,16 @@ class Forge:
         untrusted: bool = False,
         tethered: bool = False,
         on_phase: OnPhase | None = None,
+        fresh: bool = False,
     ) -> tuple[Machine, Shell]:
         """A machine that answers SSH, and the open connection; or nothing, and the error.
 
-        `on_phase(phase, seconds)` is called after "forge" and after "connect". Raises what the provider and the connection
+        `on_phase(phase, seconds)` is called after "forge" and after "connect". `fresh`: a machine of that name that another
+        creation made is NameTaken, ours or not; without it, it is found again. Raises what the provider and the connection
         raise; NameTaken leaves that other machine alone.
         """
+        if fresh:
+            labels = {**(labels or {}), CREATION: secrets.token_hex(8)}
         spec = await asyncio.to_thread(
             self._spec, name, owner, ttl_s, labels or {}, plan or MachinePlan(), egress_allow, untrusted, tethered
         )
@@ -61,6 +69,10 @@ class Forge:
         creating = asyncio.create_task(self.provider.create(spec))
         try:
             machine = await asyncio.shield(creating)
+            if _is_of_another_creation(machine, spec):
+                raise NameTaken(
+                    f"there is a machine named {name} already; choose another name, or burn it: gibil destroy {name}"
+                )
             if on_phase is not None:
                 on_phase("forge", time.monotonic() - began)
             began = time.monotonic()
@@ -70,7 +82,7 @@ class Forge:
         except NameTaken:
             raise
         except BaseException:
-            await self._see_through(self._undo(name, creating))
+            await self._see_through(self._undo(spec, creating))
             raise
         return machine, shell
 
@@ -127,7 +139,7 @@ class Forge:
             tethered=tethered,
         )
 
-    async def _undo(self, name: str, creating: asyncio.Task[Machine]) -> None:
+    async def _undo(self, spec: MachineSpec, creating: asyncio.Task[Machine]) -> None:
         """Burn what a failed or cancelled creation may have made.
 
         A creation in flight is waited for and only then broken off: a call that runs in a thread or at a cloud goes on when
@@ -138,17 +150,21 @@ class Forge:
             creating.cancel()
             await asyncio.wait({creating}, timeout=self.patience_s)
         if not creating.done():
-            _log.warning("the creation of machine %s does not stop", name)
-            creating.add_done_callback(lambda _: self._spawn(self._burn_quietly(name)))
+            _log.warning("the creation of machine %s does not stop", spec.name)
+            creating.add_done_callback(lambda _: self._spawn(self._burn_quietly(spec)))
         elif not creating.cancelled() and isinstance(creating.exception(), NameTaken):
             return  # somebody else's machine has the name
-        await self._burn_quietly(name)
+        await self._burn_quietly(spec)
 
-    async def _burn_quietly(self, name: str) -> None:
+    async def _burn_quietly(self, spec: MachineSpec) -> None:
         try:
-            await self._burn(name)
+            if CREATION in spec.labels:
+                machine = await self.provider.get(spec.name)
+                if machine is not None and _is_of_another_creation(machine, spec):
+                    return
+            await self._burn(spec.name)
         except GibilError as error:  # the first error is the one to tell; the sweep burns the machine when its time is up
-            _log.warning("machine %s could not be burned: %s", name, error)
+            _log.warning("machine %s could not be burned: %s", spec.name, error)
 
     async def _burn(self, name: str) -> bool:
         """A provider that fails once may be well again a moment later, and a machine costs money until it is gone."""
@@ -168,3 +184,7 @@ class Forge:
         self._cleanups.add(task)
         task.add_done_callback(self._cleanups.discard)
         return task
+
+
+def _is_of_another_creation(machine: Machine, spec: MachineSpec) -> bool:
+    return CREATION in spec.labels and machine.labels.get(CREATION) != spec.labels[CREATION]

@@ -29,6 +29,8 @@ DEFAULT_WORKSPACE = "/root/project"
 _SHA = re.compile(r"[0-9a-f]{40}")
 _URL_CHARACTERS = re.compile(r"[A-Za-z0-9._~:/@%+-]+|https?://\[[0-9a-fA-F:]+\][A-Za-z0-9._~:/%+-]*")
 
+_FROM_HTTP = "GIT_ALLOW_PROTOCOL=http:https\nGIBIL_CLONE_HOST=$host\nexport GIBIL_CLONE_HOST\n"
+
 _BEGIN = r"""
 set -eu
 umask 022
@@ -56,7 +58,7 @@ finish() {
 }
 """
 
-_CLONE = r"""
+_FETCH = r"""
 git remote add origin "$url"
 
 # Answers only for the server of the URL, whatever a redirect says.
@@ -75,9 +77,9 @@ fetch() {
     cat "$log" >&2
     if grep -qiE 'authentication failed|could not read (username|password)|terminal prompts disabled' "$log" \
         || grep -qiE 'requested URL returned error: 40[13]' "$log"; then
-        fail 22 "$host refuses our credentials for this repository; is the App still installed on it?"
+        fail 22 "$host refuses our credentials for this repository; $doubt"
     elif grep -qiE "repository .* not found|requested URL returned error: 404" "$log"; then
-        fail 22 "$host does not show us this repository; is the App still installed on it?"
+        fail 22 "$host does not show us this repository; $doubt"
     elif grep -qiE "not our ref|couldn't find remote ref|unadvertised object|no such remote ref" "$log"; then
         return 1
     elif grep -qiE 'no space left|cannot (write|create)|unable to write' "$log"; then
@@ -85,7 +87,9 @@ fetch() {
     fi
     fail 21 "$host cannot be reached from this machine, or broke off"
 }
+"""
 
+_PULL_REQUEST = r"""
 # The head is the commit, as a rule. Where it has moved on, ask for the commit itself, and then for more history.
 if fetch --depth=1 origin "+refs/pull/$number/head:refs/remotes/origin/pull/$number"; then
     have || fetch --depth=1 origin "$sha" || true
@@ -100,8 +104,18 @@ have || fail 20 "the commit $sha is not in the pull request any more; it was rep
 finish
 """
 
+_BRANCH = r"""
+# With all branches and their history, as `git clone` has them: whoever works here looks around.
+fetch origin '+refs/heads/*:refs/remotes/origin/*' || true
+have || fetch origin "$sha" || true
+unset GIBIL_CLONE_TOKEN
+have || fail 20 "the commit $sha is not in the repository any more; it was replaced by a newer push"
+finish
+"""
+
 _BUNDLE = r"""
-git -c core.hooksPath=/dev/null fetch -q --no-tags --no-write-fetch-head "$bundle" '+refs/*:refs/bundle/*' >"$log" 2>&1 \
+git -c core.hooksPath=/dev/null fetch -q --no-tags --no-write-fetch-head --update-shallow \
+    "$bundle" '+refs/*:refs/bundle/*' >"$log" 2>&1 \
     || { cat "$log" >&2; fail 24 "the bundle $bundle cannot be unpacked; is it whole, and the disk not full?"; }
 have || fail 20 "the bundle does not hold the commit $sha"
 finish
@@ -119,13 +133,37 @@ def clone_script(*, clone_url: str, number: int, sha: str, workspace: str = DEFA
     if number < 1:
         raise UsageError(f"{number} is not the number of a pull request")
     values = _assignments(
-        workspace=_checked_workspace(workspace), sha=_checked_sha(sha), url=clone_url, number=str(number), host=host
+        workspace=_checked_workspace(workspace),
+        sha=_checked_sha(sha),
+        url=clone_url,
+        number=str(number),
+        host=host,
+        doubt="is the App still installed on it?",
     )
-    return f"{values}GIT_ALLOW_PROTOCOL=http:https\nGIBIL_CLONE_HOST=$host\nexport GIBIL_CLONE_HOST\n{_BEGIN}{_CLONE}"
+    return f"{values}{_FROM_HTTP}{_BEGIN}{_FETCH}{_PULL_REQUEST}"
+
+
+def branch_script(*, clone_url: str, sha: str, workspace: str = DEFAULT_WORKSPACE) -> str:
+    """A script that puts `sha`, the head of some branch, at `workspace`: all branches, whole history, a detached head.
+
+    Environment, statuses and errors are those of `clone_script`.
+    """
+    host = _checked_host(clone_url)
+    values = _assignments(
+        workspace=_checked_workspace(workspace),
+        sha=_checked_sha(sha),
+        url=clone_url,
+        host=host,
+        doubt="is it still there, and public?",
+    )
+    return f"{values}{_FROM_HTTP}{_BEGIN}{_FETCH}{_BRANCH}"
 
 
 def bundle_script(*, path: str, sha: str, workspace: str = DEFAULT_WORKSPACE) -> str:
-    """A script that puts `sha` at `workspace` out of the git bundle at `path` on the machine. Statuses as above."""
+    """A script that puts `sha` at `workspace` out of the git bundle, or bare repository, at `path` on the machine.
+
+    Statuses as above.
+    """
     if not path.startswith("/") or "\0" in path:
         raise UsageError(f"the bundle's path has to be absolute, and {path!r} is not")
     values = _assignments(workspace=_checked_workspace(workspace), sha=_checked_sha(sha), bundle=path)

@@ -21,6 +21,7 @@ from gibil_bot.planning.clone import (
     CLONE_REFUSED,
     CLONE_UNREACHABLE,
     DEFAULT_WORKSPACE,
+    branch_script,
     bundle_script,
     clone_script,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "DEFAULT_WORKSPACE",
     "InvalidTaskFile",
     "TaskFiles",
+    "branch_script",
     "bundle_script",
     "clone_script",
     "input_variable",

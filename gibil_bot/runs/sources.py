@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import secrets
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 
@@ -87,9 +90,20 @@ class LocalBundle:
         self._sha = sha
 
     async def __call__(self, shell: Shell, run: Run) -> None:
-        remote_path = "/root/.gibil/source.bundle"
+        await self.send(shell)
+
+    async def send(self, shell: Shell) -> None:
+        """Put the commit at WORKSPACE. A checkout that is shallow itself arrives as shallow as it is. Raises SourceError."""
         await shell.run("mkdir -p /root/.gibil")
-        await shell.put(remote_path, self._bundle())
+        if await git(self._checkout, "rev-parse", "--is-shallow-repository") == "true":
+            remote_path = "/root/.gibil/source.git"
+            await shell.put(f"{remote_path}.tar", self._shallow_copy())
+            unpacked = await shell.run("cd /root/.gibil && tar -xf source.git.tar && rm source.git.tar && test -d source.git")
+            if unpacked.exit_status != 0:
+                raise SourceError("The checkout could not be unpacked on the machine; is its disk full, or tar missing?")
+        else:
+            remote_path = "/root/.gibil/source.bundle"
+            await shell.put(remote_path, self._bundle())
         result = await shell.run(
             script.bundle_script(path=remote_path, sha=self._sha, workspace=WORKSPACE), timeout_s=CLONE_TIMEOUT_S
         )
@@ -98,30 +112,50 @@ class LocalBundle:
             raise SourceError(f"The checkout could not be unpacked on the machine: {lines[-1] if lines else 'no reason given'}")
 
     async def _bundle(self) -> AsyncIterator[bytes]:
-        # A bundle needs a ref; refs/gibil/try is made for its duration and names the very commit.
-        ref = f"refs/gibil/try-{self._sha}"
+        async with self._named() as ref:
+            async for data in _output("git", "-C", str(self._checkout), "bundle", "create", "--quiet", "-", ref):
+                yield data
+
+    async def _shallow_copy(self) -> AsyncIterator[bytes]:
+        """A tar of a bare repository: a bundle promises parents that a shallow checkout does not have."""
+        with tempfile.TemporaryDirectory(prefix="gibil-shallow-") as scratch:
+            copy = Path(scratch) / "source.git"
+            await git(Path(scratch), "init", "-q", "--bare", "--template=", str(copy))
+            async with self._named() as ref:
+                url = (await asyncio.to_thread(self._checkout.resolve)).as_uri()
+                await git(copy, "fetch", "-q", "--no-tags", "--update-shallow", url, f"+{ref}:refs/heads/source")
+            async for data in _output("tar", "-C", scratch, "-cf", "-", copy.name):
+                yield data
+
+    @contextlib.asynccontextmanager
+    async def _named(self) -> AsyncIterator[str]:
+        """A ref for the very commit: git hands over refs, and the commit may have none."""
+        ref = f"refs/gibil/{self._sha}-{secrets.token_hex(4)}"
         await git(self._checkout, "update-ref", ref, self._sha)
         try:
-            process = await asyncio.create_subprocess_exec(
-                "git", "-C", str(self._checkout), "bundle", "create", "--quiet", "-", ref,
-                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-            )  # fmt: skip
-            assert process.stdout is not None
-            assert process.stderr is not None
-            try:
-                while data := await process.stdout.read(256 * 1024):
-                    yield data
-                complaint = (await process.stderr.read()).decode("utf-8", "replace").strip()
-                if await process.wait() != 0:
-                    raise SourceError(
-                        f"git could not bundle {self._checkout}: {complaint.splitlines()[-1] if complaint else ''}"
-                    )
-            finally:
-                if process.returncode is None:
-                    process.kill()
-                    await process.wait()
+            yield ref
         finally:
-            await git(self._checkout, "update-ref", "-d", ref)
+            await asyncio.shield(git(self._checkout, "update-ref", "-d", ref))
+
+
+async def _output(*command: str) -> AsyncIterator[bytes]:
+    """What it prints. Raises SourceError with its last line when it fails."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        while data := await process.stdout.read(256 * 1024):
+            yield data
+        complaint = (await process.stderr.read()).decode("utf-8", "replace").strip()
+        if await process.wait() != 0:
+            raise SourceError(f"{command[0]} could not pack the checkout: {complaint.splitlines()[-1] if complaint else ''}")
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 async def git(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None, strip: bool = True) -> str:
