@@ -70,7 +70,7 @@ class Runner:
         self._run: Run = claim.run
         self._cancellation = Cancellation(claim.run.cancel_reason)
         self._journal = Journal(tools.logs / claim.run.id, tools.observer)
-        self._phase = "waiting for a machine"
+        self._phase = "forging a machine"
         self._forged_s: float | None = None
         self._execution: Execution | None = None
         self._results: Mapping[int, TaskResult] = {}

@@ -30,7 +30,7 @@ class Teller:
         self._store = store
         self._reporter = reporter
         self._owner = owner
-        self._telling: dict[str, asyncio.Task[None]] = {}
+        self._telling: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         signal = self._store.changed("tellings")
@@ -40,17 +40,18 @@ class Teller:
                 due = await self._claim(room) if room else []
                 for one in due:
                     task = asyncio.create_task(self._tell(one))
-                    self._telling[one.telling.key] = task
+                    self._telling.add(task)
+                    task.add_done_callback(self._telling.discard)
                 if len(due) < room or not room:
                     await signal.wait(POLL_S)
         finally:
-            for task in self._telling.values():
+            for task in self._telling:
                 task.cancel()
-            await asyncio.gather(*self._telling.values(), return_exceptions=True)
+            await asyncio.gather(*self._telling, return_exceptions=True)
 
     async def _claim(self, limit: int) -> list[DueTelling]:
         try:
-            return await self._store.claim_tellings(self._owner, limit=limit, lease_s=LEASE_S, not_keys=list(self._telling))
+            return await self._store.claim_tellings(self._owner, limit=limit, lease_s=LEASE_S)
         except StoreError as error:
             log.error("cannot read what GitHub has to be told: %s", error.message)
             await asyncio.sleep(POLL_S)
@@ -69,8 +70,6 @@ class Teller:
         else:
             with contextlib.suppress(StoreError):  # then it is told again, which changes nothing
                 await asyncio.shield(self._store.told(self._owner, due, remote_id))
-        finally:
-            self._telling.pop(key, None)
 
     async def _not_told(self, due: DueTelling, error: GitHubError) -> None:
         retry_s: float | None = None
