@@ -64,7 +64,7 @@ while :; do
         systemctl poweroff
         sleep 30
     else
-        [ "$left" -lt 5 ] || left=5
+        [ "$left" -lt 2 ] || left=2
         sleep "$left"
     fi
 done

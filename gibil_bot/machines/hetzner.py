@@ -14,7 +14,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+import weakref
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -27,12 +27,10 @@ from gibil_bot.machines.hetzner_burn import Burner
 from gibil_bot.machines.hetzner_machine import is_ours, machine_of
 from gibil_bot.machines.hetzner_project import Shared, new_pair, shared
 from gibil_bot.machines.hetzner_watch import Watch
+from gibil_bot.machines.reach import RunOn
 from gibil_bot.model import Capabilities, Machine, MachineSpec
 
 _log = logging.getLogger(__name__)
-
-RunOn = Callable[[Machine, str], Awaitable[None]]
-"""Runs a short script as root on a machine; raises a GibilError when it cannot, or when the script fails."""
 
 DEFAULT_IMAGE = "ubuntu-24.04"
 SOLD_OUT_FOR_S = 300.0
@@ -72,6 +70,7 @@ class HetznerProvider:
         self._burner = Burner(self._api, look_every_s, burn_s)
         self._run_on = run_on
         self._ssh_port = ssh_port
+        self._burning: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._boot_s = boot_s
         self._probe_forges = probe_forges
         self._types: tuple[float, list[Json]] | None = None
@@ -156,13 +155,16 @@ class HetznerProvider:
         return self._machine(answer["server"])
 
     async def destroy(self, name: str) -> bool:
-        server = await self._find(name, burning=True)
-        if server is None:
-            return False
-        if not is_ours(server):
-            raise NameTaken(f"the server {name} at Hetzner is not gibil-bot's: it stays")
-        await self._burner.burn(server)
-        return True
+        lock = self._burning.get(name) or asyncio.Lock()
+        self._burning[name] = lock
+        async with lock:  # of many at once one burns, and the others find that it is gone
+            server = await self._find(name, burning=True)
+            if server is None:
+                return False
+            if not is_ours(server):
+                raise NameTaken(f"the server {name} at Hetzner is not gibil-bot's: it stays")
+            await self._burner.burn(server)
+            return True
 
     async def sweep(self, owner: str) -> list[str]:
         """Burns what is beyond its hour, and addresses that stayed behind; what fails is left to the next sweep."""

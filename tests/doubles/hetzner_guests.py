@@ -19,6 +19,7 @@ from typing import Protocol
 
 import asyncssh
 
+from gibil_bot.machines.local.home import locked
 from tests.doubles.machines import Lodging, local_lodging, open_connection
 
 _NETWORK = "127.0.77"
@@ -299,3 +300,21 @@ async def local_guests(data_dir: Path, shared: Path, image: Image) -> AsyncItera
             yield guests
         finally:
             await guests.close()
+
+
+def image_for_tests(folder: Path, skeletons: Path) -> Image | str:
+    """The image that all workers of a test run share, built by the first; or why there is none, in one line."""
+    if os.geteuid() != 0:
+        return "servers of the Hetzner double are local machines of tier root: run these tests as root"
+    folder.mkdir(exist_ok=True)
+    image, reason = Image(folder), folder / "reason"
+
+    async def build() -> None:
+        async with local_lodging(folder / "data", skeletons) as lodging:
+            reason.write_text(await image.build(lodging) or "")
+
+    with locked(folder / "lock", wait_s=300) as mine:
+        assert mine
+        if not reason.exists():
+            asyncio.run(build())
+    return reason.read_text() or image

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +14,8 @@ import pytest
 
 from gibil_bot.errors import MachineLost, SSHError
 from gibil_bot.machines import ssh
-from gibil_bot.machines.hetzner_project import new_pair
+from gibil_bot.machines.hetzner_labels import CREATED_BY, OURS
+from gibil_bot.machines.hetzner_project import KEY, new_pair
 from gibil_bot.machines.keyring import Keyring
 from gibil_bot.machines.lifecycle import Forge
 from gibil_bot.machines.reach import script_runner
@@ -57,6 +58,14 @@ async def cloud(hetzner_image: Image, tmp_path: Path, tmp_path_factory: pytest.T
 
 
 async def test_a_server_boots_with_our_keys_and_lets_nobody_else_in(cloud: Cloud) -> None:
+    project_key = new_pair()
+    number = cloud.double.state.new_id()
+    cloud.double.state.ssh_keys[number] = {
+        "id": number,
+        "name": KEY,
+        "labels": {CREATED_BY: OURS},
+        "public_key": project_key[1],
+    }
     async with cloud.machine("closed") as (machine, shell):
         # The first command waits for the base packages, and not for the rest of the boot.
         first = await shell.run("git --version && jq --version && hostname")
@@ -74,6 +83,10 @@ async def test_a_server_boots_with_our_keys_and_lets_nobody_else_in(cloud: Cloud
         found = await shell.run(f"sed -n 3p /etc/ssh/ssh_host_ed25519_key >/run/line; {find}")
         assert found.stdout.decode().splitlines() == ["/etc/ssh/ssh_host_ed25519_key"]
 
+        # Hetzner puts the project's keys into /root/.ssh; our sshd does not read them there.
+        assert project_key[1].split()[1].encode() in (await shell.run("cat /root/.ssh/authorized_keys")).stdout
+        with pytest.raises(SSHError, match="does not accept our key"):
+            await ssh.connect(machine.endpoint, project_key[0])
         stranger, other_host = new_pair(), new_pair()
         with pytest.raises(SSHError, match="does not accept our key"):
             await ssh.connect(machine.endpoint, stranger[0])
@@ -87,29 +100,13 @@ async def test_a_server_boots_with_our_keys_and_lets_nobody_else_in(cloud: Cloud
             await open_connection(machine, key, client_keys=[], password="root")
 
 
-async def test_a_key_of_the_project_does_not_get_in(cloud: Cloud) -> None:
-    """Hetzner puts the project's keys into /root/.ssh; our sshd does not read them there."""
-    private, public = new_pair()
-    async with cloud.machine("warm"):
-        (key,) = cloud.double.state.ssh_keys.values()
-    key["public_key"] = public
-    async with cloud.machine("other") as (machine, shell):
-        await cloud.guests.booted("other")
-        assert public.split()[1].encode() in (await shell.run("cat /root/.ssh/authorized_keys")).stdout
-        with pytest.raises(SSHError, match="does not accept our key"):
-            await ssh.connect(machine.endpoint, private)
-
-
 async def test_work_is_done_and_the_machine_powers_itself_off_at_its_hour(cloud: Cloud) -> None:
     provider = cloud.forge.provider
     async with cloud.machine("worker") as (machine, shell):
-        await shell.put("/root/project/input", b"6 7\n") if (await shell.run("mkdir /root/project")).exit_status == 0 else None
-        job = Job(
-            id="t1",
-            script='read a b <input\necho "$((a * b)) $WORD"\nexit 3',
-            env={"WORD": "so"},
-            working_directory="/root/project",
-        )
+        assert (await shell.run("mkdir /root/project")).exit_status == 0
+        await shell.put("/root/project/input", b"6 7\n")
+        script = 'read a b <input\necho "$((a * b)) $WORD"\nexit 3'
+        job = Job(id="t1", script=script, env={"WORD": "so"}, working_directory="/root/project")
         await shell.start(job)
         output = [event async for event in shell.attach("t1")]
         assert b"".join(event.data for event in output if isinstance(event, Chunk)) == b"42 so\n"
@@ -121,7 +118,7 @@ async def test_work_is_done_and_the_machine_powers_itself_off_at_its_hour(cloud:
 
         await cloud.guests.booted("worker")  # by now the guard runs
         await provider.extend("worker", datetime.now(UTC) - timedelta(seconds=1))
-        async with asyncio.timeout(20):  # it looks every five seconds
+        async with asyncio.timeout(20):  # it looks every two seconds
             while (found := await provider.get("worker")) is not None and found.status != "off":
                 await asyncio.sleep(0.05)
     assert found is not None, "switched off, it still exists and costs"
@@ -136,11 +133,17 @@ async def test_a_server_that_vanishes_while_it_works_is_lost_and_not_a_result(cl
         await shell.start(Job(id="t1", script="echo up; sleep 600", working_directory="/root"))
         (server,) = cloud.double.state.servers.values()
         with pytest.raises(MachineLost):
-            async with asyncio.timeout(30):
-                async for event in shell.attach("t1"):
-                    assert isinstance(event, Chunk)
-                    if event.data:
-                        cloud.double.state.delete_server(server)
+            await _follow(shell, "t1", lambda: cloud.double.state.delete_server(server))
         with pytest.raises(MachineLost):
             await shell.run("true")
+    while cloud.double.state.servers:
+        await asyncio.sleep(0.01)
     assert await cloud.forge.destroy("ghost") is False
+
+
+async def _follow(shell: Shell, job: str, at_first_output: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        async for event in shell.attach(job):
+            assert isinstance(event, Chunk)
+            if event.data:
+                at_first_output()

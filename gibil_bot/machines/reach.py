@@ -1,0 +1,32 @@
+"""A short script on a machine, over a connection that is opened for it: what a provider needs to reach into its machines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from gibil_bot.errors import ProviderError
+from gibil_bot.machines.keyring import Keyring
+from gibil_bot.machines.lifecycle import ConnectShell
+from gibil_bot.model import Machine
+
+
+def script_runner(
+    keyring: Keyring, connect_shell: ConnectShell, *, timeout_s: float = 30.0
+) -> Callable[[Machine, str], Awaitable[None]]:
+    """Logs in with the machine's own key. The function raises ProviderError with the script's last line when it fails."""
+
+    async def run_on(machine: Machine, script: str) -> None:
+        key = await asyncio.to_thread(keyring.client_key, machine.name)
+        shell = await connect_shell(machine.endpoint, key)
+        try:
+            done = await shell.run(script, timeout_s=timeout_s)
+        except TimeoutError:
+            raise ProviderError(f"machine {machine.name} did not do within {timeout_s:.0f} s what it was asked to") from None
+        finally:
+            await shell.close()
+        if done.exit_status != 0:
+            said = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.exit_status}"]
+            raise ProviderError(f"machine {machine.name}: {said[-1]}")
+
+    return run_on
