@@ -7,6 +7,7 @@ killed goes on where it was: no task runs twice on one machine.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -79,6 +80,15 @@ def conclusion_of(plan: Plan, results: Mapping[int, TaskResult], *, cancelled: b
     return Conclusion.SUCCESS
 
 
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """What a task left for the report and for the tasks after it."""
+
+    summary: bytes
+    env: bytes
+    path: bytes
+
+
 class Execution:
     """The tasks of a run on the machine behind `shell`. `results` is always how they stand."""
 
@@ -129,12 +139,9 @@ class Execution:
         for index, task in enumerate(self._plan.tasks):
             stored = self.results.get(index)
             if stored is None or stored.finished_at is None:
-                stored = await self._run_task(index, task, extra, paths, resumed=stored)
-            if stored.status is not TaskStatus.SKIPPED:
-                problem = await self._collect(index, extra, paths)
-                if problem and stored.status is TaskStatus.SUCCESS:
-                    stored = replace(stored, status=TaskStatus.FAILURE, detail=problem)
-                    await self._save(stored)
+                await self._run_task(index, task, extra, paths, resumed=stored)
+            elif stored.status is not TaskStatus.SKIPPED:  # another process ran it
+                self._take_over(await self._read_files(index), extra, paths)
         return conclusion_of(self._plan, self.results, cancelled=self._cancellation.reason is not None)
 
     def _status(self) -> str:
@@ -148,8 +155,8 @@ class Execution:
         return "success"
 
     async def _run_task(
-        self, index: int, task: TaskPlan, extra: Mapping[str, str], paths: list[str], resumed: TaskResult | None
-    ) -> TaskResult:
+        self, index: int, task: TaskPlan, extra: dict[str, str], paths: list[str], resumed: TaskResult | None
+    ) -> None:
         status = self._status()
         wanted = expressions.evaluate(task.condition, status=status, inputs=self._plan.inputs, github=self._plan.github)
         if resumed is None and not wanted:
@@ -161,7 +168,7 @@ class Execution:
                 started_at=now(), finished_at=now(), detail=why,
             )  # fmt: skip
             await self._save(result)
-            return result
+            return
         result = resumed or TaskResult(
             index=index, machine_attempt=self._attempt, name=task.name, status=TaskStatus.RUNNING, started_at=now()
         )
@@ -211,13 +218,15 @@ class Execution:
             tail=log.tail(STORED_TAIL_BYTES),
             detail=not_started or self._detail(exit_status, stopped, task, log.problem),
         )
-        summary = await self._read_summary(index)
-        result = replace(result, summary=summary)
+        files = await self._read_files(index)
+        result = replace(result, summary=self._redactor().text(files.summary.decode("utf-8", "replace")))
+        problem = self._take_over(files, extra, paths)
+        if problem and result.status is TaskStatus.SUCCESS:
+            result = replace(result, status=TaskStatus.FAILURE, detail=problem)
         await self._save(result)
         await self._journal.write(
             "task_finished", index=index, name=task.name, status=result.status.value, seconds=result.duration_s
         )
-        return result
 
     def _limit_s(self, task: TaskPlan) -> float:
         """Seconds that the task may take: its own limit, or what is left of the workflow's."""
@@ -268,21 +277,24 @@ class Execution:
         listen = self._listener.output
         return None if listen is None else lambda data: listen(index, data)
 
-    async def _read_summary(self, index: int) -> str:
-        result = await self._shell.run(f"head -c {STORED_SUMMARY_BYTES} {script.task_files(index).summary} 2>/dev/null || true")
-        return self._redactor().text(result.stdout.decode("utf-8", "replace"))
-
-    async def _collect(self, index: int, extra: dict[str, str], paths: list[str]) -> str | None:
-        """Take over what the task wrote to GITHUB_ENV and GITHUB_PATH. The reason, when that cannot be read."""
+    async def _read_files(self, index: int) -> _Files:
+        """What the task wrote to GITHUB_STEP_SUMMARY, GITHUB_ENV and GITHUB_PATH, in one round trip: a line of base64 each."""
         files = script.task_files(index)
+        limits = {files.summary: STORED_SUMMARY_BYTES, files.env: FILES_LIMIT_BYTES, files.path: FILES_LIMIT_BYTES}
         result = await self._shell.run(
-            f"test -s {files.env} && head -c {FILES_LIMIT_BYTES} {files.env}; printf '\\0'; "
-            f"test -s {files.path} && head -c {FILES_LIMIT_BYTES} {files.path}; true"
+            "\n".join(f"test -s {path} && head -c {limit} {path} | base64 -w 0; echo" for path, limit in limits.items())
         )
-        env_data, _, path_data = result.stdout.partition(b"\0")
+        lines = [*result.stdout.split(b"\n"), b"", b"", b""]
         try:
-            extra.update(script.parse_env_file(env_data))
-            paths[:0] = reversed(script.parse_path_file(path_data))
+            return _Files(*(base64.b64decode(line) for line in lines[:3]))
+        except ValueError:  # the machine belongs to its tasks: one may have put something else in the place of base64
+            return _Files(b"", b"", b"")
+
+    def _take_over(self, files: _Files, extra: dict[str, str], paths: list[str]) -> str | None:
+        """What the task exported counts for the tasks after it. The reason, when that cannot be read."""
+        try:
+            extra.update(script.parse_env_file(files.env))
+            paths[:0] = reversed(script.parse_path_file(files.path))
         except ValueError as error:
             return str(error)
         return None
