@@ -29,9 +29,10 @@ class Burner:
     async def burn(self, server: Json) -> None:
         """Returns when it is gone for certain. Raises ProviderError."""
         address = (server["public_net"].get("ipv4") or {}).get("id")
-        stays = address is not None and not await self._leaves(address, server["labels"].get(labels.OWNER, ""))
+        if address is not None and await self._leaves(address, server["labels"].get(labels.OWNER, "")):
+            address = None
         await self._delete(server["name"], f"/servers/{server['id']}")
-        if stays:
+        if address is not None:
             try:
                 await self._release(address)
             except ProviderError as error:  # it may not know yet that its server is gone

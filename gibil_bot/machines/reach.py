@@ -10,10 +10,11 @@ from gibil_bot.machines.keyring import Keyring
 from gibil_bot.machines.lifecycle import ConnectShell
 from gibil_bot.model import Machine
 
+RunOn = Callable[[Machine, str], Awaitable[None]]
+"""Runs a short script as root on a machine; raises a GibilError when it cannot, or when the script fails."""
 
-def script_runner(
-    keyring: Keyring, connect_shell: ConnectShell, *, timeout_s: float = 30.0
-) -> Callable[[Machine, str], Awaitable[None]]:
+
+def script_runner(keyring: Keyring, connect_shell: ConnectShell, *, timeout_s: float = 30.0) -> RunOn:
     """Logs in with the machine's own key. The function raises ProviderError with the script's last line when it fails."""
 
     async def run_on(machine: Machine, script: str) -> None:
