@@ -66,7 +66,10 @@ def test_cgroup_v2_groups_are_made_beside_our_own_and_missing_controllers_are_pa
     folder.mkdir()
     for name in ("memory.max", "memory.swap.max", "pids.max"):
         (folder / name).write_text("max")
-    assert groups.make("m", Limits(memory_mb=64, pids=99, disk_mb=1)) == [str(folder / "cgroup.procs")]
+    groups.make("m", Limits(memory_mb=64, pids=99, disk_mb=1))
+    (folder / "cgroup.procs").write_text("")
+    groups.join("m", 4711)
+    assert (folder / "cgroup.procs").read_text() == "4711"
     assert (folder / "memory.max").read_text() == str(64 * 1024 * 1024)
     assert (folder / "memory.swap.max").read_text() == "0"
     assert (folder / "pids.max").read_text() == "99"

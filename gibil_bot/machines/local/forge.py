@@ -33,14 +33,11 @@ _ISOLATION = sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWUTS | sc.CLONE_NEWIP
 
 
 def enter(order: Order, control: socket.socket, go: int, report: int, keep: tuple[int, ...]) -> NoReturn:
-    """The first child: join the cgroups, enter the namespaces, fork PID 1, report its pid, vanish.
+    """The first child: enter the namespaces, fork PID 1, report its pid, vanish.
 
     `go` is readable once this process is gone; `keep` are descriptors (locks) that live as long as the machine.
     """
     try:
-        Stage.now = "joining the cgroup"
-        for path in order["cgroups"]:
-            write_file(path, "0")
         Stage.now = "setting limits"
         sc.new_session_keyring()
         write_file("/proc/self/oom_score_adj", "500")  # when the whole box runs out of memory, machines go first

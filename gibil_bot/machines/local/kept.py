@@ -18,7 +18,7 @@ import msgspec
 from gibil_bot.errors import ProviderError
 from gibil_bot.machines.local.door import Door
 from gibil_bot.machines.local.forge import PROXY
-from gibil_bot.machines.local.forging import ForgerLink
+from gibil_bot.machines.local.forging import ForgerLink, Forging
 from gibil_bot.machines.local.gate import Gate, forward, loopback_ports
 from gibil_bot.machines.local.home import Home, clear_dead_machine
 from gibil_bot.machines.local.layers import Order
@@ -86,13 +86,14 @@ class KeptMachine:
             "skeleton": skeleton,
             "pieces": [(piece.path, piece.optional) for piece in layout.pieces],
             "python": (layout.python.prefix, layout.python.executable) if layout.python else None,
-            "cgroups": smithy.groups.make(spec.name, self._limits),
             "pids": self._limits.pids,
             "disk_mb": self._limits.disk_mb if self._limits.disk_in_memory else 0,
             "listeners": inward,
             "base": 0,
         }
         self._make_folder()
+        smithy.groups.make(spec.name, self._limits)
+        warm = asyncio.get_running_loop().run_in_executor(None, smithy.groups.warm)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._pid1 = Pid1(ours, self._hung_up)
         with theirs:
@@ -102,14 +103,11 @@ class KeptMachine:
         await self._door.open(path, host_key)  # meanwhile PID 1 is on its way
         try:
             async with asyncio.timeout(_READY_S):
+                await warm
+                pid = await self._under_limits(forging)
                 proxy, *others = await self._pid1.ready
-                pid = await forging.pid
         except TimeoutError:
             raise ForgeFailed("starting PID 1", None, f"not ready after {_READY_S:.0f} s") from None
-        except asyncio.CancelledError:
-            if forging.dead.is_set():
-                raise ForgeFailed("starting PID 1", None, "it was killed") from None
-            raise
         self._supervise(gate.serve(proxy))
         for listener, (host, port) in zip(others, inward, strict=True):
             self._supervise(forward(listener, host, port))
@@ -129,6 +127,21 @@ class KeptMachine:
         )
         (self.folder / "machine.json").write_bytes(msgspec.json.encode(machine))
         return machine
+
+    async def _under_limits(self, forging: Forging) -> int:
+        """Put PID 1 into the control groups while it sets itself up, before any job can start; its host pid."""
+        assert self._pid1 is not None
+        await asyncio.wait([forging.pid])
+        if forging.pid.cancelled():
+            await self._pid1.ready  # raises what went wrong, if PID 1 could say it
+            raise ForgeFailed("starting PID 1", None, "it was killed")
+        pid = forging.pid.result()
+        try:
+            await asyncio.to_thread(self._smithy.groups.join, self.spec.name, pid)
+        except ProviderError:
+            await self._pid1.ready  # if it died meanwhile, that is the reason to give
+            raise
+        return pid
 
     async def burn(self) -> None:
         """Returns when every process is dead and the folder is gone."""

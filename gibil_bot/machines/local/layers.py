@@ -26,8 +26,6 @@ class Order(TypedDict):
     """Name of the skeleton's folder in the local folder."""
     pieces: list[tuple[str, bool]]
     python: tuple[str, str] | None
-    cgroups: list[str]
-    """cgroup.procs files to join."""
     pids: int
     disk_mb: int
     """Size of a disk in memory; 0: the disk is a folder."""

@@ -8,6 +8,7 @@ its own would need root and external tools). cgroup files: docs.kernel.org/admin
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -78,9 +79,8 @@ class Groups:
                 return f"cgroup-v{hierarchy.version}"
         return "polled"
 
-    def make(self, name: str, limits: Limits) -> list[str]:
-        """Make the machine's groups; the cgroup.procs files that its first process has to join."""
-        joins = []
+    def make(self, name: str, limits: Limits) -> None:
+        """Make the machine's groups, with their limits."""
         for hierarchy in self._hierarchies:
             group = hierarchy.folder / f"{self._prefix}-{name}"
             group.mkdir(exist_ok=True)
@@ -94,8 +94,20 @@ class Groups:
                     _set(group / "memory.memsw.limit_in_bytes", size, optional=True)
             if "pids" in hierarchy.controllers:
                 _set(group / "pids.max", str(limits.pids))
-            joins.append(str(group / "cgroup.procs"))
-        return joins
+
+    def warm(self) -> None:
+        """Blocking, some 10 ms. Moving a process waits for an RCU grace period, unless one was moved just before: so this
+        "moves" us to where we are (v1, whose folder is our own group) while the machine is being forged."""
+        for hierarchy in self._hierarchies:
+            if hierarchy.version == 1:
+                with contextlib.suppress(OSError):
+                    (hierarchy.folder / "cgroup.procs").write_text(str(os.getpid()))
+                return
+
+    def join(self, name: str, pid: int) -> None:
+        """Blocking. Put PID 1 of the machine, and all that it will start, under its limits."""
+        for hierarchy in self._hierarchies:
+            _set(hierarchy.folder / f"{self._prefix}-{name}" / "cgroup.procs", str(pid))
 
     def remove(self, name: str) -> None:
         """Blocking, for up to a second: a group is busy until the kernel has forgotten its last process."""
