@@ -7,9 +7,10 @@ import contextlib
 import hashlib
 import os
 import secrets
+import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,15 @@ async def shell(far: Far) -> AsyncIterator[SSHShell]:
     connection = await far.connect()
     yield connection
     await connection.close()
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """With a `home` in it; short, because a Unix socket's path may have 107 bytes."""
+    path = Path(tempfile.mkdtemp(prefix="gibil-", dir="/tmp"))
+    (path / "home").mkdir()
+    yield path
+    shutil.rmtree(path)
 
 
 @pytest.mark.parametrize(
@@ -207,9 +217,7 @@ async def test_the_wrong_key_is_refused(far: Far) -> None:
         await connect(far.endpoint, other_key)
 
 
-async def test_no_login_is_tried_on_the_wrong_host() -> None:
-    folder = Path(tempfile.mkdtemp(prefix="gibil-", dir="/tmp"))
-    (folder / "home").mkdir()
+async def test_no_login_is_tried_on_the_wrong_host(folder: Path) -> None:
     logins: list[str] = []
     async with sshd.inside(folder / "home", on_login=logins.append) as server:
         wrong = Endpoint(host_key=sshd.new_key()[1], unix_path=server.endpoint.unix_path)
@@ -220,12 +228,10 @@ async def test_no_login_is_tried_on_the_wrong_host() -> None:
         assert logins == ["root"]
 
 
-async def test_a_machine_that_is_still_booting_is_waited_for() -> None:
+async def test_a_machine_that_is_still_booting_is_waited_for(folder: Path) -> None:
     if reason := sshd.why_no_openssh():
         pytest.skip(reason)
     port = sshd.free_port()
-    folder = Path(tempfile.mkdtemp(prefix="gibil-", dir="/tmp"))
-    (folder / "home").mkdir()
     keys = sshd.new_key(), sshd.new_key()
     endpoint = Endpoint(host_key=keys[1][1], username=sshd.user_name(), host="127.0.0.1", port=port)
     connecting = asyncio.create_task(connect(endpoint, keys[0][0], timeout_s=20))
@@ -264,11 +270,9 @@ async def test_a_machine_that_never_answers_is_given_up() -> None:
     await server.wait_closed()
 
 
-async def test_more_commands_than_the_server_allows_take_turns() -> None:
+async def test_more_commands_than_the_server_allows_take_turns(folder: Path) -> None:
     if reason := sshd.why_no_openssh():
         pytest.skip(reason)
-    folder = Path(tempfile.mkdtemp(prefix="gibil-", dir="/tmp"))
-    (folder / "home").mkdir()
     async with sshd.openssh(folder / "home", max_sessions=3) as server:
         shell = await connect(server.endpoint, server.client_key)
         results = await asyncio.gather(*(shell.run(f"echo {number}; sleep 0.05") for number in range(12)))
