@@ -15,13 +15,14 @@ from pathlib import Path
 if not __package__:  # `python tests/benchmarks`
     sys.path[0] = str(Path(__file__).parents[2])
 
-from tests.benchmarks import row_cli, row_door, row_machine, row_run, row_ssh
+from tests.benchmarks import row_busy, row_cli, row_door, row_machine, row_run, row_ssh
 from tests.benchmarks.comparison import Comparison, LeftOut, table
 from tests.benchmarks.context import Context
 from tests.benchmarks.peers import Peers
 
 ROWS: dict[str, Callable[[Context], list[Comparison]]] = {
     "door": row_door.door,
+    "busy": row_busy.busy,
     "start": row_door.start,
     "run": row_run.run,
     "machine": row_machine.machine,

@@ -15,6 +15,8 @@ import asyncssh
 from gibil_bot.config import Settings
 from gibil_bot.errors import Unavailable
 from gibil_bot.machines.lifecycle import Forge
+from gibil_bot.machines.local.control import Line, Request, Unanswered
+from gibil_bot.machines.local.home import Home, read_keeper
 from gibil_bot.model import Endpoint, Machine, MachineSpec
 from gibil_bot.ports import Shell
 from gibil_bot.wiring import machine_owner, open_forge
@@ -90,3 +92,14 @@ async def yard(data_dir: Path) -> AsyncIterator[Yard]:
         for machine in await forge.list():
             await forge.destroy(machine.name)
         await forge.close()
+        await _end_keeper(data_dir)
+
+
+async def _end_keeper(data_dir: Path) -> None:
+    """It would go by itself, some time later."""
+    keeper = await asyncio.to_thread(read_keeper, Home(data_dir.absolute()))
+    if keeper is not None:
+        line = await Line.open(keeper.socket)
+        with contextlib.suppress(Unanswered):
+            await line.ask(Request(verb="quit"))
+        await line.close()
