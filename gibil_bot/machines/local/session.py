@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 else:
     _Base = asyncssh.SSHServerSession
 
-_BLOCK = 256 * 1024
+_BLOCK = 128 * 1024
+"""As large as a packet of our clients: asyncssh cuts larger writes, and copies the rest each time."""
+
 _PIPE_BYTES = 1024 * 1024
 _STDIN_HIGH = 1024 * 1024
 _GRACE_S = 0.2
