@@ -11,7 +11,10 @@ import threading
 
 from gibil_bot.runs.sqlite.database import BUSY_S
 
-PAUSE_S = 0.1
+PAUSE_S, SHORT_PAUSE_S = 0.1, 0.02
+"""Between two passes. A large one keeps the writer's own syncs waiting for the disk, so that much writing is carried often."""
+MUCH = 1 << 20
+"""Bytes that one pass carried."""
 LONGEST_LOG = 64 << 20
 """Bytes of log above which the writer is asked to cut it."""
 
@@ -50,15 +53,25 @@ class Checkpointer:
         db = self._db
         try:
             page_size = int(db.execute("pragma page_size").fetchone()[0])
+            carried_before = 0
             while not self._stop.is_set():
                 self._written.wait()
                 self._written.clear()
-                try:
-                    _busy, pages, _done = db.execute("pragma wal_checkpoint(passive)").fetchone()
-                except sqlite3.Error:
-                    pages = 0  # the log is kept and tried again after the next write
+                pages, carried = self._carry()
                 if pages * page_size > LONGEST_LOG:
+                    # Once more, for what was written meanwhile: the writer has to carry what is left, and callers wait for it.
+                    self._carry()
                     self._cut_wanted.set()
-                self._stop.wait(PAUSE_S)
+                new = carried - carried_before if carried >= carried_before else carried
+                carried_before = carried
+                self._stop.wait(SHORT_PAUSE_S if new * page_size > MUCH else PAUSE_S)
         finally:
             db.close()
+
+    def _carry(self) -> tuple[int, int]:
+        """Pages in the log, and how many of them are in the database file now."""
+        try:
+            _busy, pages, carried = self._db.execute("pragma wal_checkpoint(passive)").fetchone()
+        except sqlite3.Error:
+            return 0, 0  # the log is kept and tried again after the next write
+        return pages, carried
