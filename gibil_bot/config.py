@@ -50,7 +50,13 @@ class Setting:
 SETTINGS: tuple[Setting, ...] = (
     Setting(name="GIBIL_DATA_DIR", default="~/.gibil", meaning="keys, local machines, the embedded database, logs"),
     Setting(name="GIBIL_DATABASE_URL", default="sqlite file in the data dir", meaning="`sqlite:///…`"),
-    Setting(name="GIBIL_PROVIDER", default="local", meaning="who forges machines"),
+    Setting(
+        name="GIBIL_PROVIDER",
+        default="hetzner if HCLOUD_TOKEN is set, else local",
+        meaning="who forges machines: `local` (this box) or `hetzner` (Hetzner Cloud, billed by the started hour)",
+    ),
+    Setting(name="HCLOUD_TOKEN", default="–", meaning="Hetzner Cloud: an API token with Read & Write"),
+    Setting(name="HCLOUD_ENDPOINT", default="https://api.hetzner.cloud/v1", meaning="Hetzner Cloud's API"),
     Setting(name="GIBIL_GITHUB_URL", default="https://api.github.com", meaning="GitHub's API; GitHub Enterprise Server too"),
     Setting(name="GIBIL_GITHUB_APP_ID", default="–", meaning="the App's id"),
     Setting(name="GIBIL_GITHUB_PRIVATE_KEY", default="–", meaning="the App's private key: PEM text, or a path to it"),
@@ -102,6 +108,8 @@ class Settings:
     data_dir: Path
     database_url: str
     provider: str = "local"
+    hcloud_token: Secret = field(default=Secret(""))
+    hcloud_endpoint: str = "https://api.hetzner.cloud/v1"
     github_url: str = "https://api.github.com"
     github_app_id: str = ""
     github_private_key: Secret = field(default=Secret(""))
@@ -152,9 +160,15 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     elif not database_url.startswith("sqlite:///"):
         problems.append("GIBIL_DATABASE_URL: write sqlite:/// followed by a path")
 
-    provider = env.get("GIBIL_PROVIDER") or "local"
-    if provider != "local":
-        problems.append(f"GIBIL_PROVIDER: there is no provider {provider!r} here; write local")
+    hcloud_token = env.get("HCLOUD_TOKEN", "").strip()
+    provider = env.get("GIBIL_PROVIDER", "").strip() or ("hetzner" if hcloud_token else "local")
+    if provider not in ("local", "hetzner"):
+        problems.append(f"GIBIL_PROVIDER: there is no provider {provider!r} here; write local or hetzner")
+    elif provider == "hetzner" and not hcloud_token:
+        problems.append("HCLOUD_TOKEN is not set: make one in the Cloud Console (Security, API tokens, Read & Write)")
+    hcloud_endpoint = (env.get("HCLOUD_ENDPOINT", "").strip() or "https://api.hetzner.cloud/v1").rstrip("/")
+    if not hcloud_endpoint.startswith(("http://", "https://")) or not urlsplit(hcloud_endpoint).hostname:
+        problems.append(f"HCLOUD_ENDPOINT: {hcloud_endpoint!r} is not an http(s) address, such as https://api.hetzner.cloud/v1")
 
     github_url = (env.get("GIBIL_GITHUB_URL") or "https://api.github.com").rstrip("/")
     url = urlsplit(github_url)
@@ -194,6 +208,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         data_dir=data_dir,
         database_url=database_url,
         provider=provider,
+        hcloud_token=Secret(hcloud_token),
+        hcloud_endpoint=hcloud_endpoint,
         github_url=github_url,
         github_app_id=env.get("GIBIL_GITHUB_APP_ID", "").strip(),
         github_private_key=Secret(private_key),

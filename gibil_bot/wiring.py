@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
+import importlib
 import logging
 import os
 import socket
@@ -17,8 +18,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 
 from gibil_bot.config import Settings
-from gibil_bot.machines.keyring import Keyring
+from gibil_bot.machines.keyring import Keyring, ProjectKeyring
 from gibil_bot.machines.lifecycle import Forge
+from gibil_bot.machines.reach import script_runner
 from gibil_bot.model import Endpoint
 from gibil_bot.planning.shipped import read_workflows, shipped_workflows
 from gibil_bot.ports import Provider, Shell, Store
@@ -33,6 +35,7 @@ from gibil_bot.runs.teller import Teller
 log = logging.getLogger("gibil")
 
 RESTART_AFTER_S = 2.0
+CLOUD_BOOT_S = 180.0
 
 
 def process_name() -> str:
@@ -43,14 +46,32 @@ def process_name() -> str:
 async def connect_shell(endpoint: Endpoint, client_key: str) -> Shell:
     from gibil_bot.machines import ssh
 
-    return await ssh.connect(endpoint, client_key)
+    # A cloud server is there some time before its SSH answers; a local machine answers at once.
+    return await ssh.connect(endpoint, client_key, timeout_s=30.0 if endpoint.unix_path else CLOUD_BOOT_S)
 
 
-PROVIDERS = ("local",)
+async def prepare_to_connect() -> None:
+    """Import what `connect_shell` needs while something else is being waited for: it takes longer than the connection."""
+    await asyncio.to_thread(importlib.import_module, "gibil_bot.machines.ssh")
+
+
+PROVIDERS = ("local", "hetzner")
 """Every provider that `open_provider` can open."""
 
 
+def open_keyring(settings: Settings) -> Keyring:
+    """The keys of the machines of that provider."""
+    if settings.provider == "hetzner":
+        return ProjectKeyring(settings.data_dir, settings.hcloud_token.reveal())
+    return Keyring(settings.data_dir)
+
+
 def open_provider(settings: Settings) -> Provider:
+    if settings.provider == "hetzner":
+        from gibil_bot.machines.hetzner import HetznerProvider
+
+        run_on = script_runner(open_keyring(settings), connect_shell)
+        return HetznerProvider(settings.hcloud_token.reveal(), endpoint=settings.hcloud_endpoint, run_on=run_on)
     from gibil_bot.machines.local.provider import LocalProvider
 
     return LocalProvider(settings.data_dir)
@@ -58,7 +79,7 @@ def open_provider(settings: Settings) -> Provider:
 
 def open_forge(settings: Settings) -> Forge:
     """Who forges here, and the keys to what is forged."""
-    return Forge(provider=open_provider(settings), keyring=Keyring(settings.data_dir), connect_shell=connect_shell)
+    return Forge(provider=open_provider(settings), keyring=open_keyring(settings), connect_shell=connect_shell)
 
 
 def machine_owner(keyring: Keyring) -> str:

@@ -162,9 +162,8 @@ async def _provider(settings: Settings) -> Finding:
         return Finding(f"provider {provider.name}", False, error.message, "look at keeper.log in the data dir")
     finally:
         await provider.close()
-    detail = (
-        f"forged and burned a machine in {can.forged_in_s * 1000:.0f} ms (tier {can.tier}, memory limit: {can.memory_limit})"
-    )
+    did = f"forged and burned a machine in {can.forged_in_s * 1000:.0f} ms" if can.forged_in_s else "answers, and has machines"
+    detail = f"{did} (tier {can.tier}, memory limit: {can.memory_limit})"
     return Finding(f"provider {provider.name}", True, detail)
 
 

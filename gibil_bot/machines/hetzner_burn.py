@@ -38,9 +38,9 @@ class Burner:
             except ProviderError as error:  # it may not know yet that its server is gone
                 _log.warning("%s; it is left to the sweep", error)
 
-    async def release_leftovers(self, owner: str) -> list[str]:
+    async def release_leftovers(self) -> list[str]:
         """Delete the addresses of ours that no server has; their names."""
-        query = {"label_selector": labels.selector(owner)}
+        query = {"label_selector": labels.selector()}
         released = []
         for address in await self._api.pages("/primary_ips", "primary_ips", "list addresses", query=query, burning=True):
             if address["assignee_id"] is not None:

@@ -59,6 +59,31 @@ class Keyring:
         return self._master
 
 
+class ProjectKeyring(Keyring):
+    """The keys of the machines of one cloud project, derived from its token: whoever has the token can log in to them, also
+    from another computer. That gives nobody more than they had, as the token alone lets its holder into every server (rescue
+    system, console). A new token opens none of the machines that are alive then; they burn at their hour.
+
+    `derive` stays with the data directory: two bots of one project must not take each other's runs for their own.
+    """
+
+    def __init__(self, data_dir: Path, token: str) -> None:
+        super().__init__(data_dir)
+        self._project = hmac.digest(b"gibil-bot: machines of a project", token.encode(), "sha256")
+
+    def client_key(self, name: str) -> str:
+        return _pair(self._project, "client", name)[0]
+
+    def client_public(self, name: str) -> str:
+        return _pair(self._project, "client", name)[1]
+
+    def host_key(self, name: str) -> str:
+        return _pair(self._project, "host", name)[0]
+
+    def host_public(self, name: str) -> str:
+        return _pair(self._project, "host", name)[1]
+
+
 def _read(path: Path) -> bytes | None:
     try:
         with open(path, "rb") as file:

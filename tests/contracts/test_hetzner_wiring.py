@@ -1,0 +1,74 @@
+"""From the environment to a Hetzner provider: who forges, with which keys, and what the doctor says about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gibil_bot.cli.doctor import _provider
+from gibil_bot.config import Settings, load_settings
+from gibil_bot.errors import ConfigurationError
+from gibil_bot.model import MachineSpec
+from gibil_bot.wiring import machine_owner, open_forge
+from tests.doubles.hetzner import HetznerDouble, hetzner_double
+
+
+def settings(folder: Path, **more: str) -> Settings:
+    return load_settings({"GIBIL_DATA_DIR": str(folder), **more})
+
+
+def test_a_token_chooses_hetzner_and_the_provider_may_be_named(tmp_path: Path) -> None:
+    assert settings(tmp_path).provider == "local"
+    assert settings(tmp_path, HCLOUD_TOKEN="t").provider == "hetzner"
+    assert settings(tmp_path, HCLOUD_TOKEN="t", GIBIL_PROVIDER="local").provider == "local"
+    assert "secret-t" not in repr(settings(tmp_path, HCLOUD_TOKEN="secret-t"))
+
+
+def test_what_cannot_work_is_said_all_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="HCLOUD_TOKEN is not set") as caught:
+        settings(tmp_path, GIBIL_PROVIDER="hetzner", HCLOUD_ENDPOINT="api.hetzner.cloud")
+    assert len(caught.value.problems) == 2
+    with pytest.raises(ConfigurationError, match="write local or hetzner"):
+        settings(tmp_path, GIBIL_PROVIDER="aws")
+
+
+def at(double: HetznerDouble, folder: Path) -> Settings:
+    return settings(folder, HCLOUD_TOKEN=double.token, HCLOUD_ENDPOINT=double.endpoint)
+
+
+async def test_another_computer_with_the_token_has_the_keys_and_is_another_owner(tmp_path: Path) -> None:
+    async with hetzner_double() as double:
+        here, there = (open_forge(at(double, tmp_path / name)) for name in ("here", "there"))
+        stranger = open_forge(settings(tmp_path / "stranger", HCLOUD_TOKEN="another", HCLOUD_ENDPOINT=double.endpoint))
+        try:
+            keys = [each.keyring.client_key("ada") for each in (here, there, stranger)]
+            assert keys[0] == keys[1] != keys[2]
+            assert here.keyring.host_public("ada") == there.keyring.host_public("ada")
+            assert machine_owner(here.keyring) != machine_owner(there.keyring)
+            spec = MachineSpec(
+                name="ada",
+                owner=machine_owner(here.keyring),
+                ttl_s=600,
+                authorized_key=here.keyring.client_public("ada"),
+                host_key=here.keyring.host_key("ada"),
+            )
+            machine = await here.provider.create(spec)
+            (seen,) = await there.list()
+            assert seen == machine
+            assert seen.endpoint.host_key == there.keyring.host_public("ada")
+            assert await there.destroy("ada") is True
+        finally:
+            for each in (here, there, stranger):
+                await each.close()
+
+
+async def test_the_doctor_asks_the_api_and_does_not_spend_an_hour(tmp_path: Path) -> None:
+    async with hetzner_double() as double:
+        found = await _provider(at(double, tmp_path))
+        assert found.ok, found
+        assert "vm" in found.detail
+        assert double.called("POST /servers") == 0
+        wrong = await _provider(settings(tmp_path, HCLOUD_TOKEN="wrong", HCLOUD_ENDPOINT=double.endpoint))
+        assert not wrong.ok
+        assert "HCLOUD_TOKEN" in wrong.detail
