@@ -80,11 +80,12 @@ class Shell(Protocol):
         stdin: bytes = b"",
         env: Mapping[str, str] | None = None,
         on_output: Callable[[str, bytes], None] | None = None,
+        keep_output: bool = True,
     ) -> Result:
         """Run a short script in `sh -c` and wait. The process tree dies on timeout (TimeoutError) and on cancel.
 
         `env` goes over stdin's side channel of the implementation, never argv. `on_output(stream, data)` is called as
-        output comes; the result holds it all the same.
+        output comes; the result holds it all the same, unless `keep_output` is False: then output of any size passes through.
         """
 
     async def start(self, job: Job) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from gibil_bot.model import Run, TaskResult
+from gibil_bot.model import Machine, Run, TaskResult
 
 
 def timestamp(moment: datetime | None) -> str | None:
@@ -38,3 +38,60 @@ def run_view(run: Run, results: Sequence[TaskResult]) -> dict[str, object]:
             for result in results
         ],
     }
+
+
+def machine_created(machine: Machine) -> dict[str, object]:
+    """What `create` prints, once SSH answers."""
+    ttl = _ttl_minutes(machine)
+    return {
+        "name": machine.name,
+        "provider": machine.provider,
+        "ip": machine.endpoint.host,
+        "port": machine.endpoint.port if machine.endpoint.host is not None else None,
+        "server_id": machine.id,
+        "ssh_key_id": None,
+        "status": "ready",
+        "ttl": ttl,
+        "ttl_minutes": ttl,
+        "created_at": timestamp(machine.created_at),
+        "expires_at": timestamp(machine.expires_at),
+        "ssh_command": f"gibil ssh {machine.name}",
+        "host_key": machine.endpoint.host_key,
+    }
+
+
+def machine_listed(machine: Machine, now: datetime) -> dict[str, object]:
+    """One machine of `list`. `labels` says who made it and what for; `run` is there for those of the bot."""
+    labels = {name: value for name, value in machine.labels.items() if name != "creation"}
+    return {
+        "name": machine.name,
+        "provider": machine.provider,
+        "ip": machine.endpoint.host,
+        "server_id": machine.id,
+        "status": machine.status,
+        "ttl": _ttl_minutes(machine),
+        "ttl_remaining_minutes": max(0, round((machine.expires_at - now).total_seconds() / 60, 1)),
+        "created_at": timestamp(machine.created_at),
+        "expires_at": timestamp(machine.expires_at),
+        "repo": machine.labels.get("repo"),
+        "labels": labels,
+    }
+
+
+def machine_extended(machine: Machine) -> dict[str, object]:
+    return {
+        "name": machine.name,
+        "ttl_minutes": _ttl_minutes(machine),
+        "expires_at": timestamp(machine.expires_at),
+    }
+
+
+def machine_destroyed(name: str, *, was_there: bool) -> dict[str, object]:
+    """An absent machine is as destroyed as one that was burned now."""
+    return {"name": name, "status": "destroyed", "destroyed": True, "was_already_destroyed": not was_there}
+
+
+def _ttl_minutes(machine: Machine) -> int | float:
+    """From its creation to its expiry. Whole where it is whole; a cloud's clock may differ by a second or two."""
+    minutes = round((machine.expires_at - machine.created_at).total_seconds() / 60, 1)
+    return int(minutes) if minutes == int(minutes) else minutes

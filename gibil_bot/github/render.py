@@ -297,8 +297,5 @@ def _ways_on(report: RunReport, conclusion: Conclusion | None) -> str:
             return f"To stop it, comment {code(f'/gibil cancel {run.plan.workflow}', 200)}."
         case Conclusion.SUCCESS | Conclusion.NEUTRAL | Conclusion.SKIPPED:
             return ""
-        case Conclusion.ACTION_REQUIRED:
-            approve = code(f"/gibil approve {run.source.sha[:12]}")
-            return f"Somebody with write permission reads the changes and comments {approve}; it holds for this commit only."
         case _:
             return f"To run it again, {again}."

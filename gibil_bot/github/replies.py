@@ -70,7 +70,6 @@ def help_text(entries: Sequence[HelpEntry], problems: Sequence[str] = ()) -> str
     lines += [
         f"- {code(f'{PREFIX} retest')}: run again what was not green; with a workflow's name, that one",
         f"- {code(f'{PREFIX} cancel')}: stop what is queued or running; with a workflow's name, that one",
-        f"- {code(f'{PREFIX} approve SHA')}: let the pull request of somebody without write permission run at this commit",
         f"- {code(f'{PREFIX} help')}: this list",
     ]
     if problems:
@@ -81,19 +80,18 @@ def help_text(entries: Sequence[HelpEntry], problems: Sequence[str] = ()) -> str
 # --- refusals: what is, and what to do next ---------------------------------------------------------------------------
 
 
+def approval_unknown() -> str:
+    """`/gibil approve` is a word that is kept for what it will mean."""
+    return (
+        f"{code(f'{PREFIX} approve')} is not there yet: to run this code, somebody with write permission pushes the commits "
+        "that were read to a branch of this repository."
+    )
+
+
 def permission_refused(login: str, permission: str) -> str:
     """The commenter may not give commands here."""
     has = "no permission" if permission == "none" else f"{line(permission, 20)} permission"
     return f"{code(login)} has {has} on this repository, and commands need write: ask somebody who has it to comment."
-
-
-def approval_needed(author: str, sha: str) -> str:
-    """The code is by somebody who may not write; a person has to look at it first."""
-    command = code(f"{PREFIX} approve {sha[:12]}")
-    return (
-        f"This pull request is by {code(author)}, who has no write permission: somebody who has it reads the changes "
-        f"and comments {command}, which holds for this commit only."
-    )
 
 
 def untrusted_refused(author: str, provider: str) -> str:
@@ -104,34 +102,9 @@ def untrusted_refused(author: str, provider: str) -> str:
     )
 
 
-def approval_stale(given: str, head_sha: str) -> str:
-    """The approved commit is not the head."""
-    return (
-        f"{code(given)} is not the newest commit of this pull request, {code(head_sha[:12])} is: read what changed and "
-        f"comment {code(f'{PREFIX} approve {head_sha[:12]}')}."
-    )
-
-
-def approval_without_sha(head_sha: str) -> str:
-    """`/gibil approve` has to name what was read."""
-    return f"An approval names the commit that was read: comment {code(f'{PREFIX} approve {head_sha[:12]}')}."
-
-
 def command_unreadable(word: str, problem: str) -> str:
     """A line that is no command. `problem` is Command.problem."""
     return f"I cannot read {code(f'{PREFIX} {word}')}: {line(problem, 500)}. {code(f'{PREFIX} help')} shows what there is."
-
-
-def command_unknown(word: str, nearest: str | None, words: Sequence[str]) -> str:
-    """No workflow has that command."""
-    hint = f" Did you mean {code(f'{PREFIX} {nearest}')}?" if nearest else ""
-    known = ", ".join(code(known) for known in words[:20]) or "none"
-    return f"There is no command {code(word)}.{hint} There are: {known}. {code(f'{PREFIX} help')} explains them."
-
-
-def workflow_refused(problem: str) -> str:
-    """A workflow or its arguments cannot be used; `problem` is the error's sentence."""
-    return f"That cannot run: {code(problem, 600)}"
 
 
 def pull_request_closed(number: int) -> str:
@@ -145,15 +118,22 @@ def nothing_to_retest(workflow: str | None) -> str:
     return f"{which} at the newest commit of this pull request yet: {code(f'{PREFIX} help')} shows what can be run."
 
 
+def nothing_failed() -> str:
+    """Everything that ran is green, or still runs."""
+    return (
+        f"No workflow of this pull request has failed: {code(f'{PREFIX} retest')} with a workflow's name runs that one again."
+    )
+
+
+def github_failed(problem: str) -> str:
+    """GitHub did not answer what we have to know before we obey."""
+    return f"Nothing was started, because GitHub did not answer the bot ({code(problem, 300)}): comment again in a while."
+
+
 def nothing_to_cancel(workflow: str | None) -> str:
     """Nothing is queued or running."""
     which = f"{code(workflow)} is neither" if workflow else "Nothing is"
     return f"{which} queued {'nor' if workflow else 'or'} running here: there was nothing to stop."
-
-
-def cancelling(count: int, login: str) -> str:
-    """What is being stopped."""
-    return f"Stopping {count} {'run' if count == 1 else 'runs'}, as {code(login)} asked."
 
 
 def failed_ourselves(reference: str) -> str:

@@ -47,13 +47,16 @@ class Connection:
         command: str,
         stdin: bytes | AsyncIterator[bytes] = b"",
         on_output: Callable[[str, bytes], None] | None = None,
+        *,
+        keep_output: bool = True,
     ) -> Result:
         """Run to the end. Cancelled, it closes the channel; what that means to the command is the server's affair."""
         output: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
         problems: list[Exception] = []
 
         def on_data(stream: str, data: bytes) -> None:
-            output[stream].append(data)
+            if keep_output:
+                output[stream].append(data)
             if on_output is not None and not problems:
                 try:
                     on_output(stream, data)

@@ -42,6 +42,7 @@ class SSHShell:
         stdin: bytes = b"",
         env: Mapping[str, str] | None = None,
         on_output: Callable[[str, bytes], None] | None = None,
+        keep_output: bool = True,
     ) -> Result:
         """See ports.Shell. An exception of `on_output` is raised at the end, it does not disturb the connection."""
         tag = f"run-{secrets.token_hex(8)}"
@@ -50,7 +51,7 @@ class SSHShell:
             stdin = remote_scripts.export_line(env) + stdin
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._connection.execute(command, stdin, on_output)
+                return await self._connection.execute(command, stdin, on_output, keep_output=keep_output)
         except (TimeoutError, asyncio.CancelledError):
             await self._see_through(self._kill_run(tag))
             raise

@@ -174,9 +174,7 @@ class Intake:
                 await self._store.postpone(self._process, delivery.guid, error.message, delay_s=delay)
                 return
             log.error("delivery %s: %s", delivery.guid, error.message)
-            await self._settle(
-                delivery, self._failed(delivery, event, f"GitHub did not answer the bot's questions: {error.message}")
-            )
+            await self._settle(delivery, self._failed(delivery, event, replies.github_failed(error.message)))
         except StoreError as error:
             log.error("delivery %s stays to be handled: %s", delivery.guid, error.message)
         except Exception as error:
@@ -184,19 +182,15 @@ class Intake:
             if delivery.attempts < FAULT_TRIES:
                 await self._store.postpone(self._process, delivery.guid, repr(error), delay_s=10.0)
                 return
-            await self._settle(
-                delivery, self._failed(delivery, event, "gibil failed inside; its operator finds more in the bot's log.")
-            )
+            await self._settle(delivery, self._failed(delivery, event, replies.failed_ourselves(delivery.guid)))
         else:
             await self._settle(delivery, outcome.settlement())
 
     def _failed(self, delivery: Delivery, event: Event, text: str) -> Settlement:
         if not isinstance(event, CommentCreated):
             return Settlement(error=text)
-        sorry = f"{text} Nothing was started; give the command again in a while."
-        return Settlement(
-            error=text, tellings=[replies.reply(event, self._origin(delivery), sorry), replies.reaction(event, "confused")]
-        )
+        answer = replies.reply(event, self._origin(delivery), text)
+        return Settlement(error=text, tellings=[answer, replies.reaction(event, "confused")])
 
     # --- what follows from an event ---
 
@@ -251,9 +245,11 @@ class Intake:
             return _help(desk.catalogue)
         if command.problem:
             raise Refused(replies.command_unreadable(command.word, command.problem))
+        if command.word == "approve":
+            raise Refused(replies.approval_unknown())
         unfinished = await self._unfinished_of(event.repository, event.number)
+        wanted = command.arguments.get("workflow")
         if command.word == "cancel":
-            wanted = command.arguments.get("workflow")
             chosen = [run for run in unfinished if wanted is None or run.plan.workflow == wanted]
             if not chosen:
                 raise Refused(
@@ -263,28 +259,28 @@ class Intake:
             return None
         desk.check_may_run(self._policy)
         if command.word == "retest":
-            plans = await self._plans_to_retest(desk, event)
+            plans = await self._plans_to_retest(desk, event, wanted)
         else:
             plans = planning.for_command(desk.catalogue, command, desk.facts)
         for plan in plans:
             self._queue(plan, desk, outcome, comment=event)
         return None
 
-    async def _plans_to_retest(self, desk: _Desk, event: CommentCreated) -> Sequence[Plan]:
-        """The newest run of each workflow of this pull request, where it did not succeed."""
+    async def _plans_to_retest(self, desk: _Desk, event: CommentCreated, wanted: str | None) -> Sequence[Plan]:
+        """The newest run of the wanted workflow, or of every one that did not succeed, bound to the commit of today."""
         newest: dict[str, Run] = {}
         for run in await self._store.runs_of(event.repository.id, number=event.number):
             newest.setdefault(run.plan.workflow, run)
-        if not newest:
-            raise Refused(replies.nothing_to_retest(None))
-        failed = [
-            run
-            for run in newest.values()
-            if run.state is RunState.FINISHED and run.conclusion not in (Conclusion.SUCCESS, Conclusion.SKIPPED)
-        ]
-        if not failed:
-            raise Refused("No workflow of this pull request has failed: give its own command to run it again.")
-        return [_bound_again(run.plan, desk.facts) for run in failed]
+        ended = [run for run in newest.values() if run.state is RunState.FINISHED]
+        if wanted is not None:
+            chosen = [run for run in ended if run.plan.workflow == wanted]
+        else:
+            chosen = [run for run in ended if run.conclusion not in (Conclusion.SUCCESS, Conclusion.SKIPPED)]
+        if not chosen and (wanted is not None or not newest):
+            raise Refused(replies.nothing_to_retest(wanted))
+        if not chosen:
+            raise Refused(replies.nothing_failed())
+        return [_bound_again(run.plan, desk.facts) for run in chosen]
 
     async def _push(self, event: PullRequestChanged, outcome: _Outcome) -> None:
         pull_request = event.pull_request

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 from gibil_bot.config import Secret
 from gibil_bot.errors import ClaimLost, GibilError, GitHubError, MachineLost, ProviderError, SSHError, StoreError, Unavailable
@@ -28,7 +27,7 @@ from gibil_bot.ports import Shell, Store
 from gibil_bot.runs.execution import Cancellation, Execution, Listener, conclusion_of, is_complete, now
 from gibil_bot.runs.logs import Journal, Observer
 from gibil_bot.runs.redact import Redactor
-from gibil_bot.runs.sources import BringSource, SourceError
+from gibil_bot.runs.sources import BringSource, SourceError, address_of
 
 log = logging.getLogger("gibil.runner")
 T = TypeVar("T")
@@ -214,7 +213,7 @@ class Runner:
                 ttl_s=min(self._run.plan.machine.ttl_s, self._tools.max_ttl_s),
                 labels={"run": self._run.id, "repository": str(source.repository.id)},
                 plan=self._run.plan.machine,
-                egress_allow=(*self._tools.egress, *_address_of(source.repository.clone_url)),
+                egress_allow=(*self._tools.egress, *address_of(source.repository.clone_url)),
                 untrusted=source.trust is Trust.UNTRUSTED,
                 tethered=self._tools.tethered,
             )
@@ -315,14 +314,6 @@ class Runner:
             tellings.append(comment)
         await self._tools.store.finish(self._claim, conclusion, tellings)
         await self._journal.write("finished", conclusion=conclusion.value)
-
-
-def _address_of(clone_url: str) -> tuple[str, ...]:
-    """`host:port` of where GitHub said that the repository is; () for a local checkout."""
-    url = urlsplit(clone_url)
-    if not url.hostname:
-        return ()
-    return (f"{url.hostname}:{url.port or (443 if url.scheme == 'https' else 80)}",)
 
 
 def _minutes(machine: Machine) -> str:

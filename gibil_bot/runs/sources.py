@@ -9,6 +9,7 @@ import secrets
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from gibil_bot.errors import GibilError, GitHubError
 from gibil_bot.model import Run
@@ -158,6 +159,14 @@ async def _output(*command: str) -> AsyncIterator[bytes]:
             await process.wait()
 
 
+def address_of(clone_url: str) -> tuple[str, ...]:
+    """`host:port` of where a machine clones from, for its egress list; () for what is no address."""
+    url = urlsplit(clone_url)
+    if not url.hostname:
+        return ()
+    return (f"{url.hostname}:{url.port or (443 if url.scheme == 'https' else 80)}",)
+
+
 async def git(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None, strip: bool = True) -> str:
     """What git prints. Raises SourceError with git's last line."""
     process = await asyncio.create_subprocess_exec(
@@ -165,7 +174,12 @@ async def git(folder: Path, *arguments: str, environment: Mapping[str, str] | No
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         env={**os.environ, **(environment or {})},
     )  # fmt: skip
-    out, complaint = await process.communicate()
+    try:
+        out, complaint = await process.communicate()
+    finally:
+        if process.returncode is None:  # cancelled
+            process.kill()
+            await process.wait()
     if process.returncode != 0:
         words = complaint.decode("utf-8", "replace").strip()
         raise SourceError(f"git {arguments[0]} failed in {folder}: {words.splitlines()[-1] if words else 'no reason given'}")

@@ -230,12 +230,36 @@ async def test_a_folder_in_the_files_place_is_named(tmp_path: Path) -> None:
         await open_store(url_of(tmp_path / "file" / "x"))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+READ_ONLY = """
+import subprocess
+from gibil_bot.errors import StoreError
+
+async def main():
+    await (await open_store(sys.argv[1])).close()
+    subprocess.run(["mount", "-o", "remount,ro", sys.argv[2]], check=True)
+    try:
+        await open_store(sys.argv[1])
+    except StoreError as error:
+        print(error.message, flush=True)
+
+asyncio.run(main())
+"""
+
+
 async def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    await (await open_store(url_of(tmp_path))).close()
-    (tmp_path / "gibil.db").chmod(0o400)
-    with pytest.raises(StoreError, match=r"gibil\.db.*owner"):
-        await open_store(url_of(tmp_path))
+    """On a file system that is read-only, which stops root too, and which is mounted where nobody else sees it."""
+    disk, script = tmp_path / "disk", tmp_path / "child.py"
+    disk.mkdir()
+    script.write_text(PRELUDE + READ_ONLY)
+    mount = f"mount -t tmpfs -o size=4m tmpfs {disk}"
+    command = f"{mount} && exec {sys.executable} {script} {url_of(disk)} {disk}"
+    trial = ["unshare", "-rm", "sh", "-c", f"{mount} && {sys.executable} -c 'import gibil_bot'"]
+    tried = subprocess.run(trial, capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"no file system of our own can be mounted here, or Python not run beside it: {tried.stderr.strip()}")
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", command], capture_output=True, text=True, check=False)
+    assert "gibil.db" in done.stdout, done.stderr
+    assert "owner" in done.stdout
 
 
 async def test_a_database_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:

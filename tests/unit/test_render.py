@@ -184,10 +184,6 @@ def test_every_ending_has_its_title(
     assert output(finished(conclusion, *results, run=run))["title"] == title
 
 
-def test_approval_names_the_commit() -> None:
-    assert "`/gibil approve 0123456789ab`" in output(finished(Conclusion.ACTION_REQUIRED))["summary"]
-
-
 def test_only_the_newest_machine_counts() -> None:
     again = replace(RED[1], machine_attempt=2, status=TaskStatus.SUCCESS, exit_status=0, tail="")
     told = output(finished(Conclusion.SUCCESS, again, *OK[:1], RED[1], OK[2], run={"machine_attempt": 2}))
@@ -267,7 +263,7 @@ def test_help_lists_the_workflows_and_our_own_commands() -> None:
     entries = [replies.HelpEntry(word="test", title="Run the tests", inputs=("browser=firefox",), origin="workflows/test.yml")]
     text = replies.help_text(entries, ["docs.yml:3:1: unknown key"])
     assert "- `/gibil test browser=firefox`: Run the tests (`workflows/test.yml`)" in text
-    for command in ("retest", "cancel", "approve", "help"):
+    for command in ("retest", "cancel", "help"):
         assert f"`/gibil {command}" in text
     assert "docs.yml:3:1" in text
 
@@ -278,19 +274,14 @@ NASTY = "@eve #1 <b> `x` | \n\n# h\n- [ ] \x1b[31m&#64;eve GH-1 \u202e https://g
 def test_every_refusal_is_one_line_and_harmless() -> None:
     sentences = [
         replies.permission_refused(NASTY, NASTY),
-        replies.approval_needed(NASTY, NASTY),
+        replies.approval_unknown(),
         replies.untrusted_refused(NASTY, "local"),
-        replies.approval_stale(NASTY, SHA),
-        replies.approval_without_sha(SHA),
         replies.command_unreadable(NASTY, NASTY),
-        replies.command_unknown(NASTY, "test", ["test", NASTY]),
-        replies.workflow_refused(NASTY),
         replies.pull_request_closed(3),
         replies.nothing_to_retest(NASTY),
         replies.nothing_to_retest(None),
         replies.nothing_to_cancel(NASTY),
         replies.nothing_to_cancel(None),
-        replies.cancelling(2, NASTY),
         replies.failed_ourselves(NASTY),
     ]
     for sentence in sentences:
