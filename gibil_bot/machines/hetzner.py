@@ -24,6 +24,7 @@ from gibil_bot.machines import hetzner_offers as shop
 from gibil_bot.machines.cloudinit import move_expiry_script, user_data
 from gibil_bot.machines.hetzner_api import ENDPOINT, HTTP_TIMEOUT_S, HetznerApi, Json, Refused
 from gibil_bot.machines.hetzner_burn import Burner
+from gibil_bot.machines.hetzner_catalogue import Catalogue
 from gibil_bot.machines.hetzner_machine import is_ours, machine_of
 from gibil_bot.machines.hetzner_project import Shared, new_pair, shared
 from gibil_bot.machines.hetzner_watch import Watch
@@ -33,9 +34,6 @@ from gibil_bot.model import Capabilities, Machine, MachineSpec
 _log = logging.getLogger(__name__)
 
 DEFAULT_IMAGE = "ubuntu-24.04"
-SOLD_OUT_FOR_S = 300.0
-TYPES_FOR_S = 600.0
-"""How long the list of server types, and of prices, is taken as it was."""
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _NO_ROOM = frozenset(("resource_unavailable", "placement_error"))
@@ -67,16 +65,14 @@ class HetznerProvider:
     ) -> None:
         self._api = HetznerApi(token, endpoint, timeout_s=http_timeout_s, backoff_s=backoff_s)
         self._watch = Watch(self._our_servers, look_every_s)
+        self._catalogue = Catalogue(self._api)
         self._burner = Burner(self._api, look_every_s, burn_s)
         self._run_on = run_on
         self._ssh_port = ssh_port
         self._burning: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._boot_s = boot_s
         self._probe_forges = probe_forges
-        self._types: tuple[float, list[Json]] | None = None
-        self._pricing: tuple[float, Json] | None = None
         self._shared: asyncio.Task[Shared] | None = None
-        self._sold_out: dict[shop.Offer, float] = {}
 
     async def probe(self) -> Capabilities:
         """Reads: the token works, and there is something to forge. Forges only if the provider was told to: it costs an hour.
@@ -85,7 +81,7 @@ class HetznerProvider:
         """
         began = time.monotonic()
         try:
-            await self._offers("small", None, None)
+            await self._catalogue.offers(size="small")
             await self._servers(None)
             if self._probe_forges:
                 began = time.monotonic()
@@ -111,7 +107,7 @@ class HetznerProvider:
             raise UsageError(f"{spec.name!r} cannot be the name of a machine: lower-case letters, digits and '-', at most 63")
         user_data(spec, _now())  # whatever is wrong with it is said before anything exists
         labels.encode(spec.labels)
-        offers = await self._offers(spec.size, spec.server_type, spec.location, spec.memory_mb, spec.disk_mb)
+        offers = await self._catalogue.offers_for(spec)
         deadline = time.monotonic() + self._boot_s
         refused: ProviderError | None = None
         for offer in offers:
@@ -120,7 +116,7 @@ class HetznerProvider:
             except Refused as error:
                 if error.reason not in _NO_ROOM and not error.fields & {"server_type", "location"}:
                     raise
-                self._sold_out[offer] = time.monotonic() + SOLD_OUT_FOR_S
+                self._catalogue.is_sold_out(offer)
                 _log.warning("machine %s: %s is not to be had (%s)", spec.name, offer, error.reason)
                 refused = error
         if refused is not None and len(offers) == 1:
@@ -195,13 +191,13 @@ class HetznerProvider:
 
     async def price(self, spec: MachineSpec) -> shop.Price | None:
         """Of the offer that would be tried first; net, with the address."""
-        offers = await self._offers(spec.size, spec.server_type, spec.location, spec.memory_mb, spec.disk_mb)
-        return shop.price(await self._prices(), offers[0])
+        offers = await self._catalogue.offers_for(spec)
+        return await self._catalogue.price(offers[0])
 
     async def price_of(self, machine: Machine) -> shop.Price | None:
         """Of a machine that exists: today's price of what it is."""
         offer = shop.Offer(machine.labels.get("server-type", ""), machine.labels.get("location", ""))
-        return shop.price(await self._prices(), offer)
+        return await self._catalogue.price(offer)
 
     async def cost_so_far(self, machine: Machine) -> Decimal | None:
         """Net, in the currency of `price_of`; started hours are billed whole."""
@@ -284,35 +280,6 @@ class HetznerProvider:
         if self._shared is None or (self._shared.done() and (self._shared.cancelled() or self._shared.exception())):
             self._shared = asyncio.create_task(shared(self._api))
         return await asyncio.shield(self._shared)
-
-    async def _offers(
-        self,
-        size: str,
-        server_type: str | None,
-        location: str | None,
-        memory_mb: int | None = None,
-        disk_mb: int | None = None,
-    ) -> list[shop.Offer]:
-        if self._types is None or self._types[0] < time.monotonic():
-            found = await self._api.pages("/server_types", "server_types", "read what machines there are")
-            self._types = (time.monotonic() + TYPES_FOR_S, found)
-        self._sold_out = {offer: until for offer, until in self._sold_out.items() if until > time.monotonic()}
-        return shop.offers(
-            self._types[1],
-            size=size,
-            server_type=server_type,
-            location=location,
-            memory_mb=memory_mb,
-            disk_mb=disk_mb,
-            now=_now(),
-            sold_out=self._sold_out,
-        )
-
-    async def _prices(self) -> Json:
-        if self._pricing is None or self._pricing[0] < time.monotonic():
-            answer = await self._api.call("GET", "/pricing", "read prices")
-            self._pricing = (time.monotonic() + TYPES_FOR_S, answer["pricing"])
-        return self._pricing[1]
 
     # Finding
 

@@ -123,15 +123,15 @@ class Image:
 class LocalGuests:
     """Implements hetzner_state.Guests. `port` is where SSH answers on every address."""
 
-    def __init__(self, lodging: Lodging, image: Image) -> None:
+    def __init__(self, lodging: Lodging, image: Image, port: int = 0) -> None:
         self._lodging = lodging
         self._image = image
         self._guests: dict[str, _Guest] = {}
         self._holders: dict[str, socket.socket] = {}
-        self.port = 0
+        self.port = port
 
     async def open(self) -> None:
-        """Choose the port: one that is free on the first address, and so most likely on all."""
+        """Choose the port, if none was asked for: one that is free on the first address, and so most likely on all."""
         address = await self.address()
         self._holders.pop(address).close()
 
@@ -151,7 +151,7 @@ class LocalGuests:
             self.port = holder.getsockname()[1]
             self._holders[address] = holder
             return address
-        raise RuntimeError(f"no address is free in {_NETWORK}.0/24")
+        raise RuntimeError(f"port {self.port} is free on no address of {_NETWORK}.0/24")
 
     async def booted(self, name: str) -> str:
         """Waits until cloud-init has done everything; what it printed."""
@@ -291,10 +291,10 @@ def _mirrors() -> tuple[str, ...]:
 
 
 @contextlib.asynccontextmanager
-async def local_guests(data_dir: Path, shared: Path, image: Image) -> AsyncIterator[LocalGuests]:
-    """Guests on a local provider of their own; at the end its keeper is gone."""
+async def local_guests(data_dir: Path, shared: Path, image: Image, port: int = 0) -> AsyncIterator[LocalGuests]:
+    """Guests on a local provider of their own; at the end its keeper is gone. RuntimeError: that port is not free."""
     async with local_lodging(data_dir, shared) as lodging:
-        guests = LocalGuests(lodging, image)
+        guests = LocalGuests(lodging, image, port)
         await guests.open()
         try:
             yield guests

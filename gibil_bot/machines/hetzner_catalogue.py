@@ -1,0 +1,63 @@
+"""What Hetzner sells and for how much, read from its API and believed for some minutes."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+
+from gibil_bot.machines import hetzner_offers as shop
+from gibil_bot.machines.hetzner_api import HetznerApi
+from gibil_bot.machines.hetzner_offers import Json, Offer, Price
+from gibil_bot.model import MachineSpec
+
+READ_AGAIN_S = 600.0
+SOLD_OUT_FOR_S = 300.0
+"""What was refused for want of room is tried last for that long."""
+
+
+class Catalogue:
+    def __init__(self, api: HetznerApi) -> None:
+        self._api = api
+        self._types: tuple[float, list[Json]] | None = None
+        self._pricing: tuple[float, Json] | None = None
+        self._sold_out: dict[Offer, float] = {}
+
+    async def offers_for(self, spec: MachineSpec) -> list[Offer]:
+        """What to ask for, in this order. Raises UsageError and ProviderError as `hetzner_offers.offers` does."""
+        return await self.offers(spec.size, spec.server_type, spec.location, spec.memory_mb, spec.disk_mb)
+
+    async def offers(
+        self,
+        size: str,
+        server_type: str | None = None,
+        location: str | None = None,
+        memory_mb: int | None = None,
+        disk_mb: int | None = None,
+    ) -> list[Offer]:
+        now = time.monotonic()
+        if self._types is None or self._types[0] < now:
+            found = await self._api.pages("/server_types", "server_types", "read what machines there are")
+            self._types = (now + READ_AGAIN_S, found)
+        self._sold_out = {offer: until for offer, until in self._sold_out.items() if until > now}
+        return shop.offers(
+            self._types[1],
+            size=size,
+            server_type=server_type,
+            location=location,
+            memory_mb=memory_mb,
+            disk_mb=disk_mb,
+            now=datetime.now(UTC),
+            sold_out=self._sold_out,
+        )
+
+    def is_sold_out(self, offer: Offer) -> None:
+        """Somebody has just been refused it."""
+        self._sold_out[offer] = time.monotonic() + SOLD_OUT_FOR_S
+
+    async def price(self, offer: Offer) -> Price | None:
+        """Today's; None where there is none."""
+        now = time.monotonic()
+        if self._pricing is None or self._pricing[0] < now:
+            answer = await self._api.call("GET", "/pricing", "read prices")
+            self._pricing = (now + READ_AGAIN_S, answer["pricing"])
+        return shop.price(self._pricing[1], offer)

@@ -1,0 +1,75 @@
+"""`gibil` as people call it, with nothing but HCLOUD_TOKEN set: a server is made, boots, works, and is burned."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.doubles.hetzner import HetznerDouble, hetzner_double
+from tests.doubles.hetzner_guests import Image, local_guests
+from tests.doubles.hetzner_state import State
+from tests.doubles.machines import shared_folder
+
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("GIBIL_", "HCLOUD_"))}
+
+
+@pytest.fixture
+async def double(
+    hetzner_image: Image, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[HetznerDouble]:
+    """With SSH on port 22, as the command expects it of Hetzner."""
+    guests_at_22 = local_guests(tmp_path / "cloud", shared_folder(tmp_path_factory), hetzner_image, port=22)
+    try:
+        guests = await guests_at_22.__aenter__()
+    except RuntimeError as error:
+        pytest.skip(f"{error}: this box's own sshd has it")
+    try:
+        async with hetzner_double(State(guests=guests)) as double:
+            yield double
+    finally:
+        await guests_at_22.__aexit__(None, None, None)
+
+
+async def gibil(double: HetznerDouble, folder: Path, *arguments: str) -> tuple[int, str, str]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gibil_bot", *arguments),
+        env={
+            **ENVIRONMENT,
+            "GIBIL_DATA_DIR": str(folder),
+            "HCLOUD_TOKEN": double.token,
+            "HCLOUD_ENDPOINT": double.endpoint,
+        },
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(60):
+        out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_gibil_try_runs_a_checkout_on_a_cloud_server(double: HetznerDouble, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / ".gibil.yml").write_text(
+        "tasks: [{name: where, run: 'hostname; cat .gibil.yml; test -e /etc/gibil/expires-at'}]\n"
+    )
+    git = ["git", "-C", str(project), "-c", "user.name=Ada", "-c", "user.email=ada@example.com"]
+    for arguments in (["init", "-q"], ["add", "--all"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+
+    status, out, shown = await gibil(double, tmp_path / "data", "try", str(project), "--json")
+    assert status == 0, shown
+    assert [task["status"] for task in json.loads(out)["tasks"]] == ["success"]
+    assert "name: where" in shown
+    assert double.called("POST /servers") == 1
+    assert double.state.servers == {}
+    assert double.state.primary_ips == {}
