@@ -40,7 +40,7 @@ class Yard:
         """As the runner does it."""
         return await self.forge.create(self.new_name(), self.owner, TTL_S)
 
-    async def create_by_hand(self) -> Machine:
+    async def create_by_hand(self, egress_allow: tuple[str, ...] = ()) -> Machine:
         """The provider alone, with keys made beforehand."""
         name = self.new_name()
         keyring = self.forge.keyring
@@ -51,6 +51,7 @@ class Yard:
                 ttl_s=TTL_S,
                 authorized_key=keyring.client_public(name),
                 host_key=keyring.host_key(name),
+                egress_allow=egress_allow,
             )
         )
 

@@ -1,24 +1,28 @@
 """A whole run of three tasks: our runner above the bare script, against asyncssh by hand above the bare script.
 
-Both bring the same commit as a git bundle to a fresh local machine and burn it at the end; the bare script clones into a fresh
-folder of this box. The difference to the bare script is the overhead.
+All three clone the same commit over HTTP from the same server. Ours and the one by hand do it on a fresh local machine, which
+is burned at the end; the bare script clones into a fresh folder of this box. The difference to the bare script is the overhead.
+Ours also asks for a clone token and revokes it, and stores and journals every step; by hand nothing of that is done.
 """
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 import shutil
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from urllib.parse import urlsplit
 
-import uvloop
-
-from gibil_bot.cli import checkout
-from gibil_bot.model import Conclusion, Plan, TaskPlan
+from gibil_bot.cli.checkout import queue_and_claim
+from gibil_bot.demo.github_double import GitHubDouble
+from gibil_bot.github.client import GitHubClient
+from gibil_bot.model import Conclusion, NewRun, Plan, Repository, Source, TaskPlan, Trust
 from gibil_bot.runs.runner import Runner, Tools
-from gibil_bot.runs.sources import LocalBundle
+from gibil_bot.runs.sources import PullRequestClone
 from gibil_bot.runs.store import open_store
 from tests.benchmarks.comparison import Comparison, at_most
 from tests.benchmarks.context import Context
@@ -32,32 +36,51 @@ TASKS = (
     ("check", "sha256sum --check --quiet sums && wc -l *.txt"),
     ("report", 'for number in $(seq 200); do echo "line $number"; done'),
 )
+REPOSITORY = "ada/engine"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What all three work on."""
+
+    github: GitHubClient
+    source: Source
+    egress: str
+
+    @property
+    def clone(self) -> str:
+        """By hand, in a folder of one's own."""
+        return (
+            f"git clone --quiet {self.source.repository.clone_url} project && cd project "
+            f"&& git fetch --quiet origin {self.source.sha} && git checkout --quiet --detach {self.source.sha}"
+        )
 
 
 def run(context: Context) -> list[Comparison]:
-    return uvloop.run(_run(context))
+    return asyncio.run(_run(context))
 
 
 async def _run(context: Context) -> list[Comparison]:
-    repository = context.folder("repository")
-    _make_repository(repository)
-    here = await checkout.read(repository, dirty=False)
     bare: list[float] = []
     by_hand: list[float] = []
     ours: list[float] = []
-    async with yard(context.folder("d")) as machines:
-        for number in range(ROUNDS + 2):
-            begun = time.perf_counter()
-            await asyncio.to_thread(_bare, repository, here.sha, context.folder(f"clone-{number}"))
-            bare_s = time.perf_counter() - begun
-            begun = time.perf_counter()
-            await _by_hand(machines, repository, here.sha)
-            by_hand_s = time.perf_counter() - begun
-            ours_s = await _ours(machines, here, context.folder(f"run-{number}"))
-            if number >= 2:
-                bare.append(bare_s * 1000)
-                by_hand.append(by_hand_s * 1000)
-                ours.append(ours_s * 1000)
+    async with yard(context.folder("d")) as machines, GitHubDouble.start(context.folder("github")) as double:
+        place = await _place(double)
+        try:
+            for number in range(ROUNDS + 2):
+                begun = time.perf_counter()
+                await asyncio.to_thread(_bare, place, context.folder(f"bare-{number}"))
+                bare_s = time.perf_counter() - begun
+                begun = time.perf_counter()
+                await _by_hand(machines, place)
+                by_hand_s = time.perf_counter() - begun
+                ours_s = await _ours(machines, place, context.folder(f"run-{number}"))
+                if number >= 2:
+                    bare.append(bare_s * 1000)
+                    by_hand.append(by_hand_s * 1000)
+                    ours.append(ours_s * 1000)
+        finally:
+            await place.github.close()
     script = median(bare)
     return [
         Comparison(
@@ -72,20 +95,46 @@ async def _run(context: Context) -> list[Comparison]:
     ]
 
 
-async def _ours(machines: Yard, here: checkout.Checkout, folder: Path) -> float:
+async def _place(double: GitHubDouble) -> Place:
+    files = {f"{number}.txt": f"file {number}\n" * 200 for number in range(FILES)}
+    await double.add_repository(REPOSITORY, files)
+    number = await double.open_pull_request(REPOSITORY, "change", {"change.txt": "changed\n"}, "ada")
+    github = GitHubClient(double.url, str(double.app_id), double.private_key_pem)
+    installation = double.installation(REPOSITORY).id
+    pull_request = await github.pull_request(installation, REPOSITORY, number)
+    repository = Repository(
+        id=double.world.repository(REPOSITORY).id,
+        full_name=REPOSITORY,
+        clone_url=f"{double.url}/{REPOSITORY}.git",
+        default_branch="main",
+    )
+    source = Source(
+        installation_id=installation,
+        repository=repository,
+        pull_request=pull_request,
+        sha=pull_request.head_sha,
+        trust=Trust.TRUSTED,
+        actor="ada",
+    )
+    return Place(github=github, source=source, egress=urlsplit(double.url).netloc)
+
+
+async def _ours(machines: Yard, place: Place, folder: Path) -> float:
     """Seconds from the claim to the stored conclusion."""
     tasks = tuple(TaskPlan(name=name, run=script) for name, script in TASKS)
-    new = checkout.new_run(here, Plan(workflow="bench", title="bench", path="bench.yml", tasks=tasks, comment="never"))
+    plan = Plan(workflow="bench", title="bench", path="bench.yml", tasks=tasks, comment="never")
+    new = NewRun(id=secrets.token_hex(8), delivery_guid="try", source=place.source, plan=plan)
     store = await open_store(f"sqlite:///{folder / 'gibil.db'}")
     try:
-        claim = await checkout.queue_and_claim(store, "bench", new)
+        claim = await queue_and_claim(store, "bench", new)
         tools = Tools(
             store=store,
             forge=machines.forge,
-            bring_source=LocalBundle(here.folder, here.sha),
+            bring_source=PullRequestClone(place.github),
             logs=folder / "logs",
             owner=machines.owner,
             secrets={},
+            egress=(place.egress,),
         )
         begun = time.perf_counter()
         conclusion = await Runner(tools, claim).run()
@@ -97,14 +146,12 @@ async def _ours(machines: Yard, here: checkout.Checkout, folder: Path) -> float:
     return took
 
 
-async def _by_hand(machines: Yard, repository: Path, sha: str) -> None:
-    """Forge, connect, bring the code, three commands, burn."""
-    machine = await machines.create_by_hand()
+async def _by_hand(machines: Yard, place: Place) -> None:
+    """Forge, connect, clone, three commands, burn."""
+    machine = await machines.create_by_hand(egress_allow=(place.egress,))
     try:
         connection = await machines.connect_by_hand(machine)
-        bundle = await _bundle(repository)
-        unpack = "cat > /root/source.bundle && git clone --quiet /root/source.bundle /root/project && cd /root/project"
-        await connection.run(f"{unpack} && git checkout --quiet --detach {sha}", input=bundle, encoding=None, check=True)
+        await connection.run(f"cd /root && {place.clone}", check=True)
         for _, script in TASKS:
             await connection.run(f"cd /root/project && {script}", check=True)
         connection.close()
@@ -113,28 +160,10 @@ async def _by_hand(machines: Yard, repository: Path, sha: str) -> None:
         await machines.forge.provider.destroy(machine.name)
 
 
-async def _bundle(repository: Path) -> bytes:
-    process = await asyncio.create_subprocess_exec(
-        "git", "-C", str(repository), "bundle", "create", "--quiet", "-", "HEAD", stdout=asyncio.subprocess.PIPE
-    )
-    bundle, _ = await process.communicate()
-    return bundle
-
-
-def _bare(repository: Path, sha: str, folder: Path) -> None:
+def _bare(place: Place, folder: Path) -> None:
     """The script on a fresh clone, one shell for each task as everywhere."""
     environment = bare_environment(folder)
-    clone = f"git clone --quiet {repository} project && cd project && git checkout --quiet --detach {sha}"
-    subprocess.run(["bash", "-ec", clone], cwd=folder, env=environment, check=True)
+    subprocess.run(["bash", "-ec", place.clone], cwd=folder, env=environment, check=True)
     for _, script in TASKS:
         subprocess.run(["bash", "-ec", script], cwd=folder / "project", env=environment, check=True, stdout=subprocess.DEVNULL)
     shutil.rmtree(folder)
-
-
-def _make_repository(folder: Path) -> None:
-    for number in range(FILES):
-        (folder / f"{number}.txt").write_text(f"file {number}\n" * 200)
-    identity = ["-c", "user.name=Bench", "-c", "user.email=bench@localhost"]
-    subprocess.run(["git", "init", "--quiet", "--initial-branch=main"], cwd=folder, check=True)
-    subprocess.run(["git", "add", "--all"], cwd=folder, check=True)
-    subprocess.run(["git", *identity, "commit", "--quiet", "--message", "files"], cwd=folder, check=True)
