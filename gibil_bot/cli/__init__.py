@@ -12,15 +12,32 @@ from gibil_bot import __version__
 _SUMMARIES = {
     "demo": "Watch a comment become a check run.",
     "try": "Run a workflow on a local checkout, on a disposable machine.",
+    "create": "Forge a machine: yours for an hour, or for as long as --ttl says.",
+    "run": "Run a command on a machine, in /root.",
+    "ssh": "A shell on a machine, or one command with your terminal.",
+    "list": "What machines there are.",
+    "extend": "Let a machine live longer, by DURATION: 90s, 20m, 2h; a bare number is minutes.",
+    "destroy": "Burn machines.",
+    "branch": "A machine for one branch of this checkout's origin.",
+    "logs": "What a machine's set-up and tasks have printed, or a background job.",
+    "jobs": "The background jobs of a machine.",
     "serve": "Run the bot.",
     "doctor": "Check the set-up, and say for each failure what to do.",
     "check": "Validate workflow files, and `.gibil.yml`.",
     "plan": "Print what a workflow would do on an event, and do nothing.",
     "replay": "Post a recorded payload as GitHub would, signed with GIBIL_GITHUB_WEBHOOK_SECRET.",
+    "completion": "Print a shell's completion of this command: commands, options, machines.",
 }
 """The commands, in the order in which people meet them, with the first sentence of each: listing them imports none."""
 
-_PLACES = {"try": "gibil_bot.cli.try_:try_", "plan": "gibil_bot.cli.check:plan"}
+_PLACES = {
+    "try": "gibil_bot.cli.try_:try_",
+    "plan": "gibil_bot.cli.check:plan",
+    "branch": "gibil_bot.cli.create:branch",
+    "list": "gibil_bot.cli.list_:list_",
+    "extend": "gibil_bot.cli.list_:extend",
+    "jobs": "gibil_bot.cli.logs:jobs",
+}
 """Where a command is, if not under its own name."""
 
 

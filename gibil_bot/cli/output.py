@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -9,33 +10,65 @@ from typing import TextIO
 
 import click
 
-from gibil_bot.errors import ConfigurationError, GibilError, Unavailable
+from gibil_bot.errors import ConfigurationError, GibilError, MachineNotFound, Unavailable
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout, everything else on stderr.")
 
 
+class ReaderGone(Exception):
+    """Whoever read our output has gone. Not BrokenPipeError: click would make wrong use of it."""
+
+
 def print_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
-    sys.stdout.flush()
+    print_text(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+
+
+def print_text(text: str) -> None:
+    """To stdout, whole. Raises ReaderGone when nobody reads it, GibilError when it cannot be stored."""
+    if sys.stdout is None:  # started with stdout closed
+        raise ReaderGone
+    try:
+        try:
+            sys.stdout.write(text)
+        except UnicodeEncodeError:
+            sys.stdout.write(text.encode("ascii", "backslashreplace").decode())
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise ReaderGone from None
+    except OSError as error:
+        _drop_stdout()
+        raise GibilError(f"stdout cannot be written: {error.strerror}", code="OUTPUT") from error
+
+
+def _drop_stdout() -> None:
+    """Python would complain once more while it flushes at exit."""
+    if sys.stdout is not None:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 def fail(error: BaseException, *, as_json: bool) -> int:
     """Say what happened; the exit status."""
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         say("interrupted", sys.stderr)
+        if as_json:
+            with contextlib.suppress(ReaderGone, GibilError):
+                print_json({"error": "interrupted", "code": "INTERRUPTED", "message": "interrupted", "exit_code": 130})
         return 130
-    if isinstance(error, BrokenPipeError):
-        # Whoever read our output has gone. Python would complain once more while it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, (ReaderGone, BrokenPipeError)):
+        _drop_stdout()
         return 141
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     code, status, lines = _describe(error)
     if as_json:
         try:
-            print_json({"error": lines[0], "code": code, "message": " ".join(lines), "exit_code": status})
-        except BrokenPipeError as gone:
+            print_json({"error": lines[0], "code": code, "message": "; ".join(map(str.strip, lines)), "exit_code": status})
+        except ReaderGone as gone:
             return fail(gone, as_json=False)
+        except GibilError as full:
+            lines = [*lines, full.message]
     for line in lines:
         say(line, sys.stderr)
     if status == 1 and not isinstance(error, GibilError):
@@ -51,6 +84,8 @@ def _describe(error: BaseException) -> tuple[str, int, list[str]]:
             return error.code, error.exit_status, list(error.problems)
         case Unavailable():
             return error.code, error.exit_status, [error.message, *(f"  {remedy}" for remedy in error.remedies)]
+        case MachineNotFound():
+            return error.code, error.exit_status, [error.message, "`gibil list` shows the machines that there are"]
         case GibilError():
             return error.code, error.exit_status, [error.message]
         case click.UsageError():
@@ -62,20 +97,24 @@ def _describe(error: BaseException) -> tuple[str, int, list[str]]:
             return "INTERNAL", 1, [f"a fault of gibil's own: {type(error).__name__}: {error}"]
 
 
-def say(line: str, stream: TextIO) -> None:
-    stream.write(f"gibil: {line}\n")
-    stream.flush()
+def say(line: str, stream: TextIO | None) -> None:
+    """Nobody may be there to read it: that is no failure."""
+    if stream is None:
+        return
+    with contextlib.suppress(OSError):
+        stream.write(f"gibil: {line}\n")
+        stream.flush()
 
 
-def colours(stream: TextIO) -> bool:
+def colours(stream: TextIO | None) -> bool:
     """https://no-color.org."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return stream is not None and stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 class Paint:
     """Colours for one stream, or none."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         self._on = colours(stream)
 
     def _wrap(self, code: str, text: str) -> str:
@@ -86,6 +125,9 @@ class Paint:
 
     def bad(self, text: str) -> str:
         return self._wrap("31", text)
+
+    def warn(self, text: str) -> str:
+        return self._wrap("33", text)
 
     def quiet(self, text: str) -> str:
         return self._wrap("2", text)

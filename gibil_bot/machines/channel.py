@@ -73,6 +73,11 @@ class Channel(asyncssh.SSHClientSession[bytes]):
         except OSError:
             return  # ended already
 
+    def resize(self, columns: int, rows: int) -> None:
+        """Tell a terminal's size."""
+        if not self.ended.done():
+            self.channel.change_terminal_size(columns, rows)
+
     def close(self) -> None:
         self.channel.close()
 

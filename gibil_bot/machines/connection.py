@@ -79,15 +79,24 @@ class Connection:
             raise self.gone()
         return Result(exit_status=channel.exit_status, stdout=b"".join(output["stdout"]), stderr=b"".join(output["stderr"]))
 
-    async def open(self, command: str, on_data: OnData) -> Channel:
-        """Open a channel. When the server has as many as it allows (sshd: MaxSessions), wait until one of ours ends."""
+    async def open(self, command: str, on_data: OnData, *, terminal: tuple[str, tuple[int, int]] | None = None) -> Channel:
+        """Open a channel, with a terminal where its type and its (columns, rows) are given.
+
+        When the server has as many as it allows (sshd: MaxSessions), wait until one of ours ends.
+        """
         while True:
             self._channel_freed.clear()
             acknowledging = asyncio.create_task(self._acknowledge()) if self._nagle_socket is not None else None
             self._channels += 1
             opening = asyncio.ensure_future(
                 self._connection.create_session(
-                    lambda: Channel(on_data), command, encoding=None, window=_WINDOW, max_pktsize=_PACKET
+                    lambda: Channel(on_data),
+                    command,
+                    encoding=None,
+                    window=_WINDOW,
+                    max_pktsize=_PACKET,
+                    term_type=terminal[0] if terminal else None,
+                    term_size=terminal[1] if terminal else (),
                 )
             )
             try:

@@ -15,6 +15,7 @@ from typing import Any
 
 from gibil_bot.errors import JobNotStarted, MachineLost, SSHError, UsageError
 from gibil_bot.machines import remote_scripts
+from gibil_bot.machines.channel import Channel
 from gibil_bot.machines.connection import Connection, blocks
 from gibil_bot.machines.follow import Follow
 from gibil_bot.model import Chunk, Exit, Job, Result
@@ -170,6 +171,12 @@ class SSHShell:
         except BaseException:
             await self._see_through(self._try_execute(remote_scripts.put_abandon_command(path, tag)))
             raise
+
+    async def open_channel(
+        self, command: str, on_data: Callable[[str, bytes], None], *, terminal: tuple[str, tuple[int, int]] | None = None
+    ) -> Channel:
+        """A command that somebody talks with, for a terminal's type and (columns, rows) on a pty. Beyond ports.Shell."""
+        return await self._connection.open(command, on_data, terminal=terminal)
 
     async def close(self) -> None:
         """See ports.Shell."""

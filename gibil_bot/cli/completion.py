@@ -1,0 +1,30 @@
+"""`gibil completion`: the words of the command line, for a shell's Tab key."""
+
+from __future__ import annotations
+
+import click
+
+from gibil_bot.cli.output import json_option, print_json, print_text
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@json_option
+@click.pass_context
+def completion(context: click.Context, shell: str, as_json: bool) -> None:
+    """Print a shell's completion of this command: commands, options, machines.
+
+    \b
+    eval "$(gibil completion bash)"            in ~/.bashrc
+    eval "$(gibil completion zsh)"             in ~/.zshrc
+    gibil completion fish > ~/.config/fish/completions/gibil.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    text = kind(context.find_root().command, {}, "gibil", "_GIBIL_COMPLETE").source() + "\n"
+    if as_json:
+        print_json({"shell": shell, "script": text})
+    else:
+        print_text(text)

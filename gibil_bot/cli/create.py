@@ -1,0 +1,208 @@
+"""`gibil create` and `gibil branch`: machines for people and agents."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gibil_bot.cli.machine import connected, provider_option, run_async, settings_of, stderr_write
+from gibil_bot.cli.output import Paint, json_option, print_json, print_text, say
+from gibil_bot.cli.progress import Progress
+from gibil_bot.errors import GibilError, UsageError
+
+if TYPE_CHECKING:
+    from gibil_bot.sandbox.live import LiveMachine, TaskOutcome
+    from gibil_bot.sandbox.machines import Machines
+    from gibil_bot.sandbox.order import Order
+
+
+@click.command()
+@click.option("--name", help="Small letters, digits and dashes; made up if absent.")
+@click.option("--repo", metavar="REPO", help="A URL, owner/repo on GitHub, or a checkout here; it comes to /root/project.")
+@click.option("--branch", metavar="BRANCH", help="Of the repository; its default branch, or what is checked out.")
+@click.option(
+    "--ttl", metavar="DURATION", help="After that it is burned: 90s, 20m, 2h; a bare number is minutes.  [default: 60m]"
+)
+@click.option("--fleet", type=click.IntRange(1, 20), metavar="N", help="N machines of the same: NAME-1 … NAME-N.")
+@provider_option
+@click.option("--size", metavar="SIZE", help="small, medium or large.")
+@click.option("--server-type", metavar="TYPE", help="The provider's own name of a machine type; beats --size.")
+@click.option("--location", metavar="PLACE", help="Where it stands, by the provider's name.")
+@click.option("--image", metavar="IMAGE", help="What it starts from, by the provider's name.")
+@click.option("--env", "env", multiple=True, metavar="NAME=VALUE", help="For its tasks and every command; repeatable.")
+@click.option("--wait", type=click.Choice(["ready", "tasks"]), help="Return when the code is set up, or when the tasks ended.")
+@json_option
+def create(
+    name: str | None,
+    repo: str | None,
+    branch: str | None,
+    ttl: str | None,
+    fleet: int | None,
+    provider: str | None,
+    size: str | None,
+    server_type: str | None,
+    location: str | None,
+    image: str | None,
+    env: tuple[str, ...],
+    wait: str | None,
+    as_json: bool,
+) -> None:
+    """Forge a machine: yours for an hour, or for as long as --ttl says.
+
+    Returns when SSH answers. With --repo the machine then clones it to /root/project, sets up what its .gibil.yml asks for
+    (the file /root/.gibil-ready says so) and runs its tasks (/root/.gibil-tasks-done or /root/.gibil-tasks-failed);
+    --wait waits for that. Exit status 1: a task failed.
+
+    \b
+    gibil create --name agent-task --repo https://github.com/you/project --ttl 20 --json
+    gibil create --repo . --wait tasks
+    gibil create --fleet 5 --size medium --env CI=1
+    """
+    from gibil_bot.sandbox import words
+    from gibil_bot.sandbox.order import Order
+
+    order = Order(
+        name=name, repo=repo, branch=branch, ttl=ttl, size=size, server_type=server_type, location=location, image=image,
+        env=words.environment(env),
+    )  # fmt: skip
+    sys.exit(run_async(_create(order, fleet, provider, wait, as_json)))
+
+
+async def _create(order: Order, fleet: int | None, provider: str | None, wait: str | None, as_json: bool) -> int:
+    from gibil_bot.sandbox.costs import cost_view
+    from gibil_bot.views import machine_created
+
+    async with connected(provider) as machines:
+        made = await _make(machines, order, fleet)
+        try:
+            provider_itself = machines.forge.provider
+            views = [{**machine_created(each.machine), **await cost_view(provider_itself, each.machine)} for each in made]
+            failed = False
+            if wait is not None:
+                for live, view in zip(made, views, strict=True):
+                    failed |= not await _wait(live, view, wait)
+        finally:
+            for live in made:
+                await live.close()
+        if as_json and fleet is not None:
+            print_json({"fleet_id": made[0].machine.labels["fleet"], "instances": views})
+        elif as_json:
+            print_json(views[0])
+        else:
+            print_text("".join(f"{live.name}\n" for live in made))
+            say(f"log in: gibil ssh {made[0].name}", sys.stderr)
+        await tell_swept(machines)
+    return GibilError.exit_status if failed else 0
+
+
+async def _make(machines: Machines, order: Order, fleet: int | None) -> list[LiveMachine]:
+    async with Progress() as progress:
+        made, notes = await machines.create_several(order, fleet, progress.phase)
+        for note in notes:
+            progress.say(f"gibil: {note}")
+    return made
+
+
+async def tell_swept(machines: Machines) -> None:
+    """Whoever comes by burns what is beyond its time, and says so."""
+    burned = await machines.sweep()
+    if burned:
+        say(f"burned, as their time was up: {', '.join(burned)}", sys.stderr)
+
+
+async def _wait(live: LiveMachine, view: dict[str, object], wait: str) -> bool:
+    """Until it is ready, or its tasks have ended; into the JSON how that went. False: something failed."""
+    if wait == "ready":
+        ready = await live.wait_ready()
+        view["ready"] = ready
+        if not ready:
+            for task in await live.tasks():
+                say(f"{live.name}: {task.name} failed; gibil logs {live.name} says why", sys.stderr)
+        return ready
+    tasks = await live.wait_tasks(lambda stream, data: stderr_write(data))
+    failed = await _have_failed(live)
+    view["ready"] = await live.wait_ready()
+    view["tasks"] = "failure" if failed else "success"
+    view["task_results"] = [
+        {"name": task.name, "status": task.status, "exit_code": task.exit_code, "duration_s": task.duration_s} for task in tasks
+    ]
+    _show_tasks(live.name, tasks)
+    return not failed
+
+
+async def _have_failed(live: LiveMachine) -> bool:
+    """The marker decides, as for everybody who polls: a task may fail without failing the whole."""
+    return (await live.run("test -e /root/.gibil-tasks-done")).exit_code != 0
+
+
+def _show_tasks(name: str, tasks: list[TaskOutcome]) -> None:
+    paint = Paint(sys.stderr)
+    for task in tasks:
+        shown = (paint.good if task.status in ("success", "skipped") else paint.bad)(task.status)
+        say(f"{name}: {task.name}: {shown} ({task.duration_s:.2f} s)", sys.stderr)
+
+
+@click.command()
+@click.argument("git_branch", metavar="GIT-BRANCH")
+@click.option("--ttl", metavar="DURATION", help="After that it is burned: 90s, 20m, 2h; a bare number is minutes.")
+@click.option("--run", "command", metavar="COMMAND", help="Run this in /root/project once it is ready.")
+@provider_option
+@json_option
+def branch(git_branch: str, ttl: str | None, command: str | None, provider: str | None, as_json: bool) -> None:
+    """A machine for one branch of this checkout's origin.
+
+    The machine's name is made of the branch's. With --run: waits until the branch is there and set up, runs the command, and
+    ends with its exit status; the machine stays until its time is up.
+
+    \b
+    gibil branch feature/parser
+    gibil branch main --ttl 30m --run "pytest -q"
+    """
+    sys.exit(run_async(_branch(git_branch, ttl, command, provider, as_json)))
+
+
+async def _branch(git_branch: str, ttl: str | None, command: str | None, provider: str | None, as_json: bool) -> int:
+    from gibil_bot.sandbox import words
+    from gibil_bot.sandbox.order import Order
+    from gibil_bot.sandbox.origin import check_branch, origin_url
+    from gibil_bot.views import machine_created
+
+    check_branch(git_branch)
+    settings_of(provider)
+    url = await origin_url(Path())
+    if url is None:
+        raise UsageError("this folder is no git checkout with a remote called origin; go to one, or: gibil create --repo …")
+    order = Order(repo=url, branch=git_branch, ttl=ttl, made_by="gibil branch")
+    order = replace(order, name=words.name_of_branch(git_branch))
+    status = 0
+    async with connected(provider) as machines:
+        (live,) = await _make(machines, order, None)
+        try:
+            view = machine_created(live.machine)
+            if command is not None:
+                status = await _run_there(live, command, view, as_json)
+        finally:
+            await live.close()
+        if as_json:
+            print_json(view)
+        elif command is None:
+            print_text(f"{live.name}\n")
+        await tell_swept(machines)
+    return status
+
+
+async def _run_there(live: LiveMachine, command: str, view: dict[str, object], as_json: bool) -> int:
+    if not await live.wait_ready():
+        raise GibilError(f"{live.name} did not become ready; gibil logs {live.name} says why", code="PROVISION")
+    from gibil_bot.cli.run import outcome_view, run_live
+
+    command = f"cd /root/project || exit 1\n{command}"
+    if as_json:
+        outcome = await live.run(command)
+        view["run"] = outcome_view(outcome)
+        return outcome.exit_code
+    return await run_live(live, command, None, {})

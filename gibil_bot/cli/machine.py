@@ -1,0 +1,141 @@
+"""What the commands about machines share: options, the connection to the provider, streams that pass through."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from gibil_bot.cli.output import ReaderGone
+from gibil_bot.config import load_settings
+from gibil_bot.errors import GibilError
+
+if TYPE_CHECKING:
+    from gibil_bot.config import Settings
+    from gibil_bot.sandbox.live import LiveMachine
+    from gibil_bot.sandbox.machines import Machines
+
+T = TypeVar("T")
+
+provider_option = click.option("--provider", metavar="NAME", help="Another provider than GIBIL_PROVIDER says.")
+
+
+def complete_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The machines there are. A completion must not complain, whatever is wrong."""
+    try:
+        machines = asyncio.run(_names(context.params.get("provider")))
+    except Exception:
+        return []
+    return [name for name in machines if name.startswith(incomplete)]
+
+
+async def _names(provider: str | None) -> list[str]:
+    async with asyncio.timeout(5), connected(provider) as machines:
+        return [machine.name for machine in await machines.list_machines()]
+
+
+name_argument = click.argument("name", metavar="NAME", shell_complete=complete_names)
+
+
+def settings_of(provider: str | None) -> Settings:
+    from gibil_bot.sandbox.machines import settings_for
+
+    return settings_for(load_settings(), provider)
+
+
+@contextlib.asynccontextmanager
+async def connected(provider: str | None) -> AsyncIterator[Machines]:
+    from gibil_bot.sandbox.machines import open_machines
+
+    async with open_machines(settings_of(provider)) as machines:
+        yield machines
+
+
+@contextlib.asynccontextmanager
+async def opened(name: str, provider: str | None) -> AsyncIterator[LiveMachine]:
+    """Logged in to a machine, for as long as the block lasts."""
+    async with connected(provider) as machines:
+        live = await machines.open(name)
+        try:
+            yield live
+        finally:
+            await asyncio.shield(asyncio.ensure_future(live.close()))
+
+
+def run_async(work: Coroutine[Any, Any, T]) -> T:
+    """Like asyncio.run; SIGTERM ends the work as Ctrl-C does, with everything cleaned up behind it."""
+
+    async def guarded() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await work
+
+    try:
+        return asyncio.run(guarded())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
+class PassedOn:
+    """A remote command's streams to ours, byte for byte. `call_off` is called once when ours cannot be written any more."""
+
+    def __init__(self, call_off: Callable[[], object]) -> None:
+        self._call_off = call_off
+        self.broken: Exception | None = None
+
+    def __call__(self, stream: str, data: bytes) -> None:
+        if self.broken is not None:
+            return
+        try:
+            _write_all(1 if stream == "stdout" else 2, data)
+        except BrokenPipeError:
+            self.broken = ReaderGone()
+            self._call_off()
+        except OSError as error:
+            self.broken = GibilError(f"{stream} cannot be written: {error.strerror}", code="OUTPUT")
+            self._call_off()
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(descriptor, view) :]
+        except BlockingIOError:  # a terminal that ssh or another program has left non-blocking
+            import select
+
+            select.select([], [descriptor], [])
+
+
+def as_terminal(descriptor: int) -> bool:
+    """Whether it is open, and a terminal."""
+    try:
+        return os.isatty(descriptor)
+    except OSError:
+        return False
+
+
+def table(rows: list[tuple[str, ...]], *, style: Callable[[int, str], str] = lambda row, text: text) -> str:
+    """Columns; the first row is the heading. `style(number of the row, line)` may colour a line."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "".join(f"{style(number, line)}\n" for number, line in enumerate(lines))
+
+
+def printed(text: str) -> str:
+    """What others wrote, for a terminal: without control characters."""
+    return "".join(letter if letter.isprintable() else "�" for letter in text)
+
+
+def stderr_write(data: bytes) -> None:
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            sys.stderr.buffer.write(data)
+            sys.stderr.buffer.flush()

@@ -1,0 +1,81 @@
+"""What happens while a machine is made, on stderr: on a terminal a line that counts the seconds, a line for what is done."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from types import TracebackType
+
+from gibil_bot.cli.output import Paint
+
+_EVERY_S = 0.1
+_WORDS = {
+    "repository": ("reading the repository", "read the repository"),
+    "forge": ("forging {}", "forged {}"),
+    "connect": ("connecting to {}", "connected to {}"),
+    "code": ("sending the code to {}", "sent the code to {}"),
+    "ready": ("making {} ready", "{} is ready"),
+}
+_NEXT = {"forge": "connect"}
+
+
+class Progress:
+    """`async with`; `phase` is an on_phase of sandbox.machines."""
+
+    def __init__(self) -> None:
+        self._stream = sys.stderr
+        self._paint = Paint(self._stream)
+        self._live = self._stream is not None and self._stream.isatty()
+        self._running: dict[tuple[str, str], float] = {}
+        self._drawn = False
+        self._drawing: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Progress:
+        if self._live:
+            self._drawing = asyncio.create_task(self._draw())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._drawing is not None:
+            self._drawing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._drawing
+        self._wipe()
+
+    def phase(self, name: str, phase: str, seconds: float | None) -> None:
+        if seconds is None:
+            self._running[name, phase] = time.monotonic()
+            return
+        self._running.pop((name, phase), None)
+        self.say(f"{self._paint.good('✔')} {_WORDS[phase][1].format(name)} {self._paint.quiet(f'({seconds:.2f} s)')}")
+        if phase in _NEXT:
+            self._running[name, _NEXT[phase]] = time.monotonic()
+
+    def say(self, text: str) -> None:
+        self._wipe()
+        self._write(f"{text}\n")
+
+    async def _draw(self) -> None:
+        while True:
+            if self._running:
+                (name, phase), began = next(iter(self._running.items()))
+                others = f", {len(self._running) - 1} more" if len(self._running) > 1 else ""
+                line = f"… {_WORDS[phase][0].format(name)}{others} {time.monotonic() - began:.1f} s"
+                self._write(f"\r\x1b[K{self._paint.quiet(line)}")
+                self._drawn = True
+            await asyncio.sleep(_EVERY_S)
+
+    def _wipe(self) -> None:
+        if self._drawn:
+            self._write("\r\x1b[K")
+            self._drawn = False
+
+    def _write(self, text: str) -> None:
+        if self._stream is not None:
+            with contextlib.suppress(OSError):  # nobody reads it any more
+                self._stream.write(text)
+                self._stream.flush()

@@ -1,0 +1,61 @@
+"""`gibil ssh`: a shell on a machine."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+import click
+
+from gibil_bot.cli.machine import connected, name_argument, opened, provider_option, run_async
+from gibil_bot.cli.output import json_option, print_json
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@provider_option
+@json_option
+@name_argument
+@click.argument("command", nargs=-1, metavar="[COMMAND]...")
+def ssh(name: str, command: tuple[str, ...], provider: str | None, as_json: bool) -> None:
+    """A shell on a machine, or one command with your terminal.
+
+    The machine has to show the host key that it was given. With --json: where it is and what it shows, and nothing is opened.
+    Options come before NAME; what follows it is the command.
+
+    \b
+    gibil ssh agent-task
+    gibil ssh agent-task htop
+    tar -c data | gibil ssh agent-task tar -x -C /root
+    gibil ssh --json agent-task
+    """
+    sys.exit(run_async(_show(name, provider) if as_json else _ssh(name, command, provider)))
+
+
+async def _show(name: str, provider: str | None) -> int:
+    async with connected(provider) as machines:
+        machine = await machines.get(name)
+    endpoint = machine.endpoint
+    print_json(
+        {
+            "name": machine.name,
+            "provider": machine.provider,
+            "user": endpoint.username,
+            "ip": endpoint.host,
+            "port": endpoint.port if endpoint.host is not None else None,
+            "unix_path": endpoint.unix_path,
+            "host_key": endpoint.host_key,
+            "ssh_command": f"gibil ssh {machine.name}",
+        }
+    )
+    return 0
+
+
+async def _ssh(name: str, command: tuple[str, ...], provider: str | None) -> int:
+    from gibil_bot.sandbox.provision import LOAD_ENVIRONMENT
+
+    async with opened(name, provider) as live:
+        from gibil_bot.machines.terminal import talk
+
+        line = " ".join(command)
+        there = f'exec "${{BASH:-sh}}" -c {shlex.quote(line)}' if line else 'exec "${SHELL:-/bin/sh}" -l'
+        return await talk(live.shell, f"{LOAD_ENVIRONMENT}; {there}")

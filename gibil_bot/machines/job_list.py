@@ -1,0 +1,69 @@
+"""Which detached jobs a machine has, how they stand, and what they printed: shell text, and what it answers. Pure.
+
+The folders of jobs are described in remote_scripts.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from gibil_bot.machines.remote_scripts import check_job_id
+
+_COMMAND_BYTES = 2000
+_FIELDS = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobEntry:
+    """`status`: running, exited, or lost (its supervisor was killed, so nobody knows how it ended)."""
+
+    id: str
+    status: str
+    exit_status: int | None
+    started_at: datetime
+    ended_at: datetime | None
+    script: str
+    """Its beginning."""
+
+
+# Records of fields, each ended by NUL. The lock is held for as long as the supervisor lives.
+LIST_JOBS = rf"""cd "$HOME/.gibil/jobs" 2>/dev/null || exit 0
+for j in *; do
+    [ -s "$j/pid" ] || continue
+    r=
+    IFS= read -r r <"$j/rc" 2>/dev/null
+    case $r in
+        [0-9]*) s=exited ;;
+        *) s=running; r=; flock -n -s "$j/lock" true 2>/dev/null && s=lost ;;
+    esac
+    printf '%s\0%s\0%s\0%s\0%s\0' "$j" "$s" "${{r%% *}}" "$(stat -c %Y "$j/pid")" "$(stat -c %Y "$j/rc")"
+    for f in "$j"/script.*; do head -c {_COMMAND_BYTES} "$f" 2>/dev/null; break; done
+    printf '\0'
+done
+"""
+
+
+def read_jobs(answer: bytes) -> list[JobEntry]:
+    """What LIST_JOBS answered, oldest first."""
+    fields = answer.decode("utf-8", "replace").split("\0")[:-1]
+    jobs = []
+    for start in range(0, len(fields) - _FIELDS + 1, _FIELDS):
+        name, status, code, started, ended, script = fields[start : start + _FIELDS]
+        jobs.append(
+            JobEntry(
+                id=name,
+                status=status,
+                exit_status=int(code) if code else None,
+                started_at=datetime.fromtimestamp(int(started), UTC),
+                ended_at=datetime.fromtimestamp(int(ended), UTC) if status == "exited" else None,
+                script=script,
+            )
+        )
+    return sorted(jobs, key=lambda job: (job.started_at, job.id))
+
+
+def print_job(job_id: str) -> str:
+    """POSIX sh that prints what a job has printed so far, each stream to its own; 4: there is no such job."""
+    check_job_id(job_id)
+    return f'j=$HOME/.gibil/jobs/{job_id}; [ -e "$j/out" ] || exit 4; cat "$j/out"; [ -e "$j/err" ] || exit 0; cat "$j/err" >&2'

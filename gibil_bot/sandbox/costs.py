@@ -1,0 +1,41 @@
+"""What machines cost, where their provider says so: beyond ports.Provider, and `local` ones cost nothing."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Protocol, runtime_checkable
+
+from gibil_bot.model import Machine
+from gibil_bot.ports import Provider
+
+
+class Price(Protocol):
+    """Net of VAT; every started hour is billed whole."""
+
+    @property
+    def hourly(self) -> Decimal: ...
+    @property
+    def monthly(self) -> Decimal: ...
+    @property
+    def currency(self) -> str: ...
+
+
+@runtime_checkable
+class Priced(Protocol):
+    """A provider whose machines cost money."""
+
+    async def price_of(self, machine: Machine) -> Price | None:
+        """None: the provider names no price for what it is."""
+
+    async def cost_so_far(self, machine: Machine) -> Decimal | None:
+        """Since its creation."""
+
+
+async def cost_view(provider: Provider, machine: Machine) -> dict[str, object]:
+    """`{"cost": {"so_far", "hourly", "currency"}}`, amounts as text; {} where nothing is billed. Raises ProviderError."""
+    if not isinstance(provider, Priced):
+        return {}
+    price, so_far = await provider.price_of(machine), await provider.cost_so_far(machine)
+    if price is None or so_far is None:
+        return {}
+    return {"cost": {"so_far": f"{so_far:f}", "hourly": f"{price.hourly:f}", "currency": price.currency}}

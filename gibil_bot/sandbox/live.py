@@ -1,0 +1,285 @@
+"""One machine that somebody works on, over one open connection: commands, background jobs, logs, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from gibil_bot.errors import GibilError, MachineLost, MachineNotFound, UsageError
+from gibil_bot.machines.job_list import LIST_JOBS, JobEntry, print_job, read_jobs
+from gibil_bot.machines.lifecycle import Forge
+from gibil_bot.model import Exit, Job, Machine
+from gibil_bot.ports import Shell
+from gibil_bot.sandbox import words
+from gibil_bot.sandbox.provision import JOB_ID, LOAD_ENVIRONMENT, READY, STATE, TASKS_FAILED, as_given, take_given
+
+TIMED_OUT = 124
+"""What timeout(1) says of a command that took too long, and we do."""
+
+OnOutput = Callable[[str, bytes], None]
+"""Called with "stdout" or "stderr", and the bytes as they came."""
+
+_RECONNECT_AFTER_S = (0.0, 0.2, 1.0, 3.0, 10.0, 20.0)
+_BEYOND_EXPIRY_S = 60.0
+_CLOUD_INIT_LOG = "/var/log/cloud-init-output.log"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a command left behind. Text that is not UTF-8 has replacement characters in it."""
+
+    stdout: str
+    stderr: str
+    exit_code: int
+    """128 + N when signal N ended it; 124 when it took too long."""
+    timed_out: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOutcome:
+    """How one task of the `.gibil.yml` ended: success, failure, timed_out or skipped."""
+
+    name: str
+    status: str
+    exit_code: int | None
+    duration_s: float
+
+
+class LiveMachine:
+    """Close it when done: the machine lives on until `destroy` or its time is up."""
+
+    def __init__(self, forge: Forge, machine: Machine, shell: Shell, max_ttl_s: int) -> None:
+        self._forge = forge
+        self._shell = shell
+        self._max_ttl_s = max_ttl_s
+        self.machine = machine
+
+    @property
+    def name(self) -> str:
+        return self.machine.name
+
+    @property
+    def shell(self) -> Shell:
+        """The connection itself, for what is not here: files in and out."""
+        return self._shell
+
+    # Commands
+
+    async def run(
+        self,
+        command: str,
+        *,
+        timeout_s: float | None = None,
+        env: Mapping[str, str] | None = None,
+        on_output: OnOutput | None = None,
+        keep_output: bool = True,
+        tag: str | None = None,
+    ) -> Outcome:
+        """Run a line of shell in /root and wait for its end. After `timeout_s` all of it is killed, and the outcome says so.
+
+        With `keep_output=False` the outcome is empty, and output of any size passes through `on_output`. `tag` names the
+        command for `interrupt`. Cancelled, everything of the command is killed. Raises UsageError, MachineLost.
+        """
+        given = words.check_environment(dict(env or {}))
+        kept: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+
+        def take(stream: str, data: bytes) -> None:
+            if keep_output:
+                kept[stream].append(data)
+            if on_output is not None:
+                on_output(stream, data)
+
+        try:
+            result = await self._shell.run(
+                f'{_prelude(given)}export GIBIL_COMMAND={tag or new_tag()}; exec "${{BASH:-sh}}" -c {shlex.quote(command)}',
+                timeout_s=timeout_s if timeout_s is not None else self._left_s(),
+                env=as_given(given),
+                on_output=take,
+                keep_output=False,
+            )
+        except TimeoutError:
+            if timeout_s is None:
+                raise MachineLost(f"the time of machine {self.name} was up before the command ended") from None
+            exit_code = TIMED_OUT
+        else:
+            exit_code = result.exit_status
+            timeout_s = None
+        stdout, stderr = (b"".join(kept[stream]).decode("utf-8", "replace") for stream in ("stdout", "stderr"))
+        return Outcome(stdout=stdout, stderr=stderr, exit_code=exit_code, timed_out=timeout_s is not None)
+
+    async def interrupt(self, tag: str) -> None:
+        """What Ctrl-C at a terminal does: SIGINT to everything of the command. It decides itself what that means."""
+        await self._shell.run(
+            f"for p in $(grep -lzs '^GIBIL_COMMAN[D]={tag}$' /proc/[0-9]*/environ); do "
+            'p=${p#/proc/}; kill -INT "${p%%/*}" 2>/dev/null; done; true'
+        )
+
+    # Background jobs
+
+    async def start(self, command: str, *, timeout_s: float | None = None, env: Mapping[str, str] | None = None) -> str:
+        """Start a line of shell in /root that goes on whatever becomes of us; the job's id. Raises JobNotStarted."""
+        given = words.check_environment(dict(env or {}))
+        job_id = f"run-{secrets.token_hex(4)}"
+        limit = f"timeout --kill-after=5 {timeout_s:g} " if timeout_s is not None else ""
+        job = Job(  # noqa: S604 (a template, no subprocess)
+            id=job_id,
+            script=f"{_prelude(given)}\n{command}\n",
+            env=as_given(given),
+            working_directory="/root",
+            shell=f"{limit}bash {{0}}",
+            merged=False,
+        )
+        await self._shell.start(job)
+        return job_id
+
+    async def jobs(self) -> list[JobEntry]:
+        """All jobs of the machine, oldest first; the provisioning is one of them."""
+        result = await self._shell.run(LIST_JOBS)
+        return [replace(job, script=_own_words(job)) for job in read_jobs(result.stdout)]
+
+    async def follow(self, job_id: str, on_output: OnOutput) -> int:
+        """What a job prints, from its beginning to its end; its exit status. A connection that is lost is made again.
+
+        Raises UsageError for a job that does not exist, MachineLost when the machine is gone.
+        """
+        if all(job.id != job_id for job in await self.jobs()):
+            raise _no_job(self.name, job_id)
+        offsets = {"stdout": 0, "stderr": 0}
+        lost = 0
+        while True:
+            try:
+                items = self._shell.attach(job_id, stdout_from=offsets["stdout"], stderr_from=offsets["stderr"])
+                async for item in items:
+                    if isinstance(item, Exit):
+                        return item.status
+                    offsets[item.stream] = item.offset
+                    lost = 0
+                    on_output(item.stream, item.data)
+                raise MachineLost(f"the output of job {job_id} broke off")
+            except MachineLost:
+                if lost == len(_RECONNECT_AFTER_S):
+                    raise
+                await asyncio.sleep(_RECONNECT_AFTER_S[lost])
+                lost += 1
+                await self._reconnect()
+
+    async def stop(self, job_id: str) -> None:
+        """SIGTERM, and after five seconds SIGKILL, to everything of a job."""
+        await self._shell.kill(job_id)
+
+    async def print_log(self, job_id: str | None, on_output: OnOutput) -> None:
+        """What a job has printed so far; None: what made the machine ready, and its tasks. Raises UsageError."""
+        if job_id is None:
+            before = f"[ ! -e {_CLOUD_INIT_LOG} ] || cat {_CLOUD_INIT_LOG}; "
+            script = f"{before}({print_job(JOB_ID)}); [ $? -ne 4 ] || true"
+        else:
+            script = print_job(job_id)
+        result = await self._shell.run(script, timeout_s=self._left_s(), on_output=on_output, keep_output=False)
+        if result.exit_status == 4:
+            assert job_id is not None
+            raise _no_job(self.name, job_id)
+
+    # Its `.gibil.yml`
+
+    async def wait_ready(self) -> bool:
+        """Until the code is there and set up (True), or that has failed (False)."""
+        result = await self._shell.run(
+            f"while [ ! -e {READY} ] && [ ! -e {TASKS_FAILED} ]; do sleep 0.05; done; [ -e {READY} ]", timeout_s=self._left_s()
+        )
+        return result.exit_status == 0
+
+    async def wait_tasks(self, on_output: OnOutput | None = None) -> list[TaskOutcome]:
+        """Until all tasks have ended; `on_output` gets the log as it is written. What failed before them is a task, too."""
+        if any(job.id == JOB_ID for job in await self.jobs()):
+            await self.follow(JOB_ID, on_output or (lambda stream, data: None))
+        return await self.tasks()
+
+    async def tasks(self) -> list[TaskOutcome]:
+        """The tasks that have ended, in order."""
+        result = await self._shell.run(f"cat {STATE} 2>/dev/null || true")
+        found = []
+        for line in result.stdout.decode("utf-8", "replace").splitlines():
+            number, status, code, milliseconds, name = line.split("\t", 4)
+            if number != "0" or status != "success":
+                exit_code = int(code) if code else None
+                found.append(TaskOutcome(name=name, status=status, exit_code=exit_code, duration_s=int(milliseconds) / 1000))
+        return found
+
+    # Its end
+
+    async def extend(self, seconds: int) -> Machine:
+        """Let it live that much longer. Raises UsageError beyond GIBIL_MAX_TTL."""
+        self.machine = await extend_machine(self._forge, self.machine, seconds, self._max_ttl_s)
+        return self.machine
+
+    async def destroy(self) -> bool:
+        """Burn it; True if it was still there. Goes on when it is cancelled."""
+        return await self._forge.destroy(self.name)
+
+    async def close(self) -> None:
+        """Let go of the connection."""
+        await self._shell.close()
+
+    async def _reconnect(self) -> None:
+        """Raises MachineLost when it is gone; stays as it is while nobody can be reached."""
+        try:
+            machine = await self._forge.get(self.name)
+        except GibilError:
+            return
+        if machine is None:
+            raise MachineLost(f"machine {self.name} is gone")
+        try:
+            shell = await self._forge.open(machine)
+        except GibilError:
+            return
+        await self._shell.close()
+        self._shell, self.machine = shell, machine
+
+    def _left_s(self) -> float:
+        """Until the machine is burned, and a little more: whatever waits on it ends by then."""
+        return max(0.0, (self.machine.expires_at - datetime.now(UTC)).total_seconds()) + _BEYOND_EXPIRY_S
+
+
+async def extend_machine(forge: Forge, machine: Machine, seconds: int, max_ttl_s: int) -> Machine:
+    """Raises UsageError beyond `max_ttl_s` of life, MachineNotFound."""
+    if seconds <= 0:
+        raise UsageError("a machine can only be extended by a duration above zero")
+    expires_at = machine.expires_at + timedelta(seconds=seconds)
+    latest = machine.created_at + timedelta(seconds=max_ttl_s)
+    if expires_at > latest:
+        left = max(0, int((latest - machine.expires_at).total_seconds()) // 60)
+        raise UsageError(
+            f"a machine lives at most {words.spell(max_ttl_s)} here: {machine.name} can be extended by {left}m more; "
+            "GIBIL_MAX_TTL sets the cap"
+        )
+    with contextlib.suppress(MachineNotFound):
+        return await forge.provider.extend(machine.name, expires_at)
+    raise not_found(machine.name)
+
+
+def new_tag() -> str:
+    return f"command-{secrets.token_hex(8)}"
+
+
+def not_found(name: str) -> MachineNotFound:
+    return MachineNotFound(f"Server '{name}' not found")
+
+
+def _no_job(name: str, job_id: str) -> UsageError:
+    return UsageError(f"there is no job {job_id} on machine {name}; `gibil jobs {name}` lists them", code="JOB_NOT_FOUND")
+
+
+def _own_words(job: JobEntry) -> str:
+    """What the person wrote of a job's script."""
+    first, _, rest = job.script.partition("\n")
+    return "" if job.id == JOB_ID else rest.strip() if first.startswith(LOAD_ENVIRONMENT) else job.script.strip()
+
+
+def _prelude(given: Mapping[str, str]) -> str:
+    """What the machine's environment says, and over it what this command was given."""
+    return f"{LOAD_ENVIRONMENT}; {take_given(given)}"

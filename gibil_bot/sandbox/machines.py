@@ -1,0 +1,248 @@
+"""The machines of one data directory on one provider: made for people and agents, found, listed, burned."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
+
+from gibil_bot.config import Settings
+from gibil_bot.errors import GibilError, UsageError
+from gibil_bot.machines.lifecycle import Forge
+from gibil_bot.model import Job, Machine
+from gibil_bot.planning.workflow import MachineWish
+from gibil_bot.ports import Shell
+from gibil_bot.runs.sources import LocalBundle, address_of
+from gibil_bot.sandbox import order as orders
+from gibil_bot.sandbox import words
+from gibil_bot.sandbox.live import LiveMachine, extend_machine, not_found
+from gibil_bot.sandbox.order import Order, Terms
+from gibil_bot.sandbox.origin import Origin, read_origin
+from gibil_bot.sandbox.provision import JOB_ID, as_given, bare_script, keep_script, provision_script
+from gibil_bot.wiring import PROVIDERS, machine_owner, open_forge, prepare_to_connect
+
+log = logging.getLogger("gibil.sandbox")
+
+OnPhase = Callable[[str, str, float | None], None]
+"""Called with a machine's name (empty: all of them), a phase, and how long it took; None when it begins.
+
+Phases: repository (reading it), forge, connect, code (sending it).
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Burned:
+    """What `destroy` did. `problem`: why the machine may still be there."""
+
+    name: str
+    was_there: bool
+    problem: GibilError | None = None
+
+
+def settings_for(settings: Settings, provider: str | None) -> Settings:
+    """The same settings with another provider. Raises UsageError for one that is not there."""
+    if provider is None or provider == settings.provider:
+        return settings
+    if provider not in PROVIDERS:
+        raise UsageError(f"there is no provider {provider!r} here; write {' or '.join(PROVIDERS)}")
+    return replace(settings, provider=provider)
+
+
+@contextlib.asynccontextmanager
+async def open_machines(settings: Settings) -> AsyncIterator[Machines]:
+    """For as long as the block lasts; machines live on."""
+    forge = open_forge(settings)
+    try:
+        yield Machines(settings, forge, await asyncio.to_thread(machine_owner, forge.keyring))
+    finally:
+        await forge.close()
+
+
+class Machines:
+    """`owner` is what all machines of this data directory are labelled with."""
+
+    def __init__(self, settings: Settings, forge: Forge, owner: str) -> None:
+        self._settings = settings
+        self._owner = owner
+        self.forge = forge
+
+    # Making
+
+    async def create(self, order: Order, on_phase: OnPhase | None = None) -> LiveMachine:
+        """A machine that answers SSH; what its repository asks for goes on there by itself. Or nothing, and the error.
+
+        Raises UsageError and InvalidWorkflow before anything is forged, NameTaken, and what the provider raises.
+        """
+        machines, _notes = await self.create_several(order, None, on_phase)
+        return machines[0]
+
+    async def create_several(
+        self, order: Order, count: int | None, on_phase: OnPhase | None = None
+    ) -> tuple[list[LiveMachine], tuple[str, ...]]:
+        """A fleet of `count` machines `NAME-1` … with the label `fleet` (None: one machine, no fleet), and notes for people.
+
+        All of them, or none and the error.
+        """
+        orders.check(order, self._settings)
+        if count is not None:
+            words.fleet_names(order.name or "fleet", count)
+        tell = on_phase or (lambda name, phase, seconds: None)
+        preparing = asyncio.create_task(prepare_to_connect())
+        try:
+            async with self._origin(order, tell) as origin:
+                wish = origin.file.machine if origin is not None and origin.file is not None else MachineWish()
+                terms = orders.terms(order, wish, self._settings)
+                labels = self._labels(order, origin)
+                if count is None:
+                    machine = await self._make(terms.name, terms, origin, labels, tell)
+                    return [machine], terms.notes
+                names = words.fleet_names(terms.name, count)
+                return await self._make_all(names, terms, origin, {**labels, "fleet": terms.name}, tell), terms.notes
+        finally:
+            await asyncio.wait({preparing})
+            preparing.result()
+
+    async def _make_all(
+        self, names: Sequence[str], terms: Terms, origin: Origin | None, labels: dict[str, str], tell: OnPhase
+    ) -> list[LiveMachine]:
+        makings = [asyncio.create_task(self._make(name, terms, origin, labels, tell)) for name in names]
+        try:
+            return list(await asyncio.gather(*makings))
+        except BaseException:
+            for making in makings:
+                making.cancel()
+            await asyncio.shield(self._undo(makings))
+            raise
+
+    async def _undo(self, makings: Sequence[asyncio.Task[LiveMachine]]) -> None:
+        made = [result for result in await asyncio.gather(*makings, return_exceptions=True) if isinstance(result, LiveMachine)]
+        for result in await asyncio.gather(*(self._drop(machine) for machine in made), return_exceptions=True):
+            if isinstance(result, BaseException):
+                log.warning("a machine of an unfinished fleet could not be burned: %s", result)
+
+    async def _drop(self, machine: LiveMachine) -> None:
+        await machine.close()
+        await machine.destroy()
+
+    async def _make(self, name: str, terms: Terms, origin: Origin | None, labels: dict[str, str], tell: OnPhase) -> LiveMachine:
+        tell(name, "forge", None)
+        machine, shell = await self.forge.create(
+            name=name,
+            owner=self._owner,
+            ttl_s=terms.ttl_s,
+            labels=labels,
+            plan=terms.plan,
+            egress_allow=(*self._settings.egress, *address_of(origin.clone_url if origin and origin.clone_url else "")),
+            on_phase=lambda phase, seconds: tell(name, phase, seconds),
+            fresh=True,
+        )
+        live = LiveMachine(self.forge, machine, shell, self._settings.max_ttl_s)
+        try:
+            await self._provision(shell, name, terms, origin, tell)
+        except BaseException:
+            await asyncio.shield(self._drop(live))
+            raise
+        return live
+
+    async def _provision(self, shell: Shell, name: str, terms: Terms, origin: Origin | None, tell: OnPhase) -> None:
+        """Start what makes it ready. A local repository is sent first: only we have it."""
+        names, env = tuple(terms.env), as_given(terms.env)
+        if origin is None:
+            await _must(shell, bare_script(names), env)
+            return
+        if names:
+            await _must(shell, keep_script(names), env)
+        if origin.checkout is not None:
+            tell(name, "code", None)
+            began = asyncio.get_running_loop().time()
+            await LocalBundle(origin.checkout, origin.sha).send(shell)
+            tell(name, "code", asyncio.get_running_loop().time() - began)
+        job = Job(id=JOB_ID, script=provision_script(origin, names), env=env, shell="bash {0}")  # noqa: S604 (a template)
+        await shell.start(job)
+
+    @contextlib.asynccontextmanager
+    async def _origin(self, order: Order, tell: OnPhase) -> AsyncIterator[Origin | None]:
+        if order.repo is None:
+            if order.branch is not None:
+                raise UsageError("--branch needs a repository: name it with --repo")
+            yield None
+            return
+        tell("", "repository", None)
+        began = asyncio.get_running_loop().time()
+        async with read_origin(order.repo, order.branch, self._settings.github_url) as origin:
+            tell("", "repository", asyncio.get_running_loop().time() - began)
+            yield origin
+
+    def _labels(self, order: Order, origin: Origin | None) -> dict[str, str]:
+        labels = {"owner": self._owner, "made-by": order.made_by}
+        if origin is not None:
+            labels |= {"repo": origin.repo[:200], "commit": origin.sha}
+            if origin.branch is not None:
+                labels["branch"] = origin.branch
+        return labels
+
+    # Finding
+
+    async def get(self, name: str) -> Machine:
+        """Raises MachineNotFound."""
+        machine = await self.forge.get(name)
+        if machine is None:
+            raise not_found(name)
+        return machine
+
+    async def open(self, name: str) -> LiveMachine:
+        """Log in to a machine that exists. Raises MachineNotFound, SSHError, MachineLost."""
+        preparing = asyncio.create_task(prepare_to_connect())
+        try:
+            machine = await self.get(name)
+        finally:
+            await asyncio.wait({preparing})
+            preparing.result()
+        shell = await self.forge.open(machine)
+        return LiveMachine(self.forge, machine, shell, self._settings.max_ttl_s)
+
+    async def list_machines(self) -> list[Machine]:
+        """What the provider has of ours, oldest first: the bot's machines, and other data directories', too."""
+        return await self.forge.list()
+
+    async def sweep(self) -> list[str]:
+        """Burn what is beyond its time, and what a crash left; the names. A provider that fails here fails elsewhere, too."""
+        try:
+            return await self.forge.provider.sweep(self._owner)
+        except GibilError as error:
+            log.info("sweep: %s", error)
+            return []
+
+    # The end
+
+    async def extend(self, name: str, seconds: int) -> Machine:
+        """Raises MachineNotFound, UsageError beyond GIBIL_MAX_TTL."""
+        return await extend_machine(self.forge, await self.get(name), seconds, self._settings.max_ttl_s)
+
+    async def destroy(self, names: Sequence[str]) -> list[Burned]:
+        """Burn these, side by side. An absent machine is not a failure; what fails is in the answer."""
+        return list(await asyncio.gather(*(self._burn(name) for name in dict.fromkeys(names))))
+
+    async def destroy_fleet(self, fleet: str) -> list[Burned]:
+        found = [machine.name for machine in await self.forge.list(self._owner) if machine.labels.get("fleet") == fleet]
+        return await self.destroy(found)
+
+    async def destroy_all(self, *, with_runs: bool = False) -> list[Burned]:
+        """Everything of this data directory; what the bot is working on only `with_runs`."""
+        machines = await self.forge.list(self._owner)
+        return await self.destroy([machine.name for machine in machines if with_runs or "run" not in machine.labels])
+
+    async def _burn(self, name: str) -> Burned:
+        try:
+            return Burned(name=name, was_there=await self.forge.destroy(name))
+        except GibilError as error:
+            return Burned(name=name, was_there=True, problem=error)
+
+
+async def _must(shell: Shell, script: str, env: dict[str, str]) -> None:
+    result = await shell.run(script, env=env)
+    if result.exit_status != 0:
+        reason = result.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise GibilError(f"the machine could not be prepared: {reason[-1] if reason else 'no reason given'}", code="PROVISION")

@@ -1,0 +1,273 @@
+"""The script that makes a fresh machine ready and runs the tasks of its `.gibil.yml`, detached, without anybody watching. Pure.
+
+It is one job on the machine, so nobody has to stay connected: clone, set up, marker, tasks, marker. What the tasks mean is
+what they mean to the bot: conditions are evaluated here for both ways that the tasks before could have ended, and the machine
+picks. Its output is the log that people read; `STATE` holds the same for programs, one line for each part that ended:
+number, status, exit status, milliseconds, name, all separated by tabs. Part 0 is what stands before the tasks.
+
+The environment that `gibil run` and `gibil ssh` find (`--env`, the `env` of the file, what tasks wrote to GITHUB_ENV) is
+in `ENVIRONMENT`: in /run, which is memory, so that a value that somebody passed is never written to a disk.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+
+from gibil_bot.machines.remote_scripts import SHELLS
+from gibil_bot.planning import expressions, script
+from gibil_bot.planning.setup_task import set_up_script
+from gibil_bot.planning.workflow import Task
+from gibil_bot.sandbox.origin import Origin
+
+JOB_ID = "provision"
+READY = "/root/.gibil-ready"
+TASKS_DONE = "/root/.gibil-tasks-done"
+TASKS_FAILED = "/root/.gibil-tasks-failed"
+STATE = "/root/.gibil/provision"
+ENVIRONMENT = "/run/gibil/env"
+LOAD_ENVIRONMENT = f"if [ -r {ENVIRONMENT} ]; then . {ENVIRONMENT}; fi"
+DEFAULT_TASK_S = 3600.0
+
+GIVEN = "gibil_given_"
+"""What a value of the person's `--env` is called on its way: its own name could change how our scripts run (PATH, IFS)."""
+
+
+def _fill(text: str) -> str:
+    places = {"STATE": STATE, "ENVIRONMENT": ENVIRONMENT, "READY": READY}
+    places |= {"TASKS_DONE": TASKS_DONE, "TASKS_FAILED": TASKS_FAILED}
+    return re.sub(r"@([A-Z_]+)@", lambda match: places[match[1]], text)
+
+
+# Runs in bash 4 and later. Every name of ours is gibil_…, so that none of the person's variables is touched. The arguments of
+# gibil_task: number, name, whether it runs after successes and after failures, whether its failure counts, seconds,
+# folder, script, the command words with {0}; then NAME=value of its own.
+_FUNCTIONS = _fill(r"""
+umask 022
+cd /root || exit 1
+mkdir -p /root/.gibil/files /run/gibil
+: >@STATE@
+gibil_failed= gibil_extra=() gibil_path=
+
+gibil_now() { local t=${EPOCHREALTIME:-}; t=${t/[.,]/}; echo $((${t:-$(date +%s)000000} / 1000)); }
+gibil_record() { printf '%s\t%s\t%s\t%s\t%s\n' "$@" >>@STATE@; }
+
+# What commands from outside will find: everything by name, quoted for bash.
+gibil_save() {
+    local entry
+    (umask 077
+        for entry in "${gibil_base[@]}" "${gibil_given[@]}" "${gibil_extra[@]}"; do
+            printf 'export %s=%q\n' "${entry%%=*}" "${entry#*=}"
+        done
+        [ -z "$gibil_path" ] || printf 'export PATH=%q"$PATH"\n' "$gibil_path") >@ENVIRONMENT@.new
+    mv -f @ENVIRONMENT@.new @ENVIRONMENT@
+}
+
+gibil_files() {
+    gibil_folder=/root/.gibil/files/$1
+    mkdir -p "$gibil_folder"
+    : >"$gibil_folder/env" && : >"$gibil_folder/output" && : >"$gibil_folder/path" && : >"$gibil_folder/summary"
+}
+
+# Takes over what a task wrote to GITHUB_ENV and GITHUB_PATH; 1 when it cannot be read.
+gibil_take() {
+    local line name value word more
+    while IFS= read -r line || [ -n "$line" ]; do
+        line=${line%$'\r'}
+        [ -n "$line" ] || continue
+        name=${line%%=*}
+        if [[ $line == *'<<'* && ${line%%<<*} != *=* ]]; then
+            name=${line%%<<*} word=${line#*<<} value= more=
+            while :; do
+                IFS= read -r line || { echo "gibil: GITHUB_ENV: the value of $name never ends"; return 1; }
+                line=${line%$'\r'}
+                [ "$line" != "$word" ] || break
+                value=$value$more$line more=$'\n'
+            done
+        elif [[ $line == *=* ]]; then
+            value=${line#*=}
+        else
+            echo 'gibil: GITHUB_ENV: a line is neither NAME=value nor NAME<<WORD'
+            return 1
+        fi
+        [[ $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] || { echo 'gibil: GITHUB_ENV: what stands first is not a name'; return 1; }
+        case ${name^^} in
+            GITHUB_* | GIBIL_* | RUNNER_* | NODE_OPTIONS) echo "gibil: GITHUB_ENV: '$name' cannot be set by a task"; return 1 ;;
+        esac
+        gibil_extra+=("$name=$value")
+    done <"$gibil_folder/env"
+    while IFS= read -r line || [ -n "$line" ]; do
+        line=${line%$'\r'}
+        [ -n "$line" ] || continue
+        case $line in
+            *:*) echo 'gibil: GITHUB_PATH: a line is not one absolute folder'; return 1 ;;
+            /*) gibil_path=$line:$gibil_path ;;
+            *) echo 'gibil: GITHUB_PATH: a line is not one absolute folder'; return 1 ;;
+        esac
+    done <"$gibil_folder/path"
+    gibil_save
+}
+
+gibil_task() {
+    local number=$1 name=$2 after_success=$3 after_failure=$4 counts=$5 seconds=$6 folder=$7 text=$8 command=$9
+    local wanted=$after_success began status word
+    shift 9
+    [ -z "$gibil_failed" ] || wanted=$after_failure
+    if [ "$wanted" != yes ]; then
+        printf '=== %s: skipped\n' "$name"
+        gibil_record "$number" skipped '' 0 "$name"
+        return
+    fi
+    printf '=== %s\n' "$name"
+    began=$(gibil_now)
+    gibil_files "$number"
+    printf '%s' "$text" >"$gibil_folder/script"
+    (
+        cd "/root/project/$folder" 2>/dev/null || { echo "gibil: there is no folder /root/project/$folder"; exit 1; }
+        export "${gibil_base[@]}" "${gibil_given[@]}" "${gibil_extra[@]}" "$@"
+        PATH=$gibil_path$PATH
+        export GITHUB_ENV=$gibil_folder/env GITHUB_OUTPUT=$gibil_folder/output GITHUB_PATH=$gibil_folder/path
+        export GITHUB_STEP_SUMMARY=$gibil_folder/summary RUNNER_TEMP=/root/.gibil/files
+        set --
+        for word in $command; do  # as Python quoted them: one word each, spaces as %20
+            word=${word//'%20'/ }
+            word=${word//'%09'/$'\t'}
+            word=${word//'{0}'/$gibil_folder/script}
+            set -- "$@" "${word//'%25'/%}"
+        done
+        exec timeout --kill-after=5 "$seconds" "$@" </dev/null
+    )
+    status=$?
+    word=success
+    [ "$status" = 0 ] || word=failure
+    [ "$status" != 124 ] || word=timed_out
+    gibil_take || { [ "$word" != success ] || word=failure; }
+    gibil_record "$number" "$word" "$status" $(($(gibil_now) - began)) "$name"
+    printf '=== %s: %s, exit status %s\n' "$name" "$word" "$status"
+    [ "$word" = success ] || [ "$counts" = no ] || gibil_failed=1
+}
+
+gibil_give_up() {
+    printf '=== %s failed, exit status %s\n' "$1" "$2"
+    gibil_record 0 failure "$2" $(($(gibil_now) - gibil_began)) "$1"
+    : >@TASKS_FAILED@
+    exit 1
+}
+""")
+
+_NO_GLOB = "set -f\n"  # command words are split, and never expanded
+_AS_BRANCH = r"""
+git -C /root/project -c core.hooksPath=/dev/null checkout -q -B "$gibil_branch" || gibil_give_up 'the branch' $?
+"""
+_WITH_REMOTE = r"""
+git -C /root/project remote add origin "$gibil_remote" 2>/dev/null || true
+"""
+_READY = _fill(r"""
+gibil_save
+gibil_record 0 success 0 $(($(gibil_now) - gibil_began)) ready
+: >@READY@
+echo '=== ready'
+""")
+_END = _fill(r"""
+if [ -n "$gibil_failed" ]; then : >@TASKS_FAILED@; echo '=== a task failed'; exit 1; fi
+: >@TASKS_DONE@
+""")
+
+
+def bare_script(names: tuple[str, ...] = ()) -> str:
+    """POSIX sh for a machine without code: the environment of those names is kept, and there is nothing to wait for."""
+    return f"mkdir -p /root/.gibil\n{keep_script(names)}: >{STATE} && : >{READY} && : >{TASKS_DONE}"
+
+
+def keep_script(names: tuple[str, ...]) -> str:
+    """POSIX sh that keeps what came under those names (see GIVEN) for the commands that follow."""
+    if not names:
+        return ""
+    keep = f'for n in {shlex.join(names)}; do v={GIVEN}$n; printf \'export %s=%q\\n\' "$n" "${{!v}}"; done >{ENVIRONMENT}'
+    return f"mkdir -p /run/gibil && (umask 077; bash -c {shlex.quote(keep)}) || exit 1\n"
+
+
+def take_given(names: Iterable[str]) -> str:
+    """POSIX sh: what came under those names (see GIVEN) is called by its own name now. One line."""
+    return "".join(f'export {name}="${GIVEN}{name}"; unset {GIVEN}{name}; ' for name in names)
+
+
+def as_given(env: Mapping[str, str]) -> dict[str, str]:
+    return {f"{GIVEN}{name}": value for name, value in env.items()}
+
+
+def provision_script(origin: Origin, given: tuple[str, ...] = ()) -> str:
+    """The job's script, for bash. `given`: names of what the job's environment holds of the person's `--env`."""
+    file = origin.file
+    base = {"CI": "true", **(file.env if file is not None else {}), **_github(origin)}
+    parts = [_FUNCTIONS, _NO_GLOB, "gibil_began=$(gibil_now)\n"]
+    parts.append(f"gibil_base=({shlex.join(f'{name}={value}' for name, value in base.items())})\n")
+    parts.append("gibil_given=(" + " ".join(f'{name}="${GIVEN}{name}"' for name in given) + ")\n")
+    parts += [f"unset {GIVEN}{name}\n" for name in given]
+    if origin.clone_url is not None:
+        clone = script.branch_script(clone_url=origin.clone_url, sha=origin.sha)
+        parts.append(f"echo '=== clone'\nsh -c {shlex.quote(clone)} </dev/null || gibil_give_up 'the clone' $?\n")
+    if origin.branch is not None:
+        parts += [f"gibil_branch={shlex.quote(origin.branch)}\n", _AS_BRANCH]
+    if origin.remote_url is not None:
+        parts += [f"gibil_remote={shlex.quote(origin.remote_url)}\n", _WITH_REMOTE]
+    tasks: tuple[Task, ...] = ()
+    if file is not None:
+        tasks = file.tasks
+        set_up = set_up_script(file.runtime, file.packages)
+        if set_up is not None:
+            parts.append(_set_up(set_up))
+    parts.append(_READY)
+    parts += [_call(number, task) for number, task in enumerate(tasks, start=1)]
+    parts.append(_END)
+    return "".join(parts)
+
+
+def _set_up(text: str) -> str:
+    return f"""echo '=== set up'
+gibil_files 0
+(
+    cd /root/project && export "${{gibil_base[@]}}" "${{gibil_given[@]}}"
+    export RUNNER_TEMP=/root/.gibil/files GITHUB_PATH="$gibil_folder/path"
+    exec sh -c {shlex.quote(text)} </dev/null
+) || gibil_give_up 'set up' $?
+gibil_take || gibil_give_up 'set up' 1
+"""
+
+
+def _call(number: int, task: Task) -> str:
+    assert task.run is not None, "only a workflow's task may use another file"
+    after = {
+        status: expressions.evaluate(task.condition, status=status, inputs={}, github={}) for status in ("success", "failure")
+    }
+    arguments = [
+        str(number),
+        task.name,
+        "yes" if after["success"] else "no",
+        "yes" if after["failure"] else "no",
+        "no" if task.continue_on_error else "yes",
+        f"{task.timeout_s or DEFAULT_TASK_S:g}",
+        task.working_directory or "",
+        task.run,
+        command_words(task.shell),
+        *(f"{name}={value}" for name, value in task.env.items()),
+    ]
+    return f"gibil_task {shlex.join(arguments)}\n"
+
+
+def command_words(shell: str) -> str:
+    """The words of a shell's template, separated by spaces, whose own blanks and percent signs are written %20, %09, %25."""
+    words = shlex.split(SHELLS.get(shell, shell))
+    return " ".join(word.replace("%", "%25").replace(" ", "%20").replace("\t", "%09") for word in words)
+
+
+def _github(origin: Origin) -> Mapping[str, str]:
+    """The names of GitHub Actions' that mean something without an event."""
+    slug = re.sub(r"^(?:[a-z+]+://[^/]+/|[^/@]+@[^:]+:)", "", origin.repo).removesuffix(".git").strip("/")
+    return {
+        "GITHUB_REF_NAME": origin.branch or "",
+        "GITHUB_REPOSITORY": "/".join(slug.split("/")[-2:]),
+        "GITHUB_SHA": origin.sha,
+        "GITHUB_WORKSPACE": script.DEFAULT_WORKSPACE,
+    }

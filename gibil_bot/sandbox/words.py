@@ -1,0 +1,109 @@
+"""What people write, checked before anything is forged: names, times to live, sizes, environment entries. Pure.
+
+Every check raises UsageError with a person's sentence.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterable
+
+from gibil_bot.config import parse_duration
+from gibil_bot.errors import UsageError
+from gibil_bot.planning.script import reserved_name
+
+SIZES = ("small", "medium", "large")
+DEFAULT_TTL_S = 3600
+MIN_TTL_S = 60
+MOST_IN_FLEET = 20
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_VALUE_BYTES = 120 * 1024
+"""Linux takes 128 KiB for one environment string."""
+
+_FIRST = ("amber", "ashen", "bright", "bronze", "copper", "ember", "golden", "iron", "molten", "ruddy", "silver", "tempered")
+_SECOND = ("anvil", "bellows", "brazier", "chisel", "crucible", "flame", "forge", "furnace", "hammer", "kiln", "spark", "tongs")
+
+
+def check_name(name: str) -> str:
+    """An RFC 1123 label (section 2.1): small letters, digits and inner dashes, at most 63."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} cannot be the name of a machine: small letters, digits and inner dashes, at most 63")
+    return name
+
+
+def made_up_name() -> str:
+    """One that is most likely free, and can be said aloud."""
+    return f"{secrets.choice(_FIRST)}-{secrets.choice(_SECOND)}-{secrets.token_hex(2)}"
+
+
+def name_of_branch(branch: str) -> str:
+    """A machine's name that tells the branch it is for."""
+    slug = re.sub(r"[^a-z0-9]+", "-", branch.lower()).strip("-")[:50].strip("-") or "branch"
+    return f"{slug}-{secrets.token_hex(2)}"
+
+
+def fleet_names(name: str, count: int) -> list[str]:
+    """`name-1` … `name-COUNT`."""
+    if not 1 <= count <= MOST_IN_FLEET:
+        raise UsageError(f"a fleet has 1 to {MOST_IN_FLEET} machines, and not {count}")
+    return [check_name(f"{name}-{number}") for number in range(1, count + 1)]
+
+
+def ttl_seconds(text: str, max_ttl_s: int) -> int:
+    """A time to live: `90s 20m 2h 7d 1w 1mo 1y`, a bare number is minutes; from a minute to GIBIL_MAX_TTL."""
+    seconds = duration_seconds(text)
+    if seconds < MIN_TTL_S:
+        raise UsageError(f"a machine lives at least a minute, and {text!r} is {seconds} s")
+    if seconds > max_ttl_s:
+        raise UsageError(f"a machine lives at most {spell(max_ttl_s)} here, and {text!r} is longer; GIBIL_MAX_TTL sets the cap")
+    return seconds
+
+
+def duration_seconds(text: str) -> int:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def spell(seconds: float) -> str:
+    """`24h`, `90m`, `45s`: the largest unit that is whole."""
+    whole = int(seconds)
+    for unit, size in (("h", 3600), ("m", 60)):
+        if whole and whole % size == 0:
+            return f"{whole // size}{unit}"
+    return f"{whole}s"
+
+
+def check_size(size: str) -> str:
+    if size not in SIZES:
+        raise UsageError(f"there is no size {size!r}; write {', '.join(SIZES)}")
+    return size
+
+
+def environment(entries: Iterable[str]) -> dict[str, str]:
+    """`NAME=value` entries. The values may be secret and are in no message."""
+    found: dict[str, str] = {}
+    for entry in entries:
+        name, equals, value = entry.partition("=")
+        if not equals:
+            raise UsageError(f"--env: there is no '=' in the entry that begins with {name[:20]!r}; write NAME=value")
+        found[name] = value
+    return check_environment(found)
+
+
+def check_environment(env: dict[str, str]) -> dict[str, str]:
+    """Names that a shell can export, values that Linux can pass on."""
+    for name, value in env.items():
+        if not _ENV_NAME.fullmatch(name):
+            raise UsageError(f"--env: {name[:40]!r} cannot be the name of an environment variable")
+        if reserved_name(name):
+            raise UsageError(f"--env: {name!r} is reserved: GITHUB_, GIBIL_ and RUNNER_ names are gibil's own")
+        if "\0" in value:
+            raise UsageError(f"--env: the value of {name} holds a NUL byte")
+        if len(value.encode("utf-8", "surrogateescape")) > _VALUE_BYTES:
+            raise UsageError(f"--env: the value of {name} is above {_VALUE_BYTES // 1024} KiB")
+    return env
