@@ -19,6 +19,7 @@ from textwrap import indent
 
 from gibil_bot.errors import UsageError
 from gibil_bot.machines.hostkey import public_line
+from gibil_bot.machines.runtimes import TOOL, TOOL_PATH
 from gibil_bot.model import MachineSpec
 
 LIMIT_BYTES = 32 * 1024
@@ -149,6 +150,7 @@ def user_data(spec: MachineSpec, expires_at: datetime) -> str:
             _file("/usr/local/sbin/gibil-guard", _GUARD, "0755"),
             _file("/usr/local/sbin/gibil-base", _BASE.replace("@PROGRAMS@", programs), "0755"),
             _file("/etc/systemd/system/gibil-guard.service", _GUARD_UNIT, "0644"),
+            _file(TOOL_PATH, TOOL, "0755"),
             "runcmd:\n",
             "  - [systemctl, daemon-reload]\n",
             "  - [systemctl, enable, --now, --no-block, gibil-guard.service]\n",

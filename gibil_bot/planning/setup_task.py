@@ -1,7 +1,8 @@
 """The task "set up" that stands before the tasks of a `.gibil.yml`: its packages are installed, its runtimes are there.
 
-Packages are only asked for where they are missing, so that an image that has them needs no network. A runtime is never
-installed: the image brings it, or the task fails with one sentence that says what is there instead.
+Packages are only asked for where they are missing, so that an image that has them needs no network. A runtime comes with the
+image, or the machine brings the tool `gibil-runtime` that installs it (cloud machines do), or the task fails with one sentence
+that says what is there instead.
 """
 
 from __future__ import annotations
@@ -38,6 +39,14 @@ want() {
         fi
         seen="$seen${seen:+, }$command is ${found:-of unknown version}"
     done
+    if test "${installed-}" != "$runtime" && command -v gibil-runtime >/dev/null 2>&1; then
+        installed=$runtime
+        echo "gibil: $runtime $wanted is not here (${seen:-none}); installing it"
+        gibil-runtime "$runtime" "$wanted" || fail "$runtime $wanted could not be installed; what is above says why"
+        hash -r
+        want "$runtime" "$wanted" "$@"
+        return 0
+    fi
     fail "$runtime $wanted is wanted (.gibil.yml: runtime), and this machine has ${seen:-none}; choose an image that has it"
 }
 

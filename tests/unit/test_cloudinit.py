@@ -67,7 +67,9 @@ def test_debians_cloud_init_accepts_it(tmp_path: Path) -> None:
     assert "Valid" in done.stdout
 
 
-@pytest.mark.parametrize("path", ["/usr/local/sbin/gibil-guard", "/usr/local/sbin/gibil-base", "/etc/ssh/sshrc"])
+@pytest.mark.parametrize(
+    "path", ["/usr/local/sbin/gibil-guard", "/usr/local/sbin/gibil-base", "/usr/local/bin/gibil-runtime", "/etc/ssh/sshrc"]
+)
 def test_its_scripts_are_posix_sh(path: str) -> None:
     content = files()[path]["content"]
     done = subprocess.run(["sh", "-n"], input=content, capture_output=True, text=True, timeout=20)
