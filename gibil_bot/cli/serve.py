@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -45,6 +46,8 @@ def serve(host: str | None, port: int | None, verbose: bool) -> None:
     )
     for noisy in ("asyncio", "asyncssh", "httpx", "httpcore", "githubkit", "hishel"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     listener = _listen(host or settings.host, settings.port if port is None else port)
     import uvloop
 

@@ -236,7 +236,7 @@ from gibil_bot.errors import StoreError
 
 async def main():
     await (await open_store(sys.argv[1])).close()
-    subprocess.run(["mount", "-o", "remount,ro", sys.argv[2]], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", sys.argv[2]], check=True)
     try:
         await open_store(sys.argv[1])
     except StoreError as error:

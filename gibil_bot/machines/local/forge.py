@@ -42,12 +42,14 @@ def enter(order: Order, control: socket.socket, go: int, report: int, keep: tupl
         sc.new_session_keyring()
         write_file("/proc/self/oom_score_adj", "500")  # when the whole box runs out of memory, machines go first
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        _bound(resource.RLIMIT_NPROC, order["pids"])
         os.chdir(order["local"])
         if order["tier"] == "root":
             _enter_as_root(order)
         else:
             _enter_as_user()
+        # Only now: the kernel keeps the limit with which a user namespace was made, and holds it against *all* processes
+        # that the maker's user has on the box. Set inside, it counts this machine's alone.
+        _bound(resource.RLIMIT_NPROC, order["pids"])
         Stage.now = "starting PID 1"
         pid = os.fork()
         if pid == 0:
