@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gibil_bot.errors import StoreError
 from gibil_bot.github import webhook
@@ -27,9 +25,18 @@ from gibil_bot.wiring import Bot
 
 log = logging.getLogger("gibil.web")
 
+# ASGI's own words: https://asgi.readthedocs.io/en/latest/specs/www.html
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
 BODY_LIMIT_BYTES = 25 * 1024 * 1024
 """GitHub sends nothing larger: https://docs.github.com/webhooks/webhook-events-and-payloads#payload-cap."""
 GUID_LIMIT = 128
+_CLOSE = (b"connection", b"close")  # the rest of the body is not read
+_MORE_HEADERS = {405: ((b"allow", b"POST"), _CLOSE), 413: (_CLOSE,)}
 
 
 class _AnyObject(msgspec.Struct):
@@ -42,21 +49,29 @@ _json_object = msgspec.json.Decoder(_AnyObject)
 def create_app(bot: Bot) -> ASGIApp:
     """The whole door of a bot that is at work."""
     doors = _Doors(bot)
-    others = Starlette(
-        routes=[
-            Route("/healthz", doors.health),
-            Route("/metrics", doors.metrics),
-            Route("/runs/{run_id}", doors.run),
-        ]
-    )
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == "/webhook":
+        if scope["type"] != "http":
+            return
+        if scope["path"] == "/webhook":
             await doors.webhook(scope, receive, send)
         else:
-            await others(scope, receive, send)
+            await doors.look(scope, send)
 
     return app
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """To a GET."""
+
+    status: int
+    body: bytes
+    content_type: bytes = b"application/json"
+
+
+def _json(value: object, status: int = 200) -> _Answer:
+    return _Answer(status, msgspec.json.encode(value))
 
 
 class _Doors:
@@ -72,14 +87,7 @@ class _Doors:
     async def webhook(self, scope: Scope, receive: Receive, send: Send) -> None:
         status, text = await self._accept(scope, receive)
         self._answers[status] = self._answers.get(status, 0) + 1
-        body = text.encode()
-        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
-        if status in (405, 413):
-            headers.append((b"connection", b"close"))  # the rest of the body is not read
-        if status == 405:
-            headers.append((b"allow", b"POST"))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await _send(send, status, text.encode(), b"text/plain; charset=utf-8", *_MORE_HEADERS.get(status, ()))
 
     async def _accept(self, scope: Scope, receive: Receive) -> tuple[int, str]:
         if scope["method"] != "POST":
@@ -116,19 +124,38 @@ class _Doors:
             return 503, "the delivery could not be stored; it is asked for again\n"
         return 202, "accepted\n" if new else "accepted before\n"
 
-    async def health(self, _: Request) -> Response:
+    async def look(self, scope: Scope, send: Send) -> None:
+        """What programs and people may see. Plain functions: a framework's import would take a tenth of the start."""
+        if scope["method"] not in ("GET", "HEAD"):
+            await _send(send, 405, b"only GET here\n", b"text/plain; charset=utf-8", (b"allow", b"GET, HEAD"))
+            return
+        path: str = scope["path"]
+        if path == "/healthz":
+            answer = await self._health()
+        elif path == "/metrics":
+            answer = await self._metrics()
+        elif path.startswith("/runs/"):
+            answer = await self._run(path.removeprefix("/runs/"))
+        else:
+            answer = _json({"error": "there is nothing here", "code": "NOT_FOUND"}, 404)
+        await _send(send, answer.status, answer.body, answer.content_type)
+
+    async def _health(self) -> _Answer:
         try:
             counts = await self._bot.store.counts()
         except StoreError as error:
-            return JSONResponse({"status": "failing", "database": error.message}, status_code=503)
+            return _json({"status": "failing", "database": error.message}, 503)
         dead = self._bot.stopped_parts()
         if dead:
-            return JSONResponse({"status": "failing", "stopped": dead}, status_code=503)
-        return JSONResponse({"status": "ok", **counts})
+            return _json({"status": "failing", "stopped": dead}, 503)
+        return _json({"status": "ok", **counts})
 
-    async def metrics(self, _: Request) -> Response:
+    async def _metrics(self) -> _Answer:
         """Prometheus' text format: https://prometheus.io/docs/instrumenting/exposition_formats/."""
-        counts = await self._bot.store.counts()
+        try:
+            counts = await self._bot.store.counts()
+        except StoreError as error:
+            return _Answer(503, f"{error.message}\n".encode(), b"text/plain; charset=utf-8")
         lines = [f"# TYPE gibil_{name} gauge\ngibil_{name} {value}" for name, value in sorted(counts.items())]
         lines.append("# TYPE gibil_webhook_answers_total counter")
         lines += [
@@ -136,15 +163,18 @@ class _Doors:
         ]
         lines.append(f"# TYPE gibil_max_machines gauge\ngibil_max_machines {self._bot.settings.max_machines}")
         lines.append(f"# TYPE gibil_start_time_seconds gauge\ngibil_start_time_seconds {self._started:.0f}")
-        return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+        return _Answer(200, ("\n".join(lines) + "\n").encode(), b"text/plain; version=0.0.4; charset=utf-8")
 
-    async def run(self, request: Request) -> Response:
+    async def _run(self, run_id: str) -> _Answer:
         """How a run stands. Its id cannot be guessed; its output is not here, but on the check run."""
-        run = await self._bot.store.run(request.path_params["run_id"])
-        if run is None:
-            return JSONResponse({"error": "there is no such run", "code": "RUN_NOT_FOUND"}, status_code=404)
-        results = await self._bot.store.task_results(run.id, run.machine_attempt)
-        return JSONResponse(run_view(run, results))
+        try:
+            run = await self._bot.store.run(run_id)
+            if run is None:
+                return _json({"error": "there is no such run", "code": "RUN_NOT_FOUND"}, 404)
+            results = await self._bot.store.task_results(run.id, run.machine_attempt)
+        except StoreError as error:
+            return _json({"error": error.message, "code": error.code}, 503)
+        return _json(run_view(run, results))
 
 
 def _is_json_object(body: bytes) -> bool:
@@ -154,6 +184,12 @@ def _is_json_object(body: bytes) -> bool:
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
         return False
     return True
+
+
+async def _send(send: Send, status: int, body: bytes, content_type: bytes, *more: tuple[bytes, bytes]) -> None:
+    headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *more]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def _read(receive: Receive) -> bytes | None:

@@ -166,3 +166,13 @@ async def test_whatever_is_sent_the_answer_is_202_400_or_401(
 def _refuse(constant: str) -> None:
     """NaN and Infinity are Python's, and no JSON."""
     raise ValueError(constant)
+
+
+async def test_what_may_be_looked_at_is_only_looked_at(tmp_path: Path) -> None:
+    async with door(tmp_path) as (client, _):
+        for path in ("/healthz", "/metrics", "/runs/0123456789abcdef", "/nothing"):
+            posted = await client.post(path, content=b"x")
+            assert posted.status_code == 405
+            assert posted.headers["allow"] == "GET, HEAD"
+        nothing = await client.get("/nothing")
+        assert (nothing.status_code, nothing.json()["code"]) == (404, "NOT_FOUND")
