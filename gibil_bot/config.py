@@ -151,6 +151,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         return int(text)
 
     data_dir = Path(env.get("GIBIL_DATA_DIR") or "~/.gibil").expanduser().absolute()
+    env = {**_saved(data_dir, problems), **env}
     database_url = env.get("GIBIL_DATABASE_URL") or f"sqlite:///{data_dir / 'gibil.db'}"
     if database_url.startswith(("postgresql:", "postgres:")):
         problems.append(
@@ -241,6 +242,36 @@ def require_github(settings: Settings) -> None:
         missing.append("GIBIL_GITHUB_WEBHOOK_SECRET is not set: the secret that you gave the App's webhook")
     if missing:
         raise ConfigurationError(tuple(missing))
+
+
+SAVED = "settings.json"
+"""In the data dir: what `gibil init` saved, name → value. The environment beats it."""
+
+
+def _saved(data_dir: Path, problems: list[str]) -> dict[str, str]:
+    path = data_dir / SAVED
+    try:
+        mode = path.stat().st_mode
+        text = path.read_text()
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{path}: {_reason(error)}")
+        return {}
+    if mode & 0o077:
+        problems.append(f"{path}: others can read it; run chmod 600 {path}")
+    import json  # only where the file exists
+
+    try:
+        content = json.loads(text)
+    except ValueError:
+        content = None
+    known = {setting.name for setting in SETTINGS} - {"GIBIL_DATA_DIR"}
+    if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
+        problems.append(f"{path}: not a JSON object of texts; correct it, or remove it and run gibil init")
+        return {}
+    problems += [f"{path}: {name} is no setting" for name in content if name not in known]
+    return {name: value for name, value in content.items() if name in known}
 
 
 def _secrets(env: Mapping[str, str], data_dir: Path, problems: list[str]) -> dict[str, Secret]:

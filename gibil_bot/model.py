@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from enum import StrEnum
 
 
@@ -412,6 +413,20 @@ class Capabilities:
     """How memory is bounded: `cgroup-v2`, `cgroup-v1`, `polled` or `hardware`."""
     forged_in_s: float
     """How long the probe took to forge a machine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizeOffer:
+    """What a provider makes of one size today."""
+
+    size: str
+    what: str
+    """For people: `4 GB of memory, 10 GB of disk`."""
+    locations: tuple[str, ...] = ()
+    """Where it can be had; empty where there is only one place."""
+    price_hourly: Decimal | None = None
+    """Net, for each started hour; None: nothing is billed."""
+    currency: str | None = None
 
 
 # --- the way onto a machine -------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ WARN_BEFORE_MINUTES = 5.0
 
 
 @click.command(name="list")
-@click.option("--all-providers", is_flag=True, help="Of every provider that can be asked.")
+@click.option("--all-providers", is_flag=True, help="Of every provider that is set up here.")
 @provider_option
 @json_option
 def list_(all_providers: bool, provider: str | None, as_json: bool) -> None:
@@ -38,13 +38,14 @@ def list_(all_providers: bool, provider: str | None, as_json: bool) -> None:
 
 
 async def _list(all_providers: bool, provider: str | None, as_json: bool) -> int:
+    from gibil_bot.sandbox.machines import usable_providers
     from gibil_bot.views import machine_listed
-    from gibil_bot.wiring import PROVIDERS
 
     now = datetime.now(UTC)
     views: list[dict[str, Any]] = []
     failed: GibilError | None = None
-    for name in PROVIDERS if all_providers else (settings_of(provider).provider,):
+    settings = settings_of(provider)
+    for name in usable_providers(settings) if all_providers else (settings.provider,):
         try:
             async with connected(name) as machines:
                 await tell_swept(machines)

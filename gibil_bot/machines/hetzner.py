@@ -25,11 +25,12 @@ from gibil_bot.machines.cloudinit import move_expiry_script, user_data
 from gibil_bot.machines.hetzner_api import ENDPOINT, HTTP_TIMEOUT_S, HetznerApi, Json, Refused
 from gibil_bot.machines.hetzner_burn import Burner
 from gibil_bot.machines.hetzner_catalogue import Catalogue
-from gibil_bot.machines.hetzner_machine import is_ours, machine_of
+from gibil_bot.machines.hetzner_machine import is_machine, is_ours, machine_of
 from gibil_bot.machines.hetzner_project import Shared, new_pair, shared
+from gibil_bot.machines.hetzner_spares import Spares, reuse_value
 from gibil_bot.machines.hetzner_watch import Watch
 from gibil_bot.machines.reach import RunOn
-from gibil_bot.model import Capabilities, Machine, MachineSpec
+from gibil_bot.model import Capabilities, Machine, MachineSpec, SizeOffer
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class HetznerProvider:
 
     `run_on`: the way onto a machine that `extend` needs, as the machine powers itself off at its hour.
     `look_every_s`: how often the list is read while machines boot. `boot_s`: how long a server may take until it runs.
-    `ssh_port`: 22 at Hetzner; a double cannot have that one.
+    `ssh_port`: 22 at Hetzner; a double may not have that one. `reuse`: of hours that are paid, see hetzner_spares.py.
     """
 
     name = "hetzner"
@@ -62,8 +63,11 @@ class HetznerProvider:
         http_timeout_s: tuple[float, float] = HTTP_TIMEOUT_S,
         backoff_s: float = 0.3,
         probe_forges: bool = False,
+        reuse: bool = False,
     ) -> None:
         self._api = HetznerApi(token, endpoint, timeout_s=http_timeout_s, backoff_s=backoff_s)
+        self._spares = Spares(self._api, look_every_s)
+        self._reuse = reuse
         self._watch = Watch(self._our_servers, look_every_s)
         self._catalogue = Catalogue(self._api)
         self._burner = Burner(self._api, look_every_s, burn_s)
@@ -109,6 +113,8 @@ class HetznerProvider:
         labels.encode(spec.labels)
         offers = await self._catalogue.offers_for(spec)
         deadline = time.monotonic() + self._boot_s
+        if self._reuse and (rebuilt := await self._make_of_spare(spec, offers, deadline)) is not None:
+            return self._machine(rebuilt)
         refused: ProviderError | None = None
         for offer in offers:
             try:
@@ -129,10 +135,10 @@ class HetznerProvider:
 
     async def get(self, name: str) -> Machine | None:
         server = await self._find(name)
-        return self._machine(server) if server is not None and is_ours(server) else None
+        return self._machine(server) if server is not None and is_machine(server) else None
 
     async def list_machines(self, owner: str | None = None) -> list[Machine]:
-        machines = [self._machine(server) for server in await self._servers(owner)]
+        machines = [self._machine(server) for server in await self._servers(owner) if is_machine(server)]
         return sorted(machines, key=lambda machine: (machine.created_at, machine.id))
 
     async def extend(self, name: str, expires_at: datetime) -> Machine:
@@ -159,7 +165,8 @@ class HetznerProvider:
                 return False
             if not is_ours(server):
                 raise NameTaken(f"the server {name} at Hetzner is not gibil-bot's: it stays")
-            await self._burner.burn(server)
+            if not (self._reuse and await self._spares.set_aside(server)):
+                await self._burner.burn(server)
             return True
 
     async def sweep(self, owner: str) -> list[str]:
@@ -172,6 +179,7 @@ class HetznerProvider:
             hour = labels.expires_at(server["labels"])
             if hour is not None and hour <= _now() + self._ahead():
                 _log.warning("burning %s: its time is up", server["name"])
+                self._spares.forget(server["id"])
                 try:
                     await self._burner.burn(server)
                 except ProviderError as error:
@@ -181,6 +189,11 @@ class HetznerProvider:
         return gone + await self._burner.release_leftovers()
 
     async def close(self) -> None:
+        for server in self._spares.forget_all():
+            try:
+                await self._burner.burn(server)
+            except ProviderError as error:  # its hour is on it: some sweep burns it
+                _log.warning("%s", error)
         await self._watch.close()
         if self._shared is not None:
             await asyncio.wait({self._shared})
@@ -188,6 +201,24 @@ class HetznerProvider:
         await self._api.close()
 
     # What it costs
+
+    async def sizes(self) -> list[SizeOffer]:
+        """What each size would be made of now, and where."""
+        found = []
+        for size, least in shop.SIZES.items():
+            offers = await self._catalogue.offers(size)
+            kind = offers[0].server_type
+            price = await self._catalogue.price(offers[0])
+            found.append(
+                SizeOffer(
+                    size=size,
+                    what=f"{kind}: {least.cores} cores, {least.memory_gb} GB of memory, {least.disk_gb} GB of disk at least",
+                    locations=tuple(dict.fromkeys(offer.location for offer in offers if offer.server_type == kind)),
+                    price_hourly=price.hourly if price else None,
+                    currency=price.currency if price else None,
+                )
+            )
+        return found
 
     async def price(self, spec: MachineSpec) -> shop.Price | None:
         """Of the offer that would be tried first; net, with the address."""
@@ -219,8 +250,7 @@ class HetznerProvider:
     async def _make(self, spec: MachineSpec, offer: shop.Offer, first: shop.Offer, deadline: float) -> Json:
         doing = f"make machine {spec.name}"
         project = await self._project()
-        hour = _now() + timedelta(seconds=spec.ttl_s) + self._ahead()
-        written = labels.machine_labels(spec, hour)
+        hour, written = self._labels(spec)
         if offer != first:
             written["instead-of"] = f"{first.server_type}.{first.location}"
         body = {
@@ -254,6 +284,34 @@ class HetznerProvider:
             raise ProviderError(f"cannot {doing}: after {self._boot_s:.0f} s its server does not run yet") from None
         if running is None:
             raise await self._why_gone(action, doing)
+        return running
+
+    def _labels(self, spec: MachineSpec) -> tuple[datetime, dict[str, str]]:
+        """Its hour by Hetzner's clock, and what is written on it."""
+        hour = _now() + timedelta(seconds=spec.ttl_s) + self._ahead()
+        written = labels.machine_labels(spec, hour)
+        if self._reuse and (reuse := reuse_value(spec)) is not None:
+            written[labels.REUSE] = reuse
+        return hour, written
+
+    async def _make_of_spare(self, spec: MachineSpec, offers: list[shop.Offer], deadline: float) -> Json | None:
+        """A server that was set aside for this repository becomes the machine; None: there is none, or it did not work."""
+        server = self._spares.take(spec, offers)
+        if server is None:
+            return None
+        hour, written = self._labels(spec)
+        try:
+            image = spec.image or DEFAULT_IMAGE
+            await self._spares.rebuild(server, spec.name, written, image, user_data(spec, hour))
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                running = await self._watch.running(server["id"])
+        except (ProviderError, TimeoutError) as error:
+            _log.info("machine %s: not from a spare server (%s)", spec.name, error)
+            await self._burner.burn(server)
+            return None
+        except asyncio.CancelledError:
+            await self._burner.burn(server)  # it may not have the name yet by which it would be found
+            raise
         return running
 
     async def _adopt(self, spec: MachineSpec) -> Json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Protocol, runtime_checkable
 
-from gibil_bot.model import Machine
+from gibil_bot.model import Machine, SizeOffer
 from gibil_bot.ports import Provider
 
 
@@ -39,3 +39,26 @@ async def cost_view(provider: Provider, machine: Machine) -> dict[str, object]:
     if price is None or so_far is None:
         return {}
     return {"cost": {"so_far": f"{so_far:f}", "hourly": f"{price.hourly:f}", "currency": price.currency}}
+
+
+@runtime_checkable
+class Offering(Protocol):
+    """A provider that says what it makes of each size."""
+
+    async def sizes(self) -> list[SizeOffer]: ...
+
+
+async def sizes_view(provider: Provider) -> list[dict[str, object]]:
+    """Sizes for programs, amounts as text; [] for a provider that names none. Raises ProviderError."""
+    if not isinstance(provider, Offering):
+        return []
+    return [
+        {
+            "name": offer.size,
+            "what": offer.what,
+            "locations": list(offer.locations),
+            "price_hourly": f"{offer.price_hourly:f}" if offer.price_hourly is not None else None,
+            "currency": offer.currency,
+        }
+        for offer in await provider.sizes()
+    ]

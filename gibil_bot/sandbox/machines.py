@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from gibil_bot.config import Settings
-from gibil_bot.errors import GibilError, UsageError
+from gibil_bot.errors import ConfigurationError, GibilError, UsageError
 from gibil_bot.machines.lifecycle import Forge
 from gibil_bot.model import Job, Machine
 from gibil_bot.planning.workflow import MachineWish
@@ -24,6 +24,9 @@ from gibil_bot.sandbox.provision import JOB_ID, as_given, bare_script, keep_scri
 from gibil_bot.wiring import PROVIDERS, machine_owner, open_forge, prepare_to_connect
 
 log = logging.getLogger("gibil.sandbox")
+
+TOKENS = {"hetzner": "HCLOUD_TOKEN"}
+"""The settings without which a provider cannot be asked."""
 
 OnPhase = Callable[[str, str, float | None], None]
 """Called with a machine's name (empty: all of them), a phase, and how long it took; None when it begins.
@@ -42,12 +45,23 @@ class Burned:
 
 
 def settings_for(settings: Settings, provider: str | None) -> Settings:
-    """The same settings with another provider. Raises UsageError for one that is not there."""
+    """The same settings with another provider. Raises UsageError, and ConfigurationError for one that is not set up."""
     if provider is None or provider == settings.provider:
         return settings
     if provider not in PROVIDERS:
         raise UsageError(f"there is no provider {provider!r} here; write {' or '.join(PROVIDERS)}")
+    if not _is_usable(provider, settings):
+        raise ConfigurationError((f"{TOKENS[provider]} is not set, and {provider} needs it; or run gibil init",))
     return replace(settings, provider=provider)
+
+
+def usable_providers(settings: Settings) -> tuple[str, ...]:
+    """Those that are set up here."""
+    return tuple(name for name in PROVIDERS if _is_usable(name, settings))
+
+
+def _is_usable(provider: str, settings: Settings) -> bool:
+    return provider not in TOKENS or bool(settings.hcloud_token)
 
 
 @contextlib.asynccontextmanager

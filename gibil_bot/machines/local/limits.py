@@ -21,7 +21,7 @@ from gibil_bot.model import MachineSpec
 
 MEMORY_DISK_MB = 1024
 SIZES_MB = {"small": 2048, "medium": 4096, "large": 8192}
-_DISK_MB = 10 * 1024
+DISK_MB = 10 * 1024
 _PIDS = 512
 
 
@@ -44,7 +44,7 @@ def limits_of(spec: MachineSpec) -> Limits:
     limits = Limits(
         memory_mb=spec.memory_mb or SIZES_MB[spec.size],
         pids=spec.pids or _PIDS,
-        disk_mb=spec.disk_mb or _DISK_MB,
+        disk_mb=spec.disk_mb or DISK_MB,
     )
     for name, value, lowest in (
         ("memory_mb", limits.memory_mb, 64),

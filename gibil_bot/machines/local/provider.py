@@ -20,9 +20,9 @@ from gibil_bot.machines.local.control import Answer, Line, Request, Unanswered
 from gibil_bot.machines.local.forging import start_python
 from gibil_bot.machines.local.home import PROTOCOL, Home, Keeper, clear_dead_machine, code_version, locked, read_keeper
 from gibil_bot.machines.local.keeper import IDLE_S
-from gibil_bot.machines.local.limits import Groups, find_hierarchies
+from gibil_bot.machines.local.limits import DISK_MB, SIZES_MB, Groups, find_hierarchies
 from gibil_bot.machines.local.tier import groups_prefix
-from gibil_bot.model import Capabilities, Machine, MachineSpec
+from gibil_bot.model import Capabilities, Machine, MachineSpec, SizeOffer
 
 _START_S = 60.0
 _ATTEMPTS = 4
@@ -46,6 +46,13 @@ class LocalProvider:
         answer = await self._ask_started(Request(verb="probe"))
         assert answer.capabilities is not None
         return answer.capabilities
+
+    async def sizes(self) -> list[SizeOffer]:
+        """Limits on this very box."""
+        return [
+            SizeOffer(size=size, what=f"{memory_mb // 1024} GB of memory, {DISK_MB // 1024} GB of disk at most")
+            for size, memory_mb in SIZES_MB.items()
+        ]
 
     async def create(self, spec: MachineSpec) -> Machine:
         """Goes on in the background when it is cancelled, so that `destroy` finds all of it or nothing."""

@@ -1,0 +1,126 @@
+"""`gibil init`: what the command line should know from now on, in a file that only its owner reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gibil_bot.cli.machine import as_terminal, run_async
+from gibil_bot.cli.output import json_option, print_json, say
+from gibil_bot.config import SAVED, load_settings
+from gibil_bot.errors import ConfigurationError, GibilError, UsageError
+
+if TYPE_CHECKING:
+    from gibil_bot.config import Settings
+
+
+@click.command()
+@click.option("--provider", metavar="NAME", help="Who forges machines: local or hetzner.  [default: local]")
+@click.option("--token", metavar="TOKEN", help="The provider's API token; `-` reads it from stdin, unseen by others.")
+@click.option("--add", is_flag=True, help="Keep the default provider as it is: this one is there, too.")
+@json_option
+def init(provider: str | None, token: str | None, add: bool, as_json: bool) -> None:
+    """Save who forges machines, and the token for it.
+
+    The token is tried before it is saved. Everything goes to settings.json in GIBIL_DATA_DIR, which only you can read; what is
+    in the environment beats it.
+
+    \b
+    gibil init
+    gibil init --provider hetzner --token - < token.txt
+    """
+    sys.exit(run_async(_init(provider, token, add, as_json)))
+
+
+async def _init(provider: str | None, token: str | None, add: bool, as_json: bool) -> int:
+    from gibil_bot.sandbox.machines import TOKENS
+    from gibil_bot.wiring import PROVIDERS
+
+    if add and provider is None:
+        raise UsageError("--add: name the provider that is added, with --provider")
+    provider = provider or "local"
+    if provider not in PROVIDERS:
+        raise UsageError(f"there is no provider {provider!r}; write {' or '.join(PROVIDERS)}")
+    token_name = TOKENS.get(provider)
+    if token_name is None and token is not None:
+        raise UsageError(f"{provider} needs no token")
+    data_dir = load_settings({**os.environ, "GIBIL_PROVIDER": "local"}).data_dir
+    saved = _read(data_dir / SAVED)
+    changed: dict[str, str] = {}
+    if token_name is not None:
+        changed[token_name] = _token(token, token_name, saved)
+    if not add:
+        changed["GIBIL_PROVIDER"] = provider
+    elif "GIBIL_PROVIDER" not in saved:
+        changed["GIBIL_PROVIDER"] = "local"  # a token alone would choose its provider
+    await _try(load_settings({**saved, **os.environ, **changed, "GIBIL_PROVIDER": provider}))
+    saved |= changed
+    _write(data_dir, saved)
+    default = saved.get("GIBIL_PROVIDER", "local")
+    overruled = [name for name in saved if os.environ.get(name, saved[name]) != saved[name]]
+    say(f"{data_dir / SAVED}: {', '.join(sorted(changed))}", sys.stderr)
+    say(f"{provider} works; machines are forged by {default}", sys.stderr)
+    for name in overruled:
+        say(f"{name} is set in the environment, too, and counts before what was saved", sys.stderr)
+    if as_json:
+        print_json({"provider": provider, "default": default, "file": str(data_dir / SAVED), "saved": sorted(changed)})
+    return 0
+
+
+def _token(token: str | None, name: str, saved: dict[str, str]) -> str:
+    """From the option, stdin, the environment, what was saved, or asked for."""
+    if token == "-":  # noqa: S105
+        token = sys.stdin.readline() if sys.stdin is not None else ""
+    token = token if token is not None else os.environ.get(name) or saved.get(name)
+    if token is None and as_terminal(0):
+        token = str(click.prompt(name, hide_input=True, err=True))
+    token = (token or "").strip()
+    if not token:
+        raise UsageError(f"a token is needed: --token -, with the token on stdin, or {name} in the environment")
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise UsageError("that is no token: it holds blanks or characters that none has")
+    return token
+
+
+async def _try(settings: Settings) -> None:
+    """Raises what is wrong with the provider, in one line."""
+    from gibil_bot.sandbox.machines import open_machines
+
+    async with open_machines(settings) as machines:
+        await machines.forge.provider.probe()
+
+
+def _read(path: Path) -> dict[str, str]:
+    """What was saved earlier. A file that somebody broke is not written over."""
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigurationError((f"{path} cannot be read, and is left as it is: {error}",)) from error
+    if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
+        raise ConfigurationError((f"{path} is not a JSON object of texts, and is left as it is",))
+    return content
+
+
+def _write(data_dir: Path, content: dict[str, str]) -> None:
+    """Whole or not at all, and never readable for others."""
+    draft = data_dir / f".{SAVED}.{os.getpid()}.{secrets.token_hex(4)}"
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+                file.write(json.dumps(content, indent=2, sort_keys=True) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            draft.rename(data_dir / SAVED)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise GibilError(f"{data_dir / SAVED} cannot be written: {error.strerror}", code="CONFIGURATION") from error

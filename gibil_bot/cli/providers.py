@@ -1,0 +1,74 @@
+"""`gibil providers`: who forges machines, which ones, and what they cost."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gibil_bot.cli.machine import run_async, table
+from gibil_bot.cli.output import Paint, json_option, print_json, print_text, say
+from gibil_bot.config import load_settings
+from gibil_bot.errors import GibilError, Unavailable
+
+if TYPE_CHECKING:
+    from gibil_bot.config import Settings
+
+
+@click.command()
+@json_option
+def providers(as_json: bool) -> None:
+    """Who forges machines: sizes, locations, prices.
+
+    Read from the provider at this moment; `local` is tried by really forging a machine. Prices are net, for each started hour.
+
+    \b
+    gibil providers
+    gibil providers --json | jq '.[] | select(.available) | .name'
+    """
+    sys.exit(run_async(_providers(as_json)))
+
+
+async def _providers(as_json: bool) -> int:
+    from gibil_bot.wiring import PROVIDERS
+
+    settings = load_settings()
+    views = [await _view(name, settings) for name in PROVIDERS]
+    if as_json:
+        print_json(views)
+        return 0
+    paint = Paint(sys.stdout)
+    rows: list[tuple[str, ...]] = [("PROVIDER", "SIZE", "WHAT", "LOCATIONS", "AN HOUR")]
+    for view in views:
+        for size in view["sizes"]:
+            price = f"{size['price_hourly']} {size['currency']}" if size["price_hourly"] else "-"
+            rows.append((view["name"], size["name"], size["what"], ", ".join(size["locations"]) or "-", price))
+    print_text(table(rows, style=lambda number, line: paint.bold(line) if number == 0 else line))
+    for view in views:
+        if not view["available"]:
+            say(f"{view['name']}: {view['problem']}", sys.stderr)
+    return 0
+
+
+async def _view(name: str, settings: Settings) -> dict[str, Any]:
+    """One provider for programs. What is not available has `problem`, and no sizes."""
+    from gibil_bot.sandbox.costs import sizes_view
+    from gibil_bot.sandbox.machines import open_machines, settings_for
+
+    view: dict[str, Any] = {"name": name, "default": name == settings.provider, "available": False, "sizes": []}
+    try:
+        async with open_machines(settings_for(settings, name)) as machines:
+            can = await machines.forge.provider.probe()
+            sizes = await sizes_view(machines.forge.provider)
+    except GibilError as error:
+        remedies = error.remedies if isinstance(error, Unavailable) else ()
+        return {**view, "problem": "; ".join((error.message, *remedies))}
+    return {
+        **view,
+        "available": True,
+        "tier": can.tier,
+        "memory_limit": can.memory_limit,
+        "package_installs": can.package_installs,
+        "sizes": sizes,
+    }
