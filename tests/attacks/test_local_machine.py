@@ -219,7 +219,7 @@ async def test_kernel_surface_that_builds_never_need_is_closed(lodging: LocalLod
 
 async def test_a_fork_bomb_is_stopped_and_can_be_killed(lodging: LocalLodging) -> None:
     machine = await lodging.provider.create(lodging.spec("bomber", pids=100))
-    quiet = await lodging.provider.create(lodging.spec("bystander"))
+    quiet = await lodging.provider.create(lodging.spec("bystander", pids=100))
     async with lodging.connect(machine) as connection, asyncio.timeout(90):
         bomb = await connection.create_process("bomb() { bomb | bomb & sleep 60; }; bomb 2>/dev/null; sleep 60")
         await until(lambda: len(_all_below(lodging.init_pid("bomber"))) > 50, "the bomb went off")

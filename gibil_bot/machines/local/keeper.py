@@ -54,6 +54,8 @@ def main(data_dir: str, idle_s: str = str(IDLE_S)) -> None:
         os._exit(1)
     status = 1
     try:
+        # Under the lock: the keeper before us removed its folder on its way out.
+        runtime.mkdir(mode=0o700, exist_ok=True)
         _keep(home, runtime, ready_write, float(idle_s))
         status = 0
     finally:
@@ -126,6 +128,8 @@ async def _serve(home: Home, runtime: Path, link: ForgerLink, ready: int, idle_s
         (runtime / "control.sock").unlink()
     await counter.finish()
     await stock.close()
+    with contextlib.suppress(OSError):  # something of a machine is left: the next keeper clears it
+        runtime.rmdir()
 
 
 def _log_failure(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
