@@ -24,8 +24,9 @@ from gibil_bot.machines.reach import script_runner
 from gibil_bot.model import Endpoint
 from gibil_bot.planning.shipped import read_workflows, shipped_workflows
 from gibil_bot.ports import Provider, Shell, Store
+from gibil_bot.runs.desk import Policy
 from gibil_bot.runs.dispatcher import Dispatcher
-from gibil_bot.runs.intake import Intake, Policy
+from gibil_bot.runs.intake import Intake
 from gibil_bot.runs.reaper import Reaper
 from gibil_bot.runs.runner import Tools
 from gibil_bot.runs.sources import PullRequestClone
@@ -71,7 +72,8 @@ def open_provider(settings: Settings) -> Provider:
         from gibil_bot.machines.hetzner import HetznerProvider
 
         run_on = script_runner(open_keyring(settings), connect_shell)
-        return HetznerProvider(settings.hcloud_token.reveal(), endpoint=settings.hcloud_endpoint, run_on=run_on)
+        token = settings.hcloud_token.reveal()
+        return HetznerProvider(token, endpoint=settings.hcloud_endpoint, run_on=run_on, reuse=settings.reuse)
     from gibil_bot.machines.local.provider import LocalProvider
 
     return LocalProvider(settings.data_dir)
