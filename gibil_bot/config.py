@@ -57,6 +57,11 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(name="HCLOUD_TOKEN", default="–", meaning="Hetzner Cloud: an API token with Read & Write"),
     Setting(name="HCLOUD_ENDPOINT", default="https://api.hetzner.cloud/v1", meaning="Hetzner Cloud's API"),
+    Setting(
+        name="GIBIL_REUSE",
+        default="–",
+        meaning="`rebuild`: a burned Hetzner server serves the next run of the same repository and trust in the hour that is paid",
+    ),
     Setting(name="GIBIL_GITHUB_URL", default="https://api.github.com", meaning="GitHub's API; GitHub Enterprise Server too"),
     Setting(name="GIBIL_GITHUB_APP_ID", default="–", meaning="the App's id"),
     Setting(name="GIBIL_GITHUB_PRIVATE_KEY", default="–", meaning="the App's private key: PEM text, or a path to it"),
@@ -110,6 +115,7 @@ class Settings:
     provider: str = "local"
     hcloud_token: Secret = field(default=Secret(""))
     hcloud_endpoint: str = "https://api.hetzner.cloud/v1"
+    reuse: bool = False
     github_url: str = "https://api.github.com"
     github_app_id: str = ""
     github_private_key: Secret = field(default=Secret(""))
@@ -170,6 +176,9 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     hcloud_endpoint = (env.get("HCLOUD_ENDPOINT", "").strip() or "https://api.hetzner.cloud/v1").rstrip("/")
     if not hcloud_endpoint.startswith(("http://", "https://")) or not urlsplit(hcloud_endpoint).hostname:
         problems.append(f"HCLOUD_ENDPOINT: {hcloud_endpoint!r} is not an http(s) address, such as https://api.hetzner.cloud/v1")
+    reuse = env.get("GIBIL_REUSE", "").strip()
+    if reuse not in ("", "rebuild"):
+        problems.append(f"GIBIL_REUSE: {reuse!r} is not rebuild; leave it unset to burn every server at once")
 
     github_url = (env.get("GIBIL_GITHUB_URL") or "https://api.github.com").rstrip("/")
     url = urlsplit(github_url)
@@ -211,6 +220,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         provider=provider,
         hcloud_token=Secret(hcloud_token),
         hcloud_endpoint=hcloud_endpoint,
+        reuse=reuse == "rebuild",
         github_url=github_url,
         github_app_id=env.get("GIBIL_GITHUB_APP_ID", "").strip(),
         github_private_key=Secret(private_key),

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import secrets
 import time
 import weakref
@@ -22,22 +21,18 @@ from gibil_bot.errors import GibilError, MachineNotFound, NameTaken, ProviderErr
 from gibil_bot.machines import hetzner_labels as labels
 from gibil_bot.machines import hetzner_offers as shop
 from gibil_bot.machines.cloudinit import move_expiry_script, user_data
-from gibil_bot.machines.hetzner_api import ENDPOINT, HTTP_TIMEOUT_S, HetznerApi, Json, Refused
+from gibil_bot.machines.hetzner_api import ENDPOINT, HTTP_TIMEOUT_S, HetznerApi, Json
 from gibil_bot.machines.hetzner_burn import Burner
 from gibil_bot.machines.hetzner_catalogue import Catalogue
-from gibil_bot.machines.hetzner_machine import is_machine, is_ours, machine_of
-from gibil_bot.machines.hetzner_project import Shared, new_pair, shared
-from gibil_bot.machines.hetzner_spares import Spares, reuse_value
+from gibil_bot.machines.hetzner_machine import NAME, find_server, is_machine, is_ours, machine_of
+from gibil_bot.machines.hetzner_make import Maker
+from gibil_bot.machines.hetzner_project import new_pair
+from gibil_bot.machines.hetzner_spares import Spares
 from gibil_bot.machines.hetzner_watch import Watch
 from gibil_bot.machines.reach import RunOn
 from gibil_bot.model import Capabilities, Machine, MachineSpec, SizeOffer
 
 _log = logging.getLogger(__name__)
-
-DEFAULT_IMAGE = "ubuntu-24.04"
-
-_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
-_NO_ROOM = frozenset(("resource_unavailable", "placement_error"))
 
 
 class HetznerProvider:
@@ -66,17 +61,15 @@ class HetznerProvider:
         reuse: bool = False,
     ) -> None:
         self._api = HetznerApi(token, endpoint, timeout_s=http_timeout_s, backoff_s=backoff_s)
-        self._spares = Spares(self._api, look_every_s)
-        self._reuse = reuse
         self._watch = Watch(self._our_servers, look_every_s)
         self._catalogue = Catalogue(self._api)
         self._burner = Burner(self._api, look_every_s, burn_s)
+        self._spares = Spares(self._api, look_every_s) if reuse else None
+        self._maker = Maker(self._api, self._catalogue, self._watch, self._burner, self._spares, boot_s)
         self._run_on = run_on
         self._ssh_port = ssh_port
         self._burning: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
-        self._boot_s = boot_s
         self._probe_forges = probe_forges
-        self._shared: asyncio.Task[Shared] | None = None
 
     async def probe(self) -> Capabilities:
         """Reads: the token works, and there is something to forge. Forges only if the provider was told to: it costs an hour.
@@ -107,34 +100,14 @@ class HetznerProvider:
         Sold out is not an error while there is another type or location that does: which one it became is in the labels
         `server-type`, `location` and, if it was not the first choice, `instead-of`.
         """
-        if not _NAME.fullmatch(spec.name):
+        if not NAME.fullmatch(spec.name):
             raise UsageError(f"{spec.name!r} cannot be the name of a machine: lower-case letters, digits and '-', at most 63")
         user_data(spec, _now())  # whatever is wrong with it is said before anything exists
         labels.encode(spec.labels)
-        offers = await self._catalogue.offers_for(spec)
-        deadline = time.monotonic() + self._boot_s
-        if self._reuse and (rebuilt := await self._make_of_spare(spec, offers, deadline)) is not None:
-            return self._machine(rebuilt)
-        refused: ProviderError | None = None
-        for offer in offers:
-            try:
-                return self._machine(await self._make(spec, offer, offers[0], deadline))
-            except Refused as error:
-                if error.reason not in _NO_ROOM and not error.fields & {"server_type", "location"}:
-                    raise
-                self._catalogue.is_sold_out(offer)
-                _log.warning("machine %s: %s is not to be had (%s)", spec.name, offer, error.reason)
-                refused = error
-        if refused is not None and len(offers) == 1:
-            raise refused
-        tried = ", ".join(map(str, offers))
-        raise ProviderError(
-            f"cannot make machine {spec.name}: Hetzner has no room in {tried}; choose another size or location, or wait",
-            code=shop.SOLD_OUT,
-        ) from refused
+        return self._machine(await self._maker.make(spec))
 
     async def get(self, name: str) -> Machine | None:
-        server = await self._find(name)
+        server = await find_server(self._api, name)
         return self._machine(server) if server is not None and is_machine(server) else None
 
     async def list_machines(self, owner: str | None = None) -> list[Machine]:
@@ -143,7 +116,7 @@ class HetznerProvider:
 
     async def extend(self, name: str, expires_at: datetime) -> Machine:
         """The machine first, then its label: whatever fails between the two, it never lives on without a label that says so."""
-        server = await self._find(name)
+        server = await find_server(self._api, name)
         if server is None or not is_ours(server):
             raise MachineNotFound(f"there is no machine named {name} at Hetzner")
         machine = self._machine(server)
@@ -160,12 +133,12 @@ class HetznerProvider:
         lock = self._burning.get(name) or asyncio.Lock()
         self._burning[name] = lock
         async with lock:  # of many at once one burns, and the others find that it is gone
-            server = await self._find(name, burning=True)
+            server = await find_server(self._api, name, burning=True)
             if server is None:
                 return False
             if not is_ours(server):
                 raise NameTaken(f"the server {name} at Hetzner is not gibil-bot's: it stays")
-            if not (self._reuse and await self._spares.set_aside(server)):
+            if self._spares is None or not await self._spares.set_aside(server):
                 await self._burner.burn(server)
             return True
 
@@ -179,7 +152,8 @@ class HetznerProvider:
             hour = labels.expires_at(server["labels"])
             if hour is not None and hour <= _now() + self._ahead():
                 _log.warning("burning %s: its time is up", server["name"])
-                self._spares.forget(server["id"])
+                if self._spares is not None:
+                    self._spares.forget(server["id"])
                 try:
                     await self._burner.burn(server)
                 except ProviderError as error:
@@ -189,15 +163,13 @@ class HetznerProvider:
         return gone + await self._burner.release_leftovers()
 
     async def close(self) -> None:
-        for server in self._spares.forget_all():
+        for server in self._spares.forget_all() if self._spares is not None else ():
             try:
                 await self._burner.burn(server)
             except ProviderError as error:  # its hour is on it: some sweep burns it
                 _log.warning("%s", error)
         await self._watch.close()
-        if self._shared is not None:
-            await asyncio.wait({self._shared})
-            self._shared.exception()  # seen: who waited for it has it
+        await self._maker.close()
         await self._api.close()
 
     # What it costs
@@ -247,98 +219,6 @@ class HetznerProvider:
         finally:
             await asyncio.shield(self.destroy(name))
 
-    async def _make(self, spec: MachineSpec, offer: shop.Offer, first: shop.Offer, deadline: float) -> Json:
-        doing = f"make machine {spec.name}"
-        project = await self._project()
-        hour, written = self._labels(spec)
-        if offer != first:
-            written["instead-of"] = f"{first.server_type}.{first.location}"
-        body = {
-            "name": spec.name,
-            "server_type": offer.server_type,
-            "location": offer.location,
-            "image": spec.image or DEFAULT_IMAGE,
-            "labels": written,
-            "user_data": user_data(spec, hour),
-            "firewalls": [{"firewall": project.firewall_id}],
-            "ssh_keys": [project.key_id],
-            "public_net": {"enable_ipv4": True, "enable_ipv6": False},
-            "start_after_create": True,
-        }
-        try:
-            answer = await self._api.call("POST", "/servers", doing, body=body)
-        except Refused as error:
-            if error.fields & {"firewalls", "ssh_keys"} or error.reason == "not_found":
-                self._shared = None  # somebody deleted them: the next creation makes them anew
-            if error.reason != "uniqueness_error":
-                raise
-            server, action = await self._adopt(spec), None
-        else:
-            server, action = answer["server"], answer["action"]["id"]
-        if server["status"] == "running":
-            return server
-        try:
-            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                running = await self._watch.running(server["id"])
-        except TimeoutError:
-            raise ProviderError(f"cannot {doing}: after {self._boot_s:.0f} s its server does not run yet") from None
-        if running is None:
-            raise await self._why_gone(action, doing)
-        return running
-
-    def _labels(self, spec: MachineSpec) -> tuple[datetime, dict[str, str]]:
-        """Its hour by Hetzner's clock, and what is written on it."""
-        hour = _now() + timedelta(seconds=spec.ttl_s) + self._ahead()
-        written = labels.machine_labels(spec, hour)
-        if self._reuse and (reuse := reuse_value(spec)) is not None:
-            written[labels.REUSE] = reuse
-        return hour, written
-
-    async def _make_of_spare(self, spec: MachineSpec, offers: list[shop.Offer], deadline: float) -> Json | None:
-        """A server that was set aside for this repository becomes the machine; None: there is none, or it did not work."""
-        server = self._spares.take(spec, offers)
-        if server is None:
-            return None
-        hour, written = self._labels(spec)
-        try:
-            image = spec.image or DEFAULT_IMAGE
-            await self._spares.rebuild(server, spec.name, written, image, user_data(spec, hour))
-            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                running = await self._watch.running(server["id"])
-        except (ProviderError, TimeoutError) as error:
-            _log.info("machine %s: not from a spare server (%s)", spec.name, error)
-            await self._burner.burn(server)
-            return None
-        except asyncio.CancelledError:
-            await self._burner.burn(server)  # it may not have the name yet by which it would be found
-            raise
-        return running
-
-    async def _adopt(self, spec: MachineSpec) -> Json:
-        """The server that has the name: ours, when an earlier request of the same creation made it."""
-        server = await self._find(spec.name)
-        if server is None:  # burned between the two requests
-            raise ProviderError(f"cannot make machine {spec.name}: one of that name has just gone; try again")
-        if not is_ours(server) or server["labels"].get(labels.SPEC) != labels.spec_value(spec):
-            raise NameTaken(f"there is another machine named {spec.name} at Hetzner; choose another name")
-        return server
-
-    async def _why_gone(self, action: int | None, doing: str) -> ProviderError:
-        """Hetzner takes a server away again when it finds no place for it after all; its action says so."""
-        if action is not None:
-            found = (await self._api.call("GET", f"/actions/{action}", f"read why it could not {doing}"))["action"]
-            if error := found.get("error"):
-                reason, said = str(error["code"]), " ".join(str(error["message"]).split())[:200]
-                code = shop.SOLD_OUT if reason in _NO_ROOM else "PROVIDER"
-                return Refused(f"cannot {doing}: {said} ({reason})", code=code, reason=reason, status=0)
-        return ProviderError(f"cannot {doing}: its server vanished while it booted; somebody burned it")
-
-    async def _project(self) -> Shared:
-        """Made by the first who needs it; a failure is not remembered."""
-        if self._shared is None or (self._shared.done() and (self._shared.cancelled() or self._shared.exception())):
-            self._shared = asyncio.create_task(shared(self._api))
-        return await asyncio.shield(self._shared)
-
     # Finding
 
     async def _servers(self, owner: str | None) -> list[Json]:
@@ -347,14 +227,6 @@ class HetznerProvider:
 
     async def _our_servers(self) -> list[Json]:
         return await self._servers(None)
-
-    async def _find(self, name: str, *, burning: bool = False) -> Json | None:
-        """By name, ours or not: names are unique in a project."""
-        if not _NAME.fullmatch(name):
-            return None
-        answer = await self._api.call("GET", "/servers", f"look for machine {name}", query={"name": name}, burning=burning)
-        found: list[Json] = answer["servers"]
-        return found[0] if found else None
 
     def _ahead(self) -> timedelta:
         return timedelta(seconds=self._api.clock_ahead_s)

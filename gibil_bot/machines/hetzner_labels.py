@@ -22,13 +22,15 @@ OWNER = "gibil-owner"
 EXPIRES = "gibil-expires"
 HOST_KEY = "gibil-host-key"
 SPEC = "gibil-spec"
+REUSE = "gibil-reuse"
+SPARE = "gibil-spare"
 
 _VALUE = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
 _KEY = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,46}[A-Za-z0-9])?")
 _MORE = re.compile(r"gibil-more\.(\d\d)\.(.+)")
 _TIME = re.compile(r"[0-9]{1,11}(\.[0-9]{1,6})?")
 _PIECE = 60
-_RESERVED = frozenset((CREATED_BY, OWNER, EXPIRES, HOST_KEY, SPEC))
+_RESERVED = frozenset((CREATED_BY, OWNER, EXPIRES, HOST_KEY, SPEC, REUSE, SPARE))
 
 
 def machine_labels(spec: MachineSpec, expires_at: datetime) -> dict[str, str]:

@@ -1,22 +1,40 @@
-"""A server, as Hetzner's API shows it, becomes a `Machine`. Pure."""
+"""A server, as Hetzner's API shows it: found by its name, and made a `Machine`."""
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 
 from gibil_bot.machines import hetzner_labels as labels
+from gibil_bot.machines.hetzner_api import HetznerApi
 from gibil_bot.machines.hetzner_offers import Json
 from gibil_bot.machines.hostkey import from_label
 from gibil_bot.model import Endpoint, Machine
+
+NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 _STATUS = {"initializing": "creating", "starting": "creating"}
 _WITHOUT_LABEL = timedelta(days=1)
 """A damaged label must not burn a machine at once, nor keep it for ever."""
 
 
+async def find_server(api: HetznerApi, name: str, *, burning: bool = False) -> Json | None:
+    """Ours or not: names are unique in a project."""
+    if not NAME.fullmatch(name):
+        return None
+    answer = await api.call("GET", "/servers", f"look for machine {name}", query={"name": name}, burning=burning)
+    found: list[Json] = answer["servers"]
+    return found[0] if found else None
+
+
 def is_ours(server: Json) -> bool:
     """Made by gibil-bot: nothing else in the project is ever touched."""
     return bool(server["labels"].get(labels.CREATED_BY) == labels.OURS)
+
+
+def is_machine(server: Json) -> bool:
+    """Ours, and not one that is set aside until its hour is over (hetzner_spares.py)."""
+    return is_ours(server) and labels.SPARE not in server["labels"]
 
 
 def machine_of(server: Json, ssh_port: int, clock_ahead_s: float) -> Machine:

@@ -20,6 +20,7 @@ from gibil_bot.machines.hetzner import HetznerProvider
 from gibil_bot.machines.hetzner_project import FIREWALL, KEY, new_pair
 from gibil_bot.model import Machine, MachineSpec
 from tests.doubles.hetzner import HetznerDouble, hetzner_double
+from tests.doubles.hetzner_routes import Fault
 from tests.doubles.hetzner_state import NoGuests, State
 
 CLIENT, HOST = new_pair(), new_pair()
@@ -361,3 +362,99 @@ async def test_lists_of_the_double_end_and_are_never_longer_than_fifty(double: H
     second = await asyncio.to_thread(client.request, "GET", "/actions", params={"per_page": 100, "page": 2})
     assert (len(second["actions"]), second["meta"]["pagination"]["next_page"]) == (10, None)
     client._client._session.close()
+
+
+# Hours that are paid
+
+
+@pytest.fixture
+async def thrifty(double: HetznerDouble) -> AsyncIterator[HetznerProvider]:
+    provider = double.provider(reuse=True)
+    yield provider
+    await provider.close()
+
+
+async def test_a_paid_hour_serves_the_next_run_of_the_repository(double: HetznerDouble, thrifty: HetznerProvider) -> None:
+    first = await thrifty.create(spec("first", labels={"repository": "7", "run": "1"}))
+    assert await thrifty.destroy("first") is True
+    (server,) = double.state.servers.values()
+    assert server["status"] == "off"
+    assert await thrifty.get("first") is None
+    assert await thrifty.list_machines() == []
+    assert await thrifty.destroy("first") is False
+
+    client, host = new_pair(), new_pair()
+    wanted = spec(
+        "second", labels={"repository": "7", "run": "2"}, authorized_key=client[1], host_key=host[0], image="debian-12"
+    )
+    second = await thrifty.create(wanted)
+    assert second.id == first.id
+    assert (second.status, second.labels["run"], second.labels["image"]) == ("running", "2", "debian-12")
+    assert second.endpoint.host_key == host[1]
+    (user_data,) = double.state.user_data.values()
+    assert client[1] in user_data
+    assert CLIENT[1] not in user_data
+    assert double.called("POST /servers") == 1
+    assert await thrifty.list_machines("tests") == [second]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"labels": {"repository": "8"}},
+        {"labels": {"repository": "7"}, "untrusted": True},
+        {"labels": {"repository": "7"}, "owner": "others"},
+        {"labels": {"repository": "7"}, "size": "large"},
+        {"labels": {}},
+    ],
+)
+async def test_nobody_else_gets_a_server_that_was_used(
+    double: HetznerDouble, thrifty: HetznerProvider, other: dict[str, Any]
+) -> None:
+    first = await thrifty.create(spec("first", labels={"repository": "7"}))
+    await thrifty.destroy("first")
+    second = await thrifty.create(spec("second", **other))
+    assert second.id != first.id
+
+
+async def test_without_the_setting_every_server_is_burned_at_once(double: HetznerDouble, provider: HetznerProvider) -> None:
+    await provider.create(spec("first", labels={"repository": "7"}))
+    await provider.destroy("first")
+    assert double.state.servers == {}
+
+
+@pytest.mark.parametrize("minutes", [0, 49, 51, 59, 60, 115])
+async def test_only_what_is_paid_is_kept(double: HetznerDouble, thrifty: HetznerProvider, minutes: int) -> None:
+    await thrifty.create(spec("first", labels={"repository": "7"}))
+    (server,) = double.state.servers.values()
+    created = datetime.now(UTC) - timedelta(minutes=minutes)
+    server["created"] = created.isoformat()
+    await thrifty.destroy("first")
+    kept = minutes % 60 < 47
+    assert [each["status"] for each in double.state.servers.values()] == (["off"] if kept else [])
+    if kept:
+        assert 0 < (labels.expires_at(server["labels"]) or created).timestamp() - datetime.now(UTC).timestamp() <= 57 * 60
+
+
+async def test_spares_are_burned_at_the_end_and_by_any_sweep(double: HetznerDouble, provider: HetznerProvider) -> None:
+    thrifty = double.provider(reuse=True)
+    await thrifty.create(spec("first", labels={"repository": "7"}))
+    await thrifty.destroy("first")
+    (server,) = double.state.servers.values()
+    server["labels"][labels.EXPIRES] = labels.time_value(datetime.now(UTC) - timedelta(seconds=1))
+    assert await provider.sweep("tests") == [server["name"]]
+    await thrifty.create(spec("second", labels={"repository": "7"}))
+    await thrifty.destroy("second")
+    assert len(double.state.servers) == 1
+    await thrifty.close()
+    assert double.state.servers == {}
+
+
+@pytest.mark.parametrize("what", ["rebuild", "poweroff"])
+async def test_what_cannot_be_reused_is_burned(double: HetznerDouble, thrifty: HetznerProvider, what: str) -> None:
+    double.api.faults.append(Fault("POST", rf"/servers/\d+/actions/{what}", status=422, code="unsupported_error"))
+    first = await thrifty.create(spec("first", labels={"repository": "7"}))
+    await thrifty.destroy("first")
+    second = await thrifty.create(spec("second", labels={"repository": "7"}))
+    assert second.id != first.id
+    assert [str(number) for number in double.state.servers] == [second.id]

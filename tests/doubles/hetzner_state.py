@@ -99,6 +99,8 @@ class State:
     ssh_keys: dict[int, Json] = field(default_factory=dict)
     actions: dict[int, Json] = field(default_factory=dict)
     locked: set[int] = field(default_factory=set)
+    guest_names: dict[int, str] = field(default_factory=dict)
+    """What a server's computer was called when it booted: a server that is renamed keeps its computer."""
     _last_id: int = 1000
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -221,15 +223,16 @@ class State:
             return
         address = (server["public_net"]["ipv4"] or {}).get("ip", "")
         number = server["id"]
+        name = self.guest_names.setdefault(number, server["name"])
         await self.guests.boot(
-            server["name"], address, self.user_data[number], self.keys_of[number], lambda: self._switched_itself_off(server)
+            name, address, self.user_data[number], self.keys_of[number], lambda: self._switched_itself_off(server)
         )
         if server["status"] == "starting":
             server["status"] = "running"
         self.end(action)
 
     async def stop(self, server: Json) -> None:
-        await self.guests.switch_off(server["name"])
+        await self.guests.switch_off(self.guest_names.get(server["id"], ""))
         server["status"] = "off"
 
     def delete_server(self, server: Json) -> Json:
@@ -252,12 +255,15 @@ class State:
         return action
 
     async def _rebuild(self, server: Json, action: Json) -> None:
-        await self.guests.remove(server["name"])
+        await self._remove_guest(server)
         await self.start(server, action)
+
+    async def _remove_guest(self, server: Json) -> None:
+        await self.guests.remove(self.guest_names.pop(server["id"], ""))
 
     async def _go(self, server: Json, action: Json) -> None:
         await asyncio.sleep(self.deleting_s)
-        await self.guests.remove(server["name"])
+        await self._remove_guest(server)
         self._forget_server(server)
         self.end(action)
 
