@@ -80,7 +80,8 @@ async def write_history(store: SqliteStore, count: int) -> None:
         if claim is not None:
             await store.finish(claim, Conclusion.SUCCESS, ())
 
-    await timed(count, work)
+    if count:
+        await timed(count, work)
 
 
 def fsync_ms(folder: Path) -> float:
