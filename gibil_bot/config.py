@@ -60,7 +60,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         name="GIBIL_REUSE",
         default="–",
-        meaning="`rebuild`: a burned Hetzner server serves the next run of the same repository and trust in the hour that is paid",
+        meaning="`rebuild`: a burned Hetzner server serves the next run of the same repository and trust in its paid hour",
     ),
     Setting(name="GIBIL_GITHUB_URL", default="https://api.github.com", meaning="GitHub's API; GitHub Enterprise Server too"),
     Setting(name="GIBIL_GITHUB_APP_ID", default="–", meaning="the App's id"),
