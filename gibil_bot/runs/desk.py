@@ -73,8 +73,8 @@ async def read_desk(
     if author.lower() != actor.lower():
         permission = await github.permission(installation_id, repository.full_name, author)
     trust = Trust.TRUSTED if permission in MAY_COMMAND else Trust.UNTRUSTED
-    ref = pull_request.base_sha or pull_request.base_ref
-    files = await github.workflow_files(installation_id, repository.full_name, ref)
+    # The branch as it is now, and not the commit that the pull request remembers of it: a workflow that was mended counts.
+    files = await github.workflow_files(installation_id, repository.full_name, pull_request.base_ref)
     return Desk(
         installation_id=installation_id,
         # In a thread: somebody may have filled the files with what takes long to read.

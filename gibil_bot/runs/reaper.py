@@ -12,7 +12,7 @@ from collections.abc import Awaitable
 from datetime import timedelta
 from pathlib import Path
 
-from gibil_bot.errors import GibilError
+from gibil_bot.errors import GibilError, Unavailable
 from gibil_bot.machines.lifecycle import Forge
 from gibil_bot.model import RunState
 from gibil_bot.ports import GitHub, Store
@@ -40,11 +40,15 @@ class Reaper:
 
     async def run(self) -> None:
         since_deliveries = DELIVERIES_EVERY_S
+        first = True
         while True:
             await self._carefully("burn strays", self.burn_strays())
             if self._github is not None and since_deliveries >= DELIVERIES_EVERY_S:
                 since_deliveries = 0.0
                 await self._carefully("fetch lost deliveries", self.fetch_lost_deliveries(self._github))
+            if first and not await self._store.unfinished():
+                await self._carefully("no machine can be forged here", self._forge_once())
+            first = False
             await self._carefully("forget what is old", self._forget())
             await asyncio.sleep(EVERY_S)
             since_deliveries += EVERY_S
@@ -53,10 +57,17 @@ class Reaper:
         """One failing duty must not keep the others from being done."""
         try:
             await work
+        except Unavailable as error:
+            log.error("%s: %s", what, "; or: ".join((error.message, *error.remedies)))
         except GibilError as error:
             log.warning("%s: %s", what, error.message)
         except Exception:
             log.exception("%s", what)
+
+    async def _forge_once(self) -> None:
+        """Say at the start, and not at the first command, when no machine can be forged; and have everything ready."""
+        able = await self._forge.provider.probe()
+        log.info("%s machines can be forged here: tier %s", self._forge.provider.name, able.tier)
 
     async def burn_strays(self) -> list[str]:
         """Burn every machine of ours that no unfinished run owns; the names."""
