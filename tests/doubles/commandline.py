@@ -1,0 +1,132 @@
+"""The `gibil` command as its users have it: in a PATH, in a real bash, with a data directory of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gibil_bot.machines.local.home import Home
+from tests.doubles.machines import end_keeper, lend_skeleton
+
+_GIT = {
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_AUTHOR_NAME": "Ada",
+    "GIT_AUTHOR_EMAIL": "ada@example.com",
+    "GIT_COMMITTER_NAME": "Ada",
+    "GIT_COMMITTER_EMAIL": "ada@example.com",
+}
+
+
+@dataclass
+class CommandLine:
+    """`folder` holds everything; commands run in `folder / "here"`."""
+
+    folder: Path
+
+    @property
+    def data_dir(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def here(self) -> Path:
+        return self.folder / "here"
+
+    @property
+    def home(self) -> Home:
+        return Home(self.data_dir.absolute())
+
+    def environment(self, **more: str) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("GIBIL_", "HCLOUD_"))}
+        path = f"{self.folder}/bin:{os.environ['PATH']}"
+        return {**kept, "PATH": path, "GIBIL_DATA_DIR": str(self.data_dir), "NO_COLOR": "1", **_GIT, **more}
+
+    def gibil(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "gibil_bot", *arguments],
+            env=self.environment(**more),
+            cwd=self.here,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    def start(self, *arguments: str, **more: Any) -> subprocess.Popen[bytes]:
+        """In a process group of its own, as a shell starts it."""
+        words: dict[str, Any] = {
+            "env": self.environment(),
+            "cwd": self.here,
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "process_group": 0,
+        }
+        return subprocess.Popen([sys.executable, "-m", "gibil_bot", *arguments], **{**words, **more})
+
+    def json(self, *arguments: str) -> Any:
+        """What stdout says, which has to be one JSON value and nothing else; the command has to succeed."""
+        done = self.gibil(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def bash(self, script: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """A script as a person would run it, with `gibil` and `jq` in its PATH."""
+        return subprocess.run(
+            ["bash", "-c", script],
+            env=self.environment(**more),
+            cwd=self.here,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    def repository(self, name: str, files: dict[str, str], *, branch: str = "main") -> Path:
+        """A checkout with one commit."""
+        folder = self.here / name
+        folder.mkdir(parents=True)
+        self.git(folder, "init", "-q", "-b", branch)
+        self.commit(folder, files)
+        return folder
+
+    def commit(self, folder: Path, files: dict[str, str]) -> str:
+        for path, text in files.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(text)
+        self.git(folder, "add", "-A")
+        self.git(folder, "commit", "-q", "-m", "change")
+        return self.git(folder, "rev-parse", "HEAD")
+
+    def git(self, folder: Path, *arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], env={**os.environ, **_GIT}, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+
+@contextlib.contextmanager
+def command_line(folder: Path, shared: Path) -> Iterator[CommandLine]:
+    """At the end no keeper and no machine is left."""
+    line = CommandLine(folder)
+    line.here.mkdir()
+    (folder / "bin").mkdir()
+    shim = folder / "bin" / "gibil"
+    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m gibil_bot "$@"\n')
+    shim.chmod(0o755)
+    lend_skeleton(line.data_dir, shared)
+    try:
+        yield line
+    finally:
+        asyncio.run(end_keeper(line.home))
+        shutil.rmtree(line.data_dir / "local", ignore_errors=True)

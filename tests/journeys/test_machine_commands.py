@@ -1,0 +1,297 @@
+"""The seed's shell examples as they are written, in a real bash with a real jq; every command's JSON beside its contract."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.doubles.commandline import CommandLine, command_line
+from tests.doubles.machines import processes_with, shared_folder
+
+pytestmark = pytest.mark.usefixtures("local_machines")
+needs_jq = pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not installed: apt-get install jq")
+
+CREATED = {
+    "name", "provider", "ip", "port", "server_id", "ssh_key_id", "status", "ttl", "ttl_minutes", "created_at", "expires_at",
+    "ssh_command", "host_key",
+}  # fmt: skip
+LISTED = {
+    "name", "provider", "ip", "server_id", "status", "ttl", "ttl_remaining_minutes", "created_at", "expires_at", "repo",
+    "labels",
+}  # fmt: skip
+ERROR = {"error", "code", "message", "exit_code"}
+FILE = """
+env: {COLOUR: red}
+tasks:
+  - {name: install, run: 'echo "INSTALLED=yes" >>"$GITHUB_ENV"'}
+  - {name: test, run: 'test "$INSTALLED-$COLOUR-${#TOKEN}" = yes-red-11 && echo passed'}
+machine: {ttl: 30m}
+"""
+
+
+@pytest.fixture
+def line(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
+    with command_line(tmp_path, shared_folder(tmp_path_factory)) as line:
+        yield line
+
+
+@needs_jq
+def test_forge_use_burn_as_the_seed_writes_it(line: CommandLine) -> None:
+    line.repository("project", {"package.json": "{}", ".gibil.yml": "tasks: [{name: test, run: test -f package.json}]\n"})
+    done = line.bash(
+        """
+        set -e
+        RESULT=$(gibil create --name agent-task --repo file://$PWD/project --ttl 20 --json)
+        test "$(echo "$RESULT" | jq -r .name)" = agent-task
+        test "$(echo "$RESULT" | jq -r .status)" = ready
+        test "$(echo "$RESULT" | jq -r .ttl)" = 20
+        IP=$(echo "$RESULT" | jq -r .ip)
+        while ! gibil run agent-task "test -f /root/.gibil-ready" --json >/dev/null; do sleep 0.1; done
+        while ! gibil run agent-task "test -f /root/.gibil-tasks-done" --json >/dev/null; do
+            if gibil run agent-task "test -f /root/.gibil-tasks-failed" --json >/dev/null; then exit 70; fi
+            sleep 0.1
+        done
+        gibil run agent-task "cd /root/project && ls package.json" --json | jq -r .stdout
+        gibil list --json | jq -r '.[].name'
+        gibil destroy agent-task --json | jq -r .status
+        gibil list --json | jq length
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["package.json", "agent-task", "destroyed", "0"]
+
+
+@needs_jq
+def test_parallel_agents_a_fleet_and_the_end_of_all(line: CommandLine) -> None:
+    done = line.bash(
+        """
+        set -e
+        for n in 1 2 3; do gibil create --name agent-$n --json >created-$n & done
+        wait
+        cat created-* | jq -r .name
+        FLEET=$(gibil create --fleet 3 --name fleet --json | tee fleet | jq -r .fleet_id)
+        jq -r '.instances[].name' fleet
+        for n in 1 2 3; do gibil run agent-$n "echo $n >/root/mine; hostname >/dev/null; cat /root/mine" --json >ran-$n & done
+        wait
+        cat ran-* | jq -r .stdout
+        gibil destroy --fleet $FLEET --json | jq length
+        gibil destroy --all --json | jq -r '.[].destroyed'
+        gibil list --json | jq length
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    agents, fleet = ["agent-1", "agent-2", "agent-3"], ["fleet-1", "fleet-2", "fleet-3"]
+    assert done.stdout.split() == [*agents, *fleet, "1", "2", "3", "3", "true", "true", "true", "0"]
+
+
+@needs_jq
+def test_errors_are_handled_with_jq_and_the_error_path_burns(line: CommandLine) -> None:
+    done = line.bash(
+        """
+        gibil create --name flaky --json >/dev/null
+        RESULT=$(gibil run flaky "echo broken >&2; exit 3" --json)
+        STATUS=$?
+        if [ "$(echo "$RESULT" | jq -r .exit_code)" != 0 ]; then
+            echo "$RESULT" | jq -r .stderr
+            gibil destroy flaky --json | jq -r .destroyed
+        fi
+        gibil destroy flaky --json | jq -r .was_already_destroyed
+        ERROR=$(gibil run flaky true --json)
+        echo "$STATUS $?"
+        echo "$ERROR" | jq -r '.error, .code'
+        """
+    )
+    told = [text for text in done.stdout.splitlines() if text]
+    assert told == ["broken", "true", "true", "3 2", "Server 'flaky' not found", "SERVER_NOT_FOUND"]
+
+
+def test_every_commands_json_has_the_contracts_keys(line: CommandLine) -> None:
+    project = line.repository("project", {"a": "1"})
+    created = line.json("create", "--name", "keys", "--repo", str(project), "--env", "TOKEN=x")
+    assert created.keys() >= CREATED
+    assert (created["status"], created["ttl"], created["provider"]) == ("ready", 60, "local")
+    assert created["host_key"].startswith("ssh-ed25519 ")
+    ran = line.json("run", "keys", "echo out; echo err >&2")
+    assert ran == {"stdout": "out\n", "stderr": "err\n", "exit_code": 0}
+    (listed,) = line.json("list")
+    assert listed.keys() >= LISTED
+    assert (listed["status"], listed["repo"], listed["labels"]["made-by"]) == ("running", str(project), "gibil create")
+    assert 59 <= listed["ttl_remaining_minutes"] <= 60
+    extended = line.json("extend", "keys", "10m")
+    assert extended.keys() == {"name", "ttl_minutes", "expires_at"}
+    assert extended["ttl_minutes"] == 70
+    assert line.json("list")[0]["expires_at"] == extended["expires_at"]
+    assert {job["job_id"] for job in line.json("jobs", "keys")} == {"provision"}
+    assert "ready" in line.json("logs", "keys")["stdout"]
+    shown = line.gibil("ssh", "--json", "keys")
+    assert json.loads(shown.stdout)["host_key"] == created["host_key"]
+    assert [view["name"] for view in line.json("providers")] == ["local", "hetzner"]
+    assert "complete" in line.json("completion", "bash")["script"]
+    destroyed = {"name": "keys", "status": "destroyed", "destroyed": True, "was_already_destroyed": False}
+    assert line.json("destroy", "keys") == destroyed
+    assert line.json("destroy", "keys") == {**destroyed, "was_already_destroyed": True}
+    assert line.json("destroy", "keys", "absent") == [
+        {**destroyed, "was_already_destroyed": True},
+        {**destroyed, "name": "absent", "was_already_destroyed": True},
+    ]
+    assert line.json("destroy", "--all") == []
+
+
+def test_create_waits_for_the_tasks_and_says_how_each_of_them_ended(line: CommandLine) -> None:
+    project = line.repository("project", {".gibil.yml": FILE})
+    done = line.gibil(
+        "create", "--name", "good", "--repo", "project", "--env", "TOKEN=tok-5f7a91c", "--wait", "tasks", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    good = json.loads(done.stdout)
+    assert (good["ready"], good["tasks"], good["ttl"]) == (True, "success", 30)
+    assert [(task["name"], task["status"], task["exit_code"]) for task in good["task_results"]] == [
+        ("install", "success", 0),
+        ("test", "success", 0),
+    ]
+    assert "passed" in done.stderr  # the tasks are shown as they run
+    # What the tasks had is there for commands, too, and is on no disk.
+    assert line.json("run", "good", "echo $COLOUR $INSTALLED $TOKEN $CI")["stdout"] == "red yes tok-5f7a91c true\n"
+    assert line.gibil("run", "good", "grep -rls 5f7a91c /root /etc /tmp /var/tmp").stdout == ""
+    assert line.gibil("run", "good", "git -C /root/project rev-parse --abbrev-ref HEAD").stdout == "main\n"
+
+    line.commit(project, {".gibil.yml": "tasks: [{name: bad, run: exit 5}, {name: after, run: 'true'}]\n"})
+    bad = line.gibil("create", "--name", "bad", "--repo", "project", "--wait", "tasks", "--json")
+    assert bad.returncode == 1
+    told = json.loads(bad.stdout)
+    assert (told["tasks"], [task["status"] for task in told["task_results"]]) == ("failure", ["failure", "skipped"])
+    assert line.gibil("run", "bad", "test -f /root/.gibil-tasks-failed && test ! -f /root/.gibil-tasks-done").returncode == 0
+
+
+def test_branch_makes_a_machine_for_a_branch_of_the_origin_and_runs_a_command_there(line: CommandLine) -> None:
+    origin = line.repository("origin", {"a": "main"})
+    line.git(origin, "checkout", "-q", "-b", "feature/new-parser")
+    line.commit(origin, {"a": "feature"})
+    line.git(line.here, "clone", "-q", "-b", "main", str(origin), "work")
+    words = "cd work && gibil branch feature/new-parser --ttl 10 --run 'cat a; git log --oneline | wc -l; exit 4' --json"
+    done = line.bash(words)
+    assert done.returncode == 4, done.stderr
+    told = json.loads(done.stdout)
+    assert told["name"].startswith("feature-new-parser-")
+    assert told["run"]["stdout"].split() == ["feature2", "2"] or told["run"]["stdout"] == "feature2\n"
+    assert line.bash("cd work && gibil branch absent --json").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("create", "--name", "Not_A_Name"), "USAGE"),
+        (("create", "--name", "a" * 64), "USAGE"),
+        (("create", "--ttl", "soon"), "USAGE"),
+        (("create", "--ttl", "30s"), "USAGE"),
+        (("create", "--ttl", "2y"), "USAGE"),
+        (("create", "--size", "huge"), "USAGE"),
+        (("create", "--fleet", "21"), "USAGE"),
+        (("create", "--env", "NOVALUE"), "USAGE"),
+        (("create", "--env", "1X=y"), "USAGE"),
+        (("create", "--env", "GITHUB_TOKEN=y"), "USAGE"),
+        (("create", "--provider", "aws"), "USAGE"),
+        (("create", "--provider", "hetzner"), "CONFIGURATION"),
+        (("create", "--branch", "main"), "USAGE"),
+        (("create", "--repo", "nowhere/"), "USAGE"),
+        (("create", "--repo", "https://ada:secret@example.com/x.git"), "USAGE"),
+        (("create", "--repo", "broken"), "WORKFLOW_INVALID"),
+        (("run", "absent", "true"), "SERVER_NOT_FOUND"),
+        (("run", "absent"), "USAGE"),
+        (("run", "absent", "true", "--timeout", "never"), "USAGE"),
+        (("extend", "absent", "10m"), "SERVER_NOT_FOUND"),
+        (("destroy",), "USAGE"),
+        (("destroy", "--all", "absent"), "USAGE"),
+        (("logs", "absent"), "SERVER_NOT_FOUND"),
+        (("jobs", "absent"), "SERVER_NOT_FOUND"),
+        (("init", "--provider", "aws"), "USAGE"),
+        (("init", "--token", "x"), "USAGE"),
+        (("completion", "tcsh"), "USAGE"),
+    ],
+)
+def test_what_cannot_be_done_is_one_json_value_with_a_code_and_nothing_is_forged(
+    tmp_path: Path, arguments: tuple[str, ...], code: str
+) -> None:
+    line = CommandLine(tmp_path)
+    line.repository("broken", {".gibil.yml": "tasks: [{run: make}]\nruntimes: {python: '3'}\n"})
+    done = line.gibil(*arguments, "--json")
+    told = json.loads(done.stdout)
+    assert told.keys() == ERROR
+    assert (told["code"], told["exit_code"]) == (code, done.returncode)
+    assert done.returncode != 0
+    assert "secret" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (line.data_dir / "local").exists()
+
+
+def test_a_broken_gibil_yml_is_refused_with_its_line_and_the_nearest_word(tmp_path: Path) -> None:
+    line = CommandLine(tmp_path)
+    line.repository("broken", {".gibil.yml": "tasks: [{run: make}]\nruntimes: {python: '3'}\n"})
+    done = line.gibil("create", "--repo", "broken")
+    assert done.returncode == 2
+    assert ".gibil.yml:2:1:" in done.stderr
+    assert "'runtime'" in done.stderr
+
+
+def test_a_taken_name_is_an_error_and_leaves_the_machine_alone(line: CommandLine) -> None:
+    line.json("create", "--name", "taken")
+    again = line.gibil("create", "--name", "taken", "--json")
+    assert (again.returncode, json.loads(again.stdout)["code"]) == (3, "NAME_TAKEN")
+    side_by_side = line.bash("for n in 1 2 3 4; do gibil create --name race --json >r$n 2>/dev/null & done; wait; cat r*")
+    codes = sorted(json.loads(text).get("code", "made") for text in side_by_side.stdout.splitlines())
+    assert codes == ["NAME_TAKEN", "NAME_TAKEN", "NAME_TAKEN", "made"]
+    assert line.gibil("run", "taken", "true").returncode == line.gibil("run", "race", "true").returncode == 0
+    fleet = line.gibil("create", "--name", "taken", "--fleet", "2", "--json")
+    assert fleet.returncode == 0, "taken-1 and taken-2 are other names"
+    line.json("destroy", "taken-1")
+    half = line.gibil("create", "--name", "taken", "--fleet", "2", "--json")
+    assert json.loads(half.stdout)["code"] == "NAME_TAKEN"
+    assert {view["name"] for view in line.json("list")} == {"taken", "race", "taken-2"}, "a fleet is whole, or not there"
+
+
+def test_a_machines_life_has_a_cap_and_its_end_is_announced(line: CommandLine) -> None:
+    line.json("create", "--name", "short", "--ttl", "1m")
+    listed = line.gibil("list")
+    assert listed.stdout.splitlines()[0].split() == ["NAME", "PROVIDER", "STATUS", "ADDRESS", "LEFT", "FOR"]
+    assert "gibil extend short" in listed.stderr
+    too_long = line.gibil("extend", "short", "24h", "--json")
+    assert (too_long.returncode, json.loads(too_long.stdout)["code"]) == (2, "USAGE")
+    assert line.json("extend", "short", "29")["ttl_minutes"] == 30
+    assert line.gibil("list").stderr == ""
+
+
+def test_a_command_line_that_is_killed_while_it_creates_leaves_a_whole_machine_or_none(line: CommandLine) -> None:
+    line.json("create", "--name", "warm")  # a keeper runs
+    for delay_s in (0.12, 0.2, 0.25, 0.3, 0.4):
+        name = f"killed-{int(delay_s * 100)}"
+        process = line.start("create", "--name", name)
+        time.sleep(delay_s)  # no event tells how far it is: every moment has to do
+        process.kill()
+        process.communicate(timeout=30)
+        listed = {view["name"] for view in line.json("list")}
+        assert listed <= {"warm", name}
+        if name in listed:
+            assert line.gibil("run", name, "true").returncode == 0
+            assert line.json("destroy", name)["was_already_destroyed"] is False
+    assert [path.name for path in line.home.machines.iterdir()] == ["warm"]
+
+
+def test_a_create_that_is_interrupted_burns_what_it_made(line: CommandLine) -> None:
+    line.repository("large", {"noise": "x" * 100})
+    line.json("create", "--name", "warm")
+    process = line.start("create", "--name", "stopped", "--repo", "large", "--wait", "tasks", "--json")
+    assert process.stderr is not None
+    while b"forged stopped" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    if process.returncode == 130:
+        assert json.loads(out)["code"] == "INTERRUPTED"
+    assert process.returncode in (0, 130)
+    assert processes_with("provision") == []
