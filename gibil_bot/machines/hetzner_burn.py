@@ -54,13 +54,15 @@ class Burner:
 
     async def _delete(self, name: str, path: str) -> None:
         deadline = time.monotonic() + self._within_s
+        pause = self._look_every_s / 4  # most are gone at once
         try:
             await self._api.call("DELETE", path, f"burn machine {name}", burning=True)
             while True:
                 await self._api.call("GET", path, f"see whether machine {name} is burned", burning=True)
                 if time.monotonic() > deadline:
                     raise ProviderError(f"Hetzner has not burned machine {name} within {self._within_s:.0f} s; try again")
-                await asyncio.sleep(self._look_every_s)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, self._look_every_s)
         except Refused as error:
             if error.reason != "not_found":
                 raise

@@ -1,7 +1,7 @@
 """What every Provider promises, kept by the Hetzner provider on servers that really boot.
 
 These are the tests of test_provider.py that need a booted machine; each boot takes seconds. What the API alone decides is in
-test_hetzner.py, what a shell on OpenSSH does in test_shell.py, and the rest there is about the keeper's own SSH server.
+test_hetzner.py, who gets in in journeys/test_hetzner_boots.py, what a shell on OpenSSH does in test_shell.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from gibil_bot.model import Machine, MachineSpec
 from tests.contracts.test_provider import (  # noqa: F401 - collected here, with the fixture `lodging` of this file
     test_a_created_machine_is_what_was_asked_for,
     test_destroy_ends_everything_and_may_be_repeated,
-    test_only_the_one_key_gets_in_and_only_as_root,
 )
 from tests.doubles.hetzner import hetzner_double
 from tests.doubles.hetzner_guests import Image, LocalGuests, local_guests

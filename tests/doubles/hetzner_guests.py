@@ -127,30 +127,22 @@ class LocalGuests:
         self._lodging = lodging
         self._image = image
         self._guests: dict[str, _Guest] = {}
-        self._holders: dict[str, socket.socket] = {}
+        self._claims: dict[str, socket.socket] = {}
         self.port = port
 
     async def open(self) -> None:
         """Choose the port, if none was asked for: one that is free on the first address, and so most likely on all."""
-        address = await self.address()
-        self._holders.pop(address).close()
+        self._claims.pop(await self.address()).close()
 
     async def address(self) -> str:
-        """A free one, held until it is used."""
+        """A free one; ours until the end."""
         for number in range(1, 255):
             address = f"{_NETWORK}.{number}"
-            if address in self._holders:
-                continue
-            holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                holder.bind((address, self.port))
-            except OSError:
-                holder.close()
-                continue
-            self.port = holder.getsockname()[1]
-            self._holders[address] = holder
-            return address
+            if address not in self._claims:
+                with contextlib.suppress(OSError):
+                    self.port = _free_port(address, self.port)
+                    self._claims[address] = _claim(f"{address}:{self.port}")
+                    return address
         raise RuntimeError(f"port {self.port} is free on no address of {_NETWORK}.0/24")
 
     async def booted(self, name: str) -> str:
@@ -186,8 +178,8 @@ class LocalGuests:
     async def close(self) -> None:
         for name in tuple(self._guests):
             await self.remove(name)
-        for holder in self._holders.values():
-            holder.close()
+        for claim in self._claims.values():
+            claim.close()
 
     async def _forge(self, name: str, address: str, user_data: str, keys: list[str]) -> _Guest:
         machine = await self._lodging.provider.create(self._lodging.spec(name, ttl_s=600, tethered=True))
@@ -220,8 +212,6 @@ class LocalGuests:
         powered_off()
 
     async def _listen(self, guest: _Guest) -> asyncio.Server:
-        if holder := self._holders.pop(guest.address, None):
-            holder.close()
         return await asyncio.start_server(
             lambda reader, writer: self._serve(guest, reader, writer), guest.address, self.port, reuse_address=True
         )
@@ -259,6 +249,26 @@ class LocalGuests:
     async def _must(self, guest: _Guest, script: str, stdin: bytes = b"") -> None:
         done = await guest.connection.run(script, input=stdin, encoding=None)
         assert done.exit_status == 0, done.stderr
+
+
+def _free_port(address: str, port: int) -> int:
+    """That port, or any for 0. Raises OSError when somebody listens there."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((address, port))
+        probe.listen(1)
+        return int(probe.getsockname()[1])
+
+
+def _claim(where: str) -> socket.socket:
+    """Among test runs: a name that one process can have, and that goes with it. Raises OSError when another has it."""
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        claim.bind(f"\0gibil-hetzner-double {where}")
+    except OSError:
+        claim.close()
+        raise
+    return claim
 
 
 class _Source(Protocol):

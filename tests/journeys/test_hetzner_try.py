@@ -7,8 +7,10 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,3 +75,22 @@ async def test_gibil_try_runs_a_checkout_on_a_cloud_server(double: HetznerDouble
     assert double.called("POST /servers") == 1
     assert double.state.servers == {}
     assert double.state.primary_ips == {}
+
+
+async def test_the_pattern_forge_use_burn_on_a_cloud_server(double: HetznerDouble, tmp_path: Path) -> None:
+    async def ask(*arguments: str, status: int = 0) -> dict[str, Any]:
+        got, out, shown = await gibil(double, tmp_path / "data", *arguments, "--json")
+        assert got == status, shown + out
+        answer: dict[str, Any] = json.loads(out)
+        return answer
+
+    made = await ask("create", "--name", "agent-task", "--ttl", "20")
+    (server,) = double.state.servers.values()
+    assert (made["provider"], made["server_id"], made["status"]) == ("hetzner", str(server["id"]), "ready")
+    assert (made["ip"], made["port"], made["ttl"]) == (server["public_net"]["ipv4"]["ip"], 22, 20)
+    assert (await ask("extend", "agent-task", "30m"))["ttl_minutes"] == 50
+    ran = await ask("run", "agent-task", "hostname; cat /etc/gibil/expires-at >&2; exit 3", status=3)
+    assert (ran["stdout"], ran["exit_code"]) == ("agent-task\n", 3)
+    assert abs(int(ran["stderr"]) - time.time() - 50 * 60) < 60
+    assert (await ask("destroy", "agent-task"))["was_already_destroyed"] is False
+    assert double.state.servers == {}
