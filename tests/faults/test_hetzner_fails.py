@@ -172,6 +172,19 @@ async def test_a_server_that_vanishes_while_it_boots_is_said(double: HetznerDoub
         await task
 
 
+async def test_a_list_that_fails_while_servers_boot_fails_those_who_wait(
+    double: HetznerDouble, provider: HetznerProvider
+) -> None:
+    await provider.create(spec("warm"))
+    double.state.initializing_s = 600
+    arm(double, "GET", "/servers", times=5)
+    waiting = [asyncio.create_task(provider.create(spec(name))) for name in ("one", "two")]
+    failed = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(isinstance(error, ProviderError) for error in failed)
+    double.state.initializing_s = 0
+    assert (await provider.create(spec("three"))).status == "running"
+
+
 # Cancelling
 
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+import hcloud
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -173,6 +174,16 @@ def test_started_hours_are_billed_whole(lived: int, hours: int) -> None:
 
 def test_a_month_is_the_most_that_is_billed() -> None:
     assert shop.cost_so_far(shop.Price(Decimal("0.01"), Decimal(6), "EUR"), NOW, NOW + timedelta(days=30)) == Decimal(6)
+
+
+# The library
+
+
+def test_hcloud_still_has_what_we_turn_off_in_it() -> None:
+    """There is no public way to do without its retrying, which sleeps in a thread, nor to close its connections."""
+    client = hcloud.Client("token")._client
+    assert client._retry_max_retries == 5
+    client._session.close()
 
 
 # The budget
