@@ -79,7 +79,7 @@ def _keys(channel: Channel) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 channel.channel.write(data)
 
-    tty.setraw(_STDIN)
+    tty.setraw(_STDIN, termios.TCSADRAIN)  # and not TCSAFLUSH: what was typed while we connected is meant for the machine
     loop.add_reader(_STDIN, read)
     loop.add_signal_handler(signal.SIGWINCH, lambda: channel.resize(*_size()))
     channel.resize(*_size())  # it may have changed while we connected

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class CommandLine:
     """`folder` holds everything; commands run in `folder / "here"`."""
 
     folder: Path
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
     def data_dir(self) -> Path:
@@ -71,7 +72,21 @@ class CommandLine:
             "stderr": subprocess.PIPE,
             "process_group": 0,
         }
-        return subprocess.Popen([sys.executable, "-m", "gibil_bot", *arguments], **{**words, **more})
+        process: subprocess.Popen[bytes] = subprocess.Popen(
+            [sys.executable, "-m", "gibil_bot", *arguments], **{**words, **more}
+        )
+        self.started.append(process)
+        return process
+
+    def end(self) -> None:
+        """Of a test that failed half-way, too: nothing that it started goes on."""
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+            for pipe in (process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
+            process.wait(timeout=20)
 
     def json(self, *arguments: str) -> Any:
         """What stdout says, which has to be one JSON value and nothing else; the command has to succeed."""
@@ -128,5 +143,6 @@ def command_line(folder: Path, shared: Path) -> Iterator[CommandLine]:
     try:
         yield line
     finally:
+        line.end()
         asyncio.run(end_keeper(line.home))
         shutil.rmtree(line.data_dir / "local", ignore_errors=True)

@@ -1,0 +1,110 @@
+"""`from gibil_bot import machines`: what a program does with machines, and that none is left."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from gibil_bot import machines
+from gibil_bot.config import Settings, load_settings
+from gibil_bot.errors import MachineNotFound, NameTaken, UsageError
+from gibil_bot.machines.local.home import Home
+from gibil_bot.machines.local.limits import Groups, find_hierarchies
+from gibil_bot.machines.local.tier import groups_prefix
+from tests.doubles.machines import end_keeper, lend_skeleton, shared_folder
+
+needs_machines = pytest.mark.usefixtures("local_machines")
+
+
+@pytest.fixture
+async def settings(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Settings]:
+    data_dir = tmp_path / "data"
+    await asyncio.to_thread(lend_skeleton, data_dir, shared_folder(tmp_path_factory))
+    yield load_settings({"GIBIL_DATA_DIR": str(data_dir)})
+    await end_keeper(Home(data_dir))
+
+
+def left_of(settings: Settings) -> tuple[list[str], list[str]]:
+    """Folders and control groups of machines."""
+    home = Home(settings.data_dir)
+    return sorted(path.name for path in home.machines.iterdir()), Groups(find_hierarchies(), groups_prefix(home)).leftovers()
+
+
+@needs_machines
+async def test_a_machine_is_there_for_the_block_and_burned_when_it_is_left(settings: Settings) -> None:
+    async with machines.create(name="m", env={"WHO": "ada"}, settings=settings) as m:
+        result = await m.run("echo hello $WHO; echo oops >&2; exit 4")
+        assert (result.stdout, result.stderr, result.exit_code, result.timed_out) == ("hello ada\n", "oops\n", 4, False)
+        assert await m.wait_ready() is True
+        assert await m.wait_tasks() == []
+        async with machines.connect(settings=settings) as connected:
+            assert [machine.name for machine in await connected.list()] == ["m"]
+            with pytest.raises(NameTaken):
+                async with connected.create(name="m"):
+                    pass
+        async with machines.open_machine("m", settings=settings) as same:
+            assert (await same.run("echo again")).stdout == "again\n"
+    with pytest.raises(MachineNotFound):
+        async with machines.open_machine("m", settings=settings):
+            pass
+    assert left_of(settings) == ([], [])
+
+
+@needs_machines
+async def test_an_error_or_a_cancellation_in_the_block_burns_it_too(settings: Settings) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with machines.create(settings=settings):
+            raise ZeroDivisionError
+    assert left_of(settings) == ([], [])
+    inside = asyncio.Event()
+
+    async def work() -> None:
+        async with machines.create(settings=settings) as m:
+            inside.set()
+            await m.run("sleep 600")
+
+    task = asyncio.create_task(work())
+    async with asyncio.timeout(20):
+        await inside.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert left_of(settings) == ([], [])
+
+
+@needs_machines
+async def test_fifty_machines_side_by_side_are_made_used_and_burned_and_none_is_left(settings: Settings) -> None:
+    async def explore(connected: machines.Connected, number: int) -> str:
+        async with connected.create(name=f"many-{number}", env={"NUMBER": str(number)}) as m:
+            return (await m.run("echo $NUMBER >/root/mine; cat /root/*")).stdout
+
+    async with machines.connect(settings=settings) as connected:
+        said = await asyncio.gather(*(explore(connected, number) for number in range(50)))
+        assert said == [f"{number}\n" for number in range(50)]
+        assert await connected.list() == []
+    assert left_of(settings) == ([], [])
+
+
+async def test_what_cannot_be_is_refused_before_anything_is_forged(tmp_path: Path) -> None:
+    settings = load_settings({"GIBIL_DATA_DIR": str(tmp_path / "data")})
+    for wrong in ({"name": "No"}, {"ttl": "1s"}, {"size": "huge"}, {"env": {"A-B": "1"}}, {"repo": "absent/"}):
+        with pytest.raises(UsageError):
+            async with machines.create(settings=settings, **wrong):  # type: ignore[arg-type]
+                pass
+    assert not (tmp_path / "data" / "local").exists()
+
+
+def test_importing_the_room_or_the_sdks_names_imports_nothing_heavy() -> None:
+    script = (
+        "import sys\nfrom gibil_bot import machines\n"
+        "assert 'asyncio' not in sys.modules, 'at import'\n"
+        "machines.create\n"
+        "print([name for name in ('asyncssh', 'githubkit', 'hcloud', 'starlette', 'uvicorn') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

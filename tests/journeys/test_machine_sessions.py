@@ -1,0 +1,314 @@
+"""Working on a machine: streams as they come, Ctrl-C, background jobs, a terminal of one's own, readers that go away."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.doubles.commandline import CommandLine, command_line
+from tests.doubles.machines import alive, processes_with, shared_folder
+
+pytestmark = [pytest.mark.usefixtures("local_machines"), pytest.mark.xdist_group("machine sessions")]
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
+    """One machine, `m`, that every test here works on."""
+    with command_line(tmp_path_factory.mktemp("sessions"), shared_folder(tmp_path_factory)) as line:
+        line.json("create", "--name", "m")
+        yield line
+
+
+def read_until(process: subprocess.Popen[bytes], wanted: bytes) -> bytes:
+    """What its stdout says up to that; at most ten seconds."""
+    assert process.stdout is not None
+    return read_descriptor(process.stdout.fileno(), wanted)
+
+
+def read_descriptor(descriptor: int, wanted: bytes) -> bytes:
+    seen = b""
+    deadline = time.monotonic() + 10
+    while wanted not in seen:
+        ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+        assert ready, f"not within ten seconds: {wanted!r}; came {seen!r}"
+        data = os.read(descriptor, 65536)
+        assert data, f"it ended before {wanted!r}; came {seen!r}"
+        seen += data
+    return seen
+
+
+def gone(mark: str) -> None:
+    deadline = time.monotonic() + 10
+    while processes_with(mark):
+        assert time.monotonic() < deadline, f"{mark} goes on"
+        time.sleep(0.02)
+
+
+def test_both_streams_come_through_as_they_are_written_byte_for_byte(line: CommandLine) -> None:
+    process = line.start(
+        "run", "m", "mkfifo /root/go; printf 'first\\377\\n'; read x </root/go; echo $x; echo wrong >&2; exit 6"
+    )
+    assert read_until(process, b"\n") == b"first\xff\n"
+    line.gibil("run", "m", "echo now >/root/go")
+    out, err = process.communicate(timeout=20)
+    assert (out, err, process.returncode) == (b"now\n", b"wrong\n", 6)
+
+
+def test_ctrl_c_goes_to_the_command_which_decides_what_it_means(line: CommandLine) -> None:
+    handled = line.start("run", "m", "trap 'echo stopping; exit 9' INT; echo up; while :; do sleep 0.05; done")
+    read_until(handled, b"up\n")
+    handled.send_signal(signal.SIGINT)
+    out, _ = handled.communicate(timeout=20)
+    assert (out, handled.returncode) == (b"stopping\n", 9)
+
+    mark = f"1{os.getpid()}.017"
+    plain = line.start("run", "m", f"echo up; sleep {mark}; echo never")
+    read_until(plain, b"up\n")
+    plain.send_signal(signal.SIGINT)
+    out, _ = plain.communicate(timeout=20)
+    assert (out, plain.returncode) == (b"", 130)
+    gone(mark)
+
+
+def test_a_second_ctrl_c_kills_a_command_that_ignores_the_first(line: CommandLine) -> None:
+    mark = f"1{os.getpid()}.018"
+    stubborn = line.start("run", "m", f"trap 'echo no' INT; echo up; while :; do sleep {mark}; done")
+    read_until(stubborn, b"up\n")
+    stubborn.send_signal(signal.SIGINT)
+    read_until(stubborn, b"no\n")
+    stubborn.send_signal(signal.SIGINT)
+    stubborn.communicate(timeout=20)
+    assert stubborn.returncode == 130
+    gone(mark)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_command_line_that_is_killed_takes_its_command_along(line: CommandLine, how: signal.Signals) -> None:
+    mark = f"1{os.getpid()}.0{int(how)}9"
+    process = line.start("run", "m", f"echo up; sleep {mark}")
+    read_until(process, b"up\n")
+    process.send_signal(how)
+    process.communicate(timeout=20)
+    gone(mark)
+
+
+def test_a_command_that_takes_too_long_is_killed_and_said_to_be(line: CommandLine) -> None:
+    mark = f"1{os.getpid()}.020"
+    done = line.gibil("run", "m", f"echo before; sleep {mark}", "--timeout", "0.5", "--json")
+    assert json.loads(done.stdout) == {"stdout": "before\n", "stderr": "", "exit_code": 124, "timed_out": True}
+    assert done.returncode == 124
+    gone(mark)
+
+
+def test_the_environment_of_one_command_beats_the_machines_and_stays_out_of_the_process_list(line: CommandLine) -> None:
+    value = 'it\'s\n"two" lines $HOME `x`'
+    look = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n' | grep -c 'lin[e]s $H'"
+    done = line.gibil("run", "m", f'printf %s "$V"; {look}', "--env", f"V={value}")
+    assert done.stdout == f"{value}0\n"
+    assert line.gibil("run", "m", "echo $PATH $V", "--env", "PATH=/usr/bin:/bin:/mine").stdout == "/usr/bin:/bin:/mine\n"
+
+
+def test_a_background_job_goes_on_by_itself_and_its_logs_can_be_followed_from_the_beginning(line: CommandLine) -> None:
+    started = line.json("run", "m", "echo one; mkfifo /root/p; read x </root/p; echo two; echo bad >&2; exit 3", "--background")
+    job = started["job_id"]
+    assert started == {"stdout": "", "stderr": "", "exit_code": None, "job_id": job}
+    entry = next(each for each in line.json("jobs", "m") if each["job_id"] == job)
+    assert (entry["status"], entry["exit_code"]) == ("running", None)
+    assert entry["command"].startswith("echo one; mkfifo")
+    following = line.start("logs", "m", job, "-f")
+    read_until(following, b"one\n")
+    line.gibil("run", "m", "echo go >/root/p")
+    out, err = following.communicate(timeout=20)
+    assert (out, err, following.returncode) == (b"two\n", b"bad\n", 0)
+    assert line.json("logs", "m", job) == {
+        "name": "m",
+        "job_id": job,
+        "stdout": "one\ntwo\n",
+        "stderr": "bad\n",
+        "exit_code": None,
+    }
+    assert line.json("logs", "m", job, "-f")["exit_code"] == 3
+    entry = next(each for each in line.json("jobs", "m") if each["job_id"] == job)
+    assert (entry["status"], entry["exit_code"]) == ("exited", 3)
+    table = line.gibil("jobs", "m").stdout
+    assert re.search(rf"^{job} +exited +3 ", table, re.MULTILINE)
+    unknown = line.gibil("logs", "m", "run-00000000", "--json")
+    assert (unknown.returncode, json.loads(unknown.stdout)["code"]) == (2, "JOB_NOT_FOUND")
+
+
+def test_ctrl_c_ends_the_following_and_not_the_job(line: CommandLine) -> None:
+    job = line.json("run", "m", "echo up; sleep 600", "--background")["job_id"]
+    following = line.start("logs", "m", job, "-f")
+    read_until(following, b"up\n")
+    following.send_signal(signal.SIGINT)
+    following.communicate(timeout=20)
+    assert following.returncode == 130
+    assert next(each for each in line.json("jobs", "m") if each["job_id"] == job)["status"] == "running"
+
+
+def test_a_background_job_with_a_timeout_is_killed_when_its_time_is_up(line: CommandLine) -> None:
+    job = line.json("run", "m", "sleep 600", "--background", "--timeout", "0.3")["job_id"]
+    assert line.json("logs", "m", job, "-f")["exit_code"] == 124
+
+
+@pytest.mark.parametrize(
+    "arguments", [("run", "m", "yes"), ("list", "--json"), ("logs", "m", "JOB", "-f"), ("run", "m", "seq 99999", "--json")]
+)
+def test_when_the_reader_goes_away_the_command_ends_quietly(line: CommandLine, arguments: tuple[str, ...]) -> None:
+    if "JOB" in arguments:
+        job = line.json("run", "m", "yes | head -c 3000000; sleep 600", "--background")["job_id"]
+        arguments = tuple(job if word == "JOB" else word for word in arguments)
+    process = line.start(*arguments)
+    assert process.stdout is not None
+    if arguments[0] != "list" and "--json" not in arguments:
+        os.read(process.stdout.fileno(), 1)
+    process.stdout.close()
+    assert process.stderr is not None
+    errors = process.stderr.read()
+    assert (process.wait(timeout=20), errors) == (141, b"")
+    process.stderr.close()
+
+
+def test_a_stdout_that_is_closed_or_full_is_no_traceback(line: CommandLine) -> None:
+    closed = line.bash("gibil list --json >&-; echo $? >&2")
+    assert closed.stderr == "141\n"
+    full = line.bash("gibil list --json >/dev/full; echo $? >&2; gibil run m 'echo x' >/dev/full; echo $? >&2")
+    assert full.stderr.count("No space left on device") == 2
+    assert full.stderr.split().count("1") == 2
+    assert "Traceback" not in full.stderr
+    assert line.bash("gibil list --json 2>&-").returncode == 0
+
+
+# A terminal
+
+
+class Terminal:
+    """`gibil ssh` on a pty, as a person has it."""
+
+    def __init__(self, line: CommandLine, *arguments: str, columns: int = 90, rows: int = 30) -> None:
+        self.pid, self.master = pty.fork()
+        if self.pid == 0:
+            os.chdir(line.here)
+            environment = {**line.environment(), "TERM": "xterm"}
+            os.execve(sys.executable, [sys.executable, "-m", "gibil_bot", "ssh", *arguments], environment)
+        self.resize(columns, rows)
+
+    def resize(self, columns: int, rows: int) -> None:
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+    def until(self, wanted: str) -> str:
+        return read_descriptor(self.master, wanted.encode()).decode()
+
+    def wait(self) -> int:
+        with contextlib.suppress(OSError):  # the other end is gone
+            while os.read(self.master, 65536):
+                pass
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def close(self) -> None:
+        if alive(self.pid):
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        os.close(self.master)
+
+
+@pytest.fixture
+def terminal(line: CommandLine) -> Iterator[Terminal]:
+    terminal = Terminal(line, "m")
+    yield terminal
+    terminal.close()
+
+
+def test_ssh_is_a_real_terminal_that_follows_its_size_and_passes_ctrl_c(terminal: Terminal) -> None:
+    terminal.type("PS1='# '; stty size; tty; echo $TERM\n")
+    shown = terminal.until("xterm")
+    assert "30 90" in shown
+    assert "/dev/pts/" in shown
+    terminal.resize(120, 40)
+    terminal.type("while [ \"$(stty size)\" != '40 120' ]; do sleep 0.02; done; echo re''sized\n")
+    terminal.until("resized")
+    terminal.type("sleep 600\n")
+    terminal.until("sleep 600")
+    terminal.type("\x03")
+    terminal.type("echo st''ill\n")
+    terminal.until("still")
+    terminal.type("exit 5\n")
+    assert terminal.wait() == 5
+
+
+def test_our_terminal_is_as_before_when_ssh_is_killed_with_sigterm(line: CommandLine) -> None:
+    ours, theirs = pty.openpty()
+    try:
+        before = termios.tcgetattr(theirs)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gibil_bot", "ssh", "m"],
+            env=line.environment(TERM="xterm"),
+            stdin=theirs,
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+        )
+        os.write(ours, b"echo he''re\n")
+        read_descriptor(ours, b"here")
+        assert termios.tcgetattr(theirs)[3] != before[3]
+        process.terminate()
+        # Somebody has to read what is on its way, or the terminal never drains.
+        while process.poll() is None:
+            if select.select([ours], [], [], 0.05)[0]:
+                os.read(ours, 65536)
+        assert process.stderr is not None
+        process.stderr.close()
+        assert termios.tcgetattr(theirs)[3] == before[3]
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_without_a_terminal_ssh_is_a_pipe(line: CommandLine) -> None:
+    data = bytes(range(256)) * 3000
+    done = subprocess.run(
+        [sys.executable, "-m", "gibil_bot", "ssh", "m", "cat;", "echo", "oops", ">&2;", "exit", "7"],
+        env=line.environment(),
+        input=data,
+        capture_output=True,
+        timeout=30,
+    )
+    assert (done.stdout == data, done.stderr, done.returncode) == (True, b"oops\n", 7)
+
+
+def test_the_tab_key_knows_commands_and_machines(line: CommandLine) -> None:
+    script = line.gibil("completion", "bash").stdout
+    path = line.folder / "completion"
+    path.write_text(script)
+    first = 'COMP_WORDS=(gibil run ""); COMP_CWORD=2; _gibil_completion gibil; echo "${COMPREPLY[@]}"'
+    second = 'COMPREPLY=(); COMP_WORDS=(gibil ext); COMP_CWORD=1; _gibil_completion gibil; echo "${COMPREPLY[@]}"'
+    done = line.bash(f". {path}; {first}; {second}")
+    assert done.stdout.splitlines() == ["m", "extend"]
+
+
+def test_whoever_follows_a_job_may_be_killed_and_nothing_of_it_is_lost(line: CommandLine) -> None:
+    job = line.json("run", "m", "for i in 1 2 3; do echo $i; done; mkfifo /root/q; read x </root/q; echo 4", "--background")[
+        "job_id"
+    ]
+    first = line.start("logs", "m", job, "-f")
+    read_until(first, b"3\n")
+    first.kill()
+    first.communicate()
+    line.gibil("run", "m", "echo go >/root/q")
+    assert line.json("logs", "m", job, "-f")["stdout"] == "1\n2\n3\n4\n"
