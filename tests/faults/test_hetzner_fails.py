@@ -284,6 +284,18 @@ async def test_an_error_after_the_server_was_deleted_is_no_error(double: Hetzner
     assert double.state.servers == {}
 
 
+async def test_an_address_leaves_also_when_we_die_right_after_its_server() -> None:
+    async with hetzner_double(State(auto_delete=False)) as double:
+        provider = double.provider()
+        arm(double, "DELETE", r"/primary_ips/\d+", times=100)  # as if nobody came to do it
+        try:
+            await provider.create(spec())
+            await provider.destroy("ada")
+        finally:
+            await provider.close()
+        assert double.state.primary_ips == {}
+
+
 async def test_a_server_that_does_not_go_is_not_called_gone(double: HetznerDouble) -> None:
     double.state.deleting_s = 600
     provider = double.provider(burn_s=0.1)
