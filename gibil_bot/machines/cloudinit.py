@@ -109,8 +109,10 @@ done
 [ -n "$missing" ] || exit 0
 if command -v apt-get >/dev/null; then
     export DEBIAN_FRONTEND=noninteractive
+    install() { apt-get -q -y -o DPkg::Lock::Timeout=120 --no-install-recommends install "$@"; }
     apt-get -q -o DPkg::Lock::Timeout=120 update
-    apt-get -q -y -o DPkg::Lock::Timeout=120 --no-install-recommends install $missing
+    # One that cannot be had must not keep the others away.
+    install $missing || for package in $missing; do install "$package"; done
 elif command -v dnf >/dev/null; then
     dnf -q -y install $missing
 else

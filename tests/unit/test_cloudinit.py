@@ -93,6 +93,25 @@ def test_what_is_no_key_or_too_much_is_refused(wrong: dict[str, str]) -> None:
         user_data(spec(**wrong), AT)
 
 
+def test_a_base_package_that_cannot_be_had_does_not_keep_the_others_away(tmp_path: Path) -> None:
+    for place in ("cloud", "ssh", "bin", "run"):
+        (tmp_path / place).mkdir()
+    (tmp_path / "ssh" / "sshrc").touch()
+    script = files()["/usr/local/sbin/gibil-base"]["content"].replace("/var/lib/cloud", str(tmp_path / "cloud"))
+    script = script.replace("/etc/ssh/", f"{tmp_path}/ssh/").replace("/run/", f"{tmp_path}/run/")
+    script = script.replace("/etc/ssl/certs/ca-certificates.crt", "/dev/null")
+    for name in ("rm", "sh"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name) or "")
+    apt = tmp_path / "bin" / "apt-get"
+    apt.write_text(f'#!/bin/sh\necho "$*" >>{tmp_path}/asked\ncase "$*" in *tmux*) exit 100 ;; esac\n')
+    apt.chmod(0o755)
+    subprocess.run([shutil.which("sh") or "sh", "-c", script], env={"PATH": str(tmp_path / "bin")}, timeout=20, check=False)
+    asked = [line.rpartition("install ")[2] for line in (tmp_path / "asked").read_text().splitlines()[1:]]
+    assert asked == ["git curl jq tmux ca-certificates", "git", "curl", "jq", "tmux", "ca-certificates"]
+    assert (tmp_path / "run" / "gibil-base").exists(), "the first command may go on"
+    assert not (tmp_path / "ssh" / "sshrc").exists()
+
+
 class Guard:
     """The real script with a `systemctl`, an `ip` and a `sleep` that only write down what they were asked for."""
 
