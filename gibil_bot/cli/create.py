@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -78,13 +79,17 @@ async def _create(order: Order, fleet: int | None, provider: str | None, wait: s
 
     async with connected(provider) as machines:
         made = await _make(machines, order, fleet)
+        provider_itself = machines.forge.provider
+        views = [{**machine_created(each.machine), **await cost_view(provider_itself, each.machine)} for each in made]
+        failed = False
         try:
-            provider_itself = machines.forge.provider
-            views = [{**machine_created(each.machine), **await cost_view(provider_itself, each.machine)} for each in made]
-            failed = False
             if wait is not None:
                 for live, view in zip(made, views, strict=True):
                     failed |= not await _wait(live, view, wait)
+        except BaseException:
+            # Nobody has been told that they exist: they would only cost.
+            await asyncio.shield(asyncio.ensure_future(machines.destroy([live.name for live in made])))
+            raise
         finally:
             for live in made:
                 await live.close()

@@ -99,7 +99,7 @@ def _place(repo: str, github_url: str) -> Path | str:
     if _SCP_LIKE.fullmatch(repo):
         return repo
     path = Path(repo).expanduser()
-    if path.is_dir():
+    if repo and path.is_dir():
         return path
     if _GITHUB.fullmatch(repo) and not repo.startswith("."):
         return f"{web_address(github_url)}/{repo.removesuffix('.git')}.git"

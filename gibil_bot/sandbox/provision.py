@@ -48,7 +48,7 @@ umask 022
 cd /root || exit 1
 mkdir -p /root/.gibil/files /run/gibil
 : >@STATE@
-gibil_failed= gibil_extra=() gibil_path=
+gibil_failed= gibil_extra=() gibil_path= gibil_timeout=$(command -v timeout)
 
 gibil_now() { local t=${EPOCHREALTIME:-}; t=${t/[.,]/}; echo $((${t:-$(date +%s)000000} / 1000)); }
 gibil_record() { printf '%s\t%s\t%s\t%s\t%s\n' "$@" >>@STATE@; }
@@ -56,11 +56,14 @@ gibil_record() { printf '%s\t%s\t%s\t%s\t%s\n' "$@" >>@STATE@; }
 # What commands from outside will find: everything by name, quoted for bash.
 gibil_save() {
     local entry
-    (umask 077
+    (
+        umask 077
+        exec >@ENVIRONMENT@.new
         for entry in "${gibil_base[@]}" "${gibil_given[@]}" "${gibil_extra[@]}"; do
             printf 'export %s=%q\n' "${entry%%=*}" "${entry#*=}"
         done
-        [ -z "$gibil_path" ] || printf 'export PATH=%q"$PATH"\n' "$gibil_path") >@ENVIRONMENT@.new
+        [ -z "$gibil_path" ] || printf 'export PATH=%q"$PATH"\n' "$gibil_path"
+    )
     mv -f @ENVIRONMENT@.new @ENVIRONMENT@
 }
 
@@ -110,42 +113,42 @@ gibil_take() {
 }
 
 gibil_task() {
-    local number=$1 name=$2 after_success=$3 after_failure=$4 counts=$5 seconds=$6 folder=$7 text=$8 command=$9
-    local wanted=$after_success began status word
+    local gibil_number=$1 gibil_name=$2 gibil_wanted=$3 gibil_counts=$5 gibil_seconds=$6 gibil_where=$7 gibil_text=$8
+    local gibil_start gibil_status gibil_word gibil_words=()
+    [ -z "$gibil_failed" ] || gibil_wanted=$4
+    for gibil_word in $9; do  # as Python quoted them: one word each, spaces as %20
+        gibil_word=${gibil_word//'%20'/ }
+        gibil_word=${gibil_word//'%09'/$'\t'}
+        gibil_word=${gibil_word//'{0}'/"/root/.gibil/files/$gibil_number/script"}
+        gibil_words+=("${gibil_word//'%25'/%}")
+    done
     shift 9
-    [ -z "$gibil_failed" ] || wanted=$after_failure
-    if [ "$wanted" != yes ]; then
-        printf '=== %s: skipped\n' "$name"
-        gibil_record "$number" skipped '' 0 "$name"
+    if [ "$gibil_wanted" != yes ]; then
+        printf '=== %s: skipped\n' "$gibil_name"
+        gibil_record "$gibil_number" skipped '' 0 "$gibil_name"
         return
     fi
-    printf '=== %s\n' "$name"
-    began=$(gibil_now)
-    gibil_files "$number"
-    printf '%s' "$text" >"$gibil_folder/script"
+    printf '=== %s\n' "$gibil_name"
+    gibil_start=$(gibil_now)
+    gibil_files "$gibil_number"
+    printf '%s' "$gibil_text" >"$gibil_folder/script"
     (
-        cd "/root/project/$folder" 2>/dev/null || { echo "gibil: there is no folder /root/project/$folder"; exit 1; }
+        cd "/root/project/$gibil_where" 2>/dev/null || { echo "gibil: there is no folder /root/project/$gibil_where"; exit 1; }
+        # From here on names may mean anything, but for ours.
         export "${gibil_base[@]}" "${gibil_given[@]}" "${gibil_extra[@]}" "$@"
         PATH=$gibil_path$PATH
         export GITHUB_ENV=$gibil_folder/env GITHUB_OUTPUT=$gibil_folder/output GITHUB_PATH=$gibil_folder/path
         export GITHUB_STEP_SUMMARY=$gibil_folder/summary RUNNER_TEMP=/root/.gibil/files
-        set --
-        for word in $command; do  # as Python quoted them: one word each, spaces as %20
-            word=${word//'%20'/ }
-            word=${word//'%09'/$'\t'}
-            word=${word//'{0}'/$gibil_folder/script}
-            set -- "$@" "${word//'%25'/%}"
-        done
-        exec timeout --kill-after=5 "$seconds" "$@" </dev/null
+        exec "$gibil_timeout" --kill-after=5 "$gibil_seconds" "${gibil_words[@]}" </dev/null
     )
-    status=$?
-    word=success
-    [ "$status" = 0 ] || word=failure
-    [ "$status" != 124 ] || word=timed_out
-    gibil_take || { [ "$word" != success ] || word=failure; }
-    gibil_record "$number" "$word" "$status" $(($(gibil_now) - began)) "$name"
-    printf '=== %s: %s, exit status %s\n' "$name" "$word" "$status"
-    [ "$word" = success ] || [ "$counts" = no ] || gibil_failed=1
+    gibil_status=$?
+    gibil_word=success
+    [ "$gibil_status" = 0 ] || gibil_word=failure
+    [ "$gibil_status" != 124 ] || gibil_word=timed_out
+    gibil_take || { [ "$gibil_word" != success ] || gibil_word=failure; }
+    gibil_record "$gibil_number" "$gibil_word" "$gibil_status" $(($(gibil_now) - gibil_start)) "$gibil_name"
+    printf '=== %s: %s, exit status %s\n' "$gibil_name" "$gibil_word" "$gibil_status"
+    [ "$gibil_word" = success ] || [ "$gibil_counts" = no ] || gibil_failed=1
 }
 
 gibil_give_up() {

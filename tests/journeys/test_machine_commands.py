@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.doubles.commandline import CommandLine, command_line
-from tests.doubles.machines import processes_with, shared_folder
+from tests.doubles.machines import shared_folder
 
 pytestmark = pytest.mark.usefixtures("local_machines")
 needs_jq = pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not installed: apt-get install jq")
@@ -282,16 +282,16 @@ def test_a_command_line_that_is_killed_while_it_creates_leaves_a_whole_machine_o
     assert [path.name for path in line.home.machines.iterdir()] == ["warm"]
 
 
-def test_a_create_that_is_interrupted_burns_what_it_made(line: CommandLine) -> None:
-    line.repository("large", {"noise": "x" * 100})
+@pytest.mark.parametrize("moment", [b"forged stopped", b"=== waits"])
+def test_a_create_that_is_interrupted_leaves_nothing(line: CommandLine, moment: bytes) -> None:
+    line.repository("project", {".gibil.yml": "tasks: [{name: waits, run: sleep 600}]\n"})
     line.json("create", "--name", "warm")
-    process = line.start("create", "--name", "stopped", "--repo", "large", "--wait", "tasks", "--json")
+    process = line.start("create", "--name", "stopped", "--repo", "project", "--wait", "tasks", "--json")
     assert process.stderr is not None
-    while b"forged stopped" not in process.stderr.readline():
+    while moment not in process.stderr.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=30)
-    if process.returncode == 130:
-        assert json.loads(out)["code"] == "INTERRUPTED"
-    assert process.returncode in (0, 130)
-    assert processes_with("provision") == []
+    assert (process.returncode, json.loads(out)["code"]) == (130, "INTERRUPTED")
+    assert [view["name"] for view in line.json("list")] == ["warm"]
+    assert [path.name for path in line.home.machines.iterdir()] == ["warm"]

@@ -1,0 +1,159 @@
+"""Where the code of a machine comes from: public repositories, private ones, checkouts; and that credentials stay here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gibil_bot.errors import InvalidWorkflow, UsageError
+from gibil_bot.sandbox.origin import Origin, origin_url, read_origin, web_address
+from tests.doubles.commandline import CommandLine, command_line
+from tests.doubles.githttp import GitServer
+from tests.doubles.machines import shared_folder
+
+TOKEN = "made-up-for-this-test"
+GITHUB = "https://api.github.com"
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> CommandLine:
+    line = CommandLine(tmp_path)
+    line.here.mkdir()
+    return line
+
+
+@pytest.fixture
+def server(line: CommandLine) -> Iterator[GitServer]:
+    """Serves ada/engine.git: `main` with a .gibil.yml, and `topic` one commit further."""
+    work = line.repository("work", {"file": "1", ".gibil.yml": "tasks: [{run: test -f file}]\n"})
+    line.git(work, "checkout", "-q", "-b", "topic")
+    line.commit(work, {"file": "2"})
+    (line.folder / "served" / "ada").mkdir(parents=True)
+    line.git(line.folder, "clone", "-q", "--bare", str(work), "served/ada/engine.git")
+    bare = line.folder / "served/ada/engine.git"
+    line.git(bare, "symbolic-ref", "HEAD", "refs/heads/main")
+    line.git(bare, "config", "uploadpack.allowFilter", "true")
+    with GitServer(line.folder / "served") as server:
+        yield server
+
+
+async def origin(repo: str, branch: str | None = None) -> Origin:
+    async with read_origin(repo, branch, GITHUB) as found:
+        return found
+
+
+async def test_of_a_public_repository_only_the_head_and_its_file_are_read_and_the_machine_clones(
+    line: CommandLine, server: GitServer
+) -> None:
+    url = f"{server.url}/ada/engine.git"
+    found = await origin(url)
+    assert (found.branch, found.clone_url, found.checkout) == ("main", url, None)
+    assert found.sha == line.git(line.here / "work", "rev-parse", "main")
+    assert found.file is not None
+    assert found.file.tasks[0].run == "test -f file"
+    topic = await origin(url, "topic")
+    assert (topic.branch, topic.sha) == ("topic", line.git(line.here / "work", "rev-parse", "topic"))
+    with pytest.raises(UsageError, match="no branch absent"):
+        await origin(url, "absent")
+
+
+async def test_a_private_repository_is_read_with_the_persons_own_credentials_and_sent_from_here(
+    line: CommandLine, server: GitServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.tokens["ada/engine.git"] = TOKEN
+    url = f"{server.url}/ada/engine.git"
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    with pytest.raises(UsageError, match="cannot be read"):
+        await origin(url)
+    helper = line.folder / "gitconfig"
+    helper.write_text(f'[credential]\n\thelper = "!f() {{ echo username=x-access-token; echo password={TOKEN}; }}; f"\n')
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(helper))
+    async with read_origin(url, "topic", GITHUB) as found:
+        assert (found.clone_url, found.branch, found.remote_url) == (None, "topic", url)
+        assert found.checkout is not None
+        assert line.git(found.checkout, "rev-parse", found.sha) == found.sha
+        assert TOKEN not in (found.checkout / "config").read_text()
+    assert not found.checkout.exists(), "the copy is for the time of sending alone"
+
+
+async def test_a_checkout_is_read_where_it_lies_bare_ones_and_sub_folders_too(line: CommandLine, server: GitServer) -> None:
+    work = line.here / "work"
+    (work / "deep" / "er").mkdir(parents=True)
+    for place in (str(work), f"file://{work}", str(work / "deep" / "er")):
+        found = await origin(place, "main")
+        assert (found.checkout, found.branch, found.clone_url) == (work, "main", None)
+    assert (await origin(str(work))).branch == "topic"
+    bare = await origin(str(line.folder / "served/ada/engine.git"), "topic")
+    assert bare.file is not None
+    line.git(work, "remote", "add", "origin", "https://ada:hunter2@example.com/ada/engine.git")
+    assert await origin_url(work) == "https://example.com/ada/engine.git"
+    (line.here / "empty").mkdir()
+    line.git(line.here / "empty", "init", "-q")
+    for wrong in ("empty", "absent"):
+        with pytest.raises(UsageError):
+            await origin(str(line.here / wrong))
+
+
+async def test_a_broken_file_is_told_with_its_place_from_afar_too(line: CommandLine, server: GitServer) -> None:
+    work = line.here / "work"
+    line.commit(work, {".gibil.yml": "\n\ntasks: [{runn: x}]\n"})
+    line.git(work, "push", "-q", str(line.folder / "served/ada/engine.git"), "HEAD:refs/heads/broken")
+    with pytest.raises(InvalidWorkflow, match=r"\.gibil\.yml:3:"):
+        await origin(f"{server.url}/ada/engine.git", "broken")
+
+
+@pytest.mark.parametrize("branch", ["", "-x", "a..b", "a b", "a:b", "x.lock", "a@{1}", "/a", "a/", "\n"])
+async def test_what_is_no_branch_is_refused(line: CommandLine, branch: str) -> None:
+    with pytest.raises(UsageError, match="name of a branch"):
+        await origin(str(line.here), branch)
+
+
+@pytest.mark.parametrize(
+    "repo", ["ftp://example.com/x", "https://u:p@example.com/x", "ext::sh -c id", "a/b/c", "", "file://host/x"]
+)
+async def test_what_is_no_repository_is_refused(repo: str) -> None:
+    with pytest.raises(UsageError):
+        await origin(repo)
+
+
+@pytest.mark.parametrize(
+    ("api", "web"),
+    [
+        ("https://api.github.com", "https://github.com"),
+        ("https://ghe.example.com/api/v3", "https://ghe.example.com"),
+        ("http://127.0.0.1:8000", "http://127.0.0.1:8000"),
+    ],
+)
+def test_owner_and_repo_are_looked_for_where_the_configured_github_is(api: str, web: str) -> None:
+    assert web_address(api) == web
+
+
+@pytest.mark.usefixtures("local_machines")
+def test_the_machine_has_the_branch_its_history_and_its_origin_whichever_way_it_came(
+    tmp_path_factory: pytest.TempPathFactory, line: CommandLine, server: GitServer
+) -> None:
+    work = line.here / "work"
+    url = f"{server.url}/ada/engine.git"
+    line.git(line.here, "clone", "-q", "--depth=1", "-b", "topic", f"file://{work}", "shallow")
+    look = "git rev-parse --abbrev-ref HEAD && git rev-list --count HEAD && git remote get-url origin && cat file"
+    with command_line(tmp_path_factory.mktemp("origins"), shared_folder(tmp_path_factory)) as there:
+        for name, repo, commits, remote in (
+            ("cloned", url, "2", url),
+            ("by-name", "ada/engine", "2", url),
+            ("sent", str(work), "2", None),
+            ("shallow", str(line.here / "shallow"), "1", f"file://{work}"),
+        ):
+            if remote is None:
+                line.git(work, "remote", "add", "origin", "https://example.com/ada/engine.git")
+                remote = "https://example.com/ada/engine.git"
+            words = ("create", "--name", name, "--repo", repo, "--branch", "topic", "--wait", "tasks", "--json")
+            made = there.gibil(*words, GIBIL_GITHUB_URL=server.url)
+            assert made.returncode == 0, made.stderr
+            assert there.gibil("run", name, f"cd /root/project && {look}").stdout.splitlines() == [
+                "topic",
+                commits,
+                remote,
+                "2",
+            ]

@@ -1,0 +1,148 @@
+"""The script that makes a machine ready, run by a real bash in a folder that stands for the machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from gibil_bot.planning.schema import parse_repository_file
+from gibil_bot.sandbox import provision
+from gibil_bot.sandbox.origin import Origin
+
+pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+
+
+@dataclass
+class Place:
+    """`root` stands for /root and /run: the script's absolute paths are moved there."""
+
+    folder: Path
+
+    def run(self, text: str, given: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        (self.folder / "root" / "project").mkdir(parents=True, exist_ok=True)
+        (self.folder / "run").mkdir(exist_ok=True)
+        file = parse_repository_file(".gibil.yml", text.encode()) if text else None
+        origin = Origin(repo="https://example.com/ada/engine.git", branch=None, sha="a" * 40, file=file)
+        given = given or {}
+        script = self.moved(provision.provision_script(origin, tuple(given)))
+        environment = {"PATH": os.environ["PATH"], **provision.as_given(given)}
+        return subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=30)
+
+    def moved(self, script: str) -> str:
+        return script.replace("/root", f"{self.folder}/root").replace("/run/gibil", f"{self.folder}/run/gibil")
+
+    def has(self, marker: str) -> bool:
+        return (self.folder / marker.lstrip("/")).exists()
+
+    def state(self) -> list[list[str]]:
+        lines = (self.folder / "root/.gibil/provision").read_text().splitlines()
+        return [[field for place, field in enumerate(line.split("\t")) if place != 3] for line in lines]
+
+    def later(self, command: str) -> str:
+        """What a command says that comes afterwards."""
+        load = self.moved(provision.LOAD_ENVIRONMENT)
+        done = subprocess.run(["bash", "-c", f"{load}; {command}"], capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def test_without_tasks_it_is_ready_and_done(place: Place) -> None:
+    assert place.run("").returncode == 0
+    assert place.has(provision.READY)
+    assert place.has(provision.TASKS_DONE)
+    assert not place.has(provision.TASKS_FAILED)
+
+
+def test_tasks_run_in_order_and_after_a_failure_only_those_that_ask_for_it(place: Place) -> None:
+    done = place.run(
+        "tasks:\n"
+        "  - {name: one, run: echo first}\n"
+        "  - {name: forgiven, run: exit 7, continue-on-error: true}\n"
+        "  - {name: breaks, run: 'echo out; echo err >&2; exit 3'}\n"
+        "  - {name: left out, run: echo never}\n"
+        "  - {name: on failure, if: failure(), run: echo cleaning}\n"
+        "  - {name: always, if: always(), run: echo last}\n"
+    )
+    assert done.returncode == 1
+    assert place.has(provision.READY)
+    assert place.has(provision.TASKS_FAILED)
+    assert not place.has(provision.TASKS_DONE)
+    assert place.state() == [
+        ["0", "success", "0", "ready"],
+        ["1", "success", "0", "one"],
+        ["2", "failure", "7", "forgiven"],
+        ["3", "failure", "3", "breaks"],
+        ["4", "skipped", "", "left out"],
+        ["5", "success", "0", "on failure"],
+        ["6", "success", "0", "always"],
+    ]
+    assert "never" not in done.stdout
+    assert "cleaning" in done.stdout
+
+
+def test_a_task_has_its_environment_its_folder_its_shell_and_its_time(place: Place) -> None:
+    (place.folder / "root/project/sub dir").mkdir(parents=True)
+    done = place.run(
+        "env: {COLOUR: red, KIND: file}\n"
+        "tasks:\n"
+        "  - {name: env, env: {KIND: own}, run: 'echo \"$COLOUR-$KIND-$GIVEN-$CI-$GITHUB_SHA\"'}\n"
+        "  - {name: folder, working-directory: sub dir, run: pwd}\n"
+        "  - {name: sh, shell: sh, run: 'echo sh:$0'}\n"
+        "  - {name: template, shell: 'sh -c \"echo 100% of; cat {0}\"', run: the text}\n"
+        "  - {name: slow, timeout-minutes: 0.05, run: sleep 60}\n",
+        {"GIVEN": "a b\n'c'", "KIND": "given"},
+    )
+    assert f"red-own-a b\n'c'-true-{'a' * 40}" in done.stdout
+    assert f"{place.folder}/root/project/sub dir\n" in done.stdout
+    assert "sh:" in done.stdout
+    assert "100% of\nthe text" in done.stdout
+    assert place.state()[-1] == ["5", "timed_out", "124", "slow"]
+
+
+def test_what_a_task_leaves_in_its_files_is_there_for_the_next_and_for_commands(place: Place) -> None:
+    done = place.run(
+        "env: {A: file}\n"
+        "tasks:\n"
+        "  - run: |\n"
+        '      echo "A=1=2" >>"$GITHUB_ENV"\n'
+        '      printf "B<<END\\ntwo\\nlines\\nEND\\n" >>"$GITHUB_ENV"\n'
+        '      echo "gibil_failed=1" >/dev/null; echo "number=9" >>"$GITHUB_ENV"\n'
+        f'      mkdir -p {place.folder}/tools; echo {place.folder}/tools >>"$GITHUB_PATH"\n'
+        '  - run: echo "<$A|$B|$number|$PATH>"\n'
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"<1=2|two\nlines|9|{place.folder}/tools:" in done.stdout
+    assert place.later('echo "$A|$B|$PATH"').startswith(f"1=2|two\nlines|{place.folder}/tools:")
+    assert (place.folder / "run/gibil/env").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("line", ["no sign", "1X=2", "GITHUB_TOKEN=x", "NODE_OPTIONS=x", "A<<END"])
+def test_a_task_that_leaves_nonsense_in_its_files_has_failed(place: Place, line: str) -> None:
+    place.run(f'tasks: [{{name: odd, run: \'echo "{line}" >>"$GITHUB_ENV"\'}}]\n')
+    assert place.state()[-1][1] == "failure"
+    assert place.has(provision.TASKS_FAILED)
+
+
+def test_a_set_up_that_fails_is_told_by_the_marker_that_everybody_polls(place: Place) -> None:
+    done = place.run("runtime: {go: '0.1'}\ntasks: [{run: echo never}]\n")
+    assert done.returncode == 1
+    assert not place.has(provision.READY)
+    assert place.has(provision.TASKS_FAILED)
+    assert place.state()[-1][1] == "failure"
+    assert "never" not in done.stdout
+
+
+def test_names_that_our_own_script_could_trip_over_reach_tasks_unharmed(place: Place) -> None:
+    given = {"number": "x", "status": "y", "IFS": ":", "BASH_ENV": "/dev/null", "line": "z", "text": "t"}
+    done = place.run("tasks: [{run: 'echo \"$number$status$line$text\"'}]\n", given)
+    assert "xyzt\n" in done.stdout

@@ -1,0 +1,90 @@
+"""What people write about machines is checked before anything is forged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gibil_bot.config import load_settings
+from gibil_bot.errors import UsageError
+from gibil_bot.planning.workflow import MachineWish
+from gibil_bot.sandbox import words
+from gibil_bot.sandbox.order import Order, terms
+
+
+@pytest.mark.parametrize("name", ["a", "agent-task", "1", "a" * 63])
+def test_rfc_1123_labels_are_names(name: str) -> None:
+    assert words.check_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "-a", "a-", "A", "a_b", "a.b", "a b", "a" * 64, "ä", "a\n", "../x", "٣"])
+def test_everything_else_is_not(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be the name"):
+        words.check_name(name)
+
+
+@given(st.text(max_size=100))
+def test_the_name_made_of_a_branch_is_always_a_name(branch: str) -> None:
+    words.check_name(words.name_of_branch(branch))
+
+
+def test_made_up_names_are_names_and_differ() -> None:
+    names = {words.made_up_name() for _ in range(200)}
+    assert len(names) > 190
+    for name in names:
+        words.fleet_names(name, 20)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("20", 1200), ("90s", 90), ("20m", 1200), ("2h", 7200), ("7d", 604800), ("1w", 604800), ("1mo", 2592000)],
+)
+def test_a_time_to_live_has_units_and_a_bare_number_is_minutes(text: str, seconds: int) -> None:
+    assert words.ttl_seconds(text, 10**9) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "why"), [("59s", "at least a minute"), ("0", "at least"), ("25h", "at most 24h"), ("x", "not a")]
+)
+def test_a_time_to_live_is_within_its_bounds(text: str, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        words.ttl_seconds(text, 86400)
+
+
+def test_environment_entries_are_names_and_any_text() -> None:
+    assert words.environment(["A=1", "B=x=y", "C=", "a_1=\n"]) == {"A": "1", "B": "x=y", "C": "", "a_1": "\n"}
+
+
+@pytest.mark.parametrize(
+    "entry", ["A", "=x", "1A=x", "A-B=x", "GIBIL_X=secretvalue", "RUNNER_X=y", "A=\0secretvalue", "A=" + "x" * 130000]
+)
+def test_other_entries_are_refused_without_showing_their_value(entry: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        words.environment([entry])
+    assert "secretvalue" not in caught.value.message
+    assert len(caught.value.message) < 200
+
+
+def test_what_the_person_says_beats_the_file_which_beats_the_default(tmp_path: Path) -> None:
+    settings = load_settings({"GIBIL_DATA_DIR": str(tmp_path), "GIBIL_MAX_TTL": "2h"})
+    wish = MachineWish(size="large", ttl_s=1800, memory_mb=512, image="debian-12")
+    asked = terms(Order(name="n", size="medium", ttl="10"), wish, settings)
+    assert (asked.name, asked.ttl_s, asked.plan.size, asked.plan.memory_mb, asked.plan.image) == (
+        "n",
+        600,
+        "medium",
+        512,
+        "debian-12",
+    )
+    assert terms(Order(), wish, settings).ttl_s == 1800
+    assert terms(Order(), MachineWish(), settings).ttl_s == 3600
+    capped = terms(Order(), MachineWish(ttl_s=86400), settings)
+    assert capped.ttl_s == 7200
+    assert ".gibil.yml" in capped.notes[0]
+
+
+def test_an_orders_environment_is_in_no_repr() -> None:
+    assert "hunter2" not in repr(Order(env={"PASSWORD": "hunter2"}))
