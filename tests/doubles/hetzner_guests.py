@@ -129,6 +129,8 @@ class LocalGuests:
         self._guests: dict[str, _Guest] = {}
         self._claims: dict[str, socket.socket] = {}
         self.port = port
+        self.egress: tuple[str, ...] = ()
+        """Of machines forged from now on: where they get beyond public addresses, as `127.0.0.1:PORT`."""
 
     async def open(self) -> None:
         """Choose the port, if none was asked for: one that is free on the first address, and so most likely on all."""
@@ -182,7 +184,9 @@ class LocalGuests:
             claim.close()
 
     async def _forge(self, name: str, address: str, user_data: str, keys: list[str]) -> _Guest:
-        machine = await self._lodging.provider.create(self._lodging.spec(name, ttl_s=600, tethered=True))
+        machine = await self._lodging.provider.create(
+            self._lodging.spec(name, ttl_s=600, tethered=True, egress_allow=self.egress)
+        )
         guest = _Guest(name, address, await open_connection(machine, self._lodging.key))
         if self._image.tar is not None:
             await self._must(guest, "tar -x -C / -f -", await asyncio.to_thread(self._image.tar.read_bytes))

@@ -1,4 +1,4 @@
-"""`gibil` as people call it, with nothing but HCLOUD_TOKEN set: a server is made, boots, works, and is burned."""
+"""The bot and the command as people run them, with HCLOUD_TOKEN set: a server is made, boots, works, and is burned."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
+from tests.doubles.bot import REPOSITORY, journey
 from tests.doubles.hetzner import HetznerDouble, hetzner_double
-from tests.doubles.hetzner_guests import Image, local_guests
+from tests.doubles.hetzner_guests import Image, LocalGuests, local_guests
 from tests.doubles.hetzner_state import State
 from tests.doubles.machines import shared_folder
 
@@ -58,39 +60,43 @@ async def gibil(double: HetznerDouble, folder: Path, *arguments: str) -> tuple[i
     return process.returncode, out.decode(), err.decode()
 
 
-async def test_gibil_try_runs_a_checkout_on_a_cloud_server(double: HetznerDouble, tmp_path: Path) -> None:
-    project = tmp_path / "project"
-    project.mkdir()
-    (project / ".gibil.yml").write_text(
-        "tasks: [{name: where, run: 'hostname; cat .gibil.yml; test -e /etc/gibil/expires-at'}]\n"
-    )
-    git = ["git", "-C", str(project), "-c", "user.name=Ada", "-c", "user.email=ada@example.com"]
-    for arguments in (["init", "-q"], ["add", "--all"], ["commit", "-qm", "first"]):
-        subprocess.run([*git, *arguments], check=True)
-
-    status, out, shown = await gibil(double, tmp_path / "data", "try", str(project), "--json")
-    assert status == 0, shown
-    assert [task["status"] for task in json.loads(out)["tasks"]] == ["success"]
-    assert "name: where" in shown
-    assert double.called("POST /servers") == 1
-    assert double.state.servers == {}
-    assert double.state.primary_ips == {}
+async def test_a_comment_becomes_a_check_run_by_way_of_a_cloud_server(double: HetznerDouble, tmp_path: Path) -> None:
+    tasks = "tasks: [{name: where, run: 'grep 2 engine.py && test -e /etc/gibil/expires-at'}]\n"
+    settings = {"HCLOUD_TOKEN": double.token, "HCLOUD_ENDPOINT": double.endpoint}
+    async with journey(tmp_path, {"engine.py": "POWER = 1\n", ".gibil.yml": tasks}, settings=settings) as world:
+        assert isinstance(double.state.guests, LocalGuests)
+        double.state.guests.egress = (urlsplit(world.github.url).netloc,)
+        number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
+        world.github.comment(REPOSITORY, number, "ada", "/gibil test")
+        check = await world.closed_check(number)
+        await world.told_everything()
+        assert check.conclusion == "success", check.text or check.summary
+        assert double.called("POST /servers") == 1
+        assert double.state.servers == {}
+        assert double.state.primary_ips == {}
 
 
 async def test_the_pattern_forge_use_burn_on_a_cloud_server(double: HetznerDouble, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "word.txt").write_text("sent in a bundle\n")
+    git = ["git", "-C", str(project), "-c", "user.name=Ada", "-c", "user.email=ada@example.com"]
+    for words in (["init", "-q"], ["add", "--all"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *words], check=True)
+
     async def ask(*arguments: str, status: int = 0) -> dict[str, Any]:
         got, out, shown = await gibil(double, tmp_path / "data", *arguments, "--json")
         assert got == status, shown + out
         answer: dict[str, Any] = json.loads(out)
         return answer
 
-    made = await ask("create", "--name", "agent-task", "--ttl", "20")
+    made = await ask("create", "--name", "agent-task", "--ttl", "20", "--repo", str(project), "--wait", "ready")
     (server,) = double.state.servers.values()
     assert (made["provider"], made["server_id"], made["status"]) == ("hetzner", str(server["id"]), "ready")
     assert (made["ip"], made["port"], made["ttl"]) == (server["public_net"]["ipv4"]["ip"], 22, 20)
     assert (await ask("extend", "agent-task", "30m"))["ttl_minutes"] == 50
-    ran = await ask("run", "agent-task", "hostname; cat /etc/gibil/expires-at >&2; exit 3", status=3)
-    assert (ran["stdout"], ran["exit_code"]) == ("agent-task\n", 3)
+    ran = await ask("run", "agent-task", "cat /root/project/word.txt; cat /etc/gibil/expires-at >&2; exit 3", status=3)
+    assert (ran["stdout"], ran["exit_code"]) == ("sent in a bundle\n", 3)
     assert abs(int(ran["stderr"]) - time.time() - 50 * 60) < 60
     assert (await ask("destroy", "agent-task"))["was_already_destroyed"] is False
     assert double.state.servers == {}
