@@ -137,7 +137,7 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
         tools = Tools(
             store=store,
             forge=forge,
-            bring_source=PullRequestClone(github),
+            supply=PullRequestClone(github),
             logs=logs,
             owner=owner,
             secrets=settings.secrets,

@@ -70,7 +70,7 @@ async def _try(settings: Settings, path: Path, workflow: str, inputs: dict[str, 
             tools = Tools(
                 store=store,
                 forge=forge,
-                bring_source=LocalBundle(here.folder, here.sha),
+                supply=LocalBundle(here.folder, here.sha),
                 logs=Path(scratch) / "logs",
                 owner=machine_owner(forge.keyring),
                 secrets=settings.secrets,

@@ -44,12 +44,13 @@ trap 'test -z "$log" || rm -f "$log"' EXIT
 command -v git >/dev/null 2>&1 || fail 23 "git is not installed on this machine; use an image that has it"
 log=$(mktemp) || fail 24 "the machine's disk cannot be written"
 
-finished() { test "$(cat "$workspace/.git/gibil-commit" 2>/dev/null)" = "$sha"; }
+finished() { test -e "$workspace/.git/gibil-commit" && test "$(cat "$workspace/.git/gibil-commit")" = "$sha"; }
 finished && exit 0
-rm -rf -- "$workspace" && mkdir -p -- "$workspace" && cd -- "$workspace" || fail 24 "$workspace cannot be made"
+{ test ! -e "$workspace" || rm -rf -- "$workspace"; } && mkdir -p -- "$workspace" && cd -- "$workspace" || fail 24 "$workspace cannot be made"
 git init -q --template= . >"$log" 2>&1 || { cat "$log" >&2; fail 24 "$workspace cannot be made a git repository"; }
 
-have() { git cat-file -e "$sha^{commit}" 2>/dev/null; }
+here=
+have() { test -n "$here" || { git cat-file -e "$sha^{commit}" 2>/dev/null && here=yes; }; }
 finish() {
     git -c core.hooksPath=/dev/null -c advice.detachedHead=false checkout -q --force --detach "$sha" >"$log" 2>&1 \
         || { cat "$log" >&2; fail 24 "the files of $sha cannot be written; is the disk full?"; }
@@ -59,7 +60,7 @@ finish() {
 """
 
 _FETCH = r"""
-git remote add origin "$url"
+printf '[remote "origin"]\n\turl = %s\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n' "$url" >>.git/config
 
 # Answers only for the server of the URL, whatever a redirect says.
 helper='!f() {

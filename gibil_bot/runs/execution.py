@@ -174,7 +174,7 @@ class Execution:
         )
         if resumed is None:
             await self._save(result)
-            await self._journal.write("task_started", index=index, name=task.name)
+            self._journal.note("task_started", index=index, name=task.name)
         cancelled_already = status == "cancelled"
         job_id = f"task-{index}"
         environment = script.task_environment(
@@ -224,9 +224,7 @@ class Execution:
         if problem and result.status is TaskStatus.SUCCESS:
             result = replace(result, status=TaskStatus.FAILURE, detail=problem)
         await self._save(result)
-        await self._journal.write(
-            "task_finished", index=index, name=task.name, status=result.status.value, seconds=result.duration_s
-        )
+        self._journal.note("task_finished", index=index, name=task.name, status=result.status.value, seconds=result.duration_s)
 
     def _limit_s(self, task: TaskPlan) -> float:
         """Seconds that the task may take: its own limit, or what is left of the workflow's."""

@@ -13,6 +13,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -151,6 +152,9 @@ class TaskLog:
 
 Observer = Callable[[dict[str, object]], None]
 
+# One thread, so that lines stay in order, and nobody who notes a phase waits for the disk.
+_SCRIBE = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gibil-journal")
+
 
 class Journal:
     """`events.jsonl`: one JSON line for each phase of a run, for whoever follows along and for later."""
@@ -158,12 +162,18 @@ class Journal:
     def __init__(self, folder: Path, observer: Observer | None = None) -> None:
         self._path = folder / "events.jsonl"
         self._observer = observer
+        self._last: asyncio.Future[None] | None = None
 
-    async def write(self, phase: str, **facts: object) -> None:
+    def note(self, phase: str, **facts: object) -> None:
+        """Returns at once; `flush` waits until everything noted is in the file."""
         event: dict[str, object] = {"at": datetime.now(UTC).isoformat(), "phase": phase, **facts}
         if self._observer is not None:
             self._observer(event)
-        await asyncio.to_thread(self._append, json.dumps(event) + "\n")
+        self._last = asyncio.get_running_loop().run_in_executor(_SCRIBE, self._append, json.dumps(event) + "\n")
+
+    async def flush(self) -> None:
+        if self._last is not None:
+            await self._last
 
     def _append(self, line: str) -> None:
         # The journal informs; a full disk must not end a run because of it.

@@ -27,7 +27,7 @@ from gibil_bot.ports import Shell, Store
 from gibil_bot.runs.execution import Cancellation, Execution, Listener, conclusion_of, is_complete, now
 from gibil_bot.runs.logs import Journal, Observer
 from gibil_bot.runs.redact import Redactor
-from gibil_bot.runs.sources import BringSource, SourceError, address_of
+from gibil_bot.runs.sources import SourceError, Supply, address_of
 
 log = logging.getLogger("gibil.runner")
 T = TypeVar("T")
@@ -43,7 +43,7 @@ class Tools:
 
     store: Store
     forge: Forge
-    bring_source: BringSource
+    supply: Supply
     logs: Path
     owner: str
     """Who the machines belong to: all processes that share one data directory."""
@@ -84,12 +84,13 @@ class Runner:
         publisher = asyncio.create_task(self._publish())
         self._dirty.set()
         try:
-            await self._journal.write("claimed", attempt=self._claim.fence)
+            self._journal.note("claimed", attempt=self._claim.fence)
             conclusion = await self._work()
         finally:
             publisher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await publisher
+            await asyncio.shield(self._tools.supply.end(self._run))
         await self._finish(conclusion)
         return conclusion
 
@@ -140,7 +141,8 @@ class Runner:
 
     async def _on_machine(self, attempt: int) -> Conclusion:
         name = f"gibil-{self._run.id}-{attempt}"
-        self._results = {r.index: r for r in await self._tools.store.task_results(self._run.id, attempt)}
+        if self._run.machine_attempt == attempt:  # otherwise nobody has worked on it
+            self._results = {r.index: r for r in await self._tools.store.task_results(self._run.id, attempt)}
         plan, stop = self._run.plan, self._cancellation.reason
         if is_complete(plan, self._results):
             # Killed between the last task and the end: the machine may be gone, and is not needed any more.
@@ -169,8 +171,7 @@ class Runner:
                 results=self._results,
             )
             if not self._results:
-                await self._bring_source(shell)
-                await execution.prepare()
+                await self._bring_source(shell, execution)
             self._set_phase("running")
             conclusion = await execution.run()
             self._results = execution.results
@@ -203,8 +204,9 @@ class Runner:
             return found, await forge.open(found)
         await self._tools.store.save_machine(self._claim, name, attempt)
         self._set_phase("forging a machine")
-        await self._journal.write("forging", machine=name)
+        self._journal.note("forging", machine=name)
         begun = time.perf_counter()
+        self._tools.supply.begin(self._run)
         source = self._run.source
         machine, shell = await self._unless_cancelled(
             forge.create(
@@ -219,15 +221,25 @@ class Runner:
             )
         )
         self._forged_s = time.perf_counter() - begun
-        await self._journal.write("forged", machine=name, seconds=self._forged_s)
+        self._journal.note("forged", machine=name, seconds=self._forged_s)
         return machine, shell
 
-    async def _bring_source(self, shell: Shell) -> None:
+    async def _bring_source(self, shell: Shell, execution: Execution) -> None:
         self._set_phase("cloning")
-        await self._journal.write("cloning")
+        self._journal.note("cloning")
         begun = time.perf_counter()
-        await self._unless_cancelled(self._tools.bring_source(shell, self._run))
-        await self._journal.write("cloned", seconds=time.perf_counter() - begun)
+        await self._unless_cancelled(self._bring_and_prepare(shell, execution))
+        self._journal.note("cloned", seconds=time.perf_counter() - begun)
+
+    async def _bring_and_prepare(self, shell: Shell, execution: Execution) -> None:
+        preparing = asyncio.create_task(execution.prepare())
+        try:
+            await self._tools.supply.bring(shell, self._run)
+            await preparing
+        finally:
+            preparing.cancel()
+            with contextlib.suppress(asyncio.CancelledError, GibilError):
+                await preparing
 
     async def _unless_cancelled(self, work: Awaitable[T]) -> T:
         """Await `work`; when the run is cancelled meanwhile, stop it and wait until it has cleaned up behind itself."""
@@ -246,7 +258,7 @@ class Runner:
                         await task
 
     async def _burn(self, name: str) -> None:
-        await self._journal.write("burning", machine=name)
+        self._journal.note("burning", machine=name)
         begun = time.perf_counter()
         try:
             await self._tools.forge.destroy(name)
@@ -257,7 +269,7 @@ class Runner:
             return
         except ClaimLost:
             return
-        await self._journal.write("burned", machine=name, seconds=time.perf_counter() - begun)
+        self._journal.note("burned", machine=name, seconds=time.perf_counter() - begun)
 
     # --- what is told ---
 
@@ -313,7 +325,8 @@ class Runner:
         if comment is not None:
             tellings.append(comment)
         await self._tools.store.finish(self._claim, conclusion, tellings)
-        await self._journal.write("finished", conclusion=conclusion.value)
+        self._journal.note("finished", conclusion=conclusion.value)
+        await self._journal.flush()
 
 
 def _minutes(machine: Machine) -> str:

@@ -7,8 +7,9 @@ import contextlib
 import os
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from gibil_bot.errors import GibilError, GitHubError
@@ -19,9 +20,21 @@ from gibil_bot.ports import GitHub, Shell
 WORKSPACE = "/root/project"
 CLONE_TIMEOUT_S = 900.0
 TRIES = 3
+GIVE_BACK_WITHIN_S = 10.0
+"""A token that cannot be revoked in that time expires within the hour."""
 
-BringSource = Callable[[Shell, Run], Awaitable[None]]
-"""Puts the run's commit at WORKSPACE. Repeating it starts from nothing. Raises SourceError, GitHubError, MachineLost."""
+
+class Supply(Protocol):
+    """Brings a run's commit onto its machine."""
+
+    def begin(self, run: Run) -> None:
+        """The machine is being forged: do now what needs none. Returns at once."""
+
+    async def bring(self, shell: Shell, run: Run) -> None:
+        """Put the commit at WORKSPACE. Repeating it starts from nothing. Raises SourceError, GitHubError, MachineLost."""
+
+    async def end(self, run: Run) -> None:
+        """The run needs nothing more: whatever was lent for it is given back when this returns. Never raises."""
 
 
 class SourceError(GibilError):
@@ -35,15 +48,24 @@ class PullRequestClone:
 
     def __init__(self, github: GitHub) -> None:
         self._github = github
+        self._minting: dict[str, asyncio.Task[str]] = {}
+        self._revoking: dict[str, set[asyncio.Task[None]]] = {}
 
-    async def __call__(self, shell: Shell, run: Run) -> None:
+    def begin(self, run: Run) -> None:
+        if run.id not in self._minting:
+            self._minting[run.id] = asyncio.create_task(self._mint(run))
+
+    async def _mint(self, run: Run) -> str:
+        return await self._github.clone_token(run.source.installation_id, run.source.repository)
+
+    async def bring(self, shell: Shell, run: Run) -> None:
         source = run.source
         text = script.clone_script(
             clone_url=source.repository.clone_url, number=source.pull_request.number, sha=source.sha, workspace=WORKSPACE
         )
         for attempt in range(1, TRIES + 1):
             try:
-                problem = await self._clone(shell, source.installation_id, run, text)
+                problem = await self._clone(shell, run, text)
             except GitHubError as error:
                 if error.retry_after_s is None or attempt == TRIES:
                     raise
@@ -55,21 +77,34 @@ class PullRequestClone:
                 raise SourceError(f"The clone of {source.repository.full_name} at {source.sha[:7]} failed: {problem.text}")
             await asyncio.sleep(2.0 * attempt)
 
-    async def _clone(self, shell: Shell, installation_id: int, run: Run, text: str) -> _Problem | None:
-        token = await self._github.clone_token(installation_id, run.source.repository)
+    async def end(self, run: Run) -> None:
+        minting = self._minting.pop(run.id, None)
+        with contextlib.suppress(GitHubError, TimeoutError):
+            async with asyncio.timeout(GIVE_BACK_WITHIN_S):
+                if minting is not None:
+                    self._revoke(run, await minting)
+                for revoking in self._revoking.pop(run.id, set()):
+                    await revoking
+
+    def _revoke(self, run: Run, token: str) -> None:
+        """Beside the work: nobody waits for it but the end of the run."""
+        self._revoking.setdefault(run.id, set()).add(asyncio.create_task(self._github.revoke_token(token)))
+
+    async def _clone(self, shell: Shell, run: Run, text: str) -> _Problem | None:
+        self.begin(run)
+        token = await asyncio.shield(self._minting[run.id])
+        del self._minting[run.id]
         try:
             result = await shell.run(text, timeout_s=CLONE_TIMEOUT_S, env={"GIBIL_CLONE_TOKEN": token})
         except TimeoutError:
             return _Problem(f"it took longer than {CLONE_TIMEOUT_S:.0f} s", worth_retrying=False)
         finally:
-            await asyncio.shield(self._github.revoke_token(token))
+            self._revoke(run, token)
         if result.exit_status == 0:
             return None
-        words = (
-            result.stderr.decode("utf-8", "replace").replace(token, "***")
-            if token
-            else result.stderr.decode("utf-8", "replace")
-        )
+        words = result.stderr.decode("utf-8", "replace")
+        if token:
+            words = words.replace(token, "***")
         lines = [line for line in words.strip().splitlines() if line.strip()]
         return _Problem(
             lines[-1].strip() if lines else f"exit status {result.exit_status}",
@@ -90,8 +125,14 @@ class LocalBundle:
         self._checkout = checkout
         self._sha = sha
 
-    async def __call__(self, shell: Shell, run: Run) -> None:
+    def begin(self, run: Run) -> None:
+        """Nothing: what is sent is made as it is sent."""
+
+    async def bring(self, shell: Shell, run: Run) -> None:
         await self.send(shell)
+
+    async def end(self, run: Run) -> None:
+        """Nothing was lent."""
 
     async def send(self, shell: Shell) -> None:
         """Put the commit at WORKSPACE. A checkout that is shallow itself arrives as shallow as it is. Raises SourceError."""

@@ -130,7 +130,7 @@ async def _ours(machines: Yard, place: Place, folder: Path) -> float:
         tools = Tools(
             store=store,
             forge=machines.forge,
-            bring_source=PullRequestClone(place.github),
+            supply=PullRequestClone(place.github),
             logs=folder / "logs",
             owner=machines.owner,
             secrets={},
