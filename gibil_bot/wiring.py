@@ -1,7 +1,7 @@
 """Composition: the only file that names concrete adapters. Settings go in, a bot that can be started comes out.
 
-Adapters with heavy libraries (githubkit, asyncssh) are imported here inside functions, so that a command that needs none of
-them starts at once.
+What only the bot needs, and adapters with heavy libraries (githubkit, asyncssh), are imported here inside functions, so that a
+command that needs none of them starts at once.
 """
 
 from __future__ import annotations
@@ -22,16 +22,7 @@ from gibil_bot.machines.keyring import Keyring, ProjectKeyring
 from gibil_bot.machines.lifecycle import Forge
 from gibil_bot.machines.reach import script_runner
 from gibil_bot.model import Endpoint
-from gibil_bot.planning.shipped import read_workflows, shipped_workflows
 from gibil_bot.ports import Provider, Shell, Store
-from gibil_bot.runs.desk import Policy
-from gibil_bot.runs.dispatcher import Dispatcher
-from gibil_bot.runs.intake import Intake
-from gibil_bot.runs.reaper import Reaper
-from gibil_bot.runs.runner import Tools
-from gibil_bot.runs.sources import PullRequestClone
-from gibil_bot.runs.store import open_store
-from gibil_bot.runs.teller import Teller
 
 log = logging.getLogger("gibil")
 
@@ -91,6 +82,8 @@ def machine_owner(keyring: Keyring) -> str:
 
 def operator_workflows(settings: Settings) -> Callable[[], Mapping[str, bytes]]:
     """Reads the operator's folder anew each time: a changed file counts from the next delivery on."""
+    from gibil_bot.planning.shipped import read_workflows, shipped_workflows
+
     folder = settings.workflows or shipped_workflows()
     return lambda: read_workflows(folder)
 
@@ -121,6 +114,14 @@ async def _supervise(name: str, part: Callable[[], Coroutine[object, object, Non
 async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
     """The bot: its store open and its parts at work, until the block is left. Then runs are left to the next process."""
     from gibil_bot.github.client import GitHubClient
+    from gibil_bot.runs.desk import Policy
+    from gibil_bot.runs.dispatcher import Dispatcher
+    from gibil_bot.runs.intake import Intake
+    from gibil_bot.runs.reaper import Reaper
+    from gibil_bot.runs.runner import Tools
+    from gibil_bot.runs.sources import PullRequestClone
+    from gibil_bot.runs.store import open_store
+    from gibil_bot.runs.teller import Teller
 
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     process = process_name()

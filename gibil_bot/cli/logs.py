@@ -37,7 +37,7 @@ def logs(name: str, job: str | None, follow: bool, provider: str | None, as_json
 
 
 async def _logs(name: str, job: str | None, follow: bool, provider: str | None, as_json: bool) -> int:
-    from gibil_bot.sandbox.provision import JOB_ID
+    from gibil_bot.sandbox.places import JOB_ID
 
     async with opened(name, provider) as live:
         job_id = job or JOB_ID

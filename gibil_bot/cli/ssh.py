@@ -51,7 +51,7 @@ async def _show(name: str, provider: str | None) -> int:
 
 
 async def _ssh(name: str, command: tuple[str, ...], provider: str | None) -> int:
-    from gibil_bot.sandbox.provision import LOAD_ENVIRONMENT
+    from gibil_bot.sandbox.places import LOAD_ENVIRONMENT
 
     async with opened(name, provider) as live:
         from gibil_bot.machines.terminal import talk

@@ -6,7 +6,7 @@ import asyncio
 import signal as signals
 from collections.abc import Callable
 
-import asyncssh
+from gibil_bot.machines.lean_asyncssh import asyncssh
 
 OnData = Callable[[str, bytes], None]
 

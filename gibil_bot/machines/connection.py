@@ -9,10 +9,9 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-import asyncssh
-
 from gibil_bot.errors import MachineLost, SSHError
 from gibil_bot.machines.channel import Channel, OnData
+from gibil_bot.machines.lean_asyncssh import asyncssh
 from gibil_bot.model import Result
 
 QUICKACK = getattr(socket, "TCP_QUICKACK", None)

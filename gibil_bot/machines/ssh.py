@@ -9,10 +9,9 @@ import socket
 import time
 from typing import Any
 
-import asyncssh
-
 from gibil_bot.errors import MachineLost, SSHError
 from gibil_bot.machines.connection import QUICKACK, Connection, reason_of
+from gibil_bot.machines.lean_asyncssh import asyncssh
 from gibil_bot.machines.shell import SSHShell
 from gibil_bot.model import Endpoint
 

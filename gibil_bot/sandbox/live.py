@@ -16,7 +16,7 @@ from gibil_bot.machines.lifecycle import Forge
 from gibil_bot.model import Exit, Job, Machine
 from gibil_bot.ports import Shell
 from gibil_bot.sandbox import words
-from gibil_bot.sandbox.provision import JOB_ID, LOAD_ENVIRONMENT, READY, STATE, TASKS_FAILED, as_given, take_given
+from gibil_bot.sandbox.places import JOB_ID, LOAD_ENVIRONMENT, READY, STATE, TASKS_FAILED, as_given, take_given
 
 TIMED_OUT = 124
 """What timeout(1) says of a command that took too long, and we do."""

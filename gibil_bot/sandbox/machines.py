@@ -1,4 +1,7 @@
-"""The machines of one data directory on one provider: made for people and agents, found, listed, burned."""
+"""The machines of one data directory on one provider: made for people and agents, found, listed, burned.
+
+What only making needs (the workflow language, git) is imported there: most commands use a machine that exists.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,21 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from gibil_bot.config import Settings
 from gibil_bot.errors import ConfigurationError, GibilError, UsageError
 from gibil_bot.machines.lifecycle import Forge
 from gibil_bot.model import Job, Machine
-from gibil_bot.planning.workflow import MachineWish
 from gibil_bot.ports import Shell
-from gibil_bot.runs.sources import LocalBundle, address_of
-from gibil_bot.sandbox import order as orders
 from gibil_bot.sandbox import words
 from gibil_bot.sandbox.live import LiveMachine, extend_machine, not_found
-from gibil_bot.sandbox.order import Order, Terms
-from gibil_bot.sandbox.origin import Origin, read_origin
-from gibil_bot.sandbox.provision import JOB_ID, as_given, bare_script, keep_script, provision_script
+from gibil_bot.sandbox.places import JOB_ID, as_given, bare_script, keep_script
 from gibil_bot.wiring import PROVIDERS, machine_owner, open_forge, prepare_to_connect
+
+if TYPE_CHECKING:
+    from gibil_bot.sandbox.order import Order, Terms
+    from gibil_bot.sandbox.origin import Origin
 
 log = logging.getLogger("gibil.sandbox")
 
@@ -99,6 +102,9 @@ class Machines:
 
         All of them, or none and the error.
         """
+        from gibil_bot.planning.workflow import MachineWish
+        from gibil_bot.sandbox import order as orders
+
         orders.check(order, self._settings)
         if count is not None:
             words.fleet_names(order.name or "fleet", count)
@@ -141,6 +147,8 @@ class Machines:
         await machine.destroy()
 
     async def _make(self, name: str, terms: Terms, origin: Origin | None, labels: dict[str, str], tell: OnPhase) -> LiveMachine:
+        from gibil_bot.runs.sources import address_of
+
         tell(name, "forge", None)
         machine, shell = await self.forge.create(
             name=name,
@@ -166,6 +174,9 @@ class Machines:
         if origin is None:
             await _must(shell, bare_script(names), env)
             return
+        from gibil_bot.runs.sources import LocalBundle
+        from gibil_bot.sandbox.provision import provision_script
+
         if names:
             await _must(shell, keep_script(names), env)
         if origin.checkout is not None:
@@ -183,6 +194,8 @@ class Machines:
                 raise UsageError("--branch needs a repository: name it with --repo")
             yield None
             return
+        from gibil_bot.sandbox.origin import read_origin
+
         tell("", "repository", None)
         began = asyncio.get_running_loop().time()
         async with read_origin(order.repo, order.branch, self._settings.github_url) as origin:

@@ -4,34 +4,22 @@ It is one job on the machine, so nobody has to stay connected: clone, set up, ma
 what they mean to the bot: conditions are evaluated here for both ways that the tasks before could have ended, and the machine
 picks. Its output is the log that people read; `STATE` holds the same for programs, one line for each part that ended:
 number, status, exit status, milliseconds, name, all separated by tabs. Part 0 is what stands before the tasks.
-
-The environment that `gibil run` and `gibil ssh` find (`--env`, the `env` of the file, what tasks wrote to GITHUB_ENV) is
-in `ENVIRONMENT`: in /run, which is memory, so that a value that somebody passed is never written to a disk.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from gibil_bot.machines.remote_scripts import SHELLS
 from gibil_bot.planning import expressions, script
 from gibil_bot.planning.setup_task import set_up_script
 from gibil_bot.planning.workflow import Task
 from gibil_bot.sandbox.origin import Origin
+from gibil_bot.sandbox.places import ENVIRONMENT, GIVEN, READY, STATE, TASKS_DONE, TASKS_FAILED
 
-JOB_ID = "provision"
-READY = "/root/.gibil-ready"
-TASKS_DONE = "/root/.gibil-tasks-done"
-TASKS_FAILED = "/root/.gibil-tasks-failed"
-STATE = "/root/.gibil/provision"
-ENVIRONMENT = "/run/gibil/env"
-LOAD_ENVIRONMENT = f"if [ -r {ENVIRONMENT} ]; then . {ENVIRONMENT}; fi"
 DEFAULT_TASK_S = 3600.0
-
-GIVEN = "gibil_given_"
-"""What a value of the person's `--env` is called on its way: its own name could change how our scripts run (PATH, IFS)."""
 
 
 def _fill(text: str) -> str:
@@ -176,28 +164,6 @@ _END = _fill(r"""
 if [ -n "$gibil_failed" ]; then : >@TASKS_FAILED@; echo '=== a task failed'; exit 1; fi
 : >@TASKS_DONE@
 """)
-
-
-def bare_script(names: tuple[str, ...] = ()) -> str:
-    """POSIX sh for a machine without code: the environment of those names is kept, and there is nothing to wait for."""
-    return f"mkdir -p /root/.gibil\n{keep_script(names)}: >{STATE} && : >{READY} && : >{TASKS_DONE}"
-
-
-def keep_script(names: tuple[str, ...]) -> str:
-    """POSIX sh that keeps what came under those names (see GIVEN) for the commands that follow."""
-    if not names:
-        return ""
-    keep = f'for n in {shlex.join(names)}; do v={GIVEN}$n; printf \'export %s=%q\\n\' "$n" "${{!v}}"; done >{ENVIRONMENT}'
-    return f"mkdir -p /run/gibil && (umask 077; bash -c {shlex.quote(keep)}) || exit 1\n"
-
-
-def take_given(names: Iterable[str]) -> str:
-    """POSIX sh: what came under those names (see GIVEN) is called by its own name now. One line."""
-    return "".join(f'export {name}="${GIVEN}{name}"; unset {GIVEN}{name}; ' for name in names)
-
-
-def as_given(env: Mapping[str, str]) -> dict[str, str]:
-    return {f"{GIVEN}{name}": value for name, value in env.items()}
 
 
 def provision_script(origin: Origin, given: tuple[str, ...] = ()) -> str:

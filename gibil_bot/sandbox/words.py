@@ -11,7 +11,6 @@ from collections.abc import Iterable
 
 from gibil_bot.config import parse_duration
 from gibil_bot.errors import UsageError
-from gibil_bot.planning.script import reserved_name
 
 SIZES = ("small", "medium", "large")
 DEFAULT_TTL_S = 3600
@@ -97,6 +96,10 @@ def environment(entries: Iterable[str]) -> dict[str, str]:
 
 def check_environment(env: dict[str, str]) -> dict[str, str]:
     """Names that a shell can export, values that Linux can pass on."""
+    if not env:
+        return env
+    from gibil_bot.planning.script import reserved_name  # with it comes the whole model of runs
+
     for name, value in env.items():
         if not _ENV_NAME.fullmatch(name):
             raise UsageError(f"--env: {name[:40]!r} cannot be the name of an environment variable")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gibil_bot.planning.schema import parse_repository_file
-from gibil_bot.sandbox import provision
+from gibil_bot.sandbox import places, provision
 from gibil_bot.sandbox.origin import Origin
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
@@ -30,7 +30,7 @@ class Place:
         origin = Origin(repo="https://example.com/ada/engine.git", branch=None, sha="a" * 40, file=file)
         given = given or {}
         script = self.moved(provision.provision_script(origin, tuple(given)))
-        environment = {"PATH": os.environ["PATH"], **provision.as_given(given)}
+        environment = {"PATH": os.environ["PATH"], **places.as_given(given)}
         return subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=30)
 
     def moved(self, script: str) -> str:
@@ -45,7 +45,7 @@ class Place:
 
     def later(self, command: str) -> str:
         """What a command says that comes afterwards."""
-        load = self.moved(provision.LOAD_ENVIRONMENT)
+        load = self.moved(places.LOAD_ENVIRONMENT)
         done = subprocess.run(["bash", "-c", f"{load}; {command}"], capture_output=True, text=True, timeout=30)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -58,9 +58,9 @@ def place(tmp_path: Path) -> Place:
 
 def test_without_tasks_it_is_ready_and_done(place: Place) -> None:
     assert place.run("").returncode == 0
-    assert place.has(provision.READY)
-    assert place.has(provision.TASKS_DONE)
-    assert not place.has(provision.TASKS_FAILED)
+    assert place.has(places.READY)
+    assert place.has(places.TASKS_DONE)
+    assert not place.has(places.TASKS_FAILED)
 
 
 def test_tasks_run_in_order_and_after_a_failure_only_those_that_ask_for_it(place: Place) -> None:
@@ -74,9 +74,9 @@ def test_tasks_run_in_order_and_after_a_failure_only_those_that_ask_for_it(place
         "  - {name: always, if: always(), run: echo last}\n"
     )
     assert done.returncode == 1
-    assert place.has(provision.READY)
-    assert place.has(provision.TASKS_FAILED)
-    assert not place.has(provision.TASKS_DONE)
+    assert place.has(places.READY)
+    assert place.has(places.TASKS_FAILED)
+    assert not place.has(places.TASKS_DONE)
     assert place.state() == [
         ["0", "success", "0", "ready"],
         ["1", "success", "0", "one"],
@@ -130,14 +130,14 @@ def test_what_a_task_leaves_in_its_files_is_there_for_the_next_and_for_commands(
 def test_a_task_that_leaves_nonsense_in_its_files_has_failed(place: Place, line: str) -> None:
     place.run(f'tasks: [{{name: odd, run: \'echo "{line}" >>"$GITHUB_ENV"\'}}]\n')
     assert place.state()[-1][1] == "failure"
-    assert place.has(provision.TASKS_FAILED)
+    assert place.has(places.TASKS_FAILED)
 
 
 def test_a_set_up_that_fails_is_told_by_the_marker_that_everybody_polls(place: Place) -> None:
     done = place.run("runtime: {go: '0.1'}\ntasks: [{run: echo never}]\n")
     assert done.returncode == 1
-    assert not place.has(provision.READY)
-    assert place.has(provision.TASKS_FAILED)
+    assert not place.has(places.READY)
+    assert place.has(places.TASKS_FAILED)
     assert place.state()[-1][1] == "failure"
     assert "never" not in done.stdout
 

@@ -10,8 +10,7 @@ import os
 import socket
 from typing import Any
 
-import asyncssh
-
+from gibil_bot.machines.lean_asyncssh import asyncssh
 from gibil_bot.machines.local.pid1 import Pid1
 from gibil_bot.machines.local.session import Session
 

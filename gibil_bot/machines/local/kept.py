@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import asyncssh
 import msgspec
 
 from gibil_bot.errors import ProviderError
+from gibil_bot.machines.lean_asyncssh import asyncssh
 from gibil_bot.machines.local.door import Door
 from gibil_bot.machines.local.forge import PROXY
 from gibil_bot.machines.local.forging import ForgerLink, Forging

@@ -20,9 +20,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import asyncssh
-
 from gibil_bot.errors import GibilError
+from gibil_bot.machines.lean_asyncssh import asyncssh
 from gibil_bot.machines.local.pid1 import Pid1
 
 if TYPE_CHECKING:

@@ -11,9 +11,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import asyncssh
-
 from gibil_bot.errors import GibilError, MachineNotFound, NameTaken, ProviderError, UsageError
+from gibil_bot.machines.lean_asyncssh import asyncssh
 from gibil_bot.machines.local import skeleton
 from gibil_bot.machines.local.forging import ForgerLink
 from gibil_bot.machines.local.home import Home, clear_dead_machine

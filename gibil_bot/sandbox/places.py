@@ -1,0 +1,44 @@
+"""Where things are on a machine, and how its environment gets there and is found again. Pure.
+
+What `gibil run` and `gibil ssh` find in their environment (`--env`, the `env` of `.gibil.yml`, what tasks wrote to GITHUB_ENV)
+is in /run, which is memory: a value that somebody passed is never written to a disk, and travels in no argv.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+
+JOB_ID = "provision"
+"""The job that makes a machine ready and runs its tasks."""
+READY = "/root/.gibil-ready"
+TASKS_DONE = "/root/.gibil-tasks-done"
+TASKS_FAILED = "/root/.gibil-tasks-failed"
+STATE = "/root/.gibil/provision"
+"""How each part of the provisioning ended; see provision.py."""
+ENVIRONMENT = "/run/gibil/env"
+LOAD_ENVIRONMENT = f"if [ -r {ENVIRONMENT} ]; then . {ENVIRONMENT}; fi"
+GIVEN = "gibil_given_"
+"""What a value of the person's `--env` is called on its way: its own name could change how our scripts run (PATH, IFS)."""
+
+
+def bare_script(names: tuple[str, ...] = ()) -> str:
+    """POSIX sh for a machine without code: the environment of those names is kept, and there is nothing to wait for."""
+    return f"mkdir -p /root/.gibil\n{keep_script(names)}: >{STATE} && : >{READY} && : >{TASKS_DONE}"
+
+
+def keep_script(names: tuple[str, ...]) -> str:
+    """POSIX sh that keeps what came under those names (see GIVEN) for the commands that follow."""
+    if not names:
+        return ""
+    keep = f'for n in {shlex.join(names)}; do v={GIVEN}$n; printf \'export %s=%q\\n\' "$n" "${{!v}}"; done >{ENVIRONMENT}'
+    return f"mkdir -p /run/gibil && (umask 077; bash -c {shlex.quote(keep)}) || exit 1\n"
+
+
+def take_given(names: Iterable[str]) -> str:
+    """POSIX sh: what came under those names (see GIVEN) is called by its own name now. One line."""
+    return "".join(f'export {name}="${GIVEN}{name}"; unset {GIVEN}{name}; ' for name in names)
+
+
+def as_given(env: Mapping[str, str]) -> dict[str, str]:
+    return {f"{GIVEN}{name}": value for name, value in env.items()}
