@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,26 @@ _GIT = {
     "GIT_COMMITTER_NAME": "Ada",
     "GIT_COMMITTER_EMAIL": "ada@example.com",
 }
+
+_MANY = """
+import json, os, sys, tempfile
+from gibil_bot.cli import main
+told = []
+for call in json.load(sys.stdin):
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        pid = os.fork()
+        if pid == 0:
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(out.fileno(), 1)
+            os.dup2(err.fileno(), 2)
+            sys.argv = ["gibil", *call]
+            main()
+            sys.exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        texts = [open(f"/proc/self/fd/{file.fileno()}", errors="replace").read() for file in (out, err)]
+        told.append((status, *texts))
+json.dump(told, sys.stdout)
+"""
 
 
 @dataclass
@@ -61,6 +81,20 @@ class CommandLine:
             text=True,
             timeout=120,
         )
+
+    def many(self, calls: Sequence[Sequence[str]]) -> list[subprocess.CompletedProcess[str]]:
+        """Each in a process of its own, forked from one that has Python and the command line loaded."""
+        done = subprocess.run(
+            [sys.executable, "-c", _MANY],
+            env=self.environment(),
+            cwd=self.here,
+            input=json.dumps(list(calls)),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        return [subprocess.CompletedProcess(call, *told) for call, told in zip(calls, json.loads(done.stdout), strict=True)]
 
     def start(self, *arguments: str, **more: Any) -> subprocess.Popen[bytes]:
         """In a process group of its own, as a shell starts it."""
