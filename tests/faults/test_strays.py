@@ -1,0 +1,32 @@
+"""A machine that no run owns is burned, and one that a person made is left alone."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from gibil_bot.config import load_settings
+from gibil_bot.wiring import machine_owner, open_forge
+from tests.doubles.bot import journey
+
+pytestmark = pytest.mark.usefixtures("local_machines")
+
+
+async def test_what_a_crash_left_is_burned_at_the_next_start_and_a_persons_machine_is_not(tmp_path: Path) -> None:
+    async with journey(tmp_path, start=False) as world:
+        settings = load_settings({"GIBIL_DATA_DIR": str(world.bot.data_dir)})
+        forge = open_forge(settings)
+        owner = machine_owner(forge.keyring)
+        try:
+            for name, labels in (("stray", {"run": "0123456789abcdef"}), ("mine", {})):
+                _, shell = await forge.create(name, owner, 600, labels)
+                await shell.close()
+        finally:
+            await forge.close()
+        await world.bot.start()
+        async with asyncio.timeout(30):
+            while "stray" in (left := await world.machines()):
+                await asyncio.sleep(0.02)  # the bot's own minute: there is no event to wait for
+        assert left == ["mine"]
