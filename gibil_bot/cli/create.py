@@ -112,11 +112,12 @@ async def _make(machines: Machines, order: Order, fleet: int | None) -> list[Liv
     return made
 
 
-async def tell_swept(machines: Machines) -> None:
-    """Whoever comes by burns what is beyond its time, and says so."""
+async def tell_swept(machines: Machines) -> list[str]:
+    """Whoever comes by burns what is beyond its time, and says so; the names."""
     burned = await machines.sweep()
     if burned:
         say(f"burned, as their time was up: {', '.join(burned)}", sys.stderr)
+    return burned
 
 
 async def _wait(live: LiveMachine, view: dict[str, object], wait: str) -> bool:

@@ -48,8 +48,9 @@ async def _list(all_providers: bool, provider: str | None, as_json: bool) -> int
     for name in usable_providers(settings) if all_providers else (settings.provider,):
         try:
             async with connected(name) as machines:
-                await tell_swept(machines)
-                for machine in await machines.list_machines():
+                found = await machines.list_machines()
+                burned = await tell_swept(machines)
+                for machine in (each for each in found if each.name not in burned):
                     views.append({**machine_listed(machine, now), **await _cost(machines, machine)})
         except GibilError as error:
             if not all_providers:

@@ -1,0 +1,124 @@
+"""Commits that were made on a machine, brought to where they come from by somebody who may: no credential is on the machine.
+
+The machine is not trusted. Where to push is what we labelled it with, and not what its git says; what comes is a bundle, which
+is unpacked and checked in a repository of its own, without anybody's hooks; and only then is it pushed, with the person's own
+credentials, never by force.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gibil_bot.errors import GibilError, UsageError
+from gibil_bot.runs.sources import WORKSPACE, SourceError, git
+from gibil_bot.sandbox.live import LiveMachine
+from gibil_bot.sandbox.origin import check_branch
+
+MOST_BYTES = 256 * 1024 * 1024
+_TAKE_S = 600.0
+_WORKFLOWS = ".github/workflows/"
+_QUIETLY = {"GIT_TERMINAL_PROMPT": "0", "GIT_SSH_COMMAND": "ssh -oBatchMode=yes", "LC_ALL": "C"}
+
+
+class NotPushed(GibilError):
+    """What the machine has cannot be pushed, or the server does not take it."""
+
+    code = "NOT_PUSHED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commits:
+    """What was made on a machine since it was forged, in a repository on this box, checked."""
+
+    repository: Path
+    url: str
+    branch: str
+    base: str
+    head: str
+    subjects: tuple[str, ...]
+    """First lines of the messages, newest first."""
+    files: tuple[str, ...]
+
+
+@contextlib.asynccontextmanager
+async def take(live: LiveMachine, branch: str | None, *, with_workflows: bool) -> AsyncIterator[Commits]:
+    """For as long as the block lasts. Raises UsageError where there is nothing to push, NotPushed for what must not be."""
+    url, base = live.machine.labels.get("repo"), live.machine.labels.get("commit")
+    if not url or not base:
+        raise UsageError(f"{live.name} was forged without a repository: there is nowhere to push to")
+    head, current = await _where(live)
+    branch = check_branch(branch or current)
+    if head == base:
+        raise UsageError(f"there is no new commit on {live.name}: its HEAD is what it was forged with")
+    with tempfile.TemporaryDirectory(prefix="gibil-push-") as scratch:
+        repository = Path(scratch) / "repository.git"
+        bundle = Path(scratch) / "commits.bundle"
+        bundle.write_bytes(await _bundle(live, base))
+        try:
+            await git(Path(scratch), "clone", "-q", "--bare", "--template=", "--", url, str(repository), environment=_QUIETLY)
+            await git(
+                repository, "-c", "core.hooksPath=/dev/null", "-c", "fetch.fsckObjects=true",
+                "fetch", "-q", "--no-tags", str(bundle), "+HEAD:refs/gibil/incoming",
+            )  # fmt: skip
+            if await git(repository, "rev-parse", "refs/gibil/incoming") != head:
+                raise NotPushed(f"what {live.name} sent is not its HEAD; is somebody committing there? Try again")
+            span = f"{base}..{head}"
+            subjects = (await git(repository, "log", "--format=%s", span)).splitlines()
+            changed = await git(repository, "diff", "--name-only", "-z", base, head)
+        except SourceError as error:
+            raise NotPushed(f"the commits of {live.name} cannot be taken: {error.message}") from error
+        files = tuple(path for path in changed.split("\0") if path)
+        touched = [path for path in files if path.startswith(_WORKFLOWS)]
+        if touched and not with_workflows:
+            raise NotPushed(
+                f"the commits change {touched[0]}, which runs with the repository's secrets; look, then --with-workflows"
+            )
+        yield Commits(
+            repository=repository, url=url, branch=branch, base=base, head=head, subjects=tuple(subjects), files=files
+        )
+
+
+async def push(commits: Commits) -> None:
+    """Raises NotPushed with what the server said."""
+    try:
+        await git(
+            commits.repository, "-c", "core.hooksPath=/dev/null", "push", "-q", "--", commits.url,
+            f"{commits.head}:refs/heads/{commits.branch}", environment=_QUIETLY,
+        )  # fmt: skip
+    except SourceError as error:
+        raise NotPushed(f"{commits.branch} was not pushed to {commits.url}: {error.message}") from error
+
+
+async def _where(live: LiveMachine) -> tuple[str, str]:
+    """(commit, branch) of the workspace."""
+    there = await live.run(f"cd {WORKSPACE} && git rev-parse --verify HEAD && git symbolic-ref --short HEAD")
+    lines = there.stdout.split()
+    if there.exit_code != 0 or len(lines) != 2 or len(lines[0]) != 40 or not set(lines[0]) <= set("0123456789abcdef"):
+        raise UsageError(f"{WORKSPACE} on {live.name} is not on a branch; check one out there")
+    return lines[0], lines[1]
+
+
+async def _bundle(live: LiveMachine, base: str) -> bytes:
+    kept: list[bytes] = []
+    size = 0
+    words: list[bytes] = []
+
+    def take_output(stream: str, data: bytes) -> None:
+        nonlocal size
+        size += len(data)
+        if size > MOST_BYTES:
+            raise NotPushed(f"the commits of {live.name} are larger than {MOST_BYTES // 1024**2} MiB")
+        (kept if stream == "stdout" else words).append(data)
+
+    # Without the environment of tasks: a PATH of theirs must not decide which git that is.
+    command = f"cd {WORKSPACE} && git -c core.hooksPath=/dev/null bundle create -q - HEAD ^{shlex.quote(base)}"
+    result = await live.shell.run(command, timeout_s=_TAKE_S, on_output=take_output, keep_output=False)
+    if result.exit_status != 0:
+        said = b"".join(words).decode("utf-8", "replace").strip().splitlines()
+        raise NotPushed(f"{live.name} could not pack its commits: {said[-1] if said else 'no reason given'}")
+    return b"".join(kept)
