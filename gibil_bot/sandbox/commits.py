@@ -7,6 +7,7 @@ credentials, never by force.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shlex
 import tempfile
@@ -22,7 +23,12 @@ from gibil_bot.sandbox.origin import check_branch
 MOST_BYTES = 256 * 1024 * 1024
 _TAKE_S = 600.0
 _WORKFLOWS = ".github/workflows/"
-_QUIETLY = {"GIT_TERMINAL_PROMPT": "0", "GIT_SSH_COMMAND": "ssh -oBatchMode=yes", "LC_ALL": "C"}
+_QUIETLY = {
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_SSH_COMMAND": "ssh -oBatchMode=yes",
+    "GIT_ALLOW_PROTOCOL": "file:git:http:https:ssh",
+    "LC_ALL": "C",
+}
 
 
 class NotPushed(GibilError):
@@ -58,7 +64,7 @@ async def take(live: LiveMachine, branch: str | None, *, with_workflows: bool) -
     with tempfile.TemporaryDirectory(prefix="gibil-push-") as scratch:
         repository = Path(scratch) / "repository.git"
         bundle = Path(scratch) / "commits.bundle"
-        bundle.write_bytes(await _bundle(live, base))
+        await asyncio.to_thread(bundle.write_bytes, await _bundle(live, base))
         try:
             await git(Path(scratch), "clone", "-q", "--bare", "--template=", "--", url, str(repository), environment=_QUIETLY)
             await git(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -33,16 +32,12 @@ def on_machine(line: CommandLine, script: str) -> str:
     return done.stdout.strip()
 
 
-def test_commits_are_pushed_to_where_the_machine_was_forged_from_whatever_its_git_says(
-    line: CommandLine, tmp_path: Path
-) -> None:
+def test_commits_are_pushed_to_where_the_machine_was_forged_from_whatever_its_git_says(line: CommandLine) -> None:
     nothing = line.gibil("push", "m", "--json")
     assert (nothing.returncode, json.loads(nothing.stdout)["code"]) == (2, "USAGE")
-    head = on_machine(
-        line,
-        "git checkout -q -b agent/parser; echo 2 >file; git commit -qam 'Parse faster'; echo 3 >file; git commit -qam 'And safer'; "
-        "git remote set-url origin https://evil.example/x.git; git config url.https://evil.example/.insteadOf /; git rev-parse HEAD",
-    )
+    on_machine(line, "git checkout -q -b agent/parser; echo 2 >file; git commit -qam 'Parse faster'")
+    on_machine(line, "git remote set-url origin https://evil.example/x.git; git config url.https://evil.example/.insteadOf /")
+    head = on_machine(line, "echo 3 >file; git commit -qam 'And safer'; git rev-parse HEAD")
     told = line.json("push", "m")
     origin = line.here / "origin.git"
     assert told == {
