@@ -67,6 +67,7 @@ class Session(_Base):
         self._paused = False
         self._status: int | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._grace_is_over = False
         self._over = False
 
     # What the client asks for
@@ -181,7 +182,7 @@ class Session(_Base):
             return
         self._close_stdin()
         self._owed = {fd: _unread(fd) for fd in self._outputs}
-        self._timer = self._loop.call_later(_GRACE_S, self._finish_if_done)
+        self._timer = self._loop.call_later(_GRACE_S, self._end_grace)
         self._finish_if_done()
 
     # Bytes
@@ -264,12 +265,16 @@ class Session(_Base):
 
     # The end
 
+    def _end_grace(self) -> None:
+        # Remembered, and not compared with the clock: a loop's timers may fire a moment before its clock says so.
+        self._grace_is_over = True
+        self._finish_if_done()
+
     def _finish_if_done(self) -> None:
         if self._status is None or self._over or self._paused:
             return
         if self._outputs:
-            waited = self._timer is not None and self._timer.when() <= self._loop.time()
-            if not waited or any(count > 0 for count in self._owed.values()):
+            if not self._grace_is_over or any(count > 0 for count in self._owed.values()):
                 return
         status, channel = self._status, self._channel
         self._end()
