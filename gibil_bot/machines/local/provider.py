@@ -164,11 +164,17 @@ class LocalProvider:
                     if not (await line.ask(Request(verb="quit"))).done:  # it has machines
                         _same_protocol(keeper)
                         return keeper
+                # It answers until it has gone, and must not be taken for the new one.
+                await asyncio.to_thread(self._await_end)
         await asyncio.to_thread(self._start_keeper)
         keeper = await asyncio.to_thread(read_keeper, self._home)
         if keeper is None:
             raise ProviderError(f"the keeper of local machines did not start; see {self._home.local}/keeper.log")
         return keeper
+
+    def _await_end(self) -> None:
+        with locked(self._home.local / "keeper.lock", wait_s=_START_S):
+            pass
 
     def _start_keeper(self) -> None:
         self._home.prepare()
