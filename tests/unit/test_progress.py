@@ -1,0 +1,84 @@
+"""What people see on stderr while a machine is made: seconds that count on a terminal, plain lines everywhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import pty
+import sys
+from collections.abc import Iterator
+from typing import TextIO
+
+import pytest
+
+from gibil_bot.cli.machine import printed, table
+from gibil_bot.cli.progress import Progress
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, TextIO]]:
+    """Both ends: what is read, and a stream that is a terminal."""
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w", encoding="utf-8") as stream:
+        yield ours, stream
+    os.close(ours)
+
+
+async def seen_until(descriptor: int, wanted: str) -> str:
+    """What the terminal shows up to that; at most ten seconds."""
+    seen = b""
+    readable = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(descriptor, readable.set)
+    try:
+        async with asyncio.timeout(10):
+            while wanted not in seen.decode(errors="replace"):
+                await readable.wait()
+                readable.clear()
+                seen += os.read(descriptor, 4096)
+    finally:
+        loop.remove_reader(descriptor)
+    return seen.decode()
+
+
+async def test_on_a_terminal_the_seconds_count_and_what_is_done_stays(
+    terminal: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, stream = terminal
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", stream)  # here and not in a fixture: pytest sets it anew before the call
+    async with Progress() as progress:
+        progress.phase("m", "forge", None)
+        progress.phase("n", "forge", None)
+        shown = await seen_until(ours, "forging m, 1 more ")
+        assert "\r\x1b[K" in shown
+        progress.phase("m", "forge", 1.234)
+        shown = await seen_until(ours, "(1.23 s)")
+        assert "\x1b[32m✔\x1b[0m forged m" in shown
+        await seen_until(ours, "forging n, 1 more")  # n, and the connection to m
+
+
+async def test_elsewhere_there_is_a_line_for_what_is_done_without_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    async with Progress() as progress:
+        progress.phase("", "repository", None)
+        progress.phase("", "repository", 0.5)
+        progress.phase("m", "forge", None)
+        progress.phase("m", "forge", 0.03)
+        progress.phase("m", "connect", 0.01)
+    assert stream.getvalue() == "✔ read the repository (0.50 s)\n✔ forged m (0.03 s)\n✔ connected to m (0.01 s)\n"
+
+
+async def test_nobody_needs_to_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    async with Progress() as progress:
+        progress.phase("m", "forge", None)
+        progress.phase("m", "forge", 0.03)
+
+
+def test_a_table_has_columns_and_what_others_wrote_moves_no_cursor() -> None:
+    rows: list[tuple[str, ...]] = [("NAME", "FOR"), ("a-long-name", printed("x\x1b[2J\ny")), ("b", "")]
+    assert table(rows) == "NAME         FOR\na-long-name  x�[2J�y\nb\n"
