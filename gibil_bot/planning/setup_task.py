@@ -1,8 +1,8 @@
 """The task "set up" that stands before the tasks of a `.gibil.yml`: its packages are installed, its runtimes are there.
 
 Packages are only asked for where they are missing, so that an image that has them needs no network. A runtime comes with the
-image, or the machine brings the tool `gibil-runtime` that installs it (cloud machines do), or the task fails with one sentence
-that says what is there instead.
+image, or the machine's tool `gibil-runtime` installs it, or the task fails with one sentence that says what is there instead.
+A project that works with pnpm gets it with its Node.
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ want() {
         fi
         seen="$seen${seen:+, }$command is ${found:-of unknown version}"
     done
-    if test "${installed-}" != "$runtime" && command -v gibil-runtime >/dev/null 2>&1; then
+    tool=$(command -v gibil-runtime || command -v /opt/gibil/bin/gibil-runtime || true)
+    if test "${installed-}" != "$runtime" && test -n "$tool"; then
         installed=$runtime
         echo "gibil: $runtime $wanted is not here (${seen:-none}); installing it"
-        gibil-runtime "$runtime" "$wanted" || fail "$runtime $wanted could not be installed; what is above says why"
+        "$tool" "$runtime" "$wanted" || fail "$runtime $wanted could not be installed; what is above says why"
         hash -r
         want "$runtime" "$wanted" "$@"
         return 0
@@ -58,6 +59,19 @@ link() {
     test "$1" != python || ln -sf "$2" "$bin/python3"
     echo "$bin" >>"$GITHUB_PATH"
 }
+"""
+
+# The version that package.json names, or one that every Node from 18 on runs.
+_PNPM = r"""
+if grep -qs pnpm package.json pnpm-lock.yaml pnpm-workspace.yaml .gibil.yml && ! command -v pnpm >/dev/null 2>&1; then
+    version=$(sed -n 's/.*"packageManager": *"pnpm@\([0-9][0-9.]*\).*/\1/p' package.json 2>/dev/null | head -n 1)
+    echo "gibil: installing pnpm ${version:-10}"
+    prefix=/usr/local
+    test -w /usr/local/bin || prefix=$RUNNER_TEMP/pnpm
+    npm install --silent --global --prefix "$prefix" "pnpm@${version:-10}" \
+        || fail "pnpm could not be installed by npm; what is above says why"
+    test "$prefix" = /usr/local || echo "$prefix/bin" >>"$GITHUB_PATH"
+fi
 """
 
 _PACKAGES = r"""
@@ -115,6 +129,8 @@ def set_up_script(runtime: Mapping[str, str], packages: Sequence[str]) -> str | 
         # The plain name first; then `python3.12`, as distributions call a second Python.
         commands = (*_COMMANDS[name], f"{name}{version}")
         parts.append(f"want {shlex.join((name, version, *commands))}\n")
+    if "node" in runtime:
+        parts.append(_PNPM)
     if packages:
         parts += [f"\npackages={shlex.quote(' '.join(packages))}\n", _PACKAGES]
     return "".join(parts)

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gibil_bot.machines.local.removal import remove_tree
+from gibil_bot.machines.runtimes import LOCAL_TOOL_PATH, TOOL
 
-FORMAT = 1
+FORMAT = 2
 """Counted up whenever the content built here changes."""
 
 # fmt: off
@@ -130,7 +131,7 @@ def _python_outside() -> PythonOutside | None:
 
 def name_of(tier: str, layout: Layout) -> str:
     """The skeleton's folder name: another one whenever what it is made from has changed."""
-    seen = [FORMAT, tier, repr(layout)]
+    seen = [FORMAT, TOOL, tier, repr(layout)]
     watched = ["/etc", "/etc/passwd", "/etc/ssl/certs", "/etc/apt/sources.list.d"]
     dpkg = "/var/lib/dpkg/status"
     watched += (
@@ -166,6 +167,10 @@ def build(folder: Path, tier: str, layout: Layout) -> None:
     for lock in ("lock", "lock-frontend"):
         (root / "var/lib/dpkg" / lock).unlink(missing_ok=True)
     _write_etc(root / "etc", tier)
+    tool = root / LOCAL_TOOL_PATH[1:]
+    tool.parent.mkdir(parents=True)
+    tool.write_text(TOOL)
+    tool.chmod(0o755)
     for opened in layout.opened:
         _copy_files(opened, root / opened[1:])
     for piece in layout.pieces:

@@ -1,0 +1,103 @@
+"""A Python, a Node with pnpm and a Go project: created and tried on local machines, what they lack fetched through the gate."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from tests.doubles.commandline import CommandLine, command_line
+from tests.doubles.machines import shared_folder
+
+pytestmark = pytest.mark.usefixtures("local_machines")
+
+REGISTRIES = ("pypi.org", "registry.npmjs.org")
+
+GO = {
+    "go.mod": "module example.com/sum\n\ngo 1.21\n",
+    "sum.go": "package sum\n\nfunc Of(a, b int) int { return a + b }\n",
+    "sum_test.go": (
+        'package sum\n\nimport "testing"\n\nfunc TestOf(t *testing.T) {\n\tif Of(2, 3) != 5 {\n\t\tt.Fatal()\n\t}\n}\n'
+    ),
+    ".gibil.yml": 'runtime: {go: "1"}\ntasks: [{name: test, run: go vet . && go test -count=1 .}]\n',
+}
+NODE = {
+    "package.json": '{"name": "sum", "private": true, "scripts": {"test": "node --test"}, "packageManager": "pnpm@10.0.0"}\n',
+    "pnpm-lock.yaml": "lockfileVersion: '9.0'\nimporters:\n  .: {}\n",
+    "sum.test.js": "require('node:test')('sum', () => require('node:assert').equal(2 + 3, 5));\n",
+    ".gibil.yml": (
+        "runtime: {node: '@NODE@'}\ntasks:\n  - {name: install, run: pnpm install --frozen-lockfile --offline}\n"
+        "  - {name: test, run: pnpm test}\n"
+    ),
+}
+PYTHON = {
+    "sum.py": "def of(a, b):\n    return a + b\n",
+    "test_sum.py": (
+        "import unittest, sum\n\nclass T(unittest.TestCase):\n    def test(self):\n        self.assertEqual(sum.of(2, 3), 5)\n"
+    ),
+    ".gibil.yml": "runtime: {python: '@PYTHON@'}\ntasks: [{name: test, run: python3 -m unittest -q}]\n",
+}
+
+
+@pytest.fixture
+def line(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
+    with command_line(tmp_path, shared_folder(tmp_path_factory)) as line:
+        yield line
+
+
+@pytest.fixture
+def egress() -> str:
+    """What has to be allowed so that machines reach the registries: nothing, or the mirror that stands in for them here."""
+    addresses = set()
+    for host in REGISTRIES:
+        try:
+            with socket.create_connection((host, 443), timeout=5) as connection:
+                addresses.add(connection.getpeername()[0])
+        except OSError as error:
+            pytest.skip(f"{host} cannot be reached from here: {error}")
+    return ",".join(sorted(address for address in addresses if not ip_address(address).is_global))
+
+
+def created(line: CommandLine, name: str, egress: str) -> str:
+    """Created until its tasks are done; its log."""
+    done = line.gibil(
+        "create", "--name", name, "--repo", f"file://{line.here}/{name}", "--wait", "tasks", GIBIL_EGRESS_ALLOW=egress
+    )
+    log = line.gibil("logs", name).stdout
+    line.gibil("destroy", name)
+    assert done.returncode == 0, done.stderr + log
+    return log
+
+
+def tried(line: CommandLine, name: str, egress: str) -> None:
+    done = line.gibil("try", name, GIBIL_EGRESS_ALLOW=egress)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test: success" in done.stderr
+
+
+def test_a_python_project_is_tested_with_the_boxs_python(line: CommandLine) -> None:
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if shutil.which(f"python{version}", path="/usr/local/bin:/usr/bin") is None and shutil.which("python3", path="/usr/bin"):
+        version = "3"
+    line.repository("python", {name: text.replace("@PYTHON@", version) for name, text in PYTHON.items()})
+    assert f"gibil: python {version}" in created(line, "python", "")
+    tried(line, "python", "")
+
+
+def test_a_node_project_gets_its_pnpm(line: CommandLine, egress: str) -> None:
+    if shutil.which("node", path="/usr/local/bin:/usr/bin") is None:
+        pytest.skip("this box has no node in /usr, and fetching one takes too long for a test")
+    line.repository("node", {name: text.replace("@NODE@", "20") for name, text in NODE.items()})
+    assert "gibil: node 20" in created(line, "node", egress)
+    tried(line, "node", egress)
+
+
+def test_a_go_project_gets_its_go(line: CommandLine, egress: str) -> None:
+    line.repository("go", GO)
+    log = created(line, "go", egress)
+    assert "gibil: go 1." in log
