@@ -1,6 +1,6 @@
 """Which detached jobs a machine has, how they stand, and what they printed: shell text, and what it answers. Pure.
 
-The folders of jobs are described in remote_scripts.py.
+The folders of jobs are described in job_scripts.py.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ class JobEntry:
 LIST_JOBS = rf"""cd "$HOME/.gibil/jobs" 2>/dev/null || exit 0
 for j in *; do
     [ -s "$j/pid" ] || continue
+    s=running
+    flock -n -s "$j/lock" true 2>/dev/null && s=lost
     r=
-    IFS= read -r r <"$j/rc" 2>/dev/null
+    IFS= read -r r <"$j/rc" 2>/dev/null  # after the lock: a job that ends meanwhile is not lost
     case $r in
         [0-9]*) s=exited ;;
-        *) s=running; r=; flock -n -s "$j/lock" true 2>/dev/null && s=lost ;;
+        *) r= ;;
     esac
     printf '%s\0%s\0%s\0%s\0%s\0' "$j" "$s" "${{r%% *}}" "$(stat -c %Y "$j/pid")" "$(stat -c %Y "$j/rc")"
     for f in "$j"/script.*; do head -c {_COMMAND_BYTES} "$f" 2>/dev/null; break; done
