@@ -16,6 +16,8 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gibil_bot.config import Settings
 from gibil_bot.machines.keyring import Keyring, ProjectKeyring
@@ -23,6 +25,9 @@ from gibil_bot.machines.lifecycle import Forge
 from gibil_bot.machines.reach import script_runner
 from gibil_bot.model import Endpoint
 from gibil_bot.ports import Provider, Shell, Store
+
+if TYPE_CHECKING:
+    from gibil_bot.planning.services import Grounds
 
 log = logging.getLogger("gibil")
 
@@ -73,6 +78,25 @@ def open_provider(settings: Settings) -> Provider:
 def open_forge(settings: Settings) -> Forge:
     """Who forges here, and the keys to what is forged."""
     return Forge(provider=open_provider(settings), keyring=open_keyring(settings), connect_shell=connect_shell)
+
+
+def service_grounds(settings: Settings) -> Grounds:
+    """What the machines of that provider can do for the services of a `.gibil.yml`; local ones have this box's packages."""
+    from gibil_bot.machines.local.tier import own_tier
+    from gibil_bot.planning.services import Grounds, distribution_versions
+
+    if settings.provider != "local":
+        return Grounds(containers=True)
+    sources = [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]
+    versions = distribution_versions(_text(Path("/etc/os-release")), "\n".join(_text(path) for path in sources))
+    return Grounds(containers=False, many_users=own_tier() == "root", versions=versions)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def machine_owner(keyring: Keyring) -> str:
@@ -153,6 +177,7 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
             public_url=settings.public_url,
             run_id=_run_ids(forge.keyring),
             operator_workflows=operator_workflows(settings),
+            grounds=service_grounds(settings),
         )
         parts: dict[str, Callable[[], Coroutine[object, object, None]]] = {
             "intake": Intake(store, github, policy, process).run,

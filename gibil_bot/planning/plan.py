@@ -8,12 +8,13 @@ from typing import cast
 
 import msgspec
 
-from gibil_bot.errors import UsageError
+from gibil_bot.errors import InvalidWorkflow, UsageError
 from gibil_bot.model import Command, MachinePlan, Plan, PullRequest, Repository, TaskPlan, Trust
 from gibil_bot.planning import expressions
 from gibil_bot.planning.catalogue import Catalogue, CommandHelp, catalogue, check_files, commands, why_unknown
 from gibil_bot.planning.inputs import input_values, typed_values
 from gibil_bot.planning.schema import workflow_name
+from gibil_bot.planning.services import Grounds, check_services, services_script
 from gibil_bot.planning.setup_task import set_up_script
 from gibil_bot.planning.workflow import REPOSITORY_FILE, MachineWish, RepositoryFile, Task, Workflow
 from gibil_bot.planning.yamldoc import nearest
@@ -48,6 +49,8 @@ class Facts:
     event_name: str
     """GitHub's word: issue_comment, pull_request …"""
     max_ttl_s: int
+    grounds: Grounds | None = None
+    """What the machines can do for services; None: it is not known here, and the machine will say."""
 
 
 def for_command(known: Catalogue, command: Command, facts: Facts) -> tuple[Plan, ...]:
@@ -100,7 +103,7 @@ def plan_view(plan: Plan) -> dict[str, object]:
 
 def _plan(known: Catalogue, workflow: Workflow, inputs: dict[str, str], facts: Facts) -> Plan:
     notes: list[str] = []
-    own_file = _used_file(known, workflow)
+    own_file = _used_file(known, workflow, facts.grounds)
     tasks = _expand(workflow, own_file)
     if own_file is not None and own_file.tasks:
         notes.append(f"The tasks are those of {own_file.path}.")
@@ -134,13 +137,18 @@ def _plan(known: Catalogue, workflow: Workflow, inputs: dict[str, str], facts: F
     )
 
 
-def _used_file(known: Catalogue, workflow: Workflow) -> RepositoryFile | None:
+def _used_file(known: Catalogue, workflow: Workflow, grounds: Grounds | None) -> RepositoryFile | None:
     """The `.gibil.yml` that this workflow uses, if it uses one and the repository has one."""
     using = next((task for task in workflow.tasks if task.uses), None)
     if using is None:
         return None
     if known.repository_problem is not None:
         raise UsageError(f"{workflow.title} uses a file that cannot be read: {known.repository_problem}")
+    if known.repository_file is not None and grounds is not None:
+        try:
+            check_services(known.repository_file, grounds)
+        except InvalidWorkflow as problem:
+            raise UsageError(f"{workflow.title} cannot run here: {problem}") from None
     has_tasks = known.repository_file is not None and known.repository_file.tasks
     if using.run is None and not has_tasks:
         raise UsageError(
@@ -157,7 +165,8 @@ def _expand(workflow: Workflow, own_file: RepositoryFile | None) -> list[Task]:
             tasks.append(task)
             continue
         script = set_up_script(own_file.runtime, own_file.packages)
-        inner = [Task(name="set up", run=script, shell="sh")] if script else []  # noqa: S604 (a word, no subprocess)
+        beginning = {"set up": script, "services": services_script(own_file.services)}
+        inner = [Task(name=name, run=run, shell="sh") for name, run in beginning.items() if run]  # noqa: S604 (a word)
         if own_file.tasks:
             tasks += [_inside(task, below) for below in (*inner, *own_file.tasks)]
         else:

@@ -13,9 +13,19 @@ from gibil_bot.errors import InvalidWorkflow
 from gibil_bot.planning import expressions
 from gibil_bot.planning.inputs import value_problem
 from gibil_bot.planning.script import input_variable
+from gibil_bot.planning.services import host_port, image_problem
 from gibil_bot.planning.syntax import InvalidExpression
 from gibil_bot.planning.tables import PULL_REQUEST_ACTIONS, REPOSITORY, WORKFLOW
-from gibil_bot.planning.workflow import REPOSITORY_FILE, Concurrency, Input, MachineWish, RepositoryFile, Task, Workflow
+from gibil_bot.planning.workflow import (
+    REPOSITORY_FILE,
+    Concurrency,
+    Input,
+    MachineWish,
+    RepositoryFile,
+    Service,
+    Task,
+    Workflow,
+)
 from gibil_bot.planning.yamldoc import Node, read_yaml
 
 
@@ -66,10 +76,36 @@ def parse_repository_file(path: str, data: bytes) -> RepositoryFile:
         path=path,
         runtime={} if runtime == "none" else runtime,
         packages=tuple(values.get("packages", ())),
+        services=_services(values.get("services", {}), root.at("services")),
         env=values.get("env", {}),
         tasks=tuple(_task(fields, root.at("tasks", index), None) for index, fields in enumerate(values.get("tasks", ()))),
         machine=_machine(values.get("machine", {})),
     )
+
+
+def _services(values: dict[str, dict[str, Any]], node: Node) -> tuple[Service, ...]:
+    services: list[Service] = []
+    for name, fields in values.items():
+        place = node.key(name)
+        pairs = [entry.split(":") for entry in fields.get("ports", ())]
+        service = Service(
+            name=name,
+            image=fields["image"],
+            env=fields.get("env", {}),
+            ports=tuple((int(pair[0]), int(pair[-1])) for pair in pairs),
+            line=place.line,
+            column=place.column,
+        )
+        problem = image_problem(service)
+        taken = next((other for other in services if host_port(other)[0] == host_port(service)[0]), None)
+        if taken is not None:
+            problem = (
+                problem or f"{taken.name!r} has the port {host_port(service)[0]} already; write PORT:{host_port(service)[1]}"
+            )
+        if problem:
+            raise place.refuse(problem)
+        services.append(service)
+    return tuple(services)
 
 
 def is_repository_file(path: str) -> bool:

@@ -29,6 +29,10 @@ def _command_problem(word: str) -> str | None:
     return f"/gibil {word} is gibil's own; choose another word" if word in RESERVED_COMMANDS else None
 
 
+def _port_problem(ports: str) -> str | None:
+    return None if all(int(port) <= 65535 for port in ports.split(":")) else f"{ports!r}: ports end at 65535"
+
+
 def _folder_problem(path: str) -> str | None:
     if path.startswith(("/", "~")) or posixpath.normpath(path).split("/")[0] == "..":
         return f"{path!r} leaves the checkout; write a folder inside it"
@@ -246,6 +250,32 @@ WORKFLOW = Record(
 )
 
 _VERSION = Text(what="a version such as 3.12", pattern=r"[0-9]{1,4}(\.[0-9]{1,4}){0,2}", any_scalar=True, longest=20)
+SERVICE = Record(
+    what="a service",
+    fields=(
+        Field(
+            name="image",
+            kind=Text(what="an image such as postgres:16", pattern=r"[a-z0-9][A-Za-z0-9._:/@-]*", longest=200),
+            required=True,
+            description="The container's image. On local machines postgres, redis, mariadb and mysql are the distribution's.",
+        ),
+        Field(name="env", kind=_ENV, description="Its environment, as the image documents it."),
+        Field(
+            name="ports",
+            kind=ListOf(
+                item=Text(
+                    what="a port such as 5432 or 15432:5432",
+                    pattern=r"[1-9][0-9]{0,4}(:[1-9][0-9]{0,4})?",
+                    longest=11,
+                    any_scalar=True,
+                    check=_port_problem,
+                ),
+                most=10,
+            ),
+            description="PORT, or PORT_OF_THE_MACHINE:PORT_OF_THE_SERVICE. Default: the one that the service is known for.",
+        ),
+    ),
+)
 REPOSITORY = Record(
     what=REPOSITORY_FILE,
     fields=(
@@ -264,7 +294,7 @@ REPOSITORY = Record(
                     ),
                 },
             ),
-            description="What the image has to bring; a run fails with one sentence where it does not.",
+            description="What has to be there; where the image lacks it, it is installed, or the run fails with one sentence.",
         ),
         Field(
             name="packages",
@@ -275,8 +305,10 @@ REPOSITORY = Record(
         ),
         Field(
             name="services",
-            description="Databases and the like.",
-            gone="services are not available yet; start what you need in a task",
+            kind=Table(
+                key=Text(what="a name of a-z, 0-9 and -", pattern="[a-z][a-z0-9-]*", longest=40), value=SERVICE, most=10
+            ),
+            description="Databases and the like, on 127.0.0.1 of the machine before the tasks begin; gone with it.",
         ),
         Field(name="env", kind=_ENV, description="Environment of every task."),
         Field(name="tasks", kind=ListOf(item=REPOSITORY_TASK), description="How the project is tested, in order."),

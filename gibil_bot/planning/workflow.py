@@ -82,6 +82,20 @@ class Workflow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A database or the like beside the tasks, on 127.0.0.1 of the machine."""
+
+    name: str
+    image: str
+    """As container engines name it: `postgres:16`."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    ports: tuple[tuple[int, int], ...] = ()
+    """(on the machine, in the service)"""
+    line: int = 1
+    column: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RepositoryFile:
     """A repository's `.gibil.yml`: what it needs, and how it is worked on."""
 
@@ -89,6 +103,7 @@ class RepositoryFile:
     runtime: Mapping[str, str] = field(default_factory=dict)
     """python | node | go → the version that is wanted, or a beginning of it."""
     packages: tuple[str, ...] = ()
+    services: tuple[Service, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     tasks: tuple[Task, ...] = ()
     machine: MachineWish = field(default_factory=MachineWish)

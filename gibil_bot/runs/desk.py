@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from gibil_bot.github import replies
 from gibil_bot.model import Plan, PullRequest, Repository, Telling, Trust
 from gibil_bot.planning import plan as planning
+from gibil_bot.planning.services import Grounds
 from gibil_bot.ports import GitHub
 
 MAY_COMMAND = frozenset({"admin", "write"})
@@ -26,6 +27,8 @@ class Policy:
     run_id: Callable[[bytes, str], str]
     """(payload, distinction) → a run's id: the same for the same payload, so that a replay queues nothing twice."""
     operator_workflows: Callable[[], Mapping[str, bytes]]
+    grounds: Grounds | None = None
+    """What the machines here can do for services."""
 
 
 class Refused(Exception):
@@ -87,6 +90,7 @@ async def read_desk(
             trust=trust,
             event_name=event_name,
             max_ttl_s=policy.max_ttl_s,
+            grounds=policy.grounds,
         ),
     )
 

@@ -20,7 +20,7 @@ from gibil_bot.ports import Shell
 from gibil_bot.sandbox import words
 from gibil_bot.sandbox.live import LiveMachine, extend_machine, not_found
 from gibil_bot.sandbox.places import JOB_ID, as_given, bare_script, keep_script
-from gibil_bot.wiring import PROVIDERS, machine_owner, open_forge, prepare_to_connect
+from gibil_bot.wiring import PROVIDERS, machine_owner, open_forge, prepare_to_connect, service_grounds
 
 if TYPE_CHECKING:
     from gibil_bot.sandbox.order import Order, Terms
@@ -194,11 +194,14 @@ class Machines:
                 raise UsageError("--branch needs a repository: name it with --repo")
             yield None
             return
+        from gibil_bot.planning.services import check_services
         from gibil_bot.sandbox.origin import read_origin
 
         tell("", "repository", None)
         began = asyncio.get_running_loop().time()
         async with read_origin(order.repo, order.branch, self._settings.github_url) as origin:
+            if origin.file is not None and origin.file.services:
+                check_services(origin.file, service_grounds(self._settings))
             tell("", "repository", asyncio.get_running_loop().time() - began)
             yield origin
 

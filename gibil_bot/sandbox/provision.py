@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 from gibil_bot.machines.remote_scripts import SHELLS
 from gibil_bot.planning import expressions, script
+from gibil_bot.planning.services import services_script
 from gibil_bot.planning.setup_task import set_up_script
 from gibil_bot.planning.workflow import Task
 from gibil_bot.sandbox.origin import Origin
@@ -184,24 +185,23 @@ def provision_script(origin: Origin, given: tuple[str, ...] = ()) -> str:
     tasks: tuple[Task, ...] = ()
     if file is not None:
         tasks = file.tasks
-        set_up = set_up_script(file.runtime, file.packages)
-        if set_up is not None:
-            parts.append(_set_up(set_up))
+        set_up = {"set up": set_up_script(file.runtime, file.packages), "services": services_script(file.services)}
+        parts += [_set_up(name, text) for name, text in set_up.items() if text is not None]
     parts.append(_READY)
     parts += [_call(number, task) for number, task in enumerate(tasks, start=1)]
     parts.append(_END)
     return "".join(parts)
 
 
-def _set_up(text: str) -> str:
-    return f"""echo '=== set up'
+def _set_up(name: str, text: str) -> str:
+    return f"""echo '=== {name}'
 gibil_files 0
 (
     cd /root/project && export "${{gibil_base[@]}}" "${{gibil_given[@]}}"
     export RUNNER_TEMP=/root/.gibil/files GITHUB_PATH="$gibil_folder/path"
     exec sh -c {shlex.quote(text)} </dev/null
-) || gibil_give_up 'set up' $?
-gibil_take || gibil_give_up 'set up' 1
+) || gibil_give_up '{name}' $?
+gibil_take || gibil_give_up '{name}' 1
 """
 
 

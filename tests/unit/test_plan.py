@@ -219,8 +219,8 @@ def test_a_repositorys_file_without_tasks_still_sets_up_the_machine() -> None:
 def test_a_broken_repositorys_file_stops_those_who_use_it_and_nobody_else() -> None:
     other = b"on: {command: other, pull_request: opened}\ntasks: [{run: x}]"
     uses = TEST.replace(b"{command: test}", b"{command: test, pull_request: opened}")
-    found = known({"test.yml": uses, "other.yml": other}, {".gibil.yml": b"services: {}"})
-    assert "test uses a file that cannot be read: .gibil.yml@main:1:1: services: services are not available yet" in refusal(
+    found = known({"test.yml": uses, "other.yml": other}, {".gibil.yml": b"services: []"})
+    assert "test uses a file that cannot be read: .gibil.yml@main:1:11: a mapping has to stand here, not a list" in refusal(
         found, "test"
     )
     assert [plan.workflow for plan in for_pull_request(found, "opened", facts())] == ["other"]

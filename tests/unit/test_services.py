@@ -1,0 +1,105 @@
+"""Services as values: which can be had on which machines, and what is said of those that cannot."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from gibil_bot.errors import InvalidWorkflow
+from gibil_bot.planning.schema import parse_repository_file
+from gibil_bot.planning.services import Grounds, check_services, distribution_versions, image_version, services_script
+from gibil_bot.planning.workflow import RepositoryFile
+
+BOOKWORM = 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nVERSION_ID="12"\nID=debian\n'
+LOCAL = Grounds(containers=False, versions=distribution_versions(BOOKWORM, ""))
+POSTGRES = "env: {POSTGRES_PASSWORD: x}"
+
+
+def file(services: str) -> RepositoryFile:
+    return parse_repository_file(".gibil.yml", f"services:\n  db: {{{services}}}\n".encode())
+
+
+def refusal(services: str, grounds: Grounds = LOCAL) -> str:
+    with pytest.raises(InvalidWorkflow) as caught:
+        check_services(file(services), grounds)
+    assert str(caught.value).startswith(".gibil.yml:2:3: the service 'db': ")
+    return caught.value.problem.partition("'db': ")[2]
+
+
+def unreadable(services: str) -> str:
+    with pytest.raises(InvalidWorkflow) as caught:
+        file(services)
+    return caught.value.problem
+
+
+@pytest.mark.parametrize(
+    "services",
+    [
+        f'image: "postgres:15", {POSTGRES}',
+        f'image: "docker.io/library/postgres:15.2-alpine", {POSTGRES}, ports: ["15432:5432"]',
+        f"image: postgres, {POSTGRES}",
+        f'image: "postgres:latest", {POSTGRES}, ports: [5432]',
+        'image: "redis:7"',
+        'image: "mariadb:10.11", env: {MARIADB_ROOT_PASSWORD: x, MARIADB_DATABASE: y}',
+    ],
+)
+def test_what_the_distribution_has_is_accepted(services: str) -> None:
+    check_services(file(services), LOCAL)
+
+
+def test_what_local_machines_cannot_have_is_refused_with_the_way_out() -> None:
+    assert refusal(f'image: "postgres:16", {POSTGRES}') == (
+        "this distribution has postgres 15, and not 16; write image: postgres:15, or use the cloud"
+    )
+    assert "local machines run no containers" in refusal('image: "ghcr.io/ada/postgres:15", ports: [5432]')
+    assert "run gibil as root" in refusal(f"image: postgres, {POSTGRES}", Grounds(containers=False, many_users=False))
+    assert refusal("image: redis, env: {REDIS_PASSWORD: x}").startswith("REDIS_PASSWORD means nothing without containers")
+    assert "write ports: [5432]" in refusal(f"image: postgres, {POSTGRES}, ports: [5433]")
+    assert refusal('image: "mysql:8", env: {MYSQL_ROOT_PASSWORD: x}') == (
+        "this distribution has MariaDB instead; write image: mariadb:10.11"
+    )
+
+
+def test_machines_with_containers_have_every_image() -> None:
+    check_services(file('image: "ghcr.io/ada/search:8", ports: [9200], env: {A: b}'), Grounds(containers=True))
+    check_services(file(f'image: "postgres:16", {POSTGRES}'), Grounds(containers=True))
+
+
+def test_what_no_machine_could_start_is_refused_when_the_file_is_read() -> None:
+    assert "does not start without a password" in unreadable("image: postgres")
+    assert "ports are needed" in unreadable("image: elasticsearch")
+    assert "ports end at 65535" in unreadable("image: redis, ports: [65536]")
+    assert "needs the key 'image'" in unreadable("ports: [1]")
+    assert unreadable("image: redis}\n  other: {image: redis") == "'db' has the port 6379 already; write PORT:6379"
+
+
+def test_a_source_of_other_versions_leaves_the_question_to_the_machine() -> None:
+    assert "postgres" not in distribution_versions(BOOKWORM, "deb https://apt.postgresql.org/pub/repos/apt bookworm-pgdg main")
+    assert distribution_versions("ID=alpine\nVERSION_ID=3.20\n", "") == {}
+
+
+@pytest.mark.parametrize(
+    ("image", "version"),
+    [
+        ("postgres", ""),
+        ("postgres:latest", ""),
+        ("postgres:16-alpine", "16"),
+        ("host:5000/redis", ""),
+        ("redis:7.2.4", "7.2.4"),
+    ],
+)
+def test_the_version_of_an_image_is_what_its_tag_begins_with(image: str, version: str) -> None:
+    assert image_version(image) == version
+
+
+def test_values_are_never_code_of_the_script() -> None:
+    evil = "it's $(touch /nowhere/x) `id` \\"
+    text = f'services:\n  db: {{image: postgres, env: {{POSTGRES_PASSWORD: "{evil.replace(chr(92), chr(92) * 2)}"}}}}\n'
+    script = services_script(parse_repository_file(".gibil.yml", text.encode()).services)
+    assert script is not None
+    # The service's own settings as a shell reads them, and nothing of the rest.
+    settings = script[script.rindex("\n(\n") : script.rindex("    start ")] + ')\nprintf %s "${password-gone}"'
+    shown = settings.replace(")\nprintf", '    printf %s "$password"\n)\nprintf', 1)
+    done = subprocess.run(["sh", "-euc", shown], capture_output=True, text=True, timeout=10, check=True)
+    assert done.stdout == evil + "gone"
