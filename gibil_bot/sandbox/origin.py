@@ -28,7 +28,7 @@ _FILE_LIMIT_BYTES = 64 * 1024 + 1
 
 _GITHUB = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,38})/[A-Za-z0-9._-]{1,100}")
 _SCP_LIKE = re.compile(r"[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:(?!//).+")
-_BRANCH = re.compile(r"(?![-/])[^\x00-\x20\x7f~^:?*\[\\]{1,200}(?<![/.])")
+_BRANCH = re.compile(r"(?![-+/])[^\x00-\x20\x7f~^:?*\[\\]{1,200}(?<![/.])")
 
 _QUIETLY = {"GIT_TERMINAL_PROMPT": "0", "GIT_SSH_COMMAND": "ssh -oBatchMode=yes", "LC_ALL": "C"}
 _ANONYMOUS = {
@@ -60,7 +60,7 @@ class Origin:
 
 
 def check_branch(branch: str) -> str:
-    """Raises UsageError for what git would not take as a branch (git-check-ref-format(1))."""
+    """Raises UsageError for what git would not take as a branch (git-check-ref-format(1)), and for what looks like a refspec."""
     if not _BRANCH.fullmatch(branch) or ".." in branch or "@{" in branch or "//" in branch or branch.endswith(".lock"):
         raise UsageError(f"{branch[:80]!r} cannot be the name of a branch")
     return branch
