@@ -60,7 +60,7 @@ class Origin:
 
 
 def check_branch(branch: str) -> str:
-    """Raises UsageError for what git would not take as a branch (git-check-ref-format(1)), and for what looks like a refspec."""
+    """Raises UsageError for what git takes as no branch (git-check-ref-format(1)), or as a forced refspec."""
     if not _BRANCH.fullmatch(branch) or ".." in branch or "@{" in branch or "//" in branch or branch.endswith(".lock"):
         raise UsageError(f"{branch[:80]!r} cannot be the name of a branch")
     return branch
