@@ -46,7 +46,8 @@ log=$(mktemp) || fail 24 "the machine's disk cannot be written"
 
 finished() { test -e "$workspace/.git/gibil-commit" && test "$(cat "$workspace/.git/gibil-commit")" = "$sha"; }
 finished && exit 0
-{ test ! -e "$workspace" || rm -rf -- "$workspace"; } && mkdir -p -- "$workspace" && cd -- "$workspace" || fail 24 "$workspace cannot be made"
+test ! -e "$workspace" || rm -rf -- "$workspace" || fail 24 "what is at $workspace cannot be removed"
+mkdir -p -- "$workspace" && cd -- "$workspace" || fail 24 "$workspace cannot be made"
 git init -q --template= . >"$log" 2>&1 || { cat "$log" >&2; fail 24 "$workspace cannot be made a git repository"; }
 
 here=
