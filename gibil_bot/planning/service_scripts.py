@@ -182,18 +182,19 @@ sql_server() {
 }
 
 quoted() { printf "'%s'" "$(printf '%s' "$1" | sed "s/\\\\/\\\\\\\\/g; s/'/''/g")"; }
+say() { printf '%s\n' "$1"; }  # echo would read the backslashes
 sql_begin() {
-    echo "CREATE USER IF NOT EXISTS 'root'@'127.0.0.1';"
+    say "CREATE USER IF NOT EXISTS 'root'@'127.0.0.1';"
     for host in localhost 127.0.0.1; do
-        echo "ALTER USER 'root'@'$host' IDENTIFIED BY $(quoted "$password");"
+        say "ALTER USER 'root'@'$host' IDENTIFIED BY $(quoted "$password");"
     done
-    echo "GRANT ALL ON *.* TO 'root'@'127.0.0.1' WITH GRANT OPTION;"
+    say "GRANT ALL ON *.* TO 'root'@'127.0.0.1' WITH GRANT OPTION;"
     name_quoted=$(printf '%s' "$database" | sed 's/`/``/g')
-    test -z "$database" || echo "CREATE DATABASE IF NOT EXISTS \`$name_quoted\`;"
+    test -z "$database" || say "CREATE DATABASE IF NOT EXISTS \`$name_quoted\`;"
     test -n "$user" || return 0
     for host in localhost 127.0.0.1; do
-        echo "CREATE USER IF NOT EXISTS $(quoted "$user")@'$host' IDENTIFIED BY $(quoted "$user_password");"
-        test -z "$database" || echo "GRANT ALL ON \`$name_quoted\`.* TO $(quoted "$user")@'$host';"
+        say "CREATE USER IF NOT EXISTS $(quoted "$user")@'$host' IDENTIFIED BY $(quoted "$user_password");"
+        test -z "$database" || say "GRANT ALL ON \`$name_quoted\`.* TO $(quoted "$user")@'$host';"
     done
 }
 """
