@@ -456,6 +456,8 @@ class Job:
     shell: str = "bash"
     merged: bool = True
     """One stream, stderr among stdout as it came; False keeps two files."""
+    returns: tuple[str, ...] = ()
+    """Absolute paths on the machine of at most 16 files: their contents come with the Exit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -472,3 +474,5 @@ class Exit:
     """The job ended. Killed by signal N: 128 + N, as a shell says it."""
 
     status: int
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """What the job's `returns` held at its end, each cut at 1 MiB; b"" where there was no file to be read."""

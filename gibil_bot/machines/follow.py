@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 
 from gibil_bot.machines.channel import Channel
+from gibil_bot.machines.job_scripts import AT_ONCE_BYTES, MAX_RETURNS, RETURN_BYTES
 
 _HIGH_WATER = 4 * 1024 * 1024
 """Bytes that wait for the reader before the machine is told to pause."""
+_LINE_BYTES = 2 * RETURN_BYTES
+"""A line for us is never longer: a file of RETURN_BYTES takes four thirds of it."""
 
 
 class Follow:
-    """`channel` runs a script of remote_scripts that follows a file: its stdout is the file, its stderr lines for us.
+    """`channel` runs a script of job_scripts that follows a file: its stdout is the file, its stderr lines for us.
 
     `wake` is set whenever there is something new to look at.
     """
@@ -28,7 +32,11 @@ class Follow:
         self.unknown = False
         self.lost = False
         self.exit_status: int | None = None
-        self._final_size = 0
+        self.files: dict[str, bytes] = {}
+        """What the job's `returns` held; whole once the exit status is known."""
+        self._begun_at = offset
+        self._final_size: int | None = None
+        """None, with an exit status: everything that comes until the channel ends, when that is less than AT_ONCE_BYTES."""
         self._waiting: list[bytes] = []
         self._waiting_size = 0
         self._lines = b""
@@ -39,8 +47,10 @@ class Follow:
         if stream == "stderr":
             self._lines += data
             *lines, self._lines = self._lines.split(b"\n")
+            if len(self._lines) > _LINE_BYTES:  # not from a script of ours
+                self._lines = b""
             for line in lines:
-                self._read_line(line.decode("utf-8", "replace"))
+                self._read_line(line.decode("utf-8", "surrogateescape"))
         else:
             self._waiting.append(data)
             self._waiting_size += len(data)
@@ -63,7 +73,12 @@ class Follow:
     @property
     def complete(self) -> bool:
         """The job has ended and all that it wrote before was taken. (What others write to its output later is not its own.)"""
-        return self.exit_status is not None and not self._waiting and self.offset >= self._final_size
+        if self.exit_status is None or self._waiting:
+            return False
+        if self._final_size is not None:
+            return self.offset >= self._final_size
+        ended_well = self.channel is not None and self.channel.ended.done() and self.channel.exit_status == 0
+        return ended_well and self.offset - self._begun_at < AT_ONCE_BYTES
 
     @property
     def broken_off(self) -> bool:
@@ -89,7 +104,21 @@ class Follow:
                 self.lost = True
             case "gibil:failed":
                 self.failed = rest
+            case "gibil:file":
+                content, _, path = rest.partition(" ")
+                if len(self.files) < MAX_RETURNS:
+                    self.files[path] = _decoded(content)
+            case "gibil:rest":
+                if rest.isdecimal():
+                    self.exit_status = int(rest)
             case "gibil:exit":
                 status, _, size = rest.partition(" ")
                 if status.isdecimal() and size.isdecimal():
                     self.exit_status, self._final_size = int(status), int(size)
+
+
+def _decoded(content: str) -> bytes:
+    try:
+        return base64.b64decode(content)
+    except ValueError:  # the machine belongs to its jobs: one may have put something else in the place of base64
+        return b""

@@ -2,7 +2,7 @@
 
 OpenSSH's server kills nothing when a channel is closed (measured: not on close, not on a signal request), so every command
 carries a tag in its environment and is killed by a second command that looks for the tag. What happens on the far side is
-the text in remote_scripts.py.
+the text in remote_scripts.py and job_scripts.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any
 
 from gibil_bot.errors import JobNotStarted, MachineLost, SSHError, UsageError
-from gibil_bot.machines import remote_scripts
+from gibil_bot.machines import job_scripts, remote_scripts
 from gibil_bot.machines.channel import Channel
 from gibil_bot.machines.connection import Connection, blocks
 from gibil_bot.machines.follow import Follow
@@ -59,7 +59,7 @@ class SSHShell:
 
     async def start(self, job: Job) -> None:
         """See ports.Shell. The same command goes on to send the output, for the attach that usually follows."""
-        command, stdin = remote_scripts.start_command(job)
+        command, stdin = job_scripts.start_command(job)
         follow = Follow("stdout", 0)
         follow.separate = not job.merged
         try:
@@ -92,7 +92,7 @@ class SSHShell:
         """See ports.Shell."""
         remote_scripts.check_job_id(job_id)
         kept = self._kept.pop(job_id, None)
-        if kept is not None and (stdout_from > 0 or kept.broken_off):
+        if kept is not None and (stdout_from > 0 or (kept.broken_off and not kept.complete)):
             kept.close()
             kept = None
         wake = asyncio.Event()
@@ -123,7 +123,7 @@ class SSHShell:
                     wake.set()
                 if all(follow.complete for follow in follows):
                     assert follows[0].exit_status is not None
-                    yield Exit(follows[0].exit_status)
+                    yield Exit(follows[0].exit_status, follows[0].files)
                     return
                 await wake.wait()
                 wake.clear()
@@ -195,7 +195,7 @@ class SSHShell:
 
     async def _follow(self, job_id: str, stream: str, offset: int) -> Follow:
         follow = Follow(stream, offset)
-        follow.channel = await self._connection.open(remote_scripts.attach_command(job_id, stream, offset), follow.on_data)
+        follow.channel = await self._connection.open(job_scripts.attach_command(job_id, stream, offset), follow.on_data)
         return follow
 
     def _keep(self, job_id: str, follow: Follow) -> None:

@@ -137,6 +137,8 @@ class _Init:
             os.setsid()
             if terminal:
                 fcntl.ioctl(fds[0], termios.TIOCSCTTY, 0)
+            for fd in (self._control.fileno(), *fds):  # Python's recv_fds does not hand its flags on
+                os.set_inheritable(fd, False)
             for target in range(3):
                 os.dup2(fds[target if target < len(fds) else -1], target)
             resource.setrlimit(resource.RLIMIT_NOFILE, self._open_files)

@@ -1,0 +1,200 @@
+r"""The shell text of detached jobs: start one and follow it, follow one again. Pure.
+
+A job lives in `$HOME/.gibil/jobs/<id>/`:
+
+    script.N  what runs (0600)       out, err  its output (out holds both when merged)
+    pid       of its supervisor      rc        "..." while it runs, then the exit status, overwritten in place: a full disk
+    lock      held by the supervisor           cannot keep the end from being known
+    returns   paths whose contents come back with the end, one a line; only where there are some
+
+The supervisor is a small sh in a session of its own, so it survives the connection. It reads itself, with the script and the
+environment in it, from stdin (never argv; the environment never meets the disk), holds `lock` for its whole life, waits for the
+job and writes `rc`. Whoever attaches later waits for the lock: the kernel lets go of it even when the supervisor was killed.
+The one who started it waits at a pipe from it, which is quicker. Lines for us go to stderr and begin with `gibil:`.
+
+A process costs about a millisecond on a small machine, as much as a short task, so there are as few as can be: for a job that
+ends quickly a mkdir, the supervisor (setsid and flock turn into it by exec), the job, and a head when it printed something.
+"""
+
+from __future__ import annotations
+
+import shlex
+
+from gibil_bot.errors import UsageError
+from gibil_bot.machines.remote_scripts import SHELLS, check_env, check_job_id, fill
+from gibil_bot.model import Job
+
+RETURN_BYTES = 1024 * 1024
+"""Where a returned file is cut."""
+MAX_RETURNS = 16
+AT_ONCE_BYTES = 1024 * 1024
+"""So much of the output of a job that ended quickly comes without its size being asked for."""
+
+_POLL_S = "0.005"
+"""How often `tail` looks whether the job has ended, and, on file systems without notification (overlayfs), for output."""
+_QUICK_S = "0.03"
+"""A job that ends within it is not followed by a `tail`, its output is just read. (Where the login shell can wait so: bash.)"""
+
+# What `sh` reads on its stdin, in braces: nothing of it happens before all of it has arrived. Descriptor 3 is the lock. Its
+# stdout is a pipe to the one who started it, kept open (and away from the job) for its whole life. After the exports, only the
+# positional parameters still are what they were. In braces redirections are made with printf and not with `:`, since one that
+# fails there would end the shell. /usr/bin/setsid: a PATH of the job's own must not decide which one we use.
+_SUPERVISOR = r"""{
+trap : HUP INT QUIT TERM
+j=$HOME/.gibil/jobs/@ID@
+script=$j/script.$$
+fail() { rm -f "$script"; echo "gibil:failed $1" >&2; exit 1; }
+[ -s "$j/pid" ] && { echo gibil:again >&2; exit; }
+u=
+{ read -r u && read -r u u; } </proc/self/status
+case $u in 0[0-7][0-7][0-7]) ;; *) u=$(umask) ;; esac
+umask 077
+printf %s @SCRIPT@ >"$script" || fail 'the script cannot be written (is the disk full?)'
+{ @FILES@ echo ... >"$j/rc" && echo $$ >"$j/pid"; } 2>/dev/null || {
+    rm -f "$j/pid"; fail 'its folder cannot be written (is the disk full?)'; }
+umask "$u"
+echo gibil:started >&2
+echo $$
+exec </dev/null 2>/dev/null
+s=/usr/bin/setsid
+[ -x $s ] || s=$(command -v setsid)
+(
+    exec 3>&- @OUTPUT@
+    cd @FOLDER@ || exit 1
+    set -- "$s" "$script"
+    @EXPORTS@
+    export GIBIL_JOB='@ID@'
+    exec "$1" @COMMAND@
+)
+r=$?
+printf '%-3s\n' $r 1<>"$j/rc"
+echo $r
+exit
+}
+"""
+
+# What goes back at the end of a job whose status is `$r`, before the line that says so. A path may be anything by now: only a
+# regular file is read.
+_RETURNS = rf"""returns() {{
+    [ -s "$j/returns" ] && while IFS= read -r p; do
+        printf 'gibil:file '
+        [ -f "$p" ] && [ -s "$p" ] && head -c {RETURN_BYTES} "$p" 2>/dev/null | base64 -w 0
+        printf ' %s\n' "$p"
+    done <"$j/returns" >&2
+}}
+"""
+
+# Closing 3 makes sure that it is the lock which gets it. bash needs no process for the end of a pipeline, if asked. A pipeline
+# and not `&`: what a script starts with `&` ignores SIGINT and SIGQUIT, and the job would inherit that. The first line from the
+# supervisor is its pid, the second the exit status; a read whose time is up may have taken the first half of it. The size tells
+# the reader when it has everything, so that the end is not held up by tail's polling.
+_LAUNCH = rf"""j=$HOME/.gibil/jobs/@ID@
+{{ {{ [ -d "$j" ] || mkdir -p -m 700 "$j"; }} && printf '' >>"$j/out"; }} 2>/dev/null || {{
+    echo 'gibil:failed its folder cannot be made (is the disk full?)' >&2; exit 1; }}
+{_RETURNS}shopt -s lastpipe 2>/dev/null
+GIBIL_JOB=@ID@ setsid flock -nF "$j/lock" sh 3>&- | {{
+read -r s || {{
+    flock -n "$j/lock" true
+    if [ $? = 1 ] || [ -s "$j/pid" ]; then echo gibil:again; else echo 'gibil:failed its supervisor ended at once'; fi >&2
+    exit
+}}
+r= e= t=
+read -r -t {_QUICK_S} r 2>/dev/null || {{
+    tail -c +1 -f -s {_POLL_S} --pid=$s "$j/out" 2>/dev/null </dev/null & t=$!
+    read -r e
+    r=$r$e
+}}
+case $r in
+    '') echo gibil:lost >&2 ;;
+    *)
+        returns
+        if ! [ -s "$j/out" ]; then
+            echo "gibil:exit $r 0" >&2
+        elif [ "$t" ]; then
+            {{ printf 'gibil:exit %s ' $r; stat -c %s "$j/out"; }} >&2
+        else
+            echo "gibil:rest $r" >&2
+            exec head -c {AT_ONCE_BYTES} "$j/out"
+        fi ;;
+esac
+wait
+}}
+"""
+
+_ATTACH = rf"""j=$HOME/.gibil/jobs/@ID@
+[ -s "$j/pid" ] || {{ echo gibil:unknown >&2; exit 1; }}
+[ -e "$j/err" ] && echo gibil:separate >&2
+{_RETURNS}exec </dev/null
+r=
+read -r r <"$j/rc"
+case $r in
+    [0-9]*) ;;
+    *)
+        flock -s "$j/lock" true & w=$!
+        tail -c +@PLACE@ -f -s {_POLL_S} --pid=$w "$j/@FILE@" 2>/dev/null & t=$!
+        wait $w
+        read -r r <"$j/rc" ;;
+esac
+case $r in
+    [0-9]*)
+        [ @FILE@ = out ] && returns
+        {{ printf 'gibil:exit %s ' $r; stat -c %s "$j/@FILE@"; }} >&2
+        [ "$w" ] || exec tail -c +@PLACE@ "$j/@FILE@" ;;
+    *) echo gibil:lost >&2 ;;
+esac
+wait $t
+"""
+
+
+def start_command(job: Job) -> tuple[str, bytes]:
+    """Start a job and follow its `out` from the beginning: the command, and what it reads on stdin."""
+    check_job_id(job.id)
+    if "\0" in job.script or "\0" in job.working_directory:
+        raise UsageError(f"job {job.id}: a script or a working directory cannot hold a NUL byte")
+    check_env(job.env)
+    exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in job.env.items())
+    supervisor = fill(
+        _SUPERVISOR,
+        ID=job.id,
+        SCRIPT=shlex.quote(job.script),
+        FILES=_files(job),
+        OUTPUT='>>"$j/out" 2>&1' if job.merged else '>>"$j/out" 2>>"$j/err"',
+        FOLDER=shlex.quote(job.working_directory),
+        EXPORTS=f"export {exports}" if exports else ":",
+        COMMAND=_shell_words(job),
+    )
+    return fill(_LAUNCH, ID=job.id), supervisor.encode("utf-8", "surrogateescape")
+
+
+def attach_command(job_id: str, stream: str, offset: int) -> str:
+    """Follow `stdout` or `stderr` of a job from a byte offset."""
+    check_job_id(job_id)
+    return fill(_ATTACH, ID=job_id, FILE="out" if stream == "stdout" else "err", PLACE=str(offset + 1))
+
+
+def _files(job: Job) -> str:
+    """Shell text, up to an `&&`, that makes the files that only some jobs have."""
+    if len(job.returns) > MAX_RETURNS:
+        raise UsageError(f"job {job.id}: at most {MAX_RETURNS} files can be returned")
+    for path in job.returns:
+        if not path.startswith("/") or "\0" in path or "\n" in path:
+            raise UsageError(f"job {job.id}: {path!r} is not an absolute path that can be returned")
+    text = "" if job.merged else """printf '' >"$j/err" && """
+    if job.returns:
+        text += f"""printf '%s\\n' {shlex.join(job.returns)} >"$j/returns" &&"""
+    return text
+
+
+def _shell_words(job: Job) -> str:
+    """The command that runs the script: the words of the template, each quoted, `{0}` the script's file."""
+    template = SHELLS.get(job.shell, job.shell)
+    try:
+        words = shlex.split(template)
+    except ValueError as error:
+        raise UsageError(f"job {job.id}: shell {job.shell!r}: {error}") from None
+    if not any("{0}" in word for word in words):
+        known = ", ".join(SHELLS)
+        raise UsageError(f"job {job.id}: shell {job.shell!r} is none of {known}, and has no {{0}} for the script's file")
+    if any("\0" in word for word in words):
+        raise UsageError(f"job {job.id}: shell: a NUL byte")
+    return " ".join('"$2"'.join(shlex.quote(part) if part else "" for part in word.split("{0}")) or "''" for word in words)
