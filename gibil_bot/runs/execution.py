@@ -7,7 +7,6 @@ killed goes on where it was: no task runs twice on one machine.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -18,13 +17,12 @@ from gibil_bot.errors import JobNotStarted, MachineLost
 from gibil_bot.model import Claim, Conclusion, Exit, Job, Plan, TaskPlan, TaskResult, TaskStatus
 from gibil_bot.planning import expressions, script
 from gibil_bot.ports import Shell, Store
+from gibil_bot.runs.left_files import LeftFiles, left_in, paths_of, read_left_files
 from gibil_bot.runs.logs import Journal, TaskLog
 from gibil_bot.runs.redact import Redactor
 from gibil_bot.runs.sources import WORKSPACE
 
-FILES_LIMIT_BYTES = 1024 * 1024
 STORED_TAIL_BYTES = 16 * 1024
-STORED_SUMMARY_BYTES = 64 * 1024
 AFTER_CANCEL_S = 300.0
 """What `if: always()` and `if: cancelled()` tasks may take together once a run is cancelled."""
 
@@ -80,15 +78,6 @@ def conclusion_of(plan: Plan, results: Mapping[int, TaskResult], *, cancelled: b
     return Conclusion.SUCCESS
 
 
-@dataclass(frozen=True, slots=True)
-class _Files:
-    """What a task left for the report and for the tasks after it."""
-
-    summary: bytes
-    env: bytes
-    path: bytes
-
-
 class Execution:
     """The tasks of a run on the machine behind `shell`. `results` is always how they stand."""
 
@@ -141,7 +130,7 @@ class Execution:
             if stored is None or stored.finished_at is None:
                 await self._run_task(index, task, extra, paths, resumed=stored)
             elif stored.status is not TaskStatus.SKIPPED:  # another process ran it
-                self._take_over(await self._read_files(index), extra, paths)
+                self._take_over(await read_left_files(self._shell, index), extra, paths)
         return conclusion_of(self._plan, self.results, cancelled=self._cancellation.reason is not None)
 
     def _status(self) -> str:
@@ -184,7 +173,7 @@ class Execution:
         await log.open()
         self._log = log
         not_started = ""
-        exit_status: int | None = None
+        ended: Exit | None = None
         stopped: TaskStatus | None = None
         try:
             await self._shell.start(
@@ -194,12 +183,13 @@ class Execution:
                     env=environment,
                     working_directory=f"{WORKSPACE}/{task.working_directory}" if task.working_directory else WORKSPACE,
                     shell=task.shell,
+                    returns=paths_of(index),
                 )
             )
             assert result.started_at is not None
             limit = AFTER_CANCEL_S if cancelled_already else self._limit_s(task)
             spent = (now() - result.started_at).total_seconds()
-            exit_status, stopped = await self._follow(job_id, log, max(0.0, limit - spent), watch_cancel=not cancelled_already)
+            ended, stopped = await self._follow(job_id, log, max(0.0, limit - spent), watch_cancel=not cancelled_already)
             await log.close()
         except JobNotStarted as error:
             not_started = error.message
@@ -210,6 +200,7 @@ class Execution:
             raise
         finally:
             self._log = None
+        exit_status = ended.status if ended is not None else None
         result = replace(
             result,
             status=stopped or (TaskStatus.SUCCESS if exit_status == 0 else TaskStatus.FAILURE),
@@ -218,7 +209,9 @@ class Execution:
             tail=log.tail(STORED_TAIL_BYTES),
             detail=not_started or self._detail(exit_status, stopped, task, log.problem),
         )
-        files = await self._read_files(index)
+        files = left_in(ended, index) if ended is not None else None
+        if files is None:
+            files = await read_left_files(self._shell, index)
         result = replace(result, summary=self._redactor().text(files.summary.decode("utf-8", "replace")))
         problem = self._take_over(files, extra, paths)
         if problem and result.status is TaskStatus.SUCCESS:
@@ -244,7 +237,7 @@ class Execution:
 
     async def _follow(
         self, job_id: str, log: TaskLog, timeout_s: float, *, watch_cancel: bool
-    ) -> tuple[int, TaskStatus | None]:
+    ) -> tuple[Exit, TaskStatus | None]:
         """Until the job ends; kills it on timeout and on cancellation, and then still reads what it printed last."""
         follower = asyncio.create_task(self._copy_output(job_id, log))
         watcher = asyncio.create_task(self._cancellation.wait()) if watch_cancel else None
@@ -263,10 +256,10 @@ class Execution:
                     with contextlib.suppress(asyncio.CancelledError, Exception):
                         await task
 
-    async def _copy_output(self, job_id: str, log: TaskLog) -> int:
+    async def _copy_output(self, job_id: str, log: TaskLog) -> Exit:
         async for item in self._shell.attach(job_id, stdout_from=log.raw_offset):
             if isinstance(item, Exit):
-                return item.status
+                return item
             await log.feed(item.data, item.offset)
             self._listener.changed()
         raise MachineLost("The connection to the machine ended in the middle of a task")
@@ -275,20 +268,7 @@ class Execution:
         listen = self._listener.output
         return None if listen is None else lambda data: listen(index, data)
 
-    async def _read_files(self, index: int) -> _Files:
-        """What the task wrote to GITHUB_STEP_SUMMARY, GITHUB_ENV and GITHUB_PATH, in one round trip: a line of base64 each."""
-        files = script.task_files(index)
-        limits = {files.summary: STORED_SUMMARY_BYTES, files.env: FILES_LIMIT_BYTES, files.path: FILES_LIMIT_BYTES}
-        result = await self._shell.run(
-            "\n".join(f"test -s {path} && head -c {limit} {path} | base64 -w 0; echo" for path, limit in limits.items())
-        )
-        lines = [*result.stdout.split(b"\n"), b"", b"", b""]
-        try:
-            return _Files(*(base64.b64decode(line) for line in lines[:3]))
-        except ValueError:  # the machine belongs to its tasks: one may have put something else in the place of base64
-            return _Files(b"", b"", b"")
-
-    def _take_over(self, files: _Files, extra: dict[str, str], paths: list[str]) -> str | None:
+    def _take_over(self, files: LeftFiles, extra: dict[str, str], paths: list[str]) -> str | None:
         """What the task exported counts for the tasks after it. The reason, when that cannot be read."""
         try:
             extra.update(script.parse_env_file(files.env))
