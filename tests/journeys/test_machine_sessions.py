@@ -244,8 +244,8 @@ def test_ssh_is_a_real_terminal_that_follows_its_size_and_passes_ctrl_c(terminal
     terminal.resize(120, 40)
     terminal.type("while [ \"$(stty size)\" != '40 120' ]; do sleep 0.02; done; echo re''sized\n")
     terminal.until("resized")
-    terminal.type("sleep 600\n")
-    terminal.until("sleep 600")
+    terminal.type("sh -c 'echo slee''ping; exec sleep 600'\n")
+    terminal.until("sleeping")  # it has the terminal, so that the key is for it
     terminal.type("\x03")
     terminal.type("echo st''ill\n")
     terminal.until("still")

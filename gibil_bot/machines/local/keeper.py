@@ -129,7 +129,7 @@ async def _serve(home: Home, runtime: Path, link: ForgerLink, ready: int, idle_s
     await counter.finish()
     await stock.close()
     with contextlib.suppress(OSError):  # something of a machine is left: the next keeper clears it
-        runtime.rmdir()
+        os.rmdir(runtime)
 
 
 def _log_failure(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:

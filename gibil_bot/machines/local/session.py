@@ -273,9 +273,8 @@ class Session(_Base):
     def _finish_if_done(self) -> None:
         if self._status is None or self._over or self._paused:
             return
-        if self._outputs:
-            if not self._grace_is_over or any(count > 0 for count in self._owed.values()):
-                return
+        if self._outputs and (not self._grace_is_over or any(count > 0 for count in self._owed.values())):
+            return
         status, channel = self._status, self._channel
         self._end()
         assert channel is not None
