@@ -14,6 +14,7 @@ import resource
 import select
 import signal
 import socket
+import time
 from typing import NoReturn
 
 from gibil_bot.machines.local import init, layers, seccomp
@@ -28,6 +29,8 @@ DOCKER_CAPABILITIES = frozenset((0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31)
 what docker leaves to a container's root. Without SYS_ADMIN a job cannot remount a read-only bind writable."""
 
 PROXY = ("127.0.0.1", 3128)
+
+HAND_OVER_S = 5.0
 
 _ISOLATION = sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC | sc.CLONE_NEWCGROUP | sc.CLONE_NEWNET
 
@@ -167,12 +170,25 @@ def _run(order: Order, control: socket.socket, go: int, keep: tuple[int, ...]) -
         sc.prctl(sc.PR_SET_DUMPABLE, 0)  # jobs have our uid: without this they could read and trace PID 1
         seccomp.install(pretend_root=order["tier"] == "user")
         message = json.dumps({"ready": len(listeners)}).encode()
-        socket.send_fds(control, [message], [listener.fileno() for listener in listeners])
+        _hand_over(control, message, listeners)
         for listener in listeners:
             listener.close()
     except BaseException as error:
         _fail(control, error)
     init.serve(control)
+
+
+def _hand_over(control: socket.socket, message: bytes, listeners: list[socket.socket]) -> None:
+    """The kernel bounds how many descriptors of one user may be on their way at a time, over all of that user's machines."""
+    deadline = time.monotonic() + HAND_OVER_S
+    while True:
+        try:
+            socket.send_fds(control, [message], [listener.fileno() for listener in listeners])
+            return
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS or time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
 
 
 def _await_parent(go: int) -> None:
