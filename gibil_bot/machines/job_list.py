@@ -32,7 +32,7 @@ LIST_JOBS = rf"""cd "$HOME/.gibil/jobs" 2>/dev/null || exit 0
 for j in *; do
     [ -s "$j/pid" ] || continue
     s=running
-    flock -n -s "$j/lock" true 2>/dev/null && s=lost
+    flock -n -s ".$j.lock" true 2>/dev/null && s=lost
     r=
     IFS= read -r r <"$j/rc" 2>/dev/null  # after the lock: a job that ends meanwhile is not lost
     case $r in

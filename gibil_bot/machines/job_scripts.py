@@ -4,16 +4,18 @@ A job lives in `$HOME/.gibil/jobs/<id>/`:
 
     script.N  what runs (0600)       out, err  its output (out holds both when merged)
     pid       of its supervisor      rc        "..." while it runs, then the exit status, overwritten in place: a full disk
-    lock      held by the supervisor           cannot keep the end from being known
+                                               cannot keep the end from being known
     returns   paths whose contents come back with the end, one a line; only where there are some
 
+and beside it `.<id>.lock`, held by the supervisor.
+
 The supervisor is a small sh in a session of its own, so it survives the connection. It reads itself, with the script and the
-environment in it, from stdin (never argv; the environment never meets the disk), holds `lock` for its whole life, waits for the
-job and writes `rc`. Whoever attaches later waits for the lock: the kernel lets go of it even when the supervisor was killed.
+environment in it, from stdin (never argv; the environment never meets the disk), holds the lock for its whole life, waits for
+the job and writes `rc`. Whoever attaches later waits for the lock: the kernel lets go of it even if the supervisor was killed.
 The one who started it waits at a pipe from it, which is quicker. Lines for us go to stderr and begin with `gibil:`.
 
 A process costs about a millisecond on a small machine, as much as a short task, so there are as few as can be: for a job that
-ends quickly a mkdir, the supervisor (setsid and flock turn into it by exec), the job, and a head when it printed something.
+ends quickly the supervisor (setsid and flock turn into it by exec), beside them a mkdir, and the job.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ RETURN_BYTES = 1024 * 1024
 MAX_RETURNS = 16
 AT_ONCE_BYTES = 1024 * 1024
 """So much of the output of a job that ended quickly comes without its size being asked for."""
+_BUILTIN_BYTES = 16 * 1024
+"""Less than this, without a NUL, bash sends by itself."""
 
 _POLL_S = "0.005"
 """How often `tail` looks whether the job has ended, and, on file systems without notification (overlayfs), for output."""
@@ -40,17 +44,18 @@ _QUICK_S = "0.03"
 # positional parameters still are what they were. In braces redirections are made with printf and not with `:`, since one that
 # fails there would end the shell. /usr/bin/setsid: a PATH of the job's own must not decide which one we use.
 _SUPERVISOR = r"""{
-trap : HUP INT QUIT TERM
+trap : HUP INT QUIT TERM PIPE
 j=$HOME/.gibil/jobs/@ID@
 script=$j/script.$$
 fail() { rm -f "$script"; echo "gibil:failed $1" >&2; exit 1; }
-[ -s "$j/pid" ] && { echo gibil:again >&2; exit; }
+[ -s "$j/pid" ] && exit
 u=
 { read -r u && read -r u u; } </proc/self/status
 case $u in 0[0-7][0-7][0-7]) ;; *) u=$(umask) ;; esac
 umask 077
+[ -d "$j" ] || mkdir -p -m 700 "$j" 2>/dev/null || fail 'its folder cannot be made (is the disk full?)'
 printf %s @SCRIPT@ >"$script" || fail 'the script cannot be written (is the disk full?)'
-{ @FILES@ echo ... >"$j/rc" && echo $$ >"$j/pid"; } 2>/dev/null || {
+{ printf '' >"$j/out" && @FILES@ echo ... >"$j/rc" && echo $$ >"$j/pid"; } 2>/dev/null || {
     rm -f "$j/pid"; fail 'its folder cannot be written (is the disk full?)'; }
 umask "$u"
 echo gibil:started >&2
@@ -87,15 +92,20 @@ _RETURNS = rf"""returns() {{
 # Closing 3 makes sure that it is the lock which gets it. bash needs no process for the end of a pipeline, if asked. A pipeline
 # and not `&`: what a script starts with `&` ignores SIGINT and SIGQUIT, and the job would inherit that. The first line from the
 # supervisor is its pid, the second the exit status; a read whose time is up may have taken the first half of it. The size tells
-# the reader when it has everything, so that the end is not held up by tail's polling.
-_LAUNCH = rf"""j=$HOME/.gibil/jobs/@ID@
-{{ {{ [ -d "$j" ] || mkdir -p -m 700 "$j"; }} && printf '' >>"$j/out"; }} 2>/dev/null || {{
-    echo 'gibil:failed its folder cannot be made (is the disk full?)' >&2; exit 1; }}
+# the reader when it has everything, so that the end is not held up by tail's polling. The folder is made while the supervisor
+# comes up, which makes it itself should it be first.
+_LAUNCH = rf"""j=$HOME/.gibil/jobs/@ID@ l=$HOME/.gibil/jobs/.@ID@.lock
+[ -d "$HOME/.gibil/jobs" ] || mkdir -p "$HOME/.gibil/jobs"
 {_RETURNS}shopt -s lastpipe 2>/dev/null
-GIBIL_JOB=@ID@ setsid flock -nF "$j/lock" sh 3>&- | {{
+GIBIL_JOB=@ID@ setsid flock -nF "$l" sh 3>&- | {{
+[ -d "$j" ] || mkdir -p -m 700 "$j" 2>/dev/null
 read -r s || {{
-    flock -n "$j/lock" true
-    if [ $? = 1 ] || [ -s "$j/pid" ]; then echo gibil:again; else echo 'gibil:failed its supervisor ended at once'; fi >&2
+    flock -n "$l" true
+    if [ $? = 1 ] || [ -s "$j/pid" ]; then
+        echo gibil:again >&2
+    else
+        echo 'gibil:failed its supervisor ended at once (is the disk full?)' >&2
+    fi
     exit
 }}
 r= e= t=
@@ -113,6 +123,13 @@ case $r in
         elif [ "$t" ]; then
             {{ printf 'gibil:exit %s ' $r; stat -c %s "$j/out"; }} >&2
         else
+            LC_ALL=C x=
+            IFS= read -r -d '' -n {_BUILTIN_BYTES} x 2>/dev/null <"$j/out"
+            if [ $? = 1 ] && [ "$x" ]; then
+                echo "gibil:exit $r ${{#x}}" >&2
+                printf %s "$x"
+                exit
+            fi
             echo "gibil:rest $r" >&2
             exec head -c {AT_ONCE_BYTES} "$j/out"
         fi ;;
@@ -130,7 +147,7 @@ read -r r <"$j/rc"
 case $r in
     [0-9]*) ;;
     *)
-        flock -s "$j/lock" true & w=$!
+        flock -s "$HOME/.gibil/jobs/.@ID@.lock" true & w=$!
         tail -c +@PLACE@ -f -s {_POLL_S} --pid=$w "$j/@FILE@" 2>/dev/null & t=$!
         wait $w
         read -r r <"$j/rc" ;;

@@ -73,7 +73,7 @@ if [ -n "$k" ]; then
         i=$((i + 1))
     done
 fi
-[ -n "$s" ] && flock -w 2 -s "$j/lock" true
+[ -n "$s" ] && flock -w 2 -s "$HOME/.gibil/jobs/.@ID@.lock" true
 [ -z "$k" ]
 """
 

@@ -14,7 +14,7 @@ def job(home: Path, name: str, *, rc: str, script: str = "true\n") -> Path:
     folder.mkdir(parents=True)
     (folder / "pid").write_text("1\n")
     (folder / "rc").write_text(rc)
-    (folder / "lock").touch()
+    (folder.parent / f".{name}.lock").touch()
     (folder / "script.1").write_text(script)
     return folder
 
@@ -31,7 +31,7 @@ def test_a_job_runs_while_its_lock_is_held_has_exited_with_a_status_and_else_is_
     job(tmp_path, "exited", rc="7  \n")
     job(tmp_path, "lost", rc="...\n")
     (tmp_path / ".gibil/jobs/never-began").mkdir()
-    with (running / "lock").open() as lock:
+    with (running.parent / ".running.lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         found = listed(tmp_path)
     assert {name: (entry.status, entry.exit_status) for name, entry in found.items()} == {
