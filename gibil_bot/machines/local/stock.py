@@ -7,9 +7,10 @@ import contextlib
 import re
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from gibil_bot.errors import GibilError, MachineNotFound, NameTaken, ProviderError, UsageError
 from gibil_bot.machines.lean_asyncssh import asyncssh
