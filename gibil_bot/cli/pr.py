@@ -17,7 +17,7 @@ def pr() -> None:
     """Pull requests with the commits that were made on a machine."""
 
 
-@pr.command()
+@pr.command(short_help="Push the commits, and open a pull request.")
 @name_argument
 @click.option("--title", metavar="TEXT", help="Its title; where there is one new commit, what that says.")
 @click.option("--body", metavar="TEXT", help="Its text, in Markdown.")

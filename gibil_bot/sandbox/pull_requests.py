@@ -1,4 +1,4 @@
-"""A pull request with the commits of a machine: taken off it, checked, pushed and opened from here. The machine sees no token."""
+"""A pull request with the commits of a machine: taken off it, checked, pushed and opened from here. No token goes there."""
 
 from __future__ import annotations
 
