@@ -39,9 +39,12 @@ def a_gh(tmp_path: Path, token: str) -> None:
 def a_helper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, password: str) -> Path:
     """Git's configuration with a helper that knows one password, and keeps what it is told to store."""
     stored = tmp_path / "stored"
-    script = f'!f() {{ if [ \\"$1\\" = get ]; then echo username=ada; echo password={password}; else cat >>{stored}; fi; }}; f'
+    helper = tmp_path / "helper"
+    known = f"echo username=ada; echo password={password}" if password else ":"
+    helper.write_text(f'#!/bin/sh\nif [ "$1" = get ]; then {known}; else cat >>{stored}; fi\n')
+    helper.chmod(0o755)
     config = tmp_path / "gitconfig"
-    config.write_text(f'[credential]\n\thelper = "{script}"\n')
+    config.write_text(f"[credential]\n\thelper = {helper}\n")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
     return stored
 
@@ -76,13 +79,9 @@ async def test_a_token_for_github_com_never_goes_to_another_server(monkeypatch: 
 
 def fill(environment: dict[str, str], url: str) -> str:
     """What a git with that environment would send to that address, and then be told that it was right."""
-    asked = subprocess.run(
-        ["git", "credential", "fill"], input=f"url={url}\n\n", capture_output=True, text=True,
-        env={**os.environ, **environment, "GIT_TERMINAL_PROMPT": "0"},
-    )  # fmt: skip
-    subprocess.run(
-        ["git", "credential", "approve"], input=asked.stdout, text=True, env={**os.environ, **environment}, check=True
-    )
+    env = {**os.environ, **environment, "GIT_TERMINAL_PROMPT": "0"}
+    asked = subprocess.run(["git", "credential", "fill"], input=f"url={url}\n\n", capture_output=True, text=True, env=env)
+    subprocess.run(["git", "credential", "approve"], input=asked.stdout, text=True, env=env, check=True)
     return dict(line.partition("=")[::2] for line in asked.stdout.splitlines()).get("password", "")
 
 
@@ -93,10 +92,12 @@ async def test_git_is_lent_the_token_for_one_host_and_stores_it_nowhere(
     monkeypatch.setenv("GIT_CONFIG_KEY_0", "core.abbrev")
     monkeypatch.setenv("GIT_CONFIG_VALUE_0", "11")
     assert await for_git(URL, API) == {}
+    stored = a_helper(monkeypatch, tmp_path, "")
     monkeypatch.setenv("GH_TOKEN", "lent")
     lent = dict(await for_git(URL, API))
     assert "lent" not in [value for name, value in lent.items() if name.startswith("GIT_")]
     assert fill(lent, URL) == "lent"
+    assert not stored.exists()
     for elsewhere in ("https://gist.github.com/x", "http://github.com/ada/engine", "https://github.com.evil.example/x"):
         assert fill(lent, elsewhere) == ""
         assert await for_git(elsewhere, API) == {}
