@@ -18,6 +18,7 @@ from pathlib import Path
 from gibil_bot.errors import GibilError, UsageError
 from gibil_bot.runs.sources import WORKSPACE, SourceError, git
 from gibil_bot.sandbox.credentials import for_git
+from gibil_bot.sandbox.git_words import reason
 from gibil_bot.sandbox.live import LiveMachine
 from gibil_bot.sandbox.origin import check_branch
 
@@ -88,7 +89,7 @@ async def take(live: LiveMachine, branch: str | None, *, with_workflows: bool, g
             subjects = (await git(repository, "log", "--format=%s", span)).splitlines()
             changed = await git(repository, "diff", "--name-only", "-z", base, head)
         except SourceError as error:
-            raise NotPushed(f"the commits of {live.name} cannot be taken: {error.message}") from error
+            raise NotPushed(f"the commits of {live.name} cannot be taken: {reason(error)}") from error
         files = tuple(path for path in changed.split("\0") if path)
         touched = [path for path in files if path.startswith(_WORKFLOWS)]
         if touched and not with_workflows:
@@ -109,7 +110,18 @@ async def push(commits: Commits) -> None:
             f"{commits.head}:refs/heads/{commits.branch}", environment=commits.environment,
         )  # fmt: skip
     except SourceError as error:
-        raise NotPushed(f"{commits.branch} was not pushed to {commits.url}: {error.message}") from error
+        raise NotPushed(f"{commits.branch} was not pushed to {commits.url}: {reason(error)}") from error
+
+
+async def check_base(commits: Commits, base: str) -> None:
+    """Whether the commits can be asked to go there at all. Raises UsageError."""
+    ref = f"refs/heads/{base}"
+    try:
+        await git(commits.repository, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}")
+    except SourceError:
+        raise UsageError(f"there is no branch {base} in {commits.url}; say with --base where the commits should go") from None
+    if not await git(commits.repository, "rev-list", "--max-count=1", commits.head, f"^{ref}"):
+        raise UsageError(f"{base} of {commits.url} has every commit of this machine already")
 
 
 async def _where(live: LiveMachine) -> tuple[str, str | None]:

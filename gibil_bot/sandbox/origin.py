@@ -20,6 +20,7 @@ from gibil_bot.planning.schema import parse_repository_file
 from gibil_bot.planning.workflow import REPOSITORY_FILE, RepositoryFile
 from gibil_bot.runs.sources import SourceError, git
 from gibil_bot.sandbox.credentials import for_git, web_address
+from gibil_bot.sandbox.git_words import reason
 
 UNREADABLE = "REPOSITORY_UNREADABLE"
 
@@ -162,8 +163,8 @@ async def _remote(url: str, branch: str | None, scratch: Path, github_url: str) 
         async with asyncio.timeout(_COPY_S):
             return await _private(url, branch, scratch, {**_QUIETLY, **await for_git(url, github_url)})
     except (SourceError, TimeoutError) as error:
-        reason = str(error) or f"not within {_COPY_S:.0f} s"
-        raise UsageError(f"the repository {url} cannot be read: {reason}", code=UNREADABLE) from error
+        why = reason(error) if isinstance(error, SourceError) else f"not within {_COPY_S:.0f} s"
+        raise UsageError(f"the repository {url} cannot be read: {why}", code=UNREADABLE) from error
 
 
 async def _public(url: str, branch: str | None, scratch: Path) -> Origin:

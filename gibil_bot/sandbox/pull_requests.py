@@ -66,6 +66,7 @@ async def open_pull_request(live: LiveMachine, settings: Settings, wish: PullReq
             raise GitHubError(f"{place.full_name} is archived: nothing can be pushed to it")
         async with commits.take(live, wish.branch, with_workflows=wish.with_workflows, github_url=settings.github_url) as found:
             base = _base(live, wish, found, place)
+            await commits.check_base(found, base)
             existing = await github.find(place.full_name, found.branch, base)
             title = _title(live, wish, found) if existing is None else ""
             await commits.push(found)
