@@ -79,6 +79,8 @@ async def take(live: LiveMachine, branch: str | None, *, with_workflows: bool, g
             await git(
                 Path(scratch), "clone", "-q", "--bare", "--template=", "--", url, str(repository), environment=environment
             )
+            if not await _has(repository, base):
+                raise NotPushed(f"{live.name} was forged from commit {base[:7]}, which is not in {url}: push that first")
             await git(
                 repository, "-c", "core.hooksPath=/dev/null", "-c", "fetch.fsckObjects=true",
                 "fetch", "-q", "--no-tags", str(bundle), "+HEAD:refs/gibil/incoming",
@@ -116,12 +118,18 @@ async def push(commits: Commits) -> None:
 async def check_base(commits: Commits, base: str) -> None:
     """Whether the commits can be asked to go there at all. Raises UsageError."""
     ref = f"refs/heads/{base}"
-    try:
-        await git(commits.repository, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}")
-    except SourceError:
-        raise UsageError(f"there is no branch {base} in {commits.url}; say with --base where the commits should go") from None
+    if not await _has(commits.repository, ref):
+        raise UsageError(f"there is no branch {base} in {commits.url}; say with --base where the commits should go")
     if not await git(commits.repository, "rev-list", "--max-count=1", commits.head, f"^{ref}"):
         raise UsageError(f"{base} of {commits.url} has every commit of this machine already")
+
+
+async def _has(repository: Path, name: str) -> bool:
+    try:
+        await git(repository, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+    except SourceError:
+        return False
+    return True
 
 
 async def _where(live: LiveMachine) -> tuple[str, str | None]:

@@ -10,6 +10,7 @@ _REJECTED = re.compile(r"^ ! \[(?:remote )?rejected\].*\((?P<why>.*)\)$", re.MUL
 _BEHIND = ("fetch first", "non-fast-forward")
 _NO_CREDENTIALS = ("could not read Username", "could not read Password", "terminal prompts disabled")
 _WRONG_CREDENTIALS = ("Authentication failed", "Invalid username or", "Permission denied (publickey")
+_BY_SSH = "fatal: Could not read from remote repository"
 _FORBIDDEN = ("returned error: 403", "Permission to ", "Write access to repository not granted")
 
 
@@ -26,6 +27,10 @@ def reason(error: SourceError) -> str:
         )
     lines = [line.strip() for line in said.splitlines()]
     lines = [line for line in lines if line and not line.startswith("hint:")]
+    if any(line.startswith(_BY_SSH) for line in lines):
+        # What SSH said comes before it, what could be the matter after it.
+        end = next(number for number, line in enumerate(lines) if line.startswith(_BY_SSH))
+        lines = lines[: max(end, 1)]
     remote = [line.removeprefix("remote:").removeprefix(" error:").strip() for line in lines if line.startswith("remote:")]
     told = "; ".join(line for line in remote if line)[:300]
     if rejected is not None:

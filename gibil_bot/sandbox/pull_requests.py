@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from gibil_bot.config import Settings
 from gibil_bot.errors import GitHubError, UsageError
+from gibil_bot.github.pull_requests import (
+    LONGEST_BODY,
+    LONGEST_TITLE,
+    NewPullRequest,
+    OpenPullRequest,
+    Place,
+    PullRequests,
+)
 from gibil_bot.sandbox import commits
 from gibil_bot.sandbox.commits import Commits
 from gibil_bot.sandbox.credentials import find_credential, web_address
 from gibil_bot.sandbox.live import LiveMachine
 from gibil_bot.sandbox.origin import check_branch
 from gibil_bot.wiring import open_pull_requests
-
-if TYPE_CHECKING:
-    from gibil_bot.github.pull_requests import OpenPullRequest, Place, PullRequests
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+/(?!\.{1,2}$)[A-Za-z0-9_.-]+")
 _SCP_LIKE = re.compile(r"(?:[^@/]+@)?([^:/]+):(?!/)(.+)")
@@ -109,8 +113,6 @@ def github_repository(url: str, github_url: str) -> str:
 
 def _check(wish: PullRequestWish) -> None:
     """What GitHub would refuse, before anything is done."""
-    from gibil_bot.github.pull_requests import LONGEST_BODY, LONGEST_TITLE
-
     if wish.title is not None and not wish.title.strip():
         raise UsageError("the title of a pull request cannot be empty")
     if len(wish.title or "") > LONGEST_TITLE:
@@ -135,8 +137,6 @@ def _base(live: LiveMachine, wish: PullRequestWish, found: Commits, place: Place
 
 
 def _title(live: LiveMachine, wish: PullRequestWish, found: Commits) -> str:
-    from gibil_bot.github.pull_requests import LONGEST_TITLE
-
     if wish.title is not None:
         return _whole(wish.title)
     if len(found.subjects) != 1 or not found.subjects[0].strip():
@@ -147,8 +147,6 @@ def _title(live: LiveMachine, wish: PullRequestWish, found: Commits) -> str:
 async def _opened(
     github: PullRequests, place: Place, wish: PullRequestWish, found: Commits, base: str, title: str
 ) -> tuple[OpenPullRequest, bool]:
-    from gibil_bot.github.pull_requests import NewPullRequest
-
     new = NewPullRequest(
         repository=place.full_name, head=found.branch, base=base, title=title, body=_whole(wish.body), draft=wish.draft
     )

@@ -24,6 +24,16 @@ FORBIDDEN = """remote: Permission to ada/engine.git denied to eve.
 fatal: unable to access 'https://github.com/ada/engine.git/': The requested URL returned error: 403"""
 HIDDEN = """remote: Repository not found.
 fatal: repository 'https://github.com/ada/engine.git/' not found"""
+BY_SSH = """Host key verification failed.
+fatal: Could not read from remote repository.
+
+Please make sure you have the correct access rights
+and the repository exists."""
+NO_KEY = """git@github.com: Permission denied (publickey).
+fatal: Could not read from remote repository.
+
+Please make sure you have the correct access rights
+and the repository exists."""
 AWAY = """fatal: unable to access 'https://github.com/ada/engine.git/': Could not resolve host: github.com"""
 
 
@@ -36,6 +46,8 @@ AWAY = """fatal: unable to access 'https://github.com/ada/engine.git/': Could no
         (WRONG, ("not accepted", "Invalid username or token")),
         (FORBIDDEN, ("may not do that", "denied to eve")),
         (HIDDEN, ("not found",)),
+        (BY_SSH, ("Host key verification failed",)),
+        (NO_KEY, ("not accepted", "Permission denied (publickey)")),
         (AWAY, ("Could not resolve host",)),
         ("", ("git push failed",)),
         ("hint: only hints", ("no reason given",)),
