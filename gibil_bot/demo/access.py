@@ -172,6 +172,9 @@ def find_repository(world: World, caller: Caller, full_name: str, *needs: tuple[
         headers = {"X-Accepted-GitHub-Permissions": accepted}
         who = "personal access token" if caller.personal else "integration"
         raise Refusal(403, f"Resource not accessible by {who}", headers=headers)
+    if repository.archived and not reading:
+        # https://docs.github.com/en/repositories/archiving-a-github-repository/archiving-repositories
+        raise Refusal(403, "Repository was archived so is read-only.")
     return repository
 
 

@@ -59,6 +59,7 @@ class Repository:
     default_branch: str
     installation_id: int | None
     parent: Repository | None = None
+    archived: bool = False
     drafts: bool = True
     """Whether pull requests can be drafts; private repositories of free accounts have none."""
     roles: dict[str, str] = field(default_factory=dict)

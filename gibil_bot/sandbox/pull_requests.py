@@ -102,8 +102,9 @@ def github_repository(url: str, github_url: str) -> str:
         path = unquote(parts.path).removeprefix(web.path)
     ours = web.netloc if scp is None and urlsplit(url).scheme in ("http", "https") else web.hostname or ""
     name = path.strip("/").removesuffix(".git")
-    # https://docs.github.com/en/authentication/troubleshooting-ssh/using-ssh-over-the-https-port
-    if host.lower().removeprefix("ssh.").removeprefix("www.") != ours.lower() or not _NAME.fullmatch(name):
+    # ssh.github.com: https://docs.github.com/en/authentication/troubleshooting-ssh/using-ssh-over-the-https-port
+    known = {f"{prefix}{ours.lower()}" for prefix in ("", "ssh.", "www.")}
+    if host.lower() not in known or not _NAME.fullmatch(name):
         raise UsageError(
             f"the machine was forged from {url}, which is no repository at GitHub ({web.geturl()}, by GIBIL_GITHUB_URL): "
             "`gibil push` pushes the commits"

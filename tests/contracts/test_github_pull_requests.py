@@ -91,6 +91,10 @@ async def test_a_repository_is_named_as_github_names_it(tmp_path: Path) -> None:
     async with topic(tmp_path) as app, asking(app) as pulls:
         place = await pulls.place("ADA/Engine")
         assert (place.full_name, place.default_branch, place.is_archived) == (REPOSITORY, "main", False)
+        app.github.world.repository(REPOSITORY).archived = True
+        assert (await pulls.place(REPOSITORY)).is_archived
+        with pytest.raises(GitHubError, match="archived so is read-only"):
+            await pulls.create(WISH)
 
 
 async def test_what_is_refused_is_said_with_the_way_out_and_without_the_token(tmp_path: Path) -> None:

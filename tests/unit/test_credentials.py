@@ -123,6 +123,7 @@ async def test_what_git_has_itself_is_used_and_nothing_is_lent(monkeypatch: pyte
         ("ssh://git@ssh.github.com:443/ada/engine.git", API),
         ("https://ghe.example.com/ada/engine", SERVER),
         ("ssh://git@ghe.example.com:2222/ada/engine.git", SERVER),
+        ("git@ssh.example.com:ada/engine", "https://ssh.example.com/api/v3"),
         ("http://127.0.0.1:4711/ada/engine.git", "http://127.0.0.1:4711"),
     ],
 )
