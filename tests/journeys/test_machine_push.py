@@ -70,6 +70,13 @@ def test_what_would_run_with_the_repositorys_secrets_is_looked_at_first(line: Co
     assert line.gibil("push", "m", "--with-workflows").returncode == 0
 
 
+def test_without_a_branch_checked_out_it_has_to_be_said_where_to_push_to(line: CommandLine) -> None:
+    on_machine(line, "git checkout -q --detach; git commit -q --allow-empty -m apart")
+    refused = line.gibil("push", "m", "--json")
+    assert (refused.returncode, "--branch" in json.loads(refused.stdout)["error"]) == (2, True)
+    on_machine(line, "git checkout -q -B ci")
+
+
 @pytest.mark.parametrize("branch", ["--force", "a..b", "+main"])
 def test_a_branch_is_a_branch_and_no_option(line: CommandLine, branch: str) -> None:
     on_machine(line, "git commit -q --allow-empty -m more")
