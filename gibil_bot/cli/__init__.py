@@ -25,6 +25,7 @@ _SUMMARIES = {
     "logs": "What a machine's set-up and tasks have printed, or a background job.",
     "jobs": "The background jobs of a machine.",
     "push": "Push the commits that were made on a machine, from here.",
+    "pr": "Pull requests with the commits that were made on a machine.",
     "providers": "Who forges machines: sizes, locations, prices.",
     "init": "Save who forges machines, and the token for it.",
     "serve": "Run the bot.",

@@ -26,6 +26,9 @@ _GIT = {
     "GIT_COMMITTER_EMAIL": "ada@example.com",
 }
 
+_NOT_OURS = ("GIBIL_", "HCLOUD_", "GH_", "GITHUB_")
+"""Settings and tokens of whoever runs the tests."""
+
 _MANY = """
 import json, os, sys, tempfile
 from gibil_bot.cli import main
@@ -67,7 +70,7 @@ class CommandLine:
         return Home(self.data_dir.absolute())
 
     def environment(self, **more: str) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("GIBIL_", "HCLOUD_"))}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_OURS)}
         path = f"{self.folder}/bin:{os.environ['PATH']}"
         return {**kept, "PATH": path, "GIBIL_DATA_DIR": str(self.data_dir), "NO_COLOR": "1", **_GIT, **more}
 
