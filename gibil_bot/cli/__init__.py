@@ -22,6 +22,7 @@ _SUMMARIES = {
     "logs": "What a machine's set-up and tasks have printed, or a background job.",
     "jobs": "The background jobs of a machine.",
     "push": "Push the commits that were made on a machine, from here.",
+    "mcp": "Serve machines to agents over MCP, on stdin and stdout.",
     "providers": "Who forges machines: sizes, locations, prices.",
     "init": "Save who forges machines, and the token for it.",
     "serve": "Run the bot.",
