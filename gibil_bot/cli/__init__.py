@@ -24,7 +24,7 @@ _SUMMARIES = {
     "push": "Push the commits that were made on a machine, from here.",
     "mcp": "Serve machines to agents over MCP, on stdin and stdout.",
     "providers": "Who forges machines: sizes, locations, prices.",
-    "init": "Save who forges machines, and the token for it.",
+    "init": "Save who forges machines, and the token for it; register with MCP clients.",
     "serve": "Run the bot.",
     "doctor": "Check the set-up, and say for each failure what to do.",
     "check": "Validate workflow files, and `.gibil.yml`.",

@@ -162,7 +162,6 @@ class BusyView(TypedDict):
 class StatsView(TypedDict):
     server: str
     ttl_remaining_minutes: float
-    uptime_s: float
     cpus: int
     load: list[float]
     memory_total_mb: int

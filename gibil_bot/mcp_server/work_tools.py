@@ -118,8 +118,7 @@ class WorkTools:
                 for each in now.busiest
             ]  # fmt: skip
             lines = [
-                f"{live.name}: {left} min left, up {now.uptime_s:.0f} s, {now.cpus} processors, "
-                f"load {' '.join(f'{value:g}' for value in now.load)}",
+                f"{live.name}: {left} min left, {now.cpus} processors, load {' '.join(f'{value:g}' for value in now.load)}",
                 f"memory: {now.memory_available_mb} of {now.memory_total_mb} MB free; "
                 f"disk: {now.disk_free_mb} of {now.disk_total_mb} MB free; {now.processes} processes",
                 *(
@@ -128,7 +127,7 @@ class WorkTools:
                 ),
             ]
             view = {
-                "server": live.name, "ttl_remaining_minutes": left, "uptime_s": now.uptime_s, "cpus": now.cpus,
+                "server": live.name, "ttl_remaining_minutes": left, "cpus": now.cpus,
                 "load": list(now.load), "memory_total_mb": now.memory_total_mb,
                 "memory_available_mb": now.memory_available_mb, "disk_total_mb": now.disk_total_mb,
                 "disk_free_mb": now.disk_free_mb, "processes": now.processes, "busiest": busiest,

@@ -6,6 +6,7 @@ on says what is wrong (see `REFUSED`). It needs GNU coreutils, findutils, grep a
 
 from __future__ import annotations
 
+import posixpath
 import re
 import shlex
 from dataclasses import dataclass
@@ -205,5 +206,5 @@ def read_matches(answer: bytes) -> tuple[list[Match], bool]:
             shown = decoded(text.rstrip(b"\r"))
             if len(shown) > MATCH_CHARACTERS:
                 shown = f"{shown[:MATCH_CHARACTERS]} [...]"
-            matches.append(Match(file=decoded(file).removeprefix("./"), line=int(number), text=shown))
+            matches.append(Match(file=posixpath.normpath(decoded(file)), line=int(number), text=shown))
     return sorted(matches, key=lambda match: (match.file, match.line)), complete

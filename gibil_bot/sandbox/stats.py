@@ -12,7 +12,6 @@ MOST_PROCESSES = 10
 # A machine of a container's kind has limits of its own, below what its kernel tells.
 _SCRIPT = r"""export LC_ALL=C
 read -r load </proc/loadavg; echo "load $load"
-read -r up _ <"/proc/uptime"; echo "uptime $up"
 echo "cpus $(nproc)"
 while read -r name value _; do
     case $name in MemTotal:|MemAvailable:) echo "$name $value" ;; esac
@@ -26,7 +25,7 @@ done
 df -Pk / | { read -r _; read -r _ size used free _; echo "disk $size $used $free"; }
 command -v ps >/dev/null || exit 0
 ps -eo pid=,pcpu=,rss=,etimes=,args= --sort=-pcpu,-rss | while read -r p c r e a; do
-    case $a in 'ps -eo pid'*) continue ;; esac
+    case $a in *--sort=-pcpu,-rss*) continue ;; esac  # ourselves
     printf 'process %s %s %s %s %.300s\n' "$p" "$c" "$r" "$e" "$a"
 done
 """
@@ -45,7 +44,6 @@ class Busy:
 class Stats:
     """Megabytes are 1024² bytes. `load`: over the last 1, 5 and 15 minutes."""
 
-    uptime_s: float
     cpus: int
     load: tuple[float, ...]
     memory_total_mb: int
@@ -82,7 +80,6 @@ def read_stats(answer: bytes) -> Stats:
         available = max(0, min(available, total - int(values["used"][0]) // 1024**2))
     size, _used, free = (int(value) // 1024 for value in values["disk"])
     return Stats(
-        uptime_s=float(values["uptime"][0]),
         cpus=int(values["cpus"][0]),
         load=tuple(float(value) for value in values["load"][:3]),
         memory_total_mb=total,

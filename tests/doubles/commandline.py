@@ -69,7 +69,8 @@ class CommandLine:
     def environment(self, **more: str) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("GIBIL_", "HCLOUD_"))}
         path = f"{self.folder}/bin:{os.environ['PATH']}"
-        return {**kept, "PATH": path, "GIBIL_DATA_DIR": str(self.data_dir), "NO_COLOR": "1", **_GIT, **more}
+        ours = {"PATH": path, "HOME": str(self.folder / "home"), "GIBIL_DATA_DIR": str(self.data_dir), "NO_COLOR": "1"}
+        return {**kept, **ours, **_GIT, **more}
 
     def gibil(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -169,6 +170,7 @@ def command_line(folder: Path, shared: Path) -> Iterator[CommandLine]:
     """At the end no keeper and no machine is left."""
     line = CommandLine(folder)
     line.here.mkdir()
+    (folder / "home").mkdir()
     (folder / "bin").mkdir()
     shim = folder / "bin" / "gibil"
     shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m gibil_bot "$@"\n')
