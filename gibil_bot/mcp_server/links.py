@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -14,7 +15,9 @@ from gibil_bot.sandbox.live import LiveMachine
 from gibil_bot.sandbox.machines import Burned, Machines, open_machines, settings_for, usable_providers
 
 T = TypeVar("T")
+log = logging.getLogger("gibil.mcp")
 
+_TRY_AGAIN_AFTER_S = (0.1, 0.4, 1.5)
 _KNOWN_S = 5.0
 """So long the only machine that there is stays the one that is meant, without the provider being asked again."""
 
@@ -67,14 +70,12 @@ class Links:
             return await action(live)
         except MachineLost as error:
             await self._let_go(name, live)
-            machines = await self._where(name)
-            if machines is None:
-                raise MachineLost(f"machine {name} is gone: its time was up, or somebody has burned it") from error
+            again = await self._open_again(name)
             if not repeatable:
                 raise MachineLost(
                     f"{error.message}. Machine {name} still exists; nobody knows how far this went: look, and call again"
                 ) from error
-        return await action(await self._open(name))
+        return await action(again)
 
     def keep(self, live: LiveMachine) -> None:
         """A machine that was just made, with its connection."""
@@ -122,6 +123,20 @@ class Links:
         if link is None:
             link = self._links[name] = asyncio.create_task(self._connect(name))
         return await asyncio.shield(link)
+
+    async def _open_again(self, name: str) -> LiveMachine:
+        """After a loss: a machine that is being burned is in its provider's list for a moment more. Raises MachineLost."""
+        for wait_s in _TRY_AGAIN_AFTER_S:
+            if await self._where(name) is None:
+                break
+            try:
+                return await self._open(name)
+            except GibilError as error:
+                log.info("machine %s: %s", name, error)
+                await asyncio.sleep(wait_s)
+        if await self._where(name) is not None:
+            return await self._open(name)
+        raise MachineLost(f"machine {name} is gone: its time was up, or somebody has burned it")
 
     async def _connect(self, name: str) -> LiveMachine:
         machines = await self._where(name)

@@ -17,6 +17,7 @@ from typing import Any
 from gibil_bot.machines.local.home import Home
 from tests.doubles.machines import end_keeper, lend_skeleton
 
+_NOT_OURS = ("GIBIL_", "HCLOUD_", "CLAUDE_", "CODEX_", "XDG_CONFIG_")
 _GIT = {
     "GIT_CONFIG_GLOBAL": "/dev/null",
     "GIT_CONFIG_NOSYSTEM": "1",
@@ -67,7 +68,7 @@ class CommandLine:
         return Home(self.data_dir.absolute())
 
     def environment(self, **more: str) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("GIBIL_", "HCLOUD_"))}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_OURS)}
         path = f"{self.folder}/bin:{os.environ['PATH']}"
         ours = {"PATH": path, "HOME": str(self.folder / "home"), "GIBIL_DATA_DIR": str(self.data_dir), "NO_COLOR": "1"}
         return {**kept, **ours, **_GIT, **more}
