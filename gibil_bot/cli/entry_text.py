@@ -32,15 +32,14 @@ class _Object:
 
 def find_json(text: str, table: str, name: str) -> object | None:
     """The entry that is there already."""
-    return _entry_of(_parsed_json(text), table, name)
+    return _servers(_parsed_json(text), table).get(name)
 
 
 def add_json(text: str, table: str, name: str, entry: Mapping[str, object]) -> str:
     """`{table: {name: entry}}`, merged into a JSON object that has no such entry."""
     if not text.strip():
         return json.dumps({table: {name: entry}}, indent=2, ensure_ascii=False) + "\n"
-    wanted = _parsed_json(text)
-    wanted[table] = {**wanted.get(table, {}), name: dict(entry)}
+    wanted = _merged(_parsed_json(text), table, name, entry)
     root = _object_at(text, _skip(text, 0))
     there = root.find(table)
     if there is None:
@@ -54,13 +53,12 @@ def add_json(text: str, table: str, name: str, entry: Mapping[str, object]) -> s
 
 def find_toml(text: str, table: str, name: str) -> object | None:
     """The entry that is there already."""
-    return _entry_of(_parsed_toml(text), table, name)
+    return _servers(_parsed_toml(text), table).get(name)
 
 
 def add_toml(text: str, table: str, name: str, entry: Mapping[str, object]) -> str:
     """`[table.name]` at the end of a TOML file that has no such entry."""
-    wanted = _parsed_toml(text)
-    wanted[table] = {**wanted.get(table, {}), name: dict(entry)}
+    wanted = _merged(_parsed_toml(text), table, name, entry)
     lines = [f"{key} = {_toml(value)}" for key, value in entry.items()]
     gap = "" if not text.strip() else "\n" if text.endswith("\n") else "\n\n"
     changed = f"{text}{gap}[{table}.{name}]\n" + "".join(f"{line}\n" for line in lines)
@@ -91,11 +89,15 @@ def _parsed_toml(text: str) -> dict[str, Any]:
         raise ValueError(f"it is no TOML ({error})") from None
 
 
-def _entry_of(content: dict[str, Any], table: str, name: str) -> object | None:
+def _servers(content: dict[str, Any], table: str) -> dict[str, Any]:
     servers = content.get(table, {})
     if not isinstance(servers, dict):
         raise ValueError(f"its {table} is no table of servers")
-    return servers.get(name)
+    return servers
+
+
+def _merged(content: dict[str, Any], table: str, name: str, entry: Mapping[str, object]) -> dict[str, Any]:
+    return {**content, table: {**_servers(content, table), name: dict(entry)}}
 
 
 def _object_at(text: str, begin: int) -> _Object:
