@@ -10,8 +10,7 @@ from mcp.types import CallToolResult, ToolAnnotations
 from pydantic import Field
 
 from gibil_bot.mcp_server.links import Links
-from gibil_bot.mcp_server.results import Edited, Listing, Matches, TextPage, Written, answer
-from gibil_bot.mcp_server.work_tools import Server
+from gibil_bot.mcp_server.results import Edited, Listing, Matches, Server, TextPage, Written, add, answer
 from gibil_bot.sandbox import files
 from gibil_bot.sandbox.live import LiveMachine
 from gibil_bot.views import timestamp
@@ -30,13 +29,15 @@ class FileTools:
 
     def register(self, server: MCPServer[Any]) -> None:
         looks = {"read_only_hint": True}
-        server.add_tool(self.vm_read, annotations=ToolAnnotations(title="Read a file", **looks))
-        server.add_tool(
-            self.vm_write, annotations=ToolAnnotations(title="Write a file", destructive_hint=True, idempotent_hint=True)
+        add(server, self.vm_read, annotations=ToolAnnotations(title="Read a file", **looks))
+        add(
+            server,
+            self.vm_write,
+            annotations=ToolAnnotations(title="Write a file", destructive_hint=True, idempotent_hint=True),
         )
-        server.add_tool(self.vm_edit, annotations=ToolAnnotations(title="Edit a file", destructive_hint=True))
-        server.add_tool(self.vm_ls, annotations=ToolAnnotations(title="List files", **looks))
-        server.add_tool(self.vm_grep, annotations=ToolAnnotations(title="Search files", **looks))
+        add(server, self.vm_edit, annotations=ToolAnnotations(title="Edit a file", destructive_hint=True))
+        add(server, self.vm_ls, annotations=ToolAnnotations(title="List files", **looks))
+        add(server, self.vm_grep, annotations=ToolAnnotations(title="Search files", **looks))
 
     async def vm_read(
         self,

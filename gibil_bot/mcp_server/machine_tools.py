@@ -13,7 +13,7 @@ from pydantic import Field
 
 from gibil_bot.mcp_server.calls import progress
 from gibil_bot.mcp_server.links import Links
-from gibil_bot.mcp_server.results import Created, Destroyed, Extended, Servers, answer
+from gibil_bot.mcp_server.results import Created, Destroyed, Extended, Servers, add, answer
 from gibil_bot.sandbox import words
 from gibil_bot.sandbox.costs import cost_view
 from gibil_bot.sandbox.live import LiveMachine
@@ -40,16 +40,19 @@ class MachineTools:
         self._links = links
 
     def register(self, server: MCPServer[Any]) -> None:
-        server.add_tool(
+        add(
+            server,
             self.create_server,
             annotations=ToolAnnotations(title="Forge a machine", read_only_hint=False, destructive_hint=False),
         )
-        server.add_tool(
+        add(
+            server,
             self.destroy_server,
             annotations=ToolAnnotations(title="Burn a machine", destructive_hint=True, idempotent_hint=True),
         )
-        server.add_tool(self.list_servers, annotations=ToolAnnotations(title="List machines", read_only_hint=True))
-        server.add_tool(
+        add(server, self.list_servers, annotations=ToolAnnotations(title="List machines", read_only_hint=True))
+        add(
+            server,
             self.extend_server,
             annotations=ToolAnnotations(title="Extend a machine", read_only_hint=False, destructive_hint=False),
         )

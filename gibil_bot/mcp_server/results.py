@@ -1,12 +1,27 @@
-"""What the tools answer, in the form that programs read. (`typing_extensions`: pydantic needs it before Python 3.12.)"""
+"""What the tools share, and what they answer in the form that programs read.
+
+TypedDict comes from typing_extensions: pydantic needs it before Python 3.12.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NotRequired
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NotRequired, TypeAlias
 
-from mcp.types import CallToolResult, TextContent
+from mcp.server.mcpserver import MCPServer
+from mcp.types import CallToolResult, TextContent, ToolAnnotations
+from pydantic import Field
 from typing_extensions import TypedDict
+
+Server: TypeAlias = Annotated[
+    str | None, Field(description="The machine's name; may be left out when exactly one machine runs.")
+]
+
+
+def add(server: MCPServer[Any], tool: Callable[..., Any], *, annotations: ToolAnnotations) -> None:
+    """Its docstring is what an agent reads of it."""
+    server.add_tool(tool, description=inspect.cleandoc(tool.__doc__ or ""), annotations=annotations)
 
 
 def answer(text: str, view: Mapping[str, Any]) -> CallToolResult:
@@ -21,6 +36,16 @@ def refusal(message: str, code: str) -> CallToolResult:
         structured_content={"error": message, "code": code},
         is_error=True,
     )
+
+
+def streams(stdout: str, stderr: str, out_title: str = "", err_title: str = "stderr") -> list[str]:
+    parts = []
+    if stdout:
+        parts += [f"--- {out_title}"] if out_title else []
+        parts.append(stdout.rstrip("\n"))
+    if stderr:
+        parts += [f"--- {err_title}", stderr.rstrip("\n")]
+    return parts
 
 
 class TaskView(TypedDict):

@@ -19,6 +19,7 @@ from gibil_bot.config import Settings
 from gibil_bot.errors import ConfigurationError, GibilError, Unavailable
 from gibil_bot.mcp_server.calls import Calls
 from gibil_bot.mcp_server.file_tools import FileTools
+from gibil_bot.mcp_server.job_tools import JobTools
 from gibil_bot.mcp_server.links import Links
 from gibil_bot.mcp_server.machine_tools import MachineTools
 from gibil_bot.mcp_server.results import refusal
@@ -37,33 +38,28 @@ INSTRUCTIONS = (
 
 async def serve(settings: Settings) -> None:
     """Until the client hangs up, or SIGTERM or SIGINT comes. Machines live on until their time is up."""
-    serving = asyncio.create_task(_serve(settings))
+    links, calls = Links(settings), Calls()
+    serving = asyncio.create_task(_serve(links, calls))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, serving.cancel)
     await asyncio.wait({serving})
+    # From here on a signal changes nothing: what was broken off is cleaned up, in a bounded time.
+    await calls.settle(_CLEANUP_S)
+    await links.close()
     if not serving.cancelled():
         serving.result()
 
 
-async def _serve(settings: Settings) -> None:
-    links, calls = Links(settings), Calls()
-    try:
-        async with standard_streams() as (incoming, outgoing):
-            server = create_server(links, calls)
-            await server.run(incoming, outgoing, server.create_initialization_options())
-    finally:
-        await asyncio.shield(asyncio.ensure_future(_end(links, calls)))
-
-
-async def _end(links: Links, calls: Calls) -> None:
-    await calls.settle(_CLEANUP_S)
-    await links.close()
+async def _serve(links: Links, calls: Calls) -> None:
+    async with standard_streams() as (incoming, outgoing):
+        server = create_server(links, calls)
+        await server.run(incoming, outgoing, server.create_initialization_options())
 
 
 def create_server(links: Links, calls: Calls) -> Server[Any]:
     registry: MCPServer[Any] = MCPServer("gibil", log_level="WARNING")
-    for tools in (MachineTools(links), WorkTools(links), FileTools(links)):
+    for tools in (MachineTools(links), WorkTools(links), FileTools(links), JobTools(links)):
         tools.register(registry)
 
     async def list_tools(_: ServerRequestContext[Any], __: PaginatedRequestParams | None) -> ListToolsResult:

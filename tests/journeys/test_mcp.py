@@ -308,6 +308,21 @@ def test_a_machine_that_was_burned_elsewhere_is_a_clear_error_and_its_name_is_fr
     assert agent.call("vm_bash", command="ls /tmp", server="gone")["stdout"] == ""
 
 
+def test_a_machine_whose_making_is_called_off_is_burned(agent: Agent, line: CommandLine) -> None:
+    line.repository("slow", {".gibil.yml": "tasks: [{name: wait, run: sleep 710}]\n"})
+    making = agent.begin("create_server", name="called-off", repo=str(line.here / "slow"), wait="tasks")
+
+    def names() -> list[str]:
+        return [server["name"] for server in agent.call("list_servers")["servers"]]
+
+    while "called-off" not in names() or not processes_with("sleep\x00710"):
+        assert not making.done()
+    making.cancel()
+    while "called-off" in names():
+        pass  # each turn waits for the server's answer
+    assert processes_with("sleep\x00710") == []
+
+
 async def test_a_lost_connection_is_made_again_and_only_what_may_be_repeated_is(agent: Agent, line: CommandLine) -> None:
     links = Links(load_settings({"GIBIL_DATA_DIR": str(line.data_dir)}))
     seen: list[LiveMachine] = []
