@@ -11,6 +11,7 @@ from typing import TypeVar
 from gibil_bot.config import Settings
 from gibil_bot.errors import GibilError, MachineLost, MachineNotFound, UsageError
 from gibil_bot.model import Machine
+from gibil_bot.sandbox import words
 from gibil_bot.sandbox.live import LiveMachine
 from gibil_bot.sandbox.machines import Burned, Machines, open_machines, settings_for, usable_providers
 
@@ -64,7 +65,7 @@ class Links:
 
         Raises MachineNotFound, MachineLost, UsageError where it is not clear which machine is meant, and what `action` does.
         """
-        name = server or await self._only_one()
+        name = words.check_name(server) if server is not None else await self._only_one()
         live = await self._open(name)
         try:
             return await action(live)

@@ -195,6 +195,7 @@ class StatsView(TypedDict):
     disk_free_mb: int
     processes: int
     busiest: list[BusyView]
+    notes: list[str]
 
 
 class JobView(TypedDict):

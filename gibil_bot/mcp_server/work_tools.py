@@ -101,10 +101,13 @@ class WorkTools:
                 }
                 for each in now.busiest
             ]  # fmt: skip
+            shared = live.machine.provider == "local" and not now.memory_is_its_own
+            notes = ["memory and disk are its host's: the limits of a local machine's size are below them"] if shared else []
             lines = [
                 f"{live.name}: {left} min left, {now.cpus} processors, load {' '.join(f'{value:g}' for value in now.load)}",
                 f"memory: {now.memory_available_mb} of {now.memory_total_mb} MB free; "
                 f"disk: {now.disk_free_mb} of {now.disk_total_mb} MB free; {now.processes} processes",
+                *(f"[{note}]" for note in notes),
                 *(
                     f"  {each.pid}: {each.cpu_percent:g}% cpu, {each.memory_mb:g} MB, {each.age_s} s: {each.command[:120]}"
                     for each in now.busiest
@@ -114,7 +117,7 @@ class WorkTools:
                 "server": live.name, "ttl_remaining_minutes": left, "cpus": now.cpus,
                 "load": list(now.load), "memory_total_mb": now.memory_total_mb,
                 "memory_available_mb": now.memory_available_mb, "disk_total_mb": now.disk_total_mb,
-                "disk_free_mb": now.disk_free_mb, "processes": now.processes, "busiest": busiest,
+                "disk_free_mb": now.disk_free_mb, "processes": now.processes, "busiest": busiest, "notes": notes,
             }  # fmt: skip
             return answer("\n".join(lines), view)
 

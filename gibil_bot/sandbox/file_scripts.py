@@ -137,7 +137,7 @@ def read_page(answer: bytes, path: str, first: int, limit: int) -> Page | None:
         line = decoded(raw)
         lossless = lossless and "\ufffd" not in line
         if len(line) > LINE_CHARACTERS:
-            line = f"{line[:LINE_CHARACTERS]} [... {len(line) - LINE_CHARACTERS} characters more]"
+            line = f"{line[:LINE_CHARACTERS]} [... the line is longer]"
             cut += 1
         if shown and len(line) + 1 > room:
             break

@@ -48,6 +48,8 @@ class Stats:
     load: tuple[float, ...]
     memory_total_mb: int
     memory_available_mb: int
+    memory_is_its_own: bool
+    """False: the machine sees no limit below what its kernel has, which it may share with its host."""
     disk_total_mb: int
     disk_free_mb: int
     processes: int
@@ -75,7 +77,8 @@ def read_stats(answer: bytes) -> Stats:
             values[name] = rest.split()
     total, available = (int(values[name][0]) // 1024 for name in ("MemTotal:", "MemAvailable:"))
     limit = values.get("limit", ["max"])[0]
-    if limit.isdigit() and int(limit) // 1024**2 < total and "used" in values:
+    is_limited = limit.isdigit() and int(limit) // 1024**2 < total and "used" in values
+    if is_limited:
         total = int(limit) // 1024**2
         available = max(0, min(available, total - int(values["used"][0]) // 1024**2))
     size, _used, free = (int(value) // 1024 for value in values["disk"])
@@ -84,6 +87,7 @@ def read_stats(answer: bytes) -> Stats:
         load=tuple(float(value) for value in values["load"][:3]),
         memory_total_mb=total,
         memory_available_mb=available,
+        memory_is_its_own=is_limited,
         disk_total_mb=size,
         disk_free_mb=free,
         processes=len(processes),

@@ -120,6 +120,7 @@ def test_the_memory_of_a_machine_is_the_smaller_limit() -> None:
     assert (free.memory_total_mb, free.memory_available_mb, free.load) == (4000, 2000, (0.5, 0.4, 0.3))
     bound = stats.read_stats(answer % b"limit 1073741824\nused 104857600\n")
     assert (bound.memory_total_mb, bound.memory_available_mb) == (1024, 924)
+    assert (free.memory_is_its_own, bound.memory_is_its_own) == (False, True)
     assert stats.read_stats(answer % b"limit max\nused 1\n").memory_total_mb == 4000
 
 
