@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 import click
@@ -37,6 +38,10 @@ def mcp(print_config: bool, as_json: bool) -> None:
         return
     if as_json:
         raise UsageError("--json goes with --print-config: otherwise stdout speaks MCP")
+    if sys.stdin is None or sys.stdout is None:
+        raise UsageError("stdin or stdout is closed: a client has to start this")
+    if sys.stderr is None:  # its number would be given to the next file, and then to stdout
+        os.open(os.devnull, os.O_WRONLY)
     import asyncio
 
     settings = load_settings()

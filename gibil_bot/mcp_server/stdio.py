@@ -20,8 +20,6 @@ import mcp_types as types
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from mcp.shared.message import SessionMessage
 
-from gibil_bot.errors import UsageError
-
 _BLOCK = 256 * 1024
 _FLUSH_S = 1.0
 
@@ -54,17 +52,11 @@ async def standard_streams() -> AsyncIterator[tuple[Incoming, Outgoing]]:
 
 
 def _claim() -> tuple[int, int]:
-    try:
-        source, sink = os.dup(0), os.dup(1)
-    except OSError:
-        raise UsageError("stdin or stdout is closed: a client has to start this") from None
-    null = os.open(os.devnull, os.O_RDWR)
+    source, sink = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
-    try:
-        os.dup2(2, 1)
-    except OSError:  # nobody wanted our stderr
-        os.dup2(null, 1)
     os.close(null)
+    os.dup2(2, 1)
     return source, sink
 
 

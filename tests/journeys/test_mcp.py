@@ -395,6 +395,8 @@ def test_the_configuration_is_printed_and_wrong_use_is_said(line: CommandLine) -
     assert entry["args"][-1] == "mcp"
     assert entry["env"] == {"GIBIL_DATA_DIR": str(line.data_dir)}
     assert (wrong.returncode, json.loads(wrong.stdout)["code"]) == (2, "USAGE")
+    closed = line.bash("gibil mcp <&-; echo $?; gibil mcp </dev/null 2>&-; echo $?")
+    assert (closed.stdout, closed.stderr) == ("2\n0\n", "gibil: stdin or stdout is closed: a client has to start this\n")
 
 
 def test_the_command_line_starts_without_the_protocols_library() -> None:
