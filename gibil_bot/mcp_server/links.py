@@ -112,7 +112,7 @@ class Links:
 
     async def close(self) -> None:
         links, self._links = list(self._links.values()), {}
-        await asyncio.gather(*(_close(link) for link in links))
+        await asyncio.gather(*(_close(link) for link in links), return_exceptions=True)
         await self._stack.aclose()
 
     async def _open(self, name: str) -> LiveMachine:
