@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncssh
 import pytest
 
-from gibil_bot.errors import MachineLost, SSHError
+from gibil_bot.errors import AnotherHost, MachineLost, SSHError
 from gibil_bot.machines import ssh
 from gibil_bot.machines.hetzner_labels import CREATED_BY, OURS
 from gibil_bot.machines.hetzner_project import KEY, new_pair
-from gibil_bot.machines.keyring import Keyring
+from gibil_bot.machines.hostkey import public_line
+from gibil_bot.machines.keyring import ProjectKeyring
 from gibil_bot.machines.lifecycle import Forge
 from gibil_bot.machines.reach import script_runner
 from gibil_bot.model import Chunk, Endpoint, Exit, Job, Machine
@@ -44,11 +45,11 @@ class Cloud:
 
 @pytest.fixture
 async def cloud(hetzner_image: Image, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cloud]:
-    keyring = Keyring(tmp_path / "keys")
     async with (
         local_guests(tmp_path / "data", shared_folder(tmp_path_factory), hetzner_image) as guests,
         hetzner_double(State(guests=guests)) as double,
     ):
+        keyring = ProjectKeyring(tmp_path / "keys", double.token)
         provider = double.provider(ssh_port=guests.port, run_on=script_runner(keyring, ssh.connect))
         forge = Forge(provider=provider, keyring=keyring, connect_shell=ssh.connect)
         try:
@@ -57,7 +58,7 @@ async def cloud(hetzner_image: Image, tmp_path: Path, tmp_path_factory: pytest.T
             await forge.close()
 
 
-async def test_a_server_boots_with_our_keys_and_lets_nobody_else_in(cloud: Cloud) -> None:
+async def test_a_server_boots_with_our_keys_and_lets_nobody_else_in(cloud: Cloud, tmp_path: Path) -> None:
     project_key = new_pair()
     number = cloud.double.state.new_id()
     cloud.double.state.ssh_keys[number] = {
@@ -78,10 +79,24 @@ async def test_a_server_boots_with_our_keys_and_lets_nobody_else_in(cloud: Cloud
         valid = await cloud.guests.run("closed", "cloud-init schema --config-file /var/lib/cloud/seed/nocloud/user-data")
         assert valid.exit_status == 0, valid.stderr
 
-        # The seed is what the metadata address would say; cloud-init's own copies of the host key are gone.
-        find = "grep -rlF -f /run/line /etc /var /run /root /usr/local --exclude-dir=seed --exclude=line | sort"
-        found = await shell.run(f"sed -n 3p /etc/ssh/ssh_host_ed25519_key >/run/line; {find}")
-        assert found.stdout.decode().splitlines() == ["/etc/ssh/ssh_host_ed25519_key"]
+        # The seed is what the metadata address would say; cloud-init's own copies of the first host key are gone.
+        keys = cloud.forge.keyring
+        find = "cat >/run/line; grep -rlF -f /run/line /etc /var /run /root /usr/local --exclude-dir=seed --exclude=line | sort"
+        for private, places in (
+            (keys.first_host_key("closed"), []),
+            (keys.host_key("closed"), ["/etc/ssh/ssh_host_ed25519_key"]),
+        ):
+            found = await shell.run(find, stdin="\n".join(private.splitlines()[2:-2]).encode())
+            assert found.stdout.decode().splitlines() == places
+        assert machine.endpoint.host_key == keys.host_public("closed")
+        with_the_first = replace(machine.endpoint, host_key=public_line(keys.first_host_key("closed")))
+        with pytest.raises(AnotherHost):
+            await ssh.connect(with_the_first, keys.client_key("closed"))
+        laptop = Forge(cloud.forge.provider, ProjectKeyring(tmp_path / "laptop", cloud.double.token), ssh.connect)
+        (seen,) = await laptop.list()
+        elsewhere_shell = await laptop.open(seen)
+        assert (await elsewhere_shell.run("hostname")).stdout == b"closed\n"
+        await elsewhere_shell.close()
 
         # Hetzner puts the project's keys into /root/.ssh; our sshd does not read them there.
         assert project_key[1].split()[1].encode() in (await shell.run("cat /root/.ssh/authorized_keys")).stdout
