@@ -105,6 +105,8 @@ _BASE = """\
 rm -f /var/lib/cloud/instances/*/user-data.txt /var/lib/cloud/instances/*/user-data.txt.i \\
     /var/lib/cloud/instances/*/cloud-config.txt /var/lib/cloud/instances/*/obj.pkl
 trap ': >/run/gibil-base; rm -f /etc/ssh/sshrc' EXIT
+# The guard may not have come to it, and does it at every boot: here it is certain before the first command.
+ip route replace blackhole 169.254.169.254/32
 missing=
 for program in @PROGRAMS@; do
     command -v "$program" >/dev/null || missing="$missing $program"
