@@ -80,6 +80,8 @@ class LocalGuests:
         self.port = port
         self.egress: tuple[str, ...] = ()
         """Of machines forged from now on: where they get beyond public addresses, as `127.0.0.1:PORT`."""
+        self.containers: Path | None = None
+        """Of machines forged from now on: the container images that they have without a registry (containers.py)."""
 
     async def open(self) -> None:
         """Choose the port, if none was asked for: one that is free on the first address, and so most likely on all."""
@@ -141,7 +143,7 @@ class LocalGuests:
         serial = str(secrets.randbelow(10**8))
         computer = Computer(self._lodging.init_pid(name), lambda path: guest.metadata(path))
         guest = _Guest(name, address, serial, user_data, keys, computer)
-        await self._image.install(computer, serial)
+        await self._image.install(computer, serial, self.containers)
         return guest
 
     async def _run(self, guest: _Guest, powered_off: Callable[[], None]) -> None:

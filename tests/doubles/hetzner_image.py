@@ -78,6 +78,18 @@ if test -d /sys/class/dmi/id; then
 fi
 """
 
+# A disk on which overlays can be mounted, as a VM's is; one in memory, as the machine's own is an overlay already. The control
+# groups of the box are seen and not ours to make any in: podman is told to do without. Images that were never pulled are here.
+_CONTAINERS = """set -e
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mkdir -p /var/lib/containers /etc/containers
+mount -t tmpfs disk /var/lib/containers
+printf '[containers]\\ncgroups = "disabled"\\n' >/etc/containers/containers.conf
+cat >/var/lib/containers/images.tar
+podman load -q -i /var/lib/containers/images.tar 2>&1
+rm /var/lib/containers/images.tar
+"""
+
 
 class Image:
     """Packages that the box does not have, installed once by apt through the egress gate and kept as a tar file."""
@@ -117,8 +129,8 @@ class Image:
             await lodging.provider.destroy(machine.name)
         return None
 
-    async def install(self, computer: Computer, serial: str) -> None:
-        """On a new disk; `serial` is what the mainboard says."""
+    async def install(self, computer: Computer, serial: str, containers: Path | None) -> None:
+        """On a new disk; `serial` is what the mainboard says, `containers` a file of container images (containers.py)."""
         if self.tar is not None:
             await computer.must("tar -x -C / -f -", await asyncio.to_thread(self.tar.read_bytes))
         for path, text in (
@@ -128,6 +140,8 @@ class Image:
             ("/usr/local/sbin/dmidecode", _DMI),
         ):
             await computer.must(f"mkdir -p {os.path.dirname(path)} && cat >{path}", text.encode())
+        if containers is not None:
+            await computer.must(_CONTAINERS, await asyncio.to_thread(containers.read_bytes))
 
 
 def _mirrors() -> tuple[str, ...]:
