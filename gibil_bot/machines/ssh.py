@@ -37,7 +37,10 @@ async def connect(endpoint: Endpoint, client_key: str, *, timeout_s: float = 30.
             async with asyncio.timeout(max(0.01, deadline - time.monotonic())):
                 return SSHShell(Connection(await _connect_once(endpoint, options), where))
         except asyncssh.HostKeyNotVerifiable:
-            raise AnotherHost(f"{where} does not show the host key that its machine was given: it is another host") from None
+            raise AnotherHost(
+                f"{where} does not show the host key that its machine was given: it is another host, or its creation was "
+                "broken off; burn it"
+            ) from None
         except asyncssh.PermissionDenied:
             raise SSHError(f"{where} does not accept our key for user {endpoint.username}") from None
         except asyncssh.KeyExchangeFailed as error:

@@ -16,17 +16,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.doubles.hetzner_computer import control_groups
+
 REDIS = "redis-check-rdb"
 """Debian's redis-server is this program under another name; it comes with redis-tools."""
 
 
 def why_no_containers() -> str | None:
     """What this box lacks to run images of Redis, in one line."""
-    wanted = {"podman": "podman", "crun": "crun", "iptables": "iptables", REDIS: "redis-tools", "redis-cli": "redis-tools"}
+    wanted = {
+        **{program: program for program in ("podman", "crun", "iptables")},
+        **{"dockerd": "docker.io", REDIS: "redis-tools", "redis-cli": "redis-tools"},
+    }
     missing = {package for program, package in wanted.items() if shutil.which(program) is None}
     if not any(Path(folder, "podman", "netavark").exists() for folder in ("/usr/lib", "/usr/libexec")):
         missing.add("netavark")
-    return f"containers are not run here: apt-get install {' '.join(sorted(missing))}" if missing else None
+    if missing:
+        return f"containers are not run here: apt-get install {' '.join(sorted(missing))}"
+    return None if control_groups() is not None else "containers are not run here: this box has no cgroup2 that can be written"
 
 
 def save_images(path: Path, images: Mapping[str, Mapping[str, Any]]) -> None:

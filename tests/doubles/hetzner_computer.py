@@ -21,6 +21,7 @@ import os
 import shutil
 import signal
 import socket
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,13 +62,25 @@ class Computer:
         self._network = os.open(f"/proc/{init}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self._router: int | None = None
         self._metadata: asyncio.Server | None = None
+        self._group: Path | None = None
         self.read: list[str] = []
         """The paths of the metadata service that were asked for since the computer was switched on."""
 
-    async def start(self, script: str) -> asyncio.subprocess.Process:
-        """`script` in the machine, in a session of its own, with all capabilities."""
+    async def start(self, script: str, *, delegated: bool = False) -> asyncio.subprocess.Process:
+        """`script` in the machine, in a session of its own, with all capabilities.
+
+        `delegated`: with control groups that the machine's root may divide, as an engine for containers wants to.
+        """
+        words = ["nsenter", "-t", str(self._init), "-U", "-m", "-u", "-i", "-n", "-p"]
+        if delegated:
+            if self._group is None:
+                self._group = _new_control_group(self._init)
+            into = ["sh", "-c", 'echo $$ >"$0" && exec "$@"', f"{self._group}/cgroup.procs"]
+            words = [*into, *words, "--", "unshare", "-C"]
+        else:
+            words += ["-C", "--"]
         return await asyncio.create_subprocess_exec(
-            *("nsenter", "-t", str(self._init), *["-U", "-m", "-u", "-i", "-n", "-p", "-C"], "--", "sh", "-c", script),
+            *(*words, "sh", "-c", script),
             env=_ENVIRONMENT,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
@@ -75,9 +88,9 @@ class Computer:
             start_new_session=True,
         )
 
-    async def run(self, script: str, stdin: bytes = b"") -> Done:
+    async def run(self, script: str, stdin: bytes = b"", *, delegated: bool = False) -> Done:
         """To the end; cancelled, it is killed."""
-        process = await self.start(script)
+        process = await self.start(script, delegated=delegated)
         try:
             out, err = await process.communicate(stdin)
         except BaseException:
@@ -137,8 +150,13 @@ class Computer:
             self._router = None
 
     async def close(self) -> None:
+        """When the machine is gone."""
         await self.unplug()
         os.close(self._network)
+        if self._group is not None:
+            for group in sorted((path for path in self._group.rglob("*") if path.is_dir()), reverse=True):
+                group.rmdir()
+            self._group.rmdir()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
@@ -170,6 +188,26 @@ def missing_tools() -> str | None:
     except OSError as error:
         return f"servers of the Hetzner double need a network of their own: {error.strerror}"
     return None
+
+
+def control_groups() -> Path | None:
+    """Where the box has its second kind of control groups, if any can be made there."""
+    for mount in Path("/proc/self/mounts").read_text().splitlines():
+        _device, folder, kind, options, *_ = mount.split()
+        if kind == "cgroup2" and "rw" in options.split(","):
+            return Path(folder)
+    return None
+
+
+def _new_control_group(init: int) -> Path:
+    """Below the box's own, the machine's root its owner."""
+    root = control_groups()
+    assert root is not None
+    owner = int(Path(f"/proc/{init}/uid_map").read_text().split()[1])
+    group = Path(tempfile.mkdtemp(prefix="gibil-double-", dir=root))
+    for path in (group, group / "cgroup.procs", group / "cgroup.subtree_control", group / "cgroup.threads"):
+        os.chown(path, owner, owner)
+    return group
 
 
 def _new_network() -> int:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.doubles.hetzner_computer import Computer, Done, kill
-from tests.doubles.hetzner_image import PACKAGES, PREPARE, Image, image_for_tests
+from tests.doubles.hetzner_image import PACKAGES, PREPARE, START_DOCKER, Image, image_for_tests
 from tests.doubles.machines import LocalLodging, local_lodging
 
 __all__ = ["PACKAGES", "Image", "LocalGuests", "image_for_tests", "local_guests"]
@@ -109,6 +109,12 @@ class LocalGuests:
         """As the hypervisor may: in the machine, past its sshd."""
         return await self._guests[name].computer.run(script)
 
+    async def start_docker(self, name: str) -> None:
+        """dockerd, where podman has served until now; with the same images."""
+        async with asyncio.timeout(60):
+            done = await self._guests[name].computer.run(START_DOCKER, delegated=True)
+        assert done.exit_status == 0, done.stderr
+
     def metadata_read(self, name: str) -> list[str]:
         """The paths of the metadata service that were read since that computer was switched on."""
         return self._guests[name].computer.read
@@ -128,8 +134,8 @@ class LocalGuests:
         guest = self._guests.pop(name, None)
         if guest is not None:
             await self._stop(guest)
-            await guest.computer.close()
             await self._lodging.provider.destroy(name)
+            await guest.computer.close()
 
     async def close(self) -> None:
         for name in tuple(self._guests):
