@@ -1,9 +1,9 @@
 """First contact: a machine gets its lasting host key over SSH, because others can read the one that it booted with.
 
-A cloud's user-data can be read at the metadata address until that is closed, and by the provider and whoever sees its panel for
-as long as the machine lives. So it holds a host key that is good for one connection: over that, before anything else happens
-on the machine, the key that it shows from then on is sent. The public half of that one is what a provider's list tells, and
-nobody but a creation ever accepts the other.
+A cloud's user-data stays with the provider for as long as the machine lives, and at the metadata address it can be read until
+that is closed. So it holds a host key that is good for one connection: over that, before anything else happens on the
+machine, the key that it shows from then on is sent. The public half of that one is what a provider's list tells, and nobody
+but a creation ever accepts the other.
 
 Whoever reads the user-data *and* stands in our way to the machine at its first contact can still pass for it; nobody can later.
 A creation that was killed on the way is taken up again from any step: until sshd has taken the lasting key it shows the first
