@@ -73,6 +73,10 @@ class Provider(Protocol):
 class Shell(Protocol):
     """One open SSH connection to one machine. Any method raises MachineLost when the connection is gone."""
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the connection is known to be gone: nothing can be asked through it any more."""
+
     async def run(
         self,
         script: str,

@@ -38,9 +38,13 @@ class Supply(Protocol):
 
 
 class SourceError(GibilError):
-    """The commit could not be brought onto the machine, and a new machine would not help."""
+    """The commit could not be brought onto the machine, and a new machine would not help. `said`: all that git said of it."""
 
     code = "SOURCE"
+
+    def __init__(self, message: str, *, said: str = "") -> None:
+        super().__init__(message)
+        self.said = said
 
 
 class PullRequestClone:
@@ -223,6 +227,15 @@ async def git(folder: Path, *arguments: str, environment: Mapping[str, str] | No
             await process.wait()
     if process.returncode != 0:
         words = complaint.decode("utf-8", "replace").strip()
-        raise SourceError(f"git {arguments[0]} failed in {folder}: {words.splitlines()[-1] if words else 'no reason given'}")
+        last = words.splitlines()[-1] if words else "no reason given"
+        raise SourceError(f"git {_verb(arguments)} failed in {folder}: {last}", said=words)
     text = out.decode("utf-8", "surrogateescape")
     return text.strip() if strip else text
+
+
+def _verb(arguments: tuple[str, ...]) -> str:
+    """The command itself, behind settings `-c name=value`."""
+    position = 0
+    while arguments[position] == "-c":
+        position += 2
+    return arguments[position]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from datetime import UTC, datetime, timedelta
+
+from msgspec.structs import replace
 
 from gibil_bot.errors import MachineNotFound, NameTaken, ProviderError
 from gibil_bot.machines.hostkey import public_line
@@ -84,7 +85,7 @@ class MemoryProvider:
     async def extend(self, name: str, expires_at: datetime) -> Machine:
         if name not in self.machines:
             raise MachineNotFound(f"no machine {name}")
-        self.machines[name] = dataclasses.replace(self.machines[name], expires_at=expires_at)
+        self.machines[name] = replace(self.machines[name], expires_at=expires_at)
         return self.machines[name]
 
     async def destroy(self, name: str) -> bool:
