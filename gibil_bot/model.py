@@ -342,7 +342,7 @@ class MachineSpec(Struct, frozen=True, kw_only=True):
     """The public key that may log in, in OpenSSH's one-line form."""
     host_key: str
     """The private host key that the machine has to show, in OpenSSH's PEM form."""
-    first_host_key: str = field(default="", repr=False)
+    first_host_key: str = ""
     """Shown instead of it until the first contact, where others can read what a machine is told at its boot; same form."""
     labels: Mapping[str, str] = field(default_factory=dict)
     size: str = "small"
@@ -359,7 +359,7 @@ class MachineSpec(Struct, frozen=True, kw_only=True):
     """Local only: burned as soon as the process that forged it goes away."""
 
     def __repr__(self) -> str:
-        return _without(self, "host_key")
+        return _without(self, "host_key", "first_host_key")
 
 
 class Endpoint(Struct, frozen=True, kw_only=True):

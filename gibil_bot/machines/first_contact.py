@@ -15,7 +15,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from gibil_bot.errors import AnotherHost, SSHError
 from gibil_bot.machines.hostkey import public_line

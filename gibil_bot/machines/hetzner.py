@@ -14,9 +14,10 @@ import logging
 import secrets
 import time
 import weakref
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+
+from msgspec.structs import replace
 
 from gibil_bot.errors import GibilError, MachineNotFound, NameTaken, ProviderError, Unavailable, UsageError
 from gibil_bot.machines import hetzner_labels as labels

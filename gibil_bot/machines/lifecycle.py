@@ -11,8 +11,10 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec.structs import replace
 
 from gibil_bot.errors import GibilError, NameTaken, ProviderError
 from gibil_bot.machines.first_contact import enter

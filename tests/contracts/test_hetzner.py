@@ -7,13 +7,13 @@ import os
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import hcloud
 import pytest
+from msgspec.structs import replace
 
 from gibil_bot.errors import MachineNotFound, NameTaken, ProviderError, Unavailable
 from gibil_bot.machines import hetzner_labels as labels

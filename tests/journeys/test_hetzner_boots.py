@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncssh
 import pytest
+from msgspec.structs import replace
 
 from gibil_bot.errors import AnotherHost, MachineLost, SSHError
 from gibil_bot.machines import ssh
