@@ -48,7 +48,7 @@ class _Guest:
     computer: Computer
     server: asyncio.Server | None = None
     running: asyncio.Task[None] | None = None
-    connections: set[asyncio.Task[None]] = field(default_factory=set)
+    sessions: set[asyncio.Task[None]] = field(default_factory=set)
     log: str = ""
     booted: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -182,8 +182,8 @@ class LocalGuests:
         """One connection from outside, to the computer's port 22."""
         task = asyncio.current_task()
         assert task is not None
-        guest.connections.add(task)
-        task.add_done_callback(guest.connections.discard)
+        guest.sessions.add(task)
+        task.add_done_callback(guest.sessions.discard)
         writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with contextlib.suppress(OSError, asyncio.CancelledError):
             inner_reader, inner_writer = await guest.computer.connect(22)
@@ -201,7 +201,7 @@ class LocalGuests:
         if guest.server is not None:
             guest.server.close()
             guest.server = None
-        tasks = guest.connections | ({guest.running} if guest.running else set())
+        tasks = guest.sessions | ({guest.running} if guest.running else set())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gibil_bot.planning.schema import parse_repository_file
 from gibil_bot.planning.services import services_script
+from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.containers import save_images, why_no_containers
 from tests.doubles.hetzner import HetznerDouble
 from tests.doubles.hetzner_guests import LocalGuests
-from tests.journeys.test_hetzner_for_real import double, gibil
+from tests.doubles.machines import shared_folder
+from tests.journeys.test_hetzner_for_real import double
 
 __all__ = ["double"]
 
@@ -39,8 +43,16 @@ INTERVAL_NS = 300_000_000
 HEALTH = {"Test": ["CMD", "redis-cli", "-p", "7100", "ping"], "Interval": INTERVAL_NS}
 
 
+@pytest.fixture
+def line(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
+    with command_line(tmp_path, shared_folder(tmp_path_factory)) as line:
+        yield line
+
+
 @pytest.mark.skipif(why_no_containers() is not None, reason=why_no_containers() or "")
-async def test_services_are_containers_that_tasks_reach_and_nobody_else_does(double: HetznerDouble, tmp_path: Path) -> None:
+async def test_services_are_containers_that_tasks_reach_and_nobody_else_does(
+    double: HetznerDouble, line: CommandLine, tmp_path: Path
+) -> None:
     save_images(
         tmp_path / "images.tar",
         {
@@ -52,25 +64,21 @@ async def test_services_are_containers_that_tasks_reach_and_nobody_else_does(dou
     )
     assert isinstance(double.state.guests, LocalGuests)
     double.state.guests.containers = tmp_path / "images.tar"
-    project = tmp_path / "project"
-    project.mkdir()
-    (project / ".gibil.yml").write_text(FILE)
-    git = ["git", "-C", str(project), "-c", "user.name=Ada", "-c", "user.email=ada@example.com"]
-    for words in (["init", "-q"], ["add", "--all"], ["commit", "-qm", "first"]):
-        subprocess.run([*git, *words], check=True)
+    line.repository("project", {".gibil.yml": FILE})
 
-    data = tmp_path / "data"
-    status, _out, shown = await gibil(double, data, "create", "--name", "svc", "--repo", str(project), "--wait", "tasks")
-    _, log, _ = await gibil(double, data, "logs", "svc")
-    assert status == 0, shown + log
+    async def gibil(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return await asyncio.to_thread(line.gibil, *arguments, HCLOUD_TOKEN=double.token, HCLOUD_ENDPOINT=double.endpoint)
+
+    created = await gibil("create", "--name", "svc", "--repo", str(line.here / "project"), "--wait", "tasks")
+    log = (await gibil("logs", "svc")).stdout
+    assert created.returncode == 0, created.stderr + log
     assert re.search(r"=== services\n(.*\n)*gibil: cache is there on 127\.0\.0\.1:6379 after \d+ s\n", log)
     assert re.search(r"=== cache\nOK\nspoken\n(.*\n)*=== board\n(.*\n)*PONG\n(.*\n)*NOAUTH ", log), log
     await only_on_loopback(double.state.guests)
 
     # One that ends at once: its log is shown, and nothing behind it is started.
     async def run(script: str) -> tuple[int, str, str]:
-        _status, out, _shown = await gibil(double, data, "run", "svc", script, "--json")
-        ran = json.loads(out)
+        ran = json.loads((await gibil("run", "svc", script, "--json")).stdout)
         return ran["exit_code"], ran["stdout"], ran["stderr"]
 
     async def expect_broken() -> None:
@@ -89,8 +97,8 @@ async def test_services_are_containers_that_tasks_reach_and_nobody_else_does(dou
     assert (await double.state.guests.run("svc", "docker ps -q | wc -l")).stdout == "3\n"
     await only_on_loopback(double.state.guests)
     await expect_broken()
-    status, _out, shown = await gibil(double, data, "destroy", "svc")
-    assert (status, double.state.servers) == (0, {}), shown
+    destroyed = await gibil("destroy", "svc")
+    assert (destroyed.returncode, double.state.servers) == (0, {}), destroyed.stderr
 
 
 def script_of(text: str) -> str:
