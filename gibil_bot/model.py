@@ -342,6 +342,8 @@ class MachineSpec(Struct, frozen=True, kw_only=True):
     """The public key that may log in, in OpenSSH's one-line form."""
     host_key: str
     """The private host key that the machine has to show, in OpenSSH's PEM form."""
+    first_host_key: str = ""
+    """Shown instead of it until the first contact, where others can read what a machine is told at its boot; same form."""
     labels: Mapping[str, str] = field(default_factory=dict)
     size: str = "small"
     image: str | None = None
@@ -357,13 +359,15 @@ class MachineSpec(Struct, frozen=True, kw_only=True):
     """Local only: burned as soon as the process that forged it goes away."""
 
     def __repr__(self) -> str:
-        return _without(self, "host_key")
+        return _without(self, "host_key", "first_host_key")
 
 
 class Endpoint(Struct, frozen=True, kw_only=True):
     """Where SSH answers: `unix_path`, or host and port. `host_key` is pinned: OpenSSH's one-line public form."""
 
     host_key: str
+    first_host_key: str | None = None
+    """Only of what `Provider.create` returns: shown instead of `host_key` until the first contact (first_contact.py)."""
     username: str = "root"
     host: str | None = None
     port: int = 22
