@@ -52,6 +52,8 @@ class CommandLine:
     """`folder` holds everything; commands run in `folder / "here"`."""
 
     folder: Path
+    settings: dict[str, str] = field(default_factory=dict)
+    """For every command: a provider's token, …"""
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -69,7 +71,7 @@ class CommandLine:
     def environment(self, **more: str) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("GIBIL_", "HCLOUD_"))}
         path = f"{self.folder}/bin:{os.environ['PATH']}"
-        return {**kept, "PATH": path, "GIBIL_DATA_DIR": str(self.data_dir), "NO_COLOR": "1", **_GIT, **more}
+        return {**kept, "PATH": path, "GIBIL_DATA_DIR": str(self.data_dir), "NO_COLOR": "1", **_GIT, **self.settings, **more}
 
     def gibil(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -165,9 +167,9 @@ class CommandLine:
 
 
 @contextlib.contextmanager
-def command_line(folder: Path, shared: Path) -> Iterator[CommandLine]:
+def command_line(folder: Path, shared: Path, settings: dict[str, str] | None = None) -> Iterator[CommandLine]:
     """At the end no keeper and no machine is left."""
-    line = CommandLine(folder)
+    line = CommandLine(folder, settings or {})
     line.here.mkdir()
     (folder / "bin").mkdir()
     shim = folder / "bin" / "gibil"

@@ -158,6 +158,13 @@ class LocalGuests:
         """As the hypervisor may: in the machine, past its sshd."""
         return await self._guests[name].connection.run(script)
 
+    def cut(self, name: str) -> int:
+        """Every SSH connection of a guest ends at once, as when a router forgets them; how many there were."""
+        sessions = tuple(self._guests[name].sessions)
+        for session in sessions:
+            session.cancel()
+        return len(sessions)
+
     async def boot(self, name: str, address: str, user_data: str, keys: list[str], powered_off: Callable[[], None]) -> None:
         guest = self._guests.get(name)
         if guest is None:
