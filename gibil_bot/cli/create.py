@@ -78,11 +78,12 @@ async def _create(order: Order, fleet: int | None, provider: str | None, wait: s
     from gibil_bot.views import machine_created
 
     async with connected(provider) as machines:
+        await tell_settled(machines)  # the name that is asked for may be one of these
         made = await _make(machines, order, fleet)
-        provider_itself = machines.forge.provider
-        views = [{**machine_created(each.machine), **await cost_view(provider_itself, each.machine)} for each in made]
         failed = False
         try:
+            provider_itself = machines.forge.provider
+            views = [{**machine_created(each.machine), **await cost_view(provider_itself, each.machine)} for each in made]
             if wait is not None:
                 for live, view in zip(made, views, strict=True):
                     failed |= not await _wait(live, view, wait)
@@ -100,6 +101,7 @@ async def _create(order: Order, fleet: int | None, provider: str | None, wait: s
         else:
             print_text("".join(f"{live.name}\n" for live in made))
             say(f"log in: gibil ssh {made[0].name}", sys.stderr)
+        machines.told()
         await tell_swept(machines)
     return GibilError.exit_status if failed else 0
 
@@ -113,10 +115,24 @@ async def _make(machines: Machines, order: Order, fleet: int | None) -> list[Liv
 
 
 async def tell_swept(machines: Machines) -> list[str]:
-    """Whoever comes by burns what is beyond its time, and says so; the names."""
-    burned = await machines.sweep()
+    """Whoever comes by burns what is beyond its time or half made, and says so; the names."""
+    half_made, burned = await asyncio.gather(tell_settled(machines), machines.sweep())
     if burned:
         say(f"burned, as their time was up: {', '.join(burned)}", sys.stderr)
+    return half_made + burned
+
+
+async def tell_settled(machines: Machines) -> list[str]:
+    """What became of machines whose maker was killed; the names of those that are burned."""
+    burned = []
+    for each in await machines.settle():
+        name, maker = each.name, f"`{each.made_by}`"
+        if each.burned:
+            burned.append(name)
+            say(f"burned {name}: a {maker} that was killed left it half made", sys.stderr)
+        else:
+            use = f"use it (gibil ssh {name}), or burn it (gibil destroy {name})"
+            say(f"{name} was made by a {maker} that ended before it could say so: {use}", sys.stderr)
     return burned
 
 
@@ -193,6 +209,7 @@ async def _branch(git_branch: str, ttl: str | None, command: str | None, provide
                 status = await _run_there(live, command, view, as_json)
         finally:
             await live.close()
+            machines.told()  # the machine stays, however this ends, and was named while it was forged
         if as_json:
             print_json(view)
         elif command is None:

@@ -24,13 +24,13 @@ def read_until(process: subprocess.Popen[bytes], wanted: bytes) -> bytes:
     return read_descriptor(process.stdout.fileno(), wanted)
 
 
-def read_descriptor(descriptor: int, wanted: bytes) -> bytes:
+def read_descriptor(descriptor: int, wanted: bytes, block: int = 65536) -> bytes:
     seen = b""
     deadline = time.monotonic() + 10
     while wanted not in seen:
         ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
         assert ready, f"not within ten seconds: {wanted!r}; came {seen!r}"
-        data = os.read(descriptor, 65536)
+        data = os.read(descriptor, block)
         assert data, f"it ended before {wanted!r}; came {seen!r}"
         seen += data
     return seen

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -189,22 +188,6 @@ def test_a_machines_life_has_a_cap_and_its_end_is_announced(line: CommandLine) -
     assert (too_long.returncode, json.loads(too_long.stdout)["code"]) == (2, "USAGE")
     assert line.json("extend", "short", "29")["ttl_minutes"] == 30
     assert line.gibil("list").stderr == ""
-
-
-def test_a_command_line_that_is_killed_while_it_creates_leaves_a_whole_machine_or_none(line: CommandLine) -> None:
-    line.json("create", "--name", "warm")  # a keeper runs
-    for delay_s in (0.15, 0.2, 0.3):
-        name = f"killed-{int(delay_s * 100)}"
-        process = line.start("create", "--name", name)
-        time.sleep(delay_s)  # no event tells how far it is: every moment has to do
-        process.kill()
-        process.communicate(timeout=30)
-        listed = {view["name"] for view in line.json("list")}
-        assert listed <= {"warm", name}
-        if name in listed:
-            assert line.gibil("run", name, "true").returncode == 0
-            assert line.json("destroy", name)["was_already_destroyed"] is False
-    assert [path.name for path in line.home.machines.iterdir()] == ["warm"]
 
 
 @pytest.mark.parametrize("moment", [b"forged stopped", b"=== waits"])
