@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 
@@ -81,6 +82,7 @@ def gibil() -> None:
 
 def main() -> None:
     """The entry point: every failure is one line for people, or one JSON value, and a documented exit status."""
+    _fill_closed_streams()
     try:
         gibil.main(prog_name="gibil", standalone_mode=False)
     except click.exceptions.Exit as leaving:
@@ -89,3 +91,12 @@ def main() -> None:
         from gibil_bot.cli.output import fail
 
         sys.exit(fail(error, as_json="--json" in sys.argv[1:]))
+
+
+def _fill_closed_streams() -> None:
+    """Started with a standard stream closed: the next file or connection that is opened must not be taken for it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one

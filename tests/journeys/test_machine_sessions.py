@@ -163,16 +163,6 @@ def test_when_the_reader_goes_away_the_command_ends_quietly(line: CommandLine, a
     process.stderr.close()
 
 
-def test_a_stdout_that_is_closed_or_full_is_no_traceback(line: CommandLine) -> None:
-    closed = line.bash("gibil list --json >&-; echo $? >&2")
-    assert closed.stderr == "141\n"
-    full = line.bash("gibil list --json >/dev/full; echo $? >&2; gibil run m 'echo x' >/dev/full; echo $? >&2")
-    assert full.stderr.count("No space left on device") == 2
-    assert full.stderr.split().count("1") == 2
-    assert "Traceback" not in full.stderr
-    assert line.bash("gibil list --json 2>&-").returncode == 0
-
-
 # A terminal
 
 
