@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gibil_bot.cli.machine import connected, provider_option, run_async, settings_of, stderr_write
+from gibil_bot.cli.machine import connected, provider_option, run_async, settings_of, stderr_write, tell_connection
 from gibil_bot.cli.output import Paint, json_option, print_json, print_text, say
 from gibil_bot.cli.progress import Progress
 from gibil_bot.errors import GibilError, UsageError
@@ -138,6 +138,7 @@ async def tell_settled(machines: Machines) -> list[str]:
 
 async def _wait(live: LiveMachine, view: dict[str, object], wait: str) -> bool:
     """Until it is ready, or its tasks have ended; into the JSON how that went. False: something failed."""
+    live.on_connection = tell_connection
     if wait == "ready":
         ready = await live.wait_ready()
         view["ready"] = ready
@@ -146,7 +147,7 @@ async def _wait(live: LiveMachine, view: dict[str, object], wait: str) -> bool:
                 say(f"{live.name}: {task.name} failed; gibil logs {live.name} says why", sys.stderr)
         return ready
     tasks = await live.wait_tasks(lambda stream, data: stderr_write(data))
-    failed = await _have_failed(live)
+    failed = not await live.has_succeeded()
     view["ready"] = await live.wait_ready()
     view["tasks"] = "failure" if failed else "success"
     view["task_results"] = [
@@ -154,11 +155,6 @@ async def _wait(live: LiveMachine, view: dict[str, object], wait: str) -> bool:
     ]
     _show_tasks(live.name, tasks)
     return not failed
-
-
-async def _have_failed(live: LiveMachine) -> bool:
-    """The marker decides, as for everybody who polls: a task may fail without failing the whole."""
-    return (await live.run("test -e /root/.gibil-tasks-done")).exit_code != 0
 
 
 def _show_tasks(name: str, tasks: list[TaskOutcome]) -> None:
@@ -219,6 +215,7 @@ async def _branch(git_branch: str, ttl: str | None, command: str | None, provide
 
 
 async def _run_there(live: LiveMachine, command: str, view: dict[str, object], as_json: bool) -> int:
+    live.on_connection = tell_connection
     if not await live.wait_ready():
         raise GibilError(f"{live.name} did not become ready; gibil logs {live.name} says why", code="PROVISION")
     from gibil_bot.cli.run import outcome_view, run_live

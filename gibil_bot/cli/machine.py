@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gibil_bot.cli.output import ReaderGone
+from gibil_bot.cli.output import ReaderGone, say
 from gibil_bot.config import load_settings
 from gibil_bot.errors import GibilError
 
@@ -62,10 +62,15 @@ async def opened(name: str, provider: str | None) -> AsyncIterator[LiveMachine]:
     """Logged in to a machine, for as long as the block lasts."""
     async with connected(provider) as machines:
         live = await machines.open(name)
+        live.on_connection = tell_connection
         try:
             yield live
         finally:
             await asyncio.shield(asyncio.ensure_future(live.close()))
+
+
+def tell_connection(sentence: str) -> None:
+    say(sentence, sys.stderr)
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:

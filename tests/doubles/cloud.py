@@ -39,11 +39,22 @@ class Cloud:
         """Every SSH connection of a server ends at once; how many there were."""
 
         async def cut() -> int:
-            guests = self.double.state.guests
-            assert isinstance(guests, LocalGuests)
-            return guests.cut(name)
+            return self._guests.cut(name)
 
         return self.do(cut())
+
+    def unplug(self, name: str) -> None:
+        """As `cut`, and nothing answers until `plug_in`."""
+        self.do(self._guests.unplug(name))
+
+    def plug_in(self, name: str) -> None:
+        self.do(self._guests.plug_in(name))
+
+    @property
+    def _guests(self) -> LocalGuests:
+        guests = self.double.state.guests
+        assert isinstance(guests, LocalGuests)
+        return guests
 
 
 @contextlib.contextmanager

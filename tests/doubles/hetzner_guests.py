@@ -165,6 +165,15 @@ class LocalGuests:
             session.cancel()
         return len(sessions)
 
+    async def unplug(self, name: str) -> None:
+        guest = self._guests[name]
+        assert guest.server is not None
+        guest.server.close()
+        self.cut(name)
+
+    async def plug_in(self, name: str) -> None:
+        self._guests[name].server = await self._listen(self._guests[name])
+
     async def boot(self, name: str, address: str, user_data: str, keys: list[str], powered_off: Callable[[], None]) -> None:
         guest = self._guests.get(name)
         if guest is None:
