@@ -73,13 +73,21 @@ def tell_connection(sentence: str) -> None:
     say(sentence, sys.stderr)
 
 
+def on_end(call: Callable[[], object]) -> None:
+    """Call it on SIGTERM, and on SIGHUP (our terminal is closed) unless somebody has it ignored (nohup)."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, call)
+
+
 def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """Like asyncio.run; SIGTERM ends the work as Ctrl-C does, with everything cleaned up behind it."""
+    """Like asyncio.run; SIGTERM and a terminal that is closed end the work as Ctrl-C does, with everything cleaned up."""
 
     async def guarded() -> T:
         task = asyncio.current_task()
         assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        on_end(task.cancel)
         return await work
 
     try:

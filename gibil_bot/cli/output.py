@@ -63,6 +63,8 @@ def _drop_stdout() -> None:
 
 def fail(error: BaseException, *, as_json: bool) -> int:
     """Say what happened; the exit status."""
+    if isinstance(error, OSError) and isinstance(error.__context__, KeyboardInterrupt):
+        error = error.__context__  # click wants to end the line with the ^C, and our terminal is gone
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         say("interrupted", sys.stderr)
         if as_json:

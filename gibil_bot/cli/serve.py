@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gibil_bot.cli.machine import on_end
 from gibil_bot.cli.output import json_option, print_json, say
 from gibil_bot.config import Settings, load_settings, require_github
 from gibil_bot.errors import ConfigurationError
@@ -74,9 +75,8 @@ async def _serve(settings: Settings, listener: socket.socket, as_json: bool) -> 
     from gibil_bot.wiring import running_bot
 
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
+    on_end(stop.set)
     async with running_bot(settings) as bot:
         config = uvicorn.Config(
             web.create_app(bot),

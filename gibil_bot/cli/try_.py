@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gibil_bot.cli.machine import stderr_write
+from gibil_bot.cli.machine import on_end, stderr_write
 from gibil_bot.cli.output import Paint, json_option, print_json, write_err
 from gibil_bot.config import Settings, load_settings
 from gibil_bot.errors import GibilError, UsageError
@@ -82,9 +82,8 @@ async def _try(settings: Settings, path: Path, workflow: str, inputs: dict[str, 
                 output=terminal.output,
             )
             runner = Runner(tools, claim)
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, runner.cancel, "interrupted")
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, runner.cancel, "interrupted")
+            on_end(lambda: runner.cancel("interrupted"))
             conclusion = await runner.run()
             run = await store.run(new.id)
             assert run is not None

@@ -190,6 +190,22 @@ def test_ssh_is_a_real_terminal_that_follows_its_size_and_passes_ctrl_c(terminal
     assert terminal.wait() == 5
 
 
+def test_a_terminal_that_is_closed_ends_what_runs_in_it_and_leaves_nothing(line: CommandLine) -> None:
+    mark = f"1{os.getpid()}.030"
+    line.repository("waits", {".gibil.yml": f"tasks: [{{name: t, run: echo busy; sleep {mark}}}]\n"})
+    for arguments in (
+        ("ssh", "m", f"echo bu''sy; sleep {mark}"),
+        ("run", "m", f"echo bu''sy; sleep {mark}"),
+        ("create", "--name", "half", "--repo", "waits", "--wait", "tasks"),
+    ):
+        terminal = Terminal(line, *arguments)
+        terminal.until("busy")
+        os.close(terminal.master)
+        assert os.waitstatus_to_exitcode(os.waitpid(terminal.pid, 0)[1]) == 130, arguments
+        gone(mark)
+    assert [view["name"] for view in line.json("list")] == ["m"]
+
+
 def test_our_terminal_is_as_before_when_ssh_is_killed_with_sigterm(line: CommandLine) -> None:
     ours, theirs = pty.openpty()
     try:
