@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_SILENT_S = 3.0
+"""Whoever waits longer is told for what."""
+
 provider_option = click.option("--provider", metavar="NAME", help="Another provider than GIBIL_PROVIDER says.")
 
 
@@ -61,7 +64,13 @@ async def connected(provider: str | None) -> AsyncIterator[Machines]:
 async def opened(name: str, provider: str | None) -> AsyncIterator[LiveMachine]:
     """Logged in to a machine, for as long as the block lasts."""
     async with connected(provider) as machines:
-        live = await machines.open(name)
+        waiting = asyncio.get_running_loop().call_later(
+            _SILENT_S, say, f"waiting for {name} to answer; a cloud server takes some seconds to boot", sys.stderr
+        )
+        try:
+            live = await machines.open(name)
+        finally:
+            waiting.cancel()
         live.on_connection = tell_connection
         try:
             yield live

@@ -125,6 +125,7 @@ WRONG: list[tuple[tuple[str, ...], str]] = [
     (("create", "--provider", "hetzner"), "CONFIGURATION"),
     (("create", "--branch", "main"), "USAGE"),
     (("create", "--repo", "nowhere/"), "USAGE"),
+    (("create", "--repo", "~no-such-user/project"), "USAGE"),
     (("create", "--repo", "https://ada:secret@example.com/x.git"), "USAGE"),
     (("create", "--repo", "broken"), "WORKFLOW_INVALID"),
     (("run", "absent", "true"), "SERVER_NOT_FOUND"),
