@@ -142,6 +142,11 @@ class Settings:
         return (*self.egress_allow, f"{host}:{port}")
 
 
+def _path(text: str) -> Path:
+    """Unlike Path.expanduser it leaves a `~` that nobody knows as it is."""
+    return Path(os.path.expanduser(text))
+
+
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     """Read everything. What is missing for `serve` is asked for by `require_github`. Raises ConfigurationError."""
     env = os.environ if environ is None else environ
@@ -156,7 +161,10 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
             return default
         return int(text)
 
-    data_dir = Path(env.get("GIBIL_DATA_DIR") or "~/.gibil").expanduser().absolute()
+    data_dir = _path(env.get("GIBIL_DATA_DIR") or "~/.gibil")
+    if str(data_dir).startswith("~"):  # a user id without an entry in /etc/passwd, and without HOME
+        raise ConfigurationError((f"GIBIL_DATA_DIR: nobody knows where {data_dir} is; set it to a folder that you may write",))
+    data_dir = data_dir.absolute()
     env = {**_saved(data_dir, problems), **env}
     database_url = env.get("GIBIL_DATABASE_URL") or f"sqlite:///{data_dir / 'gibil.db'}"
     if database_url.startswith(("postgresql:", "postgres:")):
@@ -188,7 +196,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     private_key = env.get("GIBIL_GITHUB_PRIVATE_KEY", "").strip()
     if private_key and "-----BEGIN" not in private_key:
         try:
-            private_key = Path(private_key).expanduser().read_text()
+            private_key = _path(private_key).read_text()
         except (OSError, ValueError) as error:
             problems.append(f"GIBIL_GITHUB_PRIVATE_KEY: neither PEM text nor a file that can be read: {_reason(error)}")
             private_key = ""
@@ -197,7 +205,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
                 problems.append("GIBIL_GITHUB_PRIVATE_KEY: that file holds no PEM key (no -----BEGIN line)")
     private_key = private_key.replace("\\n", "\n")
 
-    workflows = Path(env["GIBIL_WORKFLOWS"]).expanduser().absolute() if env.get("GIBIL_WORKFLOWS") else None
+    workflows = _path(env["GIBIL_WORKFLOWS"]).absolute() if env.get("GIBIL_WORKFLOWS") else None
     if workflows is not None and not workflows.is_dir():
         problems.append(f"GIBIL_WORKFLOWS: {workflows} is not a folder")
 

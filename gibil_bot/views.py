@@ -41,14 +41,19 @@ def run_view(run: Run, results: Sequence[TaskResult]) -> dict[str, object]:
 
 
 def machine_created(machine: Machine) -> dict[str, object]:
-    """What `create` prints, once SSH answers."""
+    """What `create` prints, once SSH answers.
+
+    No provider keeps the key that opens it (it is derived where we are, and goes along in the user-data), so there is no
+    `ssh_key_id`. A cloud project's shared key is not named: it opens nothing, and whoever tidies up "the machine's key" at the
+    end would take it from all the others.
+    """
     ttl = _ttl_minutes(machine)
     return {
         "name": machine.name,
         "provider": machine.provider,
         "ip": machine.endpoint.host,
         "port": machine.endpoint.port if machine.endpoint.host is not None else None,
-        "server_id": machine.id,
+        "server_id": _server_id(machine),
         "ssh_key_id": None,
         "status": "ready",
         "ttl": ttl,
@@ -67,7 +72,7 @@ def machine_listed(machine: Machine, now: datetime) -> dict[str, object]:
         "name": machine.name,
         "provider": machine.provider,
         "ip": machine.endpoint.host,
-        "server_id": machine.id,
+        "server_id": _server_id(machine),
         "status": machine.status,
         "ttl": _ttl_minutes(machine),
         "ttl_remaining_minutes": max(0, round((machine.expires_at - now).total_seconds() / 60, 1)),
@@ -89,6 +94,11 @@ def machine_extended(machine: Machine) -> dict[str, object]:
 def machine_destroyed(name: str, *, was_there: bool) -> dict[str, object]:
     """An absent machine is as destroyed as one that was burned now."""
     return {"name": name, "status": "destroyed", "destroyed": True, "was_already_destroyed": not was_there}
+
+
+def _server_id(machine: Machine) -> int | str:
+    """The provider's own: a number where it numbers its machines (Hetzner), as its API and its tools have it."""
+    return int(machine.id) if machine.id.isdecimal() and machine.id != machine.name else machine.id
 
 
 def _ttl_minutes(machine: Machine) -> int | float:

@@ -86,6 +86,7 @@ def gibil() -> None:
 
 def main() -> None:
     """The entry point: every failure is one line for people, or one JSON value, and a documented exit status."""
+    _fill_closed_streams()
     # Hundreds of classes and functions are made when a command starts, and nothing of it is garbage: with Python's own
     # threshold of 700 objects a tenth of a short command's time goes into looking.
     gc.set_threshold(25_000, 20, 20)
@@ -113,3 +114,12 @@ def _leave(status: int) -> NoReturn:
             except ValueError:  # closed
                 pass
     os._exit(status)
+
+
+def _fill_closed_streams() -> None:
+    """Started with a standard stream closed: the next file or connection that is opened must not be taken for it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one

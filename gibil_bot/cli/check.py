@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gibil_bot.cli.output import Paint, json_option, print_json
+from gibil_bot.cli.output import Paint, json_option, print_json, say, write_err
 from gibil_bot.cli.replay import guess_event
 from gibil_bot.config import load_settings
 from gibil_bot.errors import UsageError
@@ -42,10 +42,11 @@ def check(files: tuple[Path, ...], as_json: bool) -> None:
         )
     paint = Paint(sys.stderr)
     for problem in problems:
-        click.echo(paint.bad(problem.message), err=True)
+        write_err(f"{paint.bad(problem.message)}\n")
     if problems:
         sys.exit(2)
-    click.echo(paint.good(f"{len(files)} {'file is' if len(files) == 1 else 'files are'} valid"), err=True)
+    valid = "1 file is valid" if len(files) == 1 else f"{len(files)} files are valid"
+    write_err(f"{paint.good(valid)}\n")
 
 
 @click.command()
@@ -66,7 +67,7 @@ def plan(file: Path, event_file: Path, as_json: bool) -> None:
     plans = [plan_view(each) for each in _plans(file, event_file.read_bytes())]
     print_json(plans)
     if not plans and not as_json:
-        click.echo("gibil: this event starts nothing in that workflow", err=True)
+        say("this event starts nothing in that workflow", sys.stderr)
 
 
 def _plans(file: Path, payload: bytes) -> tuple[Plan, ...]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gibil_bot.cli.machine import connected, provider_option, run_async, settings_of, stderr_write
+from gibil_bot.cli.machine import connected, provider_option, run_async, settings_of, stderr_write, tell_connection
 from gibil_bot.cli.output import Paint, json_option, print_json, print_text, say
 from gibil_bot.cli.progress import Progress
 from gibil_bot.errors import GibilError, UsageError
@@ -94,11 +94,12 @@ async def _create(order: Order, fleet: int | None, provider: str | None, wait: s
     from gibil_bot.views import machine_created
 
     async with connected(provider) as machines:
+        await tell_settled(machines)  # the name that is asked for may be one of these
         made = await _make(machines, order, fleet)
-        provider_itself = machines.forge.provider
-        views = [{**machine_created(each.machine), **await cost_view(provider_itself, each.machine)} for each in made]
         failed = False
         try:
+            provider_itself = machines.forge.provider
+            views = [{**machine_created(each.machine), **await cost_view(provider_itself, each.machine)} for each in made]
             if wait is not None:
                 for live, view in zip(made, views, strict=True):
                     failed |= not await _wait(live, view, wait)
@@ -116,6 +117,7 @@ async def _create(order: Order, fleet: int | None, provider: str | None, wait: s
         else:
             print_text("".join(f"{live.name}\n" for live in made))
             say(f"log in: gibil ssh {made[0].name}", sys.stderr)
+        machines.told()
         await tell_swept(machines)
     return GibilError.exit_status if failed else 0
 
@@ -129,15 +131,30 @@ async def _make(machines: Machines, order: Order, fleet: int | None) -> list[Liv
 
 
 async def tell_swept(machines: Machines) -> list[str]:
-    """Whoever comes by burns what is beyond its time, and says so; the names."""
-    burned = await machines.sweep()
+    """Whoever comes by burns what is beyond its time or half made, and says so; the names."""
+    half_made, burned = await asyncio.gather(tell_settled(machines), machines.sweep())
     if burned:
         say(f"burned, as their time was up: {', '.join(burned)}", sys.stderr)
+    return half_made + burned
+
+
+async def tell_settled(machines: Machines) -> list[str]:
+    """What became of machines whose maker was killed; the names of those that are burned."""
+    burned = []
+    for each in await machines.settle():
+        name, maker = each.name, f"`{each.made_by}`"
+        if each.burned:
+            burned.append(name)
+            say(f"burned {name}: a {maker} that was killed left it half made", sys.stderr)
+        else:
+            use = f"use it (gibil ssh {name}), or burn it (gibil destroy {name})"
+            say(f"{name} was made by a {maker} that ended before it could say so: {use}", sys.stderr)
     return burned
 
 
 async def _wait(live: LiveMachine, view: dict[str, object], wait: str) -> bool:
     """Until it is ready, or its tasks have ended; into the JSON how that went. False: something failed."""
+    live.on_connection = tell_connection
     if wait == "ready":
         ready = await live.wait_ready()
         view["ready"] = ready
@@ -146,7 +163,7 @@ async def _wait(live: LiveMachine, view: dict[str, object], wait: str) -> bool:
                 say(f"{live.name}: {task.name} failed; gibil logs {live.name} says why", sys.stderr)
         return ready
     tasks = await live.wait_tasks(lambda stream, data: stderr_write(data))
-    failed = await _have_failed(live)
+    failed = not await live.has_succeeded()
     view["ready"] = await live.wait_ready()
     view["tasks"] = "failure" if failed else "success"
     view["task_results"] = [
@@ -154,11 +171,6 @@ async def _wait(live: LiveMachine, view: dict[str, object], wait: str) -> bool:
     ]
     _show_tasks(live.name, tasks)
     return not failed
-
-
-async def _have_failed(live: LiveMachine) -> bool:
-    """The marker decides, as for everybody who polls: a task may fail without failing the whole."""
-    return (await live.run("test -e /root/.gibil-tasks-done")).exit_code != 0
 
 
 def _show_tasks(name: str, tasks: list[TaskOutcome]) -> None:
@@ -209,6 +221,7 @@ async def _branch(git_branch: str, ttl: str | None, command: str | None, provide
                 status = await _run_there(live, command, view, as_json)
         finally:
             await live.close()
+            machines.told()  # the machine stays, however this ends, and was named while it was forged
         if as_json:
             print_json(view)
         elif command is None:
@@ -218,6 +231,7 @@ async def _branch(git_branch: str, ttl: str | None, command: str | None, provide
 
 
 async def _run_there(live: LiveMachine, command: str, view: dict[str, object], as_json: bool) -> int:
+    live.on_connection = tell_connection
     if not await live.wait_ready():
         raise GibilError(f"{live.name} did not become ready; gibil logs {live.name} says why", code="PROVISION")
     from gibil_bot.cli.run import outcome_view, run_live

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 import click
 
-from gibil_bot.cli.output import Paint, json_option, print_json
+from gibil_bot.cli.output import Paint, json_option, print_json, print_text
 from gibil_bot.config import Settings, load_settings, require_github
 from gibil_bot.errors import ConfigurationError, GibilError, StoreError, Unavailable
 
@@ -44,7 +44,7 @@ def doctor(as_json: bool) -> None:
     if as_json:
         print_json({"healthy": healthy, "checks": [asdict(finding) for finding in findings]})
     elif healthy:
-        click.echo("Everything is in order.")
+        print_text("Everything is in order.\n")
     if not healthy:
         sys.exit(ConfigurationError.exit_status)
 
@@ -56,9 +56,9 @@ async def _collect(as_json: bool) -> list[Finding]:
         findings.append(finding)
         if not as_json:
             mark = paint.good("ok  ") if finding.ok else paint.bad("FAIL")
-            click.echo(f"{mark} {finding.name}: {finding.detail}")
+            print_text(f"{mark} {finding.name}: {finding.detail}\n")
             if not finding.ok and finding.fix:
-                click.echo(f"     → {finding.fix}")
+                print_text(f"     → {finding.fix}\n")
     return findings
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gibil_bot.cli.output import ReaderGone
+from gibil_bot.cli.output import ReaderGone, say
 from gibil_bot.config import load_settings
 from gibil_bot.errors import GibilError
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from gibil_bot.sandbox.machines import Machines
 
 T = TypeVar("T")
+
+_SILENT_S = 3.0
+"""Whoever waits longer is told for what."""
 
 provider_option = click.option("--provider", metavar="NAME", help="Another provider than GIBIL_PROVIDER says.")
 
@@ -61,20 +64,39 @@ async def connected(provider: str | None) -> AsyncIterator[Machines]:
 async def opened(name: str, provider: str | None) -> AsyncIterator[LiveMachine]:
     """Logged in to a machine, for as long as the block lasts."""
     async with connected(provider) as machines:
-        live = await machines.open(name)
+        waiting = asyncio.get_running_loop().call_later(
+            _SILENT_S, say, f"waiting for {name} to answer; a cloud server takes some seconds to boot", sys.stderr
+        )
+        try:
+            live = await machines.open(name)
+        finally:
+            waiting.cancel()
+        live.on_connection = tell_connection
         try:
             yield live
         finally:
             await asyncio.shield(asyncio.ensure_future(live.close()))
 
 
+def tell_connection(sentence: str) -> None:
+    say(sentence, sys.stderr)
+
+
+def on_end(call: Callable[[], object]) -> None:
+    """Call it on SIGTERM, and on SIGHUP (our terminal is closed) unless somebody has it ignored (nohup)."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, call)
+
+
 def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """Like asyncio.run; SIGTERM ends the work as Ctrl-C does, with everything cleaned up behind it."""
+    """Like asyncio.run; SIGTERM and a terminal that is closed end the work as Ctrl-C does, with everything cleaned up."""
 
     async def guarded() -> T:
         task = asyncio.current_task()
         assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        on_end(task.cancel)
         return await work
 
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import json
 import os
 import sys
@@ -15,8 +17,19 @@ from gibil_bot.errors import ConfigurationError, GibilError, MachineNotFound, Un
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout, everything else on stderr.")
 
 
+_NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF))
+"""Of a stream, a file has its name in the exception."""
+
+
 class ReaderGone(Exception):
     """Whoever read our output has gone. Not BrokenPipeError: click would make wrong use of it."""
+
+
+class NoStream(io.StringIO):
+    """For a stream that was closed before we were started."""
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 def print_json(value: object) -> None:
@@ -50,6 +63,8 @@ def _drop_stdout() -> None:
 
 def fail(error: BaseException, *, as_json: bool) -> int:
     """Say what happened; the exit status."""
+    if isinstance(error, OSError) and isinstance(error.__context__, KeyboardInterrupt):
+        error = error.__context__  # click wants to end the line with the ^C, and our terminal is gone
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         say("interrupted", sys.stderr)
         if as_json:
@@ -66,6 +81,8 @@ def fail(error: BaseException, *, as_json: bool) -> int:
             sys.stderr.write(f"{error.format_message()}\n")
         return 2
     code, status, lines = _describe(error)
+    if code == "OUTPUT":
+        _drop_stdout()
     if as_json:
         try:
             print_json({"error": lines[0], "code": code, "message": "; ".join(map(str.strip, lines)), "exit_code": status})
@@ -75,7 +92,7 @@ def fail(error: BaseException, *, as_json: bool) -> int:
             lines = [*lines, full.message]
     for line in lines:
         say(line, sys.stderr)
-    if status == 1 and not isinstance(error, GibilError):
+    if code == "INTERNAL" and not isinstance(error, GibilError) and sys.stderr is not None:
         import traceback
 
         traceback.print_exception(error)
@@ -97,6 +114,8 @@ def _describe(error: BaseException) -> tuple[str, int, list[str]]:
             return "USAGE", 2, [error.format_message() + hint]
         case click.ClickException():
             return "USAGE", 2, [error.format_message()]
+        case OSError() if error.filename is None and error.errno in _NO_ROOM:
+            return "OUTPUT", 1, [f"what there is to say cannot be written: {error.strerror}"]
         case _:
             return "INTERNAL", 1, [f"a fault of gibil's own: {type(error).__name__}: {error}"]
 
@@ -108,6 +127,14 @@ def say(line: str, stream: TextIO | None) -> None:
     with contextlib.suppress(OSError):
         stream.write(f"gibil: {line}\n")
         stream.flush()
+
+
+def write_err(text: str) -> None:
+    """As it is, to stderr, if somebody is there."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
 
 
 def colours(stream: TextIO | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 import time
 from types import TracebackType
@@ -21,13 +22,19 @@ _WORDS = {
 _NEXT = {"forge": "connect"}
 
 
+def _cut(text: str, end: str, columns: int) -> str:
+    """In one row of a terminal: of two rows only the last could be wiped away again."""
+    room = columns - 1 - len(end)
+    return (text if len(text) <= room else f"{text[: max(0, room - 1)]}…") + end
+
+
 class Progress:
     """`async with`; `phase` is an on_phase of sandbox.machines."""
 
     def __init__(self) -> None:
         self._stream = sys.stderr
         self._paint = Paint(self._stream)
-        self._live = self._stream is not None and self._stream.isatty()
+        self._live = self._stream is not None and self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._running: dict[tuple[str, str], float] = {}
         self._drawn = False
         self._drawing: asyncio.Task[None] | None = None
@@ -64,10 +71,17 @@ class Progress:
             if self._running:
                 (name, phase), began = next(iter(self._running.items()))
                 others = f", {len(self._running) - 1} more" if len(self._running) > 1 else ""
-                line = f"… {_WORDS[phase][0].format(name)}{others} {time.monotonic() - began:.1f} s"
+                line = f"… {_WORDS[phase][0].format(name)}{others}"
+                line = _cut(line, f" {time.monotonic() - began:.1f} s", self._columns())
                 self._write(f"\r\x1b[K{self._paint.quiet(line)}")
                 self._drawn = True
             await asyncio.sleep(_EVERY_S)
+
+    def _columns(self) -> int:
+        assert self._stream is not None
+        with contextlib.suppress(OSError, ValueError):
+            return os.get_terminal_size(self._stream.fileno()).columns or 80
+        return 80
 
     def _wipe(self) -> None:
         if self._drawn:

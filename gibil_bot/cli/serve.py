@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import resource
 import signal
 import socket
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gibil_bot.cli.output import say
+from gibil_bot.cli.machine import on_end
+from gibil_bot.cli.output import json_option, print_json, say
 from gibil_bot.config import Settings, load_settings, require_github
 from gibil_bot.errors import ConfigurationError
 
@@ -28,11 +30,13 @@ STOP_WITHIN_S = 10
 @click.option("--host", help="The address to listen on (GIBIL_HOST).")
 @click.option("--port", type=click.IntRange(0, 65535), help="The port (GIBIL_PORT); 0 takes a free one.")
 @click.option("--verbose", "-v", is_flag=True, help="Log what is ignored, too.")
-def serve(host: str | None, port: int | None, verbose: bool) -> None:
+@json_option
+def serve(host: str | None, port: int | None, verbose: bool, as_json: bool) -> None:
     """Run the bot.
 
     Settings come from the environment; `gibil doctor` checks them and says what is missing. SIGTERM stops it: runs that
-    are going on are taken up again by the next start, in the middle of their output.
+    are going on are taken up again by the next start, in the middle of their output. With --json: where it listens, as soon as
+    it does.
 
     \b
     GIBIL_GITHUB_APP_ID=1234 GIBIL_GITHUB_PRIVATE_KEY=app.pem GIBIL_GITHUB_WEBHOOK_SECRET=… gibil serve
@@ -52,7 +56,7 @@ def serve(host: str | None, port: int | None, verbose: bool) -> None:
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, listener))
+        runner.run(_serve(settings, listener, as_json))
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -64,16 +68,15 @@ def _listen(host: str, port: int) -> socket.socket:
         raise ConfigurationError((problem,)) from error
 
 
-async def _serve(settings: Settings, listener: socket.socket) -> None:
+async def _serve(settings: Settings, listener: socket.socket, as_json: bool) -> None:
     import uvicorn
 
     from gibil_bot import web
     from gibil_bot.wiring import running_bot
 
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
+    on_end(stop.set)
     async with running_bot(settings) as bot:
         config = uvicorn.Config(
             web.create_app(bot),
@@ -89,7 +92,10 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         server = _server(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         address, port = listener.getsockname()[:2]
-        say(f"listening on http://{f'[{address}]' if ':' in address else address}:{port}", sys.stderr)
+        url = f"http://{f'[{address}]' if ':' in address else address}:{port}"
+        say(f"listening on {url}", sys.stderr)
+        if as_json:
+            print_json({"url": url, "host": address, "port": port, "pid": os.getpid()})
         await asyncio.wait({serving, asyncio.ensure_future(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         await serving

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gibil_bot.cli.output import Paint, json_option, print_json
+from gibil_bot.cli.machine import on_end, stderr_write
+from gibil_bot.cli.output import Paint, json_option, print_json, write_err
 from gibil_bot.config import Settings, load_settings
 from gibil_bot.errors import GibilError, UsageError
 
@@ -81,9 +82,8 @@ async def _try(settings: Settings, path: Path, workflow: str, inputs: dict[str, 
                 output=terminal.output,
             )
             runner = Runner(tools, claim)
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, runner.cancel, "interrupted")
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, runner.cancel, "interrupted")
+            on_end(lambda: runner.cancel("interrupted"))
             conclusion = await runner.run()
             run = await store.run(new.id)
             assert run is not None
@@ -113,10 +113,9 @@ class Terminal:
 
     def _say(self, text: str) -> None:
         if self._line_open:
-            sys.stderr.write("\n")
+            text = f"\n{text}"
             self._line_open = False
-        sys.stderr.write(f"{text}\n")
-        sys.stderr.flush()
+        write_err(f"{text}\n")
 
     def phase(self, event: dict[str, object]) -> None:
         seconds = event.get("seconds")
@@ -141,8 +140,7 @@ class Terminal:
                 self._say(self._paint.quiet(f"machine burned{took}"))
 
     def output(self, index: int, data: bytes) -> None:
-        sys.stderr.buffer.write(data)
-        sys.stderr.buffer.flush()
+        stderr_write(data)
         self._line_open = not data.endswith(b"\n")
 
     def close(self, run: Run, results: list[TaskResult]) -> None:

@@ -12,15 +12,16 @@ import json
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from gibil_bot.demo import project
 from gibil_bot.demo.bot_process import BotProcess, burn_leftovers, running_bot
 from gibil_bot.demo.github_double import GitHubDouble
 from gibil_bot.demo.narrator import Narrator
+from gibil_bot.demo.state import CheckRun
 from gibil_bot.demo.terminal import Terminal, duration, harmless
 from gibil_bot.errors import GibilError
 
@@ -28,6 +29,11 @@ DEADLINE_S = 120.0
 LOOK_EVERY_S = 0.04
 COMMAND = "/gibil test"
 INTERRUPTED = 130
+
+
+OnVerdict = Callable[[dict[str, Any]], None]
+"""Called once, when the first check run is closed: `{"check", "conclusion", "seconds", "pull_request", "github", "bot",
+"timings": [{"what", "seconds", "remark"}]}`."""
 
 
 @dataclass(slots=True)
@@ -39,11 +45,12 @@ class _Stage:
     narrator: Narrator
     terminal: Terminal
     keep: bool
+    on_verdict: OnVerdict
     verdict: int | None = None
     """The exit status, once the first check run is closed."""
 
 
-async def run_demo(*, failing: bool, keep: bool, out: TextIO) -> int:
+async def run_demo(*, failing: bool, keep: bool, out: TextIO, on_verdict: OnVerdict = lambda view: None) -> int:
     """Show it all on `out`. 0 when the check run is `success`, 1 otherwise, 130 after Ctrl-C. Leaves nothing behind.
 
     With `keep`, bot and GitHub go on until Ctrl-C, and the status is the first check run's.
@@ -53,7 +60,7 @@ async def run_demo(*, failing: bool, keep: bool, out: TextIO) -> int:
     data_dir = folder / "bot"
     try:
         with _interruption() as interrupted:
-            async with _set_up(folder, data_dir, failing, keep, terminal) as stage:
+            async with _set_up(folder, data_dir, failing, keep, terminal, on_verdict) as stage:
                 return await _until(interrupted, stage)
     except GibilError as error:
         terminal.say(terminal.style(f"gibil demo: {error.message}", "red"))
@@ -78,7 +85,9 @@ async def _until(interrupted: asyncio.Event, stage: _Stage) -> int:
 
 
 @contextlib.asynccontextmanager
-async def _set_up(folder: Path, data_dir: Path, failing: bool, keep: bool, terminal: Terminal) -> AsyncIterator[_Stage]:
+async def _set_up(
+    folder: Path, data_dir: Path, failing: bool, keep: bool, terminal: Terminal, on_verdict: OnVerdict
+) -> AsyncIterator[_Stage]:
     terminal.say(terminal.style("gibil demo", "bold") + " – a comment becomes a check run, all of it on this computer")
     terminal.say()
     async with GitHubDouble.start(folder / "github") as github, running_bot(github, data_dir) as bot:
@@ -96,7 +105,7 @@ async def _set_up(folder: Path, data_dir: Path, failing: bool, keep: bool, termi
         begun = github.world.now()
         github.comment(project.FULL_NAME, number, "ada", COMMAND)
         narrator = Narrator(github, terminal, project.FULL_NAME, number, data_dir / "logs", begun)
-        yield _Stage(github, bot, narrator, terminal, keep)
+        yield _Stage(github, bot, narrator, terminal, keep, on_verdict)
 
 
 async def _show(stage: _Stage) -> int:
@@ -111,6 +120,7 @@ async def _show(stage: _Stage) -> int:
         narrator.look()
     stage.verdict = 0 if closed.conclusion == "success" else 1
     _table(stage)
+    stage.on_verdict(_view(stage, closed))
     if not stage.keep:
         return stage.verdict
     _how_to_go_on(stage)
@@ -128,6 +138,21 @@ def _failed(reason: str, stage: _Stage) -> int:
         terminal.say("  " + harmless(line))
     terminal.say("`gibil doctor` says what this computer lacks.")
     return 1
+
+
+def _view(stage: _Stage, closed: CheckRun) -> dict[str, Any]:
+    narrator = stage.narrator
+    return {
+        "check": closed.name,
+        "conclusion": closed.conclusion,
+        "seconds": round((closed.changed_at - narrator.begun).total_seconds(), 3),
+        "pull_request": narrator.number,
+        "github": stage.github.url,
+        "bot": stage.bot.url,
+        "timings": [
+            {"what": timing.label, "seconds": round(timing.seconds, 3), "remark": timing.remark} for timing in narrator.timings
+        ],
+    }
 
 
 def _table(stage: _Stage) -> None:

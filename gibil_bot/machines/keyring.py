@@ -59,7 +59,8 @@ class Keyring:
             try:
                 self._master = _read(self._path) or _make(self._path)
             except OSError as error:
-                raise ConfigurationError((f"{self._path}: {error.strerror}",)) from None
+                problem = f"{self._path}: {error.strerror}; set GIBIL_DATA_DIR to a folder that can be written"
+                raise ConfigurationError((problem,)) from None
         return self._master
 
 

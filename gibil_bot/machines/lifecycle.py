@@ -67,7 +67,7 @@ class Forge:
         raise; NameTaken leaves that other machine alone.
         """
         if fresh:
-            labels = {**(labels or {}), CREATION: secrets.token_hex(8)}
+            labels = {CREATION: secrets.token_hex(8), **(labels or {})}
         spec = await asyncio.to_thread(
             self._spec, name, owner, ttl_s, labels or {}, plan or MachinePlan(), egress_allow, untrusted, tethered
         )

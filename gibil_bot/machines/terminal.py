@@ -88,7 +88,8 @@ def _keys(channel: Channel) -> Iterator[None]:
     finally:
         loop.remove_signal_handler(signal.SIGWINCH)
         loop.remove_reader(_STDIN)
-        termios.tcsetattr(_STDIN, termios.TCSADRAIN, before)
+        with contextlib.suppress(termios.error):  # our terminal is gone
+            termios.tcsetattr(_STDIN, termios.TCSADRAIN, before)
 
 
 @contextlib.contextmanager

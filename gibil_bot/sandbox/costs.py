@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from decimal import Decimal
 from typing import Protocol, runtime_checkable
 
+from gibil_bot.errors import GibilError
 from gibil_bot.model import Machine, SizeOffer
 from gibil_bot.ports import Provider
+
+log = logging.getLogger("gibil.sandbox")
 
 
 class Price(Protocol):
@@ -32,10 +36,14 @@ class Priced(Protocol):
 
 
 async def cost_view(provider: Provider, machine: Machine) -> dict[str, object]:
-    """`{"cost": {"so_far", "hourly", "currency"}}`, amounts as text; {} where nothing is billed. Raises ProviderError."""
+    """`{"cost": {"so_far", "hourly", "currency"}}`, amounts as text; {} where none can be told now."""
     if not isinstance(provider, Priced):
         return {}
-    price, so_far = await provider.price_of(machine), await provider.cost_so_far(machine)
+    try:
+        price, so_far = await provider.price_of(machine), await provider.cost_so_far(machine)
+    except GibilError as error:  # a machine is not lost for want of its price
+        log.info("the cost of machine %s: %s", machine.name, error)
+        return {}
     if price is None or so_far is None:
         return {}
     return {"cost": {"so_far": f"{so_far:f}", "hourly": f"{price.hourly:f}", "currency": price.currency}}

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import secrets
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 from gibil_bot.errors import GibilError, MachineLost, MachineNotFound, UsageError
 from gibil_bot.machines.job_list import LIST_JOBS, JobEntry, print_job, read_jobs
@@ -16,7 +17,21 @@ from gibil_bot.machines.lifecycle import Forge
 from gibil_bot.model import Exit, Job, Machine
 from gibil_bot.ports import Shell
 from gibil_bot.sandbox import words
-from gibil_bot.sandbox.places import JOB_ID, LEADER, LOAD_ENVIRONMENT, READY, STATE, TASKS_FAILED, as_given, take_given
+from gibil_bot.sandbox.places import (
+    JOB_ID,
+    LEADER,
+    LOAD_ENVIRONMENT,
+    READY,
+    STATE,
+    TASKS_DONE,
+    TASKS_FAILED,
+    as_given,
+    signal_script,
+    take_given,
+)
+from gibil_bot.sandbox.reconnect import Tell, answers, connect_again
+
+T = TypeVar("T")
 
 TIMED_OUT = 124
 """What timeout(1) says of a command that took too long, and we do."""
@@ -24,7 +39,7 @@ TIMED_OUT = 124
 OnOutput = Callable[[str, bytes], None]
 """Called with "stdout" or "stderr", and the bytes as they came."""
 
-_RECONNECT_AFTER_S = (0.0, 0.2, 1.0, 3.0, 10.0, 20.0)
+_STOP_S = 15.0
 _BEYOND_EXPIRY_S = 60.0
 _CLOUD_INIT_LOG = "/var/log/cloud-init-output.log"
 
@@ -58,6 +73,8 @@ class LiveMachine:
         self._shell = shell
         self._max_ttl_s = max_ttl_s
         self.machine = machine
+        self.on_connection: Tell = lambda sentence: None
+        """Told when the connection is lost for longer than a moment, and when it is there again."""
 
     @property
     def name(self) -> str:
@@ -96,9 +113,10 @@ class LiveMachine:
             if on_output is not None:
                 on_output(stream, data)
 
+        tag = tag or new_tag()
         try:
             result = await self._shell.run(
-                f"{_prelude(given)}{enter}export GIBIL_COMMAND={tag or new_tag()} {LEADER}=$$; "
+                f"{_prelude(given)}{enter}export GIBIL_COMMAND={tag} {LEADER}=$$; "
                 f'exec "${{BASH:-sh}}" -c {shlex.quote(command)}',
                 timeout_s=timeout_s if timeout_s is not None else self._left_s(),
                 env=as_given(given),
@@ -109,6 +127,8 @@ class LiveMachine:
             if timeout_s is None:
                 raise MachineLost(f"the time of machine {self.name} was up before the command ended") from None
             exit_code = TIMED_OUT
+        except MachineLost:
+            raise MachineLost(await self._fate(tag)) from None
         else:
             exit_code = result.exit_status
             timeout_s = None
@@ -117,10 +137,20 @@ class LiveMachine:
 
     async def interrupt(self, tag: str) -> None:
         """What Ctrl-C at a terminal does: SIGINT to everything of the command. It decides itself what that means."""
-        await self._shell.run(
-            f"for p in $(grep -lzs '^GIBIL_COMMAN[D]={tag}$' /proc/[0-9]*/environ); do "
-            'p=${p#/proc/}; kill -INT "${p%%/*}" 2>/dev/null; done; true'
-        )
+        await self._shell.run(signal_script(tag, "INT"))
+
+    async def _fate(self, tag: str) -> str:
+        """Of a command whose connection is lost. sshd leaves it alone, and nobody would read what it says: it is killed."""
+        advice = f"what has to outlive its connection: gibil run {self.name} COMMAND --background"
+        try:
+            async with asyncio.timeout(_STOP_S):
+                await self._reconnect(_STOP_S)
+                await self._shell.run(f"for i in 1 2 3 4 5; do {signal_script(tag, 'KILL')}; done")
+        except MachineLost as error:
+            return f"{error.message}; the command's end is not known"
+        except (GibilError, TimeoutError):
+            return f"the connection to {self.name} is lost, and the command may go on there; {advice}"
+        return f"the connection to {self.name} was lost, and the command was stopped; {advice}"
 
     # Background jobs
 
@@ -147,7 +177,7 @@ class LiveMachine:
 
     async def jobs(self) -> list[JobEntry]:
         """All jobs of the machine, oldest first; the provisioning is one of them."""
-        result = await self._shell.run(LIST_JOBS)
+        result = await self._surely(lambda: self._shell.run(LIST_JOBS))
         return [replace(job, script=_own_words(job)) for job in read_jobs(result.stdout)]
 
     async def follow(self, job_id: str, on_output: OnOutput) -> int:
@@ -158,23 +188,17 @@ class LiveMachine:
         if all(job.id != job_id for job in await self.jobs()):
             raise no_job(self.name, job_id)
         offsets = {"stdout": 0, "stderr": 0}
-        lost = 0
-        while True:
-            try:
-                items = self._shell.attach(job_id, stdout_from=offsets["stdout"], stderr_from=offsets["stderr"])
-                async for item in items:
-                    if isinstance(item, Exit):
-                        return item.status
-                    offsets[item.stream] = item.offset
-                    lost = 0
-                    on_output(item.stream, item.data)
-                raise MachineLost(f"the output of job {job_id} broke off")
-            except MachineLost:
-                if lost == len(_RECONNECT_AFTER_S):
-                    raise
-                await asyncio.sleep(_RECONNECT_AFTER_S[lost])
-                lost += 1
-                await self._reconnect()
+
+        async def go_on() -> int:
+            items = self._shell.attach(job_id, stdout_from=offsets["stdout"], stderr_from=offsets["stderr"])
+            async for item in items:
+                if isinstance(item, Exit):
+                    return item.status
+                offsets[item.stream] = item.offset
+                on_output(item.stream, item.data)
+            raise MachineLost(f"the output of job {job_id} broke off")
+
+        return await self._surely(go_on)
 
     async def stop(self, job_id: str) -> None:
         """SIGTERM, and after five seconds SIGKILL, to everything of a job."""
@@ -196,10 +220,13 @@ class LiveMachine:
 
     async def wait_ready(self) -> bool:
         """Until the code is there and set up (True), or that has failed (False)."""
-        result = await self._shell.run(
-            f"while [ ! -e {READY} ] && [ ! -e {TASKS_FAILED} ]; do sleep 0.05; done; [ -e {READY} ]", timeout_s=self._left_s()
-        )
+        wait = f"while [ ! -e {READY} ] && [ ! -e {TASKS_FAILED} ]; do sleep 0.05; done; [ -e {READY} ]"
+        result = await self._surely(lambda: self._shell.run(wait, timeout_s=self._left_s()))
         return result.exit_status == 0
+
+    async def has_succeeded(self) -> bool:
+        """The marker decides, as for everybody who polls: a task may fail without failing the whole."""
+        return (await self._surely(lambda: self._shell.run(f"[ -e {TASKS_DONE} ]"))).exit_status == 0
 
     async def wait_tasks(self, on_output: OnOutput | None = None) -> list[TaskOutcome]:
         """Until all tasks have ended; `on_output` gets the log as it is written. What failed before them is a task, too."""
@@ -209,7 +236,7 @@ class LiveMachine:
 
     async def tasks(self) -> list[TaskOutcome]:
         """The tasks that have ended, in order."""
-        result = await self._shell.run(f"cat {STATE} 2>/dev/null || true")
+        result = await self._surely(lambda: self._shell.run(f"cat {STATE} 2>/dev/null || true"))
         found = []
         for line in result.stdout.decode("utf-8", "replace").splitlines():
             number, status, code, milliseconds, name = line.split("\t", 4)
@@ -233,18 +260,19 @@ class LiveMachine:
         """Let go of the connection."""
         await self._shell.close()
 
-    async def _reconnect(self) -> None:
-        """Raises MachineLost when it is gone; stays as it is while nobody can be reached."""
-        try:
-            machine = await self._forge.get(self.name)
-        except GibilError:
-            return
-        if machine is None:
-            raise MachineLost(f"machine {self.name} is gone")
-        try:
-            shell = await self._forge.open(machine)
-        except GibilError:
-            return
+    async def _surely(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """What may be asked again is, over a new connection, when the old one is lost."""
+        while True:
+            try:
+                return await ask()
+            except MachineLost:
+                if await answers(self._shell):
+                    raise  # it was not the connection
+                await self._reconnect(self._left_s())
+
+    async def _reconnect(self, within_s: float) -> None:
+        """Raises MachineLost, SSHError."""
+        machine, shell = await connect_again(self._forge, self.machine, within_s=within_s, tell=self.on_connection)
         await self._shell.close()
         self._shell, self.machine = shell, machine
 

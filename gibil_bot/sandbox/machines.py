@@ -8,18 +8,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gibil_bot.config import Settings
 from gibil_bot.errors import ConfigurationError, GibilError, UsageError
-from gibil_bot.machines.lifecycle import Forge
-from gibil_bot.model import Job, Machine
-from gibil_bot.ports import Shell
-from gibil_bot.sandbox import words
+from gibil_bot.machines.lifecycle import CREATION, Forge
+from gibil_bot.model import Machine
+from gibil_bot.sandbox import makings, words
 from gibil_bot.sandbox.live import LiveMachine, extend_machine, not_found
-from gibil_bot.sandbox.places import JOB_ID, as_given, bare_script, keep_script
+from gibil_bot.sandbox.makings import Making
+from gibil_bot.sandbox.preparing import OnPhase, start_provisioning
+from gibil_bot.sandbox.settle import Settled, settle
 from gibil_bot.wiring import PROVIDERS, machine_owner, open_forge, prepare_to_connect, service_grounds
 
 if TYPE_CHECKING:
@@ -30,12 +31,6 @@ log = logging.getLogger("gibil.sandbox")
 
 TOKENS = {"hetzner": "HCLOUD_TOKEN"}
 """The settings without which a provider cannot be asked."""
-
-OnPhase = Callable[[str, str, float | None], None]
-"""Called with a machine's name (empty: all of them), a phase, and how long it took; None when it begins.
-
-Phases: repository (reading it), forge, connect, code (sending it).
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +66,13 @@ def _is_usable(provider: str, settings: Settings) -> bool:
 async def open_machines(settings: Settings) -> AsyncIterator[Machines]:
     """For as long as the block lasts; machines live on."""
     forge = open_forge(settings)
+    machines = None
     try:
-        yield Machines(settings, forge, await asyncio.to_thread(machine_owner, forge.keyring))
+        machines = Machines(settings, forge, await asyncio.to_thread(machine_owner, forge.keyring))
+        yield machines
     finally:
+        if machines is not None:
+            machines.let_go()
         await forge.close()
 
 
@@ -83,6 +82,7 @@ class Machines:
     def __init__(self, settings: Settings, forge: Forge, owner: str) -> None:
         self._settings = settings
         self._owner = owner
+        self._untold: dict[str, Making] = {}
         self.forge = forge
 
     # Making
@@ -93,6 +93,7 @@ class Machines:
         Raises UsageError and InvalidWorkflow before anything is forged, NameTaken, and what the provider raises.
         """
         machines, _notes = await self.create_several(order, None, on_phase)
+        self.told()
         return machines[0]
 
     async def create_several(
@@ -100,7 +101,8 @@ class Machines:
     ) -> tuple[list[LiveMachine], tuple[str, ...]]:
         """A fleet of `count` machines `NAME-1` … with the label `fleet` (None: one machine, no fleet), and notes for people.
 
-        All of them, or none and the error.
+        All of them, or none and the error. Call `told` when the person knows of them: until then, whoever comes by after we
+        were killed burns what is half made, and offers the rest.
         """
         from gibil_bot.planning.workflow import MachineWish
         from gibil_bot.sandbox import order as orders
@@ -116,10 +118,13 @@ class Machines:
                 terms = orders.terms(order, wish, self._settings)
                 labels = self._labels(order, origin)
                 if count is None:
-                    machine = await self._make(terms.name, terms, origin, labels, tell)
-                    return [machine], terms.notes
-                names = words.fleet_names(terms.name, count)
-                return await self._make_all(names, terms, origin, {**labels, "fleet": terms.name}, tell), terms.notes
+                    machines = [await self._make(terms.name, terms, origin, labels, tell)]
+                else:
+                    names = words.fleet_names(terms.name, count)
+                    machines = await self._make_all(names, terms, origin, {**labels, "fleet": terms.name}, tell)
+                for live in machines:  # a fleet is worth something when it is whole
+                    self._untold[live.name].made()
+                return machines, terms.notes
         finally:
             await asyncio.wait({preparing})
             preparing.result()
@@ -138,6 +143,8 @@ class Machines:
 
     async def _undo(self, makings: Sequence[asyncio.Task[LiveMachine]]) -> None:
         made = [result for result in await asyncio.gather(*makings, return_exceptions=True) if isinstance(result, LiveMachine)]
+        for machine in made:
+            self._untold.pop(machine.name).undone()
         for result in await asyncio.gather(*(self._drop(machine) for machine in made), return_exceptions=True):
             if isinstance(result, BaseException):
                 log.warning("a machine of an unfinished fleet could not be burned: %s", result)
@@ -147,6 +154,25 @@ class Machines:
         await machine.destroy()
 
     async def _make(self, name: str, terms: Terms, origin: Origin | None, labels: dict[str, str], tell: OnPhase) -> LiveMachine:
+        making = Making(
+            self._settings.data_dir,
+            provider=self.forge.provider.name,
+            name=name,
+            made_by=labels["made-by"],
+            ttl_s=terms.ttl_s,
+        )
+        try:
+            await asyncio.to_thread(making.begin)
+            live = await self._forge(name, terms, origin, {**labels, CREATION: making.creation}, tell)
+        except BaseException:
+            making.undone()
+            raise
+        self._untold[name] = making
+        return live
+
+    async def _forge(
+        self, name: str, terms: Terms, origin: Origin | None, labels: dict[str, str], tell: OnPhase
+    ) -> LiveMachine:
         from gibil_bot.runs.sources import address_of
 
         tell(name, "forge", None)
@@ -162,30 +188,21 @@ class Machines:
         )
         live = LiveMachine(self.forge, machine, shell, self._settings.max_ttl_s)
         try:
-            await self._provision(shell, name, terms, origin, tell)
+            await start_provisioning(shell, name, terms, origin, tell)
         except BaseException:
             await asyncio.shield(self._drop(live))
             raise
         return live
 
-    async def _provision(self, shell: Shell, name: str, terms: Terms, origin: Origin | None, tell: OnPhase) -> None:
-        """Start what makes it ready. A local repository is sent first: only we have it."""
-        names, env = tuple(terms.env), as_given(terms.env)
-        if origin is None:
-            await _must(shell, bare_script(names), env)
-            return
-        from gibil_bot.runs.sources import LocalBundle
-        from gibil_bot.sandbox.provision import provision_script
+    def told(self) -> None:
+        """The person knows of all machines that were made."""
+        while self._untold:
+            self._untold.popitem()[1].finished()
 
-        if names:
-            await _must(shell, keep_script(names), env)
-        if origin.checkout is not None:
-            tell(name, "code", None)
-            began = asyncio.get_running_loop().time()
-            await LocalBundle(origin.checkout, origin.sha).send(shell)
-            tell(name, "code", asyncio.get_running_loop().time() - began)
-        job = Job(id=JOB_ID, script=provision_script(origin, names), env=env, shell="bash {0}")  # noqa: S604 (a template)
-        await shell.start(job)
+    def let_go(self) -> None:
+        """Nobody makes machines here any more; what was not told is left to whoever comes next."""
+        while self._untold:
+            self._untold.popitem()[1].let_go()
 
     @contextlib.asynccontextmanager
     async def _origin(self, order: Order, tell: OnPhase) -> AsyncIterator[Origin | None]:
@@ -230,6 +247,7 @@ class Machines:
         finally:
             await asyncio.wait({preparing})
             preparing.result()
+        await self._taken(machine)
         shell = await self.forge.open(machine)
         return LiveMachine(self.forge, machine, shell, self._settings.max_ttl_s)
 
@@ -245,15 +263,28 @@ class Machines:
             log.info("sweep: %s", error)
             return []
 
+    async def settle(self) -> list[Settled]:
+        """What was made by processes that were killed: see settle.py. Costs nothing where there was none."""
+        return await settle(self.forge, self._settings.data_dir)
+
+    async def _taken(self, machine: Machine) -> None:
+        """Somebody calls it by its name: it needs no offering."""
+        await asyncio.to_thread(makings.forget, self._settings.data_dir, machine.labels.get(CREATION, ""))
+
     # The end
 
     async def extend(self, name: str, seconds: int) -> Machine:
         """Raises MachineNotFound, UsageError beyond GIBIL_MAX_TTL."""
-        return await extend_machine(self.forge, await self.get(name), seconds, self._settings.max_ttl_s)
+        machine = await self.get(name)
+        await self._taken(machine)
+        return await extend_machine(self.forge, machine, seconds, self._settings.max_ttl_s)
 
     async def destroy(self, names: Sequence[str]) -> list[Burned]:
         """Burn these, side by side. An absent machine is not a failure; what fails is in the answer."""
-        return list(await asyncio.gather(*(self._burn(name) for name in dict.fromkeys(names))))
+        burned = list(await asyncio.gather(*(self._burn(name) for name in dict.fromkeys(names))))
+        gone = {each.name for each in burned if each.problem is None}
+        await asyncio.to_thread(makings.forget_names, self._settings.data_dir, self.forge.provider.name, gone)
+        return burned
 
     async def destroy_fleet(self, fleet: str) -> list[Burned]:
         found = [machine.name for machine in await self.forge.list(self._owner) if machine.labels.get("fleet") == fleet]
@@ -269,10 +300,3 @@ class Machines:
             return Burned(name=name, was_there=await self.forge.destroy(name))
         except GibilError as error:
             return Burned(name=name, was_there=True, problem=error)
-
-
-async def _must(shell: Shell, script: str, env: dict[str, str]) -> None:
-    result = await shell.run(script, env=env)
-    if result.exit_status != 0:
-        reason = result.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise GibilError(f"the machine could not be prepared: {reason[-1] if reason else 'no reason given'}", code="PROVISION")

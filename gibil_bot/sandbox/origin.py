@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import tempfile
 from collections.abc import AsyncIterator, Mapping
@@ -100,7 +101,7 @@ def _place(repo: str, github_url: str) -> Path | str:
         return repo
     if _SCP_LIKE.fullmatch(repo):
         return repo
-    path = Path(repo).expanduser()
+    path = Path(os.path.expanduser(repo))  # and not Path.expanduser, which raises for a user that does not exist
     if repo and path.is_dir():
         return path
     if _GITHUB.fullmatch(repo) and not repo.startswith("."):

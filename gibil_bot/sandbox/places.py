@@ -65,3 +65,9 @@ def take_given(names: Iterable[str]) -> str:
 
 def as_given(env: Mapping[str, str]) -> dict[str, str]:
     return {f"{GIVEN}{name}": value for name, value in env.items()}
+
+
+def signal_script(tag: str, signal: str) -> str:
+    """POSIX sh that sends a signal to every process of a command that has GIBIL_COMMAND=tag. One line."""
+    find = f"grep -lzs '^GIBIL_COMMAN[D]={tag}$' /proc/[0-9]*/environ"
+    return f'for p in $({find}); do p=${{p#/proc/}}; kill -{signal} "${{p%%/*}}" 2>/dev/null; done; true'

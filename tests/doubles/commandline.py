@@ -32,15 +32,34 @@ _NOT_OURS = ("GIBIL_", "HCLOUD_", "GH_", "GITHUB_")
 
 _MANY = """
 import json, os, sys, tempfile
-from gibil_bot.cli import main
+import gibil_bot.machines.hetzner, gibil_bot.machines.local.provider, gibil_bot.machines.ssh, gibil_bot.runs.sources
+import gibil_bot.planning.plan, gibil_bot.sandbox.provision
+from gibil_bot.cli import _SUMMARIES, gibil, main
+for name in _SUMMARIES:
+    gibil.get_command(None, name)
+ask = json.load(sys.stdin)
+
+def stream(number, how, file):
+    name = ["stdin", "stdout", "stderr"][number]
+    os.dup2(file.fileno(), number)
+    if how == "gone":
+        reading, writing = os.pipe()
+        os.close(reading)
+        os.dup2(writing, number)
+    elif how == "full":
+        os.dup2(os.open("/dev/full", os.O_WRONLY), number)
+    elif how == "closed":
+        os.close(number)
+        setattr(sys, name, None)  # as Python starts then
+
 told = []
-for call in json.load(sys.stdin):
+for call in ask["calls"]:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         pid = os.fork()
         if pid == 0:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            os.dup2(out.fileno(), 1)
-            os.dup2(err.fileno(), 2)
+            stream(2, ask["stderr"], err)
+            stream(1, ask["stdout"], out)
             sys.argv = ["gibil", *call]
             main()
             sys.exit(0)
@@ -56,6 +75,8 @@ class CommandLine:
     """`folder` holds everything; commands run in `folder / "here"`."""
 
     folder: Path
+    settings: dict[str, str] = field(default_factory=dict)
+    """For every command: a provider's token, …"""
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -74,7 +95,7 @@ class CommandLine:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_OURS)}
         path = f"{self.folder}/bin:{os.environ['PATH']}"
         ours = {"PATH": path, "HOME": str(self.folder / "home"), "GIBIL_DATA_DIR": str(self.data_dir), "NO_COLOR": "1"}
-        return {**kept, **ours, **_GIT, **more}
+        return {**kept, **ours, **_GIT, **self.settings, **more}
 
     def gibil(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -87,13 +108,18 @@ class CommandLine:
             timeout=120,
         )
 
-    def many(self, calls: Sequence[Sequence[str]]) -> list[subprocess.CompletedProcess[str]]:
-        """Each in a process of its own, forked from one that has Python and the command line loaded."""
+    def many(
+        self, calls: Sequence[Sequence[str]], *, stdout: str = "kept", stderr: str = "kept", **more: str
+    ) -> list[subprocess.CompletedProcess[str]]:
+        """Each in a process of its own, forked from one that has Python and the command line loaded.
+
+        `stdout`, `stderr`: kept; gone (nobody reads it); full (as a disk is); closed.
+        """
         done = subprocess.run(
             [sys.executable, "-c", _MANY],
-            env=self.environment(),
+            env=self.environment(**more),
             cwd=self.here,
-            input=json.dumps(list(calls)),
+            input=json.dumps({"calls": list(calls), "stdout": stdout, "stderr": stderr}),
             capture_output=True,
             text=True,
             timeout=120,
@@ -170,9 +196,9 @@ class CommandLine:
 
 
 @contextlib.contextmanager
-def command_line(folder: Path, shared: Path) -> Iterator[CommandLine]:
+def command_line(folder: Path, shared: Path, settings: dict[str, str] | None = None) -> Iterator[CommandLine]:
     """At the end no keeper and no machine is left."""
-    line = CommandLine(folder)
+    line = CommandLine(folder, settings or {})
     line.here.mkdir()
     (folder / "home").mkdir()
     (folder / "bin").mkdir()

@@ -119,6 +119,22 @@ class LocalGuests:
         """The paths of the metadata service that were read since that computer was switched on."""
         return self._guests[name].computer.read
 
+    def cut(self, name: str) -> int:
+        """Every SSH connection of a guest ends at once, as when a router forgets them; how many there were."""
+        sessions = tuple(self._guests[name].sessions)
+        for session in sessions:
+            session.cancel()
+        return len(sessions)
+
+    async def unplug(self, name: str) -> None:
+        guest = self._guests[name]
+        assert guest.server is not None
+        guest.server.close()
+        self.cut(name)
+
+    async def plug_in(self, name: str) -> None:
+        self._guests[name].server = await self._listen(self._guests[name])
+
     async def boot(self, name: str, address: str, user_data: str, keys: list[str], powered_off: Callable[[], None]) -> None:
         guest = self._guests.get(name)
         if guest is None:

@@ -131,34 +131,6 @@ def test_replay_signs_what_it_posts(tmp_path: Path) -> None:
     assert "gibil serve" in nobody.stderr
 
 
-def test_a_reader_that_has_gone_is_no_error(tmp_path: Path) -> None:
-    (tmp_path / "docs.yml").write_text(WORKFLOW)
-    (tmp_path / "event.json").write_text(comment("/gibil docs"))
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "gibil_bot",
-            "plan",
-            str(tmp_path / "docs.yml"),
-            "--event",
-            str(tmp_path / "event.json"),
-            "--json",
-        ],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.close()
-    complaint = process.stderr.read()
-    process.stderr.close()
-    process.wait(30)
-    assert complaint == ""
-
-
 def test_doctor_says_for_each_failure_the_one_thing_to_do(tmp_path: Path, local_machines: None) -> None:
     done = gibil("doctor", "--json", GIBIL_DATA_DIR=str(tmp_path))
     assert done.returncode == 6

@@ -5,27 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.contracts import seed_examples as seed
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.machines import shared_folder
 
 pytestmark = pytest.mark.usefixtures("local_machines")
 needs_jq = pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not installed: apt-get install jq")
 
-CREATED = {
-    "name", "provider", "ip", "port", "server_id", "ssh_key_id", "status", "ttl", "ttl_minutes", "created_at", "expires_at",
-    "ssh_command", "host_key",
-}  # fmt: skip
-LISTED = {
-    "name", "provider", "ip", "server_id", "status", "ttl", "ttl_remaining_minutes", "created_at", "expires_at", "repo",
-    "labels",
-}  # fmt: skip
-ERROR = {"error", "code", "message", "exit_code"}
 FILE = """
 env: {COLOUR: red}
 tasks:
@@ -43,48 +34,15 @@ def line(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
 
 @needs_jq
 def test_forge_use_burn_as_the_seed_writes_it(line: CommandLine) -> None:
-    line.repository("project", {"package.json": "{}", ".gibil.yml": "tasks: [{name: test, run: test -f package.json}]\n"})
-    done = line.bash(
-        """
-        set -e
-        RESULT=$(gibil create --name agent-task --repo file://$PWD/project --ttl 20 --json)
-        test "$(echo "$RESULT" | jq -r .name)" = agent-task
-        test "$(echo "$RESULT" | jq -r .status)" = ready
-        test "$(echo "$RESULT" | jq -r .ttl)" = 20
-        IP=$(echo "$RESULT" | jq -r .ip)
-        while ! gibil run agent-task "test -f /root/.gibil-ready" --json >/dev/null; do sleep 0.1; done
-        while ! gibil run agent-task "test -f /root/.gibil-tasks-done" --json >/dev/null; do
-            if gibil run agent-task "test -f /root/.gibil-tasks-failed" --json >/dev/null; then exit 70; fi
-            sleep 0.1
-        done
-        gibil run agent-task "cd /root/project && ls package.json" --json | jq -r .stdout
-        gibil list --json | jq -r '.[].name'
-        gibil destroy agent-task --json | jq -r .status
-        gibil list --json | jq length
-        """
-    )
+    line.repository("project", seed.PROJECT)
+    done = line.bash(f"{seed.FORGE_AND_USE}{seed.BURN}gibil list --json | jq length")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["package.json", "agent-task", "destroyed", "0"]
 
 
 @needs_jq
 def test_parallel_agents_a_fleet_and_the_end_of_all(line: CommandLine) -> None:
-    done = line.bash(
-        """
-        set -e
-        for n in 1 2 3; do gibil create --name agent-$n --json >created-$n & done
-        wait
-        cat created-* | jq -r .name
-        FLEET=$(gibil create --fleet 3 --name fleet --json | tee fleet | jq -r .fleet_id)
-        jq -r '.instances[].name' fleet
-        for n in 1 2 3; do gibil run agent-$n "echo $n >/root/mine; hostname >/dev/null; cat /root/mine" --json >ran-$n & done
-        wait
-        cat ran-* | jq -r .stdout
-        gibil destroy --fleet $FLEET --json | jq length
-        gibil destroy --all --json | jq -r '.[].destroyed'
-        gibil list --json | jq length
-        """
-    )
+    done = line.bash(seed.PARALLEL_AGENTS + seed.THE_END_OF_ALL, AGENTS="3", FLEET="3")
     assert done.returncode == 0, done.stderr
     agents, fleet = ["agent-1", "agent-2", "agent-3"], ["fleet-1", "fleet-2", "fleet-3"]
     assert done.stdout.split() == [*agents, *fleet, "1", "2", "3", "3", "true", "true", "true", "0"]
@@ -92,47 +50,16 @@ def test_parallel_agents_a_fleet_and_the_end_of_all(line: CommandLine) -> None:
 
 @needs_jq
 def test_errors_are_handled_with_jq_and_the_error_path_burns(line: CommandLine) -> None:
-    done = line.bash(
-        """
-        gibil create --name flaky --json >/dev/null
-        RESULT=$(gibil run flaky "echo broken >&2; exit 3" --json)
-        STATUS=$?
-        if [ "$(echo "$RESULT" | jq -r .exit_code)" != 0 ]; then
-            echo "$RESULT" | jq -r .stderr
-            gibil destroy flaky --json | jq -r .destroyed
-        fi
-        gibil destroy flaky --json | jq -r .was_already_destroyed
-        ERROR=$(gibil run flaky true --json)
-        echo "$STATUS $?"
-        echo "$ERROR" | jq -r '.error, .code'
-        """
-    )
-    told = [text for text in done.stdout.splitlines() if text]
-    assert told == ["broken", "true", "true", "3 2", "Server 'flaky' not found", "SERVER_NOT_FOUND"]
+    done = line.bash(f"gibil create --name flaky --json >/dev/null\n{seed.ERROR_PATH}", NAME="flaky")
+    assert [text for text in done.stdout.splitlines() if text] == seed.told_of_errors("flaky")
 
 
 def test_every_commands_json_has_the_contracts_keys(line: CommandLine) -> None:
     project = line.repository("project", {"a": "1"})
     created = line.json("create", "--name", "keys", "--repo", str(project), "--env", "TOKEN=x")
-    assert created.keys() >= CREATED
-    assert (created["status"], created["ttl"], created["provider"]) == ("ready", 60, "local")
-    assert created["host_key"].startswith("ssh-ed25519 ")
-    ran = line.json("run", "keys", "echo out; echo err >&2")
-    assert ran == {"stdout": "out\n", "stderr": "err\n", "exit_code": 0}
-    (listed,) = line.json("list")
-    assert listed.keys() >= LISTED
-    assert (listed["status"], listed["repo"], listed["labels"]["made-by"]) == ("running", str(project), "gibil create")
-    assert 59 <= listed["ttl_remaining_minutes"] <= 60
-    extended = line.json("extend", "keys", "10m")
-    assert extended.keys() == {"name", "ttl_minutes", "expires_at"}
-    assert extended["ttl_minutes"] == 70
-    assert line.json("list")[0]["expires_at"] == extended["expires_at"]
-    assert {job["job_id"] for job in line.json("jobs", "keys")} == {"provision"}
-    assert "ready" in line.json("logs", "keys")["stdout"]
-    shown = line.gibil("ssh", "--json", "keys")
-    assert json.loads(shown.stdout)["host_key"] == created["host_key"]
-    assert [view["name"] for view in line.json("providers")] == ["local", "hetzner"]
-    assert "complete" in line.json("completion", "bash")["script"]
+    seed.check_created(created, "local")
+    assert (created["ttl"], created["ssh_key_id"]) == (60, None)
+    seed.check_what_works_on_a_machine(line, "keys", created, repo=str(project))
     destroyed = {"name": "keys", "status": "destroyed", "destroyed": True, "was_already_destroyed": False}
     assert line.json("destroy", "keys") == destroyed
     assert line.json("destroy", "keys") == {**destroyed, "was_already_destroyed": True}
@@ -198,6 +125,7 @@ WRONG: list[tuple[tuple[str, ...], str]] = [
     (("create", "--provider", "hetzner"), "CONFIGURATION"),
     (("create", "--branch", "main"), "USAGE"),
     (("create", "--repo", "nowhere/"), "USAGE"),
+    (("create", "--repo", "~no-such-user/project"), "USAGE"),
     (("create", "--repo", "https://ada:secret@example.com/x.git"), "USAGE"),
     (("create", "--repo", "broken"), "WORKFLOW_INVALID"),
     (("run", "absent", "true"), "SERVER_NOT_FOUND"),
@@ -219,7 +147,7 @@ def test_what_cannot_be_done_is_one_json_value_with_a_code_and_nothing_is_forged
     line.repository("broken", {".gibil.yml": "tasks: [{run: make}]\nruntimes: {python: '3'}\n"})
     for done, (arguments, code) in zip(line.many([(*words, "--json") for words, _ in WRONG]), WRONG, strict=True):
         told = json.loads(done.stdout)
-        assert told.keys() == ERROR, arguments
+        assert told.keys() == seed.ERROR, arguments
         assert (told["code"], told["exit_code"]) == (code, done.returncode), arguments
         assert done.returncode != 0, arguments
         assert "secret" not in done.stdout + done.stderr, arguments
@@ -261,22 +189,6 @@ def test_a_machines_life_has_a_cap_and_its_end_is_announced(line: CommandLine) -
     assert (too_long.returncode, json.loads(too_long.stdout)["code"]) == (2, "USAGE")
     assert line.json("extend", "short", "29")["ttl_minutes"] == 30
     assert line.gibil("list").stderr == ""
-
-
-def test_a_command_line_that_is_killed_while_it_creates_leaves_a_whole_machine_or_none(line: CommandLine) -> None:
-    line.json("create", "--name", "warm")  # a keeper runs
-    for delay_s in (0.15, 0.2, 0.3):
-        name = f"killed-{int(delay_s * 100)}"
-        process = line.start("create", "--name", name)
-        time.sleep(delay_s)  # no event tells how far it is: every moment has to do
-        process.kill()
-        process.communicate(timeout=30)
-        listed = {view["name"] for view in line.json("list")}
-        assert listed <= {"warm", name}
-        if name in listed:
-            assert line.gibil("run", name, "true").returncode == 0
-            assert line.json("destroy", name)["was_already_destroyed"] is False
-    assert [path.name for path in line.home.machines.iterdir()] == ["warm"]
 
 
 @pytest.mark.parametrize("moment", [b"forged stopped", b"=== waits"])

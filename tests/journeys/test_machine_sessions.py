@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import pty
 import re
 import select
 import signal
-import struct
 import subprocess
 import sys
 import termios
@@ -20,7 +17,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.doubles.commandline import CommandLine, command_line
-from tests.doubles.machines import alive, processes_with, shared_folder
+from tests.doubles.machines import processes_with, shared_folder
+from tests.doubles.terminal import Terminal, read_descriptor, read_until
 
 pytestmark = [pytest.mark.usefixtures("local_machines"), pytest.mark.xdist_group("machine sessions")]
 
@@ -31,24 +29,6 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     with command_line(tmp_path_factory.mktemp("sessions"), shared_folder(tmp_path_factory)) as line:
         line.json("create", "--name", "m")
         yield line
-
-
-def read_until(process: subprocess.Popen[bytes], wanted: bytes) -> bytes:
-    """What its stdout says up to that; at most ten seconds."""
-    assert process.stdout is not None
-    return read_descriptor(process.stdout.fileno(), wanted)
-
-
-def read_descriptor(descriptor: int, wanted: bytes) -> bytes:
-    seen = b""
-    deadline = time.monotonic() + 10
-    while wanted not in seen:
-        ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
-        assert ready, f"not within ten seconds: {wanted!r}; came {seen!r}"
-        data = os.read(descriptor, 65536)
-        assert data, f"it ended before {wanted!r}; came {seen!r}"
-        seen += data
-    return seen
 
 
 def gone(mark: str) -> None:
@@ -183,55 +163,12 @@ def test_when_the_reader_goes_away_the_command_ends_quietly(line: CommandLine, a
     process.stderr.close()
 
 
-def test_a_stdout_that_is_closed_or_full_is_no_traceback(line: CommandLine) -> None:
-    closed = line.bash("gibil list --json >&-; echo $? >&2")
-    assert closed.stderr == "141\n"
-    full = line.bash("gibil list --json >/dev/full; echo $? >&2; gibil run m 'echo x' >/dev/full; echo $? >&2")
-    assert full.stderr.count("No space left on device") == 2
-    assert full.stderr.split().count("1") == 2
-    assert "Traceback" not in full.stderr
-    assert line.bash("gibil list --json 2>&-").returncode == 0
-
-
 # A terminal
-
-
-class Terminal:
-    """`gibil ssh` on a pty, as a person has it."""
-
-    def __init__(self, line: CommandLine, *arguments: str, columns: int = 90, rows: int = 30) -> None:
-        self.pid, self.master = pty.fork()
-        if self.pid == 0:
-            os.chdir(line.here)
-            environment = {**line.environment(), "TERM": "xterm"}
-            os.execve(sys.executable, [sys.executable, "-m", "gibil_bot", "ssh", *arguments], environment)
-        self.resize(columns, rows)
-
-    def resize(self, columns: int, rows: int) -> None:
-        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-    def type(self, text: str) -> None:
-        os.write(self.master, text.encode())
-
-    def until(self, wanted: str) -> str:
-        return read_descriptor(self.master, wanted.encode()).decode()
-
-    def wait(self) -> int:
-        with contextlib.suppress(OSError):  # the other end is gone
-            while os.read(self.master, 65536):
-                pass
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-    def close(self) -> None:
-        if alive(self.pid):
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-        os.close(self.master)
 
 
 @pytest.fixture
 def terminal(line: CommandLine) -> Iterator[Terminal]:
-    terminal = Terminal(line, "m")
+    terminal = Terminal(line, "ssh", "m")
     yield terminal
     terminal.close()
 
@@ -251,6 +188,22 @@ def test_ssh_is_a_real_terminal_that_follows_its_size_and_passes_ctrl_c(terminal
     terminal.until("still")
     terminal.type("exit 5\n")
     assert terminal.wait() == 5
+
+
+def test_a_terminal_that_is_closed_ends_what_runs_in_it_and_leaves_nothing(line: CommandLine) -> None:
+    mark = f"1{os.getpid()}.030"
+    line.repository("waits", {".gibil.yml": f"tasks: [{{name: t, run: echo busy; sleep {mark}}}]\n"})
+    for arguments in (
+        ("ssh", "m", f"echo bu''sy; sleep {mark}"),
+        ("run", "m", f"echo bu''sy; sleep {mark}"),
+        ("create", "--name", "half", "--repo", "waits", "--wait", "tasks"),
+    ):
+        terminal = Terminal(line, *arguments)
+        terminal.until("busy")
+        os.close(terminal.master)
+        assert os.waitstatus_to_exitcode(os.waitpid(terminal.pid, 0)[1]) == 130, arguments
+        gone(mark)
+    assert [view["name"] for view in line.json("list")] == ["m"]
 
 
 def test_our_terminal_is_as_before_when_ssh_is_killed_with_sigterm(line: CommandLine) -> None:

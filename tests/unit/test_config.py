@@ -132,3 +132,8 @@ def test_the_configured_github_can_always_be_reached_from_machines(tmp_path: Pat
     assert settings.egress == ("10.0.0.0/8", "127.0.0.1:9000")
     ghe = load_settings({"GIBIL_DATA_DIR": str(tmp_path), "GIBIL_GITHUB_URL": "https://ghe.example.com/api/v3/"})
     assert ghe.egress == ("ghe.example.com:443",)
+
+
+def test_a_home_that_nobody_knows_is_said_and_not_made_into_a_folder() -> None:
+    with pytest.raises(ConfigurationError, match="GIBIL_DATA_DIR: nobody knows where ~no-such-user/gibil is"):
+        load_settings({"GIBIL_DATA_DIR": "~no-such-user/gibil"})

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import io
 import os
 import pty
+import struct
 import sys
+import termios
 from collections.abc import Iterator
 from typing import TextIO
 
@@ -30,13 +34,15 @@ async def seen_until(descriptor: int, wanted: str) -> str:
     seen = b""
     readable = asyncio.Event()
     loop = asyncio.get_running_loop()
+    os.set_blocking(descriptor, False)
     loop.add_reader(descriptor, readable.set)
     try:
         async with asyncio.timeout(10):
             while wanted not in seen.decode(errors="replace"):
                 await readable.wait()
                 readable.clear()
-                seen += os.read(descriptor, 4096)
+                with contextlib.suppress(BlockingIOError):
+                    seen += os.read(descriptor, 4096)
     finally:
         loop.remove_reader(descriptor)
     return seen.decode()
@@ -82,3 +88,29 @@ async def test_nobody_needs_to_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_table_has_columns_and_what_others_wrote_moves_no_cursor() -> None:
     rows: list[tuple[str, ...]] = [("NAME", "FOR"), ("a-long-name", printed("x\x1b[2J\ny")), ("b", "")]
     assert table(rows) == "NAME         FOR\na-long-name  x�[2J�y\nb\n"
+
+
+async def test_on_a_narrow_terminal_what_counts_stays_in_one_row(
+    terminal: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, stream = terminal
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 10, 40, 0, 0))
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", stream)
+    async with Progress() as progress:
+        progress.phase("a-name-of-sixty-three-letters-" * 2, "forge", None)
+        shown = await seen_until(ours, " s\r")  # drawn twice
+    rows = [row.removeprefix("\x1b[K") for row in shown.split("\r") if row.strip("\x1b[K")]
+    assert rows[0].startswith("… forging a-name-of-sixty")
+    assert max(map(len, rows)) < 40
+
+
+async def test_a_dumb_terminal_gets_plain_lines(terminal: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, stream = terminal
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(sys, "stderr", stream)
+    async with Progress() as progress:
+        progress.phase("m", "forge", None)
+        progress.phase("m", "forge", 0.5)
+    assert await seen_until(ours, "\n") == "✔ forged m (0.50 s)\r\n"

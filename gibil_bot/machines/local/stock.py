@@ -79,7 +79,10 @@ class Stock:
             try:
                 base = await self._skeleton(layout)
             except OSError as error:
-                raise ProviderError(f"the skeleton in {self._home.local} cannot be built: {error.strerror or error}") from error
+                raise ProviderError(
+                    f"the tree that machines stand on cannot be built in {self._home.local}: {error.strerror or error}; "
+                    "GIBIL_DATA_DIR needs 200 MB that can be written"
+                ) from error
             smithy = Smithy(
                 home=self._home, tier=self._tier, link=self._working_link(), groups=self._groups, runtime=self._runtime
             )

@@ -1,0 +1,49 @@
+"""A machine that was just forged gets its environment and its code, and the job that makes it ready is started."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from gibil_bot.errors import GibilError
+from gibil_bot.model import Job
+from gibil_bot.ports import Shell
+from gibil_bot.sandbox.places import JOB_ID, as_given, bare_script, keep_script
+
+if TYPE_CHECKING:
+    from gibil_bot.sandbox.order import Terms
+    from gibil_bot.sandbox.origin import Origin
+
+OnPhase = Callable[[str, str, float | None], None]
+"""Called with a machine's name (empty: all of them), a phase, and how long it took; None when it begins.
+
+Phases: repository (reading it), forge, connect, code (sending it).
+"""
+
+
+async def start_provisioning(shell: Shell, name: str, terms: Terms, origin: Origin | None, tell: OnPhase) -> None:
+    """Start what makes it ready. A local repository is sent first: only we have it."""
+    names, env = tuple(terms.env), as_given(terms.env)
+    if origin is None:
+        await _must(shell, bare_script(names), env)
+        return
+    from gibil_bot.runs.sources import LocalBundle
+    from gibil_bot.sandbox.provision import provision_script
+
+    if names:
+        await _must(shell, keep_script(names), env)
+    if origin.checkout is not None:
+        tell(name, "code", None)
+        began = asyncio.get_running_loop().time()
+        await LocalBundle(origin.checkout, origin.sha).send(shell)
+        tell(name, "code", asyncio.get_running_loop().time() - began)
+    job = Job(id=JOB_ID, script=provision_script(origin, names), env=env, shell="bash {0}")  # noqa: S604 (a template)
+    await shell.start(job)
+
+
+async def _must(shell: Shell, script: str, env: dict[str, str]) -> None:
+    result = await shell.run(script, env=env)
+    if result.exit_status != 0:
+        reason = result.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise GibilError(f"the machine could not be prepared: {reason[-1] if reason else 'no reason given'}", code="PROVISION")

@@ -1,0 +1,135 @@
+"""The SSH connection to a cloud server is cut while `gibil` works over it: nothing is lost or shown twice, and it says so."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.doubles.cloud import Cloud, cloud
+from tests.doubles.commandline import CommandLine, command_line
+from tests.doubles.hetzner_guests import Image
+from tests.doubles.machines import shared_folder
+from tests.doubles.terminal import read_until
+
+TASKS = """tasks:
+  - name: talks
+    run: |
+      mkfifo /root/go
+      echo one; read x </root/go
+      echo two; read x </root/go
+      echo three
+"""
+
+
+@pytest.fixture
+def hetzner(hetzner_image: Image, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    with cloud(tmp_path / "cloud", shared_folder(tmp_path_factory), hetzner_image) as hetzner:
+        yield hetzner
+
+
+@pytest.fixture
+def line(hetzner: Cloud, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
+    with command_line(tmp_path, shared_folder(tmp_path_factory), hetzner.settings) as line:
+        yield line
+
+
+def test_what_a_lost_connection_interrupts_goes_on_or_says_how_it_ended(hetzner: Cloud, line: CommandLine) -> None:
+    """One story of one server, `m`, which takes seconds to boot."""
+    whoever_waits_for_tasks_goes_on_waiting(hetzner, line)
+    a_job_that_is_followed_arrives_once_and_whole(hetzner, line)
+    a_loss_that_lasts_is_said_and_the_return_too(hetzner, line)
+    a_command_in_the_foreground_ends_with_its_connection_and_says_so(hetzner, line)
+    when_the_machine_is_gone_following_ends_with_one_line(hetzner, line)
+
+
+def whoever_waits_for_tasks_goes_on_waiting(hetzner: Cloud, line: CommandLine) -> None:
+    line.repository("project", {".gibil.yml": TASKS})
+    process = line.start("create", "--name", "m", "--repo", "project", "--wait", "tasks", "--json")
+    assert process.stderr is not None
+    shown = []
+    for word in (b"one\n", b"two\n"):
+        while (row := process.stderr.readline()) != word:
+            assert row, shown
+            shown.append(row)
+        shown.append(row)
+        assert hetzner.cut("m") >= 1
+        assert line.gibil("run", "m", "echo go >/root/go").returncode == 0
+    out, err = process.communicate(timeout=60)
+    text = b"".join((*shown, err)).decode()
+    assert (process.returncode, json.loads(out)["tasks"]) == (0, "success"), text
+    assert [text.count(f"\n{word}\n") for word in ("one", "two", "three")] == [1, 1, 1], text
+
+
+def a_job_that_is_followed_arrives_once_and_whole(hetzner: Cloud, line: CommandLine) -> None:
+    talk = "for i in $(seq 6); do seq $i 90000; seq $i 50000 >&2; read x </root/pace; done"
+    job = line.json("run", "m", f"mkfifo /root/pace; {talk}", "--background")["job_id"]
+    out, err = (line.folder / name for name in ("out", "err"))
+    with out.open("wb") as out_file, err.open("wb") as err_file:
+        process = line.start("logs", "m", job, "-f", stdout=out_file, stderr=err_file)
+        seen = 0
+        for _ in range(6):
+            while out.stat().st_size <= seen:
+                assert process.poll() is None, err.read_bytes()[-300:]
+                time.sleep(0.005)  # a file that another process writes
+            seen = out.stat().st_size + 200_000  # of about half a megabyte each time
+            assert hetzner.cut("m") >= 1
+            hetzner.run_past_ssh("m", "echo go >/root/pace")
+        assert process.wait(timeout=30) == 0
+    expected = subprocess.run(["bash", "-c", talk.replace("read x </root/pace", ":")], capture_output=True, check=True)
+    words = err.read_bytes()
+    said = re.findall(rb"gibil: [^\n]*\n", words)
+    for each in said:
+        words = words.replace(each, b"")
+    assert out.read_bytes() == expected.stdout
+    assert words == expected.stderr
+
+
+def a_loss_that_lasts_is_said_and_the_return_too(hetzner: Cloud, line: CommandLine) -> None:
+    job = line.json("run", "m", "echo one; mkfifo /root/more; read x </root/more; echo two", "--background")["job_id"]
+    process = line.start("logs", "m", job, "-f")
+    read_until(process, b"one\n")
+    hetzner.unplug("m")
+    assert process.stderr is not None
+    assert process.stderr.readline() == b"gibil: the connection to m is lost; making it again \xe2\x80\xa6\n"
+    hetzner.plug_in("m")
+    assert process.stderr.readline() == b"gibil: the connection to m is there again\n"
+    line.gibil("run", "m", "echo go >/root/more")
+    out, err = process.communicate(timeout=20)
+    assert (out, err, process.returncode) == (b"two\n", b"", 0)
+
+
+def a_command_in_the_foreground_ends_with_its_connection_and_says_so(hetzner: Cloud, line: CommandLine) -> None:
+    mark = f"7{os.getpid()}.3"
+    process = line.start("run", "m", f"trap '' PIPE HUP; echo up; sleep {mark}; echo never")
+    read_until(process, b"up\n")
+    hetzner.cut("m")
+    out, err = process.communicate(timeout=30)
+    assert (out, process.returncode) == (b"", 4)
+    assert err.decode() == (
+        "gibil: the connection to m was lost, and the command was stopped; "
+        "what has to outlive its connection: gibil run m COMMAND --background\n"
+    )
+    assert line.gibil("run", "m", f"pgrep -f 'slee[p] {mark}'").stdout == ""
+
+
+def when_the_machine_is_gone_following_ends_with_one_line(hetzner: Cloud, line: CommandLine) -> None:
+    job = line.json("run", "m", "echo up; sleep 600", "--background")["job_id"]
+    following = line.start("logs", "m", job, "-f")
+    running = line.start("run", "m", "echo up; sleep 600")
+    for process in (following, running):
+        read_until(process, b"up\n")
+    burning = threading.Thread(target=lambda: line.json("destroy", "m"))
+    burning.start()
+    said = [process.communicate(timeout=30)[1].decode().splitlines()[-1] for process in (following, running)]
+    burning.join()
+    gone = "machine m is gone: somebody burned it, or its time was up"
+    assert [process.returncode for process in (following, running)] == [4, 4]
+    assert said == [f"gibil: {gone}", f"gibil: {gone}; the command's end is not known"]

@@ -1,0 +1,211 @@
+"""`kill -9` of `gibil create` before it told of its machine: the next command burns what is half made, and offers the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.doubles.cloud import Cloud, cloud
+from tests.doubles.commandline import CommandLine, command_line
+from tests.doubles.hetzner_routes import Fault
+from tests.doubles.machines import shared_folder
+from tests.doubles.terminal import read_descriptor
+
+WAITS = {".gibil.yml": "tasks: [{name: waits, run: sleep 600}]\n"}
+
+
+@pytest.fixture
+def line(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, local_machines: None) -> Iterator[CommandLine]:
+    with command_line(tmp_path, shared_folder(tmp_path_factory)) as line:
+        yield line
+
+
+@pytest.fixture
+def hetzner() -> Iterator[Cloud]:
+    """Servers that never boot: SSH never answers."""
+    with cloud() as hetzner:
+        yield hetzner
+
+
+@pytest.fixture
+def at_hetzner(hetzner: Cloud, tmp_path: Path) -> Iterator[CommandLine]:
+    line = CommandLine(tmp_path, hetzner.settings)
+    line.here.mkdir()
+    yield line
+    line.end()
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Of the double's state, which another thread changes."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """With everything it started, as the end of a container does."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=20)
+
+
+def said_of_the_dead(line: CommandLine, *arguments: str) -> str:
+    done = line.gibil(*(arguments or ("list",)))
+    assert done.returncode == 0, done.stderr
+    return "".join(row for row in done.stderr.splitlines(keepends=True) if "there are no machines" not in row)
+
+
+def records(line: CommandLine) -> list[Path]:
+    return list((line.data_dir / "makings").iterdir())
+
+
+def stop_while_the_code_is_sent(line: CommandLine) -> Callable[[int], None]:
+    """From now on `git bundle` waits for ever; the function returns when so many do. The machine is forged by then."""
+    fifo = line.folder / "bundles"
+    os.mkfifo(fifo)
+    shim = line.folder / "bin" / "git"
+    shim.write_text(
+        f'#!/bin/sh\ncase " $* " in *" bundle "*) echo here >{fifo}; exec sleep 600 ;; esac\nexec {shutil.which("git")} "$@"\n'
+    )
+    shim.chmod(0o755)
+
+    def wait(count: int) -> None:
+        pipe = os.open(fifo, os.O_RDWR)  # and not for reading alone: the writers come and go
+        try:
+            for _ in range(count):
+                read_descriptor(pipe, b"here\n", len("here\n"))
+        finally:
+            os.close(pipe)
+
+    return wait
+
+
+def test_a_machine_that_was_half_made_is_burned_by_the_next_command_which_says_so(line: CommandLine) -> None:
+    line.repository("project", WAITS)
+    line.json("create", "--name", "warm")
+    assert records(line) == []
+    waits = stop_while_the_code_is_sent(line)
+    process = line.start("create", "--name", "lost", "--repo", "project")
+    waits(1)
+    (record,) = records(line)
+    assert said_of_the_dead(line) == "", "its maker lives"
+    assert {view["name"] for view in line.json("list")} == {"warm", "lost"}
+    content = record.read_bytes()
+    kill(process)
+    assert said_of_the_dead(line) == "gibil: burned lost: a `gibil create` that was killed left it half made\n"
+    assert said_of_the_dead(line) == ""
+    assert ([view["name"] for view in line.json("list")], records(line)) == (["warm"], [])
+
+    line.json("create", "--name", "lost")
+    record.write_bytes(content)  # as if two had come by, and one was slow
+    assert said_of_the_dead(line) == "", "another machine of the same name is not the one that was lost"
+    assert line.gibil("run", "lost", "true").returncode == 0
+
+
+def test_a_fleet_that_was_not_whole_yet_goes_as_a_whole_and_its_names_are_free_at_once(line: CommandLine) -> None:
+    line.repository("project", WAITS)
+    waits = stop_while_the_code_is_sent(line)
+    process = line.start("create", "--fleet", "2", "--name", "lost", "--repo", "project")
+    waits(2)
+    kill(process)
+    again = line.gibil("create", "--name", "lost-1", "--json")
+    assert again.returncode == 0, again.stderr
+    told = [row for row in again.stderr.splitlines() if "burned" in row]
+    assert sorted(told) == [f"gibil: burned lost-{n}: a `gibil create` that was killed left it half made" for n in (1, 2)]
+    assert ([view["name"] for view in line.json("list")], records(line)) == (["lost-1"], [])
+
+
+def test_a_machine_that_was_made_is_offered_once_or_taken_by_its_name(line: CommandLine) -> None:
+    line.repository("project", WAITS)
+    for name in ("offered", "taken", "burned"):
+        process = line.start("create", "--name", name, "--repo", "project", "--wait", "tasks", "--json")
+        assert process.stderr is not None
+        while b"=== waits" not in process.stderr.readline():
+            assert process.poll() is None
+        assert said_of_the_dead(line) == "", "its maker lives"
+        kill(process)
+        assert len(records(line)) == 1
+        if name == "offered":
+            offer = said_of_the_dead(line)
+            assert offer == (
+                "gibil: offered was made by a `gibil create` that ended before it could say so: "
+                "use it (gibil ssh offered), or burn it (gibil destroy offered)\n"
+            )
+        elif name == "taken":
+            assert line.gibil("run", "taken", "test -e /root/.gibil-ready").returncode == 0
+        else:
+            line.json("destroy", "burned")
+        assert said_of_the_dead(line) == ""
+        assert records(line) == []
+    assert {view["name"] for view in line.json("list")} == {"offered", "taken"}
+
+
+def test_a_machine_whose_name_nobody_reads_is_offered(line: CommandLine) -> None:
+    done = line.bash("gibil create --name unread --json | true; echo ${PIPESTATUS[0]}")
+    assert done.stdout == "141\n"
+    assert "gibil ssh unread" in said_of_the_dead(line)
+
+
+def test_what_the_keeper_was_asked_for_when_its_maker_was_killed_is_burned(line: CommandLine) -> None:
+    line.json("create", "--name", "warm")
+    keeper = json.loads((line.home.local / "keeper.json").read_text())
+    connections = len(socket_users(keeper["socket"]))
+    os.kill(keeper["pid"], signal.SIGSTOP)
+    try:
+        process = line.start("create", "--name", "asked")
+        until(lambda: len(socket_users(keeper["socket"])) > connections, "it asks the keeper")
+        kill(process)
+    finally:
+        os.kill(keeper["pid"], signal.SIGCONT)
+    until(lambda: (line.home.machines / "asked" / "machine.json").exists(), "the keeper does what it was asked for")
+    assert said_of_the_dead(line) == "gibil: burned asked: a `gibil create` that was killed left it half made\n"
+    assert [path.name for path in line.home.machines.iterdir()] == ["warm"]
+
+
+def socket_users(path: str) -> list[str]:
+    """Connections to a listening Unix socket, accepted or not."""
+    return [row for row in Path("/proc/net/unix").read_text().splitlines() if row.endswith(path)]
+
+
+@pytest.mark.parametrize("moment", ["made, but nobody heard", "asked for", "booting"])
+def test_a_server_whose_maker_was_killed_is_burned(hetzner: Cloud, at_hetzner: CommandLine, moment: str) -> None:
+    double, line = hetzner.double, at_hetzner
+    answer = asyncio.Event()
+    if moment == "made, but nobody heard":
+        double.api.faults.append(Fault("POST", "/servers", after=True, hang=answer))
+    elif moment == "asked for":
+        double.api.faults.append(Fault("POST", "/servers", late=True, hang=answer))
+    process = line.start("create", "--name", "lost")
+    if moment == "asked for":
+        until(lambda: "POST /servers" in [call for call, _body in double.api.bodies], "the server is asked for")
+    elif moment == "made, but nobody heard":
+        until(lambda: double.state.servers, "the server is made")
+    else:
+        assert process.stderr is not None
+        while b"forged lost" not in process.stderr.readline():
+            assert process.poll() is None
+        assert said_of_the_dead(line) == "", "its maker lives"
+    assert hetzner.names == (set() if moment == "asked for" else {"lost"})
+    kill(process)
+    if moment == "asked for":
+        assert said_of_the_dead(line) == "", "it is not there yet"
+
+        async def go_on() -> None:
+            answer.set()
+
+        hetzner.do(go_on())
+        until(lambda: double.state.servers, "the server is made after all")
+    other = CommandLine(line.folder / "other", hetzner.settings)
+    other.here.mkdir(parents=True)
+    assert said_of_the_dead(other) == "", "another computer has no part in it"
+    assert said_of_the_dead(line) == "gibil: burned lost: a `gibil create` that was killed left it half made\n"
+    assert (hetzner.names, double.state.primary_ips, records(line)) == (set(), {}, [])

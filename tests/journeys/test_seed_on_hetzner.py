@@ -1,0 +1,99 @@
+"""The seed's contract on cloud servers that really boot: the same shell examples, the same commands, the same keys."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.contracts import seed_examples as seed
+from tests.doubles.cloud import Cloud, cloud
+from tests.doubles.commandline import CommandLine, command_line
+from tests.doubles.hetzner_guests import Image
+from tests.doubles.machines import shared_folder
+from tests.doubles.terminal import Terminal
+
+
+@pytest.fixture
+def hetzner(hetzner_image: Image, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    with cloud(tmp_path / "cloud", shared_folder(tmp_path_factory), hetzner_image) as hetzner:
+        yield hetzner
+
+
+@pytest.fixture
+def line(hetzner: Cloud, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
+    with command_line(tmp_path, shared_folder(tmp_path_factory), hetzner.settings) as line:
+        yield line
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not installed: apt-get install jq")
+def test_what_the_seed_writes_works_as_written_on_cloud_servers(hetzner: Cloud, line: CommandLine) -> None:
+    """One story of six servers: each takes seconds to boot, so they boot side by side."""
+    project = line.repository("project", seed.PROJECT)
+    line.git(line.here, "clone", "-q", str(project), "work")
+
+    def branch() -> str:
+        done = line.bash("cd work && gibil branch main --ttl 10 --run 'git log --oneline | wc -l' --json")
+        assert done.returncode == 0, done.stderr
+        view = json.loads(done.stdout)
+        seed.check_created(view, "hetzner")
+        assert view["run"] == {"stdout": "1\n", "stderr": "", "exit_code": 0}
+        return str(view["name"])
+
+    with ThreadPoolExecutor() as threads:
+        agent = threads.submit(line.bash, seed.FORGE_AND_USE)
+        parallel = threads.submit(line.bash, seed.PARALLEL_AGENTS, AGENTS="2", FLEET="2")
+        flaky = threads.submit(branch)
+        assert succeeded(agent.result()) == ["package.json"]
+        work_on_the_agents_machine(hetzner, line, project)
+        errors = line.bash(seed.ERROR_PATH, NAME=flaky.result())
+        assert [text for text in errors.stdout.splitlines() if text] == seed.told_of_errors(flaky.result())
+        assert succeeded(parallel.result()) == ["agent-1", "agent-2", "fleet-1", "fleet-2"]
+    servers = {server["name"]: server for server in hetzner.double.state.servers.values()}
+    made = [json.loads((line.here / f"created-{n}").read_text()) for n in (1, 2)]
+    fleet = json.loads((line.here / "fleet").read_text())
+    assert fleet.keys() == {"fleet_id", "instances"}
+    for view in (*made, *fleet["instances"]):
+        seed.check_created(view, "hetzner")
+        server = servers[view["name"]]
+        assert (view["server_id"], view["ip"], view["port"]) == (server["id"], server["public_net"]["ipv4"]["ip"], 22)
+        assert view["ssh_key_id"] is None, "the key of the project opens nothing, and is not the machine's"
+        assert view["cost"].keys() == {"so_far", "hourly", "currency"}
+    *listed, burned = succeeded(line.bash(seed.BURN))
+    assert (set(listed), burned) == ({"agent-task", *servers}, "destroyed")
+    *ran, fleet_size, first, second, left = succeeded(line.bash(seed.THE_END_OF_ALL, AGENTS="2"))
+    assert (ran, fleet_size, first, second, left) == (["1", "2"], "2", "true", "true", "0")
+    assert (hetzner.double.state.servers, hetzner.double.state.primary_ips) == ({}, {})
+
+
+def succeeded(done: subprocess.CompletedProcess[str]) -> list[str]:
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def work_on_the_agents_machine(hetzner: Cloud, line: CommandLine, project: Path) -> None:
+    server = next(each for each in hetzner.double.state.servers.values() if each["name"] == "agent-task")
+    created = next(view for view in line.json("list") if view["name"] == "agent-task")
+    assert (created["server_id"], created["ttl"]) == (server["id"], 20)
+    assert created["cost"].keys() == {"so_far", "hourly", "currency"}
+    seed.check_what_works_on_a_machine(line, "agent-task", created, repo=str(project))
+    ran = line.gibil("run", "agent-task", "cat /etc/gibil/expires-at; echo said >&2; exit 3", "--json")
+    told = json.loads(ran.stdout)
+    assert (ran.returncode, told["exit_code"], told["stderr"]) == (3, 3, "said\n")
+    assert abs(int(told["stdout"]) - time.time() - 30 * 60) < 60, "it powers itself off at its new hour"
+    terminal = Terminal(line, "ssh", "agent-task")
+    try:
+        terminal.type("PS1='# '; stty size; tty; test -w /dev/tty && echo lo''gged in as $(whoami)\n")
+        shown = terminal.until("logged in as root")
+        assert "30 90" in shown
+        assert "/dev/pts/" in shown
+        terminal.type("exit 5\n")
+        assert terminal.wait() == 5
+    finally:
+        terminal.close()
