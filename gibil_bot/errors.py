@@ -89,6 +89,10 @@ class SSHError(GibilError):
     exit_status = 4
 
 
+class AnotherHost(SSHError):
+    """What answers there does not show the host key that is pinned. Nobody logged in."""
+
+
 class GitHubError(GibilError):
     """GitHub refused, or could not be reached."""
 

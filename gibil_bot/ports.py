@@ -44,7 +44,8 @@ class Provider(Protocol):
         """Forge. Idempotent on `spec.name`: called again with the same spec it finds the first machine.
 
         Returns when the machine exists, which may be before SSH answers. When it raises or is cancelled, either
-        nothing exists or `destroy(spec.name)` removes it. Raises Unavailable, NameTaken, ProviderError.
+        nothing exists or `destroy(spec.name)` removes it. Where others can read what the machine is told at its boot, it
+        boots with `spec.first_host_key`, and `endpoint.first_host_key` says so. Raises Unavailable, NameTaken, ProviderError.
         """
 
     async def get(self, name: str) -> Machine | None:
@@ -71,6 +72,10 @@ class Provider(Protocol):
 
 class Shell(Protocol):
     """One open SSH connection to one machine. Any method raises MachineLost when the connection is gone."""
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the connection is known to be gone: nothing can be asked through it any more."""
 
     async def run(
         self,

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gibil_bot.config import Settings
+from gibil_bot.config import Secret, Settings
 from gibil_bot.machines.keyring import Keyring, ProjectKeyring
 from gibil_bot.machines.lifecycle import Forge
 from gibil_bot.machines.reach import script_runner
@@ -27,6 +27,7 @@ from gibil_bot.model import Endpoint
 from gibil_bot.ports import Provider, Shell, Store
 
 if TYPE_CHECKING:
+    from gibil_bot.github.pull_requests import PullRequests
     from gibil_bot.planning.services import Grounds
 
 log = logging.getLogger("gibil")
@@ -78,6 +79,13 @@ def open_provider(settings: Settings) -> Provider:
 def open_forge(settings: Settings) -> Forge:
     """Who forges here, and the keys to what is forged."""
     return Forge(provider=open_provider(settings), keyring=open_keyring(settings), connect_shell=connect_shell)
+
+
+def open_pull_requests(settings: Settings, token: Secret, token_from: str) -> PullRequests:
+    """Pull requests in the name of the person whose token it is."""
+    from gibil_bot.github.pull_requests import PullRequests
+
+    return PullRequests(settings.github_url, token, token_from)
 
 
 def service_grounds(settings: Settings) -> Grounds:

@@ -64,13 +64,29 @@ def create(
     gibil create --fleet 5 --size medium --env CI=1
     """
     from gibil_bot.sandbox import words
+
+    given = words.environment(env)
+    if repo is None and branch is None:  # with a repository there is more that may be refused, and git takes longer anyway
+        _begin(name, ttl, size, provider)
     from gibil_bot.sandbox.order import Order
 
     order = Order(
         name=name, repo=repo, branch=branch, ttl=ttl, size=size, server_type=server_type, location=location, image=image,
-        env=words.environment(env),
+        env=given,
     )  # fmt: skip
     sys.exit(run_async(_create(order, fleet, provider, wait, as_json)))
+
+
+def _begin(name: str | None, ttl: str | None, size: str | None, provider: str | None) -> None:
+    """What forging waits for comes up while we read what else we need. Raises UsageError, ConfigurationError."""
+    from gibil_bot.config import load_settings
+    from gibil_bot.machines import haste
+    from gibil_bot.sandbox import words
+
+    settings = load_settings()
+    words.check(name=name, ttl=ttl, size=size, max_ttl_s=settings.max_ttl_s)
+    if provider in (None, settings.provider):
+        haste.begin(settings)
 
 
 async def _create(order: Order, fleet: int | None, provider: str | None, wait: str | None, as_json: bool) -> int:

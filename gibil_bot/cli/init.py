@@ -1,7 +1,8 @@
-"""`gibil init`: what the command line should know from now on, in a file that only its owner reads."""
+"""`gibil init`: what the command line should know from now on, in a file that only its owner reads; and agents know of it."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import secrets
@@ -24,21 +25,23 @@ if TYPE_CHECKING:
 @click.option("--provider", metavar="NAME", help="Who forges machines: local or hetzner.  [default: local]")
 @click.option("--token", metavar="TOKEN", help="The provider's API token; `-` reads it from stdin, unseen by others.")
 @click.option("--add", is_flag=True, help="Keep the default provider as it is: this one is there, too.")
+@click.option("--no-mcp", is_flag=True, help="Leave the MCP clients of this computer alone.")
 @json_option
-def init(provider: str | None, token: str | None, add: bool, as_json: bool) -> None:
-    """Save who forges machines, and the token for it.
+def init(provider: str | None, token: str | None, add: bool, no_mcp: bool, as_json: bool) -> None:
+    """Save who forges machines, and the token for it; register with MCP clients.
 
     The token is tried before it is saved. Everything goes to settings.json in GIBIL_DATA_DIR, which only you can read; what is
-    in the environment beats it.
+    in the environment beats it. `gibil mcp` is registered with the MCP clients that are on this computer (Claude Code, Claude
+    Desktop, Cursor, VS Code, Windsurf, Gemini CLI, Codex); their files keep everything else, and get no token.
 
     \b
     gibil init
     gibil init --provider hetzner --token - < token.txt
     """
-    sys.exit(run_async(_init(provider, token, add, as_json)))
+    sys.exit(run_async(_init(provider, token, add, no_mcp, as_json)))
 
 
-async def _init(provider: str | None, token: str | None, add: bool, as_json: bool) -> int:
+async def _init(provider: str | None, token: str | None, add: bool, no_mcp: bool, as_json: bool) -> int:
     from gibil_bot.sandbox.machines import TOKENS
     from gibil_bot.wiring import PROVIDERS
 
@@ -68,9 +71,24 @@ async def _init(provider: str | None, token: str | None, add: bool, as_json: boo
     say(f"{provider} works; machines are forged by {default}", sys.stderr)
     for name in overruled:
         say(f"{name} is set in the environment, too, and counts before what was saved", sys.stderr)
+    registrations = [] if no_mcp else await asyncio.to_thread(_register)
     if as_json:
-        print_json({"provider": provider, "default": default, "file": str(data_dir / SAVED), "saved": sorted(changed)})
+        view = {"provider": provider, "default": default, "file": str(data_dir / SAVED), "saved": sorted(changed)}
+        print_json({**view, "mcp": registrations})
     return 0
+
+
+def _register() -> list[dict[str, str]]:
+    """With every client that is here; says what became of it. What it cannot do is no failure: the rest is saved."""
+    from gibil_bot.cli.clients import clients, register
+    from gibil_bot.cli.mcp_entry import entry
+
+    done = [register(client, entry()) for client in clients(os.environ) if client.is_here]
+    for each in done:
+        say(each.sentence, sys.stderr)
+    if not done:
+        say("no MCP client was found here; gibil mcp --print-config prints what one needs", sys.stderr)
+    return [{"client": each.client, "file": str(each.file), "status": each.status, "note": each.note} for each in done]
 
 
 def _token(token: str | None, name: str, saved: dict[str, str]) -> str:

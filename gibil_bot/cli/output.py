@@ -76,6 +76,10 @@ def fail(error: BaseException, *, as_json: bool) -> int:
         return 141
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, click.exceptions.NoArgsIsHelpError) and not as_json:
+        with contextlib.suppress(OSError, AttributeError):
+            sys.stderr.write(f"{error.format_message()}\n")
+        return 2
     code, status, lines = _describe(error)
     if code == "OUTPUT":
         _drop_stdout()

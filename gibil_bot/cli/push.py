@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
-from gibil_bot.cli.machine import name_argument, opened, printed, provider_option, run_async
+from gibil_bot.cli.machine import name_argument, opened, printed, provider_option, run_async, settings_of
 from gibil_bot.cli.output import json_option, print_json, say
+
+if TYPE_CHECKING:
+    from gibil_bot.sandbox.commits import Commits
 
 
 @click.command()
@@ -20,7 +24,8 @@ def push(name: str, branch: str | None, with_workflows: bool, provider: str | No
     """Push the commits that were made on a machine, from here.
 
     The commits come off the machine as a bundle, are checked, and are pushed to the repository that the machine was forged
-    with, with your own credentials and never by force. The machine sees none of them.
+    with, with your own credentials and never by force. The machine sees none of them. Where git has none for GitHub, the token
+    in GH_TOKEN or GITHUB_TOKEN is used, or gh's.
 
     \b
     gibil push agent-task --branch agent/parser
@@ -28,14 +33,25 @@ def push(name: str, branch: str | None, with_workflows: bool, provider: str | No
     sys.exit(run_async(_push(name, branch, with_workflows, provider, as_json)))
 
 
+def say_pushed(found: Commits) -> None:
+    for subject in found.subjects:
+        say(f"  {printed(subject)}", sys.stderr)
+    amount = f"{counted(len(found.subjects), 'commit')}, {counted(len(found.files), 'file')}"
+    say(f"{amount}, pushed to {found.branch} of {found.url}", sys.stderr)
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 async def _push(name: str, branch: str | None, with_workflows: bool, provider: str | None, as_json: bool) -> int:
     from gibil_bot.sandbox import commits
 
-    async with opened(name, provider) as live, commits.take(live, branch, with_workflows=with_workflows) as found:
-        await commits.push(found)
-    for subject in found.subjects:
-        say(f"  {printed(subject)}", sys.stderr)
-    say(f"{len(found.subjects)} commits, {len(found.files)} files, pushed to {found.branch} of {found.url}", sys.stderr)
+    github_url = settings_of(provider).github_url
+    async with opened(name, provider) as live:
+        async with commits.take(live, branch, with_workflows=with_workflows, github_url=github_url) as found:
+            await commits.push(found)
+    say_pushed(found)
     if as_json:
         print_json(
             {

@@ -1,4 +1,4 @@
-"""Who is asking, and what they may: App JWTs really verified, installation tokens really scoped."""
+"""Who is asking, and what they may: App JWTs really verified, installation tokens and people's tokens really scoped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from gibil_bot.demo.state import PERMISSION_LEVELS, Repository, Token
+from gibil_bot.demo.state import PERMISSION_LEVELS, ROLES, PersonalToken, Repository, Token
 from gibil_bot.demo.world import World
 
 DOCUMENTATION = "https://docs.github.com/rest"
@@ -39,15 +39,18 @@ class Refusal(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """`kind` is anonymous, app or installation; only the last has a token."""
+    """`kind` is anonymous, app, installation (which has a `token`) or user (a person, with a token that is `personal`)."""
 
     kind: str
     token: Token | None = None
+    personal: PersonalToken | None = None
 
     @property
     def rate_key(self) -> str:
-        """Rate limits count per installation, and per App for JWTs.
+        """Rate limits count per installation, per person, and per App for JWTs.
         https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api"""
+        if self.personal is not None:
+            return f"user ID {self.personal.user.id}"
         return f"installation:{self.token.installation_id}" if self.token else self.kind
 
 
@@ -73,6 +76,11 @@ def identify(world: World, public_key: rsa.RSAPublicKey, authorization: str | No
         if token.revoked or token.expires_at <= world.now() or token.installation_id not in world.installations:
             raise Refusal(401, "Bad credentials")
         return Caller("installation", token)
+    personal = world.personal_tokens.get(credential)
+    if personal is not None:
+        if personal.revoked:
+            raise Refusal(401, "Bad credentials")
+        return Caller("user", personal=personal)
     if credential.count(".") == 2 and not credential.startswith("ghs_"):
         _check_jwt(world, public_key, credential)
         return Caller("app")
@@ -126,7 +134,18 @@ def covers(token: Token, repository: Repository) -> bool:
     return belongs and (token.repository_ids is None or repository.id in token.repository_ids)
 
 
-def allows(token: Token, permission: str, level: str) -> bool:
+def sees(personal: PersonalToken, repository: Repository) -> bool:
+    """The person can read the repository, and the token is for it."""
+    chosen = personal.repository_ids is None or repository.id in personal.repository_ids
+    return chosen and repository.role_of(personal.user.login) != "none"
+
+
+def may_write(personal: PersonalToken, repository: Repository) -> bool:
+    """https://docs.github.com/en/organizations/managing-user-access-to-your-organizations-repositories/managing-repository-roles/repository-roles-for-an-organization"""
+    return ROLES[repository.role_of(personal.user.login)] in ("write", "admin")
+
+
+def allows(token: Token | PersonalToken, permission: str, level: str) -> bool:
     held = token.permissions.get(permission, "none")
     return PERMISSION_LEVELS.index(held) >= PERMISSION_LEVELS.index(level)
 
@@ -139,7 +158,7 @@ def find_repository(world: World, caller: Caller, full_name: str, *needs: tuple[
     Public repositories can be read by anybody.
     """
     repository = world.repositories.get(full_name.lower())
-    covered = repository is not None and caller.token is not None and covers(caller.token, repository)
+    covered = repository is not None and _covered(caller, repository)
     if repository is None or (repository.private and not covered):
         raise Refusal(404, "Not Found")
     reading = all(level == "read" for _, level in needs)
@@ -147,8 +166,19 @@ def find_repository(world: World, caller: Caller, full_name: str, *needs: tuple[
         return repository
     if caller.kind == "anonymous":
         raise Refusal(401, "Requires authentication")
-    if not covered or caller.token is None or not any(allows(caller.token, *need) for need in needs):
+    token = caller.token or caller.personal
+    if not covered or token is None or not any(allows(token, *need) for need in needs):
         accepted = "; ".join(f"{permission}={level}" for permission, level in needs)
         headers = {"X-Accepted-GitHub-Permissions": accepted}
-        raise Refusal(403, "Resource not accessible by integration", headers=headers)
+        who = "personal access token" if caller.personal else "integration"
+        raise Refusal(403, f"Resource not accessible by {who}", headers=headers)
+    if repository.archived and not reading:
+        # https://docs.github.com/en/repositories/archiving-a-github-repository/archiving-repositories
+        raise Refusal(403, "Repository was archived so is read-only.")
     return repository
+
+
+def _covered(caller: Caller, repository: Repository) -> bool:
+    if caller.personal is not None:
+        return sees(caller.personal, repository)
+    return caller.token is not None and covers(caller.token, repository)

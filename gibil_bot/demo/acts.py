@@ -5,10 +5,7 @@ People (the Python and the control API) and the App (the REST API) act through t
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 
 from gibil_bot.demo import payloads, payloads_checks
 from gibil_bot.demo.git_store import Files, GitStore
@@ -22,13 +19,9 @@ from gibil_bot.demo.state import (
     PullRequest,
     Reaction,
     Repository,
-    Token,
     User,
 )
 from gibil_bot.demo.world import World
-
-TOKEN_LIFE = timedelta(hours=1)
-"""https://docs.github.com/en/apps/creating-github-apps/authenticating-with-a-github-app/generating-an-installation-access-token-for-a-github-app"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +43,6 @@ def install(hub: Hub, account: User) -> Installation:
     world.installations[new.id] = new
     world.touch()
     return new
-
-
-def mint_token(
-    hub: Hub, installation: Installation, permissions: Mapping[str, str], ids: Sequence[int] | None, *, stateless: bool
-) -> Token:
-    """A token of one hour. Stateless ones are about 520 characters with dots in them, to be forced with a header:
-    https://github.blog/changelog/2026-05-15-github-app-installation-tokens-per-request-override-header"""
-    world = hub.world
-    if stateless:
-        # The payload is opaque to everybody but GitHub: random text of the right shape.
-        value = f"ghs_{world.app_id}_{secrets.token_urlsafe(27)}.{secrets.token_urlsafe(90)}.{secrets.token_urlsafe(256)}"
-    else:
-        value = "ghs_" + secrets.token_hex(18)
-    chosen = frozenset(ids) if ids is not None else None
-    token = Token(value, installation.id, dict(permissions), chosen, world.now() + TOKEN_LIFE)
-    world.tokens[value] = token
-    world.touch()
-    return token
 
 
 # --- commits and pull requests ----------------------------------------------------------------------------------
@@ -131,14 +106,24 @@ def open_issue(hub: Hub, repository: Repository, author: User, title: str, body:
 
 
 async def open_pull_request(
-    hub: Hub, home: Repository, head: Repository, branch: str, author: User, *, title: str, body: str, draft: bool
+    hub: Hub,
+    home: Repository,
+    head: Repository,
+    branch: str,
+    author: User,
+    *,
+    title: str,
+    body: str,
+    draft: bool,
+    base: str | None = None,
 ) -> PullRequest:
-    """From a branch that exists in `head` (the repository itself or a fork of it) to the default branch."""
+    """From a branch that exists in `head` (the repository itself or a fork of it) to `base`, or to the default branch."""
     now = hub.world.now()
+    base = base or home.default_branch
     head_sha = await hub.git.resolve(head.full_name, f"refs/heads/{branch}")
-    base_sha = await hub.git.resolve(home.full_name, f"refs/heads/{home.default_branch}")
+    base_sha = await hub.git.resolve(home.full_name, f"refs/heads/{base}")
     if head_sha is None or base_sha is None:
-        raise KeyError(f"{head.full_name} has no branch {branch}, or {home.full_name} no {home.default_branch}")
+        raise KeyError(f"{head.full_name} has no branch {branch}, or {home.full_name} no {base}")
     pull = PullRequest(
         hub.world.new_id(),
         _next_number(home),
@@ -150,7 +135,7 @@ async def open_pull_request(
         head_repository=head,
         head_ref=branch,
         head_sha=head_sha,
-        base_ref=home.default_branch,
+        base_ref=base,
         base_sha=base_sha,
         draft=draft,
         maintainer_can_modify=head is not home,

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gibil_bot.demo import acts, payloads, rest
+from gibil_bot.demo import payloads, rest, tokens
 from gibil_bot.demo.access import Refusal
 from gibil_bot.demo.state import PERMISSION_LEVELS, HookDelivery, Installation
 
@@ -52,7 +52,7 @@ async def create_token(request: Request) -> Response:
     ids = _chosen_repositories(request, installation, wanted)
     permissions = _chosen_permissions(installation, wanted)
     stateless = request.headers.get("x-github-stateless-s2s-token", "") == "enabled"
-    token = acts.mint_token(hub, installation, permissions, ids, stateless=stateless)
+    token = tokens.mint_token(hub, installation, permissions, ids, stateless=stateless)
     return rest.answer(payloads.token(hub.world, token), 201)
 
 

@@ -1,4 +1,4 @@
-"""Endpoints of a repository: itself, who may do what, its pull requests, its files."""
+"""Endpoints of a repository: itself, who may do what, its files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starlette.routing import Route
 from gibil_bot.demo import payloads, rest
 from gibil_bot.demo.access import Refusal
 from gibil_bot.demo.git_store import TreeEntry
-from gibil_bot.demo.state import ROLES, PullRequest, Repository
+from gibil_bot.demo.state import ROLES, Repository
 
 LARGEST_INLINE = 1024 * 1024
 """Above it the JSON of a file holds no content: https://docs.github.com/en/rest/repos/contents#get-repository-content"""
@@ -30,7 +30,7 @@ async def get_permission(request: Request) -> Response:
     `permission` knows admin, write, read and none (maintain → write, triage → read); `role_name` is the finer word.
     """
     repository = rest.repository(request, ("metadata", "read"))
-    if rest.caller(request).token is None:
+    if rest.caller(request).kind in ("anonymous", "app"):
         raise Refusal(401, "Requires authentication")
     world = rest.hub(request).world
     login = request.path_params["login"]
@@ -39,61 +39,6 @@ async def get_permission(request: Request) -> Response:
         raise Refusal(404, f"{login} is not a user")
     role = repository.role_of(login)
     return rest.answer({"permission": ROLES[role], "role_name": role, "user": payloads.user(world, user)})
-
-
-async def list_pull_requests(request: Request) -> Response:
-    """https://docs.github.com/en/rest/pulls/pulls#list-pull-requests: open ones, newest first, unless told otherwise."""
-    repository = rest.repository(request, ("pull_requests", "read"))
-    query = request.query_params
-    state, head, base = query.get("state", "open"), query.get("head"), query.get("base")
-    found = [
-        pull
-        for pull in repository.pull_requests()
-        if state in ("all", pull.state) and (not base or pull.base_ref == base) and (not head or _label(pull) == head)
-    ]
-    moment_of = (lambda pull: pull.updated_at) if query.get("sort") == "updated" else (lambda pull: pull.created_at)
-    found.sort(key=moment_of, reverse=query.get("direction", "desc") != "asc")
-    return _pulls(request, repository, found)
-
-
-async def get_pull_request(request: Request) -> Response:
-    """https://docs.github.com/en/rest/pulls/pulls#get-a-pull-request"""
-    repository = rest.repository(request, ("pull_requests", "read"))
-    found = repository.issues.get(request.path_params["number"])
-    if not isinstance(found, PullRequest):
-        raise Refusal(404, "Not Found")
-    return rest.answer(payloads.pull_request(rest.hub(request).world, repository, found))
-
-
-async def list_pull_requests_of_commit(request: Request) -> Response:
-    """https://docs.github.com/en/rest/commits/commits#list-pull-requests-associated-with-a-commit
-
-    Pull requests from forks are not found (google/go-github#2241, quarkusio/pt.quarkus.io#389).
-    """
-    repository = rest.repository(request, ("pull_requests", "read"))
-    git = rest.hub(request).git
-    sha = await git.resolve(repository.full_name, request.path_params["ref"])
-    if sha is None:
-        raise Refusal(422, f"No commit found for SHA: {request.path_params['ref']}")
-    found = []
-    for pull in repository.pull_requests():
-        if pull.state != "open" or pull.head_repository is not repository:
-            continue
-        inside = await git.is_ancestor(repository.full_name, sha, pull.head_sha)
-        if inside and not await git.is_ancestor(repository.full_name, sha, pull.base_sha):
-            found.append(pull)
-    return _pulls(request, repository, found)
-
-
-def _pulls(request: Request, repository: Repository, found: list[PullRequest]) -> Response:
-    world = rest.hub(request).world
-    shown, headers = rest.page(request, found)
-    return rest.answer([payloads.pull_request(world, repository, pull) for pull in shown], headers=headers)
-
-
-def _label(pull: PullRequest) -> str:
-    owner = pull.head_repository.owner if pull.head_repository else pull.author
-    return f"{owner.login}:{pull.head_ref}"
 
 
 async def get_contents(request: Request) -> Response:
@@ -140,9 +85,6 @@ def _entry(request: Request, repository: Repository, ref: str, entry: TreeEntry)
 ROUTES = [
     Route("/repos/{owner}/{name}", get_repository),
     Route("/repos/{owner}/{name}/collaborators/{login}/permission", get_permission),
-    Route("/repos/{owner}/{name}/pulls", list_pull_requests),
-    Route("/repos/{owner}/{name}/pulls/{number:int}", get_pull_request),
-    Route("/repos/{owner}/{name}/commits/{ref}/pulls", list_pull_requests_of_commit),
     Route("/repos/{owner}/{name}/contents", get_contents),
     Route("/repos/{owner}/{name}/contents/{path:path}", get_contents),
 ]

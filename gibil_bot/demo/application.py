@@ -7,7 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gibil_bot.demo import api_app, api_checks, api_issues, api_repositories, control, git_http, rest
+from gibil_bot.demo import api_app, api_checks, api_issues, api_pulls, api_repositories, control, git_http, rest
 from gibil_bot.demo.access import Refusal
 from gibil_bot.demo.acts import Hub
 
@@ -19,6 +19,7 @@ def application(hub: Hub) -> Starlette:
         *api_app.ROUTES,
         *api_checks.ROUTES,
         *api_issues.ROUTES,
+        *api_pulls.ROUTES,
         *api_repositories.ROUTES,
     ]
     app = Starlette(routes=routes, exception_handlers={Refusal: _refused, HTTPException: _not_found})

@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from gibil_bot.demo import acts, rest
-from gibil_bot.demo.access import Refusal, find_repository
+from gibil_bot.demo.access import Refusal, find_repository, may_write
 from gibil_bot.demo.git_store import git_environment
 from gibil_bot.demo.state import Repository
 
@@ -68,7 +68,7 @@ async def serve(request: Request) -> Response:
             answer, _ = await asyncio.wait_for(process.communicate(asked), 60)
         finally:
             await _end(process)
-        await acts.after_push(rest.hub(request), repository, rest.hub(request).world.bot)
+        await acts.after_push(rest.hub(request), repository, rest.actor(request))
         return Response(answer, headers=headers)
     return StreamingResponse(_stream(process, asked), headers=headers)
 
@@ -76,7 +76,11 @@ async def serve(request: Request) -> Response:
 def _repository(request: Request, service: str) -> Repository | Response:
     full_name = f"{request.path_params['owner']}/{request.path_params['name']}"
     try:
-        return find_repository(rest.hub(request).world, rest.caller(request), full_name, _NEEDS[service])
+        repository = find_repository(rest.hub(request).world, rest.caller(request), full_name, _NEEDS[service])
+        personal = rest.caller(request).personal
+        if personal is not None and service == "git-receive-pack" and not may_write(personal, repository):
+            raise Refusal(403, "Forbidden")
+        return repository
     except Refusal as refusal:
         if rest.caller(request).kind == "anonymous":
             return unauthorized()

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from gibil_bot.demo import acts, payloads
+from gibil_bot.demo import acts, payloads, tokens
 from gibil_bot.demo.acts import Hub
 from gibil_bot.demo.application import application
 from gibil_bot.demo.faults import Faults
@@ -111,6 +111,12 @@ class GitHubDouble(Sight):
             token.revoked = True
         self.world.touch()
         return len(live)
+
+    def personal_token(
+        self, login: str, *, permissions: Mapping[str, str] | None = None, only: Sequence[str] | None = None
+    ) -> str:
+        """A token of that person, for all that they can see or for the repositories `only`."""
+        return tokens.personal_token(self._hub, self.world.add_user(login), permissions, only)
 
     # --- people and repositories --------------------------------------------------------------------------------
 

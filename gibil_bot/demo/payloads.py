@@ -116,7 +116,7 @@ def repository(world: World, it: Repository) -> Json:
         "git_url": f"{world.url}/{it.full_name}.git",
         "ssh_url": "",
         "default_branch": it.default_branch,
-        "archived": False,
+        "archived": it.archived,
         "disabled": False,
         "created_at": moment(it.created_at),
         "statuses_url": f"{api}/statuses/{{sha}}",

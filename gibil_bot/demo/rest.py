@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from gibil_bot.demo.access import DOCUMENTATION, Caller, Refusal, find_repository
 from gibil_bot.demo.acts import Hub
 from gibil_bot.demo.payloads import Json
-from gibil_bot.demo.state import Installation, Repository
+from gibil_bot.demo.state import Installation, Repository, User
 
 T = TypeVar("T")
 
@@ -34,6 +34,12 @@ def repository(request: Request, *needs: tuple[str, str]) -> Repository:
     """The repository of the path, for a caller who has one of these (permission, level)."""
     name = f"{request.path_params['owner']}/{request.path_params['name']}"
     return find_repository(hub(request).world, caller(request), name, *needs)
+
+
+def actor(request: Request) -> User:
+    """In whose name a change is made: the person whose token it is, else the App's bot."""
+    personal = caller(request).personal
+    return personal.user if personal is not None else hub(request).world.bot
 
 
 def installation(request: Request) -> Installation:

@@ -30,6 +30,8 @@ DEFAULT_PERMISSIONS: Mapping[str, str] = {
     "issues": "write",
     "pull_requests": "write",
 }
+PERSONAL_PERMISSIONS: Mapping[str, str] = {"metadata": "read", "contents": "write", "pull_requests": "write"}
+"""What a person's token for pushing and for pull requests is given."""
 
 
 @dataclass(slots=True)
@@ -57,6 +59,9 @@ class Repository:
     default_branch: str
     installation_id: int | None
     parent: Repository | None = None
+    archived: bool = False
+    drafts: bool = True
+    """Whether pull requests can be drafts; private repositories of free accounts have none."""
     roles: dict[str, str] = field(default_factory=dict)
     """Lower-case login → role, a key of ROLES."""
     issues: dict[int, Issue] = field(default_factory=dict)
@@ -175,6 +180,18 @@ class Token:
 
 
 @dataclass(slots=True)
+class PersonalToken:
+    """Of a person, and never worth more than the person may. Permissions as those of fine-grained tokens."""
+
+    value: str = field(repr=False)
+    user: User
+    permissions: dict[str, str]
+    repository_ids: frozenset[int] | None = None
+    """None: every repository that the person can see."""
+    revoked: bool = False
+
+
+@dataclass(slots=True)
 class HookDelivery:
     """One attempt to hand one webhook over."""
 
@@ -200,7 +217,7 @@ class HookDelivery:
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
-    """One request that the double answered. `caller` is app, installation, anonymous or refused."""
+    """One request that the double answered. `caller` is app, installation, user, anonymous or refused."""
 
     method: str
     path: str

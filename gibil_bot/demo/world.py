@@ -12,7 +12,17 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-from gibil_bot.demo.state import CheckRun, Comment, HookDelivery, Installation, Repository, RequestRecord, Token, User
+from gibil_bot.demo.state import (
+    CheckRun,
+    Comment,
+    HookDelivery,
+    Installation,
+    PersonalToken,
+    Repository,
+    RequestRecord,
+    Token,
+    User,
+)
 
 T = TypeVar("T")
 
@@ -32,6 +42,7 @@ class World:
         self.repositories: dict[str, Repository] = {}
         """By lower-case full name."""
         self.tokens: dict[str, Token] = {}
+        self.personal_tokens: dict[str, PersonalToken] = {}
         self.deliveries: list[HookDelivery] = []
         self.requests: list[RequestRecord] = []
         self.rate_limit = 5000

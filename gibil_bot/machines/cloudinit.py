@@ -2,7 +2,8 @@
 
 It makes the host key ours, lets one key log in as root and nothing else, closes the metadata address (which would hand the
 user-data to whoever asks), and sets the hour at which the machine powers itself off without any provider's token. It holds no
-secret but the host key, and that one is removed from cloud-init's own copies.
+secret but the host key of the first contact, which is worth nothing after that (first_contact.py). All the same it is removed
+from cloud-init's own copies. Tasks are root and could open the metadata address again: what they would find opens nothing.
 
 The base packages come last, because they take longest: SSH answers meanwhile, and the first command waits in `sshrc` (which
 sshd runs before every command, sshd(8) "SSHRC") until they are there.
@@ -18,6 +19,7 @@ from datetime import datetime
 from textwrap import indent
 
 from gibil_bot.errors import UsageError
+from gibil_bot.machines.first_contact import HOST_KEY, MARK
 from gibil_bot.machines.hostkey import public_line
 from gibil_bot.machines.runtimes import TOOL, TOOL_PATH
 from gibil_bot.model import MachineSpec
@@ -31,7 +33,7 @@ _AUTHORIZED_KEY = re.compile(r"(ssh-|ecdsa-|sk-)[A-Za-z0-9@.-]+ [A-Za-z0-9+/=]+(
 
 # `AuthorizedKeysFile` outside of /root: whatever key the provider puts into /root/.ssh does not count.
 # `UsePAM yes`: without it a root whose password is locked, as cloud-init leaves it, cannot log in by key either.
-_SSHD_CONFIG = """\
+_SSHD_CONFIG = f"""\
 AuthorizedKeysFile /etc/gibil/authorized_keys
 AllowUsers root
 PermitRootLogin prohibit-password
@@ -39,7 +41,7 @@ PubkeyAuthentication yes
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 UsePAM yes
-HostKey /etc/ssh/ssh_host_ed25519_key
+HostKey {HOST_KEY}
 MaxSessions 1000
 MaxStartups 200:30:1000
 ClientAliveInterval 15
@@ -85,8 +87,10 @@ RestartSec=1
 WantedBy=multi-user.target
 """
 
-_SSHRC = """\
+_SSHRC = f"""\
 # Runs before every command until the base packages are there; then it is removed.
+# The very first command, which brings the host key, waits for nothing.
+[ -e {MARK} ] || exit 0
 n=0
 while [ ! -e /run/gibil-base ] && [ "$n" -lt 3000 ]; do
     sleep 0.1
@@ -97,10 +101,12 @@ done
 _BASE = """\
 #!/bin/sh
 # Installs what every run needs and this image does not have, and lets the first command go on.
-# The host key is in the user-data: it stays in /etc/ssh only, where it belongs.
+# The host key of the first contact was in the user-data: it is nobody's business here, even if it is worth nothing by now.
 rm -f /var/lib/cloud/instances/*/user-data.txt /var/lib/cloud/instances/*/user-data.txt.i \\
     /var/lib/cloud/instances/*/cloud-config.txt /var/lib/cloud/instances/*/obj.pkl
 trap ': >/run/gibil-base; rm -f /etc/ssh/sshrc' EXIT
+# The guard may not have come to it, and does it at every boot: here it is certain before the first command.
+ip route replace blackhole 169.254.169.254/32
 missing=
 for program in @PROGRAMS@; do
     command -v "$program" >/dev/null || missing="$missing $program"
@@ -126,6 +132,8 @@ def user_data(spec: MachineSpec, expires_at: datetime) -> str:
 
     Raises UsageError for keys that are none, and for what would not fit into 32 KiB.
     """
+    host_key = spec.first_host_key or spec.host_key
+    public_line(spec.host_key)
     if not _AUTHORIZED_KEY.fullmatch(spec.authorized_key.strip()):
         raise UsageError("the authorized key of a machine has to be one line of OpenSSH's public form")
     programs = " ".join(name for name in BASE_PACKAGES if name != "ca-certificates")
@@ -142,12 +150,13 @@ def user_data(spec: MachineSpec, expires_at: datetime) -> str:
             "ssh: {emit_keys_to_console: false}\n",
             "ssh_keys:\n",
             "  ed25519_private: |\n",
-            indent(f"{spec.host_key.strip()}\n", "    "),
-            f"  ed25519_public: {public_line(spec.host_key)}\n",
+            indent(f"{host_key.strip()}\n", "    "),
+            f"  ed25519_public: {public_line(host_key)}\n",
             "write_files:\n",
             _file("/etc/gibil/authorized_keys", f"{spec.authorized_key.strip()}\n", "0644"),
             _file(EXPIRES_AT, f"{math.ceil(expires_at.timestamp())}\n", "0644"),
             _file("/etc/ssh/sshd_config.d/00-gibil.conf", _SSHD_CONFIG, "0644"),
+            *([] if spec.first_host_key else [_file(MARK, "from the beginning\n", "0644")]),
             _file("/etc/ssh/sshrc", _SSHRC, "0644"),
             _file("/usr/local/sbin/gibil-guard", _GUARD, "0755"),
             _file("/usr/local/sbin/gibil-base", _BASE.replace("@PROGRAMS@", programs), "0755"),

@@ -17,6 +17,8 @@ import weakref
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
+from msgspec.structs import replace
+
 from gibil_bot.errors import GibilError, MachineNotFound, NameTaken, ProviderError, Unavailable, UsageError
 from gibil_bot.machines import hetzner_labels as labels
 from gibil_bot.machines import hetzner_offers as shop
@@ -29,6 +31,7 @@ from gibil_bot.machines.hetzner_make import Maker
 from gibil_bot.machines.hetzner_project import new_pair
 from gibil_bot.machines.hetzner_spares import Spares
 from gibil_bot.machines.hetzner_watch import Watch
+from gibil_bot.machines.hostkey import public_line
 from gibil_bot.machines.reach import RunOn
 from gibil_bot.model import Capabilities, Machine, MachineSpec, SizeOffer
 
@@ -104,7 +107,10 @@ class HetznerProvider:
             raise UsageError(f"{spec.name!r} cannot be the name of a machine: lower-case letters, digits and '-', at most 63")
         user_data(spec, _now())  # whatever is wrong with it is said before anything exists
         labels.encode(spec.labels)
-        return self._machine(await self._maker.make(spec))
+        machine = self._machine(await self._maker.make(spec))
+        if not spec.first_host_key:
+            return machine
+        return replace(machine, endpoint=replace(machine.endpoint, first_host_key=public_line(spec.first_host_key)))
 
     async def get(self, name: str) -> Machine | None:
         server = await find_server(self._api, name)

@@ -46,6 +46,10 @@ class Keyring:
         """Its public half, one line: what is pinned."""
         return _pair(self._secret(), "host", name)[1]
 
+    def first_host_key(self, name: str) -> str:
+        """The private key that the machine `name` may show until the first contact (first_contact.py): ed25519, OpenSSH PEM."""
+        return _pair(self._secret(), "first host", name)[0]
+
     def derive(self, purpose: str, name: str) -> bytes:
         """32 secret bytes for another purpose of this data directory (ids that nobody can guess, an owner's label)."""
         return _derive(self._secret(), purpose, name)
@@ -83,6 +87,9 @@ class ProjectKeyring(Keyring):
 
     def host_public(self, name: str) -> str:
         return _pair(self._project, "host", name)[1]
+
+    def first_host_key(self, name: str) -> str:
+        return _pair(self._project, "first host", name)[0]
 
 
 def _read(path: Path) -> bytes | None:

@@ -14,7 +14,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec.structs import replace
+
 from gibil_bot.errors import GibilError, NameTaken, ProviderError
+from gibil_bot.machines.first_contact import enter
 from gibil_bot.machines.keyring import Keyring
 from gibil_bot.model import Endpoint, Machine, MachinePlan, MachineSpec
 from gibil_bot.ports import Provider, Shell
@@ -32,7 +35,10 @@ CREATION = "creation"
 
 @dataclass(frozen=True)
 class Forge:
-    """A provider, the keys of its machines, and the way onto them (`ssh.connect`, handed in to keep SSH out of here)."""
+    """A provider, the keys of its machines, and the way onto them (`ssh.connect`, handed in to keep SSH out of here).
+
+    `connect_shell` raises AnotherHost for a host that does not show `Endpoint.host_key`.
+    """
 
     provider: Provider
     keyring: Keyring
@@ -76,7 +82,8 @@ class Forge:
             if on_phase is not None:
                 on_phase("forge", time.monotonic() - began)
             began = time.monotonic()
-            shell = await self.open(machine)
+            shell = await enter(machine.endpoint, spec.host_key, lambda endpoint: self._connect(name, endpoint))
+            machine = replace(machine, endpoint=replace(machine.endpoint, first_host_key=None))
             if on_phase is not None:
                 on_phase("connect", time.monotonic() - began)
         except NameTaken:
@@ -87,9 +94,12 @@ class Forge:
         return machine, shell
 
     async def open(self, machine: Machine) -> Shell:
-        """Log in to a machine of this data directory."""
-        key = await asyncio.to_thread(self.keyring.client_key, machine.name)
-        return await self.connect_shell(machine.endpoint, key)
+        """Log in to a machine of this data directory. It has to show its lasting host key."""
+        return await self._connect(machine.name, replace(machine.endpoint, first_host_key=None))
+
+    async def _connect(self, name: str, endpoint: Endpoint) -> Shell:
+        key = await asyncio.to_thread(self.keyring.client_key, name)
+        return await self.connect_shell(endpoint, key)
 
     async def get(self, name: str) -> Machine | None:
         """The machine of that name, if it exists."""
@@ -126,6 +136,7 @@ class Forge:
             ttl_s=ttl_s,
             authorized_key=self.keyring.client_public(name),
             host_key=self.keyring.host_key(name),
+            first_host_key=self.keyring.first_host_key(name),
             labels=labels,
             size=plan.size,
             image=plan.image,

@@ -35,6 +35,11 @@ class SSHShell:
         self._background: set[asyncio.Task[None]] = set()
         self._kept: dict[str, Follow] = {}
 
+    @property
+    def is_closed(self) -> bool:
+        """See ports.Shell."""
+        return self._connection.is_closed
+
     async def run(
         self,
         script: str,

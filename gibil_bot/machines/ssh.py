@@ -9,7 +9,7 @@ import socket
 import time
 from typing import Any
 
-from gibil_bot.errors import MachineLost, SSHError
+from gibil_bot.errors import AnotherHost, MachineLost, SSHError
 from gibil_bot.machines.connection import QUICKACK, Connection, reason_of
 from gibil_bot.machines.lean_asyncssh import asyncssh
 from gibil_bot.machines.shell import SSHShell
@@ -21,8 +21,8 @@ __all__ = ["SSHShell", "connect"]
 async def connect(endpoint: Endpoint, client_key: str, *, timeout_s: float = 30.0) -> SSHShell:
     """Log in with a private key (OpenSSH PEM text); the host has to show `endpoint.host_key`, checked before we log in.
 
-    While nothing answers, it is tried again until the time is up: machines boot. Raises SSHError when it is another host
-    or does not let us in, MachineLost when it does not answer.
+    While nothing answers, it is tried again until the time is up: machines boot. Raises AnotherHost for another host key,
+    SSHError when it does not let us in, MachineLost when it does not answer.
     """
     where = endpoint.unix_path or f"{endpoint.host}:{endpoint.port}"
     try:
@@ -37,7 +37,10 @@ async def connect(endpoint: Endpoint, client_key: str, *, timeout_s: float = 30.
             async with asyncio.timeout(max(0.01, deadline - time.monotonic())):
                 return SSHShell(Connection(await _connect_once(endpoint, options), where))
         except asyncssh.HostKeyNotVerifiable:
-            raise SSHError(f"{where} does not show the host key that its machine was given: it is another host") from None
+            raise AnotherHost(
+                f"{where} does not show the host key that its machine was given: it is another host, or its creation was "
+                "broken off; burn it"
+            ) from None
         except asyncssh.PermissionDenied:
             raise SSHError(f"{where} does not accept our key for user {endpoint.username}") from None
         except asyncssh.KeyExchangeFailed as error:

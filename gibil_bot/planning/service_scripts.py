@@ -1,7 +1,7 @@
 """The shell text of the task "services": a container where there is an engine, else the distribution's server. Pure.
 
-Each service runs in a subshell with `name kind wanted image port inner` and its own settings set; `start ARGUMENTS` begins it,
-the arguments being those of `docker run`. Its folder on the machine is /var/lib/gibil/services/NAME.
+Each service runs in a subshell with `name kind wanted image full port inner` and its own settings set; `start ARGUMENTS`
+begins it, the arguments being those of `docker run`. Its folder on the machine is /var/lib/gibil/services/NAME.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ healthy() {
 only_root() { test "$(awk '{ n += $3 } END { print n }' /proc/self/uid_map)" = 1; }
 
 container() {
-    $engine run -d --name "gibil-$name" "$@" "$image" >/dev/null || fail "the container of $name cannot be started"
+    $engine run -d --name "gibil-$name" "$@" "$full" >/dev/null || fail "the container of $name cannot be started"
     turns=0
     until well; do
         turns=$((turns + 1))
@@ -96,8 +96,17 @@ well() {
         mariadb) set -- healthcheck.sh --connect --innodb_initialized ;;
         *)
             health=$($engine inspect -f '{{if .State.Health}}{{.State.Health.Status}}{{end}}' "gibil-$name" 2>/dev/null)
-            test -z "$health" || { test "$health" = healthy; return; }
-            bash -c ": </dev/tcp/127.0.0.1/$port" 2>/dev/null
+            if test -n "$health"; then
+                # podman looks when systemd's timer says so, every half minute as a rule; asked, it looks at once.
+                test "$health" = healthy \
+                    || { test "$engine" = podman && podman healthcheck run "gibil-$name" >/dev/null 2>&1; }
+                return
+            fi
+            # docker itself answers on the published port, whether the service does or not: first ask at its own address.
+            own=$($engine inspect -f '{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}' "gibil-$name" 2>/dev/null)
+            own=${own%% *}
+            test -z "$own" || timeout 5 bash -c ": </dev/tcp/$own/$inner" 2>/dev/null || return 1
+            timeout 5 bash -c ": </dev/tcp/127.0.0.1/$port" 2>/dev/null
             return
             ;;
     esac

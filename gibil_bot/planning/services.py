@@ -95,6 +95,15 @@ def image_version(image: str) -> str:
     return match[0] if match else ""
 
 
+def full_name(image: str) -> str:
+    """With the registry that docker means when none is said: podman has no default, and refuses a short name that it does not
+    know (https://github.com/distribution/reference)."""
+    first, slash, _rest = image.partition("/")
+    if not slash:
+        return f"docker.io/library/{image}"
+    return image if "." in first or ":" in first or first == "localhost" else f"docker.io/{image}"
+
+
 def host_port(service: Service) -> tuple[int, int]:
     """(port on 127.0.0.1 of the machine, port of the service), the first that is said."""
     if service.ports:
@@ -163,6 +172,7 @@ def services_script(services: Sequence[Service]) -> str | None:
         words = (service.name, kind, image_version(service.image), service.image, str(outside), str(inside))
         parts.append(f"\n(\n    name={shlex.quote(words[0])} kind={words[1]} wanted={shlex.quote(words[2])}\n")
         parts.append(f"    image={shlex.quote(words[3])} port={words[4]} inner={words[5]}\n")
+        parts.append(f"    full={shlex.quote(full_name(service.image))}\n")
         values = {own: _first(service.env, names) for own, names in _OWN_NAMES.get(kind, {}).items()}
         parts += [f"    {own}={shlex.quote(value)}\n" for own, value in values.items()]
         published = [

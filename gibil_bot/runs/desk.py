@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from gibil_bot.github import replies
 from gibil_bot.model import Plan, PullRequest, Repository, Telling, Trust

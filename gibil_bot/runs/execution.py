@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from gibil_bot.errors import JobNotStarted, MachineLost
 from gibil_bot.model import Claim, Conclusion, Exit, Job, Plan, TaskPlan, TaskResult, TaskStatus

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from gibil_bot.ports import GitHub, Shell
 
 WORKSPACE = "/root/project"
 CLONE_TIMEOUT_S = 900.0
+LONGEST_GIT_S = 900.0
 TRIES = 3
 GIVE_BACK_WITHIN_S = 10.0
 """A token that cannot be revoked in that time expires within the hour."""
@@ -38,9 +40,13 @@ class Supply(Protocol):
 
 
 class SourceError(GibilError):
-    """The commit could not be brought onto the machine, and a new machine would not help."""
+    """The commit could not be brought onto the machine, and a new machine would not help. `said`: all that git said of it."""
 
     code = "SOURCE"
+
+    def __init__(self, message: str, *, said: str = "") -> None:
+        super().__init__(message)
+        self.said = said
 
 
 class PullRequestClone:
@@ -208,21 +214,41 @@ def address_of(clone_url: str) -> tuple[str, ...]:
     return (f"{url.hostname}:{url.port or (443 if url.scheme == 'https' else 80)}",)
 
 
-async def git(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None, strip: bool = True) -> str:
-    """What git prints. Raises SourceError with git's last line."""
+async def git(
+    folder: Path,
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    strip: bool = True,
+    within_s: float = LONGEST_GIT_S,
+) -> str:
+    """What git prints. Raises SourceError with git's last line, or when it takes longer: a server may never answer."""
     process = await asyncio.create_subprocess_exec(
         "git", "-C", str(folder), *arguments,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         env={**os.environ, **(environment or {})},
+        process_group=0,  # what it starts (ssh, git-remote-https) ends with it
     )  # fmt: skip
     try:
-        out, complaint = await process.communicate()
+        async with asyncio.timeout(within_s):
+            out, complaint = await process.communicate()
+    except TimeoutError:
+        raise SourceError(f"git {_verb(arguments)} in {folder} did not end within {within_s:g} s") from None
     finally:
-        if process.returncode is None:  # cancelled
-            process.kill()
+        if process.returncode is None:  # cancelled, or too late
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
     if process.returncode != 0:
         words = complaint.decode("utf-8", "replace").strip()
-        raise SourceError(f"git {arguments[0]} failed in {folder}: {words.splitlines()[-1] if words else 'no reason given'}")
+        last = words.splitlines()[-1] if words else "no reason given"
+        raise SourceError(f"git {_verb(arguments)} failed in {folder}: {last}", said=words)
     text = out.decode("utf-8", "surrogateescape")
     return text.strip() if strip else text
+
+
+def _verb(arguments: tuple[str, ...]) -> str:
+    """The command itself, behind settings `-c name=value`."""
+    position = 0
+    while arguments[position] == "-c":
+        position += 2
+    return arguments[position]

@@ -11,12 +11,14 @@ import asyncio
 import contextlib
 import shlex
 import tempfile
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gibil_bot.errors import GibilError, UsageError
 from gibil_bot.runs.sources import WORKSPACE, SourceError, git
+from gibil_bot.sandbox.credentials import for_git
+from gibil_bot.sandbox.git_words import reason
 from gibil_bot.sandbox.live import LiveMachine
 from gibil_bot.sandbox.origin import check_branch
 
@@ -49,24 +51,36 @@ class Commits:
     subjects: tuple[str, ...]
     """First lines of the messages, newest first."""
     files: tuple[str, ...]
+    environment: Mapping[str, str] = field(repr=False)
+    """Of the git that talks to `url`."""
 
 
 @contextlib.asynccontextmanager
-async def take(live: LiveMachine, branch: str | None, *, with_workflows: bool) -> AsyncIterator[Commits]:
-    """For as long as the block lasts. Raises UsageError where there is nothing to push, NotPushed for what must not be."""
+async def take(live: LiveMachine, branch: str | None, *, with_workflows: bool, github_url: str) -> AsyncIterator[Commits]:
+    """For as long as the block lasts. Without `branch`, for the one that is checked out on the machine.
+
+    Raises UsageError where there is nothing to push, NotPushed for what must not be.
+    """
     url, base = live.machine.labels.get("repo"), live.machine.labels.get("commit")
     if not url or not base:
         raise UsageError(f"{live.name} was forged without a repository: there is nowhere to push to")
     head, current = await _where(live)
-    branch = check_branch(branch or current)
+    if branch is None and current is None:
+        raise UsageError(f"no branch is checked out on {live.name}: say with --branch where to push to")
+    branch = check_branch(branch or current or "")
     if head == base:
         raise UsageError(f"there is no new commit on {live.name}: its HEAD is what it was forged with")
+    environment = {**_QUIETLY, **await for_git(url, github_url)}
     with tempfile.TemporaryDirectory(prefix="gibil-push-") as scratch:
         repository = Path(scratch) / "repository.git"
         bundle = Path(scratch) / "commits.bundle"
         await asyncio.to_thread(bundle.write_bytes, await _bundle(live, base))
         try:
-            await git(Path(scratch), "clone", "-q", "--bare", "--template=", "--", url, str(repository), environment=_QUIETLY)
+            await git(
+                Path(scratch), "clone", "-q", "--bare", "--template=", "--", url, str(repository), environment=environment
+            )
+            if not await _has(repository, base):
+                raise NotPushed(f"{live.name} was forged from commit {base[:7]}, which is not in {url}: push that first")
             await git(
                 repository, "-c", "core.hooksPath=/dev/null", "-c", "fetch.fsckObjects=true",
                 "fetch", "-q", "--no-tags", str(bundle), "+HEAD:refs/gibil/incoming",
@@ -77,7 +91,7 @@ async def take(live: LiveMachine, branch: str | None, *, with_workflows: bool) -
             subjects = (await git(repository, "log", "--format=%s", span)).splitlines()
             changed = await git(repository, "diff", "--name-only", "-z", base, head)
         except SourceError as error:
-            raise NotPushed(f"the commits of {live.name} cannot be taken: {error.message}") from error
+            raise NotPushed(f"the commits of {live.name} cannot be taken: {reason(error)}") from error
         files = tuple(path for path in changed.split("\0") if path)
         touched = [path for path in files if path.startswith(_WORKFLOWS)]
         if touched and not with_workflows:
@@ -85,8 +99,9 @@ async def take(live: LiveMachine, branch: str | None, *, with_workflows: bool) -
                 f"the commits change {touched[0]}, which runs with the repository's secrets; look, then --with-workflows"
             )
         yield Commits(
-            repository=repository, url=url, branch=branch, base=base, head=head, subjects=tuple(subjects), files=files
-        )
+            repository=repository, url=url, branch=branch, base=base, head=head, subjects=tuple(subjects), files=files,
+            environment=environment,
+        )  # fmt: skip
 
 
 async def push(commits: Commits) -> None:
@@ -94,19 +109,39 @@ async def push(commits: Commits) -> None:
     try:
         await git(
             commits.repository, "-c", "core.hooksPath=/dev/null", "push", "-q", "--", commits.url,
-            f"{commits.head}:refs/heads/{commits.branch}", environment=_QUIETLY,
+            f"{commits.head}:refs/heads/{commits.branch}", environment=commits.environment,
         )  # fmt: skip
     except SourceError as error:
-        raise NotPushed(f"{commits.branch} was not pushed to {commits.url}: {error.message}") from error
+        raise NotPushed(f"{commits.branch} was not pushed to {commits.url}: {reason(error)}") from error
 
 
-async def _where(live: LiveMachine) -> tuple[str, str]:
-    """(commit, branch) of the workspace."""
-    there = await live.run(f"cd {WORKSPACE} && git rev-parse --verify HEAD && git symbolic-ref --short HEAD")
+async def check_base(commits: Commits, base: str) -> None:
+    """Whether the commits can be asked to go there at all. Raises UsageError."""
+    ref = f"refs/heads/{base}"
+    if not await _has(commits.repository, ref):
+        raise UsageError(f"there is no branch {base} in {commits.url}; say with --base where the commits should go")
+    if not await git(commits.repository, "rev-list", "--max-count=1", commits.head, f"^{ref}"):
+        raise UsageError(f"{base} of {commits.url} has every commit of this machine already")
+
+
+async def _has(repository: Path, name: str) -> bool:
+    try:
+        await git(repository, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+    except SourceError:
+        return False
+    return True
+
+
+async def _where(live: LiveMachine) -> tuple[str, str | None]:
+    """(commit, branch) of the workspace; no branch where HEAD is detached."""
+    there = await live.run(f"cd {WORKSPACE} && git rev-parse --verify HEAD && {{ git symbolic-ref -q --short HEAD || true; }}")
     lines = there.stdout.split()
-    if there.exit_code != 0 or len(lines) != 2 or len(lines[0]) != 40 or not set(lines[0]) <= set("0123456789abcdef"):
-        raise UsageError(f"{WORKSPACE} on {live.name} is not on a branch; check one out there")
-    return lines[0], lines[1]
+    if there.exit_code != 0 or not lines or len(lines[0]) != 40 or not set(lines[0]) <= set("0123456789abcdef"):
+        said = there.stderr.strip().splitlines()
+        raise UsageError(
+            f"there is no commit in {WORKSPACE} on {live.name}: {said[-1] if said else 'is it still being cloned?'}"
+        )
+    return lines[0], lines[1] if len(lines) == 2 else None
 
 
 async def _bundle(live: LiveMachine, base: str) -> bytes:

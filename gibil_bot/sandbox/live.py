@@ -19,6 +19,7 @@ from gibil_bot.ports import Shell
 from gibil_bot.sandbox import words
 from gibil_bot.sandbox.places import (
     JOB_ID,
+    LEADER,
     LOAD_ENVIRONMENT,
     READY,
     STATE,
@@ -95,11 +96,13 @@ class LiveMachine:
         on_output: OnOutput | None = None,
         keep_output: bool = True,
         tag: str | None = None,
+        enter: str = "",
     ) -> Outcome:
         """Run a line of shell in /root and wait for its end. After `timeout_s` all of it is killed, and the outcome says so.
 
         With `keep_output=False` the outcome is empty, and output of any size passes through `on_output`. `tag` names the
-        command for `interrupt`. Cancelled, everything of the command is killed. Raises UsageError, MachineLost.
+        command for `interrupt`; `enter` goes to another folder first (places.enter). Cancelled, everything of the command is
+        killed. Raises UsageError, MachineLost.
         """
         given = words.check_environment(dict(env or {}))
         kept: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
@@ -113,7 +116,8 @@ class LiveMachine:
         tag = tag or new_tag()
         try:
             result = await self._shell.run(
-                f'{_prelude(given)}export GIBIL_COMMAND={tag}; exec "${{BASH:-sh}}" -c {shlex.quote(command)}',
+                f"{_prelude(given)}{enter}export GIBIL_COMMAND={tag} {LEADER}=$$; "
+                f'exec "${{BASH:-sh}}" -c {shlex.quote(command)}',
                 timeout_s=timeout_s if timeout_s is not None else self._left_s(),
                 env=as_given(given),
                 on_output=take,
@@ -150,14 +154,19 @@ class LiveMachine:
 
     # Background jobs
 
-    async def start(self, command: str, *, timeout_s: float | None = None, env: Mapping[str, str] | None = None) -> str:
-        """Start a line of shell in /root that goes on whatever becomes of us; the job's id. Raises JobNotStarted."""
+    async def start(
+        self, command: str, *, timeout_s: float | None = None, env: Mapping[str, str] | None = None, enter: str = ""
+    ) -> str:
+        """Start a line of shell in /root that goes on whatever becomes of us; the job's id. `enter`: see `run`.
+
+        Raises JobNotStarted.
+        """
         given = words.check_environment(dict(env or {}))
         job_id = f"run-{secrets.token_hex(4)}"
         limit = f"timeout --kill-after=5 {timeout_s:g} " if timeout_s is not None else ""
         job = Job(  # noqa: S604 (a template, no subprocess)
             id=job_id,
-            script=f"{_prelude(given)}\n{command}\n",
+            script=f"{_prelude(given)}{enter}\n{command}\n",
             env=as_given(given),
             working_directory="/root",
             shell=f"{limit}bash {{0}}",
@@ -177,7 +186,7 @@ class LiveMachine:
         Raises UsageError for a job that does not exist, MachineLost when the machine is gone.
         """
         if all(job.id != job_id for job in await self.jobs()):
-            raise _no_job(self.name, job_id)
+            raise no_job(self.name, job_id)
         offsets = {"stdout": 0, "stderr": 0}
 
         async def go_on() -> int:
@@ -205,7 +214,7 @@ class LiveMachine:
         result = await self._shell.run(script, timeout_s=self._left_s(), on_output=on_output, keep_output=False)
         if result.exit_status == 4:
             assert job_id is not None
-            raise _no_job(self.name, job_id)
+            raise no_job(self.name, job_id)
 
     # Its `.gibil.yml`
 
@@ -297,7 +306,7 @@ def not_found(name: str) -> MachineNotFound:
     return MachineNotFound(f"Server '{name}' not found")
 
 
-def _no_job(name: str, job_id: str) -> UsageError:
+def no_job(name: str, job_id: str) -> UsageError:
     return UsageError(f"there is no job {job_id} on machine {name}; `gibil jobs {name}` lists them", code="JOB_NOT_FOUND")
 
 

@@ -43,12 +43,7 @@ class Terms:
 
 def check(order: Order, settings: Settings) -> None:
     """Everything that can be said without looking at the repository. Raises UsageError."""
-    if order.name is not None:
-        words.check_name(order.name)
-    if order.ttl is not None:
-        words.ttl_seconds(order.ttl, settings.max_ttl_s)
-    if order.size is not None:
-        words.check_size(order.size)
+    words.check(name=order.name, ttl=order.ttl, size=order.size, max_ttl_s=settings.max_ttl_s)
     words.check_environment(dict(order.env))
 
 

@@ -20,6 +20,8 @@ from gibil_bot.errors import UsageError
 from gibil_bot.planning.schema import parse_repository_file
 from gibil_bot.planning.workflow import REPOSITORY_FILE, RepositoryFile
 from gibil_bot.runs.sources import SourceError, git
+from gibil_bot.sandbox.credentials import for_git, web_address
+from gibil_bot.sandbox.git_words import reason
 
 UNREADABLE = "REPOSITORY_UNREADABLE"
 
@@ -80,7 +82,7 @@ async def read_origin(repo: str, branch: str | None, github_url: str) -> AsyncIt
         yield await _local(place, repo, branch)
         return
     with tempfile.TemporaryDirectory(prefix="gibil-origin-") as scratch:
-        yield await _remote(place, branch, Path(scratch))
+        yield await _remote(place, branch, Path(scratch), github_url)
 
 
 def _place(repo: str, github_url: str) -> Path | str:
@@ -105,14 +107,6 @@ def _place(repo: str, github_url: str) -> Path | str:
     if _GITHUB.fullmatch(repo) and not repo.startswith("."):
         return f"{web_address(github_url)}/{repo.removesuffix('.git')}.git"
     raise UsageError(f"{repo!r} is neither a folder here, nor owner/repo on GitHub, nor the address of a repository")
-
-
-def web_address(github_url: str) -> str:
-    """Where repositories are, by the address of the API: api.github.com, or https://host/api/v3 of an Enterprise Server."""
-    url = urlsplit(github_url)
-    if url.hostname == "api.github.com":
-        return "https://github.com"
-    return f"{url.scheme}://{url.netloc}{url.path.removesuffix('/api/v3').rstrip('/')}"
 
 
 # A repository on this box
@@ -161,17 +155,17 @@ async def origin_url(folder: Path) -> str | None:
 # A repository elsewhere
 
 
-async def _remote(url: str, branch: str | None, scratch: Path) -> Origin:
+async def _remote(url: str, branch: str | None, scratch: Path, github_url: str) -> Origin:
     if url.startswith(("http://", "https://")):
         with contextlib.suppress(SourceError, TimeoutError):
             async with asyncio.timeout(_ASK_S):
                 return await _public(url, branch, scratch)
     try:
         async with asyncio.timeout(_COPY_S):
-            return await _private(url, branch, scratch)
+            return await _private(url, branch, scratch, {**_QUIETLY, **await for_git(url, github_url)})
     except (SourceError, TimeoutError) as error:
-        reason = str(error) or f"not within {_COPY_S:.0f} s"
-        raise UsageError(f"the repository {url} cannot be read: {reason}", code=UNREADABLE) from error
+        why = reason(error) if isinstance(error, SourceError) else f"not within {_COPY_S:.0f} s"
+        raise UsageError(f"the repository {url} cannot be read: {why}", code=UNREADABLE) from error
 
 
 async def _public(url: str, branch: str | None, scratch: Path) -> Origin:
@@ -195,10 +189,10 @@ async def _public(url: str, branch: str | None, scratch: Path) -> Origin:
     )
 
 
-async def _private(url: str, branch: str | None, scratch: Path) -> Origin:
+async def _private(url: str, branch: str | None, scratch: Path, environment: Mapping[str, str]) -> Origin:
     copy = scratch / "copy.git"
-    await git(scratch, "clone", "-q", "--bare", "--template=", "--", url, str(copy), environment=_QUIETLY)
-    ref, sha = await _head(copy, branch, _QUIETLY, url)
+    await git(scratch, "clone", "-q", "--bare", "--template=", "--", url, str(copy), environment=environment)
+    ref, sha = await _head(copy, branch, environment, url)
     return Origin(
         repo=url,
         branch=_branch_of(ref),

@@ -9,6 +9,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Mapping
 
+PROJECT = "/root/project"
+"""Where the code is, on a machine that has some."""
+TO_PROJECT = f"cd {PROJECT} 2>/dev/null || cd /root"
 JOB_ID = "provision"
 """The job that makes a machine ready and runs its tasks."""
 READY = "/root/.gibil-ready"
@@ -18,8 +21,28 @@ STATE = "/root/.gibil/provision"
 """How each part of the provisioning ended; see provision.py."""
 ENVIRONMENT = "/run/gibil/env"
 LOAD_ENVIRONMENT = f"if [ -r {ENVIRONMENT} ]; then . {ENVIRONMENT}; fi"
+LEADER = "GIBIL_LEADER"
+"""In the environment of all processes of a command: the pid of its first one. See orphans.py."""
 GIVEN = "gibil_given_"
 """What a value of the person's `--env` is called on its way: its own name could change how our scripts run (PATH, IFS)."""
+
+
+def enter(folder: str | None) -> str:
+    """POSIX sh that goes to a folder, and ends where there is none; None: to the code, or where none is to /root. One line.
+
+    What is not absolute is meant from there.
+    """
+    if folder is None:
+        return f"{TO_PROJECT}; "
+    first = "" if folder.startswith("/") else f"{TO_PROJECT}; "
+    return f"{first}cd {shlex.quote(from_code(folder))} || exit 1; "
+
+
+def from_code(path: str) -> str:
+    """A path as people write it: `~` is /root, and nothing is an option or a variable's (CDPATH)."""
+    if path == "~" or path.startswith("~/"):
+        return f"/root{path[1:]}"
+    return path if path.startswith("/") else f"./{path}"
 
 
 def bare_script(names: tuple[str, ...] = ()) -> str:

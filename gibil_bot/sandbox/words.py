@@ -83,6 +83,16 @@ def check_size(size: str) -> str:
     return size
 
 
+def check(*, name: str | None, ttl: str | None, size: str | None, max_ttl_s: int) -> None:
+    """What a person said of a machine; None is left to others."""
+    if name is not None:
+        check_name(name)
+    if ttl is not None:
+        ttl_seconds(ttl, max_ttl_s)
+    if size is not None:
+        check_size(size)
+
+
 def environment(entries: Iterable[str]) -> dict[str, str]:
     """`NAME=value` entries. The values may be secret and are in no message."""
     found: dict[str, str] = {}

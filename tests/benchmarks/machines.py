@@ -93,14 +93,19 @@ async def yard(data_dir: Path) -> AsyncIterator[Yard]:
         for machine in await forge.list():
             await forge.destroy(machine.name)
         await forge.close()
-        await _end_keeper(data_dir)
+        await end_keeper(data_dir)
 
 
-async def _end_keeper(data_dir: Path) -> None:
-    """It would go by itself, some time later."""
+async def end_keeper(data_dir: Path) -> None:
+    """It would go by itself, some time later. Returns when it has gone; one that keeps machines stays, and that is an error."""
     keeper = await asyncio.to_thread(read_keeper, Home(data_dir.absolute()))
-    if keeper is not None:
+    if keeper is None:
+        return
+    with contextlib.suppress(Unanswered):
         line = await Line.open(keeper.socket)
-        with contextlib.suppress(Unanswered):
-            await line.ask(Request(verb="quit"))
+        answer = await line.ask(Request(verb="quit"))
         await line.close()
+        assert answer.done, "the keeper still has machines"
+    async with asyncio.timeout(20):
+        while Path(f"/proc/{keeper.pid}").exists():
+            await asyncio.sleep(0.005)

@@ -70,15 +70,19 @@ async def sshd(folder: Path) -> AsyncIterator[Sshd]:
         await process.wait()
 
 
+def login(server: Sshd, *options: str) -> list[str]:
+    """The words of an `ssh` call that logs in; the last one is the target."""
+    return [
+        "ssh", "-F", "none", *options, "-p", str(server.endpoint.port), "-i", str(server.folder / "client_key"),
+        "-o", f"UserKnownHostsFile={server.folder}/known_hosts", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes",
+        f"{server.endpoint.username}@127.0.0.1",
+    ]  # fmt: skip
+
+
 @contextlib.contextmanager
 def master(server: Sshd) -> Iterator[list[str]]:
     """The words of an `ssh` call that goes through one open master connection."""
-    path = server.folder / "ctl"
-    words = [
-        "ssh", "-F", "none", "-S", str(path), "-p", str(server.endpoint.port), "-i", str(server.folder / "client_key"),
-        "-o", f"UserKnownHostsFile={server.folder}/known_hosts", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes",
-    ]  # fmt: skip
-    target = f"{server.endpoint.username}@127.0.0.1"
+    *words, target = login(server, "-S", str(server.folder / "ctl"))
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.run([*words, "-M", "-o", "ControlPersist=yes", target, "true"], check=True, timeout=20, **quiet)
     try:

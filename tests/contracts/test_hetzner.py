@@ -13,6 +13,7 @@ from typing import Any
 
 import hcloud
 import pytest
+from msgspec.structs import replace
 
 from gibil_bot.errors import MachineNotFound, NameTaken, ProviderError, Unavailable
 from gibil_bot.machines import hetzner_labels as labels
@@ -383,19 +384,20 @@ async def test_a_paid_hour_serves_the_next_run_of_the_repository(double: Hetzner
     assert await thrifty.list_machines() == []
     assert await thrifty.destroy("first") is False
 
-    client, host = new_pair(), new_pair()
-    wanted = spec(
-        "second", labels={"repository": "7", "run": "2"}, authorized_key=client[1], host_key=host[0], image="debian-12"
-    )
-    second = await thrifty.create(wanted)
+    client, host, first_host = new_pair(), new_pair(), new_pair()
+    keys = {"authorized_key": client[1], "host_key": host[0], "first_host_key": first_host[0]}
+    second = await thrifty.create(spec("second", labels={"repository": "7", "run": "2"}, image="debian-12", **keys))
     assert second.id == first.id
     assert (second.status, second.labels["run"], second.labels["image"]) == ("running", "2", "debian-12")
-    assert second.endpoint.host_key == host[1]
+    assert (second.endpoint.host_key, second.endpoint.first_host_key) == (host[1], first_host[1])
     (user_data,) = double.state.user_data.values()
     assert client[1] in user_data
     assert CLIENT[1] not in user_data
+    assert first_host[1] in user_data
+    assert host[1] not in user_data
     assert double.called("POST /servers") == 1
-    assert await thrifty.list_machines("tests") == [second]
+    (listed,) = await thrifty.list_machines("tests")
+    assert (listed.id, listed.endpoint) == (second.id, replace(second.endpoint, first_host_key=None))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import hashlib
 import os
 import secrets
@@ -14,6 +13,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from gibil_bot.errors import JobNotStarted, MachineLost, UsageError
 from gibil_bot.machines.ssh import SSHShell
@@ -78,7 +78,7 @@ async def test_a_missing_interpreter_or_folder_is_told_in_the_output(far: Far, s
     output, _, status = await followed(shell, await start(far, shell, "", shell="no-such-interpreter {0}"))
     # 126 where a folder of the PATH may not be entered
     assert (b"no-such-interpreter" in output, status in (126, 127)) == (True, True)
-    job = dataclasses.replace(far.job("nowhere", "true"), working_directory="/no/such/folder")
+    job = replace(far.job("nowhere", "true"), working_directory="/no/such/folder")
     await shell.start(job)
     output, _, status = await followed(shell, job.id)
     assert (b"/no/such/folder" in output, status != 0) == (True, True)

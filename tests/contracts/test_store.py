@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from store_nouns import DAY_S, Clock, comment, delivery, new_run, queue, settle
 
 from gibil_bot.errors import ClaimLost, StoreError

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 from collections.abc import AsyncIterator
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from gibil_bot.model import Endpoint
 
@@ -26,7 +27,7 @@ class Cable:
 @contextlib.asynccontextmanager
 async def cable(far: Endpoint, folder: Path) -> AsyncIterator[Cable]:
     near = folder / "cable.sock"
-    it = Cable(dataclasses.replace(far, host=None, unix_path=str(near)))
+    it = Cable(replace(far, host=None, unix_path=str(near)))
     tasks: set[asyncio.Task[None]] = set()
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from gibil_bot.machines.local.home import Home
 from tests.doubles.machines import end_keeper, lend_skeleton
 
+_NOT_OURS = ("GIBIL_", "HCLOUD_", "CLAUDE_", "CODEX_", "XDG_CONFIG_")
 _GIT = {
     "GIT_CONFIG_GLOBAL": "/dev/null",
     "GIT_CONFIG_NOSYSTEM": "1",
@@ -25,6 +26,9 @@ _GIT = {
     "GIT_COMMITTER_NAME": "Ada",
     "GIT_COMMITTER_EMAIL": "ada@example.com",
 }
+
+_NOT_OURS = ("GIBIL_", "HCLOUD_", "GH_", "GITHUB_")
+"""Settings and tokens of whoever runs the tests."""
 
 _MANY = """
 import json, os, sys, tempfile
@@ -88,9 +92,10 @@ class CommandLine:
         return Home(self.data_dir.absolute())
 
     def environment(self, **more: str) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("GIBIL_", "HCLOUD_"))}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_OURS)}
         path = f"{self.folder}/bin:{os.environ['PATH']}"
-        return {**kept, "PATH": path, "GIBIL_DATA_DIR": str(self.data_dir), "NO_COLOR": "1", **_GIT, **self.settings, **more}
+        ours = {"PATH": path, "HOME": str(self.folder / "home"), "GIBIL_DATA_DIR": str(self.data_dir), "NO_COLOR": "1"}
+        return {**kept, **ours, **_GIT, **self.settings, **more}
 
     def gibil(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -195,6 +200,7 @@ def command_line(folder: Path, shared: Path, settings: dict[str, str] | None = N
     """At the end no keeper and no machine is left."""
     line = CommandLine(folder, settings or {})
     line.here.mkdir()
+    (folder / "home").mkdir()
     (folder / "bin").mkdir()
     shim = folder / "bin" / "gibil"
     shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m gibil_bot "$@"\n')

@@ -26,6 +26,9 @@ What it does, and how we know that Hetzner does. No live Hetzner was asked: *doc
 | 401 `token_readonly` for writing with a read-only token | documented | reference, Errors |
 | an unknown path is 404 before the token is looked at, a wrong method only after it | reported | Cauldron, 2026-09-13 |
 | the first boot runs the user-data by cloud-init; keys of the project go to root | documented | reference, Create a Server |
+| metadata over HTTP at 169.254.169.254, below `/hetzner/v1/` | documented | reference, Server Metadata |
+| the default route goes over 172.31.1.1 | documented | docs.hetzner.com/cloud/servers/static-configuration |
+| the mainboard says `Hetzner` and the server's id | reported | cloud-init, DataSourceHetzner |
 | a server that is switched off from inside is `off`, exists, and is billed | documented | docs.hetzner.com/cloud/billing/faq |
 """
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from datetime import UTC, datetime, timedelta
 
+from msgspec.structs import replace
+
 from gibil_bot.errors import MachineNotFound, NameTaken, ProviderError
+from gibil_bot.machines.hostkey import public_line
 from gibil_bot.model import Capabilities, Endpoint, Machine, MachineSpec
 
 
 class MemoryProvider:
     """Switches: `fail_after_creation` (the machine exists, then an error), `hang` (create waits on an event first or, with
     `hang_after_creation`, once the machine exists), `in_thread` (the creation goes on when its caller is cancelled),
-    `destroy_failures` (so many calls fail)."""
+    `destroy_failures` (so many calls fail), `first_host_keys` (machines boot with the first host key of their spec)."""
 
     name = "memory"
 
@@ -25,6 +27,7 @@ class MemoryProvider:
         self.hang_after_creation = False
         self.in_thread = False
         self.destroy_failures = 0
+        self.first_host_keys = False
         self.creating = asyncio.Event()
         self.go_on = asyncio.Event()
         self.destroyed: list[str] = []
@@ -57,7 +60,11 @@ class MemoryProvider:
             name=spec.name,
             created_at=now,
             expires_at=now + timedelta(seconds=spec.ttl_s),
-            endpoint=Endpoint(host_key="none", unix_path="/nowhere"),
+            endpoint=Endpoint(
+                host_key=public_line(spec.host_key),
+                first_host_key=public_line(spec.first_host_key) if self.first_host_keys else None,
+                unix_path="/nowhere",
+            ),
             labels=spec.labels,
         )
         self.machines[spec.name] = machine
@@ -78,7 +85,7 @@ class MemoryProvider:
     async def extend(self, name: str, expires_at: datetime) -> Machine:
         if name not in self.machines:
             raise MachineNotFound(f"no machine {name}")
-        self.machines[name] = dataclasses.replace(self.machines[name], expires_at=expires_at)
+        self.machines[name] = replace(self.machines[name], expires_at=expires_at)
         return self.machines[name]
 
     async def destroy(self, name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import msgspec
 import pytest
 
 from gibil_bot.errors import ProviderError, Unavailable
+from gibil_bot.machines.local import starting
 from gibil_bot.machines.local.control import Line, Request
 from gibil_bot.machines.local.home import PROTOCOL, Keeper, read_keeper, write_keeper
 from gibil_bot.machines.local.limits import Groups, find_hierarchies
@@ -222,6 +224,26 @@ async def test_providers_that_start_a_keeper_together_end_up_with_one(lodging: L
     assert len(await lodging.provider.list_machines()) == len(machines) == 5
     keepers = [pid for pid in processes_with(str(lodging.data_dir)) if pid != os.getpid()]
     assert keepers == [lodging.keeper_pid()]
+
+
+async def test_a_keeper_that_many_let_begin_is_one_and_is_found_by_whoever_forges(lodging: LocalLodging) -> None:
+    code = "import sys, pathlib; from gibil_bot.machines.local import starting; starting.begin(pathlib.Path(sys.argv[1]))"
+    words = [sys.executable, "-c", code, str(lodging.data_dir)]
+    starters = [await asyncio.create_subprocess_exec(*words) for _ in range(4)]
+    machine = await lodging.provider.create(lodging.spec("first"))
+    assert [await starter.wait() for starter in starters] == [0, 0, 0, 0]
+    assert (await lodging.run(machine, "true")).exit_status == 0
+    keepers = [pid for pid in processes_with(str(lodging.data_dir)) if pid != os.getpid()]
+    assert keepers == [lodging.keeper_pid()]
+    with (lodging.home.local / "starting.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the keeper does not hold it for its whole life
+
+
+async def test_a_keeper_that_cannot_begin_is_told_by_whoever_needs_it(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("no folder\n")
+    starting.begin(tmp_path / "data")
+    with pytest.raises(Unavailable, match="cannot be made"):
+        await LocalProvider(tmp_path / "data").create(LocalLodging(LocalProvider(tmp_path / "data")).spec("never"))
 
 
 async def test_a_keeper_of_another_version_is_replaced_when_it_has_no_machines(lodging: LocalLodging) -> None:

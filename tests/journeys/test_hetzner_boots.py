@@ -11,12 +11,14 @@ from pathlib import Path
 
 import asyncssh
 import pytest
+from msgspec.structs import replace
 
-from gibil_bot.errors import MachineLost, SSHError
+from gibil_bot.errors import AnotherHost, MachineLost, SSHError
 from gibil_bot.machines import ssh
 from gibil_bot.machines.hetzner_labels import CREATED_BY, OURS
 from gibil_bot.machines.hetzner_project import KEY, new_pair
-from gibil_bot.machines.keyring import Keyring
+from gibil_bot.machines.hostkey import public_line
+from gibil_bot.machines.keyring import ProjectKeyring
 from gibil_bot.machines.lifecycle import Forge
 from gibil_bot.machines.reach import script_runner
 from gibil_bot.model import Chunk, Endpoint, Exit, Job, Machine
@@ -26,6 +28,8 @@ from tests.doubles.hetzner_guests import Image, LocalGuests, local_guests
 from tests.doubles.hetzner_state import State
 from tests.doubles.machines import open_connection, shared_folder
 
+USER_DATA = "http://169.254.169.254/hetzner/v1/userdata"
+
 
 @dataclass
 class Cloud:
@@ -33,9 +37,17 @@ class Cloud:
     guests: LocalGuests
     double: HetznerDouble
 
+    async def expect_closed_metadata(self, name: str, shell: Shell) -> None:
+        """It was open when cloud-init needed it, and is closed to a task."""
+        read = tuple(self.guests.metadata_read(name))
+        assert USER_DATA.partition("169.254.169.254")[2] in read
+        refused = await shell.run(f"curl -sS -m 5 {USER_DATA}")
+        assert refused.exit_status == 7, "curl(1): failed to connect to host"
+        assert tuple(self.guests.metadata_read(name)) == read
+
     @contextlib.asynccontextmanager
     async def machine(self, name: str) -> AsyncIterator[tuple[Machine, Shell]]:
-        machine, shell = await self.forge.create(name, "tests", 600, labels={"run": "1"})
+        machine, shell = await self.forge.create(name, "tests", 600, labels={"run": "1", "repo": "ada/engine"})
         try:
             yield machine, shell
         finally:
@@ -44,12 +56,12 @@ class Cloud:
 
 @pytest.fixture
 async def cloud(hetzner_image: Image, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cloud]:
-    keyring = Keyring(tmp_path / "keys")
     async with (
         local_guests(tmp_path / "data", shared_folder(tmp_path_factory), hetzner_image) as guests,
         hetzner_double(State(guests=guests)) as double,
     ):
-        provider = double.provider(ssh_port=guests.port, run_on=script_runner(keyring, ssh.connect))
+        keyring = ProjectKeyring(tmp_path / "keys", double.token)
+        provider = double.provider(reuse=True, ssh_port=guests.port, run_on=script_runner(keyring, ssh.connect))
         forge = Forge(provider=provider, keyring=keyring, connect_shell=ssh.connect)
         try:
             yield Cloud(forge, guests, double)
@@ -57,7 +69,7 @@ async def cloud(hetzner_image: Image, tmp_path: Path, tmp_path_factory: pytest.T
             await forge.close()
 
 
-async def test_a_server_boots_with_our_keys_and_lets_nobody_else_in(cloud: Cloud) -> None:
+async def test_a_server_boots_with_our_keys_and_lets_nobody_else_in(cloud: Cloud, tmp_path: Path) -> None:
     project_key = new_pair()
     number = cloud.double.state.new_id()
     cloud.double.state.ssh_keys[number] = {
@@ -71,17 +83,35 @@ async def test_a_server_boots_with_our_keys_and_lets_nobody_else_in(cloud: Cloud
         first = await shell.run("git --version && jq --version && hostname")
         assert first.exit_status == 0, first.stderr
         assert first.stdout.endswith(b"closed\n")
+        # cloud-init has read the user-data at the metadata address; the first command already finds it closed.
+        await cloud.expect_closed_metadata("closed", shell)
         log = await cloud.guests.booted("closed")
         assert "status: done" in log
         assert (await shell.run("test -e /etc/ssh/sshrc")).exit_status == 1
 
-        valid = await cloud.guests.run("closed", "cloud-init schema --config-file /var/lib/cloud/seed/nocloud/user-data")
+        (user_data,) = cloud.double.state.user_data.values()
+        await shell.put("/run/user-data", user_data.encode())
+        valid = await cloud.guests.run("closed", "cloud-init schema --config-file /run/user-data; rm /run/user-data")
         assert valid.exit_status == 0, valid.stderr
 
-        # The seed is what the metadata address would say; cloud-init's own copies of the host key are gone.
-        find = "grep -rlF -f /run/line /etc /var /run /root /usr/local --exclude-dir=seed --exclude=line | sort"
-        found = await shell.run(f"sed -n 3p /etc/ssh/ssh_host_ed25519_key >/run/line; {find}")
-        assert found.stdout.decode().splitlines() == ["/etc/ssh/ssh_host_ed25519_key"]
+        # What the user-data says of a host key is nowhere else on the machine.
+        keys = cloud.forge.keyring
+        find = "cat >/run/line; grep -rlF -f /run/line /etc /var /run /root /usr/local --exclude=line | sort"
+        for private, places in (
+            (keys.first_host_key("closed"), []),
+            (keys.host_key("closed"), ["/etc/ssh/ssh_host_ed25519_key"]),
+        ):
+            found = await shell.run(find, stdin="\n".join(private.splitlines()[2:-2]).encode())
+            assert found.stdout.decode().splitlines() == places
+        assert machine.endpoint.host_key == keys.host_public("closed")
+        with_the_first = replace(machine.endpoint, host_key=public_line(keys.first_host_key("closed")))
+        with pytest.raises(AnotherHost):
+            await ssh.connect(with_the_first, keys.client_key("closed"))
+        laptop = Forge(cloud.forge.provider, ProjectKeyring(tmp_path / "laptop", cloud.double.token), ssh.connect)
+        (seen,) = await laptop.list()
+        elsewhere_shell = await laptop.open(seen)
+        assert (await elsewhere_shell.run("hostname")).stdout == b"closed\n"
+        await elsewhere_shell.close()
 
         # Hetzner puts the project's keys into /root/.ssh; our sshd does not read them there.
         assert project_key[1].split()[1].encode() in (await shell.run("cat /root/.ssh/authorized_keys")).stdout
@@ -98,6 +128,20 @@ async def test_a_server_boots_with_our_keys_and_lets_nobody_else_in(cloud: Cloud
             await open_connection(machine, key, username="nobody")
         with pytest.raises(asyncssh.PermissionDenied):
             await open_connection(machine, key, client_keys=[], password="root")
+
+        # Root can open the address again. What is found there is the key that nobody accepts any more.
+        found = await shell.run(f"ip route delete blackhole 169.254.169.254 && curl -sS -m 5 {USER_DATA}")
+        assert public_line(keys.first_host_key("closed")) in found.stdout.decode()
+        assert machine.endpoint.host_key not in found.stdout.decode()
+
+    # Switched off and on again, it boots from the same address, closes it again, and shows its lasting key from the start.
+    (server,) = cloud.double.state.servers.values()
+    await cloud.double.state.stop(server)
+    await cloud.double.state.start(server, cloud.double.state.action("start_server"))
+    await cloud.guests.booted("closed")
+    shell = await cloud.forge.open(machine)
+    await cloud.expect_closed_metadata("closed", shell)
+    await shell.close()
 
 
 async def test_work_is_done_and_the_machine_powers_itself_off_at_its_hour(cloud: Cloud) -> None:
@@ -129,7 +173,13 @@ async def test_work_is_done_and_the_machine_powers_itself_off_at_its_hour(cloud:
 
 
 async def test_a_server_that_vanishes_while_it_works_is_lost_and_not_a_result(cloud: Cloud) -> None:
-    async with cloud.machine("ghost") as (_machine, shell):
+    """Here it is one that was another machine before: it was given a host key of its own, and closes the address, too."""
+    async with cloud.machine("before") as (before, _shell):
+        await cloud.forge.destroy("before")
+    async with cloud.machine("ghost") as (machine, shell):
+        assert machine.id == before.id
+        assert machine.endpoint.host_key == cloud.forge.keyring.host_public("ghost") != before.endpoint.host_key
+        await cloud.expect_closed_metadata("ghost", shell)
         await shell.start(Job(id="t1", script="echo up; sleep 600", working_directory="/root"))
         (server,) = cloud.double.state.servers.values()
         with pytest.raises(MachineLost):

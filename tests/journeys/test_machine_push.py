@@ -55,6 +55,7 @@ def test_a_push_is_never_by_force(line: CommandLine) -> None:
     on_machine(line, "git checkout -q -B busy; echo ours >>file; git commit -qam ours")
     refused = line.gibil("push", "m", "--json")
     assert (refused.returncode, json.loads(refused.stdout)["code"]) == (1, "NOT_PUSHED")
+    assert "has commits that the machine has not" in json.loads(refused.stdout)["error"]
     assert line.git(origin, "rev-parse", "refs/heads/busy") == theirs
 
 
@@ -67,6 +68,13 @@ def test_what_would_run_with_the_repositorys_secrets_is_looked_at_first(line: Co
     assert (refused.returncode, json.loads(refused.stdout)["code"]) == (1, "NOT_PUSHED")
     assert ".github/workflows/a.yml" in json.loads(refused.stdout)["error"]
     assert line.gibil("push", "m", "--with-workflows").returncode == 0
+
+
+def test_without_a_branch_checked_out_it_has_to_be_said_where_to_push_to(line: CommandLine) -> None:
+    on_machine(line, "git checkout -q --detach; git commit -q --allow-empty -m apart")
+    refused = line.gibil("push", "m", "--json")
+    assert (refused.returncode, "--branch" in json.loads(refused.stdout)["error"]) == (2, True)
+    on_machine(line, "git checkout -q -B ci")
 
 
 @pytest.mark.parametrize("branch", ["--force", "a..b", "+main"])

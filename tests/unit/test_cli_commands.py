@@ -41,13 +41,9 @@ def test_an_unknown_command_is_wrong_use() -> None:
 
 
 def test_help_imports_neither_a_command_nor_a_heavy_library() -> None:
-    script = (
-        "import sys\n"
-        "sys.argv = ['gibil', '--help']\n"
-        "from gibil_bot.cli import main\n"
-        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
-        "heavy = ('asyncio', 'yaml', 'msgspec', 'asyncssh', 'githubkit', 'starlette', 'uvicorn', 'gibil_bot.model')\n"
-        "print('loaded', [name for name in sys.modules if name in heavy or name.startswith('gibil_bot.cli.')])\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "loaded []"
+    words = [sys.executable, "-X", "importtime", "-m", "gibil_bot", "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    heavy = {"asyncio", "yaml", "msgspec", "asyncssh", "githubkit", "starlette", "uvicorn", "mcp", "gibil_bot.model"}
+    assert "gibil_bot.cli" in loaded
+    assert not {name for name in loaded if name in heavy or name.startswith("gibil_bot.cli.")}

@@ -14,17 +14,18 @@ import yaml
 
 from gibil_bot.errors import UsageError
 from gibil_bot.machines.cloudinit import EXPIRES_AT, LIMIT_BYTES, move_expiry_script, user_data
+from gibil_bot.machines.first_contact import MARK
 from gibil_bot.machines.hetzner_project import new_pair
 from gibil_bot.model import MachineSpec
 
 GOLDEN = Path(__file__).parent / "golden" / "user-data.yml"
 AT = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
-CLIENT, HOST = new_pair(), new_pair()
+CLIENT, HOST, FIRST = new_pair(), new_pair(), new_pair()
 
 
 def spec(**more: Any) -> MachineSpec:
-    words: dict[str, Any] = {"name": "ada", "owner": "tests", "ttl_s": 600, "authorized_key": CLIENT[1], "host_key": HOST[0]}
-    return MachineSpec(**{**words, **more})
+    words: dict[str, Any] = {"name": "ada", "owner": "tests", "ttl_s": 600, "authorized_key": CLIENT[1]}
+    return MachineSpec(**{**words, "host_key": HOST[0], "first_host_key": FIRST[0], **more})
 
 
 def files() -> dict[str, dict[str, str]]:
@@ -32,19 +33,23 @@ def files() -> dict[str, dict[str, str]]:
 
 
 def test_it_is_the_golden_file() -> None:
-    text = user_data(spec(), AT).replace(HOST[1], "<HOST PUBLIC>").replace(CLIENT[1], "<CLIENT PUBLIC>")
-    for line in HOST[0].strip().splitlines()[1:-1]:
+    text = user_data(spec(), AT).replace(FIRST[1], "<FIRST HOST PUBLIC>").replace(CLIENT[1], "<CLIENT PUBLIC>")
+    for line in FIRST[0].strip().splitlines()[1:-1]:
         text = text.replace(f"    {line}\n", "")
     assert text == GOLDEN.read_text()
 
 
-def test_the_host_key_is_ours_and_its_only_secret() -> None:
-    text = user_data(spec(), AT)
+@pytest.mark.parametrize("replaced", [True, False])
+def test_the_host_key_of_the_first_contact_is_ours_and_its_only_secret(replaced: bool) -> None:
+    shown = FIRST if replaced else HOST
+    text = user_data(spec(first_host_key=FIRST[0] if replaced else ""), AT)
     config = yaml.safe_load(text)
-    assert config["ssh_keys"] == {"ed25519_private": HOST[0], "ed25519_public": HOST[1]}
+    assert config["ssh_keys"] == {"ed25519_private": shown[0], "ed25519_public": shown[1]}
     assert config["ssh_deletekeys"] is True
     assert text.count("PRIVATE KEY") == 2  # where it begins and where it ends
     assert CLIENT[0].splitlines()[2] not in text
+    # Without a key to be replaced, already the first command is somebody's: it has to wait for the base packages.
+    assert (MARK in {each["path"] for each in config["write_files"]}) is not replaced
 
 
 def test_sshd_reads_no_key_but_ours() -> None:
@@ -85,6 +90,7 @@ def test_its_scripts_are_posix_sh(path: str) -> None:
         {"authorized_key": 'command="id" ' + CLIENT[1]},
         {"host_key": "nonsense"},
         {"host_key": HOST[1]},
+        {"first_host_key": "nonsense"},
         {"authorized_key": "ssh-rsa " + "A" * LIMIT_BYTES},
     ],
 )

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from gibil_bot.errors import ConfigurationError
-from gibil_bot.machines.keyring import Keyring
+from gibil_bot.machines.keyring import Keyring, ProjectKeyring
 
 
 def test_keys_are_pairs_and_differ_by_purpose_and_machine(tmp_path: Path) -> None:
@@ -29,7 +29,8 @@ def test_keys_are_pairs_and_differ_by_purpose_and_machine(tmp_path: Path) -> Non
             assert public_text.startswith("ssh-ed25519 ")
             assert "\n" not in public_text
             public.add(public_text)
-    assert len(public) == 4
+        public.add(asyncssh.import_private_key(keyring.first_host_key(name)).export_public_key().decode().strip())
+    assert len(public) == 6
     assert len(keyring.derive("owner", "x")) == 32
     assert keyring.derive("owner", "x") != keyring.derive("owner", "y")
 
@@ -40,6 +41,15 @@ def test_the_derivation_is_hkdf(tmp_path: Path) -> None:
     master = (tmp_path / "keyring.key").read_bytes()
     reference = HKDF(algorithm=SHA256(), length=32, salt=None, info=b"gibil-bot 1\0purpose\0name").derive(master)
     assert derived == reference
+
+
+def test_a_projects_keys_come_from_its_token_alone(tmp_path: Path) -> None:
+    def keys(folder: str, token: str) -> list[str]:
+        keyring = ProjectKeyring(tmp_path / folder, token)
+        return [keyring.client_key("m"), keyring.host_key("m"), keyring.first_host_key("m")]
+
+    assert keys("here", "token") == keys("there", "token")
+    assert len({*keys("here", "token"), *keys("here", "another")}) == 6
 
 
 def test_another_keyring_of_the_same_folder_has_the_same_keys(tmp_path: Path) -> None:

@@ -103,7 +103,9 @@ async def test_a_machine_is_forged_as_asked_and_opened_with_its_key(forge: Forge
     )
     assert spec.authorized_key == forge.keyring.client_public("m-1")
     assert spec.host_key == forge.keyring.host_key("m-1")
+    assert spec.first_host_key == forge.keyring.first_host_key("m-1")
     assert spec.host_key not in repr(spec)
+    assert spec.first_host_key not in repr(spec)
     assert door.keys == [forge.keyring.client_key("m-1")]
     assert phases == ["forge", "connect"]
     assert await forge.get("m-1") == machine

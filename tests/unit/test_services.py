@@ -8,7 +8,14 @@ import pytest
 
 from gibil_bot.errors import InvalidWorkflow
 from gibil_bot.planning.schema import parse_repository_file
-from gibil_bot.planning.services import Grounds, check_services, distribution_versions, image_version, services_script
+from gibil_bot.planning.services import (
+    Grounds,
+    check_services,
+    distribution_versions,
+    full_name,
+    image_version,
+    services_script,
+)
 from gibil_bot.planning.workflow import RepositoryFile
 
 BOOKWORM = 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nVERSION_ID="12"\nID=debian\n'
@@ -91,6 +98,22 @@ def test_a_source_of_other_versions_leaves_the_question_to_the_machine() -> None
 )
 def test_the_version_of_an_image_is_what_its_tag_begins_with(image: str, version: str) -> None:
     assert image_version(image) == version
+
+
+@pytest.mark.parametrize(
+    ("image", "full"),
+    [
+        ("redis", "docker.io/library/redis"),
+        ("postgres:16-alpine", "docker.io/library/postgres:16-alpine"),
+        ("ada/search:8", "docker.io/ada/search:8"),
+        ("docker.io/library/redis:7", "docker.io/library/redis:7"),
+        ("ghcr.io/ada/search@sha256:00", "ghcr.io/ada/search@sha256:00"),
+        ("host:5000/redis", "host:5000/redis"),
+        ("localhost/redis", "localhost/redis"),
+    ],
+)
+def test_an_engine_without_a_default_registry_is_told_the_one_that_is_meant(image: str, full: str) -> None:
+    assert full_name(image) == full
 
 
 def test_values_are_never_code_of_the_script() -> None:

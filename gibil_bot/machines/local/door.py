@@ -19,19 +19,27 @@ _PACKET = 128 * 1024
 _CIPHERS = ["aes256-gcm@openssh.com", "aes128-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes256-ctr", "aes128-ctr"]
 
 
+def new_key() -> tuple[str, str]:
+    """(private in OpenSSH's PEM form, public line) of a key that nobody keeps."""
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    return key.export_private_key().decode(), key.export_public_key().decode().strip()
+
+
 class Door:
     """Everything of one machine that is reachable through SSH."""
 
-    def __init__(self, pid1: Pid1, authorized: asyncssh.SSHKey) -> None:
+    def __init__(self, pid1: Pid1) -> None:
         self._pid1 = pid1
-        self._authorized = authorized.public_data
+        self._authorized = b""
         self._acceptor: asyncssh.SSHAcceptor | None = None
         self.connections: set[asyncssh.SSHServerConnection] = set()
         self.sessions: set[Session] = set()
         self._path = ""
 
-    async def open(self, path: str, host_key: asyncssh.SSHKey) -> None:
-        """Listen at `path`, readable by us alone."""
+    async def open(self, path: str, host_key: str, authorized_key: str) -> str:
+        """Listen at `path`, readable by us alone; the public line of the host key. Raises ValueError for unreadable keys."""
+        private = asyncssh.import_private_key(host_key)
+        self._authorized = asyncssh.import_public_key(authorized_key).public_data
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             listener.bind(path)
@@ -41,7 +49,7 @@ class Door:
             self._acceptor = await asyncssh.listen(
                 sock=listener,
                 server_factory=lambda: _Server(self),
-                server_host_keys=[host_key],
+                server_host_keys=[private],
                 encryption_algs=_CIPHERS,
                 compression_algs=None,
                 gss_host=None,  # otherwise it looks our own host name up in the DNS
@@ -54,6 +62,7 @@ class Door:
         except BaseException:
             listener.close()
             raise
+        return private.export_public_key().decode().strip()
 
     def close(self) -> None:
         """Nobody gets in any more, and everybody inside is cut off."""

@@ -23,6 +23,7 @@ from typing import Any
 
 from gibil_bot.machines.local import forge
 from gibil_bot.machines.local import syscalls as sc
+from gibil_bot.machines.local.descriptors import receive
 from gibil_bot.machines.local.layers import Order
 
 FIRST_UID = 0x7000_0000
@@ -63,7 +64,7 @@ class Forger:
                 os.read(self._wake, 4096)
                 self._reap()
             if self._link.fileno() in ready:
-                message, fds, _flags, _address = socket.recv_fds(self._link, _MESSAGE_BYTES, 4, socket.MSG_CMSG_CLOEXEC)
+                message, fds = receive(self._link, _MESSAGE_BYTES, 4)
                 if not message:
                     return
                 self._handle(json.loads(message), fds)

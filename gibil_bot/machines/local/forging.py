@@ -8,31 +8,11 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from gibil_bot.errors import ProviderError
+from gibil_bot.machines.local.isolated import start_python
 from gibil_bot.machines.local.layers import Order
-
-_START = """
-import sys
-module, root = sys.argv[1:3]
-del sys.argv[1:3]
-if root not in sys.path:
-    sys.path.insert(0, root)
-from importlib import import_module
-import_module(module).main(*sys.argv[1:])
-"""
-
-
-def start_python(module: str, *arguments: str, bare: bool = False) -> list[str]:
-    """The command that runs `main(*arguments)` of a module of this very package, wherever it lies, in an isolated Python.
-
-    `bare`: without site-packages, for what needs the standard library only.
-    """
-    root = str(Path(__file__).resolve().parents[3])
-    return [sys.executable, "-IS" if bare else "-I", "-c", _START, module, root, *arguments]
 
 
 class Forging:
@@ -60,7 +40,7 @@ class ForgerLink:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             process = subprocess.Popen(
-                start_python("gibil_bot.machines.local.forger", str(theirs.fileno()), str(os.getpid()), bare=True),
+                start_python("gibil_bot.machines.local.forger", str(theirs.fileno()), str(os.getpid())),
                 env={},
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,

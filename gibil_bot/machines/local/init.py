@@ -25,6 +25,8 @@ import time
 from collections import deque
 from typing import Any, NoReturn
 
+from gibil_bot.machines.local.descriptors import receive
+
 MESSAGE_BYTES = 200 * 1024
 """A request is no larger: an argument of execve(2) is 128 KiB at most anyway."""
 
@@ -83,7 +85,7 @@ class _Init:
             while self._waiting and self._start(*self._waiting[0]):
                 self._waiting.popleft()
             if self._control.fileno() in ready:
-                message, fds, _flags, _address = socket.recv_fds(self._control, MESSAGE_BYTES, 4, socket.MSG_CMSG_CLOEXEC)
+                message, fds = receive(self._control, MESSAGE_BYTES, 4)
                 if not message:
                     return
                 self._handle(json.loads(message), fds)
@@ -137,8 +139,7 @@ class _Init:
             os.setsid()
             if terminal:
                 fcntl.ioctl(fds[0], termios.TIOCSCTTY, 0)
-            for fd in (self._control.fileno(), *fds):  # Python's recv_fds does not hand its flags on
-                os.set_inheritable(fd, False)
+            os.set_inheritable(self._control.fileno(), False)
             for target in range(3):
                 os.dup2(fds[target if target < len(fds) else -1], target)
             resource.setrlimit(resource.RLIMIT_NOFILE, self._open_files)

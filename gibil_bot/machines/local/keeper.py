@@ -21,13 +21,17 @@ from pathlib import Path
 from gibil_bot.errors import GibilError
 from gibil_bot.machines.local.forging import ForgerLink
 from gibil_bot.machines.local.home import PROTOCOL, Home, Keeper, code_version, read_keeper, write_keeper
+from gibil_bot.machines.local.starting import IDLE_S
 
-IDLE_S = 30.0
 _LOCK_WAIT_S = 10.0
 
 
-def main(data_dir: str, idle_s: str = str(IDLE_S)) -> None:
-    """Start the keeper and return when it answers. Prints the reason and exits with 1 when it cannot run."""
+def main(data_dir: str, idle_s: str = str(IDLE_S), starting: str = "") -> None:
+    """Start the keeper and end when it answers. Prints the reason and exits with 1 when it cannot run.
+
+    `starting`: a descriptor that is this process's, and must not be the keeper's.
+    """
+    gc.set_threshold(25_000, 20, 20)  # what the imports make stays: looking for garbage in it holds up the first machine
     home = Home(Path(data_dir))
     try:
         home.prepare()
@@ -42,8 +46,10 @@ def main(data_dir: str, idle_s: str = str(IDLE_S)) -> None:
             sys.exit(
                 told.decode(errors="replace") or f"the keeper of local machines ended at once: see {home.local}/keeper.log"
             )
-        return
+        os._exit(0)
     os.close(ready_read)
+    if starting:
+        os.close(int(starting))
     os.setsid()
     _leave_the_starter(home)
     lock = os.open(home.local / "keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -106,6 +112,7 @@ def _keep(home: Home, runtime: Path, ready: int, idle_s: float) -> None:
 
 async def _serve(home: Home, runtime: Path, link: ForgerLink, ready: int, idle_s: float, stock_type: type) -> None:
     from gibil_bot.machines.local.counter import Counter
+    from gibil_bot.machines.local.kept import load_door
 
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -120,6 +127,8 @@ async def _serve(home: Home, runtime: Path, link: ForgerLink, ready: int, idle_s
     write_keeper(home, Keeper(pid=os.getpid(), socket=str(runtime / "control.sock"), protocol=PROTOCOL, version=code_version()))
     os.write(ready, b"ready")
     os.close(ready)
+    await load_door()
+    gc.freeze()
     idle = loop.create_task(counter.watch_idleness())
     await ending.wait()
     idle.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import secrets
 import socket
@@ -11,12 +12,11 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from gibil_bot.errors import ProviderError
-from gibil_bot.machines.lean_asyncssh import asyncssh
-from gibil_bot.machines.local.door import Door
 from gibil_bot.machines.local.forge import PROXY
 from gibil_bot.machines.local.forging import ForgerLink, Forging
 from gibil_bot.machines.local.gate import Gate, forward, loopback_ports
@@ -28,9 +28,17 @@ from gibil_bot.machines.local.skeleton import Layout
 from gibil_bot.machines.local.watch import disk_mb, hold_memory
 from gibil_bot.model import Endpoint, Machine, MachineSpec
 
+if TYPE_CHECKING:
+    from gibil_bot.machines.local.door import Door
+
 _READY_S = 30.0
 _MEMORY_POLL_S = 0.5
 _DISK_POLL_S = 5.0
+
+
+async def load_door() -> Any:
+    """The module `door`. Its SSH library takes longer to import than a machine takes to forge: both go on side by side."""
+    return await asyncio.to_thread(importlib.import_module, "gibil_bot.machines.local.door")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,11 +80,6 @@ class KeptMachine:
 
     async def _forge(self, skeleton: str, layout: Layout, created_at: datetime, expires_at: datetime) -> Machine:
         spec, smithy = self.spec, self._smithy
-        try:
-            host_key = asyncssh.import_private_key(spec.host_key)
-            authorized = asyncssh.import_public_key(spec.authorized_key)
-        except (asyncssh.KeyImportError, ValueError) as error:
-            raise ProviderError(f"machine {spec.name}: a key of its specification cannot be read: {error}") from error
         gate = Gate(spec.egress_allow)
         inward = [address for address in loopback_ports(spec.egress_allow) if address != PROXY]
         order: Order = {
@@ -98,9 +101,13 @@ class KeptMachine:
         self._pid1 = Pid1(ours, self._hung_up)
         with theirs:
             self._number, forging = await smithy.link.forge(order, theirs)
-        self._door = Door(self._pid1, authorized)
+        # Meanwhile PID 1 is on its way.
+        self._door = (await load_door()).Door(self._pid1)
         path = str(smithy.runtime / f"{secrets.token_hex(4)}.sock")
-        await self._door.open(path, host_key)  # meanwhile PID 1 is on its way
+        try:
+            public = await self._door.open(path, spec.host_key, spec.authorized_key)
+        except ValueError as error:
+            raise ProviderError(f"machine {spec.name}: a key of its specification cannot be read: {error}") from error
         try:
             async with asyncio.timeout(_READY_S):
                 await warm
@@ -115,7 +122,6 @@ class KeptMachine:
             self._supervise(self._watch_memory(pid))
         if not order["disk_mb"]:
             self._supervise(self._watch_disk())
-        public = host_key.export_public_key().decode().strip()
         machine = Machine(
             provider="local",
             id=spec.name,

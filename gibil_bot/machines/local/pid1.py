@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from gibil_bot.errors import ProviderError
+from gibil_bot.machines.local.descriptors import receive
 from gibil_bot.machines.local.init import MESSAGE_BYTES
 
 _RETRY_S = 0.002
@@ -140,7 +141,7 @@ class Pid1:
     def _read(self) -> None:
         for _ in range(64):  # then the rest of the loop has its turn
             try:
-                message, fds, _flags, _address = socket.recv_fds(self._control, 65536, 64, socket.MSG_CMSG_CLOEXEC)
+                message, fds = receive(self._control, 65536, 64)
             except BlockingIOError:
                 return
             except ConnectionResetError:

@@ -8,26 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import socket
-import subprocess
 from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
 
 from gibil_bot.errors import MachineNotFound, ProviderError
+from gibil_bot.machines.local import starting
 from gibil_bot.machines.local.control import Answer, Line, Request, Unanswered
-from gibil_bot.machines.local.forging import start_python
 from gibil_bot.machines.local.home import PROTOCOL, Home, Keeper, clear_dead_machine, code_version, locked, read_keeper
-from gibil_bot.machines.local.keeper import IDLE_S
 from gibil_bot.machines.local.limits import DISK_MB, SIZES_MB, Groups, find_hierarchies
 from gibil_bot.machines.local.tier import groups_prefix
 from gibil_bot.model import Capabilities, Machine, MachineSpec, SizeOffer
 
-_START_S = 60.0
 _ATTEMPTS = 4
-_PASSED_ON = ("HOME", "USER", "LOGNAME", "LANG", "XDG_RUNTIME_DIR")
-"""Of our environment to the keeper: it holds no setting and no secret of the bot's."""
 
 
 class LocalProvider:
@@ -35,7 +28,7 @@ class LocalProvider:
 
     name = "local"
 
-    def __init__(self, data_dir: Path, *, keeper_idle_s: float = IDLE_S) -> None:
+    def __init__(self, data_dir: Path, *, keeper_idle_s: float = starting.IDLE_S) -> None:
         self._home = Home(data_dir.absolute())
         self._keeper_idle_s = keeper_idle_s
         self._version = code_version()
@@ -166,56 +159,15 @@ class LocalProvider:
                         return keeper
                 # It answers until it has gone, and must not be taken for the new one.
                 await asyncio.to_thread(self._await_end)
-        await asyncio.to_thread(self._start_keeper)
+        await asyncio.to_thread(starting.start, self._home, self._keeper_idle_s)
         keeper = await asyncio.to_thread(read_keeper, self._home)
         if keeper is None:
             raise ProviderError(f"the keeper of local machines did not start; see {self._home.local}/keeper.log")
         return keeper
 
     def _await_end(self) -> None:
-        with locked(self._home.local / "keeper.lock", wait_s=_START_S):
+        with locked(self._home.local / "keeper.lock", wait_s=starting.START_S):
             pass
-
-    def _start_keeper(self) -> None:
-        self._home.prepare()
-        with locked(self._home.local / "starting.lock", wait_s=_START_S) as mine:
-            if not mine:
-                raise ProviderError(
-                    f"somebody has been starting a keeper for {_START_S:.0f} s; see {self._home.local}/keeper.log"
-                )
-            if self._answers():
-                return  # somebody was faster
-            environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-            environment["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-            command = start_python("gibil_bot.machines.local.keeper", str(self._home.data_dir), str(self._keeper_idle_s))
-            try:
-                done = subprocess.run(
-                    command,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    timeout=_START_S,
-                    check=False,
-                    cwd="/",
-                )
-            except (OSError, subprocess.TimeoutExpired) as error:
-                raise ProviderError(f"the keeper of local machines cannot be started: {error}") from error
-            if done.returncode:
-                lines = done.stderr.decode(errors="replace").strip().splitlines()
-                raise ProviderError(f"the keeper of local machines did not start: {lines[-1] if lines else done.returncode}")
-
-    def _answers(self) -> bool:
-        keeper = read_keeper(self._home)
-        if keeper is None:
-            return False
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(5)
-            try:
-                probe.connect(keeper.socket)
-            except OSError:
-                return False
-        return True
 
     def _clear_without_keeper(self, only: str | None) -> list[str]:
         """Remove what is left of machines while no keeper runs; holding its lock, so that none starts meanwhile."""

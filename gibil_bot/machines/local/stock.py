@@ -7,16 +7,16 @@ import contextlib
 import re
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from gibil_bot.errors import GibilError, MachineNotFound, NameTaken, ProviderError, UsageError
-from gibil_bot.machines.lean_asyncssh import asyncssh
 from gibil_bot.machines.local import skeleton
 from gibil_bot.machines.local.forging import ForgerLink
 from gibil_bot.machines.local.home import Home, clear_dead_machine
-from gibil_bot.machines.local.kept import KeptMachine, Smithy
+from gibil_bot.machines.local.kept import KeptMachine, Smithy, load_door
 from gibil_bot.machines.local.limits import Groups, find_hierarchies, limits_of
 from gibil_bot.machines.local.pid1 import ForgeFailed
 from gibil_bot.machines.local.remedies import explain
@@ -143,7 +143,7 @@ class Stock:
 
     async def probe(self) -> Capabilities:
         """Forge a machine nobody knows of, run `true`, burn it."""
-        key = asyncssh.generate_private_key("ssh-ed25519")
+        key = (await load_door()).new_key()
         name = f"probe-{time.time_ns():x}"
         began = time.monotonic()
         await self.create(
@@ -151,8 +151,8 @@ class Stock:
                 name=name,
                 owner="",
                 ttl_s=60,
-                authorized_key=key.export_public_key().decode().strip(),
-                host_key=key.export_private_key().decode(),
+                authorized_key=key[1],
+                host_key=key[0],
             )
         )
         forged_in_s = time.monotonic() - began

@@ -1,0 +1,53 @@
+"""`gibil mcp`: machines for agents, over MCP on stdin and stdout."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import click
+
+from gibil_bot.cli.machine import as_terminal
+from gibil_bot.cli.mcp_entry import entry
+from gibil_bot.cli.output import json_option, print_json, print_text, say
+from gibil_bot.config import load_settings
+from gibil_bot.errors import UsageError
+
+
+@click.command()
+@click.option("--print-config", is_flag=True, help="Print what belongs into a client's configuration, and end.")
+@json_option
+def mcp(print_config: bool, as_json: bool) -> None:
+    """Serve machines to agents over MCP, on stdin and stdout.
+
+    A client starts it: `gibil init` registers it with those that are here. It ends when the client hangs up; machines live on
+    until their time is up.
+
+    \b
+    gibil mcp --print-config
+    """
+    if print_config:
+        view = {"mcpServers": {"gibil": entry()}}
+        if as_json:
+            print_json(view)
+        else:
+            import json
+
+            print_text(json.dumps(view, indent=2) + "\n")
+        return
+    if as_json:
+        raise UsageError("--json goes with --print-config: otherwise stdout speaks MCP")
+    if sys.stdin is None or sys.stdout is None:
+        raise UsageError("stdin or stdout is closed: a client has to start this")
+    if sys.stderr is None:  # its number would be given to the next file, and then to stdout
+        os.open(os.devnull, os.O_WRONLY)
+    import asyncio
+
+    settings = load_settings()
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="gibil: %(message)s")
+    if as_terminal(0):
+        say("this speaks MCP, and a client has to start it; Ctrl-C ends it. See gibil mcp --help", sys.stderr)
+    from gibil_bot.mcp_server.server import serve
+
+    asyncio.run(serve(settings))

@@ -1,0 +1,112 @@
+"""`gibil pr`: pull requests with commits that were made on a machine."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from gibil_bot.cli.machine import name_argument, opened, provider_option, run_async, settings_of
+from gibil_bot.cli.output import json_option, print_json, print_text, say
+from gibil_bot.cli.push import say_pushed
+from gibil_bot.errors import UsageError
+
+
+@click.group()
+def pr() -> None:
+    """Pull requests with the commits that were made on a machine."""
+
+
+@pr.command(short_help="Push the commits, and open a pull request.")
+@name_argument
+@click.option("--title", metavar="TEXT", help="Its title; where there is one new commit, what that says.")
+@click.option("--body", metavar="TEXT", help="Its text, in Markdown.")
+@click.option("--body-file", metavar="FILE", help="The same from a file; - is stdin.")
+@click.option("--base", metavar="BRANCH", help="Where it should go to; what the machine was forged from.")
+@click.option("--branch", metavar="BRANCH", help="Where to push to; the branch that is checked out on the machine.")
+@click.option("--draft", is_flag=True, help="Not ready for review yet.")
+@click.option("--with-workflows", is_flag=True, help="Push changes to .github/workflows, too.")
+@provider_option
+@json_option
+def create(
+    name: str,
+    title: str | None,
+    body: str | None,
+    body_file: str | None,
+    base: str | None,
+    branch: str | None,
+    draft: bool,
+    with_workflows: bool,
+    provider: str | None,
+    as_json: bool,
+) -> None:
+    """Push the commits that were made on a machine, and open a pull request, from here.
+
+    As `gibil push` does, and then with your token for GitHub: from GH_TOKEN or GITHUB_TOKEN (GH_ENTERPRISE_TOKEN for an
+    Enterprise Server), from gh, or from git's credential helper. The machine sees none of it. A pull request that is open
+    already has the new commits then; its title and its text stay as they are.
+
+    \b
+    gibil pr create agent-task
+    gibil pr create agent-task --title "Parse faster" --body-file notes.md --draft
+    gibil pr create agent-task --branch agent/parser --base develop --json | jq -r .url
+    """
+    text = _body(body, body_file)
+    sys.exit(run_async(_create(name, title, text, base, branch, draft, with_workflows, provider, as_json)))
+
+
+def _body(body: str | None, body_file: str | None) -> str:
+    if body is not None and body_file is not None:
+        raise UsageError("say what the pull request is about with --body or with --body-file, not with both")
+    if body_file is None:
+        return body or ""
+    try:
+        with click.open_file(body_file, "rb") as file:
+            return bytes(file.read()).decode()
+    except OSError as error:
+        raise UsageError(f"{body_file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise UsageError(f"{body_file} is not a text in UTF-8") from None
+
+
+async def _create(
+    name: str,
+    title: str | None,
+    body: str,
+    base: str | None,
+    branch: str | None,
+    draft: bool,
+    with_workflows: bool,
+    provider: str | None,
+    as_json: bool,
+) -> int:
+    from gibil_bot.sandbox.pull_requests import PullRequestWish, open_pull_request
+
+    wish = PullRequestWish(
+        title=title, body=body, base=base, branch=branch, draft=draft, with_workflows=with_workflows
+    )  # fmt: skip
+    async with opened(name, provider) as live:
+        made = await open_pull_request(live, settings_of(provider), wish)
+    say_pushed(made.commits)
+    if made.already_existed:
+        is_it = " (it is no draft)" if draft and not made.draft else " (it is a draft)" if made.draft and not draft else ""
+        say(f"pull request #{made.number} to {made.base} was open already, and has the commits now{is_it}", sys.stderr)
+    else:
+        say(f"{'draft ' if made.draft else ''}pull request #{made.number} to {made.base} is open", sys.stderr)
+    if as_json:
+        print_json(
+            {
+                "name": name,
+                "repo": made.commits.url,
+                "branch": made.commits.branch,
+                "base": made.base,
+                "commit": made.commits.head,
+                "number": made.number,
+                "url": made.url,
+                "draft": made.draft,
+                "already_existed": made.already_existed,
+            }
+        )
+    else:
+        print_text(f"{made.url}\n")
+    return 0

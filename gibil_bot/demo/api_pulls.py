@@ -1,0 +1,141 @@
+"""Endpoints of pull requests: the lists, one of them, and a new one."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gibil_bot.demo import acts, payloads, rest
+from gibil_bot.demo.access import Refusal, may_write
+from gibil_bot.demo.state import PullRequest, Repository
+
+LONGEST_TITLE, LONGEST_BODY = 256, 65_536
+"""Characters. Not on a page of the documentation: as reported in googleapis/repo-automation-bots#1895 and
+renovatebot/renovate#2032."""
+
+
+async def list_pull_requests(request: Request) -> Response:
+    """https://docs.github.com/en/rest/pulls/pulls#list-pull-requests: open ones, newest first, unless told otherwise."""
+    repository = rest.repository(request, ("pull_requests", "read"))
+    query = request.query_params
+    state, head, base = query.get("state", "open"), query.get("head"), query.get("base")
+    found = [
+        pull
+        for pull in repository.pull_requests()
+        if state in ("all", pull.state) and (not base or pull.base_ref == base) and (not head or _label(pull) == head)
+    ]
+    moment_of = (lambda pull: pull.updated_at) if query.get("sort") == "updated" else (lambda pull: pull.created_at)
+    found.sort(key=moment_of, reverse=query.get("direction", "desc") != "asc")
+    return _pulls(request, repository, found)
+
+
+async def get_pull_request(request: Request) -> Response:
+    """https://docs.github.com/en/rest/pulls/pulls#get-a-pull-request"""
+    repository = rest.repository(request, ("pull_requests", "read"))
+    found = repository.issues.get(request.path_params["number"])
+    if not isinstance(found, PullRequest):
+        raise Refusal(404, "Not Found")
+    return rest.answer(payloads.pull_request(rest.hub(request).world, repository, found))
+
+
+async def list_pull_requests_of_commit(request: Request) -> Response:
+    """https://docs.github.com/en/rest/commits/commits#list-pull-requests-associated-with-a-commit
+
+    Pull requests from forks are not found (google/go-github#2241, quarkusio/pt.quarkus.io#389).
+    """
+    repository = rest.repository(request, ("pull_requests", "read"))
+    git = rest.hub(request).git
+    sha = await git.resolve(repository.full_name, request.path_params["ref"])
+    if sha is None:
+        raise Refusal(422, f"No commit found for SHA: {request.path_params['ref']}")
+    found = []
+    for pull in repository.pull_requests():
+        if pull.state != "open" or pull.head_repository is not repository:
+            continue
+        inside = await git.is_ancestor(repository.full_name, sha, pull.head_sha)
+        if inside and not await git.is_ancestor(repository.full_name, sha, pull.base_sha):
+            found.append(pull)
+    return _pulls(request, repository, found)
+
+
+def _pulls(request: Request, repository: Repository, found: list[PullRequest]) -> Response:
+    world = rest.hub(request).world
+    shown, headers = rest.page(request, found)
+    return rest.answer([payloads.pull_request(world, repository, pull) for pull in shown], headers=headers)
+
+
+def _label(pull: PullRequest) -> str:
+    owner = pull.head_repository.owner if pull.head_repository else pull.author
+    return f"{owner.login}:{pull.head_ref}"
+
+
+async def create_pull_request(request: Request) -> Response:
+    """https://docs.github.com/en/rest/pulls/pulls#create-a-pull-request
+
+    Whoever opens one needs write access to the branch that it comes from. How the refusals look: google/go-github#1441
+    (already exists), tgymnich/fork-sync#112 (no commits), dailymotion-oss/octopilot#134 (no such branch).
+    """
+    home = rest.repository(request, ("pull_requests", "write"))
+    hub, wanted = rest.hub(request), await rest.body(request)
+    title, head_name, base = (rest.text(wanted, name, "PullRequest", required=True) or "" for name in ("title", "head", "base"))
+    body = rest.text(wanted, "body", "PullRequest") or ""
+    draft = wanted.get("draft", False)
+    if not isinstance(draft, bool):
+        raise rest.invalid("PullRequest", "draft", "invalid", f"For 'draft', {draft!r} is not a boolean.")
+    if not title.strip():
+        raise Refusal(422, "Validation Failed", errors=[{"resource": "Issue", "code": "missing_field", "field": "title"}])
+    for field, text, longest in (("title", title, LONGEST_TITLE), ("body", body, LONGEST_BODY)):
+        if len(text) > longest:
+            raise rest.invalid("Issue", field, "custom", f"{field} is too long (maximum is {longest} characters)")
+    head, branch = _head(request, home, head_name)
+    head_sha = await hub.git.resolve(head.full_name, f"refs/heads/{branch}") if head is not None else None
+    base_sha = await hub.git.resolve(home.full_name, f"refs/heads/{base}")
+    for field, found in (("head", head_sha), ("base", base_sha)):
+        if found is None:
+            error = {"resource": "PullRequest", "field": field, "code": "invalid"}
+            raise Refusal(422, "Validation Failed", errors=[error])
+    assert head is not None
+    assert head_sha is not None
+    assert base_sha is not None
+    personal = rest.caller(request).personal
+    if personal is not None and not may_write(personal, head):
+        raise Refusal(403, "Resource not accessible by personal access token")
+    if draft and not home.drafts:
+        # https://docs.github.com/en/pull-requests/collaborating-with-pull-requests/proposing-changes-to-your-work-with-pull-requests/
+        # about-pull-requests#draft-pull-requests; the words as reported in MetaMask/action-create-release-pr#67
+        raise Refusal(422, "Draft pull requests are not supported in this repository.")
+    if head is home and await hub.git.is_ancestor(home.full_name, head_sha, base_sha):
+        raise _custom(f"No commits between {base} and {branch}")
+    for pull in home.pull_requests():
+        if pull.state == "open" and (pull.head_repository, pull.head_ref, pull.base_ref) == (head, branch, base):
+            raise _custom(f"A pull request already exists for {head.owner.login}:{branch}.")
+    new = await acts.open_pull_request(
+        hub, home, head, branch, rest.actor(request), title=title, body=body, draft=draft, base=base
+    )  # fmt: skip
+    return rest.answer(payloads.pull_request(hub.world, home, new), 201)
+
+
+def _custom(message: str) -> Refusal:
+    return Refusal(422, "Validation Failed", errors=[{"resource": "PullRequest", "code": "custom", "message": message}])
+
+
+def _head(request: Request, home: Repository, name: str) -> tuple[Repository | None, str]:
+    """`branch` is one of this repository, `owner:branch` one of that owner's repository or fork."""
+    owner, colon, branch = name.partition(":")
+    if not colon:
+        return home, name
+    if owner.lower() == home.owner.login.lower():
+        return home, branch
+    for each in rest.hub(request).world.repositories.values():
+        if each.parent is home and each.owner.login.lower() == owner.lower():
+            return each, branch
+    return None, branch
+
+
+ROUTES = [
+    Route("/repos/{owner}/{name}/pulls", list_pull_requests),
+    Route("/repos/{owner}/{name}/pulls", create_pull_request, methods=["POST"]),
+    Route("/repos/{owner}/{name}/pulls/{number:int}", get_pull_request),
+    Route("/repos/{owner}/{name}/commits/{ref}/pulls", list_pull_requests_of_commit),
+]

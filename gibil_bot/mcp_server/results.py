@@ -1,0 +1,253 @@
+"""What the tools share, and what they answer in the form that programs read.
+
+TypedDict comes from typing_extensions: pydantic needs it before Python 3.12.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NotRequired, TypeAlias
+
+from mcp.server.mcpserver import MCPServer
+from mcp.types import CallToolResult, TextContent, ToolAnnotations
+from pydantic import Field
+from typing_extensions import TypedDict
+
+Server: TypeAlias = Annotated[
+    str | None, Field(description="The machine's name; may be left out when exactly one machine runs.")
+]
+
+
+def add(server: MCPServer[Any], tool: Callable[..., Any], *, annotations: ToolAnnotations) -> None:
+    """Its docstring is what an agent reads of it."""
+    server.add_tool(tool, description=inspect.cleandoc(tool.__doc__ or ""), annotations=annotations)
+
+
+def answer(text: str, view: Mapping[str, Any]) -> CallToolResult:
+    """For people's eyes and a model's, and for programs."""
+    return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=dict(view))
+
+
+def refusal(message: str, code: str) -> CallToolResult:
+    """What could not be done: by us, never by a command on a machine."""
+    return CallToolResult(
+        content=[TextContent(type="text", text=f"{code}: {message}")],
+        structured_content={"error": message, "code": code},
+        is_error=True,
+    )
+
+
+def streams(stdout: str, stderr: str, out_title: str = "", err_title: str = "stderr") -> list[str]:
+    parts = []
+    if stdout:
+        parts += [f"--- {out_title}"] if out_title else []
+        parts.append(stdout.rstrip("\n"))
+    if stderr:
+        parts += [f"--- {err_title}", stderr.rstrip("\n")]
+    return parts
+
+
+class TaskView(TypedDict):
+    name: str
+    status: str
+    exit_code: int | None
+    duration_s: float
+
+
+class Created(TypedDict):
+    name: str
+    provider: str
+    ip: str | None
+    port: int | None
+    server_id: str
+    ssh_key_id: str | None
+    status: str
+    ttl: float
+    ttl_minutes: float
+    created_at: str
+    expires_at: str
+    ssh_command: str
+    host_key: str
+    cost: NotRequired[dict[str, str]]
+    notes: NotRequired[list[str]]
+    ready: NotRequired[bool]
+    tasks: NotRequired[str]
+    task_results: NotRequired[list[TaskView]]
+
+
+class Listed(TypedDict):
+    name: str
+    provider: str
+    ip: str | None
+    server_id: str
+    status: str
+    ttl: float
+    ttl_remaining_minutes: float
+    created_at: str
+    expires_at: str
+    repo: str | None
+    labels: dict[str, str]
+    cost: NotRequired[dict[str, str]]
+
+
+class Servers(TypedDict):
+    servers: list[Listed]
+    problems: list[str]
+
+
+class Destroyed(TypedDict):
+    name: str
+    status: str
+    destroyed: bool
+    was_already_destroyed: bool
+
+
+class Extended(TypedDict):
+    name: str
+    ttl_minutes: float
+    expires_at: str
+
+
+class Ran(TypedDict):
+    server: str
+    stdout: str
+    stderr: str
+    exit_code: int | None
+    timed_out: bool
+    duration_s: float
+    left_out_bytes: int
+    job_id: NotRequired[str]
+
+
+class TextPage(TypedDict):
+    server: str
+    path: str
+    content: str
+    first_line: int
+    last_line: int
+    total_lines: int
+    size: int
+    next_offset: int | None
+    notes: list[str]
+
+
+class Written(TypedDict):
+    server: str
+    path: str
+    size: int
+    created: bool
+
+
+class Edited(TypedDict):
+    server: str
+    path: str
+    replacements: int
+    line: int
+
+
+class EntryView(TypedDict):
+    name: str
+    type: str
+    size: int
+    modified_at: str
+    target: NotRequired[str]
+
+
+class Listing(TypedDict):
+    server: str
+    path: str
+    entries: list[EntryView]
+    left_out: int
+    complete: bool
+
+
+class MatchView(TypedDict):
+    file: str
+    line: int
+    text: str
+
+
+class Matches(TypedDict):
+    server: str
+    pattern: str
+    matches: list[MatchView]
+    left_out: int
+    complete: bool
+
+
+class BusyView(TypedDict):
+    pid: int
+    cpu_percent: float
+    memory_mb: float
+    age_s: int
+    command: str
+
+
+class StatsView(TypedDict):
+    server: str
+    ttl_remaining_minutes: float
+    cpus: int
+    load: list[float]
+    memory_total_mb: int
+    memory_available_mb: int
+    disk_total_mb: int
+    disk_free_mb: int
+    processes: int
+    busiest: list[BusyView]
+    notes: list[str]
+
+
+class JobView(TypedDict):
+    job_id: str
+    status: str
+    exit_code: int | None
+    started_at: str | None
+    ended_at: str | None
+    command: str | None
+
+
+class Jobs(TypedDict):
+    server: str
+    jobs: list[JobView]
+
+
+class JobStatus(JobView):
+    server: str
+    stdout_tail: str
+    stderr_tail: str
+    stdout_size: int
+    stderr_size: int
+
+
+class JobOutput(TypedDict):
+    server: str
+    job_id: str
+    stream: str
+    status: str
+    exit_code: int | None
+    text: str
+    offset: int
+    next_offset: int
+    size: int
+    complete: bool
+
+
+class JobCancelled(TypedDict):
+    server: str
+    job_id: str
+    status: str
+    exit_code: int | None
+    was_running: bool
+
+
+class OrphanView(TypedDict):
+    pid: int
+    command: str
+    started_by: str
+
+
+class Swept(TypedDict):
+    server: str
+    processes: list[OrphanView]
+    ended: bool

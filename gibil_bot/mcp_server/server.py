@@ -1,0 +1,116 @@
+"""The server of `gibil mcp`: its tools put together, its failures told, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from typing import Any
+
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel.server import Server
+from mcp.server.mcpserver import Context, MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp.types import CallToolRequestParams, CallToolResult, InputRequiredResult, ListToolsResult, PaginatedRequestParams
+from pydantic import ValidationError
+
+from gibil_bot import __version__
+from gibil_bot.config import Settings
+from gibil_bot.errors import ConfigurationError, GibilError, Unavailable
+from gibil_bot.mcp_server.calls import Calls
+from gibil_bot.mcp_server.file_tools import FileTools
+from gibil_bot.mcp_server.job_tools import JobTools
+from gibil_bot.mcp_server.links import Links
+from gibil_bot.mcp_server.machine_tools import MachineTools
+from gibil_bot.mcp_server.results import refusal
+from gibil_bot.mcp_server.stdio import standard_streams
+from gibil_bot.mcp_server.work_tools import WorkTools
+
+log = logging.getLogger("gibil.mcp")
+
+_CLEANUP_S = 10.0
+INSTRUCTIONS = (
+    "Disposable Linux machines. Forge one with create_server (its repository comes to /root/project), work on it with the vm_ "
+    "tools, burn it with destroy_server. A machine burns itself when its time is up: extend_server gives it more. `server` may "
+    "be left out while exactly one machine runs."
+)
+
+
+async def serve(settings: Settings) -> None:
+    """Until the client hangs up, or SIGTERM or SIGINT comes. Machines live on until their time is up."""
+    links, calls = Links(settings), Calls()
+    serving = asyncio.create_task(_serve(links, calls))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, serving.cancel)
+    await asyncio.wait({serving})
+    # From here on a signal changes nothing: what was broken off is cleaned up, in a bounded time.
+    await calls.settle(_CLEANUP_S)
+    await links.close()
+    if not serving.cancelled():
+        serving.result()
+
+
+async def _serve(links: Links, calls: Calls) -> None:
+    async with standard_streams() as (incoming, outgoing):
+        server = create_server(links, calls)
+        await server.run(incoming, outgoing, server.create_initialization_options())
+
+
+def create_server(links: Links, calls: Calls) -> Server[Any]:
+    registry: MCPServer[Any] = MCPServer("gibil", log_level="WARNING")
+    for tools in (MachineTools(links), WorkTools(links), FileTools(links), JobTools(links)):
+        tools.register(registry)
+
+    async def list_tools(_: ServerRequestContext[Any], __: PaginatedRequestParams | None) -> ListToolsResult:
+        return ListToolsResult(tools=await registry.list_tools())
+
+    async def call_tool(
+        request: ServerRequestContext[Any], params: CallToolRequestParams
+    ) -> CallToolResult | InputRequiredResult:
+        context: Context[Any, Any] = Context(request_context=request, mcp_server=registry, input_params=params)
+        return await calls.run(_call(registry, params.name, params.arguments or {}, context))
+
+    return Server(
+        "gibil", version=__version__, title="gibil: disposable machines", instructions=INSTRUCTIONS,
+        on_list_tools=list_tools, on_call_tool=call_tool,
+    )  # fmt: skip
+
+
+async def _call(
+    registry: MCPServer[Any], name: str, arguments: dict[str, Any], context: Context[Any, Any]
+) -> CallToolResult | InputRequiredResult:
+    known = {tool.name: list(tool.input_schema.get("properties", {})) for tool in await registry.list_tools()}
+    if name not in known:
+        return refusal(f"there is no tool {name!r}; there are: {', '.join(known)}", "USAGE")
+    for argument in arguments:
+        if argument not in known[name]:
+            return refusal(f"{name} has no argument {argument!r}; it has: {', '.join(known[name]) or 'none'}", "USAGE")
+    try:
+        return await registry.call_tool(name, arguments, context)
+    except ToolError as error:
+        return _told(name, error.__cause__ or error)
+
+
+def _told(tool: str, error: BaseException) -> CallToolResult:
+    match error:
+        case ValidationError():
+            return refusal("; ".join(_wrong(tool, problem) for problem in error.errors()), "USAGE")
+        case ConfigurationError():
+            return refusal("; ".join(error.problems), error.code)
+        case Unavailable():
+            return refusal("; ".join((error.message, *error.remedies)), error.code)
+        case GibilError():
+            return refusal(error.message, error.code)
+        case _:
+            log.error("%s failed", tool, exc_info=error)
+            return refusal(f"a fault of gibil's own: {type(error).__name__}: {error}", "INTERNAL")
+
+
+def _wrong(tool: str, problem: Any) -> str:
+    """Without the value: it may be secret."""
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "missing":
+        return f"{tool} needs the argument {place}"
+    message = str(problem["msg"])
+    return f"{tool}: {place}: {message[:1].lower()}{message[1:]}"

@@ -1,0 +1,194 @@
+"""The tools that run commands on a machine, tell how it is doing, and clean up behind commands."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from mcp.server.mcpserver import Context, MCPServer
+from mcp.types import CallToolResult, ToolAnnotations
+from pydantic import Field
+
+from gibil_bot.errors import UsageError
+from gibil_bot.mcp_server.calls import progress
+from gibil_bot.mcp_server.links import Links
+from gibil_bot.mcp_server.results import Ran, Server, StatsView, Swept, add, answer, streams
+from gibil_bot.sandbox import files, orphans
+from gibil_bot.sandbox.excerpt import Excerpt
+from gibil_bot.sandbox.live import LiveMachine
+from gibil_bot.sandbox.places import enter
+from gibil_bot.sandbox.stats import stats
+
+STDOUT_BYTES = 20_000
+STDERR_BYTES = 10_000
+_DEFAULT_MS = 120_000
+_MOST_MS = 7 * 24 * 3600 * 1000
+_HINT = "run it with background=true, and vm_job_tail shows all of it, or send it to a file"
+
+
+class WorkTools:
+    def __init__(self, links: Links) -> None:
+        self._links = links
+
+    def register(self, server: MCPServer[Any]) -> None:
+        add(
+            server,
+            self.vm_bash,
+            annotations=ToolAnnotations(
+                title="Run a command", read_only_hint=False, destructive_hint=True, open_world_hint=True
+            ),
+        )
+        add(server, self.vm_stats, annotations=ToolAnnotations(title="How a machine is doing", read_only_hint=True))
+        add(
+            server,
+            self.vm_sweep_orphans,
+            annotations=ToolAnnotations(title="End left-over processes", destructive_hint=True, idempotent_hint=True),
+        )
+
+    async def vm_bash(
+        self,
+        context: Context[Any, Any],
+        command: Annotated[str, Field(description="Any shell text; it runs in bash, as root.")],
+        working_dir: Annotated[str | None, Field(description="Default /root/project, or /root where no project is.")] = None,
+        timeout_ms: Annotated[
+            int | None,
+            Field(
+                description="After that all of it is killed. Default 120000; in the background there is no limit by default."
+            ),
+        ] = None,
+        background: Annotated[
+            bool, Field(description="Return a job_id at once; the command goes on whatever becomes of this connection.")
+        ] = False,
+        server: Server = None,
+    ) -> Annotated[CallToolResult, Ran]:
+        """Run a shell command on a machine and return its output and exit code. A failing command is a result, and no error.
+
+        There is no terminal and no input; every call is a new shell, so `cd` and variables do not last. Long output is cut in
+        the middle. Start servers and what takes minutes with background=true, and look with vm_job_status and vm_job_tail.
+        """
+        if not command.strip() or "\0" in command:
+            raise UsageError("a command cannot be empty, or hold a NUL byte")
+        if timeout_ms is not None and not 0 < timeout_ms <= _MOST_MS:
+            raise UsageError(f"timeout_ms is a number of milliseconds from 1 to {_MOST_MS}")
+        place = enter(working_dir)
+        limit_s = timeout_ms / 1000 if timeout_ms is not None else None
+
+        async def at(live: LiveMachine) -> CallToolResult:
+            if working_dir is not None:
+                await files.check_folder(live, working_dir)
+            if background:
+                job_id = await live.start(command, timeout_s=limit_s, enter=place)
+                return answer(
+                    f"started as job {job_id} on {live.name}; vm_job_status and vm_job_tail show how it goes",
+                    _ran(live.name, job_id=job_id),
+                )
+            async with progress(context, lambda seconds: f"running for {seconds} s"):
+                return await _run(live, command, place, limit_s or _DEFAULT_MS / 1000)
+
+        return await self._links.work(server, at, repeatable=False)
+
+    async def vm_stats(self, server: Server = None) -> Annotated[CallToolResult, StatsView]:
+        """How a machine is doing: minutes left, processors, load, memory, disk, the busiest processes."""
+
+        async def at(live: LiveMachine) -> CallToolResult:
+            now = await stats(live)
+            left = max(0.0, round((live.machine.expires_at - datetime.now(UTC)).total_seconds() / 60, 1))
+            busiest = [
+                {
+                    "pid": each.pid, "cpu_percent": each.cpu_percent, "memory_mb": each.memory_mb, "age_s": each.age_s,
+                    "command": each.command,
+                }
+                for each in now.busiest
+            ]  # fmt: skip
+            shared = live.machine.provider == "local" and not now.memory_is_its_own
+            notes = ["memory and disk are its host's: the limits of a local machine's size are below them"] if shared else []
+            lines = [
+                f"{live.name}: {left} min left, {now.cpus} processors, load {' '.join(f'{value:g}' for value in now.load)}",
+                f"memory: {now.memory_available_mb} of {now.memory_total_mb} MB free; "
+                f"disk: {now.disk_free_mb} of {now.disk_total_mb} MB free; {now.processes} processes",
+                *(f"[{note}]" for note in notes),
+                *(
+                    f"  {each.pid}: {each.cpu_percent:g}% cpu, {each.memory_mb:g} MB, {each.age_s} s: {each.command[:120]}"
+                    for each in now.busiest
+                ),
+            ]
+            view = {
+                "server": live.name, "ttl_remaining_minutes": left, "cpus": now.cpus,
+                "load": list(now.load), "memory_total_mb": now.memory_total_mb,
+                "memory_available_mb": now.memory_available_mb, "disk_total_mb": now.disk_total_mb,
+                "disk_free_mb": now.disk_free_mb, "processes": now.processes, "busiest": busiest, "notes": notes,
+            }  # fmt: skip
+            return answer("\n".join(lines), view)
+
+        return await self._links.work(server, at, repeatable=True)
+
+    async def vm_sweep_orphans(
+        self,
+        look_only: Annotated[bool, Field(description="List them, and end none.")] = False,
+        server: Server = None,
+    ) -> Annotated[CallToolResult, Swept]:
+        """End processes that were left over: started by a command (vm_bash, `gibil run`) whose shell has ended, or by a
+        background job that has ended. SIGTERM, after two seconds SIGKILL; says what it was.
+
+        Running commands and jobs, what .gibil.yml set up (its services), and terminals that people opened are left alone.
+        """
+
+        async def at(live: LiveMachine) -> CallToolResult:
+            found, ended = await orphans.sweep(live, look_only=look_only)
+            views = [
+                {
+                    "pid": each.pid,
+                    "command": each.words,
+                    "started_by": each.command if each.leader else f"job {each.job}",
+                }
+                for each in found
+            ]
+            lines = [f"  {each.pid}: {each.words[:200]}" for each in found]
+            if not found:
+                text = f"nothing is left over on {live.name}"
+            elif look_only:
+                text = f"{len(found)} left over on {live.name}:"
+            else:
+                text = f"{len(found)} ended on {live.name}:" if ended else f"not all of these have ended on {live.name}:"
+            return answer("\n".join([text, *lines]), {"server": live.name, "processes": views, "ended": ended})
+
+        return await self._links.work(server, at, repeatable=True)
+
+
+async def _run(live: LiveMachine, command: str, place: str, timeout_s: float) -> CallToolResult:
+    kept = {"stdout": Excerpt(STDOUT_BYTES), "stderr": Excerpt(STDERR_BYTES)}
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    outcome = await live.run(
+        command,
+        timeout_s=timeout_s,
+        on_output=lambda stream, data: kept[stream].add(data),
+        keep_output=False,
+        enter=place,
+    )
+    took = round(loop.time() - began, 2)
+    stdout, stderr = (excerpt.text(_HINT) for excerpt in kept.values())
+    left_out = sum(excerpt.parts()[1] for excerpt in kept.values())
+    ended = f"killed after {timeout_s:g} s, exit code" if outcome.timed_out else "exit code"
+    lines = [f"[{ended} {outcome.exit_code}; {took} s on {live.name}]", *streams(stdout, stderr)]
+    view = _ran(live.name, stdout, stderr, outcome.exit_code, timed_out=outcome.timed_out, took=took, left_out=left_out)
+    return answer("\n".join(lines), view)
+
+
+def _ran(
+    server: str,
+    stdout: str = "",
+    stderr: str = "",
+    exit_code: int | None = None,
+    *,
+    timed_out: bool = False,
+    took: float = 0.0,
+    left_out: int = 0,
+    job_id: str | None = None,
+) -> dict[str, object]:
+    view: dict[str, object] = {
+        "server": server, "stdout": stdout, "stderr": stderr, "exit_code": exit_code, "timed_out": timed_out,
+        "duration_s": took, "left_out_bytes": left_out,
+    }  # fmt: skip
+    return view if job_id is None else {**view, "job_id": job_id}

@@ -1,0 +1,138 @@
+"""The person's own token for GitHub: found where they keep it, lent to one git or one API, never stored and never in argv.
+
+A token is for the host that it was given for, and goes nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from gibil_bot.config import Secret
+from gibil_bot.errors import GitHubError
+
+_ASK_S = 60.0
+"""Helpers may open a browser or ask a key ring."""
+
+# What gh reads, for the same hosts: https://cli.github.com/manual/gh_help_environment
+_FOR_GITHUB = ("GH_TOKEN", "GITHUB_TOKEN")
+_FOR_SERVERS = ("GH_ENTERPRISE_TOKEN", "GITHUB_ENTERPRISE_TOKEN")
+
+_LENT = "GIBIL_LENT_TOKEN"
+_HELPER = f"""!f() {{ [ "$1" != get ] || printf 'username=x-access-token\\npassword=%s\\n' "${_LENT}"; }}; f"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credential:
+    """`source` says where it was found."""
+
+    token: Secret
+    source: str
+
+
+def web_address(github_url: str) -> str:
+    """Where repositories are, by the address of the API: api.github.com, or https://host/api/v3 of an Enterprise Server.
+
+    https://docs.github.com/en/enterprise-cloud@latest/admin/data-residency/about-github-enterprise-cloud-with-data-residency
+    has its API at api.SUBDOMAIN.ghe.com.
+    """
+    url = urlsplit(github_url)
+    host = url.hostname or ""
+    if host == "api.github.com" or (host.startswith("api.") and host.endswith(".ghe.com")):
+        return f"https://{host.removeprefix('api.')}"
+    return f"{url.scheme}://{url.netloc}{url.path.removesuffix('/api/v3').rstrip('/')}"
+
+
+async def find_credential(github_url: str, repository: str) -> Credential:
+    """For the API: the environment, then gh, then git. Raises GitHubError where there is none."""
+    web = web_address(github_url)
+    found = await _given(web)
+    if found is None:
+        token = await _git_has(web, f"{repository}.git")
+        found = Credential(token=token, source="git's credential helper") if token is not None else None
+    if found is None:
+        host, names = urlsplit(web).hostname or "", _variables(web)
+        text = f"there is no token for GitHub at {host}: set {names[0]}, or log in with `gh auth login --hostname {host}`"
+        others = [name for name in _FOR_GITHUB if name not in names and os.environ.get(name)]
+        raise GitHubError(f"{text} ({others[0]} is for github.com)" if others else text)
+    return found
+
+
+async def for_git(url: str, github_url: str) -> Mapping[str, str]:
+    """Environment for a git that talks to `url`: nothing where git has credentials of its own, or where none are needed.
+
+    Otherwise a credential helper for GitHub's host alone. It stands alone, too: another helper would store what it sees.
+    """
+    web = web_address(github_url)
+    here, there = urlsplit(url), urlsplit(web)
+    if (here.scheme, here.netloc.lower()) != (there.scheme, there.netloc.lower()):
+        return {}
+    if await _git_has(web, here.path.lstrip("/")) is not None:
+        return {}
+    found = await _given(web)
+    if found is None:
+        return {}
+    settings = ((f"credential.{web}.helper", ""), (f"credential.{web}.helper", _HELPER))
+    environment = {_LENT: found.token.reveal()}
+    count = os.environ.get("GIT_CONFIG_COUNT", "")
+    first = int(count) if count.isascii() and count.isdigit() else 0
+    for number, (name, value) in enumerate(settings, first):
+        environment |= {f"GIT_CONFIG_KEY_{number}": name, f"GIT_CONFIG_VALUE_{number}": value}
+    return environment | {"GIT_CONFIG_COUNT": str(first + len(settings))}
+
+
+def _variables(web: str) -> tuple[str, ...]:
+    host = urlsplit(web).hostname or ""
+    return _FOR_GITHUB if host == "github.com" or host.endswith(".ghe.com") else _FOR_SERVERS
+
+
+async def _given(web: str) -> Credential | None:
+    for name in _variables(web):
+        if value := os.environ.get(name, "").strip():
+            return Credential(token=Secret(value), source=name)
+    if shutil.which("gh") is None:
+        return None
+    answer = await _answer(
+        "gh", "auth", "token", "--hostname", urlsplit(web).hostname or "", environment={"GH_PROMPT_DISABLED": "1"}
+    )
+    return Credential(token=Secret(answer.strip()), source="gh") if answer and answer.strip() else None
+
+
+async def _git_has(web: str, path: str) -> Secret | None:
+    """What git would send, without asking anybody at the keyboard. https://git-scm.com/docs/git-credential"""
+    url = urlsplit(web)
+    answer = await _answer(
+        "git", "-C", "/", "credential", "fill",
+        given=f"protocol={url.scheme}\nhost={url.netloc}\npath={path}\n\n",
+        environment={"GIT_TERMINAL_PROMPT": "0", "SSH_ASKPASS": ""},
+    )  # fmt: skip
+    for line in (answer or "").splitlines():
+        name, _, value = line.partition("=")
+        if name == "password" and value:
+            return Secret(value)
+    return None
+
+
+async def _answer(*command: str, given: str = "", environment: Mapping[str, str]) -> str | None:
+    """What it prints; None when it fails, or says nothing in time."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(_ASK_S):
+            out, _ = await process.communicate(given.encode())
+    except TimeoutError:
+        return None
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    return out.decode("utf-8", "replace") if process.returncode == 0 else None

@@ -1,0 +1,163 @@
+"""A pull request with the commits of a machine: taken off it, checked, pushed and opened from here. No token goes there."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+from gibil_bot.config import Settings
+from gibil_bot.errors import GitHubError, UsageError
+from gibil_bot.github.pull_requests import (
+    LONGEST_BODY,
+    LONGEST_TITLE,
+    NewPullRequest,
+    OpenPullRequest,
+    Place,
+    PullRequests,
+)
+from gibil_bot.sandbox import commits
+from gibil_bot.sandbox.commits import Commits
+from gibil_bot.sandbox.credentials import find_credential, web_address
+from gibil_bot.sandbox.live import LiveMachine
+from gibil_bot.sandbox.origin import check_branch
+from gibil_bot.wiring import open_pull_requests
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]+/(?!\.{1,2}$)[A-Za-z0-9_.-]+")
+_SCP_LIKE = re.compile(r"(?:[^@/]+@)?([^:/]+):(?!/)(.+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullRequestWish:
+    """`title` None: the message of the only commit. `base` None: where the machine was forged from, else the default branch.
+    `branch` None: the one that is checked out on the machine."""
+
+    title: str | None = None
+    body: str = ""
+    base: str | None = None
+    branch: str | None = None
+    draft: bool = False
+    with_workflows: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullRequestOpened:
+    """`commits` describes what was pushed; its repository on this box is gone."""
+
+    commits: Commits
+    base: str
+    number: int
+    url: str
+    draft: bool
+    already_existed: bool
+
+
+async def open_pull_request(live: LiveMachine, settings: Settings, wish: PullRequestWish) -> PullRequestOpened:
+    """Or find the open one from that branch to that base, which then has the new commits; its title and text stay as they are.
+
+    Raises UsageError, NotPushed, and GitHubError, after which nothing or the branch alone was pushed: it can be called again.
+    """
+    _check(wish)
+    label = live.machine.labels.get("repo")
+    if not label:
+        raise UsageError(f"{live.name} was forged without a repository: there is nowhere to open a pull request")
+    repository = github_repository(label, settings.github_url)
+    credential = await find_credential(settings.github_url, repository)
+    github = open_pull_requests(settings, credential.token, credential.source)
+    try:
+        place = await github.place(repository)
+        if place.is_archived:
+            raise GitHubError(f"{place.full_name} is archived: nothing can be pushed to it")
+        async with commits.take(live, wish.branch, with_workflows=wish.with_workflows, github_url=settings.github_url) as found:
+            base = _base(live, wish, found, place)
+            await commits.check_base(found, base)
+            existing = await github.find(place.full_name, found.branch, base)
+            title = _title(live, wish, found) if existing is None else ""
+            await commits.push(found)
+        is_new = False
+        if existing is None:
+            existing, is_new = await _opened(github, place, wish, found, base, title)
+    finally:
+        await github.close()
+    return PullRequestOpened(
+        commits=found,
+        base=base,
+        number=existing.number,
+        url=existing.url,
+        draft=existing.draft,
+        already_existed=not is_new,
+    )
+
+
+def github_repository(url: str, github_url: str) -> str:
+    """owner/name by an address that git knows, if it is at that GitHub. Raises UsageError."""
+    web = urlsplit(web_address(github_url))
+    scp = _SCP_LIKE.fullmatch(url) if "://" not in url else None
+    if scp is not None:
+        host, path = scp[1], scp[2]
+    else:
+        parts = urlsplit(url)
+        # The port of SSH is another one than that of the web.
+        host = parts.netloc.rpartition("@")[2] if parts.scheme in ("http", "https") else parts.hostname or ""
+        path = unquote(parts.path).removeprefix(web.path)
+    ours = web.netloc if scp is None and urlsplit(url).scheme in ("http", "https") else web.hostname or ""
+    name = path.strip("/").removesuffix(".git")
+    # ssh.github.com: https://docs.github.com/en/authentication/troubleshooting-ssh/using-ssh-over-the-https-port
+    known = {f"{prefix}{ours.lower()}" for prefix in ("", "ssh.", "www.")}
+    if host.lower() not in known or not _NAME.fullmatch(name):
+        raise UsageError(
+            f"the machine was forged from {url}, which is no repository at GitHub ({web.geturl()}, by GIBIL_GITHUB_URL): "
+            "`gibil push` pushes the commits"
+        )
+    return name
+
+
+def _check(wish: PullRequestWish) -> None:
+    """What GitHub would refuse, before anything is done."""
+    if wish.title is not None and not wish.title.strip():
+        raise UsageError("the title of a pull request cannot be empty")
+    if len(wish.title or "") > LONGEST_TITLE:
+        raise UsageError(f"the title has {len(wish.title or '')} characters; GitHub takes {LONGEST_TITLE}")
+    if len(wish.body) > LONGEST_BODY:
+        raise UsageError(f"the body has {len(wish.body)} characters; GitHub takes {LONGEST_BODY}")
+    for branch in (wish.base, wish.branch):
+        if branch is not None:
+            check_branch(branch)
+
+
+def _base(live: LiveMachine, wish: PullRequestWish, found: Commits, place: Place) -> str:
+    forged_from = live.machine.labels.get("branch")
+    base = wish.base or (forged_from if forged_from not in (None, found.branch) else place.default_branch)
+    assert base is not None
+    if base == found.branch:
+        raise UsageError(
+            f"the commits are on {base}, where the pull request would go to: say with --branch which branch to push them to, "
+            "or commit on another one on the machine"
+        )
+    return base
+
+
+def _title(live: LiveMachine, wish: PullRequestWish, found: Commits) -> str:
+    if wish.title is not None:
+        return _whole(wish.title)
+    if len(found.subjects) != 1 or not found.subjects[0].strip():
+        raise UsageError(f"{live.name} has {len(found.subjects)} new commits: say with --title what they do together")
+    return _whole(found.subjects[0])[:LONGEST_TITLE]
+
+
+async def _opened(
+    github: PullRequests, place: Place, wish: PullRequestWish, found: Commits, base: str, title: str
+) -> tuple[OpenPullRequest, bool]:
+    new = NewPullRequest(
+        repository=place.full_name, head=found.branch, base=base, title=title, body=_whole(wish.body), draft=wish.draft
+    )
+    try:
+        return await github.create(new)
+    except GitHubError as error:
+        text = f"{found.branch} was pushed, but the pull request was not opened: {error.message}"
+        raise GitHubError(text, status=error.status, retry_after_s=error.retry_after_s) from None
+
+
+def _whole(text: str) -> str:
+    """Bytes that are no UTF-8 come from git, and from the command line, as what JSON cannot hold."""
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,132 @@
+"""The double opens pull requests as GitHub does: for whom, from what to what, and in which words it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from double_kit import REPOSITORY, App, receiving, run_git, signed_in
+
+PULLS = f"/repos/{REPOSITORY}/pulls"
+WISH = {"title": "Better", "head": "topic", "base": "main"}
+
+
+async def open_one(app: App, token: str, **changes: Any) -> httpx.Response:
+    return await app.ask("POST", PULLS, token=token, json={**WISH, **changes})
+
+
+async def test_a_person_opens_a_pull_request_and_the_app_hears_of_it(tmp_path: Path) -> None:
+    async with signed_in(tmp_path) as app, receiving() as receiver:
+        app.github.webhook_url = receiver.url
+        sha = await app.github.push(REPOSITORY, "topic", {"a": "1"})
+        answer = await open_one(app, app.github.personal_token("ada"), body="Why", draft=True)
+        assert answer.status_code == 201, answer.text
+        told = answer.json()
+        assert (told["number"], told["state"], told["draft"], told["title"], told["body"]) == (1, "open", True, "Better", "Why")
+        assert (told["head"]["label"], told["head"]["sha"], told["base"]["ref"]) == ("ada:topic", sha, "main")
+        assert (told["user"]["login"], told["html_url"]) == ("ada", f"{app.github.url}/{REPOSITORY}/pull/1")
+        await app.github.settled()
+        assert sorted(receiver.events()) == ["check_suite", "pull_request"]
+
+
+async def test_a_head_and_base_have_one_open_pull_request_and_it_can_be_found(tmp_path: Path) -> None:
+    async with signed_in(tmp_path) as app:
+        token = app.github.personal_token("ada")
+        await app.github.push(REPOSITORY, "release", {"r": "1"})
+        await app.github.push(REPOSITORY, "topic", {"a": "1"})
+        assert (await open_one(app, token)).status_code == 201
+        again = await open_one(app, token)
+        assert again.status_code == 422
+        assert again.json()["message"] == "Validation Failed"
+        assert again.json()["errors"] == [
+            {"resource": "PullRequest", "code": "custom", "message": "A pull request already exists for ada:topic."}
+        ]
+        assert (await open_one(app, token, head="ada:topic", base="release")).status_code == 201
+
+        async def numbers(**query: str) -> list[int]:
+            return [each["number"] for each in (await app.ask("GET", PULLS, token=token, params=query)).json()]
+
+        assert await numbers(head="ada:topic", base="main", state="open") == [1]
+        assert await numbers(head="ada:topic", base="release") == [2]
+        assert await numbers(head="eve:topic") == []
+        app.github.close_pull_request(REPOSITORY, 1)
+        assert await numbers(head="ada:topic", base="main", state="open") == []
+        assert (await open_one(app, token)).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"head": "absent"}, {"resource": "PullRequest", "field": "head", "code": "invalid"}),
+        ({"head": "eve:topic"}, {"resource": "PullRequest", "field": "head", "code": "invalid"}),
+        ({"base": "absent"}, {"resource": "PullRequest", "field": "base", "code": "invalid"}),
+        ({"head": "main"}, {"resource": "PullRequest", "code": "custom", "message": "No commits between main and main"}),
+        ({"title": " "}, {"resource": "Issue", "code": "missing_field", "field": "title"}),
+        (
+            {"title": "x" * 257},
+            {
+                "resource": "Issue",
+                "field": "title",
+                "code": "custom",
+                "message": "title is too long (maximum is 256 characters)",
+            },
+        ),
+    ],
+)
+async def test_what_cannot_be_opened_is_refused(tmp_path: Path, changes: dict[str, str], error: dict[str, str]) -> None:
+    async with signed_in(tmp_path) as app:
+        await app.github.push(REPOSITORY, "topic", {"a": "1"})
+        answer = await open_one(app, app.github.personal_token("ada"), **changes)
+        assert (answer.status_code, answer.json()["errors"]) == (422, [error])
+
+
+async def test_a_draft_needs_a_repository_that_has_drafts(tmp_path: Path) -> None:
+    async with signed_in(tmp_path) as app:
+        await app.github.push(REPOSITORY, "topic", {"a": "1"})
+        app.github.world.repository(REPOSITORY).drafts = False
+        token = app.github.personal_token("ada")
+        refused = await open_one(app, token, draft=True)
+        assert (refused.status_code, refused.json()["message"]) == (
+            422,
+            "Draft pull requests are not supported in this repository.",
+        )
+        assert (await open_one(app, token)).status_code == 201
+
+
+async def test_a_persons_token_is_worth_what_the_person_may_and_what_it_was_given(tmp_path: Path) -> None:
+    async with signed_in(tmp_path) as app:
+        github = app.github
+        await github.push(REPOSITORY, "topic", {"a": "1"})
+        await github.add_repository("ada/secret", {"a": "1"}, private=True)
+        github.set_permission(REPOSITORY, "tom", "read")
+        github.set_permission(REPOSITORY, "wes", "write")
+        narrow = github.personal_token("ada", permissions={"metadata": "read", "contents": "write"})
+        other = github.personal_token("ada", only=["ada/secret"])
+        tom, wes = github.personal_token("tom"), github.personal_token("wes")
+        forbidden = "Resource not accessible by personal access token"
+        for token, status in ((narrow, 403), (other, 403), (tom, 403), (wes, 201)):
+            answer = await open_one(app, token)
+            assert answer.status_code == status
+            assert status == 201 or answer.json()["message"] == forbidden
+        assert (await open_one(app, "github_pat_made_up")).json()["message"] == "Bad credentials"
+        assert (await app.ask("POST", PULLS, json=WISH)).status_code == 401
+        for token, status in ((other, 200), (narrow, 200), (wes, 404)):
+            assert (await app.ask("GET", "/repos/ada/secret", token=token)).status_code == status
+        github.world.personal_tokens[wes].revoked = True
+        assert (await app.ask("GET", f"/repos/{REPOSITORY}", token=wes)).status_code == 401
+
+
+async def test_git_takes_a_persons_token_and_a_push_needs_write_access(tmp_path: Path) -> None:
+    async with signed_in(tmp_path) as app:
+        app.github.set_permission(REPOSITORY, "tom", "read")
+        app.github.set_permission(REPOSITORY, "wes", "write")
+        await run_git("clone", "-q", f"{app.github.url}/{REPOSITORY}.git", "work", cwd=tmp_path)
+        statuses = {}
+        for login in ("tom", "wes"):
+            token = app.github.personal_token(login)
+            url = f"{app.github.url}/{REPOSITORY}.git".replace("http://", f"http://{login}:{token}@")
+            status, _ = await run_git("push", "-q", url, f"HEAD:refs/heads/{login}", cwd=tmp_path / "work", ok=False)
+            statuses[login] = status == 0
+        assert statuses == {"tom": False, "wes": True}

@@ -1,0 +1,145 @@
+"""A person's pull request at GitHub: opened once, whatever becomes of the answer, and every refusal is a sentence."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from double_kit import REPOSITORY, App, signed_in
+
+from gibil_bot.config import Secret
+from gibil_bot.errors import GitHubError
+from gibil_bot.github.pull_requests import NewPullRequest, PullRequests
+
+WISH = NewPullRequest(repository=REPOSITORY, head="topic", base="main", title="Better", body="Why", draft=False)
+
+
+@contextlib.asynccontextmanager
+async def asking(app: App, token: str | None = None, **options: object) -> AsyncIterator[PullRequests]:
+    pulls = PullRequests(
+        app.github.url, Secret(token or app.github.personal_token("ada")), "GH_TOKEN", sleep=at_once, **options
+    )  # type: ignore[arg-type]
+    try:
+        yield pulls
+    finally:
+        await pulls.close()
+
+
+async def at_once(seconds: float) -> None:
+    """No test waits."""
+
+
+@contextlib.asynccontextmanager
+async def topic(tmp_path: Path) -> AsyncIterator[App]:
+    async with signed_in(tmp_path) as app:
+        await app.github.push(REPOSITORY, "topic", {"a": "1"})
+        yield app
+
+
+def numbers(app: App) -> list[int]:
+    return [pull.number for pull in app.github.world.repository(REPOSITORY).pull_requests()]
+
+
+@pytest.mark.parametrize("kind", ["error_before", "error_after", "drop_before", "drop_after"])
+async def test_an_answer_that_is_lost_makes_no_second_pull_request(tmp_path: Path, kind: str) -> None:
+    async with topic(tmp_path) as app, asking(app) as pulls:
+        app.github.fault("POST", "/pulls$", kind, times=2)
+        found, is_new = await pulls.create(WISH)
+        assert (found.number, found.draft, is_new) == (1, False, True)
+        assert found.url == f"{app.github.url}/{REPOSITORY}/pull/1"
+        assert numbers(app) == [1]
+
+
+async def test_github_that_stays_away_is_said_and_can_be_tried_again(tmp_path: Path) -> None:
+    async with topic(tmp_path) as app, asking(app) as pulls:
+        app.github.fault("POST", "/pulls$", "error_before", times=9)
+        with pytest.raises(GitHubError, match="answers 502") as caught:
+            await pulls.create(WISH)
+        assert caught.value.retry_after_s
+        assert numbers(app) == []
+        url = app.github.url
+    nobody = PullRequests(url, Secret("x"), "GH_TOKEN", sleep=at_once)
+    with pytest.raises(GitHubError, match="does not answer"):
+        await nobody.place(REPOSITORY)
+    await nobody.close()
+
+
+async def test_the_one_that_is_there_is_found_and_left_as_it_is(tmp_path: Path) -> None:
+    async with topic(tmp_path) as app, asking(app) as pulls:
+        assert await pulls.find(REPOSITORY, "topic", "main") is None
+        first, _ = await pulls.create(WISH)
+        again = NewPullRequest(repository=REPOSITORY, head="topic", base="main", title="Other", body="", draft=True)
+        assert await pulls.create(again) == (first, False)
+        assert await pulls.find(REPOSITORY, "topic", "main") == first
+        assert app.github.pull_request(REPOSITORY, 1).title == "Better"
+
+
+async def test_a_branch_that_github_does_not_know_yet_is_waited_for(tmp_path: Path) -> None:
+    async with signed_in(tmp_path) as app:
+
+        async def pushed_meanwhile(seconds: float) -> None:
+            await app.github.push(REPOSITORY, "topic", {"a": "1"})
+
+        pulls = PullRequests(app.github.url, Secret(app.github.personal_token("ada")), "gh", sleep=pushed_meanwhile)
+        assert (await pulls.create(WISH))[0].number == 1
+        await pulls.close()
+
+
+async def test_a_repository_is_named_as_github_names_it(tmp_path: Path) -> None:
+    async with topic(tmp_path) as app, asking(app) as pulls:
+        place = await pulls.place("ADA/Engine")
+        assert (place.full_name, place.default_branch, place.is_archived) == (REPOSITORY, "main", False)
+        app.github.world.repository(REPOSITORY).archived = True
+        assert (await pulls.place(REPOSITORY)).is_archived
+        with pytest.raises(GitHubError, match="archived so is read-only"):
+            await pulls.create(WISH)
+
+
+async def test_what_is_refused_is_said_with_the_way_out_and_without_the_token(tmp_path: Path) -> None:
+    async with topic(tmp_path) as app:
+        github = app.github
+        await github.add_repository("eve/secret", {"a": "1"}, private=True)
+        github.set_permission(REPOSITORY, "tom", "read")
+        github.world.repository(REPOSITORY).drafts = False
+        good, tom = github.personal_token("ada"), github.personal_token("tom")
+        said = {}
+        for name, token, changes in (
+            ("token", "github_pat_made_up", {}),
+            ("permission", tom, {}),
+            ("hidden", good, {"repository": "eve/secret"}),
+            ("base", good, {"base": "absent"}),
+            ("nothing", good, {"head": "main"}),
+            ("draft", good, {"draft": True}),
+            ("other", good, {"title": "x" * 300}),
+        ):
+            wish = NewPullRequest(**{**{field: getattr(WISH, field) for field in WISH.__slots__}, **changes})
+            async with asking(app, token) as pulls:
+                with pytest.raises(GitHubError) as caught:
+                    await pulls.create(wish)
+                assert token not in f"{caught.value!r} {caught.value.__context__!r} {vars(pulls)!r}"
+                said[name] = (caught.value.status, caught.value.message)
+        expected = {
+            "token": (401, "does not accept the token from GH_TOKEN"),
+            "permission": (403, "you need write access"),
+            "hidden": (404, "the permission Pull requests: write"),
+            "base": (422, "--base"),
+            "nothing": (422, "has every commit of main already"),
+            "draft": (422, "leave --draft out"),
+            "other": (422, "title is too long"),
+        }
+        assert {name: (status, expected[name][1] in text) for name, (status, text) in said.items()} == {
+            name: (status, True) for name, (status, _) in expected.items()
+        }, said
+        assert numbers(app) == []
+
+
+async def test_a_short_limit_is_waited_for_and_a_long_one_is_said(tmp_path: Path) -> None:
+    async with topic(tmp_path) as app, asking(app) as pulls:
+        app.github.fault("POST", "/pulls$", "secondary_limit", seconds=2)
+        assert (await pulls.create(WISH))[1]
+        app.github.fault("GET", "/pulls$", "secondary_limit", seconds=90)
+        with pytest.raises(GitHubError, match="try again in 90 s") as caught:
+            await pulls.find(REPOSITORY, "topic", "main")
+        assert caught.value.retry_after_s == 90

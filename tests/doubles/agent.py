@@ -1,0 +1,130 @@
+"""An agent as its client sees it: the real `gibil mcp` as a process, spoken to by the library's own client, from a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mcp.client.session import ClientSession
+from mcp.client.stdio import StdioServerParameters, stdio_client
+from mcp.types import CallToolResult
+
+from tests.doubles.commandline import CommandLine
+
+ANSWER_S = 60.0
+
+
+class Refused(Exception):
+    """A tool error: its code and its sentence."""
+
+    def __init__(self, code: str, sentence: str) -> None:
+        super().__init__(f"{code}: {sentence}")
+        self.code = code
+        self.sentence = sentence
+
+
+class Agent:
+    """Calls may come from any thread, and several at once."""
+
+    def __init__(self, command: str, arguments: list[str], environment: dict[str, str], folder: Path) -> None:
+        self._parameters = StdioServerParameters(command=command, args=arguments, env=environment, cwd=folder)
+        self._errors = (folder / "mcp.stderr").open("a+")
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._leave = asyncio.Event()
+        self._problem: BaseException | None = None
+        self.session: ClientSession
+        self.progress: list[str] = []
+        """What the last calls told while they ran."""
+        self._thread = threading.Thread(target=self._main, daemon=True)
+        self._thread.start()
+        assert self._ready.wait(ANSWER_S)
+        if self._problem is not None:
+            raise self._problem
+
+    def _main(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._live())
+        except BaseException as problem:
+            self._problem = problem
+        finally:
+            self._ready.set()
+            self._loop.close()
+
+    async def _live(self) -> None:
+        async with stdio_client(self._parameters, self._errors) as (source, sink), ClientSession(source, sink) as session:
+            self.session = session
+            await session.initialize()
+            self._ready.set()
+            await self._leave.wait()
+
+    def tools(self) -> dict[str, Any]:
+        listed = asyncio.run_coroutine_threadsafe(self.session.list_tools(), self._loop).result(ANSWER_S)
+        return {tool.name: tool for tool in listed.tools}
+
+    def begin(self, tool: str, **arguments: Any) -> concurrent.futures.Future[CallToolResult]:
+        """`cancel()` on it tells the server."""
+
+        async def told(_step: float, _total: float | None, message: str | None) -> None:
+            self.progress.append(message or "")
+
+        async def call() -> CallToolResult:
+            return await self.session.call_tool(tool, arguments, progress_callback=told)
+
+        return asyncio.run_coroutine_threadsafe(call(), self._loop)
+
+    def full(self, tool: str, **arguments: Any) -> tuple[dict[str, Any], str]:
+        """(what programs read, what a model reads). Raises Refused."""
+        return opened(self.begin(tool, **arguments).result(ANSWER_S))
+
+    def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
+        return self.full(tool, **arguments)[0]
+
+    def said(self) -> str:
+        """What the server wrote to stderr."""
+        self._errors.seek(0)
+        return self._errors.read()
+
+    def hang_up(self) -> None:
+        """Close its stdin, and wait until it is gone."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._leave.set)
+            self._thread.join(ANSWER_S)
+        assert not self._thread.is_alive()
+
+    def close(self) -> None:
+        with contextlib.suppress(AssertionError, RuntimeError):
+            self.hang_up()
+        self._errors.close()
+
+
+def opened(result: CallToolResult) -> tuple[dict[str, Any], str]:
+    (content,) = result.content
+    view = result.structured_content
+    assert view is not None
+    if result.is_error:
+        assert content.text == f"{view['code']}: {view['error']}"  # type: ignore[union-attr]
+        raise Refused(view["code"], view["error"])
+    return view, content.text  # type: ignore[union-attr]
+
+
+@contextlib.contextmanager
+def agent_of(line: CommandLine) -> Iterator[Agent]:
+    """Started as `gibil mcp --print-config` says, with no more of the environment than a client hands on."""
+    server = json.loads(line.gibil("mcp", "--print-config").stdout)["mcpServers"]["gibil"]
+    kept = {name: value for name, value in line.environment().items() if name.startswith("GIT_")}
+    agent = Agent(
+        server["command"], server["args"], {**kept, **server["env"], "HOME": os.fspath(line.folder / "home")}, line.here
+    )
+    try:
+        yield agent
+    finally:
+        agent.close()

@@ -1,0 +1,40 @@
+"""A git server that takes the connection and never says a word."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from gibil_bot.runs.sources import SourceError, git
+from tests.doubles.machines import processes_with
+
+
+async def test_a_server_that_never_answers_is_given_up_and_nothing_of_git_is_left(tmp_path: Path) -> None:
+    waiting = asyncio.Event()
+    gone = asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        waiting.set()
+        while await reader.read(4096):
+            pass
+        writer.close()
+        gone.set()
+
+    server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/ada/engine.git"
+    async with server, asyncio.timeout(20):
+        with pytest.raises(SourceError, match=r"git clone in .* did not end within 1 s"):
+            await git(tmp_path, "clone", "-q", url, environment={"GIT_CONFIG_NOSYSTEM": "1"}, within_s=1)
+        assert waiting.is_set()
+        await gone.wait()  # the helper that held the connection has ended, too
+
+        waiting.clear()
+        cloning = asyncio.create_task(git(tmp_path, "clone", "-q", url, "again"))
+        await waiting.wait()
+        cloning.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cloning
+        while processes_with(url):  # no event tells of the end of another's child
+            await asyncio.sleep(0.01)

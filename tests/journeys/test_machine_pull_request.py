@@ -1,0 +1,122 @@
+"""An agent commits on a machine; the pull request is opened from where the token is, and the bot runs its tests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gibil_bot.demo.state import PullRequest
+from tests.doubles.bot import REPOSITORY, Journey, journey
+from tests.doubles.commandline import CommandLine
+
+pytestmark = pytest.mark.usefixtures("local_machines")
+
+WORKFLOW = "name: greet\non: {pull_request: [opened]}\ntasks: [{name: greet, run: 'test -f parser.py'}]\n"
+WHO = "git config user.name Agent; git config user.email agent@example.com"
+
+
+@dataclass
+class Desk:
+    """Where a person sits: the command line, with a token of theirs for a GitHub that has the bot."""
+
+    world: Journey
+    line: CommandLine
+    token: str
+    said: list[str] = field(default_factory=list)
+    """All that was printed."""
+
+    async def gibil(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        environment = {"GIBIL_GITHUB_URL": self.world.github.url, "GH_ENTERPRISE_TOKEN": self.token, **more}
+        done = await asyncio.to_thread(self.line.gibil, *arguments, **environment)
+        self.said += [done.stdout, done.stderr]
+        return done
+
+    async def told(self, *arguments: str, **more: str) -> tuple[int, Any]:
+        done = await self.gibil(*arguments, "--json", **more)
+        return done.returncode, json.loads(done.stdout)
+
+    async def on_machine(self, script: str) -> str:
+        done = await self.gibil("run", "m", f"set -e; cd /root/project; {WHO}; {script}")
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def pulls(self) -> list[PullRequest]:
+        return self.world.github.world.repository(REPOSITORY).pull_requests()
+
+
+@contextlib.asynccontextmanager
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    """A private repository that `wes` may write to; their git is watched: `git.log` has every command line of it."""
+    async with journey(tmp_path, {"README.md": "an engine\n"}, workflows={"greet.yml": WORKFLOW}) as world:
+        world.github.world.repository(REPOSITORY).private = True
+        world.github.set_permission(REPOSITORY, "wes", "write")
+        line = CommandLine(tmp_path)
+        line.here.mkdir()
+        (tmp_path / "bin").mkdir()
+        git = tmp_path / "bin" / "git"
+        git.write_text(f'#!/bin/sh\necho "$*" >>"{tmp_path}/git.log"\nexec {shutil.which("git")} "$@"\n')
+        git.chmod(0o755)
+        yield Desk(world, line, world.github.personal_token("wes"))
+        line.end()
+
+
+async def test_commits_of_a_machine_become_a_pull_request_that_the_bot_tests_and_no_token_goes_there(tmp_path: Path) -> None:
+    async with desk(tmp_path) as wes:
+        github = wes.world.github
+        made = await wes.gibil("create", "--name", "m", "--repo", REPOSITORY, "--wait", "ready")
+        assert made.returncode == 0, made.stderr
+        head = await wes.on_machine(
+            "git checkout -q -b agent/parser; echo 2 >parser.py; git add -A; git commit -qm 'Parse faster'; git rev-parse HEAD"
+        )
+
+        assert (await wes.told("pr", "create", "m", GH_ENTERPRISE_TOKEN=""))[1]["code"] == "GITHUB"
+        wrong = await wes.told("pr", "create", "m", GH_ENTERPRISE_TOKEN="github_pat_made_up")
+        assert (wrong[0], wrong[1]["exit_code"], "GH_ENTERPRISE_TOKEN" in wrong[1]["error"]) == (5, 5, True)
+        assert not wes.pulls()
+
+        status, told = await wes.told("pr", "create", "m")
+        url = f"{github.url}/{REPOSITORY}"
+        assert (status, told) == (
+            0,
+            {
+                "name": "m", "repo": f"{url}.git", "branch": "agent/parser", "base": "main", "commit": head, "number": 1,
+                "url": f"{url}/pull/1", "draft": False, "already_existed": False,
+            },
+        )  # fmt: skip
+        (pull,) = wes.pulls()
+        assert (pull.title, pull.author.login, pull.head_sha, pull.base_ref) == ("Parse faster", "wes", head, "main")
+        assert (await wes.world.closed_check(1)).conclusion == "success"
+
+        more = await wes.on_machine("echo 3 >parser.py; git commit -qam 'And safer'; git rev-parse HEAD")
+        status, told = await wes.told("pr", "create", "m", "--title", "Other")
+        assert (status, told["number"], told["already_existed"], told["commit"]) == (0, 1, True, more)
+        assert (pull.title, github.head_sha(REPOSITORY, 1)) == ("Parse faster", more)
+
+        await wes.on_machine("git checkout -q main; git merge -q --no-ff -m Merge agent/parser; git checkout -q --detach")
+        refused = await wes.told("pr", "create", "m", "--branch", "main", "--title", "x")
+        assert (refused[0], "where the pull request would go to" in refused[1]["error"]) == (2, True)
+        refused = await wes.told("pr", "create", "m", "--branch", "two")
+        assert (refused[0], "3 new commits: say with --title" in refused[1]["error"]) == (2, True)
+        (wes.line.here / "notes.md").write_text("Why\n")
+        drafted = await wes.gibil(
+            "pr", "create", "m", "--branch", "two", "--title", "Both", "--body-file", "notes.md", "--draft", "--base", "main"
+        )  # fmt: skip
+        assert (drafted.returncode, drafted.stdout) == (0, f"{url}/pull/2\n"), drafted.stderr
+        assert [(it.draft, it.title, it.body) for it in wes.pulls()[1:]] == [(True, "Both", "Why\n")]
+
+        halves = wes.token[:30], wes.token[30:]
+        found = await wes.on_machine(
+            f"a={halves[0]}; b={halves[1]}; echo $a$b >/root/here; grep -rlsF $a$b /root /etc /tmp /var /proc/*/environ || true"
+        )
+        assert found == "/root/here"
+        assert wes.token not in "".join([*wes.said, (tmp_path / "git.log").read_text(), wes.world.bot.text()])
+        assert "push" in (tmp_path / "git.log").read_text()

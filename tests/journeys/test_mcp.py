@@ -1,0 +1,405 @@
+"""What an agent does over MCP: the real `gibil mcp`, a client of the protocol's library, real machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from gibil_bot.config import load_settings
+from gibil_bot.errors import MachineLost
+from gibil_bot.mcp_server.links import Links
+from gibil_bot.sandbox.live import LiveMachine
+from tests.doubles.agent import Agent, Refused, agent_of, opened
+from tests.doubles.commandline import CommandLine, command_line
+from tests.doubles.machines import processes_with, shared_folder
+
+pytestmark = [pytest.mark.usefixtures("local_machines"), pytest.mark.xdist_group("mcp")]
+
+TOOLS = {
+    "create_server", "destroy_server", "list_servers", "extend_server", "vm_bash", "vm_read", "vm_write", "vm_ls", "vm_grep",
+    "vm_stats", "vm_edit", "vm_job_status", "vm_job_list", "vm_job_tail", "vm_job_cancel", "vm_sweep_orphans",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory, local_machines: None) -> Iterator[CommandLine]:
+    with command_line(tmp_path_factory.mktemp("mcp"), shared_folder(tmp_path_factory)) as line:
+        yield line
+
+
+@pytest.fixture(scope="module")
+def shared(line: CommandLine) -> Iterator[Agent]:
+    with agent_of(line) as agent:
+        yield agent
+
+
+@pytest.fixture
+def agent(shared: Agent) -> Agent:
+    """With the one machine `m`, whatever the test before has left."""
+    names = [server["name"] for server in shared.call("list_servers")["servers"]]
+    for name in names:
+        if name != "m":
+            shared.call("destroy_server", name=name)
+    if "m" not in names:
+        shared.call("create_server", name="m", ttl="1h", env={"WHO": "ada, of 'Engine'"})
+    shared.progress.clear()
+    return shared
+
+
+def refusal(agent: Agent, tool: str, **arguments: object) -> tuple[str, str]:
+    with pytest.raises(Refused) as caught:
+        agent.call(tool, **arguments)
+    return caught.value.code, caught.value.sentence
+
+
+def test_every_tool_is_there_with_its_form_its_answer_and_what_it_may_do(agent: Agent) -> None:
+    tools = agent.tools()
+    assert set(tools) == TOOLS
+    for name, tool in tools.items():
+        assert tool.description
+        assert tool.output_schema["type"] == "object"
+        assert all("description" in each for each in tool.input_schema["properties"].values()), name
+        assert ("server" in tool.input_schema["properties"]) == name.startswith("vm_")
+    assert tools["vm_bash"].input_schema["required"] == ["command"]
+    readers = {name for name, tool in tools.items() if tool.annotations.read_only_hint}
+    assert readers == {
+        "list_servers", "vm_read", "vm_ls", "vm_grep", "vm_stats", "vm_job_status", "vm_job_list", "vm_job_tail"
+    }  # fmt: skip
+    assert tools["destroy_server"].annotations.destructive_hint is True
+
+
+def test_forge_use_burn_with_a_repository_its_tasks_and_progress(agent: Agent, line: CommandLine) -> None:
+    file = "tasks: [{name: test, run: test -f main.py}, {name: fail, run: exit 3}]\n"
+    line.repository("engine", {"main.py": "print(1)\n", ".gibil.yml": file})
+    made, text = agent.full("create_server", name="engine-1", repo=str(line.here / "engine"), ttl=20, wait="tasks")
+    assert (made["name"], made["status"], made["ttl_minutes"], made["ready"]) == ("engine-1", "ready", 20, True)
+    assert (made["tasks"], [task["status"] for task in made["task_results"]]) == ("failure", ["success", "failure"])
+    assert "provision" in text
+    assert any("forged" in told for told in agent.progress)
+    assert "/root/project" in agent.call("vm_bash", command="pwd", server="engine-1")["stdout"]
+    assert "fail" in agent.call("vm_job_tail", job_id="provision", server="engine-1")["text"]
+    assert refusal(agent, "create_server", name="engine-1")[0] == "NAME_TAKEN"
+    code, sentence = refusal(agent, "vm_bash", command="pwd")
+    assert code == "WHICH_SERVER"
+    assert "engine-1, m" in sentence or "m, engine-1" in sentence
+    listed = {server["name"]: server for server in agent.call("list_servers")["servers"]}
+    assert set(listed) == {"m", "engine-1"}
+    assert listed["engine-1"]["labels"]["made-by"] == "mcp"
+    assert agent.call("extend_server", name="engine-1", ttl="10m")["ttl_minutes"] == 30
+    assert refusal(agent, "extend_server", name="engine-1", ttl="900d")[0] == "USAGE"
+    assert refusal(agent, "create_server", ttl="soon")[0] == "USAGE"
+    burned = agent.call("destroy_server", name="engine-1")
+    assert burned == {"name": "engine-1", "status": "destroyed", "destroyed": True, "was_already_destroyed": False}
+    assert agent.call("destroy_server", name="engine-1")["was_already_destroyed"] is True
+    code, sentence = refusal(agent, "vm_stats", server="engine-1")
+    assert (code, sentence) == ("SERVER_NOT_FOUND", "Server 'engine-1' not found; there are: m")
+
+
+def test_a_failing_command_is_a_result_and_what_we_cannot_do_an_error(agent: Agent) -> None:
+    ran, text = agent.full("vm_bash", command='pwd; echo "$WHO"; echo oops >&2; exit 3')
+    assert (ran["stdout"], ran["stderr"], ran["exit_code"]) == ("/root\nada, of 'Engine'\n", "oops\n", 3)
+    assert (ran["timed_out"], ran["left_out_bytes"], ran["server"]) == (False, 0, "m")
+    assert "exit code 3" in text
+    assert agent.call("vm_bash", command="pwd", working_dir="/tmp")["stdout"] == "/tmp\n"
+    assert refusal(agent, "vm_bash", command="pwd", working_dir="/no'where")[0] == "FILE_NOT_FOUND"
+    late = agent.call("vm_bash", command="echo before; sleep 611 & sleep 612", timeout_ms=300)
+    assert (late["stdout"], late["timed_out"], late["exit_code"]) == ("before\n", True, 124)
+    assert processes_with("sleep\x00611") == processes_with("sleep\x00612") == []
+    for wrong, words in (
+        ({"command": "pwd", "timeout_ms": 0}, "timeout_ms"),
+        ({"command": " "}, "empty"),
+        ({"command": "a\0b"}, "NUL"),
+        ({"commnd": "pwd"}, "no argument 'commnd'"),
+        ({}, "needs the argument command"),
+        ({"command": ["pwd"]}, "command: input should be a valid string"),
+    ):
+        code, sentence = refusal(agent, "vm_bash", **wrong)
+        assert code == "USAGE"
+        assert words in sentence
+        assert "\n" not in sentence
+    assert "WHO" not in agent.said()
+    assert processes_with("of 'Engine'") == []
+
+
+def test_long_output_keeps_its_beginning_and_its_end_and_says_how_to_get_the_rest(agent: Agent) -> None:
+    ran, text = agent.full("vm_bash", command="seq 1 300000; seq 300001 400000 >&2")
+    assert ran["stdout"].startswith("1\n2\n")
+    assert ran["stdout"].endswith("\n299999\n300000\n")
+    assert ran["stderr"].endswith("400000\n")
+    assert "bytes left out; run it with background=true" in ran["stdout"]
+    assert len(text) < 35_000
+    assert ran["left_out_bytes"] > 2_000_000
+
+
+def test_files_are_written_read_by_pages_and_edited_exactly(agent: Agent) -> None:
+    path = 'work/it\'s a "$(touch no)"/ä.txt'
+    content = "".join(f"line {number}\n" for number in range(1, 11)) + "line 1\nno end"
+    assert agent.call("vm_write", path=path, content=content) == {
+        "server": "m", "path": path, "size": len(content), "created": True
+    }  # fmt: skip
+    page, text = agent.full("vm_read", path=path, offset=9, limit=2)
+    assert (page["content"], page["first_line"], page["last_line"]) == ("line 9\nline 10\n", 9, 10)
+    assert (page["total_lines"], page["next_offset"]) == (12, 11)
+    assert text == " 9\tline 9\n10\tline 10\n[lines 9 to 10 of 12; go on with offset=11]"
+    whole = agent.call("vm_read", path=f"/root/{path}")
+    assert (whole["content"], whole["next_offset"]) == (content, None)
+    assert refusal(agent, "vm_read", path=path, offset=13)[0] == "USAGE"
+    assert refusal(agent, "vm_edit", path=path, old_string="line 99", new_string="x")[0] == "TEXT_ABSENT"
+    code, sentence = refusal(agent, "vm_edit", path=path, old_string="line 1\n", new_string="x")
+    assert (code, "2 times" in sentence) == ("TEXT_NOT_UNIQUE", True)
+    assert agent.call("vm_read", path=path)["content"] == content
+    agent.call(
+        "vm_bash",
+        command=f"chmod 750 work/*/*; ln -s work/*/* ~/link; printf 'a\\0b' >binary; mkfifo pipe; echo {'x' * 5000} >long",
+    )
+    edited = agent.call("vm_edit", path="~/link", old_string="line 2\n", new_string="Zeile $2 \\ 'zwei'\n")
+    assert (edited["replacements"], edited["line"]) == (1, 2)
+    agent.call("vm_edit", path=path, old_string="line 1\n", new_string="line I\n", replace_all=True)
+    assert agent.call("vm_bash", command="test -L link && stat -c %a work/*/*; test ! -e no")["stdout"] == "750\n"
+    expected = content.replace("line 1\n", "line I\n").replace("line 2\n", "Zeile $2 \\ 'zwei'\n")
+    assert agent.call("vm_read", path=path)["content"] == expected
+    cut = agent.call("vm_read", path="long")
+    assert (len(cut["content"]) < 2100, cut["total_lines"], cut["notes"]) == (
+        True,
+        1,
+        ["1 lines are longer than what is shown of them"],
+    )
+    for wrong, expected_code in (
+        ("binary", "BINARY_FILE"), ("pipe", "NOT_A_FILE"), ("/etc", "NOT_A_FILE"), ("nothing", "FILE_NOT_FOUND"),
+        ("a\0b", "USAGE"), ("", "USAGE"),
+    ):  # fmt: skip
+        assert refusal(agent, "vm_read", path=wrong)[0] == expected_code
+    assert refusal(agent, "vm_write", path="/etc", content="x")[0] == "NOT_A_FILE"
+    assert refusal(agent, "vm_write", path="/proc/nowhere/x", content="x")[0] == "FILES"
+    agent.call("vm_write", path="work/n", content="".join(f"<{n}>\n" for n in range(8)))
+    both = [agent.begin("vm_edit", path="work/n", old_string=f"<{n}>", new_string=str(n)) for n in range(8)]
+    for each in both:
+        opened(each.result(30))
+    assert agent.call("vm_read", path="work/n")["content"] == "".join(f"{n}\n" for n in range(8))
+
+
+def test_files_are_listed_and_searched_with_patterns_that_are_no_shell(agent: Agent) -> None:
+    agent.call("vm_write", path="tree/src/a.py", content="def parse():\n    return 42\n")
+    agent.call("vm_write", path="tree/src/deep/b c.ts", content="const Parse = 7\n")
+    agent.call(
+        "vm_bash", command="cd tree; ln -s src link; mkdir .git; echo parse >.git/x; printf 'parse\\0' >bin; touch -- -n"
+    )
+    listing = agent.call("vm_ls", path="tree")
+    assert [(entry["name"], entry["type"]) for entry in listing["entries"]] == [
+        ("-n", "file"), (".git", "folder"), ("bin", "file"), ("link", "link"), ("src", "folder"),
+    ]  # fmt: skip
+    assert next(entry for entry in listing["entries"] if entry["name"] == "link")["target"] == "src"
+    assert [entry["name"] for entry in agent.call("vm_ls", path="tree", glob="**/*.*")["entries"]] == [
+        "src/a.py",
+        "src/deep/b c.ts",
+    ]
+    assert agent.call("vm_ls", path="tree", glob="$(touch no)")["entries"] == []
+    assert agent.call("vm_ls", path="tree/src/a.py")["entries"][0]["size"] == 27
+    assert refusal(agent, "vm_ls", path="tree/nothing")[0] == "FILE_NOT_FOUND"
+    assert refusal(agent, "vm_ls", path="tree", glob="/etc/*")[0] == "USAGE"
+    agent.call("vm_bash", command="mkdir many; cd many; seq 1 800 | xargs touch; seq 1 800 >numbers")
+    many, text = agent.full("vm_ls", path="many")
+    assert (len(many["entries"]), many["left_out"], text.splitlines()[-1]) == (
+        500,
+        301,
+        "[301 more: narrow it with path or glob]",
+    )
+    found, text = agent.full("vm_grep", pattern=r"(?i)\bparse\b", path="tree")
+    assert text == "tree/src/a.py:1:def parse():\ntree/src/deep/b c.ts:1:const Parse = 7"
+    assert found["matches"][0] == {"file": "tree/src/a.py", "line": 1, "text": "def parse():"}
+    only = agent.call("vm_grep", pattern="arse", path="/root/tree", include="*.{js,ts}")
+    assert [match["file"] for match in only["matches"]] == ["/root/tree/src/deep/b c.ts"]
+    assert agent.call("vm_grep", pattern="-n$(touch no)'", path="tree")["matches"] == []
+    assert agent.call("vm_grep", pattern="^[0-9]+$", path="many")["left_out"] == 600
+    assert refusal(agent, "vm_grep", pattern="(")[0] == "BAD_PATTERN"
+    assert refusal(agent, "vm_grep", pattern="x", path="nothing")[0] == "FILE_NOT_FOUND"
+    assert agent.call("vm_bash", command="test -e /root/no")["exit_code"] == 1
+
+
+def test_a_background_job_is_watched_from_any_byte_on_and_killed(agent: Agent) -> None:
+    mark = "echo one; echo err >&2; mkfifo /tmp/go; read -r x </tmp/go; printf 'zwö\\n'; exec sleep 613"
+    job = agent.call("vm_bash", command=mark, background=True, working_dir="/tmp")["job_id"]
+    while agent.call("vm_job_tail", job_id=job)["size"] == 0 or agent.call("vm_bash", command="test -p /tmp/go")["exit_code"]:
+        pass  # each turn waits for the machine's answer
+    status = agent.call("vm_job_status", job_id=job)
+    assert (status["status"], status["exit_code"], status["command"]) == ("running", None, mark)
+    assert (status["stdout_tail"], status["stderr_tail"]) == ("one\n", "err\n")
+    agent.call("vm_bash", command="echo >/tmp/go")
+    offset, text = 0, ""
+    while not text.endswith("zwö\n"):
+        piece = agent.call("vm_job_tail", job_id=job, offset=offset)
+        text += piece["text"]
+        assert piece["offset"] == offset
+        offset = piece["next_offset"]
+    assert text == "one\nzwö\n"
+    assert agent.call("vm_job_tail", job_id=job, offset=6)["text"] == "ö\n"
+    assert agent.call("vm_job_tail", job_id=job, stream="stderr")["text"] == "err\n"
+    cancelled = agent.call("vm_job_cancel", job_id=job)
+    assert (cancelled["was_running"], cancelled["status"], cancelled["exit_code"]) == (True, "exited", 143)
+    assert agent.call("vm_job_cancel", job_id=job)["was_running"] is False
+    assert agent.call("vm_job_tail", job_id=job, offset=offset)["complete"] is True
+    assert job in [each["job_id"] for each in agent.call("vm_job_list")["jobs"]]
+    assert refusal(agent, "vm_job_tail", job_id="run-nothing")[0] == "JOB_NOT_FOUND"
+    assert refusal(agent, "vm_job_status", job_id="../x")[0] == "USAGE"
+
+
+def test_what_commands_and_jobs_left_behind_is_swept_and_nothing_else(agent: Agent) -> None:
+    job = agent.call("vm_bash", command="echo; exec sleep 701", background=True)["job_id"]
+    ended = agent.call("vm_bash", command="setsid sleep 702 >/dev/null 2>&1 & echo $!", background=True)["job_id"]
+    running = agent.begin("vm_bash", command="echo >/tmp/runs; sleep 703; true")
+    agent.call(
+        "vm_bash", command="until [ -e /tmp/runs ]; do sleep 0.01; done; setsid sleep 704 >/dev/null 2>&1 & sleep 705 & exit 1"
+    )
+    while agent.call("vm_job_status", job_id=ended)["status"] == "running":
+        pass  # each turn waits for the machine's answer
+    seen = agent.call("vm_sweep_orphans", look_only=True)
+    assert sorted(each["command"] for each in seen["processes"]) == ["sleep 702", "sleep 704", "sleep 705"]
+    swept, text = agent.full("vm_sweep_orphans")
+    assert (len(swept["processes"]), swept["ended"], text.startswith("3 ended on m")) == (3, True, True)
+    assert f"job {ended}" in [each["started_by"] for each in swept["processes"]]
+    assert [len(processes_with(f"sleep\x00{number}")) for number in (701, 702, 704, 705)] == [1, 0, 0, 0]
+    assert not running.done()
+    assert agent.call("vm_sweep_orphans")["processes"] == []
+    running.cancel()
+    agent.call("vm_job_cancel", job_id=job)
+
+
+def test_how_a_machine_is_doing(agent: Agent) -> None:
+    stats, text = agent.full("vm_stats")
+    assert stats["cpus"] >= 1
+    assert 0 < stats["memory_available_mb"] <= stats["memory_total_mb"]
+    assert 0 < stats["disk_free_mb"] <= stats["disk_total_mb"]
+    assert 58 < stats["ttl_remaining_minutes"] <= 60
+    assert stats["busiest"]
+    assert text.startswith("m: ")
+
+
+def test_calls_run_side_by_side_and_a_cancelled_one_is_killed_on_the_machine(agent: Agent) -> None:
+    agent.call("vm_bash", command="mkfifo /tmp/a /tmp/b")
+    first = agent.begin("vm_bash", command="echo 1 >/tmp/a; cat /tmp/b")
+    second = agent.begin("vm_bash", command="cat /tmp/a; echo 2 >/tmp/b")
+    assert [opened(each.result(30))[0]["stdout"] for each in (first, second)] == ["2\n", "1\n"]
+    endless = agent.begin("vm_bash", command="echo >/tmp/begun; sleep 706 & sleep 707")
+    agent.call("vm_bash", command="until [ -e /tmp/begun ]; do sleep 0.01; done")
+    endless.cancel()
+    deadline = time.monotonic() + 20
+    while processes_with("sleep\x00706") or processes_with("sleep\x00707"):
+        assert time.monotonic() < deadline
+        agent.call("vm_bash", command="true")  # a pause that depends on the machine
+
+
+def test_a_machine_that_was_burned_elsewhere_is_a_clear_error_and_its_name_is_free(agent: Agent, line: CommandLine) -> None:
+    agent.call("create_server", name="gone")
+    waiting = agent.begin("vm_bash", command="echo >/tmp/begun; sleep 708", server="gone")
+    agent.call("vm_bash", command="until [ -e /tmp/begun ]; do sleep 0.01; done", server="gone")
+    assert line.gibil("destroy", "gone").returncode == 0
+    with pytest.raises(Refused, match="machine gone is gone") as caught:
+        opened(waiting.result(30))
+    assert caught.value.code == "MACHINE_LOST"
+    assert refusal(agent, "vm_ls", server="gone") == ("SERVER_NOT_FOUND", "Server 'gone' not found; there are: m")
+    agent.call("create_server", name="gone")
+    assert agent.call("vm_bash", command="ls /tmp", server="gone")["stdout"] == ""
+
+
+def test_a_machine_whose_making_is_called_off_is_burned(agent: Agent, line: CommandLine) -> None:
+    line.repository("slow", {".gibil.yml": "tasks: [{name: wait, run: sleep 710}]\n"})
+    making = agent.begin("create_server", name="called-off", repo=str(line.here / "slow"), wait="tasks")
+
+    def names() -> list[str]:
+        return [server["name"] for server in agent.call("list_servers")["servers"]]
+
+    while "called-off" not in names() or not processes_with("sleep\x00710"):
+        assert not making.done()
+    making.cancel()
+    while "called-off" in names():
+        pass  # each turn waits for the server's answer
+    assert processes_with("sleep\x00710") == []
+
+
+async def test_a_lost_connection_is_made_again_and_only_what_may_be_repeated_is(agent: Agent, line: CommandLine) -> None:
+    links = Links(load_settings({"GIBIL_DATA_DIR": str(line.data_dir)}))
+    seen: list[LiveMachine] = []
+
+    async def cut_off(live: LiveMachine) -> str:
+        seen.append(live)
+        if len(seen) == 1:
+            live.shell._connection._connection.abort()  # type: ignore[attr-defined]
+        return (await live.run("echo here")).stdout
+
+    try:
+        assert await links.work(None, cut_off, repeatable=True) == "here\n"
+        assert len(seen) == 2
+        connection = seen[1].shell._connection._connection  # type: ignore[attr-defined]
+        connection.abort()
+        await connection.wait_closed()
+        assert await links.work("m", cut_off, repeatable=False) == "here\n"  # it was lost before, and not on the way
+        seen.clear()
+        with pytest.raises(MachineLost, match="Machine m still exists; nobody knows how far this went"):
+            await links.work("m", cut_off, repeatable=False)
+        assert await links.work("m", cut_off, repeatable=False) == "here\n"
+    finally:
+        await links.close()
+
+
+def test_a_client_that_hangs_up_ends_the_server_and_its_commands_and_the_machine_lives_on(
+    agent: Agent, line: CommandLine
+) -> None:
+    with agent_of(line) as other:
+        running = other.begin("vm_bash", command="echo >/tmp/other; sleep 709", server="m")
+        agent.call("vm_bash", command="until [ -e /tmp/other ]; do sleep 0.01; done")
+        began = time.monotonic()
+        other.hang_up()
+        assert time.monotonic() - began < 1.9  # after two seconds the client would have killed it
+        assert running.exception(5) is not None
+        assert "Traceback" not in other.said()
+    assert processes_with("sleep\x00709") == []
+    assert agent.call("vm_bash", command="echo lives")["stdout"] == "lives\n"
+
+
+def test_sigterm_ends_it_promptly_and_stdout_holds_nothing_but_protocol(line: CommandLine) -> None:
+    process = line.start("mcp", stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    opening = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "by hand", "version": "1"}}
+    messages = [
+        {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": opening},
+        {"jsonrpc": "2.0", "method": "notifications/initialized"},
+        {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "vm_stats", "arguments": {"server": "nobody"}}},
+    ]
+    process.stdin.write(b"this is no JSON\n" + b"".join(json.dumps(message).encode() + b"\n" for message in messages))
+    process.stdin.flush()
+    answers = [json.loads(process.stdout.readline()) for _ in range(2)]
+    assert answers[0]["result"]["serverInfo"]["name"] == "gibil"
+    assert answers[1]["result"]["isError"] is True
+    assert answers[1]["result"]["structuredContent"]["code"] == "SERVER_NOT_FOUND"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=5) == 0
+    assert process.stdout.read() == b""
+    process.stdin.close()
+
+
+def test_the_configuration_is_printed_and_wrong_use_is_said(line: CommandLine) -> None:
+    printed, as_json, wrong = line.many([["mcp", "--print-config"], ["mcp", "--print-config", "--json"], ["mcp", "--json"]])
+    config = json.loads(printed.stdout)
+    assert json.loads(as_json.stdout) == config
+    entry = config["mcpServers"]["gibil"]
+    assert entry["type"] == "stdio"
+    assert os.access(entry["command"], os.X_OK)
+    assert entry["args"][-1] == "mcp"
+    assert entry["env"] == {"GIBIL_DATA_DIR": str(line.data_dir)}
+    assert (wrong.returncode, json.loads(wrong.stdout)["code"]) == (2, "USAGE")
+    closed = line.bash("gibil mcp <&-; echo $?; gibil mcp </dev/null 2>&-; echo $?")
+    assert (closed.stdout, closed.stderr) == ("2\n0\n", "gibil: stdin or stdout is closed: a client has to start this\n")
+
+
+def test_the_command_line_starts_without_the_protocols_library() -> None:
+    script = "import sys; from gibil_bot.cli import gibil; gibil(['mcp', '--print-config'], standalone_mode=False); "
+    check = "sys.exit(any(name in sys.modules for name in ('mcp', 'pydantic', 'asyncssh')))"
+    assert subprocess.run([sys.executable, "-c", script + check], capture_output=True).returncode == 0

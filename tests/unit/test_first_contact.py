@@ -1,0 +1,177 @@
+"""A machine that booted with a key that others can read gets its lasting one before anything else happens on it.
+
+The machine here is a folder, an sshd's memory of its key, and the real script.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from gibil_bot.errors import AnotherHost, MachineLost, SSHError
+from gibil_bot.machines.first_contact import HOST_KEY, MARK, replace_script
+from gibil_bot.machines.hetzner_project import new_pair
+from gibil_bot.machines.hostkey import public_line
+from gibil_bot.machines.keyring import Keyring
+from gibil_bot.machines.lifecycle import Forge
+from gibil_bot.model import Endpoint, Result
+from tests.doubles.provider import MemoryProvider
+from tests.unit.test_lifecycle import NoShell
+
+
+class Host:
+    """Shows what its sshd has read at its start or when it was told to read anew. `cut`: where its connection breaks off."""
+
+    def __init__(self, folder: Path) -> None:
+        self.key = folder / "ssh" / HOST_KEY.rpartition("/")[2]
+        self.mark = folder / "gibil" / MARK.rpartition("/")[2]
+        self.programs = folder / "bin"
+        for path in (self.key.parent, self.programs):
+            path.mkdir(parents=True)
+        systemctl = self.programs / "systemctl"
+        systemctl.write_text(f'#!/bin/sh\ntest "$*" = "reload sshd.service" || exit 5\n: >{folder}/told\n')
+        systemctl.chmod(0o755)
+        self.told = folder / "told"
+        self.memory = ""
+        self.looks_until_told = 1
+        self.cut = ""
+        self.pinned: list[str] = []
+        self.open = 0
+
+    def boot(self, key: str) -> None:
+        self.key.write_text(key)
+        self.memory = key
+
+    async def connect(self, endpoint: Endpoint, client_key: str) -> HostShell:
+        self.pinned.append(endpoint.host_key)
+        assert endpoint.first_host_key is None, "one key is accepted at a time"
+        if self.told.exists():
+            if self.looks_until_told == 0:
+                self.memory = self.key.read_text()
+            self.looks_until_told -= 1
+        if public_line(self.memory) != endpoint.host_key:
+            raise AnotherHost("another host")
+        self.open += 1
+        return HostShell(self)
+
+
+class HostShell(NoShell):
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    async def run(  # type: ignore[override]
+        self, script: str, *, stdin: bytes = b"", timeout_s: float = 60.0, env: Mapping[str, str] | None = None, **_: object
+    ) -> Result:
+        assert b"PRIVATE KEY" in stdin
+        assert "PRIVATE" not in script
+        if self.host.cut == "before":
+            raise MachineLost("cut")
+        if self.host.cut == "on the way":
+            stdin = stdin[: len(stdin) // 2]
+        script = script.replace("/etc/ssh", str(self.host.key.parent)).replace("/etc/gibil", str(self.host.mark.parent))
+        process = await asyncio.create_subprocess_exec(
+            *("sh", "-c", script),
+            env={"PATH": f"{self.host.programs}:/usr/bin:/bin"},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, err = await process.communicate(stdin)
+        if self.host.cut == "after":
+            raise MachineLost("cut")
+        assert process.returncode is not None
+        return Result(exit_status=process.returncode, stdout=out, stderr=err)
+
+    async def close(self) -> None:
+        self.host.open -= 1
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path / "host")
+
+
+@pytest.fixture
+def provider() -> MemoryProvider:
+    provider = MemoryProvider()
+    provider.first_host_keys = True
+    return provider
+
+
+@pytest.fixture
+def forge(provider: MemoryProvider, host: Host, tmp_path: Path) -> Forge:
+    return Forge(provider=provider, keyring=Keyring(tmp_path), connect_shell=host.connect)
+
+
+async def test_a_new_machine_shows_its_lasting_key_before_anybody_gets_it(forge: Forge, host: Host) -> None:
+    keys = forge.keyring
+    host.boot(keys.first_host_key("m"))
+    machine, _shell = await forge.create("m", "me", 60)
+    first, lasting = public_line(keys.first_host_key("m")), keys.host_public("m")
+    assert host.pinned == [first, lasting, lasting], "sshd needs a moment to take it"
+    assert host.open == 1, "the connection under the first key is closed"
+    assert host.key.read_text() == keys.host_key("m")
+    assert stat.S_IMODE(host.key.stat().st_mode) == 0o600
+    assert host.key.with_suffix(".pub").read_text().split()[:2] == lasting.split()
+    assert sorted(path.name for path in host.key.parent.iterdir()) == [host.key.name, f"{host.key.name}.pub"]
+    assert host.mark.exists()
+    assert (machine.endpoint.host_key, machine.endpoint.first_host_key) == (lasting, None)
+
+
+async def test_whoever_logs_in_later_does_not_accept_the_first_key(forge: Forge, host: Host, provider: MemoryProvider) -> None:
+    host.boot(forge.keyring.first_host_key("m"))
+    await forge.create("m", "me", 60)
+    host.boot(forge.keyring.first_host_key("m"))
+    host.told.unlink()
+    for machine in (provider.machines["m"], await forge.get("m")):
+        assert machine is not None
+        with pytest.raises(AnotherHost):
+            await forge.open(machine)
+    assert {*host.pinned[3:]} == {forge.keyring.host_public("m")}
+
+
+@pytest.mark.parametrize("taken", [False, True])
+async def test_a_creation_that_was_killed_on_the_way_is_taken_up_again(forge: Forge, host: Host, taken: bool) -> None:
+    """Killed: nothing of it is undone, the machine is as it was in that moment."""
+    keys = forge.keyring
+    host.boot(keys.first_host_key("m"))
+    await forge.create("m", "me", 60)
+    if not taken:  # the file is replaced, and the signal was never sent
+        host.told.unlink()
+        host.memory, host.looks_until_told = keys.first_host_key("m"), 0
+    host.pinned.clear()
+    machine, _shell = await forge.create("m", "me", 60)
+    assert host.pinned == [public_line(keys.first_host_key("m")), keys.host_public("m")]
+    assert public_line(host.memory) == machine.endpoint.host_key == keys.host_public("m")
+
+
+@pytest.mark.parametrize(("cut", "error"), [("before", MachineLost), ("on the way", SSHError), ("after", MachineLost)])
+async def test_a_machine_that_cannot_be_given_its_key_is_burned(
+    forge: Forge, host: Host, provider: MemoryProvider, cut: str, error: type[Exception]
+) -> None:
+    host.boot(forge.keyring.first_host_key("m"))
+    host.cut = cut
+    with pytest.raises(error):
+        await forge.create("m", "me", 60)
+    assert provider.machines == {}
+    assert host.open == 0
+    if cut != "after":
+        assert host.key.read_text() == forge.keyring.first_host_key("m"), "half a key is not installed"
+
+
+async def test_another_host_is_sent_nothing(forge: Forge, host: Host, provider: MemoryProvider) -> None:
+    host.boot(new_pair()[0])
+    with pytest.raises(AnotherHost):
+        await forge.create("m", "me", 60)
+    assert provider.machines == {}
+
+
+def test_the_script_holds_no_secret() -> None:
+    private, public = new_pair()
+    script = replace_script(private)
+    assert public in script
+    assert not any(line in script for line in private.strip().splitlines()[1:-1])

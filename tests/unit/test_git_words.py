@@ -1,0 +1,60 @@
+"""What git prints when a push or a clone fails becomes one line that says what to do."""
+
+from __future__ import annotations
+
+import pytest
+
+from gibil_bot.runs.sources import SourceError
+from gibil_bot.sandbox.git_words import reason
+
+BEHIND = """To https://github.com/ada/engine.git
+ ! [rejected]        2f1d2c4 -> topic (non-fast-forward)
+error: failed to push some refs to 'https://github.com/ada/engine.git'
+hint: Updates were rejected because a pushed branch tip is behind its remote
+hint: See the 'Note about fast-forwards' in 'git push --help' for details."""
+PROTECTED = """remote: error: GH006: Protected branch update failed for refs/heads/main.
+remote: error: Changes must be made through a pull request.
+To https://github.com/ada/engine.git
+ ! [remote rejected] 2f1d2c4 -> main (protected branch hook declined)
+error: failed to push some refs to 'https://github.com/ada/engine.git'"""
+NOBODY = """fatal: could not read Username for 'https://github.com': terminal prompts disabled"""
+WRONG = """remote: Invalid username or token. Password authentication is not supported for Git operations.
+fatal: Authentication failed for 'https://github.com/ada/engine.git/'"""
+FORBIDDEN = """remote: Permission to ada/engine.git denied to eve.
+fatal: unable to access 'https://github.com/ada/engine.git/': The requested URL returned error: 403"""
+HIDDEN = """remote: Repository not found.
+fatal: repository 'https://github.com/ada/engine.git/' not found"""
+BY_SSH = """Host key verification failed.
+fatal: Could not read from remote repository.
+
+Please make sure you have the correct access rights
+and the repository exists."""
+NO_KEY = """git@github.com: Permission denied (publickey).
+fatal: Could not read from remote repository.
+
+Please make sure you have the correct access rights
+and the repository exists."""
+AWAY = """fatal: unable to access 'https://github.com/ada/engine.git/': Could not resolve host: github.com"""
+
+
+@pytest.mark.parametrize(
+    ("said", "parts"),
+    [
+        (BEHIND, ("nothing is pushed by force", "--branch")),
+        (PROTECTED, ("protected branch hook declined", "GH006", "through a pull request")),
+        (NOBODY, ("no credentials", "GH_TOKEN")),
+        (WRONG, ("not accepted", "Invalid username or token")),
+        (FORBIDDEN, ("may not do that", "denied to eve")),
+        (HIDDEN, ("not found",)),
+        (BY_SSH, ("Host key verification failed",)),
+        (NO_KEY, ("not accepted", "Permission denied (publickey)")),
+        (AWAY, ("Could not resolve host",)),
+        ("", ("git push failed",)),
+        ("hint: only hints", ("no reason given",)),
+    ],
+)
+def test_one_line_says_why_and_what_to_do(said: str, parts: tuple[str, ...]) -> None:
+    told = reason(SourceError("git push failed in /tmp/somewhere: x", said=said))
+    assert "\n" not in told
+    assert "hint:" not in told
+    assert [part for part in parts if part not in told] == []
