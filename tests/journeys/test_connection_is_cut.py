@@ -22,9 +22,9 @@ from tests.doubles.terminal import read_until
 TASKS = """tasks:
   - name: talks
     run: |
-      mkfifo /root/go
-      echo one; read x </root/go
-      echo two; read x </root/go
+      mkfifo /root/go; exec 9<>/root/go
+      echo one; read x <&9
+      echo two; read x <&9
       echo three
 """
 
@@ -69,8 +69,8 @@ def whoever_waits_for_tasks_goes_on_waiting(hetzner: Cloud, line: CommandLine) -
 
 
 def a_job_that_is_followed_arrives_once_and_whole(hetzner: Cloud, line: CommandLine) -> None:
-    talk = "for i in $(seq 6); do seq $i 90000; seq $i 50000 >&2; read x </root/pace; done"
-    job = line.json("run", "m", f"mkfifo /root/pace; {talk}", "--background")["job_id"]
+    talk = "for i in $(seq 6); do seq $i 90000; seq $i 50000 >&2; read x <&9; done"
+    job = line.json("run", "m", f"mkfifo /root/pace; exec 9<>/root/pace; {talk}", "--background")["job_id"]
     out, err = (line.folder / name for name in ("out", "err"))
     with out.open("wb") as out_file, err.open("wb") as err_file:
         process = line.start("logs", "m", job, "-f", stdout=out_file, stderr=err_file)
@@ -83,7 +83,7 @@ def a_job_that_is_followed_arrives_once_and_whole(hetzner: Cloud, line: CommandL
             assert hetzner.cut("m") >= 1
             hetzner.run_past_ssh("m", "echo go >/root/pace")
         assert process.wait(timeout=30) == 0
-    expected = subprocess.run(["bash", "-c", talk.replace("read x </root/pace", ":")], capture_output=True, check=True)
+    expected = subprocess.run(["bash", "-c", talk.replace("read x <&9", ":")], capture_output=True, check=True)
     words = err.read_bytes()
     said = re.findall(rb"gibil: [^\n]*\n", words)
     for each in said:

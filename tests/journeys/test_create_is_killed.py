@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 import signal
@@ -14,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from gibil_bot.machines.local.home import read_keeper
 from tests.doubles.cloud import Cloud, cloud
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.hetzner_routes import Fault
-from tests.doubles.machines import shared_folder
+from tests.doubles.machines import children_of, shared_folder
 from tests.doubles.terminal import read_descriptor
 
 WAITS = {".gibil.yml": "tasks: [{name: waits, run: sleep 600}]\n"}
@@ -157,24 +157,19 @@ def test_a_machine_whose_name_nobody_reads_is_offered(line: CommandLine) -> None
 
 def test_what_the_keeper_was_asked_for_when_its_maker_was_killed_is_burned(line: CommandLine) -> None:
     line.json("create", "--name", "warm")
-    keeper = json.loads((line.home.local / "keeper.json").read_text())
-    connections = len(socket_users(keeper["socket"]))
-    os.kill(keeper["pid"], signal.SIGSTOP)
+    keeper = read_keeper(line.home)
+    assert keeper is not None
+    (forger,) = children_of(keeper.pid)
+    os.kill(forger, signal.SIGSTOP)
     try:
         process = line.start("create", "--name", "asked")
-        # The first one only looks whether a keeper is there.
-        until(lambda: len(socket_users(keeper["socket"])) > connections + 1, "it asks the keeper")
+        until(lambda: (line.home.machines / "asked").exists(), "the keeper has begun")
         kill(process)
     finally:
-        os.kill(keeper["pid"], signal.SIGCONT)
+        os.kill(forger, signal.SIGCONT)
     until(lambda: (line.home.machines / "asked" / "machine.json").exists(), "the keeper does what it was asked for")
     assert said_of_the_dead(line) == "gibil: burned asked: a `gibil create` that was killed left it half made\n"
     assert [path.name for path in line.home.machines.iterdir()] == ["warm"]
-
-
-def socket_users(path: str) -> list[str]:
-    """Connections to a listening Unix socket, accepted or not."""
-    return [row for row in Path("/proc/net/unix").read_text().splitlines() if row.endswith(path)]
 
 
 @pytest.mark.parametrize("moment", ["made, but nobody heard", "asked for", "booting"])
