@@ -89,7 +89,7 @@ def _plans(file: Path, payload: bytes) -> tuple[Plan, ...]:
         return tuple(plan for command in asked for plan in planning.for_command(known, command, facts))
     if isinstance(event, PullRequestChanged):
         facts = _facts(event, event.pull_request, event.sender.login, "pull_request")
-        return planning.for_pull_request(known, event.action, facts)
+        return planning.for_pull_request(known, event.action, facts)[0]
     return ()
 
 

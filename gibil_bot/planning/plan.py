@@ -66,20 +66,26 @@ def for_command(known: Catalogue, command: Command, facts: Facts) -> tuple[Plan,
     )
 
 
-def for_pull_request(known: Catalogue, action: str, facts: Facts) -> tuple[Plan, ...]:
-    """The plans of every workflow that this action of a pull request starts.
+class NotOnTheseMachines(UsageError):
+    """The repository asks for what the machines here cannot do."""
 
-    A workflow that cannot run in this repository (it needs a `.gibil.yml` that is absent or broken) is left out: nobody
+
+def for_pull_request(known: Catalogue, action: str, facts: Facts) -> tuple[tuple[Plan, ...], tuple[str, ...]]:
+    """The plans of every workflow that this action of a pull request starts, and why others should run and cannot here.
+
+    A workflow that has nothing to do in this repository (it needs a `.gibil.yml` that is absent or broken) is left out: nobody
     asked for it by name. Broken files are in `known.problems`.
     """
-    plans = []
+    plans, refusals = [], []
     for workflow in known.workflows:
         if action in workflow.pull_request:
             try:
                 plans.append(_plan(known, workflow, input_values(workflow.inputs, {}, word=workflow.name), facts))
+            except NotOnTheseMachines as refusal:
+                refusals.append(refusal.message)
             except UsageError:
                 continue
-    return tuple(plans)
+    return tuple(plans), tuple(refusals)
 
 
 def for_workflow(known: Catalogue, name: str, arguments: Mapping[str, str], facts: Facts) -> Plan:
@@ -148,7 +154,7 @@ def _used_file(known: Catalogue, workflow: Workflow, grounds: Grounds | None) ->
         try:
             check_services(known.repository_file, grounds)
         except InvalidWorkflow as problem:
-            raise UsageError(f"{workflow.title} cannot run here: {problem}") from None
+            raise NotOnTheseMachines(f"{workflow.title} cannot run here: {problem}") from None
     has_tasks = known.repository_file is not None and known.repository_file.tasks
     if using.run is None and not has_tasks:
         raise UsageError(

@@ -152,7 +152,13 @@ class Decisions:
         desk = await self._desk(
             event.installation_id, event.repository, pull_request, event.sender.login, permission, "pull_request"
         )
-        plans = list(planning.for_pull_request(desk.catalogue, event.action, desk.facts))
+        planned_now, refusals = planning.for_pull_request(desk.catalogue, event.action, desk.facts)
+        plans = list(planned_now)
+        if refusals:
+            text = "\n\n".join(refusals)
+            outcome.tellings.append(
+                replies.notice(event.installation_id, event.repository, pull_request.number, "machines", text)
+            )
         older = [
             run
             for run in await self._unfinished_of(event.repository, pull_request.number)

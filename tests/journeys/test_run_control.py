@@ -48,6 +48,18 @@ async def test_a_push_supersedes_the_run_of_the_older_commit_and_runs_the_new_on
         await world.assert_nothing_left()
 
 
+async def test_a_service_that_these_machines_cannot_have_is_said_on_the_pull_request(tmp_path: Path) -> None:
+    files = {".gibil.yml": "services: {search: {image: 'elasticsearch:8', ports: [9200]}}\ntasks: [{name: t, run: 'true'}]\n"}
+    workflow = "name: Push\non: {pull_request: opened}\ntasks: [{uses: .gibil.yml}]\n"
+    async with journey(tmp_path, files, workflows={"push.yml": workflow}) as world:
+        number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
+        said = await world.answer(number, having="local machines run no containers")
+        assert "Push cannot run here: .gibil.yml" in said.body
+        assert ":1:12: the service 'search'" in said.body
+        assert world.github.check_runs(REPOSITORY) == []
+        await world.assert_nothing_left()
+
+
 async def test_the_same_command_again_supersedes_the_older_run(tmp_path: Path) -> None:
     async with journey(tmp_path, workflows={"long.yml": LONG}) as world:
         number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")

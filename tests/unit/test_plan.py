@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -22,6 +23,7 @@ from gibil_bot.planning.plan import (
     for_workflow,
     plan_view,
 )
+from gibil_bot.planning.services import Grounds
 from tests.doubles.facts import SHA, facts
 
 TEST = b"on: {command: test}\ntasks: [{name: test, uses: .gibil.yml, run: make test}]\n"
@@ -223,13 +225,25 @@ def test_a_broken_repositorys_file_stops_those_who_use_it_and_nobody_else() -> N
     assert "test uses a file that cannot be read: .gibil.yml@main:1:11: a mapping has to stand here, not a list" in refusal(
         found, "test"
     )
-    assert [plan.workflow for plan in for_pull_request(found, "opened", facts())] == ["other"]
+    assert [plan.workflow for plan in for_pull_request(found, "opened", facts())[0]] == ["other"]
 
 
 def test_a_workflow_that_lives_by_the_repositorys_file_says_what_it_misses() -> None:
     found = known({"x.yml": b"on: {command: x, pull_request: opened}\ntasks: [{uses: .gibil.yml}]"})
     assert refusal(found, "x") == "x needs tasks in the repository's .gibil.yml, and there are none on its base branch"
-    assert for_pull_request(found, "opened", facts()) == ()
+    assert for_pull_request(found, "opened", facts()) == ((), ())
+
+
+def test_what_these_machines_cannot_do_is_said_although_nobody_asked_by_name() -> None:
+    found = known(
+        {"x.yml": b"on: {command: x, pull_request: opened}\ntasks: [{uses: .gibil.yml}]"},
+        {".gibil.yml": b"services: {search: {image: 'elasticsearch:8', ports: [9200]}}\ntasks: [{run: x}]"},
+    )
+    plans, (reason,) = for_pull_request(found, "opened", replace(facts(), grounds=Grounds(containers=False)))
+    assert plans == ()
+    assert reason.startswith("x cannot run here: .gibil.yml@main:1:12: the service 'search': local machines run no containers")
+    plans, reasons = for_pull_request(found, "opened", replace(facts(), grounds=Grounds(containers=True)))
+    assert ([plan.workflow for plan in plans], reasons) == (["x"], ())
 
 
 def test_untrusted_runs_have_no_secrets_and_the_report_says_so() -> None:
@@ -285,9 +299,9 @@ def test_a_pull_requests_action_starts_those_that_wait_for_it() -> None:
             "test.yml": TEST,
         }
     )
-    assert [plan.workflow for plan in for_pull_request(found, "opened", facts())] == ["a", "b"]
-    assert [plan.workflow for plan in for_pull_request(found, "synchronize", facts())] == ["a"]
-    assert for_pull_request(found, "closed", facts()) == ()
+    assert [plan.workflow for plan in for_pull_request(found, "opened", facts())[0]] == ["a", "b"]
+    assert [plan.workflow for plan in for_pull_request(found, "synchronize", facts())[0]] == ["a"]
+    assert for_pull_request(found, "closed", facts()) == ((), ())
 
 
 def test_a_workflow_can_be_asked_for_by_its_name() -> None:
