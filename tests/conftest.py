@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from gibil_bot.errors import Unavailable
-from tests.doubles.machines import local_lodging, shared_folder
+from tests.doubles.machines import end_standing_keeper, local_lodging, shared_folder
+
+# Hundreds of processes of ours are started: what they import is compiled once, and not by each of them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Nothing is kept between runs: a checkout may belong to somebody else, and two workers share it.
 settings.register_profile("gibil", database=None)
@@ -23,6 +28,15 @@ def local_machines(tmp_path_factory: pytest.TempPathFactory) -> None:
     reason = _why_no_local_machines(tmp_path_factory.mktemp("probe") / "data", shared_folder(tmp_path_factory))
     if reason is not None:
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def standing_keeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Ends the keeper that tests share (doubles/machines.py), if they have needed one."""
+    yield
+    thread = threading.Thread(target=lambda: asyncio.run(end_standing_keeper(tmp_path_factory)))
+    thread.start()
+    thread.join()
 
 
 def _why_no_local_machines(data_dir: Path, shared: Path) -> str | None:

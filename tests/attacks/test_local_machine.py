@@ -15,13 +15,20 @@ import pytest
 
 from gibil_bot.machines.local.home import read_keeper
 from gibil_bot.machines.local.tier import own_tier
-from tests.doubles.machines import LocalLodging, alive, children_of, local_lodging, shared_folder, until
+from tests.doubles.machines import LocalLodging, alive, children_of, guest_lodging, local_lodging, shared_folder, until
 
 pytestmark = pytest.mark.usefixtures("local_machines")
 
 
 @pytest.fixture
-async def lodging(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalLodging]:
+async def lodging(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalLodging]:
+    async with guest_lodging(tmp_path_factory) as lodging:
+        yield lodging
+
+
+@pytest.fixture
+async def fresh(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalLodging]:
+    """With a keeper that the test itself starts."""
     async with local_lodging(tmp_path / "data", shared_folder(tmp_path_factory)) as lodging:
         yield lodging
 
@@ -51,12 +58,12 @@ async def test_pid_1_shows_nothing_of_where_it_came_from(lodging: LocalLodging, 
     assert "ermission denied" in str(result.stderr)
 
 
-async def test_the_environment_of_the_bot_is_nowhere_inside(lodging: LocalLodging, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_environment_of_the_bot_is_nowhere_inside(fresh: LocalLodging, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIBIL_SECRET_DEPLOY", "hunter-of-secrets")
-    machine = await lodging.provider.create(lodging.spec("searcher"))
-    result = await lodging.run(machine, "env; cat /proc/*/environ 2>/dev/null | tr '\\0' '\\n'")
+    machine = await fresh.provider.create(fresh.spec("searcher"))
+    result = await fresh.run(machine, "env; cat /proc/*/environ 2>/dev/null | tr '\\0' '\\n'")
     assert "hunter" not in str(result.stdout)
-    for pid in (lodging.keeper_pid(), lodging.forger_pid()):
+    for pid in (fresh.keeper_pid(), fresh.forger_pid()):
         assert b"hunter" not in Path(f"/proc/{pid}/environ").read_bytes()
 
 
@@ -82,7 +89,7 @@ async def test_mounts_cannot_be_made_or_made_writable(lodging: LocalLodging) -> 
             assert result.exit_status not in (0, None), attack
 
 
-async def test_a_read_only_bind_stays_read_only(lodging: LocalLodging, tmp_path: Path) -> None:
+async def test_a_read_only_bind_stays_read_only(fresh: LocalLodging, tmp_path: Path) -> None:
     """As when the only Python of the box lies outside /usr: its folder is shown inside, and is ours to write outside."""
     prefix = tmp_path / "python"
     (prefix / "bin").mkdir(parents=True)
@@ -96,12 +103,12 @@ real = skeleton.survey
 outside = skeleton.PythonOutside({str(prefix)!r}, {str(prefix / "bin/python3.99")!r})
 skeleton.survey = lambda tier: real(tier)._replace(python=outside)
 from gibil_bot.machines.local.keeper import main
-main({str(lodging.data_dir)!r})
+main({str(fresh.data_dir)!r})
 """
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})\n{launcher}"
     await asyncio.to_thread(subprocess.run, [sys.executable, "-c", code], check=True, timeout=60)
-    machine = await lodging.provider.create(lodging.spec("writer"))
-    async with lodging.connect(machine) as connection:
+    machine = await fresh.provider.create(fresh.spec("writer"))
+    async with fresh.connect(machine) as connection:
         seen = await connection.run(f"cat {treasure}; readlink /usr/local/bin/python3; python3 -c 'print(6*7)'")
         assert seen.stdout == f"whole{prefix}/bin/python3.99\n42\n", seen.stderr
         for attack in (

@@ -16,7 +16,7 @@ from gibil_bot.machines.ssh import SSHShell, connect
 from gibil_bot.model import Chunk, Endpoint, Exit, Job
 from gibil_bot.ports import Shell
 from tests.doubles import sshd
-from tests.doubles.machines import local_lodging, shared_folder
+from tests.doubles.machines import guest_lodging
 
 KINDS = ("inside", "openssh", "local")
 
@@ -44,7 +44,7 @@ async def far_machine(kind: str, tmp_path_factory: pytest.TempPathFactory) -> As
     folder = Path(tempfile.mkdtemp(prefix="gibil-", dir="/tmp"))
     try:
         if kind == "local":
-            async with _local(folder, shared_folder(tmp_path_factory)) as far:
+            async with _local(folder, tmp_path_factory) as far:
                 yield far
             return
         if kind == "openssh" and (reason := sshd.why_no_openssh()):
@@ -58,14 +58,13 @@ async def far_machine(kind: str, tmp_path_factory: pytest.TempPathFactory) -> As
 
 
 @contextlib.asynccontextmanager
-async def _local(folder: Path, shared: Path) -> AsyncIterator[Far]:
-    async with local_lodging(folder / "data", shared) as lodging:
+async def _local(folder: Path, factory: pytest.TempPathFactory) -> AsyncIterator[Far]:
+    async with guest_lodging(factory) as lodging:
         try:
             machine = await lodging.provider.create(lodging.spec("far", ttl_s=600))
         except Unavailable as error:
             pytest.skip(f"no local machines here: {error}")
         yield Far(machine.endpoint, lodging.key.export_private_key().decode(), "/root", folder)
-        await lodging.provider.destroy("far")
 
 
 async def followed(shell: Shell, job_id: str) -> tuple[bytes, bytes, int]:

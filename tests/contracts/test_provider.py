@@ -8,25 +8,22 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import asyncssh
 import pytest
 
 from gibil_bot.errors import GibilError, MachineNotFound, NameTaken, UsageError
-from tests.doubles.machines import Lodging, local_lodging, open_connection, public, shared_folder
+from tests.doubles.machines import Lodging, guest_lodging, open_connection, public
 
-Kit = Callable[[Path, Path], AbstractAsyncContextManager[Lodging]]
-KITS: dict[str, Kit] = {"local": local_lodging}
+Kit = Callable[[pytest.TempPathFactory], AbstractAsyncContextManager[Lodging]]
+KITS: dict[str, Kit] = {"local": guest_lodging}
 
 pytestmark = pytest.mark.usefixtures("local_machines")
 
 
 @pytest.fixture(params=sorted(KITS))
-async def lodging(
-    request: pytest.FixtureRequest, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Lodging]:
-    async with KITS[request.param](tmp_path / "data", shared_folder(tmp_path_factory)) as lodging:
+async def lodging(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lodging]:
+    async with KITS[request.param](tmp_path_factory) as lodging:
         yield lodging
 
 

@@ -121,6 +121,33 @@ async def local_lodging(data_dir: Path, shared: Path) -> AsyncIterator[LocalLodg
         await end_keeper(lodging.home)
 
 
+@contextlib.asynccontextmanager
+async def guest_lodging(factory: pytest.TempPathFactory) -> AsyncIterator[LocalLodging]:
+    """A local provider for tests that do not care whose keeper keeps their machines: all tests of a worker share one.
+
+    At the end no machine is left; the keeper stays for the next test, until `end_standing_keeper`.
+    """
+    data_dir = _standing_data_dir(factory)
+    if not data_dir.exists():
+        await asyncio.to_thread(lend_skeleton, data_dir, shared_folder(factory))
+    provider = LocalProvider(data_dir, keeper_idle_s=600)
+    try:
+        yield LocalLodging(provider, data_dir=data_dir)
+    finally:
+        for machine in await provider.list_machines():
+            await provider.destroy(machine.name)
+        await provider.close()
+
+
+async def end_standing_keeper(factory: pytest.TempPathFactory) -> None:
+    if _standing_data_dir(factory).exists():
+        await end_keeper(Home(_standing_data_dir(factory)))
+
+
+def _standing_data_dir(factory: pytest.TempPathFactory) -> Path:
+    return factory.getbasetemp() / "standing"
+
+
 def lend_skeleton(data_dir: Path, shared: Path) -> None:
     """Building one takes seconds: all tests of a run share it, by a link."""
     home = Home(data_dir)
