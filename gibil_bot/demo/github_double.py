@@ -10,6 +10,7 @@ therefore had to choose, is listed in README.md.
 from __future__ import annotations
 
 import contextlib
+import functools
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -58,7 +59,7 @@ class GitHubDouble(Sight):
         """Listen on loopback until the block ends. Repositories live under `directory`, which is not removed."""
         app_id = 100_000 + secrets.randbelow(900_000)
         world = World(app_id=app_id, app_slug=app_slug, permissions=permissions, events=events)
-        private_key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        private_key = _app_key()
         root = directory / "repositories"
         root.mkdir(parents=True, exist_ok=True)
         hooks = Hooks(world, url=webhook_url, secret=webhook_secret or secrets.token_hex(16))
@@ -296,3 +297,9 @@ class GitHubDouble(Sight):
 def _pem(key: rsa.RSAPrivateKey) -> str:
     encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL
     return key.private_bytes(encoding, form, serialization.NoEncryption()).decode()
+
+
+@functools.cache
+def _app_key() -> rsa.RSAPrivateKey:
+    """Made when it is first needed, and one for all doubles of this process: it takes as long to make as a double to start."""
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)

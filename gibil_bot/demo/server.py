@@ -21,6 +21,18 @@ class Protocol(HttpToolsProtocol):
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ending = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        """uvicorn's own looks ten times a second whether it should end, and nobody wants to wait for that look."""
+        while not self.ending.is_set():
+            await self.on_tick(0)  # the time in the header `Date`
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await self.ending.wait()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         """Ctrl-C belongs to whoever started us."""
@@ -58,5 +70,6 @@ async def serving(app: ASGIApp, *, host: str = "127.0.0.1", port: int = 0) -> As
         yield f"http://{host}:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
+        server.ending.set()
         await asyncio.shield(task)
         listener.close()

@@ -30,10 +30,10 @@ test "$(echo "$RESULT" | jq -r .name)" = agent-task
 test "$(echo "$RESULT" | jq -r .status)" = ready
 test "$(echo "$RESULT" | jq -r .ttl)" = 20
 IP=$(echo "$RESULT" | jq -r .ip)
-while ! gibil run agent-task "test -f /root/.gibil-ready" --json >/dev/null; do sleep 0.1; done
+while ! gibil run agent-task "test -f /root/.gibil-ready" --json >/dev/null; do sleep 0.3; done
 while ! gibil run agent-task "test -f /root/.gibil-tasks-done" --json >/dev/null; do
     if gibil run agent-task "test -f /root/.gibil-tasks-failed" --json >/dev/null; then exit 70; fi
-    sleep 0.1
+    sleep 0.3
 done
 gibil run agent-task "cd /root/project && ls package.json" --json | jq -r .stdout
 """
