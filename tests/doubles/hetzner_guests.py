@@ -34,7 +34,6 @@ systemctl boot
 _REST = """
 cloud-init modules --mode=config
 cloud-init modules --mode=final
-cloud-init status --long
 """
 
 

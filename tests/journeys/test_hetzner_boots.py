@@ -85,8 +85,8 @@ async def test_a_server_boots_with_our_keys_and_lets_nobody_else_in(cloud: Cloud
         assert first.stdout.endswith(b"closed\n")
         # cloud-init has read the user-data at the metadata address; the first command already finds it closed.
         await cloud.expect_closed_metadata("closed", shell)
-        log = await cloud.guests.booted("closed")
-        assert "status: done" in log
+        await cloud.guests.booted("closed")
+        assert "status: done" in str((await cloud.guests.run("closed", "cloud-init status --long")).stdout)
         assert (await shell.run("test -e /etc/ssh/sshrc")).exit_status == 1
 
         (user_data,) = cloud.double.state.user_data.values()

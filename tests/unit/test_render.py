@@ -401,14 +401,14 @@ def assert_fits(of: RunReport) -> None:
 )
 @pytest.mark.parametrize("count", [1, 100])
 def test_the_largest_input_stays_within_limits(unit: str, count: int) -> None:
-    big = (unit * 200_000)[:400_000]
+    big = (unit * 200_000)[:200_000]
     results = tuple(
         result(
             index,
             TaskStatus.FAILURE,
             name=big[:1000],
-            tail=big[: 400_000 // count],
-            summary=big[: 400_000 // count],
+            tail=big[: 200_000 // count],
+            summary=big[: 200_000 // count],
             detail=big[:5000],
         )
         for index in range(count)
