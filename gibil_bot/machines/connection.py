@@ -16,6 +16,8 @@ from gibil_bot.model import Result
 
 QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 
+_CLEARS_UP_S = 3.0
+_ASK_AGAIN_S = 0.05
 _WINDOW = 16 * 1024 * 1024
 _PACKET = 128 * 1024
 _BLOCK = 256 * 1024
@@ -83,6 +85,8 @@ class Connection:
 
         When the server has as many as it allows (sshd: MaxSessions), wait until one of ours ends.
         """
+        loop = asyncio.get_running_loop()
+        refused_until: float | None = None
         while True:
             self._channel_freed.clear()
             acknowledging = asyncio.create_task(self._acknowledge()) if self._nagle_socket is not None else None
@@ -107,10 +111,16 @@ class Connection:
                 self._channels -= 1
                 if self._connection.is_closed():
                     raise self.gone() from None
-                if self._channels == 0:
-                    self._channel_freed.set()  # nobody else's end will wake those who wait
+                if self._channels > 0:
+                    await self._channel_freed.wait()
+                    continue
+                self._channel_freed.set()  # nobody else's end will wake those who wait
+                # The server may still be clearing up behind channels that have ended for us.
+                if refused_until is None:
+                    refused_until = loop.time() + _CLEARS_UP_S
+                if loop.time() > refused_until:
                     raise SSHError(f"{self.where} refuses to run a command: {error.reason}") from None
-                await self._channel_freed.wait()
+                await asyncio.sleep(_ASK_AGAIN_S)
                 continue
             except (asyncssh.Error, OSError) as error:
                 self._channels -= 1

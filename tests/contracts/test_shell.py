@@ -8,11 +8,13 @@ import hashlib
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import asyncssh
 import pytest
 
 from gibil_bot.errors import MachineLost, SSHError, UsageError
@@ -277,4 +279,52 @@ async def test_more_commands_than_the_server_allows_take_turns(folder: Path) -> 
         shell = await connect(server.endpoint, server.client_key)
         results = await asyncio.gather(*(shell.run(f"echo {number}; sleep 0.05") for number in range(12)))
         assert [int(result.stdout) for result in results] == list(range(12))
+        await shell.close()
+
+
+class _Clearing(asyncssh.SSHServer):
+    """Lets anybody in, and refuses the first commands: as sshd does while it clears up behind others that have ended."""
+
+    def __init__(self, refusals: int) -> None:
+        self.refusals = refusals
+
+    def begin_auth(self, username: str) -> bool:
+        return False
+
+    def session_requested(self) -> asyncssh.SSHServerSession[str] | bool:
+        self.refusals -= 1
+        return False if self.refusals >= 0 else _Done()
+
+
+class _Done(asyncssh.SSHServerSession[str]):
+    def connection_made(self, chan: asyncssh.SSHServerChannel[str]) -> None:
+        self._channel = chan
+
+    def exec_requested(self, command: str) -> bool:
+        return True
+
+    def session_started(self) -> None:
+        self._channel.write("done")
+        self._channel.exit(0)
+
+
+async def test_a_server_that_still_clears_up_behind_ended_commands_is_asked_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(folder / "s")
+    host_key, host_public = sshd.new_key()
+    servers = iter((_Clearing(3), _Clearing(10**6)))
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+    keys = [asyncssh.import_private_key(host_key)]
+    async with asyncssh.listen(sock=listener, server_factory=lambda: next(servers), server_host_keys=keys):
+        shell = await connect(Endpoint(host_key=host_public, unix_path=path), sshd.new_key()[0])
+        assert (await shell.run("true")).stdout == b"done"
+        await shell.close()
+
+        monkeypatch.setattr("gibil_bot.machines.connection._CLEARS_UP_S", 0.2)
+        shell = await connect(Endpoint(host_key=host_public, unix_path=path), sshd.new_key()[0])
+        with pytest.raises(SSHError, match="refuses to run a command"):
+            await shell.run("true")
         await shell.close()
