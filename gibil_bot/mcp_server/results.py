@@ -60,7 +60,7 @@ class Created(TypedDict):
     provider: str
     ip: str | None
     port: int | None
-    server_id: str
+    server_id: int | str
     ssh_key_id: str | None
     status: str
     ttl: float
@@ -80,7 +80,7 @@ class Listed(TypedDict):
     name: str
     provider: str
     ip: str | None
-    server_id: str
+    server_id: int | str
     status: str
     ttl: float
     ttl_remaining_minutes: float

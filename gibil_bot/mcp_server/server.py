@@ -94,7 +94,7 @@ async def _call(
 
 def _told(tool: str, error: BaseException) -> CallToolResult:
     match error:
-        case ValidationError():
+        case ValidationError() if error.title == f"{tool}Arguments":  # what the library calls them; else it is our answer
             return refusal("; ".join(_wrong(tool, problem) for problem in error.errors()), "USAGE")
         case ConfigurationError():
             return refusal("; ".join(error.problems), error.code)

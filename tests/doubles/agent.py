@@ -118,9 +118,10 @@ def opened(result: CallToolResult) -> tuple[dict[str, Any], str]:
 
 @contextlib.contextmanager
 def agent_of(line: CommandLine) -> Iterator[Agent]:
-    """Started as `gibil mcp --print-config` says, with no more of the environment than a client hands on."""
+    """Started as `gibil mcp --print-config` says, with no more of the environment than a client hands on, and the settings of
+    the command line, as somebody would write them into the client's configuration."""
     server = json.loads(line.gibil("mcp", "--print-config").stdout)["mcpServers"]["gibil"]
-    kept = {name: value for name, value in line.environment().items() if name.startswith("GIT_")}
+    kept = {name: value for name, value in line.environment().items() if name.startswith("GIT_")} | line.settings
     agent = Agent(
         server["command"], server["args"], {**kept, **server["env"], "HOME": os.fspath(line.folder / "home")}, line.here
     )

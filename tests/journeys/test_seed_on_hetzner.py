@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.contracts import seed_examples as seed
+from tests.doubles.agent import agent_of
 from tests.doubles.cloud import Cloud, cloud
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.hetzner_guests import Image
@@ -97,3 +98,18 @@ def work_on_the_agents_machine(hetzner: Cloud, line: CommandLine, project: Path)
         assert terminal.wait() == 5
     finally:
         terminal.close()
+    an_agent_works_there_over_mcp(line)
+
+
+def an_agent_works_there_over_mcp(line: CommandLine) -> None:
+    with agent_of(line) as agent:
+        servers = {server["name"]: server for server in agent.call("list_servers")["servers"]}
+        assert servers["agent-task"]["provider"] == "hetzner"
+        ran = agent.call("vm_bash", server="agent-task", command="pwd; ls package.json; exit 3")
+        assert (ran["stdout"], ran["exit_code"]) == ("/root/project\npackage.json\n", 3)
+        agent.call("vm_write", server="agent-task", path="/root/project/notes/a.txt", content="one\ntwo\n")
+        agent.call("vm_edit", server="agent-task", path="/root/project/notes/a.txt", old_string="two", new_string="three")
+        assert "three" in agent.full("vm_read", server="agent-task", path="/root/project/notes/a.txt")[1]
+        job = agent.call("vm_bash", server="agent-task", command="echo went on", background=True)["job_id"]
+        assert job in {each["job_id"] for each in agent.call("vm_job_list", server="agent-task")["jobs"]}
+        assert agent.call("extend_server", name="agent-task", ttl="5m")["ttl_minutes"] == 35
