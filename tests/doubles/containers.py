@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -28,7 +29,8 @@ def why_no_containers() -> str | None:
         **{program: program for program in ("podman", "crun", "iptables")},
         **{"dockerd": "docker.io", REDIS: "redis-tools", "redis-cli": "redis-tools"},
     }
-    missing = {package for program, package in wanted.items() if shutil.which(program) is None}
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # where an ordinary user's shell does not look
+    missing = {package for program, package in wanted.items() if shutil.which(program, path=path) is None}
     if not any(Path(folder, "podman", "netavark").exists() for folder in ("/usr/lib", "/usr/libexec")):
         missing.add("netavark")
     if missing:
