@@ -28,6 +28,8 @@ def ssh(name: str, command: tuple[str, ...], provider: str | None, as_json: bool
     tar -c data | gibil ssh agent-task tar -x -C /root
     gibil ssh --json agent-task
     """
+    if command[:1] == ("--",):  # as one writes it for kubectl; what follows is the command all the same
+        command = command[1:]
     sys.exit(run_async(_show(name, provider) if as_json else _ssh(name, command, provider)))
 
 

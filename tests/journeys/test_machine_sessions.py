@@ -243,6 +243,7 @@ def test_without_a_terminal_ssh_is_a_pipe(line: CommandLine) -> None:
         timeout=30,
     )
     assert (done.stdout == data, done.stderr, done.returncode) == (True, b"oops\n", 7)
+    assert line.gibil("ssh", "m", "--", "echo", "-n", "as kubectl has it").stdout == "as kubectl has it"
 
 
 def test_the_tab_key_knows_commands_and_machines(line: CommandLine) -> None:
