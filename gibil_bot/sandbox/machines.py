@@ -126,7 +126,8 @@ class Machines:
                     self._untold[live.name].made()
                 return machines, terms.notes
         finally:
-            await asyncio.wait({preparing})
+            if not preparing.done():  # a machine that is made must be returned: no cancellation may come in between
+                await asyncio.wait({preparing})
             preparing.result()
 
     async def _make_all(

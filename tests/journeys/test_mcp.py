@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -309,14 +310,14 @@ def test_a_machine_that_was_burned_elsewhere_is_a_clear_error_and_its_name_is_fr
 
 
 def test_a_machine_whose_making_is_called_off_is_burned(agent: Agent, line: CommandLine) -> None:
-    line.repository("slow", {".gibil.yml": "tasks: [{name: wait, run: sleep 710}]\n"})
-    making = agent.begin("create_server", name="called-off", repo=str(line.here / "slow"), wait="tasks")
+    repository = line.repository(f"slow-{secrets.token_hex(4)}", {".gibil.yml": "tasks: [{name: wait, run: sleep 710}]\n"})
+    making = agent.begin("create_server", name="called-off", repo=str(repository), wait="tasks")
 
     def names() -> list[str]:
         return [server["name"] for server in agent.call("list_servers")["servers"]]
 
     while "called-off" not in names() or not processes_with("sleep\x00710"):
-        assert not making.done()
+        assert not making.done(), making.result()
     making.cancel()
     while "called-off" in names():
         pass  # each turn waits for the server's answer
