@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,15 @@ class Far:
     home: str
     folder: Path
     """A short path of the test's own on this box."""
+    mark: str = field(default_factory=lambda: secrets.token_hex(4))
+
+    def name(self, word: str) -> str:
+        """An id for a job that no other test uses at the same time.
+
+        A job is killed by its tag, wherever in /proc it is; on "inside" and "openssh" that is this box, whose root sees the
+        processes of every other test, and into every local machine.
+        """
+        return f"{word}-{self.mark}"
 
     async def connect(self, endpoint: Endpoint | None = None) -> SSHShell:
         return await connect(endpoint or self.endpoint, self.client_key)

@@ -147,7 +147,7 @@ async def test_a_lost_connection_is_not_a_result(far: Far) -> None:
         with pytest.raises(MachineLost):
             await shell.run("true")
         with pytest.raises(MachineLost):
-            await shell.start(far.job("late", "true"))
+            await shell.start(far.job(far.name("late"), "true"))
         await shell.close()
 
 

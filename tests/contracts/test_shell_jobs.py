@@ -78,7 +78,7 @@ async def test_a_missing_interpreter_or_folder_is_told_in_the_output(far: Far, s
     output, _, status = await followed(shell, await start(far, shell, "", shell="no-such-interpreter {0}"))
     # 126 where a folder of the PATH may not be entered
     assert (b"no-such-interpreter" in output, status in (126, 127)) == (True, True)
-    job = replace(far.job("nowhere", "true"), working_directory="/no/such/folder")
+    job = replace(far.job(far.name("nowhere"), "true"), working_directory="/no/such/folder")
     await shell.start(job)
     output, _, status = await followed(shell, job.id)
     assert (b"/no/such/folder" in output, status != 0) == (True, True)
@@ -123,12 +123,12 @@ async def test_secrets_and_scripts_are_in_no_argv_and_secrets_on_no_disk(far: Fa
 
 
 async def test_a_job_is_started_once(far: Far, shell: SSHShell) -> None:
-    job = far.job("once", f"echo run >>{far.home}/runs; sleep 0.2")
+    job = far.job(far.name("once"), f"echo run >>{far.home}/runs; sleep 0.2")
     await asyncio.gather(*(shell.start(job) for _ in range(5)))
     await shell.start(job)
-    assert (await followed(shell, "once"))[2] == 0
+    assert (await followed(shell, job.id))[2] == 0
     await shell.start(job)
-    assert (await followed(shell, "once"))[2] == 0
+    assert (await followed(shell, job.id))[2] == 0
     assert (await shell.run(f"cat {far.home}/runs")).stdout == b"run\n"
 
 
@@ -288,19 +288,18 @@ async def test_output_is_exact_when_the_client_is_killed_three_times(far: Far, s
 async def test_a_job_survives_the_connection_that_started_it(far: Far) -> None:
     async with cable(far.endpoint, far.folder) as line:
         first = await far.connect(line.endpoint)
-        await first.start(far.job("survivor", "sleep 0.5; echo alive; exit 4"))
+        job_id = await start(far, first, "sleep 0.5; echo alive; exit 4")
         line.cut()
         await first.close()
     second = await far.connect()
-    assert await followed(second, "survivor") == (b"alive\n", b"", 4)
+    assert await followed(second, job_id) == (b"alive\n", b"", 4)
     await second.close()
 
 
 async def test_losing_the_connection_is_not_the_end_of_the_job(far: Far) -> None:
     async with cable(far.endpoint, far.folder) as line:
         shell = await far.connect(line.endpoint)
-        await shell.start(far.job("j", "echo x; sleep 0.5; exit 4"))
-        items = shell.attach("j")
+        items = shell.attach(await start(far, shell, "echo x; sleep 0.5; exit 4"))
         assert await anext(items) == Chunk(b"x\n", 2)
         line.cut()
         with pytest.raises(MachineLost):
@@ -363,12 +362,14 @@ async def test_a_job_that_ignores_sigterm_is_killed_after_the_grace(far: Far, sh
 
 
 async def test_killing_one_job_spares_those_with_similar_names(far: Far, shell: SSHShell) -> None:
-    for name in ("a.1", "a.10", "aX1", "b-a.1"):
+    base = far.name("a")
+    one, *others = names = (f"{base}.1", f"{base}.10", f"{base}X1", f"b-{base}.1")
+    for name in names:
         await shell.start(far.job(name, "sleep 30"))
-    await shell.kill("a.1", grace_s=1)
-    states = await shell.run("cd $HOME/.gibil/jobs; for j in a.1 a.10 aX1 b-a.1; do cat $j/rc; done")
+    await shell.kill(one, grace_s=1)
+    states = await shell.run(f"cd $HOME/.gibil/jobs; for j in {' '.join(names)}; do cat $j/rc; done")
     assert states.stdout.split() == [b"143", b"...", b"...", b"..."]
-    for name in ("a.10", "aX1", "b-a.1"):
+    for name in others:
         await shell.kill(name, grace_s=1)
 
 

@@ -44,20 +44,20 @@ async def test_files_come_with_the_end_now_and_whenever_one_attaches_again(far: 
         "print('said'); raise SystemExit(3)"
     )
     missing = f"{far.home}/never-made"
-    job = far.job("j", script, shell="python", returns=(*paths, missing))
+    job = far.job(far.name("j"), script, shell="python", returns=(*paths, missing))
     await shell.start(job)
-    assert await end_of(shell, "j") == Exit(3, {**paths, missing: b""})
-    assert await end_of(shell, "j") == Exit(3, {**paths, missing: b""})
+    assert await end_of(shell, far.name("j")) == Exit(3, {**paths, missing: b""})
+    assert await end_of(shell, far.name("j")) == Exit(3, {**paths, missing: b""})
     other = await far.connect()
-    assert await end_of(other, "j") == Exit(3, {**paths, missing: b""})
+    assert await end_of(other, far.name("j")) == Exit(3, {**paths, missing: b""})
     await other.close()
 
 
 async def test_another_connection_that_waits_for_the_end_gets_the_files(far: Far, shell: SSHShell) -> None:
     script = f"until [ -e {far.home}/go ]; do sleep 0.02; done; echo late >{far.home}/file"
-    await shell.start(far.job("j", script, returns=(f"{far.home}/file",)))
+    await shell.start(far.job(far.name("j"), script, returns=(f"{far.home}/file",)))
     other = await far.connect()
-    ends = [asyncio.create_task(end_of(there, "j")) for there in (shell, other)]
+    ends = [asyncio.create_task(end_of(there, far.name("j"))) for there in (shell, other)]
     await shell.run(f"touch {far.home}/go")
     assert await asyncio.gather(*ends) == [Exit(0, {f"{far.home}/file": b"late\n"})] * 2
     await other.close()
@@ -65,10 +65,10 @@ async def test_another_connection_that_waits_for_the_end_gets_the_files(far: Far
 
 async def test_a_job_that_is_killed_returns_its_files(far: Far, shell: SSHShell) -> None:
     path = f"{far.home}/file"
-    await shell.start(far.job("j", f"echo early >{path}; echo up; sleep 30", returns=(path,), merged=False))
-    items = shell.attach("j")
+    await shell.start(far.job(far.name("j"), f"echo early >{path}; echo up; sleep 30", returns=(path,), merged=False))
+    items = shell.attach(far.name("j"))
     assert await anext(items) == Chunk(b"up\n", 3)
-    await shell.kill("j")
+    await shell.kill(far.name("j"))
     assert [item async for item in items][-1] == Exit(143, {path: b"early\n"})
 
 
@@ -81,8 +81,8 @@ async def test_files_that_are_no_files_hold_nobody_up(far: Far, shell: SSHShell)
         "large": "head -c 3000000 /dev/zero >{}",
     }
     script = "\n".join(command.replace("{}", f"{far.home}/{name}") for name, command in names.items())
-    await shell.start(far.job("j", script, returns=tuple(f"{far.home}/{name}" for name in names)))
-    ended = await end_of(shell, "j")
+    await shell.start(far.job(far.name("j"), script, returns=tuple(f"{far.home}/{name}" for name in names)))
+    ended = await end_of(shell, far.name("j"))
     assert {path.rpartition("/")[2]: len(content) for path, content in ended.files.items()} == {
         **dict.fromkeys(names, 0),
         "large": 1024 * 1024,
@@ -92,7 +92,7 @@ async def test_files_that_are_no_files_hold_nobody_up(far: Far, shell: SSHShell)
 async def test_paths_that_cannot_be_returned_are_refused(far: Far, shell: SSHShell) -> None:
     for wrong in (("relative",), ("/two\nlines",), ("/nul\0",), tuple(f"/{number}" for number in range(17))):
         with pytest.raises(UsageError):
-            await shell.start(far.job("j", "true", returns=wrong))
+            await shell.start(far.job(far.name("j"), "true", returns=wrong))
 
 
 @pytest.mark.parametrize("size", [1, 16383, 16384, 16385, 1024 * 1024 - 1, 1024 * 1024, 5_000_000])
