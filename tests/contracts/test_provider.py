@@ -155,6 +155,26 @@ async def test_sweep_leaves_living_machines_alone(lodging: Lodging) -> None:
     assert (await lodging.run(machine, "true")).exit_status == 0
 
 
+async def test_sweep_leaves_machines_alone_that_are_being_made(lodging: Lodging) -> None:
+    made = asyncio.Event()
+
+    async def sweep() -> None:
+        while not made.is_set():
+            assert await lodging.provider.sweep("tests") == []
+
+    async def make(who: str) -> None:
+        for number in range(6):
+            machine = await lodging.provider.create(lodging.spec(f"{who}-{number}"))
+            assert (await lodging.run(machine, "true")).exit_status == 0
+
+    sweeps = asyncio.gather(*(sweep() for _ in range(4)))
+    try:
+        await asyncio.gather(make("ada"), make("bob"), make("eve"))
+    finally:
+        made.set()
+        await sweeps
+
+
 async def test_only_the_one_key_gets_in_and_only_as_root(lodging: Lodging) -> None:
     machine = await lodging.provider.create(lodging.spec("closed"))
     with pytest.raises(asyncssh.PermissionDenied):

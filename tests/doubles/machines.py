@@ -119,6 +119,7 @@ async def local_lodging(data_dir: Path, shared: Path) -> AsyncIterator[LocalLodg
     finally:
         await provider.close()
         await end_keeper(lodging.home)
+        await provider.sweep("tests")  # of a keeper that was killed, the control groups are left
 
 
 @contextlib.asynccontextmanager

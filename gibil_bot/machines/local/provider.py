@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +22,9 @@ from gibil_bot.machines.local.tier import groups_prefix
 from gibil_bot.model import Capabilities, Machine, MachineSpec, SizeOffer
 
 _ATTEMPTS = 4
+_CHANGING_S = 15.0
+"""So long may a keeper that has its lock not answer, because it comes up or ends."""
+_LOOK_AGAIN_S = 0.1
 
 
 class LocalProvider:
@@ -85,17 +89,13 @@ class LocalProvider:
         if creating := self._creating.get(name):
             await asyncio.wait([creating])
         try:
-            answer = await self._ask(Request(verb="destroy", name=name))
-            if answer is not None:
-                return answer.done
-            return name in await asyncio.to_thread(self._clear_without_keeper, name)
+            return (await self._ask_or_clear(Request(verb="destroy", name=name), only=name)).done
         finally:
             if tether := self._tethers.pop(name, None):
                 await tether.close()
 
     async def sweep(self, owner: str) -> list[str]:
-        answer = await self._ask(Request(verb="sweep", owner=owner))
-        return answer.names if answer is not None else await asyncio.to_thread(self._clear_without_keeper, None)
+        return (await self._ask_or_clear(Request(verb="sweep", owner=owner))).names
 
     async def close(self) -> None:
         for task in tuple(self._creating.values()):
@@ -118,6 +118,21 @@ class LocalProvider:
             except Unanswered:
                 continue
         return None
+
+    async def _ask_or_clear(self, request: Request, *, only: str | None = None) -> Answer:
+        """Where no keeper runs, remove what is left of machines, or of `only` that one. One may be just coming or going."""
+        deadline = time.monotonic() + _CHANGING_S
+        while True:
+            answer = await self._ask(request)
+            if answer is not None:
+                return answer
+            gone = await asyncio.to_thread(self._clear_without_keeper, only)
+            if gone is not None:
+                return Answer(names=gone, done=only in gone)
+            if time.monotonic() > deadline:
+                raise ProviderError(
+                    f"a keeper of {self._home.data_dir} is starting or hangs; see {self._home.local}/keeper.log"
+                )
 
     async def _ask_started(self, request: Request, *, tether: str | None = None) -> Answer:
         """Start a keeper if none runs. `tether`: keep the connection open under that name."""
@@ -169,13 +184,13 @@ class LocalProvider:
         with locked(self._home.local / "keeper.lock", wait_s=starting.START_S):
             pass
 
-    def _clear_without_keeper(self, only: str | None) -> list[str]:
-        """Remove what is left of machines while no keeper runs; holding its lock, so that none starts meanwhile."""
+    def _clear_without_keeper(self, only: str | None) -> list[str] | None:
+        """Holds the keeper's lock, so that none starts meanwhile; None when there is one."""
         if not self._home.machines.is_dir():
             return []
-        with locked(self._home.local / "keeper.lock", wait_s=5.0) as mine:
+        with locked(self._home.local / "keeper.lock", wait_s=_LOOK_AGAIN_S) as mine:
             if not mine:
-                raise ProviderError(f"a keeper of {self._home.data_dir} is starting or hangs; try again")
+                return None
             groups = Groups(find_hierarchies(), groups_prefix(self._home))
             gone = []
             for name in sorted({*(path.name for path in self._home.machines.iterdir()), *groups.leftovers()}):

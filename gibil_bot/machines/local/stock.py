@@ -51,18 +51,28 @@ class Stock:
         return len(self._machines)
 
     async def clear_leftovers(self) -> list[str]:
-        """Remove the folders and groups of machines that an earlier keeper left. Call before anything is forged."""
-        return await asyncio.to_thread(self._clear_leftovers, set(self._machines))
+        """Remove the folders and groups of machines that an earlier keeper left; the names of those that had a folder.
 
-    def _clear_leftovers(self, living: set[str]) -> list[str]:
+        Each is looked at while nothing else happens to its name: a machine that is being forged is no leftover.
+        """
         gone = []
-        for folder in sorted(self._home.machines.iterdir()):
-            if folder.name not in living and clear_dead_machine(self._home, folder.name):
-                gone.append(folder.name)
-        for name in self._groups.leftovers():
-            if name not in living:
-                self._groups.remove(name)
+        for name in await asyncio.to_thread(self._found):
+            if name not in self._machines:
+                async with self._alone(name):
+                    if name not in self._machines and await asyncio.to_thread(self._clear_leftover, name):
+                        gone.append(name)
         return gone
+
+    def _found(self) -> list[str]:
+        """Names of all machines that have a folder or a group, ours or not."""
+        return sorted({*(folder.name for folder in self._home.machines.iterdir()), *self._groups.leftovers()})
+
+    def _clear_leftover(self, name: str) -> bool:
+        folder = self._home.machine(name).is_dir()
+        if not clear_dead_machine(self._home, name):
+            return False
+        self._groups.remove(name)
+        return folder
 
     async def create(self, spec: MachineSpec) -> tuple[Machine, bool]:
         """The machine, and whether it was made just now."""
