@@ -42,6 +42,9 @@ gibil_failed= gibil_extra=() gibil_path= gibil_timeout=$(command -v timeout)
 gibil_now() { local t=${EPOCHREALTIME:-}; t=${t/[.,]/}; echo $((${t:-$(date +%s)000000} / 1000)); }
 gibil_record() { printf '%s\t%s\t%s\t%s\t%s\n' "$@" >>@STATE@; }
 
+# A line of ours begins a line, whatever was printed before it. (A log that is no file cannot be looked at.)
+gibil_line() { [ ! -f /proc/$$/fd/1 ] || [ -z "$(tail -c 1 /proc/$$/fd/1 2>/dev/null)" ] || echo; }
+
 # What commands from outside will find: everything by name, quoted for bash.
 gibil_save() {
     local entry
@@ -136,11 +139,13 @@ gibil_task() {
     [ "$gibil_status" != 124 ] || gibil_word=timed_out
     gibil_take || { [ "$gibil_word" != success ] || gibil_word=failure; }
     gibil_record "$gibil_number" "$gibil_word" "$gibil_status" $(($(gibil_now) - gibil_start)) "$gibil_name"
+    gibil_line
     printf '=== %s: %s, exit status %s\n' "$gibil_name" "$gibil_word" "$gibil_status"
     [ "$gibil_word" = success ] || [ "$gibil_counts" = no ] || gibil_failed=1
 }
 
 gibil_give_up() {
+    gibil_line
     printf '=== %s failed, exit status %s\n' "$1" "$2"
     gibil_record 0 failure "$2" $(($(gibil_now) - gibil_began)) "$1"
     : >@TASKS_FAILED@
@@ -159,6 +164,7 @@ _READY = _fill(r"""
 gibil_save
 gibil_record 0 success 0 $(($(gibil_now) - gibil_began)) ready
 : >@READY@
+gibil_line
 echo '=== ready'
 """)
 _END = _fill(r"""

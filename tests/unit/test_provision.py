@@ -23,7 +23,8 @@ class Place:
 
     folder: Path
 
-    def run(self, text: str, given: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def run(self, text: str, given: dict[str, str] | None = None, log: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """`log`: a file for both streams, as a job has one."""
         (self.folder / "root" / "project").mkdir(parents=True, exist_ok=True)
         (self.folder / "run").mkdir(exist_ok=True)
         file = parse_repository_file(".gibil.yml", text.encode()) if text else None
@@ -31,7 +32,10 @@ class Place:
         given = given or {}
         script = self.moved(provision.provision_script(origin, tuple(given)))
         environment = {"PATH": os.environ["PATH"], **places.as_given(given)}
-        return subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=30)
+        if log is None:
+            return subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=30)
+        with log.open("ab") as both:
+            return subprocess.run(["bash", "-c", script], env=environment, stdout=both, stderr=both, text=True, timeout=30)
 
     def moved(self, script: str) -> str:
         return script.replace("/root", f"{self.folder}/root").replace("/run/gibil", f"{self.folder}/run/gibil")
@@ -88,6 +92,19 @@ def test_tasks_run_in_order_and_after_a_failure_only_those_that_ask_for_it(place
     ]
     assert "never" not in done.stdout
     assert "cleaning" in done.stdout
+
+
+def test_a_line_of_ours_begins_a_line_whatever_a_task_printed_last(place: Place) -> None:
+    log = place.folder / "out"
+    file = (
+        "tasks:\n  - {name: a, run: printf dangling}\n  - {name: b, run: echo whole}\n"
+        "  - {name: c, run: 'true'}\n  - {name: d, run: 'printf dangling >&2; exit 3'}\n"
+    )
+    assert place.run(file, log=log).returncode == 1
+    assert log.read_text().splitlines() == [
+        *("=== ready", "=== a", "dangling", "=== a: success, exit status 0", "=== b", "whole", "=== b: success, exit status 0"),
+        *("=== c", "=== c: success, exit status 0", "=== d", "dangling", "=== d: failure, exit status 3", "=== a task failed"),
+    ]
 
 
 def test_a_task_has_its_environment_its_folder_its_shell_and_its_time(place: Place) -> None:
