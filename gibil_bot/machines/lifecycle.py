@@ -12,11 +12,12 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from msgspec.structs import replace
 
-from gibil_bot.errors import GibilError, NameTaken, ProviderError
+from gibil_bot.errors import GibilError, MachineLost, NameTaken, ProviderError
 from gibil_bot.machines.first_contact import enter
 from gibil_bot.machines.keyring import Keyring
 from gibil_bot.model import Endpoint, Machine, MachinePlan, MachineSpec
@@ -28,6 +29,8 @@ ConnectShell = Callable[[Endpoint, str], Awaitable[Shell]]
 OnPhase = Callable[[str, float], None]
 
 _BURN_ATTEMPTS = 3
+_BOOTS_WITHIN = timedelta(minutes=5)
+"""The slowest boot, and as much again for a clock that is not ours."""
 
 CREATION = "creation"
 """The label that tells one creation of a name from another of the same keys."""
@@ -45,6 +48,8 @@ class Forge:
     connect_shell: ConnectShell
     patience_s: float = 10.0
     """How long a cancelled `create` of the provider may still take to come to its own end before it is broken off."""
+    answers_s: float = 60.0
+    """How long `open` waits for a machine that must have booted long ago; `connect_shell` itself waits for young ones, too."""
     _cleanups: set[asyncio.Task[Any]] = field(default_factory=set, repr=False)
 
     async def create(
@@ -94,8 +99,20 @@ class Forge:
         return machine, shell
 
     async def open(self, machine: Machine) -> Shell:
-        """Log in to a machine of this data directory. It has to show its lasting host key."""
-        return await self._connect(machine.name, replace(machine.endpoint, first_host_key=None))
+        """Log in to a machine of this data directory. It has to show its lasting host key.
+
+        Raises what `connect_shell` raises, and MachineLost for one that has booted and does not answer any more.
+        """
+        endpoint = replace(machine.endpoint, first_host_key=None)
+        is_booting = datetime.now(UTC) - machine.created_at < _BOOTS_WITHIN
+        try:
+            async with asyncio.timeout(None if is_booting else self.answers_s):
+                return await self._connect(machine.name, endpoint)
+        except TimeoutError:
+            raise MachineLost(
+                f"machine {machine.name} exists, but has not answered SSH for {self.answers_s:.0f} s; try again, look at it at "
+                f"the provider, or burn it: gibil destroy {machine.name}"
+            ) from None
 
     async def _connect(self, name: str, endpoint: Endpoint) -> Shell:
         key = await asyncio.to_thread(self.keyring.client_key, name)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from gibil_bot.errors import MachineLost, NameTaken, ProviderError
@@ -167,6 +170,26 @@ async def test_a_second_cancellation_does_not_stop_the_burning(forge: Forge, pro
         await creating
     await forge.close()
     assert (provider.machines, provider.closed) == ({}, True)
+
+
+async def test_a_machine_that_has_booted_long_ago_and_does_not_answer_is_not_waited_for_as_for_one_that_boots(
+    forge: Forge, door: Door
+) -> None:
+    young, shell = await forge.create("young", "ada", 60)
+    assert isinstance(shell, NoShell)
+    impatient = dataclasses.replace(forge, answers_s=0.01)
+    door.hang = True
+    old = msgspec.structs.replace(young, name="old", created_at=datetime.now(UTC) - timedelta(hours=1))
+    with pytest.raises(MachineLost, match="machine old exists, but has not answered SSH .* burn it: gibil destroy old"):
+        await impatient.open(old)
+    door.knocked.clear()
+    opening = asyncio.create_task(impatient.open(young))
+    await door.knocked.wait()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(opening), 0.1)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
 
 
 async def test_a_cancelled_destroy_goes_on(forge: Forge, provider: MemoryProvider) -> None:
