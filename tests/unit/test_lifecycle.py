@@ -180,7 +180,7 @@ async def test_a_machine_that_has_booted_long_ago_and_does_not_answer_is_not_wai
     impatient = dataclasses.replace(forge, answers_s=0.01)
     door.hang = True
     old = msgspec.structs.replace(young, name="old", created_at=datetime.now(UTC) - timedelta(hours=1))
-    with pytest.raises(MachineLost, match="machine old exists, but has not answered SSH .* burn it: gibil destroy old"):
+    with pytest.raises(MachineLost, match=r"machine old exists, but has not answered SSH .* burn it: gibil destroy old"):
         await impatient.open(old)
     door.knocked.clear()
     opening = asyncio.create_task(impatient.open(young))
