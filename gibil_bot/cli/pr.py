@@ -22,7 +22,8 @@ def pr() -> None:
 @click.option("--title", metavar="TEXT", help="Its title; where there is one new commit, what that says.")
 @click.option("--body", metavar="TEXT", help="Its text, in Markdown.")
 @click.option("--body-file", metavar="FILE", help="The same from a file; - is stdin.")
-@click.option("--base", metavar="BRANCH", help="Where it should go to; what the machine was forged from.")
+@click.option("--base", metavar="BRANCH", help="The branch it goes to; the one the machine was forged from, if it is there.")
+@click.option("--into", metavar="OWNER/REPO", help="The repository it goes to; of a fork, its parent.")
 @click.option("--branch", metavar="BRANCH", help="Where to push to; the branch that is checked out on the machine.")
 @click.option("--draft", is_flag=True, help="Not ready for review yet.")
 @click.option("--with-workflows", is_flag=True, help="Push changes to .github/workflows, too.")
@@ -34,6 +35,7 @@ def create(
     body: str | None,
     body_file: str | None,
     base: str | None,
+    into: str | None,
     branch: str | None,
     draft: bool,
     with_workflows: bool,
@@ -46,13 +48,18 @@ def create(
     Enterprise Server), from gh, or from git's credential helper. The machine sees none of it. A pull request that is open
     already has the new commits then; its title and its text stay as they are.
 
+    The commits are pushed to the repository that the machine was forged from. Where that is a fork, the pull request goes to
+    its parent; --into says where else: to the fork itself, or to another fork of the same repository. Without --base it goes
+    to the branch that the machine was forged from, if the repository it goes to has that branch, else to its default branch.
+
     \b
     gibil pr create agent-task
     gibil pr create agent-task --title "Parse faster" --body-file notes.md --draft
     gibil pr create agent-task --branch agent/parser --base develop --json | jq -r .url
+    gibil pr create agent-task --into me/my-fork
     """
     text = _body(body, body_file)
-    sys.exit(run_async(_create(name, title, text, base, branch, draft, with_workflows, provider, as_json)))
+    sys.exit(run_async(_create(name, title, text, base, into, branch, draft, with_workflows, provider, as_json)))
 
 
 def _body(body: str | None, body_file: str | None) -> str:
@@ -74,6 +81,7 @@ async def _create(
     title: str | None,
     body: str,
     base: str | None,
+    into: str | None,
     branch: str | None,
     draft: bool,
     with_workflows: bool,
@@ -83,22 +91,24 @@ async def _create(
     from gibil_bot.sandbox.pull_requests import PullRequestWish, open_pull_request
 
     wish = PullRequestWish(
-        title=title, body=body, base=base, branch=branch, draft=draft, with_workflows=with_workflows
+        title=title, body=body, base=base, into=into, branch=branch, draft=draft, with_workflows=with_workflows
     )  # fmt: skip
     async with opened(name, provider) as live:
         made = await open_pull_request(live, settings_of(provider), wish)
     say_pushed(made.commits)
+    which = f"pull request #{made.number} to {made.base} of {made.into}"
     if made.already_existed:
         is_it = " (it is no draft)" if draft and not made.draft else " (it is a draft)" if made.draft and not draft else ""
-        say(f"pull request #{made.number} to {made.base} was open already, and has the commits now{is_it}", sys.stderr)
+        say(f"{which} was open already, and has the commits now{is_it}", sys.stderr)
     else:
-        say(f"{'draft ' if made.draft else ''}pull request #{made.number} to {made.base} is open", sys.stderr)
+        say(f"{'draft ' if made.draft else ''}{which} is open", sys.stderr)
     if as_json:
         print_json(
             {
                 "name": name,
                 "repo": made.commits.url,
                 "branch": made.commits.branch,
+                "into": made.into,
                 "base": made.base,
                 "commit": made.commits.head,
                 "number": made.number,

@@ -158,9 +158,9 @@ def find_repository(world: World, caller: Caller, full_name: str, *needs: tuple[
     Public repositories can be read by anybody.
     """
     repository = world.repositories.get(full_name.lower())
-    covered = repository is not None and _covered(caller, repository)
-    if repository is None or (repository.private and not covered):
+    if repository is None or not may_see(caller, repository):
         raise Refusal(404, "Not Found")
+    covered = _covered(caller, repository)
     reading = all(level == "read" for _, level in needs)
     if reading and not repository.private:
         return repository
@@ -176,6 +176,11 @@ def find_repository(world: World, caller: Caller, full_name: str, *needs: tuple[
         # https://docs.github.com/en/repositories/archiving-a-github-repository/archiving-repositories
         raise Refusal(403, "Repository was archived so is read-only.")
     return repository
+
+
+def may_see(caller: Caller, repository: Repository) -> bool:
+    """Whether this caller may know that it exists."""
+    return not repository.private or _covered(caller, repository)
 
 
 def _covered(caller: Caller, repository: Repository) -> bool:

@@ -117,7 +117,7 @@ async def open_pull_request(
     draft: bool,
     base: str | None = None,
 ) -> PullRequest:
-    """From a branch that exists in `head` (the repository itself or a fork of it) to `base`, or to the default branch."""
+    """From a branch that exists in `head` (the repository, or one of its network) to `base`, or to the default branch."""
     now = hub.world.now()
     base = base or home.default_branch
     head_sha = await hub.git.resolve(head.full_name, f"refs/heads/{branch}")

@@ -7,8 +7,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gibil_bot.demo import acts, payloads, rest
-from gibil_bot.demo.access import Refusal, may_write
-from gibil_bot.demo.state import PullRequest, Repository
+from gibil_bot.demo.access import Refusal, allows, may_write, sees
+from gibil_bot.demo.state import PersonalToken, PullRequest, Repository
 
 LONGEST_TITLE, LONGEST_BODY = 256, 65_536
 """Characters. Not on a page of the documentation: as reported in googleapis/repo-automation-bots#1895 and
@@ -74,7 +74,8 @@ async def create_pull_request(request: Request) -> Response:
     """https://docs.github.com/en/rest/pulls/pulls#create-a-pull-request
 
     Whoever opens one needs write access to the branch that it comes from. How the refusals look: google/go-github#1441
-    (already exists), tgymnich/fork-sync#112 (no commits), dailymotion-oss/octopilot#134 (no such branch).
+    (already exists), tgymnich/fork-sync#112 and backstrokeapp/server#46 (no commits), dailymotion-oss/octopilot#134 (no such
+    branch), tgymnich/fork-sync#8 (not readable).
     """
     home = rest.repository(request, ("pull_requests", "write"))
     hub, wanted = rest.hub(request), await rest.body(request)
@@ -88,7 +89,7 @@ async def create_pull_request(request: Request) -> Response:
     for field, text, longest in (("title", title, LONGEST_TITLE), ("body", body, LONGEST_BODY)):
         if len(text) > longest:
             raise rest.invalid("Issue", field, "custom", f"{field} is too long (maximum is {longest} characters)")
-    head, branch = _head(request, home, head_name)
+    head, branch = _head(request, home, head_name, rest.text(wanted, "head_repo", "PullRequest"))
     head_sha = await hub.git.resolve(head.full_name, f"refs/heads/{branch}") if head is not None else None
     base_sha = await hub.git.resolve(home.full_name, f"refs/heads/{base}")
     for field, found in (("head", head_sha), ("base", base_sha)):
@@ -99,14 +100,18 @@ async def create_pull_request(request: Request) -> Response:
     assert head_sha is not None
     assert base_sha is not None
     personal = rest.caller(request).personal
+    if personal is not None and not all(_readable(personal, each) for each in (home, head)):
+        raise _custom("not all refs are readable")
     if personal is not None and not may_write(personal, head):
         raise Refusal(403, "Resource not accessible by personal access token")
     if draft and not home.drafts:
         # https://docs.github.com/en/pull-requests/collaborating-with-pull-requests/proposing-changes-to-your-work-with-pull-requests/
         # about-pull-requests#draft-pull-requests; the words as reported in MetaMask/action-create-release-pr#67
         raise Refusal(422, "Draft pull requests are not supported in this repository.")
-    if head is home and await hub.git.is_ancestor(home.full_name, head_sha, base_sha):
-        raise _custom(f"No commits between {base} and {branch}")
+    # What is in a fork alone is not there to be an ancestor.
+    if await hub.git.is_ancestor(home.full_name, head_sha, base_sha):
+        names = (base, branch) if head is home else (f"{home.owner.login}:{base}", f"{head.owner.login}:{branch}")
+        raise _custom(f"No commits between {names[0]} and {names[1]}")
     for pull in home.pull_requests():
         if pull.state == "open" and (pull.head_repository, pull.head_ref, pull.base_ref) == (head, branch, base):
             raise _custom(f"A pull request already exists for {head.owner.login}:{branch}.")
@@ -120,17 +125,22 @@ def _custom(message: str) -> Refusal:
     return Refusal(422, "Validation Failed", errors=[{"resource": "PullRequest", "code": "custom", "message": message}])
 
 
-def _head(request: Request, home: Repository, name: str) -> tuple[Repository | None, str]:
-    """`branch` is one of this repository, `owner:branch` one of that owner's repository or fork."""
+def _readable(personal: PersonalToken, repository: Repository) -> bool:
+    """Whether that token shows the branches: those of a public repository are for everybody."""
+    return not repository.private or (sees(personal, repository) and allows(personal, "contents", "read"))
+
+
+def _head(request: Request, home: Repository, name: str, head_repo: str | None) -> tuple[Repository | None, str]:
+    """`branch` is one of this repository, `owner:branch` one of that owner's repository in the network, `head_repo` says which
+    where that owner has several; None for a repository that is not there."""
     owner, colon, branch = name.partition(":")
     if not colon:
-        return home, name
-    if owner.lower() == home.owner.login.lower():
-        return home, branch
-    for each in rest.hub(request).world.repositories.values():
-        if each.parent is home and each.owner.login.lower() == owner.lower():
-            return each, branch
-    return None, branch
+        owner, branch = home.owner.login, name
+    network = [each for each in rest.hub(request).world.repositories.values() if each.source is home.source]
+    theirs = [each for each in network if each.owner.login.lower() == owner.lower()]
+    if head_repo is not None:
+        return next((each for each in theirs if each.full_name.lower() == head_repo.lower()), None), branch
+    return home if home in theirs else next(iter(theirs), None), branch
 
 
 ROUTES = [

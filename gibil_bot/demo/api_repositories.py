@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gibil_bot.demo import payloads, rest
-from gibil_bot.demo.access import Refusal
+from gibil_bot.demo.access import Refusal, may_see
 from gibil_bot.demo.git_store import TreeEntry
 from gibil_bot.demo.state import ROLES, Repository
 
@@ -21,7 +21,20 @@ LARGEST_INLINE = 1024 * 1024
 async def get_repository(request: Request) -> Response:
     """https://docs.github.com/en/rest/repos/repos#get-a-repository"""
     found = rest.repository(request, ("metadata", "read"))
-    return rest.answer(payloads.repository(rest.hub(request).world, found))
+    asking = rest.caller(request)
+    return rest.answer(payloads.full_repository(rest.hub(request).world, found, lambda each: may_see(asking, each)))
+
+
+async def get_branch_reference(request: Request) -> Response:
+    """https://docs.github.com/en/rest/git/refs#get-a-reference, of a branch. The name has to be exact."""
+    repository = rest.repository(request, ("contents", "read"))
+    ref = f"refs/heads/{request.path_params['branch']}"
+    sha = await rest.hub(request).git.resolve(repository.full_name, ref)
+    if sha is None:
+        raise Refusal(404, "Not Found")
+    api = f"{rest.hub(request).world.url}/repos/{repository.full_name}/git"
+    commit = {"type": "commit", "sha": sha, "url": f"{api}/commits/{sha}"}
+    return rest.answer({"ref": ref, "url": f"{api}/{quote(ref)}", "object": commit})
 
 
 async def get_permission(request: Request) -> Response:
@@ -85,6 +98,7 @@ def _entry(request: Request, repository: Repository, ref: str, entry: TreeEntry)
 ROUTES = [
     Route("/repos/{owner}/{name}", get_repository),
     Route("/repos/{owner}/{name}/collaborators/{login}/permission", get_permission),
+    Route("/repos/{owner}/{name}/git/ref/heads/{branch:path}", get_branch_reference),
     Route("/repos/{owner}/{name}/contents", get_contents),
     Route("/repos/{owner}/{name}/contents/{path:path}", get_contents),
 ]

@@ -146,16 +146,18 @@ class GitHubDouble(Sight):
         self.world.touch()
         return repository
 
-    async def fork(self, full_name: str, owner_login: str) -> Repository:
-        """The fork of that owner, made when there is none. The App is not installed on it."""
+    async def fork(self, full_name: str, owner_login: str, name: str | None = None) -> Repository:
+        """The fork of that owner, made when there is none. The App is not installed on it. An organisation can fork what it
+        owns, under another name."""
         parent = self.world.repository(full_name)
-        fork_name = f"{owner_login}/{parent.name}"
+        name = name or parent.name
+        fork_name = f"{owner_login}/{name}"
         existing = self.world.repositories.get(fork_name.lower())
         if existing is not None:
             return existing
         await self._hub.git.fork(parent.full_name, fork_name)
         owner = self.world.add_user(owner_login)
-        fork = Repository(self.world.new_id(), owner, parent.name, parent.private, parent.default_branch, None, parent=parent)
+        fork = Repository(self.world.new_id(), owner, name, parent.private, parent.default_branch, None, parent=parent)
         self.world.repositories[fork_name.lower()] = fork
         self.world.touch()
         return fork

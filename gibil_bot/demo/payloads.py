@@ -7,6 +7,7 @@ https://docs.github.com/en/webhooks/webhook-events-and-payloads; those that nobo
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from datetime import UTC, datetime
 from urllib.parse import quote
 
@@ -121,6 +122,17 @@ def repository(world: World, it: Repository) -> Json:
         "created_at": moment(it.created_at),
         "statuses_url": f"{api}/statuses/{{sha}}",
     }
+
+
+def full_repository(world: World, it: Repository, seen: Callable[[Repository], bool]) -> Json:
+    """As it is shown alone. A fork has its `parent`, and its `source`, the first one of its network.
+
+    https://docs.github.com/en/rest/repos/repos#get-a-repository
+    """
+    body = repository(world, it)
+    if it.parent is not None:
+        body |= {name: repository(world, each) for name, each in (("parent", it.parent), ("source", it.source)) if seen(each)}
+    return body
 
 
 def association(repository: Repository, who: User) -> str:

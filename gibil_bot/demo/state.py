@@ -75,6 +75,11 @@ class Repository:
     def full_name(self) -> str:
         return f"{self.owner.login}/{self.name}"
 
+    @property
+    def source(self) -> Repository:
+        """The first one of its network: itself, where it is no fork."""
+        return self if self.parent is None else self.parent.source
+
     def pull_requests(self) -> list[PullRequest]:
         return [issue for issue in self.issues.values() if isinstance(issue, PullRequest)]
 

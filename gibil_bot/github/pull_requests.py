@@ -10,69 +10,26 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-
-import msgspec
 
 from gibil_bot.config import Secret
 from gibil_bot.errors import GitHubError
 from gibil_bot.github.answer import Answer, Unanswered
 from gibil_bot.github.limits import wait_s
+from gibil_bot.github.pull_request import (
+    ErrorAnswer,
+    NewPullRequest,
+    OpenPullRequest,
+    Place,
+    PullAnswer,
+    RefusalAnswer,
+    RepositoryAnswer,
+    head_of,
+    is_same,
+    not_opened,
+    open_pull_request,
+)
 from gibil_bot.github.request import Request
 from gibil_bot.github.session import BACKOFF_S, RETRY_AFTER_S, SHORT_WAIT_S, TRIES, Session
-
-LONGEST_TITLE, LONGEST_BODY = 256, 65_536
-"""Characters."""
-
-
-class _Repository(msgspec.Struct):
-    full_name: str
-    default_branch: str
-    archived: bool = False
-
-
-class _Error(msgspec.Struct):
-    field: str = ""
-    code: str = ""
-    message: str = ""
-
-
-class _Refusal(msgspec.Struct):
-    errors: list[_Error | str] = msgspec.field(default_factory=list)
-
-
-class _Pull(msgspec.Struct):
-    number: int
-    html_url: str
-    draft: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """A repository as GitHub names it now, whatever it was called once."""
-
-    full_name: str
-    default_branch: str
-    is_archived: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewPullRequest:
-    """`head` and `base` are branches of `repository` (owner/name)."""
-
-    repository: str
-    head: str
-    base: str
-    title: str
-    body: str
-    draft: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenPullRequest:
-    number: int
-    url: str
-    draft: bool
 
 
 class PullRequests:
@@ -95,20 +52,41 @@ class PullRequests:
     async def place(self, repository: str) -> Place:
         """https://docs.github.com/en/rest/repos/repos#get-a-repository"""
         request = Request(method="GET", route="/repos/{repository}", place={"repository": repository})
-        found = (await self._ask(request, repository)).read(_Repository)
-        return Place(full_name=found.full_name, default_branch=found.default_branch, is_archived=found.archived)
+        found = (await self._ask(request, repository)).read(RepositoryAnswer)
+        root = found.source.full_name if found.source else None
+        return Place(
+            full_name=found.full_name,
+            default_branch=found.default_branch,
+            is_archived=found.archived,
+            is_fork=found.fork,
+            parent=found.parent.full_name if found.parent else None,
+            root=root if found.fork else found.full_name,
+        )
 
-    async def find(self, repository: str, head: str, base: str) -> OpenPullRequest | None:
-        """The open one from that branch to that branch. https://docs.github.com/en/rest/pulls/pulls#list-pull-requests"""
-        owner = repository.partition("/")[0]
+    async def has_branch(self, repository: str, branch: str) -> bool:
+        """https://docs.github.com/en/rest/git/refs#get-a-reference; a branch is sent on to its new name, a reference is not."""
+        request = Request(
+            method="GET", route="/repos/{repository}/git/ref/heads/{path}", place={"repository": repository, "path": branch}
+        )
+        return (await self._ask(request, repository, answers=frozenset({404}))).status != 404
+
+    async def find(self, repository: str, head_repository: str, head: str, base: str) -> OpenPullRequest | None:
+        """The open one in `repository`, from that branch to that branch.
+
+        https://docs.github.com/en/rest/pulls/pulls#list-pull-requests: `head` names an owner and a branch, and an organisation
+        can have a repository and forks of it.
+        """
+        owner = head_repository.partition("/")[0]
         request = Request(
             method="GET",
             route="/repos/{repository}/pulls",
             place={"repository": repository},
-            query={"state": "open", "head": f"{owner}:{head}", "base": base, "per_page": 1},
+            query={"state": "open", "head": f"{owner}:{head}", "base": base, "per_page": 100},
         )
-        found = (await self._ask(request, repository)).read(list[_Pull])
-        return _value(found[0]) if found else None
+        for pull in (await self._ask(request, repository)).read(list[PullAnswer]):
+            if pull.head.repo is not None and is_same(pull.head.repo.full_name, head_repository):
+                return open_pull_request(pull)
+        return None
 
     async def create(self, wish: NewPullRequest) -> tuple[OpenPullRequest, bool]:
         """The pull request, and whether it is new. https://docs.github.com/en/rest/pulls/pulls#create-a-pull-request"""
@@ -116,7 +94,7 @@ class PullRequests:
             method="POST",
             route="/repos/{repository}/pulls",
             place={"repository": wish.repository},
-            body={"title": wish.title, "body": wish.body, "head": wish.head, "base": wish.base, "draft": wish.draft},
+            body={"title": wish.title, "body": wish.body, "base": wish.base, "draft": wish.draft, **head_of(wish)},
         )
         tries = 0
         was_lost = False
@@ -127,7 +105,7 @@ class PullRequests:
             except _Uncertain as uncertain:
                 was_lost = True
                 # It may be there although nobody said so. GitHub has one for each head and base, so asking again is safe.
-                found = await self.find(wish.repository, wish.head, wish.base)
+                found = await self.find(wish.repository, wish.head_repository, wish.head, wish.base)
                 if found is not None:
                     return found, True
                 if tries == TRIES:
@@ -135,17 +113,17 @@ class PullRequests:
                 await self._back_off(tries)
                 continue
             if answer.status < 400:
-                return _value(answer.read(_Pull)), True
-            errors = [error for error in answer.read(_Refusal).errors if isinstance(error, _Error)]
+                return open_pull_request(answer.read(PullAnswer)), True
+            errors = [error for error in answer.read(RefusalAnswer).errors if isinstance(error, ErrorAnswer)]
             if any("already exists" in error.message for error in errors):
-                found = await self.find(wish.repository, wish.head, wish.base)
+                found = await self.find(wish.repository, wish.head_repository, wish.head, wish.base)
                 if found is not None:
                     return found, was_lost
             if any((error.field, error.code) == ("head", "invalid") for error in errors) and tries < TRIES:
                 # The branch was pushed a moment ago, and not every part of GitHub knows it yet.
                 await self._back_off(tries)
                 continue
-            raise _not_opened(wish, answer, errors)
+            raise not_opened(wish, answer, errors)
 
     async def close(self) -> None:
         await self._session.close()
@@ -203,7 +181,8 @@ class PullRequests:
         elif answer.status == 403 or (answer.status == 404 and request.method != "GET"):
             text = (
                 f"the token from {self._token_from} may not do this in {repository} ({said}): "
-                "it needs the scope `repo`, or the permission Pull requests: write, and you need write access"
+                "it needs the scope `repo`, or the permission Pull requests: write, "
+                "and you need write access to the branch that the commits are on"
             )
         elif answer.status == 404:
             text = (
@@ -221,20 +200,3 @@ class _Uncertain(Exception):
     def __init__(self, error: GitHubError) -> None:
         super().__init__(error.message)
         self.error = error
-
-
-def _not_opened(wish: NewPullRequest, answer: Answer, errors: list[_Error]) -> GitHubError:
-    """https://docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api#validation-failed"""
-    if any((error.field, error.code) == ("base", "invalid") for error in errors):
-        text = f"{wish.repository} has no branch {wish.base}; say with --base where the commits should go"
-    elif any("no commits between" in error.message.lower() for error in errors):
-        text = f"{wish.base} of {wish.repository} has every commit of {wish.head} already"
-    elif "draft" in answer.message.lower():
-        text = f"{wish.repository} has no drafts, which private repositories of free accounts do not; leave --draft out"
-    else:
-        text = f"GitHub does not take the pull request: {answer.message}"
-    return GitHubError(text, status=answer.status)
-
-
-def _value(pull: _Pull) -> OpenPullRequest:
-    return OpenPullRequest(number=pull.number, url=pull.html_url, draft=pull.draft)

@@ -8,14 +8,15 @@ from urllib.parse import unquote, urlsplit
 
 from gibil_bot.config import Settings
 from gibil_bot.errors import GitHubError, UsageError
-from gibil_bot.github.pull_requests import (
+from gibil_bot.github.pull_request import (
     LONGEST_BODY,
     LONGEST_TITLE,
     NewPullRequest,
     OpenPullRequest,
     Place,
-    PullRequests,
+    is_same,
 )
+from gibil_bot.github.pull_requests import PullRequests
 from gibil_bot.sandbox import commits
 from gibil_bot.sandbox.commits import Commits
 from gibil_bot.sandbox.credentials import find_credential, web_address
@@ -30,10 +31,12 @@ _SCP_LIKE = re.compile(r"(?:[^@/]+@)?([^:/]+):(?!/)(.+)")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullRequestWish:
     """`title` None: the message of the only commit. `base` None: where the machine was forged from, else the default branch.
-    `branch` None: the one that is checked out on the machine."""
+    `branch` None: the one that is checked out on the machine. `into` (owner/name) None: the repository that the commits are
+    pushed to or, where that is a fork, its parent."""
 
     title: str | None = None
     body: str = ""
+    into: str | None = None
     base: str | None = None
     branch: str | None = None
     draft: bool = False
@@ -42,9 +45,10 @@ class PullRequestWish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullRequestOpened:
-    """`commits` describes what was pushed; its repository on this box is gone."""
+    """`commits` describes what was pushed; its repository on this box is gone. The pull request is in `into` (owner/name)."""
 
     commits: Commits
+    into: str
     base: str
     number: int
     url: str
@@ -65,22 +69,23 @@ async def open_pull_request(live: LiveMachine, settings: Settings, wish: PullReq
     credential = await find_credential(settings.github_url, repository)
     github = open_pull_requests(settings, credential.token, credential.source)
     try:
-        place = await github.place(repository)
-        if place.is_archived:
-            raise GitHubError(f"{place.full_name} is archived: nothing can be pushed to it")
+        pushed = await github.place(repository)
+        if pushed.is_archived:
+            raise GitHubError(f"{pushed.full_name} is archived: nothing can be pushed to it")
+        into = await _into(github, wish, pushed)
         async with commits.take(live, wish.branch, with_workflows=wish.with_workflows, github_url=settings.github_url) as found:
-            base = _base(live, wish, found, place)
-            await commits.check_base(found, base)
-            existing = await github.find(place.full_name, found.branch, base)
+            base = await _base(github, live, wish, found, pushed, into)
+            existing = await github.find(into.full_name, pushed.full_name, found.branch, base)
             title = _title(live, wish, found) if existing is None else ""
             await commits.push(found)
         is_new = False
         if existing is None:
-            existing, is_new = await _opened(github, place, wish, found, base, title)
+            existing, is_new = await _opened(github, pushed, into, wish, found, base, title)
     finally:
         await github.close()
     return PullRequestOpened(
         commits=found,
+        into=into.full_name,
         base=base,
         number=existing.number,
         url=existing.url,
@@ -120,20 +125,72 @@ def _check(wish: PullRequestWish) -> None:
         raise UsageError(f"the title has {len(wish.title or '')} characters; GitHub takes {LONGEST_TITLE}")
     if len(wish.body) > LONGEST_BODY:
         raise UsageError(f"the body has {len(wish.body)} characters; GitHub takes {LONGEST_BODY}")
+    if wish.into is not None and not _NAME.fullmatch(wish.into):
+        raise UsageError(f"{wish.into[:80]!r} is no repository that a pull request can go to: say --into OWNER/REPO")
     for branch in (wish.base, wish.branch):
         if branch is not None:
             check_branch(branch)
 
 
-def _base(live: LiveMachine, wish: PullRequestWish, found: Commits, place: Place) -> str:
+async def _into(github: PullRequests, wish: PullRequestWish, pushed: Place) -> Place:
+    """The repository that the pull request goes to: one of the network of the one that is pushed to."""
+    name = wish.into or (pushed.parent if pushed.is_fork else pushed.full_name)
+    if name is None:
+        raise GitHubError(
+            f"{pushed.full_name} is a fork of a repository that GitHub does not show to the token: {_elsewhere(pushed)}"
+        )
+    if is_same(name, pushed.full_name):
+        return pushed
+    try:
+        into = await github.place(name)
+    except GitHubError as error:
+        raise _with_a_way_out(error, wish, pushed, f"{pushed.full_name} is a fork, and {error.message}") from None
+    if None not in (into.root, pushed.root) and into.root != pushed.root:
+        raise UsageError(
+            f"{into.full_name} has nothing to do with {pushed.full_name}: --into takes its parent, or another fork of that"
+        )
+    if into.is_archived:
+        way_out = "" if wish.into else f"; {_elsewhere(pushed)}"
+        raise GitHubError(f"{into.full_name} is archived: it takes no pull requests{way_out}")
+    return into
+
+
+def _with_a_way_out(error: GitHubError, wish: PullRequestWish, pushed: Place, text: str) -> GitHubError:
+    """Where the token may not go to the parent, the option that goes elsewhere. It is named to those who did not use it."""
+    may_not = wish.into is None and error.status in (403, 404) and error.retry_after_s is None
+    return GitHubError(
+        f"{text}; {_elsewhere(pushed)}" if may_not else error.message, status=error.status, retry_after_s=error.retry_after_s
+    )
+
+
+def _elsewhere(pushed: Place) -> str:
+    return f"--into {pushed.full_name} opens the pull request in the fork itself"
+
+
+async def _base(
+    github: PullRequests, live: LiveMachine, wish: PullRequestWish, found: Commits, pushed: Place, into: Place
+) -> str:
+    """A branch that is there, and that lacks commits of the machine as far as this box can know. Raises UsageError."""
     forged_from = live.machine.labels.get("branch")
-    base = wish.base or (forged_from if forged_from not in (None, found.branch) else place.default_branch)
+    if into is not pushed:
+        if wish.base is not None:
+            if not await github.has_branch(into.full_name, wish.base):
+                raise UsageError(
+                    f"there is no branch {wish.base} in {into.full_name}; say with --base where the commits should go"
+                )
+            return wish.base
+        # Also the branch that the commits are on: main of a fork goes to main of its parent.
+        if forged_from and await github.has_branch(into.full_name, forged_from):
+            return forged_from
+        return into.default_branch
+    base = wish.base or (forged_from if forged_from not in (None, found.branch) else into.default_branch)
     assert base is not None
     if base == found.branch:
         raise UsageError(
             f"the commits are on {base}, where the pull request would go to: say with --branch which branch to push them to, "
             "or commit on another one on the machine"
         )
+    await commits.check_base(found, base)
     return base
 
 
@@ -146,16 +203,28 @@ def _title(live: LiveMachine, wish: PullRequestWish, found: Commits) -> str:
 
 
 async def _opened(
-    github: PullRequests, place: Place, wish: PullRequestWish, found: Commits, base: str, title: str
+    github: PullRequests, pushed: Place, into: Place, wish: PullRequestWish, found: Commits, base: str, title: str
 ) -> tuple[OpenPullRequest, bool]:
     new = NewPullRequest(
-        repository=place.full_name, head=found.branch, base=base, title=title, body=_whole(wish.body), draft=wish.draft
+        repository=into.full_name,
+        head_repository=pushed.full_name,
+        head=found.branch,
+        base=base,
+        title=title,
+        body=_whole(wish.body),
+        draft=wish.draft,
     )
     try:
         return await github.create(new)
     except GitHubError as error:
         text = f"{found.branch} was pushed, but the pull request was not opened: {error.message}"
-        raise GitHubError(text, status=error.status, retry_after_s=error.retry_after_s) from None
+        failure = GitHubError(text, status=error.status, retry_after_s=error.retry_after_s)
+        if into is pushed:
+            raise failure from None
+        if not is_same(into.full_name.partition("/")[0], pushed.full_name.partition("/")[0]):
+            # https://docs.github.com/en/authentication/keeping-your-account-and-data-secure/managing-your-personal-access-tokens
+            text += "; a fine-grained token is for the repositories of one owner, a classic one for all that you see"
+        raise _with_a_way_out(failure, wish, pushed, text) from None
 
 
 def _whole(text: str) -> str:

@@ -62,6 +62,7 @@ async def test_a_head_and_base_have_one_open_pull_request_and_it_can_be_found(tm
         ({"head": "absent"}, {"resource": "PullRequest", "field": "head", "code": "invalid"}),
         ({"head": "eve:topic"}, {"resource": "PullRequest", "field": "head", "code": "invalid"}),
         ({"base": "absent"}, {"resource": "PullRequest", "field": "base", "code": "invalid"}),
+        ({"head": "topic", "head_repo": "ada/absent"}, {"resource": "PullRequest", "field": "head", "code": "invalid"}),
         ({"head": "main"}, {"resource": "PullRequest", "code": "custom", "message": "No commits between main and main"}),
         ({"title": " "}, {"resource": "Issue", "code": "missing_field", "field": "title"}),
         (
@@ -116,6 +117,63 @@ async def test_a_persons_token_is_worth_what_the_person_may_and_what_it_was_give
             assert (await app.ask("GET", "/repos/ada/secret", token=token)).status_code == status
         github.world.personal_tokens[wes].revoked = True
         assert (await app.ask("GET", f"/repos/{REPOSITORY}", token=wes)).status_code == 401
+
+
+async def test_a_fork_shows_its_parent_and_the_first_of_its_network_to_who_may_see_them(tmp_path: Path) -> None:
+    async with signed_in(tmp_path) as app:
+        await app.github.fork(REPOSITORY, "eve")
+        await app.github.fork("eve/engine", "tom")
+
+        async def shown(name: str) -> dict[str, Any]:
+            told = (await app.ask("GET", f"/repos/{name}", token=app.github.personal_token("tom"))).json()
+            return {"fork": told["fork"]} | {key: told[key]["full_name"] for key in ("parent", "source") if key in told}
+
+        assert await shown(REPOSITORY) == {"fork": False}
+        assert await shown("eve/engine") == {"fork": True, "parent": REPOSITORY, "source": REPOSITORY}
+        assert await shown("tom/engine") == {"fork": True, "parent": "eve/engine", "source": REPOSITORY}
+        app.github.world.repository(REPOSITORY).private = True
+        assert await shown("tom/engine") == {"fork": True, "parent": "eve/engine"}
+
+
+async def test_a_branch_can_be_asked_for_as_a_reference(tmp_path: Path) -> None:
+    async with signed_in(tmp_path) as app:
+        sha = await app.github.push(REPOSITORY, "release/1.x", {"a": "1"})
+        found = (await app.ask("GET", f"/repos/{REPOSITORY}/git/ref/heads/release/1.x")).json()
+        assert (found["ref"], found["object"]["type"], found["object"]["sha"]) == ("refs/heads/release/1.x", "commit", sha)
+        assert (await app.ask("GET", f"/repos/{REPOSITORY}/git/ref/heads/release")).status_code == 404
+
+
+async def test_who_may_write_to_a_fork_may_ask_its_parent_to_take_the_commits(tmp_path: Path) -> None:
+    async with signed_in(tmp_path) as app:
+        github = app.github
+        await github.fork(REPOSITORY, "tom")
+        await github.fork(REPOSITORY, "eve")
+        sha = await github.push("tom/engine", "topic", {"a": "1"})
+        tom, head = github.personal_token("tom"), "tom:topic"
+        refused = [
+            await open_one(app, token, head=head)
+            for token in (github.personal_token("ada"), github.personal_token("tom", only=["tom/engine"]))
+        ]
+        assert {(answer.status_code, answer.json()["message"]) for answer in refused} == {
+            (403, "Resource not accessible by personal access token")
+        }
+        nothing = await open_one(app, tom, head="tom:main")
+        assert nothing.json()["errors"][0]["message"] == "No commits between ada:main and tom:main"
+        told = (await open_one(app, tom, head=head)).json()
+        assert (told["head"]["label"], told["head"]["repo"]["full_name"], told["head"]["sha"]) == (head, "tom/engine", sha)
+        assert (told["base"]["label"], told["user"]["login"]) == ("ada:main", "tom")
+        other = await app.ask("POST", "/repos/eve/engine/pulls", token=tom, json={**WISH, "head": head})
+        assert other.json()["base"]["repo"]["full_name"] == "eve/engine"
+
+
+async def test_branches_of_a_private_repository_have_to_be_readable_for_a_pull_request(tmp_path: Path) -> None:
+    async with signed_in(tmp_path) as app:
+        app.github.world.repository(REPOSITORY).private = True
+        await app.github.push(REPOSITORY, "topic", {"a": "1"})
+        blind = app.github.personal_token("ada", permissions={"metadata": "read", "pull_requests": "write"})
+        refused = await open_one(app, blind)
+        assert refused.status_code == 422
+        assert refused.json()["errors"][0]["message"] == "not all refs are readable"
 
 
 async def test_git_takes_a_persons_token_and_a_push_needs_write_access(tmp_path: Path) -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from double_kit import REPOSITORY, App, signed_in
 
 from gibil_bot.config import Secret
 from gibil_bot.errors import GitHubError
-from gibil_bot.github.pull_requests import NewPullRequest, PullRequests
+from gibil_bot.github.pull_request import NewPullRequest
+from gibil_bot.github.pull_requests import PullRequests
 
-WISH = NewPullRequest(repository=REPOSITORY, head="topic", base="main", title="Better", body="Why", draft=False)
+WISH = NewPullRequest(
+    repository=REPOSITORY, head_repository=REPOSITORY, head="topic", base="main", title="Better", body="Why", draft=False
+)
 
 
 @contextlib.asynccontextmanager
@@ -36,6 +41,10 @@ async def topic(tmp_path: Path) -> AsyncIterator[App]:
     async with signed_in(tmp_path) as app:
         await app.github.push(REPOSITORY, "topic", {"a": "1"})
         yield app
+
+
+def changed(**changes: Any) -> NewPullRequest:
+    return dataclasses.replace(WISH, **changes)
 
 
 def numbers(app: App) -> list[int]:
@@ -68,11 +77,10 @@ async def test_github_that_stays_away_is_said_and_can_be_tried_again(tmp_path: P
 
 async def test_the_one_that_is_there_is_found_and_left_as_it_is(tmp_path: Path) -> None:
     async with topic(tmp_path) as app, asking(app) as pulls:
-        assert await pulls.find(REPOSITORY, "topic", "main") is None
+        assert await pulls.find(REPOSITORY, REPOSITORY, "topic", "main") is None
         first, _ = await pulls.create(WISH)
-        again = NewPullRequest(repository=REPOSITORY, head="topic", base="main", title="Other", body="", draft=True)
-        assert await pulls.create(again) == (first, False)
-        assert await pulls.find(REPOSITORY, "topic", "main") == first
+        assert await pulls.create(changed(title="Other", body="", draft=True)) == (first, False)
+        assert await pulls.find(REPOSITORY, REPOSITORY, "topic", "main") == first
         assert app.github.pull_request(REPOSITORY, 1).title == "Better"
 
 
@@ -91,6 +99,7 @@ async def test_a_repository_is_named_as_github_names_it(tmp_path: Path) -> None:
     async with topic(tmp_path) as app, asking(app) as pulls:
         place = await pulls.place("ADA/Engine")
         assert (place.full_name, place.default_branch, place.is_archived) == (REPOSITORY, "main", False)
+        assert (place.is_fork, place.parent, place.root) == (False, None, REPOSITORY)
         app.github.world.repository(REPOSITORY).archived = True
         assert (await pulls.place(REPOSITORY)).is_archived
         with pytest.raises(GitHubError, match="archived so is read-only"):
@@ -112,12 +121,12 @@ async def test_what_is_refused_is_said_with_the_way_out_and_without_the_token(tm
             ("base", good, {"base": "absent"}),
             ("nothing", good, {"head": "main"}),
             ("draft", good, {"draft": True}),
+            ("stranger", good, {"head_repository": "tom/other"}),
             ("other", good, {"title": "x" * 300}),
         ):
-            wish = NewPullRequest(**{**{field: getattr(WISH, field) for field in WISH.__slots__}, **changes})
             async with asking(app, token) as pulls:
                 with pytest.raises(GitHubError) as caught:
-                    await pulls.create(wish)
+                    await pulls.create(changed(**changes))
                 assert token not in f"{caught.value!r} {caught.value.__context__!r} {vars(pulls)!r}"
                 said[name] = (caught.value.status, caught.value.message)
         expected = {
@@ -127,6 +136,7 @@ async def test_what_is_refused_is_said_with_the_way_out_and_without_the_token(tm
             "base": (422, "--base"),
             "nothing": (422, "has every commit of main already"),
             "draft": (422, "leave --draft out"),
+            "stranger": (422, "takes no pull request from topic of tom/other"),
             "other": (422, "title is too long"),
         }
         assert {name: (status, expected[name][1] in text) for name, (status, text) in said.items()} == {
@@ -135,11 +145,49 @@ async def test_what_is_refused_is_said_with_the_way_out_and_without_the_token(tm
         assert numbers(app) == []
 
 
+async def test_a_fork_tells_where_it_comes_from_as_far_as_the_token_sees(tmp_path: Path) -> None:
+    async with signed_in(tmp_path) as app, asking(app, app.github.personal_token("tom")) as pulls:
+        await app.github.fork(REPOSITORY, "eve")
+        await app.github.fork("eve/engine", "tom")
+        place = await pulls.place("tom/engine")
+        assert (place.is_fork, place.parent, place.root) == (True, "eve/engine", REPOSITORY)
+        app.github.world.repository("eve/engine").private = app.github.world.repository(REPOSITORY).private = True
+        place = await pulls.place("tom/engine")
+        assert (place.is_fork, place.parent, place.root) == (True, None, None)
+
+
+async def test_a_branch_is_there_by_its_exact_name(tmp_path: Path) -> None:
+    async with topic(tmp_path) as app, asking(app) as pulls:
+        await app.github.push(REPOSITORY, "release/1.x", {"a": "1"})
+        names = ("topic", "release/1.x", "release", "topi", "Topic")
+        assert [await pulls.has_branch(REPOSITORY, name) for name in names] == [True, True, False, False, False]
+
+
+async def test_a_pull_request_from_a_fork_is_opened_and_found_by_the_fork_that_it_comes_from(tmp_path: Path) -> None:
+    async with topic(tmp_path) as app, asking(app, app.github.personal_token("tom")) as pulls:
+        github = app.github
+        github.set_permission(REPOSITORY, "tom", "write")
+        for owner, name in (("tom", None), ("ada", "spare")):
+            fork = await github.fork(REPOSITORY, owner, name)
+            await github.push(fork.full_name, "topic", {"a": owner})
+        github.set_permission("ada/spare", "tom", "write")
+        opened = [await pulls.create(changed(head_repository=name)) for name in (REPOSITORY, "tom/engine", "ada/spare")]
+        assert [(found.number, is_new) for found, is_new in opened] == [(1, True), (2, True), (3, True)]
+        heads = [pull.head_repository for pull in github.world.repository(REPOSITORY).pull_requests()]
+        assert [head.full_name for head in heads if head] == [REPOSITORY, "tom/engine", "ada/spare"]
+        for number, name in enumerate((REPOSITORY, "tom/engine", "ada/spare"), 1):
+            found = await pulls.find(REPOSITORY, name, "topic", "main")
+            assert found is not None
+            assert found.number == number
+        assert (await pulls.create(changed(head_repository="ada/spare")))[1] is False
+        assert await pulls.find("tom/engine", "tom/engine", "topic", "main") is None
+
+
 async def test_a_short_limit_is_waited_for_and_a_long_one_is_said(tmp_path: Path) -> None:
     async with topic(tmp_path) as app, asking(app) as pulls:
         app.github.fault("POST", "/pulls$", "secondary_limit", seconds=2)
         assert (await pulls.create(WISH))[1]
         app.github.fault("GET", "/pulls$", "secondary_limit", seconds=90)
         with pytest.raises(GitHubError, match="try again in 90 s") as caught:
-            await pulls.find(REPOSITORY, "topic", "main")
+            await pulls.find(REPOSITORY, REPOSITORY, "topic", "main")
         assert caught.value.retry_after_s == 90

@@ -44,13 +44,13 @@ class Desk:
         done = await self.gibil(*arguments, "--json", **more)
         return done.returncode, json.loads(done.stdout)
 
-    async def on_machine(self, script: str) -> str:
-        done = await self.gibil("run", "m", f"set -e; cd /root/project; {WHO}; {script}")
+    async def on_machine(self, script: str, name: str = "m") -> str:
+        done = await self.gibil("run", name, f"set -e; cd /root/project; {WHO}; {script}")
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    def pulls(self) -> list[PullRequest]:
-        return self.world.github.world.repository(REPOSITORY).pull_requests()
+    def pulls(self, repository: str = REPOSITORY) -> list[PullRequest]:
+        return self.world.github.world.repository(repository).pull_requests()
 
 
 @contextlib.asynccontextmanager
@@ -88,8 +88,8 @@ async def test_commits_of_a_machine_become_a_pull_request_that_the_bot_tests_and
         assert (status, told) == (
             0,
             {
-                "name": "m", "repo": f"{url}.git", "branch": "agent/parser", "base": "main", "commit": head, "number": 1,
-                "url": f"{url}/pull/1", "draft": False, "already_existed": False,
+                "name": "m", "repo": f"{url}.git", "branch": "agent/parser", "into": REPOSITORY, "base": "main", "commit": head,
+                "number": 1, "url": f"{url}/pull/1", "draft": False, "already_existed": False,
             },
         )  # fmt: skip
         (pull,) = wes.pulls()
@@ -120,3 +120,113 @@ async def test_commits_of_a_machine_become_a_pull_request_that_the_bot_tests_and
         assert found == "/root/here"
         assert wes.token not in "".join([*wes.said, (tmp_path / "git.log").read_text(), wes.world.bot.text()])
         assert "push" in (tmp_path / "git.log").read_text()
+
+
+FORK = "wes/engine"
+
+
+@contextlib.asynccontextmanager
+async def forked(tmp_path: Path) -> AsyncIterator[Desk]:
+    """The same desk, where anybody may read the repository, and `wes` may write to nothing but a fork of it."""
+    async with desk(tmp_path) as wes:
+        github = wes.world.github
+        repository = github.world.repository(REPOSITORY)
+        repository.private = False
+        github.set_permission(REPOSITORY, "wes", "read")
+        await github.fork(REPOSITORY, "wes")
+        # Pushed after the fork was made: only the parent has it, and new ones go there by default.
+        await github.push(REPOSITORY, "trunk", {"trunk": "1"})
+        repository.default_branch = "trunk"
+        yield wes
+
+
+async def test_commits_that_go_to_a_fork_become_a_pull_request_in_its_parent(tmp_path: Path) -> None:
+    async with forked(tmp_path) as wes:
+        github = wes.world.github
+        made = await wes.gibil("create", "--name", "m", "--repo", FORK, "--wait", "ready")
+        assert made.returncode == 0, made.stderr
+        head = await wes.on_machine(
+            "git checkout -q -b agent/parser; echo 2 >parser.py; git add -A; git commit -qm 'Parse faster'; git rev-parse HEAD"
+        )
+
+        opened = await wes.gibil("pr", "create", "m", "--json")
+        assert "pull request #1 to main of ada/engine is open" in opened.stderr
+        told = json.loads(opened.stdout)
+        assert told == {
+            "name": "m", "repo": f"{github.url}/{FORK}.git", "branch": "agent/parser", "into": REPOSITORY, "base": "main",
+            "commit": head, "number": 1, "url": f"{github.url}/{REPOSITORY}/pull/1", "draft": False, "already_existed": False,
+        }  # fmt: skip
+        (pull,) = wes.pulls()
+        assert pull.head_repository is github.world.repository(FORK)
+        assert (pull.head_ref, pull.head_sha, pull.base_ref, pull.author.login) == ("agent/parser", head, "main", "wes")
+        assert not wes.pulls(FORK)
+
+        more = await wes.on_machine("echo 3 >parser.py; git commit -qam 'And safer'; git rev-parse HEAD")
+        again = await wes.gibil("pr", "create", "m", "--json")
+        assert "pull request #1 to main of ada/engine was open already" in again.stderr
+        told = json.loads(again.stdout)
+        assert (told["number"], told["into"], told["already_existed"]) == (1, REPOSITORY, True)
+        assert (len(wes.pulls()), github.head_sha(REPOSITORY, 1)) == (1, more)
+
+        for existed in (False, True):
+            status, told = await wes.told("pr", "create", "m", "--into", "WES/engine", "--title", "For me first")
+            assert (status, told["into"], told["number"], told["already_existed"]) == (0, FORK, 1, existed)
+        (own,) = wes.pulls(FORK)
+        assert (own.head_repository, own.head_sha, len(wes.pulls())) == (pull.head_repository, more, 1)
+
+        to_trunk = await wes.told("pr", "create", "m", "--base", "trunk", "--title", "Both")
+        assert (to_trunk[0], to_trunk[1]["number"], wes.pulls()[1].base_ref) == (0, 2, "trunk")
+
+
+async def test_a_branch_that_the_parent_of_a_fork_does_not_have_goes_to_its_default_branch(tmp_path: Path) -> None:
+    async with forked(tmp_path) as wes:
+        await wes.world.github.push(FORK, "work", {"begun": "1"})
+        made = await wes.gibil("create", "--name", "m", "--repo", FORK, "--branch", "work", "--wait", "ready")
+        assert made.returncode == 0, made.stderr
+        await wes.on_machine("echo 2 >done; git add -A; git commit -qm Done")
+        status, told = await wes.told("pr", "create", "m")
+        assert (status, told["into"], told["branch"], told["base"]) == (0, REPOSITORY, "work", "trunk")
+
+
+async def test_where_a_pull_request_of_a_fork_cannot_go_is_said_in_one_line_with_the_way_out(tmp_path: Path) -> None:
+    async with forked(tmp_path) as wes:
+        github = wes.world.github
+        await github.add_repository("eve/other", {"a": "1"})
+        made = await wes.gibil("create", "--name", "m", "--repo", FORK, "--wait", "ready")
+        assert made.returncode == 0, made.stderr
+        await wes.on_machine("git checkout -q -b topic; echo 2 >a; git add -A; git commit -qm Better")
+
+        async def refused(status: int, *options: str, **more: str) -> str:
+            done, told = await wes.told("pr", "create", "m", *options, **more)
+            assert (done, told["exit_code"], "\n" in told["error"]) == (status, status, False), told
+            return str(told["error"])
+
+        assert "say --into OWNER/REPO" in await refused(2, "--into", f"{github.url}/{REPOSITORY}")
+        assert "eve/other has nothing to do with wes/engine" in await refused(2, "--into", "eve/other")
+        absent = await refused(5, "--into", "ada/absent")
+        assert ("there is no ada/absent" in absent, "--into" in absent) == (True, False)
+        assert "no branch absent in ada/engine" in await refused(2, "--base", "absent")
+        github.fault("GET", f"/repos/{REPOSITORY}$", "error_before", status=404)
+        way_out = "--into wes/engine opens the pull request in the fork itself"
+        gone = await refused(5)
+        assert ("wes/engine is a fork, and there is no ada/engine" in gone, way_out in gone) == (True, True)
+        github.world.repository(REPOSITORY).archived = True
+        archived = await refused(5)
+        assert ("ada/engine is archived" in archived, way_out in archived) == (True, True)
+        github.world.repository(REPOSITORY).archived = False
+        pushed = await asyncio.to_thread(
+            subprocess.run, ["git", "ls-remote", f"{github.url}/{FORK}.git", "topic"], capture_output=True, check=True
+        )
+        assert pushed.stdout == b""
+
+        narrow = await refused(5, GH_ENTERPRISE_TOKEN=github.personal_token("wes", only=[FORK]))
+        assert narrow.startswith(
+            "topic was pushed, but the pull request was not opened: the token from GH_ENTERPRISE_TOKEN may"
+        )
+        assert ("in ada/engine" in narrow, "a classic one" in narrow, way_out in narrow) == (True, True, True)
+        github.world.repository(REPOSITORY).private = True
+        github.set_permission(REPOSITORY, "wes", "none")
+        hidden = await refused(5)
+        assert ("a fork of a repository that GitHub does not show" in hidden, way_out in hidden) == (True, True)
+        assert not wes.pulls()
+        assert (await wes.told("pr", "create", "m", "--into", FORK))[1]["into"] == FORK
