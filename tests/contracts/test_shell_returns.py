@@ -97,12 +97,14 @@ async def test_paths_that_cannot_be_returned_are_refused(far: Far, shell: SSHShe
 
 @pytest.mark.parametrize("size", [1, 16383, 16384, 16385, 1024 * 1024 - 1, 1024 * 1024, 5_000_000])
 async def test_the_output_of_a_quick_job_is_exact(far: Far, shell: SSHShell, size: int) -> None:
-    for job_id, block in (("bytes", "bytes(range(256))"), ("text", "b'\\x01\\x7f\\x81\\xff\\xc3 \\n'"), ("nul", "b'\\0'")):
-        script = f"import os\nblock = ({block} * {size})[:{size}]\nwhile block: block = block[os.write(1, block):]"
+    for word, block in (("bytes", bytes(range(256))), ("text", b"\x01\x7f\x81\xff\xc3 \n"), ("nul", b"\0")):
+        times = size // len(block) + 1
+        script = f"import os\nblock = ({block!r} * {times})[:{size}]\nwhile block: block = block[os.write(1, block):]"
+        job_id = far.name(word)
         await shell.start(far.job(job_id, script, shell="python"))
-        wanted = (eval(block) * size)[:size]
-        assert await followed(shell, job_id) == (wanted, b"", 0), job_id
-        assert await followed(shell, job_id) == (wanted, b"", 0), job_id
+        wanted = (block * times)[:size]
+        assert await followed(shell, job_id) == (wanted, b"", 0), word
+        assert await followed(shell, job_id) == (wanted, b"", 0), word
 
 
 async def test_a_background_process_that_prints_for_ever_does_not_hold_up_the_end(far: Far, shell: SSHShell) -> None:
