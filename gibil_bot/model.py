@@ -402,6 +402,17 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     """How long the probe took to forge a machine."""
 
 
+class Usage(Struct, frozen=True, kw_only=True):
+    """What a machine may use at most, and uses now, as whoever enforces it measures it."""
+
+    memory_limit_mb: int
+    memory_used_mb: int
+    """Without what the kernel takes back before it kills a process: the file cache."""
+    disk_limit_mb: int
+    disk_used_mb: int | None
+    """None: the disk is a file system of its own, and the machine sees for itself how full it is."""
+
+
 class SizeOffer(Struct, frozen=True, kw_only=True):
     """What a provider makes of one size today."""
 

@@ -18,7 +18,7 @@ from gibil_bot.sandbox import files, orphans
 from gibil_bot.sandbox.excerpt import Excerpt
 from gibil_bot.sandbox.live import LiveMachine
 from gibil_bot.sandbox.places import enter
-from gibil_bot.sandbox.stats import stats
+from gibil_bot.sandbox.stats import Stats, stats
 
 STDOUT_BYTES = 20_000
 STDERR_BYTES = 10_000
@@ -101,8 +101,7 @@ class WorkTools:
                 }
                 for each in now.busiest
             ]  # fmt: skip
-            shared = live.machine.provider == "local" and not now.memory_is_its_own
-            notes = ["memory and disk are its host's: the limits of a local machine's size are below them"] if shared else []
+            notes = _notes(now) if live.machine.provider == "local" else []
             lines = [
                 f"{live.name}: {left} min left, {now.cpus} processors, load {' '.join(f'{value:g}' for value in now.load)}",
                 f"memory: {now.memory_available_mb} of {now.memory_total_mb} MB free; "
@@ -154,6 +153,20 @@ class WorkTools:
             return answer("\n".join([text, *lines]), {"server": live.name, "processes": views, "ended": ended})
 
         return await self._links.work(server, at, repeatable=True)
+
+
+def _notes(now: Stats) -> list[str]:
+    """What of a local machine's numbers are not its own, and why."""
+    shared = [part for part, own in (("memory", now.memory_is_its_own), ("disk", now.disk_is_its_own)) if not own]
+    if not shared:
+        return []
+    whose = f"{' and '.join(shared)} {'are' if len(shared) > 1 else 'is'} its host's"
+    if now.limits_are_known:
+        return [f"{whose}: there is less than the machine may use"]
+    return [
+        f"{whose}: the limits of a local machine's size are below them; the keeper of this machine was started by an "
+        "older version, which does not tell them"
+    ]
 
 
 async def _run(live: LiveMachine, command: str, place: str, timeout_s: float) -> CallToolResult:

@@ -15,7 +15,7 @@ from gibil_bot.errors import GibilError, MachineLost, MachineNotFound, UsageErro
 from gibil_bot.machines.job_list import LIST_JOBS, JobEntry, print_job, read_jobs
 from gibil_bot.machines.lifecycle import Forge
 from gibil_bot.model import Exit, Job, Machine
-from gibil_bot.ports import Shell
+from gibil_bot.ports import Provider, Shell
 from gibil_bot.sandbox import words
 from gibil_bot.sandbox.places import (
     JOB_ID,
@@ -79,6 +79,11 @@ class LiveMachine:
     @property
     def name(self) -> str:
         return self.machine.name
+
+    @property
+    def provider(self) -> Provider:
+        """Who forged it."""
+        return self._forge.provider
 
     @property
     def shell(self) -> Shell:

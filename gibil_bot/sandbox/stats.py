@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from gibil_bot.errors import GibilError
+from gibil_bot.model import Usage
 from gibil_bot.sandbox.live import LiveMachine
 
 MOST_PROCESSES = 10
 
-# A machine of a container's kind has limits of its own, below what its kernel tells.
+# A machine of a container's kind may see limits of its own, below what its kernel tells. A local one sees none: whoever
+# keeps it has to be asked (Metered).
 _SCRIPT = r"""export LC_ALL=C
 read -r load </proc/loadavg; echo "load $load"
 echo "cpus $(nproc)"
@@ -31,6 +34,14 @@ done
 """
 
 
+@runtime_checkable
+class Metered(Protocol):
+    """A provider that holds its machines to limits which they cannot see."""
+
+    async def usage(self, name: str) -> Usage | None:
+        """None: it cannot tell."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Busy:
     pid: int
@@ -49,15 +60,19 @@ class Stats:
     memory_total_mb: int
     memory_available_mb: int
     memory_is_its_own: bool
-    """False: the machine sees no limit below what its kernel has, which it may share with its host."""
+    """False: no limit is known below what its kernel has, which it may share with its host."""
+    limits_are_known: bool
+    """Its provider tells them."""
     disk_total_mb: int
     disk_free_mb: int
+    disk_is_its_own: bool
+    """False: no limit is known below what its file system has, which it may share with its host."""
     processes: int
     busiest: tuple[Busy, ...]
 
 
-def read_stats(answer: bytes) -> Stats:
-    """What the script answered. Raises ValueError and KeyError for what did not come from it."""
+def read_stats(answer: bytes, usage: Usage | None = None) -> Stats:
+    """What the script answered, and within which limits. Raises ValueError and KeyError for what did not come from it."""
     values: dict[str, list[str]] = {}
     processes: list[Busy] = []
     for line in answer.decode("utf-8", "replace").splitlines():
@@ -77,27 +92,43 @@ def read_stats(answer: bytes) -> Stats:
             values[name] = rest.split()
     total, available = (int(values[name][0]) // 1024 for name in ("MemTotal:", "MemAvailable:"))
     limit = values.get("limit", ["max"])[0]
-    is_limited = limit.isdigit() and int(limit) // 1024**2 < total and "used" in values
-    if is_limited:
-        total = int(limit) // 1024**2
-        available = max(0, min(available, total - int(values["used"][0]) // 1024**2))
+    memory_is_its_own = disk_is_its_own = False
+    if usage is not None:
+        memory_is_its_own = usage.memory_limit_mb <= total
+        total, available = _within(usage.memory_limit_mb, usage.memory_used_mb, total, available)
+    elif limit.isdigit() and int(limit) // 1024**2 < total and "used" in values:
+        memory_is_its_own = True
+        total, available = _within(int(limit) // 1024**2, int(values["used"][0]) // 1024**2, total, available)
     size, _used, free = (int(value) // 1024 for value in values["disk"])
+    if usage is not None:
+        disk_is_its_own = usage.disk_limit_mb <= size or usage.disk_used_mb is None
+        if usage.disk_used_mb is not None:
+            size, free = _within(usage.disk_limit_mb, usage.disk_used_mb, size, free)
     return Stats(
         cpus=int(values["cpus"][0]),
         load=tuple(float(value) for value in values["load"][:3]),
         memory_total_mb=total,
         memory_available_mb=available,
-        memory_is_its_own=is_limited,
+        memory_is_its_own=memory_is_its_own,
+        limits_are_known=usage is not None,
         disk_total_mb=size,
         disk_free_mb=free,
+        disk_is_its_own=disk_is_its_own,
         processes=len(processes),
         busiest=tuple(processes[:MOST_PROCESSES]),
     )
 
 
+def _within(limit: int, used: int, total: int, free: int) -> tuple[int, int]:
+    """What there is and what is free under a limit, where a host has `total` and `free` for everybody."""
+    return min(limit, total), max(0, min(free, limit - used))
+
+
 async def stats(live: LiveMachine) -> Stats:
+    """Raises GibilError: it does not answer, or not what was asked."""
     result = await live.shell.run(_SCRIPT)
+    usage = await live.provider.usage(live.name) if isinstance(live.provider, Metered) else None
     try:
-        return read_stats(result.stdout)
+        return read_stats(result.stdout, usage)
     except (ValueError, KeyError) as error:
         raise GibilError(f"machine {live.name} does not tell how it is: {error}", code="STATS") from error

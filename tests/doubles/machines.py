@@ -8,16 +8,19 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+import socketserver
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import asyncssh
+import msgspec
 import pytest
 
 from gibil_bot.machines.local import skeleton
-from gibil_bot.machines.local.home import Home, locked, read_keeper
+from gibil_bot.machines.local.home import Home, locked, read_keeper, write_keeper
 from gibil_bot.machines.local.provider import LocalProvider
 from gibil_bot.machines.local.tier import own_tier
 from gibil_bot.model import Machine, MachineSpec
@@ -179,6 +182,38 @@ async def lent_data_dir(test_folder: Path, name: str = "data") -> AsyncIterator[
         yield test_folder / name
     finally:
         await end_keeper(Home(test_folder / name))
+
+
+@contextlib.contextmanager
+def older_keeper(home: Home) -> Iterator[None]:
+    """For as long as this lasts, the keeper that runs is one that does not know the verb `usage` yet."""
+    keeper = read_keeper(home)
+    assert keeper is not None
+    real = keeper.socket
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            request = msgspec.json.decode(self.rfile.readline())
+            if request["verb"] == "usage":
+                request["verb"] = "verb-of-a-later-version"  # the real counter says what it says of such
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as onward:
+                onward.connect(real)
+                onward.sendall(msgspec.json.encode(request) + b"\n")
+                with onward.makefile("rb") as answers:
+                    self.wfile.write(answers.readline())
+
+    path = f"{real}.old"
+    with socketserver.ThreadingUnixStreamServer(path, Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            write_keeper(home, msgspec.structs.replace(keeper, socket=path, version="older"))
+            yield
+        finally:
+            write_keeper(home, keeper)
+            server.shutdown()
+            thread.join()
+            Path(path).unlink()
 
 
 async def end_keeper(home: Home) -> None:

@@ -15,11 +15,12 @@ import pytest
 
 from gibil_bot.config import load_settings
 from gibil_bot.errors import MachineLost
+from gibil_bot.machines.local.limits import SIZES_MB
 from gibil_bot.mcp_server.links import Links
 from gibil_bot.sandbox.live import LiveMachine
 from tests.doubles.agent import Agent, Refused, agent_of, opened
 from tests.doubles.commandline import CommandLine, command_line
-from tests.doubles.machines import processes_with, shared_folder
+from tests.doubles.machines import older_keeper, processes_with, shared_folder
 
 pytestmark = [pytest.mark.usefixtures("local_machines"), pytest.mark.xdist_group("mcp")]
 
@@ -280,6 +281,57 @@ def test_how_a_machine_is_doing(agent: Agent) -> None:
     assert 58 < stats["ttl_remaining_minutes"] <= 60
     assert stats["busiest"]
     assert text.startswith("m: ")
+
+
+BOUNDS = [
+    pytest.param(512, 400, id="the disk is a folder"),
+    pytest.param(512, 200, id="the disk is in memory"),
+]
+
+
+@pytest.mark.parametrize(("memory_mb", "disk_mb"), BOUNDS)
+def test_a_local_machine_tells_its_own_limits_and_what_is_left_of_them(
+    agent: Agent, line: CommandLine, memory_mb: int, disk_mb: int
+) -> None:
+    name = f"bounded-{disk_mb}"
+    line.repository(name, {".gibil.yml": f"machine: {{memory: {memory_mb}, disk: {disk_mb}}}\n"})
+    agent.call("create_server", name=name, repo=str(line.here / name), wait="ready")
+    before, text = agent.full("vm_stats", server=name)
+    assert (before["memory_total_mb"], before["disk_total_mb"], before["notes"]) == (memory_mb, disk_mb, [])
+    assert f"of {memory_mb} MB free; disk: " in text
+    assert f"of {disk_mb} MB free; " in text
+    assert memory_mb - 150 < before["memory_available_mb"] <= memory_mb
+    assert disk_mb - 50 < before["disk_free_mb"] <= disk_mb
+
+    hold = 'exec python3 -c \'x = b"x" * (100 << 20); open("/run/held", "w"); import time; time.sleep(600)\''
+    job = agent.call("vm_bash", server=name, command=hold, background=True)["job_id"]
+    agent.call("vm_bash", server=name, command="until [ -e /run/held ]; do sleep 0.01; done")
+    held = agent.call("vm_stats", server=name)
+    assert 90 <= before["memory_available_mb"] - held["memory_available_mb"] <= 130
+    agent.call("vm_job_cancel", server=name, job_id=job)
+    freed = agent.call("vm_stats", server=name)
+    assert abs(before["memory_available_mb"] - freed["memory_available_mb"]) <= 25
+
+    agent.call("vm_bash", server=name, command="head -c 52428800 /dev/urandom >/root/file; sync")
+    written = agent.call("vm_stats", server=name)
+    assert 48 <= freed["disk_free_mb"] - written["disk_free_mb"] <= 55
+    agent.call("vm_bash", server=name, command="rm /root/file")
+    assert abs(agent.call("vm_stats", server=name)["disk_free_mb"] - freed["disk_free_mb"]) <= 5
+    agent.call("destroy_server", name=name)
+
+
+def test_where_the_keeper_is_too_old_to_tell_limits_the_numbers_are_its_hosts_and_say_so(
+    agent: Agent, line: CommandLine
+) -> None:
+    own = agent.call("vm_stats")
+    assert (own["memory_total_mb"], own["notes"]) == (SIZES_MB["small"], [])
+    with older_keeper(line.home):
+        hosts, text = agent.full("vm_stats")
+    assert hosts["memory_total_mb"] > own["memory_total_mb"]
+    (note,) = hosts["notes"]
+    assert note.startswith("memory and disk are its host's: the limits of a local machine's size are below them; the keeper")
+    assert f"[{note}]" in text
+    assert agent.call("vm_stats")["notes"] == []
 
 
 def test_calls_run_side_by_side_and_a_cancelled_one_is_killed_on_the_machine(agent: Agent) -> None:

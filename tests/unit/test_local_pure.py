@@ -74,6 +74,10 @@ def test_cgroup_v2_groups_are_made_beside_our_own_and_missing_controllers_are_pa
     assert (folder / "memory.swap.max").read_text() == "0"
     assert (folder / "pids.max").read_text() == "99"
     assert groups.leftovers() == ["m"]
+    (folder / "memory.current").write_text(str(50 << 20))
+    stat = f"anon {20 << 20}\nfile {25 << 20}\nshmem {5 << 20}\ninactive_file {15 << 20}\nactive_file {5 << 20}\n"
+    (folder / "memory.stat").write_text(f"{stat}slab_reclaimable {4 << 20}\n")
+    assert groups.memory_used_mb("m") == 26
 
 
 def test_cgroup_v1_controllers_in_separate_mounts_are_all_found(tmp_path: Path) -> None:
@@ -88,12 +92,19 @@ def test_cgroup_v1_controllers_in_separate_mounts_are_all_found(tmp_path: Path) 
         (tmp_path / "memory/own", 1, frozenset(("memory",))),
         (tmp_path / "pids/own", 1, frozenset(("pids",))),
     }
-    assert Groups(found, "x").memory == "cgroup-v1"
+    groups = Groups(found, "x")
+    assert groups.memory == "cgroup-v1"
+    groups.make("m", Limits(memory_mb=64, pids=99, disk_mb=1))
+    (tmp_path / "memory/own/x-m/memory.usage_in_bytes").write_text(str(50 << 20))
+    stat = f"inactive_file 1\nactive_file 1\ntotal_inactive_file {15 << 20}\ntotal_active_file {5 << 20}\n"
+    (tmp_path / "memory/own/x-m/memory.stat").write_text(stat)
+    assert groups.memory_used_mb("m") == 30
 
 
 def test_without_groups_of_ours_memory_is_polled() -> None:
     assert find_hierarchies("30 1 0:20 / / rw - ext4 /dev/vda rw", "0::/") == []
     assert Groups([], "x").memory == "polled"
+    assert Groups([], "x").memory_used_mb("m") is None
 
 
 def test_mounts_below_usr_cut_it_for_a_user_and_are_laid_over_it_for_root(tmp_path: Path) -> None:

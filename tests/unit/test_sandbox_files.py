@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from gibil_bot.model import Usage
 from gibil_bot.sandbox import file_scripts, orphans, stats
 from gibil_bot.sandbox.excerpt import Excerpt, whole_characters
 from gibil_bot.sandbox.orphans import Tagged
@@ -122,6 +124,21 @@ def test_the_memory_of_a_machine_is_the_smaller_limit() -> None:
     assert (bound.memory_total_mb, bound.memory_available_mb) == (1024, 924)
     assert (free.memory_is_its_own, bound.memory_is_its_own) == (False, True)
     assert stats.read_stats(answer % b"limit max\nused 1\n").memory_total_mb == 4000
+
+
+def test_limits_that_the_provider_tells_come_before_what_the_machine_sees() -> None:
+    answer = b"load 0.5 0.4 0.3 1/2 3\ncpus 2\nMemTotal: 4096000\nMemAvailable: 2048000\ndisk 10240000 4096000 6144000\n"
+    usage = Usage(memory_limit_mb=1024, memory_used_mb=100, disk_limit_mb=5000, disk_used_mb=700)
+    bound = stats.read_stats(answer, usage)
+    assert (bound.memory_total_mb, bound.memory_available_mb, bound.memory_is_its_own) == (1024, 924, True)
+    assert (bound.disk_total_mb, bound.disk_free_mb, bound.disk_is_its_own) == (5000, 4300, True)
+    over = stats.read_stats(answer, replace(usage, memory_used_mb=1100, disk_used_mb=5100))
+    assert (over.memory_available_mb, over.disk_free_mb) == (0, 0)
+    in_memory = stats.read_stats(answer, replace(usage, disk_limit_mb=10000, disk_used_mb=None))
+    assert (in_memory.disk_total_mb, in_memory.disk_free_mb, in_memory.disk_is_its_own) == (10000, 6000, True)
+    wide = stats.read_stats(answer, replace(usage, memory_limit_mb=8192, disk_limit_mb=20000))
+    assert (wide.memory_total_mb, wide.memory_available_mb, wide.memory_is_its_own) == (4000, 2000, False)
+    assert (wide.disk_total_mb, wide.disk_free_mb, wide.disk_is_its_own) == (10000, 6000, False)
 
 
 def test_a_folder_is_entered_as_people_write_it() -> None:

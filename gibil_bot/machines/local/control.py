@@ -24,13 +24,13 @@ from gibil_bot.errors import (
     Unavailable,
     UsageError,
 )
-from gibil_bot.model import Capabilities, Machine, MachineSpec
+from gibil_bot.model import Capabilities, Machine, MachineSpec, Usage
 
 LINE_BYTES = 1024 * 1024
 
 
 class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """`verb`: create get list extend destroy sweep probe ping quit."""
+    """`verb`: create get list extend destroy sweep probe usage ping quit."""
 
     verb: str
     spec: MachineSpec | None = None
@@ -51,6 +51,7 @@ class Answer(msgspec.Struct, kw_only=True, omit_defaults=True):
     machines: list[Machine] = msgspec.field(default_factory=list)
     names: list[str] = msgspec.field(default_factory=list)
     capabilities: Capabilities | None = None
+    usage: Usage | None = None
     done: bool = False
     """destroy: it was there; create: it was made just now; quit: the keeper goes."""
     count: int = 0

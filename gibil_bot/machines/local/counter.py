@@ -86,6 +86,8 @@ class Counter:
                 return Answer(names=await stock.sweep(owner))
             case Request(verb="probe"):
                 return Answer(capabilities=await stock.probe())
+            case Request(verb="usage"):
+                return Answer(usage=await stock.usage(request.name))
             case Request(verb="ping"):
                 return Answer(count=stock.count)
             case Request(verb="quit"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import os
 import secrets
@@ -25,8 +26,8 @@ from gibil_bot.machines.local.layers import Order
 from gibil_bot.machines.local.limits import Groups, Limits
 from gibil_bot.machines.local.pid1 import ForgeFailed, Pid1
 from gibil_bot.machines.local.skeleton import Layout
-from gibil_bot.machines.local.watch import disk_mb, hold_memory
-from gibil_bot.model import Endpoint, Machine, MachineSpec
+from gibil_bot.machines.local.watch import disk_mb, hold_memory, memory_mb
+from gibil_bot.model import Endpoint, Machine, MachineSpec, Usage
 
 if TYPE_CHECKING:
     from gibil_bot.machines.local.door import Door
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 _READY_S = 30.0
 _MEMORY_POLL_S = 0.5
 _DISK_POLL_S = 5.0
+_DISK_LOOK_S = 5.0
+"""So long does whoever asks for the usage wait for a look at the disk; then the last one counts."""
 
 
 async def load_door() -> Any:
@@ -59,6 +62,10 @@ class KeptMachine:
         self._smithy, self.spec, self._limits, self._on_lost = smithy, spec, limits, on_lost
         self._burning = False
         self._number: int | None = None
+        self._init = 0
+        """Host pid of PID 1"""
+        self._disk_seen_mb = 0
+        self._look: asyncio.Task[None] | None = None
         self._pid1: Pid1 | None = None
         self._door: Door | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -111,7 +118,7 @@ class KeptMachine:
         try:
             async with asyncio.timeout(_READY_S):
                 await warm
-                pid = await self._under_limits(forging)
+                self._init = await self._under_limits(forging)
                 proxy, *others = await self._pid1.ready
         except TimeoutError:
             raise ForgeFailed("starting PID 1", None, f"not ready after {_READY_S:.0f} s") from None
@@ -119,7 +126,7 @@ class KeptMachine:
         for listener, (host, port) in zip(others, inward, strict=True):
             self._supervise(forward(listener, host, port))
         if smithy.groups.memory == "polled":
-            self._supervise(self._watch_memory(pid))
+            self._supervise(self._watch_memory())
         if not order["disk_mb"]:
             self._supervise(self._watch_disk())
         machine = Machine(
@@ -163,6 +170,28 @@ class KeptMachine:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self._clear)
 
+    async def usage(self) -> Usage:
+        """What is measured is what the limits are held against. Raises ProviderError."""
+        try:
+            memory = await asyncio.to_thread(self._smithy.groups.memory_used_mb, self.spec.name)
+        except OSError as error:
+            raise ProviderError(
+                f"the memory of machine {self.spec.name} cannot be measured ({error.filename}: {error.strerror}); "
+                "look whether the machine still exists"
+            ) from error
+        if memory is None:
+            memory = await asyncio.to_thread(memory_mb, self._init)
+        if not self._limits.disk_in_memory:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_DISK_LOOK_S):
+                    await self._look_at_disk()
+        return Usage(
+            memory_limit_mb=self._limits.memory_mb,
+            memory_used_mb=memory,
+            disk_limit_mb=self._limits.disk_mb,
+            disk_used_mb=None if self._limits.disk_in_memory else self._disk_seen_mb,
+        )
+
     async def run_true(self) -> int:
         """The exit status of `true` in there."""
         assert self._pid1 is not None
@@ -197,10 +226,10 @@ class KeptMachine:
             )
             self._on_lost(self.spec.name)
 
-    async def _watch_memory(self, pid: int) -> None:
+    async def _watch_memory(self) -> None:
         while True:
             began = time.monotonic()
-            if await asyncio.to_thread(hold_memory, pid, self._limits.memory_mb) and self._door:
+            if await asyncio.to_thread(hold_memory, self._init, self._limits.memory_mb) and self._door:
                 self._door.say(f"the largest process was killed: the machine has {self._limits.memory_mb} MB of memory")
                 continue
             await asyncio.sleep(max(_MEMORY_POLL_S, 10 * (time.monotonic() - began)))
@@ -209,10 +238,20 @@ class KeptMachine:
         """Looking costs time in proportion to what is there: it gets a twentieth of it at most."""
         while True:
             began = time.monotonic()
-            if await asyncio.to_thread(disk_mb, self.folder / "disk") > self._limits.disk_mb and self._pid1 and self._door:
+            await self._look_at_disk()
+            if self._disk_seen_mb > self._limits.disk_mb and self._pid1 and self._door:
                 self._door.say(f"all processes were killed: the disk of {self._limits.disk_mb} MB is full")
                 self._pid1.kill_all()
             await asyncio.sleep(max(_DISK_POLL_S, 20 * (time.monotonic() - began)))
+
+    async def _look_at_disk(self) -> None:
+        """One look at a time: whoever asks meanwhile waits for the same one."""
+        if self._look is None or self._look.done():
+            self._look = asyncio.get_running_loop().create_task(self._measure_disk())
+        await asyncio.shield(self._look)
+
+    async def _measure_disk(self) -> None:
+        self._disk_seen_mb = await asyncio.to_thread(disk_mb, self.folder / "disk")
 
 
 class _Quiet:

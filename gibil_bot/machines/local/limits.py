@@ -23,6 +23,11 @@ MEMORY_DISK_MB = 1024
 SIZES_MB = {"small": 2048, "medium": 4096, "large": 8192}
 DISK_MB = 10 * 1024
 _PIDS = 512
+_USED = {
+    1: ("memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
+    2: ("memory.current", ("inactive_file", "active_file", "slab_reclaimable")),
+}
+"""cgroup version → the file that says what is used, and the fields of memory.stat in it that the kernel can take back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +83,18 @@ class Groups:
             if "memory" in hierarchy.controllers:
                 return f"cgroup-v{hierarchy.version}"
         return "polled"
+
+    def memory_used_mb(self, name: str) -> int | None:
+        """What counts against the machine's limit, without the files in the cache: before the kernel kills a process, it
+        takes those back. None where memory is polled. Raises OSError."""
+        for hierarchy in self._hierarchies:
+            if "memory" in hierarchy.controllers:
+                group = hierarchy.folder / f"{self._prefix}-{name}"
+                used, cached = _USED[hierarchy.version]
+                counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                cache = sum(int(counts.get(field, 0)) for field in cached)
+                return max(0, int((group / used).read_text()) - cache) // 1024**2
+        return None
 
     def make(self, name: str, limits: Limits) -> None:
         """Make the machine's groups, with their limits."""

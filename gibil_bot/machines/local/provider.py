@@ -13,13 +13,13 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
 
-from gibil_bot.errors import MachineNotFound, ProviderError
+from gibil_bot.errors import MachineNotFound, ProviderError, UsageError
 from gibil_bot.machines.local import starting
 from gibil_bot.machines.local.control import Answer, Line, Request, Unanswered
 from gibil_bot.machines.local.home import PROTOCOL, Home, Keeper, clear_dead_machine, code_version, locked, read_keeper
 from gibil_bot.machines.local.limits import DISK_MB, SIZES_MB, Groups, find_hierarchies
 from gibil_bot.machines.local.tier import groups_prefix
-from gibil_bot.model import Capabilities, Machine, MachineSpec, SizeOffer
+from gibil_bot.model import Capabilities, Machine, MachineSpec, SizeOffer, Usage
 
 _ATTEMPTS = 4
 _CHANGING_S = 15.0
@@ -78,6 +78,16 @@ class LocalProvider:
     async def list_machines(self, owner: str | None = None) -> list[Machine]:
         answer = await self._ask(Request(verb="list", owner=owner))
         return answer.machines if answer else []
+
+    async def usage(self, name: str) -> Usage | None:
+        """How much of its limits a machine uses; None from a keeper that is too old to tell. Raises MachineNotFound."""
+        try:
+            answer = await self._ask(Request(verb="usage", name=name))
+        except UsageError:  # it does not know this verb, and stays in use as long as it has machines
+            return None
+        if answer is None:
+            raise MachineNotFound(f"there is no local machine named {name}")
+        return answer.usage
 
     async def extend(self, name: str, expires_at: datetime) -> Machine:
         answer = await self._ask(Request(verb="extend", name=name, expires_at=expires_at))

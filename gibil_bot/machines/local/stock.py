@@ -22,7 +22,7 @@ from gibil_bot.machines.local.pid1 import ForgeFailed
 from gibil_bot.machines.local.remedies import explain
 from gibil_bot.machines.local.removal import remove_tree
 from gibil_bot.machines.local.tier import groups_prefix, own_tier
-from gibil_bot.model import Capabilities, Machine, MachineSpec
+from gibil_bot.model import Capabilities, Machine, MachineSpec, Usage
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _APT = Path("/usr/bin/apt-get").exists()
@@ -122,13 +122,22 @@ class Stock:
         machines = [one.machine for one in kept if one.machine is not None]
         return sorted(machines, key=lambda machine: machine.created_at)
 
+    async def usage(self, name: str) -> Usage:
+        """Raises MachineNotFound."""
+        return await self._existing(name).usage()
+
     def extend(self, name: str, expires_at: datetime) -> Machine:
-        kept = self._machines.get(name)
-        if kept is None or kept.machine is None:
-            raise MachineNotFound(f"there is no local machine named {name}")
+        kept = self._existing(name)
+        assert kept.machine is not None
         kept.machine = replace(kept.machine, expires_at=expires_at)
         self._watch_expiry(name)
         return kept.machine
+
+    def _existing(self, name: str) -> KeptMachine:
+        kept = self._machines.get(name)
+        if kept is None or kept.machine is None:
+            raise MachineNotFound(f"there is no local machine named {name}")
+        return kept
 
     async def destroy(self, name: str, *, only: Machine | None = None) -> bool:
         """Burn; `only`: if it is that very machine, and not a later one of the same name."""

@@ -43,6 +43,11 @@ def proportional_kb(pid: int) -> int:
     return 0
 
 
+def memory_mb(init: int) -> int:
+    """What all processes of the machine take together: the number that `hold_memory` holds against the limit."""
+    return sum(proportional_kb(pid) for pid in family(init)) // 1024
+
+
 def hold_memory(init: int, limit_mb: int) -> int | None:
     """Kill the largest process of the machine if all of them together are above the limit; its host pid."""
     handles: dict[int, int] = {}
