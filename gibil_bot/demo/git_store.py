@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ Files = Mapping[str, str | bytes | None]
 """Path → content; None deletes the file."""
 
 _COMMAND_TIMEOUT_S = 60.0
+_HASH = re.compile(r"[0-9a-f]{40}")
+_BRANCH = re.compile(r"refs/heads/\w[\w-]*(/\w[\w-]*)*", re.ASCII)
+"""The names that most branches have; git itself knows what else is one."""
 
 # https://docs.github.com/en/pull-requests/collaborating-with-pull-requests/reviewing-changes-in-pull-requests/
 # checking-out-pull-requests-locally: refs/pull/N/head is there for everybody and cannot be pushed to. A commit that a
@@ -63,6 +67,9 @@ class GitStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._commits: set[tuple[str, str]] = set()
+        """(repository, hash) of commits that are there; nothing is ever collected, so they stay."""
+        self._listings: dict[tuple[str, str, str | None], list[TreeEntry]] = {}
 
     def path(self, full_name: str) -> Path:
         return self.root / f"{full_name}.git"
@@ -91,7 +98,8 @@ class GitStore:
         return output
 
     async def create(self, full_name: str, branch: str) -> None:
-        await self.git("init", "--quiet", "--bare", f"--initial-branch={branch}", str(self.path(full_name)))
+        place = str(self.path(full_name))
+        await self.git("init", "--quiet", "--bare", "--template=", f"--initial-branch={branch}", place)
         await self._configure(full_name)
 
     async def fork(self, source: str, target: str) -> None:
@@ -128,11 +136,18 @@ class GitStore:
         """The commit that a branch, tag, full ref or hash names; None when there is none."""
         if ref.startswith("-") or not ref:
             return None
+        if (full_name, ref) in self._commits:
+            return ref
+        # Asked for all the time, and a process costs a hundred times what the file does.
+        if _BRANCH.fullmatch(ref) and (tip := await asyncio.to_thread(_loose_ref, self.path(full_name) / ref)):
+            return tip
         try:
             answer = await self.git("rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}", repository=full_name)
         except GitFailed:
             return None
-        return answer.decode().strip()
+        sha = answer.decode().strip()
+        self._commits.add((full_name, sha))
+        return sha
 
     async def set_ref(self, full_name: str, ref: str, sha: str | None) -> None:
         """Point the ref at the commit; None deletes it."""
@@ -164,6 +179,9 @@ class GitStore:
         return await self.git("cat-file", "blob", sha, repository=full_name)
 
     async def _ls_tree(self, full_name: str, sha: str, path: str | None) -> list[TreeEntry]:
+        """`sha` is a hash, so the answer never changes."""
+        if (known := self._listings.get((full_name, sha, path))) is not None:
+            return known
         listing = await self.git(
             "--literal-pathspecs", "ls-tree", "-z", "--long", "--full-tree", sha, "--", *([path] if path else []),
             repository=full_name,
@@ -175,7 +193,17 @@ class GitStore:
             facts, _, name = line.partition("\t")
             mode, kind, object_sha, size = facts.split()
             entries.append(TreeEntry(name, kind, mode, object_sha, 0 if size == "-" else int(size)))
+        self._listings[full_name, sha, path] = entries
         return entries
+
+
+def _loose_ref(file: Path) -> str | None:
+    """https://git-scm.com/docs/gitrepository-layout: a ref is a file with a hash, or a line of packed-refs."""
+    try:
+        text = file.read_text().strip()
+    except OSError:
+        return None
+    return text if _HASH.fullmatch(text) else None
 
 
 def _data(content: bytes) -> bytes:
