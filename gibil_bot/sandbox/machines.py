@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gibil_bot.config import Settings
-from gibil_bot.errors import ConfigurationError, GibilError, UsageError
+from gibil_bot.errors import ConfigurationError, GibilError, MachineLost, UsageError
 from gibil_bot.machines.lifecycle import CREATION, Forge
 from gibil_bot.model import Machine
 from gibil_bot.sandbox import makings, words
@@ -249,7 +249,12 @@ class Machines:
             await asyncio.wait({preparing})
             preparing.result()
         await self._taken(machine)
-        shell = await self.forge.open(machine)
+        try:
+            shell = await self.forge.open(machine)
+        except MachineLost:
+            if await self.forge.get(name) is None:  # somebody burned it while we were on our way
+                raise not_found(name) from None
+            raise
         return LiveMachine(self.forge, machine, shell, self._settings.max_ttl_s)
 
     async def list_machines(self) -> list[Machine]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,8 @@ from gibil_bot.errors import MachineNotFound, NameTaken, UsageError
 from gibil_bot.machines.local.home import Home
 from gibil_bot.machines.local.limits import Groups, find_hierarchies
 from gibil_bot.machines.local.tier import groups_prefix
+from gibil_bot.model import Machine
+from gibil_bot.sandbox.machines import Machines, open_machines
 from tests.doubles.machines import end_keeper, lend_skeleton, shared_folder
 
 needs_machines = pytest.mark.usefixtures("local_machines")
@@ -53,6 +57,25 @@ async def test_a_machine_is_there_for_the_block_and_burned_when_it_is_left(setti
         async with machines.open_machine("m", settings=settings):
             pass
     assert left_of(settings) == ([], [])
+
+
+@needs_machines
+async def test_a_machine_that_is_burned_while_one_logs_in_is_not_found(settings: Settings) -> None:
+    async with machines.create(name="m", settings=settings), open_machines(settings) as opened:
+        provider = opened.forge.provider
+
+        class BurnedAfterTheLook:
+            """Somebody else is quicker than whoever looked."""
+
+            async def get(self, name: str) -> Machine | None:
+                found = await provider.get(name)
+                await provider.destroy(name)
+                return found
+
+        there: Any = BurnedAfterTheLook()
+        late = Machines(settings, dataclasses.replace(opened.forge, provider=there), "ada")
+        with pytest.raises(MachineNotFound, match="'m' not found"):
+            await late.open("m")
 
 
 @needs_machines
