@@ -1,5 +1,19 @@
 """`python -m gibil_bot` is `gibil`."""
 
-from gibil_bot.cli import main
+import signal
 
-main()
+
+def main() -> None:
+    """The command line. Until it is loaded, which takes a moment, Ctrl-C ends the process as it ends any other."""
+    is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # and not ignored, as behind nohup
+    if is_ours:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from gibil_bot.cli import main as command_line
+
+    if is_ours:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    command_line()
+
+
+if __name__ == "__main__":
+    main()

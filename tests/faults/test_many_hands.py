@@ -1,0 +1,84 @@
+"""Several people at the same few machines; some of them are killed, and the keeper, too."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from gibil_bot.machines.local.home import read_keeper
+from gibil_bot.machines.local.limits import Groups, find_hierarchies
+from gibil_bot.machines.local.tier import groups_prefix
+from gibil_bot.sandbox.makings import FOLDER
+from tests.doubles.commandline import CommandLine, command_line
+from tests.doubles.machines import processes_with, shared_folder
+
+PEOPLE, COMMANDS, NAMES = 5, 11, ("a", "b", "c")
+MARK = "sleep\x00733"
+
+WHAT_MAY_HAPPEN = {None, "NAME_TAKEN", "SERVER_NOT_FOUND", "MACHINE_LOST", "INTERRUPTED"}
+"""None is success. MACHINE_LOST: somebody burned it, or killed the keeper, under somebody's command."""
+
+
+@pytest.fixture
+def line(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, local_machines: None) -> Iterator[CommandLine]:
+    with command_line(tmp_path, shared_folder(tmp_path_factory)) as line:
+        yield line
+
+
+def test_people_who_make_use_burn_and_are_killed_all_at_once_get_answers_and_leave_nothing(line: CommandLine) -> None:
+    with ThreadPoolExecutor() as people:
+        answers = [answer for each in people.map(lambda seed: a_person(line, seed), range(PEOPLE)) for answer in each]
+    assert {answer for answer in answers if answer not in WHAT_MAY_HAPPEN} == set()
+    assert None in answers
+    line.json("destroy", "--all")
+    assert line.json("list") == []
+    assert processes_with(MARK) == []
+    assert list(line.home.machines.iterdir()) == []
+    assert list((line.data_dir / FOLDER).iterdir()) == []
+    assert Groups(find_hierarchies(), groups_prefix(line.home)).leftovers() == []
+
+
+def a_person(line: CommandLine, seed: int) -> list[str | None]:
+    """What was answered to a person who does not know of the others."""
+    dice = random.Random(seed)
+    answers: list[str | None] = []
+    for _ in range(COMMANDS):
+        name = dice.choice(NAMES)
+        command = dice.choice(
+            (
+                ("create", "--name", name, "--ttl", "5"),
+                ("create", "--name", name, "--ttl", "5"),
+                ("run", name, "echo here"),
+                ("run", name, "sleep 733", "--background"),
+                ("list",),
+                ("extend", name, "1m"),
+                ("jobs", name),
+                ("destroy", name),
+            )
+        )
+        process = line.start(*command, "--json")
+        is_signalled = dice.random() < 0.3
+        if is_signalled:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(dice.uniform(0.05, 0.4))
+            process.send_signal(dice.choice((signal.SIGKILL, signal.SIGINT, signal.SIGTERM)))
+        elif dice.random() < 0.06 and (keeper := read_keeper(line.home)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(keeper.pid, signal.SIGKILL)
+        stdout, stderr = process.communicate(timeout=60)
+        assert b"Traceback" not in stderr or b"gibil_bot/" not in stderr, (
+            stderr.decode()
+        )  # Python itself says one while it starts
+        if stdout or not is_signalled:
+            answer = json.loads(stdout)
+            answers.append(answer.get("code") if isinstance(answer, dict) else None)
+    return answers
