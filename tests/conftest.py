@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,11 @@ from tests.doubles.machines import end_standing_keeper, local_lodging, shared_fo
 
 # Hundreds of processes of ours are started: what they import is compiled once, and not by each of them.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# Started with `&` in a script, we ignore these, and so would everything that a test starts and then interrupts.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 # Nothing is kept between runs: a checkout may belong to somebody else, and two workers share it.
 settings.register_profile("gibil", database=None)

@@ -49,6 +49,12 @@ def test_parallel_agents_a_fleet_and_the_end_of_all(line: CommandLine) -> None:
 
 
 @needs_jq
+def test_a_machine_that_was_made_in_the_background_of_a_script_obeys_signals_all_the_same(line: CommandLine) -> None:
+    done = line.bash("gibil create --name m & wait $!; gibil run m 'grep SigIgn /proc/self/status'")
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1], 16) & 0b110 == 0, "SIGINT and SIGQUIT"
+
+
 def test_errors_are_handled_with_jq_and_the_error_path_burns(line: CommandLine) -> None:
     done = line.bash(f"gibil create --name flaky --json >/dev/null\n{seed.ERROR_PATH}", NAME="flaky")
     assert [text for text in done.stdout.splitlines() if text] == seed.told_of_errors("flaky")

@@ -51,6 +51,7 @@ def main(data_dir: str, idle_s: str = str(IDLE_S), starting: str = "") -> None:
     if starting:
         os.close(int(starting))
     os.setsid()
+    _obey_signals()
     _leave_the_starter(home)
     lock = os.open(home.local / "keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     if not _take(lock):
@@ -67,6 +68,13 @@ def main(data_dir: str, idle_s: str = str(IDLE_S), starting: str = "") -> None:
     finally:
         sys.stderr.flush()
         os._exit(status)
+
+
+def _obey_signals() -> None:
+    """What a script starts with `&` ignores SIGINT and SIGQUIT, and every process of every machine would inherit that."""
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # Python's own, which PID 1 gives back
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _leave_the_starter(home: Home) -> None:
