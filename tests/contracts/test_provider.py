@@ -14,6 +14,7 @@ import pytest
 
 from gibil_bot.errors import GibilError, MachineNotFound, NameTaken, UsageError
 from tests.doubles.machines import Lodging, guest_lodging, open_connection, public
+from tests.doubles.tools import needs
 
 Kit = Callable[[pytest.TempPathFactory], AbstractAsyncContextManager[Lodging]]
 KITS: dict[str, Kit] = {"local": guest_lodging}
@@ -221,6 +222,7 @@ async def test_output_is_whole_at_the_exit_and_background_processes_do_not_hold_
         assert asyncio.get_running_loop().time() - began < 15
 
 
+@needs("ps")
 async def test_closing_the_channel_ends_the_process(lodging: Lodging) -> None:
     machine = await lodging.provider.create(lodging.spec("killer"))
     async with lodging.connect(machine) as connection:
@@ -232,6 +234,7 @@ async def test_closing_the_channel_ends_the_process(lodging: Lodging) -> None:
                 await asyncio.sleep(0.05)
 
 
+@needs("ps")
 async def test_losing_the_connection_ends_the_process(lodging: Lodging) -> None:
     machine = await lodging.provider.create(lodging.spec("cut"))
     async with lodging.connect(machine) as connection:
@@ -242,6 +245,7 @@ async def test_losing_the_connection_ends_the_process(lodging: Lodging) -> None:
             await asyncio.sleep(0.05)
 
 
+@needs("ps")
 async def test_detached_processes_outlive_their_session(lodging: Lodging) -> None:
     machine = await lodging.provider.create(lodging.spec("daemon"))
     await lodging.run(machine, "setsid -f sleep 600 </dev/null >/dev/null 2>&1")

@@ -9,6 +9,7 @@ import pytest
 
 from gibil_bot.machines.local.provider import LocalProvider
 from tests.doubles.bot import REPOSITORY, Journey, journey
+from tests.doubles.tools import needs
 
 pytestmark = pytest.mark.usefixtures("local_machines")
 
@@ -79,6 +80,7 @@ async def test_a_full_disk_of_the_machine_fails_the_task_and_nothing_else(tmp_pa
         await world.assert_nothing_left()
 
 
+@needs("pgrep")
 async def test_a_task_that_outlives_its_timeout_is_stopped_with_all_its_children(tmp_path: Path) -> None:
     workflow = (
         "name: Hang\non: {command: hang}\ntasks:\n"

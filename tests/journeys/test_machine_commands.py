@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +12,10 @@ import pytest
 from tests.contracts import seed_examples as seed
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.machines import shared_folder
+from tests.doubles.tools import needs
 
 pytestmark = pytest.mark.usefixtures("local_machines")
-needs_jq = pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not installed: apt-get install jq")
+needs_jq = needs("jq")
 
 FILE = """
 env: {COLOUR: red}
@@ -48,13 +48,13 @@ def test_parallel_agents_a_fleet_and_the_end_of_all(line: CommandLine) -> None:
     assert done.stdout.split() == [*agents, *fleet, "1", "2", "3", "3", "true", "true", "true", "0"]
 
 
-@needs_jq
 def test_a_machine_that_was_made_in_the_background_of_a_script_obeys_signals_all_the_same(line: CommandLine) -> None:
     done = line.bash("gibil create --name m & wait $!; gibil run m 'grep SigIgn /proc/self/status'")
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1], 16) & 0b110 == 0, "SIGINT and SIGQUIT"
 
 
+@needs_jq
 def test_errors_are_handled_with_jq_and_the_error_path_burns(line: CommandLine) -> None:
     done = line.bash(f"gibil create --name flaky --json >/dev/null\n{seed.ERROR_PATH}", NAME="flaky")
     assert [text for text in done.stdout.splitlines() if text] == seed.told_of_errors("flaky")

@@ -21,6 +21,7 @@ from gibil_bot.sandbox.live import LiveMachine
 from tests.doubles.agent import Agent, Refused, agent_of, opened
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.machines import older_keeper, processes_with, shared_folder
+from tests.doubles.tools import needs
 
 pytestmark = [pytest.mark.usefixtures("local_machines"), pytest.mark.xdist_group("mcp")]
 
@@ -273,6 +274,7 @@ def test_what_commands_and_jobs_left_behind_is_swept_and_nothing_else(agent: Age
     agent.call("vm_job_cancel", job_id=job)
 
 
+@needs("ps")
 def test_how_a_machine_is_doing(agent: Agent) -> None:
     stats, text = agent.full("vm_stats")
     assert stats["cpus"] >= 1

@@ -22,8 +22,9 @@ from gibil_bot.machines.runtimes import TOOL, TOOL_PATH
 from gibil_bot.model import Machine
 from gibil_bot.planning.setup_task import set_up_script
 from tests.doubles.machines import Lodging, local_lodging, shared_folder
+from tests.doubles.tools import needs
 
-pytestmark = pytest.mark.usefixtures("local_machines")
+pytestmark = [pytest.mark.usefixtures("local_machines"), needs("curl")]
 
 NODE_ARCH, GO_ARCH = {"x86_64": ("x64", "amd64"), "aarch64": ("arm64", "arm64")}.get(platform.machine(), ("", ""))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.hetzner_guests import Image
 from tests.doubles.machines import shared_folder
 from tests.doubles.terminal import Terminal
+from tests.doubles.tools import needs
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def line(hetzner: Cloud, tmp_path: Path, tmp_path_factory: pytest.TempPathFactor
         yield line
 
 
-@pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not installed: apt-get install jq")
+@needs("jq")
 def test_what_the_seed_writes_works_as_written_on_cloud_servers(hetzner: Cloud, line: CommandLine) -> None:
     """One story of six servers: each takes seconds to boot, so they boot side by side."""
     project = line.repository("project", seed.PROJECT)

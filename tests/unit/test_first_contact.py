@@ -20,6 +20,7 @@ from gibil_bot.machines.keyring import Keyring
 from gibil_bot.machines.lifecycle import Forge
 from gibil_bot.model import Endpoint, Result
 from tests.doubles.provider import MemoryProvider
+from tests.doubles.tools import needs
 from tests.unit.test_lifecycle import NoShell
 
 
@@ -107,6 +108,7 @@ def forge(provider: MemoryProvider, host: Host, tmp_path: Path) -> Forge:
     return Forge(provider=provider, keyring=Keyring(tmp_path), connect_shell=host.connect)
 
 
+@needs("ssh-keygen")
 async def test_a_new_machine_shows_its_lasting_key_before_anybody_gets_it(forge: Forge, host: Host) -> None:
     keys = forge.keyring
     host.boot(keys.first_host_key("m"))
@@ -122,6 +124,7 @@ async def test_a_new_machine_shows_its_lasting_key_before_anybody_gets_it(forge:
     assert (machine.endpoint.host_key, machine.endpoint.first_host_key) == (lasting, None)
 
 
+@needs("ssh-keygen")
 async def test_whoever_logs_in_later_does_not_accept_the_first_key(forge: Forge, host: Host, provider: MemoryProvider) -> None:
     host.boot(forge.keyring.first_host_key("m"))
     await forge.create("m", "me", 60)
@@ -134,6 +137,7 @@ async def test_whoever_logs_in_later_does_not_accept_the_first_key(forge: Forge,
     assert {*host.pinned[3:]} == {forge.keyring.host_public("m")}
 
 
+@needs("ssh-keygen")
 @pytest.mark.parametrize("taken", [False, True])
 async def test_a_creation_that_was_killed_on_the_way_is_taken_up_again(forge: Forge, host: Host, taken: bool) -> None:
     """Killed: nothing of it is undone, the machine is as it was in that moment."""

@@ -1,0 +1,23 @@
+"""Programs of the computer that runs the tests: what needs one that is missing is skipped, and says what to install."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+PACKAGES = {
+    "curl": "curl",
+    "jq": "jq",
+    "pgrep": "procps",
+    "ps": "procps",
+    "ssh-keygen": "openssh-client",
+}
+"""Program → Debian's package."""
+
+
+def needs(*programs: str) -> pytest.MarkDecorator:
+    """Skip where one of these programs is missing. Local machines have the host's programs, so it counts for both."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    packages = " ".join(dict.fromkeys(PACKAGES[program] for program in missing))
+    return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} is missing here: apt-get install {packages}")
