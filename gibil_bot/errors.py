@@ -28,7 +28,10 @@ class UsageError(GibilError):
 
 
 class InvalidWorkflow(GibilError):
-    """A workflow file that cannot be accepted: `path:line:column: message`, lines and columns counted from 1."""
+    """A workflow file that can't be accepted: `path:line:column: message`, lines and columns counted from 1.
+
+    The message is the first problem's; `others` holds the rest of the same file, in the order of the file.
+    """
 
     code = "WORKFLOW_INVALID"
     exit_status = 2
@@ -36,6 +39,14 @@ class InvalidWorkflow(GibilError):
     def __init__(self, path: str, line: int, column: int, problem: str) -> None:
         super().__init__(f"{path}:{line}:{column}: {problem}")
         self.path, self.line, self.column, self.problem = path, line, column, problem
+        self.others: tuple[InvalidWorkflow, ...] = ()
+        self.partial: object = None
+        """What could be read of the value all the same, so that it can be checked for further problems."""
+
+    @property
+    def all(self) -> tuple[InvalidWorkflow, ...]:
+        """Every problem of the file, this one first."""
+        return (self, *self.others)
 
 
 class ProviderError(GibilError):

@@ -62,7 +62,7 @@ def catalogue(operator: Mapping[str, bytes], repository: Mapping[str, bytes], *,
                 own_file = _cached_repository_file(place, data)
             except InvalidWorkflow as problem:
                 own_problem = problem
-                problems.append(problem)
+                problems += problem.all
         else:
             own += _read(place, data, problems, broken)
     names = {workflow.name for workflow in own} | {workflow_name(problem.path) for problem in broken.values()}
@@ -99,8 +99,8 @@ def commands(known: Catalogue) -> tuple[CommandHelp, ...]:
 
 
 def check_files(files: Mapping[str, bytes]) -> tuple[InvalidWorkflow, ...]:
-    """What `gibil check` says: the problem of every file that has one, path → content in."""
-    problems = []
+    """What `gibil check` reports: every problem of every file, path → content in."""
+    problems: list[InvalidWorkflow] = []
     for path, data in files.items():
         try:
             if is_repository_file(path):
@@ -108,7 +108,7 @@ def check_files(files: Mapping[str, bytes]) -> tuple[InvalidWorkflow, ...]:
             else:
                 parse_workflow(path, data)
         except InvalidWorkflow as problem:
-            problems.append(problem)
+            problems += problem.all
     return tuple(problems)
 
 
@@ -135,7 +135,7 @@ def _read(path: str, data: bytes, problems: list[InvalidWorkflow], broken: dict[
     try:
         return (_cached_workflow(path, data),)
     except InvalidWorkflow as problem:
-        problems.append(problem)
+        problems += problem.all
         broken.setdefault(_word_of(path, data), problem)
         return ()
 

@@ -9,17 +9,58 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar, cast
 
 from gibil_bot.config import parse_duration
+from gibil_bot.errors import InvalidWorkflow
 from gibil_bot.planning.yamldoc import Node, nearest
 
+MAX_PROBLEMS = 50
+"""Problems that one file reports; a hostile file could hold thousands."""
+
+T = TypeVar("T")
 Check = Callable[[str], str | None]
 """Says what is wrong with a text, or nothing."""
 
 
+class Problems:
+    """Collects what is wrong with the parts of one value, so that a file reports all of its problems at once."""
+
+    def __init__(self) -> None:
+        self._found: list[InvalidWorkflow] = []
+
+    def add(self, problem: InvalidWorkflow) -> None:
+        self._found += problem.all[: MAX_PROBLEMS - len(self._found)]
+
+    def collect(self, read: Callable[[], T]) -> T | None:
+        """What `read` returns. When it raises InvalidWorkflow: what could be read all the same, else None."""
+        try:
+            return read()
+        except InvalidWorkflow as problem:
+            self.add(problem)
+            return cast("T | None", problem.partial)
+
+    @property
+    def full(self) -> bool:
+        """Whether further problems would be dropped, so that reading on is no use."""
+        return len(self._found) >= MAX_PROBLEMS
+
+    def raise_with(self, readable: object = None) -> None:
+        """Raise InvalidWorkflow with everything that was added, in the order of the file; nothing when there is nothing."""
+        if not self._found:
+            return
+        first, *others = sorted(self._found, key=lambda problem: (problem.line, problem.column))
+        joined = InvalidWorkflow(first.path, first.line, first.column, first.problem)
+        joined.others, joined.partial = tuple(others), readable
+        raise joined from None
+
+
 class Kind(Protocol):
-    """One kind of value. `read` raises InvalidWorkflow; `what` is how an error names it: "a list of names"."""
+    """One kind of value. `read` raises InvalidWorkflow with everything that is wrong.
+
+    `what` is how an error names it: "a list of names".
+    """
 
     @property
     def what(self) -> str: ...
@@ -80,11 +121,16 @@ class Choice:
 
     words: tuple[str, ...]
     what: str = "a word"
+    hint: Callable[[str], str | None] = lambda _: None
+    """What to say about another word that people may expect to be allowed, or None."""
 
     def read(self, node: Node) -> str:
         if node.kind != "scalar" or node.is_null:
             raise _refuse_kind(node, f"one of {', '.join(self.words)}")
         if node.text not in self.words:
+            hint = self.hint(node.text)
+            if hint is not None:
+                raise node.refuse(hint)
             raise node.refuse(f"{node.text[:60]!r} is none of {', '.join(self.words)}{nearest(node.text, self.words)}")
         return node.text
 
@@ -195,8 +241,17 @@ class ListOf:
             raise _refuse_kind(node, "a list")
         if not self.fewest <= len(node.items) <= self.most:
             bound = f"at least {self.fewest}" if len(node.items) < self.fewest else f"at most {self.most}"
-            raise node.refuse(f"{bound} entries have to stand here, not {len(node.items)}")
-        return [self.item.read(item) for item in node.items]
+            noun = "entry" if bound.endswith(" 1") else "entries"
+            raise node.refuse(f"expected {bound} {noun} in this list, got {len(node.items)}")
+        problems = Problems()
+        values: list[object] = []
+        for item in node.items:
+            if problems.full:
+                break
+            # An entry that can't be read keeps its position: None.
+            values.append(problems.collect(partial(self.item.read, item)))
+        problems.raise_with(values)
+        return values
 
     def schema(self) -> dict[str, object]:
         schema: dict[str, object] = {
@@ -224,8 +279,18 @@ class Table:
         if node.kind != "mapping":
             raise _refuse_kind(node, "a mapping")
         if len(node.entries) > self.most:
-            raise node.refuse(f"at most {self.most} entries may stand here, not {len(node.entries)}")
-        return {self._name(key): self.value.read(value) for key, value in node.entries}
+            raise node.refuse(f"expected at most {self.most} entries, got {len(node.entries)}")
+        problems = Problems()
+        values: dict[str, object] = {}
+        for key, value in node.entries:
+            if problems.full:
+                break
+            name = problems.collect(partial(self._name, key))
+            content = problems.collect(partial(self.value.read, value))
+            if name is not None and content is not None:
+                values[name] = content
+        problems.raise_with(values)
+        return values
 
     def _name(self, key: Node) -> str:
         if len(key.text) > self.key.longest or (self.key.pattern and not re.fullmatch(self.key.pattern, key.text)):
@@ -271,26 +336,44 @@ class Record:
         if node.kind != "mapping":
             raise _refuse_kind(node, f"a mapping ({self.what})")
         by_name = {known.name: known for known in self.fields}
+        instead: list[str] = []
+        problems = Problems()
         values: dict[str, object] = {}
         for key, value in node.entries:
+            if problems.full:
+                break
             known = by_name.get(key.text)
             if known is None:
                 names = [known.name for known in self.fields if known.gone is None]
-                hint = nearest(key.text, by_name) or f"; it knows {', '.join(names)}"
-                raise key.refuse(f"{self.what} has no key {key.text[:60]!r}{hint}")
-            if known.gone is not None or known.kind is None:
-                raise key.refuse(f"{known.name}: {known.gone}")
-            values[known.name] = known.kind.read(value)
+                hint = nearest(key.text, names)
+                known_names = f"; it knows {', '.join(names)}"
+                problems.add(key.refuse(f"{self.what} has no key {key.text[:60]!r}{hint or known_names}"))
+                instead.append(hint)
+            elif known.gone is not None or known.kind is None:
+                problems.add(key.refuse(f"{known.name}: {known.gone}"))
+                instead.append(known.gone or "")
+            else:
+                content = problems.collect(partial(known.kind.read, value))
+                if content is not None:
+                    values[known.name] = content
+        written = {key.text for key, _ in node.entries}
         for known in self.fields:
-            if known.required and known.name not in values:
-                raise node.refuse(f"{self.what} needs the key {known.name!r}")
+            # A key that another problem says to write is not missed a second time.
+            if known.required and known.name not in written and not any(known.name in hint for hint in instead):
+                problems.add(node.refuse(f"{self.what} needs the key {known.name!r}"))
+        problems.raise_with(values)
         return values
 
     def schema(self) -> dict[str, object]:
         properties: dict[str, object] = {}
         for known in self.fields:
             if known.kind is None:
-                properties[known.name] = {"not": {}, "description": f"{known.description} {known.gone}"}
+                # No editor should offer it: doNotSuggest is VS Code's, other programs ignore it.
+                properties[known.name] = {
+                    "not": {},
+                    "doNotSuggest": True,
+                    "description": f"{known.description} {known.gone}".strip(),
+                }
             else:
                 properties[known.name] = known.kind.schema() | {"description": known.description}
         schema: dict[str, object] = {

@@ -6,17 +6,21 @@ Everything that is wrong is one InvalidWorkflow, with the line and column of wha
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from gibil_bot.errors import InvalidWorkflow
 from gibil_bot.planning import expressions
+from gibil_bot.planning.actions import misplaced_expressions
+from gibil_bot.planning.fields import Problems
 from gibil_bot.planning.inputs import value_problem
 from gibil_bot.planning.script import input_variable
 from gibil_bot.planning.services import host_port, image_problem
 from gibil_bot.planning.syntax import InvalidExpression
-from gibil_bot.planning.tables import PULL_REQUEST_ACTIONS, REPOSITORY, WORKFLOW
+from gibil_bot.planning.tables import REPOSITORY, WORKFLOW
 from gibil_bot.planning.workflow import (
+    PULL_REQUEST_ACTIONS,
     REPOSITORY_FILE,
     Concurrency,
     Input,
@@ -30,25 +34,37 @@ from gibil_bot.planning.yamldoc import Node, read_yaml
 
 
 def parse_workflow(path: str, data: bytes) -> Workflow:
-    """The workflow of a file. `path` is for messages and gives its name. Raises InvalidWorkflow."""
+    """The workflow of a file. `path` is for messages and gives its name. Raises InvalidWorkflow with every problem."""
     root = read_yaml(path, data)
-    values: dict[str, Any] = WORKFLOW.read(root)
+    problems = Problems()
+    values: dict[str, Any] = problems.collect(lambda: WORKFLOW.read(root)) or {}
     name = workflow_name(path)
-    command, actions = _triggers(values["on"])
-    if command is None and not actions:
-        raise root.at("on").refuse("on: needs a command or a pull_request, or nothing ever starts this workflow")
-    inputs = tuple(_input(known, fields, root.at("inputs", known)) for known, fields in values.get("inputs", {}).items())
-    names = [known.name for known in inputs]
-    _check_inputs(inputs, root.at("inputs"), needs_defaults=bool(actions))
-    tasks = tuple(_task(fields, root.at("tasks", index), names) for index, fields in enumerate(values["tasks"]))
-    using = [index for index, task in enumerate(tasks) if task.uses]
+    command, actions = _triggers(values.get("on", {}))
+    on = root.at("on")
+    if on is not root and on.kind == "mapping" and not on.entries:
+        problems.add(on.refuse("on: needs a command or a pull_request, or nothing ever starts this workflow"))
+    inputs = tuple(
+        known
+        for name_, fields in values.get("inputs", {}).items()
+        if (known := problems.collect(partial(_input, name_, fields, root.at("inputs", name_)))) is not None
+    )
+    # An input that can't be read is declared all the same: what uses it isn't another problem.
+    names = [key.text for key, _ in root.at("inputs").entries] if _has(root, "inputs") else []
+    problems.collect(partial(_check_inputs, inputs, root.at("inputs"), needs_defaults=bool(actions)))
+    tasks = _tasks(values.get("tasks", ()), root.at("tasks"), names, problems)
+    using = [index for index, fields in enumerate(values.get("tasks", ())) if fields and fields.get("uses")]
     if len(using) > 1:
-        raise root.at("tasks", using[1], "uses").refuse(
-            f"one task of a workflow can use {REPOSITORY_FILE}, and one does already"
+        problems.add(
+            root.at("tasks", using[1], "uses").refuse(f"one task of a workflow can use {REPOSITORY_FILE}, and one does already")
         )
-    secrets = tuple(dict.fromkeys(values.get("secrets", ())))
-    for places in (root, *root.at("tasks").items):
-        _check_no_secret(places, secrets)
+    secrets = tuple(dict.fromkeys(secret for secret in values.get("secrets", ()) if secret))
+    for place in (root, *(root.at("tasks").items if _has(root, "tasks") else ())):
+        for problem in _secrets_in_env(place, secrets):
+            problems.add(problem)
+    concurrency = problems.collect(lambda: _concurrency(values.get("concurrency"), root.at("concurrency"), names))
+    for problem in misplaced_expressions(root):
+        problems.add(problem)
+    problems.raise_with()
     return Workflow(
         name=name,
         path=path,
@@ -61,33 +77,53 @@ def parse_workflow(path: str, data: bytes) -> Workflow:
         secrets=secrets,
         tasks=tasks,
         timeout_s=_seconds(values.get("timeout-minutes")),
-        concurrency=_concurrency(values.get("concurrency"), root.at("concurrency"), names),
+        concurrency=concurrency,
         machine=_machine(values.get("machine", {})),
         comment=values.get("comment", "always"),
     )
 
 
 def parse_repository_file(path: str, data: bytes) -> RepositoryFile:
-    """What a `.gibil.yml` says. Raises InvalidWorkflow."""
+    """What a `.gibil.yml` says. Raises InvalidWorkflow with every problem."""
     root = read_yaml(path, data)
-    values: dict[str, Any] = REPOSITORY.read(root)
+    problems = Problems()
+    values: dict[str, Any] = problems.collect(lambda: REPOSITORY.read(root)) or {}
     runtime = values.get("runtime", {})
+    services = _services(values.get("services", {}), root.at("services"), problems)
+    tasks = _tasks(values.get("tasks", ()), root.at("tasks"), None, problems)
+    for problem in misplaced_expressions(root):
+        problems.add(problem)
+    problems.raise_with()
     return RepositoryFile(
         path=path,
         runtime={} if runtime == "none" else runtime,
         packages=tuple(values.get("packages", ())),
-        services=_services(values.get("services", {}), root.at("services")),
+        services=services,
         env=values.get("env", {}),
-        tasks=tuple(_task(fields, root.at("tasks", index), None) for index, fields in enumerate(values.get("tasks", ()))),
+        tasks=tasks,
         machine=_machine(values.get("machine", {})),
     )
 
 
-def _services(values: dict[str, dict[str, Any]], node: Node) -> tuple[Service, ...]:
+def _tasks(
+    values: Sequence[dict[str, Any] | None], node: Node, inputs: Collection[str] | None, problems: Problems
+) -> tuple[Task, ...]:
+    found = []
+    for index, fields in enumerate(values):
+        if fields is not None:
+            task = problems.collect(partial(_task, fields, node.at(index), inputs))
+            if task is not None:
+                found.append(task)
+    return tuple(found)
+
+
+def _services(values: dict[str, dict[str, Any]], node: Node, problems: Problems) -> tuple[Service, ...]:
     services: list[Service] = []
     for name, fields in values.items():
+        if "image" not in fields:
+            continue  # a problem already
         place = node.key(name)
-        pairs = [entry.split(":") for entry in fields.get("ports", ())]
+        pairs = [entry.split(":") for entry in fields.get("ports", ()) if entry]
         service = Service(
             name=name,
             image=fields["image"],
@@ -103,9 +139,14 @@ def _services(values: dict[str, dict[str, Any]], node: Node) -> tuple[Service, .
                 problem or f"{taken.name!r} has the port {host_port(service)[0]} already; write PORT:{host_port(service)[1]}"
             )
         if problem:
-            raise place.refuse(problem)
-        services.append(service)
+            problems.add(place.refuse(problem))
+        else:
+            services.append(service)
     return tuple(services)
+
+
+def _has(root: Node, name: str) -> bool:
+    return any(key.text == name for key, _ in root.entries)
 
 
 def is_repository_file(path: str) -> bool:
@@ -125,7 +166,7 @@ def _triggers(on: Any) -> tuple[str | None, tuple[str, ...]]:
     actions = on.get("pull_request", ())
     if isinstance(actions, dict):
         actions = actions.get("types", PULL_REQUEST_ACTIONS)
-    return on.get("command"), tuple(dict.fromkeys(actions))
+    return on.get("command"), tuple(dict.fromkeys(action for action in actions if action))
 
 
 def _input(name: str, values: dict[str, Any], node: Node) -> Input:
@@ -165,15 +206,17 @@ def _check_inputs(inputs: tuple[Input, ...], node: Node, *, needs_defaults: bool
 
 def _task(values: dict[str, Any], node: Node, inputs: Collection[str] | None) -> Task:
     run, uses = values.get("run"), values.get("uses")
-    if run is None and uses is None:
-        raise node.refuse("a task needs the key 'run'")
+    problems = Problems()
+    if run is None and not (_has(node, "run") or _has(node, "uses")):
+        problems.add(node.refuse("a task needs the key 'run'"))
     if run is not None and not run.strip():
-        raise node.at("run").refuse("a script cannot be empty")
+        problems.add(node.at("run").refuse("a script cannot be empty"))
     condition = values.get("if", "success()")
     try:
         expressions.check(condition, inputs=inputs)
     except InvalidExpression as error:
-        raise _within(node.at("if"), error) from None
+        problems.add(_within(node.at("if"), error))
+    problems.raise_with()
     return Task(
         name=values.get("name") or _first_line(run or f"uses {uses}"),
         run=run,
@@ -192,7 +235,9 @@ def _task(values: dict[str, Any], node: Node, inputs: Collection[str] | None) ->
 def _concurrency(value: Any, node: Node, inputs: Collection[str]) -> Concurrency | None:
     if value is None:
         return None
-    group, cancel = (value, False) if isinstance(value, str) else (value["group"], value.get("cancel-in-progress", False))
+    group, cancel = (value, False) if isinstance(value, str) else (value.get("group"), value.get("cancel-in-progress", False))
+    if group is None:
+        return None  # a problem already
     try:
         expressions.check_interpolation(group, inputs=inputs)
     except InvalidExpression as error:
@@ -213,15 +258,15 @@ def _machine(values: dict[str, Any]) -> MachineWish:
     )
 
 
-def _check_no_secret(node: Node, secrets: Collection[str]) -> None:
-    for key, _ in node.at("env").entries if any(name.text == "env" for name, _ in node.entries) else ():
+def _secrets_in_env(node: Node, secrets: Collection[str]) -> Iterator[InvalidWorkflow]:
+    for key, _ in node.at("env").entries if _has(node, "env") else ():
         if key.text in secrets:
-            raise key.refuse(f"{key.text!r} is a secret of this workflow and cannot be in env too")
+            yield key.refuse(f"{key.text!r} is a secret of this workflow and cannot be in env too")
 
 
 def _within(node: Node, error: InvalidExpression) -> InvalidWorkflow:
     """The error at its own column, where the text stands on one line as it is written; else at the value's."""
-    if node.style == "block" or "\n" in node.text:
+    if node.style in ("block", "folded") or "\n" in node.text:
         return node.refuse(error.problem)
     column = node.column + error.column - 1 + (node.style == "quoted")
     return InvalidWorkflow(node.path, node.line, column, error.problem)

@@ -138,6 +138,7 @@ def task_environment(
         "GITHUB_OUTPUT": files.output,
         "GITHUB_PATH": files.path,
         "GITHUB_STEP_SUMMARY": files.summary,
+        "RUNNER_OS": "Linux",
         "RUNNER_TEMP": files.temp,
     }
     if paths:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import posixpath
 import shlex
+from collections.abc import Mapping
 
-from gibil_bot.planning import expressions, patterns
+from gibil_bot.planning import actions, expressions, patterns
 from gibil_bot.planning.fields import Choice, Duration, Field, Flag, ListOf, Number, Record, Shapes, Size, Table, Text
 from gibil_bot.planning.script import reserved_name
-from gibil_bot.planning.workflow import REPOSITORY_FILE
+from gibil_bot.planning.workflow import PULL_REQUEST_ACTIONS, REPOSITORY_FILE
 
-PULL_REQUEST_ACTIONS = ("opened", "synchronize", "reopened")
 RESERVED_COMMANDS = ("help", "cancel", "retest", "approve")
 SIZES = ("small", "medium", "large")
 
@@ -108,9 +108,13 @@ _TASK_FIELDS = (
         description="bash (default), sh, python, or a command with {0} where the script's file belongs.",
     ),
 )
-_TASK_HINTS = (
-    Field(name="with", description="Arguments of an action.", gone="actions are not run here; write the commands under run"),
-)
+
+
+def _not_here(sentences: Mapping[str, str]) -> tuple[Field, ...]:
+    return tuple(Field(name=name, description="", gone=sentence) for name, sentence in sentences.items())
+
+
+_TASK_HINTS = _not_here(actions.TASK_KEYS)
 
 TASK = Record(
     what="a task",
@@ -118,7 +122,7 @@ TASK = Record(
         *_TASK_FIELDS,
         Field(
             name="uses",
-            kind=Choice(words=(REPOSITORY_FILE,)),
+            kind=Choice(words=(REPOSITORY_FILE,), hint=actions.uses_hint),
             description="`.gibil.yml`: the tasks of the repository's own file stand in this task's place, where it has some; "
             "otherwise run is run.",
         ),
@@ -158,12 +162,13 @@ INPUT = Record(
         ),
     ),
 )
-_ACTIONS = ListOf(item=Choice(words=PULL_REQUEST_ACTIONS), one_too=True, most=3)
+_ACTIONS = ListOf(item=Choice(words=PULL_REQUEST_ACTIONS, hint=actions.activity_hint), one_too=True, most=20)
+_EVENT = Choice(words=("pull_request",), hint=actions.event_hint)
 ON = Shapes(
     what="command: WORD or pull_request",
     kinds={
-        "scalar": Choice(words=("pull_request",)),
-        "list": ListOf(item=Choice(words=("pull_request",)), most=1),
+        "scalar": _EVENT,
+        "list": ListOf(item=_EVENT, most=20),
         "mapping": Record(
             what="on",
             fields=(
@@ -186,12 +191,16 @@ ON = Shapes(
                             "list": _ACTIONS,
                             "mapping": Record(
                                 what="pull_request",
-                                fields=(Field(name="types", kind=_ACTIONS, description="Which actions start it."),),
+                                fields=(
+                                    Field(name="types", kind=_ACTIONS, description="Which actions start it."),
+                                    *_not_here(actions.PULL_REQUEST_KEYS),
+                                ),
                             ),
                         },
                     ),
                     description="Runs when a pull request is opened, pushed to (synchronize) or reopened.",
                 ),
+                *_not_here(actions.EVENTS),
             ),
         ),
     },
@@ -240,12 +249,7 @@ WORKFLOW = Record(
             kind=Choice(words=("always", "on-failure", "never")),
             description="Whether a comment tells the result.",
         ),
-        Field(
-            name="commit", description="Commits that a workflow made.", gone="pushing commits is not supported yet; remove it"
-        ),
-        Field(name="jobs", description="GitHub Actions' jobs.", gone="a workflow is one job here; write its steps under tasks"),
-        Field(name="steps", description="GitHub Actions' steps.", gone="steps are called tasks here"),
-        Field(name="runs-on", description="GitHub Actions' runner.", gone="say what it runs on under machine"),
+        *_not_here(actions.WORKFLOW_KEYS),
     ),
 )
 
@@ -313,5 +317,6 @@ REPOSITORY = Record(
         Field(name="env", kind=_ENV, description="Environment of every task."),
         Field(name="tasks", kind=ListOf(item=REPOSITORY_TASK), description="How the project is tested, in order."),
         Field(name="machine", kind=MACHINE, description="What it runs on."),
+        *_not_here(actions.REPOSITORY_KEYS),
     ),
 )

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 REPOSITORY_FILE = ".gibil.yml"
+PULL_REQUEST_ACTIONS = ("opened", "synchronize", "reopened")
+"""The actions of a pull request that can start a workflow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,6 @@ word: only `true` and `false` are booleans.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ class Node:
     text: str = ""
     """A scalar as it is written, without quotes."""
     style: str = "plain"
-    """plain | quoted | block: how a scalar is written."""
+    """plain | quoted | block (`|`) | folded (`>`): how a scalar is written."""
     items: tuple[Node, ...] = ()
     entries: tuple[tuple[Node, Node], ...] = ()
     """Keys (always scalars) and values, in the order of the file."""
@@ -98,15 +97,44 @@ class Node:
         """The node of a key itself; this node where there is no such key."""
         return next((key for key, _ in self.entries if key.text == name), self)
 
-    def refuse(self, problem: str) -> InvalidWorkflow:
-        """The error to raise about this node."""
+    def refuse(self, problem: str, *, offset: int | None = None) -> InvalidWorkflow:
+        """The error to raise about this node. With an `offset` in a block's text: at the line of the file where that is."""
+        if self.style == "block" and offset is not None:
+            before = self.text[:offset].count("\n")
+            return InvalidWorkflow(self.path, self.line + 1 + before, 1, _short(problem))
         return InvalidWorkflow(self.path, self.line, self.column, _short(problem))
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """` (did you mean "x"?)`, or nothing when no choice is near."""
-    found = difflib.get_close_matches(word.lower()[:100], list(choices), n=1, cutoff=0.6)
-    return f" (did you mean {found[0]!r}?)" if found else ""
+    """` (did you mean 'x'?)`, or nothing when no choice is within two typing errors (one, in words of up to four letters)."""
+    word = word.lower()
+    most = 2 if len(word) > 4 else 1
+    near = [
+        (distance, choice)
+        for choice in choices
+        if abs(len(choice) - len(word)) <= most and (distance := _typing_errors(word, choice.lower())) <= most
+    ]
+    return f" (did you mean {min(near)[1]!r}?)" if near else ""
+
+
+def _typing_errors(left: str, right: str) -> int:
+    """Letters to insert, remove, replace, or swap with their neighbour (the optimal string alignment distance).
+
+    Words of more than 100 letters are not compared: the work grows with the square of the length.
+    """
+    if len(left) > 100 or len(right) > 100:
+        return 100
+    before_last: list[int] = []
+    last = list(range(len(right) + 1))
+    for row, letter in enumerate(left, start=1):
+        here = [row]
+        for column, other in enumerate(right, start=1):
+            best = min(last[column] + 1, here[-1] + 1, last[column - 1] + (letter != other))
+            if row > 1 and column > 1 and letter == right[column - 2] and left[row - 2] == other:
+                best = min(best, before_last[column - 2] + 1)
+            here.append(best)
+        before_last, last = last, here
+    return last[-1]
 
 
 def _short(problem: str) -> str:
@@ -201,7 +229,7 @@ class _Builder:
         if anchor is not None:
             self._open.add(anchor)
         if isinstance(event, yaml.ScalarEvent):
-            style = "plain" if event.style is None else "block" if event.style in "|>" else "quoted"
+            style = {None: "plain", "|": "block", ">": "folded"}.get(event.style, "quoted")
             node = self._make(event, "scalar", text=str(event.value), style=style)
         elif isinstance(event, yaml.SequenceStartEvent):
             node = self._make(event, "list", items=tuple(self._items(depth)))

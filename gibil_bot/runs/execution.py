@@ -149,7 +149,11 @@ class Execution:
         self, index: int, task: TaskPlan, extra: dict[str, str], paths: list[str], resumed: TaskResult | None
     ) -> None:
         status = self._status()
-        wanted = expressions.evaluate(task.condition, status=status, inputs=self._plan.inputs, github=self._plan.github)
+        # As in Actions: the workflow's, what earlier tasks wrote to GITHUB_ENV, the task's own; never a secret.
+        env = {**self._plan.env, **extra, **task.env}
+        wanted = expressions.evaluate(
+            task.condition, status=status, inputs=self._plan.inputs, github=self._plan.github, env=env
+        )
         if resumed is None and not wanted:
             why = {"failure": "an earlier task failed", "cancelled": "the run was cancelled"}.get(
                 status, f"if: {task.condition}"

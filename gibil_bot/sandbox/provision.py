@@ -130,7 +130,7 @@ gibil_task() {
         export "${gibil_base[@]}" "${gibil_given[@]}" "${gibil_extra[@]}" "$@"
         PATH=$gibil_path$PATH
         export GITHUB_ENV=$gibil_folder/env GITHUB_OUTPUT=$gibil_folder/output GITHUB_PATH=$gibil_folder/path
-        export GITHUB_STEP_SUMMARY=$gibil_folder/summary RUNNER_TEMP=/root/.gibil/files
+        export GITHUB_STEP_SUMMARY=$gibil_folder/summary RUNNER_TEMP=/root/.gibil/files RUNNER_OS=Linux
         exec "$gibil_timeout" --kill-after=5 "$gibil_seconds" "${gibil_words[@]}" </dev/null
     )
     gibil_status=$?
@@ -194,7 +194,7 @@ def provision_script(origin: Origin, given: tuple[str, ...] = ()) -> str:
         set_up = {"set up": set_up_script(file.runtime, file.packages), "services": services_script(file.services)}
         parts += [_set_up(name, text) for name, text in set_up.items() if text is not None]
     parts.append(_READY)
-    parts += [_call(number, task) for number, task in enumerate(tasks, start=1)]
+    parts += [_call(number, task, base) for number, task in enumerate(tasks, start=1)]
     parts.append(_END)
     return "".join(parts)
 
@@ -211,10 +211,12 @@ gibil_take || gibil_give_up '{name}' 1
 """
 
 
-def _call(number: int, task: Task) -> str:
+def _call(number: int, task: Task, env: Mapping[str, str]) -> str:
+    """`env`: what is known of the environment before the machine exists; what tasks write to GITHUB_ENV is not among it."""
     assert task.run is not None, "only a workflow's task may use another file"
     after = {
-        status: expressions.evaluate(task.condition, status=status, inputs={}, github={}) for status in ("success", "failure")
+        status: expressions.evaluate(task.condition, status=status, inputs={}, github={}, env={**env, **task.env})
+        for status in ("success", "failure")
     }
     arguments = [
         str(number),

@@ -56,7 +56,9 @@ def test_help_names_every_command_and_each_has_an_example() -> None:
         assert "gibil" in own.stdout
 
 
-@pytest.mark.parametrize("arguments", [("nonsense",), ("check",), ("serve", "--port", "eighty"), ("plan", "absent.yml")])
+@pytest.mark.parametrize(
+    "arguments", [("nonsense",), ("check", "absent.yml"), ("serve", "--port", "eighty"), ("plan", "absent.yml")]
+)
 def test_wrong_use_is_said_in_one_line_with_status_2(arguments: tuple[str, ...]) -> None:
     done = gibil(*arguments)
     assert done.returncode == 2
@@ -91,13 +93,55 @@ def test_check_finds_the_line_the_column_and_the_right_word(tmp_path: Path) -> N
 def test_plan_prints_what_a_comment_would_start_and_does_nothing(tmp_path: Path) -> None:
     (tmp_path / "docs.yml").write_text(WORKFLOW)
     (tmp_path / "event.json").write_text(comment("/gibil docs fast=true"))
-    done = gibil("plan", str(tmp_path / "docs.yml"), "--event", str(tmp_path / "event.json"))
+    event = ("--event", str(tmp_path / "event.json"))
+    done = gibil("plan", str(tmp_path / "docs.yml"), *event, "--json")
     assert done.returncode == 0, done.stderr
     (plan,) = json.loads(done.stdout)
     assert plan["workflow"] == "docs"
     assert plan["inputs"] == {"fast": "true"}
     (tmp_path / "event.json").write_text(comment("nothing for us"))
-    assert json.loads(gibil("plan", str(tmp_path / "docs.yml"), "--event", str(tmp_path / "event.json")).stdout) == []
+    assert json.loads(gibil("plan", str(tmp_path / "docs.yml"), *event, "--json").stdout) == []
+
+
+def test_plan_needs_no_payload_and_says_which_tasks_are_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "preview.yml"
+    path.write_text(
+        "on: {command: preview, pull_request: [opened]}\n"
+        "inputs: {target: {type: choice, options: [staging, demo], default: staging}, dry: {type: boolean, default: true}}\n"
+        "tasks:\n"
+        "  - {name: build, run: make}\n"
+        "  - {name: upload, if: '${{ !inputs.dry }}', run: make upload}\n"
+        "  - {name: mourn, if: failure(), run: make mourn}\n"
+    )
+    done = gibil("plan", str(path), "/gibil preview target=demo")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["task", "1", "build", "runs"] in lines
+    assert ["task", "2", "upload", "skipped:", "if:", "${{", "!true", "}}"] in lines
+    assert ["task", "3", "mourn", "runs", "only", "after", "a", "failure"] in lines
+    assert ["inputs", "target=demo", "dry=true"] in lines
+    assert "target=staging" in gibil("plan", str(path), "--pull-request", "opened").stdout
+    refused = gibil("plan", str(path), "/gibil preview target=nowhere")
+    assert (refused.returncode, "staging, demo" in refused.stderr) == (2, True)
+    other = gibil("plan", str(path), "/gibil deploy")
+    assert "its command is /gibil preview" in other.stderr
+    assert gibil("plan", str(path)).returncode == 2
+
+
+def test_check_reads_this_directory_or_the_one_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tmp_path / "project"
+    (project / ".gibil" / "workflows").mkdir(parents=True)
+    (project / ".gibil.yml").write_text("tasks: [{run: make}]\n")
+    (project / ".gibil" / "workflows" / "docs.yml").write_text(WORKFLOW)
+    operators = tmp_path / "operators"
+    operators.mkdir()
+    (operators / "one.yml").write_text(WORKFLOW)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(project)
+    assert json.loads(gibil("check", "--json").stdout)["files"] == 2
+    assert json.loads(gibil("check", str(project), str(operators), "--json").stdout)["files"] == 3
+    nothing = gibil("check", str(tmp_path / "empty"))
+    assert (nothing.returncode, "no workflow" in nothing.stderr) == (2, True)
 
 
 def test_replay_signs_what_it_posts(tmp_path: Path) -> None:

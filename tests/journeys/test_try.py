@@ -66,6 +66,25 @@ async def test_the_committed_head_is_what_runs(checkout: Path) -> None:
     assert await nothing_left(checkout)
 
 
+async def test_a_condition_on_the_environment_sees_what_the_task_would_find(checkout: Path) -> None:
+    (checkout / ".gibil.yml").write_text(
+        "env: {MODE: fast}\n"
+        "tasks:\n"
+        '  - {name: says, run: \'echo PAGE=made >>"$GITHUB_ENV"; echo x=1 >>"$GITHUB_OUTPUT"\'}\n'
+        "  - {name: file, if: env.MODE == 'fast', run: 'true'}\n"
+        "  - {name: earlier, if: env.PAGE == 'made', run: 'true'}\n"
+        "  - {name: own, if: env.MODE == 'slow', env: {MODE: slow}, run: 'true'}\n"
+        "  - {name: absent, if: env.PAGES, run: 'true'}\n"
+    )
+    subprocess.run(
+        ["git", "-C", str(checkout), "-c", "user.name=A", "-c", "user.email=a@b.c", "commit", "-qam", "x"], check=True
+    )
+    status, out, shown = await gibil(checkout, "--json")
+    assert status == 0, shown
+    tasks = {task["name"]: task["status"] for task in json.loads(out)["tasks"]}
+    assert tasks == dict.fromkeys(("says", "file", "earlier", "own"), "success") | {"absent": "skipped"}
+
+
 async def test_dirty_takes_uncommitted_changes_and_new_files_and_touches_nothing_of_the_checkout(checkout: Path) -> None:
     (checkout / "word.txt").write_text("bad\n")
     (checkout / "new.txt").write_text("new\n")

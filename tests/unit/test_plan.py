@@ -320,9 +320,9 @@ def test_a_plan_is_json_and_comes_back_as_it_was() -> None:
     assert plan.machine == MachinePlan(ttl_s=4200)
 
 
-def test_checking_files_gives_the_problem_of_each() -> None:
+def test_checking_files_gives_every_problem_of_each() -> None:
     problems = check_files({"test.yml": TEST, ".gibil.yml": b"tasks: []", "bad.yml": b"on: push"})
-    assert [problem.path for problem in problems] == [".gibil.yml", "bad.yml"]
+    assert [problem.path for problem in problems] == [".gibil.yml", "bad.yml", "bad.yml"]
 
 
 @settings(deadline=None)

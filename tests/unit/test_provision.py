@@ -107,6 +107,19 @@ def test_a_line_of_ours_begins_a_line_whatever_a_task_printed_last(place: Place)
     ]
 
 
+def test_a_condition_sees_the_environment_of_the_file_and_of_the_task(place: Place) -> None:
+    done = place.run(
+        "env: {COLOUR: red}\n"
+        "tasks:\n"
+        "  - {name: one, if: env.COLOUR == 'red', run: echo one}\n"
+        "  - {name: two, if: env.COLOUR == 'blue', env: {COLOUR: blue}, run: echo two}\n"
+        "  - {name: three, if: env.COLOUR == 'blue', run: echo three}\n",
+        {},
+    )
+    assert [line for line in done.stdout.splitlines() if line in ("one", "two", "three")] == ["one", "two"]
+    assert "=== three: skipped" in done.stdout
+
+
 def test_a_task_has_its_environment_its_folder_its_shell_and_its_time(place: Place) -> None:
     (place.folder / "root/project/sub dir").mkdir(parents=True)
     done = place.run(

@@ -98,7 +98,7 @@ def test_a_repository_file_arrives() -> None:
 def test_a_hundred_tasks_are_accepted_and_one_more_is_not() -> None:
     task = b"  - {run: x}\n"
     assert len(parse_workflow("w.yml", b"on: pull_request\ntasks:\n" + task * 100).tasks) == 100
-    with pytest.raises(InvalidWorkflow, match="at most 100 entries have to stand here, not 101"):
+    with pytest.raises(InvalidWorkflow, match="expected at most 100 entries in this list, got 101"):
         parse_workflow("w.yml", b"on: pull_request\ntasks:\n" + task * 101)
 
 

@@ -75,6 +75,7 @@ def test_a_task_finds_githubs_names_and_gibils() -> None:
         "GITHUB_STEP_SUMMARY": "/root/.gibil/files/3/summary",
         "GITHUB_WORKFLOW": "The X",
         "GITHUB_WORKSPACE": "/root/project",
+        "RUNNER_OS": "Linux",
         "RUNNER_TEMP": "/root/.gibil/files",
     }
 

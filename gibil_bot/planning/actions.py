@@ -1,0 +1,301 @@
+"""What people bring from GitHub Actions and what they write here instead: a sentence for every key, expression and variable.
+
+Keys and contexts: https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-syntax and
+https://docs.github.com/en/actions/reference/workflows-and-actions/contexts. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from gibil_bot.errors import InvalidWorkflow
+from gibil_bot.planning.script import input_variable
+from gibil_bot.planning.yamldoc import Node
+
+# --- keys ---------------------------------------------------------------------------------------------------------
+
+_EVENTS_HERE = "workflows start by a command in a comment and on pull requests (opened, synchronize, reopened)"
+_NO_ACTIONS = "actions aren't run here; write the commands under run"
+
+WORKFLOW_KEYS: Mapping[str, str] = {
+    "run-name": "a run is called by the workflow's name; use name",
+    "permissions": "no token of GitHub's reaches a machine, so there is nothing to restrict; remove it",
+    "defaults": "write shell and working-directory on the tasks that need them",
+    "jobs": "a workflow is one job here; write its steps under tasks",
+    "steps": "steps are called tasks here",
+    "runs-on": "say what it runs on under machine",
+    "strategy": "there is no matrix yet; write one workflow per version, or a loop in a task",
+    "matrix": "there is no matrix yet; write one workflow per version, or a loop in a task",
+    "needs": "tasks run one after another in the order of the file; remove it",
+    "outputs": "tasks have no outputs; write NAME=value to $GITHUB_ENV, and later tasks read $NAME",
+    "environment": "there are no environments; list the names of the secrets under secrets",
+    "container": "tasks run on the machine itself; choose it under machine, and install programs with packages in .gibil.yml",
+    "services": "services belong in the repository's .gibil.yml",
+    "runtime": "runtime belongs in the repository's .gibil.yml",
+    "packages": "packages belong in the repository's .gibil.yml",
+    "cache": "caches are not supported yet; remove it",
+    "artifacts": "artifacts are not kept yet; print what matters, or write it to $GITHUB_STEP_SUMMARY",
+    "uses": "a task can use .gibil.yml; write it under tasks",
+    "run": "write it as a task under tasks",
+    "with": _NO_ACTIONS,
+    "if": "a condition belongs to a task; write if there",
+    "shell": "a shell belongs to a task; write shell there",
+    "working-directory": "a folder belongs to a task; write working-directory there",
+    "continue-on-error": "it belongs to a task; write continue-on-error there",
+    "commit": "pushing commits is not supported yet; remove it",
+}
+TASK_KEYS: Mapping[str, str] = {
+    "with": _NO_ACTIONS,
+    "id": "later tasks can't refer to a task; write NAME=value to $GITHUB_ENV, and later tasks read $NAME",
+    "needs": "tasks run one after another in the order of the file; remove it",
+    "outputs": "tasks have no outputs; write NAME=value to $GITHUB_ENV, and later tasks read $NAME",
+    "strategy": "there is no matrix yet; write one workflow per version, or a loop in the script",
+    "matrix": "there is no matrix yet; write one workflow per version, or a loop in the script",
+    "runs-on": "all tasks of a workflow run on one machine; describe it under the workflow's machine",
+    "container": "tasks run on the machine itself; choose it under the workflow's machine",
+    "services": "services belong in the repository's .gibil.yml",
+    "environment": "there are no environments; list the names of the secrets under the workflow's secrets",
+    "permissions": "no token of GitHub's reaches a machine, so there is nothing to restrict; remove it",
+    "secrets": "list the names of the secrets under the workflow's secrets; every task finds them in its environment",
+    "steps": "a task is one script; write each step as a task",
+    "cache": "caches are not supported yet; remove it",
+    "artifacts": "artifacts are not kept yet; print what matters, or write it to $GITHUB_STEP_SUMMARY",
+    "agent": "agent tasks are not supported yet; run the agent's program under run",
+    "timeout": "write timeout-minutes",
+}
+REPOSITORY_KEYS: Mapping[str, str] = {
+    "on": "a repository's .gibil.yml has no events; write a workflow in .gibil/workflows",
+    "name": "a repository's .gibil.yml has no name; remove it",
+    "inputs": "inputs belong in a workflow in .gibil/workflows",
+    "secrets": "secrets belong in a workflow in .gibil/workflows",
+    "concurrency": "concurrency belongs in a workflow in .gibil/workflows",
+    "commit": "pushing commits is not supported yet; remove it",
+    **{
+        name: WORKFLOW_KEYS[name]
+        for name in (
+            *("jobs", "steps", "strategy", "matrix", "needs", "container", "defaults", "permissions"),
+            *("cache", "artifacts"),
+        )
+    },
+    "runs-on": "say what it runs on under machine",
+}
+EVENTS: Mapping[str, str] = {
+    "push": f"pushes outside pull requests start nothing; {_EVENTS_HERE}",
+    "schedule": f"there is no schedule; {_EVENTS_HERE}",
+    "workflow_dispatch": "write command: WORD; people then start it with /gibil WORD in a comment",
+    "workflow_call": "workflows can't call one another",
+    "workflow_run": f"runs of other workflows start nothing; {_EVENTS_HERE}",
+    "pull_request_target": "write pull_request: workflow files always come from the base branch here",
+    "pull_request_review": "write command: WORD; commands in reviews start it too",
+    "pull_request_review_comment": "write command: WORD; commands in review comments start it too",
+    "issue_comment": "write command: WORD; people then start it with /gibil WORD in a comment",
+    "merge_group": f"merge queues start nothing; {_EVENTS_HERE}",
+    "repository_dispatch": f"there are no other events; {_EVENTS_HERE}",
+    "release": f"releases start nothing; {_EVENTS_HERE}",
+    "issues": f"issues start nothing; {_EVENTS_HERE}",
+    "label": f"labels start nothing; {_EVENTS_HERE}",
+    "create": f"new branches and tags start nothing; {_EVENTS_HERE}",
+    "delete": f"deleted branches and tags start nothing; {_EVENTS_HERE}",
+    "deployment": f"deployments start nothing; {_EVENTS_HERE}",
+    "check_run": f"check runs of others start nothing; {_EVENTS_HERE}",
+    "check_suite": f"check suites start nothing; {_EVENTS_HERE}",
+    "status": f"commit statuses start nothing; {_EVENTS_HERE}",
+    "registry_package": f"packages start nothing; {_EVENTS_HERE}",
+}
+PULL_REQUEST_KEYS: Mapping[str, str] = {
+    "branches": "write a condition on the tasks: if: github.base_ref == 'main'",
+    "branches-ignore": "write a condition on the tasks: if: github.base_ref != 'docs'",
+    "paths": "changed paths are not looked at; test them in a task (git diff --name-only), or use a command",
+    "paths-ignore": "changed paths are not looked at; test them in a task (git diff --name-only), or use a command",
+}
+
+
+def event_hint(word: str) -> str | None:
+    """What to write instead of an event of GitHub Actions."""
+    return f"{word}: {EVENTS[word]}" if word in EVENTS else None
+
+
+def activity_hint(word: str) -> str | None:
+    """What to write instead of an activity type of `pull_request` that starts nothing here."""
+    if word in ("labeled", "unlabeled", "ready_for_review", "assigned", "review_requested", "edited", "closed"):
+        return f"{word!r} starts nothing; there are opened, synchronize and reopened, or a command in a comment"
+    return None
+
+
+_ACTIONS: Mapping[str, str] = {
+    "actions/checkout": "not needed: the pull request's commit is checked out already; remove the task",
+    "actions/setup-python": "write runtime: {python: '3.12'} in the repository's .gibil.yml",
+    "actions/setup-node": "write runtime: {node: '22'} in the repository's .gibil.yml",
+    "actions/setup-go": "write runtime: {go: '1.24'} in the repository's .gibil.yml",
+    "actions/cache": "caches are not supported yet; remove the task",
+    "actions/upload-artifact": "artifacts are not kept yet; print what matters, or write it to $GITHUB_STEP_SUMMARY",
+    "actions/download-artifact": "artifacts are not kept yet; tasks of one workflow share the machine's disk",
+    "actions/github-script": "no token of GitHub's reaches a machine; write Markdown to $GITHUB_STEP_SUMMARY for the report",
+}
+
+
+def uses_hint(word: str) -> str | None:
+    """What to write instead of an action."""
+    name = word.partition("@")[0].lower()
+    if name in _ACTIONS:
+        return f"{word[:80]}: {_ACTIONS[name]}"
+    return f"{word[:80]!r}: {_NO_ACTIONS}" if "/" in word or word.startswith("docker:") else None
+
+
+# --- expressions where none are evaluated ---------------------------------------------------------------------------
+
+_FUNCTIONS = frozenset(
+    (
+        *("format", "join", "tojson", "fromjson", "hashfiles", "contains", "startswith", "endswith"),
+        *("success", "failure", "always", "cancelled"),
+    )
+)
+_CONTEXTS = frozenset(
+    ["inputs", "secrets", "env", "github", "steps", "needs", "matrix", "strategy", "vars", "runner", "job", "jobs"]
+)
+_FIRST_WORD = re.compile(r"[!(\s]{0,20}([A-Za-z_][A-Za-z0-9_-]{0,100})(?:\.([A-Za-z0-9_.*-]{1,200}))?")
+_LONGEST_PIECE = 500
+_EVALUATED = "expressions are evaluated only in if: and concurrency.group"
+_PROSE = frozenset({"description", "pattern"})
+
+_PULL_REQUEST = {
+    "number": "NUMBER",
+    "title": "TITLE",
+    "draft": "DRAFT",
+    "user.login": "AUTHOR",
+    "head.sha": "HEAD_SHA",
+    "head.ref": "HEAD_REF",
+    "head.repo.full_name": "HEAD_REPOSITORY",
+    "base.sha": "BASE_SHA",
+    "base.ref": "BASE_REF",
+}
+_GITHUB_VARIABLES: Mapping[str, str] = {
+    **{
+        name: f"GITHUB_{name.upper()}"
+        for name in (
+            *("actor", "base_ref", "event_name", "head_ref", "ref", "ref_name", "repository", "repository_owner"),
+            *("run_id", "sha", "workflow", "workspace"),
+        )
+    },
+    "triggering_actor": "GITHUB_ACTOR",
+    "number": "GIBIL_PR_NUMBER",
+    "event.number": "GIBIL_PR_NUMBER",
+    "event.issue.number": "GIBIL_PR_NUMBER",
+    **{f"event.pull_request.{path}": f"GIBIL_PR_{name}" for path, name in _PULL_REQUEST.items()},
+}
+_RUNNER_VARIABLES: Mapping[str, str] = {"os": "RUNNER_OS", "temp": "RUNNER_TEMP"}
+
+
+def misplaced_expressions(root: Node) -> Iterator[InvalidWorkflow]:
+    """A problem for each value of a file that holds `${{ }}` where it isn't evaluated, and for each variable of GitHub
+    Actions' in a script that no task finds in its environment."""
+    yield from _misplaced(root, ())
+
+
+def _misplaced(node: Node, path: tuple[str, ...]) -> Iterator[InvalidWorkflow]:
+    if node.kind == "list":
+        for item in node.items:
+            yield from _misplaced(item, path)
+    elif node.kind == "mapping":
+        for key, value in node.entries:
+            if key.text == "if" or key.text in _PROSE or (not path and key.text == "concurrency"):
+                continue
+            yield from _misplaced(value, (*path, key.text))
+    elif node.kind == "scalar":
+        inside = next((name for name in reversed(path) if name in ("run", "env")), "")
+        said = set()
+        for piece, start in _pieces(node.text):
+            problem = _about(piece, inside)
+            if problem is not None and problem not in said:
+                said.add(problem)
+                yield node.refuse(problem, offset=start)
+        if path and path[-1] == "run":
+            for problem, start in _missing_variables(node.text):
+                yield node.refuse(problem, offset=start)
+
+
+def _pieces(text: str) -> Iterator[tuple[str, int]]:
+    position = 0
+    while (start := text.find("${{", position)) >= 0:
+        end = text.find("}}", start, start + _LONGEST_PIECE)
+        position = start + 3 if end < 0 else end + 2
+        if end >= 0:
+            yield text[start + 3 : end].strip(), start
+
+
+def _about(piece: str, inside: str) -> str | None:
+    """What to say about one `${{ piece }}`; None where it isn't an expression of GitHub Actions'."""
+    match = _FIRST_WORD.match(piece)
+    if match is None:
+        return None
+    context, name = match[1].lower(), match[2] or ""
+    if context not in _CONTEXTS and not (context in _FUNCTIONS and piece[match.end(1) :].lstrip().startswith("(")):
+        return None
+    shown = "${{ " + (piece if len(piece) <= 60 else piece[:57] + "...") + " }}"
+    if inside == "run":
+        return f"{shown}: nothing is pasted into a script; {_instead(context, name)}"
+    if inside == "env":
+        already = _variable(context, name)
+        if already is not None:
+            return f"{shown}: {_EVALUATED}; scripts find it as ${already} already, so remove this line"
+        return f"{shown}: {_EVALUATED}; {_instead(context, name)}"
+    return f"{shown}: {_EVALUATED}; write the text itself"
+
+
+def _variable(context: str, name: str) -> str | None:
+    """The environment variable that holds a value without anything to be done."""
+    if context == "inputs" and name:
+        return input_variable(name)
+    if context == "github":
+        return _GITHUB_VARIABLES.get(name)
+    if context == "runner":
+        return _RUNNER_VARIABLES.get(name)
+    return None
+
+
+def _instead(context: str, name: str) -> str:
+    variable = _variable(context, name)
+    if variable is not None:
+        return f'write "${variable}"'
+    if context == "secrets" and name:
+        if name.upper() == "GITHUB_TOKEN":
+            return "no token of GitHub's reaches a machine; the report takes Markdown from $GITHUB_STEP_SUMMARY"
+        return f'list {name} under secrets: and write "${name}"'
+    if context == "env" and name:
+        return f'write "${name}"'
+    if context == "github" and name == "token":
+        return "no token of GitHub's reaches a machine; the report takes Markdown from $GITHUB_STEP_SUMMARY"
+    if context in ("steps", "needs", "job", "jobs"):
+        return 'tasks have no outputs; write NAME=value to "$GITHUB_ENV" in the earlier task and read "$NAME"'
+    if context in ("matrix", "strategy"):
+        return "there is no matrix yet; write one workflow per version, or a loop in the script"
+    if context == "vars":
+        return 'there are no configuration variables; write the value under env: and read "$NAME"'
+    return "compute it in the script, from the variables that workflows/README.md lists"
+
+
+# --- variables that are not there ------------------------------------------------------------------------------------
+
+_NOT_PROVIDED: Mapping[str, str] = {
+    "GITHUB_STATE": "there are no actions with a state; keep it in a file under $RUNNER_TEMP",
+    "GITHUB_EVENT_PATH": "the event's payload isn't on the machine; the GIBIL_PR_… variables hold what is known of it",
+    "GITHUB_TOKEN": "no token of GitHub's reaches a machine; the report takes Markdown from $GITHUB_STEP_SUMMARY",
+    "GITHUB_ACTION_PATH": "actions aren't run here",
+    "RUNNER_TOOL_CACHE": "runtimes are named under runtime in .gibil.yml and are on PATH",
+    "ACTIONS_RUNTIME_TOKEN": "GitHub Actions' services can't be reached from here",
+    "ACTIONS_CACHE_URL": "GitHub Actions' services can't be reached from here",
+    "ACTIONS_ID_TOKEN_REQUEST_URL": "GitHub Actions' services can't be reached from here",
+    "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "GitHub Actions' services can't be reached from here",
+}
+_USED = re.compile(r"\$(?:([A-Z][A-Z_]{0,60})\b|\{([A-Z][A-Z_]{0,60})\})")
+
+
+def _missing_variables(script: str) -> Iterator[tuple[str, int]]:
+    used: dict[str, int] = {}
+    for match in _USED.finditer(script):
+        used.setdefault(match[1] or match[2], match.start())
+    for name, start in used.items():
+        # A script that sets it itself, or takes a default (${NAME:-…}), knows what it does.
+        if name in _NOT_PROVIDED and not re.search(rf"\b{name}=", script):
+            yield f"${name} is not set: {_NOT_PROVIDED[name]}", start

@@ -1,0 +1,180 @@
+"""What people bring from GitHub Actions: found when the file is checked, all of it at once, with what to write instead."""
+
+from __future__ import annotations
+
+import pytest
+
+from gibil_bot.planning.catalogue import check_files
+from gibil_bot.planning.fields import MAX_PROBLEMS
+from gibil_bot.planning.schema import parse_workflow
+from gibil_bot.planning.yamldoc import nearest
+
+
+def problems_of(text: str, path: str = "w.yml") -> list[tuple[int, str]]:
+    return [(problem.line, problem.problem) for problem in check_files({path: text.encode()})]
+
+
+def task(script: str) -> str:
+    return "on: {command: w}\ninputs: {target: }\ntasks:\n  - run: |\n      " + script.replace("\n", "\n      ") + "\n"
+
+
+@pytest.mark.parametrize(
+    ("piece", "instead"),
+    [
+        ("inputs.target", 'write "$GIBIL_INPUT_TARGET"'),
+        ("inputs.dry-run", 'write "$GIBIL_INPUT_DRY_RUN"'),
+        ("secrets.DEPLOY_KEY", 'list DEPLOY_KEY under secrets: and write "$DEPLOY_KEY"'),
+        ("secrets.GITHUB_TOKEN", "no token"),
+        ("github.token", "no token"),
+        ("env.VERSION", 'write "$VERSION"'),
+        ("github.sha", 'write "$GITHUB_SHA"'),
+        ("github.event.pull_request.title", 'write "$GIBIL_PR_TITLE"'),
+        ("github.event.pull_request.user.login", 'write "$GIBIL_PR_AUTHOR"'),
+        ("github.event.number", 'write "$GIBIL_PR_NUMBER"'),
+        ("github.event.repository.topics", "compute it in the script"),
+        ("steps.build.outputs.page", "tasks have no outputs"),
+        ("needs.build.result", "tasks have no outputs"),
+        ("matrix.python", "there is no matrix"),
+        ("vars.REGION", "there are no configuration variables"),
+        ("runner.temp", 'write "$RUNNER_TEMP"'),
+        ("runner.os == 'Linux'", 'write "$RUNNER_OS"'),
+        ("hashFiles('**/uv.lock')", "compute it in the script"),
+        ("!inputs.target", 'write "$GIBIL_INPUT_TARGET"'),
+        (" inputs.target ", 'write "$GIBIL_INPUT_TARGET"'),
+    ],
+)
+def test_an_expression_in_a_script_is_answered_with_what_to_write(piece: str, instead: str) -> None:
+    ((line, problem),) = problems_of(task(f"true\necho ${{{{{piece}}}}}"))
+    assert line == 6, "the line of the script"
+    assert "nothing is pasted into a script" in problem
+    assert instead in problem
+
+
+@pytest.mark.parametrize(
+    ("value", "instead"),
+    [
+        ("${{ secrets.K }}", 'list K under secrets: and write "$K"'),
+        ("x-${{ inputs.target }}", "scripts find it as $GIBIL_INPUT_TARGET already"),
+        ("${{ github.head_ref }}", "scripts find it as $GITHUB_HEAD_REF already"),
+    ],
+)
+@pytest.mark.parametrize("where", ["workflow", "task", ".gibil.yml"])
+def test_an_expression_in_an_environment_is_answered_with_what_to_write(value: str, instead: str, where: str) -> None:
+    text = {
+        "workflow": f"on: {{command: w}}\ninputs: {{target: }}\nenv: {{K: '{value}'}}\ntasks: [{{run: x}}]\n",
+        "task": f"on: {{command: w}}\ninputs: {{target: }}\n\ntasks: [{{run: x, env: {{K: '{value}'}}}}]\n",
+        ".gibil.yml": f"tasks: [{{run: x}}]\n\nenv: {{K: '{value}'}}\n",
+    }[where]
+    ((_, problem),) = problems_of(text, ".gibil.yml" if where == ".gibil.yml" else "w.yml")
+    assert "expressions are evaluated only in if: and concurrency.group" in problem
+    assert instead in problem
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "echo '{{ jinja }}' '${{ jinja }}' ${{",
+        "awk '{ print ${{1}} }'",
+        'echo "${GITHUB_TOKEN:-none}"',
+        'GITHUB_TOKEN=$(cat token) && use "$GITHUB_TOKEN"',
+        'echo "page=1" >>"$GITHUB_OUTPUT"; echo "$RUNNER_OS $RUNNER_TEMP"',
+    ],
+)
+def test_what_is_no_expression_of_actions_stays_in_a_script(script: str) -> None:
+    assert problems_of(task(script)) == []
+
+
+@pytest.mark.parametrize("name", ["GITHUB_STATE", "GITHUB_EVENT_PATH", "GITHUB_TOKEN", "ACTIONS_CACHE_URL"])
+@pytest.mark.parametrize("form", ["${}", "${{{}}}"])
+def test_a_variable_that_no_task_finds_is_a_problem(name: str, form: str) -> None:
+    ((line, problem),) = problems_of(task("true\ncat " + form.format(name)))
+    assert line == 6
+    assert problem.startswith(f"${name} is not set: ")
+
+
+def test_expressions_stay_where_they_are_evaluated_and_in_prose() -> None:
+    text = (
+        "on: {command: w}\ndescription: 'writes ${{ inputs.target }} on a wall'\ninputs: {target: }\n"
+        "concurrency: 'w-${{ inputs.target }}'\ntasks:\n  - {if: \"${{ inputs.target == 'a' }}\", run: x}\n"
+    )
+    assert problems_of(text) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "instead"),
+    [
+        ("on: push\ntasks: [{run: x}]\n", "pushes outside pull requests start nothing"),
+        ("on: [push, pull_request]\ntasks: [{run: x}]\n", "pushes outside pull requests start nothing"),
+        ("on: {schedule: [{cron: 0 0 * * *}]}\ntasks: [{run: x}]\n", "there is no schedule"),
+        ("on: {workflow_dispatch: {}}\ntasks: [{run: x}]\n", "write command: WORD"),
+        ("on: {pull_request_target: }\ntasks: [{run: x}]\n", "write pull_request"),
+        ("on: {pull_request: {paths: [src]}}\ntasks: [{run: x}]\n", "changed paths are not looked at"),
+        ("on: {pull_request: {branches: [main]}}\ntasks: [{run: x}]\n", "github.base_ref == 'main'"),
+        ("on: {pull_request: [labeled]}\ntasks: [{run: x}]\n", "'labeled' starts nothing"),
+        ("on: pull_request\njobs: {}\n", "write its steps under tasks"),
+        ("on: pull_request\nstrategy: {}\ntasks: [{run: x}]\n", "there is no matrix"),
+        ("on: pull_request\ncache: pip\ntasks: [{run: x}]\n", "caches are not supported yet"),
+        ("on: pull_request\nservices: {}\ntasks: [{run: x}]\n", "services belong in the repository's .gibil.yml"),
+        ("on: pull_request\npermissions: {}\ntasks: [{run: x}]\n", "no token of GitHub's"),
+        ("on: pull_request\ntasks: [{uses: actions/checkout@v4}]\n", "not needed"),
+        ("on: pull_request\ntasks: [{uses: actions/upload-artifact@v4}]\n", "artifacts are not kept yet"),
+        ("on: pull_request\ntasks: [{uses: astral-sh/ruff-action@v3}]\n", "write the commands under run"),
+        ("on: pull_request\ntasks: [{id: a, run: x}]\n", "$GITHUB_ENV"),
+        ("on: pull_request\ntasks: [{needs: a, run: x}]\n", "in the order of the file"),
+    ],
+)
+def test_a_word_of_actions_is_answered_with_the_way_round(text: str, instead: str) -> None:
+    ((_, problem),) = problems_of(text)
+    assert instead in problem
+    assert "did you mean" not in problem
+
+
+def test_every_problem_of_a_file_is_reported_at_once_in_its_order() -> None:
+    found = problems_of(
+        "on: {command: w, schedule: x}\n"
+        "strategy: {}\n"
+        "env: {K: '${{ secrets.K }}', 3bad: x}\n"
+        "inputs: {n: {type: number, default: many}}\n"
+        "tasks:\n"
+        "  - {name: [a], run: x}\n"
+        "  - {run: x, if: inputs.m == 'a'}\n"
+        "  - {timeout-minutes: soon}\n"
+        "concurrency: {group: '${{ inputs.q }}'}\n"
+    )
+    assert [line for line, _ in found] == [1, 2, 3, 3, 4, 6, 7, 8, 8, 9]
+
+
+def test_an_input_that_cannot_be_read_is_one_problem_and_not_two() -> None:
+    found = problems_of("on: {command: w}\ninputs: {n: {type: nonsense}}\ntasks: [{run: x, if: inputs.n == 'a'}]\n")
+    assert [line for line, _ in found] == [2]
+
+
+def test_a_file_with_thousands_of_problems_reports_some_of_them() -> None:
+    text = "on: {command: w}\ntasks: [{run: x}]\n" + "".join(f"key{number}: x\n" for number in range(3000))
+    assert len(problems_of(text)) == MAX_PROBLEMS
+
+
+def test_unclosed_expressions_do_not_make_the_check_slow() -> None:
+    assert problems_of("on: {command: w}\ntasks: [{run: '" + "${{" * 15_000 + "'}]\n") == []
+
+
+@pytest.mark.parametrize(
+    ("word", "choices", "hint"),
+    [
+        ("taks", ["tasks", "name"], " (did you mean 'tasks'?)"),
+        ("crate", ["create", "run"], " (did you mean 'create'?)"),
+        ("tset", ["test", "lint"], " (did you mean 'test'?)"),
+        ("concurency", ["concurrency"], " (did you mean 'concurrency'?)"),
+        ("cache", ["machine", "name"], ""),
+        ("services", ["secrets"], ""),
+        ("on", ["if", "run"], ""),
+        ("x" * 5000, ["test"], ""),
+    ],
+)
+def test_a_near_word_is_at_most_two_typing_errors_away(word: str, choices: list[str], hint: str) -> None:
+    assert nearest(word, choices) == hint
+
+
+def test_a_workflow_with_several_triggers_is_read() -> None:
+    workflow = parse_workflow("w.yml", b"on: {command: w, pull_request: [opened]}\ntasks: [{run: x}]\n")
+    assert (workflow.command, workflow.pull_request) == ("w", ("opened",))
