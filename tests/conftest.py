@@ -14,6 +14,7 @@ from hypothesis import settings
 
 from gibil_bot.errors import Unavailable
 from tests.doubles.machines import end_standing_keeper, local_lodging, shared_folder
+from tests.doubles.patience import calibrate
 
 # Hundreds of processes of ours are started: what they import is compiled once, and not by each of them.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -26,6 +27,26 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 # Nothing is kept between runs: a checkout may belong to somebody else, and two workers share it.
 settings.register_profile("gibil", database=None)
 settings.load_profile("gibil")
+
+
+SLOW_FOLDERS = frozenset({"journeys", "faults", "attacks"})
+SLOW_CONTRACTS = ("test_provider", "test_shell")
+SLOW_FIXTURES = frozenset({"local_machines", "hetzner_image"})
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """One test may take as long as the computer needs: see doubles/patience.py."""
+    config.option.timeout = float(config.getini("timeout")) * calibrate()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what starts machines, bots or servers."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        contract = folder == "contracts" and item.path.name.startswith(SLOW_CONTRACTS)
+        if folder in SLOW_FOLDERS or contract or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ _SUMMARIES = {
     "init": "Save who forges machines, and the token for it; register with MCP clients.",
     "serve": "Run the bot.",
     "doctor": "Check the set-up, and say for each failure what to do.",
-    "check": "Validate workflow files, and `.gibil.yml`.",
+    "check": "Validate workflow files and `.gibil.yml`.",
     "plan": "Print what a workflow would do on an event, and do nothing.",
     "replay": "Post a recorded payload as GitHub would, signed with GIBIL_GITHUB_WEBHOOK_SECRET.",
     "completion": "Print a shell's completion of this command: commands, options, machines.",

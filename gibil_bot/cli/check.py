@@ -26,7 +26,9 @@ READ_LIMIT_BYTES = 64 * 1024 + 1
 @click.argument("files", nargs=-1, type=click.Path(exists=True, path_type=Path))
 @json_option
 def check(files: tuple[Path, ...], as_json: bool) -> None:
-    """Validate workflow files and `.gibil.yml`; report every problem of every file.
+    """Validate workflow files and `.gibil.yml`.
+
+    Every problem of every file is reported.
 
     Without FILES: this directory's `.gibil.yml` and `.gibil/workflows/`. A directory stands for the workflows in it: those
     of its `.gibil/workflows/` and its `.gibil.yml` where it has them, else its `*.yml` files.

@@ -1,0 +1,39 @@
+"""How long tests wait: bounds grow on a computer that is slower, or busier, than the one that they were written on.
+
+A bound is what a test waits for at most; nothing waits for it while all is well. Started once by the first process of a run,
+which measures a fixed piece of work, and handed to its workers through the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+VARIABLE = "GIBIL_TEST_PATIENCE"
+MOST = 12.0
+_USUAL_S = 0.035
+"""What `_work` takes on two quiet virtual cores of 2024."""
+
+
+def _work() -> float:
+    """Seconds for what tests are made of: starting processes, and some arithmetic."""
+    began = time.perf_counter()
+    for _ in range(2):
+        subprocess.run([sys.executable, "-IS", "-c", "sum(range(200_000))"], check=True)
+    return time.perf_counter() - began
+
+
+def calibrate() -> float:
+    """How many times longer than usual everything takes here; at least 1. Measured once for a run."""
+    known = os.environ.get(VARIABLE)
+    if known is None:
+        known = os.environ[VARIABLE] = f"{min(MOST, max(1.0, min(_work() for _ in range(3)) / _USUAL_S)):.2f}"
+    return float(known)
+
+
+def patient(seconds: float) -> float:
+    """The bound that is `seconds` on a quiet computer, for this one as it is now."""
+    busy = os.getloadavg()[0] / (2 * (os.cpu_count() or 1))
+    return seconds * min(MOST, calibrate() * max(1.0, busy))
