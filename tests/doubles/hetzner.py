@@ -101,6 +101,7 @@ async def hetzner_double(state: State | None = None, **more: Any) -> AsyncIterat
                 task.result()
             await asyncio.sleep(0.005)
         yield HetznerDouble(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", state, api)
+        assert not api.findings, "requests that the vendor's description does not allow (hetzner_schema.py)"
     finally:
         server.should_exit = True
         for fault in api.faults:
