@@ -3,7 +3,8 @@
 Source: the vendor's OpenAPI description of 2026-07-08 (https://docs.hetzner.cloud/cloud.spec.json, 3.1.2), request bodies and
 query parameters, and its prose for what the schemas leave out: label grammar, host names, 32 KiB, `per_page` at most 50.
 The description doesn't close every object; here an unknown key is a finding everywhere, as the vendor may ignore or reject it.
-`ssh_keys` of `POST /servers` has strings in the schema and "IDs (integer) or names (string)" in its text: both pass.
+What is "ID or name" has the type string; of SSH keys its text says "IDs (integer)", and the vendor's own hcloud-python and
+hcloud-go send integers for types, images and locations, too: both pass.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ LABEL_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
 LABEL_VALUE = re.compile(rf"(?:{LABEL_NAME})?")
 _DNS_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 LABEL_KEY = re.compile(rf"(?:(?=[^/]{{1,253}}/){_DNS_LABEL}(?:\.{_DNS_LABEL})*/)?{LABEL_NAME}")
-HOSTNAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*")
+_HOST_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+HOSTNAME = re.compile(rf"(?=.{{1,253}}$){_HOST_LABEL}(?:\.{_HOST_LABEL})*")
 USER_DATA_BYTES = 32 * 1024
 
 
@@ -113,6 +115,7 @@ def closed(required: str = "", /, **shapes: Shape) -> Shape:
     return check
 
 
+_ID_OR_NAME = either(text, integer)
 _RULE = closed(
     "direction protocol",
     description=either(text, lambda value, field: iter(() if value is None else (Finding(field, "must be null"),))),
@@ -127,12 +130,12 @@ _NAME = matches(r"(?s).{1,128}", "a name of 1 to 128 characters")
 _SERVER = closed(
     "name server_type image",
     name=_HOST,
-    location=text,
-    server_type=text,
+    location=_ID_OR_NAME,
+    server_type=_ID_OR_NAME,
     start_after_create=boolean,
-    image=text,
+    image=_ID_OR_NAME,
     placement_group=integer,
-    ssh_keys=several(either(text, integer)),
+    ssh_keys=several(_ID_OR_NAME),
     volumes=several(integer),
     networks=several(integer),
     firewalls=several(closed("firewall", firewall=integer)),
@@ -159,7 +162,7 @@ _OPERATIONS: tuple[tuple[str, str, dict[str, Shape], Shape | None], ...] = (
     ("GET", "/servers", {**_LIST, "status": _STATUS}, None),
     ("POST", "/servers", {}, _SERVER),
     ("PUT", r"/servers/\d+", {}, closed(name=_HOST, labels=labels)),
-    ("POST", r"/servers/\d+/actions/rebuild", {}, closed("image", image=text, user_data=user_data)),
+    ("POST", r"/servers/\d+/actions/rebuild", {}, closed("image", image=_ID_OR_NAME, user_data=user_data)),
     ("GET", "/primary_ips", {**_LIST, "ip": text}, None),
     ("PUT", r"/primary_ips/\d+", {}, closed(name=text, labels=labels, auto_delete=boolean)),
     ("GET", "/firewalls", _LIST, None),
@@ -167,7 +170,7 @@ _OPERATIONS: tuple[tuple[str, str, dict[str, Shape], Shape | None], ...] = (
     ("POST", r"/firewalls/\d+/actions/set_rules", {}, closed("rules", rules=several(_RULE, 50))),
     ("GET", "/ssh_keys", {**_LIST, "fingerprint": text}, None),
     ("POST", "/ssh_keys", {}, closed("name public_key", name=text, public_key=text, labels=labels)),
-    ("GET", "/actions", {"id": _NUMBER}, None),
+    ("GET", "/actions", {"id": _NUMBER, **_PAGES}, None),  # pages aren't described any more; hcloud-go asks for them
     ("GET", "/server_types", {**_PAGES, "name": text}, None),
     ("GET", "/locations", {**_PAGES, "name": text, "sort": text}, None),
     ("GET", "/images", _IMAGES, None),
@@ -187,7 +190,7 @@ def findings(method: str, path: str, query: Sequence[tuple[str, str]], raw: byte
     try:
         return found + list(body(json.loads(raw), ""))
     except ValueError:
-        return found + [Finding("", "no JSON")]
+        return [*found, Finding("", "no JSON")]
 
 
 def _unknown(value: object, field: str) -> Iterator[Finding]:

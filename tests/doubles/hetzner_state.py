@@ -16,6 +16,7 @@ from tests.doubles import hetzner_catalogue as catalogue
 
 Json = dict[str, Any]
 
+
 class ApiError(Exception):
     """An answer that is an error, in Hetzner's form. `details`: its schema depends on the code (reference, Errors)."""
 

@@ -116,7 +116,10 @@ def test_the_cheapest_that_fits_is_tried_everywhere_before_the_next() -> None:
 
 
 def test_what_was_asked_for_by_name_is_what_is_tried() -> None:
-    assert offers(server_type="cax11", location="ash") == ["cax11 in ash"]
+    assert offers(server_type="cpx11", location="ash") == ["cpx11 in ash"]
+    assert offers(server_type="cax11") == ["cax11 in nbg1", "cax11 in fsn1", "cax11 in hel1"]
+    with pytest.raises(ProviderError, match="cax11 in ash now; it does in fsn1"):
+        offers(server_type="cax11", location="ash")
 
 
 def test_unavailable_and_retired_ones_are_left_out() -> None:
