@@ -60,7 +60,7 @@ class Catalogue:
 
     async def cpu_type(self, offer: Offer) -> str:
         """`shared` or `dedicated`: limits of a project may concern one of them alone."""
-        return str(await self._property(offer, "cpu_type"))
+        return await self._property(offer, "cpu_type")
 
     async def image(self, wanted: str, offer: Offer) -> str:
         """What to ask for by `image`: an image has one name for both architectures, and an id for each.
@@ -68,9 +68,9 @@ class Catalogue:
         x86 is asked for by its name. Raises UsageError when there is no such image for ARM.
         """
         architecture = await self._property(offer, "architecture")
-        if architecture == "x86" or wanted.isdigit():
+        if architecture != "arm" or wanted.isdigit():
             return wanted
-        key, now = (wanted, str(architecture)), time.monotonic()
+        key, now = (wanted, architecture), time.monotonic()
         if key not in self._images or self._images[key][0] < now:
             query = {"name": wanted, "architecture": architecture}
             found = await self._api.pages("/images", "images", f"look for the image {wanted}", query=query)
@@ -86,8 +86,9 @@ class Catalogue:
             self._types = (now + READ_AGAIN_S, found)
         return self._types[1]
 
-    async def _property(self, offer: Offer, name: str) -> object:
-        return next((kind[name] for kind in await self._server_types() if kind["name"] == offer.server_type), None)
+    async def _property(self, offer: Offer, name: str) -> str:
+        """Of its type; empty for one that the list doesn't have any more."""
+        return next((str(kind[name]) for kind in await self._server_types() if kind["name"] == offer.server_type), "")
 
     async def price(self, offer: Offer) -> Price | None:
         """Today's; None where there is none."""

@@ -47,28 +47,31 @@ class Maker:
     async def make(self, spec: MachineSpec) -> Json:
         """The server, running. Raises what `ports.Provider.create` may; then `destroy` finds by the name what there is."""
         offers = await self._catalogue.offers_for(spec)
-        deadline = time.monotonic() + self._boot_s
-        if (
-            self._spares is not None
-            and (rebuilt := await self._make_of_spare(self._spares, spec, offers, deadline)) is not None
-        ):
+        if self._spares is not None and (rebuilt := await self._make_of_spare(self._spares, spec, offers)) is not None:
             return rebuilt
         refusals: list[Refused] = []
+        try:
+            return await self._first_of(offers, spec, refusals)
+        finally:
+            if any(error.reason in ("invalid_input", "not_found") for error in refusals):
+                self._catalogue.is_outdated()
+
+    async def _first_of(self, offers: list[shop.Offer], spec: MachineSpec, refusals: list[Refused]) -> Json:
+        """The server that one of the offers became; `refusals` are those of the others."""
+        cpu_types = {offer: await self._catalogue.cpu_type(offer) for offer in offers}
+        deadline = time.monotonic() + self._boot_s
         at_limit: set[str] = set()
         for offer in offers:
-            cpu_type = await self._catalogue.cpu_type(offer)
-            if cpu_type in at_limit:
+            if cpu_types[offer] in at_limit:
                 continue
             try:
                 return await self._try(spec, offer, offers[0], deadline)
             except Refused as error:
                 refusals.append(error)
                 if error.reason == "resource_limit_exceeded":  # it may concern dedicated cores alone, or shared ones
-                    at_limit.add(cpu_type)
+                    at_limit.add(cpu_types[offer])
                 elif _blames(error) in ("offer", "unknown"):
                     self._catalogue.is_sold_out(offer)
-                    if error.reason not in _ELSEWHERE:
-                        self._catalogue.is_outdated()
                 else:
                     raise
                 _log.warning("machine %s: %s is not to be had (%s)", spec.name, offer, error.reason)
@@ -181,14 +184,14 @@ class Maker:
             written[labels.REUSE] = reuse
         return hour, written
 
-    async def _make_of_spare(self, spares: Spares, spec: MachineSpec, offers: list[shop.Offer], deadline: float) -> Json | None:
+    async def _make_of_spare(self, spares: Spares, spec: MachineSpec, offers: list[shop.Offer]) -> Json | None:
         """A server that was set aside for this repository becomes the machine; None: there is none, or it did not work."""
         server = spares.take(spec, offers)
         if server is None:
             return None
         hour, written = self._labels(spec)
         try:
-            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+            async with asyncio.timeout(self._boot_s):
                 offer = shop.Offer(server["server_type"]["name"], server["location"]["name"])
                 image = await self._catalogue.image(spec.image or DEFAULT_IMAGE, offer)
                 actions = await spares.rebuild(server, spec.name, written, image, user_data(spec, hour))

@@ -103,6 +103,7 @@ class State:
     """Between its creation and its start a server is `off` (terraform-provider-hcloud#505)."""
     starting_s: float = 0.0
     stopping_s: float = 0.0
+    rebuilding_s: float = 0.0
     deleting_s: float = 0.0
     locked_longer_s: float = 0.0
     """How long a server stays locked after its action has ended."""
@@ -272,7 +273,7 @@ class State:
                     self.end(action)
                 else:
                     await self.start(server, action)
-        await self._apply_firewalls(server)
+            await self._apply_firewalls(server)
 
     @contextlib.asynccontextmanager
     async def _locked(self, server: Json) -> AsyncIterator[None]:
@@ -346,6 +347,7 @@ class State:
         server["status"] = "rebuilding"
 
         async def rebuild(server: Json, action: Json) -> None:
+            await asyncio.sleep(self.rebuilding_s)
             await self._remove_guest(server)
             if starts:
                 await self.start(server, action)
