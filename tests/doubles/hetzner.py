@@ -1,31 +1,32 @@
 """A Hetzner Cloud of our own: its API over HTTP on loopback, stateful, and (hetzner_guests.py) servers that really boot.
 
 What it does, and how we know that Hetzner does. No live Hetzner was asked: *documented* is in Hetzner's reference
-(https://docs.hetzner.cloud/reference/cloud, the OpenAPI description of 2026-07-08), *reported* is what others saw, *inferred* is
-our reading. What remains open is asked by live/hetzner.py. Every request is also held against that description with every object
-closed (hetzner_schema.py): one that departs from it is answered 422, and fails the test in the end, whatever came of it.
+(https://docs.hetzner.cloud/reference/cloud, the OpenAPI description of 2026-07-08), *reported* is what others saw, *inferred*
+is our reading. What remains open is asked by live/hetzner.py. Every request is also held against that description, with every
+object closed (hetzner_schema.py): one that departs from it is answered 422, and fails its test in the end.
 
 | behaviour | how known | source |
 |---|---|---|
-| `POST /servers` answers 201 at once; the server is `initializing`, `off`, `starting`, `running` | documented | reference, Servers |
+| `POST /servers` answers 201 at once; then `initializing`, `off`, `starting`, `running` | documented | reference, Servers |
 | a name is unique in the project: 409 `uniqueness_error` | documented | reference, Errors |
-| a name is a host name of RFC 1123; user-data has at most 32 KiB; also when it is changed | documented | reference, Create, Update a Server |
+| a name is a host name of RFC 1123, a changed one too; user-data has at most 32 KiB | documented | reference, Servers |
 | a request of the wrong form: 422 `invalid_input` with `details.fields` | documented | reference, Errors |
-| what a well-formed one names doesn't exist or fit: 422 `invalid_input`, `details` is `{}` | reported | autobase-tech/autobase#1403, roots/trellis-cli#622 |
+| what it names doesn't exist or fit: 422 `invalid_input`, `details` is `{}` | reported | roots/trellis-cli#622, the next |
 | a firewall or key that doesn't exist: 422 as above, or 404 (State turns it) | inferred | the same |
-| a retired type, or one that a location doesn't have: "unsupported location for server type" | reported | autobase-tech/autobase#1403 |
+| a type that is retired or not sold there: "unsupported location for server type" | reported | autobase-tech/autobase#1403 |
 | cx and cax are not sold in the US; prices and traffic differ by location | reported | reference, Server Types, `prices` |
-| 422 "image has incompatible architecture"; a name is that of two images, its first is x86's | inferred | reference, Images, `architecture` |
+| two images have one name, the first is x86's: 422 "image has incompatible architecture" | inferred | reference, Images |
 | 412 `resource_unavailable`, "error during placement" | reported | jenkinsci/hetzner-cloud-plugin#21 |
 | a server that finds no place after all goes; its action has the error | inferred | reference, Actions, `error` |
 | a start that fails leaves the server `off`; so may one that succeeds | reported | hetznercloud/terraform-provider-hcloud#505 |
-| 403 `resource_limit_exceeded` with `details.limits`, of servers, dedicated cores, addresses | documented, names inferred | reference, Errors |
+| 403 `resource_limit_exceeded` with `details.limits`; the names of limits are inferred | documented | reference, Errors |
 | 403 `maintenance`; 422 `service_error`; 500 `server_error`; 503 `unavailable` | documented | reference, Errors |
 | `GET` lists have 25 entries a page, at most 50, and `next_page` is null on the last | documented | reference, Pagination |
 | `GET /actions` needs `id` and has no pages | documented | changelog, 2025-01-30 |
 | label selectors; grammar of keys and values, `hetzner.cloud/` is reserved | documented | reference, Labels |
-| a firewall is `pending` on a new server, and `applied` some time later | documented | reference, Servers; hetznercloud/packer-plugin-hcloud#209 |
-| 423 `locked` while an action runs, right after creation, too | documented, reported | reference, Errors; syself/cluster-api-provider-hetzner#754 |
+| a firewall is `pending` on a new server, and `applied` later | reported | hetznercloud/packer-plugin-hcloud#209 |
+| 423 `locked` while an action runs | documented | reference, Errors |
+| 423 `locked` right after creation | reported | syself/cluster-api-provider-hetzner#754 |
 | `poweroff` answers with an action that is `running` | reported | jenkinsci/hetzner-cloud-plugin#92 |
 | a server that was off is off after a rebuild (State turns it) | inferred | reference, Rebuild a Server |
 | 423 `protected` | documented | reference, Errors |
