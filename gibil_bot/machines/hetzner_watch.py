@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 
 from gibil_bot.errors import GibilError
-from gibil_bot.machines.hetzner_api import HetznerApi, Json, action_error
+from gibil_bot.machines.hetzner_api import HetznerApi, Json, Refused, action_error
 
 _log = logging.getLogger(__name__)
 
@@ -87,11 +87,18 @@ class Watch:
                     _judge(waiter, servers.get(waiter.server_id), actions if waiter in stuck else None)
 
     async def _read_actions(self, wanted: Collection[int]) -> dict[int, Json]:
+        """Those that can't be found are left out: one of many must not fail all who wait."""
         numbers = sorted(wanted)
         found: dict[int, Json] = {}
         for start in range(0, len(numbers), _IDS_PER_CALL):
             query = {"id": numbers[start : start + _IDS_PER_CALL]}
-            answer = await self._api.call("GET", "/actions", "read what servers wait for", query=query)
+            try:
+                answer = await self._api.call("GET", "/actions", "read what servers wait for", query=query)
+            except Refused as error:
+                if error.reason not in ("not_found", "invalid_input"):
+                    raise
+                _log.warning("%s", error)
+                continue
             found |= {int(action["id"]): action for action in answer["actions"]}
         return found
 

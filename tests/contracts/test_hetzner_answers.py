@@ -172,6 +172,12 @@ async def test_a_server_that_stays_off_is_switched_on(double: HetznerDouble, pro
     assert double.called(f"POST /servers/{machine.id}/actions/poweron") == 1
 
 
+async def test_actions_that_cannot_be_read_fail_no_creation(double: HetznerDouble, provider: HetznerProvider) -> None:
+    double.state.never_started = {("cx23", "nbg1")}
+    arm(double, "GET", "/actions", status=404, times=100)
+    assert became(await provider.create(spec())) == ("cx23", "nbg1")
+
+
 async def test_a_server_that_is_off_for_a_moment_is_not_switched_on(double: HetznerDouble, provider: HetznerProvider) -> None:
     await provider.create(spec("warm"))
     double.state.off_s = 0.15
