@@ -177,10 +177,13 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
             egress=settings.egress,
             public_url=settings.public_url,
             max_ttl_s=settings.max_ttl_s,
+            fingerprint_key=forge.keyring.derive("fingerprints", "secrets"),
         )
         policy = Policy(
             allowed_accounts=settings.allowed_accounts,
-            untrusted_refused=_untrusted_refused(settings),
+            untrusted=settings.local_untrusted if settings.provider == "local" else "allow",
+            provider=settings.provider,
+            trusted_apps=settings.trusted_apps,
             max_ttl_s=settings.max_ttl_s,
             public_url=settings.public_url,
             run_id=_run_ids(forge.keyring),
@@ -200,10 +203,6 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
             for task in bot.parts.values():
                 task.cancel()
             await asyncio.gather(*bot.parts.values(), return_exceptions=True)
-
-
-def _untrusted_refused(settings: Settings) -> str | None:
-    return settings.provider if settings.provider == "local" and not settings.local_untrusted else None
 
 
 def _run_ids(keyring: Keyring) -> Callable[[bytes, str], str]:
