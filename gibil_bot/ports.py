@@ -269,7 +269,7 @@ class Store(Protocol):
         """Runs of a repository, newest first, at most 100."""
 
     async def bind_secrets(self, claim: Claim, fingerprint: str) -> bool:
-        """Record the fingerprint of a run's secrets the first time; later, whether it is still the same."""
+        """Record the fingerprint of a run's secrets before its first machine; afterwards, whether it is still the same."""
 
     # Who put a commit there
 

@@ -29,6 +29,7 @@ from gibil_bot.ports import Provider, Shell, Store
 if TYPE_CHECKING:
     from gibil_bot.github.pull_requests import PullRequests
     from gibil_bot.planning.services import Grounds
+    from gibil_bot.runs.desk import Policy
 
 log = logging.getLogger("gibil")
 
@@ -146,7 +147,6 @@ async def _supervise(name: str, part: Callable[[], Coroutine[object, object, Non
 async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
     """The bot: its store open and its parts at work, until the block is left. Then runs are left to the next process."""
     from gibil_bot.github.client import GitHubClient
-    from gibil_bot.runs.desk import Policy
     from gibil_bot.runs.dispatcher import Dispatcher
     from gibil_bot.runs.intake import Intake
     from gibil_bot.runs.reaper import Reaper
@@ -179,17 +179,7 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
             max_ttl_s=settings.max_ttl_s,
             fingerprint_key=forge.keyring.derive("fingerprints", "secrets"),
         )
-        policy = Policy(
-            allowed_accounts=settings.allowed_accounts,
-            untrusted=settings.local_untrusted if settings.provider == "local" else "allow",
-            provider=settings.provider,
-            trusted_apps=settings.trusted_apps,
-            max_ttl_s=settings.max_ttl_s,
-            public_url=settings.public_url,
-            run_id=_run_ids(forge.keyring),
-            operator_workflows=operator_workflows(settings),
-            grounds=service_grounds(settings),
-        )
+        policy = intake_policy(settings, forge.keyring)
         parts: dict[str, Callable[[], Coroutine[object, object, None]]] = {
             "intake": Intake(store, github, policy, process).run,
             "dispatcher": Dispatcher(tools, process, settings.max_machines).run,
@@ -203,6 +193,24 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
             for task in bot.parts.values():
                 task.cancel()
             await asyncio.gather(*bot.parts.values(), return_exceptions=True)
+
+
+def intake_policy(settings: Settings, keyring: Keyring) -> Policy:
+    """What the operator allows."""
+    from gibil_bot.runs.desk import Policy
+
+    return Policy(
+        allowed_accounts=settings.allowed_accounts,
+        # A cloud machine is a virtual one of its own: untrusted code may run there, without secrets.
+        untrusted=settings.local_untrusted if settings.provider == "local" else "allow",
+        provider=settings.provider,
+        trusted_apps=settings.trusted_apps,
+        max_ttl_s=settings.max_ttl_s,
+        public_url=settings.public_url,
+        run_id=_run_ids(keyring),
+        operator_workflows=operator_workflows(settings),
+        grounds=service_grounds(settings),
+    )
 
 
 def _run_ids(keyring: Keyring) -> Callable[[bytes, str], str]:

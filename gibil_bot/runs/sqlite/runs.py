@@ -101,10 +101,11 @@ def save_task(db: sqlite3.Connection, topics: set[str], claim: Claim, result: Ta
 
 
 def bind_secrets(db: sqlite3.Connection, _: set[str], claim: Claim, fingerprint: str) -> bool:
-    """True the first time, and as long as it stays the same."""
+    """True until a machine was created for the run, and then as long as the fingerprint stays the same."""
     check(db, claim)
     db.execute(
-        "insert into run_secrets (run_id, fingerprint) values (?, ?) on conflict (run_id) do nothing",
+        "insert into run_secrets (run_id, fingerprint) values (?, ?) on conflict (run_id) do update "
+        "set fingerprint = excluded.fingerprint where (select machine_attempt from runs where id = excluded.run_id) = 0",
         (claim.run.id, fingerprint),
     )
     (bound,) = db.execute("select fingerprint from run_secrets where run_id = ?", (claim.run.id,)).fetchone()
