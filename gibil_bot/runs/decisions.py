@@ -251,7 +251,8 @@ class Decisions:
         ]
         if not newest:
             checks = await self._github.check_runs(event.installation_id, event.repository.full_name, desk.facts.sha)
-            ended = [(workflow, {}, conclusion) for workflow, conclusion in _workflows_of(checks) if conclusion is not None]
+            # One that is not completed never will be: the run behind it is lost.
+            ended = [(workflow, {}, conclusion) for workflow, conclusion in _workflows_of(checks)]
         if wanted is not None:
             chosen = [each for each in ended if each[0] == wanted]
         else:
