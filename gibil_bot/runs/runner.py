@@ -13,9 +13,10 @@ import contextlib
 import hashlib
 import hmac
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
@@ -59,7 +60,7 @@ class Tools:
     tethered: bool = False
     observer: Observer | None = None
     output: Callable[[int, bytes], None] | None = None
-    fingerprint_key: bytes = b""
+    fingerprint_key: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
     """Keys the fingerprints by which a resumed run sees that its secrets were changed."""
 
 
