@@ -121,7 +121,7 @@ def approval_of_another(given: str, sha: str) -> str:
 
 
 def approval_too_late(sha: str) -> str:
-    """The named commit is the head again, but somebody pushed since the approval was written."""
+    """The named commit is the head again, but the branch was pushed to since the approval was written."""
     return (
         f"{code(sha[:7])} was not approved: the branch was pushed to after that comment was written. The head is now "
         f"{code(sha)}: read it, then comment {code(approve_command(sha), 120)}."

@@ -155,7 +155,7 @@ class Decisions:
         if event.commit_sha is None:
             return standing
         moved = event.created_at is None or heads.moved_since(standing.history, pull_request.head_sha, event.created_at)
-        return replace(standing, is_as_written=event.commit_sha == pull_request.head_sha and not moved)
+        return replace(standing, head_is_unmoved=event.commit_sha == pull_request.head_sha and not moved)
 
     async def _obey(self, command: Command, event: CommentCreated, desk: Desk, outcome: _Outcome) -> str | None:
         """Do what one command says; a text is the answer to it. Raises Refused, UsageError."""
@@ -175,7 +175,7 @@ class Decisions:
                 )
             outcome.cancel += [(run.id, f"cancelled by {event.author.login}") for run in chosen]
             return None
-        if desk.facts.pull_request.is_open and not desk.standing.is_as_written and not outcome.is_approved:
+        if desk.facts.pull_request.is_open and not desk.standing.head_is_unmoved and not outcome.is_approved:
             raise Refused(trust_texts.head_moved(event.number, desk.facts.sha))
         desk.check_may_run(self._policy, asked=True, is_approved=outcome.is_approved)
         if command.word == "retest":
@@ -267,14 +267,14 @@ class Decisions:
         pull_request, repository = event.pull_request, event.repository
         if not pull_request.is_open:
             return
-        told = observed_in(event, outcome.delivery.received_at)
-        outcome.observed += told
+        stated = observed_in(event, outcome.delivery.received_at)
+        outcome.observed += stated
         permission = await self._permission(event.installation_id, repository, event.sender)
         standing = await self._judge.standing(
-            event.installation_id, repository, pull_request, requester=event.sender, permission=permission, told=told
+            event.installation_id, repository, pull_request, requester=event.sender, permission=permission, stated=stated
         )
         outcome.observed += standing.observed
-        if any(isinstance(seen, HeadSeen) and heads.is_overtaken(standing.history, seen) for seen in told):
+        if any(isinstance(seen, HeadSeen) and heads.is_overtaken(standing.history, seen) for seen in stated):
             log.info("%s#%s: %s came late, and is not the head", repository.full_name, pull_request.number, event.action)
             return
         desk = await self._desk(event.installation_id, repository, pull_request, event.sender.login, standing, "pull_request")

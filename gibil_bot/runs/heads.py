@@ -77,12 +77,12 @@ def seen_now(repository_id: int, pull: PullRequest, history: HeadHistory) -> tup
     return (seen,)
 
 
-def with_told(history: HeadHistory, told: Iterable[HeadSeen | BranchPush]) -> HeadHistory:
+def with_delivery(history: HeadHistory, stated: Iterable[HeadSeen | BranchPush]) -> HeadHistory:
     """The history with what one delivery says in it, whether it was stored before or not."""
     known = {(seen.sha, seen.action, seen.before, seen.pusher, round(seen.at.timestamp(), 3)) for seen in history.heads}
     new = [
         seen
-        for seen in told
+        for seen in stated
         if isinstance(seen, HeadSeen)
         and (seen.sha, seen.action, seen.before, seen.pusher, round(seen.at.timestamp(), 3)) not in known
     ]
@@ -111,7 +111,7 @@ def was_head_at(
 ) -> bool:
     """Whether it is proven that the head of now was the head when a comment was written, and has not moved since.
 
-    In order of cost: heads that deliveries told of; the newest push to the branch, where GitHub was asked for it; no push to
+    In order of cost: heads that deliveries named; the newest push to the branch, where GitHub was asked for it; no push to
     the head's repository since; for a pull request that nothing is known of, no change of any kind since the comment.
     """
     if written_at is None or moved_since(history, pull.head_sha, written_at):
@@ -157,7 +157,7 @@ def fork_pushers(history: HeadHistory, pull: PullRequest) -> tuple[Person, ...] 
         reached.add(head)
     if head != pull.head_sha or any(seen.sha not in reached for seen in history.heads):
         return None
-    # Other pull requests may come from the same fork, and tell of pushes that this one does not.
+    # Deliveries about other pull requests from the same fork may name pushes that this one's do not.
     pushes += [seen for seen in history.fork_pushes if seen.at >= opened[0].at]
     if any(seen.pusher is None for seen in pushes):
         return None

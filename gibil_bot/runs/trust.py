@@ -1,7 +1,7 @@
 """Whose code the head of a pull request is, and what it may therefore do.
 
 A run is trusted only if everyone who put its commit there may write: the pull request's author, the account that pushed the
-commit, and the requester. A fork is somebody else's place: what it holds is untrusted, except where it belongs to a user who
+commit, and the requester. Code in a fork is untrusted, except where the fork belongs to a user who
 may write and every push to it was seen and made by people who may write. What is not known is untrusted.
 """
 
@@ -33,7 +33,7 @@ class Standing:
     starts_alone: bool = False
     """It runs without being asked for: trusted, or put there by people who may write and Apps that the operator named."""
     approved_by: str | None = None
-    is_as_written: bool = True
+    head_is_unmoved: bool = True
     """The head was the head when the request was written, for certain."""
     history: HeadHistory = field(default_factory=HeadHistory)
     observed: tuple[HeadSeen | BranchPush, ...] = ()
@@ -59,14 +59,14 @@ class Judge:
         written_at: datetime | None = None,
         thread_updated_at: datetime | None = None,
         is_timed: bool = False,
-        told: Sequence[HeadSeen | BranchPush] = (),
+        stated: Sequence[HeadSeen | BranchPush] = (),
     ) -> Standing:
         """`permission` is the requester's, read just now. `is_timed`: the request was written at `written_at`, and is about
-        what was the head then. `told`: what the delivery itself says of heads. Raises GitHubError, StoreError."""
+        what was the head then. `stated`: what the delivery itself says about heads. Raises GitHubError, StoreError."""
         is_branch = pull.head_repository_id is not None and pull.head_repository_id == repository.id
         fork_id = None if is_branch else pull.head_repository_id
         history = await self._store.head_history(repository.id, pull.number, pull.head_sha, fork_id)
-        history = heads.with_told(history, told)
+        history = heads.with_delivery(history, stated)
         observed: tuple[HeadSeen | BranchPush, ...] = heads.seen_now(repository.id, pull, history)
         as_written = not is_timed or heads.was_head_at(history, pull, written_at, thread_updated_at=thread_updated_at)
         pushers: tuple[Person, ...] | None = None
@@ -90,7 +90,7 @@ class Judge:
             because=because,
             starts_alone=not because or (is_branch and await self._known(people, (requester, pull.author), pushers or ())),
             approved_by=approval.by if approval else None,
-            is_as_written=as_written,
+            head_is_unmoved=as_written,
             history=history,
             observed=observed,
         )

@@ -8,16 +8,16 @@ import pytest
 
 from gibil_bot.model import Trust
 from tests.attacks.test_trust_of_code import EVIL, by_app, strangers_fork
-from tests.doubles.intake import REPOSITORY, Office, office
+from tests.doubles.intake import REPOSITORY, IntakeBot, intake_bot
 
 
-def approve(world: Office, number: int, sha: str, author: str = "ann", more: str = "") -> None:
+def approve(world: IntakeBot, number: int, sha: str, author: str = "ann", more: str = "") -> None:
     world.github.comment(REPOSITORY, number, author, f"/gibil approve {sha}{more}")
 
 
 @pytest.mark.parametrize("digits", [40, 7])
 async def test_an_approved_commit_runs_without_secrets(tmp_path: Path, digits: int) -> None:
-    async with office(tmp_path) as world:
+    async with intake_bot(tmp_path) as world:
         number = await strangers_fork(world)
         head = world.github.head_sha(REPOSITORY, number)
         await world.handled()
@@ -37,7 +37,7 @@ async def test_an_approved_commit_runs_without_secrets(tmp_path: Path, digits: i
 
 
 async def test_an_approval_and_a_command_in_one_comment(tmp_path: Path) -> None:
-    async with office(tmp_path) as world:
+    async with intake_bot(tmp_path) as world:
         number = await strangers_fork(world)
         approve(world, number, world.github.head_sha(REPOSITORY, number), more="\n/gibil test")
         await world.handled()
@@ -45,7 +45,7 @@ async def test_an_approval_and_a_command_in_one_comment(tmp_path: Path) -> None:
 
 
 async def test_an_approved_run_can_be_re_run_and_retested(tmp_path: Path) -> None:
-    async with office(tmp_path) as world:
+    async with intake_bot(tmp_path) as world:
         number = await strangers_fork(world)
         approve(world, number, world.github.head_sha(REPOSITORY, number))
         await world.handled()
@@ -60,7 +60,7 @@ async def test_an_approved_run_can_be_re_run_and_retested(tmp_path: Path) -> Non
 
 
 async def test_the_approval_of_a_commit_that_is_the_head_no_more_is_refused_with_the_right_one(tmp_path: Path) -> None:
-    async with office(tmp_path) as world:
+    async with intake_bot(tmp_path) as world:
         number = await strangers_fork(world)
         old = world.github.head_sha(REPOSITORY, number)
         head = await world.github.push(REPOSITORY, number, EVIL, author="mallory")
@@ -75,7 +75,7 @@ async def test_the_approval_of_a_commit_that_is_the_head_no_more_is_refused_with
 
 @pytest.mark.parametrize("sha", ["", "abc123", "HEAD", "main", "0" * 40, "..", "refs/heads/topic", "*", "0123456789abcdefg"])
 async def test_an_approval_that_names_no_commit_of_the_head_is_refused(tmp_path: Path, sha: str) -> None:
-    async with office(tmp_path) as world:
+    async with intake_bot(tmp_path) as world:
         number = await strangers_fork(world)
         approve(world, number, sha, more="\n/gibil test")
         await world.handled()
@@ -84,7 +84,7 @@ async def test_an_approval_that_names_no_commit_of_the_head_is_refused(tmp_path:
 
 
 async def test_the_first_six_digits_are_not_enough(tmp_path: Path) -> None:
-    async with office(tmp_path) as world:
+    async with intake_bot(tmp_path) as world:
         number = await strangers_fork(world)
         approve(world, number, world.github.head_sha(REPOSITORY, number)[:6])
         await world.handled()
@@ -93,7 +93,7 @@ async def test_the_first_six_digits_are_not_enough(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("author", ["mallory", "eve"])
 async def test_nobody_without_write_permission_approves(tmp_path: Path, author: str) -> None:
-    async with office(tmp_path) as world:
+    async with intake_bot(tmp_path) as world:
         number = await strangers_fork(world)
         approve(world, number, world.github.head_sha(REPOSITORY, number), author)
         await world.handled()
@@ -103,7 +103,7 @@ async def test_nobody_without_write_permission_approves(tmp_path: Path, author: 
 
 
 async def test_the_next_push_ends_an_approval(tmp_path: Path) -> None:
-    async with office(tmp_path) as world:
+    async with intake_bot(tmp_path) as world:
         number = await strangers_fork(world)
         approve(world, number, world.github.head_sha(REPOSITORY, number))
         await world.handled()
@@ -117,7 +117,7 @@ async def test_the_next_push_ends_an_approval(tmp_path: Path) -> None:
 
 
 async def test_a_force_push_back_to_an_approved_commit_does_not_revive_the_approval(tmp_path: Path) -> None:
-    async with office(tmp_path) as world:
+    async with intake_bot(tmp_path) as world:
         number = await strangers_fork(world)
         approved = world.github.head_sha(REPOSITORY, number)
         approve(world, number, approved)
@@ -134,7 +134,7 @@ async def test_a_force_push_back_to_an_approved_commit_does_not_revive_the_appro
 
 
 async def test_a_stale_approval_that_is_delivered_late_approves_nothing(tmp_path: Path) -> None:
-    async with office(tmp_path) as world:
+    async with intake_bot(tmp_path) as world:
         number = await strangers_fork(world)
         head = world.github.head_sha(REPOSITORY, number)
         await world.handled()
@@ -151,7 +151,7 @@ async def test_a_stale_approval_that_is_delivered_late_approves_nothing(tmp_path
 
 
 async def test_an_approval_that_is_delivered_again_after_a_push_approves_nothing(tmp_path: Path) -> None:
-    async with office(tmp_path) as world:
+    async with intake_bot(tmp_path) as world:
         number = await strangers_fork(world)
         approve(world, number, world.github.head_sha(REPOSITORY, number))
         await world.handled()
@@ -168,7 +168,7 @@ async def test_an_approval_that_is_delivered_again_after_a_push_approves_nothing
 
 
 async def test_an_approval_holds_for_its_own_pull_request_only(tmp_path: Path) -> None:
-    async with office(tmp_path) as world:
+    async with intake_bot(tmp_path) as world:
         first = await strangers_fork(world)
         approve(world, first, world.github.head_sha(REPOSITORY, first))
         await world.handled()
@@ -180,7 +180,7 @@ async def test_an_approval_holds_for_its_own_pull_request_only(tmp_path: Path) -
 
 
 async def test_a_closed_pull_request_is_not_approved(tmp_path: Path) -> None:
-    async with office(tmp_path) as world:
+    async with intake_bot(tmp_path) as world:
         number = await strangers_fork(world)
         world.github.close_pull_request(REPOSITORY, number)
         await world.handled()
@@ -191,7 +191,7 @@ async def test_a_closed_pull_request_is_not_approved(tmp_path: Path) -> None:
 
 
 async def test_the_check_run_asks_once_for_each_commit(tmp_path: Path) -> None:
-    async with office(tmp_path) as world:
+    async with intake_bot(tmp_path) as world:
         number = await strangers_fork(world)
         for _ in range(3):
             world.github.comment(REPOSITORY, number, "ann", "/gibil test")
@@ -205,7 +205,7 @@ async def test_the_check_run_asks_once_for_each_commit(tmp_path: Path) -> None:
 
 
 async def test_an_approval_starts_what_an_apps_branch_waits_with(tmp_path: Path) -> None:
-    async with office(tmp_path) as world:
+    async with intake_bot(tmp_path) as world:
         number = await by_app(world)
         await world.handled()
         for _ in range(2):

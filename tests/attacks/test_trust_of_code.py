@@ -7,31 +7,31 @@ from pathlib import Path
 import pytest
 
 from gibil_bot.model import Trust
-from tests.doubles.intake import REPOSITORY, WORKFLOWS, Office, office
+from tests.doubles.intake import REPOSITORY, WORKFLOWS, IntakeBot, intake_bot
 
 EVIL = {"CHANGE.md": "evil code of mallory\n"}
 GOOD = {"CHANGE.md": "good code\n"}
 ALLOW = {"GIBIL_LOCAL_UNTRUSTED": "allow"}
 
 
-async def strangers_fork(world: Office, author: str = "ann") -> int:
+async def strangers_fork(world: IntakeBot, author: str = "ann") -> int:
     """`author` opens a pull request from a branch of mallory's fork."""
     fork = await world.github.fork(REPOSITORY, "mallory")
     await world.github.push(fork.full_name, "topic", GOOD, author="mallory")
     return await world.github.open_from(REPOSITORY, fork.full_name, "topic", author)
 
 
-async def own_fork(world: Office) -> int:
+async def own_fork(world: IntakeBot) -> int:
     """ann, who may write, opens a pull request from her own fork."""
     return await world.github.open_pull_request(REPOSITORY, "topic", GOOD, "ann", fork=True)
 
 
-async def own_branch(world: Office) -> int:
+async def own_branch(world: IntakeBot) -> int:
     return await world.github.open_pull_request(REPOSITORY, "topic", GOOD, "ann")
 
 
 async def test_a_strangers_fork_behind_a_writers_pull_request_runs_nothing(tmp_path: Path) -> None:
-    async with office(tmp_path) as world:
+    async with intake_bot(tmp_path) as world:
         number = await strangers_fork(world)
         await world.github.push(REPOSITORY, number, EVIL, author="mallory")
         world.github.comment(REPOSITORY, number, "ann", "/gibil test")
@@ -46,7 +46,7 @@ async def test_a_strangers_fork_behind_a_writers_pull_request_runs_nothing(tmp_p
 async def test_a_strangers_fork_behind_a_writers_pull_request_gets_no_secret_where_it_may_run(
     tmp_path: Path, author: str
 ) -> None:
-    async with office(tmp_path, ALLOW) as world:
+    async with intake_bot(tmp_path, ALLOW) as world:
         number = await strangers_fork(world, author)
         await world.handled()
         await world.github.push(REPOSITORY, number, EVIL, author="mallory")
@@ -59,7 +59,7 @@ async def test_a_strangers_fork_behind_a_writers_pull_request_gets_no_secret_whe
 
 
 async def test_a_writers_own_fork_is_trusted_until_somebody_else_pushes_to_it(tmp_path: Path) -> None:
-    async with office(tmp_path) as world:
+    async with intake_bot(tmp_path) as world:
         number = await own_fork(world)
         await world.handled()
         await world.github.push(REPOSITORY, number, GOOD, author="ann")
@@ -86,7 +86,7 @@ async def test_a_writers_own_fork_is_trusted_until_somebody_else_pushes_to_it(tm
 
 
 async def test_a_push_whose_delivery_was_lost_leaves_a_writers_fork_untrusted(tmp_path: Path) -> None:
-    async with office(tmp_path, ALLOW) as world:
+    async with intake_bot(tmp_path, ALLOW) as world:
         number = await own_fork(world)
         await world.handled()
         with world.bot_is_down() as missed:
@@ -101,7 +101,7 @@ async def test_a_push_whose_delivery_was_lost_leaves_a_writers_fork_untrusted(tm
 
 
 async def test_a_push_that_another_pull_request_of_the_same_fork_told_of_counts(tmp_path: Path) -> None:
-    async with office(tmp_path, ALLOW) as world:
+    async with intake_bot(tmp_path, ALLOW) as world:
         first = await own_fork(world)
         await world.handled()
         await world.github.push("ann/engine", "other", GOOD, author="ann")
@@ -116,7 +116,7 @@ async def test_a_push_that_another_pull_request_of_the_same_fork_told_of_counts(
 
 
 async def test_a_fork_of_an_organization_is_untrusted(tmp_path: Path) -> None:
-    async with office(tmp_path, ALLOW) as world:
+    async with intake_bot(tmp_path, ALLOW) as world:
         world.github.add_user("guild", "Organization")
         world.github.set_permission(REPOSITORY, "guild", "write")
         fork = await world.github.fork(REPOSITORY, "guild")
@@ -131,7 +131,7 @@ async def test_a_fork_of_an_organization_is_untrusted(tmp_path: Path) -> None:
 async def test_a_fork_that_was_transferred_is_untrusted_if_a_stranger_ever_owned_it(
     tmp_path: Path, giver: str, taker: str
 ) -> None:
-    async with office(tmp_path, ALLOW) as world:
+    async with intake_bot(tmp_path, ALLOW) as world:
         fork = await world.github.fork(REPOSITORY, giver)
         await world.github.push(fork.full_name, "topic", GOOD, author=giver)
         number = await world.github.open_from(REPOSITORY, fork.full_name, "topic", "ann")
@@ -144,7 +144,7 @@ async def test_a_fork_that_was_transferred_is_untrusted_if_a_stranger_ever_owned
 
 
 async def test_a_fork_that_was_deleted_is_untrusted(tmp_path: Path) -> None:
-    async with office(tmp_path, ALLOW) as world:
+    async with intake_bot(tmp_path, ALLOW) as world:
         number = await own_fork(world)
         await world.handled()
         world.github.delete_repository("ann/engine")
@@ -155,7 +155,7 @@ async def test_a_fork_that_was_deleted_is_untrusted(tmp_path: Path) -> None:
 
 
 async def test_re_run_after_a_foreign_push_runs_nothing_and_names_the_new_commit(tmp_path: Path) -> None:
-    async with office(tmp_path) as world:
+    async with intake_bot(tmp_path) as world:
         number = await own_fork(world)
         world.github.comment(REPOSITORY, number, "ann", "/gibil test")
         await world.handled()
@@ -174,7 +174,7 @@ async def test_re_run_after_a_foreign_push_runs_nothing_and_names_the_new_commit
 
 
 async def test_re_run_after_a_foreign_force_push_of_the_same_commit_is_untrusted(tmp_path: Path) -> None:
-    async with office(tmp_path, ALLOW) as world:
+    async with intake_bot(tmp_path, ALLOW) as world:
         number = await own_fork(world)
         world.github.comment(REPOSITORY, number, "ann", "/gibil test")
         await world.handled()
@@ -193,7 +193,7 @@ async def test_re_run_after_a_foreign_force_push_of_the_same_commit_is_untrusted
 
 @pytest.mark.parametrize("settings", [{}, ALLOW])
 async def test_a_foreign_push_stops_a_run_and_starts_none_in_its_stead(tmp_path: Path, settings: dict[str, str]) -> None:
-    async with office(tmp_path, settings, workflows={"test.yml": WORKFLOWS["test.yml"]}) as world:
+    async with intake_bot(tmp_path, settings, workflows={"test.yml": WORKFLOWS["test.yml"]}) as world:
         number = await own_fork(world)
         world.github.comment(REPOSITORY, number, "ann", "/gibil test")
         await world.handled()
@@ -204,7 +204,7 @@ async def test_a_foreign_push_stops_a_run_and_starts_none_in_its_stead(tmp_path:
 
 
 async def test_a_writers_push_starts_again_what_it_superseded(tmp_path: Path) -> None:
-    async with office(tmp_path, workflows={"test.yml": WORKFLOWS["test.yml"]}) as world:
+    async with intake_bot(tmp_path, workflows={"test.yml": WORKFLOWS["test.yml"]}) as world:
         number = await own_branch(world)
         world.github.comment(REPOSITORY, number, "ann", "/gibil test")
         await world.handled()
@@ -216,7 +216,7 @@ async def test_a_writers_push_starts_again_what_it_superseded(tmp_path: Path) ->
 
 
 async def test_who_lost_write_permission_takes_the_trust_with_them(tmp_path: Path) -> None:
-    async with office(tmp_path) as world:
+    async with intake_bot(tmp_path) as world:
         number = await own_branch(world)
         await world.handled()
         world.github.set_permission(REPOSITORY, "ann", "read")
@@ -230,7 +230,7 @@ async def test_who_lost_write_permission_takes_the_trust_with_them(tmp_path: Pat
 # --- Apps that push to a branch of the repository itself ---------------------------------------------------------------
 
 
-async def by_app(world: Office, *, author: str = "renovate[bot]") -> int:
+async def by_app(world: IntakeBot, *, author: str = "renovate[bot]") -> int:
     world.github.add_user("renovate[bot]", "Bot")
     await world.github.push(REPOSITORY, "renovate/x", GOOD, author="renovate[bot]")
     return await world.github.open_from(REPOSITORY, REPOSITORY, "renovate/x", author)
@@ -240,7 +240,7 @@ async def by_app(world: Office, *, author: str = "renovate[bot]") -> int:
 async def test_a_branch_that_an_app_pushed_waits_for_a_writers_command_and_runs_without_secrets(
     tmp_path: Path, author: str
 ) -> None:
-    async with office(tmp_path) as world:
+    async with intake_bot(tmp_path) as world:
         number = await by_app(world, author=author)
         await world.handled()
         assert await world.runs() == []
@@ -255,7 +255,7 @@ async def test_a_branch_that_an_app_pushed_waits_for_a_writers_command_and_runs_
 
 
 async def test_a_named_app_starts_workflows_by_itself_and_never_with_secrets(tmp_path: Path) -> None:
-    async with office(tmp_path, {"GIBIL_TRUSTED_APPS": "dependabot[bot],Renovate[bot]"}) as world:
+    async with intake_bot(tmp_path, {"GIBIL_TRUSTED_APPS": "dependabot[bot],Renovate[bot]"}) as world:
         number = await by_app(world)
         await world.handled()
         await world.github.push(REPOSITORY, number, {"more.md": "x\n"}, author="renovate[bot]")
@@ -265,7 +265,7 @@ async def test_a_named_app_starts_workflows_by_itself_and_never_with_secrets(tmp
 
 
 async def test_the_name_of_an_app_helps_neither_a_fork_nor_a_person_nor_another_app(tmp_path: Path) -> None:
-    async with office(tmp_path, {"GIBIL_TRUSTED_APPS": "renovate[bot]"}) as world:
+    async with intake_bot(tmp_path, {"GIBIL_TRUSTED_APPS": "renovate[bot]"}) as world:
         world.github.add_user("renovate[bot]", "Bot")
         world.github.add_user("evil[bot]", "Bot")
         await strangers_fork(world, "renovate[bot]")
@@ -279,7 +279,7 @@ async def test_the_name_of_an_app_helps_neither_a_fork_nor_a_person_nor_another_
 
 async def test_refuse_lets_no_app_and_no_approval_onto_local_machines(tmp_path: Path) -> None:
     settings = {"GIBIL_LOCAL_UNTRUSTED": "refuse", "GIBIL_TRUSTED_APPS": "renovate[bot]"}
-    async with office(tmp_path, settings) as world:
+    async with intake_bot(tmp_path, settings) as world:
         number = await by_app(world)
         fork = await strangers_fork(world)
         for each in (number, fork):

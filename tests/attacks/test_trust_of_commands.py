@@ -10,7 +10,7 @@ import pytest
 
 from gibil_bot.model import Trust
 from tests.attacks.test_trust_of_code import ALLOW, EVIL, GOOD, own_branch, own_fork, strangers_fork
-from tests.doubles.intake import REPOSITORY, WORKFLOWS, Office, office, opened
+from tests.doubles.intake import REPOSITORY, WORKFLOWS, IntakeBot, bot_on, intake_bot
 
 ONLY_TEST = {"test.yml": WORKFLOWS["test.yml"]}
 HOW = {
@@ -20,7 +20,7 @@ HOW = {
 }
 
 
-def say(world: Office, how: str, number: int, author: str, body: str) -> None:
+def say(world: IntakeBot, how: str, number: int, author: str, body: str) -> None:
     {"comment": world.github.comment, "review_comment": world.github.review_comment, "review": world.github.review}[how](
         REPOSITORY, number, author, body
     )
@@ -28,7 +28,7 @@ def say(world: Office, how: str, number: int, author: str, body: str) -> None:
 
 @pytest.mark.parametrize("how", HOW)
 async def test_a_command_runs_under_the_name_of_its_event(tmp_path: Path, how: str) -> None:
-    async with office(tmp_path, workflows=ONLY_TEST) as world:
+    async with intake_bot(tmp_path, workflows=ONLY_TEST) as world:
         number = await own_branch(world)
         say(world, how, number, "ann", "LGTM\n\n/gibil test")
         await world.handled()
@@ -41,7 +41,7 @@ async def test_a_command_runs_under_the_name_of_its_event(tmp_path: Path, how: s
 async def test_a_push_between_a_command_and_its_delivery_runs_nothing(
     tmp_path: Path, how: str, settings: Mapping[str, str]
 ) -> None:
-    async with office(tmp_path, settings, workflows=ONLY_TEST) as world:
+    async with intake_bot(tmp_path, settings, workflows=ONLY_TEST) as world:
         number = await own_fork(world)
         await world.handled()
         with world.bot_is_down() as missed:
@@ -54,7 +54,7 @@ async def test_a_push_between_a_command_and_its_delivery_runs_nothing(
 
 @pytest.mark.parametrize("how", HOW)
 async def test_a_late_command_runs_nothing_whichever_delivery_comes_first(tmp_path: Path, how: str) -> None:
-    async with office(tmp_path, ALLOW, workflows=ONLY_TEST) as world:
+    async with intake_bot(tmp_path, ALLOW, workflows=ONLY_TEST) as world:
         number = await own_branch(world)
         await world.handled()
         with world.bot_is_down() as missed:
@@ -66,7 +66,7 @@ async def test_a_late_command_runs_nothing_whichever_delivery_comes_first(tmp_pa
 
 
 async def test_a_late_command_runs_where_nothing_was_pushed_since(tmp_path: Path) -> None:
-    async with office(tmp_path, workflows=ONLY_TEST) as world:
+    async with intake_bot(tmp_path, workflows=ONLY_TEST) as world:
         number = await own_branch(world)
         await world.handled()
         with world.bot_is_down() as missed:
@@ -78,7 +78,7 @@ async def test_a_late_command_runs_where_nothing_was_pushed_since(tmp_path: Path
 
 
 async def test_an_old_command_that_is_delivered_again_runs_nothing_new(tmp_path: Path) -> None:
-    async with office(tmp_path, ALLOW, workflows=ONLY_TEST) as world:
+    async with intake_bot(tmp_path, ALLOW, workflows=ONLY_TEST) as world:
         number = await own_fork(world)
         await world.handled()
         world.github.comment(REPOSITORY, number, "ann", "/gibil test")
@@ -96,7 +96,7 @@ async def test_an_old_command_that_is_delivered_again_runs_nothing_new(tmp_path:
 
 
 async def test_a_comment_of_the_same_second_as_a_push_runs_nothing(tmp_path: Path) -> None:
-    async with office(tmp_path, workflows=ONLY_TEST) as world:
+    async with intake_bot(tmp_path, workflows=ONLY_TEST) as world:
         number = await own_branch(world)
         await world.handled()
         head = await world.github.push(REPOSITORY, number, EVIL, author="ada")
@@ -113,7 +113,7 @@ async def test_a_comment_of_the_same_second_as_a_push_runs_nothing(tmp_path: Pat
 
 
 async def test_a_push_and_back_between_a_command_and_its_delivery_runs_nothing(tmp_path: Path) -> None:
-    async with office(tmp_path, ALLOW, workflows=ONLY_TEST) as world:
+    async with intake_bot(tmp_path, ALLOW, workflows=ONLY_TEST) as world:
         number = await own_fork(world)
         await world.handled()
         head = world.github.head_sha(REPOSITORY, number)
@@ -127,7 +127,7 @@ async def test_a_push_and_back_between_a_command_and_its_delivery_runs_nothing(t
 
 
 async def test_a_late_push_does_not_run_a_commit_that_is_the_head_no_more(tmp_path: Path) -> None:
-    async with office(tmp_path, workflows={"auto.yml": WORKFLOWS["auto.yml"]}) as world:
+    async with intake_bot(tmp_path, workflows={"auto.yml": WORKFLOWS["auto.yml"]}) as world:
         number = await own_branch(world)
         await world.handled()
         with world.bot_is_down() as missed:
@@ -138,7 +138,7 @@ async def test_a_late_push_does_not_run_a_commit_that_is_the_head_no_more(tmp_pa
 
 
 async def test_an_edited_comment_or_review_gives_no_command(tmp_path: Path) -> None:
-    async with office(tmp_path, workflows=ONLY_TEST) as world:
+    async with intake_bot(tmp_path, workflows=ONLY_TEST) as world:
         number = await own_branch(world)
         comment = world.github.comment(REPOSITORY, number, "ann", "looks good")
         review = world.github.review(REPOSITORY, number, "ann", "looks good")
@@ -150,7 +150,7 @@ async def test_an_edited_comment_or_review_gives_no_command(tmp_path: Path) -> N
 
 
 async def test_a_review_of_an_older_commit_gives_no_command_for_the_newer_one(tmp_path: Path) -> None:
-    async with office(tmp_path, workflows=ONLY_TEST) as world:
+    async with intake_bot(tmp_path, workflows=ONLY_TEST) as world:
         number = await own_branch(world)
         old = world.github.head_sha(REPOSITORY, number)
         head = await world.github.push(REPOSITORY, number, EVIL, author="ada")
@@ -165,7 +165,7 @@ async def test_a_review_of_an_older_commit_gives_no_command_for_the_newer_one(tm
 
 
 async def test_a_bot_that_knows_no_head_yet_runs_a_command_on_a_branch_with_secrets(tmp_path: Path) -> None:
-    async with office(tmp_path, workflows=ONLY_TEST) as world:
+    async with intake_bot(tmp_path, workflows=ONLY_TEST) as world:
         with world.bot_is_down() as missed:
             number = await own_branch(world)
             world.github.comment(REPOSITORY, number, "eve", "what is this?")
@@ -177,7 +177,7 @@ async def test_a_bot_that_knows_no_head_yet_runs_a_command_on_a_branch_with_secr
 
 
 async def test_a_bot_that_knows_no_head_yet_sees_which_app_pushed_the_branch(tmp_path: Path) -> None:
-    async with office(tmp_path, workflows=ONLY_TEST) as world:
+    async with intake_bot(tmp_path, workflows=ONLY_TEST) as world:
         with world.bot_is_down() as missed:
             world.github.add_user("renovate[bot]", "Bot")
             await world.github.push(REPOSITORY, "x", GOOD, author="renovate[bot]")
@@ -190,7 +190,7 @@ async def test_a_bot_that_knows_no_head_yet_sees_which_app_pushed_the_branch(tmp
 
 
 async def test_a_bot_that_knows_no_head_yet_trusts_no_fork(tmp_path: Path) -> None:
-    async with office(tmp_path, ALLOW, workflows=ONLY_TEST) as world:
+    async with intake_bot(tmp_path, ALLOW, workflows=ONLY_TEST) as world:
         with world.bot_is_down() as missed:
             number = await own_fork(world)
         await world.back_up(missed, redeliver=False)
@@ -202,7 +202,7 @@ async def test_a_bot_that_knows_no_head_yet_trusts_no_fork(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("opens", [own_branch, own_fork, strangers_fork])
 async def test_a_bot_that_knows_no_head_yet_sees_a_push_after_a_late_command(tmp_path: Path, opens: object) -> None:
-    async with office(tmp_path, ALLOW, workflows=ONLY_TEST) as world:
+    async with intake_bot(tmp_path, ALLOW, workflows=ONLY_TEST) as world:
         with world.bot_is_down() as missed:
             number = await opens(world)  # type: ignore[operator]
         await world.back_up(missed, redeliver=False)
@@ -215,13 +215,13 @@ async def test_a_bot_that_knows_no_head_yet_sees_a_push_after_a_late_command(tmp
 
 
 async def test_re_run_and_retest_work_after_the_store_was_lost(tmp_path: Path) -> None:
-    async with office(tmp_path) as world:
+    async with intake_bot(tmp_path) as world:
         number = await own_branch(world)
         world.github.comment(REPOSITORY, number, "ann", "/gibil test")
         await world.handled()
         await world.finish_runs("failure")
         check = next(run for run in world.github.check_runs(REPOSITORY) if run.name == "gibil / test")
-        async with opened(world.github, world.settings, f"sqlite:///{tmp_path}/new.db") as fresh:
+        async with bot_on(world.github, world.settings, f"sqlite:///{tmp_path}/new.db") as fresh:
             fresh.github.rerequest_check_run(check.id, "mallory")
             await fresh.handled()
             assert await fresh.runs() == []
@@ -231,18 +231,18 @@ async def test_re_run_and_retest_work_after_the_store_was_lost(tmp_path: Path) -
             await fresh.handled()
             assert [run.plan.workflow for run in await fresh.runs()] == ["test"]
             assert {run.source.pull_request.number for run in await fresh.runs()} == {number}
-        async with opened(world.github, world.settings, f"sqlite:///{tmp_path}/newer.db") as fresh:
+        async with bot_on(world.github, world.settings, f"sqlite:///{tmp_path}/newer.db") as fresh:
             fresh.github.rerequest_suite(REPOSITORY, check.head_sha, "ann")
             await fresh.handled()
             assert sorted(run.plan.workflow for run in await fresh.runs()) == ["auto", "test"]
-        async with opened(world.github, world.settings, f"sqlite:///{tmp_path}/newest.db") as fresh:
+        async with bot_on(world.github, world.settings, f"sqlite:///{tmp_path}/newest.db") as fresh:
             fresh.github.comment(REPOSITORY, number, "ann", "/gibil retest")
             await fresh.handled()
             assert sorted(run.plan.workflow for run in await fresh.runs()) == ["auto", "test"]
 
 
 async def test_a_re_run_of_a_workflow_that_is_gone_is_answered(tmp_path: Path) -> None:
-    async with office(tmp_path, workflows=ONLY_TEST) as world:
+    async with intake_bot(tmp_path, workflows=ONLY_TEST) as world:
         number = await own_branch(world)
         world.github.comment(REPOSITORY, number, "ann", "/gibil test")
         await world.handled()
@@ -255,7 +255,7 @@ async def test_a_re_run_of_a_workflow_that_is_gone_is_answered(tmp_path: Path) -
 
 
 async def test_two_pull_requests_from_one_branch_are_re_run_each_for_itself(tmp_path: Path) -> None:
-    async with office(tmp_path, ALLOW, workflows=ONLY_TEST) as world:
+    async with intake_bot(tmp_path, ALLOW, workflows=ONLY_TEST) as world:
         first = await own_branch(world)
         second = await world.github.open_from(REPOSITORY, REPOSITORY, "topic", "mallory")
         for number in (first, second):
@@ -271,7 +271,7 @@ async def test_two_pull_requests_from_one_branch_are_re_run_each_for_itself(tmp_
 
 async def test_retest_after_a_new_base_uses_the_new_base_branch(tmp_path: Path) -> None:
     grouped = "on: {command: test}\nconcurrency: 'deploy-${{ github.base_ref }}'\ntasks:\n  - {name: only, run: 'exit 1'}\n"
-    async with office(tmp_path, workflows={"test.yml": grouped}) as world:
+    async with intake_bot(tmp_path, workflows={"test.yml": grouped}) as world:
         await world.github.push(REPOSITORY, "release", {"r.md": "r\n"}, author="ada")
         number = await own_branch(world)
         world.github.comment(REPOSITORY, number, "ann", "/gibil test")
@@ -287,7 +287,7 @@ async def test_retest_after_a_new_base_uses_the_new_base_branch(tmp_path: Path) 
 
 
 async def test_a_merge_queue_is_told_at_once_that_it_waits_for_nothing(tmp_path: Path) -> None:
-    async with office(tmp_path) as world:
+    async with intake_bot(tmp_path) as world:
         number = await own_branch(world)
         await world.handled()
         sha = await world.github.queue_merge(REPOSITORY, number)
@@ -299,7 +299,7 @@ async def test_a_merge_queue_is_told_at_once_that_it_waits_for_nothing(tmp_path:
 
 
 async def test_an_ordinary_command_asks_github_no_more_than_it_has_to(tmp_path: Path) -> None:
-    async with office(tmp_path, workflows=ONLY_TEST) as world:
+    async with intake_bot(tmp_path, workflows=ONLY_TEST) as world:
         number = await own_branch(world)
         await world.handled()
         before = sum(world.client.requests.values())

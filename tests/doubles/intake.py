@@ -34,8 +34,8 @@ WITHIN_S = 30.0
 
 
 @dataclass(kw_only=True)
-class Office:
-    """`ada` owns REPOSITORY, `ann` may write there, and nobody else."""
+class IntakeBot:
+    """`ada` owns REPOSITORY, `ann` may write there, and no other account."""
 
     github: GitHubDouble
     settings: Settings
@@ -43,7 +43,7 @@ class Office:
     client: GitHubClient
 
     async def handled(self) -> None:
-        """Every delivery was handled, and GitHub was told everything."""
+        """Every delivery was handled, and everything is published."""
         await self.github.settled()
         signals = [self.store.changed(topic) for topic in ("deliveries", "tellings")]
         async with asyncio.timeout(WITHIN_S):
@@ -99,13 +99,13 @@ class Office:
 
 
 @contextlib.asynccontextmanager
-async def office(
+async def intake_bot(
     folder: Path,
     settings: Mapping[str, str] | None = None,
     *,
     workflows: Mapping[str, str] = WORKFLOWS,
     files: Mapping[str, str] | None = None,
-) -> AsyncIterator[Office]:
+) -> AsyncIterator[IntakeBot]:
     """Provider `local` with the default settings, and a secret DEPLOY."""
     secret = secrets.token_hex(16)
     (folder / "workflows").mkdir()
@@ -127,12 +127,12 @@ async def office(
         )
         await github.add_repository(REPOSITORY, files or {"README.md": "an engine\n"})
         github.set_permission(REPOSITORY, "ann", "write")
-        async with opened(github, read, read.database_url) as it:
+        async with bot_on(github, read, read.database_url) as it:
             yield it
 
 
 @contextlib.asynccontextmanager
-async def opened(github: GitHubDouble, settings: Settings, database_url: str) -> AsyncIterator[Office]:
+async def bot_on(github: GitHubDouble, settings: Settings, database_url: str) -> AsyncIterator[IntakeBot]:
     """The bot on one database: a second one finds nothing of what the first one knew."""
     settings.data_dir.mkdir(exist_ok=True, mode=0o700)
     async with contextlib.AsyncExitStack() as stack:
@@ -148,9 +148,9 @@ async def opened(github: GitHubDouble, settings: Settings, database_url: str) ->
         stack.push_async_callback(_stop, parts)
         url = await stack.enter_async_context(serving(create_app(Bot(settings=settings, store=store))))
         github.webhook_url = f"{url}/webhook"
-        office = Office(github=github, settings=settings, store=store, client=client)
-        yield office
-        await office.handled()
+        bot = IntakeBot(github=github, settings=settings, store=store, client=client)
+        yield bot
+        await bot.handled()
 
 
 async def _stop(parts: list[asyncio.Task[None]]) -> None:

@@ -1,4 +1,4 @@
--- Which commits were the head of a pull request, and who pushed them. `at` is GitHub's time, `seen_at` ours.
+-- Which commits were the head of a pull request, and who pushed them. `at` is GitHub's time, `seen_at` the bot's.
 
 create table heads (
     seq integer primary key,
