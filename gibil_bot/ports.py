@@ -134,6 +134,9 @@ class GitHub(Protocol):
     async def branch_push(self, installation_id: int, repository: Repository, branch: str, sha: str) -> BranchPush | None:
         """The last push that put `sha` on a branch of the repository itself, if it is among the newest ones there."""
 
+    async def comment_time(self, installation_id: int, repository: str, comment_id: int) -> datetime | None:
+        """When a comment in a conversation was written; None when it is gone."""
+
     async def check_runs(self, installation_id: int, repository: str, sha: str) -> list[tuple[str, str | None]]:
         """(name, conclusion) of our own check runs of a commit, the newest of each name; None while it is not completed."""
 

@@ -51,6 +51,10 @@ class _Activity(msgspec.Struct):
     actor: UserPayload | None = None
 
 
+class _Written(msgspec.Struct):
+    created_at: datetime
+
+
 class _CheckRun(msgspec.Struct):
     name: str
     conclusion: str | None = None
@@ -191,6 +195,19 @@ class GitHubClient:
         if newest is None or newest.actor is None or newest.after != sha or at is None:
             return None
         return BranchPush(repository_id=repository.id, branch=branch, sha=sha, pusher=person(newest.actor), at=at)
+
+    async def comment_time(self, installation_id: int, repository: str, comment_id: int) -> datetime | None:
+        """https://docs.github.com/en/rest/issues/comments#get-an-issue-comment"""
+        answer = await self._session.ask(
+            Request(
+                method="GET",
+                route="/repos/{repository}/issues/comments/{number}",
+                place={"repository": repository, "number": comment_id},
+                installation_id=installation_id,
+                answers=frozenset({404, 410}),
+            )
+        )
+        return utc(answer.read(_Written).created_at) if answer.status < 400 else None
 
     async def check_runs(self, installation_id: int, repository: str, sha: str) -> list[tuple[str, str | None]]:
         """https://docs.github.com/en/rest/checks/runs#list-check-runs-for-a-git-reference"""

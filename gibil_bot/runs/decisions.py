@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from msgspec import structs
+
 from gibil_bot.errors import UsageError
 from gibil_bot.github import commands, replies, trust_texts
 from gibil_bot.github.render import CHECK_PREFIX, check_name
@@ -116,6 +118,9 @@ class Decisions:
             ]
             return
         pull_request = await self._github.pull_request(event.installation_id, event.repository.full_name, event.number)
+        if event.created_at is None and event.event_name == "issue_comment":
+            written_at = await self._github.comment_time(event.installation_id, event.repository.full_name, event.comment_id)
+            event = structs.replace(event, created_at=written_at)
         asked = commands.parse(event.body)
         standing = await self._standing_of_comment(event, pull_request, permission, asked)
         outcome.observed += standing.observed
@@ -179,10 +184,10 @@ class Decisions:
             raise Refused(trust_texts.head_moved(event.number, desk.facts.sha))
         desk.check_may_run(self._policy, asked=True, is_approved=outcome.is_approved)
         if command.word == "retest":
-            plans = await self._plans_to_retest(desk, event, wanted)
-        else:
-            plans = planning.for_command(desk.catalogue, command, desk.facts)
-        for plan in plans:
+            repeats = await self._to_retest(desk, event, wanted)
+            self._queue_again(repeats, desk, outcome, comment=event)
+            return None
+        for plan in planning.for_command(desk.catalogue, command, desk.facts):
             self._queue(plan, desk, outcome, comment=event)
         return None
 
@@ -240,9 +245,9 @@ class Decisions:
         if there is None or there[0].telling.body.get("conclusion") != wanted.body["conclusion"]:
             outcome.tellings.append(wanted)
 
-    async def _plans_to_retest(self, desk: Desk, event: CommentCreated, wanted: str | None) -> Sequence[Plan]:
-        """The newest run of the wanted workflow, or of every one that did not succeed, planned from today's files. What the
-        store knows nothing of is found by our check runs on the commit. Raises Refused, UsageError."""
+    async def _to_retest(self, desk: Desk, event: CommentCreated, wanted: str | None) -> list[_Repeat]:
+        """The newest run of the wanted workflow, or of every one that did not succeed. What the store knows nothing of is
+        found by our check runs on the commit. Raises Refused."""
         newest: dict[str, Run] = {}
         for run in await self._store.runs_of(event.repository.id, number=event.number):
             newest.setdefault(run.plan.workflow, run)
@@ -261,7 +266,24 @@ class Decisions:
             raise Refused(replies.nothing_to_retest(wanted))
         if not chosen:
             raise Refused(replies.nothing_failed())
-        return [planning.again(desk.catalogue, workflow, inputs, desk.facts) for workflow, inputs, _ in chosen]
+        return [_Repeat(number=event.number, workflow=workflow, inputs=inputs) for workflow, inputs, _ in chosen]
+
+    def _queue_again(
+        self, repeats: Sequence[_Repeat], desk: Desk, outcome: _Outcome, comment: CommentCreated | None = None
+    ) -> None:
+        """Plan those workflows from today's files. One that cannot be planned keeps no other from running.
+        Raises UsageError with every reason, after the others were queued."""
+        problems = []
+        for repeat in repeats:
+            try:
+                assert repeat.workflow is not None
+                plan = planning.again(desk.catalogue, repeat.workflow, repeat.inputs, desk.facts)
+            except UsageError as problem:
+                problems.append(problem.message)
+            else:
+                self._queue(plan, desk, outcome, comment=comment)
+        if problems:
+            raise UsageError("\n\n".join(problems))
 
     async def _push(self, event: PullRequestChanged, outcome: _Outcome) -> None:
         pull_request, repository = event.pull_request, event.repository
@@ -366,10 +388,7 @@ class Decisions:
             raise
         if any(repeat.workflow is None for repeat in repeats):
             raise Refused(trust_texts.rerun_lost(event.check_name or "", event.head_sha))
-        for repeat in repeats:
-            assert repeat.workflow is not None
-            plan = planning.again(desk.catalogue, repeat.workflow, repeat.inputs, desk.facts)
-            self._queue(plan, desk, outcome)
+        self._queue_again(repeats, desk, outcome)
 
     async def _repeats(self, event: RerunRequested) -> list[_Repeat]:
         """What Re-run is about: by the store, or, where that knows nothing of it, by the commit and the check run's name."""

@@ -12,6 +12,7 @@ from tests.doubles.intake import REPOSITORY, WORKFLOWS, IntakeBot, intake_bot
 EVIL = {"CHANGE.md": "evil code of mallory\n"}
 GOOD = {"CHANGE.md": "good code\n"}
 ALLOW = {"GIBIL_LOCAL_UNTRUSTED": "allow"}
+HETZNER = {"GIBIL_PROVIDER": "hetzner", "HCLOUD_TOKEN": "t" * 64}
 
 
 async def strangers_fork(world: IntakeBot, author: str = "ann") -> int:
@@ -42,11 +43,11 @@ async def test_a_strangers_fork_behind_a_writers_pull_request_runs_nothing(tmp_p
         assert (head, "action_required") in world.approvals(number)
 
 
-@pytest.mark.parametrize("author", ["ann", "ada"])
+@pytest.mark.parametrize(("author", "settings"), [("ann", ALLOW), ("ada", ALLOW), ("ann", HETZNER)])
 async def test_a_strangers_fork_behind_a_writers_pull_request_gets_no_secret_where_it_may_run(
-    tmp_path: Path, author: str
+    tmp_path: Path, author: str, settings: dict[str, str]
 ) -> None:
-    async with intake_bot(tmp_path, ALLOW) as world:
+    async with intake_bot(tmp_path, settings) as world:
         number = await strangers_fork(world, author)
         await world.handled()
         await world.github.push(REPOSITORY, number, EVIL, author="mallory")
@@ -252,6 +253,20 @@ async def test_a_branch_that_an_app_pushed_waits_for_a_writers_command_and_runs_
         assert (run.plan.workflow, run.source.trust, run.plan.secrets) == ("test", Trust.UNTRUSTED, ())
         assert any("the App `renovate[bot]`" in note for note in run.plan.notes)
         assert "fork" not in world.answers(number)
+
+
+async def test_an_app_that_puts_a_writers_commit_back_takes_the_secrets_away(tmp_path: Path) -> None:
+    async with intake_bot(tmp_path, workflows={"test.yml": WORKFLOWS["test.yml"]}) as world:
+        world.github.add_user("renovate[bot]", "Bot")
+        number = await own_branch(world)
+        head = world.github.head_sha(REPOSITORY, number)
+        await world.github.push(REPOSITORY, number, EVIL, author="renovate[bot]")
+        await world.github.reset_branch(REPOSITORY, number, head, "renovate[bot]")
+        await world.handled()
+        world.github.comment(REPOSITORY, number, "ann", "/gibil test")
+        await world.handled()
+        (run,) = await world.runs()
+        assert (run.source.sha, run.source.trust, run.plan.secrets) == (head, Trust.UNTRUSTED, ())
 
 
 async def test_a_named_app_starts_workflows_by_itself_and_never_with_secrets(tmp_path: Path) -> None:

@@ -254,6 +254,19 @@ async def test_a_re_run_of_a_workflow_that_is_gone_is_answered(tmp_path: Path) -
         assert "there is no workflow 'test'" in world.answers(number)
 
 
+async def test_a_workflow_that_is_gone_keeps_no_other_from_being_retested(tmp_path: Path) -> None:
+    async with intake_bot(tmp_path) as world:
+        number = await own_branch(world)
+        world.github.comment(REPOSITORY, number, "ann", "/gibil test")
+        await world.handled()
+        await world.finish_runs("failure")
+        (tmp_path / "workflows" / "auto.yml").unlink()
+        world.github.comment(REPOSITORY, number, "ann", "/gibil retest")
+        await world.handled()
+        assert [run.plan.workflow for run in await world.runs()][2:] == ["test"]
+        assert "there is no workflow 'auto'" in world.answers(number)
+
+
 async def test_two_pull_requests_from_one_branch_are_re_run_each_for_itself(tmp_path: Path) -> None:
     async with intake_bot(tmp_path, ALLOW, workflows=ONLY_TEST) as world:
         first = await own_branch(world)
@@ -308,3 +321,20 @@ async def test_an_ordinary_command_asks_github_no_more_than_it_has_to(tmp_path: 
         asked = sum(world.client.requests.values()) - before
         # eyes, permission, pull request, two of workflow files, check run, rocket
         assert asked == 7
+
+
+@pytest.mark.parametrize("moves", [False, True])
+async def test_a_comment_whose_payload_has_no_time_is_looked_up(tmp_path: Path, moves: bool) -> None:
+    async with intake_bot(tmp_path, workflows=ONLY_TEST) as world:
+        number = await own_branch(world)
+        await world.handled()
+        with world.bot_is_down() as missed:
+            world.github.comment(REPOSITORY, number, "ann", "/gibil test")
+            if moves:
+                await world.github.push(REPOSITORY, number, EVIL, author="ada")
+        await world.back_up(missed, redeliver=False)
+        payload = json.loads(next(each for each in missed if each.event == "issue_comment").body)
+        del payload["comment"]["created_at"], payload["issue"]["updated_at"]
+        world.github.deliver("issue_comment", payload)
+        await world.handled()
+        assert len(await world.runs()) == (0 if moves else 1)
