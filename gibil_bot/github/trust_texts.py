@@ -78,8 +78,9 @@ def rerun_moved(old_sha: str, number: int, sha: str) -> str:
 
 def rerun_lost(check_name: str, sha: str) -> str:
     """The store knows nothing of that check run, and its name does not say what to do."""
+    which = code(check_name, 120) if check_name else "What was checked"
     return (
-        f"{code(check_name or 'That check run', 120)} of commit {code(sha[:7])} cannot be run again, because the bot knows no "
+        f"{which} of commit {code(sha[:7])} cannot be run again, because the bot knows no "
         f"run behind it: comment {code(f'{PREFIX} help')} to see what can be run."
     )
 

@@ -417,7 +417,8 @@ class Decisions:
         else:
             names = await self._github.check_runs(event.installation_id, repository, event.head_sha)
         workflows: list[str | None] = [workflow for workflow, _ in _workflows_of(names)]
-        if not workflows and event.external_id is not None:
+        # A check run of ours deserves an answer, also one that is no workflow's.
+        if not workflows and (event.external_id is not None or trust_texts.APPROVAL_CHECK in dict(names)):
             workflows = [None]
         return [_Repeat(number=number, workflow=workflow) for workflow in workflows]
 

@@ -200,8 +200,11 @@ async def test_the_check_run_asks_once_for_each_commit(tmp_path: Path) -> None:
         assert (check.conclusion, check.updates) == ("action_required", 0)
         world.github.rerequest_check_run(check.id, "ann")
         await world.handled()
+        world.github.rerequest_suite(REPOSITORY, check.head_sha, "ann")
+        await world.handled()
         assert await world.runs() == []
         assert len(world.github.check_runs(REPOSITORY)) == 1
+        assert world.answers(number).count("gibil-notice") == 1
 
 
 async def test_an_approval_starts_what_an_apps_branch_waits_with(tmp_path: Path) -> None:
