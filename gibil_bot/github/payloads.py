@@ -54,14 +54,14 @@ class CommentPayload(msgspec.Struct):
     id: _Id
     user: UserPayload | None = None
     body: str | None = None
-    created_at: datetime | None = None
+    created_at: object = None
 
 
 class ReviewPayload(msgspec.Struct):
     id: _Id
     user: UserPayload | None = None
     body: str | None = None
-    submitted_at: datetime | None = None
+    submitted_at: object = None
     commit_id: _Sha | None = None
     """The commit that the reviewer had before them."""
 
@@ -73,7 +73,7 @@ class _Link(msgspec.Struct):
 class _Issue(msgspec.Struct):
     number: _Id
     pull_request: _Link | None = None
-    updated_at: datetime | None = None
+    updated_at: object = None
 
 
 class IssueCommentPayload(PlacePayload):
@@ -83,7 +83,7 @@ class IssueCommentPayload(PlacePayload):
 
 class _Numbered(msgspec.Struct):
     number: _Id
-    updated_at: datetime | None = None
+    updated_at: object = None
 
 
 class ReviewCommentPayload(PlacePayload):
@@ -100,7 +100,7 @@ class _HeadRepository(msgspec.Struct):
     full_name: _FullName
     id: _Id | None = None
     owner: UserPayload | None = None
-    pushed_at: datetime | None = None
+    pushed_at: object = None
 
 
 class _Head(msgspec.Struct):
@@ -125,8 +125,8 @@ class PullRequestPayload(msgspec.Struct):
     state: str = "open"
     draft: bool | None = None
     maintainer_can_modify: bool | None = None
-    created_at: datetime | None = None
-    updated_at: datetime | None = None
+    created_at: object = None
+    updated_at: object = None
 
     def value(self) -> PullRequest:
         repo = self.head.repo
@@ -146,9 +146,9 @@ class PullRequestPayload(msgspec.Struct):
             head_repository_id=repo.id if repo else None,
             head_owner=no_nul(owner.login) if owner else None,
             head_owner_is_user=owner is not None and owner.type == "User",
-            created_at=utc(self.created_at),
-            updated_at=utc(self.updated_at),
-            head_pushed_at=utc(repo.pushed_at) if repo else None,
+            created_at=moment(self.created_at),
+            updated_at=moment(self.updated_at),
+            head_pushed_at=moment(repo.pushed_at) if repo else None,
         )
 
 
@@ -172,7 +172,7 @@ class CheckRunEventPayload(PlacePayload):
 class _CheckSuite(msgspec.Struct):
     head_sha: _Sha
     head_branch: str | None = None
-    created_at: datetime | None = None
+    created_at: object = None
 
 
 class CheckSuiteEventPayload(PlacePayload):
@@ -223,6 +223,21 @@ def person(user: UserPayload | None) -> Person:
 
 def utc(moment: datetime | None) -> datetime | None:
     return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
+
+
+def moment(value: object) -> datetime | None:
+    """A time of a payload: ISO 8601, or seconds since the epoch as in `push` events. None for anything else, so that a time
+    in another form rejects no delivery: what is not known counts as the unsafe case."""
+    try:
+        if isinstance(value, str):
+            found = utc(datetime.fromisoformat(value))
+        elif isinstance(value, int) and not isinstance(value, bool):
+            found = datetime.fromtimestamp(value, UTC)
+        else:
+            return None
+    except (ValueError, OverflowError, OSError):
+        return None
+    return found if found is not None and 2000 <= found.year < 3000 else None
 
 
 def no_nul(text: str) -> str:

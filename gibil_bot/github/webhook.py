@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from typing import TypeVar
 
 import msgspec
@@ -27,10 +26,10 @@ from gibil_bot.github.payloads import (
     ReviewCommentPayload,
     ReviewEventPayload,
     UserPayload,
+    moment,
     no_nul,
     person,
     repository,
-    utc,
 )
 from gibil_bot.model import (
     BranchPushed,
@@ -140,7 +139,7 @@ def _comment(
     comment: CommentPayload,
     number: int,
     event_name: str,
-    thread_updated_at: datetime | None,
+    thread_updated_at: object,
     *,
     commit_sha: str | None = None,
 ) -> Event:
@@ -158,8 +157,8 @@ def _comment(
         author=author,
         body=no_nul(comment.body or ""),
         event_name=event_name,
-        created_at=utc(comment.created_at),
-        thread_updated_at=utc(thread_updated_at),
+        created_at=moment(comment.created_at),
+        thread_updated_at=moment(thread_updated_at),
         commit_sha=commit_sha,
     )
 
@@ -197,7 +196,7 @@ def _check_suite(event: str, payload: bytes) -> Event:
         return _rerun(found, suite.head_sha, None, found.sender)
     # A push to a branch of this repository, never of a fork, made the suite, and the pusher is the sender:
     # https://docs.github.com/en/rest/guides/using-the-rest-api-to-interact-with-checks#about-check-suites
-    created_at = utc(suite.created_at)
+    created_at = moment(suite.created_at)
     if found.sender is None or not suite.head_branch or created_at is None:
         return Ignored(reason="a check suite that does not say who pushed what")
     return BranchPushed(

@@ -202,6 +202,29 @@ def test_a_command_in_a_review_names_its_event_and_its_commit() -> None:
     assert (comment.event_name, comment.commit_sha) == ("pull_request_review_comment", None)
 
 
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        ("2026-11-20T10:00:00Z", datetime(2026, 11, 20, 10, tzinfo=UTC)),
+        ("2026-11-20T11:00:00+01:00", datetime(2026, 11, 20, 10, tzinfo=UTC)),
+        ("2026-11-20T10:00:00", datetime(2026, 11, 20, 10, tzinfo=UTC)),
+        (1795168800, datetime(2026, 11, 20, 10, tzinfo=UTC)),
+        ("yesterday", None),
+        ("", None),
+        (None, None),
+        (True, None),
+        (10**30, None),
+        ("9999-12-31T23:59:59Z", None),
+        ("0001-01-01T00:00:00Z", None),
+        ([], None),
+    ],
+)
+def test_a_time_in_another_form_is_no_time_and_rejects_nothing(value: object, read: datetime | None) -> None:
+    event = narrow("issue_comment", changed("issue_comment", "comment.created_at", value))
+    assert isinstance(event, CommentCreated)
+    assert event.created_at == read
+
+
 @pytest.mark.parametrize("event", ["issue_comment", "pull_request_review", "pull_request_review_comment"])
 def test_what_was_edited_is_not_a_command(event: str) -> None:
     assert isinstance(narrow(event, changed(event, "action", "edited")), Ignored)
