@@ -336,10 +336,10 @@ class Decisions:
         planned = {plan.concurrency_group for plan in plans}
         for run in await self._unfinished_of(facts.repository, facts.pull_request.number):
             old = run.plan
-            if run.source.sha == facts.sha or not old.cancel_in_progress or old.concurrency_group in planned:
+            if run.source.sha == facts.sha or not old.cancel_in_progress:
                 continue
             outcome.cancel.append((run.id, f"superseded by {facts.sha[:7]}"))
-            if desk.standing.starts_alone:
+            if desk.standing.starts_alone and old.concurrency_group not in planned:
                 planned.add(old.concurrency_group)
                 try:
                     successors.append(planning.again(desk.catalogue, old.workflow, old.inputs, facts))

@@ -192,6 +192,17 @@ async def test_re_run_after_a_foreign_force_push_of_the_same_commit_is_untrusted
         ]
 
 
+async def test_a_foreign_push_stops_a_run_whose_workflow_waits_for_an_approval_now(tmp_path: Path) -> None:
+    async with intake_bot(tmp_path, workflows={"auto.yml": WORKFLOWS["auto.yml"]}) as world:
+        number = await own_fork(world)
+        await world.handled()
+        head = await world.github.push(REPOSITORY, number, EVIL, author="mallory")
+        await world.handled()
+        (run,) = await world.runs()
+        assert run.cancel_reason == f"superseded by {head[:7]}"
+        assert world.approvals(number) == [(head, "action_required")]
+
+
 @pytest.mark.parametrize("settings", [{}, ALLOW])
 async def test_a_foreign_push_stops_a_run_and_starts_none_in_its_stead(tmp_path: Path, settings: dict[str, str]) -> None:
     async with intake_bot(tmp_path, settings, workflows={"test.yml": WORKFLOWS["test.yml"]}) as world:
