@@ -224,6 +224,46 @@ async def test_kernel_surface_that_builds_never_need_is_closed(lodging: LocalLod
     assert await python(lodging, "caller", script) == "-1 1\n", call
 
 
+_FAMILIES = """
+import errno, socket
+for family in range(46):
+    for make in (socket.socket, socket.socketpair):
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW, socket.SOCK_SEQPACKET):
+            try:
+                made = make(family, kind)
+            except OSError as error:
+                if error.errno != errno.EAFNOSUPPORT:
+                    print(family, make.__name__, "known", error.errno)
+            else:
+                print(family, make.__name__, "made")
+"""
+
+
+async def test_no_socket_family_that_the_host_shares_exists_inside(lodging: LocalLodging) -> None:
+    """VSOCK, ALG and others have no network namespace: their ports and keys would be the host's and the other machines'."""
+    seen = {int(line.split()[0]) for line in (await python(lodging, "plugger", _FAMILIES)).splitlines()}
+    assert seen == {socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK}
+
+
+async def test_sockets_by_the_system_calls_of_another_architecture_do_not_exist(lodging: LocalLodging) -> None:
+    """x32's numbers, and i386's socketcall by the gate of 32-bit programs."""
+    if os.uname().machine != "x86_64":
+        pytest.skip("only x86_64 has these gates")
+    script = (
+        _LIBC
+        + """
+import mmap
+print("x32", libc.syscall(0x40000000 | 41, 1, 1, 0), ctypes.get_errno())
+page = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+# push rbx; mov eax, 359 (i386's socket); mov ebx, 1; mov ecx, 1; xor edx, edx; int 0x80; pop rbx; ret
+page.write(bytes.fromhex("53b867010000bb01000000b90100000031d2cd805bc3"))
+call = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))
+print("i386", call())
+"""
+    )
+    assert await python(lodging, "foreigner", script) == "x32 -1 38\ni386 -38\n"
+
+
 async def test_a_fork_bomb_is_stopped_and_can_be_killed(lodging: LocalLodging) -> None:
     machine = await lodging.provider.create(lodging.spec("bomber", pids=100))
     quiet = await lodging.provider.create(lodging.spec("bystander", pids=100))

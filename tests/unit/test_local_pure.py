@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import struct
 from pathlib import Path
 
@@ -120,10 +121,12 @@ def test_mounts_below_usr_cut_it_for_a_user_and_are_laid_over_it_for_root(tmp_pa
     assert skeleton.name_of("user", layout) != skeleton.name_of("user", skeleton.survey("user", ["/"]))
 
 
-def answer(program: bytes, arch: int, number: int) -> int:
+def answer(program: bytes, arch: int, number: int, *arguments: int) -> int:
     """What the kernel would make of a call: the few BPF instructions that the filter uses, carried out."""
     code = list(struct.iter_unpack("=HBBI", program))
     data, accumulator, at = {0: number, 4: arch}, 0, 0
+    for index, argument in enumerate(arguments):  # struct seccomp_data, little-endian halves
+        data |= {16 + 8 * index: argument & 0xFFFFFFFF, 20 + 8 * index: argument >> 32 & 0xFFFFFFFF}
     while True:
         operation, then, otherwise, value = code[at]
         at += 1
@@ -159,6 +162,31 @@ def test_the_filter_pretends_denies_and_lets_pass(
         assert answer(program, arch, 425) == ERRNO | errno.EPERM
         assert answer(program, 0x40000003, read) == ERRNO | errno.ENOSYS, "a foreign architecture's numbers slip past"
         assert answer(program, arch, 0x40000000 | read) == ERRNO | errno.ENOSYS, "and those of x32"
+
+
+@pytest.mark.parametrize(("machine", "arch", "calls"), [("x86_64", 0xC000003E, (41, 53)), ("aarch64", 0xC00000B7, (198, 199))])
+@pytest.mark.parametrize("pretend_root", [True, False])
+def test_the_filter_allows_only_socket_families_that_network_namespaces_divide(
+    machine: str, arch: int, calls: tuple[int, int], pretend_root: bool
+) -> None:
+    program = seccomp.program(machine, pretend_root=pretend_root)
+    for call in calls:  # socket, socketpair
+        for family in (*range(64), 0xFFFFFFFF):
+            allowed = family in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
+            expected = ALLOW if allowed else ERRNO | errno.EAFNOSUPPORT
+            assert answer(program, arch, call, family, socket.SOCK_STREAM, 0) == expected, (call, family)
+            # The kernel reads an int: what the upper half of the register holds must not matter.
+            assert answer(program, arch, call, family | 1 << 32, socket.SOCK_STREAM, 0) == expected, (call, family)
+
+
+@pytest.mark.parametrize(("machine", "arch", "call"), [("x86_64", 0xC000003E, 41), ("aarch64", 0xC00000B7, 198)])
+def test_the_filter_allows_only_netlink_protocols_that_ordinary_programs_use(machine: str, arch: int, call: int) -> None:
+    program = seccomp.program(machine, pretend_root=True)
+    allowed = {0: "ROUTE", 2: "USERSOCK", 4: "SOCK_DIAG", 9: "AUDIT", 15: "KOBJECT_UEVENT", 16: "GENERIC"}
+    for protocol in range(32):
+        expected = ALLOW if protocol in allowed else ERRNO | errno.EPROTONOSUPPORT
+        assert answer(program, arch, call, socket.AF_NETLINK, socket.SOCK_RAW, protocol) == expected, protocol
+    assert answer(program, arch, call, socket.AF_INET, socket.SOCK_RAW, 6) == ALLOW, "and of no other family's protocols"
 
 
 def test_removal_is_not_stopped_by_depth_or_modes_and_follows_no_link(tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import platform
+import socket
 import struct
+from collections.abc import Iterable
 
 from gibil_bot.machines.local.syscalls import PR_SET_SECCOMP, prctl
 
@@ -57,16 +59,30 @@ _DENIED: dict[str, tuple[int, int]] = {
     "userfaultfd": (323, 282),
 }
 
+_SOCKET_CALLS: dict[str, tuple[int, int]] = {
+    "socket": (41, 198),
+    "socketpair": (53, 199),
+}
+_FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
+"""Socket families whose addresses belong to a network namespace. Others are shared with the host and with every other
+machine (VSOCK, ALG, QIPCRTR …), or make the kernel load modules on demand. PACKET is divided too, but a machine has
+no network card to capture from, and it is one of the kernel's most attacked families."""
+
+_NETLINK_PROTOCOLS = (0, 2, 4, 9, 15, 16)
+"""ROUTE, USERSOCK, SOCK_DIAG, AUDIT (libaudit asks whether it exists), KOBJECT_UEVENT, GENERIC (linux/netlink.h)."""
+
 _LOAD_WORD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _RETURN = 0x20, 0x15, 0x35, 0x06
 _ALLOW = 0x7FFF_0000
 _ERRNO = 0x0005_0000
 _SECCOMP_MODE_FILTER = 2
 
+_Instruction = tuple[int, int, int, int]
+
 
 def program(machine: str, *, pretend_root: bool) -> bytes:
     """The filter as classic BPF (seccomp(2)): struct sock_filter after struct sock_filter."""
     column = 0 if machine == "x86_64" else 1
-    code: list[tuple[int, int, int, int]] = [
+    code: list[_Instruction] = [
         (_LOAD_WORD, 0, 0, 4),  # struct seccomp_data: nr at 0, arch at 4
         (_JUMP_EQUAL, 1, 0, _AUDIT_ARCH[machine]),
         (_RETURN, 0, 0, _ERRNO | errno.ENOSYS),  # the numbers of another architecture would slip past the list
@@ -74,6 +90,8 @@ def program(machine: str, *, pretend_root: bool) -> bytes:
         (_JUMP_GREATER_EQUAL, 0, 1, _X32_BIT),
         (_RETURN, 0, 0, _ERRNO | errno.ENOSYS),
     ]
+    for numbers in _SOCKET_CALLS.values():
+        code += _when(numbers[column], _only_namespaced_sockets())
     answers: list[tuple[int | None, int]] = [(numbers[column], _ERRNO | errno.EPERM) for numbers in _DENIED.values()]
     if pretend_root:
         answers += [(numbers[column], _ERRNO) for numbers in _PRETENDED.values()]
@@ -82,6 +100,34 @@ def program(machine: str, *, pretend_root: bool) -> bytes:
             code += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, answer)]
     code.append((_RETURN, 0, 0, _ALLOW))
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
+
+
+def _when(number: int, body: list[_Instruction]) -> list[_Instruction]:
+    """Run `body`, which has to return, for the system call `number`. The accumulator holds the call's number before it."""
+    return [(_JUMP_EQUAL, 0, len(body), number), *body]
+
+
+def _load_argument(index: int) -> _Instruction:
+    """The lower half of an argument, which is all that the kernel reads of an int (both architectures are little-endian)."""
+    return (_LOAD_WORD, 0, 0, 16 + 8 * index)
+
+
+def _unless_one_of(values: Iterable[int], error: int) -> list[_Instruction]:
+    """Return `error` unless the accumulator holds one of the values; then go on behind this code."""
+    chosen = tuple(values)
+    jumps = [(_JUMP_EQUAL, len(chosen) - at, 0, value) for at, value in enumerate(chosen)]
+    return [*jumps, (_RETURN, 0, 0, _ERRNO | error)]
+
+
+def _only_namespaced_sockets() -> list[_Instruction]:
+    netlink = [_load_argument(2), *_unless_one_of(_NETLINK_PROTOCOLS, errno.EPROTONOSUPPORT)]
+    return [
+        _load_argument(0),
+        *_unless_one_of(_FAMILIES, errno.EAFNOSUPPORT),
+        (_JUMP_EQUAL, 0, len(netlink), socket.AF_NETLINK),
+        *netlink,
+        (_RETURN, 0, 0, _ALLOW),
+    ]
 
 
 class _Program(ctypes.Structure):
