@@ -513,6 +513,26 @@ class Usage(Struct, frozen=True, kw_only=True):
     """None: the disk is a file system of its own, and the machine sees for itself how full it is."""
 
 
+class Refusal(Struct, frozen=True, kw_only=True):
+    """An endpoint that a machine tried to reach and may not. The machine chose the host: of the letters of a host name alone,
+    253 at most."""
+
+    host: str
+    port: int
+    itself: bool = False
+    """It is the machine itself, by another name: there is nothing that an operator could allow."""
+
+
+class Refusals(Struct, frozen=True, kw_only=True):
+    """Endpoints that a machine was kept from reaching, each once, since some earlier look."""
+
+    refused: tuple[Refusal, ...] = ()
+    more: bool = False
+    """There were more than anybody remembers."""
+    until: int = 0
+    """Pass it on to be told only what comes later."""
+
+
 class SizeOffer(Struct, frozen=True, kw_only=True):
     """What a provider makes of one size today."""
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
+from gibil_bot.machines.local.refusals import MOST, RefusalLog
+from gibil_bot.model import Refusal, Refusals
 from tests.doubles.gatekit import Server, ask, dial, gate, http_server
 
 
@@ -44,7 +46,55 @@ async def test_no_spelling_of_loopback_gets_through(host: str) -> None:
         for request in (asking(server, host), f"CONNECT {host}:{server.port} HTTP/1.1\r\n\r\n".encode()):
             answer = await ask(port, request)
             assert answer[:12] in (b"HTTP/1.1 403", b"HTTP/1.1 400", b"HTTP/1.1 502"), answer
+            # The operator could only open the host's own services with it.
+            assert b"GIBIL_EGRESS_ALLOW" not in answer
+            assert answer[:12] != b"HTTP/1.1 403" or b"that is this machine itself" in answer
         assert server.heard == []
+
+
+@pytest.mark.parametrize("host", ["box", "BOX", "box.", "localhost", "app.localhost", "a.b.localhost"])
+async def test_a_machines_own_names_are_itself_whatever_they_resolve_to(host: str) -> None:
+    async def clash(name: str, port: int) -> list[tuple[object, ...]]:
+        if "app" in name:
+            raise OSError("no such name")
+        return [("10.0.0.5", port), ("93.184.216.34", port)]  # as a search domain of the host may have it
+
+    async with gate(own_name="box", resolve=clash) as port:
+        answer = await ask(port, f"CONNECT {host}:80 HTTP/1.1\r\n\r\n".encode())
+        assert answer.startswith(b"HTTP/1.1 403")
+        assert b"that is this machine itself" in answer
+        assert b"GIBIL_EGRESS_ALLOW" not in answer
+
+
+async def test_what_is_refused_is_said_in_the_status_line_and_remembered_once() -> None:
+    log = RefusalLog()
+    async with gate(refusals=log) as port:
+        for _ in range(3):
+            answer = await ask(port, b"CONNECT 10.0.0.1:443 HTTP/1.1\r\n\r\n")
+            assert answer.splitlines()[0] == (
+                b"HTTP/1.1 403 10.0.0.1:443 is not a public address, so machines may not reach it; "
+                b"the operator can allow it with GIBIL_EGRESS_ALLOW=10.0.0.1:443"
+            )
+        first = log.since(0)
+        assert first.refused == (Refusal(host="10.0.0.1", port=443),)
+        await ask(port, b"GET http://[fd00::1]:8000/ HTTP/1.1\r\n\r\n")
+        await ask(port, b"GET http://127.0.0.2/ HTTP/1.1\r\n\r\n")
+        await ask(port, b"nonsense\r\n\r\n")
+    expected = (Refusal(host="fd00::1", port=8000), Refusal(host="127.0.0.2", port=80, itself=True))
+    assert log.since(first.until).refused == expected
+    assert log.since(log.since(0).until) == Refusals(until=log.since(0).until)
+
+
+def test_refusals_without_end_take_no_memory_without_end() -> None:
+    log = RefusalLog()
+    for number in range(10_000):
+        log.add(Refusal(host=f"host-{number}.example", port=443))
+    seen = log.since(0)
+    assert (len(seen.refused), seen.more) == (MOST, True)
+    assert seen.refused[-1].host == "host-9999.example"
+    log.add(Refusal(host="last.example", port=1))
+    later = log.since(seen.until)
+    assert (later.refused, later.more) == ((Refusal(host="last.example", port=1),), False)
 
 
 async def test_a_name_that_changes_its_answer_gains_nothing() -> None:

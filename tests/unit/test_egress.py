@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import urllib.request
 from ipaddress import ip_address
 
+import httpx
 import pytest
 
 from gibil_bot.errors import ConfigurationError
 from gibil_bot.machines.local.egress import is_public, loopback_ports, parse_address, parse_rules
+from gibil_bot.machines.local.init import environment
 from gibil_bot.machines.local.proxy_request import BadRequest, close_after, parse_request
 
 
@@ -234,3 +237,27 @@ def test_responses_say_that_they_are_the_last() -> None:
     for wrong in ("SSH-2.0-x", "HTTP/2 200", "HTTP/1.1 99", ""):
         with pytest.raises(BadRequest):
             close_after(head(wrong))
+
+
+@pytest.fixture
+def as_on_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment("box").items():
+        if "proxy" in name.lower():
+            monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("as_on_a_machine")
+@pytest.mark.parametrize("name", ["localhost", "a.localhost", "127.0.0.1", "127.0.0.2", "127.0.1.1", "0.0.0.0", "::1", "box"])
+def test_clients_take_the_machine_for_itself(name: str) -> None:
+    host = f"[{name}]" if ":" in name else name
+    assert urllib.request.proxy_bypass(host) or host == "[::1]", "urllib finds that one in no list that httpx can read"
+    with httpx.Client() as client:
+        assert client._transport_for_url(httpx.URL(f"http://{host}:8000/")) is client._transport
+
+
+@pytest.mark.usefixtures("as_on_a_machine")
+@pytest.mark.parametrize("name", ["example.com", "box.example.com", "10.0.0.1", "128.0.0.1", "notlocalhost", "mybox"])
+def test_clients_take_no_other_host_for_the_machine_itself(name: str) -> None:
+    assert not urllib.request.proxy_bypass(name)
+    with httpx.Client() as client:
+        assert client._transport_for_url(httpx.URL(f"http://{name}:8000/")) is not client._transport

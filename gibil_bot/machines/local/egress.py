@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from gibil_bot.errors import ConfigurationError
 
 Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
 
 _NAME = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 
@@ -47,14 +48,32 @@ def plain(address: Address) -> Address:
     return getattr(address, "ipv4_mapped", None) or address
 
 
-def is_public(address: Address) -> bool:
-    """The address belongs to the Internet at large, also when an IPv4 address is wrapped into it (NAT64, 6to4)."""
+def spellings(address: Address) -> tuple[Address, ...]:
+    """The address, and the IPv4 address that is wrapped into it (mapped, NAT64, 6to4), if there is one."""
     address = plain(address)
     if isinstance(address, IPv6Address):
         if address in _NAT64:
-            return is_public(IPv4Address(int(address) & 0xFFFFFFFF))
+            return address, IPv4Address(int(address) & 0xFFFFFFFF)
         if address.sixtofour is not None:
-            return is_public(address.sixtofour)
+            return address, address.sixtofour
+    return (address,)
+
+
+def is_itself(address: Address) -> bool:
+    """Loopback and unspecified addresses: whoever connects to one of those means the computer that it runs on."""
+    return any(spelling.is_loopback or spelling.is_unspecified for spelling in spellings(address))
+
+
+def is_own_name(name: str, own: str) -> bool:
+    """`localhost`, everything below it (RFC 6761, section 6.3), and the machine's own name."""
+    return name in ("localhost", own) or name.endswith(".localhost")
+
+
+def is_public(address: Address) -> bool:
+    """The address belongs to the Internet at large, also when an IPv4 address is wrapped into it (NAT64, 6to4)."""
+    *wrappers, address = spellings(address)
+    if wrappers:
+        return is_public(address)
     if not address.is_global or address.is_multicast or address.is_reserved:
         return False
     return not any(address in network for network in _NEVER_PUBLIC if network.version == address.version)
@@ -69,11 +88,14 @@ class Rule:
     port: int | None
 
     def matches(self, name: str, address: Address, port: int) -> bool:
-        if self.port is not None and self.port != port:
-            return False
         if self.network is not None:
-            return plain(address) in self.network
-        assert self.name is not None
+            return self.port in (None, port) and plain(address) in self.network
+        return self.names(name, port)
+
+    def names(self, name: str, port: int) -> bool:
+        """The endpoint is allowed by its name, whatever it resolves to."""
+        if self.name is None or self.port not in (None, port):
+            return False
         if self.name.startswith("*."):
             return name.endswith(self.name[1:]) and len(name) >= len(self.name)
         return name == self.name
@@ -139,6 +161,11 @@ def _rule(entry: str) -> Rule:
         if mapped is not None:
             network = ip_network(f"{mapped}/{network.prefixlen - 96}", strict=False)
     return Rule(None, network, port)
+
+
+def endpoint(host: str, port: int) -> str:
+    """As an entry of the operator's list, and a URL, has it: `host:80`, `[::1]:80`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def parse_address(text: str) -> Address:

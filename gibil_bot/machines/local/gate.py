@@ -15,9 +15,21 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from gibil_bot.machines.local.egress import Address, is_public, loopback_ports, parse_address, parse_rules
+from gibil_bot.machines.local.egress import (
+    Address,
+    endpoint,
+    is_itself,
+    is_own_name,
+    is_public,
+    loopback_ports,
+    parse_address,
+    parse_rules,
+)
+from gibil_bot.machines.local.host_network import HostNetwork
 from gibil_bot.machines.local.proxy_request import MAX_HEAD, BadRequest, ProxyRequest, close_after, parse_request
+from gibil_bot.machines.local.refusals import RefusalLog
 from gibil_bot.machines.local.relay import BLOCK, Streams, accept, close, forward, pump, relay, reset, streams
+from gibil_bot.model import Refusal
 
 __all__ = ["Gate", "forward", "loopback_ports"]
 
@@ -35,9 +47,18 @@ class _Refused(Exception):
         self.status, self.message = status, message
 
 
+class _Blocked(_Refused):
+    """The answer to this request is no, and the owner of the machine should hear of it."""
+
+    def __init__(self, refusal: Refusal, message: str) -> None:
+        super().__init__(403, message)
+        self.refusal = refusal
+
+
 class Gate:
     """One machine's way out. `allow`: see egress.parse_rules; raises ConfigurationError when it cannot be read.
 
+    `own_name` is the machine's, which no other computer has for it. `refusals` gets every endpoint that was refused.
     `head_s` bounds the time to send a request's head, `connect_s` resolving and connecting, `idle_s` silence in both
     directions. `resolve` gives socket addresses of a name (tests pass one that lies).
     """
@@ -46,12 +67,19 @@ class Gate:
         self,
         allow: tuple[str, ...],
         *,
+        own_name: str = "",
+        refusals: RefusalLog | None = None,
+        host_network: HostNetwork | None = None,
         resolve: Resolver | None = None,
         head_s: float = 30.0,
         connect_s: float = 20.0,
         idle_s: float = 900.0,
     ) -> None:
         self._rules = parse_rules(allow)
+        self._own_name = own_name
+        self._refusals = refusals if refusals is not None else RefusalLog()
+        self._host_network = host_network or HostNetwork()
+        self._shares_host_network = host_network is not None
         self._resolve = resolve or self._getaddrinfo
         self._head_s, self._connect_s, self._idle_s = head_s, connect_s, idle_s
         self._resolver_threads: ThreadPoolExecutor | None = None
@@ -61,6 +89,8 @@ class Gate:
         try:
             await accept(listener, self._connection)
         finally:
+            if not self._shares_host_network:
+                self._host_network.close()
             if self._resolver_threads is not None:
                 self._resolver_threads.shutdown(wait=False, cancel_futures=True)
 
@@ -70,6 +100,8 @@ class Gate:
             request = await self._read_request(reader)
             server = await self._connect(request.host, request.port)
         except _Refused as refused:
+            if isinstance(refused, _Blocked):
+                self._refusals.add(refused.refusal)
             await _refuse(client, refused)
             return
         try:
@@ -98,17 +130,7 @@ class Gate:
         """A connection to an address of `host` that may be reached."""
         try:
             async with asyncio.timeout(self._connect_s):
-                try:
-                    candidates = await self._resolve(host, port)
-                except (OSError, UnicodeError):
-                    raise _Refused(502, f"cannot resolve {host}") from None
-                addresses = [address for address in candidates if self._may_reach(host, parse_address(address[0]), port)]
-                if not addresses:
-                    raise _Refused(
-                        403,
-                        f"{host}:{port} is not a public address, so machines may not reach it; "
-                        f"the operator can allow it with GIBIL_EGRESS_ALLOW={host}:{port}",
-                    )
+                addresses = await self._allowed(host, port)
                 reason = ""
                 for address in addresses:
                     try:
@@ -116,8 +138,52 @@ class Gate:
                     except OSError as error:  # TimeoutError is one
                         reason = os.strerror(error.errno) if error.errno else "no answer"
         except TimeoutError:
-            raise _Refused(504, f"{host}:{port} does not answer within {self._connect_s:g} s") from None
-        raise _Refused(502, f"cannot connect to {host}:{port}: {reason}")
+            raise _Refused(504, f"{endpoint(host, port)} does not answer within {self._connect_s:g} s") from None
+        raise _Refused(502, f"cannot connect to {endpoint(host, port)}: {reason}")
+
+    async def _allowed(self, host: str, port: int) -> list[SockAddress]:
+        """The addresses of `host` that may be reached, at least one."""
+        own = is_own_name(host, self._own_name)
+        try:
+            candidates = await self._resolve(host, port)
+        except (OSError, UnicodeError):
+            if own and not any(rule.names(host, port) for rule in self._rules):
+                raise _itself(host, port) from None
+            raise _Refused(502, f"cannot resolve {host}") from None
+        found: list[SockAddress] = []
+        why = ""
+        itself = own
+        for candidate in candidates:
+            address = parse_address(candidate[0])
+            if any(rule.matches(host, address, port) for rule in self._rules):
+                found.append(candidate)
+            elif not own:
+                reason = await self._why_not(address)
+                if not reason:
+                    found.append(candidate)
+                itself |= is_itself(address)
+                why = why or reason
+        if found:
+            return found
+        if itself:
+            raise _itself(host, port)
+        raise _Blocked(
+            Refusal(host=host, port=port),
+            f"{endpoint(host, port)} {why or 'has no address'}, so machines may not reach it; "
+            f"the operator can allow it with GIBIL_EGRESS_ALLOW={endpoint(host, port)}",
+        )
+
+    async def _why_not(self, address: Address) -> str:
+        """Why an address that no rule allows may not be reached; "" if it may."""
+        if not is_public(address):
+            return "is not a public address"
+        try:
+            place = (await self._host_network.links()).place_of(address)
+        except OSError as error:
+            return f"cannot be judged, as the host does not tell what networks it is in ({error.strerror})"
+        if not place and _is_this_box(address):
+            place = "is an address of the host itself"
+        return place
 
     async def _open(self, address: SockAddress, candidates: int) -> Streams:
         """Connect to exactly this socket address. One of several gets its share of the time, so that the next has a turn."""
@@ -133,11 +199,6 @@ class Gate:
         except BaseException:
             sock.close()
             raise
-
-    def _may_reach(self, host: str, address: Address, port: int) -> bool:
-        if any(rule.matches(host, address, port) for rule in self._rules):
-            return True
-        return is_public(address) and not _is_this_box(address)
 
     async def _getaddrinfo(self, host: str, port: int) -> list[SockAddress]:
         """In threads of its own: names that never resolve must not use up the threads of everybody else."""
@@ -174,7 +235,7 @@ class Gate:
             if answered:
                 reset(client[1])  # cut short must not look like complete
             else:
-                await _refuse(client, _Refused(502, f"{request.host}:{request.port} gave no readable response"))
+                await _refuse(client, _Refused(502, f"{endpoint(request.host, request.port)} gave no readable response"))
 
 
 async def _send_body(
@@ -219,8 +280,10 @@ async def _send(size: int, reader: asyncio.StreamReader, writer: asyncio.StreamW
 
 async def _refuse(client: Streams, refused: _Refused) -> None:
     body = f"gibil: {refused.message}\n".encode()
+    # Of the answer to CONNECT, programs show the status line at most (pip: "Tunnel connection failed: 403 …").
+    reason = refused.message if isinstance(refused, _Blocked) else _REASONS[refused.status]
     head = (
-        f"HTTP/1.1 {refused.status} {_REASONS[refused.status]}\r\nContent-Type: text/plain; charset=utf-8\r\n"
+        f"HTTP/1.1 {refused.status} {reason}\r\nContent-Type: text/plain; charset=utf-8\r\n"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
     reader, writer = client
@@ -232,6 +295,14 @@ async def _refuse(client: Streams, refused: _Refused) -> None:
             unread = 1024 * 1024
             while unread > 0 and (data := await reader.read(BLOCK)):
                 unread -= len(data)
+
+
+def _itself(host: str, port: int) -> _Blocked:
+    return _Blocked(
+        Refusal(host=host, port=port, itself=True),
+        f"{endpoint(host, port)}: that is this machine itself: connect to it without the proxy, as localhost or with {host} in "
+        "NO_PROXY (some programs do not read networks in it)",
+    )
 
 
 def _is_this_box(address: Address) -> bool:

@@ -33,6 +33,11 @@ MESSAGE_BYTES = 200 * 1024
 PATIENCE_S = 10.0
 """How long a command waits for a free process slot."""
 
+_NO_PROXY = "localhost,.localhost,127.0.0.1,127.0.1.1,127.0.0.2,127.0.0.0/8,0.0.0.0,::1"
+"""The machine itself. curl, Go, Ruby and Python's requests read the network; Python's urllib, wget and Node's libraries compare
+names alone, so the addresses that are in use are in it one by one. Go takes loopback for itself anyway. urllib would need `[::1]`, which
+keeps httpx from starting (encode/httpx reads it as a port)."""
+
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
@@ -40,10 +45,16 @@ ENVIRONMENT = {
     "LOGNAME": "root",
     "SHELL": "/bin/bash",
     "LANG": "C.UTF-8",
-    "no_proxy": "localhost,127.0.0.1,::1",
-    "NO_PROXY": "localhost,127.0.0.1,::1",
+    **dict.fromkeys(("no_proxy", "NO_PROXY"), _NO_PROXY),
     **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:3128"),
 }
+
+
+
+def environment(hostname: str) -> dict[str, str]:
+    """What every command of the machine of that name begins with."""
+    return {**ENVIRONMENT, **dict.fromkeys(("no_proxy", "NO_PROXY"), f"{_NO_PROXY},{hostname}")}
+
 
 _Waiting = tuple[dict[str, Any], list[int], float]
 
@@ -71,6 +82,7 @@ class _Init:
         # Commands that wait for a process slot keep their descriptors here; jobs get the ordinary limit.
         self._open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (self._open_files[1], self._open_files[1]))
+        self._environment = environment(socket.gethostname())
         self._shell = "/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh"
 
     def loop(self) -> None:
@@ -148,7 +160,7 @@ class _Init:
             except OSError:
                 os.chdir("/")
             arguments = [self._shell if word == "" else word for word in request["argv"]]
-            os.execvpe(arguments[0], arguments, {**ENVIRONMENT, **request["env"]})  # noqa: S606 - this is what PID 1 is for
+            os.execvpe(arguments[0], arguments, {**self._environment, **request["env"]})  # noqa: S606 - this is what PID 1 is for
         except BaseException as error:
             reason = error.strerror if isinstance(error, OSError) else repr(error)
             os.write(2, f"gibil: cannot start the command: {reason}\n".encode())

@@ -22,9 +22,11 @@ from gibil_bot.machines.local.forge import PROXY
 from gibil_bot.machines.local.forging import ForgerLink, Forging
 from gibil_bot.machines.local.gate import Gate, forward, loopback_ports
 from gibil_bot.machines.local.home import Home, clear_dead_machine
+from gibil_bot.machines.local.host_network import HostNetwork
 from gibil_bot.machines.local.layers import Order
 from gibil_bot.machines.local.limits import Groups, Limits
 from gibil_bot.machines.local.pid1 import ForgeFailed, Pid1
+from gibil_bot.machines.local.refusals import RefusalLog
 from gibil_bot.machines.local.skeleton import Layout
 from gibil_bot.machines.local.watch import disk_mb, hold_memory, memory_mb
 from gibil_bot.model import Endpoint, Machine, MachineSpec, Usage
@@ -32,6 +34,7 @@ from gibil_bot.model import Endpoint, Machine, MachineSpec, Usage
 if TYPE_CHECKING:
     from gibil_bot.machines.local.door import Door
 
+_HOST_NETWORK = HostNetwork()
 _READY_S = 30.0
 _MEMORY_POLL_S = 0.5
 _DISK_POLL_S = 5.0
@@ -69,6 +72,8 @@ class KeptMachine:
         self._pid1: Pid1 | None = None
         self._door: Door | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self.refusals = RefusalLog()
+        """What the egress proxy kept it from reaching."""
         self.machine: Machine | None = None
         """Set once it is forged."""
 
@@ -87,7 +92,7 @@ class KeptMachine:
 
     async def _forge(self, skeleton: str, layout: Layout, created_at: datetime, expires_at: datetime) -> Machine:
         spec, smithy = self.spec, self._smithy
-        gate = Gate(spec.egress_allow)
+        gate = Gate(spec.egress_allow, own_name=spec.name, refusals=self.refusals, host_network=_HOST_NETWORK)
         inward = [address for address in loopback_ports(spec.egress_allow) if address != PROXY]
         order: Order = {
             "name": spec.name,

@@ -12,6 +12,7 @@ from typing import TypedDict
 
 from gibil_bot.machines.local import syscalls as sc
 
+_HOSTS = "127.0.0.1 localhost\n127.0.1.1 {name}\n::1 localhost ip6-localhost ip6-loopback\n"
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
 
@@ -58,7 +59,7 @@ def mount_layers(order: Order) -> None:
     etc = f"{folder}/disk/upper0/etc"
     os.makedirs(etc)
     write_file(f"{etc}/hostname", f"{order['name']}\n", os.O_CREAT)
-    write_file(f"{etc}/hosts", f"127.0.0.1 localhost\n127.0.1.1 {order['name']}\n::1 localhost\n", os.O_CREAT)
+    write_file(f"{etc}/hosts", _HOSTS.format(name=order["name"]), os.O_CREAT)
     skeleton = order["skeleton"]
     as_root = order["tier"] == "root"
     _overlay(folder, 0, f"{folder}/mnt/0" if as_root else f"{skeleton}/root", f"{folder}/mnt/root")
