@@ -363,6 +363,24 @@ class Claim(Struct, frozen=True, kw_only=True):
     fence: int
 
 
+class Refusal(Struct, frozen=True, kw_only=True):
+    """An endpoint that a machine tried to reach and may not. The machine chose the host: of the letters of a host name alone,
+    253 at most."""
+
+    host: str
+    port: int
+    itself: bool = False
+    """It is the machine itself, by another name: there is nothing that an operator could allow."""
+
+
+class Refusals(Struct, frozen=True, kw_only=True):
+    """Endpoints that a machine was kept from reaching in some time, each once, the newest last."""
+
+    refused: tuple[Refusal, ...] = ()
+    more: bool = False
+    """There were more, which are not remembered."""
+
+
 class TaskResult(Struct, frozen=True, kw_only=True):
     """How one task stands. Stored when it starts (RUNNING) and when it ends."""
 
@@ -379,6 +397,8 @@ class TaskResult(Struct, frozen=True, kw_only=True):
     """The end of its output, redacted, for reports."""
     detail: str = ""
     """Why it was skipped, or what stopped it."""
+    refusals: Refusals = Refusals()
+    """What its machine was kept from reaching meanwhile; hosts are redacted."""
 
     @property
     def duration_s(self) -> float | None:
@@ -511,26 +531,6 @@ class Usage(Struct, frozen=True, kw_only=True):
     disk_limit_mb: int
     disk_used_mb: int | None
     """None: the disk is a file system of its own, and the machine sees for itself how full it is."""
-
-
-class Refusal(Struct, frozen=True, kw_only=True):
-    """An endpoint that a machine tried to reach and may not. The machine chose the host: of the letters of a host name alone,
-    253 at most."""
-
-    host: str
-    port: int
-    itself: bool = False
-    """It is the machine itself, by another name: there is nothing that an operator could allow."""
-
-
-class Refusals(Struct, frozen=True, kw_only=True):
-    """Endpoints that a machine was kept from reaching, each once, since some earlier look."""
-
-    refused: tuple[Refusal, ...] = ()
-    more: bool = False
-    """There were more than anybody remembers."""
-    until: int = 0
-    """Pass it on to be told only what comes later."""
 
 
 class SizeOffer(Struct, frozen=True, kw_only=True):

@@ -5,12 +5,48 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from gibil_bot.model import Machine, Run, TaskResult
+from gibil_bot.model import Machine, Refusal, Refusals, Run, TaskResult
+
+_MOST_BLOCKED, _MOST_PORTS, _MOST_CHARACTERS = 10, 3, 800
+"""Endpoints, and those of one host, that one sentence names; a machine chooses how many there are and how long they are."""
 
 
 def timestamp(moment: datetime | None) -> str | None:
     """RFC 3339 in UTC, whole seconds, as GitHub writes it."""
     return None if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def blocked_view(refusals: Refusals) -> list[str]:
+    """What a machine was kept from reaching, as sentences: at most one about other hosts, and one about the machine itself."""
+    lines = []
+    for itself in (False, True):
+        hosts: dict[str, list[str]] = {}
+        for refusal in refusals.refused:
+            if refusal.itself is itself:
+                hosts.setdefault(refusal.host, []).append(_endpoint(refusal))
+        wanted = [endpoint for endpoints in hosts.values() for endpoint in endpoints[:_MOST_PORTS]]
+        named: list[str] = []
+        for endpoint in wanted[:_MOST_BLOCKED]:
+            if sum(map(len, named)) < _MOST_CHARACTERS:
+                named.append(endpoint)
+        if not named:
+            continue
+        more = " and others" if len(named) < sum(map(len, hosts.values())) or refusals.more else ""
+        if itself:
+            lines.append(
+                f"asked of the proxy, though it is the machine itself: {', '.join(named)}{more}; connect without the proxy, "
+                "as localhost or with that host in NO_PROXY"
+            )
+        else:
+            lines.append(
+                f"blocked, as not public: {', '.join(named)}{more}; the operator can allow what is meant to be reached with "
+                f"GIBIL_EGRESS_ALLOW={','.join(named)}"
+            )
+    return lines
+
+
+def _endpoint(refusal: Refusal) -> str:
+    return f"[{refusal.host}]:{refusal.port}" if ":" in refusal.host else f"{refusal.host}:{refusal.port}"
 
 
 def run_view(run: Run, results: Sequence[TaskResult]) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,9 +91,11 @@ def _begin(name: str | None, ttl: str | None, size: str | None, provider: str | 
 
 
 async def _create(order: Order, fleet: int | None, provider: str | None, wait: str | None, as_json: bool) -> int:
+    from gibil_bot.cli.run import say_blocked
     from gibil_bot.sandbox.costs import cost_view
     from gibil_bot.views import machine_created
 
+    began = time.monotonic()
     async with connected(provider) as machines:
         await tell_settled(machines)  # the name that is asked for may be one of these
         made = await _make(machines, order, fleet)
@@ -103,6 +106,7 @@ async def _create(order: Order, fleet: int | None, provider: str | None, wait: s
             if wait is not None:
                 for live, view in zip(made, views, strict=True):
                     failed |= not await _wait(live, view, wait)
+                    await say_blocked(live, began)
         except BaseException:
             # Nobody has been told that they exist: they would only cost.
             await asyncio.shield(asyncio.ensure_future(machines.destroy([live.name for live in made])))
@@ -213,12 +217,13 @@ async def _branch(git_branch: str, ttl: str | None, command: str | None, provide
     order = Order(repo=url, branch=git_branch, ttl=ttl, made_by="gibil branch")
     order = replace(order, name=words.name_of_branch(git_branch))
     status = 0
+    began = time.monotonic()
     async with connected(provider) as machines:
         (live,) = await _make(machines, order, None)
         try:
             view = machine_created(live.machine)
             if command is not None:
-                status = await _run_there(live, command, view, as_json)
+                status = await _run_there(live, command, view, as_json, began)
         finally:
             await live.close()
             machines.told()  # the machine stays, however this ends, and was named while it was forged
@@ -230,15 +235,19 @@ async def _branch(git_branch: str, ttl: str | None, command: str | None, provide
     return status
 
 
-async def _run_there(live: LiveMachine, command: str, view: dict[str, object], as_json: bool) -> int:
+async def _run_there(live: LiveMachine, command: str, view: dict[str, object], as_json: bool, began: float) -> int:
     live.on_connection = tell_connection
-    if not await live.wait_ready():
-        raise GibilError(f"{live.name} did not become ready; gibil logs {live.name} says why", code="PROVISION")
-    from gibil_bot.cli.run import outcome_view, run_live
+    from gibil_bot.cli.run import outcome_view, run_live, say_blocked
 
+    ready = await live.wait_ready()
+    await say_blocked(live, began)
+    if not ready:
+        raise GibilError(f"{live.name} did not become ready; gibil logs {live.name} says why", code="PROVISION")
     command = f"cd /root/project || exit 1\n{command}"
     if as_json:
+        began = time.monotonic()
         outcome = await live.run(command)
+        await say_blocked(live, began)
         view["run"] = outcome_view(outcome)
         return outcome.exit_code
     return await run_live(live, command, None, {})

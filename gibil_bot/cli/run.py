@@ -6,6 +6,7 @@ import asyncio
 import re
 import signal
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import click
@@ -81,7 +82,9 @@ async def _run(
             return 0
         if not as_json:
             return await run_live(live, command, timeout_s, env)
+        began = time.monotonic()
         outcome = await _interruptible(live, command, timeout_s, env, None)
+        await say_blocked(live, began)
         print_json(outcome_view(outcome))
         return outcome.exit_code
 
@@ -98,6 +101,7 @@ async def run_live(live: LiveMachine, command: str, timeout_s: float | None, env
     task = asyncio.current_task()
     assert task is not None
     passed_on = PassedOn(task.cancel)
+    began = time.monotonic()
     try:
         outcome = await _interruptible(live, command, timeout_s, env, passed_on)
     except asyncio.CancelledError:
@@ -105,9 +109,16 @@ async def run_live(live: LiveMachine, command: str, timeout_s: float | None, env
             task.uncancel()
             raise passed_on.broken from None
         raise
+    await say_blocked(live, began)
     if outcome.timed_out:
         say(f"the command took longer than {timeout_s:g} s, and was killed", sys.stderr)
     return outcome.exit_code
+
+
+async def say_blocked(live: LiveMachine, since: float) -> None:
+    """On stderr, what the machine was kept from reaching: the programs on it seldom say why."""
+    for line in await live.blocked(since):
+        say(line, sys.stderr)
 
 
 async def _interruptible(

@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 from gibil_bot.github.phrases import count, duration, ordinal
 from gibil_bot.github.text import clean, code, fenced, joined, line, quoted, sentence, size
-from gibil_bot.model import Conclusion, Run, RunState, TaskResult, TaskStatus, Telling, TellingKind
-from gibil_bot.views import timestamp
+from gibil_bot.model import Conclusion, Refusals, Run, RunState, TaskResult, TaskStatus, Telling, TellingKind
+from gibil_bot.views import blocked_view, timestamp
 
 CHECK_PREFIX = "gibil / "
 """Of the names of our check runs; the workflow's name follows."""
@@ -225,7 +225,15 @@ def _headline(report: RunReport) -> str:
 def _notes(report: RunReport) -> list[str]:
     """Our own words about the run, and what planning chose."""
     notes = [report.run.note] if report.run.note else []
-    return [f"> ℹ️ {sentence(note)}" for note in (*notes, *report.run.plan.notes)[:20]]
+    said = [f"> ℹ️ {sentence(note)}" for note in (*notes, *report.run.plan.notes)[:20]]
+    return [*said, *(f"> ⛔ {code(line, 4000)}" for line in blocked_view(_refusals(report)))]
+
+
+def _refusals(report: RunReport) -> Refusals:
+    """Of all tasks together, each endpoint once."""
+    results = [result.refusals for _, result in _tasks(report) if result is not None]
+    found = dict.fromkeys(refusal for refusals in results for refusal in refusals.refused)
+    return Refusals(refused=tuple(found), more=any(refusals.more for refusals in results))
 
 
 def _tasks(report: RunReport) -> list[tuple[str, TaskResult | None]]:

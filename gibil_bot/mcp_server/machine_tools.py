@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -98,14 +99,15 @@ class MachineTools:
             location=location, env=env or {}, made_by="mcp",
         )  # fmt: skip
         machines = await self._links.machines(provider)
+        began = time.monotonic()
         doing = "forging the machine"
         async with progress(context, lambda seconds: f"{doing}, {seconds} s") as say:
 
             def on_phase(_name: str, phase: str, seconds: float | None) -> None:
                 nonlocal doing
-                began, ended = _PHASES[phase]
-                doing = began
-                say(began if seconds is None else f"{ended} ({seconds:.2f} s)")
+                going, ended = _PHASES[phase]
+                doing = going
+                say(going if seconds is None else f"{ended} ({seconds:.2f} s)")
 
             (live,), notes = await machines.create_several(order, None, on_phase)
             view: dict[str, Any] = dict(machine_created(live.machine))
@@ -114,6 +116,7 @@ class MachineTools:
                 if wait is not None:
                     doing = f"waiting for {wait}"
                     await _wait(live, view, wait)
+                    notes = (*notes, *await live.blocked(began))
             except BaseException:
                 # Nobody has been told that it exists: it would only cost.
                 await asyncio.shield(asyncio.ensure_future(_drop(machines, live)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -173,6 +174,7 @@ async def _run(live: LiveMachine, command: str, place: str, timeout_s: float) ->
     kept = {"stdout": Excerpt(STDOUT_BYTES), "stderr": Excerpt(STDERR_BYTES)}
     loop = asyncio.get_running_loop()
     began = loop.time()
+    moment = time.monotonic()
     outcome = await live.run(
         command,
         timeout_s=timeout_s,
@@ -181,6 +183,8 @@ async def _run(live: LiveMachine, command: str, place: str, timeout_s: float) ->
         enter=place,
     )
     took = round(loop.time() - began, 2)
+    for line in await live.blocked(moment):
+        kept["stderr"].add(f"gibil: {line}\n".encode())
     stdout, stderr = (excerpt.text(_HINT) for excerpt in kept.values())
     left_out = sum(excerpt.parts()[1] for excerpt in kept.values())
     ended = f"killed after {timeout_s:g} s, exit code" if outcome.timed_out else "exit code"

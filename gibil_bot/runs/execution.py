@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,13 +17,14 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from gibil_bot.errors import JobNotStarted, MachineLost
-from gibil_bot.model import Claim, Conclusion, Exit, Job, Plan, TaskPlan, TaskResult, TaskStatus
+from gibil_bot.model import Claim, Conclusion, Exit, Job, Plan, Refusals, TaskPlan, TaskResult, TaskStatus
 from gibil_bot.planning import expressions, script
 from gibil_bot.ports import Shell, Store
 from gibil_bot.runs.left_files import LeftFiles, left_in, paths_of, read_left_files
 from gibil_bot.runs.logs import Journal, TaskLog
 from gibil_bot.runs.redact import Redactor
 from gibil_bot.runs.sources import WORKSPACE
+from gibil_bot.views import blocked_view
 
 STORED_TAIL_BYTES = 16 * 1024
 AFTER_CANCEL_S = 300.0
@@ -97,6 +99,7 @@ class Execution:
         cancellation: Cancellation,
         listener: Listener,
         results: Mapping[int, TaskResult],
+        refusals: Callable[[float], Awaitable[Refusals]],
     ) -> None:
         self._store = store
         self._claim = claim
@@ -109,6 +112,7 @@ class Execution:
         self._journal = journal
         self._cancellation = cancellation
         self._listener = listener
+        self._refusals = refusals
         self.results: dict[int, TaskResult] = dict(results)
         self._log: TaskLog | None = None
 
@@ -196,7 +200,8 @@ class Execution:
             limit = AFTER_CANCEL_S if cancelled_already else self._limit_s(task)
             spent = (now() - result.started_at).total_seconds()
             ended, stopped = await self._follow(job_id, log, max(0.0, limit - spent), watch_cancel=not cancelled_already)
-            await log.close()
+            result = replace(result, refusals=await self._refused_since(result.started_at))
+            await log.close("".join(f"gibil: {line}\n" for line in blocked_view(result.refusals)))
         except JobNotStarted as error:
             not_started = error.message
             await log.close()
@@ -224,6 +229,12 @@ class Execution:
             result = replace(result, status=TaskStatus.FAILURE, detail=problem)
         await self._save(result)
         self._journal.note("task_finished", index=index, name=task.name, status=result.status.value, seconds=result.duration_s)
+
+    async def _refused_since(self, started_at: datetime) -> Refusals:
+        """What the machine was kept from reaching since then, without secrets: a task chooses the names of hosts."""
+        refusals = await self._refusals(time.monotonic() - (now() - started_at).total_seconds())
+        redactor = self._redactor()
+        return replace(refusals, refused=tuple(replace(one, host=redactor.text(one.host)) for one in refusals.refused))
 
     def _limit_s(self, task: TaskPlan) -> float:
         """Seconds that the task may take: its own limit, or what is left of the workflow's."""

@@ -78,20 +78,23 @@ class TaskLog:
         if self._flushing is None or self._flushing.done():
             self._flushing = asyncio.create_task(self._flush())
 
-    async def _flush(self, last: bool = False) -> None:
+    async def _flush(self, last: bool = False, note: bytes = b"") -> None:
         async with self._lock:
             data, offset = bytes(self._pending), self._fed_offset
             self._pending.clear()
             if not data and not last:
                 return
-            clean = await asyncio.to_thread(self._write, data, offset, last)
+            clean = await asyncio.to_thread(self._write, data, offset, last, note)
         if clean and self._on_output is not None:
             self._on_output(clean)
 
-    def _write(self, data: bytes, offset: int, last: bool) -> bytes:
+    def _write(self, data: bytes, offset: int, last: bool, note: bytes) -> bytes:
         clean = self._redactor.feed(data)
         if last:
             clean += self._redactor.flush()
+        if note:
+            before = clean[-1:] or self._tail[-1:]
+            clean += note if before in (b"", b"\n") else b"\n" + note
         self._tail += clean
         del self._tail[:-TAIL_BYTES]
         if self._log >= 0:
@@ -123,14 +126,14 @@ class TaskLog:
         """The end of what was printed, redacted."""
         return bytes(self._tail[-limit:]).decode("utf-8", "replace")
 
-    async def close(self) -> None:
-        """Everything that was fed is in the log when this returns."""
+    async def close(self, note: str = "") -> None:
+        """Everything that was fed is in the log when this returns, and behind it `note`: whole lines of ours, redacted."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._flushing is not None:
             await self._flushing
-        await self._flush(last=True)
+        await self._flush(last=True, note=note.encode())
         await asyncio.to_thread(self._close_files)
 
     async def detach(self) -> None:

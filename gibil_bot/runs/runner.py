@@ -28,6 +28,7 @@ from gibil_bot.config import Secret
 from gibil_bot.errors import ClaimLost, GibilError, GitHubError, MachineLost, ProviderError, SSHError, StoreError, Unavailable
 from gibil_bot.github import render
 from gibil_bot.machines.lifecycle import Forge
+from gibil_bot.machines.refused import refusals
 from gibil_bot.model import Claim, Conclusion, Machine, Run, TaskResult, Trust
 from gibil_bot.ports import Shell, Store
 from gibil_bot.runs.execution import Cancellation, Execution, Listener, conclusion_of, is_complete, now
@@ -191,6 +192,7 @@ class Runner:
                 cancellation=self._cancellation,
                 listener=Listener(changed=self._dirty.set, output=self._tools.output),
                 results=self._results,
+                refusals=lambda since: refusals(self._tools.forge.provider, name, since),
             )
             if not self._results:
                 await self._bring_source(shell, execution)

@@ -14,6 +14,7 @@ from typing import TypeVar
 from gibil_bot.errors import GibilError, MachineLost, MachineNotFound, UsageError
 from gibil_bot.machines.job_list import LIST_JOBS, JobEntry, print_job, read_jobs
 from gibil_bot.machines.lifecycle import Forge
+from gibil_bot.machines.refused import refusals
 from gibil_bot.model import Exit, Job, Machine
 from gibil_bot.ports import Provider, Shell
 from gibil_bot.sandbox import words
@@ -30,6 +31,7 @@ from gibil_bot.sandbox.places import (
     take_given,
 )
 from gibil_bot.sandbox.reconnect import Tell, answers, connect_again
+from gibil_bot.views import blocked_view
 
 T = TypeVar("T")
 
@@ -139,6 +141,10 @@ class LiveMachine:
             timeout_s = None
         stdout, stderr = (b"".join(kept[stream]).decode("utf-8", "replace") for stream in ("stdout", "stderr"))
         return Outcome(stdout=stdout, stderr=stderr, exit_code=exit_code, timed_out=timeout_s is not None)
+
+    async def blocked(self, since: float) -> list[str]:
+        """What the machine was kept from reaching since that moment of time.monotonic(), in sentences."""
+        return blocked_view(await refusals(self.provider, self.name, since))
 
     async def interrupt(self, tag: str) -> None:
         """What Ctrl-C at a terminal does: SIGINT to everything of the command. It decides itself what that means."""

@@ -2,8 +2,8 @@
 
 Run as a program in a network namespace of its own (`unshare --net`, as an ordinary user with `--user --map-root-user`). It does
 what stdin says, one JSON list for each line, and answers each with one JSON value:
-["ip", ARGUMENTS] on the host's side, ["neighbour", ARGUMENTS] on the other: the ip program; ["ask", ADDRESS, RULE…]: the status of
-`CONNECT ADDRESS` through a gate with these rules, and whether the server behind that address was reached.
+["ip", ARGUMENTS] on the host's side, ["neighbour", ARGUMENTS] on the other: the ip program; ["ask", ADDRESS, RULE…]: the
+status of `CONNECT ADDRESS` through a gate with these rules, and whether the server behind that address was reached.
 """
 
 from __future__ import annotations

@@ -54,6 +54,23 @@ def test_a_machine_that_was_made_in_the_background_of_a_script_obeys_signals_all
     assert int(done.stdout.split()[-1], 16) & 0b110 == 0, "SIGINT and SIGQUIT"
 
 
+def test_what_a_machine_was_kept_from_reaching_is_said_at_the_end_on_stderr(line: CommandLine) -> None:
+    line.repository(
+        "project",
+        {
+            "ask": "exec 3<>/dev/tcp/127.0.0.1/3128; printf 'CONNECT %s HTTP/1.1\\r\\n\\r\\n' $1 >&3; cat <&3 >/dev/null\n",
+            ".gibil.yml": "tasks:\n  - {name: fetch, run: bash ask 10.9.8.7:443}\n",
+        },
+    )
+    ask = "gibil run m 'bash project/ask 10.1.2.3:22'"
+    done = line.bash(f"gibil create --name m --repo project --wait tasks && {ask} && gibil run m true")
+    assert done.returncode == 0, done.stderr
+    said = [text for text in done.stderr.splitlines() if "GIBIL_EGRESS_ALLOW" in text and "blocked, as" in text]
+    assert len(said) == 2, done.stderr
+    assert said[0].endswith("GIBIL_EGRESS_ALLOW=10.9.8.7:443")
+    assert said[1].endswith("GIBIL_EGRESS_ALLOW=10.1.2.3:22")
+
+
 @needs_jq
 def test_errors_are_handled_with_jq_and_the_error_path_burns(line: CommandLine) -> None:
     done = line.bash(f"gibil create --name flaky --json >/dev/null\n{seed.ERROR_PATH}", NAME="flaky")

@@ -112,6 +112,10 @@ def test_a_failing_command_is_a_result_and_what_we_cannot_do_an_error(agent: Age
     assert "exit code 3" in text
     assert agent.call("vm_bash", command="pwd", working_dir="/tmp")["stdout"] == "/tmp\n"
     assert refusal(agent, "vm_bash", command="pwd", working_dir="/no'where")[0] == "FILE_NOT_FOUND"
+    blocked = agent.call(
+        "vm_bash", command="python3 -c 'import urllib.request as u; u.urlopen(\"https://10.9.8.7/\")' 2>/dev/null"
+    )
+    assert blocked["stderr"].startswith("gibil: blocked, as not public: 10.9.8.7:443; the operator can allow")
     late = agent.call("vm_bash", command="echo before; sleep 611 & sleep 612", timeout_ms=300)
     assert (late["stdout"], late["timed_out"], late["exit_code"]) == ("before\n", True, 124)
     assert processes_with("sleep\x00611") == processes_with("sleep\x00612") == []

@@ -115,6 +115,28 @@ async def test_a_workflow_file_with_inputs_can_be_tried(checkout: Path) -> None:
     assert "word" in json.loads(out)["error"]
 
 
+async def test_what_a_task_was_kept_from_reaching_ends_its_log_without_its_secrets(checkout: Path) -> None:
+    workflow = checkout.parent / "reach.yml"
+    workflow.write_text("""
+name: Reach
+on: {command: reach}
+tasks:
+  - name: first
+    run: |
+      ask() { exec 3<>/dev/tcp/127.0.0.1/3128; printf 'CONNECT %s HTTP/1.1\\r\\n\\r\\n' "$1" >&3; cat <&3 >/dev/null; }
+      for endpoint in 10.9.8.7:443 10.9.8.7:443 127.0.0.2:80; do ask $endpoint; done
+      printf unfinished
+  - {name: second, run: 'true'}
+""")
+    status, _, shown = await gibil(checkout, "-w", str(workflow))
+    assert status == 0, shown
+    assert shown.count("GIBIL_EGRESS_ALLOW=10.9.8.7:443\n") == 1
+    assert shown.count("127.0.0.2:80") == 1, "what another task did is not said again"
+    first = shown[shown.index("▶ first") : shown.index("▶ second")]
+    assert "unfinished\ngibil: blocked, as not public: 10.9.8.7:443; the operator can allow" in first
+    assert "gibil: asked of the proxy, though it is the machine itself: 127.0.0.2:80;" in first
+
+
 @pytest.mark.parametrize("arguments", [("-w", "absent"), ("--input", "novalue"), ("--input", "x=y")])
 async def test_wrong_use_is_one_line_and_status_2(checkout: Path, arguments: tuple[str, ...]) -> None:
     status, out, shown = await gibil(checkout, *arguments)

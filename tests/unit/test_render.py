@@ -24,6 +24,8 @@ from gibil_bot.model import (
     Person,
     Plan,
     PullRequest,
+    Refusal,
+    Refusals,
     Repository,
     Run,
     RunState,
@@ -33,6 +35,7 @@ from gibil_bot.model import (
     TaskStatus,
     Trust,
 )
+from gibil_bot.views import blocked_view
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -104,6 +107,40 @@ RED = (
     ),
     result(2, TaskStatus.SKIPPED, detail="an earlier task failed", started_at=None, finished_at=None),
 )
+
+
+def test_blocked_hosts_are_listed_once_and_cannot_pretend_to_be_anything_else() -> None:
+    mirror, itself = Refusal(host="mirror.corp", port=443), Refusal(host="127.0.0.2", port=80, itself=True)
+    rude = Refusal(host="`@everyone_<script>", port=1)  # no host name; nor is what a secret was masked in
+    red = (
+        result(0, TaskStatus.SUCCESS, refusals=Refusals(refused=(mirror, itself))),
+        result(1, TaskStatus.FAILURE, refusals=Refusals(refused=(mirror, rude), more=True)),
+    )
+    for text in (output(finished(Conclusion.FAILURE, *red))["summary"], comment_body(finished(Conclusion.FAILURE, *red))):
+        (blocked,) = [line for line in text.splitlines() if "GIBIL_EGRESS_ALLOW" in line]
+        assert blocked.count("mirror.corp:443") == 2, "in the list and in the remedy"
+        assert "GIBIL_EGRESS_ALLOW=mirror.corp:443," in blocked
+        assert "and others" in blocked
+        assert blocked.startswith("> ⛔ ``"), "inside code of two backticks, in which one is only a character"
+        (own,) = [line for line in text.splitlines() if "127.0.0.2:80" in line]
+        assert "GIBIL_EGRESS_ALLOW" not in own
+
+
+def test_the_list_of_blocked_hosts_is_bounded_however_many_and_long_they_are() -> None:
+    many = tuple(Refusal(host=f"{n}." + "a" * 250, port=port) for n in range(50) for port in range(1, 50))
+    for lines in (blocked_view(Refusals(refused=many)), blocked_view(Refusals(refused=many[:49]))):
+        assert len(lines) == 1
+        assert len(lines[0]) < 3000
+        assert "and others" in lines[0]
+    assert blocked_view(Refusals()) == []
+    six = blocked_view(Refusals(refused=(Refusal(host="fd00::1", port=443),)))
+    assert six[0].endswith("GIBIL_EGRESS_ALLOW=[fd00::1]:443")
+
+
+def comment_body(of: RunReport) -> str:
+    telling = comment(of)
+    assert telling is not None
+    return cast(str, telling.body["body"])
 
 
 # --- the check run ----------------------------------------------------------------------------------------------------

@@ -24,19 +24,21 @@ from gibil_bot.errors import (
     Unavailable,
     UsageError,
 )
-from gibil_bot.model import Capabilities, Machine, MachineSpec, Usage
+from gibil_bot.model import Capabilities, Machine, MachineSpec, Refusals, Usage
 
 LINE_BYTES = 1024 * 1024
 
 
 class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """`verb`: create get list extend destroy sweep probe usage ping quit."""
+    """`verb`: create get list extend destroy sweep probe usage refusals ping quit."""
 
     verb: str
     spec: MachineSpec | None = None
     name: str = ""
     owner: str | None = None
     expires_at: datetime | None = None
+    since: float = 0.0
+    """refusals: a moment of time.monotonic()"""
 
 
 class Problem(msgspec.Struct, kw_only=True):
@@ -52,6 +54,7 @@ class Answer(msgspec.Struct, kw_only=True, omit_defaults=True):
     names: list[str] = msgspec.field(default_factory=list)
     capabilities: Capabilities | None = None
     usage: Usage | None = None
+    refusals: Refusals | None = None
     done: bool = False
     """destroy: it was there; create: it was made just now; quit: the keeper goes."""
     count: int = 0

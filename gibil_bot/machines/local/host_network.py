@@ -40,7 +40,7 @@ _GROUPS = 0x10 | 0x40 | 0x100 | 0x400
 """RTMGRP_IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE."""
 
 _SHORTEST = {4: 8, 6: 16}
-"""A route without a gateway to more than that (`default dev ppp0`, `2000::/3 dev tun0`) leads to the Internet, not to a link."""
+"""A route without a gateway to more than that (`default dev ppp0`, `2000::/3 dev tun0`) leads to the Internet, not a link."""
 
 _READ_S = 5.0
 _REST = 20

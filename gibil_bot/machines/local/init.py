@@ -35,8 +35,8 @@ PATIENCE_S = 10.0
 
 _NO_PROXY = "localhost,.localhost,127.0.0.1,127.0.1.1,127.0.0.2,127.0.0.0/8,0.0.0.0,::1"
 """The machine itself. curl, Go, Ruby and Python's requests read the network; Python's urllib, wget and Node's libraries compare
-names alone, so the addresses that are in use are in it one by one. Go takes loopback for itself anyway. urllib would need `[::1]`, which
-keeps httpx from starting (encode/httpx reads it as a port)."""
+names alone, so the addresses that are in use are in it one by one. Go takes loopback for itself anyway. urllib would need
+`[::1]`, which keeps httpx from starting: it reads `:1]` as a port."""
 
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -48,7 +48,6 @@ ENVIRONMENT = {
     **dict.fromkeys(("no_proxy", "NO_PROXY"), _NO_PROXY),
     **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:3128"),
 }
-
 
 
 def environment(hostname: str) -> dict[str, str]:

@@ -19,7 +19,7 @@ from gibil_bot.machines.local.control import Answer, Line, Request, Unanswered
 from gibil_bot.machines.local.home import PROTOCOL, Home, Keeper, clear_dead_machine, code_version, locked, read_keeper
 from gibil_bot.machines.local.limits import DISK_MB, SIZES_MB, Groups, find_hierarchies
 from gibil_bot.machines.local.tier import groups_prefix
-from gibil_bot.model import Capabilities, Machine, MachineSpec, SizeOffer, Usage
+from gibil_bot.model import Capabilities, Machine, MachineSpec, Refusals, SizeOffer, Usage
 
 _ATTEMPTS = 4
 _CHANGING_S = 15.0
@@ -88,6 +88,16 @@ class LocalProvider:
         if answer is None:
             raise MachineNotFound(f"there is no local machine named {name}")
         return answer.usage
+
+    async def refusals(self, name: str, since: float) -> Refusals:
+        """What the machine was kept from reaching since that moment of time.monotonic(). Raises MachineNotFound."""
+        try:
+            answer = await self._ask(Request(verb="refusals", name=name, since=since))
+        except UsageError:  # a keeper that is too old to know
+            return Refusals()
+        if answer is None:
+            raise MachineNotFound(f"there is no local machine named {name}")
+        return answer.refusals or Refusals()
 
     async def extend(self, name: str, expires_at: datetime) -> Machine:
         answer = await self._ask(Request(verb="extend", name=name, expires_at=expires_at))

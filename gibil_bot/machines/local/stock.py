@@ -22,7 +22,7 @@ from gibil_bot.machines.local.pid1 import ForgeFailed
 from gibil_bot.machines.local.remedies import explain
 from gibil_bot.machines.local.removal import remove_tree
 from gibil_bot.machines.local.tier import groups_prefix, own_tier
-from gibil_bot.model import Capabilities, Machine, MachineSpec, Usage
+from gibil_bot.model import Capabilities, Machine, MachineSpec, Refusals, Usage
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _APT = Path("/usr/bin/apt-get").exists()
@@ -125,6 +125,10 @@ class Stock:
     async def usage(self, name: str) -> Usage:
         """Raises MachineNotFound."""
         return await self._existing(name).usage()
+
+    def refusals(self, name: str, since: float) -> Refusals:
+        """Raises MachineNotFound."""
+        return self._existing(name).refusals.since(since)
 
     def extend(self, name: str, expires_at: datetime) -> Machine:
         kept = self._existing(name)

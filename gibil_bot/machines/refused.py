@@ -1,0 +1,27 @@
+"""What a machine was kept from reaching, from those providers that stand between their machines and the network."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from gibil_bot.errors import GibilError
+from gibil_bot.model import Refusals
+from gibil_bot.ports import Provider
+
+
+@runtime_checkable
+class Filtering(Protocol):
+    """A provider whose machines reach the network through a proxy that refuses some of it."""
+
+    async def refusals(self, name: str, since: float) -> Refusals:
+        """What the machine of that name was refused since that moment of time.monotonic(). Raises MachineNotFound."""
+
+
+async def refusals(provider: Provider, name: str, since: float) -> Refusals:
+    """Nothing for providers without such a proxy, and where it cannot be asked: this only informs. Never raises GibilError."""
+    if not isinstance(provider, Filtering):
+        return Refusals()
+    try:
+        return await provider.refusals(name, since)
+    except GibilError:
+        return Refusals()
