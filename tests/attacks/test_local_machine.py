@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -296,6 +297,16 @@ async def test_a_memory_hog_is_killed_and_nobody_else(lodging: LocalLodging) -> 
         assert bystander.exit_status is None
         assert (await connection.run("echo alive")).stdout == "alive\n"
     assert alive(lodging.keeper_pid())
+
+
+async def test_a_hog_that_outlives_its_command_on_a_machine_that_was_idle_is_killed(lodging: LocalLodging) -> None:
+    """An idle machine is not looked at; one with processes is, whatever became of the command that left them."""
+    machine = await lodging.provider.create(lodging.spec("sleeper", memory_mb=256, disk_mb=200))
+    await lodging.run(machine, "true")
+    hog = shlex.quote(f"{_HOG}; echo $? >/root/status")
+    assert (await lodging.run(machine, f"setsid sh -c {hog} >/dev/null 2>&1 </dev/null &")).exit_status == 0
+    wait = "for n in $(seq 600); do [ -s /root/status ] && break; sleep 0.05; done; cat /root/status"
+    assert (await lodging.run(machine, wait)).stdout == "137\n"
 
 
 async def test_a_full_disk_is_an_error_and_the_machine_lives(lodging: LocalLodging) -> None:

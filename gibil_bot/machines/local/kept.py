@@ -28,7 +28,7 @@ from gibil_bot.machines.local.limits import Groups, Limits
 from gibil_bot.machines.local.pid1 import ForgeFailed, Pid1
 from gibil_bot.machines.local.refusals import RefusalLog
 from gibil_bot.machines.local.skeleton import Layout
-from gibil_bot.machines.local.watch import disk_mb, hold_memory, memory_mb
+from gibil_bot.machines.local.watch import disk_mb, has_processes, hold_memory, memory_mb
 from gibil_bot.model import Endpoint, Machine, MachineSpec, Usage
 
 if TYPE_CHECKING:
@@ -231,8 +231,19 @@ class KeptMachine:
             )
             self._on_lost(self.spec.name)
 
+    async def _activity(self) -> None:
+        """Return while something runs on the machine, or may. An idle machine costs nothing: its limits are looked at again
+        when the next command is asked for, from which all its processes descend."""
+        assert self._pid1 is not None
+        while True:
+            self._pid1.spawned.clear()
+            if self._pid1.has_commands or has_processes(self._init):
+                return
+            await self._pid1.spawned.wait()
+
     async def _watch_memory(self) -> None:
         while True:
+            await self._activity()
             began = time.monotonic()
             if await asyncio.to_thread(hold_memory, self._init, self._limits.memory_mb) and self._door:
                 self._door.say(f"the largest process was killed: the machine has {self._limits.memory_mb} MB of memory")
@@ -242,6 +253,7 @@ class KeptMachine:
     async def _watch_disk(self) -> None:
         """Looking costs time in proportion to what is there: it gets a twentieth of it at most."""
         while True:
+            await self._activity()
             began = time.monotonic()
             await self._look_at_disk()
             if self._disk_seen_mb > self._limits.disk_mb and self._pid1 and self._door:

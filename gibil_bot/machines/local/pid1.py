@@ -53,6 +53,8 @@ class Pid1:
         self._on_gone = on_gone
         self._loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[list[socket.socket]] = self._loop.create_future()
+        self.spawned = asyncio.Event()
+        """Set whenever a command is asked for: every process of the machine descends from one."""
         self._commands: dict[int, Command] = {}
         self._queue: deque[tuple[int | None, bytes]] = deque()
         """(id of the command to be started, or None for a kill; message)"""
@@ -76,9 +78,15 @@ class Pid1:
         if len(message) > MESSAGE_BYTES:
             raise ProviderError(f"the command is too long: {len(message)} bytes with its environment; send scripts by stdin")
         self._commands[self._count] = command
+        self.spawned.set()
         self._queue.append((self._count, message))
         self._flush()
         return self._count
+
+    @property
+    def has_commands(self) -> bool:
+        """Whether a command was asked for whose end has not been reported."""
+        return bool(self._commands)
 
     def kill(self, number: int, which: int = signal.SIGKILL, *, session: bool = True) -> None:
         if number not in self._commands or self._closed:

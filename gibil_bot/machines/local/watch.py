@@ -11,6 +11,17 @@ import signal
 from pathlib import Path
 
 
+def has_processes(init: int) -> bool:
+    """Whether anything but PID 1 runs in the machine; True where the kernel does not say (CONFIG_PROC_CHILDREN)."""
+    try:
+        with open(f"/proc/{init}/task/{init}/children", "rb") as file:
+            return bool(file.read(16))
+    except FileNotFoundError:
+        return os.path.exists(f"/proc/{init}")
+    except OSError:
+        return True
+
+
 def family(ancestor: int) -> list[int]:
     """Host pids of all processes below `ancestor`: everything in a machine descends from its PID 1."""
     children: dict[int, list[int]] = {}

@@ -1,0 +1,62 @@
+"""Whether a machine is idle: no command that was asked for is running, and nothing but PID 1 exists."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+from gibil_bot.machines.local.pid1 import Pid1
+from gibil_bot.machines.local.watch import has_processes
+
+
+class Command:
+    def __init__(self) -> None:
+        self.ended = asyncio.Event()
+
+    def descriptors(self) -> list[int]:
+        return []
+
+    def on_terminal(self, master: int) -> None:
+        raise AssertionError
+
+    def on_exit(self, status: int) -> None:
+        self.ended.set()
+
+
+async def test_every_command_is_activity_until_its_end_is_reported() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid1 = Pid1(ours, lambda: None)
+    with theirs:
+        assert not pid1.has_commands
+        assert not pid1.spawned.is_set()
+        command = Command()
+        number = pid1.spawn(command, ["true"], {})
+        assert pid1.spawned.is_set()
+        assert pid1.has_commands
+        theirs.send(json.dumps({"exit": number, "status": 0}).encode())
+        async with asyncio.timeout(10):
+            await command.ended.wait()
+        assert not pid1.has_commands
+        pid1.close()
+
+
+def test_a_process_without_children_has_none_and_one_with_children_has() -> None:
+    with subprocess.Popen(["sh", "-c", "read line; sleep 600 & echo started; wait"], stdin=-1, stdout=-1) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        try:
+            assert not has_processes(parent.pid)
+            parent.stdin.write(b"\n")
+            parent.stdin.flush()
+            assert parent.stdout.readline() == b"started\n"
+            assert has_processes(parent.pid)
+            (child,) = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+            os.kill(int(child), signal.SIGKILL)
+        finally:
+            parent.kill()
+    assert not has_processes(parent.pid)
