@@ -520,6 +520,8 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     """How memory is bounded: `cgroup-v2`, `cgroup-v1`, `polled` or `hardware`."""
     forged_in_s: float
     """How long the probe took to forge a machine."""
+    inherited: tuple[str, ...] = ()
+    """What machines have from the process that started their daemon, as it cannot be undone; for people."""
 
 
 class Usage(Struct, frozen=True, kw_only=True):

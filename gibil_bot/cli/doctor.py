@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 import click
 
-from gibil_bot.cli.output import Paint, json_option, print_json, print_text
+from gibil_bot.cli.output import Paint, json_option, print_json, print_text, say
 from gibil_bot.config import Settings, load_settings, require_github
 from gibil_bot.errors import ConfigurationError, GibilError, StoreError, Unavailable
 
@@ -143,12 +143,14 @@ async def _workflows(settings: Settings) -> Finding:
 
 
 async def _provider(settings: Settings) -> Finding:
+    from gibil_bot.machines.notices import notices
     from gibil_bot.wiring import open_provider
 
     provider = open_provider(settings)
     try:
-        async with asyncio.timeout(PROBE_TIMEOUT_S):
-            can = await provider.probe()
+        with notices(provider, lambda what: say(f"{what} …", sys.stderr)):
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                can = await provider.probe()
     except Unavailable as error:
         return Finding(f"provider {provider.name}", False, error.message, " or: ".join(error.remedies))
     except TimeoutError:
@@ -164,6 +166,11 @@ async def _provider(settings: Settings) -> Finding:
         await provider.close()
     did = f"forged and burned a machine in {can.forged_in_s * 1000:.0f} ms" if can.forged_in_s else "answers, and has machines"
     detail = f"{did} (tier {can.tier}, memory limit: {can.memory_limit})"
+    if can.inherited:
+        detail += (
+            f"; machines have what the process had that started their daemon, since it cannot be undone: "
+            f"{', '.join(can.inherited)} (it ends by itself half a minute after its last machine)"
+        )
     return Finding(f"provider {provider.name}", True, detail)
 
 

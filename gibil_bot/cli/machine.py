@@ -64,9 +64,9 @@ async def connected(provider: str | None) -> AsyncIterator[Machines]:
 async def opened(name: str, provider: str | None) -> AsyncIterator[LiveMachine]:
     """Logged in to a machine, for as long as the block lasts."""
     async with connected(provider) as machines:
-        waiting = asyncio.get_running_loop().call_later(
-            _SILENT_S, say, f"waiting for {name} to answer; a cloud server takes some seconds to boot", sys.stderr
-        )
+        is_local = machines.forge.provider.name == "local"
+        why = "this host is busy" if is_local else "a cloud server takes some seconds to boot"
+        waiting = asyncio.get_running_loop().call_later(_SILENT_S, say, f"waiting for {name} to answer; {why}", sys.stderr)
         try:
             live = await machines.open(name)
         finally:

@@ -13,6 +13,7 @@ from gibil_bot.cli.output import Paint
 
 _EVERY_S = 0.1
 _WORDS = {
+    "prepare": ("preparing the root file system of machines, once per data directory", ""),
     "repository": ("reading the repository", "read the repository"),
     "forge": ("forging {}", "forged {}"),
     "connect": ("connecting to {}", "connected to {}"),
@@ -37,6 +38,7 @@ class Progress:
         self._live = self._stream is not None and self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._running: dict[tuple[str, str], float] = {}
         self._drawn = False
+        self._preparing = False
         self._drawing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Progress:
@@ -54,6 +56,11 @@ class Progress:
         self._wipe()
 
     def phase(self, name: str, phase: str, seconds: float | None) -> None:
+        if phase == "prepare":  # all machines of a fleet wait for the same
+            if not self._preparing:
+                self.say(f"… {_WORDS[phase][0]}")
+            self._preparing = True
+            return
         if seconds is None:
             self._running[name, phase] = time.monotonic()
             return

@@ -123,6 +123,8 @@ class Terminal:
         match event["phase"]:
             case "forging":
                 self._say(self._paint.quiet("forging a machine …"))
+            case "preparing":
+                self._say(self._paint.quiet(f"{event['name']} …"))
             case "forged":
                 self._say(self._paint.quiet(f"machine {event['machine']} is ready{took}"))
             case "cloned":

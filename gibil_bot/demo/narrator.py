@@ -159,6 +159,8 @@ class Narrator:
         match step.phase:
             case "forging":
                 return Entry(step.at, self._going("forging a machine …"))
+            case "preparing":
+                return Entry(step.at, self._going(f"{step.name} …"))
             case "forged":
                 remark = "the first one of a new data directory: later ones are faster" if len(self._checks) == 1 else ""
                 self._time("machine forged", step.seconds or 0.0, remark)

@@ -29,6 +29,7 @@ Ttl: TypeAlias = Annotated[str, Field(description="A duration: `90s`, `20m`, `2h
 Name: TypeAlias = Annotated[str, Field(description="The machine's name, as create_server and list_servers say it.")]
 
 _PHASES = {
+    "prepare": ("preparing the root file system of machines, once per data directory", ""),
     "repository": ("reading the repository", "read the repository"),
     "forge": ("forging the machine", "forged the machine"),
     "connect": ("connecting", "connected"),

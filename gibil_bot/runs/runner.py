@@ -28,6 +28,7 @@ from gibil_bot.config import Secret
 from gibil_bot.errors import ClaimLost, GibilError, GitHubError, MachineLost, ProviderError, SSHError, StoreError, Unavailable
 from gibil_bot.github import render
 from gibil_bot.machines.lifecycle import Forge
+from gibil_bot.machines.notices import notices
 from gibil_bot.machines.refused import refusals
 from gibil_bot.model import Claim, Conclusion, Machine, Run, TaskResult, Trust
 from gibil_bot.ports import Shell, Store
@@ -177,7 +178,8 @@ class Runner:
         shell: Shell | None = None
         keep = False
         try:
-            machine, shell = await self._machine(name, attempt)
+            with notices(self._tools.forge.provider, self._preparing):
+                machine, shell = await self._machine(name, attempt)
             execution = self._execution = Execution(
                 store=self._tools.store,
                 claim=self._claim,
@@ -247,6 +249,11 @@ class Runner:
         self._forged_s = time.perf_counter() - begun
         self._journal.note("forged", machine=name, seconds=self._forged_s)
         return machine, shell
+
+    def _preparing(self, what: str) -> None:
+        log.info("run %s: %s", self._run.id, what)
+        self._journal.note("preparing", name=what)
+        self._set_phase(what)
 
     async def _bring_source(self, shell: Shell, execution: Execution) -> None:
         self._set_phase("cloning")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from gibil_bot.config import Settings
 from gibil_bot.errors import ConfigurationError, GibilError, MachineLost, UsageError
 from gibil_bot.machines.lifecycle import CREATION, Forge
+from gibil_bot.machines.notices import notices
 from gibil_bot.model import Machine
 from gibil_bot.sandbox import makings, words
 from gibil_bot.sandbox.live import LiveMachine, extend_machine, not_found
@@ -164,7 +165,8 @@ class Machines:
         )
         try:
             await asyncio.to_thread(making.begin)
-            live = await self._forge(name, terms, origin, {**labels, CREATION: making.creation}, tell)
+            with notices(self.forge.provider, lambda what: tell(name, "prepare", None)):
+                live = await self._forge(name, terms, origin, {**labels, CREATION: making.creation}, tell)
         except BaseException:
             making.undone()
             raise

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 OnPhase = Callable[[str, str, float | None], None]
 """Called with a machine's name (empty: all of them), a phase, and how long it took; None when it begins.
 
-Phases: repository (reading it), forge, connect, code (sending it).
+Phases: repository (reading it), prepare (a provider's first machine), forge, connect, code (sending it).
 """
 
 

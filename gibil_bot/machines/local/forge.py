@@ -20,6 +20,7 @@ from typing import NoReturn
 from gibil_bot.machines.local import init, layers, seccomp
 from gibil_bot.machines.local import syscalls as sc
 from gibil_bot.machines.local.layers import Order, Stage, write_file
+from gibil_bot.machines.local.neutral import raise_oom_score
 
 IDS = 65536
 """User and group ids of a machine in tier `root`."""
@@ -43,7 +44,7 @@ def enter(order: Order, control: socket.socket, go: int, report: int, keep: tupl
     try:
         Stage.now = "setting limits"
         sc.new_session_keyring()
-        write_file("/proc/self/oom_score_adj", "500")  # when the whole box runs out of memory, machines go first
+        raise_oom_score(500)  # when the whole box runs out of memory, machines go first
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.chdir(order["local"])
         if order["tier"] == "root":

@@ -21,6 +21,7 @@ from pathlib import Path
 from gibil_bot.errors import GibilError
 from gibil_bot.machines.local.forging import ForgerLink
 from gibil_bot.machines.local.home import PROTOCOL, Home, Keeper, code_version, read_keeper, write_keeper
+from gibil_bot.machines.local.neutral import become_neutral, close_inherited
 from gibil_bot.machines.local.starting import IDLE_S
 
 _LOCK_WAIT_S = 10.0
@@ -32,6 +33,7 @@ def main(data_dir: str, idle_s: str = str(IDLE_S), starting: str = "") -> None:
     `starting`: a descriptor that is this process's, and must not be the keeper's.
     """
     gc.set_threshold(25_000, 20, 20)  # what the imports make stays: looking for garbage in it holds up the first machine
+    close_inherited({int(starting)} if starting else set())
     home = Home(Path(data_dir))
     try:
         home.prepare()
@@ -51,8 +53,10 @@ def main(data_dir: str, idle_s: str = str(IDLE_S), starting: str = "") -> None:
     if starting:
         os.close(int(starting))
     os.setsid()
-    _obey_signals()
     _leave_the_starter(home)
+    inherited = become_neutral()
+    if inherited:
+        sys.stderr.write(f"what the starter had stays in machines, as it cannot be undone: {', '.join(inherited)}\n")
     lock = os.open(home.local / "keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     if not _take(lock):
         running = read_keeper(home)
@@ -63,23 +67,15 @@ def main(data_dir: str, idle_s: str = str(IDLE_S), starting: str = "") -> None:
     try:
         # Under the lock: the keeper before us removed its folder on its way out.
         runtime.mkdir(mode=0o700, exist_ok=True)
-        _keep(home, runtime, ready_write, float(idle_s))
+        _keep(home, runtime, ready_write, float(idle_s), inherited)
         status = 0
     finally:
         sys.stderr.flush()
         os._exit(status)
 
 
-def _obey_signals() -> None:
-    """What a script starts with `&` ignores SIGINT and SIGQUIT, and every process of every machine would inherit that."""
-    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # Python's own, which PID 1 gives back
-        if signal.getsignal(number) is signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
-
-
 def _leave_the_starter(home: Home) -> None:
     os.chdir("/")
-    os.umask(0o022)  # what the skeleton is built with
     log = os.open(home.local / "keeper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
@@ -103,7 +99,7 @@ def _take(lock: int) -> bool:
             return True
 
 
-def _keep(home: Home, runtime: Path, ready: int, idle_s: float) -> None:
+def _keep(home: Home, runtime: Path, ready: int, idle_s: float, inherited: tuple[str, ...]) -> None:
     link = ForgerLink.start()  # beside the imports below, which take longer
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -115,10 +111,12 @@ def _keep(home: Home, runtime: Path, ready: int, idle_s: float) -> None:
     for stale in runtime.glob("*.sock"):
         stale.unlink()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(home, runtime, link, ready, idle_s, Stock))
+        runner.run(_serve(home, runtime, link, ready, idle_s, inherited, Stock))
 
 
-async def _serve(home: Home, runtime: Path, link: ForgerLink, ready: int, idle_s: float, stock_type: type) -> None:
+async def _serve(
+    home: Home, runtime: Path, link: ForgerLink, ready: int, idle_s: float, inherited: tuple[str, ...], stock_type: type
+) -> None:
     from gibil_bot.machines.local.counter import Counter
     from gibil_bot.machines.local.kept import load_door
 
@@ -127,7 +125,7 @@ async def _serve(home: Home, runtime: Path, link: ForgerLink, ready: int, idle_s
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
     loop.set_exception_handler(_log_failure)
-    stock = stock_type(home, runtime, link)
+    stock = stock_type(home, runtime, link, inherited)
     counter = Counter(stock, ending, idle_s)
     await stock.clear_leftovers()
     server = await asyncio.start_unix_server(counter.attend, path=runtime / "control.sock", limit=1024 * 1024)

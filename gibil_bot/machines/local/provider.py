@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -25,6 +25,9 @@ _ATTEMPTS = 4
 _CHANGING_S = 15.0
 """So long may a keeper that has its lock not answer, because it comes up or ends."""
 _LOOK_AGAIN_S = 0.1
+_NOTICE_S = 0.25
+"""A request that takes longer has a reason that can be seen."""
+PREPARING = "preparing the root file system of machines, once per data directory"
 
 
 class LocalProvider:
@@ -38,6 +41,8 @@ class LocalProvider:
         self._version = code_version()
         self._tethers: dict[str, Line] = {}
         self._creating: dict[str, asyncio.Task[Machine]] = {}
+        self.listeners: dict[Callable[[str], None], set[str]] = {}
+        """See notices.Noticing"""
 
     async def probe(self) -> Capabilities:
         answer = await self._ask_started(Request(verb="probe"))
@@ -156,6 +161,23 @@ class LocalProvider:
 
     async def _ask_started(self, request: Request, *, tether: str | None = None) -> Answer:
         """Start a keeper if none runs. `tether`: keep the connection open under that name."""
+        noticing = asyncio.get_running_loop().create_task(self._notice())
+        try:
+            return await self._ask_started_quietly(request, tether)
+        finally:
+            noticing.cancel()
+
+    async def _notice(self) -> None:
+        """Tell the listeners while the keeper builds the tree that machines stand on: its draft can be seen."""
+        while True:
+            await asyncio.sleep(_NOTICE_S)
+            for draft in await asyncio.to_thread(lambda: sorted(self._home.local.glob(".skeleton-*"))):
+                for tell, told in tuple(self.listeners.items()):
+                    if draft.name not in told:
+                        told.add(draft.name)
+                        tell(PREPARING)
+
+    async def _ask_started_quietly(self, request: Request, tether: str | None) -> Answer:
         reason = ""
         for attempt in range(_ATTEMPTS):
             keeper = await self._fresh_keeper(start=attempt > 0)

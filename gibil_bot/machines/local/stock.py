@@ -31,9 +31,10 @@ _CLOCK_CHECK_S = 30.0
 
 
 class Stock:
-    def __init__(self, home: Home, runtime: Path, link: ForgerLink) -> None:
+    def __init__(self, home: Home, runtime: Path, link: ForgerLink, inherited: tuple[str, ...] = ()) -> None:
         self._home, self._runtime = home, runtime
         self._tier = own_tier()
+        self._inherited = inherited
         self._groups = Groups(find_hierarchies(), groups_prefix(home))
         self._link = link
         self._machines: dict[str, KeptMachine] = {}
@@ -193,6 +194,7 @@ class Stock:
             several_users=self._tier == "root",
             memory_limit=self._groups.memory,
             forged_in_s=forged_in_s,
+            inherited=self._inherited,
         )
 
     async def close(self) -> None:

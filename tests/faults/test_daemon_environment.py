@@ -1,0 +1,192 @@
+"""Machines inherit nothing from the process that happened to start their daemon: a cron job, an agent under `nice`, a shell."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from gibil_bot.machines.local.home import read_keeper
+from tests.doubles.machines import LocalLodging, local_lodging, shared_folder
+
+pytestmark = pytest.mark.usefixtures("local_machines")
+
+
+@pytest.fixture
+async def fresh(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalLodging]:
+    async with local_lodging(tmp_path / "data", shared_folder(tmp_path_factory)) as lodging:
+        yield lodging
+
+
+# Undone by everybody; what only root may undo is below.
+_ODD = """
+import ctypes, os, resource, signal, socket, subprocess, sys
+from pathlib import Path
+libc = ctypes.CDLL(None, use_errno=True)
+os.umask(0o077)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR2})
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+assert libc.prctl(29, 7_000_000, 0, 0, 0) == 0  # PR_SET_TIMERSLACK
+assert libc.prctl(41, 1, 0, 0, 0) == 0  # PR_SET_THP_DISABLE
+assert libc.syscall({"x86_64": 251, "aarch64": 30}[os.uname().machine], 1, 0, 3 << 13) == 0  # ioprio_set: idle
+libc.personality(0x0040000)  # ADDR_NO_RANDOMIZE
+Path("/proc/self/coredump_filter").write_text("0x7f")
+Path("/proc/self/oom_score_adj").write_text("700")
+for kind, soft in ((resource.RLIMIT_NOFILE, 300), (resource.RLIMIT_STACK, 1 << 20), (resource.RLIMIT_CPU, 3000),
+                   (resource.RLIMIT_FSIZE, 1 << 33), (resource.RLIMIT_AS, 1 << 36), (resource.RLIMIT_NPROC, 4000)):
+    resource.setrlimit(kind, (soft, soft if "hard" in sys.argv else resource.getrlimit(kind)[1]))
+if "nice" in sys.argv:
+    os.nice(15)
+"""
+
+
+async def start_daemon(lodging: LocalLodging, *odd: str) -> None:
+    """By a process of odd habits, which also leaves a descriptor open that is no concern of the daemon's."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})\n{_ODD}\n"
+        "from gibil_bot.machines.local import starting\n"
+        f"starting.begin(Path({str(lodging.data_dir)!r}))\n"
+    )
+    left, right = socket.socketpair()
+    with left, right:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", code, *odd, pass_fds=[right.fileno()], start_new_session=True
+        )
+        right.close()
+        async with asyncio.timeout(30):
+            assert await process.wait() == 0
+            await asyncio.get_running_loop().run_in_executor(None, left.recv, 1)  # ends when no process has the other end
+    async with asyncio.timeout(30):
+        while read_keeper(lodging.home) is None:  # written by another process
+            await asyncio.sleep(0.01)
+
+
+def state(pid: int) -> dict[str, str]:
+    """What a process has that another one inherits from it."""
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    found = {
+        name: status[name].strip() for name in ("Umask", "SigBlk", "SigIgn", "Cpus_allowed", "THP_enabled") if name in status
+    }
+    found |= {"nice": fields[16].decode(), "policy": fields[38].decode()}
+    for name in ("oom_score_adj", "personality", "timerslack_ns", "coredump_filter"):
+        with contextlib.suppress(PermissionError):  # some are for root's eyes
+            found[name] = Path(f"/proc/{pid}/{name}").read_text().strip()
+    number = {"x86_64": 252, "aarch64": 31}[os.uname().machine]
+    found["io priority"] = str(ctypes.CDLL(None).syscall(number, 1, pid) >> 13)
+    for line in Path(f"/proc/{pid}/limits").read_text().splitlines()[1:]:
+        found[line[:26].strip()] = " ".join(line[26:].split()[:2])
+    return found
+
+
+def all_processors() -> str:
+    with subprocess.Popen(
+        [sys.executable, "-c", "import os; os.sched_setaffinity(0, range(4096)); input()"], stdin=-1, stdout=-1
+    ) as it:
+        assert it.stdin is not None
+        while True:
+            here = state(it.pid)["Cpus_allowed"]
+            it.stdin.close()
+            return here
+
+
+EXPECTED = {
+    "Umask": "0022",
+    "SigBlk": "0000000000000000",
+    "THP_enabled": "1",
+    "nice": "0",
+    "policy": "0",
+    "oom_score_adj": "0",
+    "personality": "00000000",
+    "timerslack_ns": "50000",
+    "coredump_filter": "00000033",
+    "io priority": "0",
+}
+SOFT = {
+    "Max open files": "1024",
+    "Max stack size": str(8 << 20),
+    "Max cpu time": "unlimited",
+    "Max file size": "unlimited",
+    "Max address space": "unlimited",
+}
+
+
+async def test_what_the_starter_had_set_for_itself_is_not_passed_on(fresh: LocalLodging) -> None:
+    await start_daemon(fresh)
+    for pid in (fresh.keeper_pid(), fresh.forger_pid()):
+        seen = state(pid)
+        assert {name: seen.get(name, expected) for name, expected in EXPECTED.items()} == EXPECTED
+        assert os.geteuid() != 0 or EXPECTED.keys() <= seen.keys()
+        assert int(seen["SigIgn"], 16) & (1 << 1 | 1 << 9) == 0, "SIGINT and SIGUSR1"
+        assert seen["Cpus_allowed"] == all_processors()
+        if pid == fresh.forger_pid():  # the daemon itself takes more open files
+            assert {name: seen[name].split()[0] for name in SOFT} == SOFT
+    machine = await fresh.provider.create(fresh.spec("plain"))
+    command = (
+        "umask; ulimit -Sn; nproc; grep -E 'SigBlk|Cpus_allowed:' /proc/self/status; ls -l /proc/self/fd | grep -c socket:"
+    )
+    umask, files, _processors, blocked, processors, sockets = str((await fresh.run(machine, command)).stdout).splitlines()
+    assert (umask, files, blocked.split()[1], sockets) == ("0022", "1024", "0000000000000000", "0")
+    assert processors.split()[1] == all_processors()
+
+
+def may(attempt: str) -> bool:
+    """Whether a process of ours may do that: root may, unless it lacks the capability."""
+    code = f"import os, resource\n{attempt}"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def may_raise_limits() -> bool:
+    return may("for most in 300, 1024: resource.setrlimit(resource.RLIMIT_NOFILE, (300, most))")
+
+
+async def test_limits_and_niceness_that_were_lowered_for_good_are_undone_where_that_is_allowed(fresh: LocalLodging) -> None:
+    if not may_raise_limits() or not may("os.nice(15); os.setpriority(os.PRIO_PROCESS, 0, 0)"):
+        pytest.skip("raising them again needs CAP_SYS_RESOURCE and CAP_SYS_NICE")
+    await start_daemon(fresh, "hard", "nice")
+    seen = state(fresh.forger_pid())
+    assert {name: seen[name].split()[0] for name in SOFT} == SOFT
+    assert (seen["Max open files"], seen["nice"]) == ("1024 524288", "0")
+    assert (await fresh.provider.probe()).inherited == ()
+
+
+async def test_what_cannot_be_undone_is_said_and_machines_work_all_the_same(fresh: LocalLodging) -> None:
+    if may_raise_limits():
+        pytest.skip("everything can be undone here")
+    await start_daemon(fresh, "hard", "nice")
+    said = " ".join((await fresh.provider.probe()).inherited)
+    assert "open files 300" in said
+    assert "processor time 3000" in said
+    assert ("nice value 15" in said) is not may("os.nice(15); os.setpriority(os.PRIO_PROCESS, 0, 0)")
+    machine = await fresh.provider.create(fresh.spec("hobbled"))
+    assert int(str((await fresh.run(machine, "ulimit -Hn")).stdout)) <= 300
+
+
+async def test_an_oom_score_that_cannot_be_lowered_keeps_no_machine_from_existing(fresh: LocalLodging) -> None:
+    """As where the system set it: then it is the least that processes of ours may have (proc(5))."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can set a least score")
+    code = """
+import os, sys
+from pathlib import Path
+Path("/proc/self/oom_score_adj").write_text("900")
+os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+from gibil_bot.machines.local.neutral import raise_oom_score
+raise_oom_score(500)
+print(Path("/proc/self/oom_score_adj").read_text().strip())
+"""
+    here = str(Path(__file__).resolve().parents[2])
+    code = f"import sys; sys.path.insert(0, {here!r})\nimport gibil_bot.machines.local.neutral\n{code}"
+    done = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("900\n", "")

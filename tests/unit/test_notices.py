@@ -1,0 +1,59 @@
+"""What a provider says while a caller waits: that the tree which machines stand on is being built, once per data directory."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+
+from gibil_bot.machines.local.control import Answer, Request
+from gibil_bot.machines.local.home import PROTOCOL, Home, Keeper, code_version, write_keeper
+from gibil_bot.machines.local.provider import PREPARING, LocalProvider
+from gibil_bot.machines.notices import Noticing, notices
+from gibil_bot.model import Capabilities
+from gibil_bot.ports import Provider
+from tests.doubles.provider import MemoryProvider
+
+
+async def test_everybody_who_waits_for_the_first_machine_is_told_once_what_is_being_prepared(tmp_path: Path) -> None:
+    home = Home(tmp_path / "data")
+    home.prepare()
+    answering = asyncio.Event()
+
+    async def daemon(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert msgspec.json.decode(await reader.readline(), type=Request).verb == "probe"
+        await answering.wait()
+        can = Capabilities(tier="t", package_installs=True, several_users=True, memory_limit="m", forged_in_s=1.0)
+        writer.write(msgspec.json.encode(Answer(capabilities=can)) + b"\n")
+        writer.close()
+
+    path = str(tmp_path / "s")
+    server = await asyncio.start_unix_server(daemon, path)
+    write_keeper(home, Keeper(pid=1, socket=path, protocol=PROTOCOL, version=code_version()))
+    provider = LocalProvider(home.data_dir)
+    first: list[str] = []
+    second: list[str] = []
+    both = asyncio.Event()
+
+    def tell(what: str) -> None:
+        second.append(what)
+        both.set()
+
+    async with server, asyncio.timeout(20):
+        with notices(provider, first.append):
+            probes = [asyncio.create_task(provider.probe()) for _ in range(2)]
+            (home.local / ".skeleton-user-0123.77").mkdir()
+            with notices(provider, tell):
+                await both.wait()
+            answering.set()
+            await asyncio.gather(*probes)
+    assert (first, second) == ([PREPARING], [PREPARING])
+    assert provider.listeners == {}
+
+
+async def test_a_provider_that_says_nothing_is_listened_to_all_the_same() -> None:
+    provider: Provider = MemoryProvider()
+    assert not isinstance(provider, Noticing)
+    with notices(provider, print):
+        pass
