@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Protocol, runtime_checkable
 
 from gibil_bot.errors import GibilError
 from gibil_bot.model import Refusals
 from gibil_bot.ports import Provider
+
+
+_ANSWERS_S = 5.0
 
 
 @runtime_checkable
@@ -22,6 +26,7 @@ async def refusals(provider: Provider, name: str, since: float) -> Refusals:
     if not isinstance(provider, Filtering):
         return Refusals()
     try:
-        return await provider.refusals(name, since)
-    except GibilError:
+        async with asyncio.timeout(_ANSWERS_S):
+            return await provider.refusals(name, since)
+    except (GibilError, TimeoutError):
         return Refusals()

@@ -1,4 +1,5 @@
-"""The system-call filter of a machine: a small deny list, and in tier `user` a root that may pretend.
+"""The system-call filter of a machine: a small deny list, the socket families that are allowed, and in tier `user` a root
+that may pretend.
 
 Denied is kernel surface that a build never needs and that has a history (the same names as in container runtimes'
 default profiles), and keyrings, which are not divided by namespaces well. In tier `user` only uid 0 exists, so that
