@@ -9,7 +9,6 @@ from gibil_bot.errors import GibilError
 from gibil_bot.model import Refusals
 from gibil_bot.ports import Provider
 
-
 _ANSWERS_S = 5.0
 
 
