@@ -233,8 +233,10 @@ class Execution:
     async def _refused_since(self, started_at: datetime) -> Refusals:
         """What the machine was kept from reaching since then, without secrets: a task chooses the names of hosts."""
         refusals = await self._refusals(time.monotonic() - (now() - started_at).total_seconds())
-        redactor = self._redactor()
-        return replace(refusals, refused=tuple(replace(one, host=redactor.text(one.host)) for one in refusals.refused))
+        # Host names have no capital letters, secrets may.
+        plain, lower = self._redactor(), Redactor(secret.lower() for secret in self._secrets.values())
+        hosts = ((one, lower.text(plain.text(one.host))) for one in refusals.refused)
+        return replace(refusals, refused=tuple(replace(one, host=host) for one, host in hosts))
 
     def _limit_s(self, task: TaskPlan) -> float:
         """Seconds that the task may take: its own limit, or what is left of the workflow's."""

