@@ -112,3 +112,10 @@ def test_routes_with_several_next_hops_are_read(host: Do) -> None:
     host("ip", "route add 1.0.0.0/8 nexthop via 9.9.9.2 nexthop via 9.9.9.3")
     assert host("ask", "1.0.0.1") == [200, "Connection established", True]
     blocked(host("ask", "9.9.9.3"), "is a router of the host")
+
+
+def test_an_ipv4_route_through_an_ipv6_router_is_read(host: Do) -> None:
+    host("neighbour", "address add 4.4.4.4/32 dev lan")
+    host("ip", "route add 4.4.4.0/24 via inet6 2a02:8109:1:1::2 dev lan")
+    assert host("ask", "4.4.4.4") == [200, "Connection established", True]
+    blocked(host("ask", "[2a02:8109:1:1::2]"), "is a router of the host")

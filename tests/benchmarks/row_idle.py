@@ -8,15 +8,17 @@ from pathlib import Path
 
 from gibil_bot.machines.local.home import Home, read_keeper
 from gibil_bot.machines.local.tier import own_tier
-from tests.benchmarks.comparison import Comparison, at_most
+from gibil_bot.model import Machine
+from tests.benchmarks.comparison import Aim, Comparison, at_most
 from tests.benchmarks.context import Context
-from tests.benchmarks.machines import yard
+from tests.benchmarks.machines import Yard, yard
 
 COUNTS = (7, 20)
 SETTLE_S = 6.0
 """Longer than the polling intervals grow: what follows the creation of a machine isn't idleness."""
 MEASURE_S = 15.0
 PROMISED_PERCENT = 1.0
+_SLEEPER = "setsid sleep 600 >/dev/null 2>&1 </dev/null &"
 
 
 def idle(context: Context) -> list[Comparison]:
@@ -27,29 +29,41 @@ async def _idle(context: Context) -> list[Comparison]:
     data_dir = context.folder("gibil") / "data"
     rows = []
     async with yard(data_dir) as machines:
-        made = 0
+        made: list[Machine] = []
         for count in COUNTS:
-            while made < count:
-                await machines.create_by_hand()
-                made += 1
-            keeper = await asyncio.to_thread(read_keeper, Home(data_dir.absolute()))
-            assert keeper is not None
-            await asyncio.sleep(SETTLE_S)
-            before = cpu_s(keeper.pid)
-            await asyncio.sleep(MEASURE_S)
-            percent = 100 * (cpu_s(keeper.pid) - before) / MEASURE_S
-            rows.append(
-                Comparison(
-                    what=f"CPU of the daemon, {count} idle machines, tier {own_tier()}",
-                    peer="what was promised",
-                    unit="% of a core",
-                    ours=[percent],
-                    peers=[PROMISED_PERCENT],
-                    aim=at_most(1),
-                    facts={"machines": count, "seconds": MEASURE_S, "tier": own_tier()},
-                )
-            )
+            while len(made) < count:
+                made.append(await machines.create_by_hand())
+            rows.append(await _measure(data_dir, f"{count} idle machines", at_most(1)))
+        await asyncio.gather(*(_leave_a_sleeper(machines, machine) for machine in made))
+        rows.append(await _measure(data_dir, f"{len(made)} machines with a process that sleeps", None))
     return rows
+
+
+async def _measure(data_dir: Path, what: str, aim: Aim | None) -> Comparison:
+    keeper = await asyncio.to_thread(read_keeper, Home(data_dir.absolute()))
+    assert keeper is not None
+    await asyncio.sleep(SETTLE_S)
+    before = cpu_s(keeper.pid)
+    await asyncio.sleep(MEASURE_S)
+    percent = 100 * (cpu_s(keeper.pid) - before) / MEASURE_S
+    return Comparison(
+        what=f"CPU of the daemon, {what}, tier {own_tier()}",
+        peer="what was promised",
+        unit="% of a core",
+        ours=[percent],
+        peers=[PROMISED_PERCENT],
+        aim=aim,
+        facts={"seconds": MEASURE_S, "tier": own_tier()},
+    )
+
+
+async def _leave_a_sleeper(machines: Yard, machine: Machine) -> None:
+    connection = await machines.connect_by_hand(machine)
+    try:
+        await connection.run(_SLEEPER, check=True)
+    finally:
+        connection.abort()
+        await connection.wait_closed()
 
 
 def cpu_s(pid: int) -> float:
