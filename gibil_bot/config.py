@@ -78,6 +78,9 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(name="GIBIL_ALLOWED_ACCOUNTS", default="all", meaning="users and organisations whose installations are served"),
     Setting(
+        name="GIBIL_COMMANDS_PER_HOUR", default="60", meaning="commands and re-runs of one person in one repository in an hour"
+    ),
+    Setting(
         name="GIBIL_LOCAL_UNTRUSTED",
         default="refuse",
         meaning="`allow`: code of people without write permission may run on `local` machines, which share this kernel",
@@ -125,6 +128,8 @@ class Settings:
     secrets: Mapping[str, Secret] = field(default_factory=dict)
     allowed_accounts: frozenset[str] | None = None
     """Lower case; None: all."""
+    commands_per_hour: int = 60
+    """Of one person in one repository."""
     local_untrusted: bool = False
     egress_allow: tuple[str, ...] = ()
     host: str = "127.0.0.1"
@@ -236,6 +241,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         workflows=workflows,
         secrets=_secrets(env, data_dir, problems),
         allowed_accounts=frozenset(word.lower() for word in accounts) if accounts else None,
+        commands_per_hour=number("GIBIL_COMMANDS_PER_HOUR", 60, 1, 100_000),
         local_untrusted=untrusted == "allow",
         egress_allow=_words(env.get("GIBIL_EGRESS_ALLOW", "")),
         host=env.get("GIBIL_HOST", "").strip() or "127.0.0.1",

@@ -183,6 +183,7 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
             untrusted_refused=_untrusted_refused(settings),
             max_ttl_s=settings.max_ttl_s,
             public_url=settings.public_url,
+            commands_per_hour=settings.commands_per_hour,
             run_id=_run_ids(forge.keyring),
             operator_workflows=operator_workflows(settings),
             grounds=service_grounds(settings),

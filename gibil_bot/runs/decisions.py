@@ -28,6 +28,7 @@ from gibil_bot.model import (
 )
 from gibil_bot.planning import plan as planning
 from gibil_bot.ports import GitHub, Settlement, Store
+from gibil_bot.runs import rate_limit
 from gibil_bot.runs.desk import MAY_COMMAND, Desk, Policy, Refused, bound_again, help_text, read_desk
 from gibil_bot.runs.reports import as_queued, queued_check_run
 
@@ -75,14 +76,16 @@ class Decisions:
 
     async def _comment(self, event: CommentCreated, outcome: _Outcome) -> None:
         origin = self.origin(outcome.delivery)
-        await self._store.tell(None, [replies.reaction(event, "eyes")])
+        per_hour = self._policy.commands_per_hour
+        refused = await rate_limit.comment_over_limit(self._store, per_hour, outcome.delivery, event, origin)
+        if refused is not None:
+            outcome.tellings += refused
+            return
         permission = await self._github.permission(event.installation_id, event.repository.full_name, event.author.login)
         if permission not in MAY_COMMAND:
-            outcome.tellings += [
-                replies.reply(event, origin, replies.permission_refused(event.author.login, permission)),
-                replies.reaction(event, "confused"),
-            ]
+            outcome.tellings += await rate_limit.permission_refused(self._store, outcome.delivery, event, origin, permission)
             return
+        await self._store.tell(None, [replies.reaction(event, "eyes")])
         pull_request = await self._github.pull_request(event.installation_id, event.repository.full_name, event.number)
         desk = await self._desk(
             event.installation_id, event.repository, pull_request, event.author.login, permission, "issue_comment"
@@ -194,11 +197,17 @@ class Decisions:
             return
         number = runs[0].source.pull_request.number
         repository = event.repository
-        permission = await self._github.permission(event.installation_id, repository.full_name, event.sender.login)
 
         def refuse(text: str) -> None:
             outcome.tellings.append(replies.notice(event.installation_id, repository, number, "refused", text))
 
+        limit = self._policy.commands_per_hour
+        refused = await rate_limit.rerun_over_limit(self._store, limit, outcome.delivery, event)
+        if refused is not None:
+            if refused:
+                refuse(refused)
+            return
+        permission = await self._github.permission(event.installation_id, repository.full_name, event.sender.login)
         if permission not in MAY_COMMAND:
             refuse(replies.permission_refused(event.sender.login, permission))
             return

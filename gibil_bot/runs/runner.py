@@ -76,6 +76,8 @@ class Runner:
         self._execution: Execution | None = None
         self._results: Mapping[int, TaskResult] = {}
         self._dirty = asyncio.Event()
+        self._tasks_ended = False
+        self._cancellation_shown = False
         self._secret_values: dict[str, str] = {}
 
     def cancel(self, reason: str) -> None:
@@ -83,16 +85,18 @@ class Runner:
 
     async def run(self) -> Conclusion:
         """To the end. Raises CancelledError when this process stops, ClaimLost when the run is another's."""
-        publisher = asyncio.create_task(self._publish())
+        publishers = [asyncio.create_task(self._publish()), asyncio.create_task(self._publish_cancellation())]
         self._dirty.set()
         try:
             self._journal.note("claimed", attempt=self._claim.fence)
             conclusion = await self._work()
         finally:
-            publisher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await publisher
+            for publisher in publishers:
+                publisher.cancel()
+            await asyncio.gather(*publishers, return_exceptions=True)
             await asyncio.shield(self._tools.supply.end(self._run))
+        if self._cancellation_shown:
+            conclusion = Conclusion.CANCELLED  # whatever failed while the run was being stopped
         await self._finish(conclusion)
         return conclusion
 
@@ -176,6 +180,7 @@ class Runner:
                 await self._bring_source(shell, execution)
             self._set_phase("running")
             conclusion = await execution.run()
+            self._tasks_ended = True
             self._results = execution.results
             return conclusion
         except MachineLost as error:
@@ -205,6 +210,8 @@ class Runner:
                 raise MachineLost("The machine was gone when the bot came back")
             return found, await forge.open(found)
         await self._tools.store.save_machine(self._claim, name, attempt)
+        if self._cancellation.reason is not None:
+            raise _Cancelled
         self._set_phase("forging a machine")
         self._journal.note("forging", machine=name)
         begun = time.perf_counter()
@@ -312,6 +319,8 @@ class Runner:
         while True:
             await self._dirty.wait()
             self._dirty.clear()
+            if self._cancellation.reason is not None:
+                return
             try:
                 await self._tools.store.tell(self._claim, [render.check_run(self.report())])
             except ClaimLost:
@@ -319,6 +328,20 @@ class Runner:
             except GibilError as error:
                 log.warning("run %s: the progress could not be stored: %s", self._run.id, error.message)
             await asyncio.sleep(PUBLISH_EVERY_S)
+
+    async def _publish_cancellation(self) -> None:
+        """Close the check run as soon as the run is cancelled. Stopping the task, tasks with `if: always()` and destroying the
+        machine may take minutes, and only then is the last report written."""
+        await self._cancellation.wait()
+        if self._tasks_ended:
+            return
+        self._cancellation_shown = True
+        try:
+            await self._tools.store.tell(self._claim, [render.check_run(self.report(Conclusion.CANCELLED))])
+        except ClaimLost:
+            return
+        except GibilError as error:
+            log.warning("run %s: its cancellation could not be stored: %s", self._run.id, error.message)
 
     async def _finish(self, conclusion: Conclusion) -> None:
         report = self.report(conclusion)
