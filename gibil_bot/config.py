@@ -328,6 +328,12 @@ def _secrets(env: Mapping[str, str], data_dir: Path, problems: list[str]) -> dic
     return found
 
 
+def loose_mode(path: Path) -> int | None:
+    """The permission bits of a folder that others may enter or read; None when only its owner may."""
+    mode = path.stat().st_mode & 0o7777
+    return mode if mode & 0o077 else None
+
+
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 

@@ -8,6 +8,7 @@ https://docs.github.com/webhooks/using-webhooks/best-practices-for-using-webhook
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -36,6 +37,8 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 BODY_LIMIT_BYTES = 25 * 1024 * 1024
 """GitHub sends nothing larger: https://docs.github.com/webhooks/webhook-events-and-payloads#payload-cap."""
+STORED_WITHIN_S = 8.5
+"""A disk that hangs must not keep GitHub waiting until it gives up, which takes 10 s: 503 says what happened."""
 GUID_LIMIT = 128
 _SIGNATURE = re.compile(rb"sha256=[0-9a-f]{64}")
 _CLOSE = (b"connection", b"close")  # the rest of the body is not read
@@ -144,10 +147,13 @@ class _Doors:
         except Exception:
             handled = False  # it is kept, and intake says what is wrong with it, or with us
         try:
-            new = await self._bot.store.accept(delivery, handled=handled)
-        except StoreError as error:
-            # GitHub shows it as failed, and the reaper asks for it again.
-            log.error("delivery %s could not be stored: %s", guid, error.message)
+            async with asyncio.timeout(STORED_WITHIN_S):
+                new = await self._bot.store.accept(delivery, handled=handled)
+        except (StoreError, TimeoutError) as error:
+            # GitHub shows it as failed, and the reaper asks for it again. Should it be stored later, that changes nothing.
+            why = error.message if isinstance(error, StoreError) else f"not within {STORED_WITHIN_S:g} s: is its disk hanging?"
+            log.error("delivery %s could not be stored: %s", guid, why)
+            self._bot.delivery_lost()
             return 503, "the delivery could not be stored; it is asked for again\n"
         return 202, "accepted\n" if new else "accepted before\n"
 
