@@ -48,6 +48,8 @@ def serve(host: str | None, port: int | None, verbose: bool, as_json: bool) -> N
     """
     settings = load_settings()
     require_github(settings)
+    for note in settings.notes:
+        say(note, sys.stderr)
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.DEBUG if verbose else logging.INFO,

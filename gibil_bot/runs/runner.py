@@ -20,11 +20,11 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
-from gibil_bot.config import Secret
 from gibil_bot.errors import ClaimLost, GibilError, GitHubError, MachineLost, ProviderError, SSHError, StoreError, Unavailable
 from gibil_bot.github import render
 from gibil_bot.machines.lifecycle import Forge
 from gibil_bot.model import Claim, Conclusion, Machine, Run, TaskResult, Trust
+from gibil_bot.operator_secrets import ScopedSecrets, missing_secret
 from gibil_bot.ports import Shell, Store
 from gibil_bot.runs.execution import Cancellation, Execution, Listener, conclusion_of, is_complete, now
 from gibil_bot.runs.logs import Journal, Observer
@@ -49,7 +49,7 @@ class Tools:
     logs: Path
     owner: str
     """Who the machines belong to: all processes that share one data directory."""
-    secrets: Mapping[str, Secret]
+    secrets: ScopedSecrets
     egress: tuple[str, ...] = ()
     public_url: str = ""
     max_ttl_s: int = 86400
@@ -133,13 +133,12 @@ class Runner:
     def _read_secrets(self) -> str | None:
         if self._run.source.trust is not Trust.TRUSTED:
             return None
-        missing = [name for name in self._run.plan.secrets if name not in self._tools.secrets]
+        repository = self._run.source.repository.full_name
+        found = self._tools.secrets.of_repository(repository)
+        missing = [name for name in self._run.plan.secrets if name not in found]
         if missing:
-            return (
-                f"The workflow asks for the secret {missing[0]}, which this bot does not have: its operator sets "
-                f"GIBIL_SECRET_{missing[0]}, or the line leaves the workflow's `secrets:`."
-            )
-        self._secret_values = {name: self._tools.secrets[name].reveal() for name in self._run.plan.secrets}
+            return missing_secret(missing[0], repository)
+        self._secret_values = {name: found[name].reveal() for name in self._run.plan.secrets}
         return None
 
     def _redactor(self) -> Redactor:

@@ -16,6 +16,7 @@ from gibil_bot.errors import MachineLost
 from gibil_bot.machines.keyring import Keyring
 from gibil_bot.machines.lifecycle import Forge
 from gibil_bot.model import Claim, Conclusion, Endpoint, NewRun, Run
+from gibil_bot.operator_secrets import ScopedSecrets
 from gibil_bot.ports import Settlement, Shell, Store
 from gibil_bot.runs.runner import Runner, Tools
 from gibil_bot.runs.store import SqliteStore, open_store
@@ -68,7 +69,7 @@ async def bench(folder: Path) -> AsyncIterator[Bench]:
         raise MachineLost("no machine of these tests can be entered")
 
     forge = Forge(provider=provider, keyring=Keyring(folder), connect_shell=no_shell)
-    tools = Tools(store=store, forge=forge, supply=supply, logs=folder / "logs", owner="tests", secrets={})
+    tools = Tools(store=store, forge=forge, supply=supply, logs=folder / "logs", owner="tests", secrets=ScopedSecrets())
     try:
         yield Bench(store, provider, supply, tools)
     finally:
