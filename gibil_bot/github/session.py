@@ -109,7 +109,7 @@ class Session:
             except Unanswered as error:
                 if last or (error.sent and not request.may_repeat):
                     raise GitHubError(
-                        f"{request.name}: GitHub at {self.url} did not answer: {error.reason}; tried again later",
+                        f"{request.name}: GitHub at {self.url} did not answer: {error.reason}",
                         retry_after_s=RETRY_AFTER_S,
                     ) from None
                 await self._back_off(tries)
@@ -272,10 +272,10 @@ class Session:
 
 
 def _refusal(request: Request, answer: Answer) -> GitHubError:
-    """`retry_after_s` None where no time will help."""
+    """`retry_after_s` None where no time will help. The message does not say whether it is tried again: the caller knows."""
     said = f"{request.name}: GitHub answered {answer.status}: {answer.message}"
     if answer.status >= 500:
-        return GitHubError(f"{said}; tried again later", status=answer.status, retry_after_s=RETRY_AFTER_S)
+        return GitHubError(said, status=answer.status, retry_after_s=RETRY_AFTER_S)
     if answer.status == 401:
         way_out = "check the App's id, its private key and this computer's clock with `gibil doctor`"
         return GitHubError(f"{said}; {way_out}", status=401, retry_after_s=60)
@@ -285,5 +285,5 @@ def _refusal(request: Request, answer: Answer) -> GitHubError:
         way_out = "compare the App's permissions with app.yml, and accept new ones at the installation"
         return GitHubError(f"{said}; {way_out}", status=403)
     if answer.status == 409:
-        return GitHubError(f"{said}; tried again later", status=409, retry_after_s=RETRY_AFTER_S)
-    return GitHubError(f"{said}; it will not be asked again", status=answer.status)
+        return GitHubError(said, status=409, retry_after_s=RETRY_AFTER_S)
+    return GitHubError(said, status=answer.status)

@@ -397,8 +397,8 @@ async def test_an_offer_to_upgrade_is_ignored_and_not_logged(tmp_path: Path, cap
 
 
 class Process:
-    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
-        self.process, self.port = process, port
+    def __init__(self, process: subprocess.Popen[bytes], port: int, data_dir: Path) -> None:
+        self.process, self.port, self.data_dir = process, port, data_dir
 
     def resident_mb(self) -> float:
         match = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
@@ -427,6 +427,7 @@ def served(tmp_path: Path) -> Iterator[Process]:
         "GIBIL_GITHUB_PRIVATE_KEY": key.decode(),
         "GIBIL_GITHUB_WEBHOOK_SECRET": SECRET,
     }
+    (tmp_path / "data").mkdir(mode=0o755)
     command = [sys.executable, "-m", "gibil_bot", "serve", "--port", "0", "--json"]
     with (
         (tmp_path / "bot.log").open("wb") as log,
@@ -436,13 +437,14 @@ def served(tmp_path: Path) -> Iterator[Process]:
             assert process.stdout is not None
             first = process.stdout.readline()
             assert first, (tmp_path / "bot.log").read_text()
-            yield Process(process, json.loads(first)["port"])
+            yield Process(process, json.loads(first)["port"], tmp_path / "data")
         finally:
             process.terminate()
             process.wait(WITHIN_S)
 
 
 def test_hundreds_of_megabytes_from_strangers_leave_the_memory_bounded_and_the_webhook_open(served: Process) -> None:
+    assert served.data_dir.stat().st_mode & 0o777 == 0o700  # it was 0755 before the start
     before = served.resident_mb()
     stop = threading.Event()
 
