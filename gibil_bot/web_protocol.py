@@ -40,6 +40,8 @@ class ServerLimits:
     """How long a connection must have kept the server waiting before a new one may replace it."""
     pipelined: int = 16
     """Requests that may wait on one connection for the answer to the one before them."""
+    unread_s: float = 30.0
+    """How long a client may leave its answers unread."""
     linger_s: float = 2.0
     """How long the rest of a rejected request is read and discarded, so that the client can read its answer."""
 
@@ -100,6 +102,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._limits = self.shared.limits
         self._raw: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
         self._in_head = True
         self._in_body = False
         self._head_bytes = 0
@@ -129,6 +132,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         self._forget_body()
+        self.resume_writing()
         if self._is_open:
             self._is_open = False
             self.shared.open -= 1
@@ -175,12 +179,12 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._discarding:
             return
         self._unset_keepalive_if_required()
-        if self._in_head and self._head_bytes + len(data) > self._limits.head_bytes:
+        while self._in_head and self._head_bytes + len(data) > self._limits.head_bytes:
             allowed = self._limits.head_bytes - self._head_bytes
             self._feed(data[:allowed])
             if self._discarding:
                 return
-            if self._in_head:
+            if self._in_head and self._head_bytes >= self._limits.head_bytes:  # and not the head of a later request
                 self._reject(431, f"a request's head has at most {self._limits.head_bytes // 1024} KiB")
                 return
             data = data[allowed:]
@@ -192,7 +196,7 @@ class LimitedProtocol(HttpToolsProtocol):
                 self._reject(400, "the body consists of more framing than content")
             else:
                 self._wait(self._limits.body_s)
-        elif self._in_head and self._head_bytes:
+        elif self._in_head and self._head_bytes and not self.flow.read_paused:
             self._wait(self._limits.head_s)
         else:
             self._stop_waiting()
@@ -256,6 +260,18 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     # --- what it gets
+
+    def pause_writing(self) -> None:
+        """The client reads no answers, and neither memory nor a connection is kept for it for long."""
+        super().pause_writing()
+        if self._unread_timer is None:
+            self._unread_timer = self.loop.call_later(self._limits.unread_s, self.drop)
+
+    def resume_writing(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
+        super().resume_writing()
 
     def on_response_complete(self) -> None:
         if self._is_open and not self.pipeline:

@@ -86,6 +86,10 @@ class Decisions:
             outcome.tellings += await rate_limit.permission_refused(self._store, outcome.delivery, event, origin, permission)
             return
         await self._store.tell(None, [replies.reaction(event, "eyes")])
+        asked = commands.parse(event.body)
+        if asked and all(command.word == "cancel" and not command.problem for command in asked):
+            await self._cancel_only(asked, event, outcome, origin)
+            return
         pull_request = await self._github.pull_request(event.installation_id, event.repository.full_name, event.number)
         desk = await self._desk(
             event.installation_id, event.repository, pull_request, event.author.login, permission, "issue_comment"
@@ -104,6 +108,29 @@ class Decisions:
         outcome.tellings.append(replies.reaction(event, "confused" if refusals else "rocket"))
         outcome.tellings += desk.complaints()
 
+    async def _cancel_only(self, asked: Sequence[Command], event: CommentCreated, outcome: _Outcome, origin: str) -> None:
+        """Without the pull request and its workflow files: what is cancelled costs until it stops."""
+        refusals = []
+        for command in asked:
+            try:
+                await self._cancel(command, event, outcome)
+            except Refused as refusal:
+                refusals.append(str(refusal))
+        if refusals:
+            outcome.tellings.append(replies.reply(event, origin, "\n\n".join(refusals)))
+        outcome.tellings.append(replies.reaction(event, "confused" if refusals else "rocket"))
+
+    async def _cancel(self, command: Command, event: CommentCreated, outcome: _Outcome) -> None:
+        """Raises Refused."""
+        wanted = command.arguments.get("workflow")
+        unfinished = await self._unfinished_of(event.repository, event.number)
+        chosen = [run for run in unfinished if wanted is None or run.plan.workflow == wanted]
+        if not chosen:
+            raise Refused(
+                "Nothing is running or queued for this pull request" + (f" under the name {wanted}." if wanted else ".")
+            )
+        outcome.cancel += [(run.id, f"cancelled by {event.author.login}") for run in chosen]
+
     async def _obey(self, command: Command, event: CommentCreated, desk: Desk, outcome: _Outcome) -> str | None:
         """Do what one command says; a text is the answer to it. Raises Refused, UsageError."""
         if command.word == "help":
@@ -112,16 +139,10 @@ class Decisions:
             raise Refused(replies.command_unreadable(command.word, command.problem))
         if command.word == "approve":
             raise Refused(replies.approval_unknown())
-        unfinished = await self._unfinished_of(event.repository, event.number)
-        wanted = command.arguments.get("workflow")
         if command.word == "cancel":
-            chosen = [run for run in unfinished if wanted is None or run.plan.workflow == wanted]
-            if not chosen:
-                raise Refused(
-                    "Nothing is running or queued for this pull request" + (f" under the name {wanted}." if wanted else ".")
-                )
-            outcome.cancel += [(run.id, f"cancelled by {event.author.login}") for run in chosen]
+            await self._cancel(command, event, outcome)
             return None
+        wanted = command.arguments.get("workflow")
         desk.check_may_run(self._policy)
         if command.word == "retest":
             plans = await self._plans_to_retest(desk, event, wanted)

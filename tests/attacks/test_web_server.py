@@ -345,6 +345,14 @@ async def test_pipelined_deliveries_are_answered_in_order(tmp_path: Path) -> Non
         ]  # fmt: skip
 
 
+async def test_requests_that_arrive_together_are_not_taken_for_one_large_head(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        connection = await server.connect()
+        large = b"GET /healthz HTTP/1.1\r\nX: " + b"a" * 40_000 + b"\r\n\r\n"
+        await connection.send(large * 6)
+        assert [(await connection.answer())[0] for _ in range(6)] == [200] * 6
+
+
 async def test_thousands_of_pipelined_requests_wait_for_no_memory(tmp_path: Path) -> None:
     async with serving(tmp_path, linger_s=0.2) as server:
         connection = await server.connect()
@@ -391,6 +399,20 @@ async def test_an_offer_to_upgrade_is_ignored_and_not_logged(tmp_path: Path, cap
             assert (await server.ask(head))[0] == 200
         assert (await server.ask(b"not http\r\n\r\n"))[0] == 400
     assert [record for record in caplog.records if record.name.startswith("uvicorn")] == []
+
+
+async def test_a_client_that_reads_no_answers_is_dropped(tmp_path: Path) -> None:
+    async with serving(tmp_path, unread_s=0.2) as server:
+        connection = await server.connect()
+        await connection.send(b"GET /healthz HTTP/1.1\r\n\r\n")
+        assert (await connection.answer())[0] == 200
+        (protocol,) = server.state.waiting
+        protocol.pause_writing()  # as the transport does when its buffer is full
+        protocol.resume_writing()
+        await connection.send(b"GET /healthz HTTP/1.1\r\n\r\n")
+        assert (await connection.answer())[0] == 200
+        protocol.pause_writing()
+        assert await connection.ended()
 
 
 # --- the process
