@@ -85,6 +85,7 @@ class _Transport:
 
     def __init__(self, transport: asyncio.Transport, close: Callable[[], None], is_closing: Callable[[], bool]) -> None:
         self._transport = transport
+        self.write = transport.write
         self.close = close
         self.is_closing = is_closing
 
@@ -105,6 +106,9 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unread_timer: asyncio.TimerHandle | None = None
         self._in_head = True
         self._in_body = False
+        self._is_waiting = False
+        self._began_unseen = False
+        self._fields = 0
         self._head_bytes = 0
         self._framing_bytes = 0
         self._one_body_bytes = 0
@@ -194,11 +198,16 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._in_body:
             if self._framing_bytes > self._limits.framing_bytes:
                 self._reject(400, "the body consists of more framing than content")
+            elif len(self.headers) > self._fields + self._limits.header_fields:
+                self._reject(400, f"a body has at most {self._limits.header_fields} trailers")
             else:
                 self._wait(self._limits.body_s)
-        elif self._in_head and self._head_bytes and not self.flow.read_paused:
-            self._wait(self._limits.head_s)
-        else:
+        elif self._head_bytes and not self.flow.read_paused:
+            if self.headers is not None and len(self.headers) > self._limits.header_fields:
+                self._reject(431, f"a request has at most {self._limits.header_fields} header fields")
+            else:
+                self._wait(self._limits.head_s)
+        elif self._is_waiting:
             self._stop_waiting()
 
     def _feed(self, data: bytes) -> None:
@@ -213,26 +222,25 @@ class LimitedProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self._reject(*self._refusal)
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_head:
-            return  # a trailer: nothing here reads any
-        if len(self.headers) >= self._limits.header_fields:
-            self._refusal = (431, f"a request has at most {self._limits.header_fields} header fields")
-            raise _Rejected
-        super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
-        if len(self.pipeline) >= self._limits.pipelined:
+        if self.pipeline and len(self.pipeline) >= self._limits.pipelined:
             self._refusal = (503, "too many requests wait on this connection")
             raise _Rejected
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if size > self._limits.head_bytes:
-            self._refusal = (431, f"a request's head has at most {self._limits.head_bytes // 1024} KiB")
+        self._fields = len(self.headers)
+        if self._fields > self._limits.header_fields:
+            self._refusal = (431, f"a request has at most {self._limits.header_fields} header fields")
             raise _Rejected
+        if self._began_unseen:
+            self._began_unseen = False
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if size > self._limits.head_bytes:
+                self._refusal = (431, f"a request's head has at most {self._limits.head_bytes // 1024} KiB")
+                raise _Rejected
         super().on_headers_complete()
         self._in_head, self._in_body = False, True
         self._head_bytes = self._framing_bytes = self._one_body_bytes = 0
-        self._stop_waiting()
+        if self._is_waiting:
+            self._stop_waiting()
 
     def on_body(self, body: bytes) -> None:
         size = len(body)
@@ -240,8 +248,8 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self.cycle.response_complete:
             before, free = self._one_body_bytes, self._limits.free_body_bytes
             self._one_body_bytes = before + size
-            counted = max(0, before + size - free) - max(0, before - free)
-            if counted:
+            if before + size > free:
+                counted = min(size, before + size - free)
                 if self.shared.body_bytes + counted > self._limits.bodies_bytes:
                     self._refusal = (503, "too many large bodies at one time: try again in a few seconds")
                     raise _Rejected
@@ -250,13 +258,17 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_begin(self) -> None:
-        self._head_bytes = max(1, self._head_bytes)
+        if not self._head_bytes:  # behind another request in the same piece, so that its bytes were not counted
+            self._head_bytes, self._began_unseen = 1, True
         super().on_message_begin()
 
     def on_message_complete(self) -> None:
         self._in_head, self._in_body = True, False
         self._head_bytes = 0
-        self._stop_waiting()
+        if self._is_waiting:
+            self._stop_waiting()
+        if len(self.headers) > self._fields:
+            del self.headers[self._fields :]  # trailers are no header fields
         super().on_message_complete()
 
     # --- what it gets
@@ -275,8 +287,11 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         if self._is_open and not self.pipeline:
-            self._forget_body()
-            self.shared.waiting.setdefault(self, self.loop.time())  # for its next request, and uvicorn limits how long
+            if self._held_bytes:
+                self._forget_body()
+            if not self._is_waiting:  # for its next request, and uvicorn limits how long
+                self._is_waiting = True
+                self.shared.waiting[self] = self.loop.time()
         super().on_response_complete()
 
     def _reject(self, status: int, text: str) -> None:
@@ -323,8 +338,10 @@ class LimitedProtocol(HttpToolsProtocol):
             self._timer = self.loop.call_later(seconds, self._too_late)
             self.shared.waiting.pop(self, None)  # to its end
             self.shared.waiting[self] = self.loop.time()
+            self._is_waiting = True
 
     def _stop_waiting(self) -> None:
+        self._is_waiting = False
         self.shared.waiting.pop(self, None)
         if self._timer is not None:
             self._timer.cancel()
