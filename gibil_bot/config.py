@@ -59,8 +59,15 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         name="GIBIL_LOCAL_UNTRUSTED",
-        default="refuse",
-        meaning="`allow`: code of people without write permission may run on `local` machines, which share this kernel",
+        default="approve",
+        meaning="untrusted code on `local` machines, which share this kernel: `approve` runs a commit that a writer approved, "
+        "`refuse` none, `allow` any",
+    ),
+    Setting(
+        name="GIBIL_TRUSTED_APPS",
+        default="–",
+        meaning="Apps such as `dependabot[bot]` whose pushes to branches of the repository itself run without being asked for; "
+        "never with secrets",
     ),
     Setting(
         name="GIBIL_EGRESS_ALLOW",
@@ -74,6 +81,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(name="GIBIL_MAX_TTL", default="24h", meaning="the longest life of a machine"),
 )
 
+_APP = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\[bot\]")
 _DURATION = re.compile(r"(\d+)\s*(s|m|h|d|w|mo|y)?", re.ASCII)
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800, "mo": 2592000, "y": 31536000}
 
@@ -107,7 +115,10 @@ class Settings:
     """Lower case; None: all."""
     commands_per_hour: int = 60
     """Of one person in one repository."""
-    local_untrusted: bool = False
+    local_untrusted: str = "approve"
+    """approve | refuse | allow"""
+    trusted_apps: frozenset[str] = frozenset()
+    """Logins in lower case, each ending in `[bot]`."""
     egress_allow: tuple[str, ...] = ()
     host: str = "127.0.0.1"
     port: int = 8080
@@ -195,9 +206,15 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         problems.append(f"GIBIL_WORKFLOWS: {workflows} is not a folder")
 
     accounts = _words(env.get("GIBIL_ALLOWED_ACCOUNTS", ""))
-    untrusted = env.get("GIBIL_LOCAL_UNTRUSTED", "").strip() or "refuse"
-    if untrusted not in ("refuse", "allow"):
-        problems.append(f"GIBIL_LOCAL_UNTRUSTED: {untrusted!r} is neither refuse nor allow")
+    untrusted = env.get("GIBIL_LOCAL_UNTRUSTED", "").strip() or "approve"
+    if untrusted not in ("approve", "refuse", "allow"):
+        problems.append(f"GIBIL_LOCAL_UNTRUSTED: {untrusted!r} is not approve, refuse or allow")
+    apps = _words(env.get("GIBIL_TRUSTED_APPS", ""))
+    problems += [
+        f"GIBIL_TRUSTED_APPS: {app!r} is not the login of an App; write it with [bot], such as dependabot[bot]"
+        for app in apps
+        if not _APP.fullmatch(app)
+    ]
 
     max_ttl_s = 86400
     try:
@@ -222,7 +239,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         secrets=_secrets(env, data_dir, problems, notes),
         allowed_accounts=frozenset(word.lower() for word in accounts) if accounts else None,
         commands_per_hour=number("GIBIL_COMMANDS_PER_HOUR", 60, 1, 100_000),
-        local_untrusted=untrusted == "allow",
+        local_untrusted=untrusted,
+        trusted_apps=frozenset(app.lower() for app in apps),
         egress_allow=_words(env.get("GIBIL_EGRESS_ALLOW", "")),
         host=env.get("GIBIL_HOST", "").strip() or "127.0.0.1",
         port=number("GIBIL_PORT", 8080, 0, 65535),

@@ -95,6 +95,17 @@ class PullRequest(Struct, frozen=True, kw_only=True):
     is_open: bool = True
     is_draft: bool = False
     maintainer_can_modify: bool = False
+    head_repository_id: int | None = None
+    """Stays the same when a repository is renamed or transferred. None: the fork is gone, or it is not known."""
+    head_owner: str | None = None
+    """Login of the account that owns the head's repository now."""
+    head_owner_is_user: bool = False
+    """A person's account, and not an organization's."""
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+    """GitHub's time of the last change of any kind: a push, a comment, a label."""
+    head_pushed_at: datetime | None = None
+    """GitHub's time of the last push to any branch of the head's repository."""
 
 
 class CommentCreated(Struct, frozen=True, kw_only=True):
@@ -108,6 +119,19 @@ class CommentCreated(Struct, frozen=True, kw_only=True):
     """On a line of the diff (pull_request_review_comment) and not in the conversation (issue_comment)."""
     author: Person
     body: str
+    event_name: str = "issue_comment"
+    """issue_comment | pull_request_review_comment | pull_request_review"""
+    created_at: datetime | None = None
+    """When it was written, by GitHub's clock, in whole seconds."""
+    thread_updated_at: datetime | None = None
+    """When the pull request changed last, as GitHub knew when it sent this."""
+    commit_sha: str | None = None
+    """The commit that a review was submitted on."""
+
+    @property
+    def is_review(self) -> bool:
+        """The body of a review: it has no reactions in GitHub's REST API, and `comment_id` is the review's id."""
+        return self.event_name == "pull_request_review"
 
 
 class PullRequestChanged(Struct, frozen=True, kw_only=True):
@@ -118,6 +142,8 @@ class PullRequestChanged(Struct, frozen=True, kw_only=True):
     pull_request: PullRequest
     action: str
     sender: Person
+    before: str | None = None
+    """The head before a push (`synchronize`)."""
 
 
 class RerunRequested(Struct, frozen=True, kw_only=True):
@@ -128,6 +154,27 @@ class RerunRequested(Struct, frozen=True, kw_only=True):
     head_sha: str
     external_id: str | None
     sender: Person
+    check_name: str | None = None
+    """Name of the one check run; None for Re-run all."""
+
+
+class BranchPushed(Struct, frozen=True, kw_only=True):
+    """A commit was pushed to a branch of the repository itself; nothing follows but the knowledge of who pushed it."""
+
+    repository: Repository
+    branch: str
+    sha: str
+    pusher: Person
+    at: datetime
+
+
+class MergeGroupChecked(Struct, frozen=True, kw_only=True):
+    """A merge queue asks for checks of the commit that it would merge."""
+
+    installation_id: int
+    repository: Repository
+    head_sha: str
+    base_ref: str
 
 
 class Ignored(Struct, frozen=True, kw_only=True):
@@ -136,7 +183,60 @@ class Ignored(Struct, frozen=True, kw_only=True):
     reason: str
 
 
-Event = CommentCreated | PullRequestChanged | RerunRequested | Ignored
+Event = CommentCreated | PullRequestChanged | RerunRequested | BranchPushed | MergeGroupChecked | Ignored
+
+
+# --- who put a commit there ---------------------------------------------------------------------------------------
+
+
+class HeadSeen(Struct, frozen=True, kw_only=True):
+    """One commit that was the head of a pull request. Times are GitHub's, in whole seconds."""
+
+    repository_id: int
+    number: int
+    sha: str
+    action: str
+    """opened | synchronize | reopened; `seen`: read from the API, without a delivery that says how it came there."""
+    at: datetime
+    """It was the head at this time, and for `synchronize` not before."""
+    before: str | None = None
+    """The head that a push replaced."""
+    pusher: Person | None = None
+    """None: not known, as for everything but `synchronize`."""
+    head_repository_id: int | None = None
+    head_owner: str | None = None
+
+
+class BranchPush(Struct, frozen=True, kw_only=True):
+    """A commit that was pushed to a branch of the repository itself."""
+
+    repository_id: int
+    branch: str
+    sha: str
+    pusher: Person
+    at: datetime
+
+
+class Approval(Struct, frozen=True, kw_only=True):
+    """A writer's word that one commit of an untrusted pull request may run. It ends with the next push."""
+
+    repository_id: int
+    number: int
+    sha: str
+    by: str
+    at: datetime
+    """When the approving comment was written, by GitHub's clock."""
+
+
+class HeadHistory(Struct, frozen=True, kw_only=True):
+    """What the store knows about how a pull request's head came there, oldest first."""
+
+    heads: tuple[HeadSeen, ...] = ()
+    pushes: tuple[BranchPush, ...] = ()
+    """Of the head's commit, to branches of the repository itself."""
+    approvals: tuple[Approval, ...] = ()
+    fork_pushes: tuple[HeadSeen, ...] = ()
+    """Pushes to the same fork that were seen on any pull request of this repository."""
 
 
 class Command(Struct, frozen=True, kw_only=True):

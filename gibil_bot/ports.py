@@ -12,6 +12,8 @@ from datetime import datetime
 from typing import Protocol
 
 from gibil_bot.model import (
+    Approval,
+    BranchPush,
     Capabilities,
     Chunk,
     Claim,
@@ -19,6 +21,8 @@ from gibil_bot.model import (
     Delivery,
     DueTelling,
     Exit,
+    HeadHistory,
+    HeadSeen,
     Job,
     Machine,
     MachineSpec,
@@ -129,6 +133,15 @@ class GitHub(Protocol):
     async def pull_requests_of(self, installation_id: int, repository: str, sha: str) -> list[PullRequest]:
         """Open pull requests whose head is that commit (forks have none in a check's payload)."""
 
+    async def branch_push(self, installation_id: int, repository: Repository, branch: str, sha: str) -> BranchPush | None:
+        """The last push that put `sha` on a branch of the repository itself, if it is among the newest ones there."""
+
+    async def comment_time(self, installation_id: int, repository: str, comment_id: int) -> datetime | None:
+        """When a comment in a conversation was written; None when it is gone."""
+
+    async def check_runs(self, installation_id: int, repository: str, sha: str) -> list[tuple[str, str | None]]:
+        """(name, conclusion) of our own check runs of a commit, the newest of each name; None while it is not completed."""
+
     async def workflow_files(self, installation_id: int, repository: str, ref: str) -> dict[str, bytes]:
         """`.gibil.yml` and `.gibil/workflows/*.yml` at that ref: path → content; {} where there are none.
 
@@ -174,6 +187,8 @@ class Settlement:
     cancel: Sequence[tuple[str, str]] = ()
     """(run id, reason): stop these."""
     tellings: Sequence[Telling] = ()
+    observed: Sequence[HeadSeen | BranchPush | Approval] = ()
+    """What was learned about the heads of pull requests. The same again changes nothing."""
     error: str | None = None
     """Unreadable, or our own failure: kept for replay."""
 
@@ -187,10 +202,13 @@ class Store(Protocol):
 
     # Deliveries
 
-    async def accept(self, delivery: Delivery, *, handled: bool = False) -> bool:
+    async def accept(
+        self, delivery: Delivery, *, handled: bool = False, observed: Sequence[HeadSeen | BranchPush] = ()
+    ) -> bool:
         """Store; False when the GUID was there already (nothing is written then).
 
-        `handled`: nothing follows from it; it is kept, nobody claims it and nobody is woken."""
+        `handled`: nothing follows from it; it is kept, nobody claims it and nobody is woken. `observed`: what it says about
+        the heads of pull requests, known to every later decision as soon as this returns."""
 
     async def claim_deliveries(self, owner: str, *, limit: int, lease_s: float) -> list[Delivery]:
         """The oldest unhandled ones that nobody works on, in order of arrival, with `attempts` counted up."""
@@ -255,6 +273,14 @@ class Store(Protocol):
     async def runs_of(self, repository_id: int, number: int | None = None, sha: str | None = None) -> list[Run]:
         """Runs of a repository, newest first, at most 100."""
 
+    async def bind_secrets(self, claim: Claim, fingerprint: str) -> bool:
+        """Record the fingerprint of a run's secrets before its first machine; afterwards, whether it is still the same."""
+
+    # Who put a commit there
+
+    async def head_history(self, repository_id: int, number: int, sha: str, fork_id: int | None = None) -> HeadHistory:
+        """What is known about the heads of one pull request, and about the pushes of `sha` and to that fork."""
+
     # What GitHub has still to be told
 
     async def claim_tellings(
@@ -290,8 +316,8 @@ class Store(Protocol):
         runs_finished, tellings_due, tellings_failed."""
 
     async def prune(self) -> int:
-        """Forget what is old, a bounded piece at a time: handled deliveries after 7 days, finished runs after 90.
-        How many rows."""
+        """Forget what is old, a bounded piece at a time: handled deliveries after 7 days, finished runs, and the heads of
+        pull requests at which nothing happened, after 90. How many rows."""
 
     def changed(self, topic: str) -> ChangeSignal:
         """Wakes whoever waits when this process wrote to `deliveries`, `runs` or `tellings`. Others' writes are

@@ -21,7 +21,8 @@ import msgspec
 
 from gibil_bot.errors import StoreError
 from gibil_bot.github import webhook
-from gibil_bot.model import Delivery, Ignored
+from gibil_bot.model import BranchPush, BranchPushed, Delivery, HeadSeen, Ignored
+from gibil_bot.runs.heads import observed_in
 from gibil_bot.runs.intake import what_it_asks
 from gibil_bot.views import run_view
 from gibil_bot.wiring import Bot
@@ -137,12 +138,15 @@ class _Doors:
         if not _is_json_object(body):
             return 400, "the body is not a JSON object: the App's webhook has to send application/json\n"
         delivery = Delivery(guid=guid, event=event, payload=body, received_at=datetime.now(UTC))
+        observed: tuple[HeadSeen | BranchPush, ...] = ()
         try:
-            handled = isinstance(what_it_asks(delivery, self._allowed_accounts), Ignored)
+            asked = what_it_asks(delivery, self._allowed_accounts)
+            handled = isinstance(asked, Ignored | BranchPushed)
+            observed = observed_in(asked, delivery.received_at)
         except Exception:
             handled = False  # it is kept, and intake says what is wrong with it, or with us
         try:
-            new = await self._in_time(self._bot.store.accept(delivery, handled=handled))
+            new = await self._in_time(self._bot.store.accept(delivery, handled=handled, observed=observed))
         except (StoreError, TimeoutError) as error:
             # GitHub shows it as failed, and the reaper asks for it again. Should it be stored later, that changes nothing.
             why = error.message if isinstance(error, StoreError) else f"not within {STORED_WITHIN_S:g} s: is its disk hanging?"

@@ -29,6 +29,7 @@ from gibil_bot.ports import Provider, Shell, Store
 if TYPE_CHECKING:
     from gibil_bot.github.pull_requests import PullRequests
     from gibil_bot.planning.services import Grounds
+    from gibil_bot.runs.desk import Policy
 
 log = logging.getLogger("gibil")
 
@@ -148,7 +149,6 @@ async def _supervise(name: str, part: Callable[[], Coroutine[object, object, Non
 async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
     """The bot: its store open and its parts at work, until the block is left. Then runs are left to the next process."""
     from gibil_bot.github.client import GitHubClient
-    from gibil_bot.runs.desk import Policy
     from gibil_bot.runs.dispatcher import Dispatcher
     from gibil_bot.runs.intake import Intake
     from gibil_bot.runs.reaper import Reaper
@@ -183,17 +183,9 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
             egress=settings.egress,
             public_url=settings.public_url,
             max_ttl_s=settings.max_ttl_s,
+            fingerprint_key=forge.keyring.derive("fingerprints", "secrets"),
         )
-        policy = Policy(
-            allowed_accounts=settings.allowed_accounts,
-            untrusted_refused=_untrusted_refused(settings),
-            max_ttl_s=settings.max_ttl_s,
-            public_url=settings.public_url,
-            commands_per_hour=settings.commands_per_hour,
-            run_id=_run_ids(forge.keyring),
-            operator_workflows=operator_workflows(settings),
-            grounds=service_grounds(settings),
-        )
+        policy = intake_policy(settings, forge.keyring)
         reaper = Reaper(store, forge, github, owner, logs)
         bot.delivery_lost = reaper.delivery_lost
         parts: dict[str, Callable[[], Coroutine[object, object, None]]] = {
@@ -211,8 +203,23 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
             await asyncio.gather(*bot.parts.values(), return_exceptions=True)
 
 
-def _untrusted_refused(settings: Settings) -> str | None:
-    return settings.provider if settings.provider == "local" and not settings.local_untrusted else None
+def intake_policy(settings: Settings, keyring: Keyring) -> Policy:
+    """What the operator allows."""
+    from gibil_bot.runs.desk import Policy
+
+    return Policy(
+        allowed_accounts=settings.allowed_accounts,
+        # A cloud machine is a virtual one of its own: untrusted code may run there, without secrets.
+        untrusted=settings.local_untrusted if settings.provider == "local" else "allow",
+        provider=settings.provider,
+        trusted_apps=settings.trusted_apps,
+        max_ttl_s=settings.max_ttl_s,
+        public_url=settings.public_url,
+        commands_per_hour=settings.commands_per_hour,
+        run_id=_run_ids(keyring),
+        operator_workflows=operator_workflows(settings),
+        grounds=service_grounds(settings),
+    )
 
 
 def _run_ids(keyring: Keyring) -> Callable[[bytes, str], str]:

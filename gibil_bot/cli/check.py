@@ -157,7 +157,7 @@ def _plans(file: Path, event: Event) -> tuple[Plan, ...]:
         note = f" (and {more} more: gibil check {file})" if more else ""
         raise UsageError(f"{known.problems[0].message}{note}", code="WORKFLOW_INVALID")
     if isinstance(event, CommentCreated):
-        facts = _facts(event, _invented_pull_request(event.number), event.author.login, "issue_comment")
+        facts = _facts(event, _invented_pull_request(event.number), event.author.login, event.event_name)
         asked = commands.parse(event.body)
         if not asked:
             say("there is no command in this comment; a command is a line such as /gibil test", sys.stderr)

@@ -5,12 +5,14 @@ People (the Python and the control API) and the App (the REST API) act through t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from gibil_bot.demo import payloads, payloads_checks
 from gibil_bot.demo.git_store import Files, GitStore
 from gibil_bot.demo.hooks import Hooks
 from gibil_bot.demo.state import (
+    Activity,
     CheckRun,
     CheckSuite,
     Comment,
@@ -19,9 +21,13 @@ from gibil_bot.demo.state import (
     PullRequest,
     Reaction,
     Repository,
+    Review,
     User,
 )
 from gibil_bot.demo.world import World
+
+_NOTHING = "0" * 40
+_UPDATE = re.compile(rb"([0-9a-f]{40}) ([0-9a-f]{40}) refs/heads/([^\0\n ]+?)(?=\0|\n|[0-9a-f]{4}[0-9a-f]{40} |$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +65,39 @@ async def push(
     else:
         parent = await hub.git.resolve(repository.full_name, f"{tip}^") if force else tip
     sha = await hub.git.commit(repository.full_name, branch, files, message=message, author=author.login, parent=parent)
-    await after_push(hub, repository, author)
+    await after_push(hub, repository, author, [(branch, tip or _NOTHING, sha)], forced=force)
     return sha
 
 
-async def after_push(hub: Hub, repository: Repository, sender: User) -> None:
+async def reset_branch(hub: Hub, repository: Repository, branch: str, sha: str, sender: User) -> None:
+    """A force-push of a commit that exists."""
+    tip = await hub.git.resolve(repository.full_name, f"refs/heads/{branch}")
+    await hub.git.set_ref(repository.full_name, f"refs/heads/{branch}", sha)
+    await after_push(hub, repository, sender, [(branch, tip or _NOTHING, sha)], forced=True)
+
+
+def pushed_branches(receive_pack: bytes) -> list[tuple[str, str, str]]:
+    """(branch, before, after) of what a git client asks for: https://git-scm.com/docs/pack-protocol#_reference_update_request_and_packfile_transfer"""
+    commands, _, _ = receive_pack.partition(b"0000PACK")
+    return [(name.decode(), old.decode(), new.decode()) for old, new, name in _UPDATE.findall(commands)]
+
+
+async def after_push(
+    hub: Hub, repository: Repository, sender: User, branches: list[tuple[str, str, str]], *, forced: bool = False
+) -> None:
     """Pull requests follow their branches, wherever the commits came from.
 
-    https://docs.github.com/en/webhooks/webhook-events-and-payloads#pull_request: action `synchronize`.
+    https://docs.github.com/en/webhooks/webhook-events-and-payloads#pull_request: action `synchronize`. `branches` are
+    (name, commit before, commit after); a push that git refused is not among what the branches show.
     """
+    at = hub.world.moment_of_push()
+    for branch, before, after in branches:
+        if await hub.git.resolve(repository.full_name, f"refs/heads/{branch}") != after:
+            continue
+        repository.pushed_at = at
+        kind = "branch_creation" if before == _NOTHING else "force_push" if forced else "push"
+        repository.activity.append(Activity(hub.world.new_id(), f"refs/heads/{branch}", before, after, sender, at, kind))
+        _suite_for_push(hub, repository, after, branch, sender)
     for home in list(hub.world.repositories.values()):
         for pull in home.pull_requests():
             if pull.state == "open" and pull.head_repository is repository:
@@ -82,10 +112,9 @@ async def _follow_branch(hub: Hub, home: Repository, pull: PullRequest, sender: 
         return
     await _keep_head(hub, home, pull, tip)
     before, pull.head_sha = pull.head_sha, tip
-    pull.updated_at = hub.world.now()
+    pull.updated_at = pull.head_repository.pushed_at or hub.world.now()
     body = _about_pull(hub, home, pull) | {"before": before, "after": tip}
     hub.hooks.send("pull_request", "synchronize", home, sender, body)
-    _suite_for_push(hub, home, pull, sender)
 
 
 async def _keep_head(hub: Hub, home: Repository, pull: PullRequest, sha: str) -> None:
@@ -143,9 +172,40 @@ async def open_pull_request(
     home.issues[pull.number] = pull
     await _keep_head(hub, home, pull, head_sha)
     hub.hooks.send("pull_request", "opened", home, author, _about_pull(hub, home, pull))
-    _suite_for_push(hub, home, pull, author)
     hub.world.touch()
     return pull
+
+
+async def retarget(hub: Hub, home: Repository, pull: PullRequest, base: str, sender: User) -> None:
+    """Another base branch. https://docs.github.com/en/webhooks/webhook-events-and-payloads#pull_request: action `edited`."""
+    base_sha = await hub.git.resolve(home.full_name, f"refs/heads/{base}")
+    if base_sha is None:
+        raise KeyError(f"{home.full_name} has no branch {base}")
+    changes = {"base": {"ref": {"from": pull.base_ref}, "sha": {"from": pull.base_sha}}}
+    pull.base_ref, pull.base_sha, pull.updated_at = base, base_sha, hub.world.now()
+    hub.hooks.send("pull_request", "edited", home, sender, _about_pull(hub, home, pull) | {"changes": changes})
+    hub.world.touch()
+
+
+async def queue_merge(hub: Hub, home: Repository, pull: PullRequest, sender: User) -> str:
+    """Put a pull request into a merge queue: a commit of its own, whose checks the queue asks for; its hash.
+
+    https://docs.github.com/en/webhooks/webhook-events-and-payloads#merge_group
+    """
+    branch = f"gh-readonly-queue/{pull.base_ref}/pr-{pull.number}-{pull.base_sha}"
+    sha = await hub.git.commit(
+        home.full_name, branch, {}, message=f"Merge pull request #{pull.number}", author=sender.login, parent=pull.head_sha
+    )
+    group: payloads.Json = {
+        "head_sha": sha,
+        "head_ref": f"refs/heads/{branch}",
+        "base_sha": pull.base_sha,
+        "base_ref": f"refs/heads/{pull.base_ref}",
+        "head_commit": {"id": sha},
+    }
+    hub.hooks.send("merge_group", "checks_requested", home, sender, {"merge_group": group})
+    hub.world.touch()
+    return sha
 
 
 def set_pull_request_state(hub: Hub, home: Repository, pull: PullRequest, state: str, sender: User) -> None:
@@ -174,7 +234,7 @@ def comment(
     hub: Hub, repository: Repository, number: int, author: User, body: str, *, path: str | None = None, by_app: bool = False
 ) -> Comment:
     """In the conversation, or (with `path`) on a file of the pull request."""
-    now = hub.world.now()
+    now = hub.world.now() if by_app else hub.world.moment_of_comment()
     new = Comment(hub.world.new_id(), number, author, body, now, now, path=path, by_app=by_app)
     repository.comments[new.id] = new
     issue = repository.issues[number]
@@ -190,6 +250,32 @@ def comment(
         hub.hooks.send("issue_comment", "created", repository, author, about)
     hub.world.touch()
     return new
+
+
+def review(
+    hub: Hub, home: Repository, pull: PullRequest, author: User, body: str, *, state: str, commit_sha: str | None = None
+) -> Review:
+    """Submit a review on the head, or on the commit that the reviewer had before them.
+
+    https://docs.github.com/en/webhooks/webhook-events-and-payloads#pull_request_review
+    """
+    now = hub.world.moment_of_comment()
+    new = Review(hub.world.new_id(), pull.number, author, body, state, commit_sha or pull.head_sha, now)
+    pull.updated_at = now
+    _tell_review(hub, home, pull, new, "submitted", author)
+    return new
+
+
+def edit_review(hub: Hub, home: Repository, pull: PullRequest, it: Review, body: str) -> None:
+    edited = replace(it, body=body)
+    _tell_review(hub, home, pull, edited, "edited", it.author)
+
+
+def _tell_review(hub: Hub, home: Repository, pull: PullRequest, it: Review, action: str, sender: User) -> None:
+    shown = payloads.review(hub.world, home, it)
+    about: payloads.Json = {"review": shown, "pull_request": payloads.pull_request(hub.world, home, pull)}
+    hub.hooks.send("pull_request_review", action, home, sender, about)
+    hub.world.touch()
 
 
 def edit_comment(hub: Hub, repository: Repository, it: Comment, body: str, editor: User) -> None:
@@ -237,12 +323,14 @@ def suite_of(hub: Hub, repository: Repository, sha: str, branch: str | None = No
     return suite, True
 
 
-def _suite_for_push(hub: Hub, home: Repository, pull: PullRequest, sender: User) -> None:
-    """A push makes a suite and says so to Apps with checks:write; pushes to forks are not looked at (same page)."""
-    if pull.head_repository is home:
-        suite, new = suite_of(hub, home, pull.head_sha, pull.head_ref)
-        if new:
-            _tell_suite(hub, home, suite, "requested", sender)
+def _suite_for_push(hub: Hub, home: Repository, sha: str, branch: str, sender: User) -> None:
+    """The first push of a commit makes a suite and says so to Apps with checks:write; pushes to forks are not looked at
+    (same page)."""
+    if home.installation_id is None:
+        return
+    suite, new = suite_of(hub, home, sha, branch)
+    if new:
+        _tell_suite(hub, home, suite, "requested", sender)
 
 
 def _tell_suite(hub: Hub, home: Repository, suite: CheckSuite, action: str, sender: User) -> None:

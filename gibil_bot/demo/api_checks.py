@@ -172,6 +172,8 @@ async def list_check_runs(request: Request) -> Response:
     found = [run for run in repository.check_runs.values() if run.head_sha == sha]
     if query.get("check_name") is not None:
         found = [run for run in found if run.name == query["check_name"]]
+    if query.get("app_id") is not None and query["app_id"] != str(hub.world.app_id):
+        found = []  # no other App writes here
     if query.get("status") is not None:
         found = [run for run in found if run.status == query["status"]]
     if query.get("filter", "latest") != "all":

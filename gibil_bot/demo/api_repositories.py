@@ -54,6 +54,17 @@ async def get_permission(request: Request) -> Response:
     return rest.answer({"permission": ROLES[role], "role_name": role, "user": payloads.user(world, user)})
 
 
+async def list_activity(request: Request) -> Response:
+    """https://docs.github.com/en/rest/repos/repos#list-repository-activities: newest first, by branch where `ref` says so."""
+    repository = rest.repository(request, ("contents", "read"))
+    ref = request.query_params.get("ref")
+    wanted = None if not ref else ref if ref.startswith("refs/") else f"refs/heads/{ref}"
+    found = [each for each in reversed(repository.activity) if wanted in (None, each.ref)]
+    shown, headers = rest.page(request, found)
+    world = rest.hub(request).world
+    return rest.answer([payloads.activity(world, each) for each in shown], headers=headers)
+
+
 async def get_contents(request: Request) -> Response:
     """https://docs.github.com/en/rest/repos/contents#get-repository-content: a file in base64, or a folder's list."""
     repository = rest.repository(request, ("contents", "read"))
@@ -99,6 +110,7 @@ ROUTES = [
     Route("/repos/{owner}/{name}", get_repository),
     Route("/repos/{owner}/{name}/collaborators/{login}/permission", get_permission),
     Route("/repos/{owner}/{name}/git/ref/heads/{branch:path}", get_branch_reference),
+    Route("/repos/{owner}/{name}/activity", list_activity),
     Route("/repos/{owner}/{name}/contents", get_contents),
     Route("/repos/{owner}/{name}/contents/{path:path}", get_contents),
 ]

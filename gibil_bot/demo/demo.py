@@ -102,8 +102,7 @@ async def _set_up(
         terminal.say(f"  pull request          {project.FULL_NAME}#{number} “{project.TITLE}” by ada, {len(changes)} files")
         terminal.say()
         await github.settled()
-        begun = github.world.now()
-        github.comment(project.FULL_NAME, number, "ada", COMMAND)
+        begun = github.comment(project.FULL_NAME, number, "ada", COMMAND).created_at
         narrator = Narrator(github, terminal, project.FULL_NAME, number, data_dir / "logs", begun)
         yield _Stage(github, bot, narrator, terminal, keep, on_verdict)
 

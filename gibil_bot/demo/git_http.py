@@ -68,7 +68,7 @@ async def serve(request: Request) -> Response:
             answer, _ = await asyncio.wait_for(process.communicate(asked), 60)
         finally:
             await _end(process)
-        await acts.after_push(rest.hub(request), repository, rest.actor(request))
+        await acts.after_push(rest.hub(request), repository, rest.actor(request), acts.pushed_branches(asked))
         return Response(answer, headers=headers)
     return StreamingResponse(_stream(process, asked), headers=headers)
 

@@ -27,7 +27,17 @@ from gibil_bot.demo.git_store import Files, GitStore
 from gibil_bot.demo.hooks import Hooks
 from gibil_bot.demo.server import serving
 from gibil_bot.demo.sight import Sight
-from gibil_bot.demo.state import DEFAULT_EVENTS, DEFAULT_PERMISSIONS, ROLES, Comment, Installation, Issue, Repository, User
+from gibil_bot.demo.state import (
+    DEFAULT_EVENTS,
+    DEFAULT_PERMISSIONS,
+    ROLES,
+    Comment,
+    Installation,
+    Issue,
+    Repository,
+    Review,
+    User,
+)
 from gibil_bot.demo.world import World
 
 
@@ -171,6 +181,19 @@ class GitHubDouble(Sight):
                     pull.head_repository = None
         self.world.touch()
 
+    def transfer_repository(self, full_name: str, owner_login: str) -> Repository:
+        """Give a repository to another owner: it keeps its id and its pull requests.
+        https://docs.github.com/en/repositories/creating-and-managing-repositories/transferring-a-repository"""
+        repository = self.world.repositories.pop(full_name.lower())
+        before = self._hub.git.path(repository.full_name)
+        repository.owner = self.world.add_user(owner_login)
+        after = self._hub.git.path(repository.full_name)
+        after.parent.mkdir(parents=True, exist_ok=True)
+        before.rename(after)
+        self.world.repositories[repository.full_name.lower()] = repository
+        self.world.touch()
+        return repository
+
     def set_permission(self, full_name: str, login: str, role: str) -> None:
         """`role`: admin, maintain, write, triage, read or none."""
         if role not in ROLES:
@@ -221,6 +244,30 @@ class GitHubDouble(Sight):
         pusher = self.world.add_user(author) if author else who
         return await acts.push(self._hub, repository, branch, files, pusher, message=message, force=force)
 
+    async def reset_branch(self, full_name: str, number: int, sha: str, sender: str) -> None:
+        """Force-push a commit that exists to the branch of a pull request."""
+        pull = self.pull_request(full_name, number)
+        if pull.head_repository is None:
+            raise KeyError(f"the fork of {full_name}#{number} is gone")
+        await acts.reset_branch(self._hub, pull.head_repository, pull.head_ref, sha, self.world.add_user(sender))
+
+    async def open_from(self, full_name: str, head: str, branch: str, author: str, *, title: str = "A change") -> int:
+        """Open a pull request from a branch that exists in the repository `head`; its number."""
+        home, source = self.world.repository(full_name), self.world.repository(head)
+        who = self.world.add_user(author)
+        pull = await acts.open_pull_request(self._hub, home, source, branch, who, title=title, body="", draft=False)
+        return pull.number
+
+    async def retarget(self, full_name: str, number: int, base: str) -> None:
+        """Move a pull request to another base branch."""
+        pull = self.pull_request(full_name, number)
+        await acts.retarget(self._hub, self.world.repository(full_name), pull, base, pull.author)
+
+    async def queue_merge(self, full_name: str, number: int) -> str:
+        """Put a pull request into the merge queue; the hash of the commit that the queue wants checked."""
+        home = self.world.repository(full_name)
+        return await acts.queue_merge(self._hub, home, self.pull_request(full_name, number), home.owner)
+
     def close_pull_request(self, full_name: str, number: int, sender: str | None = None) -> None:
         self._set_state(full_name, number, "closed", sender)
 
@@ -243,6 +290,30 @@ class GitHubDouble(Sight):
     def review_comment(self, full_name: str, number: int, author: str, body: str, *, path: str = "README.md") -> Comment:
         repository = self.world.repository(full_name)
         return acts.comment(self._hub, repository, number, self.world.add_user(author), body, path=path)
+
+    def review(
+        self,
+        full_name: str,
+        number: int,
+        author: str,
+        body: str,
+        *,
+        state: str = "commented",
+        commit_sha: str | None = None,
+    ) -> Review:
+        """Submit a review: `state` is commented, approved or changes_requested."""
+        repository, pull = self.world.repository(full_name), self.pull_request(full_name, number)
+        who = self.world.add_user(author)
+        return acts.review(self._hub, repository, pull, who, body, state=state, commit_sha=commit_sha)
+
+    def edit_review(self, full_name: str, review: Review, body: str) -> None:
+        pull = self.pull_request(full_name, review.number)
+        acts.edit_review(self._hub, self.world.repository(full_name), pull, review, body)
+
+    def edit_comment(self, comment_id: int, body: str, editor: str) -> None:
+        """Change the words of a comment, as its author or a maintainer may."""
+        repository, comment = self.find_comment(comment_id)
+        acts.edit_comment(self._hub, repository, comment, body, self.world.add_user(editor))
 
     def delete_comment(self, comment_id: int) -> None:
         """As a maintainer may do with anybody's comment. Raises KeyError."""
@@ -275,6 +346,10 @@ class GitHubDouble(Sight):
     def fail_deliveries(self, times: int, status: int = 502) -> None:
         """The next attempts fail without reaching the receiver."""
         self._hub.hooks.failing += [status] * times
+
+    def accept_deliveries(self) -> None:
+        """The next attempts reach the receiver again."""
+        self._hub.hooks.failing.clear()
 
     async def settled(self) -> None:
         """Return when no webhook is on its way any more."""

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from urllib.parse import quote
 
 from gibil_bot.demo.state import (
+    Activity,
     Comment,
     HookDelivery,
     Installation,
@@ -19,6 +20,7 @@ from gibil_bot.demo.state import (
     PullRequest,
     Reaction,
     Repository,
+    Review,
     Token,
     User,
 )
@@ -120,6 +122,7 @@ def repository(world: World, it: Repository) -> Json:
         "archived": it.archived,
         "disabled": False,
         "created_at": moment(it.created_at),
+        "pushed_at": moment(it.pushed_at or it.created_at),
         "statuses_url": f"{api}/statuses/{{sha}}",
     }
 
@@ -243,6 +246,36 @@ def comment(world: World, home: Repository, it: Comment) -> Json:
             "performed_via_github_app": app(world) if it.by_app else None,
         }
     return body
+
+
+def review(world: World, home: Repository, it: Review) -> Json:
+    """https://docs.github.com/en/rest/pulls/reviews#get-a-review-for-a-pull-request"""
+    return {
+        "id": it.id,
+        "node_id": node_id("PullRequestReview", it.id),
+        "user": user(world, it.author),
+        "body": it.body,
+        "state": it.state,
+        "commit_id": it.commit_sha,
+        "submitted_at": moment(it.submitted_at),
+        "author_association": association(home, it.author),
+        "html_url": f"{world.url}/{home.full_name}/pull/{it.number}#pullrequestreview-{it.id}",
+        "pull_request_url": f"{world.url}/repos/{home.full_name}/pulls/{it.number}",
+    }
+
+
+def activity(world: World, it: Activity) -> Json:
+    """https://docs.github.com/en/rest/repos/repos#list-repository-activities"""
+    return {
+        "id": it.id,
+        "node_id": node_id("Push", it.id),
+        "before": it.before,
+        "after": it.after,
+        "ref": it.ref,
+        "timestamp": moment(it.at),
+        "activity_type": it.kind,
+        "actor": user(world, it.actor),
+    }
 
 
 def reaction(world: World, it: Reaction) -> Json:

@@ -31,6 +31,8 @@ def check_suite(world: World, home: Repository, it: CheckSuite) -> Json:
         "node_id": node_id("CheckSuite", it.id),
         "head_branch": it.head_branch,
         "head_sha": it.head_sha,
+        "before": None,
+        "after": it.head_sha,
         "status": "queued" if not runs else (unfinished[0].status if unfinished else "completed"),
         "conclusion": None if unfinished or not runs else max(runs, key=lambda run: run.id).conclusion,
         "url": f"{world.url}/repos/{home.full_name}/check-suites/{it.id}",

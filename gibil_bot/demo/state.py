@@ -22,13 +22,22 @@ ROLES: Mapping[str, str] = {
 }
 """Role of a person → the `permission` that GitHub shows for it (same page)."""
 
-DEFAULT_EVENTS = ("check_run", "check_suite", "issue_comment", "pull_request", "pull_request_review_comment")
+DEFAULT_EVENTS = (
+    "check_run",
+    "check_suite",
+    "issue_comment",
+    "merge_group",
+    "pull_request",
+    "pull_request_review",
+    "pull_request_review_comment",
+)
 DEFAULT_PERMISSIONS: Mapping[str, str] = {
     "metadata": "read",
     "contents": "read",
     "checks": "write",
     "issues": "write",
     "pull_requests": "write",
+    "merge_queues": "read",
 }
 PERSONAL_PERMISSIONS: Mapping[str, str] = {"metadata": "read", "contents": "write", "pull_requests": "write"}
 """What a person's token for pushing and for pull requests is given."""
@@ -70,6 +79,9 @@ class Repository:
     check_suites: dict[int, CheckSuite] = field(default_factory=dict)
     check_runs: dict[int, CheckRun] = field(default_factory=dict)
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    pushed_at: datetime | None = None
+    activity: list[Activity] = field(default_factory=list)
+    """Pushes to branches, oldest first."""
 
     @property
     def full_name(self) -> str:
@@ -86,6 +98,31 @@ class Repository:
     def role_of(self, login: str) -> str:
         default = "none" if self.private else "read"
         return "admin" if login.lower() == self.owner.login.lower() else self.roles.get(login.lower(), default)
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """One push to one branch. https://docs.github.com/en/rest/repos/repos#list-repository-activities"""
+
+    id: int
+    ref: str
+    before: str
+    after: str
+    actor: User
+    at: datetime
+    kind: str
+    """push, force_push or branch_creation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    id: int
+    number: int
+    author: User
+    body: str
+    state: str
+    commit_sha: str
+    submitted_at: datetime
 
 
 @dataclass(slots=True)

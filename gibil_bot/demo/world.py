@@ -50,6 +50,8 @@ class World:
         self.rate_reset: dict[str, datetime] = {}
         self._ids = itertools.count(1_200_000_001)
         self._shift = timedelta()
+        self._last_push: datetime | None = None
+        self._last_act: datetime | None = None
         self._changed = asyncio.Event()
         self.bot = self.add_user(f"{app_slug}[bot]", "Bot")
 
@@ -57,6 +59,26 @@ class World:
 
     def now(self) -> datetime:
         return datetime.now(UTC) + self._shift
+
+    def moment_of_push(self) -> datetime:
+        """Now, in a later second than whatever people did before. GitHub's times are whole seconds, and people do not comment
+        and push within one: the clock runs ahead where a test does."""
+        return self._in_second_after(self._last_act, is_push=True)
+
+    def moment_of_comment(self) -> datetime:
+        """Now, in a later second than the last push."""
+        return self._in_second_after(self._last_push, is_push=False)
+
+    def _in_second_after(self, earlier: datetime | None, *, is_push: bool) -> datetime:
+        now = self.now()
+        if earlier is not None and now.replace(microsecond=0) <= earlier.replace(microsecond=0):
+            then = earlier.replace(microsecond=0) + timedelta(seconds=1)
+            self._shift += then - now
+            now = then
+        self._last_act = now
+        if is_push:
+            self._last_push = now
+        return now
 
     def advance(self, seconds: float) -> None:
         """Let GitHub's clock run ahead: tokens expire, rate limits reset. App JWTs are still judged by the real clock."""

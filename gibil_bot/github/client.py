@@ -16,13 +16,13 @@ import msgspec
 from gibil_bot.errors import GitHubError
 from gibil_bot.github.answer import Answer, Unanswered
 from gibil_bot.github.app_settings import read_app
-from gibil_bot.github.payloads import PullRequestPayload
+from gibil_bot.github.payloads import PullRequestPayload, UserPayload, person, utc
 from gibil_bot.github.registration import RegisteredApp
 from gibil_bot.github.request import Request, mint_request
 from gibil_bot.github.session import Session
 from gibil_bot.github.telling import Teller
 from gibil_bot.github.workflow_files import WorkflowFiles
-from gibil_bot.model import DueTelling, PullRequest, Repository
+from gibil_bot.model import BranchPush, DueTelling, PullRequest, Repository
 
 MOST_DELIVERY_PAGES = 20
 MOST_PULL_PAGES = 3
@@ -44,6 +44,26 @@ class _Delivery(msgspec.Struct):
     guid: str
     delivered_at: datetime
     status_code: int = 0
+
+
+class _Activity(msgspec.Struct):
+    after: str
+    timestamp: datetime
+    activity_type: str = ""
+    actor: UserPayload | None = None
+
+
+class _Written(msgspec.Struct):
+    created_at: datetime
+
+
+class _CheckRun(msgspec.Struct):
+    name: str
+    conclusion: str | None = None
+
+
+class _CheckRuns(msgspec.Struct):
+    check_runs: list[_CheckRun]
 
 
 class _App(msgspec.Struct):
@@ -153,6 +173,61 @@ class GitHubClient:
             if 'rel="next"' not in answer.headers.get("link", ""):
                 break
         return found
+
+    async def branch_push(self, installation_id: int, repository: Repository, branch: str, sha: str) -> BranchPush | None:
+        """The newest activity of the branch, if it put `sha` there: only then is it known when and by whom.
+
+        https://docs.github.com/en/rest/repos/repos#list-repository-activities (contents: read)
+        """
+        answer = await self._session.ask(
+            Request(
+                method="GET",
+                route="/repos/{repository}/activity",
+                place={"repository": repository.full_name},
+                installation_id=installation_id,
+                query={"ref": f"refs/heads/{branch}", "per_page": 1},
+                # Older GitHub Enterprise Servers have no such endpoint, and a refusal leaves the pusher unknown.
+                answers=frozenset({403, 404, 422}),
+            )
+        )
+        if answer.status >= 400:
+            return None
+        newest = next(iter(answer.read(list[_Activity])), None)
+        at = utc(newest.timestamp) if newest is not None else None
+        if newest is None or newest.actor is None or newest.after != sha or at is None:
+            return None
+        return BranchPush(repository_id=repository.id, branch=branch, sha=sha, pusher=person(newest.actor), at=at)
+
+    async def comment_time(self, installation_id: int, repository: str, comment_id: int) -> datetime | None:
+        """https://docs.github.com/en/rest/issues/comments#get-an-issue-comment"""
+        answer = await self._session.ask(
+            Request(
+                method="GET",
+                route="/repos/{repository}/issues/comments/{number}",
+                place={"repository": repository, "number": comment_id},
+                installation_id=installation_id,
+                answers=frozenset({404, 410}),
+            )
+        )
+        return utc(answer.read(_Written).created_at) if answer.status < 400 else None
+
+    async def check_runs(self, installation_id: int, repository: str, sha: str) -> list[tuple[str, str | None]]:
+        """https://docs.github.com/en/rest/checks/runs#list-check-runs-for-a-git-reference"""
+        query: dict[str, str | int] = {"filter": "latest", "per_page": 100}
+        if self._session.app_id.isdigit():
+            query["app_id"] = int(self._session.app_id)
+        answer = await self._session.ask(
+            Request(
+                method="GET",
+                route="/repos/{repository}/commits/{sha}/check-runs",
+                place={"repository": repository, "sha": sha},
+                installation_id=installation_id,
+                query=query,
+                answers=frozenset({404, 422}),
+            )
+        )
+        found = answer.read(_CheckRuns).check_runs if answer.status < 400 else []
+        return list({run.name: (run.name, run.conclusion) for run in reversed(found)}.values())
 
     async def workflow_files(self, installation_id: int, repository: str, ref: str) -> dict[str, bytes]:
         return await self._workflow_files.at(installation_id, repository, ref)

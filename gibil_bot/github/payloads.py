@@ -6,6 +6,7 @@ because payloads grow and shrink without notice. https://docs.github.com/en/webh
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated
 
 import msgspec
@@ -53,6 +54,16 @@ class CommentPayload(msgspec.Struct):
     id: _Id
     user: UserPayload | None = None
     body: str | None = None
+    created_at: object = None
+
+
+class ReviewPayload(msgspec.Struct):
+    id: _Id
+    user: UserPayload | None = None
+    body: str | None = None
+    submitted_at: object = None
+    commit_id: _Sha | None = None
+    """The commit that the reviewer had before them."""
 
 
 class _Link(msgspec.Struct):
@@ -62,6 +73,7 @@ class _Link(msgspec.Struct):
 class _Issue(msgspec.Struct):
     number: _Id
     pull_request: _Link | None = None
+    updated_at: object = None
 
 
 class IssueCommentPayload(PlacePayload):
@@ -71,6 +83,7 @@ class IssueCommentPayload(PlacePayload):
 
 class _Numbered(msgspec.Struct):
     number: _Id
+    updated_at: object = None
 
 
 class ReviewCommentPayload(PlacePayload):
@@ -78,8 +91,16 @@ class ReviewCommentPayload(PlacePayload):
     pull_request: _Numbered
 
 
+class ReviewEventPayload(PlacePayload):
+    review: ReviewPayload
+    pull_request: _Numbered
+
+
 class _HeadRepository(msgspec.Struct):
     full_name: _FullName
+    id: _Id | None = None
+    owner: UserPayload | None = None
+    pushed_at: object = None
 
 
 class _Head(msgspec.Struct):
@@ -104,8 +125,12 @@ class PullRequestPayload(msgspec.Struct):
     state: str = "open"
     draft: bool | None = None
     maintainer_can_modify: bool | None = None
+    created_at: object = None
+    updated_at: object = None
 
     def value(self) -> PullRequest:
+        repo = self.head.repo
+        owner = repo.owner if repo else None
         return PullRequest(
             number=self.number,
             title=no_nul(self.title),
@@ -118,17 +143,25 @@ class PullRequestPayload(msgspec.Struct):
             is_open=self.state == "open",
             is_draft=bool(self.draft),
             maintainer_can_modify=bool(self.maintainer_can_modify),
+            head_repository_id=repo.id if repo else None,
+            head_owner=no_nul(owner.login) if owner else None,
+            head_owner_is_user=owner is not None and owner.type == "User",
+            created_at=moment(self.created_at),
+            updated_at=moment(self.updated_at),
+            head_pushed_at=moment(repo.pushed_at) if repo else None,
         )
 
 
 class PullRequestEventPayload(PlacePayload):
     pull_request: PullRequestPayload
     sender: UserPayload | None = None
+    before: str | None = None
 
 
 class _CheckRun(msgspec.Struct):
     head_sha: _Sha
     external_id: str | None = None
+    name: str | None = None
 
 
 class CheckRunEventPayload(PlacePayload):
@@ -138,11 +171,22 @@ class CheckRunEventPayload(PlacePayload):
 
 class _CheckSuite(msgspec.Struct):
     head_sha: _Sha
+    head_branch: str | None = None
+    created_at: object = None
 
 
 class CheckSuiteEventPayload(PlacePayload):
     check_suite: _CheckSuite
     sender: UserPayload | None = None
+
+
+class _MergeGroup(msgspec.Struct):
+    head_sha: _Sha
+    base_ref: _Text
+
+
+class MergeGroupPayload(PlacePayload):
+    merge_group: _MergeGroup
 
 
 class _OwnedRepository(msgspec.Struct):
@@ -175,6 +219,25 @@ def person(user: UserPayload | None) -> Person:
     if user is None:
         return Person(login="ghost")
     return Person(login=no_nul(user.login), is_bot=user.type == "Bot" or user.login.endswith("[bot]"))
+
+
+def utc(moment: datetime | None) -> datetime | None:
+    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
+
+
+def moment(value: object) -> datetime | None:
+    """A time of a payload: ISO 8601, or seconds since the epoch as in `push` events. None for anything else, so that a time
+    in another form rejects no delivery: what is not known counts as the unsafe case."""
+    try:
+        if isinstance(value, str):
+            found = utc(datetime.fromisoformat(value))
+        elif isinstance(value, int) and not isinstance(value, bool):
+            found = datetime.fromtimestamp(value, UTC)
+        else:
+            return None
+    except (ValueError, OverflowError, OSError):
+        return None
+    return found if found is not None and 2000 <= found.year < 3000 else None
 
 
 def no_nul(text: str) -> str:

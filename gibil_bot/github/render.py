@@ -15,6 +15,8 @@ from gibil_bot.github.text import clean, code, fenced, joined, line, quoted, sen
 from gibil_bot.model import Conclusion, Run, RunState, TaskResult, TaskStatus, Telling, TellingKind
 from gibil_bot.views import timestamp
 
+CHECK_PREFIX = "gibil / "
+"""Of the names of our check runs; the workflow's name follows."""
 OUTPUT_LIMIT = 64_000
 COMMENT_LIMIT = 64_000
 TITLE_LIMIT = 255
@@ -92,7 +94,7 @@ def check_run(report: RunReport) -> Telling:
 
 def check_name(workflow: str) -> str:
     """What branch protection and people call it."""
-    return f"gibil / {line(workflow, 200)}"
+    return f"{CHECK_PREFIX}{line(workflow, 200)}"
 
 
 def comment(report: RunReport) -> Telling | None:

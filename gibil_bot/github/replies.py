@@ -60,6 +60,11 @@ def reaction(event: CommentCreated, content: Reaction) -> Telling:
     )
 
 
+def reactions(event: CommentCreated, content: Reaction) -> list[Telling]:
+    """The same where there are reactions: a review has none in the REST API (reference above)."""
+    return [] if event.is_review else [reaction(event, content)]
+
+
 def help_text(entries: Sequence[HelpEntry], problems: Sequence[str] = ()) -> str:
     """All commands, the workflows' first. `problems` are workflow files that cannot be used, one line each."""
     lines = ["**Commands**, each on a line of its own:", ""]
@@ -72,6 +77,7 @@ def help_text(entries: Sequence[HelpEntry], problems: Sequence[str] = ()) -> str
     lines += [
         f"- {code(f'{PREFIX} retest')}: run again what was not green; with a workflow's name, that one",
         f"- {code(f'{PREFIX} cancel')}: stop what is queued or running; with a workflow's name, that one",
+        f"- {code(f'{PREFIX} approve SHA')}: let one commit of an untrusted pull request run, without secrets",
         f"- {code(f'{PREFIX} help')}: this list",
     ]
     if problems:
@@ -80,14 +86,6 @@ def help_text(entries: Sequence[HelpEntry], problems: Sequence[str] = ()) -> str
 
 
 # --- refusals: what is, and what to do next ---------------------------------------------------------------------------
-
-
-def approval_unknown() -> str:
-    """`/gibil approve` is a word that is kept for what it will mean."""
-    return (
-        f"{code(f'{PREFIX} approve')} is not there yet: to run this code, somebody with write permission pushes the commits "
-        "that were read to a branch of this repository."
-    )
 
 
 def permission_refused(login: str, permission: str) -> str:
@@ -105,11 +103,12 @@ def rate_limited(login: str, per_hour: int, wait_s: float) -> str:
     )
 
 
-def untrusted_refused(author: str, provider: str) -> str:
-    """The operator does not let untrusted code onto these machines."""
+def untrusted_refused(because: str, provider: str) -> str:
+    """The operator does not let untrusted code onto these machines. `because` is a clause of trust_texts."""
     return (
-        f"This pull request is by {code(author)}, who has no write permission, and {code(provider)} machines share a kernel "
-        "with the bot: push the commits to a branch of this repository, or ask the operator to set GIBIL_LOCAL_UNTRUSTED=allow."
+        f"This commit is untrusted, because {because}; and this bot runs no untrusted code on its {code(provider)} machines, "
+        "which share a kernel with it. Its operator can set GIBIL_LOCAL_UNTRUSTED=approve, which lets a person with write "
+        "permission approve single commits."
     )
 
 

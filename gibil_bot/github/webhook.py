@@ -20,17 +20,36 @@ from gibil_bot.github.payloads import (
     CheckSuiteEventPayload,
     CommentPayload,
     IssueCommentPayload,
+    MergeGroupPayload,
     PlacePayload,
     PullRequestEventPayload,
     ReviewCommentPayload,
+    ReviewEventPayload,
     UserPayload,
+    moment,
     no_nul,
     person,
     repository,
 )
-from gibil_bot.model import CommentCreated, Event, Ignored, PullRequestChanged, RerunRequested
+from gibil_bot.model import (
+    BranchPushed,
+    CommentCreated,
+    Event,
+    Ignored,
+    MergeGroupChecked,
+    PullRequestChanged,
+    RerunRequested,
+)
 
-EVENTS = ("check_run", "check_suite", "issue_comment", "pull_request", "pull_request_review_comment")
+EVENTS = (
+    "check_run",
+    "check_suite",
+    "issue_comment",
+    "merge_group",
+    "pull_request",
+    "pull_request_review",
+    "pull_request_review_comment",
+)
 """What the App subscribes to in `app.yml`. `ping` and the installation's events come unasked."""
 
 PULL_REQUEST_ACTIONS = ("opened", "synchronize", "reopened", "closed")
@@ -86,17 +105,44 @@ def _issue_comment(event: str, payload: bytes) -> Event:
         return found
     if found.issue.pull_request is None:
         return Ignored(reason="a comment on an issue, not on a pull request")
-    return _comment(found, found.comment, found.issue.number, is_review_comment=False)
+    return _comment(found, found.comment, found.issue.number, "issue_comment", found.issue.updated_at)
 
 
 def _review_comment(event: str, payload: bytes) -> Event:
     found = _if_action(event, payload, ("created",), ReviewCommentPayload)
     if isinstance(found, Ignored):
         return found
-    return _comment(found, found.comment, found.pull_request.number, is_review_comment=True)
+    return _comment(
+        found, found.comment, found.pull_request.number, "pull_request_review_comment", found.pull_request.updated_at
+    )
 
 
-def _comment(place: PlacePayload, comment: CommentPayload, number: int, *, is_review_comment: bool) -> Event:
+def _review(event: str, payload: bytes) -> Event:
+    # As with comments, `edited` is left out, and `dismissed` says nothing new.
+    found = _if_action(event, payload, ("submitted",), ReviewEventPayload)
+    if isinstance(found, Ignored):
+        return found
+    review = found.review
+    written = CommentPayload(id=review.id, user=review.user, body=review.body, created_at=review.submitted_at)
+    return _comment(
+        found,
+        written,
+        found.pull_request.number,
+        "pull_request_review",
+        found.pull_request.updated_at,
+        commit_sha=review.commit_id,
+    )
+
+
+def _comment(
+    place: PlacePayload,
+    comment: CommentPayload,
+    number: int,
+    event_name: str,
+    thread_updated_at: object,
+    *,
+    commit_sha: str | None = None,
+) -> Event:
     author = person(comment.user)
     if comment.user is None:
         return Ignored(reason="a comment of an account that is gone")
@@ -107,9 +153,13 @@ def _comment(place: PlacePayload, comment: CommentPayload, number: int, *, is_re
         repository=repository(place),
         number=number,
         comment_id=comment.id,
-        is_review_comment=is_review_comment,
+        is_review_comment=event_name == "pull_request_review_comment",
         author=author,
         body=no_nul(comment.body or ""),
+        event_name=event_name,
+        created_at=moment(comment.created_at),
+        thread_updated_at=moment(thread_updated_at),
+        commit_sha=commit_sha,
     )
 
 
@@ -123,6 +173,7 @@ def _pull_request(event: str, payload: bytes) -> Event:
         pull_request=found.pull_request.value(),
         action=found.action,
         sender=person(found.sender),
+        before=found.before if found.action == "synchronize" and found.before else None,
     )
 
 
@@ -132,23 +183,58 @@ def _check_run(event: str, payload: bytes) -> Event:
         return found
     if not found.check_run.external_id:
         return Ignored(reason="a check run that is not one of ours: it has no external_id")
-    return _rerun(found, found.check_run.head_sha, found.check_run.external_id, found.sender)
+    check_run = found.check_run
+    return _rerun(found, check_run.head_sha, check_run.external_id, found.sender, check_name=no_nul(check_run.name or ""))
 
 
 def _check_suite(event: str, payload: bytes) -> Event:
-    found = _if_action(event, payload, ("rerequested",), CheckSuiteEventPayload)
+    found = _if_action(event, payload, ("rerequested", "requested"), CheckSuiteEventPayload)
     if isinstance(found, Ignored):
         return found
-    return _rerun(found, found.check_suite.head_sha, None, found.sender)
+    suite = found.check_suite
+    if found.action == "rerequested":
+        return _rerun(found, suite.head_sha, None, found.sender)
+    # A push to a branch of this repository, never of a fork, made the suite, and the pusher is the sender:
+    # https://docs.github.com/en/rest/guides/using-the-rest-api-to-interact-with-checks#about-check-suites
+    created_at = moment(suite.created_at)
+    if found.sender is None or not suite.head_branch or created_at is None:
+        return Ignored(reason="a check suite that does not say who pushed what")
+    return BranchPushed(
+        repository=repository(found),
+        branch=no_nul(suite.head_branch),
+        sha=suite.head_sha,
+        pusher=person(found.sender),
+        at=created_at,
+    )
 
 
-def _rerun(place: PlacePayload, head_sha: str, external_id: str | None, sender: UserPayload | None) -> RerunRequested:
+def _merge_group(event: str, payload: bytes) -> Event:
+    found = _if_action(event, payload, ("checks_requested",), MergeGroupPayload)
+    if isinstance(found, Ignored):
+        return found
+    return MergeGroupChecked(
+        installation_id=found.installation.id,
+        repository=repository(found),
+        head_sha=found.merge_group.head_sha,
+        base_ref=no_nul(found.merge_group.base_ref).removeprefix("refs/heads/"),
+    )
+
+
+def _rerun(
+    place: PlacePayload,
+    head_sha: str,
+    external_id: str | None,
+    sender: UserPayload | None,
+    *,
+    check_name: str | None = None,
+) -> RerunRequested:
     return RerunRequested(
         installation_id=place.installation.id,
         repository=repository(place),
         head_sha=head_sha,
         external_id=external_id,
         sender=person(sender),
+        check_name=check_name or None,
     )
 
 
@@ -163,6 +249,8 @@ def _other_action(event: str, action: str) -> Ignored:
 _READERS: Mapping[str, Callable[[str, bytes], Event]] = {
     "issue_comment": _issue_comment,
     "pull_request_review_comment": _review_comment,
+    "pull_request_review": _review,
+    "merge_group": _merge_group,
     "pull_request": _pull_request,
     "check_run": _check_run,
     "check_suite": _check_suite,

@@ -23,7 +23,7 @@ from gibil_bot.errors import GibilError, MachineNotFound, NameTaken, ProviderErr
 from gibil_bot.machines import hetzner_labels as labels
 from gibil_bot.machines import hetzner_offers as shop
 from gibil_bot.machines.cloudinit import move_expiry_script, user_data
-from gibil_bot.machines.hetzner_api import ENDPOINT, HTTP_TIMEOUT_S, HetznerApi, Json
+from gibil_bot.machines.hetzner_api import ENDPOINT, HTTP_TIMEOUT_S, HetznerApi, Json, Refused
 from gibil_bot.machines.hetzner_burn import Burner
 from gibil_bot.machines.hetzner_catalogue import Catalogue
 from gibil_bot.machines.hetzner_machine import NAME, find_server, is_machine, is_ours, machine_of
@@ -60,14 +60,15 @@ class HetznerProvider:
         burn_s: float = 120.0,
         http_timeout_s: tuple[float, float] = HTTP_TIMEOUT_S,
         backoff_s: float = 0.3,
+        rate_limited_s: float = 150.0,
         probe_forges: bool = False,
         reuse: bool = False,
     ) -> None:
-        self._api = HetznerApi(token, endpoint, timeout_s=http_timeout_s, backoff_s=backoff_s)
-        self._watch = Watch(self._our_servers, look_every_s)
+        self._api = HetznerApi(token, endpoint, timeout_s=http_timeout_s, backoff_s=backoff_s, rate_limited_s=rate_limited_s)
+        self._watch = Watch(self._api, self._our_servers, look_every_s)
         self._catalogue = Catalogue(self._api)
         self._burner = Burner(self._api, look_every_s, burn_s)
-        self._spares = Spares(self._api, look_every_s) if reuse else None
+        self._spares = Spares(self._api, look_every_s, burn_s) if reuse else None
         self._maker = Maker(self._api, self._catalogue, self._watch, self._burner, self._spares, boot_s)
         self._run_on = run_on
         self._ssh_port = ssh_port
@@ -75,14 +76,15 @@ class HetznerProvider:
         self._probe_forges = probe_forges
 
     async def probe(self) -> Capabilities:
-        """Reads: the token works, and there is something to forge. Forges only if the provider was told to: it costs an hour.
+        """The token may read and write, and there is something to forge.
 
-        Without forging `forged_in_s` is 0: nobody has measured it.
+        It forges only if the provider was told to, as an hour is billed; without forging `forged_in_s` is 0.
         """
         began = time.monotonic()
         try:
             await self._catalogue.offers(size="small")
             await self._servers(None)
+            await self._may_write()
             if self._probe_forges:
                 began = time.monotonic()
                 await self._forge_and_burn()
@@ -131,8 +133,16 @@ class HetznerProvider:
             await self._run_on(machine, move_expiry_script(hour))
         elif expires_at > machine.expires_at:
             raise ProviderError(f"cannot extend machine {name}: nobody here can log in to it, and it powers itself off")
-        body = {"labels": {**server["labels"], labels.EXPIRES: labels.time_value(hour)}}
-        answer = await self._api.call("PUT", f"/servers/{server['id']}", f"extend machine {name}", body=body)
+        path, doing = f"/servers/{server['id']}", f"extend machine {name}"
+        try:
+            # Logging in took seconds, and PUT replaces all labels: those that were written meanwhile are kept.
+            server = (await self._api.call("GET", path, doing))["server"]
+            body = {"labels": {**server["labels"], labels.EXPIRES: labels.time_value(hour)}}
+            answer = await self._api.call("PUT", path, doing, body=body)
+        except Refused as error:
+            if error.reason == "not_found":
+                raise MachineNotFound(f"machine {name} was burned while it was being extended") from None
+            raise
         return self._machine(answer["server"])
 
     async def destroy(self, name: str) -> bool:
@@ -214,6 +224,17 @@ class HetznerProvider:
         return None if price is None else shop.cost_so_far(price, machine.created_at, _now())
 
     # Making
+
+    async def _may_write(self) -> None:
+        """Raises Refused when the token may only read: a key without a name and without a key is refused, but not for that."""
+        body = {"name": "", "public_key": ""}
+        try:
+            made = await self._api.call("POST", "/ssh_keys", "write to this Hetzner project", body=body)
+        except Refused as error:
+            if error.status in (401, 403):
+                raise
+        else:  # not documented, and nothing to keep
+            await self._api.call("DELETE", f"/ssh_keys/{made['ssh_key']['id']}", "delete an empty SSH key", burning=True)
 
     async def _forge_and_burn(self) -> None:
         """With keys that nobody keeps."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -36,23 +37,33 @@ HTTP_TIMEOUT_S = (5.0, 20.0)
 _THREADS = 8
 _ATTEMPTS = 5
 _BACKOFF_S = 0.3
-_LOCKED_S = 60.0
-"""How long something may be locked by another action of Hetzner's."""
+_LOCKED_S = 120.0
+"""How long a resource may be locked by another action before the call fails."""
+_LOCKED_PAUSE_S = 10.0
+"""The longest pause between two tries of a locked resource: 35 of them made 411 calls in a minute, of 3600 an hour."""
+_RATE_LIMITED_S = 150.0
+"""How long one call waits for the rate limit in all before it fails."""
 _PER_PAGE = 50
 _PAGES = 200
 _CLOCK_NOISE_S = 5.0
 """The header `Date` has whole seconds, and the way has its delays: less than this is no difference, and no change."""
 
 _PASSING_STATUS = frozenset((500, 502, 503, 504))
-_PASSING_REASONS = frozenset(("conflict", "rate_limit_exceeded", "locked", "timeout", "bad_gateway"))
+_PASSING_REASONS = frozenset(("server_error", "service_error", "bad_gateway", "unavailable", "timeout"))
+"""`service_error` is 422: "Error within a service" (https://docs.hetzner.cloud/reference/cloud#errors)."""
 
 
 class Refused(ProviderError):
-    """Hetzner answered no. `reason` is its own word for it (`uniqueness_error`), `fields` what was wrong in the request."""
+    """Hetzner rejected a request. `reason` is its own code (`uniqueness_error`), `said` its message, on one line.
 
-    def __init__(self, message: str, *, code: str, reason: str, status: int, fields: frozenset[str] = frozenset()) -> None:
+    `fields` are the fields that it calls wrong: usually none when the request is well-formed and what it names doesn't exist.
+    """
+
+    def __init__(
+        self, message: str, *, code: str, reason: str, status: int, said: str = "", fields: frozenset[str] = frozenset()
+    ) -> None:
         super().__init__(message, code=code)
-        self.reason, self.status, self.fields = reason, status, fields
+        self.reason, self.status, self.said, self.fields = reason, status, said, fields
 
 
 @dataclass(slots=True)
@@ -68,6 +79,11 @@ class _Answer:
     @property
     def reason(self) -> str:
         return str(self.error.code) if isinstance(self.error, hcloud.APIException) else ""
+
+    @property
+    def is_rate_limited(self) -> bool:
+        """By the status: a 429 of something in front of the API isn't JSON and has no code."""
+        return self.status == 429 or self.reason == "rate_limit_exceeded"
 
     @property
     def may_pass(self) -> bool:
@@ -89,12 +105,13 @@ class HetznerApi:
         *,
         timeout_s: tuple[float, float] = HTTP_TIMEOUT_S,
         backoff_s: float = _BACKOFF_S,
+        rate_limited_s: float = _RATE_LIMITED_S,
     ) -> None:
         self._client = hcloud.Client(token, api_endpoint=endpoint.rstrip("/"), application_name="gibil-bot", timeout=timeout_s)
-        self._client._client._retry_max_retries = 0  # there is no public way to do without
+        stop_retries(self._client)
         self._endpoint = endpoint
         self._budget = budget_of(token, endpoint)
-        self._backoff_s = backoff_s
+        self._backoff_s, self._rate_limited_s = backoff_s, rate_limited_s
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="hetzner")
         self.clock_ahead_s = 0.0
 
@@ -103,21 +120,28 @@ class HetznerApi:
     ) -> dict[str, Any]:
         """One request, until it has an answer. `doing` completes "cannot …" for people; burning may use the last calls.
 
-        Raises Refused, and ProviderError when there is no answer.
+        Every wait has an end: for the rate limit `rate_limited_s` in all, for a lock or a conflict two minutes, for an API that
+        fails five attempts. Raises Refused, and ProviderError when there is no answer.
         """
-        locked_until = time.monotonic() + _LOCKED_S
-        attempt = 0
+        began = time.monotonic()
+        attempt = locks = 0
         while True:
-            await self._budget.take(0 if burning else RESERVE)
+            if not await self._budget.take(0 if burning else RESERVE, began + self._rate_limited_s):
+                raise ProviderError(
+                    f"cannot {doing}: the rate limit of this Hetzner project left no call within "
+                    f"{self._rate_limited_s:.0f} s; find out what else calls its API, or try again later",
+                    code="RATE_LIMITED",
+                )
             answer = await self._attempt(method, path, query, body)
             if answer.error is None:
                 return answer.body
-            if answer.reason == "rate_limit_exceeded":
-                pass  # the budget knows how long to wait
-            elif answer.reason in ("locked", "conflict"):
-                if time.monotonic() >= locked_until:
+            if answer.is_rate_limited:
+                continue  # the budget knows how long to wait
+            if answer.reason in ("locked", "conflict"):
+                if time.monotonic() >= began + _LOCKED_S:
                     raise self._failure(answer, doing)
-                await asyncio.sleep(max(self._backoff_s, 0.02) * random.uniform(1, 3))
+                await asyncio.sleep(min(_LOCKED_PAUSE_S, self._backoff_s * 2**locks) * random.uniform(0.7, 1))
+                locks += 1
             elif answer.may_pass and attempt + 1 < _ATTEMPTS:
                 _log.info("Hetzner, %s: %s; trying again", doing, answer.error)
                 await asyncio.sleep(self._backoff_s * 2**attempt * random.uniform(0.5, 1))
@@ -178,6 +202,15 @@ class HetznerApi:
             answer.body = self._client.request(method, path, **arguments)
         except (hcloud.HCloudException, requests.RequestException) as error:
             answer.error = error
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            if answer.status is None:  # our own fault
+                raise
+            # hcloud reads errors as the documented JSON; what stands in front of the API may answer anything.
+            _log.info("Hetzner, %s %s: an answer that can't be read (%r)", method, path, error)
+            answer.error = _undocumented(answer.status)
+        else:
+            if not isinstance(answer.body, dict):
+                answer.body, answer.error = {}, _undocumented(answer.status or 0)
         answer.took_s = time.monotonic() - began
 
     def _set_clock(self, answer: _Answer) -> None:
@@ -200,40 +233,89 @@ class HetznerApi:
         return refusal(error, answer.status or 0, doing)
 
 
+def _undocumented(status: int) -> hcloud.APIException:
+    """An answer that is not what the API documents, as hcloud reports one that isn't JSON."""
+    return hcloud.APIException(code=status, message="an answer that is not the API's", details=None)
+
+
+def stop_retries(client: hcloud.Client) -> None:
+    """Switch off hcloud's own retries, which sleep in the thread for minutes and can't be cancelled.
+
+    There is no public setting (hcloud 2.27, `ClientBase.__init__`). Raises ProviderError if a later version keeps it elsewhere:
+    silently left on, it would make every call hang that should fail.
+    """
+    inner: Any = getattr(client, "_client", None)
+    if not isinstance(getattr(inner, "_retry_max_retries", None), int):
+        raise ProviderError(
+            f"hcloud {hcloud.__version__} keeps its number of retries elsewhere than version 2.27 does; "
+            "install hcloud 2.27, and report this"
+        )
+    inner._retry_max_retries = 0
+
+
+_MAKE_ANOTHER = "make one with Read & Write (Cloud Console, Security, API tokens)"
+
+
 def refusal(error: hcloud.APIException, status: int, doing: str) -> Refused:
     """Hetzner's error as one line that says what to do (https://docs.hetzner.cloud/reference/cloud#errors)."""
     reason = str(error.code)
     said = " ".join(str(error.message).split())[:200]
     details = error.details if isinstance(error.details, Mapping) else {}
-    wrong = details.get("fields") or ()
-    fields = frozenset(str(each.get("name")) for each in wrong if isinstance(each, Mapping))
+    fields = _names(details.get("fields"))
     if reason == "token_readonly":
-        code, text = (
-            "TOKEN_READONLY",
-            "HCLOUD_TOKEN may only read; make one with Read & Write (Cloud Console, Security, API tokens)",
-        )
+        code, text = "TOKEN_READONLY", f"HCLOUD_TOKEN may only read; {_MAKE_ANOTHER}"
+    elif reason == "forbidden":
+        code, text = "TOKEN_READONLY", f"HCLOUD_TOKEN may not do this ({said}); {_MAKE_ANOTHER}"
     elif status == 401 or reason == "unauthorized":
         code, text = (
             "UNAUTHORIZED",
             f"Hetzner does not accept HCLOUD_TOKEN ({said}); make one in the Cloud Console: Security, API tokens",
         )
     elif reason == "resource_limit_exceeded":
-        code, text = (
-            "LIMIT_EXCEEDED",
-            f"the limit of this Hetzner project is reached ({said}); burn machines, or ask Hetzner for more",
-        )
+        what = ", ".join((said, *sorted(_names(details.get("limits")))))
+        if re.search(r"primary.?ip", what, re.IGNORECASE):
+            way = "delete Primary IPs that no server has (Cloud Console, Primary IPs), or ask Hetzner for more"
+        else:
+            way = "burn machines, or ask Hetzner for more"
+        code, text = "LIMIT_EXCEEDED", f"a limit of this Hetzner project is reached ({what}); {way}"
+    elif reason == "maintenance":
+        code, text = "MAINTENANCE", f"Hetzner does maintenance there ({said}); choose another location, or wait"
     elif reason in ("resource_unavailable", "placement_error"):
         code, text = (
             "RESOURCE_UNAVAILABLE",
             f"Hetzner has no room for it now ({said}); choose another size or location, or wait",
         )
+    elif reason == "locked":
+        code, text = "LOCKED", f"Hetzner is still busy with it ({said}); try again in a minute"
     elif reason == "protected":
         code, text = "PROTECTED", f"it is protected ({said}); take the protection away in the Cloud Console"
-    elif status >= 500:
+    elif reason.isdigit() and status < 500:  # hcloud's code for an answer that isn't the API's JSON
+        code, text = (
+            "PROVIDER_UNREACHABLE",
+            f"what answers there is not Hetzner's API (HTTP {status} {said}); check HCLOUD_ENDPOINT and proxies on the way",
+        )
+    elif status >= 500 or reason in _PASSING_REASONS:
         code, text = (
             "PROVIDER_UNREACHABLE",
             f"Hetzner's API fails ({said}, {reason}); try again, or see https://status.hetzner.com",
         )
     else:
         code, text = "PROVIDER", f"Hetzner refuses: {said} ({', '.join((reason, *sorted(fields)))})"
-    return Refused(f"cannot {doing}: {text}", code=code, reason=reason, status=status, fields=fields)
+    return Refused(f"cannot {doing}: {text}", code=code, reason=reason, status=status, said=said, fields=fields)
+
+
+def _names(listed: object) -> frozenset[str]:
+    """Of `details.fields` and `details.limits`: at most a few short names, whatever is sent."""
+    found = listed[:10] if isinstance(listed, list) else []
+    return frozenset(str(each["name"])[:60] for each in found if isinstance(each, Mapping) and "name" in each)
+
+
+def action_error(action: Json, doing: str) -> Refused | None:
+    """Why an action failed (https://docs.hetzner.cloud/reference/cloud#actions); None if it runs or has succeeded."""
+    if action["status"] != "error":
+        return None
+    error = action.get("error") or {}
+    reason, said = str(error.get("code", "unknown")), " ".join(str(error.get("message", "")).split())[:200]
+    code = "RESOURCE_UNAVAILABLE" if reason in ("resource_unavailable", "placement_error") else "PROVIDER"
+    text = f"cannot {doing}: Hetzner's {str(action.get('command', 'action'))[:60]} failed: {said} ({reason})"
+    return Refused(text, code=code, reason=reason, status=0, said=said)

@@ -1,4 +1,4 @@
-"""How many calls Hetzner still takes from one token: whoever has none left waits, and nobody fails.
+"""How many calls Hetzner still accepts from one token: without any left, a call waits until its deadline.
 
 Every answer says how many calls are left (`RateLimit-Remaining` of `RateLimit-Limit` an hour, refilled evenly:
 https://docs.hetzner.cloud/reference/cloud#rate-limiting). The project has one budget, so all that use one token share it here.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -37,14 +38,17 @@ class Budget:
         """How long until one call may be made."""
         return max(0.0, (1 + reserve - self.left()) * 3600 / self._limit)
 
-    async def take(self, reserve: int = RESERVE) -> None:
-        """Wait until a call may be made, and count it. Call `answered` when it is over."""
+    async def take(self, reserve: int = RESERVE, until: float = math.inf) -> bool:
+        """Wait until a call may be made, and count it; then call `answered` when it is over. False: not by `until`."""
         while (wait := self.wait_s(reserve)) > 0:
+            if self._clock() + wait > until:
+                return False
             if wait > 2:
                 _log.warning("Hetzner's rate limit is used up: waiting %.0f s", wait)
             await asyncio.sleep(wait)
         self._set(self.left() - 1)
         self._in_flight += 1
+        return True
 
     def answered(self, status: int | None, headers: Mapping[str, str]) -> None:
         """What the answer says counts more than what we thought. None: there was no answer."""
@@ -52,10 +56,10 @@ class Budget:
         limit, remaining = headers.get("RateLimit-Limit", ""), headers.get("RateLimit-Remaining", "")
         if limit.isdigit() and int(limit) > 0:
             self._limit = float(limit)
-        if remaining.isdigit():
+        if status == 429:
+            self._set(0.0)  # whatever its headers say: asking again at once would be another 429
+        elif remaining.isdigit():
             self._set(float(remaining) - self._in_flight)
-        elif status == 429:
-            self._set(0.0)
 
     def _set(self, left: float) -> None:
         self._left, self._as_of = left, self._clock()

@@ -26,11 +26,20 @@ class Burner:
         self._look_every_s, self._within_s = look_every_s, within_s
         self._addresses_leave = False
 
+    async def mark_address(self, server: Json) -> int | None:
+        """See to it that the address of a server is deleted with it, whoever deletes the server; never raises.
+
+        Called as soon as the server exists: the address has no label by which it could be found once it is unassigned. Returns
+        the number of an address that may stay behind for all we know.
+        """
+        address = (server["public_net"].get("ipv4") or {}).get("id")
+        if address is None or await self._leaves(address, server["labels"].get(labels.OWNER, "")):
+            return None
+        return int(address)
+
     async def burn(self, server: Json) -> None:
         """Returns when it is gone for certain. Raises ProviderError."""
-        address = (server["public_net"].get("ipv4") or {}).get("id")
-        if address is not None and await self._leaves(address, server["labels"].get(labels.OWNER, "")):
-            address = None
+        address = await self.mark_address(server)
         await self._delete(server["name"], f"/servers/{server['id']}")
         if address is not None:
             try:
@@ -75,15 +84,19 @@ class Burner:
         if self._addresses_leave:
             return True
         path = f"/primary_ips/{address_id}"
-        body = {"auto_delete": True, "labels": {labels.CREATED_BY: labels.OURS, labels.OWNER: owner}}
         try:
             found = await self._api.call("GET", path, "see whether an address leaves with its server", burning=True)
-            self._addresses_leave = bool(found["primary_ip"]["auto_delete"])
-            if not self._addresses_leave:
-                await self._api.call("PUT", path, "mark an address as ours", body=body, burning=True)
+            address = found["primary_ip"]
+            if address["auto_delete"]:
+                # Those that Hetzner makes leave by themselves, unless it is we who told this one to.
+                self._addresses_leave = labels.CREATED_BY not in address["labels"]
+                return True
+            ours = {labels.CREATED_BY: labels.OURS, labels.OWNER: owner}
+            body = {"auto_delete": True, "labels": {**address["labels"], **ours}}
+            await self._api.call("PUT", path, "mark an address as ours", body=body, burning=True)
         except ProviderError as error:
             _log.warning("%s", error)
-        return self._addresses_leave
+        return False
 
     async def _release(self, address_id: int) -> bool:
         """Delete an address that no server has; False when it was gone already."""

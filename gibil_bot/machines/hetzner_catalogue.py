@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 
+from gibil_bot.errors import UsageError
 from gibil_bot.machines import hetzner_offers as shop
 from gibil_bot.machines.hetzner_api import HetznerApi
 from gibil_bot.machines.hetzner_offers import Json, Offer, Price
@@ -20,6 +21,7 @@ class Catalogue:
         self._api = api
         self._types: tuple[float, list[Json]] | None = None
         self._pricing: tuple[float, Json] | None = None
+        self._images: dict[tuple[str, str], tuple[float, str]] = {}
         self._sold_out: dict[Offer, float] = {}
 
     async def offers_for(self, spec: MachineSpec) -> list[Offer]:
@@ -34,13 +36,11 @@ class Catalogue:
         memory_mb: int | None = None,
         disk_mb: int | None = None,
     ) -> list[Offer]:
+        types = await self._server_types()
         now = time.monotonic()
-        if self._types is None or self._types[0] < now:
-            found = await self._api.pages("/server_types", "server_types", "read what machines there are")
-            self._types = (now + READ_AGAIN_S, found)
         self._sold_out = {offer: until for offer, until in self._sold_out.items() if until > now}
         return shop.offers(
-            self._types[1],
+            types,
             size=size,
             server_type=server_type,
             location=location,
@@ -51,8 +51,44 @@ class Catalogue:
         )
 
     def is_sold_out(self, offer: Offer) -> None:
-        """Somebody has just been refused it."""
+        """It has just been refused: try it last for some minutes."""
         self._sold_out[offer] = time.monotonic() + SOLD_OUT_FOR_S
+
+    def is_outdated(self) -> None:
+        """Something of the list of types was called wrong: read it again before it is used again."""
+        self._types = None
+
+    async def cpu_type(self, offer: Offer) -> str:
+        """`shared` or `dedicated`: limits of a project may concern one of them alone."""
+        return await self._property(offer, "cpu_type")
+
+    async def image(self, wanted: str, offer: Offer) -> str:
+        """What to ask for by `image`: an image has one name for both architectures, and an id for each.
+
+        x86 is asked for by its name. Raises UsageError when there is no such image for ARM.
+        """
+        architecture = await self._property(offer, "architecture")
+        if architecture != "arm" or wanted.isdigit():
+            return wanted
+        key, now = (wanted, architecture), time.monotonic()
+        if key not in self._images or self._images[key][0] < now:
+            query = {"name": wanted, "architecture": architecture}
+            found = await self._api.pages("/images", "images", f"look for the image {wanted}", query=query)
+            if not found:
+                raise UsageError(f"Hetzner has no image {wanted!r} for {architecture}, as {offer.server_type} needs it")
+            self._images[key] = (now + READ_AGAIN_S, str(found[0]["id"]))
+        return self._images[key][1]
+
+    async def _server_types(self) -> list[Json]:
+        now = time.monotonic()
+        if self._types is None or self._types[0] < now:
+            found = await self._api.pages("/server_types", "server_types", "read what machines there are")
+            self._types = (now + READ_AGAIN_S, found)
+        return self._types[1]
+
+    async def _property(self, offer: Offer, name: str) -> str:
+        """Of its type; empty for one that the list doesn't have any more."""
+        return next((str(kind[name]) for kind in await self._server_types() if kind["name"] == offer.server_type), "")
 
     async def price(self, offer: Offer) -> Price | None:
         """Today's; None where there is none."""

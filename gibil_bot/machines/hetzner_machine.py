@@ -47,7 +47,7 @@ def machine_of(server: Json, ssh_port: int, clock_ahead_s: float) -> Machine:
     became = {
         "server-type": str(server["server_type"]["name"]),
         "location": str(server["location"]["name"]),
-        "image": str(image["name"]) if image else "",
+        "image": str(image["name"] or image["id"]) if image else "",  # only the vendor's own images have a name
     }
     status = str(server["status"])
     return Machine(

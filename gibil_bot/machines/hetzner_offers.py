@@ -20,7 +20,7 @@ Json = Mapping[str, Any]
 SOLD_OUT = "RESOURCE_UNAVAILABLE"
 
 LOCATIONS = ("nbg1", "fsn1", "hel1")
-"""Where to look when nobody says: one price, and one network zone."""
+"""The locations to try when none is asked for, in one network zone; at one price in this order."""
 TYPES_PER_SIZE = 3
 """The cheapest ones that fit: when all of them are sold out, a much larger machine is not what was asked for."""
 
@@ -72,11 +72,16 @@ def offers(
 ) -> list[Offer]:
     """What to try, in this order: the cheapest type in every location, then the next. Those just sold out come last.
 
+    Prices differ by location, so only those of the locations that come into question count.
+
     Raises UsageError for a type or a place that does not exist, ProviderError when all are sold out; both say what there is.
     """
     chosen = _named(server_types, server_type) if server_type else _fitting(server_types, size, memory_mb, disk_mb)
     places = (location,) if location else LOCATIONS
-    found = [Offer(kind["name"], place) for kind in chosen for place in places if _is_offered(kind, place, now)]
+    sold = [(kind, [place for place in places if _is_offered(kind, place, now)]) for kind in chosen]
+    sold = [(kind, sorted(where, key=lambda place: _hourly(kind, place))) for kind, where in sold if where]
+    sold.sort(key=lambda each: (_hourly(each[0], each[1][0]), each[0]["cpu_type"] != "shared", each[0]["name"]))
+    found = [Offer(kind["name"], place) for kind, where in sold for place in where]
     if server_type is None:
         allowed = list(dict.fromkeys(offer.server_type for offer in found))[:TYPES_PER_SIZE]
         found = [offer for offer in found if offer.server_type in allowed]
@@ -120,13 +125,13 @@ def _named(server_types: Sequence[Json], name: str) -> list[Json]:
 
 
 def _fitting(server_types: Sequence[Json], size: str, memory_mb: int | None, disk_mb: int | None) -> list[Json]:
-    """Cheapest first. Only x86: what runs here was built for the machine that most people have."""
+    """Only x86: what runs here was built for the machine that most people have."""
     if size not in SIZES:
         raise UsageError(f"there is no size {size!r}; write {', '.join(SIZES)}")
     least = SIZES[size]
     memory_gb = max(least.memory_gb, (memory_mb or 0) / 1024)
     disk_gb = max(least.disk_gb, (disk_mb or 0) / 1024)
-    fitting = [
+    return [
         kind
         for kind in server_types
         if kind["architecture"] == "x86"
@@ -134,11 +139,11 @@ def _fitting(server_types: Sequence[Json], size: str, memory_mb: int | None, dis
         and kind["memory"] >= memory_gb
         and kind["disk"] >= disk_gb
     ]
-    return sorted(fitting, key=lambda kind: (_cheapest(kind), kind["cpu_type"] != "shared", kind["name"]))
 
 
-def _cheapest(kind: Json) -> Decimal:
-    return min((_amount(each["price_hourly"]["net"]) for each in kind["prices"]), default=Decimal("Infinity"))
+def _hourly(kind: Json, place: str) -> Decimal:
+    found = _in_location(kind["prices"], place)
+    return Decimal("Infinity") if found is None else _amount(found["price_hourly"]["net"])
 
 
 def _is_offered(kind: Json, place: str, now: datetime) -> bool:

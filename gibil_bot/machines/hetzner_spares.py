@@ -11,12 +11,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from gibil_bot.errors import ProviderError
 from gibil_bot.machines import hetzner_labels as labels
-from gibil_bot.machines.hetzner_api import HetznerApi, Refused
+from gibil_bot.machines.hetzner_api import HetznerApi, Refused, action_error
+from gibil_bot.machines.hetzner_burn import Burner
 from gibil_bot.machines.hetzner_offers import Json, Offer, started_hours
 from gibil_bot.model import MachineSpec
 
@@ -46,9 +48,11 @@ def reuse_value(spec: MachineSpec) -> str | None:
 
 
 class Spares:
-    def __init__(self, api: HetznerApi, look_every_s: float) -> None:
+    """`within_s`: how long switching a server off may take before it is burned instead."""
+
+    def __init__(self, api: HetznerApi, look_every_s: float, within_s: float) -> None:
         self._api = api
-        self._look_every_s = look_every_s
+        self._look_every_s, self._within_s = look_every_s, within_s
         self._spares: list[_Spare] = []
 
     async def set_aside(self, server: Json) -> bool:
@@ -66,9 +70,13 @@ class Spares:
         path, doing = f"/servers/{server['id']}", f"set machine {server['name']} aside"
         try:
             body = {"name": f"gibil-spare-{server['id']}", "labels": marks}
-            kept = (await self._api.call("PUT", path, doing, body=body, burning=True))["server"]
-            switched_off = await self._api.call("POST", f"{path}/actions/poweroff", doing, body={}, burning=True)
-            await self._finish(switched_off["action"], doing)
+            async with asyncio.timeout(self._within_s):
+                kept = (await self._api.call("PUT", path, doing, body=body, burning=True))["server"]
+                switched_off = await self._api.call("POST", f"{path}/actions/poweroff", doing, burning=True)
+                await self._finish(switched_off["action"], doing)
+        except TimeoutError:
+            _log.info("cannot %s: it is not off after %.0f s; burning it", doing, self._within_s)
+            return False
         except ProviderError as error:
             _log.info("%s; burning it", error)
             return False
@@ -87,15 +95,24 @@ class Spares:
                 return spare.server
         return None
 
-    async def rebuild(self, server: Json, name: str, written: dict[str, str], image: str, user_data: str) -> None:
-        """Becomes another machine; it boots when this returns. Raises ProviderError."""
+    async def rebuild(self, server: Json, name: str, written: dict[str, str], image: str, user_data: str) -> tuple[int, ...]:
+        """It becomes another machine, which boots when this returns: the actions to watch. Bound it. Raises ProviderError."""
         path, doing = f"/servers/{server['id']}", f"rebuild a server as machine {name}"
         await self._api.call("PUT", path, doing, body={"name": name, "labels": written})
         body = {"image": image, "user_data": user_data}
         rebuilt = await self._api.call("POST", f"{path}/actions/rebuild", doing, body=body)
         await self._finish(rebuilt["action"], doing)
-        if (await self._api.call("GET", path, doing))["server"]["status"] == "off":
-            await self._api.call("POST", f"{path}/actions/poweron", doing, body={})
+        if (await self._api.call("GET", path, doing))["server"]["status"] != "off":
+            return ()
+        return (int((await self._api.call("POST", f"{path}/actions/poweron", doing))["action"]["id"]),)
+
+    def pop(self, wanted: Callable[[Json], bool]) -> Json | None:
+        """A server that is set aside and wanted; from now on it is the caller's to burn."""
+        for spare in self._spares:
+            if wanted(spare.server):
+                self._spares.remove(spare)
+                return spare.server
+        return None
 
     def forget_all(self) -> list[Json]:
         """The servers that are set aside, for whoever burns them."""
@@ -108,12 +125,14 @@ class Spares:
         self._spares = [spare for spare in self._spares if spare.server["id"] != server_id]
 
     async def _finish(self, action: Json, doing: str) -> None:
+        """Bound it. Raises Refused when the action fails."""
+        pause = self._look_every_s
         while action["status"] == "running":
-            await asyncio.sleep(self._look_every_s)
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, 8 * self._look_every_s)
             action = (await self._api.call("GET", f"/actions/{action['id']}", doing, burning=True))["action"]
-        if error := action.get("error"):
-            reason = str(error["code"])
-            raise Refused(f"cannot {doing}: {error['message']} ({reason})", code="PROVIDER", reason=reason, status=0)
+        if (failed := action_error(action, doing)) is not None:
+            raise failed
 
     def _paid_until(self, server: Json) -> datetime:
         """By Hetzner's clock, as everything here."""
@@ -122,3 +141,31 @@ class Spares:
 
     def _now(self) -> datetime:
         return datetime.now(UTC) + timedelta(seconds=self._api.clock_ahead_s)
+
+
+async def burn_one(api: HetznerApi, burner: Burner, spares: Spares | None, dedicated_only: bool) -> bool:
+    """Burn a spare server to make room below a limit of the project: one of this process, else any with the label.
+
+    False: there is none. A process whose spare is gone makes a new server instead.
+    """
+
+    def is_wanted(server: Json) -> bool:
+        is_dedicated = server["server_type"]["cpu_type"] == "dedicated"
+        return labels.SPARE in server["labels"] and (is_dedicated or not dedicated_only)
+
+    server = spares.pop(is_wanted) if spares is not None else None
+    if server is not None:
+        await burner.burn(server)
+        return True
+    query = {"label_selector": f"{labels.selector()},{labels.SPARE}"}
+    for listed in await api.pages("/servers", "servers", "look for spare servers", query=query):
+        try:  # another process may have taken it meanwhile
+            server = (await api.call("GET", f"/servers/{listed['id']}", "look at a spare server"))["server"]
+        except Refused as error:
+            if error.reason != "not_found":
+                raise
+            continue
+        if is_wanted(server):
+            await burner.burn(server)
+            return True
+    return False

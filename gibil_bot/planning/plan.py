@@ -23,6 +23,7 @@ __all__ = [
     "Catalogue",
     "CommandHelp",
     "Facts",
+    "again",
     "catalogue",
     "check_files",
     "commands",
@@ -51,6 +52,8 @@ class Facts:
     max_ttl_s: int
     grounds: Grounds | None = None
     """What the machines can do for services; None: it is not known here, and the machine will say."""
+    untrusted_because: str = ""
+    """Why the run is untrusted, a clause for its report."""
 
 
 def for_command(known: Catalogue, command: Command, facts: Facts) -> tuple[Plan, ...]:
@@ -99,6 +102,14 @@ def for_workflow(known: Catalogue, name: str, arguments: Mapping[str, str], fact
     return _plan(known, found, input_values(found.inputs, arguments, word=found.command or name), facts)
 
 
+def again(known: Catalogue, name: str, inputs: Mapping[str, str], facts: Facts) -> Plan:
+    """The plan of a workflow that ran before, made from today's files for today's commit, branches and person. Inputs that
+    the workflow no longer has are left out. Raises UsageError."""
+    found = next((workflow for workflow in known.workflows if workflow.name == name), None)
+    kept = {each.name: inputs[each.name] for each in found.inputs if each.name in inputs} if found is not None else {}
+    return for_workflow(known, name, kept, facts)
+
+
 def plan_view(plan: Plan) -> dict[str, object]:
     """A plan as JSON values: what `gibil plan` prints."""
     return cast(dict[str, object], msgspec.to_builtins(plan))
@@ -115,7 +126,8 @@ def _plan(known: Catalogue, workflow: Workflow, inputs: dict[str, str], facts: F
         notes.append(f"The tasks are those of {own_file.path}.")
     secrets = workflow.secrets
     if secrets and facts.trust is not Trust.TRUSTED:
-        notes.append(f"Without its secrets ({', '.join(secrets)}): the run is untrusted.")
+        because = f", because {facts.untrusted_because}" if facts.untrusted_because else ""
+        notes.append(f"Without its secrets ({', '.join(secrets)}): the run is untrusted{because}.")
         secrets = ()
     wish = _merged(workflow.machine, own_file.machine if own_file else MachineWish())
     timeout_s, ttl_s = _times(workflow.timeout_s, wish.ttl_s, facts.max_ttl_s, notes)

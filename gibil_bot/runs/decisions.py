@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from msgspec import structs
+
 from gibil_bot.errors import UsageError
-from gibil_bot.github import commands, replies
+from gibil_bot.github import commands, replies, trust_texts
+from gibil_bot.github.render import CHECK_PREFIX, check_name
 from gibil_bot.model import (
+    Approval,
+    BranchPush,
     Command,
     CommentCreated,
     Conclusion,
     Delivery,
     Event,
+    HeadSeen,
+    MergeGroupChecked,
     NewRun,
+    Person,
     Plan,
     PullRequest,
     PullRequestChanged,
@@ -28,11 +37,28 @@ from gibil_bot.model import (
 )
 from gibil_bot.planning import plan as planning
 from gibil_bot.ports import GitHub, Settlement, Store
-from gibil_bot.runs import rate_limit
-from gibil_bot.runs.desk import MAY_COMMAND, Desk, Policy, Refused, bound_again, help_text, read_desk
+from gibil_bot.runs import heads, rate_limit
+from gibil_bot.runs.desk import Desk, NeedsApproval, Policy, Refused, help_text, read_catalogue, read_desk
+from gibil_bot.runs.execution import now
+from gibil_bot.runs.heads import observed_in
 from gibil_bot.runs.reports import as_queued, queued_check_run
+from gibil_bot.runs.trust import MAY_COMMAND, Judge, Standing
 
 log = logging.getLogger("gibil.intake")
+
+MOST_MERGE_CHECKS = 20
+_RUN_NOTHING = frozenset({"help", "cancel", "approve"})
+_APPROVABLE = re.compile(r"[0-9a-f]{7,64}")
+"""Shorter abbreviations are too easily met by another commit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Repeat:
+    """One workflow of one pull request to run again; None: it is not known which."""
+
+    number: int
+    workflow: str | None
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -43,9 +69,12 @@ class _Outcome:
     runs: list[NewRun] = field(default_factory=list)
     cancel: list[tuple[str, str]] = field(default_factory=list)
     tellings: list[Telling] = field(default_factory=list)
+    observed: list[HeadSeen | BranchPush | Approval] = field(default_factory=list)
+    is_approved: bool = False
+    """An approval of the head came earlier in the same comment."""
 
     def settlement(self) -> Settlement:
-        return Settlement(runs=self.runs, cancel=self.cancel, tellings=self.tellings)
+        return Settlement(runs=self.runs, cancel=self.cancel, tellings=self.tellings, observed=self.observed)
 
 
 class Decisions:
@@ -55,6 +84,7 @@ class Decisions:
         self._store = store
         self._github = github
         self._policy = policy
+        self._judge = Judge(store, github, policy.trusted_apps)
 
     async def settle(self, delivery: Delivery, event: Event) -> Settlement:
         """What to write for this delivery. Raises GitHubError, StoreError."""
@@ -69,6 +99,8 @@ class Decisions:
                 await self._push(event, outcome)
             case RerunRequested():
                 await self._rerun(event, outcome)
+            case MergeGroupChecked():
+                await self._merge_group(event, outcome)
         place = len(await self._store.queued())
         for index, new in enumerate(outcome.runs, start=1):
             outcome.tellings.append(queued_check_run(as_queued(new), place + index, self._policy.public_url))
@@ -85,27 +117,35 @@ class Decisions:
         if permission not in MAY_COMMAND:
             outcome.tellings += await rate_limit.permission_refused(self._store, outcome.delivery, event, origin, permission)
             return
-        await self._store.tell(None, [replies.reaction(event, "eyes")])
+        if seen := replies.reactions(event, "eyes"):
+            await self._store.tell(None, seen)
         asked = commands.parse(event.body)
         if asked and all(command.word == "cancel" and not command.problem for command in asked):
             await self._cancel_only(asked, event, outcome, origin)
             return
         pull_request = await self._github.pull_request(event.installation_id, event.repository.full_name, event.number)
+        if event.created_at is None and event.event_name == "issue_comment":
+            written_at = await self._github.comment_time(event.installation_id, event.repository.full_name, event.comment_id)
+            event = structs.replace(event, created_at=written_at)
+        standing = await self._standing_of_comment(event, pull_request, permission, asked)
+        outcome.observed += standing.observed
         desk = await self._desk(
-            event.installation_id, event.repository, pull_request, event.author.login, permission, "issue_comment"
+            event.installation_id, event.repository, pull_request, event.author.login, standing, event.event_name
         )
         refusals: list[str] = []
         answers: list[str] = []
-        for command in commands.parse(event.body):
+        for command in asked:
             try:
                 answer = await self._obey(command, event, desk, outcome)
                 if answer:
                     answers.append(answer)
             except (Refused, UsageError) as refusal:
+                if isinstance(refusal, NeedsApproval):
+                    await self._ask_for_approval(desk, str(refusal), outcome)
                 refusals.append(str(refusal))
         if refusals or answers:
-            outcome.tellings.append(replies.reply(event, origin, "\n\n".join(refusals + answers)))
-        outcome.tellings.append(replies.reaction(event, "confused" if refusals else "rocket"))
+            outcome.tellings.append(replies.reply(event, origin, "\n\n".join(dict.fromkeys(refusals + answers))))
+        outcome.tellings += replies.reactions(event, "confused" if refusals else "rocket")
         outcome.tellings += desk.complaints()
 
     async def _cancel_only(self, asked: Sequence[Command], event: CommentCreated, outcome: _Outcome, origin: str) -> None:
@@ -117,8 +157,8 @@ class Decisions:
             except Refused as refusal:
                 refusals.append(str(refusal))
         if refusals:
-            outcome.tellings.append(replies.reply(event, origin, "\n\n".join(refusals)))
-        outcome.tellings.append(replies.reaction(event, "confused" if refusals else "rocket"))
+            outcome.tellings.append(replies.reply(event, origin, "\n\n".join(dict.fromkeys(refusals))))
+        outcome.tellings += replies.reactions(event, "confused" if refusals else "rocket")
 
     async def _cancel(self, command: Command, event: CommentCreated, outcome: _Outcome) -> None:
         """Raises Refused."""
@@ -131,6 +171,25 @@ class Decisions:
             )
         outcome.cancel += [(run.id, f"cancelled by {event.author.login}") for run in chosen]
 
+    async def _standing_of_comment(
+        self, event: CommentCreated, pull_request: PullRequest, permission: str, asked: Sequence[Command]
+    ) -> Standing:
+        """A command is about the commit that was the head when it was written; a review names that commit itself."""
+        standing = await self._judge.standing(
+            event.installation_id,
+            event.repository,
+            pull_request,
+            requester=event.author,
+            permission=permission,
+            written_at=event.created_at,
+            thread_updated_at=event.thread_updated_at,
+            is_timed=event.commit_sha is None and any(command.word not in _RUN_NOTHING for command in asked),
+        )
+        if event.commit_sha is None:
+            return standing
+        moved = event.created_at is None or heads.moved_since(standing.history, pull_request.head_sha, event.created_at)
+        return replace(standing, head_is_unmoved=event.commit_sha == pull_request.head_sha and not moved)
+
     async def _obey(self, command: Command, event: CommentCreated, desk: Desk, outcome: _Outcome) -> str | None:
         """Do what one command says; a text is the answer to it. Raises Refused, UsageError."""
         if command.word == "help":
@@ -138,119 +197,271 @@ class Decisions:
         if command.problem:
             raise Refused(replies.command_unreadable(command.word, command.problem))
         if command.word == "approve":
-            raise Refused(replies.approval_unknown())
+            return await self._approve(command, event, desk, outcome)
         if command.word == "cancel":
             await self._cancel(command, event, outcome)
             return None
         wanted = command.arguments.get("workflow")
-        desk.check_may_run(self._policy)
+        if desk.facts.pull_request.is_open and not desk.standing.head_is_unmoved and not outcome.is_approved:
+            raise Refused(trust_texts.head_moved(event.number, desk.facts.sha))
+        desk.check_may_run(self._policy, asked=True, is_approved=outcome.is_approved)
         if command.word == "retest":
-            plans = await self._plans_to_retest(desk, event, wanted)
-        else:
-            plans = planning.for_command(desk.catalogue, command, desk.facts)
-        for plan in plans:
+            repeats = await self._to_retest(desk, event, wanted)
+            self._queue_again(repeats, desk, outcome, comment=event)
+            return None
+        for plan in planning.for_command(desk.catalogue, command, desk.facts):
             self._queue(plan, desk, outcome, comment=event)
         return None
 
-    async def _plans_to_retest(self, desk: Desk, event: CommentCreated, wanted: str | None) -> Sequence[Plan]:
-        """The newest run of the wanted workflow, or of every one that did not succeed, bound to the commit of today."""
+    async def _approve(self, command: Command, event: CommentCreated, desk: Desk, outcome: _Outcome) -> str:
+        """Let the one commit that the comment names run, without secrets. Raises Refused."""
+        head, standing = desk.facts.sha, desk.standing
+        if not desk.facts.pull_request.is_open:
+            raise Refused(replies.pull_request_closed(event.number))
+        given = command.arguments.get("sha", "").lower()
+        if not _APPROVABLE.fullmatch(given) or set(command.arguments) != {"sha"}:
+            raise Refused(trust_texts.approval_needs_sha(head))
+        if not head.startswith(given):
+            raise Refused(trust_texts.approval_of_another(given, head))
+        if event.created_at is None or heads.moved_since(standing.history, head, event.created_at):
+            raise Refused(trust_texts.approval_too_late(head))
+        if standing.trust is Trust.TRUSTED or self._policy.untrusted == "allow":
+            return trust_texts.approval_not_needed(head)
+        if self._policy.untrusted == "refuse":
+            raise Refused(trust_texts.approval_refused_here(self._policy.provider))
+        outcome.is_approved = True
+        outcome.observed.append(
+            Approval(
+                repository_id=event.repository.id, number=event.number, sha=head, by=event.author.login, at=event.created_at
+            )
+        )
+        outcome.tellings.append(
+            trust_texts.approval_check(
+                event.installation_id, event.repository, event.number, head, text="", approved_by=event.author.login, now=now()
+            )
+        )
+        started = await self._start_what_waited(desk, outcome)
+        return trust_texts.approved(head, started)
+
+    async def _start_what_waited(self, desk: Desk, outcome: _Outcome) -> int:
+        """The workflows that would have started by themselves, if they have not run at this commit; how many."""
+        facts = desk.facts
+        pushed = any(seen.action == "synchronize" and seen.sha == facts.sha for seen in desk.standing.history.heads)
+        at_event = replace(desk, facts=replace(facts, event_name="pull_request"))
+        plans, refusals = planning.for_pull_request(desk.catalogue, "synchronize" if pushed else "opened", at_event.facts)
+        if refusals:
+            raise Refused("\n\n".join(refusals))
+        ran = await self._store.runs_of(facts.repository.id, number=facts.pull_request.number, sha=facts.sha)
+        missing = [plan for plan in plans if plan.workflow not in {run.plan.workflow for run in ran}]
+        for plan in missing:
+            self._queue(plan, at_event, outcome)
+        return len(missing)
+
+    async def _ask_for_approval(self, desk: Desk, text: str, outcome: _Outcome) -> None:
+        """One check run for each commit; nothing where it says so already."""
+        repository, number = desk.facts.repository, desk.facts.pull_request.number
+        wanted = trust_texts.approval_check(desk.installation_id, repository, number, desk.facts.sha, text=text, now=now())
+        if any(telling.key == wanted.key for telling in outcome.tellings):
+            return
+        there = await self._store.telling(wanted.key)
+        if there is None or there[0].telling.body.get("conclusion") != wanted.body["conclusion"]:
+            outcome.tellings.append(wanted)
+
+    async def _to_retest(self, desk: Desk, event: CommentCreated, wanted: str | None) -> list[_Repeat]:
+        """The newest run of the wanted workflow, or of every one that did not succeed. What the store knows nothing of is
+        found by our check runs on the commit. Raises Refused."""
         newest: dict[str, Run] = {}
         for run in await self._store.runs_of(event.repository.id, number=event.number):
             newest.setdefault(run.plan.workflow, run)
-        ended = [run for run in newest.values() if run.state is RunState.FINISHED]
+        ended: list[tuple[str, Mapping[str, str], str | None]] = [
+            (run.plan.workflow, run.plan.inputs, run.conclusion) for run in newest.values() if run.state is RunState.FINISHED
+        ]
+        if not newest:
+            checks = await self._github.check_runs(event.installation_id, event.repository.full_name, desk.facts.sha)
+            # One that is not completed never will be: the run behind it is lost.
+            ended = [(workflow, {}, conclusion) for workflow, conclusion in _workflows_of(checks)]
         if wanted is not None:
-            chosen = [run for run in ended if run.plan.workflow == wanted]
+            chosen = [each for each in ended if each[0] == wanted]
         else:
-            chosen = [run for run in ended if run.conclusion not in (Conclusion.SUCCESS, Conclusion.SKIPPED)]
-        if not chosen and (wanted is not None or not newest):
+            chosen = [each for each in ended if each[2] not in (Conclusion.SUCCESS, Conclusion.SKIPPED)]
+        if not chosen and (wanted is not None or not ended):
             raise Refused(replies.nothing_to_retest(wanted))
         if not chosen:
             raise Refused(replies.nothing_failed())
-        return [bound_again(run.plan, desk.facts) for run in chosen]
+        return [_Repeat(number=event.number, workflow=workflow, inputs=inputs) for workflow, inputs, _ in chosen]
+
+    def _queue_again(
+        self, repeats: Sequence[_Repeat], desk: Desk, outcome: _Outcome, comment: CommentCreated | None = None
+    ) -> None:
+        """Plan those workflows from today's files. One that cannot be planned keeps no other from running.
+        Raises UsageError with every reason, after the others were queued."""
+        problems = []
+        for repeat in repeats:
+            try:
+                assert repeat.workflow is not None
+                plan = planning.again(desk.catalogue, repeat.workflow, repeat.inputs, desk.facts)
+            except UsageError as problem:
+                problems.append(problem.message)
+            else:
+                self._queue(plan, desk, outcome, comment=comment)
+        if problems:
+            raise UsageError("\n\n".join(problems))
 
     async def _push(self, event: PullRequestChanged, outcome: _Outcome) -> None:
-        pull_request = event.pull_request
+        pull_request, repository = event.pull_request, event.repository
         if not pull_request.is_open:
             return
-        permission = await self._github.permission(event.installation_id, event.repository.full_name, event.sender.login)
-        desk = await self._desk(
-            event.installation_id, event.repository, pull_request, event.sender.login, permission, "pull_request"
+        stated = observed_in(event, outcome.delivery.received_at)
+        outcome.observed += stated
+        permission = await self._permission(event.installation_id, repository, event.sender)
+        standing = await self._judge.standing(
+            event.installation_id, repository, pull_request, requester=event.sender, permission=permission, stated=stated
         )
+        outcome.observed += standing.observed
+        if any(isinstance(seen, HeadSeen) and heads.is_overtaken(standing.history, seen) for seen in stated):
+            log.info("%s#%s: %s came late, and is not the head", repository.full_name, pull_request.number, event.action)
+            return
+        desk = await self._desk(event.installation_id, repository, pull_request, event.sender.login, standing, "pull_request")
         planned_now, refusals = planning.for_pull_request(desk.catalogue, event.action, desk.facts)
         plans = list(planned_now)
         if refusals:
             text = "\n\n".join(refusals)
-            outcome.tellings.append(
-                replies.notice(event.installation_id, event.repository, pull_request.number, "machines", text)
-            )
-        older = [
-            run
-            for run in await self._unfinished_of(event.repository, pull_request.number)
-            if run.source.sha != pull_request.head_sha
-        ]
-        planned = {plan.concurrency_group for plan in plans}
-        for run in older:
-            if run.plan.cancel_in_progress and run.plan.concurrency_group not in planned:
-                outcome.cancel.append((run.id, f"superseded by {pull_request.head_sha[:7]}"))
-                # Somebody asked for this workflow on this pull request. The new commit gets it too, if both the
-                # pull request's author and whoever pushed may write; code that nobody asked to run never starts by itself.
-                if desk.facts.trust is Trust.TRUSTED and permission in MAY_COMMAND:
-                    plans.append(bound_again(run.plan, desk.facts))
-                    planned.add(run.plan.concurrency_group)
-        if not plans:
-            outcome.tellings += desk.complaints()
-            return
+            outcome.tellings.append(replies.notice(event.installation_id, repository, pull_request.number, "machines", text))
+        plans += await self._supersede(desk, plans, outcome)
+        outcome.tellings += desk.complaints()
         try:
-            desk.check_may_run(self._policy)
+            desk.check_may_run(self._policy, asked=False)
+        except NeedsApproval as refusal:
+            if plans or not standing.is_branch:
+                await self._ask_for_approval(desk, str(refusal), outcome)
+            return
         except Refused as refusal:
-            outcome.tellings.append(
-                replies.notice(event.installation_id, event.repository, pull_request.number, "refused", str(refusal))
-            )
+            if plans:
+                outcome.tellings.append(
+                    replies.notice(event.installation_id, repository, pull_request.number, "refused", str(refusal))
+                )
+            return
+        if not plans:
+            return
+        at_present = await self._github.pull_request(event.installation_id, repository.full_name, pull_request.number)
+        if not at_present.is_open or _whose(at_present) != _whose(pull_request):
+            log.info("%s#%s: %s is not the head any more", repository.full_name, pull_request.number, pull_request.head_sha[:7])
             return
         for plan in plans:
             self._queue(plan, desk, outcome)
-        outcome.tellings += desk.complaints()
+
+    async def _supersede(self, desk: Desk, plans: Sequence[Plan], outcome: _Outcome) -> list[Plan]:
+        """Stop runs of older commits. Somebody asked for their workflows on this pull request, so the new commit gets them
+        too where it may start by itself; code that nobody asked to run never does."""
+        facts = desk.facts
+        successors: list[Plan] = []
+        planned = {plan.concurrency_group for plan in plans}
+        for run in await self._unfinished_of(facts.repository, facts.pull_request.number):
+            old = run.plan
+            if run.source.sha == facts.sha or not old.cancel_in_progress:
+                continue
+            outcome.cancel.append((run.id, f"superseded by {facts.sha[:7]}"))
+            if desk.standing.starts_alone and old.concurrency_group not in planned:
+                planned.add(old.concurrency_group)
+                try:
+                    successors.append(planning.again(desk.catalogue, old.workflow, old.inputs, facts))
+                except UsageError as problem:
+                    outcome.tellings.append(
+                        replies.notice(
+                            desk.installation_id, facts.repository, facts.pull_request.number, "refused", problem.message
+                        )
+                    )
+        return successors
 
     async def _rerun(self, event: RerunRequested, outcome: _Outcome) -> None:
-        runs = await self._runs_to_repeat(event)
-        if not runs:
-            log.info("re-run of %s: no run of ours", event.head_sha[:7])
+        repeats = await self._repeats(event)
+        if not repeats:
+            log.info("re-run of %s: no run and no open pull request is known", event.head_sha[:7])
             return
-        number = runs[0].source.pull_request.number
-        repository = event.repository
-
-        def refuse(text: str) -> None:
-            outcome.tellings.append(replies.notice(event.installation_id, repository, number, "refused", text))
-
         limit = self._policy.commands_per_hour
         refused = await rate_limit.rerun_over_limit(self._store, limit, outcome.delivery, event)
         if refused is not None:
             if refused:
-                refuse(refused)
+                outcome.tellings.append(
+                    replies.notice(event.installation_id, event.repository, repeats[0].number, "refused", refused)
+                )
             return
-        permission = await self._github.permission(event.installation_id, repository.full_name, event.sender.login)
-        if permission not in MAY_COMMAND:
-            refuse(replies.permission_refused(event.sender.login, permission))
-            return
-        pull_request = await self._github.pull_request(event.installation_id, repository.full_name, number)
-        desk = await self._desk(event.installation_id, repository, pull_request, event.sender.login, permission, "check_run")
-        try:
-            desk.check_may_run(self._policy)
-        except Refused as refusal:
-            refuse(str(refusal))
-            return
-        at_that_commit = replace(desk, facts=replace(desk.facts, sha=event.head_sha))
-        for run in runs:
-            self._queue(bound_again(run.plan, at_that_commit.facts), at_that_commit, outcome)
+        permission = await self._permission(event.installation_id, event.repository, event.sender)
+        for number in dict.fromkeys(repeat.number for repeat in repeats):
+            same = [repeat for repeat in repeats if repeat.number == number]
+            try:
+                if permission not in MAY_COMMAND:
+                    raise Refused(replies.permission_refused(event.sender.login, permission))
+                await self._repeat(event, number, same, permission, outcome)
+            except (Refused, UsageError) as refusal:
+                outcome.tellings.append(
+                    replies.notice(event.installation_id, event.repository, number, "refused", str(refusal))
+                )
 
-    async def _runs_to_repeat(self, event: RerunRequested) -> list[Run]:
+    async def _repeat(
+        self, event: RerunRequested, number: int, repeats: Sequence[_Repeat], permission: str, outcome: _Outcome
+    ) -> None:
+        """Run those workflows of one pull request again. Raises Refused, UsageError."""
+        repository = event.repository
+        pull_request = await self._github.pull_request(event.installation_id, repository.full_name, number)
+        if pull_request.is_open and pull_request.head_sha != event.head_sha:
+            raise Refused(trust_texts.rerun_moved(event.head_sha, number, pull_request.head_sha))
+        standing = await self._judge.standing(
+            event.installation_id, repository, pull_request, requester=event.sender, permission=permission
+        )
+        outcome.observed += standing.observed
+        desk = await self._desk(event.installation_id, repository, pull_request, event.sender.login, standing, "check_run")
+        try:
+            desk.check_may_run(self._policy, asked=True)
+        except NeedsApproval as refusal:
+            await self._ask_for_approval(desk, str(refusal), outcome)
+            raise
+        if any(repeat.workflow is None for repeat in repeats):
+            raise Refused(trust_texts.rerun_lost(event.check_name or "", event.head_sha))
+        self._queue_again(repeats, desk, outcome)
+
+    async def _repeats(self, event: RerunRequested) -> list[_Repeat]:
+        """What Re-run is about: by the store, or, where that knows nothing of it, by the commit and the check run's name."""
         if event.external_id is not None:
             run = await self._store.run(event.external_id)
-            return [run] if run is not None and run.source.repository.id == event.repository.id else []
+            runs = [run] if run is not None and run.source.repository.id == event.repository.id else []
+        else:
+            runs = await self._store.runs_of(event.repository.id, sha=event.head_sha)
         newest: dict[tuple[int, str], Run] = {}
-        for run in await self._store.runs_of(event.repository.id, sha=event.head_sha):
+        for run in runs:
             newest.setdefault((run.source.pull_request.number, run.plan.workflow), run)
-        return [run for run in newest.values() if run.state is RunState.FINISHED]
+        if newest:
+            return [
+                _Repeat(number=number, workflow=workflow, inputs=run.plan.inputs)
+                for (number, workflow), run in newest.items()
+                if event.external_id is not None or run.state is RunState.FINISHED
+            ]
+        repository = event.repository.full_name
+        pulls = await self._github.pull_requests_of(event.installation_id, repository, event.head_sha)
+        if not pulls:
+            return []
+        # One commit may be the head of several pull requests: the oldest one is the one that its check runs were made for.
+        number = min(pull.number for pull in pulls)
+        if event.external_id is not None:
+            names: list[tuple[str, str | None]] = [(event.check_name or "", None)]
+        else:
+            names = await self._github.check_runs(event.installation_id, repository, event.head_sha)
+        workflows: list[str | None] = [workflow for workflow, _ in _workflows_of(names)]
+        # A check run of ours deserves an answer, also one that is no workflow's.
+        if not workflows and (event.external_id is not None or trust_texts.APPROVAL_CHECK in dict(names)):
+            workflows = [None]
+        return [_Repeat(number=number, workflow=workflow) for workflow in workflows]
+
+    async def _merge_group(self, event: MergeGroupChecked, outcome: _Outcome) -> None:
+        """A merge queue waits for every required check: each of ours says at once that it will not come, and what to do."""
+        files = await self._github.workflow_files(event.installation_id, event.repository.full_name, event.base_ref)
+        known = await read_catalogue(self._policy, files, event.base_ref)
+        for workflow in known.workflows[:MOST_MERGE_CHECKS]:
+            outcome.tellings.append(
+                trust_texts.merge_queue_check(
+                    event.installation_id, event.repository, event.head_sha, check_name(workflow.name), workflow.name, now=now()
+                )
+            )
 
     # --- helpers ---
 
@@ -279,7 +490,7 @@ class Decisions:
                     sha=facts.sha,
                     trust=facts.trust,
                     actor=facts.actor,
-                    comment_id=comment.comment_id if comment else None,
+                    comment_id=comment.comment_id if comment and not comment.is_review else None,
                     is_review_comment=comment.is_review_comment if comment else False,
                 ),
                 plan=plan,
@@ -292,7 +503,7 @@ class Decisions:
         repository: Repository,
         pull_request: PullRequest,
         actor: str,
-        permission: str,
+        standing: Standing,
         event_name: str,
     ) -> Desk:
         return await read_desk(
@@ -302,6 +513,24 @@ class Decisions:
             repository=repository,
             pull_request=pull_request,
             actor=actor,
-            permission=permission,
+            standing=standing,
             event_name=event_name,
         )
+
+    async def _permission(self, installation_id: int, repository: Repository, person: Person) -> str:
+        """An App has none as a collaborator, so GitHub need not be asked."""
+        if person.is_bot:
+            return "none"
+        return await self._github.permission(installation_id, repository.full_name, person.login)
+
+
+def _whose(pull_request: PullRequest) -> tuple[str, int | None, str | None]:
+    """What a decision about trust was made for: the commit, and whose repository it is in."""
+    return pull_request.head_sha, pull_request.head_repository_id, pull_request.head_owner
+
+
+def _workflows_of(checks: Sequence[tuple[str, str | None]]) -> Iterator[tuple[str, str | None]]:
+    """(workflow, conclusion) of check runs that were made for workflows."""
+    for name, conclusion in checks:
+        if name.startswith(CHECK_PREFIX) and name != trust_texts.APPROVAL_CHECK:
+            yield name.removeprefix(CHECK_PREFIX), conclusion

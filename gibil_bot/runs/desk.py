@@ -6,15 +6,12 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from msgspec.structs import replace
-
-from gibil_bot.github import replies
-from gibil_bot.model import Plan, PullRequest, Repository, Telling, Trust
+from gibil_bot.github import replies, trust_texts
+from gibil_bot.model import PullRequest, Repository, Telling, Trust
 from gibil_bot.planning import plan as planning
 from gibil_bot.planning.services import Grounds
 from gibil_bot.ports import GitHub
-
-MAY_COMMAND = frozenset({"admin", "write"})
+from gibil_bot.runs.trust import Standing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +19,11 @@ class Policy:
     """What the operator allows."""
 
     allowed_accounts: frozenset[str] | None
-    untrusted_refused: str | None
-    """The provider that does not take code of people without write permission; None: it may run here."""
+    untrusted: str
+    """What untrusted code may do on the machines here: allow | approve (a commit that a writer approved runs) | refuse."""
+    provider: str
+    trusted_apps: frozenset[str] = frozenset()
+    """Apps whose pushes to branches of the repository itself run without being asked for, without secrets; lower case."""
     max_ttl_s: int
     public_url: str
     commands_per_hour: int
@@ -39,6 +39,10 @@ class Refused(Exception):
     """The command is not obeyed; the message is the answer to the person."""
 
 
+class NeedsApproval(Refused):
+    """The commit waits for a writer: for an approval, or, on a branch of the repository itself, for any command."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Desk:
     """One pull request, the workflows that exist for it, and what is known of its people."""
@@ -46,13 +50,23 @@ class Desk:
     installation_id: int
     catalogue: planning.Catalogue
     facts: planning.Facts
+    standing: Standing
 
-    def check_may_run(self, policy: Policy) -> None:
-        """Raises Refused."""
+    def check_may_run(self, policy: Policy, *, asked: bool, is_approved: bool = False) -> None:
+        """`asked`: a person with write permission asked for this very commit to run, which is a review of a branch of the
+        repository itself, and not of a fork. Raises Refused, NeedsApproval."""
         if not self.facts.pull_request.is_open:
             raise Refused(replies.pull_request_closed(self.facts.pull_request.number))
-        if self.facts.trust is Trust.UNTRUSTED and policy.untrusted_refused is not None:
-            raise Refused(replies.untrusted_refused(self.facts.pull_request.author.login, policy.untrusted_refused))
+        standing = self.standing
+        if standing.trust is Trust.TRUSTED or policy.untrusted == "allow":
+            return
+        if policy.untrusted == "refuse":
+            raise Refused(replies.untrusted_refused(standing.because, policy.provider))
+        if standing.starts_alone or standing.approved_by or is_approved or (asked and standing.is_branch):
+            return
+        if standing.is_branch:
+            raise NeedsApproval(trust_texts.untrusted_branch_waits(self.facts.sha, standing.because))
+        raise NeedsApproval(trust_texts.needs_approval(self.facts.sha, standing.because))
 
     def complaints(self) -> list[Telling]:
         """What is wrong with workflow files, told once per pull request in one comment."""
@@ -72,46 +86,37 @@ async def read_desk(
     repository: Repository,
     pull_request: PullRequest,
     actor: str,
-    permission: str,
+    standing: Standing,
     event_name: str,
 ) -> Desk:
-    """Everything that a decision about one pull request needs. `permission` is the actor's. Raises GitHubError."""
-    author = pull_request.author.login
-    if author.lower() != actor.lower():
-        permission = await github.permission(installation_id, repository.full_name, author)
-    trust = Trust.TRUSTED if permission in MAY_COMMAND else Trust.UNTRUSTED
+    """Everything that a decision about one pull request needs. Raises GitHubError."""
     # The branch as it is now, and not the commit that the pull request remembers of it: a workflow that was mended counts.
     files = await github.workflow_files(installation_id, repository.full_name, pull_request.base_ref)
     return Desk(
         installation_id=installation_id,
-        # In a thread: somebody may have filled the files with what takes long to read.
-        catalogue=await asyncio.to_thread(_catalogue, policy, files, pull_request.base_ref),
+        catalogue=await read_catalogue(policy, files, pull_request.base_ref),
         facts=planning.Facts(
             repository=repository,
             pull_request=pull_request,
             sha=pull_request.head_sha,
             actor=actor,
-            trust=trust,
+            trust=standing.trust,
             event_name=event_name,
             max_ttl_s=policy.max_ttl_s,
             grounds=policy.grounds,
+            untrusted_because=standing.because,
         ),
+        standing=standing,
     )
+
+
+async def read_catalogue(policy: Policy, files: Mapping[str, bytes], base_ref: str) -> planning.Catalogue:
+    """In a thread: somebody may have filled the files with what takes long to read."""
+    return await asyncio.to_thread(_catalogue, policy, files, base_ref)
 
 
 def _catalogue(policy: Policy, files: Mapping[str, bytes], base_ref: str) -> planning.Catalogue:
     return planning.catalogue(policy.operator_workflows(), files, base_ref=base_ref)
-
-
-def bound_again(plan: Plan, facts: planning.Facts) -> Plan:
-    """The same plan for another commit or another person: what it may touch is decided anew."""
-    github = {
-        **plan.github,
-        "sha": facts.sha,
-        "actor": facts.actor,
-        "event_name": facts.event_name,
-    }
-    return replace(plan, github=github, secrets=plan.secrets if facts.trust is Trust.TRUSTED else ())
 
 
 def help_text(catalogue: planning.Catalogue) -> str:

@@ -11,10 +11,11 @@ import logging
 
 from gibil_bot.errors import ClaimLost, GitHubError, InvalidDelivery, StoreError
 from gibil_bot.github import commands, replies, webhook
-from gibil_bot.model import CommentCreated, Delivery, Event, Ignored
+from gibil_bot.model import BranchPushed, CommentCreated, Delivery, Event, Ignored
 from gibil_bot.ports import GitHub, Settlement, Store
 from gibil_bot.runs.decisions import Decisions
 from gibil_bot.runs.desk import Policy
+from gibil_bot.runs.heads import observed_in
 
 log = logging.getLogger("gibil.intake")
 
@@ -84,8 +85,9 @@ class Intake:
             log.warning("delivery %s: %s", delivery.guid, error.message)
             await self._settle(delivery, Settlement(error=error.message))
             return
-        if isinstance(event, Ignored):
-            await self._settle(delivery, Settlement())
+        if isinstance(event, Ignored | BranchPushed):
+            observed = () if isinstance(event, Ignored) else observed_in(event, delivery.received_at)
+            await self._settle(delivery, Settlement(observed=observed))
             return
         lane = event.repository.id
         self._in_hand += 1
@@ -136,6 +138,6 @@ class Intake:
 
     def _failed(self, delivery: Delivery, event: Event, text: str) -> Settlement:
         if not isinstance(event, CommentCreated):
-            return Settlement(error=text)
+            return Settlement(error=text, observed=observed_in(event, delivery.received_at))
         answer = replies.reply(event, self._decisions.origin(delivery), text)
-        return Settlement(error=text, tellings=[answer, replies.reaction(event, "confused")])
+        return Settlement(error=text, tellings=[answer, *replies.reactions(event, "confused")])

@@ -30,7 +30,7 @@ async def comment_over_limit(
     if not spending.first_refusal:
         return []
     text = replies.rate_limited(event.author.login, per_hour, spending.wait_s)
-    return [replies.reply(event, origin, text), replies.reaction(event, "confused")]
+    return [replies.reply(event, origin, text), *replies.reactions(event, "confused")]
 
 
 async def rerun_over_limit(store: Store, per_hour: int, delivery: Delivery, event: RerunRequested) -> str | None:
@@ -46,7 +46,7 @@ async def permission_refused(
 ) -> list[Telling]:
     """What a comment of a person without permission is answered: a reaction, and once an hour and pull request a reply."""
     login = event.author.login
-    answer = [replies.reaction(event, "confused")]
+    answer = replies.reactions(event, "confused")
     key = f"refusal:{event.repository.id}:{event.number}:{login.lower()}"
     # A delivery that is handled again gets the reply that it may have got before: it has the same key.
     if delivery.attempts > 1 or (await store.spend(key, cost=1, capacity=1, per_s=1 / HOUR_S)).allowed:

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import hmac
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 from msgspec.structs import replace
 
 from gibil_bot.errors import ClaimLost, GibilError, GitHubError, MachineLost, ProviderError, SSHError, StoreError, Unavailable
@@ -56,6 +60,8 @@ class Tools:
     tethered: bool = False
     observer: Observer | None = None
     output: Callable[[int, bytes], None] | None = None
+    fingerprint_key: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
+    """Keys the fingerprints by which a resumed run sees that its secrets were changed."""
 
 
 class _Cancelled(Exception):
@@ -103,10 +109,12 @@ class Runner:
     # --- the work ---
 
     async def _work(self) -> Conclusion:
-        problem = self._read_secrets()
-        if problem:
-            return await self._our_fault(problem)
         attempt = max(1, self._run.machine_attempt)
+        problem = self._read_secrets() or await self._changed_secrets()
+        if problem:
+            if self._run.machine is not None:
+                await asyncio.shield(self._burn(self._run.machine))
+            return await self._our_fault(problem)
         while True:
             try:
                 return await self._on_machine(attempt)
@@ -140,6 +148,18 @@ class Runner:
             return missing_secret(missing[0], repository)
         self._secret_values = {name: found[name].reveal() for name in self._run.plan.secrets}
         return None
+
+    async def _changed_secrets(self) -> str | None:
+        """Output of a machine may hold the values that the run began with, which only those can mask."""
+        if not self._secret_values:
+            return None
+        fingerprint = secrets_fingerprint(self._tools.fingerprint_key, self._secret_values)
+        if await self._tools.store.bind_secrets(self._claim, fingerprint):
+            return None
+        return (
+            "The secrets of this run were changed while it was running, and what it printed of the old ones could no longer be "
+            "hidden: its machine was destroyed. Run it again to use the new ones."
+        )
 
     def _redactor(self) -> Redactor:
         return Redactor(self._secret_values.values())
@@ -351,6 +371,11 @@ class Runner:
         await self._tools.store.finish(self._claim, conclusion, tellings)
         self._journal.note("finished", conclusion=conclusion.value)
         await self._journal.flush()
+
+
+def secrets_fingerprint(key: bytes, values: Mapping[str, str]) -> str:
+    """The same for the same names and values, and nothing to guess a value by without the key."""
+    return hmac.new(key, msgspec.json.encode(sorted(values.items())), hashlib.sha256).hexdigest()
 
 
 def _minutes(machine: Machine) -> str:

@@ -18,9 +18,22 @@ from pathlib import Path
 from typing import TypeVar
 
 from gibil_bot.errors import StoreError
-from gibil_bot.model import Claim, Conclusion, Delivery, DueTelling, Priority, Run, Spending, TaskResult, Telling
+from gibil_bot.model import (
+    BranchPush,
+    Claim,
+    Conclusion,
+    Delivery,
+    DueTelling,
+    HeadHistory,
+    HeadSeen,
+    Priority,
+    Run,
+    Spending,
+    TaskResult,
+    Telling,
+)
 from gibil_bot.ports import Settlement
-from gibil_bot.runs.sqlite import budgets, claims, database, deliveries, runs, tellings
+from gibil_bot.runs.sqlite import budgets, claims, database, deliveries, heads, runs, tellings
 from gibil_bot.runs.sqlite.checkpointer import Checkpointer
 from gibil_bot.runs.sqlite.signals import Signals, Subscription
 from gibil_bot.runs.sqlite.writer import Writer
@@ -49,9 +62,12 @@ class SqliteStore:
 
     # Deliveries
 
-    async def accept(self, delivery: Delivery, *, handled: bool = False) -> bool:
-        handled_at = self._clock() if handled else None
-        return await self._writer.submit(partial(deliveries.accept, delivery=delivery, handled_at=handled_at))
+    async def accept(
+        self, delivery: Delivery, *, handled: bool = False, observed: Sequence[HeadSeen | BranchPush] = ()
+    ) -> bool:
+        now = self._clock()
+        job = partial(deliveries.accept, delivery=delivery, handled_at=now if handled else None, observed=observed, now=now)
+        return await self._writer.submit(job)
 
     async def claim_deliveries(self, owner: str, *, limit: int, lease_s: float) -> list[Delivery]:
         job = partial(deliveries.claim, owner=owner, limit=limit, now=self._clock(), lease_s=lease_s)
@@ -115,6 +131,14 @@ class SqliteStore:
     async def runs_of(self, repository_id: int, number: int | None = None, sha: str | None = None) -> list[Run]:
         return await self._read(partial(runs.of_repository, repository_id=repository_id, number=number, sha=sha))
 
+    async def bind_secrets(self, claim: Claim, fingerprint: str) -> bool:
+        return await self._writer.submit(partial(runs.bind_secrets, claim=claim, fingerprint=fingerprint))
+
+    # Who put a commit there
+
+    async def head_history(self, repository_id: int, number: int, sha: str, fork_id: int | None = None) -> HeadHistory:
+        return await self._read(partial(heads.history, repository_id=repository_id, number=number, sha=sha, fork_id=fork_id))
+
     # What GitHub has still to be told
 
     async def claim_tellings(
@@ -156,8 +180,8 @@ class SqliteStore:
 
     async def prune(self) -> int:
         """Forget what is old, in steps that others' writes come between: payloads of deliveries handled a week ago (three
-        months for those that failed, which are kept for replay); after three months their GUIDs too, finished runs, and what
-        GitHub was told. How many rows went."""
+        months for those that failed, which are kept for replay); after three months their GUIDs too, finished runs, what
+        GitHub was told, and the heads of pull requests at which nothing happened since. How many rows went."""
         week = self._clock() - PAYLOAD_DAYS * DAY_S
         quarter = self._clock() - HISTORY_DAYS * DAY_S
         steps: list[Callable[[sqlite3.Connection, set[str]], int]] = [
@@ -165,6 +189,8 @@ class SqliteStore:
             partial(deliveries.prune, handled_before=quarter, limit=PRUNE_STEP),
             partial(runs.prune, finished_before=quarter, limit=PRUNE_STEP),
             partial(tellings.prune, told_before=quarter, limit=PRUNE_STEP),
+            partial(heads.prune, seen_before=quarter, limit=PRUNE_STEP),
+            partial(heads.prune_pushes, seen_before=quarter, limit=PRUNE_STEP),
             partial(budgets.prune, now=self._clock(), limit=PRUNE_STEP),
         ]
         total = 0

@@ -22,7 +22,7 @@ from gibil_bot.demo.github_double import GitHubDouble
 from gibil_bot.demo.server import serving
 from gibil_bot.errors import GitHubError, NotAskedYet
 from gibil_bot.github.client import GitHubClient
-from gibil_bot.model import DueTelling, Priority, Repository, Telling, TellingKind
+from gibil_bot.model import DueTelling, Person, Priority, Repository, Telling, TellingKind
 from gibil_bot.ports import GitHub, Reporter
 
 REPO = "ada/engine"
@@ -175,6 +175,33 @@ async def test_the_pull_requests_of_a_commit_even_when_it_is_in_a_fork(scene: Sc
     (pull,) = await scene.client.pull_requests_of(scene.installation, REPO, sha)
     assert (pull.number, pull.head_repository) == (forked, "eve/engine")
     assert await scene.client.pull_requests_of(scene.installation, REPO, "0" * 40) == []
+
+
+async def test_who_pushed_a_branch_is_told_only_for_the_newest_push(scene: Scene) -> None:
+    repository = Repository(id=7, full_name=REPO, clone_url=f"{scene.github.url}/{REPO}.git", default_branch="main")
+    scene.github.add_user("robot[bot]", "Bot")
+    sha = await scene.github.push(REPO, "a/#c&ref=main", {"a.py": "1\n"}, author="robot[bot]")
+    found = await scene.client.branch_push(scene.installation, repository, "a/#c&ref=main", sha)
+    assert found is not None
+    assert (found.repository_id, found.branch, found.sha) == (7, "a/#c&ref=main", sha)
+    assert found.pusher == Person(login="robot[bot]", is_bot=True)
+    newer = await scene.github.push(REPO, "a/#c&ref=main", {"a.py": "2\n"}, author="eve")
+    assert await scene.client.branch_push(scene.installation, repository, "a/#c&ref=main", sha) is None
+    assert await scene.client.branch_push(scene.installation, repository, "absent", newer) is None
+
+
+@pytest.mark.parametrize("status", [403, 404])
+async def test_a_github_without_activity_leaves_the_pusher_unknown(scene: Scene, status: int) -> None:
+    repository = Repository(id=7, full_name=REPO, clone_url=f"{scene.github.url}/{REPO}.git", default_branch="main")
+    scene.github.fault("GET", r"/activity$", "error_before", status=status)
+    assert await scene.client.branch_push(scene.installation, repository, "faster", scene.sha) is None
+
+
+async def test_our_check_runs_of_a_commit(scene: Scene) -> None:
+    assert await scene.client.check_runs(scene.installation, REPO, scene.sha) == []
+    await scene.client.tell(due(scene.check()))
+    assert [name for name, _ in await scene.client.check_runs(scene.installation, REPO, scene.sha)] == ["gibil / test"]
+    assert await scene.client.check_runs(scene.installation, REPO, "0" * 40) == []
 
 
 async def test_workflow_files_of_a_ref(scene: Scene) -> None:

@@ -170,3 +170,51 @@ async def test_any_payload_can_be_sent(tmp_path: Path) -> None:
         await app.github.settled()
         assert (guid, receiver.got[0][1]) == ("0" * 36, b"{not json")
         assert app.github.deliver("ping", b"x" * (hooks.LARGEST_PAYLOAD + 1)) is None
+
+
+async def test_a_push_says_who_pushed_with_a_pull_request_or_without(tmp_path: Path) -> None:
+    async with receiving() as receiver, signed_in(tmp_path, webhook_url=receiver.url) as app:
+        app.github.add_user("robot[bot]", "Bot")
+        sha = await app.github.push(REPOSITORY, "topic", {"a.txt": "1"}, author="robot[bot]")
+        payload = await payload_of(app, receiver, "check_suite", "requested")
+        assert payload["sender"]["login"] == "robot[bot]"
+        assert (payload["check_suite"]["head_sha"], payload["check_suite"]["head_branch"]) == (sha, "topic")
+        await app.github.open_from(REPOSITORY, REPOSITORY, "topic", "bob")
+        await app.github.settled()
+        assert receiver.events() == ["check_suite", "pull_request"]
+
+
+async def test_a_review_is_about_one_commit_and_its_edits_are_told_apart(tmp_path: Path) -> None:
+    async with receiving() as receiver, signed_in(tmp_path, webhook_url=receiver.url) as app:
+        number = await app.github.open_pull_request(REPOSITORY, "topic", {"a": "1"}, "bob")
+        review = app.github.review(REPOSITORY, number, "ada", "LGTM", state="approved")
+        submitted = await payload_of(app, receiver, "pull_request_review", "submitted")
+        assert submitted["review"]["commit_id"] == app.github.head_sha(REPOSITORY, number)
+        assert (submitted["review"]["state"], submitted["review"]["body"]) == ("approved", "LGTM")
+        assert submitted["pull_request"]["updated_at"] == submitted["review"]["submitted_at"]
+        app.github.edit_review(REPOSITORY, review, "LGTM!")
+        edited = await payload_of(app, receiver, "pull_request_review", "edited")
+        assert (edited["review"]["id"], edited["review"]["body"]) == (review.id, "LGTM!")
+
+
+async def test_pushes_and_comments_never_share_a_second(tmp_path: Path) -> None:
+    async with receiving() as receiver, signed_in(tmp_path, webhook_url=receiver.url) as app:
+        number = await app.github.open_pull_request(REPOSITORY, "topic", {"a": "1"}, "bob")
+        moments = []
+        for index in range(3):
+            moments.append(app.github.comment(REPOSITORY, number, "ada", "hello").created_at)
+            await app.github.push(REPOSITORY, number, {"a": str(index)})
+            moved = await payload_of(app, receiver, "pull_request", "synchronize")
+            assert moved["pull_request"]["updated_at"] == moved["pull_request"]["head"]["repo"]["pushed_at"]
+            moments.append(app.github.pull_request(REPOSITORY, number).updated_at)
+        seconds = [int(moment.timestamp()) for moment in moments]
+        assert seconds == sorted(set(seconds))
+
+
+async def test_a_merge_queue_asks_for_the_checks_of_its_own_commit(tmp_path: Path) -> None:
+    async with receiving() as receiver, signed_in(tmp_path, webhook_url=receiver.url) as app:
+        number = await app.github.open_pull_request(REPOSITORY, "topic", {"a": "1"}, "bob")
+        sha = await app.github.queue_merge(REPOSITORY, number)
+        asked = await payload_of(app, receiver, "merge_group", "checks_requested")
+        assert (asked["merge_group"]["head_sha"], asked["merge_group"]["base_ref"]) == (sha, "refs/heads/main")
+        assert sha != app.github.head_sha(REPOSITORY, number)

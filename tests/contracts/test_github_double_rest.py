@@ -244,3 +244,32 @@ async def test_unknown_addresses_and_people_answer_as_github_does(tmp_path: Path
         assert (bot.json()["type"], bot.json()["id"] == app.github.app_id) == ("Bot", False)
         nameless = httpx.Request("GET", f"{app.github.url}/rate_limit")
         assert (await app.http.send(nameless)).status_code == 403  # no User-Agent
+
+
+async def test_the_activity_of_a_branch_says_who_pushed_what_and_when(tmp_path: Path) -> None:
+    async with signed_in(tmp_path) as app:
+        first = await app.github.push(REPOSITORY, "topic", {"a": "1"}, author="bob")
+        await app.github.push(REPOSITORY, "other", {"a": "1"}, author="bob")
+        second = await app.github.push(REPOSITORY, "topic", {"a": "2"}, author="eve")
+        token = await app.token()
+        answer = await app.ask("GET", f"/repos/{REPOSITORY}/activity", token=token, params={"ref": "refs/heads/topic"})
+        shown = [(each["activity_type"], each["before"], each["after"], each["actor"]["login"]) for each in answer.json()]
+        assert shown == [("push", first, second, "eve"), ("branch_creation", "0" * 40, first, "bob")]
+        newest = await app.ask(
+            "GET", f"/repos/{REPOSITORY}/activity", token=token, params={"ref": "refs/heads/topic", "per_page": 1}
+        )
+        assert [each["after"] for each in newest.json()] == [second]
+        repository = (await app.ask("GET", f"/repos/{REPOSITORY}", token=token)).json()
+        assert repository["pushed_at"] == newest.json()[0]["timestamp"]
+
+
+async def test_a_transferred_repository_keeps_its_id_and_its_pull_requests(tmp_path: Path) -> None:
+    async with signed_in(tmp_path) as app:
+        number = await app.github.open_pull_request(REPOSITORY, "topic", {"a": "1"}, "bob", fork=True)
+        before = app.github.pull_request(REPOSITORY, number).head_repository
+        app.github.transfer_repository("bob/engine", "eve")
+        await app.github.push(REPOSITORY, number, {"a": "2"}, author="eve")
+        token = await app.token()
+        head = (await app.ask("GET", f"/repos/{REPOSITORY}/pulls/{number}", token=token)).json()["head"]
+        assert before is not None
+        assert (head["repo"]["id"], head["repo"]["full_name"]) == (before.id, "eve/engine")

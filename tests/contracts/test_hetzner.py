@@ -143,14 +143,19 @@ async def test_a_firewall_that_somebody_opened_is_closed_again(double: HetznerDo
     assert [rule["port"] for rule in firewall["rules"]] == ["22"]
 
 
-async def test_a_deleted_firewall_is_made_anew_for_the_next(double: HetznerDouble, provider: HetznerProvider) -> None:
+@pytest.mark.parametrize("status", [404, 422])
+@pytest.mark.parametrize("what", ["firewalls", "ssh_keys"])
+async def test_a_deleted_firewall_or_key_is_created_again_by_a_process_that_goes_on(
+    double: HetznerDouble, provider: HetznerProvider, what: str, status: int
+) -> None:
+    """Neither answer names a field, as for everything that doesn't exist."""
     await provider.create(spec("one"))
     await provider.destroy("one")
-    double.state.firewalls.clear()
-    with pytest.raises(ProviderError, match="firewall"):
-        await provider.create(spec("two"))
-    await provider.create(spec("three"))
-    assert len(double.state.firewalls) == 1
+    double.state.absent_status = status
+    getattr(double.state, what).clear()
+    await asyncio.gather(*(provider.create(spec(f"m{number}")) for number in range(3)))
+    assert len(getattr(double.state, what)) == 1
+    assert double.called(f"POST /{what}") == 2
 
 
 async def test_creating_again_finds_the_first(provider: HetznerProvider) -> None:
@@ -260,7 +265,8 @@ async def test_what_it_costs_is_read_from_the_api(provider: HetznerProvider) -> 
 async def test_probe_reads_and_forges_only_when_told_to(double: HetznerDouble, provider: HetznerProvider) -> None:
     capabilities = await provider.probe()
     assert (capabilities.tier, capabilities.memory_limit, capabilities.forged_in_s) == ("vm", "hardware", 0.0)
-    assert not [call for call in double.api.calls if not call.startswith("GET ")]
+    assert [call for call in double.api.calls if not call.startswith("GET ")] == ["POST /ssh_keys"]  # which is refused
+    assert double.state.ssh_keys == {}
     thorough = double.provider(probe_forges=True)
     try:
         assert (await thorough.probe()).forged_in_s > 0
@@ -321,6 +327,7 @@ async def test_hcloud_python_drives_the_double(double: HetznerDouble) -> None:
             client.servers.create(name="by-hcloud", server_type=server.server_type, image=server.image)
         client.servers.power_off(server).wait_until_finished()
         client.servers.rebuild(server, image=server.image, user_data="#cloud-config\n").action.wait_until_finished()
+        client.servers.power_on(server).wait_until_finished()
         client.servers.delete(server).wait_until_finished()
         assert client.servers.get_all() == []
 
@@ -354,14 +361,15 @@ async def test_debians_hcloud_command_drives_the_double(double: HetznerDouble, p
 
 
 async def test_lists_of_the_double_end_and_are_never_longer_than_fifty(double: HetznerDouble) -> None:
+    body = {"server_type": "cx23", "image": "debian-12", "location": "nbg1"}
     for number in range(60):
-        double.state.action("test", ("server", number))
+        await double.state.create_server({"name": f"m{number}", **body})
     client = hcloud.Client(double.token, api_endpoint=double.endpoint, timeout=5)
-    first = await asyncio.to_thread(client.request, "GET", "/actions", params={"per_page": 100})
-    assert len(first["actions"]) == 50
+    first = await asyncio.to_thread(client.request, "GET", "/servers", params={"per_page": 50})
+    assert len(first["servers"]) == 50
     assert first["meta"]["pagination"]["next_page"] == 2
-    second = await asyncio.to_thread(client.request, "GET", "/actions", params={"per_page": 100, "page": 2})
-    assert (len(second["actions"]), second["meta"]["pagination"]["next_page"]) == (10, None)
+    second = await asyncio.to_thread(client.request, "GET", "/servers", params={"per_page": 50, "page": 2})
+    assert (len(second["servers"]), second["meta"]["pagination"]["next_page"]) == (10, None)
     client._client._session.close()
 
 

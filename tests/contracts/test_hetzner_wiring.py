@@ -72,3 +72,6 @@ async def test_the_doctor_asks_the_api_and_does_not_spend_an_hour(tmp_path: Path
         wrong = await _provider(settings(tmp_path, HCLOUD_TOKEN="wrong", HCLOUD_ENDPOINT=double.endpoint))
         assert not wrong.ok
         assert "HCLOUD_TOKEN" in wrong.detail
+        readonly = await _provider(settings(tmp_path, HCLOUD_TOKEN=double.api.readonly_token, HCLOUD_ENDPOINT=double.endpoint))
+        assert not readonly.ok
+        assert "Read & Write" in readonly.detail

@@ -1,29 +1,44 @@
 """A Hetzner Cloud of our own: its API over HTTP on loopback, stateful, and (hetzner_guests.py) servers that really boot.
 
 What it does, and how we know that Hetzner does. No live Hetzner was asked: *documented* is in Hetzner's reference
-(https://docs.hetzner.cloud/reference/cloud, as of June 2026), *reported* is what others saw, *inferred* is our reading.
+(https://docs.hetzner.cloud/reference/cloud, the OpenAPI description of 2026-07-08), *reported* is what others saw, *inferred*
+is our reading. What remains open is asked by live/hetzner.py. Every request is also held against that description, with every
+object closed (hetzner_schema.py): one that departs from it is answered 422, and fails its test in the end.
 
 | behaviour | how known | source |
 |---|---|---|
-| `POST /servers` answers 201 at once; the server is `initializing`, `starting`, `running` | documented | reference, Servers |
+| `POST /servers` answers 201 at once; then `initializing`, `off`, `starting`, `running` | documented | reference, Servers |
 | a name is unique in the project: 409 `uniqueness_error` | documented | reference, Errors |
-| a name is a host name of RFC 1123; user-data has at most 32 KiB | documented | reference, Create a Server |
+| a name is a host name of RFC 1123, a changed one too; user-data has at most 32 KiB | documented | reference, Servers |
+| a request of the wrong form: 422 `invalid_input` with `details.fields` | documented | reference, Errors |
+| what it names doesn't exist or fit: 422 `invalid_input`, `details` is `{}` | reported | roots/trellis-cli#622, the next |
+| a firewall or key that doesn't exist: 422 as above, or 404 (State turns it) | inferred | the same |
+| a type that is retired or not sold there: "unsupported location for server type" | reported | autobase-tech/autobase#1403 |
+| cx and cax are not sold in the US; prices and traffic differ by location | reported | reference, Server Types, `prices` |
+| two images have one name, the first is x86's: 422 "image has incompatible architecture" | inferred | reference, Images |
 | 412 `resource_unavailable`, "error during placement" | reported | jenkinsci/hetzner-cloud-plugin#21 |
 | a server that finds no place after all goes; its action has the error | inferred | reference, Actions, `error` |
-| a retired type: 422 `invalid_input` on `server_type` | inferred | reference, Server Types, `deprecation` |
-| 403 `resource_limit_exceeded` | documented | reference, Errors |
+| a start that fails leaves the server `off`; so may one that succeeds | reported | hetznercloud/terraform-provider-hcloud#505 |
+| 403 `resource_limit_exceeded` with `details.limits`; the names of limits are inferred | documented | reference, Errors |
+| 403 `maintenance`; 422 `service_error`; 500 `server_error`; 503 `unavailable` | documented | reference, Errors |
 | `GET` lists have 25 entries a page, at most 50, and `next_page` is null on the last | documented | reference, Pagination |
-| label selectors; a label's value has at most 63 characters, `hetzner.cloud/` is reserved | documented | reference, Labels |
-| 423 `locked` while another action holds the server; 423 `protected` | documented | reference, Errors |
+| `GET /actions` needs `id` and has no pages | documented | changelog, 2025-01-30 |
+| label selectors; grammar of keys and values, `hetzner.cloud/` is reserved | documented | reference, Labels |
+| a firewall is `pending` on a new server, and `applied` later | reported | hetznercloud/packer-plugin-hcloud#209 |
+| 423 `locked` while an action runs | documented | reference, Errors |
+| 423 `locked` right after creation | reported | syself/cluster-api-provider-hetzner#754 |
+| `poweroff` answers with an action that is `running` | reported | jenkinsci/hetzner-cloud-plugin#92 |
+| a server that was off is off after a rebuild (State turns it) | inferred | reference, Rebuild a Server |
+| 423 `protected` | documented | reference, Errors |
 | deleting takes a moment (`deleting`), then 404 `not_found` | documented | reference, Servers, `status` |
 | addresses made with a server have `auto_delete` (State turns it) | reported | Linuxfabrik/lfops#72, Hetzner's announcement |
 | an assigned address cannot be deleted: `must_be_unassigned` | documented | changelog, 2026-05-01 |
-| `assignee_type` is `unassigned` when no server has it | documented | changelog, 2026-08-01 |
+| `assignee_type` is `unassigned` when no server has it | documented | changelog, 2026-08-01; the newest text says 2026-09-23 |
 | without an SSH key a root password is made up and returned | documented | reference, Create a Server, `root_password` |
 | no `datacenter` on servers; `/datacenters` is 410 | documented | changelog, 2026-07-01, 2026-10-01 |
-| `RateLimit-Limit/-Remaining/-Reset`, 3600 an hour, refilled; 429 | documented | reference, Rate Limiting |
+| `RateLimit-Limit/-Remaining/-Reset` on all answers, 3600 an hour, refilled; 429 | documented | reference, Rate Limiting |
 | 401 `unauthorized` says "token is required" or "the token you have provided is invalid" | reported | Cauldron, 2026-09-13 |
-| 401 `token_readonly` for writing with a read-only token | documented | reference, Errors |
+| writing with a read-only token: 401 `token_readonly`, or 403 `forbidden` (Api turns it) | documented | reference, Errors |
 | an unknown path is 404 before the token is looked at, a wrong method only after it | reported | Cauldron, 2026-09-13 |
 | the first boot runs the user-data by cloud-init; keys of the project go to root | documented | reference, Create a Server |
 | metadata over HTTP at 169.254.169.254, below `/hetzner/v1/` | documented | reference, Server Metadata |
@@ -101,6 +116,7 @@ async def hetzner_double(state: State | None = None, **more: Any) -> AsyncIterat
                 task.result()
             await asyncio.sleep(0.005)
         yield HetznerDouble(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", state, api)
+        assert not api.findings, "requests that the vendor's description does not allow (hetzner_schema.py)"
     finally:
         server.should_exit = True
         for fault in api.faults:

@@ -42,19 +42,34 @@ IMAGES: list[dict[str, Any]] = [
         "deprecated": None,
         "deleted": None,
         "labels": {},
-        "architecture": "x86",
+        "architecture": architecture,
     }
-    for number, name in ((114690387, "debian-12"), (161547269, "ubuntu-24.04"))
+    for number, name, architecture in (
+        (114690387, "debian-12", "x86"),
+        (114690389, "debian-12", "arm"),
+        (161547269, "ubuntu-24.04", "x86"),
+        (161547270, "ubuntu-24.04", "arm"),
+    )
 ]
+"""One for each architecture has the same name (reference, Images, `architecture`)."""
 
 _RETIRED = {"announced": "2025-10-01T00:00:00Z", "unavailable_after": "2026-01-01T00:00:00Z"}
 
 
 def server_type(
-    number: int, name: str, cores: int, memory: float, disk: int, hourly: str, *, cpu: str = "shared", arch: str = "x86"
+    number: int,
+    name: str,
+    cores: int,
+    memory: float,
+    disk: int,
+    hourly: str,
+    *,
+    cpu: str = "shared",
+    arch: str = "x86",
+    elsewhere: str | None = None,
 ) -> dict[str, Any]:
-    """One server type, offered in every location."""
-    monthly = f"{float(hourly) * 624:.4f}"
+    """One server type. `elsewhere`: its price in the US; None: it is not sold there."""
+    prices = {place["name"]: elsewhere if place["country"] == "US" else hourly for place in LOCATIONS}
     return {
         "id": number,
         "name": name,
@@ -67,21 +82,30 @@ def server_type(
         "deprecation": None,
         "prices": [
             {
-                "location": location["name"],
-                "price_hourly": {"net": hourly, "gross": f"{float(hourly) * 1.19:.10f}"},
-                "price_monthly": {"net": monthly, "gross": f"{float(monthly) * 1.19:.10f}"},
-                "included_traffic": 20 * 2**40,
+                "location": place,
+                **_price(price),
+                "included_traffic": (1 if place == "ash" else 20) * 2**40,
                 "price_per_tb_traffic": {"net": "1.0000", "gross": "1.1900"},
             }
-            for location in LOCATIONS
+            for place, price in prices.items()
+            if price is not None
         ],
         "storage_type": "local",
         "cpu_type": cpu,
         "architecture": arch,
         "locations": [
-            {"id": location["id"], "name": location["name"], "available": True, "recommended": True, "deprecation": None}
-            for location in LOCATIONS
+            {"id": place["id"], "name": place["name"], "available": True, "recommended": True, "deprecation": None}
+            for place in LOCATIONS
+            if prices[place["name"]] is not None
         ],
+    }
+
+
+def _price(hourly: str) -> dict[str, dict[str, str]]:
+    monthly = f"{float(hourly) * 624:.4f}"
+    return {
+        "price_hourly": {"net": hourly, "gross": f"{float(hourly) * 1.19:.10f}"},
+        "price_monthly": {"net": monthly, "gross": f"{float(monthly) * 1.19:.10f}"},
     }
 
 
@@ -91,14 +115,14 @@ def server_types() -> list[dict[str, Any]]:
         server_type(114, "cx23", 2, 4.0, 40, "0.0060"),
         server_type(115, "cx33", 4, 8.0, 80, "0.0104"),
         server_type(116, "cx43", 8, 16.0, 160, "0.0180"),
-        server_type(22, "cpx11", 2, 2.0, 40, "0.0050"),
-        server_type(109, "cpx22", 2, 4.0, 80, "0.0090"),
-        server_type(110, "cpx32", 4, 8.0, 160, "0.0170"),
+        server_type(22, "cpx11", 2, 2.0, 40, "0.0050", elsewhere="0.0040"),
+        server_type(109, "cpx22", 2, 4.0, 80, "0.0090", elsewhere="0.0055"),
+        server_type(110, "cpx32", 4, 8.0, 160, "0.0170", elsewhere="0.0100"),
         server_type(45, "cax11", 2, 4.0, 40, "0.0055", arch="arm"),
-        server_type(96, "ccx13", 2, 8.0, 80, "0.0200", cpu="dedicated"),
-        server_type(97, "ccx23", 4, 16.0, 160, "0.0400", cpu="dedicated"),
-        server_type(98, "ccx33", 8, 32.0, 240, "0.0800", cpu="dedicated"),
-        server_type(3, "cx21", 2, 4.0, 40, "0.0030"),
+        server_type(96, "ccx13", 2, 8.0, 80, "0.0200", cpu="dedicated", elsewhere="0.0250"),
+        server_type(97, "ccx23", 4, 16.0, 160, "0.0400", cpu="dedicated", elsewhere="0.0500"),
+        server_type(98, "ccx33", 8, 32.0, 240, "0.0800", cpu="dedicated", elsewhere="0.1000"),
+        server_type(3, "cx21", 2, 4.0, 40, "0.0030", elsewhere="0.0030"),
     ]
     for location in types[-1]["locations"]:
         location |= {"available": False, "deprecation": dict(_RETIRED)}
@@ -106,7 +130,7 @@ def server_types() -> list[dict[str, Any]]:
 
 
 def pricing(types: list[dict[str, Any]]) -> dict[str, Any]:
-    """The answer of GET /pricing, as far as machines go."""
+    """The answer of GET /pricing with every key that the description requires; what has no part in machines is empty."""
     address = [
         {
             "location": location["name"],
@@ -121,7 +145,8 @@ def pricing(types: list[dict[str, Any]]) -> dict[str, Any]:
         "image": {"price_per_gb_month": {"net": "0.0110", "gross": "0.0131"}},
         "server_backup": {"percentage": "20.0000000000"},
         "server_types": [{"id": kind["id"], "name": kind["name"], "prices": kind["prices"]} for kind in types],
-        "primary_ips": [{"type": "ipv4", "prices": address}],
+        "primary_ips": [{"type": kind, "prices": address} for kind in ("ipv6", "ipv4")],
+        "floating_ip": {"price_monthly": {"net": "3.0000", "gross": "3.5700"}},
         "floating_ips": [],
         "load_balancer_types": [],
         "volume": {"price_per_gb_month": {"net": "0.0440", "gross": "0.0524"}},

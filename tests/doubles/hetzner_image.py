@@ -17,6 +17,7 @@ from tests.doubles.hetzner_computer import Computer, missing_tools
 from tests.doubles.machines import Lodging, local_lodging
 
 PACKAGES = ("cloud-init", "openssh-server", "iproute2")
+_BUILT_WITHIN_S = 240
 
 _IMAGE_CONFIG = """\
 datasource_list: [Hetzner, None]
@@ -120,11 +121,12 @@ class Image:
         spec = lodging.spec("template", ttl_s=300, egress_allow=_mirrors(), tethered=True)
         machine = await lodging.provider.create(spec)
         try:
-            there = await lodging.run(machine, "command -v cloud-init ip && test -x /usr/sbin/sshd")
+            # One name for each `command -v`: dash looks at no other.
+            there = await lodging.run(machine, "command -v cloud-init && command -v ip && test -x /usr/sbin/sshd")
             if there.exit_status == 0:
                 self._tar.touch()
                 return None
-            async with lodging.connect(machine) as connection, asyncio.timeout(240):
+            async with lodging.connect(machine) as connection, asyncio.timeout(_BUILT_WITHIN_S):
                 done = await connection.run(
                     "touch /root/.before && sleep 0.05 && export DEBIAN_FRONTEND=noninteractive && apt-get -q update && "
                     f"apt-get -q -y --no-install-recommends install {' '.join(PACKAGES)}"
@@ -139,6 +141,8 @@ class Image:
                 draft = self._tar.with_suffix(".draft")
                 await asyncio.to_thread(draft.write_bytes, packed.stdout)
                 draft.rename(self._tar)
+        except TimeoutError:
+            return f"apt-get did not install {', '.join(PACKAGES)} within {_BUILT_WITHIN_S} s here"
         finally:
             await lodging.provider.destroy(machine.name)
         return None

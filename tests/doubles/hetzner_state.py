@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
+import copy
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -16,26 +16,45 @@ from tests.doubles import hetzner_catalogue as catalogue
 
 Json = dict[str, Any]
 
-LABEL_VALUE = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
-LABEL_KEY = re.compile(r"(?:[a-z0-9.-]{1,253}/)?[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
-HOSTNAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?(?:\.[A-Za-z0-9-]{1,63})*")
-USER_DATA_BYTES = 32 * 1024
-
 
 class ApiError(Exception):
-    """An answer that is an error, in Hetzner's form."""
+    """An answer that is an error, in Hetzner's form. `details`: its schema depends on the code (reference, Errors)."""
 
-    def __init__(self, status: int, code: str, message: str, fields: tuple[str, ...] = ()) -> None:
+    def __init__(self, status: int, code: str, message: str, details: Json | None = None) -> None:
         super().__init__(message)
-        self.status, self.code, self.message, self.fields = status, code, message, fields
+        self.status, self.code, self.message, self.details = status, code, message, details
 
     def body(self) -> Json:
-        details = {"fields": [{"name": name, "messages": [self.message]} for name in self.fields]} if self.fields else None
-        return {"error": {"code": self.code, "message": self.message, "details": details}}
+        return {"error": {"code": self.code, "message": self.message, "details": self.details}}
 
 
-def invalid(field_name: str, message: str) -> ApiError:
-    return ApiError(422, "invalid_input", f"invalid input in field '{field_name}': {message}", (field_name,))
+def fields(*names: str, message: str | None = None) -> Json:
+    """The documented `details` of `invalid_input` and `uniqueness_error`."""
+    said = {} if message is None else {"messages": [message]}
+    return {"fields": [{"name": name, **said} for name in names]}
+
+
+def malformed(field_name: str, message: str) -> ApiError:
+    """The form of a request is wrong: the answer names the field (reference, Errors; reported for the form alone)."""
+    whole = f"invalid input in field '{field_name}': {message}" if field_name else f"invalid input: {message}"
+    return ApiError(422, "invalid_input", whole, fields(field_name, message=message) if field_name else {})
+
+
+def unsuitable(message: str) -> ApiError:
+    """What a well-formed request asks for doesn't exist or doesn't fit: no field is named (autobase-tech/autobase#1403)."""
+    return ApiError(422, "invalid_input", message, {})
+
+
+def limit_exceeded(what: str) -> ApiError:
+    """The form is documented, the names of limits other than `project_limit` are not."""
+    details = {"limits": [{"name": f"{what.replace(' ', '_')}_limit"}]}
+    return ApiError(403, "resource_limit_exceeded", f"{what} limit exceeded", details)
+
+
+LOCKED = ApiError(423, "locked", "cannot perform operation because resource is locked")
+ACTION_FAILED = ApiError(0, "action_failed", "Action failed")
+NO_PLACE = ApiError(412, "resource_unavailable", "error during placement")
+TAKEN = ApiError(409, "uniqueness_error", "server name is already used", fields("name"))
 
 
 class Guests(Protocol):
@@ -80,15 +99,37 @@ class State:
 
     guests: Guests = field(default_factory=NoGuests)
     initializing_s: float = 0.0
+    off_s: float = 0.0
+    """Between its creation and its start a server is `off` (terraform-provider-hcloud#505)."""
     starting_s: float = 0.0
+    stopping_s: float = 0.0
+    rebuilding_s: float = 0.0
     deleting_s: float = 0.0
+    locked_longer_s: float = 0.0
+    """How long a server stays locked after its action has ended."""
+    firewalls_s: float = 0.0
+    """How long a firewall is `pending` on a server that runs; below 0: for ever."""
     auto_delete: bool = True
     """Of addresses that a server was given without asking: what Hetzner does is reported, not documented."""
     sold_out: set[tuple[str, str]] = field(default_factory=set)
     """(type, location): 412 at once."""
     sold_out_later: set[tuple[str, str]] = field(default_factory=set)
     """(type, location): 201, and then the action fails and the server goes."""
+    start_fails: set[tuple[str, str]] = field(default_factory=set)
+    """(type, location): the server is made, the action `start_server` fails, and it stays `off`."""
+    create_fails: set[tuple[str, str]] = field(default_factory=set)
+    """(type, location): the action `create_server` fails, and the server stays `initializing`."""
+    never_started: set[tuple[str, str]] = field(default_factory=set)
+    """(type, location): both actions succeed, and the server is `off` all the same (terraform-provider-hcloud#505)."""
+    rebuild_starts: bool = False
+    """Whether a server that was off runs after a rebuild; not documented."""
+    maintained: set[str] = field(default_factory=set)
+    """Locations that answer 403 `maintenance`."""
+    absent_status: int = 422
+    """Of a server whose firewall or SSH key doesn't exist: 422 `invalid_input` or 404 `not_found`; not documented."""
     server_limit: int = 1000
+    dedicated_limit: int = 1000
+    address_limit: int = 1000
     clock_ahead_s: float = 0.0
     types: list[Json] = field(default_factory=catalogue.server_types)
     servers: dict[int, Json] = field(default_factory=dict)
@@ -144,31 +185,34 @@ class State:
     # Servers
 
     async def create_server(self, body: Json) -> Json:
-        name = body.get("name")
-        if not isinstance(name, str) or not HOSTNAME.fullmatch(name):
-            raise invalid("name", "must be a valid hostname")
-        kind = self._named(self.types, body.get("server_type"), "server_type")
-        image = self._named(catalogue.IMAGES, body.get("image"), "image")
-        place = self._named(catalogue.LOCATIONS, body.get("location") or "fsn1", "location")
-        labels = check_labels(body.get("labels") or {})
-        user_data = body.get("user_data") or ""
-        if len(user_data.encode()) > USER_DATA_BYTES:
-            raise invalid("user_data", "exceeds 32KiB")
-        for each in body.get("firewalls") or ():
+        """`body` has the documented form (hetzner_schema.py)."""
+        kind = self._named(self.types, body["server_type"], "server type")
+        image = self._image(body["image"], kind)
+        place = self._named(catalogue.LOCATIONS, body.get("location", "fsn1"), "location")
+        name, where = body["name"], (kind["name"], place["name"])
+        for each in body.get("firewalls", ()):
             if each["firewall"] not in self.firewalls:
-                raise invalid("firewalls", f"firewall {each['firewall']} not found")
-        keys = [self._key(each) for each in body.get("ssh_keys") or ()]
+                raise self._absent(f"firewall with ID '{each['firewall']}' not found")
+        keys = [self._key(each) for each in body.get("ssh_keys", ())]
         if any(server["name"] == name for server in self.servers.values()):
-            raise ApiError(409, "uniqueness_error", "server name is already used", ("name",))
+            raise TAKEN
+        with_address = body.get("public_net", {}).get("enable_ipv4", True)
         if len(self.servers) >= self.server_limit:
-            raise ApiError(403, "resource_limit_exceeded", "server limit exceeded")
+            raise limit_exceeded("server")
+        dedicated = [each for each in self.servers.values() if each["server_type"]["cpu_type"] == "dedicated"]
+        if kind["cpu_type"] == "dedicated" and len(dedicated) >= self.dedicated_limit:
+            raise limit_exceeded("dedicated core")
+        if with_address and len(self.primary_ips) >= self.address_limit:
+            raise limit_exceeded("primary ip")
         offered = next((each for each in kind["locations"] if each["name"] == place["name"]), None)
         if offered is None or offered["deprecation"]:
-            raise invalid("server_type", f"unsupported location for server type {kind['name']}")
-        if (kind["name"], place["name"]) in self.sold_out:
-            raise ApiError(412, "resource_unavailable", "error during placement")
+            raise unsuitable("unsupported location for server type")
+        if place["name"] in self.maintained:
+            raise ApiError(403, "maintenance", "cannot perform operation due to maintenance")
+        if where in self.sold_out:
+            raise NO_PLACE
         number: int = self.new_id()
-        address = await self._assign_address(number, place) if (body.get("public_net") or {}).get("enable_ipv4", True) else None
+        address = await self._assign_address(number, place) if with_address else None
         server: Json = {
             "id": number,
             "name": name,
@@ -178,7 +222,7 @@ class State:
                 "ipv4": address and {"id": address["id"], "ip": address["ip"], "blocked": False, "dns_ptr": "double.example"},
                 "ipv6": None,
                 "floating_ips": [],
-                "firewalls": [{"id": each["firewall"], "status": "applied"} for each in body.get("firewalls") or ()],
+                "firewalls": [{"id": each["firewall"], "status": "pending"} for each in body.get("firewalls", ())],
             },
             "private_net": [],
             "server_type": kind,
@@ -186,35 +230,68 @@ class State:
             "image": image,
             "iso": None,
             "rescue_enabled": False,
-            "locked": False,
+            "locked": True,
             "backup_window": None,
             "outgoing_traffic": 0,
             "ingoing_traffic": 0,
             "included_traffic": 20 * 2**40,
             "protection": {"delete": False, "rebuild": False},
-            "labels": labels,
+            "labels": body.get("labels", {}),
             "volumes": [],
             "load_balancers": [],
             "primary_disk_size": kind["disk"],
             "placement_group": None,
         }
         self.servers[number] = server
-        self.user_data[number] = user_data
+        self.user_data[number] = body.get("user_data", "")
         self.keys_of[number] = keys
         created = self.action("create_server", ("server", number))
-        started = self.action("start_server", ("server", number))
-        self.spawn(self._come_up(server, created, started))
-        password = None if keys else secrets.token_urlsafe(12)
-        return {"server": server, "action": created, "next_actions": [started], "root_password": password}
+        following = [self.action("start_server", ("server", number))] if body.get("start_after_create", True) else []
+        answer = copy.deepcopy({"server": server, "action": created, "next_actions": following})
+        self.spawn(self._come_up(server, created, following))
+        return {**answer, "root_password": None if keys else secrets.token_urlsafe(12)}
 
-    async def _come_up(self, server: Json, created: Json, started: Json) -> None:
-        await asyncio.sleep(self.initializing_s)
-        if (server["server_type"]["name"], server["location"]["name"]) in self.sold_out_later:
-            self.end(created, ApiError(412, "resource_unavailable", "error during placement"))
-            self._forget_server(server)
+    async def _come_up(self, server: Json, created: Json, following: list[Json]) -> None:
+        async with self._locked(server):
+            await asyncio.sleep(self.initializing_s)
+            where = (server["server_type"]["name"], server["location"]["name"])
+            if where in self.sold_out_later:
+                self.end(created, NO_PLACE)
+                self._forget_server(server)
+                return
+            if where in self.create_fails:
+                for action in (created, *following):
+                    self.end(action, ACTION_FAILED)
+                return
+            self.end(created)
+            server["status"] = "off"
+            await asyncio.sleep(self.off_s)
+            for action in following:
+                if where in self.start_fails:
+                    self.end(action, ACTION_FAILED)
+                elif where in self.never_started:
+                    self.end(action)
+                else:
+                    await self.start(server, action)
+            await self._apply_firewalls(server)
+
+    @contextlib.asynccontextmanager
+    async def _locked(self, server: Json) -> AsyncIterator[None]:
+        """While an action runs on it (reference, Errors, `locked`), right after its creation, too."""
+        server["locked"] = True
+        try:
+            yield
+        finally:
+            if self.locked_longer_s:
+                await asyncio.sleep(self.locked_longer_s)
+            server["locked"] = False
+
+    async def _apply_firewalls(self, server: Json) -> None:
+        if self.firewalls_s < 0:
             return
-        self.end(created)
-        await self.start(server, started)
+        await asyncio.sleep(self.firewalls_s)
+        for each in server["public_net"]["firewalls"]:
+            each["status"] = "applied"
 
     async def start(self, server: Json, action: Json) -> None:
         server["status"] = "starting"
@@ -235,28 +312,62 @@ class State:
         await self.guests.switch_off(self.guest_names.get(server["id"], ""))
         server["status"] = "off"
 
+    def power_off(self, server: Json) -> Json:
+        """Answers with an action that runs, and the server is locked (jenkinsci/hetzner-cloud-plugin#92)."""
+        self._free(server)
+        return self._act(server, "stop_server", self._stop)
+
+    async def _stop(self, server: Json, action: Json) -> None:
+        server["status"] = "stopping"
+        await asyncio.sleep(self.stopping_s)
+        await self.stop(server)
+        self.end(action)
+
+    def power_on(self, server: Json) -> Json:
+        self._free(server)
+        return self._act(server, "start_server", self.start)
+
     def delete_server(self, server: Json) -> Json:
         if server["protection"]["delete"]:
             raise ApiError(423, "protected", "server is delete protected")
         self._free(server)
-        action = self.action("delete_server", ("server", server["id"]))
         server["status"] = "deleting"
-        self.spawn(self._go(server, action))
-        return action
+        return self._act(server, "delete_server", self._go)
 
-    async def rebuild(self, server: Json, body: Json) -> Json:
+    def lose(self, server: Json) -> None:
+        """It goes at once, whatever is going on: by other hands, or as the vendor takes it away."""
+        self._forget_server(server)
+
+    def rebuild(self, server: Json, body: Json) -> Json:
+        """https://docs.hetzner.cloud/reference/cloud#server-actions-rebuild-a-server-from-an-image"""
         self._free(server)
-        server["image"] = self._named(catalogue.IMAGES, body.get("image"), "image")
-        if "user_data" in body:
-            self.user_data[server["id"]] = body["user_data"]
-        action = self.action("rebuild_server", ("server", server["id"]))
+        server["image"] = self._image(body["image"], server["server_type"])
+        self.user_data[server["id"]] = body.get("user_data", self.user_data[server["id"]])
+        starts = self.rebuild_starts or server["status"] == "running"
         server["status"] = "rebuilding"
-        self.spawn(self._rebuild(server, action))
-        return action
 
-    async def _rebuild(self, server: Json, action: Json) -> None:
-        await self._remove_guest(server)
-        await self.start(server, action)
+        async def rebuild(server: Json, action: Json) -> None:
+            await asyncio.sleep(self.rebuilding_s)
+            await self._remove_guest(server)
+            if starts:
+                await self.start(server, action)
+            else:
+                server["status"] = "off"
+                self.end(action)
+
+        return self._act(server, "rebuild_server", rebuild)
+
+    def _act(self, server: Json, command: str, work: Callable[[Json, Json], Coroutine[Any, Any, None]]) -> Json:
+        action = self.action(command, ("server", server["id"]))
+
+        async def act() -> None:
+            async with self._locked(server):
+                await work(server, action)
+
+        answer = dict(action)
+        server["locked"] = True
+        self.spawn(act())
+        return answer
 
     async def _remove_guest(self, server: Json) -> None:
         await self.guests.remove(self.guest_names.pop(server["id"], ""))
@@ -280,8 +391,8 @@ class State:
             server["status"] = "off"
 
     def _free(self, server: Json) -> None:
-        if server["id"] in self.locked or server["status"] == "deleting":
-            raise ApiError(423, "locked", "server is locked")
+        if server["locked"] or server["id"] in self.locked or server["status"] == "deleting":
+            raise LOCKED
 
     async def _assign_address(self, number: int, place: Json) -> Json:
         address: Json = {
@@ -309,21 +420,25 @@ class State:
 
     # Names
 
+    def _image(self, wanted: object, kind: Json) -> Json:
+        """A name is that of the first image that has it: whether Hetzner chooses by the architecture is not documented."""
+        image = self._named(catalogue.IMAGES, wanted, "image")
+        if image["architecture"] != kind["architecture"]:
+            raise unsuitable("image has incompatible architecture")
+        return image
+
     @staticmethod
-    def _named(things: list[Json], wanted: object, field_name: str) -> Json:
+    def _named(things: list[Json], wanted: object, what: str) -> Json:
         for thing in things:
-            if wanted is not None and str(wanted) in (str(thing["id"]), thing["name"]):
+            if str(wanted) in (str(thing["id"]), thing["name"]):
                 return thing
-        raise invalid(field_name, f"{field_name} {wanted} not found")
+        raise unsuitable(f"{what} '{wanted}' not found")
 
     def _key(self, wanted: object) -> str:
-        with contextlib.suppress(ApiError):
-            return str(self._named(list(self.ssh_keys.values()), wanted, "ssh_keys")["public_key"])
-        raise invalid("ssh_keys", f"SSH key {wanted} not found")
+        for key in self.ssh_keys.values():
+            if str(wanted) in (str(key["id"]), key["name"]):
+                return str(key["public_key"])
+        raise self._absent(f"SSH key '{wanted}' not found")
 
-
-def check_labels(labels: Json) -> Json:
-    for key, value in labels.items():
-        if not LABEL_KEY.fullmatch(key) or key.startswith("hetzner.cloud/") or not LABEL_VALUE.fullmatch(str(value)):
-            raise invalid("labels", f"label {key}={value} is not valid")
-    return {key: str(value) for key, value in labels.items()}
+    def _absent(self, message: str) -> ApiError:
+        return ApiError(404, "not_found", message) if self.absent_status == 404 else unsuitable(message)

@@ -63,6 +63,7 @@ async def test_a_bot_that_got_all_kinds_of_rubbish_still_works_and_has_handled_i
 async def test_a_payload_with_every_optional_field_missing_is_obeyed(tmp_path: Path) -> None:
     async with journey(tmp_path, workflows={"quick.yml": QUICK}) as world:
         number = await world.github.open_pull_request(REPOSITORY, "b", {"engine.py": "POWER = 2\n"}, "ada")
+        await world.github.settled()
         world.github.fail_deliveries(1)
         world.github.comment(REPOSITORY, number, "ada", "/gibil quick")
         await world.github.settled()

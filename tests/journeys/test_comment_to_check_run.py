@@ -89,14 +89,34 @@ async def test_a_person_without_write_permission_gets_one_line_and_no_machine(tm
         assert world.github.check_runs(REPOSITORY) == []
 
 
-async def test_code_of_somebody_who_may_not_write_is_refused_on_local_machines(tmp_path: Path) -> None:
-    async with journey(tmp_path, FILES) as world:
+async def test_untrusted_code_is_refused_on_local_machines_where_the_operator_says_so(
+    tmp_path: Path,
+) -> None:
+    async with journey(tmp_path, FILES, settings={"GIBIL_LOCAL_UNTRUSTED": "refuse"}) as world:
         number = await world.github.open_pull_request(REPOSITORY, "x", {"engine.py": "POWER = 9\n"}, "mallory", fork=True)
         world.github.comment(REPOSITORY, number, "ada", "/gibil test")
         answer = await world.answer(number, having="GIBIL_LOCAL_UNTRUSTED")
         assert "mallory" in answer.body
         await world.told_everything()
         assert world.github.check_runs(REPOSITORY) == []
+
+
+async def test_an_approved_commit_of_a_stranger_runs_on_a_local_machine(tmp_path: Path) -> None:
+    async with journey(tmp_path, FILES) as world:
+        number = await world.github.open_pull_request(REPOSITORY, "x", {"engine.py": "POWER = 9\n"}, "mallory", fork=True)
+        world.github.comment(REPOSITORY, number, "ada", "/gibil test")
+        head = world.github.head_sha(REPOSITORY, number)
+        await world.answer(number, having=f"/gibil approve {head}")
+        await world.told_everything()
+        assert [(run.name, run.conclusion) for run in world.github.check_runs(REPOSITORY)] == [
+            ("gibil / approval", "action_required")
+        ]
+        world.github.comment(REPOSITORY, number, "ada", f"/gibil approve {head}\n/gibil test")
+        await world.closed_check(number, count=2)
+        await world.told_everything()
+        conclusions = {run.name: run.conclusion for run in world.github.check_runs(REPOSITORY)}
+        assert conclusions == {"gibil / approval": "success", "gibil / test": "success"}
+        await world.assert_nothing_left()
 
 
 async def test_untrusted_code_runs_without_secrets_where_the_operator_allows_it(tmp_path: Path) -> None:

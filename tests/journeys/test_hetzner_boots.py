@@ -77,6 +77,8 @@ async def test_a_server_boots_with_our_keys_and_lets_nobody_else_in(cloud: Cloud
         "name": KEY,
         "labels": {CREATED_BY: OURS},
         "public_key": project_key[1],
+        "fingerprint": "b7:2f:30:a0:2f:6c:58:6c:21:04:58:61:ba:06:3b:2f",
+        "created": cloud.double.state.now(),
     }
     async with cloud.machine("closed") as (machine, shell):
         # The first command waits for the base packages, and not for the rest of the boot.

@@ -51,11 +51,20 @@ def test_all_problems_are_reported_together(tmp_path: Path) -> None:
                 "GIBIL_GITHUB_URL": "github",
                 "GIBIL_WORKFLOWS": str(tmp_path / "absent"),
                 "GIBIL_LOCAL_UNTRUSTED": "maybe",
+                "GIBIL_TRUSTED_APPS": "dependabot[bot], renovate",
             }
         )
     text = "\n".join(caught.value.problems)
-    assert len(caught.value.problems) == 6
-    for name in ("GIBIL_PORT", "GIBIL_MAX_TTL", "PostgreSQL is not supported yet", "GIBIL_GITHUB_URL", "GIBIL_WORKFLOWS"):
+    assert len(caught.value.problems) == 7
+    for name in (
+        "GIBIL_LOCAL_UNTRUSTED: 'maybe'",
+        "GIBIL_TRUSTED_APPS: 'renovate'",
+        "GIBIL_PORT",
+        "GIBIL_MAX_TTL",
+        "PostgreSQL is not supported yet",
+        "GIBIL_GITHUB_URL",
+        "GIBIL_WORKFLOWS",
+    ):
         assert name in text
 
 

@@ -15,6 +15,7 @@ from gibil_bot.model import Command, MachinePlan, Plan, Trust
 from gibil_bot.planning.expressions import GITHUB_NAMES
 from gibil_bot.planning.plan import (
     Catalogue,
+    again,
     catalogue,
     check_files,
     commands,
@@ -252,6 +253,15 @@ def test_untrusted_runs_have_no_secrets_and_the_report_says_so() -> None:
     untrusted = one(yaml, Trust.UNTRUSTED)
     assert untrusted.secrets == ()
     assert untrusted.notes == ("Without its secrets (KEY, OTHER): the run is untrusted.",)
+
+
+def test_a_workflow_that_runs_again_is_planned_from_todays_file_with_the_inputs_that_it_still_has() -> None:
+    today = b"on: {command: y}\ninputs: {to: {default: eu}, new: {default: 'n'}}\ntasks: [{run: today}]"
+    before = {"to": "us", "gone": "x"}
+    plan = again(known({"x.yml": today}), "x", before, replace(facts(), event_name="check_run"))
+    assert (plan.inputs, plan.tasks[0].run, plan.github["event_name"]) == ({"to": "us", "new": "n"}, "today", "check_run")
+    with pytest.raises(UsageError, match="there is no workflow 'x'"):
+        again(known({}), "x", before, facts())
 
 
 def test_runs_of_one_pull_request_supersede_each_other_unless_a_group_says_otherwise() -> None:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from gibil_bot.github import replies
+from gibil_bot.github import replies, trust_texts
 from gibil_bot.github.phrases import duration, ordinal
 from gibil_bot.github.render import RunReport, check_run, comment
 from gibil_bot.github.text import clean, code, cut, defuse, fenced, joined, line, quoted, size
@@ -272,11 +272,37 @@ def test_help_lists_the_workflows_and_our_own_commands() -> None:
 NASTY = "@eve #1 <b> `x` | \n\n# h\n- [ ] \x1b[31m&#64;eve GH-1 \u202e https://github.com/o/r/issues/1 -->"
 
 
+SHA = "0123456789abcdef0123456789abcdef01234567"
+REASONS = (
+    trust_texts.fork_gone(),
+    trust_texts.fork_of_organization(NASTY),
+    trust_texts.fork_of_stranger(NASTY, Person(login=NASTY)),
+    trust_texts.fork_pusher_unknown(NASTY),
+    trust_texts.pusher_unknown(NASTY),
+    trust_texts.pusher_cannot_write(Person(login=NASTY), NASTY),
+    trust_texts.pusher_cannot_write(Person(login=NASTY, is_bot=True), NASTY),
+    trust_texts.author_cannot_write(Person(login=NASTY)),
+    trust_texts.requester_cannot_write(Person(login=NASTY)),
+)
+
+
 def test_every_refusal_is_one_line_and_harmless() -> None:
     sentences = [
         replies.permission_refused(NASTY, NASTY),
-        replies.approval_unknown(),
-        replies.untrusted_refused(NASTY, "local"),
+        *REASONS,
+        *(replies.untrusted_refused(reason, NASTY) for reason in REASONS),
+        *(trust_texts.needs_approval(SHA, reason) for reason in REASONS),
+        *(trust_texts.untrusted_branch_waits(SHA, reason) for reason in REASONS),
+        trust_texts.head_moved(3, SHA),
+        trust_texts.rerun_moved(SHA, 3, SHA),
+        trust_texts.rerun_lost(NASTY, SHA),
+        trust_texts.approval_needs_sha(SHA),
+        trust_texts.approval_of_another(NASTY, SHA),
+        trust_texts.approval_too_late(SHA),
+        trust_texts.approval_not_needed(SHA),
+        trust_texts.approval_refused_here(NASTY),
+        trust_texts.approved(SHA, 0),
+        trust_texts.merge_queue_unsupported(NASTY),
         replies.command_unreadable(NASTY, NASTY),
         replies.pull_request_closed(3),
         replies.nothing_to_retest(NASTY),

@@ -7,6 +7,7 @@ import hmac
 import json
 from contextlib import suppress
 from copy import deepcopy
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,7 +18,17 @@ from hypothesis import strategies as st
 
 from gibil_bot.errors import InvalidDelivery
 from gibil_bot.github.webhook import EVENTS, account, narrow, verify
-from gibil_bot.model import CommentCreated, Event, Ignored, Person, PullRequestChanged, Repository, RerunRequested
+from gibil_bot.model import (
+    BranchPushed,
+    CommentCreated,
+    Event,
+    Ignored,
+    MergeGroupChecked,
+    Person,
+    PullRequestChanged,
+    Repository,
+    RerunRequested,
+)
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 BASE = "fedcba9876543210fedcba9876543210fedcba98"
@@ -73,6 +84,29 @@ PAYLOADS: dict[str, dict[str, Any]] = {
     "check_run": {
         "action": "rerequested",
         "check_run": {"id": 4, "head_sha": SHA, "external_id": "00ff", "name": "gibil / test", "pull_requests": []},
+        **PLACE,
+    },
+    "pull_request_review": {
+        "action": "submitted",
+        "review": {
+            "id": 503,
+            "user": USER,
+            "body": "LGTM\n\n/gibil test",
+            "state": "approved",
+            "commit_id": SHA,
+            "submitted_at": "2026-11-20T10:00:00Z",
+        },
+        "pull_request": PULL,
+        **PLACE,
+    },
+    "merge_group": {
+        "action": "checks_requested",
+        "merge_group": {
+            "head_sha": SHA,
+            "head_ref": "refs/heads/gh-readonly-queue/trunk/pr-12-0",
+            "base_sha": BASE,
+            "base_ref": "refs/heads/trunk",
+        },
         **PLACE,
     },
     "check_suite": {"action": "rerequested", "check_suite": {"id": 5, "head_sha": SHA, "pull_requests": []}, **PLACE},
@@ -156,6 +190,59 @@ def test_a_comment_on_a_line_of_the_diff() -> None:
     event = read("pull_request_review_comment")
     assert isinstance(event, CommentCreated)
     assert (event.number, event.comment_id, event.is_review_comment) == (12, 502, True)
+
+
+def test_a_command_in_a_review_names_its_event_and_its_commit() -> None:
+    event = read("pull_request_review")
+    assert isinstance(event, CommentCreated)
+    assert (event.event_name, event.number, event.comment_id, event.commit_sha) == ("pull_request_review", 12, 503, SHA)
+    assert event.created_at == datetime(2026, 11, 20, 10, tzinfo=UTC)
+    comment = read("pull_request_review_comment")
+    assert isinstance(comment, CommentCreated)
+    assert (comment.event_name, comment.commit_sha) == ("pull_request_review_comment", None)
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        ("2026-11-20T10:00:00Z", datetime(2026, 11, 20, 10, tzinfo=UTC)),
+        ("2026-11-20T11:00:00+01:00", datetime(2026, 11, 20, 10, tzinfo=UTC)),
+        ("2026-11-20T10:00:00", datetime(2026, 11, 20, 10, tzinfo=UTC)),
+        (1795168800, datetime(2026, 11, 20, 10, tzinfo=UTC)),
+        ("yesterday", None),
+        ("", None),
+        (None, None),
+        (True, None),
+        (10**30, None),
+        ("9999-12-31T23:59:59Z", None),
+        ("0001-01-01T00:00:00Z", None),
+        ([], None),
+    ],
+)
+def test_a_time_in_another_form_is_no_time_and_rejects_nothing(value: object, read: datetime | None) -> None:
+    event = narrow("issue_comment", changed("issue_comment", "comment.created_at", value))
+    assert isinstance(event, CommentCreated)
+    assert event.created_at == read
+
+
+@pytest.mark.parametrize("event", ["issue_comment", "pull_request_review", "pull_request_review_comment"])
+def test_what_was_edited_is_not_a_command(event: str) -> None:
+    assert isinstance(narrow(event, changed(event, "action", "edited")), Ignored)
+
+
+def test_a_requested_check_suite_says_who_pushed() -> None:
+    suite = {"head_sha": SHA, "head_branch": "fast", "created_at": "2026-11-20T10:00:00Z"}
+    robot = {"login": "renovate[bot]", "type": "Bot"}
+    payload = {**PAYLOADS["check_suite"], "action": "requested", "check_suite": suite, "sender": robot}
+    event = narrow("check_suite", json.dumps(payload).encode())
+    assert isinstance(event, BranchPushed)
+    assert (event.branch, event.sha, event.pusher) == ("fast", SHA, Person(login="renovate[bot]", is_bot=True))
+
+
+def test_a_merge_queue_asks_for_the_checks_of_a_commit() -> None:
+    event = read("merge_group")
+    assert isinstance(event, MergeGroupChecked)
+    assert (event.head_sha, event.base_ref) == (SHA, "trunk")
 
 
 def test_a_pull_request_that_changed() -> None:
@@ -367,4 +454,5 @@ def test_the_manifest_subscribes_to_exactly_what_is_read() -> None:
         "checks": "write",
         "issues": "write",
         "pull_requests": "write",
+        "merge_queues": "read",
     }

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from gibil_bot.errors import ClaimLost
-from gibil_bot.model import Delivery
+from gibil_bot.model import BranchPush, Delivery, HeadSeen
 from gibil_bot.ports import Settlement
-from gibil_bot.runs.sqlite import runs, tellings
+from gibil_bot.runs.sqlite import heads, runs, tellings
 
 _NOUN = "d.guid, d.event, p.payload, d.received_at, d.attempts"
 _PAYLOAD = "left join payloads p on p.seq = d.seq"
 
 
-def accept(db: sqlite3.Connection, topics: set[str], delivery: Delivery, handled_at: float | None = None) -> bool:
-    """The hot path: two inserts."""
+def accept(
+    db: sqlite3.Connection,
+    topics: set[str],
+    delivery: Delivery,
+    handled_at: float | None = None,
+    observed: Sequence[HeadSeen | BranchPush] = (),
+    now: float = 0.0,
+) -> bool:
+    """The hot path: two inserts, and one more for a push."""
     inserted = db.execute(
         "insert into deliveries (guid, event, received_at, attempts, handled_at) values (?, ?, ?, ?, ?) "
         "on conflict (guid) do nothing",
@@ -24,6 +32,7 @@ def accept(db: sqlite3.Connection, topics: set[str], delivery: Delivery, handled
     if not inserted.rowcount:
         return False
     db.execute("insert into payloads (seq, payload) values (?, ?)", (inserted.lastrowid, delivery.payload))
+    heads.record(db, observed, now)
     if handled_at is None:
         topics.add("deliveries")
     return True
@@ -56,6 +65,7 @@ def settle(db: sqlite3.Connection, topics: set[str], owner: str, guid: str, sett
     for run_id, reason in settlement.cancel:
         runs.request_cancel(db, topics, run_id, reason)
     tellings.wish(db, topics, settlement.tellings, now)
+    heads.record(db, settlement.observed, now)
 
 
 def postpone(db: sqlite3.Connection, topics: set[str], owner: str, guid: str, error: str, due_at: float) -> None:

@@ -100,6 +100,18 @@ def save_task(db: sqlite3.Connection, topics: set[str], claim: Claim, result: Ta
     topics.add("runs")
 
 
+def bind_secrets(db: sqlite3.Connection, _: set[str], claim: Claim, fingerprint: str) -> bool:
+    """True until a machine was created for the run, and then as long as the fingerprint stays the same."""
+    check(db, claim)
+    db.execute(
+        "insert into run_secrets (run_id, fingerprint) values (?, ?) on conflict (run_id) do update "
+        "set fingerprint = excluded.fingerprint where (select machine_attempt from runs where id = excluded.run_id) = 0",
+        (claim.run.id, fingerprint),
+    )
+    (bound,) = db.execute("select fingerprint from run_secrets where run_id = ?", (claim.run.id,)).fetchone()
+    return bool(bound == fingerprint)
+
+
 def finish(
     db: sqlite3.Connection, topics: set[str], claim: Claim, conclusion: Conclusion, tellings: Sequence[Telling], now: float
 ) -> None:
@@ -149,6 +161,7 @@ def prune(db: sqlite3.Connection, _: set[str], finished_before: float, limit: in
         "select seq, id from runs where finished_at is not null and finished_at < ? limit ?", (finished_before, limit)
     ).fetchall()
     db.executemany("delete from task_results where run_id = ?", [(run_id,) for _, run_id in gone])
+    db.executemany("delete from run_secrets where run_id = ?", [(run_id,) for _, run_id in gone])
     db.executemany("delete from runs where seq = ?", [(seq,) for seq, _ in gone])
     return len(gone)
 

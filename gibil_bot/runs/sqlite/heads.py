@@ -1,0 +1,136 @@
+"""The SQL of what is known about pull requests' heads: commits, who pushed them, approvals."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from gibil_bot.model import Approval, BranchPush, HeadHistory, HeadSeen, Person
+
+MOST_ROWS = 1000
+"""Rows of one pull request that a decision looks at, the newest ones. Who pushed more often than that is not trusted."""
+
+_HEAD = "repository_id, pull_request, sha, action, at, before_sha, pusher, pusher_is_bot, head_repository_id, head_owner"
+
+
+def record(db: sqlite3.Connection, observed: Sequence[HeadSeen | BranchPush | Approval], now: float) -> None:
+    """The same again changes nothing: a delivery that is repeated is no second push."""
+    for one in observed:
+        match one:
+            case HeadSeen():
+                db.execute(
+                    f"insert or ignore into heads ({_HEAD}, seen_at) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+                    (
+                        one.repository_id,
+                        one.number,
+                        one.sha,
+                        one.action,
+                        one.at.timestamp(),
+                        one.before,
+                        one.pusher.login if one.pusher else None,
+                        bool(one.pusher and one.pusher.is_bot),
+                        one.head_repository_id,
+                        one.head_owner,
+                        now,
+                    ),
+                )
+            case BranchPush():
+                db.execute(
+                    "insert or ignore into branch_pushes (repository_id, sha, branch, at, pusher, pusher_is_bot, seen_at) "
+                    "values (?, ?, ?, ?, ?, ?, ?)",
+                    (one.repository_id, one.sha, one.branch, one.at.timestamp(), one.pusher.login, one.pusher.is_bot, now),
+                )
+            case Approval():
+                db.execute(
+                    "insert or ignore into approvals (repository_id, pull_request, sha, approved_by, at, seen_at) "
+                    "values (?, ?, ?, ?, ?, ?)",
+                    (one.repository_id, one.number, one.sha, one.by, one.at.timestamp(), now),
+                )
+
+
+def history(db: sqlite3.Connection, repository_id: int, number: int, sha: str, fork_id: int | None) -> HeadHistory:
+    heads = db.execute(
+        f"select {_HEAD} from heads where repository_id = ? and pull_request = ? order by at desc, seq desc limit ?",  # noqa: S608
+        (repository_id, number, MOST_ROWS),
+    ).fetchall()
+    pushes = db.execute(
+        "select branch, at, pusher, pusher_is_bot from branch_pushes "
+        "where repository_id = ? and sha = ? order by at, seq limit ?",
+        (repository_id, sha, MOST_ROWS),
+    ).fetchall()
+    approvals = db.execute(
+        "select sha, approved_by, at from approvals "
+        "where repository_id = ? and pull_request = ? order by at desc, seq desc limit ?",
+        (repository_id, number, MOST_ROWS),
+    ).fetchall()
+    fork_pushes: list[tuple[Any, ...]] = []
+    if fork_id is not None:
+        fork_pushes = db.execute(
+            f"select {_HEAD} from heads where repository_id = ? and head_repository_id = ? and action = 'synchronize' "  # noqa: S608
+            "order by at desc, seq desc limit ?",
+            (repository_id, fork_id, MOST_ROWS),
+        ).fetchall()
+    return HeadHistory(
+        heads=tuple(_head(row) for row in reversed(heads)),
+        pushes=tuple(
+            BranchPush(
+                repository_id=repository_id,
+                sha=sha,
+                branch=branch,
+                at=_time(at),
+                pusher=Person(login=pusher, is_bot=bool(is_bot)),
+            )
+            for branch, at, pusher, is_bot in pushes
+        ),
+        approvals=tuple(
+            Approval(repository_id=repository_id, number=number, sha=approved, by=by, at=_time(at))
+            for approved, by, at in reversed(approvals)
+        ),
+        fork_pushes=tuple(_head(row) for row in reversed(fork_pushes)),
+    )
+
+
+def prune(db: sqlite3.Connection, _: set[str], seen_before: float, limit: int) -> int:
+    """Forget pull requests at which nothing was seen since then, each as a whole: half a history would say less than it
+    seems to. How many pull requests went."""
+    quiet = db.execute(
+        "select distinct repository_id, pull_request from heads h where seen_at < ? and not exists (select 1 from heads newer "
+        "where newer.repository_id = h.repository_id and newer.pull_request = h.pull_request and newer.seen_at >= ?) limit ?",
+        (seen_before, seen_before, limit),
+    ).fetchall()
+    db.executemany("delete from heads where repository_id = ? and pull_request = ?", quiet)
+    db.executemany("delete from approvals where repository_id = ? and pull_request = ?", quiet)
+    return len(quiet)
+
+
+def prune_pushes(db: sqlite3.Connection, _: set[str], seen_before: float, limit: int) -> int:
+    """Forget pushes to branches, and approvals of pull requests that have no heads any more. How many went."""
+    db.execute(
+        "delete from approvals where seq in (select seq from approvals a where seen_at < ? and not exists "
+        "(select 1 from heads h where h.repository_id = a.repository_id and h.pull_request = a.pull_request) limit ?)",
+        (seen_before, limit),
+    )
+    return db.execute(
+        "delete from branch_pushes where seq in (select seq from branch_pushes where seen_at < ? limit ?)", (seen_before, limit)
+    ).rowcount
+
+
+def _head(row: tuple[Any, ...]) -> HeadSeen:
+    repository_id, number, sha, action, at, before, pusher, is_bot, head_repository_id, head_owner = row
+    return HeadSeen(
+        repository_id=repository_id,
+        number=number,
+        sha=sha,
+        action=action,
+        at=_time(at),
+        before=before,
+        pusher=None if pusher is None else Person(login=pusher, is_bot=bool(is_bot)),
+        head_repository_id=head_repository_id,
+        head_owner=head_owner,
+    )
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

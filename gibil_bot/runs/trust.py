@@ -1,0 +1,154 @@
+"""Whose code the head of a pull request is, and what it may therefore do.
+
+A run is trusted only if everyone who put its commit there may write: the pull request's author, the account that pushed the
+commit, and the requester. Code in a fork is untrusted, except where the fork belongs to a user who
+may write and every push to it was seen and made by people who may write. What is not known is untrusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from gibil_bot.github import trust_texts
+from gibil_bot.model import BranchPush, HeadHistory, HeadSeen, Person, PullRequest, Repository, Trust
+from gibil_bot.ports import GitHub, Store
+from gibil_bot.runs import heads
+
+MAY_COMMAND = frozenset({"admin", "write"})
+MOST_PEOPLE = 20
+"""Accounts whose permission one decision asks for at most; a fork that more people push to is untrusted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What is known of the head of one pull request, for one requester."""
+
+    trust: Trust
+    is_branch: bool
+    """The head is a branch of the repository itself, where only those can push who may write."""
+    because: str = ""
+    """Why it is untrusted: a clause of Markdown without a full stop; empty when it is trusted."""
+    starts_alone: bool = False
+    """It runs without being asked for: trusted, or put there by people who may write and Apps that the operator named."""
+    approved_by: str | None = None
+    head_is_unmoved: bool = True
+    """The head was the head when the request was written, for certain."""
+    history: HeadHistory = field(default_factory=HeadHistory)
+    observed: tuple[HeadSeen | BranchPush, ...] = ()
+    """What was learned on the way, to be stored."""
+
+
+class Judge:
+    """Asks the store and GitHub. Nothing is kept between two decisions: permissions are those of this moment."""
+
+    def __init__(self, store: Store, github: GitHub, trusted_apps: frozenset[str]) -> None:
+        self._store = store
+        self._github = github
+        self._trusted_apps = trusted_apps
+
+    async def standing(
+        self,
+        installation_id: int,
+        repository: Repository,
+        pull: PullRequest,
+        *,
+        requester: Person,
+        permission: str,
+        written_at: datetime | None = None,
+        thread_updated_at: datetime | None = None,
+        is_timed: bool = False,
+        stated: Sequence[HeadSeen | BranchPush] = (),
+    ) -> Standing:
+        """`permission` is the requester's, read just now. `is_timed`: the request was written at `written_at`, and is about
+        what was the head then. `stated`: what the delivery itself says about heads. Raises GitHubError, StoreError."""
+        is_branch = pull.head_repository_id is not None and pull.head_repository_id == repository.id
+        fork_id = None if is_branch else pull.head_repository_id
+        history = await self._store.head_history(repository.id, pull.number, pull.head_sha, fork_id)
+        history = heads.with_delivery(history, stated)
+        observed: tuple[HeadSeen | BranchPush, ...] = heads.seen_now(repository.id, pull, history)
+        as_written = not is_timed or heads.was_head_at(history, pull, written_at, thread_updated_at=thread_updated_at)
+        pushers: tuple[Person, ...] | None = None
+        if is_branch:
+            pushers = heads.branch_pushers(history, pull)
+            if not pushers or not as_written:
+                newest = await self._github.branch_push(installation_id, repository, pull.head_ref, pull.head_sha)
+                if newest is not None:
+                    observed = (*observed, newest)
+                    pushers = pushers or (newest.pusher,)
+                    as_written = as_written or heads.was_head_at(history, pull, written_at, newest_push=newest)
+        people = _Permissions(self._github, installation_id, repository.full_name, {requester.login.lower(): permission})
+        if is_branch:
+            because = await self._doubts_about_branch(people, pull, requester, pushers or ())
+        else:
+            because = await self._doubts_about_fork(people, history, pull, requester)
+        approval = heads.valid_approval(history, pull.head_sha)
+        return Standing(
+            trust=Trust.UNTRUSTED if because else Trust.TRUSTED,
+            is_branch=is_branch,
+            because=because,
+            starts_alone=not because or (is_branch and await self._known(people, (requester, pull.author), pushers or ())),
+            approved_by=approval.by if approval else None,
+            head_is_unmoved=as_written,
+            history=history,
+            observed=observed,
+        )
+
+    async def _doubts_about_branch(
+        self, people: _Permissions, pull: PullRequest, requester: Person, pushers: tuple[Person, ...]
+    ) -> str:
+        if not await people.may_write(pull.author):
+            return trust_texts.author_cannot_write(pull.author)
+        if not pushers:
+            return trust_texts.pusher_unknown(pull.head_ref)
+        for pusher in pushers:
+            if not await people.may_write(pusher):
+                return trust_texts.pusher_cannot_write(pusher, pull.head_ref)
+        return "" if await people.may_write(requester) else trust_texts.requester_cannot_write(requester)
+
+    async def _doubts_about_fork(self, people: _Permissions, history: HeadHistory, pull: PullRequest, requester: Person) -> str:
+        if pull.head_repository is None or pull.head_owner is None:
+            return trust_texts.fork_gone()
+        fork = pull.head_repository
+        if not pull.head_owner_is_user:
+            return trust_texts.fork_of_organization(fork)
+        owners = [Person(login=owner) for owner in heads.fork_owners(history, pull)]
+        for owner in owners[:MOST_PEOPLE]:
+            if not await people.may_write(owner):
+                return trust_texts.fork_of_stranger(fork, owner)
+        if not await people.may_write(pull.author):
+            return trust_texts.author_cannot_write(pull.author)
+        pushers = heads.fork_pushers(history, pull)
+        if pushers is None or len(pushers) + len(owners) > MOST_PEOPLE:
+            return trust_texts.fork_pusher_unknown(fork)
+        for pusher in pushers:
+            if not await people.may_write(pusher):
+                return trust_texts.pusher_cannot_write(pusher, fork)
+        return "" if await people.may_write(requester) else trust_texts.requester_cannot_write(requester)
+
+    async def _known(self, people: _Permissions, first: Iterable[Person], pushers: tuple[Person, ...]) -> bool:
+        """Whether all of them may write or are Apps that the operator named; never where the pusher is not known."""
+        for person in (*first, *pushers):
+            is_named = person.is_bot and person.login.lower() in self._trusted_apps
+            if not is_named and not await people.may_write(person):
+                return False
+        return bool(pushers)
+
+
+class _Permissions:
+    """Who may write, asked once for each account in one decision. An App has no permission of its own as a collaborator."""
+
+    def __init__(self, github: GitHub, installation_id: int, repository: str, known: dict[str, str]) -> None:
+        self._github = github
+        self._installation_id = installation_id
+        self._repository = repository
+        self._known = known
+
+    async def may_write(self, person: Person) -> bool:
+        if person.is_bot:
+            return False
+        login = person.login.lower()
+        if login not in self._known:
+            self._known[login] = await self._github.permission(self._installation_id, self._repository, person.login)
+        return self._known[login] in MAY_COMMAND

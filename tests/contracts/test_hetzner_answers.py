@@ -1,0 +1,449 @@
+"""Answers that Hetzner documents or is reported to give, and what the provider does about each. Sources: doubles/hetzner.py."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import hcloud
+import pytest
+
+from gibil_bot.errors import MachineNotFound, ProviderError, Unavailable, UsageError
+from gibil_bot.machines import hetzner_labels as labels
+from gibil_bot.machines.hetzner import HetznerProvider
+from gibil_bot.machines.hetzner_api import stop_retries
+from gibil_bot.machines.hetzner_project import new_pair
+from gibil_bot.model import Machine, MachineSpec
+from tests.doubles.hetzner import HetznerDouble, hetzner_double
+from tests.doubles.hetzner_routes import Fault
+from tests.doubles.hetzner_state import State
+
+CLIENT, HOST = new_pair(), new_pair()
+CX23 = {("cx23", place) for place in ("nbg1", "fsn1", "hel1")}
+
+
+def spec(name: str = "ada", **more: Any) -> MachineSpec:
+    words: dict[str, Any] = {"owner": "tests", "ttl_s": 600, "authorized_key": CLIENT[1], "host_key": HOST[0]}
+    return MachineSpec(name=name, **{**words, **more})
+
+
+@pytest.fixture
+async def double() -> AsyncIterator[HetznerDouble]:
+    async with hetzner_double() as double:
+        yield double
+
+
+@pytest.fixture
+async def provider(double: HetznerDouble) -> AsyncIterator[HetznerProvider]:
+    provider = double.provider()
+    yield provider
+    await provider.close()
+
+
+def arm(double: HetznerDouble, method: str, path: str, **more: Any) -> None:
+    double.api.faults.append(Fault(method, path, **more))
+
+
+def became(machine: Machine) -> tuple[str, str]:
+    return machine.labels["server-type"], machine.labels["location"]
+
+
+# Offers that are refused
+
+
+@pytest.mark.parametrize(
+    "details",
+    [None, {}, {"fields": [{"name": "location", "messages": ["unsupported"]}]}, {"fields": None}, {"fields": ["location"]}],
+    ids=json.dumps,
+)
+@pytest.mark.parametrize("said", ["unsupported location for server type", "location 'nbg1' not found", "a reason of 2027"])
+async def test_a_refused_type_or_location_is_replaced_by_the_next_offer(
+    double: HetznerDouble, provider: HetznerProvider, details: Any, said: str
+) -> None:
+    arm(double, "POST", "/servers", status=422, message=said, details=details)
+    assert became(await provider.create(spec())) == ("cx23", "fsn1")
+    assert double.called("POST /servers") == 2
+
+
+async def test_a_refused_type_has_the_list_read_again_for_the_next_creation(
+    double: HetznerDouble, provider: HetznerProvider
+) -> None:
+    await provider.create(spec("before"))
+    for location in double.state.types[0]["locations"]:
+        location["deprecation"] = {"announced": "2026-01-01T00:00:00Z", "unavailable_after": "2026-02-01T00:00:00Z"}
+    assert became(await provider.create(spec("one")))[0] == "cpx22"
+    assert double.called("GET /server_types") == 1
+    double.api.calls.clear()
+    assert became(await provider.create(spec("two")))[0] == "cpx22"
+    assert became(await provider.create(spec("three")))[0] == "cpx22"
+    assert (double.called("POST /servers"), double.called("GET /server_types")) == (2, 1)
+
+
+@pytest.mark.parametrize("image", ["ubuntu-99", "161547270"], ids=["absent", "of the other architecture"])
+async def test_a_wrong_image_costs_one_request_and_is_said(
+    double: HetznerDouble, provider: HetznerProvider, image: str
+) -> None:
+    with pytest.raises(ProviderError, match=r"Hetzner refuses: image .*invalid_input"):
+        await provider.create(spec(image=image))
+    assert double.called("POST /servers") == 1
+
+
+async def test_a_refusal_that_nobody_understands_ends_and_is_shown(double: HetznerDouble, provider: HetznerProvider) -> None:
+    arm(double, "POST", "/servers", status=422, message="computer says no", times=100)
+    with pytest.raises(
+        ProviderError, match=r"refuses it in cx23 in nbg1, .*last answer was: computer says no \(invalid_input\)"
+    ):
+        await provider.create(spec())
+    assert double.called("POST /servers") <= 10
+
+
+async def test_maintenance_in_one_location_leads_to_the_next(double: HetznerDouble, provider: HetznerProvider) -> None:
+    double.state.maintained = {"nbg1"}
+    assert became(await provider.create(spec())) == ("cx23", "fsn1")
+    double.state.maintained = {"nbg1", "fsn1", "hel1"}
+    with pytest.raises(ProviderError, match="due to maintenance"):
+        await provider.create(spec("next"))
+
+
+@pytest.mark.parametrize(("times", "location"), [(1, "nbg1"), (5, "fsn1")])
+async def test_a_service_error_is_tried_again_and_then_elsewhere(
+    double: HetznerDouble, provider: HetznerProvider, times: int, location: str
+) -> None:
+    arm(double, "POST", "/servers", status=422, code="service_error", times=times)
+    assert became(await provider.create(spec())) == ("cx23", location)
+
+
+async def test_a_limit_of_dedicated_cores_does_not_concern_shared_ones(
+    double: HetznerDouble, provider: HetznerProvider
+) -> None:
+    dedicated = next(kind for kind in double.state.types if kind["name"] == "ccx13")
+    for price in dedicated["prices"]:
+        price["price_hourly"]["net"] = "0.0010"
+    double.state.dedicated_limit = 0
+    assert became(await provider.create(spec())) == ("cx23", "nbg1")
+    assert double.called("POST /servers") == 2
+    double.state.server_limit = 1
+    with pytest.raises(ProviderError, match="limit exceeded") as caught:
+        await provider.create(spec("next"))
+    assert caught.value.code == "LIMIT_EXCEEDED"
+    assert double.called("POST /servers") == 4
+
+
+async def test_the_way_out_of_a_limit_of_addresses_is_not_burning_machines(
+    double: HetznerDouble, provider: HetznerProvider
+) -> None:
+    double.state.address_limit = 0
+    with pytest.raises(ProviderError, match="delete Primary IPs that no server has") as caught:
+        await provider.create(spec())
+    assert "burn" not in caught.value.message
+
+
+# Servers that are made and don't run
+
+
+@pytest.mark.parametrize("what", ["start_fails", "create_fails"])
+async def test_a_failed_creation_is_cleaned_up_and_tried_elsewhere(
+    double: HetznerDouble, provider: HetznerProvider, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    getattr(double.state, what).add(("cx23", "nbg1"))
+    machine = await provider.create(spec())
+    assert became(machine) == ("cx23", "fsn1")
+    assert [str(number) for number in double.state.servers] == [machine.id]
+    assert "cx23 in nbg1 is not to be had (action_failed)" in caplog.text
+
+
+async def test_creations_that_fail_everywhere_are_given_up_after_three_billed_servers(
+    double: HetznerDouble, provider: HetznerProvider
+) -> None:
+    double.state.start_fails = {(kind["name"], place["name"]) for kind in double.state.types for place in kind["locations"]}
+    with pytest.raises(ProviderError, match=r"cannot make machine ada: .*start_server failed: Action failed \(action_failed\)"):
+        await provider.create(spec())
+    assert double.called("POST /servers") == 3
+    assert double.state.servers == {}
+
+
+async def test_a_server_that_stays_off_is_switched_on(double: HetznerDouble, provider: HetznerProvider) -> None:
+    double.state.never_started = {("cx23", "nbg1")}
+    machine = await provider.create(spec())
+    assert (became(machine), machine.status) == (("cx23", "nbg1"), "running")
+    assert double.called(f"POST /servers/{machine.id}/actions/poweron") == 1
+
+
+async def test_actions_that_cannot_be_read_fail_no_creation(double: HetznerDouble, provider: HetznerProvider) -> None:
+    double.state.never_started = {("cx23", "nbg1")}
+    arm(double, "GET", "/actions", status=404, times=100)
+    assert became(await provider.create(spec())) == ("cx23", "nbg1")
+
+
+async def test_a_server_that_is_off_for_a_moment_is_not_switched_on(double: HetznerDouble, provider: HetznerProvider) -> None:
+    await provider.create(spec("warm"))
+    double.state.off_s = 0.15
+    double.api.calls.clear()
+    machine = await provider.create(spec())
+    assert machine.status == "running"
+    assert not [call for call in double.api.calls if "poweron" in call]
+    assert double.called("GET /actions") <= 4
+
+
+async def test_a_creation_that_is_taken_up_again_switches_its_server_on(
+    double: HetznerDouble, provider: HetznerProvider
+) -> None:
+    machine = await provider.create(spec())
+    await double.state.stop(double.state.servers[int(machine.id)])
+    again = await provider.create(spec())
+    assert (again.id, again.status) == (machine.id, "running")
+
+
+@pytest.mark.parametrize("firewalls_s", [0.2, -1.0])
+async def test_a_server_whose_firewall_is_pending_is_not_ready(firewalls_s: float) -> None:
+    async with hetzner_double(State(firewalls_s=firewalls_s)) as double:
+        provider = double.provider(boot_s=10 if firewalls_s > 0 else 0.3)
+        try:
+            if firewalls_s < 0:
+                with pytest.raises(ProviderError, match="not behind its firewall"):
+                    await provider.create(spec())
+                return
+            await provider.create(spec())
+            (server,) = double.state.servers.values()
+            assert {each["status"] for each in server["public_net"]["firewalls"]} == {"applied"}
+        finally:
+            await provider.close()
+
+
+# Locks and limits of calls
+
+
+async def test_a_lock_is_waited_out_with_few_calls(double: HetznerDouble, provider: HetznerProvider) -> None:
+    machine = await provider.create(spec())
+    number = int(machine.id)
+    double.state.locked.add(number)
+    burning = asyncio.create_task(provider.destroy("ada"))
+    await asyncio.wait({burning}, timeout=0.6)
+    assert 2 <= double.called(f"DELETE /servers/{number}") <= 8
+    double.state.locked.clear()
+    assert await burning is True
+
+
+async def test_a_server_that_is_locked_after_its_creation_is_burned(double: HetznerDouble, provider: HetznerProvider) -> None:
+    double.state.locked_longer_s = 0.2
+    machine = await provider.create(spec())
+    assert await provider.destroy("ada") is True
+    assert double.called(f"DELETE /servers/{machine.id}") > 1
+
+
+async def test_429_that_never_ends_is_given_up(double: HetznerDouble) -> None:
+    provider = double.provider(rate_limited_s=0.5)
+    try:
+        arm(double, "GET", "/servers", status=429, times=10**6)  # whose headers say that calls are left
+        async with asyncio.timeout(20):
+            with pytest.raises(ProviderError, match=r"cannot list machines: the rate limit .* no call within") as caught:
+                await provider.list_machines()
+        assert caught.value.code == "RATE_LIMITED"
+        assert double.called("GET /servers") <= 2
+    finally:
+        await provider.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (429, "<html>Too Many Requests</html>"),
+        (429, '{"error": "slow down"}'),
+        (429, "[]"),
+        (503, "<html>"),
+        (502, '{"error": "bad gateway"}'),
+        (502, '{"error": {"status": 502}}'),
+        (504, "null"),
+    ],
+)
+async def test_answers_of_something_in_front_of_the_api_are_known_by_their_status(
+    double: HetznerDouble, status: int, text: str
+) -> None:
+    double.api.limit = 3600 * 50  # fifty calls come back each second
+    provider = double.provider()
+    try:
+        await provider.list_machines()
+        arm(double, "GET", "/servers", status=status, text=text, times=2)
+        assert await provider.list_machines() == []
+        assert double.called("GET /servers") == 4
+    finally:
+        await provider.close()
+
+
+async def test_what_is_not_hetzners_api_is_called_so(double: HetznerDouble, provider: HetznerProvider) -> None:
+    arm(double, "GET", "/servers", status=404, text="<html>nginx</html>")
+    with pytest.raises(ProviderError, match=r"not Hetzner's API \(HTTP 404 Not Found\); check HCLOUD_ENDPOINT"):
+        await provider.list_machines()
+
+
+# Tokens
+
+
+@pytest.mark.parametrize("error", [(401, "token_readonly"), (403, "forbidden")])
+async def test_probe_notices_a_token_that_may_only_read(double: HetznerDouble, error: tuple[int, str]) -> None:
+    double.api.readonly_error = error
+    provider = double.provider(token=double.api.readonly_token)
+    try:
+        with pytest.raises(Unavailable, match="Read & Write"):
+            await provider.probe()
+    finally:
+        await provider.close()
+    assert double.state.ssh_keys == {}
+
+
+def test_another_hcloud_that_keeps_its_retries_elsewhere_is_noticed() -> None:
+    client = hcloud.Client("token")
+    stop_retries(client)
+    assert client._client._retry_max_retries == 0
+    client._client._session.close()
+    del client._client._retry_max_retries
+    with pytest.raises(ProviderError, match=r"install hcloud 2\.27"):
+        stop_retries(client)
+
+
+# What is made
+
+
+@pytest.mark.parametrize("image", [None, "debian-12", "114690389"])
+async def test_an_arm_type_gets_an_arm_image(double: HetznerDouble, provider: HetznerProvider, image: str | None) -> None:
+    await provider.create(spec(server_type="cax11", image=image))
+    (server,) = double.state.servers.values()
+    assert server["image"]["architecture"] == "arm"
+    assert server["image"]["name"] == ("debian-12" if image else "ubuntu-24.04")
+
+
+async def test_an_image_that_arm_does_not_have_is_said_before_anything_is_made(
+    double: HetznerDouble, provider: HetznerProvider
+) -> None:
+    with pytest.raises(UsageError, match="no image 'windows-11' for arm, as cax11 needs it"):
+        await provider.create(spec(server_type="cax11", image="windows-11"))
+    assert double.called("POST /servers") == 0
+
+
+async def test_an_image_without_a_name_is_called_by_its_number(double: HetznerDouble, provider: HetznerProvider) -> None:
+    await provider.create(spec())
+    (server,) = double.state.servers.values()
+    server["image"] = {**server["image"], "name": None, "id": 4711, "type": "snapshot"}
+    (machine,) = await provider.list_machines()
+    assert machine.labels["image"] == "4711"
+
+
+async def test_an_address_goes_with_a_server_that_other_hands_deleted() -> None:
+    async with hetzner_double(State(auto_delete=False)) as double:
+        provider = double.provider()
+        try:
+            for name in ("one", "two"):
+                await provider.create(spec(name))
+        finally:
+            await provider.close()
+        for server in tuple(double.state.servers.values()):
+            double.state.lose(server)
+        assert double.state.primary_ips == {}
+
+
+async def test_labels_of_an_address_stay_when_it_is_marked() -> None:
+    async with hetzner_double(State(auto_delete=False, initializing_s=0.1)) as double:
+        provider = double.provider()
+        creating = asyncio.create_task(provider.create(spec()))
+        try:
+            while not double.state.primary_ips:
+                await asyncio.sleep(0)
+            (address,) = double.state.primary_ips.values()
+            address["labels"] = {"team": "blue"}
+            await creating
+            assert address["labels"] == {"team": "blue", labels.CREATED_BY: labels.OURS, labels.OWNER: "tests"}
+        finally:
+            await provider.close()
+
+
+async def test_extend_keeps_labels_that_were_set_meanwhile(double: HetznerDouble) -> None:
+    async def run_on(machine: Machine, script: str) -> None:
+        (server,) = double.state.servers.values()
+        server["labels"] = {**server["labels"], "team": "blue"}
+
+    provider = double.provider(run_on=run_on)
+    try:
+        await provider.create(spec())
+        later = datetime.now(UTC) + timedelta(hours=5)
+        machine = await provider.extend("ada", later)
+        assert (machine.labels["team"], machine.expires_at) == ("blue", later)
+        (server,) = double.state.servers.values()
+        assert server["labels"]["team"] == "blue"
+    finally:
+        await provider.close()
+
+
+async def test_a_machine_that_is_burned_while_it_is_extended_is_not_found(double: HetznerDouble) -> None:
+    async def run_on(machine: Machine, script: str) -> None:
+        double.state.lose(double.state.servers[int(machine.id)])
+
+    provider = double.provider(run_on=run_on)
+    try:
+        await provider.create(spec())
+        with pytest.raises(MachineNotFound, match="ada was burned"):
+            await provider.extend("ada", datetime.now(UTC) + timedelta(hours=5))
+    finally:
+        await provider.close()
+
+
+# Hours that are paid
+
+
+@pytest.fixture
+async def thrifty(double: HetznerDouble) -> AsyncIterator[HetznerProvider]:
+    provider = double.provider(reuse=True, burn_s=0.2, boot_s=0.5)
+    yield provider
+    await provider.close()
+
+
+@pytest.mark.parametrize("rebuild_starts", [True, False])
+async def test_a_rebuilt_server_runs_whether_or_not_the_rebuild_starts_it(
+    double: HetznerDouble, thrifty: HetznerProvider, rebuild_starts: bool
+) -> None:
+    double.state.rebuild_starts = rebuild_starts
+    first = await thrifty.create(spec("first", labels={"repository": "7"}))
+    await thrifty.destroy("first")
+    second = await thrifty.create(spec("second", labels={"repository": "7"}))
+    assert (second.id, second.status) == (first.id, "running")
+
+
+async def test_a_server_that_takes_too_long_to_switch_off_is_burned(double: HetznerDouble, thrifty: HetznerProvider) -> None:
+    await thrifty.create(spec("first", labels={"repository": "7"}))
+    double.state.stopping_s = 0.8
+    async with asyncio.timeout(20):
+        assert await thrifty.destroy("first") is True
+    assert double.state.servers == {}
+
+
+async def test_a_rebuild_that_takes_too_long_is_replaced_by_a_new_server(
+    double: HetznerDouble, thrifty: HetznerProvider
+) -> None:
+    first = await thrifty.create(spec("first", labels={"repository": "7"}))
+    await thrifty.destroy("first")
+    double.state.rebuilding_s = 0.8
+    async with asyncio.timeout(30):
+        second = await thrifty.create(spec("second", labels={"repository": "7"}))
+    assert [str(number) for number in double.state.servers] == [second.id] != [first.id]
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["of this process", "of another process"])
+async def test_a_spare_server_makes_room_when_the_limit_is_reached(double: HetznerDouble, own: bool) -> None:
+    double.state.server_limit = 1
+    saver, other = double.provider(reuse=True), double.provider()
+    try:
+        first = await saver.create(spec("first", labels={"repository": "7"}))
+        await saver.destroy("first")
+        assert [str(number) for number in double.state.servers] == [first.id]
+        second = await (saver if own else other).create(spec("second", labels={"repository": "8"}))
+        assert [str(number) for number in double.state.servers] == [second.id]
+        with pytest.raises(ProviderError, match="server limit exceeded"):  # a machine at work is no spare
+            await other.create(spec("third"))
+        assert [str(number) for number in double.state.servers] == [second.id]
+        await saver.destroy("second")
+        assert (await saver.create(spec("fourth", labels={"repository": "7"}))).status == "running"
+    finally:
+        await saver.close()
+        await other.close()

@@ -1,0 +1,159 @@
+"""The bot without machines: its webhook over HTTP, its store, intake and outbox, in this process, against the GitHub double.
+
+What is decided about a delivery shows as runs that wait in the store and as comments and check runs on GitHub.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gibil_bot.config import Settings, load_settings
+from gibil_bot.demo.github_double import GitHubDouble
+from gibil_bot.demo.server import serving
+from gibil_bot.demo.state import HookDelivery
+from gibil_bot.github.client import GitHubClient
+from gibil_bot.machines.keyring import Keyring
+from gibil_bot.model import Run
+from gibil_bot.runs.intake import Intake
+from gibil_bot.runs.store import SqliteStore, open_store
+from gibil_bot.runs.teller import Teller
+from gibil_bot.web import create_app
+from gibil_bot.wiring import Bot, intake_policy
+
+REPOSITORY = "ada/engine"
+WORKFLOWS = {
+    "test.yml": "on: {command: test}\nsecrets: [DEPLOY]\ntasks:\n  - {name: only, run: 'true'}\n",
+    "auto.yml": "on: pull_request\nsecrets: [DEPLOY]\ntasks:\n  - {name: only, run: 'true'}\n",
+}
+WITHIN_S = 30.0
+
+
+@dataclass(kw_only=True)
+class IntakeBot:
+    """`ada` owns REPOSITORY, `ann` may write there, and no other account."""
+
+    github: GitHubDouble
+    settings: Settings
+    store: SqliteStore
+    client: GitHubClient
+
+    async def handled(self) -> None:
+        """Every delivery was handled, and everything is published."""
+        await self.github.settled()
+        signals = [self.store.changed(topic) for topic in ("deliveries", "tellings")]
+        async with asyncio.timeout(WITHIN_S):
+            while True:
+                counts = await self.store.counts()
+                if not counts["deliveries_unhandled"] and not counts["tellings_due"]:
+                    await self.github.settled()
+                    if (await self.store.counts()) == counts:
+                        return
+                await asyncio.wait([asyncio.create_task(signal.wait(0.2)) for signal in signals], return_when="FIRST_COMPLETED")
+
+    async def runs(self, number: int | None = None) -> list[Run]:
+        """Oldest first."""
+        repository = self.github.world.repository(REPOSITORY)
+        return list(reversed(await self.store.runs_of(repository.id, number=number)))
+
+    async def finish_runs(self, conclusion: str = "success") -> None:
+        """End every waiting run as a runner would, and close its check run."""
+        from gibil_bot.github.render import RunReport, check_run
+        from gibil_bot.model import Conclusion
+        from gibil_bot.runs.execution import now
+
+        while claim := await self.store.claim_run("the test", lease_s=60.0, max_machines=100):
+            report = RunReport(run=claim.run, conclusion=Conclusion(conclusion), now=now())
+            await self.store.finish(claim, Conclusion(conclusion), [check_run(report)])
+        await self.handled()
+
+    def answers(self, number: int) -> str:
+        """Everything that the bot wrote into a pull request."""
+        return "\n".join(comment.body for comment in self.github.comments(REPOSITORY, number) if comment.by_app)
+
+    def approvals(self, number: int) -> list[tuple[str, str | None]]:
+        """(commit, conclusion) of the check runs that ask for an approval."""
+        runs = self.github.check_runs(REPOSITORY)
+        return [(run.head_sha, run.conclusion) for run in runs if run.name == "gibil / approval"]
+
+    @contextlib.contextmanager
+    def bot_is_down(self) -> Iterator[list[HookDelivery]]:
+        """Deliveries of the block fail; they are in the list, to be sent again with `redeliver`."""
+        seen = len(self.github.deliveries)
+        missed: list[HookDelivery] = []
+        self.github.fail_deliveries(1000)
+        yield missed
+        missed += self.github.deliveries[seen:]
+
+    async def back_up(self, missed: list[HookDelivery], *, redeliver: bool = True) -> None:
+        """The failing deliveries have failed; the bot listens again and gets them in their order."""
+        await self.github.settled()
+        self.github.accept_deliveries()
+        for delivery in missed if redeliver else ():
+            self.github.redeliver(delivery.id)
+            await self.handled()
+
+
+@contextlib.asynccontextmanager
+async def intake_bot(
+    folder: Path,
+    settings: Mapping[str, str] | None = None,
+    *,
+    workflows: Mapping[str, str] = WORKFLOWS,
+    files: Mapping[str, str] | None = None,
+) -> AsyncIterator[IntakeBot]:
+    """Provider `local` with the default settings, and a secret DEPLOY."""
+    secret = secrets.token_hex(16)
+    (folder / "workflows").mkdir()
+    for name, text in workflows.items():
+        (folder / "workflows" / name).write_text(text)
+    async with GitHubDouble.start(folder / "github", webhook_secret=secret) as github:
+        read = load_settings(
+            {
+                "GIBIL_DATA_DIR": str(folder / "data"),
+                "GIBIL_PROVIDER": "local",
+                "GIBIL_WORKFLOWS": str(folder / "workflows"),
+                "GIBIL_GITHUB_URL": github.url,
+                "GIBIL_GITHUB_APP_ID": str(github.app_id),
+                "GIBIL_GITHUB_PRIVATE_KEY": github.private_key_pem,
+                "GIBIL_GITHUB_WEBHOOK_SECRET": secret,
+                "GIBIL_SECRET_DEPLOY": secrets.token_hex(16),
+                **(settings or {}),
+            }
+        )
+        await github.add_repository(REPOSITORY, files or {"README.md": "an engine\n"})
+        github.set_permission(REPOSITORY, "ann", "write")
+        async with bot_on(github, read, read.database_url) as it:
+            yield it
+
+
+@contextlib.asynccontextmanager
+async def bot_on(github: GitHubDouble, settings: Settings, database_url: str) -> AsyncIterator[IntakeBot]:
+    """The bot on one database: a second one finds nothing of what the first one knew."""
+    settings.data_dir.mkdir(exist_ok=True, mode=0o700)
+    async with contextlib.AsyncExitStack() as stack:
+        store = await open_store(database_url)
+        stack.push_async_callback(store.close)
+        client = GitHubClient(settings.github_url, settings.github_app_id, settings.github_private_key.reveal())
+        stack.push_async_callback(client.close)
+        policy = intake_policy(settings, Keyring(settings.data_dir))
+        parts = [
+            asyncio.create_task(Intake(store, client, policy, "the test").run()),
+            asyncio.create_task(Teller(store, client, "the test").run()),
+        ]
+        stack.push_async_callback(_stop, parts)
+        url = await stack.enter_async_context(serving(create_app(Bot(settings=settings, store=store))))
+        github.webhook_url = f"{url}/webhook"
+        bot = IntakeBot(github=github, settings=settings, store=store, client=client)
+        yield bot
+        await bot.handled()
+
+
+async def _stop(parts: list[asyncio.Task[None]]) -> None:
+    for part in parts:
+        part.cancel()
+    await asyncio.gather(*parts, return_exceptions=True)
