@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from gibil_bot.errors import ConfigurationError
-
-
-class Secret:
-    """A value that never shows itself: `repr` and `str` are masked, `reveal()` gives it."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        return self._value
-
-    def __repr__(self) -> str:
-        return "Secret(***)"
-
-    __str__ = __repr__
-
-    def __bool__(self) -> bool:
-        return bool(self._value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._value == self._value
-
-    def __hash__(self) -> int:
-        return hash(self._value)
+from gibil_bot.operator_secrets import ScopedSecrets, parse_secrets
+from gibil_bot.operator_secrets import Secret as Secret
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,15 +45,18 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         name="GIBIL_GITHUB_WEBHOOK_SECRET",
         default="–",
-        meaning="the webhook's secret; several, comma-separated, while rotating",
+        meaning="the webhook's secret, without a comma; several, comma-separated, while rotating",
     ),
     Setting(name="GIBIL_WORKFLOWS", default="the shipped `workflows/`", meaning="the operator's folder of workflows"),
     Setting(
         name="GIBIL_SECRET_<NAME>",
         default="–",
-        meaning="the value of the secret NAME that a workflow may list; or a file `secrets.yml` (0600) in the data dir",
+        meaning="the secret NAME, which the workflows of every repository may list; for some repositories only: `secrets.yml`",
     ),
     Setting(name="GIBIL_ALLOWED_ACCOUNTS", default="all", meaning="users and organisations whose installations are served"),
+    Setting(
+        name="GIBIL_COMMANDS_PER_HOUR", default="60", meaning="commands and re-runs of one person in one repository in an hour"
+    ),
     Setting(
         name="GIBIL_LOCAL_UNTRUSTED",
         default="approve",
@@ -130,9 +110,11 @@ class Settings:
     webhook_secrets: tuple[Secret, ...] = ()
     workflows: Path | None = None
     """None: the shipped ones."""
-    secrets: Mapping[str, Secret] = field(default_factory=dict)
+    secrets: ScopedSecrets = field(default_factory=ScopedSecrets)
     allowed_accounts: frozenset[str] | None = None
     """Lower case; None: all."""
+    commands_per_hour: int = 60
+    """Of one person in one repository."""
     local_untrusted: str = "approve"
     """approve | refuse | allow"""
     trusted_apps: frozenset[str] = frozenset()
@@ -143,6 +125,8 @@ class Settings:
     public_url: str = ""
     max_machines: int = 10
     max_ttl_s: int = 86400
+    notes: tuple[str, ...] = ()
+    """What is probably not meant as it is; `NAME: what, and what to do`."""
 
     @property
     def egress(self) -> tuple[str, ...]:
@@ -162,6 +146,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     """Read everything. What is missing for `serve` is asked for by `require_github`. Raises ConfigurationError."""
     env = os.environ if environ is None else environ
     problems: list[str] = []
+    notes = _unknown(env)
 
     def number(name: str, default: int, lowest: int, highest: int) -> int:
         text = env.get(name, "").strip()
@@ -251,8 +236,9 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         github_private_key=Secret(private_key),
         webhook_secrets=tuple(Secret(word) for word in _words(env.get("GIBIL_GITHUB_WEBHOOK_SECRET", ""))),
         workflows=workflows,
-        secrets=_secrets(env, data_dir, problems),
+        secrets=_secrets(env, data_dir, problems, notes),
         allowed_accounts=frozenset(word.lower() for word in accounts) if accounts else None,
+        commands_per_hour=number("GIBIL_COMMANDS_PER_HOUR", 60, 1, 100_000),
         local_untrusted=untrusted,
         trusted_apps=frozenset(app.lower() for app in apps),
         egress_allow=_words(env.get("GIBIL_EGRESS_ALLOW", "")),
@@ -264,7 +250,12 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     )
     if problems:
         raise ConfigurationError(tuple(problems))
-    return settings
+    if len(settings.webhook_secrets) > 1:
+        notes.append(
+            f"GIBIL_GITHUB_WEBHOOK_SECRET: {len(settings.webhook_secrets)} secrets, separated by commas, each of which is "
+            "accepted; if you meant one secret with a comma in it, choose one without"
+        )
+    return replace(settings, notes=tuple(notes))
 
 
 def require_github(settings: Settings) -> None:
@@ -310,16 +301,16 @@ def _saved(data_dir: Path, problems: list[str]) -> dict[str, str]:
     return {name: value for name, value in content.items() if name in known}
 
 
-def _secrets(env: Mapping[str, str], data_dir: Path, problems: list[str]) -> dict[str, Secret]:
-    """The file first, the environment over it."""
-    found: dict[str, Secret] = {}
+def _secrets(env: Mapping[str, str], data_dir: Path, problems: list[str], notes: list[str]) -> ScopedSecrets:
+    """The file, and over its `global` part the environment."""
     path = data_dir / "secrets.yml"
+    content: object = None
     try:
         mode = path.stat().st_mode
         text = path.read_text()
     except FileNotFoundError:
         pass
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         problems.append(f"{path}: {_reason(error)}")
     else:
         if mode & 0o077:
@@ -330,14 +321,33 @@ def _secrets(env: Mapping[str, str], data_dir: Path, problems: list[str]) -> dic
             content = yaml.safe_load(text)
         except yaml.YAMLError:
             problems.append(f"{path}: not valid YAML")
-        else:
-            if not isinstance(content, dict) or not all(isinstance(v, str) for v in content.values()):
-                problems.append(f"{path}: write one NAME: value a line; a number needs quotes")
-            else:
-                found |= {str(name): Secret(value) for name, value in content.items()}
+    found, wrong, is_flat = parse_secrets(content)
+    problems += [f"{path}: {problem}" for problem in wrong]
+    if is_flat:
+        notes.append(
+            f"{path}: every repository may use all of these secrets; put them under `global`, `owners` or `repositories`"
+        )
     prefix = "GIBIL_SECRET_"
-    found |= {name[len(prefix) :]: Secret(value) for name, value in env.items() if name.startswith(prefix) and value}
-    return found
+    given = {name[len(prefix) :]: Secret(value) for name, value in env.items() if name.startswith(prefix) and value}
+    return replace(found, everywhere={**found.everywhere, **given})
+
+
+def _unknown(env: Mapping[str, str]) -> list[str]:
+    """Names that look like settings and are none, each with the one that it may have been meant to be."""
+    known = [setting.name for setting in SETTINGS if "<" not in setting.name]
+    families = tuple(setting.name.partition("<")[0] for setting in SETTINGS if "<" in setting.name)
+    notes = []
+    for name in sorted(env):
+        if name.startswith("GIBIL_") and name not in known and not name.startswith(families):
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+            notes.append(f"{name}: there is no such setting; " + (f"did you mean {near[0]}?" if near else "it has no effect"))
+    return notes
+
+
+def loose_mode(path: Path) -> int | None:
+    """The permission bits of a folder that others may enter or read; None when only its owner may."""
+    mode = path.stat().st_mode & 0o7777
+    return mode if mode & 0o077 else None
 
 
 def _words(text: str) -> tuple[str, ...]:

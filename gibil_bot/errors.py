@@ -118,6 +118,10 @@ class GitHubError(GibilError):
         """Seconds after which it is worth trying again; None: trying again would not help."""
 
 
+class NotAskedYet(GitHubError):
+    """GitHub was not asked, so that it need not limit us: try again after `retry_after_s`. Not a failure."""
+
+
 class ConfigurationError(GibilError):
     """Settings that cannot work. `problems` holds every one of them, one line each."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 from msgspec import Struct, field
 
@@ -416,6 +416,16 @@ class TellingKind(StrEnum):
     REACTION = "reaction"
 
 
+class Priority(IntEnum):
+    """What GitHub is told first. Lower comes first."""
+
+    RESULT = 0
+    """A check run that GitHub does not show yet, or that ended."""
+    PROGRESS = 1
+    COMMENT = 2
+    REACTION = 3
+
+
 class Telling(Struct, frozen=True, kw_only=True):
     """One thing as GitHub should know it: a wished-for state, not an act, so that doing it again changes nothing.
 
@@ -446,6 +456,19 @@ class DueTelling(Struct, frozen=True, kw_only=True):
     """GitHub's id of the check run, comment or reaction, when we have learned it."""
     attempts: int
     """How often this was begun before, in all its revisions; above 0 without a remote_id: look before you write."""
+    failures: int = 0
+    """How often it failed since GitHub was last told."""
+    priority: Priority = Priority.RESULT
+
+
+class Spending(Struct, frozen=True, kw_only=True):
+    """What came of taking tokens from a bucket."""
+
+    allowed: bool
+    wait_s: float = 0.0
+    """When not allowed: seconds until the bucket holds as many."""
+    first_refusal: bool = False
+    """The owner was not told so within the last hour."""
 
 
 # --- machines ---------------------------------------------------------------------------------------------------

@@ -27,10 +27,12 @@ from gibil_bot.model import (
     Machine,
     MachineSpec,
     NewRun,
+    Priority,
     PullRequest,
     Repository,
     Result,
     Run,
+    Spending,
     TaskResult,
     Telling,
 )
@@ -281,19 +283,33 @@ class Store(Protocol):
 
     # What GitHub has still to be told
 
-    async def claim_tellings(self, owner: str, *, limit: int, lease_s: float, not_keys: Sequence[str] = ()) -> list[DueTelling]:
-        """Those whose newest revision is not told, that are due, that nobody is telling, except those keys."""
+    async def claim_tellings(
+        self,
+        owner: str,
+        *,
+        limit: int,
+        lease_s: float,
+        not_keys: Sequence[str] = (),
+        up_to: Priority = Priority.REACTION,
+    ) -> list[DueTelling]:
+        """Those whose newest revision is not told, that are due, that nobody is telling, except those keys.
+
+        By priority, down to `up_to`; of one priority first those of the repository with the fewest claimed."""
 
     async def told(self, owner: str, due: DueTelling, remote_id: int | None) -> None:
         """GitHub knows revision `due.revision`; a newer one stays to be told."""
 
-    async def untold(self, owner: str, due: DueTelling, error: str, *, retry_s: float | None) -> None:
-        """Not now: due again after `retry_s` seconds. None: GitHub will never take it; it stays with its error, not due."""
+    async def untold(self, owner: str, due: DueTelling, error: str, *, retry_s: float | None, failed: bool = True) -> None:
+        """Not now: due again after `retry_s` seconds; the result of a run that came meanwhile, at once. None: GitHub will
+        never take it; it stays with its error, not due. `failed`: counts as a failure."""
 
     async def telling(self, key: str) -> tuple[DueTelling, bool, str | None] | None:
         """Its newest state, whether GitHub knows it, and the last error."""
 
     # Beside
+
+    async def spend(self, key: str, *, cost: float, capacity: float, per_s: float) -> Spending:
+        """Take `cost` tokens out of the bucket `key`, which holds `capacity` and gets `per_s` a second; or take none."""
 
     async def counts(self) -> dict[str, int]:
         """For metrics and the doctor: deliveries_unhandled, deliveries_failed, runs_queued, runs_running,

@@ -1,15 +1,18 @@
 """The bot's door on the web: `POST /webhook`, `GET /healthz`, `GET /metrics`, `GET /runs/{id}`.
 
 The webhook is a bare ASGI endpoint: before its reply it checks the size, the signature and that the body is a JSON object,
-sees whether anything follows from it, and makes one durable insert. Everything else happens after the reply.
+sees whether anything follows from it, and makes one durable insert. Everything else happens after the reply. What has no
+signature header of the right form is rejected before its body is read; `web_protocol` bounds sizes and times.
 https://docs.github.com/webhooks/using-webhooks/best-practices-for-using-webhooks asks for an answer within 10 seconds.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -35,9 +38,13 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 BODY_LIMIT_BYTES = 25 * 1024 * 1024
 """GitHub sends nothing larger: https://docs.github.com/webhooks/webhook-events-and-payloads#payload-cap."""
+STORED_WITHIN_S = 8.5
+"""A disk that hangs must not keep GitHub waiting until it gives up, which takes 10 s: 503 says what happened."""
 GUID_LIMIT = 128
+_SIGNATURE = re.compile(rb"sha256=[0-9a-f]{64}")
 _CLOSE = (b"connection", b"close")  # the rest of the body is not read
-_MORE_HEADERS = {405: ((b"allow", b"POST"), _CLOSE), 413: (_CLOSE,)}
+_UNSIGNED = "X-Hub-Signature-256 is missing or wrong: compare the App's webhook secret with the bot's"
+_COMMA = "; the bot takes commas in GIBIL_GITHUB_WEBHOOK_SECRET as separators of several secrets, so none may contain one"
 
 
 class _AnyObject(msgspec.Struct):
@@ -47,9 +54,9 @@ class _AnyObject(msgspec.Struct):
 _json_object = msgspec.json.Decoder(_AnyObject)
 
 
-def create_app(bot: Bot) -> ASGIApp:
-    """The whole door of a bot that is at work."""
-    doors = _Doors(bot)
+def create_app(bot: Bot, rejected: Mapping[int, int] | None = None) -> ASGIApp:
+    """The whole door of a bot that is at work. `rejected`: how many requests the server in front of it answered, by status."""
+    doors = _Doors(bot, {} if rejected is None else rejected)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -60,6 +67,14 @@ def create_app(bot: Bot) -> ASGIApp:
             await doors.look(scope, send)
 
     return app
+
+
+_Reply = tuple[int, str, *tuple[tuple[bytes, bytes], ...]]
+"""Status, text, more headers."""
+
+
+class _ClientGone(Exception):
+    """There is no one to answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,36 +93,46 @@ def _json(value: object, status: int = 200) -> _Answer:
 class _Doors:
     """What answers."""
 
-    def __init__(self, bot: Bot) -> None:
+    def __init__(self, bot: Bot, rejected: Mapping[int, int]) -> None:
         self._bot = bot
+        self._rejected = rejected
         self._secrets = tuple(secret.reveal() for secret in bot.settings.webhook_secrets)
         self._allowed_accounts = bot.settings.allowed_accounts
         self._answers: dict[int, int] = {}
         self._started = time.time()
 
     async def webhook(self, scope: Scope, receive: Receive, send: Send) -> None:
-        status, text = await self._accept(scope, receive)
+        try:
+            status, text, *more = await self._accept(scope, receive)
+        except _ClientGone:
+            return
         self._answers[status] = self._answers.get(status, 0) + 1
-        await _send(send, status, text.encode(), b"text/plain; charset=utf-8", *_MORE_HEADERS.get(status, ()))
+        await _send(send, status, text.encode(), b"text/plain; charset=utf-8", *more)
 
-    async def _accept(self, scope: Scope, receive: Receive) -> tuple[int, str]:
+    def _unsigned(self) -> str:
+        return f"{_UNSIGNED}{_COMMA if len(self._secrets) > 1 else ''}\n"
+
+    async def _accept(self, scope: Scope, receive: Receive) -> _Reply:
+        # What the head alone decides closes the connection: reading the body would be work for a stranger.
         if scope["method"] != "POST":
-            return 405, "deliveries are posted here\n"
+            return 405, "deliveries are posted here\n", (b"allow", b"POST"), _CLOSE
         signature = guid = event = None
         for name, value in scope["headers"]:
             if name == b"x-hub-signature-256":
-                signature = value.decode("latin-1")
+                signature = value
             elif name == b"x-github-delivery":
                 guid = value.decode("latin-1")
             elif name == b"x-github-event":
                 event = value.decode("latin-1")
             elif name == b"content-length" and value.isdigit() and int(value) > BODY_LIMIT_BYTES:
-                return 413, "a delivery has at most 25 MiB\n"
+                return 413, "a delivery has at most 25 MiB\n", _CLOSE
+        if signature is None or _SIGNATURE.fullmatch(signature) is None:
+            return 401, self._unsigned(), _CLOSE
         body = await _read(receive)
         if body is None:
-            return 413, "a delivery has at most 25 MiB\n"
-        if not webhook.verify(body, signature, self._secrets):
-            return 401, "X-Hub-Signature-256 is missing or wrong: compare the App's webhook secret with the bot's\n"
+            return 413, "a delivery has at most 25 MiB\n", _CLOSE
+        if not webhook.verify(body, signature.decode("ascii"), self._secrets):
+            return 401, self._unsigned()
         if not guid or len(guid) > GUID_LIMIT or not event or len(event) > GUID_LIMIT:
             return 400, "X-GitHub-Delivery and X-GitHub-Event are needed\n"
         if not _is_json_object(body):
@@ -121,12 +146,35 @@ class _Doors:
         except Exception:
             handled = False  # it is kept, and intake says what is wrong with it, or with us
         try:
-            new = await self._bot.store.accept(delivery, handled=handled, observed=observed)
-        except StoreError as error:
-            # GitHub shows it as failed, and the reaper asks for it again.
-            log.error("delivery %s could not be stored: %s", guid, error.message)
+            new = await self._in_time(self._bot.store.accept(delivery, handled=handled, observed=observed))
+        except (StoreError, TimeoutError) as error:
+            # GitHub shows it as failed, and the reaper asks for it again. Should it be stored later, that changes nothing.
+            why = error.message if isinstance(error, StoreError) else f"not within {STORED_WITHIN_S:g} s: is its disk hanging?"
+            log.error("delivery %s could not be stored: %s", guid, why)
+            self._bot.delivery_lost()
             return 503, "the delivery could not be stored; it is asked for again\n"
         return 202, "accepted\n" if new else "accepted before\n"
+
+    async def _in_time(self, storing: Awaitable[bool]) -> bool:
+        """asyncio.timeout would do, and costs a twentieth of a delivery. Raises TimeoutError."""
+        task = asyncio.current_task()
+        assert task is not None
+        expired = False
+
+        def expire() -> None:
+            nonlocal expired
+            expired = True
+            task.cancel()
+
+        timer = asyncio.get_running_loop().call_later(STORED_WITHIN_S, expire)
+        try:
+            return await storing
+        except asyncio.CancelledError:
+            if expired and task.uncancel() == 0:
+                raise TimeoutError from None
+            raise
+        finally:
+            timer.cancel()
 
     async def look(self, scope: Scope, send: Send) -> None:
         """What programs and people may see. Plain functions: a framework's import would take a tenth of the start."""
@@ -165,6 +213,8 @@ class _Doors:
         lines += [
             f'gibil_webhook_answers_total{{status="{status}"}} {count}' for status, count in sorted(self._answers.items())
         ]
+        lines.append("# TYPE gibil_http_rejected_total counter")
+        lines += [f'gibil_http_rejected_total{{status="{status}"}} {n}' for status, n in sorted(self._rejected.items())]
         lines.append(f"# TYPE gibil_max_machines gauge\ngibil_max_machines {self._bot.settings.max_machines}")
         lines.append(f"# TYPE gibil_start_time_seconds gauge\ngibil_start_time_seconds {self._started:.0f}")
         return _Answer(200, ("\n".join(lines) + "\n").encode(), b"text/plain; version=0.0.4; charset=utf-8")
@@ -197,13 +247,13 @@ async def _send(send: Send, status: int, body: bytes, content_type: bytes, *more
 
 
 async def _read(receive: Receive) -> bytes | None:
-    """The body; None when it is too large; empty, and so unsigned, when the sender went away in the middle of it."""
+    """The body; None when it is too large. Raises _ClientGone."""
     chunks: list[bytes] = []
     size = 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            return b""
+            raise _ClientGone
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > BODY_LIMIT_BYTES:

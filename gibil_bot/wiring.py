@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gibil_bot.config import Secret, Settings
+from gibil_bot.config import Secret, Settings, loose_mode
 from gibil_bot.machines.keyring import Keyring, ProjectKeyring
 from gibil_bot.machines.lifecycle import Forge
 from gibil_bot.machines.reach import script_runner
@@ -127,6 +127,8 @@ class Bot:
 
     settings: Settings
     store: Store
+    delivery_lost: Callable[[], None] = lambda: None
+    """To be called when a delivery could not be stored: it is fetched sooner."""
     parts: dict[str, asyncio.Task[None]] = field(default_factory=dict)
 
     def stopped_parts(self) -> list[str]:
@@ -156,6 +158,10 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
     from gibil_bot.runs.teller import Teller
 
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if (loose := loose_mode(settings.data_dir)) is not None:
+        with contextlib.suppress(OSError):
+            settings.data_dir.chmod(0o700)
+            log.warning("%s had mode %o: others can't read it any more (0700)", settings.data_dir, loose)
     process = process_name()
     store = await open_store(settings.database_url)
     bot = Bot(settings=settings, store=store)
@@ -180,11 +186,13 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
             fingerprint_key=forge.keyring.derive("fingerprints", "secrets"),
         )
         policy = intake_policy(settings, forge.keyring)
+        reaper = Reaper(store, forge, github, owner, logs)
+        bot.delivery_lost = reaper.delivery_lost
         parts: dict[str, Callable[[], Coroutine[object, object, None]]] = {
             "intake": Intake(store, github, policy, process).run,
             "dispatcher": Dispatcher(tools, process, settings.max_machines).run,
             "teller": Teller(store, github, process).run,
-            "reaper": Reaper(store, forge, github, owner, logs).run,
+            "reaper": reaper.run,
         }
         bot.parts = {name: asyncio.create_task(_supervise(name, part), name=name) for name, part in parts.items()}
         try:
@@ -207,6 +215,7 @@ def intake_policy(settings: Settings, keyring: Keyring) -> Policy:
         trusted_apps=settings.trusted_apps,
         max_ttl_s=settings.max_ttl_s,
         public_url=settings.public_url,
+        commands_per_hour=settings.commands_per_hour,
         run_id=_run_ids(keyring),
         operator_workflows=operator_workflows(settings),
         grounds=service_grounds(settings),

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 import click
 
 from gibil_bot.cli.output import Paint, json_option, print_json, print_text, say
-from gibil_bot.config import Settings, load_settings, require_github
-from gibil_bot.errors import ConfigurationError, GibilError, StoreError, Unavailable
+from gibil_bot.config import Settings, load_settings, loose_mode, require_github
+from gibil_bot.errors import ConfigurationError, GibilError, GitHubError, StoreError, Unavailable
 
 LOW_DISK_BYTES = 2 * 1024**3
 GITHUB_TIMEOUT_S = 30.0
@@ -23,7 +23,7 @@ PROBE_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """One thing that was looked at. With a `fix` although it is ok: worth a look, and nothing fails without it."""
 
     name: str
     ok: bool
@@ -55,9 +55,9 @@ async def _collect(as_json: bool) -> list[Finding]:
     async for finding in _findings():
         findings.append(finding)
         if not as_json:
-            mark = paint.good("ok  ") if finding.ok else paint.bad("FAIL")
+            mark = paint.bad("FAIL") if not finding.ok else "note" if finding.fix else paint.good("ok  ")
             print_text(f"{mark} {finding.name}: {finding.detail}\n")
-            if not finding.ok and finding.fix:
+            if finding.fix:
                 print_text(f"     → {finding.fix}\n")
     return findings
 
@@ -71,6 +71,10 @@ async def _findings() -> AsyncIterator[Finding]:
             yield Finding(name, False, rest, "correct it in the environment of the bot")
         return
     yield Finding("settings", True, "every value can be read")
+    for note in settings.notes:
+        name, _, rest = note.partition(": ")
+        detail, _, fix = rest.partition("; ")
+        yield Finding(name, True, detail, fix)
     yield _tools()
     yield _data_dir(settings)
     yield await _database(settings)
@@ -82,9 +86,28 @@ async def _findings() -> AsyncIterator[Finding]:
         for problem in error.problems:
             name, _, fix = problem.partition(" is not set: ")
             yield Finding(name, False, "not set", f"set it: {fix}")
+        if not settings.github_app_id:
+            yield _registration(settings)
         return
-    yield await _github(settings)
+    for finding in await _github(settings):
+        yield finding
     yield _webhook(settings)
+
+
+def _registration(settings: Settings) -> Finding:
+    """The link to GitHub's form, filled in."""
+    from gibil_bot.github.registration import registration_url, shipped_manifest
+
+    url = registration_url(shipped_manifest(), settings.github_url, webhook_url=_webhook_url(settings))
+    fix = (
+        f"register it with everything filled in but the secret (openssl rand -hex 32) and your host: {url} "
+        "(for an organization, put organizations/NAME/ before settings/)"
+    )
+    return Finding("GitHub App", True, "needs to be registered, if it is not", fix)
+
+
+def _webhook_url(settings: Settings) -> str:
+    return f"{settings.public_url}/webhook" if settings.public_url else ""
 
 
 def _tools() -> Finding:
@@ -105,6 +128,9 @@ def _data_dir(settings: Settings) -> Finding:
         return Finding(
             "GIBIL_DATA_DIR", False, f"{path}: {error.strerror}", f"make it writable for user {os.getuid()}, or name another"
         )
+    if (loose := loose_mode(path)) is not None:
+        detail = f"{path} has mode {loose:o}: other users can list its logs and machines"
+        return Finding("GIBIL_DATA_DIR", False, detail, f"chmod 700 {path}; gibil serve does it, too")
     if free < LOW_DISK_BYTES:
         return Finding(
             "GIBIL_DATA_DIR", False, f"{path} has {free // 1024**2} MiB free", "free some space: machines and logs live there"
@@ -174,23 +200,48 @@ async def _provider(settings: Settings) -> Finding:
     return Finding(f"provider {provider.name}", True, detail)
 
 
-async def _github(settings: Settings) -> Finding:
+async def _github(settings: Settings) -> list[Finding]:
     from gibil_bot.github.client import GitHubClient
+    from gibil_bot.github.registration import differences, shipped_manifest
 
     client = GitHubClient(settings.github_url, settings.github_app_id, settings.github_private_key.reveal())
+    network = "look at this host's network (DNS, firewall, proxy) and at GIBIL_GITHUB_URL"
     try:
         async with asyncio.timeout(GITHUB_TIMEOUT_S):
-            slug = await client.who_am_i()
+            app = await client.registered_app()
     except TimeoutError:
-        return Finding(
-            "GitHub", False, f"{settings.github_url} did not answer", "look at GIBIL_GITHUB_URL and this box's network"
-        )
+        return [Finding("GitHub", False, f"{settings.github_url} did not answer within {GITHUB_TIMEOUT_S:.0f} s", network)]
+    except GitHubError as error:
+        return [Finding("GitHub", False, error.message, _cause(error, network))]
     except GibilError as error:
-        fix = "compare GIBIL_GITHUB_APP_ID, GIBIL_GITHUB_PRIVATE_KEY and GIBIL_GITHUB_URL with the App's settings page"
-        return Finding("GitHub", False, error.message, fix)
+        return [Finding("GitHub", False, error.message, "look at GIBIL_GITHUB_PRIVATE_KEY")]
     finally:
         await client.close()
-    return Finding("GitHub", True, f"{settings.github_url} knows us as {slug}")
+    found = differences(shipped_manifest(), app, _webhook_url(settings))
+    findings = [Finding("GitHub", True, f"{settings.github_url} knows us as {app.slug}")]
+    topics = {
+        "App permissions": "as app.yml has them",
+        "App events": "as app.yml has them",
+        "App webhook": app.webhook_url or "",
+    }
+    wrong = {difference.topic for difference in found}
+    findings += [Finding(topic, True, detail) for topic, detail in topics.items() if topic not in wrong]
+    if app.deliveries and "App deliveries" not in wrong:
+        findings.append(Finding("App deliveries", True, f"the last {app.deliveries} got through"))
+    return findings + [Finding(each.topic, not each.matters, each.detail, each.fix) for each in found]
+
+
+def _cause(error: GitHubError, network: str) -> str:
+    """What to do about it, by what kind of answer there was."""
+    if error.status == 0:
+        return network
+    if error.status == 401:
+        return "compare GIBIL_GITHUB_APP_ID and GIBIL_GITHUB_PRIVATE_KEY with the App's settings page"
+    if error.status == 404:
+        return "look at GIBIL_GITHUB_URL and GIBIL_GITHUB_APP_ID"
+    if error.status in (403, 429):
+        return "wait for GitHub's limit to pass, and run gibil doctor again"
+    return "run gibil doctor again; https://www.githubstatus.com tells about GitHub's own trouble"
 
 
 def _webhook(settings: Settings) -> Finding:

@@ -70,9 +70,13 @@ def guess_event(body: bytes, file: Path) -> str:
     except ValueError as error:
         raise UsageError(f"{file} is not JSON: {error}") from error
     if isinstance(payload, dict):
+        if "zen" in payload and "hook_id" in payload:
+            return "ping"
         if "comment" in payload:
             return "issue_comment" if "issue" in payload else "pull_request_review_comment"
-        for event in ("check_run", "check_suite", "pull_request"):
+        if "review" in payload:
+            return "pull_request_review"
+        for event in ("check_run", "check_suite", "merge_group", "pull_request"):
             if event in payload:
                 return event
     raise UsageError(f"{file} does not show which event it is: name it with --event")

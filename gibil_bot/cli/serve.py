@@ -23,7 +23,12 @@ from gibil_bot.errors import ConfigurationError
 if TYPE_CHECKING:
     import uvicorn
 
+    from gibil_bot.web import ASGIApp
+    from gibil_bot.web_protocol import ServerState
+
 STOP_WITHIN_S = 10
+MOST_CONNECTIONS = 1024
+"""To the web server, and never more than half of the file descriptors: machines and GitHub need the rest."""
 
 
 @click.command()
@@ -43,6 +48,8 @@ def serve(host: str | None, port: int | None, verbose: bool, as_json: bool) -> N
     """
     settings = load_settings()
     require_github(settings)
+    for note in settings.notes:
+        say(note, sys.stderr)
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.DEBUG if verbose else logging.INFO,
@@ -52,11 +59,12 @@ def serve(host: str | None, port: int | None, verbose: bool, as_json: bool) -> N
         logging.getLogger(noisy).setLevel(logging.WARNING)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    connections = MOST_CONNECTIONS if most == resource.RLIM_INFINITY else min(MOST_CONNECTIONS, most // 2)
     listener = _listen(host or settings.host, settings.port if port is None else port)
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, listener, as_json))
+        runner.run(_serve(settings, listener, as_json, connections))
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -68,28 +76,17 @@ def _listen(host: str, port: int) -> socket.socket:
         raise ConfigurationError((problem,)) from error
 
 
-async def _serve(settings: Settings, listener: socket.socket, as_json: bool) -> None:
-    import uvicorn
-
+async def _serve(settings: Settings, listener: socket.socket, as_json: bool, connections: int) -> None:
     from gibil_bot import web
+    from gibil_bot.web_protocol import ServerLimits, ServerState
     from gibil_bot.wiring import running_bot
 
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
     on_end(stop.set)
     async with running_bot(settings) as bot:
-        config = uvicorn.Config(
-            web.create_app(bot),
-            http="httptools",
-            lifespan="off",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,  # who posts is proved by the signature, not by an address
-            timeout_graceful_shutdown=STOP_WITHIN_S,
-        )
-        server = _server(config)
+        state = ServerState(limits=ServerLimits(connections=connections))
+        server = web_server(web.create_app(bot, state.rejected), state)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         address, port = listener.getsockname()[:2]
         url = f"http://{f'[{address}]' if ':' in address else address}:{port}"
@@ -102,7 +99,8 @@ async def _serve(settings: Settings, listener: socket.socket, as_json: bool) -> 
         say("stopping; runs that are going on are taken up again at the next start", sys.stderr)
 
 
-def _server(config: uvicorn.Config) -> uvicorn.Server:
+def web_server(app: ASGIApp, state: ServerState) -> uvicorn.Server:
+    """uvicorn with the bounds of `state.limits`."""
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -112,4 +110,17 @@ def _server(config: uvicorn.Config) -> uvicorn.Server:
         def capture_signals(self) -> Iterator[None]:
             yield
 
-    return Server(config)
+    return Server(
+        uvicorn.Config(
+            app,
+            http=state.protocol(),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # who posts is proved by the signature, not by an address
+            timeout_graceful_shutdown=STOP_WITHIN_S,
+        )
+    )

@@ -19,6 +19,14 @@ async def get_app(request: Request) -> Response:
     return rest.answer(payloads.app(rest.hub(request).world))
 
 
+async def get_hook_config(request: Request) -> Response:
+    """https://docs.github.com/en/rest/apps/webhooks#get-a-webhook-configuration-for-an-app; a secret is never shown."""
+    rest.require_app(request)
+    hooks = rest.hub(request).hooks
+    config = {"content_type": hooks.content_type, "insecure_ssl": "0", "url": hooks.url or ""}
+    return rest.answer(config | ({"secret": "********"} if hooks.secret else {}))
+
+
 async def list_installations(request: Request) -> Response:
     """https://docs.github.com/en/rest/apps/apps#list-installations-for-the-authenticated-app"""
     rest.require_app(request)
@@ -174,6 +182,7 @@ ROUTES = [
     Route("/app", get_app),
     Route("/app/installations", list_installations),
     Route("/app/installations/{installation:int}/access_tokens", create_token, methods=["POST"]),
+    Route("/app/hook/config", get_hook_config),
     Route("/app/hook/deliveries", list_deliveries),
     Route("/app/hook/deliveries/{delivery:int}", get_delivery),
     Route("/app/hook/deliveries/{delivery:int}/attempts", redeliver, methods=["POST"]),

@@ -33,6 +33,8 @@ class Hooks:
     def __init__(self, world: World, *, url: str | None, secret: str) -> None:
         self.url = url
         self.secret = secret
+        self.content_type = "json"
+        """As it is shown; what is sent is always JSON."""
         self.failing: list[int] = []
         """Statuses with which the next deliveries fail before they reach the receiver, as when it is down."""
         self._world = world

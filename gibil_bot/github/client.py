@@ -15,7 +15,9 @@ import msgspec
 
 from gibil_bot.errors import GitHubError
 from gibil_bot.github.answer import Answer, Unanswered
+from gibil_bot.github.app_settings import read_app
 from gibil_bot.github.payloads import PullRequestPayload, UserPayload, person, utc
+from gibil_bot.github.registration import RegisteredApp
 from gibil_bot.github.request import Request, mint_request
 from gibil_bot.github.session import Session
 from gibil_bot.github.telling import Teller
@@ -300,6 +302,13 @@ class GitHubClient:
             raise await self._explained(error) from None
         self._slug = answer.read(_App).slug
         return self._slug
+
+    async def registered_app(self) -> RegisteredApp:
+        """How the App is registered, and which deliveries failed lately. Raises GitHubError, with what is wrong."""
+        try:
+            return await read_app(self._session)
+        except GitHubError as error:
+            raise await self._explained(error) from None
 
     async def close(self) -> None:
         await self._session.close()

@@ -62,9 +62,9 @@ class Spacing:
         self._step_s = 1.0 / per_s
         self._full_at: dict[int, float] = {}
 
-    def delay_s(self, key: int, now_s: float) -> float:
-        """How long a write that came now would wait. Takes nothing."""
-        return max(0.0, self._full_at.get(key, now_s) - self._quiet_s - now_s)
+    def delay_s(self, key: int, now_s: float, leave: int = 0) -> float:
+        """How long a write that came now would wait, if it had to leave that many of the burst to others. Takes nothing."""
+        return max(0.0, self._full_at.get(key, now_s) - (self._quiet_s - leave * self._step_s) - now_s)
 
     def take(self, key: int, now_s: float) -> None:
         """Take the next place. https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm"""

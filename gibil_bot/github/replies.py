@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
 
 from gibil_bot.github.commands import PREFIX
+from gibil_bot.github.phrases import count
 from gibil_bot.github.text import code, defuse, fenced, line, size
 from gibil_bot.model import CommentCreated, Repository, Telling, TellingKind
 
@@ -90,6 +92,15 @@ def permission_refused(login: str, permission: str) -> str:
     """The commenter may not give commands here."""
     has = "no permission" if permission == "none" else f"{line(permission, 20)} permission"
     return f"{code(login)} has {has} on this repository, and commands need write: ask somebody who has it to comment."
+
+
+def rate_limited(login: str, per_hour: int, wait_s: float) -> str:
+    """A person has given as many commands as one may. Said once an hour."""
+    return (
+        f"{code(login)} has reached the limit of {count(per_hour, 'command')} an hour in this repository: try again in "
+        f"{count(max(1, ceil(wait_s / 60)), 'minute')}. Commands above the limit get no further answer within the hour; the "
+        "operator of this bot sets the limit (GIBIL_COMMANDS_PER_HOUR)."
+    )
 
 
 def untrusted_refused(because: str, provider: str) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from urllib.parse import quote
 
 from gibil_bot.errors import GitHubError
+from gibil_bot.model import Priority
 
 APP = 0
 """Stands for the App itself where an installation's number is expected; installations count from 1."""
@@ -34,6 +35,8 @@ class Request:
     """Doing it twice is the same as once; None: every method but POST."""
     is_comment: bool = False
     """It makes people's telephones ring, so that it is spaced most."""
+    priority: Priority = Priority.RESULT
+    """Of a write: how much of GitHub's rate it leaves to more important ones."""
     accept: str = "application/vnd.github+json"
     at_most: int | None = None
 

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from gibil_bot.config import Secret
-from gibil_bot.errors import GitHubError
+from gibil_bot.errors import GitHubError, NotAskedYet
 from gibil_bot.github.answer import Answer, Unanswered
 from gibil_bot.github.limits import Spacing, server_time_s, wait_s
 from gibil_bot.github.request import APP, Request, mint_request
+from gibil_bot.model import Priority
 
 if TYPE_CHECKING:
     from gibil_bot.github.connection import Connection
@@ -33,6 +34,10 @@ SHORT_WAIT_S = 5.0
 """A limit that is over so soon is waited for on the spot."""
 LONGEST_QUEUE_S = 30.0
 """Writes that would wait longer for their turn are handed back."""
+WRITES_AT_ONCE, WRITES_PER_S = 100, 3.0
+LEAVE = {Priority.RESULT: 0, Priority.PROGRESS: 20, Priority.COMMENT: 30, Priority.REACTION: 50}
+"""How many of the writes at once each priority leaves to those above it."""
+_SOON_S = 0.001
 TOKEN_MARGIN_S = 120.0
 TOKEN_LIFE_S = 3000.0
 
@@ -84,7 +89,9 @@ class Session:
         self._minting: dict[int, asyncio.Lock] = {}
         self._paused_until: dict[int, float] = {}
         self._strikes: Counter[int] = Counter()
-        self._writes = Spacing(burst=100, per_s=3.0)
+        self._writes = Spacing(burst=WRITES_AT_ONCE, per_s=WRITES_PER_S)
+        # Parts of the rate, so that none of them takes it all for as long as it lasts.
+        self._progress = Spacing(burst=40, per_s=1.5)
         self._comments = Spacing(burst=20, per_s=1.0)
 
     async def ask(self, request: Request) -> Answer:
@@ -102,7 +109,7 @@ class Session:
             except Unanswered as error:
                 if last or (error.sent and not request.may_repeat):
                     raise GitHubError(
-                        f"{request.name}: GitHub at {self.url} did not answer: {error.reason}; tried again later",
+                        f"{request.name}: GitHub at {self.url} did not answer: {error.reason}",
                         retry_after_s=RETRY_AFTER_S,
                     ) from None
                 await self._back_off(tries)
@@ -192,16 +199,32 @@ class Session:
                 status=429,
                 retry_after_s=pause_s,
             )
-        delay_s = max(pause_s, 0.0)
+        if pause_s > 0:
+            await self._sleep(pause_s)
         if request.method != "GET" and key != APP:
-            delay_s = max(delay_s, self._writes.delay_s(key, now_s))
-            if request.is_comment:
-                delay_s = max(delay_s, self._comments.delay_s(key, now_s))
-            if delay_s > LONGEST_QUEUE_S:
-                raise GitHubError(f"{request.name}: too many writes at once; waiting for a turn", retry_after_s=delay_s)
-            self._writes.take(key, now_s)
-            if request.is_comment:
-                self._comments.take(key, now_s)
+            await self._space(request, key)
+
+    async def _space(self, request: Request, key: int) -> None:
+        """Wait for a write's turn. A result takes the next place. What is less important takes one only when it is free, so
+        that results never wait behind it, and progress does not wait at all: a newer state will replace it."""
+        own = self._comments if request.is_comment else self._progress if request.priority is Priority.PROGRESS else None
+        begun_s = self.monotonic()
+        while True:
+            now_s = self.monotonic()
+            delay_s = self._writes.delay_s(key, now_s, LEAVE[request.priority])
+            if own is not None:
+                delay_s = max(delay_s, own.delay_s(key, now_s))
+            longest_s = _SOON_S if request.priority is Priority.PROGRESS else LONGEST_QUEUE_S
+            if now_s - begun_s + delay_s > longest_s:
+                raise NotAskedYet(
+                    f"{request.name}: too many writes at once; waiting for a turn", retry_after_s=max(1.0, delay_s)
+                )
+            if delay_s <= _SOON_S or request.priority is Priority.RESULT:
+                break
+            await self._sleep(delay_s)
+        self._writes.take(key, now_s)
+        if own is not None:
+            own.take(key, now_s)
         if delay_s > 0:
             await self._sleep(delay_s)
 
@@ -249,10 +272,10 @@ class Session:
 
 
 def _refusal(request: Request, answer: Answer) -> GitHubError:
-    """`retry_after_s` None where no time will help."""
+    """`retry_after_s` None where no time will help. The message does not say whether it is tried again: the caller knows."""
     said = f"{request.name}: GitHub answered {answer.status}: {answer.message}"
     if answer.status >= 500:
-        return GitHubError(f"{said}; tried again later", status=answer.status, retry_after_s=RETRY_AFTER_S)
+        return GitHubError(said, status=answer.status, retry_after_s=RETRY_AFTER_S)
     if answer.status == 401:
         way_out = "check the App's id, its private key and this computer's clock with `gibil doctor`"
         return GitHubError(f"{said}; {way_out}", status=401, retry_after_s=60)
@@ -262,5 +285,5 @@ def _refusal(request: Request, answer: Answer) -> GitHubError:
         way_out = "compare the App's permissions with app.yml, and accept new ones at the installation"
         return GitHubError(f"{said}; {way_out}", status=403)
     if answer.status == 409:
-        return GitHubError(f"{said}; tried again later", status=409, retry_after_s=RETRY_AFTER_S)
-    return GitHubError(f"{said}; it will not be asked again", status=answer.status)
+        return GitHubError(said, status=409, retry_after_s=RETRY_AFTER_S)
+    return GitHubError(said, status=answer.status)

@@ -70,7 +70,7 @@ class Teller:
         except GitHubError as error:
             if error.retry_after_s == RETRY_AFTER_S:
                 # The same trouble again and again is asked about less and less often.
-                error.retry_after_s = min(300.0, RETRY_AFTER_S * 2 ** min(due.attempts, 6))
+                error.retry_after_s = min(300.0, RETRY_AFTER_S * 2 ** min(due.failures, 6))
             raise
 
     # --- check runs: https://docs.github.com/en/rest/checks/runs
@@ -226,6 +226,7 @@ class Teller:
                 installation_id=due.telling.installation_id,
                 body=body,
                 is_comment=is_comment,
+                priority=due.priority,
                 answers=answers,
                 repeatable=repeatable,
             )

@@ -37,7 +37,7 @@ from gibil_bot.model import (
 )
 from gibil_bot.planning import plan as planning
 from gibil_bot.ports import GitHub, Settlement, Store
-from gibil_bot.runs import heads
+from gibil_bot.runs import heads, rate_limit
 from gibil_bot.runs.desk import Desk, NeedsApproval, Policy, Refused, help_text, read_catalogue, read_desk
 from gibil_bot.runs.execution import now
 from gibil_bot.runs.heads import observed_in
@@ -108,20 +108,25 @@ class Decisions:
 
     async def _comment(self, event: CommentCreated, outcome: _Outcome) -> None:
         origin = self.origin(outcome.delivery)
-        if seen := replies.reactions(event, "eyes"):
-            await self._store.tell(None, seen)
+        per_hour = self._policy.commands_per_hour
+        refused = await rate_limit.comment_over_limit(self._store, per_hour, outcome.delivery, event, origin)
+        if refused is not None:
+            outcome.tellings += refused
+            return
         permission = await self._github.permission(event.installation_id, event.repository.full_name, event.author.login)
         if permission not in MAY_COMMAND:
-            outcome.tellings += [
-                replies.reply(event, origin, replies.permission_refused(event.author.login, permission)),
-                *replies.reactions(event, "confused"),
-            ]
+            outcome.tellings += await rate_limit.permission_refused(self._store, outcome.delivery, event, origin, permission)
+            return
+        if seen := replies.reactions(event, "eyes"):
+            await self._store.tell(None, seen)
+        asked = commands.parse(event.body)
+        if asked and all(command.word == "cancel" and not command.problem for command in asked):
+            await self._cancel_only(asked, event, outcome, origin)
             return
         pull_request = await self._github.pull_request(event.installation_id, event.repository.full_name, event.number)
         if event.created_at is None and event.event_name == "issue_comment":
             written_at = await self._github.comment_time(event.installation_id, event.repository.full_name, event.comment_id)
             event = structs.replace(event, created_at=written_at)
-        asked = commands.parse(event.body)
         standing = await self._standing_of_comment(event, pull_request, permission, asked)
         outcome.observed += standing.observed
         desk = await self._desk(
@@ -142,6 +147,29 @@ class Decisions:
             outcome.tellings.append(replies.reply(event, origin, "\n\n".join(dict.fromkeys(refusals + answers))))
         outcome.tellings += replies.reactions(event, "confused" if refusals else "rocket")
         outcome.tellings += desk.complaints()
+
+    async def _cancel_only(self, asked: Sequence[Command], event: CommentCreated, outcome: _Outcome, origin: str) -> None:
+        """Without the pull request and its workflow files: what is cancelled costs until it stops."""
+        refusals = []
+        for command in asked:
+            try:
+                await self._cancel(command, event, outcome)
+            except Refused as refusal:
+                refusals.append(str(refusal))
+        if refusals:
+            outcome.tellings.append(replies.reply(event, origin, "\n\n".join(dict.fromkeys(refusals))))
+        outcome.tellings += replies.reactions(event, "confused" if refusals else "rocket")
+
+    async def _cancel(self, command: Command, event: CommentCreated, outcome: _Outcome) -> None:
+        """Raises Refused."""
+        wanted = command.arguments.get("workflow")
+        unfinished = await self._unfinished_of(event.repository, event.number)
+        chosen = [run for run in unfinished if wanted is None or run.plan.workflow == wanted]
+        if not chosen:
+            raise Refused(
+                "Nothing is running or queued for this pull request" + (f" under the name {wanted}." if wanted else ".")
+            )
+        outcome.cancel += [(run.id, f"cancelled by {event.author.login}") for run in chosen]
 
     async def _standing_of_comment(
         self, event: CommentCreated, pull_request: PullRequest, permission: str, asked: Sequence[Command]
@@ -170,16 +198,10 @@ class Decisions:
             raise Refused(replies.command_unreadable(command.word, command.problem))
         if command.word == "approve":
             return await self._approve(command, event, desk, outcome)
-        unfinished = await self._unfinished_of(event.repository, event.number)
-        wanted = command.arguments.get("workflow")
         if command.word == "cancel":
-            chosen = [run for run in unfinished if wanted is None or run.plan.workflow == wanted]
-            if not chosen:
-                raise Refused(
-                    "Nothing is running or queued for this pull request" + (f" under the name {wanted}." if wanted else ".")
-                )
-            outcome.cancel += [(run.id, f"cancelled by {event.author.login}") for run in chosen]
+            await self._cancel(command, event, outcome)
             return None
+        wanted = command.arguments.get("workflow")
         if desk.facts.pull_request.is_open and not desk.standing.head_is_unmoved and not outcome.is_approved:
             raise Refused(trust_texts.head_moved(event.number, desk.facts.sha))
         desk.check_may_run(self._policy, asked=True, is_approved=outcome.is_approved)
@@ -355,6 +377,14 @@ class Decisions:
         repeats = await self._repeats(event)
         if not repeats:
             log.info("re-run of %s: no run and no open pull request is known", event.head_sha[:7])
+            return
+        limit = self._policy.commands_per_hour
+        refused = await rate_limit.rerun_over_limit(self._store, limit, outcome.delivery, event)
+        if refused is not None:
+            if refused:
+                outcome.tellings.append(
+                    replies.notice(event.installation_id, event.repository, repeats[0].number, "refused", refused)
+                )
             return
         permission = await self._permission(event.installation_id, event.repository, event.sender)
         for number in dict.fromkeys(repeat.number for repeat in repeats):

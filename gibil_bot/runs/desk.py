@@ -26,6 +26,8 @@ class Policy:
     """Apps whose pushes to branches of the repository itself run without being asked for, without secrets; lower case."""
     max_ttl_s: int
     public_url: str
+    commands_per_hour: int
+    """Of one person in one repository."""
     run_id: Callable[[bytes, str], str]
     """(payload, distinction) → a run's id: the same for the same payload, so that a replay queues nothing twice."""
     operator_workflows: Callable[[], Mapping[str, bytes]]

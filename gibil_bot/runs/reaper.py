@@ -7,7 +7,9 @@ process died are taken up by the dispatcher, and what GitHub was not told by the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
 from collections.abc import Awaitable
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +27,8 @@ EVERY_S = 60.0
 DELIVERIES_EVERY_S = 300.0
 DELIVERIES_BACK = timedelta(days=3)
 """GitHub keeps them that long: docs.github.com/webhooks/using-webhooks/redelivering-webhooks."""
+AFTER_LOSS_S = 10.0
+"""How soon GitHub is asked for a delivery that could not be stored."""
 ASK_AGAIN_TIMES = 3
 KEEP_LOGS_S = 30 * 86400.0
 
@@ -37,21 +41,35 @@ class Reaper:
         self._owner = owner
         self._logs = logs
         self._asked: dict[str, int] = {}
+        self._lost = asyncio.Event()
+
+    def delivery_lost(self) -> None:
+        """A delivery came and could not be stored: look for it soon, as soon as the database can be written again."""
+        self._lost.set()
 
     async def run(self) -> None:
         since_deliveries = DELIVERIES_EVERY_S
         first = True
         while True:
             await self._carefully("burn strays", self.burn_strays())
-            if self._github is not None and since_deliveries >= DELIVERIES_EVERY_S:
+            if self._github is not None and (self._lost.is_set() or since_deliveries >= DELIVERIES_EVERY_S):
                 since_deliveries = 0.0
                 await self._carefully("fetch lost deliveries", self.fetch_lost_deliveries(self._github))
             if first and not await self._store.unfinished():
                 await self._carefully("no machine can be forged here", self._forge_once())
             first = False
             await self._carefully("forget what is old", self._forget())
-            await asyncio.sleep(EVERY_S)
-            since_deliveries += EVERY_S
+            since_deliveries += await self._pause()
+
+    async def _pause(self) -> float:
+        """Until the next round, which comes soon after a delivery was lost. The seconds."""
+        begun = time.monotonic()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(EVERY_S):
+                await self._lost.wait()
+        if self._lost.is_set():
+            await asyncio.sleep(AFTER_LOSS_S)
+        return time.monotonic() - begun
 
     async def _carefully(self, what: str, work: Awaitable[object]) -> None:
         """One failing duty must not keep the others from being done."""
@@ -85,7 +103,11 @@ class Reaper:
         return burned
 
     async def fetch_lost_deliveries(self, github: GitHub) -> list[str]:
-        """Ask GitHub to send again what never reached us; the GUIDs."""
+        """Ask GitHub to send again what never reached us, or could not be stored; the GUIDs."""
+        if self._lost.is_set():
+            await self._store.prune()  # raises StoreError while nothing can be written: then it is no use yet
+            self._lost.clear()
+            self._asked.clear()  # it was our fault that they did not get through
         asked = []
         for number, guid in await github.failed_deliveries(now() - DELIVERIES_BACK):
             if self._asked.get(guid, 0) >= ASK_AGAIN_TIMES or await self._store.delivery(guid) is not None:

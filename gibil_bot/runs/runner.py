@@ -24,13 +24,13 @@ from typing import TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from gibil_bot.config import Secret
 from gibil_bot.errors import ClaimLost, GibilError, GitHubError, MachineLost, ProviderError, SSHError, StoreError, Unavailable
 from gibil_bot.github import render
 from gibil_bot.machines.lifecycle import Forge
 from gibil_bot.machines.notices import notices
 from gibil_bot.machines.refused import refusals
 from gibil_bot.model import Claim, Conclusion, Machine, Run, TaskResult, Trust
+from gibil_bot.operator_secrets import ScopedSecrets, missing_secret
 from gibil_bot.ports import Shell, Store
 from gibil_bot.runs.execution import Cancellation, Execution, Listener, conclusion_of, is_complete, now
 from gibil_bot.runs.logs import Journal, Observer
@@ -55,7 +55,7 @@ class Tools:
     logs: Path
     owner: str
     """Who the machines belong to: all processes that share one data directory."""
-    secrets: Mapping[str, Secret]
+    secrets: ScopedSecrets
     egress: tuple[str, ...] = ()
     public_url: str = ""
     max_ttl_s: int = 86400
@@ -84,6 +84,8 @@ class Runner:
         self._execution: Execution | None = None
         self._results: Mapping[int, TaskResult] = {}
         self._dirty = asyncio.Event()
+        self._tasks_ended = False
+        self._cancellation_shown = False
         self._secret_values: dict[str, str] = {}
 
     def cancel(self, reason: str) -> None:
@@ -91,16 +93,18 @@ class Runner:
 
     async def run(self) -> Conclusion:
         """To the end. Raises CancelledError when this process stops, ClaimLost when the run is another's."""
-        publisher = asyncio.create_task(self._publish())
+        publishers = [asyncio.create_task(self._publish()), asyncio.create_task(self._publish_cancellation())]
         self._dirty.set()
         try:
             self._journal.note("claimed", attempt=self._claim.fence)
             conclusion = await self._work()
         finally:
-            publisher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await publisher
+            for publisher in publishers:
+                publisher.cancel()
+            await asyncio.gather(*publishers, return_exceptions=True)
             await asyncio.shield(self._tools.supply.end(self._run))
+        if self._cancellation_shown:
+            conclusion = Conclusion.CANCELLED  # whatever failed while the run was being stopped
         await self._finish(conclusion)
         return conclusion
 
@@ -139,13 +143,12 @@ class Runner:
     def _read_secrets(self) -> str | None:
         if self._run.source.trust is not Trust.TRUSTED:
             return None
-        missing = [name for name in self._run.plan.secrets if name not in self._tools.secrets]
+        repository = self._run.source.repository.full_name
+        found = self._tools.secrets.of_repository(repository)
+        missing = [name for name in self._run.plan.secrets if name not in found]
         if missing:
-            return (
-                f"The workflow asks for the secret {missing[0]}, which this bot does not have: its operator sets "
-                f"GIBIL_SECRET_{missing[0]}, or the line leaves the workflow's `secrets:`."
-            )
-        self._secret_values = {name: self._tools.secrets[name].reveal() for name in self._run.plan.secrets}
+            return missing_secret(missing[0], repository)
+        self._secret_values = {name: found[name].reveal() for name in self._run.plan.secrets}
         return None
 
     async def _changed_secrets(self) -> str | None:
@@ -200,6 +203,7 @@ class Runner:
                 await self._bring_source(shell, execution)
             self._set_phase("running")
             conclusion = await execution.run()
+            self._tasks_ended = True
             self._results = execution.results
             return conclusion
         except MachineLost as error:
@@ -229,6 +233,8 @@ class Runner:
                 raise MachineLost("The machine was gone when the bot came back")
             return found, await forge.open(found)
         await self._tools.store.save_machine(self._claim, name, attempt)
+        if self._cancellation.reason is not None:
+            raise _Cancelled
         self._set_phase("forging a machine")
         self._journal.note("forging", machine=name)
         begun = time.perf_counter()
@@ -341,6 +347,8 @@ class Runner:
         while True:
             await self._dirty.wait()
             self._dirty.clear()
+            if self._cancellation.reason is not None:
+                return
             try:
                 await self._tools.store.tell(self._claim, [render.check_run(self.report())])
             except ClaimLost:
@@ -348,6 +356,20 @@ class Runner:
             except GibilError as error:
                 log.warning("run %s: the progress could not be stored: %s", self._run.id, error.message)
             await asyncio.sleep(PUBLISH_EVERY_S)
+
+    async def _publish_cancellation(self) -> None:
+        """Close the check run as soon as the run is cancelled. Stopping the task, tasks with `if: always()` and destroying the
+        machine may take minutes, and only then is the last report written."""
+        await self._cancellation.wait()
+        if self._tasks_ended:
+            return
+        self._cancellation_shown = True
+        try:
+            await self._tools.store.tell(self._claim, [render.check_run(self.report(Conclusion.CANCELLED))])
+        except ClaimLost:
+            return
+        except GibilError as error:
+            log.warning("run %s: its cancellation could not be stored: %s", self._run.id, error.message)
 
     async def _finish(self, conclusion: Conclusion) -> None:
         report = self.report(conclusion)

@@ -26,12 +26,14 @@ from gibil_bot.model import (
     DueTelling,
     HeadHistory,
     HeadSeen,
+    Priority,
     Run,
+    Spending,
     TaskResult,
     Telling,
 )
 from gibil_bot.ports import Settlement
-from gibil_bot.runs.sqlite import claims, database, deliveries, heads, runs, tellings
+from gibil_bot.runs.sqlite import budgets, claims, database, deliveries, heads, runs, tellings
 from gibil_bot.runs.sqlite.checkpointer import Checkpointer
 from gibil_bot.runs.sqlite.signals import Signals, Subscription
 from gibil_bot.runs.sqlite.writer import Writer
@@ -139,21 +141,35 @@ class SqliteStore:
 
     # What GitHub has still to be told
 
-    async def claim_tellings(self, owner: str, *, limit: int, lease_s: float, not_keys: Sequence[str] = ()) -> list[DueTelling]:
-        job = partial(tellings.claim, owner=owner, limit=limit, now=self._clock(), lease_s=lease_s, not_keys=not_keys)
+    async def claim_tellings(
+        self,
+        owner: str,
+        *,
+        limit: int,
+        lease_s: float,
+        not_keys: Sequence[str] = (),
+        up_to: Priority = Priority.REACTION,
+    ) -> list[DueTelling]:
+        job = partial(
+            tellings.claim, owner=owner, limit=limit, now=self._clock(), lease_s=lease_s, not_keys=not_keys, up_to=up_to
+        )
         return await self._writer.submit(job)
 
     async def told(self, owner: str, due: DueTelling, remote_id: int | None) -> None:
         await self._writer.submit(partial(tellings.told, owner=owner, due=due, remote_id=remote_id, now=self._clock()))
 
-    async def untold(self, owner: str, due: DueTelling, error: str, *, retry_s: float | None) -> None:
-        job = partial(tellings.untold, owner=owner, due=due, error=error, now=self._clock(), retry_s=retry_s)
+    async def untold(self, owner: str, due: DueTelling, error: str, *, retry_s: float | None, failed: bool = True) -> None:
+        job = partial(tellings.untold, owner=owner, due=due, error=error, now=self._clock(), retry_s=retry_s, failed=failed)
         await self._writer.submit(job)
 
     async def telling(self, key: str) -> tuple[DueTelling, bool, str | None] | None:
         return await self._read(partial(tellings.get, key=key))
 
     # Beside
+
+    async def spend(self, key: str, *, cost: float, capacity: float, per_s: float) -> Spending:
+        job = partial(budgets.spend, key=key, cost=cost, capacity=capacity, per_s=per_s, now=self._clock())
+        return await self._writer.submit(job)
 
     async def counts(self) -> dict[str, int]:
         return await self._read(_counts)
@@ -175,6 +191,7 @@ class SqliteStore:
             partial(tellings.prune, told_before=quarter, limit=PRUNE_STEP),
             partial(heads.prune, seen_before=quarter, limit=PRUNE_STEP),
             partial(heads.prune_pushes, seen_before=quarter, limit=PRUNE_STEP),
+            partial(budgets.prune, now=self._clock(), limit=PRUNE_STEP),
         ]
         total = 0
         for step in steps:

@@ -10,14 +10,17 @@ import asyncio
 import contextlib
 import logging
 import random
+from collections import Counter
 
-from gibil_bot.errors import GitHubError, StoreError
-from gibil_bot.model import DueTelling
+from gibil_bot.errors import GitHubError, NotAskedYet, StoreError
+from gibil_bot.model import DueTelling, Priority
 from gibil_bot.ports import Reporter, Store
 
 log = logging.getLogger("gibil.teller")
 
-AT_ONCE = 16
+AT_ONCE = {Priority.PROGRESS: 16, Priority.COMMENT: 8, Priority.REACTION: 4}
+"""How many of that priority, and of all below it, are under way at one time (results count as progress): comments wait for
+GitHub's rate, and must not keep check runs waiting."""
 LEASE_S = 180.0
 POLL_S = 5.0
 LONGEST_WAIT_S = 300.0
@@ -30,28 +33,42 @@ class Teller:
         self._store = store
         self._reporter = reporter
         self._owner = owner
-        self._telling: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._under_way: Counter[Priority] = Counter()
+        """Requests; what became of them is written after that, and wakes us."""
 
     async def run(self) -> None:
         signal = self._store.changed("tellings")
         try:
             while True:
-                room = AT_ONCE - len(self._telling)
-                due = await self._claim(room) if room else []
-                for one in due:
-                    task = asyncio.create_task(self._tell(one))
-                    self._telling.add(task)
-                    task.add_done_callback(self._telling.discard)
-                if len(due) < room or not room:
+                more = False
+                for up_to in AT_ONCE:
+                    room = self._room(up_to)
+                    due = await self._claim(room, up_to) if room > 0 else []
+                    more |= 0 < room == len(due)
+                    for one in due:
+                        self._under_way[one.priority] += 1
+                        task = asyncio.create_task(self._tell(one))
+                        self._tasks.add(task)
+                        task.add_done_callback(self._tasks.discard)
+                if not more:
                     await signal.wait(POLL_S)
         finally:
-            for task in self._telling:
+            for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*self._telling, return_exceptions=True)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _claim(self, limit: int) -> list[DueTelling]:
+    def _room(self, up_to: Priority) -> int:
+        """How many more down to that priority may be begun now."""
+        return min(
+            most - sum(n for priority, n in self._under_way.items() if priority >= lowest or lowest is Priority.PROGRESS)
+            for lowest, most in AT_ONCE.items()
+            if lowest <= up_to
+        )
+
+    async def _claim(self, limit: int, up_to: Priority) -> list[DueTelling]:
         try:
-            return await self._store.claim_tellings(self._owner, limit=limit, lease_s=LEASE_S)
+            return await self._store.claim_tellings(self._owner, limit=limit, lease_s=LEASE_S, up_to=up_to)
         except StoreError as error:
             log.error("cannot read what GitHub has to be told: %s", error.message)
             await asyncio.sleep(POLL_S)
@@ -60,7 +77,10 @@ class Teller:
     async def _tell(self, due: DueTelling) -> None:
         key = due.telling.key
         try:
-            remote_id = await self._reporter.tell(due)
+            try:
+                remote_id = await self._reporter.tell(due)
+            finally:
+                self._under_way[due.priority] -= 1
         except GitHubError as error:
             await self._not_told(due, error)
         except Exception:
@@ -73,11 +93,16 @@ class Teller:
 
     async def _not_told(self, due: DueTelling, error: GitHubError) -> None:
         retry_s: float | None = None
-        if error.retry_after_s is not None:
-            backoff = min(LONGEST_WAIT_S, 2.0 ** min(due.attempts, 9)) * random.uniform(0.75, 1.25)
-            retry_s = max(error.retry_after_s, backoff if due.attempts else 0.0)
+        if isinstance(error, NotAskedYet):
+            retry_s = error.retry_after_s
+            log.debug("%s waits for %.0f s: %s", due.telling.key, retry_s or 0.0, error.message)
+        elif error.retry_after_s is not None:
+            backoff = min(LONGEST_WAIT_S, 2.0 ** min(due.failures, 9)) * random.uniform(0.75, 1.25)
+            retry_s = max(error.retry_after_s, backoff if due.failures else 0.0)
             log.warning("GitHub was not told %s, again in %.0f s: %s", due.telling.key, retry_s, error.message)
         else:
             log.error("GitHub will not be told %s: %s", due.telling.key, error.message)
         with contextlib.suppress(StoreError):
-            await self._store.untold(self._owner, due, error.message, retry_s=retry_s)
+            await self._store.untold(
+                self._owner, due, error.message, retry_s=retry_s, failed=not isinstance(error, NotAskedYet)
+            )

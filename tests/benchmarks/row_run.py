@@ -21,6 +21,7 @@ from gibil_bot.cli.checkout import queue_and_claim
 from gibil_bot.demo.github_double import GitHubDouble
 from gibil_bot.github.client import GitHubClient
 from gibil_bot.model import Conclusion, NewRun, Plan, Repository, Source, TaskPlan, Trust
+from gibil_bot.operator_secrets import ScopedSecrets
 from gibil_bot.runs.runner import Runner, Tools
 from gibil_bot.runs.sources import PullRequestClone
 from gibil_bot.runs.store import open_store
@@ -133,7 +134,7 @@ async def _ours(machines: Yard, place: Place, folder: Path) -> float:
             supply=PullRequestClone(place.github),
             logs=folder / "logs",
             owner=machines.owner,
-            secrets={},
+            secrets=ScopedSecrets(),
             egress=(place.egress,),
         )
         begun = time.perf_counter()

@@ -20,9 +20,9 @@ from starlette.types import Receive, Scope, Send
 
 from gibil_bot.demo.github_double import GitHubDouble
 from gibil_bot.demo.server import serving
-from gibil_bot.errors import GitHubError
+from gibil_bot.errors import GitHubError, NotAskedYet
 from gibil_bot.github.client import GitHubClient
-from gibil_bot.model import DueTelling, Person, Repository, Telling, TellingKind
+from gibil_bot.model import DueTelling, Person, Priority, Repository, Telling, TellingKind
 from gibil_bot.ports import GitHub, Reporter
 
 REPO = "ada/engine"
@@ -84,8 +84,15 @@ class Scene:
         return [comment.body for comment in self.github.comments(REPO, self.number)]
 
 
-def due(telling: Telling, *, remote_id: int | None = None, attempts: int = 0) -> DueTelling:
-    return DueTelling(telling=telling, revision=1, remote_id=remote_id, attempts=attempts)
+def due(
+    telling: Telling,
+    *,
+    remote_id: int | None = None,
+    attempts: int = 0,
+    failures: int = 0,
+    priority: Priority = Priority.RESULT,
+) -> DueTelling:
+    return DueTelling(telling=telling, revision=1, remote_id=remote_id, attempts=attempts, failures=failures, priority=priority)
 
 
 @contextlib.asynccontextmanager
@@ -395,7 +402,7 @@ async def test_the_same_trouble_is_asked_about_less_and_less_often(scene: Scene)
         scene.github.fault("GET", "/check-runs$", "error_before", times=4)
         scene.github.fault("POST", "/check-runs$", "error_before")
         with pytest.raises(GitHubError) as caught:
-            await scene.client.tell(due(scene.check(), attempts=attempts))
+            await scene.client.tell(due(scene.check(), attempts=attempts, failures=attempts))
         waits.append(caught.value.retry_after_s or 0)
         scene.github.clear_faults()
     assert waits == sorted(waits)
@@ -557,6 +564,36 @@ async def test_writes_that_do_not_stop_are_held_to_githubs_rate(scene: Scene) ->
         await scene.client.tell(due(scene.check(), remote_id=number))
         written += 1
     assert 100 < written <= 100 + 120 * 3
+
+
+async def test_results_never_wait_behind_comments_and_reactions(scene: Scene) -> None:
+    first = scene.github.comment(REPO, scene.number, "ada", "/gibil test")
+    for content in ("eyes", "rocket", "heart", "laugh", "hooray", "confused", "+1", "-1") * 7:
+        body = {"comment_id": first.id, "is_review_comment": False, "content": content}
+        telling = scene.telling(TellingKind.REACTION, f"reaction:{first.id}:{content}", body)
+        await scene.client.tell(due(telling, priority=Priority.REACTION))
+    assert 0 < len(scene.clock.slept) < 10, "reactions leave half of the writes at once to others"
+    for number in range(19):
+        telling = scene.comment(marker=f"<!-- {number} -->")
+        await scene.client.tell(due(telling, priority=Priority.COMMENT))
+    before = len(scene.clock.slept)
+    number = await scene.client.tell(due(scene.check()))
+    for _ in range(20):
+        await scene.client.tell(due(scene.check(), remote_id=number))
+    assert len(scene.clock.slept) == before
+
+
+async def test_progress_is_handed_back_instead_of_waiting_so_that_its_result_can_be_told(scene: Scene) -> None:
+    number = await scene.client.tell(due(scene.check()))
+    progress = due(scene.check(), remote_id=number, priority=Priority.PROGRESS)
+    for _ in range(39):
+        await scene.client.tell(progress)
+    with pytest.raises(NotAskedYet) as caught:
+        await asyncio.gather(*(scene.client.tell(progress) for _ in range(9)))
+    assert caught.value.retry_after_s == 1
+    assert scene.clock.slept == []
+    await scene.client.tell(due(scene.check(status="completed", conclusion="success"), remote_id=number))
+    assert scene.clock.slept == []
 
 
 # --- answers that no GitHub should give, canned below the client ------------------------------------------------------

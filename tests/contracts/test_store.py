@@ -12,7 +12,18 @@ from msgspec.structs import replace
 from store_nouns import DAY_S, Clock, comment, delivery, new_run, queue, settle
 
 from gibil_bot.errors import ClaimLost, StoreError
-from gibil_bot.model import Claim, Conclusion, DueTelling, RunState, TaskResult, TaskStatus, TellingKind
+from gibil_bot.model import (
+    Claim,
+    Conclusion,
+    DueTelling,
+    Priority,
+    RunState,
+    Spending,
+    TaskResult,
+    TaskStatus,
+    Telling,
+    TellingKind,
+)
 from gibil_bot.ports import Settlement, Store
 from gibil_bot.runs.store import open_store
 
@@ -546,7 +557,7 @@ async def test_a_newer_revision_that_came_meanwhile_stays_to_be_told(store: Stor
     assert await due(store) == []  # its key is being told
     await store.told("a", one, 4711)
     (two,) = await due(store)
-    assert two == DueTelling(telling=comment(body="two"), revision=2, remote_id=4711, attempts=1)
+    assert two == DueTelling(telling=comment(body="two"), revision=2, remote_id=4711, attempts=1, priority=Priority.COMMENT)
     await store.told("a", two, None)
     found = await store.telling(comment().key)
     assert found is not None
@@ -576,7 +587,7 @@ async def test_what_github_cannot_take_now_is_due_again_later(store: Store, othe
     await store.tell(None, [comment()])
     (one,) = await due(store)
     await store.untold("a", one, "502 Bad Gateway", retry_s=30)
-    assert await store.telling(comment().key) == (replace(one, attempts=1), False, "502 Bad Gateway")
+    assert await store.telling(comment().key) == (replace(one, attempts=1, failures=1), False, "502 Bad Gateway")
     await store.tell(None, [comment(body="newer")])  # no reason to hurry GitHub
     clock.turn(29)
     assert await due(other) == []
@@ -595,7 +606,7 @@ async def test_what_github_will_never_take_is_dropped_until_its_body_changes(sto
     await store.untold("a", one, "404 Not Found", retry_s=None)
     clock.turn(DAY_S)
     assert await due(store) == []
-    assert await store.telling(comment().key) == (replace(one, attempts=1), False, "404 Not Found")
+    assert await store.telling(comment().key) == (replace(one, attempts=1, failures=1), False, "404 Not Found")
     counts = await store.counts()
     assert (counts["tellings_due"], counts["tellings_failed"]) == (0, 1)
     await store.tell(None, [comment()])
@@ -775,3 +786,142 @@ async def test_a_caller_who_is_cancelled_spoils_nothing_for_the_others(store: St
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert answers[1::2] == [True] * 25
     assert await store.accept(delivery("afterwards"))
+
+
+# What is told first
+
+
+def check_run(key: str, status: str, repository: str = "ada/engine", **more: object) -> Telling:
+    body = {"status": status, **more}
+    return Telling(key=key, kind=TellingKind.CHECK_RUN, installation_id=99, repository=repository, body=body)
+
+
+def of_repository(key: str, repository: str) -> Telling:
+    return replace(comment(key), repository=repository)
+
+
+async def test_results_come_before_progress_then_comments_then_reactions(store: Store, clock: Clock) -> None:
+    await store.tell(None, [check_run(key, "queued") for key in ("shown", "ended")])
+    for one in await due(store):
+        await store.told("a", one, 1)
+    reaction = replace(comment("reaction"), kind=TellingKind.REACTION)
+    progress, ended = check_run("shown", "in_progress"), check_run("ended", "completed")
+    for wished in (reaction, comment("comment"), progress, check_run("new", "queued"), ended):
+        clock.turn(1)
+        await store.tell(None, [wished])
+    found = await due(store)
+    assert [(one.telling.key, one.priority) for one in found] == [
+        ("new", Priority.RESULT),
+        ("ended", Priority.RESULT),
+        ("shown", Priority.PROGRESS),
+        ("comment", Priority.COMMENT),
+        ("reaction", Priority.REACTION),
+    ]
+
+
+async def test_a_check_run_that_github_does_not_show_yet_keeps_its_priority_when_it_progresses(store: Store) -> None:
+    await store.tell(None, [check_run("k", "queued")])
+    await store.tell(None, [check_run("k", "in_progress")])
+    assert [one.priority for one in await due(store)] == [Priority.RESULT]
+
+
+async def test_what_is_less_important_can_be_left_for_later(store: Store) -> None:
+    await store.tell(None, [comment("comment"), check_run("check", "queued")])
+    found = await store.claim_tellings("a", limit=9, lease_s=60, up_to=Priority.PROGRESS)
+    assert [one.telling.key for one in found] == ["check"]
+
+
+async def test_a_repository_with_much_to_tell_does_not_delay_another(store: Store, clock: Clock) -> None:
+    await store.tell(None, [of_repository(f"many-{number}", "ada/loud") for number in range(20)])
+    clock.turn(1)
+    await store.tell(None, [of_repository("one", "ada/quiet")])
+    assert [one.telling.key for one in await due(store, limit=2)] == ["many-0", "one"]
+    await store.tell(None, [of_repository("two", "ada/quiet"), of_repository("three", "ada/calm")])
+    # Those under way count too: both repositories have one.
+    assert [one.telling.key for one in await due(store, limit=1)] == ["three"]
+
+
+async def test_a_result_does_not_wait_until_progress_would_be_tried_again(store: Store, clock: Clock) -> None:
+    await store.tell(None, [check_run("k", "queued")])
+    (one,) = await due(store)
+    await store.told("a", one, 1)
+    await store.tell(None, [check_run("k", "in_progress")])
+    (one,) = await due(store)
+    await store.untold("a", one, "502", retry_s=300)
+    await store.tell(None, [check_run("k", "in_progress", more="output")])
+    assert await due(store) == []
+    await store.tell(None, [check_run("k", "completed")])
+    (one,) = await due(store)
+    await store.untold("a", one, "502", retry_s=300)
+    assert await due(store) == []  # it failed itself
+
+
+async def test_a_result_that_comes_while_progress_is_being_told_is_told_right_after_its_failure(store: Store) -> None:
+    await store.tell(None, [check_run("k", "queued")])
+    (one,) = await due(store)
+    await store.told("a", one, 1)
+    await store.tell(None, [check_run("k", "in_progress")])
+    (one,) = await due(store)
+    await store.tell(None, [check_run("k", "completed")])
+    await store.untold("a", one, "timeout", retry_s=300)
+    assert [found.revision for found in await due(store)] == [3]
+
+
+async def test_failures_in_a_row_are_counted_apart_from_tries(store: Store, clock: Clock) -> None:
+    await store.tell(None, [comment(body="one")])
+    for _ in range(2):
+        (one,) = await due(store)
+        await store.untold("a", one, "502", retry_s=0)
+    (one,) = await due(store)
+    await store.untold("a", one, "not asked yet", retry_s=0, failed=False)
+    (one,) = await due(store)
+    assert (one.attempts, one.failures) == (3, 2)
+    await store.told("a", one, 1)
+    await store.tell(None, [comment(body="two")])
+    (one,) = await due(store)
+    assert (one.attempts, one.failures) == (4, 0)
+
+
+# Limits on what people may ask for
+
+
+async def test_a_bucket_is_full_at_first_and_fills_up_again(store: Store, other: Store, clock: Clock) -> None:
+    async def take(cost: float = 1, key: str = "ada") -> Spending:
+        return await other.spend(key, cost=cost, capacity=3, per_s=0.5)
+
+    assert [(await take()).allowed for _ in range(4)] == [True, True, True, False]
+    assert (await take(key="bea")).allowed
+    assert await take() == Spending(allowed=False, wait_s=2.0, first_refusal=False)
+    clock.turn(2)
+    assert [(await take()).allowed for _ in range(2)] == [True, False]
+    clock.turn(3600)
+    assert [(await take()).allowed for _ in range(4)] == [True, True, True, False]
+    assert not (await take(cost=3)).allowed
+    clock.turn(6)
+    assert (await take(cost=3)).allowed
+
+
+async def test_the_first_refusal_of_an_hour_is_known(store: Store, clock: Clock) -> None:
+    async def first() -> bool:
+        return (await store.spend("ada", cost=1, capacity=1, per_s=0.0001)).first_refusal
+
+    assert [await first() for _ in range(3)] == [False, True, False]
+    clock.turn(3599)
+    assert not await first()
+    clock.turn(1)
+    assert [await first(), await first()] == [True, False]
+
+
+async def test_a_clock_that_was_set_back_locks_nobody_out(store: Store, clock: Clock) -> None:
+    assert (await store.spend("ada", cost=1, capacity=1, per_s=1)).allowed
+    clock.turn(-DAY_S)
+    assert not (await store.spend("ada", cost=1, capacity=1, per_s=1)).allowed
+    clock.turn(1)
+    assert (await store.spend("ada", cost=1, capacity=1, per_s=1)).allowed
+
+
+async def test_buckets_that_are_full_are_forgotten(store: Store, clock: Clock) -> None:
+    await store.spend("ada", cost=1, capacity=1, per_s=1)
+    assert await store.prune() == 0
+    clock.turn(1)
+    assert await store.prune() == 1

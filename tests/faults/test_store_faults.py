@@ -15,6 +15,7 @@ import warnings
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -267,7 +268,7 @@ async def test_a_database_of_a_newer_version_is_left_alone(tmp_path: Path) -> No
     db = sqlite3.connect(tmp_path / "gibil.db")
     db.execute("pragma user_version = 999")
     db.close()
-    with pytest.raises(StoreError, match=r"newer gibil .version 999, this one knows 1.: upgrade gibil"):
+    with pytest.raises(StoreError, match=r"newer gibil .version 999, this one knows \d+.: upgrade gibil"):
         await open_store(url_of(tmp_path))
 
 
@@ -450,3 +451,29 @@ async def test_a_closing_that_is_cancelled_goes_on(tmp_path: Path) -> None:
         await closing
     await store.close()
     await (await open_store(url_of(tmp_path))).close()
+
+
+async def test_what_an_older_version_left_to_be_told_gets_its_priority(tmp_path: Path) -> None:
+    initial = (resources.files("gibil_bot.runs.sqlite.migrations") / "0001_initial.sql").read_text()
+    db = sqlite3.connect(tmp_path / "gibil.db")
+    db.executescript(initial)
+    db.executemany(
+        "insert into tellings (key, kind, installation_id, repository, body, told_revision, revision, due_at) "
+        "values (?, ?, 1, 'ada/engine', ?, ?, 2, 0)",
+        [
+            ("reaction", "reaction", "{}", 0),
+            ("comment", "comment", "{}", 1),
+            ("progress", "check_run", '{"status":"in_progress"}', 1),
+            ("result", "check_run", '{"status":"completed"}', 1),
+            ("new", "check_run", '{"status":"queued"}', 0),
+        ],
+    )
+    db.execute("pragma user_version = 1")
+    db.commit()
+    db.close()
+    store = await open_store(url_of(tmp_path))
+    try:
+        due = await store.claim_tellings("a", limit=9, lease_s=60)
+        assert [one.telling.key for one in due] == ["result", "new", "progress", "comment", "reaction"]
+    finally:
+        await store.close()

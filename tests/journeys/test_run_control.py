@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -178,3 +179,24 @@ def _most_machines_at_once(world: Journey, runs: list[CheckRun]) -> int:
         most = max(most, at_once)
     assert at_once == 0
     return most
+
+
+async def test_cancelling_closes_the_check_run_before_the_task_has_obeyed(tmp_path: Path) -> None:
+    stubborn = "trap '' TERM; echo begun; while :; do sleep 1; done"  # it is killed after five seconds
+    tasks = f'[{{name: stubborn, run: "{stubborn}"}}, {{name: after, if: always(), run: "sleep 4; echo after all"}}]'
+    workflow = f"name: Long\non: {{command: long}}\ntasks: {tasks}\n"
+    async with journey(tmp_path, workflows={"long.yml": workflow}) as world:
+        number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
+        world.github.comment(REPOSITORY, number, "ada", "/gibil long")
+        check = await _in_progress(world)
+        await world.seen(lambda: "begun" in f"{check.summary}{check.text}")
+        await world.github.settled()
+        begun = time.monotonic()
+        world.github.comment(REPOSITORY, number, "ada", "/gibil cancel")
+        await _closed(world, check)
+        assert time.monotonic() - begun < 4.5
+        assert check.conclusion == "cancelled"
+        await world.told_everything()
+        assert check.conclusion == "cancelled"
+        assert "| ✅ | `after` |" in check.summary
+        await world.assert_nothing_left()

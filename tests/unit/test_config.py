@@ -83,7 +83,7 @@ def test_secrets_never_show_themselves(tmp_path: Path) -> None:
     }
     settings = load_settings(environment)
     assert [secret.reveal() for secret in settings.webhook_secrets] == ["first-one", "second-one"]
-    assert settings.secrets["TOKEN"].reveal() == "third-one"
+    assert settings.secrets.everywhere["TOKEN"].reveal() == "third-one"
     assert "\nfourth-one\n" in settings.github_private_key.reveal()
     for shown in (repr(settings), str(settings), f"{settings.secrets}"):
         assert "-one" not in shown
@@ -98,8 +98,8 @@ def test_a_secrets_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
         load_settings({"GIBIL_DATA_DIR": str(tmp_path)})
     path.chmod(0o600)
     settings = load_settings({"GIBIL_DATA_DIR": str(tmp_path), "GIBIL_SECRET_OTHER": "from-the-environment"})
-    assert settings.secrets["TOKEN"].reveal() == "from-the-file"
-    assert settings.secrets["OTHER"].reveal() == "from-the-environment"
+    assert settings.secrets.everywhere["TOKEN"].reveal() == "from-the-file"
+    assert settings.secrets.everywhere["OTHER"].reveal() == "from-the-environment"
 
 
 def test_the_private_key_may_be_a_path(tmp_path: Path) -> None:
@@ -146,3 +146,27 @@ def test_the_configured_github_can_always_be_reached_from_machines(tmp_path: Pat
 def test_a_home_that_nobody_knows_is_said_and_not_made_into_a_folder() -> None:
     with pytest.raises(ConfigurationError, match="GIBIL_DATA_DIR: nobody knows where ~no-such-user/gibil is"):
         load_settings({"GIBIL_DATA_DIR": "~no-such-user/gibil"})
+
+
+def test_unknown_names_are_noted_with_the_nearest_setting_and_stop_nothing(tmp_path: Path) -> None:
+    environment = {
+        "GIBIL_DATA_DIR": str(tmp_path),
+        "GIBIL_MAX_TLL": "5",
+        "GIBIL_ZEBRA_COLOUR": "1",
+        "GIBIL_ALLOWED_ACOUNTS": "acme",
+        "GIBIL_SECRET_X": "a-value",
+        "OTHER_MAX_TTL": "5",
+    }
+    notes = load_settings(environment).notes
+    assert notes == (
+        "GIBIL_ALLOWED_ACOUNTS: there is no such setting; did you mean GIBIL_ALLOWED_ACCOUNTS?",
+        "GIBIL_MAX_TLL: there is no such setting; did you mean GIBIL_MAX_TTL?",
+        "GIBIL_ZEBRA_COLOUR: there is no such setting; it has no effect",
+    )
+
+
+def test_a_webhook_secret_with_a_comma_in_it_is_noted_and_not_shown(tmp_path: Path) -> None:
+    settings = load_settings({"GIBIL_DATA_DIR": str(tmp_path), "GIBIL_GITHUB_WEBHOOK_SECRET": "hidden,word"})
+    (note,) = settings.notes
+    assert "2 secrets, separated by commas" in note
+    assert "hidden" not in note

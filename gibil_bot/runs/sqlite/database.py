@@ -13,8 +13,9 @@ from pathlib import Path
 
 from gibil_bot.errors import StoreError
 
-BUSY_S = 10.0
-"""How long a transaction waits for another process's."""
+BUSY_S = 4.0
+"""How long a transaction waits for another process's. A delivery may have to wait for the one before it, too, and GitHub gives
+up on an answer after 10 s: https://docs.github.com/webhooks/using-webhooks/best-practices-for-using-webhooks"""
 
 _PREFIX = "sqlite:///"
 _REMEDIES = {

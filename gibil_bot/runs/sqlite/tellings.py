@@ -7,22 +7,26 @@ from collections.abc import Sequence
 
 import msgspec
 
-from gibil_bot.model import DueTelling, Telling, TellingKind
+from gibil_bot.model import DueTelling, Priority, Telling, TellingKind
 
-_NOUN = "key, kind, installation_id, repository, body, revision, remote_id, attempts"
+_NOUN = "key, kind, installation_id, repository, body, revision, remote_id, attempts, failures, priority"
 _UNTOLD = "revision > told_revision and revision > refused_revision"  # word for word the index's condition
 _encode = msgspec.json.Encoder(order="deterministic").encode
 _decode = msgspec.json.Decoder(dict[str, object]).decode
 
 
 def wish(db: sqlite3.Connection, topics: set[str], tellings: Sequence[Telling], now: float) -> None:
-    """The same body again changes nothing. A new body keeps the place and the patience of one that still waits."""
+    """The same body again changes nothing. A new body keeps the place and the patience of one that still waits, unless it
+    is the result of a run: that is told at once. A check run that GitHub does not show yet has a result's priority."""
     for telling in tellings:
+        priority = _priority(telling)
         written = db.execute(
-            "insert into tellings (key, kind, installation_id, repository, body, due_at) values (?, ?, ?, ?, ?, ?) "  # noqa: S608
+            "insert into tellings (key, kind, installation_id, repository, body, due_at, priority) "  # noqa: S608
+            "values (?1, ?2, ?3, ?4, ?5, ?6, case ?7 when 1 then 0 else ?7 end) "
             "on conflict (key) do update set kind = excluded.kind, installation_id = excluded.installation_id, "
             "repository = excluded.repository, body = excluded.body, revision = revision + 1, "
-            f"due_at = case when {_UNTOLD} then due_at else excluded.due_at end where body <> excluded.body",
+            "priority = case when ?7 = 1 and told_revision = 0 then 0 else ?7 end, "
+            f"due_at = case when {_UNTOLD} and ?7 > 0 then due_at else excluded.due_at end where body <> excluded.body",
             (
                 telling.key,
                 telling.kind.value,
@@ -30,20 +34,49 @@ def wish(db: sqlite3.Connection, topics: set[str], tellings: Sequence[Telling], 
                 telling.repository,
                 _encode(telling.body),
                 now,
+                priority.value,
             ),
         )
         if written.rowcount:
             topics.add("tellings")
 
 
+def _priority(telling: Telling) -> Priority:
+    """Of a change to what GitHub shows already."""
+    match telling.kind:
+        case TellingKind.CHECK_RUN:
+            return Priority.RESULT if telling.body.get("status") == "completed" else Priority.PROGRESS
+        case TellingKind.COMMENT:
+            return Priority.COMMENT
+        case TellingKind.REACTION:
+            return Priority.REACTION
+
+
 def claim(
-    db: sqlite3.Connection, _: set[str], owner: str, limit: int, now: float, lease_s: float, not_keys: Sequence[str]
+    db: sqlite3.Connection,
+    _: set[str],
+    owner: str,
+    limit: int,
+    now: float,
+    lease_s: float,
+    not_keys: Sequence[str] = (),
+    up_to: int = Priority.REACTION,
 ) -> list[DueTelling]:
-    """A lease is nothing that anybody waits for, so that no topic is named."""
+    """By priority; of one priority the repository that has the fewest under way, so that much of one delays no other.
+
+    A lease is nothing that anybody waits for, so that no topic is named.
+    """
     found = db.execute(
-        f"select seq, {_NOUN} from tellings where {_UNTOLD} and due_at <= ? and lease_until <= ? "  # noqa: S608
-        "and key not in (select value from json_each(?)) order by due_at, seq limit ?",
-        (now, now, _encode(list(not_keys)).decode(), limit),
+        f"select seq, {_NOUN} from tellings join ("  # noqa: S608
+        "  select seq as due_seq, coalesce(busy.number, 0)"
+        "    + row_number() over (partition by priority, tellings.repository order by due_at, seq) as turn"
+        "  from tellings left join ("
+        f"   select repository, count(*) as number from tellings where {_UNTOLD} and lease_until > ?1 group by repository"
+        "  ) busy on busy.repository = tellings.repository"
+        f" where {_UNTOLD} and priority <= ?2 and due_at <= ?1 and lease_until <= ?1"
+        "  and key not in (select value from json_each(?3))"
+        ") on due_seq = seq order by priority, turn, due_at, seq limit ?4",
+        (now, int(up_to), _encode(list(not_keys)).decode(), limit),
     ).fetchall()
     db.executemany(
         "update tellings set owner = ?, lease_until = ?, attempts = attempts + 1 where seq = ?",
@@ -60,7 +93,7 @@ def told(db: sqlite3.Connection, topics: set[str], owner: str, due: DueTelling, 
         (due.revision, remote_id, now, due.telling.key),
     )
     db.execute(
-        "update tellings set owner = '', lease_until = 0, error = null, "
+        "update tellings set owner = '', lease_until = 0, error = null, failures = 0, "
         "due_at = case when revision > ? then ? else due_at end where key = ? and owner = ?",
         (due.revision, now, due.telling.key, owner),
     )
@@ -68,20 +101,37 @@ def told(db: sqlite3.Connection, topics: set[str], owner: str, due: DueTelling, 
 
 
 def untold(
-    db: sqlite3.Connection, topics: set[str], owner: str, due: DueTelling, error: str, now: float, retry_s: float | None
+    db: sqlite3.Connection,
+    topics: set[str],
+    owner: str,
+    due: DueTelling,
+    error: str,
+    now: float,
+    retry_s: float | None,
+    failed: bool = True,
 ) -> None:
     """Says nothing when the lease is somebody else's by now."""
     db.execute(
-        "update tellings set owner = '', lease_until = 0, error = ?, due_at = ?, "
+        "update tellings set owner = '', lease_until = 0, error = ?, failures = failures + ?, "
+        "due_at = case when priority = 0 and revision > ? then ? else ? end, "  # a result came meanwhile
         "refused_revision = max(refused_revision, ?) where key = ? and owner = ?",
-        (error, now + (retry_s or 0), due.revision if retry_s is None else 0, due.telling.key, owner),
+        (
+            error,
+            failed,
+            due.revision,
+            now,
+            now + (retry_s or 0),
+            due.revision if retry_s is None else 0,
+            due.telling.key,
+            owner,
+        ),
     )
     topics.add("tellings")
 
 
 def get(db: sqlite3.Connection, key: str) -> tuple[DueTelling, bool, str | None] | None:
     row = db.execute(f"select {_NOUN}, told_revision >= revision, error from tellings where key = ?", (key,)).fetchone()  # noqa: S608
-    return None if row is None else (_noun(row[:8]), bool(row[8]), row[9])
+    return None if row is None else (_noun(row[:10]), bool(row[10]), row[11])
 
 
 def prune(db: sqlite3.Connection, _: set[str], told_before: float, limit: int) -> int:
@@ -94,9 +144,16 @@ def prune(db: sqlite3.Connection, _: set[str], told_before: float, limit: int) -
     ).rowcount
 
 
-def _noun(row: tuple[str, str, int, str, bytes, int, int | None, int]) -> DueTelling:
-    key, kind, installation_id, repository, body, revision, remote_id, attempts = row
+def _noun(row: tuple[str, str, int, str, bytes, int, int | None, int, int, int]) -> DueTelling:
+    key, kind, installation_id, repository, body, revision, remote_id, attempts, failures, priority = row
     telling = Telling(
         key=key, kind=TellingKind(kind), installation_id=installation_id, repository=repository, body=_decode(body)
     )
-    return DueTelling(telling=telling, revision=revision, remote_id=remote_id, attempts=attempts)
+    return DueTelling(
+        telling=telling,
+        revision=revision,
+        remote_id=remote_id,
+        attempts=attempts,
+        failures=failures,
+        priority=Priority(priority),
+    )

@@ -1,0 +1,55 @@
+"""What people who may write comments can cost: those without permission next to nothing, those with it no more than a limit."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.doubles.bot import REPOSITORY, Journey, journey
+
+QUICK = "name: Quick\non: {command: quick}\ntasks:\n  - {name: only, run: 'true'}\n"
+# A provider that does not answer: nothing is created, and what is looked at comes before that.
+NO_MACHINES = {"GIBIL_PROVIDER": "hetzner", "HCLOUD_TOKEN": "none", "HCLOUD_ENDPOINT": "http://127.0.0.1:9/v1"}
+
+
+def _writes(world: Journey, ending: str) -> int:
+    return sum(1 for each in world.github.requests if each.method == "POST" and each.path.endswith(ending))
+
+
+async def test_a_strangers_comments_do_not_delay_the_result_of_a_person_with_permission(tmp_path: Path) -> None:
+    settings = {**NO_MACHINES, "GIBIL_COMMANDS_PER_HOUR": "200"}
+    async with journey(tmp_path, workflows={"quick.yml": QUICK}, settings=settings) as world:
+        number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
+        for _ in range(100):
+            world.github.comment(REPOSITORY, number, "mallory", "/gibil quick")
+        await world.github.settled()
+        begun = time.monotonic()
+        world.github.comment(REPOSITORY, number, "ada", "/gibil quick")
+        await world.seen(lambda: world.github.check_runs(REPOSITORY), 60)
+        assert time.monotonic() - begun < 20
+        replies = [comment for comment in world.github.comments(REPOSITORY, number) if comment.by_app]
+        assert sum("commands need write" in reply.body for reply in replies) == 1
+        assert _writes(world, "/reactions") <= 102
+        assert _writes(world, "/comments") <= 3
+
+
+@pytest.mark.usefixtures("local_machines")
+async def test_commands_above_the_limit_are_answered_once_and_start_nothing_but_can_still_be_cancelled(tmp_path: Path) -> None:
+    settings = {"GIBIL_COMMANDS_PER_HOUR": "2"}
+    async with journey(tmp_path, workflows={"quick.yml": QUICK}, settings=settings) as world:
+        number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
+        for _ in range(8):
+            world.github.comment(REPOSITORY, number, "ada", "/gibil quick")
+        said = await world.answer(number, having="limit of 2 commands an hour")
+        assert "GIBIL_COMMANDS_PER_HOUR" in said.body
+        await world.github.settled()
+        await world.told_everything()
+        assert len(world.github.check_runs(REPOSITORY)) == 2
+        replies = [comment for comment in world.github.comments(REPOSITORY, number) if comment.by_app]
+        assert sum("limit of 2 commands" in reply.body for reply in replies) == 1
+        world.github.rerequest_check_run(world.github.check_runs(REPOSITORY)[0].id, "ada")
+        world.github.comment(REPOSITORY, number, "ada", "/gibil cancel")
+        await world.answer(number, having="Nothing is running or queued")
+        assert len(world.github.check_runs(REPOSITORY)) == 2

@@ -1,0 +1,142 @@
+"""A delivery that comes while the database is locked: GitHub is told in time, and asked for it again soon."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
+from pathlib import Path
+
+import httpx
+import pytest
+
+from gibil_bot.config import Secret, Settings
+from gibil_bot.machines.keyring import Keyring
+from gibil_bot.machines.lifecycle import Forge
+from gibil_bot.model import Delivery, Endpoint
+from gibil_bot.ports import GitHub, Shell
+from gibil_bot.runs.reaper import Reaper
+from gibil_bot.runs.sqlite import database
+from gibil_bot.runs.store import SqliteStore, open_store
+from gibil_bot.web import create_app
+from gibil_bot.wiring import Bot
+from tests.contracts.store_nouns import delivery
+from tests.doubles.provider import MemoryProvider
+
+SECRET = "the secret of these tests"
+WITHIN_S = 15.0
+GITHUB_WAITS_S = 10.0
+
+
+class DeliveryLog(GitHub):  # the two methods that are asked here; the others raise
+    """What GitHub could not hand over; asking for one again hands it over."""
+
+    def __init__(self, store: SqliteStore, lost: Delivery) -> None:
+        self._store = store
+        self._lost = lost
+        self.looked = 0
+        self.handed_over = asyncio.Event()
+
+    async def failed_deliveries(self, since: datetime) -> list[tuple[int, str]]:
+        self.looked += 1
+        return [] if self.handed_over.is_set() else [(1, self._lost.guid)]
+
+    async def redeliver(self, delivery_number: int) -> None:
+        await self._store.accept(self._lost)
+        self.handed_over.set()
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Another process keeps a write transaction open."""
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("begin immediate")
+    try:
+        yield
+    finally:
+        other.execute("rollback")
+        other.close()
+
+
+@contextlib.asynccontextmanager
+async def webhook(store: SqliteStore, folder: Path, lost: asyncio.Event) -> AsyncIterator[httpx.AsyncClient]:
+    settings = Settings(data_dir=folder, database_url="", webhook_secrets=(Secret(SECRET),))
+    app = create_app(Bot(settings=settings, store=store, delivery_lost=lost.set))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://bot") as client:
+        yield client
+
+
+async def post(client: httpx.AsyncClient, guid: str) -> int:
+    signature = hmac.new(SECRET.encode(), b"{}", hashlib.sha256).hexdigest()
+    headers = {"X-Hub-Signature-256": f"sha256={signature}", "X-GitHub-Delivery": guid, "X-GitHub-Event": "ping"}
+    return (await client.post("/webhook", content=b"{}", headers=headers)).status_code
+
+
+async def test_deliveries_are_answered_503_before_github_gives_up_also_one_behind_another(tmp_path: Path) -> None:
+    store = await open_store(f"sqlite:///{tmp_path}/gibil.db")
+    lost = asyncio.Event()
+    try:
+        async with webhook(store, tmp_path, lost) as client:
+            with locked(tmp_path / "gibil.db"):
+                begun = time.monotonic()
+                first = asyncio.create_task(post(client, "first"))
+                await asyncio.sleep(0)
+                await asyncio.wait({first}, timeout=0.5)  # it is being written, so that the second has to wait for it
+                assert await asyncio.gather(first, post(client, "second")) == [503, 503]
+                assert time.monotonic() - begun < GITHUB_WAITS_S
+            assert lost.is_set()
+            assert await post(client, "third") == 202
+    finally:
+        await store.close()
+
+
+async def test_a_database_that_hangs_is_answered_503_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gibil_bot.web.STORED_WITHIN_S", 0.2)
+    store = await open_store(f"sqlite:///{tmp_path}/gibil.db")
+    lost = asyncio.Event()
+    try:
+        async with webhook(store, tmp_path, lost) as client:
+            with locked(tmp_path / "gibil.db"):
+                assert await post(client, "first") == 503
+            assert lost.is_set()
+    finally:
+        await store.close()
+
+
+async def test_what_could_not_be_stored_is_asked_for_as_soon_as_the_database_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gibil_bot.runs.reaper.AFTER_LOSS_S", 0.1)
+    monkeypatch.setattr(database, "BUSY_S", 0.05)
+
+    async def no_shell(endpoint: Endpoint, client_key: str) -> Shell:
+        raise AssertionError("there are no machines")
+
+    store = await open_store(f"sqlite:///{tmp_path}/gibil.db")
+    forge = Forge(provider=MemoryProvider(), keyring=Keyring(tmp_path), connect_shell=no_shell)
+    github = DeliveryLog(store, delivery("lost"))
+    github.handed_over.set()  # nothing is lost yet
+    reaper = Reaper(store, forge, github, "tests", tmp_path / "logs")
+    task = asyncio.create_task(reaper.run())
+    try:
+        async with asyncio.timeout(WITHIN_S):
+            while not github.looked:
+                await asyncio.sleep(0.01)  # the reaper's own state
+            with locked(tmp_path / "gibil.db"):
+                github.handed_over.clear()
+                reaper.delivery_lost()
+                await asyncio.wait({task}, timeout=0.5)
+                assert not github.handed_over.is_set()
+            await github.handed_over.wait()
+        found = await store.delivery("lost")
+        assert found is not None
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await forge.close()
+        await store.close()

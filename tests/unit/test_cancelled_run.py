@@ -1,0 +1,152 @@
+"""A run that is cancelled: its check run is closed at once, and one that had not started creates no machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from msgspec.structs import replace
+
+from gibil_bot.errors import MachineLost
+from gibil_bot.machines.keyring import Keyring
+from gibil_bot.machines.lifecycle import Forge
+from gibil_bot.model import Claim, Conclusion, Endpoint, NewRun, Run
+from gibil_bot.operator_secrets import ScopedSecrets
+from gibil_bot.ports import Settlement, Shell, Store
+from gibil_bot.runs.runner import Runner, Tools
+from gibil_bot.runs.store import SqliteStore, open_store
+from tests.contracts.store_nouns import new_run, settle
+from tests.doubles.provider import MemoryProvider
+
+WITHIN_S = 10.0
+
+
+@dataclass
+class CountedSupply:
+    """Counts what would mint a token."""
+
+    begun: list[str] = field(default_factory=list)
+
+    def begin(self, run: Run) -> None:
+        self.begun.append(run.id)
+
+    async def bring(self, shell: Shell, run: Run) -> None:
+        raise AssertionError("no run of these tests gets as far as that")
+
+    async def end(self, run: Run) -> None:
+        pass
+
+
+@dataclass
+class Bench:
+    store: SqliteStore
+    provider: MemoryProvider
+    supply: CountedSupply
+    tools: Tools
+
+    async def claim(self, *runs: NewRun) -> Claim:
+        await settle(self.store, Settlement(runs=runs), f"for {runs[0].id}")
+        claim = await self.store.claim_run("a", lease_s=60, max_machines=10)
+        assert claim is not None
+        return claim
+
+    async def check_run(self, run_id: str) -> dict[str, object]:
+        found = await self.store.telling(f"check:{run_id}")
+        return dict(found[0].telling.body) if found is not None else {}
+
+
+@contextlib.asynccontextmanager
+async def bench(folder: Path) -> AsyncIterator[Bench]:
+    store = await open_store(f"sqlite:///{folder}/gibil.db")
+    provider, supply = MemoryProvider(), CountedSupply()
+
+    async def no_shell(endpoint: Endpoint, client_key: str) -> Shell:
+        raise MachineLost("no machine of these tests can be entered")
+
+    forge = Forge(provider=provider, keyring=Keyring(folder), connect_shell=no_shell)
+    tools = Tools(store=store, forge=forge, supply=supply, logs=folder / "logs", owner="tests", secrets=ScopedSecrets())
+    try:
+        yield Bench(store, provider, supply, tools)
+    finally:
+        await forge.close()
+        await store.close()
+
+
+def without_secrets(run_id: str, **words: str) -> NewRun:
+    run = new_run(run_id, **words)
+    return replace(run, plan=replace(run.plan, secrets=()))
+
+
+async def test_a_superseded_run_that_never_started_creates_no_machine_and_mints_no_token(tmp_path: Path) -> None:
+    async with bench(tmp_path) as scene:
+        claim = await scene.claim(without_secrets("older", group="g"), without_secrets("newer", group="g"))
+        assert (claim.run.id, claim.run.cancel_reason) == ("older", "superseded by 0123456")
+        assert await Runner(scene.tools, claim).run() is Conclusion.CANCELLED
+        assert (scene.provider.specs, scene.supply.begun) == ({}, [])
+        body = await scene.check_run("older")
+        assert (body["status"], body["conclusion"]) == ("completed", "cancelled")
+
+
+class Interrupted:
+    """The store, in which a run is cancelled while its machine's name is being written."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+        self.runner: Runner | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def save_machine(self, claim: Claim, machine: str | None, attempt: int) -> None:
+        await self._store.save_machine(claim, machine, attempt)
+        if machine is not None:
+            assert self.runner is not None
+            self.runner.cancel("cancelled by ada")
+
+
+async def test_a_run_that_is_cancelled_just_before_its_machine_is_created_creates_none(tmp_path: Path) -> None:
+    async with bench(tmp_path) as scene:
+        claim = await scene.claim(without_secrets("r1"))
+        store = Interrupted(scene.store)
+        store.runner = Runner(dataclasses.replace(scene.tools, store=cast(Store, store)), claim)
+        assert await store.runner.run() is Conclusion.CANCELLED
+        assert (scene.provider.specs, scene.supply.begun) == ({}, [])
+        run = await scene.store.run("r1")
+        assert run is not None
+        assert run.machine is None
+
+
+async def test_the_check_run_is_closed_while_the_machine_is_still_being_created(tmp_path: Path) -> None:
+    async with bench(tmp_path) as scene:
+        scene.provider.hang = scene.provider.in_thread = True
+        claim = await scene.claim(without_secrets("r1"))
+        runner = Runner(scene.tools, claim)
+        running = asyncio.create_task(runner.run())
+        async with asyncio.timeout(WITHIN_S):
+            await scene.provider.creating.wait()
+            signal = scene.store.changed("tellings")
+            runner.cancel("cancelled by ada")
+            while (await scene.check_run("r1")).get("status") != "completed":
+                await signal.wait(0.05)
+            assert not running.done()
+            assert (await scene.check_run("r1"))["conclusion"] == "cancelled"
+            scene.provider.go_on.set()
+            assert await running is Conclusion.CANCELLED
+        assert scene.provider.machines == {}
+
+
+async def test_progress_never_replaces_the_closed_check_run(tmp_path: Path) -> None:
+    async with bench(tmp_path) as scene:
+        claim = await scene.claim(without_secrets("r1"))
+        await scene.store.request_cancel("r1", "cancelled by ada")
+        claim = replace(claim, run=replace(claim.run, cancel_reason="cancelled by ada"))
+        assert await Runner(scene.tools, claim).run() is Conclusion.CANCELLED
+        found = await scene.store.telling("check:r1")
+        assert found is not None
+        assert found[0].telling.body["status"] == "completed"
+        assert found[0].revision <= 2  # closed, and closed with the last report

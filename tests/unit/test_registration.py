@@ -1,0 +1,143 @@
+"""The link that registers the App, and what is said about one that was registered otherwise."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import yaml
+
+from gibil_bot.github.registration import (
+    FailedDelivery,
+    RegisteredApp,
+    differences,
+    read_manifest,
+    registration_url,
+    shipped_manifest,
+    web_address,
+)
+
+ROOT = Path(__file__).parents[2]
+MANIFEST = shipped_manifest()
+AT = datetime(2026, 11, 23, 12, 30, tzinfo=UTC)
+
+
+def registered(**changes: Any) -> RegisteredApp:
+    app = RegisteredApp(
+        slug="gibil-acme",
+        settings_url="https://github.com/organizations/acme/settings/apps/gibil-acme",
+        permissions=MANIFEST.permissions,
+        events=MANIFEST.events,
+        webhook_url="https://bot.acme.dev/webhook",
+        content_type="json",
+        has_secret=True,
+        checks_certificate=True,
+        deliveries=50,
+    )
+    return dataclasses.replace(app, **changes)
+
+
+def test_the_shipped_manifest_is_app_yml() -> None:
+    assert read_manifest((ROOT / "app.yml").read_bytes()) == MANIFEST
+
+
+def test_the_link_fills_in_all_of_app_yml() -> None:
+    content = yaml.safe_load((ROOT / "app.yml").read_text())
+    url = urlsplit(registration_url(MANIFEST, webhook_url="https://bot.acme.dev/webhook"))
+    assert f"{url.scheme}://{url.netloc}{url.path}" == "https://github.com/settings/apps/new"
+    given = parse_qs(url.query, strict_parsing=True)
+    assert given.pop("events[]") == content["default_events"]
+    for name, level in content["default_permissions"].items():
+        assert given.pop(name) == [level]
+    assert given == {
+        "name": [content["name"]],
+        "description": [content["description"]],
+        "url": [content["url"]],
+        "public": ["false"],
+        "webhook_active": ["true"],
+        "webhook_url": ["https://bot.acme.dev/webhook"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("api", "organization", "begins"),
+    [
+        ("https://api.github.com", None, "https://github.com/settings/apps/new?"),
+        ("https://api.github.com", "acme", "https://github.com/organizations/acme/settings/apps/new?"),
+        ("https://ghe.acme.dev/api/v3", None, "https://ghe.acme.dev/settings/apps/new?"),
+        ("https://ghe.acme.dev:8443/api/v3", "a b/c", "https://ghe.acme.dev:8443/organizations/a%20b%2Fc/settings/apps/new?"),
+        ("https://api.acme.ghe.com", None, "https://acme.ghe.com/settings/apps/new?"),
+    ],
+)
+def test_the_link_leads_to_the_right_github_and_account(api: str, organization: str | None, begins: str) -> None:
+    assert registration_url(MANIFEST, api, organization=organization).startswith(begins)
+
+
+def test_a_password_in_the_address_of_the_api_does_not_reach_the_link() -> None:
+    assert web_address("https://user:word@ghe.acme.dev/api/v3") == "https://ghe.acme.dev"
+
+
+def test_the_readme_has_the_link() -> None:
+    assert registration_url(MANIFEST) in (ROOT / "README.md").read_text()
+
+
+def test_an_app_that_is_as_it_should_be_has_no_differences() -> None:
+    assert differences(MANIFEST, registered()) == []
+    assert differences(MANIFEST, registered(), "https://bot.acme.dev/webhook") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "says", "matters"),
+    [
+        ({"permissions": {**MANIFEST.permissions, "checks": "read"}}, "lacks checks: write (has read)", True),
+        ({"permissions": {}}, "issues: write (has none)", True),
+        ({"permissions": {**MANIFEST.permissions, "contents": "write"}}, "more than needed: contents: write", False),
+        ({"permissions": {**MANIFEST.permissions, "secrets": "read"}}, "more than needed: secrets: read", False),
+        ({"events": MANIFEST.events[1:]}, f"not subscribed to {MANIFEST.events[0]}", True),
+        ({"webhook_url": None}, "has no URL", True),
+        ({"webhook_url": "https://other.dev/webhook"}, "delivers to https://other.dev/webhook, and not to", True),
+        ({"content_type": "form"}, "content type is 'form'", True),
+        ({"has_secret": False}, "has no secret", True),
+        ({"checks_certificate": False}, "does not check the certificate", False),
+    ],
+)
+def test_each_difference_is_said_with_its_fix(changes: dict[str, Any], says: str, matters: bool) -> None:
+    (found,) = differences(MANIFEST, registered(**changes), "https://bot.acme.dev/webhook")
+    assert says in found.detail
+    assert found.matters is matters
+    assert found.fix
+
+
+def test_a_wrong_path_is_noticed_when_the_public_address_is_not_known() -> None:
+    (found,) = differences(MANIFEST, registered(webhook_url="https://bot.acme.dev/"))
+    assert "whose path is not /webhook" in found.detail
+
+
+@pytest.mark.parametrize(
+    ("status_code", "status", "advice"),
+    [
+        (401, "Unauthorized", "without a comma"),
+        (404, "Not Found", "proxy's path"),
+        (413, "Payload Too Large", "client_max_body_size 25m"),
+        (502, "Bad Gateway", "is `gibil serve` running"),
+        (503, "Service Unavailable", "look at its log"),
+        (0, "failed to connect to host", "does not reach https://bot.acme.dev/webhook"),
+    ],
+)
+def test_failing_deliveries_are_explained_by_their_status(status_code: int, status: str, advice: str) -> None:
+    failures = (FailedDelivery(at=AT, event="issue_comment", status_code=status_code, status=status),) * 3
+    (found,) = differences(MANIFEST, registered(failures=failures, newest_failed=True))
+    assert "3 of the last 50 deliveries failed" in found.detail
+    assert "issue_comment at 2026-11-23 12:30 UTC" in found.detail
+    assert advice in found.fix
+    assert found.matters
+
+
+def test_failures_that_are_over_are_only_worth_a_look() -> None:
+    failures = (FailedDelivery(at=AT, event="push", status_code=502, status=""),)
+    (found,) = differences(MANIFEST, registered(failures=failures))
+    assert not found.matters

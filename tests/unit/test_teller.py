@@ -1,0 +1,97 @@
+"""What is published while GitHub's rate keeps other things waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from gibil_bot.errors import GitHubError, NotAskedYet
+from gibil_bot.model import DueTelling, Telling, TellingKind
+from gibil_bot.runs.store import SqliteStore, open_store
+from gibil_bot.runs.teller import Teller
+
+WITHIN_S = 10.0
+
+
+class SlowGitHub:
+    """ports.Reporter that takes check runs at once, and comments and reactions when `go_on` is set."""
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+        self.told: list[str] = []
+        self.begun: list[str] = []
+        self.errors: list[GitHubError] = []
+        self.changed = asyncio.Event()
+
+    async def tell(self, due: DueTelling) -> int | None:
+        self.begun.append(due.telling.key)
+        self.changed.set()
+        if due.telling.kind is not TellingKind.CHECK_RUN:
+            await self.go_on.wait()
+        if self.errors:
+            raise self.errors.pop(0)
+        self.told.append(due.telling.key)
+        self.changed.set()
+        return 1
+
+    async def until_told(self, *keys: str) -> None:
+        async with asyncio.timeout(WITHIN_S):
+            while not set(keys) <= set(self.told):
+                await self.changed.wait()
+                self.changed.clear()
+
+
+@contextlib.asynccontextmanager
+async def telling(folder: Path) -> AsyncIterator[tuple[SqliteStore, SlowGitHub]]:
+    store = await open_store(f"sqlite:///{folder}/gibil.db")
+    github = SlowGitHub()
+    task = asyncio.create_task(Teller(store, github, "tests").run())
+    try:
+        yield store, github
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await store.close()
+
+
+def wish(kind: TellingKind, key: str, repository: str = "ada/engine", **body: object) -> Telling:
+    return Telling(key=key, kind=kind, installation_id=1, repository=repository, body={"key": key, **body})
+
+
+async def test_check_runs_are_published_while_comments_and_reactions_wait(tmp_path: Path) -> None:
+    async with telling(tmp_path) as (store, github):
+        await store.tell(None, [wish(TellingKind.REACTION, f"r{number}") for number in range(50)])
+        await store.tell(None, [wish(TellingKind.COMMENT, f"c{number}") for number in range(50)])
+        checks = [wish(TellingKind.CHECK_RUN, f"k{number}", status="queued") for number in range(20)]
+        await store.tell(None, checks)
+        await github.until_told(*(check.key for check in checks))
+        assert sum(key.startswith("r") for key in github.begun) <= 4
+        assert sum(key.startswith(("r", "c")) for key in github.begun) <= 8
+        github.go_on.set()
+        await github.until_told(*(f"c{number}" for number in range(50)), *(f"r{number}" for number in range(50)))
+
+
+async def test_comments_are_published_while_reactions_wait(tmp_path: Path) -> None:
+    async with telling(tmp_path) as (store, github):
+        await store.tell(None, [wish(TellingKind.REACTION, f"r{number}") for number in range(50)])
+        async with asyncio.timeout(WITHIN_S):
+            while len(github.begun) < 4:
+                await github.changed.wait()
+                github.changed.clear()
+        await store.tell(None, [wish(TellingKind.COMMENT, "c")])
+        async with asyncio.timeout(WITHIN_S):
+            while "c" not in github.begun:
+                await github.changed.wait()
+                github.changed.clear()
+
+
+async def test_what_github_was_not_asked_yet_counts_as_no_failure(tmp_path: Path) -> None:
+    async with telling(tmp_path) as (store, github):
+        github.errors = [NotAskedYet("waiting for a turn", retry_after_s=0.0) for _ in range(3)]
+        await store.tell(None, [wish(TellingKind.CHECK_RUN, "k", status="queued")])
+        await github.until_told("k")
+        found = await store.telling("k")
+        assert found is not None
+        assert (found[0].attempts, found[0].failures) == (4, 0)
