@@ -31,6 +31,12 @@ _URL_CHARACTERS = re.compile(r"[A-Za-z0-9._~:/@%+-]+|https?://\[[0-9a-fA-F:]+\][
 
 _FROM_HTTP = "GIT_ALLOW_PROTOCOL=http:https\nGIBIL_CLONE_HOST=$host\nexport GIBIL_CLONE_HOST\n"
 
+_NOTE = "gibil-note: "
+_NOTES = {
+    "submodules": "This commit has submodules (.gitmodules). They are not fetched: their folders are empty.",
+    "lfs": "This commit has files in Git LFS (filter=lfs in .gitattributes). They are not fetched: the files hold LFS pointers.",
+}
+
 _BEGIN = r"""
 set -eu
 umask 022
@@ -44,8 +50,18 @@ trap 'test -z "$log" || rm -f "$log"' EXIT
 command -v git >/dev/null 2>&1 || fail 23 "git is not installed on this machine; use an image that has it"
 log=$(mktemp) || fail 24 "the machine's disk cannot be written"
 
+# What is missing in the workspace is said, so that a task that fails for it is understood. Only the top folder is looked at.
+notes() {
+    test ! -f .gitmodules || echo "gibil-note: submodules"
+    if test -f .gitattributes && test ! -L .gitattributes && head -c 65536 .gitattributes | grep -q 'filter=lfs'; then
+        echo "gibil-note: lfs"
+    fi
+}
 finished() { test -e "$workspace/.git/gibil-commit" && test "$(cat "$workspace/.git/gibil-commit")" = "$sha"; }
-finished && exit 0
+if finished; then
+    cd -- "$workspace" && notes
+    exit 0
+fi
 test ! -e "$workspace" || rm -rf -- "$workspace" || fail 24 "what is at $workspace cannot be removed"
 mkdir -p -- "$workspace" && cd -- "$workspace" || fail 24 "$workspace cannot be made"
 git init -q --template= . >"$log" 2>&1 || { cat "$log" >&2; fail 24 "$workspace cannot be made a git repository"; }
@@ -57,6 +73,7 @@ finish() {
         || { cat "$log" >&2; fail 24 "the files of $sha cannot be written; is the disk full?"; }
     test "$(git rev-parse HEAD)" = "$sha" || fail 24 "what was checked out is not $sha"
     printf '%s' "$sha" >.git/gibil-commit
+    notes
 }
 """
 
@@ -122,6 +139,12 @@ git -c core.hooksPath=/dev/null fetch -q --no-tags --no-write-fetch-head --updat
 have || fail 20 "the bundle does not hold the commit $sha"
 finish
 """
+
+
+def notes_of_clone(output: bytes) -> tuple[str, ...]:
+    """Notes for people in what one of these scripts printed: a fixed set, whatever the machine says."""
+    lines = set(output[:4096].decode("ascii", "replace").split("\n"))
+    return tuple(text for name, text in _NOTES.items() if _NOTE + name in lines)
 
 
 def clone_script(*, clone_url: str, number: int, sha: str, workspace: str = DEFAULT_WORKSPACE) -> str:

@@ -9,6 +9,7 @@ here reads.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ from gibil_bot.planning.clone import (
     branch_script,
     bundle_script,
     clone_script,
+    notes_of_clone,
 )
 
 __all__ = [
@@ -38,7 +40,9 @@ __all__ = [
     "branch_script",
     "bundle_script",
     "clone_script",
+    "identity_script",
     "input_variable",
+    "notes_of_clone",
     "parse_env_file",
     "parse_path_file",
     "prepare_script",
@@ -101,6 +105,18 @@ def prepare_script(tasks: int, folder: str = FILES_FOLDER) -> str:
     for files in all_files:
         lines.append(f": >>{files.env} >>{files.output} >>{files.path} >>{files.summary}")  # the shell does it, no process
     return "\n".join(lines) + "\n"
+
+
+def identity_script(name: str, email: str) -> str:
+    """POSIX sh that gives root's git an identity where it has none, so that `git commit` works. One line.
+
+    Raises ValueError for what git would not take. It starts no process.
+    """
+    if any(not value or len(value) > 200 or not value.isprintable() or set(value) & set("<>") for value in (name, email)):
+        raise ValueError("a name or an address that git would not take")
+    values = [value.replace("\\", "\\\\").replace('"', '\\"') for value in (name, email)]
+    text = f'[user]\n\tname = "{values[0]}"\n\temail = "{values[1]}"\n'
+    return f"[ -e /root/.gitconfig ] || printf %s {shlex.quote(text)} 2>/dev/null >/root/.gitconfig || true\n"
 
 
 def reserved_name(name: str) -> bool:

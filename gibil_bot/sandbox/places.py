@@ -45,9 +45,9 @@ def from_code(path: str) -> str:
     return path if path.startswith("/") else f"./{path}"
 
 
-def bare_script(names: tuple[str, ...] = ()) -> str:
+def bare_script(names: tuple[str, ...] = (), first: str = "") -> str:
     """POSIX sh for a machine without code: the environment of those names is kept, and there is nothing to wait for."""
-    return f"mkdir -p /root/.gibil\n{keep_script(names)}: >{STATE} && : >{READY} && : >{TASKS_DONE}"
+    return f"mkdir -p /root/.gibil\n{first}{keep_script(names)}: >{STATE} && : >{READY} && : >{TASKS_DONE}"
 
 
 def keep_script(names: tuple[str, ...]) -> str:

@@ -36,7 +36,7 @@ async def start_provisioning(shell: Shell, name: str, terms: Terms, origin: Orig
     if origin.checkout is not None:
         tell(name, "code", None)
         began = asyncio.get_running_loop().time()
-        await LocalBundle(origin.checkout, origin.sha).send(shell)
+        await LocalBundle(origin.checkout, origin.sha, origin.promisor).send(shell)
         tell(name, "code", asyncio.get_running_loop().time() - began)
     job = Job(id=JOB_ID, script=provision_script(origin, names), env=env, shell="bash {0}")  # noqa: S604 (a template)
     await shell.start(job)

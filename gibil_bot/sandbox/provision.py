@@ -154,8 +154,10 @@ gibil_give_up() {
 """)
 
 _NO_GLOB = "set -f\n"  # command words are split, and never expanded
+# By its full ref: a short name may be that of a tag, and git's own commands refuse some names that a repository may have.
 _AS_BRANCH = r"""
-git -C /root/project -c core.hooksPath=/dev/null checkout -q -B "$gibil_branch" || gibil_give_up 'the branch' $?
+git -C /root/project -c core.hooksPath=/dev/null update-ref "refs/heads/$gibil_branch" HEAD \
+    && git -C /root/project symbolic-ref HEAD "refs/heads/$gibil_branch" || gibil_give_up 'the branch' $?
 """
 _WITH_REMOTE = r"""
 git -C /root/project remote add origin "$gibil_remote" 2>/dev/null || true
@@ -179,6 +181,8 @@ def provision_script(origin: Origin, given: tuple[str, ...] = ()) -> str:
     base = {"CI": "true", **(file.env if file is not None else {}), **_github(origin)}
     parts = [_FUNCTIONS, _NO_GLOB, "gibil_began=$(gibil_now)\n"]
     parts.append(f"gibil_base=({shlex.join(f'{name}={value}' for name, value in base.items())})\n")
+    if origin.identity is not None:
+        parts.append(script.identity_script(origin.identity.name, origin.identity.email))
     parts.append("gibil_given=(" + " ".join(f'{name}="${GIVEN}{name}"' for name in given) + ")\n")
     parts += [f"unset {GIVEN}{name}\n" for name in given]
     if origin.clone_url is not None:
