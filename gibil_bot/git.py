@@ -65,7 +65,8 @@ _ALWAYS = {
 
 _SETTINGS = (
     "core.hooksPath=/dev/null", "core.fsmonitor=false", "core.askPass=", "core.alternateRefsCommand=true",
-    "core.attributesFile=/dev/null", "core.quotePath=false", "core.logAllRefUpdates=false", "core.safecrlf=false", "safe.bareRepository=all",
+    "core.attributesFile=/dev/null", "core.quotePath=false", "core.logAllRefUpdates=false", "core.safecrlf=false",
+    "safe.bareRepository=all",
     "protocol.ext.allow=never", "color.ui=false", "column.ui=never", "log.showSignature=false",
     "i18n.commitEncoding=UTF-8", "i18n.logOutputEncoding=UTF-8", "init.defaultRefFormat=files",
     "submodule.recurse=false", "fetch.recurseSubmodules=false", "fetch.writeCommitGraph=false", "fetch.prune=false",
@@ -180,10 +181,16 @@ async def start(
         )
         words = ["/bin/sh", "-c", script, "sh", *words]
         whole["MALLOC_ARENA_MAX"] = "1"
-    return await asyncio.create_subprocess_exec(
-        *words, stdin=stdin, stdout=asyncio.subprocess.PIPE, stderr=stderr,
-        env=whole, cwd=folder or "/", start_new_session=True,
-    )  # fmt: skip
+    try:
+        return await asyncio.create_subprocess_exec(
+            *words, stdin=stdin, stdout=asyncio.subprocess.PIPE, stderr=stderr,
+            env=whole, cwd=folder or "/", start_new_session=True,
+        )  # fmt: skip
+    except OSError as error:
+        if folder is not None and error.filename == str(folder):
+            raise GitError(f"{folder} cannot be entered: {error.strerror}") from error
+        advice = "install it, for example: apt-get install git"
+        raise GitError(f"git cannot be started on this host ({error.strerror}); {advice}") from error
 
 
 async def end(process: asyncio.subprocess.Process) -> None:

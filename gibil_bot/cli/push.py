@@ -24,8 +24,8 @@ def push(name: str, branch: str | None, with_workflows: bool, provider: str | No
     """Push the commits that were made on a machine, from here.
 
     The commits come off the machine as a bundle, are checked, and are pushed to the branch gibil/NAME of the repository that
-    the machine was created with (to another branch with --branch), with your own credentials and never by force. The machine sees none of them. Where git has none for GitHub, the token
-    in GH_TOKEN or GITHUB_TOKEN is used, or gh's.
+    the machine was created with (to another branch with --branch), with your own credentials and never by force. The machine
+    sees none of them. Where git has none for GitHub, the token in GH_TOKEN or GITHUB_TOKEN is used, or gh's.
 
     \b
     gibil push agent-task --branch agent/parser

@@ -34,7 +34,7 @@ _FROM_HTTP = "GIT_ALLOW_PROTOCOL=http:https\nGIBIL_CLONE_HOST=$host\nexport GIBI
 _NOTE = "gibil-note: "
 _NOTES = {
     "submodules": "This commit has submodules (.gitmodules). They are not fetched: their folders are empty.",
-    "lfs": "This commit has files in Git LFS (filter=lfs in .gitattributes). They are not fetched: the files hold LFS pointers.",
+    "lfs": "This commit has Git LFS files (filter=lfs in .gitattributes). They are not fetched: pointers are in their place.",
 }
 
 _BEGIN = r"""

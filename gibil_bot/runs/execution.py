@@ -119,7 +119,7 @@ class Execution:
 
     async def prepare(self) -> None:
         """Make the files that tasks write to. Safe to repeat."""
-        prepare = script.prepare_script(len(self._plan.tasks)) + script.identity_script("gibil", "gibil@localhost")
+        prepare = script.prepare_script(len(self._plan.tasks)) + script.IDENTITY
         result = await self._shell.run(prepare)
         if result.exit_status != 0:
             raise MachineLost(f"The machine's disk cannot be written: {result.stderr.decode('utf-8', 'replace').strip()}")

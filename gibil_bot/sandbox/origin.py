@@ -18,13 +18,14 @@ from urllib.parse import unquote, urlsplit
 
 from gibil_bot import git
 from gibil_bot.errors import UsageError
-from gibil_bot.git import LOOK, GitError
+from gibil_bot.git import GitError
 from gibil_bot.planning.schema import parse_repository_file
 from gibil_bot.planning.workflow import REPOSITORY_FILE, RepositoryFile
 from gibil_bot.runs.commit_files import repository_file
 from gibil_bot.runs.local_repository import PROMISOR, branch_of, explained, open_repository, set_promisor
 from gibil_bot.sandbox.credentials import for_git, web_address
 from gibil_bot.sandbox.git_words import reason
+from gibil_bot.sandbox.identity import Identity, identity
 
 UNREADABLE = "REPOSITORY_UNREADABLE"
 
@@ -33,16 +34,7 @@ _COPY_S = 900.0
 
 _GITHUB = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,38})/[A-Za-z0-9._-]{1,100}")
 _SCP_LIKE = re.compile(r"[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:(?!//).+")
-_IDENTITY = re.compile(r"([^<>]+) <([^<>]+)> \d+ [+-]\d+")
 _BRANCH = re.compile(r"(?![-+/])[^\x00-\x20\x7f~^:?*\[\\]{1,200}(?<![/.])")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """What git writes into commits: checked, for a machine."""
-
-    name: str
-    email: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,22 +145,6 @@ async def origin_url(folder: Path) -> str | None:
             return await found.origin_url()
     except (GitError, OSError):
         return None
-
-
-async def identity(git_dir: Path | None = None) -> Identity | None:
-    """The author that the user's git would write in a commit, there or anywhere; None where it would ask for one."""
-    settings = ("user.useConfigOnly=true",)
-    try:
-        if git_dir is None:
-            said = await git.text("var", "GIT_AUTHOR_IDENT", settings=settings, within_s=_ASK_S)
-        else:
-            said = await git.text("var", "GIT_AUTHOR_IDENT", git_dir=git_dir, extra=LOOK, settings=settings, within_s=_ASK_S)
-    except GitError:
-        return None
-    match = _IDENTITY.fullmatch(said)
-    if match is None or not all(part.isprintable() and len(part) <= 200 for part in match.groups()):
-        return None
-    return Identity(name=match[1], email=match[2])
 
 
 # A repository elsewhere

@@ -31,7 +31,7 @@ _SCP_LIKE = re.compile(r"(?:[^@/]+@)?([^:/]+):(?!/)(.+)")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullRequestWish:
     """`title` None: the message of the only commit. `base` None: where the machine was forged from, else the default branch.
-    `branch` None: the one that is checked out on the machine. `into` (owner/name) None: the repository that the commits are
+    `branch` None: gibil/NAME. `into` (owner/name) None: the repository that the commits are
     pushed to or, where that is a fork, its parent."""
 
     title: str | None = None
