@@ -242,13 +242,15 @@ async def feed(take: Callable[[bytes], None], *arguments: str, **how: Unpack[How
     """As `run`; what git prints goes to `take` as it comes. An exception of `take` ends git and is raised."""
     git_dir, folder, limits = how.get("git_dir"), how.get("folder"), how.get("limits")
     given, within_s = how.get("given", b""), how.get("within_s", LONGEST_S)
-    process = await start(
-        *arguments, git_dir=git_dir, folder=folder, env=environment(how.get("extra")), settings=how.get("settings", ()),
-        limits=limits,
-        stdin=asyncio.subprocess.PIPE if given else asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
+    said = _Tail()
+    try:
+        process = await start(
+            *arguments, git_dir=git_dir, folder=folder, env=environment(how.get("extra")), settings=how.get("settings", ()),
+            limits=limits, stdin=asyncio.subprocess.PIPE if given else asyncio.subprocess.DEVNULL, stderr=said.writing,
+        )  # fmt: skip
+    finally:
+        await said.begin()
     assert process.stdout is not None
-    said = _Tail(process.stderr)
     writing = asyncio.create_task(_write(process.stdin, given)) if process.stdin is not None else None
     try:
         async with asyncio.timeout(within_s):
@@ -271,9 +273,12 @@ async def stream(
     *arguments: str, git_dir: Path, extra: Mapping[str, str | None] | None = None, within_s: float = LONGEST_S
 ) -> AsyncIterator[bytes]:
     """Yield what git prints, of any size. Raises GitError as `run` does, at the end."""
-    process = await start(*arguments, git_dir=git_dir, env=environment(extra))
+    said = _Tail()
+    try:
+        process = await start(*arguments, git_dir=git_dir, env=environment(extra), stderr=said.writing)
+    finally:
+        await said.begin()
     assert process.stdout is not None
-    said = _Tail(process.stderr)
     loop = asyncio.get_running_loop()
     latest = loop.time() + within_s
     try:
@@ -301,24 +306,36 @@ def reason_in(said: str) -> str:
 
 
 class _Tail:
-    """Reads stderr so that git never waits for it, and keeps its first and its last bytes."""
+    """A pipe for stderr whose first and last bytes are kept.
 
-    def __init__(self, stream: asyncio.StreamReader | None) -> None:
+    It isn't one of the process's own pipes, since asyncio's `wait` waits for those, and what git left behind may hold it.
+    """
+
+    def __init__(self) -> None:
         self._kept = bytearray()
-        self._task = asyncio.create_task(self._read(stream)) if stream is not None else None
+        self._reading, self.writing = os.pipe()
 
-    async def _read(self, stream: asyncio.StreamReader) -> None:
-        while data := await stream.read(16 * 1024):
+    async def begin(self) -> None:
+        """Called when the process has been started, or couldn't be."""
+        os.close(self.writing)
+        reader = asyncio.StreamReader()
+        self._transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(self._reading, "rb", 0)
+        )
+        self._task = asyncio.create_task(self._read(reader))
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        while data := await reader.read(16 * 1024):
             self._kept += data
             if len(self._kept) > _MOST_ERROR_BYTES:
                 del self._kept[_MOST_ERROR_BYTES // 4 : len(self._kept) - _MOST_ERROR_BYTES // 2]
 
     async def close(self) -> str:
         """Called once git has ended."""
-        if self._task is not None:
-            await asyncio.wait({self._task}, timeout=_PIPE_LINGERS_S)
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await asyncio.wait({self._task}, timeout=_PIPE_LINGERS_S)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._transport.close()
         return self._kept.decode("utf-8", "replace").strip()
 
 
