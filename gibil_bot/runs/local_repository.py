@@ -115,8 +115,9 @@ class LocalRepository:
             except (GitError, OSError):
                 if source is None:
                     raise
-        # A name that ends with / is a repository inside this one.
-        paths = b"".join(path + b"\0" for path in dict.fromkeys(listed.split(b"\0")) if path and not path.endswith(b"/"))
+        # A name that ends with / is a repository inside this one. Sorted, a file that became a folder is removed before its
+        # content is added.
+        paths = b"".join(path + b"\0" for path in sorted(set(listed.split(b"\0"))) if path and not path.endswith(b"/"))
         if paths:
             await git.run(
                 "update-index", "--add", "--remove", "--replace", "--ignore-skip-worktree-entries", "-z", "--stdin",
