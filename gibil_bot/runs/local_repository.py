@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
@@ -149,10 +150,16 @@ async def open_repository(path: Path) -> AsyncIterator[LocalRepository]:
     path = await asyncio.to_thread(path.resolve)
     # Discovery applies git's check of the owner (safe.directory). Bare repositories are opened whatever safe.bareRepository
     # says, as their configuration isn't used.
-    answer = await git.text(
-        "rev-parse", "--is-bare-repository", "--is-shallow-repository", "--show-object-format",
-        "--path-format=absolute", "--git-common-dir", folder=path, extra=LOOK,
-    )  # fmt: skip
+    try:
+        answer = await git.text(
+            "rev-parse", "--is-bare-repository", "--is-shallow-repository", "--show-object-format",
+            "--path-format=absolute", "--git-common-dir", folder=path, extra=LOOK,
+        )  # fmt: skip
+    except GitError as error:
+        if "dubious ownership" not in error.said:
+            raise
+        advice = f"if you trust what is in it: git config --global --add safe.directory {shlex.quote(str(path))}"
+        raise GitError(f"{path} belongs to another user, so git does not read it; {advice}") from error
     bare, shallow, object_format, common = answer.split("\n", 3)
     git_dir = Path(await git.text("rev-parse", "--absolute-git-dir", folder=path, extra=LOOK))
     if object_format != "sha1":
