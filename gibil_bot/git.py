@@ -93,6 +93,10 @@ class TooMuchOutput(GitError):
     """The output of a command exceeded its limit, and the command was ended."""
 
 
+class TooExpensive(GitError):
+    """git reached one of its Limits."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Resources of one git process and of each process that it starts."""
@@ -352,16 +356,19 @@ def _check(
 ) -> None:
     if process.returncode == 0:
         return
-    reason = reason_in(said)
+    place = f" in {where}" if where is not None else ""
+    failed = f"git {_verb(arguments)} failed{place}"
     if limits is not None:
         if process.returncode == -signal.SIGXCPU or f"died of signal {int(signal.SIGXCPU)}" in said:
-            reason = f"more than {limits.cpu_s} s of processor time are needed to read its objects"
+            time = f"{limits.cpu_s} s of processor time"
+            raise TooExpensive(f"{failed}: more than {time} are needed to read the objects", said=said)
         elif "ut of memory" in said or "mmap failed" in said or "Cannot allocate memory" in said:
-            reason = f"more than {limits.memory_bytes // 1024**2} MiB of memory are needed to read its objects"
-    elif process.returncode is not None and process.returncode < 0 and not said:
+            size = f"{limits.memory_bytes // 1024**2} MiB"
+            raise TooExpensive(f"{failed}: more than {size} of memory are needed to read the objects", said=said)
+    reason = reason_in(said)
+    if process.returncode is not None and process.returncode < 0 and not said:
         reason = f"it was ended by signal {-process.returncode}"
-    place = f" in {where}" if where is not None else ""
-    raise GitError(f"git {_verb(arguments)} failed{place}: {reason}", said=said)
+    raise GitError(f"{failed}: {reason}", said=said)
 
 
 def _verb(arguments: Sequence[str]) -> str:

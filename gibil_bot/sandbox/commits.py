@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from gibil_bot import git
 from gibil_bot.errors import GibilError, UsageError
-from gibil_bot.git import FOREIGN, GitError
+from gibil_bot.git import FOREIGN, GitError, Limits, TooExpensive
 from gibil_bot.runs.local_repository import branch_of
 from gibil_bot.runs.sources import WORKSPACE
 from gibil_bot.sandbox.credentials import for_git
@@ -34,6 +34,8 @@ MOST_COMMITS = 20_000
 MOST_NAME_BYTES = 8 * 1024 * 1024
 """Of all paths, and of all first lines of messages."""
 
+_DIFFERENCE = Limits(memory_bytes=96 * 1024**2)
+"""Enough for some 200,000 paths."""
 _TAKE_S = 600.0
 _CHECK_S = 120.0
 _OUTGOING = "refs/gibil/outgoing"
@@ -41,6 +43,7 @@ _MOST_WORDS = 64 * 1024
 _SHA = re.compile(r"[0-9a-f]{40}")
 # What decides what runs with the repository's secrets, on GitHub's machines or on gibil's.
 PROTECTED = (".github/workflows/", ".github/actions/", ".gibil/", ".gibil.yml", ".gibil.yaml")
+_PROTECTED_NAMES = frozenset({".github", *(each.rstrip("/") for each in PROTECTED)})
 _INSTALLED = (".venv", "venv", "node_modules", "__pycache__", ".tox", "site-packages")
 """Folders of files that a tool installed, which are rarely meant to be committed."""
 
@@ -102,9 +105,7 @@ async def take(live: LiveMachine, branch: str | None, *, with_workflows: bool, g
         if not await _has(repository, base):
             raise NotPushed(f"{live.name} was created from commit {base[:7]}, which is not in {url}: push that first")
         try:
-            await _unpack(repository, bundle, head, live.name)
-            subjects = await _subjects(repository, base, head)
-            files = await _changed(repository, base, head)
+            subjects, files = await unpack(repository, bundle, base=base, head=head, name=live.name)
         except GitError as error:
             raise NotPushed(f"the commits of {live.name} cannot be checked: {reason(error)}") from error
         touched = [path for path in files if is_protected(path)]
@@ -122,10 +123,8 @@ async def take(live: LiveMachine, branch: str | None, *, with_workflows: bool, g
 def is_protected(path: str) -> bool:
     """Whether a path decides what runs with the repository's secrets. Case is ignored, as some file systems do."""
     folded = path.casefold()
-    return any(folded.startswith(each) if each.endswith("/") else folded == each for each in PROTECTED) or any(
-        folded == each.rstrip("/")
-        for each in PROTECTED  # a symbolic link or a submodule in place of the folder
-    )
+    # A symbolic link, a submodule or a file in place of one of the folders counts, too.
+    return folded in _PROTECTED_NAMES or folded.startswith(tuple(each for each in PROTECTED if each.endswith("/")))
 
 
 def warnings_of(files: Sequence[str]) -> tuple[str, ...]:
@@ -152,8 +151,11 @@ def shown(path: str) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-async def _unpack(repository: Path, bundle: Path, head: str, name: str) -> None:
-    """Raises NotPushed, GitError."""
+async def unpack(repository: Path, bundle: Path, *, base: str, head: str, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Take commits out of a machine's bundle; their first lines, newest first, and the paths that differ from `base`.
+
+    Every object is checked, by a git whose memory and processor time are limited. Raises NotPushed, GitError.
+    """
     await git.run(
         "fetch", "-q", "--no-tags", "--no-write-fetch-head", str(bundle), f"+{_OUTGOING}:refs/gibil/incoming",
         git_dir=repository, settings=("fetch.fsckObjects=true",), limits=FOREIGN, within_s=_CHECK_S,
@@ -161,6 +163,7 @@ async def _unpack(repository: Path, bundle: Path, head: str, name: str) -> None:
     incoming = await git.text("rev-parse", "--verify", "refs/gibil/incoming", git_dir=repository, limits=FOREIGN)
     if incoming != head:
         raise NotPushed(f"what {name} sent is not its HEAD; are commits being made there? Try again")
+    return await _subjects(repository, base, head), await _changed(repository, base, head)
 
 
 async def _subjects(repository: Path, base: str, head: str) -> tuple[str, ...]:
@@ -183,22 +186,26 @@ async def _subjects(repository: Path, base: str, head: str) -> tuple[str, ...]:
 
 
 async def _changed(repository: Path, base: str, head: str) -> tuple[str, ...]:
-    """Paths that differ. Trees that hold each other many times describe more paths than any memory holds: see the limits."""
+    """Paths that differ. Trees that hold each other many times describe more paths than any memory holds."""
     found: list[str] = []
+    too_many = (
+        f"the commits change more than {MOST_FILES:,} files: are installed or built files committed? "
+        "What is meant can be pushed from a clone of your own"
+    )
 
     def take(record: bytes) -> None:
         found.append(record.decode("utf-8", "surrogateescape"))
         if len(found) > MOST_FILES:
-            raise NotPushed(
-                f"the commits change more than {MOST_FILES:,} files (the first is {shown(found[0])}): are installed or built "
-                "files committed? What is meant can be pushed from a clone of your own"
-            )
+            raise NotPushed(too_many)
 
     records = _Records(take, "the paths that the commits change are")
-    await git.feed(
-        records.feed, "diff-tree", "-r", "-z", "--no-renames", "--name-only", "--no-ext-diff", "--no-textconv",
-        "--ignore-submodules=none", base, head, git_dir=repository, limits=FOREIGN, within_s=_CHECK_S,
-    )  # fmt: skip
+    try:
+        await git.feed(
+            records.feed, "diff-tree", "-r", "-z", "--no-renames", "--name-only", "--no-ext-diff", "--no-textconv",
+            "--ignore-submodules=none", base, head, git_dir=repository, limits=_DIFFERENCE, within_s=_CHECK_S,
+        )  # fmt: skip
+    except TooExpensive as error:  # git collects all paths before it prints the first
+        raise NotPushed(too_many) from error
     return tuple(found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -121,6 +122,27 @@ def test_a_tag_or_a_branch_called_head_changes_nothing(line: CommandLine) -> Non
     )
     assert line.json("push", "m", "--branch", "topic")["commit"] == head
     assert line.git(line.here / "origin.git", "rev-parse", "refs/heads/topic") == head
+
+
+def test_a_commit_of_a_few_kilobytes_does_not_take_gigabytes(line: CommandLine) -> None:
+    on_machine(
+        line,
+        "git checkout -q -f --detach $(cat /root/start); b=$(git rev-parse HEAD:file); "
+        "t=$(for n in 0 1 2 3 4 5 6 7 8 9; do printf '100644 blob %s\\tf%s\\n' $b $n; done | git mktree); "
+        "for i in 1 2 3 4 5 6 7; do "
+        "t=$(for n in 0 1 2 3 4 5 6 7 8 9; do printf '040000 tree %s\\td%s\\n' $t $n; done | git mktree); done; "
+        "git reset -q --soft $(git commit-tree -m x -p HEAD $t)",
+    )
+    process = line.start("push", "m", "--branch", "deep", "--json", process_group=None)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    told = json.loads(process.stdout.read())
+    process.stderr.read()
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert (told["code"], "more than 20,000 files" in told["error"]) == ("NOT_PUSHED", True)
+    assert used.ru_maxrss < 250_000, "kilobytes, of the largest process that it started or was"
+    on_machine(line, "git checkout -q -f -B main $(cat /root/start)")
 
 
 @pytest.mark.parametrize("branch", ["--force", "a..b", "+main"])
