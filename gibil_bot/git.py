@@ -42,8 +42,9 @@ _PIPE_LINGERS_S = 1.0
 _KEPT = re.compile(
     r"GIT_(CONFIG_(GLOBAL|SYSTEM|NOSYSTEM|PARAMETERS|COUNT|KEY_\d+|VALUE_\d+)"
     r"|SSH|SSH_COMMAND|SSH_VARIANT|PROXY_COMMAND|PROXY_SSL_\w+|SSL_\w+|HTTP_\w+|EXEC_PATH"
-    r"|(AUTHOR|COMMITTER)_(NAME|EMAIL)|CEILING_DIRECTORIES|DISCOVERY_ACROSS_FILESYSTEM)"
+    r"|COMMITTER_(NAME|EMAIL)|CEILING_DIRECTORIES|DISCOVERY_ACROSS_FILESYSTEM)"
 )
+_IDENTITY = re.compile(r"GIT_COMMITTER_\w+")
 _TRACE = re.compile(r"GIT_TRACE\w*")
 _USERS_SETTINGS = re.compile(r"GIT_(CONFIG_\w+|SSH|SSH_COMMAND|SSH_VARIANT|PROXY_COMMAND)")
 
@@ -120,6 +121,7 @@ _FOREIGN_SETTINGS = (
 def environment(extra: Mapping[str, str | None] | None = None) -> dict[str, str]:
     """The caller's environment without what would direct git elsewhere, and `extra` (None removes a variable)."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or _KEPT.fullmatch(name)}
+    kept = {name: value for name, value in kept.items() if value or not _IDENTITY.fullmatch(name)}  # git rejects empty ones
     # A trace to a file is the user's; a trace on stderr would be read as git's reason.
     traces = {name: value for name, value in os.environ.items() if _TRACE.fullmatch(name) and value.startswith("/")}
     merged: dict[str, str | None] = {**kept, **_ALWAYS, **traces, **(extra or {})}

@@ -23,13 +23,16 @@ class Identity:
 
 
 async def identity(git_dir: Path | None = None) -> Identity | None:
-    """The author that the user's git would write in a commit, there or anywhere; None where it would ask for one."""
+    """Whose commits the user's git would make, there or anywhere; None where it would ask.
+
+    The committer: in a hook, git's environment has the author of some commit.
+    """
     settings = ("user.useConfigOnly=true",)
     try:
         if git_dir is None:
-            said = await git.text("var", "GIT_AUTHOR_IDENT", settings=settings, within_s=_ASK_S)
+            said = await git.text("var", "GIT_COMMITTER_IDENT", settings=settings, within_s=_ASK_S)
         else:
-            said = await git.text("var", "GIT_AUTHOR_IDENT", git_dir=git_dir, extra=LOOK, settings=settings, within_s=_ASK_S)
+            said = await git.text("var", "GIT_COMMITTER_IDENT", git_dir=git_dir, extra=LOOK, settings=settings, within_s=_ASK_S)
     except GitError:
         return None
     match = _IDENTITY.fullmatch(said)

@@ -187,8 +187,7 @@ async def _base(
     assert base is not None
     if base == found.branch:
         raise UsageError(
-            f"the commits are on {base}, where the pull request would go to: say with --branch which branch to push them to, "
-            "or commit on another one on the machine"
+            f"the commits are for {base}, where the pull request would go to: leave --branch out, or name another one"
         )
     await commits.check_base(found, base)
     return base
