@@ -1,4 +1,4 @@
-"""Machines that are created and pushed from where git itself starts programs: aliases, hooks, worktrees; and who commits there."""
+"""Machines that are created and pushed from where git starts programs: aliases, hooks, worktrees; and who commits there."""
 
 from __future__ import annotations
 
@@ -91,7 +91,8 @@ def test_a_tag_with_the_branchs_name_changes_nothing(line: CommandLine, tmp_path
     assert made.returncode == 0, made.stderr
     head = line.gibil(
         "run", f"amb-{name}",
-        f"set -e; cd project; git symbolic-ref HEAD; git tag {name} -f >&2; git commit -q --allow-empty -m fix; git rev-parse HEAD",
+        f"set -e; cd project; git symbolic-ref HEAD; git tag {name} -f >&2; "
+        "git commit -q --allow-empty -m fix; git rev-parse HEAD",
     )  # fmt: skip
     assert head.stdout.splitlines()[0] == f"refs/heads/{name}", head.stderr
     assert line.json("push", f"amb-{name}", "--branch", name)["branch"] == name
@@ -102,7 +103,7 @@ def test_a_tag_with_the_branchs_name_changes_nothing(line: CommandLine, tmp_path
 def test_commits_on_a_machine_carry_the_requesters_name(line: CommandLine) -> None:
     (line.folder / "gitconfig").write_text('[user]\n\tname = "Zoë \\"Z\\" O\'Hara"\n\temail = zoe@example.com\n')
     # Not what the tests' own commits are made with.
-    plain = dict.fromkeys(("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL"), "")
+    plain = dict.fromkeys(("GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"), "")
     for name, words in (("bare", ()), ("with-code", ("--repo", "lib", "--wait", "ready"))):
         made = line.gibil("create", "--name", name, *words, GIT_CONFIG_GLOBAL=str(line.folder / "gitconfig"), **plain)
         assert made.returncode == 0, made.stderr
