@@ -106,7 +106,7 @@ class Limits:
     """What it may allocate (RLIMIT_DATA). Packs that are mapped for reading don't count."""
     address_bytes: int = 2 * 1024**3
     """All of its address space, mapped files included (RLIMIT_AS)."""
-    cpu_s: int = 60
+    cpu_s: int = 120
 
 
 FOREIGN = Limits()

@@ -31,7 +31,6 @@ _URL_CHARACTERS = re.compile(r"[A-Za-z0-9._~:/@%+-]+|https?://\[[0-9a-fA-F:]+\][
 
 _FROM_HTTP = "GIT_ALLOW_PROTOCOL=http:https\nGIBIL_CLONE_HOST=$host\nexport GIBIL_CLONE_HOST\n"
 
-_NOTE = "gibil-note: "
 _NOTES = {
     "submodules": "This commit has submodules (.gitmodules). They are not fetched: their folders are empty.",
     "lfs": "This commit has Git LFS files (filter=lfs in .gitattributes). They are not fetched: pointers are in their place.",
@@ -52,9 +51,9 @@ log=$(mktemp) || fail 24 "the machine's disk cannot be written"
 
 # What is missing in the workspace is said, so that a task that fails for it is understood. Only the top folder is looked at.
 notes() {
-    test ! -f .gitmodules || echo "gibil-note: submodules"
+    test ! -f .gitmodules || echo @SUBMODULES@
     if test -f .gitattributes && test ! -L .gitattributes && head -c 65536 .gitattributes | grep -q 'filter=lfs'; then
-        echo "gibil-note: lfs"
+        echo @LFS@
     fi
 }
 finished() { test -e "$workspace/.git/gibil-commit" && test "$(cat "$workspace/.git/gibil-commit")" = "$sha"; }
@@ -76,6 +75,9 @@ finish() {
     notes
 }
 """
+
+for _name, _text in _NOTES.items():
+    _BEGIN = _BEGIN.replace(f"@{_name.upper()}@", shlex.quote(f"gibil: {_text}"))
 
 _FETCH = r"""
 printf '[remote "origin"]\n\turl = %s\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n' "$url" >>.git/config
@@ -144,7 +146,7 @@ finish
 def notes_of_clone(output: bytes) -> tuple[str, ...]:
     """Notes for people in what one of these scripts printed: a fixed set, whatever the machine says."""
     lines = set(output[:4096].decode("ascii", "replace").split("\n"))
-    return tuple(text for name, text in _NOTES.items() if _NOTE + name in lines)
+    return tuple(text for text in _NOTES.values() if f"gibil: {text}" in lines)
 
 
 def clone_script(*, clone_url: str, number: int, sha: str, workspace: str = DEFAULT_WORKSPACE) -> str:

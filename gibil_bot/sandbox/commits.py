@@ -36,8 +36,10 @@ MOST_NAME_BYTES = 8 * 1024 * 1024
 
 _DIFFERENCE = Limits(memory_bytes=96 * 1024**2)
 """Enough for some 200,000 paths."""
+_PUSH = Limits(memory_bytes=1024**3, address_bytes=4 * 1024**3, cpu_s=600)
+"""The history of the repository, which is not foreign, is read, too."""
 _TAKE_S = 600.0
-_CHECK_S = 120.0
+_CHECK_S = 300.0
 _OUTGOING = "refs/gibil/outgoing"
 _MOST_WORDS = 64 * 1024
 _SHA = re.compile(r"[0-9a-f]{40}")
@@ -247,7 +249,7 @@ async def push(commits: Commits) -> None:
     try:
         await git.run(
             *words, "--", commits.url, f"{commits.head}:refs/heads/{commits.branch}",
-            git_dir=commits.repository, extra=commits.environment,
+            git_dir=commits.repository, extra=commits.environment, limits=_PUSH,
         )  # fmt: skip
     except GitError as error:
         raise NotPushed(f"{commits.branch} was not pushed to {commits.url}: {reason(error)}") from error
