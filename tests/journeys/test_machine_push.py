@@ -84,7 +84,7 @@ def test_a_push_is_never_by_force(line: CommandLine) -> None:
         ("mkdir -p .github/actions/x; echo x >.github/actions/x/action.yml", ".github/actions/x/action.yml"),
         ("echo 'tasks: []' >.gibil.yml", ".gibil.yml"),
         ("mkdir -p .gibil/workflows; echo x >.gibil/workflows/t.yml", ".gibil/workflows/t.yml"),
-        ("rm -rf .github; ln -s elsewhere .github", ".github/workflows/old.yml"),
+        ("rm -rf .github; ln -s elsewhere .github", "change .github,"),
     ],
 )
 def test_what_decides_what_runs_with_secrets_is_looked_at_first(line: CommandLine, change: str, path: str) -> None:
