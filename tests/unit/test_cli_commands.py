@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -73,3 +74,18 @@ def test_check_takes_links_as_the_bot_does(tmp_path: Path) -> None:
     found = _unusable(tmp_path / "other" / ".gibil" / "workflows" / "ok.yml")
     assert found is not None
     assert "put the folder itself there" in found.problem
+
+
+def test_check_says_what_is_wrong_with_links(tmp_path: Path) -> None:
+    (tmp_path / "outside.yml").write_text("on: {command: out}\n")
+    folder = tmp_path / "project" / ".gibil" / "workflows"
+    folder.mkdir(parents=True)
+    (folder / "loop.yml").symlink_to("loop.yml")
+    (folder / "out.yml").symlink_to("../../../outside.yml")
+    (folder.parent.parent / ".gibil.yml").symlink_to("nothing")
+    done = subprocess.run(
+        [sys.executable, "-m", "gibil_bot", "check", "--json"], cwd=tmp_path / "project", capture_output=True, text=True
+    )
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["files"], len(told["problems"])) == (2, 3, 3), done.stderr
+    assert all("put the file itself there" in problem["message"] for problem in told["problems"])
