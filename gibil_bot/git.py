@@ -299,9 +299,19 @@ async def stream(
     _check(process, arguments, git_dir, complaint, None)
 
 
-async def create_repository(place: Path, *, object_format: str = "sha1") -> None:
-    """Create a bare repository without template, whatever the user's settings are."""
-    await run("init", "-q", "--bare", "--template=", f"--object-format={object_format}", "--initial-branch=main", str(place))
+async def create_repository(place: Path) -> None:
+    """Create a bare repository with SHA-1 object names. Neither the user's settings nor a template has a part in it.
+
+    https://git-scm.com/docs/gitrepository-layout; it takes no process, and commands create several.
+    """
+
+    def create() -> None:
+        for folder in ("objects/info", "objects/pack", "refs/heads", "refs/tags"):
+            (place / folder).mkdir(parents=True)
+        (place / "HEAD").write_text("ref: refs/heads/main\n")
+        (place / "config").write_text("[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n")
+
+    await asyncio.to_thread(create)
 
 
 def reason_in(said: str) -> str:

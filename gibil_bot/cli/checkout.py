@@ -59,8 +59,8 @@ async def read(path: Path, *, dirty: bool) -> AsyncIterator[Checkout]:
                 promisor=found.promisor,
                 sha=sha,
                 branch=await found.current_branch() or "",
-                name=_name(await found.origin_url() or "", found.folder),
-                person=await found.config("user.name") or os.environ.get("USER", "you"),
+                name=_name(found.origin_url() or "", found.folder),
+                person=found.config("user.name") or os.environ.get("USER", "you"),
                 files=await workflow_files(found.view, sha),
             )
         except GitError as error:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -48,6 +49,8 @@ class LocalRepository:
     common_dir: Path
     """Of a linked worktree, the `git_dir` of its repository; else `git_dir`."""
     is_bare: bool
+    settings: Mapping[str, str]
+    """Some of git's configuration there: key, its section and its last word in lower case → value."""
     view: Path
     promisor: str | None
     """Where a partial clone gets the objects that it lacks."""
@@ -66,22 +69,17 @@ class LocalRepository:
             return branch_of(await git.text("symbolic-ref", "--quiet", "HEAD", git_dir=self.git_dir, extra=LOOK))
         return None
 
-    async def config(self, key: str) -> str:
-        """A value of git's configuration there; empty if it isn't set."""
-        with contextlib.suppress(GitError):
-            value = await git.run("config", "--null", "--get", key, git_dir=self.git_dir, extra=LOOK)
-            return value.removesuffix(b"\0").decode("utf-8", "surrogateescape")
-        return ""
+    def config(self, key: str) -> str:
+        """A value of git's configuration there, of those that are read; empty if it isn't set."""
+        return self.settings.get(key, "")
 
-    async def origin_url(self) -> str | None:
+    def origin_url(self) -> str | None:
         """Of its `origin`, without credentials; None where it has none."""
-        return without_credentials(await self.remote_url("origin")) or None
+        return without_credentials(self.remote_url("origin")) or None
 
-    async def remote_url(self, name: str) -> str:
-        url = await self.config(f"remote.{name}.url")
-        if url and not _IS_ABSOLUTE.match(url):
-            url = str(await asyncio.to_thread((self.folder / url).resolve))
-        return url
+    def remote_url(self, name: str) -> str:
+        url = self.config(f"remote.{name}.url")
+        return os.path.normpath(self.folder / url) if url and not _IS_ABSOLUTE.match(url) else url
 
     async def commit_of_working_tree(self, head: str) -> str:
         """A commit, in `view`, of the files that are in the folder, new ones included; ignored files aren't.
@@ -92,7 +90,7 @@ class LocalRepository:
         extra: dict[str, str | None] = {"GIT_INDEX_FILE": str(index), "GIT_WORK_TREE": str(self.folder)}
         settings = []
         for key in _FILE_SETTINGS:
-            if value := await self.config(key):
+            if value := self.config(key):
                 settings.append(f"{key}={value}")
         attributes = self.view / "info" / "attributes"
         await asyncio.to_thread(attributes.parent.mkdir, exist_ok=True)
@@ -152,33 +150,47 @@ async def open_repository(path: Path) -> AsyncIterator[LocalRepository]:
     # says, as their configuration isn't used.
     try:
         answer = await git.text(
-            "rev-parse", "--is-bare-repository", "--is-shallow-repository", "--show-object-format",
-            "--path-format=absolute", "--git-common-dir", folder=path, extra=LOOK,
+            "rev-parse", "--is-bare-repository", "--is-shallow-repository", "--show-object-format", "--absolute-git-dir",
+            "--path-format=absolute", "--git-common-dir", "--show-cdup", folder=path, extra=LOOK,
         )  # fmt: skip
     except GitError as error:
         if "dubious ownership" not in error.said:
             raise
         advice = f"if you trust what is in it: git config --global --add safe.directory {shlex.quote(str(path))}"
         raise GitError(f"{path} belongs to another user, so git does not read it; {advice}") from error
-    bare, shallow, object_format, common = answer.split("\n", 3)
-    git_dir = Path(await git.text("rev-parse", "--absolute-git-dir", folder=path, extra=LOOK))
-    if object_format != "sha1":
-        raise GitError(f"{path} is a repository with {object_format} object names, which can't be sent to a machine yet")
-    is_bare = bare == "true"
-    folder = git_dir if is_bare else Path(await git.text("rev-parse", "--show-toplevel", folder=path, extra=LOOK))
+    words = answer.split("\n")
+    is_bare = words[0] == "true"
+    if len(words) != (5 if is_bare else 6):
+        raise GitError(f"{path} is not in the working tree of its repository, or has a line feed in its path")
+    if words[2] != "sha1":
+        raise GitError(f"{path} is a repository with {words[2]} object names, which can't be sent to a machine yet")
+    git_dir, common = Path(words[3]), Path(words[4])
+    folder = git_dir if is_bare else await asyncio.to_thread((path / words[5]).resolve)
     if not is_bare and not await asyncio.to_thread(_is_worktree_of, folder, git_dir):
         raise GitError(f"the repository of {path} names {folder} as its working tree (core.worktree), which isn't its own")
     with tempfile.TemporaryDirectory(prefix="gibil-view-") as scratch:
         view = Path(scratch) / "view.git"
         await git.create_repository(view)
-        await asyncio.to_thread(_link, view, Path(common), shallow == "true")
+        await asyncio.to_thread(_link, view, common, words[1] == "true")
         found = LocalRepository(
-            folder=folder, git_dir=git_dir, common_dir=Path(common), is_bare=is_bare, view=view, promisor=None
-        )
-        promisor = await _promisor(found)
+            folder=folder, git_dir=git_dir, common_dir=common, is_bare=is_bare, settings=await _settings(git_dir), view=view,
+            promisor=None,
+        )  # fmt: skip
+        promisor = _promisor(found)
         if promisor is not None:
             await set_promisor(view, promisor)
         yield replace(found, promisor=promisor)
+
+
+async def _settings(git_dir: Path) -> dict[str, str]:
+    keys = "|".join(re.escape(key) for key in ("extensions.partialclone", "user.name", *_FILE_SETTINGS))
+    pattern = rf"^(remote\..*\.(url|promisor)|{keys})$"
+    try:
+        listed = await git.text("config", "--null", "--get-regexp", pattern, git_dir=git_dir, extra=LOOK)
+    except GitError:  # none of them is set
+        return {}
+    entries = [entry.partition("\n") for entry in listed.split("\0") if entry]
+    return {key: value if separator else "true" for key, separator, value in entries}
 
 
 async def set_promisor(repository: Path, url: str) -> None:
@@ -191,20 +203,13 @@ async def set_promisor(repository: Path, url: str) -> None:
         await git.run("config", key, value, git_dir=repository)
 
 
-async def _promisor(repository: LocalRepository) -> str | None:
+def _promisor(repository: LocalRepository) -> str | None:
     """The address of the remote that a partial clone was made from."""
-    name = await repository.config("extensions.partialClone")
-    if not name:
-        with contextlib.suppress(GitError):
-            pattern = r"^remote\..*\.promisor$"
-            listed = await git.run("config", "--null", "--get-regexp", pattern, git_dir=repository.git_dir, extra=LOOK)
-            entries = [entry.partition(b"\n") for entry in listed.split(b"\0") if entry]
-            names = [key for key, _, value in entries if value.lower() in (b"true", b"1", b"yes", b"on", b"")]
-            if names:
-                name = names[0].decode("utf-8", "surrogateescape").removeprefix("remote.").removesuffix(".promisor")
-    if not name:
-        return None
-    return await repository.remote_url(name) or None
+    name = repository.config("extensions.partialclone")
+    for key, value in repository.settings.items():
+        if not name and key.endswith(".promisor") and value.lower() in ("true", "1", "yes", "on"):
+            name = key.removeprefix("remote.").removesuffix(".promisor")
+    return repository.remote_url(name) or None if name else None
 
 
 def explained(error: GitError, promisor: str | None) -> GitError:

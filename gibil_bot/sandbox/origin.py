@@ -122,16 +122,22 @@ async def _local(path: Path, repo: str, branch: str | None) -> AsyncIterator[Ori
             if sha is None:
                 what = f"there is no branch {branch} in {found.folder}" if branch else f"{found.folder} has no commit yet"
                 raise UsageError(what)
-            remote = await found.origin_url()
+            remote = found.origin_url()
+            current = asyncio.create_task(found.current_branch())
+            who = asyncio.create_task(identity(found.git_dir))
+            try:
+                file = await _repository_file(found.view, sha)
+            finally:
+                await asyncio.gather(current, who, return_exceptions=True)
             origin = Origin(
                 repo=remote or str(found.folder),
-                branch=branch if branch is not None else await found.current_branch(),
+                branch=branch if branch is not None else current.result(),
                 sha=sha,
-                file=await _repository_file(found.view, sha),
+                file=file,
                 checkout=found.view,
                 promisor=found.promisor,
                 remote_url=remote,
-                identity=await identity(found.git_dir),
+                identity=who.result(),
             )
         except GitError as error:
             raise UsageError(f"{repo} cannot be read: {explained(error, found.promisor).message}", code=UNREADABLE) from error
@@ -142,7 +148,7 @@ async def origin_url(folder: Path) -> str | None:
     """Of a checkout's `origin`, without credentials; None where it has none, and where there is no checkout."""
     try:
         async with open_repository(folder) as found:
-            return await found.origin_url()
+            return found.origin_url()
     except (GitError, OSError):
         return None
 
