@@ -4,6 +4,8 @@ Rules that hold for every call:
 - The caller's repository-local variables (`git rev-parse --local-env-vars`) never reach git: they are set in hooks, in aliases
   and by `git rebase -x`, and would direct our commands at the caller's repository. Of the GIT_ variables only those of
   configuration, transport, identity and discovery are kept (`_KEPT`).
+- GIT_CONFIG_PARAMETERS and GIT_CONFIG_COUNT are kept: people pass credentials in them. Git puts there what a command line said
+  (`git -c`), and never a setting of a repository.
 - No hook, filter, fsmonitor, pager, external diff or text conversion runs. Transport and credentials follow the user's own
   configuration (global, system, command line): core.sshCommand, url.insteadOf, credential.helper, http.*.
 - A repository is named by `--git-dir`. The configuration of a repository that we didn't create can run programs

@@ -291,6 +291,7 @@ async def _head_of(live: LiveMachine) -> str:
 
 
 async def _save_bundle(live: LiveMachine, head: str, base: str, place: Path) -> None:
+    """Raises NotPushed as soon as more than MOST_BYTES have come: the machine may never stop."""
     size = 0
     words = bytearray()
 
@@ -303,8 +304,9 @@ async def _save_bundle(live: LiveMachine, head: str, base: str, place: Path) -> 
                 return
             size += len(data)
             if size > MOST_BYTES:
-                raise NotPushed(f"the commits of {live.name} are larger than {MOST_BYTES // 1024**2} MiB")
-            file.write(data)
+                reading.cancel()
+            else:
+                file.write(data)
 
         # Without the environment of tasks: a PATH of theirs must not decide which git that is. A ref of ours, because a tag or
         # a branch on the machine may be called HEAD.
@@ -312,7 +314,14 @@ async def _save_bundle(live: LiveMachine, head: str, base: str, place: Path) -> 
             f"cd {WORKSPACE} && git -c core.hooksPath=/dev/null update-ref {_OUTGOING} {head} && "
             f"git -c core.hooksPath=/dev/null bundle create -q - {_OUTGOING} ^{shlex.quote(base)}"
         )
-        result = await live.shell.run(command, timeout_s=_TAKE_S, on_output=take_output, keep_output=False)
+        reading = asyncio.ensure_future(live.shell.run(command, timeout_s=_TAKE_S, on_output=take_output, keep_output=False))
+        try:
+            result = await reading
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if size <= MOST_BYTES or (task is not None and task.cancelling()):
+                raise
+            raise NotPushed(f"the commits of {live.name} are larger than {MOST_BYTES // 1024**2} MiB") from None
     if result.exit_status != 0:
         said = words.decode("utf-8", "replace").strip().splitlines()
         raise NotPushed(f"{live.name} could not pack its commits: {shown(said[-1]) if said else 'no reason given'}")

@@ -124,6 +124,25 @@ def test_a_tag_or_a_branch_called_head_changes_nothing(line: CommandLine) -> Non
     assert line.git(line.here / "origin.git", "rev-parse", "refs/heads/topic") == head
 
 
+ENDLESS = """
+mv /usr/bin/git /usr/bin/git.real
+cat >/usr/bin/git <<'END'
+#!/bin/sh
+case $* in *bundle*) exec cat /dev/zero;; esac
+exec /usr/bin/git.real "$@"
+END
+chmod +x /usr/bin/git
+"""
+
+
+def test_a_bundle_that_never_ends_is_not_read_to_its_end(line: CommandLine) -> None:
+    on_machine(line, "git checkout -q -f --detach $(cat /root/start); git commit -q --allow-empty -m x")
+    on_machine(line, ENDLESS)
+    refused = line.gibil("push", "m", "--branch", "endless", "--json")
+    on_machine(line, "mv /usr/bin/git.real /usr/bin/git; git checkout -q -f -B main $(cat /root/start)")
+    assert (refused.returncode, "larger than 256 MiB" in json.loads(refused.stdout)["error"]) == (1, True)
+
+
 def test_a_commit_of_a_few_kilobytes_does_not_take_gigabytes(line: CommandLine) -> None:
     on_machine(
         line,
