@@ -65,6 +65,23 @@ class Delivery(Struct, frozen=True, kw_only=True):
     """How often somebody began to handle it."""
 
 
+class UnusableFile(bytes):
+    """What a commit has in place of a workflow file. Its content is the problem, in words for people."""
+
+    @classmethod
+    def of(cls, kind: str, *, is_folder: bool = False) -> UnusableFile:
+        """`kind`: symlink or submodule, as GitHub's contents API names them."""
+        what = "folder" if is_folder else "file"
+        if kind == "submodule":
+            return cls(f"it is a submodule; put the {what} itself there".encode())
+        leads = "" if is_folder else " that does not lead to a file of this repository"
+        return cls(f"it is a symbolic link{leads}; put the {what} itself there".encode())
+
+    @property
+    def problem(self) -> str:
+        return self.decode()
+
+
 class Repository(Struct, frozen=True, kw_only=True):
     id: int
     full_name: str

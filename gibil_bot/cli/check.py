@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,18 @@ from gibil_bot.cli.output import Paint, json_option, print_json, print_text, say
 from gibil_bot.cli.replay import guess_event
 from gibil_bot.config import load_settings
 from gibil_bot.errors import UsageError
-from gibil_bot.model import CommentCreated, Event, Person, Plan, PullRequest, PullRequestChanged, Repository, TaskPlan, Trust
+from gibil_bot.model import (
+    CommentCreated,
+    Event,
+    Person,
+    Plan,
+    PullRequest,
+    PullRequestChanged,
+    Repository,
+    TaskPlan,
+    Trust,
+    UnusableFile,
+)
 from gibil_bot.planning.shipped import read_workflows, shipped_workflows
 from gibil_bot.planning.workflow import PULL_REQUEST_ACTIONS
 
@@ -41,7 +53,7 @@ def check(files: tuple[Path, ...], as_json: bool) -> None:
     from gibil_bot.planning.plan import check_files
 
     paths = _workflow_files(files)
-    problems = check_files({str(path): _read(path) for path in paths})
+    problems = check_files({str(path): _unusable(path) or _read(path) for path in paths})
     if as_json:
         print_json(
             {
@@ -65,7 +77,7 @@ def _workflow_files(named: tuple[Path, ...]) -> list[Path]:
         if not path.is_dir():
             found[path] = None
             continue
-        inside = [path / name for name in (".gibil.yml", ".gibil.yaml") if (path / name).is_file()]
+        inside = [path / name for name in (".gibil.yml", ".gibil.yaml") if _is_file_or_link(path / name)]
         own = path / ".gibil" / "workflows"
         plain = named and not inside and not (path / ".git").exists()
         folder = own if own.is_dir() else path if plain else None
@@ -78,6 +90,29 @@ def _workflow_files(named: tuple[Path, ...]) -> list[Path]:
             )
         found |= dict.fromkeys(inside)
     return list(found)
+
+
+def _is_file_or_link(path: Path) -> bool:
+    return path.is_file() or path.is_symlink()
+
+
+def _unusable(path: Path) -> UnusableFile | None:
+    """A file that the bot would not read, since it is no plain file of its repository: see runs/commit_files.py."""
+    parts = path.absolute().parts
+    if parts[-3:-1] == (".gibil", "workflows"):
+        depth = 3
+    elif path.name in (".gibil.yml", ".gibil.yaml"):
+        depth = 1
+    else:
+        return None  # the operator's, which are read wherever they are
+    folders = [Path(*parts[:end]) for end in range(len(parts) - depth + 1, len(parts))]
+    if any(folder.is_symlink() for folder in folders):
+        return UnusableFile.of("symlink", is_folder=True)
+    if path.is_symlink():
+        target, root = Path(os.path.realpath(path)), Path(os.path.realpath(Path(*parts[:-depth])))
+        if not target.is_relative_to(root) or not target.is_file():
+            return UnusableFile.of("symlink")
+    return None
 
 
 @click.command()

@@ -6,30 +6,32 @@ import asyncio
 import contextlib
 import os
 import secrets
-import tempfile
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from gibil_bot.config import Settings
 from gibil_bot.errors import GibilError, UsageError
+from gibil_bot.git import GitError
 from gibil_bot.model import Claim, Delivery, NewRun, Person, Plan, PullRequest, Repository, Source, Trust
 from gibil_bot.planning import plan as planning
 from gibil_bot.ports import Settlement, Store
-from gibil_bot.runs.sources import SourceError, git
+from gibil_bot.runs.commit_files import workflow_files
+from gibil_bot.runs.local_repository import explained, open_repository
 from gibil_bot.wiring import operator_workflows, service_grounds
-
-WORKFLOW_LIMIT_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkout:
     """One commit of a folder. With uncommitted changes it is a commit that no branch names."""
 
-    folder: Path
+    repository: Path
+    """A repository of ours that has the commit; `promisor`: where a partial clone gets the objects that it lacks."""
+    promisor: str | None
     sha: str
     branch: str
+    """Empty where HEAD is detached."""
     name: str
     """`owner/name` of its origin, or the folder's name."""
     person: str
@@ -37,58 +39,38 @@ class Checkout:
     """`.gibil.yml` and `.gibil/workflows/*.yml` of that commit."""
 
 
-async def read(path: Path, *, dirty: bool) -> Checkout:
-    """Raises UsageError where there is no commit to run."""
-    try:
-        folder = Path(await git(path, "rev-parse", "--show-toplevel"))
-        head = await git(folder, "rev-parse", "--verify", "HEAD^{commit}")
-    except SourceError as error:
-        raise UsageError(f"{path} is not a git checkout with a commit: {error.message}") from error
-    sha = await _commit_of_what_lies_there(folder, head) if dirty else head
-    branch = await git(folder, "rev-parse", "--abbrev-ref", "HEAD")
-    return Checkout(
-        folder=folder,
-        sha=sha,
-        branch=branch,
-        name=await _name(folder),
-        person=await _config(folder, "user.name") or os.environ.get("USER", "you"),
-        files=await _workflow_files(folder, sha),
-    )
+@contextlib.asynccontextmanager
+async def read(path: Path, *, dirty: bool) -> AsyncIterator[Checkout]:
+    """For as long as the block lasts. Raises UsageError where there is no commit to run."""
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            found = await stack.enter_async_context(open_repository(path))
+            head = None if found.is_bare else await found.head()
+        except (GitError, OSError) as error:
+            raise UsageError(f"{path} is not a git checkout with a commit: {error}") from error
+        if found.is_bare:
+            raise UsageError(f"{path} is a bare repository: it has no working tree to try")
+        if head is None:
+            raise UsageError(f"{path} is not a git checkout with a commit: its HEAD names none")
+        try:
+            sha = await found.commit_of_working_tree(head) if dirty else head
+            checkout = Checkout(
+                repository=found.view,
+                promisor=found.promisor,
+                sha=sha,
+                branch=await found.current_branch() or "",
+                name=_name(found.origin_url() or "", found.folder),
+                person=found.config("user.name") or os.environ.get("USER", "you"),
+                files=await workflow_files(found.view, sha),
+            )
+        except GitError as error:
+            raise UsageError(f"{path} cannot be read: {explained(error, found.promisor).message}") from error
+        yield checkout
 
 
-async def _commit_of_what_lies_there(folder: Path, head: str) -> str:
-    """A commit of the working tree, new files included, through an index of its own: nothing of the person's is touched."""
-    with tempfile.TemporaryDirectory(prefix="gibil-index-") as scratch:
-        environment = {"GIT_INDEX_FILE": f"{scratch}/index"}
-        await git(folder, "read-tree", head, environment=environment)
-        await git(folder, "add", "--all", environment=environment)
-        tree = await git(folder, "write-tree", environment=environment)
-    author = {"GIT_AUTHOR_NAME": "gibil", "GIT_AUTHOR_EMAIL": "gibil@localhost"}
-    committer = {"GIT_COMMITTER_NAME": "gibil", "GIT_COMMITTER_EMAIL": "gibil@localhost"}
-    return await git(folder, "commit-tree", tree, "-p", head, "-m", "uncommitted changes", environment={**author, **committer})
-
-
-async def _name(folder: Path) -> str:
-    url = await _config(folder, "remote.origin.url")
+def _name(url: str, folder: Path) -> str:
     words = url.removesuffix(".git").replace(":", "/").rstrip("/").split("/")
     return "/".join(words[-2:]) if len(words) >= 2 and all(words[-2:]) else folder.name
-
-
-async def _config(folder: Path, key: str) -> str:
-    with contextlib.suppress(SourceError):
-        return await git(folder, "config", "--get", key)
-    return ""
-
-
-async def _workflow_files(folder: Path, sha: str) -> dict[str, bytes]:
-    listing = await git(folder, "ls-tree", "-r", "--name-only", sha, "--", ".gibil.yml", ".gibil/workflows")
-    files = {}
-    for path in listing.splitlines():
-        if path == ".gibil.yml" or path.endswith((".yml", ".yaml")):
-            # With its blank lines: problems are told by line.
-            text = await git(folder, "show", f"{sha}:{path}", strip=False)
-            files[path] = text.encode("utf-8", "surrogateescape")[: WORKFLOW_LIMIT_BYTES + 1]
-    return files
 
 
 async def plan(checkout: Checkout, settings: Settings, workflow: str, inputs: Mapping[str, str]) -> Plan:
@@ -101,7 +83,7 @@ async def plan(checkout: Checkout, settings: Settings, workflow: str, inputs: Ma
             operator[path.name] = await asyncio.to_thread(path.read_bytes)
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror}") from error
-    catalogue = planning.catalogue(operator, checkout.files, base_ref=checkout.branch)
+    catalogue = planning.catalogue(operator, checkout.files, base_ref=checkout.branch or checkout.sha[:7])
     by_command = {each.command: each.name for each in catalogue.workflows if each.command}
     names = {each.name for each in catalogue.workflows}
     name = workflow if workflow in names else by_command.get(workflow, workflow)
@@ -128,7 +110,7 @@ def _repository(checkout: Checkout) -> Repository:
 def _pull_request(checkout: Checkout) -> PullRequest:
     return PullRequest(
         number=0,
-        title=checkout.branch,
+        title=checkout.branch or f"commit {checkout.sha[:7]}",
         author=Person(login=checkout.person),
         head_sha=checkout.sha,
         head_ref=checkout.branch,

@@ -24,9 +24,9 @@ def pr() -> None:
 @click.option("--body-file", metavar="FILE", help="The same from a file; - is stdin.")
 @click.option("--base", metavar="BRANCH", help="The branch it goes to; the one the machine was forged from, if it is there.")
 @click.option("--into", metavar="OWNER/REPO", help="The repository it goes to; of a fork, its parent.")
-@click.option("--branch", metavar="BRANCH", help="Where to push to; the branch that is checked out on the machine.")
+@click.option("--branch", metavar="BRANCH", help="Where to push to.  [default: gibil/NAME]")
 @click.option("--draft", is_flag=True, help="Not ready for review yet.")
-@click.option("--with-workflows", is_flag=True, help="Push changes to .github/workflows, too.")
+@click.option("--with-workflows", is_flag=True, help="Push changes to workflows and .gibil.yml, too.")
 @provider_option
 @json_option
 def create(

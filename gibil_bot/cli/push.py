@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 @click.command()
 @name_argument
-@click.option("--branch", metavar="BRANCH", help="Where to push to; the branch that is checked out on the machine.")
-@click.option("--with-workflows", is_flag=True, help="Push changes to .github/workflows, too.")
+@click.option("--branch", metavar="BRANCH", help="Where to push to.  [default: gibil/NAME]")
+@click.option("--with-workflows", is_flag=True, help="Push changes to workflows and .gibil.yml, too.")
 @provider_option
 @json_option
 def push(name: str, branch: str | None, with_workflows: bool, provider: str | None, as_json: bool) -> None:
     """Push the commits that were made on a machine, from here.
 
-    The commits come off the machine as a bundle, are checked, and are pushed to the repository that the machine was forged
-    with, with your own credentials and never by force. The machine sees none of them. Where git has none for GitHub, the token
-    in GH_TOKEN or GITHUB_TOKEN is used, or gh's.
+    The commits come off the machine as a bundle, are checked, and are pushed to the branch gibil/NAME of the repository that
+    the machine was created with (to another branch with --branch), with your own credentials and never by force. The machine
+    sees none of them. Where git has none for GitHub, the token in GH_TOKEN or GITHUB_TOKEN is used, or gh's.
 
     \b
     gibil push agent-task --branch agent/parser
@@ -33,9 +33,18 @@ def push(name: str, branch: str | None, with_workflows: bool, provider: str | No
     sys.exit(run_async(_push(name, branch, with_workflows, provider, as_json)))
 
 
+SHOWN_SUBJECTS = 20
+SHOWN_FILES = 100
+"""In the JSON; `files_total` is how many there are."""
+
+
 def say_pushed(found: Commits) -> None:
-    for subject in found.subjects:
-        say(f"  {printed(subject)}", sys.stderr)
+    for subject in found.subjects[:SHOWN_SUBJECTS]:
+        say(f"  {printed(subject[:200])}", sys.stderr)
+    if len(found.subjects) > SHOWN_SUBJECTS:
+        say(f"  … and {len(found.subjects) - SHOWN_SUBJECTS} more", sys.stderr)
+    for warning in found.warnings:
+        say(f"warning: {warning}", sys.stderr)
     amount = f"{counted(len(found.subjects), 'commit')}, {counted(len(found.files), 'file')}"
     say(f"{amount}, pushed to {found.branch} of {found.url}", sys.stderr)
 
@@ -60,7 +69,9 @@ async def _push(name: str, branch: str | None, with_workflows: bool, provider: s
                 "branch": found.branch,
                 "commit": found.head,
                 "commits": len(found.subjects),
-                "files": list(found.files),
+                "files": [path.encode("utf-8", "replace").decode() for path in found.files[:SHOWN_FILES]],
+                "files_total": len(found.files),
+                "warnings": list(found.warnings),
             }
         )
     return 0

@@ -17,6 +17,7 @@ from gibil_bot.config import Settings, load_settings
 from gibil_bot.errors import GibilError, UsageError
 
 if TYPE_CHECKING:
+    from gibil_bot.cli.checkout import Checkout
     from gibil_bot.model import NewRun, Plan, Run, TaskResult
 
 
@@ -53,12 +54,18 @@ def _parse_inputs(inputs: tuple[str, ...]) -> dict[str, str]:
 
 async def _try(settings: Settings, path: Path, workflow: str, inputs: dict[str, str], dirty: bool, as_json: bool) -> int:
     from gibil_bot.cli import checkout
+
+    async with checkout.read(path, dirty=dirty) as here:
+        return await _run(settings, here, workflow, inputs, as_json)
+
+
+async def _run(settings: Settings, here: Checkout, workflow: str, inputs: dict[str, str], as_json: bool) -> int:
+    from gibil_bot.cli import checkout
     from gibil_bot.runs.runner import Runner, Tools
     from gibil_bot.runs.sources import LocalBundle
     from gibil_bot.runs.store import open_store
     from gibil_bot.wiring import machine_owner, open_forge, process_name
 
-    here = await checkout.read(path, dirty=dirty)
     plan = await checkout.plan(here, settings, workflow, inputs)
     forge = open_forge(settings)
     terminal = Terminal(plan)
@@ -71,7 +78,7 @@ async def _try(settings: Settings, path: Path, workflow: str, inputs: dict[str, 
             tools = Tools(
                 store=store,
                 forge=forge,
-                supply=LocalBundle(here.folder, here.sha),
+                supply=LocalBundle(here.repository, here.sha, here.promisor),
                 logs=Path(scratch) / "logs",
                 owner=machine_owner(forge.keyring),
                 secrets=settings.secrets,

@@ -66,7 +66,11 @@ async def list_activity(request: Request) -> Response:
 
 
 async def get_contents(request: Request) -> Response:
-    """https://docs.github.com/en/rest/repos/contents#get-repository-content: a file in base64, or a folder's list."""
+    """https://docs.github.com/en/rest/repos/contents#get-repository-content: a file in base64, or a folder's list.
+
+    "If the requested :path points to a symlink, and the symlink's target is a normal file in the repository, then the API
+    responds with the content of the file. Otherwise, the API responds with an object describing the symlink itself."
+    """
     repository = rest.repository(request, ("contents", "read"))
     git = rest.hub(request).git
     ref = request.query_params.get("ref") or repository.default_branch
@@ -80,6 +84,12 @@ async def get_contents(request: Request) -> Response:
     if entry.kind == "tree":
         entries = await git.folder(repository.full_name, sha, path)
         return rest.answer([_entry(request, repository, ref, each) for each in entries])
+    if entry.mode == "120000":
+        linked = await git.linked_file(repository.full_name, sha, path)
+        if linked is None:
+            target = (await git.blob(repository.full_name, entry.sha)).decode(errors="replace")
+            return rest.answer({**_entry(request, repository, ref, entry), "target": target})
+        entry = linked
     shown = _entry(request, repository, ref, entry)
     if entry.kind != "blob":
         return rest.answer(shown)

@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from gibil_bot import git
 from gibil_bot.demo import acts, rest
 from gibil_bot.demo.access import Refusal, find_repository, may_write
-from gibil_bot.demo.git_store import git_environment
 from gibil_bot.demo.state import Repository
 
 LARGEST_REQUEST = 64 * 1024 * 1024
@@ -45,7 +45,7 @@ async def advertise(request: Request) -> Response:
     try:
         listing, _ = await asyncio.wait_for(process.communicate(), 30)
     finally:
-        await _end(process)
+        await git.end(process)
     announced = f"# service={service}\n"
     # Version 2 begins with the capabilities at once: https://git-scm.com/docs/protocol-v2#_http_transport
     prelude = b"" if _version(request).startswith("version=2") else f"{len(announced) + 4:04x}{announced}0000".encode()
@@ -67,7 +67,7 @@ async def serve(request: Request) -> Response:
         try:
             answer, _ = await asyncio.wait_for(process.communicate(asked), 60)
         finally:
-            await _end(process)
+            await git.end(process)
         await acts.after_push(rest.hub(request), repository, rest.actor(request), acts.pushed_branches(asked))
         return Response(answer, headers=headers)
     return StreamingResponse(_stream(process, asked), headers=headers)
@@ -94,27 +94,19 @@ def _version(request: Request) -> str:
 
 
 async def _start(request: Request, repository: Repository, service: str, *options: str) -> asyncio.subprocess.Process:
-    git = rest.hub(request).git
-    environment = git_environment(git.root)
+    store = rest.hub(request).git
+    environment = git.sealed_environment(store.root)
     if _version(request):
         environment["GIT_PROTOCOL"] = _version(request)
-    return await asyncio.create_subprocess_exec(
-        "git",
+    return await git.start(
         service.removeprefix("git-"),
         "--stateless-rpc",
         *options,
-        str(git.path(repository.full_name)),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
+        str(store.path(repository.full_name)),
         env=environment,
+        stdin=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
     )
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        process.kill()
-        await asyncio.shield(process.wait())
 
 
 async def _stream(process: asyncio.subprocess.Process, asked: bytes) -> AsyncIterator[bytes]:
@@ -138,7 +130,7 @@ async def _stream(process: asyncio.subprocess.Process, asked: bytes) -> AsyncIte
     finally:
         writing.cancel()
         await asyncio.gather(writing, return_exceptions=True)
-        await _end(process)
+        await git.end(process)
 
 
 async def _body(request: Request) -> bytes:

@@ -6,13 +6,18 @@ Commits are written with `git fast-import`: one process for a commit of any numb
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gibil_bot import git
 from gibil_bot.errors import GibilError
+
+
+class Link(str):
+    """The content of a symbolic link: where it leads."""
+
 
 Files = Mapping[str, str | bytes | None]
 """Path → content; None deletes the file."""
@@ -50,18 +55,6 @@ class TreeEntry:
     size: int
 
 
-def git_environment(home: Path) -> dict[str, str]:
-    """Git's own environment, free of whatever the person at the keyboard has configured."""
-    return {
-        "PATH": os.environ.get("PATH", os.defpath),
-        "HOME": str(home),
-        "LC_ALL": "C.UTF-8",
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_GLOBAL": os.devnull,
-        "GIT_TERMINAL_PROMPT": "0",
-    }
-
-
 class GitStore:
     """The repositories in one folder, as `<owner>/<name>.git`."""
 
@@ -76,23 +69,17 @@ class GitStore:
 
     async def git(self, *arguments: str, repository: str | None = None, stdin: bytes = b"") -> bytes:
         """Run git and return what it printed. Raises GitFailed with git's last words."""
-        place = ("--git-dir", str(self.path(repository))) if repository else ()
-        process = await asyncio.create_subprocess_exec(
-            "git",
-            *place,
+        process = await git.start(
             *arguments,
+            git_dir=self.path(repository) if repository else None,
+            folder=self.root,
+            env=git.sealed_environment(self.root),
             stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            cwd=self.root,
-            env=git_environment(self.root),
         )
         try:
             output, complaint = await asyncio.wait_for(process.communicate(stdin), _COMMAND_TIMEOUT_S)
         finally:
-            if process.returncode is None:
-                process.kill()
-                await asyncio.shield(process.wait())
+            await git.end(process)
         if process.returncode != 0:
             raise GitFailed(f"git {arguments[0]} in {repository}: {complaint.decode(errors='replace').strip()[-500:]}")
         return output
@@ -124,7 +111,7 @@ class GitStore:
                 stream.append(f"D {path}\n".encode())
                 continue
             raw = content.encode() if isinstance(content, str) else content
-            mode = "100755" if raw.startswith(b"#!") else "100644"
+            mode = "120000" if isinstance(content, Link) else "100755" if raw.startswith(b"#!") else "100644"
             stream += [f"M {mode} inline {path}\n".encode(), _data(raw)]
         await self.git("fast-import", "--quiet", "--force", "--date-format=now", repository=full_name, stdin=b"".join(stream))
         tip = await self.resolve(full_name, f"refs/heads/{branch}")
@@ -178,14 +165,25 @@ class GitStore:
     async def blob(self, full_name: str, sha: str) -> bytes:
         return await self.git("cat-file", "blob", sha, repository=full_name)
 
+    async def linked_file(self, full_name: str, sha: str, path: str) -> TreeEntry | None:
+        """The file of the same commit that a symbolic link leads to; None where it leads to anything else."""
+        if "\n" in path:
+            return None
+        answer = await self.git(
+            "cat-file", "--batch-check", "--follow-symlinks", repository=full_name, stdin=f"{sha}:{path}\n".encode()
+        )
+        words = answer.decode(errors="surrogateescape").strip().split(" ")
+        if len(words) != 3 or words[1] != "blob":
+            return None
+        return TreeEntry(path, "blob", "100644", words[0], int(words[2]))
+
     async def _ls_tree(self, full_name: str, sha: str, path: str | None) -> list[TreeEntry]:
         """`sha` is a hash, so the answer never changes."""
         if (known := self._listings.get((full_name, sha, path))) is not None:
             return known
         listing = await self.git(
-            "--literal-pathspecs", "ls-tree", "-z", "--long", "--full-tree", sha, "--", *([path] if path else []),
-            repository=full_name,
-        )  # fmt: skip
+            "ls-tree", "-z", "--long", "--full-tree", sha, "--", *([path] if path else []), repository=full_name
+        )
         entries = []
         for line in listing.decode(errors="surrogateescape").split("\0"):
             if not line:

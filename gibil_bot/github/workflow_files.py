@@ -18,6 +18,7 @@ from gibil_bot.errors import GitHubError
 from gibil_bot.github.answer import Answer
 from gibil_bot.github.request import Request
 from gibil_bot.github.session import Session
+from gibil_bot.model import UnusableFile
 
 LARGEST_FILE = 64 * 1024
 MOST_FILES = 30
@@ -25,6 +26,7 @@ CACHED_COMMITS = 16
 CACHE_LIFE_S = 300.0
 """A commit never changes; what an App may see of it does, and an empty answer may only mean that."""
 
+_NO_FILES = ("symlink", "submodule")
 _SHA = re.compile(r"[0-9a-f]{40}")
 
 
@@ -59,14 +61,16 @@ class WorkflowFiles:
         paths = [
             f".gibil/workflows/{entry.name}"
             for entry in sorted(_entries(folder), key=lambda entry: entry.name)
-            if entry.type == "file" and entry.name.endswith((".yml", ".yaml"))
+            if entry.type in ("file", "symlink", "submodule") and entry.name.endswith((".yml", ".yaml"))
         ][:MOST_FILES]
         answers = await _together(*(self._content(installation_id, repository, path, ref) for path in paths))
         files: dict[str, bytes] = {}
+        if (kind := _kind(folder)) in _NO_FILES:
+            files[".gibil/workflows"] = UnusableFile.of(kind, is_folder=True)
         for path, answer in zip([".gibil.yml", *paths], [single, *answers], strict=True):
             content = await self._file(installation_id, repository, path, ref, answer)
             if content is not None:
-                files[path] = content[: LARGEST_FILE + 1]
+                files[path] = content if isinstance(content, UnusableFile) else content[: LARGEST_FILE + 1]
         if _SHA.fullmatch(ref):
             self._files[key] = (self._session.monotonic() + CACHE_LIFE_S, files)
             while len(self._files) > CACHED_COMMITS:
@@ -77,12 +81,15 @@ class WorkflowFiles:
         return await self._session.ask(_content_request(installation_id, repository, path, ref))
 
     async def _file(self, installation_id: int, repository: str, path: str, ref: str, answer: Answer) -> bytes | None:
-        """What is in the file that the answer describes; None when it is no file."""
+        """What is in the file that the answer describes; None for a folder, or where nothing is.
+
+        GitHub follows a symbolic link that leads to a file of the repository, and describes any other link as itself.
+        """
         if answer.status == 404 or answer.content.lstrip()[:1] == b"[":
             return None
         found = answer.read(_File)
         if found.type != "file":
-            return None
+            return UnusableFile.of(found.type) if found.type in _NO_FILES else None
         if found.encoding == "base64" and found.content is not None:
             try:
                 return base64.b64decode(found.content)
@@ -104,6 +111,13 @@ def _content_request(installation_id: int, repository: str, path: str, ref: str,
         accept="application/vnd.github.raw+json" if raw else "application/vnd.github+json",
         at_most=LARGEST_FILE + 1 if raw else None,
     )
+
+
+def _kind(answer: Answer) -> str:
+    """What is at the path of a folder: empty for a folder, and where nothing is."""
+    if answer.status == 404 or answer.content.lstrip()[:1] == b"[":
+        return ""
+    return answer.read(_File).type
 
 
 def _entries(answer: Answer) -> list[_File]:

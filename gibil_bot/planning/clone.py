@@ -31,6 +31,11 @@ _URL_CHARACTERS = re.compile(r"[A-Za-z0-9._~:/@%+-]+|https?://\[[0-9a-fA-F:]+\][
 
 _FROM_HTTP = "GIT_ALLOW_PROTOCOL=http:https\nGIBIL_CLONE_HOST=$host\nexport GIBIL_CLONE_HOST\n"
 
+_NOTES = {
+    "submodules": "This commit has submodules (.gitmodules). They are not fetched: their folders are empty.",
+    "lfs": "This commit has Git LFS files (filter=lfs in .gitattributes). They are not fetched: pointers are in their place.",
+}
+
 _BEGIN = r"""
 set -eu
 umask 022
@@ -44,8 +49,18 @@ trap 'test -z "$log" || rm -f "$log"' EXIT
 command -v git >/dev/null 2>&1 || fail 23 "git is not installed on this machine; use an image that has it"
 log=$(mktemp) || fail 24 "the machine's disk cannot be written"
 
+# What is missing in the workspace is said, so that a task that fails for it is understood. Only the top folder is looked at.
+notes() {
+    test ! -f .gitmodules || echo @SUBMODULES@
+    if test -f .gitattributes && test ! -L .gitattributes && head -c 65536 .gitattributes | grep -q 'filter=lfs'; then
+        echo @LFS@
+    fi
+}
 finished() { test -e "$workspace/.git/gibil-commit" && test "$(cat "$workspace/.git/gibil-commit")" = "$sha"; }
-finished && exit 0
+if finished; then
+    cd -- "$workspace" && notes
+    exit 0
+fi
 test ! -e "$workspace" || rm -rf -- "$workspace" || fail 24 "what is at $workspace cannot be removed"
 mkdir -p -- "$workspace" && cd -- "$workspace" || fail 24 "$workspace cannot be made"
 git init -q --template= . >"$log" 2>&1 || { cat "$log" >&2; fail 24 "$workspace cannot be made a git repository"; }
@@ -57,8 +72,12 @@ finish() {
         || { cat "$log" >&2; fail 24 "the files of $sha cannot be written; is the disk full?"; }
     test "$(git rev-parse HEAD)" = "$sha" || fail 24 "what was checked out is not $sha"
     printf '%s' "$sha" >.git/gibil-commit
+    notes
 }
 """
+
+for _name, _text in _NOTES.items():
+    _BEGIN = _BEGIN.replace(f"@{_name.upper()}@", shlex.quote(f"gibil: {_text}"))
 
 _FETCH = r"""
 printf '[remote "origin"]\n\turl = %s\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n' "$url" >>.git/config
@@ -122,6 +141,12 @@ git -c core.hooksPath=/dev/null fetch -q --no-tags --no-write-fetch-head --updat
 have || fail 20 "the bundle does not hold the commit $sha"
 finish
 """
+
+
+def notes_of_clone(output: bytes) -> tuple[str, ...]:
+    """Notes for people in what one of these scripts printed: a fixed set, whatever the machine says."""
+    lines = set(output[:4096].decode("ascii", "replace").split("\n"))
+    return tuple(text for text in _NOTES.values() if f"gibil: {text}" in lines)
 
 
 def clone_script(*, clone_url: str, number: int, sha: str, workspace: str = DEFAULT_WORKSPACE) -> str:

@@ -24,6 +24,7 @@ from gibil_bot.planning.clone import (
     branch_script,
     bundle_script,
     clone_script,
+    notes_of_clone,
 )
 
 __all__ = [
@@ -33,12 +34,14 @@ __all__ = [
     "CLONE_REFUSED",
     "CLONE_UNREACHABLE",
     "DEFAULT_WORKSPACE",
+    "IDENTITY",
     "InvalidTaskFile",
     "TaskFiles",
     "branch_script",
     "bundle_script",
     "clone_script",
     "input_variable",
+    "notes_of_clone",
     "parse_env_file",
     "parse_path_file",
     "prepare_script",
@@ -101,6 +104,11 @@ def prepare_script(tasks: int, folder: str = FILES_FOLDER) -> str:
     for files in all_files:
         lines.append(f": >>{files.env} >>{files.output} >>{files.path} >>{files.summary}")  # the shell does it, no process
     return "\n".join(lines) + "\n"
+
+
+IDENTITY = """[ -e ~/.gitconfig ] || printf '[user]\\n\\tname = gibil\\n\\temail = gibil@localhost\\n' >~/.gitconfig || true
+"""
+"""POSIX sh that gives git on the machine of a run an identity where it has none: a task may commit. It is no person's."""
 
 
 def reserved_name(name: str) -> bool:

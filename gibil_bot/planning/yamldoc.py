@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import yaml
 
 from gibil_bot.errors import InvalidWorkflow
+from gibil_bot.model import UnusableFile
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 16
@@ -144,6 +145,8 @@ def _short(problem: str) -> str:
 
 def read_yaml(path: str, data: bytes) -> Node:
     """The one document of a file. Raises InvalidWorkflow at the first thing that cannot be accepted."""
+    if isinstance(data, UnusableFile):
+        raise InvalidWorkflow(path, 1, 1, data.problem)
     if len(data) > MAX_BYTES:
         raise InvalidWorkflow(path, 1, 1, f"the file is larger than {MAX_BYTES // 1024} KiB")
     try:

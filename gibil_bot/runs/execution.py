@@ -123,7 +123,8 @@ class Execution:
 
     async def prepare(self) -> None:
         """Make the files that tasks write to. Safe to repeat."""
-        result = await self._shell.run(script.prepare_script(len(self._plan.tasks)))
+        prepare = script.prepare_script(len(self._plan.tasks)) + script.IDENTITY
+        result = await self._shell.run(prepare)
         if result.exit_status != 0:
             raise MachineLost(f"The machine's disk cannot be written: {result.stderr.decode('utf-8', 'replace').strip()}")
 

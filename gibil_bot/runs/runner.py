@@ -271,8 +271,10 @@ class Runner:
     async def _bring_and_prepare(self, shell: Shell, execution: Execution) -> None:
         preparing = asyncio.create_task(execution.prepare())
         try:
-            await self._tools.supply.bring(shell, self._run)
+            notes = await self._tools.supply.bring(shell, self._run)
             await preparing
+            for note in notes:
+                await self._note(note)
         finally:
             preparing.cancel()
             with contextlib.suppress(asyncio.CancelledError, GibilError):

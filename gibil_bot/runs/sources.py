@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import secrets
-import signal
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from gibil_bot.errors import GibilError, GitHubError
+from gibil_bot import git
+from gibil_bot.errors import GitHubError
+from gibil_bot.git import GitError
 from gibil_bot.model import Run
 from gibil_bot.planning import script
 from gibil_bot.ports import GitHub, Shell
+from gibil_bot.runs.local_repository import explained
 
 WORKSPACE = "/root/project"
 CLONE_TIMEOUT_S = 900.0
-LONGEST_GIT_S = 900.0
 TRIES = 3
 GIVE_BACK_WITHIN_S = 10.0
 """A token that cannot be revoked in that time expires within the hour."""
@@ -32,21 +32,18 @@ class Supply(Protocol):
     def begin(self, run: Run) -> None:
         """The machine is being forged: do now what needs none. Returns at once."""
 
-    async def bring(self, shell: Shell, run: Run) -> None:
-        """Put the commit at WORKSPACE. Repeating it starts from nothing. Raises SourceError, GitHubError, MachineLost."""
+    async def bring(self, shell: Shell, run: Run) -> tuple[str, ...]:
+        """Put the commit at WORKSPACE; returns notes for people. Repeating it starts from nothing.
+
+        Raises SourceError, GitHubError, MachineLost.
+        """
 
     async def end(self, run: Run) -> None:
         """The run needs nothing more: whatever was lent for it is given back when this returns. Never raises."""
 
 
-class SourceError(GibilError):
-    """The commit could not be brought onto the machine, and a new machine would not help. `said`: all that git said of it."""
-
-    code = "SOURCE"
-
-    def __init__(self, message: str, *, said: str = "") -> None:
-        super().__init__(message)
-        self.said = said
+class SourceError(GitError):
+    """The commit could not be brought onto the machine, and a new machine would not help."""
 
 
 class PullRequestClone:
@@ -64,24 +61,25 @@ class PullRequestClone:
     async def _mint(self, run: Run) -> str:
         return await self._github.clone_token(run.source.installation_id, run.source.repository)
 
-    async def bring(self, shell: Shell, run: Run) -> None:
+    async def bring(self, shell: Shell, run: Run) -> tuple[str, ...]:
         source = run.source
         text = script.clone_script(
             clone_url=source.repository.clone_url, number=source.pull_request.number, sha=source.sha, workspace=WORKSPACE
         )
         for attempt in range(1, TRIES + 1):
             try:
-                problem = await self._clone(shell, run, text)
+                notes, problem = await self._clone(shell, run, text)
             except GitHubError as error:
                 if error.retry_after_s is None or attempt == TRIES:
                     raise
                 await asyncio.sleep(min(error.retry_after_s, 60.0))
                 continue
             if problem is None:
-                return
+                return notes
             if attempt == TRIES or not problem.worth_retrying:
                 raise SourceError(f"The clone of {source.repository.full_name} at {source.sha[:7]} failed: {problem.text}")
             await asyncio.sleep(2.0 * attempt)
+        raise AssertionError("the last try returns or raises")
 
     async def end(self, run: Run) -> None:
         minting = self._minting.pop(run.id, None)
@@ -96,23 +94,23 @@ class PullRequestClone:
         """Beside the work: nobody waits for it but the end of the run."""
         self._revoking.setdefault(run.id, set()).add(asyncio.create_task(self._github.revoke_token(token)))
 
-    async def _clone(self, shell: Shell, run: Run, text: str) -> _Problem | None:
+    async def _clone(self, shell: Shell, run: Run, text: str) -> tuple[tuple[str, ...], _Problem | None]:
         self.begin(run)
         token = await asyncio.shield(self._minting[run.id])
         del self._minting[run.id]
         try:
             result = await shell.run(text, timeout_s=CLONE_TIMEOUT_S, env={"GIBIL_CLONE_TOKEN": token})
         except TimeoutError:
-            return _Problem(f"it took longer than {CLONE_TIMEOUT_S:.0f} s", worth_retrying=False)
+            return (), _Problem(f"it took longer than {CLONE_TIMEOUT_S:.0f} s", worth_retrying=False)
         finally:
             self._revoke(run, token)
         if result.exit_status == 0:
-            return None
+            return script.notes_of_clone(result.stdout), None
         words = result.stderr.decode("utf-8", "replace")
         if token:
             words = words.replace(token, "***")
         lines = [line for line in words.strip().splitlines() if line.strip()]
-        return _Problem(
+        return (), _Problem(
             lines[-1].strip() if lines else f"exit status {result.exit_status}",
             worth_retrying=result.exit_status == script.CLONE_UNREACHABLE,
         )
@@ -125,65 +123,74 @@ class _Problem:
 
 
 class LocalBundle:
-    """Sends one commit of a local checkout as a git bundle over SSH: no remote, no token, no network."""
+    """Sends one commit as a git bundle over SSH: no remote, no token, no network.
 
-    def __init__(self, checkout: Path, sha: str) -> None:
-        self._checkout = checkout
+    `repository`: a repository that we created, such as a LocalRepository's view; `promisor` as there.
+    """
+
+    def __init__(self, repository: Path, sha: str, promisor: str | None = None) -> None:
+        self._repository = repository
         self._sha = sha
+        self._promisor = promisor
 
     def begin(self, run: Run) -> None:
         """Nothing: what is sent is made as it is sent."""
 
-    async def bring(self, shell: Shell, run: Run) -> None:
-        await self.send(shell)
+    async def bring(self, shell: Shell, run: Run) -> tuple[str, ...]:
+        return await self.send(shell)
 
     async def end(self, run: Run) -> None:
         """Nothing was lent."""
 
-    async def send(self, shell: Shell) -> None:
-        """Put the commit at WORKSPACE. A checkout that is shallow itself arrives as shallow as it is. Raises SourceError."""
+    async def send(self, shell: Shell) -> tuple[str, ...]:
+        """Put the commit at WORKSPACE. A shallow checkout arrives as shallow as it is. Returns notes. Raises SourceError."""
         await shell.run("mkdir -p /root/.gibil")
-        if await git(self._checkout, "rev-parse", "--is-shallow-repository") == "true":
-            remote_path = "/root/.gibil/source.git"
-            await shell.put(f"{remote_path}.tar", self._shallow_copy())
-            unpacked = await shell.run("cd /root/.gibil && tar -xf source.git.tar && rm source.git.tar && test -d source.git")
-            if unpacked.exit_status != 0:
-                raise SourceError("The checkout could not be unpacked on the machine; is its disk full, or tar missing?")
-        else:
-            remote_path = "/root/.gibil/source.bundle"
-            await shell.put(remote_path, self._bundle())
+        try:
+            if await git.text("rev-parse", "--is-shallow-repository", git_dir=self._repository) == "true":
+                remote_path = "/root/.gibil/source.git"
+                await shell.put(f"{remote_path}.tar", self._shallow_copy())
+                unpacked = await shell.run(
+                    "cd /root/.gibil && tar -xf source.git.tar && rm source.git.tar && test -d source.git"
+                )
+                if unpacked.exit_status != 0:
+                    raise SourceError("The checkout could not be unpacked on the machine; is its disk full, or tar missing?")
+            else:
+                remote_path = "/root/.gibil/source.bundle"
+                await shell.put(remote_path, self._bundle())
+        except GitError as error:
+            why = explained(error, self._promisor)
+            raise SourceError(f"The checkout could not be packed: {why.message}", said=error.said) from error
         result = await shell.run(
             script.bundle_script(path=remote_path, sha=self._sha, workspace=WORKSPACE), timeout_s=CLONE_TIMEOUT_S
         )
         if result.exit_status != 0:
             lines = result.stderr.decode("utf-8", "replace").strip().splitlines()
             raise SourceError(f"The checkout could not be unpacked on the machine: {lines[-1] if lines else 'no reason given'}")
+        return script.notes_of_clone(result.stdout)
 
     async def _bundle(self) -> AsyncIterator[bytes]:
-        async with self._named() as ref:
-            async for data in _output("git", "-C", str(self._checkout), "bundle", "create", "--quiet", "-", ref):
-                yield data
+        ref = await self._named()
+        async for data in git.stream("bundle", "create", "--quiet", "-", ref, git_dir=self._repository):
+            yield data
 
     async def _shallow_copy(self) -> AsyncIterator[bytes]:
         """A tar of a bare repository: a bundle promises parents that a shallow checkout does not have."""
         with tempfile.TemporaryDirectory(prefix="gibil-shallow-") as scratch:
             copy = Path(scratch) / "source.git"
-            await git(Path(scratch), "init", "-q", "--bare", "--template=", str(copy))
-            async with self._named() as ref:
-                url = (await asyncio.to_thread(self._checkout.resolve)).as_uri()
-                await git(copy, "fetch", "-q", "--no-tags", "--update-shallow", url, f"+{ref}:refs/heads/source")
+            await git.create_repository(copy)
+            ref = await self._named()
+            await git.run(
+                "fetch", "-q", "--no-tags", "--update-shallow", self._repository.as_uri(), f"+{ref}:refs/heads/source",
+                git_dir=copy, extra={"GIT_NO_LAZY_FETCH": "0"},
+            )  # fmt: skip
             async for data in _output("tar", "-C", scratch, "-cf", "-", copy.name):
                 yield data
 
-    @contextlib.asynccontextmanager
-    async def _named(self) -> AsyncIterator[str]:
-        """A ref for the very commit: git hands over refs, and the commit may have none."""
-        ref = f"refs/gibil/{self._sha}-{secrets.token_hex(4)}"
-        await git(self._checkout, "update-ref", ref, self._sha)
-        try:
-            yield ref
-        finally:
-            await asyncio.shield(git(self._checkout, "update-ref", "-d", ref))
+    async def _named(self) -> str:
+        """A ref for the very commit: git packs refs, and the commit may have none. Machines of a fleet have one each."""
+        ref = f"refs/heads/gibil-{self._sha}-{secrets.token_hex(4)}"
+        await git.run("update-ref", ref, self._sha, git_dir=self._repository)
+        return ref
 
 
 async def _output(*command: str) -> AsyncIterator[bytes]:
@@ -212,43 +219,3 @@ def address_of(clone_url: str) -> tuple[str, ...]:
     if not url.hostname:
         return ()
     return (f"{url.hostname}:{url.port or (443 if url.scheme == 'https' else 80)}",)
-
-
-async def git(
-    folder: Path,
-    *arguments: str,
-    environment: Mapping[str, str] | None = None,
-    strip: bool = True,
-    within_s: float = LONGEST_GIT_S,
-) -> str:
-    """What git prints. Raises SourceError with git's last line, or when it takes longer: a server may never answer."""
-    process = await asyncio.create_subprocess_exec(
-        "git", "-C", str(folder), *arguments,
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, **(environment or {})},
-        process_group=0,  # what it starts (ssh, git-remote-https) ends with it
-    )  # fmt: skip
-    try:
-        async with asyncio.timeout(within_s):
-            out, complaint = await process.communicate()
-    except TimeoutError:
-        raise SourceError(f"git {_verb(arguments)} in {folder} did not end within {within_s:g} s") from None
-    finally:
-        if process.returncode is None:  # cancelled, or too late
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-    if process.returncode != 0:
-        words = complaint.decode("utf-8", "replace").strip()
-        last = words.splitlines()[-1] if words else "no reason given"
-        raise SourceError(f"git {_verb(arguments)} failed in {folder}: {last}", said=words)
-    text = out.decode("utf-8", "surrogateescape")
-    return text.strip() if strip else text
-
-
-def _verb(arguments: tuple[str, ...]) -> str:
-    """The command itself, behind settings `-c name=value`."""
-    position = 0
-    while arguments[position] == "-c":
-        position += 2
-    return arguments[position]

@@ -9,28 +9,45 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import shlex
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
+from gibil_bot import git
 from gibil_bot.errors import GibilError, UsageError
-from gibil_bot.runs.sources import WORKSPACE, SourceError, git
+from gibil_bot.git import FOREIGN, GitError, Limits, TooExpensive
+from gibil_bot.runs.local_repository import branch_of
+from gibil_bot.runs.sources import WORKSPACE
 from gibil_bot.sandbox.credentials import for_git
 from gibil_bot.sandbox.git_words import reason
 from gibil_bot.sandbox.live import LiveMachine
 from gibil_bot.sandbox.origin import check_branch
 
 MOST_BYTES = 256 * 1024 * 1024
+"""Of a bundle."""
+MOST_FILES = 20_000
+MOST_COMMITS = 20_000
+MOST_NAME_BYTES = 8 * 1024 * 1024
+"""Of all paths, and of all first lines of messages."""
+
+_DIFFERENCE = Limits(memory_bytes=96 * 1024**2)
+"""Enough for some 200,000 paths."""
+_PUSH = Limits(memory_bytes=1024**3, address_bytes=4 * 1024**3, cpu_s=600)
+"""The history of the repository, which is not foreign, is read, too."""
 _TAKE_S = 600.0
-_WORKFLOWS = ".github/workflows/"
-_QUIETLY = {
-    "GIT_TERMINAL_PROMPT": "0",
-    "GIT_SSH_COMMAND": "ssh -oBatchMode=yes",
-    "GIT_ALLOW_PROTOCOL": "file:git:http:https:ssh",
-    "LC_ALL": "C",
-}
+_CHECK_S = 300.0
+_OUTGOING = "refs/gibil/outgoing"
+_MOST_WORDS = 64 * 1024
+_SHA = re.compile(r"[0-9a-f]{40}")
+# What decides what runs with the repository's secrets, on GitHub's machines or on gibil's.
+PROTECTED = (".github/workflows/", ".github/actions/", ".gibil/", ".gibil.yml", ".gibil.yaml")
+_PROTECTED_NAMES = frozenset({".github", *(each.rstrip("/") for each in PROTECTED)})
+_INSTALLED = (".venv", "venv", "node_modules", "__pycache__", ".tox", "site-packages")
+"""Folders of files that a tool installed, which are rarely meant to be committed."""
 
 
 class NotPushed(GibilError):
@@ -51,68 +68,197 @@ class Commits:
     subjects: tuple[str, ...]
     """First lines of the messages, newest first."""
     files: tuple[str, ...]
+    """Every path that differs, of a moved file both."""
+    warnings: tuple[str, ...]
     environment: Mapping[str, str] = field(repr=False)
     """Of the git that talks to `url`."""
 
 
 @contextlib.asynccontextmanager
 async def take(live: LiveMachine, branch: str | None, *, with_workflows: bool, github_url: str) -> AsyncIterator[Commits]:
-    """For as long as the block lasts. Without `branch`, for the one that is checked out on the machine.
+    """For as long as the block lasts.
 
+    Without `branch` they are for `gibil/NAME`, whatever is checked out on the machine.
     Raises UsageError where there is nothing to push, NotPushed for what must not be.
     """
     url, base = live.machine.labels.get("repo"), live.machine.labels.get("commit")
     if not url or not base:
-        raise UsageError(f"{live.name} was forged without a repository: there is nowhere to push to")
-    head, current = await _where(live)
-    if branch is None and current is None:
-        raise UsageError(f"no branch is checked out on {live.name}: say with --branch where to push to")
-    branch = check_branch(branch or current or "")
+        raise UsageError(f"{live.name} was created without a repository: there is nowhere to push to")
+    is_chosen = branch is not None
+    branch = check_branch(branch) if branch is not None else f"gibil/{live.name}"
+    head = await _head_of(live)
     if head == base:
-        raise UsageError(f"there is no new commit on {live.name}: its HEAD is what it was forged with")
-    environment = {**_QUIETLY, **await for_git(url, github_url)}
+        raise UsageError(f"there is no new commit on {live.name}: its HEAD is what it was created with")
+    environment = {**await git.ssh_environment(), **await for_git(url, github_url)}
     with tempfile.TemporaryDirectory(prefix="gibil-push-") as scratch:
         repository = Path(scratch) / "repository.git"
         bundle = Path(scratch) / "commits.bundle"
-        await asyncio.to_thread(bundle.write_bytes, await _bundle(live, base))
+        await _save_bundle(live, head, base, bundle)
         try:
-            await git(
-                Path(scratch), "clone", "-q", "--bare", "--template=", "--", url, str(repository), environment=environment
-            )
-            if not await _has(repository, base):
-                raise NotPushed(f"{live.name} was forged from commit {base[:7]}, which is not in {url}: push that first")
-            await git(
-                repository, "-c", "core.hooksPath=/dev/null", "-c", "fetch.fsckObjects=true",
-                "fetch", "-q", "--no-tags", str(bundle), "+HEAD:refs/gibil/incoming",
+            await git.create_repository(repository)
+            if not is_chosen and await _default_branch(repository, url, environment) == branch:
+                raise UsageError(f"{branch} is the default branch of {url}: say with --branch where to push to")
+            await git.run(
+                "fetch", "-q", "--no-tags", "--no-write-fetch-head", "--", url,
+                "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*", git_dir=repository, extra=environment,
             )  # fmt: skip
-            if await git(repository, "rev-parse", "refs/gibil/incoming") != head:
-                raise NotPushed(f"what {live.name} sent is not its HEAD; is somebody committing there? Try again")
-            span = f"{base}..{head}"
-            subjects = (await git(repository, "log", "--format=%s", span)).splitlines()
-            changed = await git(repository, "diff", "--name-only", "-z", base, head)
-        except SourceError as error:
-            raise NotPushed(f"the commits of {live.name} cannot be taken: {reason(error)}") from error
-        files = tuple(path for path in changed.split("\0") if path)
-        touched = [path for path in files if path.startswith(_WORKFLOWS)]
+        except GitError as error:
+            raise NotPushed(f"{url} cannot be read: {reason(error)}") from error
+        if not await _has(repository, base):
+            raise NotPushed(f"{live.name} was created from commit {base[:7]}, which is not in {url}: push that first")
+        try:
+            subjects, files = await unpack(repository, bundle, base=base, head=head, name=live.name)
+        except GitError as error:
+            raise NotPushed(f"the commits of {live.name} cannot be checked: {reason(error)}") from error
+        touched = [path for path in files if is_protected(path)]
         if touched and not with_workflows:
             raise NotPushed(
-                f"the commits change {touched[0]}, which runs with the repository's secrets; look, then --with-workflows"
+                f"the commits change {shown(touched[0])}, which decides what runs with the repository's secrets; "
+                "look at it, then push with --with-workflows"
             )
         yield Commits(
-            repository=repository, url=url, branch=branch, base=base, head=head, subjects=tuple(subjects), files=files,
-            environment=environment,
+            repository=repository, url=url, branch=branch, base=base, head=head, subjects=subjects, files=files,
+            warnings=warnings_of(files), environment=environment,
         )  # fmt: skip
+
+
+def is_protected(path: str) -> bool:
+    """Whether a path decides what runs with the repository's secrets. Case is ignored, as some file systems do."""
+    folded = path.casefold()
+    # A symbolic link, a submodule or a file in place of one of the folders counts, too.
+    return folded in _PROTECTED_NAMES or folded.startswith(tuple(each for each in PROTECTED if each.endswith("/")))
+
+
+def warnings_of(files: Sequence[str]) -> tuple[str, ...]:
+    """A sentence for each folder of installed files among the paths."""
+    counts: dict[str, int] = {}
+    for path in files:
+        parts = path.split("/")
+        for position, part in enumerate(parts[:-1]):
+            if part in _INSTALLED:
+                folder = "/".join(parts[: position + 1])
+                counts[folder] = counts.get(folder, 0) + 1
+                break
+    return tuple(
+        f"the commits change {counts[folder]} file{'' if counts[folder] == 1 else 's'} in {shown(folder)}/, "
+        "which tools install: should it be in .gitignore?"
+        for folder in sorted(counts, key=lambda folder: -counts[folder])[:5]
+    )
+
+
+def shown(path: str) -> str:
+    """A path of a foreign commit, for a line of text."""
+    text = path.encode("utf-8", "replace").decode()
+    text = "".join(each if each.isprintable() else "?" for each in text)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+async def unpack(repository: Path, bundle: Path, *, base: str, head: str, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Take commits out of a machine's bundle; their first lines, newest first, and the paths that differ from `base`.
+
+    Every object is checked, by a git whose memory and processor time are limited. Raises NotPushed, GitError.
+    """
+    await git.run(
+        "fetch", "-q", "--no-tags", "--no-write-fetch-head", str(bundle), f"+{_OUTGOING}:refs/gibil/incoming",
+        git_dir=repository, settings=("fetch.fsckObjects=true",), limits=FOREIGN, within_s=_CHECK_S,
+    )  # fmt: skip
+    incoming = await git.text("rev-parse", "--verify", "refs/gibil/incoming", git_dir=repository, limits=FOREIGN)
+    if incoming != head:
+        raise NotPushed(f"what {name} sent is not its HEAD; are commits being made there? Try again")
+    return await _subjects(repository, base, head), await _changed(repository, base, head)
+
+
+async def _subjects(repository: Path, base: str, head: str) -> tuple[str, ...]:
+    found: list[str] = []
+
+    def take(record: bytes) -> None:
+        # `commit SHA`, a line feed, the subject.
+        found.append(record.lstrip(b"\n").partition(b"\n")[2].decode("utf-8", "surrogateescape"))
+        if len(found) > MOST_COMMITS:
+            raise NotPushed(
+                f"there are more than {MOST_COMMITS:,} new commits: push them in parts, or from a clone of your own"
+            )
+
+    records = _Records(take, "the first lines of the commits' messages are")
+    await git.feed(
+        records.feed, "rev-list", "--encoding=UTF-8", "--format=%s%x00", head, f"^{base}",
+        git_dir=repository, limits=FOREIGN, within_s=_CHECK_S,
+    )  # fmt: skip
+    return tuple(found)
+
+
+async def _changed(repository: Path, base: str, head: str) -> tuple[str, ...]:
+    """Paths that differ. Trees that hold each other many times describe more paths than any memory holds."""
+    found: list[str] = []
+    too_many = (
+        f"the commits change more than {MOST_FILES:,} files: are installed or built files committed? "
+        "What is meant can be pushed from a clone of your own"
+    )
+
+    def take(record: bytes) -> None:
+        found.append(record.decode("utf-8", "surrogateescape"))
+        if len(found) > MOST_FILES:
+            raise NotPushed(too_many)
+
+    records = _Records(take, "the paths that the commits change are")
+    try:
+        await git.feed(
+            records.feed, "diff-tree", "-r", "-z", "--no-renames", "--name-only", "--no-ext-diff", "--no-textconv",
+            "--ignore-submodules=none", base, head, git_dir=repository, limits=_DIFFERENCE, within_s=_CHECK_S,
+        )  # fmt: skip
+    except TooExpensive as error:  # git collects all paths before it prints the first
+        raise NotPushed(too_many) from error
+    return tuple(found)
+
+
+class _Records:
+    """Splits output at NUL bytes. Raises NotPushed where all of it is longer than MOST_NAME_BYTES."""
+
+    def __init__(self, take: Callable[[bytes], None], what: str) -> None:
+        self._take = take
+        self._what = what
+        self._size = 0
+        self._rest = b""
+
+    def feed(self, data: bytes) -> None:
+        self._size += len(data)
+        if self._size > MOST_NAME_BYTES:
+            raise NotPushed(f"{self._what} longer than {MOST_NAME_BYTES // 1024**2} MiB: push them from a clone of your own")
+        *whole, self._rest = (self._rest + data).split(b"\0")
+        for record in whole:
+            self._take(record)
+
+
+async def _default_branch(repository: Path, url: str, environment: Mapping[str, str]) -> str | None:
+    answer = await git.text("ls-remote", "--symref", "--", url, "HEAD", git_dir=repository, extra=environment)
+    for line in answer.split("\n"):
+        value, _, name = line.partition("\t")
+        if name == "HEAD" and value.startswith("ref: "):
+            return branch_of(value.removeprefix("ref: "))
+    return None
 
 
 async def push(commits: Commits) -> None:
     """Raises NotPushed with what the server said."""
+    words = ["push", "-q"]
+    if await asyncio.to_thread(_is_checkout, commits.url):
+        # The hooks of a working checkout are for its user's own commits; those of a bare repository are a server's rules.
+        words.append(
+            "--receive-pack=git -c core.hooksPath=/dev/null -c core.fsmonitor=false -c receive.autogc=false receive-pack"
+        )
     try:
-        await git(
-            commits.repository, "-c", "core.hooksPath=/dev/null", "push", "-q", "--", commits.url,
-            f"{commits.head}:refs/heads/{commits.branch}", environment=commits.environment,
+        await git.run(
+            *words, "--", commits.url, f"{commits.head}:refs/heads/{commits.branch}",
+            git_dir=commits.repository, extra=commits.environment, limits=_PUSH,
         )  # fmt: skip
-    except SourceError as error:
+    except GitError as error:
         raise NotPushed(f"{commits.branch} was not pushed to {commits.url}: {reason(error)}") from error
+
+
+def _is_checkout(url: str) -> bool:
+    """Whether an address is a folder here with a working tree, whose git directory is .git."""
+    path = Path(unquote(urlsplit(url).path)) if url.startswith("file://") else Path(url)
+    return path.is_absolute() and (path.name == ".git" or (path / ".git").exists())
 
 
 async def check_base(commits: Commits, base: str) -> None:
@@ -120,46 +266,62 @@ async def check_base(commits: Commits, base: str) -> None:
     ref = f"refs/heads/{base}"
     if not await _has(commits.repository, ref):
         raise UsageError(f"there is no branch {base} in {commits.url}; say with --base where the commits should go")
-    if not await git(commits.repository, "rev-list", "--max-count=1", commits.head, f"^{ref}"):
+    if not await git.text("rev-list", "--max-count=1", commits.head, f"^{ref}", git_dir=commits.repository, limits=FOREIGN):
         raise UsageError(f"{base} of {commits.url} has every commit of this machine already")
 
 
 async def _has(repository: Path, name: str) -> bool:
     try:
-        await git(repository, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
-    except SourceError:
+        await git.run("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}", git_dir=repository)
+    except GitError:
         return False
     return True
 
 
-async def _where(live: LiveMachine) -> tuple[str, str | None]:
-    """(commit, branch) of the workspace; no branch where HEAD is detached."""
-    there = await live.run(f"cd {WORKSPACE} && git rev-parse --verify HEAD && {{ git symbolic-ref -q --short HEAD || true; }}")
-    lines = there.stdout.split()
-    if there.exit_code != 0 or not lines or len(lines[0]) != 40 or not set(lines[0]) <= set("0123456789abcdef"):
-        said = there.stderr.strip().splitlines()
+async def _head_of(live: LiveMachine) -> str:
+    """The commit of the workspace."""
+    answer = await live.run(f"cd {WORKSPACE} && git rev-parse --verify HEAD")
+    head = answer.stdout.split("\n", 1)[0].strip()
+    if answer.exit_code != 0 or not _SHA.fullmatch(head):
+        said = answer.stderr.strip().splitlines()
         raise UsageError(
             f"there is no commit in {WORKSPACE} on {live.name}: {said[-1] if said else 'is it still being cloned?'}"
         )
-    return lines[0], lines[1] if len(lines) == 2 else None
+    return head
 
 
-async def _bundle(live: LiveMachine, base: str) -> bytes:
-    kept: list[bytes] = []
+async def _save_bundle(live: LiveMachine, head: str, base: str, place: Path) -> None:
+    """Raises NotPushed as soon as more than MOST_BYTES have come: the machine may never stop."""
     size = 0
-    words: list[bytes] = []
+    words = bytearray()
 
-    def take_output(stream: str, data: bytes) -> None:
-        nonlocal size
-        size += len(data)
-        if size > MOST_BYTES:
-            raise NotPushed(f"the commits of {live.name} are larger than {MOST_BYTES // 1024**2} MiB")
-        (kept if stream == "stdout" else words).append(data)
+    with place.open("xb") as file:
 
-    # Without the environment of tasks: a PATH of theirs must not decide which git that is.
-    command = f"cd {WORKSPACE} && git -c core.hooksPath=/dev/null bundle create -q - HEAD ^{shlex.quote(base)}"
-    result = await live.shell.run(command, timeout_s=_TAKE_S, on_output=take_output, keep_output=False)
+        def take_output(stream: str, data: bytes) -> None:
+            nonlocal size
+            if stream != "stdout":
+                words.extend(data[: _MOST_WORDS - len(words)])
+                return
+            size += len(data)
+            if size > MOST_BYTES:
+                reading.cancel()
+            else:
+                file.write(data)
+
+        # Without the environment of tasks: a PATH of theirs must not decide which git that is. A ref of ours, because a tag or
+        # a branch on the machine may be called HEAD.
+        command = (
+            f"cd {WORKSPACE} && git -c core.hooksPath=/dev/null update-ref {_OUTGOING} {head} && "
+            f"git -c core.hooksPath=/dev/null bundle create -q - {_OUTGOING} ^{shlex.quote(base)}"
+        )
+        reading = asyncio.ensure_future(live.shell.run(command, timeout_s=_TAKE_S, on_output=take_output, keep_output=False))
+        try:
+            result = await reading
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if size <= MOST_BYTES or (task is not None and task.cancelling()):
+                raise
+            raise NotPushed(f"the commits of {live.name} are larger than {MOST_BYTES // 1024**2} MiB") from None
     if result.exit_status != 0:
-        said = b"".join(words).decode("utf-8", "replace").strip().splitlines()
-        raise NotPushed(f"{live.name} could not pack its commits: {said[-1] if said else 'no reason given'}")
-    return b"".join(kept)
+        said = words.decode("utf-8", "replace").strip().splitlines()
+        raise NotPushed(f"{live.name} could not pack its commits: {shown(said[-1]) if said else 'no reason given'}")

@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from gibil_bot import git
 from gibil_bot.config import Secret
 from gibil_bot.errors import GitHubError
+from gibil_bot.git import GitError
 
 _ASK_S = 60.0
 """Helpers may open a browser or ask a key ring."""
@@ -106,28 +108,28 @@ async def _given(web: str) -> Credential | None:
 async def _git_has(web: str, path: str) -> Secret | None:
     """What git would send, without asking anybody at the keyboard. https://git-scm.com/docs/git-credential"""
     url = urlsplit(web)
-    answer = await _answer(
-        "git", "-C", "/", "credential", "fill",
-        given=f"protocol={url.scheme}\nhost={url.netloc}\npath={path}\n\n",
-        environment={"GIT_TERMINAL_PROMPT": "0", "SSH_ASKPASS": ""},
-    )  # fmt: skip
-    for line in (answer or "").splitlines():
+    given = f"protocol={url.scheme}\nhost={url.netloc}\npath={path}\n\n".encode("utf-8", "surrogateescape")
+    try:
+        answer = await git.text("credential", "fill", given=given, within_s=_ASK_S)
+    except GitError:
+        return None
+    for line in answer.split("\n"):
         name, _, value = line.partition("=")
         if name == "password" and value:
             return Secret(value)
     return None
 
 
-async def _answer(*command: str, given: str = "", environment: Mapping[str, str]) -> str | None:
+async def _answer(*command: str, environment: Mapping[str, str]) -> str | None:
     """What it prints; None when it fails, or says nothing in time."""
     process = await asyncio.create_subprocess_exec(
         *command,
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
         env={**os.environ, **environment},
     )  # fmt: skip
     try:
         async with asyncio.timeout(_ASK_S):
-            out, _ = await process.communicate(given.encode())
+            out, _ = await process.communicate()
     except TimeoutError:
         return None
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from gibil_bot.runs.sources import SourceError
+from gibil_bot.git import GitError, TooExpensive
 
 _REJECTED = re.compile(r"^ ! \[(?:remote )?rejected\].*\((?P<why>.*)\)$", re.MULTILINE)
 _BEHIND = ("fetch first", "non-fast-forward")
@@ -14,10 +14,10 @@ _BY_SSH = "fatal: Could not read from remote repository"
 _FORBIDDEN = ("returned error: 403", "Permission to ", "Write access to repository not granted")
 
 
-def reason(error: SourceError) -> str:
+def reason(error: GitError) -> str:
     """One line. What a server says of itself (`remote: …`) comes with it."""
     said = error.said
-    if not said:
+    if not said or isinstance(error, TooExpensive):
         return error.message
     rejected = _REJECTED.search(said)
     if rejected is not None and rejected["why"] in _BEHIND:

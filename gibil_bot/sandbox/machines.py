@@ -177,21 +177,29 @@ class Machines:
         self, name: str, terms: Terms, origin: Origin | None, labels: dict[str, str], tell: OnPhase
     ) -> LiveMachine:
         from gibil_bot.runs.sources import address_of
+        from gibil_bot.sandbox.identity import identity
 
         tell(name, "forge", None)
-        machine, shell = await self.forge.create(
-            name=name,
-            owner=self._owner,
-            ttl_s=terms.ttl_s,
-            labels=labels,
-            plan=terms.plan,
-            egress_allow=(*self._settings.egress, *address_of(origin.clone_url if origin and origin.clone_url else "")),
-            on_phase=lambda phase, seconds: tell(name, phase, seconds),
-            fresh=True,
-        )
+        who = asyncio.create_task(identity()) if origin is None else None
+        try:
+            machine, shell = await self.forge.create(
+                name=name,
+                owner=self._owner,
+                ttl_s=terms.ttl_s,
+                labels=labels,
+                plan=terms.plan,
+                egress_allow=(*self._settings.egress, *address_of(origin.clone_url if origin and origin.clone_url else "")),
+                on_phase=lambda phase, seconds: tell(name, phase, seconds),
+                fresh=True,
+            )
+        except BaseException:
+            if who is not None:
+                who.cancel()
+            raise
         live = LiveMachine(self.forge, machine, shell, self._settings.max_ttl_s)
         try:
-            await start_provisioning(shell, name, terms, origin, tell)
+            author = await who if who is not None else origin.identity if origin is not None else None
+            await start_provisioning(shell, name, terms, origin, author, tell)
         except BaseException:
             await asyncio.shield(self._drop(live))
             raise

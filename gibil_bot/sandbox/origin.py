@@ -16,32 +16,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from gibil_bot import git
 from gibil_bot.errors import UsageError
+from gibil_bot.git import GitError
 from gibil_bot.planning.schema import parse_repository_file
 from gibil_bot.planning.workflow import REPOSITORY_FILE, RepositoryFile
-from gibil_bot.runs.sources import SourceError, git
+from gibil_bot.runs.commit_files import repository_file
+from gibil_bot.runs.local_repository import PROMISOR, branch_of, explained, open_repository, set_promisor
 from gibil_bot.sandbox.credentials import for_git, web_address
 from gibil_bot.sandbox.git_words import reason
+from gibil_bot.sandbox.identity import Identity, identity
 
 UNREADABLE = "REPOSITORY_UNREADABLE"
 
 _ASK_S = 60.0
 _COPY_S = 900.0
-_FILE_LIMIT_BYTES = 64 * 1024 + 1
 
 _GITHUB = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,38})/[A-Za-z0-9._-]{1,100}")
 _SCP_LIKE = re.compile(r"[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:(?!//).+")
 _BRANCH = re.compile(r"(?![-+/])[^\x00-\x20\x7f~^:?*\[\\]{1,200}(?<![/.])")
-
-_QUIETLY = {"GIT_TERMINAL_PROMPT": "0", "GIT_SSH_COMMAND": "ssh -oBatchMode=yes", "LC_ALL": "C"}
-_ANONYMOUS = {
-    **_QUIETLY,
-    "GIT_ASKPASS": "",
-    "GIT_CONFIG_GLOBAL": "/dev/null",
-    "GIT_CONFIG_NOSYSTEM": "1",
-    "GIT_ALLOW_PROTOCOL": "http:https",
-}
-"""As the machine will be: without the person's helpers and rewritten addresses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +50,13 @@ class Origin:
     clone_url: str | None = None
     """The machine can clone it, without credentials."""
     checkout: Path | None = None
-    """A repository on this box that has the commit."""
+    """A repository of ours that has the commit, for as long as the origin is read."""
+    promisor: str | None = None
+    """Where a partial clone gets the objects that it lacks."""
     remote_url: str | None = None
     """What `origin` should be on the machine."""
+    identity: Identity | None = None
+    """Whose commits are made there."""
 
 
 def check_branch(branch: str) -> str:
@@ -79,7 +76,8 @@ async def read_origin(repo: str, branch: str | None, github_url: str) -> AsyncIt
         check_branch(branch)
     place = await asyncio.to_thread(_place, repo, github_url)
     if isinstance(place, Path):
-        yield await _local(place, repo, branch)
+        async with _local(place, repo, branch) as found:
+            yield found
         return
     with tempfile.TemporaryDirectory(prefix="gibil-origin-") as scratch:
         yield await _remote(place, branch, Path(scratch), github_url)
@@ -112,44 +110,47 @@ def _place(repo: str, github_url: str) -> Path | str:
 # A repository on this box
 
 
-async def _local(path: Path, repo: str, branch: str | None) -> Origin:
-    try:
-        bare = await git(path, "rev-parse", "--is-bare-repository") == "true"
-        folder = Path(await git(path, "rev-parse", "--absolute-git-dir" if bare else "--show-toplevel"))
-    except (SourceError, OSError) as error:
-        raise UsageError(f"{repo} is not a git checkout: {error}") from error
-    names = [f"refs/heads/{branch}", f"refs/remotes/origin/{branch}"] if branch is not None else ["HEAD"]
-    sha = None
-    for name in names:
-        with contextlib.suppress(SourceError):
-            sha = await git(folder, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
-            break
-    if sha is None:
-        raise UsageError(f"there is no branch {branch} in {folder}" if branch else f"{folder} has no commit yet")
-    if branch is None:
-        with contextlib.suppress(SourceError):
-            branch = await git(folder, "symbolic-ref", "--short", "--quiet", "HEAD")
-    remote = await origin_url(folder)
-    return Origin(
-        repo=remote or str(folder),
-        branch=branch,
-        sha=sha,
-        file=await _repository_file(folder, sha, {}),
-        checkout=folder,
-        remote_url=remote,
-    )
+@contextlib.asynccontextmanager
+async def _local(path: Path, repo: str, branch: str | None) -> AsyncIterator[Origin]:
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            found = await stack.enter_async_context(open_repository(path))
+        except (GitError, OSError) as error:
+            raise UsageError(f"{repo} is not a git checkout: {error}") from error
+        try:
+            sha = await (found.head() if branch is None else found.branch(branch))
+            if sha is None:
+                what = f"there is no branch {branch} in {found.folder}" if branch else f"{found.folder} has no commit yet"
+                raise UsageError(what)
+            remote = found.origin_url()
+            current = asyncio.create_task(found.current_branch())
+            who = asyncio.create_task(identity(found.git_dir))
+            try:
+                file = await _repository_file(found.view, sha)
+            finally:
+                await asyncio.gather(current, who, return_exceptions=True)
+            origin = Origin(
+                repo=remote or str(found.folder),
+                branch=branch if branch is not None else current.result(),
+                sha=sha,
+                file=file,
+                checkout=found.view,
+                promisor=found.promisor,
+                remote_url=remote,
+                identity=who.result(),
+            )
+        except GitError as error:
+            raise UsageError(f"{repo} cannot be read: {explained(error, found.promisor).message}", code=UNREADABLE) from error
+        yield origin
 
 
 async def origin_url(folder: Path) -> str | None:
-    """Of a checkout's `origin`, without credentials; None where it has none."""
+    """Of a checkout's `origin`, without credentials; None where it has none, and where there is no checkout."""
     try:
-        url = await git(folder, "config", "--get", "remote.origin.url")
-    except SourceError:
+        async with open_repository(folder) as found:
+            return found.origin_url()
+    except (GitError, OSError):
         return None
-    parts = urlsplit(url) if "://" in url else None
-    if parts is not None and parts.scheme in ("http", "https") and "@" in parts.netloc:
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-    return url
 
 
 # A repository elsewhere
@@ -157,58 +158,66 @@ async def origin_url(folder: Path) -> str | None:
 
 async def _remote(url: str, branch: str | None, scratch: Path, github_url: str) -> Origin:
     if url.startswith(("http://", "https://")):
-        with contextlib.suppress(SourceError, TimeoutError):
+        with contextlib.suppress(GitError, TimeoutError):
             async with asyncio.timeout(_ASK_S):
                 return await _public(url, branch, scratch)
     try:
         async with asyncio.timeout(_COPY_S):
-            return await _private(url, branch, scratch, {**_QUIETLY, **await for_git(url, github_url)})
-    except (SourceError, TimeoutError) as error:
-        why = reason(error) if isinstance(error, SourceError) else f"not within {_COPY_S:.0f} s"
+            return await _private(url, branch, scratch, {**await git.ssh_environment(), **await for_git(url, github_url)})
+    except (GitError, TimeoutError) as error:
+        why = reason(error) if isinstance(error, GitError) else f"not within {_COPY_S:.0f} s"
         raise UsageError(f"the repository {url} cannot be read: {why}", code=UNREADABLE) from error
 
 
 async def _public(url: str, branch: str | None, scratch: Path) -> Origin:
-    """Ask for the head and its `.gibil.yml` alone. Raises SourceError where it takes credentials, or cannot be reached."""
+    """Ask for the head and its `.gibil.yml` alone. Raises GitError where it takes credentials, or cannot be reached."""
     probe = scratch / "probe.git"
-    await git(scratch, "init", "-q", "--bare", "--template=", str(probe))
-    await git(probe, "remote", "add", "origin", url)
-    ref, sha = await _head(probe, branch, _ANONYMOUS, url)
-    await git(
-        probe, "fetch", "-q", "--depth=1", "--no-tags", "--filter=blob:none", "origin", f"+{ref}:refs/heads/head",
-        environment=_ANONYMOUS,
+    await git.create_repository(probe)
+    anonymous = git.anonymous_environment()
+    ref, sha = await _head(probe, branch, anonymous, url)
+    await set_promisor(probe, url)
+    await git.run(
+        "fetch", "-q", "--depth=1", "--no-tags", "--filter=blob:none", PROMISOR, f"+{ref}:refs/heads/head",
+        git_dir=probe, extra=anonymous,
     )  # fmt: skip
-    sha = await git(probe, "rev-parse", "--verify", "refs/heads/head^{commit}") or sha
+    sha = await git.text("rev-parse", "--verify", "refs/heads/head^{commit}", git_dir=probe, extra=anonymous) or sha
     return Origin(
         repo=url,
-        branch=_branch_of(ref),
+        branch=branch_of(ref),
         sha=sha,
-        file=await _repository_file(probe, sha, _ANONYMOUS),
+        file=await _repository_file(probe, sha, anonymous),
         clone_url=url,
         remote_url=url,
+        identity=await identity(),
     )
 
 
 async def _private(url: str, branch: str | None, scratch: Path, environment: Mapping[str, str]) -> Origin:
     copy = scratch / "copy.git"
-    await git(scratch, "clone", "-q", "--bare", "--template=", "--", url, str(copy), environment=environment)
+    await git.create_repository(copy)
     ref, sha = await _head(copy, branch, environment, url)
+    await git.run(
+        "fetch", "-q", "--no-tags", "--no-write-fetch-head", "--", url,
+        "+refs/heads/*:refs/heads/*", f"+{ref}:refs/gibil/head", git_dir=copy, extra=environment,
+    )  # fmt: skip
+    sha = await git.text("rev-parse", "--verify", "refs/gibil/head^{commit}", git_dir=copy) or sha
     return Origin(
         repo=url,
-        branch=_branch_of(ref),
+        branch=branch_of(ref),
         sha=sha,
-        file=await _repository_file(copy, sha, {}),
+        file=await _repository_file(copy, sha),
         checkout=copy,
         remote_url=url,
+        identity=await identity(),
     )
 
 
-async def _head(repository: Path, branch: str | None, environment: Mapping[str, str], url: str) -> tuple[str, str]:
+async def _head(repository: Path, branch: str | None, environment: Mapping[str, str | None], url: str) -> tuple[str, str]:
     """(ref, commit) of a branch, or of the default branch. Raises UsageError where there is none."""
     wanted = "HEAD" if branch is None else f"refs/heads/{branch}"
-    answer = await git(repository, "ls-remote", "--symref", "origin", wanted, environment=environment)
+    answer = await git.text("ls-remote", "--symref", "--", url, wanted, git_dir=repository, extra=environment)
     ref, sha = wanted, ""
-    for line in answer.splitlines():
+    for line in answer.split("\n"):
         value, _, name = line.partition("\t")
         if name == wanted:
             if value.startswith("ref: "):
@@ -221,14 +230,7 @@ async def _head(repository: Path, branch: str | None, environment: Mapping[str, 
     return ref, sha
 
 
-def _branch_of(ref: str) -> str | None:
-    return ref.removeprefix("refs/heads/") if ref.startswith("refs/heads/") else None
-
-
-async def _repository_file(repository: Path, sha: str, environment: Mapping[str, str]) -> RepositoryFile | None:
-    """The checked `.gibil.yml` of that commit. Raises InvalidWorkflow."""
-    if not await git(repository, "ls-tree", "--name-only", sha, "--", f":(top){REPOSITORY_FILE}", environment=environment):
-        return None
-    # With its blank lines: problems are told by line.
-    text = await git(repository, "show", f"{sha}:{REPOSITORY_FILE}", environment=environment, strip=False)
-    return parse_repository_file(REPOSITORY_FILE, text.encode("utf-8", "surrogateescape")[:_FILE_LIMIT_BYTES])
+async def _repository_file(repository: Path, sha: str, extra: Mapping[str, str | None] | None = None) -> RepositoryFile | None:
+    """The checked `.gibil.yml` of that commit. Raises InvalidWorkflow, GitError."""
+    data = await repository_file(repository, sha, extra or {})
+    return parse_repository_file(REPOSITORY_FILE, data) if data is not None else None

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gibil_bot.sandbox.identity import Identity
 
 PROJECT = "/root/project"
 """Where the code is, on a machine that has some."""
@@ -45,9 +49,18 @@ def from_code(path: str) -> str:
     return path if path.startswith("/") else f"./{path}"
 
 
-def bare_script(names: tuple[str, ...] = ()) -> str:
+def bare_script(names: tuple[str, ...] = (), who: Identity | None = None) -> str:
     """POSIX sh for a machine without code: the environment of those names is kept, and there is nothing to wait for."""
-    return f"mkdir -p /root/.gibil\n{keep_script(names)}: >{STATE} && : >{READY} && : >{TASKS_DONE}"
+    return f"mkdir -p /root/.gibil\n{identity_line(who)}{keep_script(names)}: >{STATE} && : >{READY} && : >{TASKS_DONE}"
+
+
+def identity_line(who: Identity | None) -> str:
+    """POSIX sh that gives root's git that identity where it has none, so that `git commit` works. One line, no process."""
+    if who is None:
+        return ""
+    name, email = (value.replace("\\", "\\\\").replace('"', '\\"') for value in (who.name, who.email))
+    text = f'[user]\n\tname = "{name}"\n\temail = "{email}"\n'
+    return f"[ -e /root/.gitconfig ] || printf %s {shlex.quote(text)} >/root/.gitconfig || true\n"
 
 
 def keep_script(names: tuple[str, ...]) -> str:

@@ -12,6 +12,7 @@ from gibil_bot.ports import Shell
 from gibil_bot.sandbox.places import JOB_ID, as_given, bare_script, keep_script
 
 if TYPE_CHECKING:
+    from gibil_bot.sandbox.identity import Identity
     from gibil_bot.sandbox.order import Terms
     from gibil_bot.sandbox.origin import Origin
 
@@ -22,11 +23,13 @@ Phases: repository (reading it), prepare (a provider's first machine), forge, co
 """
 
 
-async def start_provisioning(shell: Shell, name: str, terms: Terms, origin: Origin | None, tell: OnPhase) -> None:
-    """Start what makes it ready. A local repository is sent first: only we have it."""
+async def start_provisioning(
+    shell: Shell, name: str, terms: Terms, origin: Origin | None, who: Identity | None, tell: OnPhase
+) -> None:
+    """Start what makes it ready. A local repository is sent first: only we have it. `who`: whose commits are made there."""
     names, env = tuple(terms.env), as_given(terms.env)
     if origin is None:
-        await _must(shell, bare_script(names), env)
+        await _must(shell, bare_script(names, who), env)
         return
     from gibil_bot.runs.sources import LocalBundle
     from gibil_bot.sandbox.provision import provision_script
@@ -36,9 +39,9 @@ async def start_provisioning(shell: Shell, name: str, terms: Terms, origin: Orig
     if origin.checkout is not None:
         tell(name, "code", None)
         began = asyncio.get_running_loop().time()
-        await LocalBundle(origin.checkout, origin.sha).send(shell)
+        await LocalBundle(origin.checkout, origin.sha, origin.promisor).send(shell)
         tell(name, "code", asyncio.get_running_loop().time() - began)
-    job = Job(id=JOB_ID, script=provision_script(origin, names), env=env, shell="bash {0}")  # noqa: S604 (a template)
+    job = Job(id=JOB_ID, script=provision_script(origin, names, who), env=env, shell="bash {0}")  # noqa: S604 (a template)
     await shell.start(job)
 
 

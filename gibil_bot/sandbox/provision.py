@@ -17,8 +17,9 @@ from gibil_bot.planning import expressions, script
 from gibil_bot.planning.services import services_script
 from gibil_bot.planning.setup_task import set_up_script
 from gibil_bot.planning.workflow import Task
+from gibil_bot.sandbox.identity import Identity
 from gibil_bot.sandbox.origin import Origin
-from gibil_bot.sandbox.places import ENVIRONMENT, GIVEN, READY, STATE, TASKS_DONE, TASKS_FAILED
+from gibil_bot.sandbox.places import ENVIRONMENT, GIVEN, READY, STATE, TASKS_DONE, TASKS_FAILED, identity_line
 
 DEFAULT_TASK_S = 3600.0
 
@@ -154,8 +155,10 @@ gibil_give_up() {
 """)
 
 _NO_GLOB = "set -f\n"  # command words are split, and never expanded
+# By its full ref: a short name may be that of a tag, and git's own commands refuse some names that a repository may have.
 _AS_BRANCH = r"""
-git -C /root/project -c core.hooksPath=/dev/null checkout -q -B "$gibil_branch" || gibil_give_up 'the branch' $?
+git -C /root/project -c core.hooksPath=/dev/null update-ref "refs/heads/$gibil_branch" HEAD \
+    && git -C /root/project symbolic-ref HEAD "refs/heads/$gibil_branch" || gibil_give_up 'the branch' $?
 """
 _WITH_REMOTE = r"""
 git -C /root/project remote add origin "$gibil_remote" 2>/dev/null || true
@@ -173,12 +176,16 @@ if [ -n "$gibil_failed" ]; then : >@TASKS_FAILED@; echo '=== a task failed'; exi
 """)
 
 
-def provision_script(origin: Origin, given: tuple[str, ...] = ()) -> str:
-    """The job's script, for bash. `given`: names of what the job's environment holds of the person's `--env`."""
+def provision_script(origin: Origin, given: tuple[str, ...] = (), who: Identity | None = None) -> str:
+    """The job's script, for bash. `given`: names of what the job's environment holds of the person's `--env`.
+
+    `who`: whose commits are made there.
+    """
     file = origin.file
     base = {"CI": "true", **(file.env if file is not None else {}), **_github(origin)}
     parts = [_FUNCTIONS, _NO_GLOB, "gibil_began=$(gibil_now)\n"]
     parts.append(f"gibil_base=({shlex.join(f'{name}={value}' for name, value in base.items())})\n")
+    parts.append(identity_line(who))
     parts.append("gibil_given=(" + " ".join(f'{name}="${GIVEN}{name}"' for name in given) + ")\n")
     parts += [f"unset {GIVEN}{name}\n" for name in given]
     if origin.clone_url is not None:

@@ -31,7 +31,7 @@ _SCP_LIKE = re.compile(r"(?:[^@/]+@)?([^:/]+):(?!/)(.+)")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullRequestWish:
     """`title` None: the message of the only commit. `base` None: where the machine was forged from, else the default branch.
-    `branch` None: the one that is checked out on the machine. `into` (owner/name) None: the repository that the commits are
+    `branch` None: gibil/NAME. `into` (owner/name) None: the repository that the commits are
     pushed to or, where that is a fork, its parent."""
 
     title: str | None = None
@@ -187,8 +187,7 @@ async def _base(
     assert base is not None
     if base == found.branch:
         raise UsageError(
-            f"the commits are on {base}, where the pull request would go to: say with --branch which branch to push them to, "
-            "or commit on another one on the machine"
+            f"the commits are for {base}, where the pull request would go to: leave --branch out, or name another one"
         )
     await commits.check_base(found, base)
     return base

@@ -18,11 +18,13 @@ import respx
 from msgspec.structs import replace
 from starlette.types import Receive, Scope, Send
 
+from gibil_bot.demo.git_store import Link
 from gibil_bot.demo.github_double import GitHubDouble
 from gibil_bot.demo.server import serving
-from gibil_bot.errors import GitHubError, NotAskedYet
+from gibil_bot.errors import GitHubError, InvalidWorkflow, NotAskedYet
 from gibil_bot.github.client import GitHubClient
-from gibil_bot.model import DueTelling, Person, Priority, Repository, Telling, TellingKind
+from gibil_bot.model import DueTelling, Person, Priority, Repository, Telling, TellingKind, UnusableFile
+from gibil_bot.planning.schema import parse_workflow
 from gibil_bot.ports import GitHub, Reporter
 
 REPO = "ada/engine"
@@ -202,6 +204,31 @@ async def test_our_check_runs_of_a_commit(scene: Scene) -> None:
     await scene.client.tell(due(scene.check()))
     assert [name for name, _ in await scene.client.check_runs(scene.installation, REPO, scene.sha)] == ["gibil / test"]
     assert await scene.client.check_runs(scene.installation, REPO, "0" * 40) == []
+
+
+async def test_links_in_place_of_workflow_files(scene: Scene) -> None:
+    sha = await scene.github.push(
+        REPO,
+        "links",
+        {
+            "ci/ok.yml": "name: ok\n",
+            ".gibil.yml": Link("ci/ok.yml"),
+            ".gibil/workflows/good.yml": Link("../../ci/ok.yml"),
+            ".gibil/workflows/out.yml": Link("/etc/hostname"),
+            ".gibil/workflows/dangling.yml": Link("nothing"),
+            ".gibil/workflows/folder.yml": Link("../../ci"),
+        },
+    )
+    files = await scene.client.workflow_files(scene.installation, REPO, sha)
+    good = {path for path, content in files.items() if not isinstance(content, UnusableFile)}
+    assert (good, files[".gibil.yml"]) == ({".gibil.yml", ".gibil/workflows/good.yml"}, b"name: ok\n")
+    assert len(files) == 5
+    for path in set(files) - good:
+        with pytest.raises(InvalidWorkflow, match="symbolic link that does not lead to a file of this repository"):
+            parse_workflow(path, files[path])
+    await scene.github.push(REPO, "folder", {".gibil/workflows": Link("../ci"), "ci/ok.yml": "name: ok\n"})
+    files = await scene.client.workflow_files(scene.installation, REPO, "folder")
+    assert [isinstance(content, UnusableFile) for content in files.values()] == [True]
 
 
 async def test_workflow_files_of_a_ref(scene: Scene) -> None:

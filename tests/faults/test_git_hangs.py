@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gibil_bot.runs.sources import SourceError, git
+from gibil_bot import git
+from gibil_bot.git import GitError
 from tests.doubles.machines import processes_with
 
 
@@ -25,13 +26,13 @@ async def test_a_server_that_never_answers_is_given_up_and_nothing_of_git_is_lef
     server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/ada/engine.git"
     async with server, asyncio.timeout(20):
-        with pytest.raises(SourceError, match=r"git clone in .* did not end within 1 s"):
-            await git(tmp_path, "clone", "-q", url, environment={"GIT_CONFIG_NOSYSTEM": "1"}, within_s=1)
+        with pytest.raises(GitError, match=r"git clone in .* did not end within 1 s"):
+            await git.run("clone", "-q", url, folder=tmp_path, within_s=1)
         assert waiting.is_set()
         await gone.wait()  # the helper that held the connection has ended, too
 
         waiting.clear()
-        cloning = asyncio.create_task(git(tmp_path, "clone", "-q", url, "again"))
+        cloning = asyncio.create_task(git.run("clone", "-q", url, "again", folder=tmp_path))
         await waiting.wait()
         cloning.cancel()
         with pytest.raises(asyncio.CancelledError):

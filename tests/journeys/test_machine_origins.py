@@ -83,7 +83,7 @@ async def test_a_checkout_is_read_where_it_lies_bare_ones_and_sub_folders_too(li
     (work / "deep" / "er").mkdir(parents=True)
     for place in (str(work), f"file://{work}", str(work / "deep" / "er")):
         found = await origin(place, "main")
-        assert (found.checkout, found.branch, found.clone_url) == (work, "main", None)
+        assert (found.repo, found.branch, found.clone_url) == (str(work), "main", None)
     assert (await origin(str(work))).branch == "topic"
     bare = await origin(str(line.folder / "served/ada/engine.git"), "topic")
     assert bare.file is not None

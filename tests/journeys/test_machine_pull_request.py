@@ -88,7 +88,7 @@ async def test_commits_of_a_machine_become_a_pull_request_that_the_bot_tests_and
         assert (status, told) == (
             0,
             {
-                "name": "m", "repo": f"{url}.git", "branch": "agent/parser", "into": REPOSITORY, "base": "main", "commit": head,
+                "name": "m", "repo": f"{url}.git", "branch": "gibil/m", "into": REPOSITORY, "base": "main", "commit": head,
                 "number": 1, "url": f"{url}/pull/1", "draft": False, "already_existed": False,
             },
         )  # fmt: skip
@@ -153,12 +153,12 @@ async def test_commits_that_go_to_a_fork_become_a_pull_request_in_its_parent(tmp
         assert "pull request #1 to main of ada/engine is open" in opened.stderr
         told = json.loads(opened.stdout)
         assert told == {
-            "name": "m", "repo": f"{github.url}/{FORK}.git", "branch": "agent/parser", "into": REPOSITORY, "base": "main",
+            "name": "m", "repo": f"{github.url}/{FORK}.git", "branch": "gibil/m", "into": REPOSITORY, "base": "main",
             "commit": head, "number": 1, "url": f"{github.url}/{REPOSITORY}/pull/1", "draft": False, "already_existed": False,
         }  # fmt: skip
         (pull,) = wes.pulls()
         assert pull.head_repository is github.world.repository(FORK)
-        assert (pull.head_ref, pull.head_sha, pull.base_ref, pull.author.login) == ("agent/parser", head, "main", "wes")
+        assert (pull.head_ref, pull.head_sha, pull.base_ref, pull.author.login) == ("gibil/m", head, "main", "wes")
         assert not wes.pulls(FORK)
 
         more = await wes.on_machine("echo 3 >parser.py; git commit -qam 'And safer'; git rev-parse HEAD")
@@ -185,7 +185,7 @@ async def test_a_branch_that_the_parent_of_a_fork_does_not_have_goes_to_its_defa
         assert made.returncode == 0, made.stderr
         await wes.on_machine("echo 2 >done; git add -A; git commit -qm Done")
         status, told = await wes.told("pr", "create", "m")
-        assert (status, told["into"], told["branch"], told["base"]) == (0, REPOSITORY, "work", "trunk")
+        assert (status, told["into"], told["branch"], told["base"]) == (0, REPOSITORY, "gibil/m", "trunk")
 
 
 async def test_where_a_pull_request_of_a_fork_cannot_go_is_said_in_one_line_with_the_way_out(tmp_path: Path) -> None:
@@ -215,13 +215,13 @@ async def test_where_a_pull_request_of_a_fork_cannot_go_is_said_in_one_line_with
         assert ("ada/engine is archived" in archived, way_out in archived) == (True, True)
         github.world.repository(REPOSITORY).archived = False
         pushed = await asyncio.to_thread(
-            subprocess.run, ["git", "ls-remote", f"{github.url}/{FORK}.git", "topic"], capture_output=True, check=True
+            subprocess.run, ["git", "ls-remote", f"{github.url}/{FORK}.git", "gibil/m"], capture_output=True, check=True
         )
         assert pushed.stdout == b""
 
         narrow = await refused(5, GH_ENTERPRISE_TOKEN=github.personal_token("wes", only=[FORK]))
         assert narrow.startswith(
-            "topic was pushed, but the pull request was not opened: the token from GH_ENTERPRISE_TOKEN may"
+            "gibil/m was pushed, but the pull request was not opened: the token from GH_ENTERPRISE_TOKEN may"
         )
         assert ("in ada/engine" in narrow, "a classic one" in narrow, way_out in narrow) == (True, True, True)
         github.world.repository(REPOSITORY).private = True

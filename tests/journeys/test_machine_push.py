@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -18,11 +19,12 @@ WHO = "git config user.name Agent; git config user.email agent@example.com"
 def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     """A bare repository `origin.git`, a clone of it `work`, and a machine `m` forged with it."""
     with command_line(tmp_path_factory.mktemp("push"), shared_folder(tmp_path_factory)) as line:
-        first = line.repository("first", {"file": "1"})
+        first = line.repository("first", {"file": "1", ".github/workflows/old.yml": "on: push"})
         line.git(line.here, "clone", "-q", "--bare", str(first), "origin.git")
         line.git(line.here, "clone", "-q", str(line.here / "origin.git"), "work")
         made = line.gibil("create", "--name", "m", "--repo", "work", "--wait", "ready")
         assert made.returncode == 0, made.stderr
+        on_machine(line, "git rev-parse HEAD >/root/start")
         yield line
 
 
@@ -41,10 +43,25 @@ def test_commits_are_pushed_to_where_the_machine_was_forged_from_whatever_its_gi
     told = line.json("push", "m")
     origin = line.here / "origin.git"
     assert told == {
-        "name": "m", "repo": str(origin), "branch": "agent/parser", "commit": head, "commits": 2, "files": ["file"],
+        "name": "m", "repo": str(origin), "branch": "gibil/m", "commit": head, "commits": 2,
+        "files": ["file"], "files_total": 1, "warnings": [],
     }  # fmt: skip
-    assert line.git(origin, "rev-parse", "refs/heads/agent/parser") == head
-    assert line.git(origin, "log", "-1", "--format=%s", "agent/parser") == "And safer"
+    assert line.git(origin, "rev-parse", "refs/heads/gibil/m") == head
+    assert line.git(origin, "log", "-1", "--format=%s", "gibil/m") == "And safer"
+
+
+def test_the_default_branch_is_pushed_to_only_by_name(line: CommandLine) -> None:
+    origin = line.here / "origin.git"
+    before = line.git(origin, "rev-parse", "refs/heads/main")
+    head = on_machine(line, "git checkout -q -B main; echo 4 >file; git commit -qam 'On main'; git rev-parse HEAD")
+    assert line.json("push", "m")["branch"] == "gibil/m"
+    assert line.git(origin, "rev-parse", "refs/heads/main") == before
+    line.git(origin, "symbolic-ref", "HEAD", "refs/heads/gibil/m")
+    refused = line.gibil("push", "m", "--json")
+    assert (refused.returncode, "is the default branch" in json.loads(refused.stdout)["error"]) == (2, True)
+    line.git(origin, "symbolic-ref", "HEAD", "refs/heads/main")
+    assert line.json("push", "m", "--branch", "main")["branch"] == "main"
+    assert line.git(origin, "rev-parse", "refs/heads/main") == head
 
 
 def test_a_push_is_never_by_force(line: CommandLine) -> None:
@@ -53,28 +70,98 @@ def test_a_push_is_never_by_force(line: CommandLine) -> None:
     theirs = line.commit(work, {"file": "theirs"})
     line.git(work, "push", "-q", "origin", "HEAD:refs/heads/busy")
     on_machine(line, "git checkout -q -B busy; echo ours >>file; git commit -qam ours")
-    refused = line.gibil("push", "m", "--json")
+    refused = line.gibil("push", "m", "--branch", "busy", "--json")
     assert (refused.returncode, json.loads(refused.stdout)["code"]) == (1, "NOT_PUSHED")
     assert "has commits that the machine has not" in json.loads(refused.stdout)["error"]
     assert line.git(origin, "rev-parse", "refs/heads/busy") == theirs
 
 
-def test_what_would_run_with_the_repositorys_secrets_is_looked_at_first(line: CommandLine) -> None:
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        ("echo x >.github/workflows/a.yml", ".github/workflows/a.yml"),
+        ("git mv .github/workflows/old.yml moved.yml", ".github/workflows/old.yml"),
+        ("mkdir -p .github/actions/x; echo x >.github/actions/x/action.yml", ".github/actions/x/action.yml"),
+        ("echo 'tasks: []' >.gibil.yml", ".gibil.yml"),
+        ("mkdir -p .gibil/workflows; echo x >.gibil/workflows/t.yml", ".gibil/workflows/t.yml"),
+        ("rm -rf .github; ln -s elsewhere .github", "change .github,"),
+    ],
+)
+def test_what_decides_what_runs_with_secrets_is_looked_at_first(line: CommandLine, change: str, path: str) -> None:
+    on_machine(line, f"git checkout -q -f -B ci $(cat /root/start); {change}; git add -A; git commit -qm ci")
+    refused = line.gibil("push", "m", "--branch", "ci", "--json")
+    assert (refused.returncode, json.loads(refused.stdout)["code"]) == (1, "NOT_PUSHED")
+    assert path in json.loads(refused.stdout)["error"]
+    assert "--with-workflows" in json.loads(refused.stdout)["error"]
+
+
+def test_with_workflows_pushes_them(line: CommandLine) -> None:
+    on_machine(
+        line, "git checkout -q -f -B ci $(cat /root/start); echo x >.github/workflows/a.yml; git add -A; git commit -qm ci"
+    )
+    assert line.json("push", "m", "--branch", "ci", "--with-workflows")["files"] == [".github/workflows/a.yml"]
+
+
+def test_long_lists_of_files_are_cut_and_installed_folders_are_warned_of(line: CommandLine) -> None:
     on_machine(
         line,
-        "git checkout -q -B ci; mkdir -p .github/workflows; echo x >.github/workflows/a.yml; git add -A; git commit -qm ci",
+        "git checkout -q -f -B many $(cat /root/start); mkdir -p web/node_modules/x; cd web/node_modules/x; "
+        "touch $(seq 1 150); cd /root/project; git add -f -A; git commit -qm many",
     )
-    refused = line.gibil("push", "m", "--json")
-    assert (refused.returncode, json.loads(refused.stdout)["code"]) == (1, "NOT_PUSHED")
-    assert ".github/workflows/a.yml" in json.loads(refused.stdout)["error"]
-    assert line.gibil("push", "m", "--with-workflows").returncode == 0
+    told = line.json("push", "m", "--branch", "many")
+    assert (len(told["files"]), told["files_total"]) == (100, 150)
+    assert ["150 files in web/node_modules/" in warning for warning in told["warnings"]] == [True]
 
 
-def test_without_a_branch_checked_out_it_has_to_be_said_where_to_push_to(line: CommandLine) -> None:
-    on_machine(line, "git checkout -q --detach; git commit -q --allow-empty -m apart")
-    refused = line.gibil("push", "m", "--json")
-    assert (refused.returncode, "--branch" in json.loads(refused.stdout)["error"]) == (2, True)
-    on_machine(line, "git checkout -q -B ci")
+def test_a_tag_or_a_branch_called_head_changes_nothing(line: CommandLine) -> None:
+    head = on_machine(
+        line,
+        "git checkout -q -f -B topic $(cat /root/start); git commit -q --allow-empty -m one; "
+        "git update-ref refs/tags/HEAD HEAD~1; git update-ref refs/heads/HEAD HEAD~1; git tag topic HEAD~1; "
+        "git commit -q --allow-empty -m two; git rev-parse HEAD 2>/dev/null",
+    )
+    assert line.json("push", "m", "--branch", "topic")["commit"] == head
+    assert line.git(line.here / "origin.git", "rev-parse", "refs/heads/topic") == head
+
+
+ENDLESS = """
+mv /usr/bin/git /usr/bin/git.real
+cat >/usr/bin/git <<'END'
+#!/bin/sh
+case $* in *bundle*) exec cat /dev/zero;; esac
+exec /usr/bin/git.real "$@"
+END
+chmod +x /usr/bin/git
+"""
+
+
+def test_a_bundle_that_never_ends_is_not_read_to_its_end(line: CommandLine) -> None:
+    on_machine(line, "git checkout -q -f --detach $(cat /root/start); git commit -q --allow-empty -m x")
+    on_machine(line, ENDLESS)
+    refused = line.gibil("push", "m", "--branch", "endless", "--json")
+    on_machine(line, "mv /usr/bin/git.real /usr/bin/git; git checkout -q -f -B main $(cat /root/start)")
+    assert (refused.returncode, "larger than 256 MiB" in json.loads(refused.stdout)["error"]) == (1, True)
+
+
+def test_a_commit_of_a_few_kilobytes_does_not_take_gigabytes(line: CommandLine) -> None:
+    on_machine(
+        line,
+        "git checkout -q -f --detach $(cat /root/start); b=$(git rev-parse HEAD:file); "
+        "t=$(for n in 0 1 2 3 4 5 6 7 8 9; do printf '100644 blob %s\\tf%s\\n' $b $n; done | git mktree); "
+        "for i in 1 2 3 4 5 6 7; do "
+        "t=$(for n in 0 1 2 3 4 5 6 7 8 9; do printf '040000 tree %s\\td%s\\n' $t $n; done | git mktree); done; "
+        "git reset -q --soft $(git commit-tree -m x -p HEAD $t)",
+    )
+    process = line.start("push", "m", "--branch", "deep", "--json", process_group=None)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    told = json.loads(process.stdout.read())
+    process.stderr.read()
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert (told["code"], "more than 20,000 files" in told["error"]) == ("NOT_PUSHED", True)
+    assert used.ru_maxrss < 250_000, "kilobytes, of the largest process that it started or was"
+    on_machine(line, "git checkout -q -f -B main $(cat /root/start)")
 
 
 @pytest.mark.parametrize("branch", ["--force", "a..b", "+main"])
@@ -83,4 +170,4 @@ def test_a_branch_is_a_branch_and_no_option(line: CommandLine, branch: str) -> N
     refused = line.gibil("push", "m", f"--branch={branch}", "--json")
     assert refused.returncode in (1, 2)
     heads = line.git(line.here / "origin.git", "for-each-ref", "--format=%(refname)").split()
-    assert set(heads) <= {f"refs/heads/{name}" for name in ("main", "agent/parser", "busy", "ci")}
+    assert set(heads) <= {f"refs/heads/{name}" for name in ("main", "gibil/m", "busy", "ci", "many", "topic")}

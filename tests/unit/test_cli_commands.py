@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -47,3 +49,43 @@ def test_help_imports_neither_a_command_nor_a_heavy_library() -> None:
     heavy = {"asyncio", "yaml", "msgspec", "asyncssh", "githubkit", "starlette", "uvicorn", "mcp", "gibil_bot.model"}
     assert "gibil_bot.cli" in loaded
     assert not {name for name in loaded if name in heavy or name.startswith("gibil_bot.cli.")}
+
+
+def test_check_takes_links_as_the_bot_does(tmp_path: Path) -> None:
+    from gibil_bot.cli.check import _unusable
+
+    project = tmp_path / "project"
+    (project / ".gibil" / "workflows").mkdir(parents=True)
+    (project / "ci").mkdir()
+    (project / "ci" / "ok.yml").write_text("on: {command: ok}\n")
+    (tmp_path / "outside.yml").write_text("on: {command: out}\n")
+    inside, outside = project / ".gibil" / "workflows" / "in.yml", project / ".gibil" / "workflows" / "out.yml"
+    inside.symlink_to("../../ci/ok.yml")
+    outside.symlink_to("../../../outside.yml")
+    (project / ".gibil.yml").symlink_to("../outside.yml")
+    assert _unusable(inside) is None
+    assert _unusable(project / "ci" / "ok.yml") is None
+    for path in (outside, project / ".gibil.yml"):
+        found = _unusable(path)
+        assert found is not None
+        assert "symbolic link" in found.problem
+    (tmp_path / "other" / ".gibil").mkdir(parents=True)
+    (tmp_path / "other" / ".gibil" / "workflows").symlink_to(project / "ci")
+    found = _unusable(tmp_path / "other" / ".gibil" / "workflows" / "ok.yml")
+    assert found is not None
+    assert "put the folder itself there" in found.problem
+
+
+def test_check_says_what_is_wrong_with_links(tmp_path: Path) -> None:
+    (tmp_path / "outside.yml").write_text("on: {command: out}\n")
+    folder = tmp_path / "project" / ".gibil" / "workflows"
+    folder.mkdir(parents=True)
+    (folder / "loop.yml").symlink_to("loop.yml")
+    (folder / "out.yml").symlink_to("../../../outside.yml")
+    (folder.parent.parent / ".gibil.yml").symlink_to("nothing")
+    done = subprocess.run(
+        [sys.executable, "-m", "gibil_bot", "check", "--json"], cwd=tmp_path / "project", capture_output=True, text=True
+    )
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["files"], len(told["problems"])) == (2, 3, 3), done.stderr
+    assert all("put the file itself there" in problem["message"] for problem in told["problems"])

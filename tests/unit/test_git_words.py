@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gibil_bot.runs.sources import SourceError
+from gibil_bot.git import GitError
 from gibil_bot.sandbox.git_words import reason
 
 BEHIND = """To https://github.com/ada/engine.git
@@ -54,7 +54,7 @@ AWAY = """fatal: unable to access 'https://github.com/ada/engine.git/': Could no
     ],
 )
 def test_one_line_says_why_and_what_to_do(said: str, parts: tuple[str, ...]) -> None:
-    told = reason(SourceError("git push failed in /tmp/somewhere: x", said=said))
+    told = reason(GitError("git push failed in /tmp/somewhere: x", said=said))
     assert "\n" not in told
     assert "hint:" not in told
     assert [part for part in parts if part not in told] == []

@@ -1,0 +1,389 @@
+"""The only module that starts git on this host.
+
+Rules that hold for every call:
+- The caller's repository-local variables (`git rev-parse --local-env-vars`) never reach git: they are set in hooks, in aliases
+  and by `git rebase -x`, and would direct our commands at the caller's repository. Of the GIT_ variables only those of
+  configuration, transport, identity and discovery are kept (`_KEPT`).
+- GIT_CONFIG_PARAMETERS and GIT_CONFIG_COUNT are kept: people pass credentials in them. Git puts there what a command line said
+  (`git -c`), and never a setting of a repository.
+- No hook, filter, fsmonitor, pager, external diff or text conversion runs. Transport and credentials follow the user's own
+  configuration (global, system, command line): core.sshCommand, url.insteadOf, credential.helper, http.*.
+- A repository is named by `--git-dir`. The configuration of a repository that we didn't create can run programs
+  (core.sshCommand, remote.*.uploadpack, filter.*, core.fsmonitor, core.gitProxy), so such repositories are only asked for
+  refs and configuration values (`LOOK`), and their objects are read through a repository of ours (runs/local_repository.py).
+- git never prompts: it has no terminal, no stdin and no askpass program. It has a time limit, and its output has a size limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+from typing_extensions import Unpack
+
+from gibil_bot.errors import GibilError
+
+LONGEST_S = 900.0
+MOST_BYTES = 8 * 1024 * 1024
+"""Default limit of what a command may print. `stream` has none."""
+PROTOCOLS = "file:git:http:https:ssh"
+"""`ext::` and third-party remote helpers run programs that a URL names."""
+
+_MOST_ERROR_BYTES = 64 * 1024
+_PIPE_LINGERS_S = 1.0
+"""A process that git left in the background (an SSH master connection) may keep stderr open after git has ended."""
+
+# Everything else that begins with GIT_ is removed. https://git-scm.com/docs/git#_environment_variables
+_KEPT = re.compile(
+    r"GIT_(CONFIG_(GLOBAL|SYSTEM|NOSYSTEM|PARAMETERS|COUNT|KEY_\d+|VALUE_\d+)"
+    r"|SSH|SSH_COMMAND|SSH_VARIANT|PROXY_COMMAND|PROXY_SSL_\w+|SSL_\w+|HTTP_\w+|EXEC_PATH"
+    r"|COMMITTER_(NAME|EMAIL)|CEILING_DIRECTORIES|DISCOVERY_ACROSS_FILESYSTEM)"
+)
+_IDENTITY = re.compile(r"GIT_COMMITTER_\w+")
+_TRACE = re.compile(r"GIT_TRACE\w*")
+_USERS_SETTINGS = re.compile(r"GIT_(CONFIG_\w+|SSH|SSH_COMMAND|SSH_VARIANT|PROXY_COMMAND)")
+
+_ALWAYS = {
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_ASKPASS": "",
+    "SSH_ASKPASS": "",
+    "SSH_ASKPASS_REQUIRE": "never",
+    "GIT_ALLOW_PROTOCOL": PROTOCOLS,
+    "GIT_OPTIONAL_LOCKS": "0",
+    # A replacement object is what its repository shows instead of the object that is sent.
+    "GIT_NO_REPLACE_OBJECTS": "1",
+    "GIT_TRACE2": "0",
+    "GIT_TRACE2_EVENT": "0",
+    "GIT_TRACE2_PERF": "0",
+    "LC_ALL": "C",
+    "LANGUAGE": "C",
+}
+
+_SETTINGS = (
+    "core.hooksPath=/dev/null", "core.fsmonitor=false", "core.askPass=", "core.alternateRefsCommand=true",
+    "core.attributesFile=/dev/null", "core.quotePath=false", "core.logAllRefUpdates=false", "core.safecrlf=false",
+    "safe.bareRepository=all",
+    "protocol.ext.allow=never", "color.ui=false", "column.ui=never", "log.showSignature=false",
+    "i18n.commitEncoding=UTF-8", "i18n.logOutputEncoding=UTF-8", "init.defaultRefFormat=files",
+    "submodule.recurse=false", "fetch.recurseSubmodules=false", "fetch.writeCommitGraph=false", "fetch.prune=false",
+    "fetch.pruneTags=false", "push.recurseSubmodules=no", "push.gpgSign=false", "push.followTags=false",
+    "gc.auto=0", "maintenance.auto=false", "advice.detachedHead=false",
+    "core.packedGitWindowSize=32m", "core.packedGitLimit=256m",
+)  # fmt: skip
+
+LOOK: Mapping[str, str | None] = {"GIT_NO_LAZY_FETCH": "1"}
+"""Environment for questions to a repository that we didn't create: nothing is fetched by its settings."""
+
+
+class GitError(GibilError):
+    """git failed. `said`: the end of what it wrote to stderr."""
+
+    code = "SOURCE"
+
+    def __init__(self, message: str, *, said: str = "") -> None:
+        super().__init__(message)
+        self.said = said
+
+
+class TooMuchOutput(GitError):
+    """The output of a command exceeded its limit, and the command was ended."""
+
+
+class TooExpensive(GitError):
+    """git reached one of its Limits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Resources of one git process and of each process that it starts."""
+
+    memory_bytes: int = 192 * 1024**2
+    """What it may allocate (RLIMIT_DATA). Packs that are mapped for reading don't count."""
+    address_bytes: int = 2 * 1024**3
+    """All of its address space, mapped files included (RLIMIT_AS)."""
+    cpu_s: int = 120
+
+
+FOREIGN = Limits()
+"""For objects that come from a machine: a few kilobytes can describe gigabytes."""
+_FOREIGN_SETTINGS = (
+    "core.bigFileThreshold=1m", "core.deltaBaseCacheLimit=16m", "pack.windowMemory=16m", "pack.deltaCacheSize=16m",
+    "pack.threads=1", "index.threads=1", "fetch.unpackLimit=1", "transfer.unpackLimit=1", "core.packedGitWindowSize=16m",
+    "core.packedGitLimit=64m", "core.commitGraph=false", "core.multiPackIndex=false",
+)  # fmt: skip
+
+
+def environment(extra: Mapping[str, str | None] | None = None) -> dict[str, str]:
+    """The caller's environment without what would direct git elsewhere, and `extra` (None removes a variable)."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or _KEPT.fullmatch(name)}
+    kept = {name: value for name, value in kept.items() if value or not _IDENTITY.fullmatch(name)}  # git rejects empty ones
+    # A trace to a file is the user's; a trace on stderr would be read as git's reason.
+    traces = {name: value for name, value in os.environ.items() if _TRACE.fullmatch(name) and value.startswith("/")}
+    merged: dict[str, str | None] = {**kept, **_ALWAYS, **traces, **(extra or {})}
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+def anonymous_environment() -> dict[str, str | None]:
+    """Additions for a call as a machine would make it: without the user's configuration and credentials, over HTTP only."""
+    dropped: dict[str, str | None] = {name: None for name in os.environ if _USERS_SETTINGS.fullmatch(name)}
+    return {**dropped, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "GIT_ALLOW_PROTOCOL": "http:https"}
+
+
+def sealed_environment(home: Path) -> dict[str, str]:
+    """A whole environment for repositories that have nothing to do with the user, such as the demonstration's."""
+    return {
+        **_ALWAYS,
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": str(home),
+        "LC_ALL": "C.UTF-8",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+    }
+
+
+async def ssh_environment() -> dict[str, str]:
+    """How git reaches SSH servers: as the user configured it; plain `ssh` is told not to ask questions."""
+    if "GIT_SSH_COMMAND" in os.environ or "GIT_SSH" in os.environ:
+        return {}
+    with contextlib.suppress(GitError):
+        if await text("config", "--get", "core.sshCommand") != "ssh":
+            return {}
+    return {"GIT_SSH_COMMAND": "ssh -oBatchMode=yes"}
+
+
+async def start(
+    *arguments: str,
+    git_dir: Path | None = None,
+    folder: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    settings: Sequence[str] = (),
+    limits: Limits | None = None,
+    stdin: int = asyncio.subprocess.DEVNULL,
+    stderr: int = asyncio.subprocess.PIPE,
+) -> asyncio.subprocess.Process:
+    """Start git in a session of its own, which has no terminal. `env` is the whole environment, see `environment`.
+
+    `folder`: where it runs, / if absent. The caller ends it with `end`.
+    """
+    if limits is not None:
+        settings = (*_FOREIGN_SETTINGS, *settings)
+    words = ["git", "--no-pager", "--literal-pathspecs"]
+    for setting in (*_SETTINGS, *settings):
+        words += ["-c", setting]
+    if git_dir is not None:
+        words.append(f"--git-dir={git_dir}")
+    words += arguments
+    whole = dict(environment() if env is None else env)
+    if limits is not None:
+        # Some systems know only some of these; each process that git starts inherits them.
+        script = (
+            f"ulimit -d {limits.memory_bytes // 1024} 2>/dev/null; ulimit -v {limits.address_bytes // 1024} 2>/dev/null; "
+            f'ulimit -t {limits.cpu_s} 2>/dev/null; ulimit -c 0 2>/dev/null; exec "$@"'
+        )
+        words = ["/bin/sh", "-c", script, "sh", *words]
+        whole["MALLOC_ARENA_MAX"] = "1"
+    try:
+        return await asyncio.create_subprocess_exec(
+            *words, stdin=stdin, stdout=asyncio.subprocess.PIPE, stderr=stderr,
+            env=whole, cwd=folder or "/", start_new_session=True,
+        )  # fmt: skip
+    except OSError as error:
+        if folder is not None and error.filename == str(folder):
+            raise GitError(f"{folder} cannot be entered: {error.strerror}") from error
+        advice = "install it, for example: apt-get install git"
+        raise GitError(f"git cannot be started on this host ({error.strerror}); {advice}") from error
+
+
+async def end(process: asyncio.subprocess.Process) -> None:
+    """End git and everything that it started, if it still runs."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await asyncio.shield(process.wait())
+
+
+class How(TypedDict, total=False):
+    """How git is called. `extra`: additions to its environment; None removes a variable. `given`: its stdin."""
+
+    git_dir: Path
+    folder: Path
+    extra: Mapping[str, str | None]
+    settings: Sequence[str]
+    limits: Limits
+    given: bytes
+    within_s: float
+
+
+async def run(*arguments: str, most_bytes: int = MOST_BYTES, **how: Unpack[How]) -> bytes:
+    """Return what git prints.
+
+    Raises GitError with git's reason, also when it takes longer than `within_s`; TooMuchOutput above `most_bytes`.
+    """
+    kept: list[bytes] = []
+    size = 0
+
+    def keep(data: bytes) -> None:
+        nonlocal size
+        size += len(data)
+        if size > most_bytes:
+            raise TooMuchOutput(f"git {_verb(arguments)} printed more than {most_bytes} bytes")
+        kept.append(data)
+
+    await feed(keep, *arguments, **how)
+    return b"".join(kept)
+
+
+async def text(*arguments: str, **how: Unpack[How]) -> str:
+    """As `run`; the output as text, without its last newline. Bytes that aren't UTF-8 are escaped as surrogates."""
+    out = await run(*arguments, **how)
+    return out.decode("utf-8", "surrogateescape").removesuffix("\n")
+
+
+async def feed(take: Callable[[bytes], None], *arguments: str, **how: Unpack[How]) -> None:
+    """As `run`; what git prints goes to `take` as it comes. An exception of `take` ends git and is raised."""
+    git_dir, folder, limits = how.get("git_dir"), how.get("folder"), how.get("limits")
+    given, within_s = how.get("given", b""), how.get("within_s", LONGEST_S)
+    said = _Tail()
+    try:
+        process = await start(
+            *arguments, git_dir=git_dir, folder=folder, env=environment(how.get("extra")), settings=how.get("settings", ()),
+            limits=limits, stdin=asyncio.subprocess.PIPE if given else asyncio.subprocess.DEVNULL, stderr=said.writing,
+        )  # fmt: skip
+    finally:
+        await said.begin()
+    assert process.stdout is not None
+    writing = asyncio.create_task(_write(process.stdin, given)) if process.stdin is not None else None
+    try:
+        async with asyncio.timeout(within_s):
+            while data := await process.stdout.read(64 * 1024):
+                take(data)
+            await process.wait()
+    except TimeoutError:
+        where = git_dir or folder or Path("/")
+        raise GitError(f"git {_verb(arguments)} in {where} did not end within {within_s:g} s") from None
+    finally:
+        await end(process)
+        if writing is not None:
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+        complaint = await said.close()
+    _check(process, arguments, git_dir or folder, complaint, limits)
+
+
+async def stream(
+    *arguments: str, git_dir: Path, extra: Mapping[str, str | None] | None = None, within_s: float = LONGEST_S
+) -> AsyncIterator[bytes]:
+    """Yield what git prints, of any size. Raises GitError as `run` does, at the end."""
+    said = _Tail()
+    try:
+        process = await start(*arguments, git_dir=git_dir, env=environment(extra), stderr=said.writing)
+    finally:
+        await said.begin()
+    assert process.stdout is not None
+    loop = asyncio.get_running_loop()
+    latest = loop.time() + within_s
+    try:
+        while data := await asyncio.wait_for(process.stdout.read(256 * 1024), max(0.0, latest - loop.time())):
+            yield data
+        await asyncio.wait_for(process.wait(), max(0.0, latest - loop.time()))
+    except TimeoutError:
+        raise GitError(f"git {_verb(arguments)} in {git_dir} did not end within {within_s:g} s") from None
+    finally:
+        await end(process)
+        complaint = await said.close()
+    _check(process, arguments, git_dir, complaint, None)
+
+
+async def create_repository(place: Path) -> None:
+    """Create a bare repository with SHA-1 object names. Neither the user's settings nor a template has a part in it.
+
+    https://git-scm.com/docs/gitrepository-layout; it takes no process, and commands create several.
+    """
+
+    def create() -> None:
+        for folder in ("objects/info", "objects/pack", "refs/heads", "refs/tags"):
+            (place / folder).mkdir(parents=True)
+        (place / "HEAD").write_text("ref: refs/heads/main\n")
+        (place / "config").write_text("[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n")
+
+    await asyncio.to_thread(create)
+
+
+def reason_in(said: str) -> str:
+    """The line of git's stderr that says why: its first `fatal:`, else its last line that isn't a hint."""
+    lines = [line.strip() for line in said.split("\n")]
+    lines = [line for line in lines if line and not line.startswith(("hint:", "warning:"))]
+    return next((line for line in lines if line.startswith("fatal:")), lines[-1] if lines else "no reason given")
+
+
+class _Tail:
+    """A pipe for stderr whose first and last bytes are kept.
+
+    It isn't one of the process's own pipes, since asyncio's `wait` waits for those, and what git left behind may hold it.
+    """
+
+    def __init__(self) -> None:
+        self._kept = bytearray()
+        self._reading, self.writing = os.pipe()
+
+    async def begin(self) -> None:
+        """Called when the process has been started, or couldn't be."""
+        os.close(self.writing)
+        reader = asyncio.StreamReader()
+        self._transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(self._reading, "rb", 0)
+        )
+        self._task = asyncio.create_task(self._read(reader))
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        while data := await reader.read(16 * 1024):
+            self._kept += data
+            if len(self._kept) > _MOST_ERROR_BYTES:
+                del self._kept[_MOST_ERROR_BYTES // 4 : len(self._kept) - _MOST_ERROR_BYTES // 2]
+
+    async def close(self) -> str:
+        """Called once git has ended."""
+        await asyncio.wait({self._task}, timeout=_PIPE_LINGERS_S)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._transport.close()
+        return self._kept.decode("utf-8", "replace").strip()
+
+
+async def _write(stdin: asyncio.StreamWriter, given: bytes) -> None:
+    with contextlib.suppress(ConnectionError):  # git ended early: its status says why
+        stdin.write(given)
+        await stdin.drain()
+        stdin.close()
+        await stdin.wait_closed()
+
+
+def _check(
+    process: asyncio.subprocess.Process, arguments: Sequence[str], where: Path | None, said: str, limits: Limits | None
+) -> None:
+    if process.returncode == 0:
+        return
+    place = f" in {where}" if where is not None else ""
+    failed = f"git {_verb(arguments)} failed{place}"
+    if limits is not None:
+        if process.returncode == -signal.SIGXCPU or f"died of signal {int(signal.SIGXCPU)}" in said:
+            time = f"{limits.cpu_s} s of processor time"
+            raise TooExpensive(f"{failed}: more than {time} are needed to read the objects", said=said)
+        elif "ut of memory" in said or "mmap failed" in said or "Cannot allocate memory" in said:
+            size = f"{limits.memory_bytes // 1024**2} MiB"
+            raise TooExpensive(f"{failed}: more than {size} of memory are needed to read the objects", said=said)
+    reason = reason_in(said)
+    if process.returncode is not None and process.returncode < 0 and not said:
+        reason = f"it was ended by signal {-process.returncode}"
+    raise GitError(f"{failed}: {reason}", said=said)
+
+
+def _verb(arguments: Sequence[str]) -> str:
+    return next((word for word in arguments if not word.startswith("-")), "")

@@ -1,0 +1,273 @@
+"""A repository on this host, read without running anything that its own configuration names and without writing into it.
+
+Only its refs and configuration values are asked of git there. Its objects are read through a bare repository of ours, in a
+temporary folder, that has the repository's objects as an alternate (gitrepository-layout(5), objects/info/alternates): its
+.git/config, its hooks and its attributes are never read there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from gibil_bot import git
+from gibil_bot.git import LOOK, GitError
+
+PROMISOR = "gibil-promisor"
+"""The remote, in a repository of ours, that has the objects which a partial clone lacks."""
+
+_LIST_BYTES = 64 * 1024 * 1024
+# What decides how files of the working tree become objects. None of it runs anything.
+_FILE_SETTINGS = (
+    "core.filemode", "core.symlinks", "core.ignorecase", "core.precomposeunicode", "core.autocrlf", "core.eol",
+    "core.excludesfile",
+)  # fmt: skip
+_IS_ABSOLUTE = re.compile(r"/|[^/]+:")
+"""A URL, an SCP-like address or an absolute path; git takes the rest as relative paths."""
+
+
+class MissingObjects(GitError):
+    """A partial clone lacks objects, and its remote can't be reached."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalRepository:
+    """`view` is our bare repository with all objects of it; it exists for as long as `open_repository` lasts."""
+
+    folder: Path
+    """The top of the working tree; of a bare repository, the repository."""
+    git_dir: Path
+    common_dir: Path
+    """Of a linked worktree, the `git_dir` of its repository; else `git_dir`."""
+    is_bare: bool
+    settings: Mapping[str, str]
+    """Some of git's configuration there: key, its section and its last word in lower case → value."""
+    view: Path
+    promisor: str | None
+    """Where a partial clone gets the objects that it lacks."""
+
+    async def head(self) -> str | None:
+        """The commit that is checked out."""
+        return await self._resolve("HEAD")
+
+    async def branch(self, name: str) -> str | None:
+        """The commit of a branch, also of one that only `origin` had at the last fetch."""
+        return await self._resolve(f"refs/heads/{name}") or await self._resolve(f"refs/remotes/origin/{name}")
+
+    async def current_branch(self) -> str | None:
+        """The branch that is checked out; None where HEAD is detached."""
+        with contextlib.suppress(GitError):
+            return branch_of(await git.text("symbolic-ref", "--quiet", "HEAD", git_dir=self.git_dir, extra=LOOK))
+        return None
+
+    def config(self, key: str) -> str:
+        """A value of git's configuration there, of those that are read; empty if it isn't set."""
+        return self.settings.get(key, "")
+
+    def origin_url(self) -> str | None:
+        """Of its `origin`, without credentials; None where it has none."""
+        return without_credentials(self.remote_url("origin")) or None
+
+    def remote_url(self, name: str) -> str:
+        url = self.config(f"remote.{name}.url")
+        return os.path.normpath(self.folder / url) if url and not _IS_ABSOLUTE.match(url) else url
+
+    async def commit_of_working_tree(self, head: str) -> str:
+        """A commit, in `view`, of the files that are in the folder, new ones included; ignored files aren't.
+
+        No filter runs: what is sent is what the folder holds. Submodules are left as they are in the index.
+        """
+        index = self.view / "index"
+        extra: dict[str, str | None] = {"GIT_INDEX_FILE": str(index), "GIT_WORK_TREE": str(self.folder)}
+        settings = []
+        for key in _FILE_SETTINGS:
+            if value := self.config(key):
+                settings.append(f"{key}={value}")
+        attributes = self.view / "info" / "attributes"
+        await asyncio.to_thread(attributes.parent.mkdir, exist_ok=True)
+        await asyncio.to_thread(attributes.write_text, "* -filter -ident -working-tree-encoding\n")
+        arguments = ["ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        exclude = self.common_dir / "info" / "exclude"
+        if await asyncio.to_thread(exclude.is_file):
+            arguments.append(f"--exclude-from={exclude}")
+        for source in (self.git_dir / "index", None):
+            try:
+                if source is not None:
+                    # With its index, unmodified files are known by their stat data, and a sparse checkout stays one.
+                    await asyncio.to_thread(shutil.copy2, source, index)  # its time says which entries may be stale
+                else:
+                    await asyncio.to_thread(index.unlink, missing_ok=True)
+                    await git.run("read-tree", head, git_dir=self.view, extra=extra)
+                listed = await git.run(
+                    *arguments, git_dir=self.view, folder=self.folder, extra=extra, settings=settings, most_bytes=_LIST_BYTES
+                )
+                break
+            except (GitError, OSError):
+                if source is None:
+                    raise
+        # A name that ends with / is a repository inside this one. Sorted, a file that became a folder is removed before its
+        # content is added.
+        paths = b"".join(path + b"\0" for path in sorted(set(listed.split(b"\0"))) if path and not path.endswith(b"/"))
+        if paths:
+            await git.run(
+                "update-index", "--add", "--remove", "--replace", "--ignore-skip-worktree-entries", "-z", "--stdin",
+                git_dir=self.view, folder=self.folder, extra=extra, settings=settings, given=paths,
+            )  # fmt: skip
+        tree = await git.text("write-tree", git_dir=self.view, extra=extra)
+        who = {
+            f"GIT_{role}_{part}": value
+            for role in ("AUTHOR", "COMMITTER")
+            for part, value in (("NAME", "gibil"), ("EMAIL", "gibil@localhost"))
+        }
+        return await git.text("commit-tree", tree, "-p", head, "-m", "uncommitted changes", git_dir=self.view, extra=who)
+
+    async def _resolve(self, ref: str) -> str | None:
+        """Raises GitError where the ref names a commit that can't be read."""
+        try:
+            name = await git.text("rev-parse", "--verify", "--quiet", "--end-of-options", ref, git_dir=self.git_dir, extra=LOOK)
+        except GitError:
+            return None
+        try:
+            return await git.text("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}", git_dir=self.view)
+        except GitError as error:
+            raise explained(error, self.promisor) from error
+
+
+@contextlib.asynccontextmanager
+async def open_repository(path: Path) -> AsyncIterator[LocalRepository]:
+    """The repository that `path` is in, or is. Raises GitError where there is none."""
+    path = await asyncio.to_thread(path.resolve)
+    # Discovery applies git's check of the owner (safe.directory). Bare repositories are opened whatever safe.bareRepository
+    # says, as their configuration isn't used.
+    try:
+        answer = await git.text(
+            "rev-parse", "--is-bare-repository", "--is-shallow-repository", "--show-object-format", "--absolute-git-dir",
+            "--path-format=absolute", "--git-common-dir", "--show-cdup", folder=path, extra=LOOK,
+        )  # fmt: skip
+    except GitError as error:
+        if "dubious ownership" not in error.said:
+            raise
+        advice = f"if you trust what is in it: git config --global --add safe.directory {shlex.quote(str(path))}"
+        raise GitError(f"{path} belongs to another user, so git does not read it; {advice}") from error
+    words = answer.split("\n")
+    is_bare = words[0] == "true"
+    if len(words) != (5 if is_bare else 6):
+        raise GitError(f"{path} is not in the working tree of its repository, or has a line feed in its path")
+    if words[2] != "sha1":
+        raise GitError(f"{path} is a repository with {words[2]} object names, which can't be sent to a machine yet")
+    git_dir, common = Path(words[3]), Path(words[4])
+    folder = git_dir if is_bare else await asyncio.to_thread((path / words[5]).resolve)
+    if not is_bare and not await asyncio.to_thread(_is_worktree_of, folder, git_dir):
+        raise GitError(f"the repository of {path} names {folder} as its working tree (core.worktree), which isn't its own")
+    with tempfile.TemporaryDirectory(prefix="gibil-view-") as scratch:
+        view = Path(scratch) / "view.git"
+        await git.create_repository(view)
+        await asyncio.to_thread(_link, view, common, words[1] == "true")
+        found = LocalRepository(
+            folder=folder, git_dir=git_dir, common_dir=common, is_bare=is_bare, settings=await _settings(git_dir), view=view,
+            promisor=None,
+        )  # fmt: skip
+        promisor = _promisor(found)
+        if promisor is not None:
+            await set_promisor(view, promisor)
+        yield replace(found, promisor=promisor)
+
+
+async def _settings(git_dir: Path) -> dict[str, str]:
+    keys = "|".join(re.escape(key) for key in ("extensions.partialclone", "user.name", *_FILE_SETTINGS))
+    pattern = rf"^(remote\..*\.(url|promisor)|{keys})$"
+    try:
+        listed = await git.text("config", "--null", "--get-regexp", pattern, git_dir=git_dir, extra=LOOK)
+    except GitError:  # none of them is set
+        return {}
+    entries = [entry.partition("\n") for entry in listed.split("\0") if entry]
+    return {key: value if separator else "true" for key, separator, value in entries}
+
+
+async def set_promisor(repository: Path, url: str) -> None:
+    """Objects that a repository of ours lacks are fetched from `url` when they are needed."""
+    for key, value in (
+        ("core.repositoryFormatVersion", "1"), ("extensions.partialClone", PROMISOR),
+        (f"remote.{PROMISOR}.url", url), (f"remote.{PROMISOR}.promisor", "true"),
+        (f"remote.{PROMISOR}.partialCloneFilter", "blob:none"),
+    ):  # fmt: skip
+        await git.run("config", key, value, git_dir=repository)
+
+
+def _promisor(repository: LocalRepository) -> str | None:
+    """The address of the remote that a partial clone was made from."""
+    name = repository.config("extensions.partialclone")
+    for key, value in repository.settings.items():
+        if not name and key.endswith(".promisor") and value.lower() in ("true", "1", "yes", "on"):
+            name = key.removeprefix("remote.").removesuffix(".promisor")
+    return repository.remote_url(name) or None if name else None
+
+
+def explained(error: GitError, promisor: str | None) -> GitError:
+    """The same error; where objects of a partial clone couldn't be fetched, one that says so."""
+    signs = (
+        "promisor",
+        "could not fetch",
+        "unable to access",
+        "missing",
+        "unable to read",
+        "bad object",
+        "Could not read from",
+    )
+    if promisor is None or not any(sign in error.said for sign in signs):
+        return error
+    where = without_credentials(promisor)
+    return MissingObjects(
+        f"objects of this partial clone are only at its remote {where}, which cannot be reached: {git.reason_in(error.said)}",
+        said=error.said,
+    )
+
+
+def branch_of(ref: str) -> str | None:
+    """The name of the branch that a full ref is; None for other refs."""
+    return ref.removeprefix("refs/heads/") if ref.startswith("refs/heads/") else None
+
+
+def without_credentials(url: str) -> str:
+    try:
+        parts = urlsplit(url) if "://" in url else None
+    except ValueError:
+        return url
+    if parts is not None and parts.scheme in ("http", "https") and "@" in parts.netloc:
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return url
+
+
+def _link(view: Path, common: Path, is_shallow: bool) -> None:
+    objects = str(common / "objects")
+    quoted = objects.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    (view / "objects" / "info").mkdir(exist_ok=True)
+    (view / "objects" / "info" / "alternates").write_bytes(f'"{quoted}"\n'.encode("utf-8", "surrogateescape"))
+    if is_shallow:
+        shutil.copyfile(common / "shallow", view / "shallow")
+
+
+def _is_worktree_of(folder: Path, git_dir: Path) -> bool:
+    """Whether `folder` has that repository: as its .git, or named in its file .git."""
+    dot = folder / ".git"
+    if dot.is_dir():
+        return dot.samefile(git_dir)
+    try:
+        with dot.open("rb") as file:
+            text = file.read(65536)
+    except OSError:
+        return False
+    target = text.removeprefix(b"gitdir:").strip(b" \r\n").decode("utf-8", "surrogateescape")
+    try:
+        return (folder / target).samefile(git_dir)
+    except OSError:
+        return False

@@ -1,0 +1,250 @@
+"""A folder that was unpacked and not cloned, whose own git configuration names programs: none of them runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gibil_bot.cli import checkout
+from gibil_bot.errors import GibilError, UsageError
+from gibil_bot.runs.sources import LocalBundle
+from gibil_bot.sandbox.commits import Commits, push
+from gibil_bot.sandbox.origin import origin_url, read_origin
+from tests.doubles.githttp import GitServer
+from tests.doubles.repositories import commit, git, repository
+
+HOOKS = (
+    "applypatch-msg", "pre-applypatch", "pre-commit", "prepare-commit-msg", "commit-msg", "post-commit", "post-checkout",
+    "post-merge", "pre-push", "pre-receive", "update", "proc-receive", "post-receive", "post-update", "reference-transaction",
+    "push-to-checkout", "pre-auto-gc", "post-index-change", "fsmonitor-watchman",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_the_person(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+
+
+class Trap:
+    """A repository, and a program beside it that leaves a file when it runs."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.canary = tmp_path / "canary"
+        self.program = tmp_path / "program"
+        self.program.write_text(f'#!/bin/sh\necho "$0 $*" >>{self.canary}\ncat >/dev/null 2>&1 </dev/null\nexit 0\n')
+        self.program.chmod(0o755)
+        self.work = repository(
+            tmp_path / "work",
+            {
+                ".gibil.yml": "tasks: [{run: 'true'}]\n",
+                "file.x": "1",
+                ".gitattributes": "*.x filter=x diff=x merge=x\n",
+            },
+        )
+        (self.work / "file.x").write_text("changed")
+        (self.work / "new.x").write_text("new")
+
+    def config(self, *lines: str) -> None:
+        with (self.work / ".git" / "config").open("a") as file:
+            file.write("\n".join(lines).format(program=self.program) + "\n")
+
+    def hooks(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        for name in HOOKS:
+            (folder / name).unlink(missing_ok=True)
+            (folder / name).symlink_to(self.program)
+
+    def lose(self) -> None:
+        """Make it a partial clone that lacks the blob of its .gibil.yml and that of its file."""
+        git(self.work, "config", "extensions.partialClone", "origin")
+        for path in (".gibil.yml", "file.x"):
+            name = git(self.work, "rev-parse", f"HEAD:{path}")
+            (self.work / ".git" / "objects" / name[:2] / name[2:]).unlink()
+
+
+@pytest.fixture
+def trap(tmp_path: Path) -> Trap:
+    return Trap(tmp_path)
+
+
+async def at_every_door(folder: Path) -> list[GibilError]:
+    """What `gibil create --repo`, `gibil branch`, `gibil try` and `gibil try --dirty` do with a folder; what they say."""
+    said = []
+    for door in (_create, _branch, _try, _try_dirty):
+        try:
+            await door(folder)
+        except GibilError as error:
+            said.append(error)
+    return said
+
+
+async def _create(folder: Path) -> None:
+    async with read_origin(str(folder), None, "https://api.github.com") as found:
+        assert found.checkout is not None
+        await _pack(found.checkout, found.sha, found.promisor)
+
+
+async def _branch(folder: Path) -> None:
+    await origin_url(folder)
+
+
+async def _try(folder: Path) -> None:
+    async with checkout.read(folder, dirty=False) as here:
+        await _pack(here.repository, here.sha, here.promisor)
+
+
+async def _try_dirty(folder: Path) -> None:
+    async with checkout.read(folder, dirty=True) as here:
+        await _pack(here.repository, here.sha, here.promisor)
+
+
+async def _pack(repository: Path, sha: str, promisor: str | None) -> None:
+    async for _ in LocalBundle(repository, sha, promisor)._bundle():
+        pass
+
+
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "fsmonitor": ("[core]", "fsmonitor = {program}"),
+    "built-in fsmonitor": ("[core]", "fsmonitor = true", "[fsmonitor]", "allowRemote = true"),
+    "clean filter": ('[filter "x"]', "clean = {program}", "smudge = {program}", "required = true"),
+    "filter process": ('[filter "x"]', "process = {program}"),
+    "external diff": ("[diff]", "external = {program}"),
+    "diff driver": ('[diff "x"]', "command = {program}", "textconv = {program}", "cachetextconv = true"),
+    "merge driver": ('[merge "x"]', "driver = {program}"),
+    "pager": ("[core]", "pager = {program}", "[pager]", "ls-tree = {program}", "config = {program}", "rev-parse = {program}"),
+    "editor": ("[core]", "editor = {program}", "[sequence]", "editor = {program}"),
+    "aliases": ("[alias]", *(f"{name} = !{{program}}" for name in ("rev-parse", "config", "ls-tree", "bundle", "var"))),
+    "signatures": ("[gpg]", "program = {program}", "[log]", "showSignature = true", "[commit]", "gpgSign = true"),
+    "alternate refs": ("[core]", "alternateRefsCommand = {program}"),
+    "packing hook": ("[uploadpack]", "packObjectsHook = {program}"),
+    "askpass": ("[core]", "askPass = {program}"),
+    "credential helper": ("[credential]", "helper = !{program}"),
+    "recent objects": ("[gc]", "recentObjectsHook = {program}"),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+async def test_a_setting_of_the_repository_runs_nothing(trap: Trap, name: str) -> None:
+    trap.config(*SETTINGS[name])
+    assert await at_every_door(trap.work) == []
+    assert not trap.canary.exists()
+
+
+async def test_an_included_file_and_the_settings_of_a_worktree_run_nothing(trap: Trap, tmp_path: Path) -> None:
+    every = "\n".join(line for lines in SETTINGS.values() for line in lines).format(program=trap.program)
+    (tmp_path / "included").write_text(every)
+    trap.config("[include]", f"path = {tmp_path}/included")
+    git(trap.work, "config", "extensions.worktreeConfig", "true")
+    (trap.work / ".git" / "config.worktree").write_text(every)
+    assert await at_every_door(trap.work) == []
+    assert not trap.canary.exists()
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["in .git/hooks", "in core.hooksPath"])
+async def test_no_hook_runs(trap: Trap, tmp_path: Path, named: bool) -> None:
+    folder = tmp_path / "hooks" if named else trap.work / ".git" / "hooks"
+    trap.hooks(folder)
+    if named:
+        trap.config("[core]", f"hooksPath = {folder}")
+    assert await at_every_door(trap.work) == []
+    assert not trap.canary.exists()
+
+
+REMOTES: dict[str, Callable[[Trap], tuple[str, ...]]] = {
+    "ssh command": lambda trap: ("[core]", "sshCommand = {program}", '[remote "origin"]', "url = ssh://host/x"),
+    "proxy": lambda trap: ("[core]", "gitProxy = {program}", '[remote "origin"]', "url = git://host.invalid/x"),
+    "upload-pack": lambda trap: ('[remote "origin"]', f"url = {trap.work}", "uploadpack = {program}"),
+    "file": lambda trap: ('[remote "origin"]', f"url = file://{trap.work}", "uploadpack = {program}"),
+    "ext": lambda trap: ("[protocol]", "allow = always", '[remote "origin"]', "url = ext::{program}"),
+    "helper": lambda trap: ('[remote "origin"]', "url = https://127.0.0.1:9/x", "vcs = ext"),
+    "rewritten": lambda trap: (
+        '[url "ext::{program} "]', "insteadOf = https://", "[protocol]", "allow = always", '[remote "origin"]',
+        "url = https://127.0.0.1:9/x",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REMOTES)
+async def test_what_a_partial_clone_lacks_is_not_fetched_by_the_repositorys_programs(
+    trap: Trap, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("GIT_SSH_COMMAND", "false")
+    trap.config(*REMOTES[name](trap), "promisor = true")
+    trap.lose()
+    said = await at_every_door(trap.work)
+    assert said
+    assert all("\n" not in error.message for error in said)
+    assert not trap.canary.exists()
+
+
+async def test_a_credential_helper_of_a_partial_clone_is_not_asked(trap: Trap, tmp_path: Path) -> None:
+    with GitServer(tmp_path, tokens={"work/info": "token"}) as server:
+        trap.config("[credential]", "helper = !{program}", '[remote "origin"]', f"url = {server.url}/work", "promisor = true")
+        trap.lose()
+        assert await at_every_door(trap.work)
+    assert not trap.canary.exists()
+
+
+async def test_a_submodules_settings_run_nothing(trap: Trap, tmp_path: Path) -> None:
+    inner = repository(trap.work / "inner", {"file.x": "1", ".gitattributes": "*.x filter=x\n"})
+    commit(trap.work, {})
+    every = "\n".join(line for lines in SETTINGS.values() for line in lines).format(program=trap.program)
+    with (inner / ".git" / "config").open("a") as file:
+        file.write(every)
+    trap.hooks(inner / ".git" / "hooks")
+    (inner / "file.x").write_text("changed")
+    assert await at_every_door(trap.work) == []
+    assert not trap.canary.exists()
+
+
+async def test_a_bare_repository_runs_nothing(trap: Trap, tmp_path: Path) -> None:
+    git(tmp_path, "clone", "-q", "--bare", str(trap.work), "bare.git")
+    bare = tmp_path / "bare.git"
+    trap.hooks(bare / "hooks")
+    every = "\n".join(line for lines in SETTINGS.values() for line in lines).format(program=trap.program)
+    (bare / "config").write_text((bare / "config").read_text() + every)
+    await _create(bare)
+    assert not trap.canary.exists()
+
+
+@pytest.mark.parametrize("target", ["../..", "../../private", "/"], ids=["above", "beside", "root"])
+async def test_a_working_tree_elsewhere_is_refused(trap: Trap, tmp_path: Path, target: str) -> None:
+    repository(tmp_path / "private", {"secret": "1"})
+    git(trap.work, "config", "core.worktree", target)
+    said = await at_every_door(trap.work)
+    assert len(said) == 3
+    assert all("core.worktree" in error.message for error in said)
+
+
+async def test_a_push_into_a_checkout_runs_none_of_its_hooks(trap: Trap, tmp_path: Path) -> None:
+    git(tmp_path, "clone", "-q", "--bare", str(trap.work), "copy.git")
+    base = git(trap.work, "rev-parse", "HEAD")
+    head = git(tmp_path / "copy.git", "commit-tree", "-m", "new", "-p", base, f"{base}^{{tree}}")
+    trap.hooks(trap.work / ".git" / "hooks")
+    trap.config("[receive]", "denyCurrentBranch = updateInstead", *SETTINGS["fsmonitor"], *SETTINGS["clean filter"])
+    trap.config("[core]", f"hooksPath = {trap.work}/.git/hooks")
+    for url in (str(trap.work), f"file://{trap.work}", f"{trap.work}/.git"):
+        found = Commits(
+            repository=tmp_path / "copy.git", url=url, branch="gibil/m", base=base, head=head, subjects=("new",), files=(),
+            warnings=(), environment={},
+        )  # fmt: skip
+        await push(found)
+        assert git(trap.work, "rev-parse", "refs/heads/gibil/m") == head
+    assert not trap.canary.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+async def test_a_repository_of_another_user_is_refused_with_the_way_out(trap: Trap) -> None:
+    trap.config(*SETTINGS["fsmonitor"])
+    for folder, _, files in os.walk(trap.work):
+        for path in (folder, *(f"{folder}/{name}" for name in files)):
+            os.chown(path, 65534, 65534)
+    with pytest.raises(UsageError, match=r"belongs to another user.*safe\.directory"):
+        await _create(trap.work)
+    assert not trap.canary.exists()

@@ -1,0 +1,215 @@
+"""The one module that starts git: what of the caller reaches it, what doesn't, and where its output ends."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+import gibil_bot
+from gibil_bot import git
+from gibil_bot.git import FOREIGN, GitError, TooMuchOutput
+from tests.doubles.githttp import GitServer
+from tests.doubles.repositories import git as real_git
+from tests.doubles.repositories import repository
+
+PACKAGE = Path(gibil_bot.__file__).parent
+NOT_STARTED = {
+    "cli/doctor.py": "looks whether git is installed",
+    "machines/cloudinit.py": "a package that machines install",
+    "sandbox/origin.py": "a scheme of URLs",
+}
+STARTERS = {"create_subprocess_exec", "create_subprocess_shell", "Popen", "check_call", "check_output", "execvp", "execvpe"}
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_the_person(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+
+
+def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str) -> None:
+    (tmp_path / "gitconfig").write_text(text)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+
+
+def test_no_other_file_of_the_package_starts_git() -> None:
+    found = set()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = str(path.relative_to(PACKAGE))
+        if name == "git.py" or name.startswith("demo/project/"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and node.value == "git":
+                found.add(name)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in STARTERS:
+                words = [
+                    word.value for word in ast.walk(node) if isinstance(word, ast.Constant) and isinstance(word.value, str)
+                ]
+                found |= {name for word in words if word.startswith("git ")}
+    assert found == set(NOT_STARTED)
+
+
+async def test_variables_of_the_callers_repository_do_not_reach_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = repository(tmp_path / "ours", {"file": "1"})
+    theirs = repository(tmp_path / "theirs", {"file": "2"})
+    named = subprocess.run(["git", "rev-parse", "--local-env-vars"], capture_output=True, text=True, check=True).stdout.split()
+    kept = {"GIT_CONFIG_PARAMETERS", "GIT_CONFIG_COUNT"}
+    for name in {*named, "GIT_NAMESPACE", "GIT_QUARANTINE_PATH", "GIT_LITERAL_PATHSPECS", "GIT_EXTERNAL_DIFF"} - kept:
+        monkeypatch.setenv(name, str(theirs / ".git"))
+    monkeypatch.setenv("GIT_DEFAULT_HASH", "sha256")
+    assert await git.text("rev-parse", "HEAD", git_dir=ours / ".git") == real_git(ours, "rev-parse", "HEAD")
+    assert await git.text("rev-parse", "--show-toplevel", folder=ours) == str(ours)
+    made = tmp_path / "made.git"
+    await git.create_repository(made)
+    assert await git.text("rev-parse", "--show-object-format", git_dir=made) == "sha1"
+    assert not set(git.environment()) & (set(named) - kept - {"GIT_NO_REPLACE_OBJECTS"})
+
+
+async def test_settings_that_a_person_passes_by_the_environment_reach_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", "http.extraHeader")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "Authorization: x")
+    monkeypatch.setenv("GIT_CONFIG_PARAMETERS", "'user.name'='Ada'")
+    assert await git.text("config", "--get", "http.extraHeader") == "Authorization: x"
+    assert await git.text("config", "--get", "user.name") == "Ada"
+    for key in ("http.extraHeader", "user.name"):
+        with pytest.raises(GitError):
+            await git.text("config", "--get", key, extra=git.anonymous_environment())
+
+
+async def test_no_hook_of_the_person_or_of_a_repository_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = repository(tmp_path / "ours", {"file": "1"})
+    canary = tmp_path / "canary"
+    for folder in (ours / ".git" / "hooks", tmp_path / "hooks"):
+        folder.mkdir(exist_ok=True)
+        (folder / "reference-transaction").write_text(f"#!/bin/sh\ntouch {canary}\n")
+        (folder / "reference-transaction").chmod(0o755)
+    settings(monkeypatch, tmp_path, f"[core]\n\thooksPath = {tmp_path / 'hooks'}\n[init]\n\ttemplateDir = {tmp_path}\n")
+    await git.run("update-ref", "refs/heads/new", "HEAD", git_dir=ours / ".git")
+    made = tmp_path / "made.git"
+    await git.create_repository(made)
+    assert not canary.exists()
+    assert not (made / "hooks").exists()
+
+
+async def test_git_asks_no_question_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository(tmp_path / "served" / "private.git", {"file": "1"})
+    canary = tmp_path / "asked"
+    asking = tmp_path / "ask"
+    asking.write_text(f"#!/bin/sh\ntouch {canary}\necho secret\n")
+    asking.chmod(0o755)
+    settings(monkeypatch, tmp_path, f"[core]\n\taskPass = {asking}\n")
+    for name in ("GIT_ASKPASS", "SSH_ASKPASS"):
+        monkeypatch.setenv(name, str(asking))
+    monkeypatch.setenv("GIT_TERMINAL_PROMPT", "1")
+    with GitServer(tmp_path / "served", tokens={"private.git/info": "token", "private.git": "token"}) as server:
+        with pytest.raises(GitError, match="terminal prompts disabled"):
+            await git.text("ls-remote", f"{server.url}/private.git", within_s=30)
+    assert not canary.exists()
+
+
+async def test_git_has_no_terminal_to_ask_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_SSH_COMMAND", "sh -c ': </dev/tty && echo has a terminal >&2; exit 1' --")
+    monkeypatch.setenv("GIT_SSH_VARIANT", "ssh")
+    with pytest.raises(GitError) as caught:
+        await git.text("ls-remote", "host:x.git")
+    assert "has a terminal" not in caught.value.said
+
+
+@pytest.mark.parametrize("how", ["core.sshCommand", "GIT_SSH_COMMAND", "GIT_SSH"])
+async def test_ssh_servers_are_reached_as_the_person_configured_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    bare = repository(tmp_path / "x.git", {"file": "1"})
+    wrapper = tmp_path / "wrapper"
+    wrapper.write_text(f'#!/bin/sh\necho "$*" >>{tmp_path}/called\nfor last; do :; done\ncd {tmp_path} && eval "$last"\n')
+    wrapper.chmod(0o755)
+    if how == "core.sshCommand":
+        settings(monkeypatch, tmp_path, f"[core]\n\tsshCommand = {wrapper} -i key\n")
+    else:
+        monkeypatch.setenv(how, str(wrapper))
+    said = await git.text("ls-remote", "git@nowhere.invalid:x.git", "HEAD", extra=await git.ssh_environment())
+    assert said.split("\t")[0] == real_git(bare, "rev-parse", "HEAD")
+    assert "BatchMode" not in (tmp_path / "called").read_text()
+
+
+async def test_plain_ssh_is_told_not_to_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await git.ssh_environment() == {"GIT_SSH_COMMAND": "ssh -oBatchMode=yes"}
+    settings(monkeypatch, tmp_path, "[core]\n\tsshCommand = ssh\n")
+    assert await git.ssh_environment() == {"GIT_SSH_COMMAND": "ssh -oBatchMode=yes"}
+
+
+async def test_what_git_leaves_running_in_the_background_does_not_hold_the_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository(tmp_path / "x.git", {"file": "1"})
+    # As an SSH client with ControlPersist does, it keeps git's stderr open.
+    monkeypatch.setenv("GIT_SSH_COMMAND", f"sh -c 'sleep 100 >&2 & echo $! >{tmp_path}/pid; cd {tmp_path}; eval \"$2\"' --")
+    monkeypatch.setenv("GIT_SSH_VARIANT", "simple")
+    began = time.monotonic()
+    await git.text("ls-remote", "host:x.git")
+    assert time.monotonic() - began < 50
+    os.kill(int((tmp_path / "pid").read_text()), 9)
+
+
+async def test_output_is_bounded_and_git_is_ended(tmp_path: Path) -> None:
+    ours = repository(tmp_path / "ours", {"big": "x" * 3_000_000})
+    with pytest.raises(TooMuchOutput, match="git cat-file printed more than 1000 bytes"):
+        await git.run("cat-file", "blob", "HEAD:big", git_dir=ours / ".git", most_bytes=1000)
+    assert len(await git.run("cat-file", "blob", "HEAD:big", git_dir=ours / ".git")) == 3_000_000
+
+
+async def test_a_time_limit_ends_git_and_what_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_SSH_COMMAND", f"sh -c 'echo $$ >{tmp_path}/pid; exec sleep 100' --")
+    monkeypatch.setenv("GIT_SSH_VARIANT", "simple")
+    with pytest.raises(GitError, match="did not end within 1 s"):
+        await git.text("ls-remote", "host:x.git", within_s=1)
+    pid = int((tmp_path / "pid").read_text())
+    async with asyncio.timeout(30):
+        while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1][:3]:
+            await asyncio.sleep(0.01)  # no event tells of the end of another's child
+
+
+async def test_memory_of_git_that_reads_foreign_objects_is_limited(tmp_path: Path) -> None:
+    ours = repository(tmp_path / "ours", {"file": "1"})
+    # A commit of 400 MB: git reads it whole to print its subject.
+    tree = real_git(ours, "rev-parse", "HEAD^{tree}")
+    text = f"tree {tree}\nauthor A <a@b> 1 +0000\ncommitter A <a@b> 1 +0000\n\n".encode() + b"x" * 400_000_000
+    big = real_git(ours, "hash-object", "-t", "commit", "-w", "--stdin", given=text)
+    with pytest.raises(GitError, match=r"more than 192 MiB of memory are needed"):
+        await git.run("rev-list", "--max-count=1", "--format=%s", big, git_dir=ours / ".git", limits=FOREIGN)
+
+
+async def test_the_first_reason_is_told_and_not_what_follows_from_it() -> None:
+    said = "fatal: unable to access 'http://x/': Failed to connect\nfatal: could not fetch abc\nerror: pack-objects died\n"
+    assert git.reason_in(said) == "fatal: unable to access 'http://x/': Failed to connect"
+    assert git.reason_in("hint: try\nerror: what\n") == "error: what"
+    assert git.reason_in("") == "no reason given"
+
+
+async def test_a_trace_that_a_person_asked_for_is_not_taken_for_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = repository(tmp_path / "ours", {"file": "1"})
+    monkeypatch.setenv("GIT_TRACE", "1")
+    monkeypatch.setenv("GIT_TRACE2", "1")
+    with pytest.raises(GitError) as caught:
+        await git.text("rev-parse", "--verify", "nothing", git_dir=ours / ".git")
+    assert "trace" not in caught.value.said
+    monkeypatch.setenv("GIT_TRACE", str(tmp_path / "trace"))
+    await git.text("rev-parse", "HEAD", git_dir=ours / ".git")
+    assert "rev-parse" in (tmp_path / "trace").read_text()
+
+
+async def test_git_that_is_not_installed_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(GitError, match="install it"):
+        await git.text("version")

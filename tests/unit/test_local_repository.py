@@ -1,0 +1,349 @@
+"""A repository on this host, read as it is: its names, its files, what it lacks, and the settings of the person's git."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gibil_bot.cli import checkout
+from gibil_bot.errors import InvalidWorkflow, UsageError
+from gibil_bot.planning.plan import catalogue
+from gibil_bot.runs.sources import LocalBundle, SourceError
+from gibil_bot.sandbox.identity import identity
+from gibil_bot.sandbox.origin import Origin, origin_url, read_origin
+from tests.doubles.githttp import GitServer
+from tests.doubles.repositories import commit, git, repository, snapshot
+
+GITHUB = "https://api.github.com"
+WORKFLOW = "on: {command: %s}\ntasks: [{run: 'true'}]\n"
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_the_person(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+
+
+async def origin(repo: Path | str, branch: str | None = None) -> Origin:
+    async with read_origin(str(repo), branch, GITHUB) as found:
+        return found
+
+
+async def packed(folder: Path, place: Path, *, dirty: bool = False) -> tuple[str, dict[str, bytes]]:
+    """The bundle that a machine would be sent, unpacked by the real git: the commit, and its files."""
+    place.mkdir()
+    async with checkout.read(folder, dirty=dirty) as here:
+        sender = LocalBundle(here.repository, here.sha, here.promisor)
+        with (place / "bundle").open("wb") as file:
+            async for data in sender._bundle():
+                file.write(data)
+    git(place, "init", "-q", "--bare", "copy.git")
+    git(place / "copy.git", "fetch", "-q", str(place / "bundle"), "+refs/*:refs/bundle/*")
+    listed = git(place / "copy.git", "ls-tree", "-r", "-z", here.sha).split("\0")
+    entries = [entry.partition("\t") for entry in listed if entry]
+    files = {
+        name: git(place / "copy.git", "cat-file", "blob", facts.split()[2]).encode("utf-8", "surrogateescape")
+        for facts, _, name in entries
+        if " blob " in facts
+    }
+    return here.sha, files
+
+
+# --- names ---
+
+
+@pytest.mark.parametrize("name", ["v1", "HEAD", "heads/x", "-x", "prüfung", "a\u00a0b", "a\u3000b", "a\u2028b", "refs/heads/y"])
+async def test_a_branch_is_known_by_its_full_name(tmp_path: Path, name: str) -> None:
+    work = repository(tmp_path / "work", {"file": "1"})
+    git(work, "update-ref", f"refs/tags/{name}", "HEAD")
+    git(work, "update-ref", "refs/heads/x", "HEAD")
+    git(work, "update-ref", f"refs/heads/{name}", "HEAD")
+    git(work, "symbolic-ref", "HEAD", f"refs/heads/{name}")
+    head = commit(work, {"file": "2"})
+    found = await origin(work)
+    assert (found.branch, found.sha) == (name, head)
+    async with checkout.read(work, dirty=False) as here:
+        assert (here.branch, here.sha) == (name, head)
+    if not name.startswith("-"):  # which is an option on a command line
+        git(work, "checkout", "-q", "--detach", "HEAD~1")
+        found = await origin(work, name)
+        assert (found.branch, found.sha) == (name, head)
+
+
+async def test_a_detached_head_is_no_branch(tmp_path: Path) -> None:
+    work = repository(tmp_path / "work", {"file": "1"})
+    git(work, "checkout", "-q", "--detach")
+    assert (await origin(work)).branch is None
+    async with checkout.read(work, dirty=False) as here:
+        assert here.branch == ""
+        assert checkout._pull_request(here).base_ref == ""
+
+
+async def test_a_relative_address_of_the_origin_is_meant_from_the_checkout(tmp_path: Path) -> None:
+    work = repository(tmp_path / "work", {"file": "1"})
+    git(work, "remote", "add", "origin", "../bare.git")
+    assert await origin_url(work) == str(tmp_path / "bare.git")
+    assert (await origin(work)).repo == str(tmp_path / "bare.git")
+    assert await origin_url(tmp_path) is None
+
+
+# --- files ---
+
+
+async def test_workflow_files_are_found_whatever_their_names_are(tmp_path: Path) -> None:
+    names = ["prüfung", "with space", "line\u2028end", 'quote"d', "tab\there"]
+    files = {f".gibil/workflows/{name}.yml": WORKFLOW % f"word{number}" for number, name in enumerate(names)}
+    work = repository(tmp_path / "work", files)
+    async with checkout.read(work, dirty=False) as here:
+        assert set(here.files) == set(files)
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    work = repository(tmp_path / "work", {"ci/gibil.yml": "tasks: [{run: 'true'}]\n", "ci/ok.yml": WORKFLOW % "ok"})
+    (work / ".gibil/workflows").mkdir(parents=True)
+    (work / ".gibil.yml").symlink_to("ci/gibil.yml")
+    for name, target in (
+        ("good.yml", "../../ci/ok.yml"), ("out.yml", "../../../outside.yml"), ("absolute.yml", "/etc/hostname"),
+        ("dangling.yml", "nothing"), ("loop.yml", "loop.yml"), ("folder.yml", "../../ci"),
+    ):  # fmt: skip
+        (work / ".gibil/workflows" / name).symlink_to(target)
+    (tmp_path / "outside.yml").write_text(WORKFLOW % "outside")
+    commit(work, {})
+    git(work, "update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},.gibil/workflows/module.yml")
+    git(work, "commit", "-qm", "a submodule")
+    return work
+
+
+async def test_links_to_files_of_the_commit_are_followed_and_others_are_a_problem(linked: Path) -> None:
+    found = await origin(linked)
+    assert found.file is not None
+    assert found.file.tasks[0].run == "true"
+    async with checkout.read(linked, dirty=False) as here:
+        known = catalogue({}, here.files, base_ref="main")
+    assert [workflow.command for workflow in known.workflows] == ["ok"]
+    problems = {problem.path.partition("@")[0].rpartition("/")[2]: problem.problem for problem in known.problems}
+    assert set(problems) == {"out.yml", "absolute.yml", "dangling.yml", "loop.yml", "folder.yml", "module.yml"}
+    assert "submodule; put the file itself there" in problems.pop("module.yml")
+    assert all("symbolic link" in problem and "put the file itself there" in problem for problem in problems.values())
+
+
+async def test_a_link_in_place_of_the_folder_is_a_problem(tmp_path: Path) -> None:
+    work = repository(tmp_path / "work", {"ci/ok.yml": WORKFLOW % "ok"})
+    (work / ".gibil").mkdir()
+    (work / ".gibil/workflows").symlink_to("../ci")
+    (work / ".gibil.yml").symlink_to("../secret")
+    commit(work, {})
+    async with checkout.read(work, dirty=False) as here:
+        known = catalogue({}, here.files, base_ref="main")
+    assert len(known.problems) == 2
+    with pytest.raises(InvalidWorkflow, match="symbolic link that does not lead to a file of this repository"):
+        await origin(work)
+
+
+async def test_a_workflow_file_that_is_too_large_is_said_to_be(tmp_path: Path) -> None:
+    work = repository(tmp_path / "work", {".gibil.yml": "#" * 20_000_000})
+    with pytest.raises(InvalidWorkflow, match="larger than 64 KiB"):
+        await origin(work)
+
+
+# --- what is sent ---
+
+
+async def test_reading_and_packing_leaves_the_repository_as_it_was(tmp_path: Path) -> None:
+    work = repository(tmp_path / "work", {"file": "1", ".gitattributes": "*.txt text\n"})
+    git(work, "worktree", "add", "-q", str(tmp_path / "linked"), "-b", "topic")
+    (tmp_path / "linked" / "file").write_text("changed")
+    (tmp_path / "linked" / "new\u2028name.txt").write_text("new")
+    before = snapshot(work)
+    sha, files = await packed(tmp_path / "linked", tmp_path / "out", dirty=True)
+    assert files["file"] == b"changed"
+    assert files["new\u2028name.txt"] == b"new"
+    assert sha != git(work, "rev-parse", "topic")
+    assert (await origin(tmp_path / "linked")).branch == "topic"
+    assert snapshot(work) == before
+
+
+async def test_a_sparse_checkout_and_excluded_files_are_sent_as_they_are_meant(tmp_path: Path) -> None:
+    work = repository(tmp_path / "work", {"kept/a": "1", "left/b": "2"})
+    git(work, "sparse-checkout", "set", "kept")
+    assert not (work / "left").exists()
+    (work / ".git/info").mkdir(exist_ok=True)
+    (work / ".git/info/exclude").write_text("ignored\n")
+    (work / "ignored").write_text("x")
+    (work / "kept/a").write_text("changed")
+    _, files = await packed(work, tmp_path / "out", dirty=True)
+    assert files == {"kept/a": b"changed", "left/b": b"2"}
+
+
+async def test_a_file_in_place_of_a_folder_and_a_removed_one_are_sent(tmp_path: Path) -> None:
+    work = repository(tmp_path / "work", {"a/b": "1", "gone": "1", "c": "1"})
+    for path in (work / "a/b", work / "gone", work / "c"):
+        path.unlink()
+    (work / "a").rmdir()
+    (work / "a").write_text("file")
+    (work / "c").mkdir()
+    (work / "c/d").write_text("deep")
+    _, files = await packed(work, tmp_path / "out", dirty=True)
+    assert files == {"a": b"file", "c/d": b"deep"}
+
+
+async def test_a_split_index_is_read_too(tmp_path: Path) -> None:
+    work = repository(tmp_path / "work", {"a": "1", "b": "1"})
+    git(work, "update-index", "--split-index")
+    (work / "a").write_text("2")
+    _, files = await packed(work, tmp_path / "out", dirty=True)
+    assert files == {"a": b"2", "b": b"1"}
+
+
+# --- what is missing ---
+
+
+@pytest.fixture
+def partial(tmp_path: Path) -> Iterator[tuple[Path, GitServer]]:
+    work = repository(tmp_path / "first", {"file": "1"})
+    commit(work, {".gibil.yml": "tasks: [{run: 'true'}]\n"})
+    commit(work, {"file": "2"})
+    (tmp_path / "served").mkdir()
+    git(tmp_path, "clone", "-q", "--bare", str(work), "served/lib.git")
+    git(tmp_path / "served/lib.git", "config", "uploadpack.allowFilter", "true")
+    git(tmp_path / "served/lib.git", "config", "uploadpack.allowAnySHA1InWant", "true")
+    with GitServer(tmp_path / "served") as server:
+        git(tmp_path, "clone", "-q", "--filter=blob:none", f"{server.url}/lib.git", "partial")
+        yield tmp_path / "partial", server
+
+
+async def test_a_partial_clone_gets_what_it_lacks_and_is_not_written_to(
+    partial: tuple[Path, GitServer], tmp_path: Path
+) -> None:
+    work, _ = partial
+    before = snapshot(work)
+    _, files = await packed(work, tmp_path / "out")
+    assert files["file"] == b"2"
+    assert snapshot(work) == before
+
+
+async def test_a_partial_clone_without_its_remote_says_what_is_missing(partial: tuple[Path, GitServer], tmp_path: Path) -> None:
+    work, _ = partial
+    git(work, "remote", "set-url", "origin", "http://ada:hunter2@127.0.0.1:9/none.git")
+    with pytest.raises(
+        SourceError, match=r"only at its remote http://127\.0\.0\.1:9/none\.git, which cannot be reached"
+    ) as told:
+        async with checkout.read(work, dirty=False) as here:
+            await LocalBundle(here.repository, here.sha, here.promisor).send(NoShell())  # type: ignore[arg-type]
+    assert "hunter2" not in told.value.message
+    assert "\n" not in told.value.message
+
+
+class NoShell:
+    """A machine that takes everything."""
+
+    async def run(self, script: str, **how: object) -> object:
+        return None
+
+    async def put(self, path: str, content: object) -> None:
+        async for _ in content:  # type: ignore[attr-defined]
+            pass
+
+
+async def test_a_workflow_file_that_a_partial_clone_lacks_is_said_to_be_missing(
+    partial: tuple[Path, GitServer], tmp_path: Path
+) -> None:
+    _, server = partial
+    git(tmp_path, "clone", "-q", "--filter=blob:none", "--no-checkout", f"{server.url}/lib.git", "bare")
+    git(tmp_path / "bare", "remote", "set-url", "origin", "http://127.0.0.1:9/none.git")
+    for ask in (origin(tmp_path / "bare"), checkout.read(tmp_path / "bare", dirty=False).__aenter__()):
+        with pytest.raises(UsageError, match=r"only at its remote http://127\.0\.0\.1:9/none\.git, which cannot be reached"):
+            await ask
+
+
+async def test_a_repository_with_other_object_names_is_refused_with_the_reason(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    git(tmp_path, "init", "-q", "--object-format=sha256", "work")
+    git(work, "commit", "-q", "--allow-empty", "-m", "x")
+    with pytest.raises(UsageError, match="sha256 object names"):
+        await origin(work)
+
+
+# --- the person's settings ---
+
+SETTINGS = {
+    "bare repositories only by name": "[safe]\n\tbareRepository = explicit\n",
+    "colours": "[color]\n\tui = always\n[column]\n\tui = always\n",
+    "submodules": "[submodule]\n\trecurse = true\n[fetch]\n\trecurseSubmodules = true\n",
+    "object format": "[init]\n\tdefaultObjectFormat = sha256\n\tdefaultRefFormat = reftable\n\tdefaultBranch = x\n",
+    "renames": "[diff]\n\trenames = copies\n\tnoprefix = true\n\texternal = /bin/false\n\tmnemonicPrefix = true\n",
+    "logs": "[log]\n\tshowSignature = true\n\tdate = relative\n\tdecorate = full\n\tmailmap = true\n",
+    "encodings": "[i18n]\n\tlogOutputEncoding = UTF-16\n\tcommitEncoding = latin1\n[core]\n\tquotePath = true\n",
+    "remote name": "[clone]\n\tdefaultRemoteName = upstream\n",
+    "pager and editor": "[core]\n\tpager = /bin/false\n\teditor = /bin/false\n[pager]\n\tls-tree = true\n\tconfig = true\n",
+    "pruning": "[fetch]\n\tprune = true\n\tpruneTags = true\n\twriteCommitGraph = true\n[remote]\n\tpushDefault = x\n",
+    "signing": "[commit]\n\tgpgSign = true\n[push]\n\tgpgSign = true\n\tfollowTags = true\n[tag]\n\tgpgSign = true\n",
+    "aliases": "[alias]\n\trev-parse = !false\n\tls-tree = !false\n",
+    "pathspecs": "[core]\n\tignoreCase = true\n\tautocrlf = input\n\tsafecrlf = true\n",
+    "filters": '[filter "x"]\n\tclean = false\n\tsmudge = false\n\trequired = true\n',
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+async def test_ordinary_settings_of_the_persons_git_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    files = {".gibil.yml": "tasks: [{run: 'true'}]\n", "prüfung.x": "1", ".gitattributes": "*.x filter=x\n"}
+    work = repository(tmp_path / "work", files)
+    (tmp_path / "served").mkdir()
+    git(tmp_path, "clone", "-q", "--bare", str(work), "served/lib.git")
+    (tmp_path / "gitconfig").write_text(SETTINGS[name])
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    head = git(work, "rev-parse", "HEAD")
+    with GitServer(tmp_path / "served", tokens={}) as server:
+        for repo in (work, tmp_path / "served/lib.git", f"{server.url}/lib.git"):
+            found = await origin(repo)
+            assert (found.sha, found.branch, found.file is not None) == (head, "main", True)
+        monkeypatch.setattr("gibil_bot.sandbox.origin._ASK_S", 0.0)  # as if only credentials opened it
+        found = await origin(f"{server.url}/lib.git")
+        assert (found.sha, found.clone_url) == (head, None)
+    (work / "prüfung.x").write_text("2")
+    _, sent = await packed(work, tmp_path / "out", dirty=True)
+    assert sent["prüfung.x"] == b"2"
+
+
+async def test_an_address_that_the_person_rewrites_and_their_header_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = repository(tmp_path / "work", {"file": "1"})
+    (tmp_path / "served").mkdir()
+    git(tmp_path, "clone", "-q", "--bare", str(work), "served/lib.git")
+    with GitServer(tmp_path / "served") as server:
+        (tmp_path / "gitconfig").write_text(
+            f'[url "{server.url}/"]\n\tinsteadOf = https://nowhere.invalid/\n[http]\n\textraHeader = "Authorization: mine"\n'
+        )
+        monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+        found = await origin("https://nowhere.invalid/lib.git")
+        assert found.sha == git(work, "rev-parse", "HEAD")
+        assert "mine" in [authorization for _, authorization in server.requests]
+
+
+async def test_commits_carry_the_name_that_the_persons_git_would_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EMAIL", raising=False)
+    assert await identity() is None
+    work = repository(tmp_path / "work", {"file": "1"})
+    (tmp_path / "at-work").write_text("[user]\n\temail = ada@work.example\n")
+    (tmp_path / "gitconfig").write_text(
+        f'[user]\n\tname = "Ada \\"L\\" O\'Brien\\\\"\n\temail = ada@example.com\n'
+        f'[includeIf "gitdir:{tmp_path}/work/"]\n\tpath = {tmp_path}/at-work\n'
+    )
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    who = await identity()
+    assert who is not None
+    assert who.email == "ada@example.com"
+    found = await origin(work)
+    assert found.identity is not None
+    assert found.identity.email == "ada@work.example"
+    git(work, "config", "user.name", "x" * 5000)
+    assert (await origin(work)).identity is None
