@@ -90,8 +90,12 @@ class Shell(Protocol):
         env: Mapping[str, str] | None = None,
         on_output: Callable[[str, bytes], None] | None = None,
         keep_output: bool = True,
+        most_bytes: int = 1024 * 1024,
     ) -> Result:
         """Run a short script in `sh -c` and wait. The process tree dies on timeout (TimeoutError) and on cancel.
+
+        At most `most_bytes` of output are kept: beyond that the process tree dies, and SSHError is raised. Raises UsageError
+        for a script of blanks.
 
         `env` goes over stdin's side channel of the implementation, never argv. `on_output(stream, data)` is called as
         output comes; the result holds it all the same, unless `keep_output` is False: then output of any size passes through.

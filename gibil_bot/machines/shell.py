@@ -15,6 +15,7 @@ from typing import Any
 
 from gibil_bot.errors import JobNotStarted, MachineLost, SSHError, UsageError
 from gibil_bot.machines import job_scripts, remote_scripts
+from gibil_bot.machines.answers import MOST_ANSWERED, BadAnswer, number, printable
 from gibil_bot.machines.channel import Channel
 from gibil_bot.machines.connection import Connection, blocks
 from gibil_bot.machines.follow import Follow
@@ -25,6 +26,8 @@ _START_S = 60.0
 _UNATTACHED_S = 5.0
 """How long the output of a job that was just started is kept flowing for an attach that is about to come."""
 _REATTACHES = 5
+_STALLS_S = 120.0
+"""How long a machine may take to store one block of a file."""
 
 
 class SSHShell:
@@ -49,16 +52,21 @@ class SSHShell:
         env: Mapping[str, str] | None = None,
         on_output: Callable[[str, bytes], None] | None = None,
         keep_output: bool = True,
+        most_bytes: int = MOST_ANSWERED,
     ) -> Result:
-        """See ports.Shell. An exception of `on_output` is raised at the end, it does not disturb the connection."""
+        """See ports.Shell. An exception of `on_output` ends the command and is raised; the connection stays as it is."""
+        if not script.strip():
+            raise UsageError("there is no command: the script is empty")
         tag = f"run-{secrets.token_hex(8)}"
         command = remote_scripts.run_command(tag, script, with_env=bool(env))
         if env:
             stdin = remote_scripts.export_line(env) + stdin
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._connection.execute(command, stdin, on_output, keep_output=keep_output)
-        except (TimeoutError, asyncio.CancelledError):
+                return await self._connection.execute(command, stdin, on_output, keep_output=keep_output, most_bytes=most_bytes)
+        except MachineLost:
+            raise
+        except BaseException:  # it takes too long, says too much, or is cancelled
             await self._see_through(self._kill_run(tag))
             raise
 
@@ -153,7 +161,9 @@ class SSHShell:
         tag = f"gibil-{secrets.token_hex(8)}"
         try:
             if isinstance(content, bytes):
-                result = await self._connection.execute(remote_scripts.put_command(path, mode, tag, len(content)), content)
+                result = await self._connection.execute(
+                    remote_scripts.put_command(path, mode, tag, len(content)), content, stalls_s=_STALLS_S
+                )
                 self._check_stored(path, result)
                 return
             sent = 0
@@ -165,12 +175,16 @@ class SSHShell:
                     yield block
 
             # Only we know that all was sent, so the file is moved into place by a command of its own.
-            result = await self._connection.execute(remote_scripts.put_command(path, mode, tag, None), counted())
+            result = await self._connection.execute(
+                remote_scripts.put_command(path, mode, tag, None), counted(), stalls_s=_STALLS_S
+            )
             self._check_stored(path, result)
-            if int(result.stdout) != sent:
+            if number(result.stdout.strip()) != sent:
                 raise MachineLost(f"not all of {path} arrived on {self._connection.where}: the connection ended")
-            result = await self._connection.execute(remote_scripts.put_commit_command(path, mode, tag))
+            result = await self._connection.execute(remote_scripts.put_commit_command(path, mode, tag), stalls_s=_STALLS_S)
             self._check_stored(path, result)
+        except BadAnswer as error:
+            raise SSHError(f"cannot write {path} on {self._connection.where}: {error.message}") from None
         except SSHError:
             raise  # the command has cleaned up itself
         except BaseException:
@@ -193,7 +207,7 @@ class SSHShell:
 
     def _check_stored(self, path: str, result: Result) -> None:
         if result.exit_status != 0:
-            reason = result.stderr.decode("utf-8", "replace").strip().replace("\n", "; ") or "not all of it arrived"
+            reason = printable(result.stderr.decode("utf-8", "replace").strip().replace("\n", "; ")) or "not all of it arrived"
             raise SSHError(f"cannot write {path} on {self._connection.where}: {reason}")
 
     # --- jobs ---------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gibil_bot.errors import GibilError, UsageError
+from gibil_bot.machines.answers import last_line
 from gibil_bot.runs.sources import WORKSPACE, SourceError, git
 from gibil_bot.sandbox.credentials import for_git
 from gibil_bot.sandbox.git_words import reason
@@ -137,10 +138,8 @@ async def _where(live: LiveMachine) -> tuple[str, str | None]:
     there = await live.run(f"cd {WORKSPACE} && git rev-parse --verify HEAD && {{ git symbolic-ref -q --short HEAD || true; }}")
     lines = there.stdout.split()
     if there.exit_code != 0 or not lines or len(lines[0]) != 40 or not set(lines[0]) <= set("0123456789abcdef"):
-        said = there.stderr.strip().splitlines()
-        raise UsageError(
-            f"there is no commit in {WORKSPACE} on {live.name}: {said[-1] if said else 'is it still being cloned?'}"
-        )
+        said = last_line(there.stderr.encode(), "is it still being cloned?")
+        raise UsageError(f"there is no commit in {WORKSPACE} on {live.name}: {said}")
     return lines[0], lines[1] if len(lines) == 2 else None
 
 
@@ -160,6 +159,5 @@ async def _bundle(live: LiveMachine, base: str) -> bytes:
     command = f"cd {WORKSPACE} && git -c core.hooksPath=/dev/null bundle create -q - HEAD ^{shlex.quote(base)}"
     result = await live.shell.run(command, timeout_s=_TAKE_S, on_output=take_output, keep_output=False)
     if result.exit_status != 0:
-        said = b"".join(words).decode("utf-8", "replace").strip().splitlines()
-        raise NotPushed(f"{live.name} could not pack its commits: {said[-1] if said else 'no reason given'}")
+        raise NotPushed(f"{live.name} could not pack its commits: {last_line(b''.join(words))}")
     return b"".join(kept)
