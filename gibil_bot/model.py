@@ -572,6 +572,8 @@ class Exit(Struct, frozen=True):
     status: int
     files: Mapping[str, bytes] = field(default_factory=dict)
     """What the job's `returns` held at its end, each cut at 1 MiB; b"" where there was no file to be read."""
+    output_cut: bool = False
+    """Not all of its output could be stored on the machine: its disk is full, or what stores it was killed."""
 
 
 def _without(noun: Struct, *secret: str) -> str:

@@ -35,6 +35,7 @@ class Follow:
         self.failed = ""
         self.unknown = False
         self.lost = False
+        self.cut = False
         self.exit_status: int | None = None
         self.files: dict[str, bytes] = {}
         """What the job's `returns` held; whole once the exit status is known."""
@@ -110,6 +111,8 @@ class Follow:
                 self.unknown = True
             case "gibil:lost":
                 self.lost = True
+            case "gibil:cut":
+                self.cut = True
             case "gibil:failed":
                 self.failed = printable(rest) or "no reason given"
             case "gibil:file":

@@ -136,7 +136,7 @@ class SSHShell:
                     wake.set()
                 if all(follow.complete for follow in follows):
                     assert follows[0].exit_status is not None
-                    yield Exit(follows[0].exit_status, follows[0].files)
+                    yield Exit(follows[0].exit_status, follows[0].files, follows[0].cut)
                     return
                 await wake.wait()
                 wake.clear()

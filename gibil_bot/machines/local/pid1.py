@@ -15,6 +15,7 @@ import signal
 import socket
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 from gibil_bot.errors import ProviderError
@@ -59,10 +60,26 @@ class Pid1:
         self._count = 0
         self._flushing = False
         self._closed = False
+        self._root: int | None = None
         control.setblocking(False)
         with contextlib.suppress(OSError):
             control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MESSAGE_BYTES)
         self._loop.add_reader(control.fileno(), self._read)
+
+    def entered(self, pid: int) -> None:
+        """Its host pid is known: learn which user of the host is root in there (user_namespaces(7))."""
+        with contextlib.suppress(OSError):
+            inside, outside, _count = Path(f"/proc/{pid}/uid_map").read_text().split()[:3]
+            if inside == "0" and int(outside) != os.geteuid():
+                self._root = int(outside)
+
+    def give_to_root(self, fd: int) -> None:
+        """Make a pipe that is made out here the property of the machine's root.
+
+        Otherwise its owner has no name in there, and nobody may open it by its name (/dev/stdin, /proc/self/fd/1).
+        """
+        if self._root is not None:
+            os.fchown(fd, self._root, self._root)
 
     def spawn(self, command: Command, arguments: list[str], env: dict[str, str], size: tuple[int, int] | None = None) -> int:
         """Start; returns the command's id. Raises ProviderError when the request is too large or the machine is gone."""

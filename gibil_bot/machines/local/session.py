@@ -161,6 +161,7 @@ class Session(_Base):
         theirs = [stdin_read, stdout_write, stderr_write]
         for fd in theirs:
             os.set_blocking(fd, True)
+            self._pid1.give_to_root(fd)
         self._drop_descriptors()  # of a request that could not be sent
         self._stdin = stdin_write
         self._outputs = {stdout_read: None, stderr_read: asyncssh.EXTENDED_DATA_STDERR}
