@@ -142,7 +142,7 @@ class _Init:
             os.set_inheritable(self._control.fileno(), False)
             for target in range(3):
                 os.dup2(fds[target if target < len(fds) else -1], target)
-            resource.setrlimit(resource.RLIMIT_NOFILE, self._open_files)
+            _limit_open_files(self._open_files)
             try:
                 os.chdir("/root")
             except OSError:
@@ -184,6 +184,15 @@ class _Init:
 
     def _send(self, answer: dict[str, Any], fds: list[int] | None = None) -> None:
         socket.send_fds(self._control, [json.dumps(answer).encode()], fds or [])
+
+
+def _limit_open_files(wanted: tuple[int, int]) -> None:
+    """Lower than wanted where our own limit is lower: raising it takes a capability that a machine does not have."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, most = wanted
+    if hard != resource.RLIM_INFINITY:
+        soft, most = (hard if value == resource.RLIM_INFINITY else min(value, hard) for value in (soft, most))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, most))
 
 
 def _signal(send: Any, target: int, which: int) -> None:
