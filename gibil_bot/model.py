@@ -553,6 +553,8 @@ class Job(Struct, frozen=True, kw_only=True):
     """One stream, stderr among stdout as it came; False keeps two files."""
     returns: tuple[str, ...] = ()
     """Absolute paths on the machine of at most 16 files: their contents come with the Exit."""
+    most_output_bytes: int | None = None
+    """Of each stream, in steps of 512: a job that prints more gets SIGPIPE, and its Exit says that its output is cut."""
 
     def __repr__(self) -> str:
         return _without(self, "env")

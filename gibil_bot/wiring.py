@@ -178,13 +178,14 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
             public_url=settings.public_url,
             max_ttl_s=settings.max_ttl_s,
             fingerprint_key=forge.keyring.derive("fingerprints", "secrets"),
+            max_logs_bytes=settings.max_run_logs_bytes,
         )
         policy = intake_policy(settings, forge.keyring)
         parts: dict[str, Callable[[], Coroutine[object, object, None]]] = {
             "intake": Intake(store, github, policy, process).run,
             "dispatcher": Dispatcher(tools, process, settings.max_machines).run,
             "teller": Teller(store, github, process).run,
-            "reaper": Reaper(store, forge, github, owner, logs).run,
+            "reaper": Reaper(store, forge, github, owner, logs, settings.max_logs_bytes).run,
         }
         bot.parts = {name: asyncio.create_task(_supervise(name, part), name=name) for name, part in parts.items()}
         try:

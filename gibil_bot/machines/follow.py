@@ -33,6 +33,8 @@ class Follow:
         """Only after a start: True: it runs now; False: it was started before."""
         self.separate = False
         self.failed = ""
+        self.said = ""
+        """The last line among those for us that is none: what a shell, or the server, complained about."""
         self.unknown = False
         self.lost = False
         self.cut = False
@@ -101,6 +103,8 @@ class Follow:
     def _read_line(self, line: str) -> None:
         word, _, rest = line.partition(" ")
         match word:
+            case _ if not word.startswith("gibil:") or word == "gibil:":
+                self.said = printable(line) or self.said
             case "gibil:started":
                 self.started = True
             case "gibil:again":

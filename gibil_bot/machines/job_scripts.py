@@ -37,6 +37,7 @@ from gibil_bot.model import Job
 RETURN_BYTES = 1024 * 1024
 """Where a returned file is cut."""
 MAX_RETURNS = 16
+NO_FOLDER = "the working directory"
 AT_ONCE_BYTES = 1024 * 1024
 """So much of the output of a job that ended quickly comes without its size being asked for."""
 _BUILTIN_BYTES = 16 * 1024
@@ -61,6 +62,7 @@ u=
 { read -r u && read -r u u; } </proc/self/status
 case $u in 0[0-7][0-7][0-7]) ;; *) u=$(umask) ;; esac
 umask 077
+[ -d @FOLDER@ ] || fail @NOFOLDER@
 [ -d "$j" ] || mkdir -p -m 700 "$j" 2>/dev/null || fail 'its folder cannot be made (is the disk full?)'
 printf %s @SCRIPT@ >"$script" || fail 'the script cannot be written (is the disk full?)'
 { printf '' >"$j/out" && @FILES@ echo '...    ' >"$j/rc" && echo $$ >"$j/pid"; } 2>/dev/null || {
@@ -124,7 +126,7 @@ else
     exec @WRITE@>&9 9>&-
     rm -f "$j/pipe"
 fi
-GIBIL_JOB= tee -a "$j/@FILE@" <&@READ@ >/dev/null 2>&1 3>&- @READ@<&- @CLOSED@ &
+(@LIMIT@ GIBIL_JOB= exec tee -a "$j/@FILE@") <&@READ@ >/dev/null 2>&1 3>&- @READ@<&- @CLOSED@ &
 copiers="$copiers $!"
 exec @READ@<&-
 """
@@ -216,6 +218,22 @@ wait $t
 """
 
 
+_WAIT = rf"""j=$HOME/.gibil/jobs/@ID@
+[ -s "$j/pid" ] || {{ echo gibil:unknown >&2; exit 1; }}
+{_RETURNS}exec </dev/null
+flock -s "$HOME/.gibil/jobs/.@ID@.lock" true
+r= x=
+read -r r x <"$j/rc"
+case $r in
+    [0-9]*)
+        [ "$x" ] && echo gibil:cut >&2
+        returns
+        echo "gibil:rest $r" >&2 ;;
+    *) echo gibil:lost >&2 ;;
+esac
+"""
+
+
 def start_command(job: Job) -> tuple[str, bytes]:
     """Start a job and follow its `out` from the beginning: the command, and what it reads on stdin."""
     check_job_id(job.id)
@@ -231,10 +249,17 @@ def start_command(job: Job) -> tuple[str, bytes]:
         PIPES=_pipes(job),
         OUTPUT=">&6 2>&6 6>&-" if job.merged else ">&6 2>&8 6>&- 8>&-",
         FOLDER=shlex.quote(job.working_directory),
+        NOFOLDER=shlex.quote(f"{NO_FOLDER} {job.working_directory.replace(chr(10), ' ')} does not exist"),
         EXPORTS=f"export {exports}" if exports else ":",
         COMMAND=_shell_words(job),
     )
     return fill(_LAUNCH, ID=job.id), supervisor.encode("utf-8", "surrogateescape")
+
+
+def wait_command(job_id: str) -> str:
+    """Wait for the end of a job without its output."""
+    check_job_id(job_id)
+    return fill(_WAIT, ID=job_id)
 
 
 def attach_command(job_id: str, stream: str, offset: int) -> str:
@@ -245,9 +270,10 @@ def attach_command(job_id: str, stream: str, offset: int) -> str:
 
 def _pipes(job: Job) -> str:
     """Shell text that makes a pipe, and what empties it, for each stream."""
-    text = "copiers=\n" + fill(_PIPE, READ="5", WRITE="6", FILE="out", CLOSED="6>&-")
+    limit = f"ulimit -f {job.most_output_bytes // 512};" if job.most_output_bytes else ""
+    text = "copiers=\n" + fill(_PIPE, READ="5", WRITE="6", FILE="out", CLOSED="6>&-", LIMIT=limit)
     if not job.merged:
-        text += fill(_PIPE, READ="7", WRITE="8", FILE="err", CLOSED="6>&- 8>&-")
+        text += fill(_PIPE, READ="7", WRITE="8", FILE="err", CLOSED="6>&- 8>&-", LIMIT=limit)
     return text + 'echo $copiers >"$j/copiers" 2>/dev/null'
 
 

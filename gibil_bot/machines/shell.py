@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any
 
-from gibil_bot.errors import JobNotStarted, MachineLost, SSHError, UsageError
+from gibil_bot.errors import JobLost, JobNotStarted, MachineLost, SSHError, UsageError
 from gibil_bot.machines import job_scripts, remote_scripts
 from gibil_bot.machines.answers import MOST_ANSWERED, BadAnswer, number, printable
 from gibil_bot.machines.channel import Channel
@@ -87,6 +87,8 @@ class SSHShell:
                     follow.wake.clear()
         except TimeoutError:
             follow.close()
+            if not self._connection.is_closed:
+                raise JobNotStarted(f"The machine did not start job {job.id} within {_START_S:g} s") from None
             raise MachineLost(f"{self._connection.where} did not start job {job.id} within {_START_S:g} s") from None
         except BaseException:
             follow.close()
@@ -98,10 +100,15 @@ class SSHShell:
         follow.close()
         if follow.started is None and follow.failed:
             raise JobNotStarted(f"The machine could not start job {job.id}: {follow.failed}")
+        if follow.started is None and not self._connection.is_closed and follow.channel.exit_status is not None:
+            said = f": {follow.said}" if follow.said else ""
+            raise JobNotStarted(
+                f"The machine could not start job {job.id}: its shell ended with status {follow.channel.exit_status}{said}"
+            )
         if follow.started is None:
             raise MachineLost(f"{self._connection.where} could not start job {job.id}: the connection ended")
 
-    async def attach(self, job_id: str, *, stdout_from: int = 0, stderr_from: int = 0) -> AsyncIterator[Chunk | Exit]:
+    async def attach(self, job_id: str, *, stdout_from: int = 0, stderr_from: int = 0) -> AsyncGenerator[Chunk | Exit, None]:
         """See ports.Shell."""
         remote_scripts.check_job_id(job_id)
         kept = self._kept.pop(job_id, None)
@@ -126,9 +133,8 @@ class SSHShell:
                         self._raise_if_gone(job_id, follow)
                         reattaches += 1
                         if reattaches > _REATTACHES:
-                            raise MachineLost(
-                                f"the output of job {job_id} on {self._connection.where} breaks off again and again"
-                            )
+                            said = f": {follow.said}" if follow.said else ""
+                            raise JobLost(f"the output of job {job_id} on the machine cannot be followed any more{said}")
                         follows[index] = await self._follow(job_id, follow.stream, follow.offset)
                         wake.set()
                 if follows[0].separate and len(follows) == 1:
@@ -143,6 +149,24 @@ class SSHShell:
         finally:
             for follow in follows:
                 follow.close()
+
+    async def wait(self, job_id: str) -> Exit:
+        """See ports.Shell."""
+        remote_scripts.check_job_id(job_id)
+        reattaches = 0
+        while True:
+            follow = Follow("stdout", 0)
+            follow.channel = await self._connection.open(job_scripts.wait_command(job_id), follow.on_data)
+            try:
+                await asyncio.shield(follow.channel.ended)
+            finally:
+                follow.close()
+            if follow.exit_status is not None:
+                return Exit(follow.exit_status, follow.files, follow.cut)
+            self._raise_if_gone(job_id, follow)
+            reattaches += 1
+            if reattaches > _REATTACHES:
+                raise JobLost(f"the end of job {job_id} on the machine cannot be waited for any more")
 
     async def kill(self, job_id: str, *, grace_s: float = 5.0) -> None:
         """See ports.Shell. An unknown job is not a failure. Raises SSHError when something of it does not die."""
@@ -227,14 +251,14 @@ class SSHShell:
         asyncio.get_running_loop().call_later(_UNATTACHED_S, drop)
 
     def _raise_if_gone(self, job_id: str, follow: Follow) -> None:
-        if follow.lost:
-            raise MachineLost(
-                f"job {job_id} on {self._connection.where} vanished without an exit status: its supervisor was killed"
-            )
-        if follow.unknown:
-            raise MachineLost(f"there is no job {job_id} on {self._connection.where}")
         if self._connection.is_closed:
             raise self._connection.gone()
+        if follow.lost:
+            raise JobLost(
+                f"job {job_id} vanished without an exit status: its supervisor was killed by something on the machine"
+            )
+        if follow.unknown:
+            raise JobLost(f"there is no job {job_id} on the machine: it was never started, or its files were removed")
 
     # --- ends ---------------------------------------------------------------------------------------------------
 

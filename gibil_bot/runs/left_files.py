@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 
+from gibil_bot.machines.answers import number
 from gibil_bot.model import Exit
 from gibil_bot.planning import script
 from gibil_bot.ports import Shell
@@ -39,6 +40,13 @@ def left_in(ended: Exit, index: int) -> LeftFiles | None:
     if summary is None or env is None or path is None:
         return None
     return LeftFiles(summary[:STORED_SUMMARY_BYTES], env[:FILES_LIMIT_BYTES], path[:FILES_LIMIT_BYTES])
+
+
+async def read_tail(shell: Shell, job_id: str, most: int) -> tuple[bytes, int]:
+    """The end of what a job has printed, and the size of all of it. Raises MachineLost, SSHError, BadAnswer, TimeoutError."""
+    result = await shell.run(f'cd "$HOME/.gibil/jobs/{job_id}" && stat -c %s out && tail -c {most} out', most_bytes=most + 100)
+    size, _, data = result.stdout.partition(b"\n")
+    return data, number(size)
 
 
 async def read_left_files(shell: Shell, index: int) -> LeftFiles:

@@ -127,6 +127,13 @@ class Redactor:
         return next((stop for _, stop in spans if stop > forced), forced)
 
 
+def after_the_first_line(data: bytes) -> bytes:
+    """Of output whose beginning is not known, what can be redacted: no rest of a line, and no rest of a private key."""
+    data = data[data.find(b"\n") + 1 :] if b"\n" in data else b""
+    stop, start = _KEY_STOP.search(data), _KEY_START.search(data)
+    return data[stop.end() :] if stop is not None and (start is None or stop.start() < start.start()) else data
+
+
 def _forms(secret: str) -> Iterator[bytes]:
     """Everything that scripts make of a secret when they print it."""
     plain = {secret, secret.strip(), secret.replace("\n", "\r\n")}
