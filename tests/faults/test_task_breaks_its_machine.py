@@ -26,7 +26,10 @@ TOOLS = """
 name: Tools
 on: {command: tools}
 tasks:
-  - {name: break, run: 'cd /usr/bin; printf "#!/bin/sh\\nexit 3\\n" >x; chmod +x x; for t in flock tail stat base64 setsid; do cp x "$t"; done'}
+  - name: break
+    run: |
+      cd /usr/bin; echo 'exit 3' >x; chmod +x x
+      for t in flock tail stat base64 setsid; do cp x "$t"; done
   - {name: next, if: always(), run: 'echo next'}
   - {name: remove, if: always(), run: 'rm -f /usr/bin/bash /bin/bash /usr/bin/dash /usr/bin/sh'}
   - {name: last, if: always(), run: 'echo last'}
@@ -49,5 +52,7 @@ async def test_the_task_has_failed_and_not_gibil(tmp_path: Path, command: str, w
         if command == "breaks":
             assert said.count("its supervisor was killed by something on the machine") >= 3, said
             assert "does not exist (an earlier task removed it)" in said, said
+        else:
+            assert said.count("could not start job") >= 1, said
         await world.told_everything()
         await world.assert_nothing_left()
