@@ -140,3 +140,22 @@ async def test_offsets_stay_exact_however_the_output_is_opened(far: Far, shell: 
             else:
                 assert isinstance(item, Exit)
         assert rest == whole[offset:]
+
+
+async def test_a_job_that_prints_more_than_it_may_is_stopped_and_its_end_says_so(far: Far, shell: SSHShell) -> None:
+    most = 1024 * 1024
+    await shell.start(far.job("job-1", "yes", most_output_bytes=most))
+    async with asyncio.timeout(60):
+        items = [item async for item in shell.attach("job-1")]
+    assert sum(len(item.data) for item in items if isinstance(item, Chunk)) == most
+    assert items[-1] == Exit(141, output_cut=True)
+    assert await shell.wait("job-1") == Exit(141, output_cut=True)
+
+
+async def test_the_end_of_a_job_can_be_awaited_without_its_output(far: Far, shell: SSHShell) -> None:
+    fifo = f"{far.home}/fifo"
+    await shell.start(far.job("job-1", f"mkfifo {fifo}; head -c 3000000 /dev/zero; read x <{fifo}; exit 7"))
+    waiting = asyncio.create_task(shell.wait("job-1"))
+    assert (await shell.run(f"while [ ! -p {fifo} ]; do sleep 0.01; done; echo go >{fifo}")).exit_status == 0
+    async with asyncio.timeout(30):
+        assert await waiting == Exit(7)
