@@ -75,7 +75,7 @@ class TaskLog:
             os.ftruncate(self._log, self._written)
             start = max(0, self._written - TAIL_BYTES)
             self._tail += os.pread(self._log, TAIL_BYTES, start)
-            self.is_full = self._written >= self._limit
+            self.is_full = self._written >= self._limit or self.raw_offset >= LOG_LIMIT_BYTES
         except OSError as error:
             self._give_up(error)
         self._fed_offset = self.raw_offset
@@ -116,7 +116,9 @@ class TaskLog:
                 if not self.is_full and _free_above_floor(self._log) < len(clean):
                     self.problem = f"the log {self._path.name} is not whole: the bot's disk is nearly full"
                     room = 0
-                if room <= len(clean) and not self.is_full:
+                if not self.is_full and (
+                    room <= len(clean) or offset >= LOG_LIMIT_BYTES
+                ):  # masks are short: count what came, too
                     self.is_full = True
                     why = self.problem or f"the logs of this run are longer than {_size(self._limit)}"
                     clean_here = clean[: max(0, room)] + f"\n[gibil: the rest is not kept: {why}]\n".encode()

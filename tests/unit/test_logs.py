@@ -44,6 +44,15 @@ async def test_a_log_that_was_full_is_full_when_it_is_opened_again(tmp_path: Pat
     assert (tmp_path / "0.log").stat().st_size == size
 
 
+async def test_output_that_is_masked_to_almost_nothing_counts_as_it_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "LOG_LIMIT_BYTES", 1000)
+    log = await _fed(tmp_path / "0.log", b"-----BEGIN PRIVATE KEY-----\n" * 50, limit=1000)
+    assert log.is_full
+    await log.close()
+
+
 async def test_no_room_at_all_keeps_nothing_and_the_end_is_shown(tmp_path: Path) -> None:
     log = await _fed(tmp_path / "0.log", b"words\n", limit=0)
     await log.close()
