@@ -107,8 +107,20 @@ class Connection:
             raise self.gone()
         return Result(exit_status=channel.exit_status, stdout=bytes(output["stdout"]), stderr=bytes(output["stderr"]))
 
-    async def open(self, command: str, on_data: OnData, *, terminal: tuple[str, tuple[int, int]] | None = None) -> Channel:
-        """Open a channel, with a terminal where its type and its (columns, rows) are given.
+    @property
+    def server_version(self) -> str:
+        """What the server calls itself, without the protocol's version (RFC 4253, 4.2)."""
+        return str(self._connection.get_extra_info("server_version", "")).removeprefix("SSH-2.0-")
+
+    async def open(
+        self,
+        command: str | None,
+        on_data: OnData,
+        *,
+        terminal: tuple[str, tuple[int, int]] | None = None,
+        subsystem: str | None = None,
+    ) -> Channel:
+        """Open a channel for a command or a subsystem, with a terminal where its type and its (columns, rows) are given.
 
         When the server has as many as it allows (sshd: MaxSessions), wait until one of ours ends.
         """
@@ -122,6 +134,7 @@ class Connection:
                 self._connection.create_session(
                     lambda: Channel(on_data),
                     command,
+                    subsystem=subsystem,
                     encoding=None,
                     window=_WINDOW,
                     max_pktsize=_PACKET,

@@ -234,12 +234,22 @@ esac
 """
 
 
-def start_command(job: Job) -> tuple[str, bytes]:
-    """Start a job and follow its `out` from the beginning: the command, and what it reads on stdin."""
+def check_job(job: Job) -> None:
+    """Raises UsageError."""
     check_job_id(job.id)
     if "\0" in job.script or "\0" in job.working_directory:
         raise UsageError(f"job {job.id}: a script or a working directory cannot hold a NUL byte")
     check_env(job.env)
+    if len(job.returns) > MAX_RETURNS:
+        raise UsageError(f"job {job.id}: at most {MAX_RETURNS} files can be returned")
+    for path in job.returns:
+        if not path.startswith("/") or "\0" in path or "\n" in path:
+            raise UsageError(f"job {job.id}: {path!r} is not an absolute path that can be returned")
+
+
+def start_command(job: Job) -> tuple[str, bytes]:
+    """Start a job and follow its `out` from the beginning: the command, and what it reads on stdin."""
+    check_job(job)
     exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in job.env.items())
     supervisor = fill(
         _SUPERVISOR,
@@ -251,7 +261,7 @@ def start_command(job: Job) -> tuple[str, bytes]:
         FOLDER=shlex.quote(job.working_directory),
         NOFOLDER=shlex.quote(f"{NO_FOLDER} {job.working_directory.replace(chr(10), ' ')} does not exist"),
         EXPORTS=f"export {exports}" if exports else ":",
-        COMMAND=_shell_words(job),
+        COMMAND=_quoted(shell_words(job)),
     )
     return fill(_LAUNCH, ID=job.id), supervisor.encode("utf-8", "surrogateescape")
 
@@ -279,19 +289,14 @@ def _pipes(job: Job) -> str:
 
 def _files(job: Job) -> str:
     """Shell text, up to an `&&`, that makes the files that only some jobs have."""
-    if len(job.returns) > MAX_RETURNS:
-        raise UsageError(f"job {job.id}: at most {MAX_RETURNS} files can be returned")
-    for path in job.returns:
-        if not path.startswith("/") or "\0" in path or "\n" in path:
-            raise UsageError(f"job {job.id}: {path!r} is not an absolute path that can be returned")
     text = "" if job.merged else """printf '' >"$j/err" && """
     if job.returns:
         text += f"""printf '%s\\n' {shlex.join(job.returns)} >"$j/returns" &&"""
     return text
 
 
-def _shell_words(job: Job) -> str:
-    """The command that runs the script: the words of the template, each quoted, `{0}` the script's file."""
+def shell_words(job: Job) -> list[str]:
+    """The command that runs the script: the words of the template, `{0}` the script's file. Raises UsageError."""
     template = SHELLS.get(job.shell, job.shell)
     try:
         words = shlex.split(template)
@@ -302,4 +307,9 @@ def _shell_words(job: Job) -> str:
         raise UsageError(f"job {job.id}: shell {job.shell!r} is none of {known}, and has no {{0}} for the script's file")
     if any("\0" in word for word in words):
         raise UsageError(f"job {job.id}: shell: a NUL byte")
+    return words
+
+
+def _quoted(words: list[str]) -> str:
+    """For a shell in which `$2` is the script's file."""
     return " ".join('"$2"'.join(shlex.quote(part) if part else "" for part in word.split("{0}")) or "''" for word in words)

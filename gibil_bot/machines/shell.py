@@ -19,6 +19,7 @@ from gibil_bot.machines.answers import MOST_ANSWERED, BadAnswer, number, printab
 from gibil_bot.machines.channel import Channel
 from gibil_bot.machines.connection import Connection, blocks
 from gibil_bot.machines.follow import Follow
+from gibil_bot.machines.job_requests import JOB_STATUS, SERVER_VERSION, START_JOB, read_status, start_request
 from gibil_bot.model import Chunk, Exit, Job, Result
 
 _CLEANUP_S = 15.0
@@ -26,6 +27,8 @@ _START_S = 60.0
 _UNATTACHED_S = 5.0
 """How long the output of a job that was just started is kept flowing for an attach that is about to come."""
 _REATTACHES = 5
+_AGREES_S = 1.0
+"""How much later the end of a job may be known to the server than to the scripts that follow it."""
 _STALLS_S = 120.0
 """How long a machine may take to store one block of a file."""
 
@@ -71,13 +74,20 @@ class SSHShell:
             raise
 
     async def start(self, job: Job) -> None:
-        """See ports.Shell. The same command goes on to send the output, for the attach that usually follows."""
-        command, stdin = job_scripts.start_command(job)
+        """See ports.Shell. The same command goes on to send the output, for the attach that usually follows.
+
+        A local machine's own PID 1 starts the job.
+        """
+        command: str | None = None
+        if self._has_supervisor:
+            subsystem, stdin = START_JOB, start_request(job)
+        else:
+            subsystem, (command, stdin) = None, job_scripts.start_command(job)
         follow = Follow("stdout", 0)
         follow.separate = not job.merged
         try:
             async with asyncio.timeout(_START_S):
-                follow.channel = await self._connection.open(command, follow.on_data)
+                follow.channel = await self._connection.open(command, follow.on_data, subsystem=subsystem)
                 async for block in blocks(stdin):
                     await follow.channel.send(block)
                 follow.channel.end_input()
@@ -93,11 +103,13 @@ class SSHShell:
         except BaseException:
             follow.close()
             raise
-        if follow.started:
+        if follow.started and not self._has_supervisor:
             follow.wake.set()  # what came together with the handshake
             self._keep(job.id, follow)
             return
         follow.close()
+        if follow.started:
+            return
         if follow.started is None and follow.failed:
             raise JobNotStarted(f"The machine could not start job {job.id}: {follow.failed}")
         if follow.started is None and not self._connection.is_closed and follow.channel.exit_status is not None:
@@ -118,6 +130,8 @@ class SSHShell:
         wake = asyncio.Event()
         follows = [kept or await self._follow(job_id, "stdout", stdout_from)]
         reattaches = 0
+        known = asyncio.create_task(self._known_status(job_id))
+        known.add_done_callback(lambda _: wake.set())
         try:
             while True:
                 for index, follow in enumerate(follows):
@@ -130,23 +144,38 @@ class SSHShell:
                         reattaches = 0
                         yield Chunk(data, follow.offset, follow.stream)
                     if follow.broken_off and not follow.complete:
-                        self._raise_if_gone(job_id, follow)
                         reattaches += 1
-                        if reattaches > _REATTACHES:
-                            said = f": {follow.said}" if follow.said else ""
-                            raise JobLost(f"the output of job {job_id} on the machine cannot be followed any more{said}")
+                        problem = self._what_is_gone(job_id, follow, reattaches)
+                        if problem is not None:
+                            # PID 1 knows the end all the same, of a job that it started; the rest of the output is lost
+                            await asyncio.wait({known}, timeout=_AGREES_S if follow.lost else None)
+                            if not known.done() or (status := await known) is None:
+                                raise problem
+                            yield Exit(status, follows[0].files, output_cut=True)
+                            return
                         follows[index] = await self._follow(job_id, follow.stream, follow.offset)
                         wake.set()
                 if follows[0].separate and len(follows) == 1:
                     follows.append(await self._follow(job_id, "stderr", stderr_from))
                     wake.set()
                 if all(follow.complete for follow in follows):
-                    assert follows[0].exit_status is not None
-                    yield Exit(follows[0].exit_status, follows[0].files, follows[0].cut)
+                    claimed = follows[0].exit_status
+                    assert claimed is not None
+                    await asyncio.wait({known}, timeout=_AGREES_S)
+                    is_early = not known.done()
+                    status = await known
+                    if is_early and status is not None:
+                        # Somebody else said that it had ended. What it printed since is still to come.
+                        follows = [await self._follow(job_id, follow.stream, follow.offset) for follow in follows]
+                        wake.set()
+                        continue
+                    yield Exit(claimed if status is None else status, follows[0].files, follows[0].cut)
                     return
                 await wake.wait()
                 wake.clear()
         finally:
+            known.cancel()
+            await asyncio.gather(known, return_exceptions=True)
             for follow in follows:
                 follow.close()
 
@@ -161,12 +190,16 @@ class SSHShell:
                 await asyncio.shield(follow.channel.ended)
             finally:
                 follow.close()
-            if follow.exit_status is not None:
-                return Exit(follow.exit_status, follow.files, follow.cut)
-            self._raise_if_gone(job_id, follow)
             reattaches += 1
-            if reattaches > _REATTACHES:
-                raise JobLost(f"the end of job {job_id} on the machine cannot be waited for any more")
+            problem = None if follow.exit_status is not None else self._what_is_gone(job_id, follow, reattaches)
+            if follow.exit_status is None and problem is None:
+                continue
+            status = None if follow.lost else await self._known_status(job_id)
+            if status is None and problem is not None:
+                raise problem
+            claimed = follow.exit_status
+            assert status is not None or claimed is not None
+            return Exit(status if status is not None else claimed or 0, follow.files, follow.cut or problem is not None)
 
     async def kill(self, job_id: str, *, grace_s: float = 5.0) -> None:
         """See ports.Shell. An unknown job is not a failure. Raises SSHError when something of it does not die."""
@@ -250,15 +283,41 @@ class SSHShell:
 
         asyncio.get_running_loop().call_later(_UNATTACHED_S, drop)
 
-    def _raise_if_gone(self, job_id: str, follow: Follow) -> None:
+    @property
+    def _has_supervisor(self) -> bool:
+        """Whether the server starts jobs itself, and knows how they end."""
+        return self._connection.server_version == SERVER_VERSION
+
+    async def _known_status(self, job_id: str) -> int | None:
+        """How a job ended, once it has, from the one who waits for it; None: only the machine's files say so."""
+        if not self._has_supervisor:
+            return None
+        answer = bytearray()
+        channel = await self._connection.open(None, lambda _, data: answer.extend(data[:100]), subsystem=JOB_STATUS)
+        try:
+            await channel.send(job_id.encode())
+            channel.end_input()
+            await asyncio.shield(channel.ended)
+        finally:
+            channel.close()
+        if channel.exit_status is None:
+            raise self._connection.gone()
+        return read_status(bytes(answer))
+
+    def _what_is_gone(self, job_id: str, follow: Follow, reattaches: int) -> JobLost | None:
+        """Why it can't be followed again. Raises MachineLost."""
         if self._connection.is_closed:
             raise self._connection.gone()
         if follow.lost:
-            raise JobLost(
+            return JobLost(
                 f"job {job_id} vanished without an exit status: its supervisor was killed by something on the machine"
             )
         if follow.unknown:
-            raise JobLost(f"there is no job {job_id} on the machine: it was never started, or its files were removed")
+            return JobLost(f"there is no job {job_id} on the machine: it was never started, or its files were removed")
+        if reattaches > _REATTACHES:
+            said = f": {follow.said}" if follow.said else ""
+            return JobLost(f"the output of job {job_id} on the machine cannot be followed any more{said}")
+        return None
 
     # --- ends ---------------------------------------------------------------------------------------------------
 

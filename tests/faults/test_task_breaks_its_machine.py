@@ -14,10 +14,11 @@ BREAKS = """
 name: Breaks
 on: {command: breaks}
 tasks:
-  - {name: parent, run: 'echo begun; kill -9 $PPID; sleep 300'}
-  - {name: shells, if: always(), run: 'echo begun; pkill -9 -x sh; sleep 300'}
+  - {name: parent, run: 'echo begun; kill -9 $PPID; echo PID 1 lives'}
+  - {name: recorder, if: always(), run: 'echo begun; kill -9 $(cat ~/.gibil/jobs/task-1/pid); sleep 300'}
+  - {name: shells, if: always(), run: 'echo begun; pkill -9 -x sh; echo none'}
   - {name: everything, if: always(), run: 'echo begun; kill -9 -1; sleep 300'}
-  - {name: files, if: always(), run: 'echo begun; rm -rf ~/.gibil/jobs; kill -9 $PPID'}
+  - {name: files, if: always(), run: 'echo begun; rm -rf ~/.gibil/jobs; exit 9'}
   - {name: workspace, if: always(), run: 'rm -rf "$GITHUB_WORKSPACE"'}
   - {name: next, if: always(), run: 'true'}
   - {name: shell, if: always(), run: 'true'}
@@ -36,7 +37,7 @@ tasks:
 """
 
 
-@pytest.mark.parametrize(("command", "workflow"), [("breaks", BREAKS), ("tools", TOOLS)])
+@pytest.mark.parametrize(("command", "workflow"), [("breaks", BREAKS), ("tools", TOOLS)], ids=["breaks", "tools"])
 async def test_the_task_has_failed_and_not_gibil(tmp_path: Path, command: str, workflow: str) -> None:
     async with journey(tmp_path, workflows={f"{command}.yml": workflow}) as world:
         number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
@@ -50,9 +51,11 @@ async def test_the_task_has_failed_and_not_gibil(tmp_path: Path, command: str, w
         phases = [event["phase"] for event in world.bot.events(check.external_id)]
         assert phases.count("forged") == 1
         if command == "breaks":
-            assert said.count("its supervisor was killed by something on the machine") >= 3, said
+            assert "✅ | `parent`" in said, said
+            assert said.count("its supervisor was killed by something on the machine") == 2, said
+            assert "exit status 9" in said, said
             assert "does not exist (an earlier task removed it)" in said, said
         else:
-            assert said.count("could not start job") >= 1, said
+            assert "exit status 127" in said, said
         await world.told_everything()
         await world.assert_nothing_left()
