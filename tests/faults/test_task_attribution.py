@@ -1,4 +1,4 @@
-"""What a task brings about is its failure, with the cause; what it did not is the machine's. On a machine that fails on request."""
+"""What a task brings about is its failure, with the cause; the rest is the machine's. On machines that fail on request."""
 
 from __future__ import annotations
 
