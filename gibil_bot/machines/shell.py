@@ -293,7 +293,12 @@ class SSHShell:
         if not self._has_supervisor:
             return None
         answer = bytearray()
-        channel = await self._connection.open(None, lambda _, data: answer.extend(data[:100]), subsystem=JOB_STATUS)
+
+        def on_data(stream: str, data: bytes) -> None:
+            if stream == "stdout":  # the server says to every session what becomes of the machine, on the other one
+                answer.extend(data[: 100 - len(answer)])
+
+        channel = await self._connection.open(None, on_data, subsystem=JOB_STATUS)
         try:
             await channel.send(job_id.encode())
             channel.end_input()
@@ -302,7 +307,10 @@ class SSHShell:
             channel.close()
         if channel.exit_status is None:
             raise self._connection.gone()
-        return read_status(bytes(answer))
+        try:
+            return read_status(bytes(answer))
+        except BadAnswer:
+            return None
 
     def _what_is_gone(self, job_id: str, follow: Follow, reattaches: int) -> JobLost | None:
         """Why it can't be followed again. Raises MachineLost."""

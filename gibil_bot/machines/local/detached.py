@@ -86,6 +86,12 @@ class _DetachedJob:
         if not self.status.done():
             self.status.set_result(status if status >= 0 else 128 - status)
 
+    def on_refused(self, reason: str) -> None:
+        """It could not be started."""
+        self._close()
+        self.fail(reason)
+        self.on_exit(254)
+
     def fail(self, reason: str) -> None:
         if not self._said.done():
             self._said.set_result(f"gibil:failed {reason}\n".encode())
