@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
-from gibil_bot.machines.ssh import SSHShell, connect
-from gibil_bot.model import Exit, Job
+from gibil_bot.machines.ssh import SSHShell
+from gibil_bot.model import Exit
 from tests.contracts.shells import Far, far_machine
-from tests.doubles.machines import guest_lodging
 
 pytestmark = pytest.mark.usefixtures("local_machines")
 
@@ -80,22 +78,6 @@ async def test_a_record_that_is_rewritten_does_not_change_the_result(far: Far, s
         assert (await result(other, "job-1")).status == 6
     finally:
         await other.close()
-
-
-async def test_what_the_server_says_to_every_session_is_no_result(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """The daemon tells all sessions of a machine that one of its processes was killed."""
-    async with guest_lodging(tmp_path_factory) as lodging:
-        machine = await lodging.provider.create(lodging.spec("small", memory_mb=128, disk_mb=64))
-        connection = await connect(machine.endpoint, lodging.key.export_private_key().decode())
-        try:
-            script = "x=$(head -c 400000000 /dev/zero | tr '\\0' x); exit 8"
-            await connection.start(Job(id="job-1", script=f"({script}); exit 8", shell="sh"))
-            assert (await result(connection, "job-1")).status == 8
-        finally:
-            await connection.close()
-            await lodging.provider.destroy("small")
 
 
 async def test_a_job_whose_files_are_removed_has_its_own_result(far: Far, shell: SSHShell) -> None:

@@ -14,6 +14,7 @@ from gibil_bot.machines import channel, connection
 from gibil_bot.machines.answers import BadAnswer, decimal, exit_status, last_line, number, printable, timestamp
 from gibil_bot.machines.follow import Follow
 from gibil_bot.machines.job_list import read_jobs
+from gibil_bot.machines.job_requests import JOB_STATUS, SERVER_VERSION
 from gibil_bot.machines.ssh import connect
 from gibil_bot.model import Exit, Job
 from gibil_bot.sandbox import file_scripts
@@ -336,3 +337,24 @@ async def test_what_is_no_ssh_server_ends_with_a_message_in_time(speak: object) 
             await connect(endpoint, client_key, timeout_s=1.0)
     assert "127.0.0.1" in caught.value.message
     assert caught.value.message.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [(b"exit 8\n", 8), (b"exit 256\n", 3), (b"exit " + b"9" * 5000, 3), (b"unknown\n", 3), (b"", 3), (bytes(100_000), 3)],
+    ids=range(6),
+)
+async def test_a_server_that_knows_how_jobs_end_is_believed_within_bounds(answer: bytes, status: int) -> None:
+    """Also while it says to all sessions what became of the machine. Otherwise what the job's own files say counts."""
+
+    async def knows(process: Process) -> None:
+        process.stderr.write(b"gibil: the largest process was killed\n")
+        if process.subsystem == JOB_STATUS:
+            await process.stdin.read()
+            process.stdout.write(answer)
+        else:
+            process.stderr.write(b"gibil:exit 3 0\n")
+        process.exit(0)
+
+    async with hostile_shell(knows, SERVER_VERSION) as shell, asyncio.timeout(30):
+        assert [item async for item in shell.attach("job-1")] == [Exit(status)]

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from gibil_bot.errors import UsageError
 from gibil_bot.machines.ssh import SSHShell
 from gibil_bot.model import Chunk, Exit
 from tests.contracts.shells import KINDS, Far, far_machine, followed
@@ -159,3 +160,9 @@ async def test_the_end_of_a_job_can_be_awaited_without_its_output(far: Far, shel
     assert (await shell.run(f"while [ ! -p {fifo} ]; do sleep 0.01; done; echo go >{fifo}")).exit_status == 0
     async with asyncio.timeout(30):
         assert await waiting == Exit(7)
+
+
+@pytest.mark.parametrize("script", ["", " ", "\n\t\n"])
+async def test_a_command_of_blanks_is_an_error_and_nothing_is_run(shell: SSHShell, script: str) -> None:
+    with pytest.raises(UsageError, match="no command"):
+        await shell.run(script)

@@ -31,7 +31,7 @@ class _AnyKey(asyncssh.SSHServer):
 
 
 @contextlib.asynccontextmanager
-async def hostile_shell(handler: Handler) -> AsyncIterator[SSHShell]:
+async def hostile_shell(handler: Handler, server_version: str = "") -> AsyncIterator[SSHShell]:
     """A Shell at a server that answers every command with `handler(process)`."""
     client_key, client_public = new_key()
     host_key, host_public = new_key()
@@ -52,6 +52,7 @@ async def hostile_shell(handler: Handler) -> AsyncIterator[SSHShell]:
             server_factory=lambda: _AnyKey(client_public),
             server_host_keys=[asyncssh.import_private_key(host_key)],
             process_factory=command,
+            server_version=server_version,
             encoding=None,
             line_editor=False,
             compression_algs=None,
