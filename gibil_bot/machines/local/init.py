@@ -109,6 +109,8 @@ class _Init:
         master = launch = None
         try:
             if "job" in request:
+                if len(fds) != 2:  # what does not fit below our limit of descriptors does not arrive
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
                 launch = jobs.Launch(*fds, merged=request["merged"])
             if "size" in request and not fds:
                 master, slave = _open_terminal(*request["size"])
@@ -127,7 +129,8 @@ class _Init:
             if error.errno in (errno.EAGAIN, errno.ENOMEM) and time.monotonic() < deadline:
                 return False
             if fds:
-                os.write(fds[-1], f"gibil: cannot start a process: {error.strerror}\n".encode())
+                with contextlib.suppress(OSError):  # nobody reads it any more
+                    os.write(fds[-1], f"gibil: cannot start a process: {error.strerror}\n".encode())
             for fd in fds:
                 os.close(fd)
             self._send({"exit": request["spawn"], "status": 254})
