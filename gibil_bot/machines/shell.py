@@ -166,7 +166,9 @@ class SSHShell:
                     status = await known
                     if is_early and status is not None:
                         # Somebody else said that it had ended. What it printed since is still to come.
-                        follows = [await self._follow(job_id, follow.stream, follow.offset) for follow in follows]
+                        for index, follow in enumerate(follows):
+                            follow.close()
+                            follows[index] = await self._follow(job_id, follow.stream, follow.offset)
                         wake.set()
                         continue
                     yield Exit(claimed if status is None else status, follows[0].files, follows[0].cut)
