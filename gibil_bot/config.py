@@ -14,6 +14,8 @@ from gibil_bot.errors import ConfigurationError
 from gibil_bot.operator_secrets import ScopedSecrets, parse_secrets
 from gibil_bot.operator_secrets import Secret as Secret
 
+GIB = 1024**3
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
@@ -79,6 +81,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(name="GIBIL_PUBLIC_URL", default="–", meaning="where people reach the bot; details links"),
     Setting(name="GIBIL_MAX_MACHINES", default="10", meaning="machines at one time"),
     Setting(name="GIBIL_MAX_TTL", default="24h", meaning="the longest life of a machine"),
+    Setting(name="GIBIL_MAX_LOGS", default="10", meaning="GiB of task output that is kept; the oldest runs' go first"),
+    Setting(name="GIBIL_MAX_RUN_LOGS", default="1", meaning="GiB of task output that is kept of one run"),
 )
 
 _APP = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\[bot\]")
@@ -127,6 +131,8 @@ class Settings:
     max_ttl_s: int = 86400
     notes: tuple[str, ...] = ()
     """What is probably not meant as it is; `NAME: what, and what to do`."""
+    max_logs_bytes: int = 10 * GIB
+    max_run_logs_bytes: int = GIB
 
     @property
     def egress(self) -> tuple[str, ...]:
@@ -247,6 +253,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         public_url=env.get("GIBIL_PUBLIC_URL", "").strip().rstrip("/"),
         max_machines=number("GIBIL_MAX_MACHINES", 10, 1, 10000),
         max_ttl_s=max_ttl_s,
+        max_logs_bytes=number("GIBIL_MAX_LOGS", 10, 1, 1_000_000) * GIB,
+        max_run_logs_bytes=number("GIBIL_MAX_RUN_LOGS", 1, 1, 1_000_000) * GIB,
     )
     if problems:
         raise ConfigurationError(tuple(problems))

@@ -86,6 +86,15 @@ class MachineLost(GibilError):
     exit_status = 4
 
 
+class JobLost(MachineLost):
+    """The machine answers, and nothing on it knows how a job ended: what runs there killed or removed what watched it.
+
+    A new machine would not help: the same work would do the same to it.
+    """
+
+    code = "JOB_LOST"
+
+
 class JobNotStarted(GibilError):
     """The machine answered, and could not start a job: its disk is full, most often. A new machine would fill up, too."""
 

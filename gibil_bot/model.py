@@ -615,6 +615,8 @@ class Job(Struct, frozen=True, kw_only=True):
     """One stream, stderr among stdout as it came; False keeps two files."""
     returns: tuple[str, ...] = ()
     """Absolute paths on the machine of at most 16 files: their contents come with the Exit."""
+    most_output_bytes: int | None = None
+    """Of each stream, in steps of 512: a job that prints more gets SIGPIPE, and its Exit says that its output is cut."""
 
     def __repr__(self) -> str:
         return _without(self, "env")
@@ -634,6 +636,8 @@ class Exit(Struct, frozen=True):
     status: int
     files: Mapping[str, bytes] = field(default_factory=dict)
     """What the job's `returns` held at its end, each cut at 1 MiB; b"" where there was no file to be read."""
+    output_cut: bool = False
+    """Not all of its output could be stored on the machine: its disk is full, or what stores it was killed."""
 
 
 def _without(noun: Struct, *secret: str) -> str:

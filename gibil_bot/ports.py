@@ -6,10 +6,10 @@ method may be cancelled at any await, and then leaves nothing behind that `destr
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from gibil_bot.model import (
     Approval,
@@ -92,8 +92,12 @@ class Shell(Protocol):
         env: Mapping[str, str] | None = None,
         on_output: Callable[[str, bytes], None] | None = None,
         keep_output: bool = True,
+        most_bytes: int = 1024 * 1024,
     ) -> Result:
         """Run a short script in `sh -c` and wait. The process tree dies on timeout (TimeoutError) and on cancel.
+
+        At most `most_bytes` of output are kept: beyond that the process tree dies, and SSHError is raised. Raises UsageError
+        for a script of blanks.
 
         `env` goes over stdin's side channel of the implementation, never argv. `on_output(stream, data)` is called as
         output comes; the result holds it all the same, unless `keep_output` is False: then output of any size passes through.
@@ -105,11 +109,14 @@ class Shell(Protocol):
         Raises JobNotStarted when the machine answers that it cannot (a full disk).
         """
 
-    def attach(self, job_id: str, *, stdout_from: int = 0, stderr_from: int = 0) -> AsyncIterator[Chunk | Exit]:
+    def attach(self, job_id: str, *, stdout_from: int = 0, stderr_from: int = 0) -> AsyncGenerator[Chunk | Exit, None]:
         """Follow a job's output from those offsets; exactly one Exit comes last. May be called again at any time.
 
-        Raises MachineLost when the job vanished without an exit status (its supervisor was killed).
+        Raises JobLost when the job vanished without an exit status (its supervisor was killed).
         """
+
+    async def wait(self, job_id: str) -> Exit:
+        """The end of a job, without its output. Raises JobLost as `attach` does."""
 
     async def kill(self, job_id: str, *, grace_s: float = 5.0) -> None:
         """SIGTERM, then after `grace_s` SIGKILL, to the job's whole tree, setsid escapees too. Idempotent."""
@@ -119,6 +126,14 @@ class Shell(Protocol):
 
     async def close(self) -> None:
         """Close the connection. Detached jobs go on."""
+
+
+@runtime_checkable
+class Explains(Protocol):
+    """A provider that knows why machines end."""
+
+    async def cause(self, name: str, since: datetime | None = None) -> str | None:
+        """Why the machine ended, or processes on it were killed by its limits, in words; None: not known, or before `since`."""
 
 
 class GitHub(Protocol):

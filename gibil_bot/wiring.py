@@ -184,9 +184,10 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
             public_url=settings.public_url,
             max_ttl_s=settings.max_ttl_s,
             fingerprint_key=forge.keyring.derive("fingerprints", "secrets"),
+            max_logs_bytes=settings.max_run_logs_bytes,
         )
         policy = intake_policy(settings, forge.keyring)
-        reaper = Reaper(store, forge, github, owner, logs)
+        reaper = Reaper(store, forge, github, owner, logs, settings.max_logs_bytes)
         bot.delivery_lost = reaper.delivery_lost
         parts: dict[str, Callable[[], Coroutine[object, object, None]]] = {
             "intake": Intake(store, github, policy, process).run,

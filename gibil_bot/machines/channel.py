@@ -12,6 +12,8 @@ OnData = Callable[[str, bytes], None]
 
 _LINGER_S = 2.0
 """A command that has exited may have left a background process that holds its output open: so long is silence waited for."""
+_CLOSES_S = 5.0
+"""How long the server may take to confirm that a channel is closed. After that the channel has ended for us."""
 
 
 class Channel(asyncssh.SSHClientSession[bytes]):
@@ -21,6 +23,7 @@ class Channel(asyncssh.SSHClientSession[bytes]):
         self._on_data = on_data
         self._loop = asyncio.get_running_loop()
         self._linger: asyncio.TimerHandle | None = None
+        self._closing: asyncio.TimerHandle | None = None
         self._may_write = asyncio.Event()
         self._may_write.set()
         self.ended: asyncio.Future[None] = self._loop.create_future()
@@ -37,20 +40,19 @@ class Channel(asyncssh.SSHClientSession[bytes]):
         self._on_data("stdout" if datatype is None else "stderr", data)
 
     def exit_status_received(self, status: int) -> None:
-        self.exit_status = status
+        self.exit_status = status if status <= 255 else 255  # the protocol has 32 bits for it, exit(2) has 8
         self._wait_for_silence()
 
     def exit_signal_received(self, signal: str, core_dumped: bool, msg: str, lang: str) -> None:
         number = getattr(signals, f"SIG{signal}", None)
-        self.exit_status = 128 + int(number) if number is not None else 255
+        self.exit_status = 128 + int(number) if isinstance(number, signals.Signals) else 255
         self._wait_for_silence()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._may_write.set()
-        if self._linger is not None:
-            self._linger.cancel()
-        if not self.ended.done():
-            self.ended.set_result(None)
+        for timer in (self._linger, self._closing):
+            if timer is not None:
+                timer.cancel()
+        self._end()
 
     def pause_writing(self) -> None:
         self._may_write.clear()
@@ -79,9 +81,17 @@ class Channel(asyncssh.SSHClientSession[bytes]):
             self.channel.change_terminal_size(columns, rows)
 
     def close(self) -> None:
-        self.channel.close()
+        """Close it at once: nothing more is sent or received. `ended` resolves even if the server never confirms."""
+        self.channel.abort()
+        if self._closing is None and not self.ended.done():
+            self._closing = self._loop.call_later(_CLOSES_S, self._end)
+
+    def _end(self) -> None:
+        self._may_write.set()
+        if not self.ended.done():
+            self.ended.set_result(None)
 
     def _wait_for_silence(self) -> None:
         if self._linger is not None:
             self._linger.cancel()
-        self._linger = self._loop.call_later(_LINGER_S, self.channel.close)
+        self._linger = self._loop.call_later(_LINGER_S, self.close)

@@ -10,12 +10,15 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from gibil_bot.errors import MachineLost, SSHError
+from gibil_bot.machines.answers import MOST_ANSWERED, printable
 from gibil_bot.machines.channel import Channel, OnData
 from gibil_bot.machines.lean_asyncssh import asyncssh
 from gibil_bot.model import Result
 
 QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 
+_OPENS_S = 60.0
+"""How long the server may take to start a command, once it has a channel for it."""
 _CLEARS_UP_S = 3.0
 _ASK_AGAIN_S = 0.05
 _WINDOW = 16 * 1024 * 1024
@@ -50,27 +53,51 @@ class Connection:
         on_output: Callable[[str, bytes], None] | None = None,
         *,
         keep_output: bool = True,
+        most_bytes: int = MOST_ANSWERED,
+        stalls_s: float | None = None,
     ) -> Result:
-        """Run to the end. Cancelled, it closes the channel; what that means to the command is the server's affair."""
-        output: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+        """Run to the end. Cancelled, it closes the channel; what that means to the command is the server's affair.
+
+        Of both streams together at most `most_bytes` are kept: beyond that the channel is closed, and SSHError raised. An
+        exception of `on_output` closes it, too. `stalls_s`: how long the machine may take to read one block of the input, and
+        to end when it has all of it; then MachineLost.
+        """
+        output = {"stdout": bytearray(), "stderr": bytearray()}
         problems: list[Exception] = []
+        channel: Channel | None = None
 
         def on_data(stream: str, data: bytes) -> None:
+            if problems:
+                return
             if keep_output:
-                output[stream].append(data)
+                output[stream] += data
+                if sum(map(len, output.values())) > most_bytes:
+                    problems.append(SSHError(f"{self.where} answered a command with more than {_size(most_bytes)}"))
             if on_output is not None and not problems:
                 try:
                     on_output(stream, data)
                 except Exception as error:  # it would take down the whole connection
                     problems.append(error)
+            if problems:
+                output.clear()
+                if channel is not None:
+                    channel.close()
 
         channel = await self.open(command, on_data)
         try:
+            if problems:
+                channel.close()
             async for block in blocks(stdin) if isinstance(stdin, bytes) else stdin:
-                if not await channel.send(block):
-                    break
+                async with asyncio.timeout(stalls_s):
+                    if not await channel.send(block):
+                        break
             channel.end_input()
-            await asyncio.shield(channel.ended)
+            async with asyncio.timeout(stalls_s):
+                await asyncio.shield(channel.ended)
+        except TimeoutError:
+            if stalls_s is None:
+                raise
+            raise MachineLost(f"{self.where} does not go on with a command: nothing happened for {stalls_s:g} s") from None
         finally:
             if not channel.ended.done():
                 channel.close()
@@ -78,10 +105,22 @@ class Connection:
             raise problems[0]
         if channel.exit_status is None:
             raise self.gone()
-        return Result(exit_status=channel.exit_status, stdout=b"".join(output["stdout"]), stderr=b"".join(output["stderr"]))
+        return Result(exit_status=channel.exit_status, stdout=bytes(output["stdout"]), stderr=bytes(output["stderr"]))
 
-    async def open(self, command: str, on_data: OnData, *, terminal: tuple[str, tuple[int, int]] | None = None) -> Channel:
-        """Open a channel, with a terminal where its type and its (columns, rows) are given.
+    @property
+    def server_version(self) -> str:
+        """What the server calls itself, without the protocol's version (RFC 4253, 4.2)."""
+        return str(self._connection.get_extra_info("server_version", "")).removeprefix("SSH-2.0-")
+
+    async def open(
+        self,
+        command: str | None,
+        on_data: OnData,
+        *,
+        terminal: tuple[str, tuple[int, int]] | None = None,
+        subsystem: str | None = None,
+    ) -> Channel:
+        """Open a channel for a command or a subsystem, with a terminal where its type and its (columns, rows) are given.
 
         When the server has as many as it allows (sshd: MaxSessions), wait until one of ours ends.
         """
@@ -95,6 +134,7 @@ class Connection:
                 self._connection.create_session(
                     lambda: Channel(on_data),
                     command,
+                    subsystem=subsystem,
                     encoding=None,
                     window=_WINDOW,
                     max_pktsize=_PACKET,
@@ -103,7 +143,11 @@ class Connection:
                 )
             )
             try:
-                _, session = await asyncio.shield(opening)
+                async with asyncio.timeout(_OPENS_S):
+                    _, session = await asyncio.shield(opening)
+            except TimeoutError:
+                opening.add_done_callback(self._close_late)
+                raise MachineLost(f"{self.where} did not start a command within {_OPENS_S:g} s") from None
             except asyncio.CancelledError:
                 opening.add_done_callback(self._close_late)
                 raise
@@ -119,7 +163,7 @@ class Connection:
                 if refused_until is None:
                     refused_until = loop.time() + _CLEARS_UP_S
                 if loop.time() > refused_until:
-                    raise SSHError(f"{self.where} refuses to run a command: {error.reason}") from None
+                    raise SSHError(f"{self.where} refuses to run a command: {printable(error.reason)}") from None
                 await asyncio.sleep(_ASK_AGAIN_S)
                 continue
             except (asyncssh.Error, OSError) as error:
@@ -143,8 +187,8 @@ class Connection:
             self._channel_ended(opening)
             return
         session = opening.result()[1]
-        session.ended.add_done_callback(self._channel_ended)
         session.close()
+        session.ended.add_done_callback(self._channel_ended)
 
     async def _acknowledge(self) -> None:
         """Acknowledge what comes at once, until cancelled: sshd leaves Nagle's algorithm on until its first command.
@@ -178,4 +222,8 @@ def reason_of(error: Exception) -> str:
     """What a library's exception says, in a few words."""
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)
-    return getattr(error, "reason", None) or str(error) or type(error).__name__
+    return printable(getattr(error, "reason", None) or str(error)) or type(error).__name__
+
+
+def _size(count: int) -> str:
+    return f"{count // 1024**2} MiB" if count >= 1024**2 else f"{count} bytes"

@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable
 from msgspec.structs import replace
 
 from gibil_bot.errors import AnotherHost, SSHError
+from gibil_bot.machines.answers import last_line
 from gibil_bot.machines.hostkey import public_line
 from gibil_bot.model import Endpoint
 from gibil_bot.ports import Shell
@@ -97,5 +98,5 @@ async def _send(shell: Shell, host_key: str) -> None:
     except TimeoutError:
         raise SSHError(f"the new machine did not take its host key within {_SEND_S:.0f} s") from None
     if done.exit_status != 0:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.exit_status}"]
-        raise SSHError(f"the new machine does not take its host key: {said[-1]}")
+        said = last_line(done.stderr, f"exit status {done.exit_status}")
+        raise SSHError(f"the new machine does not take its host key: {said}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 
+from gibil_bot.machines.answers import BadAnswer, exit_status, number, printable
 from gibil_bot.machines.channel import Channel
 from gibil_bot.machines.job_scripts import AT_ONCE_BYTES, MAX_RETURNS, RETURN_BYTES
 
@@ -12,6 +14,8 @@ _HIGH_WATER = 4 * 1024 * 1024
 """Bytes that wait for the reader before the machine is told to pause."""
 _LINE_BYTES = 2 * RETURN_BYTES
 """A line for us is never longer: a file of RETURN_BYTES takes four thirds of it."""
+_MANY_PIECES = 1024
+"""Waiting pieces are joined beyond this count: each costs memory of its own, and a machine may send bytes one by one."""
 
 
 class Follow:
@@ -29,8 +33,11 @@ class Follow:
         """Only after a start: True: it runs now; False: it was started before."""
         self.separate = False
         self.failed = ""
+        self.said = ""
+        """The last line among those for us that is none: what a shell, or the server, complained about."""
         self.unknown = False
         self.lost = False
+        self.cut = False
         self.exit_status: int | None = None
         self.files: dict[str, bytes] = {}
         """What the job's `returns` held; whole once the exit status is known."""
@@ -39,20 +46,24 @@ class Follow:
         """None, with an exit status: everything that comes until the channel ends, when that is less than AT_ONCE_BYTES."""
         self._waiting: list[bytes] = []
         self._waiting_size = 0
-        self._lines = b""
+        self._lines = bytearray()
         self._paused = False
         self.channel: Channel | None = None
 
     def on_data(self, stream: str, data: bytes) -> None:
         if stream == "stderr":
             self._lines += data
-            *lines, self._lines = self._lines.split(b"\n")
+            if b"\n" in data:
+                *lines, rest = self._lines.split(b"\n")
+                self._lines = bytearray(rest)
+                for line in lines:
+                    self._read_line(line.decode("utf-8", "surrogateescape"))
             if len(self._lines) > _LINE_BYTES:  # not from a script of ours
-                self._lines = b""
-            for line in lines:
-                self._read_line(line.decode("utf-8", "surrogateescape"))
+                self._lines.clear()
         else:
             self._waiting.append(data)
+            if len(self._waiting) > _MANY_PIECES:
+                self._waiting = [b"".join(self._waiting)]
             self._waiting_size += len(data)
             if self._waiting_size > _HIGH_WATER and not self._paused and self.channel is not None:
                 self._paused = True
@@ -92,6 +103,8 @@ class Follow:
     def _read_line(self, line: str) -> None:
         word, _, rest = line.partition(" ")
         match word:
+            case _ if not word.startswith("gibil:") or word == "gibil:":
+                self.said = printable(line) or self.said
             case "gibil:started":
                 self.started = True
             case "gibil:again":
@@ -102,19 +115,21 @@ class Follow:
                 self.unknown = True
             case "gibil:lost":
                 self.lost = True
+            case "gibil:cut":
+                self.cut = True
             case "gibil:failed":
-                self.failed = rest
+                self.failed = printable(rest) or "no reason given"
             case "gibil:file":
                 content, _, path = rest.partition(" ")
                 if len(self.files) < MAX_RETURNS:
                     self.files[path] = _decoded(content)
             case "gibil:rest":
-                if rest.isdecimal():
-                    self.exit_status = int(rest)
+                with contextlib.suppress(BadAnswer):
+                    self.exit_status = exit_status(rest)
             case "gibil:exit":
                 status, _, size = rest.partition(" ")
-                if status.isdecimal() and size.isdecimal():
-                    self.exit_status, self._final_size = int(status), int(size)
+                with contextlib.suppress(BadAnswer):
+                    self.exit_status, self._final_size = exit_status(status), number(size)
 
 
 def _decoded(content: str) -> bytes:

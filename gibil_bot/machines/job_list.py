@@ -5,12 +5,18 @@ The folders of jobs are described in job_scripts.py.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from gibil_bot.errors import UsageError
+from gibil_bot.machines.answers import BadAnswer, exit_status, timestamp
 from gibil_bot.machines.remote_scripts import check_job_id
 
+JOBS_BYTES = 8 * 1024 * 1024
+"""A list of jobs is not longer."""
 _COMMAND_BYTES = 2000
+_STATUSES = ("running", "exited", "lost")
 _FIELDS = 6
 
 
@@ -47,22 +53,28 @@ done
 
 
 def read_jobs(answer: bytes) -> list[JobEntry]:
-    """What LIST_JOBS answered, oldest first."""
+    """What LIST_JOBS answered, oldest first. A folder whose files hold something else than a job's is left out."""
     fields = answer.decode("utf-8", "replace").split("\0")[:-1]
     jobs = []
     for start in range(0, len(fields) - _FIELDS + 1, _FIELDS):
-        name, status, code, started, ended, script = fields[start : start + _FIELDS]
-        jobs.append(
-            JobEntry(
-                id=name,
-                status=status,
-                exit_status=int(code) if code else None,
-                started_at=datetime.fromtimestamp(int(started), UTC),
-                ended_at=datetime.fromtimestamp(int(ended), UTC) if status == "exited" else None,
-                script=script,
-            )
-        )
+        with contextlib.suppress(BadAnswer, UsageError):
+            jobs.append(_read_job(*fields[start : start + _FIELDS]))
     return sorted(jobs, key=lambda job: (job.started_at, job.id))
+
+
+def _read_job(name: str, status: str, code: str, started: str, ended: str, script: str) -> JobEntry:
+    """Raises BadAnswer, UsageError."""
+    check_job_id(name)
+    if status not in _STATUSES:
+        raise BadAnswer(f"{status!r} is not the status of a job")
+    return JobEntry(
+        id=name,
+        status=status,
+        exit_status=exit_status(code) if code else None,
+        started_at=datetime.fromtimestamp(timestamp(started), UTC),
+        ended_at=datetime.fromtimestamp(timestamp(ended), UTC) if status == "exited" else None,
+        script=script[:_COMMAND_BYTES],
+    )
 
 
 def print_job(job_id: str) -> str:

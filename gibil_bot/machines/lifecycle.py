@@ -21,7 +21,7 @@ from gibil_bot.errors import GibilError, MachineLost, NameTaken, ProviderError
 from gibil_bot.machines.first_contact import enter
 from gibil_bot.machines.keyring import Keyring
 from gibil_bot.model import Endpoint, Machine, MachinePlan, MachineSpec
-from gibil_bot.ports import Provider, Shell
+from gibil_bot.ports import Explains, Provider, Shell
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ ConnectShell = Callable[[Endpoint, str], Awaitable[Shell]]
 OnPhase = Callable[[str, float], None]
 
 _BURN_ATTEMPTS = 3
+_CAUSE_S = 5.0
 _BOOTS_WITHIN = timedelta(minutes=5)
 """The slowest boot, and as much again for a clock that is not ours."""
 
@@ -121,6 +122,16 @@ class Forge:
     async def get(self, name: str) -> Machine | None:
         """The machine of that name, if it exists."""
         return await self.provider.get(name)
+
+    async def cause(self, name: str, since: datetime) -> str | None:
+        """Why the machine ended, or processes on it were killed, since then, where its provider knows. Never raises."""
+        if not isinstance(self.provider, Explains):
+            return None
+        try:
+            async with asyncio.timeout(_CAUSE_S):
+                return await self.provider.cause(name, since)
+        except (GibilError, TimeoutError):
+            return None
 
     async def destroy(self, name: str) -> bool:
         """Burn; True if it was there. Goes on when the caller is cancelled."""

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from gibil_bot.errors import ProviderError
+from gibil_bot.machines.answers import last_line
 from gibil_bot.machines.keyring import Keyring
 from gibil_bot.machines.lifecycle import ConnectShell
 from gibil_bot.model import Machine
@@ -27,7 +28,6 @@ def script_runner(keyring: Keyring, connect_shell: ConnectShell, *, timeout_s: f
         finally:
             await shell.close()
         if done.exit_status != 0:
-            said = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.exit_status}"]
-            raise ProviderError(f"machine {machine.name}: {said[-1]}")
+            raise ProviderError(f"machine {machine.name}: {last_line(done.stderr, f'exit status {done.exit_status}')}")
 
     return run_on

@@ -21,7 +21,8 @@ _JOB_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 # Tagged processes, their descendants, and everything in the session of one of them; not the supervisor `$s`, which has to
-# report the end, and not ourselves. The pattern is written so that it does not match the grep that looks for it.
+# report the end, nor what copies the output (`$c`), and not ourselves. The pattern is written so that it does not match the
+# grep that looks for it.
 _FIND = r"""
 find_all() {
     k=' '
@@ -44,15 +45,16 @@ find_all() {
     done
     m=
     for p in $k; do
-        [ "$p" = "$s" ] || [ "$p" = $$ ] || m="$m $p"
+        case " $s $c $$ " in *" $p "*) ;; *) m="$m $p" ;; esac
     done
     k=$m
 }
 """
 
 _KILL_JOB = r"""j=$HOME/.gibil/jobs/@ID@
-s=
+s= c=
 [ -s "$j/pid" ] && read -r s <"$j/pid"
+[ -s "$j/copiers" ] && read -r c <"$j/copiers"
 @FIND@
 find_all
 if [ -n "$k" ]; then
@@ -79,7 +81,7 @@ fi
 
 _MOVE = 'chmod {mode:o} "$t" && mv -fT "$t" "$p" || {{ rm -f "$t"; exit 1; }}'
 
-_KILL_RUN = r"""s=
+_KILL_RUN = r"""s= c=
 @FIND@
 i=0 seen=
 while [ $i -lt 100 ]; do

@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any
 
-from gibil_bot.errors import JobNotStarted, MachineLost, SSHError, UsageError
+from gibil_bot.errors import JobLost, JobNotStarted, MachineLost, SSHError, UsageError
 from gibil_bot.machines import job_scripts, remote_scripts
+from gibil_bot.machines.answers import MOST_ANSWERED, BadAnswer, number, printable
 from gibil_bot.machines.channel import Channel
 from gibil_bot.machines.connection import Connection, blocks
 from gibil_bot.machines.follow import Follow
+from gibil_bot.machines.job_requests import JOB_STATUS, SERVER_VERSION, START_JOB, read_status, start_request
 from gibil_bot.model import Chunk, Exit, Job, Result
 
 _CLEANUP_S = 15.0
@@ -25,6 +27,10 @@ _START_S = 60.0
 _UNATTACHED_S = 5.0
 """How long the output of a job that was just started is kept flowing for an attach that is about to come."""
 _REATTACHES = 5
+_AGREES_S = 1.0
+"""How much later the end of a job may be known to the server than to the scripts that follow it."""
+_STALLS_S = 120.0
+"""How long a machine may take to store one block of a file."""
 
 
 class SSHShell:
@@ -49,27 +55,39 @@ class SSHShell:
         env: Mapping[str, str] | None = None,
         on_output: Callable[[str, bytes], None] | None = None,
         keep_output: bool = True,
+        most_bytes: int = MOST_ANSWERED,
     ) -> Result:
-        """See ports.Shell. An exception of `on_output` is raised at the end, it does not disturb the connection."""
+        """See ports.Shell. An exception of `on_output` ends the command and is raised; the connection stays as it is."""
+        if not script.strip():
+            raise UsageError("there is no command: the script is empty")
         tag = f"run-{secrets.token_hex(8)}"
         command = remote_scripts.run_command(tag, script, with_env=bool(env))
         if env:
             stdin = remote_scripts.export_line(env) + stdin
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._connection.execute(command, stdin, on_output, keep_output=keep_output)
-        except (TimeoutError, asyncio.CancelledError):
+                return await self._connection.execute(command, stdin, on_output, keep_output=keep_output, most_bytes=most_bytes)
+        except MachineLost:
+            raise
+        except BaseException:  # it takes too long, says too much, or is cancelled
             await self._see_through(self._kill_run(tag))
             raise
 
     async def start(self, job: Job) -> None:
-        """See ports.Shell. The same command goes on to send the output, for the attach that usually follows."""
-        command, stdin = job_scripts.start_command(job)
+        """See ports.Shell. The same command goes on to send the output, for the attach that usually follows.
+
+        A local machine's own PID 1 starts the job.
+        """
+        command: str | None = None
+        if self._has_supervisor:
+            subsystem, stdin = START_JOB, start_request(job)
+        else:
+            subsystem, (command, stdin) = None, job_scripts.start_command(job)
         follow = Follow("stdout", 0)
         follow.separate = not job.merged
         try:
             async with asyncio.timeout(_START_S):
-                follow.channel = await self._connection.open(command, follow.on_data)
+                follow.channel = await self._connection.open(command, follow.on_data, subsystem=subsystem)
                 async for block in blocks(stdin):
                     await follow.channel.send(block)
                 follow.channel.end_input()
@@ -79,21 +97,30 @@ class SSHShell:
                     follow.wake.clear()
         except TimeoutError:
             follow.close()
+            if not self._connection.is_closed:
+                raise JobNotStarted(f"The machine did not start job {job.id} within {_START_S:g} s") from None
             raise MachineLost(f"{self._connection.where} did not start job {job.id} within {_START_S:g} s") from None
         except BaseException:
             follow.close()
             raise
-        if follow.started:
+        if follow.started and not self._has_supervisor:
             follow.wake.set()  # what came together with the handshake
             self._keep(job.id, follow)
             return
         follow.close()
+        if follow.started:
+            return
         if follow.started is None and follow.failed:
             raise JobNotStarted(f"The machine could not start job {job.id}: {follow.failed}")
+        if follow.started is None and not self._connection.is_closed and follow.channel.exit_status is not None:
+            said = f": {follow.said}" if follow.said else ""
+            raise JobNotStarted(
+                f"The machine could not start job {job.id}: its shell ended with status {follow.channel.exit_status}{said}"
+            )
         if follow.started is None:
             raise MachineLost(f"{self._connection.where} could not start job {job.id}: the connection ended")
 
-    async def attach(self, job_id: str, *, stdout_from: int = 0, stderr_from: int = 0) -> AsyncIterator[Chunk | Exit]:
+    async def attach(self, job_id: str, *, stdout_from: int = 0, stderr_from: int = 0) -> AsyncGenerator[Chunk | Exit, None]:
         """See ports.Shell."""
         remote_scripts.check_job_id(job_id)
         kept = self._kept.pop(job_id, None)
@@ -103,6 +130,8 @@ class SSHShell:
         wake = asyncio.Event()
         follows = [kept or await self._follow(job_id, "stdout", stdout_from)]
         reattaches = 0
+        known = asyncio.create_task(self._known_status(job_id))
+        known.add_done_callback(lambda _: wake.set())
         try:
             while True:
                 for index, follow in enumerate(follows):
@@ -115,26 +144,64 @@ class SSHShell:
                         reattaches = 0
                         yield Chunk(data, follow.offset, follow.stream)
                     if follow.broken_off and not follow.complete:
-                        self._raise_if_gone(job_id, follow)
                         reattaches += 1
-                        if reattaches > _REATTACHES:
-                            raise MachineLost(
-                                f"the output of job {job_id} on {self._connection.where} breaks off again and again"
-                            )
+                        problem = self._what_is_gone(job_id, follow, reattaches)
+                        if problem is not None:
+                            # PID 1 knows the end all the same, of a job that it started; the rest of the output is lost
+                            await asyncio.wait({known}, timeout=_AGREES_S if follow.lost else None)
+                            if not known.done() or (status := await known) is None:
+                                raise problem
+                            yield Exit(status, follows[0].files, output_cut=True)
+                            return
                         follows[index] = await self._follow(job_id, follow.stream, follow.offset)
                         wake.set()
                 if follows[0].separate and len(follows) == 1:
                     follows.append(await self._follow(job_id, "stderr", stderr_from))
                     wake.set()
                 if all(follow.complete for follow in follows):
-                    assert follows[0].exit_status is not None
-                    yield Exit(follows[0].exit_status, follows[0].files)
+                    claimed = follows[0].exit_status
+                    assert claimed is not None
+                    await asyncio.wait({known}, timeout=_AGREES_S)
+                    is_early = not known.done()
+                    status = await known
+                    if is_early and status is not None:
+                        # Somebody else said that it had ended. What it printed since is still to come.
+                        for index, follow in enumerate(follows):
+                            follow.close()
+                            follows[index] = await self._follow(job_id, follow.stream, follow.offset)
+                        wake.set()
+                        continue
+                    yield Exit(claimed if status is None else status, follows[0].files, follows[0].cut)
                     return
                 await wake.wait()
                 wake.clear()
         finally:
+            known.cancel()
+            await asyncio.gather(known, return_exceptions=True)
             for follow in follows:
                 follow.close()
+
+    async def wait(self, job_id: str) -> Exit:
+        """See ports.Shell."""
+        remote_scripts.check_job_id(job_id)
+        reattaches = 0
+        while True:
+            follow = Follow("stdout", 0)
+            follow.channel = await self._connection.open(job_scripts.wait_command(job_id), follow.on_data)
+            try:
+                await asyncio.shield(follow.channel.ended)
+            finally:
+                follow.close()
+            reattaches += 1
+            problem = None if follow.exit_status is not None else self._what_is_gone(job_id, follow, reattaches)
+            if follow.exit_status is None and problem is None:
+                continue
+            status = None if follow.lost else await self._known_status(job_id)
+            if status is None and problem is not None:
+                raise problem
+            claimed = follow.exit_status
+            assert status is not None or claimed is not None
+            return Exit(status if status is not None else claimed or 0, follow.files, follow.cut or problem is not None)
 
     async def kill(self, job_id: str, *, grace_s: float = 5.0) -> None:
         """See ports.Shell. An unknown job is not a failure. Raises SSHError when something of it does not die."""
@@ -153,7 +220,9 @@ class SSHShell:
         tag = f"gibil-{secrets.token_hex(8)}"
         try:
             if isinstance(content, bytes):
-                result = await self._connection.execute(remote_scripts.put_command(path, mode, tag, len(content)), content)
+                result = await self._connection.execute(
+                    remote_scripts.put_command(path, mode, tag, len(content)), content, stalls_s=_STALLS_S
+                )
                 self._check_stored(path, result)
                 return
             sent = 0
@@ -165,12 +234,16 @@ class SSHShell:
                     yield block
 
             # Only we know that all was sent, so the file is moved into place by a command of its own.
-            result = await self._connection.execute(remote_scripts.put_command(path, mode, tag, None), counted())
+            result = await self._connection.execute(
+                remote_scripts.put_command(path, mode, tag, None), counted(), stalls_s=_STALLS_S
+            )
             self._check_stored(path, result)
-            if int(result.stdout) != sent:
+            if number(result.stdout.strip()) != sent:
                 raise MachineLost(f"not all of {path} arrived on {self._connection.where}: the connection ended")
-            result = await self._connection.execute(remote_scripts.put_commit_command(path, mode, tag))
+            result = await self._connection.execute(remote_scripts.put_commit_command(path, mode, tag), stalls_s=_STALLS_S)
             self._check_stored(path, result)
+        except BadAnswer as error:
+            raise SSHError(f"cannot write {path} on {self._connection.where}: {error.message}") from None
         except SSHError:
             raise  # the command has cleaned up itself
         except BaseException:
@@ -193,7 +266,7 @@ class SSHShell:
 
     def _check_stored(self, path: str, result: Result) -> None:
         if result.exit_status != 0:
-            reason = result.stderr.decode("utf-8", "replace").strip().replace("\n", "; ") or "not all of it arrived"
+            reason = printable(result.stderr.decode("utf-8", "replace").strip().replace("\n", "; ")) or "not all of it arrived"
             raise SSHError(f"cannot write {path} on {self._connection.where}: {reason}")
 
     # --- jobs ---------------------------------------------------------------------------------------------------
@@ -212,15 +285,49 @@ class SSHShell:
 
         asyncio.get_running_loop().call_later(_UNATTACHED_S, drop)
 
-    def _raise_if_gone(self, job_id: str, follow: Follow) -> None:
-        if follow.lost:
-            raise MachineLost(
-                f"job {job_id} on {self._connection.where} vanished without an exit status: its supervisor was killed"
-            )
-        if follow.unknown:
-            raise MachineLost(f"there is no job {job_id} on {self._connection.where}")
+    @property
+    def _has_supervisor(self) -> bool:
+        """Whether the server starts jobs itself, and knows how they end."""
+        return self._connection.server_version == SERVER_VERSION
+
+    async def _known_status(self, job_id: str) -> int | None:
+        """How a job ended, once it has, from the one who waits for it; None: only the machine's files say so."""
+        if not self._has_supervisor:
+            return None
+        answer = bytearray()
+
+        def on_data(stream: str, data: bytes) -> None:
+            if stream == "stdout":  # the server says to every session what becomes of the machine, on the other one
+                answer.extend(data[: 100 - len(answer)])
+
+        channel = await self._connection.open(None, on_data, subsystem=JOB_STATUS)
+        try:
+            await channel.send(job_id.encode())
+            channel.end_input()
+            await asyncio.shield(channel.ended)
+        finally:
+            channel.close()
+        if channel.exit_status is None:
+            raise self._connection.gone()
+        try:
+            return read_status(bytes(answer))
+        except BadAnswer:
+            return None
+
+    def _what_is_gone(self, job_id: str, follow: Follow, reattaches: int) -> JobLost | None:
+        """Why it can't be followed again. Raises MachineLost."""
         if self._connection.is_closed:
             raise self._connection.gone()
+        if follow.lost:
+            return JobLost(
+                f"job {job_id} vanished without an exit status: its supervisor was killed by something on the machine"
+            )
+        if follow.unknown:
+            return JobLost(f"there is no job {job_id} on the machine: it was never started, or its files were removed")
+        if reattaches > _REATTACHES:
+            said = f": {follow.said}" if follow.said else ""
+            return JobLost(f"the output of job {job_id} on the machine cannot be followed any more{said}")
+        return None
 
     # --- ends ---------------------------------------------------------------------------------------------------
 

@@ -16,23 +16,45 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from gibil_bot.errors import JobNotStarted, MachineLost
+from gibil_bot.errors import JobLost, JobNotStarted, MachineLost, SSHError
+from gibil_bot.machines.answers import BadAnswer, last_line
+from gibil_bot.machines.job_scripts import NO_FOLDER
 from gibil_bot.model import Claim, Conclusion, Exit, Job, Plan, Refusals, TaskPlan, TaskResult, TaskStatus
 from gibil_bot.planning import expressions, script
 from gibil_bot.ports import Shell, Store
-from gibil_bot.runs.left_files import LeftFiles, left_in, paths_of, read_left_files
-from gibil_bot.runs.logs import Journal, TaskLog
+from gibil_bot.runs.left_files import LeftFiles, left_in, paths_of, read_left_files, read_tail
+from gibil_bot.runs.logs import LOG_LIMIT_BYTES, Journal, TaskLog, size_of
 from gibil_bot.runs.redact import Redactor
 from gibil_bot.runs.sources import WORKSPACE
 from gibil_bot.views import blocked_view
 
 STORED_TAIL_BYTES = 16 * 1024
+MOST_OUTPUT_BYTES = 1024 * 1024 * 1024
+"""A task that prints more than this is stopped: that is no output that anybody reads, and it fills disks."""
+AFTER_KILL_S = 10.0
+"""So long is the rest of a task's output read after the task was stopped."""
+SKIPPED_TAIL_BYTES = 64 * 1024
+CAUSE_TRIES = 10
+CAUSE_EVERY_S = 0.2
+"""A provider may learn why a machine ended a moment after its connection did."""
 AFTER_CANCEL_S = 300.0
 """What `if: always()` and `if: cancelled()` tasks may take together once a run is cancelled."""
 
 
+Cause = Callable[[datetime], Awaitable[str | None]]
+"""Why the machine ended, or something on it was killed, since that time; None: not known."""
+
+
+async def no_cause(since: datetime) -> None:
+    """For providers that cannot tell."""
+
+
 def now() -> datetime:
     return datetime.now(UTC)
+
+
+_PRINTED_TOO_MUCH = f"printed more than {MOST_OUTPUT_BYTES // 1024**3} GiB, and was stopped"
+_OUTPUT_CUT = "not all of its output is known: the machine's disk is full, or what stores it was killed or removed"
 
 
 class Cancellation:
@@ -100,7 +122,13 @@ class Execution:
         listener: Listener,
         results: Mapping[int, TaskResult],
         refusals: Callable[[float], Awaitable[Refusals]],
+        cause: Cause = no_cause,
+        room: int = LOG_LIMIT_BYTES,
     ) -> None:
+        self._cause = cause
+        self._room = room
+        self._lost: str | None = None
+        """Why there is no machine any more, when a task has brought that about."""
         self._store = store
         self._claim = claim
         self._plan = claim.run.plan
@@ -124,9 +152,12 @@ class Execution:
     async def prepare(self) -> None:
         """Make the files that tasks write to. Safe to repeat."""
         prepare = script.prepare_script(len(self._plan.tasks)) + script.IDENTITY
-        result = await self._shell.run(prepare)
+        try:
+            result = await self._shell.run(prepare)
+        except TimeoutError:
+            raise MachineLost("The machine does not answer") from None
         if result.exit_status != 0:
-            raise MachineLost(f"The machine's disk cannot be written: {result.stderr.decode('utf-8', 'replace').strip()}")
+            raise MachineLost(f"The machine's disk cannot be written: {last_line(result.stderr)}")
 
     async def run(self) -> Conclusion:
         """All tasks. Raises MachineLost."""
@@ -137,7 +168,7 @@ class Execution:
             if stored is None or stored.finished_at is None:
                 await self._run_task(index, task, extra, paths, resumed=stored)
             elif stored.status is not TaskStatus.SKIPPED:  # another process ran it
-                self._take_over(await read_left_files(self._shell, index), extra, paths)
+                self._take_over(await self._left_files(index), extra, paths)
         return conclusion_of(self._plan, self.results, cancelled=self._cancellation.reason is not None)
 
     def _status(self) -> str:
@@ -159,8 +190,9 @@ class Execution:
         wanted = expressions.evaluate(
             task.condition, status=status, inputs=self._plan.inputs, github=self._plan.github, env=env
         )
-        if resumed is None and not wanted:
-            why = {"failure": "an earlier task failed", "cancelled": "the run was cancelled"}.get(
+        if resumed is None and (not wanted or self._lost is not None):
+            why = f"there is no machine any more: {self._lost}" if self._lost is not None else None
+            why = why or {"failure": "an earlier task failed", "cancelled": "the run was cancelled"}.get(
                 status, f"if: {task.condition}"
             )
             result = TaskResult(
@@ -180,10 +212,12 @@ class Execution:
         environment = script.task_environment(
             self._claim.run, task, self._secrets, script.task_files(index), extra, paths=paths
         )
-        log = TaskLog(self._log_folder / f"{index}.log", self._redactor(), self._output(index))
+        log = TaskLog(
+            self._log_folder / f"{index}.log", self._redactor(), self._output(index), limit=await self._room_for(index)
+        )
         await log.open()
         self._log = log
-        not_started = ""
+        problem = ""
         ended: Exit | None = None
         stopped: TaskStatus | None = None
         try:
@@ -195,6 +229,7 @@ class Execution:
                     working_directory=f"{WORKSPACE}/{task.working_directory}" if task.working_directory else WORKSPACE,
                     shell=task.shell,
                     returns=paths_of(index),
+                    most_output_bytes=MOST_OUTPUT_BYTES,
                 )
             )
             assert result.started_at is not None
@@ -204,8 +239,21 @@ class Execution:
             result = replace(result, refusals=await self._refused_since(result.started_at))
             await log.close("".join(f"gibil: {line}\n" for line in blocked_view(result.refusals)))
         except JobNotStarted as error:
-            not_started = error.message
+            problem = self._why_not_started(error, index, task)
             await log.close()
+        except MachineLost as error:
+            assert result.started_at is not None
+            found = await self._why_lost(error, result.started_at)
+            if found is None:
+                with contextlib.suppress(OSError):
+                    await asyncio.shield(log.detach())
+                raise
+            problem = found
+            await log.close()
+            if isinstance(error, JobLost):
+                await self._kill(job_id)
+            else:
+                self._lost = found
         except BaseException:
             with contextlib.suppress(OSError):
                 await asyncio.shield(log.detach())
@@ -219,15 +267,24 @@ class Execution:
             finished_at=now(),
             exit_status=exit_status,
             tail=log.tail(STORED_TAIL_BYTES),
-            detail=not_started or self._detail(exit_status, stopped, task, log.problem),
+            detail=problem or self._detail(exit_status, stopped, task, log.problem),
         )
+        if ended is not None and ended.output_cut and stopped is None:
+            too_much = log.raw_offset + log.skipped >= MOST_OUTPUT_BYTES
+            cut = _PRINTED_TOO_MUCH if too_much else _OUTPUT_CUT
+            detail = cut if exit_status == 0 or too_much else f"{result.detail}; {cut}"
+            result = replace(result, status=TaskStatus.FAILURE, detail=detail)
+        if result.status is TaskStatus.FAILURE and not problem and result.started_at is not None:
+            reason = await self._cause(result.started_at)
+            if reason is not None:
+                result = replace(result, detail=f"{result.detail.partition(':')[0]}: {reason}" if result.detail else reason)
         files = left_in(ended, index) if ended is not None else None
         if files is None:
-            files = await read_left_files(self._shell, index)
+            files = await self._left_files(index)
         result = replace(result, summary=self._redactor().text(files.summary.decode("utf-8", "replace")))
-        problem = self._take_over(files, extra, paths)
-        if problem and result.status is TaskStatus.SUCCESS:
-            result = replace(result, status=TaskStatus.FAILURE, detail=problem)
+        unreadable = self._take_over(files, extra, paths)
+        if unreadable and result.status is TaskStatus.SUCCESS:
+            result = replace(result, status=TaskStatus.FAILURE, detail=unreadable)
         await self._save(result)
         self._journal.note("task_finished", index=index, name=task.name, status=result.status.value, seconds=result.duration_s)
 
@@ -238,6 +295,40 @@ class Execution:
         plain, lower = self._redactor(), Redactor(secret.lower() for secret in self._secrets.values())
         hosts = ((one, lower.text(plain.text(one.host))) for one in refusals.refused)
         return replace(refusals, refused=tuple(replace(one, host=host) for one, host in hosts))
+
+    def _why_not_started(self, error: JobNotStarted, index: int, task: TaskPlan) -> str:
+        """An earlier task may have removed what this one needs."""
+        if NO_FOLDER in error.message and any(result.exit_status is not None for result in self.results.values()):
+            may = " may have" if task.working_directory else ""
+            return f"{error.message} (an earlier task{may} removed it)"
+        return error.message
+
+    async def _why_lost(self, error: MachineLost, since: datetime) -> str | None:
+        """What the task has to do with it; None: nothing is known, and the machine is lost through no fault of the task."""
+        if isinstance(error, JobLost):
+            return await self._cause(since) or error.message
+        for _ in range(CAUSE_TRIES):
+            if (found := await self._cause(since)) is not None:
+                return found
+            await asyncio.sleep(CAUSE_EVERY_S)
+        return None
+
+    async def _kill(self, job_id: str) -> None:
+        """As far as the machine lets us: what does not die ends with it."""
+        with contextlib.suppress(SSHError, JobLost):
+            await self._shell.kill(job_id)
+
+    async def _room_for(self, index: int) -> int:
+        """Bytes that the log of a task may have, given those of the others."""
+        folder = self._log_folder
+        return max(0, self._room - await asyncio.to_thread(size_of, folder, folder / f"{index}.log"))
+
+    async def _left_files(self, index: int) -> LeftFiles:
+        """Nothing, where the machine does not answer that: its tasks may have replaced what answers."""
+        if self._lost is None:
+            with contextlib.suppress(SSHError, JobLost, TimeoutError):
+                return await read_left_files(self._shell, index)
+        return LeftFiles(b"", b"", b"")
 
     def _limit_s(self, task: TaskPlan) -> float:
         """Seconds that the task may take: its own limit, or what is left of the workflow's."""
@@ -257,8 +348,11 @@ class Execution:
 
     async def _follow(
         self, job_id: str, log: TaskLog, timeout_s: float, *, watch_cancel: bool
-    ) -> tuple[Exit, TaskStatus | None]:
-        """Until the job ends; kills it on timeout and on cancellation, and then still reads what it printed last."""
+    ) -> tuple[Exit | None, TaskStatus | None]:
+        """Until the job ends; kills it on timeout and on cancellation, and then reads for a moment what it printed last.
+
+        No Exit: what it printed last took longer than that.
+        """
         follower = asyncio.create_task(self._copy_output(job_id, log))
         watcher = asyncio.create_task(self._cancellation.wait()) if watch_cancel else None
         stopped: TaskStatus | None = None
@@ -267,8 +361,16 @@ class Execution:
             done, _ = await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if follower not in done:
                 stopped = TaskStatus.CANCELLED if watcher is not None and watcher in done else TaskStatus.TIMED_OUT
-                await self._shell.kill(job_id)
-            return await follower, stopped
+                await self._kill(job_id)
+                done, _ = await asyncio.wait({follower}, timeout=AFTER_KILL_S)
+                if follower not in done:
+                    return None, stopped
+            try:
+                return await follower, stopped
+            except JobLost:
+                if stopped is None:
+                    raise
+                return None, stopped
         finally:
             for task in (follower, watcher):
                 if task is not None and not task.done():
@@ -277,12 +379,22 @@ class Execution:
                         await task
 
     async def _copy_output(self, job_id: str, log: TaskLog) -> Exit:
-        async for item in self._shell.attach(job_id, stdout_from=log.raw_offset):
-            if isinstance(item, Exit):
-                return item
-            await log.feed(item.data, item.offset)
-            self._listener.changed()
-        raise MachineLost("The connection to the machine ended in the middle of a task")
+        if not log.is_full:
+            async with contextlib.aclosing(self._shell.attach(job_id, stdout_from=log.raw_offset)) as items:
+                async for item in items:
+                    if isinstance(item, Exit):
+                        return item
+                    await log.feed(item.data, item.offset)
+                    self._listener.changed()
+                    if log.is_full:
+                        break
+                else:
+                    raise MachineLost("The connection to the machine ended in the middle of a task")
+        ended = await self._shell.wait(job_id)
+        with contextlib.suppress(SSHError, TimeoutError, BadAnswer):
+            data, size = await read_tail(self._shell, job_id, SKIPPED_TAIL_BYTES)
+            await log.skip(data, size)
+        return ended
 
     def _output(self, index: int) -> Callable[[bytes], None] | None:
         listen = self._listener.output

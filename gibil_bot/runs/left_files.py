@@ -8,12 +8,15 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 
+from gibil_bot.machines.answers import number
 from gibil_bot.model import Exit
 from gibil_bot.planning import script
 from gibil_bot.ports import Shell
 
 FILES_LIMIT_BYTES = 1024 * 1024
 STORED_SUMMARY_BYTES = 64 * 1024
+_ANSWER_BYTES = 4 * 1024 * 1024
+"""Three lines of base64: four thirds of what the limits of the files come to, and a little more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +42,23 @@ def left_in(ended: Exit, index: int) -> LeftFiles | None:
     return LeftFiles(summary[:STORED_SUMMARY_BYTES], env[:FILES_LIMIT_BYTES], path[:FILES_LIMIT_BYTES])
 
 
+async def read_tail(shell: Shell, job_id: str, most: int) -> tuple[bytes, int]:
+    """The end of what a job has printed, and the size of all of it. Raises MachineLost, SSHError, BadAnswer, TimeoutError."""
+    result = await shell.run(f'cd "$HOME/.gibil/jobs/{job_id}" && stat -c %s out && tail -c {most} out', most_bytes=most + 100)
+    size, _, data = result.stdout.partition(b"\n")
+    return data, number(size)
+
+
 async def read_left_files(shell: Shell, index: int) -> LeftFiles:
     """In one round trip: a line of base64 each. Raises MachineLost."""
     limits = zip(paths_of(index), (STORED_SUMMARY_BYTES, FILES_LIMIT_BYTES, FILES_LIMIT_BYTES), strict=True)
     result = await shell.run(
-        "\n".join(f"test -s {path} && head -c {limit} {path} | base64 -w 0; echo" for path, limit in limits)
+        "\n".join(f"test -s {path} && head -c {limit} {path} | base64 -w 0; echo" for path, limit in limits),
+        most_bytes=_ANSWER_BYTES,
     )
     lines = [*result.stdout.split(b"\n"), b"", b"", b""]
     try:
-        return LeftFiles(*(base64.b64decode(line) for line in lines[:3]))
+        summary, env, path = (base64.b64decode(line) for line in lines[:3])
+        return LeftFiles(summary[:STORED_SUMMARY_BYTES], env[:FILES_LIMIT_BYTES], path[:FILES_LIMIT_BYTES])
     except ValueError:  # the machine belongs to its tasks: one may have put something else in the place of base64
         return LeftFiles(b"", b"", b"")

@@ -11,25 +11,40 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
-from gibil_bot.runs.redact import Redactor
+from gibil_bot.runs.redact import Redactor, after_the_first_line
 
 FLUSH_AFTER_S = 0.1
 FLUSH_ABOVE_BYTES = 512 * 1024
 TAIL_BYTES = 32 * 1024
 LOG_LIMIT_BYTES = 256 * 1024 * 1024
 """A task that prints more than this keeps its beginning on disk and its end in the report."""
+FREE_FLOOR_BYTES = 1024 * 1024 * 1024
+"""Logs leave this much of the bot's disk free, or a twentieth of a small disk: its database needs it more."""
 
 
 class TaskLog:
     """The output of one task. `feed` what comes from the machine; `raw_offset` is where to attach."""
 
-    def __init__(self, path: Path, redactor: Redactor, on_output: Callable[[bytes], None] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        redactor: Redactor,
+        on_output: Callable[[bytes], None] | None = None,
+        *,
+        limit: int = LOG_LIMIT_BYTES,
+    ) -> None:
+        self._limit = min(limit, LOG_LIMIT_BYTES)
+        self.is_full = False
+        """The log keeps nothing more of what is fed."""
+        self.skipped = 0
+        """Bytes between what was fed and the end of the output."""
         self._path = path
         self._redactor = redactor
         self._on_output = on_output
@@ -56,10 +71,11 @@ class TaskLog:
             self._position = os.open(self._path.with_suffix(".pos"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             words = os.pread(self._position, 64, 0).split()
             if len(words) == 2:
-                self.raw_offset, self._written = int(words[0]), int(words[1])
+                self.raw_offset, self._written = max(0, int(words[0])), max(0, int(words[1]))
             os.ftruncate(self._log, self._written)
             start = max(0, self._written - TAIL_BYTES)
             self._tail += os.pread(self._log, TAIL_BYTES, start)
+            self.is_full = self._written >= self._limit or self.raw_offset >= LOG_LIMIT_BYTES
         except OSError as error:
             self._give_up(error)
         self._fed_offset = self.raw_offset
@@ -99,11 +115,18 @@ class TaskLog:
         del self._tail[:-TAIL_BYTES]
         if self._log >= 0:
             try:
-                room = LOG_LIMIT_BYTES - self._written
-                if 0 < room < len(clean):
-                    clean_here = clean[:room] + b"\n[gibil: the rest is not kept: the log is longer than 256 MiB]\n"
+                room = self._limit - self._written
+                if not self.is_full and _free_above_floor(self._log) < len(clean):
+                    self.problem = f"the log {self._path.name} is not whole: the bot's disk is nearly full"
+                    room = 0
+                if not self.is_full and (
+                    room <= len(clean) or offset >= LOG_LIMIT_BYTES
+                ):  # masks are short: count what came, too
+                    self.is_full = True
+                    why = self.problem or f"the logs of this run are longer than {_size(self._limit)}"
+                    clean_here = clean[: max(0, room)] + f"\n[gibil: the rest is not kept: {why}]\n".encode()
                 else:
-                    clean_here = clean if room > 0 else b""
+                    clean_here = b"" if self.is_full else clean
                 view = memoryview(clean_here)
                 at = self._written
                 while view:
@@ -117,6 +140,19 @@ class TaskLog:
             except OSError as error:
                 self._give_up(error)
         return clean
+
+    async def skip(self, tail: bytes, size: int) -> None:
+        """What was not fed: its last bytes, and how long all of the output is."""
+        await self._flush()
+        self.skipped = max(0, size - self._fed_offset)
+        unseen = tail[-min(self.skipped, len(tail)) :] if self.skipped else b""
+        if self.skipped > len(unseen):  # it may begin within a secret: whole lines only
+            unseen = after_the_first_line(unseen)
+        clean = self._redactor.flush() + self._redactor.feed(unseen) + self._redactor.flush()
+        self._tail += f"\n[gibil: {self.skipped - len(unseen)} bytes are left out here]\n".encode() + clean
+        del self._tail[:-TAIL_BYTES]
+        if self._on_output is not None:
+            self._on_output(clean)
 
     def _give_up(self, error: OSError) -> None:
         self.problem = f"the bot could not keep the log {self._path.name}: {error.strerror}"
@@ -186,6 +222,52 @@ class Journal:
                 file.write(line)
 
 
+def _size(count: int) -> str:
+    return f"{count // 1024**2} MiB" if count >= 1024**2 else f"{count} bytes"
+
+
+def _free_above_floor(where: int | Path) -> int:
+    status = os.statvfs(where)
+    floor = min(FREE_FLOOR_BYTES, status.f_blocks * status.f_frsize // 20)
+    return status.f_bavail * status.f_frsize - floor
+
+
+def size_of(folder: Path, without: Path | None = None) -> int:
+    """Bytes that a run's logs take."""
+    total = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            if without is not None and os.path.join(path, name) == str(without):
+                continue
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(path, name)).st_size
+    return total
+
+
+def trim_logs(folder: Path, most_bytes: int, unfinished: Collection[str]) -> list[str]:
+    """Remove the logs of the runs that ended longest ago until the rest fits, and the disk has room; their ids.
+
+    Those of unfinished runs stay: they are resumed.
+    """
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for run in list(folder.iterdir()):
+            with contextlib.suppress(OSError):
+                if run.is_dir() and not run.is_symlink():
+                    found.append((run.stat().st_mtime, run, size_of(run)))
+    total = sum(size for _, _, size in found)
+    gone = []
+    for _, run, size in sorted(found):
+        if total <= most_bytes and _free_above_floor(folder) >= 0:
+            break
+        if run.name in unfinished or not size:
+            continue
+        shutil.rmtree(run, ignore_errors=True)
+        total -= size
+        gone.append(run.name)
+    return gone
+
+
 def forget_old_logs(folder: Path, older_than_s: float) -> None:
     """Remove the folders of runs that ended long ago."""
     deadline = time.time() - older_than_s
@@ -193,6 +275,4 @@ def forget_old_logs(folder: Path, older_than_s: float) -> None:
         for run in list(folder.iterdir()):
             with contextlib.suppress(OSError):
                 if run.is_dir() and run.stat().st_mtime < deadline:
-                    for file in run.iterdir():
-                        file.unlink()
-                    run.rmdir()
+                    shutil.rmtree(run, ignore_errors=True)  # a second machine's logs are in a folder of their own

@@ -14,12 +14,13 @@ from collections.abc import Awaitable
 from datetime import timedelta
 from pathlib import Path
 
+from gibil_bot.config import GIB
 from gibil_bot.errors import GibilError, Unavailable
 from gibil_bot.machines.lifecycle import Forge
 from gibil_bot.model import RunState
 from gibil_bot.ports import GitHub, Store
 from gibil_bot.runs.execution import now
-from gibil_bot.runs.logs import forget_old_logs
+from gibil_bot.runs.logs import forget_old_logs, trim_logs
 
 log = logging.getLogger("gibil.reaper")
 
@@ -34,7 +35,10 @@ KEEP_LOGS_S = 30 * 86400.0
 
 
 class Reaper:
-    def __init__(self, store: Store, forge: Forge, github: GitHub | None, owner: str, logs: Path) -> None:
+    def __init__(
+        self, store: Store, forge: Forge, github: GitHub | None, owner: str, logs: Path, max_logs_bytes: int = 10 * GIB
+    ) -> None:
+        self._max_logs_bytes = max_logs_bytes
         self._store = store
         self._forge = forge
         self._github = github
@@ -121,3 +125,7 @@ class Reaper:
     async def _forget(self) -> None:
         await self._store.prune()
         await asyncio.to_thread(forget_old_logs, self._logs, KEEP_LOGS_S)
+        unfinished = {run.id for run in await self._store.unfinished()}
+        gone = await asyncio.to_thread(trim_logs, self._logs, self._max_logs_bytes, unfinished)
+        if gone:
+            log.warning("the logs of %d old runs are removed: more than GIBIL_MAX_LOGS, or the disk is nearly full", len(gone))

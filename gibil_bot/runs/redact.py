@@ -27,7 +27,10 @@ _TOKENS = re.compile(
 _SHAPE_ANCHORS = (rb"gh[pousr]_", rb"github_pat_", rb"A[KS]IA", rb"x-access-token:", rb"BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY")
 _KEY_START = re.compile(rb"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
 _KEY_STOP = re.compile(rb"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
-_KEY_LINES = re.compile(rb"(?:(?:\s|\\[nr])+[A-Za-z0-9+/=]{16,})*")
+_KEY_LINES = re.compile(
+    rb"(?:(?:\s|\\[nr])+[A-Za-z0-9+/=]{16,}|(?:\s|\\[nr])*-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----)*"
+)
+"""Further first lines are among them: a thousand of those are one thing to mask, and not a thousand."""
 
 _BY_FREQUENCY = b" etaoinsrlcdup/.-_mhf01gb:\n2,ky35vwx\"'=()[]4678TSEACIN9RLDOPMjqzFBGUHVWY"
 """The bytes of ordinary output, the commonest first: an anchor begins with the rarest byte of what it stands for."""
@@ -127,6 +130,13 @@ class Redactor:
         return next((stop for _, stop in spans if stop > forced), forced)
 
 
+def after_the_first_line(data: bytes) -> bytes:
+    """Of output whose beginning is not known, what can be redacted: no rest of a line, and no rest of a private key."""
+    data = data[data.find(b"\n") + 1 :] if b"\n" in data else b""
+    stop, start = _KEY_STOP.search(data), _KEY_START.search(data)
+    return data[stop.end() :] if stop is not None and (start is None or stop.start() < start.start()) else data
+
+
 def _forms(secret: str) -> Iterator[bytes]:
     """Everything that scripts make of a secret when they print it."""
     plain = {secret, secret.strip(), secret.replace("\n", "\r\n")}
@@ -183,7 +193,8 @@ def _anchor(needle: bytes) -> bytes:
 
 
 def _keys(data: bytes) -> Iterator[tuple[int, int]]:
-    """Private keys, from their first line to their last. Without a last line, the lines of base64 that follow the first.
+    """Private keys, from their first line to their last. Without a last line, the lines of base64, and further first lines,
+    that follow the first.
 
     Every byte is looked at once or twice, however many first lines somebody prints to keep us busy.
     """

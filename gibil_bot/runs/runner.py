@@ -24,6 +24,7 @@ from typing import TypeVar
 import msgspec
 from msgspec.structs import replace
 
+from gibil_bot.config import GIB
 from gibil_bot.errors import ClaimLost, GibilError, GitHubError, MachineLost, ProviderError, SSHError, StoreError, Unavailable
 from gibil_bot.github import render
 from gibil_bot.machines.lifecycle import Forge
@@ -59,6 +60,8 @@ class Tools:
     egress: tuple[str, ...] = ()
     public_url: str = ""
     max_ttl_s: int = 86400
+    max_logs_bytes: int = GIB
+    """Of one run."""
     tethered: bool = False
     observer: Observer | None = None
     output: Callable[[int, bytes], None] | None = None
@@ -132,6 +135,8 @@ class Runner:
                 attempt += 1
                 await self._note(f"The first machine was lost ({error.message}); everything was started again on a new one.")
                 self._results, self._execution = {}, None
+            except TimeoutError:
+                return await self._our_fault("The machine did not answer in time; `/gibil retest` starts again on a new one.")
             except (SourceError, GitHubError) as error:
                 return await self._our_fault(error.message)
             except (ClaimLost, StoreError):
@@ -198,6 +203,8 @@ class Runner:
                 listener=Listener(changed=self._dirty.set, output=self._tools.output),
                 results=self._results,
                 refusals=lambda since: refusals(self._tools.forge.provider, name, since),
+                cause=lambda since: self._cause(name, machine, since),
+                room=self._tools.max_logs_bytes,
             )
             if not self._results:
                 await self._bring_source(shell, execution)
@@ -206,13 +213,13 @@ class Runner:
             self._tasks_ended = True
             self._results = execution.results
             return conclusion
-        except MachineLost as error:
+        except MachineLost:
             if machine is not None and now() >= machine.expires_at:
                 await self._note(
                     f"The machine's time was up ({_minutes(machine)}): `machine: {{ttl: …}}` of the workflow sets it."
                 )
                 return Conclusion.TIMED_OUT
-            raise MachineLost(error.message) from error
+            raise
         except (asyncio.CancelledError, ClaimLost):
             keep = True  # this process stops, or another one has taken over: the machine is not ours to burn
             raise
@@ -223,6 +230,10 @@ class Runner:
                 await asyncio.shield(_quietly(shell.close()))
             if not keep:
                 await asyncio.shield(self._burn(name))
+
+    async def _cause(self, name: str, machine: Machine, since: datetime) -> str | None:
+        """What the task that began then has brought about; an expiry is none of it."""
+        return None if now() >= machine.expires_at else await self._tools.forge.cause(name, since)
 
     async def _machine(self, name: str, attempt: int) -> tuple[Machine, Shell]:
         forge = self._tools.forge

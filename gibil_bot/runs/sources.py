@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from gibil_bot import git
 from gibil_bot.errors import GitHubError
 from gibil_bot.git import GitError
+from gibil_bot.machines.answers import last_line
 from gibil_bot.model import Run
 from gibil_bot.planning import script
 from gibil_bot.ports import GitHub, Shell
@@ -106,12 +107,9 @@ class PullRequestClone:
             self._revoke(run, token)
         if result.exit_status == 0:
             return script.notes_of_clone(result.stdout), None
-        words = result.stderr.decode("utf-8", "replace")
-        if token:
-            words = words.replace(token, "***")
-        lines = [line for line in words.strip().splitlines() if line.strip()]
+        said = result.stderr.replace(token.encode(), b"***") if token else result.stderr
         return (), _Problem(
-            lines[-1].strip() if lines else f"exit status {result.exit_status}",
+            last_line(said, f"exit status {result.exit_status}"),
             worth_retrying=result.exit_status == script.CLONE_UNREACHABLE,
         )
 
@@ -164,8 +162,7 @@ class LocalBundle:
             script.bundle_script(path=remote_path, sha=self._sha, workspace=WORKSPACE), timeout_s=CLONE_TIMEOUT_S
         )
         if result.exit_status != 0:
-            lines = result.stderr.decode("utf-8", "replace").strip().splitlines()
-            raise SourceError(f"The checkout could not be unpacked on the machine: {lines[-1] if lines else 'no reason given'}")
+            raise SourceError(f"The checkout could not be unpacked on the machine: {last_line(result.stderr)}")
         return script.notes_of_clone(result.stdout)
 
     async def _bundle(self) -> AsyncIterator[bytes]:

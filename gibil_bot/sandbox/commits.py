@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 from gibil_bot import git
 from gibil_bot.errors import GibilError, UsageError
 from gibil_bot.git import FOREIGN, GitError, Limits, TooExpensive
+from gibil_bot.machines.answers import last_line
 from gibil_bot.runs.local_repository import branch_of
 from gibil_bot.runs.sources import WORKSPACE
 from gibil_bot.sandbox.credentials import for_git
@@ -283,10 +284,8 @@ async def _head_of(live: LiveMachine) -> str:
     answer = await live.run(f"cd {WORKSPACE} && git rev-parse --verify HEAD")
     head = answer.stdout.split("\n", 1)[0].strip()
     if answer.exit_code != 0 or not _SHA.fullmatch(head):
-        said = answer.stderr.strip().splitlines()
-        raise UsageError(
-            f"there is no commit in {WORKSPACE} on {live.name}: {said[-1] if said else 'is it still being cloned?'}"
-        )
+        said = last_line(answer.stderr.encode(), "is it still being cloned?")
+        raise UsageError(f"there is no commit in {WORKSPACE} on {live.name}: {said}")
     return head
 
 
@@ -323,5 +322,4 @@ async def _save_bundle(live: LiveMachine, head: str, base: str, place: Path) -> 
                 raise
             raise NotPushed(f"the commits of {live.name} are larger than {MOST_BYTES // 1024**2} MiB") from None
     if result.exit_status != 0:
-        said = words.decode("utf-8", "replace").strip().splitlines()
-        raise NotPushed(f"{live.name} could not pack its commits: {shown(said[-1]) if said else 'no reason given'}")
+        raise NotPushed(f"{live.name} could not pack its commits: {last_line(bytes(words))}")

@@ -9,10 +9,15 @@ from __future__ import annotations
 import posixpath
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
+from gibil_bot.machines.answers import BadAnswer, number, timestamp
 from gibil_bot.sandbox.excerpt import decoded
 from gibil_bot.sandbox.places import TO_PROJECT
+
+N = TypeVar("N", int, float)
 
 PAGE_BYTES = 256 * 1024
 """So much of a file is fetched for one page."""
@@ -34,6 +39,7 @@ REFUSED = {
     ),
     49: ("BAD_PATTERN", "the pattern is not a Perl-compatible regular expression: {said}"),
 }
+_PLACE = re.compile(rb"[0-9]{1,15}")
 _KINDS = {"f": "file", "d": "folder", "l": "link", "p": "pipe", "s": "socket", "c": "device", "b": "device"}
 _BEGIN = f"export LC_ALL=C.UTF-8; {TO_PROJECT} || exit 1; p=$gibil_path\n"
 
@@ -121,12 +127,20 @@ class Match:
     text: str
 
 
+def fields_of(answer: bytes, count: int) -> list[bytes]:
+    """Fields with a NUL between them; the last one may hold more. Raises BadAnswer."""
+    fields = answer.split(b"\0", count - 1)
+    if len(fields) != count:
+        raise BadAnswer(f"the machine answered {len(fields)} fields where {count} were expected")
+    return fields
+
+
 def read_page(answer: bytes, path: str, first: int, limit: int) -> Page | None:
-    """What READ answered; None: the file is binary."""
-    newlines, size, kind, end, data = answer.split(b"\0", 4)
+    """What READ answered; None: the file is binary. Raises BadAnswer."""
+    newlines, size, kind, end, data = fields_of(answer, 5)
     if kind != b"text":
         return None
-    total = int(newlines) + (end.strip() not in (b"", b"0a"))
+    total = number(newlines.strip()) + (end.strip() not in (b"", b"0a"))
     ends = end.strip() in (b"", b"0a")
     lines = data.split(b"\n")
     if lines[-1] == b"" or (len(data) >= PAGE_BYTES and len(lines) > 1):
@@ -145,9 +159,17 @@ def read_page(answer: bytes, path: str, first: int, limit: int) -> Page | None:
         shown.append(line)
     following = first + len(shown)
     return Page(
-        path=path, lines=tuple(shown), first=first, total=total, size=int(size),
+        path=path, lines=tuple(shown), first=first, total=total, size=number(size.strip()),
         next=following if following <= total else None, cut=cut, is_utf8=lossless, ends_with_newline=ends,
     )  # fmt: skip
+
+
+def _within(read: Callable[[str], N], text: str) -> N | int:
+    """0 for what is out of bounds: one file with an odd size or time must not hide all others."""
+    try:
+        return read(text)
+    except BadAnswer:
+        return 0
 
 
 def read_entries(answer: bytes) -> tuple[list[Entry], bool]:
@@ -159,8 +181,8 @@ def read_entries(answer: bytes) -> tuple[list[Entry], bool]:
         kind, size, modified, name, target = (decoded(field) for field in fields[start : start + 5])
         entries.append(
             Entry(
-                name=name.removeprefix("./"), kind=_KINDS.get(kind, "unknown"), size=int(size), modified_s=float(modified),
-                target=target or None,
+                name=name.removeprefix("./"), kind=_KINDS.get(kind, "unknown"), size=_within(number, size),
+                modified_s=_within(timestamp, modified), target=target or None,
             )
         )  # fmt: skip
     return sorted(entries, key=lambda entry: entry.name), complete
@@ -201,10 +223,10 @@ def read_matches(answer: bytes) -> tuple[list[Match], bool]:
     matches = []
     for line in lines:
         file, _, rest = line.partition(b"\0")
-        number, _, text = rest.partition(b":")
-        if number.isdigit():
+        place, _, text = rest.partition(b":")
+        if _PLACE.fullmatch(place):
             shown = decoded(text.rstrip(b"\r"))
             if len(shown) > MATCH_CHARACTERS:
                 shown = f"{shown[:MATCH_CHARACTERS]} [...]"
-            matches.append(Match(file=posixpath.normpath(decoded(file)), line=int(number), text=shown))
+            matches.append(Match(file=posixpath.normpath(decoded(file)), line=int(place), text=shown))
     return sorted(matches, key=lambda match: (match.file, match.line)), complete

@@ -6,10 +6,12 @@ Paths are absolute, or meant from /root/project (from /root, where no project is
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
 from weakref import WeakValueDictionary
 
 from gibil_bot.errors import GibilError, UsageError
+from gibil_bot.machines.answers import BadAnswer, last_line
 from gibil_bot.sandbox import file_scripts as scripts
 from gibil_bot.sandbox.file_scripts import Entry, Match, Page
 from gibil_bot.sandbox.live import LiveMachine
@@ -18,7 +20,10 @@ from gibil_bot.sandbox.places import from_code
 MOST_LINES = 2000
 MOST_WRITTEN = 64 * 1024 * 1024
 _TIMEOUT_S = 60.0
+_ANSWER_BYTES = scripts.EDIT_BYTES + 1024 * 1024
+"""The largest answer is a file to be edited."""
 _PATH_BYTES = 4096
+_MODE = re.compile(rb"[0-7]{1,4}")
 _PATTERN_BYTES = 16 * 1024
 
 _writing: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
@@ -116,7 +121,9 @@ async def search(live: LiveMachine, pattern: str, path: str, include: str | None
 
 
 async def _write(live: LiveMachine, path: str, content: bytes) -> bool:
-    target, mode, new, _ = (await _ask(live, scripts.PREPARE, path)).split(b"\0")
+    target, mode, new, _ = scripts.fields_of(await _ask(live, scripts.PREPARE, path), 4)
+    if not _MODE.fullmatch(mode):
+        raise BadAnswer(f"machine {live.name} answered {mode[:20]!r} where the mode of a file was expected")
     await live.shell.put(target.decode("utf-8", "surrogateescape"), content, mode=int(mode, 8))
     return bool(new)
 
@@ -139,15 +146,14 @@ def _loosely(content: bytes, old: str) -> bool:
 async def _ask(live: LiveMachine, script: str, path: str, more: Mapping[str, str] | None = None) -> bytes:
     env = {"gibil_path": check_path(path), **(more or {})}
     try:
-        result = await live.shell.run(script, timeout_s=_TIMEOUT_S, env=env)
+        result = await live.shell.run(script, timeout_s=_TIMEOUT_S, env=env, most_bytes=_ANSWER_BYTES)
     except TimeoutError:
         raise GibilError(
             f"{path} on machine {live.name}: no answer within {_TIMEOUT_S:g} s; ask for less", code="TIMEOUT"
         ) from None
     if result.exit_status == 0:
         return result.stdout
-    said = result.stderr.decode("utf-8", "replace").strip().splitlines()
-    reason = said[-1] if said else f"exit status {result.exit_status}"
+    reason = last_line(result.stderr, f"exit status {result.exit_status}")
     if result.exit_status in scripts.REFUSED:
         code, sentence = scripts.REFUSED[result.exit_status]
         raise UsageError(sentence.format(path=path, machine=live.name, said=reason.removeprefix("grep: ")), code=code)

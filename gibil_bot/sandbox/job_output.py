@@ -6,9 +6,11 @@ import shlex
 from dataclasses import dataclass
 
 from gibil_bot.errors import UsageError
+from gibil_bot.machines.answers import MOST_ANSWERED, number
 from gibil_bot.machines.job_list import JobEntry
 from gibil_bot.machines.remote_scripts import check_job_id
 from gibil_bot.sandbox.excerpt import decoded, whole_characters
+from gibil_bot.sandbox.file_scripts import fields_of
 from gibil_bot.sandbox.live import LiveMachine, no_job
 
 STREAMS = {"stdout": "out", "stderr": "err"}
@@ -36,23 +38,24 @@ async def find_job(live: LiveMachine, job_id: str) -> JobEntry:
 async def read_output(live: LiveMachine, job_id: str, stream: str, offset: int | None, most: int) -> Piece:
     """At most `most` bytes from `offset` on; None: the last of them. A character that is not whole yet comes with the next.
 
-    Raises UsageError.
+    Raises UsageError, BadAnswer.
     """
     check_job_id(job_id)
     if stream not in STREAMS:
         raise UsageError(f"there is no stream {stream!r}; write {' or '.join(STREAMS)}")
     if offset is not None and offset < 0:
         raise UsageError("an offset is a number of bytes from the beginning")
-    result = await live.shell.run(_script(job_id, STREAMS[stream], offset, most))
+    script = _script(job_id, STREAMS[stream], offset, most)
+    result = await live.shell.run(script, most_bytes=most + MOST_ANSWERED)
     if result.exit_status == 4:
         raise no_job(live.name, job_id)
-    size, begin, data = result.stdout.split(b"\0", 2)
-    start = int(begin)
+    answered, begin, data = fields_of(result.stdout, 3)
+    size, start = number(answered), number(begin)
     if offset is None and start > 0:
         data, start = _from_line(data, start)
-    if start + len(data) < int(size):
+    if start + len(data) < size:
         data = whole_characters(data)
-    return Piece(text=decoded(data), offset=start, next=start + len(data), size=int(size))
+    return Piece(text=decoded(data), offset=start, next=start + len(data), size=size)
 
 
 def _script(job_id: str, file: str, offset: int | None, most: int) -> str:

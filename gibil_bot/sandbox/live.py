@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-from gibil_bot.errors import GibilError, MachineLost, MachineNotFound, UsageError
-from gibil_bot.machines.job_list import LIST_JOBS, JobEntry, print_job, read_jobs
+from gibil_bot.errors import GibilError, MachineLost, MachineNotFound, SSHError, UsageError
+from gibil_bot.machines.answers import exit_status, printable
+from gibil_bot.machines.answers import number as whole_number
+from gibil_bot.machines.job_list import JOBS_BYTES, LIST_JOBS, JobEntry, print_job, read_jobs
 from gibil_bot.machines.lifecycle import Forge
 from gibil_bot.machines.refused import refusals
 from gibil_bot.model import Exit, Job, Machine
@@ -40,6 +42,9 @@ TIMED_OUT = 124
 
 OnOutput = Callable[[str, bytes], None]
 """Called with "stdout" or "stderr", and the bytes as they came."""
+
+KEPT_BYTES = 64 * 1024 * 1024
+"""So much of a command's output is kept in memory, unless the caller chooses another limit."""
 
 _STOP_S = 15.0
 _BEYOND_EXPIRY_S = 60.0
@@ -102,21 +107,29 @@ class LiveMachine:
         env: Mapping[str, str] | None = None,
         on_output: OnOutput | None = None,
         keep_output: bool = True,
+        most_bytes: int = KEPT_BYTES,
         tag: str | None = None,
         enter: str = "",
     ) -> Outcome:
         """Run a line of shell in /root and wait for its end. After `timeout_s` all of it is killed, and the outcome says so.
 
-        With `keep_output=False` the outcome is empty, and output of any size passes through `on_output`. `tag` names the
-        command for `interrupt`; `enter` goes to another folder first (places.enter). Cancelled, everything of the command is
-        killed. Raises UsageError, MachineLost.
+        With `keep_output=False` the outcome is empty, and output of any size passes through `on_output`; otherwise a command
+        that prints more than `most_bytes` is killed, and SSHError raised. `tag` names the command for `interrupt`; `enter`
+        goes to another folder first (places.enter). Cancelled, everything of the command is killed. Raises UsageError (for an
+        empty command, too), SSHError, MachineLost.
         """
         given = words.check_environment(dict(env or {}))
-        kept: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+        check_command(command)
+        kept = {"stdout": bytearray(), "stderr": bytearray()}
 
         def take(stream: str, data: bytes) -> None:
             if keep_output:
-                kept[stream].append(data)
+                kept[stream] += data
+                if sum(map(len, kept.values())) > most_bytes:
+                    raise SSHError(
+                        f"the command on {self.name} printed more than {most_bytes // 1024**2} MiB, and was stopped; "
+                        "send its output to a file, or have it streamed"
+                    )
             if on_output is not None:
                 on_output(stream, data)
 
@@ -139,7 +152,7 @@ class LiveMachine:
         else:
             exit_code = result.exit_status
             timeout_s = None
-        stdout, stderr = (b"".join(kept[stream]).decode("utf-8", "replace") for stream in ("stdout", "stderr"))
+        stdout, stderr = (kept[stream].decode("utf-8", "replace") for stream in ("stdout", "stderr"))
         return Outcome(stdout=stdout, stderr=stderr, exit_code=exit_code, timed_out=timeout_s is not None)
 
     async def blocked(self, since: float) -> list[str]:
@@ -170,9 +183,10 @@ class LiveMachine:
     ) -> str:
         """Start a line of shell in /root that goes on whatever becomes of us; the job's id. `enter`: see `run`.
 
-        Raises JobNotStarted.
+        Raises UsageError for an empty command, JobNotStarted.
         """
         given = words.check_environment(dict(env or {}))
+        check_command(command)
         job_id = f"run-{secrets.token_hex(4)}"
         limit = f"timeout --kill-after=5 {timeout_s:g} " if timeout_s is not None else ""
         job = Job(  # noqa: S604 (a template, no subprocess)
@@ -188,7 +202,7 @@ class LiveMachine:
 
     async def jobs(self) -> list[JobEntry]:
         """All jobs of the machine, oldest first; the provisioning is one of them."""
-        result = await self._surely(lambda: self._shell.run(LIST_JOBS))
+        result = await self._surely(lambda: self._shell.run(LIST_JOBS, most_bytes=JOBS_BYTES))
         return [replace(job, script=_own_words(job)) for job in read_jobs(result.stdout)]
 
     async def follow(self, job_id: str, on_output: OnOutput) -> int:
@@ -249,11 +263,17 @@ class LiveMachine:
         """The tasks that have ended, in order."""
         result = await self._surely(lambda: self._shell.run(f"cat {STATE} 2>/dev/null || true"))
         found = []
-        for line in result.stdout.decode("utf-8", "replace").splitlines():
-            number, status, code, milliseconds, name = line.split("\t", 4)
-            if number != "0" or status != "success":
-                exit_code = int(code) if code else None
-                found.append(TaskOutcome(name=name, status=status, exit_code=exit_code, duration_s=int(milliseconds) / 1000))
+        for line in result.stdout.decode("utf-8", "replace").split("\n"):
+            with contextlib.suppress(ValueError):  # BadAnswer, too: a line that is not ours
+                number, status, code, milliseconds, name = line.split("\t", 4)
+                outcome = TaskOutcome(
+                    name=printable(name),
+                    status=printable(status, 20),
+                    exit_code=exit_status(code) if code else None,
+                    duration_s=whole_number(milliseconds) / 1000,
+                )
+                if number != "0" or status != "success":
+                    found.append(outcome)
         return found
 
     # Its end
@@ -307,6 +327,14 @@ async def extend_machine(forge: Forge, machine: Machine, seconds: int, max_ttl_s
     with contextlib.suppress(MachineNotFound):
         return await forge.provider.extend(machine.name, expires_at)
     raise not_found(machine.name)
+
+
+def check_command(command: str) -> None:
+    """Raises UsageError for one that does nothing, or that no shell can be given."""
+    if not command.strip():
+        raise UsageError("there is no command: it is empty, or made of blanks")
+    if "\0" in command:
+        raise UsageError("a command cannot hold a NUL byte")
 
 
 def new_tag() -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gibil_bot.machines.answers import number, printable
+from gibil_bot.machines.job_list import JOBS_BYTES
 from gibil_bot.sandbox.live import LiveMachine
 from gibil_bot.sandbox.places import JOB_ID, LEADER
 
@@ -68,7 +70,7 @@ class Tagged:
 def read_tagged(answer: bytes) -> list[Tagged]:
     fields = answer.decode("utf-8", "replace").split("\0")
     return [
-        Tagged(pid=int(pid), job=job, command=command, leader=leader, words=words.strip())
+        Tagged(pid=number(pid), job=job, command=command, leader=leader, words=printable(words))
         for pid, job, command, leader, words in (fields[at : at + 5] for at in range(0, len(fields) - 5, 5))
     ]
 
@@ -89,7 +91,7 @@ async def sweep(live: LiveMachine, *, look_only: bool = False) -> tuple[list[Tag
     """End what was left over: SIGTERM, after two seconds SIGKILL; what it was, and whether all of it is gone."""
     jobs = await live.jobs()
     ended = frozenset(job.id for job in jobs if job.status != "running")
-    found = orphans(read_tagged((await live.shell.run(_LIST)).stdout), ended)
+    found = orphans(read_tagged((await live.shell.run(_LIST, most_bytes=JOBS_BYTES)).stdout), ended)
     if look_only or not found:
         return found, not found
     lines = "\n".join(f"{process.pid} {_tag(process)}" for process in found)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gibil_bot.errors import GibilError
+from gibil_bot.machines.answers import last_line
 from gibil_bot.model import Job
 from gibil_bot.ports import Shell
 from gibil_bot.sandbox.places import JOB_ID, as_given, bare_script, keep_script
@@ -48,5 +49,4 @@ async def start_provisioning(
 async def _must(shell: Shell, script: str, env: dict[str, str]) -> None:
     result = await shell.run(script, env=env)
     if result.exit_status != 0:
-        reason = result.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise GibilError(f"the machine could not be prepared: {reason[-1] if reason else 'no reason given'}", code="PROVISION")
+        raise GibilError(f"the machine could not be prepared: {last_line(result.stderr)}", code="PROVISION")

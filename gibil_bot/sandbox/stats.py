@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from gibil_bot.errors import GibilError
+from gibil_bot.machines.answers import decimal, number, printable
 from gibil_bot.model import Usage
 from gibil_bot.sandbox.live import LiveMachine
 
 MOST_PROCESSES = 10
+_LIMIT = re.compile(r"[0-9]{1,20}")
+"""Without a limit, control groups of version 1 say 2^63 less a page."""
 
 # A machine of a container's kind may see limits of its own, below what its kernel tells. A local one sees none: whoever
 # keeps it has to be asked (Metered).
@@ -72,7 +76,7 @@ class Stats:
 
 
 def read_stats(answer: bytes, usage: Usage | None = None) -> Stats:
-    """What the script answered, and within which limits. Raises ValueError and KeyError for what did not come from it."""
+    """What the script answered, and within which limits. Raises ValueError and LookupError for what did not come from it."""
     values: dict[str, list[str]] = {}
     processes: list[Busy] = []
     for line in answer.decode("utf-8", "replace").splitlines():
@@ -81,32 +85,32 @@ def read_stats(answer: bytes, usage: Usage | None = None) -> Stats:
             pid, cpu, memory, age, command = rest.split(" ", 4)
             processes.append(
                 Busy(
-                    pid=int(pid),
-                    cpu_percent=float(cpu),
-                    memory_mb=round(int(memory) / 1024, 1),
-                    age_s=int(age),
-                    command=command,
+                    pid=number(pid),
+                    cpu_percent=decimal(cpu),
+                    memory_mb=round(number(memory) / 1024, 1),
+                    age_s=number(age),
+                    command=printable(command),
                 )
             )
         else:
             values[name] = rest.split()
-    total, available = (int(values[name][0]) // 1024 for name in ("MemTotal:", "MemAvailable:"))
+    total, available = (number(values[name][0]) // 1024 for name in ("MemTotal:", "MemAvailable:"))
     limit = values.get("limit", ["max"])[0]
     memory_is_its_own = disk_is_its_own = False
     if usage is not None:
         memory_is_its_own = usage.memory_limit_mb <= total
         total, available = _within(usage.memory_limit_mb, usage.memory_used_mb, total, available)
-    elif limit.isdigit() and int(limit) // 1024**2 < total and "used" in values:
+    elif _LIMIT.fullmatch(limit) and int(limit) // 1024**2 < total and "used" in values:
         memory_is_its_own = True
-        total, available = _within(int(limit) // 1024**2, int(values["used"][0]) // 1024**2, total, available)
-    size, _used, free = (int(value) // 1024 for value in values["disk"])
+        total, available = _within(int(limit) // 1024**2, number(values["used"][0]) // 1024**2, total, available)
+    size, _used, free = (number(value) // 1024 for value in values["disk"])
     if usage is not None:
         disk_is_its_own = usage.disk_limit_mb <= size or usage.disk_used_mb is None
         if usage.disk_used_mb is not None:
             size, free = _within(usage.disk_limit_mb, usage.disk_used_mb, size, free)
     return Stats(
-        cpus=int(values["cpus"][0]),
-        load=tuple(float(value) for value in values["load"][:3]),
+        cpus=number(values["cpus"][0]),
+        load=tuple(decimal(value) for value in values["load"][:3]),
         memory_total_mb=total,
         memory_available_mb=available,
         memory_is_its_own=memory_is_its_own,
@@ -130,5 +134,5 @@ async def stats(live: LiveMachine) -> Stats:
     usage = await live.provider.usage(live.name) if isinstance(live.provider, Metered) else None
     try:
         return read_stats(result.stdout, usage)
-    except (ValueError, KeyError) as error:
-        raise GibilError(f"machine {live.name} does not tell how it is: {error}", code="STATS") from error
+    except (ValueError, LookupError) as error:
+        raise GibilError(f"machine {live.name} does not tell how it is: {printable(str(error))}", code="STATS") from error

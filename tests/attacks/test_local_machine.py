@@ -379,3 +379,42 @@ async def test_garbage_on_the_control_socket_harms_nothing(lodging: LocalLodging
     assert [machine.name for machine in await lodging.provider.list_machines()] == ["steady"]
     assert Path(keeper.socket).stat().st_mode & 0o077 == 0
     assert Path(keeper.socket).parent.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "prlimit --pid 1 --nofile=8:8",
+        "renice -n 19 -p 1",
+        "ionice -c 3 -p 1",
+        "taskset -p 1 1",
+        "chrt --idle -p 0 1",
+        "python3 -c 'import resource; resource.prlimit(1, resource.RLIMIT_NOFILE, (8, 8))'",
+    ],
+)
+async def test_the_limits_and_the_scheduling_of_pid_1_cannot_be_changed(lodging: LocalLodging, call: str) -> None:
+    machine = await lodging.provider.create(lodging.spec("limits"))
+    try:
+        result = await lodging.run(machine, call)
+        assert result.exit_status != 0
+        assert "not permitted" in str(result.stderr)
+        assert (
+            await lodging.run(machine, f"{call.replace(' 1', ' $$').replace('(1,', '(0,')} >/dev/null; echo on")
+        ).stdout == "on\n"
+    finally:
+        await lodging.provider.destroy("limits")
+
+
+async def test_descriptors_and_memory_of_other_processes_cannot_be_taken(lodging: LocalLodging) -> None:
+    script = (
+        _LIBC + "import platform; child = os.fork()\n"
+        "if not child:\n    import time; time.sleep(60)\n"
+        "fd = os.pidfd_open(child)\n"
+        "print(libc.syscall(438, fd, 0, 0), ctypes.get_errno())\n"
+        "class V(ctypes.Structure): _fields_ = [('base', ctypes.c_void_p), ('size', ctypes.c_size_t)]\n"
+        "b = ctypes.create_string_buffer(8); v = V(ctypes.addressof(b), 8)\n"
+        "print(libc.process_vm_readv(child, ctypes.byref(v), 1, ctypes.byref(v), 1, 0), ctypes.get_errno())\n"
+        "print(libc.process_vm_writev(child, ctypes.byref(v), 1, ctypes.byref(v), 1, 0), ctypes.get_errno())\n"
+        "os.kill(child, 9)\n"
+    )
+    assert await python(lodging, "reach", script) == "-1 1\n-1 1\n-1 1\n"

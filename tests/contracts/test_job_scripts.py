@@ -63,7 +63,7 @@ def test_a_job_has_the_umask_of_the_login_and_its_files_are_private(login: str, 
     assert output == b"0027\n"
     folder = Path(far_env["HOME"], ".gibil/jobs/j")
     assert {path.name.partition(".")[0]: path.stat().st_mode & 0o777 for path in folder.iterdir()} == dict.fromkeys(
-        ("script", "out", "rc", "pid"), 0o600
+        ("script", "out", "rc", "pid", "copiers"), 0o600
     )
     assert folder.stat().st_mode & 0o777 == 0o700
 
@@ -72,8 +72,9 @@ def test_a_job_inherits_no_descriptor_of_ours(login: str, far_env: dict[str, str
     script = 'for fd in /proc/$$/fd/*; do readlink "$fd" || :; done'
     output, _ = start(login, far_env, Job(id="j", script=script, working_directory="/"))
     folder = os.path.realpath(f"{far_env['HOME']}/.gibil/jobs/j")
-    kinds = {line.removeprefix(folder).partition(".")[0] for line in output.decode().splitlines()}
-    assert kinds == {"/dev/null", "/out", "/script"}
+    kinds = {line.removeprefix(folder).partition(".")[0].partition(":")[0] for line in output.decode().splitlines()}
+    assert kinds == {"/dev/null", "pipe", "/script"}
+    assert len({line for line in output.decode().splitlines() if line.startswith("pipe:")}) == 1
 
 
 def test_a_second_start_and_a_start_that_breaks_off_run_nothing(login: str, far_env: dict[str, str]) -> None:
@@ -112,5 +113,5 @@ def test_a_job_whose_starter_is_gone_before_it_hears_so_runs_to_its_end(far_env:
         )
     finally:
         os.close(writer)
-    assert (jobs / "j/rc").read_text() == "6  \n"
+    assert (jobs / "j/rc").read_text() == "6      \n"
     assert int((jobs / "j/out").read_text().split()[1], 16) & (1 << 12) == 0  # SIGPIPE is not ignored by the job

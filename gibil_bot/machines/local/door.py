@@ -10,7 +10,9 @@ import os
 import socket
 from typing import Any
 
+from gibil_bot.machines.job_requests import SERVER_VERSION
 from gibil_bot.machines.lean_asyncssh import asyncssh
+from gibil_bot.machines.local.detached import Jobs
 from gibil_bot.machines.local.pid1 import Pid1
 from gibil_bot.machines.local.session import Session
 
@@ -30,6 +32,7 @@ class Door:
 
     def __init__(self, pid1: Pid1) -> None:
         self._pid1 = pid1
+        self._jobs = Jobs(pid1)
         self._authorized = b""
         self._acceptor: asyncssh.SSHAcceptor | None = None
         self.connections: set[asyncssh.SSHServerConnection] = set()
@@ -58,6 +61,7 @@ class Door:
                 allow_scp=False,
                 line_editor=False,
                 login_timeout=30,
+                server_version=SERVER_VERSION,
             )
         except BaseException:
             listener.close()
@@ -78,7 +82,7 @@ class Door:
             session.say(text)
 
     def new_session(self) -> Session:
-        session = Session(self._pid1, self.sessions.discard)
+        session = Session(self._pid1, self.sessions.discard, self._jobs)
         self.sessions.add(session)
         return session
 

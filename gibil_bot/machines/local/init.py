@@ -3,6 +3,7 @@
 Requests and answers are JSON datagrams on one SOCK_SEQPACKET socket; descriptors travel beside them (SCM_RIGHTS).
   {"spawn": id, "argv": […], "env": {…}} with stdin, stdout, stderr    → {"exit": id, "status": waitstatus as exit code}
   {"spawn": id, …, "size": [columns, rows]} without descriptors        → {"terminal": id} with the pty's master, then exit
+  {"spawn": id, "job": true, "merged": bool} with spec, say (jobs.py)  → exit
   {"kill": id, "signal": n, "session": bool}                           the process group, or all of its session
   {"kill_all": n}                                                      every process of the machine but this one
 A negative status is the signal that ended the process.
@@ -25,6 +26,7 @@ import time
 from collections import deque
 from typing import Any, NoReturn
 
+from gibil_bot.machines.local import jobs
 from gibil_bot.machines.local.descriptors import receive
 
 MESSAGE_BYTES = 200 * 1024
@@ -72,6 +74,8 @@ class _Init:
         self._ids: dict[int, int] = {}
         """pid → id of what the keeper asked for"""
         self._pids: dict[int, int] = {}
+        self._recorders: dict[int, socket.socket] = {}
+        """pid of a job → where its end is reported"""
         self._waiting: deque[_Waiting] = deque()
         self._wake, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -113,26 +117,37 @@ class _Init:
 
     def _start(self, request: dict[str, Any], fds: list[int], deadline: float) -> bool:
         """True when it is dealt with; False: there is no process slot now."""
-        master = None
+        master = launch = None
         try:
+            if "job" in request:
+                if len(fds) != 2:  # what does not fit below our limit of descriptors does not arrive
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+                launch = jobs.Launch(*fds, merged=request["merged"])
             if "size" in request and not fds:
                 master, slave = _open_terminal(*request["size"])
                 fds += [slave]
             pid = os.fork()
+            if pid == 0:
+                self._execute(request, fds, terminal=master is not None, launch=launch)
+            if launch is not None and os.fork() == 0:
+                launch.record()
         except OSError as error:
+            if launch is not None:
+                launch.abandon()
             if master is not None:
                 os.close(master)
                 os.close(fds.pop())
             if error.errno in (errno.EAGAIN, errno.ENOMEM) and time.monotonic() < deadline:
                 return False
             if fds:
-                os.write(fds[-1], f"gibil: cannot start a process: {error.strerror}\n".encode())
+                with contextlib.suppress(OSError):  # nobody reads it any more
+                    os.write(fds[-1], f"gibil: cannot start a process: {error.strerror}\n".encode())
             for fd in fds:
                 os.close(fd)
             self._send({"exit": request["spawn"], "status": 254})
             return True
-        if pid == 0:
-            self._execute(request, fds, terminal=master is not None)
+        if launch is not None:
+            self._recorders[pid] = launch.parent()
         self._ids[pid] = request["spawn"]
         self._pids[request["spawn"]] = pid
         if master is not None:
@@ -142,8 +157,10 @@ class _Init:
             os.close(fd)
         return True
 
-    def _execute(self, request: dict[str, Any], fds: list[int], *, terminal: bool) -> NoReturn:
+    def _execute(self, request: dict[str, Any], fds: list[int], *, terminal: bool, launch: jobs.Launch | None) -> NoReturn:
         try:
+            if launch is not None:
+                request, fds = launch.await_start()
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
                 signal.signal(number, signal.SIG_DFL)
@@ -153,16 +170,19 @@ class _Init:
             os.set_inheritable(self._control.fileno(), False)
             for target in range(3):
                 os.dup2(fds[target if target < len(fds) else -1], target)
-            resource.setrlimit(resource.RLIMIT_NOFILE, self._open_files)
+            _limit_open_files(self._open_files)
             try:
-                os.chdir("/root")
+                os.chdir(request.get("cwd", "/root"))
             except OSError:
+                if "cwd" in request:
+                    raise
                 os.chdir("/")
             arguments = [self._shell if word == "" else word for word in request["argv"]]
             os.execvpe(arguments[0], arguments, {**self._environment, **request["env"]})  # noqa: S606 - this is what PID 1 is for
         except BaseException as error:
             reason = error.strerror if isinstance(error, OSError) else repr(error)
-            os.write(2, f"gibil: cannot start the command: {reason}\n".encode())
+            os.write(2, f"gibil: cannot start the command{_named(request)}: {reason}\n".encode())
+            os._exit(127 if isinstance(error, FileNotFoundError) else 126)
         finally:
             os._exit(126)
 
@@ -175,6 +195,9 @@ class _Init:
             if not pid:
                 return
             number = self._ids.pop(pid, None)
+            if pid in self._recorders:
+                code = os.waitstatus_to_exitcode(status)
+                jobs.report(self._recorders.pop(pid), code if code >= 0 else 128 - code)
             if number is not None:
                 del self._pids[number]
                 self._send({"exit": number, "status": os.waitstatus_to_exitcode(status)})
@@ -195,6 +218,19 @@ class _Init:
 
     def _send(self, answer: dict[str, Any], fds: list[int] | None = None) -> None:
         socket.send_fds(self._control, [json.dumps(answer).encode()], fds or [])
+
+
+def _named(request: dict[str, Any]) -> str:
+    return f" {request['argv'][0]}" if request.get("argv") else ""
+
+
+def _limit_open_files(wanted: tuple[int, int]) -> None:
+    """Lower than wanted where our own limit is lower: raising it takes a capability that a machine does not have."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, most = wanted
+    if hard != resource.RLIM_INFINITY:
+        soft, most = (hard if value == resource.RLIM_INFINITY else min(value, hard) for value in (soft, most))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, most))
 
 
 def _signal(send: Any, target: int, which: int) -> None:

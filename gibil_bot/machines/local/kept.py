@@ -124,6 +124,7 @@ class KeptMachine:
             async with asyncio.timeout(_READY_S):
                 await warm
                 self._init = await self._under_limits(forging)
+                self._pid1.entered(self._init)
                 proxy, *others = await self._pid1.ready
         except TimeoutError:
             raise ForgeFailed("starting PID 1", None, f"not ready after {_READY_S:.0f} s") from None

@@ -15,6 +15,7 @@ import signal
 import socket
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 from gibil_bot.errors import ProviderError
@@ -61,10 +62,26 @@ class Pid1:
         self._count = 0
         self._flushing = False
         self._closed = False
+        self._root: int | None = None
         control.setblocking(False)
         with contextlib.suppress(OSError):
             control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MESSAGE_BYTES)
         self._loop.add_reader(control.fileno(), self._read)
+
+    def entered(self, pid: int) -> None:
+        """Its host pid is known: learn which user of the host is root in there (user_namespaces(7))."""
+        with contextlib.suppress(OSError):
+            inside, outside, _count = Path(f"/proc/{pid}/uid_map").read_text().split()[:3]
+            if inside == "0" and int(outside) != os.geteuid():
+                self._root = int(outside)
+
+    def give_to_root(self, fd: int) -> None:
+        """Make a pipe that is made out here the property of the machine's root.
+
+        Otherwise its owner has no name in there, and nobody may open it by its name (/dev/stdin, /proc/self/fd/1).
+        """
+        if self._root is not None:
+            os.fchown(fd, self._root, self._root)
 
     def spawn(self, command: Command, arguments: list[str], env: dict[str, str], size: tuple[int, int] | None = None) -> int:
         """Start; returns the command's id. Raises ProviderError when the request is too large or the machine is gone."""
@@ -74,6 +91,16 @@ class Pid1:
         request: dict[str, Any] = {"spawn": self._count, "argv": arguments, "env": env}
         if size:
             request["size"] = size
+        return self._queue_up(command, request)
+
+    def start_job(self, command: Command, *, merged: bool) -> int:
+        """Start a detached job (jobs.py): `descriptors` are its specification, and where it says how its start went."""
+        if self._closed:
+            raise ProviderError("the machine is gone")
+        self._count += 1
+        return self._queue_up(command, {"spawn": self._count, "job": True, "merged": merged})
+
+    def _queue_up(self, command: Command, request: dict[str, Any]) -> int:
         message = json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogateescape")
         if len(message) > MESSAGE_BYTES:
             raise ProviderError(f"the command is too long: {len(message)} bytes with its environment; send scripts by stdin")

@@ -2,9 +2,10 @@
 that may pretend.
 
 Denied is kernel surface that a build never needs and that has a history (the same names as in container runtimes'
-default profiles), and keyrings, which are not divided by namespaces well. In tier `user` only uid 0 exists, so that
-`chown postgres` would fail and with it most packages: those calls answer "done" without doing anything. The idea is
-charliecloud's (https://hpc.github.io/charliecloud/ch-run.html, --seccomp); the numbers are the kernel's own tables.
+default profiles), and keyrings, which are not divided by namespaces well. Denied, too, is what reaches into the descriptors
+and the memory of other processes without being a debugger, and what changes the limits of PID 1. In tier `user` only uid 0
+exists, so that `chown postgres` would fail and with it most packages: those calls answer "done" without doing anything. The
+idea is charliecloud's (https://hpc.github.io/charliecloud/ch-run.html, --seccomp); the numbers are the kernel's own tables.
 """
 
 from __future__ import annotations
@@ -53,6 +54,9 @@ _DENIED: dict[str, tuple[int, int]] = {
     "keyctl": (250, 219),
     "open_by_handle_at": (304, 265),
     "perf_event_open": (298, 241),
+    "pidfd_getfd": (438, 438),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
     "reboot": (169, 142),
     "request_key": (249, 218),
     "swapoff": (168, 225),
@@ -71,6 +75,17 @@ no network card to capture from, and it is one of the kernel's most attacked fam
 
 _NETLINK_PROTOCOLS = (0, 2, 4, 9, 15, 16)
 """ROUTE, USERSOCK, SOCK_DIAG, AUDIT (libaudit asks whether it exists), KOBJECT_UEVENT, GENERIC (linux/netlink.h)."""
+_NOT_ON_PID_1: dict[str, tuple[int, int, int]] = {
+    # name: (x86_64, aarch64, which argument is the pid)
+    "ioprio_set": (251, 30, 1),
+    "prlimit64": (302, 261, 0),
+    "sched_setaffinity": (203, 122, 0),
+    "sched_setattr": (314, 274, 0),
+    "sched_setparam": (142, 118, 0),
+    "sched_setscheduler": (144, 119, 0),
+    "setpriority": (141, 140, 1),
+}
+"""PID 1 has the uid of the machine's root, and none of these asks whether it may be traced."""
 
 _LOAD_WORD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _RETURN = 0x20, 0x15, 0x35, 0x06
 _ALLOW = 0x7FFF_0000
@@ -99,6 +114,14 @@ def program(machine: str, *, pretend_root: bool) -> bytes:
     for number, answer in answers:
         if number is not None:
             code += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, answer)]
+    for *numbers_, argument in _NOT_ON_PID_1.values():
+        code += [
+            (_JUMP_EQUAL, 0, 4, numbers_[column]),
+            (_LOAD_WORD, 0, 0, 16 + 8 * argument),  # the lower half of args[argument]: pids and ids have 32 bits
+            (_JUMP_EQUAL, 0, 1, 1),
+            (_RETURN, 0, 0, _ERRNO | errno.EPERM),
+            (_RETURN, 0, 0, _ALLOW),
+        ]
     code.append((_RETURN, 0, 0, _ALLOW))
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
 

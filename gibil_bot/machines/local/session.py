@@ -21,7 +21,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gibil_bot.errors import GibilError
+from gibil_bot.machines.job_requests import JOB_STATUS, MOST_REQUESTED, START_JOB
 from gibil_bot.machines.lean_asyncssh import asyncssh
+from gibil_bot.machines.local.detached import Jobs
 from gibil_bot.machines.local.pid1 import Pid1
 
 if TYPE_CHECKING:
@@ -47,8 +49,11 @@ _NEVER_FROM_CLIENTS = frozenset(
 class Session(_Base):
     """Also a `pid1.Command`: PID 1 starts it and reports its end."""
 
-    def __init__(self, pid1: Pid1, on_end: Callable[[Session], None]) -> None:
+    def __init__(self, pid1: Pid1, on_end: Callable[[Session], None], jobs: Jobs) -> None:
         self._pid1 = pid1
+        self._jobs = jobs
+        self._subsystem: str | None = None
+        self._request = bytearray()
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
         self._channel: _Channel | None = None
@@ -86,8 +91,15 @@ class Session(_Base):
         self._command = command
         return True
 
+    def subsystem_requested(self, subsystem: str) -> bool:
+        """What is asked comes on stdin, up to its end: job_requests.py."""
+        self._subsystem = subsystem
+        return subsystem in (START_JOB, JOB_STATUS)
+
     def session_started(self) -> None:
         assert self._channel is not None
+        if self._subsystem is not None:
+            return
         env = _sane(dict(self._channel.get_environment()))
         size = None
         if self._terminal:
@@ -104,14 +116,42 @@ class Session(_Base):
     def data_received(self, data: bytes, datatype: int | None) -> None:
         if self._over or self._stdin_ends:
             return
+        if self._subsystem is not None:
+            self._request += data
+            if len(self._request) > MOST_REQUESTED:
+                self._answer(stderr=b"gibil:failed the script and its environment are too long\n")
+            return
         self._stdin_waiting.append(memoryview(data))
         self._stdin_size += len(data)
         self._write_stdin()
 
     def eof_received(self) -> bool:
+        if self._subsystem is not None:
+            if not self._over:
+                self._serve_request(bytes(self._request))
+            return True
         self._stdin_ends = True
         self._write_stdin()
         return True  # the output goes on
+
+    def _serve_request(self, request: bytes) -> None:
+        if self._subsystem == START_JOB:
+            self._jobs.start(request).add_done_callback(lambda said: self._answer(stderr=said.result()))
+        elif (ended := self._jobs.ended(request.decode("ascii", "replace"))) is None:
+            self._answer(b"unknown\n")
+        else:
+            ended.add_done_callback(lambda status: self._answer(b"exit %d\n" % status.result()))
+
+    def _answer(self, stdout: bytes = b"", stderr: bytes = b"") -> None:
+        channel = self._channel
+        if self._over or channel is None:
+            return
+        if stdout:
+            channel.write(stdout)
+        if stderr:
+            channel.write_stderr(stderr)
+        self._end()
+        channel.exit(0)
 
     def signal_received(self, signal: str) -> None:
         self._signal(signal)
@@ -161,6 +201,7 @@ class Session(_Base):
         theirs = [stdin_read, stdout_write, stderr_write]
         for fd in theirs:
             os.set_blocking(fd, True)
+            self._pid1.give_to_root(fd)
         self._drop_descriptors()  # of a request that could not be sent
         self._stdin = stdin_write
         self._outputs = {stdout_read: None, stderr_read: asyncssh.EXTENDED_DATA_STDERR}

@@ -1,0 +1,72 @@
+"""Reading what a machine answered: numbers within bounds, one line for a message. Pure.
+
+A machine belongs to the code that runs on it, which may put its own program in the place of any tool that we call there.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from gibil_bot.errors import GibilError
+
+MOST_ANSWERED = 1024 * 1024
+"""Bytes of an answer that are kept unless the caller asks for more."""
+LARGEST = 2**53
+"""The largest size, offset or time: what a double, and so JSON everywhere, holds exactly."""
+LINE_CHARACTERS = 500
+
+_DIGITS = re.compile(r"[0-9]{1,16}")
+_DECIMAL = re.compile(r"[0-9]{1,16}(\.[0-9]{1,20})?")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
+
+
+class BadAnswer(GibilError, ValueError):
+    """A machine answered something else than what our script prints."""
+
+    code = "BAD_ANSWER"
+
+
+def number(text: str | bytes, most: int = LARGEST) -> int:
+    """A plain decimal number from 0 to `most`. Raises BadAnswer."""
+    words = text.decode("ascii", "replace") if isinstance(text, bytes) else text
+    if not _DIGITS.fullmatch(words) or int(words) > most:
+        raise BadAnswer(f"the machine answered {_shown(words)} where a number from 0 to {most} was expected")
+    return int(words)
+
+
+def exit_status(text: str | bytes) -> int:
+    """0 to 255. Raises BadAnswer."""
+    return number(text, 255)
+
+
+def decimal(text: str | bytes) -> float:
+    """A finite number from 0 on, with or without a fraction. Raises BadAnswer."""
+    words = text.decode("ascii", "replace") if isinstance(text, bytes) else text
+    if not _DECIMAL.fullmatch(words) or not math.isfinite(float(words)):
+        raise BadAnswer(f"the machine answered {_shown(words)} where a number was expected")
+    return float(words)
+
+
+def timestamp(text: str | bytes) -> float:
+    """Seconds since the epoch, such that datetime can hold them. Raises BadAnswer."""
+    seconds = decimal(text)
+    if not 0 <= seconds < 253_402_300_800:  # the year 10000
+        raise BadAnswer(f"the machine answered {_shown(str(seconds))} where a time was expected")
+    return seconds
+
+
+def printable(text: str, limit: int = LINE_CHARACTERS) -> str:
+    """One line for a message: no control characters, no changes of direction, not endless."""
+    line = _UNPRINTABLE.sub(" ", text[: 4 * limit]).strip()
+    return line if len(line) <= limit else f"{line[:limit]} […]"
+
+
+def last_line(output: bytes, otherwise: str = "no reason given") -> str:
+    """The last line that is not blank: most tools say there what went wrong."""
+    lines = output[-64 * 1024 :].decode("utf-8", "replace").strip().splitlines()
+    return (printable(lines[-1]) if lines else "") or otherwise
+
+
+def _shown(words: str) -> str:
+    return repr(printable(words, 40))

@@ -1,0 +1,108 @@
+"""A task on a local machine cannot change the recorded result of another one: PID 1 started it, and says how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from gibil_bot.machines.ssh import SSHShell
+from gibil_bot.model import Exit
+from tests.contracts.shells import Far, far_machine
+
+pytestmark = pytest.mark.usefixtures("local_machines")
+
+FORGE = """
+i=0
+while [ $i -lt 100 ]; do
+    for f in /proc/[0-9]*/fd/1 /proc/[0-9]*/fd/2; do
+        p=${f#/proc/}; p=${p%%/*}
+        [ $p = $$ ] || [ $p = 1 ] || printf 'gibil:exit 0 0\\n' 2>/dev/null >"$f"
+    done 2>/dev/null
+    sleep 0.02
+    i=$((i + 1))
+done
+exit 7
+"""
+FAKE = """#!/bin/sh
+echo gibil:started >&2
+echo gibil:exit 0 0 >&2
+exit 0
+"""
+
+
+@pytest.fixture
+async def far(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Far]:
+    async with far_machine("local", tmp_path_factory) as machine:
+        yield machine
+
+
+@pytest.fixture
+async def shell(far: Far) -> AsyncIterator[SSHShell]:
+    connection = await far.connect()
+    yield connection
+    await connection.close()
+
+
+async def result(shell: SSHShell, job_id: str) -> Exit:
+    async with asyncio.timeout(60):
+        items = [item async for item in shell.attach(job_id)]
+    assert isinstance(items[-1], Exit)
+    return items[-1]
+
+
+async def test_an_end_that_is_written_into_the_followers_stream_is_not_believed(far: Far, shell: SSHShell) -> None:
+    await shell.start(far.job("job-1", FORGE, shell="sh"))
+    assert (await result(shell, "job-1")).status == 7
+    assert (await shell.wait("job-1")).status == 7
+
+
+async def test_replaced_tools_do_not_change_the_result_of_a_later_job(far: Far, shell: SSHShell) -> None:
+    await shell.put("/root/fake", FAKE.encode(), mode=0o755)
+    tools = "bash setsid flock tail stat base64 tee head mkdir sleep cat"
+    await shell.start(far.job("job-1", f"for t in {tools}; do rm -f /usr/bin/$t; cp /root/fake /usr/bin/$t; done; exit 0"))
+    assert (await result(shell, "job-1")).status == 0
+    await shell.start(far.job("job-2", "exit 5", shell="/usr/bin/dash -e {0}"))
+    assert (await result(shell, "job-2")).status == 5
+    assert (await shell.wait("job-2")).status == 5
+
+
+async def test_a_record_that_is_rewritten_does_not_change_the_result(far: Far, shell: SSHShell) -> None:
+    record = "$HOME/.gibil/jobs/job-1/rc"
+    script = f"(while :; do echo '0      ' 1<>{record}; sleep 0.01; done) & sleep 0.3; exit 6"
+    await shell.start(far.job("job-1", script))
+    assert (await result(shell, "job-1")).status == 6
+    other = await far.connect()
+    try:
+        assert (await result(other, "job-1")).status == 6
+    finally:
+        await other.close()
+
+
+async def test_a_job_whose_files_are_removed_has_its_own_result(far: Far, shell: SSHShell) -> None:
+    await shell.start(far.job("job-1", "rm -rf $HOME/.gibil; sleep 0.3; exit 4"))
+    assert (await result(shell, "job-1")).status == 4
+
+
+async def test_a_job_is_not_started_twice_whatever_became_of_its_files(far: Far, shell: SSHShell) -> None:
+    await shell.start(far.job("job-1", "echo ran >>/root/ran; rm -rf $HOME/.gibil; exit 4"))
+    assert (await result(shell, "job-1")).status == 4
+    await shell.start(far.job("job-1", "echo ran >>/root/ran; exit 0"))
+    assert (await result(shell, "job-1")).status == 4
+    assert (await shell.run("cat /root/ran")).stdout == b"ran\n"
+
+
+async def test_links_and_pipes_in_the_place_of_a_jobs_files_hold_up_nothing(far: Far, shell: SSHShell) -> None:
+    jobs = "$HOME/.gibil/jobs"
+    await shell.run(
+        f"mkdir -p {jobs}/a {jobs}/b; mkfifo {jobs}/.a.lock {jobs}/b/out {jobs}/b/pid; ln -s /root/victim {jobs}/a/out"
+    )
+    for name in ("a", "b", "c"):
+        try:
+            await shell.start(far.job(name, "echo words; exit 3"))
+        except Exception as error:
+            assert "could not start job" in str(error)  # noqa: PT017
+        else:
+            assert (await result(shell, name)).status == 3
+    assert (await shell.run("test -e /root/victim")).exit_status != 0

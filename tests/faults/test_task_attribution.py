@@ -1,0 +1,193 @@
+"""What a task brings about is its failure, with the cause; the rest is the machine's. On machines that fail on request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import cast
+
+import pytest
+from msgspec.structs import replace
+
+from gibil_bot.errors import GibilError, JobLost, JobNotStarted, MachineLost, SSHError
+from gibil_bot.model import Chunk, Claim, Conclusion, Exit, Job, Result, Run, RunState, TaskPlan, TaskResult, TaskStatus
+from gibil_bot.ports import Shell, Store
+from gibil_bot.runs import execution
+from gibil_bot.runs.execution import Cancellation, Cause, Execution, Listener, no_cause
+from gibil_bot.runs.left_files import paths_of
+from gibil_bot.runs.logs import Journal
+from gibil_bot.runs.redact import Redactor
+from tests.contracts.store_nouns import new_run
+
+BEGUN = datetime(2026, 11, 23, tzinfo=UTC)
+TASKS = (TaskPlan(name="first", run="first"), TaskPlan(name="second", run="second", condition="always()"))
+FOREVER = object()
+
+
+class Failing:
+    """A Shell whose jobs end as `ends` says: with a status, an error, or never."""
+
+    def __init__(self, *ends: object, start: GibilError | None = None, kill: GibilError | None = None) -> None:
+        self.ends = list(ends)
+        self.start_error, self.kill_error = start, kill
+        self.left_error: Exception | None = None
+        self.with_files = True
+        self.killed: list[str] = []
+
+    async def run(self, script: str, **_: object) -> Result:
+        if self.left_error is not None:
+            raise self.left_error
+        return Result(exit_status=0, stdout=b"\n\n\n", stderr=b"")
+
+    async def start(self, job: Job) -> None:
+        if self.start_error is not None:
+            raise self.start_error
+
+    async def attach(self, job_id: str, **_: object) -> AsyncGenerator[Chunk | Exit, None]:
+        yield Chunk(b"printed\n", 8)
+        end = self.ends.pop(0)
+        if end is FOREVER:
+            await asyncio.Event().wait()
+        if isinstance(end, GibilError):
+            raise end
+        if isinstance(end, Exit):
+            yield end
+            return
+        assert isinstance(end, int)
+        index = int(job_id.partition("-")[2])
+        yield Exit(end, dict.fromkeys(paths_of(index), b"") if self.with_files else {})
+
+    async def kill(self, job_id: str, **_: object) -> None:
+        self.killed.append(job_id)
+        if self.kill_error is not None:
+            raise self.kill_error
+
+
+class Results:
+    """A Store that takes the results of tasks."""
+
+    async def save_task(self, claim: Claim, result: TaskResult) -> None:
+        assert claim.fence == 1
+
+
+@pytest.fixture
+def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Execution]:
+    monkeypatch.setattr(execution, "CAUSE_EVERY_S", 0.0)
+    monkeypatch.setattr(execution, "AFTER_KILL_S", 0.1)
+
+    def execute(shell: Failing, cause: Cause = no_cause, tasks: tuple[TaskPlan, ...] = TASKS) -> Execution:
+        new = new_run("r")
+        run = Run(
+            id="r", seq=1, delivery_guid="g", source=new.source, plan=replace(new.plan, tasks=tasks, secrets=()),
+            state=RunState.RUNNING, queued_at=BEGUN,
+        )  # fmt: skip
+        return Execution(
+            store=cast(Store, Results()), claim=Claim(run=run, owner="o", fence=1), machine_attempt=1,
+            shell=cast(Shell, shell), secrets={}, redactor=lambda: Redactor(()), log_folder=tmp_path / "logs",
+            journal=Journal(tmp_path / "logs"), cancellation=Cancellation(), listener=Listener(changed=lambda: None),
+            results={}, cause=cause,
+        )  # fmt: skip
+
+    return execute
+
+
+def caused(text: str) -> Cause:
+    async def cause(since: datetime) -> str:
+        assert since.tzinfo is not None
+        return text
+
+    return cause
+
+
+async def test_a_machine_that_ends_by_its_limits_is_the_tasks_failure(build: Callable[..., Execution]) -> None:
+    run = build(Failing(MachineLost("gone")), caused("the disk of 300 MB is full"))
+    assert await run.run() is Conclusion.FAILURE
+    first, second = run.results[0], run.results[1]
+    assert (first.status, first.detail) == (TaskStatus.FAILURE, "the disk of 300 MB is full")
+    assert first.tail == "printed\n"
+    assert second.status is TaskStatus.SKIPPED
+    assert "no machine any more: the disk of 300 MB is full" in second.detail
+
+
+async def test_a_cause_that_is_known_a_moment_later_counts(build: Callable[..., Execution]) -> None:
+    asked = 0
+
+    async def later(since: datetime) -> str | None:
+        nonlocal asked
+        asked += 1
+        return "out of memory" if asked == 3 else None
+
+    run = build(Failing(MachineLost("gone")), later)
+    assert await run.run() is Conclusion.FAILURE
+    assert run.results[0].detail == "out of memory"
+
+
+async def test_a_machine_that_is_lost_without_a_cause_is_no_result(build: Callable[..., Execution]) -> None:
+    run = build(Failing(MachineLost("gone")))
+    with pytest.raises(MachineLost, match="gone"):
+        await run.run()
+    assert run.results[0].status is TaskStatus.RUNNING
+
+
+async def test_a_supervisor_that_was_killed_is_the_tasks_failure_and_the_rest_of_it_is_killed(
+    build: Callable[..., Execution],
+) -> None:
+    shell = Failing(JobLost("its supervisor was killed"), 0)
+    run = build(shell)
+    assert await run.run() is Conclusion.FAILURE
+    assert [(result.status, result.detail) for result in run.results.values()] == [
+        (TaskStatus.FAILURE, "its supervisor was killed"),
+        (TaskStatus.SUCCESS, ""),
+    ]
+    assert shell.killed == ["task-0"]
+
+
+async def test_the_cause_is_told_beside_the_exit_status(build: Callable[..., Execution]) -> None:
+    run = build(Failing(137, 0), caused("the machine's 256 MB of memory are used up"))
+    assert await run.run() is Conclusion.FAILURE
+    assert run.results[0].detail == "exit status 137: the machine's 256 MB of memory are used up"
+    assert run.results[1].detail == ""
+
+
+async def test_output_that_is_not_whole_is_a_failure(build: Callable[..., Execution]) -> None:
+    run = build(Failing(Exit(0, output_cut=True), Exit(3, output_cut=True)))
+    assert await run.run() is Conclusion.FAILURE
+    assert "not all of its output is known" in run.results[0].detail
+    assert run.results[1].detail.startswith("exit status 3; not all of its output is known")
+
+
+async def test_a_task_that_cannot_be_killed_or_read_ends_when_its_time_is_up(build: Callable[..., Execution]) -> None:
+    tasks = (TaskPlan(name="first", run="first", timeout_s=0.1),)
+    for kill in (None, SSHError("something does not die"), JobLost("nobody knows")):
+        run = build(Failing(FOREVER, kill=kill), tasks=tasks)
+        async with asyncio.timeout(30):
+            assert await run.run() is Conclusion.TIMED_OUT
+        assert run.results[0].exit_status is None
+
+
+@pytest.mark.parametrize("error", [SSHError("too much"), TimeoutError(), JobLost("no tools")])
+async def test_a_machine_that_answers_nonsense_about_files_does_not_change_the_result(
+    build: Callable[..., Execution], error: Exception
+) -> None:
+    shell = Failing(0, 0)
+    shell.left_error, shell.with_files = error, False
+    assert await build(shell).run() is Conclusion.SUCCESS
+
+
+async def test_what_an_earlier_task_may_have_removed_is_said(build: Callable[..., Execution]) -> None:
+    shell = Failing(0)
+    run = build(shell)
+    missing = JobNotStarted("The machine could not start job task-1: the working directory /root/project does not exist")
+
+    async def start(job: Job) -> None:
+        if job.id == "task-1":
+            raise missing
+
+    shell.start = start  # type: ignore[method-assign]
+    assert await run.run() is Conclusion.FAILURE
+    assert run.results[1].detail == f"{missing.message} (an earlier task removed it)"
+    first = build(Failing(start=missing), tasks=TASKS[:1])
+    assert await first.run() is Conclusion.FAILURE
+    assert first.results[0].detail == missing.message
