@@ -30,13 +30,21 @@ LINE_BYTES = 1024 * 1024
 
 
 class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """`verb`: create get list extend destroy sweep probe usage ping quit."""
+    """`verb`: create get list extend destroy sweep probe usage cause ping quit."""
 
     verb: str
     spec: MachineSpec | None = None
     name: str = ""
     owner: str | None = None
     expires_at: datetime | None = None
+
+
+class Cause(msgspec.Struct, kw_only=True, frozen=True):
+    """Why a machine was ended, or processes on it, by anything but the user."""
+
+    text: str
+    """For people, without the machine's name: `its 512 MB of memory are used up …`"""
+    at: datetime
 
 
 class Problem(msgspec.Struct, kw_only=True):
@@ -52,6 +60,7 @@ class Answer(msgspec.Struct, kw_only=True, omit_defaults=True):
     names: list[str] = msgspec.field(default_factory=list)
     capabilities: Capabilities | None = None
     usage: Usage | None = None
+    cause: Cause | None = None
     done: bool = False
     """destroy: it was there; create: it was made just now; quit: the keeper goes."""
     count: int = 0

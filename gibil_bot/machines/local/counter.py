@@ -88,6 +88,8 @@ class Counter:
                 return Answer(capabilities=await stock.probe())
             case Request(verb="usage"):
                 return Answer(usage=await stock.usage(request.name))
+            case Request(verb="cause"):
+                return Answer(cause=await stock.cause(request.name))
             case Request(verb="ping"):
                 return Answer(count=stock.count)
             case Request(verb="quit"):

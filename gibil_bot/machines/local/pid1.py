@@ -53,6 +53,8 @@ class Pid1:
         self._on_gone = on_gone
         self._loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[list[socket.socket]] = self._loop.create_future()
+        self.memory: list[int] = []
+        """Descriptors that came with the listeners, for the caller to close: forge._memory_of"""
         self._commands: dict[int, Command] = {}
         self._queue: deque[tuple[int | None, bytes]] = deque()
         """(id of the command to be started, or None for a kill; message)"""
@@ -162,7 +164,8 @@ class Pid1:
         elif "terminal" in answer and answer["terminal"] in self._commands and fds:
             self._commands[answer["terminal"]].on_terminal(fds.pop(0))
         elif "ready" in answer and not self.ready.done():
-            self.ready.set_result([socket.socket(fileno=fds.pop(0)) for _ in range(len(fds))])
+            self.ready.set_result([socket.socket(fileno=fds.pop(0)) for _ in range(answer["ready"])])
+            self.memory, fds = fds, []
         elif "failed" in answer and not self.ready.done():
             self.ready.set_exception(ForgeFailed(answer["failed"], answer["errno"], answer["text"]))
         for fd in fds:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gibil_bot.errors import MachineNotFound, ProviderError, UsageError
 from gibil_bot.machines.local import starting
+from gibil_bot.machines.local.causes import read_cause
 from gibil_bot.machines.local.control import Answer, Line, Request, Unanswered
 from gibil_bot.machines.local.home import PROTOCOL, Home, Keeper, clear_dead_machine, code_version, locked, read_keeper
 from gibil_bot.machines.local.limits import DISK_MB, SIZES_MB, Groups, find_hierarchies
@@ -88,6 +89,16 @@ class LocalProvider:
         if answer is None:
             raise MachineNotFound(f"there is no local machine named {name}")
         return answer.usage
+
+    async def cause(self, name: str, since: datetime | None = None) -> str | None:
+        """Why the machine ended, or processes on it were killed, by its limits or its expiry, in words; None: not known, or
+        before `since`. Also of a machine that is gone, for a day."""
+        try:
+            answer = await self._ask(Request(verb="cause", name=name))
+        except UsageError:  # a daemon that does not know this verb
+            answer = None
+        found = answer.cause if answer else await asyncio.to_thread(read_cause, self._home, name)
+        return found.text if found is not None and (since is None or found.at >= since) else None
 
     async def extend(self, name: str, expires_at: datetime) -> Machine:
         answer = await self._ask(Request(verb="extend", name=name, expires_at=expires_at))
