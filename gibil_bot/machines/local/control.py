@@ -51,6 +51,8 @@ class Problem(msgspec.Struct, kw_only=True):
     kind: str
     message: str
     remedies: tuple[str, ...] = ()
+    code: str | None = None
+    """Where it is another than the kind's"""
 
 
 class Answer(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -79,13 +81,16 @@ def problem_of(error: GibilError) -> Problem:
         kind=kind if kind in _KINDS else "ProviderError",
         message=error.message,
         remedies=error.remedies if isinstance(error, Unavailable) else (),
+        code=error.code if kind in _KINDS and error.code != type(error).code else None,
     )
 
 
 def error_of(problem: Problem) -> GibilError:
     if problem.kind == "Unavailable":
         return Unavailable(problem.message, problem.remedies)
-    return _KINDS.get(problem.kind, ProviderError)(problem.message)
+    error = _KINDS.get(problem.kind, ProviderError)(problem.message)
+    error.code = problem.code or error.code
+    return error
 
 
 def peer_uid(connection: socket.socket) -> int:

@@ -97,7 +97,7 @@ def create_image(local: Path, machine: Path, size_mb: int) -> Image:
     try:
         device, name = _attach(image)
         try:
-            mount = sc.mount_device("ext4", name, ("noinit_itable", "nodiscard", "noatime"))
+            mount = sc.mount_device("ext4", name, ("noinit_itable", "nodiscard"))
         finally:
             os.close(device)  # mounted, the device stays; otherwise it detaches itself now
     except OSError:

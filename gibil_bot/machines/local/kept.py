@@ -32,6 +32,7 @@ from gibil_bot.machines.local.skeleton import Layout
 from gibil_bot.machines.local.watch import (
     Memory,
     calm_sessions,
+    count_tasks,
     family,
     has_processes,
     hold_memory,
@@ -56,6 +57,7 @@ _FILE_SLACK = 4096
 _DISK_LOOK_CPU_S = 4.0
 """Of processor time. What takes longer to look at is too much."""
 _FAILED_LOOKS = 5
+_PIDS_ABOVE = 8
 _DISK_LOOK_S = 5.0
 """So long does whoever asks for the usage wait for a look at the disk; then the last one counts."""
 
@@ -98,6 +100,7 @@ class KeptMachine:
         self._counts = (0, 0)
         """Kills for memory, and refused processes, that are known already"""
         self._calmed: set[int] = set()
+        self._crowded = False
         self._pid1: Pid1 | None = None
         self._door: Door | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -132,7 +135,8 @@ class KeptMachine:
             "skeleton": skeleton,
             "pieces": [(piece.path, piece.optional) for piece in layout.pieces],
             "python": (layout.python.prefix, layout.python.executable) if layout.python else None,
-            "pids": self._limits.pids,
+            # Above that of the control group: only that one tells when it was met.
+            "pids": self._limits.pids + (_PIDS_ABOVE if smithy.groups.counts_processes else 0),
             "memory_mb": self._limits.memory_mb,
             "disk_mb": self._limits.disk_mb,
             "disk": "memory" if self._limits.disk_in_memory else "folder",
@@ -268,13 +272,21 @@ class KeptMachine:
         if kills > before[0]:
             self.blame(f"the kernel killed a process: the machine's {self._limits.memory_mb} MB of memory are used up")
         elif refused > before[1]:
-            self.blame(f"no further process could be started: the machine's {self._limits.pids} processes are used up")
+            self._blame_processes()
+
+    def _blame_processes(self) -> None:
+        self.blame(f"no further process could be started: the machine's {self._limits.pids} processes are used up")
 
     async def tick(self) -> None:
         """Called every second or so."""
         if self._burning or self.machine is None or not has_processes(self._init):
             return
         self.notice()
+        if not self._smithy.groups.counts_processes:
+            crowded = await asyncio.to_thread(count_tasks, self._init) >= self._limits.pids - 2
+            if crowded and not self._crowded:
+                self._blame_processes()
+            self._crowded = crowded
         if not self._smithy.groups.shares_cpu:
             await asyncio.to_thread(calm_sessions, self._init, self._calmed)
 

@@ -102,6 +102,10 @@ class Groups:
         """Whether machines get a share of the processors as a whole, however many processes they have."""
         return any("cpu" in hierarchy.controllers for hierarchy in self._hierarchies)
 
+    @property
+    def counts_processes(self) -> bool:
+        return any("pids" in hierarchy.controllers for hierarchy in self._hierarchies)
+
     def oom_kills(self, name: str) -> int:
         """How many processes of the machine the kernel has killed for its memory limit."""
         return self._event(name, "memory", {1: "memory.oom_control", 2: "memory.events"}, b"oom_kill")

@@ -149,8 +149,8 @@ class Stock:
         free, floor = self._space()
         if free < floor:
             raise ProviderError(
-                f"machine {name}: the disk of {self._home.data_dir} has {free} MB left, and below {floor} MB no machine is made; "
-                "free some space",
+                f"machine {name}: the disk of {self._home.data_dir} has {free} MB left, and no machine is created below "
+                f"{floor} MB; free some space",
                 code=NO_ROOM,
             )
 

@@ -288,8 +288,17 @@ def _holds_job_lock(pid: int) -> bool:
     return False
 
 
+def count_tasks(init: int) -> int:
+    """Threads of all processes of the machine: what RLIMIT_NPROC counts."""
+    found = 1
+    for pid in family(init):
+        with contextlib.suppress(OSError, IndexError, ValueError), open(f"/proc/{pid}/stat", "rb") as file:
+            found += int(file.read().rpartition(b")")[2].split()[17])
+    return found
+
+
 def calm_sessions(init: int, known: set[int]) -> None:
-    """Lower the weight of the machine's sessions, where the kernel shares the processors between sessions (sched(7), autogroup):
+    """Lower the weight of the machine's sessions, where the kernel shares the processors between them (sched(7), autogroup):
     there `nice` counts within a session only, and each setsid(2) would win another full share."""
     if not _autogroups():
         return
