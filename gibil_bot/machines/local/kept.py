@@ -429,3 +429,6 @@ class _Quiet:
     def on_exit(self, status: int) -> None:
         if not self.status.done():
             self.status.set_result(status)
+
+    def on_refused(self, reason: str) -> None:
+        self.on_exit(254)

@@ -22,6 +22,8 @@ from gibil_bot.machines.local.descriptors import receive
 from gibil_bot.machines.local.init import MESSAGE_BYTES
 
 _RETRY_S = 0.002
+_PATIENCE_S = 20.0
+"""How long a command waits for descriptors that others have to release."""
 _BUSY = (errno.ETOOMANYREFS, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -44,6 +46,9 @@ class Command(Protocol):
     def on_exit(self, status: int) -> None:
         """Called once, at most. Negative: the signal that killed it."""
 
+    def on_refused(self, reason: str) -> None:
+        """Called instead: it could not be started."""
+
 
 class Pid1:
     """`ready` holds the machine's listeners when it is up, or raises ForgeFailed. `on_gone` is called when PID 1 hung up."""
@@ -60,6 +65,8 @@ class Pid1:
         """(id of the command to be started, or None for a kill; message)"""
         self._count = 0
         self._flushing = False
+        self._short_since: float | None = None
+        """Since when the first request of the queue has been waiting for descriptors"""
         self._closed = False
         control.setblocking(False)
         with contextlib.suppress(OSError):
@@ -127,9 +134,17 @@ class Pid1:
             except (BrokenPipeError, ConnectionResetError):
                 return  # the reader sees it too and says so
             except OSError as error:
-                if error.errno in _BUSY:
+                if error.errno not in _BUSY:
+                    raise
+                self._short_since = self._short_since or self._loop.time()
+                if number is None or self._loop.time() - self._short_since < _PATIENCE_S:
                     return self._later()
-                raise
+                self._commands.pop(number).on_refused(
+                    f"the command was not started: descriptors are used up ({error.strerror}), by other machines of this user "
+                    "or on this host"
+                )
+            else:
+                self._short_since = None
             finally:
                 for fd in fds:
                     os.close(fd)

@@ -185,6 +185,10 @@ class Session(_Base):
         self._timer = self._loop.call_later(_GRACE_S, self._end_grace)
         self._finish_if_done()
 
+    def on_refused(self, reason: str) -> None:
+        self.say(reason)
+        self.on_exit(254)
+
     # Bytes
 
     def _begin(self) -> None:

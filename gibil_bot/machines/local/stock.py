@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from gibil_bot.errors import GibilError, MachineNotFound, NameTaken, ProviderError, UsageError
 from gibil_bot.machines.local import skeleton
-from gibil_bot.machines.local.causes import forget_cause, forget_old_causes, read_cause, write_cause
+from gibil_bot.machines.local.causes import forget_cause, forget_old_causes, read_cause
 from gibil_bot.machines.local.control import Cause
 from gibil_bot.machines.local.expiry import Expiry
 from gibil_bot.machines.local.forging import ForgerLink
@@ -33,6 +33,7 @@ _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _APT = Path("/usr/bin/apt-get").exists()
 _CLOCK_CHECK_S = 30.0
 """Expiry is a time of day: a box that slept has to look again."""
+_EXPIRED = "the machine was ended: its time to live is over"
 _TICK_S = 1.0
 _PROBE_MEMORY_MB = 128
 
@@ -237,6 +238,8 @@ class Stock:
     async def sweep(self, owner: str) -> list[str]:
         names = [machine.name for machine in self.list_machines(owner)]
         expired = [name for name in names if name in self._expiries and self._expiries[name][0].left_s() <= 0]
+        for name in expired:
+            self._machines[name].blame(_EXPIRED)
         gone = [name for name in expired if await self.destroy(name)]
         return gone + await self.clear_leftovers()
 
@@ -352,7 +355,7 @@ class Stock:
         left = expiry.left_s()
         if left <= 0:
             self._expiries[name] = expiry, None
-            write_cause(self._home, name, "the machine was ended: its time to live is over")
+            self._machines[name].blame(_EXPIRED)
             self._burn_later(name)
         else:
             timer = asyncio.get_running_loop().call_later(min(left, _CLOCK_CHECK_S), self._watch_expiry, name, expiry)
