@@ -18,7 +18,7 @@ from gibil_bot.model import Claim, Delivery, NewRun, Person, Plan, PullRequest, 
 from gibil_bot.planning import plan as planning
 from gibil_bot.ports import Settlement, Store
 from gibil_bot.runs.sources import SourceError, git
-from gibil_bot.wiring import operator_workflows, service_grounds
+from gibil_bot.wiring import machine_caps, operator_workflows, service_grounds
 
 WORKFLOW_LIMIT_BYTES = 64 * 1024
 
@@ -117,6 +117,7 @@ def _facts(checkout: Checkout, settings: Settings) -> planning.Facts:
         trust=Trust.TRUSTED,
         event_name="issue_comment",
         max_ttl_s=settings.max_ttl_s,
+        caps=machine_caps(settings),
         grounds=service_grounds(settings),
     )
 

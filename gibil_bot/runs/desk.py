@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from gibil_bot.caps import Caps
 from gibil_bot.github import replies, trust_texts
 from gibil_bot.model import PullRequest, Repository, Telling, Trust
 from gibil_bot.planning import plan as planning
@@ -25,6 +26,7 @@ class Policy:
     trusted_apps: frozenset[str] = frozenset()
     """Apps whose pushes to branches of the repository itself run without being asked for, without secrets; lower case."""
     max_ttl_s: int
+    caps: Caps
     public_url: str
     run_id: Callable[[bytes, str], str]
     """(payload, distinction) → a run's id: the same for the same payload, so that a replay queues nothing twice."""
@@ -101,6 +103,7 @@ async def read_desk(
             trust=standing.trust,
             event_name=event_name,
             max_ttl_s=policy.max_ttl_s,
+            caps=policy.caps,
             grounds=policy.grounds,
             untrusted_because=standing.because,
         ),

@@ -20,6 +20,9 @@ from pathlib import Path
 from gibil_bot.errors import ProviderError
 from gibil_bot.model import MachineSpec
 
+NO_ROOM = "NO_ROOM"
+"""Code of an error that goes away when another machine ends."""
+
 MEMORY_DISK_MB = 1024
 SIZES_MB = {"small": 2048, "medium": 4096, "large": 8192}
 DISK_MB = 10 * 1024
@@ -65,6 +68,19 @@ def limits_of(spec: MachineSpec) -> Limits:
         if value < lowest:
             raise ProviderError(f"machine {spec.name}: {name} is {value}, and a machine needs at least {lowest}")
     return limits
+
+
+def half_of_the_memory_mb() -> int:
+    return max(64, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 1024**2 // 2)
+
+
+def half_of_the_disk_mb(data_dir: Path) -> int:
+    """Of the file system that the folder is on, or will be."""
+    for folder in (data_dir, *data_dir.parents):
+        with contextlib.suppress(OSError):
+            status = os.statvfs(folder)
+            return max(64, status.f_blocks * status.f_frsize // 1024**2 // 2)
+    return DISK_MB
 
 
 def floor_mb(disk_mb: int) -> int:

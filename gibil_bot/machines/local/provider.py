@@ -18,7 +18,7 @@ from gibil_bot.machines.local import starting
 from gibil_bot.machines.local.causes import read_cause
 from gibil_bot.machines.local.control import Answer, Line, Request, Unanswered
 from gibil_bot.machines.local.home import PROTOCOL, Home, Keeper, clear_dead_machine, code_version, locked, read_keeper
-from gibil_bot.machines.local.limits import DISK_MB, SIZES_MB, Groups, find_hierarchies
+from gibil_bot.machines.local.limits import DISK_MB, NO_ROOM, SIZES_MB, Groups, find_hierarchies
 from gibil_bot.machines.local.tier import groups_prefix
 from gibil_bot.model import Capabilities, Machine, MachineSpec, SizeOffer, Usage
 
@@ -26,16 +26,20 @@ _ATTEMPTS = 4
 _CHANGING_S = 15.0
 """So long may a keeper that has its lock not answer, because it comes up or ends."""
 _LOOK_AGAIN_S = 0.1
+_LOOK_FOR_ROOM_S = 0.5
 
 
 class LocalProvider:
-    """Implements ports.Provider. `keeper_idle_s`: how long a keeper without machines stays, when this provider starts it."""
+    """Implements ports.Provider. `keeper_idle_s`: how long a keeper without machines stays, when this provider starts it.
+    `room_wait_s`: how long `create` waits for memory that is promised to other machines."""
 
     name = "local"
 
-    def __init__(self, data_dir: Path, *, keeper_idle_s: float = starting.IDLE_S) -> None:
+    def __init__(self, data_dir: Path, *, keeper_idle_s: float = starting.IDLE_S, room_wait_s: float = 0.0) -> None:
         self._home = Home(data_dir.absolute())
-        self._keeper_idle_s = keeper_idle_s
+        self._keeper_idle_s, self._room_wait_s = keeper_idle_s, room_wait_s
+        self._unwanted: set[str] = set()
+        """Machines that are destroyed while they wait for room"""
         self._version = code_version()
         self._tethers: dict[str, Line] = {}
         self._creating: dict[str, asyncio.Task[Machine]] = {}
@@ -68,9 +72,18 @@ class LocalProvider:
             task.exception()  # seen: whoever waits for it gets it, and a cancelled caller does not want it
 
     async def _create(self, spec: MachineSpec) -> Machine:
-        answer = await self._ask_started(Request(verb="create", spec=spec), tether=spec.name if spec.tethered else None)
-        assert answer.machine is not None
-        return answer.machine
+        deadline = time.monotonic() + self._room_wait_s
+        while True:
+            try:
+                request = Request(verb="create", spec=spec)
+                answer = await self._ask_started(request, tether=spec.name if spec.tethered else None)
+            except ProviderError as error:
+                if error.code != NO_ROOM or time.monotonic() > deadline or spec.name in self._unwanted:
+                    raise
+                await asyncio.sleep(_LOOK_FOR_ROOM_S)
+            else:
+                assert answer.machine is not None
+                return answer.machine
 
     async def get(self, name: str) -> Machine | None:
         answer = await self._ask(Request(verb="get", name=name))
@@ -108,7 +121,11 @@ class LocalProvider:
 
     async def destroy(self, name: str) -> bool:
         if creating := self._creating.get(name):
-            await asyncio.wait([creating])
+            self._unwanted.add(name)
+            try:
+                await asyncio.wait([creating])
+            finally:
+                self._unwanted.discard(name)
         try:
             return (await self._ask_or_clear(Request(verb="destroy", name=name), only=name)).done
         finally:

@@ -22,7 +22,7 @@ from gibil_bot.machines.local.forging import ForgerLink
 from gibil_bot.machines.local.home import Home, clear_dead_machine
 from gibil_bot.machines.local.images import Images
 from gibil_bot.machines.local.kept import KeptMachine, Smithy, load_door
-from gibil_bot.machines.local.limits import Groups, Limits, find_hierarchies, floor_mb, limits_of
+from gibil_bot.machines.local.limits import NO_ROOM, Groups, Limits, find_hierarchies, floor_mb, limits_of
 from gibil_bot.machines.local.pid1 import ForgeFailed
 from gibil_bot.machines.local.remedies import explain
 from gibil_bot.machines.local.removal import remove_tree
@@ -36,10 +36,6 @@ _CLOCK_CHECK_S = 30.0
 _EXPIRED = "the machine was ended: its time to live is over"
 _TICK_S = 1.0
 _PROBE_MEMORY_MB = 128
-
-
-NO_ROOM = "NO_ROOM"
-"""Code of an error that goes away when another machine ends."""
 
 
 class Stock:
