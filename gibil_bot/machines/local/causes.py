@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from datetime import UTC, datetime
 
 import msgspec
 
@@ -14,15 +13,13 @@ from gibil_bot.machines.local.home import Home
 KEPT_S = 86400
 
 
-def write_cause(home: Home, name: str, text: str) -> Cause:
-    """Remember why. A disk without room for it is no reason to fail: then the cause is known while the daemon runs."""
-    cause = Cause(text=text, at=datetime.now(UTC))
+def write_cause(home: Home, name: str, cause: Cause) -> None:
+    """Remember why. A disk without room for it is no reason to fail: it is written again when the machine's own is gone."""
     with contextlib.suppress(OSError):
         home.causes.mkdir(mode=0o700, exist_ok=True)
         draft = home.causes / f".{name}"
         draft.write_bytes(msgspec.json.encode(cause))
         draft.rename(home.causes / name)
-    return cause
 
 
 def read_cause(home: Home, name: str) -> Cause | None:

@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +101,8 @@ class KeptMachine:
         """Kills for memory, and refused processes, that are known already"""
         self._calmed: set[int] = set()
         self._crowded = False
+        self._full: str | None = None
+        """What a disk of a fixed size has no room for, by the last look"""
         self._pid1: Pid1 | None = None
         self._door: Door | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -252,20 +254,18 @@ class KeptMachine:
 
     def blame(self, text: str) -> None:
         """Remember why something on the machine is ended now, and tell those who are logged in."""
-        self._cause = write_cause(self._smithy.home, self.spec.name, text)
+        self._cause = Cause(text=text, at=datetime.now(UTC))
+        write_cause(self._smithy.home, self.spec.name, self._cause)
         if self._door is not None:
             self._door.say(text)
 
     def cause(self) -> Cause | None:
         """The last of them."""
         self.notice()
-        full = self._image.full() if self._image is not None and self._cause is None else None
-        if full is not None:
-            self.blame(f"the disk of {self._limits.disk_mb} MB is full: there is no room for more {_ROOM[full]}")
         return self._cause
 
     def notice(self) -> None:
-        """Look at what the kernel did by itself: a few small files are read, and only while something runs."""
+        """Look at what the kernel did by itself: a few small files are read."""
         groups, name = self._smithy.groups, self.spec.name
         kills, refused = groups.oom_kills(name), groups.refused_forks(name)
         before, self._counts = self._counts, (kills, refused)
@@ -273,6 +273,10 @@ class KeptMachine:
             self.blame(f"the kernel killed a process: the machine's {self._limits.memory_mb} MB of memory are used up")
         elif refused > before[1]:
             self._blame_processes()
+        full = self._image.full() if self._image is not None else None
+        if full is not None and full != self._full:
+            self.blame(f"the disk of {self._limits.disk_mb} MB is full: there is no room for more {_ROOM[full]}")
+        self._full = full
 
     def _blame_processes(self) -> None:
         self.blame(f"no further process could be started: the machine's {self._limits.pids} processes are used up")
@@ -310,6 +314,8 @@ class KeptMachine:
         for fd in fds:
             os.close(fd)
         clear_dead_machine(self._smithy.home, self.spec.name)
+        if self._cause is not None:
+            write_cause(self._smithy.home, self.spec.name, self._cause)
         self._smithy.groups.remove(self.spec.name)
 
     def _make_folder(self) -> None:
