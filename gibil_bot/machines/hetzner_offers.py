@@ -140,9 +140,7 @@ def _check_allowed(server_types: Sequence[Json], kind: Json, allowed: Collection
             raise UsageError(f"the server type {name!r} is not allowed here; GIBIL_SERVER_TYPES allows {', '.join(allowed)}")
         return
     named = [
-        each
-        for size in SIZES
-        for each in sorted(_fitting(server_types, size, None, None), key=_cheapest)[:TYPES_PER_SIZE]
+        each for size in SIZES for each in sorted(_fitting(server_types, size, None, None), key=_cheapest)[:TYPES_PER_SIZE]
     ]
     if named and _cheapest(kind) > max(map(_cheapest, named)):
         raise UsageError(

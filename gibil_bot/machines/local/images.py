@@ -15,6 +15,7 @@ import os
 import shutil
 import struct
 import subprocess
+import threading
 from pathlib import Path
 
 from gibil_bot.machines.local import syscalls as sc
@@ -61,37 +62,94 @@ class Image:
         return "files" if status.f_favail == 0 else None
 
     def close(self) -> None:
-        """Blocking. Unmount without writing anything back; call when no process of the machine runs any more."""
+        """Blocking. Unmount without writing anything back; call when no process of the machine runs any more. Its file is the
+        caller's: another machine of the same name may have one by now."""
         with contextlib.suppress(OSError):  # then the unmounting takes as long as what is dirty takes to be written
             fcntl.ioctl(self.folder, _EXT4_IOC_SHUTDOWN, struct.pack("=I", _GOING_FLAGS_NOLOGFLUSH))
         os.close(self.folder)
         os.close(self.mount)
+
+    def discard(self) -> None:
+        """Blocking. Close it and remove its file: no machine had it."""
+        self.close()
         self._path.unlink(missing_ok=True)
+
+    def move(self, path: Path) -> None:
+        """It belongs to a machine now. Raises OSError."""
+        self._path.rename(path)
+        self._path = path
 
 
 class Images:
-    """Makes the disks of one daemon's machines. `problem`: why it cannot, once that is known."""
+    """Makes the disks of one daemon's machines; all but `take` blocks. `problem`: why it cannot, once that is known.
+
+    One disk is kept in store, of the size that was asked for last: copying, attaching and mounting take some milliseconds.
+    """
 
     def __init__(self, local: Path) -> None:
         self._local = local
         self.problem = "" if os.geteuid() == 0 else "only root can mount a file system of a fixed size"
+        self._lock = threading.Lock()
+        self._spare: tuple[int, Image] | None = None
+        self._count = 0
+
+    def take(self, machine: Path, size_mb: int) -> Image | None:
+        """The one in store, if it has that size; None: it has another, or there is none, or one is just being made."""
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            spare = self._spare
+            if spare is None or spare[0] != size_mb:
+                return None
+            self._spare = None
+        finally:
+            self._lock.release()
+        spare[1].move(machine / IMAGE)
+        return spare[1]
 
     def create(self, machine: Path, size_mb: int) -> Image | None:
-        """Blocking. None where the host has no such disks. Raises OSError when it ran out of something."""
+        """None where the host has no such disks. Raises OSError when it ran out of something."""
         if self.problem or size_mb < SMALLEST_MB:
             return None
         try:
-            return create_image(self._local, machine, size_mb)
+            return create_image(self._local, machine / IMAGE, size_mb)
         except OSError as error:
             if error.errno in _EXHAUSTED:
                 raise
             self.problem = error.strerror or str(error)
             return None
 
+    def prepare(self, size_mb: int) -> None:
+        """Have one of that size in store, and no other. Never raises."""
+        with self._lock:
+            spare = self._spare
+            if self.problem or (spare is not None and spare[0] == size_mb):
+                return
+            self._spare = None
+            if spare is not None:
+                spare[1].discard()
+            self._count += 1
+            with contextlib.suppress(OSError):
+                path = self._local / f"disks/.{self._count}.{os.getpid()}"
+                self._spare = size_mb, create_image(self._local, path, size_mb)
 
-def create_image(local: Path, machine: Path, size_mb: int) -> Image:
-    """Blocking. A disk of that size, mounted. Raises OSError where that is not possible."""
-    path = machine / IMAGE
+    def close(self) -> None:
+        """Empty the store."""
+        with self._lock:
+            if self._spare is not None:
+                self._spare[1].discard()
+            self._spare = None
+
+
+def remove_leftovers(local: Path) -> None:
+    """What a daemon that was killed had in store."""
+    for path in (local / "disks").glob(".*"):
+        if not path.name.endswith(f".{os.getpid()}"):
+            path.unlink(missing_ok=True)
+
+
+def create_image(local: Path, path: Path, size_mb: int) -> Image:
+    """Blocking. A disk of that size at `path`, mounted. Raises OSError where that is not possible."""
     template = _template(local, size_mb)
     image = _copy(template, path)
     try:

@@ -77,6 +77,7 @@ class Smithy:
     groups: Groups
     runtime: Path
     images: Images
+    close_later: Callable[[Image], None]
 
 
 class KeptMachine:
@@ -117,6 +118,11 @@ class KeptMachine:
     def memory_mb(self) -> int:
         return self._limits.memory_mb
 
+    @property
+    def image_mb(self) -> int | None:
+        """Size of its disk, where that is an image."""
+        return self._limits.disk_mb if self._image is not None else None
+
     async def forge(self, skeleton: str, layout: Layout, expires_at: datetime, created_at: datetime) -> Machine:
         """Forge it, or leave nothing. Raises ForgeFailed, ProviderError."""
         try:
@@ -148,7 +154,9 @@ class KeptMachine:
         }
         self._make_folder()
         if not self._limits.disk_in_memory:
-            self._image = await asyncio.to_thread(smithy.images.create, self.folder, self._limits.disk_mb)
+            self._image = smithy.images.take(self.folder, self._limits.disk_mb) or await asyncio.to_thread(
+                smithy.images.create, self.folder, self._limits.disk_mb
+            )
             if self._image is not None:
                 order["disk"] = "image"
         smithy.groups.make(spec.name, self._limits)
@@ -170,6 +178,7 @@ class KeptMachine:
                 self._init = await self._under_limits(forging)
                 proxy, *others = await self._pid1.ready
                 self._memory_fds, self._pid1.memory = self._pid1.memory, []
+            smithy.groups.weigh(spec.name)
         except TimeoutError:
             raise ForgeFailed("starting PID 1", None, f"not ready after {_READY_S:.0f} s") from None
         self._supervise(gate.serve(proxy))
@@ -224,7 +233,9 @@ class KeptMachine:
             self._look.cancel()
         image, self._image = self._image, None
         fds, self._memory_fds = self._memory_fds, []
-        await asyncio.to_thread(self._clear, image, fds)
+        await asyncio.to_thread(self._clear, fds)
+        if image is not None:  # unmounting and detaching take some milliseconds, and its file is gone already
+            self._smithy.close_later(image)
 
     async def usage(self) -> Usage:
         """What is measured is what the limits are held against. Raises ProviderError."""
@@ -308,9 +319,7 @@ class KeptMachine:
         async with asyncio.timeout(_READY_S):
             return await command.status
 
-    def _clear(self, image: Image | None, fds: list[int]) -> None:
-        if image is not None:
-            image.close()
+    def _clear(self, fds: list[int]) -> None:
         for fd in fds:
             os.close(fd)
         clear_dead_machine(self._smithy.home, self.spec.name)

@@ -173,11 +173,16 @@ class Groups:
                     _set(group / "memory.memsw.limit_in_bytes", size, optional=True)
             if "pids" in hierarchy.controllers:
                 _set(group / "pids.max", str(limits.pids))
+
+    def weigh(self, name: str) -> None:
+        """Lower the machine's share of the processors. Not before PID 1 is ready: on a busy host, that would hold it up."""
+        for hierarchy in self._hierarchies:
             if "cpu" in hierarchy.controllers:
+                group = hierarchy.folder / f"{self._prefix}-{name}"
                 if hierarchy.version == 2:
-                    _set(group / "cpu.weight", str(CPU_SHARES * 100 // 1024), optional=True)
+                    _set(group / "cpu.weight", str(CPU_SHARES * 100 // 1024))
                 else:
-                    _set(group / "cpu.shares", str(CPU_SHARES), optional=True)
+                    _set(group / "cpu.shares", str(CPU_SHARES))
 
     def warm(self) -> None:
         """Blocking, some 10 ms. Moving a process waits for an RCU grace period, unless one was moved just before: so this

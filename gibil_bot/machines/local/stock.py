@@ -7,7 +7,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from gibil_bot.machines.local.control import Cause
 from gibil_bot.machines.local.expiry import Expiry
 from gibil_bot.machines.local.forging import ForgerLink
 from gibil_bot.machines.local.home import Home, clear_dead_machine
-from gibil_bot.machines.local.images import Images
+from gibil_bot.machines.local.images import Image, Images, remove_leftovers
 from gibil_bot.machines.local.kept import KeptMachine, Smithy, load_door
 from gibil_bot.machines.local.limits import NO_ROOM, Groups, Limits, find_hierarchies, floor_mb, limits_of
 from gibil_bot.machines.local.pid1 import ForgeFailed
@@ -45,6 +45,7 @@ class Stock:
         self._groups = Groups(find_hierarchies(), groups_prefix(home))
         self._images = Images(home.local)
         self._host_memory_mb = self._groups.host_memory_mb()
+        self._disk_work: set[asyncio.Future[None]] = set()
         self._ticking: asyncio.Task[None] | None = None
         self._link = link
         self._machines: dict[str, KeptMachine] = {}
@@ -67,7 +68,9 @@ class Stock:
         Each is looked at while nothing else happens to its name: a machine that is being forged is no leftover.
         """
         gone = []
-        await asyncio.to_thread(forget_old_causes, self._home)
+        if not self._machines:
+            await asyncio.to_thread(forget_old_causes, self._home)
+            await asyncio.to_thread(remove_leftovers, self._home.local)
         for name in await asyncio.to_thread(self._found):
             if name not in self._machines:
                 async with self._alone(name):
@@ -112,6 +115,7 @@ class Stock:
                 groups=self._groups,
                 runtime=self._runtime,
                 images=self._images,
+                close_later=self._close_later,
             )
             self._check_room(spec.name, limits)
             forget_cause(self._home, spec.name)
@@ -130,9 +134,20 @@ class Stock:
                 self._forget(spec.name)
                 raise
             self._watch_expiry(spec.name, Expiry(machine.expires_at))
+            if kept.image_mb is not None:
+                self._aside(self._images.prepare, kept.image_mb)
             if self._ticking is None or self._ticking.done():
                 self._ticking = asyncio.get_running_loop().create_task(self._tick())
             return machine, True
+
+    def _close_later(self, image: Image) -> None:
+        self._aside(image.close)
+
+    def _aside(self, work: Callable[..., None], *arguments: object) -> None:
+        """In a thread, and not waited for before the end."""
+        future = asyncio.get_running_loop().run_in_executor(None, work, *arguments)
+        self._disk_work.add(future)
+        future.add_done_callback(self._disk_work.discard)
 
     def _check_room(self, name: str, limits: Limits) -> None:
         """What is promised to machines has to exist. Raises ProviderError."""
@@ -280,6 +295,8 @@ class Stock:
             await asyncio.gather(self._ticking, return_exceptions=True)
         await asyncio.gather(*(self.destroy(name) for name in tuple(self._machines)), return_exceptions=True)
         await asyncio.gather(*self._burning, return_exceptions=True)
+        await asyncio.gather(*self._disk_work, return_exceptions=True)
+        await asyncio.to_thread(self._images.close)
         await self._link.stop()
 
     @contextlib.asynccontextmanager
