@@ -210,6 +210,7 @@ async def test_a_host_whose_disk_fills_up_ends_the_machine_that_took_most(
         await until(lambda: not lodging.home.machine("greedy").exists(), "the machine is gone")
         assert "the host's disk has" in await cause(lodging, "greedy")
         assert (await lodging.run(quiet, "echo alive")).stdout == "alive\n"
+        await until(lambda: shutil.disk_usage(small_disk).free > 100 * 1024**2, "the space is free again")
         with (small_disk / "filler").open("wb") as filler:
             free = shutil.disk_usage(small_disk).free
             os.posix_fallocate(filler.fileno(), 0, free - 2 * 1024**2)

@@ -244,8 +244,8 @@ class Session(_Base):
             else:
                 self._stdin_waiting[0] = block[written:]
         self._loop.remove_writer(self._stdin)
-        self._pause_stdin()
-        if self._stdin_ends:
+        self._pause_stdin()  # reading again may bring data and the end at once, before this returns
+        if self._stdin_ends and not self._stdin_waiting and self._stdin is not None:
             if self._terminal:
                 with contextlib.suppress(OSError):
                     os.write(self._stdin, b"\x04")  # a terminal has no end, only a key for it

@@ -197,6 +197,8 @@ class Stock:
             f"one took most of it, {taken} MB"
         )
         await self._burn_logged(name)
+        if self._disk_work:  # the space is free when its disk is unmounted
+            await asyncio.wait(self._disk_work)
 
     async def cause(self, name: str) -> Cause | None:
         """Why processes of the machine, or the machine, were ended; None: not known."""
