@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from gibil_bot.errors import NameTaken, ProviderError, Unavailable
-from gibil_bot.machines.local import pid1, seccomp, skeleton
+from gibil_bot.machines.local import pid1, seccomp, session, skeleton
 from gibil_bot.machines.local.control import error_of, problem_of
+from gibil_bot.machines.local.descriptors import receive
 from gibil_bot.machines.local.expiry import Expiry
 from gibil_bot.machines.local.limits import Groups, Hierarchy, Limits, find_hierarchies, floor_mb, limits_of
 from gibil_bot.machines.local.pid1 import ForgeFailed
@@ -288,3 +289,59 @@ def test_a_box_that_forbids_forging_is_told_every_way_out_and_one_that_ran_out_i
     assert any("--privileged" in way for way in root.remedies)
     full = explain(ForgeFailed("mounting the machine's layers", errno.ENOSPC, "mkdir: No space left"), "user", "/d")
     assert not isinstance(full, Unavailable)
+
+
+def test_input_that_arrives_while_the_reading_is_resumed_is_written_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """asyncssh delivers what it has buffered, and the end, from within `resume_reading`."""
+    monkeypatch.setattr(session, "_STDIN_HIGH", 32 * 1024)  # what waits then fits into the pipe at once
+
+    class Channel:
+        def __init__(self) -> None:
+            self.buffered = [b"b" * 2_000_000]
+            self.paused = False
+            self.session: Any = None
+
+        def get_environment(self) -> dict[str, str]:
+            return {}
+
+        def pause_reading(self) -> None:
+            self.paused = True
+
+        def resume_reading(self) -> None:
+            self.paused = False
+            while self.buffered and not self.paused:
+                self.session.data_received(self.buffered.pop(0), None)
+                if not self.buffered:
+                    self.session.eof_received()
+
+        def exit(self, status: int) -> None: ...
+
+    async def scenario() -> int:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        init = pid1.Pid1(ours, lambda: None)
+        channel = Channel()
+        channel.session = shell = session.Session(init, lambda ended: None)
+        shell.connection_made(channel)  # type: ignore[arg-type]
+        shell.exec_requested("cat")
+        with theirs:
+            shell.session_started()
+            _message, (stdin, stdout, stderr) = receive(theirs, 65536, 3)
+            shell.data_received(b"a" * 100_000, None)
+            assert channel.paused, "more waits to be written than may"
+            read = await asyncio.get_running_loop().run_in_executor(None, _read_all, stdin)
+            for fd in (stdout, stderr):
+                os.close(fd)
+            shell.connection_lost(None)
+            init.close()
+        return read
+
+    assert asyncio.run(scenario()) == 2_100_000
+
+
+def _read_all(fd: int) -> int:
+    """In pieces as large as the pipe, so that what waits to be written finds it empty."""
+    total = 0
+    while data := os.read(fd, 65536):
+        total += len(data)
+    os.close(fd)
+    return total
