@@ -155,7 +155,8 @@ class Stock:
         if promised + limits.memory_mb > self._host_memory_mb:
             raise ProviderError(
                 f"machine {name}: {limits.memory_mb} MB of memory are not left on this host: of {self._host_memory_mb} MB, "
-                f"{promised} MB are promised to {len(self._machines)} machines; destroy one, or let GIBIL_MAX_MEMORY give each less",
+                f"{promised} MB are promised to {len(self._machines)} machines; destroy one, or let GIBIL_MAX_MEMORY give each "
+                "less",
                 code=NO_ROOM,
             )
         free, floor = self._space()
