@@ -14,6 +14,7 @@ import contextlib
 import os
 import signal
 import stat
+import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ FREE_SOCKETS = 512
 """Open sockets of a machine that are not counted: as a rule they are empty."""
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_SHARED_SCAN_S = 0.3
 _JOB_LOCK = "/.gibil/jobs/."
 
 
@@ -42,8 +44,30 @@ def has_processes(init: int) -> bool:
         return True
 
 
-def family(ancestor: int) -> list[int]:
-    """Host pids of all processes below `ancestor`: everything in a machine descends from its PID 1."""
+def family(ancestor: int, *, max_age_s: float = 0.0) -> list[int]:
+    """Host pids of all processes below `ancestor`: everything in a machine descends from its PID 1.
+
+    With `max_age_s` the list of processes may be that old, so that looks at several machines share it.
+    """
+    global _last_scan
+    made_at, children = _last_scan
+    if not max_age_s or time.monotonic() - made_at > max_age_s:
+        children = _scan()
+        _last_scan = time.monotonic(), children
+    found: list[int] = []
+    waiting = [ancestor]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found += below
+        waiting += below
+    return found
+
+
+_last_scan: tuple[float, dict[int, list[int]]] = (float("-inf"), {})
+
+
+def _scan() -> dict[int, list[int]]:
+    """Parent → children, of all processes of the host."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -53,13 +77,7 @@ def family(ancestor: int) -> list[int]:
             except (OSError, IndexError):
                 continue
             children.setdefault(parent, []).append(int(name))
-    found: list[int] = []
-    waiting = [ancestor]
-    while waiting:
-        below = children.get(waiting.pop(), [])
-        found += below
-        waiting += below
-    return found
+    return children
 
 
 def proportional_kb(pid: int, memfds: int, counted: Collection[int] = ()) -> int:
@@ -211,6 +229,12 @@ def _sizes_kb(pids: Iterable[int], held: Open, memfds: int) -> dict[int, int]:
     return {pid: proportional_kb(pid, memfds, held.memfds) + held.memfd_kb.get(pid, 0) for pid in pids}
 
 
+def _at_most_kb(pids: Sequence[int], memory: Memory, memfds: int) -> int:
+    """No less than what they take, and cheap to find out: what is shared counts with each."""
+    held = open_files(pids, memfds, memory.devices())
+    return sum(map(resident_kb, pids)) + sum(held.memfd_kb.values()) + held.buffers_kb + memory.unmapped_kb()
+
+
 def memory_mb(init: int, memory: Memory, memfds: int) -> int:
     """What the machine takes: the number that `hold_memory` holds against the limit."""
     pids = family(init)
@@ -220,6 +244,9 @@ def memory_mb(init: int, memory: Memory, memfds: int) -> int:
 
 def hold_memory(init: int, limit_mb: int, memory: Memory, memfds: int) -> bool:
     """Kill the largest process of the machine if all of it together is above the limit; whether one was killed."""
+    limit = limit_mb * 1024
+    if _at_most_kb(family(init, max_age_s=_SHARED_SCAN_S), memory, memfds) <= limit:
+        return False
     handles: dict[int, int] = {}
     try:
         for pid in family(init):
@@ -231,9 +258,6 @@ def hold_memory(init: int, limit_mb: int, memory: Memory, memfds: int) -> bool:
             return False  # files alone: the limits of their file systems hold
         held = open_files(handles, memfds, memory.devices())
         rest = held.buffers_kb + memory.unmapped_kb()
-        limit = limit_mb * 1024
-        if sum(map(resident_kb, handles)) + sum(held.memfd_kb.values()) + rest <= limit:
-            return False
         sizes = _sizes_kb(handles, held, memfds)
         if sum(sizes.values()) + rest <= limit:
             return False
@@ -291,7 +315,7 @@ def _holds_job_lock(pid: int) -> bool:
 def count_tasks(init: int) -> int:
     """Threads of all processes of the machine: what RLIMIT_NPROC counts."""
     found = 1
-    for pid in family(init):
+    for pid in family(init, max_age_s=_SHARED_SCAN_S):
         with contextlib.suppress(OSError, IndexError, ValueError), open(f"/proc/{pid}/stat", "rb") as file:
             found += int(file.read().rpartition(b")")[2].split()[17])
     return found
@@ -303,7 +327,7 @@ def calm_sessions(init: int, known: set[int]) -> None:
     if not _autogroups():
         return
     sessions = set()
-    for pid in family(init):
+    for pid in family(init, max_age_s=_SHARED_SCAN_S):
         with contextlib.suppress(OSError, IndexError, ValueError), open(f"/proc/{pid}/stat", "rb") as file:
             sessions.add((int(file.read().rpartition(b")")[2].split()[3]), pid))
     known &= {session for session, _pid in sessions}
