@@ -83,10 +83,27 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(name="GIBIL_MAX_TTL", default="24h", meaning="the longest life of a machine"),
     Setting(name="GIBIL_MAX_LOGS", default="10", meaning="GiB of task output that is kept; the oldest runs' go first"),
     Setting(name="GIBIL_MAX_RUN_LOGS", default="1", meaning="GiB of task output that is kept of one run"),
+    Setting(
+        name="GIBIL_MAX_MEMORY",
+        default="half the host's memory for `local`",
+        meaning="the most memory of a machine: 512m, 8g; no repository can raise it",
+    ),
+    Setting(
+        name="GIBIL_MAX_DISK",
+        default="half the disk of GIBIL_DATA_DIR for `local`",
+        meaning="the largest disk of a machine: 20g; no repository can raise it",
+    ),
+    Setting(name="GIBIL_MAX_PIDS", default="4096", meaning="the most processes of a machine; no repository can raise it"),
+    Setting(
+        name="GIBIL_SERVER_TYPES",
+        default="those that cost no more than what the sizes name",
+        meaning="Hetzner's server types that may be used, comma-separated",
+    ),
 )
 
 _APP = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\[bot\]")
 _DURATION = re.compile(r"(\d+)\s*(s|m|h|d|w|mo|y)?", re.ASCII)
+_SIZE = re.compile(r"(\d{1,9})\s*([mMgG])?[bB]?", re.ASCII)
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800, "mo": 2592000, "y": 31536000}
 
 
@@ -96,6 +113,14 @@ def parse_duration(text: str) -> int:
     if not match:
         raise ValueError(f"{text!r} is not a duration: write 90s, 20m, 2h, 7d, 1w, 1mo or 1y (a bare number is minutes)")
     return int(match[1]) * _UNIT_S[match[2] or "m"]
+
+
+def parse_size(text: str) -> int:
+    """Megabytes of `512m 2g`; a bare number is megabytes. Raises ValueError with a person's sentence."""
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise ValueError(f"{text!r} is not a size: write 512m or 2g (a bare number is megabytes)")
+    return int(match[1]) * (1024 if (match[2] or "m").lower() == "g" else 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +158,11 @@ class Settings:
     """What is probably not meant as it is; `NAME: what, and what to do`."""
     max_logs_bytes: int = 10 * GIB
     max_run_logs_bytes: int = GIB
+    max_memory_mb: int | None = None
+    max_disk_mb: int | None = None
+    """None: what the provider's default is."""
+    max_pids: int = 4096
+    server_types: tuple[str, ...] | None = None
 
     @property
     def egress(self) -> tuple[str, ...]:
@@ -230,6 +260,19 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     except ValueError as error:
         problems.append(f"GIBIL_MAX_TTL: {error}")
 
+    def size(name: str, lowest: int) -> int | None:
+        text = env.get(name, "").strip()
+        if not text:
+            return None
+        try:
+            size_mb = parse_size(text)
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+            return None
+        if size_mb < lowest:
+            problems.append(f"{name}: a machine needs at least {lowest}m, and {text!r} is less")
+        return size_mb
+
     settings = Settings(
         data_dir=data_dir,
         database_url=database_url,
@@ -255,6 +298,10 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         max_ttl_s=max_ttl_s,
         max_logs_bytes=number("GIBIL_MAX_LOGS", 10, 1, 1_000_000) * GIB,
         max_run_logs_bytes=number("GIBIL_MAX_RUN_LOGS", 1, 1, 1_000_000) * GIB,
+        max_memory_mb=size("GIBIL_MAX_MEMORY", 64),
+        max_disk_mb=size("GIBIL_MAX_DISK", 64),
+        max_pids=number("GIBIL_MAX_PIDS", 4096, 16, 4194304),
+        server_types=_words(env.get("GIBIL_SERVER_TYPES", "")) or None,
     )
     if problems:
         raise ConfigurationError(tuple(problems))

@@ -558,6 +558,10 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     """More than uid 0 inside."""
     memory_limit: str
     """How memory is bounded: `cgroup-v2`, `cgroup-v1`, `polled` or `hardware`."""
+    disk_limit: str = "hardware"
+    """How disks are bounded: `filesystem` (of that size), `polled` or `hardware`."""
+    cpu_limit: str = "hardware"
+    """How processors are shared: `shares` of a control group, `nice` or `hardware`."""
     forged_in_s: float
     """How long the probe took to forge a machine."""
     inherited: tuple[str, ...] = ()

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gibil_bot.caps import Caps
 from gibil_bot.config import Secret, Settings, loose_mode
 from gibil_bot.machines.keyring import Keyring, ProjectKeyring
 from gibil_bot.machines.lifecycle import Forge
@@ -35,6 +36,8 @@ log = logging.getLogger("gibil")
 
 RESTART_AFTER_S = 2.0
 CLOUD_BOOT_S = 180.0
+ROOM_WAIT_S = 900.0
+"""How long a run waits for memory of the host that machines of other runs have."""
 
 
 def process_name() -> str:
@@ -65,21 +68,54 @@ def open_keyring(settings: Settings) -> Keyring:
     return Keyring(settings.data_dir)
 
 
-def open_provider(settings: Settings) -> Provider:
+def machine_caps(settings: Settings) -> Caps:
+    """What machines of that provider may be at most. Where the operator doesn't say, a local one has half of the host."""
+    if settings.provider != "local":
+        large_mb, large_disk_mb = 16 * 1024, 80 * 1024  # what the size large asks for there
+        return Caps(
+            memory_mb=settings.max_memory_mb or large_mb,
+            disk_mb=settings.max_disk_mb or large_disk_mb,
+            pids=settings.max_pids,
+            server_types=settings.server_types,
+        )
+    from gibil_bot.machines.local.limits import DISK_MB, SIZES_MB, half_of_the_disk_mb, half_of_the_memory_mb
+
+    return Caps(
+        memory_mb=settings.max_memory_mb or half_of_the_memory_mb(),
+        disk_mb=settings.max_disk_mb or half_of_the_disk_mb(settings.data_dir),
+        pids=settings.max_pids,
+        sizes_mb=SIZES_MB,
+        default_disk_mb=DISK_MB,
+    )
+
+
+def open_provider(settings: Settings, *, room_wait_s: float = 0.0) -> Provider:
+    """`room_wait_s`: how long the creation of a local machine waits for memory that other machines have now."""
     if settings.provider == "hetzner":
         from gibil_bot.machines.hetzner import HetznerProvider
 
         run_on = script_runner(open_keyring(settings), connect_shell)
         token = settings.hcloud_token.reveal()
-        return HetznerProvider(token, endpoint=settings.hcloud_endpoint, run_on=run_on, reuse=settings.reuse)
+        return HetznerProvider(
+            token,
+            endpoint=settings.hcloud_endpoint,
+            run_on=run_on,
+            reuse=settings.reuse,
+            server_types=settings.server_types,
+        )
     from gibil_bot.machines.local.provider import LocalProvider
 
-    return LocalProvider(settings.data_dir)
+    return LocalProvider(settings.data_dir, room_wait_s=room_wait_s)
 
 
-def open_forge(settings: Settings) -> Forge:
+def open_forge(settings: Settings, *, room_wait_s: float = 0.0) -> Forge:
     """Who forges here, and the keys to what is forged."""
-    return Forge(provider=open_provider(settings), keyring=open_keyring(settings), connect_shell=connect_shell)
+    return Forge(
+        provider=open_provider(settings, room_wait_s=room_wait_s),
+        keyring=open_keyring(settings),
+        connect_shell=connect_shell,
+        caps=machine_caps(settings),
+    )
 
 
 def open_pull_requests(settings: Settings, token: Secret, token_from: str) -> PullRequests:
@@ -169,7 +205,7 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
         stack.push_async_callback(store.close)
         github = GitHubClient(settings.github_url, settings.github_app_id, settings.github_private_key.reveal())
         stack.push_async_callback(github.close)
-        forge = open_forge(settings)
+        forge = open_forge(settings, room_wait_s=ROOM_WAIT_S)
         stack.push_async_callback(forge.close)
         owner = machine_owner(forge.keyring)
         logs = settings.data_dir / "logs"
@@ -215,6 +251,7 @@ def intake_policy(settings: Settings, keyring: Keyring) -> Policy:
         provider=settings.provider,
         trusted_apps=settings.trusted_apps,
         max_ttl_s=settings.max_ttl_s,
+        caps=machine_caps(settings),
         public_url=settings.public_url,
         commands_per_hour=settings.commands_per_hour,
         run_id=_run_ids(keyring),

@@ -258,7 +258,9 @@ def human_duration(seconds: int) -> str:
 
 def _facts(event: CommentCreated | PullRequestChanged, pull_request: PullRequest, actor: str, name: str) -> Facts:
     from gibil_bot.planning.plan import Facts
+    from gibil_bot.wiring import machine_caps
 
+    settings = load_settings()
     return Facts(
         repository=event.repository,
         pull_request=pull_request,
@@ -266,7 +268,8 @@ def _facts(event: CommentCreated | PullRequestChanged, pull_request: PullRequest
         actor=actor,
         trust=Trust.TRUSTED,
         event_name=name,
-        max_ttl_s=load_settings().max_ttl_s,
+        max_ttl_s=settings.max_ttl_s,
+        caps=machine_caps(settings),
     )
 
 

@@ -19,7 +19,7 @@ from gibil_bot.planning import plan as planning
 from gibil_bot.ports import Settlement, Store
 from gibil_bot.runs.commit_files import workflow_files
 from gibil_bot.runs.local_repository import explained, open_repository
-from gibil_bot.wiring import operator_workflows, service_grounds
+from gibil_bot.wiring import machine_caps, operator_workflows, service_grounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +99,7 @@ def _facts(checkout: Checkout, settings: Settings) -> planning.Facts:
         trust=Trust.TRUSTED,
         event_name="issue_comment",
         max_ttl_s=settings.max_ttl_s,
+        caps=machine_caps(settings),
         grounds=service_grounds(settings),
     )
 

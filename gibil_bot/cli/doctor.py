@@ -191,7 +191,11 @@ async def _provider(settings: Settings) -> Finding:
     finally:
         await provider.close()
     did = f"forged and burned a machine in {can.forged_in_s * 1000:.0f} ms" if can.forged_in_s else "answers, and has machines"
-    detail = f"{did} (tier {can.tier}, memory limit: {can.memory_limit})"
+    detail = (
+        f"{did} (tier {can.tier}, memory limit: {can.memory_limit}, disk limit: {can.disk_limit}, processors: {can.cpu_limit})"
+    )
+    if "polled" in (can.memory_limit, can.disk_limit):
+        detail += "; polled is looked at twice a second and then acted on, which guards against accidents, not against attacks"
     if can.inherited:
         detail += (
             f"; machines have what the process had that started their daemon, since it cannot be undone: "

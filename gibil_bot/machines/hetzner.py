@@ -44,6 +44,7 @@ class HetznerProvider:
     `run_on`: the way onto a machine that `extend` needs, as the machine powers itself off at its hour.
     `look_every_s`: how often the list is read while machines boot. `boot_s`: how long a server may take until it runs.
     `ssh_port`: 22 at Hetzner; a double may not have that one. `reuse`: of hours that are paid, see hetzner_spares.py.
+    `server_types`: what may be used; None: by name, what costs no more than the sizes.
     """
 
     name = "hetzner"
@@ -63,10 +64,11 @@ class HetznerProvider:
         rate_limited_s: float = 150.0,
         probe_forges: bool = False,
         reuse: bool = False,
+        server_types: tuple[str, ...] | None = None,
     ) -> None:
         self._api = HetznerApi(token, endpoint, timeout_s=http_timeout_s, backoff_s=backoff_s, rate_limited_s=rate_limited_s)
         self._watch = Watch(self._api, self._our_servers, look_every_s)
-        self._catalogue = Catalogue(self._api)
+        self._catalogue = Catalogue(self._api, server_types)
         self._burner = Burner(self._api, look_every_s, burn_s)
         self._spares = Spares(self._api, look_every_s, burn_s) if reuse else None
         self._maker = Maker(self._api, self._catalogue, self._watch, self._burner, self._spares, boot_s)

@@ -17,8 +17,8 @@ SOLD_OUT_FOR_S = 300.0
 
 
 class Catalogue:
-    def __init__(self, api: HetznerApi) -> None:
-        self._api = api
+    def __init__(self, api: HetznerApi, allowed: tuple[str, ...] | None = None) -> None:
+        self._api, self._allowed = api, allowed
         self._types: tuple[float, list[Json]] | None = None
         self._pricing: tuple[float, Json] | None = None
         self._images: dict[tuple[str, str], tuple[float, str]] = {}
@@ -48,6 +48,7 @@ class Catalogue:
             disk_mb=disk_mb,
             now=datetime.now(UTC),
             sold_out=self._sold_out,
+            allowed=self._allowed,
         )
 
     def is_sold_out(self, offer: Offer) -> None:

@@ -69,22 +69,30 @@ def offers(
     disk_mb: int | None = None,
     now: datetime,
     sold_out: Collection[Offer] = (),
+    allowed: Collection[str] | None = None,
 ) -> list[Offer]:
     """What to try, in this order: the cheapest type in every location, then the next. Those just sold out come last.
 
-    Prices differ by location, so only those of the locations that come into question count.
+    Prices differ by location, so only those of the locations that come into question count. `allowed`: the operator's server
+    types; None: a named type may cost no more than the dearest that a size names.
 
     Raises UsageError for a type or a place that does not exist, ProviderError when all are sold out; both say what there is.
     """
-    chosen = _named(server_types, server_type) if server_type else _fitting(server_types, size, memory_mb, disk_mb)
+    if server_type:
+        chosen = _named(server_types, server_type)
+        _check_allowed(server_types, chosen[0], allowed)
+    else:
+        chosen = _fitting(server_types, size, memory_mb, disk_mb)
+        if allowed is not None:
+            chosen = [kind for kind in chosen if kind["name"] in allowed]
     places = (location,) if location else LOCATIONS
     sold = [(kind, [place for place in places if _is_offered(kind, place, now)]) for kind in chosen]
     sold = [(kind, sorted(where, key=lambda place: _hourly(kind, place))) for kind, where in sold if where]
     sold.sort(key=lambda each: (_hourly(each[0], each[1][0]), each[0]["cpu_type"] != "shared", each[0]["name"]))
     found = [Offer(kind["name"], place) for kind, where in sold for place in where]
     if server_type is None:
-        allowed = list(dict.fromkeys(offer.server_type for offer in found))[:TYPES_PER_SIZE]
-        found = [offer for offer in found if offer.server_type in allowed]
+        first = list(dict.fromkeys(offer.server_type for offer in found))[:TYPES_PER_SIZE]
+        found = [offer for offer in found if offer.server_type in first]
     if not found:
         raise _nothing(server_types, chosen, server_type or f"a {size} machine", location, now)
     return sorted(found, key=lambda offer: offer in sold_out)
@@ -124,6 +132,22 @@ def _named(server_types: Sequence[Json], name: str) -> list[Json]:
     return found
 
 
+def _check_allowed(server_types: Sequence[Json], kind: Json, allowed: Collection[str] | None) -> None:
+    """Raises UsageError."""
+    name = kind["name"]
+    if allowed is not None:
+        if name not in allowed:
+            raise UsageError(f"the server type {name!r} is not allowed here; GIBIL_SERVER_TYPES allows {', '.join(allowed)}")
+        return
+    named = [
+        each for size in SIZES for each in sorted(_fitting(server_types, size, None, None), key=_cheapest)[:TYPES_PER_SIZE]
+    ]
+    if named and _cheapest(kind) > max(map(_cheapest, named)):
+        raise UsageError(
+            f"the server type {name!r} costs more than any that a size names; to allow it, name it in GIBIL_SERVER_TYPES"
+        )
+
+
 def _fitting(server_types: Sequence[Json], size: str, memory_mb: int | None, disk_mb: int | None) -> list[Json]:
     """Only x86: what runs here was built for the machine that most people have."""
     if size not in SIZES:
@@ -139,6 +163,10 @@ def _fitting(server_types: Sequence[Json], size: str, memory_mb: int | None, dis
         and kind["memory"] >= memory_gb
         and kind["disk"] >= disk_gb
     ]
+
+
+def _cheapest(kind: Json) -> Decimal:
+    return min((_amount(each["price_hourly"]["net"]) for each in kind["prices"]), default=Decimal("Infinity"))
 
 
 def _hourly(kind: Json, place: str) -> Decimal:

@@ -17,6 +17,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from gibil_bot.caps import NO_CAPS, Caps, capped
 from gibil_bot.errors import GibilError, MachineLost, NameTaken, ProviderError
 from gibil_bot.machines.first_contact import enter
 from gibil_bot.machines.keyring import Keyring
@@ -51,6 +52,8 @@ class Forge:
     """How long a cancelled `create` of the provider may still take to come to its own end before it is broken off."""
     answers_s: float = 60.0
     """How long `open` waits for a machine that must have booted long ago; `connect_shell` itself waits for young ones, too."""
+    caps: Caps = NO_CAPS
+    """Whatever a plan says: a machine is not larger. Plans made under higher caps are held to today's."""
     _cleanups: set[asyncio.Task[Any]] = field(default_factory=set, repr=False)
 
     async def create(
@@ -158,6 +161,7 @@ class Forge:
         untrusted: bool,
         tethered: bool,
     ) -> MachineSpec:
+        plan, _notes = capped(plan, self.caps)
         return MachineSpec(
             name=name,
             owner=owner,

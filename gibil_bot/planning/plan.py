@@ -8,6 +8,7 @@ from typing import cast
 
 import msgspec
 
+from gibil_bot.caps import NO_CAPS, Caps, capped
 from gibil_bot.errors import InvalidWorkflow, UsageError
 from gibil_bot.model import Command, MachinePlan, Plan, PullRequest, Repository, TaskPlan, Trust
 from gibil_bot.planning import expressions
@@ -50,6 +51,8 @@ class Facts:
     event_name: str
     """GitHub's word: issue_comment, pull_request …"""
     max_ttl_s: int
+    caps: Caps = NO_CAPS
+    """What the operator allows a machine to be at most."""
     grounds: Grounds | None = None
     """What the machines can do for services; None: it is not known here, and the machine will say."""
     untrusted_because: str = ""
@@ -131,6 +134,8 @@ def _plan(known: Catalogue, workflow: Workflow, inputs: dict[str, str], facts: F
         secrets = ()
     wish = _merged(workflow.machine, own_file.machine if own_file else MachineWish())
     timeout_s, ttl_s = _times(workflow.timeout_s, wish.ttl_s, facts.max_ttl_s, notes)
+    machine, cap_notes = capped(_machine_plan(wish, ttl_s), facts.caps)
+    notes += cap_notes
     github = _github(workflow, facts)
     group, cancel = f"{workflow.name}/{facts.pull_request.number}", True
     if workflow.concurrency is not None:
@@ -145,7 +150,7 @@ def _plan(known: Catalogue, workflow: Workflow, inputs: dict[str, str], facts: F
         inputs=inputs,
         env={**workflow.env, **(own_file.env if own_file else {})},
         secrets=secrets,
-        machine=_machine_plan(wish, ttl_s),
+        machine=machine,
         timeout_s=timeout_s,
         comment=workflow.comment,
         concurrency_group=group,

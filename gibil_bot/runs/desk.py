@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from gibil_bot.caps import Caps
 from gibil_bot.github import replies, trust_texts
 from gibil_bot.model import PullRequest, Repository, Telling, Trust
 from gibil_bot.planning import plan as planning
@@ -25,6 +26,7 @@ class Policy:
     trusted_apps: frozenset[str] = frozenset()
     """Apps whose pushes to branches of the repository itself run without being asked for, without secrets; lower case."""
     max_ttl_s: int
+    caps: Caps
     public_url: str
     commands_per_hour: int
     """Of one person in one repository."""
@@ -103,6 +105,7 @@ async def read_desk(
             trust=standing.trust,
             event_name=event_name,
             max_ttl_s=policy.max_ttl_s,
+            caps=policy.caps,
             grounds=policy.grounds,
             untrusted_because=standing.because,
         ),

@@ -22,7 +22,7 @@ from gibil_bot.sandbox.live import LiveMachine, extend_machine, not_found
 from gibil_bot.sandbox.makings import Making
 from gibil_bot.sandbox.preparing import OnPhase, start_provisioning
 from gibil_bot.sandbox.settle import Settled, settle
-from gibil_bot.wiring import PROVIDERS, machine_owner, open_forge, prepare_to_connect, service_grounds
+from gibil_bot.wiring import PROVIDERS, machine_caps, machine_owner, open_forge, prepare_to_connect, service_grounds
 
 if TYPE_CHECKING:
     from gibil_bot.sandbox.order import Order, Terms
@@ -108,7 +108,8 @@ class Machines:
         from gibil_bot.planning.workflow import MachineWish
         from gibil_bot.sandbox import order as orders
 
-        orders.check(order, self._settings)
+        caps = machine_caps(self._settings)
+        orders.check(order, self._settings, caps)
         if count is not None:
             words.fleet_names(order.name or "fleet", count)
         tell = on_phase or (lambda name, phase, seconds: None)
@@ -116,7 +117,7 @@ class Machines:
         try:
             async with self._origin(order, tell) as origin:
                 wish = origin.file.machine if origin is not None and origin.file is not None else MachineWish()
-                terms = orders.terms(order, wish, self._settings)
+                terms = orders.terms(order, wish, self._settings, caps)
                 labels = self._labels(order, origin)
                 if count is None:
                     machines = [await self._make(terms.name, terms, origin, labels, tell)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from gibil_bot.caps import NO_CAPS, Caps, capped, check_server_type
 from gibil_bot.config import Settings
 from gibil_bot.model import MachinePlan
 from gibil_bot.planning.workflow import MachineWish
@@ -41,16 +42,17 @@ class Terms:
     """What was decided otherwise than asked, for people."""
 
 
-def check(order: Order, settings: Settings) -> None:
+def check(order: Order, settings: Settings, caps: Caps = NO_CAPS) -> None:
     """Everything that can be said without looking at the repository. Raises UsageError."""
     words.check(name=order.name, ttl=order.ttl, size=order.size, max_ttl_s=settings.max_ttl_s)
+    check_server_type(order.server_type, caps)
     words.check_environment(dict(order.env))
 
 
-def terms(order: Order, wish: MachineWish, settings: Settings) -> Terms:
+def terms(order: Order, wish: MachineWish, settings: Settings, caps: Caps = NO_CAPS) -> Terms:
     """The order, completed by the `machine:` of a `.gibil.yml`. What the person says beats the file. Raises UsageError."""
-    check(order, settings)
-    notes = []
+    check(order, settings, caps)
+    notes: list[str] = []
     if order.ttl is not None:
         ttl_s = words.ttl_seconds(order.ttl, settings.max_ttl_s)
     else:
@@ -68,4 +70,6 @@ def terms(order: Order, wish: MachineWish, settings: Settings) -> Terms:
         disk_mb=wish.disk_mb,
         pids=wish.pids,
     )
+    plan, cap_notes = capped(plan, caps)
+    notes += cap_notes
     return Terms(name=order.name or words.made_up_name(), ttl_s=ttl_s, plan=plan, env=dict(order.env), notes=tuple(notes))

@@ -26,6 +26,7 @@ WORKFLOW = """\
 name: Busy
 on:
   command: busy
+machine: {memory: 512m}
 tasks:
   - name: print
     run: for number in $(seq 3000); do echo "line $number"; sleep 0.2; done

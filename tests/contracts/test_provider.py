@@ -165,7 +165,7 @@ async def test_sweep_leaves_machines_alone_that_are_being_made(lodging: Lodging)
 
     async def make(who: str) -> None:
         for number in range(6):
-            machine = await lodging.provider.create(lodging.spec(f"{who}-{number}"))
+            machine = await lodging.provider.create(lodging.spec(f"{who}-{number}", memory_mb=256))
             assert (await lodging.run(machine, "true")).exit_status == 0
 
     sweeps = asyncio.gather(*(sweep() for _ in range(4)))

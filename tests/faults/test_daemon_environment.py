@@ -182,11 +182,13 @@ import os, sys
 from pathlib import Path
 Path("/proc/self/oom_score_adj").write_text("900")
 os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
-from gibil_bot.machines.local.neutral import raise_oom_score
-raise_oom_score(500)
-print(Path("/proc/self/oom_score_adj").read_text().strip())
+pid = gibil_bot.machines.local.init.Lives(nice=False).fork()
+if pid == 0:
+    print(Path("/proc/self/oom_score_adj").read_text().strip(), flush=True)
+    os._exit(0)
+os.waitpid(pid, 0)
 """
     here = str(Path(__file__).resolve().parents[2])
-    code = f"import sys; sys.path.insert(0, {here!r})\nimport gibil_bot.machines.local.neutral\n{code}"
+    code = f"import sys; sys.path.insert(0, {here!r})\nimport gibil_bot.machines.local.init\n{code}"
     done = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("900\n", "")

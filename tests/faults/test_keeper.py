@@ -186,7 +186,8 @@ async def test_the_time_to_live_ends_a_machine_with_nobody_connected(lodging: Lo
 
 async def test_thirty_machines_at_once_all_work_and_none_is_left(lodging: LocalLodging) -> None:
     names = [f"herd-{number}" for number in range(30)]
-    machines = await asyncio.gather(*(lodging.provider.create(lodging.spec(name)) for name in names))
+    specs = [lodging.spec(name, memory_mb=256) for name in names]  # what is promised to all of them has to exist
+    machines = await asyncio.gather(*(lodging.provider.create(spec) for spec in specs))
     results = await asyncio.gather(*(lodging.run(machine, "hostname") for machine in machines))
     assert [result.stdout for result in results] == [f"{name}\n" for name in names]
     inits = [lodging.init_pid(name) for name in names]

@@ -38,6 +38,22 @@ def test_without_any_variable_everything_has_a_default(tmp_path: Path) -> None:
     assert settings.github_url == "https://api.github.com"
     assert (settings.host, settings.port, settings.max_machines, settings.max_ttl_s) == ("127.0.0.1", 8080, 10, 86400)
     assert settings.allowed_accounts is None
+    assert (settings.max_memory_mb, settings.max_disk_mb, settings.max_pids, settings.server_types) == (None, None, 4096, None)
+
+
+def test_caps_are_read_and_wrong_ones_are_told(tmp_path: Path) -> None:
+    env = {"GIBIL_DATA_DIR": str(tmp_path), "GIBIL_MAX_MEMORY": "2g", "GIBIL_MAX_DISK": "512"}
+    settings = load_settings({**env, "GIBIL_MAX_PIDS": "99", "GIBIL_SERVER_TYPES": "cx23, cx33"})
+    assert (settings.max_memory_mb, settings.max_disk_mb, settings.max_pids) == (2048, 512, 99)
+    assert settings.server_types == ("cx23", "cx33")
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(
+            {"GIBIL_DATA_DIR": str(tmp_path), "GIBIL_MAX_MEMORY": "much", "GIBIL_MAX_DISK": "1m", "GIBIL_MAX_PIDS": "x"}
+        )
+    text = "\n".join(caught.value.problems)
+    assert len(caught.value.problems) == 3
+    for told in ("GIBIL_MAX_MEMORY: 'much' is not a size", "GIBIL_MAX_DISK: a machine needs at least 64m", "GIBIL_MAX_PIDS"):
+        assert told in text
 
 
 def test_all_problems_are_reported_together(tmp_path: Path) -> None:

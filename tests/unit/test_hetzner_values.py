@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -120,6 +121,24 @@ def test_what_was_asked_for_by_name_is_what_is_tried() -> None:
     assert offers(server_type="cax11") == ["cax11 in nbg1", "cax11 in fsn1", "cax11 in hel1"]
     with pytest.raises(ProviderError, match="cax11 in ash now; it does in fsn1"):
         offers(server_type="cax11", location="ash")
+
+
+def test_a_named_type_may_cost_no_more_than_the_sizes_unless_the_operator_allows_it() -> None:
+    types = catalogue.server_types()
+    large = next(kind for kind in types if kind["name"] == "cx43")
+    giant = copy.deepcopy(large)
+    giant |= {"name": "ccx63", "cores": 48, "memory": 192.0}
+    for price in giant["prices"]:
+        price["price_hourly"]["net"] = price["price_hourly"]["gross"] = "0.8"
+        price["price_monthly"]["net"] = price["price_monthly"]["gross"] = "500"
+    types.append(giant)
+    types += [{**large, "name": name} for name in ("cx44", "cx45")]  # a size names three types
+    with pytest.raises(UsageError, match="GIBIL_SERVER_TYPES"):
+        offers(types=types, server_type="ccx63")
+    assert offers(types=types, server_type="ccx63", allowed=("ccx63",))
+    with pytest.raises(UsageError, match="allows ccx63"):
+        offers(types=types, server_type="cx23", allowed=("ccx63",))
+    assert {each.split()[0] for each in offers(allowed=("cx33", "cpx22"))} == {"cx33", "cpx22"}
 
 
 def test_unavailable_and_retired_ones_are_left_out() -> None:

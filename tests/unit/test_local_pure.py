@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
 import struct
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from gibil_bot.errors import ProviderError, Unavailable
-from gibil_bot.machines.local import seccomp, skeleton
-from gibil_bot.machines.local.limits import Groups, Hierarchy, Limits, find_hierarchies, limits_of
+from gibil_bot.errors import NameTaken, ProviderError, Unavailable
+from gibil_bot.machines.local import pid1, seccomp, session, skeleton
+from gibil_bot.machines.local.control import error_of, problem_of
+from gibil_bot.machines.local.descriptors import receive
+from gibil_bot.machines.local.expiry import Expiry
+from gibil_bot.machines.local.limits import Groups, Hierarchy, Limits, find_hierarchies, floor_mb, limits_of
 from gibil_bot.machines.local.pid1 import ForgeFailed
 from gibil_bot.machines.local.remedies import explain
 from gibil_bot.machines.local.removal import remove_tree
 from gibil_bot.machines.local.skeleton import Piece
+from gibil_bot.machines.local.tree import measure_tree
 from gibil_bot.machines.local.watch import disk_mb
 from gibil_bot.model import MachineSpec
 
@@ -59,21 +66,33 @@ def unified(tmp_path: Path) -> tuple[str, Path]:
 def test_cgroup_v2_groups_are_made_beside_our_own_and_missing_controllers_are_passed_on(tmp_path: Path) -> None:
     mountinfo, root = unified(tmp_path)
     found = find_hierarchies(mountinfo, "0::/user.slice/app.slice/keeper.service")
-    assert found == [Hierarchy(root / "user.slice/app.slice", 2, frozenset(("memory", "pids")))]
-    assert (root / "user.slice/app.slice/cgroup.subtree_control").read_text() == "+memory"
+    assert found == [Hierarchy(root / "user.slice/app.slice", 2, frozenset(("cpu", "memory", "pids")))]
+    assert (root / "user.slice/app.slice/cgroup.subtree_control").read_text() == "+memory", (
+        "the last of those that were written"
+    )
     groups = Groups(found, "gibil-1")
     assert groups.memory == "cgroup-v2"
     folder = root / "user.slice/app.slice/gibil-1-m"
     folder.mkdir()
-    for name in ("memory.max", "memory.swap.max", "pids.max"):
+    for name in ("memory.max", "memory.swap.max", "pids.max", "cpu.weight"):
         (folder / name).write_text("max")
     groups.make("m", Limits(memory_mb=64, pids=99, disk_mb=1))
+    groups.weigh("m")
     (folder / "cgroup.procs").write_text("")
     groups.join("m", 4711)
     assert (folder / "cgroup.procs").read_text() == "4711"
     assert (folder / "memory.max").read_text() == str(64 * 1024 * 1024)
     assert (folder / "memory.swap.max").read_text() == "0"
     assert (folder / "pids.max").read_text() == "99"
+    assert (folder / "cpu.weight").read_text() == "25"
+    assert groups.shares_cpu
+    (folder / "memory.events").write_text("low 0\nhigh 0\nmax 7\noom 3\noom_kill 2\n")
+    (folder / "pids.events").write_text("max 5\n")
+    assert (groups.oom_kills("m"), groups.refused_forks("m")) == (2, 5)
+    (root / "user.slice/app.slice/memory.max").write_text(str(100 << 20))
+    assert groups.host_memory_mb() == 100
+    (root / "user.slice/app.slice/memory.max").write_text("max")
+    assert groups.host_memory_mb() > 100
     assert groups.leftovers() == ["m"]
     (folder / "memory.current").write_text(str(50 << 20))
     stat = f"anon {20 << 20}\nfile {25 << 20}\nshmem {5 << 20}\ninactive_file {15 << 20}\nactive_file {5 << 20}\n"
@@ -82,20 +101,26 @@ def test_cgroup_v2_groups_are_made_beside_our_own_and_missing_controllers_are_pa
 
 
 def test_cgroup_v1_controllers_in_separate_mounts_are_all_found(tmp_path: Path) -> None:
-    for controller in ("memory", "pids"):
+    for controller in ("memory", "pids", "cpu"):
         (tmp_path / controller / "own").mkdir(parents=True)
     mountinfo = "\n".join(
         f"3{number} 1 0:2{number} / {tmp_path / name} rw - cgroup cgroup rw,{name}"
-        for number, name in enumerate(("memory", "pids", "cpu"))
+        for number, name in enumerate(("memory", "pids", "cpu,cpuacct"))
     )
-    found = find_hierarchies(mountinfo, "3:memory:/own\n2:pids:/own\n1:cpu:/\n0::/")
+    (tmp_path / "cpu").rename(tmp_path / "cpu,cpuacct")
+    found = find_hierarchies(mountinfo, "3:memory:/own\n2:pids:/own\n1:cpu,cpuacct:/own\n0::/")
     assert {(one.folder, one.version, one.controllers) for one in found} == {
         (tmp_path / "memory/own", 1, frozenset(("memory",))),
         (tmp_path / "pids/own", 1, frozenset(("pids",))),
+        (tmp_path / "cpu,cpuacct/own", 1, frozenset(("cpu",))),
     }
     groups = Groups(found, "x")
     assert groups.memory == "cgroup-v1"
     groups.make("m", Limits(memory_mb=64, pids=99, disk_mb=1))
+    groups.weigh("m")
+    assert (tmp_path / "cpu,cpuacct/own/x-m/cpu.shares").read_text() == "256"
+    (tmp_path / "memory/own/x-m/memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 4\n")
+    assert groups.oom_kills("m") == 4
     (tmp_path / "memory/own/x-m/memory.usage_in_bytes").write_text(str(50 << 20))
     stat = f"inactive_file 1\nactive_file 1\ntotal_inactive_file {15 << 20}\ntotal_active_file {5 << 20}\n"
     (tmp_path / "memory/own/x-m/memory.stat").write_text(stat)
@@ -217,7 +242,67 @@ def test_the_size_of_a_disk_is_what_it_takes(tmp_path: Path) -> None:
     (tmp_path / "a/b/file").write_bytes(os.urandom(3 * 1024 * 1024))
     with (tmp_path / "sparse").open("wb") as sparse:
         sparse.truncate(1 << 30)
+    for number in range(5):
+        (tmp_path / f"link{number}").hardlink_to(tmp_path / "a/b/file")
     assert 2 <= disk_mb(tmp_path) <= 4
+    assert measure_tree(str(tmp_path), 3, 60)[1:] == (4, False), "there are more files than may be"
+    assert not measure_tree(str(tmp_path), 1000, -1).complete
+
+
+def test_a_command_that_never_gets_descriptors_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pid1, "_PATIENCE_S", 0.05)
+
+    class Starved:
+        reason: asyncio.Future[str]
+
+        def descriptors(self) -> list[int]:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        def on_terminal(self, master: int) -> None: ...
+
+        def on_exit(self, status: int) -> None: ...
+
+        def on_refused(self, reason: str) -> None:
+            self.reason.set_result(reason)
+
+    async def scenario() -> str:
+        command = Starved()
+        command.reason = asyncio.get_running_loop().create_future()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        init = pid1.Pid1(ours, lambda: None)
+        with theirs:
+            init.spawn(command, ["/bin/true"], {})
+            async with asyncio.timeout(10):
+                reason = await command.reason
+            init.kill_all()  # what waits behind it is sent
+            assert await asyncio.get_running_loop().run_in_executor(None, theirs.recv, 1000) == b'{"kill_all": 9}'
+            init.close()
+        return reason
+
+    assert "descriptors are used up (Too many open files)" in asyncio.run(scenario())
+
+
+def test_a_clock_that_is_set_back_keeps_no_machine_longer() -> None:
+    clocks: dict[str, Any] = {"now": datetime(2026, 1, 1, tzinfo=UTC), "boot": 1000.0}
+    expiry = Expiry(clocks["now"] + timedelta(hours=1), now=lambda: clocks["now"], boot_s=lambda: clocks["boot"])
+    assert expiry.left_s() == 3600
+    clocks |= {"now": clocks["now"] - timedelta(days=1), "boot": 1000.0 + 600}
+    assert expiry.left_s() == 3000
+    clocks |= {"now": clocks["now"] + timedelta(days=2)}
+    assert expiry.left_s() < 0, "a clock that is set forward ends it: others are told that hour"
+    clocks |= {"now": clocks["now"] - timedelta(days=2), "boot": 1000.0 + 3601}
+    assert expiry.left_s() < 0
+
+
+def test_the_floor_of_free_space_fits_the_disk() -> None:
+    assert floor_mb(1000) == 20
+    assert floor_mb(10**6) == 512
+
+
+def test_a_problem_keeps_its_code_on_the_control_socket() -> None:
+    told = error_of(problem_of(ProviderError("full", code="NO_ROOM")))
+    assert (type(told), told.code) == (ProviderError, "NO_ROOM")
+    assert error_of(problem_of(NameTaken("n"))).code == "NAME_TAKEN"
 
 
 def test_a_box_that_forbids_forging_is_told_every_way_out_and_one_that_ran_out_is_told_so() -> None:
@@ -231,3 +316,59 @@ def test_a_box_that_forbids_forging_is_told_every_way_out_and_one_that_ran_out_i
     assert any("--privileged" in way for way in root.remedies)
     full = explain(ForgeFailed("mounting the machine's layers", errno.ENOSPC, "mkdir: No space left"), "user", "/d")
     assert not isinstance(full, Unavailable)
+
+
+def test_input_that_arrives_while_the_reading_is_resumed_is_written_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """asyncssh delivers what it has buffered, and the end, from within `resume_reading`."""
+    monkeypatch.setattr(session, "_STDIN_HIGH", 32 * 1024)  # what waits then fits into the pipe at once
+
+    class Channel:
+        def __init__(self) -> None:
+            self.buffered = [b"b" * 2_000_000]
+            self.paused = False
+            self.session: Any = None
+
+        def get_environment(self) -> dict[str, str]:
+            return {}
+
+        def pause_reading(self) -> None:
+            self.paused = True
+
+        def resume_reading(self) -> None:
+            self.paused = False
+            while self.buffered and not self.paused:
+                self.session.data_received(self.buffered.pop(0), None)
+                if not self.buffered:
+                    self.session.eof_received()
+
+        def exit(self, status: int) -> None: ...
+
+    async def scenario() -> int:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        init = pid1.Pid1(ours, lambda: None)
+        channel = Channel()
+        channel.session = shell = session.Session(init, lambda ended: None)
+        shell.connection_made(channel)  # type: ignore[arg-type]
+        shell.exec_requested("cat")
+        with theirs:
+            shell.session_started()
+            _message, (stdin, stdout, stderr) = receive(theirs, 65536, 3)
+            shell.data_received(b"a" * 100_000, None)
+            assert channel.paused, "more waits to be written than may"
+            read = await asyncio.get_running_loop().run_in_executor(None, _read_all, stdin)
+            for fd in (stdout, stderr):
+                os.close(fd)
+            shell.connection_lost(None)
+            init.close()
+        return read
+
+    assert asyncio.run(scenario()) == 2_100_000
+
+
+def _read_all(fd: int) -> int:
+    """In pieces as large as the pipe, so that what waits to be written finds it empty."""
+    total = 0
+    while data := os.read(fd, 65536):
+        total += len(data)
+    os.close(fd)
+    return total

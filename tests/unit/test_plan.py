@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gibil_bot.caps import Caps
 from gibil_bot.errors import UsageError
 from gibil_bot.model import Command, MachinePlan, Plan, Trust
 from gibil_bot.planning.expressions import GITHUB_NAMES
@@ -292,6 +293,28 @@ def test_the_time_of_the_tasks_never_exceeds_the_life_of_the_machine(
     plan = one(f"on: {{command: x}}\n{keys}\ntasks: [{{run: x}}, {{run: y, timeout-minutes: 1}}]", max_ttl_s=max_ttl_s)
     assert (plan.timeout_s, plan.machine.ttl_s, bool(plan.notes)) == (timeout_s, ttl_s, noted)
     assert [task.timeout_s for task in plan.tasks] == [timeout_s, 60.0]
+
+
+def test_what_a_file_asks_of_a_machine_is_held_to_the_operators_caps() -> None:
+    caps = Caps(
+        memory_mb=4096, disk_mb=20480, pids=1000, server_types=("cx23",), sizes_mb={"small": 2048, "large": 8192},
+        default_disk_mb=10240,
+    )  # fmt: skip
+    limited = replace(facts(), caps=caps)
+    own = b"machine: {memory: 900g, disk: 4000g, pids: 400000, server-type: ccx63}\ntasks: [{run: x}]\n"
+    found = known({"x.yml": b"on: {command: x}\ntasks: [{uses: .gibil.yml}]"}, {".gibil.yml": own})
+    (plan,) = for_command(found, Command(word="x"), limited)
+    machine = plan.machine
+    assert (machine.memory_mb, machine.disk_mb, machine.pids, machine.server_type) == (4096, 20480, 1000, None)
+    for setting in ("GIBIL_MAX_MEMORY", "GIBIL_MAX_DISK", "GIBIL_MAX_PIDS", "GIBIL_SERVER_TYPES"):
+        assert any(setting in note for note in plan.notes), setting
+    found = known({"x.yml": b"on: {command: x}\nmachine: {size: large, server-type: cx23}\ntasks: [{run: x}]"})
+    (plan,) = for_command(found, Command(word="x"), limited)
+    assert (plan.machine.memory_mb, plan.machine.server_type) == (4096, "cx23"), "a size is no way round a cap"
+    assert len(plan.notes) == 1
+    found = known({"x.yml": b"on: {command: x}\ntasks: [{run: x}]"})
+    (plan,) = for_command(found, Command(word="x"), limited)
+    assert (plan.machine.memory_mb, plan.machine.disk_mb, plan.notes) == (None, None, ())
 
 
 def test_booleans_and_numbers_are_bound_into_conditions() -> None:

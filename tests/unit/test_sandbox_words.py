@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gibil_bot.caps import Caps
 from gibil_bot.config import load_settings
 from gibil_bot.errors import UsageError
 from gibil_bot.planning.workflow import MachineWish
@@ -84,6 +85,19 @@ def test_what_the_person_says_beats_the_file_which_beats_the_default(tmp_path: P
     capped = terms(Order(), MachineWish(ttl_s=86400), settings)
     assert capped.ttl_s == 7200
     assert ".gibil.yml" in capped.notes[0]
+
+
+def test_neither_the_file_nor_the_person_gets_more_than_the_caps(tmp_path: Path) -> None:
+    settings = load_settings({"GIBIL_DATA_DIR": str(tmp_path)})
+    caps = Caps(memory_mb=3000, disk_mb=9000, pids=100, server_types=("cx23",), sizes_mb={"small": 2048, "large": 8192})
+    wish = MachineWish(memory_mb=900 * 1024, disk_mb=10**6, pids=400000, server_type="ccx63")
+    limited = terms(Order(), wish, settings, caps)
+    plan = limited.plan
+    assert (plan.memory_mb, plan.disk_mb, plan.pids, plan.server_type) == (3000, 9000, 100, None)
+    assert len(limited.notes) == 4
+    assert terms(Order(size="large"), MachineWish(), settings, caps).plan.memory_mb == 3000
+    with pytest.raises(UsageError, match="GIBIL_SERVER_TYPES allows cx23"):
+        terms(Order(server_type="ccx63"), MachineWish(), settings, caps)
 
 
 def test_an_orders_environment_is_in_no_repr() -> None:

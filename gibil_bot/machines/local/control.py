@@ -30,7 +30,7 @@ LINE_BYTES = 1024 * 1024
 
 
 class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """`verb`: create get list extend destroy sweep probe usage refusals ping quit."""
+    """`verb`: create get list extend destroy sweep probe usage refusals cause ping quit."""
 
     verb: str
     spec: MachineSpec | None = None
@@ -41,10 +41,20 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
     """refusals: a moment of time.monotonic()"""
 
 
+class Cause(msgspec.Struct, kw_only=True, frozen=True):
+    """Why a machine was ended, or processes on it, by anything but the user."""
+
+    text: str
+    """For people, without the machine's name: `its 512 MB of memory are used up …`"""
+    at: datetime
+
+
 class Problem(msgspec.Struct, kw_only=True):
     kind: str
     message: str
     remedies: tuple[str, ...] = ()
+    code: str | None = None
+    """Where it is another than the kind's"""
 
 
 class Answer(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -55,6 +65,7 @@ class Answer(msgspec.Struct, kw_only=True, omit_defaults=True):
     capabilities: Capabilities | None = None
     usage: Usage | None = None
     refusals: Refusals | None = None
+    cause: Cause | None = None
     done: bool = False
     """destroy: it was there; create: it was made just now; quit: the keeper goes."""
     count: int = 0
@@ -73,13 +84,16 @@ def problem_of(error: GibilError) -> Problem:
         kind=kind if kind in _KINDS else "ProviderError",
         message=error.message,
         remedies=error.remedies if isinstance(error, Unavailable) else (),
+        code=error.code if kind in _KINDS and error.code != type(error).code else None,
     )
 
 
 def error_of(problem: Problem) -> GibilError:
     if problem.kind == "Unavailable":
         return Unavailable(problem.message, problem.remedies)
-    return _KINDS.get(problem.kind, ProviderError)(problem.message)
+    error = _KINDS.get(problem.kind, ProviderError)(problem.message)
+    error.code = problem.code or error.code
+    return error
 
 
 def peer_uid(connection: socket.socket) -> int:

@@ -90,6 +90,8 @@ class Counter:
                 return Answer(usage=await stock.usage(request.name))
             case Request(verb="refusals"):
                 return Answer(refusals=stock.refusals(request.name, request.since))
+            case Request(verb="cause"):
+                return Answer(cause=await stock.cause(request.name))
             case Request(verb="ping"):
                 return Answer(count=stock.count)
             case Request(verb="quit"):

@@ -20,7 +20,6 @@ from typing import NoReturn
 from gibil_bot.machines.local import init, layers, seccomp
 from gibil_bot.machines.local import syscalls as sc
 from gibil_bot.machines.local.layers import Order, Stage, write_file
-from gibil_bot.machines.local.neutral import raise_oom_score
 
 IDS = 65536
 """User and group ids of a machine in tier `root`."""
@@ -36,19 +35,24 @@ HAND_OVER_S = 5.0
 _ISOLATION = sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC | sc.CLONE_NEWCGROUP | sc.CLONE_NEWNET
 
 
-def enter(order: Order, control: socket.socket, go: int, report: int, keep: tuple[int, ...]) -> NoReturn:
+def enter(
+    order: Order, control: socket.socket, go: int, report: int, keep: tuple[int, ...], disk: int | None = None
+) -> NoReturn:
     """The first child: enter the namespaces, fork PID 1, report its pid, vanish.
 
-    `go` is readable once this process is gone; `keep` are descriptors (locks) that live as long as the machine.
+    `go` is readable once this process is gone; `keep` are descriptors (locks) that live as long as the machine; `disk` is the
+    detached mount of an image.
     """
     try:
         Stage.now = "setting limits"
         sc.new_session_keyring()
-        raise_oom_score(500)  # when the whole box runs out of memory, machines go first
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        # With 0 a core_pattern that is a pipe would start the host's crash handler, as root; 1 stops that too (core(5)).
+        _bound(resource.RLIMIT_CORE, 1)
+        if order["disk"] == "folder":
+            _bound(resource.RLIMIT_FSIZE, order["disk_mb"] * 1024**2)
         os.chdir(order["local"])
         if order["tier"] == "root":
-            _enter_as_root(order)
+            _enter_as_root(order, disk)
         else:
             _enter_as_user()
         # Only now: the kernel keeps the limit with which a user namespace was made, and holds it against *all* processes
@@ -71,23 +75,32 @@ def _bound(kind: int, value: int) -> None:
 
 
 def _enter_as_user() -> None:
-    uid, gid = os.getuid(), os.getgid()
     Stage.now = "entering a user namespace"
-    sc.unshare(sc.CLONE_NEWUSER | _ISOLATION)
+    become_owner(_ISOLATION)
+
+
+def become_owner(isolation: int = 0) -> None:
+    """Root of a new user namespace in which only our own user exists: all modes of our own files are open to us there."""
+    uid, gid = os.getuid(), os.getgid()
+    sc.unshare(sc.CLONE_NEWUSER | isolation)
     write_file("/proc/self/setgroups", "deny")
     write_file("/proc/self/uid_map", f"0 {uid} 1")
     write_file("/proc/self/gid_map", f"0 {gid} 1")
 
 
-def _enter_as_root(order: Order) -> None:
+def _enter_as_root(order: Order, disk: int | None) -> None:
     """The layers are mounted while we are still root of the host: only that may make them idmapped."""
     Stage.now = "making a user namespace"
     namespace = _user_namespace(order["base"])
     folder = f"machines/{order['name']}"
-    os.chown(f"{folder}/disk", order["base"], order["base"])
     Stage.now = "entering a mount namespace"
     sc.unshare(sc.CLONE_NEWNS)
     sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
+    if disk is not None:
+        Stage.now = "mounting the machine's disk"
+        sc.move_mount(disk, f"{folder}/disk")
+        os.close(disk)
+    os.chown(f"{folder}/disk", order["base"], order["base"])
     Stage.now = "mounting idmapped layers"
     layers.mount_points(folder, layers=len(order["pieces"]) + 2)
     sources = [(f"{order['skeleton']}/root", False), *order["pieces"]]
@@ -163,6 +176,9 @@ def _run(order: Order, control: socket.socket, go: int, keep: tuple[int, ...]) -
         Stage.now = "setting up the network"
         sc.loopback_up()
         listeners = [_listen(*PROXY), *(_listen(host, port) for host, port in order["listeners"])]
+        memory = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in _memory_of(order)]
+        sc.prctl(sc.PR_SET_DUMPABLE, 1)  # changing the user closed our /proc to ourselves; nothing else runs in here yet
+        lives = init.Lives(order["weight"] == "nice")
         Stage.now = "waiting for the forger"
         _await_parent(go)
         Stage.now = "closing the machine's doors"
@@ -171,20 +187,27 @@ def _run(order: Order, control: socket.socket, go: int, keep: tuple[int, ...]) -
         sc.prctl(sc.PR_SET_DUMPABLE, 0)  # jobs have our uid: without this they could read and trace PID 1
         seccomp.install(pretend_root=order["tier"] == "user")
         message = json.dumps({"ready": len(listeners)}).encode()
-        _hand_over(control, message, listeners)
+        _hand_over(control, message, [*(listener.fileno() for listener in listeners), *memory])
         for listener in listeners:
             listener.close()
+        for fd in memory:
+            os.close(fd)
     except BaseException as error:
         _fail(control, error)
-    init.serve(control)
+    init.serve(control, lives)
 
 
-def _hand_over(control: socket.socket, message: bytes, listeners: list[socket.socket]) -> None:
+def _memory_of(order: Order) -> list[str]:
+    """What watch.Memory reads: the two tables, then every file system in memory."""
+    return ["/proc/sysvipc/shm", "/proc/sysvipc/msg", "/dev/shm", "/run", *(["/"] if order["disk"] == "memory" else [])]  # noqa: S108
+
+
+def _hand_over(control: socket.socket, message: bytes, fds: list[int]) -> None:
     """The kernel bounds how many descriptors of one user may be on their way at a time, over all of that user's machines."""
     deadline = time.monotonic() + HAND_OVER_S
     while True:
         try:
-            socket.send_fds(control, [message], [listener.fileno() for listener in listeners])
+            socket.send_fds(control, [message], fds)
             return
         except OSError as error:
             if error.errno != errno.ETOOMANYREFS or time.monotonic() > deadline:

@@ -5,8 +5,10 @@ so machines are forked here, in a process of one thread that never runs anything
 environment and learns no secret, because PID 1 of every machine is a copy of it.
 
   {"forge": id, "order": Order} with the machine's control socket     → {"init": id, "pid": host pid of PID 1}
+      and with the detached mount of its disk, where that is an image
   {"burn": id}                                                        kill PID 1, and with it the whole machine
                                                                       → {"dead": id} when every process of it is gone
+  {"look": id, "folder": path, "files": most, "seconds": s}           → {"look": id, "kb": …, "files": …, "complete": bool}
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from gibil_bot.machines.local import forge
 from gibil_bot.machines.local import syscalls as sc
 from gibil_bot.machines.local.descriptors import receive
 from gibil_bot.machines.local.layers import Order
+from gibil_bot.machines.local.tree import measure_tree
 
 FIRST_UID = 0x7000_0000
 """Above what distributions, directories of users and systemd-nspawn hand out (https://systemd.io/UIDS-GIDS/)."""
@@ -49,6 +52,8 @@ class Forger:
         """pid of the first child → machine"""
         self._living: dict[int, _Forging] = {}
         """pid of PID 1 → machine"""
+        self._looking: dict[int, tuple[int, int]] = {}
+        """pid of a child that measures a folder → (id of the request, its pipe)"""
         self._wake, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
@@ -73,11 +78,16 @@ class Forger:
         if "forge" in request:
             with socket.socket(fileno=fds[0]) as control:
                 try:
-                    self._forge(request["forge"], request["order"], control)
+                    self._forge(request["forge"], request["order"], control, fds[1:])
                 except OSError as error:
                     text = json.dumps({"failed": "forking", "errno": error.errno, "text": error.strerror or str(error)})
                     control.send(text.encode())
                     self._send({"dead": request["forge"]})
+                finally:
+                    for fd in fds[1:]:
+                        os.close(fd)
+        elif "look" in request:
+            self._look(request)
         elif "burn" in request:
             for forging in (*self._entering.values(), *self._living.values()):
                 if forging.number == request["burn"]:
@@ -85,7 +95,37 @@ class Forger:
                     if forging.init is not None:
                         os.kill(forging.init, signal.SIGKILL)  # our own child, not waited for yet: the pid is its own
 
-    def _forge(self, number: int, order: Order, control: socket.socket) -> None:
+    def _look(self, request: dict[str, Any]) -> None:
+        """In a child, as a look at many files takes seconds. Its memory is ours: it must not be killed before others."""
+        read, write = os.pipe2(os.O_CLOEXEC)
+        try:
+            pid = os.fork()
+        except OSError:
+            os.close(read)
+            os.close(write)
+            self._send({"look": request["look"], "kb": 0, "files": 0, "complete": False, "failed": True})
+            return
+        if pid == 0:
+            try:
+                signal.set_wakeup_fd(-1)
+                os.nice(10)
+                if os.geteuid():
+                    forge.become_owner()
+                tree = measure_tree(request["folder"], request["files"], request["seconds"])
+                answer = {"kb": tree.kb, "files": tree.files, "complete": tree.complete}
+                os.write(write, json.dumps({"look": request["look"], **answer}).encode())
+            finally:
+                os._exit(0)
+        os.close(write)
+        self._looking[pid] = request["look"], read
+
+    def _looked(self, number: int, read: int) -> None:
+        answer = os.read(read, 4096)
+        os.close(read)
+        failed = {"look": number, "kb": 0, "files": 0, "complete": False, "failed": True}
+        self._send(json.loads(answer) if answer else failed)
+
+    def _forge(self, number: int, order: Order, control: socket.socket, disk: list[int]) -> None:
         folder = f"{order['local']}/machines/{order['name']}"
         locks = [os.open(f"{folder}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)]
         fcntl.flock(locks[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,7 +142,7 @@ class Forger:
             if pid == 0:
                 signal.set_wakeup_fd(-1)
                 os.close(go_write)
-                forge.enter(order, control, go_read, report_write, tuple(locks))
+                forge.enter(order, control, go_read, report_write, tuple(locks), disk[0] if disk else None)
             self._entering[pid] = _Forging(number, folder, go_write, report_read)
         finally:
             for fd in opened:
@@ -121,6 +161,9 @@ class Forger:
         for pid in gone:
             if forging := self._entering.pop(pid, None):
                 self._entered(forging)
+        for pid in gone:
+            if look := self._looking.pop(pid, None):
+                self._looked(*look)
         for pid in gone:
             if forging := self._living.pop(pid, None):
                 os.close(forging.go)

@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Callable
+from typing import NamedTuple
 
 from gibil_bot.errors import ProviderError
 from gibil_bot.machines.local.isolated import start_python
@@ -24,12 +25,22 @@ class Forging:
         self.dead = asyncio.Event()
 
 
+class Looked(NamedTuple):
+    """What a folder takes. `complete`: False when there was too much to look at; `failed`: nothing is known."""
+
+    kb: int
+    files: int
+    complete: bool
+    failed: bool
+
+
 class ForgerLink:
     """One running forger. When it dies all its machines are dying: then `on_lost` is called once."""
 
     def __init__(self, process: subprocess.Popen[bytes], link: socket.socket) -> None:
         self._process, self._link = process, link
         self._forgings: dict[int, Forging] = {}
+        self._looks: dict[int, asyncio.Future[Looked]] = {}
         self._count = 0
         self._on_lost: Callable[[], None] = lambda: None
         self.lost = False
@@ -58,14 +69,31 @@ class ForgerLink:
         self._on_lost = on_lost
         asyncio.get_running_loop().add_reader(self._link.fileno(), self._read)
 
-    async def forge(self, order: Order, control: socket.socket) -> tuple[int, Forging]:
+    async def look(self, folder: str, most_files: int, seconds: float) -> Looked:
+        """Measure a folder in a process of its own, with the rights of its owner whatever its modes."""
+        self._count += 1
+        number = self._count
+        look: asyncio.Future[Looked] = asyncio.get_running_loop().create_future()
+        self._looks[number] = look
+        request = {"look": number, "folder": folder, "files": most_files, "seconds": seconds}
+        try:
+            if self.lost:
+                return Looked(0, 0, False, True)
+            await self._send(json.dumps(request).encode(), [])
+            return await look
+        except OSError:
+            return Looked(0, 0, False, True)
+        finally:
+            self._looks.pop(number, None)
+
+    async def forge(self, order: Order, control: socket.socket, disk: int | None = None) -> tuple[int, Forging]:
         """Order a machine; (its number here, the forging). PID 1 itself says on `control` whether it came to be."""
         self._count += 1
         number = self._count
         self._forgings[number] = forging = Forging()
         message = json.dumps({"forge": number, "order": order}).encode()
         try:
-            await self._send(message, [control.fileno()])
+            await self._send(message, [control.fileno(), *([] if disk is None else [disk])])
         except OSError as error:
             del self._forgings[number]
             raise ProviderError(f"the forger of local machines is gone ({error.strerror}); try again") from error
@@ -114,6 +142,10 @@ class ForgerLink:
             if "init" in answer and (forging := self._forgings.get(answer["init"])):
                 if not forging.pid.done():
                     forging.pid.set_result(answer["pid"])
+            elif "look" in answer and (look := self._looks.pop(answer["look"], None)):
+                if not look.done():
+                    found = answer["kb"], answer["files"], answer["complete"]
+                    look.set_result(Looked(*found, answer.get("failed", False)))
             elif "dead" in answer and (forging := self._forgings.pop(answer["dead"], None)):
                 forging.pid.cancel()
                 forging.dead.set()
@@ -127,4 +159,7 @@ class ForgerLink:
             forging.pid.cancel()
             forging.dead.set()  # PID 1 of each was sent SIGKILL by the kernel; their folders' locks tell when it is over
         self._forgings.clear()
+        for look in self._looks.values():
+            if not look.done():
+                look.set_result(Looked(0, 0, False, True))
         self._on_lost()

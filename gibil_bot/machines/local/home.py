@@ -1,7 +1,7 @@
 """Where things are: the local folder in the data directory, the short-pathed runtime folder, and the locks on both.
 
-<data dir>/local/      keeper.lock  starting.lock  keeper.json  keeper.log  skeleton-…/  machines/NAME/
-machines/NAME/         lock (holds PID 1's pid)  machine.json  disk/  mnt/
+<data dir>/local/      keeper.lock  starting.lock  keeper.json  keeper.log  skeleton-…/  machines/NAME/  disks/  causes/NAME
+machines/NAME/         lock (holds PID 1's pid)  machine.json  disk/  mnt/  disk.img
 <runtime dir>/KEY/     control.sock  XXXXXXXX.sock     (an AF_UNIX path holds 107 bytes, see unix(7))
 """
 
@@ -41,6 +41,10 @@ class Home:
     @property
     def machines(self) -> Path:
         return self.local / "machines"
+
+    @property
+    def causes(self) -> Path:
+        return self.local / "causes"
 
     @property
     def key(self) -> str:

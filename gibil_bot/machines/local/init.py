@@ -60,17 +60,45 @@ def environment(hostname: str) -> dict[str, str]:
 _Waiting = tuple[dict[str, Any], list[int], float]
 
 
-def serve(control: socket.socket) -> NoReturn:
+MOST_DESCRIPTORS = 4096
+"""Of a job. How many one user may have on their way through sockets, over all machines, is bounded by this number of whoever
+sends more: ours has to be well above that of jobs."""
+OOM_SCORE = "800"
+
+
+class Lives:
+    """How jobs are ranked below PID 1: the kernel kills them first, and they give way to the host's programs.
+
+    Made before PID 1 closes its /proc to itself. A process that may not raise a priority may return to its own score.
+    """
+
+    def __init__(self, nice: bool) -> None:
+        self.nice = nice
+        self._score = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
+        self._own = os.read(self._score, 16).strip()
+
+    def fork(self) -> int:
+        """fork(2), with the child's OOM score raised: it cannot do that itself, since its /proc is closed until it execs."""
+        with contextlib.suppress(OSError):
+            os.pwrite(self._score, OOM_SCORE.encode() if int(self._own) < int(OOM_SCORE) else self._own, 0)
+        try:
+            return os.fork()
+        finally:
+            with contextlib.suppress(OSError):
+                os.pwrite(self._score, self._own, 0)
+
+
+def serve(control: socket.socket, lives: Lives) -> NoReturn:
     """Until the keeper's end closes; then every process of the machine dies with this one."""
     try:
-        _Init(control).loop()
+        _Init(control, lives).loop()
     finally:
         os._exit(0)
 
 
 class _Init:
-    def __init__(self, control: socket.socket) -> None:
-        self._control = control
+    def __init__(self, control: socket.socket, lives: Lives) -> None:
+        self._control, self._lives = control, lives
         self._ids: dict[int, int] = {}
         """pid → id of what the keeper asked for"""
         self._pids: dict[int, int] = {}
@@ -83,8 +111,10 @@ class _Init:
         for ignored in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(ignored, signal.SIG_IGN)
         # Commands that wait for a process slot keep their descriptors here; jobs get the ordinary limit.
-        self._open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (self._open_files[1], self._open_files[1]))
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        most = max(256, min(MOST_DESCRIPTORS, hard // 4))
+        self._open_files = min(soft, most), most
         self._environment = environment(socket.gethostname())
         self._shell = "/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh"
 
@@ -126,7 +156,7 @@ class _Init:
             if "size" in request and not fds:
                 master, slave = _open_terminal(*request["size"])
                 fds += [slave]
-            pid = os.fork()
+            pid = self._lives.fork()
             if pid == 0:
                 self._execute(request, fds, terminal=master is not None, launch=launch)
             if launch is not None and os.fork() == 0:
@@ -171,6 +201,8 @@ class _Init:
             for target in range(3):
                 os.dup2(fds[target if target < len(fds) else -1], target)
             _limit_open_files(self._open_files)
+            if self._lives.nice:
+                os.nice(10)  # the io priority follows it, ioprio_set(2)
             try:
                 os.chdir(request.get("cwd", "/root"))
             except OSError:

@@ -11,24 +11,38 @@ import socket
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from gibil_bot.errors import ProviderError
+from gibil_bot.machines.local.causes import write_cause
+from gibil_bot.machines.local.control import Cause
 from gibil_bot.machines.local.forge import PROXY
 from gibil_bot.machines.local.forging import ForgerLink, Forging
 from gibil_bot.machines.local.gate import Gate, forward, loopback_ports
 from gibil_bot.machines.local.home import Home, clear_dead_machine
 from gibil_bot.machines.local.host_network import HostNetwork
+from gibil_bot.machines.local.images import Image, Images, taken_mb
 from gibil_bot.machines.local.layers import Order
-from gibil_bot.machines.local.limits import Groups, Limits
+from gibil_bot.machines.local.limits import FILES_PER_MB, Groups, Limits
 from gibil_bot.machines.local.pid1 import ForgeFailed, Pid1
 from gibil_bot.machines.local.refusals import RefusalLog
 from gibil_bot.machines.local.skeleton import Layout
-from gibil_bot.machines.local.watch import disk_mb, has_processes, hold_memory, memory_mb
+from gibil_bot.machines.local.watch import (
+    Memory,
+    calm_sessions,
+    count_tasks,
+    family,
+    has_processes,
+    hold_memory,
+    kill_jobs,
+    memfd_device,
+    memory_mb,
+    open_files,
+)
 from gibil_bot.model import Endpoint, Machine, MachineSpec, Usage
 
 if TYPE_CHECKING:
@@ -37,7 +51,16 @@ if TYPE_CHECKING:
 _HOST_NETWORK = HostNetwork()
 _READY_S = 30.0
 _MEMORY_POLL_S = 0.5
-_DISK_POLL_S = 5.0
+_DISK_POLL_S = 0.5
+"""How often the host's free space is read: a look at the disk follows when it shrank."""
+_DISK_EVERY_S = 5.0
+"""A disk is looked at after this in any case, while something runs on the machine."""
+_DISK_SLACK_MB = 8
+_FILE_SLACK = 4096
+_DISK_LOOK_CPU_S = 4.0
+"""Of processor time. What takes longer to look at is too much."""
+_FAILED_LOOKS = 5
+_PIDS_ABOVE = 8
 _DISK_LOOK_S = 5.0
 """So long does whoever asks for the usage wait for a look at the disk; then the last one counts."""
 
@@ -56,6 +79,8 @@ class Smithy:
     link: ForgerLink
     groups: Groups
     runtime: Path
+    images: Images
+    close_later: Callable[[Image], None]
 
 
 class KeptMachine:
@@ -68,7 +93,20 @@ class KeptMachine:
         self._init = 0
         """Host pid of PID 1"""
         self._disk_seen_mb = 0
+        self._disk_excess: str | None = None
+        """What there is too much of on a disk that is a folder, by the last look"""
+        self._failed_looks = 0
         self._look: asyncio.Task[None] | None = None
+        self._image: Image | None = None
+        self._memory: Memory | None = None
+        self._memory_fds: list[int] = []
+        self._cause: Cause | None = None
+        self._counts = (0, 0)
+        """Kills for memory, and refused processes, that are known already"""
+        self._calmed: set[int] = set()
+        self._crowded = False
+        self._full: str | None = None
+        """What a disk of a fixed size has no room for, by the last look"""
         self._pid1: Pid1 | None = None
         self._door: Door | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -80,6 +118,15 @@ class KeptMachine:
     @property
     def folder(self) -> Path:
         return self._smithy.home.machine(self.spec.name)
+
+    @property
+    def memory_mb(self) -> int:
+        return self._limits.memory_mb
+
+    @property
+    def image_mb(self) -> int | None:
+        """Size of its disk, where that is an image."""
+        return self._limits.disk_mb if self._image is not None else None
 
     async def forge(self, skeleton: str, layout: Layout, expires_at: datetime, created_at: datetime) -> Machine:
         """Forge it, or leave nothing. Raises ForgeFailed, ProviderError."""
@@ -101,18 +148,28 @@ class KeptMachine:
             "skeleton": skeleton,
             "pieces": [(piece.path, piece.optional) for piece in layout.pieces],
             "python": (layout.python.prefix, layout.python.executable) if layout.python else None,
-            "pids": self._limits.pids,
-            "disk_mb": self._limits.disk_mb if self._limits.disk_in_memory else 0,
+            # Above that of the control group: only that one tells when it was met.
+            "pids": self._limits.pids + (_PIDS_ABOVE if smithy.groups.counts_processes else 0),
+            "memory_mb": self._limits.memory_mb,
+            "disk_mb": self._limits.disk_mb,
+            "disk": "memory" if self._limits.disk_in_memory else "folder",
+            "weight": "group" if smithy.groups.shares_cpu else "nice",
             "listeners": inward,
             "base": 0,
         }
         self._make_folder()
+        if not self._limits.disk_in_memory:
+            self._image = smithy.images.take(self.folder, self._limits.disk_mb) or await asyncio.to_thread(
+                smithy.images.create, self.folder, self._limits.disk_mb
+            )
+            if self._image is not None:
+                order["disk"] = "image"
         smithy.groups.make(spec.name, self._limits)
         warm = asyncio.get_running_loop().run_in_executor(None, smithy.groups.warm)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._pid1 = Pid1(ours, self._hung_up)
         with theirs:
-            self._number, forging = await smithy.link.forge(order, theirs)
+            self._number, forging = await smithy.link.forge(order, theirs, self._image.mount if self._image else None)
         # Meanwhile PID 1 is on its way.
         self._door = (await load_door()).Door(self._pid1)
         path = str(smithy.runtime / f"{secrets.token_hex(4)}.sock")
@@ -126,14 +183,18 @@ class KeptMachine:
                 self._init = await self._under_limits(forging)
                 self._pid1.entered(self._init)
                 proxy, *others = await self._pid1.ready
+                self._memory_fds, self._pid1.memory = self._pid1.memory, []
+            smithy.groups.weigh(spec.name)
         except TimeoutError:
             raise ForgeFailed("starting PID 1", None, f"not ready after {_READY_S:.0f} s") from None
         self._supervise(gate.serve(proxy))
         for listener, (host, port) in zip(others, inward, strict=True):
             self._supervise(forward(listener, host, port))
         if smithy.groups.memory == "polled":
-            self._supervise(self._watch_memory())
-        if not order["disk_mb"]:
+            segments, queues, *mounts = self._memory_fds
+            self._memory = Memory(mounts, segments, queues)
+            self._supervise(self._watch_memory(self._memory))
+        if order["disk"] == "folder":
             self._supervise(self._watch_disk())
         machine = Machine(
             provider="local",
@@ -174,7 +235,13 @@ class KeptMachine:
         if self._pid1 is not None:
             self._pid1.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.to_thread(self._clear)
+        if self._look is not None:
+            self._look.cancel()
+        image, self._image = self._image, None
+        fds, self._memory_fds = self._memory_fds, []
+        await asyncio.to_thread(self._clear, fds)
+        if image is not None:  # unmounting and detaching take some milliseconds, and its file is gone already
+            self._smithy.close_later(image)
 
     async def usage(self) -> Usage:
         """What is measured is what the limits are held against. Raises ProviderError."""
@@ -186,8 +253,10 @@ class KeptMachine:
                 "look whether the machine still exists"
             ) from error
         if memory is None:
-            memory = await asyncio.to_thread(memory_mb, self._init)
-        if not self._limits.disk_in_memory:
+            assert self._memory is not None
+            memory = await asyncio.to_thread(memory_mb, self._init, self._memory, memfd_device())
+        in_folder = not self._limits.disk_in_memory and self._image is None
+        if in_folder:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_DISK_LOOK_S):
                     await self._look_at_disk()
@@ -195,8 +264,58 @@ class KeptMachine:
             memory_limit_mb=self._limits.memory_mb,
             memory_used_mb=memory,
             disk_limit_mb=self._limits.disk_mb,
-            disk_used_mb=None if self._limits.disk_in_memory else self._disk_seen_mb,
+            disk_used_mb=self._disk_seen_mb if in_folder else None,
         )
+
+    # Why processes of it, or all of it, came to an end
+
+    def blame(self, text: str) -> None:
+        """Remember why something on the machine is ended now, and tell those who are logged in."""
+        self._cause = Cause(text=text, at=datetime.now(UTC))
+        write_cause(self._smithy.home, self.spec.name, self._cause)
+        if self._door is not None:
+            self._door.say(text)
+
+    def cause(self) -> Cause | None:
+        """The last of them."""
+        self.notice()
+        return self._cause
+
+    def notice(self) -> None:
+        """Look at what the kernel did by itself: a few small files are read."""
+        groups, name = self._smithy.groups, self.spec.name
+        kills, refused = groups.oom_kills(name), groups.refused_forks(name)
+        before, self._counts = self._counts, (kills, refused)
+        if kills > before[0]:
+            self.blame(f"the kernel killed a process: the machine's {self._limits.memory_mb} MB of memory are used up")
+        elif refused > before[1]:
+            self._blame_processes()
+        full = self._image.full() if self._image is not None else None
+        if full is not None and full != self._full:
+            self.blame(f"the disk of {self._limits.disk_mb} MB is full: there is no room for more {_ROOM[full]}")
+        self._full = full
+
+    def _blame_processes(self) -> None:
+        self.blame(f"no further process could be started: the machine's {self._limits.pids} processes are used up")
+
+    async def tick(self) -> None:
+        """Called every second or so."""
+        if self._burning or self.machine is None or not has_processes(self._init):
+            return
+        self.notice()
+        if not self._smithy.groups.counts_processes:
+            crowded = await asyncio.to_thread(count_tasks, self._init) >= self._limits.pids - 2
+            if crowded and not self._crowded:
+                self._blame_processes()
+            self._crowded = crowded
+        if not self._smithy.groups.shares_cpu:
+            await asyncio.to_thread(calm_sessions, self._init, self._calmed)
+
+    def taken_mb(self) -> int:
+        """What its disk takes of the host's, as far as that is known."""
+        if self._limits.disk_in_memory:
+            return 0
+        return self._disk_seen_mb if self._image is None else taken_mb(self.folder) or 0
 
     async def run_true(self) -> int:
         """The exit status of `true` in there."""
@@ -206,8 +325,12 @@ class KeptMachine:
         async with asyncio.timeout(_READY_S):
             return await command.status
 
-    def _clear(self) -> None:
+    def _clear(self, fds: list[int]) -> None:
+        for fd in fds:
+            os.close(fd)
         clear_dead_machine(self._smithy.home, self.spec.name)
+        if self._cause is not None:
+            write_cause(self._smithy.home, self.spec.name, self._cause)
         self._smithy.groups.remove(self.spec.name)
 
     def _make_folder(self) -> None:
@@ -217,6 +340,9 @@ class KeptMachine:
 
     def _hung_up(self) -> None:
         if self.machine is not None and not self._burning:
+            self.notice()
+            if self._cause is None:
+                self.blame("the machine ended: its first process was killed")
             self._on_lost(self.spec.name)
 
     def _supervise(self, work: Coroutine[object, object, None]) -> None:
@@ -242,34 +368,83 @@ class KeptMachine:
                 return
             await self._pid1.spawned.wait()
 
-    async def _watch_memory(self) -> None:
+    async def _watch_memory(self, memory: Memory) -> None:
+        memfds = memfd_device()
         while True:
             await self._activity()
             began = time.monotonic()
-            if await asyncio.to_thread(hold_memory, self._init, self._limits.memory_mb) and self._door:
-                self._door.say(f"the largest process was killed: the machine has {self._limits.memory_mb} MB of memory")
+            if has_processes(self._init) and await asyncio.to_thread(
+                hold_memory, self._init, self._limits.memory_mb, memory, memfds
+            ):
+                self.blame(f"the largest process was killed: the machine's {self._limits.memory_mb} MB of memory are used up")
                 continue
             await asyncio.sleep(max(_MEMORY_POLL_S, 10 * (time.monotonic() - began)))
 
     async def _watch_disk(self) -> None:
-        """Looking costs time in proportion to what is there: it gets a twentieth of it at most."""
+        """Looking costs time in proportion to what there is, so it follows when the host's free space shrinks. A look gets a
+        fifth of the time at most, and an idle machine is not looked at."""
+        free = _free(self.folder)
+        looked = time.monotonic()
+        strikes = 0
         while True:
             await self._activity()
-            began = time.monotonic()
+            await asyncio.sleep(_DISK_POLL_S)
+            now = _free(self.folder)
+            shrank = free[0] - now[0] > _DISK_SLACK_MB or free[1] - now[1] > _FILE_SLACK
+            if not has_processes(self._init) or not (shrank or time.monotonic() - looked > _DISK_EVERY_S):
+                continue
+            free, began = now, time.monotonic()
             await self._look_at_disk()
-            if self._disk_seen_mb > self._limits.disk_mb and self._pid1 and self._door:
-                self._door.say(f"all processes were killed: the disk of {self._limits.disk_mb} MB is full")
-                self._pid1.kill_all()
-            await asyncio.sleep(max(_DISK_POLL_S, 20 * (time.monotonic() - began)))
+            if self._disk_excess is None:
+                strikes = 0
+            elif self._pid1 is not None:
+                self.blame(f"all processes were killed: {self._disk_excess}")
+                strikes += 1
+                if strikes == 1:
+                    await asyncio.to_thread(kill_jobs, self._init)
+                else:
+                    self._pid1.kill_all()
+            looked = time.monotonic()
+            await asyncio.sleep(4 * (looked - began))
 
     async def _look_at_disk(self) -> None:
         """One look at a time: whoever asks meanwhile waits for the same one."""
         if self._look is None or self._look.done():
             self._look = asyncio.get_running_loop().create_task(self._measure_disk())
+            self._look.add_done_callback(lambda task: task.cancelled() or task.exception())
         await asyncio.shield(self._look)
 
     async def _measure_disk(self) -> None:
-        self._disk_seen_mb = await asyncio.to_thread(disk_mb, self.folder / "disk")
+        size, most = self._limits.disk_mb, self._limits.disk_mb * FILES_PER_MB
+        tree = await self._smithy.link.look(str(self.folder / "disk"), most, _DISK_LOOK_CPU_S)
+        if tree.failed:
+            self._failed_looks += 1
+            if self._failed_looks >= _FAILED_LOOKS and not self._burning:
+                raise ProviderError(f"the disk of machine {self.spec.name} cannot be measured any more")
+            return
+        self._failed_looks = 0
+        deleted_kb = await asyncio.to_thread(self._deleted_kb)
+        self._disk_seen_mb = (tree.kb + deleted_kb) // 1024
+        self._disk_excess = None
+        if self._disk_seen_mb > size:
+            self._disk_excess = f"the disk of {size} MB is full"
+        elif tree.files > most:
+            self._disk_excess = f"the disk of {size} MB holds too many files, more than {most}"
+        elif not tree.complete:
+            self._disk_excess = f"the disk of {size} MB holds too many files: they take too long to be counted"
+
+    def _deleted_kb(self) -> int:
+        in_memory = {os.fstat(fd).st_dev for fd in self._memory_fds[2:]}
+        return open_files(family(self._init), memfd_device(), in_memory).deleted_kb
+
+
+_ROOM = {"space": "data", "files": "files"}
+
+
+def _free(folder: Path) -> tuple[int, int]:
+    """(MB, files) that the host's file system has left."""
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize // 1024**2, status.f_ffree
 
 
 class _Quiet:
@@ -287,3 +462,6 @@ class _Quiet:
     def on_exit(self, status: int) -> None:
         if not self.status.done():
             self.status.set_result(status)
+
+    def on_refused(self, reason: str) -> None:
+        self.on_exit(254)

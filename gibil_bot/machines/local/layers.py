@@ -13,6 +13,8 @@ from typing import TypedDict
 from gibil_bot.machines.local import syscalls as sc
 
 _HOSTS = "127.0.0.1 localhost\n127.0.1.1 {name}\n::1 localhost ip6-localhost ip6-loopback\n"
+_TERMINALS = 256
+"""The host has 4096 for everybody (kernel.pty.max)."""
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
 
@@ -28,8 +30,13 @@ class Order(TypedDict):
     pieces: list[tuple[str, bool]]
     python: tuple[str, str] | None
     pids: int
+    memory_mb: int
     disk_mb: int
-    """Size of a disk in memory; 0: the disk is a folder."""
+    disk: str
+    """`memory`: a tmpfs of disk_mb; `image`: a mounted file system that comes along as a descriptor; `folder`: files of a job
+    end at disk_mb, and the daemon looks after the rest."""
+    weight: str
+    """How jobs give way to the host's own programs: `group`, a control group sees to it, or `nice`."""
     listeners: list[tuple[str, int]]
     """Loopback addresses that PID 1 listens on beside the proxy's."""
     base: int
@@ -53,7 +60,7 @@ def mount_layers(order: Order) -> None:
     folder = f"machines/{order['name']}"
     if order["tier"] == "user":
         mount_points(folder, layers=0)
-    if order["disk_mb"]:
+    if order["disk"] == "memory":
         options = f"size={order['disk_mb']}m,mode=700,nr_inodes={order['disk_mb'] * 256}"
         sc.mount("disk", f"{folder}/disk", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, options)
     etc = f"{folder}/disk/upper0/etc"
@@ -118,25 +125,39 @@ def mount_system(order: Order, root: str) -> None:
             raise
     Stage.now = "mounting devices"
     dev = f"{root}/dev"
-    sc.mount("dev", dev, "tmpfs", sc.MS_NOSUID | sc.MS_NOEXEC, "mode=755,size=64k")
+    # Without nr_inodes a tmpfs takes files for half of the host's memory, and empty ones count nowhere.
+    sc.mount("dev", dev, "tmpfs", sc.MS_NOSUID | sc.MS_NOEXEC, "mode=755,size=64k,nr_inodes=1024")
     for name in _DEVICES:
         write_file(f"{dev}/{name}", "", os.O_CREAT)
         sc.mount(f"/dev/{name}", f"{dev}/{name}", None, sc.MS_BIND)
     os.mkdir(f"{dev}/pts")
     os.mkdir(f"{dev}/shm")
     group = ",gid=5" if order["tier"] == "root" else ""
-    terminals = f"newinstance,ptmxmode=0666,mode=620{group}"
+    terminals = f"newinstance,ptmxmode=0666,mode=620,max={_TERMINALS}{group}"
     sc.mount("devpts", f"{dev}/pts", "devpts", sc.MS_NOSUID | sc.MS_NOEXEC, terminals)
-    sc.mount("shm", f"{dev}/shm", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=1777,size=512m")
+    for name, target, mode, size in (
+        ("shm", f"{dev}/shm", "1777", min(512, order["memory_mb"] // 4)),
+        ("run", f"{root}/run", "755", min(256, order["memory_mb"] // 8)),
+    ):
+        options = f"mode={mode},size={size}m,nr_inodes={size * 64}"
+        sc.mount(name, target, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, options)
     os.symlink("pts/ptmx", f"{dev}/ptmx")
     os.symlink("/proc/self/fd", f"{dev}/fd")
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         os.symlink(f"/proc/self/fd/{number}", f"{dev}/{name}")
-    sc.mount("run", f"{root}/run", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=755,size=256m")
     os.mkdir(f"{root}/run/lock")
     sc.set_hostname(order["name"])
     Stage.now = "forbidding further user namespaces"
     write_file(f"{root}/proc/sys/user/max_user_namespaces", "0")
+    Stage.now = "limiting inotify"
+    # The kernel counts these per user of the host, over all machines and the user's own programs.
+    for counter, part in (("instances", 3), ("watches", 2)):
+        try:
+            with open(f"{root}/proc/sys/fs/inotify/max_user_{counter}") as file:
+                most = int(file.read()) // part
+            write_file(f"{root}/proc/sys/user/max_inotify_{counter}", str(most))
+        except FileNotFoundError:
+            continue  # a kernel without inotify, or one that does not count it here
 
 
 def write_file(path: str, text: str, flags: int = 0, mode: int = 0o644) -> None:

@@ -1,9 +1,10 @@
 """What a machine may use at most, and which control groups see to it.
 
 Processes: the `pids` controller where we may use one, and RLIMIT_NPROC always. Memory: the `memory` controller of
-cgroup v2 or v1; where neither is ours to use, the keeper polls (watch.py). Disk: up to MEMORY_DISK_MB a tmpfs of that
-size, exact, writes answer ENOSPC; a larger disk is a folder on the box, whose size the keeper polls (a block device of
-its own would need root and external tools). cgroup files: docs.kernel.org/admin-guide/cgroup-v2.html and cgroup-v1/.
+cgroup v2 or v1; where neither is ours to use, the keeper polls (watch.py). Processors: a share, of the `cpu` controller; where
+it is not ours to use, jobs are nice. Disk: up to MEMORY_DISK_MB a tmpfs of that size; a larger one is an ext4 image on a loop
+device (images.py), both exact, writes answer ENOSPC; where that cannot be, a folder on the box, whose size the keeper polls.
+cgroup files: docs.kernel.org/admin-guide/cgroup-v2.html and cgroup-v1/.
 """
 
 from __future__ import annotations
@@ -19,10 +20,18 @@ from pathlib import Path
 from gibil_bot.errors import ProviderError
 from gibil_bot.model import MachineSpec
 
+NO_ROOM = "NO_ROOM"
+"""Code of an error that goes away when another machine ends."""
+
 MEMORY_DISK_MB = 1024
 SIZES_MB = {"small": 2048, "medium": 4096, "large": 8192}
 DISK_MB = 10 * 1024
 _PIDS = 512
+FILES_PER_MB = 64
+"""Of a disk that is a folder: more files are too many, whatever their size."""
+_FLOOR_MB = 512
+CPU_SHARES = 256
+"""Of a machine, where a process outside of any group has 1024 (cgroup v1, cpu.shares; cpu.weight of v2 counts 100 for that)."""
 _USED = {
     1: ("memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
     2: ("memory.current", ("inactive_file", "active_file", "slab_reclaimable")),
@@ -61,6 +70,24 @@ def limits_of(spec: MachineSpec) -> Limits:
     return limits
 
 
+def half_of_the_memory_mb() -> int:
+    return max(64, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 1024**2 // 2)
+
+
+def half_of_the_disk_mb(data_dir: Path) -> int:
+    """Of the file system that the folder is on, or will be."""
+    for folder in (data_dir, *data_dir.parents):
+        with contextlib.suppress(OSError):
+            status = os.statvfs(folder)
+            return max(64, status.f_blocks * status.f_frsize // 1024**2 // 2)
+    return DISK_MB
+
+
+def floor_mb(disk_mb: int) -> int:
+    """Of a host's disk: below this much free space, machines are ended and none is made."""
+    return min(_FLOOR_MB, disk_mb // 50)
+
+
 @dataclass(frozen=True, slots=True)
 class Hierarchy:
     """A folder of the cgroup file system in which we may make groups, and the controllers that work there."""
@@ -75,6 +102,41 @@ class Groups:
 
     def __init__(self, hierarchies: Sequence[Hierarchy], prefix: str) -> None:
         self._hierarchies, self._prefix = tuple(hierarchies), prefix
+
+    def host_memory_mb(self) -> int:
+        """What all machines together can have: of the host, or of the group that we are in ourselves."""
+        most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        for hierarchy in self._hierarchies:
+            if "memory" in hierarchy.controllers:
+                with contextlib.suppress(OSError, ValueError):
+                    name = "memory.max" if hierarchy.version == 2 else "memory.limit_in_bytes"
+                    most = min(most, int((hierarchy.folder / name).read_text()))
+        return most // 1024**2
+
+    @property
+    def shares_cpu(self) -> bool:
+        """Whether machines get a share of the processors as a whole, however many processes they have."""
+        return any("cpu" in hierarchy.controllers for hierarchy in self._hierarchies)
+
+    @property
+    def counts_processes(self) -> bool:
+        return any("pids" in hierarchy.controllers for hierarchy in self._hierarchies)
+
+    def oom_kills(self, name: str) -> int:
+        """How many processes of the machine the kernel has killed for its memory limit."""
+        return self._event(name, "memory", {1: "memory.oom_control", 2: "memory.events"}, b"oom_kill")
+
+    def refused_forks(self, name: str) -> int:
+        """How often the limit of processes was met."""
+        return self._event(name, "pids", {1: "pids.events", 2: "pids.events"}, b"max")
+
+    def _event(self, name: str, controller: str, files: dict[int, str], key: bytes) -> int:
+        for hierarchy in self._hierarchies:
+            if controller in hierarchy.controllers:
+                with contextlib.suppress(OSError, ValueError):
+                    lines = (hierarchy.folder / f"{self._prefix}-{name}" / files[hierarchy.version]).read_bytes().splitlines()
+                    return sum(int(value) for word, value in (line.split() for line in lines) if word == key)
+        return 0
 
     @property
     def memory(self) -> str:
@@ -112,6 +174,16 @@ class Groups:
             if "pids" in hierarchy.controllers:
                 _set(group / "pids.max", str(limits.pids))
 
+    def weigh(self, name: str) -> None:
+        """Lower the machine's share of the processors. Not before PID 1 is ready: on a busy host, that would hold it up."""
+        for hierarchy in self._hierarchies:
+            if "cpu" in hierarchy.controllers:
+                group = hierarchy.folder / f"{self._prefix}-{name}"
+                if hierarchy.version == 2:
+                    _set(group / "cpu.weight", str(CPU_SHARES * 100 // 1024))
+                else:
+                    _set(group / "cpu.shares", str(CPU_SHARES))
+
     def warm(self) -> None:
         """Blocking, some 10 ms. Moving a process waits for an RCU grace period, unless one was moved just before: so this
         "moves" us to where we are (v1, whose folder is our own group) while the machine is being forged."""
@@ -146,7 +218,7 @@ def find_hierarchies(mountinfo: str | None = None, membership: str | None = None
     membership = Path("/proc/self/cgroup").read_text() if membership is None else membership
     paths = {controllers: path for _number, controllers, path in (line.split(":", 2) for line in membership.splitlines())}
     found: list[Hierarchy] = []
-    missing = {"memory", "pids"}
+    missing = {"memory", "pids", "cpu"}
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
         root, mount = before.split()[3:5]

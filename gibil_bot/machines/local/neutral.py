@@ -89,16 +89,6 @@ def close_inherited(keep: set[int]) -> None:
                 os.close(int(name))
 
 
-def raise_oom_score(score: int) -> None:
-    """To at least `score`: where the system has set a higher one for its user, that is the least there may be."""
-    path = Path("/proc/self/oom_score_adj")
-    if int(path.read_text()) < score or os.geteuid() == 0:
-        path.write_text(str(score))
-        return
-    with contextlib.suppress(PermissionError):
-        path.write_text(str(score))
-
-
 def _reset_signals() -> None:
     """What a script starts with `&` ignores SIGINT and SIGQUIT."""
     for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # Python's own, which PID 1 gives back

@@ -23,6 +23,8 @@ from gibil_bot.machines.local.descriptors import receive
 from gibil_bot.machines.local.init import MESSAGE_BYTES
 
 _RETRY_S = 0.002
+_PATIENCE_S = 20.0
+"""How long a command waits for descriptors that others have to release."""
 _BUSY = (errno.ETOOMANYREFS, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -45,6 +47,9 @@ class Command(Protocol):
     def on_exit(self, status: int) -> None:
         """Called once, at most. Negative: the signal that killed it."""
 
+    def on_refused(self, reason: str) -> None:
+        """Called instead: it could not be started."""
+
 
 class Pid1:
     """`ready` holds the machine's listeners when it is up, or raises ForgeFailed. `on_gone` is called when PID 1 hung up."""
@@ -56,11 +61,15 @@ class Pid1:
         self.ready: asyncio.Future[list[socket.socket]] = self._loop.create_future()
         self.spawned = asyncio.Event()
         """Set whenever a command is asked for: every process of the machine descends from one."""
+        self.memory: list[int] = []
+        """Descriptors that came with the listeners, for the caller to close: forge._memory_of"""
         self._commands: dict[int, Command] = {}
         self._queue: deque[tuple[int | None, bytes]] = deque()
         """(id of the command to be started, or None for a kill; message)"""
         self._count = 0
         self._flushing = False
+        self._short_since: float | None = None
+        """Since when the first request of the queue has been waiting for descriptors"""
         self._closed = False
         self._root: int | None = None
         control.setblocking(False)
@@ -160,9 +169,17 @@ class Pid1:
             except (BrokenPipeError, ConnectionResetError):
                 return  # the reader sees it too and says so
             except OSError as error:
-                if error.errno in _BUSY:
+                if error.errno not in _BUSY:
+                    raise
+                self._short_since = self._short_since or self._loop.time()
+                if number is None or self._loop.time() - self._short_since < _PATIENCE_S:
                     return self._later()
-                raise
+                self._commands.pop(number).on_refused(
+                    f"the command was not started: descriptors are used up ({error.strerror}), by other machines of this user "
+                    "or on this host"
+                )
+            else:
+                self._short_since = None
             finally:
                 for fd in fds:
                     os.close(fd)
@@ -197,7 +214,8 @@ class Pid1:
         elif "terminal" in answer and answer["terminal"] in self._commands and fds:
             self._commands[answer["terminal"]].on_terminal(fds.pop(0))
         elif "ready" in answer and not self.ready.done():
-            self.ready.set_result([socket.socket(fileno=fds.pop(0)) for _ in range(len(fds))])
+            self.ready.set_result([socket.socket(fileno=fds.pop(0)) for _ in range(answer["ready"])])
+            self.memory, fds = fds, []
         elif "failed" in answer and not self.ready.done():
             self.ready.set_exception(ForgeFailed(answer["failed"], answer["errno"], answer["text"]))
         for fd in fds:

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from gibil_bot.errors import MachineNotFound, ProviderError, UsageError
 from gibil_bot.machines.local import starting
+from gibil_bot.machines.local.causes import read_cause
 from gibil_bot.machines.local.control import Answer, Line, Request, Unanswered
 from gibil_bot.machines.local.home import PROTOCOL, Home, Keeper, clear_dead_machine, code_version, locked, read_keeper
-from gibil_bot.machines.local.limits import DISK_MB, SIZES_MB, Groups, find_hierarchies
+from gibil_bot.machines.local.limits import DISK_MB, NO_ROOM, SIZES_MB, Groups, find_hierarchies
 from gibil_bot.machines.local.tier import groups_prefix
 from gibil_bot.model import Capabilities, Machine, MachineSpec, Refusals, SizeOffer, Usage
 
@@ -28,16 +29,20 @@ _LOOK_AGAIN_S = 0.1
 _NOTICE_S = 0.25
 """A request that takes longer has a reason that can be seen."""
 PREPARING = "preparing the root file system of machines, once per data directory"
+_LOOK_FOR_ROOM_S = 0.5
 
 
 class LocalProvider:
-    """Implements ports.Provider. `keeper_idle_s`: how long a keeper without machines stays, when this provider starts it."""
+    """Implements ports.Provider. `keeper_idle_s`: how long a keeper without machines stays, when this provider starts it.
+    `room_wait_s`: how long `create` waits for memory that is promised to other machines."""
 
     name = "local"
 
-    def __init__(self, data_dir: Path, *, keeper_idle_s: float = starting.IDLE_S) -> None:
+    def __init__(self, data_dir: Path, *, keeper_idle_s: float = starting.IDLE_S, room_wait_s: float = 0.0) -> None:
         self._home = Home(data_dir.absolute())
-        self._keeper_idle_s = keeper_idle_s
+        self._keeper_idle_s, self._room_wait_s = keeper_idle_s, room_wait_s
+        self._unwanted: set[str] = set()
+        """Machines that are destroyed while they wait for room"""
         self._version = code_version()
         self._tethers: dict[str, Line] = {}
         self._creating: dict[str, asyncio.Task[Machine]] = {}
@@ -72,9 +77,18 @@ class LocalProvider:
             task.exception()  # seen: whoever waits for it gets it, and a cancelled caller does not want it
 
     async def _create(self, spec: MachineSpec) -> Machine:
-        answer = await self._ask_started(Request(verb="create", spec=spec), tether=spec.name if spec.tethered else None)
-        assert answer.machine is not None
-        return answer.machine
+        deadline = time.monotonic() + self._room_wait_s
+        while True:
+            try:
+                request = Request(verb="create", spec=spec)
+                answer = await self._ask_started(request, tether=spec.name if spec.tethered else None)
+            except ProviderError as error:
+                if error.code != NO_ROOM or time.monotonic() > deadline or spec.name in self._unwanted:
+                    raise
+                await asyncio.sleep(_LOOK_FOR_ROOM_S)
+            else:
+                assert answer.machine is not None
+                return answer.machine
 
     async def get(self, name: str) -> Machine | None:
         answer = await self._ask(Request(verb="get", name=name))
@@ -104,6 +118,16 @@ class LocalProvider:
             raise MachineNotFound(f"there is no local machine named {name}")
         return answer.refusals or Refusals()
 
+    async def cause(self, name: str, since: datetime | None = None) -> str | None:
+        """Why the machine ended, or processes on it were killed, by its limits or its expiry, in words; None: not known, or
+        before `since`. Also of a machine that is gone, for a day."""
+        try:
+            answer = await self._ask(Request(verb="cause", name=name))
+        except UsageError:  # a daemon that does not know this verb
+            answer = None
+        found = answer.cause if answer else await asyncio.to_thread(read_cause, self._home, name)
+        return found.text if found is not None and (since is None or found.at >= since) else None
+
     async def extend(self, name: str, expires_at: datetime) -> Machine:
         answer = await self._ask(Request(verb="extend", name=name, expires_at=expires_at))
         if answer is None or answer.machine is None:
@@ -112,7 +136,11 @@ class LocalProvider:
 
     async def destroy(self, name: str) -> bool:
         if creating := self._creating.get(name):
-            await asyncio.wait([creating])
+            self._unwanted.add(name)
+            try:
+                await asyncio.wait([creating])
+            finally:
+                self._unwanted.discard(name)
         try:
             return (await self._ask_or_clear(Request(verb="destroy", name=name), only=name)).done
         finally:

@@ -226,6 +226,10 @@ class Session(_Base):
         self._timer = self._loop.call_later(_GRACE_S, self._end_grace)
         self._finish_if_done()
 
+    def on_refused(self, reason: str) -> None:
+        self.say(reason)
+        self.on_exit(254)
+
     # Bytes
 
     def _begin(self) -> None:
@@ -281,8 +285,8 @@ class Session(_Base):
             else:
                 self._stdin_waiting[0] = block[written:]
         self._loop.remove_writer(self._stdin)
-        self._pause_stdin()
-        if self._stdin_ends:
+        self._pause_stdin()  # reading again may bring data and the end at once, before this returns
+        if self._stdin_ends and not self._stdin_waiting and self._stdin is not None:
             if self._terminal:
                 with contextlib.suppress(OSError):
                     os.write(self._stdin, b"\x04")  # a terminal has no end, only a key for it

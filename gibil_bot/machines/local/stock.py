@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,10 +15,14 @@ from msgspec.structs import replace
 
 from gibil_bot.errors import GibilError, MachineNotFound, NameTaken, ProviderError, UsageError
 from gibil_bot.machines.local import skeleton
+from gibil_bot.machines.local.causes import forget_cause, forget_old_causes, read_cause
+from gibil_bot.machines.local.control import Cause
+from gibil_bot.machines.local.expiry import Expiry
 from gibil_bot.machines.local.forging import ForgerLink
 from gibil_bot.machines.local.home import Home, clear_dead_machine
+from gibil_bot.machines.local.images import Image, Images, remove_leftovers
 from gibil_bot.machines.local.kept import KeptMachine, Smithy, load_door
-from gibil_bot.machines.local.limits import Groups, find_hierarchies, limits_of
+from gibil_bot.machines.local.limits import NO_ROOM, Groups, Limits, find_hierarchies, floor_mb, limits_of
 from gibil_bot.machines.local.pid1 import ForgeFailed
 from gibil_bot.machines.local.remedies import explain
 from gibil_bot.machines.local.removal import remove_tree
@@ -28,6 +33,9 @@ _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _APT = Path("/usr/bin/apt-get").exists()
 _CLOCK_CHECK_S = 30.0
 """Expiry is a time of day: a box that slept has to look again."""
+_EXPIRED = "the machine was ended: its time to live is over"
+_TICK_S = 1.0
+_PROBE_MEMORY_MB = 128
 
 
 class Stock:
@@ -36,6 +44,10 @@ class Stock:
         self._tier = own_tier()
         self._inherited = inherited
         self._groups = Groups(find_hierarchies(), groups_prefix(home))
+        self._images = Images(home.local)
+        self._host_memory_mb = self._groups.host_memory_mb()
+        self._disk_work: set[asyncio.Future[None]] = set()
+        self._ticking: asyncio.Task[None] | None = None
         self._link = link
         self._machines: dict[str, KeptMachine] = {}
         self._skeletons: dict[str, str] = {}
@@ -43,7 +55,7 @@ class Stock:
         self._locks: dict[str, asyncio.Lock] = {}
         self._waiting: dict[str, int] = {}
         self._skeleton_lock = asyncio.Lock()
-        self._expiries: dict[str, asyncio.TimerHandle] = {}
+        self._expiries: dict[str, tuple[Expiry, asyncio.TimerHandle | None]] = {}
         self._burning: set[asyncio.Task[bool]] = set()
         link.attend(self._forger_lost)
 
@@ -57,6 +69,9 @@ class Stock:
         Each is looked at while nothing else happens to its name: a machine that is being forged is no leftover.
         """
         gone = []
+        if not self._machines:
+            await asyncio.to_thread(forget_old_causes, self._home)
+            await asyncio.to_thread(remove_leftovers, self._home.local)
         for name in await asyncio.to_thread(self._found):
             if name not in self._machines:
                 async with self._alone(name):
@@ -95,8 +110,16 @@ class Stock:
                     "GIBIL_DATA_DIR needs 200 MB that can be written"
                 ) from error
             smithy = Smithy(
-                home=self._home, tier=self._tier, link=self._working_link(), groups=self._groups, runtime=self._runtime
+                home=self._home,
+                tier=self._tier,
+                link=self._working_link(),
+                groups=self._groups,
+                runtime=self._runtime,
+                images=self._images,
+                close_later=self._close_later,
             )
+            self._check_room(spec.name, limits)
+            forget_cause(self._home, spec.name)
             kept = self._machines[spec.name] = KeptMachine(smithy, spec, limits, self._lost)
             self._skeletons[spec.name] = base
             created_at = datetime.now(UTC)
@@ -111,8 +134,80 @@ class Stock:
             except BaseException:
                 self._forget(spec.name)
                 raise
-            self._watch_expiry(spec.name)
+            self._watch_expiry(spec.name, Expiry(machine.expires_at))
+            if kept.image_mb is not None:
+                self._aside(self._images.prepare, kept.image_mb)
+            if self._ticking is None or self._ticking.done():
+                self._ticking = asyncio.get_running_loop().create_task(self._tick())
             return machine, True
+
+    def _close_later(self, image: Image) -> None:
+        self._aside(image.close)
+
+    def _aside(self, work: Callable[..., None], *arguments: object) -> None:
+        """In a thread, and not waited for before the end."""
+        future = asyncio.get_running_loop().run_in_executor(None, work, *arguments)
+        self._disk_work.add(future)
+        future.add_done_callback(self._disk_work.discard)
+
+    def _check_room(self, name: str, limits: Limits) -> None:
+        """What is promised to machines has to exist. Raises ProviderError."""
+        promised = sum(kept.memory_mb for kept in self._machines.values())
+        if promised + limits.memory_mb > self._host_memory_mb:
+            raise ProviderError(
+                f"machine {name}: {limits.memory_mb} MB of memory are not left on this host: of {self._host_memory_mb} MB, "
+                f"{promised} MB are promised to {len(self._machines)} machines; destroy one, or let GIBIL_MAX_MEMORY give each "
+                "less",
+                code=NO_ROOM,
+            )
+        free, floor = self._space()
+        if free < floor:
+            raise ProviderError(
+                f"machine {name}: the disk of {self._home.data_dir} has {free} MB left, and no machine is created below "
+                f"{floor} MB; free some space",
+                code=NO_ROOM,
+            )
+
+    def _space(self) -> tuple[int, int]:
+        """(MB that are free on the disk of our folder, the floor below which machines are ended)"""
+        status = os.statvfs(self._home.local)
+        return status.f_bavail * status.f_frsize // 1024**2, floor_mb(status.f_blocks * status.f_frsize // 1024**2)
+
+    async def _tick(self) -> None:
+        """While there are machines: look at the host's free space, and at what the kernel did to machines by itself."""
+        while self._machines:
+            try:
+                free, floor = self._space()
+                if free < floor:
+                    await self._make_space(free, floor)
+                for kept in tuple(self._machines.values()):
+                    await kept.tick()
+            except OSError as error:
+                asyncio.get_running_loop().call_exception_handler(
+                    {"message": "a look at the limits failed", "exception": error}
+                )
+            await asyncio.sleep(_TICK_S)
+
+    async def _make_space(self, free: int, floor: int) -> None:
+        """End the machine that takes most of the host's disk. The others follow one by one while that was not enough."""
+        found = [(kept.taken_mb(), name) for name, kept in self._machines.items() if kept.machine is not None]
+        if not found:
+            return
+        taken, name = max(found)
+        self._machines[name].blame(
+            f"the machine was ended: the host's disk has {free} MB left (the floor is {floor} MB), and of all machines this "
+            f"one took most of it, {taken} MB"
+        )
+        await self._burn_logged(name)
+        if self._disk_work:  # the space is free when its disk is unmounted
+            await asyncio.wait(self._disk_work)
+
+    async def cause(self, name: str) -> Cause | None:
+        """Why processes of the machine, or the machine, were ended; None: not known."""
+        kept = self._machines.get(name)
+        if kept is not None and kept.machine is not None:
+            return kept.cause()
+        return await asyncio.to_thread(read_cause, self._home, name)
 
     def get(self, name: str) -> Machine | None:
         kept = self._machines.get(name)
@@ -135,7 +230,7 @@ class Stock:
         kept = self._existing(name)
         assert kept.machine is not None
         kept.machine = replace(kept.machine, expires_at=expires_at)
-        self._watch_expiry(name)
+        self._watch_expiry(name, Expiry(expires_at))
         return kept.machine
 
     def _existing(self, name: str) -> KeptMachine:
@@ -160,8 +255,10 @@ class Stock:
             return True
 
     async def sweep(self, owner: str) -> list[str]:
-        now = datetime.now(UTC)
-        expired = [machine.name for machine in self.list_machines(owner) if machine.expires_at <= now]
+        names = [machine.name for machine in self.list_machines(owner)]
+        expired = [name for name in names if name in self._expiries and self._expiries[name][0].left_s() <= 0]
+        for name in expired:
+            self._machines[name].blame(_EXPIRED)
         gone = [name for name in expired if await self.destroy(name)]
         return gone + await self.clear_leftovers()
 
@@ -177,6 +274,7 @@ class Stock:
                 ttl_s=60,
                 authorized_key=key[1],
                 host_key=key[0],
+                memory_mb=_PROBE_MEMORY_MB,
             )
         )
         forged_in_s = time.monotonic() - began
@@ -193,14 +291,21 @@ class Stock:
             package_installs=_APT,
             several_users=self._tier == "root",
             memory_limit=self._groups.memory,
+            disk_limit="polled" if self._images.problem else "filesystem",
+            cpu_limit="shares" if self._groups.shares_cpu else "nice",
             forged_in_s=forged_in_s,
             inherited=self._inherited,
         )
 
     async def close(self) -> None:
         """Burn everything: nothing lives on without its keeper."""
+        if self._ticking is not None:
+            self._ticking.cancel()
+            await asyncio.gather(self._ticking, return_exceptions=True)
         await asyncio.gather(*(self.destroy(name) for name in tuple(self._machines)), return_exceptions=True)
         await asyncio.gather(*self._burning, return_exceptions=True)
+        await asyncio.gather(*self._disk_work, return_exceptions=True)
+        await asyncio.to_thread(self._images.close)
         await self._link.stop()
 
     @contextlib.asynccontextmanager
@@ -259,18 +364,21 @@ class Stock:
     def _forget(self, name: str) -> None:
         self._machines.pop(name, None)
         self._skeletons.pop(name, None)
-        if handle := self._expiries.pop(name, None):
+        _expiry, handle = self._expiries.pop(name, (None, None))
+        if handle:
             handle.cancel()
 
-    def _watch_expiry(self, name: str) -> None:
-        if handle := self._expiries.pop(name, None):
+    def _watch_expiry(self, name: str, expiry: Expiry) -> None:
+        _expiry, handle = self._expiries.pop(name, (None, None))
+        if handle:
             handle.cancel()
-        machine = self.get(name)
-        if machine is None:
+        if self.get(name) is None:
             return
-        left = (machine.expires_at - datetime.now(UTC)).total_seconds()
+        left = expiry.left_s()
         if left <= 0:
+            self._expiries[name] = expiry, None
+            self._machines[name].blame(_EXPIRED)
             self._burn_later(name)
         else:
-            loop = asyncio.get_running_loop()
-            self._expiries[name] = loop.call_later(min(left, _CLOCK_CHECK_S), self._watch_expiry, name)
+            timer = asyncio.get_running_loop().call_later(min(left, _CLOCK_CHECK_S), self._watch_expiry, name, expiry)
+            self._expiries[name] = expiry, timer

@@ -53,6 +53,8 @@ _KEYCTL_JOIN_SESSION_KEYRING = 1
 
 # Numbers since 5.1 are the same everywhere; older ones are per architecture.
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
+_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
+_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
 _NUMBERS = {"x86_64": {"pivot_root": 155, "keyctl": 250}, "aarch64": {"pivot_root": 41, "keyctl": 219}}
 
 
@@ -113,6 +115,22 @@ def move_mount(fd: int, target: str) -> None:
     """Attach a detached mount at `target`."""
     done = _libc.syscall(_MOVE_MOUNT, fd, b"", _AT_FDCWD, _bytes(target), ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH))
     _check(done, f"move_mount to {target}")
+
+
+def mount_device(kind: str, device: str, flags: tuple[str, ...] = ()) -> int:
+    """A file system on a block device as a detached mount (fsopen(2), fsmount(2)): a directory descriptor that shows up in no
+    mount table, and keeps the file system mounted while it is open."""
+    context = _check(_libc.syscall(_FSOPEN, kind.encode(), ctypes.c_uint(1)), f"fsopen {kind}")
+    try:
+        options = [(_FSCONFIG_SET_FLAG, flag.encode(), None) for flag in flags]
+        source = (_FSCONFIG_SET_STRING, b"source", os.fsencode(device))
+        for command, key, value in (source, *options, (_FSCONFIG_CMD_CREATE, None, None)):
+            done = _libc.syscall(_FSCONFIG, context, ctypes.c_uint(command), key, value, 0)
+            _check(done, f"mount {kind} from {device} ({key.decode() if key else 'create'})")
+        attributes = ctypes.c_uint(MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)
+        return _check(_libc.syscall(_FSMOUNT, context, ctypes.c_uint(1), attributes), f"fsmount {kind}")
+    finally:
+        os.close(context)
 
 
 def prctl(option: int, *arguments: int | ctypes.Array[ctypes.c_char] | None) -> None:

@@ -1,0 +1,61 @@
+"""What the operator allows a machine to be at most: no repository, workflow or flag can raise it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec import Struct, field
+from msgspec.structs import replace
+
+from gibil_bot.errors import UsageError
+from gibil_bot.model import MachinePlan
+
+
+class Caps(Struct, frozen=True, kw_only=True):
+    """None: no cap."""
+
+    memory_mb: int | None = None
+    disk_mb: int | None = None
+    pids: int | None = None
+    server_types: tuple[str, ...] | None = None
+    """Provider's names of the machine types that may be asked for by name."""
+    sizes_mb: Mapping[str, int] = field(default_factory=dict)
+    """Memory that a size stands for at this provider; empty where a size is not a limit."""
+    default_disk_mb: int | None = None
+    """Disk of a machine whose plan doesn't say; None where that isn't a limit."""
+
+
+NO_CAPS = Caps()
+
+
+def capped(plan: MachinePlan, caps: Caps) -> tuple[MachinePlan, tuple[str, ...]]:
+    """The plan within the caps, and a note for people about each thing that was asked for and is not had."""
+    changes: dict[str, int | None] = {}
+    notes = []
+    for name, what, unit, setting, default in (
+        ("memory_mb", "memory", "MB", "GIBIL_MAX_MEMORY", caps.sizes_mb.get(plan.size)),
+        ("disk_mb", "disk", "MB", "GIBIL_MAX_DISK", caps.default_disk_mb),
+        ("pids", "processes", "", "GIBIL_MAX_PIDS", None),
+    ):
+        cap, said = getattr(caps, name), getattr(plan, name)
+        wanted = said or default
+        if cap is not None and wanted is not None and wanted > cap:
+            changes[name] = cap
+            if said is not None or (name == "memory_mb" and plan.size != MachinePlan().size):
+                amount = f"{cap} {unit} of {what}" if unit else f"{cap} {what}"
+                notes.append(f"The machine has {amount}, the most that is allowed here ({setting}), and not {wanted}.")
+    plan = replace(plan, **changes)
+    if plan.server_type is not None and caps.server_types is not None and plan.server_type not in caps.server_types:
+        notes.append(
+            f"The server type {plan.server_type!r} is not allowed here (GIBIL_SERVER_TYPES): "
+            f"a machine of size {plan.size} is used."
+        )
+        plan = replace(plan, server_type=None)
+    return plan, tuple(notes)
+
+
+def check_server_type(server_type: str | None, caps: Caps) -> None:
+    """For a type that a person named. Raises UsageError."""
+    if server_type is not None and caps.server_types is not None and server_type not in caps.server_types:
+        allowed = ", ".join(caps.server_types)
+        raise UsageError(f"the server type {server_type!r} is not allowed here; GIBIL_SERVER_TYPES allows {allowed}")

@@ -1,0 +1,408 @@
+"""Attacks on what a local machine may take from its host, by its own root: disk, memory, processes, processors, descriptors.
+
+All of them are carried out on whichever tier the tests run as: as root with control groups and disks of a fixed size, as an
+ordinary user with what the daemon measures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from gibil_bot.errors import ProviderError
+from gibil_bot.machines.local.home import Home, read_keeper
+from gibil_bot.machines.local.images import Images
+from gibil_bot.machines.local.limits import Groups, find_hierarchies
+from gibil_bot.machines.local.provider import LocalProvider
+from gibil_bot.machines.local.tier import groups_prefix, own_tier
+from gibil_bot.machines.local.watch import family
+from gibil_bot.model import Machine
+from tests.doubles.machines import LocalLodging, end_keeper, guest_lodging, local_lodging, shared_folder, until
+
+pytestmark = pytest.mark.usefixtures("local_machines")
+
+
+@pytest.fixture
+async def lodging(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalLodging]:
+    async with guest_lodging(tmp_path_factory) as lodging:
+        yield lodging
+
+
+async def cause(lodging: LocalLodging, name: str) -> str:
+    assert isinstance(lodging.provider, LocalProvider)
+    return await lodging.provider.cause(name) or ""
+
+
+async def python(lodging: LocalLodging, machine: Machine, script: str) -> str:
+    """What the script printed until it ended or was killed."""
+    result = await lodging.run(machine, "python3 -u - 2>&1", input=script)
+    return str(result.stdout)
+
+
+# --- disks -------------------------------------------------------------------------------------------------------
+
+_FILL = """
+import os, time
+def fill(file, most):
+    "Until the disk is full, or we are killed, or `most` MB are written."
+    written = 0
+    try:
+        for _ in range(most):
+            file.write(b"x" * 2**20)
+            written += 1
+            time.sleep(0.005)
+    except OSError:
+        pass
+    return written
+"""
+
+_BEYOND_THE_DISK = {
+    "files that are deleted but open": """
+held = []
+for number in range(15):
+    held.append(open(f"/root/{number}", "wb", buffering=0))
+    os.unlink(f"/root/{number}")
+print(sum(fill(file, 60) for file in held), flush=True)
+""",
+    "files without a name": """
+held = [open(os.open("/var/tmp", os.O_TMPFILE | os.O_RDWR), "wb", buffering=0) for _ in range(15)]
+print(sum(fill(file, 60) for file in held), flush=True)
+""",
+    "files in a folder that cannot be read": """
+os.makedirs("/root/hidden/deep")
+held = [open(f"/root/hidden/deep/{number}", "wb", buffering=0) for number in range(15)]
+os.chmod("/root/hidden/deep", 0)
+os.chmod("/root/hidden", 0)
+print(sum(fill(file, 60) for file in held), flush=True)
+""",
+    "files in many places": """
+places = ["/tmp", "/var/tmp", "/usr/lib", "/opt", "/etc"]
+print(sum(fill(open(f"{places[number % 5]}/big{number}", "wb", buffering=0), 60) for number in range(15)), flush=True)
+""",
+    "many small files": """
+written = 0
+try:
+    for number in range(300000):
+        with open(f"/root/{number}", "wb") as file:
+            file.write(b"x" * 3000)
+        written = number * 4 // 1024
+        time.sleep(0.00005)
+except OSError:
+    pass
+print(written, flush=True)
+""",
+}
+
+
+@pytest.mark.parametrize("attack", _BEYOND_THE_DISK)
+async def test_a_machine_cannot_take_more_than_its_disk(lodging: LocalLodging, attack: str) -> None:
+    machine = await lodging.provider.create(lodging.spec("spender", memory_mb=128, disk_mb=100))
+    printed = await python(lodging, machine, _FILL + _BEYOND_THE_DISK[attack] + "time.sleep(2.5)")
+    if not Images(lodging.home.local).problem:
+        assert int(printed) <= 100, "the file system itself says no"
+    else:
+        assert printed == "", "it was killed before it had written nine times as much"
+    assert "disk of 100 MB" in await cause(lodging, "spender")
+    assert (
+        await lodging.run(machine, "rm -rf /root/* /tmp/* /var/tmp/* /opt/big* /usr/lib/big* /etc/big*; true")
+    ).exit_status == 0
+
+
+async def test_a_hundred_thousand_empty_files_are_too_many(lodging: LocalLodging) -> None:
+    machine = await lodging.provider.create(lodging.spec("clerk", memory_mb=128, disk_mb=100))
+    script = """
+import os, time
+number = 0
+try:
+    for number in range(120000):
+        os.close(os.open(f"/root/{number}", os.O_CREAT))
+except OSError:
+    pass
+while number < 119999:  # made as many as there may be
+    print("refused", flush=True)
+    break
+else:
+    time.sleep(30)  # until it is noticed
+"""
+    assert await python(lodging, machine, script) in ("refused\n", "")
+    assert "disk of 100 MB" in await cause(lodging, "clerk")
+
+
+async def test_holes_and_hard_links_cost_nothing(lodging: LocalLodging) -> None:
+    machine = await lodging.provider.create(lodging.spec("saver", memory_mb=128, disk_mb=100))
+    script = """
+import os, time
+for number in range(20):
+    with open(f"/root/sparse{number}", "wb") as file:
+        file.truncate(90 * 2**20)
+with open("/root/big", "wb") as file:
+    file.write(b"x" * 40 * 2**20)
+for number in range(20):
+    os.link("/root/big", f"/root/link{number}")
+time.sleep(3)
+print("fine")
+"""
+    assert await python(lodging, machine, script) == "fine\n"
+    assert await cause(lodging, "saver") == ""
+
+
+async def test_the_memory_file_systems_are_bounded_in_bytes_and_files(lodging: LocalLodging) -> None:
+    machine = await lodging.provider.create(lodging.spec("hoarder", memory_mb=512))
+    script = """
+import os
+for place in ("/dev/shm", "/run"):
+    status = os.statvfs(place)
+    print(place, status.f_blocks * status.f_frsize >> 20, status.f_files <= 8192)
+"""
+    assert await python(lodging, machine, script) == "/dev/shm 128 True\n/run 64 True\n"
+    many = await lodging.run(machine, 'python3 -c \'for i in range(10**6): open(f"/dev/shm/{i}", "w").close()\'')
+    assert "No space left" in str(many.stderr)
+    many = await lodging.run(machine, 'python3 -c \'for i in range(10**6): open(f"/dev/{i}", "w").close()\'')
+    assert "No space left" in str(many.stderr)
+
+
+async def test_a_disk_of_a_fixed_size_leaves_nothing_behind(lodging: LocalLodging) -> None:
+    if own_tier() != "root":
+        pytest.skip("only root can mount a file system of a fixed size")
+    machine = await lodging.provider.create(lodging.spec("tenant"))
+    result = await lodging.run(machine, "head -c 300M /dev/zero >/root/big; df -m --output=size / | tail -1")
+    assert 9 * 1024 <= int(str(result.stdout)) <= 10 * 1024
+    image = lodging.home.machine("tenant") / "disk.img"
+    assert image.exists()
+    assert str(lodging.home.machine("tenant")) not in Path("/proc/self/mountinfo").read_text()
+    devices = [path for path in Path("/sys/block").glob("loop*/loop/backing_file") if str(image) in path.read_text()]
+    assert len(devices) == 1
+    assert await lodging.provider.destroy("tenant")
+    assert not image.exists()
+    await until(lambda: not devices[0].exists(), "the loop device is free")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A data directory on a file system of 400 MB."""
+    if os.geteuid():
+        pytest.skip("only root can mount a small file system")
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m,mode=711", "small", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+async def test_a_host_whose_disk_fills_up_ends_the_machine_that_took_most(
+    small_disk: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    async with local_lodging(small_disk / "data", shared_folder(tmp_path_factory)) as lodging:
+        quiet = await lodging.provider.create(lodging.spec("quiet", memory_mb=128))
+        greedy = await lodging.provider.create(lodging.spec("greedy", memory_mb=128))
+        async with lodging.connect(greedy) as connection:
+            async with asyncio.timeout(60):
+                await connection.run("head -c 900M /dev/zero >/root/big; sync; sleep 60")
+        await until(lambda: not lodging.home.machine("greedy").exists(), "the machine is gone")
+        assert "the host's disk has" in await cause(lodging, "greedy")
+        assert (await lodging.run(quiet, "echo alive")).stdout == "alive\n"
+        await until(lambda: shutil.disk_usage(small_disk).free > 100 * 1024**2, "the space is free again")
+        with (small_disk / "filler").open("wb") as filler:
+            free = shutil.disk_usage(small_disk).free
+            os.posix_fallocate(filler.fileno(), 0, free - 2 * 1024**2)
+        with pytest.raises(ProviderError, match="no machine is created below"):
+            await lodging.provider.create(lodging.spec("late"))
+
+
+# --- memory ------------------------------------------------------------------------------------------------------
+
+_BEYOND_THE_MEMORY = {
+    "mapped": "held = []\nfor _ in range(900): held.append(b'x' * 2**20)",
+    "memfds": """
+held = [os.memfd_create("x") for _ in range(90)]
+for fd in held:
+    for _ in range(10):
+        os.write(fd, b"x" * 2**20)
+""",
+    "files in memory": """
+held = []
+for place in ("/dev/shm/x", "/run/x"):
+    with contextlib.suppress(OSError), open(place, "wb", buffering=0) as file:
+        for _ in range(900): file.write(b"x" * 2**20)
+print("filled", flush=True)
+for _ in range(900): held.append(b"x" * 2**20)
+""",
+    "shared segments that nothing is attached to": """
+libc = ctypes.CDLL(None)
+libc.shmat.restype = ctypes.c_void_p
+for _ in range(90):
+    segment = libc.shmget(0, 10 * 2**20, 0o1600)
+    address = libc.shmat(segment, None, 0)
+    ctypes.memset(ctypes.c_void_p(address), 1, 10 * 2**20)
+    libc.shmdt(ctypes.c_void_p(address))
+""",
+    "shared memory of a process and its child": """
+held = []
+os.fork()
+for _ in range(90):
+    held.append(mmap.mmap(-1, 10 * 2**20))
+    held[-1].write(b"x" * 10 * 2**20)
+""",
+}
+
+
+@pytest.mark.parametrize("attack", _BEYOND_THE_MEMORY)
+async def test_a_machine_cannot_take_more_than_its_memory_and_survives_it(lodging: LocalLodging, attack: str) -> None:
+    machine = await lodging.provider.create(lodging.spec("glutton", memory_mb=256))
+    script = f"import contextlib, ctypes, mmap, os, time\n{_BEYOND_THE_MEMORY[attack]}\ntime.sleep(20)\nprint('beyond')"
+    assert "beyond" not in await python(lodging, machine, script)
+    assert "256 MB of memory are used up" in await cause(lodging, "glutton")
+    assert (await lodging.run(machine, "rm -f /dev/shm/x /run/x; echo alive")).stdout == "alive\n"
+
+
+async def test_what_is_mapped_and_in_a_file_system_counts_once(lodging: LocalLodging) -> None:
+    machine = await lodging.provider.create(lodging.spec("database", memory_mb=256))
+    script = """
+import mmap, os, time
+with open("/dev/shm/x", "wb+") as file:
+    file.write(b"x" * 60 * 2**20)
+    file.flush()
+    first = mmap.mmap(file.fileno(), 0)
+descriptor = os.memfd_create("x")
+os.write(descriptor, b"x" * 60 * 2**20)
+second = mmap.mmap(descriptor, 0)
+print(first[:], second[:], file=open("/dev/null", "w")) if False else sum(first[::4096]) + sum(second[::4096])
+time.sleep(3)
+print("fine")
+"""
+    assert await python(lodging, machine, script) == "fine\n"
+
+
+async def test_the_kernel_kills_jobs_before_pid_1(lodging: LocalLodging) -> None:
+    machine = await lodging.provider.create(lodging.spec("victim"))
+    result = await lodging.run(machine, "cat /proc/self/oom_score_adj; sh -c 'cat /proc/self/oom_score_adj'")
+    assert result.stdout == "800\n800\n"
+    own = Path("/proc/self/oom_score_adj").read_text()
+    assert Path(f"/proc/{lodging.init_pid('victim')}/oom_score_adj").read_text() == own
+
+
+# --- processes, processors, descriptors --------------------------------------------------------------------------
+
+
+async def test_a_fork_bomb_is_named_as_the_cause(lodging: LocalLodging) -> None:
+    machine = await lodging.provider.create(lodging.spec("bomber", pids=60))
+    await lodging.run(machine, "(for i in $(seq 100); do sleep 3 & done; wait) 2>/dev/null; true")
+    assert "60 processes are used up" in await cause(lodging, "bomber")
+
+
+async def test_jobs_have_limits_of_their_own(lodging: LocalLodging) -> None:
+    machine = await lodging.provider.create(lodging.spec("worker"))
+    script = """
+import resource
+print(resource.getrlimit(resource.RLIMIT_CORE), resource.getrlimit(resource.RLIMIT_NOFILE)[1] <= 4096)
+"""
+    assert await python(lodging, machine, script) == "(1, 1) True\n"
+
+
+async def test_a_machine_full_of_loops_leaves_the_host_its_processors(lodging: LocalLodging) -> None:
+    machine = await lodging.provider.create(lodging.spec("spinner"))
+    other = await lodging.provider.create(lodging.spec("other"))
+    init = lodging.init_pid("spinner")
+    spin = "for i in $(seq 60); do setsid sh -c 'while :; do :; done' >/dev/null 2>&1 & done; sleep 60"
+    async with lodging.connect(machine) as connection, lodging.connect(other) as quick:
+        process = await connection.create_process(spin)
+        try:
+            await until(lambda: len(family(init)) > 60, "they all spin")
+            began = asyncio.get_running_loop().time()
+            for _ in range(5):
+                assert (await quick.run("true")).exit_status == 0
+                assert await lodging.provider.get("other") is not None
+            assert asyncio.get_running_loop().time() - began < 20
+            groups = [each for each in find_hierarchies() if "cpu" in each.controllers]
+            if groups:
+                group = groups[0].folder / f"{groups_prefix(lodging.home)}-spinner"
+                assert str(init) in (group / "cgroup.procs").read_text().split()
+                weight = (group / ("cpu.weight" if groups[0].version == 2 else "cpu.shares")).read_text()
+                assert weight in ("25\n", "256\n")
+            else:
+                assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in family(init)} == {10}
+        finally:
+            process.kill()
+    assert await lodging.provider.destroy("spinner")
+
+
+async def test_descriptors_on_their_way_in_one_machine_do_not_stop_another(lodging: LocalLodging) -> None:
+    machine = await lodging.provider.create(lodging.spec("sender"))
+    other = await lodging.provider.create(lodging.spec("other"))
+    script = """
+import os, resource, socket, time
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+pairs, sent = [], 0
+for _ in range(200):
+    pairs.append(socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
+    pairs[-1][0].setblocking(False)
+    try:
+        while True:
+            socket.send_fds(pairs[-1][0], [b"x"], [0] * 250)
+            sent += 250
+    except OSError:
+        continue
+print("sent", flush=True)
+time.sleep(60)
+"""
+    async with lodging.connect(machine) as connection:
+        process = await connection.create_process("python3 -u -")
+        process.stdin.write(script)
+        process.stdin.write_eof()
+        async with asyncio.timeout(60):
+            assert await process.stdout.readline() == "sent\n"
+        async with asyncio.timeout(10):
+            assert (await lodging.run(other, "echo quick")).stdout == "quick\n"
+
+
+async def test_a_machine_cannot_use_up_the_inotify_instances_of_its_user(lodging: LocalLodging) -> None:
+    machine = await lodging.provider.create(lodging.spec("listener"))
+    most = int(Path("/proc/sys/fs/inotify/max_user_instances").read_text())
+    script = """
+import ctypes, time
+libc = ctypes.CDLL(None)
+print(sum(libc.inotify_init() >= 0 for _ in range(2000)))
+"""
+    assert int(await python(lodging, machine, script)) <= most // 3
+
+
+# --- why it ended ------------------------------------------------------------------------------------------------
+
+
+async def test_a_machine_that_ended_leaves_its_cause_until_its_name_is_used_again(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    async with local_lodging(tmp_path / "data", shared_folder(tmp_path_factory)) as lodging:
+        await lodging.provider.create(lodging.spec("short", ttl_s=1))
+        await lodging.provider.create(lodging.spec("beheaded"))
+        os.kill(lodging.init_pid("beheaded"), signal.SIGKILL)
+        for name in ("short", "beheaded"):
+            await until(lambda name=name: not lodging.home.machine(name).exists(), "the machine is gone")
+        assert "its time to live is over" in await cause(lodging, "short")
+        assert "its first process was killed" in await cause(lodging, "beheaded")
+        keeper = read_keeper(lodging.home)
+        await end_keeper(lodging.home)
+        assert keeper is not None
+        assert "its first process was killed" in await cause(lodging, "beheaded"), "without a daemon too"
+        await lodging.provider.create(lodging.spec("beheaded"))
+        assert await cause(lodging, "beheaded") == ""
+        assert await cause(lodging, "nobody") == ""
+
+
+async def test_memory_that_the_host_does_not_have_is_not_promised(lodging: LocalLodging) -> None:
+    most = Groups(find_hierarchies(), groups_prefix(Home(lodging.data_dir))).host_memory_mb()
+    first = await lodging.provider.create(lodging.spec("first", memory_mb=most * 2 // 3))
+    with pytest.raises(ProviderError, match="are not left on this host") as refused:
+        await lodging.provider.create(lodging.spec("second", memory_mb=most * 2 // 3))
+    assert refused.value.code == "NO_ROOM"
+    assert await lodging.provider.destroy(first.name)
+    assert (await lodging.provider.create(lodging.spec("second", memory_mb=most * 2 // 3))).name == "second"
