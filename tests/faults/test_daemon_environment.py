@@ -178,10 +178,11 @@ async def test_an_oom_score_that_cannot_be_lowered_keeps_no_machine_from_existin
     if os.geteuid() != 0:
         pytest.skip("only root can set a least score")
     code = """
-import os, sys
+import ctypes, os, sys
 from pathlib import Path
 Path("/proc/self/oom_score_adj").write_text("900")
 os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: /proc/self is its own again
 pid = gibil_bot.machines.local.init.Lives(nice=False).fork()
 if pid == 0:
     print(Path("/proc/self/oom_score_adj").read_text().strip(), flush=True)

@@ -17,6 +17,7 @@ from gibil_bot.errors import NameTaken, ProviderError, Unavailable
 from gibil_bot.machines.local import pid1, seccomp, session, skeleton
 from gibil_bot.machines.local.control import error_of, problem_of
 from gibil_bot.machines.local.descriptors import receive
+from gibil_bot.machines.local.detached import Jobs
 from gibil_bot.machines.local.expiry import Expiry
 from gibil_bot.machines.local.limits import Groups, Hierarchy, Limits, find_hierarchies, floor_mb, limits_of
 from gibil_bot.machines.local.pid1 import ForgeFailed
@@ -347,7 +348,7 @@ def test_input_that_arrives_while_the_reading_is_resumed_is_written_before_the_e
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         init = pid1.Pid1(ours, lambda: None)
         channel = Channel()
-        channel.session = shell = session.Session(init, lambda ended: None)
+        channel.session = shell = session.Session(init, lambda ended: None, Jobs(init))
         shell.connection_made(channel)  # type: ignore[arg-type]
         shell.exec_requested("cat")
         with theirs:
