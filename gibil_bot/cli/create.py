@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gibil_bot.cli.machine import connected, provider_option, run_async, settings_of, stderr_write, tell_connection
-from gibil_bot.cli.output import Paint, json_option, print_json, print_text, say
+from gibil_bot.cli.output import Interrupted, Paint, json_option, print_json, print_text, say
 from gibil_bot.cli.progress import Progress
 from gibil_bot.errors import GibilError, UsageError
 
@@ -97,37 +100,116 @@ async def _create(order: Order, fleet: int | None, provider: str | None, wait: s
         await tell_settled(machines)  # the name that is asked for may be one of these
         made = await _make(machines, order, fleet)
         failed = False
+        views = [machine_created(each.machine) for each in made]
         try:
-            provider_itself = machines.forge.provider
-            views = [{**machine_created(each.machine), **await cost_view(provider_itself, each.machine)} for each in made]
+            for each, view in zip(made, views, strict=True):
+                view |= await cost_view(machines.forge.provider, each.machine)
             if wait is not None:
                 for live, view in zip(made, views, strict=True):
                     failed |= not await _wait(live, view, wait)
+        except asyncio.CancelledError:
+            view = _fleet_view(made, views) if fleet is not None else views[0]
+            return _interrupted(machines, made, view, f"waiting for {'the tasks' if wait == 'tasks' else wait}", as_json)
         except BaseException:
-            # Nobody has been told that they exist: they would only cost.
-            await asyncio.shield(asyncio.ensure_future(machines.destroy([live.name for live in made])))
+            # Their names have not been reported: they would only cost.
+            names = [live.name for live in made]
+            await asyncio.shield(asyncio.ensure_future(machines.destroy(names)))
+            say(f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'} destroyed", sys.stderr)
             raise
         finally:
             for live in made:
                 await live.close()
-        if as_json and fleet is not None:
-            print_json({"fleet_id": made[0].machine.labels["fleet"], "instances": views})
-        elif as_json:
-            print_json(views[0])
+        if as_json:
+            print_json(_fleet_view(made, views) if fleet is not None else views[0])
         else:
             print_text("".join(f"{live.name}\n" for live in made))
             say(f"log in: gibil ssh {made[0].name}", sys.stderr)
-        machines.told()
+        machines.told(*(live.name for live in made))
         await tell_swept(machines)
     return GibilError.exit_status if failed else 0
 
 
+def _fleet_view(made: Sequence[LiveMachine], views: Sequence[dict[str, object]]) -> dict[str, object]:
+    return {"fleet_id": made[0].machine.labels["fleet"], "instances": views}
+
+
+def _interrupted(
+    machines: Machines, made: Sequence[LiveMachine], view: dict[str, object], doing: str, as_json: bool, *, named: bool = True
+) -> int:
+    """Machines that can be used already are kept when the wait for them is interrupted: say how to go on. The exit status.
+
+    `named`: their names go to stdout, as without the interruption.
+    """
+    from gibil_bot.views import timestamp
+
+    # What is left takes a moment, and has to be said exactly once.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, lambda: None)
+    names = [live.name for live in made]
+    it, kept = ("it", "is kept") if len(names) == 1 else ("them", "are kept")
+    first, until = names[0], timestamp(min(live.machine.expires_at for live in made))
+    message = (
+        f"interrupted while {doing}; {', '.join(names)} {kept} until {until}: use {it} (gibil ssh {first}, "
+        f"gibil logs {first} -f), or destroy {it} (gibil destroy {' '.join(names)})"
+    )
+    if as_json:
+        print_json({"error": "interrupted", "code": "INTERRUPTED", "message": message, "exit_code": 130, **view})
+    elif named:
+        print_text("".join(f"{name}\n" for name in names))
+    say(message, sys.stderr)
+    machines.told(*names)
+    return 130
+
+
 async def _make(machines: Machines, order: Order, fleet: int | None) -> list[LiveMachine]:
+    """Raises Interrupted, once what there was of the machines is destroyed."""
+    begun: list[str] = []
     async with Progress() as progress:
-        made, notes = await machines.create_several(order, fleet, progress.phase)
+
+        def on_phase(name: str, phase: str, seconds: float | None) -> None:
+            if phase == "forge" and seconds is None:
+                begun.append(name)
+            progress.phase(name, phase, seconds)
+
+        making = asyncio.create_task(machines.create_several(order, fleet, on_phase))
+        try:
+            made, notes = await asyncio.shield(making)
+        except asyncio.CancelledError:
+            progress.pause()
+            raise Interrupted(await _call_off(machines, making, begun)) from None
         for note in notes:
             progress.say(f"gibil: {note}")
     return made
+
+
+async def _call_off(machines: Machines, making: asyncio.Task[Any], names: list[str]) -> str:
+    """End a creation that was interrupted; what became of its machines."""
+    from gibil_bot.sandbox.words import natural
+
+    names = sorted(names, key=natural)
+    many = len(names) > 1
+    if names:
+        say(
+            f"interrupted before {', '.join(names)} {'were' if many else 'was'} ready: destroying {'them' if many else 'it'} … "
+            "(Ctrl-C again leaves that to the next gibil command)",
+            sys.stderr,
+        )
+    making.cancel()
+    await asyncio.wait({making})
+    if making.cancelled() or making.exception() is not None:
+        if not making.cancelled() and isinstance(making.exception(), GibilError):
+            say(str(making.exception()), sys.stderr)
+    else:  # it was ready at that very moment
+        for live in making.result()[0]:
+            await live.close()
+        await machines.destroy(names)
+    if not names:
+        return "interrupted before a machine was created"
+    left = names
+    with contextlib.suppress(GibilError):  # what the provider says of it
+        left = [name for name in names if await machines.forge.get(name) is not None]
+    if not left:
+        return f"interrupted; {', '.join(names)} {'are' if many else 'is'} destroyed"
+    return f"interrupted; {', '.join(left)} may still exist: the next gibil command destroys what is left"
 
 
 async def tell_swept(machines: Machines) -> list[str]:
@@ -215,13 +297,15 @@ async def _branch(git_branch: str, ttl: str | None, command: str | None, provide
     status = 0
     async with connected(provider) as machines:
         (live,) = await _make(machines, order, None)
+        view = machine_created(live.machine)
         try:
-            view = machine_created(live.machine)
             if command is not None:
                 status = await _run_there(live, command, view, as_json)
+        except asyncio.CancelledError:
+            return _interrupted(machines, [live], view, f"working on {git_branch}", as_json, named=command is None)
         finally:
             await live.close()
-            machines.told()  # the machine stays, however this ends, and was named while it was forged
+            machines.told(live.name)  # the machine stays, however this ends, and was named while it was forged
         if as_json:
             print_json(view)
         elif command is None:

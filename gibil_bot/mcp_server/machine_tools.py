@@ -114,14 +114,15 @@ class MachineTools:
                 if wait is not None:
                     doing = f"waiting for {wait}"
                     await _wait(live, view, wait)
+                await _sweep(machines)
             except BaseException:
-                # Nobody has been told that it exists: it would only cost.
+                # The client doesn't know of it: it would only cost.
                 await asyncio.shield(asyncio.ensure_future(_drop(machines, live)))
                 raise
         if notes:
             view["notes"] = list(notes)
         self._links.keep(live)
-        await _sweep(machines)
+        machines.told(live.name)  # by the answer: no later command may offer it as abandoned
         return answer(_told(view, with_code=repo is not None, waited=wait is not None), view)
 
     async def destroy_server(self, name: Name) -> Annotated[CallToolResult, Destroyed]:

@@ -16,7 +16,7 @@ from gibil_bot.config import Settings
 from gibil_bot.errors import ConfigurationError, GibilError, MachineLost, UsageError
 from gibil_bot.machines.lifecycle import CREATION, Forge
 from gibil_bot.model import Machine
-from gibil_bot.sandbox import makings, words
+from gibil_bot.sandbox import limit, makings, words
 from gibil_bot.sandbox.live import LiveMachine, extend_machine, not_found
 from gibil_bot.sandbox.makings import Making
 from gibil_bot.sandbox.preparing import OnPhase, start_provisioning
@@ -93,7 +93,7 @@ class Machines:
         Raises UsageError and InvalidWorkflow before anything is forged, NameTaken, and what the provider raises.
         """
         machines, _notes = await self.create_several(order, None, on_phase)
-        self.told()
+        self.told(machines[0].name)
         return machines[0]
 
     async def create_several(
@@ -101,8 +101,10 @@ class Machines:
     ) -> tuple[list[LiveMachine], tuple[str, ...]]:
         """A fleet of `count` machines `NAME-1` … with the label `fleet` (None: one machine, no fleet), and notes for people.
 
-        All of them, or none and the error. Call `told` when the person knows of them: until then, whoever comes by after we
-        were killed burns what is half made, and offers the rest.
+        All of them, or none and the error. Call `told` when their names were reported: until then, a command that comes after
+        we were killed destroys what is incomplete, and offers the rest.
+
+        Raises UsageError with the code MACHINE_LIMIT when there would be more than GIBIL_MAX_MACHINES.
         """
         from gibil_bot.planning.workflow import MachineWish
         from gibil_bot.sandbox import order as orders
@@ -118,10 +120,12 @@ class Machines:
                 terms = orders.terms(order, wish, self._settings)
                 labels = self._labels(order, origin)
                 if count is None:
-                    machines = [await self._make(terms.name, terms, origin, labels, tell)]
+                    names = [terms.name]
                 else:
                     names = words.fleet_names(terms.name, count)
-                    machines = await self._make_all(names, terms, origin, {**labels, "fleet": terms.name}, tell)
+                    labels["fleet"] = terms.name
+                makings = await self._begin(names, terms.ttl_s, order.made_by)
+                machines = await self._make_all(makings, terms, origin, labels, tell)
                 for live in machines:  # a fleet is worth something when it is whole
                     self._untold[live.name].made()
                 return machines, terms.notes
@@ -130,16 +134,49 @@ class Machines:
                 await asyncio.wait({preparing})
             preparing.result()
 
-    async def _make_all(
-        self, names: Sequence[str], terms: Terms, origin: Origin | None, labels: dict[str, str], tell: OnPhase
-    ) -> list[LiveMachine]:
-        makings = [asyncio.create_task(self._make(name, terms, origin, labels, tell)) for name in names]
+    async def _begin(self, names: Sequence[str], ttl_s: int, made_by: str) -> list[Making]:
+        """A record for each creation, once there is room for all of them. Raises UsageError.
+
+        The records are written before the provider is asked, and together: of commands that run side by side each sees those
+        that came before it, so that they don't exceed the limit together.
+        """
+        provider = self.forge.provider.name
+        begun = [Making(self._settings.data_dir, provider=provider, name=name, made_by=made_by, ttl_s=ttl_s) for name in names]
+        beginning = asyncio.create_task(asyncio.to_thread(makings.begin_together, self._settings.data_dir, begun))
         try:
-            return list(await asyncio.gather(*makings))
+            others = await asyncio.shield(beginning)
+            await self._check_room(names, {name for its_provider, name in others if its_provider == provider})
         except BaseException:
-            for making in makings:
-                making.cancel()
-            await asyncio.shield(self._undo(makings))
+            await asyncio.wait({beginning})  # a thread can't be cancelled
+            for making in begun:
+                making.undone()
+            raise
+        return begun
+
+    async def _check_room(self, names: Sequence[str], others: set[str]) -> None:
+        """Raises UsageError. `others`: machines that are being created at this moment."""
+        existing = await self._existing(others)
+        if len(existing) + len(names) > self._settings.max_machines and await self.sweep():
+            existing = await self._existing(others)  # without those that had expired
+        limit.check_room(existing, names, self._settings.max_machines)
+
+    async def _existing(self, others: set[str]) -> set[str]:
+        return others | {machine.name for machine in await self.forge.list(self._owner)}
+
+    async def _make_all(
+        self, begun: Sequence[Making], terms: Terms, origin: Origin | None, labels: dict[str, str], tell: OnPhase
+    ) -> list[LiveMachine]:
+        if len(begun) == 1:
+            return [await self._make(begun[0], terms, origin, labels, tell)]
+        creations = [asyncio.create_task(self._make(making, terms, origin, labels, tell)) for making in begun]
+        try:
+            return list(await asyncio.gather(*creations))
+        except BaseException:
+            for creation in creations:
+                creation.cancel()
+            await asyncio.shield(self._undo(creations))
+            for making in begun:
+                making.undone()  # a task that was cancelled before its first step
             raise
 
     async def _undo(self, makings: Sequence[asyncio.Task[LiveMachine]]) -> None:
@@ -154,21 +191,15 @@ class Machines:
         await machine.close()
         await machine.destroy()
 
-    async def _make(self, name: str, terms: Terms, origin: Origin | None, labels: dict[str, str], tell: OnPhase) -> LiveMachine:
-        making = Making(
-            self._settings.data_dir,
-            provider=self.forge.provider.name,
-            name=name,
-            made_by=labels["made-by"],
-            ttl_s=terms.ttl_s,
-        )
+    async def _make(
+        self, making: Making, terms: Terms, origin: Origin | None, labels: dict[str, str], tell: OnPhase
+    ) -> LiveMachine:
         try:
-            await asyncio.to_thread(making.begin)
-            live = await self._forge(name, terms, origin, {**labels, CREATION: making.creation}, tell)
+            live = await self._forge(making.name, terms, origin, {**labels, CREATION: making.creation}, tell)
         except BaseException:
             making.undone()
             raise
-        self._untold[name] = making
+        self._untold[making.name] = making
         return live
 
     async def _forge(
@@ -195,13 +226,14 @@ class Machines:
             raise
         return live
 
-    def told(self) -> None:
-        """The person knows of all machines that were made."""
-        while self._untold:
-            self._untold.popitem()[1].finished()
+    def told(self, *names: str) -> None:
+        """The names of these machines were reported to the user; no later command announces them as abandoned."""
+        for name in names:
+            if (making := self._untold.pop(name, None)) is not None:
+                making.finished()
 
     def let_go(self) -> None:
-        """Nobody makes machines here any more; what was not told is left to whoever comes next."""
+        """No more machines are created here; those that weren't reported are left to a later command."""
         while self._untold:
             self._untold.popitem()[1].let_go()
 
@@ -258,8 +290,11 @@ class Machines:
         return LiveMachine(self.forge, machine, shell, self._settings.max_ttl_s)
 
     async def list_machines(self) -> list[Machine]:
-        """What the provider has of ours, oldest first: the bot's machines, and other data directories', too."""
-        return await self.forge.list()
+        """What the provider has of ours, in the natural order of their names (`m-2` before `m-10`).
+
+        The bot's machines, and other data directories', too.
+        """
+        return sorted(await self.forge.list(), key=lambda machine: words.natural(machine.name))
 
     async def sweep(self) -> list[str]:
         """Burn what is beyond its time, and what a crash left; the names. A provider that fails here fails elsewhere, too."""
@@ -289,17 +324,19 @@ class Machines:
         """Burn these, side by side. An absent machine is not a failure; what fails is in the answer."""
         burned = list(await asyncio.gather(*(self._burn(name) for name in dict.fromkeys(names))))
         gone = {each.name for each in burned if each.problem is None}
+        self.told(*gone)  # there is nothing left to announce
         await asyncio.to_thread(makings.forget_names, self._settings.data_dir, self.forge.provider.name, gone)
         return burned
 
     async def destroy_fleet(self, fleet: str) -> list[Burned]:
         found = [machine.name for machine in await self.forge.list(self._owner) if machine.labels.get("fleet") == fleet]
-        return await self.destroy(found)
+        return await self.destroy(sorted(found, key=words.natural))
 
     async def destroy_all(self, *, with_runs: bool = False) -> list[Burned]:
         """Everything of this data directory; what the bot is working on only `with_runs`."""
         machines = await self.forge.list(self._owner)
-        return await self.destroy([machine.name for machine in machines if with_runs or "run" not in machine.labels])
+        names = [machine.name for machine in machines if with_runs or "run" not in machine.labels]
+        return await self.destroy(sorted(names, key=words.natural))
 
     async def _burn(self, name: str) -> Burned:
         try:

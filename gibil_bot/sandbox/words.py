@@ -51,6 +51,12 @@ def fleet_names(name: str, count: int) -> list[str]:
     return [check_name(f"{name}-{number}") for number in range(1, count + 1)]
 
 
+def natural(name: str) -> tuple[tuple[str, int], ...]:
+    """A sort key: numbers in a name count as numbers, so `agent-3` comes before `agent-10`."""
+    parts = re.split(r"(\d+)", name)
+    return tuple((text, int(number or 0)) for text, number in zip(parts[::2], [*parts[1::2], ""], strict=True))
+
+
 def ttl_seconds(text: str, max_ttl_s: int) -> int:
     """A time to live: `90s 20m 2h 7d 1w 1mo 1y`, a bare number is minutes; from a minute to GIBIL_MAX_TTL."""
     seconds = duration_seconds(text)
