@@ -288,6 +288,8 @@ async def _branch(git_branch: str, ttl: str | None, command: str | None, provide
     from gibil_bot.views import machine_created
 
     check_branch(git_branch)
+    if command is not None:
+        words.check_command(command)
     settings_of(provider)
     url = await origin_url(Path())
     if url is None:
@@ -318,11 +320,13 @@ async def _run_there(live: LiveMachine, command: str, view: dict[str, object], a
     live.on_connection = tell_connection
     if not await live.wait_ready():
         raise GibilError(f"{live.name} did not become ready; gibil logs {live.name} says why", code="PROVISION")
+    from gibil_bot.cli import stdin as our_stdin
     from gibil_bot.cli.run import outcome_view, run_live
 
     command = f"cd /root/project || exit 1\n{command}"
+    stdin = our_stdin.passed_on(None)
     if as_json:
-        outcome = await live.run(command)
+        outcome = await live.run(command, stdin=stdin if stdin is not None else b"")
         view["run"] = outcome_view(outcome)
         return outcome.exit_code
-    return await run_live(live, command, None, {})
+    return await run_live(live, command, None, {}, stdin)

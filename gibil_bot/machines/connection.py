@@ -66,10 +66,10 @@ class Connection:
 
         channel = await self.open(command, on_data)
         try:
-            async for block in blocks(stdin) if isinstance(stdin, bytes) else stdin:
-                if not await channel.send(block):
-                    break
-            channel.end_input()
+            if isinstance(stdin, bytes):
+                await _send(channel, blocks(stdin))
+            else:
+                await _send_until_it_ends(channel, stdin)
             await asyncio.shield(channel.ended)
         finally:
             if not channel.ended.done():
@@ -166,6 +166,27 @@ class Connection:
                 await self._connection.wait_closed()
         except (TimeoutError, OSError, asyncssh.Error):
             self._connection.abort()
+
+
+async def _send(channel: Channel, stdin: AsyncIterator[bytes]) -> None:
+    async for block in stdin:
+        if not await channel.send(block):
+            break
+    channel.end_input()
+
+
+async def _send_until_it_ends(channel: Channel, stdin: AsyncIterator[bytes]) -> None:
+    """Raises what the iterator raises. A command may end while its input is still waited for."""
+    sending = asyncio.create_task(_send(channel, stdin))
+    try:
+        await asyncio.wait({sending, channel.ended}, return_when=asyncio.FIRST_COMPLETED)
+        if sending.done():
+            sending.result()
+    finally:
+        sending.cancel()
+        await asyncio.wait({sending})
+        if not sending.cancelled():
+            sending.exception()  # raised above, or the command has ended and didn't want it
 
 
 async def blocks(data: bytes) -> AsyncIterator[bytes]:

@@ -94,7 +94,7 @@ class MachineTools:
         /root/.gibil-tasks-done or /root/.gibil-tasks-failed. Burn it with destroy_server when you are done.
         """
         order = Order(
-            name=name, repo=repo, ttl=str(ttl) if ttl is not None else None, size=size, server_type=server_type,
+            name=name, repo=repo, ttl=ttl, size=size, server_type=server_type,
             location=location, env=env or {}, made_by="mcp",
         )  # fmt: skip
         machines = await self._links.machines(provider)
@@ -156,7 +156,7 @@ class MachineTools:
     ) -> Annotated[CallToolResult, Extended]:
         """Let a machine live longer, by `ttl`."""
         words.check_name(name)
-        machine = await self._links.extend(name, words.duration_seconds(str(ttl)))
+        machine = await self._links.extend(name, words.duration_seconds(ttl))
         view = machine_extended(machine)
         return answer(f"{name} lives until {view['expires_at']}", view)
 
