@@ -161,7 +161,8 @@ async def test_a_machine_that_does_not_become_ready_is_an_error_that_says_why_an
     with pytest.raises(GibilError) as caught:
         async with machines.create(name="m", repo=project, settings=settings):
             pass
-    assert "m" in caught.value.message
+    assert caught.value.code == "PROVISION"
+    assert "machine m did not become ready: services (exit code" in caught.value.message
     assert "\n" not in caught.value.message
     assert left_of(settings) == ([], [])
 
