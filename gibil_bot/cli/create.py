@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gibil_bot.cli.complete import complete_sizes
 from gibil_bot.cli.machine import connected, provider_option, run_async, settings_of, stderr_write, tell_connection
 from gibil_bot.cli.output import Interrupted, Paint, json_option, print_json, print_text, say
 from gibil_bot.cli.progress import Progress
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 )
 @click.option("--fleet", type=click.IntRange(1, 20), metavar="N", help="N machines of the same: NAME-1 … NAME-N.")
 @provider_option
-@click.option("--size", metavar="SIZE", help="small, medium or large.")
+@click.option("--size", metavar="SIZE", help="small, medium or large.", shell_complete=complete_sizes)
 @click.option("--server-type", metavar="TYPE", help="The provider's own name of a machine type; beats --size.")
 @click.option("--location", metavar="PLACE", help="Where it stands, by the provider's name.")
 @click.option("--image", metavar="IMAGE", help="What it starts from, by the provider's name.")

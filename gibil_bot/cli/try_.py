@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gibil_bot.cli.complete import complete_workflows
 from gibil_bot.cli.machine import on_end, stderr_write
 from gibil_bot.cli.output import Paint, json_option, print_json, write_err
 from gibil_bot.config import Settings, load_settings
@@ -22,7 +23,14 @@ if TYPE_CHECKING:
 
 @click.command(name="try")
 @click.argument("path", default=".", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--workflow", "-w", default="test", show_default=True, help="A workflow's command, or a workflow file.")
+@click.option(
+    "--workflow",
+    "-w",
+    default="test",
+    show_default=True,
+    help="A workflow's command, or a workflow file.",
+    shell_complete=complete_workflows,
+)
 @click.option("--input", "-i", "inputs", multiple=True, metavar="NAME=VALUE", help="An input of the workflow; repeatable.")
 @click.option("--dirty", is_flag=True, help="With the uncommitted changes, new files too.")
 @json_option
@@ -56,6 +64,7 @@ async def _try(settings: Settings, path: Path, workflow: str, inputs: dict[str, 
     from gibil_bot.runs.runner import Runner, Tools
     from gibil_bot.runs.sources import LocalBundle
     from gibil_bot.runs.store import open_store
+    from gibil_bot.sandbox.limit import check_room
     from gibil_bot.wiring import machine_owner, open_forge, process_name
 
     here = await checkout.read(path, dirty=dirty)
@@ -66,6 +75,8 @@ async def _try(settings: Settings, path: Path, workflow: str, inputs: dict[str, 
     with tempfile.TemporaryDirectory(prefix="gibil-try-") as scratch:
         store = await open_store(f"sqlite:///{scratch}/try.db")
         try:
+            owner = machine_owner(forge.keyring)
+            check_room({machine.name for machine in await forge.list(owner)}, ["try"], settings.max_machines)
             new: NewRun = checkout.new_run(here, plan)
             claim = await checkout.queue_and_claim(store, process, new)
             tools = Tools(
@@ -73,7 +84,7 @@ async def _try(settings: Settings, path: Path, workflow: str, inputs: dict[str, 
                 forge=forge,
                 supply=LocalBundle(here.folder, here.sha),
                 logs=Path(scratch) / "logs",
-                owner=machine_owner(forge.keyring),
+                owner=owner,
                 secrets=settings.secrets,
                 egress=settings.egress,
                 max_ttl_s=settings.max_ttl_s,
