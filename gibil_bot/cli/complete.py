@@ -66,7 +66,9 @@ def complete_workflows(context: click.Context, parameter: click.Parameter, incom
     from click.shell_completion import CompletionItem
 
     try:
-        words = _starting(_commands(Path(str(context.params.get("path") or "."))), incomplete)
+        # click leaves arguments unparsed in front of an option whose value is missing, as this one's is.
+        paths = [Path(word) for word in (*context.args, str(context.params.get("path") or "."))]
+        words = _starting(_commands(next(path for path in paths if path.is_dir())), incomplete)
     except Exception:
         words = []
     return [CompletionItem(word) for word in words] or [CompletionItem(incomplete, type="file")]
