@@ -162,5 +162,5 @@ class Terminal:
             took = f"{result.duration_s:7.2f} s" if result.duration_s is not None else " " * 9
             self._say(f"  {result.name:<{width}}  {result.status.value:<9} {took}  {result.detail}".rstrip())
         verdict = run.conclusion.value if run.conclusion else "unknown"
-        paint = self._paint.good if verdict in ("success", "skipped") else self._paint.bad
+        paint = self._paint.good if verdict in ("success", "skipped", "neutral") else self._paint.bad
         self._say(paint(f"{self._plan.workflow}: {verdict}"))

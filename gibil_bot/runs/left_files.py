@@ -1,4 +1,4 @@
-"""What a task left in GITHUB_STEP_SUMMARY, GITHUB_ENV and GITHUB_PATH, for the report and for the tasks after it.
+"""What a task left in GITHUB_STEP_SUMMARY, GITHUB_ENV, GITHUB_PATH and GIBIL_NEUTRAL: for the report, for later tasks.
 
 It comes with the task's end. Only for a task that ended while nobody followed it, it is asked for.
 """
@@ -14,6 +14,7 @@ from gibil_bot.ports import Shell
 
 FILES_LIMIT_BYTES = 1024 * 1024
 STORED_SUMMARY_BYTES = 64 * 1024
+REASON_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,30 +24,34 @@ class LeftFiles:
     summary: bytes
     env: bytes
     path: bytes
+    neutral: bytes = b""
+    """Why there was nothing to do; empty: there was."""
 
 
-def paths_of(index: int) -> tuple[str, str, str]:
+def paths_of(index: int) -> tuple[str, str, str, str]:
     """Where the task of that index writes them: what a Job `returns`."""
     files = script.task_files(index)
-    return files.summary, files.env, files.path
+    return files.summary, files.env, files.path, files.neutral
 
 
 def left_in(ended: Exit, index: int) -> LeftFiles | None:
     """What came with the task's end; None: it was started by a bot that did not ask for it."""
-    summary, env, path = (ended.files.get(path) for path in paths_of(index))
+    summary, env, path, neutral = (ended.files.get(path) for path in paths_of(index))
     if summary is None or env is None or path is None:
         return None
-    return LeftFiles(summary[:STORED_SUMMARY_BYTES], env[:FILES_LIMIT_BYTES], path[:FILES_LIMIT_BYTES])
+    return LeftFiles(
+        summary[:STORED_SUMMARY_BYTES], env[:FILES_LIMIT_BYTES], path[:FILES_LIMIT_BYTES], (neutral or b"")[:REASON_BYTES]
+    )
 
 
 async def read_left_files(shell: Shell, index: int) -> LeftFiles:
     """In one round trip: a line of base64 each. Raises MachineLost."""
-    limits = zip(paths_of(index), (STORED_SUMMARY_BYTES, FILES_LIMIT_BYTES, FILES_LIMIT_BYTES), strict=True)
+    limits = zip(paths_of(index), (STORED_SUMMARY_BYTES, FILES_LIMIT_BYTES, FILES_LIMIT_BYTES, REASON_BYTES), strict=True)
     result = await shell.run(
         "\n".join(f"test -s {path} && head -c {limit} {path} | base64 -w 0; echo" for path, limit in limits)
     )
-    lines = [*result.stdout.split(b"\n"), b"", b"", b""]
+    lines = [*result.stdout.split(b"\n"), b"", b"", b"", b""]
     try:
-        return LeftFiles(*(base64.b64decode(line) for line in lines[:3]))
+        return LeftFiles(*(base64.b64decode(line) for line in lines[:4]))
     except ValueError:  # the machine belongs to its tasks: one may have put something else in the place of base64
         return LeftFiles(b"", b"", b"")
