@@ -29,6 +29,13 @@ DEADLINE_S = 120.0
 LOOK_EVERY_S = 0.04
 COMMAND = "/gibil test"
 INTERRUPTED = 130
+MISTAKE = """import unittest
+
+
+class Mistake(unittest.TestCase):
+    def test_two_and_two(self):
+        self.assertEqual(2 + 2, 5)
+"""
 
 
 OnVerdict = Callable[[dict[str, Any]], None]
@@ -134,6 +141,7 @@ async def _show(stage: _Stage) -> int:
 
 def _failed(reason: str, stage: _Stage) -> int:
     terminal = stage.terminal
+    stage.narrator.flush()
     terminal.say()
     terminal.say(terminal.style(f"gibil demo: {reason}. The end of the bot's log:", "red"))
     for line in stage.bot.log_tail():
@@ -170,7 +178,7 @@ def _table(stage: _Stage) -> None:
 def _how_to_go_on(stage: _Stage) -> None:
     terminal, github = stage.terminal, stage.github
     pull = f"{github.url}/_double/repos/{project.FULL_NAME}/pulls/{stage.narrator.number}"
-    mistake = json.dumps({"files": {"sexagesimal/numbers.py": "BASE = 6\n"}, "message": "A mistake"})
+    mistake = json.dumps({"files": {"tests/test_mistake.py": MISTAKE}, "message": "A mistake"})
     terminal.say()
     terminal.say(terminal.style("Both go on until Ctrl-C. In another terminal:", "bold"))
     for words, command in (

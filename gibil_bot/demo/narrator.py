@@ -6,6 +6,7 @@ is held for a moment and printed in the order of its time.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -119,7 +120,16 @@ class Narrator:
             self._deliveries += 1
             if delivery.event == "issue_comment" and delivery.action == "created" and delivery.delivered_at >= self.begun:
                 entries += self._delivered(delivery)
+            elif delivery.event == "pull_request" and delivery.action == "synchronize" and delivery.delivered_at >= self.begun:
+                entries += [self._pushed(delivery), *self._delivered(delivery)]
         return entries
+
+    def _pushed(self, delivery: HookDelivery) -> Entry:
+        payload = json.loads(delivery.body)
+        who = self.terminal.style(payload["sender"]["login"], "bold")
+        head = payload["pull_request"]["head"]
+        text = f"{self.terminal.style('▸', 'blue')} {who} pushed {head['sha'][:7]} to {head['ref']}"
+        return Entry(delivery.delivered_at, text)
 
     def _delivered(self, delivery: HookDelivery) -> list[Entry]:
         if b'"type": "Bot"' in delivery.body.partition(b'"sender"')[2]:
