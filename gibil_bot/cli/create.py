@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gibil_bot.cli.complete import complete_sizes
-from gibil_bot.cli.machine import connected, provider_option, run_async, settings_of, stderr_write, tell_connection
+from gibil_bot.cli.machine import (
+    connected,
+    first_machine_note,
+    provider_option,
+    run_async,
+    settings_of,
+    stderr_write,
+    tell_connection,
+)
 from gibil_bot.cli.output import Interrupted, Paint, json_option, print_json, print_text, say
 from gibil_bot.cli.progress import Progress
 from gibil_bot.errors import GibilError, UsageError
@@ -168,6 +176,8 @@ async def _make(machines: Machines, order: Order, fleet: int | None) -> list[Liv
 
         def on_phase(name: str, phase: str, seconds: float | None) -> None:
             if phase == "forge" and seconds is None:
+                if not begun and (first := first_machine_note(machines.settings)):
+                    progress.say(f"gibil: {first}")
                 begun.append(name)
             progress.phase(name, phase, seconds)
 

@@ -65,6 +65,13 @@ async def opened(name: str, provider: str | None) -> AsyncIterator[LiveMachine]:
             await asyncio.shield(asyncio.ensure_future(live.close()))
 
 
+def first_machine_note(settings: Settings) -> str | None:
+    """What to say while the first local machine of a data directory is created: it takes seconds longer than all others."""
+    if settings.provider != "local" or any((settings.data_dir / "local").glob("skeleton-*")):
+        return None
+    return "preparing the root file system of local machines, once per data directory: this takes some seconds"
+
+
 def tell_connection(sentence: str) -> None:
     say(sentence, sys.stderr)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gibil_bot.cli.complete import complete_workflows
-from gibil_bot.cli.machine import on_end, stderr_write
+from gibil_bot.cli.machine import first_machine_note, on_end, stderr_write
 from gibil_bot.cli.output import Paint, json_option, print_json, write_err
 from gibil_bot.config import Settings, load_settings
 from gibil_bot.errors import GibilError, UsageError
@@ -70,7 +70,7 @@ async def _try(settings: Settings, path: Path, workflow: str, inputs: dict[str, 
     here = await checkout.read(path, dirty=dirty)
     plan = await checkout.plan(here, settings, workflow, inputs)
     forge = open_forge(settings)
-    terminal = Terminal(plan)
+    terminal = Terminal(plan, first_machine_note(settings))
     process = process_name()
     with tempfile.TemporaryDirectory(prefix="gibil-try-") as scratch:
         store = await open_store(f"sqlite:///{scratch}/try.db")
@@ -115,8 +115,9 @@ async def _try(settings: Settings, path: Path, workflow: str, inputs: dict[str, 
 class Terminal:
     """The run as it happens: phases and a closing table on stderr, what the tasks print between them."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, first_machine: str | None = None) -> None:
         self._plan = plan
+        self._first_machine = first_machine
         self._paint = Paint(sys.stderr)
         self._line_open = False
         for note in plan.notes:
@@ -134,6 +135,8 @@ class Terminal:
         match event["phase"]:
             case "forging":
                 self._say(self._paint.quiet("forging a machine …"))
+                if self._first_machine is not None:
+                    self._say(self._paint.quiet(self._first_machine))
             case "forged":
                 self._say(self._paint.quiet(f"machine {event['machine']} is ready{took}"))
             case "cloned":

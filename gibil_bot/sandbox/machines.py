@@ -80,7 +80,7 @@ class Machines:
     """`owner` is what all machines of this data directory are labelled with."""
 
     def __init__(self, settings: Settings, forge: Forge, owner: str) -> None:
-        self._settings = settings
+        self.settings = settings
         self._owner = owner
         self._untold: dict[str, Making] = {}
         self.forge = forge
@@ -109,7 +109,7 @@ class Machines:
         from gibil_bot.planning.workflow import MachineWish
         from gibil_bot.sandbox import order as orders
 
-        orders.check(order, self._settings)
+        orders.check(order, self.settings)
         if count is not None:
             words.fleet_names(order.name or "fleet", count)
         tell = on_phase or (lambda name, phase, seconds: None)
@@ -117,7 +117,7 @@ class Machines:
         try:
             async with self._origin(order, tell) as origin:
                 wish = origin.file.machine if origin is not None and origin.file is not None else MachineWish()
-                terms = orders.terms(order, wish, self._settings)
+                terms = orders.terms(order, wish, self.settings)
                 labels = self._labels(order, origin)
                 if count is None:
                     names = [terms.name]
@@ -141,8 +141,8 @@ class Machines:
         that came before it, so that they don't exceed the limit together.
         """
         provider = self.forge.provider.name
-        begun = [Making(self._settings.data_dir, provider=provider, name=name, made_by=made_by, ttl_s=ttl_s) for name in names]
-        beginning = asyncio.create_task(asyncio.to_thread(makings.begin_together, self._settings.data_dir, begun))
+        begun = [Making(self.settings.data_dir, provider=provider, name=name, made_by=made_by, ttl_s=ttl_s) for name in names]
+        beginning = asyncio.create_task(asyncio.to_thread(makings.begin_together, self.settings.data_dir, begun))
         try:
             others = await asyncio.shield(beginning)
             await self._check_room(names, {name for its_provider, name in others if its_provider == provider})
@@ -156,9 +156,9 @@ class Machines:
     async def _check_room(self, names: Sequence[str], others: set[str]) -> None:
         """Raises UsageError. `others`: machines that are being created at this moment."""
         existing = await self._existing(others)
-        if len(existing) + len(names) > self._settings.max_machines and await self.sweep():
+        if len(existing) + len(names) > self.settings.max_machines and await self.sweep():
             existing = await self._existing(others)  # without those that had expired
-        limit.check_room(existing, names, self._settings.max_machines)
+        limit.check_room(existing, names, self.settings.max_machines)
 
     async def _existing(self, others: set[str]) -> set[str]:
         return others | {machine.name for machine in await self.forge.list(self._owner)}
@@ -214,11 +214,11 @@ class Machines:
             ttl_s=terms.ttl_s,
             labels=labels,
             plan=terms.plan,
-            egress_allow=(*self._settings.egress, *address_of(origin.clone_url if origin and origin.clone_url else "")),
+            egress_allow=(*self.settings.egress, *address_of(origin.clone_url if origin and origin.clone_url else "")),
             on_phase=lambda phase, seconds: tell(name, phase, seconds),
             fresh=True,
         )
-        live = LiveMachine(self.forge, machine, shell, self._settings.max_ttl_s)
+        live = LiveMachine(self.forge, machine, shell, self.settings.max_ttl_s)
         try:
             await start_provisioning(shell, name, terms, origin, tell)
         except BaseException:
@@ -249,9 +249,9 @@ class Machines:
 
         tell("", "repository", None)
         began = asyncio.get_running_loop().time()
-        async with read_origin(order.repo, order.branch, self._settings.github_url) as origin:
+        async with read_origin(order.repo, order.branch, self.settings.github_url) as origin:
             if origin.file is not None and origin.file.services:
-                check_services(origin.file, service_grounds(self._settings))
+                check_services(origin.file, service_grounds(self.settings))
             tell("", "repository", asyncio.get_running_loop().time() - began)
             yield origin
 
@@ -287,7 +287,7 @@ class Machines:
             if await self.forge.get(name) is None:  # somebody burned it while we were on our way
                 raise not_found(name) from None
             raise
-        return LiveMachine(self.forge, machine, shell, self._settings.max_ttl_s)
+        return LiveMachine(self.forge, machine, shell, self.settings.max_ttl_s)
 
     async def list_machines(self) -> list[Machine]:
         """What the provider has of ours, in the natural order of their names (`m-2` before `m-10`).
@@ -306,11 +306,11 @@ class Machines:
 
     async def settle(self) -> list[Settled]:
         """What was made by processes that were killed: see settle.py. Costs nothing where there was none."""
-        return await settle(self.forge, self._settings.data_dir)
+        return await settle(self.forge, self.settings.data_dir)
 
     async def _taken(self, machine: Machine) -> None:
         """Somebody calls it by its name: it needs no offering."""
-        await asyncio.to_thread(makings.forget, self._settings.data_dir, machine.labels.get(CREATION, ""))
+        await asyncio.to_thread(makings.forget, self.settings.data_dir, machine.labels.get(CREATION, ""))
 
     # The end
 
@@ -318,14 +318,14 @@ class Machines:
         """Raises MachineNotFound, UsageError beyond GIBIL_MAX_TTL."""
         machine = await self.get(name)
         await self._taken(machine)
-        return await extend_machine(self.forge, machine, seconds, self._settings.max_ttl_s)
+        return await extend_machine(self.forge, machine, seconds, self.settings.max_ttl_s)
 
     async def destroy(self, names: Sequence[str]) -> list[Burned]:
         """Burn these, side by side. An absent machine is not a failure; what fails is in the answer."""
         burned = list(await asyncio.gather(*(self._burn(name) for name in dict.fromkeys(names))))
         gone = {each.name for each in burned if each.problem is None}
         self.told(*gone)  # there is nothing left to announce
-        await asyncio.to_thread(makings.forget_names, self._settings.data_dir, self.forge.provider.name, gone)
+        await asyncio.to_thread(makings.forget_names, self.settings.data_dir, self.forge.provider.name, gone)
         return burned
 
     async def destroy_fleet(self, fleet: str) -> list[Burned]:
