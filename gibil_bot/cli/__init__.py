@@ -34,7 +34,7 @@ _SUMMARIES = {
     "check": "Validate workflow files and `.gibil.yml`.",
     "plan": "Print what a workflow would do on an event, and do nothing.",
     "replay": "Post a recorded payload as GitHub would, signed with GIBIL_GITHUB_WEBHOOK_SECRET.",
-    "completion": "Print a shell's completion of this command: commands, options, machines.",
+    "completion": "Print a shell's completion of this command: commands, options, machines, jobs, workflows.",
 }
 """The commands, in the order in which people meet them, with the first sentence of each: listing them imports none."""
 

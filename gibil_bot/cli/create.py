@@ -23,7 +23,7 @@ from gibil_bot.cli.machine import (
     stderr_write,
     tell_connection,
 )
-from gibil_bot.cli.output import Interrupted, Paint, json_option, print_json, print_text, say
+from gibil_bot.cli.output import Interrupted, Paint, ReaderGone, json_option, print_json, print_text, say
 from gibil_bot.cli.progress import Progress
 from gibil_bot.errors import GibilError, UsageError
 
@@ -118,7 +118,7 @@ async def _create(order: Order, fleet: int | None, provider: str | None, wait: s
                     failed |= not await _wait(live, view, wait)
         except asyncio.CancelledError:
             view = _fleet_view(made, views) if fleet is not None else views[0]
-            return _interrupted(machines, made, view, f"waiting for {'the tasks' if wait == 'tasks' else wait}", as_json)
+            return await _interrupted(machines, made, view, f"waiting for {'the tasks' if wait == 'tasks' else wait}", as_json)
         except BaseException:
             # Their names have not been reported: they would only cost.
             names = [live.name for live in made]
@@ -142,12 +142,13 @@ def _fleet_view(made: Sequence[LiveMachine], views: Sequence[dict[str, object]])
     return {"fleet_id": made[0].machine.labels["fleet"], "instances": views}
 
 
-def _interrupted(
+async def _interrupted(
     machines: Machines, made: Sequence[LiveMachine], view: dict[str, object], doing: str, as_json: bool, *, named: bool = True
 ) -> int:
     """Machines that can be used already are kept when the wait for them is interrupted: say how to go on. The exit status.
 
-    `named`: their names go to stdout, as without the interruption.
+    `named`: their names go to stdout, as without the interruption. Where that can't be written (the terminal was closed) they
+    are destroyed, as nobody would learn of them; raises Interrupted then.
     """
     from gibil_bot.views import timestamp
 
@@ -160,10 +161,14 @@ def _interrupted(
         f"interrupted while {doing}; {', '.join(names)} {kept} until {until}: use {it} (gibil ssh {first}, "
         f"gibil logs {first} -f), or destroy {it} (gibil destroy {' '.join(names)})"
     )
-    if as_json:
-        print_json({"error": "interrupted", "code": "INTERRUPTED", "message": message, "exit_code": 130, **view})
-    elif named:
-        print_text("".join(f"{name}\n" for name in names))
+    try:
+        if as_json:
+            print_json({"error": "interrupted", "code": "INTERRUPTED", "message": message, "exit_code": 130, **view})
+        elif named:
+            print_text("".join(f"{name}\n" for name in names))
+    except (ReaderGone, GibilError):
+        await asyncio.shield(asyncio.ensure_future(machines.destroy(names)))
+        raise Interrupted(f"interrupted; {', '.join(names)} {'is' if len(names) == 1 else 'are'} destroyed") from None
     say(message, sys.stderr)
     machines.told(*names)
     return 130
@@ -315,7 +320,7 @@ async def _branch(git_branch: str, ttl: str | None, command: str | None, provide
             if command is not None:
                 status = await _run_there(live, command, view, as_json)
         except asyncio.CancelledError:
-            return _interrupted(machines, [live], view, f"working on {git_branch}", as_json, named=command is None)
+            return await _interrupted(machines, [live], view, f"working on {git_branch}", as_json, named=command is None)
         finally:
             await live.close()
             machines.told(live.name)  # the machine stays, however this ends, and was named while it was forged
