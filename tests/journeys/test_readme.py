@@ -27,12 +27,16 @@ Run = Callable[["World", str], None]
 
 
 class World:
-    """A checkout in a folder of its own, `pip` and what it installed in the PATH, and a GitHub with `owner/project`."""
+    """A checkout in a folder of its own, what it installs in the PATH, and a GitHub with `owner/project`."""
 
-    def __init__(self, line: CommandLine, github: GitServer, checkout: Path, venv: Path) -> None:
-        self.line, self.checkout, self.venv = line, checkout, venv
+    def __init__(self, line: CommandLine, github: GitServer, checkout: Path) -> None:
+        self.line, self.checkout, self.venv = line, checkout, checkout / ".venv"
         self.environment = line.environment(
-            PATH=f"{line.folder}/pip:{venv}/bin:{os.environ['PATH']}",
+            PATH=f"{self.venv}/bin:{os.environ['PATH']}",
+            # The dependencies are those of the environment that the tests run in, so that no network is needed.
+            PIP_NO_BUILD_ISOLATION="0",  # pip reads it the other way round
+            PIP_NO_DEPS="1",
+            PIP_IGNORE_INSTALLED="1",
             GIBIL_GITHUB_URL=f"{github.url}/api/v3",
             # Of the tests one file, so that this is a test of the command and not of everything.
             PYTEST_ADDOPTS="-n 0 tests/unit/test_commands.py",
@@ -41,7 +45,7 @@ class World:
     def install(self) -> None:
         """As the README says it, for examples of what is installed."""
         if not (self.venv / "bin" / "gibil").exists():
-            self.run("pip", "install", "-e", ".", at=self.checkout)
+            self.run("sh", ".ci/install", at=self.checkout)
 
     def run(self, *command: str, at: Path) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -52,7 +56,7 @@ class World:
 
 
 def install_and_demo(world: World, block: str) -> None:
-    """In a new virtual environment; the dependencies are those of this one, so that no network is needed."""
+    """In a checkout whose environment is there already, with the dependencies; `.ci/fresh` runs it on a fresh Debian."""
     done = world.run("bash", "-euc", block, at=world.checkout)
     assert "check run" in done.stdout
     assert "success" in done.stdout
@@ -86,8 +90,8 @@ def repository_file(_world: World, block: str) -> None:
 
 
 HOW: dict[str, Run] = {
-    "pip install -e . && gibil demo": install_and_demo,
-    "pip install -e '.[test]' && pytest": install_and_test,
+    "sh .ci/install && .venv/bin/gibil demo": install_and_demo,
+    "sh .ci/install test && .venv/bin/pytest": install_and_test,
     "gibil create --name box --repo owner/project": create_run_destroy,
     "from gibil_bot import machines": program,
     "# .gibil.yml": repository_file,
@@ -98,21 +102,21 @@ HOW: dict[str, Run] = {
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, local_machines: None) -> Iterator[World]:
     with command_line(tmp_path_factory.mktemp("readme"), shared_folder(tmp_path_factory)) as line:
-        checkout, venv = line.folder / "checkout", line.folder / "venv"
+        checkout = line.folder / "checkout"
         ignored = shutil.ignore_patterns(".git", ".venv", "*.egg-info", "__pycache__", ".*_cache", "build", "dist")
         shutil.copytree(ROOT, checkout, symlinks=True, ignore=ignored)
-        install(line, checkout, venv)
+        prepare(checkout / ".venv")
         work = line.repository(
             "work", {"Makefile": "test:\n\t@echo all is well\n", ".gibil.yml": "tasks: [{name: set-up, run: make test}]\n"}
         )
         (line.folder / "served" / "owner").mkdir(parents=True)
         line.git(line.folder, "clone", "-q", "--bare", str(work), "served/owner/project.git")
         with GitServer(line.folder / "served") as github:
-            yield World(line, github, checkout, venv)
+            yield World(line, github, checkout)
 
 
-def install(line: CommandLine, checkout: Path, venv: Path) -> None:
-    """A virtual environment with a `pip` in front of its PATH that installs as it is told, and builds with what is here."""
+def prepare(venv: Path) -> None:
+    """A virtual environment that finds this one's packages, and builds with them."""
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True, timeout=120)
     packages = next(venv.glob("lib/python3*/site-packages"))
     for bundled in ("setuptools", "pkg_resources", "_distutils_hack"):  # of Python 3.11, and too old
@@ -121,11 +125,7 @@ def install(line: CommandLine, checkout: Path, venv: Path) -> None:
         shutil.rmtree(bundled) if bundled.is_dir() else bundled.unlink()
     here = next(path for path in sys.path if path.endswith("site-packages") and Path(path, "setuptools").is_dir())
     (packages / "dependencies.pth").write_text(f"{here}\n")
-    (line.folder / "pip").mkdir()
-    pip = line.folder / "pip" / "pip"
-    pip.write_text(f'#!/bin/sh\nexec {venv}/bin/python -m pip "$@" --no-build-isolation --ignore-installed --no-deps -q\n')
-    pip.chmod(0o755)
-    pytest_there = line.folder / "pip" / "pytest"
+    pytest_there = venv / "bin" / "pytest"
     pytest_there.write_text(f'#!/bin/sh\nexec {venv}/bin/python -m pytest "$@"\n')
     pytest_there.chmod(0o755)
 
