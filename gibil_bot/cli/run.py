@@ -53,7 +53,7 @@ class _Run(click.Command):
             args = ["NAME", "ls", "-la"]
         name, *words = args
         line = shlex.join(words)
-        return f"Quote the command: gibil run {name} {shlex.quote(line)}, or write it after --: gibil run {name} -- {line}"
+        return f"Quote the command (gibil run {name} {shlex.quote(line)}), or write it after -- (gibil run {name} -- {line})."
 
 
 def split_words(args: list[str]) -> tuple[list[str], list[str] | None]:
