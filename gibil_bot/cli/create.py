@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -17,13 +18,14 @@ from gibil_bot.cli.complete import complete_sizes
 from gibil_bot.cli.machine import (
     connected,
     first_machine_note,
+    on_end,
     provider_option,
     run_async,
     settings_of,
     stderr_write,
     tell_connection,
 )
-from gibil_bot.cli.output import Interrupted, Paint, ReaderGone, json_option, print_json, print_text, say
+from gibil_bot.cli.output import Interrupted, Paint, ReaderGone, fail, json_option, print_json, print_text, say
 from gibil_bot.cli.progress import Progress
 from gibil_bot.errors import GibilError, UsageError
 
@@ -107,7 +109,7 @@ async def _create(order: Order, fleet: int | None, provider: str | None, wait: s
 
     async with connected(provider) as machines:
         await tell_settled(machines)  # the name that is asked for may be one of these
-        made = await _make(machines, order, fleet)
+        made = await _make(machines, order, fleet, as_json)
         failed = False
         views = [machine_created(each.machine) for each in made]
         try:
@@ -174,7 +176,7 @@ async def _interrupted(
     return 130
 
 
-async def _make(machines: Machines, order: Order, fleet: int | None) -> list[LiveMachine]:
+async def _make(machines: Machines, order: Order, fleet: int | None, as_json: bool) -> list[LiveMachine]:
     """Raises Interrupted, once what there was of the machines is destroyed."""
     begun: list[str] = []
     async with Progress() as progress:
@@ -191,13 +193,13 @@ async def _make(machines: Machines, order: Order, fleet: int | None) -> list[Liv
             made, notes = await asyncio.shield(making)
         except asyncio.CancelledError:
             progress.pause()
-            raise Interrupted(await _call_off(machines, making, begun)) from None
+            raise Interrupted(await _call_off(machines, making, begun, as_json)) from None
         for note in notes:
             progress.say(f"gibil: {note}")
     return made
 
 
-async def _call_off(machines: Machines, making: asyncio.Task[Any], names: list[str]) -> str:
+async def _call_off(machines: Machines, making: asyncio.Task[Any], names: list[str], as_json: bool) -> str:
     """End a creation that was interrupted; what became of its machines."""
     from gibil_bot.sandbox.words import natural
 
@@ -209,6 +211,15 @@ async def _call_off(machines: Machines, making: asyncio.Task[Any], names: list[s
             "(Ctrl-C again leaves that to the next gibil command)",
             sys.stderr,
         )
+
+    def leave() -> None:
+        # At once: a request that was sent to a cloud is waited for until its timeout otherwise. Our record is released with us.
+        os._exit(fail(Interrupted(_left_message(names)), as_json=as_json))
+
+    # The loop has to read the first signal from its pipe before, or it would take it for the second.
+    await asyncio.sleep(0.05)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, leave)
+    on_end(lambda: None)  # a closed terminal sends more than one signal
     making.cancel()
     await asyncio.wait({making})
     if making.cancelled() or making.exception() is not None:
@@ -219,13 +230,19 @@ async def _call_off(machines: Machines, making: asyncio.Task[Any], names: list[s
             await live.close()
         await machines.destroy(names)
     if not names:
-        return "interrupted before a machine was created"
+        return _left_message([])
     left = names
     with contextlib.suppress(GibilError):  # what the provider says of it
         left = [name for name in names if await machines.forge.get(name) is not None]
     if not left:
         return f"interrupted; {', '.join(names)} {'are' if many else 'is'} destroyed"
-    return f"interrupted; {', '.join(left)} may still exist: the next gibil command destroys what is left"
+    return _left_message(left)
+
+
+def _left_message(names: list[str]) -> str:
+    if not names:
+        return "interrupted before a machine was created"
+    return f"interrupted; {', '.join(names)} may still exist: the next gibil command destroys what is left"
 
 
 async def tell_swept(machines: Machines) -> list[str]:
@@ -314,7 +331,7 @@ async def _branch(git_branch: str, ttl: str | None, command: str | None, provide
     order = replace(order, name=words.name_of_branch(git_branch))
     status = 0
     async with connected(provider) as machines:
-        (live,) = await _make(machines, order, None)
+        (live,) = await _make(machines, order, None, as_json)
         view = machine_created(live.machine)
         try:
             if command is not None:

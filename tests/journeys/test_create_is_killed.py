@@ -223,7 +223,9 @@ def test_a_second_ctrl_c_leaves_the_clean_up_to_the_next_command(hetzner: Cloud,
     until(lambda: any(call.startswith("DELETE /servers") for call in double.api.calls), "it is being destroyed")
     process.send_signal(signal.SIGINT)
     out, _err = process.communicate(timeout=30)
-    assert (process.returncode, json.loads(out)["code"]) == (130, "INTERRUPTED")
+    told = json.loads(out)
+    assert (process.returncode, told["code"]) == (130, "INTERRUPTED")
+    assert told["message"] == "interrupted; lost may still exist: the next gibil command destroys what is left"
 
     async def go_on() -> None:
         answer.set()
