@@ -198,8 +198,8 @@ async def test_a_closed_terminal_and_a_reader_that_is_gone_leave_nothing_behind(
         demo.process.stdout._transport.close()  # type: ignore[union-attr]
         demo.process.send_signal(signal.SIGINT)
         for _ in range(200):  # during the clean-up, which takes a second or two
-            demo.process.send_signal(signal.SIGHUP)
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError, ProcessLookupError):
+                demo.process.send_signal(signal.SIGHUP)
                 await asyncio.wait_for(demo.process.wait(), 0.05)
                 break
         assert await demo.process.wait() in (130, 141), "interrupted, or nobody reads it: whichever was noticed first"
