@@ -79,7 +79,11 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(name="GIBIL_HOST", default="127.0.0.1", meaning="the address to listen on"),
     Setting(name="GIBIL_PORT", default="8080", meaning="the port to listen on"),
     Setting(name="GIBIL_PUBLIC_URL", default="–", meaning="where people reach the bot; details links"),
-    Setting(name="GIBIL_MAX_MACHINES", default="10", meaning="machines at one time"),
+    Setting(
+        name="GIBIL_MAX_MACHINES",
+        default="10",
+        meaning="runs at one time, and machines of this data directory for `create`, `try`, MCP and Python",
+    ),
     Setting(name="GIBIL_MAX_TTL", default="24h", meaning="the longest life of a machine"),
     Setting(name="GIBIL_MAX_LOGS", default="10", meaning="GiB of task output that is kept; the oldest runs' go first"),
     Setting(name="GIBIL_MAX_RUN_LOGS", default="1", meaning="GiB of task output that is kept of one run"),

@@ -88,7 +88,7 @@ class Shell(Protocol):
         script: str,
         *,
         timeout_s: float = 60.0,
-        stdin: bytes = b"",
+        stdin: bytes | AsyncIterator[bytes] = b"",
         env: Mapping[str, str] | None = None,
         on_output: Callable[[str, bytes], None] | None = None,
         keep_output: bool = True,
@@ -97,7 +97,8 @@ class Shell(Protocol):
         """Run a short script in `sh -c` and wait. The process tree dies on timeout (TimeoutError) and on cancel.
 
         At most `most_bytes` of output are kept: beyond that the process tree dies, and SSHError is raised. Raises UsageError
-        for a script of blanks.
+        for a script of blanks. An iterator for `stdin` is read no faster than the script reads, and closed when the script
+        ends before it.
 
         `env` goes over stdin's side channel of the implementation, never argv. `on_output(stream, data)` is called as
         output comes; the result holds it all the same, unless `keep_output` is False: then output of any size passes through.

@@ -34,7 +34,7 @@ _SUMMARIES = {
     "check": "Validate workflow files and `.gibil.yml`.",
     "plan": "Print what a workflow would do on an event, and do nothing.",
     "replay": "Post a recorded payload as GitHub would, signed with GIBIL_GITHUB_WEBHOOK_SECRET.",
-    "completion": "Print a shell's completion of this command: commands, options, machines.",
+    "completion": "Print a shell's completion of this command: commands, options, machines, jobs, workflows.",
 }
 """The commands, in the order in which people meet them, with the first sentence of each: listing them imports none."""
 
@@ -54,6 +54,15 @@ class _Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_SUMMARIES)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _SUMMARIES and not args[0].startswith("-") and not ctx.resilient_parsing:
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], _SUMMARIES, n=1, cutoff=0.6)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            ctx.fail(f"No such command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _SUMMARIES:
@@ -98,8 +107,19 @@ def main() -> None:
     except BaseException as error:
         from gibil_bot.cli.output import fail
 
-        status = fail(error, as_json="--json" in sys.argv[1:])
+        status = fail(error, as_json=_wants_json(sys.argv[1:]))
     _leave(status)
+
+
+def _wants_json(arguments: list[str]) -> bool:
+    """Also of words that couldn't be parsed; `--json` among the words of a remote command is that command's."""
+    if "--" in arguments:
+        arguments = arguments[: arguments.index("--")]
+    if arguments[:1] == ["ssh"]:  # its options come before the machine's name
+        values = [number + 1 for number, word in enumerate(arguments) if word == "--provider"]
+        ours = [number for number, word in enumerate(arguments) if not (word.startswith("-") or number in (0, *values))]
+        arguments = arguments[: ours[0]] if ours else arguments
+    return "--json" in arguments
 
 
 def _leave(status: int) -> NoReturn:

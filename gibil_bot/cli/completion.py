@@ -6,13 +6,20 @@ import click
 
 from gibil_bot.cli.output import json_option, print_json, print_text
 
+_ZSH_BEGIN = """
+# A ~/.zshrc that doesn't set up zsh's completion: do it here, without a question about insecure folders.
+if ! (( $+functions[compdef] )); then
+    autoload -Uz compinit && compinit -i
+fi
+"""
+
 
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @json_option
 @click.pass_context
 def completion(context: click.Context, shell: str, as_json: bool) -> None:
-    """Print a shell's completion of this command: commands, options, machines.
+    """Print a shell's completion of this command: commands, options, machines, jobs, workflows.
 
     \b
     eval "$(gibil completion bash)"            in ~/.bashrc
@@ -24,6 +31,8 @@ def completion(context: click.Context, shell: str, as_json: bool) -> None:
     kind = get_completion_class(shell)
     assert kind is not None
     text = kind(context.find_root().command, {}, "gibil", "_GIBIL_COMPLETE").source() + "\n"
+    if shell == "zsh":
+        text = text.replace("#compdef gibil\n", f"#compdef gibil\n{_ZSH_BEGIN}", 1)
     if as_json:
         print_json({"shell": shell, "script": text})
     else:

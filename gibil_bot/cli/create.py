@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from gibil_bot.cli.machine import connected, provider_option, run_async, settings_of, stderr_write, tell_connection
-from gibil_bot.cli.output import Paint, json_option, print_json, print_text, say
+from gibil_bot.cli.complete import complete_sizes
+from gibil_bot.cli.machine import (
+    connected,
+    on_end,
+    provider_option,
+    run_async,
+    settings_of,
+    stderr_write,
+    tell_connection,
+)
+from gibil_bot.cli.output import Interrupted, Paint, ReaderGone, fail, json_option, print_json, print_text, say
 from gibil_bot.cli.progress import Progress
 from gibil_bot.errors import GibilError, UsageError
 
@@ -31,7 +44,7 @@ if TYPE_CHECKING:
 )
 @click.option("--fleet", type=click.IntRange(1, 20), metavar="N", help="N machines of the same: NAME-1 … NAME-N.")
 @provider_option
-@click.option("--size", metavar="SIZE", help="small, medium or large.")
+@click.option("--size", metavar="SIZE", help="small, medium or large.", shell_complete=complete_sizes)
 @click.option("--server-type", metavar="TYPE", help="The provider's own name of a machine type; beats --size.")
 @click.option("--location", metavar="PLACE", help="Where it stands, by the provider's name.")
 @click.option("--image", metavar="IMAGE", help="What it starts from, by the provider's name.")
@@ -98,40 +111,139 @@ async def _create(order: Order, fleet: int | None, provider: str | None, wait: s
     began = time.monotonic()
     async with connected(provider) as machines:
         await tell_settled(machines)  # the name that is asked for may be one of these
-        made = await _make(machines, order, fleet)
+        made = await _make(machines, order, fleet, as_json)
         failed = False
+        views = [machine_created(each.machine) for each in made]
         try:
-            provider_itself = machines.forge.provider
-            views = [{**machine_created(each.machine), **await cost_view(provider_itself, each.machine)} for each in made]
+            for each, view in zip(made, views, strict=True):
+                view |= await cost_view(machines.forge.provider, each.machine)
             if wait is not None:
                 for live, view in zip(made, views, strict=True):
                     failed |= not await _wait(live, view, wait)
                     await say_blocked(live, began)
+        except asyncio.CancelledError:
+            view = _fleet_view(made, views) if fleet is not None else views[0]
+            return await _interrupted(machines, made, view, f"waiting for {'the tasks' if wait == 'tasks' else wait}", as_json)
         except BaseException:
-            # Nobody has been told that they exist: they would only cost.
-            await asyncio.shield(asyncio.ensure_future(machines.destroy([live.name for live in made])))
+            # Their names have not been reported: they would only cost.
+            names = [live.name for live in made]
+            await asyncio.shield(asyncio.ensure_future(machines.destroy(names)))
+            say(f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'} destroyed", sys.stderr)
             raise
         finally:
             for live in made:
                 await live.close()
-        if as_json and fleet is not None:
-            print_json({"fleet_id": made[0].machine.labels["fleet"], "instances": views})
-        elif as_json:
-            print_json(views[0])
+        if as_json:
+            print_json(_fleet_view(made, views) if fleet is not None else views[0])
         else:
             print_text("".join(f"{live.name}\n" for live in made))
             say(f"log in: gibil ssh {made[0].name}", sys.stderr)
-        machines.told()
+        machines.told(*(live.name for live in made))
         await tell_swept(machines)
     return GibilError.exit_status if failed else 0
 
 
-async def _make(machines: Machines, order: Order, fleet: int | None) -> list[LiveMachine]:
+def _fleet_view(made: Sequence[LiveMachine], views: Sequence[dict[str, object]]) -> dict[str, object]:
+    return {"fleet_id": made[0].machine.labels["fleet"], "instances": views}
+
+
+async def _interrupted(
+    machines: Machines, made: Sequence[LiveMachine], view: dict[str, object], doing: str, as_json: bool, *, named: bool = True
+) -> int:
+    """Machines that can be used already are kept when the wait for them is interrupted: say how to go on. The exit status.
+
+    `named`: their names go to stdout, as without the interruption. Where that can't be written (the terminal was closed) they
+    are destroyed, as nobody would learn of them; raises Interrupted then.
+    """
+    from gibil_bot.views import timestamp
+
+    # What is left takes a moment, and has to be said exactly once.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, lambda: None)
+    names = [live.name for live in made]
+    it, kept = ("it", "is kept") if len(names) == 1 else ("them", "are kept")
+    first, until = names[0], timestamp(min(live.machine.expires_at for live in made))
+    message = (
+        f"interrupted while {doing}; {', '.join(names)} {kept} until {until}: use {it} (gibil ssh {first}, "
+        f"gibil logs {first} -f), or destroy {it} (gibil destroy {' '.join(names)})"
+    )
+    try:
+        if as_json:
+            print_json({"error": "interrupted", "code": "INTERRUPTED", "message": message, "exit_code": 130, **view})
+        elif named:
+            print_text("".join(f"{name}\n" for name in names))
+    except (ReaderGone, GibilError):
+        await asyncio.shield(asyncio.ensure_future(machines.destroy(names)))
+        raise Interrupted(f"interrupted; {', '.join(names)} {'is' if len(names) == 1 else 'are'} destroyed") from None
+    say(message, sys.stderr)
+    machines.told(*names)
+    return 130
+
+
+async def _make(machines: Machines, order: Order, fleet: int | None, as_json: bool) -> list[LiveMachine]:
+    """Raises Interrupted, once what there was of the machines is destroyed."""
+    begun: list[str] = []
     async with Progress() as progress:
-        made, notes = await machines.create_several(order, fleet, progress.phase)
+
+        def on_phase(name: str, phase: str, seconds: float | None) -> None:
+            if phase == "forge" and seconds is None:
+                begun.append(name)
+            progress.phase(name, phase, seconds)
+
+        making = asyncio.create_task(machines.create_several(order, fleet, on_phase))
+        try:
+            made, notes = await asyncio.shield(making)
+        except asyncio.CancelledError:
+            progress.pause()
+            raise Interrupted(await _call_off(machines, making, begun, as_json)) from None
         for note in notes:
             progress.say(f"gibil: {note}")
     return made
+
+
+async def _call_off(machines: Machines, making: asyncio.Task[Any], names: list[str], as_json: bool) -> str:
+    """End a creation that was interrupted; what became of its machines."""
+    from gibil_bot.sandbox.words import natural
+
+    names = sorted(names, key=natural)
+    many = len(names) > 1
+    if names:
+        say(
+            f"interrupted before {', '.join(names)} {'were' if many else 'was'} ready: destroying {'them' if many else 'it'} … "
+            "(Ctrl-C again leaves that to the next gibil command)",
+            sys.stderr,
+        )
+
+    def leave() -> None:
+        # At once: a request that was sent to a cloud is waited for until its timeout otherwise. Our record is released with us.
+        os._exit(fail(Interrupted(_left_message(names)), as_json=as_json))
+
+    # The loop has to read the first signal from its pipe before, or it would take it for the second.
+    await asyncio.sleep(0.05)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, leave)
+    on_end(lambda: None)  # a closed terminal sends more than one signal
+    making.cancel()
+    await asyncio.wait({making})
+    if making.cancelled() or making.exception() is not None:
+        if not making.cancelled() and isinstance(making.exception(), GibilError):
+            say(str(making.exception()), sys.stderr)
+    else:  # it was ready at that very moment
+        for live in making.result()[0]:
+            await live.close()
+        await machines.destroy(names)
+    if not names:
+        return _left_message([])
+    left = names
+    with contextlib.suppress(GibilError):  # what the provider says of it
+        left = [name for name in names if await machines.forge.get(name) is not None]
+    if not left:
+        return f"interrupted; {', '.join(names)} {'are' if many else 'is'} destroyed"
+    return _left_message(left)
+
+
+def _left_message(names: list[str]) -> str:
+    if not names:
+        return "interrupted before a machine was created"
+    return f"interrupted; {', '.join(names)} may still exist: the next gibil command destroys what is left"
 
 
 async def tell_swept(machines: Machines) -> list[str]:
@@ -210,6 +322,8 @@ async def _branch(git_branch: str, ttl: str | None, command: str | None, provide
     from gibil_bot.views import machine_created
 
     check_branch(git_branch)
+    if command is not None:
+        words.check_command(command)
     settings_of(provider)
     url = await origin_url(Path())
     if url is None:
@@ -219,14 +333,16 @@ async def _branch(git_branch: str, ttl: str | None, command: str | None, provide
     status = 0
     began = time.monotonic()
     async with connected(provider) as machines:
-        (live,) = await _make(machines, order, None)
+        (live,) = await _make(machines, order, None, as_json)
+        view = machine_created(live.machine)
         try:
-            view = machine_created(live.machine)
             if command is not None:
                 status = await _run_there(live, command, view, as_json, began)
+        except asyncio.CancelledError:
+            return await _interrupted(machines, [live], view, f"working on {git_branch}", as_json, named=command is None)
         finally:
             await live.close()
-            machines.told()  # the machine stays, however this ends, and was named while it was forged
+            machines.told(live.name)  # the machine stays, however this ends, and was named while it was forged
         if as_json:
             print_json(view)
         elif command is None:
@@ -237,6 +353,7 @@ async def _branch(git_branch: str, ttl: str | None, command: str | None, provide
 
 async def _run_there(live: LiveMachine, command: str, view: dict[str, object], as_json: bool, began: float) -> int:
     live.on_connection = tell_connection
+    from gibil_bot.cli import stdin as our_stdin
     from gibil_bot.cli.run import outcome_view, run_live, say_blocked
 
     ready = await live.wait_ready()
@@ -244,10 +361,11 @@ async def _run_there(live: LiveMachine, command: str, view: dict[str, object], a
     if not ready:
         raise GibilError(f"{live.name} did not become ready; gibil logs {live.name} says why", code="PROVISION")
     command = f"cd /root/project || exit 1\n{command}"
+    stdin = our_stdin.passed_on(None)
     if as_json:
         began = time.monotonic()
-        outcome = await live.run(command)
+        outcome = await live.run(command, stdin=stdin if stdin is not None else b"")
         await say_blocked(live, began)
         view["run"] = outcome_view(outcome)
         return outcome.exit_code
-    return await run_live(live, command, None, {})
+    return await run_live(live, command, None, {}, stdin)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from gibil_bot.cli.output import NoStream, json_option, print_json
+from gibil_bot.cli.output import NoStream, ReaderGone, json_option, print_json
 from gibil_bot.errors import GibilError
 
 
@@ -33,7 +33,10 @@ def demo(failing: bool, keep: bool, as_json: bool) -> None:
             print_json(view)
 
     out = (sys.stderr if as_json else sys.stdout) or NoStream()
-    status = asyncio.run(run_demo(failing=failing, keep=keep, out=out, on_verdict=on_verdict))
+    try:
+        status = asyncio.run(run_demo(failing=failing, keep=keep, out=out, on_verdict=on_verdict))
+    except BrokenPipeError:
+        raise ReaderGone from None
     if as_json and not told:
         if status == INTERRUPTED:
             raise KeyboardInterrupt

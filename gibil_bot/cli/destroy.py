@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gibil_bot.cli.complete import complete_fleets, complete_names
 from gibil_bot.cli.create import tell_swept
-from gibil_bot.cli.machine import complete_names, connected, provider_option, run_async
+from gibil_bot.cli.machine import connected, provider_option, run_async
 from gibil_bot.cli.output import json_option, print_json, say
 from gibil_bot.errors import UsageError
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("names", nargs=-1, metavar="NAME...", shell_complete=complete_names)
 @click.option("--all", "everything", is_flag=True, help="All of yours; what the bot is working on stays.")
-@click.option("--fleet", metavar="ID", help="All machines of a fleet.")
+@click.option("--fleet", metavar="ID", help="All machines of a fleet.", shell_complete=complete_fleets)
 @click.option("--force", is_flag=True, help="With --all: the bot's machines, too.")
 @provider_option
 @json_option

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gibil_bot.cli.complete import complete_providers
 from gibil_bot.cli.machine import as_terminal, run_async
 from gibil_bot.cli.output import json_option, print_json, say
 from gibil_bot.config import SAVED, load_settings
@@ -22,7 +23,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--provider", metavar="NAME", help="Who forges machines: local or hetzner.  [default: local]")
+@click.option(
+    "--provider",
+    metavar="NAME",
+    help="Who forges machines: local or hetzner.  [default: local]",
+    shell_complete=complete_providers,
+)
 @click.option("--token", metavar="TOKEN", help="The provider's API token; `-` reads it from stdin, unseen by others.")
 @click.option("--add", is_flag=True, help="Keep the default provider as it is: this one is there, too.")
 @click.option("--no-mcp", is_flag=True, help="Leave the MCP clients of this computer alone.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gibil_bot.cli.complete import complete_jobs
 from gibil_bot.cli.machine import PassedOn, name_argument, opened, printed, provider_option, run_async, table
 from gibil_bot.cli.output import Paint, json_option, print_json, print_text, say
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @name_argument
-@click.argument("job", required=False, metavar="[JOB]")
+@click.argument("job", required=False, metavar="[JOB]", shell_complete=complete_jobs)
 @click.option("--follow", "-f", is_flag=True, help="Go on until the job ends; a lost connection is made again.")
 @provider_option
 @json_option

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from gibil_bot.cli.complete import complete_names, complete_providers
 from gibil_bot.cli.output import ReaderGone, say
 from gibil_bot.config import load_settings
 from gibil_bot.errors import GibilError
@@ -26,23 +27,9 @@ T = TypeVar("T")
 _SILENT_S = 3.0
 """Whoever waits longer is told for what."""
 
-provider_option = click.option("--provider", metavar="NAME", help="Another provider than GIBIL_PROVIDER says.")
-
-
-def complete_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """The machines there are. A completion must not complain, whatever is wrong."""
-    try:
-        machines = asyncio.run(_names(context.params.get("provider")))
-    except Exception:
-        return []
-    return [name for name in machines if name.startswith(incomplete)]
-
-
-async def _names(provider: str | None) -> list[str]:
-    async with asyncio.timeout(5), connected(provider) as machines:
-        return [machine.name for machine in await machines.list_machines()]
-
-
+provider_option = click.option(
+    "--provider", metavar="NAME", help="Another provider than GIBIL_PROVIDER says.", shell_complete=complete_providers
+)
 name_argument = click.argument("name", metavar="NAME", shell_complete=complete_names)
 
 

@@ -25,6 +25,10 @@ class ReaderGone(Exception):
     """Whoever read our output has gone. Not BrokenPipeError: click would make wrong use of it."""
 
 
+class Interrupted(Exception):
+    """Ctrl-C, SIGTERM or a closed terminal ended the work; the message says what that left behind."""
+
+
 class NoStream(io.StringIO):
     """For a stream that was closed before we were started."""
 
@@ -65,11 +69,12 @@ def fail(error: BaseException, *, as_json: bool) -> int:
     """Say what happened; the exit status."""
     if isinstance(error, OSError) and isinstance(error.__context__, KeyboardInterrupt):
         error = error.__context__  # click wants to end the line with the ^C, and our terminal is gone
-    if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        say("interrupted", sys.stderr)
+    if isinstance(error, (KeyboardInterrupt, click.Abort, Interrupted)):
+        message = str(error) if isinstance(error, Interrupted) else "interrupted"
+        say(message, sys.stderr)
         if as_json:
             with contextlib.suppress(ReaderGone, GibilError):
-                print_json({"error": "interrupted", "code": "INTERRUPTED", "message": "interrupted", "exit_code": 130})
+                print_json({"error": "interrupted", "code": "INTERRUPTED", "message": message, "exit_code": 130})
         return 130
     if isinstance(error, (ReaderGone, BrokenPipeError)):
         _drop_stdout()

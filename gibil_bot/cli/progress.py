@@ -69,6 +69,11 @@ class Progress:
         if phase in _NEXT:
             self._running[name, _NEXT[phase]] = time.monotonic()
 
+    def pause(self) -> None:
+        """Draw no more: what follows is said by others."""
+        self._running.clear()
+        self._wipe()
+
     def say(self, text: str) -> None:
         self._wipe()
         self._write(f"{text}\n")

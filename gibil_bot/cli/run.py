@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shlex
 import signal
 import sys
 import time
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
+from gibil_bot.cli import stdin as our_stdin
 from gibil_bot.cli.machine import PassedOn, name_argument, opened, provider_option, run_async
 from gibil_bot.cli.output import json_option, print_json, print_text, say
 from gibil_bot.errors import UsageError
@@ -18,35 +21,110 @@ from gibil_bot.errors import UsageError
 if TYPE_CHECKING:
     from gibil_bot.sandbox.live import LiveMachine, Outcome
 
+HOME = "/root"
+"""Where commands of the command line start."""
 _SECONDS = re.compile(r"\d{1,9}(\.\d{1,3})?", re.ASCII)
 
 
-@click.command()
+class _Run(click.Command):
+    """What follows `--` is the command, options included."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        args, words = split_words(args)
+        given = list(args)
+        try:
+            left = super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if words is None and _is_unquoted(error, given):
+                message = f"{error.format_message().rstrip('.')}. {self._advice(given)}"
+                raise click.UsageError(message, ctx) from None
+            raise
+        if words is not None:
+            if ctx.params.get("command") is not None:
+                raise click.UsageError("the command is either before `--` or after it, and here it is in both places.", ctx)
+            ctx.params["command"] = as_line(words)
+        elif ctx.params.get("command") is None and not ctx.resilient_parsing:
+            raise click.MissingParameter(ctx=ctx, param=next(each for each in self.params if each.name == "command"))
+        return left
+
+    def _advice(self, args: list[str]) -> str:
+        """How the user's own words are written, where it is clear which of them are the command's."""
+        ours = {option for each in self.params for option in each.opts if option.startswith("-")}
+        if len(args) < 3 or args[0].startswith("-") or ours.intersection(args):
+            args = ["NAME", "ls", "-la"]
+        name, *words = args
+        line = shlex.join(words)
+        return f"Quote the command (gibil run {name} {shlex.quote(line)}), or write it after -- (gibil run {name} -- {line})."
+
+
+def split_words(args: list[str]) -> tuple[list[str], list[str] | None]:
+    """What is before `--`, and what is after it; None where there is none."""
+    cut = args.index("--") if "--" in args else None
+    return (args, None) if cut is None else (args[:cut], args[cut + 1 :])
+
+
+def as_line(words: Sequence[str]) -> str:
+    """A line of shell of what followed `--`: one word is such a line; several are a program and its arguments, as they are."""
+    return words[0] if len(words) == 1 else shlex.join(words)
+
+
+def _is_unquoted(error: click.UsageError, args: list[str]) -> bool:
+    """Whether the words of a command were taken for options and arguments of ours. (One with a blank in it was quoted.)"""
+    if isinstance(error, click.NoSuchOption):
+        return not any(" " in word for word in args)
+    return type(error) is click.UsageError and error.message.startswith("Got unexpected extra argument")
+
+
+@click.command(cls=_Run, options_metavar="[OPTIONS]")
 @name_argument
-@click.argument("command", metavar="COMMAND")
+@click.argument("command", metavar="COMMAND", required=False)
 @click.option("--timeout", metavar="DURATION", help="Kill it after that: 90s, 5m; a bare number is seconds. Exit status 124.")
 @click.option("--background", is_flag=True, help="Print a job's id at once; it goes on whatever becomes of us.")
 @click.option("--env", "env", multiple=True, metavar="NAME=VALUE", help="For this command; repeatable.")
+@click.option(
+    "--stdin/--no-stdin",
+    "wants_stdin",
+    default=None,
+    help=f"Wait for our stdin however long it takes, or don't pass it on. By default a pipe that stays silent for "
+    f"{our_stdin.FIRST_BYTE_S:g} s counts as empty.",
+)
 @provider_option
 @json_option
 def run(
-    name: str, command: str, timeout: str | None, background: bool, env: tuple[str, ...], provider: str | None, as_json: bool
+    name: str,
+    command: str,
+    timeout: str | None,
+    background: bool,
+    env: tuple[str, ...],
+    wants_stdin: bool | None,
+    provider: str | None,
+    as_json: bool,
 ) -> None:
     """Run a command on a machine, in /root.
 
-    COMMAND is one line of shell: quote it. Both streams come through as they are written, Ctrl-C goes to the command (a
-    second one kills it), and the exit status is the command's. In the background it survives the connection: `gibil jobs`
-    and `gibil logs` show it.
+    COMMAND is one line of shell: quote it. Or write a program and its arguments after `--`. Both streams come through as they
+    are written, a pipe or a file as stdin goes to the command, Ctrl-C goes to it (a second one kills it), and the exit status
+    is the command's. In the background it has no stdin, and survives the connection: `gibil jobs` and `gibil logs` show it.
+
+    An exit status that is gibil's own (2: no such machine, wrong use; 3: provider; 4: SSH) may be the command's, too. What
+    gibil says of its own begins with `gibil:` on stderr; with --json its failures have a `code`, and results have none. In a
+    loop that reads a list from stdin, use --no-stdin, or the command reads the list.
 
     \b
     gibil run agent-task "cd /root/project && pnpm install && pnpm test"
+    gibil run agent-task -- ls -la "/root/my project"
     gibil run agent-task "test -f /root/.gibil-ready" && echo ready
+    gibil run agent-task "bash -s" < script.sh
     gibil run agent-task "python train.py" --background
     gibil run agent-task "pytest -q" --timeout 10m --json | jq -r .stdout
     """
     from gibil_bot.sandbox import words
 
-    sys.exit(run_async(_run(name, command, _timeout_s(timeout), background, words.environment(env), provider, as_json)))
+    words.check_command(command)
+    if background and wants_stdin:
+        raise UsageError("a background job has no stdin: send the file first (gibil run NAME 'cat > file' < file)")
+    stdin = None if background else our_stdin.passed_on(wants_stdin)
+    sys.exit(run_async(_run(name, command, _timeout_s(timeout), background, words.environment(env), stdin, provider, as_json)))
 
 
 def _timeout_s(text: str | None) -> float | None:
@@ -66,14 +144,13 @@ async def _run(
     timeout_s: float | None,
     background: bool,
     env: dict[str, str],
+    stdin: AsyncIterator[bytes] | None,
     provider: str | None,
     as_json: bool,
 ) -> int:
-    if "\0" in command:
-        raise UsageError("a command cannot hold a NUL byte")
     async with opened(name, provider) as live:
         if background:
-            job_id = await live.start(command, timeout_s=timeout_s, env=env)
+            job_id = await live.start(command, timeout_s=timeout_s, env=env, cwd=HOME)
             if as_json:
                 print_json({"stdout": "", "stderr": "", "exit_code": None, "job_id": job_id})
             else:
@@ -81,9 +158,9 @@ async def _run(
                 say(f"follow it: gibil logs {name} {job_id} -f", sys.stderr)
             return 0
         if not as_json:
-            return await run_live(live, command, timeout_s, env)
+            return await run_live(live, command, timeout_s, env, stdin)
         began = time.monotonic()
-        outcome = await _interruptible(live, command, timeout_s, env, None)
+        outcome = await _interruptible(live, command, timeout_s, env, stdin, None)
         await say_blocked(live, began)
         print_json(outcome_view(outcome))
         return outcome.exit_code
@@ -96,14 +173,16 @@ def outcome_view(outcome: Outcome) -> dict[str, object]:
     return view
 
 
-async def run_live(live: LiveMachine, command: str, timeout_s: float | None, env: dict[str, str]) -> int:
+async def run_live(
+    live: LiveMachine, command: str, timeout_s: float | None, env: dict[str, str], stdin: AsyncIterator[bytes] | None
+) -> int:
     """With both streams passed through. Raises ReaderGone when nobody reads ours; the command is killed then."""
     task = asyncio.current_task()
     assert task is not None
     passed_on = PassedOn(task.cancel)
     began = time.monotonic()
     try:
-        outcome = await _interruptible(live, command, timeout_s, env, passed_on)
+        outcome = await _interruptible(live, command, timeout_s, env, stdin, passed_on)
     except asyncio.CancelledError:
         if passed_on.broken is not None:
             task.uncancel()
@@ -122,14 +201,28 @@ async def say_blocked(live: LiveMachine, since: float) -> None:
 
 
 async def _interruptible(
-    live: LiveMachine, command: str, timeout_s: float | None, env: dict[str, str], passed_on: PassedOn | None
+    live: LiveMachine,
+    command: str,
+    timeout_s: float | None,
+    env: dict[str, str],
+    stdin: AsyncIterator[bytes] | None,
+    passed_on: PassedOn | None,
 ) -> Outcome:
     """The first Ctrl-C is the command's to handle; the second one kills it."""
     from gibil_bot.sandbox.live import new_tag
 
     tag = new_tag()
     running = asyncio.create_task(
-        live.run(command, timeout_s=timeout_s, env=env, on_output=passed_on, keep_output=passed_on is None, tag=tag)
+        live.run(
+            command,
+            timeout_s=timeout_s,
+            env=env,
+            on_output=passed_on,
+            keep_output=passed_on is None,
+            tag=tag,
+            cwd=HOME,
+            stdin=stdin if stdin is not None else b"",
+        )
     )
     interrupts: list[asyncio.Task[None]] = []
 

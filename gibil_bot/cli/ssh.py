@@ -28,9 +28,12 @@ def ssh(name: str, command: tuple[str, ...], provider: str | None, as_json: bool
     tar -c data | gibil ssh agent-task tar -x -C /root
     gibil ssh --json agent-task
     """
-    if command[:1] == ("--",):  # as one writes it for kubectl; what follows is the command all the same
-        command = command[1:]
-    sys.exit(run_async(_show(name, provider) if as_json else _ssh(name, command, provider)))
+    from gibil_bot.cli.run import as_line
+
+    line = " ".join(command)  # as ssh does
+    if command[:1] == ("--",):  # as `gibil run` and kubectl do: words that reach the program as they are
+        line = as_line(command[1:])
+    sys.exit(run_async(_show(name, provider) if as_json else _ssh(name, line, provider)))
 
 
 async def _show(name: str, provider: str | None) -> int:
@@ -52,12 +55,11 @@ async def _show(name: str, provider: str | None) -> int:
     return 0
 
 
-async def _ssh(name: str, command: tuple[str, ...], provider: str | None) -> int:
+async def _ssh(name: str, line: str, provider: str | None) -> int:
     from gibil_bot.sandbox.places import LOAD_ENVIRONMENT
 
     async with opened(name, provider) as live:
         from gibil_bot.machines.terminal import talk
 
-        line = " ".join(command)
         there = f'exec "${{BASH:-sh}}" -c {shlex.quote(line)}' if line else 'exec "${SHELL:-/bin/sh}" -l'
         return await talk(live.shell, f"{LOAD_ENVIRONMENT}; {there}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gibil_bot.cli.complete import complete_workflows
 from gibil_bot.cli.machine import on_end, stderr_write
 from gibil_bot.cli.output import Paint, json_option, print_json, write_err
 from gibil_bot.config import Settings, load_settings
@@ -23,7 +24,14 @@ if TYPE_CHECKING:
 
 @click.command(name="try")
 @click.argument("path", default=".", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--workflow", "-w", default="test", show_default=True, help="A workflow's command, or a workflow file.")
+@click.option(
+    "--workflow",
+    "-w",
+    default="test",
+    show_default=True,
+    help="A workflow's command, or a workflow file.",
+    shell_complete=complete_workflows,
+)
 @click.option("--input", "-i", "inputs", multiple=True, metavar="NAME=VALUE", help="An input of the workflow; repeatable.")
 @click.option("--dirty", is_flag=True, help="With the uncommitted changes, new files too.")
 @json_option
@@ -64,6 +72,7 @@ async def _run(settings: Settings, here: Checkout, workflow: str, inputs: dict[s
     from gibil_bot.runs.runner import Runner, Tools
     from gibil_bot.runs.sources import LocalBundle
     from gibil_bot.runs.store import open_store
+    from gibil_bot.sandbox.limit import check_room
     from gibil_bot.wiring import machine_owner, open_forge, process_name
 
     plan = await checkout.plan(here, settings, workflow, inputs)
@@ -73,6 +82,8 @@ async def _run(settings: Settings, here: Checkout, workflow: str, inputs: dict[s
     with tempfile.TemporaryDirectory(prefix="gibil-try-") as scratch:
         store = await open_store(f"sqlite:///{scratch}/try.db")
         try:
+            owner = machine_owner(forge.keyring)
+            check_room({machine.name for machine in await forge.list(owner)}, ["try"], settings.max_machines)
             new: NewRun = checkout.new_run(here, plan)
             claim = await checkout.queue_and_claim(store, process, new)
             tools = Tools(
@@ -80,7 +91,7 @@ async def _run(settings: Settings, here: Checkout, workflow: str, inputs: dict[s
                 forge=forge,
                 supply=LocalBundle(here.repository, here.sha, here.promisor),
                 logs=Path(scratch) / "logs",
-                owner=machine_owner(forge.keyring),
+                owner=owner,
                 secrets=settings.secrets,
                 egress=settings.egress,
                 max_ttl_s=settings.max_ttl_s,
@@ -160,5 +171,5 @@ class Terminal:
             took = f"{result.duration_s:7.2f} s" if result.duration_s is not None else " " * 9
             self._say(f"  {result.name:<{width}}  {result.status.value:<9} {took}  {result.detail}".rstrip())
         verdict = run.conclusion.value if run.conclusion else "unknown"
-        paint = self._paint.good if verdict in ("success", "skipped") else self._paint.bad
+        paint = self._paint.good if verdict in ("success", "skipped", "neutral") else self._paint.bad
         self._say(paint(f"{self._plan.workflow}: {verdict}"))

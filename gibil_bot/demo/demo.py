@@ -29,6 +29,13 @@ DEADLINE_S = 120.0
 LOOK_EVERY_S = 0.04
 COMMAND = "/gibil test"
 INTERRUPTED = 130
+MISTAKE = """import unittest
+
+
+class Mistake(unittest.TestCase):
+    def test_two_and_two(self):
+        self.assertEqual(2 + 2, 5)
+"""
 
 
 OnVerdict = Callable[[dict[str, Any]], None]
@@ -56,17 +63,18 @@ async def run_demo(*, failing: bool, keep: bool, out: TextIO, on_verdict: OnVerd
     With `keep`, bot and GitHub go on until Ctrl-C, and the status is the first check run's.
     """
     terminal = Terminal(out)
-    folder = Path(tempfile.mkdtemp(prefix="gibil-demo-"))
-    data_dir = folder / "bot"
-    try:
-        with _interruption() as interrupted:
+    # Until all is cleaned up: a terminal that is closed meanwhile sends a signal that would end this process.
+    with _interruption() as interrupted:
+        folder = Path(tempfile.mkdtemp(prefix="gibil-demo-"))
+        data_dir = folder / "bot"
+        try:
             async with _set_up(folder, data_dir, failing, keep, terminal, on_verdict) as stage:
                 return await _until(interrupted, stage)
-    except GibilError as error:
-        terminal.say(terminal.style(f"gibil demo: {error.message}", "red"))
-        return 1
-    finally:
-        await asyncio.shield(_clean_up(folder, data_dir, terminal))
+        except GibilError as error:
+            terminal.say(terminal.style(f"gibil demo: {error.message}", "red"))
+            return 1
+        finally:
+            await asyncio.shield(_clean_up(folder, data_dir, terminal))
 
 
 async def _until(interrupted: asyncio.Event, stage: _Stage) -> int:
@@ -75,8 +83,10 @@ async def _until(interrupted: asyncio.Event, stage: _Stage) -> int:
         await asyncio.wait({showing, stop}, return_when=asyncio.FIRST_COMPLETED)
         if showing.done():
             return showing.result()
-        stage.terminal.say()
-        stage.terminal.say("stopping the bot, burning its machines …")
+        with contextlib.suppress(OSError):  # Ctrl-C has ended the reader of our pipe, too, or our terminal is closed
+            stage.narrator.flush()
+            stage.terminal.say()
+            stage.terminal.say("stopping the bot, burning its machines …")
         return INTERRUPTED if stage.verdict is None else stage.verdict
     finally:
         for task in (showing, stop):
@@ -131,6 +141,7 @@ async def _show(stage: _Stage) -> int:
 
 def _failed(reason: str, stage: _Stage) -> int:
     terminal = stage.terminal
+    stage.narrator.flush()
     terminal.say()
     terminal.say(terminal.style(f"gibil demo: {reason}. The end of the bot's log:", "red"))
     for line in stage.bot.log_tail():
@@ -167,14 +178,14 @@ def _table(stage: _Stage) -> None:
 def _how_to_go_on(stage: _Stage) -> None:
     terminal, github = stage.terminal, stage.github
     pull = f"{github.url}/_double/repos/{project.FULL_NAME}/pulls/{stage.narrator.number}"
-    mistake = json.dumps({"files": {"sexagesimal/numbers.py": "BASE = 6\n"}, "message": "A mistake"})
+    mistake = json.dumps({"files": {"tests/test_mistake.py": MISTAKE}, "message": "A mistake"})
     terminal.say()
     terminal.say(terminal.style("Both go on until Ctrl-C. In another terminal:", "bold"))
     for words, command in (
         ("comment again", f"curl -d '{_says('ada', COMMAND)}' {pull}/comments"),
         ("ask for help", f"curl -d '{_says('ada', '/gibil help')}' {pull}/comments"),
         ("comment as a stranger", f"curl -d '{_says('stranger', COMMAND)}' {pull}/comments"),
-        ("push a mistake", f"curl -d '{mistake}' {pull}/push"),
+        ("push a mistake, which starts a run", f"curl -d '{mistake}' {pull}/push"),
         ("everything on GitHub", f"curl {github.url}/_double/state"),
         ("the bot's health", f"curl {stage.bot.url}/healthz"),
     ):
@@ -205,12 +216,17 @@ def _interruption() -> Iterator[asyncio.Event]:
 
 
 async def _clean_up(folder: Path, data_dir: Path, terminal: Terminal) -> None:
+    """What is to be said may find no reader any more; all is removed all the same."""
+    said = []
     try:
         burned = await burn_leftovers(data_dir)
         if burned:
-            terminal.say(f"burned: {', '.join(burned)}")
+            said.append(f"burned: {', '.join(burned)}")
     except GibilError as error:
-        terminal.say(terminal.style(f"gibil demo: {error.message}", "red"))
+        said.append(terminal.style(f"gibil demo: {error.message}", "red"))
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
     if await asyncio.to_thread(folder.exists):
-        terminal.say(terminal.style(f"gibil demo: not everything could be removed; look at {folder}", "red"))
+        said.append(terminal.style(f"gibil demo: not everything could be removed; look at {folder}", "red"))
+    with contextlib.suppress(OSError):
+        for line in said:
+            terminal.say(line)

@@ -1,9 +1,14 @@
-"""Tells what is going on, as it happens: what people see on GitHub, and what the bot's disk says of the run."""
+"""Tells what is going on, as it happens: what people see on GitHub, and what the bot's disk says of the run.
+
+Both are looked at again and again, and what is found in one may be older than what the other has shown already. So everything
+is held for a moment and printed in the order of its time.
+"""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from gibil_bot.demo.github_double import GitHubDouble
@@ -13,6 +18,8 @@ from gibil_bot.demo.terminal import Terminal, duration, harmless
 
 REACTIONS = {"eyes": "👀", "rocket": "🚀", "confused": "😕", "+1": "👍", "-1": "👎"}
 INDENT = " " * 11
+HELD = timedelta(seconds=0.25)
+"""How long an entry waits for older ones that were not found yet."""
 
 
 @dataclass(slots=True)
@@ -20,7 +27,8 @@ class Entry:
     """Something to be told, with the lines that stand before and below it."""
 
     at: datetime
-    text: str
+    text: str = ""
+    """Empty: nothing but `before`."""
     before: tuple[str, ...] = ()
     markdown: str = ""
 
@@ -57,18 +65,28 @@ class Narrator:
     _reactions: set[int] = field(default_factory=set)
     _comments: dict[int, int] = field(default_factory=dict)
     """Comment → how many of its edits were told."""
+    _held: list[Entry] = field(default_factory=list)
+    _shown_s: float = 0.0
+    """The time of what was printed last."""
 
     def look(self) -> None:
         entries = [*self._new_deliveries(), *self._new_comments(), *self._new_reactions()]
-        output: list[str] = []
         for run in self.github.check_runs(self.full_name):
             check = self._checks.setdefault(run.id, _Check(run, RunStory(self.logs / run.external_id)))
             entries += self._check(check)
             entries += [entry for step in check.story.steps() if (entry := self._step(step)) is not None]
-            output += check.story.output()
-        for entry in sorted(entries, key=lambda entry: entry.at):
-            self._tell(entry)
-        self._print(output)
+            if (lines := tuple(check.story.output())) and check.story.last_at is not None:
+                entries.append(Entry(check.story.last_at, before=lines))  # of the task that started then, and runs
+        self._held = sorted([*self._held, *entries], key=lambda entry: entry.at)
+        self._tell_until(self.github.world.now() - HELD)
+
+    def flush(self) -> None:
+        """Print what is held."""
+        self._tell_until(None)
+
+    def _tell_until(self, end: datetime | None) -> None:
+        while self._held and (end is None or self._held[0].at <= end):
+            self._tell(self._held.pop(0))
 
     def over(self) -> CheckRun | None:
         """The newest check run, once it is closed, its machine burned and its result said in a comment."""
@@ -82,7 +100,10 @@ class Narrator:
         told = check.shown == ("completed", check.run.conclusion) and all(
             self._comments.get(comment.id, -1) == comment.edits for comment in self._conversation()
         )
-        return check.run if said and told else None
+        if not said or not told:
+            return None
+        self.flush()
+        return check.run
 
     def _conversation(self) -> list[Comment]:
         return self.github.comments(self.full_name, self.number)
@@ -98,16 +119,26 @@ class Narrator:
             self._deliveries += 1
             if delivery.event == "issue_comment" and delivery.action == "created" and delivery.delivered_at >= self.begun:
                 entries += self._delivered(delivery)
+            elif delivery.event == "pull_request" and delivery.action == "synchronize" and delivery.delivered_at >= self.begun:
+                entries += [self._pushed(delivery), *self._delivered(delivery)]
         return entries
+
+    def _pushed(self, delivery: HookDelivery) -> Entry:
+        payload = json.loads(delivery.body)
+        who = self.terminal.style(payload["sender"]["login"], "bold")
+        head = payload["pull_request"]["head"]
+        text = f"{self.terminal.style('▸', 'blue')} {who} pushed {head['sha'][:7]} to {head['ref']}"
+        return Entry(delivery.delivered_at, text)
 
     def _delivered(self, delivery: HookDelivery) -> list[Entry]:
         if b'"type": "Bot"' in delivery.body.partition(b'"sender"')[2]:
             return []  # GitHub tells the App of its own comments, too
         took = duration(delivery.duration_s)
+        answered_at = delivery.delivered_at + timedelta(seconds=delivery.duration_s)
         if not delivery.succeeded:
-            return [Entry(delivery.delivered_at, self._bad(f"the delivery failed: {delivery.status}"))]
+            return [Entry(answered_at, self._bad(f"the delivery failed: {delivery.status}"))]
         self._time("delivery accepted", delivery.duration_s, f"signed webhook → {delivery.status_code}")
-        return [Entry(delivery.delivered_at, self._good(f"delivery accepted by the bot: {delivery.status_code} in {took}"))]
+        return [Entry(answered_at, self._good(f"delivery accepted by the bot: {delivery.status_code} in {took}"))]
 
     def _new_reactions(self) -> list[Entry]:
         entries = []
@@ -147,9 +178,10 @@ class Narrator:
         name = self.terminal.style(run.name, "bold")
         said = f" — {harmless(title)}" if title else ""
         if state == "completed":
-            success = run.conclusion == "success"
-            text = f"check run {name}: {self.terminal.style(run.conclusion or '', 'green' if success else 'red')}{said}"
-            return [Entry(run.changed_at, self._good(text) if success else self._bad(text))]
+            success, passes = run.conclusion == "success", run.conclusion in ("neutral", "skipped")
+            colour = "green" if success else "yellow" if passes else "red"
+            text = f"check run {name}: {self.terminal.style(run.conclusion or '', colour)}{said}"
+            return [Entry(run.changed_at, self._good(text) if success else self._going(text) if passes else self._bad(text))]
         if first:
             self._time("check run opened", (run.created_at - self.begun).total_seconds(), "after the comment")
         return [Entry(run.created_at if first else run.changed_at, self._going(f"check run {name}: {state}{said}"))]
@@ -173,7 +205,8 @@ class Narrator:
             case "task_finished":
                 self._time(f"task: {step.name}", step.seconds or 0.0, step.status)
                 text = f"task {self.terminal.style(step.name, 'bold')}: {step.status} in {took}"
-                return Entry(step.at, self._good(text) if step.status == "success" else self._bad(text), before=step.output)
+                say = {"success": self._good, "skipped": self._going}.get(step.status, self._bad)
+                return Entry(step.at, say(text), before=step.output)
             case "burned":
                 self._time("machine burned", step.seconds or 0.0)
                 return Entry(step.at, self._good(f"machine burned in {took}"))
@@ -183,7 +216,9 @@ class Narrator:
 
     def _tell(self, entry: Entry) -> None:
         self._print(list(entry.before))
-        seconds = max(0.0, (entry.at - self.begun).total_seconds())
+        if not entry.text:
+            return
+        seconds = self._shown_s = max(self._shown_s, (entry.at - self.begun).total_seconds())
         self.terminal.say(f"{self.terminal.style(f'{seconds:8.3f} s', 'dim')} {entry.text}")
         if entry.markdown:
             bar = self.terminal.style("│", "blue")

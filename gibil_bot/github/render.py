@@ -186,6 +186,9 @@ def _title(report: RunReport, conclusion: Conclusion | None) -> str:
             return reason[:1].upper() + reason[1:]
         case Conclusion.ACTION_REQUIRED:
             return "Waiting for approval"
+        case Conclusion.NEUTRAL:
+            reasons = [result.detail for _, result in tasks if result is not None and result.exit_status == 0 and result.detail]
+            return f"Nothing to do: {line(reasons[0], 200)}" if reasons else "Nothing to do"
         case Conclusion.TIMED_OUT if not bad:
             return f"Ran out of time{took}"
         case Conclusion.FAILURE if not bad:

@@ -1,7 +1,26 @@
-"""Where the work is done: machines, and the way onto them.
+"""Machines for programs, the way onto them, and who provides them.
 
-For programs, `from gibil_bot import machines` is the SDK: `async with machines.create(repo="ada/engine") as m: …`. It is
-documented in gibil_bot/sandbox/sdk.py and loaded when one of its names is used, as it stands above this room.
+The SDK is `from gibil_bot import machines`:
+
+    async with machines.create(repo="ada/engine", ttl="30m") as m:
+        result = await m.run("pytest -q")
+        print(result.exit_code, result.stdout)
+
+The block begins when the code is there and set up; commands start in it. The machine is destroyed when the block is left,
+however it is left; when the program is killed, its time to live destroys it. Many machines share the provider and its limits:
+
+    async with machines.connect() as mine:
+        async with asyncio.TaskGroup() as group:
+            for seed in range(8):
+                group.create_task(explore(mine, seed))      # each: async with mine.create() as m: …
+
+    async with machines.open_machine("box") as m:           # one that exists; it is kept
+        await m.extend("30m")
+
+The same functions are behind the command line, so `gibil list` and `gibil run` see these machines, too. Settings come from the
+environment and from what `gibil init` saved. Every failure is a `gibil_bot.errors.GibilError` with a message and a code.
+
+The code of the SDK is in gibil_bot/sandbox/sdk.py and loaded when one of its names is used, as it is above this room.
 """
 
 from __future__ import annotations
@@ -20,3 +39,7 @@ def __getattr__(name: str) -> object:
     from gibil_bot.sandbox import sdk
 
     return getattr(sdk, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

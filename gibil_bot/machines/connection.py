@@ -87,11 +87,10 @@ class Connection:
         try:
             if problems:
                 channel.close()
-            async for block in blocks(stdin) if isinstance(stdin, bytes) else stdin:
-                async with asyncio.timeout(stalls_s):
-                    if not await channel.send(block):
-                        break
-            channel.end_input()
+            if isinstance(stdin, bytes):
+                await _send(channel, blocks(stdin), stalls_s)
+            else:
+                await _send_until_it_ends(channel, stdin, stalls_s)
             async with asyncio.timeout(stalls_s):
                 await asyncio.shield(channel.ended)
         except TimeoutError:
@@ -210,6 +209,29 @@ class Connection:
                 await self._connection.wait_closed()
         except (TimeoutError, OSError, asyncssh.Error):
             self._connection.abort()
+
+
+async def _send(channel: Channel, stdin: AsyncIterator[bytes], stalls_s: float | None) -> None:
+    """Raises TimeoutError when the server takes no block for that long."""
+    async for block in stdin:
+        async with asyncio.timeout(stalls_s):
+            if not await channel.send(block):
+                break
+    channel.end_input()
+
+
+async def _send_until_it_ends(channel: Channel, stdin: AsyncIterator[bytes], stalls_s: float | None) -> None:
+    """Raises what the iterator raises. A command may end while its input is still waited for."""
+    sending = asyncio.create_task(_send(channel, stdin, stalls_s))
+    try:
+        await asyncio.wait({sending, channel.ended}, return_when=asyncio.FIRST_COMPLETED)
+        if sending.done():
+            sending.result()
+    finally:
+        sending.cancel()
+        await asyncio.wait({sending})
+        if not sending.cancelled():
+            sending.exception()  # raised above, or the command has ended and didn't want it
 
 
 async def blocks(data: bytes) -> AsyncIterator[bytes]:

@@ -51,7 +51,7 @@ class SSHShell:
         script: str,
         *,
         timeout_s: float = 60.0,
-        stdin: bytes = b"",
+        stdin: bytes | AsyncIterator[bytes] = b"",
         env: Mapping[str, str] | None = None,
         on_output: Callable[[str, bytes], None] | None = None,
         keep_output: bool = True,
@@ -63,7 +63,8 @@ class SSHShell:
         tag = f"run-{secrets.token_hex(8)}"
         command = remote_scripts.run_command(tag, script, with_env=bool(env))
         if env:
-            stdin = remote_scripts.export_line(env) + stdin
+            first = remote_scripts.export_line(env)
+            stdin = first + stdin if isinstance(stdin, bytes) else _after(first, stdin)
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._connection.execute(command, stdin, on_output, keep_output=keep_output, most_bytes=most_bytes)
@@ -348,3 +349,9 @@ class SSHShell:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         await asyncio.shield(task)
+
+
+async def _after(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for block in rest:
+        yield block

@@ -96,7 +96,7 @@ class MachineTools:
         /root/.gibil-tasks-done or /root/.gibil-tasks-failed. Burn it with destroy_server when you are done.
         """
         order = Order(
-            name=name, repo=repo, ttl=str(ttl) if ttl is not None else None, size=size, server_type=server_type,
+            name=name, repo=repo, ttl=ttl, size=size, server_type=server_type,
             location=location, env=env or {}, made_by="mcp",
         )  # fmt: skip
         machines = await self._links.machines(provider)
@@ -118,14 +118,15 @@ class MachineTools:
                     doing = f"waiting for {wait}"
                     await _wait(live, view, wait)
                     notes = (*notes, *await live.blocked(began))
+                await _sweep(machines)
             except BaseException:
-                # Nobody has been told that it exists: it would only cost.
+                # The client doesn't know of it: it would only cost.
                 await asyncio.shield(asyncio.ensure_future(_drop(machines, live)))
                 raise
         if notes:
             view["notes"] = list(notes)
         self._links.keep(live)
-        await _sweep(machines)
+        machines.told(live.name)  # by the answer: no later command may offer it as abandoned
         return answer(_told(view, with_code=repo is not None, waited=wait is not None), view)
 
     async def destroy_server(self, name: Name) -> Annotated[CallToolResult, Destroyed]:
@@ -159,7 +160,7 @@ class MachineTools:
     ) -> Annotated[CallToolResult, Extended]:
         """Let a machine live longer, by `ttl`."""
         words.check_name(name)
-        machine = await self._links.extend(name, words.duration_seconds(str(ttl)))
+        machine = await self._links.extend(name, words.duration_seconds(ttl))
         view = machine_extended(machine)
         return answer(f"{name} lives until {view['expires_at']}", view)
 

@@ -30,12 +30,12 @@ def answer(text: str, view: Mapping[str, Any]) -> CallToolResult:
 
 
 def refusal(message: str, code: str) -> CallToolResult:
-    """What could not be done: by us, never by a command on a machine."""
-    return CallToolResult(
-        content=[TextContent(type="text", text=f"{code}: {message}")],
-        structured_content={"error": message, "code": code},
-        is_error=True,
-    )
+    """What could not be done: by us, never by a command on a machine. The code is the text's first word.
+
+    Without structured content: a tool's output schema describes its success, clients may check every structured content against
+    it (the official TypeScript SDK does, after `listTools`), and the model would see their complaint instead of this message.
+    """
+    return CallToolResult(content=[TextContent(type="text", text=f"{code}: {message}")], is_error=True)
 
 
 def streams(stdout: str, stderr: str, out_title: str = "", err_title: str = "stderr") -> list[str]:

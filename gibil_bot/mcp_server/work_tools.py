@@ -15,10 +15,9 @@ from gibil_bot.errors import UsageError
 from gibil_bot.mcp_server.calls import progress
 from gibil_bot.mcp_server.links import Links
 from gibil_bot.mcp_server.results import Ran, Server, StatsView, Swept, add, answer, streams
-from gibil_bot.sandbox import files, orphans
+from gibil_bot.sandbox import files, orphans, words
 from gibil_bot.sandbox.excerpt import Excerpt
 from gibil_bot.sandbox.live import LiveMachine
-from gibil_bot.sandbox.places import enter
 from gibil_bot.sandbox.stats import Stats, stats
 
 STDOUT_BYTES = 20_000
@@ -68,24 +67,22 @@ class WorkTools:
         There is no terminal and no input; every call is a new shell, so `cd` and variables do not last. Long output is cut in
         the middle. Start servers and what takes minutes with background=true, and look with vm_job_status and vm_job_tail.
         """
-        if not command.strip() or "\0" in command:
-            raise UsageError("a command cannot be empty, or hold a NUL byte")
+        words.check_command(command)
         if timeout_ms is not None and not 0 < timeout_ms <= _MOST_MS:
             raise UsageError(f"timeout_ms is a number of milliseconds from 1 to {_MOST_MS}")
-        place = enter(working_dir)
         limit_s = timeout_ms / 1000 if timeout_ms is not None else None
 
         async def at(live: LiveMachine) -> CallToolResult:
             if working_dir is not None:
                 await files.check_folder(live, working_dir)
             if background:
-                job_id = await live.start(command, timeout_s=limit_s, enter=place)
+                job_id = await live.start(command, timeout_s=limit_s, cwd=working_dir)
                 return answer(
                     f"started as job {job_id} on {live.name}; vm_job_status and vm_job_tail show how it goes",
                     _ran(live.name, job_id=job_id),
                 )
             async with progress(context, lambda seconds: f"running for {seconds} s"):
-                return await _run(live, command, place, limit_s or _DEFAULT_MS / 1000)
+                return await _run(live, command, working_dir, limit_s or _DEFAULT_MS / 1000)
 
         return await self._links.work(server, at, repeatable=False)
 
@@ -170,7 +167,7 @@ def _notes(now: Stats) -> list[str]:
     ]
 
 
-async def _run(live: LiveMachine, command: str, place: str, timeout_s: float) -> CallToolResult:
+async def _run(live: LiveMachine, command: str, cwd: str | None, timeout_s: float) -> CallToolResult:
     kept = {"stdout": Excerpt(STDOUT_BYTES), "stderr": Excerpt(STDERR_BYTES)}
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -180,7 +177,7 @@ async def _run(live: LiveMachine, command: str, place: str, timeout_s: float) ->
         timeout_s=timeout_s,
         on_output=lambda stream, data: kept[stream].add(data),
         keep_output=False,
-        enter=place,
+        cwd=cwd,
     )
     took = round(loop.time() - began, 2)
     for line in await live.blocked(moment):

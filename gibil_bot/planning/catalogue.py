@@ -118,7 +118,11 @@ def why_unknown(known: Catalogue, word: str) -> str:
         return f"`/gibil {word}` cannot be used: {known.broken_words[word]}"
     words = sorted({workflow.command for workflow in known.workflows if workflow.command})
     listed = ", ".join(f"`{known_word}`" for known_word in words)
-    there_are = f"There are {listed}, and `help`." if words else "This repository has no commands yet; `/gibil help` says more."
+    there_are = (
+        f"There are {listed}, `retest`, `cancel`, and `help`."
+        if words
+        else "This repository has no commands yet; `/gibil help` says more."
+    )
     return (
         f"`/gibil {word[:50]}` is not known here{nearest(word, [*words, 'help', 'cancel', 'retest', 'approve'])}. {there_are}"
     )

@@ -91,6 +91,11 @@ class TaskFiles:
     def summary(self) -> str:
         return f"{self.folder}/summary"
 
+    @property
+    def neutral(self) -> str:
+        """A task that has nothing to do writes the reason to it, and ends with 0: then it counts as skipped."""
+        return f"{self.folder}/neutral"
+
 
 def task_files(index: int, folder: str = FILES_FOLDER) -> TaskFiles:
     """The files of the task of that index."""
@@ -102,7 +107,9 @@ def prepare_script(tasks: int, folder: str = FILES_FOLDER) -> str:
     all_files = [task_files(index, folder) for index in range(tasks)]
     lines = ["set -eu", "umask 077", f"mkdir -p {' '.join(files.folder for files in all_files)}"]
     for files in all_files:
-        lines.append(f": >>{files.env} >>{files.output} >>{files.path} >>{files.summary}")  # the shell does it, no process
+        lines.append(
+            f": >>{files.env} >>{files.output} >>{files.path} >>{files.summary} >>{files.neutral}"
+        )  # the shell does it, no process
     return "\n".join(lines) + "\n"
 
 
@@ -148,6 +155,7 @@ def task_environment(
         "GITHUB_STEP_SUMMARY": files.summary,
         "RUNNER_OS": "Linux",
         "RUNNER_TEMP": files.temp,
+        "GIBIL_NEUTRAL": files.neutral,
     }
     if paths:
         merged["PATH"] = ":".join([*paths, merged.get("PATH") or STANDARD_PATH])

@@ -283,7 +283,7 @@ class Decisions:
         if wanted is not None:
             chosen = [each for each in ended if each[0] == wanted]
         else:
-            chosen = [each for each in ended if each[2] not in (Conclusion.SUCCESS, Conclusion.SKIPPED)]
+            chosen = [each for each in ended if each[2] not in (Conclusion.SUCCESS, Conclusion.NEUTRAL, Conclusion.SKIPPED)]
         if not chosen and (wanted is not None or not ended):
             raise Refused(replies.nothing_to_retest(wanted))
         if not chosen:

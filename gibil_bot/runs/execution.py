@@ -100,7 +100,8 @@ def conclusion_of(plan: Plan, results: Mapping[int, TaskResult], *, cancelled: b
     if TaskStatus.TIMED_OUT in counted:
         return Conclusion.TIMED_OUT
     if results and all(result.status is TaskStatus.SKIPPED for result in results.values()):
-        return Conclusion.SKIPPED
+        # One that has an exit status ran, and said that it had nothing to do (GIBIL_NEUTRAL).
+        return Conclusion.NEUTRAL if any(result.exit_status == 0 for result in results.values()) else Conclusion.SKIPPED
     return Conclusion.SUCCESS
 
 
@@ -285,6 +286,8 @@ class Execution:
         unreadable = self._take_over(files, extra, paths)
         if unreadable and result.status is TaskStatus.SUCCESS:
             result = replace(result, status=TaskStatus.FAILURE, detail=unreadable)
+        if result.status is TaskStatus.SUCCESS and (why := files.neutral.decode("utf-8", "replace").strip()):
+            result = replace(result, status=TaskStatus.SKIPPED, detail=self._redactor().text(why).split("\n")[0])
         await self._save(result)
         self._journal.note("task_finished", index=index, name=task.name, status=result.status.value, seconds=result.duration_s)
 

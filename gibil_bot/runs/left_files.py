@@ -1,4 +1,4 @@
-"""What a task left in GITHUB_STEP_SUMMARY, GITHUB_ENV and GITHUB_PATH, for the report and for the tasks after it.
+"""What a task left in GITHUB_STEP_SUMMARY, GITHUB_ENV, GITHUB_PATH and GIBIL_NEUTRAL: for the report, for later tasks.
 
 It comes with the task's end. Only for a task that ended while nobody followed it, it is asked for.
 """
@@ -15,8 +15,9 @@ from gibil_bot.ports import Shell
 
 FILES_LIMIT_BYTES = 1024 * 1024
 STORED_SUMMARY_BYTES = 64 * 1024
+REASON_BYTES = 1024
 _ANSWER_BYTES = 4 * 1024 * 1024
-"""Three lines of base64: four thirds of what the limits of the files come to, and a little more."""
+"""Four lines of base64: four thirds of what the limits of the files come to, and a little more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,20 +27,24 @@ class LeftFiles:
     summary: bytes
     env: bytes
     path: bytes
+    neutral: bytes = b""
+    """Why there was nothing to do; empty: there was."""
 
 
-def paths_of(index: int) -> tuple[str, str, str]:
+def paths_of(index: int) -> tuple[str, str, str, str]:
     """Where the task of that index writes them: what a Job `returns`."""
     files = script.task_files(index)
-    return files.summary, files.env, files.path
+    return files.summary, files.env, files.path, files.neutral
 
 
 def left_in(ended: Exit, index: int) -> LeftFiles | None:
     """What came with the task's end; None: it was started by a bot that did not ask for it."""
-    summary, env, path = (ended.files.get(path) for path in paths_of(index))
+    summary, env, path, neutral = (ended.files.get(path) for path in paths_of(index))
     if summary is None or env is None or path is None:
         return None
-    return LeftFiles(summary[:STORED_SUMMARY_BYTES], env[:FILES_LIMIT_BYTES], path[:FILES_LIMIT_BYTES])
+    return LeftFiles(
+        summary[:STORED_SUMMARY_BYTES], env[:FILES_LIMIT_BYTES], path[:FILES_LIMIT_BYTES], (neutral or b"")[:REASON_BYTES]
+    )
 
 
 async def read_tail(shell: Shell, job_id: str, most: int) -> tuple[bytes, int]:
@@ -51,14 +56,16 @@ async def read_tail(shell: Shell, job_id: str, most: int) -> tuple[bytes, int]:
 
 async def read_left_files(shell: Shell, index: int) -> LeftFiles:
     """In one round trip: a line of base64 each. Raises MachineLost."""
-    limits = zip(paths_of(index), (STORED_SUMMARY_BYTES, FILES_LIMIT_BYTES, FILES_LIMIT_BYTES), strict=True)
+    limits = zip(paths_of(index), (STORED_SUMMARY_BYTES, FILES_LIMIT_BYTES, FILES_LIMIT_BYTES, REASON_BYTES), strict=True)
     result = await shell.run(
         "\n".join(f"test -s {path} && head -c {limit} {path} | base64 -w 0; echo" for path, limit in limits),
         most_bytes=_ANSWER_BYTES,
     )
-    lines = [*result.stdout.split(b"\n"), b"", b"", b""]
+    lines = [*result.stdout.split(b"\n"), b"", b"", b"", b""]
     try:
-        summary, env, path = (base64.b64decode(line) for line in lines[:3])
-        return LeftFiles(summary[:STORED_SUMMARY_BYTES], env[:FILES_LIMIT_BYTES], path[:FILES_LIMIT_BYTES])
+        summary, env, path, neutral = (base64.b64decode(line) for line in lines[:4])
+        return LeftFiles(
+            summary[:STORED_SUMMARY_BYTES], env[:FILES_LIMIT_BYTES], path[:FILES_LIMIT_BYTES], neutral[:REASON_BYTES]
+        )
     except ValueError:  # the machine belongs to its tasks: one may have put something else in the place of base64
         return LeftFiles(b"", b"", b"")

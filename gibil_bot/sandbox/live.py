@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import shlex
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
@@ -29,6 +29,7 @@ from gibil_bot.sandbox.places import (
     TASKS_DONE,
     TASKS_FAILED,
     as_given,
+    enter,
     signal_script,
     take_given,
 )
@@ -109,17 +110,21 @@ class LiveMachine:
         keep_output: bool = True,
         most_bytes: int = KEPT_BYTES,
         tag: str | None = None,
-        enter: str = "",
+        cwd: str | None = None,
+        stdin: bytes | AsyncIterator[bytes] = b"",
     ) -> Outcome:
-        """Run a line of shell in /root and wait for its end. After `timeout_s` all of it is killed, and the outcome says so.
+        """Run a line of shell and wait for its end. After `timeout_s` all of it is killed, and the outcome says so.
+
+        It runs in `cwd`: an absolute path, or one below the default, which is /root/project on a machine with code, and /root
+        on others. Where there is no such folder the exit code is 1, and stderr says so. `stdin` is what the command can read.
 
         With `keep_output=False` the outcome is empty, and output of any size passes through `on_output`; otherwise a command
-        that prints more than `most_bytes` is killed, and SSHError raised. `tag` names the command for `interrupt`; `enter`
-        goes to another folder first (places.enter). Cancelled, everything of the command is killed. Raises UsageError (for an
-        empty command, too), SSHError, MachineLost.
+        that prints more than `most_bytes` is killed, and SSHError raised. `tag` names the command for `interrupt`. Cancelled,
+        everything of the command is killed. Raises UsageError (for an empty command, too), SSHError, MachineLost.
         """
+        words.check_command(command)
+        place = enter(cwd)
         given = words.check_environment(dict(env or {}))
-        check_command(command)
         kept = {"stdout": bytearray(), "stderr": bytearray()}
 
         def take(stream: str, data: bytes) -> None:
@@ -136,9 +141,10 @@ class LiveMachine:
         tag = tag or new_tag()
         try:
             result = await self._shell.run(
-                f"{_prelude(given)}{enter}export GIBIL_COMMAND={tag} {LEADER}=$$; "
+                f"{_prelude(given)}{place}export GIBIL_COMMAND={tag} {LEADER}=$$; "
                 f'exec "${{BASH:-sh}}" -c {shlex.quote(command)}',
                 timeout_s=timeout_s if timeout_s is not None else self._left_s(),
+                stdin=stdin,
                 env=as_given(given),
                 on_output=take,
                 keep_output=False,
@@ -179,19 +185,19 @@ class LiveMachine:
     # Background jobs
 
     async def start(
-        self, command: str, *, timeout_s: float | None = None, env: Mapping[str, str] | None = None, enter: str = ""
+        self, command: str, *, timeout_s: float | None = None, env: Mapping[str, str] | None = None, cwd: str | None = None
     ) -> str:
-        """Start a line of shell in /root that goes on whatever becomes of us; the job's id. `enter`: see `run`.
+        """Start a line of shell that goes on whatever becomes of us; the job's id. `cwd`: see `run`.
 
         Raises UsageError for an empty command, JobNotStarted.
         """
+        words.check_command(command)
         given = words.check_environment(dict(env or {}))
-        check_command(command)
         job_id = f"run-{secrets.token_hex(4)}"
         limit = f"timeout --kill-after=5 {timeout_s:g} " if timeout_s is not None else ""
         job = Job(  # noqa: S604 (a template, no subprocess)
             id=job_id,
-            script=f"{_prelude(given)}{enter}\n{command}\n",
+            script=f"{_prelude(given)}{enter(cwd)}\n{command}\n",
             env=as_given(given),
             working_directory="/root",
             shell=f"{limit}bash {{0}}",
@@ -278,8 +284,9 @@ class LiveMachine:
 
     # Its end
 
-    async def extend(self, seconds: int) -> Machine:
-        """Let it live that much longer. Raises UsageError beyond GIBIL_MAX_TTL."""
+    async def extend(self, duration: words.Duration) -> Machine:
+        """Extend its time to live: by `"90s"`, `"2h"`, a timedelta; a number is minutes. Raises UsageError."""
+        seconds = words.duration_seconds(duration)
         self.machine = await extend_machine(self._forge, self.machine, seconds, self._max_ttl_s)
         return self.machine
 
@@ -327,14 +334,6 @@ async def extend_machine(forge: Forge, machine: Machine, seconds: int, max_ttl_s
     with contextlib.suppress(MachineNotFound):
         return await forge.provider.extend(machine.name, expires_at)
     raise not_found(machine.name)
-
-
-def check_command(command: str) -> None:
-    """Raises UsageError for one that does nothing, or that no shell can be given."""
-    if not command.strip():
-        raise UsageError("there is no command: it is empty, or made of blanks")
-    if "\0" in command:
-        raise UsageError("a command cannot hold a NUL byte")
 
 
 def new_tag() -> str:

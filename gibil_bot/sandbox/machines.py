@@ -17,7 +17,7 @@ from gibil_bot.errors import ConfigurationError, GibilError, MachineLost, UsageE
 from gibil_bot.machines.lifecycle import CREATION, Forge
 from gibil_bot.machines.notices import notices
 from gibil_bot.model import Machine
-from gibil_bot.sandbox import makings, words
+from gibil_bot.sandbox import limit, makings, words
 from gibil_bot.sandbox.live import LiveMachine, extend_machine, not_found
 from gibil_bot.sandbox.makings import Making
 from gibil_bot.sandbox.preparing import OnPhase, start_provisioning
@@ -81,7 +81,7 @@ class Machines:
     """`owner` is what all machines of this data directory are labelled with."""
 
     def __init__(self, settings: Settings, forge: Forge, owner: str) -> None:
-        self._settings = settings
+        self.settings = settings
         self._owner = owner
         self._untold: dict[str, Making] = {}
         self.forge = forge
@@ -94,7 +94,7 @@ class Machines:
         Raises UsageError and InvalidWorkflow before anything is forged, NameTaken, and what the provider raises.
         """
         machines, _notes = await self.create_several(order, None, on_phase)
-        self.told()
+        self.told(machines[0].name)
         return machines[0]
 
     async def create_several(
@@ -102,14 +102,16 @@ class Machines:
     ) -> tuple[list[LiveMachine], tuple[str, ...]]:
         """A fleet of `count` machines `NAME-1` … with the label `fleet` (None: one machine, no fleet), and notes for people.
 
-        All of them, or none and the error. Call `told` when the person knows of them: until then, whoever comes by after we
-        were killed burns what is half made, and offers the rest.
+        All of them, or none and the error. Call `told` when their names were reported: until then, a command that comes after
+        we were killed destroys what is incomplete, and offers the rest.
+
+        Raises UsageError with the code MACHINE_LIMIT when there would be more than GIBIL_MAX_MACHINES.
         """
         from gibil_bot.planning.workflow import MachineWish
         from gibil_bot.sandbox import order as orders
 
-        caps = machine_caps(self._settings)
-        orders.check(order, self._settings, caps)
+        caps = machine_caps(self.settings)
+        orders.check(order, self.settings, caps)
         if count is not None:
             words.fleet_names(order.name or "fleet", count)
         tell = on_phase or (lambda name, phase, seconds: None)
@@ -117,13 +119,15 @@ class Machines:
         try:
             async with self._origin(order, tell) as origin:
                 wish = origin.file.machine if origin is not None and origin.file is not None else MachineWish()
-                terms = orders.terms(order, wish, self._settings, caps)
+                terms = orders.terms(order, wish, self.settings, caps)
                 labels = self._labels(order, origin)
                 if count is None:
-                    machines = [await self._make(terms.name, terms, origin, labels, tell)]
+                    names = [terms.name]
                 else:
                     names = words.fleet_names(terms.name, count)
-                    machines = await self._make_all(names, terms, origin, {**labels, "fleet": terms.name}, tell)
+                    labels["fleet"] = terms.name
+                makings = await self._begin(names, terms.ttl_s, order.made_by)
+                machines = await self._make_all(makings, terms, origin, labels, tell)
                 for live in machines:  # a fleet is worth something when it is whole
                     self._untold[live.name].made()
                 return machines, terms.notes
@@ -132,16 +136,49 @@ class Machines:
                 await asyncio.wait({preparing})
             preparing.result()
 
-    async def _make_all(
-        self, names: Sequence[str], terms: Terms, origin: Origin | None, labels: dict[str, str], tell: OnPhase
-    ) -> list[LiveMachine]:
-        makings = [asyncio.create_task(self._make(name, terms, origin, labels, tell)) for name in names]
+    async def _begin(self, names: Sequence[str], ttl_s: int, made_by: str) -> list[Making]:
+        """A record for each creation, once there is room for all of them. Raises UsageError.
+
+        The records are written before the provider is asked, and together: of commands that run side by side each sees those
+        that came before it, so that they don't exceed the limit together.
+        """
+        provider = self.forge.provider.name
+        begun = [Making(self.settings.data_dir, provider=provider, name=name, made_by=made_by, ttl_s=ttl_s) for name in names]
+        beginning = asyncio.create_task(asyncio.to_thread(makings.begin_together, self.settings.data_dir, begun))
         try:
-            return list(await asyncio.gather(*makings))
+            others = await asyncio.shield(beginning)
+            await self._check_room(names, {name for its_provider, name in others if its_provider == provider})
         except BaseException:
-            for making in makings:
-                making.cancel()
-            await asyncio.shield(self._undo(makings))
+            await asyncio.wait({beginning})  # a thread can't be cancelled
+            for making in begun:
+                making.undone()
+            raise
+        return begun
+
+    async def _check_room(self, names: Sequence[str], others: set[str]) -> None:
+        """Raises UsageError. `others`: machines that are being created at this moment."""
+        existing = await self._existing(others)
+        if len(existing) + len(names) > self.settings.max_machines and await self.sweep():
+            existing = await self._existing(others)  # without those that had expired
+        limit.check_room(existing, names, self.settings.max_machines)
+
+    async def _existing(self, others: set[str]) -> set[str]:
+        return others | {machine.name for machine in await self.forge.list(self._owner)}
+
+    async def _make_all(
+        self, begun: Sequence[Making], terms: Terms, origin: Origin | None, labels: dict[str, str], tell: OnPhase
+    ) -> list[LiveMachine]:
+        if len(begun) == 1:
+            return [await self._make(begun[0], terms, origin, labels, tell)]
+        creations = [asyncio.create_task(self._make(making, terms, origin, labels, tell)) for making in begun]
+        try:
+            return list(await asyncio.gather(*creations))
+        except BaseException:
+            for creation in creations:
+                creation.cancel()
+            await asyncio.shield(self._undo(creations))
+            for making in begun:
+                making.undone()  # a task that was cancelled before its first step
             raise
 
     async def _undo(self, makings: Sequence[asyncio.Task[LiveMachine]]) -> None:
@@ -156,22 +193,16 @@ class Machines:
         await machine.close()
         await machine.destroy()
 
-    async def _make(self, name: str, terms: Terms, origin: Origin | None, labels: dict[str, str], tell: OnPhase) -> LiveMachine:
-        making = Making(
-            self._settings.data_dir,
-            provider=self.forge.provider.name,
-            name=name,
-            made_by=labels["made-by"],
-            ttl_s=terms.ttl_s,
-        )
+    async def _make(
+        self, making: Making, terms: Terms, origin: Origin | None, labels: dict[str, str], tell: OnPhase
+    ) -> LiveMachine:
         try:
-            await asyncio.to_thread(making.begin)
-            with notices(self.forge.provider, lambda what: tell(name, "prepare", None)):
-                live = await self._forge(name, terms, origin, {**labels, CREATION: making.creation}, tell)
+            with notices(self.forge.provider, lambda what: tell(making.name, "prepare", None)):
+                live = await self._forge(making.name, terms, origin, {**labels, CREATION: making.creation}, tell)
         except BaseException:
             making.undone()
             raise
-        self._untold[name] = making
+        self._untold[making.name] = making
         return live
 
     async def _forge(
@@ -189,7 +220,7 @@ class Machines:
                 ttl_s=terms.ttl_s,
                 labels=labels,
                 plan=terms.plan,
-                egress_allow=(*self._settings.egress, *address_of(origin.clone_url if origin and origin.clone_url else "")),
+                egress_allow=(*self.settings.egress, *address_of(origin.clone_url if origin and origin.clone_url else "")),
                 on_phase=lambda phase, seconds: tell(name, phase, seconds),
                 fresh=True,
             )
@@ -197,7 +228,7 @@ class Machines:
             if who is not None:
                 who.cancel()
             raise
-        live = LiveMachine(self.forge, machine, shell, self._settings.max_ttl_s)
+        live = LiveMachine(self.forge, machine, shell, self.settings.max_ttl_s)
         try:
             author = await who if who is not None else origin.identity if origin is not None else None
             await start_provisioning(shell, name, terms, origin, author, tell)
@@ -206,13 +237,14 @@ class Machines:
             raise
         return live
 
-    def told(self) -> None:
-        """The person knows of all machines that were made."""
-        while self._untold:
-            self._untold.popitem()[1].finished()
+    def told(self, *names: str) -> None:
+        """The names of these machines were reported to the user; no later command announces them as abandoned."""
+        for name in names:
+            if (making := self._untold.pop(name, None)) is not None:
+                making.finished()
 
     def let_go(self) -> None:
-        """Nobody makes machines here any more; what was not told is left to whoever comes next."""
+        """No more machines are created here; those that weren't reported are left to a later command."""
         while self._untold:
             self._untold.popitem()[1].let_go()
 
@@ -228,9 +260,9 @@ class Machines:
 
         tell("", "repository", None)
         began = asyncio.get_running_loop().time()
-        async with read_origin(order.repo, order.branch, self._settings.github_url) as origin:
+        async with read_origin(order.repo, order.branch, self.settings.github_url) as origin:
             if origin.file is not None and origin.file.services:
-                check_services(origin.file, service_grounds(self._settings))
+                check_services(origin.file, service_grounds(self.settings))
             tell("", "repository", asyncio.get_running_loop().time() - began)
             yield origin
 
@@ -266,11 +298,14 @@ class Machines:
             if await self.forge.get(name) is None:  # somebody burned it while we were on our way
                 raise not_found(name) from None
             raise
-        return LiveMachine(self.forge, machine, shell, self._settings.max_ttl_s)
+        return LiveMachine(self.forge, machine, shell, self.settings.max_ttl_s)
 
     async def list_machines(self) -> list[Machine]:
-        """What the provider has of ours, oldest first: the bot's machines, and other data directories', too."""
-        return await self.forge.list()
+        """What the provider has of ours, in the natural order of their names (`m-2` before `m-10`).
+
+        The bot's machines, and other data directories', too.
+        """
+        return sorted(await self.forge.list(), key=lambda machine: words.natural(machine.name))
 
     async def sweep(self) -> list[str]:
         """Burn what is beyond its time, and what a crash left; the names. A provider that fails here fails elsewhere, too."""
@@ -282,11 +317,11 @@ class Machines:
 
     async def settle(self) -> list[Settled]:
         """What was made by processes that were killed: see settle.py. Costs nothing where there was none."""
-        return await settle(self.forge, self._settings.data_dir)
+        return await settle(self.forge, self.settings.data_dir)
 
     async def _taken(self, machine: Machine) -> None:
         """Somebody calls it by its name: it needs no offering."""
-        await asyncio.to_thread(makings.forget, self._settings.data_dir, machine.labels.get(CREATION, ""))
+        await asyncio.to_thread(makings.forget, self.settings.data_dir, machine.labels.get(CREATION, ""))
 
     # The end
 
@@ -294,23 +329,25 @@ class Machines:
         """Raises MachineNotFound, UsageError beyond GIBIL_MAX_TTL."""
         machine = await self.get(name)
         await self._taken(machine)
-        return await extend_machine(self.forge, machine, seconds, self._settings.max_ttl_s)
+        return await extend_machine(self.forge, machine, seconds, self.settings.max_ttl_s)
 
     async def destroy(self, names: Sequence[str]) -> list[Burned]:
         """Burn these, side by side. An absent machine is not a failure; what fails is in the answer."""
         burned = list(await asyncio.gather(*(self._burn(name) for name in dict.fromkeys(names))))
         gone = {each.name for each in burned if each.problem is None}
-        await asyncio.to_thread(makings.forget_names, self._settings.data_dir, self.forge.provider.name, gone)
+        self.told(*gone)  # there is nothing left to announce
+        await asyncio.to_thread(makings.forget_names, self.settings.data_dir, self.forge.provider.name, gone)
         return burned
 
     async def destroy_fleet(self, fleet: str) -> list[Burned]:
         found = [machine.name for machine in await self.forge.list(self._owner) if machine.labels.get("fleet") == fleet]
-        return await self.destroy(found)
+        return await self.destroy(sorted(found, key=words.natural))
 
     async def destroy_all(self, *, with_runs: bool = False) -> list[Burned]:
         """Everything of this data directory; what the bot is working on only `with_runs`."""
         machines = await self.forge.list(self._owner)
-        return await self.destroy([machine.name for machine in machines if with_runs or "run" not in machine.labels])
+        names = [machine.name for machine in machines if with_runs or "run" not in machine.labels]
+        return await self.destroy(sorted(names, key=words.natural))
 
     async def _burn(self, name: str) -> Burned:
         try:

@@ -18,10 +18,11 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 FOLDER = "makings"
+LOCK = "makings.lock"
 
 _CREATION = re.compile(r"[0-9a-f]{16}")
 _SETTLES_S = 60.0
@@ -33,6 +34,7 @@ class Making:
 
     def __init__(self, data_dir: Path, *, provider: str, name: str, made_by: str, ttl_s: int) -> None:
         self.creation = secrets.token_hex(8)
+        self.name = name
         self._path = data_dir / FOLDER / self.creation
         self._content = {"provider": provider, "name": name, "made_by": made_by, "until": time.time() + ttl_s}
         self._fd: int | None = None
@@ -72,6 +74,38 @@ class Making:
         if self._fd is not None:
             with contextlib.suppress(OSError):
                 os.write(self._fd, line)
+
+
+def begin_together(data_dir: Path, begun: Sequence[Making]) -> list[tuple[str, str]]:
+    """Begin all of them; (provider, name) of the other creations that are under way. Blocking.
+
+    Under a lock, so that of two callers exactly one sees the other's records.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # a data directory that can't be written has no records
+            data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(data_dir / LOCK, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            stack.callback(os.close, lock)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        others = _under_way(data_dir)
+        for making in begun:
+            making.begin()
+        return others
+
+
+def _under_way(data_dir: Path) -> list[tuple[str, str]]:
+    """(provider, name) of each record whose maker lives."""
+    found = []
+    for path in _records(data_dir):
+        if (record := _take(path)) is not None:
+            record.leave()
+            continue
+        try:
+            content = json.loads(path.read_bytes().partition(b"\n")[0])
+            found.append((str(content["provider"]), str(content["name"])))
+        except (OSError, ValueError, KeyError, TypeError):  # it has ended meanwhile, or the disk was full
+            continue
+    return found
 
 
 class Abandoned:

@@ -20,7 +20,7 @@ class Order:
     repo: str | None = None
     """URL, `owner/repo`, path or file:// URL."""
     branch: str | None = None
-    ttl: str | None = None
+    ttl: words.Duration | None = None
     size: str | None = None
     server_type: str | None = None
     location: str | None = None

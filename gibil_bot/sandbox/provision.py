@@ -63,7 +63,8 @@ gibil_save() {
 gibil_files() {
     gibil_folder=/root/.gibil/files/$1
     mkdir -p "$gibil_folder"
-    : >"$gibil_folder/env" && : >"$gibil_folder/output" && : >"$gibil_folder/path" && : >"$gibil_folder/summary"
+    : >"$gibil_folder/env" && : >"$gibil_folder/output" && : >"$gibil_folder/path" && : >"$gibil_folder/summary" \
+        && : >"$gibil_folder/neutral"
 }
 
 # Takes over what a task wrote to GITHUB_ENV and GITHUB_PATH; 1 when it cannot be read.
@@ -132,6 +133,7 @@ gibil_task() {
         PATH=$gibil_path$PATH
         export GITHUB_ENV=$gibil_folder/env GITHUB_OUTPUT=$gibil_folder/output GITHUB_PATH=$gibil_folder/path
         export GITHUB_STEP_SUMMARY=$gibil_folder/summary RUNNER_TEMP=/root/.gibil/files RUNNER_OS=Linux
+        export GIBIL_NEUTRAL=$gibil_folder/neutral
         exec "$gibil_timeout" --kill-after=5 "$gibil_seconds" "${gibil_words[@]}" </dev/null
     )
     gibil_status=$?
@@ -139,10 +141,11 @@ gibil_task() {
     [ "$gibil_status" = 0 ] || gibil_word=failure
     [ "$gibil_status" != 124 ] || gibil_word=timed_out
     gibil_take || { [ "$gibil_word" != success ] || gibil_word=failure; }
+    [ "$gibil_word" != success ] || [ ! -s "$gibil_folder/neutral" ] || gibil_word=skipped
     gibil_record "$gibil_number" "$gibil_word" "$gibil_status" $(($(gibil_now) - gibil_start)) "$gibil_name"
     gibil_line
     printf '=== %s: %s, exit status %s\n' "$gibil_name" "$gibil_word" "$gibil_status"
-    [ "$gibil_word" = success ] || [ "$gibil_counts" = no ] || gibil_failed=1
+    [ "$gibil_word" = success ] || [ "$gibil_word" = skipped ] || [ "$gibil_counts" = no ] || gibil_failed=1
 }
 
 gibil_give_up() {

@@ -1,45 +1,42 @@
-"""Machines for programs: `from gibil_bot import machines`.
-
-    async with machines.create(repo="ada/engine", ttl="30m") as m:
-        result = await m.run("cd /root/project && pytest -q")
-        print(result.exit_code, result.stdout)
-
-The machine is burned when the block is left, however it is left; when the program is killed, its time to live burns it. Many
-machines share the provider and its limits:
-
-    async with machines.connect() as mine:
-        async with asyncio.TaskGroup() as group:
-            for seed in range(50):
-                group.create_task(explore(mine, seed))      # each: async with mine.create() as m: …
-
-The same functions make the command line, so `gibil list` and `gibil run` see these machines, too. Settings come from the
-environment and from what `gibil init` saved. Every failure is a `gibil_bot.errors.GibilError` with a sentence and a code.
-"""
+"""Machines for programs: `from gibil_bot import machines`. The names are documented in gibil_bot/machines/__init__.py."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
+from typing import Literal, TypeAlias
 
 from gibil_bot.config import Settings, load_settings
+from gibil_bot.errors import GibilError, UsageError
 from gibil_bot.model import Machine
+from gibil_bot.sandbox.excerpt import Excerpt
 from gibil_bot.sandbox.live import LiveMachine, Outcome, TaskOutcome
 from gibil_bot.sandbox.machines import Machines, open_machines, settings_for
 from gibil_bot.sandbox.order import Order
+from gibil_bot.sandbox.words import Duration
 
 __all__ = ["Connected", "Creation", "LiveMachine", "Outcome", "TaskOutcome", "connect", "create", "open_machine"]
 
+Wait: TypeAlias = Literal["ready", "tasks"]
+
+_LOG_BYTES = 2000
+
 
 class Creation:
-    """A machine to be: made when an `async with` block is entered, burned when it is left.
+    """A machine to be: created when an `async with` block is entered, destroyed when it is left.
 
-    Raises UsageError and InvalidWorkflow before anything is forged; NameTaken, ProviderError, SSHError, MachineLost.
+    Raises UsageError and InvalidWorkflow before anything is created; NameTaken, ProviderError, SSHError, MachineLost; and
+    GibilError with the code PROVISION when the machine does not become ready. Then nothing is left of it.
     """
 
-    def __init__(self, order: Order, machines: Machines | None, settings: Settings | None) -> None:
+    def __init__(self, order: Order, wait: Wait | None, machines: Machines | None, settings: Settings | None) -> None:
+        if wait not in (None, "ready", "tasks"):
+            raise UsageError(f"wait={wait!r} is not known; write 'ready', 'tasks' or None")
         self._order = order
+        self._wait = wait
         self._given = machines
         self._settings = settings
         self._stack = contextlib.AsyncExitStack()
@@ -60,10 +57,19 @@ class Creation:
         if machines is None:
             machines = await self._stack.enter_async_context(open_machines(self._settings or load_settings()))
         try:
-            return await machines.create(self._order)
+            live = await machines.create(self._order)
         except BaseException:
             await asyncio.shield(asyncio.ensure_future(self._stack.aclose()))
             raise
+        try:
+            if self._wait == "tasks":
+                await live.wait_tasks()
+            if self._wait is not None and not await live.wait_ready():
+                raise GibilError(await _why_not_ready(live), code="PROVISION")
+        except BaseException:
+            await asyncio.shield(asyncio.ensure_future(self._burn(live)))
+            raise
+        return live
 
     async def _burn(self, live: LiveMachine) -> None:
         try:
@@ -73,6 +79,19 @@ class Creation:
                 await live.destroy()
             finally:
                 await self._stack.aclose()
+
+
+def _text(repo: str | os.PathLike[str] | None) -> str | None:
+    return None if repo is None else os.fspath(repo)
+
+
+async def _why_not_ready(live: LiveMachine) -> str:
+    """One sentence, with the end of the log: the machine is destroyed after it."""
+    log = Excerpt(_LOG_BYTES)
+    await live.print_log(None, lambda stream, data: log.add(data))
+    lines = [line for line in log.text("").splitlines() if line.strip() and not line.startswith("=== ")]
+    failed = ", ".join(f"{task.name} (exit code {task.exit_code})" for task in await live.tasks() if task.status == "failure")
+    return f"machine {live.name} did not become ready: {failed or 'its set-up'} failed: {' / '.join(lines[-3:])}"
 
 
 class Connected:
@@ -85,28 +104,29 @@ class Connected:
         self,
         *,
         name: str | None = None,
-        repo: str | None = None,
+        repo: str | os.PathLike[str] | None = None,
         branch: str | None = None,
-        ttl: str | None = None,
+        ttl: Duration | None = None,
         size: str | None = None,
         server_type: str | None = None,
         location: str | None = None,
         image: str | None = None,
         env: Mapping[str, str] | None = None,
+        wait: Wait | None = "ready",
     ) -> Creation:
         """See `machines.create`."""
         order = Order(
-            name=name, repo=repo, branch=branch, ttl=ttl, size=size, server_type=server_type, location=location, image=image,
-            env=dict(env or {}), made_by="sdk",
+            name=name, repo=_text(repo), branch=branch, ttl=ttl, size=size, server_type=server_type, location=location,
+            image=image, env=dict(env or {}), made_by="sdk",
         )  # fmt: skip
-        return Creation(order, self._machines, None)
+        return Creation(order, wait, self._machines, None)
 
     async def open(self, name: str) -> LiveMachine:
         """Log in to a machine that exists; close it when done. Raises MachineNotFound."""
         return await self._machines.open(name)
 
     async def list(self) -> list[Machine]:
-        """What the provider has, oldest first."""
+        """What the provider has, in the natural order of the names."""
         return await self._machines.list_machines()
 
     async def destroy(self, name: str) -> bool:
@@ -124,27 +144,33 @@ async def connect(*, provider: str | None = None, settings: Settings | None = No
 def create(
     *,
     name: str | None = None,
-    repo: str | None = None,
+    repo: str | os.PathLike[str] | None = None,
     branch: str | None = None,
-    ttl: str | None = None,
+    ttl: Duration | None = None,
     provider: str | None = None,
     size: str | None = None,
     server_type: str | None = None,
     location: str | None = None,
     image: str | None = None,
     env: Mapping[str, str] | None = None,
+    wait: Wait | None = "ready",
     settings: Settings | None = None,
 ) -> Creation:
-    """A machine, as `gibil create` makes it; what is left out is the repository's `.gibil.yml`'s to say, or the default.
+    """A machine, as `gibil create` makes it: `async with machines.create(repo="ada/engine") as m: …`.
 
-    `repo`: a URL, `owner/repo`, or a path; it is at /root/project once `await m.wait_ready()` is True, and its tasks have run
-    when `await m.wait_tasks()` returns them. `ttl`: `90s 20m 2h`, a bare number is minutes. `env`: for every command.
+    What is left out comes from the repository's `.gibil.yml`, or is the default.
+
+    `repo`: a URL, `owner/repo`, or a path; its code is in /root/project, where commands start.
+    `ttl`: `"90s"`, `"20m"`, `"2h"`, a timedelta; a number is minutes. After that the machine is destroyed in any case.
+    `env`: environment variables of its tasks and of every command.
+    `wait`: "ready": the block begins when the code is there and set up; "tasks": when the tasks of `.gibil.yml` have ended
+    (`await m.tasks()` says how); None: when the machine answers, and `await m.wait_ready()` waits for the rest.
     """
     order = Order(
-        name=name, repo=repo, branch=branch, ttl=ttl, size=size, server_type=server_type, location=location, image=image,
-        env=dict(env or {}), made_by="sdk",
+        name=name, repo=_text(repo), branch=branch, ttl=ttl, size=size, server_type=server_type, location=location,
+        image=image, env=dict(env or {}), made_by="sdk",
     )  # fmt: skip
-    return Creation(order, None, settings_for(settings or load_settings(), provider))
+    return Creation(order, wait, None, settings_for(settings or load_settings(), provider))
 
 
 @contextlib.asynccontextmanager

@@ -8,9 +8,14 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterable
+from datetime import timedelta
+from typing import TypeAlias
 
 from gibil_bot.config import parse_duration
 from gibil_bot.errors import UsageError
+
+Duration: TypeAlias = str | int | float | timedelta
+"""`90s 20m 2h 7d 1w 1mo 1y`, or a number of minutes."""
 
 SIZES = ("small", "medium", "large")
 DEFAULT_TTL_S = 3600
@@ -51,7 +56,20 @@ def fleet_names(name: str, count: int) -> list[str]:
     return [check_name(f"{name}-{number}") for number in range(1, count + 1)]
 
 
-def ttl_seconds(text: str, max_ttl_s: int) -> int:
+def natural(name: str) -> tuple[tuple[str, int], ...]:
+    """A sort key: numbers in a name count as numbers, so `agent-3` comes before `agent-10`."""
+    parts = re.split(r"(\d+)", name)
+    return tuple((text, int(number or 0)) for text, number in zip(parts[::2], [*parts[1::2], ""], strict=True))
+
+
+def check_command(command: str) -> str:
+    """A line of shell that does something."""
+    if not command.strip() or "\0" in command:
+        raise UsageError("a command cannot be empty, or hold a NUL byte")
+    return command
+
+
+def ttl_seconds(text: Duration, max_ttl_s: int) -> int:
     """A time to live: `90s 20m 2h 7d 1w 1mo 1y`, a bare number is minutes; from a minute to GIBIL_MAX_TTL."""
     seconds = duration_seconds(text)
     if seconds < MIN_TTL_S:
@@ -61,11 +79,19 @@ def ttl_seconds(text: str, max_ttl_s: int) -> int:
     return seconds
 
 
-def duration_seconds(text: str) -> int:
+def duration_seconds(duration: Duration) -> int:
+    """Whole seconds; a number, or text that is one, is minutes."""
     try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+        if isinstance(duration, timedelta):
+            return round(duration.total_seconds())
+        if isinstance(duration, int | float) and not isinstance(duration, bool):
+            return round(duration * 60)
+        if isinstance(duration, str):
+            return parse_duration(duration)
+    except (ValueError, OverflowError) as error:  # also: not a number, and infinity
+        if isinstance(duration, str):
+            raise UsageError(str(error)) from None
+    raise UsageError(f"{duration!r} is not a duration: write 90s, 20m or 2h, or a number of minutes")
 
 
 def spell(seconds: float) -> str:
@@ -83,7 +109,7 @@ def check_size(size: str) -> str:
     return size
 
 
-def check(*, name: str | None, ttl: str | None, size: str | None, max_ttl_s: int) -> None:
+def check(*, name: str | None, ttl: Duration | None, size: str | None, max_ttl_s: int) -> None:
     """What a person said of a machine; None is left to others."""
     if name is not None:
         check_name(name)

@@ -25,6 +25,8 @@ class Done:
     exit_status: int | None
     """None: skipped."""
     output: str
+    nothing_to_do: str = ""
+    """The reason that it gave."""
 
 
 def run_plan(plan: Plan, project: Path, scratch: Path, *, environ: Mapping[str, str] | None = None) -> list[Done]:
@@ -46,6 +48,7 @@ def run_plan(plan: Plan, project: Path, scratch: Path, *, environ: Mapping[str, 
             "GITHUB_ENV": files.env,
             "GITHUB_PATH": files.path,
             "GITHUB_STEP_SUMMARY": files.summary,
+            "GIBIL_NEUTRAL": files.neutral,
         }  # fmt: skip
         ended = subprocess.run(
             command,
@@ -56,7 +59,8 @@ def run_plan(plan: Plan, project: Path, scratch: Path, *, environ: Mapping[str, 
             text=True,
             timeout=120,
         )
-        done.append(Done(task.name, ended.returncode, ended.stdout))
+        neutral = Path(files.neutral)
+        done.append(Done(task.name, ended.returncode, ended.stdout, neutral.read_text() if neutral.exists() else ""))
         if ended.returncode != 0 and not task.continue_on_error:
             status = "failure"
         if Path(files.env).exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -204,4 +205,31 @@ def test_a_server_whose_maker_was_killed_is_burned(hetzner: Cloud, at_hetzner: C
     other.here.mkdir(parents=True)
     assert said_of_the_dead(other) == "", "another computer has no part in it"
     assert said_of_the_dead(line) == "gibil: burned lost: a `gibil create` that was killed left it half made\n"
+    assert (hetzner.names, double.state.primary_ips, records(line)) == (set(), {}, [])
+
+
+def test_a_second_ctrl_c_leaves_the_clean_up_to_the_next_command(hetzner: Cloud, at_hetzner: CommandLine) -> None:
+    double, line = hetzner.double, at_hetzner
+    answer = asyncio.Event()
+    process = line.start("create", "--name", "lost", "--json")
+    assert process.stderr is not None
+    while b"forged lost" not in process.stderr.readline():
+        assert process.poll() is None
+    fault = Fault("DELETE", r"/servers/\d+", hang=answer)
+    double.api.faults.append(fault)
+    process.send_signal(signal.SIGINT)
+    while b"Ctrl-C again leaves that to the next gibil command" not in process.stderr.readline():
+        assert process.poll() is None
+    until(lambda: any(call.startswith("DELETE /servers") for call in double.api.calls), "it is being destroyed")
+    process.send_signal(signal.SIGINT)
+    out, _err = process.communicate(timeout=30)
+    told = json.loads(out)
+    assert (process.returncode, told["code"]) == (130, "INTERRUPTED")
+    assert told["message"] == "interrupted; lost may still exist: the next gibil command destroys what is left"
+
+    async def go_on() -> None:
+        answer.set()
+
+    hetzner.do(go_on())
+    said_of_the_dead(line)
     assert (hetzner.names, double.state.primary_ips, records(line)) == (set(), {}, [])

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -109,13 +110,20 @@ async def test_a_comment_becomes_a_check_run_before_your_eyes(room: Path) -> Non
         assert await demo.end() == 0
         text = "\n".join(demo.lines)
         order = [
-            "ada commented:", "delivery accepted by the bot: 202", "reacted with", "forging a machine", "machine forged in",
+            "ada commented:", "delivery accepted by the bot: 202", "forging a machine", "machine forged in",
             "code cloned in", "task compile: success", "test_seven_has_none", "task unit tests: success", "4000 = 1,6,40",
             "task smoke: success", "machine burned in", "gibil[bot] commented:", "where the time went", "all of it  ",
         ]  # fmt: skip
         places = [text.find(words) for words in order]
         assert -1 not in places, text
         assert places == sorted(places), text
+        assert "its root file system is prepared, once" in text
+        assert "reacted with" in text  # published beside the run: before or after the machine is begun
+        times = [float(found[1]) for line in demo.lines if (found := re.match(r" *(\d+\.\d{3}) s ", line))]
+        assert times == sorted(times), text
+        accepted = next(line for line in demo.lines if "delivery accepted" in line)
+        took_s = float(re.search(r"202 in (\d+) ms", accepted)[1]) / 1000  # type: ignore[index]
+        assert float(accepted.split()[0]) >= took_s - 0.001, accepted
         assert "check run gibil / test: success — 3 tasks passed" in text
         assert "\x1b" not in text
         assert left_behind(room) == []
@@ -153,6 +161,8 @@ async def test_what_is_kept_goes_on_with_the_commands_that_were_printed(room: Pa
         command = (await demo.until("curl -d")).strip()
         assert command.startswith("curl -d '")
         body, _, url = command.removeprefix("curl -d '").partition("' ")
+        await demo.until("push a mistake")
+        push = (await demo.until("curl -d")).strip()
         await demo.until("/healthz")
         async with httpx.AsyncClient(trust_env=False) as http:
             answer = await http.post(url, content=body)
@@ -160,8 +170,40 @@ async def test_what_is_kept_goes_on_with_the_commands_that_were_printed(room: Pa
             assert answer.json()["body"] == json.loads(body)["body"] == "/gibil test"
             await demo.until("machine burned in")
             await demo.until("check run gibil / test: success")
+            assert (await http.post(url, content=_says("/gibil tset"))).status_code == 201
+            answer = await demo.until("is not known here")
+            assert all(f"{word}" in answer for word in ("lint", "test", "retest", "cancel", "help"))
+            assert (await http.post(url, content=_says("/gibil lint"))).status_code == 201
+            assert "●" in await demo.until("check run gibil / lint: neutral")
+            mistake, _, place = push.removeprefix("curl -d '").partition("' ")
+            assert (await http.post(place, content=mistake)).is_success
+            await demo.until("ada pushed")
+            await demo.until("AssertionError: 4 != 5")
+            await demo.until("check run gibil / push: failure")
         demo.process.send_signal(signal.SIGINT)
         assert await demo.end() == 0  # the first check run was a success
+        assert left_behind(room) == []
+        assert processes_of(room) == []
+        assert is_gone(demo.bot_pid)
+
+
+def _says(body: str) -> str:
+    return json.dumps({"author": "ada", "body": body})
+
+
+@pytest.mark.usefixtures("local_machines")
+async def test_a_closed_terminal_and_a_reader_that_is_gone_leave_nothing_behind(room: Path) -> None:
+    """As with `gibil demo --keep | tee log`: Ctrl-C ends `tee` too, and then the terminal is closed."""
+    async with running(room, "--keep") as demo:
+        await demo.until("task unit tests")
+        demo.process.stdout._transport.close()  # type: ignore[union-attr]
+        demo.process.send_signal(signal.SIGINT)
+        for _ in range(200):  # during the clean-up, which takes a second or two
+            with contextlib.suppress(TimeoutError, ProcessLookupError):
+                demo.process.send_signal(signal.SIGHUP)
+                await asyncio.wait_for(demo.process.wait(), 0.05)
+                break
+        assert await demo.process.wait() in (130, 141), "interrupted, or nobody reads it: whichever was noticed first"
         assert left_behind(room) == []
         assert processes_of(room) == []
         assert is_gone(demo.bot_pid)

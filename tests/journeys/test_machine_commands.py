@@ -214,16 +214,83 @@ def test_a_machines_life_has_a_cap_and_its_end_is_announced(line: CommandLine) -
     assert line.gibil("list").stderr == ""
 
 
-@pytest.mark.parametrize("moment", [b"forged stopped", b"=== waits"])
-def test_a_create_that_is_interrupted_leaves_nothing(line: CommandLine, moment: bytes) -> None:
+def begin_and_interrupt(line: CommandLine, moment: bytes, number: int, *arguments: str) -> tuple[int, str, str]:
+    """`create` that gets a signal at that moment: its exit status, stdout and stderr."""
+    process = line.start("create", *arguments)
+    assert process.stderr is not None
+    said = b""
+    while moment not in said:
+        said += process.stderr.readline()
+        assert process.poll() is None
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    return process.returncode, out.decode(), (said + err).decode()
+
+
+def test_a_create_that_is_interrupted_before_the_machine_answers_destroys_it_and_says_so(line: CommandLine) -> None:
     line.repository("project", {".gibil.yml": "tasks: [{name: waits, run: sleep 600}]\n"})
     line.json("create", "--name", "warm")
-    process = line.start("create", "--name", "stopped", "--repo", "project", "--wait", "tasks", "--json")
-    assert process.stderr is not None
-    while moment not in process.stderr.readline():
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=30)
-    assert (process.returncode, json.loads(out)["code"]) == (130, "INTERRUPTED")
+    # It has to send its code after that, so there is time.
+    words = ("--name", "stopped", "--repo", "project", "--wait", "tasks", "--json")
+    status, out, err = begin_and_interrupt(line, b"forged stopped", signal.SIGINT, *words)
+    told = json.loads(out)
+    assert (status, told["code"], told["exit_code"]) == (130, "INTERRUPTED", 130)
+    assert told["message"] == "interrupted; stopped is destroyed"
+    assert "Ctrl-C again leaves that to the next gibil command" in err
     assert [view["name"] for view in line.json("list")] == ["warm"]
     assert [path.name for path in line.home.machines.iterdir()] == ["warm"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_create_that_is_interrupted_while_it_waits_keeps_the_machine_and_says_how_to_go_on(
+    line: CommandLine, number: int
+) -> None:
+    line.repository("project", {".gibil.yml": "tasks: [{name: waits, run: sleep 600}]\n"})
+    words = ("--name", "kept", "--repo", "project", "--wait", "tasks")
+    status, out, err = begin_and_interrupt(line, b"=== waits", number, *words)
+    assert (status, out) == (130, "kept\n")
+    assert "interrupted while waiting for the tasks; kept is kept until 20" in err
+    assert "gibil logs kept -f), or destroy it (gibil destroy kept)" in err
+    assert line.gibil("run", "kept", "true").returncode == 0
+    assert "kept" not in line.gibil("list").stderr, "its name was reported: it is not abandoned"
+
+
+def test_a_fleet_that_is_interrupted_while_it_waits_is_one_json_value_with_all_of_it(line: CommandLine) -> None:
+    line.repository("project", {".gibil.yml": "tasks: [{name: waits, run: sleep 600}]\n"})
+    words = ("--name", "f", "--fleet", "2", "--repo", "project", "--wait", "tasks", "--json")
+    status, out, _err = begin_and_interrupt(line, b"=== waits", signal.SIGINT, *words)
+    told = json.loads(out)
+    assert (status, told["code"], told["fleet_id"]) == (130, "INTERRUPTED", "f")
+    assert [view["name"] for view in told["instances"]] == ["f-1", "f-2"]
+    assert "gibil destroy f-1 f-2" in told["message"]
+    assert [view["name"] for view in line.json("list")] == ["f-1", "f-2"]
+
+
+def test_the_limit_counts_this_data_directorys_machines_however_they_are_asked_for(line: CommandLine) -> None:
+    limited = {"GIBIL_MAX_MACHINES": "3"}
+    fleet = line.gibil("create", "--fleet", "4", "--json", **limited)
+    told = json.loads(fleet.stdout)
+    assert (fleet.returncode, told["code"]) == (2, "MACHINE_LIMIT")
+    assert "GIBIL_MAX_MACHINES=3: ask for at most 3" in told["message"]
+    script = "for n in 1 2 3 4 5; do gibil create --name m-$n --json >r$n 2>/dev/null & done; wait; cat r*"
+    side_by_side = line.bash(script, **limited)
+    codes = sorted(json.loads(text).get("code", "made") for text in side_by_side.stdout.splitlines())
+    assert codes == ["MACHINE_LIMIT", "MACHINE_LIMIT", "made", "made", "made"]
+    names = [view["name"] for view in line.json("list")]
+    assert len(names) == 3
+    again = line.gibil("create", "--json", **limited)
+    assert json.loads(again.stdout)["message"].startswith(
+        "3 machines exist, and one more would be above GIBIL_MAX_MACHINES=3: destroy some first"
+    )
+    line.json("destroy", names[0])
+    assert line.gibil("create", "--name", "m-9", **limited).returncode == 0
+
+
+def test_machines_are_listed_in_the_natural_order_of_their_names(line: CommandLine) -> None:
+    for name in ("agent-10", "b"):
+        line.json("create", "--name", name)
+    line.json("create", "--name", "agent", "--fleet", "3")
+    expected = ["agent-1", "agent-2", "agent-3", "agent-10", "b"]
+    assert [view["name"] for view in line.json("list")] == expected
+    assert [row.split()[0] for row in line.gibil("list").stdout.splitlines()[1:]] == expected
+    assert [view["name"] for view in line.json("destroy", "--fleet", "agent")] == expected[:3]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import pydoc
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 
 from gibil_bot import machines
 from gibil_bot.config import Settings, load_settings
-from gibil_bot.errors import MachineNotFound, NameTaken, UsageError
+from gibil_bot.errors import GibilError, MachineNotFound, NameTaken, UsageError
 from gibil_bot.machines.local.home import Home
 from gibil_bot.machines.local.limits import Groups, find_hierarchies
 from gibil_bot.machines.local.tier import groups_prefix
@@ -44,7 +46,6 @@ async def test_a_machine_is_there_for_the_block_and_burned_when_it_is_left(setti
     async with machines.create(name="m", env={"WHO": "ada"}, settings=settings) as m:
         result = await m.run("echo hello $WHO; echo oops >&2; exit 4")
         assert (result.stdout, result.stderr, result.exit_code, result.timed_out) == ("hello ada\n", "oops\n", 4, False)
-        assert await m.wait_ready() is True
         assert await m.wait_tasks() == []
         async with machines.connect(settings=settings) as connected:
             assert [machine.name for machine in await connected.list()] == ["m"]
@@ -106,7 +107,8 @@ async def test_fifty_machines_side_by_side_are_made_used_and_burned_and_none_is_
         async with connected.create(name=f"many-{number}", env={"NUMBER": str(number)}) as m:
             return (await m.run("echo $NUMBER >/root/mine; cat /root/*")).stdout
 
-    small = dataclasses.replace(settings, max_memory_mb=256)  # what is promised to all of them has to exist
+    # What is promised to all of them has to exist.
+    small = dataclasses.replace(settings, max_memory_mb=256, max_machines=50)
     async with machines.connect(settings=small) as connected:
         said = await asyncio.gather(*(explore(connected, number) for number in range(50)))
         assert said == [f"{number}\n" for number in range(50)]
@@ -114,9 +116,104 @@ async def test_fifty_machines_side_by_side_are_made_used_and_burned_and_none_is_
     assert left_of(settings) == ([], [])
 
 
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A checkout whose set-up takes a moment, and whose `make test` works in its own folder alone."""
+    folder = tmp_path / "project"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "here").write_text("sub\n")
+    (folder / ".gibil.yml").write_text("packages: []\ntasks: [{name: first, run: 'sleep 0.2; touch first'}]\n")
+    for arguments in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
+        who = ["-c", "user.name=Ada", "-c", "user.email=ada@example.com"]
+        subprocess.run(["git", "-C", str(folder), *who, *arguments], check=True)
+    return folder
+
+
+@needs_machines
+async def test_commands_start_in_the_code_once_it_is_there(settings: Settings, project: Path) -> None:
+    async with machines.create(repo=project, settings=settings) as m:
+        assert (await m.run("pwd; cat sub/here")).stdout == "/root/project\nsub\n"
+        assert (await m.run("pwd; cat here", cwd="sub")).stdout == "/root/project/sub\nsub\n"
+        assert (await m.run("pwd", cwd="/tmp")).stdout == "/tmp\n"
+        absent = await m.run("pwd", cwd="/no/such folder")
+        assert (absent.exit_code, absent.stdout) == (1, "")
+        assert "/no/such folder" in absent.stderr
+        assert (await m.run("cat", stdin=b"given")).stdout == "given"
+        job = await m.start("pwd", cwd="sub")
+        said: list[bytes] = []
+        assert await m.follow(job, lambda stream, data: said.append(data)) == 0
+        assert b"".join(said) == b"/root/project/sub\n"
+        with pytest.raises(UsageError, match="empty"):
+            await m.run(" ")
+        with pytest.raises(UsageError, match="empty"):
+            await m.start("")
+    async with machines.create(repo=str(project), wait="tasks", settings=settings) as m:
+        assert [task.status for task in await m.tasks()] == ["success"]
+        assert (await m.run("test -e first")).exit_code == 0
+    assert left_of(settings) == ([], [])
+
+
+@needs_machines
+async def test_a_machine_that_does_not_become_ready_is_an_error_that_says_why_and_leaves_nothing(
+    settings: Settings, project: Path
+) -> None:
+    (project / ".gibil.yml").write_text("services: {db: {image: 'redis:7'}}\nenv: {PATH: /nowhere}\n")
+    subprocess.run(["git", "-C", str(project), "-c", "user.name=A", "-c", "user.email=a@b", "commit", "-qam", "x"], check=True)
+    with pytest.raises(GibilError) as caught:
+        async with machines.create(name="m", repo=project, settings=settings):
+            pass
+    assert caught.value.code == "PROVISION"
+    assert "machine m did not become ready: services (exit code" in caught.value.message
+    assert "\n" not in caught.value.message
+    assert left_of(settings) == ([], [])
+
+
+@needs_machines
+async def test_durations_are_text_minutes_or_timedeltas(settings: Settings) -> None:
+    async with machines.create(ttl=10, wait=None, settings=settings) as m:
+        assert minutes(m) == 10
+        await m.extend("30s")
+        await m.extend(1.5)
+        await m.extend(timedelta(minutes=3))
+        assert minutes(m) == 15
+
+
+def minutes(live: machines.LiveMachine) -> float:
+    return (live.machine.expires_at - live.machine.created_at).total_seconds() / 60
+
+
+async def test_the_limit_holds_for_programs_too(settings: Settings, local_machines: None) -> None:
+    settings = dataclasses.replace(settings, max_machines=1)
+    async with machines.connect(settings=settings) as connected, connected.create(name="m"):
+        with pytest.raises(UsageError) as caught:
+            async with connected.create():
+                pass
+        assert caught.value.code == "MACHINE_LIMIT"
+    assert left_of(settings) == ([], [])
+
+
+def test_dir_and_help_show_the_api() -> None:
+    assert set(machines.__all__) <= set(dir(machines))
+    assert not [name for name in dir(machines) if not name.startswith("__") and name not in machines.__all__]
+    shown = pydoc.plain(pydoc.render_doc(machines))
+    for words in ("create(*, name", "async with machines.create(", "class LiveMachine", "open_machine(name", "wait: "):
+        assert words in shown
+
+
 async def test_what_cannot_be_is_refused_before_anything_is_forged(tmp_path: Path) -> None:
     settings = load_settings({"GIBIL_DATA_DIR": str(tmp_path / "data")})
-    for wrong in ({"name": "No"}, {"ttl": "1s"}, {"size": "huge"}, {"env": {"A-B": "1"}}, {"repo": "absent/"}):
+    for wrong in (
+        {"name": "No"},
+        {"ttl": "1s"},
+        {"size": "huge"},
+        {"env": {"A-B": "1"}},
+        {"repo": "absent/"},
+        {"ttl": 0.5},
+        {"ttl": float("nan")},
+        {"ttl": True},
+        {"ttl": [1]},
+        {"wait": "forever"},
+    ):
         with pytest.raises(UsageError):
             async with machines.create(settings=settings, **wrong):  # type: ignore[arg-type]
                 pass

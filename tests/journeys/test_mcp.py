@@ -437,7 +437,7 @@ def test_sigterm_ends_it_promptly_and_stdout_holds_nothing_but_protocol(line: Co
     answers = [json.loads(process.stdout.readline()) for _ in range(2)]
     assert answers[0]["result"]["serverInfo"]["name"] == "gibil"
     assert answers[1]["result"]["isError"] is True
-    assert answers[1]["result"]["structuredContent"]["code"] == "SERVER_NOT_FOUND"
+    assert answers[1]["result"]["content"][0]["text"].startswith("SERVER_NOT_FOUND: ")
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=5) == 0
     assert process.stdout.read() == b""

@@ -185,3 +185,11 @@ async def test_kill_minus_nine_leaves_no_machine(checkout: Path) -> None:
         await process.communicate()
         while not await nothing_left(checkout):
             await asyncio.sleep(0.02)  # the keeper notices by itself: there is no event to wait for
+
+
+async def test_a_run_with_nothing_to_do_is_neutral_and_no_failure(checkout: Path) -> None:
+    status, out, err = await gibil(checkout, "-w", "lint", "--json")
+    told = json.loads(out)
+    assert (status, told["conclusion"]) == (0, "neutral"), err
+    assert [(task["status"], task["exit_status"]) for task in told["tasks"]] == [("skipped", 0)]
+    assert "found no linter that this project is set up for" in err

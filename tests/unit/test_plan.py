@@ -150,7 +150,10 @@ def test_what_an_argument_may_not_be_is_said_to_the_person(arguments: dict[str, 
 
 def test_an_unknown_word_gets_the_nearest_and_the_list() -> None:
     found = known({"test.yml": TEST})
-    assert refusal(found, "tset") == "`/gibil tset` is not known here (did you mean 'test'?). There are `test`, and `help`."
+    assert (
+        refusal(found, "tset")
+        == "`/gibil tset` is not known here (did you mean 'test'?). There are `test`, `retest`, `cancel`, and `help`."
+    )
     assert refusal(known({}), "deploy").endswith("This repository has no commands yet; `/gibil help` says more.")
 
 

@@ -94,6 +94,18 @@ def test_tasks_run_in_order_and_after_a_failure_only_those_that_ask_for_it(place
     assert "cleaning" in done.stdout
 
 
+def test_a_task_with_nothing_to_do_is_skipped_and_no_failure_unless_it_failed(place: Place) -> None:
+    done = place.run(
+        "tasks:\n"
+        "  - {name: nothing, run: 'echo no linter >$GIBIL_NEUTRAL'}\n"
+        "  - {name: after, run: 'true'}\n"
+        "  - {name: failed, run: 'echo nothing >$GIBIL_NEUTRAL; exit 1', continue-on-error: true}\n"
+    )
+    assert done.returncode == 0
+    assert place.has(places.TASKS_DONE)
+    assert [row[1:3] for row in place.state()[1:]] == [["skipped", "0"], ["success", "0"], ["failure", "1"]]
+
+
 def test_a_line_of_ours_begins_a_line_whatever_a_task_printed_last(place: Place) -> None:
     log = place.folder / "out"
     file = (

@@ -212,7 +212,7 @@ def test_our_own_fault_is_a_failure_that_says_so_and_how_to_retry() -> None:
         (Conclusion.CANCELLED, (), {"cancel_reason": "cancelled by ada"}, "Cancelled by ada"),
         (Conclusion.CANCELLED, (), {}, "Cancelled"),
         (Conclusion.ACTION_REQUIRED, (), {}, "Waiting for approval"),
-        (Conclusion.NEUTRAL, (), {}, "Neutral"),
+        (Conclusion.NEUTRAL, (), {}, "Nothing to do"),
         (Conclusion.FAILURE, (RED[1], result(2, TaskStatus.FAILURE)), {}, "unit tests and 1 other task failed in 1 min 12 s"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from gibil_bot.caps import Caps
 from gibil_bot.config import load_settings
 from gibil_bot.errors import UsageError
 from gibil_bot.planning.workflow import MachineWish
-from gibil_bot.sandbox import words
+from gibil_bot.sandbox import makings, words
+from gibil_bot.sandbox.limit import check_room
 from gibil_bot.sandbox.order import Order, terms
 
 
@@ -102,3 +104,40 @@ def test_neither_the_file_nor_the_person_gets_more_than_the_caps(tmp_path: Path)
 
 def test_an_orders_environment_is_in_no_repr() -> None:
     assert "hunter2" not in repr(Order(env={"PASSWORD": "hunter2"}))
+
+
+@pytest.mark.parametrize(
+    ("existing", "new", "most", "sentence"),
+    [
+        (set(), ["a"], 1, None),
+        ({"a"}, ["a"], 1, None),  # the same machine: NAME_TAKEN says so
+        ({"a"}, ["b"], 1, "1 machine exists, and one more would be above GIBIL_MAX_MACHINES=1: destroy some first"),
+        ({"a", "b"}, ["c", "d"], 3, "2 machines exist, and 2 more would be above GIBIL_MAX_MACHINES=3: destroy some first"),
+        (set(), ["a", "b", "c"], 2, "no machines exist, and 3 more would be above GIBIL_MAX_MACHINES=2: ask for at most 2"),
+    ],
+)
+def test_no_more_machines_than_the_limit_says(existing: set[str], new: list[str], most: int, sentence: str | None) -> None:
+    if sentence is None:
+        check_room(existing, new, most)
+        return
+    with pytest.raises(UsageError) as caught:
+        check_room(existing, new, most)
+    assert caught.value.message.startswith(sentence)
+    assert caught.value.code == "MACHINE_LIMIT"
+
+
+def test_names_are_sorted_with_their_numbers_as_numbers() -> None:
+    names = ["agent-10", "agent-3", "agent-4", "b", "agent", "2", "10", "agent-3-b", "agent-003"]
+    assert sorted(names, key=words.natural) == [
+        "2", "10", "agent", "agent-3", "agent-003", "agent-3-b", "agent-4", "agent-10", "b"
+    ]  # fmt: skip
+
+
+def test_of_creations_that_begin_at_the_same_time_each_sees_those_before_it(tmp_path: Path) -> None:
+    begun = [makings.Making(tmp_path, provider="local", name=f"m-{n}", made_by="tests", ttl_s=60) for n in range(16)]
+    with ThreadPoolExecutor(16) as pool:
+        seen = list(pool.map(lambda making: makings.begin_together(tmp_path, [making]), begun))
+    assert sorted(len(others) for others in seen) == list(range(16)), "no two of them saw the same"
+    for making in begun:
+        making.finished()
+    assert makings.begin_together(tmp_path, []) == []

@@ -57,6 +57,7 @@ def test_a_task_finds_githubs_names_and_gibils() -> None:
         "GIBIL_PR_NUMBER": "7",
         "GIBIL_PR_TITLE": 'Faster: `rm -rf /` "$(id)"',
         "GIBIL_RUN_ID": "0123456789abcdef",
+        "GIBIL_NEUTRAL": "/root/.gibil/files/3/neutral",
         "GIBIL_TRUST": "trusted",
         "GIBIL_WORKFLOW": "x",
         "GITHUB_ACTOR": "Ada",

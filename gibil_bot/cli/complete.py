@@ -1,0 +1,106 @@
+"""What the Tab key offers for values. A completion never complains: where something is wrong, it has nothing to offer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from gibil_bot.sandbox.machines import Machines
+
+_WITHIN_S = 5.0
+_AT_MACHINE_S = 8.0
+
+
+def complete_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The machines that exist, without those that are on the line already."""
+
+    async def names(machines: Machines) -> list[str]:
+        return [machine.name for machine in await machines.list_machines()]
+
+    given = context.params.get("names") or ()
+    return [name for name in _asked(context, names) if name.startswith(incomplete) and name not in given]
+
+
+def complete_fleets(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    async def fleets(machines: Machines) -> list[str]:
+        return [machine.labels.get("fleet", "") for machine in await machines.list_machines()]
+
+    return _starting(_asked(context, fleets), incomplete)
+
+
+def complete_jobs(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The background jobs of the machine that is on the line."""
+    machine = context.params.get("name")
+
+    async def jobs(machines: Machines) -> list[str]:
+        live = await machines.open(str(machine))
+        try:
+            return [job.id for job in await live.jobs()]
+        finally:
+            await live.close()
+
+    return _starting(_asked(context, jobs, within_s=_AT_MACHINE_S), incomplete) if machine else []
+
+
+def complete_sizes(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    from gibil_bot.sandbox.words import SIZES
+
+    return [size for size in SIZES if size.startswith(incomplete)]
+
+
+def complete_providers(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    from gibil_bot.wiring import PROVIDERS
+
+    return [name for name in PROVIDERS if name.startswith(incomplete)]
+
+
+def complete_workflows(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The commands of the operator's workflows and of the checkout's; files, where none of them begins so."""
+    from click.shell_completion import CompletionItem
+
+    try:
+        # click leaves arguments unparsed in front of an option whose value is missing, as this one's is.
+        paths = [Path(word) for word in (*context.args, str(context.params.get("path") or "."))]
+        words = _starting(_commands(next(path for path in paths if path.is_dir())), incomplete)
+    except Exception:
+        words = []
+    return [CompletionItem(word) for word in words] or [CompletionItem(incomplete, type="file")]
+
+
+def _commands(path: Path) -> list[str]:
+    """Of the files in the folder, committed or not."""
+    from gibil_bot.config import load_settings
+    from gibil_bot.planning.plan import catalogue
+    from gibil_bot.wiring import operator_workflows
+
+    folder = next((each for each in (path, *path.resolve().parents) if (each / ".gibil" / "workflows").is_dir()), None)
+    paths = sorted((folder / ".gibil" / "workflows").glob("*.y*ml"))[:100] if folder is not None else []
+    files = {f".gibil/workflows/{each.name}": each.read_bytes()[:65537] for each in paths if each.is_file()}
+    known = catalogue(operator_workflows(load_settings())(), files, base_ref="HEAD")
+    return [each.command for each in known.workflows if each.command]
+
+
+def _asked(
+    context: click.Context, ask: Callable[[Machines], Awaitable[list[str]]], *, within_s: float = _WITHIN_S
+) -> list[str]:
+    from gibil_bot.cli.machine import connected
+
+    async def answer() -> list[str]:
+        async with asyncio.timeout(within_s), connected(context.params.get("provider")) as machines:
+            return await ask(machines)
+
+    try:
+        return asyncio.run(answer())
+    except Exception:
+        return []
+
+
+def _starting(words: Iterable[str], incomplete: str) -> list[str]:
+    return sorted({word for word in words if word and word.startswith(incomplete)})

@@ -1,0 +1,87 @@
+"""Our stdin for a command on a machine: whether there is one, and its bytes as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import stat
+import sys
+import threading
+from collections.abc import AsyncIterator
+
+from gibil_bot.cli.output import say
+
+_STDIN = 0
+_BLOCK = 256 * 1024
+_BLOCKS = 8
+"""Read ahead of what the machine takes."""
+FIRST_BYTE_S = 10.0
+"""Agents, CI and daemons start commands with a pipe as stdin that nobody writes to and nobody closes. A command that reads its
+input would wait for it until its timeout, so such a pipe counts as empty after this time."""
+
+
+def passed_on(wanted: bool | None) -> AsyncIterator[bytes] | None:
+    """Stdin for a command, or None: it has none.
+
+    A pipe, a socket or a file is passed on; a terminal is not, so that keys that are typed while a command runs stay the
+    shell's. `wanted`: False: never; True: also when its first byte takes longer than FIRST_BYTE_S.
+    """
+    if wanted is False:
+        return None
+    kind = os.fstat(_STDIN)  # there is always one: cli._fill_closed_streams
+    if os.isatty(_STDIN) or _is_null(kind):
+        return None
+    waits = stat.S_ISFIFO(kind.st_mode) or stat.S_ISSOCK(kind.st_mode)
+    return _blocks(FIRST_BYTE_S if waits and not wanted else None)
+
+
+def _is_null(kind: os.stat_result) -> bool:
+    try:
+        return stat.S_ISCHR(kind.st_mode) and kind.st_rdev == os.stat(os.devnull).st_rdev
+    except OSError:
+        return False
+
+
+async def _blocks(first_byte_s: float | None) -> AsyncIterator[bytes]:
+    """Read by a thread that nobody waits for: a read of a pipe cannot be cancelled."""
+    loop = asyncio.get_running_loop()
+    blocks: asyncio.Queue[bytes] = asyncio.Queue()
+    room = threading.Semaphore(_BLOCKS)
+
+    def pump() -> None:
+        data = b"?"
+        while data:
+            room.acquire()
+            try:
+                data = os.read(_STDIN, _BLOCK)
+            except BlockingIOError:  # another program has left it non-blocking
+                import select
+
+                select.select([_STDIN], [], [])
+                room.release()
+                continue
+            except OSError as error:
+                data = b""
+                with contextlib.suppress(RuntimeError):
+                    loop.call_soon_threadsafe(say, f"stdin cannot be read: {error.strerror}", sys.stderr)
+            try:
+                loop.call_soon_threadsafe(blocks.put_nowait, data)
+            except RuntimeError:  # the loop is closed: the command has ended
+                return
+
+    threading.Thread(target=pump, daemon=True, name="gibil-stdin").start()
+    try:
+        async with asyncio.timeout(first_byte_s):
+            data = await blocks.get()
+    except TimeoutError:
+        say(
+            f"nothing has come on stdin for {first_byte_s:g} s, and the command gets no input; --stdin waits for it, "
+            "</dev/null says at once that there is none",
+            sys.stderr,
+        )
+        return
+    while data:
+        yield data
+        room.release()
+        data = await blocks.get()

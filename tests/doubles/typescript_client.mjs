@@ -1,0 +1,22 @@
+// The official TypeScript SDK as an agent's client: lists the tools, then makes calls, one after another.
+// stdin: {"server": {"command", "args", "env", "cwd"}, "calls": [[tool, arguments], …]}
+// stdout: one JSON line for each call: {"result": …}, or {"thrown": message} where the SDK itself refuses the answer.
+// Beside a node_modules folder that holds @modelcontextprotocol/sdk.
+import { Client } from '@modelcontextprotocol/sdk/client/index.js';
+import { StdioClientTransport } from '@modelcontextprotocol/sdk/client/stdio.js';
+import { readFileSync } from 'node:fs';
+
+const { server, calls } = JSON.parse(readFileSync(0, 'utf8'));
+const client = new Client({ name: 'tests', version: '1' });
+await client.connect(new StdioClientTransport({ ...server, stderr: 'inherit' }));
+// From here on the SDK checks every structured content against the tool's output schema.
+const { tools } = await client.listTools();
+console.log(JSON.stringify({ tools }));
+for (const [name, args] of calls) {
+  try {
+    console.log(JSON.stringify({ result: await client.callTool({ name, arguments: args }) }));
+  } catch (error) {
+    console.log(JSON.stringify({ thrown: String(error.message) }));
+  }
+}
+await client.close();

@@ -1,0 +1,153 @@
+"""The README keeps its word: every shell and Python example in it is run as it is written."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gibil_bot.planning.plan import check_files
+from tests.doubles.commandline import CommandLine, command_line
+from tests.doubles.githttp import GitServer
+from tests.doubles.machines import shared_folder
+
+pytestmark = [pytest.mark.usefixtures("local_machines"), pytest.mark.xdist_group("readme")]
+
+ROOT = Path(__file__).parent.parent.parent
+BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+PICTURES = {"mermaid"}
+
+Run = Callable[["World", str], None]
+
+
+class World:
+    """A checkout in a folder of its own, what it installs in the PATH, and a GitHub with `owner/project`."""
+
+    def __init__(self, line: CommandLine, github: GitServer, checkout: Path) -> None:
+        self.line, self.checkout, self.venv = line, checkout, checkout / ".venv"
+        self.environment = line.environment(
+            PATH=f"{self.venv}/bin:{os.environ['PATH']}",
+            # The dependencies are those of the environment that the tests run in, so that no network is needed.
+            PIP_NO_BUILD_ISOLATION="0",  # pip reads it the other way round
+            PIP_NO_DEPS="1",
+            PIP_IGNORE_INSTALLED="1",
+            GIBIL_GITHUB_URL=f"{github.url}/api/v3",
+            # Of the tests one file, so that this is a test of the command and not of everything.
+            PYTEST_ADDOPTS="-n 0 tests/unit/test_commands.py",
+        )
+
+    def install(self) -> None:
+        """As the README says it, for examples of what is installed."""
+        if not (self.venv / "bin" / "gibil").exists():
+            self.run("sh", ".ci/install", at=self.checkout)
+
+    def run(self, *command: str, at: Path) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            command, env=self.environment, cwd=at, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+
+def install_and_demo(world: World, block: str) -> None:
+    """In a checkout whose environment is there already, with the dependencies; `.ci/fresh` runs it on a fresh Debian."""
+    done = world.run("bash", "-euc", block, at=world.checkout)
+    assert "check run" in done.stdout
+    assert "success" in done.stdout
+
+
+def install_and_test(world: World, block: str) -> None:
+    assert re.search(r"\d+ passed", world.run("bash", "-euc", block, at=world.checkout).stdout)
+
+
+def create_run_destroy(world: World, block: str) -> None:
+    """On local machines, from a git server that stands in for GitHub's."""
+    world.install()
+    done = world.run("bash", "-euc", block, at=world.line.here)
+    assert "all is well" in done.stdout
+    assert world.line.json("list") == []
+
+
+def program(world: World, block: str) -> None:
+    """The same, by a program outside of the repository."""
+    world.install()
+    (world.line.here / "program.py").write_text(block)
+    done = world.run(f"{world.venv}/bin/python", "program.py", at=world.line.here)
+    assert done.stdout.startswith("0 ")
+    assert "all is well" in done.stdout
+    assert world.line.json("list") == []
+
+
+def repository_file(_world: World, block: str) -> None:
+    """Checked; what it means is tested with the language."""
+    assert check_files({".gibil.yml": block.encode()}) == ()
+
+
+HOW: dict[str, Run] = {
+    "sh .ci/install && .venv/bin/gibil demo": install_and_demo,
+    "sh .ci/install test && .venv/bin/pytest": install_and_test,
+    "gibil create --name box --repo owner/project": create_run_destroy,
+    "from gibil_bot import machines": program,
+    "# .gibil.yml": repository_file,
+}
+"""How each block is run, by what only it holds."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, local_machines: None) -> Iterator[World]:
+    with command_line(tmp_path_factory.mktemp("readme"), shared_folder(tmp_path_factory)) as line:
+        checkout = line.folder / "checkout"
+        ignored = shutil.ignore_patterns(".git", ".venv", "*.egg-info", "__pycache__", ".*_cache", "build", "dist")
+        shutil.copytree(ROOT, checkout, symlinks=True, ignore=ignored)
+        prepare(checkout / ".venv")
+        work = line.repository(
+            "work", {"Makefile": "test:\n\t@echo all is well\n", ".gibil.yml": "tasks: [{name: set-up, run: make test}]\n"}
+        )
+        (line.folder / "served" / "owner").mkdir(parents=True)
+        line.git(line.folder, "clone", "-q", "--bare", str(work), "served/owner/project.git")
+        with GitServer(line.folder / "served") as github:
+            yield World(line, github, checkout)
+
+
+def prepare(venv: Path) -> None:
+    """A virtual environment that finds this one's packages, and builds with them."""
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True, timeout=120)
+    packages = next(venv.glob("lib/python3*/site-packages"))
+    for bundled in ("setuptools", "pkg_resources", "_distutils_hack"):  # of Python 3.11, and too old
+        shutil.rmtree(packages / bundled, ignore_errors=True)
+    for bundled in (*packages.glob("setuptools-*"), *packages.glob("distutils-precedence.pth")):
+        shutil.rmtree(bundled) if bundled.is_dir() else bundled.unlink()
+    here = next(path for path in sys.path if path.endswith("site-packages") and Path(path, "setuptools").is_dir())
+    (packages / "dependencies.pth").write_text(f"{here}\n")
+    pytest_there = venv / "bin" / "pytest"
+    pytest_there.write_text(f'#!/bin/sh\nexec {venv}/bin/python -m pytest "$@"\n')
+    pytest_there.chmod(0o755)
+
+
+def test_every_block_says_how_it_is_run() -> None:
+    for language, block in BLOCKS:
+        keys = [key for key in HOW if key in block]
+        assert len(keys) == (0 if language in PICTURES else 1), f"say in HOW how this is run:\n{block}"
+    for key in HOW:
+        assert sum(key in block for _, block in BLOCKS) == 1, f"{key!r} is in no block any more"
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("key", HOW)
+def test_an_example_works_as_it_is_written(key: str, world: World) -> None:
+    (block,) = [block for _, block in BLOCKS if key in block]
+    HOW[key](world, block)
+
+
+def test_type_checkers_see_the_package_after_an_editable_install(world: World) -> None:
+    world.install()
+    command = [sys.executable, "-m", "mypy", "--strict", f"--python-executable={world.venv}/bin/python"]
+    program = "import gibil_bot; reveal_type(gibil_bot.__version__)"
+    done = subprocess.run([*command, "-c", program], cwd=world.line.here, capture_output=True, text=True, timeout=300)
+    assert re.search(r'Revealed type is "(builtins\.)?str"', done.stdout), done.stdout + done.stderr
