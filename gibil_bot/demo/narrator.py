@@ -72,7 +72,7 @@ class Narrator:
     def look(self) -> None:
         entries = [*self._new_deliveries(), *self._new_comments(), *self._new_reactions()]
         for run in self.github.check_runs(self.full_name):
-            check = self._checks.setdefault(run.id, _Check(run, RunStory(self.logs / run.external_id)))
+            check = self._checks.setdefault(run.id, _Check(run, RunStory(self.logs / run.external_id, self.github.world.ahead)))
             entries += self._check(check)
             entries += [entry for step in check.story.steps() if (entry := self._step(step)) is not None]
             if (lines := tuple(check.story.output())) and check.story.last_at is not None:

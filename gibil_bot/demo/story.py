@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 
@@ -49,6 +49,8 @@ class RunStory:
     """One run. `steps` and `output` give each thing once."""
 
     folder: Path
+    ahead: timedelta = timedelta()
+    """How far the double's clock is ahead of the bot's: `at` is given by the double's."""
     journal: Tail = field(init=False)
     logs: dict[int, Tail] = field(default_factory=dict)
     machine_attempt: int = 1
@@ -80,7 +82,7 @@ class RunStory:
         elif phase == "task_finished":
             output = tuple(self._log(number).lines(last=True))
             self.running = None
-        at = datetime.fromisoformat(str(event["at"]))
+        at = datetime.fromisoformat(str(event["at"])) + self.ahead
         if phase != "finished":
             self.last_at = at
         return Step(

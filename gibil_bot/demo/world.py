@@ -60,6 +60,11 @@ class World:
     def now(self) -> datetime:
         return datetime.now(UTC) + self._shift
 
+    @property
+    def ahead(self) -> timedelta:
+        """How far this clock is ahead of the computer's."""
+        return self._shift
+
     def moment_of_push(self) -> datetime:
         """Now, in a later second than whatever people did before. GitHub's times are whole seconds, and people do not comment
         and push within one: the clock runs ahead where a test does."""

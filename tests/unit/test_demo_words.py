@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,12 @@ def test_a_runs_story_is_told_once_and_a_second_machine_begins_anew(tmp_path: Pa
         file.write('{"at": "2026-01-01T00:00:04+00:00", "phase": "task_started", "index": 0, "name": "build"}\n')
     story.steps()
     assert story.output() == ["again"]
+
+
+def test_a_runs_story_is_told_by_the_clock_of_the_double(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_text('{"at": "2026-01-01T00:00:00+00:00", "phase": "forging"}\n')
+    story = RunStory(tmp_path, ahead=timedelta(seconds=2))
+    assert [step.at for step in story.steps()] == [datetime(2026, 1, 1, 0, 0, 2, tzinfo=UTC)]
 
 
 def test_the_failing_change_differs_from_the_good_one_in_one_line() -> None:
