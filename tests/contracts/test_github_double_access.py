@@ -23,10 +23,10 @@ async def test_the_app_is_who_its_key_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "status", "words"),
     [
-        ({"exp": int(time.time()) + 3600}, 401, "too far in the future"),
+        ({"exp": int(time.time()) + 10**6}, 401, "too far in the future"),
         ({"exp": int(time.time()) - 5}, 401, "'exp'"),
         ({"exp": None}, 401, "'exp'"),
-        ({"iat": int(time.time()) + 300}, 401, "'iat'"),
+        ({"iat": int(time.time()) + 10**6}, 401, "'iat'"),
         ({"iat": None}, 401, "'iat'"),
         ({"iss": "1"}, 404, "Integration not found"),
     ],

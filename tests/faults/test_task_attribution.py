@@ -12,7 +12,20 @@ import pytest
 from msgspec.structs import replace
 
 from gibil_bot.errors import GibilError, JobLost, JobNotStarted, MachineLost, SSHError
-from gibil_bot.model import Chunk, Claim, Conclusion, Exit, Job, Result, Run, RunState, TaskPlan, TaskResult, TaskStatus
+from gibil_bot.model import (
+    Chunk,
+    Claim,
+    Conclusion,
+    Exit,
+    Job,
+    Refusals,
+    Result,
+    Run,
+    RunState,
+    TaskPlan,
+    TaskResult,
+    TaskStatus,
+)
 from gibil_bot.ports import Shell, Store
 from gibil_bot.runs import execution
 from gibil_bot.runs.execution import Cancellation, Cause, Execution, Listener, no_cause
@@ -87,10 +100,14 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Exec
             store=cast(Store, Results()), claim=Claim(run=run, owner="o", fence=1), machine_attempt=1,
             shell=cast(Shell, shell), secrets={}, redactor=lambda: Redactor(()), log_folder=tmp_path / "logs",
             journal=Journal(tmp_path / "logs"), cancellation=Cancellation(), listener=Listener(changed=lambda: None),
-            results={}, cause=cause,
+            results={}, refusals=nothing_refused, cause=cause,
         )  # fmt: skip
 
     return execute
+
+
+async def nothing_refused(since: float) -> Refusals:
+    return Refusals()
 
 
 def caused(text: str) -> Cause:

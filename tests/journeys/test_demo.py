@@ -117,7 +117,7 @@ async def test_a_comment_becomes_a_check_run_before_your_eyes(room: Path) -> Non
         places = [text.find(words) for words in order]
         assert -1 not in places, text
         assert places == sorted(places), text
-        assert "its root file system is prepared, once" in text
+        assert "preparing the root file system" in text
         assert "reacted with" in text  # published beside the run: before or after the machine is begun
         times = [float(found[1]) for line in demo.lines if (found := re.match(r" *(\d+\.\d{3}) s ", line))]
         assert times == sorted(times), text

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
+import yaml
 
+from gibil_bot.operator_secrets import parse_secrets
 from gibil_bot.planning.plan import check_files
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.githttp import GitServer
 from tests.doubles.machines import shared_folder
+from tests.doubles.patience import patient
 
 pytestmark = [pytest.mark.usefixtures("local_machines"), pytest.mark.xdist_group("readme")]
 
@@ -89,12 +98,112 @@ def repository_file(_world: World, block: str) -> None:
     assert check_files({".gibil.yml": block.encode()}) == ()
 
 
+def secrets_file(_world: World, block: str) -> None:
+    """Read; what the scopes mean is tested with the settings."""
+    secrets, problems, is_flat = parse_secrets(yaml.safe_load(block))
+    assert (problems, is_flat) == ([], False)
+    assert sorted(secrets.of_repository("acme/api")) == ["DEPLOY_KEY", "NPM_TOKEN", "PYPI_MIRROR_TOKEN"]
+
+
+def nginx(world: World, block: str) -> None:
+    """The real nginx, in front of a server that answers everything."""
+    folder = world.line.folder / "nginx"
+    folder.mkdir()
+    temporary = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    with answering() as upstream:
+        port = free_port()
+        (folder / "nginx.conf").write_text(
+            f"daemon off; pid {folder}/pid; error_log {folder}/error;\nevents {{}}\nhttp {{\naccess_log off;\n{temporary}"
+            f"server {{\nlisten 127.0.0.1:{port};\n{block.replace('127.0.0.1:8080', upstream)}}}\n}}\n"
+        )
+        program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+        if program is None:
+            pytest.skip("nginx is missing here: apt-get install nginx-light")
+        passes_only_what_is_public([program, "-e", f"{folder}/error", "-c", f"{folder}/nginx.conf"], port, folder)
+
+
+def caddy(world: World, block: str) -> None:
+    """The real Caddy, without its certificates."""
+    folder = world.line.folder / "caddy"
+    folder.mkdir()
+    if shutil.which("caddy") is None:
+        pytest.skip("caddy is missing here: apt-get install caddy")
+    with answering() as upstream:
+        port = free_port()
+        ours = block.replace("bot.example.com", f"http://127.0.0.1:{port}").replace("127.0.0.1:8080", upstream)
+        (folder / "Caddyfile").write_text(f"{{\n\tadmin off\n\tauto_https off\n}}\n{ours}")
+        passes_only_what_is_public(["caddy", "run", "--config", f"{folder}/Caddyfile"], port, folder)
+
+
+def passes_only_what_is_public(command: list[str], port: int, folder: Path) -> None:
+    home = {"HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder), "PATH": os.environ["PATH"]}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, env=home, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + patient(20)
+        while True:
+            try:
+                found = {path: httpx.get(f"http://127.0.0.1:{port}{path}", timeout=patient(10)).status_code for path in PATHS}
+                break
+            except httpx.ConnectError:  # another process comes up: there is no event to wait for
+                assert process.poll() is None, (folder / "log").read_text()
+                assert time.monotonic() < deadline, (folder / "log").read_text()
+                time.sleep(0.02)
+        assert found == PATHS
+    finally:
+        process.terminate()
+        process.wait(timeout=patient(20))
+
+
+PATHS = {
+    "/webhook": 200,
+    "/runs/0123456789abcdef": 200,
+    "/": 404,
+    "/healthz": 404,
+    "/metrics": 404,
+    "/webhooks": 404,
+    "/runs": 404,
+}
+
+
+@contextlib.contextmanager
+def answering() -> Iterator[str]:
+    """The address of a server that answers every GET."""
+
+    class Yes(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Yes)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 HOW: dict[str, Run] = {
     "sh .ci/install && .venv/bin/gibil demo": install_and_demo,
     "sh .ci/install test && .venv/bin/pytest": install_and_test,
     "gibil create --name box --repo owner/project": create_run_destroy,
     "from gibil_bot import machines": program,
     "# .gibil.yml": repository_file,
+    "global: {": secrets_file,
+    "# nginx": nginx,
+    "# Caddy": caddy,
 }
 """How each block is run, by what only it holds."""
 
