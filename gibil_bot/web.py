@@ -124,7 +124,7 @@ class _Doors:
                 guid = value.decode("latin-1")
             elif name == b"x-github-event":
                 event = value.decode("latin-1")
-            elif name == b"content-length" and value.isdigit() and int(value) > BODY_LIMIT_BYTES:
+            elif name == b"content-length" and _is_too_large(value):
                 return 413, "a delivery has at most 25 MiB\n", _CLOSE
         if signature is None or _SIGNATURE.fullmatch(signature) is None:
             return 401, self._unsigned(), _CLOSE
@@ -229,6 +229,12 @@ class _Doors:
         except StoreError as error:
             return _json({"error": error.message, "code": error.code}, 503)
         return _json(run_view(run, results))
+
+
+def _is_too_large(content_length: bytes) -> bool:
+    """Leading zeros are legal (RFC 9110, 8.6), and `int` raises ValueError above 4300 digits."""
+    digits = content_length.lstrip(b"0")
+    return digits.isdigit() and (len(digits) > len(str(BODY_LIMIT_BYTES)) or int(digits) > BODY_LIMIT_BYTES)
 
 
 def _is_json_object(body: bytes) -> bool:

@@ -36,8 +36,9 @@ class ServerLimits:
     """Chunk sizes, chunk extensions and trailers of one body; above it 400."""
     connections: int = 1024
     """Open connections. At the limit a new one replaces the one that has kept the server waiting longest, or gets 503."""
-    replaceable_s: float = 1.0
-    """How long a connection must have kept the server waiting before a new one may replace it."""
+    replaceable_s: float = 0.1
+    """How long a connection must have kept the server waiting before a new one may replace it. The lower, the more new
+    connections a second it takes to shut out everybody else: `connections` / `replaceable_s`."""
     pipelined: int = 16
     """Requests that may wait on one connection for the answer to the one before them."""
     unread_s: float = 30.0

@@ -214,6 +214,18 @@ async def test_idle_connections_and_slow_bodies_are_replaced_too(tmp_path: Path)
         assert (await server.ask(post(b"{}")))[0] == 202
 
 
+async def test_thousands_of_new_connections_a_second_leave_room_for_a_delivery(tmp_path: Path) -> None:
+    limits = ServerLimits()
+    assert limits.connections / limits.replaceable_s >= 10_000
+    async with serving(tmp_path, connections=20) as server:
+        for _ in range(20):
+            await server.connect()
+        await server.until(lambda: server.state.open == 20)
+        async with asyncio.timeout(WITHIN_S):
+            while (await server.ask(post(b"{}")))[0] != 202:  # as GitHub would, until the others are old enough
+                pass
+
+
 async def test_above_the_limit_a_new_connection_is_refused_at_once_while_the_others_are_fresh(tmp_path: Path) -> None:
     async with serving(tmp_path, connections=3, replaceable_s=60.0) as server:
         for _ in range(3):
@@ -246,6 +258,14 @@ async def test_a_declared_length_above_the_limit_is_413_and_the_client_can_read_
             await connection.send(bytes(1 << 20))
         status, headers, _ = await connection.answer()
         assert (status, headers["connection"]) == (413, "close")
+
+
+@pytest.mark.parametrize("zeros", [1, 5000, 50_000])
+async def test_a_declared_length_with_leading_zeros_is_a_length(tmp_path: Path, zeros: int) -> None:
+    async with serving(tmp_path) as server:
+        padded = b"Content-Length: " + b"0" * zeros
+        assert (await server.ask(post(b"{}").replace(b"Content-Length: ", padded)))[0] == 202
+        assert (await server.ask(post(b"", signature=FORGED, length=26 << 20).replace(b"Content-Length: ", padded)))[0] == 413
 
 
 async def test_a_rejected_request_is_not_asked_to_continue(tmp_path: Path) -> None:
