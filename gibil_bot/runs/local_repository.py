@@ -20,11 +20,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from gibil_bot import git
-from gibil_bot.git import LOOK, GitError
+from gibil_bot.git import FOREIGN, LOOK, GitError
 
 PROMISOR = "gibil-promisor"
 """The remote, in a repository of ours, that has the objects which a partial clone lacks."""
 
+_LOOK_WITHIN_S = 60.0
+"""A ref, a configuration file or what it includes may be a FIFO, which git waits for, or a device without an end."""
+_READ_WHOLE = ("index", "shallow", "packed-refs", "objects/info/alternates", "info/exclude")
 _LIST_BYTES = 64 * 1024 * 1024
 # What decides how files of the working tree become objects. None of it runs anything.
 _FILE_SETTINGS = (
@@ -66,7 +69,7 @@ class LocalRepository:
     async def current_branch(self) -> str | None:
         """The branch that is checked out; None where HEAD is detached."""
         with contextlib.suppress(GitError):
-            return branch_of(await git.text("symbolic-ref", "--quiet", "HEAD", git_dir=self.git_dir, extra=LOOK))
+            return branch_of(await _look(self.git_dir, "symbolic-ref", "--quiet", "HEAD"))
         return None
 
     def config(self, key: str) -> str:
@@ -133,7 +136,9 @@ class LocalRepository:
     async def _resolve(self, ref: str) -> str | None:
         """Raises GitError where the ref names a commit that can't be read."""
         try:
-            name = await git.text("rev-parse", "--verify", "--quiet", "--end-of-options", ref, git_dir=self.git_dir, extra=LOOK)
+            name = await _look(self.git_dir, "rev-parse", "--verify", "--quiet", "--end-of-options", ref)
+        except git.TooExpensive:
+            raise
         except GitError:
             return None
         try:
@@ -151,7 +156,8 @@ async def open_repository(path: Path) -> AsyncIterator[LocalRepository]:
     try:
         answer = await git.text(
             "rev-parse", "--is-bare-repository", "--is-shallow-repository", "--show-object-format", "--absolute-git-dir",
-            "--path-format=absolute", "--git-common-dir", "--show-cdup", folder=path, extra=LOOK,
+            "--path-format=absolute", "--git-common-dir", "--show-cdup", folder=path, extra=LOOK, limits=FOREIGN,
+            within_s=_LOOK_WITHIN_S,
         )  # fmt: skip
     except GitError as error:
         if "dubious ownership" not in error.said:
@@ -168,6 +174,7 @@ async def open_repository(path: Path) -> AsyncIterator[LocalRepository]:
     folder = git_dir if is_bare else await asyncio.to_thread((path / words[5]).resolve)
     if not is_bare and not await asyncio.to_thread(_is_worktree_of, folder, git_dir):
         raise GitError(f"the repository of {path} names {folder} as its working tree (core.worktree), which isn't its own")
+    await asyncio.to_thread(_check_files, git_dir, common)
     with tempfile.TemporaryDirectory(prefix="gibil-view-") as scratch:
         view = Path(scratch) / "view.git"
         await git.create_repository(view)
@@ -182,11 +189,16 @@ async def open_repository(path: Path) -> AsyncIterator[LocalRepository]:
         yield replace(found, promisor=promisor)
 
 
+async def _look(git_dir: Path, *arguments: str) -> str:
+    """What git says about a repository that we didn't create, within a minute and without much memory."""
+    return await git.text(*arguments, git_dir=git_dir, extra=LOOK, limits=FOREIGN, within_s=_LOOK_WITHIN_S)
+
+
 async def _settings(git_dir: Path) -> dict[str, str]:
     keys = "|".join(re.escape(key) for key in ("extensions.partialclone", "user.name", *_FILE_SETTINGS))
     pattern = rf"^(remote\..*\.(url|promisor)|{keys})$"
     try:
-        listed = await git.text("config", "--null", "--get-regexp", pattern, git_dir=git_dir, extra=LOOK)
+        listed = await _look(git_dir, "config", "--null", "--get-regexp", pattern)
     except GitError:  # none of them is set
         return {}
     entries = [entry.partition("\n") for entry in listed.split("\0") if entry]
@@ -254,6 +266,13 @@ def _link(view: Path, common: Path, is_shallow: bool) -> None:
     (view / "objects" / "info" / "alternates").write_bytes(f'"{quoted}"\n'.encode("utf-8", "surrogateescape"))
     if is_shallow:
         shutil.copyfile(common / "shallow", view / "shallow")
+
+
+def _check_files(git_dir: Path, common: Path) -> None:
+    """Raises GitError where a file that is read or copied as a whole is a device or a FIFO: such a read may never end."""
+    for path in (folder / name for folder in {git_dir, common} for name in _READ_WHOLE):
+        if path.exists() and not path.is_file():
+            raise GitError(f"'{path}' is not an ordinary file; remove it, or clone the repository again")
 
 
 def _is_worktree_of(folder: Path, git_dir: Path) -> bool:

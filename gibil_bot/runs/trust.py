@@ -84,6 +84,8 @@ class Judge:
         else:
             because = await self._doubts_about_fork(people, history, pull, requester)
         approval = heads.valid_approval(history, pull.head_sha)
+        if approval is not None and not (because and await people.may_write(Person(login=approval.by))):
+            approval = None
         return Standing(
             trust=Trust.UNTRUSTED if because else Trust.TRUSTED,
             is_branch=is_branch,

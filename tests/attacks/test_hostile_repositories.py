@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -144,6 +145,29 @@ async def test_an_included_file_and_the_settings_of_a_worktree_run_nothing(trap:
     (trap.work / ".git" / "config.worktree").write_text(every)
     assert await at_every_door(trap.work) == []
     assert not trap.canary.exists()
+
+
+@pytest.mark.parametrize("name", ["index", "packed-refs", "objects/info/alternates", "info/exclude"])
+@pytest.mark.parametrize("kind", ["device", "fifo"])
+async def test_a_file_without_an_end_is_not_read(trap: Trap, name: str, kind: str) -> None:
+    path = trap.work / ".git" / name
+    path.unlink(missing_ok=True)
+    if kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(path)
+    async with asyncio.timeout(30):
+        said = await at_every_door(trap.work)
+    assert len(said) >= 3
+    assert all(f"'{path}' is not an ordinary file" in error.message for error in said)
+
+
+async def test_a_ref_without_an_end_costs_a_bounded_amount_of_memory(trap: Trap) -> None:
+    ref = trap.work / ".git" / "refs" / "heads" / "main"
+    ref.unlink()
+    ref.symlink_to("/dev/zero")
+    with pytest.raises(GibilError, match="192 MiB of memory"):
+        await _try(trap.work)
 
 
 @pytest.mark.parametrize("named", [False, True], ids=["in .git/hooks", "in core.hooksPath"])

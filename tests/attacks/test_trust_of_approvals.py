@@ -215,3 +215,22 @@ async def test_an_approval_starts_what_an_apps_branch_waits_with(tmp_path: Path)
             approve(world, number, world.github.head_sha(REPOSITORY, number))
             await world.handled()
         assert [(run.plan.workflow, run.plan.secrets) for run in await world.runs()] == [("auto", ())]
+
+
+async def test_the_approval_of_a_person_who_may_no_longer_write_is_void(tmp_path: Path) -> None:
+    async with intake_bot(tmp_path) as world:
+        number = await strangers_fork(world)
+        await world.handled()
+        sha = world.github.head_sha(REPOSITORY, number)
+        world.github.comment(REPOSITORY, number, "ann", f"/gibil approve {sha}")
+        await world.handled()
+        before = await world.runs()
+        world.github.set_permission(REPOSITORY, "ann", "read")
+        world.github.close_pull_request(REPOSITORY, number, "mallory")
+        world.github.reopen_pull_request(REPOSITORY, number, "mallory")
+        world.github.comment(REPOSITORY, number, "ada", "/gibil test")
+        await world.handled()
+        assert len(before) == len(await world.runs()) == 1
+        world.github.comment(REPOSITORY, number, "ada", f"/gibil approve {sha}\n/gibil test")
+        await world.handled()
+        assert [run.plan.workflow for run in await world.runs()] == ["auto", "test"]
