@@ -193,24 +193,26 @@ def misplaced_expressions(root: Node) -> Iterator[InvalidWorkflow]:
     yield from _misplaced(root, ())
 
 
-def _misplaced(node: Node, path: tuple[str, ...]) -> Iterator[InvalidWorkflow]:
+def _misplaced(node: Node, path: tuple[str, ...], is_shell: bool = True) -> Iterator[InvalidWorkflow]:
     if node.kind == "list":
         for item in node.items:
             yield from _misplaced(item, path)
     elif node.kind == "mapping":
+        shells = [value.text for key, value in node.entries if key.text == "shell" and value.kind == "scalar"]
+        is_shell = all(re.match(r"(\S*/)?(ba)?sh(?!\S)", shell) for shell in shells)
         for key, value in node.entries:
             if key.text == "if" or key.text in _PROSE or (not path and key.text == "concurrency"):
                 continue
-            yield from _misplaced(value, (*path, key.text))
+            yield from _misplaced(value, (*path, key.text), is_shell)
     elif node.kind == "scalar":
         inside = next((name for name in reversed(path) if name in ("run", "env")), "")
         said = set()
         for piece, start in _pieces(node.text):
-            problem = _about(piece, inside)
+            problem = _about(piece, inside, path[-1] if path else "", is_whole=_is_one_piece(node.text))
             if problem is not None and problem not in said:
                 said.add(problem)
                 yield node.refuse(problem, offset=start)
-        if path and path[-1] == "run":
+        if path and path[-1] == "run" and is_shell:
             for problem, start in _missing_variables(node.text):
                 yield node.refuse(problem, offset=start)
 
@@ -224,8 +226,14 @@ def _pieces(text: str) -> Iterator[tuple[str, int]]:
             yield text[start + 3 : end].strip(), start
 
 
-def _about(piece: str, inside: str) -> str | None:
-    """What to say about one `${{ piece }}`; None where it isn't an expression of GitHub Actions'."""
+def _is_one_piece(text: str) -> bool:
+    text = text.strip()
+    return text.startswith("${{") and text.endswith("}}") and text.count("${{") == 1
+
+
+def _about(piece: str, inside: str, key: str, *, is_whole: bool) -> str | None:
+    """What to say about one `${{ piece }}` in the value of `key`, which `is_whole` or holds more; None where it isn't an
+    expression of GitHub Actions'."""
     match = _FIRST_WORD.match(piece)
     if match is None:
         return None
@@ -233,10 +241,17 @@ def _about(piece: str, inside: str) -> str | None:
     if context not in _CONTEXTS and not (context in _FUNCTIONS and piece[match.end(1) :].lstrip().startswith("(")):
         return None
     shown = "${{ " + (piece if len(piece) <= 60 else piece[:57] + "...") + " }}"
+    is_name = match.end() == len(piece) and not piece.startswith("!")
+    already = _variable(context, name)
     if inside == "run":
+        if already is not None and not is_name:
+            return f'{shown}: nothing is pasted into a script; compute it in the script from "${already}"'
         return f"{shown}: nothing is pasted into a script; {_instead(context, name)}"
     if inside == "env":
-        already = _variable(context, name)
+        if already is not None and not (is_whole and is_name):
+            return f"{shown}: {_EVALUATED}; compute ${key} in the script from ${already}"
+        if already is not None and already != key:
+            return f"{shown}: {_EVALUATED}; scripts find it as ${already} already: write that for ${key} and remove this line"
         if already is not None:
             return f"{shown}: {_EVALUATED}; scripts find it as ${already} already, so remove this line"
         return f"{shown}: {_EVALUATED}; {_instead(context, name)}"
@@ -291,11 +306,57 @@ _NOT_PROVIDED: Mapping[str, str] = {
 _USED = re.compile(r"\$(?:([A-Z][A-Z_]{0,60})\b|\{([A-Z][A-Z_]{0,60})\})")
 
 
+_WORD = re.compile(r"<<-?[ \t]*(?:'([^'\n]+)'|\"([^\"\n]+)\"|\\?([A-Za-z0-9_.!+-]+))")
+
+
 def _missing_variables(script: str) -> Iterator[tuple[str, int]]:
     used: dict[str, int] = {}
+    literal = _literal(script) if any(name in script for name in _NOT_PROVIDED) else b""
     for match in _USED.finditer(script):
-        used.setdefault(match[1] or match[2], match.start())
+        name = match[1] or match[2]
+        if name in _NOT_PROVIDED and not literal[match.start()]:
+            used.setdefault(name, match.start())
     for name, start in used.items():
-        # A script that sets it itself, or takes a default (${NAME:-…}), knows what it does.
-        if name in _NOT_PROVIDED and not re.search(rf"\b{name}=", script):
+        # A script that sets it itself, asks whether it is set, or takes a default (${NAME:-…}), knows what it does.
+        sets = rf"\b{name}=|\b(?:read|export|declare|local|unset|for|printf -v)\b[^\n;|&]*\b{name}\b"
+        asks = rf"-[nzv][ \t]+\"?(?:\$\{{?)?{name}\b|\[[ \t]+\"?\$\{{?{name}\}}?\"?[ \t]+\]|\$\{{{name}[:+=?-]"
+        if not re.search(f"{sets}|{asks}", script):
             yield f"${name} is not set: {_NOT_PROVIDED[name]}", start
+
+
+def _literal(script: str) -> bytearray:
+    """For each character of a POSIX shell script 1 where `$` isn't expanded: after a backslash, in single quotes, in a
+    comment, in a here-document whose delimiter is quoted. Nested command substitutions aren't followed, so in doubt it is 0."""
+    literal = bytearray(len(script))
+    awaited: list[tuple[str, bool]] = []
+    at, in_double = 0, False
+    while at < len(script):
+        sign, end = script[at], at + 1
+        if sign == "\\":
+            end = at + 2
+        elif sign == '"':
+            in_double = not in_double
+        elif sign == "'" and not in_double:
+            end = script.find("'", at + 1) + 1
+            if not end:  # it isn't closed, so this isn't the shell's grammar
+                return bytearray(len(script))
+        elif sign == "#" and not in_double and (at == 0 or script[at - 1] in " \t\n;|&("):
+            end = script.find("\n", at)
+            end = len(script) if end < 0 else end
+        elif sign == "<" and not in_double and (word := _WORD.match(script, at)):
+            awaited.append((word[1] or word[2] or word[3], "'" in word[0] or '"' in word[0] or "\\" in word[0]))
+            at = word.end()
+            continue
+        elif sign == "\n" and awaited and not in_double:
+            for delimiter, is_quoted in awaited:
+                begin = at + 1
+                stop = re.compile(rf"^\t*{re.escape(delimiter)}$", re.MULTILINE).search(script, begin)
+                at = stop.end() if stop else len(script)
+                if is_quoted:
+                    literal[begin:at] = b"\1" * (at - begin)
+            awaited = []
+            continue
+        if end > at + 1:
+            literal[at:end] = b"\1" * (min(end, len(script)) - at)
+        at = end
+    return literal

@@ -37,9 +37,10 @@ def task(script: str) -> str:
         ("matrix.python", "there is no matrix"),
         ("vars.REGION", "there are no configuration variables"),
         ("runner.temp", 'write "$RUNNER_TEMP"'),
-        ("runner.os == 'Linux'", 'write "$RUNNER_OS"'),
+        ("runner.os == 'Linux'", 'compute it in the script from "$RUNNER_OS"'),
+        ("inputs.target && 'a' || 'b'", 'compute it in the script from "$GIBIL_INPUT_TARGET"'),
         ("hashFiles('**/uv.lock')", "compute it in the script"),
-        ("!inputs.target", 'write "$GIBIL_INPUT_TARGET"'),
+        ("!inputs.target", 'compute it in the script from "$GIBIL_INPUT_TARGET"'),
         (" inputs.target ", 'write "$GIBIL_INPUT_TARGET"'),
     ],
 )
@@ -54,8 +55,9 @@ def test_an_expression_in_a_script_is_answered_with_what_to_write(piece: str, in
     ("value", "instead"),
     [
         ("${{ secrets.K }}", 'list K under secrets: and write "$K"'),
-        ("x-${{ inputs.target }}", "scripts find it as $GIBIL_INPUT_TARGET already"),
-        ("${{ github.head_ref }}", "scripts find it as $GITHUB_HEAD_REF already"),
+        ("x-${{ inputs.target }}", "compute $K in the script from $GIBIL_INPUT_TARGET"),
+        ("${{ inputs.target || github.sha }}", "compute $K in the script from $GIBIL_INPUT_TARGET"),
+        ("${{ github.head_ref }}", "scripts find it as $GITHUB_HEAD_REF already: write that for $K and remove this line"),
     ],
 )
 @pytest.mark.parametrize("where", ["workflow", "task", ".gibil.yml"])
@@ -77,6 +79,14 @@ def test_an_expression_in_an_environment_is_answered_with_what_to_write(value: s
         "awk '{ print ${{1}} }'",
         'echo "${GITHUB_TOKEN:-none}"',
         'GITHUB_TOKEN=$(cat token) && use "$GITHUB_TOKEN"',
+        'if [ -n "$GITHUB_TOKEN" ]; then gh auth status; else echo "no token: $GITHUB_TOKEN"; fi',
+        '[[ -z ${GITHUB_TOKEN} ]] && exit 0\ngh "$GITHUB_TOKEN"',
+        'echo "${GITHUB_TOKEN:+yes} $GITHUB_TOKEN"',
+        "# in Actions this was $GITHUB_TOKEN\ntrue  # or $GITHUB_EVENT_PATH",
+        "echo 'set $GITHUB_TOKEN first' \\$GITHUB_TOKEN \"\\$GITHUB_TOKEN isn't set\"",
+        "perl -e '\n  print $GITHUB_STATE;\n'",
+        "cat >a.sh <<'EOF'\nit's curl $GITHUB_TOKEN\nEOF\ncat >b.sh <<-\"E F\"\n$GITHUB_TOKEN\n\tE F\ntrue",
+        'read -r GITHUB_TOKEN <token; use "$GITHUB_TOKEN"',
         'echo "page=1" >>"$GITHUB_OUTPUT"; echo "$RUNNER_OS $RUNNER_TEMP"',
     ],
 )
@@ -90,6 +100,28 @@ def test_a_variable_that_no_task_finds_is_a_problem(name: str, form: str) -> Non
     ((line, problem),) = problems_of(task("true\ncat " + form.format(name)))
     assert line == 6
     assert problem.startswith(f"${name} is not set: ")
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        'echo "it\'s $GITHUB_TOKEN"',
+        "cat >a.sh <<EOF\nit's $GITHUB_TOKEN\nEOF",
+        "cat <<'A' <<B\n$GITHUB_STATE\nA\n$GITHUB_TOKEN\nB",
+        "echo 'a' \"$GITHUB_TOKEN\" 'b'  # 'c",
+        "echo ${#x} a#b $GITHUB_TOKEN",
+        "echo 'unclosed $GITHUB_TOKEN",
+    ],
+)
+def test_a_variable_that_the_shell_would_expand_is_a_problem(script: str) -> None:
+    ((_, problem),) = problems_of(task(script))
+    assert problem.startswith("$GITHUB_TOKEN is not set: ")
+
+
+@pytest.mark.parametrize(("shell", "problems"), [("python", 0), ("perl {0}", 0), ("bash", 1), ("/bin/bash -e {0}", 1)])
+def test_variables_are_looked_for_in_shell_scripts_only(shell: str, problems: int) -> None:
+    text = f"on: {{command: w}}\ntasks: [{{shell: '{shell}', run: 'print(\"$GITHUB_TOKEN\")'}}]\n"
+    assert len(problems_of(text)) == problems
 
 
 def test_expressions_stay_where_they_are_evaluated_and_in_prose() -> None:
