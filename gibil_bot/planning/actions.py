@@ -318,7 +318,7 @@ def _missing_variables(script: str) -> Iterator[tuple[str, int]]:
             used.setdefault(name, match.start())
     for name, start in used.items():
         # A script that sets it itself, asks whether it is set, or takes a default (${NAME:-…}), knows what it does.
-        sets = rf"\b{name}=|\b(?:read|export|declare|local|unset|for|printf -v)\b[^\n;|&]*\b{name}\b"
+        sets = rf"\b{name}=|\b(?:read|export|declare|local|unset|for|printf -v)\b[^\n;|&]{{0,200}}\b{name}\b"
         asks = rf"-[nzv][ \t]+\"?(?:\$\{{?)?{name}\b|\[[ \t]+\"?\$\{{?{name}\}}?\"?[ \t]+\]|\$\{{{name}[:+=?-]"
         if not re.search(f"{sets}|{asks}", script):
             yield f"${name} is not set: {_NOT_PROVIDED[name]}", start
@@ -350,8 +350,11 @@ def _literal(script: str) -> bytearray:
         elif sign == "\n" and awaited and not in_double:
             for delimiter, is_quoted in awaited:
                 begin = at + 1
-                stop = re.compile(rf"^\t*{re.escape(delimiter)}$", re.MULTILINE).search(script, begin)
-                at = stop.end() if stop else len(script)
+                while at < len(script):
+                    line, at = at + 1, script.find("\n", at + 1)
+                    at = len(script) if at < 0 else at
+                    if script[line:at].lstrip("\t") == delimiter:
+                        break
                 if is_quoted:
                     literal[begin:at] = b"\1" * (at - begin)
             awaited = []

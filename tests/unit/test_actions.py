@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
+from gibil_bot.planning.actions import _missing_variables
 from gibil_bot.planning.catalogue import check_files
 from gibil_bot.planning.fields import MAX_PROBLEMS
 from gibil_bot.planning.schema import parse_workflow
@@ -116,6 +119,15 @@ def test_a_variable_that_no_task_finds_is_a_problem(name: str, form: str) -> Non
 def test_a_variable_that_the_shell_would_expand_is_a_problem(script: str) -> None:
     ((_, problem),) = problems_of(task(script))
     assert problem.startswith("$GITHUB_TOKEN is not set: ")
+
+
+@pytest.mark.parametrize(
+    "filler", ["read " * 12_000, "".join(f"<<a{n}\na{n}\n" for n in range(4000)), "<<E\n" + "\t" * 60_000], ids=range(3)
+)
+def test_looking_for_variables_grows_with_the_script_and_no_faster(filler: str) -> None:
+    begun = time.process_time()
+    list(_missing_variables("$GITHUB_TOKEN\n" + filler))
+    assert time.process_time() - begun < 1
 
 
 @pytest.mark.parametrize(("shell", "problems"), [("python", 0), ("perl {0}", 0), ("bash", 1), ("/bin/bash -e {0}", 1)])
