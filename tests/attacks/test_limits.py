@@ -49,7 +49,7 @@ async def python(lodging: LocalLodging, machine: Machine, script: str) -> str:
 # --- disks -------------------------------------------------------------------------------------------------------
 
 _FILL = """
-import os, time
+import ctypes, os, threading, time
 def fill(file, most):
     "Until the disk is full, or we are killed, or `most` MB are written."
     written = 0
@@ -81,6 +81,13 @@ held = [open(f"/root/hidden/deep/{number}", "wb", buffering=0) for number in ran
 os.chmod("/root/hidden/deep", 0)
 os.chmod("/root/hidden", 0)
 print(sum(fill(file, 60) for file in held), flush=True)
+""",
+    "files that only a thread has open": """
+def thread():
+    ctypes.CDLL(None).unshare(0x400)  # CLONE_FILES: a table of descriptors of its own
+    held = [open(os.open("/var/tmp", os.O_TMPFILE | os.O_RDWR), "wb", buffering=0) for _ in range(15)]
+    print(sum(fill(file, 60) for file in held), flush=True)
+threading.Thread(target=thread).start()
 """,
     "files in many places": """
 places = ["/tmp", "/var/tmp", "/usr/lib", "/opt", "/etc"]
@@ -245,6 +252,25 @@ for _ in range(90):
     ctypes.memset(ctypes.c_void_p(address), 1, 10 * 2**20)
     libc.shmdt(ctypes.c_void_p(address))
 """,
+    "mapped by a process whose first thread has ended": """
+def thread():
+    held = []
+    for _ in range(900): held.append(b"x" * 2**20)
+    time.sleep(20)
+    os.write(1, b"beyond")
+threading.Thread(target=thread).start()
+ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[os.uname().machine], 0)  # exit, which ends one thread
+""",
+    "memfds that only a thread has open": """
+def thread():
+    ctypes.CDLL(None).unshare(0x400)  # CLONE_FILES: a table of descriptors of its own
+    for _ in range(90):
+        fd = os.memfd_create("x")
+        for _ in range(10):
+            os.write(fd, b"x" * 2**20)
+one = threading.Thread(target=lambda: (thread(), time.sleep(20)))
+one.start()
+""",
     "shared memory of a process and its child": """
 held = []
 os.fork()
@@ -258,7 +284,9 @@ for _ in range(90):
 @pytest.mark.parametrize("attack", _BEYOND_THE_MEMORY)
 async def test_a_machine_cannot_take_more_than_its_memory_and_survives_it(lodging: LocalLodging, attack: str) -> None:
     machine = await lodging.provider.create(lodging.spec("glutton", memory_mb=256))
-    script = f"import contextlib, ctypes, mmap, os, time\n{_BEYOND_THE_MEMORY[attack]}\ntime.sleep(20)\nprint('beyond')"
+    script = (
+        f"import contextlib, ctypes, mmap, os, threading, time\n{_BEYOND_THE_MEMORY[attack]}\ntime.sleep(20)\nprint('beyond')"
+    )
     assert "beyond" not in await python(lodging, machine, script)
     assert "256 MB of memory are used up" in await cause(lodging, "glutton")
     assert (await lodging.run(machine, "rm -f /dev/shm/x /run/x; echo alive")).stdout == "alive\n"

@@ -55,7 +55,11 @@ _KEYCTL_JOIN_SESSION_KEYRING = 1
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
 _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
-_NUMBERS = {"x86_64": {"pivot_root": 155, "keyctl": 250}, "aarch64": {"pivot_root": 41, "keyctl": 219}}
+_NUMBERS = {
+    "x86_64": {"pivot_root": 155, "keyctl": 250, "kcmp": 312},
+    "aarch64": {"pivot_root": 41, "keyctl": 219, "kcmp": 272},
+}
+_KCMP_FILES = 2
 
 
 def _number(call: str) -> int:
@@ -167,3 +171,9 @@ def loopback_up() -> None:
     """Bring `lo` up in this network namespace (SIOCSIFFLAGS with IFF_UP|IFF_RUNNING, netdevice(7))."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, 0x8914, struct.pack("16sH14s", b"lo", 0x1 | 0x40, b""))
+
+
+def same_descriptors(one: int, other: int) -> bool:
+    """Whether two threads share their table of descriptors (kcmp(2)). Raises OSError where the kernel doesn't say."""
+    result = _libc.syscall(_number("kcmp"), one, other, _KCMP_FILES, ctypes.c_ulong(0), ctypes.c_ulong(0))
+    return _check(result, f"kcmp({one}, {other})") == 0

@@ -5,7 +5,8 @@ systems, memfds, SysV segments and message queues, and what pipes and sockets ma
 is killed, as the kernel's own OOM killer would. A disk is what its folder takes, and the files that are deleted but still open.
 
 All of it is read from outside, so a machine cannot falsify it. What nothing shows are files that are neither in a folder nor
-open in a process: on their way through a UNIX socket. For those there is the floor of free space on the host.
+open in a process: on their way through a UNIX socket, or mapped in part while no descriptor holds them any more (only
+the host's root may ask for the file behind a mapping, proc(5)). For those there is the floor of free space on the host.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gibil_bot.machines.local.syscalls import same_descriptors
 from gibil_bot.machines.local.tree import measure_tree
 
 PIPE_BYTES = 8192
@@ -87,6 +89,7 @@ def proportional_kb(pid: int, memfds: int, counted: Collection[int] = ()) -> int
     `counted`: what memory file systems hold is counted with them, mapped or not.
     """
     found = {b"Pss:": 0, b"Pss_Shmem:": 0}
+    pid = _living_thread(pid)
     try:
         with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
             for line in file:
@@ -116,11 +119,43 @@ def _shared_kb(pid: int, device: int, counted: Collection[int]) -> int:
 
 def resident_kb(pid: int) -> int:
     """At least the process's share of memory, and much cheaper to read."""
+    return _resident_kb(_living_thread(pid))
+
+
+def _resident_kb(thread: int) -> int:
     try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
+        with open(f"/proc/{thread}/statm", "rb") as file:
             return int(file.read().split()[1]) * _PAGE // 1024
     except (OSError, IndexError):
         return 0
+
+
+def _living_thread(pid: int) -> int:
+    """A thread of the process in whose place of /proc its memory can be seen: the first one may have ended, and then its
+    place is empty although the others go on. The number of a thread has a place, too (proc(5))."""
+    if _resident_kb(pid):
+        return pid
+    return next((thread for thread in _threads(pid) if _resident_kb(thread)), pid)
+
+
+def _threads(pid: int) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except OSError:
+        return []
+
+
+def _descriptor_tables(pid: int) -> list[int]:
+    """A thread for each table of descriptors: any of them may have one of its own (unshare(2), CLONE_FILES)."""
+    tables: list[int] = []
+    for thread in _threads(pid):
+        try:
+            is_known = any(same_descriptors(table, thread) for table in tables)
+        except OSError:  # a kernel without kcmp(2), or a thread that has ended
+            is_known = False
+        if not is_known:
+            tables.append(thread)
+    return tables
 
 
 # --- what processes hold open ------------------------------------------------------------------------------------
@@ -157,14 +192,14 @@ def open_files(pids: Iterable[int], memfds: int, in_memory: Collection[int]) -> 
     """`memfds`: st_dev of those; `in_memory`: st_dev of file systems whose content is counted already."""
     found = Open()
     seen: set[tuple[int, int]] = set()
-    for pid in pids:
+    for pid, thread in ((pid, thread) for pid in pids for thread in _descriptor_tables(pid)):
         try:
-            names = os.listdir(f"/proc/{pid}/fd")
+            names = os.listdir(f"/proc/{thread}/fd")
         except OSError:
             continue
         for name in names:
             try:
-                status = os.stat(f"/proc/{pid}/fd/{name}")
+                status = os.stat(f"/proc/{thread}/fd/{name}")
             except OSError:
                 continue
             key = status.st_dev, status.st_ino
