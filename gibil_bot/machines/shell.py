@@ -29,6 +29,8 @@ _UNATTACHED_S = 5.0
 _REATTACHES = 5
 _AGREES_S = 1.0
 """How much later the end of a job may be known to the server than to the scripts that follow it."""
+_SILENT_S = 15.0
+"""How long what follows a job may say nothing after the job is known to have ended: processes of the machine may stop it."""
 _STALLS_S = 120.0
 """How long a machine may take to store one block of a file."""
 
@@ -174,7 +176,9 @@ class SSHShell:
                         continue
                     yield Exit(claimed if status is None else status, follows[0].files, follows[0].cut)
                     return
-                await wake.wait()
+                if not await _wake(wake, _SILENT_S if known.done() else None) and (status := await known) is not None:
+                    yield Exit(status, follows[0].files, output_cut=True)
+                    return
                 wake.clear()
         finally:
             known.cancel()
@@ -190,7 +194,8 @@ class SSHShell:
             follow = Follow("stdout", 0)
             follow.channel = await self._connection.open(job_scripts.wait_command(job_id), follow.on_data)
             try:
-                await asyncio.shield(follow.channel.ended)
+                if (silent := await self._ended_or_silent(job_id, follow.channel)) is not None:
+                    return Exit(silent, follow.files, output_cut=True)
             finally:
                 follow.close()
             reattaches += 1
@@ -315,6 +320,22 @@ class SSHShell:
         except BadAnswer:
             return None
 
+    async def _ended_or_silent(self, job_id: str, channel: Channel) -> int | None:
+        """Wait for the channel's end. The job's status, when that is known and the channel doesn't end in spite of it."""
+        known = asyncio.create_task(self._known_status(job_id))
+        try:
+            either: set[asyncio.Future[Any]] = {known, channel.ended}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            while not channel.ended.done():
+                status = await known
+                done, _ = await asyncio.wait({channel.ended}, timeout=_SILENT_S if status is not None else None)
+                if not done:
+                    return status
+            return None
+        finally:
+            known.cancel()
+            await asyncio.gather(known, return_exceptions=True)
+
     def _what_is_gone(self, job_id: str, follow: Follow, reattaches: int) -> JobLost | None:
         """Why it can't be followed again. Raises MachineLost."""
         if self._connection.is_closed:
@@ -349,6 +370,14 @@ class SSHShell:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         await asyncio.shield(task)
+
+
+async def _wake(event: asyncio.Event, timeout_s: float | None) -> bool:
+    """Wait for the event; False when it is not set within that time."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            return await event.wait()
+    return False
 
 
 async def _after(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

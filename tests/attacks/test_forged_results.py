@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from gibil_bot.machines import shell as machine_shell
 from gibil_bot.machines.ssh import SSHShell
-from gibil_bot.model import Exit
+from gibil_bot.model import Chunk, Exit
 from tests.contracts.shells import Far, far_machine
 
 pytestmark = pytest.mark.usefixtures("local_machines")
@@ -106,3 +107,54 @@ async def test_links_and_pipes_in_the_place_of_a_jobs_files_hold_up_nothing(far:
         else:
             assert (await result(shell, name)).status == 3
     assert (await shell.run("test -e /root/victim")).exit_status != 0
+
+
+async def test_a_job_that_stops_what_records_it_ends_when_it_ends(far: Far, shell: SSHShell) -> None:
+    script = 'echo before; kill -STOP $(cat "$HOME/.gibil/jobs/$GIBIL_JOB/pid"); head -c 300000 /dev/zero; echo after; exit 4'
+    await shell.start(far.job("job-1", script))
+    async with asyncio.timeout(60):
+        items = [item async for item in shell.attach("job-1")]
+    assert isinstance(items[-1], Exit)
+    assert (items[-1].status, items[-1].output_cut) == (4, False)
+    output = b"".join(item.data for item in items if isinstance(item, Chunk))
+    assert output.startswith(b"before\n")
+    assert output.endswith(b"after\n")
+
+
+async def test_a_process_that_stops_the_tools_of_later_jobs_does_not_hold_them_up(
+    far: Far, shell: SSHShell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine_shell, "_SILENT_S", 1.0)
+    stopper = (
+        "(while :; do for p in /proc/[0-9]*; do read -r n <$p/comm; case $n in tail|flock) kill -STOP ${p#/proc/};; esac; done;"
+        " sleep 0.01; done) >/dev/null 2>&1 & exit 0"
+    )
+    await shell.start(far.job("job-1", stopper))
+    assert (await result(shell, "job-1")).status == 0
+    await shell.start(far.job("job-2", "sleep 0.5; exit 5"))
+    assert (await result(shell, "job-2")).status == 5
+    await shell.start(far.job("job-3", "sleep 0.5; exit 6"))
+    async with asyncio.timeout(60):
+        assert (await shell.wait("job-3")).status == 6
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "exec 9>/root/.gibil/jobs/.job-2.lock; flock 9; setsid sleep 60 & exit 0",
+        "cd /root/.gibil/jobs; mkdir job-2; mkfifo job-2/pid job-2/out job-2/rc; exit 0",
+        "cd /root/.gibil/jobs; mkdir job-2; cd job-2; echo 1 >pid; echo no >out; echo no >err; echo 0 >rc; exit 0",
+        "cd /root/.gibil/jobs; touch job-2; mkdir .job-2.lock; exit 0",
+        "rm -rf /root/.gibil; echo no >/root/.gibil; exit 0",
+        "mv /root/.gibil/jobs /root/other; ln -s /proc/self /root/.gibil/jobs; exit 0",
+    ],
+)
+async def test_what_is_in_the_place_of_a_later_jobs_folder_is_moved_away(far: Far, shell: SSHShell, script: str) -> None:
+    await shell.start(far.job("job-1", script))
+    assert (await result(shell, "job-1")).status == 0
+    await shell.start(far.job("job-2", "echo own; exit 5"))
+    async with asyncio.timeout(60):
+        items = [item async for item in shell.attach("job-2")]
+    assert [item.data for item in items if isinstance(item, Chunk)] == [b"own\n"]
+    assert isinstance(items[-1], Exit)
+    assert (items[-1].status, items[-1].output_cut) == (5, False)

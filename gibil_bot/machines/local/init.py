@@ -104,6 +104,7 @@ class _Init:
         self._pids: dict[int, int] = {}
         self._recorders: dict[int, socket.socket] = {}
         """pid of a job → where its end is reported"""
+        self._recorder_pids: set[int] = set()
         self._waiting: deque[_Waiting] = deque()
         self._wake, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -159,8 +160,11 @@ class _Init:
             pid = self._lives.fork()
             if pid == 0:
                 self._execute(request, fds, terminal=master is not None, launch=launch)
-            if launch is not None and os.fork() == 0:
-                launch.record()
+            if launch is not None:
+                recorder = os.fork()
+                if recorder == 0:
+                    launch.record()
+                self._recorder_pids.add(recorder)
         except OSError as error:
             if launch is not None:
                 launch.abandon()
@@ -221,11 +225,16 @@ class _Init:
     def _reap(self) -> None:
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
             except ChildProcessError:
                 return
             if not pid:
                 return
+            if os.WIFSTOPPED(status):
+                if pid in self._recorder_pids:
+                    _signal(os.kill, pid, signal.SIGCONT)
+                continue
+            self._recorder_pids.discard(pid)
             number = self._ids.pop(pid, None)
             if pid in self._recorders:
                 code = os.waitstatus_to_exitcode(status)

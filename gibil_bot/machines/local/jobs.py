@@ -6,11 +6,13 @@ machines/job_scripts.py do (so that the same scripts follow it), and copies the 
 reaped the job it tells the recorder, which copies what is in the pipes at that moment, writes `rc` and releases the lock.
 
 The recorder can be killed, as everything here but PID 1. Then the output breaks off, and the status is known all the same.
+When it is stopped, PID 1 lets it continue.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -25,6 +27,10 @@ _BLOCK = 128 * 1024
 _HOME = "/root"
 _NEW = os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """Whatever a job of before has put there: no link is followed, no FIFO is waited for."""
+
+
+_IN_THE_WAY = (errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EPERM)
+"""Something else has the place of a folder."""
 
 
 class Launch:
@@ -122,31 +128,40 @@ class _Recorder:
             return f"gibil:failed {self._spec['no_folder']}"
         os.umask(0o077)
         jobs = f"{_HOME}/.gibil/jobs"
-        try:
-            os.makedirs(jobs, exist_ok=True)
-            self._lock = os.open(f"{jobs}/.{folder}.lock", _NEW & ~os.O_TRUNC, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            own = f"{jobs}/{folder}"
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(own, 0o700)
-            with contextlib.suppress(FileNotFoundError):
-                if os.stat(f"{own}/pid").st_size:
-                    return "gibil:again"
-            self.script = f"{own}/script.{os.getpid()}"
-            _write(self.script, self._spec["script"].encode("utf-8", "surrogateescape"))
-            for read, name in zip(self._reads, ("out", "err"), strict=False):
-                self._files[read] = os.open(f"{own}/{name}", _NEW, 0o600)
-                self._left[read] = self._spec["limit"]
-            if self._spec["returns"]:
-                _write(f"{own}/returns", "".join(f"{path}\n" for path in self._spec["returns"]).encode())
-            _write(f"{own}/rc", b"...    \n")
-            self._rc = os.open(f"{own}/rc", os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            _write(f"{own}/pid", b"%d\n" % os.getpid())
-        except BlockingIOError:
-            return "gibil:again"
-        except OSError as error:
-            return f"gibil:failed its folder cannot be written (is the disk full?): {error.strerror}"
-        return None
+        problem: OSError | None = None
+        for obstacle in (None, jobs, os.path.dirname(jobs)):
+            try:
+                if obstacle is not None:
+                    _move_away(obstacle)
+                self._make_files(jobs, folder)
+            except OSError as error:
+                problem = error
+                if error.errno not in _IN_THE_WAY:
+                    break
+            else:
+                return None
+        assert problem is not None
+        return f"gibil:failed its folder cannot be written (is the disk full?): {problem.strerror}"
+
+    def _make_files(self, jobs: str, folder: str) -> None:
+        """The daemon knows that this job was never started: what has its names was put there by other jobs."""
+        own, lock = f"{jobs}/{folder}", f"{jobs}/.{folder}.lock"
+        os.makedirs(jobs, exist_ok=True)
+        for path in (own, lock):
+            _move_away(path)
+        self._lock = os.open(lock, _NEW | os.O_EXCL, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.mkdir(own, 0o700)
+        self.script = f"{own}/script.{os.getpid()}"
+        _write(self.script, self._spec["script"].encode("utf-8", "surrogateescape"))
+        for read, name in zip(self._reads, ("out", "err"), strict=False):
+            self._files[read] = os.open(f"{own}/{name}", _NEW, 0o600)
+            self._left[read] = self._spec["limit"]
+        if self._spec["returns"]:
+            _write(f"{own}/returns", "".join(f"{path}\n" for path in self._spec["returns"]).encode())
+        _write(f"{own}/rc", b"...    \n")
+        self._rc = os.open(f"{own}/rc", os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        _write(f"{own}/pid", b"%d\n" % os.getpid())
 
     def copy(self) -> NoReturn:
         """Until no process holds the pipes any more."""
@@ -209,6 +224,11 @@ def _read(fd: int) -> dict[str, Any]:
     spec = json.loads(os.pread(fd, os.fstat(fd).st_size, 0))
     assert isinstance(spec, dict)
     return spec
+
+
+def _move_away(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(path, f"{path}.{os.getpid()}~")
 
 
 def _write(path: str, data: bytes) -> None:

@@ -192,7 +192,7 @@ def open_files(pids: Iterable[int], memfds: int, in_memory: Collection[int]) -> 
     """`memfds`: st_dev of those; `in_memory`: st_dev of file systems whose content is counted already."""
     found = Open()
     seen: set[tuple[int, int]] = set()
-    for pid, thread in ((pid, thread) for pid in pids for thread in _descriptor_tables(pid)):
+    for pid, thread in ((owner, thread) for owner in pids for thread in _descriptor_tables(owner)):
         try:
             names = os.listdir(f"/proc/{thread}/fd")
         except OSError:
