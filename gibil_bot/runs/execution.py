@@ -54,7 +54,9 @@ def now() -> datetime:
 
 
 _PRINTED_TOO_MUCH = f"printed more than {MOST_OUTPUT_BYTES // 1024**3} GiB, and was stopped"
-_OUTPUT_CUT = "not all of its output is known: the machine's disk is full, or what stores it was killed or removed"
+_OUTPUT_CUT = (
+    "not all of its output is known: the machine's disk is full, or what stores or reads it was killed, replaced or removed"
+)
 
 
 class Cancellation:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,7 @@ def thread():
     ctypes.CDLL(None).unshare(0x400)  # CLONE_FILES: a table of descriptors of its own
     held = [open(os.open("/var/tmp", os.O_TMPFILE | os.O_RDWR), "wb", buffering=0) for _ in range(15)]
     print(sum(fill(file, 60) for file in held), flush=True)
+    time.sleep(2.5)
 threading.Thread(target=thread).start()
 """,
     "files in many places": """
@@ -223,6 +225,19 @@ async def test_a_host_whose_disk_fills_up_ends_the_machine_that_took_most(
             os.posix_fallocate(filler.fileno(), 0, free - 2 * 1024**2)
         with pytest.raises(ProviderError, match="no machine is created below"):
             await lodging.provider.create(lodging.spec("late"))
+
+
+async def test_a_full_disk_is_the_cause_for_as_long_as_it_is_full(lodging: LocalLodging) -> None:
+    if reason := Images(lodging.home.local).problem:
+        pytest.skip(f"disks are folders here: {reason}")
+    machine = await lodging.provider.create(lodging.spec("hoarder", memory_mb=128, disk_mb=100))
+    await lodging.run(machine, "head -c 200M /dev/zero >/root/big")
+    assert "disk of 100 MB is full" in await cause(lodging, "hoarder")
+    next_task = datetime.now(UTC)
+    assert isinstance(lodging.provider, LocalProvider)
+    assert "disk of 100 MB is full" in (await lodging.provider.cause("hoarder", next_task) or "")
+    await lodging.run(machine, "rm /root/big")
+    assert await lodging.provider.cause("hoarder", datetime.now(UTC)) is None
 
 
 # --- memory ------------------------------------------------------------------------------------------------------

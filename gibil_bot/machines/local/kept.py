@@ -104,9 +104,8 @@ class KeptMachine:
         self._counts = (0, 0)
         """Kills for memory, and refused processes, that are known already"""
         self._calmed: set[int] = set()
-        self._crowded = False
-        self._full: str | None = None
-        """What a disk of a fixed size has no room for, by the last look"""
+        self._lasting: dict[str, str] = {}
+        """States that were blamed and still last, by the last look: a full disk, as many processes as there may be"""
         self._pid1: Pid1 | None = None
         self._door: Door | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -277,8 +276,10 @@ class KeptMachine:
             self._door.say(text)
 
     def cause(self) -> Cause | None:
-        """The last of them."""
+        """The last of them: of now, where it is a state that lasts."""
         self.notice()
+        if self._cause is not None and self._cause.text in self._lasting.values():
+            self._cause = Cause(text=self._cause.text, at=datetime.now(UTC))
         return self._cause
 
     def notice(self) -> None:
@@ -289,14 +290,21 @@ class KeptMachine:
         if kills > before[0]:
             self.blame(f"the kernel killed a process: the machine's {self._limits.memory_mb} MB of memory are used up")
         elif refused > before[1]:
-            self._blame_processes()
+            self.blame(self._too_many_processes())
         full = self._image.full() if self._image is not None else None
-        if full is not None and full != self._full:
-            self.blame(f"the disk of {self._limits.disk_mb} MB is full: there is no room for more {_ROOM[full]}")
-        self._full = full
+        lasts = full and f"the disk of {self._limits.disk_mb} MB is full: there is no room for more {_ROOM[full]}"
+        self._blame_while("disk", lasts)
 
-    def _blame_processes(self) -> None:
-        self.blame(f"no further process could be started: the machine's {self._limits.pids} processes are used up")
+    def _blame_while(self, what: str, text: str | None) -> None:
+        """For states: blame when it begins, and remember that it lasts; None: it doesn't, or not any more."""
+        if text is None:
+            self._lasting.pop(what, None)
+        elif self._lasting.get(what) != text:
+            self._lasting[what] = text
+            self.blame(text)
+
+    def _too_many_processes(self) -> str:
+        return f"no further process could be started: the machine's {self._limits.pids} processes are used up"
 
     async def tick(self) -> None:
         """Called every second or so."""
@@ -305,9 +313,7 @@ class KeptMachine:
         self.notice()
         if not self._smithy.groups.counts_processes:
             crowded = await asyncio.to_thread(count_tasks, self._init) >= self._limits.pids - 2
-            if crowded and not self._crowded:
-                self._blame_processes()
-            self._crowded = crowded
+            self._blame_while("processes", self._too_many_processes() if crowded else None)
         if not self._smithy.groups.shares_cpu:
             await asyncio.to_thread(calm_sessions, self._init, self._calmed)
 
