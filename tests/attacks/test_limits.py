@@ -227,6 +227,24 @@ async def test_a_host_whose_disk_fills_up_ends_the_machine_that_took_most(
             await lodging.provider.create(lodging.spec("late"))
 
 
+async def test_disks_of_a_new_size_can_be_made_at_the_same_time(tmp_path: Path) -> None:
+    images = Images(tmp_path)
+    made = [await asyncio.to_thread(images.create, tmp_path, 70)]
+    if images.problem:
+        pytest.skip(f"disks are folders here: {images.problem}")
+    folders = [tmp_path / str(number) for number in range(6)]
+    for folder in folders:
+        folder.mkdir()
+    made += await asyncio.gather(*(asyncio.to_thread(images.create, folder, 72) for folder in folders))
+    try:
+        assert images.problem == ""
+        assert None not in made
+    finally:
+        for image in made:
+            if image is not None:
+                image.discard()
+
+
 async def test_a_full_disk_is_the_cause_for_as_long_as_it_is_full(lodging: LocalLodging) -> None:
     if reason := Images(lodging.home.local).problem:
         pytest.skip(f"disks are folders here: {reason}")

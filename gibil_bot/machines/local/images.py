@@ -40,6 +40,7 @@ _FORMAT = (
 )  # fmt: skip
 _NAME = "-1"
 """Counted up whenever _FORMAT changes."""
+_FORMATTING = threading.Lock()
 
 
 class Image:
@@ -114,7 +115,7 @@ class Images:
         try:
             return create_image(self._local, machine / IMAGE, size_mb)
         except OSError as error:
-            if error.errno in _EXHAUSTED:
+            if error.errno in _EXHAUSTED or not machine.is_dir():  # destroyed meanwhile: no property of the host
                 raise
             self.problem = error.strerror or str(error)
             return None
@@ -179,12 +180,17 @@ def _template(local: Path, size_mb: int) -> Path:
     folder = local / "disks"
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / f"{size_mb}{_NAME}.ext4"
-    if path.exists():
-        return path
+    with _FORMATTING:  # machines of a new size may be asked for at the same time
+        if not path.exists():
+            _make_template(path, size_mb)
+    return path
+
+
+def _make_template(path: Path, size_mb: int) -> None:
     program = shutil.which("mkfs.ext4", path="/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin")
     if program is None:
         raise FileNotFoundError(errno.ENOENT, "mkfs.ext4 is not installed")
-    draft = folder / f".{size_mb}.{os.getpid()}"
+    draft = path.parent / f".{size_mb}.{os.getpid()}"
     try:
         command = [program, *_FORMAT, str(draft), f"{size_mb}m"]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_FORMAT_S, check=False)
@@ -195,7 +201,6 @@ def _template(local: Path, size_mb: int) -> Path:
         raise OSError(errno.ETIMEDOUT, f"mkfs.ext4 took longer than {_FORMAT_S} s") from None
     finally:
         draft.unlink(missing_ok=True)
-    return path
 
 
 def _copy(source: Path, target: Path) -> int:
