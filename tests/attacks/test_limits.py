@@ -245,6 +245,15 @@ async def test_disks_of_a_new_size_can_be_made_at_the_same_time(tmp_path: Path) 
                 image.discard()
 
 
+def test_a_machine_that_is_destroyed_while_it_is_made_says_nothing_about_the_host(tmp_path: Path) -> None:
+    images = Images(tmp_path)
+    problem = images.problem
+    if not problem:
+        with pytest.raises(FileNotFoundError):
+            images.create(tmp_path / "destroyed", 70)
+    assert images.problem == problem
+
+
 async def test_a_full_disk_is_the_cause_for_as_long_as_it_is_full(lodging: LocalLodging) -> None:
     if reason := Images(lodging.home.local).problem:
         pytest.skip(f"disks are folders here: {reason}")
