@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 from gibil_bot.machines.local.home import Home
 from tests.doubles import prefork
-from tests.doubles.machines import end_keeper, lend_skeleton
+from tests.doubles.machines import lend, take_back
 from tests.doubles.patience import patient
 
 _NOT_OURS = ("GIBIL_", "HCLOUD_", "CLAUDE_", "CODEX_", "XDG_CONFIG_")
@@ -161,8 +160,10 @@ class CommandLine:
 
 
 @contextlib.contextmanager
-def command_line(folder: Path, shared: Path, settings: dict[str, str] | None = None) -> Iterator[CommandLine]:
-    """At the end no keeper and no machine is left."""
+def command_line(
+    folder: Path, shared: Path, settings: dict[str, str] | None = None, *, own_keeper: bool = False
+) -> Iterator[CommandLine]:
+    """At the end no machine is left. `own_keeper`: for tests that end it, or whose machines outlive a test (lent_data_dir)."""
     line = CommandLine(folder, settings or {})
     line.here.mkdir()
     (folder / "home").mkdir()
@@ -170,10 +171,9 @@ def command_line(folder: Path, shared: Path, settings: dict[str, str] | None = N
     shim = folder / "bin" / "gibil"
     shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m gibil_bot "$@"\n')
     shim.chmod(0o755)
-    lend_skeleton(line.data_dir, shared)
+    asyncio.run(lend(line.data_dir, shared, own_keeper=own_keeper))
     try:
         yield line
     finally:
         line.end()
-        asyncio.run(end_keeper(line.home))
-        shutil.rmtree(line.data_dir / "local", ignore_errors=True)
+        asyncio.run(take_back(line.data_dir, own_keeper=own_keeper))

@@ -21,6 +21,11 @@ import socket
 import sys
 import time
 
+LATE = (
+    *("asyncssh", "githubkit", "hcloud", "uvicorn", "uvloop", "httptools"),
+    *("httpcore", "anyio._backends._asyncio", "anyio._core._sockets", "anyio._core._streams", "encodings.idna"),
+)
+"""What libraries and commands import only when they need it."""
 NOT_FOR_COMMANDS = ("gibil_bot.__main__", "gibil_bot.demo.project")
 
 
@@ -30,7 +35,7 @@ def import_everything() -> None:
     for module in pkgutil.walk_packages(gibil_bot.__path__, "gibil_bot."):
         if not module.name.startswith(NOT_FOR_COMMANDS):
             importlib.import_module(module.name)
-    for name in ("asyncssh", "githubkit", "hcloud", "uvicorn", "uvloop", "httptools"):
+    for name in LATE:
         importlib.import_module(name)
 
 

@@ -30,7 +30,7 @@ WHAT_MAY_HAPPEN = {None, "NAME_TAKEN", "SERVER_NOT_FOUND", "MACHINE_LOST", "INTE
 
 @pytest.fixture
 def line(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, local_machines: None) -> Iterator[CommandLine]:
-    with command_line(tmp_path, shared_folder(tmp_path_factory)) as line:
+    with command_line(tmp_path, shared_folder(tmp_path_factory), own_keeper=True) as line:
         yield line
 
 

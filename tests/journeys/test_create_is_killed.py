@@ -26,7 +26,7 @@ WAITS = {".gibil.yml": "tasks: [{name: waits, run: sleep 600}]\n"}
 
 @pytest.fixture
 def line(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, local_machines: None) -> Iterator[CommandLine]:
-    with command_line(tmp_path, shared_folder(tmp_path_factory)) as line:
+    with command_line(tmp_path, shared_folder(tmp_path_factory), own_keeper=True) as line:
         yield line
 
 

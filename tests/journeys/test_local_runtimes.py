@@ -21,14 +21,8 @@ REGISTRIES = ("pypi.org", "registry.npmjs.org")
 GO = {
     "go.mod": "module example.com/sum\n\ngo 1.21\n",
     "sum.go": "package sum\n\nfunc Of(a, b int) int { return a + b }\n",
-    "sum_test.go": (
-        'package sum\n\nimport "testing"\n\nfunc TestOf(t *testing.T) {\n\tif Of(2, 3) != 5 {\n\t\tt.Fatal()\n\t}\n}\n'
-    ),
-    # As little compiling of Go's own library as can be: it comes as source.
-    ".gibil.yml": (
-        'runtime: {go: "1"}\nenv: {CGO_ENABLED: "0"}\n'
-        "tasks: [{name: test, run: go test -count=1 -vet=off -gcflags='all=-N -l' .}]\n"
-    ),
+    # Nothing that compiles Go's own library, which comes as source and takes a quarter of a minute.
+    ".gibil.yml": 'runtime: {go: "1"}\ntasks: [{name: build, run: go version && go build .}]\n',
 }
 NODE = {
     "package.json": '{"name": "sum", "private": true, "scripts": {"test": "node --test"}, "packageManager": "pnpm@10.0.0"}\n',

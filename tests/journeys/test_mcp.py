@@ -33,7 +33,7 @@ TOOLS = {
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory: pytest.TempPathFactory, local_machines: None) -> Iterator[CommandLine]:
-    with command_line(tmp_path_factory.mktemp("mcp"), shared_folder(tmp_path_factory)) as line:
+    with command_line(tmp_path_factory.mktemp("mcp"), shared_folder(tmp_path_factory), own_keeper=True) as line:
         yield line
 
 
