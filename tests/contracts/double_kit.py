@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from gibil_bot.demo.github_double import GitHubDouble
 from gibil_bot.demo.server import serving
+from tests.doubles.patience import patient
 
 REPOSITORY = "ada/engine"
 FILES = {"README.md": "An engine\n", "src/wheel.py": "TEETH = 12\n", "run.sh": "#!/bin/sh\necho hello\n"}
@@ -106,7 +107,7 @@ async def run_git(*arguments: str, cwd: Path, ok: bool = True) -> tuple[int, str
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    output, _ = await asyncio.wait_for(process.communicate(), 30)
+    output, _ = await asyncio.wait_for(process.communicate(), patient(30))
     assert process.returncode is not None
     assert not ok or process.returncode == 0, output.decode()
     return process.returncode, output.decode()

@@ -153,7 +153,11 @@ class CommandLine:
 
     def git(self, folder: Path, *arguments: str) -> str:
         done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], env={**os.environ, **_GIT}, capture_output=True, text=True, timeout=60
+            ["git", "-C", str(folder), *arguments],
+            env={**os.environ, **_GIT},
+            capture_output=True,
+            text=True,
+            timeout=patient(60),
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()

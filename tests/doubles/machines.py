@@ -25,6 +25,7 @@ from gibil_bot.machines.local.provider import LocalProvider
 from gibil_bot.machines.local.tier import own_tier
 from gibil_bot.model import Machine, MachineSpec
 from gibil_bot.ports import Provider
+from tests.doubles.patience import patient
 
 _STANDING = "standing"
 """In a worker's folder: the data directory whose keeper its tests share."""
@@ -59,7 +60,7 @@ class Lodging:
 
     async def run(self, machine: Machine, command: str, **more: Any) -> asyncssh.SSHCompletedProcess:
         """One command on a connection of its own, at most a minute."""
-        async with self.connect(machine) as connection, asyncio.timeout(60):
+        async with self.connect(machine) as connection, asyncio.timeout(patient(60)):
             return await connection.run(command, **more)
 
 
@@ -292,7 +293,8 @@ def processes_with(mark: str) -> list[int]:
 async def until(condition: Callable[[], bool], what: str, *, within_s: float = 20.0) -> None:
     """Wait for a condition of the outside world that sends no event."""
     loop = asyncio.get_running_loop()
+    within_s = patient(within_s)
     deadline = loop.time() + within_s
     while not condition():
-        assert loop.time() < deadline, f"not within {within_s} s: {what}"
+        assert loop.time() < deadline, f"not within {within_s:.0f} s: {what}"
         await asyncio.sleep(0.01)

@@ -113,7 +113,7 @@ async def test_a_killed_bot_goes_on_in_the_middle_of_a_tasks_output(tmp_path: Pa
         assert check is not None
         log = world.bot.data_dir / "logs" / check.external_id / "0.log"
         for _ in range(2):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(patient(20)):
                 before = log.stat().st_size if log.exists() else 0
                 while not log.exists() or log.stat().st_size <= before:
                     await asyncio.sleep(0.01)  # a file of another process: there is no event to wait for

@@ -20,6 +20,7 @@ from gibil_bot.machines.local.tier import groups_prefix
 from gibil_bot.sandbox.makings import FOLDER
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.machines import processes_with, shared_folder
+from tests.doubles.patience import patient
 
 PEOPLE, COMMANDS, NAMES = 5, 11, ("a", "b", "c")
 MARK = "sleep\x00733"
@@ -74,7 +75,7 @@ def a_person(line: CommandLine, seed: int) -> list[str | None]:
         elif dice.random() < 0.06 and (keeper := read_keeper(line.home)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(keeper.pid, signal.SIGKILL)
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=patient(60))
         assert b"Traceback" not in stderr or b"gibil_bot/" not in stderr, (
             stderr.decode()
         )  # Python itself says one while it starts

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.doubles.patience import patient
+
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("GIBIL_", "HCLOUD_"))}
 WORKFLOW = (
     "name: Docs\non: {command: docs, pull_request: [opened]}\ninputs:\n  fast: {type: boolean, default: false}\n"
@@ -29,7 +31,7 @@ def gibil(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         env={**ENVIRONMENT, **settings},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patient(60),
         stdin=subprocess.DEVNULL,
     )
 

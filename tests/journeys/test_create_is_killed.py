@@ -19,6 +19,7 @@ from tests.doubles.cloud import Cloud, cloud
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.hetzner_routes import Fault
 from tests.doubles.machines import children_of, shared_folder
+from tests.doubles.patience import patient
 from tests.doubles.terminal import read_descriptor
 
 WAITS = {".gibil.yml": "tasks: [{name: waits, run: sleep 600}]\n"}
@@ -47,7 +48,7 @@ def at_hetzner(hetzner: Cloud, tmp_path: Path) -> Iterator[CommandLine]:
 
 def until(condition: Callable[[], object], what: str) -> None:
     """Of the double's state, which another thread changes."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + patient(20)
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.01)
@@ -56,7 +57,7 @@ def until(condition: Callable[[], object], what: str) -> None:
 def kill(process: subprocess.Popen[bytes]) -> None:
     """With everything it started, as the end of a container does."""
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=20)
+    process.communicate(timeout=patient(20))
 
 
 def said_of_the_dead(line: CommandLine, *arguments: str) -> str:

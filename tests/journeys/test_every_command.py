@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from gibil_bot.cli import gibil
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.machines import shared_folder
+from tests.doubles.patience import patient
 from tests.doubles.terminal import read_until
 
 pytestmark = [pytest.mark.usefixtures("local_machines"), pytest.mark.xdist_group("every command")]
@@ -99,7 +100,7 @@ def bot(line: CommandLine) -> Iterator[str]:
     assert (where["pid"], where["url"]) == (process.pid, f"http://127.0.0.1:{where['port']}")
     yield where["url"]
     process.send_signal(signal.SIGTERM)
-    rest, _ = process.communicate(timeout=20)
+    rest, _ = process.communicate(timeout=patient(20))
     assert (rest, process.returncode) == (b"", 0)
 
 

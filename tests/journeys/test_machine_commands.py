@@ -12,6 +12,7 @@ import pytest
 from tests.contracts import seed_examples as seed
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.machines import shared_folder
+from tests.doubles.patience import patient
 from tests.doubles.tools import needs
 
 pytestmark = pytest.mark.usefixtures("local_machines")

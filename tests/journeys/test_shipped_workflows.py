@@ -15,6 +15,7 @@ from gibil_bot.model import Command
 from gibil_bot.planning.plan import catalogue, for_command
 from gibil_bot.planning.shipped import read_workflows, shipped_workflows
 from tests.doubles.facts import facts
+from tests.doubles.patience import patient
 from tests.doubles.taskshell import Done, run_plan
 
 UNITTEST = """import unittest
@@ -315,7 +316,7 @@ def test_an_installed_package_has_the_workflows_too(tmp_path: Path) -> None:
     shutil.copytree(top / "gibil_bot", copy / "gibil_bot", symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(top / "workflows", copy / "workflows")
     build = "import setuptools.build_meta as backend; backend.build_wheel('.')"
-    done = subprocess.run([sys.executable, "-c", build], cwd=copy, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", build], cwd=copy, capture_output=True, text=True, timeout=patient(120))
     assert done.returncode == 0, done.stderr
     (wheel,) = copy.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
