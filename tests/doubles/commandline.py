@@ -165,15 +165,28 @@ class CommandLine:
 
 @contextlib.contextmanager
 def command_line(
-    folder: Path, shared: Path, settings: dict[str, str] | None = None, *, own_keeper: bool = False
+    folder: Path,
+    shared: Path,
+    settings: dict[str, str] | None = None,
+    *,
+    own_keeper: bool = False,
+    forked_in_scripts: bool = False,
 ) -> Iterator[CommandLine]:
-    """At the end no machine is left. `own_keeper`: for tests that end it, or whose machines outlive a test (lent_data_dir)."""
+    """At the end no machine is left.
+
+    `own_keeper`: for tests that end it, or whose machines outlive a test (machines.lend).
+    `forked_in_scripts`: what `bash` finds as `gibil` is forked, too.
+    """
     line = CommandLine(folder, settings or {})
     line.here.mkdir()
     (folder / "home").mkdir()
     (folder / "bin").mkdir()
     shim = folder / "bin" / "gibil"
-    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m gibil_bot "$@"\n')
+    started = "-m gibil_bot"
+    if forked_in_scripts:
+        (folder / "gibil.py").write_text(prefork.program(line.environment()))
+        started = f'-IS "{folder}/gibil.py"'
+    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" {started} "$@"\n')
     shim.chmod(0o755)
     asyncio.run(lend(line.data_dir, shared, own_keeper=own_keeper))
     try:

@@ -1,9 +1,10 @@
 """Imports everything that a `gibil` command may need, and forks for each request: the other side of prefork.py.
 
-    python -P forker.py DESCRIPTOR
+    python -P forker.py CHANNEL LISTENER
 
+Both are descriptors of sockets: one to the process that started it, which it ends with, and one where others connect.
 A request is one packet of JSON with descriptors beside it: a pipe for the wait status, the folder, and the standard streams
-that are not closed. The answer is the pid, with a descriptor of the process. Ends when the other side does.
+that are not closed. The answer is the pid, with a descriptor of the process.
 """
 
 from __future__ import annotations
@@ -41,35 +42,24 @@ def import_everything() -> None:
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: for what we forked
-    channel = socket.socket(fileno=int(sys.argv[1]))
+    first, listener = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
     import_everything()
     import gibil_bot.__main__
 
     gc.collect()
     gc.freeze()
     living: dict[int, tuple[int, int]] = {}  # the descriptor of a process → its pid, the pipe for its status
+    channels = {first.fileno(): first}
     ready = select.poll()
-    ready.register(channel, select.POLLIN)
+    ready.register(first, select.POLLIN)
+    ready.register(listener, select.POLLIN)
     while True:
         for fd, _ in ready.poll():
-            if fd == channel.fileno():
-                data, passed, _, _ = socket.recv_fds(channel, 1 << 20, 5)
-                if not data:
-                    os._exit(0)
-                pid = os.fork()
-                if pid == 0:
-                    channel.detach()
-                    become(json.loads(data), passed)
-                    gibil_bot.__main__.main()
-                    sys.exit()
-                process = os.pidfd_open(pid)
-                living[process] = (pid, passed[0])
-                for each in passed[1:]:
-                    os.close(each)
-                ready.register(process, select.POLLIN)
-                beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [process]))]
-                channel.sendmsg([str(pid).encode()], beside)
-            else:
+            if fd == listener.fileno():
+                another, _address = listener.accept()
+                channels[another.fileno()] = another
+                ready.register(another, select.POLLIN)
+            elif fd in living:
                 pid, status = living.pop(fd)
                 ready.unregister(fd)
                 os.close(fd)
@@ -77,6 +67,29 @@ def main() -> None:
                 with contextlib.suppress(BrokenPipeError):  # nobody waits for it
                     os.write(status, str(told).encode())
                 os.close(status)
+            else:
+                data, passed, _, _ = socket.recv_fds(channels[fd], 1 << 20, 5)
+                if not data:
+                    if channels[fd] is first:
+                        os._exit(0)
+                    ready.unregister(fd)
+                    channels.pop(fd).close()
+                    continue
+                pid = os.fork()
+                if pid == 0:
+                    for each in (listener, *channels.values()):
+                        each.detach()
+                    become(json.loads(data), passed)
+                    gibil_bot.__main__.main()
+                    sys.exit()
+                process = os.pidfd_open(pid)
+                living[process] = (pid, passed[0])
+                for each_fd in passed[1:]:
+                    os.close(each_fd)
+                ready.register(process, select.POLLIN)
+                beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [process]))]
+                with contextlib.suppress(BrokenPipeError):
+                    channels[fd].sendmsg([str(pid).encode()], beside)
 
 
 def become(request: dict, passed: list[int]) -> None:

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import select
 import selectors
 import signal
@@ -163,6 +164,26 @@ def run(arguments: Sequence[str], *, timeout: float, **words: Any) -> subprocess
     return subprocess.CompletedProcess(process.args, process.wait(), *(_text(data) for data in (out, err)))
 
 
+_PROGRAM = """\
+import json, os, socket, sys
+forker = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+forker.connect("\\0{address}")
+reading, writing = os.pipe()
+request = {{"arguments": sys.argv[1:], "environment": dict(os.environ), "streams": [True] * 3, "group": None}}
+descriptors = [writing, os.open(".", os.O_RDONLY), 0, 1, 2]
+socket.send_fds(forker, [json.dumps(request).encode()], descriptors)
+forker.recv(64)
+os.close(writing)
+status = os.waitstatus_to_exitcode(int(os.read(reading, 64)))
+os._exit(status if status >= 0 else 128 - status)
+"""
+
+
+def program(environment: Mapping[str, str]) -> str:
+    """In Python, `gibil` for scripts that don't signal it: it has a process forked, and ends as that does."""
+    return _PROGRAM.format(address=_forker(environment).address)
+
+
 def _text(data: bytes) -> str:
     return data.decode().replace("\r\n", "\n").replace("\r", "\n")
 
@@ -170,10 +191,14 @@ def _text(data: bytes) -> str:
 class _Forker:
     def __init__(self, environment: dict[str, str]) -> None:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        self.address = f"gibil-forker-{secrets.token_hex(16)}"
+        with theirs, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(f"\0{self.address}")
+            listener.listen(64)
+            passed = [theirs.fileno(), listener.fileno()]
             self._process = subprocess.Popen(
-                [sys.executable, "-P", str(_FORKER), str(theirs.fileno())],
-                env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()],
+                [sys.executable, "-P", str(_FORKER), *map(str, passed)],
+                env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=passed,
             )  # fmt: skip
         self._lock = threading.Lock()
 
