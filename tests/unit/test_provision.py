@@ -15,7 +15,7 @@ from gibil_bot.sandbox import places, provision
 from gibil_bot.sandbox.origin import Origin
 from tests.doubles.patience import patient
 
-pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is missing here: apt-get install bash")
 
 
 @dataclass
