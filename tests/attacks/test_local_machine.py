@@ -323,7 +323,7 @@ async def test_a_full_disk_is_an_error_and_the_machine_lives(lodging: LocalLodgi
 
 async def test_a_disk_that_is_not_in_memory_is_bounded_too(lodging: LocalLodging) -> None:
     machine = await lodging.provider.create(lodging.spec("spender", memory_mb=128, disk_mb=100))
-    async with lodging.connect(machine) as connection, asyncio.timeout(60):
+    async with lodging.connect(machine) as connection, asyncio.timeout(patient(60)):
         fill = "for i in 1 2 3; do head -c 60M /dev/zero >/root/$i || exit 3; done; sync; exec sleep 60"
         result = await connection.run(fill)
         if result.exit_signal is None:  # a file system of that size

@@ -192,5 +192,7 @@ os.waitpid(pid, 0)
 """
     here = str(Path(__file__).resolve().parents[2])
     code = f"import sys; sys.path.insert(0, {here!r})\nimport gibil_bot.machines.local.init\n{code}"
-    done = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, timeout=patient(60)
+    )
     assert (done.stdout, done.stderr) == ("900\n", "")

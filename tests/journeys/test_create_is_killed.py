@@ -223,7 +223,7 @@ def test_a_second_ctrl_c_leaves_the_clean_up_to_the_next_command(hetzner: Cloud,
         assert process.poll() is None
     until(lambda: any(call.startswith("DELETE /servers") for call in double.api.calls), "it is being destroyed")
     process.send_signal(signal.SIGINT)
-    out, _err = process.communicate(timeout=30)
+    out, _err = process.communicate(timeout=patient(30))
     told = json.loads(out)
     assert (process.returncode, told["code"]) == (130, "INTERRUPTED")
     assert told["message"] == "interrupted; lost may still exist: the next gibil command destroys what is left"

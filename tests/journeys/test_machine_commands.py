@@ -224,7 +224,7 @@ def begin_and_interrupt(line: CommandLine, moment: bytes, number: int, *argument
         said += process.stderr.readline()
         assert process.poll() is None
     process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=patient(30))
     return process.returncode, out.decode(), (said + err).decode()
 
 

@@ -58,7 +58,13 @@ class World:
 
     def run(self, *command: str, at: Path) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            command, env=self.environment, cwd=at, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+            command,
+            env=self.environment,
+            cwd=at,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=patient(300),
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done
@@ -226,7 +232,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, local_machines: None) -> Ite
 
 def prepare(venv: Path) -> None:
     """A virtual environment that finds this one's packages, and builds with them."""
-    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True, timeout=patient(120))
     packages = next(venv.glob("lib/python3*/site-packages"))
     for bundled in ("setuptools", "pkg_resources", "_distutils_hack"):  # of Python 3.11, and too old
         shutil.rmtree(packages / bundled, ignore_errors=True)
@@ -258,5 +264,5 @@ def test_type_checkers_see_the_package_after_an_editable_install(world: World) -
     world.install()
     command = [sys.executable, "-m", "mypy", "--strict", f"--python-executable={world.venv}/bin/python"]
     program = "import gibil_bot; reveal_type(gibil_bot.__version__)"
-    done = subprocess.run([*command, "-c", program], cwd=world.line.here, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, "-c", program], cwd=world.line.here, capture_output=True, text=True, timeout=patient(300))
     assert re.search(r'Revealed type is "(builtins\.)?str"', done.stdout), done.stdout + done.stderr
