@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from gibil_bot.demo.github_double import GitHubDouble
 from gibil_bot.demo.server import serving
+from tests.doubles.bot import NO_AUTHORITIES
 from tests.doubles.patience import patient
 
 REPOSITORY = "ada/engine"
@@ -57,7 +58,7 @@ async def signed_in(directory: Path, **options: Any) -> AsyncIterator[App]:
     """A double with the repository ada/engine, where the App is installed."""
     async with GitHubDouble.start(directory, webhook_secret=SECRET, **options) as github:
         await github.add_repository(REPOSITORY, FILES)
-        async with httpx.AsyncClient(base_url=github.url, timeout=10, trust_env=False) as http:
+        async with httpx.AsyncClient(base_url=github.url, timeout=10, trust_env=False, verify=NO_AUTHORITIES) as http:
             yield App(github, http)
 
 
