@@ -32,7 +32,7 @@ settings.load_profile("gibil")
 
 SLOW_FOLDERS = frozenset({"journeys", "faults", "attacks"})
 SLOW_CONTRACTS = ("test_provider", "test_shell")
-SLOW_FIXTURES = frozenset({"local_machines", "hetzner_image"})
+SLOW_FIXTURES = frozenset({"far", "local_machines", "hetzner_image"})
 
 
 @pytest.hookimpl(tryfirst=True)

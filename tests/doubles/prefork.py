@@ -1,10 +1,10 @@
 """The `gibil` command as a process of its own that starts in hundredths of a second: forked where everything is imported.
 
 Starting Python and importing the package takes longer than most commands take, and the tests start a thousand of them. Each
-worker of a test run has one process, `forker.py`, that has imported everything and forks for each start. What it hands out is a
-real process: a pid of its own that can be killed, its own environment, folder and descriptors, its own exit status. What is not
-shown by it is that Python starts and that each command imports what it needs: so `CommandLine.bash`, `Terminal`, `agent_of` and
-`demo` start a Python, and every command is started once that way (journeys/test_every_command.py).
+worker of a test run has one process, `forker.py`, that has imported everything and forks for each start. What it returns is a
+real process: a pid that can be killed, its own environment, folder and descriptors, its own exit status. What it doesn't show
+is that Python starts and that a command imports what it needs. So a Python is started by `CommandLine.bash`, `Terminal`,
+`agent_of`, the tests of `gibil demo` (which starts `gibil serve`), and `CommandLine.gibil_started`.
 """
 
 from __future__ import annotations
