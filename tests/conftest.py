@@ -14,7 +14,7 @@ from hypothesis import settings
 
 from gibil_bot.errors import Unavailable
 from tests.doubles.machines import end_standing_keeper, local_lodging, shared_folder
-from tests.doubles.patience import calibrate
+from tests.doubles.patience import patient
 from tests.doubles.prefork import end_forkers
 
 # Hundreds of processes of ours are started: what they import is compiled once, and not by each of them.
@@ -38,7 +38,7 @@ SLOW_FIXTURES = frozenset({"far", "local_machines", "hetzner_image"})
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """One test may take as long as the computer needs: see doubles/patience.py."""
-    config.option.timeout = float(config.getini("timeout")) * calibrate()
+    config.option.timeout = patient(float(config.getini("timeout")))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -63,18 +63,6 @@ class CommandLine:
         """Forked (prefork.py)."""
         return prefork.run(arguments, env=self.environment(**more), cwd=self.here, timeout=patient(120))
 
-    def gibil_started(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-        """The same, in a Python that starts for it."""
-        return subprocess.run(
-            [sys.executable, "-m", "gibil_bot", *arguments],
-            env=self.environment(**more),
-            cwd=self.here,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=patient(120),
-        )
-
     def many(
         self, calls: Sequence[Sequence[str]], *, stdout: str = "kept", stderr: str = "kept", **more: str
     ) -> list[subprocess.CompletedProcess[str]]:

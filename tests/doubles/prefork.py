@@ -4,7 +4,7 @@ Starting Python and importing the package takes longer than most commands take, 
 worker of a test run has one process, `forker.py`, that has imported everything and forks for each start. What it returns is a
 real process: a pid that can be killed, its own environment, folder and descriptors, its own exit status. What it doesn't show
 is that Python starts and that a command imports what it needs. So a Python is started by `CommandLine.bash`, `Terminal`,
-`agent_of`, the tests of `gibil demo` (which starts `gibil serve`), and `CommandLine.gibil_started`.
+`agent_of` and the tests of `gibil demo`, which starts `gibil serve`.
 """
 
 from __future__ import annotations
