@@ -172,6 +172,8 @@ for place in ("/dev/shm", "/run"):
 async def test_a_disk_of_a_fixed_size_leaves_nothing_behind(lodging: LocalLodging) -> None:
     if own_tier() != "root":
         pytest.skip("only root can mount a file system of a fixed size")
+    if shutil.which("mkfs.ext4", path="/usr/sbin:/sbin") is None:
+        pytest.skip("mkfs.ext4 is missing here: apt-get install e2fsprogs")
     machine = await lodging.provider.create(lodging.spec("tenant"))
     result = await lodging.run(machine, "head -c 300M /dev/zero >/root/big; df -m --output=size / | tail -1")
     assert 9 * 1024 <= int(str(result.stdout)) <= 10 * 1024
