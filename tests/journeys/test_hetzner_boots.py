@@ -28,6 +28,7 @@ from tests.doubles.hetzner_guests import Image, LocalGuests, local_guests
 from tests.doubles.hetzner_state import State
 from tests.doubles.machines import open_connection, shared_folder
 from tests.doubles.patience import patient
+from tests.doubles.tools import needs
 
 USER_DATA = "http://169.254.169.254/hetzner/v1/userdata"
 
@@ -70,6 +71,7 @@ async def cloud(hetzner_image: Image, tmp_path: Path, tmp_path_factory: pytest.T
             await forge.close()
 
 
+@needs("jq", "curl")
 async def test_a_server_boots_with_our_keys_and_lets_nobody_else_in(cloud: Cloud, tmp_path: Path) -> None:
     project_key = new_pair()
     number = cloud.double.state.new_id()
@@ -175,6 +177,7 @@ async def test_work_is_done_and_the_machine_powers_itself_off_at_its_hour(cloud:
     assert cloud.double.state.servers == {}
 
 
+@needs("jq", "curl")
 async def test_a_server_that_vanishes_while_it_works_is_lost_and_not_a_result(cloud: Cloud) -> None:
     """Here it is one that was another machine before: it was given a host key of its own, and closes the address, too."""
     async with cloud.machine("before") as (before, _shell):
