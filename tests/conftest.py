@@ -14,7 +14,8 @@ from hypothesis import settings
 
 from gibil_bot.errors import Unavailable
 from tests.doubles.machines import end_standing_keeper, local_lodging, shared_folder
-from tests.doubles.patience import calibrate
+from tests.doubles.patience import patient
+from tests.doubles.prefork import end_forkers
 
 # Hundreds of processes of ours are started: what they import is compiled once, and not by each of them.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -31,13 +32,13 @@ settings.load_profile("gibil")
 
 SLOW_FOLDERS = frozenset({"journeys", "faults", "attacks"})
 SLOW_CONTRACTS = ("test_provider", "test_shell")
-SLOW_FIXTURES = frozenset({"local_machines", "hetzner_image"})
+SLOW_FIXTURES = frozenset({"far", "local_machines", "hetzner_image"})
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """One test may take as long as the computer needs: see doubles/patience.py."""
-    config.option.timeout = float(config.getini("timeout")) * calibrate()
+    config.option.timeout = patient(float(config.getini("timeout")))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -64,6 +65,13 @@ def standing_keeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     thread = threading.Thread(target=lambda: asyncio.run(end_standing_keeper(tmp_path_factory)))
     thread.start()
     thread.join()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forkers() -> Iterator[None]:
+    """Ends the processes that the `gibil` commands of tests were forked from (doubles/prefork.py), if any."""
+    yield
+    end_forkers()
 
 
 def _why_no_local_machines(data_dir: Path, shared: Path) -> str | None:

@@ -78,18 +78,25 @@ def on_end(call: Callable[[], object]) -> None:
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """Like asyncio.run; SIGTERM and a terminal that is closed end the work as Ctrl-C does, with everything cleaned up."""
+    """Like asyncio.run; SIGTERM and a terminal that is closed end the work as Ctrl-C does, with everything cleaned up.
+
+    They wait until the loop can handle them: one that interrupts its construction leaves Python complaining about halves.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
     async def guarded() -> T:
         task = asyncio.current_task()
         assert task is not None
         on_end(task.cancel)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return await work
 
     try:
         return asyncio.run(guarded())
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class PassedOn:

@@ -8,6 +8,7 @@ are off: `session` decides.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 
@@ -44,6 +45,10 @@ class _Pooled(GitHub[UnauthAuthStrategy]):
         """githubkit reads a limit's headers here and falls over odd ones; `limits` reads them for us."""
 
 
+_authorities = functools.cache(httpx.create_ssl_context)
+"""Reading the certificates of all authorities takes longer than several requests."""
+
+
 class Connection:
     """Requests with timeouts. `total_timeout_s` bounds a whole answer, however slowly it drips."""
 
@@ -64,7 +69,7 @@ class Connection:
             user_agent="gibil-bot",
             timeout=httpx.Timeout(read_timeout_s, connect=connect_timeout_s),
             # Made here, in a thread, and not by the first request, which would hold up everybody else.
-            ssl_verify=httpx.create_ssl_context(),
+            ssl_verify=_authorities(),
             # Its default is shared by all clients of the process and knows no hosts.
             cache_strategy=MemCacheStrategy(),
             http_cache=False,

@@ -118,7 +118,7 @@ class Follow:
             case "gibil:cut":
                 self.cut = True
             case "gibil:failed":
-                self.failed = printable(rest) or "no reason given"
+                self.failed = self.failed or printable(rest) or "no reason given"  # the launcher only sees that it ended
             case "gibil:file":
                 content, _, path = rest.partition(" ")
                 if len(self.files) < MAX_RETURNS:

@@ -11,6 +11,7 @@ from gibil_bot.machines import shell as machine_shell
 from gibil_bot.machines.ssh import SSHShell
 from gibil_bot.model import Chunk, Exit
 from tests.contracts.shells import Far, far_machine
+from tests.doubles.patience import patient
 
 pytestmark = pytest.mark.usefixtures("local_machines")
 
@@ -47,7 +48,7 @@ async def shell(far: Far) -> AsyncIterator[SSHShell]:
 
 
 async def result(shell: SSHShell, job_id: str) -> Exit:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(patient(60)):
         items = [item async for item in shell.attach(job_id)]
     assert isinstance(items[-1], Exit)
     return items[-1]

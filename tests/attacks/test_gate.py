@@ -13,6 +13,7 @@ import pytest
 from gibil_bot.machines.local.refusals import MOST, RefusalLog
 from gibil_bot.model import Refusal, Refusals
 from tests.doubles.gatekit import Server, ask, dial, gate, http_server
+from tests.doubles.patience import patient
 
 
 def asking(server: Server, host: str) -> bytes:
@@ -196,7 +197,7 @@ async def test_nothing_is_smuggled_behind_a_request(attack: Smuggling) -> None:
 
 
 async def test_a_slow_request_is_cut_off_and_hurts_nobody() -> None:
-    async with http_server() as server, gate("127.0.0.1", head_s=0.5) as port, asyncio.timeout(20):
+    async with http_server() as server, gate("127.0.0.1", head_s=0.5) as port, asyncio.timeout(patient(20)):
 
         async def slowloris() -> bytes:
             async with dial(port) as (reader, writer):
@@ -232,7 +233,7 @@ async def test_a_crowd_of_connections_waits_and_is_served() -> None:
         for _ in range(540):
             _, writer = await asyncio.open_connection("127.0.0.1", port)
             idle.append(writer)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patient(20)):
             assert (await ask(port, asking(server, "127.0.0.1"))).startswith(b"HTTP/1.1 204")
         for writer in idle:
             writer.transport.abort()

@@ -21,6 +21,7 @@ from gibil_bot.sandbox import file_scripts
 from gibil_bot.sandbox.orphans import read_tagged
 from gibil_bot.sandbox.stats import read_stats
 from tests.doubles.hostile import Process, hostile_shell, speaker
+from tests.doubles.patience import patient
 from tests.doubles.sshd import new_key
 
 BLOCK = bytes(128 * 1024)
@@ -50,7 +51,7 @@ async def test_an_endless_answer_ends_with_an_error_that_says_so(handler: object
         began = time.monotonic()
         with pytest.raises(SSHError, match="more than 1 MiB"):
             await shell.run("true", timeout_s=120)
-        assert time.monotonic() - began < 60
+        assert time.monotonic() - began < patient(60)
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # kB
         assert not shell.is_closed, "one command's answer does not end the connection"
 
@@ -99,7 +100,7 @@ async def test_a_channel_that_is_never_closed_ends_after_the_exit_status(monkeyp
         await asyncio.Event().wait()
 
     async with hostile_shell(stays_open) as shell:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(patient(30)):
             assert (await shell.run("true")).exit_status == 7
 
 
@@ -125,7 +126,7 @@ async def test_a_file_that_the_machine_does_not_read_ends_in_time(monkeypatch: p
         await process.channel.wait_closed()
 
     async with hostile_shell(reads_nothing) as shell:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(patient(30)):
             with pytest.raises(MachineLost, match="nothing happened"):
                 await shell.put("/tmp/x", pieces())
             with pytest.raises(MachineLost, match="nothing happened"):
@@ -157,7 +158,7 @@ async def test_a_command_that_is_never_started_ends_in_time(monkeypatch: pytest.
     async with hostile_shell(_never_ends) as shell:
         shell._connection._connection.create_session = lambda *a, **k: asyncio.Event().wait()  # type: ignore[method-assign,assignment,return-value]
         with pytest.raises(MachineLost, match="did not start a command"):
-            await asyncio.wait_for(first_item(), 30)
+            await asyncio.wait_for(first_item(), patient(30))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +184,7 @@ async def test_lines_of_a_byte_each_cost_no_more_than_their_bytes() -> None:
     for _ in range(300_000):
         follow.on_data("stderr", b"x")
         follow.on_data("stdout", b"x")
-    assert time.process_time() - began < 20
+    assert time.process_time() - began < patient(20)
     assert len(follow._waiting) < 2000
     assert follow.take() == b"x" * 300_000
 
@@ -332,7 +333,7 @@ async def _endless_banner(reader: asyncio.StreamReader, writer: asyncio.StreamWr
 @pytest.mark.parametrize("speak", [_silent, _byte_by_byte, _garbage, _endless_banner])
 async def test_what_is_no_ssh_server_ends_with_a_message_in_time(speak: object) -> None:
     client_key, _ = new_key()
-    async with speaker(speak) as endpoint, asyncio.timeout(30):  # type: ignore[arg-type]
+    async with speaker(speak) as endpoint, asyncio.timeout(patient(30)):  # type: ignore[arg-type]
         with pytest.raises(GibilError) as caught:
             await connect(endpoint, client_key, timeout_s=1.0)
     assert "127.0.0.1" in caught.value.message
@@ -356,5 +357,5 @@ async def test_a_server_that_knows_how_jobs_end_is_believed_within_bounds(answer
             process.stderr.write(b"gibil:exit 3 0\n")
         process.exit(0)
 
-    async with hostile_shell(knows, SERVER_VERSION) as shell, asyncio.timeout(30):
+    async with hostile_shell(knows, SERVER_VERSION) as shell, asyncio.timeout(patient(30)):
         assert [item async for item in shell.attach("job-1")] == [Exit(status)]

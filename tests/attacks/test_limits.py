@@ -26,6 +26,7 @@ from gibil_bot.machines.local.tier import groups_prefix, own_tier
 from gibil_bot.machines.local.watch import family
 from gibil_bot.model import Machine
 from tests.doubles.machines import LocalLodging, end_keeper, guest_lodging, local_lodging, shared_folder, until
+from tests.doubles.patience import patient
 
 pytestmark = pytest.mark.usefixtures("local_machines")
 
@@ -180,6 +181,8 @@ for place in ("/dev/shm", "/run"):
 async def test_a_disk_of_a_fixed_size_leaves_nothing_behind(lodging: LocalLodging) -> None:
     if own_tier() != "root":
         pytest.skip("only root can mount a file system of a fixed size")
+    if shutil.which("mkfs.ext4", path="/usr/sbin:/sbin") is None:
+        pytest.skip("mkfs.ext4 is missing here: apt-get install e2fsprogs")
     machine = await lodging.provider.create(lodging.spec("tenant"))
     result = await lodging.run(machine, "head -c 300M /dev/zero >/root/big; df -m --output=size / | tail -1")
     assert 9 * 1024 <= int(str(result.stdout)) <= 10 * 1024
@@ -214,7 +217,7 @@ async def test_a_host_whose_disk_fills_up_ends_the_machine_that_took_most(
         quiet = await lodging.provider.create(lodging.spec("quiet", memory_mb=128))
         greedy = await lodging.provider.create(lodging.spec("greedy", memory_mb=128))
         async with lodging.connect(greedy) as connection:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(patient(60)):
                 await connection.run("head -c 900M /dev/zero >/root/big; sync; sleep 60")
         await until(lambda: not lodging.home.machine("greedy").exists(), "the machine is gone")
         assert "the host's disk has" in await cause(lodging, "greedy")
@@ -391,7 +394,7 @@ async def test_a_machine_full_of_loops_leaves_the_host_its_processors(lodging: L
             for _ in range(5):
                 assert (await quick.run("true")).exit_status == 0
                 assert await lodging.provider.get("other") is not None
-            assert asyncio.get_running_loop().time() - began < 20
+            assert asyncio.get_running_loop().time() - began < patient(20)
             groups = [each for each in find_hierarchies() if "cpu" in each.controllers]
             if groups:
                 group = groups[0].folder / f"{groups_prefix(lodging.home)}-spinner"
@@ -428,9 +431,9 @@ time.sleep(60)
         process = await connection.create_process("python3 -u -")
         process.stdin.write(script)
         process.stdin.write_eof()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(patient(60)):
             assert await process.stdout.readline() == "sent\n"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(patient(10)):
             assert (await lodging.run(other, "echo quick")).stdout == "quick\n"
 
 

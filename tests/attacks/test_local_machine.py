@@ -17,6 +17,7 @@ import pytest
 from gibil_bot.machines.local.home import read_keeper
 from gibil_bot.machines.local.tier import own_tier
 from tests.doubles.machines import LocalLodging, alive, children_of, guest_lodging, local_lodging, shared_folder, until
+from tests.doubles.patience import patient
 
 pytestmark = pytest.mark.usefixtures("local_machines")
 
@@ -107,7 +108,7 @@ from gibil_bot.machines.local.keeper import main
 main({str(fresh.data_dir)!r})
 """
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})\n{launcher}"
-    await asyncio.to_thread(subprocess.run, [sys.executable, "-c", code], check=True, timeout=60)
+    await asyncio.to_thread(subprocess.run, [sys.executable, "-c", code], check=True, timeout=patient(60))
     machine = await fresh.provider.create(fresh.spec("writer"))
     async with fresh.connect(machine) as connection:
         seen = await connection.run(f"cat {treasure}; readlink /usr/local/bin/python3; python3 -c 'print(6*7)'")
@@ -268,7 +269,7 @@ print("i386", call())
 async def test_a_fork_bomb_is_stopped_and_can_be_killed(lodging: LocalLodging) -> None:
     machine = await lodging.provider.create(lodging.spec("bomber", pids=100))
     quiet = await lodging.provider.create(lodging.spec("bystander", pids=100))
-    async with lodging.connect(machine) as connection, asyncio.timeout(90):
+    async with lodging.connect(machine) as connection, asyncio.timeout(patient(90)):
         bomb = await connection.create_process("bomb() { bomb | bomb & sleep 60; }; bomb 2>/dev/null; sleep 60")
         await until(lambda: len(_all_below(lodging.init_pid("bomber"))) > 50, "the bomb went off")
         assert len(_all_below(lodging.init_pid("bomber"))) <= 101
@@ -290,7 +291,7 @@ _HOG = "python3 -c 'x = []\nwhile True: x.append(b\"x\" * 4000000)'"
 
 async def test_a_memory_hog_is_killed_and_nobody_else(lodging: LocalLodging) -> None:
     machine = await lodging.provider.create(lodging.spec("hog", memory_mb=256))
-    async with lodging.connect(machine) as connection, asyncio.timeout(60):
+    async with lodging.connect(machine) as connection, asyncio.timeout(patient(60)):
         bystander = await connection.create_process("echo up; exec sleep 60")
         assert await bystander.stdout.readline() == "up\n"
         assert (await connection.run(f"{_HOG}; echo $?")).stdout == "137\n"
@@ -311,7 +312,7 @@ async def test_a_hog_that_outlives_its_command_on_a_machine_that_was_idle_is_kil
 
 async def test_a_full_disk_is_an_error_and_the_machine_lives(lodging: LocalLodging) -> None:
     machine = await lodging.provider.create(lodging.spec("filler", disk_mb=64))
-    async with lodging.connect(machine) as connection, asyncio.timeout(60):
+    async with lodging.connect(machine) as connection, asyncio.timeout(patient(60)):
         result = await connection.run("dd if=/dev/zero of=/root/big bs=1M count=200")
         assert result.exit_status not in (0, None)
         assert "No space left" in str(result.stderr)
@@ -322,7 +323,7 @@ async def test_a_full_disk_is_an_error_and_the_machine_lives(lodging: LocalLodgi
 
 async def test_a_disk_that_is_not_in_memory_is_bounded_too(lodging: LocalLodging) -> None:
     machine = await lodging.provider.create(lodging.spec("spender", memory_mb=128, disk_mb=100))
-    async with lodging.connect(machine) as connection, asyncio.timeout(60):
+    async with lodging.connect(machine) as connection, asyncio.timeout(patient(60)):
         fill = "for i in 1 2 3; do head -c 60M /dev/zero >/root/$i || exit 3; done; sync; exec sleep 60"
         result = await connection.run(fill)
         if result.exit_signal is None:  # a file system of that size
@@ -375,7 +376,7 @@ async def test_garbage_on_the_control_socket_harms_nothing(lodging: LocalLodging
         with contextlib.suppress(OSError):
             writer.write(garbage)
             writer.write_eof()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(patient(10)):
                 await reader.read()
         writer.close()
         with contextlib.suppress(OSError):

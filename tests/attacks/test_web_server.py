@@ -28,6 +28,7 @@ from gibil_bot.runs.store import open_store
 from gibil_bot.web import create_app
 from gibil_bot.web_protocol import ServerLimits, ServerState
 from gibil_bot.wiring import Bot
+from tests.doubles.patience import patient
 
 SECRET = "the secret of these tests"
 FORGED = "sha256=" + "0" * 64
@@ -47,7 +48,7 @@ class Connection:
 
     async def answer(self) -> tuple[int, dict[str, str], str]:
         """The next answer. Status 0 when the connection is closed instead."""
-        async with asyncio.timeout(WITHIN_S):
+        async with asyncio.timeout(patient(WITHIN_S)):
             try:
                 head = await self.reader.readuntil(b"\r\n\r\n")
             except (asyncio.IncompleteReadError, OSError):
@@ -59,7 +60,7 @@ class Connection:
 
     async def ended(self) -> bool:
         """The server closes, with nothing more to read."""
-        async with asyncio.timeout(WITHIN_S):
+        async with asyncio.timeout(patient(WITHIN_S)):
             try:
                 return await self.reader.read(1) == b""
             except OSError:
@@ -82,7 +83,7 @@ class Server:
         return await connection.answer()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(WITHIN_S):
+        async with asyncio.timeout(patient(WITHIN_S)):
             while not condition():
                 await asyncio.sleep(0.005)  # the server's own state: there is no event to wait for
 
@@ -171,7 +172,7 @@ async def test_a_head_that_does_not_end_in_time_is_answered_408_however_many_byt
         await connection.send(b"GET /healthz HTTP/1.1\r\n")
         answer = asyncio.create_task(connection.answer())
         begun = time.monotonic()
-        while not answer.done() and time.monotonic() - begun < WITHIN_S:
+        while not answer.done() and time.monotonic() - begun < patient(WITHIN_S):
             await connection.send(b"a: b\r\n")
             await asyncio.wait({answer}, timeout=0.05)
         assert (await answer)[0] == 408
@@ -333,7 +334,7 @@ async def test_large_bodies_in_parallel_share_a_budget_and_ordinary_deliveries_s
         for connection in connections:
             await connection.send(post(bytes(1 << 20), signature=FORGED, length=2 << 20))
         answers = [asyncio.create_task(connection.answer()) for connection in connections]
-        async with asyncio.timeout(WITHIN_S):
+        async with asyncio.timeout(patient(WITHIN_S)):
             done, _ = await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
         assert {task.result()[0] for task in done} == {503}
         assert server.state.body_bytes <= 4 << 20
@@ -482,7 +483,7 @@ def served(tmp_path: Path) -> Iterator[Process]:
             yield Process(process, json.loads(first)["port"], tmp_path / "data")
         finally:
             process.terminate()
-            process.wait(WITHIN_S)
+            process.wait(patient(WITHIN_S))
 
 
 def test_hundreds_of_megabytes_from_strangers_leave_the_memory_bounded_and_the_webhook_open(served: Process) -> None:
@@ -524,7 +525,7 @@ def test_hundreds_of_megabytes_from_strangers_leave_the_memory_bounded_and_the_w
                 },
             )
             assert answer.status_code == 202
-            assert time.monotonic() - begun < 5
+            assert time.monotonic() - begun < patient(5)
             assert served.resident_mb() - before < 400
         finally:
             stop.set()

@@ -16,6 +16,8 @@ from starlette.types import Receive, Scope, Send
 
 from gibil_bot.demo.github_double import GitHubDouble
 from gibil_bot.demo.server import serving
+from tests.doubles.bot import NO_AUTHORITIES
+from tests.doubles.patience import patient
 
 REPOSITORY = "ada/engine"
 FILES = {"README.md": "An engine\n", "src/wheel.py": "TEETH = 12\n", "run.sh": "#!/bin/sh\necho hello\n"}
@@ -56,7 +58,7 @@ async def signed_in(directory: Path, **options: Any) -> AsyncIterator[App]:
     """A double with the repository ada/engine, where the App is installed."""
     async with GitHubDouble.start(directory, webhook_secret=SECRET, **options) as github:
         await github.add_repository(REPOSITORY, FILES)
-        async with httpx.AsyncClient(base_url=github.url, timeout=10, trust_env=False) as http:
+        async with httpx.AsyncClient(base_url=github.url, timeout=10, trust_env=False, verify=NO_AUTHORITIES) as http:
             yield App(github, http)
 
 
@@ -106,7 +108,7 @@ async def run_git(*arguments: str, cwd: Path, ok: bool = True) -> tuple[int, str
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    output, _ = await asyncio.wait_for(process.communicate(), 30)
+    output, _ = await asyncio.wait_for(process.communicate(), patient(30))
     assert process.returncode is not None
     assert not ok or process.returncode == 0, output.decode()
     return process.returncode, output.decode()

@@ -26,6 +26,7 @@ from gibil_bot.github.client import GitHubClient
 from gibil_bot.model import DueTelling, Person, Priority, Repository, Telling, TellingKind, UnusableFile
 from gibil_bot.planning.schema import parse_workflow
 from gibil_bot.ports import GitHub, Reporter
+from tests.doubles.patience import patient
 
 REPO = "ada/engine"
 MARKER = "<!-- gibil:1:1:test -->"
@@ -134,7 +135,7 @@ def test_it_is_the_port(scene: Scene) -> None:
 def test_importing_the_client_does_not_import_what_is_slow() -> None:
     slow = "('githubkit', 'httpx', 'pydantic')"
     script = f"import sys, gibil_bot.github.client; print([name for name in {slow} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=patient(60), check=True)
     assert done.stdout.strip() == "[]"
 
 
@@ -766,14 +767,14 @@ async def test_nothing_is_waited_for_without_end(scene: Scene, kind: str, timeou
     scene.github.fault("GET", "/pulls/1$", kind, times=99, seconds=1)
     async with client_of(scene.github, scene.clock, **{timeout: 0.2}) as client:
         with pytest.raises(GitHubError, match="did not answer"):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(patient(10)):
                 await client.pull_request(scene.installation, REPO, 1)
 
 
 async def test_a_cancelled_question_lets_go_and_the_next_one_is_answered(scene: Scene) -> None:
     scene.github.fault("POST", "/access_tokens$", "hang", seconds=0.5)
     asking = asyncio.create_task(scene.client.pull_request(scene.installation, REPO, 1))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(patient(5)):
         while not scene.client.requests["POST /app/installations/{installation}/access_tokens"]:
             await asyncio.sleep(0)
     asking.cancel()

@@ -23,6 +23,7 @@ from gibil_bot.model import Machine, MachineSpec
 from tests.doubles.hetzner import HetznerDouble, hetzner_double
 from tests.doubles.hetzner_routes import Fault
 from tests.doubles.hetzner_state import NoGuests, State
+from tests.doubles.patience import patient
 
 CLIENT, HOST = new_pair(), new_pair()
 
@@ -345,7 +346,7 @@ async def test_debians_hcloud_command_drives_the_double(double: HetznerDouble, p
 
     async def run(*arguments: str) -> str:
         done = await asyncio.to_thread(
-            subprocess.run, [program, *arguments], env=env, capture_output=True, text=True, timeout=30
+            subprocess.run, [program, *arguments], env=env, capture_output=True, text=True, timeout=patient(30)
         )
         assert done.returncode == 0, done.stderr
         return str(done.stdout)

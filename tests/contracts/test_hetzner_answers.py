@@ -20,6 +20,7 @@ from gibil_bot.model import Machine, MachineSpec
 from tests.doubles.hetzner import HetznerDouble, hetzner_double
 from tests.doubles.hetzner_routes import Fault
 from tests.doubles.hetzner_state import State
+from tests.doubles.patience import patient
 
 CLIENT, HOST = new_pair(), new_pair()
 CX23 = {("cx23", place) for place in ("nbg1", "fsn1", "hel1")}
@@ -238,7 +239,7 @@ async def test_429_that_never_ends_is_given_up(double: HetznerDouble) -> None:
     provider = double.provider(rate_limited_s=0.5)
     try:
         arm(double, "GET", "/servers", status=429, times=10**6)  # whose headers say that calls are left
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patient(20)):
             with pytest.raises(ProviderError, match=r"cannot list machines: the rate limit .* no call within") as caught:
                 await provider.list_machines()
         assert caught.value.code == "RATE_LIMITED"
@@ -413,7 +414,7 @@ async def test_a_rebuilt_server_runs_whether_or_not_the_rebuild_starts_it(
 async def test_a_server_that_takes_too_long_to_switch_off_is_burned(double: HetznerDouble, thrifty: HetznerProvider) -> None:
     await thrifty.create(spec("first", labels={"repository": "7"}))
     double.state.stopping_s = 0.8
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patient(20)):
         assert await thrifty.destroy("first") is True
     assert double.state.servers == {}
 
@@ -424,7 +425,7 @@ async def test_a_rebuild_that_takes_too_long_is_replaced_by_a_new_server(
     first = await thrifty.create(spec("first", labels={"repository": "7"}))
     await thrifty.destroy("first")
     double.state.rebuilding_s = 0.8
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patient(30)):
         second = await thrifty.create(spec("second", labels={"repository": "7"}))
     assert [str(number) for number in double.state.servers] == [second.id] != [first.id]
 

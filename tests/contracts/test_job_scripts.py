@@ -11,6 +11,7 @@ import pytest
 
 from gibil_bot.machines.job_scripts import attach_command, start_command
 from gibil_bot.model import Job
+from tests.doubles.patience import patient
 
 SHELLS = ("dash", "bash")
 
@@ -39,7 +40,7 @@ def found(name: str) -> str:
 def start(login: str, env: dict[str, str], job: Job) -> tuple[bytes, list[bytes]]:
     """Its stdout, and the lines for us."""
     command, stdin = start_command(job)
-    done = subprocess.run([login, "-c", command], input=stdin, env=env, capture_output=True, timeout=30, umask=0o027)
+    done = subprocess.run([login, "-c", command], input=stdin, env=env, capture_output=True, timeout=patient(30), umask=0o027)
     return done.stdout, [line for line in done.stderr.split(b"\n") if line.startswith(b"gibil:")]
 
 
@@ -81,12 +82,14 @@ def test_a_second_start_and_a_start_that_breaks_off_run_nothing(login: str, far_
     job = Job(id="j", script="echo ran", working_directory="/", env={"A": "b"})
     command, stdin = start_command(job)
     for size in (0, 1, len(stdin) // 2, len(stdin) - 3):
-        done = subprocess.run([login, "-c", command], input=stdin[:size], env=far_env, capture_output=True, timeout=30)
+        done = subprocess.run([login, "-c", command], input=stdin[:size], env=far_env, capture_output=True, timeout=patient(30))
         assert (done.stdout, b"gibil:started" in done.stderr) == (b"", False), size
     output, lines = start(login, far_env, job)
     assert (output, lines[0]) == (b"ran\n", b"gibil:started")
     assert start(login, far_env, job) == (b"", [b"gibil:again"])
-    followed = subprocess.run([login, "-c", attach_command("j", "stdout", 1)], env=far_env, capture_output=True, timeout=30)
+    followed = subprocess.run(
+        [login, "-c", attach_command("j", "stdout", 1)], env=far_env, capture_output=True, timeout=patient(30)
+    )
     assert (followed.stdout, followed.stderr) == (b"an\n", b"gibil:exit 0 4\n")
 
 
@@ -109,7 +112,12 @@ def test_a_job_whose_starter_is_gone_before_it_hears_so_runs_to_its_end(far_env:
     os.close(reader)
     try:
         subprocess.run(
-            ["flock", "-nF", jobs / ".j.lock", "sh"], input=stdin, env=far_env, stdout=writer, stderr=writer, timeout=30
+            ["flock", "-nF", jobs / ".j.lock", "sh"],
+            input=stdin,
+            env=far_env,
+            stdout=writer,
+            stderr=writer,
+            timeout=patient(30),
         )
     finally:
         os.close(writer)

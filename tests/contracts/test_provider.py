@@ -14,6 +14,7 @@ import pytest
 
 from gibil_bot.errors import GibilError, MachineNotFound, NameTaken, UsageError
 from tests.doubles.machines import Lodging, guest_lodging, open_connection, public
+from tests.doubles.patience import patient
 from tests.doubles.tools import needs
 
 Kit = Callable[[pytest.TempPathFactory], AbstractAsyncContextManager[Lodging]]
@@ -108,7 +109,7 @@ async def test_destroy_ends_everything_and_may_be_repeated(lodging: Lodging) -> 
         running = asyncio.ensure_future(connection.run("sleep 600"))
         done = await asyncio.gather(*(lodging.provider.destroy("brief") for _ in range(3)))
         assert sorted(done) == [False, False, True]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patient(20)):
             with contextlib.suppress(asyncssh.Error, OSError):
                 assert (await running).exit_status is None
             await connection.wait_closed()
@@ -143,7 +144,7 @@ async def test_a_cancelled_create_leaves_nothing_that_destroy_does_not_remove(lo
 async def test_an_expired_machine_goes_although_nobody_asks(lodging: Lodging) -> None:
     machine = await lodging.provider.create(lodging.spec("moth", ttl_s=600))
     await lodging.provider.extend("moth", datetime.now(UTC) + timedelta(seconds=0.2))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patient(20)):
         while await lodging.provider.get("moth"):
             await asyncio.sleep(0.02)
     with pytest.raises((OSError, asyncssh.Error)):
@@ -219,7 +220,7 @@ async def test_output_is_whole_at_the_exit_and_background_processes_do_not_hold_
         began = asyncio.get_running_loop().time()
         result = await connection.run("sleep 30 & echo hi")
         assert (result.stdout, result.exit_status) == ("hi\n", 0)
-        assert asyncio.get_running_loop().time() - began < 15
+        assert asyncio.get_running_loop().time() - began < patient(15)
 
 
 @needs("ps")
@@ -229,7 +230,7 @@ async def test_closing_the_channel_ends_the_process(lodging: Lodging) -> None:
         async with connection.create_process("echo up; sleep 600 & sleep 601") as process:
             assert await process.stdout.readline() == "up\n"
             process.close()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patient(20)):
             while (await connection.run("ps -eo args | grep -c '[s]leep 60'")).stdout != "0\n":
                 await asyncio.sleep(0.05)
 
@@ -240,7 +241,7 @@ async def test_losing_the_connection_ends_the_process(lodging: Lodging) -> None:
     async with lodging.connect(machine) as connection:
         process = await connection.create_process("echo up; exec sleep 600")
         assert await process.stdout.readline() == "up\n"
-    async with lodging.connect(machine) as connection, asyncio.timeout(20):
+    async with lodging.connect(machine) as connection, asyncio.timeout(patient(20)):
         while (await connection.run("ps -eo args | grep -c '[s]leep 600'")).stdout != "0\n":
             await asyncio.sleep(0.05)
 
@@ -254,7 +255,7 @@ async def test_detached_processes_outlive_their_session(lodging: Lodging) -> Non
 
 async def test_signals_reach_the_process(lodging: Lodging) -> None:
     machine = await lodging.provider.create(lodging.spec("signals"))
-    async with lodging.connect(machine) as connection, asyncio.timeout(30):
+    async with lodging.connect(machine) as connection, asyncio.timeout(patient(30)):
         process = await connection.create_process("trap 'echo got it; exit 3' USR1; echo up; while :; do sleep 0.05; done")
         assert await process.stdout.readline() == "up\n"
         process.send_signal("USR1")
@@ -264,7 +265,7 @@ async def test_signals_reach_the_process(lodging: Lodging) -> None:
 
 async def test_a_terminal_has_a_size_that_can_change_and_an_end(lodging: Lodging) -> None:
     machine = await lodging.provider.create(lodging.spec("terminal"))
-    async with lodging.connect(machine) as connection, asyncio.timeout(30):
+    async with lodging.connect(machine) as connection, asyncio.timeout(patient(30)):
         process = await connection.create_process(
             "stty size; read line; stty size; tty", term_type="xterm", term_size=(101, 31)
         )
@@ -293,7 +294,7 @@ async def test_env_requests_with_sane_names_are_honoured(lodging: Lodging) -> No
 
 async def test_a_thousand_commands_at_once_are_late_and_not_wrong(lodging: Lodging) -> None:
     machine = await lodging.provider.create(lodging.spec("crowd", pids=128))
-    async with lodging.connect(machine) as connection, asyncio.timeout(120):
+    async with lodging.connect(machine) as connection, asyncio.timeout(patient(120)):
         results = await asyncio.gather(*(connection.run(f"echo {number}") for number in range(1000)))
     assert [result.stdout for result in results] == [f"{number}\n" for number in range(1000)]
     assert {result.exit_status for result in results} == {0}
@@ -324,7 +325,7 @@ async def test_close_lets_machines_live_except_tethered_ones(lodging: Lodging) -
     assert (await lodging.run(bound, "echo here")).stdout == "here\n"
     assert await lodging.provider.get("bound") == bound
     await lodging.provider.close()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patient(20)):
         while await lodging.provider.get("bound"):
             await asyncio.sleep(0.02)
     assert await lodging.provider.get("free")

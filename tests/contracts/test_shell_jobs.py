@@ -20,6 +20,7 @@ from gibil_bot.machines.ssh import SSHShell
 from gibil_bot.model import Chunk, Exit
 from tests.contracts.shells import KINDS, Far, alive, far_machine, followed
 from tests.doubles.cable import cable
+from tests.doubles.patience import patient
 
 
 @pytest.fixture(params=KINDS)
@@ -139,17 +140,17 @@ async def test_a_job_does_not_ignore_signals_that_others_obey(far: Far, shell: S
 async def test_output_comes_while_the_job_runs_and_its_end_at_once(far: Far, shell: SSHShell) -> None:
     job_id = await start(far, shell, f"echo first; until [ -e {far.home}/go ]; do sleep 0.02; done; echo last")
     items = shell.attach(job_id)
-    first = await asyncio.wait_for(anext(items), 5)
+    first = await asyncio.wait_for(anext(items), patient(5))
     assert first == Chunk(b"first\n", 6)
     await shell.run(f"touch {far.home}/go")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(patient(5)):
         assert [item async for item in items] == [Chunk(b"last\n", 11), Exit(0)]
 
 
 async def test_a_background_process_does_not_hold_up_its_job(far: Far, shell: SSHShell) -> None:
     marker = f"30000.{secrets.randbelow(10**9)}"
     job_id = await start(far, shell, f"echo done; sleep {marker} & exit 5")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(patient(5)):
         assert await followed(shell, job_id) == (b"done\n", b"", 5)
     await shell.kill(job_id, grace_s=0.1)
     assert await alive(shell, marker) == 0
@@ -310,9 +311,9 @@ async def test_a_job_whose_supervisor_was_killed_is_lost(far: Far, shell: SSHShe
     marker = f"30000.{secrets.randbelow(10**9)}"
     job_id = await start(far, shell, f"echo begun; sleep {marker}")
     items = shell.attach(job_id)
-    assert await asyncio.wait_for(anext(items), 5) == Chunk(b"begun\n", 6)
+    assert await asyncio.wait_for(anext(items), patient(5)) == Chunk(b"begun\n", 6)
     await shell.run(f"kill -9 $(cat $HOME/.gibil/jobs/{job_id}/pid)")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(patient(5)):
         with pytest.raises(MachineLost, match="vanished"):
             await anext(items)
         with pytest.raises(MachineLost, match="vanished"):
@@ -344,7 +345,7 @@ async def test_killing_a_job_leaves_nothing_of_it(far: Far, shell: SSHShell, scr
     assert await anext(items) == Chunk(b"up\n", 3)
     await shell.kill(job_id, grace_s=5)
     assert await alive(shell, marker) == 0
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(patient(5)):
         assert [item async for item in items][-1] == Exit(143)
     await shell.kill(job_id)
 
@@ -355,8 +356,8 @@ async def test_a_job_that_ignores_sigterm_is_killed_after_the_grace(far: Far, sh
     assert await anext(items) == Chunk(b"up\n", 3)
     began = time.monotonic()
     await shell.kill(job_id, grace_s=0.5)
-    assert 0.4 < time.monotonic() - began < 10
-    async with asyncio.timeout(5):
+    assert 0.4 < time.monotonic() - began < patient(10)
+    async with asyncio.timeout(patient(5)):
         assert [item async for item in items][-1] == Exit(137)
 
 
@@ -397,7 +398,7 @@ async def test_a_full_disk_hides_no_end(tmp_path_factory: pytest.TempPathFactory
             pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
         try:
             shell = await far.connect()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(patient(20)):
                 job_id = await start(far, shell, "head -c 1000000 /dev/zero; exit 42")
                 for _ in range(2):  # while it runs, and afterwards
                     items = [item async for item in shell.attach(job_id)]

@@ -12,6 +12,7 @@ from gibil_bot.errors import UsageError
 from gibil_bot.machines.ssh import SSHShell
 from gibil_bot.model import Chunk, Exit
 from tests.contracts.shells import KINDS, Far, far_machine, followed
+from tests.doubles.patience import patient
 
 
 @pytest.fixture(params=KINDS)
@@ -28,7 +29,7 @@ async def shell(far: Far) -> AsyncIterator[SSHShell]:
 
 
 async def end_of(shell: SSHShell, job_id: str) -> Exit:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patient(20)):
         items = [item async for item in shell.attach(job_id)]
     assert isinstance(items[-1], Exit)
     return items[-1]
@@ -110,7 +111,7 @@ async def test_the_output_of_a_quick_job_is_exact(far: Far, shell: SSHShell, siz
 async def test_a_background_process_that_prints_for_ever_does_not_hold_up_the_end(far: Far, shell: SSHShell) -> None:
     job_id = f"job-{secrets.token_hex(4)}"
     await shell.start(far.job(job_id, "while :; do echo more; done & exit 5"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patient(10)):
         async for item in shell.attach(job_id):
             if isinstance(item, Exit):
                 assert item.status == 5

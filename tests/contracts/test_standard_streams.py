@@ -12,6 +12,7 @@ from gibil_bot.errors import UsageError
 from gibil_bot.machines.ssh import SSHShell
 from gibil_bot.model import Chunk, Exit
 from tests.contracts.shells import KINDS, Far, far_machine, followed
+from tests.doubles.patience import patient
 
 NAMES = ("/dev/stdout", "/dev/stderr", "/dev/fd/1", "/proc/self/fd/1", "/proc/self/fd/2")
 WAYS = (
@@ -111,7 +112,7 @@ async def test_output_right_before_the_end_is_not_lost(far: Far, shell: SSHShell
 async def test_a_process_that_is_left_behind_with_the_output_open_does_not_hold_up_the_end(far: Far, shell: SSHShell) -> None:
     mark = far.name("left")
     await shell.start(far.job(mark, "echo first; setsid sleep 60 & echo last"))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patient(30)):
         assert await followed(shell, mark) == (b"first\nlast\n", b"", 0)
         assert await followed(shell, mark) == (b"first\nlast\n", b"", 0)
     await shell.kill(mark, grace_s=0)
@@ -146,7 +147,7 @@ async def test_offsets_stay_exact_however_the_output_is_opened(far: Far, shell: 
 async def test_a_job_that_prints_more_than_it_may_is_stopped_and_its_end_says_so(far: Far, shell: SSHShell) -> None:
     most = 1024 * 1024
     await shell.start(far.job("job-1", "yes", most_output_bytes=most))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(patient(60)):
         items = [item async for item in shell.attach("job-1")]
     assert sum(len(item.data) for item in items if isinstance(item, Chunk)) == most
     assert items[-1] == Exit(141, output_cut=True)
@@ -158,7 +159,7 @@ async def test_the_end_of_a_job_can_be_awaited_without_its_output(far: Far, shel
     await shell.start(far.job("job-1", f"mkfifo {fifo}; head -c 3000000 /dev/zero; read x <{fifo}; exit 7"))
     waiting = asyncio.create_task(shell.wait("job-1"))
     assert (await shell.run(f"while [ ! -p {fifo} ]; do sleep 0.01; done; echo go >{fifo}")).exit_status == 0
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patient(30)):
         assert await waiting == Exit(7)
 
 

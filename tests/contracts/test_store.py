@@ -26,6 +26,7 @@ from gibil_bot.model import (
 )
 from gibil_bot.ports import Settlement, Store
 from gibil_bot.runs.store import open_store
+from tests.doubles.patience import patient
 
 Open = Callable[[], Awaitable[Store]]
 
@@ -692,7 +693,7 @@ async def test_every_waiter_is_woken_by_a_write_of_its_topic(store: Store) -> No
 
 async def test_a_waiter_sleeps_until_the_write(store: Store) -> None:
     signal = store.changed("deliveries")
-    waiting = asyncio.create_task(signal.wait(30))
+    waiting = asyncio.create_task(signal.wait(patient(30)))
     await asyncio.sleep(0)
     assert not waiting.done()
     await store.accept(delivery())
@@ -706,7 +707,7 @@ async def test_no_write_between_two_waits_is_missed(store: Store) -> None:
 
     async def look() -> None:
         while len(seen) < 200:
-            assert await signal.wait(30)
+            assert await signal.wait(patient(30))
             seen.update(one.guid for one in await store.claim_deliveries("a", limit=1000, lease_s=60))
 
     async def write() -> None:
@@ -718,7 +719,7 @@ async def test_no_write_between_two_waits_is_missed(store: Store) -> None:
 
 async def test_a_cancelled_wait_leaves_the_signal_as_it_was(store: Store) -> None:
     signal = store.changed("deliveries")
-    waiting = asyncio.create_task(signal.wait(30))
+    waiting = asyncio.create_task(signal.wait(patient(30)))
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -17,6 +17,7 @@ from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.types import CallToolResult
 
 from tests.doubles.commandline import CommandLine
+from tests.doubles.patience import patient
 
 ANSWER_S = 60.0
 
@@ -67,7 +68,7 @@ class Agent:
             await self._leave.wait()
 
     def tools(self) -> dict[str, Any]:
-        listed = asyncio.run_coroutine_threadsafe(self.session.list_tools(), self._loop).result(ANSWER_S)
+        listed = asyncio.run_coroutine_threadsafe(self.session.list_tools(), self._loop).result(patient(ANSWER_S))
         return {tool.name: tool for tool in listed.tools}
 
     def begin(self, tool: str, **arguments: Any) -> concurrent.futures.Future[CallToolResult]:
@@ -83,7 +84,7 @@ class Agent:
 
     def full(self, tool: str, **arguments: Any) -> tuple[dict[str, Any], str]:
         """(what programs read, what a model reads). Raises Refused."""
-        return opened(self.begin(tool, **arguments).result(ANSWER_S))
+        return opened(self.begin(tool, **arguments).result(patient(ANSWER_S)))
 
     def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
         return self.full(tool, **arguments)[0]

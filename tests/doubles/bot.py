@@ -1,4 +1,4 @@
-"""The real bot for tests: `python -m gibil_bot serve` as a process of its own, which can be killed and started again.
+"""The real bot for tests: `gibil serve` as a process of its own (prefork.py), which can be killed and started again.
 
 `Journey` joins it with the GitHub double: a comment goes in, a check run comes out, and the provider is empty at the end.
 """
@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import signal
-import sys
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +22,16 @@ import httpx
 from gibil_bot.demo.github_double import GitHubDouble
 from gibil_bot.demo.state import CheckRun, Comment
 from tests.doubles.machines import lent_data_dir
+from tests.doubles.patience import patient
+from tests.doubles.prefork import Forked
 
 T = TypeVar("T")
 
 START_WITHIN_S = 30.0
 STOP_WITHIN_S = 20.0
 REPOSITORY = "ada/engine"
+NO_AUTHORITIES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""For plain HTTP: reading the certificates of all authorities takes longer than several requests."""
 
 
 @dataclass(kw_only=True)
@@ -37,7 +41,7 @@ class BotProcess:
     environment: dict[str, str]
     data_dir: Path
     log: Path
-    process: asyncio.subprocess.Process | None = None
+    process: Forked | None = None
     url: str = ""
 
     @property
@@ -50,18 +54,15 @@ class BotProcess:
         port = self.url.rpartition(":")[2] or "0"
         with self.log.open("ab") as log:
             offset = log.tell()
-            self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "gibil_bot", "serve", "--port", port,
-                env=self.environment, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
+            self.process = Forked(("serve", "--port", port), env=self.environment, stdout=log, stderr=log)
         if wait:
             self.url = await self._listening(offset)
 
     async def _listening(self, offset: int) -> str:
         assert self.process is not None
-        exited = asyncio.create_task(self.process.wait())
+        exited = asyncio.create_task(self.process.ended())
         try:
-            async with asyncio.timeout(START_WITHIN_S):
+            async with asyncio.timeout(patient(START_WITHIN_S)):
                 while True:
                     text = self.log.read_bytes()[offset:].decode()
                     for line in text.splitlines():
@@ -79,17 +80,15 @@ class BotProcess:
     async def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""
         assert self.process is not None
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
-        await self.process.wait()
+        self.process.kill()
+        await self.process.ended()
 
     async def stop(self) -> int:
         """SIGTERM; its exit status."""
         assert self.process is not None
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(STOP_WITHIN_S):
-            return await self.process.wait()
+        self.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(patient(STOP_WITHIN_S)):
+            return await self.process.ended()
 
     def events(self, run_id: str) -> list[dict[str, object]]:
         """The phases of a run so far."""
@@ -113,7 +112,7 @@ class Journey:
     async def seen(self, predicate: Callable[[], T], timeout_s: float = 30.0) -> T:
         """What GitHub shows at last; the failure says what the bot logged."""
         try:
-            return await self.github.wait_for(predicate, timeout_s)
+            return await self.github.wait_for(predicate, patient(timeout_s))
         except TimeoutError:
             raise AssertionError(f"GitHub never showed it. The bot said:\n{self.bot.text()[-6000:]}") from None
 
@@ -144,7 +143,7 @@ class Journey:
 
     async def told_everything(self, timeout_s: float = 30.0) -> None:
         """Nothing is left to handle, to run or to tell."""
-        async with httpx.AsyncClient() as client, asyncio.timeout(timeout_s):
+        async with httpx.AsyncClient(verify=NO_AUTHORITIES) as client, asyncio.timeout(patient(timeout_s)):
             while True:
                 health = (await client.get(f"{self.bot.url}/healthz")).json()
                 if not any(health[k] for k in ("deliveries_unhandled", "runs_queued", "runs_running", "tellings_due")):
@@ -163,7 +162,7 @@ class Journey:
 
     async def assert_nothing_left(self, timeout_s: float = 20.0) -> None:
         """Every machine is burned. The machine of a run that is called off burns while GitHub is told of it."""
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(patient(timeout_s)):
             while await self.machines():
                 await asyncio.sleep(0.05)  # another process's state: there is no event to wait for
 

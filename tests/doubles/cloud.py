@@ -14,6 +14,7 @@ import pytest
 from tests.doubles.hetzner import HetznerDouble, hetzner_double
 from tests.doubles.hetzner_guests import Image, LocalGuests, local_guests
 from tests.doubles.hetzner_state import State
+from tests.doubles.patience import patient
 
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ class Cloud:
         return {server["name"] for server in list(self.double.state.servers.values())}
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(patient(60))
 
     def cut(self, name: str) -> int:
         """Every SSH connection of a server ends at once; how many there were."""
@@ -42,6 +43,10 @@ class Cloud:
             return self._guests.cut(name)
 
         return self.do(cut())
+
+    def cut_next(self, name: str) -> None:
+        """As `cut`, as soon as there is a connection."""
+        self.do(self._guests.cut_next(name))
 
     def unplug(self, name: str) -> None:
         """As `cut`, and nothing answers until `plug_in`."""

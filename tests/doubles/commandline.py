@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from gibil_bot.machines.local.home import Home
-from tests.doubles.machines import end_keeper, lend_skeleton
+from tests.doubles import prefork
+from tests.doubles.machines import lend, take_back
+from tests.doubles.patience import patient
 
 _NOT_OURS = ("GIBIL_", "HCLOUD_", "CLAUDE_", "CODEX_", "XDG_CONFIG_")
 _GIT = {
@@ -30,45 +31,6 @@ _GIT = {
 _NOT_OURS = ("GIBIL_", "HCLOUD_", "GH_", "GITHUB_")
 """Settings and tokens of whoever runs the tests."""
 
-_MANY = """
-import json, os, sys, tempfile
-import gibil_bot.machines.hetzner, gibil_bot.machines.local.provider, gibil_bot.machines.ssh, gibil_bot.runs.sources
-import gibil_bot.planning.plan, gibil_bot.sandbox.provision
-from gibil_bot.cli import _SUMMARIES, gibil, main
-for name in _SUMMARIES:
-    gibil.get_command(None, name)
-ask = json.load(sys.stdin)
-
-def stream(number, how, file):
-    name = ["stdin", "stdout", "stderr"][number]
-    os.dup2(file.fileno(), number)
-    if how == "gone":
-        reading, writing = os.pipe()
-        os.close(reading)
-        os.dup2(writing, number)
-    elif how == "full":
-        os.dup2(os.open("/dev/full", os.O_WRONLY), number)
-    elif how == "closed":
-        os.close(number)
-        setattr(sys, name, None)  # as Python starts then
-
-told = []
-for call in ask["calls"]:
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        pid = os.fork()
-        if pid == 0:
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            stream(2, ask["stderr"], err)
-            stream(1, ask["stdout"], out)
-            sys.argv = ["gibil", *call]
-            main()
-            sys.exit(0)
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        texts = [open(f"/proc/self/fd/{file.fileno()}", errors="replace").read() for file in (out, err)]
-        told.append((status, *texts))
-json.dump(told, sys.stdout)
-"""
-
 
 @dataclass
 class CommandLine:
@@ -77,7 +39,7 @@ class CommandLine:
     folder: Path
     settings: dict[str, str] = field(default_factory=dict)
     """For every command: a provider's token, …"""
-    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    started: list[prefork.Forked] = field(default_factory=list)
 
     @property
     def data_dir(self) -> Path:
@@ -98,48 +60,38 @@ class CommandLine:
         return {**kept, **ours, **_GIT, **self.settings, **more}
 
     def gibil(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "gibil_bot", *arguments],
-            env=self.environment(**more),
-            cwd=self.here,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        """Forked (prefork.py)."""
+        return prefork.run(arguments, env=self.environment(**more), cwd=self.here, timeout=patient(120))
 
     def many(
         self, calls: Sequence[Sequence[str]], *, stdout: str = "kept", stderr: str = "kept", **more: str
     ) -> list[subprocess.CompletedProcess[str]]:
-        """Each in a process of its own, forked from one that has Python and the command line loaded.
+        """Each in a process of its own. `stdout`, `stderr`: kept; gone (nobody reads it); full (as a disk is); closed."""
+        return [self._with_streams(call, stdout, stderr, self.environment(**more)) for call in calls]
 
-        `stdout`, `stderr`: kept; gone (nobody reads it); full (as a disk is); closed.
-        """
-        done = subprocess.run(
-            [sys.executable, "-c", _MANY],
-            env=self.environment(**more),
-            cwd=self.here,
-            input=json.dumps({"calls": list(calls), "stdout": stdout, "stderr": stderr}),
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr
-        return [subprocess.CompletedProcess(call, *told) for call, told in zip(calls, json.loads(done.stdout), strict=True)]
+    def _with_streams(
+        self, call: Sequence[str], stdout: str, stderr: str, environment: dict[str, str]
+    ) -> subprocess.CompletedProcess[str]:
+        with contextlib.ExitStack() as opened:
 
-    def start(self, *arguments: str, **more: Any) -> subprocess.Popen[bytes]:
-        """In a process group of its own, as a shell starts it."""
-        words: dict[str, Any] = {
-            "env": self.environment(),
-            "cwd": self.here,
-            "stdin": subprocess.DEVNULL,
-            "stdout": subprocess.PIPE,
-            "stderr": subprocess.PIPE,
-            "process_group": 0,
-        }
-        process: subprocess.Popen[bytes] = subprocess.Popen(
-            [sys.executable, "-m", "gibil_bot", *arguments], **{**words, **more}
-        )
+            def stream(how: str) -> Any:
+                if how == "gone":
+                    reading, writing = os.pipe()
+                    os.close(reading)
+                    opened.callback(os.close, writing)
+                    return writing
+                if how == "full":
+                    return opened.enter_context(open("/dev/full", "wb", buffering=0))
+                return {"kept": subprocess.PIPE, "closed": None}[how]
+
+            return prefork.run(
+                call, env=environment, cwd=self.here, stdout=stream(stdout), stderr=stream(stderr), timeout=patient(120)
+            )
+
+    def start(self, *arguments: str, **more: Any) -> prefork.Forked:
+        """In a process group of its own, as a shell starts it. Forked (prefork.py); `more`: env, cwd, stdin, stdout, stderr."""
+        words: dict[str, Any] = {"env": self.environment(), "cwd": self.here, "process_group": 0}
+        process = prefork.Forked(arguments, **{**words, **more})
         self.started.append(process)
         return process
 
@@ -151,7 +103,7 @@ class CommandLine:
             for pipe in (process.stdout, process.stderr):
                 if pipe is not None:
                     pipe.close()
-            process.wait(timeout=20)
+            process.wait(timeout=patient(20))
 
     def json(self, *arguments: str) -> Any:
         """What stdout says, which has to be one JSON value and nothing else; the command has to succeed."""
@@ -168,7 +120,7 @@ class CommandLine:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=patient(120),
         )
 
     def repository(self, name: str, files: dict[str, str], *, branch: str = "main") -> Path:
@@ -189,26 +141,44 @@ class CommandLine:
 
     def git(self, folder: Path, *arguments: str) -> str:
         done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], env={**os.environ, **_GIT}, capture_output=True, text=True, timeout=60
+            ["git", "-C", str(folder), *arguments],
+            env={**os.environ, **_GIT},
+            capture_output=True,
+            text=True,
+            timeout=patient(60),
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
 
 @contextlib.contextmanager
-def command_line(folder: Path, shared: Path, settings: dict[str, str] | None = None) -> Iterator[CommandLine]:
-    """At the end no keeper and no machine is left."""
+def command_line(
+    folder: Path,
+    shared: Path,
+    settings: dict[str, str] | None = None,
+    *,
+    own_keeper: bool = False,
+    forked_in_scripts: bool = False,
+) -> Iterator[CommandLine]:
+    """At the end no machine is left.
+
+    `own_keeper`: for tests that end it, or whose machines outlive a test (machines.lend).
+    `forked_in_scripts`: what `bash` finds as `gibil` is forked, too.
+    """
     line = CommandLine(folder, settings or {})
     line.here.mkdir()
     (folder / "home").mkdir()
     (folder / "bin").mkdir()
     shim = folder / "bin" / "gibil"
-    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m gibil_bot "$@"\n')
+    started = "-m gibil_bot"
+    if forked_in_scripts:
+        (folder / "gibil.py").write_text(prefork.program(line.environment()))
+        started = f'-IS "{folder}/gibil.py"'
+    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" {started} "$@"\n')
     shim.chmod(0o755)
-    lend_skeleton(line.data_dir, shared)
+    asyncio.run(lend(line.data_dir, shared, own_keeper=own_keeper))
     try:
         yield line
     finally:
         line.end()
-        asyncio.run(end_keeper(line.home))
-        shutil.rmtree(line.data_dir / "local", ignore_errors=True)
+        asyncio.run(take_back(line.data_dir, own_keeper=own_keeper))

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from gibil_bot.machines.local.gate import Gate
+from tests.doubles.patience import patient
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -95,7 +96,7 @@ async def dial(port: int) -> AsyncIterator[Streams]:
 
 async def ask(port: int, request: bytes) -> bytes:
     """Send, and read until the gate closes."""
-    async with asyncio.timeout(10), dial(port) as (reader, writer):
+    async with asyncio.timeout(patient(10)), dial(port) as (reader, writer):
         writer.write(request)
         with contextlib.suppress(ConnectionError):
             return await reader.read()

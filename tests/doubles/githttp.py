@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from tests.doubles.patience import patient
+
 
 @dataclass
 class GitServer:
@@ -109,7 +111,9 @@ class GitServer:
                     "HTTP_CONTENT_ENCODING": self.headers.get("Content-Encoding", ""),
                     "GIT_PROTOCOL": self.headers.get("Git-Protocol", ""),
                 }
-                done = subprocess.run(["git", "http-backend"], input=body, env=environment, capture_output=True, timeout=60)
+                done = subprocess.run(
+                    ["git", "http-backend"], input=body, env=environment, capture_output=True, timeout=patient(60)
+                )
                 head, _, content = done.stdout.partition(b"\r\n\r\n")
                 status, headers = 200, []
                 for line in head.decode("latin-1").splitlines():

@@ -105,7 +105,7 @@ class Computer:
 
     async def connect(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """To a TCP port of the computer, as it comes in over its network."""
-        sock = await asyncio.to_thread(_within, self._network, _new_socket)
+        sock = _within(self._network, _new_socket)
         try:
             await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
             return await asyncio.open_connection(sock=sock)
@@ -117,7 +117,7 @@ class Computer:
         """A network card as at every boot: whatever the system had made of it is gone."""
         await self.unplug()
         self.read.clear()
-        router = self._router = await asyncio.to_thread(_new_network)
+        router = self._router = _new_network()
         await _ip(
             router,
             f"link add lan type veth peer name eth0 netns {self._init}",
@@ -135,7 +135,7 @@ class Computer:
             f"route add {_ROUTER} dev eth0",
             f"route add default via {_ROUTER} dev eth0",
         )
-        listener = await asyncio.to_thread(_within, router, lambda: socket.create_server((METADATA, 80)))
+        listener = _within(router, lambda: socket.create_server((METADATA, 80)))
         self._metadata = await asyncio.start_server(self._serve, sock=listener)
 
     async def unplug(self) -> None:
@@ -238,7 +238,7 @@ def _within(network: int, work: Callable[[], T]) -> T:
 
 
 def _and_back(work: Callable[[], T]) -> T:
-    """Threads are used again: one that has been in another network returns to its own."""
+    """Not in another thread: what it makes would be lost when whoever waits for it is cancelled, and it takes no time."""
     own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         return work()

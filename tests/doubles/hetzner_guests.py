@@ -19,6 +19,7 @@ from pathlib import Path
 from tests.doubles.hetzner_computer import Computer, Done, kill
 from tests.doubles.hetzner_image import PACKAGES, PREPARE, START_DOCKER, Image, image_for_tests
 from tests.doubles.machines import LocalLodging, local_lodging
+from tests.doubles.patience import patient
 
 __all__ = ["PACKAGES", "Image", "LocalGuests", "image_for_tests", "local_guests"]
 
@@ -100,7 +101,7 @@ class LocalGuests:
     async def booted(self, name: str) -> str:
         """Waits until cloud-init has done everything; what it printed."""
         guest = self._guests[name]
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(patient(60)):
             await guest.booted.wait()
         return guest.log
 
@@ -110,7 +111,7 @@ class LocalGuests:
 
     async def start_docker(self, name: str) -> None:
         """dockerd, where podman has served until now; with the same images."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(patient(60)):
             done = await self._guests[name].computer.run(START_DOCKER, delegated=True)
         assert done.exit_status == 0, done.stderr
 
@@ -124,6 +125,12 @@ class LocalGuests:
         for session in sessions:
             session.cancel()
         return len(sessions)
+
+    async def cut_next(self, name: str) -> None:
+        """As `cut`, as soon as there is a connection."""
+        async with asyncio.timeout(patient(30)):
+            while not self.cut(name):
+                await asyncio.sleep(0.005)  # whoever connects is another process
 
     async def unplug(self, name: str) -> None:
         guest = self._guests[name]

@@ -15,6 +15,7 @@ from pathlib import Path
 from gibil_bot.machines.local.home import locked
 from tests.doubles.hetzner_computer import Computer, missing_tools
 from tests.doubles.machines import Lodging, local_lodging
+from tests.doubles.patience import patient
 
 PACKAGES = ("cloud-init", "openssh-server", "iproute2")
 _BUILT_WITHIN_S = 240
@@ -126,7 +127,7 @@ class Image:
             if there.exit_status == 0:
                 self._tar.touch()
                 return None
-            async with lodging.connect(machine) as connection, asyncio.timeout(_BUILT_WITHIN_S):
+            async with lodging.connect(machine) as connection, asyncio.timeout(patient(_BUILT_WITHIN_S)):
                 done = await connection.run(
                     "touch /root/.before && sleep 0.05 && export DEBIAN_FRONTEND=noninteractive && apt-get -q update && "
                     f"apt-get -q -y --no-install-recommends install {' '.join(PACKAGES)}"

@@ -24,6 +24,7 @@ from gibil_bot.runs.store import SqliteStore, open_store
 from gibil_bot.runs.teller import Teller
 from gibil_bot.web import create_app
 from gibil_bot.wiring import Bot, intake_policy
+from tests.doubles.patience import patient
 
 REPOSITORY = "ada/engine"
 WORKFLOWS = {
@@ -46,7 +47,7 @@ class IntakeBot:
         """Every delivery was handled, and everything is published."""
         await self.github.settled()
         signals = [self.store.changed(topic) for topic in ("deliveries", "tellings")]
-        async with asyncio.timeout(WITHIN_S):
+        async with asyncio.timeout(patient(WITHIN_S)):
             while True:
                 counts = await self.store.counts()
                 if not counts["deliveries_unhandled"] and not counts["tellings_due"]:

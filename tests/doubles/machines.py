@@ -19,12 +19,16 @@ import asyncssh
 import msgspec
 import pytest
 
-from gibil_bot.machines.local import skeleton
+from gibil_bot.machines.local import skeleton, starting
 from gibil_bot.machines.local.home import Home, locked, read_keeper, write_keeper
 from gibil_bot.machines.local.provider import LocalProvider
 from gibil_bot.machines.local.tier import own_tier
 from gibil_bot.model import Machine, MachineSpec
 from gibil_bot.ports import Provider
+from tests.doubles.patience import patient
+
+_STANDING = "standing"
+"""In a worker's folder: the data directory whose keeper its tests share."""
 
 
 @dataclass
@@ -56,7 +60,7 @@ class Lodging:
 
     async def run(self, machine: Machine, command: str, **more: Any) -> asyncssh.SSHCompletedProcess:
         """One command on a connection of its own, at most a minute."""
-        async with self.connect(machine) as connection, asyncio.timeout(60):
+        async with self.connect(machine) as connection, asyncio.timeout(patient(60)):
             return await connection.run(command, **more)
 
 
@@ -138,9 +142,7 @@ async def guest_lodging(factory: pytest.TempPathFactory) -> AsyncIterator[LocalL
     try:
         yield LocalLodging(provider, data_dir=data_dir)
     finally:
-        for machine in await provider.list_machines():
-            await provider.destroy(machine.name)
-        await provider.close()
+        await burn_all(provider)
 
 
 async def end_standing_keeper(factory: pytest.TempPathFactory) -> None:
@@ -149,7 +151,7 @@ async def end_standing_keeper(factory: pytest.TempPathFactory) -> None:
 
 
 def _standing_data_dir(factory: pytest.TempPathFactory) -> Path:
-    return factory.getbasetemp() / "standing"
+    return factory.getbasetemp() / _STANDING
 
 
 def lend_skeleton(data_dir: Path, shared: Path) -> None:
@@ -174,14 +176,49 @@ def shared_folder(factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def lent_data_dir(test_folder: Path, name: str = "data") -> AsyncIterator[Path]:
-    """A data directory inside a test's own folder, for processes that forge there; its keeper is ended afterwards."""
-    base = test_folder.parent.parent if "PYTEST_XDIST_WORKER" in os.environ else test_folder.parent
-    await asyncio.to_thread(lend_skeleton, test_folder / name, base / "skeletons")
+async def lent_data_dir(test_folder: Path, *, own_keeper: bool = False) -> AsyncIterator[Path]:
+    """A data directory inside a test's own folder, for processes that forge there; see `lend` and `take_back`."""
+    data_dir = test_folder / "data"
+    await lend(data_dir, own_keeper=own_keeper)
     try:
-        yield test_folder / name
+        yield data_dir
     finally:
-        await end_keeper(Home(test_folder / name))
+        await take_back(data_dir, own_keeper=own_keeper)
+
+
+async def lend(data_dir: Path, skeletons: Path | None = None, *, own_keeper: bool = False) -> None:
+    """Make a data directory, two folders below the worker's own, where machines can be forged.
+
+    Starting a keeper takes longer than making a machine. Without `own_keeper` the machines of all tests of a worker are kept
+    by one, in a folder `local` that their data directories share.
+    """
+    base = data_dir.parent.parent
+    skeletons = skeletons or (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "skeletons"
+    if own_keeper:
+        await asyncio.to_thread(lend_skeleton, data_dir, skeletons)
+    else:
+        await asyncio.to_thread(lend_skeleton, base / _STANDING, skeletons)
+        await asyncio.to_thread(starting.start, Home(base / _STANDING), 600.0)
+        data_dir.mkdir(mode=0o700)
+        (data_dir / "local").symlink_to(base / _STANDING / "local")
+
+
+async def take_back(data_dir: Path, *, own_keeper: bool = False) -> None:
+    """No machine is left, and no keeper but the one that is shared."""
+    if own_keeper:
+        await end_keeper(Home(data_dir))
+        await asyncio.to_thread(shutil.rmtree, data_dir / "local", True)
+    else:
+        await burn_all(LocalProvider(data_dir, keeper_idle_s=600))
+
+
+async def burn_all(provider: LocalProvider) -> None:
+    """And close the provider."""
+    try:
+        for machine in await provider.list_machines():
+            await provider.destroy(machine.name)
+    finally:
+        await provider.close()
 
 
 @contextlib.contextmanager
@@ -256,7 +293,8 @@ def processes_with(mark: str) -> list[int]:
 async def until(condition: Callable[[], bool], what: str, *, within_s: float = 20.0) -> None:
     """Wait for a condition of the outside world that sends no event."""
     loop = asyncio.get_running_loop()
+    within_s = patient(within_s)
     deadline = loop.time() + within_s
     while not condition():
-        assert loop.time() < deadline, f"not within {within_s} s: {what}"
+        assert loop.time() < deadline, f"not within {within_s:.0f} s: {what}"
         await asyncio.sleep(0.01)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.doubles.patience import patient
+
 MCP_SDK = "@modelcontextprotocol/sdk@1.32.2"
 """The protocol's own client library; exactly one version, so that a red test means a change here."""
 
@@ -21,7 +23,7 @@ def node_folder(folder: Path, *packages: str) -> Path:
     command = ["npm", "install", "--prefix", str(folder), "--no-audit", "--no-fund", "--no-save", "--ignore-scripts", *packages]
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=patient(240))
     except subprocess.TimeoutExpired:
         _cannot("npm did not answer within four minutes")
     if done.returncode != 0:

@@ -6,6 +6,8 @@ import os
 import subprocess
 from pathlib import Path
 
+from tests.doubles.patience import patient
+
 ENVIRONMENT = {
     "PATH": os.environ.get("PATH", os.defpath),
     "HOME": "/nonexistent",
@@ -21,7 +23,11 @@ ENVIRONMENT = {
 
 def git(folder: Path, *arguments: str, given: bytes = b"", **more: str) -> str:
     done = subprocess.run(
-        ["git", "-C", str(folder), *arguments], env={**ENVIRONMENT, **more}, input=given, capture_output=True, timeout=60
+        ["git", "-C", str(folder), *arguments],
+        env={**ENVIRONMENT, **more},
+        input=given,
+        capture_output=True,
+        timeout=patient(60),
     )
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode("utf-8", "surrogateescape").removesuffix("\n")

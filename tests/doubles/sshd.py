@@ -21,6 +21,7 @@ from typing import IO
 import asyncssh
 
 from gibil_bot.model import Endpoint
+from tests.doubles.patience import patient
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ async def inside(home: Path, *, on_login: Callable[[str], None] = lambda user: N
             _kill_session(pid)
         handlers = [task for task in sessions.values() if task is not None]
         if handlers:
-            await asyncio.wait(handlers, timeout=5)
+            await asyncio.wait(handlers, timeout=patient(5))
         for connection in connections:
             connection.abort()
             await connection.wait_closed()
@@ -252,7 +253,7 @@ def user_name() -> str:
 
 
 async def _answers(port: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patient(10)):
         while True:
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -11,6 +11,7 @@ from pathlib import Path
 from gibil_bot.model import Plan
 from gibil_bot.planning import expressions
 from gibil_bot.planning.script import input_variable, parse_env_file, parse_path_file, task_files
+from tests.doubles.patience import patient
 
 SHELLS = {
     "bash": ["bash", "--noprofile", "--norc", "-eo", "pipefail", "{0}"],
@@ -57,7 +58,7 @@ def run_plan(plan: Plan, project: Path, scratch: Path, *, environ: Mapping[str, 
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=120,
+            timeout=patient(120),
         )
         neutral = Path(files.neutral)
         done.append(Done(task.name, ended.returncode, ended.stdout, neutral.read_text() if neutral.exists() else ""))

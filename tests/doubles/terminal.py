@@ -16,6 +16,7 @@ import time
 
 from tests.doubles.commandline import CommandLine
 from tests.doubles.machines import alive
+from tests.doubles.patience import patient
 
 
 def read_until(process: subprocess.Popen[bytes], wanted: bytes) -> bytes:
@@ -26,7 +27,7 @@ def read_until(process: subprocess.Popen[bytes], wanted: bytes) -> bytes:
 
 def read_descriptor(descriptor: int, wanted: bytes, block: int = 65536) -> bytes:
     seen = b""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + patient(10)
     while wanted not in seen:
         ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
         assert ready, f"not within ten seconds: {wanted!r}; came {seen!r}"

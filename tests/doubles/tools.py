@@ -9,6 +9,9 @@ import pytest
 PACKAGES = {
     "curl": "curl",
     "jq": "jq",
+    "make": "make",
+    "node": "nodejs",
+    "npm": "npm",
     "pgrep": "procps",
     "ps": "procps",
     "ssh-keygen": "openssh-client",

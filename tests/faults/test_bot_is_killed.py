@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-import sys
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from gibil_bot.demo.state import CheckRun
 from tests.doubles.bot import REPOSITORY, Journey, journey
+from tests.doubles.patience import patient
+from tests.doubles.prefork import Forked
 
 pytestmark = pytest.mark.usefixtures("local_machines")
 
-KILLS = 20
+KILLS = 5
+RUNS = 4
+"""That every kill interrupts, each of another pull request, and each at another point."""
 LONGEST_S = 2.5
 """A little more than a run takes, so that every part of it is hit."""
 
@@ -42,39 +47,55 @@ tasks:
 """
 
 
-async def _one_kill(world: Journey, number: int, index: int, moment_s: float) -> None:
-    fails = index % 2 == 1
-    before = len(world.github.check_runs(REPOSITORY))
-    world.github.comment(REPOSITORY, number, "ada", f"/gibil count end={'7' if fails else '0'}")
-    await asyncio.wait([asyncio.create_task(asyncio.Event().wait())], timeout=moment_s)  # the moment itself is the input
+async def _one_kill(world: Journey, numbers: list[int], round_: int, ages_s: list[float]) -> None:
+    """Runs that are `ages_s` old when the bot is killed; every second one is to fail."""
+    heads = [world.github.head_sha(REPOSITORY, number) for number in numbers]
+    fails = {head: (round_ + index) % 2 == 1 for index, head in enumerate(heads)}
+    since = max(ages_s)
+    for age_s, number, head in sorted(zip(ages_s, numbers, heads, strict=True), reverse=True):
+        await _let_pass(since - age_s)
+        since = age_s
+        world.github.comment(REPOSITORY, number, "ada", f"/gibil count end={'7' if fails[head] else '0'}")
+    await _let_pass(since)
     await world.bot.kill()
     await world.bot.start()
 
-    def closed() -> CheckRun | None:
-        runs = world.github.check_runs(REPOSITORY)
-        return runs[-1] if len(runs) == before + 1 and all(run.status == "completed" for run in runs) else None
+    def closed() -> list[CheckRun]:
+        last = [world.github.check_runs(REPOSITORY, head)[round_:] for head in heads]
+        return [run for (run,) in last if run.status == "completed"] if all(len(runs) == 1 for runs in last) else []
 
-    check = await world.seen(closed, 40.0)
-    assert check is not None
-    assert check.conclusion == ("failure" if fails else "success"), f"after {moment_s:.2f} s: {check.title} {check.summary}"
-    if fails:
-        assert "exit status 7" in f"{check.summary}{check.text}"
+    checks = await world.seen(lambda: found if len(found := closed()) == len(heads) else None, 40.0)
+    assert checks is not None
+    for check, age_s in zip(checks, ages_s, strict=True):
+        expected = "failure" if fails[check.head_sha] else "success"
+        assert check.conclusion == expected, f"after {age_s:.2f} s: {check.title} {check.summary}"
+        if fails[check.head_sha]:
+            assert "exit status 7" in f"{check.summary}{check.text}"
 
 
-async def test_twenty_kills_leave_twenty_true_check_runs_and_nothing_else(tmp_path: Path) -> None:
+async def _let_pass(seconds: float) -> None:
+    """The moment itself is the input."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(asyncio.Event().wait(), seconds)
+
+
+async def test_twenty_interrupted_runs_end_as_twenty_true_check_runs_and_nothing_else(tmp_path: Path) -> None:
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
     moments = random.Random(seed)
     async with journey(tmp_path, workflows={"count.yml": WORKFLOW}) as world:
-        number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
-        for index in range(KILLS):
-            await _one_kill(world, number, index, moments.uniform(0.0, LONGEST_S))
+        numbers = [
+            await world.github.open_pull_request(REPOSITORY, f"faster-{index}", {"engine.py": f"POWER = {index}\n"}, "ada")
+            for index in range(RUNS)
+        ]
+        for round_ in range(KILLS):
+            await _one_kill(world, numbers, round_, [moments.uniform(0.0, LONGEST_S) for _ in numbers])
         await world.told_everything()
         runs = world.github.check_runs(REPOSITORY)
-        assert len(runs) == KILLS
-        assert len({run.external_id for run in runs}) == KILLS
+        assert len(runs) == len({run.external_id for run in runs}) == KILLS * RUNS
         assert [run for run in runs if run.status != "completed"] == []
-        assert len([comment for comment in world.github.comments(REPOSITORY, number) if comment.by_app]) == 1
+        for number in numbers:
+            assert len([comment for comment in world.github.comments(REPOSITORY, number) if comment.by_app]) == 1
         await world.assert_nothing_left()
 
 
@@ -92,7 +113,7 @@ async def test_a_killed_bot_goes_on_in_the_middle_of_a_tasks_output(tmp_path: Pa
         assert check is not None
         log = world.bot.data_dir / "logs" / check.external_id / "0.log"
         for _ in range(2):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(patient(20)):
                 before = log.stat().st_size if log.exists() else 0
                 while not log.exists() or log.stat().st_size <= before:
                     await asyncio.sleep(0.01)  # a file of another process: there is no event to wait for
@@ -121,12 +142,8 @@ async def test_sigterm_leaves_the_run_to_the_next_start(tmp_path: Path) -> None:
 
 async def test_a_second_bot_on_the_same_database_refuses_with_one_clear_line(tmp_path: Path) -> None:
     async with journey(tmp_path) as world:
-        second = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "gibil_bot", "serve", "--port", "0",
-            env=world.bot.environment, stderr=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
-        async with asyncio.timeout(30):
-            _, complaint = await second.communicate()
+        second = Forked(("serve", "--port", "0"), env=world.bot.environment, stdout=subprocess.DEVNULL)
+        _, complaint = await asyncio.to_thread(second.communicate, patient(30))
         lines = complaint.decode().strip().splitlines()
         assert second.returncode == 6
         assert len(lines) == 1

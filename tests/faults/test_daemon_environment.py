@@ -16,6 +16,7 @@ import pytest
 
 from gibil_bot.machines.local.home import read_keeper
 from tests.doubles.machines import LocalLodging, local_lodging, shared_folder
+from tests.doubles.patience import patient
 
 pytestmark = pytest.mark.usefixtures("local_machines")
 
@@ -64,10 +65,10 @@ async def start_daemon(lodging: LocalLodging, *odd: str) -> None:
             sys.executable, "-c", code, *odd, pass_fds=[right.fileno()], start_new_session=True
         )
         right.close()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(patient(30)):
             assert await process.wait() == 0
             await asyncio.get_running_loop().run_in_executor(None, left.recv, 1)  # ends when no process has the other end
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patient(30)):
         while read_keeper(lodging.home) is None:  # written by another process
             await asyncio.sleep(0.01)
 
@@ -191,5 +192,7 @@ os.waitpid(pid, 0)
 """
     here = str(Path(__file__).resolve().parents[2])
     code = f"import sys; sys.path.insert(0, {here!r})\nimport gibil_bot.machines.local.init\n{code}"
-    done = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, timeout=patient(60)
+    )
     assert (done.stdout, done.stderr) == ("900\n", "")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.doubles.bot import REPOSITORY, Journey, journey
+from tests.doubles.patience import patient
 
 pytestmark = pytest.mark.usefixtures("local_machines")
 
@@ -99,7 +100,7 @@ async def test_a_delivery_in_the_first_moment_of_the_start_is_taken(tmp_path: Pa
         await world.bot.stop()
         host, port = world.bot.url.removeprefix("http://").split(":")
         await world.bot.start(wait=False)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(patient(30)):
             while True:
                 try:
                     _, writer = await asyncio.open_connection(host, int(port))

@@ -25,6 +25,7 @@ from gibil_bot.machines.local.provider import LocalProvider
 from gibil_bot.machines.local.tier import groups_prefix
 from gibil_bot.model import MachineSpec
 from tests.doubles.machines import LocalLodging, alive, end_keeper, local_lodging, processes_with, shared_folder, until
+from tests.doubles.patience import patient
 
 pytestmark = pytest.mark.usefixtures("local_machines")
 
@@ -80,7 +81,7 @@ async def test_killing_a_link_of_the_chain_kills_every_process_of_the_machine(lo
         assert await lodging.provider.sweep("tests") == ["chained"]
     else:
         await until(lambda: folders(lodging) == [], "the keeper cleared the folder", within_s=10)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(patient(10)):
             while await lodging.provider.get("chained"):  # the folder goes a moment before the name
                 await asyncio.sleep(0.01)
     assert (folders(lodging), groups(lodging)) == ([], [])
@@ -109,7 +110,7 @@ async def test_destroy_after_the_keeper_was_killed_removes_the_folder_without_a_
 
 async def test_open_connections_end_when_the_keeper_is_killed(lodging: LocalLodging) -> None:
     machine = await lodging.provider.create(lodging.spec("linked"))
-    async with lodging.connect(machine) as connection, asyncio.timeout(20):
+    async with lodging.connect(machine) as connection, asyncio.timeout(patient(20)):
         running = asyncio.ensure_future(connection.run("sleep 600"))
         await connection.run("true")
         os.kill(lodging.keeper_pid(), signal.SIGKILL)
@@ -148,7 +149,7 @@ async def forged_by_another_process(lodging: LocalLodging, spec: MachineSpec) ->
     assert owner.stdin is not None
     assert owner.stdout is not None
     owner.stdin.write(msgspec.json.encode(spec) + b"\n")
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(patient(60)):
         assert await owner.stdout.readline() == b"forged\n"
     return owner
 
@@ -162,7 +163,7 @@ async def test_a_tethered_machine_burns_when_its_process_is_killed(lodging: Loca
     owner.kill()
     await owner.wait()
     await until(lambda: processes_with(mark) == [] and folders(lodging) == [], "it burned")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patient(10)):
         while await lodging.provider.get("tethered"):
             await asyncio.sleep(0.01)
 
@@ -285,7 +286,7 @@ async def test_the_keeper_holds_nothing_of_whoever_started_it(lodging: LocalLodg
     owner = await forged_by_another_process(lodging, lodging.spec("detached"))
     owner.kill()
     assert owner.stdout is not None
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patient(10)):
         assert await owner.stdout.read() == b""
     await owner.wait()
     assert os.getsid(lodging.keeper_pid()) == lodging.keeper_pid()

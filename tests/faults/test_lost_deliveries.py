@@ -26,6 +26,7 @@ from gibil_bot.runs.store import SqliteStore, open_store
 from gibil_bot.web import create_app
 from gibil_bot.wiring import Bot
 from tests.contracts.store_nouns import delivery
+from tests.doubles.patience import patient
 from tests.doubles.provider import MemoryProvider
 
 SECRET = "the secret of these tests"
@@ -88,7 +89,7 @@ async def test_deliveries_are_answered_503_before_github_gives_up_also_one_behin
                 await asyncio.sleep(0)
                 await asyncio.wait({first}, timeout=0.5)  # it is being written, so that the second has to wait for it
                 assert await asyncio.gather(first, post(client, "second")) == [503, 503]
-                assert time.monotonic() - begun < GITHUB_WAITS_S
+                assert time.monotonic() - begun < patient(GITHUB_WAITS_S)
             assert lost.is_set()
             assert await post(client, "third") == 202
     finally:
@@ -124,7 +125,7 @@ async def test_what_could_not_be_stored_is_asked_for_as_soon_as_the_database_can
     reaper = Reaper(store, forge, github, "tests", tmp_path / "logs")
     task = asyncio.create_task(reaper.run())
     try:
-        async with asyncio.timeout(WITHIN_S):
+        async with asyncio.timeout(patient(WITHIN_S)):
             while not github.looked:
                 await asyncio.sleep(0.01)  # the reaper's own state
             with locked(tmp_path / "gibil.db"):

@@ -9,6 +9,7 @@ import pytest
 
 from gibil_bot.machines.local.provider import LocalProvider
 from tests.doubles.bot import REPOSITORY, Journey, journey
+from tests.doubles.patience import patient
 from tests.doubles.tools import needs
 
 pytestmark = pytest.mark.usefixtures("local_machines")
@@ -19,7 +20,7 @@ LONG = "name: Slow\non: {command: slow}\ntasks:\n  - {name: wait, run: 'echo beg
 
 async def _begun(world: Journey, machine: int = 1) -> str:
     """The run's id, as soon as the task of its machine of that number prints."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patient(30)):
         while True:
             for run in world.github.check_runs(REPOSITORY):
                 phases = [event["phase"] for event in world.bot.events(run.external_id)]

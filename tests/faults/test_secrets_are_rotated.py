@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.doubles.bot import REPOSITORY, journey
+from tests.doubles.patience import patient
 
 pytestmark = pytest.mark.usefixtures("local_machines")
 
@@ -26,7 +27,7 @@ async def test_a_secret_that_is_rotated_during_a_run_never_appears(tmp_path: Pat
         check = await world.seen(lambda: next(iter(world.github.check_runs(REPOSITORY)), None))
         assert check is not None
         log = world.bot.data_dir / "logs" / check.external_id / "0.log"
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(patient(30)):
             while not log.exists() or b"it is ***" not in log.read_bytes():
                 await asyncio.sleep(0.02)  # a file of another process: there is no event to wait for
         await world.bot.kill()

@@ -25,6 +25,7 @@ from gibil_bot.model import Delivery, Telling, TellingKind
 from gibil_bot.ports import Settlement
 from gibil_bot.runs.sqlite.checkpointer import LONGEST_LOG
 from gibil_bot.runs.store import SqliteStore, open_store
+from tests.doubles.patience import patient
 
 PATIENCE_S = 30
 
@@ -153,7 +154,7 @@ async def test_a_second_bot_is_refused_and_takes_over_after_kill_9(tmp_path: Pat
         assert (await looking_on.counts())["deliveries_unhandled"] == 3
         await looking_on.close()
         os.kill(child.pid, signal.SIGKILL)
-        child.wait(PATIENCE_S)
+        child.wait(patient(PATIENCE_S))
         store = await open_store(url)
         try:
             claimed = await store.claim_deliveries("alive", limit=9, lease_s=60)

@@ -10,6 +10,7 @@ import pytest
 from gibil_bot.config import load_settings
 from gibil_bot.wiring import machine_owner, open_forge
 from tests.doubles.bot import journey
+from tests.doubles.patience import patient
 
 pytestmark = pytest.mark.usefixtures("local_machines")
 
@@ -26,7 +27,7 @@ async def test_what_a_crash_left_is_burned_at_the_next_start_and_a_persons_machi
         finally:
             await forge.close()
         await world.bot.start()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(patient(30)):
             while "stray" in (left := await world.machines()):
                 await asyncio.sleep(0.02)  # the bot's own minute: there is no event to wait for
         assert left == ["mine"]

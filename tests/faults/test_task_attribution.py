@@ -33,6 +33,7 @@ from gibil_bot.runs.left_files import paths_of
 from gibil_bot.runs.logs import Journal
 from gibil_bot.runs.redact import Redactor
 from tests.contracts.store_nouns import new_run
+from tests.doubles.patience import patient
 
 BEGUN = datetime(2026, 11, 23, tzinfo=UTC)
 TASKS = (TaskPlan(name="first", run="first"), TaskPlan(name="second", run="second", condition="always()"))
@@ -179,7 +180,7 @@ async def test_a_task_that_cannot_be_killed_or_read_ends_when_its_time_is_up(bui
     tasks = (TaskPlan(name="first", run="first", timeout_s=0.1),)
     for kill in (None, SSHError("something does not die"), JobLost("nobody knows")):
         run = build(Failing(FOREVER, kill=kill), tasks=tasks)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(patient(30)):
             assert await run.run() is Conclusion.TIMED_OUT
         assert run.results[0].exit_status is None
 

@@ -8,11 +8,13 @@ import http.server
 import json
 import os
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
+
+from tests.doubles import prefork
+from tests.doubles.patience import patient
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("GIBIL_", "HCLOUD_"))}
 WORKFLOW = (
@@ -24,14 +26,7 @@ REPOSITORY = {"id": 1, "full_name": "ada/engine", "clone_url": "https://github.c
 
 
 def gibil(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "gibil_bot", *arguments],
-        env={**ENVIRONMENT, **settings},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        stdin=subprocess.DEVNULL,
-    )
+    return prefork.run(arguments, env={**ENVIRONMENT, **settings}, cwd=".", timeout=patient(60))
 
 
 def comment(body: str) -> str:

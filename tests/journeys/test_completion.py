@@ -12,6 +12,7 @@ import pytest
 
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.machines import shared_folder
+from tests.doubles.patience import patient
 from tests.doubles.terminal import read_descriptor
 
 pytestmark = [pytest.mark.usefixtures("local_machines"), pytest.mark.xdist_group("completion")]
@@ -96,6 +97,11 @@ def test_zsh_completes_with_and_without_a_completion_that_was_set_up(line: Comma
 def test_fish_completes(line: CommandLine) -> None:
     script = "gibil completion fish | source; complete -C 'gibil create --size m'; complete -C 'gibil run pair-'"
     done = subprocess.run(
-        ["fish", "--no-config", "-c", script], env=line.environment(), cwd=line.here, capture_output=True, text=True, timeout=60
+        ["fish", "--no-config", "-c", script],
+        env=line.environment(),
+        cwd=line.here,
+        capture_output=True,
+        text=True,
+        timeout=patient(60),
     )
     assert [row.split("\t")[0] for row in done.stdout.splitlines()] == ["medium", "pair-1", "pair-2"], done.stderr

@@ -17,6 +17,7 @@ from tests.doubles.cloud import Cloud, cloud
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.hetzner_guests import Image
 from tests.doubles.machines import shared_folder
+from tests.doubles.patience import patient
 from tests.doubles.terminal import read_until
 
 TASKS = """tasks:
@@ -62,7 +63,7 @@ def whoever_waits_for_tasks_goes_on_waiting(hetzner: Cloud, line: CommandLine) -
         shown.append(row)
         assert hetzner.cut("m") >= 1
         assert line.gibil("run", "m", "echo go >/root/go").returncode == 0
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=patient(60))
     text = b"".join((*shown, err)).decode()
     assert (process.returncode, json.loads(out)["tasks"]) == (0, "success"), text
     assert [text.count(f"\n{word}\n") for word in ("one", "two", "three")] == [1, 1, 1], text
@@ -80,10 +81,9 @@ def a_job_that_is_followed_arrives_once_and_whole(hetzner: Cloud, line: CommandL
                 assert process.poll() is None, err.read_bytes()[-300:]
                 time.sleep(0.005)  # a file that another process writes
             seen = out.stat().st_size + 200_000  # of about half a megabyte each time
-            while not hetzner.cut("m"):  # what was on its way when we cut last may come before the next connection does
-                assert process.poll() is None, err.read_bytes()[-300:]
+            hetzner.cut_next("m")  # what was on its way when we cut last may come before the next connection does
             hetzner.run_past_ssh("m", "echo go >/root/pace")
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=patient(30)) == 0
     expected = subprocess.run(["bash", "-c", talk.replace("read x <&9", ":")], capture_output=True, check=True)
     words = err.read_bytes()
     said = re.findall(rb"gibil: [^\n]*\n", words)
@@ -103,7 +103,7 @@ def a_loss_that_lasts_is_said_and_the_return_too(hetzner: Cloud, line: CommandLi
     hetzner.plug_in("m")
     assert process.stderr.readline() == b"gibil: the connection to m is there again\n"
     line.gibil("run", "m", "echo go >/root/more")
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=patient(20))
     assert (out, err, process.returncode) == (b"two\n", b"", 0)
 
 
@@ -112,7 +112,7 @@ def a_command_in_the_foreground_ends_with_its_connection_and_says_so(hetzner: Cl
     process = line.start("run", "m", f"trap '' PIPE HUP; echo up; sleep {mark}; echo never")
     read_until(process, b"up\n")
     hetzner.cut("m")
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=patient(30))
     assert (out, process.returncode) == (b"", 4)
     assert err.decode() == (
         "gibil: the connection to m was lost, and the command was stopped; "
@@ -129,7 +129,7 @@ def when_the_machine_is_gone_following_ends_with_one_line(hetzner: Cloud, line: 
         read_until(process, b"up\n")
     burning = threading.Thread(target=lambda: line.json("destroy", "m"))
     burning.start()
-    said = [process.communicate(timeout=30)[1].decode().splitlines()[-1] for process in (following, running)]
+    said = [process.communicate(timeout=patient(30))[1].decode().splitlines()[-1] for process in (following, running)]
     burning.join()
     gone = "machine m is gone: somebody burned it, or its time was up"
     assert [process.returncode for process in (following, running)] == [4, 4]

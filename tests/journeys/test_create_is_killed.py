@@ -19,6 +19,7 @@ from tests.doubles.cloud import Cloud, cloud
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.hetzner_routes import Fault
 from tests.doubles.machines import children_of, shared_folder
+from tests.doubles.patience import patient
 from tests.doubles.terminal import read_descriptor
 
 WAITS = {".gibil.yml": "tasks: [{name: waits, run: sleep 600}]\n"}
@@ -26,7 +27,7 @@ WAITS = {".gibil.yml": "tasks: [{name: waits, run: sleep 600}]\n"}
 
 @pytest.fixture
 def line(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, local_machines: None) -> Iterator[CommandLine]:
-    with command_line(tmp_path, shared_folder(tmp_path_factory)) as line:
+    with command_line(tmp_path, shared_folder(tmp_path_factory), own_keeper=True) as line:
         yield line
 
 
@@ -47,7 +48,7 @@ def at_hetzner(hetzner: Cloud, tmp_path: Path) -> Iterator[CommandLine]:
 
 def until(condition: Callable[[], object], what: str) -> None:
     """Of the double's state, which another thread changes."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + patient(20)
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.01)
@@ -56,7 +57,7 @@ def until(condition: Callable[[], object], what: str) -> None:
 def kill(process: subprocess.Popen[bytes]) -> None:
     """With everything it started, as the end of a container does."""
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=20)
+    process.communicate(timeout=patient(20))
 
 
 def said_of_the_dead(line: CommandLine, *arguments: str) -> str:
@@ -222,7 +223,7 @@ def test_a_second_ctrl_c_leaves_the_clean_up_to_the_next_command(hetzner: Cloud,
         assert process.poll() is None
     until(lambda: any(call.startswith("DELETE /servers") for call in double.api.calls), "it is being destroyed")
     process.send_signal(signal.SIGINT)
-    out, _err = process.communicate(timeout=30)
+    out, _err = process.communicate(timeout=patient(30))
     told = json.loads(out)
     assert (process.returncode, told["code"]) == (130, "INTERRUPTED")
     assert told["message"] == "interrupted; lost may still exist: the next gibil command destroys what is left"

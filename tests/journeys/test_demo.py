@@ -21,6 +21,7 @@ import pytest
 
 from gibil_bot.demo import demo as demonstration
 from gibil_bot.demo import project
+from tests.doubles.patience import patient
 
 TOGETHER_S = 110.0
 
@@ -70,13 +71,13 @@ async def running(room: Path, *options: str) -> AsyncIterator[Demo]:
         env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     try:
-        async with asyncio.timeout(TOGETHER_S):
+        async with asyncio.timeout(patient(TOGETHER_S)):
             yield Demo(process)
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.communicate(), 40)
+                await asyncio.wait_for(process.communicate(), patient(40))
         if process.returncode is None:
             process.kill()
             await process.communicate()
@@ -235,7 +236,7 @@ async def test_being_cancelled_leaves_nothing_behind(room: Path, monkeypatch: py
     monkeypatch.setattr(tempfile, "tempdir", str(room))
     out = io.StringIO()
     showing = asyncio.create_task(demonstration.run_demo(failing=False, keep=False, out=out))
-    async with asyncio.timeout(TOGETHER_S):
+    async with asyncio.timeout(patient(TOGETHER_S)):
         while "ada commented" not in out.getvalue() and not showing.done():
             await asyncio.sleep(0.02)  # the text of another task: there is no event to wait for
     showing.cancel()
@@ -252,7 +253,7 @@ def test_the_projects_own_tests_pass_and_the_mistake_is_one(tmp_path: Path) -> N
             (folder / path).write_bytes(content)
         tests = subprocess.run(
             [sys.executable, "-m", "unittest", "discover", "-s", "tests", "-t", "."],
-            cwd=folder, capture_output=True, text=True, timeout=60, check=False,
+            cwd=folder, capture_output=True, text=True, timeout=patient(60), check=False,
         )  # fmt: skip
         assert (tests.returncode != 0) == failing, tests.stderr
         assert "Ran 17 tests" in tests.stderr

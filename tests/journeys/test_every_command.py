@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from gibil_bot.cli import gibil
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.machines import shared_folder
+from tests.doubles.patience import patient
 from tests.doubles.terminal import read_until
 
 pytestmark = [pytest.mark.usefixtures("local_machines"), pytest.mark.xdist_group("every command")]
@@ -69,7 +70,7 @@ COMMENT = {
 def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     """A machine `m` with a commit of its own, a checkout with an origin around us, and half of a bot's settings."""
     settings = {"GIBIL_GITHUB_WEBHOOK_SECRET": secrets.token_hex(16), "GIBIL_MAX_MACHINES": "100"}
-    with command_line(tmp_path_factory.mktemp("every"), shared_folder(tmp_path_factory), settings) as line:
+    with command_line(tmp_path_factory.mktemp("every"), shared_folder(tmp_path_factory), settings, own_keeper=True) as line:
         (line.here / "good.yml").write_text(WORKFLOW)
         (line.here / "bad.yml").write_text("tasks: [")
         (line.here / "comment.json").write_text(json.dumps(COMMENT))
@@ -99,7 +100,7 @@ def bot(line: CommandLine) -> Iterator[str]:
     assert (where["pid"], where["url"]) == (process.pid, f"http://127.0.0.1:{where['port']}")
     yield where["url"]
     process.send_signal(signal.SIGTERM)
-    rest, _ = process.communicate(timeout=20)
+    rest, _ = process.communicate(timeout=patient(20))
     assert (rest, process.returncode) == (b"", 0)
 
 

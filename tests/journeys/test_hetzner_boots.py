@@ -27,6 +27,8 @@ from tests.doubles.hetzner import HetznerDouble, hetzner_double
 from tests.doubles.hetzner_guests import Image, LocalGuests, local_guests
 from tests.doubles.hetzner_state import State
 from tests.doubles.machines import open_connection, shared_folder
+from tests.doubles.patience import patient
+from tests.doubles.tools import needs
 
 USER_DATA = "http://169.254.169.254/hetzner/v1/userdata"
 
@@ -69,6 +71,7 @@ async def cloud(hetzner_image: Image, tmp_path: Path, tmp_path_factory: pytest.T
             await forge.close()
 
 
+@needs("jq", "curl")
 async def test_a_server_boots_with_our_keys_and_lets_nobody_else_in(cloud: Cloud, tmp_path: Path) -> None:
     project_key = new_pair()
     number = cloud.double.state.new_id()
@@ -164,7 +167,7 @@ async def test_work_is_done_and_the_machine_powers_itself_off_at_its_hour(cloud:
 
         await cloud.guests.booted("worker")  # by now the guard runs
         await provider.extend("worker", datetime.now(UTC) - timedelta(seconds=1))
-        async with asyncio.timeout(20):  # it looks every two seconds
+        async with asyncio.timeout(patient(20)):  # it looks every two seconds
             while (found := await provider.get("worker")) is not None and found.status != "off":
                 await asyncio.sleep(0.05)
     assert found is not None, "switched off, it still exists and costs"
@@ -174,6 +177,7 @@ async def test_work_is_done_and_the_machine_powers_itself_off_at_its_hour(cloud:
     assert cloud.double.state.servers == {}
 
 
+@needs("jq", "curl")
 async def test_a_server_that_vanishes_while_it_works_is_lost_and_not_a_result(cloud: Cloud) -> None:
     """Here it is one that was another machine before: it was given a host key of its own, and closes the address, too."""
     async with cloud.machine("before") as (before, _shell):
@@ -194,7 +198,7 @@ async def test_a_server_that_vanishes_while_it_works_is_lost_and_not_a_result(cl
 
 
 async def _follow(shell: Shell, job: str, at_first_output: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patient(30)):
         async for event in shell.attach(job):
             assert isinstance(event, Chunk)
             if event.data:

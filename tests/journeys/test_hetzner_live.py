@@ -13,6 +13,7 @@ import pytest
 from tests.doubles.hetzner import HetznerDouble, hetzner_double
 from tests.doubles.hetzner_routes import Fault
 from tests.doubles.hetzner_state import State
+from tests.doubles.patience import patient
 
 SCRIPT = Path(__file__).parent.parent / "live" / "hetzner.py"
 
@@ -37,7 +38,7 @@ async def start(double: HetznerDouble, *arguments: str) -> asyncio.subprocess.Pr
 
 async def run(double: HetznerDouble, *arguments: str, answer: str = "") -> tuple[int | None, str, str]:
     process = await start(double, *arguments)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(patient(60)):
         out, err = await process.communicate(answer.encode())
     return process.returncode, out.decode(), err.decode()
 
@@ -92,7 +93,7 @@ async def until_it_creates_a_server(double: HetznerDouble, fault: Fault) -> asyn
     first = Fault("POST", "/firewalls", late=True, hang=asyncio.Event())
     double.api.faults.append(first)
     process = await start(double, "--yes")
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(patient(60)):
         while first.times:
             await asyncio.sleep(0.005)
         double.api.faults.append(fault)
@@ -111,7 +112,7 @@ async def test_stopped_while_it_creates_a_server_it_deletes_that_server(double: 
     process.send_signal(number)
     assert fault.hang is not None
     fault.hang.set()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(patient(60)):
         out, err = await process.communicate()
     assert process.returncode == 1
     assert f"stopped by {number.name}" in err.decode()
@@ -121,7 +122,7 @@ async def test_stopped_while_it_creates_a_server_it_deletes_that_server(double: 
 
 async def test_a_server_whose_creation_was_not_answered_is_deleted(double: HetznerDouble) -> None:
     process = await until_it_creates_a_server(double, Fault("POST", "/servers", status=504, after=True))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(patient(60)):
         _out, err = await process.communicate()
     assert process.returncode == 1
     assert "cannot create a" in err.decode()

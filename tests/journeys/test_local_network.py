@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.doubles.machines import LocalLodging, guest_lodging
+from tests.doubles.patience import patient
 
 pytestmark = pytest.mark.usefixtures("local_machines")
 
@@ -60,7 +61,7 @@ async def test_a_machine_reaches_itself_by_all_its_names_and_addresses(lodging: 
         server = await connection.create_process("python3 -", stderr=-1)
         server.stdin.write(_SERVER)
         server.stdin.write_eof()
-        assert (await connection.run("until [ -e /tmp/up ]; do sleep 0.02; done", timeout=30)).exit_status == 0
+        assert (await connection.run("until [ -e /tmp/up ]; do sleep 0.02; done", timeout=patient(30))).exit_status == 0
         asked = await connection.run("python3 -", input=_PYTHON)
         assert (asked.exit_status, asked.stderr) == (0, ""), asked.stderr
         names = ["localhost", "127.0.0.1", "127.0.0.2", "127.0.1.1", "0.0.0.0", "itself"]

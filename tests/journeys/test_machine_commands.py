@@ -12,6 +12,7 @@ import pytest
 from tests.contracts import seed_examples as seed
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.machines import shared_folder
+from tests.doubles.patience import patient
 from tests.doubles.tools import needs
 
 pytestmark = pytest.mark.usefixtures("local_machines")
@@ -223,7 +224,7 @@ def begin_and_interrupt(line: CommandLine, moment: bytes, number: int, *argument
         said += process.stderr.readline()
         assert process.poll() is None
     process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=patient(30))
     return process.returncode, out.decode(), (said + err).decode()
 
 

@@ -17,7 +17,7 @@ from gibil_bot.model import MachineSpec
 from gibil_bot.wiring import machine_owner, open_forge
 from tests.doubles.commandline import CommandLine
 from tests.doubles.hetzner import HetznerDouble, hetzner_double
-from tests.doubles.machines import end_keeper, lend_skeleton, shared_folder
+from tests.doubles.machines import lend, take_back
 
 
 @pytest.fixture
@@ -27,12 +27,12 @@ async def double() -> AsyncIterator[HetznerDouble]:
 
 
 @pytest.fixture
-async def line(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[CommandLine]:
+async def line(tmp_path: Path) -> AsyncIterator[CommandLine]:
     line = CommandLine(tmp_path)
     line.here.mkdir()
-    await asyncio.to_thread(lend_skeleton, line.data_dir, shared_folder(tmp_path_factory))
+    await lend(line.data_dir)
     yield line
-    await end_keeper(line.home)
+    await take_back(line.data_dir)
 
 
 async def gibil(line: CommandLine, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:

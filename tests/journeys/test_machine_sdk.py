@@ -23,6 +23,7 @@ from gibil_bot.machines.local.tier import groups_prefix
 from gibil_bot.model import Machine
 from gibil_bot.sandbox.machines import Machines, open_machines
 from tests.doubles.machines import end_keeper, lend_skeleton, shared_folder
+from tests.doubles.patience import patient
 
 needs_machines = pytest.mark.usefixtures("local_machines")
 
@@ -93,7 +94,7 @@ async def test_an_error_or_a_cancellation_in_the_block_burns_it_too(settings: Se
             await m.run("sleep 600")
 
     task = asyncio.create_task(work())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patient(20)):
         await inside.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

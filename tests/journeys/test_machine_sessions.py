@@ -18,6 +18,7 @@ import pytest
 
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.machines import processes_with, shared_folder
+from tests.doubles.patience import patient
 from tests.doubles.terminal import Terminal, read_descriptor, read_until
 
 pytestmark = [pytest.mark.usefixtures("local_machines"), pytest.mark.xdist_group("machine sessions")]
@@ -26,13 +27,13 @@ pytestmark = [pytest.mark.usefixtures("local_machines"), pytest.mark.xdist_group
 @pytest.fixture(scope="module")
 def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     """One machine, `m`, that every test here works on."""
-    with command_line(tmp_path_factory.mktemp("sessions"), shared_folder(tmp_path_factory)) as line:
+    with command_line(tmp_path_factory.mktemp("sessions"), shared_folder(tmp_path_factory), own_keeper=True) as line:
         line.json("create", "--name", "m")
         yield line
 
 
 def gone(mark: str) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + patient(10)
     while processes_with(mark):
         assert time.monotonic() < deadline, f"{mark} goes on"
         time.sleep(0.02)
@@ -44,7 +45,7 @@ def test_both_streams_come_through_as_they_are_written_byte_for_byte(line: Comma
     )
     assert read_until(process, b"\n") == b"first\xff\n"
     line.gibil("run", "m", "echo now >/root/go")
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=patient(20))
     assert (out, err, process.returncode) == (b"now\n", b"wrong\n", 6)
 
 
@@ -52,14 +53,14 @@ def test_ctrl_c_goes_to_the_command_which_decides_what_it_means(line: CommandLin
     handled = line.start("run", "m", "trap 'echo stopping; exit 9' INT; echo up; while :; do sleep 0.05; done")
     read_until(handled, b"up\n")
     handled.send_signal(signal.SIGINT)
-    out, _ = handled.communicate(timeout=20)
+    out, _ = handled.communicate(timeout=patient(20))
     assert (out, handled.returncode) == (b"stopping\n", 9)
 
     mark = f"1{os.getpid()}.017"
     plain = line.start("run", "m", f"echo up; sleep {mark}; echo never")
     read_until(plain, b"up\n")
     plain.send_signal(signal.SIGINT)
-    out, _ = plain.communicate(timeout=20)
+    out, _ = plain.communicate(timeout=patient(20))
     assert (out, plain.returncode) == (b"", 130)
     gone(mark)
 
@@ -71,7 +72,7 @@ def test_a_second_ctrl_c_kills_a_command_that_ignores_the_first(line: CommandLin
     stubborn.send_signal(signal.SIGINT)
     read_until(stubborn, b"no\n")
     stubborn.send_signal(signal.SIGINT)
-    stubborn.communicate(timeout=20)
+    stubborn.communicate(timeout=patient(20))
     assert stubborn.returncode == 130
     gone(mark)
 
@@ -82,7 +83,7 @@ def test_a_command_line_that_is_killed_takes_its_command_along(line: CommandLine
     process = line.start("run", "m", f"echo up; sleep {mark}")
     read_until(process, b"up\n")
     process.send_signal(how)
-    process.communicate(timeout=20)
+    process.communicate(timeout=patient(20))
     gone(mark)
 
 
@@ -112,7 +113,7 @@ def test_a_background_job_goes_on_by_itself_and_its_logs_can_be_followed_from_th
     following = line.start("logs", "m", job, "-f")
     read_until(following, b"one\n")
     line.gibil("run", "m", "echo go >/root/p")
-    out, err = following.communicate(timeout=20)
+    out, err = following.communicate(timeout=patient(20))
     assert (out, err, following.returncode) == (b"two\n", b"bad\n", 0)
     assert line.json("logs", "m", job) == {
         "name": "m",
@@ -135,7 +136,7 @@ def test_ctrl_c_ends_the_following_and_not_the_job(line: CommandLine) -> None:
     following = line.start("logs", "m", job, "-f")
     read_until(following, b"up\n")
     following.send_signal(signal.SIGINT)
-    following.communicate(timeout=20)
+    following.communicate(timeout=patient(20))
     assert following.returncode == 130
     assert next(each for each in line.json("jobs", "m") if each["job_id"] == job)["status"] == "running"
 
@@ -159,7 +160,7 @@ def test_when_the_reader_goes_away_the_command_ends_quietly(line: CommandLine, a
     process.stdout.close()
     assert process.stderr is not None
     errors = process.stderr.read()
-    assert (process.wait(timeout=20), errors) == (141, b"")
+    assert (process.wait(timeout=patient(20)), errors) == (141, b"")
     process.stderr.close()
 
 
@@ -240,7 +241,7 @@ def test_without_a_terminal_ssh_is_a_pipe(line: CommandLine) -> None:
         env=line.environment(),
         input=data,
         capture_output=True,
-        timeout=30,
+        timeout=patient(30),
     )
     assert (done.stdout == data, done.stderr, done.returncode) == (True, b"oops\n", 7)
     assert line.gibil("ssh", "m", "--", "echo", "-n", "as kubectl has it").stdout == "as kubectl has it"

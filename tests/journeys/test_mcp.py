@@ -21,6 +21,7 @@ from gibil_bot.sandbox.live import LiveMachine
 from tests.doubles.agent import Agent, Refused, agent_of, opened
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.machines import older_keeper, processes_with, shared_folder
+from tests.doubles.patience import patient
 from tests.doubles.tools import needs
 
 pytestmark = [pytest.mark.usefixtures("local_machines"), pytest.mark.xdist_group("mcp")]
@@ -33,7 +34,7 @@ TOOLS = {
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory: pytest.TempPathFactory, local_machines: None) -> Iterator[CommandLine]:
-    with command_line(tmp_path_factory.mktemp("mcp"), shared_folder(tmp_path_factory)) as line:
+    with command_line(tmp_path_factory.mktemp("mcp"), shared_folder(tmp_path_factory), own_keeper=True) as line:
         yield line
 
 
@@ -188,7 +189,7 @@ def test_files_are_written_read_by_pages_and_edited_exactly(agent: Agent) -> Non
     agent.call("vm_write", path="work/n", content="".join(f"<{n}>\n" for n in range(8)))
     both = [agent.begin("vm_edit", path="work/n", old_string=f"<{n}>", new_string=str(n)) for n in range(8)]
     for each in both:
-        opened(each.result(30))
+        opened(each.result(patient(30)))
     assert agent.call("vm_read", path="work/n")["content"] == "".join(f"{n}\n" for n in range(8))
 
 
@@ -346,11 +347,11 @@ def test_calls_run_side_by_side_and_a_cancelled_one_is_killed_on_the_machine(age
     agent.call("vm_bash", command="mkfifo /tmp/a /tmp/b")
     first = agent.begin("vm_bash", command="echo 1 >/tmp/a; cat /tmp/b")
     second = agent.begin("vm_bash", command="cat /tmp/a; echo 2 >/tmp/b")
-    assert [opened(each.result(30))[0]["stdout"] for each in (first, second)] == ["2\n", "1\n"]
+    assert [opened(each.result(patient(30)))[0]["stdout"] for each in (first, second)] == ["2\n", "1\n"]
     endless = agent.begin("vm_bash", command="echo >/tmp/begun; sleep 706 & sleep 707")
     agent.call("vm_bash", command="until [ -e /tmp/begun ]; do sleep 0.01; done")
     endless.cancel()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + patient(20)
     while processes_with("sleep\x00706") or processes_with("sleep\x00707"):
         assert time.monotonic() < deadline
         agent.call("vm_bash", command="true")  # a pause that depends on the machine
@@ -362,7 +363,7 @@ def test_a_machine_that_was_burned_elsewhere_is_a_clear_error_and_its_name_is_fr
     agent.call("vm_bash", command="until [ -e /tmp/begun ]; do sleep 0.01; done", server="gone")
     assert line.gibil("destroy", "gone").returncode == 0
     with pytest.raises(Refused, match="machine gone is gone") as caught:
-        opened(waiting.result(30))
+        opened(waiting.result(patient(30)))
     assert caught.value.code == "MACHINE_LOST"
     assert refusal(agent, "vm_ls", server="gone") == ("SERVER_NOT_FOUND", "Server 'gone' not found; there are: m")
     agent.call("create_server", name="gone")
@@ -410,14 +411,16 @@ async def test_a_lost_connection_is_made_again_and_only_what_may_be_repeated_is(
 
 
 def test_a_client_that_hangs_up_ends_the_server_and_its_commands_and_the_machine_lives_on(
-    agent: Agent, line: CommandLine
+    agent: Agent, line: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    is_killed_after_s = patient(2.0)
+    monkeypatch.setattr("mcp.client.stdio.PROCESS_TERMINATION_TIMEOUT", is_killed_after_s)
     with agent_of(line) as other:
         running = other.begin("vm_bash", command="echo >/tmp/other; sleep 709", server="m")
         agent.call("vm_bash", command="until [ -e /tmp/other ]; do sleep 0.01; done")
         began = time.monotonic()
         other.hang_up()
-        assert time.monotonic() - began < 1.9  # after two seconds the client would have killed it
+        assert time.monotonic() - began < is_killed_after_s - 0.1
         assert running.exception(5) is not None
         assert "Traceback" not in other.said()
     assert processes_with("sleep\x00709") == []
@@ -441,7 +444,7 @@ def test_sigterm_ends_it_promptly_and_stdout_holds_nothing_but_protocol(line: Co
     assert answers[1]["result"]["isError"] is True
     assert answers[1]["result"]["content"][0]["text"].startswith("SERVER_NOT_FOUND: ")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=5) == 0
+    assert process.wait(timeout=patient(5)) == 0
     assert process.stdout.read() == b""
     process.stdin.close()
 

@@ -14,6 +14,7 @@ import pytest
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.machines import shared_folder
 from tests.doubles.node import MCP_SDK, node_folder
+from tests.doubles.patience import patient
 
 pytestmark = [pytest.mark.usefixtures("local_machines"), pytest.mark.xdist_group("mcp"), pytest.mark.timeout(400)]
 
@@ -81,7 +82,11 @@ def converse(client: Path, line: CommandLine, calls: list[tuple[str, dict[str, A
     server = json.loads(line.gibil("mcp", "--print-config").stdout)["mcpServers"]["gibil"]
     ask = {"command": server["command"], "args": server["args"], "env": line.environment(), "cwd": str(line.here)}
     done = subprocess.run(
-        ["node", str(client)], input=json.dumps({"server": ask, "calls": calls}), capture_output=True, text=True, timeout=180
+        ["node", str(client)],
+        input=json.dumps({"server": ask, "calls": calls}),
+        capture_output=True,
+        text=True,
+        timeout=patient(180),
     )
     assert done.returncode == 0, done.stderr
     listed, *answers = (json.loads(row) for row in done.stdout.splitlines())

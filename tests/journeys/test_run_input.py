@@ -14,6 +14,7 @@ import pytest
 from gibil_bot.cli.stdin import FIRST_BYTE_S
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.machines import processes_with, shared_folder
+from tests.doubles.patience import patient
 
 pytestmark = [pytest.mark.usefixtures("local_machines"), pytest.mark.xdist_group("run_input")]
 
@@ -118,7 +119,7 @@ def test_a_pipe_that_nobody_writes_to_and_nobody_closes_holds_up_no_command(line
         assert process.stdout is not None
         assert process.stdin is not None
         assert process.stdout.read() == said
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=patient(20)) == 0
         process.stdin.close()
     assert time.monotonic() - began < FIRST_BYTE_S
 

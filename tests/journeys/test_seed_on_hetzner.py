@@ -29,7 +29,8 @@ def hetzner(hetzner_image: Image, tmp_path: Path, tmp_path_factory: pytest.TempP
 
 @pytest.fixture
 def line(hetzner: Cloud, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
-    with command_line(tmp_path, shared_folder(tmp_path_factory), hetzner.settings) as line:
+    shared = shared_folder(tmp_path_factory)
+    with command_line(tmp_path, shared, hetzner.settings, forked_in_scripts=True) as line:
         yield line
 
 

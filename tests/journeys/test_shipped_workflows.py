@@ -15,7 +15,9 @@ from gibil_bot.model import Command
 from gibil_bot.planning.plan import catalogue, for_command
 from gibil_bot.planning.shipped import read_workflows, shipped_workflows
 from tests.doubles.facts import facts
+from tests.doubles.patience import patient
 from tests.doubles.taskshell import Done, run_plan
+from tests.doubles.tools import needs
 
 UNITTEST = """import unittest
 
@@ -132,7 +134,7 @@ def test_dependencies_that_cannot_be_installed_are_said_and_the_tests_tried_all_
     assert done.exit_status == 0
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@needs("make")
 def test_a_makefile_says_it_first(tmp_path: Path) -> None:
     (done,) = do(
         tmp_path,
@@ -149,7 +151,7 @@ def test_a_makefile_without_make_is_passed_over(tmp_path: Path) -> None:
     assert "Makefile has the target check, but make is not on this machine; looking further" in done.output
 
 
-@pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
+@needs("npm")
 def test_a_package_json_with_a_test_script_is_run_by_npm(tmp_path: Path) -> None:
     (done,) = do(
         tmp_path,
@@ -161,7 +163,7 @@ def test_a_package_json_with_a_test_script_is_run_by_npm(tmp_path: Path) -> None
     assert "installing" not in done.output
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+@needs("node")
 def test_npms_placeholder_is_no_test_script(tmp_path: Path) -> None:
     script = 'echo \\"Error: no test specified\\" && exit 1'
     (done,) = do(tmp_path, {"package.json": f'{{"scripts": {{"test": "{script}"}}}}'})
@@ -169,7 +171,7 @@ def test_npms_placeholder_is_no_test_script(tmp_path: Path) -> None:
     assert "found no way to test this project" in done.output
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+@needs("node")
 @pytest.mark.parametrize(
     ("lock", "manager", "installs"),
     [
@@ -304,7 +306,7 @@ def test_lint_says_when_a_linter_cannot_be_had_and_when_there_is_none(tmp_path: 
 
 def test_an_installed_package_has_the_workflows_too(tmp_path: Path) -> None:
     """What setuptools would put into a wheel, by its own build; skipped where it is not installed."""
-    setuptools = pytest.importorskip("setuptools", reason="setuptools is not installed")
+    setuptools = pytest.importorskip("setuptools", reason="setuptools is not installed: sh .ci/install test")
     if int(setuptools.__version__.split(".")[0]) < 77:
         pytest.skip("building needs setuptools 77, as pyproject.toml says")
     top = Path(__file__).parents[2]
@@ -315,7 +317,7 @@ def test_an_installed_package_has_the_workflows_too(tmp_path: Path) -> None:
     shutil.copytree(top / "gibil_bot", copy / "gibil_bot", symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(top / "workflows", copy / "workflows")
     build = "import setuptools.build_meta as backend; backend.build_wheel('.')"
-    done = subprocess.run([sys.executable, "-c", build], cwd=copy, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", build], cwd=copy, capture_output=True, text=True, timeout=patient(120))
     assert done.returncode == 0, done.stderr
     (wheel,) = copy.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from gibil_bot.machines.local.provider import LocalProvider
+from tests.doubles import prefork
 from tests.doubles.machines import lent_data_dir
+from tests.doubles.patience import patient
 
 pytestmark = pytest.mark.usefixtures("local_machines")
 
@@ -39,15 +41,9 @@ async def checkout(tmp_path: Path) -> AsyncIterator[Path]:
 
 
 async def gibil(folder: Path, *arguments: str) -> tuple[int, str, str]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gibil_bot", "try", str(folder), *arguments,
-        env={**ENVIRONMENT, "GIBIL_DATA_DIR": str(folder.parent / "data")},
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    async with asyncio.timeout(60):
-        out, err = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
+    environment = {**ENVIRONMENT, "GIBIL_DATA_DIR": str(folder.parent / "data")}
+    done = await asyncio.to_thread(prefork.run, ("try", str(folder), *arguments), env=environment, timeout=patient(60))
+    return done.returncode, done.stdout, done.stderr
 
 
 async def nothing_left(folder: Path) -> bool:
@@ -160,7 +156,7 @@ async def test_ctrl_c_burns_the_machine_and_says_what_was_done(checkout: Path) -
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stderr is not None
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(patient(60)):
         while b"begun" not in await process.stderr.readline():
             pass
         process.send_signal(signal.SIGINT)
@@ -178,7 +174,7 @@ async def test_kill_minus_nine_leaves_no_machine(checkout: Path) -> None:
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stderr is not None
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(patient(60)):
         while b"begun" not in await process.stderr.readline():
             pass
         process.kill()

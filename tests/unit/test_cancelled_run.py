@@ -21,6 +21,7 @@ from gibil_bot.ports import Settlement, Shell, Store
 from gibil_bot.runs.runner import Runner, Tools
 from gibil_bot.runs.store import SqliteStore, open_store
 from tests.contracts.store_nouns import new_run, settle
+from tests.doubles.patience import patient
 from tests.doubles.provider import MemoryProvider
 
 WITHIN_S = 10.0
@@ -127,7 +128,7 @@ async def test_the_check_run_is_closed_while_the_machine_is_still_being_created(
         claim = await scene.claim(without_secrets("r1"))
         runner = Runner(scene.tools, claim)
         running = asyncio.create_task(runner.run())
-        async with asyncio.timeout(WITHIN_S):
+        async with asyncio.timeout(patient(WITHIN_S)):
             await scene.provider.creating.wait()
             signal = scene.store.changed("tellings")
             runner.cancel("cancelled by ada")

@@ -21,6 +21,7 @@ from gibil_bot.planning.script import (
     clone_script,
 )
 from tests.doubles.githttp import GitServer
+from tests.doubles.patience import patient
 
 TOKEN = "ghs_1234_a-long.token-with_all.kinds"
 NAME = "ada/engine.git"
@@ -36,7 +37,9 @@ def git(where: Path, *arguments: str) -> str:
         "GIT_COMMITTER_NAME": "Ada",
         "GIT_COMMITTER_EMAIL": "ada@example.com",
     }
-    done = subprocess.run(["git", "-C", str(where), *arguments], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["git", "-C", str(where), *arguments], env=environment, capture_output=True, text=True, timeout=patient(60)
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -76,7 +79,7 @@ def server(project: Project, tmp_path: Path) -> Iterator[GitServer]:
 
 def run(script: str, token: str = "", *, path: str | None = None, home: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": path or os.environ["PATH"], "GIBIL_CLONE_TOKEN": token, "HOME": str(home or "/nonexistent")}
-    return subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, timeout=patient(60))
 
 
 def script_for(server: GitServer, sha: str, workspace: Path) -> str:

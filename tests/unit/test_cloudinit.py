@@ -17,6 +17,7 @@ from gibil_bot.machines.cloudinit import EXPIRES_AT, LIMIT_BYTES, move_expiry_sc
 from gibil_bot.machines.first_contact import MARK
 from gibil_bot.machines.hetzner_project import new_pair
 from gibil_bot.model import MachineSpec
+from tests.doubles.patience import patient
 
 GOLDEN = Path(__file__).parent / "golden" / "user-data.yml"
 AT = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -65,7 +66,7 @@ def test_debians_cloud_init_accepts_it(tmp_path: Path) -> None:
         pytest.skip("cloud-init is not installed here: apt-get install cloud-init")
     path = tmp_path / "user-data"
     path.write_text(user_data(spec(), AT))
-    done = subprocess.run([program, "schema", "--config-file", str(path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([program, "schema", "--config-file", str(path)], capture_output=True, text=True, timeout=patient(60))
     if "Permission denied" in done.stderr:
         pytest.skip(f"cloud-init does not run for this user: {done.stderr.strip()[-200:]}")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -77,7 +78,7 @@ def test_debians_cloud_init_accepts_it(tmp_path: Path) -> None:
 )
 def test_its_scripts_are_posix_sh(path: str) -> None:
     content = files()[path]["content"]
-    done = subprocess.run(["sh", "-n"], input=content, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(["sh", "-n"], input=content, capture_output=True, text=True, timeout=patient(20))
     assert done.returncode == 0, done.stderr
     assert content.startswith("#")
 
@@ -111,7 +112,9 @@ def test_a_base_package_that_cannot_be_had_does_not_keep_the_others_away(tmp_pat
     apt = tmp_path / "bin" / "apt-get"
     apt.write_text(f'#!/bin/sh\necho "$*" >>{tmp_path}/asked\ncase "$*" in *tmux*) exit 100 ;; esac\n')
     apt.chmod(0o755)
-    subprocess.run([shutil.which("sh") or "sh", "-c", script], env={"PATH": str(tmp_path / "bin")}, timeout=20, check=False)
+    subprocess.run(
+        [shutil.which("sh") or "sh", "-c", script], env={"PATH": str(tmp_path / "bin")}, timeout=patient(20), check=False
+    )
     asked = [line.rpartition("install ")[2] for line in (tmp_path / "asked").read_text().splitlines()[1:]]
     assert asked == ["git curl jq tmux ca-certificates", "git", "curl", "jq", "tmux", "ca-certificates"]
     assert (tmp_path / "run" / "gibil-base").exists(), "the first command may go on"
@@ -137,7 +140,7 @@ class Guard:
     def run(self) -> list[str]:
         """One round: what it asked for."""
         path = f"{self.folder}:/usr/sbin:/usr/bin:/bin"
-        subprocess.run(["sh", str(self.script)], env={"PATH": path}, capture_output=True, timeout=20)
+        subprocess.run(["sh", str(self.script)], env={"PATH": path}, capture_output=True, timeout=patient(20))
         return self.log.read_text().splitlines()
 
 
@@ -161,13 +164,13 @@ def test_the_hour_is_moved_whole(tmp_path: Path) -> None:
     guard.hour.write_text("1\n")
     later = datetime.now(UTC) + timedelta(hours=2)
     script = move_expiry_script(later).replace(EXPIRES_AT, str(guard.hour))
-    assert subprocess.run(["sh", "-c", script], capture_output=True, timeout=20).returncode == 0
+    assert subprocess.run(["sh", "-c", script], capture_output=True, timeout=patient(20)).returncode == 0
     assert 0 <= int(guard.hour.read_text()) - later.timestamp() < 1
     assert guard.run()[-1] == "sleep 2"
 
 
 def test_an_hour_that_cannot_be_moved_is_said(tmp_path: Path) -> None:
     script = move_expiry_script(AT).replace(EXPIRES_AT, str(tmp_path / "missing" / "expires-at"))
-    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=20)
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=patient(20))
     assert done.returncode == 1
     assert "gibil: the hour of this machine cannot be moved" in done.stderr

@@ -13,6 +13,7 @@ from gibil_bot.errors import ConfigurationError
 from gibil_bot.machines.local.gate import Gate, forward
 from gibil_bot.machines.local.relay import reset
 from tests.doubles.gatekit import ask, dial, gate, http_server, listening
+from tests.doubles.patience import patient
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -54,7 +55,7 @@ async def test_a_tunnel_is_exact_both_ways_and_half_closes() -> None:
             await writer.drain()
             writer.write_eof()
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patient(20)):
             _, received = await asyncio.gather(send(), reader.read())
         assert received == content + b"end"
 
@@ -72,7 +73,7 @@ async def test_a_reader_that_stops_reading_stops_the_sender() -> None:
     async with listening(flood) as far, gate("127.0.0.1") as port, dial(port) as (_, writer):
         writer.write(f"CONNECT 127.0.0.1:{far} HTTP/1.1\r\n\r\n".encode())
         before = -1
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patient(20)):
             while before != sent:  # until it stands still
                 before = sent
                 await asyncio.sleep(0.2)
@@ -144,7 +145,7 @@ async def test_the_next_address_is_tried() -> None:
 
 async def test_silence_ends_a_tunnel() -> None:
     async with listening(echo) as far, gate("127.0.0.1", idle_s=0.2) as port:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(patient(5)):
             assert await ask(port, f"CONNECT 127.0.0.1:{far} HTTP/1.1\r\n\r\n".encode()) in (
                 b"HTTP/1.1 200 Connection established\r\n\r\n",
                 b"(reset)",
@@ -157,7 +158,7 @@ async def test_stopping_closes_every_connection() -> None:
             reader, writer = await clients.enter_async_context(dial(port))
             writer.write(f"CONNECT 127.0.0.1:{far} HTTP/1.1\r\n\r\nhello".encode())
             assert (await reader.readexactly(44))[-5:] == b"hello"
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(patient(5)):
             with contextlib.suppress(ConnectionResetError):
                 assert await reader.read() == b""
 

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from gibil_bot.errors import ConfigurationError
 from gibil_bot.machines.keyring import Keyring, ProjectKeyring
+from tests.doubles.patience import patient
 
 
 def test_keys_are_pairs_and_differ_by_purpose_and_machine(tmp_path: Path) -> None:
@@ -118,6 +119,6 @@ def test_processes_that_make_it_at_the_same_time_agree(tmp_path: Path) -> None:
         assert process.stdout is not None
         with process.stdout:
             answers.add(process.stdout.read())
-        assert process.wait(20) == 0
+        assert process.wait(patient(20)) == 0
     assert len(answers) == 1
     assert [file.name for file in data.iterdir()] == ["keyring.key"]

@@ -14,6 +14,7 @@ import pytest
 from gibil_bot.planning.language import FILES, schema_text
 from gibil_bot.planning.shipped import shipped_workflows
 from gibil_bot.planning.yamldoc import Node, read_yaml
+from tests.doubles.patience import patient
 
 SAMPLES = Path(__file__).parent / "samples"
 
@@ -49,7 +50,10 @@ def test_the_shipped_schema_is_what_the_tables_say(name: str) -> None:
 
 def test_the_module_writes_both_files(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "gibil_bot.planning.language", str(tmp_path)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "gibil_bot.planning.language", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=patient(60),
     )
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)

@@ -27,6 +27,7 @@ from gibil_bot.machines.local.skeleton import Piece
 from gibil_bot.machines.local.tree import measure_tree
 from gibil_bot.machines.local.watch import disk_mb
 from gibil_bot.model import MachineSpec
+from tests.doubles.patience import patient
 
 
 def spec(size: str = "small", **more: int) -> MachineSpec:
@@ -273,7 +274,7 @@ def test_a_command_that_never_gets_descriptors_is_refused_in_words(monkeypatch: 
         init = pid1.Pid1(ours, lambda: None)
         with theirs:
             init.spawn(command, ["/bin/true"], {})
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(patient(10)):
                 reason = await command.reason
             init.kill_all()  # what waits behind it is sent
             assert await asyncio.get_running_loop().run_in_executor(None, theirs.recv, 1000) == b'{"kill_all": 9}'

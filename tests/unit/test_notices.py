@@ -13,6 +13,7 @@ from gibil_bot.machines.local.provider import PREPARING, LocalProvider
 from gibil_bot.machines.notices import Noticing, notices
 from gibil_bot.model import Capabilities
 from gibil_bot.ports import Provider
+from tests.doubles.patience import patient
 from tests.doubles.provider import MemoryProvider
 
 
@@ -40,7 +41,7 @@ async def test_everybody_who_waits_for_the_first_machine_is_told_once_what_is_be
         second.append(what)
         both.set()
 
-    async with server, asyncio.timeout(20):
+    async with server, asyncio.timeout(patient(20)):
         with notices(provider, first.append):
             probes = [asyncio.create_task(provider.probe()) for _ in range(2)]
             (home.local / ".skeleton-user-0123.77").mkdir()

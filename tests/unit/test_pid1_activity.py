@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gibil_bot.machines.local.pid1 import Pid1
 from gibil_bot.machines.local.watch import has_processes
+from tests.doubles.patience import patient
 
 
 class Command:
@@ -39,7 +40,7 @@ async def test_every_command_is_activity_until_its_end_is_reported() -> None:
         assert pid1.spawned.is_set()
         assert pid1.has_commands
         theirs.send(json.dumps({"exit": number, "status": 0}).encode())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(patient(10)):
             await command.ended.wait()
         assert not pid1.has_commands
         pid1.close()

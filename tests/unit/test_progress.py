@@ -18,6 +18,7 @@ import pytest
 
 from gibil_bot.cli.machine import printed, table
 from gibil_bot.cli.progress import Progress
+from tests.doubles.patience import patient
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ async def seen_until(descriptor: int, wanted: str) -> str:
     os.set_blocking(descriptor, False)
     loop.add_reader(descriptor, readable.set)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(patient(10)):
             while wanted not in seen.decode(errors="replace"):
                 await readable.wait()
                 readable.clear()

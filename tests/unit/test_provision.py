@@ -13,8 +13,9 @@ import pytest
 from gibil_bot.planning.schema import parse_repository_file
 from gibil_bot.sandbox import places, provision
 from gibil_bot.sandbox.origin import Origin
+from tests.doubles.patience import patient
 
-pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is missing here: apt-get install bash")
 
 
 @dataclass
@@ -33,9 +34,11 @@ class Place:
         script = self.moved(provision.provision_script(origin, tuple(given)))
         environment = {"PATH": os.environ["PATH"], **places.as_given(given)}
         if log is None:
-            return subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=30)
+            return subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=patient(30))
         with log.open("ab") as both:
-            return subprocess.run(["bash", "-c", script], env=environment, stdout=both, stderr=both, text=True, timeout=30)
+            return subprocess.run(
+                ["bash", "-c", script], env=environment, stdout=both, stderr=both, text=True, timeout=patient(30)
+            )
 
     def moved(self, script: str) -> str:
         return script.replace("/root", f"{self.folder}/root").replace("/run/gibil", f"{self.folder}/run/gibil")
@@ -50,7 +53,7 @@ class Place:
     def later(self, command: str) -> str:
         """What a command says that comes afterwards."""
         load = self.moved(places.LOAD_ENVIRONMENT)
-        done = subprocess.run(["bash", "-c", f"{load}; {command}"], capture_output=True, text=True, timeout=30)
+        done = subprocess.run(["bash", "-c", f"{load}; {command}"], capture_output=True, text=True, timeout=patient(30))
         assert done.returncode == 0, done.stderr
         return done.stdout
 

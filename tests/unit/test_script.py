@@ -20,6 +20,7 @@ from gibil_bot.planning.script import (
     task_files,
 )
 from tests.doubles.facts import SHA, facts
+from tests.doubles.patience import patient
 
 TASK = TaskPlan(name="t", run="true", env={"A": "task", "GITHUB_SHA": "forged"})
 
@@ -111,9 +112,9 @@ def test_added_folders_come_first_in_path() -> None:
 
 def test_the_files_of_tasks_are_made_and_kept(tmp_path: Path) -> None:
     script = prepare_script(2, str(tmp_path))
-    subprocess.run(["sh", "-c", script], check=True, timeout=10)
+    subprocess.run(["sh", "-c", script], check=True, timeout=patient(10))
     Path(task_files(1, str(tmp_path)).env).write_text("A=b\n")
-    subprocess.run(["sh", "-c", script], check=True, timeout=10)
+    subprocess.run(["sh", "-c", script], check=True, timeout=patient(10))
     assert Path(task_files(0, str(tmp_path)).summary).read_text() == ""
     assert parse_env_file(Path(task_files(1, str(tmp_path)).env).read_bytes()) == {"A": "b"}
 

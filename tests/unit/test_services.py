@@ -17,6 +17,7 @@ from gibil_bot.planning.services import (
     services_script,
 )
 from gibil_bot.planning.workflow import RepositoryFile
+from tests.doubles.patience import patient
 
 BOOKWORM = 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nVERSION_ID="12"\nID=debian\n'
 LOCAL = Grounds(containers=False, versions=distribution_versions(BOOKWORM, ""))
@@ -124,5 +125,5 @@ def test_values_are_never_code_of_the_script() -> None:
     # The service's own settings as a shell reads them, and nothing of the rest.
     settings = script[script.rindex("\n(\n") : script.rindex("    start ")] + ')\nprintf %s "${password-gone}"'
     shown = settings.replace(")\nprintf", '    printf %s "$password"\n)\nprintf', 1)
-    done = subprocess.run(["sh", "-euc", shown], capture_output=True, text=True, timeout=10, check=True)
+    done = subprocess.run(["sh", "-euc", shown], capture_output=True, text=True, timeout=patient(10), check=True)
     assert done.stdout == evil + "gone"

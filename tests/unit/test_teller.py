@@ -11,6 +11,7 @@ from gibil_bot.errors import GitHubError, NotAskedYet
 from gibil_bot.model import DueTelling, Telling, TellingKind
 from gibil_bot.runs.store import SqliteStore, open_store
 from gibil_bot.runs.teller import Teller
+from tests.doubles.patience import patient
 
 WITHIN_S = 10.0
 
@@ -37,7 +38,7 @@ class SlowGitHub:
         return 1
 
     async def until_told(self, *keys: str) -> None:
-        async with asyncio.timeout(WITHIN_S):
+        async with asyncio.timeout(patient(WITHIN_S)):
             while not set(keys) <= set(self.told):
                 await self.changed.wait()
                 self.changed.clear()
@@ -76,12 +77,12 @@ async def test_check_runs_are_published_while_comments_and_reactions_wait(tmp_pa
 async def test_comments_are_published_while_reactions_wait(tmp_path: Path) -> None:
     async with telling(tmp_path) as (store, github):
         await store.tell(None, [wish(TellingKind.REACTION, f"r{number}") for number in range(50)])
-        async with asyncio.timeout(WITHIN_S):
+        async with asyncio.timeout(patient(WITHIN_S)):
             while len(github.begun) < 4:
                 await github.changed.wait()
                 github.changed.clear()
         await store.tell(None, [wish(TellingKind.COMMENT, "c")])
-        async with asyncio.timeout(WITHIN_S):
+        async with asyncio.timeout(patient(WITHIN_S)):
             while "c" not in github.begun:
                 await github.changed.wait()
                 github.changed.clear()

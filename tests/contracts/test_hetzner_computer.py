@@ -1,0 +1,33 @@
+"""What the computers of the Hetzner double leave behind: nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+
+from tests.doubles.hetzner_computer import Computer
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="entering a network needs root")
+async def test_a_connection_that_is_given_up_at_any_moment_leaves_no_descriptor() -> None:
+    computer = Computer(os.getpid(), lambda _path: None)
+    listener = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    try:
+        before = set(os.listdir("/proc/self/fd"))
+        for steps in range(6):
+            connecting = asyncio.create_task(computer.connect(port))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            connecting.cancel()
+            for answer in await asyncio.gather(connecting, return_exceptions=True):
+                if not isinstance(answer, asyncio.CancelledError):
+                    answer[1].close()
+                    await answer[1].wait_closed()
+        await asyncio.get_running_loop().shutdown_default_executor()
+        assert set(os.listdir("/proc/self/fd")) - before == set()
+    finally:
+        listener.close()
+        await computer.close()
