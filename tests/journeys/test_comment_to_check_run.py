@@ -55,7 +55,9 @@ async def test_the_same_command_again_edits_the_one_comment_and_opens_a_new_chec
         world.github.comment(REPOSITORY, number, "ada", "/gibil test")
         await world.closed_check(number)
         await world.told_everything()
-        world.github.comment(REPOSITORY, number, "ada", "again, please:\n\n/gibil test")
+        # By another person, so that the comment has to change whatever the runs took.
+        world.github.set_permission(REPOSITORY, "grace", "write")
+        world.github.comment(REPOSITORY, number, "grace", "again, please:\n\n/gibil test")
         await world.closed_check(number, count=2)
         await world.told_everything()
 

@@ -127,13 +127,12 @@ def test_a_tag_or_a_branch_called_head_changes_nothing(line: CommandLine) -> Non
 
 
 ENDLESS = """
-mv /usr/bin/git /usr/bin/git.real
-cat >/usr/bin/git <<'END'
+cat >/usr/local/bin/git <<'END'
 #!/bin/sh
 case $* in *bundle*) exec cat /dev/zero;; esac
-exec /usr/bin/git.real "$@"
+exec /usr/bin/git "$@"
 END
-chmod +x /usr/bin/git
+chmod +x /usr/local/bin/git
 """
 
 
@@ -141,7 +140,7 @@ def test_a_bundle_that_never_ends_is_not_read_to_its_end(line: CommandLine) -> N
     on_machine(line, "git checkout -q -f --detach $(cat /root/start); git commit -q --allow-empty -m x")
     on_machine(line, ENDLESS)
     refused = line.gibil("push", "m", "--branch", "endless", "--json")
-    on_machine(line, "mv /usr/bin/git.real /usr/bin/git; git checkout -q -f -B main $(cat /root/start)")
+    on_machine(line, "rm /usr/local/bin/git; hash -r; git checkout -q -f -B main $(cat /root/start)")
     assert (refused.returncode, "larger than 256 MiB" in json.loads(refused.stdout)["error"]) == (1, True)
 
 
