@@ -334,7 +334,10 @@ async def test_a_machine_cannot_take_more_than_its_memory_and_survives_it(lodgin
     )
     assert "beyond" not in await python(lodging, machine, script)
     assert "256 MB of memory are used up" in await cause(lodging, "glutton")
-    assert (await lodging.run(machine, "rm -f /dev/shm/x /run/x; echo alive")).stdout == "alive\n"
+    # What outlives its maker (segments, files) still counts, so that a look in the middle may end this command, too.
+    async with asyncio.timeout(patient(20)):
+        while (await lodging.run(machine, "rm -f /dev/shm/x /run/x; ipcrm -a; echo alive")).stdout != "alive\n":
+            await asyncio.sleep(0.05)  # the daemon's next look: there is no event to wait for
 
 
 async def test_what_is_mapped_and_in_a_file_system_counts_once(lodging: LocalLodging) -> None:
