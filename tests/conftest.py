@@ -16,6 +16,7 @@ from gibil_bot.errors import Unavailable
 from tests.doubles.machines import end_standing_keeper, local_lodging, shared_folder
 from tests.doubles.patience import patient
 from tests.doubles.prefork import end_forkers
+from tests.doubles.repositories import no_git_settings as no_git_settings
 
 # Hundreds of processes of ours are started: what they import is compiled once, and not by each of them.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -10,8 +10,7 @@ import pytest
 from gibil_bot.machines import shell as machine_shell
 from gibil_bot.machines.ssh import SSHShell
 from gibil_bot.model import Chunk, Exit
-from tests.contracts.shells import Far, far_machine
-from tests.doubles.patience import patient
+from tests.contracts.shells import Far, end_of, far_machine
 
 pytestmark = pytest.mark.usefixtures("local_machines")
 
@@ -40,18 +39,8 @@ async def far(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Far]:
         yield machine
 
 
-@pytest.fixture
-async def shell(far: Far) -> AsyncIterator[SSHShell]:
-    connection = await far.connect()
-    yield connection
-    await connection.close()
-
-
 async def result(shell: SSHShell, job_id: str) -> Exit:
-    async with asyncio.timeout(patient(60)):
-        items = [item async for item in shell.attach(job_id)]
-    assert isinstance(items[-1], Exit)
-    return items[-1]
+    return await end_of(shell, job_id, within_s=60)
 
 
 async def test_an_end_that_is_written_into_the_followers_stream_is_not_believed(far: Far, shell: SSHShell) -> None:

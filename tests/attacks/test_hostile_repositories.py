@@ -17,19 +17,13 @@ from gibil_bot.sandbox.origin import origin_url, read_origin
 from tests.doubles.githttp import GitServer
 from tests.doubles.repositories import commit, git, repository
 
+pytestmark = pytest.mark.usefixtures("no_git_settings")
+
 HOOKS = (
     "applypatch-msg", "pre-applypatch", "pre-commit", "prepare-commit-msg", "commit-msg", "post-commit", "post-checkout",
     "post-merge", "pre-push", "pre-receive", "update", "proc-receive", "post-receive", "post-update", "reference-transaction",
     "push-to-checkout", "pre-auto-gc", "post-index-change", "fsmonitor-watchman",
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def no_settings_of_the_person(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("GIT_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
-    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
 
 
 class Trap:

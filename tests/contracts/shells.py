@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import secrets
 import shutil
@@ -18,6 +19,7 @@ from gibil_bot.model import Chunk, Endpoint, Exit, Job
 from gibil_bot.ports import Shell
 from tests.doubles import sshd
 from tests.doubles.machines import guest_lodging
+from tests.doubles.patience import patient
 
 KINDS = ("inside", "openssh", "local")
 
@@ -75,6 +77,27 @@ async def _local(folder: Path, factory: pytest.TempPathFactory) -> AsyncIterator
         except Unavailable as error:
             pytest.skip(f"no local machines here: {error}")
         yield Far(machine.endpoint, lodging.key.export_private_key().decode(), "/root", folder)
+
+
+@pytest.fixture(params=KINDS)
+async def far(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Far]:
+    async with far_machine(request.param, tmp_path_factory) as machine:
+        yield machine
+
+
+@pytest.fixture
+async def shell(far: Far) -> AsyncIterator[SSHShell]:
+    connection = await far.connect()
+    yield connection
+    await connection.close()
+
+
+async def end_of(shell: Shell, job_id: str, *, within_s: float = 20.0) -> Exit:
+    """Follow a job to its end."""
+    async with asyncio.timeout(patient(within_s)):
+        items = [item async for item in shell.attach(job_id)]
+    assert isinstance(items[-1], Exit)
+    return items[-1]
 
 
 async def followed(shell: Shell, job_id: str) -> tuple[bytes, bytes, int]:

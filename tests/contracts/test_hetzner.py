@@ -19,31 +19,12 @@ from gibil_bot.errors import MachineNotFound, NameTaken, ProviderError, Unavaila
 from gibil_bot.machines import hetzner_labels as labels
 from gibil_bot.machines.hetzner import HetznerProvider
 from gibil_bot.machines.hetzner_project import FIREWALL, KEY, new_pair
-from gibil_bot.model import Machine, MachineSpec
+from gibil_bot.model import Machine
 from tests.doubles.hetzner import HetznerDouble, hetzner_double
+from tests.doubles.hetzner_kit import CLIENT, HOST, spec
 from tests.doubles.hetzner_routes import Fault
 from tests.doubles.hetzner_state import NoGuests, State
 from tests.doubles.patience import patient
-
-CLIENT, HOST = new_pair(), new_pair()
-
-
-def spec(name: str = "ada", **more: Any) -> MachineSpec:
-    words: dict[str, Any] = {"owner": "tests", "ttl_s": 600, "authorized_key": CLIENT[1], "host_key": HOST[0]}
-    return MachineSpec(name=name, **{**words, **more})
-
-
-@pytest.fixture
-async def double() -> AsyncIterator[HetznerDouble]:
-    async with hetzner_double() as double:
-        yield double
-
-
-@pytest.fixture
-async def provider(double: HetznerDouble) -> AsyncIterator[HetznerProvider]:
-    provider = double.provider()
-    yield provider
-    await provider.close()
 
 
 async def test_a_server_is_what_was_asked_for(double: HetznerDouble, provider: HetznerProvider) -> None:

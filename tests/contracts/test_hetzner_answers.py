@@ -15,37 +15,13 @@ from gibil_bot.errors import MachineNotFound, ProviderError, Unavailable, UsageE
 from gibil_bot.machines import hetzner_labels as labels
 from gibil_bot.machines.hetzner import HetznerProvider
 from gibil_bot.machines.hetzner_api import stop_retries
-from gibil_bot.machines.hetzner_project import new_pair
-from gibil_bot.model import Machine, MachineSpec
+from gibil_bot.model import Machine
 from tests.doubles.hetzner import HetznerDouble, hetzner_double
-from tests.doubles.hetzner_routes import Fault
+from tests.doubles.hetzner_kit import arm, spec
 from tests.doubles.hetzner_state import State
 from tests.doubles.patience import patient
 
-CLIENT, HOST = new_pair(), new_pair()
 CX23 = {("cx23", place) for place in ("nbg1", "fsn1", "hel1")}
-
-
-def spec(name: str = "ada", **more: Any) -> MachineSpec:
-    words: dict[str, Any] = {"owner": "tests", "ttl_s": 600, "authorized_key": CLIENT[1], "host_key": HOST[0]}
-    return MachineSpec(name=name, **{**words, **more})
-
-
-@pytest.fixture
-async def double() -> AsyncIterator[HetznerDouble]:
-    async with hetzner_double() as double:
-        yield double
-
-
-@pytest.fixture
-async def provider(double: HetznerDouble) -> AsyncIterator[HetznerProvider]:
-    provider = double.provider()
-    yield provider
-    await provider.close()
-
-
-def arm(double: HetznerDouble, method: str, path: str, **more: Any) -> None:
-    double.api.faults.append(Fault(method, path, **more))
 
 
 def became(machine: Machine) -> tuple[str, str]:

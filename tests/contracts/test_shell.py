@@ -20,23 +20,10 @@ import pytest
 from gibil_bot.errors import MachineLost, SSHError, UsageError
 from gibil_bot.machines.ssh import SSHShell, connect
 from gibil_bot.model import Endpoint
-from tests.contracts.shells import KINDS, Far, alive, far_machine
+from tests.contracts.shells import Far, alive
 from tests.doubles import sshd
 from tests.doubles.cable import cable
 from tests.doubles.patience import patient
-
-
-@pytest.fixture(params=KINDS)
-async def far(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Far]:
-    async with far_machine(request.param, tmp_path_factory) as machine:
-        yield machine
-
-
-@pytest.fixture
-async def shell(far: Far) -> AsyncIterator[SSHShell]:
-    connection = await far.connect()
-    yield connection
-    await connection.close()
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -18,22 +17,9 @@ from msgspec.structs import replace
 from gibil_bot.errors import JobNotStarted, MachineLost, UsageError
 from gibil_bot.machines.ssh import SSHShell
 from gibil_bot.model import Chunk, Exit
-from tests.contracts.shells import KINDS, Far, alive, far_machine, followed
+from tests.contracts.shells import Far, alive, far_machine, followed
 from tests.doubles.cable import cable
 from tests.doubles.patience import patient
-
-
-@pytest.fixture(params=KINDS)
-async def far(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Far]:
-    async with far_machine(request.param, tmp_path_factory) as machine:
-        yield machine
-
-
-@pytest.fixture
-async def shell(far: Far) -> AsyncIterator[SSHShell]:
-    connection = await far.connect()
-    yield connection
-    await connection.close()
 
 
 async def start(far: Far, on: SSHShell, script: str, **more: object) -> str:

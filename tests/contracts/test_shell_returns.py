@@ -4,35 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
 
 import pytest
 
 from gibil_bot.errors import UsageError
 from gibil_bot.machines.ssh import SSHShell
 from gibil_bot.model import Chunk, Exit
-from tests.contracts.shells import KINDS, Far, far_machine, followed
+from tests.contracts.shells import Far, end_of, followed
 from tests.doubles.patience import patient
-
-
-@pytest.fixture(params=KINDS)
-async def far(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Far]:
-    async with far_machine(request.param, tmp_path_factory) as machine:
-        yield machine
-
-
-@pytest.fixture
-async def shell(far: Far) -> AsyncIterator[SSHShell]:
-    connection = await far.connect()
-    yield connection
-    await connection.close()
-
-
-async def end_of(shell: SSHShell, job_id: str) -> Exit:
-    async with asyncio.timeout(patient(20)):
-        items = [item async for item in shell.attach(job_id)]
-    assert isinstance(items[-1], Exit)
-    return items[-1]
 
 
 async def test_files_come_with_the_end_now_and_whenever_one_attaches_again(far: Far, shell: SSHShell) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
 
 import pytest
 
 from gibil_bot.errors import UsageError
 from gibil_bot.machines.ssh import SSHShell
 from gibil_bot.model import Chunk, Exit
-from tests.contracts.shells import KINDS, Far, far_machine, followed
+from tests.contracts.shells import Far, followed
 from tests.doubles.patience import patient
 
 NAMES = ("/dev/stdout", "/dev/stderr", "/dev/fd/1", "/proc/self/fd/1", "/proc/self/fd/2")
@@ -33,19 +32,6 @@ WAYS = (
     "python3 -c 'import os, contextlib as c\nwith c.suppress(OSError): os.ftruncate(1, 0)\n"
     'with c.suppress(OSError): os.lseek(1, 0, 0)\nos.write(1, b"@MARK@\\n")\'',
 )
-
-
-@pytest.fixture(params=KINDS)
-async def far(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Far]:
-    async with far_machine(request.param, tmp_path_factory) as machine:
-        yield machine
-
-
-@pytest.fixture
-async def shell(far: Far) -> AsyncIterator[SSHShell]:
-    connection = await far.connect()
-    yield connection
-    await connection.close()
 
 
 def _script() -> tuple[str, list[str]]:

@@ -17,16 +17,7 @@ from gibil_bot.machines.local.home import Home
 from tests.doubles import prefork
 from tests.doubles.machines import lend, take_back
 from tests.doubles.patience import patient
-
-_NOT_OURS = ("GIBIL_", "HCLOUD_", "CLAUDE_", "CODEX_", "XDG_CONFIG_")
-_GIT = {
-    "GIT_CONFIG_GLOBAL": "/dev/null",
-    "GIT_CONFIG_NOSYSTEM": "1",
-    "GIT_AUTHOR_NAME": "Ada",
-    "GIT_AUTHOR_EMAIL": "ada@example.com",
-    "GIT_COMMITTER_NAME": "Ada",
-    "GIT_COMMITTER_EMAIL": "ada@example.com",
-}
+from tests.doubles.repositories import ADA
 
 _NOT_OURS = ("GIBIL_", "HCLOUD_", "GH_", "GITHUB_")
 """Settings and tokens of whoever runs the tests."""
@@ -57,7 +48,7 @@ class CommandLine:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_OURS)}
         path = f"{self.folder}/bin:{os.environ['PATH']}"
         ours = {"PATH": path, "HOME": str(self.folder / "home"), "GIBIL_DATA_DIR": str(self.data_dir), "NO_COLOR": "1"}
-        return {**kept, **ours, **_GIT, **self.settings, **more}
+        return {**kept, **ours, **ADA, **self.settings, **more}
 
     def gibil(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         """Forked (prefork.py)."""
@@ -142,7 +133,7 @@ class CommandLine:
     def git(self, folder: Path, *arguments: str) -> str:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments],
-            env={**os.environ, **_GIT},
+            env={**os.environ, **ADA},
             capture_output=True,
             text=True,
             timeout=patient(60),

@@ -6,19 +6,28 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.doubles.patience import patient
 
-ENVIRONMENT = {
-    "PATH": os.environ.get("PATH", os.defpath),
-    "HOME": "/nonexistent",
-    "LC_ALL": "C.UTF-8",
-    "GIT_CONFIG_GLOBAL": "/dev/null",
-    "GIT_CONFIG_NOSYSTEM": "1",
+NO_SETTINGS = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
+ADA = {
+    **NO_SETTINGS,
     "GIT_AUTHOR_NAME": "Ada",
     "GIT_AUTHOR_EMAIL": "ada@example.com",
     "GIT_COMMITTER_NAME": "Ada",
     "GIT_COMMITTER_EMAIL": "ada@example.com",
 }
+ENVIRONMENT = {"PATH": os.environ.get("PATH", os.defpath), "HOME": "/nonexistent", "LC_ALL": "C.UTF-8", **ADA}
+
+
+@pytest.fixture
+def no_git_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the git of the person who runs the tests."""
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    for name, value in NO_SETTINGS.items():
+        monkeypatch.setenv(name, value)
 
 
 def git(folder: Path, *arguments: str, given: bytes = b"", **more: str) -> str:

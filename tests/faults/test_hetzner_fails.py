@@ -14,28 +14,14 @@ import pytest
 from gibil_bot.errors import GibilError, MachineLost, ProviderError
 from gibil_bot.machines import ssh
 from gibil_bot.machines.hetzner import HetznerProvider
-from gibil_bot.machines.hetzner_project import new_pair
 from gibil_bot.machines.keyring import Keyring
 from gibil_bot.machines.lifecycle import Forge
-from gibil_bot.model import Endpoint, MachineSpec
+from gibil_bot.model import Endpoint
 from gibil_bot.ports import Shell
 from tests.doubles.hetzner import HetznerDouble, hetzner_double
-from tests.doubles.hetzner_routes import Fault
+from tests.doubles.hetzner_kit import arm, spec
 from tests.doubles.hetzner_state import State
 from tests.doubles.patience import patient
-
-CLIENT, HOST = new_pair(), new_pair()
-
-
-def spec(name: str = "ada", **more: Any) -> MachineSpec:
-    words: dict[str, Any] = {"owner": "tests", "ttl_s": 600, "authorized_key": CLIENT[1], "host_key": HOST[0]}
-    return MachineSpec(name=name, **{**words, **more})
-
-
-@pytest.fixture
-async def double() -> AsyncIterator[HetznerDouble]:
-    async with hetzner_double() as double:
-        yield double
 
 
 @pytest.fixture
@@ -43,12 +29,6 @@ async def provider(double: HetznerDouble) -> AsyncIterator[HetznerProvider]:
     provider = double.provider(http_timeout_s=(1.0, 0.5))
     yield provider
     await provider.close()
-
-
-def arm(double: HetznerDouble, method: str, path: str, **more: Any) -> Fault:
-    fault = Fault(method, path, **more)
-    double.api.faults.append(fault)
-    return fault
 
 
 # Making

@@ -22,23 +22,15 @@ from gibil_bot.planning.script import (
 )
 from tests.doubles.githttp import GitServer
 from tests.doubles.patience import patient
+from tests.doubles.repositories import ADA
 
 TOKEN = "ghs_1234_a-long.token-with_all.kinds"
 NAME = "ada/engine.git"
 
 
 def git(where: Path, *arguments: str) -> str:
-    environment = {
-        **os.environ,
-        "GIT_CONFIG_GLOBAL": "/dev/null",
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_AUTHOR_NAME": "Ada",
-        "GIT_AUTHOR_EMAIL": "ada@example.com",
-        "GIT_COMMITTER_NAME": "Ada",
-        "GIT_COMMITTER_EMAIL": "ada@example.com",
-    }
     done = subprocess.run(
-        ["git", "-C", str(where), *arguments], env=environment, capture_output=True, text=True, timeout=patient(60)
+        ["git", "-C", str(where), *arguments], env={**os.environ, **ADA}, capture_output=True, text=True, timeout=patient(60)
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

@@ -19,6 +19,8 @@ from tests.doubles.patience import patient
 from tests.doubles.repositories import git as real_git
 from tests.doubles.repositories import repository
 
+pytestmark = pytest.mark.usefixtures("no_git_settings")
+
 PACKAGE = Path(gibil_bot.__file__).parent
 NOT_STARTED = {
     "cli/doctor.py": "looks whether git is installed",
@@ -26,14 +28,6 @@ NOT_STARTED = {
     "sandbox/origin.py": "a scheme of URLs",
 }
 STARTERS = {"create_subprocess_exec", "create_subprocess_shell", "Popen", "check_call", "check_output", "execvp", "execvpe"}
-
-
-@pytest.fixture(autouse=True)
-def no_settings_of_the_person(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("GIT_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
-    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
 
 
 def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,16 +16,10 @@ from gibil_bot.sandbox.origin import Origin, origin_url, read_origin
 from tests.doubles.githttp import GitServer
 from tests.doubles.repositories import commit, git, repository, snapshot
 
+pytestmark = pytest.mark.usefixtures("no_git_settings")
+
 GITHUB = "https://api.github.com"
 WORKFLOW = "on: {command: %s}\ntasks: [{run: 'true'}]\n"
-
-
-@pytest.fixture(autouse=True)
-def no_settings_of_the_person(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("GIT_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
-    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
 
 
 async def origin(repo: Path | str, branch: str | None = None) -> Origin:
