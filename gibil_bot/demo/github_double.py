@@ -28,7 +28,6 @@ from gibil_bot.demo.hooks import Hooks
 from gibil_bot.demo.server import serving
 from gibil_bot.demo.sight import Sight
 from gibil_bot.demo.state import (
-    DEFAULT_EVENTS,
     DEFAULT_PERMISSIONS,
     ROLES,
     Comment,
@@ -39,6 +38,7 @@ from gibil_bot.demo.state import (
     User,
 )
 from gibil_bot.demo.world import World
+from gibil_bot.github.webhook import EVENTS
 
 
 class GitHubDouble(Sight):
@@ -63,7 +63,7 @@ class GitHubDouble(Sight):
         webhook_secret: str | None = None,
         app_slug: str = "gibil",
         permissions: Mapping[str, str] = DEFAULT_PERMISSIONS,
-        events: tuple[str, ...] = DEFAULT_EVENTS,
+        events: tuple[str, ...] = EVENTS,
         port: int = 0,
     ) -> AsyncIterator[GitHubDouble]:
         """Listen on loopback until the block ends. Repositories live under `directory`, which is not removed."""

@@ -22,15 +22,6 @@ ROLES: Mapping[str, str] = {
 }
 """Role of a person → the `permission` that GitHub shows for it (same page)."""
 
-DEFAULT_EVENTS = (
-    "check_run",
-    "check_suite",
-    "issue_comment",
-    "merge_group",
-    "pull_request",
-    "pull_request_review",
-    "pull_request_review_comment",
-)
 DEFAULT_PERMISSIONS: Mapping[str, str] = {
     "metadata": "read",
     "contents": "read",
