@@ -150,7 +150,7 @@ class GitHub(Protocol):
         """Open pull requests whose head is that commit (forks have none in a check's payload)."""
 
     async def branch_push(self, installation_id: int, repository: Repository, branch: str, sha: str) -> BranchPush | None:
-        """The last push that put `sha` on a branch of the repository itself, if it is among the newest ones there."""
+        """The newest push to a branch of the repository itself, if it put `sha` there."""
 
     async def comment_time(self, installation_id: int, repository: str, comment_id: int) -> datetime | None:
         """When a comment in a conversation was written; None when it is gone."""

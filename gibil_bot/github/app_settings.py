@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from gibil_bot.github.payloads import utc
 from gibil_bot.github.registration import FailedDelivery, RegisteredApp, web_address
 from gibil_bot.github.request import Request
 from gibil_bot.github.session import Session
@@ -68,7 +69,7 @@ async def read_app(session: Session) -> RegisteredApp:
         deliveries=len(deliveries),
         failures=tuple(
             FailedDelivery(
-                at=delivery.delivered_at.astimezone(UTC),
+                at=utc(delivery.delivered_at).astimezone(UTC),
                 event=delivery.event,
                 status_code=delivery.status_code,
                 status=delivery.status,

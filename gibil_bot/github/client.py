@@ -9,7 +9,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import datetime
 
 import msgspec
 
@@ -49,7 +49,6 @@ class _Delivery(msgspec.Struct):
 class _Activity(msgspec.Struct):
     after: str
     timestamp: datetime
-    activity_type: str = ""
     actor: UserPayload | None = None
 
 
@@ -193,9 +192,9 @@ class GitHubClient:
         if answer.status >= 400:
             return None
         newest = next(iter(answer.read(list[_Activity])), None)
-        at = utc(newest.timestamp) if newest is not None else None
-        if newest is None or newest.actor is None or newest.after != sha or at is None:
+        if newest is None or newest.actor is None or newest.after != sha:
             return None
+        at = utc(newest.timestamp)
         return BranchPush(repository_id=repository.id, branch=branch, sha=sha, pusher=person(newest.actor), at=at)
 
     async def comment_time(self, installation_id: int, repository: str, comment_id: int) -> datetime | None:
@@ -270,7 +269,7 @@ class GitHubClient:
             query: dict[str, str | int] = {"per_page": 100} | ({"cursor": cursor} if cursor else {})
             answer = await self._session.ask(Request(method="GET", route="/app/hook/deliveries", query=query))
             deliveries = answer.read(list[_Delivery])
-            recent = [delivery for delivery in deliveries if _utc(delivery.delivered_at) >= since]
+            recent = [delivery for delivery in deliveries if utc(delivery.delivered_at) >= since]
             for delivery in recent:
                 if 200 <= delivery.status_code < 300:
                     arrived.add(delivery.guid)
@@ -345,7 +344,3 @@ class GitHubClient:
 def _open_at(sha: str, answer: Answer) -> list[PullRequest]:
     pulls = [payload.value() for payload in answer.read(list[PullRequestPayload])]
     return [pull for pull in pulls if pull.is_open and pull.head_sha == sha]
-
-
-def _utc(moment: datetime) -> datetime:
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

@@ -221,8 +221,9 @@ def person(user: UserPayload | None) -> Person:
     return Person(login=no_nul(user.login), is_bot=user.type == "Bot" or user.login.endswith("[bot]"))
 
 
-def utc(moment: datetime | None) -> datetime | None:
-    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
+def utc(moment: datetime) -> datetime:
+    """The same time; one without a time zone is in UTC."""
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
 def moment(value: object) -> datetime | None:
@@ -237,7 +238,7 @@ def moment(value: object) -> datetime | None:
             return None
     except (ValueError, OverflowError, OSError):
         return None
-    return found if found is not None and 2000 <= found.year < 3000 else None
+    return found if 2000 <= found.year < 3000 else None
 
 
 def no_nul(text: str) -> str:
