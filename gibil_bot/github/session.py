@@ -274,7 +274,7 @@ class Session:
 def _refusal(request: Request, answer: Answer) -> GitHubError:
     """`retry_after_s` None where no time will help. The message does not say whether it is tried again: the caller knows."""
     said = f"{request.name}: GitHub answered {answer.status}: {answer.message}"
-    if answer.status >= 500:
+    if answer.status >= 500 or answer.status == 409:
         return GitHubError(said, status=answer.status, retry_after_s=RETRY_AFTER_S)
     if answer.status == 401:
         way_out = "check the App's id, its private key and this computer's clock with `gibil doctor`"
@@ -284,6 +284,4 @@ def _refusal(request: Request, answer: Answer) -> GitHubError:
     if answer.status == 403 and "not accessible" in answer.message.lower():
         way_out = "compare the App's permissions with app.yml, and accept new ones at the installation"
         return GitHubError(f"{said}; {way_out}", status=403)
-    if answer.status == 409:
-        return GitHubError(said, status=409, retry_after_s=RETRY_AFTER_S)
     return GitHubError(said, status=answer.status)
