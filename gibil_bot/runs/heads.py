@@ -79,13 +79,8 @@ def seen_now(repository_id: int, pull: PullRequest, history: HeadHistory) -> tup
 
 def with_delivery(history: HeadHistory, stated: Iterable[HeadSeen | BranchPush]) -> HeadHistory:
     """The history with what one delivery says in it, whether it was stored before or not."""
-    known = {(seen.sha, seen.action, seen.before, seen.pusher, round(seen.at.timestamp(), 3)) for seen in history.heads}
-    new = [
-        seen
-        for seen in stated
-        if isinstance(seen, HeadSeen)
-        and (seen.sha, seen.action, seen.before, seen.pusher, round(seen.at.timestamp(), 3)) not in known
-    ]
+    known = {_identity(seen) for seen in history.heads}
+    new = [seen for seen in stated if isinstance(seen, HeadSeen) and _identity(seen) not in known]
     if not new:
         return history
     return replace(history, heads=tuple(sorted([*history.heads, *new], key=lambda seen: seen.at)))
@@ -176,6 +171,11 @@ def valid_approval(history: HeadHistory, head_sha: str) -> Approval | None:
         if approval.sha == head_sha and not moved_since(history, head_sha, approval.at):
             return approval
     return None
+
+
+def _identity(seen: HeadSeen) -> tuple[object, ...]:
+    """Equal for the same observation before and after it was stored: the store keeps times as floating-point numbers."""
+    return seen.sha, seen.action, seen.before, seen.pusher, round(seen.at.timestamp(), 3)
 
 
 def _people(pushers: Iterable[Person]) -> tuple[Person, ...]:

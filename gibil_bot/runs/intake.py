@@ -86,8 +86,7 @@ class Intake:
             await self._settle(delivery, Settlement(error=error.message))
             return
         if isinstance(event, Ignored | BranchPushed):
-            observed = () if isinstance(event, Ignored) else observed_in(event, delivery.received_at)
-            await self._settle(delivery, Settlement(observed=observed))
+            await self._settle(delivery, Settlement(observed=observed_in(event, delivery.received_at)))
             return
         lane = event.repository.id
         self._in_hand += 1
