@@ -107,9 +107,9 @@ class Decisions:
         return outcome.settlement()
 
     async def _comment(self, event: CommentCreated, outcome: _Outcome) -> None:
-        origin = self.origin(outcome.delivery)
+        origin, asked = self.origin(outcome.delivery), commands.parse(event.body)
         per_hour = self._policy.commands_per_hour
-        refused = await rate_limit.comment_over_limit(self._store, per_hour, outcome.delivery, event, origin)
+        refused = await rate_limit.comment_over_limit(self._store, per_hour, outcome.delivery, event, origin, asked)
         if refused is not None:
             outcome.tellings += refused
             return
@@ -119,9 +119,8 @@ class Decisions:
             return
         if seen := replies.reactions(event, "eyes"):
             await self._store.tell(None, seen)
-        asked = commands.parse(event.body)
         if asked and all(command.word == "cancel" and not command.problem for command in asked):
-            await self._cancel_only(asked, event, outcome, origin)
+            await self._cancel_only(asked, event, outcome)
             return
         pull_request = await self._github.pull_request(event.installation_id, event.repository.full_name, event.number)
         if event.created_at is None and event.event_name == "issue_comment":
@@ -143,12 +142,17 @@ class Decisions:
                 if isinstance(refusal, NeedsApproval):
                     await self._ask_for_approval(desk, str(refusal), outcome)
                 refusals.append(str(refusal))
-        if refusals or answers:
-            outcome.tellings.append(replies.reply(event, origin, "\n\n".join(dict.fromkeys(refusals + answers))))
-        outcome.tellings += replies.reactions(event, "confused" if refusals else "rocket")
+        self._answer(event, outcome, refusals, answers)
         outcome.tellings += desk.complaints()
 
-    async def _cancel_only(self, asked: Sequence[Command], event: CommentCreated, outcome: _Outcome, origin: str) -> None:
+    def _answer(self, event: CommentCreated, outcome: _Outcome, refusals: Sequence[str], answers: Sequence[str] = ()) -> None:
+        """Reply to a comment once for all its commands, each text once, and react to it."""
+        if refusals or answers:
+            text = "\n\n".join(dict.fromkeys([*refusals, *answers]))
+            outcome.tellings.append(replies.reply(event, self.origin(outcome.delivery), text))
+        outcome.tellings += replies.reactions(event, "confused" if refusals else "rocket")
+
+    async def _cancel_only(self, asked: Sequence[Command], event: CommentCreated, outcome: _Outcome) -> None:
         """Without the pull request and its workflow files: what is cancelled costs until it stops."""
         refusals = []
         for command in asked:
@@ -156,9 +160,7 @@ class Decisions:
                 await self._cancel(command, event, outcome)
             except Refused as refusal:
                 refusals.append(str(refusal))
-        if refusals:
-            outcome.tellings.append(replies.reply(event, origin, "\n\n".join(dict.fromkeys(refusals))))
-        outcome.tellings += replies.reactions(event, "confused" if refusals else "rocket")
+        self._answer(event, outcome, refusals)
 
     async def _cancel(self, command: Command, event: CommentCreated, outcome: _Outcome) -> None:
         """Raises Refused."""

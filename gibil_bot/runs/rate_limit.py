@@ -6,25 +6,26 @@ whoever may write comments could use them all up.
 
 from __future__ import annotations
 
-from gibil_bot.github import commands, replies
-from gibil_bot.model import CommentCreated, Delivery, RerunRequested, Spending, Telling
+from collections.abc import Sequence
+
+from gibil_bot.github import replies
+from gibil_bot.model import Command, CommentCreated, Delivery, RerunRequested, Spending, Telling
 from gibil_bot.ports import Store
 
 HOUR_S = 3600.0
 
 
 async def comment_over_limit(
-    store: Store, per_hour: int, delivery: Delivery, event: CommentCreated, origin: str
+    store: Store, per_hour: int, delivery: Delivery, event: CommentCreated, origin: str, asked: Sequence[Command]
 ) -> list[Telling] | None:
-    """None when the comment's commands are within its author's limit, and count from now on. Otherwise what to answer: once
-    an hour the limit and when to try again, and nothing after that.
+    """None when the comment's commands, `asked`, are within its author's limit, and count from now on. Otherwise what to
+    answer: once an hour the limit and when to try again, and nothing after that.
 
     Nothing is asked of GitHub for it, so it comes before the question of permission. Cancelling has a limit of its own: a
     person who has used up the commands can still stop what they started.
     """
-    words = [command.word for command in commands.parse(event.body)]
-    kind = "cancel" if words and all(word == "cancel" for word in words) else "command"
-    spending = await _spend(store, per_hour, delivery, kind, event.repository.id, event.author.login, len(words))
+    kind = "cancel" if asked and all(command.word == "cancel" for command in asked) else "command"
+    spending = await _spend(store, per_hour, delivery, kind, event.repository.id, event.author.login, len(asked))
     if spending.allowed:
         return None
     if not spending.first_refusal:
