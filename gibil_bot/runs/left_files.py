@@ -6,6 +6,7 @@ It comes with the task's end. Only for a task that ended while nobody followed i
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gibil_bot.machines.answers import number
@@ -16,6 +17,8 @@ from gibil_bot.ports import Shell
 FILES_LIMIT_BYTES = 1024 * 1024
 STORED_SUMMARY_BYTES = 64 * 1024
 REASON_BYTES = 1024
+_LIMITS = (STORED_SUMMARY_BYTES, FILES_LIMIT_BYTES, FILES_LIMIT_BYTES, REASON_BYTES)
+"""Of the summary, env, path and neutral files, in the order of `paths_of`."""
 _ANSWER_BYTES = 4 * 1024 * 1024
 """Four lines of base64: four thirds of what the limits of the files come to, and a little more."""
 
@@ -42,9 +45,7 @@ def left_in(ended: Exit, index: int) -> LeftFiles | None:
     summary, env, path, neutral = (ended.files.get(path) for path in paths_of(index))
     if summary is None or env is None or path is None:
         return None
-    return LeftFiles(
-        summary[:STORED_SUMMARY_BYTES], env[:FILES_LIMIT_BYTES], path[:FILES_LIMIT_BYTES], (neutral or b"")[:REASON_BYTES]
-    )
+    return _within_limits((summary, env, path, neutral or b""))
 
 
 async def read_tail(shell: Shell, job_id: str, most: int) -> tuple[bytes, int]:
@@ -56,16 +57,17 @@ async def read_tail(shell: Shell, job_id: str, most: int) -> tuple[bytes, int]:
 
 async def read_left_files(shell: Shell, index: int) -> LeftFiles:
     """In one round trip: a line of base64 each. Raises MachineLost."""
-    limits = zip(paths_of(index), (STORED_SUMMARY_BYTES, FILES_LIMIT_BYTES, FILES_LIMIT_BYTES, REASON_BYTES), strict=True)
+    limits = zip(paths_of(index), _LIMITS, strict=True)
     result = await shell.run(
         "\n".join(f"test -s {path} && head -c {limit} {path} | base64 -w 0; echo" for path, limit in limits),
         most_bytes=_ANSWER_BYTES,
     )
     lines = [*result.stdout.split(b"\n"), b"", b"", b"", b""]
     try:
-        summary, env, path, neutral = (base64.b64decode(line) for line in lines[:4])
-        return LeftFiles(
-            summary[:STORED_SUMMARY_BYTES], env[:FILES_LIMIT_BYTES], path[:FILES_LIMIT_BYTES], neutral[:REASON_BYTES]
-        )
+        return _within_limits([base64.b64decode(line) for line in lines[:4]])
     except ValueError:  # the machine belongs to its tasks: one may have put something else in the place of base64
         return LeftFiles(b"", b"", b"")
+
+
+def _within_limits(contents: Iterable[bytes]) -> LeftFiles:
+    return LeftFiles(*(content[:limit] for content, limit in zip(contents, _LIMITS, strict=True)))
