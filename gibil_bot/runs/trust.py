@@ -104,10 +104,7 @@ class Judge:
             return trust_texts.author_cannot_write(pull.author)
         if not pushers:
             return trust_texts.pusher_unknown(pull.head_ref)
-        for pusher in pushers:
-            if not await people.may_write(pusher):
-                return trust_texts.pusher_cannot_write(pusher, pull.head_ref)
-        return "" if await people.may_write(requester) else trust_texts.requester_cannot_write(requester)
+        return await self._doubts_about_people(people, pushers, pull.head_ref, requester)
 
     async def _doubts_about_fork(self, people: _Permissions, history: HeadHistory, pull: PullRequest, requester: Person) -> str:
         if pull.head_repository is None or pull.head_owner is None:
@@ -124,9 +121,14 @@ class Judge:
         pushers = heads.fork_pushers(history, pull)
         if pushers is None or len(pushers) + len(owners) > MOST_PEOPLE:
             return trust_texts.fork_pusher_unknown(fork)
+        return await self._doubts_about_people(people, pushers, fork, requester)
+
+    async def _doubts_about_people(
+        self, people: _Permissions, pushers: Iterable[Person], pushed_to: str, requester: Person
+    ) -> str:
         for pusher in pushers:
             if not await people.may_write(pusher):
-                return trust_texts.pusher_cannot_write(pusher, fork)
+                return trust_texts.pusher_cannot_write(pusher, pushed_to)
         return "" if await people.may_write(requester) else trust_texts.requester_cannot_write(requester)
 
     async def _known(self, people: _Permissions, first: Iterable[Person], pushers: tuple[Person, ...]) -> bool:
