@@ -9,11 +9,12 @@ from __future__ import annotations
 from datetime import datetime
 
 from gibil_bot.github.commands import PREFIX
+from gibil_bot.github.render import CHECK_PREFIX
 from gibil_bot.github.text import code, line
 from gibil_bot.model import Conclusion, Person, Repository, Telling, TellingKind
 from gibil_bot.views import timestamp
 
-APPROVAL_CHECK = "gibil / approval"
+APPROVAL_CHECK = f"{CHECK_PREFIX}approval"
 """The name of the check run; `external_id` and the telling's key are `approval_key`."""
 
 
