@@ -24,6 +24,10 @@ class Caps(Struct, frozen=True, kw_only=True):
     default_disk_mb: int | None = None
     """Disk of a machine whose plan doesn't say; None where that isn't a limit."""
 
+    def allows(self, server_type: str | None) -> bool:
+        """Whether a machine of that type may be created; None: the provider chooses one."""
+        return server_type is None or self.server_types is None or server_type in self.server_types
+
 
 NO_CAPS = Caps()
 
@@ -45,7 +49,7 @@ def capped(plan: MachinePlan, caps: Caps) -> tuple[MachinePlan, tuple[str, ...]]
                 amount = f"{cap} {unit} of {what}" if unit else f"{cap} {what}"
                 notes.append(f"The machine has {amount}, the most that is allowed here ({setting}), and not {wanted}.")
     plan = replace(plan, **changes)
-    if plan.server_type is not None and caps.server_types is not None and plan.server_type not in caps.server_types:
+    if not caps.allows(plan.server_type):
         notes.append(
             f"The server type {plan.server_type!r} is not allowed here (GIBIL_SERVER_TYPES): "
             f"a machine of size {plan.size} is used."
@@ -56,6 +60,6 @@ def capped(plan: MachinePlan, caps: Caps) -> tuple[MachinePlan, tuple[str, ...]]
 
 def check_server_type(server_type: str | None, caps: Caps) -> None:
     """For a type that a person named. Raises UsageError."""
-    if server_type is not None and caps.server_types is not None and server_type not in caps.server_types:
-        allowed = ", ".join(caps.server_types)
+    if not caps.allows(server_type):
+        allowed = ", ".join(caps.server_types or ())
         raise UsageError(f"the server type {server_type!r} is not allowed here; GIBIL_SERVER_TYPES allows {allowed}")
