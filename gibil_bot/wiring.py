@@ -69,12 +69,15 @@ def open_keyring(settings: Settings) -> Keyring:
 
 
 def machine_caps(settings: Settings) -> Caps:
-    """What machines of that provider may be at most. Where the operator doesn't say, a local one has half of the host."""
+    """What machines of that provider may be at most. Where the operator doesn't say, a local one has half of the host,
+    and another one what its largest size has."""
     if settings.provider != "local":
-        large_mb, large_disk_mb = 16 * 1024, 80 * 1024  # what the size large asks for there
+        from gibil_bot.machines.hetzner_offers import SIZES
+
+        largest = SIZES["large"]
         return Caps(
-            memory_mb=settings.max_memory_mb or large_mb,
-            disk_mb=settings.max_disk_mb or large_disk_mb,
+            memory_mb=settings.max_memory_mb or largest.memory_gb * 1024,
+            disk_mb=settings.max_disk_mb or largest.disk_gb * 1024,
             pids=settings.max_pids,
             server_types=settings.server_types,
         )
