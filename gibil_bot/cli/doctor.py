@@ -107,7 +107,9 @@ def _registration(settings: Settings) -> Finding:
 
 
 def _webhook_url(settings: Settings) -> str:
-    return f"{settings.public_url}/webhook" if settings.public_url else ""
+    from gibil_bot.github.registration import WEBHOOK_PATH
+
+    return f"{settings.public_url}{WEBHOOK_PATH}" if settings.public_url else ""
 
 
 def _tools() -> Finding:
