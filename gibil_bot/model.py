@@ -132,8 +132,6 @@ class CommentCreated(Struct, frozen=True, kw_only=True):
     repository: Repository
     number: int
     comment_id: int
-    is_review_comment: bool
-    """On a line of the diff (pull_request_review_comment) and not in the conversation (issue_comment)."""
     author: Person
     body: str
     event_name: str = "issue_comment"
@@ -144,6 +142,11 @@ class CommentCreated(Struct, frozen=True, kw_only=True):
     """When the pull request changed last, as GitHub knew when it sent this."""
     commit_sha: str | None = None
     """The commit that a review was submitted on."""
+
+    @property
+    def is_review_comment(self) -> bool:
+        """On a line of the diff, and not in the conversation."""
+        return self.event_name == "pull_request_review_comment"
 
     @property
     def is_review(self) -> bool:

@@ -173,9 +173,7 @@ def _event(file: Path, comment: str | None, action: str | None, event_file: Path
     body = comment or ""
     if "/gibil" not in body:
         body = f"/gibil {body}"
-    return CommentCreated(
-        installation_id=1, repository=repository, number=1, comment_id=1, is_review_comment=False, author=person, body=body
-    )
+    return CommentCreated(installation_id=1, repository=repository, number=1, comment_id=1, author=person, body=body)
 
 
 def _plans(file: Path, event: Event) -> tuple[Plan, ...]:

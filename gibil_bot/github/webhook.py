@@ -153,7 +153,6 @@ def _comment(
         repository=repository(place),
         number=number,
         comment_id=comment.id,
-        is_review_comment=event_name == "pull_request_review_comment",
         author=author,
         body=no_nul(comment.body or ""),
         event_name=event_name,

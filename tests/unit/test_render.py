@@ -56,7 +56,6 @@ EVENT = CommentCreated(
     repository=REPOSITORY,
     number=12,
     comment_id=501,
-    is_review_comment=False,
     author=Person(login="ada"),
     body="/gibil test",
 )

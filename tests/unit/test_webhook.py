@@ -180,7 +180,7 @@ def test_a_comment_on_a_pull_request() -> None:
         repository=OCTO,
         number=12,
         comment_id=501,
-        is_review_comment=False,
+        event_name="issue_comment",
         author=Person(login="ada"),
         body="/gibil test",
     )
