@@ -33,7 +33,7 @@ NO_CAPS = Caps()
 
 
 def capped(plan: MachinePlan, caps: Caps) -> tuple[MachinePlan, tuple[str, ...]]:
-    """The plan within the caps, and a note for people about each thing that was asked for and is not had."""
+    """The plan within the caps, and a note for people about each thing that was requested and isn't granted in full."""
     changes: dict[str, int | None] = {}
     notes = []
     for name, what, unit, setting, default in (

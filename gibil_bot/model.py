@@ -437,7 +437,7 @@ class TellingKind(StrEnum):
 
 
 class Priority(IntEnum):
-    """What GitHub is told first. Lower comes first."""
+    """Order in which notifications are published to GitHub. Lower comes first."""
 
     RESULT = 0
     """A check run that GitHub does not show yet, or that ended."""
@@ -477,7 +477,7 @@ class DueTelling(Struct, frozen=True, kw_only=True):
     attempts: int
     """How often this was begun before, in all its revisions; above 0 without a remote_id: look before you write."""
     failures: int = 0
-    """How often it failed since GitHub was last told."""
+    """How often publishing failed since it last succeeded."""
     priority: Priority = Priority.RESULT
 
 
@@ -488,7 +488,7 @@ class Spending(Struct, frozen=True, kw_only=True):
     wait_s: float = 0.0
     """When not allowed: seconds until the bucket holds as many."""
     first_refusal: bool = False
-    """The owner was not told so within the last hour."""
+    """No refusal was sent to the owner within the last hour."""
 
 
 # --- machines ---------------------------------------------------------------------------------------------------

@@ -223,7 +223,7 @@ class Store(Protocol):
     ) -> bool:
         """Store; False when the GUID was there already (nothing is written then).
 
-        `handled`: nothing follows from it; it is kept, nobody claims it and nobody is woken. `observed`: what it says about
+        `handled`: nothing follows from it; it is kept, never claimed, and wakes no waiter. `observed`: what it says about
         the heads of pull requests, known to every later decision as soon as this returns."""
 
     async def claim_deliveries(self, owner: str, *, limit: int, lease_s: float) -> list[Delivery]:
@@ -308,7 +308,7 @@ class Store(Protocol):
         not_keys: Sequence[str] = (),
         up_to: Priority = Priority.REACTION,
     ) -> list[DueTelling]:
-        """Those whose newest revision is not told, that are due, that nobody is telling, except those keys.
+        """Those whose newest revision is unpublished, that are due and not claimed, except those keys.
 
         By priority, down to `up_to`; of one priority first those of the repository with the fewest claimed."""
 

@@ -55,7 +55,7 @@ _json_object = msgspec.json.Decoder(_AnyObject)
 
 
 def create_app(bot: Bot, rejected: Mapping[int, int] | None = None) -> ASGIApp:
-    """The whole door of a bot that is at work. `rejected`: how many requests the server in front of it answered, by status."""
+    """The ASGI app of a running bot. `rejected`: how many requests the server in front of it answered, by status."""
     doors = _Doors(bot, {} if rejected is None else rejected)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,7 +74,7 @@ _Reply = tuple[int, str, *tuple[tuple[bytes, bytes], ...]]
 
 
 class _ClientGone(Exception):
-    """There is no one to answer."""
+    """The client closed the connection before its request was complete."""
 
 
 @dataclass(frozen=True, slots=True)

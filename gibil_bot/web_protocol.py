@@ -38,7 +38,7 @@ class ServerLimits:
     """Open connections. At the limit a new one replaces the one that has kept the server waiting longest, or gets 503."""
     replaceable_s: float = 0.1
     """How long a connection must have kept the server waiting before a new one may replace it. The lower, the more new
-    connections a second it takes to shut out everybody else: `connections` / `replaceable_s`."""
+    connections a second it takes to shut out all other clients: `connections` / `replaceable_s`."""
     pipelined: int = 16
     """Requests that may wait on one connection for the answer to the one before them."""
     unread_s: float = 30.0
@@ -299,7 +299,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """Answer what was being received, unless an earlier request waits for its answer; read nothing more."""
         pending = self.cycle if self.cycle is not None and not self.cycle.response_complete else None
         if pending is not None and self._in_body and not self.pipeline and not pending.response_started:
-            # The application is waiting for this very body: it is told that the client is gone.
+            # The application is waiting for this very body, and gets the event that the client is gone.
             pending.disconnected = True
             pending.message_event.set()
         elif pending is not None:
@@ -365,4 +365,4 @@ class LimitedProtocol(HttpToolsProtocol):
         self._held_bytes = 0
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Anybody can ask for an upgrade, and a log line costs disk."""
+        """Any client can ask for an upgrade, and a log line costs disk."""

@@ -216,7 +216,7 @@ def _interruption() -> Iterator[asyncio.Event]:
 
 
 async def _clean_up(folder: Path, data_dir: Path, terminal: Terminal) -> None:
-    """What is to be said may find no reader any more; all is removed all the same."""
+    """Everything is removed even if the reader of the output is gone."""
     said = []
     try:
         burned = await burn_leftovers(data_dir)

@@ -35,7 +35,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedDelivery:
-    """One that GitHub could not hand over."""
+    """One that GitHub could not deliver."""
 
     at: datetime
     event: str
@@ -46,7 +46,7 @@ class FailedDelivery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegisteredApp:
-    """What GitHub says of the App."""
+    """The App as GitHub has it registered."""
 
     slug: str
     settings_url: str
@@ -204,7 +204,7 @@ def _failures(app: RegisteredApp) -> list[Difference]:
         f"{newest.at:%Y-%m-%d %H:%M} UTC, with {said}"
     )
     if not app.newest_failed:
-        fix = "deliveries get through again; a running bot asks for those of the last three days once more"
+        fix = "deliveries get through again; a running bot asks for those of the last three days again"
         return [Difference(topic="App deliveries", detail=detail, fix=fix, matters=False)]
     return [Difference(topic="App deliveries", detail=detail, fix=_cure(newest.status_code, app.webhook_url or ""))]
 

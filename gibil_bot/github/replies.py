@@ -95,7 +95,7 @@ def permission_refused(login: str, permission: str) -> str:
 
 
 def rate_limited(login: str, per_hour: int, wait_s: float) -> str:
-    """A person has given as many commands as one may. Said once an hour."""
+    """A person has given as many commands as one may. Sent once an hour."""
     return (
         f"{code(login)} has reached the limit of {count(per_hour, 'command')} an hour in this repository: try again in "
         f"{count(max(1, ceil(wait_s / 60)), 'minute')}. Commands above the limit get no further answer within the hour; the "

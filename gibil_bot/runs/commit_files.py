@@ -28,7 +28,7 @@ Extra = Mapping[str, str | None]
 
 
 async def repository_file(repository: Path, sha: str, extra: Extra) -> bytes | None:
-    """The `.gibil.yml` of a commit in a repository of ours. Raises GitError."""
+    """The `.gibil.yml` of a commit in a repository that we created. Raises GitError."""
     entries = await _list(repository, extra, sha, REPOSITORY_FILE)
     return (await _read(repository, extra, sha, entries)).get(REPOSITORY_FILE)
 

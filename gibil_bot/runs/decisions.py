@@ -353,8 +353,8 @@ class Decisions:
             self._queue(plan, desk, outcome)
 
     async def _supersede(self, desk: Desk, plans: Sequence[Plan], outcome: _Outcome) -> list[Plan]:
-        """Stop runs of older commits. Somebody asked for their workflows on this pull request, so the new commit gets them
-        too where it may start by itself; code that nobody asked to run never does."""
+        """Stop runs of older commits. Their workflows were requested on this pull request, so the new commit gets them too
+        where it may start by itself; code that was never requested to run doesn't start."""
         facts = desk.facts
         successors: list[Plan] = []
         planned = {plan.concurrency_group for plan in plans}
@@ -449,13 +449,13 @@ class Decisions:
         else:
             names = await self._github.check_runs(event.installation_id, repository, event.head_sha)
         workflows: list[str | None] = [workflow for workflow, _ in _workflows_of(names)]
-        # A check run of ours deserves an answer, also one that is no workflow's.
+        # Re-run of one of our check runs gets an answer, even if no workflow belongs to it.
         if not workflows and (event.external_id is not None or trust_texts.APPROVAL_CHECK in dict(names)):
             workflows = [None]
         return [_Repeat(number=number, workflow=workflow) for workflow in workflows]
 
     async def _merge_group(self, event: MergeGroupChecked, outcome: _Outcome) -> None:
-        """A merge queue waits for every required check: each of ours says at once that it will not come, and what to do."""
+        """A merge queue waits for every required check: each of our checks fails at once and says what to do."""
         files = await self._github.workflow_files(event.installation_id, event.repository.full_name, event.base_ref)
         known = await read_catalogue(self._policy, files, event.base_ref)
         for workflow in known.workflows[:MOST_MERGE_CHECKS]:

@@ -114,7 +114,7 @@ async def read_desk(
 
 
 async def read_catalogue(policy: Policy, files: Mapping[str, bytes], base_ref: str) -> planning.Catalogue:
-    """In a thread: somebody may have filled the files with what takes long to read."""
+    """In a thread: a workflow file may be written to take long to parse."""
     return await asyncio.to_thread(_catalogue, policy, files, base_ref)
 
 

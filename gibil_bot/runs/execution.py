@@ -30,9 +30,9 @@ from gibil_bot.views import blocked_view
 
 STORED_TAIL_BYTES = 16 * 1024
 MOST_OUTPUT_BYTES = 1024 * 1024 * 1024
-"""A task that prints more than this is stopped: that is no output that anybody reads, and it fills disks."""
+"""A task that prints more than this is stopped: such output is of no use to a reader, and it fills disks."""
 AFTER_KILL_S = 10.0
-"""So long is the rest of a task's output read after the task was stopped."""
+"""How long the rest of a task's output is read after the task was stopped."""
 SKIPPED_TAIL_BYTES = 64 * 1024
 CAUSE_TRIES = 10
 CAUSE_EVERY_S = 0.2
@@ -102,7 +102,7 @@ def conclusion_of(plan: Plan, results: Mapping[int, TaskResult], *, cancelled: b
     if TaskStatus.TIMED_OUT in counted:
         return Conclusion.TIMED_OUT
     if results and all(result.status is TaskStatus.SKIPPED for result in results.values()):
-        # One that has an exit status ran, and said that it had nothing to do (GIBIL_NEUTRAL).
+        # A skipped task with an exit status ran, and reported that it had nothing to do (GIBIL_NEUTRAL).
         return Conclusion.NEUTRAL if any(result.exit_status == 0 for result in results.values()) else Conclusion.SKIPPED
     return Conclusion.SUCCESS
 
@@ -131,7 +131,7 @@ class Execution:
         self._cause = cause
         self._room = room
         self._lost: str | None = None
-        """Why there is no machine any more, when a task has brought that about."""
+        """Why the machine no longer exists, when a task caused that."""
         self._store = store
         self._claim = claim
         self._plan = claim.run.plan

@@ -1,8 +1,8 @@
 """A repository on this host, read without running anything that its own configuration names and without writing into it.
 
-Only its refs and configuration values are asked of git there. Its objects are read through a bare repository of ours, in a
-temporary folder, that has the repository's objects as an alternate (gitrepository-layout(5), objects/info/alternates): its
-.git/config, its hooks and its attributes are never read there.
+Only its refs and configuration values are asked of git there. Its objects are read through a bare repository that we create
+in a temporary folder and that has the repository's objects as an alternate (gitrepository-layout(5),
+objects/info/alternates): its .git/config, its hooks and its attributes are never read there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gibil_bot import git
 from gibil_bot.git import FOREIGN, LOOK, GitError
 
 PROMISOR = "gibil-promisor"
-"""The remote, in a repository of ours, that has the objects which a partial clone lacks."""
+"""The remote, in a repository that we created, that has the objects which a partial clone lacks."""
 
 _LOOK_WITHIN_S = 60.0
 """A ref, a configuration file or what it includes may be a FIFO, which git waits for, or a device without an end."""
@@ -206,7 +206,7 @@ async def _settings(git_dir: Path) -> dict[str, str]:
 
 
 async def set_promisor(repository: Path, url: str) -> None:
-    """Objects that a repository of ours lacks are fetched from `url` when they are needed."""
+    """Let git fetch from `url` the objects that a repository which we created lacks, when they are needed."""
     for key, value in (
         ("core.repositoryFormatVersion", "1"), ("extensions.partialClone", PROMISOR),
         (f"remote.{PROMISOR}.url", url), (f"remote.{PROMISOR}.promisor", "true"),

@@ -163,7 +163,7 @@ class TaskLog:
         return bytes(self._tail[-limit:]).decode("utf-8", "replace")
 
     async def close(self, note: str = "") -> None:
-        """Everything that was fed is in the log when this returns, and behind it `note`: whole lines of ours, redacted."""
+        """Everything that was fed is in the log when this returns, and after it `note`: our own whole lines, redacted."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -1,7 +1,7 @@
-"""How many commands a person may give, and how little a comment costs that is not obeyed.
+"""How many commands a person may give, and a bound on what a rejected comment costs.
 
 GitHub accepts 80 comments and reactions a minute from us, and 500 an hour, for all repositories of an installation together:
-whoever may write comments could use them all up.
+one person who may write comments could use up all of them.
 """
 
 from __future__ import annotations

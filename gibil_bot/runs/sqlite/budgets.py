@@ -7,7 +7,7 @@ import sqlite3
 from gibil_bot.model import Spending
 
 TELL_AGAIN_S = 3600.0
-"""An owner who was told that the bucket is empty is told again after this time at the earliest."""
+"""The owner of an empty bucket gets at most one refusal in this time."""
 _ROUNDING = 1e-6
 
 
@@ -28,7 +28,7 @@ def spend(db: sqlite3.Connection, _: set[str], key: str, cost: float, capacity: 
 
 
 def prune(db: sqlite3.Connection, _: set[str], now: float, limit: int) -> int:
-    """Forget buckets that are full and whose owner would be told again. How many went."""
+    """Delete buckets that are full and whose owner would get the next refusal; their number."""
     return db.execute(
         "delete from budgets where key in (select key from budgets where full_at <= ? and refused_at <= ? limit ?)",
         (now, now - TELL_AGAIN_S, limit),

@@ -17,7 +17,7 @@ _decode = msgspec.json.Decoder(dict[str, object]).decode
 
 def wish(db: sqlite3.Connection, topics: set[str], tellings: Sequence[Telling], now: float) -> None:
     """The same body again changes nothing. A new body keeps the place and the patience of one that still waits, unless it
-    is the result of a run: that is told at once. A check run that GitHub does not show yet has a result's priority."""
+    is the result of a run: that is published at once. A check run that GitHub does not show yet has a result's priority."""
     for telling in tellings:
         priority = _priority(telling)
         written = db.execute(
@@ -64,7 +64,7 @@ def claim(
 ) -> list[DueTelling]:
     """By priority; of one priority the repository that has the fewest under way, so that much of one delays no other.
 
-    A lease is nothing that anybody waits for, so that no topic is named.
+    No subscriber waits for a lease, so no topic is named.
     """
     found = db.execute(
         f"select seq, {_NOUN} from tellings join ("  # noqa: S608
