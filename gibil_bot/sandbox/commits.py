@@ -303,23 +303,15 @@ async def _save_bundle(live: LiveMachine, head: str, base: str, place: Path) -> 
                 return
             size += len(data)
             if size > MOST_BYTES:
-                reading.cancel()
-            else:
-                file.write(data)
+                raise NotPushed(f"the commits of {live.name} are larger than {MOST_BYTES // 1024**2} MiB")
+            file.write(data)
 
-        # Without the environment of tasks: a PATH of theirs must not decide which git that is. A ref of ours, because a tag or
-        # a branch on the machine may be called HEAD.
+        # Without the environment of tasks, whose PATH must not decide which git that is. A separate ref, because a tag or a
+        # branch on the machine may be called HEAD.
         command = (
             f"cd {WORKSPACE} && git -c core.hooksPath=/dev/null update-ref {_OUTGOING} {head} && "
             f"git -c core.hooksPath=/dev/null bundle create -q - {_OUTGOING} ^{shlex.quote(base)}"
         )
-        reading = asyncio.ensure_future(live.shell.run(command, timeout_s=_TAKE_S, on_output=take_output, keep_output=False))
-        try:
-            result = await reading
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if size <= MOST_BYTES or (task is not None and task.cancelling()):
-                raise
-            raise NotPushed(f"the commits of {live.name} are larger than {MOST_BYTES // 1024**2} MiB") from None
+        result = await live.shell.run(command, timeout_s=_TAKE_S, on_output=take_output, keep_output=False)
     if result.exit_status != 0:
         raise NotPushed(f"{live.name} could not pack its commits: {last_line(bytes(words))}")
