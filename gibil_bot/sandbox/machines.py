@@ -126,8 +126,8 @@ class Machines:
                 else:
                     names = words.fleet_names(terms.name, count)
                     labels["fleet"] = terms.name
-                makings = await self._begin(names, terms.ttl_s, order.made_by)
-                machines = await self._make_all(makings, terms, origin, labels, tell)
+                begun = await self._begin(names, terms.ttl_s, order.made_by)
+                machines = await self._make_all(begun, terms, origin, labels, tell)
                 for live in machines:  # a fleet is worth something when it is whole
                     self._untold[live.name].made()
                 return machines, terms.notes
