@@ -10,7 +10,8 @@ Rules that hold for every call:
   configuration (global, system, command line): core.sshCommand, url.insteadOf, credential.helper, http.*.
 - A repository is named by `--git-dir`. The configuration of a repository that we didn't create can run programs
   (core.sshCommand, remote.*.uploadpack, filter.*, core.fsmonitor, core.gitProxy), so such repositories are only asked for
-  refs and configuration values (`LOOK`), and their objects are read through a repository of ours (runs/local_repository.py).
+  refs and configuration values (`LOOK`), and their objects are read through a repository that we created
+  (runs/local_repository.py).
 - git never prompts: it has no terminal, no stdin and no askpass program. It has a time limit, and its output has a size limit.
 """
 
@@ -149,7 +150,7 @@ def sealed_environment(home: Path) -> dict[str, str]:
 
 
 async def ssh_environment() -> dict[str, str]:
-    """How git reaches SSH servers: as the user configured it; plain `ssh` is told not to ask questions."""
+    """How git reaches SSH servers: as the user configured it; plain `ssh` runs without asking questions."""
     if "GIT_SSH_COMMAND" in os.environ or "GIT_SSH" in os.environ:
         return {}
     with contextlib.suppress(GitError):
@@ -168,7 +169,7 @@ async def start(
     stdin: int = asyncio.subprocess.DEVNULL,
     stderr: int = asyncio.subprocess.PIPE,
 ) -> asyncio.subprocess.Process:
-    """Start git in a session of its own, which has no terminal. `env` is the whole environment, see `environment`.
+    """Start git in a new session, which has no terminal. `env` is the whole environment, see `environment`.
 
     `folder`: where it runs, / if absent. The caller ends it with `end`.
     """

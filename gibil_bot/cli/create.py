@@ -153,11 +153,11 @@ async def _interrupted(
     """Machines that can be used already are kept when the wait for them is interrupted: say how to go on. The exit status.
 
     `named`: their names go to stdout, as without the interruption. Where that can't be written (the terminal was closed) they
-    are destroyed, as nobody would learn of them; raises Interrupted then.
+    are destroyed, as their names would stay unknown; raises Interrupted then.
     """
     from gibil_bot.views import timestamp
 
-    # What is left takes a moment, and has to be said exactly once.
+    # What follows takes a moment, and has to be printed exactly once.
     asyncio.get_running_loop().add_signal_handler(signal.SIGINT, lambda: None)
     names = [live.name for live in made]
     it, kept = ("it", "is kept") if len(names) == 1 else ("them", "are kept")
@@ -180,7 +180,7 @@ async def _interrupted(
 
 
 async def _make(machines: Machines, order: Order, fleet: int | None, as_json: bool) -> list[LiveMachine]:
-    """Raises Interrupted, once what there was of the machines is destroyed."""
+    """Raises Interrupted when the machines created so far are destroyed."""
     begun: list[str] = []
     async with Progress() as progress:
 
@@ -201,7 +201,7 @@ async def _make(machines: Machines, order: Order, fleet: int | None, as_json: bo
 
 
 async def _call_off(machines: Machines, making: asyncio.Task[Any], names: list[str], as_json: bool) -> str:
-    """End a creation that was interrupted; what became of its machines."""
+    """End a creation that was interrupted; return a sentence about its machines."""
     from gibil_bot.sandbox.words import natural
 
     names = sorted(names, key=natural)
@@ -214,7 +214,7 @@ async def _call_off(machines: Machines, making: asyncio.Task[Any], names: list[s
         )
 
     def leave() -> None:
-        # At once: a request that was sent to a cloud is waited for until its timeout otherwise. Our record is released with us.
+        # At once: otherwise a request to a cloud is awaited until its timeout. The lock of our record ends with the process.
         os._exit(fail(Interrupted(_left_message(names)), as_json=as_json))
 
     # The loop has to read the first signal from its pipe before, or it would take it for the second.

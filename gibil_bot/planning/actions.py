@@ -264,7 +264,7 @@ def _about(piece: str, inside: str, key: str, *, is_whole: bool) -> str | None:
 
 
 def _variable(context: str, name: str) -> str | None:
-    """The environment variable that holds a value without anything to be done."""
+    """The environment variable that holds a value already."""
     if context == "inputs" and name:
         return input_variable(name)
     if context == "github":
@@ -295,7 +295,7 @@ def _instead(context: str, name: str) -> str:
     return "compute it in the script, from the variables that workflows/README.md lists"
 
 
-# --- variables that are not there ------------------------------------------------------------------------------------
+# --- variables that no task finds ------------------------------------------------------------------------------------
 
 _NOT_PROVIDED: Mapping[str, str] = {
     "GITHUB_STATE": "there are no actions with a state; keep it in a file under $RUNNER_TEMP",

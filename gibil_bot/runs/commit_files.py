@@ -27,7 +27,7 @@ Extra = Mapping[str, str | None]
 
 
 async def repository_file(repository: Path, sha: str, extra: Extra) -> bytes | None:
-    """The `.gibil.yml` of a commit in a repository of ours. Raises GitError."""
+    """The `.gibil.yml` of a commit in a repository that we created. Raises GitError."""
     entries = await _list(repository, extra, sha, REPOSITORY_FILE)
     return (await _read(repository, extra, sha, entries)).get(REPOSITORY_FILE)
 
@@ -76,7 +76,7 @@ async def _read(repository: Path, extra: Extra, sha: str, entries: dict[str, tup
             wanted[path] = name
     for path, name in wanted.items():
         size = int(await git.text("cat-file", "-s", name, git_dir=repository, extra=extra))
-        # A file above the limit is told to be above it, whatever it holds.
+        # A file above the limit is reported as too large, whatever it contains.
         files[path] = b" " * (MAX_BYTES + 1)
         if size <= MAX_BYTES:
             files[path] = await git.run("cat-file", "blob", name, git_dir=repository, extra=extra)

@@ -1,7 +1,7 @@
 """A repository on this host, read without running anything that its own configuration names and without writing into it.
 
-Only its refs and configuration values are asked of git there. Its objects are read through a bare repository of ours, in a
-temporary folder, that has the repository's objects as an alternate (gitrepository-layout(5), objects/info/alternates): its
+git reads only refs and configuration values there. Its objects are read through a bare repository that we create in a
+temporary folder, which has the repository's objects as an alternate (gitrepository-layout(5), objects/info/alternates): its
 .git/config, its hooks and its attributes are never read there.
 """
 
@@ -23,7 +23,7 @@ from gibil_bot import git
 from gibil_bot.git import FOREIGN, LOOK, GitError
 
 PROMISOR = "gibil-promisor"
-"""The remote, in a repository of ours, that has the objects which a partial clone lacks."""
+"""The remote, in a repository that we created, that has the objects which a partial clone lacks."""
 
 _LOOK_WITHIN_S = 60.0
 """A ref, a configuration file or what it includes may be a FIFO, which git waits for, or a device without an end."""
@@ -202,7 +202,7 @@ async def _settings(git_dir: Path) -> dict[str, str]:
 
 
 async def set_promisor(repository: Path, url: str) -> None:
-    """Objects that a repository of ours lacks are fetched from `url` when they are needed."""
+    """Make a repository that we created fetch the objects that it lacks from `url` when they are needed."""
     for key, value in (
         ("core.repositoryFormatVersion", "1"), ("extensions.partialClone", PROMISOR),
         (f"remote.{PROMISOR}.url", url), (f"remote.{PROMISOR}.promisor", "true"),
@@ -241,7 +241,7 @@ def explained(error: GitError, promisor: str | None) -> GitError:
 
 
 def branch_of(ref: str) -> str | None:
-    """The name of the branch that a full ref is; None for other refs."""
+    """The branch name in a full ref; None for other refs."""
     return ref.removeprefix("refs/heads/") if ref.startswith("refs/heads/") else None
 
 

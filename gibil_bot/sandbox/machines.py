@@ -301,7 +301,7 @@ class Machines:
         return LiveMachine(self.forge, machine, shell, self.settings.max_ttl_s)
 
     async def list_machines(self) -> list[Machine]:
-        """What the provider has of ours, in the natural order of their names (`m-2` before `m-10`).
+        """Our machines at the provider, in the natural order of their names (`m-2` before `m-10`).
 
         The bot's machines, and other data directories', too.
         """

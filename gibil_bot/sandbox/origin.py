@@ -50,7 +50,7 @@ class Origin:
     clone_url: str | None = None
     """The machine can clone it, without credentials."""
     checkout: Path | None = None
-    """A repository of ours that has the commit, for as long as the origin is read."""
+    """A repository that we created, with the commit; it exists while the origin is read."""
     promisor: str | None = None
     """Where a partial clone gets the objects that it lacks."""
     remote_url: str | None = None
