@@ -113,20 +113,22 @@ async def _create(order: Order, fleet: int | None, provider: str | None, wait: s
         await tell_settled(machines)  # the name that is asked for may be one of these
         made = await _make(machines, order, fleet, as_json)
         failed = False
+        names = [live.name for live in made]
         views = [machine_created(each.machine) for each in made]
+        view: dict[str, object] = views[0]
+        if fleet is not None:
+            view = {"fleet_id": made[0].machine.labels["fleet"], "instances": views}
         try:
-            for each, view in zip(made, views, strict=True):
-                view |= await cost_view(machines.forge.provider, each.machine)
+            for live, its_view in zip(made, views, strict=True):
+                its_view |= await cost_view(machines.forge.provider, live.machine)
             if wait is not None:
-                for live, view in zip(made, views, strict=True):
-                    failed |= not await _wait(live, view, wait)
+                for live, its_view in zip(made, views, strict=True):
+                    failed |= not await _wait(live, its_view, wait)
                     await say_blocked(live, began)
         except asyncio.CancelledError:
-            view = _fleet_view(made, views) if fleet is not None else views[0]
             return await _interrupted(machines, made, view, f"waiting for {'the tasks' if wait == 'tasks' else wait}", as_json)
         except BaseException:
             # Their names have not been reported: they would only cost.
-            names = [live.name for live in made]
             await asyncio.shield(asyncio.ensure_future(machines.destroy(names)))
             say(f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'} destroyed", sys.stderr)
             raise
@@ -134,17 +136,13 @@ async def _create(order: Order, fleet: int | None, provider: str | None, wait: s
             for live in made:
                 await live.close()
         if as_json:
-            print_json(_fleet_view(made, views) if fleet is not None else views[0])
+            print_json(view)
         else:
-            print_text("".join(f"{live.name}\n" for live in made))
-            say(f"log in: gibil ssh {made[0].name}", sys.stderr)
-        machines.told(*(live.name for live in made))
+            print_text("".join(f"{name}\n" for name in names))
+            say(f"log in: gibil ssh {names[0]}", sys.stderr)
+        machines.told(*names)
         await tell_swept(machines)
     return GibilError.exit_status if failed else 0
-
-
-def _fleet_view(made: Sequence[LiveMachine], views: Sequence[dict[str, object]]) -> dict[str, object]:
-    return {"fleet_id": made[0].machine.labels["fleet"], "instances": views}
 
 
 async def _interrupted(
