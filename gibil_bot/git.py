@@ -10,7 +10,8 @@ Rules that hold for every call:
   configuration (global, system, command line): core.sshCommand, url.insteadOf, credential.helper, http.*.
 - A repository is named by `--git-dir`. The configuration of a repository that we didn't create can run programs
   (core.sshCommand, remote.*.uploadpack, filter.*, core.fsmonitor, core.gitProxy), so such repositories are only asked for
-  refs and configuration values (`LOOK`), and their objects are read through a repository of ours (runs/local_repository.py).
+  refs and configuration values (`LOOK`), and their objects are read through a repository that we created
+  (runs/local_repository.py).
 - git never prompts: it has no terminal, no stdin and no askpass program. It has a time limit, and its output has a size limit.
 """
 
@@ -21,7 +22,7 @@ import contextlib
 import os
 import re
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -149,7 +150,7 @@ def sealed_environment(home: Path) -> dict[str, str]:
 
 
 async def ssh_environment() -> dict[str, str]:
-    """How git reaches SSH servers: as the user configured it; plain `ssh` is told not to ask questions."""
+    """How git reaches SSH servers: as the user configured it; plain `ssh` runs without asking questions."""
     if "GIT_SSH_COMMAND" in os.environ or "GIT_SSH" in os.environ:
         return {}
     with contextlib.suppress(GitError):
@@ -168,7 +169,7 @@ async def start(
     stdin: int = asyncio.subprocess.DEVNULL,
     stderr: int = asyncio.subprocess.PIPE,
 ) -> asyncio.subprocess.Process:
-    """Start git in a session of its own, which has no terminal. `env` is the whole environment, see `environment`.
+    """Start git in a new session, which has no terminal. `env` is the whole environment, see `environment`.
 
     `folder`: where it runs, / if absent. The caller ends it with `end`.
     """
@@ -248,6 +249,13 @@ async def text(*arguments: str, **how: Unpack[How]) -> str:
 
 async def feed(take: Callable[[bytes], None], *arguments: str, **how: Unpack[How]) -> None:
     """As `run`; what git prints goes to `take` as it comes. An exception of `take` ends git and is raised."""
+    async with contextlib.aclosing(stream(*arguments, **how)) as pieces:
+        async for data in pieces:
+            take(data)
+
+
+async def stream(*arguments: str, **how: Unpack[How]) -> AsyncGenerator[bytes, None]:
+    """Yield what git prints, of any size. Raises GitError as `run` does, at the end."""
     git_dir, folder, limits = how.get("git_dir"), how.get("folder"), how.get("limits")
     given, within_s = how.get("given", b""), how.get("within_s", LONGEST_S)
     said = _Tail()
@@ -260,11 +268,15 @@ async def feed(take: Callable[[bytes], None], *arguments: str, **how: Unpack[How
         await said.begin()
     assert process.stdout is not None
     writing = asyncio.create_task(_write(process.stdin, given)) if process.stdin is not None else None
+    latest = asyncio.get_running_loop().time() + within_s
     try:
-        async with asyncio.timeout(within_s):
-            while data := await process.stdout.read(64 * 1024):
-                take(data)
-            await process.wait()
+        while True:
+            async with asyncio.timeout_at(latest):  # it can't be left open at a yield
+                data = await process.stdout.read(256 * 1024)
+                if not data:
+                    await process.wait()
+                    break
+            yield data
     except TimeoutError:
         where = git_dir or folder or Path("/")
         raise GitError(f"git {_verb(arguments)} in {where} did not end within {within_s:g} s") from None
@@ -275,30 +287,6 @@ async def feed(take: Callable[[bytes], None], *arguments: str, **how: Unpack[How
             await asyncio.gather(writing, return_exceptions=True)
         complaint = await said.close()
     _check(process, arguments, git_dir or folder, complaint, limits)
-
-
-async def stream(
-    *arguments: str, git_dir: Path, extra: Mapping[str, str | None] | None = None, within_s: float = LONGEST_S
-) -> AsyncIterator[bytes]:
-    """Yield what git prints, of any size. Raises GitError as `run` does, at the end."""
-    said = _Tail()
-    try:
-        process = await start(*arguments, git_dir=git_dir, env=environment(extra), stderr=said.writing)
-    finally:
-        await said.begin()
-    assert process.stdout is not None
-    loop = asyncio.get_running_loop()
-    latest = loop.time() + within_s
-    try:
-        while data := await asyncio.wait_for(process.stdout.read(256 * 1024), max(0.0, latest - loop.time())):
-            yield data
-        await asyncio.wait_for(process.wait(), max(0.0, latest - loop.time()))
-    except TimeoutError:
-        raise GitError(f"git {_verb(arguments)} in {git_dir} did not end within {within_s:g} s") from None
-    finally:
-        await end(process)
-        complaint = await said.close()
-    _check(process, arguments, git_dir, complaint, None)
 
 
 async def create_repository(place: Path) -> None:

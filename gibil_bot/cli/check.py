@@ -207,7 +207,7 @@ def _plans(file: Path, event: Event) -> tuple[Plan, ...]:
 
 
 def plan_text(plan: Plan) -> str:
-    """A plan for people: the machine, the tasks and which of them are skipped, what they find."""
+    """A plan for people: the machine, the tasks and which of them are skipped, inputs, secrets and limits."""
     machine = plan.machine
     wanted = [machine.server_type or machine.size, machine.image or "", machine.location or ""]
     wanted += [f"{value} MB of {name}" for name, value in (("memory", machine.memory_mb), ("disk", machine.disk_mb)) if value]

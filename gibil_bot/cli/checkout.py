@@ -27,7 +27,7 @@ class Checkout:
     """One commit of a folder. With uncommitted changes it is a commit that no branch names."""
 
     repository: Path
-    """A repository of ours that has the commit; `promisor`: where a partial clone gets the objects that it lacks."""
+    """A repository that we created, with the commit; `promisor`: where a partial clone gets the objects that it lacks."""
     promisor: str | None
     sha: str
     branch: str

@@ -62,7 +62,7 @@ def complete_providers(context: click.Context, parameter: click.Parameter, incom
 
 
 def complete_workflows(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The commands of the operator's workflows and of the checkout's; files, where none of them begins so."""
+    """The commands of the operator's workflows and of the checkout's; files, where no command begins like the word."""
     from click.shell_completion import CompletionItem
 
     try:

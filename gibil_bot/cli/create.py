@@ -113,20 +113,22 @@ async def _create(order: Order, fleet: int | None, provider: str | None, wait: s
         await tell_settled(machines)  # the name that is asked for may be one of these
         made = await _make(machines, order, fleet, as_json)
         failed = False
+        names = [live.name for live in made]
         views = [machine_created(each.machine) for each in made]
+        view: dict[str, object] = views[0]
+        if fleet is not None:
+            view = {"fleet_id": made[0].machine.labels["fleet"], "instances": views}
         try:
-            for each, view in zip(made, views, strict=True):
-                view |= await cost_view(machines.forge.provider, each.machine)
+            for live, its_view in zip(made, views, strict=True):
+                its_view |= await cost_view(machines.forge.provider, live.machine)
             if wait is not None:
-                for live, view in zip(made, views, strict=True):
-                    failed |= not await _wait(live, view, wait)
+                for live, its_view in zip(made, views, strict=True):
+                    failed |= not await _wait(live, its_view, wait)
                     await say_blocked(live, began)
         except asyncio.CancelledError:
-            view = _fleet_view(made, views) if fleet is not None else views[0]
             return await _interrupted(machines, made, view, f"waiting for {'the tasks' if wait == 'tasks' else wait}", as_json)
         except BaseException:
             # Their names have not been reported: they would only cost.
-            names = [live.name for live in made]
             await asyncio.shield(asyncio.ensure_future(machines.destroy(names)))
             say(f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'} destroyed", sys.stderr)
             raise
@@ -134,17 +136,13 @@ async def _create(order: Order, fleet: int | None, provider: str | None, wait: s
             for live in made:
                 await live.close()
         if as_json:
-            print_json(_fleet_view(made, views) if fleet is not None else views[0])
+            print_json(view)
         else:
-            print_text("".join(f"{live.name}\n" for live in made))
-            say(f"log in: gibil ssh {made[0].name}", sys.stderr)
-        machines.told(*(live.name for live in made))
+            print_text("".join(f"{name}\n" for name in names))
+            say(f"log in: gibil ssh {names[0]}", sys.stderr)
+        machines.told(*names)
         await tell_swept(machines)
     return GibilError.exit_status if failed else 0
-
-
-def _fleet_view(made: Sequence[LiveMachine], views: Sequence[dict[str, object]]) -> dict[str, object]:
-    return {"fleet_id": made[0].machine.labels["fleet"], "instances": views}
 
 
 async def _interrupted(
@@ -153,11 +151,11 @@ async def _interrupted(
     """Machines that can be used already are kept when the wait for them is interrupted: say how to go on. The exit status.
 
     `named`: their names go to stdout, as without the interruption. Where that can't be written (the terminal was closed) they
-    are destroyed, as nobody would learn of them; raises Interrupted then.
+    are destroyed, as their names would stay unknown; raises Interrupted then.
     """
     from gibil_bot.views import timestamp
 
-    # What is left takes a moment, and has to be said exactly once.
+    # What follows takes a moment, and has to be printed exactly once.
     asyncio.get_running_loop().add_signal_handler(signal.SIGINT, lambda: None)
     names = [live.name for live in made]
     it, kept = ("it", "is kept") if len(names) == 1 else ("them", "are kept")
@@ -180,7 +178,7 @@ async def _interrupted(
 
 
 async def _make(machines: Machines, order: Order, fleet: int | None, as_json: bool) -> list[LiveMachine]:
-    """Raises Interrupted, once what there was of the machines is destroyed."""
+    """Raises Interrupted when the machines created so far are destroyed."""
     begun: list[str] = []
     async with Progress() as progress:
 
@@ -201,7 +199,7 @@ async def _make(machines: Machines, order: Order, fleet: int | None, as_json: bo
 
 
 async def _call_off(machines: Machines, making: asyncio.Task[Any], names: list[str], as_json: bool) -> str:
-    """End a creation that was interrupted; what became of its machines."""
+    """End a creation that was interrupted; return a sentence about its machines."""
     from gibil_bot.sandbox.words import natural
 
     names = sorted(names, key=natural)
@@ -214,7 +212,7 @@ async def _call_off(machines: Machines, making: asyncio.Task[Any], names: list[s
         )
 
     def leave() -> None:
-        # At once: a request that was sent to a cloud is waited for until its timeout otherwise. Our record is released with us.
+        # At once: otherwise a request to a cloud is awaited until its timeout. The lock of our record ends with the process.
         os._exit(fail(Interrupted(_left_message(names)), as_json=as_json))
 
     # The loop has to read the first signal from its pipe before, or it would take it for the second.

@@ -80,7 +80,7 @@ def on_end(call: Callable[[], object]) -> None:
 def run_async(work: Coroutine[Any, Any, T]) -> T:
     """Like asyncio.run; SIGTERM and a terminal that is closed end the work as Ctrl-C does, with everything cleaned up.
 
-    They wait until the loop can handle them: one that interrupts its construction leaves Python complaining about halves.
+    They are held back until the loop can handle them: one that arrives earlier makes Python report incomplete objects.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 

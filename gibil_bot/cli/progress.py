@@ -70,7 +70,7 @@ class Progress:
             self._running[name, _NEXT[phase]] = time.monotonic()
 
     def pause(self) -> None:
-        """Draw no more: what follows is said by others."""
+        """Stop drawing: the caller writes what follows."""
         self._running.clear()
         self._wipe()
 

@@ -69,7 +69,7 @@ def as_line(words: Sequence[str]) -> str:
 
 
 def _is_unquoted(error: click.UsageError, args: list[str]) -> bool:
-    """Whether the words of a command were taken for options and arguments of ours. (One with a blank in it was quoted.)"""
+    """Whether words of the command were parsed as our options and arguments. (A word with a blank in it was quoted.)"""
     if isinstance(error, click.NoSuchOption):
         return not any(" " in word for word in args)
     return type(error) is click.UsageError and error.message.startswith("Got unexpected extra argument")
@@ -106,8 +106,8 @@ def run(
     are written, a pipe or a file as stdin goes to the command, Ctrl-C goes to it (a second one kills it), and the exit status
     is the command's. In the background it has no stdin, and survives the connection: `gibil jobs` and `gibil logs` show it.
 
-    An exit status that is gibil's own (2: no such machine, wrong use; 3: provider; 4: SSH) may be the command's, too. What
-    gibil says of its own begins with `gibil:` on stderr; with --json its failures have a `code`, and results have none. In a
+    An exit status that is gibil's own (2: no such machine, wrong use; 3: provider; 4: SSH) may be the command's, too. Messages
+    of gibil itself begin with `gibil:` on stderr; with --json its failures have a `code`, and results have none. In a
     loop that reads a list from stdin, use --no-stdin, or the command reads the list.
 
     \b

@@ -17,8 +17,8 @@ _BLOCK = 256 * 1024
 _BLOCKS = 8
 """Read ahead of what the machine takes."""
 FIRST_BYTE_S = 10.0
-"""Agents, CI and daemons start commands with a pipe as stdin that nobody writes to and nobody closes. A command that reads its
-input would wait for it until its timeout, so such a pipe counts as empty after this time."""
+"""Agents, CI and daemons start commands with a pipe as stdin that is never written to and never closed. A command that reads
+its input would wait for it until its timeout, so such a pipe counts as empty after this time."""
 
 
 def passed_on(wanted: bool | None) -> AsyncIterator[bytes] | None:
@@ -44,7 +44,7 @@ def _is_null(kind: os.stat_result) -> bool:
 
 
 async def _blocks(first_byte_s: float | None) -> AsyncIterator[bytes]:
-    """Read by a thread that nobody waits for: a read of a pipe cannot be cancelled."""
+    """Read in a thread that isn't awaited: a read of a pipe cannot be cancelled."""
     loop = asyncio.get_running_loop()
     blocks: asyncio.Queue[bytes] = asyncio.Queue()
     room = threading.Semaphore(_BLOCKS)

@@ -1,4 +1,4 @@
-"""Reading what a machine answered: numbers within bounds, one line for a message. Pure.
+"""Reading what a machine answered: fields, numbers within bounds, one line for a message. Pure.
 
 A machine belongs to the code that runs on it, which may put its own program in the place of any tool that we call there.
 """
@@ -54,6 +54,14 @@ def timestamp(text: str | bytes) -> float:
     if not 0 <= seconds < 253_402_300_800:  # the year 10000
         raise BadAnswer(f"the machine answered {_shown(str(seconds))} where a time was expected")
     return seconds
+
+
+def fields_of(answer: bytes, count: int) -> list[bytes]:
+    """Fields with a NUL between them; the last one may hold more. Raises BadAnswer."""
+    fields = answer.split(b"\0", count - 1)
+    if len(fields) != count:
+        raise BadAnswer(f"the machine answered {len(fields)} fields where {count} were expected")
+    return fields
 
 
 def printable(text: str, limit: int = LINE_CHARACTERS) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -169,9 +168,7 @@ def _notes(now: Stats) -> list[str]:
 
 async def _run(live: LiveMachine, command: str, cwd: str | None, timeout_s: float) -> CallToolResult:
     kept = {"stdout": Excerpt(STDOUT_BYTES), "stderr": Excerpt(STDERR_BYTES)}
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    moment = time.monotonic()
+    began = time.monotonic()
     outcome = await live.run(
         command,
         timeout_s=timeout_s,
@@ -179,8 +176,8 @@ async def _run(live: LiveMachine, command: str, cwd: str | None, timeout_s: floa
         keep_output=False,
         cwd=cwd,
     )
-    took = round(loop.time() - began, 2)
-    for line in await live.blocked(moment):
+    took = round(time.monotonic() - began, 2)
+    for line in await live.blocked(began):
         kept["stderr"].add(f"gibil: {line}\n".encode())
     stdout, stderr = (excerpt.text(_HINT) for excerpt in kept.values())
     left_out = sum(excerpt.parts()[1] for excerpt in kept.values())

@@ -16,26 +16,35 @@ from gibil_bot.planning.yamldoc import Node
 # --- keys ---------------------------------------------------------------------------------------------------------
 
 _EVENTS_HERE = "workflows start by a command in a comment and on pull requests (opened, synchronize, reopened)"
-_NO_ACTIONS = "actions aren't run here; write the commands under run"
+_NO_ACTIONS_HERE = "actions aren't run here"
+_NO_ACTIONS = f"{_NO_ACTIONS_HERE}; write the commands under run"
+_NO_ARTIFACTS = "artifacts are not kept yet; print what matters, or write it to $GITHUB_STEP_SUMMARY"
+_NO_CACHES = "caches are not supported yet"
+_NO_MATRIX = "there is no matrix yet; write one workflow per version, or a loop in"
+_NO_OUTPUTS = "tasks have no outputs; write NAME=value to $GITHUB_ENV, and later tasks read $NAME"
+_NO_CREDENTIALS = "no token of GitHub's reaches a machine"
+_REPORT_WITHOUT_TOKEN = f"{_NO_CREDENTIALS}; the report takes Markdown from $GITHUB_STEP_SUMMARY"
+_ONE_AFTER_ANOTHER = "tasks run one after another in the order of the file; remove it"
+_SERVICES = "services belong in the repository's .gibil.yml"
 
 WORKFLOW_KEYS: Mapping[str, str] = {
     "run-name": "a run is called by the workflow's name; use name",
-    "permissions": "no token of GitHub's reaches a machine, so there is nothing to restrict; remove it",
+    "permissions": f"{_NO_CREDENTIALS}, so there is nothing to restrict; remove it",
     "defaults": "write shell and working-directory on the tasks that need them",
     "jobs": "a workflow is one job here; write its steps under tasks",
     "steps": "steps are called tasks here",
     "runs-on": "say what it runs on under machine",
-    "strategy": "there is no matrix yet; write one workflow per version, or a loop in a task",
-    "matrix": "there is no matrix yet; write one workflow per version, or a loop in a task",
-    "needs": "tasks run one after another in the order of the file; remove it",
-    "outputs": "tasks have no outputs; write NAME=value to $GITHUB_ENV, and later tasks read $NAME",
+    "strategy": f"{_NO_MATRIX} a task",
+    "matrix": f"{_NO_MATRIX} a task",
+    "needs": _ONE_AFTER_ANOTHER,
+    "outputs": _NO_OUTPUTS,
     "environment": "there are no environments; list the names of the secrets under secrets",
     "container": "tasks run on the machine itself; choose it under machine, and install programs with packages in .gibil.yml",
-    "services": "services belong in the repository's .gibil.yml",
+    "services": _SERVICES,
     "runtime": "runtime belongs in the repository's .gibil.yml",
     "packages": "packages belong in the repository's .gibil.yml",
-    "cache": "caches are not supported yet; remove it",
-    "artifacts": "artifacts are not kept yet; print what matters, or write it to $GITHUB_STEP_SUMMARY",
+    "cache": f"{_NO_CACHES}; remove it",
+    "artifacts": _NO_ARTIFACTS,
     "uses": "a task can use .gibil.yml; write it under tasks",
     "run": "write it as a task under tasks",
     "with": _NO_ACTIONS,
@@ -48,19 +57,19 @@ WORKFLOW_KEYS: Mapping[str, str] = {
 TASK_KEYS: Mapping[str, str] = {
     "with": _NO_ACTIONS,
     "id": "later tasks can't refer to a task; write NAME=value to $GITHUB_ENV, and later tasks read $NAME",
-    "needs": "tasks run one after another in the order of the file; remove it",
-    "outputs": "tasks have no outputs; write NAME=value to $GITHUB_ENV, and later tasks read $NAME",
-    "strategy": "there is no matrix yet; write one workflow per version, or a loop in the script",
-    "matrix": "there is no matrix yet; write one workflow per version, or a loop in the script",
+    "needs": _ONE_AFTER_ANOTHER,
+    "outputs": _NO_OUTPUTS,
+    "strategy": f"{_NO_MATRIX} the script",
+    "matrix": f"{_NO_MATRIX} the script",
     "runs-on": "all tasks of a workflow run on one machine; describe it under the workflow's machine",
     "container": "tasks run on the machine itself; choose it under the workflow's machine",
-    "services": "services belong in the repository's .gibil.yml",
+    "services": _SERVICES,
     "environment": "there are no environments; list the names of the secrets under the workflow's secrets",
-    "permissions": "no token of GitHub's reaches a machine, so there is nothing to restrict; remove it",
+    "permissions": f"{_NO_CREDENTIALS}, so there is nothing to restrict; remove it",
     "secrets": "list the names of the secrets under the workflow's secrets; every task finds them in its environment",
     "steps": "a task is one script; write each step as a task",
-    "cache": "caches are not supported yet; remove it",
-    "artifacts": "artifacts are not kept yet; print what matters, or write it to $GITHUB_STEP_SUMMARY",
+    "cache": f"{_NO_CACHES}; remove it",
+    "artifacts": _NO_ARTIFACTS,
     "agent": "agent tasks are not supported yet; run the agent's program under run",
     "timeout": "write timeout-minutes",
 }
@@ -70,16 +79,14 @@ REPOSITORY_KEYS: Mapping[str, str] = {
     "inputs": "inputs belong in a workflow in .gibil/workflows",
     "secrets": "secrets belong in a workflow in .gibil/workflows",
     "concurrency": "concurrency belongs in a workflow in .gibil/workflows",
-    "commit": "pushing commits is not supported yet; remove it",
     **{
         name: WORKFLOW_KEYS[name]
         for name in (
-            *("jobs", "steps", "strategy", "matrix", "needs", "container", "defaults", "permissions"),
-            *("cache", "artifacts"),
+            "commit", "jobs", "steps", "strategy", "matrix", "needs", "container", "defaults", "permissions", "cache",
+            "artifacts", "runs-on",
         )
     },
-    "runs-on": "say what it runs on under machine",
-}
+}  # fmt: skip
 EVENTS: Mapping[str, str] = {
     "push": f"pushes outside pull requests start nothing; {_EVENTS_HERE}",
     "schedule": f"there is no schedule; {_EVENTS_HERE}",
@@ -128,10 +135,10 @@ _ACTIONS: Mapping[str, str] = {
     "actions/setup-python": "write runtime: {python: '3.12'} in the repository's .gibil.yml",
     "actions/setup-node": "write runtime: {node: '22'} in the repository's .gibil.yml",
     "actions/setup-go": "write runtime: {go: '1.24'} in the repository's .gibil.yml",
-    "actions/cache": "caches are not supported yet; remove the task",
-    "actions/upload-artifact": "artifacts are not kept yet; print what matters, or write it to $GITHUB_STEP_SUMMARY",
+    "actions/cache": f"{_NO_CACHES}; remove the task",
+    "actions/upload-artifact": _NO_ARTIFACTS,
     "actions/download-artifact": "artifacts are not kept yet; tasks of one workflow share the machine's disk",
-    "actions/github-script": "no token of GitHub's reaches a machine; write Markdown to $GITHUB_STEP_SUMMARY for the report",
+    "actions/github-script": f"{_NO_CREDENTIALS}; write Markdown to $GITHUB_STEP_SUMMARY for the report",
 }
 
 
@@ -145,12 +152,10 @@ def uses_hint(word: str) -> str | None:
 
 # --- expressions where none are evaluated ---------------------------------------------------------------------------
 
-_FUNCTIONS = frozenset(
-    (
-        *("format", "join", "tojson", "fromjson", "hashfiles", "contains", "startswith", "endswith"),
-        *("success", "failure", "always", "cancelled"),
-    )
-)
+_FUNCTIONS = frozenset((
+    "format", "join", "tojson", "fromjson", "hashfiles", "contains", "startswith", "endswith",
+    "success", "failure", "always", "cancelled",
+))  # fmt: skip
 _CONTEXTS = frozenset(
     ["inputs", "secrets", "env", "github", "steps", "needs", "matrix", "strategy", "vars", "runner", "job", "jobs"]
 )
@@ -174,8 +179,8 @@ _GITHUB_VARIABLES: Mapping[str, str] = {
     **{
         name: f"GITHUB_{name.upper()}"
         for name in (
-            *("actor", "base_ref", "event_name", "head_ref", "ref", "ref_name", "repository", "repository_owner"),
-            *("run_id", "sha", "workflow", "workspace"),
+            "actor", "base_ref", "event_name", "head_ref", "ref", "ref_name", "repository", "repository_owner", "run_id",
+            "sha", "workflow", "workspace",
         )
     },
     "triggering_actor": "GITHUB_ACTOR",
@@ -183,7 +188,7 @@ _GITHUB_VARIABLES: Mapping[str, str] = {
     "event.number": "GIBIL_PR_NUMBER",
     "event.issue.number": "GIBIL_PR_NUMBER",
     **{f"event.pull_request.{path}": f"GIBIL_PR_{name}" for path, name in _PULL_REQUEST.items()},
-}
+}  # fmt: skip
 _RUNNER_VARIABLES: Mapping[str, str] = {"os": "RUNNER_OS", "temp": "RUNNER_TEMP"}
 
 
@@ -259,7 +264,7 @@ def _about(piece: str, inside: str, key: str, *, is_whole: bool) -> str | None:
 
 
 def _variable(context: str, name: str) -> str | None:
-    """The environment variable that holds a value without anything to be done."""
+    """The environment variable that holds a value already."""
     if context == "inputs" and name:
         return input_variable(name)
     if context == "github":
@@ -275,28 +280,28 @@ def _instead(context: str, name: str) -> str:
         return f'write "${variable}"'
     if context == "secrets" and name:
         if name.upper() == "GITHUB_TOKEN":
-            return "no token of GitHub's reaches a machine; the report takes Markdown from $GITHUB_STEP_SUMMARY"
+            return _REPORT_WITHOUT_TOKEN
         return f'list {name} under secrets: and write "${name}"'
     if context == "env" and name:
         return f'write "${name}"'
     if context == "github" and name == "token":
-        return "no token of GitHub's reaches a machine; the report takes Markdown from $GITHUB_STEP_SUMMARY"
+        return _REPORT_WITHOUT_TOKEN
     if context in ("steps", "needs", "job", "jobs"):
         return 'tasks have no outputs; write NAME=value to "$GITHUB_ENV" in the earlier task and read "$NAME"'
     if context in ("matrix", "strategy"):
-        return "there is no matrix yet; write one workflow per version, or a loop in the script"
+        return f"{_NO_MATRIX} the script"
     if context == "vars":
         return 'there are no configuration variables; write the value under env: and read "$NAME"'
     return "compute it in the script, from the variables that workflows/README.md lists"
 
 
-# --- variables that are not there ------------------------------------------------------------------------------------
+# --- variables that no task finds ------------------------------------------------------------------------------------
 
 _NOT_PROVIDED: Mapping[str, str] = {
     "GITHUB_STATE": "there are no actions with a state; keep it in a file under $RUNNER_TEMP",
     "GITHUB_EVENT_PATH": "the event's payload isn't on the machine; the GIBIL_PR_… variables hold what is known of it",
-    "GITHUB_TOKEN": "no token of GitHub's reaches a machine; the report takes Markdown from $GITHUB_STEP_SUMMARY",
-    "GITHUB_ACTION_PATH": "actions aren't run here",
+    "GITHUB_TOKEN": _REPORT_WITHOUT_TOKEN,
+    "GITHUB_ACTION_PATH": _NO_ACTIONS_HERE,
     "RUNNER_TOOL_CACHE": "runtimes are named under runtime in .gibil.yml and are on PATH",
     "ACTIONS_RUNTIME_TOKEN": "GitHub Actions' services can't be reached from here",
     "ACTIONS_CACHE_URL": "GitHub Actions' services can't be reached from here",
@@ -304,8 +309,6 @@ _NOT_PROVIDED: Mapping[str, str] = {
     "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "GitHub Actions' services can't be reached from here",
 }
 _USED = re.compile(r"\$(?:([A-Z][A-Z_]{0,60})\b|\{([A-Z][A-Z_]{0,60})\})")
-
-
 _WORD = re.compile(r"<<-?[ \t]*(?:'([^'\n]+)'|\"([^\"\n]+)\"|\\?([A-Za-z0-9_.!+-]+))")
 
 

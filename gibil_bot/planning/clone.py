@@ -49,7 +49,7 @@ trap 'test -z "$log" || rm -f "$log"' EXIT
 command -v git >/dev/null 2>&1 || fail 23 "git is not installed on this machine; use an image that has it"
 log=$(mktemp) || fail 24 "the machine's disk cannot be written"
 
-# What is missing in the workspace is said, so that a task that fails for it is understood. Only the top folder is looked at.
+# Reports what the workspace lacks, so that a task that fails because of it is understood. Only the top folder is examined.
 notes() {
     test ! -f .gitmodules || echo @SUBMODULES@
     if test -f .gitattributes && test ! -L .gitattributes && head -c 65536 .gitattributes | grep -q 'filter=lfs'; then

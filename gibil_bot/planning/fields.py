@@ -358,7 +358,7 @@ class Record:
                     values[known.name] = content
         written = {key.text for key, _ in node.entries}
         for known in self.fields:
-            # A key that another problem says to write is not missed a second time.
+            # A key that another problem suggests isn't reported as missing, too.
             if known.required and known.name not in written and not any(known.name in hint for hint in instead):
                 problems.add(node.refuse(f"{self.what} needs the key {known.name!r}"))
         problems.raise_with(values)

@@ -12,16 +12,15 @@ from pathlib import Path
 from gibil_bot import git
 from gibil_bot.git import GitError
 from gibil_bot.model import UnusableFile
+from gibil_bot.planning.workflow import REPOSITORY_FILE
 from gibil_bot.planning.yamldoc import MAX_BYTES
 
-REPOSITORY_FILE = ".gibil.yml"
 WORKFLOWS = ".gibil/workflows"
 MOST_FILES = 30
 """In the folder, the first by name."""
 
 _LIST_BYTES = 1024 * 1024
 _LINK, _SUBMODULE, _TREE = "120000", "160000", "040000"
-
 
 Extra = Mapping[str, str | None]
 """Additions to git's environment."""
@@ -77,7 +76,7 @@ async def _read(repository: Path, extra: Extra, sha: str, entries: dict[str, tup
             wanted[path] = name
     for path, name in wanted.items():
         size = int(await git.text("cat-file", "-s", name, git_dir=repository, extra=extra))
-        # The reader rejects a file above the limit by its size, so its content isn't needed.
+        # A file above the limit is reported as too large, whatever it contains.
         files[path] = b" " * (MAX_BYTES + 1)
         if size <= MAX_BYTES:
             files[path] = await git.run("cat-file", "blob", name, git_dir=repository, extra=extra)

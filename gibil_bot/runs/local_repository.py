@@ -1,8 +1,8 @@
 """A repository on this host, read without running anything that its own configuration names and without writing into it.
 
-Only its refs and configuration values are asked of git there. Its objects are read through a bare repository that we create
-in a temporary folder and that has the repository's objects as an alternate (gitrepository-layout(5),
-objects/info/alternates): its .git/config, its hooks and its attributes are never read there.
+git reads only refs and configuration values there. Its objects are read through a bare repository that we create in a
+temporary folder, which has the repository's objects as an alternate (gitrepository-layout(5), objects/info/alternates): its
+.git/config, its hooks and its attributes are never read there.
 """
 
 from __future__ import annotations
@@ -91,10 +91,7 @@ class LocalRepository:
         """
         index = self.view / "index"
         extra: dict[str, str | None] = {"GIT_INDEX_FILE": str(index), "GIT_WORK_TREE": str(self.folder)}
-        settings = []
-        for key in _FILE_SETTINGS:
-            if value := self.config(key):
-                settings.append(f"{key}={value}")
+        settings = [f"{key}={value}" for key in _FILE_SETTINGS if (value := self.config(key))]
         attributes = self.view / "info" / "attributes"
         await asyncio.to_thread(attributes.parent.mkdir, exist_ok=True)
         await asyncio.to_thread(attributes.write_text, "* -filter -ident -working-tree-encoding\n")
@@ -102,21 +99,20 @@ class LocalRepository:
         exclude = self.common_dir / "info" / "exclude"
         if await asyncio.to_thread(exclude.is_file):
             arguments.append(f"--exclude-from={exclude}")
-        for source in (self.git_dir / "index", None):
-            try:
-                if source is not None:
-                    # With its index, unmodified files are known by their stat data, and a sparse checkout stays one.
-                    await asyncio.to_thread(shutil.copy2, source, index)  # its time says which entries may be stale
-                else:
-                    await asyncio.to_thread(index.unlink, missing_ok=True)
-                    await git.run("read-tree", head, git_dir=self.view, extra=extra)
-                listed = await git.run(
-                    *arguments, git_dir=self.view, folder=self.folder, extra=extra, settings=settings, most_bytes=_LIST_BYTES
-                )
-                break
-            except (GitError, OSError):
-                if source is None:
-                    raise
+
+        async def list_paths() -> bytes:
+            return await git.run(
+                *arguments, git_dir=self.view, folder=self.folder, extra=extra, settings=settings, most_bytes=_LIST_BYTES
+            )
+
+        try:
+            # With its index, unmodified files are known by their stat data, and a sparse checkout stays one.
+            await asyncio.to_thread(shutil.copy2, self.git_dir / "index", index)  # its time says which entries may be stale
+            listed = await list_paths()
+        except (GitError, OSError):
+            await asyncio.to_thread(index.unlink, missing_ok=True)
+            await git.run("read-tree", head, git_dir=self.view, extra=extra)
+            listed = await list_paths()
         # A name that ends with / is a repository inside this one. Sorted, a file that became a folder is removed before its
         # content is added.
         paths = b"".join(path + b"\0" for path in sorted(set(listed.split(b"\0"))) if path and not path.endswith(b"/"))
@@ -206,7 +202,7 @@ async def _settings(git_dir: Path) -> dict[str, str]:
 
 
 async def set_promisor(repository: Path, url: str) -> None:
-    """Let git fetch from `url` the objects that a repository which we created lacks, when they are needed."""
+    """Make a repository that we created fetch the objects that it lacks from `url` when they are needed."""
     for key, value in (
         ("core.repositoryFormatVersion", "1"), ("extensions.partialClone", PROMISOR),
         (f"remote.{PROMISOR}.url", url), (f"remote.{PROMISOR}.promisor", "true"),
@@ -245,7 +241,7 @@ def explained(error: GitError, promisor: str | None) -> GitError:
 
 
 def branch_of(ref: str) -> str | None:
-    """The name of the branch that a full ref is; None for other refs."""
+    """The branch name in a full ref; None for other refs."""
     return ref.removeprefix("refs/heads/") if ref.startswith("refs/heads/") else None
 
 

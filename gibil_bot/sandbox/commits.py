@@ -12,7 +12,7 @@ import contextlib
 import re
 import shlex
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -26,7 +26,7 @@ from gibil_bot.runs.sources import WORKSPACE
 from gibil_bot.sandbox.credentials import for_git
 from gibil_bot.sandbox.git_words import reason
 from gibil_bot.sandbox.live import LiveMachine
-from gibil_bot.sandbox.origin import check_branch
+from gibil_bot.sandbox.origin import ask_ref, check_branch
 
 MOST_BYTES = 256 * 1024 * 1024
 """Of a bundle."""
@@ -47,6 +47,7 @@ _SHA = re.compile(r"[0-9a-f]{40}")
 # What decides what runs with the repository's secrets, on GitHub's machines or on gibil's.
 PROTECTED = (".github/workflows/", ".github/actions/", ".gibil/", ".gibil.yml", ".gibil.yaml")
 _PROTECTED_NAMES = frozenset({".github", *(each.rstrip("/") for each in PROTECTED)})
+_PROTECTED_FOLDERS = tuple(each for each in PROTECTED if each.endswith("/"))
 _INSTALLED = (".venv", "venv", "node_modules", "__pycache__", ".tox", "site-packages")
 """Folders of files that a tool installed, which are rarely meant to be committed."""
 
@@ -97,8 +98,10 @@ async def take(live: LiveMachine, branch: str | None, *, with_workflows: bool, g
         await _save_bundle(live, head, base, bundle)
         try:
             await git.create_repository(repository)
-            if not is_chosen and await _default_branch(repository, url, environment) == branch:
-                raise UsageError(f"{branch} is the default branch of {url}: say with --branch where to push to")
+            if not is_chosen:
+                default, _ = await ask_ref(repository, url, "HEAD", environment)
+                if branch_of(default) == branch:
+                    raise UsageError(f"{branch} is the default branch of {url}: say with --branch where to push to")
             await git.run(
                 "fetch", "-q", "--no-tags", "--no-write-fetch-head", "--", url,
                 "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*", git_dir=repository, extra=environment,
@@ -127,7 +130,7 @@ def is_protected(path: str) -> bool:
     """Whether a path decides what runs with the repository's secrets. Case is ignored, as some file systems do."""
     folded = path.casefold()
     # A symbolic link, a submodule or a file in place of one of the folders counts, too.
-    return folded in _PROTECTED_NAMES or folded.startswith(tuple(each for each in PROTECTED if each.endswith("/")))
+    return folded in _PROTECTED_NAMES or folded.startswith(_PROTECTED_FOLDERS)
 
 
 def warnings_of(files: Sequence[str]) -> tuple[str, ...]:
@@ -170,73 +173,53 @@ async def unpack(repository: Path, bundle: Path, *, base: str, head: str, name: 
 
 
 async def _subjects(repository: Path, base: str, head: str) -> tuple[str, ...]:
-    found: list[str] = []
-
-    def take(record: bytes) -> None:
-        # `commit SHA`, a line feed, the subject.
-        found.append(record.lstrip(b"\n").partition(b"\n")[2].decode("utf-8", "surrogateescape"))
-        if len(found) > MOST_COMMITS:
-            raise NotPushed(
-                f"there are more than {MOST_COMMITS:,} new commits: push them in parts, or from a clone of your own"
-            )
-
-    records = _Records(take, "the first lines of the commits' messages are")
-    await git.feed(
-        records.feed, "rev-list", "--encoding=UTF-8", "--format=%s%x00", head, f"^{base}",
-        git_dir=repository, limits=FOREIGN, within_s=_CHECK_S,
+    records = await _records(
+        repository, "rev-list", "--encoding=UTF-8", "--format=%s%x00", head, f"^{base}",
+        most=MOST_COMMITS, limits=FOREIGN, what="the first lines of the commits' messages are",
+        too_many=f"there are more than {MOST_COMMITS:,} new commits: push them in parts, or from a clone of your own",
     )  # fmt: skip
-    return tuple(found)
+    # `commit SHA`, a line feed, the subject.
+    return tuple(record.lstrip("\n").partition("\n")[2] for record in records)
 
 
 async def _changed(repository: Path, base: str, head: str) -> tuple[str, ...]:
     """Paths that differ. Trees that hold each other many times describe more paths than any memory holds."""
-    found: list[str] = []
     too_many = (
         f"the commits change more than {MOST_FILES:,} files: are installed or built files committed? "
         "What is meant can be pushed from a clone of your own"
     )
-
-    def take(record: bytes) -> None:
-        found.append(record.decode("utf-8", "surrogateescape"))
-        if len(found) > MOST_FILES:
-            raise NotPushed(too_many)
-
-    records = _Records(take, "the paths that the commits change are")
     try:
-        await git.feed(
-            records.feed, "diff-tree", "-r", "-z", "--no-renames", "--name-only", "--no-ext-diff", "--no-textconv",
-            "--ignore-submodules=none", base, head, git_dir=repository, limits=_DIFFERENCE, within_s=_CHECK_S,
+        records = await _records(
+            repository, "diff-tree", "-r", "-z", "--no-renames", "--name-only", "--no-ext-diff", "--no-textconv",
+            "--ignore-submodules=none", base, head,
+            most=MOST_FILES, limits=_DIFFERENCE, what="the paths that the commits change are", too_many=too_many,
         )  # fmt: skip
     except TooExpensive as error:  # git collects all paths before it prints the first
         raise NotPushed(too_many) from error
-    return tuple(found)
+    return tuple(records)
 
 
-class _Records:
-    """Splits output at NUL bytes. Raises NotPushed where all of it is longer than MOST_NAME_BYTES."""
+async def _records(repository: Path, *arguments: str, most: int, limits: Limits, what: str, too_many: str) -> list[str]:
+    """What git prints, each record ended by a NUL byte.
 
-    def __init__(self, take: Callable[[bytes], None], what: str) -> None:
-        self._take = take
-        self._what = what
-        self._size = 0
-        self._rest = b""
+    Raises NotPushed above `most` records (`too_many`) and above MOST_NAME_BYTES (`what` … longer), GitError.
+    """
+    found: list[bytes] = []
+    size = 0
+    rest = b""
 
-    def feed(self, data: bytes) -> None:
-        self._size += len(data)
-        if self._size > MOST_NAME_BYTES:
-            raise NotPushed(f"{self._what} longer than {MOST_NAME_BYTES // 1024**2} MiB: push them from a clone of your own")
-        *whole, self._rest = (self._rest + data).split(b"\0")
-        for record in whole:
-            self._take(record)
+    def take(data: bytes) -> None:
+        nonlocal size, rest
+        size += len(data)
+        if size > MOST_NAME_BYTES:
+            raise NotPushed(f"{what} longer than {MOST_NAME_BYTES // 1024**2} MiB: push them from a clone of your own")
+        *whole, rest = (rest + data).split(b"\0")
+        found.extend(whole)
+        if len(found) > most:
+            raise NotPushed(too_many)
 
-
-async def _default_branch(repository: Path, url: str, environment: Mapping[str, str]) -> str | None:
-    answer = await git.text("ls-remote", "--symref", "--", url, "HEAD", git_dir=repository, extra=environment)
-    for line in answer.split("\n"):
-        value, _, name = line.partition("\t")
-        if name == "HEAD" and value.startswith("ref: "):
-            return branch_of(value.removeprefix("ref: "))
-    return None
+    await git.feed(take, *arguments, git_dir=repository, limits=limits, within_s=_CHECK_S)
+    return [record.decode("utf-8", "surrogateescape") for record in found]
 
 
 async def push(commits: Commits) -> None:
@@ -303,23 +286,15 @@ async def _save_bundle(live: LiveMachine, head: str, base: str, place: Path) -> 
                 return
             size += len(data)
             if size > MOST_BYTES:
-                reading.cancel()
-            else:
-                file.write(data)
+                raise NotPushed(f"the commits of {live.name} are larger than {MOST_BYTES // 1024**2} MiB")
+            file.write(data)
 
-        # Without the environment of tasks: a PATH of theirs must not decide which git that is. A ref of ours, because a tag or
-        # a branch on the machine may be called HEAD.
+        # Without the environment of tasks, whose PATH must not decide which git that is. A separate ref, because a tag or a
+        # branch on the machine may be called HEAD.
         command = (
             f"cd {WORKSPACE} && git -c core.hooksPath=/dev/null update-ref {_OUTGOING} {head} && "
             f"git -c core.hooksPath=/dev/null bundle create -q - {_OUTGOING} ^{shlex.quote(base)}"
         )
-        reading = asyncio.ensure_future(live.shell.run(command, timeout_s=_TAKE_S, on_output=take_output, keep_output=False))
-        try:
-            result = await reading
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if size <= MOST_BYTES or (task is not None and task.cancelling()):
-                raise
-            raise NotPushed(f"the commits of {live.name} are larger than {MOST_BYTES // 1024**2} MiB") from None
+        result = await live.shell.run(command, timeout_s=_TAKE_S, on_output=take_output, keep_output=False)
     if result.exit_status != 0:
         raise NotPushed(f"{live.name} could not pack its commits: {last_line(bytes(words))}")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from gibil_bot.machines.answers import BadAnswer, number, timestamp
+from gibil_bot.machines.answers import BadAnswer, fields_of, number, timestamp
 from gibil_bot.sandbox.excerpt import decoded
 from gibil_bot.sandbox.places import TO_PROJECT
 
@@ -125,14 +125,6 @@ class Match:
     file: str
     line: int
     text: str
-
-
-def fields_of(answer: bytes, count: int) -> list[bytes]:
-    """Fields with a NUL between them; the last one may hold more. Raises BadAnswer."""
-    fields = answer.split(b"\0", count - 1)
-    if len(fields) != count:
-        raise BadAnswer(f"the machine answered {len(fields)} fields where {count} were expected")
-    return fields
 
 
 def read_page(answer: bytes, path: str, first: int, limit: int) -> Page | None:

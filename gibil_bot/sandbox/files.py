@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from weakref import WeakValueDictionary
 
 from gibil_bot.errors import GibilError, UsageError
-from gibil_bot.machines.answers import BadAnswer, last_line
+from gibil_bot.machines.answers import BadAnswer, fields_of, last_line
 from gibil_bot.sandbox import file_scripts as scripts
 from gibil_bot.sandbox.file_scripts import Entry, Match, Page
 from gibil_bot.sandbox.live import LiveMachine
@@ -121,7 +121,7 @@ async def search(live: LiveMachine, pattern: str, path: str, include: str | None
 
 
 async def _write(live: LiveMachine, path: str, content: bytes) -> bool:
-    target, mode, new, _ = scripts.fields_of(await _ask(live, scripts.PREPARE, path), 4)
+    target, mode, new, _ = fields_of(await _ask(live, scripts.PREPARE, path), 4)
     if not _MODE.fullmatch(mode):
         raise BadAnswer(f"machine {live.name} answered {mode[:20]!r} where the mode of a file was expected")
     await live.shell.put(target.decode("utf-8", "surrogateescape"), content, mode=int(mode, 8))

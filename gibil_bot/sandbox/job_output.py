@@ -6,11 +6,10 @@ import shlex
 from dataclasses import dataclass
 
 from gibil_bot.errors import UsageError
-from gibil_bot.machines.answers import MOST_ANSWERED, number
+from gibil_bot.machines.answers import MOST_ANSWERED, fields_of, number
 from gibil_bot.machines.job_list import JobEntry
 from gibil_bot.machines.remote_scripts import check_job_id
 from gibil_bot.sandbox.excerpt import decoded, whole_characters
-from gibil_bot.sandbox.file_scripts import fields_of
 from gibil_bot.sandbox.live import LiveMachine, no_job
 
 STREAMS = {"stdout": "out", "stderr": "err"}

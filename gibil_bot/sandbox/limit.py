@@ -8,7 +8,7 @@ from gibil_bot.errors import UsageError
 
 
 def check_room(existing: Collection[str], new: Sequence[str], most: int) -> None:
-    """Raises UsageError (MACHINE_LIMIT) when `new` machines beside those that exist would be more than `most`.
+    """Raises UsageError (MACHINE_LIMIT) when the existing and the `new` machines together are more than `most`.
 
     A name in both is one machine: creating it fails for that reason, and says so.
     """

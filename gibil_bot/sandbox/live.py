@@ -187,7 +187,7 @@ class LiveMachine:
     async def start(
         self, command: str, *, timeout_s: float | None = None, env: Mapping[str, str] | None = None, cwd: str | None = None
     ) -> str:
-        """Start a line of shell that goes on whatever becomes of us; the job's id. `cwd`: see `run`.
+        """Start a line of shell that keeps running when we end; return the job's id. `cwd`: see `run`.
 
         Raises UsageError for an empty command, JobNotStarted.
         """

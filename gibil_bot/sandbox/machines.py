@@ -126,8 +126,8 @@ class Machines:
                 else:
                     names = words.fleet_names(terms.name, count)
                     labels["fleet"] = terms.name
-                makings = await self._begin(names, terms.ttl_s, order.made_by)
-                machines = await self._make_all(makings, terms, origin, labels, tell)
+                begun = await self._begin(names, terms.ttl_s, order.made_by)
+                machines = await self._make_all(begun, terms, origin, labels, tell)
                 for live in machines:  # a fleet is worth something when it is whole
                     self._untold[live.name].made()
                 return machines, terms.notes
@@ -301,7 +301,7 @@ class Machines:
         return LiveMachine(self.forge, machine, shell, self.settings.max_ttl_s)
 
     async def list_machines(self) -> list[Machine]:
-        """What the provider has of ours, in the natural order of their names (`m-2` before `m-10`).
+        """Our machines at the provider, in the natural order of their names (`m-2` before `m-10`).
 
         The bot's machines, and other data directories', too.
         """

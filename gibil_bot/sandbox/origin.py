@@ -50,7 +50,7 @@ class Origin:
     clone_url: str | None = None
     """The machine can clone it, without credentials."""
     checkout: Path | None = None
-    """A repository of ours that has the commit, for as long as the origin is read."""
+    """A repository that we created, with the commit; it exists while the origin is read."""
     promisor: str | None = None
     """Where a partial clone gets the objects that it lacks."""
     remote_url: str | None = None
@@ -214,7 +214,18 @@ async def _private(url: str, branch: str | None, scratch: Path, environment: Map
 
 async def _head(repository: Path, branch: str | None, environment: Mapping[str, str | None], url: str) -> tuple[str, str]:
     """(ref, commit) of a branch, or of the default branch. Raises UsageError where there is none."""
-    wanted = "HEAD" if branch is None else f"refs/heads/{branch}"
+    ref, sha = await ask_ref(repository, url, "HEAD" if branch is None else f"refs/heads/{branch}", environment)
+    if not sha:
+        what = f"branch {branch}" if branch is not None else "commit"
+        raise UsageError(f"there is no {what} in {url}", code=UNREADABLE)
+    return ref, sha
+
+
+async def ask_ref(repository: Path, url: str, wanted: str, environment: Mapping[str, str | None]) -> tuple[str, str]:
+    """(ref, commit) of a ref at `url`: the ref that a symbolic one stands for, and an empty commit where there is none.
+
+    Raises GitError.
+    """
     answer = await git.text("ls-remote", "--symref", "--", url, wanted, git_dir=repository, extra=environment)
     ref, sha = wanted, ""
     for line in answer.split("\n"):
@@ -224,9 +235,6 @@ async def _head(repository: Path, branch: str | None, environment: Mapping[str, 
                 ref = value.removeprefix("ref: ")
             else:
                 sha = value
-    if not sha:
-        what = f"branch {branch}" if branch is not None else "commit"
-        raise UsageError(f"there is no {what} in {url}", code=UNREADABLE)
     return ref, sha
 
 
