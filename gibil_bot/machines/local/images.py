@@ -50,11 +50,6 @@ class Image:
         self._path, self.mount = path, mount
         self.folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
 
-    def used_mb(self) -> int:
-        """What files take of it."""
-        status = os.statvfs(self.folder)
-        return (status.f_blocks - status.f_bfree) * status.f_frsize // 1024**2
-
     def full(self) -> str | None:
         """What is used up, "space" or "files"; None while both are left."""
         status = os.statvfs(self.folder)

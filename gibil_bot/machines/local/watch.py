@@ -18,10 +18,8 @@ import stat
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from gibil_bot.machines.local.syscalls import same_descriptors
-from gibil_bot.machines.local.tree import measure_tree
 
 PIPE_BYTES = 8192
 """What one pipe holds once a user has many (pipe(7): beyond pipe-user-pages-soft)."""
@@ -307,11 +305,6 @@ def hold_memory(init: int, limit_mb: int, memory: Memory, memfds: int) -> bool:
 
 
 # --- disks -------------------------------------------------------------------------------------------------------
-
-
-def disk_mb(folder: Path) -> int:
-    """What the folder takes on the disk."""
-    return measure_tree(str(folder), 10**9, 1e9).kb // 1024
 
 
 def kill_jobs(init: int) -> int:
