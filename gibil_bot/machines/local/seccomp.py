@@ -114,14 +114,8 @@ def program(machine: str, *, pretend_root: bool) -> bytes:
     for number, answer in answers:
         if number is not None:
             code += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, answer)]
-    for *numbers_, argument in _NOT_ON_PID_1.values():
-        code += [
-            (_JUMP_EQUAL, 0, 4, numbers_[column]),
-            (_LOAD_WORD, 0, 0, 16 + 8 * argument),  # the lower half of args[argument]: pids and ids have 32 bits
-            (_JUMP_EQUAL, 0, 1, 1),
-            (_RETURN, 0, 0, _ERRNO | errno.EPERM),
-            (_RETURN, 0, 0, _ALLOW),
-        ]
+    for *calls, argument in _NOT_ON_PID_1.values():
+        code += _when(calls[column], _not_on_pid_1(argument))
     code.append((_RETURN, 0, 0, _ALLOW))
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
 
@@ -150,6 +144,15 @@ def _only_namespaced_sockets() -> list[_Instruction]:
         *_unless_one_of(_FAMILIES, errno.EAFNOSUPPORT),
         (_JUMP_EQUAL, 0, len(netlink), socket.AF_NETLINK),
         *netlink,
+        (_RETURN, 0, 0, _ALLOW),
+    ]
+
+
+def _not_on_pid_1(argument: int) -> list[_Instruction]:
+    return [
+        _load_argument(argument),
+        (_JUMP_EQUAL, 0, 1, 1),
+        (_RETURN, 0, 0, _ERRNO | errno.EPERM),
         (_RETURN, 0, 0, _ALLOW),
     ]
 
