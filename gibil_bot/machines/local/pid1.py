@@ -94,23 +94,20 @@ class Pid1:
 
     def spawn(self, command: Command, arguments: list[str], env: dict[str, str], size: tuple[int, int] | None = None) -> int:
         """Start; returns the command's id. Raises ProviderError when the request is too large or the machine is gone."""
-        if self._closed:
-            raise ProviderError("the machine is gone")
-        self._count += 1
-        request: dict[str, Any] = {"spawn": self._count, "argv": arguments, "env": env}
+        request: dict[str, Any] = {"argv": arguments, "env": env}
         if size:
             request["size"] = size
-        return self._queue_up(command, request)
+        return self._start(command, request)
 
     def start_job(self, command: Command, *, merged: bool) -> int:
         """Start a detached job (jobs.py): `descriptors` are its specification, and where it says how its start went."""
+        return self._start(command, {"job": True, "merged": merged})
+
+    def _start(self, command: Command, request: dict[str, Any]) -> int:
         if self._closed:
             raise ProviderError("the machine is gone")
         self._count += 1
-        return self._queue_up(command, {"spawn": self._count, "job": True, "merged": merged})
-
-    def _queue_up(self, command: Command, request: dict[str, Any]) -> int:
-        message = json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogateescape")
+        message = json.dumps({"spawn": self._count, **request}, ensure_ascii=False).encode("utf-8", "surrogateescape")
         if len(message) > MESSAGE_BYTES:
             raise ProviderError(f"the command is too long: {len(message)} bytes with its environment; send scripts by stdin")
         self._commands[self._count] = command
