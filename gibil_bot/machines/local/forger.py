@@ -8,7 +8,8 @@ environment and learns no secret, because PID 1 of every machine is a copy of it
       and with the detached mount of its disk, where that is an image
   {"burn": id}                                                        kill PID 1, and with it the whole machine
                                                                       → {"dead": id} when every process of it is gone
-  {"look": id, "folder": path, "files": most, "seconds": s}           → {"look": id, "kb": …, "files": …, "complete": bool}
+  {"look": id, "folder": path, "files": most, "seconds": s}           → {"look": id, "tree": [kb, files, complete]}
+                                                                        "tree": null when it failed
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class Forger:
         except OSError:
             os.close(read)
             os.close(write)
-            self._send({"look": request["look"], "kb": 0, "files": 0, "complete": False, "failed": True})
+            self._send({"look": request["look"], "tree": None})
             return
         if pid == 0:
             try:
@@ -112,8 +113,7 @@ class Forger:
                 if os.geteuid():
                     forge.become_owner()
                 tree = measure_tree(request["folder"], request["files"], request["seconds"])
-                answer = {"kb": tree.kb, "files": tree.files, "complete": tree.complete}
-                os.write(write, json.dumps({"look": request["look"], **answer}).encode())
+                os.write(write, json.dumps(tree).encode())
             finally:
                 os._exit(0)
         os.close(write)
@@ -122,8 +122,7 @@ class Forger:
     def _looked(self, number: int, read: int) -> None:
         answer = os.read(read, 4096)
         os.close(read)
-        failed = {"look": number, "kb": 0, "files": 0, "complete": False, "failed": True}
-        self._send(json.loads(answer) if answer else failed)
+        self._send({"look": number, "tree": json.loads(answer) if answer else None})
 
     def _forge(self, number: int, order: Order, control: socket.socket, disk: list[int]) -> None:
         folder = f"{order['local']}/machines/{order['name']}"

@@ -9,11 +9,11 @@ import os
 import socket
 import subprocess
 from collections.abc import Callable
-from typing import NamedTuple
 
 from gibil_bot.errors import ProviderError
 from gibil_bot.machines.local.isolated import start_python
 from gibil_bot.machines.local.layers import Order
+from gibil_bot.machines.local.tree import Tree
 
 
 class Forging:
@@ -25,22 +25,13 @@ class Forging:
         self.dead = asyncio.Event()
 
 
-class Looked(NamedTuple):
-    """What a folder takes. `complete`: False when there was too much to look at; `failed`: nothing is known."""
-
-    kb: int
-    files: int
-    complete: bool
-    failed: bool
-
-
 class ForgerLink:
     """One running forger. When it dies all its machines are dying: then `on_lost` is called once."""
 
     def __init__(self, process: subprocess.Popen[bytes], link: socket.socket) -> None:
         self._process, self._link = process, link
         self._forgings: dict[int, Forging] = {}
-        self._looks: dict[int, asyncio.Future[Looked]] = {}
+        self._looks: dict[int, asyncio.Future[Tree | None]] = {}
         self._count = 0
         self._on_lost: Callable[[], None] = lambda: None
         self.lost = False
@@ -69,20 +60,20 @@ class ForgerLink:
         self._on_lost = on_lost
         asyncio.get_running_loop().add_reader(self._link.fileno(), self._read)
 
-    async def look(self, folder: str, most_files: int, seconds: float) -> Looked:
-        """Measure a folder in a process of its own, with the rights of its owner whatever its modes."""
+    async def look(self, folder: str, most_files: int, seconds: float) -> Tree | None:
+        """Measure a folder in a separate process, with the rights of its owner whatever its modes; None: that failed."""
         self._count += 1
         number = self._count
-        look: asyncio.Future[Looked] = asyncio.get_running_loop().create_future()
+        look: asyncio.Future[Tree | None] = asyncio.get_running_loop().create_future()
         self._looks[number] = look
         request = {"look": number, "folder": folder, "files": most_files, "seconds": seconds}
         try:
             if self.lost:
-                return Looked(0, 0, False, True)
+                return None
             await self._send(json.dumps(request).encode(), [])
             return await look
         except OSError:
-            return Looked(0, 0, False, True)
+            return None
         finally:
             self._looks.pop(number, None)
 
@@ -144,8 +135,7 @@ class ForgerLink:
                     forging.pid.set_result(answer["pid"])
             elif "look" in answer and (look := self._looks.pop(answer["look"], None)):
                 if not look.done():
-                    found = answer["kb"], answer["files"], answer["complete"]
-                    look.set_result(Looked(*found, answer.get("failed", False)))
+                    look.set_result(Tree(*answer["tree"]) if answer["tree"] else None)
             elif "dead" in answer and (forging := self._forgings.pop(answer["dead"], None)):
                 forging.pid.cancel()
                 forging.dead.set()
@@ -161,5 +151,5 @@ class ForgerLink:
         self._forgings.clear()
         for look in self._looks.values():
             if not look.done():
-                look.set_result(Looked(0, 0, False, True))
+                look.set_result(None)
         self._on_lost()

@@ -423,7 +423,7 @@ class KeptMachine:
     async def _measure_disk(self) -> None:
         size, most = self._limits.disk_mb, self._limits.disk_mb * FILES_PER_MB
         tree = await self._smithy.link.look(str(self.folder / "disk"), most, _DISK_LOOK_CPU_S)
-        if tree.failed:
+        if tree is None:
             self._failed_looks += 1
             if self._failed_looks >= _FAILED_LOOKS and not self._burning:
                 raise ProviderError(f"the disk of machine {self.spec.name} cannot be measured any more")
