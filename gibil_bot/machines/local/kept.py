@@ -99,7 +99,6 @@ class KeptMachine:
         self._look: asyncio.Task[None] | None = None
         self._image: Image | None = None
         self._memory: Memory | None = None
-        self._memory_fds: list[int] = []
         self._cause: Cause | None = None
         self._counts = (0, 0)
         """Kills for memory, and refused processes, that are known already"""
@@ -182,16 +181,14 @@ class KeptMachine:
                 self._init = await self._under_limits(forging)
                 self._pid1.entered(self._init)
                 proxy, *others = await self._pid1.ready
-                self._memory_fds, self._pid1.memory = self._pid1.memory, []
             smithy.groups.weigh(spec.name)
         except TimeoutError:
             raise ForgeFailed("starting PID 1", None, f"not ready after {_READY_S:.0f} s") from None
         self._supervise(gate.serve(proxy))
         for listener, (host, port) in zip(others, inward, strict=True):
             self._supervise(forward(listener, host, port))
+        self._memory = Memory.of(self._pid1.memory)
         if smithy.groups.memory == "polled":
-            segments, queues, *mounts = self._memory_fds
-            self._memory = Memory(mounts, segments, queues)
             self._supervise(self._watch_memory(self._memory))
         if order["disk"] == "folder":
             self._supervise(self._watch_disk())
@@ -237,8 +234,7 @@ class KeptMachine:
         if self._look is not None:
             self._look.cancel()
         image, self._image = self._image, None
-        fds, self._memory_fds = self._memory_fds, []
-        await asyncio.to_thread(self._clear, fds)
+        await asyncio.to_thread(self._clear)
         if image is not None:  # unmounting and detaching take some milliseconds, and its file is gone already
             self._smithy.close_later(image)
 
@@ -331,9 +327,9 @@ class KeptMachine:
         async with asyncio.timeout(_READY_S):
             return await command.status
 
-    def _clear(self, fds: list[int]) -> None:
-        for fd in fds:
-            os.close(fd)
+    def _clear(self) -> None:
+        if self._pid1 is not None:
+            self._pid1.close_memory()
         clear_dead_machine(self._smithy.home, self.spec.name)
         if self._cause is not None:
             write_cause(self._smithy.home, self.spec.name, self._cause)
@@ -440,8 +436,8 @@ class KeptMachine:
             self._disk_excess = f"the disk of {size} MB holds too many files: they take too long to be counted"
 
     def _deleted_kb(self) -> int:
-        in_memory = {os.fstat(fd).st_dev for fd in self._memory_fds[2:]}
-        return open_files(family(self._init), memfd_device(), in_memory).deleted_kb
+        assert self._memory is not None
+        return open_files(family(self._init), memfd_device(), self._memory.devices).deleted_kb
 
 
 _ROOM = {"space": "data", "files": "files"}

@@ -62,7 +62,7 @@ class Pid1:
         self.spawned = asyncio.Event()
         """Set whenever a command is asked for: every process of the machine descends from one."""
         self.memory: list[int] = []
-        """Descriptors that came with the listeners, for the caller to close: forge._memory_of"""
+        """Descriptors that came with the listeners (forge._memory_of), open until `close_memory`"""
         self._commands: dict[int, Command] = {}
         self._queue: deque[tuple[int | None, bytes]] = deque()
         """(id of the command to be started, or None for a kill; message)"""
@@ -151,6 +151,12 @@ class Pid1:
         if not self.ready.done():
             self.ready.set_exception(ForgeFailed("starting PID 1", None, "it ended without a word"))
             self.ready.exception()  # whoever does not wait for it any more is not told that nobody did
+
+    def close_memory(self) -> None:
+        """Call when nothing reads `memory` any more."""
+        fds, self.memory = self.memory, []
+        for fd in fds:
+            os.close(fd)
 
     def _flush(self) -> None:
         self._flushing = False

@@ -232,6 +232,14 @@ class Memory:
     """/proc/sysvipc/shm of the machine's IPC namespace"""
     queues: int
     """/proc/sysvipc/msg"""
+    devices: frozenset[int]
+    """st_dev of the mounts"""
+
+    @classmethod
+    def of(cls, descriptors: Sequence[int]) -> Memory:
+        """`descriptors`: in the order of forge._memory_of."""
+        segments, queues, *mounts = descriptors
+        return cls(mounts, segments, queues, frozenset(os.fstat(mount).st_dev for mount in mounts))
 
     def unmapped_kb(self) -> int:
         """Content of memory file systems, and of SysV IPC that no process is attached to."""
@@ -245,9 +253,6 @@ class Memory:
         for line in _table(self.queues):  # key msqid perms cbytes …
             total += int(line[3]) // 1024
         return total
-
-    def devices(self) -> set[int]:
-        return {os.fstat(mount).st_dev for mount in self.mounts}
 
 
 def _table(fd: int) -> list[list[bytes]]:
@@ -264,14 +269,14 @@ def _sizes_kb(pids: Iterable[int], held: Open, memfds: int) -> dict[int, int]:
 
 def _at_most_kb(pids: Sequence[int], memory: Memory, memfds: int) -> int:
     """No less than what they take, and cheap to find out: what is shared counts with each."""
-    held = open_files(pids, memfds, memory.devices())
+    held = open_files(pids, memfds, memory.devices)
     return sum(map(resident_kb, pids)) + sum(held.memfd_kb.values()) + held.buffers_kb + memory.unmapped_kb()
 
 
 def memory_mb(init: int, memory: Memory, memfds: int) -> int:
     """What the machine takes: the number that `hold_memory` holds against the limit."""
     pids = family(init)
-    held = open_files(pids, memfds, memory.devices())
+    held = open_files(pids, memfds, memory.devices)
     return (sum(_sizes_kb(pids, held, memfds).values()) + held.buffers_kb + memory.unmapped_kb()) // 1024
 
 
@@ -289,7 +294,7 @@ def hold_memory(init: int, limit_mb: int, memory: Memory, memfds: int) -> bool:
                 continue
         if not handles:
             return False  # files alone: the limits of their file systems hold
-        held = open_files(handles, memfds, memory.devices())
+        held = open_files(handles, memfds, memory.devices)
         rest = held.buffers_kb + memory.unmapped_kb()
         sizes = _sizes_kb(handles, held, memfds)
         if sum(sizes.values()) + rest <= limit:
