@@ -71,13 +71,18 @@ def _scan() -> dict[int, list[int]]:
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
-            try:
-                with open(f"/proc/{name}/stat", "rb") as file:
-                    parent = int(file.read().rpartition(b")")[2].split()[1])
-            except (OSError, IndexError):
-                continue
-            children.setdefault(parent, []).append(int(name))
+            with contextlib.suppress(OSError, IndexError):
+                children.setdefault(int(_stat(name)[_PARENT]), []).append(int(name))
     return children
+
+
+_PARENT, _SESSION, _THREADS = 1, 3, 17
+
+
+def _stat(pid: int | str) -> list[bytes]:
+    """The fields of /proc/PID/stat behind the program's name (proc(5)). Raises OSError."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return file.read().rpartition(b")")[2].split()
 
 
 def proportional_kb(pid: int, memfds: int, counted: Collection[int] = ()) -> int:
@@ -87,7 +92,7 @@ def proportional_kb(pid: int, memfds: int, counted: Collection[int] = ()) -> int
     `counted`: what memory file systems hold is counted with them, mapped or not.
     """
     found = {b"Pss:": 0, b"Pss_Shmem:": 0}
-    pid = _living_thread(pid)
+    pid, _resident = _living_thread(pid)
     try:
         with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
             for line in file:
@@ -117,7 +122,7 @@ def _shared_kb(pid: int, device: int, counted: Collection[int]) -> int:
 
 def resident_kb(pid: int) -> int:
     """At least the process's share of memory, and much cheaper to read."""
-    return _resident_kb(_living_thread(pid))
+    return _living_thread(pid)[1]
 
 
 def _resident_kb(thread: int) -> int:
@@ -128,12 +133,15 @@ def _resident_kb(thread: int) -> int:
         return 0
 
 
-def _living_thread(pid: int) -> int:
-    """A thread of the process in whose place of /proc its memory can be seen: the first one may have ended, and then its
-    place is empty although the others go on. The number of a thread has a place, too (proc(5))."""
-    if _resident_kb(pid):
-        return pid
-    return next((thread for thread in _threads(pid) if _resident_kb(thread)), pid)
+def _living_thread(pid: int) -> tuple[int, int]:
+    """(a thread of the process whose /proc folder shows its memory, resident kB): the first thread may have ended, and then
+    its folder is empty although the others go on. /proc has a folder for each thread's number, too (proc(5))."""
+    if resident := _resident_kb(pid):
+        return pid, resident
+    for thread in _threads(pid):
+        if resident := _resident_kb(thread):
+            return thread, resident
+    return pid, 0
 
 
 def _threads(pid: int) -> list[int]:
@@ -349,8 +357,8 @@ def count_tasks(init: int) -> int:
     """Threads of all processes of the machine: what RLIMIT_NPROC counts."""
     found = 1
     for pid in family(init, max_age_s=_SHARED_SCAN_S):
-        with contextlib.suppress(OSError, IndexError, ValueError), open(f"/proc/{pid}/stat", "rb") as file:
-            found += int(file.read().rpartition(b")")[2].split()[17])
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            found += int(_stat(pid)[_THREADS])
     return found
 
 
@@ -361,8 +369,8 @@ def calm_sessions(init: int, known: set[int]) -> None:
         return
     sessions = set()
     for pid in family(init, max_age_s=_SHARED_SCAN_S):
-        with contextlib.suppress(OSError, IndexError, ValueError), open(f"/proc/{pid}/stat", "rb") as file:
-            sessions.add((int(file.read().rpartition(b")")[2].split()[3]), pid))
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            sessions.add((int(_stat(pid)[_SESSION]), pid))
     known &= {session for session, _pid in sessions}
     for session, pid in sessions:
         if session in known or session == 0:
