@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from gibil_bot.machines.local import init, layers, seccomp
 from gibil_bot.machines.local import syscalls as sc
+from gibil_bot.machines.local.descriptors import close_others
 from gibil_bot.machines.local.layers import Order, Stage, write_file
 
 IDS = 65536
@@ -162,7 +163,7 @@ def _run(order: Order, control: socket.socket, go: int, keep: tuple[int, ...]) -
         null = os.open("/dev/null", os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(null, fd)
-        _close_others({control.fileno(), go, *keep})
+        close_others({control.fileno(), go, *keep})
         Stage.now = "mounting the machine's layers"
         sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
         layers.mount_layers(order)
@@ -233,17 +234,6 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.bind((host, port))
     listener.listen(128)
     return listener
-
-
-def _close_others(keep: set[int]) -> None:
-    """/proc/self/fd has the numbers; the directory's own descriptor is among them and gone already when we come to it."""
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) not in keep:
-            try:
-                os.close(int(name))
-            except OSError as error:
-                if error.errno != errno.EBADF:
-                    raise
 
 
 def _fail(control: socket.socket, error: BaseException) -> NoReturn:

@@ -19,9 +19,9 @@ import os
 import select
 import signal
 import socket
-import struct
-import termios
 from typing import Any, NoReturn
+
+from gibil_bot.machines.local.descriptors import unread_bytes
 
 _BLOCK = 128 * 1024
 _HOME = "/root"
@@ -182,7 +182,7 @@ class _Recorder:
     def _finish(self, status: bytes) -> None:
         """What was in the pipes when the job ended belongs to it, however many others go on printing."""
         for read in self._reads:
-            owed = struct.unpack("i", fcntl.ioctl(read, termios.FIONREAD, bytes(4)))[0]
+            owed = unread_bytes(read)
             while owed > 0:
                 count = self._copy_block(read, min(owed, _BLOCK))
                 if not count:

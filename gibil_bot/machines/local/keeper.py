@@ -19,9 +19,10 @@ import time
 from pathlib import Path
 
 from gibil_bot.errors import GibilError
+from gibil_bot.machines.local.descriptors import close_others
 from gibil_bot.machines.local.forging import ForgerLink
 from gibil_bot.machines.local.home import PROTOCOL, Home, Keeper, code_version, read_keeper, write_keeper
-from gibil_bot.machines.local.neutral import become_neutral, close_inherited
+from gibil_bot.machines.local.neutral import become_neutral
 from gibil_bot.machines.local.starting import IDLE_S
 
 _LOCK_WAIT_S = 10.0
@@ -33,7 +34,7 @@ def main(data_dir: str, idle_s: str = str(IDLE_S), starting: str = "") -> None:
     `starting`: a descriptor that is this process's, and must not be the keeper's.
     """
     gc.set_threshold(25_000, 20, 20)  # what the imports make stays: looking for garbage in it holds up the first machine
-    close_inherited({int(starting)} if starting else set())
+    close_others({int(starting)} if starting else set())
     home = Home(Path(data_dir))
     try:
         home.prepare()

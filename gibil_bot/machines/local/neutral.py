@@ -81,14 +81,6 @@ def become_neutral() -> tuple[str, ...]:
     return tuple(stays)
 
 
-def close_inherited(keep: set[int]) -> None:
-    """Close every descriptor but the standard streams and those: another program may be waiting for its end."""
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) not in keep:
-            with contextlib.suppress(OSError):  # the directory's own, which is closed by now
-                os.close(int(name))
-
-
 def _reset_signals() -> None:
     """What a script starts with `&` ignores SIGINT and SIGQUIT."""
     for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # Python's own, which PID 1 gives back

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from gibil_bot.errors import GibilError
 from gibil_bot.machines.job_requests import JOB_STATUS, MOST_REQUESTED, START_JOB
 from gibil_bot.machines.lean_asyncssh import asyncssh
+from gibil_bot.machines.local.descriptors import unread_bytes
 from gibil_bot.machines.local.detached import Jobs
 from gibil_bot.machines.local.pid1 import Pid1
 
@@ -222,7 +223,7 @@ class Session(_Base):
         if self._over:
             return
         self._close_stdin()
-        self._owed = {fd: _unread(fd) for fd in self._outputs}
+        self._owed = {fd: unread_bytes(fd) for fd in self._outputs}
         self._timer = self._loop.call_later(_GRACE_S, self._end_grace)
         self._finish_if_done()
 
@@ -359,12 +360,6 @@ def _sane(env: dict[str, str]) -> dict[str, str]:
         for name, value in env.items()
         if _ENV_NAME.fullmatch(name) and name not in _NEVER_FROM_CLIENTS and "\0" not in value
     }
-
-
-def _unread(fd: int) -> int:
-    with contextlib.suppress(OSError):
-        return int(struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))[0])
-    return 0
 
 
 def _signal_name(number: int) -> str:
