@@ -266,12 +266,10 @@ def _named(request: dict[str, Any]) -> str:
 
 
 def _limit_open_files(wanted: tuple[int, int]) -> None:
-    """Lower than wanted where our own limit is lower: raising it takes a capability that a machine does not have."""
+    """Lower than wanted where our own limit is lower: raising it takes a capability that a machine does not have. This limit
+    is never infinite (fs.nr_open)."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    soft, most = wanted
-    if hard != resource.RLIM_INFINITY:
-        soft, most = (hard if value == resource.RLIM_INFINITY else min(value, hard) for value in (soft, most))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, most))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted[0], hard), min(wanted[1], hard)))
 
 
 def _signal(send: Any, target: int, which: int) -> None:
