@@ -71,7 +71,12 @@ def limits_of(spec: MachineSpec) -> Limits:
 
 
 def half_of_the_memory_mb() -> int:
-    return max(64, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 1024**2 // 2)
+    return max(64, _physical_memory() // 1024**2 // 2)
+
+
+def _physical_memory() -> int:
+    """Of the host, in bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def half_of_the_disk_mb(data_dir: Path) -> int:
@@ -105,22 +110,28 @@ class Groups:
 
     def host_memory_mb(self) -> int:
         """What all machines together can have: of the host, or of the group that we are in ourselves."""
-        most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        for hierarchy in self._hierarchies:
-            if "memory" in hierarchy.controllers:
-                with contextlib.suppress(OSError, ValueError):
-                    name = "memory.max" if hierarchy.version == 2 else "memory.limit_in_bytes"
-                    most = min(most, int((hierarchy.folder / name).read_text()))
+        most = _physical_memory()
+        if hierarchy := self._with("memory"):
+            with contextlib.suppress(OSError, ValueError):
+                name = "memory.max" if hierarchy.version == 2 else "memory.limit_in_bytes"
+                most = min(most, int((hierarchy.folder / name).read_text()))
         return most // 1024**2
+
+    def _with(self, controller: str) -> Hierarchy | None:
+        """Where that controller works: in one hierarchy at most."""
+        return next((hierarchy for hierarchy in self._hierarchies if controller in hierarchy.controllers), None)
+
+    def _group(self, hierarchy: Hierarchy, name: str) -> Path:
+        return hierarchy.folder / f"{self._prefix}-{name}"
 
     @property
     def shares_cpu(self) -> bool:
         """Whether machines get a share of the processors as a whole, however many processes they have."""
-        return any("cpu" in hierarchy.controllers for hierarchy in self._hierarchies)
+        return self._with("cpu") is not None
 
     @property
     def counts_processes(self) -> bool:
-        return any("pids" in hierarchy.controllers for hierarchy in self._hierarchies)
+        return self._with("pids") is not None
 
     def oom_kills(self, name: str) -> int:
         """How many processes of the machine the kernel has killed for its memory limit."""
@@ -131,37 +142,34 @@ class Groups:
         return self._event(name, "pids", {1: "pids.events", 2: "pids.events"}, b"max")
 
     def _event(self, name: str, controller: str, files: dict[int, str], key: bytes) -> int:
-        for hierarchy in self._hierarchies:
-            if controller in hierarchy.controllers:
-                with contextlib.suppress(OSError, ValueError):
-                    lines = (hierarchy.folder / f"{self._prefix}-{name}" / files[hierarchy.version]).read_bytes().splitlines()
-                    return sum(int(value) for word, value in (line.split() for line in lines) if word == key)
+        if hierarchy := self._with(controller):
+            with contextlib.suppress(OSError, ValueError):
+                lines = (self._group(hierarchy, name) / files[hierarchy.version]).read_bytes().splitlines()
+                return sum(int(value) for word, value in (line.split() for line in lines) if word == key)
         return 0
 
     @property
     def memory(self) -> str:
         """How memory is bounded, in the words of Capabilities.memory_limit."""
-        for hierarchy in self._hierarchies:
-            if "memory" in hierarchy.controllers:
-                return f"cgroup-v{hierarchy.version}"
-        return "polled"
+        hierarchy = self._with("memory")
+        return f"cgroup-v{hierarchy.version}" if hierarchy else "polled"
 
     def memory_used_mb(self, name: str) -> int | None:
         """What counts against the machine's limit, without the files in the cache: before the kernel kills a process, it
         takes those back. None where memory is polled. Raises OSError."""
-        for hierarchy in self._hierarchies:
-            if "memory" in hierarchy.controllers:
-                group = hierarchy.folder / f"{self._prefix}-{name}"
-                used, cached = _USED[hierarchy.version]
-                counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-                cache = sum(int(counts.get(field, 0)) for field in cached)
-                return max(0, int((group / used).read_text()) - cache) // 1024**2
-        return None
+        hierarchy = self._with("memory")
+        if hierarchy is None:
+            return None
+        group = self._group(hierarchy, name)
+        used, cached = _USED[hierarchy.version]
+        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        cache = sum(int(counts.get(field, 0)) for field in cached)
+        return max(0, int((group / used).read_text()) - cache) // 1024**2
 
     def make(self, name: str, limits: Limits) -> None:
         """Make the machine's groups, with their limits."""
         for hierarchy in self._hierarchies:
-            group = hierarchy.folder / f"{self._prefix}-{name}"
+            group = self._group(hierarchy, name)
             group.mkdir(exist_ok=True)
             size = str(limits.memory_mb * 1024 * 1024)
             if "memory" in hierarchy.controllers:
@@ -176,13 +184,12 @@ class Groups:
 
     def weigh(self, name: str) -> None:
         """Lower the machine's share of the processors. Not before PID 1 is ready: on a busy host, that would hold it up."""
-        for hierarchy in self._hierarchies:
-            if "cpu" in hierarchy.controllers:
-                group = hierarchy.folder / f"{self._prefix}-{name}"
-                if hierarchy.version == 2:
-                    _set(group / "cpu.weight", str(CPU_SHARES * 100 // 1024))
-                else:
-                    _set(group / "cpu.shares", str(CPU_SHARES))
+        if hierarchy := self._with("cpu"):
+            group = self._group(hierarchy, name)
+            if hierarchy.version == 2:
+                _set(group / "cpu.weight", str(CPU_SHARES * 100 // 1024))
+            else:
+                _set(group / "cpu.shares", str(CPU_SHARES))
 
     def warm(self) -> None:
         """Blocking, some 10 ms. Moving a process waits for an RCU grace period, unless one was moved just before: so this
@@ -196,12 +203,12 @@ class Groups:
     def join(self, name: str, pid: int) -> None:
         """Blocking. Put PID 1 of the machine, and all that it will start, under its limits."""
         for hierarchy in self._hierarchies:
-            _set(hierarchy.folder / f"{self._prefix}-{name}" / "cgroup.procs", str(pid))
+            _set(self._group(hierarchy, name) / "cgroup.procs", str(pid))
 
     def remove(self, name: str) -> None:
         """Blocking, for up to a second: a group is busy until the kernel has forgotten its last process."""
         for hierarchy in self._hierarchies:
-            _remove_group(hierarchy.folder / f"{self._prefix}-{name}")
+            _remove_group(self._group(hierarchy, name))
 
     def leftovers(self) -> list[str]:
         """Names of machines that have a group."""
