@@ -101,22 +101,16 @@ class LocalProvider:
     async def usage(self, name: str) -> Usage | None:
         """How much of its limits a machine uses; None from a keeper that is too old to tell. Raises MachineNotFound."""
         try:
-            answer = await self._ask(Request(verb="usage", name=name))
+            return (await self._ask_about(Request(verb="usage", name=name))).usage
         except UsageError:  # it does not know this verb, and stays in use as long as it has machines
             return None
-        if answer is None:
-            raise MachineNotFound(f"there is no local machine named {name}")
-        return answer.usage
 
     async def refusals(self, name: str, since: float) -> Refusals:
         """What the machine was kept from reaching since that moment of time.monotonic(). Raises MachineNotFound."""
         try:
-            answer = await self._ask(Request(verb="refusals", name=name, since=since))
+            return (await self._ask_about(Request(verb="refusals", name=name, since=since))).refusals or Refusals()
         except UsageError:  # a keeper that is too old to know
             return Refusals()
-        if answer is None:
-            raise MachineNotFound(f"there is no local machine named {name}")
-        return answer.refusals or Refusals()
 
     async def cause(self, name: str, since: datetime | None = None) -> str | None:
         """Why the machine ended, or processes on it were killed, by its limits or its expiry, in words; None: not known, or
@@ -129,9 +123,8 @@ class LocalProvider:
         return found.text if found is not None and (since is None or found.at >= since) else None
 
     async def extend(self, name: str, expires_at: datetime) -> Machine:
-        answer = await self._ask(Request(verb="extend", name=name, expires_at=expires_at))
-        if answer is None or answer.machine is None:
-            raise MachineNotFound(f"there is no local machine named {name}")
+        answer = await self._ask_about(Request(verb="extend", name=name, expires_at=expires_at))
+        assert answer.machine is not None
         return answer.machine
 
     async def destroy(self, name: str) -> bool:
@@ -171,6 +164,13 @@ class LocalProvider:
             except Unanswered:
                 continue
         return None
+
+    async def _ask_about(self, request: Request) -> Answer:
+        """For a machine that has to exist. Raises MachineNotFound."""
+        answer = await self._ask(request)
+        if answer is None:
+            raise MachineNotFound(f"there is no local machine named {request.name}")
+        return answer
 
     async def _ask_or_clear(self, request: Request, *, only: str | None = None) -> Answer:
         """Where no keeper runs, remove what is left of machines, or of `only` that one. One may be just coming or going."""
