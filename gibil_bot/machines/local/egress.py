@@ -60,7 +60,7 @@ def spellings(address: Address) -> tuple[Address, ...]:
 
 
 def is_itself(address: Address) -> bool:
-    """Loopback and unspecified addresses: whoever connects to one of those means the computer that it runs on."""
+    """Loopback and unspecified addresses: a program that connects to one of those means the computer that it runs on."""
     return any(spelling.is_loopback or spelling.is_unspecified for spelling in spellings(address))
 
 

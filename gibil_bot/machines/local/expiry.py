@@ -1,6 +1,6 @@
-"""When a machine has to go: at its hour, or after its time, whichever comes first.
+"""When a machine expires: at its expiry, or when its time to live has passed, whichever comes first.
 
-The hour is a time of day, since that is what people and other processes are told. Its distance is also measured by a clock that
+The expiry is a time of day, since people and other processes are given that. The time left is also measured by a clock that
 cannot be set and goes on while the host sleeps (CLOCK_BOOTTIME, clock_gettime(2)): setting the time of day back doesn't keep a
 machine longer.
 """
@@ -31,5 +31,5 @@ class Expiry:
         self._deadline_s = boot_s() + (expires_at - now()).total_seconds()
 
     def left_s(self) -> float:
-        """Seconds until then; 0 or less: it is over."""
+        """Seconds until then; 0 or less: it has expired."""
         return min((self._expires_at - self._now()).total_seconds(), self._deadline_s - self._boot_s())

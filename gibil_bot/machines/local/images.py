@@ -226,7 +226,7 @@ def _copy(source: Path, target: Path) -> int:
 
 
 def _attach(image: int) -> tuple[int, str]:
-    """(descriptor, path) of a loop device on that file, which detaches itself when nobody uses it. Raises OSError."""
+    """(descriptor, path) of a loop device on that file, which detaches itself when it is no longer used. Raises OSError."""
     control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
     try:
         info = bytearray(232)  # struct loop_info64; lo_flags is at 52

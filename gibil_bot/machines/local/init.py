@@ -61,8 +61,8 @@ _Waiting = tuple[dict[str, Any], list[int], float]
 
 
 MOST_DESCRIPTORS = 4096
-"""Of a job. How many one user may have on their way through sockets, over all machines, is bounded by this number of whoever
-sends more: ours has to be well above that of jobs."""
+"""Of a job. The kernel bounds how many of one user are on their way through sockets, over all machines, by this limit of the
+process that sends more: the limit of PID 1 and the daemon has to be well above that of jobs."""
 OOM_SCORE = "800"
 
 
@@ -174,7 +174,7 @@ class _Init:
             if error.errno in (errno.EAGAIN, errno.ENOMEM) and time.monotonic() < deadline:
                 return False
             if fds:
-                with contextlib.suppress(OSError):  # nobody reads it any more
+                with contextlib.suppress(OSError):  # its reader is gone
                     os.write(fds[-1], f"gibil: cannot start a process: {error.strerror}\n".encode())
             for fd in fds:
                 os.close(fd)

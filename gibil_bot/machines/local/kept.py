@@ -62,7 +62,7 @@ _DISK_LOOK_CPU_S = 4.0
 _FAILED_LOOKS = 5
 _PIDS_ABOVE = 8
 _DISK_LOOK_S = 5.0
-"""So long does whoever asks for the usage wait for a look at the disk; then the last one counts."""
+"""A request for the usage waits that long for a look at the disk; then the last look counts."""
 
 
 async def load_door() -> Any:
@@ -410,7 +410,7 @@ class KeptMachine:
             await asyncio.sleep(4 * (looked - began))
 
     async def _look_at_disk(self) -> None:
-        """One look at a time: whoever asks meanwhile waits for the same one."""
+        """One look at a time: a second caller waits for the same one."""
         if self._look is None or self._look.done():
             self._look = asyncio.get_running_loop().create_task(self._measure_disk())
             self._look.add_done_callback(lambda task: task.cancelled() or task.exception())

@@ -87,7 +87,7 @@ class Pid1:
     def give_to_root(self, fd: int) -> None:
         """Make a pipe that is made out here the property of the machine's root.
 
-        Otherwise its owner has no name in there, and nobody may open it by its name (/dev/stdin, /proc/self/fd/1).
+        Otherwise its owner has no name in there, and no process may open it by its name (/dev/stdin, /proc/self/fd/1).
         """
         if self._root is not None:
             os.fchown(fd, self._root, self._root)

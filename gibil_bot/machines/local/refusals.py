@@ -1,4 +1,4 @@
-"""What a machine was kept from reaching, for whoever reads its output: a program often shows nothing of a proxy's answer."""
+"""What a machine was kept from reaching, for the reader of its output: a program often shows nothing of a proxy's answer."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ PIPE_BYTES = 8192
 SOCKET_BYTES = 208 * 1024
 """net.core.wmem_default: what one socket buffers."""
 FREE_SOCKETS = 512
-"""Open sockets of a machine that are not counted: as a rule they are empty."""
+"""Open sockets of a machine that are not counted: usually they are empty."""
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _SHARED_SCAN_S = 0.3
@@ -152,7 +152,7 @@ def _threads(pid: int) -> list[int]:
 
 
 def _descriptor_tables(pid: int) -> list[int]:
-    """A thread for each table of descriptors: any of them may have one of its own (unshare(2), CLONE_FILES)."""
+    """A thread for each table of descriptors: any of them may have its own (unshare(2), CLONE_FILES)."""
     tables: list[int] = []
     for thread in _threads(pid):
         try:
@@ -321,9 +321,9 @@ def hold_memory(init: int, limit_mb: int, memory: Memory, memfds: int) -> bool:
 
 
 def kill_jobs(init: int) -> int:
-    """SIGKILL to every process of the machine, except those that hold a job's lock: its supervisor reports its end.
+    """SIGKILL to every process of the machine, except those that hold a job's lock: its recorder (jobs.py) writes down its end.
 
-    A job can take such a lock too: what is still too much at the next look is killed by PID 1 without exception.
+    A job can take such a lock, too: what is still too much at the next look is killed by PID 1 without exception.
     """
     killed = 0
     for pid in family(init):
