@@ -9,14 +9,12 @@ limiting this whole service, and the namespaces.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import platform
 import resource
 import signal
 from pathlib import Path
 
-from gibil_bot.machines.local.syscalls import prctl
+from gibil_bot.machines.local.syscalls import prctl, reset_io_priority, reset_memory_policy, reset_personality
 
 OPEN_FILES = (1024, 524_288)
 """Soft and hard, as systemd has them for services."""
@@ -51,7 +49,6 @@ _UNIMPORTANT = ("locked bytes", "message queue bytes", "core bytes")
 
 _TIMER_SLACK_NS = 50_000
 _PR_SET_TIMERSLACK, _PR_MCE_KILL, _PR_SET_THP_DISABLE, _PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL = 29, 33, 41, 47, 4
-_CALLS = {"x86_64": {"ioprio_set": 251, "set_mempolicy": 238}, "aarch64": {"ioprio_set": 30, "set_mempolicy": 237}}
 _MOST_PROCESSORS = 8192
 
 
@@ -64,12 +61,9 @@ def become_neutral() -> tuple[str, ...]:
         Path("/proc/self/oom_score_adj").write_text("0")
     with contextlib.suppress(OSError):
         Path("/proc/self/coredump_filter").write_text("0x33")
-    libc = ctypes.CDLL(None)
-    libc.personality(ctypes.c_ulong(0))
-    calls = _CALLS.get(platform.machine(), {})
-    if calls:
-        libc.syscall(calls["ioprio_set"], 1, 0, 0)  # this process, no class: as its nice value says
-        libc.syscall(calls["set_mempolicy"], 0, None, ctypes.c_ulong(0))
+    for reset in (reset_personality, reset_io_priority, reset_memory_policy):
+        with contextlib.suppress(OSError):
+            reset()
     for option, *arguments in (
         (_PR_SET_TIMERSLACK, _TIMER_SLACK_NS),
         (_PR_MCE_KILL, 0),

@@ -56,10 +56,11 @@ _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
 _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
 _NUMBERS = {
-    "x86_64": {"pivot_root": 155, "keyctl": 250, "kcmp": 312},
-    "aarch64": {"pivot_root": 41, "keyctl": 219, "kcmp": 272},
+    "x86_64": {"pivot_root": 155, "keyctl": 250, "kcmp": 312, "ioprio_set": 251, "set_mempolicy": 238},
+    "aarch64": {"pivot_root": 41, "keyctl": 219, "kcmp": 272, "ioprio_set": 30, "set_mempolicy": 237},
 }
 _KCMP_FILES = 2
+_IOPRIO_WHO_PROCESS = 1
 
 
 def _number(call: str) -> int:
@@ -177,3 +178,18 @@ def same_descriptors(one: int, other: int) -> bool:
     """Whether two threads share their table of descriptors (kcmp(2)). Raises OSError where the kernel doesn't say."""
     result = _libc.syscall(_number("kcmp"), one, other, _KCMP_FILES, ctypes.c_ulong(0), ctypes.c_ulong(0))
     return _check(result, f"kcmp({one}, {other})") == 0
+
+
+def reset_personality() -> None:
+    """The kernel's own execution domain, without its flags (personality(2))."""
+    _check(_libc.personality(ctypes.c_ulong(0)), "personality(0)")
+
+
+def reset_io_priority() -> None:
+    """No class for this process: its nice value decides (ioprio_set(2))."""
+    _check(_libc.syscall(_number("ioprio_set"), _IOPRIO_WHO_PROCESS, 0, 0), "ioprio_set(none)")
+
+
+def reset_memory_policy() -> None:
+    """The host's (set_mempolicy(2), MPOL_DEFAULT)."""
+    _check(_libc.syscall(_number("set_mempolicy"), 0, None, ctypes.c_ulong(0)), "set_mempolicy(default)")
