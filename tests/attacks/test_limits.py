@@ -18,13 +18,14 @@ from pathlib import Path
 import pytest
 
 from gibil_bot.errors import ProviderError
+from gibil_bot.machines.job_requests import JOB_STATUS, START_JOB, start_request
 from gibil_bot.machines.local.home import Home, read_keeper
 from gibil_bot.machines.local.images import Images
 from gibil_bot.machines.local.limits import Groups, find_hierarchies
 from gibil_bot.machines.local.provider import LocalProvider
 from gibil_bot.machines.local.tier import groups_prefix, own_tier
 from gibil_bot.machines.local.watch import family
-from gibil_bot.model import Machine
+from gibil_bot.model import Job, Machine
 from tests.doubles.machines import LocalLodging, end_keeper, guest_lodging, local_lodging, shared_folder, until
 from tests.doubles.patience import patient
 
@@ -123,6 +124,27 @@ async def test_a_machine_cannot_take_more_than_its_disk(lodging: LocalLodging, a
     assert (
         await lodging.run(machine, "rm -rf /root/* /tmp/* /var/tmp/* /opt/big* /usr/lib/big* /etc/big*; true")
     ).exit_status == 0
+
+
+async def test_a_job_that_is_killed_for_its_disk_leaves_its_output_and_its_end(lodging: LocalLodging) -> None:
+    """Also where the daemon's user may not look into what records the job."""
+    if not Images(lodging.home.local).problem:
+        pytest.skip("disks are file systems of a fixed size here, and no job is killed for them")
+    machine = await lodging.provider.create(lodging.spec("recorded", memory_mb=128, disk_mb=100))
+    script = "echo begun; for n in 1 2 3; do head -c 60M /dev/zero >/root/big$n; done; sleep 300"
+    job = Job(id="filler", script=script, working_directory="/root", merged=True)
+    async with lodging.connect(machine) as connection:
+        started = await connection.run(subsystem=START_JOB, input=start_request(job), encoding=None)
+        assert started.stderr == b"gibil:started\n"
+        ended = await connection.run(subsystem=JOB_STATUS, input=b"filler", encoding=None)
+        assert ended.stdout == b"exit 137\n"
+    files = "/root/.gibil/jobs/filler"
+    seen = await lodging.run(
+        machine,
+        f"head -n 1 {files}/out; for _ in $(seq 50); do grep -q '^137 ' {files}/rc && break; "
+        f"sleep 0.1; done; cat {files}/rc; rm /root/big*",
+    )
+    assert str(seen.stdout).split() == ["begun", "137"]
 
 
 async def test_a_hundred_thousand_empty_files_are_too_many(lodging: LocalLodging) -> None:
@@ -266,7 +288,7 @@ async def test_a_full_disk_is_the_cause_for_as_long_as_it_is_full(lodging: Local
     next_task = datetime.now(UTC)
     assert isinstance(lodging.provider, LocalProvider)
     assert "disk of 100 MB is full" in (await lodging.provider.cause("hoarder", next_task) or "")
-    await lodging.run(machine, "rm /root/big")
+    await lodging.run(machine, "rm /root/big*")
     assert await lodging.provider.cause("hoarder", datetime.now(UTC)) is None
 
 

@@ -5,6 +5,7 @@ Requests and answers are JSON datagrams on one SOCK_SEQPACKET socket; descriptor
   {"spawn": id, …, "size": [columns, rows]} without descriptors        → {"terminal": id} with the pty's master, then exit
   {"spawn": id, "job": true, "merged": bool} with spec, say (jobs.py)  → exit
   {"kill": id, "signal": n, "session": bool}                           the process group, or all of its session
+  {"kill_jobs": n}                                                     every process but this one and the recorders of jobs
   {"kill_all": n}                                                      every process of the machine but this one
 A negative status is the signal that ended the process.
 """
@@ -143,6 +144,10 @@ class _Init:
                 self._waiting.append(waiting)
         elif "kill" in request:
             self._kill(request["kill"], request["signal"], request["session"])
+        elif "kill_jobs" in request:
+            for pid in _others():
+                if pid not in self._recorder_pids:
+                    _signal(os.kill, pid, request["kill_jobs"])
         elif "kill_all" in request:
             _signal(os.kill, -1, request["kill_all"])
 
@@ -280,16 +285,20 @@ def _signal(send: Any, target: int, which: int) -> None:
 def _session(leader: int) -> list[int]:
     """Processes of that session, other process groups included (a shell with job control makes those)."""
     members = []
-    for name in os.listdir("/proc"):
-        if name.isdigit() and name != "1":
-            try:
-                with open(f"/proc/{name}/stat", "rb") as file:
-                    fields = file.read().rpartition(b")")[2].split()
-            except OSError:
-                continue
-            if int(fields[3]) == leader:
-                members.append(int(name))
+    for pid in _others():
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == leader:
+            members.append(pid)
     return members
+
+
+def _others() -> list[int]:
+    """All processes of the machine but this one."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and name != "1"]
 
 
 def _open_terminal(columns: int, rows: int) -> tuple[int, int]:

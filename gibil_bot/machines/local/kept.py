@@ -38,7 +38,6 @@ from gibil_bot.machines.local.watch import (
     family,
     has_processes,
     hold_memory,
-    kill_jobs,
     memfd_device,
     memory_mb,
     open_files,
@@ -403,7 +402,7 @@ class KeptMachine:
                 self.blame(f"all processes were killed: {self._disk_excess}")
                 strikes += 1
                 if strikes == 1:
-                    await asyncio.to_thread(kill_jobs, self._init)
+                    self._pid1.kill_jobs()
                 else:
                     self._pid1.kill_all()
             looked = time.monotonic()

@@ -132,10 +132,20 @@ class Pid1:
         self._queue.append((None, json.dumps({"kill": number, "signal": int(which), "session": session}).encode()))
         self._flush()
 
+    def kill_jobs(self) -> None:
+        """SIGKILL to every process of the machine but PID 1 and the recorders of jobs, which write down how those ended.
+
+        A machine that forks all the time can escape: then `kill_all`.
+        """
+        self._kill_many("kill_jobs")
+
     def kill_all(self) -> None:
         """SIGKILL to every process of the machine but PID 1."""
+        self._kill_many("kill_all")
+
+    def _kill_many(self, which: str) -> None:
         if not self._closed:
-            self._queue.append((None, json.dumps({"kill_all": int(signal.SIGKILL)}).encode()))
+            self._queue.append((None, json.dumps({which: int(signal.SIGKILL)}).encode()))
             self._flush()
 
     def close(self) -> None:

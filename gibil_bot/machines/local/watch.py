@@ -30,7 +30,6 @@ FREE_SOCKETS = 512
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _SHARED_SCAN_S = 0.3
-_JOB_LOCK = "/.gibil/jobs/."
 
 
 def has_processes(init: int) -> bool:
@@ -318,39 +317,6 @@ def hold_memory(init: int, limit_mb: int, memory: Memory, memfds: int) -> bool:
 
 
 # --- disks -------------------------------------------------------------------------------------------------------
-
-
-def kill_jobs(init: int) -> int:
-    """SIGKILL to every process of the machine, except those that hold a job's lock: its recorder (jobs.py) writes down its end.
-
-    A job can take such a lock, too: what is still too much at the next look is killed by PID 1 without exception.
-    """
-    killed = 0
-    for pid in family(init):
-        try:
-            handle = os.pidfd_open(pid)
-        except OSError:
-            continue
-        try:
-            if not _holds_job_lock(pid):
-                signal.pidfd_send_signal(handle, signal.SIGKILL)
-                killed += 1
-        except OSError:
-            pass
-        finally:
-            os.close(handle)
-    return killed
-
-
-def _holds_job_lock(pid: int) -> bool:
-    try:
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(OSError):
-                if _JOB_LOCK in os.readlink(f"/proc/{pid}/fd/{name}"):
-                    return True
-    except OSError:
-        pass
-    return False
 
 
 def count_tasks(init: int) -> int:
