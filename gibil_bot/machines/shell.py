@@ -111,17 +111,16 @@ class SSHShell:
             self._keep(job.id, follow)
             return
         follow.close()
-        if follow.started:
+        if follow.started is not None:
             return
-        if follow.started is None and follow.failed:
+        if follow.failed:
             raise JobNotStarted(f"The machine could not start job {job.id}: {follow.failed}")
-        if follow.started is None and not self._connection.is_closed and follow.channel.exit_status is not None:
+        if not self._connection.is_closed and follow.channel.exit_status is not None:
             said = f": {follow.said}" if follow.said else ""
             raise JobNotStarted(
                 f"The machine could not start job {job.id}: its shell ended with status {follow.channel.exit_status}{said}"
             )
-        if follow.started is None:
-            raise MachineLost(f"{self._connection.where} could not start job {job.id}: the connection ended")
+        raise MachineLost(f"{self._connection.where} could not start job {job.id}: the connection ended")
 
     async def attach(self, job_id: str, *, stdout_from: int = 0, stderr_from: int = 0) -> AsyncGenerator[Chunk | Exit, None]:
         """See ports.Shell."""
@@ -352,9 +351,6 @@ class SSHShell:
         return None
 
     # --- ends ---------------------------------------------------------------------------------------------------
-
-    def _gone(self) -> MachineLost:
-        return MachineLost(f"the connection to {self._connection.where} ended before the command did")
 
     async def _kill_run(self, tag: str) -> None:
         await self._try_execute(remote_scripts.kill_run_command(tag))
