@@ -51,6 +51,8 @@ _CLOCK_NOISE_S = 5.0
 _PASSING_STATUS = frozenset((500, 502, 503, 504))
 _PASSING_REASONS = frozenset(("server_error", "service_error", "bad_gateway", "unavailable", "timeout"))
 """`service_error` is 422: "Error within a service" (https://docs.hetzner.cloud/reference/cloud#errors)."""
+NO_ROOM = frozenset(("resource_unavailable", "placement_error"))
+"""Hetzner's codes for a type that it can't place in a location now, of answers and of actions."""
 
 
 class Refused(ProviderError):
@@ -258,8 +260,7 @@ _MAKE_ANOTHER = "make one with Read & Write (Cloud Console, Security, API tokens
 
 def refusal(error: hcloud.APIException, status: int, doing: str) -> Refused:
     """Hetzner's error as one line that says what to do (https://docs.hetzner.cloud/reference/cloud#errors)."""
-    reason = str(error.code)
-    said = " ".join(str(error.message).split())[:200]
+    reason, said = str(error.code), _one_line(error.message)
     details = error.details if isinstance(error.details, Mapping) else {}
     fields = _names(details.get("fields"))
     if reason == "token_readonly":
@@ -280,7 +281,7 @@ def refusal(error: hcloud.APIException, status: int, doing: str) -> Refused:
         code, text = "LIMIT_EXCEEDED", f"a limit of this Hetzner project is reached ({what}); {way}"
     elif reason == "maintenance":
         code, text = "MAINTENANCE", f"Hetzner does maintenance there ({said}); choose another location, or wait"
-    elif reason in ("resource_unavailable", "placement_error"):
+    elif reason in NO_ROOM:
         code, text = (
             "RESOURCE_UNAVAILABLE",
             f"Hetzner has no room for it now ({said}); choose another size or location, or wait",
@@ -304,6 +305,10 @@ def refusal(error: hcloud.APIException, status: int, doing: str) -> Refused:
     return Refused(f"cannot {doing}: {text}", code=code, reason=reason, status=status, said=said, fields=fields)
 
 
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split())[:200]
+
+
 def _names(listed: object) -> frozenset[str]:
     """Of `details.fields` and `details.limits`: at most a few short names, whatever is sent."""
     found = listed[:10] if isinstance(listed, list) else []
@@ -315,7 +320,7 @@ def action_error(action: Json, doing: str) -> Refused | None:
     if action["status"] != "error":
         return None
     error = action.get("error") or {}
-    reason, said = str(error.get("code", "unknown")), " ".join(str(error.get("message", "")).split())[:200]
-    code = "RESOURCE_UNAVAILABLE" if reason in ("resource_unavailable", "placement_error") else "PROVIDER"
+    reason, said = str(error.get("code", "unknown")), _one_line(error.get("message", ""))
+    code = "RESOURCE_UNAVAILABLE" if reason in NO_ROOM else "PROVIDER"
     text = f"cannot {doing}: Hetzner's {str(action.get('command', 'action'))[:60]} failed: {said} ({reason})"
     return Refused(text, code=code, reason=reason, status=0, said=said)

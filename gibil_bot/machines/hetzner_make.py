@@ -12,7 +12,7 @@ from gibil_bot.errors import NameTaken, ProviderError
 from gibil_bot.machines import hetzner_labels as labels
 from gibil_bot.machines import hetzner_offers as shop
 from gibil_bot.machines.cloudinit import user_data
-from gibil_bot.machines.hetzner_api import HetznerApi, Refused, action_error
+from gibil_bot.machines.hetzner_api import NO_ROOM, HetznerApi, Refused, action_error
 from gibil_bot.machines.hetzner_burn import Burner
 from gibil_bot.machines.hetzner_catalogue import Catalogue
 from gibil_bot.machines.hetzner_machine import find_server, is_ours
@@ -26,8 +26,7 @@ _log = logging.getLogger(__name__)
 
 DEFAULT_IMAGE = "ubuntu-24.04"
 
-_NO_ROOM = frozenset(("resource_unavailable", "placement_error"))
-_ELSEWHERE = _NO_ROOM | {"maintenance", "service_error"}
+_ELSEWHERE = NO_ROOM | {"maintenance", "service_error"}
 """Answers that concern a type in a location: another one may do."""
 _FAILED_STARTS = 3
 """How many servers are made that don't start before it is given up: a started hour of each is billed."""
@@ -262,7 +261,7 @@ def _blames(error: Refused) -> str:
 
 
 def _is_failed_start(error: Refused) -> bool:
-    return error.status == 0 and error.reason not in _NO_ROOM
+    return error.status == 0 and error.reason not in NO_ROOM
 
 
 def _none_left(spec: MachineSpec, offers: list[shop.Offer], refusals: list[Refused]) -> ProviderError:
@@ -271,7 +270,7 @@ def _none_left(spec: MachineSpec, offers: list[shop.Offer], refusals: list[Refus
     if limits or len(refusals) == 1:
         return limits[0] if limits else refusals[0]
     tried = ", ".join(map(str, offers))
-    if all(error.reason in _NO_ROOM for error in refusals):
+    if all(error.reason in NO_ROOM for error in refusals):
         why, code = f"Hetzner has no room in {tried}", shop.SOLD_OUT
     else:
         last = refusals[-1]
