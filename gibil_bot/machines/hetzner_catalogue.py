@@ -21,7 +21,7 @@ class Catalogue:
         self._api, self._allowed = api, allowed
         self._types: tuple[float, list[Json]] | None = None
         self._pricing: tuple[float, Json] | None = None
-        self._images: dict[tuple[str, str], tuple[float, str]] = {}
+        self._arm_images: dict[str, tuple[float, str]] = {}
         self._sold_out: dict[Offer, float] = {}
 
     async def offers_for(self, spec: MachineSpec) -> list[Offer]:
@@ -71,14 +71,14 @@ class Catalogue:
         architecture = await self._property(offer, "architecture")
         if architecture != "arm" or wanted.isdigit():
             return wanted
-        key, now = (wanted, architecture), time.monotonic()
-        if key not in self._images or self._images[key][0] < now:
+        now = time.monotonic()
+        if wanted not in self._arm_images or self._arm_images[wanted][0] < now:
             query = {"name": wanted, "architecture": architecture}
             found = await self._api.pages("/images", "images", f"look for the image {wanted}", query=query)
             if not found:
                 raise UsageError(f"Hetzner has no image {wanted!r} for {architecture}, as {offer.server_type} needs it")
-            self._images[key] = (now + READ_AGAIN_S, str(found[0]["id"]))
-        return self._images[key][1]
+            self._arm_images[wanted] = (now + READ_AGAIN_S, str(found[0]["id"]))
+        return self._arm_images[wanted][1]
 
     async def _server_types(self) -> list[Json]:
         now = time.monotonic()

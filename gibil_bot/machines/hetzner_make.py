@@ -124,13 +124,13 @@ class Maker:
             "public_net": {"enable_ipv4": True, "enable_ipv6": False},
             "start_after_create": True,
         }
-        no_actions: tuple[int, ...] = ()
+        actions: tuple[int, ...] = ()
         try:
             answer = await self._api.call("POST", "/servers", doing, body=body)
         except Refused as error:
             if error.reason != "uniqueness_error":
                 raise
-            server, actions = await self._adopt(spec), no_actions
+            server = await self._adopt(spec)
             if is_ready(server):
                 return server
         else:
