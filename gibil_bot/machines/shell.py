@@ -180,8 +180,7 @@ class SSHShell:
                     return
                 wake.clear()
         finally:
-            known.cancel()
-            await asyncio.gather(known, return_exceptions=True)
+            await _drop(known)
             for follow in follows:
                 follow.close()
 
@@ -189,24 +188,31 @@ class SSHShell:
         """See ports.Shell."""
         remote_scripts.check_job_id(job_id)
         reattaches = 0
-        while True:
-            follow = Follow("stdout", 0)
-            follow.channel = await self._connection.open(job_scripts.wait_command(job_id), follow.on_data)
-            try:
-                if (silent := await self._ended_or_silent(job_id, follow.channel)) is not None:
-                    return Exit(silent, follow.files, output_cut=True)
-            finally:
-                follow.close()
-            reattaches += 1
-            problem = None if follow.exit_status is not None else self._what_is_gone(job_id, follow, reattaches)
-            if follow.exit_status is None and problem is None:
-                continue
-            status = None if follow.lost else await self._known_status(job_id)
-            if status is None and problem is not None:
-                raise problem
-            claimed = follow.exit_status
-            assert status is not None or claimed is not None
-            return Exit(status if status is not None else claimed or 0, follow.files, follow.cut or problem is not None)
+        known = asyncio.create_task(self._known_status(job_id))
+        try:
+            while True:
+                follow = Follow("stdout", 0)
+                follow.channel = await self._connection.open(job_scripts.wait_command(job_id), follow.on_data)
+                try:
+                    if (silent := await _ended_or_silent(known, follow.channel)) is not None:
+                        return Exit(silent, follow.files, output_cut=True)
+                finally:
+                    follow.close()
+                problem: JobLost | None = None
+                if follow.exit_status is None:
+                    reattaches += 1
+                    problem = self._what_is_gone(job_id, follow, reattaches)
+                    if problem is None:
+                        continue
+                status = None if follow.lost else await known
+                if status is None:
+                    if problem is not None:
+                        raise problem
+                    status = follow.exit_status
+                assert status is not None
+                return Exit(status, follow.files, follow.cut or problem is not None)
+        finally:
+            await _drop(known)
 
     async def kill(self, job_id: str, *, grace_s: float = 5.0) -> None:
         """See ports.Shell. An unknown job is not a failure. Raises SSHError when something of it does not die."""
@@ -319,22 +325,6 @@ class SSHShell:
         except BadAnswer:
             return None
 
-    async def _ended_or_silent(self, job_id: str, channel: Channel) -> int | None:
-        """Wait for the channel's end. The job's status, when that is known and the channel doesn't end in spite of it."""
-        known = asyncio.create_task(self._known_status(job_id))
-        try:
-            either: set[asyncio.Future[Any]] = {known, channel.ended}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            while not channel.ended.done():
-                status = await known
-                done, _ = await asyncio.wait({channel.ended}, timeout=_SILENT_S if status is not None else None)
-                if not done:
-                    return status
-            return None
-        finally:
-            known.cancel()
-            await asyncio.gather(known, return_exceptions=True)
-
     def _what_is_gone(self, job_id: str, follow: Follow, reattaches: int) -> JobLost | None:
         """Why it can't be followed again. Raises MachineLost."""
         if self._connection.is_closed:
@@ -374,6 +364,23 @@ async def _wake(event: asyncio.Event, timeout_s: float | None) -> bool:
         async with asyncio.timeout(timeout_s):
             return await event.wait()
     return False
+
+
+async def _ended_or_silent(known: asyncio.Task[int | None], channel: Channel) -> int | None:
+    """Wait for the channel's end. The job's status, when that is known and the channel doesn't end in spite of it."""
+    either: set[asyncio.Future[Any]] = {known, channel.ended}
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    if channel.ended.done():
+        return None
+    status = await known
+    done, _ = await asyncio.wait({channel.ended}, timeout=None if status is None else _SILENT_S)
+    return None if done else status
+
+
+async def _drop(task: asyncio.Task[Any]) -> None:
+    """Cancel a task and wait for its end, whatever it is."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def _after(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
