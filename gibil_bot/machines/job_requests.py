@@ -14,7 +14,7 @@ import json
 
 from gibil_bot.errors import UsageError
 from gibil_bot.machines.answers import BadAnswer, exit_status
-from gibil_bot.machines.job_scripts import NO_FOLDER, check_job, shell_words
+from gibil_bot.machines.job_scripts import check_job, no_folder, shell_words
 from gibil_bot.model import Job
 
 SERVER_VERSION = "gibil_1"
@@ -31,7 +31,7 @@ def start_request(job: Job) -> bytes:
         "script": job.script,
         "env": {**job.env, "GIBIL_JOB": job.id},
         "cwd": job.working_directory,
-        "no_folder": f"{NO_FOLDER} {job.working_directory} does not exist",
+        "no_folder": no_folder(job),
         "argv": shell_words(job),
         "merged": job.merged,
         "returns": list(job.returns),

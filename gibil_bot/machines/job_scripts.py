@@ -247,6 +247,11 @@ def check_job(job: Job) -> None:
             raise UsageError(f"job {job.id}: {path!r} is not an absolute path that can be returned")
 
 
+def no_folder(job: Job) -> str:
+    """Why a job can't start in its working directory, on one line."""
+    return f"{NO_FOLDER} {job.working_directory.replace(chr(10), ' ')} does not exist"
+
+
 def start_command(job: Job) -> tuple[str, bytes]:
     """Start a job and follow its `out` from the beginning: the command, and what it reads on stdin."""
     check_job(job)
@@ -259,7 +264,7 @@ def start_command(job: Job) -> tuple[str, bytes]:
         PIPES=_pipes(job),
         OUTPUT=">&6 2>&6 6>&-" if job.merged else ">&6 2>&8 6>&- 8>&-",
         FOLDER=shlex.quote(job.working_directory),
-        NOFOLDER=shlex.quote(f"{NO_FOLDER} {job.working_directory.replace(chr(10), ' ')} does not exist"),
+        NOFOLDER=shlex.quote(no_folder(job)),
         EXPORTS=f"export {exports}" if exports else ":",
         COMMAND=_quoted(shell_words(job)),
     )

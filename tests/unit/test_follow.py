@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from gibil_bot.machines.follow import Follow
+from gibil_bot.machines.job_requests import start_request
+from gibil_bot.model import Job
 
 WHY = b"gibil:failed the working directory /no/such/folder does not exist\n"
 AFTER = b"gibil:failed its supervisor ended at once (is the disk full?)\n"
@@ -16,3 +20,10 @@ def test_the_first_reason_why_a_job_could_not_start_is_the_one_that_counts(piece
     for piece in pieces:
         follow.on_data("stderr", piece)
     assert follow.failed == "the working directory /no/such/folder does not exist"
+
+
+def test_a_line_break_in_the_name_of_a_missing_working_directory_does_not_cut_the_reason() -> None:
+    request = json.loads(start_request(Job(id="job-1", script="true", working_directory="/no/such\nfolder")))
+    follow = Follow("stdout", 0)
+    follow.on_data("stderr", f"gibil:failed {request['no_folder']}\n".encode())
+    assert follow.failed == "the working directory /no/such folder does not exist"
