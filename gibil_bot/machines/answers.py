@@ -76,5 +76,10 @@ def last_line(output: bytes, otherwise: str = "no reason given") -> str:
     return (printable(lines[-1]) if lines else "") or otherwise
 
 
+def size_text(count: int) -> str:
+    """A number of bytes for a message."""
+    return f"{count // 1024**2} MiB" if count >= 1024**2 else f"{count} bytes"
+
+
 def _shown(words: str) -> str:
     return repr(printable(words, 40))

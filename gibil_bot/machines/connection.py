@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from gibil_bot.errors import MachineLost, SSHError
-from gibil_bot.machines.answers import MOST_ANSWERED, printable
+from gibil_bot.machines.answers import MOST_ANSWERED, printable, size_text
 from gibil_bot.machines.channel import Channel, OnData
 from gibil_bot.machines.lean_asyncssh import asyncssh
 from gibil_bot.model import Result
@@ -72,7 +72,7 @@ class Connection:
             if keep_output:
                 output[stream] += data
                 if sum(map(len, output.values())) > most_bytes:
-                    problems.append(SSHError(f"{self.where} answered a command with more than {_size(most_bytes)}"))
+                    problems.append(SSHError(f"{self.where} answered a command with more than {size_text(most_bytes)}"))
             if on_output is not None and not problems:
                 try:
                     on_output(stream, data)
@@ -245,7 +245,3 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)
     return printable(getattr(error, "reason", None) or str(error)) or type(error).__name__
-
-
-def _size(count: int) -> str:
-    return f"{count // 1024**2} MiB" if count >= 1024**2 else f"{count} bytes"

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
+from gibil_bot.machines.answers import size_text
 from gibil_bot.runs.redact import Redactor, after_the_first_line
 
 FLUSH_AFTER_S = 0.1
@@ -123,7 +124,7 @@ class TaskLog:
                     room <= len(clean) or offset >= LOG_LIMIT_BYTES
                 ):  # masks are short: count what came, too
                     self.is_full = True
-                    why = self.problem or f"the logs of this run are longer than {_size(self._limit)}"
+                    why = self.problem or f"the logs of this run are longer than {size_text(self._limit)}"
                     clean_here = clean[: max(0, room)] + f"\n[gibil: the rest is not kept: {why}]\n".encode()
                 else:
                     clean_here = b"" if self.is_full else clean
@@ -220,10 +221,6 @@ class Journal:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with self._path.open("a") as file:
                 file.write(line)
-
-
-def _size(count: int) -> str:
-    return f"{count // 1024**2} MiB" if count >= 1024**2 else f"{count} bytes"
 
 
 def _free_above_floor(where: int | Path) -> int:
