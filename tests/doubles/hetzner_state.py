@@ -7,7 +7,7 @@ import contextlib
 import copy
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -429,16 +429,19 @@ class State:
 
     @staticmethod
     def _named(things: list[Json], wanted: object, what: str) -> Json:
-        for thing in things:
-            if str(wanted) in (str(thing["id"]), thing["name"]):
-                return thing
-        raise unsuitable(f"{what} '{wanted}' not found")
+        if (thing := _find(things, wanted)) is None:
+            raise unsuitable(f"{what} '{wanted}' not found")
+        return thing
 
     def _key(self, wanted: object) -> str:
-        for key in self.ssh_keys.values():
-            if str(wanted) in (str(key["id"]), key["name"]):
-                return str(key["public_key"])
-        raise self._absent(f"SSH key '{wanted}' not found")
+        if (key := _find(self.ssh_keys.values(), wanted)) is None:
+            raise self._absent(f"SSH key '{wanted}' not found")
+        return str(key["public_key"])
 
     def _absent(self, message: str) -> ApiError:
         return ApiError(404, "not_found", message) if self.absent_status == 404 else unsuitable(message)
+
+
+def _find(things: Iterable[Json], wanted: object) -> Json | None:
+    """By its ID or its name."""
+    return next((thing for thing in things if str(wanted) in (str(thing["id"]), thing["name"])), None)
