@@ -1,4 +1,4 @@
-"""Machines for programs, the way onto them, and who provides them.
+"""Machines: the SDK for programs, SSH access, and the providers.
 
 The SDK is `from gibil_bot import machines`:
 
@@ -6,15 +6,16 @@ The SDK is `from gibil_bot import machines`:
         result = await m.run("pytest -q")
         print(result.exit_code, result.stdout)
 
-The block begins when the code is there and set up; commands start in it. The machine is destroyed when the block is left,
-however it is left; when the program is killed, its time to live destroys it. Many machines share the provider and its limits:
+The block begins once the code is cloned and set up; commands start in its folder. The machine is destroyed when the block
+ends, also by an exception; if the program is killed, when its time to live is over. Many machines share the provider and its
+limits:
 
     async with machines.connect() as mine:
         async with asyncio.TaskGroup() as group:
             for seed in range(8):
                 group.create_task(explore(mine, seed))      # each: async with mine.create() as m: …
 
-    async with machines.open_machine("box") as m:           # one that exists; it is kept
+    async with machines.open_machine("box") as m:           # one that exists; it is not destroyed
         await m.extend("30m")
 
 The same functions are behind the command line, so `gibil list` and `gibil run` see these machines, too. Settings come from the

@@ -1,6 +1,6 @@
 """Reading what a machine answered: fields, numbers within bounds, one line for a message. Pure.
 
-A machine belongs to the code that runs on it, which may put its own program in the place of any tool that we call there.
+A machine belongs to the code that runs on it, which may replace any tool that is called there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\
 
 
 class BadAnswer(GibilError, ValueError):
-    """A machine answered something else than what our script prints."""
+    """A machine's answer is not what the script prints."""
 
     code = "BAD_ANSWER"
 
@@ -41,7 +41,7 @@ def exit_status(text: str | bytes) -> int:
 
 
 def decimal(text: str | bytes) -> float:
-    """A finite number from 0 on, with or without a fraction. Raises BadAnswer."""
+    """A finite number, at least 0, with or without a fraction. Raises BadAnswer."""
     words = text.decode("ascii", "replace") if isinstance(text, bytes) else text
     if not _DECIMAL.fullmatch(words) or not math.isfinite(float(words)):
         raise BadAnswer(f"the machine answered {_shown(words)} where a number was expected")
@@ -49,7 +49,7 @@ def decimal(text: str | bytes) -> float:
 
 
 def timestamp(text: str | bytes) -> float:
-    """Seconds since the epoch, such that datetime can hold them. Raises BadAnswer."""
+    """Seconds since the epoch, within what datetime can hold. Raises BadAnswer."""
     seconds = decimal(text)
     if not 0 <= seconds < 253_402_300_800:  # the year 10000
         raise BadAnswer(f"the machine answered {_shown(str(seconds))} where a time was expected")
@@ -65,13 +65,13 @@ def fields_of(answer: bytes, count: int) -> list[bytes]:
 
 
 def printable(text: str, limit: int = LINE_CHARACTERS) -> str:
-    """One line for a message: no control characters, no changes of direction, not endless."""
+    """One line for a message: no control or bidirectional characters, cut at `limit` characters."""
     line = _UNPRINTABLE.sub(" ", text[: 4 * limit]).strip()
     return line if len(line) <= limit else f"{line[:limit]} […]"
 
 
 def last_line(output: bytes, otherwise: str = "no reason given") -> str:
-    """The last line that is not blank: most tools say there what went wrong."""
+    """The last line that is not blank, where most tools print what went wrong."""
     lines = output[-64 * 1024 :].decode("utf-8", "replace").strip().splitlines()
     return (printable(lines[-1]) if lines else "") or otherwise
 

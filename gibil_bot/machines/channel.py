@@ -13,7 +13,7 @@ OnData = Callable[[str, bytes], None]
 _LINGER_S = 2.0
 """A command that has exited may have left a background process that holds its output open: so long is silence waited for."""
 _CLOSES_S = 5.0
-"""How long the server may take to confirm that a channel is closed. After that the channel has ended for us."""
+"""How long the server may take to confirm that a channel is closed. After that it counts as closed."""
 
 
 class Channel(asyncssh.SSHClientSession[bytes]):

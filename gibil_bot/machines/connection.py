@@ -181,7 +181,7 @@ class Connection:
         self._channel_freed.set()
 
     def _close_late(self, opening: asyncio.Future[Any]) -> None:
-        """A channel that opened after its caller was cancelled."""
+        """A channel that opened after its caller was cancelled or timed out."""
         if opening.cancelled() or opening.exception() is not None:
             self._channel_ended(opening)
             return
@@ -231,7 +231,7 @@ async def _send_until_it_ends(channel: Channel, stdin: AsyncIterator[bytes], sta
         sending.cancel()
         await asyncio.wait({sending})
         if not sending.cancelled():
-            sending.exception()  # raised above, or the command has ended and didn't want it
+            sending.exception()  # raised above, or of no interest since the command has ended
 
 
 async def blocks(data: bytes) -> AsyncIterator[bytes]:

@@ -34,7 +34,7 @@ class Follow:
         self.separate = False
         self.failed = ""
         self.said = ""
-        """The last line among those for us that is none: what a shell, or the server, complained about."""
+        """The last line without `gibil:` among those on stderr: a complaint of a shell or the server."""
         self.unknown = False
         self.lost = False
         self.cut = False

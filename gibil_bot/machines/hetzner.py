@@ -78,9 +78,9 @@ class HetznerProvider:
         self._probe_forges = probe_forges
 
     async def probe(self) -> Capabilities:
-        """The token may read and write, and there is something to forge.
+        """Check that the token may read and write, and that a server type is offered.
 
-        It forges only if the provider was told to, as an hour is billed; without forging `forged_in_s` is 0.
+        It creates a machine only with `probe_forges`, as an hour is billed; otherwise `forged_in_s` is 0.
         """
         began = time.monotonic()
         try:
@@ -228,14 +228,14 @@ class HetznerProvider:
     # Making
 
     async def _may_write(self) -> None:
-        """Raises Refused when the token may only read: a key without a name and without a key is refused, but not for that."""
+        """Raises Refused if the token may only read. With write access, an empty SSH key is rejected for another reason."""
         body = {"name": "", "public_key": ""}
         try:
             made = await self._api.call("POST", "/ssh_keys", "write to this Hetzner project", body=body)
         except Refused as error:
             if error.status in (401, 403):
                 raise
-        else:  # not documented, and nothing to keep
+        else:  # not documented; delete it
             await self._api.call("DELETE", f"/ssh_keys/{made['ssh_key']['id']}", "delete an empty SSH key", burning=True)
 
     async def _forge_and_burn(self) -> None:

@@ -84,7 +84,7 @@ class _Answer:
 
     @property
     def is_rate_limited(self) -> bool:
-        """By the status: a 429 of something in front of the API isn't JSON and has no code."""
+        """By the status, too: a 429 of a proxy in front of the API isn't JSON and has no code."""
         return self.status == 429 or self.reason == "rate_limit_exceeded"
 
     @property
@@ -205,9 +205,9 @@ class HetznerApi:
         except (hcloud.HCloudException, requests.RequestException) as error:
             answer.error = error
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-            if answer.status is None:  # our own fault
+            if answer.status is None:  # internal error
                 raise
-            # hcloud reads errors as the documented JSON; what stands in front of the API may answer anything.
+            # hcloud expects the documented JSON; a proxy in front of the API may answer anything.
             _log.info("Hetzner, %s %s: an answer that can't be read (%r)", method, path, error)
             answer.error = _undocumented(answer.status)
         else:

@@ -27,10 +27,10 @@ class Burner:
         self._addresses_leave = False
 
     async def mark_address(self, server: Json) -> int | None:
-        """See to it that the address of a server is deleted with it, whoever deletes the server; never raises.
+        """Ensure that a server's address is deleted with it, whichever client deletes the server. Never raises.
 
         Called as soon as the server exists: the address has no label by which it could be found once it is unassigned. Returns
-        the number of an address that may stay behind for all we know.
+        the ID of an address that may remain.
         """
         address = (server["public_net"].get("ipv4") or {}).get("id")
         if address is None or await self._leaves(address, server["labels"].get(labels.OWNER, "")):
@@ -88,7 +88,7 @@ class Burner:
             found = await self._api.call("GET", path, "see whether an address leaves with its server", burning=True)
             address = found["primary_ip"]
             if address["auto_delete"]:
-                # Those that Hetzner makes leave by themselves, unless it is we who told this one to.
+                # This is Hetzner's default, unless this one was changed by us.
                 self._addresses_leave = labels.CREATED_BY not in address["labels"]
                 return True
             ours = {labels.CREATED_BY: labels.OURS, labels.OWNER: owner}

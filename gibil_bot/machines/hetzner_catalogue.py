@@ -52,11 +52,11 @@ class Catalogue:
         )
 
     def is_sold_out(self, offer: Offer) -> None:
-        """It has just been refused: try it last for some minutes."""
+        """Hetzner has just rejected it: try it last for some minutes."""
         self._sold_out[offer] = time.monotonic() + SOLD_OUT_FOR_S
 
     def is_outdated(self) -> None:
-        """Something of the list of types was called wrong: read it again before it is used again."""
+        """The API rejected something from the list of types: read the list again before its next use."""
         self._types = None
 
     async def cpu_type(self, offer: Offer) -> str:
@@ -64,9 +64,9 @@ class Catalogue:
         return await self._property(offer, "cpu_type")
 
     async def image(self, wanted: str, offer: Offer) -> str:
-        """What to ask for by `image`: an image has one name for both architectures, and an id for each.
+        """The value of `image` in a request: an image has one name for both architectures, and an ID for each.
 
-        x86 is asked for by its name. Raises UsageError when there is no such image for ARM.
+        For x86 it is the name. Raises UsageError when there is no such image for ARM.
         """
         architecture = await self._property(offer, "architecture")
         if architecture != "arm" or wanted.isdigit():
@@ -88,7 +88,7 @@ class Catalogue:
         return self._types[1]
 
     async def _property(self, offer: Offer, name: str) -> str:
-        """Of its type; empty for one that the list doesn't have any more."""
+        """Of its type; empty for a type that is no longer listed."""
         return next((str(kind[name]) for kind in await self._server_types() if kind["name"] == offer.server_type), "")
 
     async def price(self, offer: Offer) -> Price | None:

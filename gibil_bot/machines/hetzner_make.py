@@ -29,7 +29,7 @@ DEFAULT_IMAGE = "ubuntu-24.04"
 _ELSEWHERE = NO_ROOM | {"maintenance", "service_error"}
 """Answers that concern a type in a location: another one may do."""
 _FAILED_STARTS = 3
-"""How many servers are made that don't start before it is given up: a started hour of each is billed."""
+"""After so many servers that don't start, the creation fails: a started hour of each is billed."""
 
 
 class Maker:
@@ -56,7 +56,7 @@ class Maker:
                 self._catalogue.is_outdated()
 
     async def _first_of(self, offers: list[shop.Offer], spec: MachineSpec, refusals: list[Refused]) -> Json:
-        """The server that one of the offers became; `refusals` are those of the others."""
+        """The server of the first offer that Hetzner accepts; the rejections of others are added to `refusals`."""
         cpu_types = {offer: await self._catalogue.cpu_type(offer) for offer in offers}
         deadline = time.monotonic() + self._boot_s
         at_limit: set[str] = set()
@@ -142,7 +142,7 @@ class Maker:
         try:
             return await self._until_running(server, actions, doing, deadline)
         except Refused as error:
-            if error.status == 0:  # its action failed, and it is still there: the name has to be free for the next offer
+            if error.status == 0:  # its action failed and it still exists: the next offer needs its name
                 await self._burner.burn(server)
             raise
         finally:

@@ -48,7 +48,7 @@ def reuse_value(spec: MachineSpec) -> str | None:
 
 
 class Spares:
-    """`within_s`: how long switching a server off may take before it is burned instead."""
+    """`within_s`: how long switching a server off may take before it is deleted instead."""
 
     def __init__(self, api: HetznerApi, look_every_s: float, within_s: float) -> None:
         self._api = api
@@ -96,7 +96,10 @@ class Spares:
         return None
 
     async def rebuild(self, server: Json, name: str, written: dict[str, str], image: str, user_data: str) -> tuple[int, ...]:
-        """It becomes another machine, which boots when this returns: the actions to watch. Bound it. Raises ProviderError."""
+        """Make it another machine, which boots when this returns. Returns the actions to watch. Raises ProviderError.
+
+        It has no time limit of its own.
+        """
         path, doing = f"/servers/{server['id']}", f"rebuild a server as machine {name}"
         await self._api.call("PUT", path, doing, body={"name": name, "labels": written})
         body = {"image": image, "user_data": user_data}
@@ -107,7 +110,7 @@ class Spares:
         return (int((await self._api.call("POST", f"{path}/actions/poweron", doing))["action"]["id"]),)
 
     def pop(self, wanted: Callable[[Json], bool]) -> Json | None:
-        """A server that is set aside and wanted; from now on it is the caller's to burn."""
+        """Remove and return a server that is set aside and wanted; the caller has to delete it."""
         for spare in self._spares:
             if wanted(spare.server):
                 self._spares.remove(spare)
@@ -125,7 +128,7 @@ class Spares:
         self._spares = [spare for spare in self._spares if spare.server["id"] != server_id]
 
     async def _finish(self, action: Json, doing: str) -> None:
-        """Bound it. Raises Refused when the action fails."""
+        """Wait for its end, without a time limit. Raises Refused when the action fails."""
         pause = self._look_every_s
         while action["status"] == "running":
             await asyncio.sleep(pause)
@@ -144,9 +147,9 @@ class Spares:
 
 
 async def burn_one(api: HetznerApi, burner: Burner, spares: Spares | None, dedicated_only: bool) -> bool:
-    """Burn a spare server to make room below a limit of the project: one of this process, else any with the label.
+    """Delete a spare server to make room below a limit of the project: one of this process, else any with the label.
 
-    False: there is none. A process whose spare is gone makes a new server instead.
+    False if none exists. A process whose spare is gone makes a new server instead.
     """
 
     def is_wanted(server: Json) -> bool:

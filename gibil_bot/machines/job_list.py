@@ -14,7 +14,7 @@ from gibil_bot.machines.answers import BadAnswer, exit_status, timestamp
 from gibil_bot.machines.remote_scripts import check_job_id
 
 JOBS_BYTES = 8 * 1024 * 1024
-"""A list of jobs is not longer."""
+"""The longest list of jobs that is read."""
 _COMMAND_BYTES = 2000
 _STATUSES = ("running", "exited", "lost")
 _FIELDS = 6
@@ -53,7 +53,7 @@ done
 
 
 def read_jobs(answer: bytes) -> list[JobEntry]:
-    """What LIST_JOBS answered, oldest first. A folder whose files hold something else than a job's is left out."""
+    """What LIST_JOBS answered, oldest first. Folders whose files aren't those of a job are left out."""
     fields = answer.decode("utf-8", "replace").split("\0")[:-1]
     jobs = []
     for start in range(0, len(fields) - _FIELDS + 1, _FIELDS):

@@ -1,6 +1,6 @@
 """Starting jobs through the SSH server of a local machine, whose PID 1 knows how they end. Pure.
 
-A server that calls itself SERVER_VERSION has two subsystems (RFC 4254, 6.5). What is asked is sent up to the end of the input:
+A server that calls itself SERVER_VERSION has two subsystems (RFC 4254, 6.5). The request is the whole input:
 
     START_JOB   the job as JSON → on stderr the line of a start: gibil:started, gibil:again, or gibil:failed REASON
     JOB_STATUS  the id of a job → on stdout, once it has ended, "exit STATUS", or "unknown" for one that was not started here

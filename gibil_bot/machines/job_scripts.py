@@ -17,8 +17,8 @@ the job and writes `rc`. Whoever attaches later waits for the lock: the kernel l
 The one who started it waits at a pipe from it, which is quicker. Lines for us go to stderr and begin with `gibil:`.
 
 A job prints into pipes that `tee` copies into the files, and never into the files themselves: a program that opens /dev/stderr
-by its name opens what is behind it once more, and would cut a file, or overwrite what others wrote to it. `tee` and not `cat`:
-when the disk is full it goes on reading, so that the job is not stopped by that. The supervisor reports the end once everything
+by its name opens the file behind it again, and would cut it, or overwrite what others wrote to it. `tee` and not `cat`: when
+the disk is full it goes on reading, so that the job is not stopped by that. The supervisor reports the end once everything
 that was in the pipes at the job's end is in the files. Without others that hold the pipe open, that is when `tee` ends. With
 them, it is when `tee` waits for more; what they print later still comes into the files, but is not waited for.
 
@@ -109,9 +109,9 @@ exit
 }
 """
 
-# A pipe without a name, and without a process to make one: the shell makes it for the text of `<<`, and it is opened once more
+# A pipe without a name, and without a process to make one: the shell makes it for the text of `<<`, and it is opened again
 # for writing. A shell that makes a file of that text instead (bash before 5.1) has a FIFO made for it. `tee` is in no job: its
-# environment does not say so, and the one who kills the job leaves it alone, so that the last words of what is killed arrive.
+# environment does not say so, and killing the job leaves it alone, so that the last output of killed processes arrives.
 # When the job has ended, `tee` is awake until it has copied everything (a write to a pipe wakes its reader before it returns):
 # `S` says that it waits, at an empty pipe. Three times, since a process may be stopped by the scheduler on its way there.
 _PIPE = r"""exec @READ@<<E

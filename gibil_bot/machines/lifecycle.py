@@ -53,7 +53,7 @@ class Forge:
     answers_s: float = 60.0
     """How long `open` waits for a machine that must have booted long ago; `connect_shell` itself waits for young ones, too."""
     caps: Caps = NO_CAPS
-    """Whatever a plan says: a machine is not larger. Plans made under higher caps are held to today's."""
+    """What a machine may be at most, whatever its plan says: plans may be older than these caps."""
     _cleanups: set[asyncio.Task[Any]] = field(default_factory=set, repr=False)
 
     async def create(

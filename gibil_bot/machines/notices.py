@@ -1,4 +1,4 @@
-"""What a provider has to say while a caller waits for it longer than usual."""
+"""What a provider reports while a caller waits for it longer than usual."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ Tell = Callable[[str], None]
 
 @runtime_checkable
 class Noticing(Protocol):
-    """A provider that tells all of `listeners` what it is doing when that takes long and is seldom done."""
+    """A provider that reports to all `listeners` what it is doing when that is rare and takes long."""
 
     listeners: dict[Tell, set[str]]
-    """Listener → what it was told already"""
+    """Listener → the messages that it has received"""
 
 
 @contextlib.contextmanager
 def notices(provider: Provider, tell: Tell) -> Iterator[None]:
-    """Hear what the provider is doing for as long as the block lasts; nothing from providers that say nothing."""
+    """Call `tell` with what the provider reports during the block, if it is one that reports."""
     if not isinstance(provider, Noticing):
         yield
         return

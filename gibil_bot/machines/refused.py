@@ -1,4 +1,4 @@
-"""What a machine was kept from reaching, from those providers that stand between their machines and the network."""
+"""Which connections of a machine were refused, for providers whose machines use a proxy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Filtering(Protocol):
 
 
 async def refusals(provider: Provider, name: str, since: float) -> Refusals:
-    """Nothing for providers without such a proxy, and where it cannot be asked: this only informs. Never raises GibilError."""
+    """Empty for providers without such a proxy, and when it doesn't answer: this only informs. Never raises GibilError."""
     if not isinstance(provider, Filtering):
         return Refusals()
     try:

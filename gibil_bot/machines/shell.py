@@ -72,7 +72,7 @@ class SSHShell:
                 return await self._connection.execute(command, stdin, on_output, keep_output=keep_output, most_bytes=most_bytes)
         except MachineLost:
             raise
-        except BaseException:  # it takes too long, says too much, or is cancelled
+        except BaseException:  # it takes too long, prints too much, or is cancelled
             await self._see_through(self._kill_run(tag))
             raise
 
@@ -167,7 +167,7 @@ class SSHShell:
                     is_early = not known.done()
                     status = await known
                     if is_early and status is not None:
-                        # Somebody else said that it had ended. What it printed since is still to come.
+                        # Another process claimed that it had ended. What it has printed since is still to come.
                         for index, follow in enumerate(follows):
                             follow.close()
                             follows[index] = await self._follow(job_id, follow.stream, follow.offset)
@@ -302,13 +302,13 @@ class SSHShell:
         return self._connection.server_version == SERVER_VERSION
 
     async def _known_status(self, job_id: str) -> int | None:
-        """How a job ended, once it has, from the one who waits for it; None: only the machine's files say so."""
+        """How a job ended, once it has, from the server that waits for it; None: only the machine's files record it."""
         if not self._has_supervisor:
             return None
         answer = bytearray()
 
         def on_data(stream: str, data: bytes) -> None:
-            if stream == "stdout":  # the server says to every session what becomes of the machine, on the other one
+            if stream == "stdout":  # on stderr the server reports to every session what happens to the machine
                 answer.extend(data[: 100 - len(answer)])
 
         channel = await self._connection.open(None, on_data, subsystem=JOB_STATUS)

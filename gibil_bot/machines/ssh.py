@@ -24,7 +24,7 @@ async def connect(endpoint: Endpoint, client_key: str, *, timeout_s: float = 30.
     While nothing answers, it is tried again until the time is up: machines boot. Raises AnotherHost for another host key,
     SSHError when it does not let us in, MachineLost when it does not answer.
     """
-    where = f"{endpoint.host}:{endpoint.port}" if endpoint.unix_path is None else "the machine"  # its socket's path is ours
+    where = f"{endpoint.host}:{endpoint.port}" if endpoint.unix_path is None else "the machine"  # a socket's path is internal
     try:
         options = _options(endpoint, client_key)
     except (asyncssh.KeyImportError, ValueError) as error:

@@ -238,7 +238,7 @@ def _within(network: int, work: Callable[[], T]) -> T:
 
 
 def _and_back(work: Callable[[], T]) -> T:
-    """Not in another thread: what it makes would be lost when whoever waits for it is cancelled, and it takes no time."""
+    """Not in another thread: what it makes would be lost when the waiting task is cancelled, and it takes no time."""
     own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         return work()

@@ -130,7 +130,7 @@ class LocalGuests:
         """As `cut`, as soon as there is a connection."""
         async with asyncio.timeout(patient(30)):
             while not self.cut(name):
-                await asyncio.sleep(0.005)  # whoever connects is another process
+                await asyncio.sleep(0.005)  # another process connects
 
     async def unplug(self, name: str) -> None:
         guest = self._guests[name]

@@ -335,7 +335,7 @@ class State:
         return self._act(server, "delete_server", self._go)
 
     def lose(self, server: Json) -> None:
-        """It goes at once, whatever is going on: by other hands, or as the vendor takes it away."""
+        """It vanishes at once, whatever runs on it: another client or the vendor deletes it."""
         self._forget_server(server)
 
     def rebuild(self, server: Json, body: Json) -> Json:
