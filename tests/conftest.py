@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,13 @@ SLOW_FIXTURES = frozenset({"far", "local_machines", "hetzner_image"})
 def pytest_configure(config: pytest.Config) -> None:
     """One test may take as long as the computer needs: see doubles/patience.py."""
     config.option.timeout = patient(float(config.getini("timeout")))
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Two small messages of pytest-rerunfailures in a row wait for a delayed acknowledgement: 40 ms for each test."""
+    connection = getattr(getattr(session.config, "failures_db", None), "sock", None)
+    if isinstance(connection, socket.socket):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
