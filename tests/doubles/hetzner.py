@@ -49,16 +49,13 @@ object closed (hetzner_schema.py): one that departs from it is answered 422, and
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import secrets
-import socket
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-import uvicorn
-
+from gibil_bot.demo.server import serving
 from gibil_bot.machines.hetzner import HetznerProvider
 from tests.doubles.hetzner_routes import Api
 from tests.doubles.hetzner_state import State
@@ -85,43 +82,19 @@ class HetznerDouble:
         return self.api.calls.count(call)
 
 
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        """Ctrl-C belongs to whoever runs the tests."""
-        yield
-
-    async def main_loop(self) -> None:
-        """uvicorn's own looks ten times a second whether it should end: too slow for many short tests."""
-        while not self.should_exit:
-            await asyncio.sleep(0.005)
-
-
 @contextlib.asynccontextmanager
 async def hetzner_double(state: State | None = None, **more: Any) -> AsyncIterator[HetznerDouble]:
     """Listens on loopback until the block is left; then every server is gone."""
     state = state or State()
     api = Api(state, secrets.token_urlsafe(48), secrets.token_urlsafe(48), **more)
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(128)
-    config = uvicorn.Config(
-        api, ws="none", lifespan="off", log_config=None, access_log=False, date_header=False, timeout_graceful_shutdown=1
-    )
-    server = _Server(config)
-    task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        while not server.started:
-            if task.done():
-                task.result()
-            await asyncio.sleep(0.005)
-        yield HetznerDouble(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", state, api)
-        assert not api.findings, "requests that the vendor's description does not allow (hetzner_schema.py)"
+        async with serving(api) as address:
+            try:
+                yield HetznerDouble(f"{address}/v1", state, api)
+                assert not api.findings, "requests that the vendor's description does not allow (hetzner_schema.py)"
+            finally:
+                for fault in api.faults:
+                    if fault.hang is not None:
+                        fault.hang.set()
     finally:
-        server.should_exit = True
-        for fault in api.faults:
-            if fault.hang is not None:
-                fault.hang.set()
-        await asyncio.shield(task)
-        listener.close()
         await state.close()
