@@ -14,7 +14,7 @@ import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -102,9 +102,11 @@ class LocalRepository:
 
         async def list_paths() -> bytes:
             return await git.run(
-                *arguments, git_dir=self.view, folder=self.folder, extra=extra, settings=settings, most_bytes=_LIST_BYTES
-            )
+                *arguments, git_dir=self.view, folder=self.folder, extra=extra, settings=settings, most_bytes=_LIST_BYTES,
+                within_s=_LOOK_WITHIN_S,
+            )  # fmt: skip
 
+        await asyncio.to_thread(_check_rules, self.folder, b"")
         try:
             # With its index, unmodified files are known by their stat data, and a sparse checkout stays one.
             await asyncio.to_thread(shutil.copy2, self.git_dir / "index", index)  # its time says which entries may be stale
@@ -116,6 +118,7 @@ class LocalRepository:
         # A name that ends with / is a repository inside this one. Sorted, a file that became a folder is removed before its
         # content is added.
         paths = b"".join(path + b"\0" for path in sorted(set(listed.split(b"\0"))) if path and not path.endswith(b"/"))
+        await asyncio.to_thread(_check_rules, self.folder, paths)
         if paths:
             await git.run(
                 "update-index", "--add", "--remove", "--replace", "--ignore-skip-worktree-entries", "-z", "--stdin",
@@ -269,6 +272,19 @@ def _check_files(git_dir: Path, common: Path) -> None:
     for path in (folder / name for folder in {git_dir, common} for name in _READ_WHOLE):
         if path.exists() and not path.is_file():
             raise GitError(f"'{path}' is not an ordinary file; remove it, or clone the repository again")
+
+
+def _check_rules(folder: Path, paths: bytes) -> None:
+    """Raises GitError where a file that git reads for the files beside it is a device or a FIFO, in the folders of `paths`."""
+    folders = {b"."} | {parent for path in paths.split(b"\0") for parent in _parents(path)}
+    for path in (folder / os.fsdecode(parent) / name for parent in folders for name in (".gitignore", ".gitattributes")):
+        if path.exists() and not path.is_file():
+            raise GitError(f"'{path}' is not an ordinary file; remove it")
+
+
+def _parents(path: bytes) -> Iterator[bytes]:
+    while path := path.rpartition(b"/")[0]:
+        yield path
 
 
 def _is_worktree_of(folder: Path, git_dir: Path) -> bool:

@@ -11,6 +11,7 @@ import pytest
 
 from gibil_bot.cli import checkout
 from gibil_bot.errors import GibilError, UsageError
+from gibil_bot.runs import local_repository
 from gibil_bot.runs.sources import LocalBundle
 from gibil_bot.sandbox.commits import Commits, push
 from gibil_bot.sandbox.origin import origin_url, read_origin
@@ -154,6 +155,32 @@ async def test_a_file_without_an_end_is_not_read(trap: Trap, name: str, kind: st
         said = await at_every_door(trap.work)
     assert len(said) >= 3
     assert all(f"'{path}' is not an ordinary file" in error.message for error in said)
+
+
+@pytest.mark.parametrize("name", [".gitignore", "folder/.gitattributes"])
+@pytest.mark.parametrize("kind", ["device", "fifo"])
+async def test_rules_without_an_end_in_the_working_tree_are_not_read(trap: Trap, name: str, kind: str) -> None:
+    (trap.work / "folder").mkdir()
+    (trap.work / "folder" / "new").write_text("new")
+    path = trap.work / name
+    path.unlink(missing_ok=True)
+    if kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(path)
+    async with asyncio.timeout(30):
+        with pytest.raises(GibilError, match="is not an ordinary file; remove it"):
+            await _try_dirty(trap.work)
+
+
+async def test_listing_a_working_tree_has_a_bound(trap: Trap, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_repository, "_LOOK_WITHIN_S", 0.5)
+    (trap.work / "folder").mkdir()
+    (trap.work / "folder" / "new").write_text("new")
+    os.mkfifo(trap.work / "folder" / ".gitignore")
+    async with asyncio.timeout(30):
+        with pytest.raises(GibilError, match=r"ls-files .* did not end within 0\.5 s"):
+            await _try_dirty(trap.work)
 
 
 async def test_a_ref_without_an_end_costs_a_bounded_amount_of_memory(trap: Trap) -> None:
