@@ -58,8 +58,11 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def serving(app: ASGIApp, *, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
-    """The address while it listens. Connections that are still open at the end are cut after a second."""
+async def serving(app: ASGIApp, *, host: str = "127.0.0.1", port: int = 0, date_header: bool = True) -> AsyncIterator[str]:
+    """The address while it listens. Connections that are still open at the end are cut after a second.
+
+    Without `date_header`, the application sends the header itself.
+    """
     # The protocol has to be named: asyncio turns Nagle's algorithm off only for a socket that says it is TCP, and with it
     # on every answer waits 40 ms.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -75,6 +78,7 @@ async def serving(app: ASGIApp, *, host: str = "127.0.0.1", port: int = 0) -> As
         log_level="critical",
         access_log=False,
         server_header=False,
+        date_header=date_header,
     )
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]), name="double's server")

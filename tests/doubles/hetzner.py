@@ -88,7 +88,7 @@ async def hetzner_double(state: State | None = None, **more: Any) -> AsyncIterat
     state = state or State()
     api = Api(state, secrets.token_urlsafe(48), secrets.token_urlsafe(48), **more)
     try:
-        async with serving(api) as address:
+        async with serving(api, date_header=False) as address:
             try:
                 yield HetznerDouble(f"{address}/v1", state, api)
                 assert not api.findings, "requests that the vendor's description does not allow (hetzner_schema.py)"
