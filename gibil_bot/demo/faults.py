@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -52,6 +53,8 @@ class Faults:
 
     def __init__(self) -> None:
         self._armed: list[Fault] = []
+        self.cleared = asyncio.Event()
+        """Set by the next `clear`."""
 
     def arm(self, method: str, path: str, kind: str, *, times: int, status: int, seconds: float) -> None:
         self._armed.append(Fault(method.upper(), re.compile(path), FaultKind(kind), times, status, seconds))
@@ -66,4 +69,7 @@ class Faults:
         return None
 
     def clear(self) -> None:
+        """Nothing more goes wrong, and what hangs is cut."""
         self._armed.clear()
+        self.cleared.set()
+        self.cleared = asyncio.Event()

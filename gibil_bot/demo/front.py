@@ -169,13 +169,13 @@ class Front:
                 return Refusal(fault.status, "Server Error")
 
     async def _wait_or_hang_up(self, receive: Receive, seconds: float) -> None:
-        """Until the time is up, the client has gone, or the double stops."""
+        """Until the time is up, the client has gone, the faults are cleared or the double stops."""
 
         async def gone() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
 
-        waits = [asyncio.create_task(gone()), asyncio.create_task(self.stopping.wait())]
+        waits = [asyncio.create_task(each) for each in (gone(), self._faults.cleared.wait(), self.stopping.wait())]
         try:
             await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
