@@ -183,7 +183,7 @@ def _most_machines_at_once(world: Journey, runs: list[CheckRun]) -> int:
 
 async def test_cancelling_closes_the_check_run_before_the_task_has_obeyed(tmp_path: Path) -> None:
     stubborn = "trap '' TERM; echo begun; while :; do sleep 1; done"  # it is killed after five seconds
-    tasks = f'[{{name: stubborn, run: "{stubborn}"}}, {{name: after, if: always(), run: "sleep 4; echo after all"}}]'
+    tasks = f'[{{name: stubborn, run: "{stubborn}"}}, {{name: after, if: always(), run: "sleep 1; echo after all"}}]'
     workflow = f"name: Long\non: {{command: long}}\ntasks: {tasks}\n"
     async with journey(tmp_path, workflows={"long.yml": workflow}) as world:
         number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
