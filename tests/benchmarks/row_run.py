@@ -1,8 +1,9 @@
-"""A whole run of three tasks: our runner above the bare script, against asyncssh by hand above the bare script.
+"""A whole run of three tasks by our runner, against the same steps with asyncssh by hand.
 
-All three clone the same commit over HTTP from the same server. Ours and the one by hand do it on a fresh local machine, which
-is burned at the end; the bare script clones into a fresh folder of this box. The difference to the bare script is the overhead.
-Ours also asks for a clone token and revokes it, and stores and journals every step; by hand nothing of that is done.
+Both create a local machine, clone the same commit over HTTP from the same server, run the tasks and destroy the machine.
+Our runner also asks for a clone token and revokes it, and stores and journals every step; by hand nothing of that is done.
+How long the tasks take on this host, without a machine, is reported as a fact and not subtracted: a machine's disk can be
+faster than the host's.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ REPOSITORY = "ada/engine"
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """What all three work on."""
+    """What all of them work on."""
 
     github: GitHubClient
     source: Source
@@ -82,16 +83,15 @@ async def _run(context: Context) -> list[Comparison]:
                     ours.append(ours_s * 1000)
         finally:
             await place.github.close()
-    script = median(bare)
     return [
         Comparison(
-            what="three tasks on a fresh machine, above the bare script",
+            what="three tasks on a fresh machine",
             peer="asyncssh by hand",
             unit="ms",
-            ours=[sample - script for sample in ours],
-            peers=[sample - script for sample in by_hand],
+            ours=ours,
+            peers=by_hand,
             aim=at_most(1.3),
-            facts={"bare_script_ms": script},
+            facts={"bare_script_ms": median(bare)},
         )
     ]
 
