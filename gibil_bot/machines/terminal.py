@@ -12,7 +12,7 @@ import signal
 import termios
 import threading
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from gibil_bot.errors import MachineLost, SSHError
 from gibil_bot.machines.channel import Channel
@@ -21,11 +21,13 @@ from gibil_bot.ports import Shell
 
 _STDIN = 0
 _BLOCK = 64 * 1024
+HUNG_UP = 130
 
 
 async def talk(shell: Shell, command: str) -> int:
     """Run a command that has our stdin, stdout and stderr; on a pty when stdin is a terminal. Its exit status.
 
+    130 when our terminal is closed first, as after the SIGHUP that comes with that and may be late.
     Raises MachineLost when the connection ends first. Our terminal is as before afterwards, whatever happens.
     """
     if not isinstance(shell, SSHShell):
@@ -35,12 +37,14 @@ async def talk(shell: Shell, command: str) -> int:
         terminal = os.environ.get("TERM") or "vt100", _size()
     channel = await shell.open_channel(command, _show, terminal=terminal)
     try:
-        with _keys(channel) if terminal is not None else _input(channel):
+        with _keys(channel) if terminal is not None else _input(channel) as is_gone:
             await asyncio.shield(channel.ended)
     finally:
         if not channel.ended.done():
             channel.close()
     if channel.exit_status is None:
+        if is_gone():
+            return HUNG_UP
         raise MachineLost("the connection to the machine ended")
     return channel.exit_status
 
@@ -60,12 +64,14 @@ def _size() -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _keys(channel: Channel) -> Iterator[None]:
-    """Every key goes to the machine, Ctrl-C too."""
+def _keys(channel: Channel) -> Iterator[Callable[[], bool]]:
+    """Every key goes to the machine, Ctrl-C too. The function tells whether our terminal was closed."""
     loop = asyncio.get_running_loop()
+    is_gone = False
     before = termios.tcgetattr(_STDIN)
 
     def read() -> None:
+        nonlocal is_gone
         try:
             data = os.read(_STDIN, _BLOCK)
         except BlockingIOError:
@@ -73,6 +79,7 @@ def _keys(channel: Channel) -> Iterator[None]:
         except OSError:  # our terminal is gone
             data = b""
         if not data:
+            is_gone = True
             loop.remove_reader(_STDIN)
             channel.close()
         elif not channel.ended.done():
@@ -84,7 +91,7 @@ def _keys(channel: Channel) -> Iterator[None]:
     loop.add_signal_handler(signal.SIGWINCH, lambda: channel.resize(*_size()))
     channel.resize(*_size())  # it may have changed while we connected
     try:
-        yield
+        yield lambda: is_gone
     finally:
         loop.remove_signal_handler(signal.SIGWINCH)
         loop.remove_reader(_STDIN)
@@ -93,7 +100,7 @@ def _keys(channel: Channel) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _input(channel: Channel) -> Iterator[None]:
+def _input(channel: Channel) -> Iterator[Callable[[], bool]]:
     """From a thread of its own, that nobody waits for: a read of a pipe or a file cannot be called off."""
     loop = asyncio.get_running_loop()
 
@@ -105,4 +112,4 @@ def _input(channel: Channel) -> Iterator[None]:
             loop.call_soon_threadsafe(channel.end_input)
 
     threading.Thread(target=pump, daemon=True).start()
-    yield
+    yield lambda: False

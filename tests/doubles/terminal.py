@@ -40,10 +40,14 @@ def read_descriptor(descriptor: int, wanted: bytes, block: int = 65536) -> bytes
 class Terminal:
     """`gibil ARGUMENTS` on a pty."""
 
-    def __init__(self, line: CommandLine, *arguments: str, columns: int = 90, rows: int = 30, **more: str) -> None:
+    def __init__(
+        self, line: CommandLine, *arguments: str, columns: int = 90, rows: int = 30, hears_hangup: bool = True, **more: str
+    ) -> None:
         self.pid, self.master = pty.fork()
         if self.pid == 0:
             os.chdir(line.here)
+            if not hears_hangup:
+                signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
             environment = {**line.environment(), "TERM": "xterm", **more}
             os.execve(sys.executable, [sys.executable, "-m", "gibil_bot", *arguments], environment)
         self.resize(columns, rows)

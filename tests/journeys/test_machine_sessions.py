@@ -207,6 +207,15 @@ def test_a_terminal_that_is_closed_ends_what_runs_in_it_and_leaves_nothing(line:
     assert [view["name"] for view in line.json("list")] == ["m"]
 
 
+def test_a_terminal_that_is_closed_means_130_also_before_the_hangup_signal_arrives(line: CommandLine) -> None:
+    mark = f"1{os.getpid()}.031"
+    terminal = Terminal(line, "ssh", "m", f"echo bu''sy; sleep {mark}", hears_hangup=False)
+    terminal.until("busy")
+    os.close(terminal.master)
+    assert os.waitstatus_to_exitcode(os.waitpid(terminal.pid, 0)[1]) == 130
+    gone(mark)
+
+
 def test_our_terminal_is_as_before_when_ssh_is_killed_with_sigterm(line: CommandLine) -> None:
     ours, theirs = pty.openpty()
     try:
