@@ -371,7 +371,7 @@ async def test_a_machine_that_is_burned_while_it_is_extended_is_not_found(double
 
 @pytest.fixture
 async def thrifty(double: HetznerDouble) -> AsyncIterator[HetznerProvider]:
-    provider = double.provider(reuse=True, burn_s=0.2, boot_s=0.5)
+    provider = double.provider(reuse=True, burn_s=patient(0.2), boot_s=patient(1.0))
     yield provider
     await provider.close()
 
@@ -389,7 +389,7 @@ async def test_a_rebuilt_server_runs_whether_or_not_the_rebuild_starts_it(
 
 async def test_a_server_that_takes_too_long_to_switch_off_is_burned(double: HetznerDouble, thrifty: HetznerProvider) -> None:
     await thrifty.create(spec("first", labels={"repository": "7"}))
-    double.state.stopping_s = 0.8
+    double.state.stopping_s = patient(1.0)
     async with asyncio.timeout(patient(20)):
         assert await thrifty.destroy("first") is True
     assert double.state.servers == {}
@@ -400,7 +400,7 @@ async def test_a_rebuild_that_takes_too_long_is_replaced_by_a_new_server(
 ) -> None:
     first = await thrifty.create(spec("first", labels={"repository": "7"}))
     await thrifty.destroy("first")
-    double.state.rebuilding_s = 0.8
+    double.state.rebuilding_s = patient(2.0)
     async with asyncio.timeout(patient(30)):
         second = await thrifty.create(spec("second", labels={"repository": "7"}))
     assert [str(number) for number in double.state.servers] == [second.id] != [first.id]
