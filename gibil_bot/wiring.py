@@ -21,16 +21,17 @@ from typing import TYPE_CHECKING
 
 from gibil_bot.caps import Caps
 from gibil_bot.config import Secret, Settings, loose_mode
-from gibil_bot.machines.keyring import Keyring, ProjectKeyring
-from gibil_bot.machines.lifecycle import Forge
-from gibil_bot.machines.reach import script_runner
 from gibil_bot.model import Endpoint
 from gibil_bot.ports import Provider, Shell, Store
+from gibil_bot.providers.keyring import Keyring, ProjectKeyring
+from gibil_bot.providers.lifecycle import Forge
+from gibil_bot.providers.machine_script import script_runner
 
 if TYPE_CHECKING:
-    from gibil_bot.github.pull_requests import PullRequests
+    from gibil_bot.github.api.user_pull_requests import PullRequests
     from gibil_bot.planning.services import Grounds
-    from gibil_bot.runs.desk import Policy
+    from gibil_bot.runs.context import Policy
+    from gibil_bot.runs.local_checkout import Limits
 
 log = logging.getLogger("gibil")
 
@@ -46,15 +47,15 @@ def process_name() -> str:
 
 
 async def connect_shell(endpoint: Endpoint, client_key: str) -> Shell:
-    from gibil_bot.machines import ssh
+    from gibil_bot.ssh import client
 
     # A cloud server is there some time before its SSH answers; a local machine answers at once.
-    return await ssh.connect(endpoint, client_key, timeout_s=30.0 if endpoint.unix_path else CLOUD_BOOT_S)
+    return await client.connect(endpoint, client_key, timeout_s=30.0 if endpoint.unix_path else CLOUD_BOOT_S)
 
 
 async def prepare_to_connect() -> None:
     """Import what `connect_shell` needs while something else is being waited for: it takes longer than the connection."""
-    await asyncio.to_thread(importlib.import_module, "gibil_bot.machines.ssh")
+    await asyncio.to_thread(importlib.import_module, "gibil_bot.ssh.client")
 
 
 PROVIDERS = ("local", "hetzner")
@@ -72,7 +73,7 @@ def machine_caps(settings: Settings) -> Caps:
     """What machines of that provider may be at most. Where the operator doesn't say, a local one has half of the host,
     and another one what its largest size has."""
     if settings.provider != "local":
-        from gibil_bot.machines.hetzner_offers import SIZES
+        from gibil_bot.providers.hetzner.server_types import SIZES
 
         largest = SIZES["large"]
         return Caps(
@@ -81,7 +82,7 @@ def machine_caps(settings: Settings) -> Caps:
             pids=settings.max_pids,
             server_types=settings.server_types,
         )
-    from gibil_bot.machines.local.limits import DISK_MB, SIZES_MB, half_of_the_disk_mb, half_of_the_memory_mb
+    from gibil_bot.providers.local.limits import DISK_MB, SIZES_MB, half_of_the_disk_mb, half_of_the_memory_mb
 
     return Caps(
         memory_mb=settings.max_memory_mb or half_of_the_memory_mb(),
@@ -95,7 +96,7 @@ def machine_caps(settings: Settings) -> Caps:
 def open_provider(settings: Settings, *, room_wait_s: float = 0.0) -> Provider:
     """`room_wait_s`: how long the creation of a local machine waits for memory that other machines have now."""
     if settings.provider == "hetzner":
-        from gibil_bot.machines.hetzner import HetznerProvider
+        from gibil_bot.providers.hetzner.provider import HetznerProvider
 
         run_on = script_runner(open_keyring(settings), connect_shell)
         token = settings.hcloud_token.reveal()
@@ -106,7 +107,7 @@ def open_provider(settings: Settings, *, room_wait_s: float = 0.0) -> Provider:
             reuse=settings.reuse,
             server_types=settings.server_types,
         )
-    from gibil_bot.machines.local.provider import LocalProvider
+    from gibil_bot.providers.local.provider import LocalProvider
 
     return LocalProvider(settings.data_dir, room_wait_s=room_wait_s)
 
@@ -123,15 +124,15 @@ def open_forge(settings: Settings, *, room_wait_s: float = 0.0) -> Forge:
 
 def open_pull_requests(settings: Settings, token: Secret, token_from: str) -> PullRequests:
     """Pull requests in the name of the person whose token it is."""
-    from gibil_bot.github.pull_requests import PullRequests
+    from gibil_bot.github.api.user_pull_requests import PullRequests
 
     return PullRequests(settings.github_url, token, token_from)
 
 
 def service_grounds(settings: Settings) -> Grounds:
     """What the machines of that provider can do for the services of a `.gibil.yml`; local ones have this box's packages."""
-    from gibil_bot.machines.local.tier import own_tier
     from gibil_bot.planning.services import Grounds, distribution_versions
+    from gibil_bot.providers.local.privilege import own_tier
 
     if settings.provider != "local":
         return Grounds(containers=True)
@@ -154,10 +155,22 @@ def machine_owner(keyring: Keyring) -> str:
 
 def operator_workflows(settings: Settings) -> Callable[[], Mapping[str, bytes]]:
     """Reads the operator's folder anew each time: a changed file counts from the next delivery on."""
-    from gibil_bot.planning.shipped import read_workflows, shipped_workflows
+    from gibil_bot.workflows_dir import read_workflows, shipped_workflows
 
     folder = settings.workflows or shipped_workflows()
     return lambda: read_workflows(folder)
+
+
+def operator_limits(settings: Settings) -> Limits:
+    """What the operator allows a run that `gibil try` starts."""
+    from gibil_bot.runs.local_checkout import Limits
+
+    return Limits(
+        operator_workflows=operator_workflows(settings),
+        max_ttl_s=settings.max_ttl_s,
+        caps=machine_caps(settings),
+        grounds=service_grounds(settings),
+    )
 
 
 @dataclass(kw_only=True)
@@ -187,14 +200,14 @@ async def _supervise(name: str, part: Callable[[], Coroutine[object, object, Non
 @contextlib.asynccontextmanager
 async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
     """The bot: its store open and its parts at work, until the block is left. Then runs are left to the next process."""
-    from gibil_bot.github.client import GitHubClient
+    from gibil_bot.github.api.client import GitHubClient
     from gibil_bot.runs.dispatcher import Dispatcher
     from gibil_bot.runs.intake import Intake
+    from gibil_bot.runs.outbox import Teller
     from gibil_bot.runs.reaper import Reaper
     from gibil_bot.runs.runner import Tools
     from gibil_bot.runs.sources import PullRequestClone
     from gibil_bot.runs.store import open_store
-    from gibil_bot.runs.teller import Teller
 
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     if (loose := loose_mode(settings.data_dir)) is not None:
@@ -245,7 +258,7 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
 
 def intake_policy(settings: Settings, keyring: Keyring) -> Policy:
     """What the operator allows."""
-    from gibil_bot.runs.desk import Policy
+    from gibil_bot.runs.context import Policy
 
     return Policy(
         allowed_accounts=settings.allowed_accounts,

@@ -25,8 +25,8 @@ from gibil_bot.model import (
     Trust,
     UnusableFile,
 )
-from gibil_bot.planning.shipped import read_workflows, shipped_workflows
 from gibil_bot.planning.workflow import PULL_REQUEST_ACTIONS
+from gibil_bot.workflows_dir import read_workflows, shipped_workflows
 
 if TYPE_CHECKING:
     from gibil_bot.planning.plan import Facts

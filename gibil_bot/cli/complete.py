@@ -12,7 +12,7 @@ import click
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from gibil_bot.sandbox.machines import Machines
+    from gibil_bot.machines.service import Machines
 
 _WITHIN_S = 5.0
 _AT_MACHINE_S = 8.0
@@ -50,7 +50,7 @@ def complete_jobs(context: click.Context, parameter: click.Parameter, incomplete
 
 
 def complete_sizes(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    from gibil_bot.sandbox.words import SIZES
+    from gibil_bot.machines.validation import SIZES
 
     return [size for size in SIZES if size.startswith(incomplete)]
 

@@ -16,23 +16,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gibil_bot.cli.complete import complete_sizes
-from gibil_bot.cli.machine import (
-    connected,
-    on_end,
-    provider_option,
-    run_async,
-    settings_of,
-    stderr_write,
-    tell_connection,
-)
+from gibil_bot.cli.machine import connected, on_end, provider_option, run_async, settings_of, stderr_write, tell_connection
 from gibil_bot.cli.output import Interrupted, Paint, ReaderGone, fail, json_option, print_json, print_text, say
 from gibil_bot.cli.progress import Progress
 from gibil_bot.errors import GibilError, UsageError
 
 if TYPE_CHECKING:
-    from gibil_bot.sandbox.live import LiveMachine, TaskOutcome
-    from gibil_bot.sandbox.machines import Machines
-    from gibil_bot.sandbox.order import Order
+    from gibil_bot.machines.request import Order
+    from gibil_bot.machines.service import Machines
+    from gibil_bot.machines.session import LiveMachine, TaskOutcome
 
 
 @click.command()
@@ -77,12 +69,12 @@ def create(
     gibil create --repo . --wait tasks
     gibil create --fleet 5 --size medium --env CI=1
     """
-    from gibil_bot.sandbox import words
+    from gibil_bot.machines import validation
 
-    given = words.environment(env)
+    given = validation.environment(env)
     if repo is None and branch is None:  # with a repository there is more that may be refused, and git takes longer anyway
         _begin(name, ttl, size, provider)
-    from gibil_bot.sandbox.order import Order
+    from gibil_bot.machines.request import Order
 
     order = Order(
         name=name, repo=repo, branch=branch, ttl=ttl, size=size, server_type=server_type, location=location, image=image,
@@ -94,18 +86,18 @@ def create(
 def _begin(name: str | None, ttl: str | None, size: str | None, provider: str | None) -> None:
     """What forging waits for comes up while we read what else we need. Raises UsageError, ConfigurationError."""
     from gibil_bot.config import load_settings
-    from gibil_bot.machines import haste
-    from gibil_bot.sandbox import words
+    from gibil_bot.machines import validation
+    from gibil_bot.providers import prestart
 
     settings = load_settings()
-    words.check(name=name, ttl=ttl, size=size, max_ttl_s=settings.max_ttl_s)
+    validation.check(name=name, ttl=ttl, size=size, max_ttl_s=settings.max_ttl_s)
     if provider in (None, settings.provider):
-        haste.begin(settings)
+        prestart.begin(settings)
 
 
 async def _create(order: Order, fleet: int | None, provider: str | None, wait: str | None, as_json: bool) -> int:
     from gibil_bot.cli.run import say_blocked
-    from gibil_bot.sandbox.costs import cost_view
+    from gibil_bot.machines.costs import cost_view
     from gibil_bot.views import machine_created
 
     began = time.monotonic()
@@ -200,7 +192,7 @@ async def _make(machines: Machines, order: Order, fleet: int | None, as_json: bo
 
 async def _call_off(machines: Machines, making: asyncio.Task[Any], names: list[str], as_json: bool) -> str:
     """End a creation that was interrupted; return a sentence about its machines."""
-    from gibil_bot.sandbox.words import natural
+    from gibil_bot.machines.validation import natural
 
     names = sorted(names, key=natural)
     many = len(names) > 1
@@ -314,20 +306,21 @@ def branch(git_branch: str, ttl: str | None, command: str | None, provider: str 
 
 
 async def _branch(git_branch: str, ttl: str | None, command: str | None, provider: str | None, as_json: bool) -> int:
-    from gibil_bot.sandbox import words
-    from gibil_bot.sandbox.order import Order
-    from gibil_bot.sandbox.origin import check_branch, origin_url
+    from gibil_bot.commits.remotes import check_branch
+    from gibil_bot.machines import validation
+    from gibil_bot.machines.request import Order
+    from gibil_bot.machines.source import origin_url
     from gibil_bot.views import machine_created
 
     check_branch(git_branch)
     if command is not None:
-        words.check_command(command)
+        validation.check_command(command)
     settings_of(provider)
     url = await origin_url(Path())
     if url is None:
         raise UsageError("this folder is no git checkout with a remote called origin; go to one, or: gibil create --repo …")
     order = Order(repo=url, branch=git_branch, ttl=ttl, made_by="gibil branch")
-    order = replace(order, name=words.name_of_branch(git_branch))
+    order = replace(order, name=validation.name_of_branch(git_branch))
     status = 0
     began = time.monotonic()
     async with connected(provider) as machines:

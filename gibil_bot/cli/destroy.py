@@ -14,7 +14,7 @@ from gibil_bot.cli.output import json_option, print_json, say
 from gibil_bot.errors import UsageError
 
 if TYPE_CHECKING:
-    from gibil_bot.sandbox.machines import Burned
+    from gibil_bot.machines.service import Burned
 
 
 @click.command()

@@ -171,7 +171,7 @@ async def _workflows(settings: Settings) -> Finding:
 
 
 async def _provider(settings: Settings) -> Finding:
-    from gibil_bot.machines.notices import notices
+    from gibil_bot.providers.notices import notices
     from gibil_bot.wiring import open_provider
 
     provider = open_provider(settings)
@@ -207,7 +207,7 @@ async def _provider(settings: Settings) -> Finding:
 
 
 async def _github(settings: Settings) -> list[Finding]:
-    from gibil_bot.github.client import GitHubClient
+    from gibil_bot.github.api.client import GitHubClient
     from gibil_bot.github.registration import differences, shipped_manifest
 
     client = GitHubClient(settings.github_url, settings.github_app_id, settings.github_private_key.reveal())

@@ -48,7 +48,7 @@ def init(provider: str | None, token: str | None, add: bool, no_mcp: bool, as_js
 
 
 async def _init(provider: str | None, token: str | None, add: bool, no_mcp: bool, as_json: bool) -> int:
-    from gibil_bot.sandbox.machines import TOKENS
+    from gibil_bot.machines.service import TOKENS
     from gibil_bot.wiring import PROVIDERS
 
     if add and provider is None:
@@ -86,8 +86,8 @@ async def _init(provider: str | None, token: str | None, add: bool, no_mcp: bool
 
 def _register() -> list[dict[str, str]]:
     """With every client that is here; says what became of it. What it cannot do is no failure: the rest is saved."""
-    from gibil_bot.cli.clients import clients, register
-    from gibil_bot.cli.mcp_entry import entry
+    from gibil_bot.mcp_server.install.clients import clients, register
+    from gibil_bot.mcp_server.install.entry import entry
 
     done = [register(client, entry()) for client in clients(os.environ) if client.is_here]
     for each in done:
@@ -114,7 +114,7 @@ def _token(token: str | None, name: str, saved: dict[str, str]) -> str:
 
 async def _try(settings: Settings) -> None:
     """Raises what is wrong with the provider, in one line."""
-    from gibil_bot.sandbox.machines import open_machines
+    from gibil_bot.machines.service import open_machines
 
     async with open_machines(settings) as machines:
         await machines.forge.provider.probe()

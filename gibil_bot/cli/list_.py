@@ -14,8 +14,8 @@ from gibil_bot.cli.output import Paint, json_option, print_json, print_text, say
 from gibil_bot.errors import GibilError
 
 if TYPE_CHECKING:
+    from gibil_bot.machines.service import Machines
     from gibil_bot.model import Machine
-    from gibil_bot.sandbox.machines import Machines
 
 WARN_BEFORE_MINUTES = 5.0
 
@@ -38,7 +38,7 @@ def list_(all_providers: bool, provider: str | None, as_json: bool) -> None:
 
 
 async def _list(all_providers: bool, provider: str | None, as_json: bool) -> int:
-    from gibil_bot.sandbox.machines import usable_providers
+    from gibil_bot.machines.service import usable_providers
     from gibil_bot.views import machine_listed
 
     now = datetime.now(UTC)
@@ -65,7 +65,7 @@ async def _list(all_providers: bool, provider: str | None, as_json: bool) -> int
 
 
 async def _cost(machines: Machines, machine: Machine) -> dict[str, object]:
-    from gibil_bot.sandbox.costs import cost_view
+    from gibil_bot.machines.costs import cost_view
 
     return await cost_view(machines.forge.provider, machine)
 
@@ -117,10 +117,10 @@ def extend(name: str, duration: str, provider: str | None, as_json: bool) -> Non
 
 
 async def _extend(name: str, duration: str, provider: str | None, as_json: bool) -> int:
-    from gibil_bot.sandbox import words
+    from gibil_bot.machines import validation
     from gibil_bot.views import machine_extended, timestamp
 
-    seconds = words.duration_seconds(duration)
+    seconds = validation.duration_seconds(duration)
     async with connected(provider) as machines:
         machine = await machines.extend(name, seconds)
     if as_json:

@@ -15,8 +15,8 @@ from gibil_bot.cli.machine import PassedOn, name_argument, opened, printed, prov
 from gibil_bot.cli.output import Paint, json_option, print_json, print_text, say
 
 if TYPE_CHECKING:
-    from gibil_bot.machines.job_list import JobEntry
-    from gibil_bot.sandbox.live import LiveMachine
+    from gibil_bot.machines.session import LiveMachine
+    from gibil_bot.ssh.job_list import JobEntry
 
 
 @click.command()
@@ -38,7 +38,7 @@ def logs(name: str, job: str | None, follow: bool, provider: str | None, as_json
 
 
 async def _logs(name: str, job: str | None, follow: bool, provider: str | None, as_json: bool) -> int:
-    from gibil_bot.sandbox.places import JOB_ID
+    from gibil_bot.machines.remote_layout import JOB_ID
 
     async with opened(name, provider) as live:
         job_id = job or JOB_ID

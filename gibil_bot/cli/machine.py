@@ -19,8 +19,8 @@ from gibil_bot.errors import GibilError
 
 if TYPE_CHECKING:
     from gibil_bot.config import Settings
-    from gibil_bot.sandbox.live import LiveMachine
-    from gibil_bot.sandbox.machines import Machines
+    from gibil_bot.machines.service import Machines
+    from gibil_bot.machines.session import LiveMachine
 
 T = TypeVar("T")
 
@@ -34,14 +34,14 @@ name_argument = click.argument("name", metavar="NAME", shell_complete=complete_n
 
 
 def settings_of(provider: str | None) -> Settings:
-    from gibil_bot.sandbox.machines import settings_for
+    from gibil_bot.machines.service import settings_for
 
     return settings_for(load_settings(), provider)
 
 
 @contextlib.asynccontextmanager
 async def connected(provider: str | None) -> AsyncIterator[Machines]:
-    from gibil_bot.sandbox.machines import open_machines
+    from gibil_bot.machines.service import open_machines
 
     async with open_machines(settings_of(provider)) as machines:
         yield machines

@@ -9,10 +9,10 @@ import sys
 import click
 
 from gibil_bot.cli.machine import as_terminal
-from gibil_bot.cli.mcp_entry import entry
 from gibil_bot.cli.output import json_option, print_json, print_text, say
 from gibil_bot.config import load_settings
 from gibil_bot.errors import UsageError
+from gibil_bot.mcp_server.install.entry import entry
 
 
 @click.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 
 import click
@@ -88,13 +89,16 @@ async def _create(
     provider: str | None,
     as_json: bool,
 ) -> int:
-    from gibil_bot.sandbox.pull_requests import PullRequestWish, open_pull_request
+    from gibil_bot.commits.pull_requests import PullRequestWish, open_pull_request
+    from gibil_bot.wiring import open_pull_requests
 
     wish = PullRequestWish(
         title=title, body=body, base=base, into=into, branch=branch, draft=draft, with_workflows=with_workflows
     )  # fmt: skip
     async with opened(name, provider) as live:
-        made = await open_pull_request(live, settings_of(provider), wish)
+        settings = settings_of(provider)
+        connect = functools.partial(open_pull_requests, settings)
+        made = await open_pull_request(live.machine, live.shell, wish, settings.github_url, connect)
     say_pushed(made.commits)
     which = f"pull request #{made.number} to {made.base} of {made.into}"
     if made.already_existed:

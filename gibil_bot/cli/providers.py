@@ -53,8 +53,8 @@ async def _providers(as_json: bool) -> int:
 
 async def _view(name: str, settings: Settings) -> dict[str, Any]:
     """One provider for programs. What is not available has `problem`, and no sizes."""
-    from gibil_bot.sandbox.costs import sizes_view
-    from gibil_bot.sandbox.machines import open_machines, settings_for
+    from gibil_bot.machines.costs import sizes_view
+    from gibil_bot.machines.service import open_machines, settings_for
 
     view: dict[str, Any] = {"name": name, "default": name == settings.provider, "available": False, "sizes": []}
     try:

@@ -11,7 +11,7 @@ from gibil_bot.cli.machine import name_argument, opened, printed, provider_optio
 from gibil_bot.cli.output import json_option, print_json, say
 
 if TYPE_CHECKING:
-    from gibil_bot.sandbox.commits import Commits
+    from gibil_bot.commits.from_machine import Commits
 
 
 @click.command()
@@ -54,12 +54,14 @@ def counted(number: int, noun: str) -> str:
 
 
 async def _push(name: str, branch: str | None, with_workflows: bool, provider: str | None, as_json: bool) -> int:
-    from gibil_bot.sandbox import commits
+    from gibil_bot.commits import from_machine
 
     github_url = settings_of(provider).github_url
     async with opened(name, provider) as live:
-        async with commits.take(live, branch, with_workflows=with_workflows, github_url=github_url) as found:
-            await commits.push(found)
+        async with from_machine.fetch(
+            live.machine, live.shell, branch, with_workflows=with_workflows, github_url=github_url
+        ) as found:
+            await from_machine.push(found)
     say_pushed(found)
     if as_json:
         print_json(

@@ -19,7 +19,7 @@ from gibil_bot.cli.output import json_option, print_json, print_text, say
 from gibil_bot.errors import UsageError
 
 if TYPE_CHECKING:
-    from gibil_bot.sandbox.live import LiveMachine, Outcome
+    from gibil_bot.machines.session import LiveMachine, Outcome
 
 HOME = "/root"
 """Where commands of the command line start."""
@@ -118,7 +118,7 @@ def run(
     gibil run agent-task "python train.py" --background
     gibil run agent-task "pytest -q" --timeout 10m --json | jq -r .stdout
     """
-    from gibil_bot.sandbox import words
+    from gibil_bot.machines import validation as words
 
     words.check_command(command)
     if background and wants_stdin:
@@ -130,7 +130,7 @@ def run(
 def _timeout_s(text: str | None) -> float | None:
     if text is None:
         return None
-    from gibil_bot.sandbox import words
+    from gibil_bot.machines import validation as words
 
     seconds = float(text) if _SECONDS.fullmatch(text) else float(words.duration_seconds(text))
     if seconds <= 0:
@@ -209,7 +209,7 @@ async def _interruptible(
     passed_on: PassedOn | None,
 ) -> Outcome:
     """The first Ctrl-C is the command's to handle; the second one kills it."""
-    from gibil_bot.sandbox.live import new_tag
+    from gibil_bot.machines.session import new_tag
 
     tag = new_tag()
     running = asyncio.create_task(

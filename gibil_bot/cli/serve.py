@@ -23,8 +23,8 @@ from gibil_bot.errors import ConfigurationError
 if TYPE_CHECKING:
     import uvicorn
 
-    from gibil_bot.web import ASGIApp
-    from gibil_bot.web_protocol import ServerState
+    from gibil_bot.web.app import ASGIApp
+    from gibil_bot.web.protocol import ServerState
 
 STOP_WITHIN_S = 10
 MOST_CONNECTIONS = 1024
@@ -77,8 +77,8 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 async def _serve(settings: Settings, listener: socket.socket, as_json: bool, connections: int) -> None:
-    from gibil_bot import web
-    from gibil_bot.web_protocol import ServerLimits, ServerState
+    from gibil_bot.web import app
+    from gibil_bot.web.protocol import ServerLimits, ServerState
     from gibil_bot.wiring import running_bot
 
     stop = asyncio.Event()
@@ -86,7 +86,7 @@ async def _serve(settings: Settings, listener: socket.socket, as_json: bool, con
     on_end(stop.set)
     async with running_bot(settings) as bot:
         state = ServerState(limits=ServerLimits(connections=connections))
-        server = web_server(web.create_app(bot, state.rejected), state)
+        server = web_server(app.create_app(bot, state.rejected), state)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         address, port = listener.getsockname()[:2]
         url = f"http://{f'[{address}]' if ':' in address else address}:{port}"

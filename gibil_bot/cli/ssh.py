@@ -56,10 +56,10 @@ async def _show(name: str, provider: str | None) -> int:
 
 
 async def _ssh(name: str, line: str, provider: str | None) -> int:
-    from gibil_bot.sandbox.places import LOAD_ENVIRONMENT
+    from gibil_bot.machines.remote_layout import LOAD_ENVIRONMENT
 
     async with opened(name, provider) as live:
-        from gibil_bot.machines.terminal import talk
+        from gibil_bot.ssh.terminal import talk
 
         there = f'exec "${{BASH:-sh}}" -c {shlex.quote(line)}' if line else 'exec "${SHELL:-/bin/sh}" -l'
         return await talk(live.shell, f"{LOAD_ENVIRONMENT}; {there}")

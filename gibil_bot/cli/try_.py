@@ -18,8 +18,8 @@ from gibil_bot.config import Settings, load_settings
 from gibil_bot.errors import GibilError, UsageError
 
 if TYPE_CHECKING:
-    from gibil_bot.cli.checkout import Checkout
     from gibil_bot.model import NewRun, Plan, Run, TaskResult
+    from gibil_bot.runs.local_checkout import Checkout
 
 
 @click.command(name="try")
@@ -61,21 +61,21 @@ def _parse_inputs(inputs: tuple[str, ...]) -> dict[str, str]:
 
 
 async def _try(settings: Settings, path: Path, workflow: str, inputs: dict[str, str], dirty: bool, as_json: bool) -> int:
-    from gibil_bot.cli import checkout
+    from gibil_bot.runs import local_checkout
 
-    async with checkout.read(path, dirty=dirty) as here:
+    async with local_checkout.read(path, dirty=dirty) as here:
         return await _run(settings, here, workflow, inputs, as_json)
 
 
 async def _run(settings: Settings, here: Checkout, workflow: str, inputs: dict[str, str], as_json: bool) -> int:
-    from gibil_bot.cli import checkout
+    from gibil_bot.machines.machine_limit import check_room
+    from gibil_bot.runs import local_checkout
     from gibil_bot.runs.runner import Runner, Tools
     from gibil_bot.runs.sources import LocalBundle
     from gibil_bot.runs.store import open_store
-    from gibil_bot.sandbox.limit import check_room
-    from gibil_bot.wiring import machine_owner, open_forge, process_name
+    from gibil_bot.wiring import machine_owner, open_forge, operator_limits, process_name
 
-    plan = await checkout.plan(here, settings, workflow, inputs)
+    plan = await local_checkout.plan(here, workflow, inputs, operator_limits(settings))
     forge = open_forge(settings)
     terminal = Terminal(plan)
     process = process_name()
@@ -84,8 +84,8 @@ async def _run(settings: Settings, here: Checkout, workflow: str, inputs: dict[s
         try:
             owner = machine_owner(forge.keyring)
             check_room({machine.name for machine in await forge.list(owner)}, ["try"], settings.max_machines)
-            new: NewRun = checkout.new_run(here, plan)
-            claim = await checkout.queue_and_claim(store, process, new)
+            new: NewRun = local_checkout.new_run(here, plan)
+            claim = await local_checkout.queue_and_claim(store, process, new)
             tools = Tools(
                 store=store,
                 forge=forge,

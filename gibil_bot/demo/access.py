@@ -13,8 +13,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from gibil_bot.demo.state import PERMISSION_LEVELS, ROLES, PersonalToken, Repository, Token
-from gibil_bot.demo.world import World
+from gibil_bot.demo.records import PERMISSION_LEVELS, ROLES, PersonalToken, Repository, Token
+from gibil_bot.demo.state import World
 
 DOCUMENTATION = "https://docs.github.com/rest"
 

@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from gibil_bot.demo import payloads, rest, tokens
 from gibil_bot.demo.access import Refusal
-from gibil_bot.demo.state import PERMISSION_LEVELS, HookDelivery, Installation
+from gibil_bot.demo.records import PERMISSION_LEVELS, HookDelivery, Installation
 
 
 async def get_app(request: Request) -> Response:

@@ -8,9 +8,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gibil_bot.demo import acts, payloads, payloads_checks, rest
+from gibil_bot.demo import actions, payloads, payloads_checks, rest
 from gibil_bot.demo.access import Refusal
-from gibil_bot.demo.state import CheckRun, Repository
+from gibil_bot.demo.records import CheckRun, Repository
 
 # https://docs.github.com/en/rest/checks/runs#create-a-check-run: waiting, requested and pending are for Actions alone,
 # and the conclusion `stale` for GitHub itself.
@@ -33,12 +33,12 @@ async def create_check_run(request: Request) -> Response:
         raise rest.invalid("CheckRun", "name", "missing_field", "name and head_sha may not be empty.")
     if len(sha) != 40 or await hub.git.resolve(repository.full_name, sha) != sha:
         raise Refusal(422, f"No commit found for SHA: {sha}")
-    suite, _ = acts.suite_of(hub, repository, sha)
+    suite, _ = actions.suite_of(hub, repository, sha)
     now = hub.world.now()
     run = CheckRun(hub.world.new_id(), suite.id, name, sha, "queued", started_at=now, created_at=now, changed_at=now)
     _apply(run, wanted, now)
     repository.check_runs[run.id] = run
-    acts.tell_check_run(hub, repository, run, "created", hub.world.bot)
+    actions.tell_check_run(hub, repository, run, "created", hub.world.bot)
     return rest.answer(payloads_checks.check_run(hub.world, repository, run), 201)
 
 
@@ -53,7 +53,7 @@ async def update_check_run(request: Request) -> Response:
     run.changed_at = hub.world.now()
     repository.check_suites[run.suite_id].updated_at = hub.world.now()
     if run.status == "completed" and not was_completed:
-        acts.tell_check_run(hub, repository, run, "completed", hub.world.bot)
+        actions.tell_check_run(hub, repository, run, "completed", hub.world.bot)
     hub.world.touch()
     return rest.answer(payloads_checks.check_run(hub.world, repository, run))
 
@@ -199,7 +199,7 @@ async def rerequest(request: Request) -> Response:
     """https://docs.github.com/en/rest/checks/runs#rerequest-a-check-run"""
     repository = rest.repository(request, ("checks", "write"))
     hub = rest.hub(request)
-    acts.rerequest_check_run(hub, repository, _check_run(request, repository), hub.world.bot)
+    actions.rerequest_check_run(hub, repository, _check_run(request, repository), hub.world.bot)
     return rest.answer({}, 201)
 
 

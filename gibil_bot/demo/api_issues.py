@@ -8,9 +8,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gibil_bot.demo import acts, payloads, rest
+from gibil_bot.demo import actions, payloads, rest
 from gibil_bot.demo.access import Refusal
-from gibil_bot.demo.state import Comment, Repository
+from gibil_bot.demo.records import Comment, Repository
 
 LONGEST_COMMENT = 65_536
 """Characters. Not on a page of the documentation; GitHub's answer as reported in danger/danger#424."""
@@ -71,7 +71,7 @@ async def create_comment(request: Request) -> Response:
     if number not in repository.issues:
         raise Refusal(404, "Not Found")
     text = await _comment_text(request)
-    new = acts.comment(hub, repository, number, rest.actor(request), text, by_app=rest.caller(request).token is not None)
+    new = actions.comment(hub, repository, number, rest.actor(request), text, by_app=rest.caller(request).token is not None)
     return rest.answer(payloads.comment(hub.world, repository, new), 201)
 
 
@@ -102,7 +102,7 @@ async def update_comment(request: Request) -> Response:
     """https://docs.github.com/en/rest/issues/comments#update-an-issue-comment"""
     repository = rest.repository(request, *_WRITE)
     found, hub = _comment(request, repository), rest.hub(request)
-    acts.edit_comment(hub, repository, found, await _comment_text(request), rest.actor(request))
+    actions.edit_comment(hub, repository, found, await _comment_text(request), rest.actor(request))
     return rest.answer(payloads.comment(hub.world, repository, found))
 
 
@@ -110,7 +110,7 @@ async def delete_comment(request: Request) -> Response:
     """https://docs.github.com/en/rest/issues/comments#delete-an-issue-comment"""
     repository = rest.repository(request, *_WRITE)
     hub = rest.hub(request)
-    acts.delete_comment(hub, repository, _comment(request, repository), rest.actor(request))
+    actions.delete_comment(hub, repository, _comment(request, repository), rest.actor(request))
     return rest.nothing()
 
 
@@ -131,7 +131,7 @@ async def create_reaction(request: Request) -> Response:
     content = rest.text(await rest.body(request), "content", "Reaction", required=True)
     if content not in payloads.REACTIONS:
         raise rest.invalid("Reaction", "content", "invalid", f"content is not one of {', '.join(payloads.REACTIONS)}")
-    reaction, new = acts.react(hub, comment, rest.actor(request), content)
+    reaction, new = actions.react(hub, comment, rest.actor(request), content)
     return rest.answer(payloads.reaction(hub.world, reaction), 201 if new else 200)
 
 

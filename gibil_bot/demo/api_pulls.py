@@ -6,9 +6,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gibil_bot.demo import acts, payloads, rest
+from gibil_bot.demo import actions, payloads, rest
 from gibil_bot.demo.access import Refusal, allows, may_write, sees
-from gibil_bot.demo.state import PersonalToken, PullRequest, Repository
+from gibil_bot.demo.records import PersonalToken, PullRequest, Repository
 
 LONGEST_TITLE, LONGEST_BODY = 256, 65_536
 """Characters. Not on a page of the documentation: as reported in googleapis/repo-automation-bots#1895 and
@@ -115,7 +115,7 @@ async def create_pull_request(request: Request) -> Response:
     for pull in home.pull_requests():
         if pull.state == "open" and (pull.head_repository, pull.head_ref, pull.base_ref) == (head, branch, base):
             raise _custom(f"A pull request already exists for {head.owner.login}:{branch}.")
-    new = await acts.open_pull_request(
+    new = await actions.open_pull_request(
         hub, home, head, branch, rest.actor(request), title=title, body=body, draft=draft, base=base
     )  # fmt: skip
     return rest.answer(payloads.pull_request(hub.world, home, new), 201)

@@ -12,7 +12,7 @@ from starlette.routing import Route
 from gibil_bot.demo import payloads, rest
 from gibil_bot.demo.access import Refusal, may_see
 from gibil_bot.demo.git_store import TreeEntry
-from gibil_bot.demo.state import ROLES, Repository
+from gibil_bot.demo.records import ROLES, Repository
 
 LARGEST_INLINE = 1024 * 1024
 """Above it the JSON of a file holds no content: https://docs.github.com/en/rest/repos/contents#get-repository-content"""

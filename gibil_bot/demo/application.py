@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from gibil_bot.demo import api_app, api_checks, api_issues, api_pulls, api_repositories, control, git_http, rest
 from gibil_bot.demo.access import Refusal
-from gibil_bot.demo.acts import Hub
+from gibil_bot.demo.actions import Hub
 
 
 def application(hub: Hub) -> Starlette:

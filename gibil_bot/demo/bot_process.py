@@ -119,7 +119,7 @@ async def running_bot(github: GitHubDouble, data_dir: Path) -> AsyncIterator[Bot
 
 async def burn_leftovers(data_dir: Path) -> list[str]:
     """Burn machines that a bot left for its next start, and end what keeps them; the machines' names."""
-    from gibil_bot.machines.local.provider import LocalProvider
+    from gibil_bot.providers.local.provider import LocalProvider
 
     if not await asyncio.to_thread(data_dir.exists):
         return []
@@ -136,7 +136,7 @@ async def burn_leftovers(data_dir: Path) -> list[str]:
 
 def _end_keeper(data_dir: Path) -> None:
     """The process that keeps local machines would stay for half a minute, on a folder that is gone. Blocking."""
-    from gibil_bot.machines.local.home import Home, locked, read_keeper
+    from gibil_bot.providers.local.paths import Home, locked, read_keeper
 
     home = Home(data_dir)
     keeper, lock = read_keeper(home), home.local / "keeper.lock"

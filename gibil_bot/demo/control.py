@@ -6,9 +6,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gibil_bot.demo import acts, payloads, payloads_checks, rest
+from gibil_bot.demo import actions, payloads, payloads_checks, rest
 from gibil_bot.demo.access import Refusal
-from gibil_bot.demo.state import Issue, PullRequest, Repository, User
+from gibil_bot.demo.records import Issue, PullRequest, Repository, User
 
 
 def _repository(request: Request) -> Repository:
@@ -43,7 +43,7 @@ async def comment(request: Request) -> Response:
     issue = _issue(request, repository)
     body = rest.text(asked, "body", "Control", required=True) or ""
     author = _person(request, asked, issue.author)
-    new = acts.comment(rest.hub(request), repository, issue.number, author, body)
+    new = actions.comment(rest.hub(request), repository, issue.number, author, body)
     return rest.answer(payloads.comment(rest.hub(request).world, repository, new), 201)
 
 
@@ -59,7 +59,7 @@ async def push(request: Request) -> Response:
     author = _person(request, asked, pull.author)
     message = rest.text(asked, "message", "Control") or f"Change {', '.join(files)}"
     force = asked.get("force") is True
-    sha = await acts.push(
+    sha = await actions.push(
         rest.hub(request), pull.head_repository, pull.head_ref, files, author, message=message, force=force
     )  # fmt: skip
     return rest.answer({"sha": sha}, 201)
@@ -72,7 +72,7 @@ async def set_state(request: Request) -> Response:
     state = rest.text(asked, "state", "Control", required=True)
     if state not in ("open", "closed"):
         raise Refusal(422, "state: open or closed")
-    acts.set_pull_request_state(rest.hub(request), repository, pull, state, _person(request, asked, pull.author))
+    actions.set_pull_request_state(rest.hub(request), repository, pull, state, _person(request, asked, pull.author))
     return rest.answer({"state": pull.state})
 
 
@@ -82,7 +82,7 @@ async def rerequest(request: Request) -> Response:
     run = repository.check_runs.get(request.path_params["check_run"])
     if run is None:
         raise Refusal(404, "There is no such check run")
-    acts.rerequest_check_run(rest.hub(request), repository, run, _person(request, asked, repository.owner))
+    actions.rerequest_check_run(rest.hub(request), repository, run, _person(request, asked, repository.owner))
     return rest.answer({}, 202)
 
 

@@ -21,7 +21,7 @@ from gibil_bot.demo import project
 from gibil_bot.demo.bot_process import BotProcess, burn_leftovers, running_bot
 from gibil_bot.demo.github_double import GitHubDouble
 from gibil_bot.demo.narrator import Narrator
-from gibil_bot.demo.state import CheckRun
+from gibil_bot.demo.records import CheckRun
 from gibil_bot.demo.terminal import Terminal, duration, harmless
 from gibil_bot.errors import GibilError
 

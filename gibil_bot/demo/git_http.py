@@ -15,9 +15,9 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from gibil_bot import git
-from gibil_bot.demo import acts, rest
+from gibil_bot.demo import actions, rest
 from gibil_bot.demo.access import Refusal, find_repository, may_write
-from gibil_bot.demo.state import Repository
+from gibil_bot.demo.records import Repository
 
 LARGEST_REQUEST = 64 * 1024 * 1024
 _NEEDS = {"git-upload-pack": ("contents", "read"), "git-receive-pack": ("contents", "write")}
@@ -68,7 +68,7 @@ async def serve(request: Request) -> Response:
             answer, _ = await asyncio.wait_for(process.communicate(asked), 60)
         finally:
             await git.end(process)
-        await acts.after_push(rest.hub(request), repository, rest.actor(request), acts.pushed_branches(asked))
+        await actions.after_push(rest.hub(request), repository, rest.actor(request), actions.pushed_branches(asked))
         return Response(answer, headers=headers)
     return StreamingResponse(_stream(process, asked), headers=headers)
 

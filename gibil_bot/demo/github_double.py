@@ -18,26 +18,17 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from gibil_bot.demo import acts, payloads, tokens
-from gibil_bot.demo.acts import Hub
+from gibil_bot.demo import actions, payloads, tokens
+from gibil_bot.demo.actions import Hub
 from gibil_bot.demo.application import application
 from gibil_bot.demo.faults import Faults
-from gibil_bot.demo.front import Front
 from gibil_bot.demo.git_store import Files, GitStore
 from gibil_bot.demo.hooks import Hooks
+from gibil_bot.demo.middleware import Front
+from gibil_bot.demo.queries import Sight
+from gibil_bot.demo.records import DEFAULT_PERMISSIONS, ROLES, Comment, Installation, Issue, Repository, Review, User
 from gibil_bot.demo.server import serving
-from gibil_bot.demo.sight import Sight
-from gibil_bot.demo.state import (
-    DEFAULT_PERMISSIONS,
-    ROLES,
-    Comment,
-    Installation,
-    Issue,
-    Repository,
-    Review,
-    User,
-)
-from gibil_bot.demo.world import World
+from gibil_bot.demo.state import World
 from gibil_bot.github.webhook import EVENTS
 
 
@@ -146,7 +137,7 @@ class GitHubDouble(Sight):
         """A repository with one commit. Its owner is made when there is none, and the App is installed there."""
         owner_login, _, name = full_name.partition("/")
         owner = self.world.add_user(owner_login)
-        installation_id = acts.install(self._hub, owner).id if installed else None
+        installation_id = actions.install(self._hub, owner).id if installed else None
         repository = Repository(self.world.new_id(), owner, name, private, default_branch, installation_id)
         await self._hub.git.create(full_name, default_branch)
         await self._hub.git.commit(
@@ -219,8 +210,8 @@ class GitHubDouble(Sight):
         """Push the files to a branch (of the author's fork) and open a pull request from it; its number."""
         home, who = self.world.repository(full_name), self.world.add_user(author)
         head = await self.fork(full_name, author) if fork else home
-        await acts.push(self._hub, head, branch, files, who, message=title)
-        pull = await acts.open_pull_request(self._hub, home, head, branch, who, title=title, body=body, draft=draft)
+        await actions.push(self._hub, head, branch, files, who, message=title)
+        pull = await actions.open_pull_request(self._hub, home, head, branch, who, title=title, body=body, draft=draft)
         return pull.number
 
     async def push(
@@ -242,31 +233,31 @@ class GitHubDouble(Sight):
                 raise KeyError(f"the fork of {full_name}#{target} is gone")
             repository, branch, who = pull.head_repository, pull.head_ref, pull.author
         pusher = self.world.add_user(author) if author else who
-        return await acts.push(self._hub, repository, branch, files, pusher, message=message, force=force)
+        return await actions.push(self._hub, repository, branch, files, pusher, message=message, force=force)
 
     async def reset_branch(self, full_name: str, number: int, sha: str, sender: str) -> None:
         """Force-push a commit that exists to the branch of a pull request."""
         pull = self.pull_request(full_name, number)
         if pull.head_repository is None:
             raise KeyError(f"the fork of {full_name}#{number} is gone")
-        await acts.reset_branch(self._hub, pull.head_repository, pull.head_ref, sha, self.world.add_user(sender))
+        await actions.reset_branch(self._hub, pull.head_repository, pull.head_ref, sha, self.world.add_user(sender))
 
     async def open_from(self, full_name: str, head: str, branch: str, author: str, *, title: str = "A change") -> int:
         """Open a pull request from a branch that exists in the repository `head`; its number."""
         home, source = self.world.repository(full_name), self.world.repository(head)
         who = self.world.add_user(author)
-        pull = await acts.open_pull_request(self._hub, home, source, branch, who, title=title, body="", draft=False)
+        pull = await actions.open_pull_request(self._hub, home, source, branch, who, title=title, body="", draft=False)
         return pull.number
 
     async def retarget(self, full_name: str, number: int, base: str) -> None:
         """Move a pull request to another base branch."""
         pull = self.pull_request(full_name, number)
-        await acts.retarget(self._hub, self.world.repository(full_name), pull, base, pull.author)
+        await actions.retarget(self._hub, self.world.repository(full_name), pull, base, pull.author)
 
     async def queue_merge(self, full_name: str, number: int) -> str:
         """Put a pull request into the merge queue; the hash of the commit that the queue wants checked."""
         home = self.world.repository(full_name)
-        return await acts.queue_merge(self._hub, home, self.pull_request(full_name, number), home.owner)
+        return await actions.queue_merge(self._hub, home, self.pull_request(full_name, number), home.owner)
 
     def close_pull_request(self, full_name: str, number: int, sender: str | None = None) -> None:
         self._set_state(full_name, number, "closed", sender)
@@ -277,19 +268,19 @@ class GitHubDouble(Sight):
     def _set_state(self, full_name: str, number: int, state: str, sender: str | None) -> None:
         pull = self.pull_request(full_name, number)
         who = self.world.add_user(sender) if sender else pull.author
-        acts.set_pull_request_state(self._hub, self.world.repository(full_name), pull, state, who)
+        actions.set_pull_request_state(self._hub, self.world.repository(full_name), pull, state, who)
 
     def open_issue(self, full_name: str, author: str, title: str = "An issue", body: str = "") -> Issue:
-        return acts.open_issue(self._hub, self.world.repository(full_name), self.world.add_user(author), title, body)
+        return actions.open_issue(self._hub, self.world.repository(full_name), self.world.add_user(author), title, body)
 
     # --- the conversation ---------------------------------------------------------------------------------------
 
     def comment(self, full_name: str, number: int, author: str, body: str) -> Comment:
-        return acts.comment(self._hub, self.world.repository(full_name), number, self.world.add_user(author), body)
+        return actions.comment(self._hub, self.world.repository(full_name), number, self.world.add_user(author), body)
 
     def review_comment(self, full_name: str, number: int, author: str, body: str, *, path: str = "README.md") -> Comment:
         repository = self.world.repository(full_name)
-        return acts.comment(self._hub, repository, number, self.world.add_user(author), body, path=path)
+        return actions.comment(self._hub, repository, number, self.world.add_user(author), body, path=path)
 
     def review(
         self,
@@ -304,34 +295,34 @@ class GitHubDouble(Sight):
         """Submit a review: `state` is commented, approved or changes_requested."""
         repository, pull = self.world.repository(full_name), self.pull_request(full_name, number)
         who = self.world.add_user(author)
-        return acts.review(self._hub, repository, pull, who, body, state=state, commit_sha=commit_sha)
+        return actions.review(self._hub, repository, pull, who, body, state=state, commit_sha=commit_sha)
 
     def edit_review(self, full_name: str, review: Review, body: str) -> None:
         pull = self.pull_request(full_name, review.number)
-        acts.edit_review(self._hub, self.world.repository(full_name), pull, review, body)
+        actions.edit_review(self._hub, self.world.repository(full_name), pull, review, body)
 
     def edit_comment(self, comment_id: int, body: str, editor: str) -> None:
         """Change the words of a comment, as its author or a maintainer may."""
         repository, comment = self.find_comment(comment_id)
-        acts.edit_comment(self._hub, repository, comment, body, self.world.add_user(editor))
+        actions.edit_comment(self._hub, repository, comment, body, self.world.add_user(editor))
 
     def delete_comment(self, comment_id: int) -> None:
         """As a maintainer may do with anybody's comment. Raises KeyError."""
         repository, comment = self.find_comment(comment_id)
-        acts.delete_comment(self._hub, repository, comment, repository.owner)
+        actions.delete_comment(self._hub, repository, comment, repository.owner)
 
     def rerequest_check_run(self, check_run_id: int, sender: str) -> None:
         """Press Re-run."""
         found = self.world.find_check_run(check_run_id)
         if found is None:
             raise KeyError(check_run_id)
-        acts.rerequest_check_run(self._hub, *found, self.world.add_user(sender))
+        actions.rerequest_check_run(self._hub, *found, self.world.add_user(sender))
 
     def rerequest_suite(self, full_name: str, sha: str, sender: str) -> None:
         """Press Re-run all checks."""
         repository = self.world.repository(full_name)
-        suite, _ = acts.suite_of(self._hub, repository, sha)
-        acts.rerequest_suite(self._hub, repository, suite, self.world.add_user(sender))
+        suite, _ = actions.suite_of(self._hub, repository, sha)
+        actions.rerequest_suite(self._hub, repository, suite, self.world.add_user(sender))
 
     # --- webhooks -----------------------------------------------------------------------------------------------
 

@@ -14,8 +14,8 @@ from datetime import timedelta
 import httpx
 
 from gibil_bot.demo import payloads
-from gibil_bot.demo.state import HookDelivery, Repository, User
-from gibil_bot.demo.world import World
+from gibil_bot.demo.records import HookDelivery, Repository, User
+from gibil_bot.demo.state import World
 
 ANSWER_WITHIN_S = 10.0
 """https://docs.github.com/en/webhooks/using-webhooks/best-practices-for-using-webhooks#respond-within-10-seconds"""

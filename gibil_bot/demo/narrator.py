@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from gibil_bot.demo.github_double import GitHubDouble
-from gibil_bot.demo.state import CheckRun, Comment, HookDelivery, Reaction
+from gibil_bot.demo.records import CheckRun, Comment, HookDelivery, Reaction
 from gibil_bot.demo.story import RunStory, Step
 from gibil_bot.demo.terminal import Terminal, duration, harmless
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from urllib.parse import quote
 
-from gibil_bot.demo.state import (
+from gibil_bot.demo.records import (
     Activity,
     Comment,
     HookDelivery,
@@ -24,7 +24,7 @@ from gibil_bot.demo.state import (
     Token,
     User,
 )
-from gibil_bot.demo.world import World
+from gibil_bot.demo.state import World
 
 Json = dict[str, object]
 

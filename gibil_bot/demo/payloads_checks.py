@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from gibil_bot.demo.payloads import Json, app, moment, node_id
-from gibil_bot.demo.state import CheckRun, CheckSuite, Repository
-from gibil_bot.demo.world import World
+from gibil_bot.demo.records import CheckRun, CheckSuite, Repository
+from gibil_bot.demo.state import World
 
 
 def _pulls_of(world: World, home: Repository, sha: str) -> list[Json]:

@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from gibil_bot.demo.access import DOCUMENTATION, Caller, Refusal, find_repository
-from gibil_bot.demo.acts import Hub
+from gibil_bot.demo.actions import Hub
 from gibil_bot.demo.payloads import Json
-from gibil_bot.demo.state import Installation, Repository, User
+from gibil_bot.demo.records import Installation, Repository, User
 
 T = TypeVar("T")
 

@@ -6,8 +6,8 @@ import secrets
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
-from gibil_bot.demo.acts import Hub
-from gibil_bot.demo.state import PERSONAL_PERMISSIONS, Installation, PersonalToken, Token, User
+from gibil_bot.demo.actions import Hub
+from gibil_bot.demo.records import PERSONAL_PERMISSIONS, Installation, PersonalToken, Token, User
 
 TOKEN_LIFE = timedelta(hours=1)
 """https://docs.github.com/en/apps/creating-github-apps/authenticating-with-a-github-app/generating-an-installation-access-token-for-a-github-app"""

@@ -12,8 +12,8 @@ from math import ceil
 from typing import Literal
 
 from gibil_bot.github.commands import PREFIX
-from gibil_bot.github.phrases import count
-from gibil_bot.github.text import code, defuse, fenced, line, size
+from gibil_bot.github.humanize import count
+from gibil_bot.github.markdown import code, defuse, fenced, line, size
 from gibil_bot.model import CommentCreated, Repository, Telling, TellingKind
 
 REPLY_LIMIT = 60_000

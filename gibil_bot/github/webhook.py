@@ -31,15 +31,7 @@ from gibil_bot.github.payloads import (
     person,
     repository,
 )
-from gibil_bot.model import (
-    BranchPushed,
-    CommentCreated,
-    Event,
-    Ignored,
-    MergeGroupChecked,
-    PullRequestChanged,
-    RerunRequested,
-)
+from gibil_bot.model import BranchPushed, CommentCreated, Event, Ignored, MergeGroupChecked, PullRequestChanged, RerunRequested
 
 EVENTS = (
     "check_run",

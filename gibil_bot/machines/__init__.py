@@ -21,7 +21,7 @@ limits:
 The same functions are behind the command line, so `gibil list` and `gibil run` see these machines, too. Settings come from the
 environment and from what `gibil init` saved. Every failure is a `gibil_bot.errors.GibilError` with a message and a code.
 
-The code of the SDK is in gibil_bot/sandbox/sdk.py and loaded when one of its names is used, as it is above this room.
+The code of the SDK is in gibil_bot/machines/sdk.py and loaded when one of its names is used, as it is above this room.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gibil_bot.sandbox.sdk import Connected, Creation, LiveMachine, Outcome, TaskOutcome, connect, create, open_machine
+    from gibil_bot.machines.sdk import Connected, Creation, LiveMachine, Outcome, TaskOutcome, connect, create, open_machine
 
 __all__ = ["Connected", "Creation", "LiveMachine", "Outcome", "TaskOutcome", "connect", "create", "open_machine"]
 
@@ -37,7 +37,7 @@ __all__ = ["Connected", "Creation", "LiveMachine", "Outcome", "TaskOutcome", "co
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from gibil_bot.sandbox import sdk
+    from gibil_bot.machines import sdk
 
     return getattr(sdk, name)
 

@@ -9,10 +9,10 @@ from mcp.server.mcpserver import MCPServer
 from mcp.types import CallToolResult, ToolAnnotations
 from pydantic import Field
 
-from gibil_bot.mcp_server.links import Links
+from gibil_bot.machines.session import LiveMachine
+from gibil_bot.machines.tools import files
+from gibil_bot.mcp_server.connections import Links
 from gibil_bot.mcp_server.results import Edited, Listing, Matches, Server, TextPage, Written, add, answer
-from gibil_bot.sandbox import files
-from gibil_bot.sandbox.live import LiveMachine
 from gibil_bot.views import timestamp
 
 MOST_ENTRIES = 500

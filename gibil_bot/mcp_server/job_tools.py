@@ -8,11 +8,11 @@ from mcp.server.mcpserver import MCPServer
 from mcp.types import CallToolResult, ToolAnnotations
 from pydantic import Field
 
-from gibil_bot.machines.job_list import JobEntry
-from gibil_bot.mcp_server.links import Links
+from gibil_bot.machines.session import LiveMachine
+from gibil_bot.machines.tools.job_output import find_job, read_output
+from gibil_bot.mcp_server.connections import Links
 from gibil_bot.mcp_server.results import JobCancelled, JobOutput, Jobs, JobStatus, Server, add, answer, streams
-from gibil_bot.sandbox.job_output import find_job, read_output
-from gibil_bot.sandbox.live import LiveMachine
+from gibil_bot.ssh.job_list import JobEntry
 from gibil_bot.views import timestamp
 
 JOB_BYTES = 20_000

@@ -12,15 +12,15 @@ from mcp.server.mcpserver import Context, MCPServer
 from mcp.types import CallToolResult, ToolAnnotations
 from pydantic import Field
 
-from gibil_bot.mcp_server.calls import progress
-from gibil_bot.mcp_server.links import Links
+from gibil_bot.machines import validation
+from gibil_bot.machines.costs import cost_view
+from gibil_bot.machines.remote_layout import READY, TASKS_DONE, TASKS_FAILED
+from gibil_bot.machines.request import Order
+from gibil_bot.machines.service import Machines
+from gibil_bot.machines.session import LiveMachine
+from gibil_bot.mcp_server.connections import Links
 from gibil_bot.mcp_server.results import Created, Destroyed, Extended, Servers, add, answer
-from gibil_bot.sandbox import words
-from gibil_bot.sandbox.costs import cost_view
-from gibil_bot.sandbox.live import LiveMachine
-from gibil_bot.sandbox.machines import Machines
-from gibil_bot.sandbox.order import Order
-from gibil_bot.sandbox.places import READY, TASKS_DONE, TASKS_FAILED
+from gibil_bot.mcp_server.tool_calls import progress
 from gibil_bot.views import machine_created, machine_destroyed, machine_extended, machine_listed
 
 log = logging.getLogger("gibil.mcp")
@@ -131,7 +131,7 @@ class MachineTools:
 
     async def destroy_server(self, name: Name) -> Annotated[CallToolResult, Destroyed]:
         """Burn a machine with everything on it. One that is gone already is no failure."""
-        words.check_name(name)
+        validation.check_name(name)
         burned = await self._links.destroy(name)
         text = f"{name} is burned" if burned.was_there else f"{name} was not there any more"
         return answer(text, machine_destroyed(name, was_there=burned.was_there))
@@ -159,8 +159,8 @@ class MachineTools:
         ttl: Annotated[str | int, Field(description="How much longer: `30m`, `2h`; a bare number is minutes.")],
     ) -> Annotated[CallToolResult, Extended]:
         """Let a machine live longer, by `ttl`."""
-        words.check_name(name)
-        machine = await self._links.extend(name, words.duration_seconds(ttl))
+        validation.check_name(name)
+        machine = await self._links.extend(name, validation.duration_seconds(ttl))
         view = machine_extended(machine)
         return answer(f"{name} lives until {view['expires_at']}", view)
 

@@ -17,13 +17,13 @@ from pydantic import ValidationError
 from gibil_bot import __version__
 from gibil_bot.config import Settings
 from gibil_bot.errors import ConfigurationError, GibilError, Unavailable
-from gibil_bot.mcp_server.calls import Calls
+from gibil_bot.mcp_server.connections import Links
 from gibil_bot.mcp_server.file_tools import FileTools
 from gibil_bot.mcp_server.job_tools import JobTools
-from gibil_bot.mcp_server.links import Links
 from gibil_bot.mcp_server.machine_tools import MachineTools
 from gibil_bot.mcp_server.results import refusal
 from gibil_bot.mcp_server.stdio import standard_streams
+from gibil_bot.mcp_server.tool_calls import Calls
 from gibil_bot.mcp_server.work_tools import WorkTools
 
 log = logging.getLogger("gibil.mcp")

@@ -11,13 +11,14 @@ from mcp.types import CallToolResult, ToolAnnotations
 from pydantic import Field
 
 from gibil_bot.errors import UsageError
-from gibil_bot.mcp_server.calls import progress
-from gibil_bot.mcp_server.links import Links
+from gibil_bot.machines import validation
+from gibil_bot.machines.session import LiveMachine
+from gibil_bot.machines.tools import files, stray_processes
+from gibil_bot.machines.tools.stats import Stats, stats
+from gibil_bot.machines.tools.truncate import Excerpt
+from gibil_bot.mcp_server.connections import Links
 from gibil_bot.mcp_server.results import Ran, Server, StatsView, Swept, add, answer, streams
-from gibil_bot.sandbox import files, orphans, words
-from gibil_bot.sandbox.excerpt import Excerpt
-from gibil_bot.sandbox.live import LiveMachine
-from gibil_bot.sandbox.stats import Stats, stats
+from gibil_bot.mcp_server.tool_calls import progress
 
 STDOUT_BYTES = 20_000
 STDERR_BYTES = 10_000
@@ -66,7 +67,7 @@ class WorkTools:
         There is no terminal and no input; every call is a new shell, so `cd` and variables do not last. Long output is cut in
         the middle. Start servers and what takes minutes with background=true, and look with vm_job_status and vm_job_tail.
         """
-        words.check_command(command)
+        validation.check_command(command)
         if timeout_ms is not None and not 0 < timeout_ms <= _MOST_MS:
             raise UsageError(f"timeout_ms is a number of milliseconds from 1 to {_MOST_MS}")
         limit_s = timeout_ms / 1000 if timeout_ms is not None else None
@@ -131,7 +132,7 @@ class WorkTools:
         """
 
         async def at(live: LiveMachine) -> CallToolResult:
-            found, ended = await orphans.sweep(live, look_only=look_only)
+            found, ended = await stray_processes.sweep(live, look_only=look_only)
             views = [
                 {
                     "pid": each.pid,

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 
 from gibil_bot.errors import InvalidWorkflow
-from gibil_bot.planning.script import input_variable
-from gibil_bot.planning.yamldoc import Node
+from gibil_bot.planning.yaml_nodes import Node
+from gibil_bot.scripts.task_script import input_variable
 
 # --- keys ---------------------------------------------------------------------------------------------------------
 

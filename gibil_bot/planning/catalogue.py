@@ -15,7 +15,7 @@ from functools import lru_cache
 from gibil_bot.errors import InvalidWorkflow
 from gibil_bot.planning.schema import is_repository_file, parse_repository_file, parse_workflow, workflow_name
 from gibil_bot.planning.workflow import Input, RepositoryFile, Workflow
-from gibil_bot.planning.yamldoc import nearest, read_yaml
+from gibil_bot.planning.yaml_nodes import nearest, read_yaml
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

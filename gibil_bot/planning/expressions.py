@@ -31,7 +31,7 @@ from gibil_bot.planning.syntax import (
     parse_at,
     pieces_of,
 )
-from gibil_bot.planning.yamldoc import nearest
+from gibil_bot.planning.yaml_nodes import nearest
 
 __all__ = [
     "GITHUB_NAMES",

@@ -16,9 +16,9 @@ from gibil_bot.planning.catalogue import Catalogue, CommandHelp, catalogue, chec
 from gibil_bot.planning.inputs import input_values, typed_values
 from gibil_bot.planning.schema import workflow_name
 from gibil_bot.planning.services import Grounds, check_services, services_script
-from gibil_bot.planning.setup_task import set_up_script
 from gibil_bot.planning.workflow import REPOSITORY_FILE, MachineWish, RepositoryFile, Task, Workflow
-from gibil_bot.planning.yamldoc import nearest
+from gibil_bot.planning.yaml_nodes import nearest
+from gibil_bot.scripts.setup_task import set_up_script
 
 __all__ = [
     "Catalogue",

@@ -13,12 +13,11 @@ from typing import Any
 from gibil_bot.errors import InvalidWorkflow
 from gibil_bot.planning import expressions
 from gibil_bot.planning.actions import misplaced_expressions
-from gibil_bot.planning.fields import Problems
+from gibil_bot.planning.file_schema import REPOSITORY, WORKFLOW
 from gibil_bot.planning.inputs import value_problem
-from gibil_bot.planning.script import input_variable
+from gibil_bot.planning.schema_types import Problems
 from gibil_bot.planning.services import host_port, image_problem
 from gibil_bot.planning.syntax import InvalidExpression
-from gibil_bot.planning.tables import REPOSITORY, WORKFLOW
 from gibil_bot.planning.workflow import (
     PULL_REQUEST_ACTIONS,
     REPOSITORY_FILE,
@@ -30,7 +29,8 @@ from gibil_bot.planning.workflow import (
     Task,
     Workflow,
 )
-from gibil_bot.planning.yamldoc import Node, read_yaml
+from gibil_bot.planning.yaml_nodes import Node, read_yaml
+from gibil_bot.scripts.task_script import input_variable
 
 
 def parse_workflow(path: str, data: bytes) -> Workflow:

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gibil_bot.errors import InvalidWorkflow
-from gibil_bot.planning import service_scripts as scripts
 from gibil_bot.planning.workflow import RepositoryFile, Service
+from gibil_bot.scripts import services as scripts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

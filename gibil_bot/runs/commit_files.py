@@ -13,7 +13,7 @@ from gibil_bot import git
 from gibil_bot.git import GitError
 from gibil_bot.model import UnusableFile
 from gibil_bot.planning.workflow import REPOSITORY_FILE
-from gibil_bot.planning.yamldoc import MAX_BYTES
+from gibil_bot.planning.yaml_nodes import MAX_BYTES
 
 WORKFLOWS = ".gibil/workflows"
 MOST_FILES = 30

@@ -12,7 +12,7 @@ import time
 
 from gibil_bot.errors import ClaimLost, GibilError, StoreError
 from gibil_bot.model import Claim
-from gibil_bot.runs.reports import queued_check_run
+from gibil_bot.runs.queued_reports import queued_check_run
 from gibil_bot.runs.runner import PUBLISH_EVERY_S, Runner, Tools
 
 log = logging.getLogger("gibil.dispatcher")

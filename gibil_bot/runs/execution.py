@@ -17,15 +17,16 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from gibil_bot.errors import JobLost, JobNotStarted, MachineLost, SSHError
-from gibil_bot.machines.answers import BadAnswer, last_line
-from gibil_bot.machines.job_scripts import NO_FOLDER
 from gibil_bot.model import Claim, Conclusion, Exit, Job, Plan, Refusals, TaskPlan, TaskResult, TaskStatus
-from gibil_bot.planning import expressions, script
+from gibil_bot.planning import expressions
 from gibil_bot.ports import Shell, Store
-from gibil_bot.runs.left_files import LeftFiles, left_in, paths_of, read_left_files, read_tail
 from gibil_bot.runs.logs import LOG_LIMIT_BYTES, Journal, TaskLog, size_of
 from gibil_bot.runs.redact import Redactor
-from gibil_bot.runs.sources import WORKSPACE
+from gibil_bot.runs.returned_files import LeftFiles, left_in, paths_of, read_left_files, read_tail
+from gibil_bot.scripts import task_script
+from gibil_bot.scripts.clone import WORKSPACE
+from gibil_bot.scripts.jobs import NO_FOLDER
+from gibil_bot.ssh.answers import BadAnswer, last_line
 from gibil_bot.views import blocked_view
 
 STORED_TAIL_BYTES = 16 * 1024
@@ -154,7 +155,7 @@ class Execution:
 
     async def prepare(self) -> None:
         """Make the files that tasks write to. Safe to repeat."""
-        prepare = script.prepare_script(len(self._plan.tasks)) + script.IDENTITY
+        prepare = task_script.prepare_script(len(self._plan.tasks)) + task_script.IDENTITY
         try:
             result = await self._shell.run(prepare)
         except TimeoutError:
@@ -212,8 +213,8 @@ class Execution:
             self._journal.note("task_started", index=index, name=task.name)
         cancelled_already = status == "cancelled"
         job_id = f"task-{index}"
-        environment = script.task_environment(
-            self._claim.run, task, self._secrets, script.task_files(index), extra, paths=paths
+        environment = task_script.task_environment(
+            self._claim.run, task, self._secrets, task_script.task_files(index), extra, paths=paths
         )
         log = TaskLog(
             self._log_folder / f"{index}.log", self._redactor(), self._output(index), limit=await self._room_for(index)
@@ -408,8 +409,8 @@ class Execution:
     def _take_over(self, files: LeftFiles, extra: dict[str, str], paths: list[str]) -> str | None:
         """What the task exported counts for the tasks after it. The reason, when that cannot be read."""
         try:
-            extra.update(script.parse_env_file(files.env))
-            paths[:0] = reversed(script.parse_path_file(files.path))
+            extra.update(task_script.parse_env_file(files.env))
+            paths[:0] = reversed(task_script.parse_path_file(files.path))
         except ValueError as error:
             return str(error)
         return None

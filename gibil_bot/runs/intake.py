@@ -13,8 +13,8 @@ from gibil_bot.errors import ClaimLost, GitHubError, InvalidDelivery, StoreError
 from gibil_bot.github import commands, replies, webhook
 from gibil_bot.model import BranchPushed, CommentCreated, Delivery, Event, Ignored
 from gibil_bot.ports import GitHub, Settlement, Store
-from gibil_bot.runs.decisions import Decisions
-from gibil_bot.runs.desk import Policy
+from gibil_bot.runs.context import Policy
+from gibil_bot.runs.handlers import Decisions
 from gibil_bot.runs.heads import observed_in
 
 log = logging.getLogger("gibil.intake")

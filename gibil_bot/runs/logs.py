@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
-from gibil_bot.machines.answers import size_text
 from gibil_bot.runs.redact import Redactor, after_the_first_line
+from gibil_bot.ssh.answers import size_text
 
 FLUSH_AFTER_S = 0.1
 FLUSH_ABOVE_BYTES = 512 * 1024

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from gibil_bot.config import GIB
 from gibil_bot.errors import GibilError, Unavailable
-from gibil_bot.machines.lifecycle import Forge
 from gibil_bot.model import RunState
 from gibil_bot.ports import GitHub, Store
+from gibil_bot.providers.lifecycle import Forge
 from gibil_bot.runs.execution import now
 from gibil_bot.runs.logs import forget_old_logs, trim_logs
 

@@ -27,12 +27,12 @@ from msgspec.structs import replace
 from gibil_bot.config import GIB
 from gibil_bot.errors import ClaimLost, GibilError, GitHubError, MachineLost, ProviderError, SSHError, StoreError, Unavailable
 from gibil_bot.github import render
-from gibil_bot.machines.lifecycle import Forge
-from gibil_bot.machines.notices import notices
-from gibil_bot.machines.refused import refusals
 from gibil_bot.model import Claim, Conclusion, Machine, Run, TaskResult, Trust
 from gibil_bot.operator_secrets import ScopedSecrets, missing_secret
 from gibil_bot.ports import Shell, Store
+from gibil_bot.providers.blocked_hosts import refusals
+from gibil_bot.providers.lifecycle import Forge
+from gibil_bot.providers.notices import notices
 from gibil_bot.runs.execution import Cancellation, Execution, Listener, conclusion_of, is_complete, now
 from gibil_bot.runs.logs import Journal, Observer
 from gibil_bot.runs.redact import Redactor

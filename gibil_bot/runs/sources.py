@@ -12,15 +12,14 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from gibil_bot import git
+from gibil_bot.commits.local_repository import explained
 from gibil_bot.errors import GitHubError
 from gibil_bot.git import GitError
-from gibil_bot.machines.answers import last_line
 from gibil_bot.model import Run
-from gibil_bot.planning import script
 from gibil_bot.ports import GitHub, Shell
-from gibil_bot.runs.local_repository import explained
+from gibil_bot.scripts import clone
+from gibil_bot.ssh.answers import last_line
 
-WORKSPACE = "/root/project"
 CLONE_TIMEOUT_S = 900.0
 TRIES = 3
 GIVE_BACK_WITHIN_S = 10.0
@@ -64,8 +63,8 @@ class PullRequestClone:
 
     async def bring(self, shell: Shell, run: Run) -> tuple[str, ...]:
         source = run.source
-        text = script.clone_script(
-            clone_url=source.repository.clone_url, number=source.pull_request.number, sha=source.sha, workspace=WORKSPACE
+        text = clone.clone_script(
+            clone_url=source.repository.clone_url, number=source.pull_request.number, sha=source.sha
         )
         for attempt in range(1, TRIES + 1):
             try:
@@ -106,11 +105,11 @@ class PullRequestClone:
         finally:
             self._revoke(run, token)
         if result.exit_status == 0:
-            return script.notes_of_clone(result.stdout), None
+            return clone.notes_of_clone(result.stdout), None
         said = result.stderr.replace(token.encode(), b"***") if token else result.stderr
         return (), _Problem(
             last_line(said, f"exit status {result.exit_status}"),
-            worth_retrying=result.exit_status == script.CLONE_UNREACHABLE,
+            worth_retrying=result.exit_status == clone.CLONE_UNREACHABLE,
         )
 
 
@@ -159,11 +158,11 @@ class LocalBundle:
             why = explained(error, self._promisor)
             raise SourceError(f"The checkout could not be packed: {why.message}", said=error.said) from error
         result = await shell.run(
-            script.bundle_script(path=remote_path, sha=self._sha, workspace=WORKSPACE), timeout_s=CLONE_TIMEOUT_S
+            clone.bundle_script(path=remote_path, sha=self._sha), timeout_s=CLONE_TIMEOUT_S
         )
         if result.exit_status != 0:
             raise SourceError(f"The checkout could not be unpacked on the machine: {last_line(result.stderr)}")
-        return script.notes_of_clone(result.stdout)
+        return clone.notes_of_clone(result.stdout)
 
     async def _bundle(self) -> AsyncIterator[bytes]:
         ref = await self._named()

@@ -33,7 +33,8 @@ from gibil_bot.model import (
     Telling,
 )
 from gibil_bot.ports import Settlement
-from gibil_bot.runs.sqlite import budgets, claims, database, deliveries, heads, runs, tellings
+from gibil_bot.runs.sqlite import budgets, claims, database, deliveries, heads, runs
+from gibil_bot.runs.sqlite import outbox as tellings
 from gibil_bot.runs.sqlite.checkpointer import Checkpointer
 from gibil_bot.runs.sqlite.signals import Signals, Subscription
 from gibil_bot.runs.sqlite.writer import Writer

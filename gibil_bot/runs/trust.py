@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from gibil_bot.github import trust_texts
+from gibil_bot.github import trust_replies
 from gibil_bot.model import BranchPush, HeadHistory, HeadSeen, Person, PullRequest, Repository, Trust
 from gibil_bot.ports import GitHub, Store
 from gibil_bot.runs import heads
@@ -101,26 +101,26 @@ class Judge:
         self, people: _Permissions, pull: PullRequest, requester: Person, pushers: tuple[Person, ...]
     ) -> str:
         if not await people.may_write(pull.author):
-            return trust_texts.author_cannot_write(pull.author)
+            return trust_replies.author_cannot_write(pull.author)
         if not pushers:
-            return trust_texts.pusher_unknown(pull.head_ref)
+            return trust_replies.pusher_unknown(pull.head_ref)
         return await self._doubts_about_people(people, pushers, pull.head_ref, requester)
 
     async def _doubts_about_fork(self, people: _Permissions, history: HeadHistory, pull: PullRequest, requester: Person) -> str:
         if pull.head_repository is None or pull.head_owner is None:
-            return trust_texts.fork_gone()
+            return trust_replies.fork_gone()
         fork = pull.head_repository
         if not pull.head_owner_is_user:
-            return trust_texts.fork_of_organization(fork)
+            return trust_replies.fork_of_organization(fork)
         owners = [Person(login=owner) for owner in heads.fork_owners(history, pull)]
         for owner in owners[:MOST_PEOPLE]:
             if not await people.may_write(owner):
-                return trust_texts.fork_of_stranger(fork, owner)
+                return trust_replies.fork_of_stranger(fork, owner)
         if not await people.may_write(pull.author):
-            return trust_texts.author_cannot_write(pull.author)
+            return trust_replies.author_cannot_write(pull.author)
         pushers = heads.fork_pushers(history, pull)
         if pushers is None or len(pushers) + len(owners) > MOST_PEOPLE:
-            return trust_texts.fork_pusher_unknown(fork)
+            return trust_replies.fork_pusher_unknown(fork)
         return await self._doubts_about_people(people, pushers, fork, requester)
 
     async def _doubts_about_people(
@@ -128,8 +128,8 @@ class Judge:
     ) -> str:
         for pusher in pushers:
             if not await people.may_write(pusher):
-                return trust_texts.pusher_cannot_write(pusher, pushed_to)
-        return "" if await people.may_write(requester) else trust_texts.requester_cannot_write(requester)
+                return trust_replies.pusher_cannot_write(pusher, pushed_to)
+        return "" if await people.may_write(requester) else trust_replies.requester_cannot_write(requester)
 
     async def _known(self, people: _Permissions, first: Iterable[Person], pushers: tuple[Person, ...]) -> bool:
         """Whether all of them may write or are Apps that the operator named; never where the pusher is not known."""

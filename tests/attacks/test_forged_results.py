@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gibil_bot.machines import shell as machine_shell
-from gibil_bot.machines.ssh import SSHShell
 from gibil_bot.model import Chunk, Exit
+from gibil_bot.ssh import shell as machine_shell
+from gibil_bot.ssh.client import SSHShell
 from tests.contracts.shells import Far, end_of, far_machine
 
 pytestmark = pytest.mark.usefixtures("local_machines")

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import pytest
 
-from gibil_bot.machines.local.refusals import MOST, RefusalLog
 from gibil_bot.model import Refusal, Refusals
+from gibil_bot.providers.local.blocked_hosts import MOST, RefusalLog
 from tests.doubles.gatekit import Server, ask, dial, gate, http_server
 from tests.doubles.patience import patient
 
@@ -147,7 +147,7 @@ async def test_the_boxs_own_address_is_not_public() -> None:
         except OSError:
             pytest.skip("this box has no way out, and so no address of its own")
         own = probe.getsockname()[0]
-    from gibil_bot.machines.local import gate as module
+    from gibil_bot.providers.local import egress_proxy as module
 
     assert module._is_this_box(module.parse_address(own))
     assert module._is_this_box(module.parse_address("127.0.0.1"))

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from gibil_bot import git as our_git
+from gibil_bot.commits.from_machine import MOST_FILES, unpack
 from gibil_bot.errors import GibilError
-from gibil_bot.sandbox.commits import MOST_FILES, unpack
 from tests.doubles.patience import patient
 from tests.doubles.repositories import git, repository
 

@@ -10,16 +10,16 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gibil_bot.errors import GibilError, MachineLost, SSHError, UsageError
-from gibil_bot.machines import channel, connection
-from gibil_bot.machines.answers import BadAnswer, decimal, exit_status, last_line, number, printable, timestamp
-from gibil_bot.machines.follow import Follow
-from gibil_bot.machines.job_list import read_jobs
-from gibil_bot.machines.job_requests import JOB_STATUS, SERVER_VERSION
-from gibil_bot.machines.ssh import connect
+from gibil_bot.machines.tools import file_scripts
+from gibil_bot.machines.tools.stats import read_stats
+from gibil_bot.machines.tools.stray_processes import read_tagged
 from gibil_bot.model import Exit, Job
-from gibil_bot.sandbox import file_scripts
-from gibil_bot.sandbox.orphans import read_tagged
-from gibil_bot.sandbox.stats import read_stats
+from gibil_bot.ssh import channel, connection
+from gibil_bot.ssh.answers import BadAnswer, decimal, exit_status, last_line, number, printable, timestamp
+from gibil_bot.ssh.client import connect
+from gibil_bot.ssh.job_list import read_jobs
+from gibil_bot.ssh.job_output import Follow
+from gibil_bot.ssh.job_requests import JOB_STATUS, SERVER_VERSION
 from tests.doubles.hostile import Process, hostile_shell, speaker
 from tests.doubles.patience import patient
 from tests.doubles.sshd import new_key
@@ -114,8 +114,8 @@ async def test_an_exit_status_of_32_bits_is_one_of_8() -> None:
 
 
 async def test_a_file_that_the_machine_does_not_read_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gibil_bot.machines.shell._STALLS_S", 0.2)
-    monkeypatch.setattr("gibil_bot.machines.shell._CLEANUP_S", 0.2)
+    monkeypatch.setattr("gibil_bot.ssh.shell._STALLS_S", 0.2)
+    monkeypatch.setattr("gibil_bot.ssh.shell._CLEANUP_S", 0.2)
 
     async def pieces() -> AsyncIterator[bytes]:
         while True:

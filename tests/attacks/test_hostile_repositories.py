@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from gibil_bot.cli import checkout
+from gibil_bot.commits import local_repository
+from gibil_bot.commits.from_machine import Commits, push
 from gibil_bot.errors import GibilError, UsageError
-from gibil_bot.runs import local_repository
+from gibil_bot.machines.source import origin_url, read_origin
+from gibil_bot.runs import local_checkout
 from gibil_bot.runs.sources import LocalBundle
-from gibil_bot.sandbox.commits import Commits, push
-from gibil_bot.sandbox.origin import origin_url, read_origin
 from tests.doubles.githttp import GitServer
 from tests.doubles.repositories import commit, git, repository
 
@@ -91,12 +91,12 @@ async def _branch(folder: Path) -> None:
 
 
 async def _try(folder: Path) -> None:
-    async with checkout.read(folder, dirty=False) as here:
+    async with local_checkout.read(folder, dirty=False) as here:
         await _pack(here.repository, here.sha, here.promisor)
 
 
 async def _try_dirty(folder: Path) -> None:
-    async with checkout.read(folder, dirty=True) as here:
+    async with local_checkout.read(folder, dirty=True) as here:
         await _pack(here.repository, here.sha, here.promisor)
 
 

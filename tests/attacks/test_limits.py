@@ -18,14 +18,14 @@ from pathlib import Path
 import pytest
 
 from gibil_bot.errors import ProviderError
-from gibil_bot.machines.job_requests import JOB_STATUS, START_JOB, start_request
-from gibil_bot.machines.local.home import Home, read_keeper
-from gibil_bot.machines.local.images import Images
-from gibil_bot.machines.local.limits import Groups, find_hierarchies
-from gibil_bot.machines.local.provider import LocalProvider
-from gibil_bot.machines.local.tier import groups_prefix, own_tier
-from gibil_bot.machines.local.watch import family
 from gibil_bot.model import Job, Machine
+from gibil_bot.providers.local.disk_images import Images
+from gibil_bot.providers.local.limits import Groups, find_hierarchies
+from gibil_bot.providers.local.paths import Home, read_keeper
+from gibil_bot.providers.local.privilege import groups_prefix, own_tier
+from gibil_bot.providers.local.provider import LocalProvider
+from gibil_bot.providers.local.usage_poller import family
+from gibil_bot.ssh.job_requests import JOB_STATUS, START_JOB, start_request
 from tests.doubles.machines import LocalLodging, end_keeper, guest_lodging, local_lodging, shared_folder, until
 from tests.doubles.patience import patient
 

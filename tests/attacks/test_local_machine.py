@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from gibil_bot.machines.local.home import read_keeper
-from gibil_bot.machines.local.tier import own_tier
+from gibil_bot.providers.local.paths import read_keeper
+from gibil_bot.providers.local.privilege import own_tier
 from tests.doubles.machines import LocalLodging, alive, children_of, guest_lodging, local_lodging, shared_folder, until
 from tests.doubles.patience import patient
 

@@ -14,11 +14,11 @@ import asyncssh
 
 from gibil_bot.config import Settings
 from gibil_bot.errors import Unavailable
-from gibil_bot.machines.lifecycle import Forge
-from gibil_bot.machines.local.control import Line, Request, Unanswered
-from gibil_bot.machines.local.home import Home, read_keeper
 from gibil_bot.model import Endpoint, Machine, MachineSpec
 from gibil_bot.ports import Shell
+from gibil_bot.providers.lifecycle import Forge
+from gibil_bot.providers.local.control_protocol import Line, Request, Unanswered
+from gibil_bot.providers.local.paths import Home, read_keeper
 from gibil_bot.wiring import machine_owner, open_forge
 from tests.benchmarks.comparison import LeftOut
 

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from gibil_bot.machines.local.home import Home
+from gibil_bot.providers.local.paths import Home
 from tests.benchmarks.comparison import Comparison, LeftOut, at_most
 from tests.benchmarks.context import Context
 from tests.benchmarks.machines import end_keeper

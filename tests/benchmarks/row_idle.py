@@ -6,9 +6,9 @@ import asyncio
 import os
 from pathlib import Path
 
-from gibil_bot.machines.local.home import Home, read_keeper
-from gibil_bot.machines.local.tier import own_tier
 from gibil_bot.model import Machine
+from gibil_bot.providers.local.paths import Home, read_keeper
+from gibil_bot.providers.local.privilege import own_tier
 from tests.benchmarks.comparison import Aim, Comparison, at_most
 from tests.benchmarks.context import Context
 from tests.benchmarks.machines import Yard, yard

@@ -18,11 +18,11 @@ from pathlib import Path
 from statistics import median
 from urllib.parse import urlsplit
 
-from gibil_bot.cli.checkout import queue_and_claim
 from gibil_bot.demo.github_double import GitHubDouble
-from gibil_bot.github.client import GitHubClient
+from gibil_bot.github.api.client import GitHubClient
 from gibil_bot.model import Conclusion, NewRun, Plan, Repository, Source, TaskPlan, Trust
 from gibil_bot.operator_secrets import ScopedSecrets
+from gibil_bot.runs.local_checkout import queue_and_claim
 from gibil_bot.runs.runner import Runner, Tools
 from gibil_bot.runs.sources import PullRequestClone
 from gibil_bot.runs.store import open_store

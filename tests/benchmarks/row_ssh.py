@@ -8,9 +8,9 @@ import time
 
 import uvloop
 
-from gibil_bot.machines import ssh
 from gibil_bot.model import Exit, Job
 from gibil_bot.ports import Shell
+from gibil_bot.ssh import client
 from tests.benchmarks.comparison import Comparison, at_least, at_most
 from tests.benchmarks.context import Context
 from tests.benchmarks.machines import connect_by_hand, yard
@@ -104,7 +104,7 @@ async def _first_command(context: Context) -> list[Comparison]:
     bare: list[float] = []
     async with sshd(context.folder("s")) as server:
         for number in range(FIRSTS + 1):
-            shell = await ssh.connect(server.endpoint, server.client_key)
+            shell = await client.connect(server.endpoint, server.client_key)
             begun = time.perf_counter()
             result = await shell.run("true")
             _note(ours, begun, number > 0, result.exit_status)

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from gibil_bot.errors import Unavailable
-from gibil_bot.machines.ssh import SSHShell, connect
 from gibil_bot.model import Chunk, Endpoint, Exit, Job
 from gibil_bot.ports import Shell
+from gibil_bot.ssh.client import SSHShell, connect
 from tests.doubles import sshd
 from tests.doubles.machines import guest_lodging
 from tests.doubles.patience import patient

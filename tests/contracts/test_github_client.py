@@ -22,7 +22,7 @@ from gibil_bot.demo.git_store import Link
 from gibil_bot.demo.github_double import GitHubDouble
 from gibil_bot.demo.server import serving
 from gibil_bot.errors import GitHubError, InvalidWorkflow, NotAskedYet
-from gibil_bot.github.client import GitHubClient
+from gibil_bot.github.api.client import GitHubClient
 from gibil_bot.model import DueTelling, Person, Priority, Repository, Telling, TellingKind, UnusableFile
 from gibil_bot.planning.schema import parse_workflow
 from gibil_bot.ports import GitHub, Reporter
@@ -134,7 +134,7 @@ def test_it_is_the_port(scene: Scene) -> None:
 
 def test_importing_the_client_does_not_import_what_is_slow() -> None:
     slow = "('githubkit', 'httpx', 'pydantic')"
-    script = f"import sys, gibil_bot.github.client; print([name for name in {slow} if name in sys.modules])"
+    script = f"import sys, gibil_bot.github.api.client; print([name for name in {slow} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=patient(60), check=True)
     assert done.stdout.strip() == "[]"
 

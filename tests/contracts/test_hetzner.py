@@ -16,10 +16,10 @@ import pytest
 from msgspec.structs import replace
 
 from gibil_bot.errors import MachineNotFound, NameTaken, ProviderError, Unavailable
-from gibil_bot.machines import hetzner_labels as labels
-from gibil_bot.machines.hetzner import HetznerProvider
-from gibil_bot.machines.hetzner_project import FIREWALL, KEY, new_pair
 from gibil_bot.model import Machine
+from gibil_bot.providers.hetzner import labels
+from gibil_bot.providers.hetzner.project import FIREWALL, KEY, new_pair
+from gibil_bot.providers.hetzner.provider import HetznerProvider
 from tests.doubles.hetzner import HetznerDouble, hetzner_double
 from tests.doubles.hetzner_kit import CLIENT, HOST, spec
 from tests.doubles.hetzner_routes import Fault

@@ -12,10 +12,10 @@ import hcloud
 import pytest
 
 from gibil_bot.errors import MachineNotFound, ProviderError, Unavailable, UsageError
-from gibil_bot.machines import hetzner_labels as labels
-from gibil_bot.machines.hetzner import HetznerProvider
-from gibil_bot.machines.hetzner_api import stop_retries
 from gibil_bot.model import Machine
+from gibil_bot.providers.hetzner import labels
+from gibil_bot.providers.hetzner.api import stop_retries
+from gibil_bot.providers.hetzner.provider import HetznerProvider
 from tests.doubles.hetzner import HetznerDouble, hetzner_double
 from tests.doubles.hetzner_kit import arm, spec
 from tests.doubles.hetzner_state import State

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gibil_bot.machines.job_scripts import attach_command, start_command
 from gibil_bot.model import Job
+from gibil_bot.scripts.jobs import attach_command, start_command
 from tests.doubles.patience import patient
 
 SHELLS = ("dash", "bash")

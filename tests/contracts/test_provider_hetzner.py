@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from gibil_bot.machines.hetzner import HetznerProvider
 from gibil_bot.model import Machine, MachineSpec
+from gibil_bot.providers.hetzner.provider import HetznerProvider
 from tests.contracts.test_provider import (  # noqa: F401 - collected here, with the fixture `lodging` of this file
     test_a_created_machine_is_what_was_asked_for,
     test_destroy_ends_everything_and_may_be_repeated,

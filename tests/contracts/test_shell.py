@@ -18,8 +18,8 @@ import asyncssh
 import pytest
 
 from gibil_bot.errors import MachineLost, SSHError, UsageError
-from gibil_bot.machines.ssh import SSHShell, connect
 from gibil_bot.model import Endpoint
+from gibil_bot.ssh.client import SSHShell, connect
 from tests.contracts.shells import Far, alive
 from tests.doubles import sshd
 from tests.doubles.cable import cable
@@ -311,7 +311,7 @@ async def test_a_server_that_still_clears_up_behind_ended_commands_is_asked_agai
         assert (await shell.run("true")).stdout == b"done"
         await shell.close()
 
-        monkeypatch.setattr("gibil_bot.machines.connection._CLEARS_UP_S", 0.2)
+        monkeypatch.setattr("gibil_bot.ssh.connection._CLEARS_UP_S", 0.2)
         shell = await connect(Endpoint(host_key=host_public, unix_path=path), sshd.new_key()[0])
         with pytest.raises(SSHError, match="refuses to run a command"):
             await shell.run("true")

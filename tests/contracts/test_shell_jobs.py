@@ -15,8 +15,8 @@ import pytest
 from msgspec.structs import replace
 
 from gibil_bot.errors import JobNotStarted, MachineLost, UsageError
-from gibil_bot.machines.ssh import SSHShell
 from gibil_bot.model import Chunk, Exit
+from gibil_bot.ssh.client import SSHShell
 from tests.contracts.shells import Far, alive, far_machine, followed
 from tests.doubles.cable import cable
 from tests.doubles.patience import patient

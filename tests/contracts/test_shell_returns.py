@@ -8,8 +8,8 @@ import secrets
 import pytest
 
 from gibil_bot.errors import UsageError
-from gibil_bot.machines.ssh import SSHShell
 from gibil_bot.model import Chunk, Exit
+from gibil_bot.ssh.client import SSHShell
 from tests.contracts.shells import Far, end_of, followed
 from tests.doubles.patience import patient
 

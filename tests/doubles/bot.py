@@ -20,7 +20,7 @@ from typing import TypeVar
 import httpx
 
 from gibil_bot.demo.github_double import GitHubDouble
-from gibil_bot.demo.state import CheckRun, Comment
+from gibil_bot.demo.records import CheckRun, Comment
 from tests.doubles.machines import lent_data_dir
 from tests.doubles.patience import patient
 from tests.doubles.prefork import Forked
@@ -152,7 +152,7 @@ class Journey:
 
     async def machines(self) -> list[str]:
         """What the provider has."""
-        from gibil_bot.machines.local.provider import LocalProvider
+        from gibil_bot.providers.local.provider import LocalProvider
 
         provider = LocalProvider(self.bot.data_dir)
         try:

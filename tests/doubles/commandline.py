@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gibil_bot.machines.local.home import Home
+from gibil_bot.providers.local.paths import Home
 from tests.doubles import prefork
 from tests.doubles.machines import lend, take_back
 from tests.doubles.patience import patient

@@ -8,7 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from gibil_bot.machines.local.gate import Gate
+from gibil_bot.providers.local.egress_proxy import Gate
 from tests.doubles.patience import patient
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]

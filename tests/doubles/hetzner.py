@@ -56,7 +56,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gibil_bot.demo.server import serving
-from gibil_bot.machines.hetzner import HetznerProvider
+from gibil_bot.providers.hetzner.provider import HetznerProvider
 from tests.doubles.hetzner_routes import Api
 from tests.doubles.hetzner_state import State
 

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from gibil_bot.machines.local import syscalls as sc
-from gibil_bot.machines.local.init import ENVIRONMENT
+from gibil_bot.providers.local import syscalls as sc
+from gibil_bot.providers.local.init import ENVIRONMENT
 
 T = TypeVar("T")
 

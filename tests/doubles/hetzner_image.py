@@ -12,7 +12,7 @@ import os
 import re
 from pathlib import Path
 
-from gibil_bot.machines.local.home import locked
+from gibil_bot.providers.local.paths import locked
 from tests.doubles.hetzner_computer import Computer, missing_tools
 from tests.doubles.machines import Lodging, local_lodging
 from tests.doubles.patience import patient

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from gibil_bot.machines.hetzner import HetznerProvider
-from gibil_bot.machines.hetzner_project import new_pair
 from gibil_bot.model import MachineSpec
+from gibil_bot.providers.hetzner.project import new_pair
+from gibil_bot.providers.hetzner.provider import HetznerProvider
 from tests.doubles.hetzner import HetznerDouble, hetzner_double
 from tests.doubles.hetzner_routes import Fault
 

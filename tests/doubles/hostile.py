@@ -11,8 +11,8 @@ from pathlib import Path
 
 import asyncssh
 
-from gibil_bot.machines.ssh import SSHShell, connect
 from gibil_bot.model import Endpoint
+from gibil_bot.ssh.client import SSHShell, connect
 from tests.doubles.sshd import new_key
 
 Process = asyncssh.SSHServerProcess[bytes]

@@ -14,15 +14,15 @@ from pathlib import Path
 
 from gibil_bot.config import Settings, load_settings
 from gibil_bot.demo.github_double import GitHubDouble
+from gibil_bot.demo.records import HookDelivery
 from gibil_bot.demo.server import serving
-from gibil_bot.demo.state import HookDelivery
-from gibil_bot.github.client import GitHubClient
-from gibil_bot.machines.keyring import Keyring
+from gibil_bot.github.api.client import GitHubClient
 from gibil_bot.model import Run
+from gibil_bot.providers.keyring import Keyring
 from gibil_bot.runs.intake import Intake
+from gibil_bot.runs.outbox import Teller
 from gibil_bot.runs.store import SqliteStore, open_store
-from gibil_bot.runs.teller import Teller
-from gibil_bot.web import create_app
+from gibil_bot.web.app import create_app
 from gibil_bot.wiring import Bot, intake_policy
 from tests.doubles.patience import patient
 

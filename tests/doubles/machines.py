@@ -19,12 +19,12 @@ import asyncssh
 import msgspec
 import pytest
 
-from gibil_bot.machines.local import skeleton, starting
-from gibil_bot.machines.local.home import Home, locked, read_keeper, write_keeper
-from gibil_bot.machines.local.provider import LocalProvider
-from gibil_bot.machines.local.tier import own_tier
 from gibil_bot.model import Machine, MachineSpec
 from gibil_bot.ports import Provider
+from gibil_bot.providers.local import base_tree, daemon_start
+from gibil_bot.providers.local.paths import Home, locked, read_keeper, write_keeper
+from gibil_bot.providers.local.privilege import own_tier
+from gibil_bot.providers.local.provider import LocalProvider
 from tests.doubles.patience import patient
 
 _STANDING = "standing"
@@ -158,13 +158,13 @@ def lend_skeleton(data_dir: Path, shared: Path) -> None:
     """Building one takes seconds: all tests of a run share it, by a link."""
     home = Home(data_dir)
     home.prepare()
-    layout = skeleton.survey(own_tier())
-    name = skeleton.name_of(own_tier(), layout)
+    layout = base_tree.survey(own_tier())
+    name = base_tree.name_of(own_tier(), layout)
     shared.mkdir(exist_ok=True)
     with locked(shared / "lock", wait_s=60) as mine:
         assert mine
         if not (shared / name).is_dir():
-            skeleton.build(shared / name, own_tier(), layout)
+            base_tree.build(shared / name, own_tier(), layout)
     with contextlib.suppress(FileExistsError):
         (home.local / name).symlink_to(shared / name)
 
@@ -198,7 +198,7 @@ async def lend(data_dir: Path, skeletons: Path | None = None, *, own_keeper: boo
         await asyncio.to_thread(lend_skeleton, data_dir, skeletons)
     else:
         await asyncio.to_thread(lend_skeleton, base / _STANDING, skeletons)
-        await asyncio.to_thread(starting.start, Home(base / _STANDING), 600.0)
+        await asyncio.to_thread(daemon_start.start, Home(base / _STANDING), 600.0)
         data_dir.mkdir(mode=0o700)
         (data_dir / "local").symlink_to(base / _STANDING / "local")
 

@@ -16,8 +16,8 @@ import subprocess
 import sys
 from typing import Any
 
-from gibil_bot.machines.local import syscalls as sc
-from gibil_bot.machines.local.gate import Gate
+from gibil_bot.providers.local import syscalls as sc
+from gibil_bot.providers.local.egress_proxy import Gate
 from tests.doubles.gatekit import Streams, dial
 
 PORT = 8080

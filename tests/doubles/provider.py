@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 from msgspec.structs import replace
 
 from gibil_bot.errors import MachineNotFound, NameTaken, ProviderError
-from gibil_bot.machines.hostkey import public_line
 from gibil_bot.model import Capabilities, Endpoint, Machine, MachineSpec
+from gibil_bot.ssh.host_keys import public_line
 
 
 class MemoryProvider:

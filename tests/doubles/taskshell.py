@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gibil_bot.model import Plan
 from gibil_bot.planning import expressions
-from gibil_bot.planning.script import input_variable, parse_env_file, parse_path_file, task_files
+from gibil_bot.scripts.task_script import input_variable, parse_env_file, parse_path_file, task_files
 from tests.doubles.patience import patient
 
 SHELLS = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gibil_bot.demo.state import CheckRun
+from gibil_bot.demo.records import CheckRun
 from tests.doubles.bot import REPOSITORY, Journey, journey
 from tests.doubles.patience import patient
 from tests.doubles.prefork import Forked

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from gibil_bot.machines.local.home import read_keeper
+from gibil_bot.providers.local.paths import read_keeper
 from tests.doubles.machines import LocalLodging, local_lodging, shared_folder
 from tests.doubles.patience import patient
 
@@ -56,7 +56,7 @@ async def start_daemon(lodging: LocalLodging, *odd: str) -> None:
     """By a process of odd habits, which also leaves a descriptor open that is no concern of the daemon's."""
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})\n{_ODD}\n"
-        "from gibil_bot.machines.local import starting\n"
+        "from gibil_bot.providers.local import starting\n"
         f"starting.begin(Path({str(lodging.data_dir)!r}))\n"
     )
     left, right = socket.socketpair()
@@ -184,14 +184,14 @@ from pathlib import Path
 Path("/proc/self/oom_score_adj").write_text("900")
 os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
 ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: /proc/self is its own again
-pid = gibil_bot.machines.local.init.Lives(nice=False).fork()
+pid = gibil_bot.providers.local.init.Lives(nice=False).fork()
 if pid == 0:
     print(Path("/proc/self/oom_score_adj").read_text().strip(), flush=True)
     os._exit(0)
 os.waitpid(pid, 0)
 """
     here = str(Path(__file__).resolve().parents[2])
-    code = f"import sys; sys.path.insert(0, {here!r})\nimport gibil_bot.machines.local.init\n{code}"
+    code = f"import sys; sys.path.insert(0, {here!r})\nimport gibil_bot.providers.local.init\n{code}"
     done = await asyncio.to_thread(
         subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, timeout=patient(60)
     )

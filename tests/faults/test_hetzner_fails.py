@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from gibil_bot.errors import GibilError, MachineLost, ProviderError
-from gibil_bot.machines import ssh
-from gibil_bot.machines.hetzner import HetznerProvider
-from gibil_bot.machines.keyring import Keyring
-from gibil_bot.machines.lifecycle import Forge
 from gibil_bot.model import Endpoint
 from gibil_bot.ports import Shell
+from gibil_bot.providers.hetzner.provider import HetznerProvider
+from gibil_bot.providers.keyring import Keyring
+from gibil_bot.providers.lifecycle import Forge
+from gibil_bot.ssh import client
 from tests.doubles.hetzner import HetznerDouble, hetzner_double
 from tests.doubles.hetzner_kit import arm, spec
 from tests.doubles.hetzner_state import State
@@ -218,7 +218,7 @@ async def _never(endpoint: Endpoint, key: str) -> Shell:
 async def test_ssh_that_never_answers_is_given_up_burned_and_told(double: HetznerDouble, tmp_path: Path) -> None:
     async def connect(endpoint: Endpoint, key: str) -> Shell:
         nobody = Endpoint(host_key=endpoint.host_key, host="127.0.0.1", port=9)
-        return await ssh.connect(nobody, key, timeout_s=0.5)
+        return await client.connect(nobody, key, timeout_s=0.5)
 
     forge = Forge(provider=double.provider(), keyring=Keyring(tmp_path), connect_shell=connect)
     try:

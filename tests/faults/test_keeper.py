@@ -17,13 +17,13 @@ import msgspec
 import pytest
 
 from gibil_bot.errors import ProviderError, Unavailable
-from gibil_bot.machines.local import starting
-from gibil_bot.machines.local.control import Line, Request
-from gibil_bot.machines.local.home import PROTOCOL, Keeper, read_keeper, write_keeper
-from gibil_bot.machines.local.limits import Groups, find_hierarchies
-from gibil_bot.machines.local.provider import LocalProvider
-from gibil_bot.machines.local.tier import groups_prefix
 from gibil_bot.model import MachineSpec
+from gibil_bot.providers.local import daemon_start
+from gibil_bot.providers.local.control_protocol import Line, Request
+from gibil_bot.providers.local.limits import Groups, find_hierarchies
+from gibil_bot.providers.local.paths import PROTOCOL, Keeper, read_keeper, write_keeper
+from gibil_bot.providers.local.privilege import groups_prefix
+from gibil_bot.providers.local.provider import LocalProvider
 from tests.doubles.machines import LocalLodging, alive, end_keeper, local_lodging, processes_with, shared_folder, until
 from tests.doubles.patience import patient
 
@@ -229,7 +229,7 @@ async def test_providers_that_start_a_keeper_together_end_up_with_one(lodging: L
 
 
 async def test_a_keeper_that_many_let_begin_is_one_and_is_found_by_whoever_forges(lodging: LocalLodging) -> None:
-    code = "import sys, pathlib; from gibil_bot.machines.local import starting; starting.begin(pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib; from gibil_bot.providers.local import starting; starting.begin(pathlib.Path(sys.argv[1]))"
     words = [sys.executable, "-c", code, str(lodging.data_dir)]
     starters = [await asyncio.create_subprocess_exec(*words) for _ in range(4)]
     machine = await lodging.provider.create(lodging.spec("first"))
@@ -243,7 +243,7 @@ async def test_a_keeper_that_many_let_begin_is_one_and_is_found_by_whoever_forge
 
 async def test_a_keeper_that_cannot_begin_is_told_by_whoever_needs_it(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("no folder\n")
-    starting.begin(tmp_path / "data")
+    daemon_start.begin(tmp_path / "data")
     with pytest.raises(Unavailable, match="cannot be made"):
         await LocalProvider(tmp_path / "data").create(LocalLodging(LocalProvider(tmp_path / "data")).spec("never"))
 

@@ -16,14 +16,14 @@ import httpx
 import pytest
 
 from gibil_bot.config import Secret, Settings
-from gibil_bot.machines.keyring import Keyring
-from gibil_bot.machines.lifecycle import Forge
 from gibil_bot.model import Delivery, Endpoint
 from gibil_bot.ports import GitHub, Shell
+from gibil_bot.providers.keyring import Keyring
+from gibil_bot.providers.lifecycle import Forge
 from gibil_bot.runs.reaper import Reaper
 from gibil_bot.runs.sqlite import database
 from gibil_bot.runs.store import SqliteStore, open_store
-from gibil_bot.web import create_app
+from gibil_bot.web.app import create_app
 from gibil_bot.wiring import Bot
 from tests.contracts.store_nouns import delivery
 from tests.doubles.patience import patient

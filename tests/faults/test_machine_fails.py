@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gibil_bot.machines.local.provider import LocalProvider
+from gibil_bot.providers.local.provider import LocalProvider
 from tests.doubles.bot import REPOSITORY, Journey, journey
 from tests.doubles.patience import patient
 from tests.doubles.tools import needs

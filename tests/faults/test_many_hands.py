@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from gibil_bot.machines.local.home import read_keeper
-from gibil_bot.machines.local.limits import Groups, find_hierarchies
-from gibil_bot.machines.local.tier import groups_prefix
-from gibil_bot.sandbox.makings import FOLDER
+from gibil_bot.machines.creation_journal import FOLDER
+from gibil_bot.providers.local.limits import Groups, find_hierarchies
+from gibil_bot.providers.local.paths import read_keeper
+from gibil_bot.providers.local.privilege import groups_prefix
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.machines import processes_with, shared_folder
 from tests.doubles.patience import patient

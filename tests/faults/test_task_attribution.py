@@ -29,9 +29,9 @@ from gibil_bot.model import (
 from gibil_bot.ports import Shell, Store
 from gibil_bot.runs import execution
 from gibil_bot.runs.execution import Cancellation, Cause, Execution, Listener, no_cause
-from gibil_bot.runs.left_files import paths_of
 from gibil_bot.runs.logs import Journal
 from gibil_bot.runs.redact import Redactor
+from gibil_bot.runs.returned_files import paths_of
 from tests.contracts.store_nouns import new_run
 from tests.doubles.patience import patient
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from gibil_bot.machines.local.home import read_keeper
+from gibil_bot.providers.local.paths import read_keeper
 from tests.doubles.cloud import Cloud, cloud
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.hetzner_routes import Fault

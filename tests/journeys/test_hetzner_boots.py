@@ -14,15 +14,15 @@ import pytest
 from msgspec.structs import replace
 
 from gibil_bot.errors import AnotherHost, MachineLost, SSHError
-from gibil_bot.machines import ssh
-from gibil_bot.machines.hetzner_labels import CREATED_BY, OURS
-from gibil_bot.machines.hetzner_project import KEY, new_pair
-from gibil_bot.machines.hostkey import public_line
-from gibil_bot.machines.keyring import ProjectKeyring
-from gibil_bot.machines.lifecycle import Forge
-from gibil_bot.machines.reach import script_runner
 from gibil_bot.model import Chunk, Endpoint, Exit, Job, Machine
 from gibil_bot.ports import Shell
+from gibil_bot.providers.hetzner.labels import CREATED_BY, OURS
+from gibil_bot.providers.hetzner.project import KEY, new_pair
+from gibil_bot.providers.keyring import ProjectKeyring
+from gibil_bot.providers.lifecycle import Forge
+from gibil_bot.providers.machine_script import script_runner
+from gibil_bot.ssh import client
+from gibil_bot.ssh.host_keys import public_line
 from tests.doubles.hetzner import HetznerDouble, hetzner_double
 from tests.doubles.hetzner_guests import Image, LocalGuests, local_guests
 from tests.doubles.hetzner_state import State
@@ -63,8 +63,8 @@ async def cloud(hetzner_image: Image, tmp_path: Path, tmp_path_factory: pytest.T
         hetzner_double(State(guests=guests)) as double,
     ):
         keyring = ProjectKeyring(tmp_path / "keys", double.token)
-        provider = double.provider(reuse=True, ssh_port=guests.port, run_on=script_runner(keyring, ssh.connect))
-        forge = Forge(provider=provider, keyring=keyring, connect_shell=ssh.connect)
+        provider = double.provider(reuse=True, ssh_port=guests.port, run_on=script_runner(keyring, client.connect))
+        forge = Forge(provider=provider, keyring=keyring, connect_shell=client.connect)
         try:
             yield Cloud(forge, guests, double)
         finally:
@@ -111,8 +111,8 @@ async def test_a_server_boots_with_our_keys_and_lets_nobody_else_in(cloud: Cloud
         assert machine.endpoint.host_key == keys.host_public("closed")
         with_the_first = replace(machine.endpoint, host_key=public_line(keys.first_host_key("closed")))
         with pytest.raises(AnotherHost):
-            await ssh.connect(with_the_first, keys.client_key("closed"))
-        laptop = Forge(cloud.forge.provider, ProjectKeyring(tmp_path / "laptop", cloud.double.token), ssh.connect)
+            await client.connect(with_the_first, keys.client_key("closed"))
+        laptop = Forge(cloud.forge.provider, ProjectKeyring(tmp_path / "laptop", cloud.double.token), client.connect)
         (seen,) = await laptop.list()
         elsewhere_shell = await laptop.open(seen)
         assert (await elsewhere_shell.run("hostname")).stdout == b"closed\n"
@@ -121,13 +121,13 @@ async def test_a_server_boots_with_our_keys_and_lets_nobody_else_in(cloud: Cloud
         # Hetzner puts the project's keys into /root/.ssh; our sshd does not read them there.
         assert project_key[1].split()[1].encode() in (await shell.run("cat /root/.ssh/authorized_keys")).stdout
         with pytest.raises(SSHError, match="does not accept our key"):
-            await ssh.connect(machine.endpoint, project_key[0])
+            await client.connect(machine.endpoint, project_key[0])
         stranger, other_host = new_pair(), new_pair()
         with pytest.raises(SSHError, match="does not accept our key"):
-            await ssh.connect(machine.endpoint, stranger[0])
+            await client.connect(machine.endpoint, stranger[0])
         elsewhere = Endpoint(host_key=other_host[1], host=machine.endpoint.host, port=machine.endpoint.port)
         with pytest.raises(SSHError, match="another host"):
-            await ssh.connect(elsewhere, stranger[0])
+            await client.connect(elsewhere, stranger[0])
         key = asyncssh.import_private_key(cloud.forge.keyring.client_key("closed"))
         with pytest.raises(asyncssh.PermissionDenied):
             await open_connection(machine, key, username="nobody")
@@ -172,7 +172,7 @@ async def test_work_is_done_and_the_machine_powers_itself_off_at_its_hour(cloud:
                 await asyncio.sleep(0.05)
     assert found is not None, "switched off, it still exists and costs"
     with pytest.raises(MachineLost):
-        await ssh.connect(machine.endpoint, cloud.forge.keyring.client_key("worker"), timeout_s=0.5)
+        await client.connect(machine.endpoint, cloud.forge.keyring.client_key("worker"), timeout_s=0.5)
     assert await provider.sweep("tests") == ["worker"]
     assert cloud.double.state.servers == {}
 

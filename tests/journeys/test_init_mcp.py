@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gibil_bot.cli.clients import Client, clients, register
+from gibil_bot.mcp_server.install.clients import Client, clients, register
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.machines import shared_folder
 

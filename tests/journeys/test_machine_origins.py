@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gibil_bot.errors import InvalidWorkflow, UsageError
-from gibil_bot.sandbox.origin import Origin, origin_url, read_origin, web_address
+from gibil_bot.machines.source import Origin, origin_url, read_origin, web_address
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.githttp import GitServer
 from tests.doubles.machines import shared_folder

@@ -12,8 +12,8 @@ import pytest
 
 from gibil_bot.config import load_settings
 from gibil_bot.errors import ConfigurationError
-from gibil_bot.machines.keyring import Keyring
 from gibil_bot.model import MachineSpec
+from gibil_bot.providers.keyring import Keyring
 from gibil_bot.wiring import machine_owner, open_forge
 from tests.doubles.commandline import CommandLine
 from tests.doubles.hetzner import HetznerDouble, hetzner_double

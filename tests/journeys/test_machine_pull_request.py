@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gibil_bot.demo.state import PullRequest
+from gibil_bot.demo.records import PullRequest
 from tests.doubles.bot import REPOSITORY, Journey, journey
 from tests.doubles.commandline import CommandLine
 

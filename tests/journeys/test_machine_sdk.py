@@ -17,11 +17,11 @@ import pytest
 from gibil_bot import machines
 from gibil_bot.config import Settings, load_settings
 from gibil_bot.errors import GibilError, MachineNotFound, NameTaken, UsageError
-from gibil_bot.machines.local.home import Home
-from gibil_bot.machines.local.limits import Groups, find_hierarchies
-from gibil_bot.machines.local.tier import groups_prefix
+from gibil_bot.machines.service import Machines, open_machines
 from gibil_bot.model import Machine
-from gibil_bot.sandbox.machines import Machines, open_machines
+from gibil_bot.providers.local.limits import Groups, find_hierarchies
+from gibil_bot.providers.local.paths import Home
+from gibil_bot.providers.local.privilege import groups_prefix
 from tests.doubles.machines import end_keeper, lend_skeleton, shared_folder
 from tests.doubles.patience import patient
 

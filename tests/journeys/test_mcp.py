@@ -15,9 +15,9 @@ import pytest
 
 from gibil_bot.config import load_settings
 from gibil_bot.errors import MachineLost
-from gibil_bot.machines.local.limits import SIZES_MB
-from gibil_bot.mcp_server.links import Links
-from gibil_bot.sandbox.live import LiveMachine
+from gibil_bot.machines.session import LiveMachine
+from gibil_bot.mcp_server.connections import Links
+from gibil_bot.providers.local.limits import SIZES_MB
 from tests.doubles.agent import Agent, Refused, agent_of, opened
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.machines import older_keeper, processes_with, shared_folder

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gibil_bot.demo.state import CheckRun
+from gibil_bot.demo.records import CheckRun
 from tests.doubles.bot import REPOSITORY, Journey, journey
 
 pytestmark = pytest.mark.usefixtures("local_machines")

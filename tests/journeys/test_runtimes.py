@@ -18,9 +18,9 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from gibil_bot.machines.runtimes import TOOL, TOOL_PATH
 from gibil_bot.model import Machine
-from gibil_bot.planning.setup_task import set_up_script
+from gibil_bot.scripts.runtimes import TOOL, TOOL_PATH
+from gibil_bot.scripts.setup_task import set_up_script
 from tests.doubles.machines import Lodging, local_lodging, shared_folder
 from tests.doubles.tools import needs
 

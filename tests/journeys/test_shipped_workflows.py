@@ -13,7 +13,7 @@ import pytest
 
 from gibil_bot.model import Command
 from gibil_bot.planning.plan import catalogue, for_command
-from gibil_bot.planning.shipped import read_workflows, shipped_workflows
+from gibil_bot.workflows_dir import read_workflows, shipped_workflows
 from tests.doubles.facts import facts
 from tests.doubles.patience import patient
 from tests.doubles.taskshell import Done, run_plan

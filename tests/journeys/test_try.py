@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gibil_bot.machines.local.provider import LocalProvider
+from gibil_bot.providers.local.provider import LocalProvider
 from tests.doubles import prefork
 from tests.doubles.machines import lent_data_dir
 from tests.doubles.patience import patient

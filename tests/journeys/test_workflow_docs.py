@@ -10,10 +10,10 @@ import pytest
 
 from gibil_bot.model import Plan
 from gibil_bot.planning.expressions import GITHUB_NAMES
+from gibil_bot.planning.file_schema import RESERVED_COMMANDS, TASK, WORKFLOW
 from gibil_bot.planning.plan import catalogue, check_files, for_workflow
-from gibil_bot.planning.script import task_files
-from gibil_bot.planning.shipped import read_workflows, shipped_workflows
-from gibil_bot.planning.tables import RESERVED_COMMANDS, TASK, WORKFLOW
+from gibil_bot.scripts.task_script import task_files
+from gibil_bot.workflows_dir import read_workflows, shipped_workflows
 from tests.doubles.facts import facts
 from tests.doubles.taskshell import run_plan
 

@@ -8,9 +8,9 @@ import pytest
 
 from gibil_bot.planning.actions import _missing_variables
 from gibil_bot.planning.catalogue import check_files
-from gibil_bot.planning.fields import MAX_PROBLEMS
 from gibil_bot.planning.schema import parse_workflow
-from gibil_bot.planning.yamldoc import nearest
+from gibil_bot.planning.schema_types import MAX_PROBLEMS
+from gibil_bot.planning.yaml_nodes import nearest
 
 
 def problems_of(text: str, path: str = "w.yml") -> list[tuple[int, str]]:

@@ -13,11 +13,11 @@ from typing import Any, cast
 from msgspec.structs import replace
 
 from gibil_bot.errors import MachineLost
-from gibil_bot.machines.keyring import Keyring
-from gibil_bot.machines.lifecycle import Forge
 from gibil_bot.model import Claim, Conclusion, Endpoint, NewRun, Run
 from gibil_bot.operator_secrets import ScopedSecrets
 from gibil_bot.ports import Settlement, Shell, Store
+from gibil_bot.providers.keyring import Keyring
+from gibil_bot.providers.lifecycle import Forge
 from gibil_bot.runs.runner import Runner, Tools
 from gibil_bot.runs.store import SqliteStore, open_store
 from tests.contracts.store_nouns import new_run, settle

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gibil_bot.errors import UsageError
-from gibil_bot.planning.script import (
+from gibil_bot.scripts.clone import (
     CLONE_BROKEN,
     CLONE_GONE,
     CLONE_NO_GIT,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from gibil_bot.commits.credentials import find_credential, for_git
+from gibil_bot.commits.pull_requests import github_repository
 from gibil_bot.errors import GitHubError, UsageError
-from gibil_bot.sandbox.credentials import find_credential, for_git
-from gibil_bot.sandbox.pull_requests import github_repository
 
 API, SERVER = "https://api.github.com", "https://ghe.example.com/api/v3"
 URL = "https://github.com/ada/engine.git"

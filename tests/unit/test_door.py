@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gibil_bot.config import Secret, Settings
 from gibil_bot.runs.store import SqliteStore, open_store
-from gibil_bot.web import BODY_LIMIT_BYTES, create_app
+from gibil_bot.web.app import BODY_LIMIT_BYTES, create_app
 from gibil_bot.wiring import Bot
 
 SECRETS = ("the-old-secret-of-the-webhook", "the-new-secret-of-the-webhook")

@@ -9,9 +9,9 @@ import httpx
 import pytest
 
 from gibil_bot.errors import ConfigurationError
-from gibil_bot.machines.local.egress import is_public, loopback_ports, parse_address, parse_rules
-from gibil_bot.machines.local.init import environment
-from gibil_bot.machines.local.proxy_request import BadRequest, close_after, parse_request
+from gibil_bot.providers.local.egress_policy import is_public, loopback_ports, parse_address, parse_rules
+from gibil_bot.providers.local.init import environment
+from gibil_bot.providers.local.proxy_request import BadRequest, close_after, parse_request
 
 
 @pytest.mark.parametrize(

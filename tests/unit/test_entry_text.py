@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gibil_bot.cli.entry_text import add_json, add_toml, find_json, find_toml
+from gibil_bot.mcp_server.install.entry_text import add_json, add_toml, find_json, find_toml
 
 ENTRY = {"type": "stdio", "command": "/opt/gibil", "args": ["mcp"], "env": {}}
 VALUES = st.recursive(

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from gibil_bot.errors import AnotherHost, MachineLost, SSHError
-from gibil_bot.machines.first_contact import HOST_KEY, MARK, replace_script
-from gibil_bot.machines.hetzner_project import new_pair
-from gibil_bot.machines.hostkey import public_line
-from gibil_bot.machines.keyring import Keyring
-from gibil_bot.machines.lifecycle import Forge
 from gibil_bot.model import Endpoint, Result
+from gibil_bot.providers.hetzner.project import new_pair
+from gibil_bot.providers.keyring import Keyring
+from gibil_bot.providers.lifecycle import Forge
+from gibil_bot.ssh.host_key_rotation import HOST_KEY, MARK, replace_script
+from gibil_bot.ssh.host_keys import public_line
 from tests.doubles.provider import MemoryProvider
 from tests.doubles.tools import needs
 from tests.unit.test_lifecycle import NoShell

@@ -24,8 +24,8 @@ pytestmark = pytest.mark.usefixtures("no_git_settings")
 PACKAGE = Path(gibil_bot.__file__).parent
 NOT_STARTED = {
     "cli/doctor.py": "looks whether git is installed",
-    "machines/cloudinit.py": "a package that machines install",
-    "sandbox/origin.py": "a scheme of URLs",
+    "providers/cloudinit.py": "a package that machines install",
+    "machines/source.py": "a scheme of URLs",
 }
 STARTERS = {"create_subprocess_exec", "create_subprocess_shell", "Popen", "check_call", "check_output", "execvp", "execvpe"}
 

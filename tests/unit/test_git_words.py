@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from gibil_bot.commits.git_errors import reason
 from gibil_bot.git import GitError
-from gibil_bot.sandbox.git_words import reason
 
 BEHIND = """To https://github.com/ada/engine.git
  ! [rejected]        2f1d2c4 -> topic (non-fast-forward)

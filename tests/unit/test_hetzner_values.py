@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gibil_bot.errors import ProviderError, UsageError
-from gibil_bot.machines import hetzner_labels as labels
-from gibil_bot.machines import hetzner_offers as shop
-from gibil_bot.machines import hostkey
-from gibil_bot.machines.hetzner_budget import RESERVE, Budget, budget_of
-from gibil_bot.machines.hetzner_offers import Offer
-from gibil_bot.machines.hetzner_project import new_pair
 from gibil_bot.model import MachineSpec
+from gibil_bot.providers.hetzner import labels
+from gibil_bot.providers.hetzner import server_types as shop
+from gibil_bot.providers.hetzner.project import new_pair
+from gibil_bot.providers.hetzner.rate_limit import RESERVE, Budget, budget_of
+from gibil_bot.providers.hetzner.server_types import Offer
+from gibil_bot.ssh import host_keys
 from tests.doubles import hetzner_catalogue as catalogue
 from tests.doubles import hetzner_schema as schema
 from tests.doubles.hetzner_selector import selects
@@ -88,14 +88,14 @@ def test_another_key_or_owner_is_another_creation() -> None:
 def test_a_host_key_is_read_and_fits_a_label() -> None:
     for _ in range(50):  # base64 ends differently each time
         private, public = new_pair()
-        assert hostkey.public_line(private) == public
-        assert schema.LABEL_VALUE.fullmatch(hostkey.to_label(public))
-        assert hostkey.from_label(hostkey.to_label(public)) == public
+        assert host_keys.public_line(private) == public
+        assert schema.LABEL_VALUE.fullmatch(host_keys.to_label(public))
+        assert host_keys.from_label(host_keys.to_label(public)) == public
 
 
 @pytest.mark.parametrize("damaged", ["", "k", "kk", "x" * 45, "k" + "!" * 43 + "k"])
 def test_a_damaged_label_is_no_host_key(damaged: str) -> None:
-    assert hostkey.from_label(damaged) is None
+    assert host_keys.from_label(damaged) is None
 
 
 # Offers

@@ -6,7 +6,7 @@ import fcntl
 import subprocess
 from pathlib import Path
 
-from gibil_bot.machines.job_list import LIST_JOBS, JobEntry, read_jobs
+from gibil_bot.ssh.job_list import LIST_JOBS, JobEntry, read_jobs
 
 
 def job(home: Path, name: str, *, rc: str, script: str = "true\n") -> Path:

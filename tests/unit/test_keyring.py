@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from gibil_bot.errors import ConfigurationError
-from gibil_bot.machines.keyring import Keyring, ProjectKeyring
+from gibil_bot.providers.keyring import Keyring, ProjectKeyring
 from tests.doubles.patience import patient
 
 
@@ -95,7 +95,7 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 def test_processes_that_make_it_at_the_same_time_agree(tmp_path: Path) -> None:
     data = tmp_path / "data"
     script = (
-        "import sys; from pathlib import Path; from gibil_bot.machines.keyring import Keyring; "
+        "import sys; from pathlib import Path; from gibil_bot.providers.keyring import Keyring; "
         "print('ready', flush=True); sys.stdin.read(); print(Keyring(Path(sys.argv[1])).derive('a', 'b').hex())"
     )
     processes = [

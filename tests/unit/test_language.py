@@ -11,9 +11,9 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 
-from gibil_bot.planning.language import FILES, schema_text
-from gibil_bot.planning.shipped import shipped_workflows
-from gibil_bot.planning.yamldoc import Node, read_yaml
+from gibil_bot.planning.json_schema import FILES, schema_text
+from gibil_bot.planning.yaml_nodes import Node, read_yaml
+from gibil_bot.workflows_dir import shipped_workflows
 from tests.doubles.patience import patient
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -44,13 +44,13 @@ def validator(path: Path) -> jsonschema.Draft202012Validator:
 @pytest.mark.parametrize("name", list(FILES))
 def test_the_shipped_schema_is_what_the_tables_say(name: str) -> None:
     assert (shipped_workflows() / name).read_text() == schema_text(*FILES[name]), (
-        "run python -m gibil_bot.planning.language workflows"
+        "run python -m gibil_bot.planning.json_schema workflows"
     )
 
 
 def test_the_module_writes_both_files(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "gibil_bot.planning.language", str(tmp_path)],
+        [sys.executable, "-m", "gibil_bot.planning.json_schema", str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=patient(60),

@@ -12,10 +12,10 @@ import msgspec
 import pytest
 
 from gibil_bot.errors import MachineLost, NameTaken, ProviderError
-from gibil_bot.machines.keyring import Keyring
-from gibil_bot.machines.lifecycle import Forge
 from gibil_bot.model import Chunk, Endpoint, Exit, Job, MachinePlan, Result
 from gibil_bot.ports import Provider, Shell
+from gibil_bot.providers.keyring import Keyring
+from gibil_bot.providers.lifecycle import Forge
 from tests.doubles.provider import MemoryProvider
 
 

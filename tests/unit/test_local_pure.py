@@ -14,18 +14,18 @@ from typing import Any
 import pytest
 
 from gibil_bot.errors import NameTaken, ProviderError, Unavailable
-from gibil_bot.machines.local import pid1, seccomp, session, skeleton
-from gibil_bot.machines.local.control import error_of, problem_of
-from gibil_bot.machines.local.descriptors import receive
-from gibil_bot.machines.local.detached import Jobs
-from gibil_bot.machines.local.expiry import Expiry
-from gibil_bot.machines.local.limits import Groups, Hierarchy, Limits, find_hierarchies, floor_mb, limits_of
-from gibil_bot.machines.local.pid1 import ForgeFailed
-from gibil_bot.machines.local.remedies import explain
-from gibil_bot.machines.local.removal import remove_tree
-from gibil_bot.machines.local.skeleton import Piece
-from gibil_bot.machines.local.tree import measure_tree
 from gibil_bot.model import MachineSpec
+from gibil_bot.providers.local import base_tree, init_client, seccomp, ssh_session
+from gibil_bot.providers.local.base_tree import Piece
+from gibil_bot.providers.local.control_protocol import error_of, problem_of
+from gibil_bot.providers.local.detached_jobs import Jobs
+from gibil_bot.providers.local.diagnostics import explain
+from gibil_bot.providers.local.disk_usage import measure_tree
+from gibil_bot.providers.local.expiry import Expiry
+from gibil_bot.providers.local.fd_passing import receive
+from gibil_bot.providers.local.init_client import ForgeFailed
+from gibil_bot.providers.local.limits import Groups, Hierarchy, Limits, find_hierarchies, floor_mb, limits_of
+from gibil_bot.providers.local.rmtree import remove_tree
 from tests.doubles.patience import patient
 
 
@@ -137,14 +137,14 @@ def test_without_groups_of_ours_memory_is_polled() -> None:
 def test_mounts_below_usr_cut_it_for_a_user_and_are_laid_over_it_for_root(tmp_path: Path) -> None:
     below = next(entry.path for entry in sorted(os.scandir("/usr/share"), key=lambda e: e.name) if entry.is_dir())
     mounts = ["/", "/proc", below]
-    layout = skeleton.survey("user", mounts)
+    layout = base_tree.survey("user", mounts)
     assert layout.opened[:2] == ("/usr", "/usr/share")
     assert Piece("/usr/bin", optional=False) in layout.pieces
     assert Piece(below, optional=True) in layout.pieces
     assert not {"/usr", "/usr/share"} & {piece.path for piece in layout.pieces}
-    assert skeleton.survey("root", mounts).pieces[:2] == (Piece("/usr", optional=False), Piece(below, optional=True))
-    assert skeleton.survey("user", ["/"]).pieces[0] == Piece("/usr", optional=False)
-    assert skeleton.name_of("user", layout) != skeleton.name_of("user", skeleton.survey("user", ["/"]))
+    assert base_tree.survey("root", mounts).pieces[:2] == (Piece("/usr", optional=False), Piece(below, optional=True))
+    assert base_tree.survey("user", ["/"]).pieces[0] == Piece("/usr", optional=False)
+    assert base_tree.name_of("user", layout) != base_tree.name_of("user", base_tree.survey("user", ["/"]))
 
 
 def answer(program: bytes, arch: int, number: int, *arguments: int) -> int:
@@ -251,7 +251,7 @@ def test_the_size_of_a_disk_is_what_it_takes(tmp_path: Path) -> None:
 
 
 def test_a_command_that_never_gets_descriptors_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pid1, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(init_client, "_PATIENCE_S", 0.05)
 
     class Starved:
         reason: asyncio.Future[str]
@@ -270,7 +270,7 @@ def test_a_command_that_never_gets_descriptors_is_refused_in_words(monkeypatch: 
         command = Starved()
         command.reason = asyncio.get_running_loop().create_future()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        init = pid1.Pid1(ours, lambda: None)
+        init = init_client.Pid1(ours, lambda: None)
         with theirs:
             init.spawn(command, ["/bin/true"], {})
             async with asyncio.timeout(patient(10)):
@@ -321,7 +321,7 @@ def test_a_box_that_forbids_forging_is_told_every_way_out_and_one_that_ran_out_i
 
 def test_input_that_arrives_while_the_reading_is_resumed_is_written_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """asyncssh delivers what it has buffered, and the end, from within `resume_reading`."""
-    monkeypatch.setattr(session, "_STDIN_HIGH", 32 * 1024)  # what waits then fits into the pipe at once
+    monkeypatch.setattr(ssh_session, "_STDIN_HIGH", 32 * 1024)  # what waits then fits into the pipe at once
 
     class Channel:
         def __init__(self) -> None:
@@ -346,9 +346,9 @@ def test_input_that_arrives_while_the_reading_is_resumed_is_written_before_the_e
 
     async def scenario() -> int:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        init = pid1.Pid1(ours, lambda: None)
+        init = init_client.Pid1(ours, lambda: None)
         channel = Channel()
-        channel.session = shell = session.Session(init, lambda ended: None, Jobs(init))
+        channel.session = shell = ssh_session.Session(init, lambda ended: None, Jobs(init))
         shell.connection_made(channel)  # type: ignore[arg-type]
         shell.exec_requested("cat")
         with theirs:

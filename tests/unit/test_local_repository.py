@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from gibil_bot.cli import checkout
+from gibil_bot.commits.identity import identity
 from gibil_bot.errors import InvalidWorkflow, UsageError
+from gibil_bot.machines.source import Origin, origin_url, read_origin
 from gibil_bot.planning.plan import catalogue
+from gibil_bot.runs import local_checkout
 from gibil_bot.runs.sources import LocalBundle, SourceError
-from gibil_bot.sandbox.identity import identity
-from gibil_bot.sandbox.origin import Origin, origin_url, read_origin
 from tests.doubles.githttp import GitServer
 from tests.doubles.repositories import commit, git, repository, snapshot
 
@@ -30,7 +30,7 @@ async def origin(repo: Path | str, branch: str | None = None) -> Origin:
 async def packed(folder: Path, place: Path, *, dirty: bool = False) -> tuple[str, dict[str, bytes]]:
     """The bundle that a machine would be sent, unpacked by the real git: the commit, and its files."""
     place.mkdir()
-    async with checkout.read(folder, dirty=dirty) as here:
+    async with local_checkout.read(folder, dirty=dirty) as here:
         sender = LocalBundle(here.repository, here.sha, here.promisor)
         with (place / "bundle").open("wb") as file:
             async for data in sender._bundle():
@@ -60,7 +60,7 @@ async def test_a_branch_is_known_by_its_full_name(tmp_path: Path, name: str) -> 
     head = commit(work, {"file": "2"})
     found = await origin(work)
     assert (found.branch, found.sha) == (name, head)
-    async with checkout.read(work, dirty=False) as here:
+    async with local_checkout.read(work, dirty=False) as here:
         assert (here.branch, here.sha) == (name, head)
     if not name.startswith("-"):  # which is an option on a command line
         git(work, "checkout", "-q", "--detach", "HEAD~1")
@@ -72,9 +72,9 @@ async def test_a_detached_head_is_no_branch(tmp_path: Path) -> None:
     work = repository(tmp_path / "work", {"file": "1"})
     git(work, "checkout", "-q", "--detach")
     assert (await origin(work)).branch is None
-    async with checkout.read(work, dirty=False) as here:
+    async with local_checkout.read(work, dirty=False) as here:
         assert here.branch == ""
-        assert checkout._pull_request(here).base_ref == ""
+        assert local_checkout._pull_request(here).base_ref == ""
 
 
 async def test_a_relative_address_of_the_origin_is_meant_from_the_checkout(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ async def test_workflow_files_are_found_whatever_their_names_are(tmp_path: Path)
     names = ["prüfung", "with space", "line\u2028end", 'quote"d', "tab\there"]
     files = {f".gibil/workflows/{name}.yml": WORKFLOW % f"word{number}" for number, name in enumerate(names)}
     work = repository(tmp_path / "work", files)
-    async with checkout.read(work, dirty=False) as here:
+    async with local_checkout.read(work, dirty=False) as here:
         assert set(here.files) == set(files)
 
 
@@ -117,7 +117,7 @@ async def test_links_to_files_of_the_commit_are_followed_and_others_are_a_proble
     found = await origin(linked)
     assert found.file is not None
     assert found.file.tasks[0].run == "true"
-    async with checkout.read(linked, dirty=False) as here:
+    async with local_checkout.read(linked, dirty=False) as here:
         known = catalogue({}, here.files, base_ref="main")
     assert [workflow.command for workflow in known.workflows] == ["ok"]
     problems = {problem.path.partition("@")[0].rpartition("/")[2]: problem.problem for problem in known.problems}
@@ -132,7 +132,7 @@ async def test_a_link_in_place_of_the_folder_is_a_problem(tmp_path: Path) -> Non
     (work / ".gibil/workflows").symlink_to("../ci")
     (work / ".gibil.yml").symlink_to("../secret")
     commit(work, {})
-    async with checkout.read(work, dirty=False) as here:
+    async with local_checkout.read(work, dirty=False) as here:
         known = catalogue({}, here.files, base_ref="main")
     assert len(known.problems) == 2
     with pytest.raises(InvalidWorkflow, match="symbolic link that does not lead to a file of this repository"):
@@ -227,7 +227,7 @@ async def test_a_partial_clone_without_its_remote_says_what_is_missing(partial: 
     with pytest.raises(
         SourceError, match=r"only at its remote http://127\.0\.0\.1:9/none\.git, which cannot be reached"
     ) as told:
-        async with checkout.read(work, dirty=False) as here:
+        async with local_checkout.read(work, dirty=False) as here:
             await LocalBundle(here.repository, here.sha, here.promisor).send(NoShell())  # type: ignore[arg-type]
     assert "hunter2" not in told.value.message
     assert "\n" not in told.value.message
@@ -250,7 +250,7 @@ async def test_a_workflow_file_that_a_partial_clone_lacks_is_said_to_be_missing(
     _, server = partial
     git(tmp_path, "clone", "-q", "--filter=blob:none", "--no-checkout", f"{server.url}/lib.git", "bare")
     git(tmp_path / "bare", "remote", "set-url", "origin", "http://127.0.0.1:9/none.git")
-    for ask in (origin(tmp_path / "bare"), checkout.read(tmp_path / "bare", dirty=False).__aenter__()):
+    for ask in (origin(tmp_path / "bare"), local_checkout.read(tmp_path / "bare", dirty=False).__aenter__()):
         with pytest.raises(UsageError, match=r"only at its remote http://127\.0\.0\.1:9/none\.git, which cannot be reached"):
             await ask
 
@@ -298,7 +298,7 @@ async def test_ordinary_settings_of_the_persons_git_change_nothing(
         for repo in (work, tmp_path / "served/lib.git", f"{server.url}/lib.git"):
             found = await origin(repo)
             assert (found.sha, found.branch, found.file is not None) == (head, "main", True)
-        monkeypatch.setattr("gibil_bot.sandbox.origin._ASK_S", 0.0)  # as if only credentials opened it
+        monkeypatch.setattr("gibil_bot.machines.source._ASK_S", 0.0)  # as if only credentials opened it
         found = await origin(f"{server.url}/lib.git")
         assert (found.sha, found.clone_url) == (head, None)
     (work / "prüfung.x").write_text("2")

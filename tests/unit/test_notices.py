@@ -7,12 +7,12 @@ from pathlib import Path
 
 import msgspec
 
-from gibil_bot.machines.local.control import Answer, Request
-from gibil_bot.machines.local.home import PROTOCOL, Home, Keeper, code_version, write_keeper
-from gibil_bot.machines.local.provider import PREPARING, LocalProvider
-from gibil_bot.machines.notices import Noticing, notices
 from gibil_bot.model import Capabilities
 from gibil_bot.ports import Provider
+from gibil_bot.providers.local.control_protocol import Answer, Request
+from gibil_bot.providers.local.paths import PROTOCOL, Home, Keeper, code_version, write_keeper
+from gibil_bot.providers.local.provider import PREPARING, LocalProvider
+from gibil_bot.providers.notices import Noticing, notices
 from tests.doubles.patience import patient
 from tests.doubles.provider import MemoryProvider
 

@@ -10,8 +10,8 @@ import socket
 import subprocess
 from pathlib import Path
 
-from gibil_bot.machines.local.pid1 import Pid1
-from gibil_bot.machines.local.watch import has_processes
+from gibil_bot.providers.local.init_client import Pid1
+from gibil_bot.providers.local.usage_poller import has_processes
 from tests.doubles.patience import patient
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from gibil_bot.machines import provision_script, remote_layout
+from gibil_bot.machines.source import Origin
 from gibil_bot.planning.schema import parse_repository_file
-from gibil_bot.sandbox import places, provision
-from gibil_bot.sandbox.origin import Origin
 from tests.doubles.patience import patient
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is missing here: apt-get install bash")
@@ -31,8 +31,8 @@ class Place:
         file = parse_repository_file(".gibil.yml", text.encode()) if text else None
         origin = Origin(repo="https://example.com/ada/engine.git", branch=None, sha="a" * 40, file=file)
         given = given or {}
-        script = self.moved(provision.provision_script(origin, tuple(given)))
-        environment = {"PATH": os.environ["PATH"], **places.as_given(given)}
+        script = self.moved(provision_script.provision_script(origin, tuple(given)))
+        environment = {"PATH": os.environ["PATH"], **remote_layout.as_given(given)}
         if log is None:
             return subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=patient(30))
         with log.open("ab") as both:
@@ -52,7 +52,7 @@ class Place:
 
     def later(self, command: str) -> str:
         """What a command says that comes afterwards."""
-        load = self.moved(places.LOAD_ENVIRONMENT)
+        load = self.moved(remote_layout.LOAD_ENVIRONMENT)
         done = subprocess.run(["bash", "-c", f"{load}; {command}"], capture_output=True, text=True, timeout=patient(30))
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -65,9 +65,9 @@ def place(tmp_path: Path) -> Place:
 
 def test_without_tasks_it_is_ready_and_done(place: Place) -> None:
     assert place.run("").returncode == 0
-    assert place.has(places.READY)
-    assert place.has(places.TASKS_DONE)
-    assert not place.has(places.TASKS_FAILED)
+    assert place.has(remote_layout.READY)
+    assert place.has(remote_layout.TASKS_DONE)
+    assert not place.has(remote_layout.TASKS_FAILED)
 
 
 def test_tasks_run_in_order_and_after_a_failure_only_those_that_ask_for_it(place: Place) -> None:
@@ -81,9 +81,9 @@ def test_tasks_run_in_order_and_after_a_failure_only_those_that_ask_for_it(place
         "  - {name: always, if: always(), run: echo last}\n"
     )
     assert done.returncode == 1
-    assert place.has(places.READY)
-    assert place.has(places.TASKS_FAILED)
-    assert not place.has(places.TASKS_DONE)
+    assert place.has(remote_layout.READY)
+    assert place.has(remote_layout.TASKS_FAILED)
+    assert not place.has(remote_layout.TASKS_DONE)
     assert place.state() == [
         ["0", "success", "0", "ready"],
         ["1", "success", "0", "one"],
@@ -105,7 +105,7 @@ def test_a_task_with_nothing_to_do_is_skipped_and_no_failure_unless_it_failed(pl
         "  - {name: failed, run: 'echo nothing >$GIBIL_NEUTRAL; exit 1', continue-on-error: true}\n"
     )
     assert done.returncode == 0
-    assert place.has(places.TASKS_DONE)
+    assert place.has(remote_layout.TASKS_DONE)
     assert [row[1:3] for row in place.state()[1:]] == [["skipped", "0"], ["success", "0"], ["failure", "1"]]
 
 
@@ -175,14 +175,14 @@ def test_what_a_task_leaves_in_its_files_is_there_for_the_next_and_for_commands(
 def test_a_task_that_leaves_nonsense_in_its_files_has_failed(place: Place, line: str) -> None:
     place.run(f'tasks: [{{name: odd, run: \'echo "{line}" >>"$GITHUB_ENV"\'}}]\n')
     assert place.state()[-1][1] == "failure"
-    assert place.has(places.TASKS_FAILED)
+    assert place.has(remote_layout.TASKS_FAILED)
 
 
 def test_a_set_up_that_fails_is_told_by_the_marker_that_everybody_polls(place: Place) -> None:
     done = place.run("runtime: {go: '0.1'}\ntasks: [{run: echo never}]\n")
     assert done.returncode == 1
-    assert not place.has(places.READY)
-    assert place.has(places.TASKS_FAILED)
+    assert not place.has(remote_layout.READY)
+    assert place.has(remote_layout.TASKS_FAILED)
     assert place.state()[-1][1] == "failure"
     assert "never" not in done.stdout
 

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from gibil_bot.github import replies, trust_texts
-from gibil_bot.github.phrases import duration, ordinal
+from gibil_bot.github import replies, trust_replies
+from gibil_bot.github.humanize import duration, ordinal
+from gibil_bot.github.markdown import clean, code, cut, defuse, fenced, joined, line, quoted, size
 from gibil_bot.github.render import RunReport, check_run, comment
-from gibil_bot.github.text import clean, code, cut, defuse, fenced, joined, line, quoted, size
 from gibil_bot.model import (
     CommentCreated,
     Conclusion,
@@ -311,15 +311,15 @@ NASTY = "@eve #1 <b> `x` | \n\n# h\n- [ ] \x1b[31m&#64;eve GH-1 \u202e https://g
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 REASONS = (
-    trust_texts.fork_gone(),
-    trust_texts.fork_of_organization(NASTY),
-    trust_texts.fork_of_stranger(NASTY, Person(login=NASTY)),
-    trust_texts.fork_pusher_unknown(NASTY),
-    trust_texts.pusher_unknown(NASTY),
-    trust_texts.pusher_cannot_write(Person(login=NASTY), NASTY),
-    trust_texts.pusher_cannot_write(Person(login=NASTY, is_bot=True), NASTY),
-    trust_texts.author_cannot_write(Person(login=NASTY)),
-    trust_texts.requester_cannot_write(Person(login=NASTY)),
+    trust_replies.fork_gone(),
+    trust_replies.fork_of_organization(NASTY),
+    trust_replies.fork_of_stranger(NASTY, Person(login=NASTY)),
+    trust_replies.fork_pusher_unknown(NASTY),
+    trust_replies.pusher_unknown(NASTY),
+    trust_replies.pusher_cannot_write(Person(login=NASTY), NASTY),
+    trust_replies.pusher_cannot_write(Person(login=NASTY, is_bot=True), NASTY),
+    trust_replies.author_cannot_write(Person(login=NASTY)),
+    trust_replies.requester_cannot_write(Person(login=NASTY)),
 )
 
 
@@ -328,18 +328,18 @@ def test_every_refusal_is_one_line_and_harmless() -> None:
         replies.permission_refused(NASTY, NASTY),
         *REASONS,
         *(replies.untrusted_refused(reason, NASTY) for reason in REASONS),
-        *(trust_texts.needs_approval(SHA, reason) for reason in REASONS),
-        *(trust_texts.untrusted_branch_waits(SHA, reason) for reason in REASONS),
-        trust_texts.head_moved(3, SHA),
-        trust_texts.rerun_moved(SHA, 3, SHA),
-        trust_texts.rerun_lost(NASTY, SHA),
-        trust_texts.approval_needs_sha(SHA),
-        trust_texts.approval_of_another(NASTY, SHA),
-        trust_texts.approval_too_late(SHA),
-        trust_texts.approval_not_needed(SHA),
-        trust_texts.approval_refused_here(NASTY),
-        trust_texts.approved(SHA, 0),
-        trust_texts.merge_queue_unsupported(NASTY),
+        *(trust_replies.needs_approval(SHA, reason) for reason in REASONS),
+        *(trust_replies.untrusted_branch_waits(SHA, reason) for reason in REASONS),
+        trust_replies.head_moved(3, SHA),
+        trust_replies.rerun_moved(SHA, 3, SHA),
+        trust_replies.rerun_lost(NASTY, SHA),
+        trust_replies.approval_needs_sha(SHA),
+        trust_replies.approval_of_another(NASTY, SHA),
+        trust_replies.approval_too_late(SHA),
+        trust_replies.approval_not_needed(SHA),
+        trust_replies.approval_refused_here(NASTY),
+        trust_replies.approved(SHA, 0),
+        trust_replies.merge_queue_unsupported(NASTY),
         replies.command_unreadable(NASTY, NASTY),
         replies.pull_request_closed(3),
         replies.nothing_to_retest(NASTY),

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from gibil_bot.machines.remote_layout import enter, from_code
+from gibil_bot.machines.tools import file_scripts, stats, stray_processes
+from gibil_bot.machines.tools.stray_processes import Tagged
+from gibil_bot.machines.tools.truncate import Excerpt, whole_characters
 from gibil_bot.model import Usage
-from gibil_bot.sandbox import file_scripts, orphans, stats
-from gibil_bot.sandbox.excerpt import Excerpt, whole_characters
-from gibil_bot.sandbox.orphans import Tagged
-from gibil_bot.sandbox.places import enter, from_code
 
 
 @given(st.lists(st.binary(max_size=300), max_size=30), st.integers(4, 400))
@@ -112,7 +112,7 @@ def test_an_orphan_is_what_its_command_or_job_has_left_and_nothing_else() -> Non
         tagged(62, "provision", "command-d", "60"),
         tagged(71, "run-3123456789abcdef"),  # what we ask the machine ourselves
     ]
-    found = orphans.orphans(processes, frozenset({"run-bbbb", "provision"}))
+    found = stray_processes.orphans(processes, frozenset({"run-bbbb", "provision"}))
     assert [process.pid for process in found] == [21, 30, 51]
 
 

@@ -12,33 +12,33 @@ from hypothesis import strategies as st
 from gibil_bot.caps import Caps
 from gibil_bot.config import load_settings
 from gibil_bot.errors import UsageError
+from gibil_bot.machines import creation_journal, validation
+from gibil_bot.machines.machine_limit import check_room
+from gibil_bot.machines.request import Order, terms
 from gibil_bot.planning.workflow import MachineWish
-from gibil_bot.sandbox import makings, words
-from gibil_bot.sandbox.limit import check_room
-from gibil_bot.sandbox.order import Order, terms
 
 
 @pytest.mark.parametrize("name", ["a", "agent-task", "1", "a" * 63])
 def test_rfc_1123_labels_are_names(name: str) -> None:
-    assert words.check_name(name) == name
+    assert validation.check_name(name) == name
 
 
 @pytest.mark.parametrize("name", ["", "-a", "a-", "A", "a_b", "a.b", "a b", "a" * 64, "ä", "a\n", "../x", "٣"])
 def test_everything_else_is_not(name: str) -> None:
     with pytest.raises(UsageError, match="cannot be the name"):
-        words.check_name(name)
+        validation.check_name(name)
 
 
 @given(st.text(max_size=100))
 def test_the_name_made_of_a_branch_is_always_a_name(branch: str) -> None:
-    words.check_name(words.name_of_branch(branch))
+    validation.check_name(validation.name_of_branch(branch))
 
 
 def test_made_up_names_are_names_and_differ() -> None:
-    names = {words.made_up_name() for _ in range(200)}
+    names = {validation.made_up_name() for _ in range(200)}
     assert len(names) > 190
     for name in names:
-        words.fleet_names(name, 20)
+        validation.fleet_names(name, 20)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_made_up_names_are_names_and_differ() -> None:
     [("20", 1200), ("90s", 90), ("20m", 1200), ("2h", 7200), ("7d", 604800), ("1w", 604800), ("1mo", 2592000)],
 )
 def test_a_time_to_live_has_units_and_a_bare_number_is_minutes(text: str, seconds: int) -> None:
-    assert words.ttl_seconds(text, 10**9) == seconds
+    assert validation.ttl_seconds(text, 10**9) == seconds
 
 
 @pytest.mark.parametrize(
@@ -54,11 +54,11 @@ def test_a_time_to_live_has_units_and_a_bare_number_is_minutes(text: str, second
 )
 def test_a_time_to_live_is_within_its_bounds(text: str, why: str) -> None:
     with pytest.raises(UsageError, match=why):
-        words.ttl_seconds(text, 86400)
+        validation.ttl_seconds(text, 86400)
 
 
 def test_environment_entries_are_names_and_any_text() -> None:
-    assert words.environment(["A=1", "B=x=y", "C=", "a_1=\n"]) == {"A": "1", "B": "x=y", "C": "", "a_1": "\n"}
+    assert validation.environment(["A=1", "B=x=y", "C=", "a_1=\n"]) == {"A": "1", "B": "x=y", "C": "", "a_1": "\n"}
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_environment_entries_are_names_and_any_text() -> None:
 )
 def test_other_entries_are_refused_without_showing_their_value(entry: str) -> None:
     with pytest.raises(UsageError) as caught:
-        words.environment([entry])
+        validation.environment([entry])
     assert "secretvalue" not in caught.value.message
     assert len(caught.value.message) < 200
 
@@ -128,16 +128,16 @@ def test_no_more_machines_than_the_limit_says(existing: set[str], new: list[str]
 
 def test_names_are_sorted_with_their_numbers_as_numbers() -> None:
     names = ["agent-10", "agent-3", "agent-4", "b", "agent", "2", "10", "agent-3-b", "agent-003"]
-    assert sorted(names, key=words.natural) == [
+    assert sorted(names, key=validation.natural) == [
         "2", "10", "agent", "agent-3", "agent-003", "agent-3-b", "agent-4", "agent-10", "b"
     ]  # fmt: skip
 
 
 def test_of_creations_that_begin_at_the_same_time_each_sees_those_before_it(tmp_path: Path) -> None:
-    begun = [makings.Making(tmp_path, provider="local", name=f"m-{n}", made_by="tests", ttl_s=60) for n in range(16)]
+    begun = [creation_journal.Making(tmp_path, provider="local", name=f"m-{n}", made_by="tests", ttl_s=60) for n in range(16)]
     with ThreadPoolExecutor(16) as pool:
-        seen = list(pool.map(lambda making: makings.begin_together(tmp_path, [making]), begun))
+        seen = list(pool.map(lambda making: creation_journal.begin_together(tmp_path, [making]), begun))
     assert sorted(len(others) for others in seen) == list(range(16)), "no two of them saw the same"
     for making in begun:
         making.finished()
-    assert makings.begin_together(tmp_path, []) == []
+    assert creation_journal.begin_together(tmp_path, []) == []

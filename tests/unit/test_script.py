@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gibil_bot.model import Plan, Run, RunState, Source, TaskPlan
-from gibil_bot.planning.script import (
+from gibil_bot.scripts.task_script import (
     InvalidTaskFile,
     parse_env_file,
     parse_path_file,

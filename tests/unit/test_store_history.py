@@ -24,7 +24,7 @@ from gibil_bot.model import (
     Trust,
 )
 from gibil_bot.ports import Settlement
-from gibil_bot.runs.sqlite import claims, database, deliveries, runs, tellings
+from gibil_bot.runs.sqlite import claims, database, deliveries, outbox, runs
 
 HISTORY = 3000
 
@@ -111,7 +111,7 @@ def one_run_through(db: sqlite3.Connection, name: str) -> dict[str, int]:
     counted("claim_run", lambda: claims.claim_run(db, topics, "a", 100.0, 60.0, 10))
     counted("queued", lambda: runs.queued(db))
     counted("unfinished", lambda: runs.unfinished(db))
-    counted("claim_tellings", lambda: tellings.claim(db, topics, "a", 10, 200.0, 60.0, []))
+    counted("claim_tellings", lambda: outbox.claim(db, topics, "a", 10, 200.0, 60.0, []))
     return steps
 
 

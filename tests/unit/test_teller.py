@@ -9,8 +9,8 @@ from pathlib import Path
 
 from gibil_bot.errors import GitHubError, NotAskedYet
 from gibil_bot.model import DueTelling, Telling, TellingKind
+from gibil_bot.runs.outbox import Teller
 from gibil_bot.runs.store import SqliteStore, open_store
-from gibil_bot.runs.teller import Teller
 from tests.doubles.patience import patient
 
 WITHIN_S = 10.0

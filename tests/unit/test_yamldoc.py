@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gibil_bot.errors import InvalidWorkflow
-from gibil_bot.planning.yamldoc import MAX_BYTES, MAX_NODES, Node, nearest, read_yaml
+from gibil_bot.planning.yaml_nodes import MAX_BYTES, MAX_NODES, Node, nearest, read_yaml
 from tests.doubles.patience import patient
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from gibil_bot.errors import ClaimLost
 from gibil_bot.model import BranchPush, Delivery, HeadSeen
 from gibil_bot.ports import Settlement
-from gibil_bot.runs.sqlite import heads, runs, tellings
+from gibil_bot.runs.sqlite import heads, outbox, runs
 
 _NOUN = "d.guid, d.event, p.payload, d.received_at, d.attempts"
 _PAYLOAD = "left join payloads p on p.seq = d.seq"
@@ -64,7 +64,7 @@ def settle(db: sqlite3.Connection, topics: set[str], owner: str, guid: str, sett
         runs.queue(db, topics, new, now)
     for run_id, reason in settlement.cancel:
         runs.request_cancel(db, topics, run_id, reason)
-    tellings.wish(db, topics, settlement.tellings, now)
+    outbox.wish(db, topics, settlement.tellings, now)
     heads.record(db, settlement.observed, now)
 
 

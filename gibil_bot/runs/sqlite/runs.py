@@ -11,7 +11,7 @@ import msgspec
 
 from gibil_bot.errors import ClaimLost
 from gibil_bot.model import Claim, Conclusion, NewRun, Plan, Run, RunState, Source, TaskResult, Telling
-from gibil_bot.runs.sqlite import tellings as _tellings
+from gibil_bot.runs.sqlite import outbox as _tellings
 
 NOUN = (
     "id, seq, delivery_guid, source, plan, state, queued_at, started_at, finished_at, conclusion, cancel_reason, "

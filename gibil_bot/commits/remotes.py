@@ -1,0 +1,36 @@
+"""Repositories elsewhere: the commit of a ref there, and which names branches can have."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from gibil_bot import git
+from gibil_bot.errors import UsageError
+
+_BRANCH = re.compile(r"(?![-+/])[^\x00-\x20\x7f~^:?*\[\\]{1,200}(?<![/.])")
+
+
+def check_branch(branch: str) -> str:
+    """Raises UsageError for what git takes as no branch (git-check-ref-format(1)), or as a forced refspec."""
+    if not _BRANCH.fullmatch(branch) or ".." in branch or "@{" in branch or "//" in branch or branch.endswith(".lock"):
+        raise UsageError(f"{branch[:80]!r} cannot be the name of a branch")
+    return branch
+
+
+async def ask_ref(repository: Path, url: str, wanted: str, environment: Mapping[str, str | None]) -> tuple[str, str]:
+    """(ref, commit) of a ref at `url`: the ref that a symbolic one stands for, and an empty commit where there is none.
+
+    Raises GitError.
+    """
+    answer = await git.text("ls-remote", "--symref", "--", url, wanted, git_dir=repository, extra=environment)
+    ref, sha = wanted, ""
+    for line in answer.split("\n"):
+        value, _, name = line.partition("\t")
+        if name == wanted:
+            if value.startswith("ref: "):
+                ref = value.removeprefix("ref: ")
+            else:
+                sha = value
+    return ref, sha

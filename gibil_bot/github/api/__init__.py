@@ -1,0 +1,1 @@
+"""GitHub over HTTP: the client, its requests and limits, and the publisher of notifications."""

@@ -1,0 +1,346 @@
+"""What we ask GitHub: `ports.GitHub` and `ports.Reporter` for one App.
+
+Cheap to import; githubkit comes with the first request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+
+import msgspec
+
+from gibil_bot.errors import GitHubError
+from gibil_bot.github.api.app_settings import read_app
+from gibil_bot.github.api.publisher import Teller
+from gibil_bot.github.api.request import Request, mint_request
+from gibil_bot.github.api.response import Answer, Unanswered
+from gibil_bot.github.api.session import Session
+from gibil_bot.github.api.workflow_files import WorkflowFiles
+from gibil_bot.github.payloads import PullRequestPayload, UserPayload, person, utc
+from gibil_bot.github.registration import RegisteredApp
+from gibil_bot.model import BranchPush, DueTelling, PullRequest, Repository
+
+MOST_DELIVERY_PAGES = 20
+MOST_PULL_PAGES = 3
+
+_CURSOR = re.compile(r'[?&]cursor=([^&>]+)[^>]*>; rel="next"')
+
+
+class _Permission(msgspec.Struct):
+    permission: str
+
+
+class _ScopedToken(msgspec.Struct):
+    token: str
+    permissions: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class _Delivery(msgspec.Struct):
+    id: int
+    guid: str
+    delivered_at: datetime
+    status_code: int = 0
+
+
+class _Activity(msgspec.Struct):
+    after: str
+    timestamp: datetime
+    actor: UserPayload | None = None
+
+
+class _Written(msgspec.Struct):
+    created_at: datetime
+
+
+class _CheckRun(msgspec.Struct):
+    name: str
+    conclusion: str | None = None
+
+
+class _CheckRuns(msgspec.Struct):
+    check_runs: list[_CheckRun]
+
+
+class _App(msgspec.Struct):
+    slug: str
+    id: int | None = None
+
+
+class GitHubClient:
+    """`requests` counts what was asked, by method and route."""
+
+    def __init__(
+        self,
+        url: str,
+        app_id: str,
+        private_key: str,
+        *,
+        connect_timeout_s: float = 5.0,
+        read_timeout_s: float = 20.0,
+        total_timeout_s: float = 60.0,
+        now: Callable[[], datetime] | None = None,
+        monotonic: Callable[[], float] | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._session = Session(
+            url,
+            app_id,
+            private_key,
+            connect_timeout_s=connect_timeout_s,
+            read_timeout_s=read_timeout_s,
+            total_timeout_s=total_timeout_s,
+            now=now,
+            monotonic=monotonic,
+            sleep=sleep,
+        )
+        self._teller = Teller(self._session, self._own_slug)
+        self._workflow_files = WorkflowFiles(self._session)
+        self._slug: str | None = None
+
+    @property
+    def requests(self) -> Counter[str]:
+        return self._session.requests
+
+    async def tell(self, due: DueTelling) -> int | None:
+        """See ports.Reporter."""
+        return await self._teller.tell(due)
+
+    async def permission(self, installation_id: int, repository: str, login: str) -> str:
+        """https://docs.github.com/en/rest/collaborators/collaborators#get-repository-permissions-for-a-user"""
+        if login in ("", ".", ".."):
+            return "none"
+        answer = await self._session.ask(
+            Request(
+                method="GET",
+                route="/repos/{repository}/collaborators/{login}/permission",
+                place={"repository": repository, "login": login},
+                installation_id=installation_id,
+                answers=frozenset({404}),
+            )
+        )
+        if answer.status == 404:
+            return "none"
+        found = answer.read(_Permission).permission
+        # Whatever is not known is no permission.
+        return found if found in ("admin", "write", "read") else "none"
+
+    async def pull_request(self, installation_id: int, repository: str, number: int) -> PullRequest:
+        """https://docs.github.com/en/rest/pulls/pulls#get-a-pull-request"""
+        answer = await self._session.ask(
+            Request(
+                method="GET",
+                route="/repos/{repository}/pulls/{number}",
+                place={"repository": repository, "number": number},
+                installation_id=installation_id,
+            )
+        )
+        return answer.read(PullRequestPayload).value()
+
+    async def pull_requests_of(self, installation_id: int, repository: str, sha: str) -> list[PullRequest]:
+        """GitHub's own list first; it does not know commits of forks, so then the newest open pull requests, by their heads.
+
+        https://docs.github.com/en/rest/commits/commits#list-pull-requests-associated-with-a-commit
+        """
+        answer = await self._session.ask(
+            Request(
+                method="GET",
+                route="/repos/{repository}/commits/{sha}/pulls",
+                place={"repository": repository, "sha": sha},
+                installation_id=installation_id,
+                query={"per_page": 100},
+                answers=frozenset({404, 409, 422}),
+            )
+        )
+        found = _open_at(sha, answer) if answer.status < 400 else []
+        page = 0
+        while not found and page < MOST_PULL_PAGES:
+            page += 1
+            answer = await self._session.ask(
+                Request(
+                    method="GET",
+                    route="/repos/{repository}/pulls",
+                    place={"repository": repository},
+                    installation_id=installation_id,
+                    query={"state": "open", "sort": "updated", "direction": "desc", "per_page": 100, "page": page},
+                )
+            )
+            found = _open_at(sha, answer)
+            if 'rel="next"' not in answer.headers.get("link", ""):
+                break
+        return found
+
+    async def branch_push(self, installation_id: int, repository: Repository, branch: str, sha: str) -> BranchPush | None:
+        """The newest activity of the branch, if it put `sha` there: only then is it known when and by whom.
+
+        https://docs.github.com/en/rest/repos/repos#list-repository-activities (contents: read)
+        """
+        answer = await self._session.ask(
+            Request(
+                method="GET",
+                route="/repos/{repository}/activity",
+                place={"repository": repository.full_name},
+                installation_id=installation_id,
+                query={"ref": f"refs/heads/{branch}", "per_page": 1},
+                # Older GitHub Enterprise Servers have no such endpoint, and a refusal leaves the pusher unknown.
+                answers=frozenset({403, 404, 422}),
+            )
+        )
+        if answer.status >= 400:
+            return None
+        newest = next(iter(answer.read(list[_Activity])), None)
+        if newest is None or newest.actor is None or newest.after != sha:
+            return None
+        at = utc(newest.timestamp)
+        return BranchPush(repository_id=repository.id, branch=branch, sha=sha, pusher=person(newest.actor), at=at)
+
+    async def comment_time(self, installation_id: int, repository: str, comment_id: int) -> datetime | None:
+        """https://docs.github.com/en/rest/issues/comments#get-an-issue-comment"""
+        answer = await self._session.ask(
+            Request(
+                method="GET",
+                route="/repos/{repository}/issues/comments/{number}",
+                place={"repository": repository, "number": comment_id},
+                installation_id=installation_id,
+                answers=frozenset({404, 410}),
+            )
+        )
+        return utc(answer.read(_Written).created_at) if answer.status < 400 else None
+
+    async def check_runs(self, installation_id: int, repository: str, sha: str) -> list[tuple[str, str | None]]:
+        """https://docs.github.com/en/rest/checks/runs#list-check-runs-for-a-git-reference"""
+        query: dict[str, str | int] = {"filter": "latest", "per_page": 100}
+        if self._session.app_id.isdigit():
+            query["app_id"] = int(self._session.app_id)
+        answer = await self._session.ask(
+            Request(
+                method="GET",
+                route="/repos/{repository}/commits/{sha}/check-runs",
+                place={"repository": repository, "sha": sha},
+                installation_id=installation_id,
+                query=query,
+                answers=frozenset({404, 422}),
+            )
+        )
+        found = answer.read(_CheckRuns).check_runs if answer.status < 400 else []
+        return list({run.name: (run.name, run.conclusion) for run in reversed(found)}.values())
+
+    async def workflow_files(self, installation_id: int, repository: str, ref: str) -> dict[str, bytes]:
+        return await self._workflow_files.at(installation_id, repository, ref)
+
+    async def clone_token(self, installation_id: int, repository: Repository) -> str:
+        """https://docs.github.com/en/apps/creating-github-apps/authenticating-with-a-github-app/generating-an-installation-access-token-for-a-github-app"""
+        wish = {"repository_ids": [repository.id], "permissions": {"contents": "read"}}
+        found = (await self._session.ask(mint_request(installation_id, wish))).read(_ScopedToken)
+        beyond = {
+            name: level for name, level in found.permissions.items() if name not in ("contents", "metadata") or level != "read"
+        }
+        if beyond:
+            # It goes onto a machine with other people's code: better none than one that may do more than read.
+            await self.revoke_token(found.token)
+            raise GitHubError(
+                f"GitHub gave a clone token that may do more than read ({', '.join(sorted(beyond))}); it was not used"
+            )
+        return found.token
+
+    async def revoke_token(self, token: str) -> None:
+        """https://docs.github.com/en/rest/apps/installations#revoke-an-installation-access-token"""
+        request = Request(method="DELETE", route="/installation/token")
+        for _ in range(2):
+            try:
+                answer = await self._session.ask_with(token, request)
+            except Unanswered:
+                continue
+            if answer.status < 500:
+                return
+
+    async def failed_deliveries(self, since: datetime) -> list[tuple[int, str]]:
+        """Oldest first, each GUID once; one that got through on any attempt is not among them.
+
+        https://docs.github.com/en/rest/apps/webhooks#list-deliveries-for-an-app-webhook
+        """
+        failed: dict[str, int] = {}
+        arrived: set[str] = set()
+        cursor: str | None = None
+        for _ in range(MOST_DELIVERY_PAGES):
+            query: dict[str, str | int] = {"per_page": 100} | ({"cursor": cursor} if cursor else {})
+            answer = await self._session.ask(Request(method="GET", route="/app/hook/deliveries", query=query))
+            deliveries = answer.read(list[_Delivery])
+            recent = [delivery for delivery in deliveries if utc(delivery.delivered_at) >= since]
+            for delivery in recent:
+                if 200 <= delivery.status_code < 300:
+                    arrived.add(delivery.guid)
+                else:
+                    failed.setdefault(delivery.guid, delivery.id)
+            match = _CURSOR.search(answer.headers.get("link", ""))
+            if match is None or len(recent) < len(deliveries) or match[1] == cursor:
+                break
+            cursor = match[1]
+        return [(number, guid) for guid, number in reversed(failed.items()) if guid not in arrived]
+
+    async def redeliver(self, delivery_number: int) -> None:
+        """https://docs.github.com/en/rest/apps/webhooks#redeliver-a-delivery-for-an-app-webhook"""
+        await self._session.ask(
+            Request(
+                method="POST",
+                route="/app/hook/deliveries/{delivery}/attempts",
+                place={"delivery": delivery_number},
+                # The same delivery twice is one delivery to us.
+                repeatable=True,
+            )
+        )
+
+    async def who_am_i(self) -> str:
+        """https://docs.github.com/en/rest/apps/apps#get-the-authenticated-app"""
+        try:
+            answer = await self._session.ask(Request(method="GET", route="/app"))
+        except GitHubError as error:
+            raise await self._explained(error) from None
+        self._slug = answer.read(_App).slug
+        return self._slug
+
+    async def registered_app(self) -> RegisteredApp:
+        """How the App is registered, and which deliveries failed lately. Raises GitHubError, with what is wrong."""
+        try:
+            return await read_app(self._session)
+        except GitHubError as error:
+            raise await self._explained(error) from None
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    # --- the parts
+
+    async def _own_slug(self) -> str:
+        return self._slug or await self.who_am_i()
+
+    async def _explained(self, error: GitHubError) -> GitHubError:
+        """What is wrong with the set-up, as far as the answer gives it away."""
+        url, said = self._session.url, error.message.lower()
+        if error.status == 404 and "integration not found" not in said:
+            text = (
+                f"{url} is not the address of a GitHub API: GIBIL_GITHUB_URL is https://api.github.com, or https://HOST/api/v3"
+            )
+            return GitHubError(text, status=404)
+        if error.status not in (401, 404):
+            return error
+        skew_s = await self._session.clock_skew_s()
+        if skew_s is not None and abs(skew_s) > 30:
+            way = "ahead of" if skew_s > 0 else "behind"
+            text = f"This computer's clock is {abs(skew_s):.0f} s {way} GitHub's, which makes GitHub refuse us: set the clock"
+        elif "integration" in said or "issuer" in said:
+            text = f"GitHub knows no App {self._session.app_id}: GIBIL_GITHUB_APP_ID is the number on the App's settings page"
+        else:
+            text = (
+                f"GitHub refuses the signature of App {self._session.app_id}: GIBIL_GITHUB_PRIVATE_KEY is no key of it, "
+                "or GIBIL_GITHUB_APP_ID is another App's"
+            )
+        return GitHubError(f"{text} ({error.message})", status=error.status, retry_after_s=error.retry_after_s)
+
+
+def _open_at(sha: str, answer: Answer) -> list[PullRequest]:
+    pulls = [payload.value() for payload in answer.read(list[PullRequestPayload])]
+    return [pull for pull in pulls if pull.is_open and pull.head_sha == sha]

@@ -1,0 +1,233 @@
+"""Making GitHub know one thing, without ever telling it twice: look before you write when an earlier try may have worked.
+
+Every telling is a wished-for state: what is there is changed, what is missing is created.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import cast
+
+import msgspec
+
+from gibil_bot.errors import GitHubError
+from gibil_bot.github.api.request import Request
+from gibil_bot.github.api.response import Answer
+from gibil_bot.github.api.session import RETRY_AFTER_S, Session
+from gibil_bot.model import DueTelling, TellingKind
+
+MOST_PAGES = 10
+_GONE = frozenset({404, 410})
+_LAST_PAGE = re.compile(r'[?&]page=(\d{1,6})[^>]*>; rel="last"')
+
+
+class _Created(msgspec.Struct):
+    id: int
+
+
+class _CheckRun(msgspec.Struct):
+    id: int
+    external_id: str | None = None
+
+
+class _CheckRuns(msgspec.Struct):
+    check_runs: list[_CheckRun]
+
+
+class _User(msgspec.Struct):
+    login: str = ""
+
+
+class _Via(msgspec.Struct):
+    id: int | None = None
+
+
+class _Comment(msgspec.Struct):
+    id: int
+    body: str | None = None
+    user: _User | None = None
+    performed_via_github_app: _Via | None = None
+
+
+class Teller:
+    """ports.Reporter over a session. `slug` asks GitHub for the App's own name, once."""
+
+    def __init__(self, session: Session, slug: Callable[[], Awaitable[str]]) -> None:
+        self._session = session
+        self._slug = slug
+
+    async def tell(self, due: DueTelling) -> int | None:
+        """See ports.Reporter."""
+        try:
+            match due.telling.kind:
+                case TellingKind.CHECK_RUN:
+                    return await self._check_run(due)
+                case TellingKind.COMMENT:
+                    return await self._comment(due)
+                case TellingKind.REACTION:
+                    return await self._reaction(due)
+        except GitHubError as error:
+            if error.retry_after_s == RETRY_AFTER_S:
+                # The same trouble again and again is asked about less and less often.
+                error.retry_after_s = min(300.0, RETRY_AFTER_S * 2 ** min(due.failures, 6))
+            raise
+
+    # --- check runs: https://docs.github.com/en/rest/checks/runs
+
+    async def _check_run(self, due: DueTelling) -> int:
+        body = dict(due.telling.body)
+        known = due.remote_id
+        if known is None and due.attempts > 0:
+            known = await self._find_check_run(due)
+        if known is None:
+            answer = await self._write(due, "POST", "/repos/{repository}/check-runs", body=body)
+            return answer.read(_Created).id
+        # A check run stays on its commit.
+        del body["head_sha"]
+        await self._write(due, "PATCH", "/repos/{repository}/check-runs/{number}", number=known, body=body)
+        return known
+
+    async def _find_check_run(self, due: DueTelling) -> int | None:
+        body = due.telling.body
+        for page in range(1, MOST_PAGES + 1):
+            answer = await self._session.ask(
+                Request(
+                    method="GET",
+                    route="/repos/{repository}/commits/{sha}/check-runs",
+                    place={"repository": due.telling.repository, "sha": str(body["head_sha"])},
+                    installation_id=due.telling.installation_id,
+                    query={"check_name": str(body["name"]), "filter": "all", "per_page": 100, "page": page},
+                )
+            )
+            found = answer.read(_CheckRuns).check_runs
+            for run in found:
+                if run.external_id == body["external_id"]:
+                    return run.id
+            if len(found) < 100:
+                return None
+        return None
+
+    # --- comments: https://docs.github.com/en/rest/issues/comments
+
+    async def _comment(self, due: DueTelling) -> int | None:
+        body = due.telling.body
+        only_if_exists = body.get("only_if_exists") is True
+        known = due.remote_id
+        if known is not None and await self._change_comment(due, known):
+            return known
+        # Nothing known, or a person deleted it.
+        if due.attempts > 0 or (only_if_exists and known is None):
+            found = await self._find_comment(due)
+            if found is not None and found != known and await self._change_comment(due, found):
+                return found
+        if only_if_exists:
+            return None
+        answer = await self._write(
+            due,
+            "POST",
+            "/repos/{repository}/issues/{number}/comments",
+            number=cast(int, body["number"]),
+            body={"body": body["body"]},
+            is_comment=True,
+        )
+        return answer.read(_Created).id
+
+    async def _change_comment(self, due: DueTelling, comment_id: int) -> bool:
+        """False when it is gone."""
+        answer = await self._write(
+            due,
+            "PATCH",
+            "/repos/{repository}/issues/comments/{number}",
+            number=comment_id,
+            body={"body": due.telling.body["body"]},
+            is_comment=True,
+            answers=_GONE,
+        )
+        return answer.status < 400
+
+    async def _find_comment(self, due: DueTelling) -> int | None:
+        marker = str(due.telling.body["marker"])
+        async for comment in self._comments(due):
+            # It begins with the marker: further down, a task's output may hold the marker of another comment. And
+            # anybody can write the marker into a comment of theirs; only our own may be changed.
+            if (comment.body or "").startswith(marker) and await self._is_ours(comment):
+                return comment.id
+        return None
+
+    async def _comments(self, due: DueTelling) -> AsyncIterator[_Comment]:
+        """The first page (where a pull request's own comment is), then from the last one back (where replies are)."""
+        pages, page, last = 0, 1, 1
+        while pages < MOST_PAGES:
+            answer = await self._session.ask(
+                Request(
+                    method="GET",
+                    route="/repos/{repository}/issues/{number}/comments",
+                    place={"repository": due.telling.repository, "number": cast(int, due.telling.body["number"])},
+                    installation_id=due.telling.installation_id,
+                    query={"per_page": 100, "page": page},
+                )
+            )
+            pages += 1
+            for comment in answer.read(list[_Comment]):
+                yield comment
+            if page == 1:
+                match = _LAST_PAGE.search(answer.headers.get("link", ""))
+                last = page = int(match[1]) if match else 1
+            else:
+                page -= 1
+            if page <= 1 or last <= 1:
+                return
+
+    async def _is_ours(self, comment: _Comment) -> bool:
+        via = comment.performed_via_github_app
+        if via is not None and via.id is not None:
+            return str(via.id) == self._session.app_id
+        return comment.user is not None and comment.user.login == f"{await self._slug()}[bot]"
+
+    # --- reactions: https://docs.github.com/en/rest/reactions/reactions
+
+    async def _reaction(self, due: DueTelling) -> int:
+        if due.remote_id is not None:
+            return due.remote_id
+        body = due.telling.body
+        place = "pulls" if body["is_review_comment"] else "issues"
+        answer = await self._write(
+            due,
+            "POST",
+            f"/repos/{{repository}}/{place}/comments/{{number}}/reactions",
+            number=cast(int, body["comment_id"]),
+            body={"content": body["content"]},
+            # GitHub answers with the reaction that is there already.
+            repeatable=True,
+        )
+        return answer.read(_Created).id
+
+    async def _write(
+        self,
+        due: DueTelling,
+        method: str,
+        route: str,
+        *,
+        body: dict[str, object],
+        number: int | None = None,
+        is_comment: bool = False,
+        answers: frozenset[int] = frozenset(),
+        repeatable: bool | None = None,
+    ) -> Answer:
+        place: dict[str, str | int] = {"repository": due.telling.repository}
+        if number is not None:
+            place["number"] = number
+        return await self._session.ask(
+            Request(
+                method=method,
+                route=route,
+                place=place,
+                installation_id=due.telling.installation_id,
+                body=body,
+                is_comment=is_comment,
+                priority=due.priority,
+                answers=answers,
+                repeatable=repeatable,
+            )
+        )

@@ -1,0 +1,287 @@
+"""Requests that come through: tokens, limits, retries. What is asked is `client`'s and `telling`'s business.
+
+Rules: a request that GitHub may have carried out is repeated only where repeating changes nothing; a limit pauses the
+whole installation; a token that was revoked is minted anew, once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from gibil_bot.config import Secret
+from gibil_bot.errors import GitHubError, NotAskedYet
+from gibil_bot.github.api.rate_limit import Spacing, server_time_s, wait_s
+from gibil_bot.github.api.request import APP, Request, mint_request
+from gibil_bot.github.api.response import Answer, Unanswered
+from gibil_bot.model import Priority
+
+if TYPE_CHECKING:
+    from gibil_bot.github.api.transport import Connection
+
+TRIES = 4
+BACKOFF_S = 0.5
+RETRY_AFTER_S = 5.0
+"""What callers are told to wait after a failure that has no time of its own."""
+SHORT_WAIT_S = 5.0
+"""A limit that is over so soon is waited for on the spot."""
+LONGEST_QUEUE_S = 30.0
+"""Writes that would wait longer for their turn are handed back."""
+WRITES_AT_ONCE, WRITES_PER_S = 100, 3.0
+LEAVE = {Priority.RESULT: 0, Priority.PROGRESS: 20, Priority.COMMENT: 30, Priority.REACTION: 50}
+"""How many of the writes at once each priority leaves to those above it."""
+_SOON_S = 0.001
+TOKEN_MARGIN_S = 120.0
+TOKEN_LIFE_S = 3000.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    value: str = field(repr=False)
+    good_until: float
+    """On the monotonic clock."""
+
+
+class _TokenAnswer(msgspec.Struct):
+    token: str
+    expires_at: datetime | None = None
+
+
+class Session:
+    """One App at one GitHub. `now`, `monotonic` and `sleep` are the clock, for tests."""
+
+    def __init__(
+        self,
+        url: str,
+        app_id: str,
+        private_key: str,
+        *,
+        connect_timeout_s: float = 5.0,
+        read_timeout_s: float = 20.0,
+        total_timeout_s: float = 60.0,
+        now: Callable[[], datetime] | None = None,
+        monotonic: Callable[[], float] | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.url = url
+        self.app_id = app_id
+        self.requests: Counter[str] = Counter()
+        """How often each route was asked, repetitions included."""
+        self._private_key = Secret(private_key)
+        self._timeouts = {
+            "connect_timeout_s": connect_timeout_s,
+            "read_timeout_s": read_timeout_s,
+            "total_timeout_s": total_timeout_s,
+        }
+        self._now = now or (lambda: datetime.now(UTC))
+        self.monotonic = monotonic or (lambda: asyncio.get_running_loop().time())
+        self._sleep = sleep
+        self._connection: Connection | None = None
+        self._opening = asyncio.Lock()
+        self._tokens: dict[int, _Token] = {}
+        self._minting: dict[int, asyncio.Lock] = {}
+        self._paused_until: dict[int, float] = {}
+        self._strikes: Counter[int] = Counter()
+        self._writes = Spacing(burst=WRITES_AT_ONCE, per_s=WRITES_PER_S)
+        # Parts of the rate, so that none of them takes it all for as long as it lasts.
+        self._progress = Spacing(burst=40, per_s=1.5)
+        self._comments = Spacing(burst=20, per_s=1.0)
+
+    async def ask(self, request: Request) -> Answer:
+        """The answer with a status below 400, or one that the request expects. Raises GitHubError."""
+        path = request.path
+        minted_anew = False
+        tries = 0
+        while True:
+            await self._turn(request)
+            authorization = await self._authorization(request.installation_id)
+            tries += 1
+            last = tries >= TRIES
+            try:
+                answer = await self._send(request, path, authorization)
+            except Unanswered as error:
+                if last or (error.sent and not request.may_repeat):
+                    raise GitHubError(
+                        f"{request.name}: GitHub at {self.url} did not answer: {error.reason}",
+                        retry_after_s=RETRY_AFTER_S,
+                    ) from None
+                await self._back_off(tries)
+                continue
+            if answer.status < 400:
+                self._strikes.pop(request.installation_id, None)
+                return answer
+            if answer.status == 401 and request.installation_id != APP and not minted_anew:
+                self._forget(request.installation_id, authorization)
+                minted_anew = True
+                continue
+            if (pause_s := self._pause(request, answer)) is not None:
+                if last or pause_s > SHORT_WAIT_S:
+                    raise GitHubError(
+                        f"{request.name}: GitHub's limit is reached ({answer.message}); waiting {pause_s:.0f} s",
+                        status=answer.status,
+                        retry_after_s=pause_s,
+                    )
+                continue
+            if answer.status >= 500 and request.may_repeat and not last:
+                await self._back_off(tries)
+                continue
+            if answer.status in request.answers:
+                return answer
+            raise _refusal(request, answer)
+
+    async def ask_with(self, token: str, request: Request) -> Answer:
+        """Once, with that token; any status is the answer. Raises Unanswered."""
+        return await self._send(request, request.path, f"token {token}")
+
+    async def clock_skew_s(self) -> float | None:
+        """How far our clock is ahead of GitHub's; None when GitHub does not say."""
+        try:
+            # Refused or not: every answer has a date.
+            answer = await self.ask_with("none", Request(method="GET", route="/meta"))
+        except Unanswered:
+            return None
+        ours = self._now().timestamp()
+        return ours - server_time_s(answer.headers, ours) if "date" in answer.headers else None
+
+    async def close(self) -> None:
+        """Let go of connections. Requests that are under way fail."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    # --- one request
+
+    async def _send(self, request: Request, path: str, authorization: str) -> Answer:
+        self.requests[request.name] += 1
+        connection = await self._open()
+        return await connection.send(
+            request.method,
+            path,
+            authorization=authorization,
+            query=request.query,
+            body=request.body,
+            accept=request.accept,
+            at_most=request.at_most,
+        )
+
+    async def _open(self) -> Connection:
+        """githubkit takes a third of a second to import: in a thread, when it is needed first."""
+        if self._connection is None:
+            async with self._opening:
+                if self._connection is None:
+                    self._connection = await asyncio.to_thread(self._connect)
+        return self._connection
+
+    def _connect(self) -> Connection:
+        from gibil_bot.github.api.transport import Connection
+
+        return Connection(self.url, self.app_id, self._private_key.reveal(), **self._timeouts)
+
+    async def _back_off(self, tries: int) -> None:
+        await self._sleep(BACKOFF_S * 2 ** (tries - 1) * random.uniform(0.5, 1.5))
+
+    # --- whose turn it is
+
+    async def _turn(self, request: Request) -> None:
+        """Wait for pauses and for the spacing of writes; what takes too long is handed back."""
+        key, now_s = request.installation_id, self.monotonic()
+        pause_s = self._paused_until.get(key, now_s) - now_s
+        if pause_s > SHORT_WAIT_S:
+            raise GitHubError(
+                f"{request.name}: GitHub's limit is reached; nothing is asked for {pause_s:.0f} s",
+                status=429,
+                retry_after_s=pause_s,
+            )
+        if pause_s > 0:
+            await self._sleep(pause_s)
+        if request.method != "GET" and key != APP:
+            await self._space(request, key)
+
+    async def _space(self, request: Request, key: int) -> None:
+        """Wait for a write's turn. A result takes the next place. What is less important takes one only when it is free, so
+        that results never wait behind it, and progress does not wait at all: a newer state will replace it."""
+        own = self._comments if request.is_comment else self._progress if request.priority is Priority.PROGRESS else None
+        begun_s = self.monotonic()
+        while True:
+            now_s = self.monotonic()
+            delay_s = self._writes.delay_s(key, now_s, LEAVE[request.priority])
+            if own is not None:
+                delay_s = max(delay_s, own.delay_s(key, now_s))
+            longest_s = _SOON_S if request.priority is Priority.PROGRESS else LONGEST_QUEUE_S
+            if now_s - begun_s + delay_s > longest_s:
+                raise NotAskedYet(
+                    f"{request.name}: too many writes at once; waiting for a turn", retry_after_s=max(1.0, delay_s)
+                )
+            if delay_s <= _SOON_S or request.priority is Priority.RESULT:
+                break
+            await self._sleep(delay_s)
+        self._writes.take(key, now_s)
+        if own is not None:
+            own.take(key, now_s)
+        if delay_s > 0:
+            await self._sleep(delay_s)
+
+    def _pause(self, request: Request, answer: Answer) -> float | None:
+        """When the answer is about a limit: everything of this installation waits. The seconds."""
+        key = request.installation_id
+        pause_s = wait_s(
+            answer.status, answer.headers, answer.message, now_s=self._now().timestamp(), strikes=self._strikes[key]
+        )
+        if pause_s is None:
+            return None
+        self._strikes[key] += 1
+        until = self.monotonic() + pause_s
+        self._paused_until[key] = max(self._paused_until.get(key, until), until)
+        return pause_s
+
+    # --- tokens
+
+    async def _authorization(self, installation_id: int) -> str:
+        if installation_id == APP:
+            return await (await self._open()).app_authorization()
+        lock = self._minting.setdefault(installation_id, asyncio.Lock())
+        async with lock:
+            token = self._tokens.get(installation_id)
+            if token is None or token.good_until <= self.monotonic():
+                token = await self._mint(installation_id)
+                self._tokens[installation_id] = token
+        return f"token {token.value}"
+
+    async def _mint(self, installation_id: int) -> _Token:
+        asked_at = self.monotonic()
+        answer = await self.ask(mint_request(installation_id))
+        found = answer.read(_TokenAnswer)
+        life_s = TOKEN_LIFE_S
+        if found.expires_at is not None and found.expires_at.tzinfo is not None:
+            # Both times are GitHub's, so that our clock does not matter.
+            life_s = found.expires_at.timestamp() - server_time_s(answer.headers, self._now().timestamp())
+        return _Token(found.token, asked_at + life_s - TOKEN_MARGIN_S)
+
+    def _forget(self, installation_id: int, authorization: str) -> None:
+        """Unless somebody has minted a newer one meanwhile."""
+        token = self._tokens.get(installation_id)
+        if token is not None and f"token {token.value}" == authorization:
+            del self._tokens[installation_id]
+
+
+def _refusal(request: Request, answer: Answer) -> GitHubError:
+    """`retry_after_s` None where no time will help. The message does not say whether it is tried again: the caller knows."""
+    said = f"{request.name}: GitHub answered {answer.status}: {answer.message}"
+    if answer.status >= 500 or answer.status == 409:
+        return GitHubError(said, status=answer.status, retry_after_s=RETRY_AFTER_S)
+    if answer.status == 401:
+        way_out = "check the App's id, its private key and this computer's clock with `gibil doctor`"
+        return GitHubError(f"{said}; {way_out}", status=401, retry_after_s=60)
+    if answer.status == 403 and "suspended" in answer.message.lower():
+        return GitHubError(f"{said}; unsuspend the App at the account that installed it", status=403, retry_after_s=3600)
+    if answer.status == 403 and "not accessible" in answer.message.lower():
+        way_out = "compare the App's permissions with app.yml, and accept new ones at the installation"
+        return GitHubError(f"{said}; {way_out}", status=403)
+    return GitHubError(said, status=answer.status)

@@ -1,0 +1,160 @@
+"""One pooled connection to GitHub's API through githubkit: requests out, plain answers in, nothing decided.
+
+The only file that imports githubkit, and slow to import for that (a third of a second): `session` imports it in a
+thread when the first request is made. githubkit's own retries repeat POSTs and its caches keep revoked tokens, so they
+are off: `session` decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+
+import httpx
+from githubkit import GitHub, Response
+from githubkit.auth import AppAuthStrategy, UnauthAuthStrategy
+from githubkit.cache import MemCacheStrategy
+from githubkit.exception import RequestError, RequestFailed
+
+from gibil_bot.errors import GitHubError
+from gibil_bot.github.api.response import Answer, Unanswered
+
+API_VERSION = "2022-11-28"
+"""The version that github.com and every supported GitHub Enterprise Server know.
+https://docs.github.com/en/rest/about-the-rest-api/api-versions"""
+
+# Nothing of these was sent, so even a POST may be repeated.
+_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+
+
+class _Pooled(GitHub[UnauthAuthStrategy]):
+    """githubkit keeps its client in a context variable, which tasks that were started earlier do not see; every call of
+    theirs would build a client of its own. This one has one client for everybody."""
+
+    pooled: httpx.AsyncClient | None = None
+
+    @asynccontextmanager
+    async def get_async_client(self) -> AsyncGenerator[httpx.AsyncClient, None]:
+        if self.pooled is None:
+            self.pooled = await self._create_async_client()
+        yield self.pooled
+
+    def _check_rate_limit(self, response: Response) -> None:
+        """githubkit reads a limit's headers here and falls over odd ones; `limits` reads them for us."""
+
+
+_authorities = functools.cache(httpx.create_ssl_context)
+"""Reading the certificates of all authorities takes longer than several requests."""
+
+
+class Connection:
+    """Requests with timeouts. `total_timeout_s` bounds a whole answer, however slowly it drips."""
+
+    def __init__(
+        self,
+        url: str,
+        app_id: str,
+        private_key: str,
+        *,
+        connect_timeout_s: float,
+        read_timeout_s: float,
+        total_timeout_s: float,
+    ) -> None:
+        self._total_timeout_s = total_timeout_s
+        self._github = _Pooled(
+            UnauthAuthStrategy(),
+            base_url=url,
+            user_agent="gibil-bot",
+            timeout=httpx.Timeout(read_timeout_s, connect=connect_timeout_s),
+            # Made here, in a thread, and not by the first request, which would hold up everybody else.
+            ssl_verify=_authorities(),
+            # Its default is shared by all clients of the process and knows no hosts.
+            cache_strategy=MemCacheStrategy(),
+            http_cache=False,
+            auto_retry=False,
+        )
+        self._app_id = app_id
+        self._private_key = private_key
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        authorization: str,
+        query: Mapping[str, str | int] | None = None,
+        body: Mapping[str, object] | None = None,
+        accept: str = "application/vnd.github+json",
+        at_most: int | None = None,
+    ) -> Answer:
+        """Send once. Any HTTP status is an answer; raises Unanswered when there was none.
+
+        `at_most` reads no more than so many bytes of the content.
+        """
+        headers = {"Authorization": authorization, "X-GitHub-Api-Version": API_VERSION, "Accept": accept}
+        try:
+            async with asyncio.timeout(self._total_timeout_s):
+                response = await self._github.arequest(
+                    method,
+                    path,
+                    params=dict(query) if query else None,
+                    json=dict(body) if body is not None else None,
+                    headers=headers,
+                    stream=at_most is not None,
+                )
+                if at_most is None:
+                    return _answer(response.raw_response)
+                return await _beginning(response.raw_response, at_most)
+        except RequestFailed as error:
+            return _answer(error.response.raw_response)
+        except RequestError as error:
+            raise _unanswered(error.exc) from None
+        except TimeoutError:
+            raise Unanswered(f"no whole answer within {self._total_timeout_s:g} s", sent=True) from None
+        except httpx.HTTPError as error:
+            raise _unanswered(error) from None
+
+    async def app_authorization(self) -> str:
+        """`Bearer` and a token of the App itself, signed at most every eight minutes. Raises GitHubError."""
+        strategy = AppAuthStrategy(self._app_id, self._private_key)
+        flow = strategy.get_auth_flow(self._github)
+        try:
+            return f"Bearer {await asyncio.to_thread(flow.get_jwt)}"  # type: ignore[attr-defined]
+        except Exception as error:
+            # cryptography and PyJWT raise many kinds for a key that is cut, encrypted or of the wrong type.
+            raise GitHubError(
+                f"The App's private key cannot sign ({type(error).__name__}): GIBIL_GITHUB_PRIVATE_KEY has to hold the whole "
+                ".pem file that the App's settings page generated"
+            ) from None
+
+    async def close(self) -> None:
+        if self._github.pooled is not None:
+            await self._github.pooled.aclose()
+
+
+async def _beginning(response: httpx.Response, at_most: int) -> Answer:
+    content = bytearray()
+    try:
+        async for chunk in response.aiter_bytes():
+            content += chunk
+            if len(content) >= at_most:
+                break
+    finally:
+        await response.aclose()
+    return Answer(status=response.status_code, headers=_headers(response), content=bytes(content[:at_most]))
+
+
+def _answer(response: httpx.Response) -> Answer:
+    return Answer(status=response.status_code, headers=_headers(response), content=response.content)
+
+
+def _headers(response: httpx.Response) -> dict[str, str]:
+    return {name.lower(): value for name, value in response.headers.items()}
+
+
+def _unanswered(error: BaseException) -> Unanswered:
+    # Messages of httpx hold addresses and reasons, never headers.
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return Unanswered(reason, sent=not isinstance(error, _NEVER_SENT))

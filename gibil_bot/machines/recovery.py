@@ -1,0 +1,50 @@
+"""Machines whose maker was killed before it could tell of them: half made ones are burned, the others offered."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from gibil_bot.errors import GibilError
+from gibil_bot.machines.creation_journal import Abandoned, abandoned
+from gibil_bot.providers.lifecycle import CREATION, Forge
+
+log = logging.getLogger("gibil.sandbox")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """A machine that nobody was told of. Not burned: it is there, and can be used."""
+
+    name: str
+    made_by: str
+    burned: bool
+
+
+async def settle(forge: Forge, data_dir: Path) -> list[Settled]:
+    """Every one of that provider is said once. One that cannot be asked for now is left to the next who comes by."""
+    found = await asyncio.to_thread(abandoned, data_dir, forge.provider.name)
+    settled = await asyncio.gather(*(_settle(forge, record) for record in found))
+    return [each for each in settled if each is not None]
+
+
+async def _settle(forge: Forge, record: Abandoned) -> Settled | None:
+    try:
+        machine = await forge.get(record.name)
+        is_it = machine is not None and machine.labels.get(CREATION) == record.creation
+        if is_it and not record.made:
+            is_it = await forge.destroy(record.name)
+    except GibilError as error:
+        log.info("machine %s of a creation that was killed: %s", record.name, error)
+        await asyncio.to_thread(record.leave)
+        return None
+    except BaseException:
+        record.leave()
+        raise
+    if machine is None and record.may_still_come:
+        await asyncio.to_thread(record.leave)
+        return None
+    await asyncio.to_thread(record.drop)
+    return Settled(name=record.name, made_by=record.made_by, burned=not record.made) if is_it else None

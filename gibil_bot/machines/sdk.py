@@ -1,0 +1,186 @@
+"""Machines for programs: `from gibil_bot import machines`. The names are documented in gibil_bot/machines/__init__.py."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Mapping
+from types import TracebackType
+from typing import Literal, TypeAlias
+
+from gibil_bot.config import Settings, load_settings
+from gibil_bot.errors import GibilError, UsageError
+from gibil_bot.machines.request import Order
+from gibil_bot.machines.service import Machines, open_machines, settings_for
+from gibil_bot.machines.session import LiveMachine, Outcome, TaskOutcome
+from gibil_bot.machines.tools.truncate import Excerpt
+from gibil_bot.machines.validation import Duration
+from gibil_bot.model import Machine
+
+__all__ = ["Connected", "Creation", "LiveMachine", "Outcome", "TaskOutcome", "connect", "create", "open_machine"]
+
+Wait: TypeAlias = Literal["ready", "tasks"]
+
+_LOG_BYTES = 2000
+
+
+class Creation:
+    """A machine to be: created when an `async with` block is entered, destroyed when it is left.
+
+    Raises UsageError and InvalidWorkflow before anything is created; NameTaken, ProviderError, SSHError, MachineLost; and
+    GibilError with the code PROVISION when the machine does not become ready. Then nothing is left of it.
+    """
+
+    def __init__(self, order: Order, wait: Wait | None, machines: Machines | None, settings: Settings | None) -> None:
+        if wait not in (None, "ready", "tasks"):
+            raise UsageError(f"wait={wait!r} is not known; write 'ready', 'tasks' or None")
+        self._order = order
+        self._wait = wait
+        self._given = machines
+        self._settings = settings
+        self._stack = contextlib.AsyncExitStack()
+        self._live: LiveMachine | None = None
+
+    async def __aenter__(self) -> LiveMachine:
+        self._live = await self._create()
+        return self._live
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._live is not None
+        await asyncio.shield(asyncio.ensure_future(self._burn(self._live)))
+
+    async def _create(self) -> LiveMachine:
+        machines = self._given
+        if machines is None:
+            machines = await self._stack.enter_async_context(open_machines(self._settings or load_settings()))
+        try:
+            live = await machines.create(self._order)
+        except BaseException:
+            await asyncio.shield(asyncio.ensure_future(self._stack.aclose()))
+            raise
+        try:
+            if self._wait == "tasks":
+                await live.wait_tasks()
+            if self._wait is not None and not await live.wait_ready():
+                raise GibilError(await _why_not_ready(live), code="PROVISION")
+        except BaseException:
+            await asyncio.shield(asyncio.ensure_future(self._burn(live)))
+            raise
+        return live
+
+    async def _burn(self, live: LiveMachine) -> None:
+        try:
+            await live.close()
+        finally:
+            try:
+                await live.destroy()
+            finally:
+                await self._stack.aclose()
+
+
+def _text(repo: str | os.PathLike[str] | None) -> str | None:
+    return None if repo is None else os.fspath(repo)
+
+
+async def _why_not_ready(live: LiveMachine) -> str:
+    """One sentence, with the end of the log: the machine is destroyed after it."""
+    log = Excerpt(_LOG_BYTES)
+    await live.print_log(None, lambda stream, data: log.add(data))
+    lines = [line for line in log.text("").splitlines() if line.strip() and not line.startswith("=== ")]
+    failed = ", ".join(f"{task.name} (exit code {task.exit_code})" for task in await live.tasks() if task.status == "failure")
+    return f"machine {live.name} did not become ready: {failed or 'its set-up'} failed: {' / '.join(lines[-3:])}"
+
+
+class Connected:
+    """The machines of this data directory on one provider, over one connection to it."""
+
+    def __init__(self, machines: Machines) -> None:
+        self._machines = machines
+
+    def create(
+        self,
+        *,
+        name: str | None = None,
+        repo: str | os.PathLike[str] | None = None,
+        branch: str | None = None,
+        ttl: Duration | None = None,
+        size: str | None = None,
+        server_type: str | None = None,
+        location: str | None = None,
+        image: str | None = None,
+        env: Mapping[str, str] | None = None,
+        wait: Wait | None = "ready",
+    ) -> Creation:
+        """See `machines.create`."""
+        order = Order(
+            name=name, repo=_text(repo), branch=branch, ttl=ttl, size=size, server_type=server_type, location=location,
+            image=image, env=dict(env or {}), made_by="sdk",
+        )  # fmt: skip
+        return Creation(order, wait, self._machines, None)
+
+    async def open(self, name: str) -> LiveMachine:
+        """Log in to a machine that exists; close it when done. Raises MachineNotFound."""
+        return await self._machines.open(name)
+
+    async def list(self) -> list[Machine]:
+        """What the provider has, in the natural order of the names."""
+        return await self._machines.list_machines()
+
+    async def destroy(self, name: str) -> bool:
+        """Burn; True if it was there."""
+        return await self._machines.forge.destroy(name)
+
+
+@contextlib.asynccontextmanager
+async def connect(*, provider: str | None = None, settings: Settings | None = None) -> AsyncIterator[Connected]:
+    """For as long as the block lasts. `provider`: another one than the settings say."""
+    async with open_machines(settings_for(settings or load_settings(), provider)) as machines:
+        yield Connected(machines)
+
+
+def create(
+    *,
+    name: str | None = None,
+    repo: str | os.PathLike[str] | None = None,
+    branch: str | None = None,
+    ttl: Duration | None = None,
+    provider: str | None = None,
+    size: str | None = None,
+    server_type: str | None = None,
+    location: str | None = None,
+    image: str | None = None,
+    env: Mapping[str, str] | None = None,
+    wait: Wait | None = "ready",
+    settings: Settings | None = None,
+) -> Creation:
+    """A machine, as `gibil create` makes it: `async with machines.create(repo="ada/engine") as m: …`.
+
+    What is left out comes from the repository's `.gibil.yml`, or is the default.
+
+    `repo`: a URL, `owner/repo`, or a path; its code is in /root/project, where commands start.
+    `ttl`: `"90s"`, `"20m"`, `"2h"`, a timedelta; a number is minutes. After that the machine is destroyed in any case.
+    `env`: environment variables of its tasks and of every command.
+    `wait`: "ready": the block begins when the code is there and set up; "tasks": when the tasks of `.gibil.yml` have ended
+    (`await m.tasks()` says how); None: when the machine answers, and `await m.wait_ready()` waits for the rest.
+    """
+    order = Order(
+        name=name, repo=_text(repo), branch=branch, ttl=ttl, size=size, server_type=server_type, location=location,
+        image=image, env=dict(env or {}), made_by="sdk",
+    )  # fmt: skip
+    return Creation(order, wait, None, settings_for(settings or load_settings(), provider))
+
+
+@contextlib.asynccontextmanager
+async def open_machine(
+    name: str, *, provider: str | None = None, settings: Settings | None = None
+) -> AsyncIterator[LiveMachine]:
+    """A machine that exists, for as long as the block lasts; it lives on. Raises MachineNotFound."""
+    async with connect(provider=provider, settings=settings) as connected:
+        live = await connected.open(name)
+        try:
+            yield live
+        finally:
+            await asyncio.shield(asyncio.ensure_future(live.close()))

@@ -1,0 +1,359 @@
+"""One machine that somebody works on, over one open connection: commands, background jobs, logs, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import shlex
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+from gibil_bot.errors import GibilError, MachineLost, MachineNotFound, SSHError, UsageError
+from gibil_bot.machines import validation
+from gibil_bot.machines.reconnect import Tell, answers, connect_again
+from gibil_bot.machines.remote_layout import (
+    JOB_ID,
+    LEADER,
+    LOAD_ENVIRONMENT,
+    READY,
+    STATE,
+    TASKS_DONE,
+    TASKS_FAILED,
+    as_given,
+    enter,
+    signal_script,
+    take_given,
+)
+from gibil_bot.model import Exit, Job, Machine
+from gibil_bot.ports import Provider, Shell
+from gibil_bot.providers.blocked_hosts import refusals
+from gibil_bot.providers.lifecycle import Forge
+from gibil_bot.ssh.answers import exit_status, printable
+from gibil_bot.ssh.answers import number as whole_number
+from gibil_bot.ssh.job_list import JOBS_BYTES, LIST_JOBS, JobEntry, print_job, read_jobs
+from gibil_bot.views import blocked_view
+
+T = TypeVar("T")
+
+TIMED_OUT = 124
+"""What timeout(1) says of a command that took too long, and we do."""
+
+OnOutput = Callable[[str, bytes], None]
+"""Called with "stdout" or "stderr", and the bytes as they came."""
+
+KEPT_BYTES = 64 * 1024 * 1024
+"""So much of a command's output is kept in memory, unless the caller chooses another limit."""
+
+_STOP_S = 15.0
+_BEYOND_EXPIRY_S = 60.0
+_CLOUD_INIT_LOG = "/var/log/cloud-init-output.log"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a command left behind. Text that is not UTF-8 has replacement characters in it."""
+
+    stdout: str
+    stderr: str
+    exit_code: int
+    """128 + N when signal N ended it; 124 when it took too long."""
+    timed_out: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOutcome:
+    """How one task of the `.gibil.yml` ended: success, failure, timed_out or skipped."""
+
+    name: str
+    status: str
+    exit_code: int | None
+    duration_s: float
+
+
+class LiveMachine:
+    """Close it when done: the machine lives on until `destroy` or its time is up."""
+
+    def __init__(self, forge: Forge, machine: Machine, shell: Shell, max_ttl_s: int) -> None:
+        self._forge = forge
+        self._shell = shell
+        self._max_ttl_s = max_ttl_s
+        self.machine = machine
+        self.on_connection: Tell = lambda sentence: None
+        """Told when the connection is lost for longer than a moment, and when it is there again."""
+
+    @property
+    def name(self) -> str:
+        return self.machine.name
+
+    @property
+    def provider(self) -> Provider:
+        """Who forged it."""
+        return self._forge.provider
+
+    @property
+    def shell(self) -> Shell:
+        """The connection itself, for what is not here: files in and out."""
+        return self._shell
+
+    # Commands
+
+    async def run(
+        self,
+        command: str,
+        *,
+        timeout_s: float | None = None,
+        env: Mapping[str, str] | None = None,
+        on_output: OnOutput | None = None,
+        keep_output: bool = True,
+        most_bytes: int = KEPT_BYTES,
+        tag: str | None = None,
+        cwd: str | None = None,
+        stdin: bytes | AsyncIterator[bytes] = b"",
+    ) -> Outcome:
+        """Run a line of shell and wait for its end. After `timeout_s` all of it is killed, and the outcome says so.
+
+        It runs in `cwd`: an absolute path, or one below the default, which is /root/project on a machine with code, and /root
+        on others. Where there is no such folder the exit code is 1, and stderr says so. `stdin` is what the command can read.
+
+        With `keep_output=False` the outcome is empty, and output of any size passes through `on_output`; otherwise a command
+        that prints more than `most_bytes` is killed, and SSHError raised. `tag` names the command for `interrupt`. Cancelled,
+        everything of the command is killed. Raises UsageError (for an empty command, too), SSHError, MachineLost.
+        """
+        validation.check_command(command)
+        place = enter(cwd)
+        given = validation.check_environment(dict(env or {}))
+        kept = {"stdout": bytearray(), "stderr": bytearray()}
+
+        def take(stream: str, data: bytes) -> None:
+            if keep_output:
+                kept[stream] += data
+                if sum(map(len, kept.values())) > most_bytes:
+                    raise SSHError(
+                        f"the command on {self.name} printed more than {most_bytes // 1024**2} MiB, and was stopped; "
+                        "send its output to a file, or have it streamed"
+                    )
+            if on_output is not None:
+                on_output(stream, data)
+
+        tag = tag or new_tag()
+        try:
+            result = await self._shell.run(
+                f"{_prelude(given)}{place}export GIBIL_COMMAND={tag} {LEADER}=$$; "
+                f'exec "${{BASH:-sh}}" -c {shlex.quote(command)}',
+                timeout_s=timeout_s if timeout_s is not None else self._left_s(),
+                stdin=stdin,
+                env=as_given(given),
+                on_output=take,
+                keep_output=False,
+            )
+        except TimeoutError:
+            if timeout_s is None:
+                raise MachineLost(f"the time of machine {self.name} was up before the command ended") from None
+            exit_code = TIMED_OUT
+        except MachineLost:
+            raise MachineLost(await self._fate(tag)) from None
+        else:
+            exit_code = result.exit_status
+            timeout_s = None
+        stdout, stderr = (kept[stream].decode("utf-8", "replace") for stream in ("stdout", "stderr"))
+        return Outcome(stdout=stdout, stderr=stderr, exit_code=exit_code, timed_out=timeout_s is not None)
+
+    async def blocked(self, since: float) -> list[str]:
+        """What the machine was kept from reaching since that moment of time.monotonic(), in sentences."""
+        return blocked_view(await refusals(self.provider, self.name, since))
+
+    async def interrupt(self, tag: str) -> None:
+        """What Ctrl-C at a terminal does: SIGINT to everything of the command. It decides itself what that means."""
+        await self._shell.run(signal_script(tag, "INT"))
+
+    async def _fate(self, tag: str) -> str:
+        """Of a command whose connection is lost. sshd leaves it alone, and nobody would read what it says: it is killed."""
+        advice = f"what has to outlive its connection: gibil run {self.name} COMMAND --background"
+        try:
+            async with asyncio.timeout(_STOP_S):
+                await self._reconnect(_STOP_S)
+                await self._shell.run(f"for i in 1 2 3 4 5; do {signal_script(tag, 'KILL')}; done")
+        except MachineLost as error:
+            return f"{error.message}; the command's end is not known"
+        except (GibilError, TimeoutError):
+            return f"the connection to {self.name} is lost, and the command may go on there; {advice}"
+        return f"the connection to {self.name} was lost, and the command was stopped; {advice}"
+
+    # Background jobs
+
+    async def start(
+        self, command: str, *, timeout_s: float | None = None, env: Mapping[str, str] | None = None, cwd: str | None = None
+    ) -> str:
+        """Start a line of shell that keeps running when we end; return the job's id. `cwd`: see `run`.
+
+        Raises UsageError for an empty command, JobNotStarted.
+        """
+        validation.check_command(command)
+        given = validation.check_environment(dict(env or {}))
+        job_id = f"run-{secrets.token_hex(4)}"
+        limit = f"timeout --kill-after=5 {timeout_s:g} " if timeout_s is not None else ""
+        job = Job(  # noqa: S604 (a template, no subprocess)
+            id=job_id,
+            script=f"{_prelude(given)}{enter(cwd)}\n{command}\n",
+            env=as_given(given),
+            working_directory="/root",
+            shell=f"{limit}bash {{0}}",
+            merged=False,
+        )
+        await self._shell.start(job)
+        return job_id
+
+    async def jobs(self) -> list[JobEntry]:
+        """All jobs of the machine, oldest first; the provisioning is one of them."""
+        result = await self._surely(lambda: self._shell.run(LIST_JOBS, most_bytes=JOBS_BYTES))
+        return [replace(job, script=_own_words(job)) for job in read_jobs(result.stdout)]
+
+    async def follow(self, job_id: str, on_output: OnOutput) -> int:
+        """What a job prints, from its beginning to its end; its exit status. A connection that is lost is made again.
+
+        Raises UsageError for a job that does not exist, MachineLost when the machine is gone.
+        """
+        if all(job.id != job_id for job in await self.jobs()):
+            raise no_job(self.name, job_id)
+        offsets = {"stdout": 0, "stderr": 0}
+
+        async def go_on() -> int:
+            items = self._shell.attach(job_id, stdout_from=offsets["stdout"], stderr_from=offsets["stderr"])
+            async for item in items:
+                if isinstance(item, Exit):
+                    return item.status
+                offsets[item.stream] = item.offset
+                on_output(item.stream, item.data)
+            raise MachineLost(f"the output of job {job_id} broke off")
+
+        return await self._surely(go_on)
+
+    async def stop(self, job_id: str) -> None:
+        """SIGTERM, and after five seconds SIGKILL, to everything of a job."""
+        await self._shell.kill(job_id)
+
+    async def print_log(self, job_id: str | None, on_output: OnOutput) -> None:
+        """What a job has printed so far; None: what made the machine ready, and its tasks. Raises UsageError."""
+        if job_id is None:
+            before = f"[ ! -e {_CLOUD_INIT_LOG} ] || cat {_CLOUD_INIT_LOG}; "
+            script = f"{before}({print_job(JOB_ID)}); [ $? -ne 4 ] || true"
+        else:
+            script = print_job(job_id)
+        result = await self._shell.run(script, timeout_s=self._left_s(), on_output=on_output, keep_output=False)
+        if result.exit_status == 4:
+            assert job_id is not None
+            raise no_job(self.name, job_id)
+
+    # Its `.gibil.yml`
+
+    async def wait_ready(self) -> bool:
+        """Until the code is there and set up (True), or that has failed (False)."""
+        wait = f"while [ ! -e {READY} ] && [ ! -e {TASKS_FAILED} ]; do sleep 0.05; done; [ -e {READY} ]"
+        result = await self._surely(lambda: self._shell.run(wait, timeout_s=self._left_s()))
+        return result.exit_status == 0
+
+    async def has_succeeded(self) -> bool:
+        """The marker decides, as for everybody who polls: a task may fail without failing the whole."""
+        return (await self._surely(lambda: self._shell.run(f"[ -e {TASKS_DONE} ]"))).exit_status == 0
+
+    async def wait_tasks(self, on_output: OnOutput | None = None) -> list[TaskOutcome]:
+        """Until all tasks have ended; `on_output` gets the log as it is written. What failed before them is a task, too."""
+        if any(job.id == JOB_ID for job in await self.jobs()):
+            await self.follow(JOB_ID, on_output or (lambda stream, data: None))
+        return await self.tasks()
+
+    async def tasks(self) -> list[TaskOutcome]:
+        """The tasks that have ended, in order."""
+        result = await self._surely(lambda: self._shell.run(f"cat {STATE} 2>/dev/null || true"))
+        found = []
+        for line in result.stdout.decode("utf-8", "replace").split("\n"):
+            with contextlib.suppress(ValueError):  # BadAnswer, too: a line that is not ours
+                number, status, code, milliseconds, name = line.split("\t", 4)
+                outcome = TaskOutcome(
+                    name=printable(name),
+                    status=printable(status, 20),
+                    exit_code=exit_status(code) if code else None,
+                    duration_s=whole_number(milliseconds) / 1000,
+                )
+                if number != "0" or status != "success":
+                    found.append(outcome)
+        return found
+
+    # Its end
+
+    async def extend(self, duration: validation.Duration) -> Machine:
+        """Extend its time to live: by `"90s"`, `"2h"`, a timedelta; a number is minutes. Raises UsageError."""
+        seconds = validation.duration_seconds(duration)
+        self.machine = await extend_machine(self._forge, self.machine, seconds, self._max_ttl_s)
+        return self.machine
+
+    async def destroy(self) -> bool:
+        """Burn it; True if it was still there. Goes on when it is cancelled."""
+        return await self._forge.destroy(self.name)
+
+    async def close(self) -> None:
+        """Let go of the connection."""
+        await self._shell.close()
+
+    async def _surely(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """What may be asked again is, over a new connection, when the old one is lost."""
+        while True:
+            try:
+                return await ask()
+            except MachineLost:
+                if await answers(self._shell):
+                    raise  # it was not the connection
+                await self._reconnect(self._left_s())
+
+    async def _reconnect(self, within_s: float) -> None:
+        """Raises MachineLost, SSHError."""
+        machine, shell = await connect_again(self._forge, self.machine, within_s=within_s, tell=self.on_connection)
+        await self._shell.close()
+        self._shell, self.machine = shell, machine
+
+    def _left_s(self) -> float:
+        """Until the machine is burned, and a little more: whatever waits on it ends by then."""
+        return max(0.0, (self.machine.expires_at - datetime.now(UTC)).total_seconds()) + _BEYOND_EXPIRY_S
+
+
+async def extend_machine(forge: Forge, machine: Machine, seconds: int, max_ttl_s: int) -> Machine:
+    """Raises UsageError beyond `max_ttl_s` of life, MachineNotFound."""
+    if seconds <= 0:
+        raise UsageError("a machine can only be extended by a duration above zero")
+    expires_at = machine.expires_at + timedelta(seconds=seconds)
+    latest = machine.created_at + timedelta(seconds=max_ttl_s)
+    if expires_at > latest:
+        left = max(0, int((latest - machine.expires_at).total_seconds()) // 60)
+        raise UsageError(
+            f"a machine lives at most {validation.spell(max_ttl_s)} here: {machine.name} can be extended by {left}m more; "
+            "GIBIL_MAX_TTL sets the cap"
+        )
+    with contextlib.suppress(MachineNotFound):
+        return await forge.provider.extend(machine.name, expires_at)
+    raise not_found(machine.name)
+
+
+def new_tag() -> str:
+    return f"command-{secrets.token_hex(8)}"
+
+
+def not_found(name: str) -> MachineNotFound:
+    return MachineNotFound(f"Server '{name}' not found")
+
+
+def no_job(name: str, job_id: str) -> UsageError:
+    return UsageError(f"there is no job {job_id} on machine {name}; `gibil jobs {name}` lists them", code="JOB_NOT_FOUND")
+
+
+def _own_words(job: JobEntry) -> str:
+    """What the person wrote of a job's script."""
+    first, _, rest = job.script.partition("\n")
+    return "" if job.id == JOB_ID else rest.strip() if first.startswith(LOAD_ENVIRONMENT) else job.script.strip()
+
+
+def _prelude(given: Mapping[str, str]) -> str:
+    """What the machine's environment says, and over it what this command was given."""
+    return f"{LOAD_ENVIRONMENT}; {take_given(given)}"

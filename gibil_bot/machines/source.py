@@ -1,0 +1,220 @@
+"""Where the code of a machine comes from, found out before anything is forged: its commit, its `.gibil.yml`, the way there.
+
+What anybody may read is cloned by the machine itself. Everything else (a checkout on this box, a private repository, an SSH
+address) is read here, where the credentials are, and sent to the machine over SSH: no credential goes along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from gibil_bot import git
+from gibil_bot.commits.credentials import for_git, web_address
+from gibil_bot.commits.git_errors import reason
+from gibil_bot.commits.identity import Identity, identity
+from gibil_bot.commits.local_repository import PROMISOR, branch_of, explained, open_repository, set_promisor
+from gibil_bot.commits.remotes import ask_ref, check_branch
+from gibil_bot.errors import UsageError
+from gibil_bot.git import GitError
+from gibil_bot.planning.schema import parse_repository_file
+from gibil_bot.planning.workflow import REPOSITORY_FILE, RepositoryFile
+from gibil_bot.runs.commit_files import repository_file
+
+UNREADABLE = "REPOSITORY_UNREADABLE"
+
+_ASK_S = 60.0
+_COPY_S = 900.0
+
+_GITHUB = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,38})/[A-Za-z0-9._-]{1,100}")
+_SCP_LIKE = re.compile(r"[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:(?!//).+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """One commit of one repository. Exactly one of `clone_url` and `checkout` is set."""
+
+    repo: str
+    """As people know it; a label of the machine."""
+    branch: str | None
+    """None: the commit is on no branch that we know."""
+    sha: str
+    file: RepositoryFile | None
+    clone_url: str | None = None
+    """The machine can clone it, without credentials."""
+    checkout: Path | None = None
+    """A repository that we created, with the commit; it exists while the origin is read."""
+    promisor: str | None = None
+    """Where a partial clone gets the objects that it lacks."""
+    remote_url: str | None = None
+    """What `origin` should be on the machine."""
+    identity: Identity | None = None
+    """Whose commits are made there."""
+
+
+@contextlib.asynccontextmanager
+async def read_origin(repo: str, branch: str | None, github_url: str) -> AsyncIterator[Origin]:
+    """The origin, for as long as the block lasts: a private repository is copied to a temporary folder meanwhile.
+
+    Raises UsageError, also for a repository that cannot be read, and InvalidWorkflow for its `.gibil.yml`.
+    """
+    if branch is not None:
+        check_branch(branch)
+    place = await asyncio.to_thread(_place, repo, github_url)
+    if isinstance(place, Path):
+        async with _local(place, repo, branch) as found:
+            yield found
+        return
+    with tempfile.TemporaryDirectory(prefix="gibil-origin-") as scratch:
+        yield await _remote(place, branch, Path(scratch), github_url)
+
+
+def _place(repo: str, github_url: str) -> Path | str:
+    """A folder, or an address for git."""
+    if repo.startswith("file://"):
+        url = urlsplit(repo)
+        if url.netloc not in ("", "localhost"):
+            raise UsageError(f"{repo!r} names another host; a file:// address is file:///path")
+        return Path(unquote(url.path))
+    if "://" in repo:
+        url = urlsplit(repo)
+        if url.scheme not in ("http", "https", "ssh", "git") or not url.hostname:
+            raise UsageError(f"{repo.split('?')[0]!r} is no address of a repository: write https://, ssh:// or file://")
+        if url.password is not None or (url.username is not None and url.scheme != "ssh"):
+            raise UsageError("the address of a repository must not hold credentials; let git's credential helper keep them")
+        return repo
+    if _SCP_LIKE.fullmatch(repo):
+        return repo
+    path = Path(os.path.expanduser(repo))  # and not Path.expanduser, which raises for a user that does not exist
+    if repo and path.is_dir():
+        return path
+    if _GITHUB.fullmatch(repo) and not repo.startswith("."):
+        return f"{web_address(github_url)}/{repo.removesuffix('.git')}.git"
+    raise UsageError(f"{repo!r} is neither a folder here, nor owner/repo on GitHub, nor the address of a repository")
+
+
+# A repository on this box
+
+
+@contextlib.asynccontextmanager
+async def _local(path: Path, repo: str, branch: str | None) -> AsyncIterator[Origin]:
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            found = await stack.enter_async_context(open_repository(path))
+        except (GitError, OSError) as error:
+            raise UsageError(f"{repo} is not a git checkout: {error}") from error
+        try:
+            sha = await (found.head() if branch is None else found.branch(branch))
+            if sha is None:
+                what = f"there is no branch {branch} in {found.folder}" if branch else f"{found.folder} has no commit yet"
+                raise UsageError(what)
+            remote = found.origin_url()
+            current = asyncio.create_task(found.current_branch())
+            who = asyncio.create_task(identity(found.git_dir))
+            try:
+                file = await _repository_file(found.view, sha)
+            finally:
+                await asyncio.gather(current, who, return_exceptions=True)
+            origin = Origin(
+                repo=remote or str(found.folder),
+                branch=branch if branch is not None else current.result(),
+                sha=sha,
+                file=file,
+                checkout=found.view,
+                promisor=found.promisor,
+                remote_url=remote,
+                identity=who.result(),
+            )
+        except GitError as error:
+            raise UsageError(f"{repo} cannot be read: {explained(error, found.promisor).message}", code=UNREADABLE) from error
+        yield origin
+
+
+async def origin_url(folder: Path) -> str | None:
+    """Of a checkout's `origin`, without credentials; None where it has none, and where there is no checkout."""
+    try:
+        async with open_repository(folder) as found:
+            return found.origin_url()
+    except (GitError, OSError):
+        return None
+
+
+# A repository elsewhere
+
+
+async def _remote(url: str, branch: str | None, scratch: Path, github_url: str) -> Origin:
+    if url.startswith(("http://", "https://")):
+        with contextlib.suppress(GitError, TimeoutError):
+            async with asyncio.timeout(_ASK_S):
+                return await _public(url, branch, scratch)
+    try:
+        async with asyncio.timeout(_COPY_S):
+            return await _private(url, branch, scratch, {**await git.ssh_environment(), **await for_git(url, github_url)})
+    except (GitError, TimeoutError) as error:
+        why = reason(error) if isinstance(error, GitError) else f"not within {_COPY_S:.0f} s"
+        raise UsageError(f"the repository {url} cannot be read: {why}", code=UNREADABLE) from error
+
+
+async def _public(url: str, branch: str | None, scratch: Path) -> Origin:
+    """Ask for the head and its `.gibil.yml` alone. Raises GitError where it takes credentials, or cannot be reached."""
+    probe = scratch / "probe.git"
+    await git.create_repository(probe)
+    anonymous = git.anonymous_environment()
+    ref, sha = await _head(probe, branch, anonymous, url)
+    await set_promisor(probe, url)
+    await git.run(
+        "fetch", "-q", "--depth=1", "--no-tags", "--filter=blob:none", PROMISOR, f"+{ref}:refs/heads/head",
+        git_dir=probe, extra=anonymous,
+    )  # fmt: skip
+    sha = await git.text("rev-parse", "--verify", "refs/heads/head^{commit}", git_dir=probe, extra=anonymous) or sha
+    return Origin(
+        repo=url,
+        branch=branch_of(ref),
+        sha=sha,
+        file=await _repository_file(probe, sha, anonymous),
+        clone_url=url,
+        remote_url=url,
+        identity=await identity(),
+    )
+
+
+async def _private(url: str, branch: str | None, scratch: Path, environment: Mapping[str, str]) -> Origin:
+    copy = scratch / "copy.git"
+    await git.create_repository(copy)
+    ref, sha = await _head(copy, branch, environment, url)
+    await git.run(
+        "fetch", "-q", "--no-tags", "--no-write-fetch-head", "--", url,
+        "+refs/heads/*:refs/heads/*", f"+{ref}:refs/gibil/head", git_dir=copy, extra=environment,
+    )  # fmt: skip
+    sha = await git.text("rev-parse", "--verify", "refs/gibil/head^{commit}", git_dir=copy) or sha
+    return Origin(
+        repo=url,
+        branch=branch_of(ref),
+        sha=sha,
+        file=await _repository_file(copy, sha),
+        checkout=copy,
+        remote_url=url,
+        identity=await identity(),
+    )
+
+
+async def _head(repository: Path, branch: str | None, environment: Mapping[str, str | None], url: str) -> tuple[str, str]:
+    """(ref, commit) of a branch, or of the default branch. Raises UsageError where there is none."""
+    ref, sha = await ask_ref(repository, url, "HEAD" if branch is None else f"refs/heads/{branch}", environment)
+    if not sha:
+        what = f"branch {branch}" if branch is not None else "commit"
+        raise UsageError(f"there is no {what} in {url}", code=UNREADABLE)
+    return ref, sha
+
+
+async def _repository_file(repository: Path, sha: str, extra: Mapping[str, str | None] | None = None) -> RepositoryFile | None:
+    """The checked `.gibil.yml` of that commit. Raises InvalidWorkflow, GitError."""
+    data = await repository_file(repository, sha, extra or {})
+    return parse_repository_file(REPOSITORY_FILE, data) if data is not None else None

@@ -1,0 +1,1 @@
+"""What people and agents do on a machine: files, output of jobs, statistics, stray processes."""

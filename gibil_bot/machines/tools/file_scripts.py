@@ -1,0 +1,224 @@
+"""The shell text that reads, lists and searches files on a machine, and what it answers. Pure.
+
+What people wrote comes in the environment as `gibil_…`, and is never part of a text that a shell reads. An exit status from 44
+on says what is wrong (see `REFUSED`). It needs GNU coreutils, findutils, grep and bash.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from gibil_bot.machines.remote_layout import TO_PROJECT
+from gibil_bot.machines.tools.truncate import decoded
+from gibil_bot.ssh.answers import BadAnswer, fields_of, number, timestamp
+
+N = TypeVar("N", int, float)
+
+PAGE_BYTES = 256 * 1024
+"""So much of a file is fetched for one page."""
+PAGE_CHARACTERS = 40_000
+LINE_CHARACTERS = 2_000
+LISTING_BYTES = 4 * 1024 * 1024
+MATCHES_BYTES = 512 * 1024
+MATCH_CHARACTERS = 400
+EDIT_BYTES = 8 * 1024 * 1024
+
+REFUSED = {
+    44: ("FILE_NOT_FOUND", "there is no {path} on machine {machine}"),
+    45: ("NOT_A_FILE", "{path} on machine {machine} is a folder, and not a file"),
+    46: ("NOT_A_FILE", "{path} on machine {machine} is neither a regular file nor a folder"),
+    47: ("NOT_A_FOLDER", "{path} on machine {machine} is not a folder"),
+    48: (
+        "FILE_TOO_LARGE",
+        "{path} on machine {machine} is larger than " + f"{EDIT_BYTES // 1024**2} MiB: edit it with a command",
+    ),
+    49: ("BAD_PATTERN", "the pattern is not a Perl-compatible regular expression: {said}"),
+}
+_PLACE = re.compile(rb"[0-9]{1,15}")
+_KINDS = {"f": "file", "d": "folder", "l": "link", "p": "pipe", "s": "socket", "c": "device", "b": "device"}
+_BEGIN = f"export LC_ALL=C.UTF-8; {TO_PROJECT} || exit 1; p=$gibil_path\n"
+
+FOLDER = f'{_BEGIN}[ -e "$p" ] || exit 44; [ -d "$p" ] || exit 47'
+
+_FILE = f'{_BEGIN}[ -e "$p" ] || exit 44; [ -d "$p" ] && exit 45; [ -f "$p" ] || exit 46\n'
+
+# A NUL among the first bytes makes a file a binary one, as git sees it.
+READ = rf"""{_FILE}n=$(wc -l <"$p") || exit 1
+a=$(head -c 8192 "$p" | wc -c) b=$(head -c 8192 "$p" | tr -d '\000' | wc -c) e=$(tail -c 1 "$p" | od -An -tx1)
+printf '%s\0%s\0%s\0%s\0' "$n" "$(stat -Lc %s "$p")" "$([ "$a" = "$b" ] && echo text)" "$e"
+[ "$a" = "$b" ] || exit 0
+tail -n "+$gibil_first" "$p" 2>/dev/null | head -n "$gibil_lines" | head -c {PAGE_BYTES}
+"""
+
+READ_ALL = f'{_FILE}[ "$(stat -Lc %s "$p")" -le {EDIT_BYTES} ] || exit 48; exec cat "$p"'
+
+# Where a file is to be written: behind links, its folder made, with the mode that it has.
+PREPARE = rf"""{_BEGIN}case $p in */) exit 45 ;; esac
+[ -d "$p" ] && exit 45
+t=$(readlink -m -- "$p" && echo x) || exit 1
+t=${{t%x}} t=${{t%?}}
+new=
+[ -e "$t" ] || new=new
+[ "$new" ] || [ -f "$t" ] || exit 46
+mkdir -p -- "${{t%/*}}/" || exit 1
+printf '%s\0%s\0%s\0' "$t" "$(stat -c %a -- "$t" 2>/dev/null || echo 644)" "$new"
+"""
+
+_ENTRY = r"%y\0%s\0%T@\0%p\0%l\0"
+_LIST = rf"""p=$gibil_path
+[ -e "$p" ] || exit 44
+[ -z "$gibil_glob" ] || [ -d "$p" ] || exit 47
+{{
+    if [ "$gibil_glob" ]; then
+        cd "$p" && shopt -s globstar nullglob && IFS=
+        files=($gibil_glob)
+        [ ${{#files[@]}} = 0 ] || printf './%s\0' "${{files[@]}}" |
+            xargs -0 sh -c 'exec find "$@" -maxdepth 0 -printf "{_ENTRY}"' sh
+    elif [ -d "$p" ]; then
+        find "$p/" -mindepth 1 -maxdepth 1 -printf '{_ENTRY.replace("%p", "%P")}'
+    else
+        find "$p" -maxdepth 0 -printf '{_ENTRY}'
+    fi
+}} 2>/dev/null | head -c {LISTING_BYTES}
+exit 0
+"""
+LIST = f"{_BEGIN}exec bash -c {shlex.quote(_LIST)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Some lines of a text file."""
+
+    path: str
+    lines: tuple[str, ...]
+    first: int
+    """The number of the first of them, from 1."""
+    total: int
+    size: int
+    next: int | None
+    """Where to go on; None at the end of the file."""
+    cut: int
+    """How many of the lines are longer than what is shown of them."""
+    is_utf8: bool
+    ends_with_newline: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    name: str
+    kind: str
+    """file, folder, link, pipe, socket or device."""
+    size: int
+    modified_s: float
+    """Since the epoch."""
+    target: str | None
+    """Of a link."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    file: str
+    line: int
+    text: str
+
+
+def read_page(answer: bytes, path: str, first: int, limit: int) -> Page | None:
+    """What READ answered; None: the file is binary. Raises BadAnswer."""
+    newlines, size, kind, end, data = fields_of(answer, 5)
+    if kind != b"text":
+        return None
+    total = number(newlines.strip()) + (end.strip() not in (b"", b"0a"))
+    ends = end.strip() in (b"", b"0a")
+    lines = data.split(b"\n")
+    if lines[-1] == b"" or (len(data) >= PAGE_BYTES and len(lines) > 1):
+        lines.pop()  # behind the last newline, or not all of a line
+    shown: list[str] = []
+    room, cut, lossless = PAGE_CHARACTERS, 0, True
+    for raw in lines[:limit]:
+        line = decoded(raw)
+        lossless = lossless and "\ufffd" not in line
+        if len(line) > LINE_CHARACTERS:
+            line = f"{line[:LINE_CHARACTERS]} [... the line is longer]"
+            cut += 1
+        if shown and len(line) + 1 > room:
+            break
+        room -= len(line) + 1
+        shown.append(line)
+    following = first + len(shown)
+    return Page(
+        path=path, lines=tuple(shown), first=first, total=total, size=number(size.strip()),
+        next=following if following <= total else None, cut=cut, is_utf8=lossless, ends_with_newline=ends,
+    )  # fmt: skip
+
+
+def _within(read: Callable[[str], N], text: str) -> N | int:
+    """0 for what is out of bounds: one file with an odd size or time must not hide all others."""
+    try:
+        return read(text)
+    except BadAnswer:
+        return 0
+
+
+def read_entries(answer: bytes) -> tuple[list[Entry], bool]:
+    """What LIST answered, by name; and whether that is all of it."""
+    fields = answer.split(b"\0")
+    complete = len(answer) < LISTING_BYTES
+    entries = []
+    for start in range(0, len(fields) - 5, 5):
+        kind, size, modified, name, target = (decoded(field) for field in fields[start : start + 5])
+        entries.append(
+            Entry(
+                name=name.removeprefix("./"), kind=_KINDS.get(kind, "unknown"), size=_within(number, size),
+                modified_s=_within(timestamp, modified), target=target or None,
+            )
+        )  # fmt: skip
+    return sorted(entries, key=lambda entry: entry.name), complete
+
+
+def grep(include: str | None) -> tuple[str, dict[str, str]]:
+    """The script that searches, and what it needs in its environment beside the path and the pattern."""
+    names = {f"gibil_include{number}": glob for number, glob in enumerate(_alternatives(include or ""))} if include else {}
+    includes = " ".join(f'--include="${name}"' for name in names)
+    return (
+        rf"""{_BEGIN}e=$(printf '' | grep -P -e "$gibil_pattern" 2>&1 >/dev/null)
+[ $? -le 1 ] || {{ printf %s "$e" >&2; exit 49; }}
+[ -e "$p" ] || exit 44
+grep -rnHIPs --null --exclude-dir=.git {includes} -e "$gibil_pattern" -- "$p" | head -c {MATCHES_BYTES}
+exit 0
+""",
+        names,
+    )
+
+
+def _alternatives(glob: str) -> list[str]:
+    """`*.{ts,tsx}` is two patterns for grep."""
+    found = re.search(r"\{([^{}]*,[^{}]*)\}", glob)
+    if found is None:
+        return [glob]
+    return [
+        each
+        for word in found[1].split(",")
+        for each in _alternatives(f"{glob[: found.start()]}{word}{glob[found.end() :]}")
+    ]  # fmt: skip
+
+
+def read_matches(answer: bytes) -> tuple[list[Match], bool]:
+    """What the search answered, by file and line; and whether that is all of it."""
+    lines = answer.split(b"\n")
+    complete = len(answer) < MATCHES_BYTES
+    lines.pop()  # behind the last newline, or not all of a line
+    matches = []
+    for line in lines:
+        file, _, rest = line.partition(b"\0")
+        place, _, text = rest.partition(b":")
+        if _PLACE.fullmatch(place):
+            shown = decoded(text.rstrip(b"\r"))
+            if len(shown) > MATCH_CHARACTERS:
+                shown = f"{shown[:MATCH_CHARACTERS]} [...]"
+            matches.append(Match(file=posixpath.normpath(decoded(file)), line=int(place), text=shown))
+    return sorted(matches, key=lambda match: (match.file, match.line)), complete

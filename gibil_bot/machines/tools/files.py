@@ -1,0 +1,160 @@
+"""Files of a machine: read by pages, written whole or not at all, edited, listed, searched.
+
+Paths are absolute, or meant from /root/project (from /root, where no project is); `~` is /root.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from weakref import WeakValueDictionary
+
+from gibil_bot.errors import GibilError, UsageError
+from gibil_bot.machines.remote_layout import from_code
+from gibil_bot.machines.session import LiveMachine
+from gibil_bot.machines.tools import file_scripts as scripts
+from gibil_bot.machines.tools.file_scripts import Entry, Match, Page
+from gibil_bot.ssh.answers import BadAnswer, fields_of, last_line
+
+MOST_LINES = 2000
+MOST_WRITTEN = 64 * 1024 * 1024
+_TIMEOUT_S = 60.0
+_ANSWER_BYTES = scripts.EDIT_BYTES + 1024 * 1024
+"""The largest answer is a file to be edited."""
+_PATH_BYTES = 4096
+_MODE = re.compile(rb"[0-7]{1,4}")
+_PATTERN_BYTES = 16 * 1024
+
+_writing: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+"""Two edits of one file at once would lose one of them."""
+
+
+def check_path(path: str) -> str:
+    """As the machine gets it. Raises UsageError."""
+    if not path:
+        raise UsageError("a path cannot be empty")
+    if "\0" in path:
+        raise UsageError("a path cannot hold a NUL byte")
+    if len(path.encode("utf-8", "surrogatepass")) > _PATH_BYTES:
+        raise UsageError(f"a path has at most {_PATH_BYTES} bytes")
+    return from_code(path)
+
+
+async def check_folder(live: LiveMachine, path: str) -> None:
+    """Raises UsageError where that is no folder."""
+    await _ask(live, scripts.FOLDER, path)
+
+
+async def read(live: LiveMachine, path: str, first: int = 1, limit: int = MOST_LINES) -> Page:
+    """Lines from number `first` on. Raises UsageError: no such file, binary, beyond its end."""
+    if first < 1:
+        raise UsageError("lines are counted from 1")
+    if not 1 <= limit <= MOST_LINES:
+        raise UsageError(f"a page has 1 to {MOST_LINES} lines")
+    answer = await _ask(live, scripts.READ, path, {"gibil_first": str(first), "gibil_lines": str(limit)})
+    page = scripts.read_page(answer, path, first, limit)
+    if page is None:
+        raise UsageError(f"{path} on machine {live.name} is a binary file; look at it with a command", code="BINARY_FILE")
+    if first > max(page.total, 1):
+        raise UsageError(f"{path} on machine {live.name} has {page.total} lines, and none with number {first}")
+    return page
+
+
+async def write(live: LiveMachine, path: str, content: bytes) -> bool:
+    """The whole file, with the folders that are missing; its mode stays as it is. True: it is new.
+
+    Whoever reads meanwhile finds the old content or the new one. Raises UsageError, SSHError (disk full).
+    """
+    if len(content) > MOST_WRITTEN:
+        raise UsageError(f"at most {MOST_WRITTEN // 1024**2} MiB can be written at once")
+    async with _lock(live, path):
+        return await _write(live, path, content)
+
+
+async def edit(live: LiveMachine, path: str, old: str, new: str, *, everywhere: bool = False) -> tuple[int, int]:
+    """Replace `old`, which has to be there exactly once, or `everywhere`; (how often, the line of the first).
+
+    Raises UsageError when it is absent or not unique.
+    """
+    if not old:
+        raise UsageError("the old text cannot be empty; a new file is written whole")
+    if old == new:
+        raise UsageError("the new text is the same as the old one")
+    sought = old.encode("utf-8", "surrogatepass")
+    async with _lock(live, path):
+        content = await _ask(live, scripts.READ_ALL, path)
+        count = content.count(sought)
+        if count == 0:
+            hint = ", though it is when blanks at the ends of lines are left aside" if _loosely(content, old) else ""
+            raise UsageError(
+                f"the old text is not in {path}{hint}: read the file again; nothing was changed", code="TEXT_ABSENT"
+            )
+        if count > 1 and not everywhere:
+            raise UsageError(
+                f"the old text is {count} times in {path}: take more of what is around it, or replace all; nothing was changed",
+                code="TEXT_NOT_UNIQUE",
+            )
+        line = content.count(b"\n", 0, content.index(sought)) + 1
+        await _write(live, path, content.replace(sought, new.encode("utf-8", "surrogatepass")))
+    return count, line
+
+
+async def entries(live: LiveMachine, path: str, glob: str | None = None) -> tuple[list[Entry], bool]:
+    """What is in a folder, or below it what a glob (`**/*.py`) names; and whether that is all. Raises UsageError."""
+    if glob is not None and (not glob or "\0" in glob or glob.startswith(("/", "~")) or len(glob) > _PATH_BYTES):
+        raise UsageError("a glob is a pattern below the path, such as **/*.py")
+    return scripts.read_entries(await _ask(live, scripts.LIST, path, {"gibil_glob": glob or ""}))
+
+
+async def search(live: LiveMachine, pattern: str, path: str, include: str | None = None) -> tuple[list[Match], bool]:
+    """Lines that match a Perl-compatible regular expression, in files whose names match `include`; and whether all.
+
+    Raises UsageError for a pattern that is none.
+    """
+    if not pattern or "\0" in pattern or "\n" in pattern or len(pattern.encode("utf-8", "surrogatepass")) > _PATTERN_BYTES:
+        raise UsageError("a pattern is one line, without NUL bytes, and not empty", code="BAD_PATTERN")
+    if include is not None and (not include or "/" in include or "\0" in include or len(include) > _PATH_BYTES):
+        raise UsageError("include is a pattern for file names, such as *.py; name a folder with path")
+    script, more = scripts.grep(include)
+    return scripts.read_matches(await _ask(live, script, path, {"gibil_pattern": pattern, **more}))
+
+
+async def _write(live: LiveMachine, path: str, content: bytes) -> bool:
+    target, mode, new, _ = fields_of(await _ask(live, scripts.PREPARE, path), 4)
+    if not _MODE.fullmatch(mode):
+        raise BadAnswer(f"machine {live.name} answered {mode[:20]!r} where the mode of a file was expected")
+    await live.shell.put(target.decode("utf-8", "surrogateescape"), content, mode=int(mode, 8))
+    return bool(new)
+
+
+def _lock(live: LiveMachine, path: str) -> asyncio.Lock:
+    key = (live.name, check_path(path).rstrip("/").rpartition("/")[2])  # however its folder is written
+    lock = _writing.get(key)
+    if lock is None:
+        lock = _writing[key] = asyncio.Lock()
+    return lock
+
+
+def _loosely(content: bytes, old: str) -> bool:
+    def bare(text: str) -> str:
+        return "\n".join(line.strip() for line in text.strip().splitlines())
+
+    return bare(old) in bare(content.decode("utf-8", "replace"))
+
+
+async def _ask(live: LiveMachine, script: str, path: str, more: Mapping[str, str] | None = None) -> bytes:
+    env = {"gibil_path": check_path(path), **(more or {})}
+    try:
+        result = await live.shell.run(script, timeout_s=_TIMEOUT_S, env=env, most_bytes=_ANSWER_BYTES)
+    except TimeoutError:
+        raise GibilError(
+            f"{path} on machine {live.name}: no answer within {_TIMEOUT_S:g} s; ask for less", code="TIMEOUT"
+        ) from None
+    if result.exit_status == 0:
+        return result.stdout
+    reason = last_line(result.stderr, f"exit status {result.exit_status}")
+    if result.exit_status in scripts.REFUSED:
+        code, sentence = scripts.REFUSED[result.exit_status]
+        raise UsageError(sentence.format(path=path, machine=live.name, said=reason.removeprefix("grep: ")), code=code)
+    raise GibilError(f"{path} on machine {live.name}: {reason}", code="FILES")

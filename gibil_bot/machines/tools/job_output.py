@@ -1,0 +1,74 @@
+"""What a background job has printed so far, from any byte on."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+from gibil_bot.errors import UsageError
+from gibil_bot.machines.session import LiveMachine, no_job
+from gibil_bot.machines.tools.truncate import decoded, whole_characters
+from gibil_bot.scripts.commands import check_job_id
+from gibil_bot.ssh.answers import MOST_ANSWERED, fields_of, number
+from gibil_bot.ssh.job_list import JobEntry
+
+STREAMS = {"stdout": "out", "stderr": "err"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """A piece of one stream; `next` is the offset behind it, `size` of all that there is by now."""
+
+    text: str
+    offset: int
+    next: int
+    size: int
+
+
+async def find_job(live: LiveMachine, job_id: str) -> JobEntry:
+    """Raises UsageError for one that does not exist."""
+    check_job_id(job_id)
+    for job in await live.jobs():
+        if job.id == job_id:
+            return job
+    raise no_job(live.name, job_id)
+
+
+async def read_output(live: LiveMachine, job_id: str, stream: str, offset: int | None, most: int) -> Piece:
+    """At most `most` bytes from `offset` on; None: the last of them. A character that is not whole yet comes with the next.
+
+    Raises UsageError, BadAnswer.
+    """
+    check_job_id(job_id)
+    if stream not in STREAMS:
+        raise UsageError(f"there is no stream {stream!r}; write {' or '.join(STREAMS)}")
+    if offset is not None and offset < 0:
+        raise UsageError("an offset is a number of bytes from the beginning")
+    script = _script(job_id, STREAMS[stream], offset, most)
+    result = await live.shell.run(script, most_bytes=most + MOST_ANSWERED)
+    if result.exit_status == 4:
+        raise no_job(live.name, job_id)
+    answered, begin, data = fields_of(result.stdout, 3)
+    size, start = number(answered), number(begin)
+    if offset is None and start > 0:
+        data, start = _from_line(data, start)
+    if start + len(data) < size:
+        data = whole_characters(data)
+    return Piece(text=decoded(data), offset=start, next=start + len(data), size=size)
+
+
+def _script(job_id: str, file: str, offset: int | None, most: int) -> str:
+    where = str(offset) if offset is not None else f"$((s > {most} ? s - {most} : 0))"
+    return (
+        f'j=$HOME/.gibil/jobs/{shlex.quote(job_id)}; [ -e "$j/out" ] || exit 4; f=$j/{file}; [ -e "$f" ] || f=/dev/null\n'
+        f's=$(stat -Lc %s "$f"); o={where}; printf \'%s\\0%s\\0\' "$s" "$o"\n'
+        f'tail -c "+$((o + 1))" "$f" | head -c {most}; exit 0'
+    )
+
+
+def _from_line(data: bytes, start: int) -> tuple[bytes, int]:
+    """Without the rest of a line, or of a character, at its beginning."""
+    skipped = data.find(b"\n", 0, 1000) + 1
+    while not skipped and data and data[0] & 0xC0 == 0x80:
+        data, start = data[1:], start + 1
+    return data[skipped:], start + skipped

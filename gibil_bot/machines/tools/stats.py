@@ -1,0 +1,138 @@
+"""How a machine is doing: processors, memory, disk, its busiest processes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from gibil_bot.errors import GibilError
+from gibil_bot.machines.session import LiveMachine
+from gibil_bot.model import Usage
+from gibil_bot.ssh.answers import decimal, number, printable
+
+MOST_PROCESSES = 10
+_LIMIT = re.compile(r"[0-9]{1,20}")
+"""Without a limit, control groups of version 1 say 2^63 less a page."""
+
+# A machine of a container's kind may see limits of its own, below what its kernel tells. A local one sees none: whoever
+# keeps it has to be asked (Metered).
+_SCRIPT = r"""export LC_ALL=C
+read -r load </proc/loadavg; echo "load $load"
+echo "cpus $(nproc)"
+while read -r name value _; do
+    case $name in MemTotal:|MemAvailable:) echo "$name $value" ;; esac
+done <"/proc/meminfo"
+for f in /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes; do
+    [ -r $f ] && echo "limit $(cat $f)"
+done
+for f in /sys/fs/cgroup/memory.current /sys/fs/cgroup/memory/memory.usage_in_bytes; do
+    [ -r $f ] && echo "used $(cat $f)"
+done
+df -Pk / | { read -r _; read -r _ size used free _; echo "disk $size $used $free"; }
+command -v ps >/dev/null || exit 0
+ps -eo pid=,pcpu=,rss=,etimes=,args= --sort=-pcpu,-rss | while read -r p c r e a; do
+    case $a in *--sort=-pcpu,-rss*) continue ;; esac  # ourselves
+    printf 'process %s %s %s %s %.300s\n' "$p" "$c" "$r" "$e" "$a"
+done
+"""
+
+
+@runtime_checkable
+class Metered(Protocol):
+    """A provider that holds its machines to limits which they cannot see."""
+
+    async def usage(self, name: str) -> Usage | None:
+        """None: it cannot tell."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Busy:
+    pid: int
+    cpu_percent: float
+    memory_mb: float
+    age_s: int
+    command: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """Megabytes are 1024² bytes. `load`: over the last 1, 5 and 15 minutes."""
+
+    cpus: int
+    load: tuple[float, ...]
+    memory_total_mb: int
+    memory_available_mb: int
+    memory_is_its_own: bool
+    """False: no limit is known below what its kernel has, which it may share with its host."""
+    limits_are_known: bool
+    """Its provider tells them."""
+    disk_total_mb: int
+    disk_free_mb: int
+    disk_is_its_own: bool
+    """False: no limit is known below what its file system has, which it may share with its host."""
+    processes: int
+    busiest: tuple[Busy, ...]
+
+
+def read_stats(answer: bytes, usage: Usage | None = None) -> Stats:
+    """What the script answered, and within which limits. Raises ValueError and LookupError for what did not come from it."""
+    values: dict[str, list[str]] = {}
+    processes: list[Busy] = []
+    for line in answer.decode("utf-8", "replace").splitlines():
+        name, _, rest = line.partition(" ")
+        if name == "process":
+            pid, cpu, memory, age, command = rest.split(" ", 4)
+            processes.append(
+                Busy(
+                    pid=number(pid),
+                    cpu_percent=decimal(cpu),
+                    memory_mb=round(number(memory) / 1024, 1),
+                    age_s=number(age),
+                    command=printable(command),
+                )
+            )
+        else:
+            values[name] = rest.split()
+    total, available = (number(values[name][0]) // 1024 for name in ("MemTotal:", "MemAvailable:"))
+    limit = values.get("limit", ["max"])[0]
+    memory_is_its_own = disk_is_its_own = False
+    if usage is not None:
+        memory_is_its_own = usage.memory_limit_mb <= total
+        total, available = _within(usage.memory_limit_mb, usage.memory_used_mb, total, available)
+    elif _LIMIT.fullmatch(limit) and int(limit) // 1024**2 < total and "used" in values:
+        memory_is_its_own = True
+        total, available = _within(int(limit) // 1024**2, number(values["used"][0]) // 1024**2, total, available)
+    size, _used, free = (number(value) // 1024 for value in values["disk"])
+    if usage is not None:
+        disk_is_its_own = usage.disk_limit_mb <= size or usage.disk_used_mb is None
+        if usage.disk_used_mb is not None:
+            size, free = _within(usage.disk_limit_mb, usage.disk_used_mb, size, free)
+    return Stats(
+        cpus=number(values["cpus"][0]),
+        load=tuple(decimal(value) for value in values["load"][:3]),
+        memory_total_mb=total,
+        memory_available_mb=available,
+        memory_is_its_own=memory_is_its_own,
+        limits_are_known=usage is not None,
+        disk_total_mb=size,
+        disk_free_mb=free,
+        disk_is_its_own=disk_is_its_own,
+        processes=len(processes),
+        busiest=tuple(processes[:MOST_PROCESSES]),
+    )
+
+
+def _within(limit: int, used: int, total: int, free: int) -> tuple[int, int]:
+    """What there is and what is free under a limit, where a host has `total` and `free` for everybody."""
+    return min(limit, total), max(0, min(free, limit - used))
+
+
+async def stats(live: LiveMachine) -> Stats:
+    """Raises GibilError: it does not answer, or not what was asked."""
+    result = await live.shell.run(_SCRIPT)
+    usage = await live.provider.usage(live.name) if isinstance(live.provider, Metered) else None
+    try:
+        return read_stats(result.stdout, usage)
+    except (ValueError, LookupError) as error:
+        raise GibilError(f"machine {live.name} does not tell how it is: {printable(str(error))}", code="STATS") from error

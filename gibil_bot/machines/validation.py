@@ -1,0 +1,148 @@
+"""What people write, checked before anything is forged: names, times to live, sizes, environment entries. Pure.
+
+Every check raises UsageError with a person's sentence.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import TypeAlias
+
+from gibil_bot.config import parse_duration
+from gibil_bot.errors import UsageError
+
+Duration: TypeAlias = str | int | float | timedelta
+"""`90s 20m 2h 7d 1w 1mo 1y`, or a number of minutes."""
+
+SIZES = ("small", "medium", "large")
+DEFAULT_TTL_S = 3600
+MIN_TTL_S = 60
+MOST_IN_FLEET = 20
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_VALUE_BYTES = 120 * 1024
+"""Linux takes 128 KiB for one environment string."""
+
+_FIRST = ("amber", "ashen", "bright", "bronze", "copper", "ember", "golden", "iron", "molten", "ruddy", "silver", "tempered")
+_SECOND = ("anvil", "bellows", "brazier", "chisel", "crucible", "flame", "forge", "furnace", "hammer", "kiln", "spark", "tongs")
+
+
+def check_name(name: str) -> str:
+    """An RFC 1123 label (section 2.1): small letters, digits and inner dashes, at most 63."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} cannot be the name of a machine: small letters, digits and inner dashes, at most 63")
+    return name
+
+
+def made_up_name() -> str:
+    """One that is most likely free, and can be said aloud."""
+    return f"{secrets.choice(_FIRST)}-{secrets.choice(_SECOND)}-{secrets.token_hex(2)}"
+
+
+def name_of_branch(branch: str) -> str:
+    """A machine's name that tells the branch it is for."""
+    slug = re.sub(r"[^a-z0-9]+", "-", branch.lower()).strip("-")[:50].strip("-") or "branch"
+    return f"{slug}-{secrets.token_hex(2)}"
+
+
+def fleet_names(name: str, count: int) -> list[str]:
+    """`name-1` … `name-COUNT`."""
+    if not 1 <= count <= MOST_IN_FLEET:
+        raise UsageError(f"a fleet has 1 to {MOST_IN_FLEET} machines, and not {count}")
+    return [check_name(f"{name}-{number}") for number in range(1, count + 1)]
+
+
+def natural(name: str) -> tuple[tuple[str, int], ...]:
+    """A sort key: numbers in a name count as numbers, so `agent-3` comes before `agent-10`."""
+    parts = re.split(r"(\d+)", name)
+    return tuple((text, int(number or 0)) for text, number in zip(parts[::2], [*parts[1::2], ""], strict=True))
+
+
+def check_command(command: str) -> str:
+    """A line of shell that does something."""
+    if not command.strip() or "\0" in command:
+        raise UsageError("a command cannot be empty, or hold a NUL byte")
+    return command
+
+
+def ttl_seconds(text: Duration, max_ttl_s: int) -> int:
+    """A time to live: `90s 20m 2h 7d 1w 1mo 1y`, a bare number is minutes; from a minute to GIBIL_MAX_TTL."""
+    seconds = duration_seconds(text)
+    if seconds < MIN_TTL_S:
+        raise UsageError(f"a machine lives at least a minute, and {text!r} is {seconds} s")
+    if seconds > max_ttl_s:
+        raise UsageError(f"a machine lives at most {spell(max_ttl_s)} here, and {text!r} is longer; GIBIL_MAX_TTL sets the cap")
+    return seconds
+
+
+def duration_seconds(duration: Duration) -> int:
+    """Whole seconds; a number, or text that is one, is minutes."""
+    try:
+        if isinstance(duration, timedelta):
+            return round(duration.total_seconds())
+        if isinstance(duration, int | float) and not isinstance(duration, bool):
+            return round(duration * 60)
+        if isinstance(duration, str):
+            return parse_duration(duration)
+    except (ValueError, OverflowError) as error:  # also: not a number, and infinity
+        if isinstance(duration, str):
+            raise UsageError(str(error)) from None
+    raise UsageError(f"{duration!r} is not a duration: write 90s, 20m or 2h, or a number of minutes")
+
+
+def spell(seconds: float) -> str:
+    """`24h`, `90m`, `45s`: the largest unit that is whole."""
+    whole = int(seconds)
+    for unit, size in (("h", 3600), ("m", 60)):
+        if whole and whole % size == 0:
+            return f"{whole // size}{unit}"
+    return f"{whole}s"
+
+
+def check_size(size: str) -> str:
+    if size not in SIZES:
+        raise UsageError(f"there is no size {size!r}; write {', '.join(SIZES)}")
+    return size
+
+
+def check(*, name: str | None, ttl: Duration | None, size: str | None, max_ttl_s: int) -> None:
+    """What a person said of a machine; None is left to others."""
+    if name is not None:
+        check_name(name)
+    if ttl is not None:
+        ttl_seconds(ttl, max_ttl_s)
+    if size is not None:
+        check_size(size)
+
+
+def environment(entries: Iterable[str]) -> dict[str, str]:
+    """`NAME=value` entries. The values may be secret and are in no message."""
+    found: dict[str, str] = {}
+    for entry in entries:
+        name, equals, value = entry.partition("=")
+        if not equals:
+            raise UsageError(f"--env: there is no '=' in the entry that begins with {name[:20]!r}; write NAME=value")
+        found[name] = value
+    return check_environment(found)
+
+
+def check_environment(env: dict[str, str]) -> dict[str, str]:
+    """Names that a shell can export, values that Linux can pass on."""
+    if not env:
+        return env
+    from gibil_bot.scripts.task_script import reserved_name  # with it comes the whole model of runs
+
+    for name, value in env.items():
+        if not _ENV_NAME.fullmatch(name):
+            raise UsageError(f"--env: {name[:40]!r} cannot be the name of an environment variable")
+        if reserved_name(name):
+            raise UsageError(f"--env: {name!r} is reserved: GITHUB_, GIBIL_ and RUNNER_ names are gibil's own")
+        if "\0" in value:
+            raise UsageError(f"--env: the value of {name} holds a NUL byte")
+        if len(value.encode("utf-8", "surrogateescape")) > _VALUE_BYTES:
+            raise UsageError(f"--env: the value of {name} is above {_VALUE_BYTES // 1024} KiB")
+    return env

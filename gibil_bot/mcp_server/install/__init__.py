@@ -1,0 +1,1 @@
+"""Registering the MCP server with clients."""

@@ -1,0 +1,322 @@
+"""The two languages, workflows and `.gibil.yml`, as tables: every key, what it takes, what it means.
+
+The keys and their meanings are GitHub Actions' wherever Actions has them. `schema.py` reads files by these tables and
+`language.py` prints them as JSON Schema: what is not in a table exists nowhere.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import shlex
+from collections.abc import Mapping
+
+from gibil_bot.planning import actions, expressions, patterns
+from gibil_bot.planning.schema_types import Choice, Duration, Field, Flag, ListOf, Number, Record, Shapes, Size, Table, Text
+from gibil_bot.planning.workflow import PULL_REQUEST_ACTIONS, REPOSITORY_FILE
+from gibil_bot.scripts.task_script import reserved_name
+
+RESERVED_COMMANDS = ("help", "cancel", "retest", "approve")
+SIZES = ("small", "medium", "large")
+
+ONE_LINE = r"[^\x00-\x1f\x7f]+"
+
+
+def _name_problem(name: str) -> str | None:
+    return f"{name!r} is reserved: GITHUB_, GIBIL_ and RUNNER_ names are gibil's own" if reserved_name(name) else None
+
+
+def _command_problem(word: str) -> str | None:
+    return f"/gibil {word} is gibil's own; choose another word" if word in RESERVED_COMMANDS else None
+
+
+def _port_problem(ports: str) -> str | None:
+    return None if all(int(port) <= 65535 for port in ports.split(":")) else f"{ports!r}: ports end at 65535"
+
+
+def _folder_problem(path: str) -> str | None:
+    if path.startswith(("/", "~")) or posixpath.normpath(path).split("/")[0] == "..":
+        return f"{path!r} leaves the checkout; write a folder inside it"
+    return None
+
+
+def _shell_problem(shell: str) -> str | None:
+    if shell in ("bash", "sh", "python"):
+        return None
+    try:
+        words = shlex.split(shell)
+    except ValueError:
+        words = []
+    if not words or "{0}" not in shell:
+        return f"{shell!r} is neither bash, sh, python nor a command with {{0}} where the script's file belongs"
+    return None
+
+
+def _pattern_problem(pattern: str) -> str | None:
+    try:
+        patterns.compile_pattern(pattern)
+    except patterns.InvalidPattern as error:
+        return f"this pattern cannot be used: {error}"
+    return None
+
+
+_ENV_NAME = Text(what="a name of letters, digits and _", pattern="[A-Za-z_][A-Za-z0-9_]*", longest=200, check=_name_problem)
+_ENV = Table(key=_ENV_NAME, value=Text(what="text", shortest=0, longest=32768, any_scalar=True))
+_TITLE = Text(what="one line of text", pattern=ONE_LINE, longest=100, any_scalar=True)
+_MINUTES = Number(lowest=0.05, highest=10080, whole=False)
+_CONDITION = Text(what="a condition", longest=expressions.MAX_LENGTH, any_scalar=True)
+_IMAGE_NAME = Text(what="a name", pattern=r"[A-Za-z0-9][A-Za-z0-9._:/@-]*", longest=200, any_scalar=True)
+_GROUP = Text(what="a group's name", pattern=ONE_LINE, longest=200, any_scalar=True)
+
+MACHINE = Record(
+    what="machine",
+    fields=(
+        Field(name="size", kind=Choice(words=SIZES), description="How large a machine."),
+        Field(name="image", kind=_IMAGE_NAME, description="The image it starts from, by the provider's name."),
+        Field(name="server-type", kind=_IMAGE_NAME, description="The provider's own name of a machine type; beats size."),
+        Field(name="location", kind=_IMAGE_NAME, description="Where it stands, by the provider's name."),
+        Field(
+            name="ttl",
+            kind=Duration(),
+            description="When it is burned whatever happens: 90s, 30m, 2h. A bare number is minutes.",
+        ),
+        Field(name="memory", kind=Size(lowest_mb=64), description="Memory: 512m, 2g. A bare number is megabytes."),
+        Field(name="disk", kind=Size(lowest_mb=64), description="Disk: 512m, 20g. A bare number is megabytes."),
+        Field(name="pids", kind=Number(lowest=16, highest=4194304), description="How many processes at one time."),
+    ),
+)
+
+_TASK_FIELDS = (
+    Field(name="name", kind=_TITLE, description="What reports call it. Default: the first line of run."),
+    Field(name="run", kind=Text(what="a script", longest=65536), description="The script, run in the checkout."),
+    Field(
+        name="if",
+        kind=_CONDITION,
+        description="When it runs: an expression over success(), failure(), always(), cancelled(), inputs, github. "
+        "Default: success().",
+    ),
+    Field(name="env", kind=_ENV, description="Environment of this task; beats the workflow's."),
+    Field(
+        name="working-directory",
+        kind=Text(what="a folder inside the checkout", pattern=ONE_LINE, longest=500, check=_folder_problem),
+        description="A folder of the checkout. Default: the checkout itself.",
+    ),
+    Field(name="timeout-minutes", kind=_MINUTES, description="After this it is stopped, and failed."),
+    Field(name="continue-on-error", kind=Flag(), description="Its failure does not fail the run."),
+    Field(
+        name="shell",
+        kind=Text(what="a shell", pattern=ONE_LINE, longest=200, check=_shell_problem),
+        description="bash (default), sh, python, or a command with {0} where the script's file belongs.",
+    ),
+)
+
+
+def _not_here(sentences: Mapping[str, str]) -> tuple[Field, ...]:
+    return tuple(Field(name=name, description="", gone=sentence) for name, sentence in sentences.items())
+
+
+_TASK_HINTS = _not_here(actions.TASK_KEYS)
+
+TASK = Record(
+    what="a task",
+    fields=(
+        *_TASK_FIELDS,
+        Field(
+            name="uses",
+            kind=Choice(words=(REPOSITORY_FILE,), hint=actions.uses_hint),
+            description="`.gibil.yml`: the tasks of the repository's own file stand in this task's place, where it has some; "
+            "otherwise run is run.",
+        ),
+        *_TASK_HINTS,
+    ),
+)
+REPOSITORY_TASK = Record(
+    what="a task",
+    fields=(
+        *_TASK_FIELDS,
+        Field(name="uses", description="Other tasks.", gone="only a workflow can use another file"),
+        *_TASK_HINTS,
+    ),
+)
+
+INPUT = Record(
+    what="an input",
+    null_too=True,
+    fields=(
+        Field(name="description", kind=Text(what="text", longest=500, any_scalar=True), description="What people should know."),
+        Field(
+            name="default",
+            kind=Text(what="a value", shortest=0, longest=patterns.MAX_VALUE, any_scalar=True),
+            description="The value when none is given.",
+        ),
+        Field(name="required", kind=Flag(), description="Without it and without a default the command is refused."),
+        Field(name="type", kind=Choice(words=("string", "boolean", "number", "choice")), description="Default: string."),
+        Field(
+            name="options",
+            kind=ListOf(item=Text(what="an option", pattern=ONE_LINE, longest=100, any_scalar=True)),
+            description="The values of type choice.",
+        ),
+        Field(
+            name="pattern",
+            kind=Text(what="a pattern", longest=patterns.MAX_PATTERN, check=_pattern_problem),
+            description="A regular expression that the whole value has to match. No backreferences, no look-around.",
+        ),
+    ),
+)
+_ACTIONS = ListOf(item=Choice(words=PULL_REQUEST_ACTIONS, hint=actions.activity_hint), one_too=True, most=20)
+_EVENT = Choice(words=("pull_request",), hint=actions.event_hint)
+ON = Shapes(
+    what="command: WORD or pull_request",
+    kinds={
+        "scalar": _EVENT,
+        "list": ListOf(item=_EVENT, most=20),
+        "mapping": Record(
+            what="on",
+            fields=(
+                Field(
+                    name="command",
+                    kind=Text(
+                        what="a word of a-z, 0-9 and -",
+                        pattern="[a-z][a-z0-9-]*",
+                        longest=50,
+                        check=_command_problem,
+                    ),
+                    description="The word of `/gibil WORD` in a comment.",
+                ),
+                Field(
+                    name="pull_request",
+                    kind=Shapes(
+                        what="a list of actions, or types:",
+                        kinds={
+                            "scalar": _ACTIONS,
+                            "list": _ACTIONS,
+                            "mapping": Record(
+                                what="pull_request",
+                                fields=(
+                                    Field(name="types", kind=_ACTIONS, description="Which actions start it."),
+                                    *_not_here(actions.PULL_REQUEST_KEYS),
+                                ),
+                            ),
+                        },
+                    ),
+                    description="Runs when a pull request is opened, pushed to (synchronize) or reopened.",
+                ),
+                *_not_here(actions.EVENTS),
+            ),
+        ),
+    },
+)
+CONCURRENCY = Shapes(
+    what="a group's name, or group:",
+    kinds={
+        "scalar": _GROUP,
+        "mapping": Record(
+            what="concurrency",
+            fields=(
+                Field(name="group", kind=_GROUP, required=True, description="One run of a group at a time, per repository."),
+                Field(name="cancel-in-progress", kind=Flag(), description="A new run stops the one before. Default: false."),
+            ),
+        ),
+    },
+)
+
+WORKFLOW = Record(
+    what="a workflow",
+    fields=(
+        Field(name="name", kind=_TITLE, description="What people and check runs call it. Default: the file's name."),
+        Field(name="description", kind=Text(what="text", longest=1000), description="For `/gibil help`."),
+        Field(name="on", kind=ON, required=True, description="When it runs: a command, and pull requests' actions."),
+        Field(
+            name="inputs",
+            kind=Table(
+                key=Text(what="a name of letters, digits, _ and -", pattern="[A-Za-z_][A-Za-z0-9_-]*", longest=100),
+                value=INPUT,
+                most=25,
+            ),
+            description="The command's arguments, as NAME=value. A script finds them as GIBIL_INPUT_NAME.",
+        ),
+        Field(name="env", kind=_ENV, description="Environment of every task."),
+        Field(
+            name="secrets",
+            kind=ListOf(item=_ENV_NAME, fewest=0),
+            description="Names of secrets that the operator holds; trusted runs find them in their environment.",
+        ),
+        Field(name="tasks", kind=ListOf(item=TASK), required=True, description="The scripts, in order."),
+        Field(name="timeout-minutes", kind=_MINUTES, description="For all tasks together. Default: machine.ttl, or 60."),
+        Field(name="concurrency", kind=CONCURRENCY, description="Runs that must not overlap."),
+        Field(name="machine", kind=MACHINE, description="What it runs on."),
+        Field(
+            name="comment",
+            kind=Choice(words=("always", "on-failure", "never")),
+            description="Whether a comment tells the result.",
+        ),
+        *_not_here(actions.WORKFLOW_KEYS),
+    ),
+)
+
+_VERSION = Text(what="a version such as 3.12", pattern=r"[0-9]{1,4}(\.[0-9]{1,4}){0,2}", any_scalar=True, longest=20)
+SERVICE = Record(
+    what="a service",
+    fields=(
+        Field(
+            name="image",
+            kind=Text(what="an image such as postgres:16", pattern=r"[a-z0-9][A-Za-z0-9._:/@-]*", longest=200),
+            required=True,
+            description="The container's image. On local machines postgres, redis, mariadb and mysql are the distribution's.",
+        ),
+        Field(name="env", kind=_ENV, description="Its environment, as the image documents it."),
+        Field(
+            name="ports",
+            kind=ListOf(
+                item=Text(
+                    what="a port such as 5432 or 15432:5432",
+                    pattern=r"[1-9][0-9]{0,4}(:[1-9][0-9]{0,4})?",
+                    longest=11,
+                    any_scalar=True,
+                    check=_port_problem,
+                ),
+                most=10,
+            ),
+            description="PORT, or PORT_OF_THE_MACHINE:PORT_OF_THE_SERVICE. Default: the one that the service is known for.",
+        ),
+    ),
+)
+REPOSITORY = Record(
+    what=REPOSITORY_FILE,
+    fields=(
+        Field(
+            name="runtime",
+            kind=Shapes(
+                what="runtimes with their versions, or none",
+                kinds={
+                    "scalar": Choice(words=("none",)),
+                    "mapping": Record(
+                        what="runtime",
+                        fields=tuple(
+                            Field(name=name, kind=_VERSION, description=f"The version of {name} that has to be there.")
+                            for name in ("python", "node", "go")
+                        ),
+                    ),
+                },
+            ),
+            description="What has to be there; where the image lacks it, it is installed, or the run fails with one sentence.",
+        ),
+        Field(
+            name="packages",
+            kind=ListOf(
+                item=Text(what="a package's name", pattern=r"[A-Za-z0-9][A-Za-z0-9+._:@-]*", longest=200), fewest=0, most=200
+            ),
+            description="Packages of the image's package manager, installed where they are missing.",
+        ),
+        Field(
+            name="services",
+            kind=Table(
+                key=Text(what="a name of a-z, 0-9 and -", pattern="[a-z][a-z0-9-]*", longest=40), value=SERVICE, most=10
+            ),
+            description="Databases and the like, on 127.0.0.1 of the machine before the tasks begin; gone with it.",
+        ),
+        Field(name="env", kind=_ENV, description="Environment of every task."),
+        Field(name="tasks", kind=ListOf(item=REPOSITORY_TASK), description="How the project is tested, in order."),
+        Field(name="machine", kind=MACHINE, description="What it runs on."),
+        *_not_here(actions.REPOSITORY_KEYS),
+    ),
+)

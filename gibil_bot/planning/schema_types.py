@@ -1,0 +1,403 @@
+"""The kinds of values that a workflow file is made of.
+
+Each kind does two things with the same numbers: it reads a node, or refuses it with its place; and it says the same as
+JSON Schema, so that an editor refuses what the bot would refuse. `schema.py` builds the two languages out of these.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol, TypeVar, cast
+
+from gibil_bot.config import parse_duration
+from gibil_bot.errors import InvalidWorkflow
+from gibil_bot.planning.yaml_nodes import Node, nearest
+
+MAX_PROBLEMS = 50
+"""Problems that one file reports; a hostile file could hold thousands."""
+
+T = TypeVar("T")
+Check = Callable[[str], str | None]
+"""Says what is wrong with a text, or nothing."""
+
+
+class Problems:
+    """Collects what is wrong with the parts of one value, so that a file reports all of its problems at once."""
+
+    def __init__(self) -> None:
+        self._found: list[InvalidWorkflow] = []
+
+    def add(self, problem: InvalidWorkflow) -> None:
+        self._found += problem.all[: MAX_PROBLEMS - len(self._found)]
+
+    def collect(self, read: Callable[[], T]) -> T | None:
+        """What `read` returns. When it raises InvalidWorkflow: what could be read all the same, else None."""
+        try:
+            return read()
+        except InvalidWorkflow as problem:
+            self.add(problem)
+            return cast("T | None", problem.partial)
+
+    @property
+    def full(self) -> bool:
+        """Whether further problems would be dropped, so that reading on is no use."""
+        return len(self._found) >= MAX_PROBLEMS
+
+    def raise_with(self, readable: object = None) -> None:
+        """Raise InvalidWorkflow with everything that was added, in the order of the file; nothing when there is nothing."""
+        if not self._found:
+            return
+        first, *others = sorted(self._found, key=lambda problem: (problem.line, problem.column))
+        joined = InvalidWorkflow(first.path, first.line, first.column, first.problem)
+        joined.others, joined.partial = tuple(others), readable
+        raise joined from None
+
+
+class Kind(Protocol):
+    """One kind of value. `read` raises InvalidWorkflow with everything that is wrong.
+
+    `what` is how an error names it: "a list of names".
+    """
+
+    @property
+    def what(self) -> str: ...
+
+    def read(self, node: Node) -> object: ...
+
+    def schema(self) -> dict[str, object]: ...
+
+
+def _refuse_kind(node: Node, what: str) -> Exception:
+    return node.refuse(f"{what} has to stand here, not {node.what}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """Text of some length. `any_scalar` takes numbers and booleans as they are written: `3.10` stays `3.10`."""
+
+    what: str = "text"
+    pattern: str | None = None
+    shortest: int = 1
+    longest: int = 1000
+    any_scalar: bool = False
+    check: Check | None = None
+
+    def read(self, node: Node) -> str:
+        if node.kind != "scalar" or node.is_null:
+            raise _refuse_kind(node, self.what)
+        value = node.value()
+        if not isinstance(value, str) and not self.any_scalar:
+            raise node.refuse(f"{self.what} has to stand here, not {node.what}; put it in quotes")
+        text = str(value).lower() if isinstance(value, bool) else node.text
+        if len(text) < self.shortest:
+            raise node.refuse(f"{self.what} cannot be empty")
+        if len(text) > self.longest:
+            raise node.refuse(f"{self.what} of more than {self.longest} characters")
+        if "\0" in text:
+            raise node.refuse(f"{self.what} cannot hold a NUL character")
+        if self.pattern is not None and not re.fullmatch(self.pattern, text):
+            raise node.refuse(f"{text[:60]!r} is not {self.what}")
+        problem = self.check(text) if self.check is not None else None
+        if problem:
+            raise node.refuse(problem)
+        return text
+
+    def schema(self) -> dict[str, object]:
+        schema: dict[str, object] = {"type": ["string", "number", "boolean"] if self.any_scalar else "string"}
+        if self.shortest:
+            schema["minLength"] = self.shortest
+        schema["maxLength"] = self.longest
+        if self.pattern is not None:
+            schema["pattern"] = f"^(?:{self.pattern})$"
+        return schema
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One of a few words."""
+
+    words: tuple[str, ...]
+    what: str = "a word"
+    hint: Callable[[str], str | None] = lambda _: None
+    """What to say about another word that people may expect to be allowed, or None."""
+
+    def read(self, node: Node) -> str:
+        if node.kind != "scalar" or node.is_null:
+            raise _refuse_kind(node, f"one of {', '.join(self.words)}")
+        if node.text not in self.words:
+            hint = self.hint(node.text)
+            if hint is not None:
+                raise node.refuse(hint)
+            raise node.refuse(f"{node.text[:60]!r} is none of {', '.join(self.words)}{nearest(node.text, self.words)}")
+        return node.text
+
+    def schema(self) -> dict[str, object]:
+        return {"enum": list(self.words)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flag:
+    what: str = "true or false"
+
+    def read(self, node: Node) -> bool:
+        value = node.value() if node.kind == "scalar" else None
+        if not isinstance(value, bool):
+            raise _refuse_kind(node, self.what)
+        return value
+
+    def schema(self) -> dict[str, object]:
+        return {"type": "boolean"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Number:
+    """A number between two bounds, both included."""
+
+    lowest: float
+    highest: float
+    whole: bool = True
+
+    @property
+    def what(self) -> str:
+        return f"a {'whole ' if self.whole else ''}number from {self.lowest:g} to {self.highest:.15g}"
+
+    def read(self, node: Node) -> float:
+        value = node.value() if node.kind == "scalar" else None
+        if isinstance(value, bool) or not isinstance(value, int | float) or (self.whole and not isinstance(value, int)):
+            raise _refuse_kind(node, self.what)
+        if not self.lowest <= value <= self.highest:
+            raise _refuse_kind(node, self.what)
+        return value
+
+    def schema(self) -> dict[str, object]:
+        return {"type": "integer" if self.whole else "number", "minimum": self.lowest, "maximum": self.highest}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Duration:
+    """`90s 20m 2h 7d`; a bare number is minutes. Read as seconds, at least a minute."""
+
+    what: str = "a duration such as 30m"
+
+    def read(self, node: Node) -> int:
+        if node.kind != "scalar" or isinstance(node.value(), bool | float | None):
+            raise _refuse_kind(node, self.what)
+        try:
+            seconds = parse_duration(node.text[:40])
+        except ValueError as error:
+            raise node.refuse(str(error)) from None
+        if seconds < 60:
+            raise node.refuse("a machine lives for one minute at least")
+        return seconds
+
+    def schema(self) -> dict[str, object]:
+        return {
+            "type": ["string", "integer"],
+            "pattern": "^ *[0-9]+ *([sS]|[mM]|[hH]|[dD]|[wW]|[mM][oO]|[yY])? *$",
+            "minimum": 1,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """`512m` or `2g`; a bare number is megabytes. Read as megabytes."""
+
+    lowest_mb: int
+    what: str = "a size such as 512m or 2g"
+
+    def read(self, node: Node) -> int:
+        match = re.fullmatch(r"(\d{1,9})\s*([mMgG])?[bB]?", node.text.strip()) if node.kind == "scalar" else None
+        if match is None:
+            raise _refuse_kind(node, self.what)
+        size_mb = int(match[1]) * (1024 if (match[2] or "m").lower() == "g" else 1)
+        if not self.lowest_mb <= size_mb <= 4 * 1024 * 1024:
+            raise node.refuse(f"a size from {self.lowest_mb}m to {4 * 1024}g has to stand here")
+        return size_mb
+
+    def schema(self) -> dict[str, object]:
+        return {"type": ["string", "integer"], "pattern": "^ *[0-9]{1,9} *[mMgG]?[bB]? *$", "minimum": self.lowest_mb}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListOf:
+    """A list; `one_too` takes a single value as a list of one."""
+
+    item: Kind
+    fewest: int = 1
+    most: int = 100
+    one_too: bool = False
+
+    @property
+    def what(self) -> str:
+        return f"a list of {self.item.what}"
+
+    def read(self, node: Node) -> list[object]:
+        if self.one_too and node.kind == "scalar" and not node.is_null:
+            return [self.item.read(node)]
+        if node.kind != "list":
+            raise _refuse_kind(node, "a list")
+        if not self.fewest <= len(node.items) <= self.most:
+            bound = f"at least {self.fewest}" if len(node.items) < self.fewest else f"at most {self.most}"
+            noun = "entry" if bound.endswith(" 1") else "entries"
+            raise node.refuse(f"expected {bound} {noun} in this list, got {len(node.items)}")
+        problems = Problems()
+        values: list[object] = []
+        for item in node.items:
+            if problems.full:
+                break
+            # An entry that can't be read keeps its position: None.
+            values.append(problems.collect(partial(self.item.read, item)))
+        problems.raise_with(values)
+        return values
+
+    def schema(self) -> dict[str, object]:
+        schema: dict[str, object] = {
+            "type": "array",
+            "items": self.item.schema(),
+            "minItems": self.fewest,
+            "maxItems": self.most,
+        }
+        return {"anyOf": [self.item.schema(), schema]} if self.one_too else schema
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A mapping whose keys are names that the author chooses."""
+
+    key: Text
+    value: Kind
+    most: int = 100
+
+    @property
+    def what(self) -> str:
+        return f"a mapping of {self.key.what} to {self.value.what}"
+
+    def read(self, node: Node) -> dict[str, object]:
+        if node.kind != "mapping":
+            raise _refuse_kind(node, "a mapping")
+        if len(node.entries) > self.most:
+            raise node.refuse(f"expected at most {self.most} entries, got {len(node.entries)}")
+        problems = Problems()
+        values: dict[str, object] = {}
+        for key, value in node.entries:
+            if problems.full:
+                break
+            name = problems.collect(partial(self._name, key))
+            content = problems.collect(partial(self.value.read, value))
+            if name is not None and content is not None:
+                values[name] = content
+        problems.raise_with(values)
+        return values
+
+    def _name(self, key: Node) -> str:
+        if len(key.text) > self.key.longest or (self.key.pattern and not re.fullmatch(self.key.pattern, key.text)):
+            raise key.refuse(f"{key.text[:60]!r} is not {self.key.what}")
+        problem = self.key.check(key.text) if self.key.check is not None else None
+        if problem:
+            raise key.refuse(problem)
+        return key.text
+
+    def schema(self) -> dict[str, object]:
+        names = {name: value for name, value in self.key.schema().items() if name != "type"}
+        return {
+            "type": "object",
+            "propertyNames": names,
+            "additionalProperties": self.value.schema(),
+            "maxProperties": self.most,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """One key of a record. `gone` refuses it with a sentence: a key that people may expect, and that is not there."""
+
+    name: str
+    kind: Kind | None = None
+    description: str
+    required: bool = False
+    gone: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A mapping whose keys are words of the language. Read as a dict with the keys that are there."""
+
+    what: str
+    fields: tuple[Field, ...]
+    null_too: bool = False
+    """Nothing at all is an empty record: `inputs: {browser: }`."""
+
+    def read(self, node: Node) -> dict[str, object]:
+        if self.null_too and node.is_null:
+            return {}
+        if node.kind != "mapping":
+            raise _refuse_kind(node, f"a mapping ({self.what})")
+        by_name = {known.name: known for known in self.fields}
+        instead: list[str] = []
+        problems = Problems()
+        values: dict[str, object] = {}
+        for key, value in node.entries:
+            if problems.full:
+                break
+            known = by_name.get(key.text)
+            if known is None:
+                names = [known.name for known in self.fields if known.gone is None]
+                hint = nearest(key.text, names)
+                known_names = f"; it knows {', '.join(names)}"
+                problems.add(key.refuse(f"{self.what} has no key {key.text[:60]!r}{hint or known_names}"))
+                instead.append(hint)
+            elif known.gone is not None or known.kind is None:
+                problems.add(key.refuse(f"{known.name}: {known.gone}"))
+                instead.append(known.gone or "")
+            else:
+                content = problems.collect(partial(known.kind.read, value))
+                if content is not None:
+                    values[known.name] = content
+        written = {key.text for key, _ in node.entries}
+        for known in self.fields:
+            # A key that another problem suggests isn't reported as missing, too.
+            if known.required and known.name not in written and not any(known.name in hint for hint in instead):
+                problems.add(node.refuse(f"{self.what} needs the key {known.name!r}"))
+        problems.raise_with(values)
+        return values
+
+    def schema(self) -> dict[str, object]:
+        properties: dict[str, object] = {}
+        for known in self.fields:
+            if known.kind is None:
+                # No editor should offer it: doNotSuggest is VS Code's, other programs ignore it.
+                properties[known.name] = {
+                    "not": {},
+                    "doNotSuggest": True,
+                    "description": f"{known.description} {known.gone}".strip(),
+                }
+            else:
+                properties[known.name] = known.kind.schema() | {"description": known.description}
+        schema: dict[str, object] = {
+            "type": ["object", "null"] if self.null_too else "object",
+            "additionalProperties": False,
+            "properties": properties,
+        }
+        required = [known.name for known in self.fields if known.required]
+        return schema | {"required": required} if required else schema
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shapes:
+    """A value that may be written in several shapes, told apart by what kind of node stands there."""
+
+    what: str
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
+    """scalar | list | mapping → how to read it."""
+
+    def read(self, node: Node) -> object:
+        kind = self.kinds.get(node.kind)
+        if kind is None or (node.is_null and node.kind == "scalar"):
+            raise _refuse_kind(node, self.what)
+        return kind.read(node)
+
+    def schema(self) -> dict[str, object]:
+        return {"anyOf": [kind.schema() for kind in self.kinds.values()]}

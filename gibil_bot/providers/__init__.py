@@ -1,0 +1,1 @@
+"""What creates machines: the local provider and Hetzner Cloud, and what they share."""

@@ -1,0 +1,185 @@
+"""What a cloud machine is told at its first boot: a `#cloud-config` for cloud-init. Pure.
+
+It makes the host key ours, lets one key log in as root and nothing else, closes the metadata address (which would hand the
+user-data to whoever asks), and sets the hour at which the machine powers itself off without any provider's token. It holds no
+secret but the host key of the first contact, which is worth nothing after that (first_contact.py). All the same it is removed
+from cloud-init's own copies. Tasks are root and could open the metadata address again: what they would find opens nothing.
+
+The base packages come last, because they take longest: SSH answers meanwhile, and the first command waits in `sshrc` (which
+sshd runs before every command, sshd(8) "SSHRC") until they are there.
+
+Reference: https://cloudinit.readthedocs.io/en/latest/reference/modules.html
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import datetime
+from textwrap import indent
+
+from gibil_bot.errors import UsageError
+from gibil_bot.model import MachineSpec
+from gibil_bot.scripts.runtimes import TOOL, TOOL_PATH
+from gibil_bot.ssh.host_key_rotation import HOST_KEY, MARK
+from gibil_bot.ssh.host_keys import public_line
+
+LIMIT_BYTES = 32 * 1024
+"""Of user-data at Hetzner."""
+EXPIRES_AT = "/etc/gibil/expires-at"
+BASE_PACKAGES = ("git", "curl", "jq", "tmux", "ca-certificates")
+
+_AUTHORIZED_KEY = re.compile(r"(ssh-|ecdsa-|sk-)[A-Za-z0-9@.-]+ [A-Za-z0-9+/=]+( [^\n\r]*)?")
+
+# `AuthorizedKeysFile` outside of /root: whatever key the provider puts into /root/.ssh does not count.
+# `UsePAM yes`: without it a root whose password is locked, as cloud-init leaves it, cannot log in by key either.
+_SSHD_CONFIG = f"""\
+AuthorizedKeysFile /etc/gibil/authorized_keys
+AllowUsers root
+PermitRootLogin prohibit-password
+PubkeyAuthentication yes
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+UsePAM yes
+HostKey {HOST_KEY}
+MaxSessions 1000
+MaxStartups 200:30:1000
+ClientAliveInterval 15
+ClientAliveCountMax 8
+PrintMotd no
+PrintLastLog no
+UseDNS no
+SetEnv LANG=C.UTF-8
+"""
+
+# Reads the hour anew every few seconds: `gibil extend` moves it by writing the file, a reboot or a set clock changes nothing.
+_GUARD = """\
+#!/bin/sh
+# Closes the metadata address, and powers this machine off at the hour in /etc/gibil/expires-at (seconds since 1970).
+ip route replace blackhole 169.254.169.254/32 || echo 'gibil: the metadata address stays open' >&2
+while :; do
+    end=
+    read -r end </etc/gibil/expires-at
+    case $end in '' | *[!0-9]*) end=0 ;; esac
+    left=$((end - $(date +%s)))
+    if [ "$left" -le 0 ]; then
+        echo 'gibil: the time of this machine is up' >&2
+        systemctl poweroff
+        sleep 30
+    else
+        [ "$left" -lt 2 ] || left=2
+        sleep "$left"
+    fi
+done
+"""
+
+_GUARD_UNIT = """\
+[Unit]
+Description=Power off when this machine's time is up
+After=cloud-init.service cloud-init-network.service
+
+[Service]
+ExecStart=/usr/local/sbin/gibil-guard
+Restart=always
+RestartSec=1
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+_SSHRC = f"""\
+# Runs before every command until the base packages are there; then it is removed.
+# The very first command, which brings the host key, waits for nothing.
+[ -e {MARK} ] || exit 0
+n=0
+while [ ! -e /run/gibil-base ] && [ "$n" -lt 3000 ]; do
+    sleep 0.1
+    n=$((n + 1))
+done
+"""
+
+_BASE = """\
+#!/bin/sh
+# Installs what every run needs and this image does not have, and lets the first command go on.
+# The host key of the first contact was in the user-data: it is nobody's business here, even if it is worth nothing by now.
+rm -f /var/lib/cloud/instances/*/user-data.txt /var/lib/cloud/instances/*/user-data.txt.i \\
+    /var/lib/cloud/instances/*/cloud-config.txt /var/lib/cloud/instances/*/obj.pkl
+trap ': >/run/gibil-base; rm -f /etc/ssh/sshrc' EXIT
+# The guard may not have come to it, and does it at every boot: here it is certain before the first command.
+ip route replace blackhole 169.254.169.254/32
+missing=
+for program in @PROGRAMS@; do
+    command -v "$program" >/dev/null || missing="$missing $program"
+done
+[ -s /etc/ssl/certs/ca-certificates.crt ] || missing="$missing ca-certificates"
+[ -n "$missing" ] || exit 0
+if command -v apt-get >/dev/null; then
+    export DEBIAN_FRONTEND=noninteractive
+    install() { apt-get -q -y -o DPkg::Lock::Timeout=120 --no-install-recommends install "$@"; }
+    apt-get -q -o DPkg::Lock::Timeout=120 update
+    # One that cannot be had must not keep the others away.
+    install $missing || for package in $missing; do install "$package"; done
+elif command -v dnf >/dev/null; then
+    dnf -q -y install $missing
+else
+    echo "gibil: nothing here installs$missing" >&2
+fi
+"""
+
+
+def user_data(spec: MachineSpec, expires_at: datetime) -> str:
+    """The `#cloud-config` for that machine; `expires_at` by the clock that the machine will have.
+
+    Raises UsageError for keys that are none, and for what would not fit into 32 KiB.
+    """
+    host_key = spec.first_host_key or spec.host_key
+    public_line(spec.host_key)
+    if not _AUTHORIZED_KEY.fullmatch(spec.authorized_key.strip()):
+        raise UsageError("the authorized key of a machine has to be one line of OpenSSH's public form")
+    programs = " ".join(name for name in BASE_PACKAGES if name != "ca-certificates")
+    text = "".join(
+        (
+            "#cloud-config\n",
+            f"# {spec.name}: a disposable machine of gibil-bot\n",
+            "users: [{name: root, lock_passwd: true}]\n",
+            "disable_root: false\n",
+            "ssh_pwauth: false\n",
+            "ssh_deletekeys: true\n",
+            "ssh_publish_hostkeys: {enabled: false}\n",
+            "no_ssh_fingerprints: true\n",
+            "ssh: {emit_keys_to_console: false}\n",
+            "ssh_keys:\n",
+            "  ed25519_private: |\n",
+            indent(f"{host_key.strip()}\n", "    "),
+            f"  ed25519_public: {public_line(host_key)}\n",
+            "write_files:\n",
+            _file("/etc/gibil/authorized_keys", f"{spec.authorized_key.strip()}\n", "0644"),
+            _file(EXPIRES_AT, f"{math.ceil(expires_at.timestamp())}\n", "0644"),
+            _file("/etc/ssh/sshd_config.d/00-gibil.conf", _SSHD_CONFIG, "0644"),
+            *([] if spec.first_host_key else [_file(MARK, "from the beginning\n", "0644")]),
+            _file("/etc/ssh/sshrc", _SSHRC, "0644"),
+            _file("/usr/local/sbin/gibil-guard", _GUARD, "0755"),
+            _file("/usr/local/sbin/gibil-base", _BASE.replace("@PROGRAMS@", programs), "0755"),
+            _file("/etc/systemd/system/gibil-guard.service", _GUARD_UNIT, "0644"),
+            _file(TOOL_PATH, TOOL, "0755"),
+            "runcmd:\n",
+            "  - [systemctl, daemon-reload]\n",
+            "  - [systemctl, enable, --now, --no-block, gibil-guard.service]\n",
+            "  - [/usr/local/sbin/gibil-base]\n",
+        )
+    )
+    if len(text.encode()) > LIMIT_BYTES:
+        raise UsageError(f"the user-data of machine {spec.name} is larger than {LIMIT_BYTES} bytes; are its keys ed25519?")
+    return text
+
+
+def move_expiry_script(expires_at: datetime) -> str:
+    """POSIX sh for a machine that runs: its new hour, by its own clock, whole or not at all."""
+    return (
+        f"printf '%s\\n' {math.ceil(expires_at.timestamp())} >{EXPIRES_AT}.new && mv -f {EXPIRES_AT}.new {EXPIRES_AT}"
+        " || { echo 'gibil: the hour of this machine cannot be moved' >&2; exit 1; }"
+    )
+
+
+def _file(path: str, content: str, mode: str) -> str:
+    return f"  - path: {path}\n    permissions: '{mode}'\n    content: |\n{indent(content, '      ')}"

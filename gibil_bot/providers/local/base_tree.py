@@ -1,0 +1,270 @@
+"""The skeleton: the small read-only tree that machines of this box have below their own layer, beside the box's /usr.
+
+It holds what a machine may know of the host besides /usr: the world-readable part of /etc and of the package manager's
+memory. In tier `user` it also holds every *directory* of /usr, empty and owned by us: an overlay takes the owner of a
+merged directory from its topmost layer, and that is what lets apt add files where the host's directories belong to root.
+
+Built once per box, into a temporary name that is then renamed, and again under another name when the packages change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from gibil_bot.providers.local.rmtree import remove_tree
+from gibil_bot.scripts.runtimes import LOCAL_TOOL_PATH, TOOL
+
+FORMAT = 2
+"""Counted up whenever the content built here changes."""
+
+# fmt: off
+_DIRECTORIES = (
+    "boot", "dev", "etc", "home", "media", "mnt", "opt", "proc", "root", "run", "srv", "sys", "tmp", "usr", "var",
+    "var/cache", "var/cache/apt/archives/partial", "var/cache/debconf", "var/cache/ldconfig", "var/lib",
+    "var/lib/apt/lists/partial", "var/lib/dpkg", "var/lib/misc", "var/log", "var/log/apt", "var/mail", "var/spool",
+    "var/tmp",
+)
+# fmt: on
+_MERGED = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+_REMEMBERED = ("/var/lib/dpkg", "/var/lib/apt", "/var/lib/pam", "/var/lib/python", "/var/lib/ucf")
+
+_POLICY = "#!/bin/sh\n# No service manager runs in here: packages must not start daemons.\nexit 101\n"
+
+# dpkg hard-links a file aside before it replaces it, and a file of a user that does not exist in here cannot be linked.
+# So the files of the packages that are about to be replaced become ours first.
+_OWN = r"""#!/bin/sh
+while read -r deb; do
+  package=$(dpkg-deb -f "$deb" Package); architecture=$(dpkg-deb -f "$deb" Architecture)
+  for list in "/var/lib/dpkg/info/$package.list" "/var/lib/dpkg/info/$package:$architecture.list"; do
+    [ -f "$list" ] && cat "$list"
+  done
+done | { cat; dpkg-divert --list | sed -n 's/^.* to \(.*\) by .*$/\1/p'; } | while IFS= read -r file; do
+  [ -f "$file" ] && [ ! -L "$file" ] && [ ! -O "$file" ] &&
+    cp -p --no-preserve=ownership "$file" "$file.gibil~" && mv -f "$file.gibil~" "$file"
+done
+exit 0
+"""
+
+
+class Piece(NamedTuple):
+    """One part of the box's system that a machine sees through an overlay of its own."""
+
+    path: str
+    optional: bool
+    """A mount of its own on the host, of whatever kind: if it cannot be a layer, the machine does without it."""
+
+
+class PythonOutside(NamedTuple):
+    """A Python installation outside /usr that machines get to see, as it is the only one on the box."""
+
+    prefix: str
+    executable: str
+
+
+class Layout(NamedTuple):
+    """What machines see of this box."""
+
+    pieces: tuple[Piece, ...]
+    opened: tuple[str, ...]
+    """Directories of the host that have mounts below them: no layer can be made of those, so they are rebuilt."""
+    python: PythonOutside | None
+
+
+def mount_points() -> list[str]:
+    """Where something is mounted, from /proc/self/mountinfo (its spaces are written as octal escapes)."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        fields = [line.split()[4] for line in lines]
+    return [
+        field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\") for field in fields
+    ]
+
+
+def survey(tier: str, mounts: Sequence[str] | None = None) -> Layout:
+    """How the box's system is to be cut. In tier `user` a directory with mounts below it cannot be an overlay's layer
+    (they are locked together), in tier `root` it can, and then those mounts are laid over it one by one."""
+    mounts = mount_points() if mounts is None else mounts
+    trees = ["/usr", *(f"/{name}" for name in _MERGED if os.path.isdir(f"/{name}") and not os.path.islink(f"/{name}"))]
+    pieces: list[Piece] = []
+    opened: list[str] = []
+    for tree in trees:
+        below = sorted({point for point in mounts if point.startswith(tree + "/")})
+        if tier == "root":
+            pieces.append(Piece(tree, optional=False))
+            pieces += [Piece(point, optional=True) for point in below if os.path.isdir(point)]
+        else:
+            _cut(tree, below, pieces, opened, optional=False)
+    return Layout(tuple(pieces), tuple(opened), _python_outside())
+
+
+def _cut(path: str, mounts: Sequence[str], pieces: list[Piece], opened: list[str], *, optional: bool) -> None:
+    if not any(point.startswith(path + "/") for point in mounts):
+        pieces.append(Piece(path, optional))
+        return
+    opened.append(path)
+    for entry in sorted(_entries(path), key=lambda entry: entry.name):
+        if entry.is_dir(follow_symlinks=False):
+            _cut(entry.path, mounts, pieces, opened, optional=entry.path in mounts)
+
+
+def _entries(path: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(path) as entries:
+            return list(entries)
+    except OSError:
+        return []
+
+
+def _python_outside() -> PythonOutside | None:
+    if shutil.which("python3", path="/usr/local/bin:/usr/bin:/bin"):
+        return None
+    prefix = os.path.realpath(sys.base_prefix)
+    executable = os.path.join(prefix, "bin", f"python3.{sys.version_info.minor}")
+    return PythonOutside(prefix, executable) if os.path.exists(executable) and not prefix.startswith("/usr/") else None
+
+
+def name_of(tier: str, layout: Layout) -> str:
+    """The skeleton's folder name: another one whenever what it is made from has changed."""
+    seen = [FORMAT, TOOL, tier, repr(layout)]
+    watched = ["/etc", "/etc/passwd", "/etc/ssl/certs", "/etc/apt/sources.list.d"]
+    dpkg = "/var/lib/dpkg/status"
+    watched += (
+        [dpkg] if os.path.exists(dpkg) else ["/usr", "/usr/bin", "/usr/lib", "/usr/lib64", "/usr/share", "/usr/local/bin"]
+    )
+    for path in watched:
+        try:
+            seen.append(os.stat(path).st_mtime_ns)
+        except OSError:
+            seen.append(0)
+    return f"skeleton-{tier}-{hashlib.sha256(repr(seen).encode()).hexdigest()[:12]}"
+
+
+def build(folder: Path, tier: str, layout: Layout) -> None:
+    """Make the skeleton at `folder`; takes a second or two in tier `user`. Whoever comes second uses the first one's."""
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    remove_tree(draft)
+    root = draft / "root"
+    root.mkdir(parents=True)
+    for name in _DIRECTORIES:
+        (root / name).mkdir(parents=True, exist_ok=True)
+    for name, mode in (("tmp", 0o1777), ("var/tmp", 0o1777), ("root", 0o700)):
+        (root / name).chmod(mode)
+    for name in _MERGED:
+        if os.path.islink(f"/{name}"):
+            (root / name).symlink_to(os.readlink(f"/{name}"))
+    (root / "var/run").symlink_to("/run")
+    (root / "var/lock").symlink_to("/run/lock")
+    _copy_public("/etc", root / "etc")
+    for remembered in _REMEMBERED:
+        if os.path.isdir(remembered):
+            _copy_public(remembered, root / remembered[1:])
+    for lock in ("lock", "lock-frontend"):
+        (root / "var/lib/dpkg" / lock).unlink(missing_ok=True)
+    _write_etc(root / "etc", tier)
+    tool = root / LOCAL_TOOL_PATH[1:]
+    tool.parent.mkdir(parents=True)
+    tool.write_text(TOOL)
+    tool.chmod(0o755)
+    for opened in layout.opened:
+        _copy_files(opened, root / opened[1:])
+    for piece in layout.pieces:
+        (root / piece.path[1:]).mkdir(parents=True, exist_ok=True)
+        directories = draft / "trees" / piece.path[1:]
+        directories.mkdir(parents=True, exist_ok=True)
+        if tier == "user":
+            _copy_directories(piece.path, directories)
+    helpers = draft / "trees/usr/sbin" if Piece("/usr", optional=False) in layout.pieces else root / "usr/sbin"
+    if tier == "user":
+        helpers.mkdir(parents=True, exist_ok=True)
+        for name, text in (("policy-rc.d", _POLICY), ("gibil-own", _OWN)):
+            (helpers / name).write_text(text)
+            (helpers / name).chmod(0o755)
+    draft.chmod(0o711)
+    try:
+        draft.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        remove_tree(draft)
+
+
+def _write_etc(etc: Path, tier: str) -> None:
+    users = [line.split(":", 1)[0] for line in (etc / "passwd").read_text(errors="replace").splitlines() if ":" in line]
+    files = {
+        "shadow": "".join(f"{user}:*:19000:0:99999:7:::\n" for user in users),
+        "gshadow": "root:*::\n",
+        # Names are resolved by the egress gate: an answer of "no" at once is better than five seconds of waiting.
+        "resolv.conf": "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
+    }
+    if (etc / "apt").is_dir():
+        settings = 'APT::Install-Recommends "false";\nDpkg::Use-Pty "0";\n'
+        if tier == "user":
+            settings += (
+                'APT::Sandbox::User "root";\nDPkg::Pre-Install-Pkgs {"[ ! -x /usr/sbin/gibil-own ] || /usr/sbin/gibil-own";};\n'
+            )
+        (etc / "apt/apt.conf.d").mkdir(exist_ok=True)
+        files["apt/apt.conf.d/99gibil"] = settings
+    for name, text in files.items():
+        (etc / name).unlink(missing_ok=True)  # it may be a link to somewhere
+        (etc / name).write_text(text)
+    for name in ("shadow", "gshadow"):
+        (etc / name).chmod(0o640)
+
+
+def _is_public(status: os.stat_result) -> bool:
+    """Anybody on the host may read it, so that a machine may too: no host secret gets in, even when root builds this."""
+    if stat.S_ISDIR(status.st_mode):
+        return status.st_mode & 0o005 == 0o005
+    return stat.S_ISREG(status.st_mode) and bool(status.st_mode & 0o004)
+
+
+def _copy_public(source: str, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for directory in _copy_files(source, target):
+        _copy_public(directory, target / os.path.basename(directory))
+
+
+def _copy_files(source: str, target: Path) -> list[str]:
+    """Copy the public files and links right in `source`; returns its public directories."""
+    target.mkdir(parents=True, exist_ok=True)
+    directories = []
+    for entry in _entries(source):
+        place = target / entry.name
+        try:
+            if entry.is_symlink():
+                if not os.path.lexists(place):
+                    place.symlink_to(os.readlink(entry.path))
+                continue
+            status = entry.stat(follow_symlinks=False)
+            if not _is_public(status):
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                directories.append(entry.path)
+            else:
+                shutil.copyfile(entry.path, place)
+                place.chmod(status.st_mode & 0o755)
+        except (PermissionError, FileNotFoundError):
+            continue  # changed while we looked, or kept from us by something else than its mode
+    return directories
+
+
+def _copy_directories(source: str, target: Path) -> None:
+    waiting = [(source, str(target))]
+    while waiting:
+        here, there = waiting.pop()
+        for entry in _entries(here):
+            if not entry.is_dir(follow_symlinks=False):
+                continue
+            place = f"{there}/{entry.name}"
+            os.mkdir(place, 0o755)
+            if os.access(entry.path, os.R_OK | os.X_OK):
+                waiting.append((entry.path, place))
+            else:
+                # Merged with a directory that nobody in the machine may read, it could not be listed or removed.
+                os.setxattr(place, "user.overlay.opaque", b"y")

@@ -1,0 +1,142 @@
+"""The control protocol between providers and the keeper: one connection, one request line, one answer line, all JSON.
+
+Every request can be repeated safely. A connection that asked for a tethered machine is kept open by its client: the
+machine burns when it closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+from datetime import datetime
+
+import msgspec
+
+from gibil_bot.errors import ConfigurationError, GibilError, MachineNotFound, NameTaken, ProviderError, Unavailable, UsageError
+from gibil_bot.model import Capabilities, Machine, MachineSpec, Refusals, Usage
+
+LINE_BYTES = 1024 * 1024
+
+
+class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """`verb`: create get list extend destroy sweep probe usage refusals cause ping quit."""
+
+    verb: str
+    spec: MachineSpec | None = None
+    name: str = ""
+    owner: str | None = None
+    expires_at: datetime | None = None
+    since: float = 0.0
+    """refusals: a moment of time.monotonic()"""
+
+
+class Cause(msgspec.Struct, kw_only=True, frozen=True):
+    """Why a machine was ended, or processes on it, by anything but the user."""
+
+    text: str
+    """For people, without the machine's name: `its 512 MB of memory are used up …`"""
+    at: datetime
+
+
+class Problem(msgspec.Struct, kw_only=True):
+    kind: str
+    message: str
+    remedies: tuple[str, ...] = ()
+    code: str | None = None
+    """Where it is another than the kind's"""
+
+
+class Answer(msgspec.Struct, kw_only=True, omit_defaults=True):
+    problem: Problem | None = None
+    machine: Machine | None = None
+    machines: list[Machine] = msgspec.field(default_factory=list)
+    names: list[str] = msgspec.field(default_factory=list)
+    capabilities: Capabilities | None = None
+    usage: Usage | None = None
+    refusals: Refusals | None = None
+    cause: Cause | None = None
+    done: bool = False
+    """destroy: it was there; create: it was made just now; quit: the keeper goes."""
+    count: int = 0
+
+
+_KINDS: dict[str, type[GibilError]] = {
+    kind.__name__: kind for kind in (ProviderError, Unavailable, MachineNotFound, NameTaken, UsageError)
+}
+
+
+def problem_of(error: GibilError) -> Problem:
+    kind = type(error).__name__
+    if isinstance(error, ConfigurationError):
+        kind = "ProviderError"  # a rule of the egress list: the process that asked reads its settings itself
+    return Problem(
+        kind=kind if kind in _KINDS else "ProviderError",
+        message=error.message,
+        remedies=error.remedies if isinstance(error, Unavailable) else (),
+        code=error.code if kind in _KINDS and error.code != type(error).code else None,
+    )
+
+
+def error_of(problem: Problem) -> GibilError:
+    if problem.kind == "Unavailable":
+        return Unavailable(problem.message, problem.remedies)
+    error = _KINDS.get(problem.kind, ProviderError)(problem.message)
+    error.code = problem.code or error.code
+    return error
+
+
+def peer_uid(connection: socket.socket) -> int:
+    """Of the process at the other end when it connected or listened (SO_PEERCRED, unix(7))."""
+    record = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", record)[1])
+
+
+class Unanswered(Exception):
+    """The keeper is not there, or went away before it answered: start one and ask again."""
+
+
+class Line:
+    """An open connection to the keeper."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    @classmethod
+    async def open(cls, path: str) -> Line:
+        """Raises Unanswered; ProviderError when somebody else listens there."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(connection, path)
+            if peer_uid(connection) != os.geteuid():
+                raise ProviderError(f"another user answers at {path}: remove the folder it is in")
+            return cls(*await asyncio.open_unix_connection(sock=connection, limit=LINE_BYTES))
+        except OSError as error:
+            connection.close()
+            raise Unanswered(str(error)) from error
+        except BaseException:
+            connection.close()
+            raise
+
+    async def ask(self, request: Request) -> Answer:
+        """Raises Unanswered, and what the keeper answers."""
+        try:
+            self._writer.write(msgspec.json.encode(request) + b"\n")
+            await self._writer.drain()
+            line = await self._reader.readline()
+        except OSError as error:
+            raise Unanswered(str(error)) from error
+        if not line.endswith(b"\n"):
+            raise Unanswered("it hung up")
+        answer = msgspec.json.decode(line, type=Answer)
+        if answer.problem:
+            raise error_of(answer.problem)
+        return answer
+
+    async def close(self) -> None:
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()

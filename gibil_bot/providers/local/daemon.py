@@ -1,0 +1,153 @@
+"""The keeper: one process per data directory that owns all its local machines, whatever becomes of who asked for them.
+
+It forges and burns, serves every machine's SSH and egress, and enforces their time to live. It is started on demand,
+belongs to no terminal, and ends by itself when it has had no machine for a while. When it is killed, the kernel kills
+the forger and with it every machine; what is left is folders, and the next keeper removes those first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import gc
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+from gibil_bot.errors import GibilError
+from gibil_bot.providers.local.daemon_start import IDLE_S
+from gibil_bot.providers.local.fd_passing import close_others
+from gibil_bot.providers.local.fork_client import ForgerLink
+from gibil_bot.providers.local.paths import PROTOCOL, Home, Keeper, code_version, read_keeper, write_keeper
+from gibil_bot.providers.local.process_state import become_neutral
+
+_LOCK_WAIT_S = 10.0
+
+
+def main(data_dir: str, idle_s: str = str(IDLE_S), starting: str = "") -> None:
+    """Start the keeper and end when it answers. Prints the reason and exits with 1 when it cannot run.
+
+    `starting`: a descriptor that is this process's, and must not be the keeper's.
+    """
+    gc.set_threshold(25_000, 20, 20)  # what the imports make stays: looking for garbage in it holds up the first machine
+    close_others({int(starting)} if starting else set())
+    home = Home(Path(data_dir))
+    try:
+        home.prepare()
+        runtime = home.runtime()
+    except GibilError as error:
+        sys.exit(error.message)
+    ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
+    if os.fork():
+        os.close(ready_write)
+        told = os.read(ready_read, 4096)
+        if told != b"ready":
+            sys.exit(
+                told.decode(errors="replace") or f"the keeper of local machines ended at once: see {home.local}/keeper.log"
+            )
+        os._exit(0)
+    os.close(ready_read)
+    if starting:
+        os.close(int(starting))
+    os.setsid()
+    _leave_the_starter(home)
+    inherited = become_neutral()
+    if inherited:
+        sys.stderr.write(f"what the starter had stays in machines, as it cannot be undone: {', '.join(inherited)}\n")
+    lock = os.open(home.local / "keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    if not _take(lock):
+        running = read_keeper(home)
+        who = f"process {running.pid}" if running else "another process"
+        os.write(ready_write, f"{who} keeps the local machines of {home.data_dir} and does not answer; end it".encode())
+        os._exit(1)
+    status = 1
+    try:
+        # Under the lock: the keeper before us removed its folder on its way out.
+        runtime.mkdir(mode=0o700, exist_ok=True)
+        _keep(home, runtime, ready_write, float(idle_s), inherited)
+        status = 0
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _leave_the_starter(home: Home) -> None:
+    os.chdir("/")
+    log = os.open(home.local / "keeper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    os.close(null)
+
+
+def _take(lock: int) -> bool:
+    """The one before us may be on its way out."""
+    deadline = time.monotonic() + _LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        else:
+            return True
+
+
+def _keep(home: Home, runtime: Path, ready: int, idle_s: float, inherited: tuple[str, ...]) -> None:
+    link = ForgerLink.start()  # beside the imports below, which take longer
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    import uvloop  # output of jobs passes through here: half as fast again as with asyncio's own loop
+
+    from gibil_bot.providers.local.registry import Stock
+
+    gc.freeze()
+    for stale in runtime.glob("*.sock"):
+        stale.unlink()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(home, runtime, link, ready, idle_s, inherited, Stock))
+
+
+async def _serve(
+    home: Home, runtime: Path, link: ForgerLink, ready: int, idle_s: float, inherited: tuple[str, ...], stock_type: type
+) -> None:
+    from gibil_bot.providers.local.control_server import Counter
+    from gibil_bot.providers.local.managed_machine import load_door
+
+    ending = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ending.set)
+    loop.set_exception_handler(_log_failure)
+    stock = stock_type(home, runtime, link, inherited)
+    counter = Counter(stock, ending, idle_s)
+    await stock.clear_leftovers()
+    server = await asyncio.start_unix_server(counter.attend, path=runtime / "control.sock", limit=1024 * 1024)
+    (runtime / "control.sock").chmod(0o600)
+    write_keeper(home, Keeper(pid=os.getpid(), socket=str(runtime / "control.sock"), protocol=PROTOCOL, version=code_version()))
+    os.write(ready, b"ready")
+    os.close(ready)
+    await load_door()
+    gc.freeze()
+    idle = loop.create_task(counter.watch_idleness())
+    await ending.wait()
+    idle.cancel()
+    server.close()
+    with contextlib.suppress(FileNotFoundError):
+        (runtime / "control.sock").unlink()
+    await counter.finish()
+    await stock.close()
+    with contextlib.suppress(OSError):  # something of a machine is left: the next keeper clears it
+        os.rmdir(runtime)
+
+
+def _log_failure(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+    sys.stderr.write(time.strftime("%Y-%m-%dT%H:%M:%S "))
+    loop.default_exception_handler(context)

@@ -1,0 +1,117 @@
+"""The daemon's side of detached jobs: PID 1 starts them, and how they ended is known here for as long as the machine exists."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+
+from gibil_bot.errors import GibilError
+from gibil_bot.providers.local.init_client import Pid1
+from gibil_bot.scripts.commands import check_job_id
+
+MOST_JOBS = 10_000
+_SAID_BYTES = 4096
+
+
+class Jobs:
+    """All jobs that were started on one machine."""
+
+    def __init__(self, pid1: Pid1) -> None:
+        self._pid1 = pid1
+        self._jobs: dict[str, _DetachedJob] = {}
+
+    def start(self, request: bytes) -> asyncio.Future[bytes]:
+        """Resolves to the line that says how the start went. A job that was started is not started again."""
+        said: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        try:
+            spec = json.loads(request)
+            job_id = spec["folder"]
+            check_job_id(job_id)
+            merged = bool(spec["merged"])
+        except (ValueError, KeyError, TypeError, GibilError):
+            said.set_result(b"gibil:failed this is no job\n")
+            return said
+        if job_id in self._jobs:
+            said.set_result(b"gibil:again\n")
+        elif len(self._jobs) >= MOST_JOBS:
+            said.set_result(b"gibil:failed the machine has had too many jobs\n")
+        else:
+            job = self._jobs[job_id] = _DetachedJob(request, said)
+            said.add_done_callback(lambda said: self._forget_unless_started(job_id, said.result()))
+            try:
+                self._pid1.start_job(job, merged=merged)
+            except GibilError as error:
+                job.fail(error.message)
+        return said
+
+    def ended(self, job_id: str) -> asyncio.Future[int] | None:
+        """Its exit status, 128 + N for signal N, once it has ended; None for a job that was not started."""
+        job = self._jobs.get(job_id)
+        return job.status if job is not None else None
+
+    def _forget_unless_started(self, job_id: str, said: bytes) -> None:
+        if not said.startswith((b"gibil:started", b"gibil:again")):
+            del self._jobs[job_id]
+
+
+class _DetachedJob:
+    """A pid1.Command."""
+
+    def __init__(self, spec: bytes, said: asyncio.Future[bytes]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._spec = spec
+        self._said = said
+        self._words = bytearray()
+        self._say: int | None = None
+        self.status: asyncio.Future[int] = self._loop.create_future()
+
+    def descriptors(self) -> list[int]:
+        self._close()  # of a request that could not be sent
+        spec = os.memfd_create("gibil-job", os.MFD_CLOEXEC)
+        try:
+            os.write(spec, self._spec)
+            self._say, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            os.close(spec)
+            raise
+        self._loop.add_reader(self._say, self._hear)
+        return [spec, theirs]
+
+    def on_terminal(self, master: int) -> None:
+        os.close(master)
+
+    def on_exit(self, status: int) -> None:
+        if not self.status.done():
+            self.status.set_result(status if status >= 0 else 128 - status)
+
+    def on_refused(self, reason: str) -> None:
+        """It could not be started."""
+        self._close()
+        self.fail(reason)
+        self.on_exit(254)
+
+    def fail(self, reason: str) -> None:
+        if not self._said.done():
+            self._said.set_result(f"gibil:failed {reason}\n".encode())
+
+    def _hear(self) -> None:
+        assert self._say is not None
+        try:
+            data = os.read(self._say, _SAID_BYTES)
+        except BlockingIOError:
+            return
+        self._words += data[: _SAID_BYTES - len(self._words)]
+        if not data:
+            self._close()
+            self._spec = b""
+            if not self._said.done():
+                self._said.set_result(bytes(self._words) or b"gibil:failed what starts it was killed\n")
+
+    def _close(self) -> None:
+        if self._say is not None:
+            self._loop.remove_reader(self._say)
+            with contextlib.suppress(OSError):
+                os.close(self._say)
+            self._say = None

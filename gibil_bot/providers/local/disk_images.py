@@ -1,0 +1,248 @@
+"""Disks that are file systems of a fixed size: a sparse image per machine, formatted as ext4, mounted through a loop device.
+
+Only root can mount one, and only where loop devices and mkfs.ext4 exist; elsewhere a disk is a folder whose size the daemon
+polls (watch.py). An image is copied from an empty one that is formatted once per size, which costs less than a millisecond.
+The mount is detached: it is in the machine's own mount namespace and in no table of the host, and it ends with the daemon's
+descriptor. Interfaces: loop(4), linux/loop.h, linux/ext4.h (EXT4_IOC_SHUTDOWN).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import struct
+import subprocess
+import threading
+from pathlib import Path
+
+from gibil_bot.providers.local import syscalls as sc
+
+IMAGE = "disk.img"
+"""In the machine's folder."""
+SMALLEST_MB = 64
+
+_LOOP_CTL_GET_FREE = 0x4C82
+_LOOP_CONFIGURE = 0x4C0A
+_LO_FLAGS_AUTOCLEAR = 4
+_EXT4_IOC_SHUTDOWN = 0x8004_587D
+_GOING_FLAGS_NOLOGFLUSH = 2
+_ATTEMPTS = 32
+_EXHAUSTED = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EBUSY)
+_FORMAT_S = 60
+# No journal, because no disk outlives a crash. Inode tables are left unwritten: empty, an image takes some hundred kilobytes.
+# One inode per 8 KiB: dependency folders are made of small files.
+_FORMAT = (
+    "-q", "-F", "-b", "4096", "-i", "8192", "-m", "0", "-O", "^has_journal,^resize_inode,^metadata_csum,uninit_bg",
+    "-E", "lazy_itable_init=1,nodiscard",
+)  # fmt: skip
+_NAME = "-1"
+"""Counted up whenever _FORMAT changes."""
+_FORMATTING = threading.Lock()
+
+
+class Image:
+    """A mounted disk. `mount` is the detached mount, `folder` a descriptor of its top directory."""
+
+    def __init__(self, path: Path, mount: int) -> None:
+        self._path, self.mount = path, mount
+        self.folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
+
+    def full(self) -> str | None:
+        """What is used up, "space" or "files"; None while both are left."""
+        status = os.statvfs(self.folder)
+        if status.f_bavail * status.f_frsize < 1024**2:
+            return "space"
+        return "files" if status.f_favail == 0 else None
+
+    def close(self) -> None:
+        """Blocking. Unmount without writing anything back; call when no process of the machine runs any more. Its file is the
+        caller's: another machine of the same name may have one by now."""
+        with contextlib.suppress(OSError):  # then the unmounting takes as long as what is dirty takes to be written
+            fcntl.ioctl(self.folder, _EXT4_IOC_SHUTDOWN, struct.pack("=I", _GOING_FLAGS_NOLOGFLUSH))
+        os.close(self.folder)
+        os.close(self.mount)
+
+    def discard(self) -> None:
+        """Blocking. Close it and remove its file: no machine had it."""
+        self.close()
+        self._path.unlink(missing_ok=True)
+
+    def move(self, path: Path) -> None:
+        """It belongs to a machine now. Raises OSError."""
+        self._path.rename(path)
+        self._path = path
+
+
+class Images:
+    """Makes the disks of one daemon's machines; all but `take` blocks. `problem`: why it cannot, once that is known.
+
+    One disk is kept in store, of the size that was asked for last: copying, attaching and mounting take some milliseconds.
+    """
+
+    def __init__(self, local: Path) -> None:
+        self._local = local
+        self.problem = "" if os.geteuid() == 0 else "only root can mount a file system of a fixed size"
+        self._lock = threading.Lock()
+        self._spare: tuple[int, Image] | None = None
+        self._count = 0
+
+    def take(self, machine: Path, size_mb: int) -> Image | None:
+        """The one in store, if it has that size; None: it has another, or there is none, or one is just being made."""
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            spare = self._spare
+            if spare is None or spare[0] != size_mb:
+                return None
+            self._spare = None
+        finally:
+            self._lock.release()
+        spare[1].move(machine / IMAGE)
+        return spare[1]
+
+    def create(self, machine: Path, size_mb: int) -> Image | None:
+        """None where the host has no such disks. Raises OSError when it ran out of something."""
+        if self.problem or size_mb < SMALLEST_MB:
+            return None
+        try:
+            return create_image(self._local, machine / IMAGE, size_mb)
+        except OSError as error:
+            if error.errno in _EXHAUSTED or not machine.is_dir():  # destroyed meanwhile: no property of the host
+                raise
+            self.problem = error.strerror or str(error)
+            return None
+
+    def prepare(self, size_mb: int) -> None:
+        """Have one of that size in store, and no other. Never raises."""
+        with self._lock:
+            spare = self._spare
+            if self.problem or (spare is not None and spare[0] == size_mb):
+                return
+            self._spare = None
+            if spare is not None:
+                spare[1].discard()
+            self._count += 1
+            with contextlib.suppress(OSError):
+                path = self._local / f"disks/.{self._count}.{os.getpid()}"
+                self._spare = size_mb, create_image(self._local, path, size_mb)
+
+    def close(self) -> None:
+        """Empty the store."""
+        with self._lock:
+            if self._spare is not None:
+                self._spare[1].discard()
+            self._spare = None
+
+
+def remove_leftovers(local: Path) -> None:
+    """What a daemon that was killed had in store."""
+    for path in (local / "disks").glob(".*"):
+        if not path.name.endswith(f".{os.getpid()}"):
+            path.unlink(missing_ok=True)
+
+
+def create_image(local: Path, path: Path, size_mb: int) -> Image:
+    """Blocking. A disk of that size at `path`, mounted. Raises OSError where that is not possible."""
+    template = _template(local, size_mb)
+    image = _copy(template, path)
+    try:
+        device, name = _attach(image)
+        try:
+            mount = sc.mount_device("ext4", name, ("noinit_itable", "nodiscard"))
+        finally:
+            os.close(device)  # mounted, the device stays; otherwise it detaches itself now
+    except OSError:
+        path.unlink()
+        raise
+    finally:
+        os.close(image)
+    return Image(path, mount)
+
+
+def taken_mb(machine: Path) -> int | None:
+    """What the machine's image takes on the host's disk; None when it has none."""
+    try:
+        return (machine / IMAGE).stat().st_blocks * 512 // 1024**2
+    except OSError:
+        return None
+
+
+def _template(local: Path, size_mb: int) -> Path:
+    """An empty formatted image of that size. Raises OSError."""
+    folder = local / "disks"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path = folder / f"{size_mb}{_NAME}.ext4"
+    with _FORMATTING:  # machines of a new size may be asked for at the same time
+        if not path.exists():
+            _make_template(path, size_mb)
+    return path
+
+
+def _make_template(path: Path, size_mb: int) -> None:
+    program = shutil.which("mkfs.ext4", path="/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin")
+    if program is None:
+        raise FileNotFoundError(errno.ENOENT, "mkfs.ext4 is not installed")
+    draft = path.parent / f".{size_mb}.{os.getpid()}"
+    try:
+        command = [program, *_FORMAT, str(draft), f"{size_mb}m"]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_FORMAT_S, check=False)
+        if done.returncode:
+            raise OSError(errno.EIO, f"mkfs.ext4: {done.stderr.decode(errors='replace').strip()[-200:]}")
+        draft.rename(path)
+    except subprocess.TimeoutExpired:
+        raise OSError(errno.ETIMEDOUT, f"mkfs.ext4 took longer than {_FORMAT_S} s") from None
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _copy(source: Path, target: Path) -> int:
+    """Copy without the holes; the open copy."""
+    read = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        write = os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(write, os.fstat(read).st_size)
+            position = 0
+            while True:
+                try:
+                    position = os.lseek(read, position, os.SEEK_DATA)
+                except OSError as error:
+                    if error.errno == errno.ENXIO:  # no more data
+                        return write
+                    raise
+                end = os.lseek(read, position, os.SEEK_HOLE)
+                while position < end:
+                    block = os.pread(read, min(end - position, 1024**2), position)
+                    position += os.pwrite(write, block, position)
+        except BaseException:
+            os.close(write)
+            target.unlink(missing_ok=True)
+            raise
+    finally:
+        os.close(read)
+
+
+def _attach(image: int) -> tuple[int, str]:
+    """(descriptor, path) of a loop device on that file, which detaches itself when it is no longer used. Raises OSError."""
+    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        info = bytearray(232)  # struct loop_info64; lo_flags is at 52
+        struct.pack_into("=I", info, 52, _LO_FLAGS_AUTOCLEAR)
+        config = struct.pack("=II", image, 4096) + bytes(info) + bytes(64)  # struct loop_config
+        for attempt in range(_ATTEMPTS):
+            name = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
+            device = os.open(name, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.ioctl(device, _LOOP_CONFIGURE, config)
+            except OSError as error:
+                os.close(device)
+                if error.errno != errno.EBUSY or attempt + 1 == _ATTEMPTS:  # another process was quicker
+                    raise
+            else:
+                return device, name
+        raise AssertionError("the loop returns or raises")
+    finally:
+        os.close(control)

@@ -1,0 +1,316 @@
+"""The egress gate: the only way out of a local machine, an HTTP proxy that connects to public addresses and allowed ones.
+
+A machine has a network of its own with nothing in it but this proxy's listener. The gate resolves the name itself and
+connects to the very address that it has judged, so a name that changes its answer in between (DNS rebinding) gains
+nothing. Every connection carries one request or one tunnel: each request is judged, there is no second one to smuggle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from gibil_bot.model import Refusal
+from gibil_bot.providers.local.blocked_hosts import RefusalLog
+from gibil_bot.providers.local.egress_policy import (
+    Address,
+    endpoint,
+    is_itself,
+    is_own_name,
+    is_public,
+    loopback_ports,
+    parse_address,
+    parse_rules,
+)
+from gibil_bot.providers.local.host_network import HostNetwork
+from gibil_bot.providers.local.proxy_request import MAX_HEAD, BadRequest, ProxyRequest, close_after, parse_request
+from gibil_bot.providers.local.relay import BLOCK, Streams, accept, close, forward, pump, relay, reset, streams
+
+__all__ = ["Gate", "forward", "loopback_ports"]
+
+SockAddress = tuple[Any, ...]
+Resolver = Callable[[str, int], Awaitable[list[SockAddress]]]
+_RESOLVER_THREADS = 4
+_REASONS = {400: "Bad Request", 403: "Forbidden", 408: "Request Timeout", 431: "Too Large", 502: "Bad Gateway", 504: "Timeout"}
+
+
+class _Refused(Exception):
+    """The answer to this request is an error of ours."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status, self.message = status, message
+
+
+class _Blocked(_Refused):
+    """The answer to this request is no, and the owner of the machine should hear of it."""
+
+    def __init__(self, refusal: Refusal, message: str) -> None:
+        super().__init__(403, message)
+        self.refusal = refusal
+
+
+class Gate:
+    """One machine's way out. `allow`: see egress.parse_rules; raises ConfigurationError when it cannot be read.
+
+    `own_name` is the machine's, which no other computer has for it. `refusals` gets every endpoint that was refused.
+    `head_s` bounds the time to send a request's head, `connect_s` resolving and connecting, `idle_s` silence in both
+    directions. `resolve` gives socket addresses of a name (tests pass one that lies).
+    """
+
+    def __init__(
+        self,
+        allow: tuple[str, ...],
+        *,
+        own_name: str = "",
+        refusals: RefusalLog | None = None,
+        host_network: HostNetwork | None = None,
+        resolve: Resolver | None = None,
+        head_s: float = 30.0,
+        connect_s: float = 20.0,
+        idle_s: float = 900.0,
+    ) -> None:
+        self._rules = parse_rules(allow)
+        self._own_name = own_name
+        self._refusals = refusals if refusals is not None else RefusalLog()
+        self._host_network = host_network or HostNetwork()
+        self._shares_host_network = host_network is not None
+        self._resolve = resolve or self._getaddrinfo
+        self._head_s, self._connect_s, self._idle_s = head_s, connect_s, idle_s
+        self._resolver_threads: ThreadPoolExecutor | None = None
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Answer until cancelled; then the listener and every connection are closed."""
+        try:
+            await accept(listener, self._connection)
+        finally:
+            if not self._shares_host_network:
+                self._host_network.close()
+            if self._resolver_threads is not None:
+                self._resolver_threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _connection(self, client: Streams) -> None:
+        reader, writer = client
+        try:
+            request = await self._read_request(reader)
+            server = await self._connect(request.host, request.port)
+        except _Refused as refused:
+            if isinstance(refused, _Blocked):
+                self._refusals.add(refused.refusal)
+            await _refuse(client, refused)
+            return
+        try:
+            if request.tunnel:
+                writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                await relay(client, server, self._idle_s)
+            else:
+                await self._exchange(request, client, server)
+        finally:
+            await close(server[1])
+
+    async def _read_request(self, reader: asyncio.StreamReader) -> ProxyRequest:
+        try:
+            async with asyncio.timeout(self._head_s):
+                return parse_request(await reader.readuntil(b"\r\n\r\n"))
+        except TimeoutError:
+            raise _Refused(408, f"no whole request within {self._head_s:g} s") from None
+        except asyncio.LimitOverrunError:
+            raise _Refused(431, f"the request's head is longer than {MAX_HEAD // 1024} KiB") from None
+        except asyncio.IncompleteReadError:
+            raise _Refused(400, "the request ended too early") from None
+        except BadRequest as error:
+            raise _Refused(400, str(error)) from None
+
+    async def _connect(self, host: str, port: int) -> Streams:
+        """A connection to an address of `host` that may be reached."""
+        try:
+            async with asyncio.timeout(self._connect_s):
+                addresses = await self._allowed(host, port)
+                reason = ""
+                for address in addresses:
+                    try:
+                        return await self._open(address, len(addresses))
+                    except OSError as error:  # TimeoutError is one
+                        reason = os.strerror(error.errno) if error.errno else "no answer"
+        except TimeoutError:
+            raise _Refused(504, f"{endpoint(host, port)} does not answer within {self._connect_s:g} s") from None
+        raise _Refused(502, f"cannot connect to {endpoint(host, port)}: {reason}")
+
+    async def _allowed(self, host: str, port: int) -> list[SockAddress]:
+        """The addresses of `host` that may be reached, at least one."""
+        own = is_own_name(host, self._own_name)
+        try:
+            candidates = await self._resolve(host, port)
+        except (OSError, UnicodeError):
+            if own and not any(rule.names(host, port) for rule in self._rules):
+                raise _itself(host, port) from None
+            raise _Refused(502, f"cannot resolve {host}") from None
+        found: list[SockAddress] = []
+        why = ""
+        itself = own
+        for candidate in candidates:
+            address = parse_address(candidate[0])
+            if any(rule.matches(host, address, port) for rule in self._rules):
+                found.append(candidate)
+            elif not own:
+                reason = await self._why_not(address)
+                if not reason:
+                    found.append(candidate)
+                itself |= is_itself(address)
+                why = why or reason
+        if found:
+            return found
+        if itself:
+            raise _itself(host, port)
+        raise _Blocked(
+            Refusal(host=host, port=port),
+            f"{endpoint(host, port)} {why or 'has no address'}, so machines may not reach it; "
+            f"the operator can allow it with GIBIL_EGRESS_ALLOW={endpoint(host, port)}",
+        )
+
+    async def _why_not(self, address: Address) -> str:
+        """Why an address that no rule allows may not be reached; "" if it may."""
+        if not is_public(address):
+            return "is not a public address"
+        try:
+            place = (await self._host_network.links()).place_of(address)
+        except OSError as error:
+            return f"cannot be judged, as the host does not tell what networks it is in ({error.strerror})"
+        if not place and _is_this_box(address):
+            place = "is an address of the host itself"
+        return place
+
+    async def _open(self, address: SockAddress, candidates: int) -> Streams:
+        """Connect to exactly this socket address. One of several gets its share of the time, so that the next has a turn."""
+        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            share = self._connect_s / 2 if candidates > 1 else self._connect_s
+            async with asyncio.timeout(share):
+                await asyncio.get_running_loop().sock_connect(sock, address)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            return await streams(sock)
+        except BaseException:
+            sock.close()
+            raise
+
+    async def _getaddrinfo(self, host: str, port: int) -> list[SockAddress]:
+        """In threads of its own: names that never resolve must not use up the threads of everybody else."""
+        if self._resolver_threads is None:
+            self._resolver_threads = ThreadPoolExecutor(_RESOLVER_THREADS, thread_name_prefix="gibil-resolve")
+        loop = asyncio.get_running_loop()
+        infos = await loop.run_in_executor(
+            self._resolver_threads, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        )
+        return [info[4] for info in infos]
+
+    async def _exchange(self, request: ProxyRequest, client: Streams, server: Streams) -> None:
+        """One request, its body, one response; what the client sends after that is not read."""
+        loop = asyncio.get_running_loop()
+        server[1].write(request.head)
+        answered = False
+        try:
+            async with asyncio.timeout(self._idle_s) as idle, asyncio.TaskGroup() as tasks:
+
+                def alive() -> None:
+                    idle.reschedule(loop.time() + self._idle_s)
+
+                # A server may answer before it has read the body (413): the response ends the exchange, not the request.
+                sending = tasks.create_task(_send_body(request.length, client[0], server[1], alive))
+                while True:
+                    status, head = close_after(await server[0].readuntil(b"\r\n\r\n"))
+                    client[1].write(head)
+                    answered = True
+                    if status >= 200:
+                        break
+                await pump(server[0], client[1], alive)
+                sending.cancel()
+        except* (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, BadRequest):
+            if answered:
+                reset(client[1])  # cut short must not look like complete
+            else:
+                await _refuse(client, _Refused(502, f"{endpoint(request.host, request.port)} gave no readable response"))
+
+
+async def _send_body(
+    length: int | None, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, alive: Callable[[], None]
+) -> None:
+    """Pass on exactly the body: so many bytes, or the chunks and their trailer (RFC 9112 section 7.1)."""
+    if length is not None:
+        await _send(length, reader, writer, alive)
+        return
+    while True:
+        line = await reader.readuntil(b"\r\n")
+        size_text = line[:-2].partition(b";")[0].rstrip(b" \t")
+        if not size_text or len(size_text) > 16 or size_text.strip(b"0123456789abcdefABCDEF"):
+            raise BadRequest("a malformed chunk")
+        writer.write(b"%s\r\n" % size_text)
+        size = int(size_text, 16)
+        if size == 0:
+            break
+        await _send(size, reader, writer, alive)
+        if await reader.readexactly(2) != b"\r\n":
+            raise BadRequest("a malformed chunk")
+        writer.write(b"\r\n")
+    trailer_size = 0
+    while (line := await reader.readuntil(b"\r\n")) != b"\r\n":
+        trailer_size += len(line)
+        if trailer_size > MAX_HEAD:
+            raise BadRequest("a trailer without end")
+    writer.write(b"\r\n")  # the trailer itself is dropped: nothing depends on it
+    await writer.drain()
+
+
+async def _send(size: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, alive: Callable[[], None]) -> None:
+    while size:
+        data = await reader.read(min(size, BLOCK))
+        if not data:
+            raise BadRequest("the body ended too early")
+        size -= len(data)
+        alive()
+        writer.write(data)
+        await writer.drain()
+
+
+async def _refuse(client: Streams, refused: _Refused) -> None:
+    body = f"gibil: {refused.message}\n".encode()
+    # Of the answer to CONNECT, programs show the status line at most (pip: "Tunnel connection failed: 403 …").
+    reason = refused.message if isinstance(refused, _Blocked) else _REASONS[refused.status]
+    head = (
+        f"HTTP/1.1 {refused.status} {reason}\r\nContent-Type: text/plain; charset=utf-8\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    reader, writer = client
+    writer.write(head.encode() + body)
+    with contextlib.suppress(OSError):
+        writer.write_eof()
+        # Closing with unread bytes would reset the connection and take the answer with it.
+        async with asyncio.timeout(1):
+            unread = 1024 * 1024
+            while unread > 0 and (data := await reader.read(BLOCK)):
+                unread -= len(data)
+
+
+def _itself(host: str, port: int) -> _Blocked:
+    return _Blocked(
+        Refusal(host=host, port=port, itself=True),
+        f"{endpoint(host, port)}: that is this machine itself: connect to it without the proxy, as localhost or with {host} in "
+        "NO_PROXY (some programs do not read networks in it)",
+    )
+
+
+def _is_this_box(address: Address) -> bool:
+    """A service on the box's own public address is behind a firewall for the world, but not for the box itself."""
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((str(address), 9))  # a datagram socket only looks up the route: nothing is sent
+        except OSError:
+            return False
+        return parse_address(probe.getsockname()[0]) == address

@@ -1,0 +1,231 @@
+"""The forger: a small single-threaded process that forks machines for the keeper and waits for them.
+
+PDEATHSIG fires when the *thread* that forked ends, and a child of a process with an event loop unwinds into that loop:
+so machines are forked here, in a process of one thread that never runs anything else. It is started with an empty
+environment and learns no secret, because PID 1 of every machine is a copy of it.
+
+  {"forge": id, "order": Order} with the machine's control socket     → {"init": id, "pid": host pid of PID 1}
+      and with the detached mount of its disk, where that is an image
+  {"burn": id}                                                        kill PID 1, and with it the whole machine
+                                                                      → {"dead": id} when every process of it is gone
+  {"look": id, "folder": path, "files": most, "seconds": s}           → {"look": id, "tree": [kb, files, complete]}
+                                                                        "tree": null when it failed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import json
+import os
+import select
+import signal
+import socket
+from typing import Any
+
+from gibil_bot.providers.local import spawn
+from gibil_bot.providers.local import syscalls as sc
+from gibil_bot.providers.local.disk_usage import measure_tree
+from gibil_bot.providers.local.fd_passing import receive
+from gibil_bot.providers.local.mounts import Order
+
+FIRST_UID = 0x7000_0000
+"""Above what distributions, directories of users and systemd-nspawn hand out (https://systemd.io/UIDS-GIDS/)."""
+
+RANGES = 4094
+_MESSAGE_BYTES = 256 * 1024
+
+
+class _Forging:
+    """One machine on its way, and then as long as it lives."""
+
+    def __init__(self, number: int, folder: str, go: int, report: int) -> None:
+        self.number, self.folder, self.go, self.report = number, folder, go, report
+        self.init: int | None = None
+        self.doomed = False
+
+
+class Forger:
+    def __init__(self, link: socket.socket) -> None:
+        self._link = link
+        self._entering: dict[int, _Forging] = {}
+        """pid of the first child → machine"""
+        self._living: dict[int, _Forging] = {}
+        """pid of PID 1 → machine"""
+        self._looking: dict[int, tuple[int, int]] = {}
+        """pid of a child that measures a folder → (id of the request, its pipe)"""
+        self._wake, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+
+    def loop(self) -> None:
+        """Until the keeper's end of the link closes: then we exit, and every machine dies with us."""
+        poll = select.poll()
+        poll.register(self._link.fileno(), select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        while True:
+            ready = {fd for fd, _event in poll.poll()}
+            if self._wake in ready:
+                os.read(self._wake, 4096)
+                self._reap()
+            if self._link.fileno() in ready:
+                message, fds = receive(self._link, _MESSAGE_BYTES, 4)
+                if not message:
+                    return
+                self._handle(json.loads(message), fds)
+
+    def _handle(self, request: dict[str, Any], fds: list[int]) -> None:
+        if "forge" in request:
+            with socket.socket(fileno=fds[0]) as control:
+                try:
+                    self._forge(request["forge"], request["order"], control, fds[1:])
+                except OSError as error:
+                    text = json.dumps({"failed": "forking", "errno": error.errno, "text": error.strerror or str(error)})
+                    control.send(text.encode())
+                    self._send({"dead": request["forge"]})
+                finally:
+                    for fd in fds[1:]:
+                        os.close(fd)
+        elif "look" in request:
+            self._look(request)
+        elif "burn" in request:
+            for forging in (*self._entering.values(), *self._living.values()):
+                if forging.number == request["burn"]:
+                    forging.doomed = True  # one that is still entering is killed as soon as its PID 1 is ours
+                    if forging.init is not None:
+                        os.kill(forging.init, signal.SIGKILL)  # our own child, not waited for yet: the pid is its own
+
+    def _look(self, request: dict[str, Any]) -> None:
+        """In a child, as a look at many files takes seconds. Its memory is ours: it must not be killed before others."""
+        read, write = os.pipe2(os.O_CLOEXEC)
+        try:
+            pid = os.fork()
+        except OSError:
+            os.close(read)
+            os.close(write)
+            self._send({"look": request["look"], "tree": None})
+            return
+        if pid == 0:
+            try:
+                signal.set_wakeup_fd(-1)
+                os.nice(10)
+                if os.geteuid():
+                    spawn.become_owner()
+                tree = measure_tree(request["folder"], request["files"], request["seconds"])
+                os.write(write, json.dumps(tree).encode())
+            finally:
+                os._exit(0)
+        os.close(write)
+        self._looking[pid] = request["look"], read
+
+    def _looked(self, number: int, read: int) -> None:
+        answer = os.read(read, 4096)
+        os.close(read)
+        self._send({"look": number, "tree": json.loads(answer) if answer else None})
+
+    def _forge(self, number: int, order: Order, control: socket.socket, disk: list[int]) -> None:
+        folder = f"{order['local']}/machines/{order['name']}"
+        locks = [os.open(f"{folder}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)]
+        fcntl.flock(locks[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        opened: list[int] = list(locks)
+        try:
+            if order["tier"] == "root":
+                order["base"], lock = _claim_range()
+                locks.append(lock)
+                opened.append(lock)
+            go_read, go_write = os.pipe2(os.O_CLOEXEC)
+            report_read, report_write = os.pipe2(os.O_CLOEXEC)
+            opened += [go_read, report_write]
+            pid = os.fork()
+            if pid == 0:
+                signal.set_wakeup_fd(-1)
+                os.close(go_write)
+                spawn.enter(order, control, go_read, report_write, tuple(locks), disk[0] if disk else None)
+            self._entering[pid] = _Forging(number, folder, go_write, report_read)
+        finally:
+            for fd in opened:
+                os.close(fd)
+
+    def _reap(self) -> None:
+        gone = []
+        while True:
+            try:
+                pid, _status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if not pid:
+                break
+            gone.append(pid)
+        for pid in gone:
+            if forging := self._entering.pop(pid, None):
+                self._entered(forging)
+        for pid in gone:
+            if look := self._looking.pop(pid, None):
+                self._looked(*look)
+        for pid in gone:
+            if forging := self._living.pop(pid, None):
+                os.close(forging.go)
+                self._send({"dead": forging.number})
+
+    def _entered(self, forging: _Forging) -> None:
+        """The first child is gone, so PID 1 (if it came to that) is our own child now."""
+        told = os.read(forging.report, 32)
+        os.close(forging.report)
+        if not told:
+            os.close(forging.go)
+            self._send({"dead": forging.number})
+            return
+        forging.init = int(told)
+        self._living[forging.init] = forging
+        _remember(forging.folder, forging.init)
+        if forging.doomed:
+            os.kill(forging.init, signal.SIGKILL)
+        with contextlib.suppress(BrokenPipeError):  # PID 1 failed, and said so itself
+            os.write(forging.go, b"1")
+        self._send({"init": forging.number, "pid": forging.init})
+
+    def _send(self, answer: dict[str, Any]) -> None:
+        self._link.send(json.dumps(answer).encode())
+
+
+def _claim_range() -> tuple[int, int]:
+    """(first uid, lock) of a free range of uids. The lock goes with the machine: no two on this box share a range,
+    whichever data directory they belong to."""
+    folder = "/run/gibil-uids"
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    for number in range(RANGES):
+        lock = os.open(f"{folder}/{number}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+        else:
+            return FIRST_UID + number * spawn.IDS, lock
+    raise OSError(11, "every range of user ids is taken by a machine")
+
+
+def _remember(folder: str, pid: int) -> None:
+    """For whoever sweeps after a crash: the process to wait for, told apart from a later one with the same number."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            started = int(file.read().rpartition(b")")[2].split()[19])
+        with open(f"{folder}/lock", "w") as file:
+            file.write(f"{pid} {started}\n")
+    except OSError:
+        pass  # it is gone already
+
+
+def main(link: str, keeper: str) -> None:
+    """Run with the inherited end of the keeper's link (its number) and the keeper's pid. Dies with the keeper."""
+    sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(keeper):
+        return
+    sc.prctl(sc.PR_SET_CHILD_SUBREAPER, 1)
+    sc.set_process_name("gibil-forger")
+    link_fd = int(link)
+    os.set_inheritable(link_fd, False)
+    gc.collect()
+    gc.freeze()  # what is shared with every PID 1 stays shared: the collector no longer writes into it
+    with socket.socket(fileno=link_fd) as keeper_end:
+        Forger(keeper_end).loop()

@@ -1,0 +1,315 @@
+"""PID 1 of a machine: starts what the keeper asks for, reaps, kills sessions, and ends the machine when the keeper is gone.
+
+Requests and answers are JSON datagrams on one SOCK_SEQPACKET socket; descriptors travel beside them (SCM_RIGHTS).
+  {"spawn": id, "argv": […], "env": {…}} with stdin, stdout, stderr    → {"exit": id, "status": waitstatus as exit code}
+  {"spawn": id, …, "size": [columns, rows]} without descriptors        → {"terminal": id} with the pty's master, then exit
+  {"spawn": id, "job": true, "merged": bool} with spec, say (jobs.py)  → exit
+  {"kill": id, "signal": n, "session": bool}                           the process group, or all of its session
+  {"kill_jobs": n}                                                     every process but this one and the recorders of jobs
+  {"kill_all": n}                                                      every process of the machine but this one
+A negative status is the signal that ended the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import termios
+import time
+from collections import deque
+from typing import Any, NoReturn
+
+from gibil_bot.providers.local import init_jobs
+from gibil_bot.providers.local.fd_passing import receive
+
+MESSAGE_BYTES = 200 * 1024
+"""A request is no larger: an argument of execve(2) is 128 KiB at most anyway."""
+
+PATIENCE_S = 10.0
+"""How long a command waits for a free process slot."""
+
+_NO_PROXY = "localhost,.localhost,127.0.0.1,127.0.1.1,127.0.0.2,127.0.0.0/8,0.0.0.0,::1"
+"""The machine itself. curl, Go, Ruby and Python's requests read the network; Python's urllib, wget and Node's libraries compare
+names alone, so the addresses that are in use are in it one by one. Go takes loopback for itself anyway. urllib would need
+`[::1]`, which keeps httpx from starting: it reads `:1]` as a port."""
+
+ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "USER": "root",
+    "LOGNAME": "root",
+    "SHELL": "/bin/bash",
+    "LANG": "C.UTF-8",
+    **dict.fromkeys(("no_proxy", "NO_PROXY"), _NO_PROXY),
+    **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:3128"),
+}
+
+
+def environment(hostname: str) -> dict[str, str]:
+    """What every command of the machine of that name begins with."""
+    return {**ENVIRONMENT, **dict.fromkeys(("no_proxy", "NO_PROXY"), f"{_NO_PROXY},{hostname}")}
+
+
+_Waiting = tuple[dict[str, Any], list[int], float]
+
+
+MOST_DESCRIPTORS = 4096
+"""Of a job. The kernel bounds how many of one user are on their way through sockets, over all machines, by this limit of the
+process that sends more: the limit of PID 1 and the daemon has to be well above that of jobs."""
+OOM_SCORE = "800"
+
+
+class Lives:
+    """How jobs are ranked below PID 1: the kernel kills them first, and they give way to the host's programs.
+
+    Made before PID 1 closes its /proc to itself. A process that may not raise a priority may return to its own score.
+    """
+
+    def __init__(self, nice: bool) -> None:
+        self.nice = nice
+        self._score = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
+        self._own = os.read(self._score, 16).strip()
+
+    def fork(self) -> int:
+        """fork(2), with the child's OOM score raised: it cannot do that itself, since its /proc is closed until it execs."""
+        with contextlib.suppress(OSError):
+            os.pwrite(self._score, OOM_SCORE.encode() if int(self._own) < int(OOM_SCORE) else self._own, 0)
+        try:
+            return os.fork()
+        finally:
+            with contextlib.suppress(OSError):
+                os.pwrite(self._score, self._own, 0)
+
+
+def serve(control: socket.socket, lives: Lives) -> NoReturn:
+    """Until the keeper's end closes; then every process of the machine dies with this one."""
+    try:
+        _Init(control, lives).loop()
+    finally:
+        os._exit(0)
+
+
+class _Init:
+    def __init__(self, control: socket.socket, lives: Lives) -> None:
+        self._control, self._lives = control, lives
+        self._ids: dict[int, int] = {}
+        """pid → id of what the keeper asked for"""
+        self._pids: dict[int, int] = {}
+        self._recorders: dict[int, socket.socket] = {}
+        """pid of a job → where its end is reported"""
+        self._recorder_pids: set[int] = set()
+        self._waiting: deque[_Waiting] = deque()
+        self._wake, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        for ignored in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(ignored, signal.SIG_IGN)
+        # Commands that wait for a process slot keep their descriptors here; jobs get the ordinary limit.
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        most = max(256, min(MOST_DESCRIPTORS, hard // 4))
+        self._open_files = min(soft, most), most
+        self._environment = environment(socket.gethostname())
+        self._shell = "/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh"
+
+    def loop(self) -> None:
+        poll = select.poll()
+        poll.register(self._control.fileno(), select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        while True:
+            ready = {fd for fd, _event in poll.poll(50 if self._waiting else None)}
+            if self._wake in ready:
+                os.read(self._wake, 4096)
+            self._reap()
+            while self._waiting and self._start(*self._waiting[0]):
+                self._waiting.popleft()
+            if self._control.fileno() in ready:
+                message, fds = receive(self._control, MESSAGE_BYTES, 4)
+                if not message:
+                    return
+                self._handle(json.loads(message), fds)
+
+    def _handle(self, request: dict[str, Any], fds: list[int]) -> None:
+        if "spawn" in request:
+            waiting = (request, fds, time.monotonic() + PATIENCE_S)
+            if self._waiting or not self._start(*waiting):
+                self._waiting.append(waiting)
+        elif "kill" in request:
+            self._kill(request["kill"], request["signal"], request["session"])
+        elif "kill_jobs" in request:
+            for pid in _others():
+                if pid not in self._recorder_pids:
+                    _signal(os.kill, pid, request["kill_jobs"])
+        elif "kill_all" in request:
+            _signal(os.kill, -1, request["kill_all"])
+
+    def _start(self, request: dict[str, Any], fds: list[int], deadline: float) -> bool:
+        """True when it is dealt with; False: there is no process slot now."""
+        master = launch = None
+        try:
+            if "job" in request:
+                if len(fds) != 2:  # what does not fit below our limit of descriptors does not arrive
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+                launch = init_jobs.Launch(*fds, merged=request["merged"])
+            if "size" in request and not fds:
+                master, slave = _open_terminal(*request["size"])
+                fds += [slave]
+            pid = self._lives.fork()
+            if pid == 0:
+                self._execute(request, fds, terminal=master is not None, launch=launch)
+            if launch is not None:
+                recorder = os.fork()
+                if recorder == 0:
+                    launch.record()
+                self._recorder_pids.add(recorder)
+        except OSError as error:
+            if launch is not None:
+                launch.abandon()
+            if master is not None:
+                os.close(master)
+                os.close(fds.pop())
+            if error.errno in (errno.EAGAIN, errno.ENOMEM) and time.monotonic() < deadline:
+                return False
+            if fds:
+                with contextlib.suppress(OSError):  # its reader is gone
+                    os.write(fds[-1], f"gibil: cannot start a process: {error.strerror}\n".encode())
+            for fd in fds:
+                os.close(fd)
+            self._send({"exit": request["spawn"], "status": 254})
+            return True
+        if launch is not None:
+            self._recorders[pid] = launch.parent()
+        self._ids[pid] = request["spawn"]
+        self._pids[request["spawn"]] = pid
+        if master is not None:
+            self._send({"terminal": request["spawn"]}, [master])
+            os.close(master)
+        for fd in fds:
+            os.close(fd)
+        return True
+
+    def _execute(self, request: dict[str, Any], fds: list[int], *, terminal: bool, launch: init_jobs.Launch | None) -> NoReturn:
+        try:
+            if launch is not None:
+                request, fds = launch.await_start()
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
+                signal.signal(number, signal.SIG_DFL)
+            os.setsid()
+            if terminal:
+                fcntl.ioctl(fds[0], termios.TIOCSCTTY, 0)
+            os.set_inheritable(self._control.fileno(), False)
+            for target in range(3):
+                os.dup2(fds[target if target < len(fds) else -1], target)
+            _limit_open_files(self._open_files)
+            if self._lives.nice:
+                os.nice(10)  # the io priority follows it, ioprio_set(2)
+            try:
+                os.chdir(request.get("cwd", "/root"))
+            except OSError:
+                if "cwd" in request:
+                    raise
+                os.chdir("/")
+            arguments = [self._shell if word == "" else word for word in request["argv"]]
+            os.execvpe(arguments[0], arguments, {**self._environment, **request["env"]})  # noqa: S606 - this is what PID 1 is for
+        except BaseException as error:
+            reason = error.strerror if isinstance(error, OSError) else repr(error)
+            os.write(2, f"gibil: cannot start the command{_named(request)}: {reason}\n".encode())
+            os._exit(127 if isinstance(error, FileNotFoundError) else 126)
+        finally:
+            os._exit(126)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            if os.WIFSTOPPED(status):
+                if pid in self._recorder_pids:
+                    _signal(os.kill, pid, signal.SIGCONT)
+                continue
+            self._recorder_pids.discard(pid)
+            number = self._ids.pop(pid, None)
+            if pid in self._recorders:
+                code = os.waitstatus_to_exitcode(status)
+                init_jobs.report(self._recorders.pop(pid), code if code >= 0 else 128 - code)
+            if number is not None:
+                del self._pids[number]
+                self._send({"exit": number, "status": os.waitstatus_to_exitcode(status)})
+
+    def _kill(self, number: int, which: int, session: bool) -> None:
+        for waiting in [waiting for waiting in self._waiting if waiting[0]["spawn"] == number]:
+            self._waiting.remove(waiting)
+            for fd in waiting[1]:
+                os.close(fd)
+            self._send({"exit": number, "status": -which})
+        pid = self._pids.get(number)
+        if pid is None:
+            return
+        _signal(os.killpg, pid, which)
+        if session:
+            for member in _session(pid):
+                _signal(os.kill, member, which)
+
+    def _send(self, answer: dict[str, Any], fds: list[int] | None = None) -> None:
+        socket.send_fds(self._control, [json.dumps(answer).encode()], fds or [])
+
+
+def _named(request: dict[str, Any]) -> str:
+    return f" {request['argv'][0]}" if request.get("argv") else ""
+
+
+def _limit_open_files(wanted: tuple[int, int]) -> None:
+    """Lower than wanted where our own limit is lower: raising it takes a capability that a machine does not have. This limit
+    is never infinite (fs.nr_open)."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted[0], hard), min(wanted[1], hard)))
+
+
+def _signal(send: Any, target: int, which: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        send(target, which)
+
+
+def _session(leader: int) -> list[int]:
+    """Processes of that session, other process groups included (a shell with job control makes those)."""
+    members = []
+    for pid in _others():
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == leader:
+            members.append(pid)
+    return members
+
+
+def _others() -> list[int]:
+    """All processes of the machine but this one."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and name != "1"]
+
+
+def _open_terminal(columns: int, rows: int) -> tuple[int, int]:
+    """(master, slave) of a new pty in the machine's own devpts."""
+    master = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(master, 0x40045431, struct.pack("i", 0))  # TIOCSPTLCK: unlock
+        number = struct.unpack("i", fcntl.ioctl(master, 0x80045430, bytes(4)))[0]  # TIOCGPTN
+        slave = os.open(f"/dev/pts/{number}", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    except BaseException:
+        os.close(master)
+        raise
+    return master, slave

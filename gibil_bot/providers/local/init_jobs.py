@@ -1,0 +1,253 @@
+"""Detached jobs, started by PID 1 itself: their exit status is the kernel's word, and passes through no tool of the machine.
+
+Two processes for a job, both children of PID 1. The *job* waits until everything is prepared, and executes its interpreter. The
+*recorder* stays a copy of PID 1, which no process of the machine may trace: it makes the job's folder as the scripts of
+machines/job_scripts.py do (so that the same scripts follow it), and copies the job's pipes into its files. When PID 1 has
+reaped the job it tells the recorder, which copies what is in the pipes at that moment, writes `rc` and releases the lock.
+
+The recorder can be killed, as everything here but PID 1. Then the output breaks off, and the status is known all the same.
+When it is stopped, PID 1 lets it continue.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import select
+import signal
+import socket
+from typing import Any, NoReturn
+
+from gibil_bot.providers.local.fd_passing import unread_bytes
+
+_BLOCK = 128 * 1024
+_HOME = "/root"
+_NEW = os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""Whatever a job of before has put there: no link is followed, no FIFO is waited for."""
+
+
+_IN_THE_WAY = (errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EPERM)
+"""Something else has the place of a folder."""
+
+
+class Launch:
+    """What PID 1, the job and the recorder share. Used in this order: made by PID 1, then fork, then one method in each."""
+
+    def __init__(self, spec: int, say: int, *, merged: bool) -> None:
+        """`spec`: a file with the job as JSON, for detached.py; `say`: where lines for the client that starts it go."""
+        self._spec, self._say = spec, say
+        self._opened: list[int] = []
+        try:
+            self._gate, self._open_gate = self._pipe()
+            self._pipes = [self._pipe() for _ in range(1 if merged else 2)]
+            self.control, self._control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:
+            self._close(self._opened)
+            raise
+        self.control.setblocking(False)
+
+    def _pipe(self) -> tuple[int, int]:
+        ends = os.pipe2(os.O_CLOEXEC)
+        self._opened += ends
+        return ends
+
+    def parent(self) -> socket.socket:
+        """In PID 1, when both run. Report the end by `report(...)` on what this returns."""
+        self._close(self._opened)
+        self._control.close()
+        return self.control
+
+    def abandon(self) -> None:
+        """In PID 1, when one of them could not be started: the other one ends by itself."""
+        self.parent().close()
+
+    def await_start(self) -> tuple[dict[str, Any], list[int]]:
+        """In the job, once its recorder is ready: {argv, env, cwd}, and stdin, stdout, stderr. Exits when it is not."""
+        os.close(self._open_gate)
+        path = os.read(self._gate, 4096)
+        if not path:
+            os._exit(125)
+        spec = _read(self._spec)
+        spec["argv"] = [word.replace("{0}", path.decode()) for word in spec["argv"]]
+        return spec, [os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), self._pipes[0][1], self._pipes[-1][1]]
+
+    def record(self) -> NoReturn:
+        """In the recorder."""
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ):
+                signal.signal(number, signal.SIG_IGN)
+            os.setsid()
+            reads = [read for read, _ in self._pipes]
+            spec = _read(self._spec)
+            _close_all_but({*reads, self._say, self._open_gate, self._control.fileno()})
+            recorder = _Recorder(spec, reads, self._control)
+            problem = recorder.prepare()
+            with contextlib.suppress(OSError):  # a client that is gone does not stop the job
+                os.write(self._say, f"{problem or 'gibil:started'}\n".encode())
+            if problem:
+                os._exit(1)
+            os.close(self._say)
+            os.write(self._open_gate, recorder.script.encode())
+            os.close(self._open_gate)
+            recorder.copy()
+        finally:
+            os._exit(1)
+
+    @staticmethod
+    def _close(fds: list[int]) -> None:
+        for fd in fds:
+            os.close(fd)
+        fds.clear()
+
+
+def report(control: socket.socket, status: int) -> None:
+    """Tell the recorder how the job ended (0 to 255); never blocks, and never raises: it may be gone."""
+    with contextlib.suppress(OSError):
+        control.send(b"%d" % status)
+    control.close()
+
+
+class _Recorder:
+    def __init__(self, spec: dict[str, Any], reads: list[int], control: socket.socket) -> None:
+        self._spec, self._reads, self._control = spec, reads, control
+        self._files: dict[int, int | None] = {}
+        """read end → file; None: it cannot be written any more"""
+        self._left: dict[int, int | None] = {}
+        self._rc = self._lock = -1
+        self._cut = False
+        self.script = ""
+
+    def prepare(self) -> str | None:
+        """Make the job's folder. The line for the client, when the job cannot start."""
+        folder = self._spec["folder"]
+        if not os.path.isdir(self._spec["cwd"]):
+            return f"gibil:failed {self._spec['no_folder']}"
+        os.umask(0o077)
+        jobs = f"{_HOME}/.gibil/jobs"
+        problem: OSError | None = None
+        for obstacle in (None, jobs, os.path.dirname(jobs)):
+            try:
+                if obstacle is not None:
+                    _move_away(obstacle)
+                self._make_files(jobs, folder)
+            except OSError as error:
+                problem = error
+                if error.errno not in _IN_THE_WAY:
+                    break
+            else:
+                return None
+        assert problem is not None
+        return f"gibil:failed its folder cannot be written (is the disk full?): {problem.strerror}"
+
+    def _make_files(self, jobs: str, folder: str) -> None:
+        """The daemon knows that this job was never started: what has its names was put there by other jobs."""
+        own, lock = f"{jobs}/{folder}", f"{jobs}/.{folder}.lock"
+        os.makedirs(jobs, exist_ok=True)
+        for path in (own, lock):
+            _move_away(path)
+        self._lock = os.open(lock, _NEW | os.O_EXCL, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.mkdir(own, 0o700)
+        self.script = f"{own}/script.{os.getpid()}"
+        _write(self.script, self._spec["script"].encode("utf-8", "surrogateescape"))
+        for read, name in zip(self._reads, ("out", "err"), strict=False):
+            self._files[read] = os.open(f"{own}/{name}", _NEW, 0o600)
+            self._left[read] = self._spec["limit"]
+        if self._spec["returns"]:
+            _write(f"{own}/returns", "".join(f"{path}\n" for path in self._spec["returns"]).encode())
+        _write(f"{own}/rc", b"...    \n")
+        self._rc = os.open(f"{own}/rc", os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        _write(f"{own}/pid", b"%d\n" % os.getpid())
+
+    def copy(self) -> NoReturn:
+        """Until no process holds the pipes any more."""
+        poll = select.poll()
+        for fd in (*self._reads, self._control.fileno()):
+            poll.register(fd, select.POLLIN)
+        while self._reads or self._lock >= 0:
+            for fd, _event in poll.poll():
+                if fd == self._control.fileno():
+                    poll.unregister(fd)
+                    self._finish(self._control.recv(16))
+                elif fd in self._reads and not self._copy_block(fd, _BLOCK):
+                    poll.unregister(fd)
+                    self._reads.remove(fd)
+                    os.close(fd)
+        os._exit(0)
+
+    def _finish(self, status: bytes) -> None:
+        """What was in the pipes when the job ended belongs to it, however many others go on printing."""
+        for read in self._reads:
+            owed = unread_bytes(read)
+            while owed > 0:
+                count = self._copy_block(read, min(owed, _BLOCK))
+                if not count:
+                    break
+                owed -= count
+        if status:
+            words = status + b" cut" if self._cut else status
+            os.pwrite(self._rc, words.ljust(7) + b"\n", 0)
+        os.close(self._lock)
+        self._lock = -1
+
+    def _copy_block(self, read: int, size: int) -> int:
+        """How many bytes came; 0: nothing more is read from there."""
+        data = os.read(read, size)
+        left = self._left[read]
+        if left is not None:
+            if len(data) > left:
+                self._cut = True
+                self._store(read, data[:left])
+                self._left[read] = 0
+                return 0
+            self._left[read] = left - len(data)
+        self._store(read, data)
+        return len(data)
+
+    def _store(self, read: int, data: bytes) -> None:
+        view = memoryview(data)
+        file = self._files[read]
+        while view and file is not None:
+            try:
+                view = view[os.write(file, view) :]
+            except OSError:  # the disk is full: the job goes on
+                self._cut = True
+                self._files[read] = file = None
+
+
+def _read(fd: int) -> dict[str, Any]:
+    """Two processes share the descriptor, and with it the position: it is not used."""
+    spec = json.loads(os.pread(fd, os.fstat(fd).st_size, 0))
+    assert isinstance(spec, dict)
+    return spec
+
+
+def _move_away(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(path, f"{path}.{os.getpid()}~")
+
+
+def _write(path: str, data: bytes) -> None:
+    fd = os.open(path, _NEW, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+    finally:
+        os.close(fd)
+
+
+def _close_all_but(keep: set[int]) -> None:
+    """Of a process that does not execute another program, and whose /proc is closed to itself."""
+    start = 0
+    for fd in sorted(keep):
+        os.closerange(start, fd)
+        start = fd + 1
+    os.closerange(start, 1 << 20)
+    null = os.open(os.devnull, os.O_RDWR)
+    while null < 2:
+        null = os.dup(null)

@@ -1,0 +1,168 @@
+"""What a machine sees: its overlays, its devices, its /proc; mounted by PID 1 in its own mount namespace.
+
+Paths below the local folder are relative to it: they need no escaping in mount options, and in tier `root` PID 1 could
+not look them up from the top (its host uid is nobody there).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TypedDict
+
+from gibil_bot.providers.local import syscalls as sc
+
+_HOSTS = "127.0.0.1 localhost\n127.0.1.1 {name}\n::1 localhost ip6-localhost ip6-loopback\n"
+_TERMINALS = 256
+"""The host has 4096 for everybody (kernel.pty.max)."""
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+
+
+class Order(TypedDict):
+    """What the keeper asks of the forger: nothing in it is secret."""
+
+    name: str
+    tier: str
+    local: str
+    """The local folder, absolute; the machine's own is machines/NAME in it."""
+    skeleton: str
+    """Name of the skeleton's folder in the local folder."""
+    pieces: list[tuple[str, bool]]
+    python: tuple[str, str] | None
+    pids: int
+    memory_mb: int
+    disk_mb: int
+    disk: str
+    """`memory`: a tmpfs of disk_mb; `image`: a mounted file system that comes along as a descriptor; `folder`: files of a job
+    end at disk_mb, and the daemon looks after the rest."""
+    weight: str
+    """How jobs give way to the host's own programs: `group`, a control group sees to it, or `nice`."""
+    listeners: list[tuple[str, int]]
+    """Loopback addresses that PID 1 listens on beside the proxy's."""
+    base: int
+    """The first host uid of the machine's range, tier `root` only."""
+
+
+class Stage:
+    """What is being done, for the one line that a person reads when it fails."""
+
+    now = "starting"
+
+
+def mount_points(folder: str, layers: int) -> None:
+    """In memory and in our own mount namespace: making and removing directories on a busy disk takes milliseconds each."""
+    sc.mount("mnt", f"{folder}/mnt", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=711,size=64k")
+    for name in ("root", *(str(number) for number in range(layers))):
+        os.mkdir(f"{folder}/mnt/{name}", 0o711)
+
+
+def mount_layers(order: Order) -> None:
+    folder = f"machines/{order['name']}"
+    if order["tier"] == "user":
+        mount_points(folder, layers=0)
+    if order["disk"] == "memory":
+        options = f"size={order['disk_mb']}m,mode=700,nr_inodes={order['disk_mb'] * 256}"
+        sc.mount("disk", f"{folder}/disk", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, options)
+    etc = f"{folder}/disk/upper0/etc"
+    os.makedirs(etc)
+    write_file(f"{etc}/hostname", f"{order['name']}\n", os.O_CREAT)
+    write_file(f"{etc}/hosts", _HOSTS.format(name=order["name"]), os.O_CREAT)
+    skeleton = order["skeleton"]
+    as_root = order["tier"] == "root"
+    _overlay(folder, 0, f"{folder}/mnt/0" if as_root else f"{skeleton}/root", f"{folder}/mnt/root")
+    for number, (path, optional) in enumerate(order["pieces"], start=1):
+        lower = f"{folder}/mnt/{number}" if as_root else f"{skeleton}/trees{path}:{_escaped(path)}"
+        target = f"{folder}/mnt/root{path}"
+        try:
+            if optional and not os.path.isdir(target):
+                os.makedirs(target)
+            _overlay(folder, number, lower, target)
+        except OSError:
+            if not optional:
+                raise
+    if as_root and ("/usr", False) in order["pieces"]:
+        write_file(f"{folder}/mnt/root/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", os.O_CREAT, 0o755)
+    if order["python"]:
+        _show_python(order, *order["python"])
+
+
+def _overlay(folder: str, number: int, lower: str, target: str) -> None:
+    upper, work = f"{folder}/disk/upper{number}", f"{folder}/disk/work{number}"
+    os.makedirs(upper, exist_ok=True)
+    os.mkdir(work)
+    # volatile: nobody needs this disk after a crash, so nothing is ever synced (docs.kernel.org/filesystems/overlayfs.html)
+    options = f"lowerdir={lower},upperdir={upper},workdir={work},userxattr,volatile"
+    sc.mount("overlay", target, "overlay", sc.MS_NODEV, options)
+
+
+def _escaped(path: str) -> str:
+    return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
+
+
+def _show_python(order: Order, prefix: str, executable: str) -> None:
+    """The only Python of the box lies outside /usr: show it read-only where it is, as `python3`."""
+    root = f"machines/{order['name']}/mnt/root"
+    number = 1 + len(order["pieces"])
+    source = f"machines/{order['name']}/mnt/{number}" if order["tier"] == "root" else prefix
+    os.makedirs(root + prefix, exist_ok=True)
+    fd = sc.open_tree(source, recursive=order["tier"] == "user")
+    sc.mount_setattr(fd, sc.MOUNT_ATTR_RDONLY | sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV, recursive=True)
+    sc.move_mount(fd, root + prefix)
+    os.close(fd)
+    os.makedirs(f"{root}/usr/local/bin", exist_ok=True)
+    os.symlink(executable, f"{root}/usr/local/bin/python3")
+
+
+def mount_system(order: Order, root: str) -> None:
+    """/proc, /sys, /dev, /run, and no user namespaces for jobs: in one of their own they would have all capabilities."""
+    Stage.now = "mounting /proc"
+    quiet = sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC
+    sc.mount("proc", f"{root}/proc", "proc", quiet)
+    try:
+        sc.mount("sysfs", f"{root}/sys", "sysfs", quiet | sc.MS_RDONLY)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EBUSY):  # masked on this box: builds do without
+            raise
+    Stage.now = "mounting devices"
+    dev = f"{root}/dev"
+    # Without nr_inodes a tmpfs takes files for half of the host's memory, and empty ones count nowhere.
+    sc.mount("dev", dev, "tmpfs", sc.MS_NOSUID | sc.MS_NOEXEC, "mode=755,size=64k,nr_inodes=1024")
+    for name in _DEVICES:
+        write_file(f"{dev}/{name}", "", os.O_CREAT)
+        sc.mount(f"/dev/{name}", f"{dev}/{name}", None, sc.MS_BIND)
+    os.mkdir(f"{dev}/pts")
+    os.mkdir(f"{dev}/shm")
+    group = ",gid=5" if order["tier"] == "root" else ""
+    terminals = f"newinstance,ptmxmode=0666,mode=620,max={_TERMINALS}{group}"
+    sc.mount("devpts", f"{dev}/pts", "devpts", sc.MS_NOSUID | sc.MS_NOEXEC, terminals)
+    for name, target, mode, size in (
+        ("shm", f"{dev}/shm", "1777", min(512, order["memory_mb"] // 4)),
+        ("run", f"{root}/run", "755", min(256, order["memory_mb"] // 8)),
+    ):
+        options = f"mode={mode},size={size}m,nr_inodes={size * 64}"
+        sc.mount(name, target, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, options)
+    os.symlink("pts/ptmx", f"{dev}/ptmx")
+    os.symlink("/proc/self/fd", f"{dev}/fd")
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        os.symlink(f"/proc/self/fd/{number}", f"{dev}/{name}")
+    os.mkdir(f"{root}/run/lock")
+    sc.set_hostname(order["name"])
+    Stage.now = "forbidding further user namespaces"
+    write_file(f"{root}/proc/sys/user/max_user_namespaces", "0")
+    Stage.now = "limiting inotify"
+    # The kernel counts these per user of the host, over all machines and the user's own programs.
+    for counter, part in (("instances", 3), ("watches", 2)):
+        try:
+            with open(f"{root}/proc/sys/fs/inotify/max_user_{counter}") as file:
+                most = int(file.read()) // part
+            write_file(f"{root}/proc/sys/user/max_inotify_{counter}", str(most))
+        except FileNotFoundError:
+            continue  # a kernel without inotify, or one that does not count it here
+
+
+def write_file(path: str, text: str, flags: int = 0, mode: int = 0o644) -> None:
+    fd = os.open(path, os.O_WRONLY | flags, mode)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)

@@ -1,0 +1,17 @@
+"""Which of the two ways of forging is used here; decided by who we are, and never silently another."""
+
+from __future__ import annotations
+
+import os
+
+from gibil_bot.providers.local.paths import Home
+
+
+def own_tier() -> str:
+    """`root` for root, `user` for everybody else."""
+    return "root" if os.geteuid() == 0 else "user"
+
+
+def groups_prefix(home: Home) -> str:
+    """Control groups of different data directories lie side by side."""
+    return f"gibil-{home.key}"

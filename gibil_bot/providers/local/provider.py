@@ -1,0 +1,290 @@
+"""The `local` provider: copy-on-write machines on this very box, forged and kept by the keeper process.
+
+Everything is asked of the keeper over its control socket. Where no keeper runs, nothing exists: only `create` and
+`probe` start one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime
+from pathlib import Path
+
+from gibil_bot.errors import MachineNotFound, ProviderError, UsageError
+from gibil_bot.model import Capabilities, Machine, MachineSpec, Refusals, SizeOffer, Usage
+from gibil_bot.providers.local import daemon_start
+from gibil_bot.providers.local.control_protocol import Answer, Line, Request, Unanswered
+from gibil_bot.providers.local.end_causes import read_cause
+from gibil_bot.providers.local.limits import DISK_MB, NO_ROOM, SIZES_MB, Groups, find_hierarchies
+from gibil_bot.providers.local.paths import PROTOCOL, Home, Keeper, clear_dead_machine, code_version, locked, read_keeper
+from gibil_bot.providers.local.privilege import groups_prefix
+
+_ATTEMPTS = 4
+_CHANGING_S = 15.0
+"""So long may a keeper that has its lock not answer, because it comes up or ends."""
+_LOOK_AGAIN_S = 0.1
+_NOTICE_S = 0.25
+"""A request that takes longer has a reason that can be seen."""
+PREPARING = "preparing the root file system of machines, once per data directory"
+_LOOK_FOR_ROOM_S = 0.5
+
+
+class LocalProvider:
+    """Implements ports.Provider. `keeper_idle_s`: how long a keeper without machines stays, when this provider starts it.
+    `room_wait_s`: how long `create` waits for memory that is promised to other machines."""
+
+    name = "local"
+
+    def __init__(self, data_dir: Path, *, keeper_idle_s: float = daemon_start.IDLE_S, room_wait_s: float = 0.0) -> None:
+        self._home = Home(data_dir.absolute())
+        self._keeper_idle_s, self._room_wait_s = keeper_idle_s, room_wait_s
+        self._unwanted: set[str] = set()
+        """Machines that are destroyed while they wait for room"""
+        self._version = code_version()
+        self._tethers: dict[str, Line] = {}
+        self._creating: dict[str, asyncio.Task[Machine]] = {}
+        self.listeners: dict[Callable[[str], None], set[str]] = {}
+        """See notices.Noticing"""
+
+    async def probe(self) -> Capabilities:
+        answer = await self._ask_started(Request(verb="probe"))
+        assert answer.capabilities is not None
+        return answer.capabilities
+
+    async def sizes(self) -> list[SizeOffer]:
+        """Limits on this very box."""
+        return [
+            SizeOffer(size=size, what=f"{memory_mb // 1024} GB of memory, {DISK_MB // 1024} GB of disk at most")
+            for size, memory_mb in SIZES_MB.items()
+        ]
+
+    async def create(self, spec: MachineSpec) -> Machine:
+        """Goes on in the background when it is cancelled, so that `destroy` finds all of it or nothing."""
+        if earlier := self._creating.get(spec.name):
+            await asyncio.wait([earlier])
+        task = asyncio.get_running_loop().create_task(self._create(spec))
+        self._creating[spec.name] = task
+        task.add_done_callback(lambda done: self._created(spec.name, done))
+        return await asyncio.shield(task)
+
+    def _created(self, name: str, task: asyncio.Task[Machine]) -> None:
+        if self._creating.get(name) is task:
+            del self._creating[name]
+        if not task.cancelled():
+            task.exception()  # seen: whoever waits for it gets it, and a cancelled caller does not want it
+
+    async def _create(self, spec: MachineSpec) -> Machine:
+        deadline = time.monotonic() + self._room_wait_s
+        while True:
+            try:
+                request = Request(verb="create", spec=spec)
+                answer = await self._ask_started(request, tether=spec.name if spec.tethered else None)
+            except ProviderError as error:
+                if error.code != NO_ROOM or time.monotonic() > deadline or spec.name in self._unwanted:
+                    raise
+                await asyncio.sleep(_LOOK_FOR_ROOM_S)
+            else:
+                assert answer.machine is not None
+                return answer.machine
+
+    async def get(self, name: str) -> Machine | None:
+        answer = await self._ask(Request(verb="get", name=name))
+        return answer.machine if answer else None
+
+    async def list_machines(self, owner: str | None = None) -> list[Machine]:
+        answer = await self._ask(Request(verb="list", owner=owner))
+        return answer.machines if answer else []
+
+    async def usage(self, name: str) -> Usage | None:
+        """How much of its limits a machine uses; None from a keeper that is too old to tell. Raises MachineNotFound."""
+        try:
+            return (await self._ask_about(Request(verb="usage", name=name))).usage
+        except UsageError:  # it does not know this verb, and stays in use as long as it has machines
+            return None
+
+    async def refusals(self, name: str, since: float) -> Refusals:
+        """What the machine was kept from reaching since that moment of time.monotonic(). Raises MachineNotFound."""
+        try:
+            return (await self._ask_about(Request(verb="refusals", name=name, since=since))).refusals or Refusals()
+        except UsageError:  # a keeper that is too old to know
+            return Refusals()
+
+    async def cause(self, name: str, since: datetime | None = None) -> str | None:
+        """Why the machine ended, or processes on it were killed, by its limits or its expiry, in words; None: not known, or
+        before `since`. Also of a machine that is gone, for a day."""
+        try:
+            answer = await self._ask(Request(verb="cause", name=name))
+        except UsageError:  # a daemon that does not know this verb
+            answer = None
+        found = answer.cause if answer else await asyncio.to_thread(read_cause, self._home, name)
+        return found.text if found is not None and (since is None or found.at >= since) else None
+
+    async def extend(self, name: str, expires_at: datetime) -> Machine:
+        answer = await self._ask_about(Request(verb="extend", name=name, expires_at=expires_at))
+        assert answer.machine is not None
+        return answer.machine
+
+    async def destroy(self, name: str) -> bool:
+        if creating := self._creating.get(name):
+            self._unwanted.add(name)
+            try:
+                await asyncio.wait([creating])
+            finally:
+                self._unwanted.discard(name)
+        try:
+            return (await self._ask_or_clear(Request(verb="destroy", name=name), only=name)).done
+        finally:
+            if tether := self._tethers.pop(name, None):
+                await tether.close()
+
+    async def sweep(self, owner: str) -> list[str]:
+        return (await self._ask_or_clear(Request(verb="sweep", owner=owner))).names
+
+    async def close(self) -> None:
+        for task in tuple(self._creating.values()):
+            await asyncio.wait([task])
+        while self._tethers:
+            _name, line = self._tethers.popitem()
+            await line.close()
+
+    # The keeper
+
+    async def _ask(self, request: Request) -> Answer | None:
+        """None when no keeper runs."""
+        for _attempt in range(2):  # one that was just ending may have been replaced
+            keeper = await asyncio.to_thread(read_keeper, self._home)
+            if keeper is None:
+                return None
+            try:
+                async with _line(keeper) as line:
+                    return await line.ask(request)
+            except Unanswered:
+                continue
+        return None
+
+    async def _ask_about(self, request: Request) -> Answer:
+        """For a machine that has to exist. Raises MachineNotFound."""
+        answer = await self._ask(request)
+        if answer is None:
+            raise MachineNotFound(f"there is no local machine named {request.name}")
+        return answer
+
+    async def _ask_or_clear(self, request: Request, *, only: str | None = None) -> Answer:
+        """Where no keeper runs, remove what is left of machines, or of `only` that one. One may be just coming or going."""
+        deadline = time.monotonic() + _CHANGING_S
+        while True:
+            answer = await self._ask(request)
+            if answer is not None:
+                return answer
+            gone = await asyncio.to_thread(self._clear_without_keeper, only)
+            if gone is not None:
+                return Answer(names=gone, done=only in gone)
+            if time.monotonic() > deadline:
+                raise ProviderError(
+                    f"a keeper of {self._home.data_dir} is starting or hangs; see {self._home.local}/keeper.log"
+                )
+
+    async def _ask_started(self, request: Request, *, tether: str | None = None) -> Answer:
+        """Start a keeper if none runs. `tether`: keep the connection open under that name."""
+        noticing = asyncio.get_running_loop().create_task(self._notice())
+        try:
+            return await self._ask_started_quietly(request, tether)
+        finally:
+            noticing.cancel()
+
+    async def _notice(self) -> None:
+        """Tell the listeners while the keeper builds the tree that machines stand on: its draft can be seen."""
+        while True:
+            await asyncio.sleep(_NOTICE_S)
+            for draft in await asyncio.to_thread(lambda: sorted(self._home.local.glob(".skeleton-*"))):
+                for tell, told in tuple(self.listeners.items()):
+                    if draft.name not in told:
+                        told.add(draft.name)
+                        tell(PREPARING)
+
+    async def _ask_started_quietly(self, request: Request, tether: str | None) -> Answer:
+        reason = ""
+        for attempt in range(_ATTEMPTS):
+            keeper = await self._fresh_keeper(start=attempt > 0)
+            try:
+                if tether is None:
+                    async with _line(keeper) as line:
+                        return await line.ask(request)
+                return await self._ask_tethered(keeper, request, tether)
+            except Unanswered as error:
+                reason = str(error)
+        raise ProviderError(f"the keeper of local machines does not answer ({reason}); see {self._home.local}/keeper.log")
+
+    async def _ask_tethered(self, keeper: Keeper, request: Request, name: str) -> Answer:
+        line = await Line.open(keeper.socket)
+        try:
+            answer = await line.ask(request)
+        except BaseException:
+            await line.close()
+            raise
+        if name in self._tethers:  # asked for again: the first line holds it
+            await line.close()
+        else:
+            self._tethers[name] = line
+        return answer
+
+    async def _fresh_keeper(self, *, start: bool) -> Keeper:
+        """A keeper that we may ask to forge; `start`: the one that is written down does not answer."""
+        keeper = await asyncio.to_thread(read_keeper, self._home)
+        if keeper is not None and not start:
+            if keeper.version == self._version and keeper.protocol == PROTOCOL:
+                return keeper
+            with contextlib.suppress(Unanswered):
+                async with _line(keeper, any_protocol=True) as line:
+                    if not (await line.ask(Request(verb="quit"))).done:  # it has machines
+                        _same_protocol(keeper)
+                        return keeper
+                # It answers until it has gone, and must not be taken for the new one.
+                await asyncio.to_thread(self._await_end)
+        await asyncio.to_thread(daemon_start.start, self._home, self._keeper_idle_s)
+        keeper = await asyncio.to_thread(read_keeper, self._home)
+        if keeper is None:
+            raise ProviderError(f"the keeper of local machines did not start; see {self._home.local}/keeper.log")
+        return keeper
+
+    def _await_end(self) -> None:
+        with locked(self._home.local / "keeper.lock", wait_s=daemon_start.START_S):
+            pass
+
+    def _clear_without_keeper(self, only: str | None) -> list[str] | None:
+        """Holds the keeper's lock, so that none starts meanwhile; None when there is one."""
+        if not self._home.machines.is_dir():
+            return []
+        with locked(self._home.local / "keeper.lock", wait_s=_LOOK_AGAIN_S) as mine:
+            if not mine:
+                return None
+            groups = Groups(find_hierarchies(), groups_prefix(self._home))
+            gone = []
+            for name in sorted({*(path.name for path in self._home.machines.iterdir()), *groups.leftovers()}):
+                if only in (None, name) and clear_dead_machine(self._home, name):
+                    groups.remove(name)
+                    gone.append(name)
+            return gone
+
+
+@contextlib.asynccontextmanager
+async def _line(keeper: Keeper, *, any_protocol: bool = False) -> AsyncIterator[Line]:
+    """Raises Unanswered, and ProviderError for a keeper that we cannot talk to. `quit` is the same in all protocols."""
+    line = await Line.open(keeper.socket)
+    try:
+        if not any_protocol:
+            _same_protocol(keeper)
+        yield line
+    finally:
+        await line.close()
+
+
+def _same_protocol(keeper: Keeper) -> None:
+    if keeper.protocol != PROTOCOL:
+        raise ProviderError(
+            f"the keeper of local machines is of another version (protocol {keeper.protocol}, ours is {PROTOCOL}) and has "
+            f"machines; burn them with that version, or end process {keeper.pid}"
+        )

@@ -1,0 +1,384 @@
+"""The stock: all machines of one keeper, by name, and the verbs on them. Its memory is the truth about what exists."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from gibil_bot.errors import GibilError, MachineNotFound, NameTaken, ProviderError, UsageError
+from gibil_bot.model import Capabilities, Machine, MachineSpec, Refusals, Usage
+from gibil_bot.providers.local import base_tree
+from gibil_bot.providers.local.control_protocol import Cause
+from gibil_bot.providers.local.diagnostics import explain
+from gibil_bot.providers.local.disk_images import Image, Images, remove_leftovers
+from gibil_bot.providers.local.end_causes import forget_cause, forget_old_causes, read_cause
+from gibil_bot.providers.local.expiry import Expiry
+from gibil_bot.providers.local.fork_client import ForgerLink
+from gibil_bot.providers.local.init_client import ForgeFailed
+from gibil_bot.providers.local.limits import NO_ROOM, Groups, Limits, find_hierarchies, floor_mb, limits_of
+from gibil_bot.providers.local.managed_machine import KeptMachine, Smithy, load_door
+from gibil_bot.providers.local.paths import Home, clear_dead_machine
+from gibil_bot.providers.local.privilege import groups_prefix, own_tier
+from gibil_bot.providers.local.rmtree import remove_tree
+
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_APT = Path("/usr/bin/apt-get").exists()
+_CLOCK_CHECK_S = 30.0
+"""Expiry is a time of day: a box that slept has to look again."""
+_EXPIRED = "the machine was ended: its time to live is over"
+_TICK_S = 1.0
+_PROBE_MEMORY_MB = 128
+
+
+class Stock:
+    def __init__(self, home: Home, runtime: Path, link: ForgerLink, inherited: tuple[str, ...] = ()) -> None:
+        self._home, self._runtime = home, runtime
+        self._tier = own_tier()
+        self._inherited = inherited
+        self._groups = Groups(find_hierarchies(), groups_prefix(home))
+        self._images = Images(home.local)
+        self._host_memory_mb = self._groups.host_memory_mb()
+        self._disk_work: set[asyncio.Future[None]] = set()
+        self._ticking: asyncio.Task[None] | None = None
+        self._link = link
+        self._machines: dict[str, KeptMachine] = {}
+        self._skeletons: dict[str, str] = {}
+        """machine → skeleton that it stands on"""
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._waiting: dict[str, int] = {}
+        self._skeleton_lock = asyncio.Lock()
+        self._expiries: dict[str, tuple[Expiry, asyncio.TimerHandle | None]] = {}
+        self._burning: set[asyncio.Task[bool]] = set()
+        link.attend(self._forger_lost)
+
+    @property
+    def count(self) -> int:
+        return len(self._machines)
+
+    async def clear_leftovers(self) -> list[str]:
+        """Remove the folders and groups of machines that an earlier keeper left; the names of those that had a folder.
+
+        Each is looked at while nothing else happens to its name: a machine that is being forged is no leftover.
+        """
+        gone = []
+        if not self._machines:
+            await asyncio.to_thread(forget_old_causes, self._home)
+            await asyncio.to_thread(remove_leftovers, self._home.local)
+        for name in await asyncio.to_thread(self._found):
+            if name not in self._machines:
+                async with self._alone(name):
+                    if name not in self._machines and await asyncio.to_thread(self._clear_leftover, name):
+                        gone.append(name)
+        return gone
+
+    def _found(self) -> list[str]:
+        """Names of all machines that have a folder or a group, ours or not."""
+        return sorted({*(folder.name for folder in self._home.machines.iterdir()), *self._groups.leftovers()})
+
+    def _clear_leftover(self, name: str) -> bool:
+        folder = self._home.machine(name).is_dir()
+        if not clear_dead_machine(self._home, name):
+            return False
+        self._groups.remove(name)
+        return folder
+
+    async def create(self, spec: MachineSpec) -> tuple[Machine, bool]:
+        """The machine, and whether it was made just now."""
+        if not _LABEL.fullmatch(spec.name):
+            raise UsageError(f"{spec.name!r} is no name for a machine: small letters, digits and dashes, 63 at most")
+        async with self._alone(spec.name):
+            existing = self._machines.get(spec.name)
+            if existing is not None and existing.machine is not None:
+                if existing.spec.authorized_key.split()[:2] != spec.authorized_key.split()[:2]:
+                    raise NameTaken(f"a machine named {spec.name} exists already and admits another key; choose another name")
+                return existing.machine, False
+            limits = limits_of(spec)
+            layout = base_tree.survey(self._tier)
+            try:
+                base = await self._skeleton(layout)
+            except OSError as error:
+                raise ProviderError(
+                    f"the tree that machines stand on cannot be built in {self._home.local}: {error.strerror or error}; "
+                    "GIBIL_DATA_DIR needs 200 MB that can be written"
+                ) from error
+            smithy = Smithy(
+                home=self._home,
+                tier=self._tier,
+                link=self._working_link(),
+                groups=self._groups,
+                runtime=self._runtime,
+                images=self._images,
+                close_later=self._close_later,
+            )
+            self._check_room(spec.name, limits)
+            forget_cause(self._home, spec.name)
+            kept = self._machines[spec.name] = KeptMachine(smithy, spec, limits, self._lost)
+            self._skeletons[spec.name] = base
+            created_at = datetime.now(UTC)
+            try:
+                machine = await kept.forge(base, layout, created_at + timedelta(seconds=spec.ttl_s), created_at)
+            except ForgeFailed as failed:
+                self._forget(spec.name)
+                raise explain(failed, self._tier, str(self._home.data_dir)) from failed
+            except OSError as error:
+                self._forget(spec.name)
+                raise ProviderError(f"machine {spec.name} could not be forged: {error.strerror or error}") from error
+            except BaseException:
+                self._forget(spec.name)
+                raise
+            self._watch_expiry(spec.name, Expiry(machine.expires_at))
+            if kept.image_mb is not None:
+                self._aside(self._images.prepare, kept.image_mb)
+            if self._ticking is None or self._ticking.done():
+                self._ticking = asyncio.get_running_loop().create_task(self._tick())
+            return machine, True
+
+    def _close_later(self, image: Image) -> None:
+        self._aside(image.close)
+
+    def _aside(self, work: Callable[..., None], *arguments: object) -> None:
+        """In a thread, and not waited for before the end."""
+        future = asyncio.get_running_loop().run_in_executor(None, work, *arguments)
+        self._disk_work.add(future)
+        future.add_done_callback(self._disk_work.discard)
+
+    def _check_room(self, name: str, limits: Limits) -> None:
+        """What is promised to machines has to exist. Raises ProviderError."""
+        promised = sum(kept.memory_mb for kept in self._machines.values())
+        if promised + limits.memory_mb > self._host_memory_mb:
+            raise ProviderError(
+                f"machine {name}: {limits.memory_mb} MB of memory are not left on this host: of {self._host_memory_mb} MB, "
+                f"{promised} MB are promised to {len(self._machines)} machines; destroy one, or let GIBIL_MAX_MEMORY give each "
+                "less",
+                code=NO_ROOM,
+            )
+        free, floor = self._space()
+        if free < floor:
+            raise ProviderError(
+                f"machine {name}: the disk of {self._home.data_dir} has {free} MB left, and no machine is created below "
+                f"{floor} MB; free some space",
+                code=NO_ROOM,
+            )
+
+    def _space(self) -> tuple[int, int]:
+        """(MB that are free on the disk of our folder, the floor below which machines are ended)"""
+        status = os.statvfs(self._home.local)
+        return status.f_bavail * status.f_frsize // 1024**2, floor_mb(status.f_blocks * status.f_frsize // 1024**2)
+
+    async def _tick(self) -> None:
+        """While there are machines: look at the host's free space, and at what the kernel did to machines by itself."""
+        while self._machines:
+            try:
+                free, floor = self._space()
+                if free < floor:
+                    await self._make_space(free, floor)
+                for kept in tuple(self._machines.values()):
+                    await kept.tick()
+            except OSError as error:
+                asyncio.get_running_loop().call_exception_handler(
+                    {"message": "a look at the limits failed", "exception": error}
+                )
+            await asyncio.sleep(_TICK_S)
+
+    async def _make_space(self, free: int, floor: int) -> None:
+        """End the machine that takes most of the host's disk. The others follow one by one while that was not enough."""
+        found = [(kept.taken_mb(), name) for name, kept in self._machines.items() if kept.machine is not None]
+        if not found:
+            return
+        taken, name = max(found)
+        self._machines[name].blame(
+            f"the machine was ended: the host's disk has {free} MB left (the floor is {floor} MB), and of all machines this "
+            f"one took most of it, {taken} MB"
+        )
+        await self._burn_logged(name)
+        if self._disk_work:  # the space is free when its disk is unmounted
+            await asyncio.wait(self._disk_work)
+
+    async def cause(self, name: str) -> Cause | None:
+        """Why processes of the machine, or the machine, were ended; None: not known."""
+        kept = self._machines.get(name)
+        if kept is not None and kept.machine is not None:
+            return kept.cause()
+        return await asyncio.to_thread(read_cause, self._home, name)
+
+    def get(self, name: str) -> Machine | None:
+        kept = self._machines.get(name)
+        return kept.machine if kept else None
+
+    def list_machines(self, owner: str | None) -> list[Machine]:
+        kept = [kept for kept in self._machines.values() if owner is None or kept.spec.owner == owner]
+        machines = [one.machine for one in kept if one.machine is not None]
+        return sorted(machines, key=lambda machine: machine.created_at)
+
+    async def usage(self, name: str) -> Usage:
+        """Raises MachineNotFound."""
+        return await self._existing(name).usage()
+
+    def refusals(self, name: str, since: float) -> Refusals:
+        """Raises MachineNotFound."""
+        return self._existing(name).refusals.since(since)
+
+    def extend(self, name: str, expires_at: datetime) -> Machine:
+        kept = self._existing(name)
+        assert kept.machine is not None
+        kept.machine = replace(kept.machine, expires_at=expires_at)
+        self._watch_expiry(name, Expiry(expires_at))
+        return kept.machine
+
+    def _existing(self, name: str) -> KeptMachine:
+        kept = self._machines.get(name)
+        if kept is None or kept.machine is None:
+            raise MachineNotFound(f"there is no local machine named {name}")
+        return kept
+
+    async def destroy(self, name: str, *, only: Machine | None = None) -> bool:
+        """Burn; `only`: if it is that very machine, and not a later one of the same name."""
+        async with self._alone(name):
+            kept = self._machines.get(name)
+            if kept is None:
+                return False
+            if only is not None and (kept.machine is None or kept.machine.endpoint != only.endpoint):
+                return False
+            try:
+                await kept.burn()
+            except OSError as error:
+                raise ProviderError(f"machine {name} is dead, but its folder {kept.folder} stays: {error}") from error
+            self._forget(name)
+            return True
+
+    async def sweep(self, owner: str) -> list[str]:
+        names = [machine.name for machine in self.list_machines(owner)]
+        expired = [name for name in names if name in self._expiries and self._expiries[name][0].left_s() <= 0]
+        for name in expired:
+            self._machines[name].blame(_EXPIRED)
+        gone = [name for name in expired if await self.destroy(name)]
+        return gone + await self.clear_leftovers()
+
+    async def probe(self) -> Capabilities:
+        """Forge a machine nobody knows of, run `true`, burn it."""
+        key = (await load_door()).new_key()
+        name = f"probe-{time.time_ns():x}"
+        began = time.monotonic()
+        await self.create(
+            MachineSpec(
+                name=name,
+                owner="",
+                ttl_s=60,
+                authorized_key=key[1],
+                host_key=key[0],
+                memory_mb=_PROBE_MEMORY_MB,
+            )
+        )
+        forged_in_s = time.monotonic() - began
+        try:
+            status = await self._machines[name].run_true()
+        finally:
+            await asyncio.shield(self.destroy(name))
+        if status != 0:
+            raise ProviderError(
+                f"a machine was forged, but `true` ended with {status} on it; see {self._home.local}/keeper.log"
+            )
+        return Capabilities(
+            tier=self._tier,
+            package_installs=_APT,
+            several_users=self._tier == "root",
+            memory_limit=self._groups.memory,
+            disk_limit="polled" if self._images.problem else "filesystem",
+            cpu_limit="shares" if self._groups.shares_cpu else "nice",
+            forged_in_s=forged_in_s,
+            inherited=self._inherited,
+        )
+
+    async def close(self) -> None:
+        """Burn everything: nothing lives on without its keeper."""
+        if self._ticking is not None:
+            self._ticking.cancel()
+            await asyncio.gather(self._ticking, return_exceptions=True)
+        await asyncio.gather(*(self.destroy(name) for name in tuple(self._machines)), return_exceptions=True)
+        await asyncio.gather(*self._burning, return_exceptions=True)
+        await asyncio.gather(*self._disk_work, return_exceptions=True)
+        await asyncio.to_thread(self._images.close)
+        await self._link.stop()
+
+    @contextlib.asynccontextmanager
+    async def _alone(self, name: str) -> AsyncIterator[None]:
+        """One thing at a time happens to a name."""
+        lock = self._locks.setdefault(name, asyncio.Lock())
+        self._waiting[name] = self._waiting.get(name, 0) + 1
+        try:
+            async with lock:
+                yield
+        finally:
+            self._waiting[name] -= 1
+            if not self._waiting[name]:
+                del self._waiting[name], self._locks[name]
+
+    async def _skeleton(self, layout: base_tree.Layout) -> str:
+        name = base_tree.name_of(self._tier, layout)
+        folder = self._home.local / name
+        if not folder.is_dir():
+            async with self._skeleton_lock:
+                if not folder.is_dir():
+                    await asyncio.to_thread(base_tree.build, folder, self._tier, layout)
+                    await asyncio.to_thread(self._remove_skeletons, {name, *self._skeletons.values()})
+        return name
+
+    def _remove_skeletons(self, needed: set[str]) -> None:
+        for folder in (*self._home.local.glob("skeleton-*"), *self._home.local.glob(".skeleton-*")):
+            if folder.name not in needed:
+                remove_tree(folder)
+
+    def _working_link(self) -> ForgerLink:
+        if self._link.lost:
+            self._link = ForgerLink.start()
+            self._link.attend(self._forger_lost)
+        return self._link
+
+    def _forger_lost(self) -> None:
+        for name in tuple(self._machines):
+            self._lost(name)
+
+    def _lost(self, name: str) -> None:
+        self._burn_later(name)
+
+    def _burn_later(self, name: str) -> None:
+        task = asyncio.get_running_loop().create_task(self._burn_logged(name))
+        self._burning.add(task)
+        task.add_done_callback(self._burning.discard)
+
+    async def _burn_logged(self, name: str) -> bool:
+        try:
+            return await self.destroy(name)
+        except GibilError as error:
+            asyncio.get_running_loop().call_exception_handler({"message": error.message})
+            return False
+
+    def _forget(self, name: str) -> None:
+        self._machines.pop(name, None)
+        self._skeletons.pop(name, None)
+        _expiry, handle = self._expiries.pop(name, (None, None))
+        if handle:
+            handle.cancel()
+
+    def _watch_expiry(self, name: str, expiry: Expiry) -> None:
+        _expiry, handle = self._expiries.pop(name, (None, None))
+        if handle:
+            handle.cancel()
+        if self.get(name) is None:
+            return
+        left = expiry.left_s()
+        if left <= 0:
+            self._expiries[name] = expiry, None
+            self._machines[name].blame(_EXPIRED)
+            self._burn_later(name)
+        else:
+            timer = asyncio.get_running_loop().call_later(min(left, _CLOCK_CHECK_S), self._watch_expiry, name, expiry)
+            self._expiries[name] = expiry, timer

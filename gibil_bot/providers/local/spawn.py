@@ -1,0 +1,246 @@
+"""How a machine comes to be: namespaces, layers, devices, network, in the order that the kernel insists on.
+
+Runs in the forger's children and never in a process that holds an event loop or a secret. The first child enters the
+namespaces and is gone again at once; the second is PID 1 of the machine and the forger's own child from then on (the
+forger is a subreaper), so one process waits for all and one PDEATHSIG holds the chain together.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import time
+from typing import NoReturn
+
+from gibil_bot.providers.local import init, mounts, seccomp
+from gibil_bot.providers.local import syscalls as sc
+from gibil_bot.providers.local.fd_passing import close_others
+from gibil_bot.providers.local.mounts import Order, Stage, write_file
+
+IDS = 65536
+"""User and group ids of a machine in tier `root`."""
+
+DOCKER_CAPABILITIES = frozenset((0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31))
+"""chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw sys_chroot mknod audit_write setfcap:
+what docker leaves to a container's root. Without SYS_ADMIN a job cannot remount a read-only bind writable."""
+
+PROXY = ("127.0.0.1", 3128)
+
+HAND_OVER_S = 5.0
+
+_ISOLATION = sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC | sc.CLONE_NEWCGROUP | sc.CLONE_NEWNET
+
+
+def enter(
+    order: Order, control: socket.socket, go: int, report: int, keep: tuple[int, ...], disk: int | None = None
+) -> NoReturn:
+    """The first child: enter the namespaces, fork PID 1, report its pid, vanish.
+
+    `go` is readable once this process is gone; `keep` are descriptors (locks) that live as long as the machine; `disk` is the
+    detached mount of an image.
+    """
+    try:
+        Stage.now = "setting limits"
+        sc.new_session_keyring()
+        # With 0 a core_pattern that is a pipe would start the host's crash handler, as root; 1 stops that too (core(5)).
+        _bound(resource.RLIMIT_CORE, 1)
+        if order["disk"] == "folder":
+            _bound(resource.RLIMIT_FSIZE, order["disk_mb"] * 1024**2)
+        os.chdir(order["local"])
+        if order["tier"] == "root":
+            _enter_as_root(order, disk)
+        else:
+            _enter_as_user()
+        # Only now: the kernel keeps the limit with which a user namespace was made, and holds it against *all* processes
+        # that the maker's user has on the box. Set inside, it counts this machine's alone.
+        _bound(resource.RLIMIT_NPROC, order["pids"])
+        Stage.now = "starting PID 1"
+        pid = os.fork()
+        if pid == 0:
+            _run(order, control, go, keep)
+        os.write(report, str(pid).encode())
+        os._exit(0)
+    except BaseException as error:
+        _fail(control, error)
+
+
+def _bound(kind: int, value: int) -> None:
+    _soft, hard = resource.getrlimit(kind)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (value, value))
+
+
+def _enter_as_user() -> None:
+    Stage.now = "entering a user namespace"
+    become_owner(_ISOLATION)
+
+
+def become_owner(isolation: int = 0) -> None:
+    """Root of a new user namespace in which only our own user exists: all modes of our own files are open to us there."""
+    uid, gid = os.getuid(), os.getgid()
+    sc.unshare(sc.CLONE_NEWUSER | isolation)
+    write_file("/proc/self/setgroups", "deny")
+    write_file("/proc/self/uid_map", f"0 {uid} 1")
+    write_file("/proc/self/gid_map", f"0 {gid} 1")
+
+
+def _enter_as_root(order: Order, disk: int | None) -> None:
+    """The layers are mounted while we are still root of the host: only that may make them idmapped."""
+    Stage.now = "making a user namespace"
+    namespace = _user_namespace(order["base"])
+    folder = f"machines/{order['name']}"
+    Stage.now = "entering a mount namespace"
+    sc.unshare(sc.CLONE_NEWNS)
+    sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
+    if disk is not None:
+        Stage.now = "mounting the machine's disk"
+        sc.move_mount(disk, f"{folder}/disk")
+        os.close(disk)
+    os.chown(f"{folder}/disk", order["base"], order["base"])
+    Stage.now = "mounting idmapped layers"
+    mounts.mount_points(folder, layers=len(order["pieces"]) + 2)
+    sources = [(f"{order['skeleton']}/root", False), *order["pieces"]]
+    if order["python"]:
+        sources.append((order["python"][0], False))
+    for number, (source, optional) in enumerate(sources):
+        try:
+            fd = sc.open_tree(source)
+            sc.mount_setattr(fd, sc.MOUNT_ATTR_IDMAP | sc.MOUNT_ATTR_NODEV | sc.MOUNT_ATTR_RDONLY, user_namespace=namespace)
+            sc.move_mount(fd, f"{folder}/mnt/{number}")
+            os.close(fd)
+        except OSError:
+            if not optional:
+                raise
+            os.rmdir(f"{folder}/mnt/{number}")
+    Stage.now = "becoming root of the machine"
+    sc.setns(namespace, sc.CLONE_NEWUSER)
+    os.close(namespace)
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    Stage.now = "entering namespaces"
+    sc.unshare(_ISOLATION)
+
+
+def _user_namespace(base: int) -> int:
+    """A user namespace that maps 0..65535 to base.., as a descriptor: some process has to enter it for a moment."""
+    ready_read, ready_write = os.pipe()
+    done_read, done_write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 0
+        try:
+            sc.unshare(sc.CLONE_NEWUSER)
+        except OSError as error:
+            status = error.errno or 1
+        os.write(ready_write, bytes([status]))
+        os.close(done_write)
+        os.read(done_read, 1)
+        os._exit(0)
+    try:
+        status = os.read(ready_read, 1)[0]
+        if status:
+            raise OSError(status, f"unshare(CLONE_NEWUSER): {os.strerror(status)}")
+        for ids in ("uid_map", "gid_map"):
+            write_file(f"/proc/{pid}/{ids}", f"0 {base} {IDS}")
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY)
+    finally:
+        for fd in (ready_read, ready_write, done_read, done_write):
+            os.close(fd)
+        os.waitpid(pid, 0)
+
+
+def _run(order: Order, control: socket.socket, go: int, keep: tuple[int, ...]) -> NoReturn:
+    """PID 1: build what the machine sees, wait until the forger is our parent, and serve."""
+    try:
+        os.setsid()
+        os.umask(0o022)
+        null = os.open("/dev/null", os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        close_others({control.fileno(), go, *keep})
+        Stage.now = "mounting the machine's layers"
+        sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
+        mounts.mount_layers(order)
+        root = f"machines/{order['name']}/mnt/root"
+        mounts.mount_system(order, root)
+        Stage.now = "changing the root"
+        os.chdir(root)
+        sc.pivot_root(".", ".")
+        sc.unmount(".", sc.MNT_DETACH)
+        os.chdir("/")
+        Stage.now = "setting up the network"
+        sc.loopback_up()
+        listeners = [_listen(*PROXY), *(_listen(host, port) for host, port in order["listeners"])]
+        memory = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in _memory_of(order)]
+        sc.prctl(sc.PR_SET_DUMPABLE, 1)  # changing the user closed our /proc to ourselves; nothing else runs in here yet
+        lives = init.Lives(order["weight"] == "nice")
+        Stage.now = "waiting for the forger"
+        _await_parent(go)
+        Stage.now = "closing the machine's doors"
+        sc.set_process_name("gibil-init")
+        sc.drop_bounding_set(DOCKER_CAPABILITIES)
+        sc.prctl(sc.PR_SET_DUMPABLE, 0)  # jobs have our uid: without this they could read and trace PID 1
+        seccomp.install(pretend_root=order["tier"] == "user")
+        message = json.dumps({"ready": len(listeners)}).encode()
+        _hand_over(control, message, [*(listener.fileno() for listener in listeners), *memory])
+        for listener in listeners:
+            listener.close()
+        for fd in memory:
+            os.close(fd)
+    except BaseException as error:
+        _fail(control, error)
+    init.serve(control, lives)
+
+
+def _memory_of(order: Order) -> list[str]:
+    """What watch.Memory reads: the two tables, then every file system in memory."""
+    return ["/proc/sysvipc/shm", "/proc/sysvipc/msg", "/dev/shm", "/run", *(["/"] if order["disk"] == "memory" else [])]  # noqa: S108
+
+
+def _hand_over(control: socket.socket, message: bytes, fds: list[int]) -> None:
+    """The kernel bounds how many descriptors of one user may be on their way at a time, over all of that user's machines."""
+    deadline = time.monotonic() + HAND_OVER_S
+    while True:
+        try:
+            socket.send_fds(control, [message], fds)
+            return
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS or time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+
+
+def _await_parent(go: int) -> None:
+    """The forger writes when the first child is gone and we are its own child; from then on we die with it."""
+    if os.read(go, 1) != b"1":
+        os._exit(1)
+    sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
+    poll = select.poll()
+    poll.register(go, 0)
+    if poll.poll(0):  # it holds the other end for as long as it lives: it died before the prctl
+        os._exit(1)
+    os.close(go)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, port))
+    listener.listen(128)
+    return listener
+
+
+def _fail(control: socket.socket, error: BaseException) -> NoReturn:
+    number = error.errno if isinstance(error, OSError) else None
+    path = f" ({error.filename})" if isinstance(error, OSError) and isinstance(error.filename, str) else ""
+    text = f"{error.strerror}{path}" if isinstance(error, OSError) and error.strerror else repr(error)
+    try:
+        control.send(json.dumps({"failed": Stage.now, "errno": number, "text": text}).encode())
+    finally:
+        os._exit(1)

@@ -1,0 +1,538 @@
+"""What follows from an event: who may, which plans, what is cancelled, what is answered."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from msgspec import structs
+
+from gibil_bot.errors import UsageError
+from gibil_bot.github import commands, replies, trust_replies
+from gibil_bot.github.render import CHECK_PREFIX, check_name
+from gibil_bot.model import (
+    Approval,
+    BranchPush,
+    Command,
+    CommentCreated,
+    Conclusion,
+    Delivery,
+    Event,
+    HeadSeen,
+    MergeGroupChecked,
+    NewRun,
+    Person,
+    Plan,
+    PullRequest,
+    PullRequestChanged,
+    Repository,
+    RerunRequested,
+    Run,
+    RunState,
+    Source,
+    Telling,
+    Trust,
+)
+from gibil_bot.planning import plan as planning
+from gibil_bot.ports import GitHub, Settlement, Store
+from gibil_bot.runs import heads, rate_limit
+from gibil_bot.runs.context import Desk, NeedsApproval, Policy, Refused, help_text, read_catalogue, read_desk
+from gibil_bot.runs.execution import now
+from gibil_bot.runs.heads import observed_in
+from gibil_bot.runs.queued_reports import as_queued, queued_check_run
+from gibil_bot.runs.trust import MAY_COMMAND, Judge, Standing
+
+log = logging.getLogger("gibil.intake")
+
+MOST_MERGE_CHECKS = 20
+_RUN_NOTHING = frozenset({"help", "cancel", "approve"})
+_APPROVABLE = re.compile(r"[0-9a-f]{7,64}")
+"""Shorter abbreviations are too easily met by another commit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Repeat:
+    """One workflow of one pull request to run again; None: it is not known which."""
+
+    number: int
+    workflow: str | None
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class _Outcome:
+    """What one delivery comes to, while it is being found out."""
+
+    delivery: Delivery
+    runs: list[NewRun] = field(default_factory=list)
+    cancel: list[tuple[str, str]] = field(default_factory=list)
+    tellings: list[Telling] = field(default_factory=list)
+    observed: list[HeadSeen | BranchPush | Approval] = field(default_factory=list)
+    is_approved: bool = False
+    """An approval of the head came earlier in the same comment."""
+
+    def settlement(self) -> Settlement:
+        return Settlement(runs=self.runs, cancel=self.cancel, tellings=self.tellings, observed=self.observed)
+
+
+class Decisions:
+    """Decides one delivery at a time; writes nothing but the first sign that it was seen."""
+
+    def __init__(self, store: Store, github: GitHub, policy: Policy) -> None:
+        self._store = store
+        self._github = github
+        self._policy = policy
+        self._judge = Judge(store, github, policy.trusted_apps)
+
+    async def settle(self, delivery: Delivery, event: Event) -> Settlement:
+        """What to write for this delivery. Raises GitHubError, StoreError."""
+        outcome = _Outcome(delivery=delivery)
+        match event:
+            case CommentCreated():
+                await self._comment(event, outcome)
+            case PullRequestChanged(action="closed"):
+                for run in await self._unfinished_of(event.repository, event.pull_request.number):
+                    outcome.cancel.append((run.id, "the pull request was closed"))
+            case PullRequestChanged():
+                await self._push(event, outcome)
+            case RerunRequested():
+                await self._rerun(event, outcome)
+            case MergeGroupChecked():
+                await self._merge_group(event, outcome)
+        place = len(await self._store.queued())
+        for index, new in enumerate(outcome.runs, start=1):
+            outcome.tellings.append(queued_check_run(as_queued(new), place + index, self._policy.public_url))
+        return outcome.settlement()
+
+    async def _comment(self, event: CommentCreated, outcome: _Outcome) -> None:
+        origin, asked = self.origin(outcome.delivery), commands.parse(event.body)
+        per_hour = self._policy.commands_per_hour
+        refused = await rate_limit.comment_over_limit(self._store, per_hour, outcome.delivery, event, origin, asked)
+        if refused is not None:
+            outcome.tellings += refused
+            return
+        permission = await self._github.permission(event.installation_id, event.repository.full_name, event.author.login)
+        if permission not in MAY_COMMAND:
+            outcome.tellings += await rate_limit.permission_refused(self._store, outcome.delivery, event, origin, permission)
+            return
+        if seen := replies.reactions(event, "eyes"):
+            await self._store.tell(None, seen)
+        if asked and all(command.word == "cancel" and not command.problem for command in asked):
+            await self._cancel_only(asked, event, outcome)
+            return
+        pull_request = await self._github.pull_request(event.installation_id, event.repository.full_name, event.number)
+        if event.created_at is None and event.event_name == "issue_comment":
+            written_at = await self._github.comment_time(event.installation_id, event.repository.full_name, event.comment_id)
+            event = structs.replace(event, created_at=written_at)
+        standing = await self._standing_of_comment(event, pull_request, permission, asked)
+        outcome.observed += standing.observed
+        desk = await self._desk(
+            event.installation_id, event.repository, pull_request, event.author.login, standing, event.event_name
+        )
+        refusals: list[str] = []
+        answers: list[str] = []
+        for command in asked:
+            try:
+                answer = await self._obey(command, event, desk, outcome)
+                if answer:
+                    answers.append(answer)
+            except (Refused, UsageError) as refusal:
+                if isinstance(refusal, NeedsApproval):
+                    await self._ask_for_approval(desk, str(refusal), outcome)
+                refusals.append(str(refusal))
+        self._answer(event, outcome, refusals, answers)
+        outcome.tellings += desk.complaints()
+
+    def _answer(self, event: CommentCreated, outcome: _Outcome, refusals: Sequence[str], answers: Sequence[str] = ()) -> None:
+        """Reply to a comment once for all its commands, each text once, and react to it."""
+        if refusals or answers:
+            text = "\n\n".join(dict.fromkeys([*refusals, *answers]))
+            outcome.tellings.append(replies.reply(event, self.origin(outcome.delivery), text))
+        outcome.tellings += replies.reactions(event, "confused" if refusals else "rocket")
+
+    async def _cancel_only(self, asked: Sequence[Command], event: CommentCreated, outcome: _Outcome) -> None:
+        """Without the pull request and its workflow files: what is cancelled costs until it stops."""
+        refusals = []
+        for command in asked:
+            try:
+                await self._cancel(command, event, outcome)
+            except Refused as refusal:
+                refusals.append(str(refusal))
+        self._answer(event, outcome, refusals)
+
+    async def _cancel(self, command: Command, event: CommentCreated, outcome: _Outcome) -> None:
+        """Raises Refused."""
+        wanted = command.arguments.get("workflow")
+        unfinished = await self._unfinished_of(event.repository, event.number)
+        chosen = [run for run in unfinished if wanted is None or run.plan.workflow == wanted]
+        if not chosen:
+            raise Refused(
+                "Nothing is running or queued for this pull request" + (f" under the name {wanted}." if wanted else ".")
+            )
+        outcome.cancel += [(run.id, f"cancelled by {event.author.login}") for run in chosen]
+
+    async def _standing_of_comment(
+        self, event: CommentCreated, pull_request: PullRequest, permission: str, asked: Sequence[Command]
+    ) -> Standing:
+        """A command is about the commit that was the head when it was written; a review names that commit itself."""
+        standing = await self._judge.standing(
+            event.installation_id,
+            event.repository,
+            pull_request,
+            requester=event.author,
+            permission=permission,
+            written_at=event.created_at,
+            thread_updated_at=event.thread_updated_at,
+            is_timed=event.commit_sha is None and any(command.word not in _RUN_NOTHING for command in asked),
+        )
+        if event.commit_sha is None:
+            return standing
+        moved = event.created_at is None or heads.moved_since(standing.history, pull_request.head_sha, event.created_at)
+        return replace(standing, head_is_unmoved=event.commit_sha == pull_request.head_sha and not moved)
+
+    async def _obey(self, command: Command, event: CommentCreated, desk: Desk, outcome: _Outcome) -> str | None:
+        """Do what one command says; a text is the answer to it. Raises Refused, UsageError."""
+        if command.word == "help":
+            return help_text(desk.catalogue)
+        if command.problem:
+            raise Refused(replies.command_unreadable(command.word, command.problem))
+        if command.word == "approve":
+            return await self._approve(command, event, desk, outcome)
+        if command.word == "cancel":
+            await self._cancel(command, event, outcome)
+            return None
+        wanted = command.arguments.get("workflow")
+        if desk.facts.pull_request.is_open and not desk.standing.head_is_unmoved and not outcome.is_approved:
+            raise Refused(trust_replies.head_moved(event.number, desk.facts.sha))
+        desk.check_may_run(self._policy, asked=True, is_approved=outcome.is_approved)
+        if command.word == "retest":
+            repeats = await self._to_retest(desk, event, wanted)
+            self._queue_again(repeats, desk, outcome, comment=event)
+            return None
+        for plan in planning.for_command(desk.catalogue, command, desk.facts):
+            self._queue(plan, desk, outcome, comment=event)
+        return None
+
+    async def _approve(self, command: Command, event: CommentCreated, desk: Desk, outcome: _Outcome) -> str:
+        """Let the one commit that the comment names run, without secrets. Raises Refused."""
+        head, standing = desk.facts.sha, desk.standing
+        if not desk.facts.pull_request.is_open:
+            raise Refused(replies.pull_request_closed(event.number))
+        given = command.arguments.get("sha", "").lower()
+        if not _APPROVABLE.fullmatch(given) or set(command.arguments) != {"sha"}:
+            raise Refused(trust_replies.approval_needs_sha(head))
+        if not head.startswith(given):
+            raise Refused(trust_replies.approval_of_another(given, head))
+        if event.created_at is None or heads.moved_since(standing.history, head, event.created_at):
+            raise Refused(trust_replies.approval_too_late(head))
+        if standing.trust is Trust.TRUSTED or self._policy.untrusted == "allow":
+            return trust_replies.approval_not_needed(head)
+        if self._policy.untrusted == "refuse":
+            raise Refused(trust_replies.approval_refused_here(self._policy.provider))
+        outcome.is_approved = True
+        outcome.observed.append(
+            Approval(
+                repository_id=event.repository.id, number=event.number, sha=head, by=event.author.login, at=event.created_at
+            )
+        )
+        outcome.tellings.append(
+            trust_replies.approval_check(
+                event.installation_id, event.repository, event.number, head, text="", approved_by=event.author.login, now=now()
+            )
+        )
+        started = await self._start_what_waited(desk, outcome)
+        return trust_replies.approved(head, started)
+
+    async def _start_what_waited(self, desk: Desk, outcome: _Outcome) -> int:
+        """The workflows that would have started by themselves, if they have not run at this commit; how many."""
+        facts = desk.facts
+        pushed = any(seen.action == "synchronize" and seen.sha == facts.sha for seen in desk.standing.history.heads)
+        at_event = replace(desk, facts=replace(facts, event_name="pull_request"))
+        plans, refusals = planning.for_pull_request(desk.catalogue, "synchronize" if pushed else "opened", at_event.facts)
+        if refusals:
+            raise Refused("\n\n".join(refusals))
+        ran = await self._store.runs_of(facts.repository.id, number=facts.pull_request.number, sha=facts.sha)
+        missing = [plan for plan in plans if plan.workflow not in {run.plan.workflow for run in ran}]
+        for plan in missing:
+            self._queue(plan, at_event, outcome)
+        return len(missing)
+
+    async def _ask_for_approval(self, desk: Desk, text: str, outcome: _Outcome) -> None:
+        """One check run for each commit; nothing where it says so already."""
+        repository, number = desk.facts.repository, desk.facts.pull_request.number
+        wanted = trust_replies.approval_check(desk.installation_id, repository, number, desk.facts.sha, text=text, now=now())
+        if any(telling.key == wanted.key for telling in outcome.tellings):
+            return
+        there = await self._store.telling(wanted.key)
+        if there is None or there[0].telling.body.get("conclusion") != wanted.body["conclusion"]:
+            outcome.tellings.append(wanted)
+
+    async def _to_retest(self, desk: Desk, event: CommentCreated, wanted: str | None) -> list[_Repeat]:
+        """The newest run of the wanted workflow, or of every one that did not succeed. What the store knows nothing of is
+        found by our check runs on the commit. Raises Refused."""
+        newest: dict[str, Run] = {}
+        for run in await self._store.runs_of(event.repository.id, number=event.number):
+            newest.setdefault(run.plan.workflow, run)
+        ended: list[tuple[str, Mapping[str, str], str | None]] = [
+            (run.plan.workflow, run.plan.inputs, run.conclusion) for run in newest.values() if run.state is RunState.FINISHED
+        ]
+        if not newest:
+            checks = await self._github.check_runs(event.installation_id, event.repository.full_name, desk.facts.sha)
+            # One that is not completed never will be: the run behind it is lost.
+            ended = [(workflow, {}, conclusion) for workflow, conclusion in _workflows_of(checks)]
+        if wanted is not None:
+            chosen = [each for each in ended if each[0] == wanted]
+        else:
+            chosen = [each for each in ended if each[2] not in (Conclusion.SUCCESS, Conclusion.NEUTRAL, Conclusion.SKIPPED)]
+        if not chosen and (wanted is not None or not ended):
+            raise Refused(replies.nothing_to_retest(wanted))
+        if not chosen:
+            raise Refused(replies.nothing_failed())
+        return [_Repeat(number=event.number, workflow=workflow, inputs=inputs) for workflow, inputs, _ in chosen]
+
+    def _queue_again(
+        self, repeats: Sequence[_Repeat], desk: Desk, outcome: _Outcome, comment: CommentCreated | None = None
+    ) -> None:
+        """Plan those workflows from today's files. One that cannot be planned keeps no other from running.
+        Raises UsageError with every reason, after the others were queued."""
+        problems = []
+        for repeat in repeats:
+            try:
+                assert repeat.workflow is not None
+                plan = planning.again(desk.catalogue, repeat.workflow, repeat.inputs, desk.facts)
+            except UsageError as problem:
+                problems.append(problem.message)
+            else:
+                self._queue(plan, desk, outcome, comment=comment)
+        if problems:
+            raise UsageError("\n\n".join(problems))
+
+    async def _push(self, event: PullRequestChanged, outcome: _Outcome) -> None:
+        pull_request, repository = event.pull_request, event.repository
+        if not pull_request.is_open:
+            return
+        stated = observed_in(event, outcome.delivery.received_at)
+        outcome.observed += stated
+        permission = await self._permission(event.installation_id, repository, event.sender)
+        standing = await self._judge.standing(
+            event.installation_id, repository, pull_request, requester=event.sender, permission=permission, stated=stated
+        )
+        outcome.observed += standing.observed
+        if any(isinstance(seen, HeadSeen) and heads.is_overtaken(standing.history, seen) for seen in stated):
+            log.info("%s#%s: %s came late, and is not the head", repository.full_name, pull_request.number, event.action)
+            return
+        desk = await self._desk(event.installation_id, repository, pull_request, event.sender.login, standing, "pull_request")
+        planned_now, refusals = planning.for_pull_request(desk.catalogue, event.action, desk.facts)
+        plans = list(planned_now)
+        if refusals:
+            text = "\n\n".join(refusals)
+            outcome.tellings.append(replies.notice(event.installation_id, repository, pull_request.number, "machines", text))
+        plans += await self._supersede(desk, plans, outcome)
+        outcome.tellings += desk.complaints()
+        try:
+            desk.check_may_run(self._policy, asked=False)
+        except NeedsApproval as refusal:
+            if plans or not standing.is_branch:
+                await self._ask_for_approval(desk, str(refusal), outcome)
+            return
+        except Refused as refusal:
+            if plans:
+                outcome.tellings.append(
+                    replies.notice(event.installation_id, repository, pull_request.number, "refused", str(refusal))
+                )
+            return
+        if not plans:
+            return
+        at_present = await self._github.pull_request(event.installation_id, repository.full_name, pull_request.number)
+        if not at_present.is_open or _whose(at_present) != _whose(pull_request):
+            log.info("%s#%s: %s is not the head any more", repository.full_name, pull_request.number, pull_request.head_sha[:7])
+            return
+        for plan in plans:
+            self._queue(plan, desk, outcome)
+
+    async def _supersede(self, desk: Desk, plans: Sequence[Plan], outcome: _Outcome) -> list[Plan]:
+        """Stop runs of older commits. Their workflows were requested on this pull request, so the new commit gets them too
+        where it may start by itself; code that was never requested to run doesn't start."""
+        facts = desk.facts
+        successors: list[Plan] = []
+        planned = {plan.concurrency_group for plan in plans}
+        for run in await self._unfinished_of(facts.repository, facts.pull_request.number):
+            old = run.plan
+            if run.source.sha == facts.sha or not old.cancel_in_progress:
+                continue
+            outcome.cancel.append((run.id, f"superseded by {facts.sha[:7]}"))
+            if desk.standing.starts_alone and old.concurrency_group not in planned:
+                planned.add(old.concurrency_group)
+                try:
+                    successors.append(planning.again(desk.catalogue, old.workflow, old.inputs, facts))
+                except UsageError as problem:
+                    outcome.tellings.append(
+                        replies.notice(
+                            desk.installation_id, facts.repository, facts.pull_request.number, "refused", problem.message
+                        )
+                    )
+        return successors
+
+    async def _rerun(self, event: RerunRequested, outcome: _Outcome) -> None:
+        repeats = await self._repeats(event)
+        if not repeats:
+            log.info("re-run of %s: no run and no open pull request is known", event.head_sha[:7])
+            return
+        limit = self._policy.commands_per_hour
+        refused = await rate_limit.rerun_over_limit(self._store, limit, outcome.delivery, event)
+        if refused is not None:
+            if refused:
+                outcome.tellings.append(
+                    replies.notice(event.installation_id, event.repository, repeats[0].number, "refused", refused)
+                )
+            return
+        permission = await self._permission(event.installation_id, event.repository, event.sender)
+        for number in dict.fromkeys(repeat.number for repeat in repeats):
+            same = [repeat for repeat in repeats if repeat.number == number]
+            try:
+                if permission not in MAY_COMMAND:
+                    raise Refused(replies.permission_refused(event.sender.login, permission))
+                await self._repeat(event, number, same, permission, outcome)
+            except (Refused, UsageError) as refusal:
+                outcome.tellings.append(
+                    replies.notice(event.installation_id, event.repository, number, "refused", str(refusal))
+                )
+
+    async def _repeat(
+        self, event: RerunRequested, number: int, repeats: Sequence[_Repeat], permission: str, outcome: _Outcome
+    ) -> None:
+        """Run those workflows of one pull request again. Raises Refused, UsageError."""
+        repository = event.repository
+        pull_request = await self._github.pull_request(event.installation_id, repository.full_name, number)
+        if pull_request.is_open and pull_request.head_sha != event.head_sha:
+            raise Refused(trust_replies.rerun_moved(event.head_sha, number, pull_request.head_sha))
+        standing = await self._judge.standing(
+            event.installation_id, repository, pull_request, requester=event.sender, permission=permission
+        )
+        outcome.observed += standing.observed
+        desk = await self._desk(event.installation_id, repository, pull_request, event.sender.login, standing, "check_run")
+        try:
+            desk.check_may_run(self._policy, asked=True)
+        except NeedsApproval as refusal:
+            await self._ask_for_approval(desk, str(refusal), outcome)
+            raise
+        if any(repeat.workflow is None for repeat in repeats):
+            raise Refused(trust_replies.rerun_lost(event.check_name or "", event.head_sha))
+        self._queue_again(repeats, desk, outcome)
+
+    async def _repeats(self, event: RerunRequested) -> list[_Repeat]:
+        """What Re-run is about: by the store, or, where that knows nothing of it, by the commit and the check run's name."""
+        if event.external_id is not None:
+            run = await self._store.run(event.external_id)
+            runs = [run] if run is not None and run.source.repository.id == event.repository.id else []
+        else:
+            runs = await self._store.runs_of(event.repository.id, sha=event.head_sha)
+        newest: dict[tuple[int, str], Run] = {}
+        for run in runs:
+            newest.setdefault((run.source.pull_request.number, run.plan.workflow), run)
+        if newest:
+            return [
+                _Repeat(number=number, workflow=workflow, inputs=run.plan.inputs)
+                for (number, workflow), run in newest.items()
+                if event.external_id is not None or run.state is RunState.FINISHED
+            ]
+        repository = event.repository.full_name
+        pulls = await self._github.pull_requests_of(event.installation_id, repository, event.head_sha)
+        if not pulls:
+            return []
+        # One commit may be the head of several pull requests: the oldest one is the one that its check runs were made for.
+        number = min(pull.number for pull in pulls)
+        if event.external_id is not None:
+            names: list[tuple[str, str | None]] = [(event.check_name or "", None)]
+        else:
+            names = await self._github.check_runs(event.installation_id, repository, event.head_sha)
+        workflows: list[str | None] = [workflow for workflow, _ in _workflows_of(names)]
+        # Re-run of one of our check runs gets an answer, even if no workflow belongs to it.
+        if not workflows and (event.external_id is not None or trust_replies.APPROVAL_CHECK in dict(names)):
+            workflows = [None]
+        return [_Repeat(number=number, workflow=workflow) for workflow in workflows]
+
+    async def _merge_group(self, event: MergeGroupChecked, outcome: _Outcome) -> None:
+        """A merge queue waits for every required check: each of our checks fails at once and says what to do."""
+        files = await self._github.workflow_files(event.installation_id, event.repository.full_name, event.base_ref)
+        known = await read_catalogue(self._policy, files, event.base_ref)
+        for workflow in known.workflows[:MOST_MERGE_CHECKS]:
+            outcome.tellings.append(
+                trust_replies.merge_queue_check(
+                    event.installation_id, event.repository, event.head_sha, check_name(workflow.name), workflow.name, now=now()
+                )
+            )
+
+    # --- helpers ---
+
+    def origin(self, delivery: Delivery) -> str:
+        """Names the answer to a delivery: a replay of its payload under another GUID gets no second one."""
+        return self._policy.run_id(delivery.payload, "reply")
+
+    async def _unfinished_of(self, repository: Repository, number: int) -> list[Run]:
+        return [
+            run
+            for run in await self._store.unfinished()
+            if run.source.repository.id == repository.id and run.source.pull_request.number == number
+        ]
+
+    def _queue(self, plan: Plan, desk: Desk, outcome: _Outcome, comment: CommentCreated | None = None) -> None:
+        facts = desk.facts
+        distinction = f"{plan.workflow}/{len(outcome.runs)}"
+        outcome.runs.append(
+            NewRun(
+                id=self._policy.run_id(outcome.delivery.payload, distinction),
+                delivery_guid=outcome.delivery.guid,
+                source=Source(
+                    installation_id=desk.installation_id,
+                    repository=facts.repository,
+                    pull_request=facts.pull_request,
+                    sha=facts.sha,
+                    trust=facts.trust,
+                    actor=facts.actor,
+                    comment_id=comment.comment_id if comment and not comment.is_review else None,
+                    is_review_comment=comment.is_review_comment if comment else False,
+                ),
+                plan=plan,
+            )
+        )
+
+    async def _desk(
+        self,
+        installation_id: int,
+        repository: Repository,
+        pull_request: PullRequest,
+        actor: str,
+        standing: Standing,
+        event_name: str,
+    ) -> Desk:
+        return await read_desk(
+            self._github,
+            self._policy,
+            installation_id=installation_id,
+            repository=repository,
+            pull_request=pull_request,
+            actor=actor,
+            standing=standing,
+            event_name=event_name,
+        )
+
+    async def _permission(self, installation_id: int, repository: Repository, person: Person) -> str:
+        """An App has none as a collaborator, so GitHub need not be asked."""
+        if person.is_bot:
+            return "none"
+        return await self._github.permission(installation_id, repository.full_name, person.login)
+
+
+def _whose(pull_request: PullRequest) -> tuple[str, int | None, str | None]:
+    """What a decision about trust was made for: the commit, and whose repository it is in."""
+    return pull_request.head_sha, pull_request.head_repository_id, pull_request.head_owner
+
+
+def _workflows_of(checks: Sequence[tuple[str, str | None]]) -> Iterator[tuple[str, str | None]]:
+    """(workflow, conclusion) of check runs that were made for workflows."""
+    for name, conclusion in checks:
+        if name.startswith(CHECK_PREFIX) and name != trust_replies.APPROVAL_CHECK:
+            yield name.removeprefix(CHECK_PREFIX), conclusion

@@ -1,0 +1,158 @@
+"""A local checkout as something that can be run: its commit, its workflow files, and a run of one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from gibil_bot.caps import Caps
+from gibil_bot.commits.local_repository import explained, open_repository
+from gibil_bot.errors import GibilError, UsageError
+from gibil_bot.git import GitError
+from gibil_bot.model import Claim, Delivery, NewRun, Person, Plan, PullRequest, Repository, Source, Trust
+from gibil_bot.planning import plan as planning
+from gibil_bot.planning.services import Grounds
+from gibil_bot.ports import Settlement, Store
+from gibil_bot.runs.commit_files import workflow_files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkout:
+    """One commit of a folder. With uncommitted changes it is a commit that no branch names."""
+
+    repository: Path
+    """A repository that we created, with the commit; `promisor`: where a partial clone gets the objects that it lacks."""
+    promisor: str | None
+    sha: str
+    branch: str
+    """Empty where HEAD is detached."""
+    name: str
+    """`owner/name` of its origin, or the folder's name."""
+    person: str
+    files: Mapping[str, bytes]
+    """`.gibil.yml` and `.gibil/workflows/*.yml` of that commit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the operator allows a run on this host."""
+
+    operator_workflows: Callable[[], Mapping[str, bytes]]
+    max_ttl_s: int
+    caps: Caps
+    grounds: Grounds
+
+
+@contextlib.asynccontextmanager
+async def read(path: Path, *, dirty: bool) -> AsyncIterator[Checkout]:
+    """For as long as the block lasts. Raises UsageError where there is no commit to run."""
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            found = await stack.enter_async_context(open_repository(path))
+            head = None if found.is_bare else await found.head()
+        except (GitError, OSError) as error:
+            raise UsageError(f"{path} is not a git checkout with a commit: {error}") from error
+        if found.is_bare:
+            raise UsageError(f"{path} is a bare repository: it has no working tree to try")
+        if head is None:
+            raise UsageError(f"{path} is not a git checkout with a commit: its HEAD names none")
+        try:
+            sha = await found.commit_of_working_tree(head) if dirty else head
+            checkout = Checkout(
+                repository=found.view,
+                promisor=found.promisor,
+                sha=sha,
+                branch=await found.current_branch() or "",
+                name=_name(found.origin_url() or "", found.folder),
+                person=found.config("user.name") or os.environ.get("USER", "you"),
+                files=await workflow_files(found.view, sha),
+            )
+        except GitError as error:
+            raise UsageError(f"{path} cannot be read: {explained(error, found.promisor).message}") from error
+        yield checkout
+
+
+def _name(url: str, folder: Path) -> str:
+    words = url.removesuffix(".git").replace(":", "/").rstrip("/").split("/")
+    return "/".join(words[-2:]) if len(words) >= 2 and all(words[-2:]) else folder.name
+
+
+async def plan(checkout: Checkout, workflow: str, inputs: Mapping[str, str], limits: Limits) -> Plan:
+    """The plan of a workflow named by its name, its command or its file. Raises UsageError, InvalidWorkflow."""
+    operator = dict(await asyncio.to_thread(limits.operator_workflows))
+    if workflow.endswith((".yml", ".yaml")):
+        path = Path(workflow)
+        workflow = path.stem
+        try:
+            operator[path.name] = await asyncio.to_thread(path.read_bytes)
+        except OSError as error:
+            raise UsageError(f"{path}: {error.strerror}") from error
+    catalogue = planning.catalogue(operator, checkout.files, base_ref=checkout.branch or checkout.sha[:7])
+    by_command = {each.command: each.name for each in catalogue.workflows if each.command}
+    names = {each.name for each in catalogue.workflows}
+    name = workflow if workflow in names else by_command.get(workflow, workflow)
+    return planning.for_workflow(catalogue, name, inputs, _facts(checkout, limits))
+
+
+def _facts(checkout: Checkout, limits: Limits) -> planning.Facts:
+    return planning.Facts(
+        repository=_repository(checkout),
+        pull_request=_pull_request(checkout),
+        sha=checkout.sha,
+        actor=checkout.person,
+        trust=Trust.TRUSTED,
+        event_name="issue_comment",
+        max_ttl_s=limits.max_ttl_s,
+        caps=limits.caps,
+        grounds=limits.grounds,
+    )
+
+
+def _repository(checkout: Checkout) -> Repository:
+    return Repository(id=0, full_name=checkout.name, clone_url="", default_branch=checkout.branch, private=True)
+
+
+def _pull_request(checkout: Checkout) -> PullRequest:
+    return PullRequest(
+        number=0,
+        title=checkout.branch or f"commit {checkout.sha[:7]}",
+        author=Person(login=checkout.person),
+        head_sha=checkout.sha,
+        head_ref=checkout.branch,
+        head_repository=checkout.name,
+        base_ref=checkout.branch,
+        base_sha=checkout.sha,
+    )
+
+
+def new_run(checkout: Checkout, plan: Plan) -> NewRun:
+    return NewRun(
+        id=secrets.token_hex(8),
+        delivery_guid="try",
+        source=Source(
+            installation_id=0,
+            repository=_repository(checkout),
+            pull_request=_pull_request(checkout),
+            sha=checkout.sha,
+            trust=Trust.TRUSTED,
+            actor=checkout.person,
+        ),
+        plan=plan,
+    )
+
+
+async def queue_and_claim(store: Store, process: str, new: NewRun) -> Claim:
+    """Through the same doors as the bot's runs: a delivery, its settlement, a claim."""
+    await store.accept(Delivery(guid=new.delivery_guid, event="try", payload=b"{}", received_at=datetime.now(UTC)))
+    await store.claim_deliveries(process, limit=1, lease_s=60)
+    await store.settle(process, new.delivery_guid, Settlement(runs=[new]))
+    claim = await store.claim_run(process, lease_s=new.plan.machine.ttl_s + 3600.0, max_machines=1)
+    if claim is None:
+        raise GibilError("the run could not be claimed in a store of its own")
+    return claim

@@ -1,0 +1,1 @@
+"""Shell programs that run on machines, and the functions that fill them in."""

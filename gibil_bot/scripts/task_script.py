@@ -1,0 +1,239 @@
+"""What a machine is told: the environment of a task, the files a task speaks through, the scripts that bring the code.
+
+Values from people (titles, branches, arguments) reach a script only here, as environment variables. The names are
+GitHub Actions' where Actions has one (https://docs.github.com/en/actions/reference/workflows-and-actions/variables),
+so that tools find what they look for. GITHUB_ACTIONS stays unset: with it, tools print `::error::` lines that nobody
+here reads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gibil_bot.errors import GibilError
+from gibil_bot.model import Run, TaskPlan
+from gibil_bot.scripts.clone import WORKSPACE
+
+FILES_FOLDER = "/root/.gibil/files"
+STANDARD_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+MAX_VALUE_BYTES = 120 * 1024
+"""Linux takes 128 KiB for one environment string."""
+MAX_ENV_ENTRIES = 1000
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_RESERVED_PREFIXES = ("GITHUB_", "GIBIL_", "RUNNER_")
+
+
+class InvalidTaskFile(GibilError, ValueError):
+    """What a task wrote to GITHUB_ENV or GITHUB_PATH cannot be read. A failure of the task, and not ours."""
+
+    code = "TASK_FILE_INVALID"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFiles:
+    """Paths on the machine that one task writes to, so that what it writes can be told from its neighbours'."""
+
+    folder: str
+    temp: str
+    """Shared by all tasks of the run."""
+
+    @property
+    def env(self) -> str:
+        return f"{self.folder}/env"
+
+    @property
+    def output(self) -> str:
+        return f"{self.folder}/output"
+
+    @property
+    def path(self) -> str:
+        return f"{self.folder}/path"
+
+    @property
+    def summary(self) -> str:
+        return f"{self.folder}/summary"
+
+    @property
+    def neutral(self) -> str:
+        """A task that has nothing to do writes the reason to it, and ends with 0: then it counts as skipped."""
+        return f"{self.folder}/neutral"
+
+
+def task_files(index: int, folder: str = FILES_FOLDER) -> TaskFiles:
+    """The files of the task of that index."""
+    return TaskFiles(folder=f"{folder}/{index}", temp=folder)
+
+
+def prepare_script(tasks: int, folder: str = FILES_FOLDER) -> str:
+    """POSIX sh that makes the files of that many tasks, empty where they are not there yet."""
+    all_files = [task_files(index, folder) for index in range(tasks)]
+    lines = ["set -eu", "umask 077", f"mkdir -p {' '.join(files.folder for files in all_files)}"]
+    for files in all_files:
+        lines.append(
+            f": >>{files.env} >>{files.output} >>{files.path} >>{files.summary} >>{files.neutral}"
+        )  # the shell does it, no process
+    return "\n".join(lines) + "\n"
+
+
+IDENTITY = """[ -e ~/.gitconfig ] || printf '[user]\\n\\tname = gibil\\n\\temail = gibil@localhost\\n' >~/.gitconfig || true
+"""
+"""POSIX sh that gives git on the machine of a run an identity where it has none: a task may commit. It is no person's."""
+
+
+def reserved_name(name: str) -> bool:
+    """Names that only gibil sets."""
+    return name.upper().startswith(_RESERVED_PREFIXES)
+
+
+def input_variable(name: str) -> str:
+    """The environment variable of an input: `dry-run` is GIBIL_INPUT_DRY_RUN."""
+    return "GIBIL_INPUT_" + name.upper().replace("-", "_")
+
+
+def task_environment(
+    run: Run,
+    task: TaskPlan,
+    secrets: Mapping[str, str],
+    files: TaskFiles,
+    extra: Mapping[str, str],
+    *,
+    paths: Sequence[str] = (),
+    workspace: str = WORKSPACE,
+) -> dict[str, str]:
+    """Everything that a task finds in its environment.
+
+    Later ones win: `CI`; the workflow's `env`; what earlier tasks wrote to GITHUB_ENV (`extra`); the task's `env`; secrets;
+    gibil's own names. `paths` is what earlier tasks wrote to GITHUB_PATH, first one first: it goes in front of PATH.
+    A NUL, which no environment can hold, is dropped from a value.
+    """
+    merged = {"CI": "true"}
+    for values in (run.plan.env, extra, task.env):
+        merged |= {name: value for name, value in values.items() if not reserved_name(name)}
+    merged |= {name: secrets[name] for name in run.plan.secrets if name in secrets}
+    merged |= _run_variables(run, workspace) | {
+        "GITHUB_ENV": files.env,
+        "GITHUB_OUTPUT": files.output,
+        "GITHUB_PATH": files.path,
+        "GITHUB_STEP_SUMMARY": files.summary,
+        "RUNNER_OS": "Linux",
+        "RUNNER_TEMP": files.temp,
+        "GIBIL_NEUTRAL": files.neutral,
+    }
+    if paths:
+        merged["PATH"] = ":".join([*paths, merged.get("PATH") or STANDARD_PATH])
+    return {name: value.replace("\0", "") for name, value in merged.items()}
+
+
+def _run_variables(run: Run, workspace: str) -> dict[str, str]:
+    source, plan = run.source, run.plan
+    pull_request = source.pull_request
+    github = {
+        "GITHUB_ACTOR": source.actor,
+        "GITHUB_BASE_REF": pull_request.base_ref,
+        "GITHUB_EVENT_NAME": plan.github.get("event_name", ""),
+        "GITHUB_HEAD_REF": pull_request.head_ref,
+        "GITHUB_REF": f"refs/pull/{pull_request.number}/head",
+        "GITHUB_REF_NAME": f"{pull_request.number}/head",
+        "GITHUB_REPOSITORY": source.repository.full_name,
+        "GITHUB_REPOSITORY_OWNER": source.repository.owner,
+        "GITHUB_RUN_ID": run.id,
+        "GITHUB_SHA": source.sha,
+        "GITHUB_WORKFLOW": plan.title,
+        "GITHUB_WORKSPACE": workspace,
+    }
+    gibil = {
+        "GIBIL_ACTOR": source.actor,
+        "GIBIL_PR_AUTHOR": pull_request.author.login,
+        "GIBIL_PR_BASE_REF": pull_request.base_ref,
+        "GIBIL_PR_BASE_SHA": pull_request.base_sha,
+        "GIBIL_PR_DRAFT": "true" if pull_request.is_draft else "false",
+        "GIBIL_PR_HEAD_REF": pull_request.head_ref,
+        "GIBIL_PR_HEAD_REPOSITORY": pull_request.head_repository or "",
+        "GIBIL_PR_HEAD_SHA": pull_request.head_sha,
+        "GIBIL_PR_NUMBER": str(pull_request.number),
+        "GIBIL_PR_TITLE": pull_request.title,
+        "GIBIL_RUN_ID": run.id,
+        "GIBIL_TRUST": source.trust.value,
+        "GIBIL_WORKFLOW": plan.workflow,
+    }
+    return github | gibil | {input_variable(name): value for name, value in plan.inputs.items()}
+
+
+def parse_env_file(data: bytes) -> dict[str, str]:
+    """What a task wrote to GITHUB_ENV: `NAME=value` lines, and `NAME<<WORD` … `WORD` for several lines.
+
+    Names of ours (GITHUB_, GIBIL_, RUNNER_) and NODE_OPTIONS are refused, as GitHub Actions does
+    (https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-commands#setting-an-environment-variable).
+    Raises InvalidTaskFile with the line.
+    """
+    lines = _lines("GITHUB_ENV", data)
+    found: dict[str, str] = {}
+    number = 0
+    while number < len(lines):
+        line = lines[number]
+        place = number + 1
+        number += 1
+        if not line:
+            continue
+        name, sign, value = _split_entry(line)
+        if sign == "<<":
+            if not value:
+                raise InvalidTaskFile(f"GITHUB_ENV, line {place}: a word that ends the value has to follow <<")
+            try:
+                end = lines.index(value, number)
+            except ValueError:
+                raise InvalidTaskFile(f"GITHUB_ENV, line {place}: the value never ends: its last word is missing") from None
+            value, number = "\n".join(lines[number:end]), end + 1
+        elif not sign:
+            raise InvalidTaskFile(f"GITHUB_ENV, line {place}: neither NAME=value nor NAME<<WORD")
+        _check_entry(name, value, place)
+        found[name] = value
+        if len(found) > MAX_ENV_ENTRIES:
+            raise InvalidTaskFile(f"GITHUB_ENV, line {place}: more than {MAX_ENV_ENTRIES} names")
+    return found
+
+
+def parse_path_file(data: bytes) -> tuple[str, ...]:
+    """What a task wrote to GITHUB_PATH: one absolute folder a line. Raises InvalidTaskFile with the line."""
+    found = []
+    for place, line in enumerate(_lines("GITHUB_PATH", data), start=1):
+        folder = line.strip()
+        if not folder:
+            continue
+        if not folder.startswith("/") or ":" in folder or len(folder) > 4096:
+            raise InvalidTaskFile(f"GITHUB_PATH, line {place}: not one absolute folder")
+        found.append(folder)
+    if len(found) > 100:
+        raise InvalidTaskFile("GITHUB_PATH: more than 100 folders")
+    return tuple(found)
+
+
+def _lines(what: str, data: bytes) -> list[str]:
+    if b"\0" in data:
+        raise InvalidTaskFile(f"{what}, line {data[: data.index(0)].count(10) + 1}: holds a NUL byte")
+    text = data.decode("utf-8", "replace").replace("\r\n", "\n")
+    return text.removesuffix("\n").split("\n") if text else []
+
+
+def _split_entry(line: str) -> tuple[str, str, str]:
+    """Name, `=` or `<<` (whichever comes first) or nothing, and the rest."""
+    equal, heredoc = line.find("="), line.find("<<")
+    if heredoc >= 0 and (equal < 0 or heredoc < equal):
+        return line[:heredoc], "<<", line[heredoc + 2 :]
+    name, sign, value = line.partition("=")
+    return name, sign, value
+
+
+def _check_entry(name: str, value: str, place: int) -> None:
+    # What is no name may be a piece of a secret that was written without NAME<<WORD: it is not repeated.
+    if not _NAME.fullmatch(name) or len(name) > 200:
+        raise InvalidTaskFile(f"GITHUB_ENV, line {place}: what stands first is not a name of letters, digits and _")
+    shown = repr(name)
+    if reserved_name(name) or name.upper() == "NODE_OPTIONS":
+        raise InvalidTaskFile(f"GITHUB_ENV, line {place}: {shown} cannot be set by a task")
+    if len(value.encode()) > MAX_VALUE_BYTES:
+        raise InvalidTaskFile(f"GITHUB_ENV, line {place}: the value of {shown} is above {MAX_VALUE_BYTES // 1024} KiB")

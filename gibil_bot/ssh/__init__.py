@@ -1,0 +1,1 @@
+"""One way onto every machine: SSH connections, commands, jobs and host keys."""

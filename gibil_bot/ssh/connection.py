@@ -1,0 +1,247 @@
+"""One SSH connection as a place to run commands: channels that take turns where the server allows few, and their results."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from gibil_bot.errors import MachineLost, SSHError
+from gibil_bot.model import Result
+from gibil_bot.ssh.answers import MOST_ANSWERED, printable, size_text
+from gibil_bot.ssh.channel import Channel, OnData
+from gibil_bot.ssh.lean_asyncssh import asyncssh
+
+QUICKACK = getattr(socket, "TCP_QUICKACK", None)
+
+_OPENS_S = 60.0
+"""How long the server may take to start a command, once it has a channel for it."""
+_CLEARS_UP_S = 3.0
+_ASK_AGAIN_S = 0.05
+_WINDOW = 16 * 1024 * 1024
+_PACKET = 128 * 1024
+_BLOCK = 256 * 1024
+
+
+class Connection:
+    """`where` is for messages. MachineLost: the connection is gone; SSHError: the server refuses."""
+
+    def __init__(self, connection: asyncssh.SSHClientConnection, where: str) -> None:
+        self.where = where
+        self._connection = connection
+        self._channels = 0
+        """Open, or about to be."""
+        self._channel_freed = asyncio.Event()
+        sock = connection.get_extra_info("socket")
+        self._nagle_socket = sock if QUICKACK is not None and sock is not None and sock.family != socket.AF_UNIX else None
+        """Until the first command has started, and on TCP only."""
+
+    @property
+    def is_closed(self) -> bool:
+        return self._connection.is_closed()
+
+    def gone(self) -> MachineLost:
+        return MachineLost(f"the connection to {self.where} ended before the command did")
+
+    async def execute(
+        self,
+        command: str,
+        stdin: bytes | AsyncIterator[bytes] = b"",
+        on_output: Callable[[str, bytes], None] | None = None,
+        *,
+        keep_output: bool = True,
+        most_bytes: int = MOST_ANSWERED,
+        stalls_s: float | None = None,
+    ) -> Result:
+        """Run to the end. Cancelled, it closes the channel; what that means to the command is the server's affair.
+
+        Of both streams together at most `most_bytes` are kept: beyond that the channel is closed, and SSHError raised. An
+        exception of `on_output` closes it, too. `stalls_s`: how long the machine may take to read one block of the input, and
+        to end when it has all of it; then MachineLost.
+        """
+        output = {"stdout": bytearray(), "stderr": bytearray()}
+        problems: list[Exception] = []
+        channel: Channel | None = None
+
+        def on_data(stream: str, data: bytes) -> None:
+            if problems:
+                return
+            if keep_output:
+                output[stream] += data
+                if sum(map(len, output.values())) > most_bytes:
+                    problems.append(SSHError(f"{self.where} answered a command with more than {size_text(most_bytes)}"))
+            if on_output is not None and not problems:
+                try:
+                    on_output(stream, data)
+                except Exception as error:  # it would take down the whole connection
+                    problems.append(error)
+            if problems:
+                output.clear()
+                if channel is not None:
+                    channel.close()
+
+        channel = await self.open(command, on_data)
+        try:
+            if problems:
+                channel.close()
+            if isinstance(stdin, bytes):
+                await _send(channel, blocks(stdin), stalls_s)
+            else:
+                await _send_until_it_ends(channel, stdin, stalls_s)
+            async with asyncio.timeout(stalls_s):
+                await asyncio.shield(channel.ended)
+        except TimeoutError:
+            if stalls_s is None:
+                raise
+            raise MachineLost(f"{self.where} does not go on with a command: nothing happened for {stalls_s:g} s") from None
+        finally:
+            if not channel.ended.done():
+                channel.close()
+        if problems:
+            raise problems[0]
+        if channel.exit_status is None:
+            raise self.gone()
+        return Result(exit_status=channel.exit_status, stdout=bytes(output["stdout"]), stderr=bytes(output["stderr"]))
+
+    @property
+    def server_version(self) -> str:
+        """What the server calls itself, without the protocol's version (RFC 4253, 4.2)."""
+        return str(self._connection.get_extra_info("server_version", "")).removeprefix("SSH-2.0-")
+
+    async def open(
+        self,
+        command: str | None,
+        on_data: OnData,
+        *,
+        terminal: tuple[str, tuple[int, int]] | None = None,
+        subsystem: str | None = None,
+    ) -> Channel:
+        """Open a channel for a command or a subsystem, with a terminal where its type and its (columns, rows) are given.
+
+        When the server has as many as it allows (sshd: MaxSessions), wait until one of ours ends.
+        """
+        loop = asyncio.get_running_loop()
+        refused_until: float | None = None
+        while True:
+            self._channel_freed.clear()
+            acknowledging = asyncio.create_task(self._acknowledge()) if self._nagle_socket is not None else None
+            self._channels += 1
+            opening = asyncio.ensure_future(
+                self._connection.create_session(
+                    lambda: Channel(on_data),
+                    command,
+                    subsystem=subsystem,
+                    encoding=None,
+                    window=_WINDOW,
+                    max_pktsize=_PACKET,
+                    term_type=terminal[0] if terminal else None,
+                    term_size=terminal[1] if terminal else (),
+                )
+            )
+            try:
+                async with asyncio.timeout(_OPENS_S):
+                    _, session = await asyncio.shield(opening)
+            except TimeoutError:
+                opening.add_done_callback(self._close_late)
+                raise MachineLost(f"{self.where} did not start a command within {_OPENS_S:g} s") from None
+            except asyncio.CancelledError:
+                opening.add_done_callback(self._close_late)
+                raise
+            except asyncssh.ChannelOpenError as error:
+                self._channels -= 1
+                if self._connection.is_closed():
+                    raise self.gone() from None
+                if self._channels > 0:
+                    await self._channel_freed.wait()
+                    continue
+                self._channel_freed.set()  # nobody else's end will wake those who wait
+                # The server may still be clearing up behind channels that have ended for us.
+                if refused_until is None:
+                    refused_until = loop.time() + _CLEARS_UP_S
+                if loop.time() > refused_until:
+                    raise SSHError(f"{self.where} refuses to run a command: {printable(error.reason)}") from None
+                await asyncio.sleep(_ASK_AGAIN_S)
+                continue
+            except (asyncssh.Error, OSError) as error:
+                self._channels -= 1
+                raise MachineLost(f"the connection to {self.where} is lost: {reason_of(error)}") from None
+            finally:
+                if acknowledging is not None:
+                    acknowledging.cancel()
+            self._nagle_socket = None
+            assert isinstance(session, Channel)
+            session.ended.add_done_callback(self._channel_ended)
+            return session
+
+    def _channel_ended(self, _: object) -> None:
+        self._channels -= 1
+        self._channel_freed.set()
+
+    def _close_late(self, opening: asyncio.Future[Any]) -> None:
+        """A channel that opened after its caller was cancelled or timed out."""
+        if opening.cancelled() or opening.exception() is not None:
+            self._channel_ended(opening)
+            return
+        session = opening.result()[1]
+        session.close()
+        session.ended.add_done_callback(self._channel_ended)
+
+    async def _acknowledge(self) -> None:
+        """Acknowledge what comes at once, until cancelled: sshd leaves Nagle's algorithm on until its first command.
+
+        What it says after the login then waits for our delayed acknowledgement, 40 ms. The kernel forgets the option by
+        itself, hence again and again, for as long as the first command needs to start: some milliseconds.
+        """
+        assert self._nagle_socket is not None
+        assert QUICKACK is not None
+        for _ in range(50):
+            with contextlib.suppress(OSError):
+                self._nagle_socket.setsockopt(socket.IPPROTO_TCP, QUICKACK, 1)
+            await asyncio.sleep(0.001)
+
+    async def close(self) -> None:
+        self._connection.close()
+        try:
+            async with asyncio.timeout(2):
+                await self._connection.wait_closed()
+        except (TimeoutError, OSError, asyncssh.Error):
+            self._connection.abort()
+
+
+async def _send(channel: Channel, stdin: AsyncIterator[bytes], stalls_s: float | None) -> None:
+    """Raises TimeoutError when the server takes no block for that long."""
+    async for block in stdin:
+        async with asyncio.timeout(stalls_s):
+            if not await channel.send(block):
+                break
+    channel.end_input()
+
+
+async def _send_until_it_ends(channel: Channel, stdin: AsyncIterator[bytes], stalls_s: float | None) -> None:
+    """Raises what the iterator raises. A command may end while its input is still waited for."""
+    sending = asyncio.create_task(_send(channel, stdin, stalls_s))
+    try:
+        await asyncio.wait({sending, channel.ended}, return_when=asyncio.FIRST_COMPLETED)
+        if sending.done():
+            sending.result()
+    finally:
+        sending.cancel()
+        await asyncio.wait({sending})
+        if not sending.cancelled():
+            sending.exception()  # raised above, or of no interest since the command has ended
+
+
+async def blocks(data: bytes) -> AsyncIterator[bytes]:
+    """In pieces, so that sending has back-pressure."""
+    for start in range(0, len(data), _BLOCK):
+        yield data[start : start + _BLOCK]
+
+
+def reason_of(error: Exception) -> str:
+    """What a library's exception says, in a few words."""
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return printable(getattr(error, "reason", None) or str(error)) or type(error).__name__

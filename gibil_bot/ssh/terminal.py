@@ -1,0 +1,115 @@
+"""A person at a machine: our terminal and its, keys and output, resizing, until the far side ends.
+
+Where stdin is no terminal, a command is talked with through pipes, as `ssh host command` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import termios
+import threading
+import tty
+from collections.abc import Callable, Iterator
+
+from gibil_bot.errors import MachineLost, SSHError
+from gibil_bot.ports import Shell
+from gibil_bot.ssh.channel import Channel
+from gibil_bot.ssh.shell import SSHShell
+
+_STDIN = 0
+_BLOCK = 64 * 1024
+HUNG_UP = 130
+
+
+async def talk(shell: Shell, command: str) -> int:
+    """Run a command that has our stdin, stdout and stderr; on a pty when stdin is a terminal. Its exit status.
+
+    130 when our terminal is closed first, as after the SIGHUP that comes with that and may be late.
+    Raises MachineLost when the connection ends first. Our terminal is as before afterwards, whatever happens.
+    """
+    if not isinstance(shell, SSHShell):
+        raise SSHError("this machine is not reached over SSH: there is no terminal on it")
+    terminal = None
+    if os.isatty(_STDIN):
+        terminal = os.environ.get("TERM") or "vt100", _size()
+    channel = await shell.open_channel(command, _show, terminal=terminal)
+    try:
+        with _keys(channel) if terminal is not None else _input(channel) as is_gone:
+            await asyncio.shield(channel.ended)
+    finally:
+        if not channel.ended.done():
+            channel.close()
+    if channel.exit_status is None:
+        if is_gone():
+            return HUNG_UP
+        raise MachineLost("the connection to the machine ended")
+    return channel.exit_status
+
+
+def _show(stream: str, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(1 if stream == "stdout" else 2, view) :]
+
+
+def _size() -> tuple[int, int]:
+    try:
+        size = os.get_terminal_size(_STDIN)
+    except OSError:
+        return 80, 24
+    return size.columns or 80, size.lines or 24
+
+
+@contextlib.contextmanager
+def _keys(channel: Channel) -> Iterator[Callable[[], bool]]:
+    """Every key goes to the machine, Ctrl-C too. The function tells whether our terminal was closed."""
+    loop = asyncio.get_running_loop()
+    is_gone = False
+    before = termios.tcgetattr(_STDIN)
+
+    def read() -> None:
+        nonlocal is_gone
+        try:
+            data = os.read(_STDIN, _BLOCK)
+        except BlockingIOError:
+            return
+        except OSError:  # our terminal is gone
+            data = b""
+        if not data:
+            is_gone = True
+            loop.remove_reader(_STDIN)
+            channel.close()
+        elif not channel.ended.done():
+            with contextlib.suppress(OSError):
+                channel.channel.write(data)
+
+    tty.setraw(_STDIN, termios.TCSADRAIN)  # and not TCSAFLUSH: what was typed while we connected is meant for the machine
+    loop.add_reader(_STDIN, read)
+    loop.add_signal_handler(signal.SIGWINCH, lambda: channel.resize(*_size()))
+    channel.resize(*_size())  # it may have changed while we connected
+    try:
+        yield lambda: is_gone
+    finally:
+        loop.remove_signal_handler(signal.SIGWINCH)
+        loop.remove_reader(_STDIN)
+        with contextlib.suppress(termios.error):  # our terminal is gone
+            termios.tcsetattr(_STDIN, termios.TCSADRAIN, before)
+
+
+@contextlib.contextmanager
+def _input(channel: Channel) -> Iterator[Callable[[], bool]]:
+    """From a thread of its own, that nobody waits for: a read of a pipe or a file cannot be called off."""
+    loop = asyncio.get_running_loop()
+
+    def pump() -> None:
+        with contextlib.suppress(OSError, RuntimeError):  # stdin is closed; the loop has ended
+            while data := os.read(_STDIN, _BLOCK):
+                if not asyncio.run_coroutine_threadsafe(channel.send(data), loop).result():
+                    return
+            loop.call_soon_threadsafe(channel.end_input)
+
+    threading.Thread(target=pump, daemon=True).start()
+    yield lambda: False

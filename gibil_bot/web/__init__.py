@@ -1,0 +1,1 @@
+"""The web server: webhook, run pages, health and metrics."""
