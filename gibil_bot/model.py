@@ -430,7 +430,7 @@ class TaskResult(Struct, frozen=True, kw_only=True):
 # --- what GitHub has still to be told ----------------------------------------------------------------------------
 
 
-class TellingKind(StrEnum):
+class NotificationKind(StrEnum):
     CHECK_RUN = "check_run"
     COMMENT = "comment"
     REACTION = "reaction"
@@ -446,7 +446,7 @@ class Priority(IntEnum):
     REACTION = 3
 
 
-class Telling(Struct, frozen=True, kw_only=True):
+class Notification(Struct, frozen=True, kw_only=True):
     """One thing as GitHub should know it: a wished-for state, not an act, so that doing it again changes nothing.
 
     `key` names the thing: `check:<run id>`, `comment:<repository id>:<number>:<workflow>`, `reply:<delivery guid>`,
@@ -461,16 +461,16 @@ class Telling(Struct, frozen=True, kw_only=True):
     """
 
     key: str
-    kind: TellingKind
+    kind: NotificationKind
     installation_id: int
     repository: str
     body: Mapping[str, object]
 
 
-class DueTelling(Struct, frozen=True, kw_only=True):
+class DueNotification(Struct, frozen=True, kw_only=True):
     """A telling that somebody has claimed to tell GitHub now."""
 
-    telling: Telling
+    telling: Notification
     revision: int
     remote_id: int | None
     """GitHub's id of the check run, comment or reaction, when we have learned it."""

@@ -19,7 +19,7 @@ from gibil_bot.model import (
     Claim,
     Conclusion,
     Delivery,
-    DueTelling,
+    DueNotification,
     Exit,
     HeadHistory,
     HeadSeen,
@@ -27,6 +27,7 @@ from gibil_bot.model import (
     Machine,
     MachineSpec,
     NewRun,
+    Notification,
     Priority,
     PullRequest,
     Repository,
@@ -34,7 +35,6 @@ from gibil_bot.model import (
     Run,
     Spending,
     TaskResult,
-    Telling,
 )
 
 
@@ -185,7 +185,7 @@ class GitHub(Protocol):
 class Reporter(Protocol):
     """Makes GitHub know one thing. Called for one key at a time, and again until it succeeds."""
 
-    async def tell(self, due: DueTelling) -> int | None:
+    async def tell(self, due: DueNotification) -> int | None:
         """Create or update so that GitHub shows `due.telling`; returns GitHub's id for it.
 
         Never creates twice: with `attempts > 0` and no remote id it looks first (external_id, marker). Raises GitHubError:
@@ -202,7 +202,7 @@ class Settlement:
     of its concurrency group ("superseded by <sha7>")."""
     cancel: Sequence[tuple[str, str]] = ()
     """(run id, reason): stop these."""
-    tellings: Sequence[Telling] = ()
+    tellings: Sequence[Notification] = ()
     observed: Sequence[HeadSeen | BranchPush | Approval] = ()
     """What was learned about the heads of pull requests. The same again changes nothing."""
     error: str | None = None
@@ -266,10 +266,10 @@ class Store(Protocol):
     async def save_task(self, claim: Claim, result: TaskResult) -> None:
         """Insert or replace the result of (machine_attempt, index)."""
 
-    async def finish(self, claim: Claim, conclusion: Conclusion, tellings: Sequence[Telling]) -> None:
+    async def finish(self, claim: Claim, conclusion: Conclusion, tellings: Sequence[Notification]) -> None:
         """FINISHED, and what GitHub has to be told, in one transaction."""
 
-    async def tell(self, claim: Claim | None, tellings: Sequence[Telling]) -> None:
+    async def tell(self, claim: Claim | None, tellings: Sequence[Notification]) -> None:
         """Wish for these states; with a claim only while it holds. The same body again is no new revision."""
 
     async def request_cancel(self, run_id: str, reason: str) -> bool:
@@ -307,19 +307,19 @@ class Store(Protocol):
         lease_s: float,
         not_keys: Sequence[str] = (),
         up_to: Priority = Priority.REACTION,
-    ) -> list[DueTelling]:
+    ) -> list[DueNotification]:
         """Those whose newest revision is unpublished, that are due and not claimed, except those keys.
 
         By priority, down to `up_to`; of one priority first those of the repository with the fewest claimed."""
 
-    async def told(self, owner: str, due: DueTelling, remote_id: int | None) -> None:
+    async def told(self, owner: str, due: DueNotification, remote_id: int | None) -> None:
         """GitHub knows revision `due.revision`; a newer one stays to be told."""
 
-    async def untold(self, owner: str, due: DueTelling, error: str, *, retry_s: float | None, failed: bool = True) -> None:
+    async def untold(self, owner: str, due: DueNotification, error: str, *, retry_s: float | None, failed: bool = True) -> None:
         """Not now: due again after `retry_s` seconds; the result of a run that came meanwhile, at once. None: GitHub will
         never take it; it stays with its error, not due. `failed`: counts as a failure."""
 
-    async def telling(self, key: str) -> tuple[DueTelling, bool, str | None] | None:
+    async def telling(self, key: str) -> tuple[DueNotification, bool, str | None] | None:
         """Its newest state, whether GitHub knows it, and the last error."""
 
     # Beside

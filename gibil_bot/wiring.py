@@ -24,12 +24,12 @@ from gibil_bot.config import Secret, Settings, loose_mode
 from gibil_bot.model import Endpoint
 from gibil_bot.ports import Provider, Shell, Store
 from gibil_bot.providers.keyring import Keyring, ProjectKeyring
-from gibil_bot.providers.lifecycle import Forge
+from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.providers.machine_script import script_runner
 
 if TYPE_CHECKING:
     from gibil_bot.github.api.user_pull_requests import PullRequests
-    from gibil_bot.planning.services import Grounds
+    from gibil_bot.planning.services import ServiceCapabilities
     from gibil_bot.runs.context import Policy
     from gibil_bot.runs.local_checkout import Limits
 
@@ -112,9 +112,9 @@ def open_provider(settings: Settings, *, room_wait_s: float = 0.0) -> Provider:
     return LocalProvider(settings.data_dir, room_wait_s=room_wait_s)
 
 
-def open_forge(settings: Settings, *, room_wait_s: float = 0.0) -> Forge:
+def open_factory(settings: Settings, *, room_wait_s: float = 0.0) -> MachineFactory:
     """Who forges here, and the keys to what is forged."""
-    return Forge(
+    return MachineFactory(
         provider=open_provider(settings, room_wait_s=room_wait_s),
         keyring=open_keyring(settings),
         connect_shell=connect_shell,
@@ -129,16 +129,16 @@ def open_pull_requests(settings: Settings, token: Secret, token_from: str) -> Pu
     return PullRequests(settings.github_url, token, token_from)
 
 
-def service_grounds(settings: Settings) -> Grounds:
+def service_grounds(settings: Settings) -> ServiceCapabilities:
     """What the machines of that provider can do for the services of a `.gibil.yml`; local ones have this box's packages."""
-    from gibil_bot.planning.services import Grounds, distribution_versions
-    from gibil_bot.providers.local.privilege import own_tier
+    from gibil_bot.planning.services import ServiceCapabilities, distribution_versions
+    from gibil_bot.providers.local.privilege import own_privilege
 
     if settings.provider != "local":
-        return Grounds(containers=True)
+        return ServiceCapabilities(containers=True)
     sources = [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]
     versions = distribution_versions(_text(Path("/etc/os-release")), "\n".join(_text(path) for path in sources))
-    return Grounds(containers=False, many_users=own_tier() == "root", versions=versions)
+    return ServiceCapabilities(containers=False, many_users=own_privilege() == "root", versions=versions)
 
 
 def _text(path: Path) -> str:
@@ -203,7 +203,7 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
     from gibil_bot.github.api.client import GitHubClient
     from gibil_bot.runs.dispatcher import Dispatcher
     from gibil_bot.runs.intake import Intake
-    from gibil_bot.runs.outbox import Teller
+    from gibil_bot.runs.outbox import OutboxPublisher
     from gibil_bot.runs.reaper import Reaper
     from gibil_bot.runs.runner import Tools
     from gibil_bot.runs.sources import PullRequestClone
@@ -221,7 +221,7 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
         stack.push_async_callback(store.close)
         github = GitHubClient(settings.github_url, settings.github_app_id, settings.github_private_key.reveal())
         stack.push_async_callback(github.close)
-        forge = open_forge(settings, room_wait_s=ROOM_WAIT_S)
+        forge = open_factory(settings, room_wait_s=ROOM_WAIT_S)
         stack.push_async_callback(forge.close)
         owner = machine_owner(forge.keyring)
         logs = settings.data_dir / "logs"
@@ -244,7 +244,7 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
         parts: dict[str, Callable[[], Coroutine[object, object, None]]] = {
             "intake": Intake(store, github, policy, process).run,
             "dispatcher": Dispatcher(tools, process, settings.max_machines).run,
-            "teller": Teller(store, github, process).run,
+            "teller": OutboxPublisher(store, github, process).run,
             "reaper": reaper.run,
         }
         bot.parts = {name: asyncio.create_task(_supervise(name, part), name=name) for name, part in parts.items()}

@@ -29,7 +29,7 @@ from gibil_bot.planning.workflow import PULL_REQUEST_ACTIONS
 from gibil_bot.workflows_dir import read_workflows, shipped_workflows
 
 if TYPE_CHECKING:
-    from gibil_bot.planning.plan import Facts
+    from gibil_bot.planning.plan import EventContext
 
 READ_LIMIT_BYTES = 64 * 1024 + 1
 
@@ -254,12 +254,12 @@ def human_duration(seconds: int) -> str:
     return f"{seconds // 60} min" if seconds % 60 == 0 else f"{seconds} s"
 
 
-def _facts(event: CommentCreated | PullRequestChanged, pull_request: PullRequest, actor: str, name: str) -> Facts:
-    from gibil_bot.planning.plan import Facts
+def _facts(event: CommentCreated | PullRequestChanged, pull_request: PullRequest, actor: str, name: str) -> EventContext:
+    from gibil_bot.planning.plan import EventContext
     from gibil_bot.wiring import machine_caps
 
     settings = load_settings()
-    return Facts(
+    return EventContext(
         repository=event.repository,
         pull_request=pull_request,
         sha=pull_request.head_sha,

@@ -12,7 +12,7 @@ import click
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from gibil_bot.machines.service import Machines
+    from gibil_bot.machines.service import MachineService
 
 _WITHIN_S = 5.0
 _AT_MACHINE_S = 8.0
@@ -21,7 +21,7 @@ _AT_MACHINE_S = 8.0
 def complete_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """The machines that exist, without those that are on the line already."""
 
-    async def names(machines: Machines) -> list[str]:
+    async def names(machines: MachineService) -> list[str]:
         return [machine.name for machine in await machines.list_machines()]
 
     given = context.params.get("names") or ()
@@ -29,7 +29,7 @@ def complete_names(context: click.Context, parameter: click.Parameter, incomplet
 
 
 def complete_fleets(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    async def fleets(machines: Machines) -> list[str]:
+    async def fleets(machines: MachineService) -> list[str]:
         return [machine.labels.get("fleet", "") for machine in await machines.list_machines()]
 
     return _starting(_asked(context, fleets), incomplete)
@@ -39,7 +39,7 @@ def complete_jobs(context: click.Context, parameter: click.Parameter, incomplete
     """The background jobs of the machine that is on the line."""
     machine = context.params.get("name")
 
-    async def jobs(machines: Machines) -> list[str]:
+    async def jobs(machines: MachineService) -> list[str]:
         live = await machines.open(str(machine))
         try:
             return [job.id for job in await live.jobs()]
@@ -88,7 +88,7 @@ def _commands(path: Path) -> list[str]:
 
 
 def _asked(
-    context: click.Context, ask: Callable[[Machines], Awaitable[list[str]]], *, within_s: float = _WITHIN_S
+    context: click.Context, ask: Callable[[MachineService], Awaitable[list[str]]], *, within_s: float = _WITHIN_S
 ) -> list[str]:
     from gibil_bot.cli.machine import connected
 

@@ -22,9 +22,9 @@ from gibil_bot.cli.progress import Progress
 from gibil_bot.errors import GibilError, UsageError
 
 if TYPE_CHECKING:
-    from gibil_bot.machines.request import Order
-    from gibil_bot.machines.service import Machines
-    from gibil_bot.machines.session import LiveMachine, TaskOutcome
+    from gibil_bot.machines.request import CreateRequest
+    from gibil_bot.machines.service import MachineService
+    from gibil_bot.machines.session import MachineSession, TaskOutcome
 
 
 @click.command()
@@ -74,9 +74,9 @@ def create(
     given = validation.environment(env)
     if repo is None and branch is None:  # with a repository there is more that may be refused, and git takes longer anyway
         _begin(name, ttl, size, provider)
-    from gibil_bot.machines.request import Order
+    from gibil_bot.machines.request import CreateRequest
 
-    order = Order(
+    order = CreateRequest(
         name=name, repo=repo, branch=branch, ttl=ttl, size=size, server_type=server_type, location=location, image=image,
         env=given,
     )  # fmt: skip
@@ -95,7 +95,7 @@ def _begin(name: str | None, ttl: str | None, size: str | None, provider: str | 
         prestart.begin(settings)
 
 
-async def _create(order: Order, fleet: int | None, provider: str | None, wait: str | None, as_json: bool) -> int:
+async def _create(order: CreateRequest, fleet: int | None, provider: str | None, wait: str | None, as_json: bool) -> int:
     from gibil_bot.cli.run import say_blocked
     from gibil_bot.machines.costs import cost_view
     from gibil_bot.views import machine_created
@@ -138,7 +138,13 @@ async def _create(order: Order, fleet: int | None, provider: str | None, wait: s
 
 
 async def _interrupted(
-    machines: Machines, made: Sequence[LiveMachine], view: dict[str, object], doing: str, as_json: bool, *, named: bool = True
+    machines: MachineService,
+    made: Sequence[MachineSession],
+    view: dict[str, object],
+    doing: str,
+    as_json: bool,
+    *,
+    named: bool = True,
 ) -> int:
     """Machines that can be used already are kept when the wait for them is interrupted: say how to go on. The exit status.
 
@@ -169,7 +175,7 @@ async def _interrupted(
     return 130
 
 
-async def _make(machines: Machines, order: Order, fleet: int | None, as_json: bool) -> list[LiveMachine]:
+async def _make(machines: MachineService, order: CreateRequest, fleet: int | None, as_json: bool) -> list[MachineSession]:
     """Raises Interrupted when the machines created so far are destroyed."""
     begun: list[str] = []
     async with Progress() as progress:
@@ -190,7 +196,7 @@ async def _make(machines: Machines, order: Order, fleet: int | None, as_json: bo
     return made
 
 
-async def _call_off(machines: Machines, making: asyncio.Task[Any], names: list[str], as_json: bool) -> str:
+async def _call_off(machines: MachineService, making: asyncio.Task[Any], names: list[str], as_json: bool) -> str:
     """End a creation that was interrupted; return a sentence about its machines."""
     from gibil_bot.machines.validation import natural
 
@@ -236,7 +242,7 @@ def _left_message(names: list[str]) -> str:
     return f"interrupted; {', '.join(names)} may still exist: the next gibil command destroys what is left"
 
 
-async def tell_swept(machines: Machines) -> list[str]:
+async def tell_swept(machines: MachineService) -> list[str]:
     """Whoever comes by burns what is beyond its time or half made, and says so; the names."""
     half_made, burned = await asyncio.gather(tell_settled(machines), machines.sweep())
     if burned:
@@ -244,10 +250,10 @@ async def tell_swept(machines: Machines) -> list[str]:
     return half_made + burned
 
 
-async def tell_settled(machines: Machines) -> list[str]:
+async def tell_settled(machines: MachineService) -> list[str]:
     """What became of machines whose maker was killed; the names of those that are burned."""
     burned = []
-    for each in await machines.settle():
+    for each in await machines.recover():
         name, maker = each.name, f"`{each.made_by}`"
         if each.burned:
             burned.append(name)
@@ -258,7 +264,7 @@ async def tell_settled(machines: Machines) -> list[str]:
     return burned
 
 
-async def _wait(live: LiveMachine, view: dict[str, object], wait: str) -> bool:
+async def _wait(live: MachineSession, view: dict[str, object], wait: str) -> bool:
     """Until it is ready, or its tasks have ended; into the JSON how that went. False: something failed."""
     live.on_connection = tell_connection
     if wait == "ready":
@@ -308,7 +314,7 @@ def branch(git_branch: str, ttl: str | None, command: str | None, provider: str 
 async def _branch(git_branch: str, ttl: str | None, command: str | None, provider: str | None, as_json: bool) -> int:
     from gibil_bot.commits.remotes import check_branch
     from gibil_bot.machines import validation
-    from gibil_bot.machines.request import Order
+    from gibil_bot.machines.request import CreateRequest
     from gibil_bot.machines.source import origin_url
     from gibil_bot.views import machine_created
 
@@ -319,7 +325,7 @@ async def _branch(git_branch: str, ttl: str | None, command: str | None, provide
     url = await origin_url(Path())
     if url is None:
         raise UsageError("this folder is no git checkout with a remote called origin; go to one, or: gibil create --repo …")
-    order = Order(repo=url, branch=git_branch, ttl=ttl, made_by="gibil branch")
+    order = CreateRequest(repo=url, branch=git_branch, ttl=ttl, made_by="gibil branch")
     order = replace(order, name=validation.name_of_branch(git_branch))
     status = 0
     began = time.monotonic()
@@ -342,7 +348,7 @@ async def _branch(git_branch: str, ttl: str | None, command: str | None, provide
     return status
 
 
-async def _run_there(live: LiveMachine, command: str, view: dict[str, object], as_json: bool, began: float) -> int:
+async def _run_there(live: MachineSession, command: str, view: dict[str, object], as_json: bool, began: float) -> int:
     live.on_connection = tell_connection
     from gibil_bot.cli import stdin as our_stdin
     from gibil_bot.cli.run import outcome_view, run_live, say_blocked

@@ -14,7 +14,7 @@ from gibil_bot.cli.output import json_option, print_json, say
 from gibil_bot.errors import UsageError
 
 if TYPE_CHECKING:
-    from gibil_bot.machines.service import Burned
+    from gibil_bot.machines.service import DestroyResult
 
 
 @click.command()
@@ -69,7 +69,7 @@ async def _destroy(
     return max((one.problem.exit_status for one in burned if one.problem is not None), default=0)
 
 
-def _view(burned: Burned) -> dict[str, object]:
+def _view(burned: DestroyResult) -> dict[str, object]:
     from gibil_bot.views import machine_destroyed
 
     if burned.problem is None:

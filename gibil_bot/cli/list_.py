@@ -14,7 +14,7 @@ from gibil_bot.cli.output import Paint, json_option, print_json, print_text, say
 from gibil_bot.errors import GibilError
 
 if TYPE_CHECKING:
-    from gibil_bot.machines.service import Machines
+    from gibil_bot.machines.service import MachineService
     from gibil_bot.model import Machine
 
 WARN_BEFORE_MINUTES = 5.0
@@ -64,7 +64,7 @@ async def _list(all_providers: bool, provider: str | None, as_json: bool) -> int
     return failed.exit_status if failed is not None else 0
 
 
-async def _cost(machines: Machines, machine: Machine) -> dict[str, object]:
+async def _cost(machines: MachineService, machine: Machine) -> dict[str, object]:
     from gibil_bot.machines.costs import cost_view
 
     return await cost_view(machines.forge.provider, machine)

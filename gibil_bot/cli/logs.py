@@ -15,7 +15,7 @@ from gibil_bot.cli.machine import PassedOn, name_argument, opened, printed, prov
 from gibil_bot.cli.output import Paint, json_option, print_json, print_text, say
 
 if TYPE_CHECKING:
-    from gibil_bot.machines.session import LiveMachine
+    from gibil_bot.machines.session import MachineSession
     from gibil_bot.ssh.job_list import JobEntry
 
 
@@ -48,7 +48,7 @@ async def _logs(name: str, job: str | None, follow: bool, provider: str | None, 
         return await _print(lambda on_output: _print_once(live, job, on_output), name, job_id, as_json)
 
 
-async def _print_once(live: LiveMachine, job: str | None, on_output: Callable[[str, bytes], None]) -> None:
+async def _print_once(live: MachineSession, job: str | None, on_output: Callable[[str, bytes], None]) -> None:
     await live.print_log(job, on_output)
 
 

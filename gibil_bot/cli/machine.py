@@ -19,8 +19,8 @@ from gibil_bot.errors import GibilError
 
 if TYPE_CHECKING:
     from gibil_bot.config import Settings
-    from gibil_bot.machines.service import Machines
-    from gibil_bot.machines.session import LiveMachine
+    from gibil_bot.machines.service import MachineService
+    from gibil_bot.machines.session import MachineSession
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ def settings_of(provider: str | None) -> Settings:
 
 
 @contextlib.asynccontextmanager
-async def connected(provider: str | None) -> AsyncIterator[Machines]:
+async def connected(provider: str | None) -> AsyncIterator[MachineService]:
     from gibil_bot.machines.service import open_machines
 
     async with open_machines(settings_of(provider)) as machines:
@@ -48,7 +48,7 @@ async def connected(provider: str | None) -> AsyncIterator[Machines]:
 
 
 @contextlib.asynccontextmanager
-async def opened(name: str, provider: str | None) -> AsyncIterator[LiveMachine]:
+async def opened(name: str, provider: str | None) -> AsyncIterator[MachineSession]:
     """Logged in to a machine, for as long as the block lasts."""
     async with connected(provider) as machines:
         is_local = machines.forge.provider.name == "local"

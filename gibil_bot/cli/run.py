@@ -19,7 +19,7 @@ from gibil_bot.cli.output import json_option, print_json, print_text, say
 from gibil_bot.errors import UsageError
 
 if TYPE_CHECKING:
-    from gibil_bot.machines.session import LiveMachine, Outcome
+    from gibil_bot.machines.session import MachineSession, Outcome
 
 HOME = "/root"
 """Where commands of the command line start."""
@@ -174,7 +174,7 @@ def outcome_view(outcome: Outcome) -> dict[str, object]:
 
 
 async def run_live(
-    live: LiveMachine, command: str, timeout_s: float | None, env: dict[str, str], stdin: AsyncIterator[bytes] | None
+    live: MachineSession, command: str, timeout_s: float | None, env: dict[str, str], stdin: AsyncIterator[bytes] | None
 ) -> int:
     """With both streams passed through. Raises ReaderGone when nobody reads ours; the command is killed then."""
     task = asyncio.current_task()
@@ -194,14 +194,14 @@ async def run_live(
     return outcome.exit_code
 
 
-async def say_blocked(live: LiveMachine, since: float) -> None:
+async def say_blocked(live: MachineSession, since: float) -> None:
     """On stderr, what the machine was kept from reaching: the programs on it seldom say why."""
     for line in await live.blocked(since):
         say(line, sys.stderr)
 
 
 async def _interruptible(
-    live: LiveMachine,
+    live: MachineSession,
     command: str,
     timeout_s: float | None,
     env: dict[str, str],

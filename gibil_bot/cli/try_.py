@@ -73,10 +73,10 @@ async def _run(settings: Settings, here: Checkout, workflow: str, inputs: dict[s
     from gibil_bot.runs.runner import Runner, Tools
     from gibil_bot.runs.sources import LocalBundle
     from gibil_bot.runs.store import open_store
-    from gibil_bot.wiring import machine_owner, open_forge, operator_limits, process_name
+    from gibil_bot.wiring import machine_owner, open_factory, operator_limits, process_name
 
     plan = await local_checkout.plan(here, workflow, inputs, operator_limits(settings))
-    forge = open_forge(settings)
+    forge = open_factory(settings)
     terminal = Terminal(plan)
     process = process_name()
     with tempfile.TemporaryDirectory(prefix="gibil-try-") as scratch:

@@ -136,10 +136,10 @@ async def burn_leftovers(data_dir: Path) -> list[str]:
 
 def _end_keeper(data_dir: Path) -> None:
     """The process that keeps local machines would stay for half a minute, on a folder that is gone. Blocking."""
-    from gibil_bot.providers.local.paths import Home, locked, read_keeper
+    from gibil_bot.providers.local.paths import LocalPaths, locked, read_daemon
 
-    home = Home(data_dir)
-    keeper, lock = read_keeper(home), home.local / "keeper.lock"
+    home = LocalPaths(data_dir)
+    keeper, lock = read_daemon(home), home.local / "keeper.lock"
     if keeper is None or not lock.exists():
         return
     with locked(lock, wait_s=0) as nobody_keeps:

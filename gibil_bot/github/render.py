@@ -1,6 +1,6 @@
 """What people read about a run: its check run and its comment, made from facts.
 
-Pure: a RunReport in, a Telling out. Limits are GitHub's, in bytes, with some room left:
+Pure: a RunReport in, a Notification out. Limits are GitHub's, in bytes, with some room left:
 https://docs.github.com/en/rest/checks/runs (65,535 for a summary and a text), comments hold 65,536 characters.
 """
 
@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from gibil_bot.github.humanize import count, duration, ordinal
 from gibil_bot.github.markdown import clean, code, fenced, joined, line, quoted, sentence, size
-from gibil_bot.model import Conclusion, Refusals, Run, RunState, TaskResult, TaskStatus, Telling, TellingKind
+from gibil_bot.model import Conclusion, Notification, NotificationKind, Refusals, Run, RunState, TaskResult, TaskStatus
 from gibil_bot.views import blocked_view, timestamp
 
 CHECK_PREFIX = "gibil / "
@@ -66,7 +66,7 @@ class RunReport:
     now: datetime
 
 
-def check_run(report: RunReport) -> Telling:
+def check_run(report: RunReport) -> Notification:
     """The check run of a run, whole: queued, in progress or completed."""
     run, conclusion = report.run, _conclusion(report)
     body: dict[str, object] = {
@@ -83,9 +83,9 @@ def check_run(report: RunReport) -> Telling:
         body["completed_at"] = timestamp(run.finished_at or report.now)
     if url := details_url(report):
         body["details_url"] = url
-    return Telling(
+    return Notification(
         key=f"check:{run.id}",
-        kind=TellingKind.CHECK_RUN,
+        kind=NotificationKind.CHECK_RUN,
         installation_id=run.source.installation_id,
         repository=run.source.repository.full_name,
         body=body,
@@ -97,7 +97,7 @@ def check_name(workflow: str) -> str:
     return f"{CHECK_PREFIX}{line(workflow, 200)}"
 
 
-def comment(report: RunReport) -> Telling | None:
+def comment(report: RunReport) -> Notification | None:
     """The one comment of a pull request and workflow, as `comment:` of the workflow wants it; None: say nothing.
 
     With `on-failure`, a run that is green or cancelled only brings up to date what an earlier failure left: its body
@@ -119,9 +119,9 @@ def comment(report: RunReport) -> Telling | None:
     }
     if wish == "on-failure" and not failed:
         body["only_if_exists"] = True
-    return Telling(
+    return Notification(
         key=f"comment:{place}",
-        kind=TellingKind.COMMENT,
+        kind=NotificationKind.COMMENT,
         installation_id=run.source.installation_id,
         repository=run.source.repository.full_name,
         body=body,

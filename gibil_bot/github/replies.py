@@ -14,7 +14,7 @@ from typing import Literal
 from gibil_bot.github.commands import PREFIX
 from gibil_bot.github.humanize import count
 from gibil_bot.github.markdown import code, defuse, fenced, line, size
-from gibil_bot.model import CommentCreated, Repository, Telling, TellingKind
+from gibil_bot.model import CommentCreated, Notification, NotificationKind, Repository
 
 REPLY_LIMIT = 60_000
 
@@ -34,33 +34,33 @@ class HelpEntry:
     """Where it comes from: `workflows/test.yml`, `.gibil/workflows/docs.yml@main`."""
 
 
-def reply(event: CommentCreated, guid: str, text: str) -> Telling:
+def reply(event: CommentCreated, guid: str, text: str) -> Notification:
     """An answer in the conversation, once for each delivery."""
     marker = f"<!-- gibil-reply:{line(guid, 100).replace('-->', '')} -->"
     shown = defuse(text)
     if size(shown) > REPLY_LIMIT:
         shown = fenced(text, REPLY_LIMIT)
-    return Telling(
+    return Notification(
         key=f"reply:{guid}",
-        kind=TellingKind.COMMENT,
+        kind=NotificationKind.COMMENT,
         installation_id=event.installation_id,
         repository=event.repository.full_name,
         body={"number": event.number, "marker": marker, "body": f"{marker}\n{shown}"},
     )
 
 
-def reaction(event: CommentCreated, content: Reaction) -> Telling:
+def reaction(event: CommentCreated, content: Reaction) -> Notification:
     """A sign on the comment: seen (eyes), started (rocket), not understood (confused)."""
-    return Telling(
+    return Notification(
         key=f"reaction:{event.comment_id}:{content}",
-        kind=TellingKind.REACTION,
+        kind=NotificationKind.REACTION,
         installation_id=event.installation_id,
         repository=event.repository.full_name,
         body={"comment_id": event.comment_id, "is_review_comment": event.is_review_comment, "content": content},
     )
 
 
-def reactions(event: CommentCreated, content: Reaction) -> list[Telling]:
+def reactions(event: CommentCreated, content: Reaction) -> list[Notification]:
     """The same where there are reactions: a review has none in the REST API (reference above)."""
     return [] if event.is_review else [reaction(event, content)]
 
@@ -152,12 +152,12 @@ def failed_ourselves(reference: str) -> str:
     return f"gibil itself failed to handle this comment; {where}. Comment again to retry."
 
 
-def notice(installation_id: int, repository: Repository, number: int, topic: str, text: str) -> Telling:
+def notice(installation_id: int, repository: Repository, number: int, topic: str, text: str) -> Notification:
     """One comment of a pull request about one topic, edited in place: what nobody asked for must not pile up."""
     marker = f"<!-- gibil-notice:{repository.id}:{number}:{topic} -->"
-    return Telling(
+    return Notification(
         key=f"notice:{repository.id}:{number}:{topic}",
-        kind=TellingKind.COMMENT,
+        kind=NotificationKind.COMMENT,
         installation_id=installation_id,
         repository=repository.full_name,
         body={

@@ -11,7 +11,7 @@ from datetime import datetime
 from gibil_bot.github.commands import PREFIX
 from gibil_bot.github.markdown import code, line
 from gibil_bot.github.render import CHECK_PREFIX
-from gibil_bot.model import Conclusion, Person, Repository, Telling, TellingKind
+from gibil_bot.model import Conclusion, Notification, NotificationKind, Person, Repository
 from gibil_bot.views import timestamp
 
 APPROVAL_CHECK = f"{CHECK_PREFIX}approval"
@@ -172,7 +172,7 @@ def approval_check(
     text: str,
     now: datetime,
     approved_by: str | None = None,
-) -> Telling:
+) -> Notification:
     """Once per pull request and commit: `action_required` until it is approved, then the same check run as `success`.
 
     `text`: `needs_approval` or `untrusted_branch_waits`."""
@@ -191,7 +191,7 @@ def approval_check(
 
 def merge_queue_check(
     installation_id: int, repository: Repository, sha: str, name: str, workflow: str, *, now: datetime
-) -> Telling:
+) -> Notification:
     """A failure, because a merge queue takes `neutral` and `skipped` for tested."""
     title = "gibil does not test merge queues yet"
     key = f"merge-group:{repository.id}:{sha}:{line(workflow, 200)}"
@@ -209,10 +209,10 @@ def _completed(
     title: str,
     summary: str,
     now: datetime,
-) -> Telling:
-    return Telling(
+) -> Notification:
+    return Notification(
         key=key,
-        kind=TellingKind.CHECK_RUN,
+        kind=NotificationKind.CHECK_RUN,
         installation_id=installation_id,
         repository=repository.full_name,
         body={

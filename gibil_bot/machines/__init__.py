@@ -29,9 +29,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gibil_bot.machines.sdk import Connected, Creation, LiveMachine, Outcome, TaskOutcome, connect, create, open_machine
+    from gibil_bot.machines.sdk import Connected, Creation, MachineSession, Outcome, TaskOutcome, connect, create, open_machine
 
-__all__ = ["Connected", "Creation", "LiveMachine", "Outcome", "TaskOutcome", "connect", "create", "open_machine"]
+__all__ = ["Connected", "Creation", "MachineSession", "Outcome", "TaskOutcome", "connect", "create", "open_machine"]
 
 
 def __getattr__(name: str) -> object:

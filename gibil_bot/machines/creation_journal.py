@@ -29,7 +29,7 @@ _SETTLES_S = 60.0
 """A maker that was killed has asked for its machine: so long it may take until it is there."""
 
 
-class Making:
+class CreationRecord:
     """One creation. `finished` and `undone` are safe to call at any time."""
 
     def __init__(self, data_dir: Path, *, provider: str, name: str, made_by: str, ttl_s: int) -> None:
@@ -76,7 +76,7 @@ class Making:
                 os.write(self._fd, line)
 
 
-def begin_together(data_dir: Path, begun: Sequence[Making]) -> list[tuple[str, str]]:
+def begin_together(data_dir: Path, begun: Sequence[CreationRecord]) -> list[tuple[str, str]]:
     """Begin all of them; (provider, name) of the other creations that are under way. Blocking.
 
     Under a lock, so that of two callers exactly one sees the other's records.
@@ -108,7 +108,7 @@ def _under_way(data_dir: Path) -> list[tuple[str, str]]:
     return found
 
 
-class Abandoned:
+class AbandonedCreation:
     """A creation that nobody goes on with. It is ours to settle until `drop` or `leave`."""
 
     def __init__(self, path: Path, fd: int) -> None:
@@ -137,7 +137,7 @@ class Abandoned:
         os.close(self._fd)
 
 
-def abandoned(data_dir: Path, provider: str) -> list[Abandoned]:
+def abandoned(data_dir: Path, provider: str) -> list[AbandonedCreation]:
     """Those of that provider."""
     found = []
     for path in _records(data_dir):
@@ -178,7 +178,7 @@ def _records(data_dir: Path) -> Iterator[Path]:
                 path.unlink()  # a draft whose writer was killed
 
 
-def _take(path: Path) -> Abandoned | None:
+def _take(path: Path) -> AbandonedCreation | None:
     """None: its maker lives, or somebody else is settling it, or has."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -187,7 +187,7 @@ def _take(path: Path) -> Abandoned | None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(fd).st_nlink:
-            return Abandoned(path, fd)
+            return AbandonedCreation(path, fd)
     except OSError:
         pass
     os.close(fd)

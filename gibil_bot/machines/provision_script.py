@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from gibil_bot.commits.identity import Identity
 from gibil_bot.machines.remote_layout import ENVIRONMENT, GIVEN, READY, STATE, TASKS_DONE, TASKS_FAILED, identity_line
-from gibil_bot.machines.source import Origin
+from gibil_bot.machines.source import CodeSource
 from gibil_bot.planning import expressions
 from gibil_bot.planning.services import services_script
 from gibil_bot.planning.workflow import Task
@@ -180,7 +180,7 @@ if [ -n "$gibil_failed" ]; then : >@TASKS_FAILED@; echo '=== a task failed'; exi
 """)
 
 
-def provision_script(origin: Origin, given: tuple[str, ...] = (), who: Identity | None = None) -> str:
+def provision_script(origin: CodeSource, given: tuple[str, ...] = (), who: Identity | None = None) -> str:
     """The job's script, for bash. `given`: names of what the job's environment holds of the person's `--env`.
 
     `who`: whose commits are made there.
@@ -250,7 +250,7 @@ def command_words(shell: str) -> str:
     return " ".join(word.replace("%", "%25").replace(" ", "%20").replace("\t", "%09") for word in words)
 
 
-def _github(origin: Origin) -> Mapping[str, str]:
+def _github(origin: CodeSource) -> Mapping[str, str]:
     """The names of GitHub Actions' that mean something without an event."""
     slug = re.sub(r"^(?:[a-z+]+://[^/]+/|[^/@]+@[^:]+:)", "", origin.repo).removesuffix(".git").strip("/")
     return {

@@ -14,8 +14,8 @@ from gibil_bot.ssh.answers import last_line
 
 if TYPE_CHECKING:
     from gibil_bot.commits.identity import Identity
-    from gibil_bot.machines.request import Terms
-    from gibil_bot.machines.source import Origin
+    from gibil_bot.machines.request import ResolvedRequest
+    from gibil_bot.machines.source import CodeSource
 
 OnPhase = Callable[[str, str, float | None], None]
 """Called with a machine's name (empty: all of them), a phase, and how long it took; None when it begins.
@@ -25,7 +25,7 @@ Phases: repository (reading it), prepare (a provider's first machine), forge, co
 
 
 async def start_provisioning(
-    shell: Shell, name: str, terms: Terms, origin: Origin | None, who: Identity | None, tell: OnPhase
+    shell: Shell, name: str, terms: ResolvedRequest, origin: CodeSource | None, who: Identity | None, tell: OnPhase
 ) -> None:
     """Start what makes it ready. A local repository is sent first: only we have it. `who`: whose commits are made there."""
     names, env = tuple(terms.env), as_given(terms.env)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from gibil_bot.errors import GibilError, MachineLost, SSHError
 from gibil_bot.model import Machine
 from gibil_bot.ports import Shell
-from gibil_bot.providers.lifecycle import CREATION, Forge
+from gibil_bot.providers.lifecycle import CREATION, MachineFactory
 
 Tell = Callable[[str], None]
 """Called with a sentence for people."""
@@ -29,7 +29,7 @@ async def answers(shell: Shell) -> bool:
     return True
 
 
-async def connect_again(forge: Forge, lost: Machine, *, within_s: float, tell: Tell) -> tuple[Machine, Shell]:
+async def connect_again(forge: MachineFactory, lost: Machine, *, within_s: float, tell: Tell) -> tuple[Machine, Shell]:
     """The machine as it is now, and a new connection to it.
 
     Raises MachineLost when it is gone, or cannot be reached in time, and SSHError when something else stands in its place.
@@ -60,7 +60,7 @@ async def connect_again(forge: Forge, lost: Machine, *, within_s: float, tell: T
         telling.cancel()
 
 
-async def _connect(forge: Forge, lost: Machine, within_s: float) -> tuple[Machine, Shell] | None:
+async def _connect(forge: MachineFactory, lost: Machine, within_s: float) -> tuple[Machine, Shell] | None:
     """None: not now."""
     try:
         async with asyncio.timeout(within_s):

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gibil_bot.errors import GibilError
-from gibil_bot.machines.creation_journal import Abandoned, abandoned
-from gibil_bot.providers.lifecycle import CREATION, Forge
+from gibil_bot.machines.creation_journal import AbandonedCreation, abandoned
+from gibil_bot.providers.lifecycle import CREATION, MachineFactory
 
 log = logging.getLogger("gibil.sandbox")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settled:
+class RecoveryReport:
     """A machine that nobody was told of. Not burned: it is there, and can be used."""
 
     name: str
@@ -23,14 +23,14 @@ class Settled:
     burned: bool
 
 
-async def settle(forge: Forge, data_dir: Path) -> list[Settled]:
+async def recover(forge: MachineFactory, data_dir: Path) -> list[RecoveryReport]:
     """Every one of that provider is said once. One that cannot be asked for now is left to the next who comes by."""
     found = await asyncio.to_thread(abandoned, data_dir, forge.provider.name)
     settled = await asyncio.gather(*(_settle(forge, record) for record in found))
     return [each for each in settled if each is not None]
 
 
-async def _settle(forge: Forge, record: Abandoned) -> Settled | None:
+async def _settle(forge: MachineFactory, record: AbandonedCreation) -> RecoveryReport | None:
     try:
         machine = await forge.get(record.name)
         is_it = machine is not None and machine.labels.get(CREATION) == record.creation
@@ -47,4 +47,4 @@ async def _settle(forge: Forge, record: Abandoned) -> Settled | None:
         await asyncio.to_thread(record.leave)
         return None
     await asyncio.to_thread(record.drop)
-    return Settled(name=record.name, made_by=record.made_by, burned=not record.made) if is_it else None
+    return RecoveryReport(name=record.name, made_by=record.made_by, burned=not record.made) if is_it else None

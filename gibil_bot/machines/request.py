@@ -13,7 +13,7 @@ from gibil_bot.planning.workflow import MachineWish
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class CreateRequest:
     """None leaves it to the repository's `.gibil.yml`, then to the default."""
 
     name: str | None = None
@@ -31,7 +31,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
+class ResolvedRequest:
     """An order that was checked against what the repository says and what is allowed here."""
 
     name: str
@@ -42,14 +42,14 @@ class Terms:
     """What was decided otherwise than asked, for people."""
 
 
-def check(order: Order, settings: Settings, caps: Caps = NO_CAPS) -> None:
+def check(order: CreateRequest, settings: Settings, caps: Caps = NO_CAPS) -> None:
     """Everything that can be said without looking at the repository. Raises UsageError."""
     validation.check(name=order.name, ttl=order.ttl, size=order.size, max_ttl_s=settings.max_ttl_s)
     check_server_type(order.server_type, caps)
     validation.check_environment(dict(order.env))
 
 
-def terms(order: Order, wish: MachineWish, settings: Settings, caps: Caps = NO_CAPS) -> Terms:
+def terms(order: CreateRequest, wish: MachineWish, settings: Settings, caps: Caps = NO_CAPS) -> ResolvedRequest:
     """The order, completed by the `machine:` of a `.gibil.yml`. What the person says beats the file. Raises UsageError."""
     check(order, settings, caps)
     notes: list[str] = []
@@ -72,4 +72,6 @@ def terms(order: Order, wish: MachineWish, settings: Settings, caps: Caps = NO_C
     )
     plan, cap_notes = capped(plan, caps)
     notes += cap_notes
-    return Terms(name=order.name or validation.made_up_name(), ttl_s=ttl_s, plan=plan, env=dict(order.env), notes=tuple(notes))
+    return ResolvedRequest(
+        name=order.name or validation.made_up_name(), ttl_s=ttl_s, plan=plan, env=dict(order.env), notes=tuple(notes)
+    )

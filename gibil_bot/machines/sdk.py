@@ -11,14 +11,14 @@ from typing import Literal, TypeAlias
 
 from gibil_bot.config import Settings, load_settings
 from gibil_bot.errors import GibilError, UsageError
-from gibil_bot.machines.request import Order
-from gibil_bot.machines.service import Machines, open_machines, settings_for
-from gibil_bot.machines.session import LiveMachine, Outcome, TaskOutcome
+from gibil_bot.machines.request import CreateRequest
+from gibil_bot.machines.service import MachineService, open_machines, settings_for
+from gibil_bot.machines.session import MachineSession, Outcome, TaskOutcome
 from gibil_bot.machines.tools.truncate import Excerpt
 from gibil_bot.machines.validation import Duration
 from gibil_bot.model import Machine
 
-__all__ = ["Connected", "Creation", "LiveMachine", "Outcome", "TaskOutcome", "connect", "create", "open_machine"]
+__all__ = ["Connected", "Creation", "MachineSession", "Outcome", "TaskOutcome", "connect", "create", "open_machine"]
 
 Wait: TypeAlias = Literal["ready", "tasks"]
 
@@ -32,7 +32,9 @@ class Creation:
     GibilError with the code PROVISION when the machine does not become ready. Then nothing is left of it.
     """
 
-    def __init__(self, order: Order, wait: Wait | None, machines: Machines | None, settings: Settings | None) -> None:
+    def __init__(
+        self, order: CreateRequest, wait: Wait | None, machines: MachineService | None, settings: Settings | None
+    ) -> None:
         if wait not in (None, "ready", "tasks"):
             raise UsageError(f"wait={wait!r} is not known; write 'ready', 'tasks' or None")
         self._order = order
@@ -40,9 +42,9 @@ class Creation:
         self._given = machines
         self._settings = settings
         self._stack = contextlib.AsyncExitStack()
-        self._live: LiveMachine | None = None
+        self._live: MachineSession | None = None
 
-    async def __aenter__(self) -> LiveMachine:
+    async def __aenter__(self) -> MachineSession:
         self._live = await self._create()
         return self._live
 
@@ -52,7 +54,7 @@ class Creation:
         assert self._live is not None
         await asyncio.shield(asyncio.ensure_future(self._burn(self._live)))
 
-    async def _create(self) -> LiveMachine:
+    async def _create(self) -> MachineSession:
         machines = self._given
         if machines is None:
             machines = await self._stack.enter_async_context(open_machines(self._settings or load_settings()))
@@ -71,7 +73,7 @@ class Creation:
             raise
         return live
 
-    async def _burn(self, live: LiveMachine) -> None:
+    async def _burn(self, live: MachineSession) -> None:
         try:
             await live.close()
         finally:
@@ -85,7 +87,7 @@ def _text(repo: str | os.PathLike[str] | None) -> str | None:
     return None if repo is None else os.fspath(repo)
 
 
-async def _why_not_ready(live: LiveMachine) -> str:
+async def _why_not_ready(live: MachineSession) -> str:
     """One sentence, with the end of the log: the machine is destroyed after it."""
     log = Excerpt(_LOG_BYTES)
     await live.print_log(None, lambda stream, data: log.add(data))
@@ -97,7 +99,7 @@ async def _why_not_ready(live: LiveMachine) -> str:
 class Connected:
     """The machines of this data directory on one provider, over one connection to it."""
 
-    def __init__(self, machines: Machines) -> None:
+    def __init__(self, machines: MachineService) -> None:
         self._machines = machines
 
     def create(
@@ -115,13 +117,13 @@ class Connected:
         wait: Wait | None = "ready",
     ) -> Creation:
         """See `machines.create`."""
-        order = Order(
+        order = CreateRequest(
             name=name, repo=_text(repo), branch=branch, ttl=ttl, size=size, server_type=server_type, location=location,
             image=image, env=dict(env or {}), made_by="sdk",
         )  # fmt: skip
         return Creation(order, wait, self._machines, None)
 
-    async def open(self, name: str) -> LiveMachine:
+    async def open(self, name: str) -> MachineSession:
         """Log in to a machine that exists; close it when done. Raises MachineNotFound."""
         return await self._machines.open(name)
 
@@ -166,7 +168,7 @@ def create(
     `wait`: "ready": the block begins when the code is there and set up; "tasks": when the tasks of `.gibil.yml` have ended
     (`await m.tasks()` says how); None: when the machine answers, and `await m.wait_ready()` waits for the rest.
     """
-    order = Order(
+    order = CreateRequest(
         name=name, repo=_text(repo), branch=branch, ttl=ttl, size=size, server_type=server_type, location=location,
         image=image, env=dict(env or {}), made_by="sdk",
     )  # fmt: skip
@@ -176,7 +178,7 @@ def create(
 @contextlib.asynccontextmanager
 async def open_machine(
     name: str, *, provider: str | None = None, settings: Settings | None = None
-) -> AsyncIterator[LiveMachine]:
+) -> AsyncIterator[MachineSession]:
     """A machine that exists, for as long as the block lasts; it lives on. Raises MachineNotFound."""
     async with connect(provider=provider, settings=settings) as connected:
         live = await connected.open(name)

@@ -16,18 +16,18 @@ from gibil_bot.config import Settings
 from gibil_bot.errors import ConfigurationError, GibilError, MachineLost, UsageError
 from gibil_bot.machines import creation_journal as makings
 from gibil_bot.machines import machine_limit, validation
-from gibil_bot.machines.creation_journal import Making
+from gibil_bot.machines.creation_journal import CreationRecord
 from gibil_bot.machines.provisioning import OnPhase, start_provisioning
-from gibil_bot.machines.recovery import Settled, settle
-from gibil_bot.machines.session import LiveMachine, extend_machine, not_found
+from gibil_bot.machines.recovery import RecoveryReport, recover
+from gibil_bot.machines.session import MachineSession, extend_machine, not_found
 from gibil_bot.model import Machine
-from gibil_bot.providers.lifecycle import CREATION, Forge
+from gibil_bot.providers.lifecycle import CREATION, MachineFactory
 from gibil_bot.providers.notices import notices
-from gibil_bot.wiring import PROVIDERS, machine_caps, machine_owner, open_forge, prepare_to_connect, service_grounds
+from gibil_bot.wiring import PROVIDERS, machine_caps, machine_owner, open_factory, prepare_to_connect, service_grounds
 
 if TYPE_CHECKING:
-    from gibil_bot.machines.request import Order, Terms
-    from gibil_bot.machines.source import Origin
+    from gibil_bot.machines.request import CreateRequest, ResolvedRequest
+    from gibil_bot.machines.source import CodeSource
 
 log = logging.getLogger("gibil.sandbox")
 
@@ -36,7 +36,7 @@ TOKENS = {"hetzner": "HCLOUD_TOKEN"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Burned:
+class DestroyResult:
     """What `destroy` did. `problem`: why the machine may still be there."""
 
     name: str
@@ -65,12 +65,12 @@ def _is_usable(provider: str, settings: Settings) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def open_machines(settings: Settings) -> AsyncIterator[Machines]:
+async def open_machines(settings: Settings) -> AsyncIterator[MachineService]:
     """For as long as the block lasts; machines live on."""
-    forge = open_forge(settings)
+    forge = open_factory(settings)
     machines = None
     try:
-        machines = Machines(settings, forge, await asyncio.to_thread(machine_owner, forge.keyring))
+        machines = MachineService(settings, forge, await asyncio.to_thread(machine_owner, forge.keyring))
         yield machines
     finally:
         if machines is not None:
@@ -78,18 +78,18 @@ async def open_machines(settings: Settings) -> AsyncIterator[Machines]:
         await forge.close()
 
 
-class Machines:
+class MachineService:
     """`owner` is what all machines of this data directory are labelled with."""
 
-    def __init__(self, settings: Settings, forge: Forge, owner: str) -> None:
+    def __init__(self, settings: Settings, forge: MachineFactory, owner: str) -> None:
         self.settings = settings
         self._owner = owner
-        self._untold: dict[str, Making] = {}
+        self._untold: dict[str, CreationRecord] = {}
         self.forge = forge
 
-    # Making
+    # CreationRecord
 
-    async def create(self, order: Order, on_phase: OnPhase | None = None) -> LiveMachine:
+    async def create(self, order: CreateRequest, on_phase: OnPhase | None = None) -> MachineSession:
         """A machine that answers SSH; what its repository asks for goes on there by itself. Or nothing, and the error.
 
         Raises UsageError and InvalidWorkflow before anything is forged, NameTaken, and what the provider raises.
@@ -99,8 +99,8 @@ class Machines:
         return machines[0]
 
     async def create_several(
-        self, order: Order, count: int | None, on_phase: OnPhase | None = None
-    ) -> tuple[list[LiveMachine], tuple[str, ...]]:
+        self, order: CreateRequest, count: int | None, on_phase: OnPhase | None = None
+    ) -> tuple[list[MachineSession], tuple[str, ...]]:
         """A fleet of `count` machines `NAME-1` … with the label `fleet` (None: one machine, no fleet), and notes for people.
 
         All of them, or none and the error. Call `told` when their names were reported: until then, a command that comes after
@@ -137,14 +137,16 @@ class Machines:
                 await asyncio.wait({preparing})
             preparing.result()
 
-    async def _begin(self, names: Sequence[str], ttl_s: int, made_by: str) -> list[Making]:
+    async def _begin(self, names: Sequence[str], ttl_s: int, made_by: str) -> list[CreationRecord]:
         """A record for each creation, once there is room for all of them. Raises UsageError.
 
         The records are written before the provider is asked, and together: of commands that run side by side each sees those
         that came before it, so that they don't exceed the limit together.
         """
         provider = self.forge.provider.name
-        begun = [Making(self.settings.data_dir, provider=provider, name=name, made_by=made_by, ttl_s=ttl_s) for name in names]
+        begun = [
+            CreationRecord(self.settings.data_dir, provider=provider, name=name, made_by=made_by, ttl_s=ttl_s) for name in names
+        ]
         beginning = asyncio.create_task(asyncio.to_thread(makings.begin_together, self.settings.data_dir, begun))
         try:
             others = await asyncio.shield(beginning)
@@ -167,8 +169,13 @@ class Machines:
         return others | {machine.name for machine in await self.forge.list(self._owner)}
 
     async def _make_all(
-        self, begun: Sequence[Making], terms: Terms, origin: Origin | None, labels: dict[str, str], tell: OnPhase
-    ) -> list[LiveMachine]:
+        self,
+        begun: Sequence[CreationRecord],
+        terms: ResolvedRequest,
+        origin: CodeSource | None,
+        labels: dict[str, str],
+        tell: OnPhase,
+    ) -> list[MachineSession]:
         if len(begun) == 1:
             return [await self._make(begun[0], terms, origin, labels, tell)]
         creations = [asyncio.create_task(self._make(making, terms, origin, labels, tell)) for making in begun]
@@ -182,21 +189,23 @@ class Machines:
                 making.undone()  # a task that was cancelled before its first step
             raise
 
-    async def _undo(self, makings: Sequence[asyncio.Task[LiveMachine]]) -> None:
-        made = [result for result in await asyncio.gather(*makings, return_exceptions=True) if isinstance(result, LiveMachine)]
+    async def _undo(self, makings: Sequence[asyncio.Task[MachineSession]]) -> None:
+        made = [
+            result for result in await asyncio.gather(*makings, return_exceptions=True) if isinstance(result, MachineSession)
+        ]
         for machine in made:
             self._untold.pop(machine.name).undone()
         for result in await asyncio.gather(*(self._drop(machine) for machine in made), return_exceptions=True):
             if isinstance(result, BaseException):
                 log.warning("a machine of an unfinished fleet could not be burned: %s", result)
 
-    async def _drop(self, machine: LiveMachine) -> None:
+    async def _drop(self, machine: MachineSession) -> None:
         await machine.close()
         await machine.destroy()
 
     async def _make(
-        self, making: Making, terms: Terms, origin: Origin | None, labels: dict[str, str], tell: OnPhase
-    ) -> LiveMachine:
+        self, making: CreationRecord, terms: ResolvedRequest, origin: CodeSource | None, labels: dict[str, str], tell: OnPhase
+    ) -> MachineSession:
         try:
             with notices(self.forge.provider, lambda what: tell(making.name, "prepare", None)):
                 live = await self._forge(making.name, terms, origin, {**labels, CREATION: making.creation}, tell)
@@ -207,8 +216,8 @@ class Machines:
         return live
 
     async def _forge(
-        self, name: str, terms: Terms, origin: Origin | None, labels: dict[str, str], tell: OnPhase
-    ) -> LiveMachine:
+        self, name: str, terms: ResolvedRequest, origin: CodeSource | None, labels: dict[str, str], tell: OnPhase
+    ) -> MachineSession:
         from gibil_bot.commits.identity import identity
         from gibil_bot.runs.sources import address_of
 
@@ -229,7 +238,7 @@ class Machines:
             if who is not None:
                 who.cancel()
             raise
-        live = LiveMachine(self.forge, machine, shell, self.settings.max_ttl_s)
+        live = MachineSession(self.forge, machine, shell, self.settings.max_ttl_s)
         try:
             author = await who if who is not None else origin.identity if origin is not None else None
             await start_provisioning(shell, name, terms, origin, author, tell)
@@ -250,24 +259,24 @@ class Machines:
             self._untold.popitem()[1].let_go()
 
     @contextlib.asynccontextmanager
-    async def _origin(self, order: Order, tell: OnPhase) -> AsyncIterator[Origin | None]:
+    async def _origin(self, order: CreateRequest, tell: OnPhase) -> AsyncIterator[CodeSource | None]:
         if order.repo is None:
             if order.branch is not None:
                 raise UsageError("--branch needs a repository: name it with --repo")
             yield None
             return
-        from gibil_bot.machines.source import read_origin
+        from gibil_bot.machines.source import read_source
         from gibil_bot.planning.services import check_services
 
         tell("", "repository", None)
         began = asyncio.get_running_loop().time()
-        async with read_origin(order.repo, order.branch, self.settings.github_url) as origin:
+        async with read_source(order.repo, order.branch, self.settings.github_url) as origin:
             if origin.file is not None and origin.file.services:
                 check_services(origin.file, service_grounds(self.settings))
             tell("", "repository", asyncio.get_running_loop().time() - began)
             yield origin
 
-    def _labels(self, order: Order, origin: Origin | None) -> dict[str, str]:
+    def _labels(self, order: CreateRequest, origin: CodeSource | None) -> dict[str, str]:
         labels = {"owner": self._owner, "made-by": order.made_by}
         if origin is not None:
             labels |= {"repo": origin.repo[:200], "commit": origin.sha}
@@ -284,7 +293,7 @@ class Machines:
             raise not_found(name)
         return machine
 
-    async def open(self, name: str) -> LiveMachine:
+    async def open(self, name: str) -> MachineSession:
         """Log in to a machine that exists. Raises MachineNotFound, SSHError, MachineLost."""
         preparing = asyncio.create_task(prepare_to_connect())
         try:
@@ -299,7 +308,7 @@ class Machines:
             if await self.forge.get(name) is None:  # somebody burned it while we were on our way
                 raise not_found(name) from None
             raise
-        return LiveMachine(self.forge, machine, shell, self.settings.max_ttl_s)
+        return MachineSession(self.forge, machine, shell, self.settings.max_ttl_s)
 
     async def list_machines(self) -> list[Machine]:
         """Our machines at the provider, in the natural order of their names (`m-2` before `m-10`).
@@ -316,9 +325,9 @@ class Machines:
             log.info("sweep: %s", error)
             return []
 
-    async def settle(self) -> list[Settled]:
+    async def recover(self) -> list[RecoveryReport]:
         """What was made by processes that were killed: see settle.py. Costs nothing where there was none."""
-        return await settle(self.forge, self.settings.data_dir)
+        return await recover(self.forge, self.settings.data_dir)
 
     async def _taken(self, machine: Machine) -> None:
         """Somebody calls it by its name: it needs no offering."""
@@ -332,7 +341,7 @@ class Machines:
         await self._taken(machine)
         return await extend_machine(self.forge, machine, seconds, self.settings.max_ttl_s)
 
-    async def destroy(self, names: Sequence[str]) -> list[Burned]:
+    async def destroy(self, names: Sequence[str]) -> list[DestroyResult]:
         """Burn these, side by side. An absent machine is not a failure; what fails is in the answer."""
         burned = list(await asyncio.gather(*(self._burn(name) for name in dict.fromkeys(names))))
         gone = {each.name for each in burned if each.problem is None}
@@ -340,18 +349,18 @@ class Machines:
         await asyncio.to_thread(makings.forget_names, self.settings.data_dir, self.forge.provider.name, gone)
         return burned
 
-    async def destroy_fleet(self, fleet: str) -> list[Burned]:
+    async def destroy_fleet(self, fleet: str) -> list[DestroyResult]:
         found = [machine.name for machine in await self.forge.list(self._owner) if machine.labels.get("fleet") == fleet]
         return await self.destroy(sorted(found, key=validation.natural))
 
-    async def destroy_all(self, *, with_runs: bool = False) -> list[Burned]:
+    async def destroy_all(self, *, with_runs: bool = False) -> list[DestroyResult]:
         """Everything of this data directory; what the bot is working on only `with_runs`."""
         machines = await self.forge.list(self._owner)
         names = [machine.name for machine in machines if with_runs or "run" not in machine.labels]
         return await self.destroy(sorted(names, key=validation.natural))
 
-    async def _burn(self, name: str) -> Burned:
+    async def _burn(self, name: str) -> DestroyResult:
         try:
-            return Burned(name=name, was_there=await self.forge.destroy(name))
+            return DestroyResult(name=name, was_there=await self.forge.destroy(name))
         except GibilError as error:
-            return Burned(name=name, was_there=True, problem=error)
+            return DestroyResult(name=name, was_there=True, problem=error)

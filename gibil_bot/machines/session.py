@@ -30,7 +30,7 @@ from gibil_bot.machines.remote_layout import (
 from gibil_bot.model import Exit, Job, Machine
 from gibil_bot.ports import Provider, Shell
 from gibil_bot.providers.blocked_hosts import refusals
-from gibil_bot.providers.lifecycle import Forge
+from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.ssh.answers import exit_status, printable
 from gibil_bot.ssh.answers import number as whole_number
 from gibil_bot.ssh.job_list import JOBS_BYTES, LIST_JOBS, JobEntry, print_job, read_jobs
@@ -73,10 +73,10 @@ class TaskOutcome:
     duration_s: float
 
 
-class LiveMachine:
+class MachineSession:
     """Close it when done: the machine lives on until `destroy` or its time is up."""
 
-    def __init__(self, forge: Forge, machine: Machine, shell: Shell, max_ttl_s: int) -> None:
+    def __init__(self, forge: MachineFactory, machine: Machine, shell: Shell, max_ttl_s: int) -> None:
         self._forge = forge
         self._shell = shell
         self._max_ttl_s = max_ttl_s
@@ -319,7 +319,7 @@ class LiveMachine:
         return max(0.0, (self.machine.expires_at - datetime.now(UTC)).total_seconds()) + _BEYOND_EXPIRY_S
 
 
-async def extend_machine(forge: Forge, machine: Machine, seconds: int, max_ttl_s: int) -> Machine:
+async def extend_machine(forge: MachineFactory, machine: Machine, seconds: int, max_ttl_s: int) -> Machine:
     """Raises UsageError beyond `max_ttl_s` of life, MachineNotFound."""
     if seconds <= 0:
         raise UsageError("a machine can only be extended by a duration above zero")

@@ -38,7 +38,7 @@ _SCP_LIKE = re.compile(r"[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:(?!//).+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
+class CodeSource:
     """One commit of one repository. Exactly one of `clone_url` and `checkout` is set."""
 
     repo: str
@@ -60,7 +60,7 @@ class Origin:
 
 
 @contextlib.asynccontextmanager
-async def read_origin(repo: str, branch: str | None, github_url: str) -> AsyncIterator[Origin]:
+async def read_source(repo: str, branch: str | None, github_url: str) -> AsyncIterator[CodeSource]:
     """The origin, for as long as the block lasts: a private repository is copied to a temporary folder meanwhile.
 
     Raises UsageError, also for a repository that cannot be read, and InvalidWorkflow for its `.gibil.yml`.
@@ -104,7 +104,7 @@ def _place(repo: str, github_url: str) -> Path | str:
 
 
 @contextlib.asynccontextmanager
-async def _local(path: Path, repo: str, branch: str | None) -> AsyncIterator[Origin]:
+async def _local(path: Path, repo: str, branch: str | None) -> AsyncIterator[CodeSource]:
     async with contextlib.AsyncExitStack() as stack:
         try:
             found = await stack.enter_async_context(open_repository(path))
@@ -122,7 +122,7 @@ async def _local(path: Path, repo: str, branch: str | None) -> AsyncIterator[Ori
                 file = await _repository_file(found.view, sha)
             finally:
                 await asyncio.gather(current, who, return_exceptions=True)
-            origin = Origin(
+            origin = CodeSource(
                 repo=remote or str(found.folder),
                 branch=branch if branch is not None else current.result(),
                 sha=sha,
@@ -149,7 +149,7 @@ async def origin_url(folder: Path) -> str | None:
 # A repository elsewhere
 
 
-async def _remote(url: str, branch: str | None, scratch: Path, github_url: str) -> Origin:
+async def _remote(url: str, branch: str | None, scratch: Path, github_url: str) -> CodeSource:
     if url.startswith(("http://", "https://")):
         with contextlib.suppress(GitError, TimeoutError):
             async with asyncio.timeout(_ASK_S):
@@ -162,7 +162,7 @@ async def _remote(url: str, branch: str | None, scratch: Path, github_url: str) 
         raise UsageError(f"the repository {url} cannot be read: {why}", code=UNREADABLE) from error
 
 
-async def _public(url: str, branch: str | None, scratch: Path) -> Origin:
+async def _public(url: str, branch: str | None, scratch: Path) -> CodeSource:
     """Ask for the head and its `.gibil.yml` alone. Raises GitError where it takes credentials, or cannot be reached."""
     probe = scratch / "probe.git"
     await git.create_repository(probe)
@@ -174,7 +174,7 @@ async def _public(url: str, branch: str | None, scratch: Path) -> Origin:
         git_dir=probe, extra=anonymous,
     )  # fmt: skip
     sha = await git.text("rev-parse", "--verify", "refs/heads/head^{commit}", git_dir=probe, extra=anonymous) or sha
-    return Origin(
+    return CodeSource(
         repo=url,
         branch=branch_of(ref),
         sha=sha,
@@ -185,7 +185,7 @@ async def _public(url: str, branch: str | None, scratch: Path) -> Origin:
     )
 
 
-async def _private(url: str, branch: str | None, scratch: Path, environment: Mapping[str, str]) -> Origin:
+async def _private(url: str, branch: str | None, scratch: Path, environment: Mapping[str, str]) -> CodeSource:
     copy = scratch / "copy.git"
     await git.create_repository(copy)
     ref, sha = await _head(copy, branch, environment, url)
@@ -194,7 +194,7 @@ async def _private(url: str, branch: str | None, scratch: Path, environment: Map
         "+refs/heads/*:refs/heads/*", f"+{ref}:refs/gibil/head", git_dir=copy, extra=environment,
     )  # fmt: skip
     sha = await git.text("rev-parse", "--verify", "refs/gibil/head^{commit}", git_dir=copy) or sha
-    return Origin(
+    return CodeSource(
         repo=url,
         branch=branch_of(ref),
         sha=sha,

@@ -11,8 +11,8 @@ from typing import TypeVar
 from gibil_bot.config import Settings
 from gibil_bot.errors import GibilError, MachineLost, MachineNotFound, UsageError
 from gibil_bot.machines import validation
-from gibil_bot.machines.service import Burned, Machines, open_machines, settings_for, usable_providers
-from gibil_bot.machines.session import LiveMachine
+from gibil_bot.machines.service import DestroyResult, MachineService, open_machines, settings_for, usable_providers
+from gibil_bot.machines.session import MachineSession
 from gibil_bot.model import Machine
 
 T = TypeVar("T")
@@ -23,18 +23,18 @@ _KNOWN_S = 5.0
 """So long the only machine that there is stays the one that is meant, without the provider being asked again."""
 
 
-class Links:
+class MachineConnections:
     """Providers are opened when they are first needed. Close it when done: the machines live on."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._stack = contextlib.AsyncExitStack()
         self._opening = asyncio.Lock()
-        self._providers: dict[str, Machines] = {}
-        self._links: dict[str, asyncio.Task[LiveMachine]] = {}
+        self._providers: dict[str, MachineService] = {}
+        self._links: dict[str, asyncio.Task[MachineSession]] = {}
         self._only: tuple[str, float] | None = None
 
-    async def machines(self, provider: str | None = None) -> Machines:
+    async def machines(self, provider: str | None = None) -> MachineService:
         """Raises UsageError, ConfigurationError."""
         settings = settings_for(self._settings, provider)
         async with self._opening:
@@ -43,9 +43,9 @@ class Links:
                 self._providers[settings.provider] = opened
             return self._providers[settings.provider]
 
-    async def all(self) -> tuple[list[tuple[Machines, Machine]], list[str]]:
+    async def all(self) -> tuple[list[tuple[MachineService, Machine]], list[str]]:
         """The machines of every provider that is set up, and why some could not be asked. Raises when none could."""
-        found: list[tuple[Machines, Machine]] = []
+        found: list[tuple[MachineService, Machine]] = []
         problems: list[GibilError] = []
         providers = self._in_order()
         for name in providers:
@@ -59,7 +59,7 @@ class Links:
             raise problems[0]
         return found, [problem.message for problem in problems]
 
-    async def work(self, server: str | None, action: Callable[[LiveMachine], Awaitable[T]], *, repeatable: bool) -> T:
+    async def work(self, server: str | None, action: Callable[[MachineSession], Awaitable[T]], *, repeatable: bool) -> T:
         """Do something on a machine; None: on the only one that runs. What is `repeatable` is done again when the connection
         is lost on the way.
 
@@ -78,16 +78,16 @@ class Links:
                 ) from error
         return await action(again)
 
-    def keep(self, live: LiveMachine) -> None:
+    def keep(self, live: MachineSession) -> None:
         """A machine that was just made, with its connection."""
 
-        async def itself() -> LiveMachine:
+        async def itself() -> MachineSession:
             return live
 
         self._only = None
         self._links[live.name] = asyncio.create_task(itself())
 
-    async def destroy(self, name: str) -> Burned:
+    async def destroy(self, name: str) -> DestroyResult:
         """An absent machine is not a failure. Raises what the provider raises."""
         self._only = None
         machines = await self._where(name) or await self.machines()
@@ -115,7 +115,7 @@ class Links:
         await asyncio.gather(*(_close(link) for link in links), return_exceptions=True)
         await self._stack.aclose()
 
-    async def _open(self, name: str) -> LiveMachine:
+    async def _open(self, name: str) -> MachineSession:
         link = self._links.get(name)
         if link is not None and link.done() and (link.cancelled() or link.exception() or link.result().shell.is_closed):
             del self._links[name]
@@ -125,7 +125,7 @@ class Links:
             link = self._links[name] = asyncio.create_task(self._connect(name))
         return await asyncio.shield(link)
 
-    async def _open_again(self, name: str) -> LiveMachine:
+    async def _open_again(self, name: str) -> MachineSession:
         """After a loss: a machine that is being burned is in its provider's list for a moment more. Raises MachineLost."""
         for wait_s in _TRY_AGAIN_AFTER_S:
             if await self._where(name) is None:
@@ -139,20 +139,20 @@ class Links:
             return await self._open(name)
         raise MachineLost(f"machine {name} is gone: its time was up, or somebody has burned it")
 
-    async def _connect(self, name: str) -> LiveMachine:
+    async def _connect(self, name: str) -> MachineSession:
         machines = await self._where(name)
         if machines is None:
             raise await self._not_found(name)
         return await machines.open(name)
 
-    async def _let_go(self, name: str, live: LiveMachine) -> None:
+    async def _let_go(self, name: str, live: MachineSession) -> None:
         link = self._links.get(name)
         if link is not None and link.done() and not link.cancelled() and link.exception() is None and link.result() is live:
             del self._links[name]
         self._only = None
         await live.close()
 
-    async def _where(self, name: str) -> Machines | None:
+    async def _where(self, name: str) -> MachineService | None:
         """Whose machine it is. A provider that cannot be asked counts only when no other has it."""
         problem: GibilError | None = None
         for provider in self._in_order():
@@ -192,7 +192,7 @@ class Links:
         return [default, *(name for name in usable_providers(self._settings) if name != default)]
 
 
-async def _close(link: asyncio.Task[LiveMachine]) -> None:
+async def _close(link: asyncio.Task[MachineSession]) -> None:
     if not link.done():
         link.cancel()
         await asyncio.wait({link})

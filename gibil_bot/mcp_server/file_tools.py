@@ -9,9 +9,9 @@ from mcp.server.mcpserver import MCPServer
 from mcp.types import CallToolResult, ToolAnnotations
 from pydantic import Field
 
-from gibil_bot.machines.session import LiveMachine
+from gibil_bot.machines.session import MachineSession
 from gibil_bot.machines.tools import files
-from gibil_bot.mcp_server.connections import Links
+from gibil_bot.mcp_server.connections import MachineConnections
 from gibil_bot.mcp_server.results import Edited, Listing, Matches, Server, TextPage, Written, add, answer
 from gibil_bot.views import timestamp
 
@@ -24,7 +24,7 @@ Path: TypeAlias = Annotated[
 
 
 class FileTools:
-    def __init__(self, links: Links) -> None:
+    def __init__(self, links: MachineConnections) -> None:
         self._links = links
 
     def register(self, server: MCPServer[Any]) -> None:
@@ -48,7 +48,7 @@ class FileTools:
     ) -> Annotated[CallToolResult, TextPage]:
         """Read a text file on a machine, by lines. next_offset says where to go on; the text form has line numbers in front."""
 
-        async def at(live: LiveMachine) -> CallToolResult:
+        async def at(live: MachineSession) -> CallToolResult:
             page = await files.read(live, path, offset, limit)
             last = page.first + len(page.lines) - 1
             notes = []
@@ -81,7 +81,7 @@ class FileTools:
         """Write a whole file on a machine, in place of what it held; missing folders are made, its mode is kept."""
         data = content.encode("utf-8", "surrogatepass")
 
-        async def at(live: LiveMachine) -> CallToolResult:
+        async def at(live: MachineSession) -> CallToolResult:
             created = await files.write(live, path, data)
             view = {"server": live.name, "path": path, "size": len(data), "created": created}
             return answer(f"{'made' if created else 'replaced'} {path} on {live.name}, {len(data)} bytes", view)
@@ -99,7 +99,7 @@ class FileTools:
         """Replace a piece of a file on a machine. A text that is absent, or there more than once, is an error, and changes
         nothing."""
 
-        async def at(live: LiveMachine) -> CallToolResult:
+        async def at(live: MachineSession) -> CallToolResult:
             count, line = await files.edit(live, path, old_string, new_string, everywhere=replace_all)
             where = f"line {line}" if count == 1 else f"{count} places, the first in line {line}"
             return answer(
@@ -119,7 +119,7 @@ class FileTools:
     ) -> Annotated[CallToolResult, Listing]:
         """List a folder on a machine, by name, with types and sizes; or what a glob finds below it. At most 500 entries."""
 
-        async def at(live: LiveMachine) -> CallToolResult:
+        async def at(live: MachineSession) -> CallToolResult:
             found, complete = await files.entries(live, path, glob)
             shown = found[:MOST_ENTRIES]
             left_out = len(found) - len(shown)
@@ -152,7 +152,7 @@ class FileTools:
         """Search text files on a machine line by line: file:line:text, at most 200 matches. Binary files and .git are left out,
         what .gitignore names is not."""
 
-        async def at(live: LiveMachine) -> CallToolResult:
+        async def at(live: MachineSession) -> CallToolResult:
             found, complete = await files.search(live, pattern, path, include)
             shown = found[:MOST_MATCHES]
             left_out = len(found) - len(shown)

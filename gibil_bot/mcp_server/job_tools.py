@@ -8,9 +8,9 @@ from mcp.server.mcpserver import MCPServer
 from mcp.types import CallToolResult, ToolAnnotations
 from pydantic import Field
 
-from gibil_bot.machines.session import LiveMachine
+from gibil_bot.machines.session import MachineSession
 from gibil_bot.machines.tools.job_output import find_job, read_output
-from gibil_bot.mcp_server.connections import Links
+from gibil_bot.mcp_server.connections import MachineConnections
 from gibil_bot.mcp_server.results import JobCancelled, JobOutput, Jobs, JobStatus, Server, add, answer, streams
 from gibil_bot.ssh.job_list import JobEntry
 from gibil_bot.views import timestamp
@@ -22,7 +22,7 @@ JobId: TypeAlias = Annotated[str, Field(description="As vm_bash with background=
 
 
 class JobTools:
-    def __init__(self, links: Links) -> None:
+    def __init__(self, links: MachineConnections) -> None:
         self._links = links
 
     def register(self, server: MCPServer[Any]) -> None:
@@ -39,7 +39,7 @@ class JobTools:
     async def vm_job_list(self, server: Server = None) -> Annotated[CallToolResult, Jobs]:
         """The background jobs of a machine, oldest first. The job `provision` made it ready and ran its tasks."""
 
-        async def at(live: LiveMachine) -> CallToolResult:
+        async def at(live: MachineSession) -> CallToolResult:
             views = [_job_view(job) for job in await live.jobs()]
             lines = [_job_line(view) for view in views] or [f"{live.name} has no jobs"]
             return answer("\n".join(lines), {"server": live.name, "jobs": views})
@@ -49,7 +49,7 @@ class JobTools:
     async def vm_job_status(self, job_id: JobId, server: Server = None) -> Annotated[CallToolResult, JobStatus]:
         """Whether a background job runs, its exit code, and the end of what it has printed."""
 
-        async def at(live: LiveMachine) -> CallToolResult:
+        async def at(live: MachineSession) -> CallToolResult:
             view = _job_view(await find_job(live, job_id))
             out = await read_output(live, job_id, "stdout", None, _STATUS_BYTES)
             err = await read_output(live, job_id, "stderr", None, _STATUS_BYTES)
@@ -75,7 +75,7 @@ class JobTools:
     ) -> Annotated[CallToolResult, JobOutput]:
         """What a background job has printed, at most 20 kB a call. offset=0 begins at the beginning; next_offset goes on."""
 
-        async def at(live: LiveMachine) -> CallToolResult:
+        async def at(live: MachineSession) -> CallToolResult:
             job = await find_job(live, job_id)
             piece = await read_output(live, job_id, stream, offset, JOB_BYTES)
             complete = job.status != "running" and piece.next >= piece.size
@@ -92,7 +92,7 @@ class JobTools:
     async def vm_job_cancel(self, job_id: JobId, server: Server = None) -> Annotated[CallToolResult, JobCancelled]:
         """Kill a background job with everything that it started: SIGTERM, after five seconds SIGKILL."""
 
-        async def at(live: LiveMachine) -> CallToolResult:
+        async def at(live: MachineSession) -> CallToolResult:
             before = await find_job(live, job_id)
             await live.stop(job_id)
             after = await find_job(live, job_id)

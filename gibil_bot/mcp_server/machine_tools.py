@@ -15,10 +15,10 @@ from pydantic import Field
 from gibil_bot.machines import validation
 from gibil_bot.machines.costs import cost_view
 from gibil_bot.machines.remote_layout import READY, TASKS_DONE, TASKS_FAILED
-from gibil_bot.machines.request import Order
-from gibil_bot.machines.service import Machines
-from gibil_bot.machines.session import LiveMachine
-from gibil_bot.mcp_server.connections import Links
+from gibil_bot.machines.request import CreateRequest
+from gibil_bot.machines.service import MachineService
+from gibil_bot.machines.session import MachineSession
+from gibil_bot.mcp_server.connections import MachineConnections
 from gibil_bot.mcp_server.results import Created, Destroyed, Extended, Servers, add, answer
 from gibil_bot.mcp_server.tool_calls import progress
 from gibil_bot.views import machine_created, machine_destroyed, machine_extended, machine_listed
@@ -38,7 +38,7 @@ _PHASES = {
 
 
 class MachineTools:
-    def __init__(self, links: Links) -> None:
+    def __init__(self, links: MachineConnections) -> None:
         self._links = links
 
     def register(self, server: MCPServer[Any]) -> None:
@@ -95,7 +95,7 @@ class MachineTools:
         .gibil.yml asks for, and runs its tasks: pass `wait`, or look with vm_bash for /root/.gibil-ready, then
         /root/.gibil-tasks-done or /root/.gibil-tasks-failed. Burn it with destroy_server when you are done.
         """
-        order = Order(
+        order = CreateRequest(
             name=name, repo=repo, ttl=ttl, size=size, server_type=server_type,
             location=location, env=env or {}, made_by="mcp",
         )  # fmt: skip
@@ -165,7 +165,7 @@ class MachineTools:
         return answer(f"{name} lives until {view['expires_at']}", view)
 
 
-async def _wait(live: LiveMachine, view: dict[str, Any], wait: str) -> None:
+async def _wait(live: MachineSession, view: dict[str, Any], wait: str) -> None:
     """Into the view how it went; the markers decide, as for everybody who polls."""
     if wait == "tasks":
         tasks = await live.wait_tasks()
@@ -179,12 +179,12 @@ async def _wait(live: LiveMachine, view: dict[str, Any], wait: str) -> None:
     ]
 
 
-async def _drop(machines: Machines, live: LiveMachine) -> None:
+async def _drop(machines: MachineService, live: MachineSession) -> None:
     await live.close()
     await machines.destroy([live.name])
 
 
-async def _sweep(machines: Machines) -> None:
+async def _sweep(machines: MachineService) -> None:
     """Whoever comes by burns what is beyond its time."""
     burned = await machines.sweep()
     if burned:

@@ -17,13 +17,13 @@ from pydantic import ValidationError
 from gibil_bot import __version__
 from gibil_bot.config import Settings
 from gibil_bot.errors import ConfigurationError, GibilError, Unavailable
-from gibil_bot.mcp_server.connections import Links
+from gibil_bot.mcp_server.connections import MachineConnections
 from gibil_bot.mcp_server.file_tools import FileTools
 from gibil_bot.mcp_server.job_tools import JobTools
 from gibil_bot.mcp_server.machine_tools import MachineTools
 from gibil_bot.mcp_server.results import refusal
 from gibil_bot.mcp_server.stdio import standard_streams
-from gibil_bot.mcp_server.tool_calls import Calls
+from gibil_bot.mcp_server.tool_calls import ToolCalls
 from gibil_bot.mcp_server.work_tools import WorkTools
 
 log = logging.getLogger("gibil.mcp")
@@ -38,7 +38,7 @@ INSTRUCTIONS = (
 
 async def serve(settings: Settings) -> None:
     """Until the client hangs up, or SIGTERM or SIGINT comes. Machines live on until their time is up."""
-    links, calls = Links(settings), Calls()
+    links, calls = MachineConnections(settings), ToolCalls()
     serving = asyncio.create_task(_serve(links, calls))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -51,13 +51,13 @@ async def serve(settings: Settings) -> None:
         serving.result()
 
 
-async def _serve(links: Links, calls: Calls) -> None:
+async def _serve(links: MachineConnections, calls: ToolCalls) -> None:
     async with standard_streams() as (incoming, outgoing):
         server = create_server(links, calls)
         await server.run(incoming, outgoing, server.create_initialization_options())
 
 
-def create_server(links: Links, calls: Calls) -> Server[Any]:
+def create_server(links: MachineConnections, calls: ToolCalls) -> Server[Any]:
     registry: MCPServer[Any] = MCPServer("gibil", log_level="WARNING")
     for tools in (MachineTools(links), WorkTools(links), FileTools(links), JobTools(links)):
         tools.register(registry)

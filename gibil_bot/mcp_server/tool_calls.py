@@ -17,7 +17,7 @@ _EVERY_S = 5.0
 """How often a client is told that a call goes on: many give up on one that says nothing."""
 
 
-class Calls:
+class ToolCalls:
     """The protocol's library cancels a call again and again until it has ended, which would cut its cleanup off, too."""
 
     def __init__(self) -> None:

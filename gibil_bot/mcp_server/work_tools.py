@@ -12,11 +12,11 @@ from pydantic import Field
 
 from gibil_bot.errors import UsageError
 from gibil_bot.machines import validation
-from gibil_bot.machines.session import LiveMachine
+from gibil_bot.machines.session import MachineSession
 from gibil_bot.machines.tools import files, stray_processes
 from gibil_bot.machines.tools.stats import Stats, stats
 from gibil_bot.machines.tools.truncate import Excerpt
-from gibil_bot.mcp_server.connections import Links
+from gibil_bot.mcp_server.connections import MachineConnections
 from gibil_bot.mcp_server.results import Ran, Server, StatsView, Swept, add, answer, streams
 from gibil_bot.mcp_server.tool_calls import progress
 
@@ -28,7 +28,7 @@ _HINT = "run it with background=true, and vm_job_tail shows all of it, or send i
 
 
 class WorkTools:
-    def __init__(self, links: Links) -> None:
+    def __init__(self, links: MachineConnections) -> None:
         self._links = links
 
     def register(self, server: MCPServer[Any]) -> None:
@@ -72,7 +72,7 @@ class WorkTools:
             raise UsageError(f"timeout_ms is a number of milliseconds from 1 to {_MOST_MS}")
         limit_s = timeout_ms / 1000 if timeout_ms is not None else None
 
-        async def at(live: LiveMachine) -> CallToolResult:
+        async def at(live: MachineSession) -> CallToolResult:
             if working_dir is not None:
                 await files.check_folder(live, working_dir)
             if background:
@@ -89,7 +89,7 @@ class WorkTools:
     async def vm_stats(self, server: Server = None) -> Annotated[CallToolResult, StatsView]:
         """How a machine is doing: minutes left, processors, load, memory, disk, the busiest processes."""
 
-        async def at(live: LiveMachine) -> CallToolResult:
+        async def at(live: MachineSession) -> CallToolResult:
             now = await stats(live)
             left = max(0.0, round((live.machine.expires_at - datetime.now(UTC)).total_seconds() / 60, 1))
             busiest = [
@@ -131,7 +131,7 @@ class WorkTools:
         Running commands and jobs, what .gibil.yml set up (its services), and terminals that people opened are left alone.
         """
 
-        async def at(live: LiveMachine) -> CallToolResult:
+        async def at(live: MachineSession) -> CallToolResult:
             found, ended = await stray_processes.sweep(live, look_only=look_only)
             views = [
                 {
@@ -167,7 +167,7 @@ def _notes(now: Stats) -> list[str]:
     ]
 
 
-async def _run(live: LiveMachine, command: str, cwd: str | None, timeout_s: float) -> CallToolResult:
+async def _run(live: MachineSession, command: str, cwd: str | None, timeout_s: float) -> CallToolResult:
     kept = {"stdout": Excerpt(STDOUT_BYTES), "stderr": Excerpt(STDERR_BYTES)}
     began = time.monotonic()
     outcome = await live.run(

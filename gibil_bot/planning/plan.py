@@ -15,7 +15,7 @@ from gibil_bot.planning import expressions
 from gibil_bot.planning.catalogue import Catalogue, CommandHelp, catalogue, check_files, commands, why_unknown
 from gibil_bot.planning.inputs import input_values, typed_values
 from gibil_bot.planning.schema import workflow_name
-from gibil_bot.planning.services import Grounds, check_services, services_script
+from gibil_bot.planning.services import ServiceCapabilities, check_services, services_script
 from gibil_bot.planning.workflow import REPOSITORY_FILE, MachineWish, RepositoryFile, Task, Workflow
 from gibil_bot.planning.yaml_nodes import nearest
 from gibil_bot.scripts.setup_task import set_up_script
@@ -23,7 +23,7 @@ from gibil_bot.scripts.setup_task import set_up_script
 __all__ = [
     "Catalogue",
     "CommandHelp",
-    "Facts",
+    "EventContext",
     "again",
     "catalogue",
     "check_files",
@@ -40,7 +40,7 @@ SET_UP_S = 600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class EventContext:
     """What is known about the event that asks."""
 
     repository: Repository
@@ -53,13 +53,13 @@ class Facts:
     max_ttl_s: int
     caps: Caps = NO_CAPS
     """What the operator allows a machine to be at most."""
-    grounds: Grounds | None = None
+    grounds: ServiceCapabilities | None = None
     """What the machines can do for services; None: it is not known here, and the machine will say."""
     untrusted_because: str = ""
     """Why the run is untrusted, a clause for its report."""
 
 
-def for_command(known: Catalogue, command: Command, facts: Facts) -> tuple[Plan, ...]:
+def for_command(known: Catalogue, command: Command, facts: EventContext) -> tuple[Plan, ...]:
     """The plans of every workflow with that command word, one as a rule. Raises UsageError with a sentence for people."""
     if command.problem:
         raise UsageError(command.problem)
@@ -76,7 +76,7 @@ class NotOnTheseMachines(UsageError):
     """The repository asks for what the machines here cannot do."""
 
 
-def for_pull_request(known: Catalogue, action: str, facts: Facts) -> tuple[tuple[Plan, ...], tuple[str, ...]]:
+def for_pull_request(known: Catalogue, action: str, facts: EventContext) -> tuple[tuple[Plan, ...], tuple[str, ...]]:
     """The plans of every workflow that this action of a pull request starts, and why others should run and cannot here.
 
     A workflow that has nothing to do in this repository (it needs a `.gibil.yml` that is absent or broken) is left out: nobody
@@ -94,7 +94,7 @@ def for_pull_request(known: Catalogue, action: str, facts: Facts) -> tuple[tuple
     return tuple(plans), tuple(refusals)
 
 
-def for_workflow(known: Catalogue, name: str, arguments: Mapping[str, str], facts: Facts) -> Plan:
+def for_workflow(known: Catalogue, name: str, arguments: Mapping[str, str], facts: EventContext) -> Plan:
     """The plan of one workflow by its name, whatever starts it: for the command line. Raises UsageError."""
     found = next((workflow for workflow in known.workflows if workflow.name == name), None)
     if found is None:
@@ -105,7 +105,7 @@ def for_workflow(known: Catalogue, name: str, arguments: Mapping[str, str], fact
     return _plan(known, found, input_values(found.inputs, arguments, word=found.command or name), facts)
 
 
-def again(known: Catalogue, name: str, inputs: Mapping[str, str], facts: Facts) -> Plan:
+def again(known: Catalogue, name: str, inputs: Mapping[str, str], facts: EventContext) -> Plan:
     """The plan of a workflow that ran before, made from today's files for today's commit, branches and person. Inputs that
     the workflow no longer has are left out. Raises UsageError."""
     found = next((workflow for workflow in known.workflows if workflow.name == name), None)
@@ -121,7 +121,7 @@ def plan_view(plan: Plan) -> dict[str, object]:
 # --- one plan ----------------------------------------------------------------------------------------------------
 
 
-def _plan(known: Catalogue, workflow: Workflow, inputs: dict[str, str], facts: Facts) -> Plan:
+def _plan(known: Catalogue, workflow: Workflow, inputs: dict[str, str], facts: EventContext) -> Plan:
     notes: list[str] = []
     own_file = _used_file(known, workflow, facts.grounds)
     tasks = _expand(workflow, own_file)
@@ -160,7 +160,7 @@ def _plan(known: Catalogue, workflow: Workflow, inputs: dict[str, str], facts: F
     )
 
 
-def _used_file(known: Catalogue, workflow: Workflow, grounds: Grounds | None) -> RepositoryFile | None:
+def _used_file(known: Catalogue, workflow: Workflow, grounds: ServiceCapabilities | None) -> RepositoryFile | None:
     """The `.gibil.yml` that this workflow uses, if it uses one and the repository has one."""
     using = next((task for task in workflow.tasks if task.uses), None)
     if using is None:
@@ -251,7 +251,7 @@ def _machine_plan(wish: MachineWish, ttl_s: int) -> MachinePlan:
     )
 
 
-def _github(workflow: Workflow, facts: Facts) -> dict[str, str]:
+def _github(workflow: Workflow, facts: EventContext) -> dict[str, str]:
     """`github.` as conditions see it: every name of expressions.GITHUB_NAMES."""
     pull_request = facts.pull_request
     return {

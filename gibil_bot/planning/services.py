@@ -17,7 +17,7 @@ from gibil_bot.scripts import services as scripts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Grounds:
+class ServiceCapabilities:
     """What the machines that are forged here can do for services."""
 
     containers: bool
@@ -113,7 +113,7 @@ def host_port(service: Service) -> tuple[int, int]:
     return port, port
 
 
-def check_services(file: RepositoryFile, grounds: Grounds) -> None:
+def check_services(file: RepositoryFile, grounds: ServiceCapabilities) -> None:
     """Raises InvalidWorkflow, at the service's line, for one that these machines cannot have."""
     for service in file.services:
         problem = None if grounds.containers else _why_not_packaged(service, grounds)
@@ -121,7 +121,7 @@ def check_services(file: RepositoryFile, grounds: Grounds) -> None:
             raise InvalidWorkflow(file.path, service.line, service.column, f"the service {service.name!r}: {problem}")
 
 
-def _why_not_packaged(service: Service, grounds: Grounds) -> str | None:
+def _why_not_packaged(service: Service, grounds: ServiceCapabilities) -> str | None:
     kind = image_kind(service.image)
     if kind is None:
         return (

@@ -39,7 +39,7 @@ CREATION = "creation"
 
 
 @dataclass(frozen=True)
-class Forge:
+class MachineFactory:
     """A provider, the keys of its machines, and the way onto them (`ssh.connect`, handed in to keep SSH out of here).
 
     `connect_shell` raises AnotherHost for a host that does not show `Endpoint.host_key`.

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from gibil_bot.caps import Caps
 from gibil_bot.github import replies, trust_replies
-from gibil_bot.model import PullRequest, Repository, Telling, Trust
+from gibil_bot.model import Notification, PullRequest, Repository, Trust
 from gibil_bot.planning import plan as planning
-from gibil_bot.planning.services import Grounds
+from gibil_bot.planning.services import ServiceCapabilities
 from gibil_bot.ports import GitHub
-from gibil_bot.runs.trust import Standing
+from gibil_bot.runs.trust import TrustDecision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Policy:
     run_id: Callable[[bytes, str], str]
     """(payload, distinction) → a run's id: the same for the same payload, so that a replay queues nothing twice."""
     operator_workflows: Callable[[], Mapping[str, bytes]]
-    grounds: Grounds | None = None
+    grounds: ServiceCapabilities | None = None
     """What the machines here can do for services."""
 
 
@@ -46,13 +46,13 @@ class NeedsApproval(Refused):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Desk:
+class PullRequestContext:
     """One pull request, the workflows that exist for it, and what is known of its people."""
 
     installation_id: int
     catalogue: planning.Catalogue
-    facts: planning.Facts
-    standing: Standing
+    facts: planning.EventContext
+    standing: TrustDecision
 
     def check_may_run(self, policy: Policy, *, asked: bool, is_approved: bool = False) -> None:
         """`asked`: a person with write permission asked for this very commit to run, which is a review of a branch of the
@@ -70,7 +70,7 @@ class Desk:
             raise NeedsApproval(trust_replies.untrusted_branch_waits(self.facts.sha, standing.because))
         raise NeedsApproval(trust_replies.needs_approval(self.facts.sha, standing.because))
 
-    def complaints(self) -> list[Telling]:
+    def complaints(self) -> list[Notification]:
         """What is wrong with workflow files, told once per pull request in one comment."""
         if not self.catalogue.problems:
             return []
@@ -80,7 +80,7 @@ class Desk:
         ]
 
 
-async def read_desk(
+async def read_context(
     github: GitHub,
     policy: Policy,
     *,
@@ -88,16 +88,16 @@ async def read_desk(
     repository: Repository,
     pull_request: PullRequest,
     actor: str,
-    standing: Standing,
+    standing: TrustDecision,
     event_name: str,
-) -> Desk:
+) -> PullRequestContext:
     """Everything that a decision about one pull request needs. Raises GitHubError."""
     # The branch as it is now, and not the commit that the pull request remembers of it: a workflow that was mended counts.
     files = await github.workflow_files(installation_id, repository.full_name, pull_request.base_ref)
-    return Desk(
+    return PullRequestContext(
         installation_id=installation_id,
         catalogue=await read_catalogue(policy, files, pull_request.base_ref),
-        facts=planning.Facts(
+        facts=planning.EventContext(
             repository=repository,
             pull_request=pull_request,
             sha=pull_request.head_sha,

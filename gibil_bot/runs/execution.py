@@ -22,7 +22,7 @@ from gibil_bot.planning import expressions
 from gibil_bot.ports import Shell, Store
 from gibil_bot.runs.logs import LOG_LIMIT_BYTES, Journal, TaskLog, size_of
 from gibil_bot.runs.redact import Redactor
-from gibil_bot.runs.returned_files import LeftFiles, left_in, paths_of, read_left_files, read_tail
+from gibil_bot.runs.returned_files import ReturnedFiles, left_in, paths_of, read_returned_files, read_tail
 from gibil_bot.scripts import task_script
 from gibil_bot.scripts.clone import WORKSPACE
 from gibil_bot.scripts.jobs import NO_FOLDER
@@ -329,12 +329,12 @@ class Execution:
         folder = self._log_folder
         return max(0, self._room - await asyncio.to_thread(size_of, folder, folder / f"{index}.log"))
 
-    async def _left_files(self, index: int) -> LeftFiles:
+    async def _left_files(self, index: int) -> ReturnedFiles:
         """Nothing, where the machine does not answer that: its tasks may have replaced what answers."""
         if self._lost is None:
             with contextlib.suppress(SSHError, JobLost, TimeoutError):
-                return await read_left_files(self._shell, index)
-        return LeftFiles(b"", b"", b"")
+                return await read_returned_files(self._shell, index)
+        return ReturnedFiles(b"", b"", b"")
 
     def _limit_s(self, task: TaskPlan) -> float:
         """Seconds that the task may take: its own limit, or what is left of the workflow's."""
@@ -406,7 +406,7 @@ class Execution:
         listen = self._listener.output
         return None if listen is None else lambda data: listen(index, data)
 
-    def _take_over(self, files: LeftFiles, extra: dict[str, str], paths: list[str]) -> str | None:
+    def _take_over(self, files: ReturnedFiles, extra: dict[str, str], paths: list[str]) -> str | None:
         """What the task exported counts for the tasks after it. The reason, when that cannot be read."""
         try:
             extra.update(task_script.parse_env_file(files.env))

@@ -23,6 +23,7 @@ from gibil_bot.model import (
     HeadSeen,
     MergeGroupChecked,
     NewRun,
+    Notification,
     Person,
     Plan,
     PullRequest,
@@ -32,17 +33,16 @@ from gibil_bot.model import (
     Run,
     RunState,
     Source,
-    Telling,
     Trust,
 )
 from gibil_bot.planning import plan as planning
 from gibil_bot.ports import GitHub, Settlement, Store
 from gibil_bot.runs import heads, rate_limit
-from gibil_bot.runs.context import Desk, NeedsApproval, Policy, Refused, help_text, read_catalogue, read_desk
+from gibil_bot.runs.context import NeedsApproval, Policy, PullRequestContext, Refused, help_text, read_catalogue, read_context
 from gibil_bot.runs.execution import now
 from gibil_bot.runs.heads import observed_in
 from gibil_bot.runs.queued_reports import as_queued, queued_check_run
-from gibil_bot.runs.trust import MAY_COMMAND, Judge, Standing
+from gibil_bot.runs.trust import MAY_COMMAND, TrustDecision, TrustEvaluator
 
 log = logging.getLogger("gibil.intake")
 
@@ -68,7 +68,7 @@ class _Outcome:
     delivery: Delivery
     runs: list[NewRun] = field(default_factory=list)
     cancel: list[tuple[str, str]] = field(default_factory=list)
-    tellings: list[Telling] = field(default_factory=list)
+    tellings: list[Notification] = field(default_factory=list)
     observed: list[HeadSeen | BranchPush | Approval] = field(default_factory=list)
     is_approved: bool = False
     """An approval of the head came earlier in the same comment."""
@@ -77,14 +77,14 @@ class _Outcome:
         return Settlement(runs=self.runs, cancel=self.cancel, tellings=self.tellings, observed=self.observed)
 
 
-class Decisions:
+class EventHandlers:
     """Decides one delivery at a time; writes nothing but the first sign that it was seen."""
 
     def __init__(self, store: Store, github: GitHub, policy: Policy) -> None:
         self._store = store
         self._github = github
         self._policy = policy
-        self._judge = Judge(store, github, policy.trusted_apps)
+        self._judge = TrustEvaluator(store, github, policy.trusted_apps)
 
     async def settle(self, delivery: Delivery, event: Event) -> Settlement:
         """What to write for this delivery. Raises GitHubError, StoreError."""
@@ -175,7 +175,7 @@ class Decisions:
 
     async def _standing_of_comment(
         self, event: CommentCreated, pull_request: PullRequest, permission: str, asked: Sequence[Command]
-    ) -> Standing:
+    ) -> TrustDecision:
         """A command is about the commit that was the head when it was written; a review names that commit itself."""
         standing = await self._judge.standing(
             event.installation_id,
@@ -192,7 +192,7 @@ class Decisions:
         moved = event.created_at is None or heads.moved_since(standing.history, pull_request.head_sha, event.created_at)
         return replace(standing, head_is_unmoved=event.commit_sha == pull_request.head_sha and not moved)
 
-    async def _obey(self, command: Command, event: CommentCreated, desk: Desk, outcome: _Outcome) -> str | None:
+    async def _obey(self, command: Command, event: CommentCreated, desk: PullRequestContext, outcome: _Outcome) -> str | None:
         """Do what one command says; a text is the answer to it. Raises Refused, UsageError."""
         if command.word == "help":
             return help_text(desk.catalogue)
@@ -215,7 +215,7 @@ class Decisions:
             self._queue(plan, desk, outcome, comment=event)
         return None
 
-    async def _approve(self, command: Command, event: CommentCreated, desk: Desk, outcome: _Outcome) -> str:
+    async def _approve(self, command: Command, event: CommentCreated, desk: PullRequestContext, outcome: _Outcome) -> str:
         """Let the one commit that the comment names run, without secrets. Raises Refused."""
         head, standing = desk.facts.sha, desk.standing
         if not desk.facts.pull_request.is_open:
@@ -245,7 +245,7 @@ class Decisions:
         started = await self._start_what_waited(desk, outcome)
         return trust_replies.approved(head, started)
 
-    async def _start_what_waited(self, desk: Desk, outcome: _Outcome) -> int:
+    async def _start_what_waited(self, desk: PullRequestContext, outcome: _Outcome) -> int:
         """The workflows that would have started by themselves, if they have not run at this commit; how many."""
         facts = desk.facts
         pushed = any(seen.action == "synchronize" and seen.sha == facts.sha for seen in desk.standing.history.heads)
@@ -259,7 +259,7 @@ class Decisions:
             self._queue(plan, at_event, outcome)
         return len(missing)
 
-    async def _ask_for_approval(self, desk: Desk, text: str, outcome: _Outcome) -> None:
+    async def _ask_for_approval(self, desk: PullRequestContext, text: str, outcome: _Outcome) -> None:
         """One check run for each commit; nothing where it says so already."""
         repository, number = desk.facts.repository, desk.facts.pull_request.number
         wanted = trust_replies.approval_check(desk.installation_id, repository, number, desk.facts.sha, text=text, now=now())
@@ -269,7 +269,7 @@ class Decisions:
         if there is None or there[0].telling.body.get("conclusion") != wanted.body["conclusion"]:
             outcome.tellings.append(wanted)
 
-    async def _to_retest(self, desk: Desk, event: CommentCreated, wanted: str | None) -> list[_Repeat]:
+    async def _to_retest(self, desk: PullRequestContext, event: CommentCreated, wanted: str | None) -> list[_Repeat]:
         """The newest run of the wanted workflow, or of every one that did not succeed. What the store knows nothing of is
         found by our check runs on the commit. Raises Refused."""
         newest: dict[str, Run] = {}
@@ -293,7 +293,7 @@ class Decisions:
         return [_Repeat(number=event.number, workflow=workflow, inputs=inputs) for workflow, inputs, _ in chosen]
 
     def _queue_again(
-        self, repeats: Sequence[_Repeat], desk: Desk, outcome: _Outcome, comment: CommentCreated | None = None
+        self, repeats: Sequence[_Repeat], desk: PullRequestContext, outcome: _Outcome, comment: CommentCreated | None = None
     ) -> None:
         """Plan those workflows from today's files. One that cannot be planned keeps no other from running.
         Raises UsageError with every reason, after the others were queued."""
@@ -352,7 +352,7 @@ class Decisions:
         for plan in plans:
             self._queue(plan, desk, outcome)
 
-    async def _supersede(self, desk: Desk, plans: Sequence[Plan], outcome: _Outcome) -> list[Plan]:
+    async def _supersede(self, desk: PullRequestContext, plans: Sequence[Plan], outcome: _Outcome) -> list[Plan]:
         """Stop runs of older commits. Their workflows were requested on this pull request, so the new commit gets them too
         where it may start by itself; code that was never requested to run doesn't start."""
         facts = desk.facts
@@ -478,7 +478,7 @@ class Decisions:
             if run.source.repository.id == repository.id and run.source.pull_request.number == number
         ]
 
-    def _queue(self, plan: Plan, desk: Desk, outcome: _Outcome, comment: CommentCreated | None = None) -> None:
+    def _queue(self, plan: Plan, desk: PullRequestContext, outcome: _Outcome, comment: CommentCreated | None = None) -> None:
         facts = desk.facts
         distinction = f"{plan.workflow}/{len(outcome.runs)}"
         outcome.runs.append(
@@ -505,10 +505,10 @@ class Decisions:
         repository: Repository,
         pull_request: PullRequest,
         actor: str,
-        standing: Standing,
+        standing: TrustDecision,
         event_name: str,
-    ) -> Desk:
-        return await read_desk(
+    ) -> PullRequestContext:
+        return await read_context(
             self._github,
             self._policy,
             installation_id=installation_id,

@@ -14,7 +14,7 @@ from gibil_bot.github import commands, replies, webhook
 from gibil_bot.model import BranchPushed, CommentCreated, Delivery, Event, Ignored
 from gibil_bot.ports import GitHub, Settlement, Store
 from gibil_bot.runs.context import Policy
-from gibil_bot.runs.handlers import Decisions
+from gibil_bot.runs.handlers import EventHandlers
 from gibil_bot.runs.heads import observed_in
 
 log = logging.getLogger("gibil.intake")
@@ -49,7 +49,7 @@ class Intake:
 
     def __init__(self, store: Store, github: GitHub, policy: Policy, process: str) -> None:
         self._store = store
-        self._decisions = Decisions(store, github, policy)
+        self._decisions = EventHandlers(store, github, policy)
         self._policy = policy
         self._process = process
         self._lanes: dict[int, asyncio.Queue[tuple[Delivery, Event]]] = {}

@@ -17,7 +17,7 @@ from gibil_bot.errors import GibilError, UsageError
 from gibil_bot.git import GitError
 from gibil_bot.model import Claim, Delivery, NewRun, Person, Plan, PullRequest, Repository, Source, Trust
 from gibil_bot.planning import plan as planning
-from gibil_bot.planning.services import Grounds
+from gibil_bot.planning.services import ServiceCapabilities
 from gibil_bot.ports import Settlement, Store
 from gibil_bot.runs.commit_files import workflow_files
 
@@ -46,7 +46,7 @@ class Limits:
     operator_workflows: Callable[[], Mapping[str, bytes]]
     max_ttl_s: int
     caps: Caps
-    grounds: Grounds
+    grounds: ServiceCapabilities
 
 
 @contextlib.asynccontextmanager
@@ -100,8 +100,8 @@ async def plan(checkout: Checkout, workflow: str, inputs: Mapping[str, str], lim
     return planning.for_workflow(catalogue, name, inputs, _facts(checkout, limits))
 
 
-def _facts(checkout: Checkout, limits: Limits) -> planning.Facts:
-    return planning.Facts(
+def _facts(checkout: Checkout, limits: Limits) -> planning.EventContext:
+    return planning.EventContext(
         repository=_repository(checkout),
         pull_request=_pull_request(checkout),
         sha=checkout.sha,

@@ -13,7 +13,7 @@ import random
 from collections import Counter
 
 from gibil_bot.errors import GitHubError, NotAskedYet, StoreError
-from gibil_bot.model import DueTelling, Priority
+from gibil_bot.model import DueNotification, Priority
 from gibil_bot.ports import Reporter, Store
 
 log = logging.getLogger("gibil.teller")
@@ -26,7 +26,7 @@ POLL_S = 5.0
 LONGEST_WAIT_S = 300.0
 
 
-class Teller:
+class OutboxPublisher:
     """`run()` for as long as the bot lives; cancelling it stops after what is under way is written down or given back."""
 
     def __init__(self, store: Store, reporter: Reporter, owner: str) -> None:
@@ -66,7 +66,7 @@ class Teller:
             if lowest <= up_to
         )
 
-    async def _claim(self, limit: int, up_to: Priority) -> list[DueTelling]:
+    async def _claim(self, limit: int, up_to: Priority) -> list[DueNotification]:
         try:
             return await self._store.claim_tellings(self._owner, limit=limit, lease_s=LEASE_S, up_to=up_to)
         except StoreError as error:
@@ -74,7 +74,7 @@ class Teller:
             await asyncio.sleep(POLL_S)
             return []
 
-    async def _tell(self, due: DueTelling) -> None:
+    async def _tell(self, due: DueNotification) -> None:
         key = due.telling.key
         try:
             try:
@@ -91,7 +91,7 @@ class Teller:
             with contextlib.suppress(StoreError):  # then it is told again, which changes nothing
                 await asyncio.shield(self._store.told(self._owner, due, remote_id))
 
-    async def _not_told(self, due: DueTelling, error: GitHubError) -> None:
+    async def _not_told(self, due: DueNotification, error: GitHubError) -> None:
         retry_s: float | None = None
         if isinstance(error, NotAskedYet):
             retry_s = error.retry_after_s

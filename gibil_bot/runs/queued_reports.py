@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from gibil_bot.github.render import RunReport, check_run
-from gibil_bot.model import NewRun, Run, RunState, Telling
+from gibil_bot.model import NewRun, Notification, Run, RunState
 from gibil_bot.runs.execution import now
 
 
-def queued_check_run(run: Run, place: int, public_url: str) -> Telling:
+def queued_check_run(run: Run, place: int, public_url: str) -> Notification:
     """The check run of a run that waits at that place, counted from 1."""
     return check_run(RunReport(run=run, place=place, phase="waiting for a machine", public_url=public_url, now=now()))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gibil_bot.github import replies
-from gibil_bot.model import Command, CommentCreated, Delivery, RerunRequested, Spending, Telling
+from gibil_bot.model import Command, CommentCreated, Delivery, Notification, RerunRequested, Spending
 from gibil_bot.ports import Store
 
 HOUR_S = 3600.0
@@ -17,7 +17,7 @@ HOUR_S = 3600.0
 
 async def comment_over_limit(
     store: Store, per_hour: int, delivery: Delivery, event: CommentCreated, origin: str, asked: Sequence[Command]
-) -> list[Telling] | None:
+) -> list[Notification] | None:
     """None when the comment's commands, `asked`, are within its author's limit, and count from now on. Otherwise what to
     answer: once an hour the limit and when to try again, and nothing after that.
 
@@ -44,7 +44,7 @@ async def rerun_over_limit(store: Store, per_hour: int, delivery: Delivery, even
 
 async def permission_refused(
     store: Store, delivery: Delivery, event: CommentCreated, origin: str, permission: str
-) -> list[Telling]:
+) -> list[Notification]:
     """What a comment of a person without permission is answered: a reaction, and once an hour and pull request a reply."""
     login = event.author.login
     answer = replies.reactions(event, "confused")

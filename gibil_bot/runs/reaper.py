@@ -18,7 +18,7 @@ from gibil_bot.config import GIB
 from gibil_bot.errors import GibilError, Unavailable
 from gibil_bot.model import RunState
 from gibil_bot.ports import GitHub, Store
-from gibil_bot.providers.lifecycle import Forge
+from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.runs.execution import now
 from gibil_bot.runs.logs import forget_old_logs, trim_logs
 
@@ -36,7 +36,7 @@ KEEP_LOGS_S = 30 * 86400.0
 
 class Reaper:
     def __init__(
-        self, store: Store, forge: Forge, github: GitHub | None, owner: str, logs: Path, max_logs_bytes: int = 10 * GIB
+        self, store: Store, forge: MachineFactory, github: GitHub | None, owner: str, logs: Path, max_logs_bytes: int = 10 * GIB
     ) -> None:
         self._max_logs_bytes = max_logs_bytes
         self._store = store

@@ -24,7 +24,7 @@ _ANSWER_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class LeftFiles:
+class ReturnedFiles:
     """Whatever the task wrote, each cut at its limit."""
 
     summary: bytes
@@ -40,7 +40,7 @@ def paths_of(index: int) -> tuple[str, str, str, str]:
     return files.summary, files.env, files.path, files.neutral
 
 
-def left_in(ended: Exit, index: int) -> LeftFiles | None:
+def left_in(ended: Exit, index: int) -> ReturnedFiles | None:
     """What came with the task's end; None: it was started by a bot that did not ask for it."""
     summary, env, path, neutral = (ended.files.get(path) for path in paths_of(index))
     if summary is None or env is None or path is None:
@@ -55,7 +55,7 @@ async def read_tail(shell: Shell, job_id: str, most: int) -> tuple[bytes, int]:
     return data, number(size)
 
 
-async def read_left_files(shell: Shell, index: int) -> LeftFiles:
+async def read_returned_files(shell: Shell, index: int) -> ReturnedFiles:
     """In one round trip: a line of base64 each. Raises MachineLost."""
     limits = zip(paths_of(index), _LIMITS, strict=True)
     result = await shell.run(
@@ -66,8 +66,8 @@ async def read_left_files(shell: Shell, index: int) -> LeftFiles:
     try:
         return _within_limits([base64.b64decode(line) for line in lines[:4]])
     except ValueError:  # the machine belongs to its tasks: one may have put something else in the place of base64
-        return LeftFiles(b"", b"", b"")
+        return ReturnedFiles(b"", b"", b"")
 
 
-def _within_limits(contents: Iterable[bytes]) -> LeftFiles:
-    return LeftFiles(*(content[:limit] for content, limit in zip(contents, _LIMITS, strict=True)))
+def _within_limits(contents: Iterable[bytes]) -> ReturnedFiles:
+    return ReturnedFiles(*(content[:limit] for content, limit in zip(contents, _LIMITS, strict=True)))

@@ -31,12 +31,12 @@ from gibil_bot.model import Claim, Conclusion, Machine, Run, TaskResult, Trust
 from gibil_bot.operator_secrets import ScopedSecrets, missing_secret
 from gibil_bot.ports import Shell, Store
 from gibil_bot.providers.blocked_hosts import refusals
-from gibil_bot.providers.lifecycle import Forge
+from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.providers.notices import notices
 from gibil_bot.runs.execution import Cancellation, Execution, Listener, conclusion_of, is_complete, now
 from gibil_bot.runs.logs import Journal, Observer
 from gibil_bot.runs.redact import Redactor
-from gibil_bot.runs.sources import SourceError, Supply, address_of
+from gibil_bot.runs.sources import SourceError, SourceTransfer, address_of
 
 log = logging.getLogger("gibil.runner")
 T = TypeVar("T")
@@ -51,8 +51,8 @@ class Tools:
     """What every run of this process shares."""
 
     store: Store
-    forge: Forge
-    supply: Supply
+    forge: MachineFactory
+    supply: SourceTransfer
     logs: Path
     owner: str
     """Who the machines belong to: all processes that share one data directory."""

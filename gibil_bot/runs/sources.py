@@ -26,7 +26,7 @@ GIVE_BACK_WITHIN_S = 10.0
 """A token that cannot be revoked in that time expires within the hour."""
 
 
-class Supply(Protocol):
+class SourceTransfer(Protocol):
     """Brings a run's commit onto its machine."""
 
     def begin(self, run: Run) -> None:
@@ -63,9 +63,7 @@ class PullRequestClone:
 
     async def bring(self, shell: Shell, run: Run) -> tuple[str, ...]:
         source = run.source
-        text = clone.clone_script(
-            clone_url=source.repository.clone_url, number=source.pull_request.number, sha=source.sha
-        )
+        text = clone.clone_script(clone_url=source.repository.clone_url, number=source.pull_request.number, sha=source.sha)
         for attempt in range(1, TRIES + 1):
             try:
                 notes, problem = await self._clone(shell, run, text)
@@ -157,9 +155,7 @@ class LocalBundle:
         except GitError as error:
             why = explained(error, self._promisor)
             raise SourceError(f"The checkout could not be packed: {why.message}", said=error.said) from error
-        result = await shell.run(
-            clone.bundle_script(path=remote_path, sha=self._sha), timeout_s=CLONE_TIMEOUT_S
-        )
+        result = await shell.run(clone.bundle_script(path=remote_path, sha=self._sha), timeout_s=CLONE_TIMEOUT_S)
         if result.exit_status != 0:
             raise SourceError(f"The checkout could not be unpacked on the machine: {last_line(result.stderr)}")
         return clone.notes_of_clone(result.stdout)

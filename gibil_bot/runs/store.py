@@ -23,14 +23,14 @@ from gibil_bot.model import (
     Claim,
     Conclusion,
     Delivery,
-    DueTelling,
+    DueNotification,
     HeadHistory,
     HeadSeen,
+    Notification,
     Priority,
     Run,
     Spending,
     TaskResult,
-    Telling,
 )
 from gibil_bot.ports import Settlement
 from gibil_bot.runs.sqlite import budgets, claims, database, deliveries, heads, runs
@@ -107,11 +107,11 @@ class SqliteStore:
     async def save_task(self, claim: Claim, result: TaskResult) -> None:
         await self._writer.submit(partial(runs.save_task, claim=claim, result=result))
 
-    async def finish(self, claim: Claim, conclusion: Conclusion, tellings: Sequence[Telling]) -> None:
+    async def finish(self, claim: Claim, conclusion: Conclusion, tellings: Sequence[Notification]) -> None:
         job = partial(runs.finish, claim=claim, conclusion=conclusion, tellings=tellings, now=self._clock())
         await self._writer.submit(job)
 
-    async def tell(self, claim: Claim | None, tellings: Sequence[Telling]) -> None:
+    async def tell(self, claim: Claim | None, tellings: Sequence[Notification]) -> None:
         await self._writer.submit(partial(runs.tell, claim=claim, tellings=tellings, now=self._clock()))
 
     async def request_cancel(self, run_id: str, reason: str) -> bool:
@@ -150,20 +150,20 @@ class SqliteStore:
         lease_s: float,
         not_keys: Sequence[str] = (),
         up_to: Priority = Priority.REACTION,
-    ) -> list[DueTelling]:
+    ) -> list[DueNotification]:
         job = partial(
             tellings.claim, owner=owner, limit=limit, now=self._clock(), lease_s=lease_s, not_keys=not_keys, up_to=up_to
         )
         return await self._writer.submit(job)
 
-    async def told(self, owner: str, due: DueTelling, remote_id: int | None) -> None:
+    async def told(self, owner: str, due: DueNotification, remote_id: int | None) -> None:
         await self._writer.submit(partial(tellings.told, owner=owner, due=due, remote_id=remote_id, now=self._clock()))
 
-    async def untold(self, owner: str, due: DueTelling, error: str, *, retry_s: float | None, failed: bool = True) -> None:
+    async def untold(self, owner: str, due: DueNotification, error: str, *, retry_s: float | None, failed: bool = True) -> None:
         job = partial(tellings.untold, owner=owner, due=due, error=error, now=self._clock(), retry_s=retry_s, failed=failed)
         await self._writer.submit(job)
 
-    async def telling(self, key: str) -> tuple[DueTelling, bool, str | None] | None:
+    async def telling(self, key: str) -> tuple[DueNotification, bool, str | None] | None:
         return await self._read(partial(tellings.get, key=key))
 
     # Beside

@@ -22,7 +22,7 @@ MOST_PEOPLE = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class TrustDecision:
     """What is known of the head of one pull request, for one requester."""
 
     trust: Trust
@@ -40,7 +40,7 @@ class Standing:
     """What was learned on the way, to be stored."""
 
 
-class Judge:
+class TrustEvaluator:
     """Asks the store and GitHub. Nothing is kept between two decisions: permissions are those of this moment."""
 
     def __init__(self, store: Store, github: GitHub, trusted_apps: frozenset[str]) -> None:
@@ -60,7 +60,7 @@ class Judge:
         thread_updated_at: datetime | None = None,
         is_timed: bool = False,
         stated: Sequence[HeadSeen | BranchPush] = (),
-    ) -> Standing:
+    ) -> TrustDecision:
         """`permission` is the requester's, read just now. `is_timed`: the request was written at `written_at`, and is about
         what was the head then. `stated`: what the delivery itself says about heads. Raises GitHubError, StoreError."""
         is_branch = pull.head_repository_id is not None and pull.head_repository_id == repository.id
@@ -86,7 +86,7 @@ class Judge:
         approval = heads.valid_approval(history, pull.head_sha)
         if approval is not None and not (because and await people.may_write(Person(login=approval.by))):
             approval = None
-        return Standing(
+        return TrustDecision(
             trust=Trust.UNTRUSTED if because else Trust.TRUSTED,
             is_branch=is_branch,
             because=because,

@@ -18,7 +18,7 @@ _MANY_PIECES = 1024
 """Waiting pieces are joined beyond this count: each costs memory of its own, and a machine may send bytes one by one."""
 
 
-class Follow:
+class JobFollower:
     """`channel` runs a script of job_scripts that follows a file: its stdout is the file, its stderr lines for us.
 
     `wake` is set whenever there is something new to look at.

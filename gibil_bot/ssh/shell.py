@@ -19,7 +19,7 @@ from gibil_bot.scripts import commands, jobs
 from gibil_bot.ssh.answers import MOST_ANSWERED, BadAnswer, number, printable
 from gibil_bot.ssh.channel import Channel
 from gibil_bot.ssh.connection import Connection, blocks
-from gibil_bot.ssh.job_output import Follow
+from gibil_bot.ssh.job_output import JobFollower
 from gibil_bot.ssh.job_requests import JOB_STATUS, SERVER_VERSION, START_JOB, read_status, start_request
 
 _CLEANUP_S = 15.0
@@ -41,7 +41,7 @@ class SSHShell:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._background: set[asyncio.Task[None]] = set()
-        self._kept: dict[str, Follow] = {}
+        self._kept: dict[str, JobFollower] = {}
 
     @property
     def is_closed(self) -> bool:
@@ -86,7 +86,7 @@ class SSHShell:
             subsystem, stdin = START_JOB, start_request(job)
         else:
             subsystem, (command, stdin) = None, jobs.start_command(job)
-        follow = Follow("stdout", 0)
+        follow = JobFollower("stdout", 0)
         follow.separate = not job.merged
         try:
             async with asyncio.timeout(_START_S):
@@ -191,7 +191,7 @@ class SSHShell:
         known = asyncio.create_task(self._known_status(job_id))
         try:
             while True:
-                follow = Follow("stdout", 0)
+                follow = JobFollower("stdout", 0)
                 follow.channel = await self._connection.open(jobs.wait_command(job_id), follow.on_data)
                 try:
                     if (silent := await _ended_or_silent(known, follow.channel)) is not None:
@@ -280,12 +280,12 @@ class SSHShell:
 
     # --- jobs ---------------------------------------------------------------------------------------------------
 
-    async def _follow(self, job_id: str, stream: str, offset: int) -> Follow:
-        follow = Follow(stream, offset)
+    async def _follow(self, job_id: str, stream: str, offset: int) -> JobFollower:
+        follow = JobFollower(stream, offset)
         follow.channel = await self._connection.open(jobs.attach_command(job_id, stream, offset), follow.on_data)
         return follow
 
-    def _keep(self, job_id: str, follow: Follow) -> None:
+    def _keep(self, job_id: str, follow: JobFollower) -> None:
         self._kept[job_id] = follow
 
         def drop() -> None:
@@ -323,7 +323,7 @@ class SSHShell:
         except BadAnswer:
             return None
 
-    def _what_is_gone(self, job_id: str, follow: Follow, reattaches: int) -> JobLost | None:
+    def _what_is_gone(self, job_id: str, follow: JobFollower, reattaches: int) -> JobLost | None:
         """Why it can't be followed again. Raises MachineLost."""
         if self._connection.is_closed:
             raise self._connection.gone()

@@ -56,7 +56,7 @@ _json_object = msgspec.json.Decoder(_AnyObject)
 
 def create_app(bot: Bot, rejected: Mapping[int, int] | None = None) -> ASGIApp:
     """The ASGI app of a running bot. `rejected`: how many requests the server in front of it answered, by status."""
-    doors = _Doors(bot, {} if rejected is None else rejected)
+    doors = _Routes(bot, {} if rejected is None else rejected)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -90,7 +90,7 @@ def _json(value: object, status: int = 200) -> _Answer:
     return _Answer(status, msgspec.json.encode(value))
 
 
-class _Doors:
+class _Routes:
     """What answers."""
 
     def __init__(self, bot: Bot, rejected: Mapping[int, int]) -> None:

@@ -18,7 +18,7 @@ from gibil_bot.ssh import channel, connection
 from gibil_bot.ssh.answers import BadAnswer, decimal, exit_status, last_line, number, printable, timestamp
 from gibil_bot.ssh.client import connect
 from gibil_bot.ssh.job_list import read_jobs
-from gibil_bot.ssh.job_output import Follow
+from gibil_bot.ssh.job_output import JobFollower
 from gibil_bot.ssh.job_requests import JOB_STATUS, SERVER_VERSION
 from tests.doubles.hostile import Process, hostile_shell, speaker
 from tests.doubles.patience import patient
@@ -168,18 +168,18 @@ async def test_a_command_that_is_never_started_ends_in_time(monkeypatch: pytest.
      "gibil:exit ٣ 0".encode(), b"gibil:exit 0x0 0", b"gibil:exit 0 0 0"],
 )  # fmt: skip
 def test_an_exit_line_with_numbers_out_of_bounds_is_no_end(line: bytes) -> None:
-    follow = Follow.__new__(Follow)
+    follow = JobFollower.__new__(JobFollower)
     asyncio.run(_feed(follow, line + b"\n"))
     assert follow.exit_status is None
 
 
-async def _feed(follow: Follow, data: bytes) -> None:
+async def _feed(follow: JobFollower, data: bytes) -> None:
     follow.__init__("stdout", 0)  # type: ignore[misc]
     follow.on_data("stderr", data)
 
 
 async def test_lines_of_a_byte_each_cost_no_more_than_their_bytes() -> None:
-    follow = Follow("stdout", 0)
+    follow = JobFollower("stdout", 0)
     began = time.process_time()
     for _ in range(300_000):
         follow.on_data("stderr", b"x")
@@ -190,7 +190,7 @@ async def test_lines_of_a_byte_each_cost_no_more_than_their_bytes() -> None:
 
 
 async def test_garbage_for_a_returned_file_is_an_empty_file() -> None:
-    follow = Follow("stdout", 0)
+    follow = JobFollower("stdout", 0)
     follow.on_data(
         "stderr", b"gibil:file !!!=== /a\ngibil:file " + "é".encode() * 99 + b" /b\ngibil:file YQ /c\ngibil:exit 0 0\n"
     )

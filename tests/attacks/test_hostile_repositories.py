@@ -12,7 +12,7 @@ import pytest
 from gibil_bot.commits import local_repository
 from gibil_bot.commits.from_machine import Commits, push
 from gibil_bot.errors import GibilError, UsageError
-from gibil_bot.machines.source import origin_url, read_origin
+from gibil_bot.machines.source import origin_url, read_source
 from gibil_bot.runs import local_checkout
 from gibil_bot.runs.sources import LocalBundle
 from tests.doubles.githttp import GitServer
@@ -81,7 +81,7 @@ async def at_every_door(folder: Path) -> list[GibilError]:
 
 
 async def _create(folder: Path) -> None:
-    async with read_origin(str(folder), None, "https://api.github.com") as found:
+    async with read_source(str(folder), None, "https://api.github.com") as found:
         assert found.checkout is not None
         await _pack(found.checkout, found.sha, found.promisor)
 

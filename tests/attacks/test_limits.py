@@ -21,8 +21,8 @@ from gibil_bot.errors import ProviderError
 from gibil_bot.model import Job, Machine
 from gibil_bot.providers.local.disk_images import Images
 from gibil_bot.providers.local.limits import Groups, find_hierarchies
-from gibil_bot.providers.local.paths import Home, read_keeper
-from gibil_bot.providers.local.privilege import groups_prefix, own_tier
+from gibil_bot.providers.local.paths import LocalPaths, read_daemon
+from gibil_bot.providers.local.privilege import groups_prefix, own_privilege
 from gibil_bot.providers.local.provider import LocalProvider
 from gibil_bot.providers.local.usage_poller import family
 from gibil_bot.ssh.job_requests import JOB_STATUS, START_JOB, start_request
@@ -201,7 +201,7 @@ for place in ("/dev/shm", "/run"):
 
 
 async def test_a_disk_of_a_fixed_size_leaves_nothing_behind(lodging: LocalLodging) -> None:
-    if own_tier() != "root":
+    if own_privilege() != "root":
         pytest.skip("only root can mount a file system of a fixed size")
     if shutil.which("mkfs.ext4", path="/usr/sbin:/sbin") is None:
         pytest.skip("mkfs.ext4 is missing here: apt-get install e2fsprogs")
@@ -487,7 +487,7 @@ async def test_a_machine_that_ended_leaves_its_cause_until_its_name_is_used_agai
             await until(lambda name=name: not lodging.home.machine(name).exists(), "the machine is gone")
         assert "its time to live is over" in await cause(lodging, "short")
         assert "its first process was killed" in await cause(lodging, "beheaded")
-        keeper = read_keeper(lodging.home)
+        keeper = read_daemon(lodging.home)
         await end_keeper(lodging.home)
         assert keeper is not None
         assert "its first process was killed" in await cause(lodging, "beheaded"), "without a daemon too"
@@ -497,7 +497,7 @@ async def test_a_machine_that_ended_leaves_its_cause_until_its_name_is_used_agai
 
 
 async def test_memory_that_the_host_does_not_have_is_not_promised(lodging: LocalLodging) -> None:
-    most = Groups(find_hierarchies(), groups_prefix(Home(lodging.data_dir))).host_memory_mb()
+    most = Groups(find_hierarchies(), groups_prefix(LocalPaths(lodging.data_dir))).host_memory_mb()
     first = await lodging.provider.create(lodging.spec("first", memory_mb=most * 2 // 3))
     with pytest.raises(ProviderError, match="are not left on this host") as refused:
         await lodging.provider.create(lodging.spec("second", memory_mb=most * 2 // 3))

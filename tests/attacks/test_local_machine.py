@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from gibil_bot.providers.local.paths import read_keeper
-from gibil_bot.providers.local.privilege import own_tier
+from gibil_bot.providers.local.paths import read_daemon
+from gibil_bot.providers.local.privilege import own_privilege
 from tests.doubles.machines import LocalLodging, alive, children_of, guest_lodging, local_lodging, shared_folder, until
 from tests.doubles.patience import patient
 
@@ -357,7 +357,7 @@ print("dug")
 
 
 async def test_two_machines_of_root_share_no_user_id(lodging: LocalLodging) -> None:
-    if own_tier() != "root":
+    if own_privilege() != "root":
         pytest.skip("only tier root gives machines user ids of their own, and only root has it")
     for name in ("left", "right"):
         await lodging.provider.create(lodging.spec(name))
@@ -369,7 +369,7 @@ async def test_two_machines_of_root_share_no_user_id(lodging: LocalLodging) -> N
 
 async def test_garbage_on_the_control_socket_harms_nothing(lodging: LocalLodging) -> None:
     await lodging.provider.create(lodging.spec("steady"))
-    keeper = read_keeper(lodging.home)
+    keeper = read_daemon(lodging.home)
     assert keeper is not None
     for garbage in (b"\n", b"{}\n", b"[1]\n", b'{"verb": "create"}\n', b'{"verb": "\xff"}\n', b"x" * 3_000_000, b""):
         reader, writer = await asyncio.open_unix_connection(keeper.socket)

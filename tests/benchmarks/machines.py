@@ -16,10 +16,10 @@ from gibil_bot.config import Settings
 from gibil_bot.errors import Unavailable
 from gibil_bot.model import Endpoint, Machine, MachineSpec
 from gibil_bot.ports import Shell
-from gibil_bot.providers.lifecycle import Forge
-from gibil_bot.providers.local.control_protocol import Line, Request, Unanswered
-from gibil_bot.providers.local.paths import Home, read_keeper
-from gibil_bot.wiring import machine_owner, open_forge
+from gibil_bot.providers.lifecycle import MachineFactory
+from gibil_bot.providers.local.control_protocol import ControlConnection, Request, Unanswered
+from gibil_bot.providers.local.paths import LocalPaths, read_daemon
+from gibil_bot.wiring import machine_owner, open_factory
 from tests.benchmarks.comparison import LeftOut
 
 TTL_S = 600
@@ -28,7 +28,7 @@ TTL_S = 600
 class Yard:
     """Machines of one data directory."""
 
-    def __init__(self, forge: Forge) -> None:
+    def __init__(self, forge: MachineFactory) -> None:
         self.forge = forge
         self.owner = machine_owner(forge.keyring)
         self._numbers = itertools.count()
@@ -81,7 +81,7 @@ async def connect_by_hand(endpoint: Endpoint, client_key: str) -> asyncssh.SSHCl
 async def yard(data_dir: Path) -> AsyncIterator[Yard]:
     """Raises LeftOut where no local machine can be forged. All machines are burned at the end, and the keeper goes."""
     data_dir.mkdir(parents=True, exist_ok=True)
-    forge = open_forge(Settings(data_dir=data_dir, database_url=""))
+    forge = open_factory(Settings(data_dir=data_dir, database_url=""))
     it = Yard(forge)
     try:
         try:
@@ -98,11 +98,11 @@ async def yard(data_dir: Path) -> AsyncIterator[Yard]:
 
 async def end_keeper(data_dir: Path) -> None:
     """It would go by itself, some time later. Returns when it has gone; one that keeps machines stays, and that is an error."""
-    keeper = await asyncio.to_thread(read_keeper, Home(data_dir.absolute()))
+    keeper = await asyncio.to_thread(read_daemon, LocalPaths(data_dir.absolute()))
     if keeper is None:
         return
     with contextlib.suppress(Unanswered):
-        line = await Line.open(keeper.socket)
+        line = await ControlConnection.open(keeper.socket)
         answer = await line.ask(Request(verb="quit"))
         await line.close()
         assert answer.done, "the keeper still has machines"

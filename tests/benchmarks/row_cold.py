@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from gibil_bot.providers.local.paths import Home
+from gibil_bot.providers.local.paths import LocalPaths
 from tests.benchmarks.comparison import Comparison, LeftOut, at_most
 from tests.benchmarks.context import Context
 from tests.benchmarks.machines import end_keeper
@@ -54,7 +54,7 @@ async def _cold(context: Context) -> list[Comparison]:
                     logins.append(logged_in)
                     overlays.append(overlay.first_s * 1000)
         finally:
-            if Home(data_dir).local.is_dir():
+            if LocalPaths(data_dir).local.is_dir():
                 await _took([str(gibil), "destroy", "--all"], environment)
                 await end_keeper(data_dir)
     what = "`gibil create`, then `gibil run … true`, nothing running before"

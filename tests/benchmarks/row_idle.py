@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from gibil_bot.model import Machine
-from gibil_bot.providers.local.paths import Home, read_keeper
-from gibil_bot.providers.local.privilege import own_tier
+from gibil_bot.providers.local.paths import LocalPaths, read_daemon
+from gibil_bot.providers.local.privilege import own_privilege
 from tests.benchmarks.comparison import Aim, Comparison, at_most
 from tests.benchmarks.context import Context
 from tests.benchmarks.machines import Yard, yard
@@ -40,20 +40,20 @@ async def _idle(context: Context) -> list[Comparison]:
 
 
 async def _measure(data_dir: Path, what: str, aim: Aim | None) -> Comparison:
-    keeper = await asyncio.to_thread(read_keeper, Home(data_dir.absolute()))
+    keeper = await asyncio.to_thread(read_daemon, LocalPaths(data_dir.absolute()))
     assert keeper is not None
     await asyncio.sleep(SETTLE_S)
     before = cpu_s(keeper.pid)
     await asyncio.sleep(MEASURE_S)
     percent = 100 * (cpu_s(keeper.pid) - before) / MEASURE_S
     return Comparison(
-        what=f"CPU of the daemon, {what}, tier {own_tier()}",
+        what=f"CPU of the daemon, {what}, tier {own_privilege()}",
         peer="what was promised",
         unit="% of a core",
         ours=[percent],
         peers=[PROMISED_PERCENT],
         aim=aim,
-        facts={"seconds": MEASURE_S, "tier": own_tier()},
+        facts={"seconds": MEASURE_S, "tier": own_privilege()},
     )
 
 

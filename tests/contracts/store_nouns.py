@@ -9,14 +9,14 @@ from gibil_bot.model import (
     Delivery,
     MachinePlan,
     NewRun,
+    Notification,
+    NotificationKind,
     Person,
     Plan,
     PullRequest,
     Repository,
     Source,
     TaskPlan,
-    Telling,
-    TellingKind,
     Trust,
 )
 from gibil_bot.ports import Settlement, Store
@@ -99,9 +99,9 @@ def new_run(
     return NewRun(id=run_id, delivery_guid=guid, source=source, plan=plan)
 
 
-def comment(key: str = "comment:1:7:test", **body: object) -> Telling:
+def comment(key: str = "comment:1:7:test", **body: object) -> Notification:
     content: Mapping[str, object] = body or {"number": 7, "marker": "<!-- m -->", "body": "<!-- m --> hello"}
-    return Telling(key=key, kind=TellingKind.COMMENT, installation_id=99, repository="ada/engine", body=content)
+    return Notification(key=key, kind=NotificationKind.COMMENT, installation_id=99, repository="ada/engine", body=content)
 
 
 async def settle(store: Store, settlement: Settlement, guid: str) -> None:

@@ -23,7 +23,7 @@ from gibil_bot.demo.github_double import GitHubDouble
 from gibil_bot.demo.server import serving
 from gibil_bot.errors import GitHubError, InvalidWorkflow, NotAskedYet
 from gibil_bot.github.api.client import GitHubClient
-from gibil_bot.model import DueTelling, Person, Priority, Repository, Telling, TellingKind, UnusableFile
+from gibil_bot.model import DueNotification, Notification, NotificationKind, Person, Priority, Repository, UnusableFile
 from gibil_bot.planning.schema import parse_workflow
 from gibil_bot.ports import GitHub, Reporter
 from tests.doubles.patience import patient
@@ -66,7 +66,7 @@ class Scene:
     def asked(self, method: str, ending: str) -> int:
         return sum(1 for request in self.github.requests if request.method == method and request.path.endswith(ending))
 
-    def check(self, **changes: object) -> Telling:
+    def check(self, **changes: object) -> Notification:
         body: dict[str, object] = {
             "name": "gibil / test",
             "head_sha": self.sha,
@@ -74,28 +74,30 @@ class Scene:
             "status": "in_progress",
             "output": {"title": "Running", "summary": "so far"},
         }
-        return self.telling(TellingKind.CHECK_RUN, "check:00ff", body | changes)
+        return self.telling(NotificationKind.CHECK_RUN, "check:00ff", body | changes)
 
-    def comment(self, text: str = "hello", marker: str = MARKER, **changes: object) -> Telling:
+    def comment(self, text: str = "hello", marker: str = MARKER, **changes: object) -> Notification:
         body: dict[str, object] = {"number": self.number, "marker": marker, "body": f"{marker}\n{text}"}
-        return self.telling(TellingKind.COMMENT, "comment:1:1:test", body | changes)
+        return self.telling(NotificationKind.COMMENT, "comment:1:1:test", body | changes)
 
-    def telling(self, kind: TellingKind, key: str, body: dict[str, object]) -> Telling:
-        return Telling(key=key, kind=kind, installation_id=self.installation, repository=REPO, body=body)
+    def telling(self, kind: NotificationKind, key: str, body: dict[str, object]) -> Notification:
+        return Notification(key=key, kind=kind, installation_id=self.installation, repository=REPO, body=body)
 
     def conversation(self) -> list[str]:
         return [comment.body for comment in self.github.comments(REPO, self.number)]
 
 
 def due(
-    telling: Telling,
+    telling: Notification,
     *,
     remote_id: int | None = None,
     attempts: int = 0,
     failures: int = 0,
     priority: Priority = Priority.RESULT,
-) -> DueTelling:
-    return DueTelling(telling=telling, revision=1, remote_id=remote_id, attempts=attempts, failures=failures, priority=priority)
+) -> DueNotification:
+    return DueNotification(
+        telling=telling, revision=1, remote_id=remote_id, attempts=attempts, failures=failures, priority=priority
+    )
 
 
 @contextlib.asynccontextmanager
@@ -499,7 +501,7 @@ async def test_a_reaction_may_be_told_twice(scene: Scene, is_review_comment: boo
     say = scene.github.review_comment if is_review_comment else scene.github.comment
     comment = say(REPO, scene.number, "ada", "/gibil test")
     body = {"comment_id": comment.id, "is_review_comment": is_review_comment, "content": "eyes"}
-    telling = scene.telling(TellingKind.REACTION, f"reaction:{comment.id}:eyes", body)
+    telling = scene.telling(NotificationKind.REACTION, f"reaction:{comment.id}:eyes", body)
     scene.github.fault("POST", "/reactions$", "error_after")
     first = await scene.client.tell(due(telling))
     assert await scene.client.tell(due(telling, attempts=1)) == first
@@ -598,7 +600,7 @@ async def test_results_never_wait_behind_comments_and_reactions(scene: Scene) ->
     first = scene.github.comment(REPO, scene.number, "ada", "/gibil test")
     for content in ("eyes", "rocket", "heart", "laugh", "hooray", "confused", "+1", "-1") * 7:
         body = {"comment_id": first.id, "is_review_comment": False, "content": content}
-        telling = scene.telling(TellingKind.REACTION, f"reaction:{first.id}:{content}", body)
+        telling = scene.telling(NotificationKind.REACTION, f"reaction:{first.id}:{content}", body)
         await scene.client.tell(due(telling, priority=Priority.REACTION))
     assert 0 < len(scene.clock.slept) < 10, "reactions leave half of the writes at once to others"
     for number in range(19):

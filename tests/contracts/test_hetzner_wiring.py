@@ -10,7 +10,7 @@ from gibil_bot.cli.doctor import _provider
 from gibil_bot.config import Settings, load_settings
 from gibil_bot.errors import ConfigurationError
 from gibil_bot.model import MachineSpec
-from gibil_bot.wiring import machine_owner, open_forge
+from gibil_bot.wiring import machine_owner, open_factory
 from tests.doubles.hetzner import HetznerDouble, hetzner_double
 
 
@@ -39,8 +39,8 @@ def at(double: HetznerDouble, folder: Path) -> Settings:
 
 async def test_another_computer_with_the_token_has_the_keys_and_is_another_owner(tmp_path: Path) -> None:
     async with hetzner_double() as double:
-        here, there = (open_forge(at(double, tmp_path / name)) for name in ("here", "there"))
-        stranger = open_forge(settings(tmp_path / "stranger", HCLOUD_TOKEN="another", HCLOUD_ENDPOINT=double.endpoint))
+        here, there = (open_factory(at(double, tmp_path / name)) for name in ("here", "there"))
+        stranger = open_factory(settings(tmp_path / "stranger", HCLOUD_TOKEN="another", HCLOUD_ENDPOINT=double.endpoint))
         try:
             keys = [each.keyring.client_key("ada") for each in (here, there, stranger)]
             assert keys[0] == keys[1] != keys[2]

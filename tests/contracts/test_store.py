@@ -15,14 +15,14 @@ from gibil_bot.errors import ClaimLost, StoreError
 from gibil_bot.model import (
     Claim,
     Conclusion,
-    DueTelling,
+    DueNotification,
+    Notification,
+    NotificationKind,
     Priority,
     RunState,
     Spending,
     TaskResult,
     TaskStatus,
-    Telling,
-    TellingKind,
 )
 from gibil_bot.ports import Settlement, Store
 from gibil_bot.runs.store import open_store
@@ -78,7 +78,7 @@ async def claim_ids(store: Store, *, max_machines: int = 10) -> list[str]:
 
 async def due(
     store: Store, owner: str = "a", *, limit: int = 10, lease_s: float = 60, not_keys: tuple[str, ...] = ()
-) -> list[DueTelling]:
+) -> list[DueNotification]:
     return await store.claim_tellings(owner, limit=limit, lease_s=lease_s, not_keys=not_keys)
 
 
@@ -514,9 +514,9 @@ async def test_runs_of_a_repository_come_newest_first_a_hundred_at_most(store: S
 
 
 async def test_a_telling_comes_back_as_it_was_wished_for(store: Store, other: Store) -> None:
-    wished = replace(comment(output={"title": "✓", "text": ["a", 1, None]}), kind=TellingKind.CHECK_RUN)
+    wished = replace(comment(output={"title": "✓", "text": ["a", 1, None]}), kind=NotificationKind.CHECK_RUN)
     await store.tell(None, [wished])
-    assert await due(other) == [DueTelling(telling=wished, revision=1, remote_id=None, attempts=0)]
+    assert await due(other) == [DueNotification(telling=wished, revision=1, remote_id=None, attempts=0)]
     assert await store.telling("another") is None
 
 
@@ -558,7 +558,9 @@ async def test_a_newer_revision_that_came_meanwhile_stays_to_be_told(store: Stor
     assert await due(store) == []  # its key is being told
     await store.told("a", one, 4711)
     (two,) = await due(store)
-    assert two == DueTelling(telling=comment(body="two"), revision=2, remote_id=4711, attempts=1, priority=Priority.COMMENT)
+    assert two == DueNotification(
+        telling=comment(body="two"), revision=2, remote_id=4711, attempts=1, priority=Priority.COMMENT
+    )
     await store.told("a", two, None)
     found = await store.telling(comment().key)
     assert found is not None
@@ -792,12 +794,12 @@ async def test_a_caller_who_is_cancelled_spoils_nothing_for_the_others(store: St
 # What is told first
 
 
-def check_run(key: str, status: str, repository: str = "ada/engine", **more: object) -> Telling:
+def check_run(key: str, status: str, repository: str = "ada/engine", **more: object) -> Notification:
     body = {"status": status, **more}
-    return Telling(key=key, kind=TellingKind.CHECK_RUN, installation_id=99, repository=repository, body=body)
+    return Notification(key=key, kind=NotificationKind.CHECK_RUN, installation_id=99, repository=repository, body=body)
 
 
-def of_repository(key: str, repository: str) -> Telling:
+def of_repository(key: str, repository: str) -> Notification:
     return replace(comment(key), repository=repository)
 
 
@@ -805,7 +807,7 @@ async def test_results_come_before_progress_then_comments_then_reactions(store: 
     await store.tell(None, [check_run(key, "queued") for key in ("shown", "ended")])
     for one in await due(store):
         await store.told("a", one, 1)
-    reaction = replace(comment("reaction"), kind=TellingKind.REACTION)
+    reaction = replace(comment("reaction"), kind=NotificationKind.REACTION)
     progress, ended = check_run("shown", "in_progress"), check_run("ended", "completed")
     for wished in (reaction, comment("comment"), progress, check_run("new", "queued"), ended):
         clock.turn(1)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gibil_bot.providers.local.paths import Home
+from gibil_bot.providers.local.paths import LocalPaths
 from tests.doubles import prefork
 from tests.doubles.machines import lend, take_back
 from tests.doubles.patience import patient
@@ -41,8 +41,8 @@ class CommandLine:
         return self.folder / "here"
 
     @property
-    def home(self) -> Home:
-        return Home(self.data_dir.absolute())
+    def home(self) -> LocalPaths:
+        return LocalPaths(self.data_dir.absolute())
 
     def environment(self, **more: str) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_OURS)}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from gibil_bot.model import Person, PullRequest, Repository, Trust
-from gibil_bot.planning.plan import Facts
+from gibil_bot.planning.plan import EventContext
 
 SHA = "5f3a" * 10
 
 
-def facts(*, trust: Trust = Trust.TRUSTED, max_ttl_s: int = 86400, event_name: str = "issue_comment") -> Facts:
+def facts(*, trust: Trust = Trust.TRUSTED, max_ttl_s: int = 86400, event_name: str = "issue_comment") -> EventContext:
     """Ada asks about pull request 7 of ada/engine."""
-    return Facts(
+    return EventContext(
         repository=Repository(
             id=1, full_name="ada/engine", clone_url="https://github.com/ada/engine.git", default_branch="main"
         ),

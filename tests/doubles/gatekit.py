@@ -8,7 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from gibil_bot.providers.local.egress_proxy import Gate
+from gibil_bot.providers.local.egress_proxy import EgressProxy
 from tests.doubles.patience import patient
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -74,7 +74,7 @@ async def gate(*allow: str, **more: Any) -> AsyncIterator[int]:
     """The port of a gate."""
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    serving = asyncio.create_task(Gate(allow, **more).serve(listener))
+    serving = asyncio.create_task(EgressProxy(allow, **more).serve(listener))
     try:
         yield port
     finally:

@@ -20,7 +20,7 @@ from gibil_bot.github.api.client import GitHubClient
 from gibil_bot.model import Run
 from gibil_bot.providers.keyring import Keyring
 from gibil_bot.runs.intake import Intake
-from gibil_bot.runs.outbox import Teller
+from gibil_bot.runs.outbox import OutboxPublisher
 from gibil_bot.runs.store import SqliteStore, open_store
 from gibil_bot.web.app import create_app
 from gibil_bot.wiring import Bot, intake_policy
@@ -144,7 +144,7 @@ async def bot_on(github: GitHubDouble, settings: Settings, database_url: str) ->
         policy = intake_policy(settings, Keyring(settings.data_dir))
         parts = [
             asyncio.create_task(Intake(store, client, policy, "the test").run()),
-            asyncio.create_task(Teller(store, client, "the test").run()),
+            asyncio.create_task(OutboxPublisher(store, client, "the test").run()),
         ]
         stack.push_async_callback(_stop, parts)
         url = await stack.enter_async_context(serving(create_app(Bot(settings=settings, store=store))))

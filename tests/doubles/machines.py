@@ -22,8 +22,8 @@ import pytest
 from gibil_bot.model import Machine, MachineSpec
 from gibil_bot.ports import Provider
 from gibil_bot.providers.local import base_tree, daemon_start
-from gibil_bot.providers.local.paths import Home, locked, read_keeper, write_keeper
-from gibil_bot.providers.local.privilege import own_tier
+from gibil_bot.providers.local.paths import LocalPaths, locked, read_daemon, write_daemon
+from gibil_bot.providers.local.privilege import own_privilege
 from gibil_bot.providers.local.provider import LocalProvider
 from tests.doubles.patience import patient
 
@@ -71,11 +71,11 @@ class LocalLodging(Lodging):
     data_dir: Path = Path()
 
     @property
-    def home(self) -> Home:
-        return Home(self.data_dir.absolute())
+    def home(self) -> LocalPaths:
+        return LocalPaths(self.data_dir.absolute())
 
     def keeper_pid(self) -> int:
-        keeper = read_keeper(self.home)
+        keeper = read_daemon(self.home)
         assert keeper is not None
         return keeper.pid
 
@@ -147,7 +147,7 @@ async def guest_lodging(factory: pytest.TempPathFactory) -> AsyncIterator[LocalL
 
 async def end_standing_keeper(factory: pytest.TempPathFactory) -> None:
     if _standing_data_dir(factory).exists():
-        await end_keeper(Home(_standing_data_dir(factory)))
+        await end_keeper(LocalPaths(_standing_data_dir(factory)))
 
 
 def _standing_data_dir(factory: pytest.TempPathFactory) -> Path:
@@ -156,15 +156,15 @@ def _standing_data_dir(factory: pytest.TempPathFactory) -> Path:
 
 def lend_skeleton(data_dir: Path, shared: Path) -> None:
     """Building one takes seconds: all tests of a run share it, by a link."""
-    home = Home(data_dir)
+    home = LocalPaths(data_dir)
     home.prepare()
-    layout = base_tree.survey(own_tier())
-    name = base_tree.name_of(own_tier(), layout)
+    layout = base_tree.survey(own_privilege())
+    name = base_tree.name_of(own_privilege(), layout)
     shared.mkdir(exist_ok=True)
     with locked(shared / "lock", wait_s=60) as mine:
         assert mine
         if not (shared / name).is_dir():
-            base_tree.build(shared / name, own_tier(), layout)
+            base_tree.build(shared / name, own_privilege(), layout)
     with contextlib.suppress(FileExistsError):
         (home.local / name).symlink_to(shared / name)
 
@@ -198,7 +198,7 @@ async def lend(data_dir: Path, skeletons: Path | None = None, *, own_keeper: boo
         await asyncio.to_thread(lend_skeleton, data_dir, skeletons)
     else:
         await asyncio.to_thread(lend_skeleton, base / _STANDING, skeletons)
-        await asyncio.to_thread(daemon_start.start, Home(base / _STANDING), 600.0)
+        await asyncio.to_thread(daemon_start.start, LocalPaths(base / _STANDING), 600.0)
         data_dir.mkdir(mode=0o700)
         (data_dir / "local").symlink_to(base / _STANDING / "local")
 
@@ -206,7 +206,7 @@ async def lend(data_dir: Path, skeletons: Path | None = None, *, own_keeper: boo
 async def take_back(data_dir: Path, *, own_keeper: bool = False) -> None:
     """No machine is left, and no keeper but the one that is shared."""
     if own_keeper:
-        await end_keeper(Home(data_dir))
+        await end_keeper(LocalPaths(data_dir))
         await asyncio.to_thread(shutil.rmtree, data_dir / "local", True)
     else:
         await burn_all(LocalProvider(data_dir, keeper_idle_s=600))
@@ -222,9 +222,9 @@ async def burn_all(provider: LocalProvider) -> None:
 
 
 @contextlib.contextmanager
-def older_keeper(home: Home) -> Iterator[None]:
+def older_keeper(home: LocalPaths) -> Iterator[None]:
     """For as long as this lasts, the keeper that runs is one that does not know the verb `usage` yet."""
-    keeper = read_keeper(home)
+    keeper = read_daemon(home)
     assert keeper is not None
     real = keeper.socket
 
@@ -244,17 +244,17 @@ def older_keeper(home: Home) -> Iterator[None]:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            write_keeper(home, msgspec.structs.replace(keeper, socket=path, version="older"))
+            write_daemon(home, msgspec.structs.replace(keeper, socket=path, version="older"))
             yield
         finally:
-            write_keeper(home, keeper)
+            write_daemon(home, keeper)
             server.shutdown()
             thread.join()
             Path(path).unlink()
 
 
-async def end_keeper(home: Home) -> None:
-    keeper = read_keeper(home)
+async def end_keeper(home: LocalPaths) -> None:
+    keeper = read_daemon(home)
     if keeper is None:
         return
     with contextlib.suppress(ProcessLookupError):

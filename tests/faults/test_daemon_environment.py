@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from gibil_bot.providers.local.paths import read_keeper
+from gibil_bot.providers.local.paths import read_daemon
 from tests.doubles.machines import LocalLodging, local_lodging, shared_folder
 from tests.doubles.patience import patient
 
@@ -69,7 +69,7 @@ async def start_daemon(lodging: LocalLodging, *odd: str) -> None:
             assert await process.wait() == 0
             await asyncio.get_running_loop().run_in_executor(None, left.recv, 1)  # ends when no process has the other end
     async with asyncio.timeout(patient(30)):
-        while read_keeper(lodging.home) is None:  # written by another process
+        while read_daemon(lodging.home) is None:  # written by another process
             await asyncio.sleep(0.01)
 
 

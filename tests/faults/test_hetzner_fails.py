@@ -16,7 +16,7 @@ from gibil_bot.model import Endpoint
 from gibil_bot.ports import Shell
 from gibil_bot.providers.hetzner.provider import HetznerProvider
 from gibil_bot.providers.keyring import Keyring
-from gibil_bot.providers.lifecycle import Forge
+from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.ssh import client
 from tests.doubles.hetzner import HetznerDouble, hetzner_double
 from tests.doubles.hetzner_kit import arm, spec
@@ -196,7 +196,7 @@ async def test_a_cancelled_creation_waits_for_the_call_that_makes_the_server(
 @pytest.mark.parametrize("moment_s", [0.0, 0.01, 0.03, 0.06, 0.1])
 async def test_a_cancelled_lifecycle_leaks_nothing(double: HetznerDouble, tmp_path: Path, moment_s: float) -> None:
     double.state.initializing_s = 0.05
-    forge = Forge(provider=double.provider(), keyring=Keyring(tmp_path), connect_shell=_never)
+    forge = MachineFactory(provider=double.provider(), keyring=Keyring(tmp_path), connect_shell=_never)
     tasks = [asyncio.create_task(forge.create(f"m{number}", "tests", 600)) for number in range(5)]
     await asyncio.sleep(moment_s)
     for task in tasks:
@@ -220,7 +220,7 @@ async def test_ssh_that_never_answers_is_given_up_burned_and_told(double: Hetzne
         nobody = Endpoint(host_key=endpoint.host_key, host="127.0.0.1", port=9)
         return await client.connect(nobody, key, timeout_s=0.5)
 
-    forge = Forge(provider=double.provider(), keyring=Keyring(tmp_path), connect_shell=connect)
+    forge = MachineFactory(provider=double.provider(), keyring=Keyring(tmp_path), connect_shell=connect)
     try:
         with pytest.raises(MachineLost, match="does not answer SSH"):
             await forge.create("ada", "tests", 600)

@@ -19,9 +19,9 @@ import pytest
 from gibil_bot.errors import ProviderError, Unavailable
 from gibil_bot.model import MachineSpec
 from gibil_bot.providers.local import daemon_start
-from gibil_bot.providers.local.control_protocol import Line, Request
+from gibil_bot.providers.local.control_protocol import ControlConnection, Request
 from gibil_bot.providers.local.limits import Groups, find_hierarchies
-from gibil_bot.providers.local.paths import PROTOCOL, Keeper, read_keeper, write_keeper
+from gibil_bot.providers.local.paths import PROTOCOL, DaemonRecord, read_daemon, write_daemon
 from gibil_bot.providers.local.privilege import groups_prefix
 from gibil_bot.providers.local.provider import LocalProvider
 from tests.doubles.machines import LocalLodging, alive, end_keeper, local_lodging, processes_with, shared_folder, until
@@ -250,9 +250,9 @@ async def test_a_keeper_that_cannot_begin_is_told_by_whoever_needs_it(tmp_path: 
 
 async def test_a_keeper_of_another_version_is_replaced_when_it_has_no_machines(lodging: LocalLodging) -> None:
     await lodging.provider.probe()
-    old = read_keeper(lodging.home)
+    old = read_daemon(lodging.home)
     assert old is not None
-    write_keeper(lodging.home, msgspec.structs.replace(old, version="older"))
+    write_daemon(lodging.home, msgspec.structs.replace(old, version="older"))
     await lodging.provider.create(lodging.spec("new"))
     assert lodging.keeper_pid() != old.pid
     await until(lambda: not alive(old.pid), "the old one went")
@@ -260,23 +260,23 @@ async def test_a_keeper_of_another_version_is_replaced_when_it_has_no_machines(l
 
 async def test_a_keeper_of_another_version_with_machines_is_used_if_it_speaks_the_same(lodging: LocalLodging) -> None:
     machine = await lodging.provider.create(lodging.spec("old"))
-    old = read_keeper(lodging.home)
+    old = read_daemon(lodging.home)
     assert old is not None
-    write_keeper(lodging.home, msgspec.structs.replace(old, version="older"))
+    write_daemon(lodging.home, msgspec.structs.replace(old, version="older"))
     await lodging.provider.create(lodging.spec("new"))
     assert lodging.keeper_pid() == old.pid
-    write_keeper(lodging.home, msgspec.structs.replace(old, protocol=PROTOCOL + 1))
+    write_daemon(lodging.home, msgspec.structs.replace(old, protocol=PROTOCOL + 1))
     with pytest.raises(ProviderError, match=f"protocol {PROTOCOL + 1}.*{old.pid}"):
         await lodging.provider.create(lodging.spec("newer"))
-    write_keeper(lodging.home, old)
+    write_daemon(lodging.home, old)
     assert await lodging.provider.get("old") == machine
 
 
 async def test_a_keeper_of_another_protocol_without_machines_is_replaced(lodging: LocalLodging) -> None:
     await lodging.provider.probe()
-    old = read_keeper(lodging.home)
+    old = read_daemon(lodging.home)
     assert old is not None
-    write_keeper(lodging.home, msgspec.structs.replace(old, version="older", protocol=PROTOCOL + 1))
+    write_daemon(lodging.home, msgspec.structs.replace(old, version="older", protocol=PROTOCOL + 1))
     await lodging.provider.create(lodging.spec("new"))
     assert lodging.keeper_pid() != old.pid
 
@@ -313,9 +313,9 @@ async def test_a_file_where_the_folder_should_be_is_said(tmp_path: Path) -> None
 
 async def test_a_stopped_keeper_gives_its_last_answers(lodging: LocalLodging) -> None:
     mark = await busy_machine(lodging, "last")
-    keeper = read_keeper(lodging.home)
-    assert isinstance(keeper, Keeper)
-    line = await Line.open(keeper.socket)
+    keeper = read_daemon(lodging.home)
+    assert isinstance(keeper, DaemonRecord)
+    line = await ControlConnection.open(keeper.socket)
     assert (await line.ask(Request(verb="ping"))).count == 1
     await line.close()
     await end_keeper(lodging.home)

@@ -19,7 +19,7 @@ from gibil_bot.config import Secret, Settings
 from gibil_bot.model import Delivery, Endpoint
 from gibil_bot.ports import GitHub, Shell
 from gibil_bot.providers.keyring import Keyring
-from gibil_bot.providers.lifecycle import Forge
+from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.runs.reaper import Reaper
 from gibil_bot.runs.sqlite import database
 from gibil_bot.runs.store import SqliteStore, open_store
@@ -119,7 +119,7 @@ async def test_what_could_not_be_stored_is_asked_for_as_soon_as_the_database_can
         raise AssertionError("there are no machines")
 
     store = await open_store(f"sqlite:///{tmp_path}/gibil.db")
-    forge = Forge(provider=MemoryProvider(), keyring=Keyring(tmp_path), connect_shell=no_shell)
+    forge = MachineFactory(provider=MemoryProvider(), keyring=Keyring(tmp_path), connect_shell=no_shell)
     github = DeliveryLog(store, delivery("lost"))
     github.handed_over.set()  # nothing is lost yet
     reaper = Reaper(store, forge, github, "tests", tmp_path / "logs")

@@ -16,7 +16,7 @@ import pytest
 
 from gibil_bot.machines.creation_journal import FOLDER
 from gibil_bot.providers.local.limits import Groups, find_hierarchies
-from gibil_bot.providers.local.paths import read_keeper
+from gibil_bot.providers.local.paths import read_daemon
 from gibil_bot.providers.local.privilege import groups_prefix
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.machines import processes_with, shared_folder
@@ -74,7 +74,7 @@ def a_person(line: CommandLine, seed: int) -> list[str | None]:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(dice.uniform(0.05, 0.4))
             process.send_signal(dice.choice((signal.SIGKILL, signal.SIGINT, signal.SIGTERM)))
-        elif dice.random() < 0.06 and (keeper := read_keeper(line.home)):
+        elif dice.random() < 0.06 and (keeper := read_daemon(line.home)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(keeper.pid, signal.SIGKILL)
         stdout, stderr = process.communicate(timeout=patient(60))

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from gibil_bot.errors import StoreError
-from gibil_bot.model import Delivery, Telling, TellingKind
+from gibil_bot.model import Delivery, Notification, NotificationKind
 from gibil_bot.ports import Settlement
 from gibil_bot.runs.sqlite.checkpointer import LONGEST_LOG
 from gibil_bot.runs.store import SqliteStore, open_store
@@ -164,7 +164,7 @@ async def test_a_second_bot_is_refused_and_takes_over_after_kill_9(tmp_path: Pat
 
 
 async def test_the_dead_processes_leases_on_runs_and_tellings_end_too(tmp_path: Path) -> None:
-    telling = Telling(key="k", kind=TellingKind.COMMENT, installation_id=1, repository="ada/engine", body={})
+    telling = Notification(key="k", kind=NotificationKind.COMMENT, installation_id=1, repository="ada/engine", body={})
     first = await open_store(url_of(tmp_path), exclusive=False)
     await first.accept(delivery("guid"))
     await first.claim_deliveries("dead", limit=1, lease_s=3600)
@@ -424,7 +424,7 @@ async def test_the_log_stays_bounded_while_writing_never_pauses(tmp_path: Path, 
 
 
 async def test_a_job_that_fails_spoils_none_of_its_batch(store: SqliteStore) -> None:
-    bad = Telling(key="k", kind=TellingKind.COMMENT, installation_id=1, repository="ada/engine", body={"x": object()})
+    bad = Notification(key="k", kind=NotificationKind.COMMENT, installation_id=1, repository="ada/engine", body={"x": object()})
     good = [store.accept(delivery(f"guid-{number}")) for number in range(20)]
     answers = await asyncio.gather(*good[:10], store.tell(None, [bad]), *good[10:], return_exceptions=True)
     assert isinstance(answers.pop(10), TypeError)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from gibil_bot.providers.local.paths import read_keeper
+from gibil_bot.providers.local.paths import read_daemon
 from tests.doubles.cloud import Cloud, cloud
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.hetzner_routes import Fault
@@ -159,7 +159,7 @@ def test_a_machine_whose_name_nobody_reads_is_offered(line: CommandLine) -> None
 
 def test_what_the_keeper_was_asked_for_when_its_maker_was_killed_is_burned(line: CommandLine) -> None:
     line.json("create", "--name", "warm")
-    keeper = read_keeper(line.home)
+    keeper = read_daemon(line.home)
     assert keeper is not None
     (forger,) = children_of(keeper.pid)
     os.kill(forger, signal.SIGSTOP)

@@ -19,7 +19,7 @@ from gibil_bot.ports import Shell
 from gibil_bot.providers.hetzner.labels import CREATED_BY, OURS
 from gibil_bot.providers.hetzner.project import KEY, new_pair
 from gibil_bot.providers.keyring import ProjectKeyring
-from gibil_bot.providers.lifecycle import Forge
+from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.providers.machine_script import script_runner
 from gibil_bot.ssh import client
 from gibil_bot.ssh.host_keys import public_line
@@ -35,7 +35,7 @@ USER_DATA = "http://169.254.169.254/hetzner/v1/userdata"
 
 @dataclass
 class Cloud:
-    forge: Forge
+    forge: MachineFactory
     guests: LocalGuests
     double: HetznerDouble
 
@@ -64,7 +64,7 @@ async def cloud(hetzner_image: Image, tmp_path: Path, tmp_path_factory: pytest.T
     ):
         keyring = ProjectKeyring(tmp_path / "keys", double.token)
         provider = double.provider(reuse=True, ssh_port=guests.port, run_on=script_runner(keyring, client.connect))
-        forge = Forge(provider=provider, keyring=keyring, connect_shell=client.connect)
+        forge = MachineFactory(provider=provider, keyring=keyring, connect_shell=client.connect)
         try:
             yield Cloud(forge, guests, double)
         finally:
@@ -112,7 +112,7 @@ async def test_a_server_boots_with_our_keys_and_lets_nobody_else_in(cloud: Cloud
         with_the_first = replace(machine.endpoint, host_key=public_line(keys.first_host_key("closed")))
         with pytest.raises(AnotherHost):
             await client.connect(with_the_first, keys.client_key("closed"))
-        laptop = Forge(cloud.forge.provider, ProjectKeyring(tmp_path / "laptop", cloud.double.token), client.connect)
+        laptop = MachineFactory(cloud.forge.provider, ProjectKeyring(tmp_path / "laptop", cloud.double.token), client.connect)
         (seen,) = await laptop.list()
         elsewhere_shell = await laptop.open(seen)
         assert (await elsewhere_shell.run("hostname")).stdout == b"closed\n"

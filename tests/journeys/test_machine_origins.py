@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gibil_bot.errors import InvalidWorkflow, UsageError
-from gibil_bot.machines.source import Origin, origin_url, read_origin, web_address
+from gibil_bot.machines.source import CodeSource, origin_url, read_source, web_address
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.githttp import GitServer
 from tests.doubles.machines import shared_folder
@@ -39,8 +39,8 @@ def server(line: CommandLine) -> Iterator[GitServer]:
         yield server
 
 
-async def origin(repo: str, branch: str | None = None) -> Origin:
-    async with read_origin(repo, branch, GITHUB) as found:
+async def origin(repo: str, branch: str | None = None) -> CodeSource:
+    async with read_source(repo, branch, GITHUB) as found:
         return found
 
 
@@ -70,7 +70,7 @@ async def test_a_private_repository_is_read_with_the_persons_own_credentials_and
     helper = line.folder / "gitconfig"
     helper.write_text(f'[credential]\n\thelper = "!f() {{ echo username=x-access-token; echo password={TOKEN}; }}; f"\n')
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(helper))
-    async with read_origin(url, "topic", GITHUB) as found:
+    async with read_source(url, "topic", GITHUB) as found:
         assert (found.clone_url, found.branch, found.remote_url) == (None, "topic", url)
         assert found.checkout is not None
         assert line.git(found.checkout, "rev-parse", found.sha) == found.sha

@@ -14,7 +14,7 @@ from gibil_bot.config import load_settings
 from gibil_bot.errors import ConfigurationError
 from gibil_bot.model import MachineSpec
 from gibil_bot.providers.keyring import Keyring
-from gibil_bot.wiring import machine_owner, open_forge
+from gibil_bot.wiring import machine_owner, open_factory
 from tests.doubles.commandline import CommandLine
 from tests.doubles.hetzner import HetznerDouble, hetzner_double
 from tests.doubles.machines import lend, take_back
@@ -44,7 +44,7 @@ async def forge(line: CommandLine, double: HetznerDouble, name: str, ttl_s: int 
     settings = load_settings(
         {"GIBIL_DATA_DIR": str(line.data_dir), "HCLOUD_TOKEN": double.token, "HCLOUD_ENDPOINT": double.endpoint}
     )
-    forge = open_forge(settings)
+    forge = open_factory(settings)
     try:
         spec = MachineSpec(
             name=name,

@@ -17,10 +17,10 @@ import pytest
 from gibil_bot import machines
 from gibil_bot.config import Settings, load_settings
 from gibil_bot.errors import GibilError, MachineNotFound, NameTaken, UsageError
-from gibil_bot.machines.service import Machines, open_machines
+from gibil_bot.machines.service import MachineService, open_machines
 from gibil_bot.model import Machine
 from gibil_bot.providers.local.limits import Groups, find_hierarchies
-from gibil_bot.providers.local.paths import Home
+from gibil_bot.providers.local.paths import LocalPaths
 from gibil_bot.providers.local.privilege import groups_prefix
 from tests.doubles.machines import end_keeper, lend_skeleton, shared_folder
 from tests.doubles.patience import patient
@@ -33,12 +33,12 @@ async def settings(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     data_dir = tmp_path / "data"
     await asyncio.to_thread(lend_skeleton, data_dir, shared_folder(tmp_path_factory))
     yield load_settings({"GIBIL_DATA_DIR": str(data_dir)})
-    await end_keeper(Home(data_dir))
+    await end_keeper(LocalPaths(data_dir))
 
 
 def left_of(settings: Settings) -> tuple[list[str], list[str]]:
     """Folders and control groups of machines."""
-    home = Home(settings.data_dir)
+    home = LocalPaths(settings.data_dir)
     return sorted(path.name for path in home.machines.iterdir()), Groups(find_hierarchies(), groups_prefix(home)).leftovers()
 
 
@@ -75,7 +75,7 @@ async def test_a_machine_that_is_burned_while_one_logs_in_is_not_found(settings:
                 return found
 
         there: Any = BurnedAfterTheLook()
-        late = Machines(settings, dataclasses.replace(opened.forge, provider=there), "ada")
+        late = MachineService(settings, dataclasses.replace(opened.forge, provider=there), "ada")
         with pytest.raises(MachineNotFound, match="'m' not found"):
             await late.open("m")
 
@@ -179,7 +179,7 @@ async def test_durations_are_text_minutes_or_timedeltas(settings: Settings) -> N
         assert minutes(m) == 15
 
 
-def minutes(live: machines.LiveMachine) -> float:
+def minutes(live: machines.MachineSession) -> float:
     return (live.machine.expires_at - live.machine.created_at).total_seconds() / 60
 
 

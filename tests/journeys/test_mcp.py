@@ -15,8 +15,8 @@ import pytest
 
 from gibil_bot.config import load_settings
 from gibil_bot.errors import MachineLost
-from gibil_bot.machines.session import LiveMachine
-from gibil_bot.mcp_server.connections import Links
+from gibil_bot.machines.session import MachineSession
+from gibil_bot.mcp_server.connections import MachineConnections
 from gibil_bot.providers.local.limits import SIZES_MB
 from tests.doubles.agent import Agent, Refused, agent_of, opened
 from tests.doubles.commandline import CommandLine, command_line
@@ -386,10 +386,10 @@ def test_a_machine_whose_making_is_called_off_is_burned(agent: Agent, line: Comm
 
 
 async def test_a_lost_connection_is_made_again_and_only_what_may_be_repeated_is(agent: Agent, line: CommandLine) -> None:
-    links = Links(load_settings({"GIBIL_DATA_DIR": str(line.data_dir)}))
-    seen: list[LiveMachine] = []
+    links = MachineConnections(load_settings({"GIBIL_DATA_DIR": str(line.data_dir)}))
+    seen: list[MachineSession] = []
 
-    async def cut_off(live: LiveMachine) -> str:
+    async def cut_off(live: MachineSession) -> str:
         seen.append(live)
         if len(seen) == 1:
             live.shell._connection._connection.abort()  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ from gibil_bot.model import Claim, Conclusion, Endpoint, NewRun, Run
 from gibil_bot.operator_secrets import ScopedSecrets
 from gibil_bot.ports import Settlement, Shell, Store
 from gibil_bot.providers.keyring import Keyring
-from gibil_bot.providers.lifecycle import Forge
+from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.runs.runner import Runner, Tools
 from gibil_bot.runs.store import SqliteStore, open_store
 from tests.contracts.store_nouns import new_run, settle
@@ -69,7 +69,7 @@ async def bench(folder: Path) -> AsyncIterator[Bench]:
     async def no_shell(endpoint: Endpoint, client_key: str) -> Shell:
         raise MachineLost("no machine of these tests can be entered")
 
-    forge = Forge(provider=provider, keyring=Keyring(folder), connect_shell=no_shell)
+    forge = MachineFactory(provider=provider, keyring=Keyring(folder), connect_shell=no_shell)
     tools = Tools(store=store, forge=forge, supply=supply, logs=folder / "logs", owner="tests", secrets=ScopedSecrets())
     try:
         yield Bench(store, provider, supply, tools)

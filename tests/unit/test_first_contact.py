@@ -16,7 +16,7 @@ from gibil_bot.errors import AnotherHost, MachineLost, SSHError
 from gibil_bot.model import Endpoint, Result
 from gibil_bot.providers.hetzner.project import new_pair
 from gibil_bot.providers.keyring import Keyring
-from gibil_bot.providers.lifecycle import Forge
+from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.ssh.host_key_rotation import HOST_KEY, MARK, replace_script
 from gibil_bot.ssh.host_keys import public_line
 from tests.doubles.provider import MemoryProvider
@@ -104,12 +104,12 @@ def provider() -> MemoryProvider:
 
 
 @pytest.fixture
-def forge(provider: MemoryProvider, host: Host, tmp_path: Path) -> Forge:
-    return Forge(provider=provider, keyring=Keyring(tmp_path), connect_shell=host.connect)
+def forge(provider: MemoryProvider, host: Host, tmp_path: Path) -> MachineFactory:
+    return MachineFactory(provider=provider, keyring=Keyring(tmp_path), connect_shell=host.connect)
 
 
 @needs("ssh-keygen")
-async def test_a_new_machine_shows_its_lasting_key_before_anybody_gets_it(forge: Forge, host: Host) -> None:
+async def test_a_new_machine_shows_its_lasting_key_before_anybody_gets_it(forge: MachineFactory, host: Host) -> None:
     keys = forge.keyring
     host.boot(keys.first_host_key("m"))
     machine, _shell = await forge.create("m", "me", 60)
@@ -125,7 +125,9 @@ async def test_a_new_machine_shows_its_lasting_key_before_anybody_gets_it(forge:
 
 
 @needs("ssh-keygen")
-async def test_whoever_logs_in_later_does_not_accept_the_first_key(forge: Forge, host: Host, provider: MemoryProvider) -> None:
+async def test_whoever_logs_in_later_does_not_accept_the_first_key(
+    forge: MachineFactory, host: Host, provider: MemoryProvider
+) -> None:
     host.boot(forge.keyring.first_host_key("m"))
     await forge.create("m", "me", 60)
     host.boot(forge.keyring.first_host_key("m"))
@@ -139,7 +141,7 @@ async def test_whoever_logs_in_later_does_not_accept_the_first_key(forge: Forge,
 
 @needs("ssh-keygen")
 @pytest.mark.parametrize("taken", [False, True])
-async def test_a_creation_that_was_killed_on_the_way_is_taken_up_again(forge: Forge, host: Host, taken: bool) -> None:
+async def test_a_creation_that_was_killed_on_the_way_is_taken_up_again(forge: MachineFactory, host: Host, taken: bool) -> None:
     """Killed: nothing of it is undone, the machine is as it was in that moment."""
     keys = forge.keyring
     host.boot(keys.first_host_key("m"))
@@ -155,7 +157,7 @@ async def test_a_creation_that_was_killed_on_the_way_is_taken_up_again(forge: Fo
 
 @pytest.mark.parametrize(("cut", "error"), [("before", MachineLost), ("on the way", SSHError), ("after", MachineLost)])
 async def test_a_machine_that_cannot_be_given_its_key_is_burned(
-    forge: Forge, host: Host, provider: MemoryProvider, cut: str, error: type[Exception]
+    forge: MachineFactory, host: Host, provider: MemoryProvider, cut: str, error: type[Exception]
 ) -> None:
     host.boot(forge.keyring.first_host_key("m"))
     host.cut = cut
@@ -167,7 +169,7 @@ async def test_a_machine_that_cannot_be_given_its_key_is_burned(
         assert host.key.read_text() == forge.keyring.first_host_key("m"), "half a key is not installed"
 
 
-async def test_another_host_is_sent_nothing(forge: Forge, host: Host, provider: MemoryProvider) -> None:
+async def test_another_host_is_sent_nothing(forge: MachineFactory, host: Host, provider: MemoryProvider) -> None:
     host.boot(new_pair()[0])
     with pytest.raises(AnotherHost):
         await forge.create("m", "me", 60)

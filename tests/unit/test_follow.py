@@ -7,7 +7,7 @@ import json
 import pytest
 
 from gibil_bot.model import Job
-from gibil_bot.ssh.job_output import Follow
+from gibil_bot.ssh.job_output import JobFollower
 from gibil_bot.ssh.job_requests import start_request
 
 WHY = b"gibil:failed the working directory /no/such/folder does not exist\n"
@@ -16,7 +16,7 @@ AFTER = b"gibil:failed its supervisor ended at once (is the disk full?)\n"
 
 @pytest.mark.parametrize("pieces", [(WHY, AFTER), (WHY + AFTER,), (WHY[:20], WHY[20:] + AFTER)])
 def test_the_first_reason_why_a_job_could_not_start_is_the_one_that_counts(pieces: tuple[bytes, ...]) -> None:
-    follow = Follow("stdout", 0)
+    follow = JobFollower("stdout", 0)
     for piece in pieces:
         follow.on_data("stderr", piece)
     assert follow.failed == "the working directory /no/such/folder does not exist"
@@ -24,6 +24,6 @@ def test_the_first_reason_why_a_job_could_not_start_is_the_one_that_counts(piece
 
 def test_a_line_break_in_the_name_of_a_missing_working_directory_does_not_cut_the_reason() -> None:
     request = json.loads(start_request(Job(id="job-1", script="true", working_directory="/no/such\nfolder")))
-    follow = Follow("stdout", 0)
+    follow = JobFollower("stdout", 0)
     follow.on_data("stderr", f"gibil:failed {request['no_folder']}\n".encode())
     assert follow.failed == "the working directory /no/such folder does not exist"

@@ -10,7 +10,7 @@ import socket
 import pytest
 
 from gibil_bot.errors import ConfigurationError
-from gibil_bot.providers.local.egress_proxy import Gate, forward
+from gibil_bot.providers.local.egress_proxy import EgressProxy, forward
 from gibil_bot.providers.local.relay import reset
 from tests.doubles.gatekit import ask, dial, gate, http_server, listening
 from tests.doubles.patience import patient
@@ -165,7 +165,7 @@ async def test_stopping_closes_every_connection() -> None:
 
 async def test_a_list_that_cannot_be_read_is_told_at_once() -> None:
     with pytest.raises(ConfigurationError, match="GIBIL_EGRESS_ALLOW"):
-        Gate(("http://nonsense",))
+        EgressProxy(("http://nonsense",))
 
 
 async def test_forward_relays_to_its_one_endpoint() -> None:

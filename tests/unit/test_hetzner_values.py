@@ -17,7 +17,7 @@ from gibil_bot.model import MachineSpec
 from gibil_bot.providers.hetzner import labels
 from gibil_bot.providers.hetzner import server_types as shop
 from gibil_bot.providers.hetzner.project import new_pair
-from gibil_bot.providers.hetzner.rate_limit import RESERVE, Budget, budget_of
+from gibil_bot.providers.hetzner.rate_limit import RESERVE, RateLimit, budget_of
 from gibil_bot.providers.hetzner.server_types import Offer
 from gibil_bot.ssh import host_keys
 from tests.doubles import hetzner_catalogue as catalogue
@@ -219,7 +219,7 @@ class Clock:
 
 
 async def test_the_answers_say_what_is_left_and_calls_in_flight_are_counted() -> None:
-    budget = Budget(clock := Clock())
+    budget = RateLimit(clock := Clock())
     await budget.take()
     await budget.take()
     budget.answered(200, {"RateLimit-Limit": "3600", "RateLimit-Remaining": "100"})
@@ -231,7 +231,7 @@ async def test_the_answers_say_what_is_left_and_calls_in_flight_are_counted() ->
 
 
 async def test_without_calls_left_one_waits_for_the_refill_and_burning_waits_less() -> None:
-    budget = Budget(clock := Clock())
+    budget = RateLimit(clock := Clock())
     await budget.take()
     budget.answered(429, {})
     assert budget.wait_s() == 1 + RESERVE

@@ -15,7 +15,7 @@ from gibil_bot.errors import MachineLost, NameTaken, ProviderError
 from gibil_bot.model import Chunk, Endpoint, Exit, Job, MachinePlan, Result
 from gibil_bot.ports import Provider, Shell
 from gibil_bot.providers.keyring import Keyring
-from gibil_bot.providers.lifecycle import Forge
+from gibil_bot.providers.lifecycle import MachineFactory
 from tests.doubles.provider import MemoryProvider
 
 
@@ -79,12 +79,14 @@ async def door() -> Door:
 
 
 @pytest.fixture
-def forge(provider: MemoryProvider, door: Door, tmp_path: Path) -> Forge:
+def forge(provider: MemoryProvider, door: Door, tmp_path: Path) -> MachineFactory:
     checked: Provider = provider
-    return Forge(provider=checked, keyring=Keyring(tmp_path), connect_shell=door, patience_s=0.2)
+    return MachineFactory(provider=checked, keyring=Keyring(tmp_path), connect_shell=door, patience_s=0.2)
 
 
-async def test_a_machine_is_forged_as_asked_and_opened_with_its_key(forge: Forge, provider: MemoryProvider, door: Door) -> None:
+async def test_a_machine_is_forged_as_asked_and_opened_with_its_key(
+    forge: MachineFactory, provider: MemoryProvider, door: Door
+) -> None:
     phases: list[str] = []
     machine, _ = await forge.create(
         name="m-1",
@@ -118,14 +120,16 @@ async def test_a_machine_is_forged_as_asked_and_opened_with_its_key(forge: Forge
     assert await forge.destroy("m-1") is False
 
 
-async def test_a_creation_that_fails_after_the_machine_exists_leaves_nothing(forge: Forge, provider: MemoryProvider) -> None:
+async def test_a_creation_that_fails_after_the_machine_exists_leaves_nothing(
+    forge: MachineFactory, provider: MemoryProvider
+) -> None:
     provider.fail_after_creation = ProviderError("no capacity after all")
     with pytest.raises(ProviderError, match="no capacity"):
         await forge.create(name="m", owner="me", ttl_s=60)
     assert provider.machines == {}
 
 
-async def test_a_machine_that_cannot_be_entered_is_burned(forge: Forge, provider: MemoryProvider, door: Door) -> None:
+async def test_a_machine_that_cannot_be_entered_is_burned(forge: MachineFactory, provider: MemoryProvider, door: Door) -> None:
     door.error = MachineLost("does not answer")
     with pytest.raises(MachineLost):
         await forge.create(name="m", owner="me", ttl_s=60)
@@ -136,7 +140,7 @@ async def test_a_machine_that_cannot_be_entered_is_burned(forge: Forge, provider
 @pytest.mark.parametrize("in_thread", [False, True])
 @pytest.mark.parametrize("finishes", [False, True])
 async def test_a_cancelled_creation_leaves_nothing(
-    forge: Forge, provider: MemoryProvider, door: Door, moment: str, in_thread: bool, finishes: bool
+    forge: MachineFactory, provider: MemoryProvider, door: Door, moment: str, in_thread: bool, finishes: bool
 ) -> None:
     if moment == "connect":
         door.hang = True
@@ -158,7 +162,9 @@ async def test_a_cancelled_creation_leaves_nothing(
         task.cancel()
 
 
-async def test_a_second_cancellation_does_not_stop_the_burning(forge: Forge, provider: MemoryProvider, door: Door) -> None:
+async def test_a_second_cancellation_does_not_stop_the_burning(
+    forge: MachineFactory, provider: MemoryProvider, door: Door
+) -> None:
     door.hang = True
     provider.destroy_failures = 1  # the burning takes a while
     creating = asyncio.create_task(forge.create(name="m", owner="me", ttl_s=60))
@@ -173,7 +179,7 @@ async def test_a_second_cancellation_does_not_stop_the_burning(forge: Forge, pro
 
 
 async def test_a_machine_that_has_booted_long_ago_and_does_not_answer_is_not_waited_for_as_for_one_that_boots(
-    forge: Forge, door: Door
+    forge: MachineFactory, door: Door
 ) -> None:
     young, shell = await forge.create("young", "ada", 60)
     assert isinstance(shell, NoShell)
@@ -192,7 +198,7 @@ async def test_a_machine_that_has_booted_long_ago_and_does_not_answer_is_not_wai
         await opening
 
 
-async def test_a_cancelled_destroy_goes_on(forge: Forge, provider: MemoryProvider) -> None:
+async def test_a_cancelled_destroy_goes_on(forge: MachineFactory, provider: MemoryProvider) -> None:
     await forge.create(name="m", owner="me", ttl_s=60)
     provider.destroy_failures = 1
     burning = asyncio.create_task(forge.destroy("m"))
@@ -204,22 +210,24 @@ async def test_a_cancelled_destroy_goes_on(forge: Forge, provider: MemoryProvide
     assert provider.machines == {}
 
 
-async def test_a_machine_of_somebody_else_is_left_alone(forge: Forge, provider: MemoryProvider, tmp_path: Path) -> None:
-    other = Forge(provider=provider, keyring=Keyring(tmp_path / "other"), connect_shell=Door())
+async def test_a_machine_of_somebody_else_is_left_alone(
+    forge: MachineFactory, provider: MemoryProvider, tmp_path: Path
+) -> None:
+    other = MachineFactory(provider=provider, keyring=Keyring(tmp_path / "other"), connect_shell=Door())
     machine, _ = await other.create(name="m", owner="you", ttl_s=60)
     with pytest.raises(NameTaken):
         await forge.create(name="m", owner="me", ttl_s=60)
     assert provider.machines == {"m": machine}
 
 
-async def test_the_same_creation_again_finds_the_same_machine(forge: Forge, provider: MemoryProvider) -> None:
+async def test_the_same_creation_again_finds_the_same_machine(forge: MachineFactory, provider: MemoryProvider) -> None:
     first, _ = await forge.create(name="m", owner="me", ttl_s=60)
     again, _ = await forge.create(name="m", owner="me", ttl_s=60)
     assert first == again
 
 
 async def test_burning_is_tried_again_and_its_failure_does_not_hide_the_first_error(
-    forge: Forge, provider: MemoryProvider, door: Door
+    forge: MachineFactory, provider: MemoryProvider, door: Door
 ) -> None:
     door.error = MachineLost("does not answer")
     provider.destroy_failures = 2

@@ -20,10 +20,10 @@ from gibil_bot.providers.local.base_tree import Piece
 from gibil_bot.providers.local.control_protocol import error_of, problem_of
 from gibil_bot.providers.local.detached_jobs import Jobs
 from gibil_bot.providers.local.diagnostics import explain
-from gibil_bot.providers.local.disk_usage import measure_tree
+from gibil_bot.providers.local.disk_usage import measure_folder
 from gibil_bot.providers.local.expiry import Expiry
 from gibil_bot.providers.local.fd_passing import receive
-from gibil_bot.providers.local.init_client import ForgeFailed
+from gibil_bot.providers.local.init_client import SpawnFailed
 from gibil_bot.providers.local.limits import Groups, Hierarchy, Limits, find_hierarchies, floor_mb, limits_of
 from gibil_bot.providers.local.rmtree import remove_tree
 from tests.doubles.patience import patient
@@ -245,9 +245,9 @@ def test_the_size_of_a_disk_is_what_it_takes(tmp_path: Path) -> None:
         sparse.truncate(1 << 30)
     for number in range(5):
         (tmp_path / f"link{number}").hardlink_to(tmp_path / "a/b/file")
-    assert 2 <= measure_tree(str(tmp_path), 1000, 60).kb // 1024 <= 4
-    assert measure_tree(str(tmp_path), 3, 60)[1:] == (4, False), "there are more files than may be"
-    assert not measure_tree(str(tmp_path), 1000, -1).complete
+    assert 2 <= measure_folder(str(tmp_path), 1000, 60).kb // 1024 <= 4
+    assert measure_folder(str(tmp_path), 3, 60)[1:] == (4, False), "there are more files than may be"
+    assert not measure_folder(str(tmp_path), 1000, -1).complete
 
 
 def test_a_command_that_never_gets_descriptors_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +270,7 @@ def test_a_command_that_never_gets_descriptors_is_refused_in_words(monkeypatch: 
         command = Starved()
         command.reason = asyncio.get_running_loop().create_future()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        init = init_client.Pid1(ours, lambda: None)
+        init = init_client.InitClient(ours, lambda: None)
         with theirs:
             init.spawn(command, ["/bin/true"], {})
             async with asyncio.timeout(patient(10)):
@@ -307,15 +307,15 @@ def test_a_problem_keeps_its_code_on_the_control_socket() -> None:
 
 
 def test_a_box_that_forbids_forging_is_told_every_way_out_and_one_that_ran_out_is_told_so() -> None:
-    refused = explain(ForgeFailed("entering a user namespace", errno.EPERM, "unshare: Operation not permitted"), "user", "/d")
+    refused = explain(SpawnFailed("entering a user namespace", errno.EPERM, "unshare: Operation not permitted"), "user", "/d")
     assert isinstance(refused, Unavailable)
     assert "Operation not permitted" in refused.message
     assert any("sudo" in way for way in refused.remedies)
-    assert isinstance(explain(ForgeFailed("entering a user namespace", errno.ENOSPC, "unshare"), "user", "/d"), Unavailable)
-    root = explain(ForgeFailed("entering namespaces", errno.EPERM, "unshare"), "root", "/d")
+    assert isinstance(explain(SpawnFailed("entering a user namespace", errno.ENOSPC, "unshare"), "user", "/d"), Unavailable)
+    root = explain(SpawnFailed("entering namespaces", errno.EPERM, "unshare"), "root", "/d")
     assert isinstance(root, Unavailable)
     assert any("--privileged" in way for way in root.remedies)
-    full = explain(ForgeFailed("mounting the machine's layers", errno.ENOSPC, "mkdir: No space left"), "user", "/d")
+    full = explain(SpawnFailed("mounting the machine's layers", errno.ENOSPC, "mkdir: No space left"), "user", "/d")
     assert not isinstance(full, Unavailable)
 
 
@@ -346,7 +346,7 @@ def test_input_that_arrives_while_the_reading_is_resumed_is_written_before_the_e
 
     async def scenario() -> int:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        init = init_client.Pid1(ours, lambda: None)
+        init = init_client.InitClient(ours, lambda: None)
         channel = Channel()
         channel.session = shell = ssh_session.Session(init, lambda ended: None, Jobs(init))
         shell.connection_made(channel)  # type: ignore[arg-type]

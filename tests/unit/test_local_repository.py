@@ -9,7 +9,7 @@ import pytest
 
 from gibil_bot.commits.identity import identity
 from gibil_bot.errors import InvalidWorkflow, UsageError
-from gibil_bot.machines.source import Origin, origin_url, read_origin
+from gibil_bot.machines.source import CodeSource, origin_url, read_source
 from gibil_bot.planning.plan import catalogue
 from gibil_bot.runs import local_checkout
 from gibil_bot.runs.sources import LocalBundle, SourceError
@@ -22,8 +22,8 @@ GITHUB = "https://api.github.com"
 WORKFLOW = "on: {command: %s}\ntasks: [{run: 'true'}]\n"
 
 
-async def origin(repo: Path | str, branch: str | None = None) -> Origin:
-    async with read_origin(str(repo), branch, GITHUB) as found:
+async def origin(repo: Path | str, branch: str | None = None) -> CodeSource:
+    async with read_source(str(repo), branch, GITHUB) as found:
         return found
 
 

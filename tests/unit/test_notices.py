@@ -10,7 +10,7 @@ import msgspec
 from gibil_bot.model import Capabilities
 from gibil_bot.ports import Provider
 from gibil_bot.providers.local.control_protocol import Answer, Request
-from gibil_bot.providers.local.paths import PROTOCOL, Home, Keeper, code_version, write_keeper
+from gibil_bot.providers.local.paths import PROTOCOL, DaemonRecord, LocalPaths, code_version, write_daemon
 from gibil_bot.providers.local.provider import PREPARING, LocalProvider
 from gibil_bot.providers.notices import Noticing, notices
 from tests.doubles.patience import patient
@@ -18,7 +18,7 @@ from tests.doubles.provider import MemoryProvider
 
 
 async def test_everybody_who_waits_for_the_first_machine_is_told_once_what_is_being_prepared(tmp_path: Path) -> None:
-    home = Home(tmp_path / "data")
+    home = LocalPaths(tmp_path / "data")
     home.prepare()
     answering = asyncio.Event()
 
@@ -31,7 +31,7 @@ async def test_everybody_who_waits_for_the_first_machine_is_told_once_what_is_be
 
     path = str(tmp_path / "s")
     server = await asyncio.start_unix_server(daemon, path)
-    write_keeper(home, Keeper(pid=1, socket=path, protocol=PROTOCOL, version=code_version()))
+    write_daemon(home, DaemonRecord(pid=1, socket=path, protocol=PROTOCOL, version=code_version()))
     provider = LocalProvider(home.data_dir)
     first: list[str] = []
     second: list[str] = []

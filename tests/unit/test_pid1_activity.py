@@ -10,7 +10,7 @@ import socket
 import subprocess
 from pathlib import Path
 
-from gibil_bot.providers.local.init_client import Pid1
+from gibil_bot.providers.local.init_client import InitClient
 from gibil_bot.providers.local.usage_poller import has_processes
 from tests.doubles.patience import patient
 
@@ -31,7 +31,7 @@ class Command:
 
 async def test_every_command_is_activity_until_its_end_is_reported() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid1 = Pid1(ours, lambda: None)
+    pid1 = InitClient(ours, lambda: None)
     with theirs:
         assert not pid1.has_commands
         assert not pid1.spawned.is_set()

@@ -25,7 +25,7 @@ from gibil_bot.planning.plan import (
     for_workflow,
     plan_view,
 )
-from gibil_bot.planning.services import Grounds
+from gibil_bot.planning.services import ServiceCapabilities
 from tests.doubles.facts import SHA, facts
 
 TEST = b"on: {command: test}\ntasks: [{name: test, uses: .gibil.yml, run: make test}]\n"
@@ -244,10 +244,10 @@ def test_what_these_machines_cannot_do_is_said_although_nobody_asked_by_name() -
         {"x.yml": b"on: {command: x, pull_request: opened}\ntasks: [{uses: .gibil.yml}]"},
         {".gibil.yml": b"services: {search: {image: 'elasticsearch:8', ports: [9200]}}\ntasks: [{run: x}]"},
     )
-    plans, (reason,) = for_pull_request(found, "opened", replace(facts(), grounds=Grounds(containers=False)))
+    plans, (reason,) = for_pull_request(found, "opened", replace(facts(), grounds=ServiceCapabilities(containers=False)))
     assert plans == ()
     assert reason.startswith("x cannot run here: .gibil.yml@main:1:12: the service 'search': local machines run no containers")
-    plans, reasons = for_pull_request(found, "opened", replace(facts(), grounds=Grounds(containers=True)))
+    plans, reasons = for_pull_request(found, "opened", replace(facts(), grounds=ServiceCapabilities(containers=True)))
     assert ([plan.workflow for plan in plans], reasons) == (["x"], ())
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gibil_bot.machines import provision_script, remote_layout
-from gibil_bot.machines.source import Origin
+from gibil_bot.machines.source import CodeSource
 from gibil_bot.planning.schema import parse_repository_file
 from tests.doubles.patience import patient
 
@@ -29,7 +29,7 @@ class Place:
         (self.folder / "root" / "project").mkdir(parents=True, exist_ok=True)
         (self.folder / "run").mkdir(exist_ok=True)
         file = parse_repository_file(".gibil.yml", text.encode()) if text else None
-        origin = Origin(repo="https://example.com/ada/engine.git", branch=None, sha="a" * 40, file=file)
+        origin = CodeSource(repo="https://example.com/ada/engine.git", branch=None, sha="a" * 40, file=file)
         given = given or {}
         script = self.moved(provision_script.provision_script(origin, tuple(given)))
         environment = {"PATH": os.environ["PATH"], **remote_layout.as_given(given)}

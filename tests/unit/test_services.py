@@ -9,7 +9,7 @@ import pytest
 from gibil_bot.errors import InvalidWorkflow
 from gibil_bot.planning.schema import parse_repository_file
 from gibil_bot.planning.services import (
-    Grounds,
+    ServiceCapabilities,
     check_services,
     distribution_versions,
     full_name,
@@ -20,7 +20,7 @@ from gibil_bot.planning.workflow import RepositoryFile
 from tests.doubles.patience import patient
 
 BOOKWORM = 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nVERSION_ID="12"\nID=debian\n'
-LOCAL = Grounds(containers=False, versions=distribution_versions(BOOKWORM, ""))
+LOCAL = ServiceCapabilities(containers=False, versions=distribution_versions(BOOKWORM, ""))
 POSTGRES = "env: {POSTGRES_PASSWORD: x}"
 
 
@@ -28,7 +28,7 @@ def file(services: str) -> RepositoryFile:
     return parse_repository_file(".gibil.yml", f"services:\n  db: {{{services}}}\n".encode())
 
 
-def refusal(services: str, grounds: Grounds = LOCAL) -> str:
+def refusal(services: str, grounds: ServiceCapabilities = LOCAL) -> str:
     with pytest.raises(InvalidWorkflow) as caught:
         check_services(file(services), grounds)
     assert str(caught.value).startswith(".gibil.yml:2:3: the service 'db': ")
@@ -61,7 +61,9 @@ def test_what_local_machines_cannot_have_is_refused_with_the_way_out() -> None:
         "this distribution has postgres 15, and not 16; write image: postgres:15, or use the cloud"
     )
     assert "local machines run no containers" in refusal('image: "ghcr.io/ada/postgres:15", ports: [5432]')
-    assert "run gibil as root" in refusal(f"image: postgres, {POSTGRES}", Grounds(containers=False, many_users=False))
+    assert "run gibil as root" in refusal(
+        f"image: postgres, {POSTGRES}", ServiceCapabilities(containers=False, many_users=False)
+    )
     assert refusal("image: redis, env: {REDIS_PASSWORD: x}").startswith("REDIS_PASSWORD means nothing without containers")
     assert "write ports: [5432]" in refusal(f"image: postgres, {POSTGRES}, ports: [5433]")
     assert refusal('image: "mysql:8", env: {MYSQL_ROOT_PASSWORD: x}') == (
@@ -70,8 +72,8 @@ def test_what_local_machines_cannot_have_is_refused_with_the_way_out() -> None:
 
 
 def test_machines_with_containers_have_every_image() -> None:
-    check_services(file('image: "ghcr.io/ada/search:8", ports: [9200], env: {A: b}'), Grounds(containers=True))
-    check_services(file(f'image: "postgres:16", {POSTGRES}'), Grounds(containers=True))
+    check_services(file('image: "ghcr.io/ada/search:8", ports: [9200], env: {A: b}'), ServiceCapabilities(containers=True))
+    check_services(file(f'image: "postgres:16", {POSTGRES}'), ServiceCapabilities(containers=True))
 
 
 def test_what_no_machine_could_start_is_refused_when_the_file_is_read() -> None:

@@ -14,13 +14,13 @@ from gibil_bot.model import (
     Conclusion,
     Delivery,
     NewRun,
+    Notification,
+    NotificationKind,
     Person,
     Plan,
     PullRequest,
     Repository,
     Source,
-    Telling,
-    TellingKind,
     Trust,
 )
 from gibil_bot.ports import Settlement
@@ -57,8 +57,8 @@ def new_run(run_id: str) -> NewRun:
     return NewRun(id=run_id, delivery_guid="d", source=source, plan=plan)
 
 
-def telling(key: str) -> Telling:
-    return Telling(key=key, kind=TellingKind.COMMENT, installation_id=1, repository="ada/engine", body={"body": key})
+def telling(key: str) -> Notification:
+    return Notification(key=key, kind=NotificationKind.COMMENT, installation_id=1, repository="ada/engine", body={"body": key})
 
 
 def write_history(db: sqlite3.Connection) -> None:

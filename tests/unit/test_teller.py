@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from gibil_bot.errors import GitHubError, NotAskedYet
-from gibil_bot.model import DueTelling, Telling, TellingKind
-from gibil_bot.runs.outbox import Teller
+from gibil_bot.model import DueNotification, Notification, NotificationKind
+from gibil_bot.runs.outbox import OutboxPublisher
 from gibil_bot.runs.store import SqliteStore, open_store
 from tests.doubles.patience import patient
 
@@ -26,10 +26,10 @@ class SlowGitHub:
         self.errors: list[GitHubError] = []
         self.changed = asyncio.Event()
 
-    async def tell(self, due: DueTelling) -> int | None:
+    async def tell(self, due: DueNotification) -> int | None:
         self.begun.append(due.telling.key)
         self.changed.set()
-        if due.telling.kind is not TellingKind.CHECK_RUN:
+        if due.telling.kind is not NotificationKind.CHECK_RUN:
             await self.go_on.wait()
         if self.errors:
             raise self.errors.pop(0)
@@ -48,7 +48,7 @@ class SlowGitHub:
 async def telling(folder: Path) -> AsyncIterator[tuple[SqliteStore, SlowGitHub]]:
     store = await open_store(f"sqlite:///{folder}/gibil.db")
     github = SlowGitHub()
-    task = asyncio.create_task(Teller(store, github, "tests").run())
+    task = asyncio.create_task(OutboxPublisher(store, github, "tests").run())
     try:
         yield store, github
     finally:
@@ -57,15 +57,15 @@ async def telling(folder: Path) -> AsyncIterator[tuple[SqliteStore, SlowGitHub]]
         await store.close()
 
 
-def wish(kind: TellingKind, key: str, repository: str = "ada/engine", **body: object) -> Telling:
-    return Telling(key=key, kind=kind, installation_id=1, repository=repository, body={"key": key, **body})
+def wish(kind: NotificationKind, key: str, repository: str = "ada/engine", **body: object) -> Notification:
+    return Notification(key=key, kind=kind, installation_id=1, repository=repository, body={"key": key, **body})
 
 
 async def test_check_runs_are_published_while_comments_and_reactions_wait(tmp_path: Path) -> None:
     async with telling(tmp_path) as (store, github):
-        await store.tell(None, [wish(TellingKind.REACTION, f"r{number}") for number in range(50)])
-        await store.tell(None, [wish(TellingKind.COMMENT, f"c{number}") for number in range(50)])
-        checks = [wish(TellingKind.CHECK_RUN, f"k{number}", status="queued") for number in range(20)]
+        await store.tell(None, [wish(NotificationKind.REACTION, f"r{number}") for number in range(50)])
+        await store.tell(None, [wish(NotificationKind.COMMENT, f"c{number}") for number in range(50)])
+        checks = [wish(NotificationKind.CHECK_RUN, f"k{number}", status="queued") for number in range(20)]
         await store.tell(None, checks)
         await github.until_told(*(check.key for check in checks))
         assert sum(key.startswith("r") for key in github.begun) <= 4
@@ -76,12 +76,12 @@ async def test_check_runs_are_published_while_comments_and_reactions_wait(tmp_pa
 
 async def test_comments_are_published_while_reactions_wait(tmp_path: Path) -> None:
     async with telling(tmp_path) as (store, github):
-        await store.tell(None, [wish(TellingKind.REACTION, f"r{number}") for number in range(50)])
+        await store.tell(None, [wish(NotificationKind.REACTION, f"r{number}") for number in range(50)])
         async with asyncio.timeout(patient(WITHIN_S)):
             while len(github.begun) < 4:
                 await github.changed.wait()
                 github.changed.clear()
-        await store.tell(None, [wish(TellingKind.COMMENT, "c")])
+        await store.tell(None, [wish(NotificationKind.COMMENT, "c")])
         async with asyncio.timeout(patient(WITHIN_S)):
             while "c" not in github.begun:
                 await github.changed.wait()
@@ -91,7 +91,7 @@ async def test_comments_are_published_while_reactions_wait(tmp_path: Path) -> No
 async def test_what_github_was_not_asked_yet_counts_as_no_failure(tmp_path: Path) -> None:
     async with telling(tmp_path) as (store, github):
         github.errors = [NotAskedYet("waiting for a turn", retry_after_s=0.0) for _ in range(3)]
-        await store.tell(None, [wish(TellingKind.CHECK_RUN, "k", status="queued")])
+        await store.tell(None, [wish(NotificationKind.CHECK_RUN, "k", status="queued")])
         await github.until_told("k")
         found = await store.telling("k")
         assert found is not None

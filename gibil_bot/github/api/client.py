@@ -15,14 +15,14 @@ import msgspec
 
 from gibil_bot.errors import GitHubError
 from gibil_bot.github.api.app_settings import read_app
-from gibil_bot.github.api.publisher import Teller
+from gibil_bot.github.api.publisher import Publisher
 from gibil_bot.github.api.request import Request, mint_request
 from gibil_bot.github.api.response import Answer, Unanswered
 from gibil_bot.github.api.session import Session
 from gibil_bot.github.api.workflow_files import WorkflowFiles
 from gibil_bot.github.payloads import PullRequestPayload, UserPayload, person, utc
 from gibil_bot.github.registration import RegisteredApp
-from gibil_bot.model import BranchPush, DueTelling, PullRequest, Repository
+from gibil_bot.model import BranchPush, DueNotification, PullRequest, Repository
 
 MOST_DELIVERY_PAGES = 20
 MOST_PULL_PAGES = 3
@@ -97,7 +97,7 @@ class GitHubClient:
             monotonic=monotonic,
             sleep=sleep,
         )
-        self._teller = Teller(self._session, self._own_slug)
+        self._teller = Publisher(self._session, self._own_slug)
         self._workflow_files = WorkflowFiles(self._session)
         self._slug: str | None = None
 
@@ -105,7 +105,7 @@ class GitHubClient:
     def requests(self) -> Counter[str]:
         return self._session.requests
 
-    async def tell(self, due: DueTelling) -> int | None:
+    async def tell(self, due: DueNotification) -> int | None:
         """See ports.Reporter."""
         return await self._teller.tell(due)
 

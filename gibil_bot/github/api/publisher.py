@@ -15,7 +15,7 @@ from gibil_bot.errors import GitHubError
 from gibil_bot.github.api.request import Request
 from gibil_bot.github.api.response import Answer
 from gibil_bot.github.api.session import RETRY_AFTER_S, Session
-from gibil_bot.model import DueTelling, TellingKind
+from gibil_bot.model import DueNotification, NotificationKind
 
 MOST_PAGES = 10
 _GONE = frozenset({404, 410})
@@ -50,22 +50,22 @@ class _Comment(msgspec.Struct):
     performed_via_github_app: _Via | None = None
 
 
-class Teller:
+class Publisher:
     """ports.Reporter over a session. `slug` asks GitHub for the App's own name, once."""
 
     def __init__(self, session: Session, slug: Callable[[], Awaitable[str]]) -> None:
         self._session = session
         self._slug = slug
 
-    async def tell(self, due: DueTelling) -> int | None:
+    async def tell(self, due: DueNotification) -> int | None:
         """See ports.Reporter."""
         try:
             match due.telling.kind:
-                case TellingKind.CHECK_RUN:
+                case NotificationKind.CHECK_RUN:
                     return await self._check_run(due)
-                case TellingKind.COMMENT:
+                case NotificationKind.COMMENT:
                     return await self._comment(due)
-                case TellingKind.REACTION:
+                case NotificationKind.REACTION:
                     return await self._reaction(due)
         except GitHubError as error:
             if error.retry_after_s == RETRY_AFTER_S:
@@ -75,7 +75,7 @@ class Teller:
 
     # --- check runs: https://docs.github.com/en/rest/checks/runs
 
-    async def _check_run(self, due: DueTelling) -> int:
+    async def _check_run(self, due: DueNotification) -> int:
         body = dict(due.telling.body)
         known = due.remote_id
         if known is None and due.attempts > 0:
@@ -88,7 +88,7 @@ class Teller:
         await self._write(due, "PATCH", "/repos/{repository}/check-runs/{number}", number=known, body=body)
         return known
 
-    async def _find_check_run(self, due: DueTelling) -> int | None:
+    async def _find_check_run(self, due: DueNotification) -> int | None:
         body = due.telling.body
         for page in range(1, MOST_PAGES + 1):
             answer = await self._session.ask(
@@ -110,7 +110,7 @@ class Teller:
 
     # --- comments: https://docs.github.com/en/rest/issues/comments
 
-    async def _comment(self, due: DueTelling) -> int | None:
+    async def _comment(self, due: DueNotification) -> int | None:
         body = due.telling.body
         only_if_exists = body.get("only_if_exists") is True
         known = due.remote_id
@@ -133,7 +133,7 @@ class Teller:
         )
         return answer.read(_Created).id
 
-    async def _change_comment(self, due: DueTelling, comment_id: int) -> bool:
+    async def _change_comment(self, due: DueNotification, comment_id: int) -> bool:
         """False when it is gone."""
         answer = await self._write(
             due,
@@ -146,7 +146,7 @@ class Teller:
         )
         return answer.status < 400
 
-    async def _find_comment(self, due: DueTelling) -> int | None:
+    async def _find_comment(self, due: DueNotification) -> int | None:
         marker = str(due.telling.body["marker"])
         async for comment in self._comments(due):
             # It begins with the marker: further down, a task's output may hold the marker of another comment. And
@@ -155,7 +155,7 @@ class Teller:
                 return comment.id
         return None
 
-    async def _comments(self, due: DueTelling) -> AsyncIterator[_Comment]:
+    async def _comments(self, due: DueNotification) -> AsyncIterator[_Comment]:
         """The first page (where a pull request's own comment is), then from the last one back (where replies are)."""
         pages, page, last = 0, 1, 1
         while pages < MOST_PAGES:
@@ -187,7 +187,7 @@ class Teller:
 
     # --- reactions: https://docs.github.com/en/rest/reactions/reactions
 
-    async def _reaction(self, due: DueTelling) -> int:
+    async def _reaction(self, due: DueNotification) -> int:
         if due.remote_id is not None:
             return due.remote_id
         body = due.telling.body
@@ -205,7 +205,7 @@ class Teller:
 
     async def _write(
         self,
-        due: DueTelling,
+        due: DueNotification,
         method: str,
         route: str,
         *,

@@ -24,7 +24,7 @@ from gibil_bot.github.api.response import Answer, Unanswered
 from gibil_bot.model import Priority
 
 if TYPE_CHECKING:
-    from gibil_bot.github.api.transport import Connection
+    from gibil_bot.github.api.transport import Transport
 
 TRIES = 4
 BACKOFF_S = 0.5
@@ -83,7 +83,7 @@ class Session:
         self._now = now or (lambda: datetime.now(UTC))
         self.monotonic = monotonic or (lambda: asyncio.get_running_loop().time())
         self._sleep = sleep
-        self._connection: Connection | None = None
+        self._connection: Transport | None = None
         self._opening = asyncio.Lock()
         self._tokens: dict[int, _Token] = {}
         self._minting: dict[int, asyncio.Lock] = {}
@@ -171,7 +171,7 @@ class Session:
             at_most=request.at_most,
         )
 
-    async def _open(self) -> Connection:
+    async def _open(self) -> Transport:
         """githubkit takes a third of a second to import: in a thread, when it is needed first."""
         if self._connection is None:
             async with self._opening:
@@ -179,10 +179,10 @@ class Session:
                     self._connection = await asyncio.to_thread(self._connect)
         return self._connection
 
-    def _connect(self) -> Connection:
-        from gibil_bot.github.api.transport import Connection
+    def _connect(self) -> Transport:
+        from gibil_bot.github.api.transport import Transport
 
-        return Connection(self.url, self.app_id, self._private_key.reveal(), **self._timeouts)
+        return Transport(self.url, self.app_id, self._private_key.reveal(), **self._timeouts)
 
     async def _back_off(self, tries: int) -> None:
         await self._sleep(BACKOFF_S * 2 ** (tries - 1) * random.uniform(0.5, 1.5))

@@ -49,7 +49,7 @@ _authorities = functools.cache(httpx.create_ssl_context)
 """Reading the certificates of all authorities takes longer than several requests."""
 
 
-class Connection:
+class Transport:
     """Requests with timeouts. `total_timeout_s` bounds a whole answer, however slowly it drips."""
 
     def __init__(

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 from gibil_bot.errors import GibilError, UsageError
 from gibil_bot.machines.remote_layout import from_code
-from gibil_bot.machines.session import LiveMachine
+from gibil_bot.machines.session import MachineSession
 from gibil_bot.machines.tools import file_scripts as scripts
 from gibil_bot.machines.tools.file_scripts import Entry, Match, Page
 from gibil_bot.ssh.answers import BadAnswer, fields_of, last_line
@@ -41,12 +41,12 @@ def check_path(path: str) -> str:
     return from_code(path)
 
 
-async def check_folder(live: LiveMachine, path: str) -> None:
+async def check_folder(live: MachineSession, path: str) -> None:
     """Raises UsageError where that is no folder."""
     await _ask(live, scripts.FOLDER, path)
 
 
-async def read(live: LiveMachine, path: str, first: int = 1, limit: int = MOST_LINES) -> Page:
+async def read(live: MachineSession, path: str, first: int = 1, limit: int = MOST_LINES) -> Page:
     """Lines from number `first` on. Raises UsageError: no such file, binary, beyond its end."""
     if first < 1:
         raise UsageError("lines are counted from 1")
@@ -61,7 +61,7 @@ async def read(live: LiveMachine, path: str, first: int = 1, limit: int = MOST_L
     return page
 
 
-async def write(live: LiveMachine, path: str, content: bytes) -> bool:
+async def write(live: MachineSession, path: str, content: bytes) -> bool:
     """The whole file, with the folders that are missing; its mode stays as it is. True: it is new.
 
     Whoever reads meanwhile finds the old content or the new one. Raises UsageError, SSHError (disk full).
@@ -72,7 +72,7 @@ async def write(live: LiveMachine, path: str, content: bytes) -> bool:
         return await _write(live, path, content)
 
 
-async def edit(live: LiveMachine, path: str, old: str, new: str, *, everywhere: bool = False) -> tuple[int, int]:
+async def edit(live: MachineSession, path: str, old: str, new: str, *, everywhere: bool = False) -> tuple[int, int]:
     """Replace `old`, which has to be there exactly once, or `everywhere`; (how often, the line of the first).
 
     Raises UsageError when it is absent or not unique.
@@ -100,14 +100,14 @@ async def edit(live: LiveMachine, path: str, old: str, new: str, *, everywhere: 
     return count, line
 
 
-async def entries(live: LiveMachine, path: str, glob: str | None = None) -> tuple[list[Entry], bool]:
+async def entries(live: MachineSession, path: str, glob: str | None = None) -> tuple[list[Entry], bool]:
     """What is in a folder, or below it what a glob (`**/*.py`) names; and whether that is all. Raises UsageError."""
     if glob is not None and (not glob or "\0" in glob or glob.startswith(("/", "~")) or len(glob) > _PATH_BYTES):
         raise UsageError("a glob is a pattern below the path, such as **/*.py")
     return scripts.read_entries(await _ask(live, scripts.LIST, path, {"gibil_glob": glob or ""}))
 
 
-async def search(live: LiveMachine, pattern: str, path: str, include: str | None = None) -> tuple[list[Match], bool]:
+async def search(live: MachineSession, pattern: str, path: str, include: str | None = None) -> tuple[list[Match], bool]:
     """Lines that match a Perl-compatible regular expression, in files whose names match `include`; and whether all.
 
     Raises UsageError for a pattern that is none.
@@ -120,7 +120,7 @@ async def search(live: LiveMachine, pattern: str, path: str, include: str | None
     return scripts.read_matches(await _ask(live, script, path, {"gibil_pattern": pattern, **more}))
 
 
-async def _write(live: LiveMachine, path: str, content: bytes) -> bool:
+async def _write(live: MachineSession, path: str, content: bytes) -> bool:
     target, mode, new, _ = fields_of(await _ask(live, scripts.PREPARE, path), 4)
     if not _MODE.fullmatch(mode):
         raise BadAnswer(f"machine {live.name} answered {mode[:20]!r} where the mode of a file was expected")
@@ -128,7 +128,7 @@ async def _write(live: LiveMachine, path: str, content: bytes) -> bool:
     return bool(new)
 
 
-def _lock(live: LiveMachine, path: str) -> asyncio.Lock:
+def _lock(live: MachineSession, path: str) -> asyncio.Lock:
     key = (live.name, check_path(path).rstrip("/").rpartition("/")[2])  # however its folder is written
     lock = _writing.get(key)
     if lock is None:
@@ -143,7 +143,7 @@ def _loosely(content: bytes, old: str) -> bool:
     return bare(old) in bare(content.decode("utf-8", "replace"))
 
 
-async def _ask(live: LiveMachine, script: str, path: str, more: Mapping[str, str] | None = None) -> bytes:
+async def _ask(live: MachineSession, script: str, path: str, more: Mapping[str, str] | None = None) -> bytes:
     env = {"gibil_path": check_path(path), **(more or {})}
     try:
         result = await live.shell.run(script, timeout_s=_TIMEOUT_S, env=env, most_bytes=_ANSWER_BYTES)

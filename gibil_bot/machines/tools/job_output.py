@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 
 from gibil_bot.errors import UsageError
-from gibil_bot.machines.session import LiveMachine, no_job
+from gibil_bot.machines.session import MachineSession, no_job
 from gibil_bot.machines.tools.truncate import decoded, whole_characters
 from gibil_bot.scripts.commands import check_job_id
 from gibil_bot.ssh.answers import MOST_ANSWERED, fields_of, number
@@ -25,7 +25,7 @@ class Piece:
     size: int
 
 
-async def find_job(live: LiveMachine, job_id: str) -> JobEntry:
+async def find_job(live: MachineSession, job_id: str) -> JobEntry:
     """Raises UsageError for one that does not exist."""
     check_job_id(job_id)
     for job in await live.jobs():
@@ -34,7 +34,7 @@ async def find_job(live: LiveMachine, job_id: str) -> JobEntry:
     raise no_job(live.name, job_id)
 
 
-async def read_output(live: LiveMachine, job_id: str, stream: str, offset: int | None, most: int) -> Piece:
+async def read_output(live: MachineSession, job_id: str, stream: str, offset: int | None, most: int) -> Piece:
     """At most `most` bytes from `offset` on; None: the last of them. A character that is not whole yet comes with the next.
 
     Raises UsageError, BadAnswer.

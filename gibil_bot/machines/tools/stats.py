@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from gibil_bot.errors import GibilError
-from gibil_bot.machines.session import LiveMachine
+from gibil_bot.machines.session import MachineSession
 from gibil_bot.model import Usage
 from gibil_bot.ssh.answers import decimal, number, printable
 
@@ -128,7 +128,7 @@ def _within(limit: int, used: int, total: int, free: int) -> tuple[int, int]:
     return min(limit, total), max(0, min(free, limit - used))
 
 
-async def stats(live: LiveMachine) -> Stats:
+async def stats(live: MachineSession) -> Stats:
     """Raises GibilError: it does not answer, or not what was asked."""
     result = await live.shell.run(_SCRIPT)
     usage = await live.provider.usage(live.name) if isinstance(live.provider, Metered) else None

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gibil_bot.machines.remote_layout import JOB_ID, LEADER
-from gibil_bot.machines.session import LiveMachine
+from gibil_bot.machines.session import MachineSession
 from gibil_bot.ssh.answers import number, printable
 from gibil_bot.ssh.job_list import JOBS_BYTES
 
@@ -87,7 +87,7 @@ def orphans(processes: Sequence[Tagged], ended_jobs: frozenset[str]) -> list[Tag
     return found
 
 
-async def sweep(live: LiveMachine, *, look_only: bool = False) -> tuple[list[Tagged], bool]:
+async def sweep(live: MachineSession, *, look_only: bool = False) -> tuple[list[Tagged], bool]:
     """End what was left over: SIGTERM, after two seconds SIGKILL; what it was, and whether all of it is gone."""
     jobs = await live.jobs()
     ended = frozenset(job.id for job in jobs if job.status != "running")

@@ -36,7 +36,7 @@ class _Waiter:
     pause: int = 1
 
 
-class Watch:
+class BootWait:
     """`list_servers` brings all of ours; it is called every `every_s` while somebody waits."""
 
     def __init__(self, api: HetznerApi, list_servers: Callable[[], Awaitable[list[Json]]], every_s: float) -> None:

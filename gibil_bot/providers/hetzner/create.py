@@ -14,11 +14,11 @@ from gibil_bot.providers.cloudinit import user_data
 from gibil_bot.providers.hetzner import labels
 from gibil_bot.providers.hetzner import server_types as shop
 from gibil_bot.providers.hetzner.api import NO_ROOM, HetznerApi, Refused, action_error
-from gibil_bot.providers.hetzner.boot_wait import Watch, is_ready
+from gibil_bot.providers.hetzner.boot_wait import BootWait, is_ready
 from gibil_bot.providers.hetzner.catalogue import Catalogue
-from gibil_bot.providers.hetzner.delete import Burner
-from gibil_bot.providers.hetzner.project import Shared, shared
-from gibil_bot.providers.hetzner.rebuild_pool import Spares, burn_one, reuse_value
+from gibil_bot.providers.hetzner.delete import ServerDeleter
+from gibil_bot.providers.hetzner.project import ProjectResources, shared
+from gibil_bot.providers.hetzner.rebuild_pool import RebuildPool, delete_one, reuse_value
 from gibil_bot.providers.hetzner.server_types import Json
 from gibil_bot.providers.hetzner.servers import find_server, is_ours
 
@@ -32,15 +32,21 @@ _FAILED_STARTS = 3
 """After so many servers that don't start, the creation fails: a started hour of each is billed."""
 
 
-class Maker:
+class ServerCreator:
     """`spares` is None where hours are not reused; `boot_s`: how long a server may take until it runs."""
 
     def __init__(
-        self, api: HetznerApi, catalogue: Catalogue, watch: Watch, burner: Burner, spares: Spares | None, boot_s: float
+        self,
+        api: HetznerApi,
+        catalogue: Catalogue,
+        watch: BootWait,
+        burner: ServerDeleter,
+        spares: RebuildPool | None,
+        boot_s: float,
     ) -> None:
         self._api, self._catalogue, self._watch, self._burner, self._spares = api, catalogue, watch, burner, spares
         self._boot_s = boot_s
-        self._shared: asyncio.Task[Shared] | None = None
+        self._shared: asyncio.Task[ProjectResources] | None = None
         self._marking: set[asyncio.Task[int | None]] = set()
 
     async def make(self, spec: MachineSpec) -> Json:
@@ -98,7 +104,7 @@ class Maker:
             except Refused as error:
                 if error.reason == "resource_limit_exceeded":
                     dedicated_only = "dedicated" in error.message
-                    if not await burn_one(self._api, self._burner, self._spares, dedicated_only):
+                    if not await delete_one(self._api, self._burner, self._spares, dedicated_only):
                         raise
                 elif not checked and _blames(error) in ("project", "unknown"):
                     checked = True
@@ -107,7 +113,9 @@ class Maker:
                 else:
                     raise
 
-    async def _make(self, spec: MachineSpec, offer: shop.Offer, first: shop.Offer, project: Shared, deadline: float) -> Json:
+    async def _make(
+        self, spec: MachineSpec, offer: shop.Offer, first: shop.Offer, project: ProjectResources, deadline: float
+    ) -> Json:
         doing = f"make machine {spec.name}"
         hour, written = self._labels(spec)
         if offer != first:
@@ -183,7 +191,7 @@ class Maker:
             written[labels.REUSE] = reuse
         return hour, written
 
-    async def _make_of_spare(self, spares: Spares, spec: MachineSpec, offers: list[shop.Offer]) -> Json | None:
+    async def _make_of_spare(self, spares: RebuildPool, spec: MachineSpec, offers: list[shop.Offer]) -> Json | None:
         """A server that was set aside for this repository becomes the machine; None: there is none, or it did not work."""
         server = spares.take(spec, offers)
         if server is None:
@@ -223,7 +231,7 @@ class Maker:
                 return failed
         return ProviderError(f"cannot {doing}: its server vanished while it booted; somebody burned it")
 
-    async def _project(self, instead_of: Shared | None = None) -> Shared:
+    async def _project(self, instead_of: ProjectResources | None = None) -> ProjectResources:
         """Created by the first caller that needs it; a failure is not remembered. `instead_of`: read it again, once for all."""
         task = self._shared
         if (

@@ -18,7 +18,7 @@ from gibil_bot.providers.hetzner.api import HetznerApi, Json, Refused
 _log = logging.getLogger(__name__)
 
 
-class Burner:
+class ServerDeleter:
     """`within_s`: how long Hetzner may take to delete a server."""
 
     def __init__(self, api: HetznerApi, look_every_s: float, within_s: float) -> None:

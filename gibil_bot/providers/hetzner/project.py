@@ -29,15 +29,15 @@ _RULES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
+class ProjectResources:
     firewall_id: int
     key_id: int
 
 
-async def shared(api: HetznerApi) -> Shared:
+async def shared(api: HetznerApi) -> ProjectResources:
     """Both, made where they are missing. Safe to be called by many at once, in many processes."""
     firewall, key = await asyncio.gather(_firewall(api), _key(api))
-    return Shared(firewall, key)
+    return ProjectResources(firewall, key)
 
 
 async def _firewall(api: HetznerApi) -> int:

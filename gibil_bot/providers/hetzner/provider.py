@@ -25,12 +25,12 @@ from gibil_bot.providers.cloudinit import move_expiry_script, user_data
 from gibil_bot.providers.hetzner import labels
 from gibil_bot.providers.hetzner import server_types as shop
 from gibil_bot.providers.hetzner.api import ENDPOINT, HTTP_TIMEOUT_S, HetznerApi, Json, Refused
-from gibil_bot.providers.hetzner.boot_wait import Watch
+from gibil_bot.providers.hetzner.boot_wait import BootWait
 from gibil_bot.providers.hetzner.catalogue import Catalogue
-from gibil_bot.providers.hetzner.create import Maker
-from gibil_bot.providers.hetzner.delete import Burner
+from gibil_bot.providers.hetzner.create import ServerCreator
+from gibil_bot.providers.hetzner.delete import ServerDeleter
 from gibil_bot.providers.hetzner.project import new_pair
-from gibil_bot.providers.hetzner.rebuild_pool import Spares
+from gibil_bot.providers.hetzner.rebuild_pool import RebuildPool
 from gibil_bot.providers.hetzner.servers import NAME, find_server, is_machine, is_ours, machine_of
 from gibil_bot.providers.machine_script import RunOn
 from gibil_bot.ssh.host_keys import public_line
@@ -67,11 +67,11 @@ class HetznerProvider:
         server_types: tuple[str, ...] | None = None,
     ) -> None:
         self._api = HetznerApi(token, endpoint, timeout_s=http_timeout_s, backoff_s=backoff_s, rate_limited_s=rate_limited_s)
-        self._watch = Watch(self._api, self._our_servers, look_every_s)
+        self._watch = BootWait(self._api, self._our_servers, look_every_s)
         self._catalogue = Catalogue(self._api, server_types)
-        self._burner = Burner(self._api, look_every_s, burn_s)
-        self._spares = Spares(self._api, look_every_s, burn_s) if reuse else None
-        self._maker = Maker(self._api, self._catalogue, self._watch, self._burner, self._spares, boot_s)
+        self._burner = ServerDeleter(self._api, look_every_s, burn_s)
+        self._spares = RebuildPool(self._api, look_every_s, burn_s) if reuse else None
+        self._maker = ServerCreator(self._api, self._catalogue, self._watch, self._burner, self._spares, boot_s)
         self._run_on = run_on
         self._ssh_port = ssh_port
         self._burning: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()

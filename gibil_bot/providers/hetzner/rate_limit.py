@@ -20,7 +20,7 @@ RESERVE = 5
 """Calls that only burning may use: a machine costs money until it is gone."""
 
 
-class Budget:
+class RateLimit:
     """A bucket that the answers keep in step with Hetzner's. Used from one event loop."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -65,13 +65,13 @@ class Budget:
         self._left, self._as_of = left, self._clock()
 
 
-_budgets: weakref.WeakValueDictionary[bytes, Budget] = weakref.WeakValueDictionary()
+_budgets: weakref.WeakValueDictionary[bytes, RateLimit] = weakref.WeakValueDictionary()
 
 
-def budget_of(token: str, endpoint: str) -> Budget:
+def budget_of(token: str, endpoint: str) -> RateLimit:
     """The one budget of that token in this process."""
     key = hashlib.sha256(f"{endpoint}\n{token}".encode()).digest()
     budget = _budgets.get(key)
     if budget is None:
-        budget = _budgets[key] = Budget()
+        budget = _budgets[key] = RateLimit()
     return budget

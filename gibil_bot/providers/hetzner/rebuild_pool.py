@@ -19,7 +19,7 @@ from gibil_bot.errors import ProviderError
 from gibil_bot.model import MachineSpec
 from gibil_bot.providers.hetzner import labels
 from gibil_bot.providers.hetzner.api import HetznerApi, Refused, action_error
-from gibil_bot.providers.hetzner.delete import Burner
+from gibil_bot.providers.hetzner.delete import ServerDeleter
 from gibil_bot.providers.hetzner.server_types import Json, Offer, started_hours
 
 _log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def reuse_value(spec: MachineSpec) -> str | None:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-class Spares:
+class RebuildPool:
     """`within_s`: how long switching a server off may take before it is deleted instead."""
 
     def __init__(self, api: HetznerApi, look_every_s: float, within_s: float) -> None:
@@ -146,7 +146,7 @@ class Spares:
         return datetime.now(UTC) + timedelta(seconds=self._api.clock_ahead_s)
 
 
-async def burn_one(api: HetznerApi, burner: Burner, spares: Spares | None, dedicated_only: bool) -> bool:
+async def delete_one(api: HetznerApi, burner: ServerDeleter, spares: RebuildPool | None, dedicated_only: bool) -> bool:
     """Delete a spare server to make room below a limit of the project: one of this process, else any with the label.
 
     False if none exists. A process whose spare is gone makes a new server instead.

@@ -98,14 +98,14 @@ class Unanswered(Exception):
     """The keeper is not there, or went away before it answered: start one and ask again."""
 
 
-class Line:
+class ControlConnection:
     """An open connection to the keeper."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
 
     @classmethod
-    async def open(cls, path: str) -> Line:
+    async def open(cls, path: str) -> ControlConnection:
         """Raises Unanswered; ProviderError when somebody else listens there."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:

@@ -10,15 +10,15 @@ import msgspec
 
 from gibil_bot.errors import GibilError, ProviderError, UsageError
 from gibil_bot.providers.local.control_protocol import Answer, Request, peer_uid, problem_of
-from gibil_bot.providers.local.registry import Stock
+from gibil_bot.providers.local.registry import MachineRegistry
 
 _REQUEST_S = 30.0
 
 
-class Counter:
+class ControlServer:
     """`ending` is set when the keeper should go: nothing kept and nothing asked for `idle_s` seconds."""
 
-    def __init__(self, stock: Stock, ending: asyncio.Event, idle_s: float) -> None:
+    def __init__(self, stock: MachineRegistry, ending: asyncio.Event, idle_s: float) -> None:
         self._stock, self._ending, self._idle_s = stock, ending, idle_s
         self._busy: set[asyncio.Task[None]] = set()
         self._last = asyncio.get_running_loop().time()

@@ -21,8 +21,8 @@ from pathlib import Path
 from gibil_bot.errors import GibilError
 from gibil_bot.providers.local.daemon_start import IDLE_S
 from gibil_bot.providers.local.fd_passing import close_others
-from gibil_bot.providers.local.fork_client import ForgerLink
-from gibil_bot.providers.local.paths import PROTOCOL, Home, Keeper, code_version, read_keeper, write_keeper
+from gibil_bot.providers.local.fork_client import ForkClient
+from gibil_bot.providers.local.paths import PROTOCOL, DaemonRecord, LocalPaths, code_version, read_daemon, write_daemon
 from gibil_bot.providers.local.process_state import become_neutral
 
 _LOCK_WAIT_S = 10.0
@@ -35,7 +35,7 @@ def main(data_dir: str, idle_s: str = str(IDLE_S), starting: str = "") -> None:
     """
     gc.set_threshold(25_000, 20, 20)  # what the imports make stays: looking for garbage in it holds up the first machine
     close_others({int(starting)} if starting else set())
-    home = Home(Path(data_dir))
+    home = LocalPaths(Path(data_dir))
     try:
         home.prepare()
         runtime = home.runtime()
@@ -60,7 +60,7 @@ def main(data_dir: str, idle_s: str = str(IDLE_S), starting: str = "") -> None:
         sys.stderr.write(f"what the starter had stays in machines, as it cannot be undone: {', '.join(inherited)}\n")
     lock = os.open(home.local / "keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     if not _take(lock):
-        running = read_keeper(home)
+        running = read_daemon(home)
         who = f"process {running.pid}" if running else "another process"
         os.write(ready_write, f"{who} keeps the local machines of {home.data_dir} and does not answer; end it".encode())
         os._exit(1)
@@ -75,7 +75,7 @@ def main(data_dir: str, idle_s: str = str(IDLE_S), starting: str = "") -> None:
         os._exit(status)
 
 
-def _leave_the_starter(home: Home) -> None:
+def _leave_the_starter(home: LocalPaths) -> None:
     os.chdir("/")
     log = os.open(home.local / "keeper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     null = os.open(os.devnull, os.O_RDONLY)
@@ -100,26 +100,26 @@ def _take(lock: int) -> bool:
             return True
 
 
-def _keep(home: Home, runtime: Path, ready: int, idle_s: float, inherited: tuple[str, ...]) -> None:
-    link = ForgerLink.start()  # beside the imports below, which take longer
+def _keep(home: LocalPaths, runtime: Path, ready: int, idle_s: float, inherited: tuple[str, ...]) -> None:
+    link = ForkClient.start()  # beside the imports below, which take longer
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     import uvloop  # output of jobs passes through here: half as fast again as with asyncio's own loop
 
-    from gibil_bot.providers.local.registry import Stock
+    from gibil_bot.providers.local.registry import MachineRegistry
 
     gc.freeze()
     for stale in runtime.glob("*.sock"):
         stale.unlink()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(home, runtime, link, ready, idle_s, inherited, Stock))
+        runner.run(_serve(home, runtime, link, ready, idle_s, inherited, MachineRegistry))
 
 
 async def _serve(
-    home: Home, runtime: Path, link: ForgerLink, ready: int, idle_s: float, inherited: tuple[str, ...], stock_type: type
+    home: LocalPaths, runtime: Path, link: ForkClient, ready: int, idle_s: float, inherited: tuple[str, ...], stock_type: type
 ) -> None:
-    from gibil_bot.providers.local.control_server import Counter
-    from gibil_bot.providers.local.managed_machine import load_door
+    from gibil_bot.providers.local.control_server import ControlServer
+    from gibil_bot.providers.local.managed_machine import load_ssh_server
 
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -127,14 +127,16 @@ async def _serve(
         loop.add_signal_handler(number, ending.set)
     loop.set_exception_handler(_log_failure)
     stock = stock_type(home, runtime, link, inherited)
-    counter = Counter(stock, ending, idle_s)
+    counter = ControlServer(stock, ending, idle_s)
     await stock.clear_leftovers()
     server = await asyncio.start_unix_server(counter.attend, path=runtime / "control.sock", limit=1024 * 1024)
     (runtime / "control.sock").chmod(0o600)
-    write_keeper(home, Keeper(pid=os.getpid(), socket=str(runtime / "control.sock"), protocol=PROTOCOL, version=code_version()))
+    write_daemon(
+        home, DaemonRecord(pid=os.getpid(), socket=str(runtime / "control.sock"), protocol=PROTOCOL, version=code_version())
+    )
     os.write(ready, b"ready")
     os.close(ready)
-    await load_door()
+    await load_ssh_server()
     gc.freeze()
     idle = loop.create_task(counter.watch_idleness())
     await ending.wait()

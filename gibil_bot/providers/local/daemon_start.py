@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gibil_bot.errors import GibilError, ProviderError
 from gibil_bot.providers.local.isolated_python import start_python
-from gibil_bot.providers.local.paths import Home, locked, read_keeper
+from gibil_bot.providers.local.paths import LocalPaths, locked, read_daemon
 
 START_S = 60.0
 IDLE_S = 30.0
@@ -25,7 +25,7 @@ _PASSED_ON = ("HOME", "USER", "LOGNAME", "LANG", "XDG_RUNTIME_DIR")
 
 def begin(data_dir: Path) -> None:
     """Let a keeper come up if none answers, and do not wait for it. What goes wrong is found by `start`. Never raises."""
-    home = Home(data_dir.absolute())
+    home = LocalPaths(data_dir.absolute())
     try:
         home.prepare()
         lock = os.open(home.local / "starting.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -47,7 +47,7 @@ def begin(data_dir: Path) -> None:
         os.close(lock)
 
 
-def start(home: Home, idle_s: float) -> None:
+def start(home: LocalPaths, idle_s: float) -> None:
     """Start a keeper, unless somebody else is just doing that; returns when it answers. Blocking. Raises ProviderError."""
     import subprocess
 
@@ -75,7 +75,7 @@ def start(home: Home, idle_s: float) -> None:
             raise ProviderError(f"the keeper of local machines did not start: {lines[-1] if lines else done.returncode}")
 
 
-def _command(home: Home, idle_s: float, *lock: int) -> list[str]:
+def _command(home: LocalPaths, idle_s: float, *lock: int) -> list[str]:
     return start_python("gibil_bot.providers.local.daemon", str(home.data_dir), str(idle_s), *map(str, lock))
 
 
@@ -84,8 +84,8 @@ def _environment() -> dict[str, str]:
     return {**kept, "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
-def _answers(home: Home) -> bool:
-    keeper = read_keeper(home)
+def _answers(home: LocalPaths) -> bool:
+    keeper = read_daemon(home)
     if keeper is None:
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:

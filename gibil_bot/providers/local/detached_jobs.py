@@ -8,7 +8,7 @@ import json
 import os
 
 from gibil_bot.errors import GibilError
-from gibil_bot.providers.local.init_client import Pid1
+from gibil_bot.providers.local.init_client import InitClient
 from gibil_bot.scripts.commands import check_job_id
 
 MOST_JOBS = 10_000
@@ -18,7 +18,7 @@ _SAID_BYTES = 4096
 class Jobs:
     """All jobs that were started on one machine."""
 
-    def __init__(self, pid1: Pid1) -> None:
+    def __init__(self, pid1: InitClient) -> None:
         self._pid1 = pid1
         self._jobs: dict[str, _DetachedJob] = {}
 

@@ -6,12 +6,12 @@ import errno
 from pathlib import Path
 
 from gibil_bot.errors import ProviderError, Unavailable
-from gibil_bot.providers.local.init_client import ForgeFailed
+from gibil_bot.providers.local.init_client import SpawnFailed
 
 _EXHAUSTED = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
 
 
-def explain(failed: ForgeFailed, tier: str, data_dir: str) -> ProviderError:
+def explain(failed: SpawnFailed, tier: str, data_dir: str) -> ProviderError:
     """Unavailable when the box forbids it, a plain ProviderError when something merely ran out."""
     said = f"no machine can be forged here (tier {tier}): {failed.stage}: {failed.text}"
     namespaces = "namespace" in failed.stage or "map" in failed.text
@@ -21,7 +21,7 @@ def explain(failed: ForgeFailed, tier: str, data_dir: str) -> ProviderError:
     return Unavailable(said, tuple(_ways_out(failed, tier, data_dir)))
 
 
-def _ways_out(failed: ForgeFailed, tier: str, data_dir: str) -> list[str]:
+def _ways_out(failed: SpawnFailed, tier: str, data_dir: str) -> list[str]:
     ways = []
     if tier == "root":
         ways.append("in a container: start it with --privileged, or run gibil on the box itself (forging needs CAP_SYS_ADMIN)")

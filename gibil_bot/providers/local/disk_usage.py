@@ -8,7 +8,7 @@ import time
 from typing import NamedTuple
 
 
-class Tree(NamedTuple):
+class DiskUsage(NamedTuple):
     """What a folder takes. `complete`: False when the look was broken off."""
 
     kb: int
@@ -16,7 +16,7 @@ class Tree(NamedTuple):
     complete: bool
 
 
-def measure_tree(folder: str, most_files: int, seconds: float) -> Tree:
+def measure_folder(folder: str, most_files: int, seconds: float) -> DiskUsage:
     """What the folder takes on the disk, hard links once. Unreadable parts are skipped, files that vanish meanwhile too.
 
     Broken off beyond `most_files` or after `seconds` of processor time.
@@ -27,13 +27,13 @@ def measure_tree(folder: str, most_files: int, seconds: float) -> Tree:
     began = time.process_time()
     while waiting:
         if files > most_files or time.process_time() - began > seconds:
-            return Tree(blocks // 2, files, False)
+            return DiskUsage(blocks // 2, files, False)
         try:
             with os.scandir(waiting.pop()) as entries:
                 for entry in entries:
                     files += 1
                     if files > most_files or (not files % 4096 and time.process_time() - began > seconds):
-                        return Tree(blocks // 2, files, False)
+                        return DiskUsage(blocks // 2, files, False)
                     try:
                         status = entry.stat(follow_symlinks=False)
                     except OSError:
@@ -48,4 +48,4 @@ def measure_tree(folder: str, most_files: int, seconds: float) -> Tree:
                     blocks += status.st_blocks
         except OSError:
             continue
-    return Tree(blocks // 2, files, True)
+    return DiskUsage(blocks // 2, files, True)

@@ -31,7 +31,7 @@ from gibil_bot.providers.local.host_network import HostNetwork
 from gibil_bot.providers.local.proxy_request import MAX_HEAD, BadRequest, ProxyRequest, close_after, parse_request
 from gibil_bot.providers.local.relay import BLOCK, Streams, accept, close, forward, pump, relay, reset, streams
 
-__all__ = ["Gate", "forward", "loopback_ports"]
+__all__ = ["EgressProxy", "forward", "loopback_ports"]
 
 SockAddress = tuple[Any, ...]
 Resolver = Callable[[str, int], Awaitable[list[SockAddress]]]
@@ -55,7 +55,7 @@ class _Blocked(_Refused):
         self.refusal = refusal
 
 
-class Gate:
+class EgressProxy:
     """One machine's way out. `allow`: see egress.parse_rules; raises ConfigurationError when it cannot be read.
 
     `own_name` is the machine's, which no other computer has for it. `refusals` gets every endpoint that was refused.

@@ -8,12 +8,12 @@ import time
 import msgspec
 
 from gibil_bot.providers.local.control_protocol import Cause
-from gibil_bot.providers.local.paths import Home
+from gibil_bot.providers.local.paths import LocalPaths
 
 KEPT_S = 86400
 
 
-def write_cause(home: Home, name: str, cause: Cause) -> None:
+def write_cause(home: LocalPaths, name: str, cause: Cause) -> None:
     """Remember why. A disk without room for it is no reason to fail: it is written again when the machine's own is gone."""
     with contextlib.suppress(OSError):
         home.causes.mkdir(mode=0o700, exist_ok=True)
@@ -22,7 +22,7 @@ def write_cause(home: Home, name: str, cause: Cause) -> None:
         draft.rename(home.causes / name)
 
 
-def read_cause(home: Home, name: str) -> Cause | None:
+def read_cause(home: LocalPaths, name: str) -> Cause | None:
     """Why the last machine of that name ended, if that is known."""
     try:
         return msgspec.json.decode((home.causes / name).read_bytes(), type=Cause)
@@ -30,13 +30,13 @@ def read_cause(home: Home, name: str) -> Cause | None:
         return None
 
 
-def forget_cause(home: Home, name: str) -> None:
+def forget_cause(home: LocalPaths, name: str) -> None:
     """A new machine has the name."""
     with contextlib.suppress(OSError):
         (home.causes / name).unlink()
 
 
-def forget_old_causes(home: Home) -> None:
+def forget_old_causes(home: LocalPaths) -> None:
     with contextlib.suppress(OSError):
         for path in home.causes.iterdir():
             if time.time() - path.stat().st_mtime > KEPT_S:

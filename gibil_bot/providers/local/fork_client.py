@@ -11,12 +11,12 @@ import subprocess
 from collections.abc import Callable
 
 from gibil_bot.errors import ProviderError
-from gibil_bot.providers.local.disk_usage import Tree
+from gibil_bot.providers.local.disk_usage import DiskUsage
 from gibil_bot.providers.local.isolated_python import start_python
-from gibil_bot.providers.local.mounts import Order
+from gibil_bot.providers.local.mounts import MountRequest
 
 
-class Forging:
+class SpawnRequest:
     """A machine that was ordered: `pid` of its PID 1 on the host, and `dead` when nothing of it runs any more."""
 
     def __init__(self) -> None:
@@ -25,19 +25,19 @@ class Forging:
         self.dead = asyncio.Event()
 
 
-class ForgerLink:
+class ForkClient:
     """One running forger. When it dies all its machines are dying: then `on_lost` is called once."""
 
     def __init__(self, process: subprocess.Popen[bytes], link: socket.socket) -> None:
         self._process, self._link = process, link
-        self._forgings: dict[int, Forging] = {}
-        self._looks: dict[int, asyncio.Future[Tree | None]] = {}
+        self._forgings: dict[int, SpawnRequest] = {}
+        self._looks: dict[int, asyncio.Future[DiskUsage | None]] = {}
         self._count = 0
         self._on_lost: Callable[[], None] = lambda: None
         self.lost = False
 
     @classmethod
-    def start(cls) -> ForgerLink:
+    def start(cls) -> ForkClient:
         """Call in the main thread: the forger dies with the thread that started it. Needs no event loop yet."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -60,11 +60,11 @@ class ForgerLink:
         self._on_lost = on_lost
         asyncio.get_running_loop().add_reader(self._link.fileno(), self._read)
 
-    async def look(self, folder: str, most_files: int, seconds: float) -> Tree | None:
+    async def look(self, folder: str, most_files: int, seconds: float) -> DiskUsage | None:
         """Measure a folder in a separate process, with the rights of its owner whatever its modes; None: that failed."""
         self._count += 1
         number = self._count
-        look: asyncio.Future[Tree | None] = asyncio.get_running_loop().create_future()
+        look: asyncio.Future[DiskUsage | None] = asyncio.get_running_loop().create_future()
         self._looks[number] = look
         request = {"look": number, "folder": folder, "files": most_files, "seconds": seconds}
         try:
@@ -77,11 +77,11 @@ class ForgerLink:
         finally:
             self._looks.pop(number, None)
 
-    async def forge(self, order: Order, control: socket.socket, disk: int | None = None) -> tuple[int, Forging]:
+    async def forge(self, order: MountRequest, control: socket.socket, disk: int | None = None) -> tuple[int, SpawnRequest]:
         """Order a machine; (its number here, the forging). PID 1 itself says on `control` whether it came to be."""
         self._count += 1
         number = self._count
-        self._forgings[number] = forging = Forging()
+        self._forgings[number] = forging = SpawnRequest()
         message = json.dumps({"forge": number, "order": order}).encode()
         try:
             await self._send(message, [control.fileno(), *([] if disk is None else [disk])])
@@ -135,7 +135,7 @@ class ForgerLink:
                     forging.pid.set_result(answer["pid"])
             elif "look" in answer and (look := self._looks.pop(answer["look"], None)):
                 if not look.done():
-                    look.set_result(Tree(*answer["tree"]) if answer["tree"] else None)
+                    look.set_result(DiskUsage(*answer["tree"]) if answer["tree"] else None)
             elif "dead" in answer and (forging := self._forgings.pop(answer["dead"], None)):
                 forging.pid.cancel()
                 forging.dead.set()

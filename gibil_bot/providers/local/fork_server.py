@@ -26,9 +26,9 @@ from typing import Any
 
 from gibil_bot.providers.local import spawn
 from gibil_bot.providers.local import syscalls as sc
-from gibil_bot.providers.local.disk_usage import measure_tree
+from gibil_bot.providers.local.disk_usage import measure_folder
 from gibil_bot.providers.local.fd_passing import receive
-from gibil_bot.providers.local.mounts import Order
+from gibil_bot.providers.local.mounts import MountRequest
 
 FIRST_UID = 0x7000_0000
 """Above what distributions, directories of users and systemd-nspawn hand out (https://systemd.io/UIDS-GIDS/)."""
@@ -46,7 +46,7 @@ class _Forging:
         self.doomed = False
 
 
-class Forger:
+class ForkServer:
     def __init__(self, link: socket.socket) -> None:
         self._link = link
         self._entering: dict[int, _Forging] = {}
@@ -112,7 +112,7 @@ class Forger:
                 os.nice(10)
                 if os.geteuid():
                     spawn.become_owner()
-                tree = measure_tree(request["folder"], request["files"], request["seconds"])
+                tree = measure_folder(request["folder"], request["files"], request["seconds"])
                 os.write(write, json.dumps(tree).encode())
             finally:
                 os._exit(0)
@@ -124,7 +124,7 @@ class Forger:
         os.close(read)
         self._send({"look": number, "tree": json.loads(answer) if answer else None})
 
-    def _forge(self, number: int, order: Order, control: socket.socket, disk: list[int]) -> None:
+    def _forge(self, number: int, order: MountRequest, control: socket.socket, disk: list[int]) -> None:
         folder = f"{order['local']}/machines/{order['name']}"
         locks = [os.open(f"{folder}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)]
         fcntl.flock(locks[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -228,4 +228,4 @@ def main(link: str, keeper: str) -> None:
     gc.collect()
     gc.freeze()  # what is shared with every PID 1 stays shared: the collector no longer writes into it
     with socket.socket(fileno=link_fd) as keeper_end:
-        Forger(keeper_end).loop()
+        ForkServer(keeper_end).loop()

@@ -48,7 +48,7 @@ _REST = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Links:
+class HostLinks:
     """What belongs to the host and to the links that it is on."""
 
     own: frozenset[Network] = frozenset()
@@ -75,14 +75,14 @@ def _is_in(address: Address, networks: frozenset[Network]) -> bool:
 class HostNetwork:
     """The links of the host as they are now. One for each process: it keeps one socket, opened when it is first asked."""
 
-    _links: Links | None = field(default=None, init=False)
+    _links: HostLinks | None = field(default=None, init=False)
     _changes: socket.socket | None = field(default=None, init=False)
     _stale: bool = field(default=True, init=False)
     _read_at: float = field(default=0.0, init=False)
     _rest_s: float = field(default=0.0, init=False)
-    _reading: asyncio.Task[Links] | None = field(default=None, init=False)
+    _reading: asyncio.Task[HostLinks] | None = field(default=None, init=False)
 
-    async def links(self) -> Links:
+    async def links(self) -> HostLinks:
         """Raises OSError where the kernel does not tell."""
         self._notice_changes()
         if self._links is None or (self._stale and time.monotonic() - self._read_at >= self._rest_s):
@@ -106,7 +106,7 @@ class HostNetwork:
                     raise
             self._stale = True
 
-    async def _read(self) -> Links:
+    async def _read(self) -> HostLinks:
         self._stale = False  # before reading: what changes meanwhile is read again
         began = time.monotonic()
         try:
@@ -124,7 +124,7 @@ class HostNetwork:
             self._changes = None
 
 
-def read_links() -> Links:
+def read_links() -> HostLinks:
     """Ask the kernel, for milliseconds. Blocking. Raises OSError."""
     own: set[Network] = set()
     neighbours: set[Network] = set()
@@ -133,7 +133,7 @@ def read_links() -> Links:
         _read_address(message, own, neighbours)
     for message in _dump(_GET_ROUTE, _NEW_ROUTE):
         _read_route(message, own, neighbours, routers)
-    return Links(frozenset(own), frozenset(neighbours), frozenset(routers))
+    return HostLinks(frozenset(own), frozenset(neighbours), frozenset(routers))
 
 
 def _read_address(message: memoryview, own: set[Network], neighbours: set[Network]) -> None:

@@ -28,7 +28,7 @@ _PATIENCE_S = 20.0
 _BUSY = (errno.ETOOMANYREFS, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
-class ForgeFailed(Exception):
+class SpawnFailed(Exception):
     """The kernel, or the box, refused a step of forging."""
 
     def __init__(self, stage: str, number: int | None, text: str) -> None:
@@ -51,8 +51,8 @@ class Command(Protocol):
         """Called instead: it could not be started."""
 
 
-class Pid1:
-    """`ready` holds the machine's listeners when it is up, or raises ForgeFailed. `on_gone` is called when PID 1 hung up."""
+class InitClient:
+    """`ready` holds the machine's listeners when it is up, or raises SpawnFailed. `on_gone` is called when PID 1 hung up."""
 
     def __init__(self, control: socket.socket, on_gone: Callable[[], None]) -> None:
         self._control = control
@@ -159,7 +159,7 @@ class Pid1:
         self._queue.clear()
         self._commands.clear()
         if not self.ready.done():
-            self.ready.set_exception(ForgeFailed("starting PID 1", None, "it ended without a word"))
+            self.ready.set_exception(SpawnFailed("starting PID 1", None, "it ended without a word"))
             self.ready.exception()  # whoever does not wait for it any more is not told that nobody did
 
     def close_memory(self) -> None:
@@ -230,6 +230,6 @@ class Pid1:
             self.ready.set_result([socket.socket(fileno=fds.pop(0)) for _ in range(answer["ready"])])
             self.memory, fds = fds, []
         elif "failed" in answer and not self.ready.done():
-            self.ready.set_exception(ForgeFailed(answer["failed"], answer["errno"], answer["text"]))
+            self.ready.set_exception(SpawnFailed(answer["failed"], answer["errno"], answer["text"]))
         for fd in fds:
             os.close(fd)

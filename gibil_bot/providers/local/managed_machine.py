@@ -23,14 +23,14 @@ from gibil_bot.providers.local.base_tree import Layout
 from gibil_bot.providers.local.blocked_hosts import RefusalLog
 from gibil_bot.providers.local.control_protocol import Cause
 from gibil_bot.providers.local.disk_images import Image, Images, taken_mb
-from gibil_bot.providers.local.egress_proxy import Gate, forward, loopback_ports
+from gibil_bot.providers.local.egress_proxy import EgressProxy, forward, loopback_ports
 from gibil_bot.providers.local.end_causes import write_cause
-from gibil_bot.providers.local.fork_client import ForgerLink, Forging
+from gibil_bot.providers.local.fork_client import ForkClient, SpawnRequest
 from gibil_bot.providers.local.host_network import HostNetwork
-from gibil_bot.providers.local.init_client import ForgeFailed, Pid1
+from gibil_bot.providers.local.init_client import InitClient, SpawnFailed
 from gibil_bot.providers.local.limits import FILES_PER_MB, Groups, Limits
-from gibil_bot.providers.local.mounts import Order
-from gibil_bot.providers.local.paths import Home, clear_dead_machine
+from gibil_bot.providers.local.mounts import MountRequest
+from gibil_bot.providers.local.paths import LocalPaths, clear_dead_machine
 from gibil_bot.providers.local.spawn import PROXY
 from gibil_bot.providers.local.usage_poller import (
     Memory,
@@ -45,7 +45,7 @@ from gibil_bot.providers.local.usage_poller import (
 )
 
 if TYPE_CHECKING:
-    from gibil_bot.providers.local.ssh_server import Door
+    from gibil_bot.providers.local.ssh_server import MachineSSHServer
 
 _HOST_NETWORK = HostNetwork()
 _READY_S = 30.0
@@ -64,28 +64,28 @@ _DISK_LOOK_S = 5.0
 """A request for the usage waits that long for a look at the disk; then the last look counts."""
 
 
-async def load_door() -> Any:
+async def load_ssh_server() -> Any:
     """The module `door`. Its SSH library takes longer to import than a machine takes to forge: both go on side by side."""
     return await asyncio.to_thread(importlib.import_module, "gibil_bot.providers.local.ssh_server")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Smithy:
+class MachineContext:
     """What all machines of a keeper are made with."""
 
-    home: Home
+    home: LocalPaths
     tier: str
-    link: ForgerLink
+    link: ForkClient
     groups: Groups
     runtime: Path
     images: Images
     close_later: Callable[[Image], None]
 
 
-class KeptMachine:
+class ManagedMachine:
     """`on_lost` is called when PID 1 ends although nobody burned it."""
 
-    def __init__(self, smithy: Smithy, spec: MachineSpec, limits: Limits, on_lost: Callable[[str], None]) -> None:
+    def __init__(self, smithy: MachineContext, spec: MachineSpec, limits: Limits, on_lost: Callable[[str], None]) -> None:
         self._smithy, self.spec, self._limits, self._on_lost = smithy, spec, limits, on_lost
         self._burning = False
         self._number: int | None = None
@@ -104,8 +104,8 @@ class KeptMachine:
         self._calmed: set[int] = set()
         self._lasting: dict[str, str] = {}
         """States that were blamed and still last, by the last look: a full disk, as many processes as there may be"""
-        self._pid1: Pid1 | None = None
-        self._door: Door | None = None
+        self._pid1: InitClient | None = None
+        self._door: MachineSSHServer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.refusals = RefusalLog()
         """What the egress proxy kept it from reaching."""
@@ -126,7 +126,7 @@ class KeptMachine:
         return self._limits.disk_mb if self._image is not None else None
 
     async def forge(self, skeleton: str, layout: Layout, expires_at: datetime, created_at: datetime) -> Machine:
-        """Forge it, or leave nothing. Raises ForgeFailed, ProviderError."""
+        """Forge it, or leave nothing. Raises SpawnFailed, ProviderError."""
         try:
             self.machine = await self._forge(skeleton, layout, created_at, expires_at)
         except BaseException:
@@ -136,9 +136,9 @@ class KeptMachine:
 
     async def _forge(self, skeleton: str, layout: Layout, created_at: datetime, expires_at: datetime) -> Machine:
         spec, smithy = self.spec, self._smithy
-        gate = Gate(spec.egress_allow, own_name=spec.name, refusals=self.refusals, host_network=_HOST_NETWORK)
+        gate = EgressProxy(spec.egress_allow, own_name=spec.name, refusals=self.refusals, host_network=_HOST_NETWORK)
         inward = [address for address in loopback_ports(spec.egress_allow) if address != PROXY]
-        order: Order = {
+        order: MountRequest = {
             "name": spec.name,
             "tier": smithy.tier,
             "local": str(smithy.home.local),
@@ -164,11 +164,11 @@ class KeptMachine:
         smithy.groups.make(spec.name, self._limits)
         warm = asyncio.get_running_loop().run_in_executor(None, smithy.groups.warm)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._pid1 = Pid1(ours, self._hung_up)
+        self._pid1 = InitClient(ours, self._hung_up)
         with theirs:
             self._number, forging = await smithy.link.forge(order, theirs, self._image.mount if self._image else None)
         # Meanwhile PID 1 is on its way.
-        self._door = (await load_door()).Door(self._pid1)
+        self._door = (await load_ssh_server()).Door(self._pid1)
         path = str(smithy.runtime / f"{secrets.token_hex(4)}.sock")
         try:
             public = await self._door.open(path, spec.host_key, spec.authorized_key)
@@ -182,7 +182,7 @@ class KeptMachine:
                 proxy, *others = await self._pid1.ready
             smithy.groups.weigh(spec.name)
         except TimeoutError:
-            raise ForgeFailed("starting PID 1", None, f"not ready after {_READY_S:.0f} s") from None
+            raise SpawnFailed("starting PID 1", None, f"not ready after {_READY_S:.0f} s") from None
         self._supervise(gate.serve(proxy))
         for listener, (host, port) in zip(others, inward, strict=True):
             self._supervise(forward(listener, host, port))
@@ -203,13 +203,13 @@ class KeptMachine:
         (self.folder / "machine.json").write_bytes(msgspec.json.encode(machine))
         return machine
 
-    async def _under_limits(self, forging: Forging) -> int:
+    async def _under_limits(self, forging: SpawnRequest) -> int:
         """Put PID 1 into the control groups while it sets itself up, before any job can start; its host pid."""
         assert self._pid1 is not None
         await asyncio.wait([forging.pid])
         if forging.pid.cancelled():
             await self._pid1.ready  # raises what went wrong, if PID 1 could say it
-            raise ForgeFailed("starting PID 1", None, "it was killed")
+            raise SpawnFailed("starting PID 1", None, "it was killed")
         pid = forging.pid.result()
         try:
             await asyncio.to_thread(self._smithy.groups.join, self.spec.name, pid)

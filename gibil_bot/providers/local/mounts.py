@@ -18,7 +18,7 @@ _TERMINALS = 256
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
 
-class Order(TypedDict):
+class MountRequest(TypedDict):
     """What the keeper asks of the forger: nothing in it is secret."""
 
     name: str
@@ -56,7 +56,7 @@ def mount_points(folder: str, layers: int) -> None:
         os.mkdir(f"{folder}/mnt/{name}", 0o711)
 
 
-def mount_layers(order: Order) -> None:
+def mount_layers(order: MountRequest) -> None:
     folder = f"machines/{order['name']}"
     if order["tier"] == "user":
         mount_points(folder, layers=0)
@@ -99,7 +99,7 @@ def _escaped(path: str) -> str:
     return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
 
 
-def _show_python(order: Order, prefix: str, executable: str) -> None:
+def _show_python(order: MountRequest, prefix: str, executable: str) -> None:
     """The only Python of the box lies outside /usr: show it read-only where it is, as `python3`."""
     root = f"machines/{order['name']}/mnt/root"
     number = 1 + len(order["pieces"])
@@ -113,7 +113,7 @@ def _show_python(order: Order, prefix: str, executable: str) -> None:
     os.symlink(executable, f"{root}/usr/local/bin/python3")
 
 
-def mount_system(order: Order, root: str) -> None:
+def mount_system(order: MountRequest, root: str) -> None:
     """/proc, /sys, /dev, /run, and no user namespaces for jobs: in one of their own they would have all capabilities."""
     Stage.now = "mounting /proc"
     quiet = sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC

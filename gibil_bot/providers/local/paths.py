@@ -29,7 +29,7 @@ _SOCKET_PATH_BYTES = 107
 
 
 @dataclass(frozen=True, slots=True)
-class Home:
+class LocalPaths:
     """One data directory's local machines."""
 
     data_dir: Path
@@ -94,7 +94,7 @@ class Home:
         raise ProviderError(f"there is no place for the sockets of local machines: {problem}; set XDG_RUNTIME_DIR")
 
 
-class Keeper(msgspec.Struct, frozen=True, kw_only=True):
+class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True):
     """keeper.json: where the running keeper answers, and what it is."""
 
     pid: int
@@ -103,14 +103,14 @@ class Keeper(msgspec.Struct, frozen=True, kw_only=True):
     version: str
 
 
-def read_keeper(home: Home) -> Keeper | None:
+def read_daemon(home: LocalPaths) -> DaemonRecord | None:
     try:
-        return msgspec.json.decode((home.local / "keeper.json").read_bytes(), type=Keeper)
+        return msgspec.json.decode((home.local / "keeper.json").read_bytes(), type=DaemonRecord)
     except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
         return None
 
 
-def write_keeper(home: Home, keeper: Keeper) -> None:
+def write_daemon(home: LocalPaths, keeper: DaemonRecord) -> None:
     draft = home.local / ".keeper.json"
     draft.write_bytes(msgspec.json.encode(keeper))
     draft.rename(home.local / "keeper.json")
@@ -144,7 +144,7 @@ def locked(path: Path, *, wait_s: float) -> Iterator[bool]:
         os.close(fd)
 
 
-def clear_dead_machine(home: Home, name: str) -> bool:
+def clear_dead_machine(home: LocalPaths, name: str) -> bool:
     """Remove the folder of a machine that nobody keeps; False when it is alive after all. Blocking.
 
     Call with the keeper's lock held. The folder's own lock lives in PID 1; when it is free PID 1 has ended or is just

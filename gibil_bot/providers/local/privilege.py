@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 
-from gibil_bot.providers.local.paths import Home
+from gibil_bot.providers.local.paths import LocalPaths
 
 
-def own_tier() -> str:
+def own_privilege() -> str:
     """`root` for root, `user` for everybody else."""
     return "root" if os.geteuid() == 0 else "user"
 
 
-def groups_prefix(home: Home) -> str:
+def groups_prefix(home: LocalPaths) -> str:
     """Control groups of different data directories lie side by side."""
     return f"gibil-{home.key}"

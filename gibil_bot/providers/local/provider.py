@@ -16,10 +16,18 @@ from pathlib import Path
 from gibil_bot.errors import MachineNotFound, ProviderError, UsageError
 from gibil_bot.model import Capabilities, Machine, MachineSpec, Refusals, SizeOffer, Usage
 from gibil_bot.providers.local import daemon_start
-from gibil_bot.providers.local.control_protocol import Answer, Line, Request, Unanswered
+from gibil_bot.providers.local.control_protocol import Answer, ControlConnection, Request, Unanswered
 from gibil_bot.providers.local.end_causes import read_cause
 from gibil_bot.providers.local.limits import DISK_MB, NO_ROOM, SIZES_MB, Groups, find_hierarchies
-from gibil_bot.providers.local.paths import PROTOCOL, Home, Keeper, clear_dead_machine, code_version, locked, read_keeper
+from gibil_bot.providers.local.paths import (
+    PROTOCOL,
+    DaemonRecord,
+    LocalPaths,
+    clear_dead_machine,
+    code_version,
+    locked,
+    read_daemon,
+)
 from gibil_bot.providers.local.privilege import groups_prefix
 
 _ATTEMPTS = 4
@@ -39,12 +47,12 @@ class LocalProvider:
     name = "local"
 
     def __init__(self, data_dir: Path, *, keeper_idle_s: float = daemon_start.IDLE_S, room_wait_s: float = 0.0) -> None:
-        self._home = Home(data_dir.absolute())
+        self._home = LocalPaths(data_dir.absolute())
         self._keeper_idle_s, self._room_wait_s = keeper_idle_s, room_wait_s
         self._unwanted: set[str] = set()
         """Machines that are destroyed while they wait for room"""
         self._version = code_version()
-        self._tethers: dict[str, Line] = {}
+        self._tethers: dict[str, ControlConnection] = {}
         self._creating: dict[str, asyncio.Task[Machine]] = {}
         self.listeners: dict[Callable[[str], None], set[str]] = {}
         """See notices.Noticing"""
@@ -155,7 +163,7 @@ class LocalProvider:
     async def _ask(self, request: Request) -> Answer | None:
         """None when no keeper runs."""
         for _attempt in range(2):  # one that was just ending may have been replaced
-            keeper = await asyncio.to_thread(read_keeper, self._home)
+            keeper = await asyncio.to_thread(read_daemon, self._home)
             if keeper is None:
                 return None
             try:
@@ -218,8 +226,8 @@ class LocalProvider:
                 reason = str(error)
         raise ProviderError(f"the keeper of local machines does not answer ({reason}); see {self._home.local}/keeper.log")
 
-    async def _ask_tethered(self, keeper: Keeper, request: Request, name: str) -> Answer:
-        line = await Line.open(keeper.socket)
+    async def _ask_tethered(self, keeper: DaemonRecord, request: Request, name: str) -> Answer:
+        line = await ControlConnection.open(keeper.socket)
         try:
             answer = await line.ask(request)
         except BaseException:
@@ -231,9 +239,9 @@ class LocalProvider:
             self._tethers[name] = line
         return answer
 
-    async def _fresh_keeper(self, *, start: bool) -> Keeper:
+    async def _fresh_keeper(self, *, start: bool) -> DaemonRecord:
         """A keeper that we may ask to forge; `start`: the one that is written down does not answer."""
-        keeper = await asyncio.to_thread(read_keeper, self._home)
+        keeper = await asyncio.to_thread(read_daemon, self._home)
         if keeper is not None and not start:
             if keeper.version == self._version and keeper.protocol == PROTOCOL:
                 return keeper
@@ -245,7 +253,7 @@ class LocalProvider:
                 # It answers until it has gone, and must not be taken for the new one.
                 await asyncio.to_thread(self._await_end)
         await asyncio.to_thread(daemon_start.start, self._home, self._keeper_idle_s)
-        keeper = await asyncio.to_thread(read_keeper, self._home)
+        keeper = await asyncio.to_thread(read_daemon, self._home)
         if keeper is None:
             raise ProviderError(f"the keeper of local machines did not start; see {self._home.local}/keeper.log")
         return keeper
@@ -271,9 +279,9 @@ class LocalProvider:
 
 
 @contextlib.asynccontextmanager
-async def _line(keeper: Keeper, *, any_protocol: bool = False) -> AsyncIterator[Line]:
+async def _line(keeper: DaemonRecord, *, any_protocol: bool = False) -> AsyncIterator[ControlConnection]:
     """Raises Unanswered, and ProviderError for a keeper that we cannot talk to. `quit` is the same in all protocols."""
-    line = await Line.open(keeper.socket)
+    line = await ControlConnection.open(keeper.socket)
     try:
         if not any_protocol:
             _same_protocol(keeper)
@@ -282,7 +290,7 @@ async def _line(keeper: Keeper, *, any_protocol: bool = False) -> AsyncIterator[
         await line.close()
 
 
-def _same_protocol(keeper: Keeper) -> None:
+def _same_protocol(keeper: DaemonRecord) -> None:
     if keeper.protocol != PROTOCOL:
         raise ProviderError(
             f"the keeper of local machines is of another version (protocol {keeper.protocol}, ours is {PROTOCOL}) and has "

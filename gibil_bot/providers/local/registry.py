@@ -21,12 +21,12 @@ from gibil_bot.providers.local.diagnostics import explain
 from gibil_bot.providers.local.disk_images import Image, Images, remove_leftovers
 from gibil_bot.providers.local.end_causes import forget_cause, forget_old_causes, read_cause
 from gibil_bot.providers.local.expiry import Expiry
-from gibil_bot.providers.local.fork_client import ForgerLink
-from gibil_bot.providers.local.init_client import ForgeFailed
+from gibil_bot.providers.local.fork_client import ForkClient
+from gibil_bot.providers.local.init_client import SpawnFailed
 from gibil_bot.providers.local.limits import NO_ROOM, Groups, Limits, find_hierarchies, floor_mb, limits_of
-from gibil_bot.providers.local.managed_machine import KeptMachine, Smithy, load_door
-from gibil_bot.providers.local.paths import Home, clear_dead_machine
-from gibil_bot.providers.local.privilege import groups_prefix, own_tier
+from gibil_bot.providers.local.managed_machine import MachineContext, ManagedMachine, load_ssh_server
+from gibil_bot.providers.local.paths import LocalPaths, clear_dead_machine
+from gibil_bot.providers.local.privilege import groups_prefix, own_privilege
 from gibil_bot.providers.local.rmtree import remove_tree
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -38,10 +38,10 @@ _TICK_S = 1.0
 _PROBE_MEMORY_MB = 128
 
 
-class Stock:
-    def __init__(self, home: Home, runtime: Path, link: ForgerLink, inherited: tuple[str, ...] = ()) -> None:
+class MachineRegistry:
+    def __init__(self, home: LocalPaths, runtime: Path, link: ForkClient, inherited: tuple[str, ...] = ()) -> None:
         self._home, self._runtime = home, runtime
-        self._tier = own_tier()
+        self._tier = own_privilege()
         self._inherited = inherited
         self._groups = Groups(find_hierarchies(), groups_prefix(home))
         self._images = Images(home.local)
@@ -49,7 +49,7 @@ class Stock:
         self._disk_work: set[asyncio.Future[None]] = set()
         self._ticking: asyncio.Task[None] | None = None
         self._link = link
-        self._machines: dict[str, KeptMachine] = {}
+        self._machines: dict[str, ManagedMachine] = {}
         self._skeletons: dict[str, str] = {}
         """machine → skeleton that it stands on"""
         self._locks: dict[str, asyncio.Lock] = {}
@@ -109,7 +109,7 @@ class Stock:
                     f"the tree that machines stand on cannot be built in {self._home.local}: {error.strerror or error}; "
                     "GIBIL_DATA_DIR needs 200 MB that can be written"
                 ) from error
-            smithy = Smithy(
+            smithy = MachineContext(
                 home=self._home,
                 tier=self._tier,
                 link=self._working_link(),
@@ -120,12 +120,12 @@ class Stock:
             )
             self._check_room(spec.name, limits)
             forget_cause(self._home, spec.name)
-            kept = self._machines[spec.name] = KeptMachine(smithy, spec, limits, self._lost)
+            kept = self._machines[spec.name] = ManagedMachine(smithy, spec, limits, self._lost)
             self._skeletons[spec.name] = base
             created_at = datetime.now(UTC)
             try:
                 machine = await kept.forge(base, layout, created_at + timedelta(seconds=spec.ttl_s), created_at)
-            except ForgeFailed as failed:
+            except SpawnFailed as failed:
                 self._forget(spec.name)
                 raise explain(failed, self._tier, str(self._home.data_dir)) from failed
             except OSError as error:
@@ -233,7 +233,7 @@ class Stock:
         self._watch_expiry(name, Expiry(expires_at))
         return kept.machine
 
-    def _existing(self, name: str) -> KeptMachine:
+    def _existing(self, name: str) -> ManagedMachine:
         kept = self._machines.get(name)
         if kept is None or kept.machine is None:
             raise MachineNotFound(f"there is no local machine named {name}")
@@ -264,7 +264,7 @@ class Stock:
 
     async def probe(self) -> Capabilities:
         """Forge a machine nobody knows of, run `true`, burn it."""
-        key = (await load_door()).new_key()
+        key = (await load_ssh_server()).new_key()
         name = f"probe-{time.time_ns():x}"
         began = time.monotonic()
         await self.create(
@@ -336,9 +336,9 @@ class Stock:
             if folder.name not in needed:
                 remove_tree(folder)
 
-    def _working_link(self) -> ForgerLink:
+    def _working_link(self) -> ForkClient:
         if self._link.lost:
-            self._link = ForgerLink.start()
+            self._link = ForkClient.start()
             self._link.attend(self._forger_lost)
         return self._link
 

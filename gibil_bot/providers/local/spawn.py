@@ -20,7 +20,7 @@ from typing import NoReturn
 from gibil_bot.providers.local import init, mounts, seccomp
 from gibil_bot.providers.local import syscalls as sc
 from gibil_bot.providers.local.fd_passing import close_others
-from gibil_bot.providers.local.mounts import Order, Stage, write_file
+from gibil_bot.providers.local.mounts import MountRequest, Stage, write_file
 
 IDS = 65536
 """User and group ids of a machine in tier `root`."""
@@ -37,7 +37,7 @@ _ISOLATION = sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWUTS | sc.CLONE_NEWIP
 
 
 def enter(
-    order: Order, control: socket.socket, go: int, report: int, keep: tuple[int, ...], disk: int | None = None
+    order: MountRequest, control: socket.socket, go: int, report: int, keep: tuple[int, ...], disk: int | None = None
 ) -> NoReturn:
     """The first child: enter the namespaces, fork PID 1, report its pid, vanish.
 
@@ -89,7 +89,7 @@ def become_owner(isolation: int = 0) -> None:
     write_file("/proc/self/gid_map", f"0 {gid} 1")
 
 
-def _enter_as_root(order: Order, disk: int | None) -> None:
+def _enter_as_root(order: MountRequest, disk: int | None) -> None:
     """The layers are mounted while we are still root of the host: only that may make them idmapped."""
     Stage.now = "making a user namespace"
     namespace = _user_namespace(order["base"])
@@ -155,7 +155,7 @@ def _user_namespace(base: int) -> int:
         os.waitpid(pid, 0)
 
 
-def _run(order: Order, control: socket.socket, go: int, keep: tuple[int, ...]) -> NoReturn:
+def _run(order: MountRequest, control: socket.socket, go: int, keep: tuple[int, ...]) -> NoReturn:
     """PID 1: build what the machine sees, wait until the forger is our parent, and serve."""
     try:
         os.setsid()
@@ -198,7 +198,7 @@ def _run(order: Order, control: socket.socket, go: int, keep: tuple[int, ...]) -
     init.serve(control, lives)
 
 
-def _memory_of(order: Order) -> list[str]:
+def _memory_of(order: MountRequest) -> list[str]:
     """What watch.Memory reads: the two tables, then every file system in memory."""
     return ["/proc/sysvipc/shm", "/proc/sysvipc/msg", "/dev/shm", "/run", *(["/"] if order["disk"] == "memory" else [])]  # noqa: S108
 

@@ -11,7 +11,7 @@ import socket
 from typing import Any
 
 from gibil_bot.providers.local.detached_jobs import Jobs
-from gibil_bot.providers.local.init_client import Pid1
+from gibil_bot.providers.local.init_client import InitClient
 from gibil_bot.providers.local.ssh_session import Session
 from gibil_bot.ssh.job_requests import SERVER_VERSION
 from gibil_bot.ssh.lean_asyncssh import asyncssh
@@ -27,10 +27,10 @@ def new_key() -> tuple[str, str]:
     return key.export_private_key().decode(), key.export_public_key().decode().strip()
 
 
-class Door:
+class MachineSSHServer:
     """Everything of one machine that is reachable through SSH."""
 
-    def __init__(self, pid1: Pid1) -> None:
+    def __init__(self, pid1: InitClient) -> None:
         self._pid1 = pid1
         self._jobs = Jobs(pid1)
         self._authorized = b""
@@ -91,7 +91,7 @@ class Door:
 
 
 class _Server(asyncssh.SSHServer):
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: MachineSSHServer) -> None:
         self._door = door
         self._connection: asyncssh.SSHServerConnection | None = None
 

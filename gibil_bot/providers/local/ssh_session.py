@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from gibil_bot.errors import GibilError
 from gibil_bot.providers.local.detached_jobs import Jobs
 from gibil_bot.providers.local.fd_passing import unread_bytes
-from gibil_bot.providers.local.init_client import Pid1
+from gibil_bot.providers.local.init_client import InitClient
 from gibil_bot.ssh.job_requests import JOB_STATUS, MOST_REQUESTED, START_JOB
 from gibil_bot.ssh.lean_asyncssh import asyncssh
 
@@ -50,7 +50,7 @@ _NEVER_FROM_CLIENTS = frozenset(
 class Session(_Base):
     """Also a `pid1.Command`: PID 1 starts it and reports its end."""
 
-    def __init__(self, pid1: Pid1, on_end: Callable[[Session], None], jobs: Jobs) -> None:
+    def __init__(self, pid1: InitClient, on_end: Callable[[Session], None], jobs: Jobs) -> None:
         self._pid1 = pid1
         self._jobs = jobs
         self._subsystem: str | None = None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from gibil_bot.model import DueTelling, Priority, Telling, TellingKind
+from gibil_bot.model import DueNotification, Notification, NotificationKind, Priority
 
 _NOUN = "key, kind, installation_id, repository, body, revision, remote_id, attempts, failures, priority"
 _UNTOLD = "revision > told_revision and revision > refused_revision"  # word for word the index's condition
@@ -15,7 +15,7 @@ _encode = msgspec.json.Encoder(order="deterministic").encode
 _decode = msgspec.json.Decoder(dict[str, object]).decode
 
 
-def wish(db: sqlite3.Connection, topics: set[str], tellings: Sequence[Telling], now: float) -> None:
+def wish(db: sqlite3.Connection, topics: set[str], tellings: Sequence[Notification], now: float) -> None:
     """The same body again changes nothing. A new body keeps the place and the patience of one that still waits, unless it
     is the result of a run: that is published at once. A check run that GitHub does not show yet has a result's priority."""
     for telling in tellings:
@@ -41,14 +41,14 @@ def wish(db: sqlite3.Connection, topics: set[str], tellings: Sequence[Telling], 
             topics.add("tellings")
 
 
-def _priority(telling: Telling) -> Priority:
+def _priority(telling: Notification) -> Priority:
     """Of a change to what GitHub shows already."""
     match telling.kind:
-        case TellingKind.CHECK_RUN:
+        case NotificationKind.CHECK_RUN:
             return Priority.RESULT if telling.body.get("status") == "completed" else Priority.PROGRESS
-        case TellingKind.COMMENT:
+        case NotificationKind.COMMENT:
             return Priority.COMMENT
-        case TellingKind.REACTION:
+        case NotificationKind.REACTION:
             return Priority.REACTION
 
 
@@ -61,7 +61,7 @@ def claim(
     lease_s: float,
     not_keys: Sequence[str] = (),
     up_to: int = Priority.REACTION,
-) -> list[DueTelling]:
+) -> list[DueNotification]:
     """By priority; of one priority the repository that has the fewest under way, so that much of one delays no other.
 
     No subscriber waits for a lease, so no topic is named.
@@ -85,7 +85,7 @@ def claim(
     return [_noun(row[1:]) for row in found]
 
 
-def told(db: sqlite3.Connection, topics: set[str], owner: str, due: DueTelling, remote_id: int | None, now: float) -> None:
+def told(db: sqlite3.Connection, topics: set[str], owner: str, due: DueNotification, remote_id: int | None, now: float) -> None:
     """Learning what GitHub knows is right even when the lease is somebody else's by now; ending the lease is not."""
     db.execute(
         "update tellings set told_revision = max(told_revision, ?), remote_id = coalesce(?, remote_id), told_at = ? "
@@ -104,7 +104,7 @@ def untold(
     db: sqlite3.Connection,
     topics: set[str],
     owner: str,
-    due: DueTelling,
+    due: DueNotification,
     error: str,
     now: float,
     retry_s: float | None,
@@ -129,7 +129,7 @@ def untold(
     topics.add("tellings")
 
 
-def get(db: sqlite3.Connection, key: str) -> tuple[DueTelling, bool, str | None] | None:
+def get(db: sqlite3.Connection, key: str) -> tuple[DueNotification, bool, str | None] | None:
     row = db.execute(f"select {_NOUN}, told_revision >= revision, error from tellings where key = ?", (key,)).fetchone()  # noqa: S608
     return None if row is None else (_noun(row[:10]), bool(row[10]), row[11])
 
@@ -144,12 +144,12 @@ def prune(db: sqlite3.Connection, _: set[str], told_before: float, limit: int) -
     ).rowcount
 
 
-def _noun(row: tuple[str, str, int, str, bytes, int, int | None, int, int, int]) -> DueTelling:
+def _noun(row: tuple[str, str, int, str, bytes, int, int | None, int, int, int]) -> DueNotification:
     key, kind, installation_id, repository, body, revision, remote_id, attempts, failures, priority = row
-    telling = Telling(
-        key=key, kind=TellingKind(kind), installation_id=installation_id, repository=repository, body=_decode(body)
+    telling = Notification(
+        key=key, kind=NotificationKind(kind), installation_id=installation_id, repository=repository, body=_decode(body)
     )
-    return DueTelling(
+    return DueNotification(
         telling=telling,
         revision=revision,
         remote_id=remote_id,

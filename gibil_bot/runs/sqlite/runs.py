@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from gibil_bot.errors import ClaimLost
-from gibil_bot.model import Claim, Conclusion, NewRun, Plan, Run, RunState, Source, TaskResult, Telling
+from gibil_bot.model import Claim, Conclusion, NewRun, Notification, Plan, Run, RunState, Source, TaskResult
 from gibil_bot.runs.sqlite import outbox as _tellings
 
 NOUN = (
@@ -113,13 +113,13 @@ def bind_secrets(db: sqlite3.Connection, _: set[str], claim: Claim, fingerprint:
 
 
 def finish(
-    db: sqlite3.Connection, topics: set[str], claim: Claim, conclusion: Conclusion, tellings: Sequence[Telling], now: float
+    db: sqlite3.Connection, topics: set[str], claim: Claim, conclusion: Conclusion, tellings: Sequence[Notification], now: float
 ) -> None:
     _write(db, topics, claim, "state = 'finished', finished_at = ?, conclusion = ?, lease_until = 0", now, conclusion.value)
     _tellings.wish(db, topics, tellings, now)
 
 
-def tell(db: sqlite3.Connection, topics: set[str], claim: Claim | None, tellings: Sequence[Telling], now: float) -> None:
+def tell(db: sqlite3.Connection, topics: set[str], claim: Claim | None, tellings: Sequence[Notification], now: float) -> None:
     if claim is not None:
         check(db, claim)
     _tellings.wish(db, topics, tellings, now)
