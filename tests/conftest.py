@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 
 from gibil_bot.errors import Unavailable
-from tests.doubles.machines import end_standing_keeper, local_lodging, shared_folder
+from tests.doubles.machines import end_shared_daemon, local_lodging, shared_folder
 from tests.doubles.patience import patient
 from tests.doubles.prefork import end_forkers
 from tests.doubles.repositories import no_git_settings as no_git_settings
@@ -68,10 +68,10 @@ def local_machines(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def standing_keeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Ends the keeper that tests share (doubles/machines.py), if they have needed one."""
+def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Ends the daemon that tests share (doubles/machines.py), if they have needed one."""
     yield
-    thread = threading.Thread(target=lambda: asyncio.run(end_standing_keeper(tmp_path_factory)))
+    thread = threading.Thread(target=lambda: asyncio.run(end_shared_daemon(tmp_path_factory)))
     thread.start()
     thread.join()
 
@@ -107,10 +107,10 @@ def hetzner_image(local_machines: None, tmp_path_factory: pytest.TempPathFactory
     from tests.doubles.hetzner_guests import image_for_tests
     from tests.doubles.machines import shared_folder
 
-    skeletons = shared_folder(tmp_path_factory)
+    base_trees = shared_folder(tmp_path_factory)
     answer: list[object] = []
     # In a thread of its own: a test's event loop may be running in this one.
-    thread = threading.Thread(target=lambda: answer.append(image_for_tests(skeletons.parent / "hetzner", skeletons)))
+    thread = threading.Thread(target=lambda: answer.append(image_for_tests(base_trees.parent / "hetzner", base_trees)))
     thread.start()
     thread.join()
     if isinstance(answer[0], str):

@@ -130,22 +130,22 @@ async def burn_leftovers(data_dir: Path) -> list[str]:
             await provider.destroy(name)
     finally:
         await provider.close()
-        await asyncio.to_thread(_end_keeper, data_dir)
+        await asyncio.to_thread(_end_daemon, data_dir)
     return names
 
 
-def _end_keeper(data_dir: Path) -> None:
+def _end_daemon(data_dir: Path) -> None:
     """The process that keeps local machines would stay for half a minute, on a folder that is gone. Blocking."""
     from gibil_bot.providers.local.paths import LocalPaths, locked, read_daemon
 
-    home = LocalPaths(data_dir)
-    keeper, lock = read_daemon(home), home.local / "keeper.lock"
-    if keeper is None or not lock.exists():
+    paths = LocalPaths(data_dir)
+    daemon, lock = read_daemon(paths), paths.local / "keeper.lock"
+    if daemon is None or not lock.exists():
         return
     with locked(lock, wait_s=0) as nobody_keeps:
         if nobody_keeps:
             return  # it ended; its number may be somebody else's by now
     with contextlib.suppress(ProcessLookupError):
-        os.kill(keeper.pid, signal.SIGTERM)
+        os.kill(daemon.pid, signal.SIGTERM)
     with locked(lock, wait_s=STOP_WITHIN_S):  # free once it is gone
-        shutil.rmtree(home.runtime(), ignore_errors=True)
+        shutil.rmtree(paths.runtime(), ignore_errors=True)

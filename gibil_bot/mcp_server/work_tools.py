@@ -162,7 +162,7 @@ def _notes(now: Stats) -> list[str]:
     if now.limits_are_known:
         return [f"{whose}: there is less than the machine may use"]
     return [
-        f"{whose}: the limits of a local machine's size are below them; the keeper of this machine was started by an "
+        f"{whose}: the limits of a local machine's size are below them; the daemon of this machine was started by an "
         "older version, which does not tell them"
     ]
 

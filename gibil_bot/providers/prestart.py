@@ -6,7 +6,7 @@ from gibil_bot.config import Settings
 
 
 def begin(settings: Settings) -> None:
-    """Something is about to be forged. Local machines: their keeper comes up meanwhile. Never raises."""
+    """Something is about to be forged. Local machines: their daemon comes up meanwhile. Never raises."""
     if settings.provider == "local":
         from gibil_bot.providers.local import daemon_start
 

@@ -225,7 +225,7 @@ async def test_a_head_without_end_is_bounded() -> None:
 
 
 async def test_a_crowd_of_connections_waits_and_is_served() -> None:
-    """One machine may have 512 at a time; the rest waits in the backlog instead of using up the keeper's files."""
+    """One machine may have 512 at a time; the rest waits in the backlog instead of using up the daemon's files."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # client and gate are both in this process
     async with http_server() as server, gate("127.0.0.1", head_s=1.0) as port:

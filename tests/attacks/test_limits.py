@@ -26,7 +26,7 @@ from gibil_bot.providers.local.privilege import groups_prefix, own_privilege
 from gibil_bot.providers.local.provider import LocalProvider
 from gibil_bot.providers.local.usage_poller import family
 from gibil_bot.ssh.job_requests import JOB_STATUS, START_JOB, start_request
-from tests.doubles.machines import LocalLodging, end_keeper, guest_lodging, local_lodging, shared_folder, until
+from tests.doubles.machines import LocalLodging, end_daemon, guest_lodging, local_lodging, shared_folder, until
 from tests.doubles.patience import patient
 
 pytestmark = pytest.mark.usefixtures("local_machines")
@@ -116,7 +116,7 @@ print(written, flush=True)
 async def test_a_machine_cannot_take_more_than_its_disk(lodging: LocalLodging, attack: str) -> None:
     machine = await lodging.provider.create(lodging.spec("spender", memory_mb=128, disk_mb=100))
     printed = await python(lodging, machine, _FILL + _BEYOND_THE_DISK[attack] + "time.sleep(2.5)")
-    if not Images(lodging.home.local).problem:
+    if not Images(lodging.paths.local).problem:
         assert int(printed) <= 100, "the file system itself says no"
     else:
         assert printed == "", "it was killed before it had written nine times as much"
@@ -128,7 +128,7 @@ async def test_a_machine_cannot_take_more_than_its_disk(lodging: LocalLodging, a
 
 async def test_a_job_that_is_killed_for_its_disk_leaves_its_output_and_its_end(lodging: LocalLodging) -> None:
     """Also where the daemon's user may not look into what records the job."""
-    if not Images(lodging.home.local).problem:
+    if not Images(lodging.paths.local).problem:
         pytest.skip("disks are file systems of a fixed size here, and no job is killed for them")
     machine = await lodging.provider.create(lodging.spec("recorded", memory_mb=128, disk_mb=100))
     script = "echo begun; for n in 1 2 3; do head -c 60M /dev/zero >/root/big$n; done; sleep 300"
@@ -208,9 +208,9 @@ async def test_a_disk_of_a_fixed_size_leaves_nothing_behind(lodging: LocalLodgin
     machine = await lodging.provider.create(lodging.spec("tenant"))
     result = await lodging.run(machine, "head -c 300M /dev/zero >/root/big; df -m --output=size / | tail -1")
     assert 9 * 1024 <= int(str(result.stdout)) <= 10 * 1024
-    image = lodging.home.machine("tenant") / "disk.img"
+    image = lodging.paths.machine("tenant") / "disk.img"
     assert image.exists()
-    assert str(lodging.home.machine("tenant")) not in Path("/proc/self/mountinfo").read_text()
+    assert str(lodging.paths.machine("tenant")) not in Path("/proc/self/mountinfo").read_text()
     devices = [path for path in Path("/sys/block").glob("loop*/loop/backing_file") if str(image) in path.read_text()]
     assert len(devices) == 1
     assert await lodging.provider.destroy("tenant")
@@ -241,7 +241,7 @@ async def test_a_host_whose_disk_fills_up_ends_the_machine_that_took_most(
         async with lodging.connect(greedy) as connection:
             async with asyncio.timeout(patient(60)):
                 await connection.run("head -c 900M /dev/zero >/root/big; sync; sleep 60")
-        await until(lambda: not lodging.home.machine("greedy").exists(), "the machine is gone")
+        await until(lambda: not lodging.paths.machine("greedy").exists(), "the machine is gone")
         assert "the host's disk has" in await cause(lodging, "greedy")
         assert (await lodging.run(quiet, "echo alive")).stdout == "alive\n"
         await until(lambda: shutil.disk_usage(small_disk).free > 100 * 1024**2, "the space is free again")
@@ -280,7 +280,7 @@ def test_a_machine_that_is_destroyed_while_it_is_made_says_nothing_about_the_hos
 
 
 async def test_a_full_disk_is_the_cause_for_as_long_as_it_is_full(lodging: LocalLodging) -> None:
-    if reason := Images(lodging.home.local).problem:
+    if reason := Images(lodging.paths.local).problem:
         pytest.skip(f"disks are folders here: {reason}")
     machine = await lodging.provider.create(lodging.spec("hoarder", memory_mb=128, disk_mb=100))
     await lodging.run(machine, "head -c 200M /dev/zero >/root/big")
@@ -422,7 +422,7 @@ async def test_a_machine_full_of_loops_leaves_the_host_its_processors(lodging: L
             assert asyncio.get_running_loop().time() - began < patient(20)
             groups = [each for each in find_hierarchies() if "cpu" in each.controllers]
             if groups:
-                group = groups[0].folder / f"{groups_prefix(lodging.home)}-spinner"
+                group = groups[0].folder / f"{groups_prefix(lodging.paths)}-spinner"
                 assert str(init) in (group / "cgroup.procs").read_text().split()
                 weight = (group / ("cpu.weight" if groups[0].version == 2 else "cpu.shares")).read_text()
                 assert weight in ("25\n", "256\n")
@@ -484,12 +484,12 @@ async def test_a_machine_that_ended_leaves_its_cause_until_its_name_is_used_agai
         await lodging.provider.create(lodging.spec("beheaded"))
         os.kill(lodging.init_pid("beheaded"), signal.SIGKILL)
         for name in ("short", "beheaded"):
-            await until(lambda name=name: not lodging.home.machine(name).exists(), "the machine is gone")
+            await until(lambda name=name: not lodging.paths.machine(name).exists(), "the machine is gone")
         assert "its time to live is over" in await cause(lodging, "short")
         assert "its first process was killed" in await cause(lodging, "beheaded")
-        keeper = read_daemon(lodging.home)
-        await end_keeper(lodging.home)
-        assert keeper is not None
+        daemon = read_daemon(lodging.paths)
+        await end_daemon(lodging.paths)
+        assert daemon is not None
         assert "its first process was killed" in await cause(lodging, "beheaded"), "without a daemon too"
         await lodging.provider.create(lodging.spec("beheaded"))
         assert await cause(lodging, "beheaded") == ""

@@ -30,7 +30,7 @@ async def lodging(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Loc
 
 @pytest.fixture
 async def fresh(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalLodging]:
-    """With a keeper that the test itself starts."""
+    """With a daemon that the test itself starts."""
     async with local_lodging(tmp_path / "data", shared_folder(tmp_path_factory)) as lodging:
         yield lodging
 
@@ -65,7 +65,7 @@ async def test_the_environment_of_the_bot_is_nowhere_inside(fresh: LocalLodging,
     machine = await fresh.provider.create(fresh.spec("searcher"))
     result = await fresh.run(machine, "env; cat /proc/*/environ 2>/dev/null | tr '\\0' '\\n'")
     assert "hunter" not in str(result.stdout)
-    for pid in (fresh.keeper_pid(), fresh.forger_pid()):
+    for pid in (fresh.daemon_pid(), fresh.fork_server_pid()):
         assert b"hunter" not in Path(f"/proc/{pid}/environ").read_bytes()
 
 
@@ -100,11 +100,11 @@ async def test_a_read_only_bind_stays_read_only(fresh: LocalLodging, tmp_path: P
     (prefix / "bin/python3.99").symlink_to("/usr/bin/python3")
     launcher = f"""
 import os, sys
-from gibil_bot.machines.local import skeleton
-real = skeleton.survey
-outside = skeleton.PythonOutside({str(prefix)!r}, {str(prefix / "bin/python3.99")!r})
-skeleton.survey = lambda tier: real(tier)._replace(python=outside)
-from gibil_bot.machines.local.keeper import main
+from gibil_bot.providers.local import base_tree
+real = base_tree.survey
+outside = base_tree.PythonOutside({str(prefix)!r}, {str(prefix / "bin/python3.99")!r})
+base_tree.survey = lambda privilege: real(privilege)._replace(python=outside)
+from gibil_bot.providers.local.daemon import main
 main({str(fresh.data_dir)!r})
 """
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})\n{launcher}"
@@ -170,7 +170,7 @@ async def test_the_files_of_the_host_are_not_there(lodging: LocalLodging, tmp_pa
     neighbour = await lodging.provider.create(lodging.spec("neighbour"))
     await lodging.run(neighbour, "echo private > /root/private")
     machine = await lodging.provider.create(lodging.spec("spy"))
-    paths = [secret, lodging.data_dir, lodging.home.machine("neighbour"), "/run/gibil", "/tmp/gibil-0", Path.home() / ".ssh"]
+    paths = [secret, lodging.data_dir, lodging.paths.machine("neighbour"), "/run/gibil", "/tmp/gibil-0", Path.home() / ".ssh"]
     async with lodging.connect(machine) as connection:
         for path in paths:
             assert (await connection.run(f"ls -a {path}")).exit_status != 0, path
@@ -297,7 +297,7 @@ async def test_a_memory_hog_is_killed_and_nobody_else(lodging: LocalLodging) -> 
         assert (await connection.run(f"{_HOG}; echo $?")).stdout == "137\n"
         assert bystander.exit_status is None
         assert (await connection.run("echo alive")).stdout == "alive\n"
-    assert alive(lodging.keeper_pid())
+    assert alive(lodging.daemon_pid())
 
 
 async def test_a_hog_that_outlives_its_command_on_a_machine_that_was_idle_is_killed(lodging: LocalLodging) -> None:
@@ -352,7 +352,7 @@ print("dug")
 """
     assert (await lodging.run(machine, "python3 -", input=script)).stdout == "dug\n"
     assert await lodging.provider.destroy("digger") is True
-    assert not lodging.home.machine("digger").exists()
+    assert not lodging.paths.machine("digger").exists()
     assert Path("/etc/passwd").exists()
 
 
@@ -369,10 +369,10 @@ async def test_two_machines_of_root_share_no_user_id(lodging: LocalLodging) -> N
 
 async def test_garbage_on_the_control_socket_harms_nothing(lodging: LocalLodging) -> None:
     await lodging.provider.create(lodging.spec("steady"))
-    keeper = read_daemon(lodging.home)
-    assert keeper is not None
+    daemon = read_daemon(lodging.paths)
+    assert daemon is not None
     for garbage in (b"\n", b"{}\n", b"[1]\n", b'{"verb": "create"}\n', b'{"verb": "\xff"}\n', b"x" * 3_000_000, b""):
-        reader, writer = await asyncio.open_unix_connection(keeper.socket)
+        reader, writer = await asyncio.open_unix_connection(daemon.socket)
         with contextlib.suppress(OSError):
             writer.write(garbage)
             writer.write_eof()
@@ -382,8 +382,8 @@ async def test_garbage_on_the_control_socket_harms_nothing(lodging: LocalLodging
         with contextlib.suppress(OSError):
             await writer.wait_closed()
     assert [machine.name for machine in await lodging.provider.list_machines()] == ["steady"]
-    assert Path(keeper.socket).stat().st_mode & 0o077 == 0
-    assert Path(keeper.socket).parent.stat().st_mode & 0o077 == 0
+    assert Path(daemon.socket).stat().st_mode & 0o077 == 0
+    assert Path(daemon.socket).parent.stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Local machines for the benchmarks: a data directory with a keeper that is warm, and plain asyncssh onto its machines."""
+"""Local machines for the benchmarks: a data directory with a daemon that is warm, and plain asyncssh onto its machines."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def connect_by_hand(endpoint: Endpoint, client_key: str) -> asyncssh.SSHCl
 
 @contextlib.asynccontextmanager
 async def yard(data_dir: Path) -> AsyncIterator[Yard]:
-    """Raises LeftOut where no local machine can be forged. All machines are burned at the end, and the keeper goes."""
+    """Raises LeftOut where no local machine can be forged. All machines are burned at the end, and the daemon goes."""
     data_dir.mkdir(parents=True, exist_ok=True)
     forge = open_factory(Settings(data_dir=data_dir, database_url=""))
     it = Yard(forge)
@@ -93,19 +93,19 @@ async def yard(data_dir: Path) -> AsyncIterator[Yard]:
         for machine in await forge.list():
             await forge.destroy(machine.name)
         await forge.close()
-        await end_keeper(data_dir)
+        await end_daemon(data_dir)
 
 
-async def end_keeper(data_dir: Path) -> None:
+async def end_daemon(data_dir: Path) -> None:
     """It would go by itself, some time later. Returns when it has gone; one that keeps machines stays, and that is an error."""
-    keeper = await asyncio.to_thread(read_daemon, LocalPaths(data_dir.absolute()))
-    if keeper is None:
+    daemon = await asyncio.to_thread(read_daemon, LocalPaths(data_dir.absolute()))
+    if daemon is None:
         return
     with contextlib.suppress(Unanswered):
-        line = await ControlConnection.open(keeper.socket)
+        line = await ControlConnection.open(daemon.socket)
         answer = await line.ask(Request(verb="quit"))
         await line.close()
-        assert answer.done, "the keeper still has machines"
+        assert answer.done, "the daemon still has machines"
     async with asyncio.timeout(20):
-        while Path(f"/proc/{keeper.pid}").exists():
+        while Path(f"/proc/{daemon.pid}").exists():
             await asyncio.sleep(0.005)

@@ -14,7 +14,7 @@ from pathlib import Path
 from gibil_bot.providers.local.paths import LocalPaths
 from tests.benchmarks.comparison import Comparison, LeftOut, at_most
 from tests.benchmarks.context import Context
-from tests.benchmarks.machines import end_keeper
+from tests.benchmarks.machines import end_daemon
 from tests.benchmarks.openssh import login, sshd
 from tests.benchmarks.row_machine import by_hand
 from tests.benchmarks.servers import bare_environment
@@ -47,7 +47,7 @@ async def _cold(context: Context) -> list[Comparison]:
                 with by_hand(context.folder(f"o{number}")) as overlay:
                     pass
                 await _took([str(gibil), "destroy", name], environment)
-                await end_keeper(data_dir)
+                await end_daemon(data_dir)
                 if number > 0:
                     both.append(created + ran)
                     runs.append(ran)
@@ -56,7 +56,7 @@ async def _cold(context: Context) -> list[Comparison]:
         finally:
             if LocalPaths(data_dir).local.is_dir():
                 await _took([str(gibil), "destroy", "--all"], environment)
-                await end_keeper(data_dir)
+                await end_daemon(data_dir)
     what = "`gibil create`, then `gibil run … true`, nothing running before"
     return [
         Comparison(what=what, peer="`ssh … true`, a new login", unit="ms", ours=both, peers=logins, aim=at_most(2)),

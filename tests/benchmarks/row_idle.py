@@ -40,12 +40,12 @@ async def _idle(context: Context) -> list[Comparison]:
 
 
 async def _measure(data_dir: Path, what: str, aim: Aim | None) -> Comparison:
-    keeper = await asyncio.to_thread(read_daemon, LocalPaths(data_dir.absolute()))
-    assert keeper is not None
+    daemon = await asyncio.to_thread(read_daemon, LocalPaths(data_dir.absolute()))
+    assert daemon is not None
     await asyncio.sleep(SETTLE_S)
-    before = cpu_s(keeper.pid)
+    before = cpu_s(daemon.pid)
     await asyncio.sleep(MEASURE_S)
-    percent = 100 * (cpu_s(keeper.pid) - before) / MEASURE_S
+    percent = 100 * (cpu_s(daemon.pid) - before) / MEASURE_S
     return Comparison(
         what=f"CPU of the daemon, {what}, tier {own_privilege()}",
         peer="what was promised",

@@ -41,7 +41,7 @@ class CommandLine:
         return self.folder / "here"
 
     @property
-    def home(self) -> LocalPaths:
+    def paths(self) -> LocalPaths:
         return LocalPaths(self.data_dir.absolute())
 
     def environment(self, **more: str) -> dict[str, str]:
@@ -148,12 +148,12 @@ def command_line(
     shared: Path,
     settings: dict[str, str] | None = None,
     *,
-    own_keeper: bool = False,
+    own_daemon: bool = False,
     forked_in_scripts: bool = False,
 ) -> Iterator[CommandLine]:
     """At the end no machine is left.
 
-    `own_keeper`: for tests that end it, or whose machines outlive a test (machines.lend).
+    `own_daemon`: for tests that end it, or whose machines outlive a test (machines.lend).
     `forked_in_scripts`: what `bash` finds as `gibil` is forked, too.
     """
     line = CommandLine(folder, settings or {})
@@ -167,9 +167,9 @@ def command_line(
         started = f'-IS "{folder}/gibil.py"'
     shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" {started} "$@"\n')
     shim.chmod(0o755)
-    asyncio.run(lend(line.data_dir, shared, own_keeper=own_keeper))
+    asyncio.run(lend(line.data_dir, shared, own_daemon=own_daemon))
     try:
         yield line
     finally:
         line.end()
-        asyncio.run(take_back(line.data_dir, own_keeper=own_keeper))
+        asyncio.run(take_back(line.data_dir, own_daemon=own_daemon))

@@ -262,7 +262,7 @@ async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> Non
 
 @contextlib.asynccontextmanager
 async def local_guests(data_dir: Path, shared: Path, image: Image, port: int = 0) -> AsyncIterator[LocalGuests]:
-    """Guests on a local provider of their own; at the end its keeper is gone. RuntimeError: that port is not free."""
+    """Guests on a local provider of their own; at the end its daemon is gone. RuntimeError: that port is not free."""
     async with local_lodging(data_dir, shared) as lodging:
         guests = LocalGuests(lodging, image, port)
         await guests.open()

@@ -172,7 +172,7 @@ def _mirrors() -> tuple[str, ...]:
     return tuple(sorted(f"{host}:{port}" for host in hosts for port in (80, 443)))
 
 
-def image_for_tests(folder: Path, skeletons: Path) -> Image | str:
+def image_for_tests(folder: Path, base_trees: Path) -> Image | str:
     """The image that all workers of a test run share, built by the first; or why there is none, in one line."""
     if os.geteuid() != 0:
         return "servers of the Hetzner double are local machines of tier root: run these tests as root"
@@ -182,7 +182,7 @@ def image_for_tests(folder: Path, skeletons: Path) -> Image | str:
     image, reason = Image(folder), folder / "reason"
 
     async def build() -> None:
-        async with local_lodging(folder / "data", skeletons) as lodging:
+        async with local_lodging(folder / "data", base_trees) as lodging:
             reason.write_text(await image.build(lodging) or "")
 
     with locked(folder / "lock", wait_s=300) as mine:

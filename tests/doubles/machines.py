@@ -28,7 +28,7 @@ from gibil_bot.providers.local.provider import LocalProvider
 from tests.doubles.patience import patient
 
 _STANDING = "standing"
-"""In a worker's folder: the data directory whose keeper its tests share."""
+"""In a worker's folder: the data directory whose daemon its tests share."""
 
 
 @dataclass
@@ -71,21 +71,21 @@ class LocalLodging(Lodging):
     data_dir: Path = Path()
 
     @property
-    def home(self) -> LocalPaths:
+    def paths(self) -> LocalPaths:
         return LocalPaths(self.data_dir.absolute())
 
-    def keeper_pid(self) -> int:
-        keeper = read_daemon(self.home)
-        assert keeper is not None
-        return keeper.pid
+    def daemon_pid(self) -> int:
+        daemon = read_daemon(self.paths)
+        assert daemon is not None
+        return daemon.pid
 
-    def forger_pid(self) -> int:
-        (forger,) = children_of(self.keeper_pid())
-        return forger
+    def fork_server_pid(self) -> int:
+        (fork_server,) = children_of(self.daemon_pid())
+        return fork_server
 
     def init_pid(self, name: str) -> int:
         """Host pid of the machine's PID 1."""
-        return int((self.home.machine(name) / "lock").read_text().split()[0])
+        return int((self.paths.machine(name) / "lock").read_text().split()[0])
 
 
 def public(key: asyncssh.SSHKey) -> str:
@@ -117,47 +117,47 @@ async def open_connection(machine: Machine, key: asyncssh.SSHKey, **more: Any) -
 
 @contextlib.asynccontextmanager
 async def local_lodging(data_dir: Path, shared: Path) -> AsyncIterator[LocalLodging]:
-    """A local provider in `data_dir`; at the end its keeper is gone, and no machine is left."""
-    await asyncio.to_thread(lend_skeleton, data_dir, shared)
-    provider = LocalProvider(data_dir, keeper_idle_s=60)
+    """A local provider in `data_dir`; at the end its daemon is gone, and no machine is left."""
+    await asyncio.to_thread(lend_base_tree, data_dir, shared)
+    provider = LocalProvider(data_dir, daemon_idle_s=60)
     lodging = LocalLodging(provider, data_dir=data_dir)
     try:
         yield lodging
     finally:
         await provider.close()
-        await end_keeper(lodging.home)
-        await provider.sweep("tests")  # of a keeper that was killed, the control groups are left
+        await end_daemon(lodging.paths)
+        await provider.sweep("tests")  # of a daemon that was killed, the control groups are left
 
 
 @contextlib.asynccontextmanager
 async def guest_lodging(factory: pytest.TempPathFactory) -> AsyncIterator[LocalLodging]:
-    """A local provider for tests that do not care whose keeper keeps their machines: all tests of a worker share one.
+    """A local provider for tests that do not care whose daemon keeps their machines: all tests of a worker share one.
 
-    At the end no machine is left; the keeper stays for the next test, until `end_standing_keeper`.
+    At the end no machine is left; the daemon stays for the next test, until `end_shared_daemon`.
     """
     data_dir = _standing_data_dir(factory)
     if not data_dir.exists():
-        await asyncio.to_thread(lend_skeleton, data_dir, shared_folder(factory))
-    provider = LocalProvider(data_dir, keeper_idle_s=600)
+        await asyncio.to_thread(lend_base_tree, data_dir, shared_folder(factory))
+    provider = LocalProvider(data_dir, daemon_idle_s=600)
     try:
         yield LocalLodging(provider, data_dir=data_dir)
     finally:
-        await burn_all(provider)
+        await destroy_all(provider)
 
 
-async def end_standing_keeper(factory: pytest.TempPathFactory) -> None:
+async def end_shared_daemon(factory: pytest.TempPathFactory) -> None:
     if _standing_data_dir(factory).exists():
-        await end_keeper(LocalPaths(_standing_data_dir(factory)))
+        await end_daemon(LocalPaths(_standing_data_dir(factory)))
 
 
 def _standing_data_dir(factory: pytest.TempPathFactory) -> Path:
     return factory.getbasetemp() / _STANDING
 
 
-def lend_skeleton(data_dir: Path, shared: Path) -> None:
+def lend_base_tree(data_dir: Path, shared: Path) -> None:
     """Building one takes seconds: all tests of a run share it, by a link."""
-    home = LocalPaths(data_dir)
-    home.prepare()
+    paths = LocalPaths(data_dir)
+    paths.prepare()
     layout = base_tree.survey(own_privilege())
     name = base_tree.name_of(own_privilege(), layout)
     shared.mkdir(exist_ok=True)
@@ -166,7 +166,7 @@ def lend_skeleton(data_dir: Path, shared: Path) -> None:
         if not (shared / name).is_dir():
             base_tree.build(shared / name, own_privilege(), layout)
     with contextlib.suppress(FileExistsError):
-        (home.local / name).symlink_to(shared / name)
+        (paths.local / name).symlink_to(shared / name)
 
 
 def shared_folder(factory: pytest.TempPathFactory) -> Path:
@@ -176,43 +176,43 @@ def shared_folder(factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def lent_data_dir(test_folder: Path, *, own_keeper: bool = False) -> AsyncIterator[Path]:
+async def lent_data_dir(test_folder: Path, *, own_daemon: bool = False) -> AsyncIterator[Path]:
     """A data directory inside a test's own folder, for processes that forge there; see `lend` and `take_back`."""
     data_dir = test_folder / "data"
-    await lend(data_dir, own_keeper=own_keeper)
+    await lend(data_dir, own_daemon=own_daemon)
     try:
         yield data_dir
     finally:
-        await take_back(data_dir, own_keeper=own_keeper)
+        await take_back(data_dir, own_daemon=own_daemon)
 
 
-async def lend(data_dir: Path, skeletons: Path | None = None, *, own_keeper: bool = False) -> None:
+async def lend(data_dir: Path, base_trees: Path | None = None, *, own_daemon: bool = False) -> None:
     """Make a data directory, two folders below the worker's own, where machines can be forged.
 
-    Starting a keeper takes longer than making a machine. Without `own_keeper` the machines of all tests of a worker are kept
+    Starting a daemon takes longer than making a machine. Without `own_daemon` the machines of all tests of a worker are kept
     by one, in a folder `local` that their data directories share.
     """
     base = data_dir.parent.parent
-    skeletons = skeletons or (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "skeletons"
-    if own_keeper:
-        await asyncio.to_thread(lend_skeleton, data_dir, skeletons)
+    base_trees = base_trees or (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "skeletons"
+    if own_daemon:
+        await asyncio.to_thread(lend_base_tree, data_dir, base_trees)
     else:
-        await asyncio.to_thread(lend_skeleton, base / _STANDING, skeletons)
+        await asyncio.to_thread(lend_base_tree, base / _STANDING, base_trees)
         await asyncio.to_thread(daemon_start.start, LocalPaths(base / _STANDING), 600.0)
         data_dir.mkdir(mode=0o700)
         (data_dir / "local").symlink_to(base / _STANDING / "local")
 
 
-async def take_back(data_dir: Path, *, own_keeper: bool = False) -> None:
-    """No machine is left, and no keeper but the one that is shared."""
-    if own_keeper:
-        await end_keeper(LocalPaths(data_dir))
+async def take_back(data_dir: Path, *, own_daemon: bool = False) -> None:
+    """No machine is left, and no daemon but the one that is shared."""
+    if own_daemon:
+        await end_daemon(LocalPaths(data_dir))
         await asyncio.to_thread(shutil.rmtree, data_dir / "local", True)
     else:
-        await burn_all(LocalProvider(data_dir, keeper_idle_s=600))
+        await destroy_all(LocalProvider(data_dir, daemon_idle_s=600))
 
 
-async def burn_all(provider: LocalProvider) -> None:
+async def destroy_all(provider: LocalProvider) -> None:
     """And close the provider."""
     try:
         for machine in await provider.list_machines():
@@ -222,11 +222,11 @@ async def burn_all(provider: LocalProvider) -> None:
 
 
 @contextlib.contextmanager
-def older_keeper(home: LocalPaths) -> Iterator[None]:
-    """For as long as this lasts, the keeper that runs is one that does not know the verb `usage` yet."""
-    keeper = read_daemon(home)
-    assert keeper is not None
-    real = keeper.socket
+def older_daemon(paths: LocalPaths) -> Iterator[None]:
+    """For as long as this lasts, the daemon that runs is one that does not know the verb `usage` yet."""
+    daemon = read_daemon(paths)
+    assert daemon is not None
+    real = daemon.socket
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
@@ -244,23 +244,23 @@ def older_keeper(home: LocalPaths) -> Iterator[None]:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            write_daemon(home, msgspec.structs.replace(keeper, socket=path, version="older"))
+            write_daemon(paths, msgspec.structs.replace(daemon, socket=path, version="older"))
             yield
         finally:
-            write_daemon(home, keeper)
+            write_daemon(paths, daemon)
             server.shutdown()
             thread.join()
             Path(path).unlink()
 
 
-async def end_keeper(home: LocalPaths) -> None:
-    keeper = read_daemon(home)
-    if keeper is None:
+async def end_daemon(paths: LocalPaths) -> None:
+    daemon = read_daemon(paths)
+    if daemon is None:
         return
     with contextlib.suppress(ProcessLookupError):
-        os.kill(keeper.pid, signal.SIGTERM)
-    await until(lambda: not alive(keeper.pid), "the keeper ended")
-    await asyncio.to_thread(shutil.rmtree, Path(keeper.socket).parent, True)
+        os.kill(daemon.pid, signal.SIGTERM)
+    await until(lambda: not alive(daemon.pid), "the daemon ended")
+    await asyncio.to_thread(shutil.rmtree, Path(daemon.socket).parent, True)
 
 
 def alive(pid: int) -> bool:

@@ -66,7 +66,7 @@ class _OneKey(asyncssh.SSHServer):
 
 @contextlib.asynccontextmanager
 async def inside(home: Path, *, on_login: Callable[[str], None] = lambda user: None) -> AsyncIterator[Server]:
-    """asyncssh as the server, on a Unix socket. As the keeper does, it kills a command's session when its channel closes.
+    """asyncssh as the server, on a Unix socket. As the daemon does, it kills a command's session when its channel closes.
 
     `on_login(user)` is called when somebody begins to log in.
     """

@@ -69,7 +69,7 @@ async def start_daemon(lodging: LocalLodging, *odd: str) -> None:
             assert await process.wait() == 0
             await asyncio.get_running_loop().run_in_executor(None, left.recv, 1)  # ends when no process has the other end
     async with asyncio.timeout(patient(30)):
-        while read_daemon(lodging.home) is None:  # written by another process
+        while read_daemon(lodging.paths) is None:  # written by another process
             await asyncio.sleep(0.01)
 
 
@@ -125,13 +125,13 @@ SOFT = {
 
 async def test_what_the_starter_had_set_for_itself_is_not_passed_on(fresh: LocalLodging) -> None:
     await start_daemon(fresh)
-    for pid in (fresh.keeper_pid(), fresh.forger_pid()):
+    for pid in (fresh.daemon_pid(), fresh.fork_server_pid()):
         seen = state(pid)
         assert {name: seen.get(name, expected) for name, expected in EXPECTED.items()} == EXPECTED
         assert os.geteuid() != 0 or EXPECTED.keys() <= seen.keys()
         assert int(seen["SigIgn"], 16) & (1 << 1 | 1 << 9) == 0, "SIGINT and SIGUSR1"
         assert seen["Cpus_allowed"] == all_processors()
-        if pid == fresh.forger_pid():  # the daemon itself takes more open files
+        if pid == fresh.fork_server_pid():  # the daemon itself takes more open files
             assert {name: seen[name].split()[0] for name in SOFT} == SOFT
     machine = await fresh.provider.create(fresh.spec("plain"))
     command = (
@@ -156,7 +156,7 @@ async def test_limits_and_niceness_that_were_lowered_for_good_are_undone_where_t
     if not may_raise_limits() or not may("os.nice(15); os.setpriority(os.PRIO_PROCESS, 0, 0)"):
         pytest.skip("raising them again needs CAP_SYS_RESOURCE and CAP_SYS_NICE")
     await start_daemon(fresh, "hard", "nice")
-    seen = state(fresh.forger_pid())
+    seen = state(fresh.fork_server_pid())
     assert {name: seen[name].split()[0] for name in SOFT} == SOFT
     assert (seen["Max open files"], seen["nice"]) == ("1024 524288", "0")
     assert (await fresh.provider.probe()).inherited == ()

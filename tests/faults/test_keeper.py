@@ -24,7 +24,7 @@ from gibil_bot.providers.local.limits import Groups, find_hierarchies
 from gibil_bot.providers.local.paths import PROTOCOL, DaemonRecord, read_daemon, write_daemon
 from gibil_bot.providers.local.privilege import groups_prefix
 from gibil_bot.providers.local.provider import LocalProvider
-from tests.doubles.machines import LocalLodging, alive, end_keeper, local_lodging, processes_with, shared_folder, until
+from tests.doubles.machines import LocalLodging, alive, end_daemon, local_lodging, processes_with, shared_folder, until
 from tests.doubles.patience import patient
 
 pytestmark = pytest.mark.usefixtures("local_machines")
@@ -52,11 +52,11 @@ def host_mounts(lodging: LocalLodging) -> list[str]:
 
 
 def folders(lodging: LocalLodging) -> list[str]:
-    return sorted(path.name for path in lodging.home.machines.iterdir())
+    return sorted(path.name for path in lodging.paths.machines.iterdir())
 
 
 def groups(lodging: LocalLodging) -> list[str]:
-    return Groups(find_hierarchies(), groups_prefix(lodging.home)).leftovers()
+    return Groups(find_hierarchies(), groups_prefix(lodging.paths)).leftovers()
 
 
 async def test_burning_leaves_no_process_no_folder_no_mount_no_group(lodging: LocalLodging) -> None:
@@ -66,21 +66,21 @@ async def test_burning_leaves_no_process_no_folder_no_mount_no_group(lodging: Lo
     assert (folders(lodging), host_mounts(lodging), groups(lodging)) == ([], [], [])
 
 
-@pytest.mark.parametrize("victim", ["keeper", "forger", "init"])
+@pytest.mark.parametrize("victim", ["daemon", "fork server", "init"])
 async def test_killing_a_link_of_the_chain_kills_every_process_of_the_machine(lodging: LocalLodging, victim: str) -> None:
     mark = await busy_machine(lodging, "chained")
-    pids = {"keeper": lodging.keeper_pid(), "forger": lodging.forger_pid(), "init": lodging.init_pid("chained")}
+    pids = {"daemon": lodging.daemon_pid(), "fork server": lodging.fork_server_pid(), "init": lodging.init_pid("chained")}
     os.kill(pids[victim], signal.SIGKILL)
     await until(lambda: processes_with(mark) == [], "every job is dead", within_s=10)
     await until(lambda: not alive(pids["init"]), "PID 1 is dead", within_s=10)
     assert host_mounts(lodging) == []
-    if victim == "keeper":
-        await until(lambda: not alive(pids["forger"]), "the forger is dead", within_s=10)
+    if victim == "daemon":
+        await until(lambda: not alive(pids["fork server"]), "the fork server is dead", within_s=10)
         assert folders(lodging) == ["chained"]
         assert await lodging.provider.list_machines() == []
         assert await lodging.provider.sweep("tests") == ["chained"]
     else:
-        await until(lambda: folders(lodging) == [], "the keeper cleared the folder", within_s=10)
+        await until(lambda: folders(lodging) == [], "the daemon cleared the folder", within_s=10)
         async with asyncio.timeout(patient(10)):
             while await lodging.provider.get("chained"):  # the folder goes a moment before the name
                 await asyncio.sleep(0.01)
@@ -89,9 +89,9 @@ async def test_killing_a_link_of_the_chain_kills_every_process_of_the_machine(lo
     assert (await lodging.run(again, "echo new")).stdout == "new\n"
 
 
-async def test_a_new_keeper_clears_what_the_killed_one_left(lodging: LocalLodging) -> None:
+async def test_a_new_daemon_clears_what_the_killed_one_left(lodging: LocalLodging) -> None:
     mark = await busy_machine(lodging, "orphan")
-    os.kill(lodging.keeper_pid(), signal.SIGKILL)
+    os.kill(lodging.daemon_pid(), signal.SIGKILL)
     fresh = await lodging.provider.create(lodging.spec("fresh"))
     assert processes_with(mark) == []
     assert folders(lodging) == ["fresh"]
@@ -99,21 +99,21 @@ async def test_a_new_keeper_clears_what_the_killed_one_left(lodging: LocalLodgin
     assert (await lodging.run(fresh, "true")).exit_status == 0
 
 
-async def test_destroy_after_the_keeper_was_killed_removes_the_folder_without_a_new_keeper(lodging: LocalLodging) -> None:
+async def test_destroy_after_the_daemon_was_killed_removes_the_folder_without_a_new_daemon(lodging: LocalLodging) -> None:
     await busy_machine(lodging, "left")
-    os.kill(lodging.keeper_pid(), signal.SIGKILL)
+    os.kill(lodging.daemon_pid(), signal.SIGKILL)
     await lodging.provider.destroy("left")
     assert folders(lodging) == []
     assert await lodging.provider.destroy("left") is False
-    assert not alive(lodging.keeper_pid())
+    assert not alive(lodging.daemon_pid())
 
 
-async def test_open_connections_end_when_the_keeper_is_killed(lodging: LocalLodging) -> None:
+async def test_open_connections_end_when_the_daemon_is_killed(lodging: LocalLodging) -> None:
     machine = await lodging.provider.create(lodging.spec("linked"))
     async with lodging.connect(machine) as connection, asyncio.timeout(patient(20)):
         running = asyncio.ensure_future(connection.run("sleep 600"))
         await connection.run("true")
-        os.kill(lodging.keeper_pid(), signal.SIGKILL)
+        os.kill(lodging.daemon_pid(), signal.SIGKILL)
         with contextlib.suppress(asyncssh.Error, OSError):
             assert (await running).exit_status is None
         await connection.wait_closed()
@@ -123,7 +123,7 @@ _OWNER = """
 import asyncio, sys
 from pathlib import Path
 import msgspec
-from gibil_bot.machines.local.provider import LocalProvider
+from gibil_bot.providers.local.provider import LocalProvider
 from gibil_bot.model import MachineSpec
 
 async def main() -> None:
@@ -197,20 +197,20 @@ async def test_thirty_machines_at_once_all_work_and_none_is_left(lodging: LocalL
     assert (await lodging.provider.list_machines(), folders(lodging), host_mounts(lodging), groups(lodging)) == ([], [], [], [])
 
 
-async def test_a_keeper_without_machines_ends_by_itself_and_a_new_one_comes_when_needed(lodging: LocalLodging) -> None:
-    impatient = LocalProvider(lodging.data_dir, keeper_idle_s=0.3)
+async def test_a_daemon_without_machines_ends_by_itself_and_a_new_one_comes_when_needed(lodging: LocalLodging) -> None:
+    impatient = LocalProvider(lodging.data_dir, daemon_idle_s=0.3)
     await impatient.create(lodging.spec("first"))
-    pid = lodging.keeper_pid()
+    pid = lodging.daemon_pid()
     assert alive(pid)
     await impatient.destroy("first")
-    await until(lambda: not alive(pid), "the keeper ended")
+    await until(lambda: not alive(pid), "the daemon ended")
     assert await impatient.list_machines() == []
-    assert not alive(lodging.keeper_pid())
+    assert not alive(lodging.daemon_pid())
     await impatient.create(lodging.spec("second"))
-    assert lodging.keeper_pid() != pid
+    assert lodging.daemon_pid() != pid
 
 
-async def test_without_a_keeper_nothing_exists_and_none_is_started(tmp_path: Path) -> None:
+async def test_without_a_daemon_nothing_exists_and_none_is_started(tmp_path: Path) -> None:
     provider = LocalProvider(tmp_path / "never")
     assert await provider.list_machines() == []
     assert await provider.get("x") is None
@@ -220,68 +220,68 @@ async def test_without_a_keeper_nothing_exists_and_none_is_started(tmp_path: Pat
     assert not (tmp_path / "never" / "local" / "keeper.json").exists()
 
 
-async def test_providers_that_start_a_keeper_together_end_up_with_one(lodging: LocalLodging) -> None:
-    providers = [LocalProvider(lodging.data_dir, keeper_idle_s=60) for _ in range(5)]
+async def test_providers_that_start_a_daemon_together_end_up_with_one(lodging: LocalLodging) -> None:
+    providers = [LocalProvider(lodging.data_dir, daemon_idle_s=60) for _ in range(5)]
     machines = await asyncio.gather(*(one.create(lodging.spec(f"m{number}")) for number, one in enumerate(providers)))
     assert len(await lodging.provider.list_machines()) == len(machines) == 5
-    keepers = [pid for pid in processes_with(str(lodging.data_dir)) if pid != os.getpid()]
-    assert keepers == [lodging.keeper_pid()]
+    daemons = [pid for pid in processes_with(str(lodging.data_dir)) if pid != os.getpid()]
+    assert daemons == [lodging.daemon_pid()]
 
 
-async def test_a_keeper_that_many_let_begin_is_one_and_is_found_by_whoever_forges(lodging: LocalLodging) -> None:
-    code = "import sys, pathlib; from gibil_bot.providers.local import starting; starting.begin(pathlib.Path(sys.argv[1]))"
+async def test_a_daemon_that_many_let_begin_is_one_and_is_found_by_whoever_forges(lodging: LocalLodging) -> None:
+    code = "import sys, pathlib; from gibil_bot.providers.local import daemon_start; daemon_start.begin(pathlib.Path(sys.argv[1]))"
     words = [sys.executable, "-c", code, str(lodging.data_dir)]
     starters = [await asyncio.create_subprocess_exec(*words) for _ in range(4)]
     machine = await lodging.provider.create(lodging.spec("first"))
     assert [await starter.wait() for starter in starters] == [0, 0, 0, 0]
     assert (await lodging.run(machine, "true")).exit_status == 0
-    keepers = [pid for pid in processes_with(str(lodging.data_dir)) if pid != os.getpid()]
-    assert keepers == [lodging.keeper_pid()]
-    with (lodging.home.local / "starting.lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the keeper does not hold it for its whole life
+    daemons = [pid for pid in processes_with(str(lodging.data_dir)) if pid != os.getpid()]
+    assert daemons == [lodging.daemon_pid()]
+    with (lodging.paths.local / "starting.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the daemon does not hold it for its whole life
 
 
-async def test_a_keeper_that_cannot_begin_is_told_by_whoever_needs_it(tmp_path: Path) -> None:
+async def test_a_daemon_that_cannot_begin_is_told_by_whoever_needs_it(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("no folder\n")
     daemon_start.begin(tmp_path / "data")
     with pytest.raises(Unavailable, match="cannot be made"):
         await LocalProvider(tmp_path / "data").create(LocalLodging(LocalProvider(tmp_path / "data")).spec("never"))
 
 
-async def test_a_keeper_of_another_version_is_replaced_when_it_has_no_machines(lodging: LocalLodging) -> None:
+async def test_a_daemon_of_another_version_is_replaced_when_it_has_no_machines(lodging: LocalLodging) -> None:
     await lodging.provider.probe()
-    old = read_daemon(lodging.home)
+    old = read_daemon(lodging.paths)
     assert old is not None
-    write_daemon(lodging.home, msgspec.structs.replace(old, version="older"))
+    write_daemon(lodging.paths, msgspec.structs.replace(old, version="older"))
     await lodging.provider.create(lodging.spec("new"))
-    assert lodging.keeper_pid() != old.pid
+    assert lodging.daemon_pid() != old.pid
     await until(lambda: not alive(old.pid), "the old one went")
 
 
-async def test_a_keeper_of_another_version_with_machines_is_used_if_it_speaks_the_same(lodging: LocalLodging) -> None:
+async def test_a_daemon_of_another_version_with_machines_is_used_if_it_speaks_the_same(lodging: LocalLodging) -> None:
     machine = await lodging.provider.create(lodging.spec("old"))
-    old = read_daemon(lodging.home)
+    old = read_daemon(lodging.paths)
     assert old is not None
-    write_daemon(lodging.home, msgspec.structs.replace(old, version="older"))
+    write_daemon(lodging.paths, msgspec.structs.replace(old, version="older"))
     await lodging.provider.create(lodging.spec("new"))
-    assert lodging.keeper_pid() == old.pid
-    write_daemon(lodging.home, msgspec.structs.replace(old, protocol=PROTOCOL + 1))
+    assert lodging.daemon_pid() == old.pid
+    write_daemon(lodging.paths, msgspec.structs.replace(old, protocol=PROTOCOL + 1))
     with pytest.raises(ProviderError, match=f"protocol {PROTOCOL + 1}.*{old.pid}"):
         await lodging.provider.create(lodging.spec("newer"))
-    write_daemon(lodging.home, old)
+    write_daemon(lodging.paths, old)
     assert await lodging.provider.get("old") == machine
 
 
-async def test_a_keeper_of_another_protocol_without_machines_is_replaced(lodging: LocalLodging) -> None:
+async def test_a_daemon_of_another_protocol_without_machines_is_replaced(lodging: LocalLodging) -> None:
     await lodging.provider.probe()
-    old = read_daemon(lodging.home)
+    old = read_daemon(lodging.paths)
     assert old is not None
-    write_daemon(lodging.home, msgspec.structs.replace(old, version="older", protocol=PROTOCOL + 1))
+    write_daemon(lodging.paths, msgspec.structs.replace(old, version="older", protocol=PROTOCOL + 1))
     await lodging.provider.create(lodging.spec("new"))
-    assert lodging.keeper_pid() != old.pid
+    assert lodging.daemon_pid() != old.pid
 
 
-async def test_the_keeper_holds_nothing_of_whoever_started_it(lodging: LocalLodging) -> None:
+async def test_the_daemon_holds_nothing_of_whoever_started_it(lodging: LocalLodging) -> None:
     """A pipe that it kept open would make `gibil create | cat` hang."""
     owner = await forged_by_another_process(lodging, lodging.spec("detached"))
     owner.kill()
@@ -289,8 +289,8 @@ async def test_the_keeper_holds_nothing_of_whoever_started_it(lodging: LocalLodg
     async with asyncio.timeout(patient(10)):
         assert await owner.stdout.read() == b""
     await owner.wait()
-    assert os.getsid(lodging.keeper_pid()) == lodging.keeper_pid()
-    log = lodging.home.local / "keeper.log"
+    assert os.getsid(lodging.daemon_pid()) == lodging.daemon_pid()
+    log = lodging.paths.local / "keeper.log"
     assert log.stat().st_mode & 0o077 == 0
     assert log.read_text() == ""
 
@@ -311,13 +311,13 @@ async def test_a_file_where_the_folder_should_be_is_said(tmp_path: Path) -> None
         await LocalProvider(tmp_path / "data").probe()
 
 
-async def test_a_stopped_keeper_gives_its_last_answers(lodging: LocalLodging) -> None:
+async def test_a_stopped_daemon_gives_its_last_answers(lodging: LocalLodging) -> None:
     mark = await busy_machine(lodging, "last")
-    keeper = read_daemon(lodging.home)
-    assert isinstance(keeper, DaemonRecord)
-    line = await ControlConnection.open(keeper.socket)
+    daemon = read_daemon(lodging.paths)
+    assert isinstance(daemon, DaemonRecord)
+    line = await ControlConnection.open(daemon.socket)
     assert (await line.ask(Request(verb="ping"))).count == 1
     await line.close()
-    await end_keeper(lodging.home)
+    await end_daemon(lodging.paths)
     assert processes_with(mark) == []
     assert folders(lodging) == []

@@ -1,4 +1,4 @@
-"""Several people at the same few machines; some of them are killed, and the keeper, too."""
+"""Several people at the same few machines; some of them are killed, and the daemon, too."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ PEOPLE, COMMANDS, NAMES = 5, 11, ("a", "b", "c")
 MARK = "sleep\x00733"
 
 WHAT_MAY_HAPPEN = {None, "NAME_TAKEN", "SERVER_NOT_FOUND", "MACHINE_LOST", "INTERRUPTED"}
-"""None is success. MACHINE_LOST: somebody burned it, or killed the keeper, under somebody's command."""
+"""None is success. MACHINE_LOST: somebody burned it, or killed the daemon, under somebody's command."""
 
 
 @pytest.fixture
 def line(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, local_machines: None) -> Iterator[CommandLine]:
-    with command_line(tmp_path, shared_folder(tmp_path_factory), own_keeper=True) as line:
+    with command_line(tmp_path, shared_folder(tmp_path_factory), own_daemon=True) as line:
         yield line
 
 
@@ -45,9 +45,9 @@ def test_people_who_make_use_burn_and_are_killed_all_at_once_get_answers_and_lea
         os.utime(record, (0, 0))
     assert line.json("list") == []
     assert processes_with(MARK) == []
-    assert list(line.home.machines.iterdir()) == []
+    assert list(line.paths.machines.iterdir()) == []
     assert list((line.data_dir / FOLDER).iterdir()) == []
-    assert Groups(find_hierarchies(), groups_prefix(line.home)).leftovers() == []
+    assert Groups(find_hierarchies(), groups_prefix(line.paths)).leftovers() == []
 
 
 def a_person(line: CommandLine, seed: int) -> list[str | None]:
@@ -74,9 +74,9 @@ def a_person(line: CommandLine, seed: int) -> list[str | None]:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(dice.uniform(0.05, 0.4))
             process.send_signal(dice.choice((signal.SIGKILL, signal.SIGINT, signal.SIGTERM)))
-        elif dice.random() < 0.06 and (keeper := read_daemon(line.home)):
+        elif dice.random() < 0.06 and (daemon := read_daemon(line.paths)):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(keeper.pid, signal.SIGKILL)
+                os.kill(daemon.pid, signal.SIGKILL)
         stdout, stderr = process.communicate(timeout=patient(60))
         assert b"Traceback" not in stderr or b"gibil_bot/" not in stderr, (
             stderr.decode()

@@ -27,7 +27,7 @@ WAITS = {".gibil.yml": "tasks: [{name: waits, run: sleep 600}]\n"}
 
 @pytest.fixture
 def line(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, local_machines: None) -> Iterator[CommandLine]:
-    with command_line(tmp_path, shared_folder(tmp_path_factory), own_keeper=True) as line:
+    with command_line(tmp_path, shared_folder(tmp_path_factory), own_daemon=True) as line:
         yield line
 
 
@@ -157,21 +157,21 @@ def test_a_machine_whose_name_nobody_reads_is_offered(line: CommandLine) -> None
     assert "gibil ssh unread" in said_of_the_dead(line)
 
 
-def test_what_the_keeper_was_asked_for_when_its_maker_was_killed_is_burned(line: CommandLine) -> None:
+def test_what_the_daemon_was_asked_for_when_its_maker_was_killed_is_burned(line: CommandLine) -> None:
     line.json("create", "--name", "warm")
-    keeper = read_daemon(line.home)
-    assert keeper is not None
-    (forger,) = children_of(keeper.pid)
-    os.kill(forger, signal.SIGSTOP)
+    daemon = read_daemon(line.paths)
+    assert daemon is not None
+    (fork_server,) = children_of(daemon.pid)
+    os.kill(fork_server, signal.SIGSTOP)
     try:
         process = line.start("create", "--name", "asked")
-        until(lambda: (line.home.machines / "asked").exists(), "the keeper has begun")
+        until(lambda: (line.paths.machines / "asked").exists(), "the daemon has begun")
         kill(process)
     finally:
-        os.kill(forger, signal.SIGCONT)
-    until(lambda: (line.home.machines / "asked" / "machine.json").exists(), "the keeper does what it was asked for")
+        os.kill(fork_server, signal.SIGCONT)
+    until(lambda: (line.paths.machines / "asked" / "machine.json").exists(), "the daemon does what it was asked for")
     assert said_of_the_dead(line) == "gibil: burned asked: a `gibil create` that was killed left it half made\n"
-    assert [path.name for path in line.home.machines.iterdir()] == ["warm"]
+    assert [path.name for path in line.paths.machines.iterdir()] == ["warm"]
 
 
 @pytest.mark.parametrize("moment", ["made, but nobody heard", "asked for", "booting"])

@@ -88,7 +88,7 @@ def left_behind(room: Path) -> list[str]:
 
 
 def processes_of(room: Path) -> list[str]:
-    """Command lines of processes that work on a demonstration's folder: a bot, a keeper of machines."""
+    """Command lines of processes that work on a demonstration's folder: a bot, a daemon of machines."""
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):

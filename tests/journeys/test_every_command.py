@@ -70,7 +70,7 @@ COMMENT = {
 def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     """A machine `m` with a commit of its own, a checkout with an origin around us, and half of a bot's settings."""
     settings = {"GIBIL_GITHUB_WEBHOOK_SECRET": secrets.token_hex(16), "GIBIL_MAX_MACHINES": "100"}
-    with command_line(tmp_path_factory.mktemp("every"), shared_folder(tmp_path_factory), settings, own_keeper=True) as line:
+    with command_line(tmp_path_factory.mktemp("every"), shared_folder(tmp_path_factory), settings, own_daemon=True) as line:
         (line.here / "good.yml").write_text(WORKFLOW)
         (line.here / "bad.yml").write_text("tasks: [")
         (line.here / "comment.json").write_text(json.dumps(COMMENT))

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.usefixtures("local_machines"), pytest.mark.xdist_group
 @pytest.fixture(scope="module")
 def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     """A repository `own` with a linked worktree `linked`; `served/own.git` and `served/lib.git`."""
-    with command_line(tmp_path_factory.mktemp("surroundings"), shared_folder(tmp_path_factory), own_keeper=True) as line:
+    with command_line(tmp_path_factory.mktemp("surroundings"), shared_folder(tmp_path_factory), own_daemon=True) as line:
         own = line.repository("own", {"file": "own"})
         for number in range(5):
             line.commit(own, {"file": f"own {number}"})

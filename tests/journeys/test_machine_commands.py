@@ -239,7 +239,7 @@ def test_a_create_that_is_interrupted_before_the_machine_answers_destroys_it_and
     assert told["message"] == "interrupted; stopped is destroyed"
     assert "Ctrl-C again leaves that to the next gibil command" in err
     assert [view["name"] for view in line.json("list")] == ["warm"]
-    assert [path.name for path in line.home.machines.iterdir()] == ["warm"]
+    assert [path.name for path in line.paths.machines.iterdir()] == ["warm"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

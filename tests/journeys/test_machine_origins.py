@@ -138,7 +138,7 @@ def test_the_machine_has_the_branch_its_history_and_its_origin_whichever_way_it_
     url = f"{server.url}/ada/engine.git"
     line.git(line.here, "clone", "-q", "--depth=1", "-b", "topic", f"file://{work}", "shallow")
     look = "git rev-parse --abbrev-ref HEAD && git rev-list --count HEAD && git remote get-url origin && cat file"
-    with command_line(tmp_path_factory.mktemp("origins"), shared_folder(tmp_path_factory), own_keeper=True) as there:
+    with command_line(tmp_path_factory.mktemp("origins"), shared_folder(tmp_path_factory), own_daemon=True) as there:
         for name, repo, commits, remote in (
             ("cloned", url, "2", url),
             ("by-name", "ada/engine", "2", url),

@@ -20,7 +20,7 @@ WHO = "git config user.name Agent; git config user.email agent@example.com"
 @pytest.fixture(scope="module")
 def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     """A bare repository `origin.git`, a clone of it `work`, and a machine `m` forged with it."""
-    with command_line(tmp_path_factory.mktemp("push"), shared_folder(tmp_path_factory), own_keeper=True) as line:
+    with command_line(tmp_path_factory.mktemp("push"), shared_folder(tmp_path_factory), own_daemon=True) as line:
         first = line.repository("first", {"file": "1", ".github/workflows/old.yml": "on: push"})
         line.git(line.here, "clone", "-q", "--bare", str(first), "origin.git")
         line.git(line.here, "clone", "-q", str(line.here / "origin.git"), "work")

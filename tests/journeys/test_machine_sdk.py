@@ -22,7 +22,7 @@ from gibil_bot.model import Machine
 from gibil_bot.providers.local.limits import Groups, find_hierarchies
 from gibil_bot.providers.local.paths import LocalPaths
 from gibil_bot.providers.local.privilege import groups_prefix
-from tests.doubles.machines import end_keeper, lend_skeleton, shared_folder
+from tests.doubles.machines import end_daemon, lend_base_tree, shared_folder
 from tests.doubles.patience import patient
 
 needs_machines = pytest.mark.usefixtures("local_machines")
@@ -31,15 +31,15 @@ needs_machines = pytest.mark.usefixtures("local_machines")
 @pytest.fixture
 async def settings(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Settings]:
     data_dir = tmp_path / "data"
-    await asyncio.to_thread(lend_skeleton, data_dir, shared_folder(tmp_path_factory))
+    await asyncio.to_thread(lend_base_tree, data_dir, shared_folder(tmp_path_factory))
     yield load_settings({"GIBIL_DATA_DIR": str(data_dir)})
-    await end_keeper(LocalPaths(data_dir))
+    await end_daemon(LocalPaths(data_dir))
 
 
 def left_of(settings: Settings) -> tuple[list[str], list[str]]:
     """Folders and control groups of machines."""
-    home = LocalPaths(settings.data_dir)
-    return sorted(path.name for path in home.machines.iterdir()), Groups(find_hierarchies(), groups_prefix(home)).leftovers()
+    paths = LocalPaths(settings.data_dir)
+    return sorted(path.name for path in paths.machines.iterdir()), Groups(find_hierarchies(), groups_prefix(paths)).leftovers()
 
 
 @needs_machines

@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.usefixtures("local_machines"), pytest.mark.xdist_group
 @pytest.fixture(scope="module")
 def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     """One machine, `m`, that every test here works on."""
-    with command_line(tmp_path_factory.mktemp("sessions"), shared_folder(tmp_path_factory), own_keeper=True) as line:
+    with command_line(tmp_path_factory.mktemp("sessions"), shared_folder(tmp_path_factory), own_daemon=True) as line:
         line.json("create", "--name", "m")
         yield line
 

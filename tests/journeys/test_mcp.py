@@ -20,7 +20,7 @@ from gibil_bot.mcp_server.connections import MachineConnections
 from gibil_bot.providers.local.limits import SIZES_MB
 from tests.doubles.agent import Agent, Refused, agent_of, opened
 from tests.doubles.commandline import CommandLine, command_line
-from tests.doubles.machines import older_keeper, processes_with, shared_folder
+from tests.doubles.machines import older_daemon, processes_with, shared_folder
 from tests.doubles.patience import patient
 from tests.doubles.tools import needs
 
@@ -34,7 +34,7 @@ TOOLS = {
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory: pytest.TempPathFactory, local_machines: None) -> Iterator[CommandLine]:
-    with command_line(tmp_path_factory.mktemp("mcp"), shared_folder(tmp_path_factory), own_keeper=True) as line:
+    with command_line(tmp_path_factory.mktemp("mcp"), shared_folder(tmp_path_factory), own_daemon=True) as line:
         yield line
 
 
@@ -329,16 +329,16 @@ def test_a_local_machine_tells_its_own_limits_and_what_is_left_of_them(
     agent.call("destroy_server", name=name)
 
 
-def test_where_the_keeper_is_too_old_to_tell_limits_the_numbers_are_its_hosts_and_say_so(
+def test_where_the_daemon_is_too_old_to_tell_limits_the_numbers_are_its_hosts_and_say_so(
     agent: Agent, line: CommandLine
 ) -> None:
     own = agent.call("vm_stats")
     assert (own["memory_total_mb"], own["notes"]) == (SIZES_MB["small"], [])
-    with older_keeper(line.home):
+    with older_daemon(line.paths):
         hosts, text = agent.full("vm_stats")
     assert hosts["memory_total_mb"] > own["memory_total_mb"]
     (note,) = hosts["notes"]
-    assert note.startswith("memory and disk are its host's: the limits of a local machine's size are below them; the keeper")
+    assert note.startswith("memory and disk are its host's: the limits of a local machine's size are below them; the daemon")
     assert f"[{note}]" in text
     assert agent.call("vm_stats")["notes"] == []
 

@@ -216,7 +216,7 @@ HOW: dict[str, Run] = {
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, local_machines: None) -> Iterator[World]:
-    with command_line(tmp_path_factory.mktemp("readme"), shared_folder(tmp_path_factory), own_keeper=True) as line:
+    with command_line(tmp_path_factory.mktemp("readme"), shared_folder(tmp_path_factory), own_daemon=True) as line:
         checkout = line.folder / "checkout"
         ignored = shutil.ignore_patterns(".git", ".venv", "*.egg-info", "__pycache__", ".*_cache", "build", "dist")
         shutil.copytree(ROOT, checkout, symlinks=True, ignore=ignored)

@@ -180,7 +180,7 @@ async def test_kill_minus_nine_leaves_no_machine(checkout: Path) -> None:
         process.kill()
         await process.communicate()
         while not await nothing_left(checkout):
-            await asyncio.sleep(0.02)  # the keeper notices by itself: there is no event to wait for
+            await asyncio.sleep(0.02)  # the daemon notices by itself: there is no event to wait for
 
 
 async def test_a_run_with_nothing_to_do_is_neutral_and_no_failure(checkout: Path) -> None:

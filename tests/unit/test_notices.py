@@ -18,8 +18,8 @@ from tests.doubles.provider import MemoryProvider
 
 
 async def test_everybody_who_waits_for_the_first_machine_is_told_once_what_is_being_prepared(tmp_path: Path) -> None:
-    home = LocalPaths(tmp_path / "data")
-    home.prepare()
+    paths = LocalPaths(tmp_path / "data")
+    paths.prepare()
     answering = asyncio.Event()
 
     async def daemon(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -31,8 +31,8 @@ async def test_everybody_who_waits_for_the_first_machine_is_told_once_what_is_be
 
     path = str(tmp_path / "s")
     server = await asyncio.start_unix_server(daemon, path)
-    write_daemon(home, DaemonRecord(pid=1, socket=path, protocol=PROTOCOL, version=code_version()))
-    provider = LocalProvider(home.data_dir)
+    write_daemon(paths, DaemonRecord(pid=1, socket=path, protocol=PROTOCOL, version=code_version()))
+    provider = LocalProvider(paths.data_dir)
     first: list[str] = []
     second: list[str] = []
     both = asyncio.Event()
@@ -44,7 +44,7 @@ async def test_everybody_who_waits_for_the_first_machine_is_told_once_what_is_be
     async with server, asyncio.timeout(patient(20)):
         with notices(provider, first.append):
             probes = [asyncio.create_task(provider.probe()) for _ in range(2)]
-            (home.local / ".skeleton-user-0123.77").mkdir()
+            (paths.local / ".skeleton-user-0123.77").mkdir()
             with notices(provider, tell):
                 await both.wait()
             answering.set()

@@ -86,7 +86,7 @@ def mount_points() -> list[str]:
     ]
 
 
-def survey(tier: str, mounts: Sequence[str] | None = None) -> Layout:
+def survey(privilege: str, mounts: Sequence[str] | None = None) -> Layout:
     """How the box's system is to be cut. In tier `user` a directory with mounts below it cannot be an overlay's layer
     (they are locked together), in tier `root` it can, and then those mounts are laid over it one by one."""
     mounts = mount_points() if mounts is None else mounts
@@ -95,7 +95,7 @@ def survey(tier: str, mounts: Sequence[str] | None = None) -> Layout:
     opened: list[str] = []
     for tree in trees:
         below = sorted({point for point in mounts if point.startswith(tree + "/")})
-        if tier == "root":
+        if privilege == "root":
             pieces.append(Piece(tree, optional=False))
             pieces += [Piece(point, optional=True) for point in below if os.path.isdir(point)]
         else:
@@ -129,9 +129,9 @@ def _python_outside() -> PythonOutside | None:
     return PythonOutside(prefix, executable) if os.path.exists(executable) and not prefix.startswith("/usr/") else None
 
 
-def name_of(tier: str, layout: Layout) -> str:
+def name_of(privilege: str, layout: Layout) -> str:
     """The skeleton's folder name: another one whenever what it is made from has changed."""
-    seen = [FORMAT, TOOL, tier, repr(layout)]
+    seen = [FORMAT, TOOL, privilege, repr(layout)]
     watched = ["/etc", "/etc/passwd", "/etc/ssl/certs", "/etc/apt/sources.list.d"]
     dpkg = "/var/lib/dpkg/status"
     watched += (
@@ -142,10 +142,10 @@ def name_of(tier: str, layout: Layout) -> str:
             seen.append(os.stat(path).st_mtime_ns)
         except OSError:
             seen.append(0)
-    return f"skeleton-{tier}-{hashlib.sha256(repr(seen).encode()).hexdigest()[:12]}"
+    return f"skeleton-{privilege}-{hashlib.sha256(repr(seen).encode()).hexdigest()[:12]}"
 
 
-def build(folder: Path, tier: str, layout: Layout) -> None:
+def build(folder: Path, privilege: str, layout: Layout) -> None:
     """Make the skeleton at `folder`; takes a second or two in tier `user`. Whoever comes second uses the first one's."""
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     remove_tree(draft)
@@ -166,7 +166,7 @@ def build(folder: Path, tier: str, layout: Layout) -> None:
             _copy_public(remembered, root / remembered[1:])
     for lock in ("lock", "lock-frontend"):
         (root / "var/lib/dpkg" / lock).unlink(missing_ok=True)
-    _write_etc(root / "etc", tier)
+    _write_etc(root / "etc", privilege)
     tool = root / LOCAL_TOOL_PATH[1:]
     tool.parent.mkdir(parents=True)
     tool.write_text(TOOL)
@@ -177,10 +177,10 @@ def build(folder: Path, tier: str, layout: Layout) -> None:
         (root / piece.path[1:]).mkdir(parents=True, exist_ok=True)
         directories = draft / "trees" / piece.path[1:]
         directories.mkdir(parents=True, exist_ok=True)
-        if tier == "user":
+        if privilege == "user":
             _copy_directories(piece.path, directories)
     helpers = draft / "trees/usr/sbin" if Piece("/usr", optional=False) in layout.pieces else root / "usr/sbin"
-    if tier == "user":
+    if privilege == "user":
         helpers.mkdir(parents=True, exist_ok=True)
         for name, text in (("policy-rc.d", _POLICY), ("gibil-own", _OWN)):
             (helpers / name).write_text(text)
@@ -194,7 +194,7 @@ def build(folder: Path, tier: str, layout: Layout) -> None:
         remove_tree(draft)
 
 
-def _write_etc(etc: Path, tier: str) -> None:
+def _write_etc(etc: Path, privilege: str) -> None:
     users = [line.split(":", 1)[0] for line in (etc / "passwd").read_text(errors="replace").splitlines() if ":" in line]
     files = {
         "shadow": "".join(f"{user}:*:19000:0:99999:7:::\n" for user in users),
@@ -204,7 +204,7 @@ def _write_etc(etc: Path, tier: str) -> None:
     }
     if (etc / "apt").is_dir():
         settings = 'APT::Install-Recommends "false";\nDpkg::Use-Pty "0";\n'
-        if tier == "user":
+        if privilege == "user":
             settings += (
                 'APT::Sandbox::User "root";\nDPkg::Pre-Install-Pkgs {"[ ! -x /usr/sbin/gibil-own ] || /usr/sbin/gibil-own";};\n'
             )

@@ -1,4 +1,4 @@
-"""The control protocol between providers and the keeper: one connection, one request line, one answer line, all JSON.
+"""The control protocol between providers and the daemon: one connection, one request line, one answer line, all JSON.
 
 Every request can be repeated safely. A connection that asked for a tethered machine is kept open by its client: the
 machine burns when it closes.
@@ -59,7 +59,7 @@ class Answer(msgspec.Struct, kw_only=True, omit_defaults=True):
     refusals: Refusals | None = None
     cause: Cause | None = None
     done: bool = False
-    """destroy: it was there; create: it was made just now; quit: the keeper goes."""
+    """destroy: it was there; create: it was made just now; quit: the daemon goes."""
     count: int = 0
 
 
@@ -95,11 +95,11 @@ def peer_uid(connection: socket.socket) -> int:
 
 
 class Unanswered(Exception):
-    """The keeper is not there, or went away before it answered: start one and ask again."""
+    """The daemon is not there, or went away before it answered: start one and ask again."""
 
 
 class ControlConnection:
-    """An open connection to the keeper."""
+    """An open connection to the daemon."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
@@ -122,7 +122,7 @@ class ControlConnection:
             raise
 
     async def ask(self, request: Request) -> Answer:
-        """Raises Unanswered, and what the keeper answers."""
+        """Raises Unanswered, and what the daemon answers."""
         try:
             self._writer.write(msgspec.json.encode(request) + b"\n")
             await self._writer.drain()

@@ -1,4 +1,4 @@
-"""The keeper's counter: where requests come in over the control socket, and are answered."""
+"""The daemon's counter: where requests come in over the control socket, and are answered."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _REQUEST_S = 30.0
 
 
 class ControlServer:
-    """`ending` is set when the keeper should go: nothing kept and nothing asked for `idle_s` seconds."""
+    """`ending` is set when the daemon should go: nothing kept and nothing asked for `idle_s` seconds."""
 
-    def __init__(self, stock: MachineRegistry, ending: asyncio.Event, idle_s: float) -> None:
-        self._stock, self._ending, self._idle_s = stock, ending, idle_s
+    def __init__(self, registry: MachineRegistry, ending: asyncio.Event, idle_s: float) -> None:
+        self._registry, self._ending, self._idle_s = registry, ending, idle_s
         self._busy: set[asyncio.Task[None]] = set()
         self._last = asyncio.get_running_loop().time()
 
@@ -47,14 +47,14 @@ class ControlServer:
             answer = await self._do(request)
         except msgspec.DecodeError as error:
             request = None
-            answer = Answer(problem=problem_of(UsageError(f"the keeper cannot read the request: {error}")))
+            answer = Answer(problem=problem_of(UsageError(f"the daemon cannot read the request: {error}")))
         except GibilError as error:
             request = None
             answer = Answer(problem=problem_of(error))
         except Exception as error:
             request = None
             asyncio.get_running_loop().call_exception_handler({"message": "a request failed", "exception": error})
-            text = f"the keeper of local machines failed ({type(error).__name__}); its log says more"
+            text = f"the daemon of local machines failed ({type(error).__name__}); its log says more"
             answer = Answer(problem=problem_of(ProviderError(text)))
         tethered = answer.machine if answer.done and request and request.spec and request.spec.tethered else None
         try:
@@ -66,41 +66,41 @@ class ControlServer:
             pass
         finally:
             if tethered:
-                await self._stock.destroy(tethered.name, only=tethered)
+                await self._registry.destroy(tethered.name, only=tethered)
 
     async def _do(self, request: Request) -> Answer:
-        stock = self._stock
+        registry = self._registry
         match request:
             case Request(verb="create", spec=spec) if spec is not None:
-                machine, made = await stock.create(spec)
+                machine, made = await registry.create(spec)
                 return Answer(machine=machine, done=made)
             case Request(verb="get"):
-                return Answer(machine=stock.get(request.name))
+                return Answer(machine=registry.get(request.name))
             case Request(verb="list"):
-                return Answer(machines=stock.list_machines(request.owner))
+                return Answer(machines=registry.list_machines(request.owner))
             case Request(verb="extend", expires_at=expires_at) if expires_at is not None:
-                return Answer(machine=stock.extend(request.name, expires_at))
+                return Answer(machine=registry.extend(request.name, expires_at))
             case Request(verb="destroy"):
-                return Answer(done=await stock.destroy(request.name))
+                return Answer(done=await registry.destroy(request.name))
             case Request(verb="sweep", owner=owner) if owner is not None:
-                return Answer(names=await stock.sweep(owner))
+                return Answer(names=await registry.sweep(owner))
             case Request(verb="probe"):
-                return Answer(capabilities=await stock.probe())
+                return Answer(capabilities=await registry.probe())
             case Request(verb="usage"):
-                return Answer(usage=await stock.usage(request.name))
+                return Answer(usage=await registry.usage(request.name))
             case Request(verb="refusals"):
-                return Answer(refusals=stock.refusals(request.name, request.since))
+                return Answer(refusals=registry.refusals(request.name, request.since))
             case Request(verb="cause"):
-                return Answer(cause=await stock.cause(request.name))
+                return Answer(cause=await registry.cause(request.name))
             case Request(verb="ping"):
-                return Answer(count=stock.count)
+                return Answer(count=registry.count)
             case Request(verb="quit"):
                 return Answer(done=self._quit())
-        raise UsageError(f"the keeper does not know the request {request.verb!r}")
+        raise UsageError(f"the daemon does not know the request {request.verb!r}")
 
     def _quit(self) -> bool:
-        """For a keeper of another version that takes our place: only while there is nothing to lose."""
-        if self._stock.count:
+        """For a daemon of another version that takes our place: only while there is nothing to lose."""
+        if self._registry.count:
             return False
         self._ending.set()
         return True
@@ -108,7 +108,7 @@ class ControlServer:
     async def watch_idleness(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            if self._stock.count or self._busy:
+            if self._registry.count or self._busy:
                 self._last = loop.time()
             left = self._last + self._idle_s - loop.time()
             if left <= 0:

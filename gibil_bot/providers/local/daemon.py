@@ -1,8 +1,8 @@
-"""The keeper: one process per data directory that owns all its local machines, whatever becomes of who asked for them.
+"""The daemon: one process per data directory that owns all its local machines, whatever becomes of who asked for them.
 
 It forges and burns, serves every machine's SSH and egress, and enforces their time to live. It is started on demand,
 belongs to no terminal, and ends by itself when it has had no machine for a while. When it is killed, the kernel kills
-the forger and with it every machine; what is left is folders, and the next keeper removes those first.
+the fork server and with it every machine; what is left is folders, and the next daemon removes those first.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _LOCK_WAIT_S = 10.0
 
 
 def main(data_dir: str, idle_s: str = str(IDLE_S), starting: str = "") -> None:
-    """Start the keeper and end when it answers. Prints the reason and exits with 1 when it cannot run.
+    """Start the daemon and end when it answers. Prints the reason and exits with 1 when it cannot run.
 
-    `starting`: a descriptor that is this process's, and must not be the keeper's.
+    `starting`: a descriptor that is this process's, and must not be the daemon's.
     """
     gc.set_threshold(25_000, 20, 20)  # what the imports make stays: looking for garbage in it holds up the first machine
     close_others({int(starting)} if starting else set())
-    home = LocalPaths(Path(data_dir))
+    paths = LocalPaths(Path(data_dir))
     try:
-        home.prepare()
-        runtime = home.runtime()
+        paths.prepare()
+        runtime = paths.runtime()
     except GibilError as error:
         sys.exit(error.message)
     ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
@@ -47,37 +47,37 @@ def main(data_dir: str, idle_s: str = str(IDLE_S), starting: str = "") -> None:
         told = os.read(ready_read, 4096)
         if told != b"ready":
             sys.exit(
-                told.decode(errors="replace") or f"the keeper of local machines ended at once: see {home.local}/keeper.log"
+                told.decode(errors="replace") or f"the daemon of local machines ended at once: see {paths.local}/keeper.log"
             )
         os._exit(0)
     os.close(ready_read)
     if starting:
         os.close(int(starting))
     os.setsid()
-    _leave_the_starter(home)
+    _leave_the_starter(paths)
     inherited = become_neutral()
     if inherited:
         sys.stderr.write(f"what the starter had stays in machines, as it cannot be undone: {', '.join(inherited)}\n")
-    lock = os.open(home.local / "keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = os.open(paths.local / "keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     if not _take(lock):
-        running = read_daemon(home)
+        running = read_daemon(paths)
         who = f"process {running.pid}" if running else "another process"
-        os.write(ready_write, f"{who} keeps the local machines of {home.data_dir} and does not answer; end it".encode())
+        os.write(ready_write, f"{who} keeps the local machines of {paths.data_dir} and does not answer; end it".encode())
         os._exit(1)
     status = 1
     try:
-        # Under the lock: the keeper before us removed its folder on its way out.
+        # Under the lock: the daemon before us removed its folder on its way out.
         runtime.mkdir(mode=0o700, exist_ok=True)
-        _keep(home, runtime, ready_write, float(idle_s), inherited)
+        _keep(paths, runtime, ready_write, float(idle_s), inherited)
         status = 0
     finally:
         sys.stderr.flush()
         os._exit(status)
 
 
-def _leave_the_starter(home: LocalPaths) -> None:
+def _leave_the_starter(paths: LocalPaths) -> None:
     os.chdir("/")
-    log = os.open(home.local / "keeper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    log = os.open(paths.local / "keeper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.dup2(log, 1)
@@ -100,7 +100,7 @@ def _take(lock: int) -> bool:
             return True
 
 
-def _keep(home: LocalPaths, runtime: Path, ready: int, idle_s: float, inherited: tuple[str, ...]) -> None:
+def _keep(paths: LocalPaths, runtime: Path, ready: int, idle_s: float, inherited: tuple[str, ...]) -> None:
     link = ForkClient.start()  # beside the imports below, which take longer
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -112,11 +112,17 @@ def _keep(home: LocalPaths, runtime: Path, ready: int, idle_s: float, inherited:
     for stale in runtime.glob("*.sock"):
         stale.unlink()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(home, runtime, link, ready, idle_s, inherited, MachineRegistry))
+        runner.run(_serve(paths, runtime, link, ready, idle_s, inherited, MachineRegistry))
 
 
 async def _serve(
-    home: LocalPaths, runtime: Path, link: ForkClient, ready: int, idle_s: float, inherited: tuple[str, ...], stock_type: type
+    paths: LocalPaths,
+    runtime: Path,
+    link: ForkClient,
+    ready: int,
+    idle_s: float,
+    inherited: tuple[str, ...],
+    registry_type: type,
 ) -> None:
     from gibil_bot.providers.local.control_server import ControlServer
     from gibil_bot.providers.local.managed_machine import load_ssh_server
@@ -126,27 +132,27 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
     loop.set_exception_handler(_log_failure)
-    stock = stock_type(home, runtime, link, inherited)
-    counter = ControlServer(stock, ending, idle_s)
-    await stock.clear_leftovers()
-    server = await asyncio.start_unix_server(counter.attend, path=runtime / "control.sock", limit=1024 * 1024)
+    registry = registry_type(paths, runtime, link, inherited)
+    control_server = ControlServer(registry, ending, idle_s)
+    await registry.clear_leftovers()
+    server = await asyncio.start_unix_server(control_server.attend, path=runtime / "control.sock", limit=1024 * 1024)
     (runtime / "control.sock").chmod(0o600)
     write_daemon(
-        home, DaemonRecord(pid=os.getpid(), socket=str(runtime / "control.sock"), protocol=PROTOCOL, version=code_version())
+        paths, DaemonRecord(pid=os.getpid(), socket=str(runtime / "control.sock"), protocol=PROTOCOL, version=code_version())
     )
     os.write(ready, b"ready")
     os.close(ready)
     await load_ssh_server()
     gc.freeze()
-    idle = loop.create_task(counter.watch_idleness())
+    idle = loop.create_task(control_server.watch_idleness())
     await ending.wait()
     idle.cancel()
     server.close()
     with contextlib.suppress(FileNotFoundError):
         (runtime / "control.sock").unlink()
-    await counter.finish()
-    await stock.close()
-    with contextlib.suppress(OSError):  # something of a machine is left: the next keeper clears it
+    await control_server.finish()
+    await registry.close()
+    with contextlib.suppress(OSError):  # something of a machine is left: the next daemon clears it
         os.rmdir(runtime)
 
 

@@ -1,7 +1,7 @@
-"""Starting the keeper: by whoever needs it, once at a time.
+"""Starting the daemon: by whoever needs it, once at a time.
 
-`starting.lock` is held while one comes up, by the process that brings it up: so it is free again as soon as the keeper answers
-or has failed, whatever became of who asked for it. Light to import: a command starts the keeper before it knows much else.
+`starting.lock` is held while one comes up, by the process that brings it up: so it is free again as soon as the daemon answers
+or has failed, whatever became of who asked for it. Light to import: a command starts the daemon before it knows much else.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from gibil_bot.providers.local.paths import LocalPaths, locked, read_daemon
 
 START_S = 60.0
 IDLE_S = 30.0
-"""How long a keeper without machines stays."""
+"""How long a daemon without machines stays."""
 
 _PASSED_ON = ("HOME", "USER", "LOGNAME", "LANG", "XDG_RUNTIME_DIR")
-"""Of our environment to the keeper: it holds no setting and no secret of the bot's."""
+"""Of our environment to the daemon: it holds no setting and no secret of the bot's."""
 
 
 def begin(data_dir: Path) -> None:
-    """Let a keeper come up if none answers, and do not wait for it. What goes wrong is found by `start`. Never raises."""
-    home = LocalPaths(data_dir.absolute())
+    """Let a daemon come up if none answers, and do not wait for it. What goes wrong is found by `start`. Never raises."""
+    paths = LocalPaths(data_dir.absolute())
     try:
-        home.prepare()
-        lock = os.open(home.local / "starting.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        paths.prepare()
+        lock = os.open(paths.local / "starting.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except (OSError, GibilError):
         return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not _answers(home):
+        if not _answers(paths):
             # The lock goes along with the descriptor. Nobody waits for the process: it ends before we do, or is orphaned.
             os.set_inheritable(lock, True)
-            command = _command(home, IDLE_S, lock)
+            command = _command(paths, IDLE_S, lock)
             null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             actions = [(os.POSIX_SPAWN_DUP2, null, number) for number in range(3)]
             os.posix_spawn(command[0], command, _environment(), file_actions=actions)
@@ -47,19 +47,19 @@ def begin(data_dir: Path) -> None:
         os.close(lock)
 
 
-def start(home: LocalPaths, idle_s: float) -> None:
-    """Start a keeper, unless somebody else is just doing that; returns when it answers. Blocking. Raises ProviderError."""
+def start(paths: LocalPaths, idle_s: float) -> None:
+    """Start a daemon, unless somebody else is just doing that; returns when it answers. Blocking. Raises ProviderError."""
     import subprocess
 
-    home.prepare()
-    with locked(home.local / "starting.lock", wait_s=START_S) as mine:
+    paths.prepare()
+    with locked(paths.local / "starting.lock", wait_s=START_S) as mine:
         if not mine:
-            raise ProviderError(f"somebody has been starting a keeper for {START_S:.0f} s; see {home.local}/keeper.log")
-        if _answers(home):
+            raise ProviderError(f"somebody has been starting a daemon for {START_S:.0f} s; see {paths.local}/keeper.log")
+        if _answers(paths):
             return
         try:
             done = subprocess.run(
-                _command(home, idle_s),
+                _command(paths, idle_s),
                 env=_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -69,29 +69,29 @@ def start(home: LocalPaths, idle_s: float) -> None:
                 cwd="/",
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise ProviderError(f"the keeper of local machines cannot be started: {error}") from error
+            raise ProviderError(f"the daemon of local machines cannot be started: {error}") from error
         if done.returncode:
             lines = done.stderr.decode(errors="replace").strip().splitlines()
-            raise ProviderError(f"the keeper of local machines did not start: {lines[-1] if lines else done.returncode}")
+            raise ProviderError(f"the daemon of local machines did not start: {lines[-1] if lines else done.returncode}")
 
 
-def _command(home: LocalPaths, idle_s: float, *lock: int) -> list[str]:
-    return start_python("gibil_bot.providers.local.daemon", str(home.data_dir), str(idle_s), *map(str, lock))
+def _command(paths: LocalPaths, idle_s: float, *lock: int) -> list[str]:
+    return start_python("gibil_bot.providers.local.daemon", str(paths.data_dir), str(idle_s), *map(str, lock))
 
 
 def _environment() -> dict[str, str]:
-    kept = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    return {**kept, "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+    passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    return {**passed_on, "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
-def _answers(home: LocalPaths) -> bool:
-    keeper = read_daemon(home)
-    if keeper is None:
+def _answers(paths: LocalPaths) -> bool:
+    daemon = read_daemon(paths)
+    if daemon is None:
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(5)
         try:
-            probe.connect(keeper.socket)
+            probe.connect(daemon.socket)
         except OSError:
             return False
     return True

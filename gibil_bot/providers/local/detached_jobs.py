@@ -18,8 +18,8 @@ _SAID_BYTES = 4096
 class Jobs:
     """All jobs that were started on one machine."""
 
-    def __init__(self, pid1: InitClient) -> None:
-        self._pid1 = pid1
+    def __init__(self, init_client: InitClient) -> None:
+        self._init_client = init_client
         self._jobs: dict[str, _DetachedJob] = {}
 
     def start(self, request: bytes) -> asyncio.Future[bytes]:
@@ -41,7 +41,7 @@ class Jobs:
             job = self._jobs[job_id] = _DetachedJob(request, said)
             said.add_done_callback(lambda said: self._forget_unless_started(job_id, said.result()))
             try:
-                self._pid1.start_job(job, merged=merged)
+                self._init_client.start_job(job, merged=merged)
             except GibilError as error:
                 job.fail(error.message)
         return said

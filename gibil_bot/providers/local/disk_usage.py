@@ -1,4 +1,4 @@
-"""Measuring a folder that a machine could write in. Light to import: the forger does this in a child of its own."""
+"""Measuring a folder that a machine could write in. Light to import: the fork server does this in a child of its own."""
 
 from __future__ import annotations
 

@@ -13,31 +13,31 @@ from gibil_bot.providers.local.paths import LocalPaths
 KEPT_S = 86400
 
 
-def write_cause(home: LocalPaths, name: str, cause: Cause) -> None:
+def write_cause(paths: LocalPaths, name: str, cause: Cause) -> None:
     """Remember why. A disk without room for it is no reason to fail: it is written again when the machine's own is gone."""
     with contextlib.suppress(OSError):
-        home.causes.mkdir(mode=0o700, exist_ok=True)
-        draft = home.causes / f".{name}"
+        paths.causes.mkdir(mode=0o700, exist_ok=True)
+        draft = paths.causes / f".{name}"
         draft.write_bytes(msgspec.json.encode(cause))
-        draft.rename(home.causes / name)
+        draft.rename(paths.causes / name)
 
 
-def read_cause(home: LocalPaths, name: str) -> Cause | None:
+def read_cause(paths: LocalPaths, name: str) -> Cause | None:
     """Why the last machine of that name ended, if that is known."""
     try:
-        return msgspec.json.decode((home.causes / name).read_bytes(), type=Cause)
+        return msgspec.json.decode((paths.causes / name).read_bytes(), type=Cause)
     except (OSError, msgspec.DecodeError):
         return None
 
 
-def forget_cause(home: LocalPaths, name: str) -> None:
+def forget_cause(paths: LocalPaths, name: str) -> None:
     """A new machine has the name."""
     with contextlib.suppress(OSError):
-        (home.causes / name).unlink()
+        (paths.causes / name).unlink()
 
 
-def forget_old_causes(home: LocalPaths) -> None:
+def forget_old_causes(paths: LocalPaths) -> None:
     with contextlib.suppress(OSError):
-        for path in home.causes.iterdir():
+        for path in paths.causes.iterdir():
             if time.time() - path.stat().st_mtime > KEPT_S:
                 path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The keeper's side of the forger: starts it, orders machines, and knows when every process of one is dead."""
+"""The daemon's side of the fork server: starts it, orders machines, and knows when every process of one is dead."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from collections.abc import Callable
 from gibil_bot.errors import ProviderError
 from gibil_bot.providers.local.disk_usage import DiskUsage
 from gibil_bot.providers.local.isolated_python import start_python
-from gibil_bot.providers.local.mounts import MountRequest
+from gibil_bot.providers.local.mounts import SpawnRequest
 
 
-class SpawnRequest:
+class SpawnedMachine:
     """A machine that was ordered: `pid` of its PID 1 on the host, and `dead` when nothing of it runs any more."""
 
     def __init__(self) -> None:
@@ -26,11 +26,11 @@ class SpawnRequest:
 
 
 class ForkClient:
-    """One running forger. When it dies all its machines are dying: then `on_lost` is called once."""
+    """One running fork server. When it dies all its machines are dying: then `on_lost` is called once."""
 
     def __init__(self, process: subprocess.Popen[bytes], link: socket.socket) -> None:
         self._process, self._link = process, link
-        self._forgings: dict[int, SpawnRequest] = {}
+        self._machines: dict[int, SpawnedMachine] = {}
         self._looks: dict[int, asyncio.Future[DiskUsage | None]] = {}
         self._count = 0
         self._on_lost: Callable[[], None] = lambda: None
@@ -38,7 +38,7 @@ class ForkClient:
 
     @classmethod
     def start(cls) -> ForkClient:
-        """Call in the main thread: the forger dies with the thread that started it. Needs no event loop yet."""
+        """Call in the main thread: the fork server dies with the thread that started it. Needs no event loop yet."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             process = subprocess.Popen(
@@ -77,31 +77,31 @@ class ForkClient:
         finally:
             self._looks.pop(number, None)
 
-    async def forge(self, order: MountRequest, control: socket.socket, disk: int | None = None) -> tuple[int, SpawnRequest]:
+    async def spawn(self, request: SpawnRequest, control: socket.socket, disk: int | None = None) -> tuple[int, SpawnedMachine]:
         """Order a machine; (its number here, the forging). PID 1 itself says on `control` whether it came to be."""
         self._count += 1
         number = self._count
-        self._forgings[number] = forging = SpawnRequest()
-        message = json.dumps({"forge": number, "order": order}).encode()
+        self._machines[number] = machine = SpawnedMachine()
+        message = json.dumps({"spawn": number, "request": request}).encode()
         try:
             await self._send(message, [control.fileno(), *([] if disk is None else [disk])])
         except OSError as error:
-            del self._forgings[number]
-            raise ProviderError(f"the forger of local machines is gone ({error.strerror}); try again") from error
-        return number, forging
+            del self._machines[number]
+            raise ProviderError(f"the fork server of local machines is gone ({error.strerror}); try again") from error
+        return number, machine
 
-    async def burn(self, number: int) -> None:
+    async def kill(self, number: int) -> None:
         """Kill the machine; returns when every process of it is dead."""
-        forging = self._forgings.get(number)
-        if forging is None:
+        machine = self._machines.get(number)
+        if machine is None:
             return
         if not self.lost:
             with contextlib.suppress(OSError):  # it is gone: the reader sees that too
-                await self._send(json.dumps({"burn": number}).encode(), [])
-        await forging.dead.wait()
+                await self._send(json.dumps({"kill": number}).encode(), [])
+        await machine.dead.wait()
 
     async def stop(self) -> None:
-        """For the keeper's own end: the forger leaves when its link closes."""
+        """For the daemon's own end: the fork server leaves when its link closes."""
         if not self.lost:
             self.lost = True
             asyncio.get_running_loop().remove_reader(self._link.fileno())
@@ -116,7 +116,7 @@ class ForkClient:
                 await asyncio.sleep(0.002)  # it is forking for somebody else
             else:
                 return
-        raise TimeoutError(110, "the forger does not take orders")
+        raise TimeoutError(110, "the fork server does not take orders")
 
     def _read(self) -> None:
         while True:
@@ -130,25 +130,25 @@ class ForkClient:
                 self._lose()
                 return
             answer = json.loads(message)
-            if "init" in answer and (forging := self._forgings.get(answer["init"])):
-                if not forging.pid.done():
-                    forging.pid.set_result(answer["pid"])
+            if "init" in answer and (machine := self._machines.get(answer["init"])):
+                if not machine.pid.done():
+                    machine.pid.set_result(answer["pid"])
             elif "look" in answer and (look := self._looks.pop(answer["look"], None)):
                 if not look.done():
                     look.set_result(DiskUsage(*answer["tree"]) if answer["tree"] else None)
-            elif "dead" in answer and (forging := self._forgings.pop(answer["dead"], None)):
-                forging.pid.cancel()
-                forging.dead.set()
+            elif "dead" in answer and (machine := self._machines.pop(answer["dead"], None)):
+                machine.pid.cancel()
+                machine.dead.set()
 
     def _lose(self) -> None:
         self.lost = True
         asyncio.get_running_loop().remove_reader(self._link.fileno())
         self._link.close()
         self._process.wait()  # its end of the link closed as it died: there is nothing to wait for
-        for forging in self._forgings.values():
-            forging.pid.cancel()
-            forging.dead.set()  # PID 1 of each was sent SIGKILL by the kernel; their folders' locks tell when it is over
-        self._forgings.clear()
+        for machine in self._machines.values():
+            machine.pid.cancel()
+            machine.dead.set()  # PID 1 of each was sent SIGKILL by the kernel; their folders' locks tell when it is over
+        self._machines.clear()
         for look in self._looks.values():
             if not look.done():
                 look.set_result(None)

@@ -1,4 +1,4 @@
-"""The forger: a small single-threaded process that forks machines for the keeper and waits for them.
+"""The fork server: a small single-threaded process that forks machines for the daemon and waits for them.
 
 PDEATHSIG fires when the *thread* that forked ends, and a child of a process with an event loop unwinds into that loop:
 so machines are forked here, in a process of one thread that never runs anything else. It is started with an empty
@@ -28,7 +28,7 @@ from gibil_bot.providers.local import spawn
 from gibil_bot.providers.local import syscalls as sc
 from gibil_bot.providers.local.disk_usage import measure_folder
 from gibil_bot.providers.local.fd_passing import receive
-from gibil_bot.providers.local.mounts import MountRequest
+from gibil_bot.providers.local.mounts import SpawnRequest
 
 FIRST_UID = 0x7000_0000
 """Above what distributions, directories of users and systemd-nspawn hand out (https://systemd.io/UIDS-GIDS/)."""
@@ -37,7 +37,7 @@ RANGES = 4094
 _MESSAGE_BYTES = 256 * 1024
 
 
-class _Forging:
+class _Machine:
     """One machine on its way, and then as long as it lives."""
 
     def __init__(self, number: int, folder: str, go: int, report: int) -> None:
@@ -49,9 +49,9 @@ class _Forging:
 class ForkServer:
     def __init__(self, link: socket.socket) -> None:
         self._link = link
-        self._entering: dict[int, _Forging] = {}
+        self._entering: dict[int, _Machine] = {}
         """pid of the first child → machine"""
-        self._living: dict[int, _Forging] = {}
+        self._living: dict[int, _Machine] = {}
         """pid of PID 1 → machine"""
         self._looking: dict[int, tuple[int, int]] = {}
         """pid of a child that measures a folder → (id of the request, its pipe)"""
@@ -60,7 +60,7 @@ class ForkServer:
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
 
     def loop(self) -> None:
-        """Until the keeper's end of the link closes: then we exit, and every machine dies with us."""
+        """Until the daemon's end of the link closes: then we exit, and every machine dies with us."""
         poll = select.poll()
         poll.register(self._link.fileno(), select.POLLIN)
         poll.register(self._wake, select.POLLIN)
@@ -76,25 +76,25 @@ class ForkServer:
                 self._handle(json.loads(message), fds)
 
     def _handle(self, request: dict[str, Any], fds: list[int]) -> None:
-        if "forge" in request:
+        if "spawn" in request:
             with socket.socket(fileno=fds[0]) as control:
                 try:
-                    self._forge(request["forge"], request["order"], control, fds[1:])
+                    self._spawn(request["spawn"], request["request"], control, fds[1:])
                 except OSError as error:
                     text = json.dumps({"failed": "forking", "errno": error.errno, "text": error.strerror or str(error)})
                     control.send(text.encode())
-                    self._send({"dead": request["forge"]})
+                    self._send({"dead": request["spawn"]})
                 finally:
                     for fd in fds[1:]:
                         os.close(fd)
         elif "look" in request:
             self._look(request)
-        elif "burn" in request:
-            for forging in (*self._entering.values(), *self._living.values()):
-                if forging.number == request["burn"]:
-                    forging.doomed = True  # one that is still entering is killed as soon as its PID 1 is ours
-                    if forging.init is not None:
-                        os.kill(forging.init, signal.SIGKILL)  # our own child, not waited for yet: the pid is its own
+        elif "kill" in request:
+            for machine in (*self._entering.values(), *self._living.values()):
+                if machine.number == request["kill"]:
+                    machine.doomed = True  # one that is still entering is killed as soon as its PID 1 is ours
+                    if machine.init is not None:
+                        os.kill(machine.init, signal.SIGKILL)  # our own child, not waited for yet: the pid is its own
 
     def _look(self, request: dict[str, Any]) -> None:
         """In a child, as a look at many files takes seconds. Its memory is ours: it must not be killed before others."""
@@ -124,14 +124,14 @@ class ForkServer:
         os.close(read)
         self._send({"look": number, "tree": json.loads(answer) if answer else None})
 
-    def _forge(self, number: int, order: MountRequest, control: socket.socket, disk: list[int]) -> None:
-        folder = f"{order['local']}/machines/{order['name']}"
+    def _spawn(self, number: int, request: SpawnRequest, control: socket.socket, disk: list[int]) -> None:
+        folder = f"{request['local']}/machines/{request['name']}"
         locks = [os.open(f"{folder}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)]
         fcntl.flock(locks[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
         opened: list[int] = list(locks)
         try:
-            if order["tier"] == "root":
-                order["base"], lock = _claim_range()
+            if request["privilege"] == "root":
+                request["base"], lock = _claim_range()
                 locks.append(lock)
                 opened.append(lock)
             go_read, go_write = os.pipe2(os.O_CLOEXEC)
@@ -141,8 +141,8 @@ class ForkServer:
             if pid == 0:
                 signal.set_wakeup_fd(-1)
                 os.close(go_write)
-                spawn.enter(order, control, go_read, report_write, tuple(locks), disk[0] if disk else None)
-            self._entering[pid] = _Forging(number, folder, go_write, report_read)
+                spawn.enter(request, control, go_read, report_write, tuple(locks), disk[0] if disk else None)
+            self._entering[pid] = _Machine(number, folder, go_write, report_read)
         finally:
             for fd in opened:
                 os.close(fd)
@@ -158,32 +158,32 @@ class ForkServer:
                 break
             gone.append(pid)
         for pid in gone:
-            if forging := self._entering.pop(pid, None):
-                self._entered(forging)
+            if machine := self._entering.pop(pid, None):
+                self._entered(machine)
         for pid in gone:
             if look := self._looking.pop(pid, None):
                 self._looked(*look)
         for pid in gone:
-            if forging := self._living.pop(pid, None):
-                os.close(forging.go)
-                self._send({"dead": forging.number})
+            if machine := self._living.pop(pid, None):
+                os.close(machine.go)
+                self._send({"dead": machine.number})
 
-    def _entered(self, forging: _Forging) -> None:
+    def _entered(self, machine: _Machine) -> None:
         """The first child is gone, so PID 1 (if it came to that) is our own child now."""
-        told = os.read(forging.report, 32)
-        os.close(forging.report)
+        told = os.read(machine.report, 32)
+        os.close(machine.report)
         if not told:
-            os.close(forging.go)
-            self._send({"dead": forging.number})
+            os.close(machine.go)
+            self._send({"dead": machine.number})
             return
-        forging.init = int(told)
-        self._living[forging.init] = forging
-        _remember(forging.folder, forging.init)
-        if forging.doomed:
-            os.kill(forging.init, signal.SIGKILL)
+        machine.init = int(told)
+        self._living[machine.init] = machine
+        _remember(machine.folder, machine.init)
+        if machine.doomed:
+            os.kill(machine.init, signal.SIGKILL)
         with contextlib.suppress(BrokenPipeError):  # PID 1 failed, and said so itself
-            os.write(forging.go, b"1")
-        self._send({"init": forging.number, "pid": forging.init})
+            os.write(machine.go, b"1")
+        self._send({"init": machine.number, "pid": machine.init})
 
     def _send(self, answer: dict[str, Any]) -> None:
         self._link.send(json.dumps(answer).encode())
@@ -216,10 +216,10 @@ def _remember(folder: str, pid: int) -> None:
         pass  # it is gone already
 
 
-def main(link: str, keeper: str) -> None:
-    """Run with the inherited end of the keeper's link (its number) and the keeper's pid. Dies with the keeper."""
+def main(link: str, daemon: str) -> None:
+    """Run with the inherited end of the daemon's link (its number) and the daemon's pid. Dies with the daemon."""
     sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(keeper):
+    if os.getppid() != int(daemon):
         return
     sc.prctl(sc.PR_SET_CHILD_SUBREAPER, 1)
     sc.set_process_name("gibil-forger")
@@ -227,5 +227,5 @@ def main(link: str, keeper: str) -> None:
     os.set_inheritable(link_fd, False)
     gc.collect()
     gc.freeze()  # what is shared with every PID 1 stays shared: the collector no longer writes into it
-    with socket.socket(fileno=link_fd) as keeper_end:
-        ForkServer(keeper_end).loop()
+    with socket.socket(fileno=link_fd) as daemon_end:
+        ForkServer(daemon_end).loop()

@@ -1,4 +1,4 @@
-"""PID 1 of a machine: starts what the keeper asks for, reaps, kills sessions, and ends the machine when the keeper is gone.
+"""PID 1 of a machine: starts what the daemon asks for, reaps, kills sessions, and ends the machine when the daemon is gone.
 
 Requests and answers are JSON datagrams on one SOCK_SEQPACKET socket; descriptors travel beside them (SCM_RIGHTS).
   {"spawn": id, "argv": […], "env": {…}} with stdin, stdout, stderr    → {"exit": id, "status": waitstatus as exit code}
@@ -90,7 +90,7 @@ class Lives:
 
 
 def serve(control: socket.socket, lives: Lives) -> NoReturn:
-    """Until the keeper's end closes; then every process of the machine dies with this one."""
+    """Until the daemon's end closes; then every process of the machine dies with this one."""
     try:
         _Init(control, lives).loop()
     finally:
@@ -101,7 +101,7 @@ class _Init:
     def __init__(self, control: socket.socket, lives: Lives) -> None:
         self._control, self._lives = control, lives
         self._ids: dict[int, int] = {}
-        """pid → id of what the keeper asked for"""
+        """pid → id of what the daemon asked for"""
         self._pids: dict[int, int] = {}
         self._recorders: dict[int, socket.socket] = {}
         """pid of a job → where its end is reported"""

@@ -1,4 +1,4 @@
-"""The keeper's end of a machine's control socket: asks PID 1 to start and kill, hears what ended.
+"""The daemon's end of a machine's control socket: asks PID 1 to start and kill, hears what ended.
 
 Requests wait in a queue while PID 1 is busy (EAGAIN), while too many descriptors are under way (ETOOMANYREFS) or while
 we have no descriptors left (EMFILE), so a thousand commands at once are late and never wrong.

@@ -1,9 +1,9 @@
 """What a machine may use at most, and which control groups see to it.
 
 Processes: the `pids` controller where we may use one, and RLIMIT_NPROC always. Memory: the `memory` controller of
-cgroup v2 or v1; where neither is ours to use, the keeper polls (watch.py). Processors: a share, of the `cpu` controller; where
+cgroup v2 or v1; where neither is ours to use, the daemon polls (watch.py). Processors: a share, of the `cpu` controller; where
 it is not ours to use, jobs are nice. Disk: up to MEMORY_DISK_MB a tmpfs of that size; a larger one is an ext4 image on a loop
-device (images.py), both exact, writes answer ENOSPC; where that cannot be, a folder on the box, whose size the keeper polls.
+device (images.py), both exact, writes answer ENOSPC; where that cannot be, a folder on the box, whose size the daemon polls.
 cgroup files: docs.kernel.org/admin-guide/cgroup-v2.html and cgroup-v1/.
 """
 
@@ -103,7 +103,7 @@ class Hierarchy:
 
 
 class Groups:
-    """The control groups of one keeper's machines: `PREFIX-NAME` in every hierarchy that we may use."""
+    """The control groups of one daemon's machines: `PREFIX-NAME` in every hierarchy that we may use."""
 
     def __init__(self, hierarchies: Sequence[Hierarchy], prefix: str) -> None:
         self._hierarchies, self._prefix = tuple(hierarchies), prefix

@@ -1,4 +1,4 @@
-"""One machine as the keeper keeps it: its PID 1, its door, its gate, its limits, its folder, its end."""
+"""One machine as the daemon keeps it: its PID 1, its door, its gate, its limits, its folder, its end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -25,11 +25,11 @@ from gibil_bot.providers.local.control_protocol import Cause
 from gibil_bot.providers.local.disk_images import Image, Images, taken_mb
 from gibil_bot.providers.local.egress_proxy import EgressProxy, forward, loopback_ports
 from gibil_bot.providers.local.end_causes import write_cause
-from gibil_bot.providers.local.fork_client import ForkClient, SpawnRequest
+from gibil_bot.providers.local.fork_client import ForkClient, SpawnedMachine
 from gibil_bot.providers.local.host_network import HostNetwork
 from gibil_bot.providers.local.init_client import InitClient, SpawnFailed
 from gibil_bot.providers.local.limits import FILES_PER_MB, Groups, Limits
-from gibil_bot.providers.local.mounts import MountRequest
+from gibil_bot.providers.local.mounts import SpawnRequest
 from gibil_bot.providers.local.paths import LocalPaths, clear_dead_machine
 from gibil_bot.providers.local.spawn import PROXY
 from gibil_bot.providers.local.usage_poller import (
@@ -64,17 +64,17 @@ _DISK_LOOK_S = 5.0
 """A request for the usage waits that long for a look at the disk; then the last look counts."""
 
 
-async def load_ssh_server() -> Any:
-    """The module `door`. Its SSH library takes longer to import than a machine takes to forge: both go on side by side."""
-    return await asyncio.to_thread(importlib.import_module, "gibil_bot.providers.local.ssh_server")
+async def load_ssh_server() -> None:
+    """Import the module `ssh_server` in a thread: its SSH library takes longer to import than a machine takes to create."""
+    await asyncio.to_thread(importlib.import_module, "gibil_bot.providers.local.ssh_server")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineContext:
-    """What all machines of a keeper are made with."""
+    """What all machines of a daemon are made with."""
 
-    home: LocalPaths
-    tier: str
+    paths: LocalPaths
+    privilege: str
     link: ForkClient
     groups: Groups
     runtime: Path
@@ -85,11 +85,11 @@ class MachineContext:
 class ManagedMachine:
     """`on_lost` is called when PID 1 ends although nobody burned it."""
 
-    def __init__(self, smithy: MachineContext, spec: MachineSpec, limits: Limits, on_lost: Callable[[str], None]) -> None:
-        self._smithy, self.spec, self._limits, self._on_lost = smithy, spec, limits, on_lost
-        self._burning = False
+    def __init__(self, context: MachineContext, spec: MachineSpec, limits: Limits, on_lost: Callable[[str], None]) -> None:
+        self._context, self.spec, self._limits, self._on_lost = context, spec, limits, on_lost
+        self._destroying = False
         self._number: int | None = None
-        self._init = 0
+        self._init_pid = 0
         """Host pid of PID 1"""
         self._disk_seen_mb = 0
         self._disk_excess: str | None = None
@@ -104,8 +104,8 @@ class ManagedMachine:
         self._calmed: set[int] = set()
         self._lasting: dict[str, str] = {}
         """States that were blamed and still last, by the last look: a full disk, as many processes as there may be"""
-        self._pid1: InitClient | None = None
-        self._door: MachineSSHServer | None = None
+        self._init_client: InitClient | None = None
+        self._ssh_server: MachineSSHServer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.refusals = RefusalLog()
         """What the egress proxy kept it from reaching."""
@@ -114,7 +114,7 @@ class ManagedMachine:
 
     @property
     def folder(self) -> Path:
-        return self._smithy.home.machine(self.spec.name)
+        return self._context.paths.machine(self.spec.name)
 
     @property
     def memory_mb(self) -> int:
@@ -125,71 +125,74 @@ class ManagedMachine:
         """Size of its disk, where that is an image."""
         return self._limits.disk_mb if self._image is not None else None
 
-    async def forge(self, skeleton: str, layout: Layout, expires_at: datetime, created_at: datetime) -> Machine:
+    async def create(self, base_tree: str, layout: Layout, expires_at: datetime, created_at: datetime) -> Machine:
         """Forge it, or leave nothing. Raises SpawnFailed, ProviderError."""
         try:
-            self.machine = await self._forge(skeleton, layout, created_at, expires_at)
+            self.machine = await self._create(base_tree, layout, created_at, expires_at)
         except BaseException:
-            await self.burn()
+            await self.destroy()
             raise
         return self.machine
 
-    async def _forge(self, skeleton: str, layout: Layout, created_at: datetime, expires_at: datetime) -> Machine:
-        spec, smithy = self.spec, self._smithy
-        gate = EgressProxy(spec.egress_allow, own_name=spec.name, refusals=self.refusals, host_network=_HOST_NETWORK)
+    async def _create(self, base_tree: str, layout: Layout, created_at: datetime, expires_at: datetime) -> Machine:
+        spec, context = self.spec, self._context
+        egress_proxy = EgressProxy(spec.egress_allow, own_name=spec.name, refusals=self.refusals, host_network=_HOST_NETWORK)
         inward = [address for address in loopback_ports(spec.egress_allow) if address != PROXY]
-        order: MountRequest = {
+        request: SpawnRequest = {
             "name": spec.name,
-            "tier": smithy.tier,
-            "local": str(smithy.home.local),
-            "skeleton": skeleton,
+            "privilege": context.privilege,
+            "local": str(context.paths.local),
+            "base_tree": base_tree,
             "pieces": [(piece.path, piece.optional) for piece in layout.pieces],
             "python": (layout.python.prefix, layout.python.executable) if layout.python else None,
             # Above that of the control group: only that one tells when it was met.
-            "pids": self._limits.pids + (_PIDS_ABOVE if smithy.groups.counts_processes else 0),
+            "pids": self._limits.pids + (_PIDS_ABOVE if context.groups.counts_processes else 0),
             "memory_mb": self._limits.memory_mb,
             "disk_mb": self._limits.disk_mb,
             "disk": "memory" if self._limits.disk_in_memory else "folder",
-            "weight": "group" if smithy.groups.shares_cpu else "nice",
+            "weight": "group" if context.groups.shares_cpu else "nice",
             "listeners": inward,
             "base": 0,
         }
         self._make_folder()
         if not self._limits.disk_in_memory:
-            self._image = smithy.images.take(self.folder, self._limits.disk_mb) or await asyncio.to_thread(
-                smithy.images.create, self.folder, self._limits.disk_mb
+            self._image = context.images.take(self.folder, self._limits.disk_mb) or await asyncio.to_thread(
+                context.images.create, self.folder, self._limits.disk_mb
             )
             if self._image is not None:
-                order["disk"] = "image"
-        smithy.groups.make(spec.name, self._limits)
-        warm = asyncio.get_running_loop().run_in_executor(None, smithy.groups.warm)
+                request["disk"] = "image"
+        context.groups.make(spec.name, self._limits)
+        warm = asyncio.get_running_loop().run_in_executor(None, context.groups.warm)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._pid1 = InitClient(ours, self._hung_up)
+        self._init_client = InitClient(ours, self._hung_up)
         with theirs:
-            self._number, forging = await smithy.link.forge(order, theirs, self._image.mount if self._image else None)
+            self._number, spawned = await context.link.spawn(request, theirs, self._image.mount if self._image else None)
         # Meanwhile PID 1 is on its way.
-        self._door = (await load_ssh_server()).Door(self._pid1)
-        path = str(smithy.runtime / f"{secrets.token_hex(4)}.sock")
+        await load_ssh_server()
+        from gibil_bot.providers.local.ssh_server import MachineSSHServer
+
+        self._ssh_server = MachineSSHServer(self._init_client)
+        path = str(context.runtime / f"{secrets.token_hex(4)}.sock")
         try:
-            public = await self._door.open(path, spec.host_key, spec.authorized_key)
+            public = await self._ssh_server.open(path, spec.host_key, spec.authorized_key)
         except ValueError as error:
             raise ProviderError(f"machine {spec.name}: a key of its specification cannot be read: {error}") from error
         try:
             async with asyncio.timeout(_READY_S):
                 await warm
-                self._init = await self._under_limits(forging)
-                self._pid1.entered(self._init)
-                proxy, *others = await self._pid1.ready
-            smithy.groups.weigh(spec.name)
+                self._init_pid = await self._under_limits(spawned)
+                self._init_client.entered(self._init_pid)
+                proxy, *others = await self._init_client.ready
+            context.groups.weigh(spec.name)
         except TimeoutError:
             raise SpawnFailed("starting PID 1", None, f"not ready after {_READY_S:.0f} s") from None
-        self._supervise(gate.serve(proxy))
+        self._supervise(egress_proxy.serve(proxy))
         for listener, (host, port) in zip(others, inward, strict=True):
             self._supervise(forward(listener, host, port))
-        self._memory = Memory.of(self._pid1.memory)
-        if smithy.groups.memory == "polled":
+        self._memory = Memory.of(self._init_client.memory)
+        if context.groups.memory == "polled":
             self._supervise(self._watch_memory(self._memory))
-        if order["disk"] == "folder":
+        if request["disk"] == "folder":
             self._supervise(self._watch_disk())
         machine = Machine(
             provider="local",
@@ -203,44 +206,44 @@ class ManagedMachine:
         (self.folder / "machine.json").write_bytes(msgspec.json.encode(machine))
         return machine
 
-    async def _under_limits(self, forging: SpawnRequest) -> int:
+    async def _under_limits(self, spawned: SpawnedMachine) -> int:
         """Put PID 1 into the control groups while it sets itself up, before any job can start; its host pid."""
-        assert self._pid1 is not None
-        await asyncio.wait([forging.pid])
-        if forging.pid.cancelled():
-            await self._pid1.ready  # raises what went wrong, if PID 1 could say it
+        assert self._init_client is not None
+        await asyncio.wait([spawned.pid])
+        if spawned.pid.cancelled():
+            await self._init_client.ready  # raises what went wrong, if PID 1 could say it
             raise SpawnFailed("starting PID 1", None, "it was killed")
-        pid = forging.pid.result()
+        pid = spawned.pid.result()
         try:
-            await asyncio.to_thread(self._smithy.groups.join, self.spec.name, pid)
+            await asyncio.to_thread(self._context.groups.join, self.spec.name, pid)
         except ProviderError:
-            await self._pid1.ready  # if it died meanwhile, that is the reason to give
+            await self._init_client.ready  # if it died meanwhile, that is the reason to give
             raise
         return pid
 
-    async def burn(self) -> None:
+    async def destroy(self) -> None:
         """Returns when every process is dead and the folder is gone."""
-        self._burning = True
+        self._destroying = True
         for task in self._tasks:
             task.cancel()
-        if self._door is not None:
-            self._door.close()
+        if self._ssh_server is not None:
+            self._ssh_server.close()
         if self._number is not None:
-            await self._smithy.link.burn(self._number)
-        if self._pid1 is not None:
-            self._pid1.close()
+            await self._context.link.kill(self._number)
+        if self._init_client is not None:
+            self._init_client.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._look is not None:
             self._look.cancel()
         image, self._image = self._image, None
         await asyncio.to_thread(self._clear)
         if image is not None:  # unmounting and detaching take some milliseconds, and its file is gone already
-            self._smithy.close_later(image)
+            self._context.close_later(image)
 
     async def usage(self) -> Usage:
         """What is measured is what the limits are held against. Raises ProviderError."""
         try:
-            memory = await asyncio.to_thread(self._smithy.groups.memory_used_mb, self.spec.name)
+            memory = await asyncio.to_thread(self._context.groups.memory_used_mb, self.spec.name)
         except OSError as error:
             raise ProviderError(
                 f"the memory of machine {self.spec.name} cannot be measured ({error.filename}: {error.strerror}); "
@@ -248,7 +251,7 @@ class ManagedMachine:
             ) from error
         if memory is None:
             assert self._memory is not None
-            memory = await asyncio.to_thread(memory_mb, self._init, self._memory, memfd_device())
+            memory = await asyncio.to_thread(memory_mb, self._init_pid, self._memory, memfd_device())
         in_folder = not self._limits.disk_in_memory and self._image is None
         if in_folder:
             with contextlib.suppress(TimeoutError):
@@ -266,9 +269,9 @@ class ManagedMachine:
     def blame(self, text: str) -> None:
         """Remember why something on the machine is ended now, and tell those who are logged in."""
         self._cause = Cause(text=text, at=datetime.now(UTC))
-        write_cause(self._smithy.home, self.spec.name, self._cause)
-        if self._door is not None:
-            self._door.say(text)
+        write_cause(self._context.paths, self.spec.name, self._cause)
+        if self._ssh_server is not None:
+            self._ssh_server.say(text)
 
     def cause(self) -> Cause | None:
         """The last of them: of now, where it is a state that lasts."""
@@ -279,7 +282,7 @@ class ManagedMachine:
 
     def notice(self) -> None:
         """Look at what the kernel did by itself: a few small files are read."""
-        groups, name = self._smithy.groups, self.spec.name
+        groups, name = self._context.groups, self.spec.name
         kills, refused = groups.oom_kills(name), groups.refused_forks(name)
         before, self._counts = self._counts, (kills, refused)
         if kills > before[0]:
@@ -303,14 +306,14 @@ class ManagedMachine:
 
     async def tick(self) -> None:
         """Called every second or so."""
-        if self._burning or self.machine is None or not has_processes(self._init):
+        if self._destroying or self.machine is None or not has_processes(self._init_pid):
             return
         self.notice()
-        if not self._smithy.groups.counts_processes:
-            crowded = await asyncio.to_thread(count_tasks, self._init) >= self._limits.pids - 2
+        if not self._context.groups.counts_processes:
+            crowded = await asyncio.to_thread(count_tasks, self._init_pid) >= self._limits.pids - 2
             self._blame_while("processes", self._too_many_processes() if crowded else None)
-        if not self._smithy.groups.shares_cpu:
-            await asyncio.to_thread(calm_sessions, self._init, self._calmed)
+        if not self._context.groups.shares_cpu:
+            await asyncio.to_thread(calm_sessions, self._init_pid, self._calmed)
 
     def taken_mb(self) -> int:
         """What its disk takes of the host's, as far as that is known."""
@@ -320,19 +323,19 @@ class ManagedMachine:
 
     async def run_true(self) -> int:
         """The exit status of `true` in there."""
-        assert self._pid1 is not None
+        assert self._init_client is not None
         command = _Quiet()
-        self._pid1.spawn(command, ["/bin/true"], {})
+        self._init_client.spawn(command, ["/bin/true"], {})
         async with asyncio.timeout(_READY_S):
             return await command.status
 
     def _clear(self) -> None:
-        if self._pid1 is not None:
-            self._pid1.close_memory()
-        clear_dead_machine(self._smithy.home, self.spec.name)
+        if self._init_client is not None:
+            self._init_client.close_memory()
+        clear_dead_machine(self._context.paths, self.spec.name)
         if self._cause is not None:
-            write_cause(self._smithy.home, self.spec.name, self._cause)
-        self._smithy.groups.remove(self.spec.name)
+            write_cause(self._context.paths, self.spec.name, self._cause)
+        self._context.groups.remove(self.spec.name)
 
     def _make_folder(self) -> None:
         self.folder.mkdir(mode=0o711)  # tier `root`: PID 1 passes through here as a user id of its own
@@ -340,7 +343,7 @@ class ManagedMachine:
         (self.folder / "disk").mkdir(mode=0o700)
 
     def _hung_up(self) -> None:
-        if self.machine is not None and not self._burning:
+        if self.machine is not None and not self._destroying:
             self.notice()
             if self._cause is None:
                 self.blame("the machine ended: its first process was killed")
@@ -362,20 +365,20 @@ class ManagedMachine:
     async def _activity(self) -> None:
         """Return while something runs on the machine, or may. An idle machine costs nothing: its limits are looked at again
         when the next command is asked for, from which all its processes descend."""
-        assert self._pid1 is not None
+        assert self._init_client is not None
         while True:
-            self._pid1.spawned.clear()
-            if self._pid1.has_commands or has_processes(self._init):
+            self._init_client.spawned.clear()
+            if self._init_client.has_commands or has_processes(self._init_pid):
                 return
-            await self._pid1.spawned.wait()
+            await self._init_client.spawned.wait()
 
     async def _watch_memory(self, memory: Memory) -> None:
         memfds = memfd_device()
         while True:
             await self._activity()
             began = time.monotonic()
-            if has_processes(self._init) and await asyncio.to_thread(
-                hold_memory, self._init, self._limits.memory_mb, memory, memfds
+            if has_processes(self._init_pid) and await asyncio.to_thread(
+                hold_memory, self._init_pid, self._limits.memory_mb, memory, memfds
             ):
                 self.blame(f"the largest process was killed: the machine's {self._limits.memory_mb} MB of memory are used up")
                 continue
@@ -392,19 +395,19 @@ class ManagedMachine:
             await asyncio.sleep(_DISK_POLL_S)
             now = _free(self.folder)
             shrank = free[0] - now[0] > _DISK_SLACK_MB or free[1] - now[1] > _FILE_SLACK
-            if not has_processes(self._init) or not (shrank or time.monotonic() - looked > _DISK_EVERY_S):
+            if not has_processes(self._init_pid) or not (shrank or time.monotonic() - looked > _DISK_EVERY_S):
                 continue
             free, began = now, time.monotonic()
             await self._look_at_disk()
             if self._disk_excess is None:
                 strikes = 0
-            elif self._pid1 is not None:
+            elif self._init_client is not None:
                 self.blame(f"all processes were killed: {self._disk_excess}")
                 strikes += 1
                 if strikes == 1:
-                    self._pid1.kill_jobs()
+                    self._init_client.kill_jobs()
                 else:
-                    self._pid1.kill_all()
+                    self._init_client.kill_all()
             looked = time.monotonic()
             await asyncio.sleep(4 * (looked - began))
 
@@ -417,10 +420,10 @@ class ManagedMachine:
 
     async def _measure_disk(self) -> None:
         size, most = self._limits.disk_mb, self._limits.disk_mb * FILES_PER_MB
-        tree = await self._smithy.link.look(str(self.folder / "disk"), most, _DISK_LOOK_CPU_S)
+        tree = await self._context.link.look(str(self.folder / "disk"), most, _DISK_LOOK_CPU_S)
         if tree is None:
             self._failed_looks += 1
-            if self._failed_looks >= _FAILED_LOOKS and not self._burning:
+            if self._failed_looks >= _FAILED_LOOKS and not self._destroying:
                 raise ProviderError(f"the disk of machine {self.spec.name} cannot be measured any more")
             return
         self._failed_looks = 0
@@ -436,7 +439,7 @@ class ManagedMachine:
 
     def _deleted_kb(self) -> int:
         assert self._memory is not None
-        return open_files(family(self._init), memfd_device(), self._memory.devices).deleted_kb
+        return open_files(family(self._init_pid), memfd_device(), self._memory.devices).deleted_kb
 
 
 _ROOM = {"space": "data", "files": "files"}

@@ -18,15 +18,15 @@ _TERMINALS = 256
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
 
-class MountRequest(TypedDict):
-    """What the keeper asks of the forger: nothing in it is secret."""
+class SpawnRequest(TypedDict):
+    """What the daemon asks of the fork server: nothing in it is secret."""
 
     name: str
-    tier: str
+    privilege: str
     local: str
     """The local folder, absolute; the machine's own is machines/NAME in it."""
-    skeleton: str
-    """Name of the skeleton's folder in the local folder."""
+    base_tree: str
+    """Name of the base tree's folder in the local folder."""
     pieces: list[tuple[str, bool]]
     python: tuple[str, str] | None
     pids: int
@@ -49,29 +49,29 @@ class Stage:
     now = "starting"
 
 
-def mount_points(folder: str, layers: int) -> None:
+def mount_points(folder: str, overlays: int) -> None:
     """In memory and in our own mount namespace: making and removing directories on a busy disk takes milliseconds each."""
     sc.mount("mnt", f"{folder}/mnt", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=711,size=64k")
-    for name in ("root", *(str(number) for number in range(layers))):
+    for name in ("root", *(str(number) for number in range(overlays))):
         os.mkdir(f"{folder}/mnt/{name}", 0o711)
 
 
-def mount_layers(order: MountRequest) -> None:
-    folder = f"machines/{order['name']}"
-    if order["tier"] == "user":
-        mount_points(folder, layers=0)
-    if order["disk"] == "memory":
-        options = f"size={order['disk_mb']}m,mode=700,nr_inodes={order['disk_mb'] * 256}"
+def mount_overlays(request: SpawnRequest) -> None:
+    folder = f"machines/{request['name']}"
+    if request["privilege"] == "user":
+        mount_points(folder, overlays=0)
+    if request["disk"] == "memory":
+        options = f"size={request['disk_mb']}m,mode=700,nr_inodes={request['disk_mb'] * 256}"
         sc.mount("disk", f"{folder}/disk", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, options)
     etc = f"{folder}/disk/upper0/etc"
     os.makedirs(etc)
-    write_file(f"{etc}/hostname", f"{order['name']}\n", os.O_CREAT)
-    write_file(f"{etc}/hosts", _HOSTS.format(name=order["name"]), os.O_CREAT)
-    skeleton = order["skeleton"]
-    as_root = order["tier"] == "root"
-    _overlay(folder, 0, f"{folder}/mnt/0" if as_root else f"{skeleton}/root", f"{folder}/mnt/root")
-    for number, (path, optional) in enumerate(order["pieces"], start=1):
-        lower = f"{folder}/mnt/{number}" if as_root else f"{skeleton}/trees{path}:{_escaped(path)}"
+    write_file(f"{etc}/hostname", f"{request['name']}\n", os.O_CREAT)
+    write_file(f"{etc}/hosts", _HOSTS.format(name=request["name"]), os.O_CREAT)
+    base_tree = request["base_tree"]
+    as_root = request["privilege"] == "root"
+    _overlay(folder, 0, f"{folder}/mnt/0" if as_root else f"{base_tree}/root", f"{folder}/mnt/root")
+    for number, (path, optional) in enumerate(request["pieces"], start=1):
+        lower = f"{folder}/mnt/{number}" if as_root else f"{base_tree}/trees{path}:{_escaped(path)}"
         target = f"{folder}/mnt/root{path}"
         try:
             if optional and not os.path.isdir(target):
@@ -80,10 +80,10 @@ def mount_layers(order: MountRequest) -> None:
         except OSError:
             if not optional:
                 raise
-    if as_root and ("/usr", False) in order["pieces"]:
+    if as_root and ("/usr", False) in request["pieces"]:
         write_file(f"{folder}/mnt/root/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", os.O_CREAT, 0o755)
-    if order["python"]:
-        _show_python(order, *order["python"])
+    if request["python"]:
+        _show_python(request, *request["python"])
 
 
 def _overlay(folder: str, number: int, lower: str, target: str) -> None:
@@ -99,13 +99,13 @@ def _escaped(path: str) -> str:
     return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
 
 
-def _show_python(order: MountRequest, prefix: str, executable: str) -> None:
+def _show_python(request: SpawnRequest, prefix: str, executable: str) -> None:
     """The only Python of the box lies outside /usr: show it read-only where it is, as `python3`."""
-    root = f"machines/{order['name']}/mnt/root"
-    number = 1 + len(order["pieces"])
-    source = f"machines/{order['name']}/mnt/{number}" if order["tier"] == "root" else prefix
+    root = f"machines/{request['name']}/mnt/root"
+    number = 1 + len(request["pieces"])
+    source = f"machines/{request['name']}/mnt/{number}" if request["privilege"] == "root" else prefix
     os.makedirs(root + prefix, exist_ok=True)
-    fd = sc.open_tree(source, recursive=order["tier"] == "user")
+    fd = sc.open_tree(source, recursive=request["privilege"] == "user")
     sc.mount_setattr(fd, sc.MOUNT_ATTR_RDONLY | sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV, recursive=True)
     sc.move_mount(fd, root + prefix)
     os.close(fd)
@@ -113,7 +113,7 @@ def _show_python(order: MountRequest, prefix: str, executable: str) -> None:
     os.symlink(executable, f"{root}/usr/local/bin/python3")
 
 
-def mount_system(order: MountRequest, root: str) -> None:
+def mount_system(request: SpawnRequest, root: str) -> None:
     """/proc, /sys, /dev, /run, and no user namespaces for jobs: in one of their own they would have all capabilities."""
     Stage.now = "mounting /proc"
     quiet = sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC
@@ -132,12 +132,12 @@ def mount_system(order: MountRequest, root: str) -> None:
         sc.mount(f"/dev/{name}", f"{dev}/{name}", None, sc.MS_BIND)
     os.mkdir(f"{dev}/pts")
     os.mkdir(f"{dev}/shm")
-    group = ",gid=5" if order["tier"] == "root" else ""
+    group = ",gid=5" if request["privilege"] == "root" else ""
     terminals = f"newinstance,ptmxmode=0666,mode=620,max={_TERMINALS}{group}"
     sc.mount("devpts", f"{dev}/pts", "devpts", sc.MS_NOSUID | sc.MS_NOEXEC, terminals)
     for name, target, mode, size in (
-        ("shm", f"{dev}/shm", "1777", min(512, order["memory_mb"] // 4)),
-        ("run", f"{root}/run", "755", min(256, order["memory_mb"] // 8)),
+        ("shm", f"{dev}/shm", "1777", min(512, request["memory_mb"] // 4)),
+        ("run", f"{root}/run", "755", min(256, request["memory_mb"] // 8)),
     ):
         options = f"mode={mode},size={size}m,nr_inodes={size * 64}"
         sc.mount(name, target, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, options)
@@ -146,7 +146,7 @@ def mount_system(order: MountRequest, root: str) -> None:
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         os.symlink(f"/proc/self/fd/{number}", f"{dev}/{name}")
     os.mkdir(f"{root}/run/lock")
-    sc.set_hostname(order["name"])
+    sc.set_hostname(request["name"])
     Stage.now = "forbidding further user namespaces"
     write_file(f"{root}/proc/sys/user/max_user_namespaces", "0")
     Stage.now = "limiting inotify"

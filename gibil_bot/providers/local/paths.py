@@ -23,7 +23,7 @@ from gibil_bot.errors import ProviderError, Unavailable
 from gibil_bot.providers.local.rmtree import remove_tree
 
 PROTOCOL = 1
-"""Of the control socket: counted up when an old provider and a new keeper would misunderstand each other."""
+"""Of the control socket: counted up when an old provider and a new daemon would misunderstand each other."""
 
 _SOCKET_PATH_BYTES = 107
 
@@ -95,7 +95,7 @@ class LocalPaths:
 
 
 class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """keeper.json: where the running keeper answers, and what it is."""
+    """keeper.json: where the running daemon answers, and what it is."""
 
     pid: int
     socket: str
@@ -103,21 +103,21 @@ class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True):
     version: str
 
 
-def read_daemon(home: LocalPaths) -> DaemonRecord | None:
+def read_daemon(paths: LocalPaths) -> DaemonRecord | None:
     try:
-        return msgspec.json.decode((home.local / "keeper.json").read_bytes(), type=DaemonRecord)
+        return msgspec.json.decode((paths.local / "keeper.json").read_bytes(), type=DaemonRecord)
     except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
         return None
 
 
-def write_daemon(home: LocalPaths, keeper: DaemonRecord) -> None:
-    draft = home.local / ".keeper.json"
-    draft.write_bytes(msgspec.json.encode(keeper))
-    draft.rename(home.local / "keeper.json")
+def write_daemon(paths: LocalPaths, daemon: DaemonRecord) -> None:
+    draft = paths.local / ".keeper.json"
+    draft.write_bytes(msgspec.json.encode(daemon))
+    draft.rename(paths.local / "keeper.json")
 
 
 def code_version() -> str:
-    """Names this version of the keeper: another one without machines is replaced."""
+    """Names this version of the daemon: another one without machines is replaced."""
     folder = Path(__file__).parent
     seen = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.glob("*.py"))]
     return hashlib.sha256(repr(seen).encode()).hexdigest()[:12]
@@ -144,13 +144,13 @@ def locked(path: Path, *, wait_s: float) -> Iterator[bool]:
         os.close(fd)
 
 
-def clear_dead_machine(home: LocalPaths, name: str) -> bool:
+def clear_dead_machine(paths: LocalPaths, name: str) -> bool:
     """Remove the folder of a machine that nobody keeps; False when it is alive after all. Blocking.
 
-    Call with the keeper's lock held. The folder's own lock lives in PID 1; when it is free PID 1 has ended or is just
+    Call with the daemon's lock held. The folder's own lock lives in PID 1; when it is free PID 1 has ended or is just
     ending, and then its whole process namespace is being killed: wait for that, so that nobody writes any more.
     """
-    folder = home.machine(name)
+    folder = paths.machine(name)
     if not folder.is_dir():
         return True
     with locked(folder / "lock", wait_s=5.0) as free:

@@ -12,6 +12,6 @@ def own_privilege() -> str:
     return "root" if os.geteuid() == 0 else "user"
 
 
-def groups_prefix(home: LocalPaths) -> str:
+def groups_prefix(paths: LocalPaths) -> str:
     """Control groups of different data directories lie side by side."""
-    return f"gibil-{home.key}"
+    return f"gibil-{paths.key}"

@@ -1,6 +1,6 @@
-"""The `local` provider: copy-on-write machines on this very box, forged and kept by the keeper process.
+"""The `local` provider: copy-on-write machines on this very box, forged and kept by the daemon process.
 
-Everything is asked of the keeper over its control socket. Where no keeper runs, nothing exists: only `create` and
+Everything is asked of the daemon over its control socket. Where no daemon runs, nothing exists: only `create` and
 `probe` start one.
 """
 
@@ -32,7 +32,7 @@ from gibil_bot.providers.local.privilege import groups_prefix
 
 _ATTEMPTS = 4
 _CHANGING_S = 15.0
-"""So long may a keeper that has its lock not answer, because it comes up or ends."""
+"""So long may a daemon that has its lock not answer, because it comes up or ends."""
 _LOOK_AGAIN_S = 0.1
 _NOTICE_S = 0.25
 """A request that takes longer has a reason that can be seen."""
@@ -41,14 +41,14 @@ _LOOK_FOR_ROOM_S = 0.5
 
 
 class LocalProvider:
-    """Implements ports.Provider. `keeper_idle_s`: how long a keeper without machines stays, when this provider starts it.
+    """Implements ports.Provider. `daemon_idle_s`: how long a daemon without machines stays, when this provider starts it.
     `room_wait_s`: how long `create` waits for memory that is promised to other machines."""
 
     name = "local"
 
-    def __init__(self, data_dir: Path, *, keeper_idle_s: float = daemon_start.IDLE_S, room_wait_s: float = 0.0) -> None:
-        self._home = LocalPaths(data_dir.absolute())
-        self._keeper_idle_s, self._room_wait_s = keeper_idle_s, room_wait_s
+    def __init__(self, data_dir: Path, *, daemon_idle_s: float = daemon_start.IDLE_S, room_wait_s: float = 0.0) -> None:
+        self._paths = LocalPaths(data_dir.absolute())
+        self._daemon_idle_s, self._room_wait_s = daemon_idle_s, room_wait_s
         self._unwanted: set[str] = set()
         """Machines that are destroyed while they wait for room"""
         self._version = code_version()
@@ -107,7 +107,7 @@ class LocalProvider:
         return answer.machines if answer else []
 
     async def usage(self, name: str) -> Usage | None:
-        """How much of its limits a machine uses; None from a keeper that is too old to tell. Raises MachineNotFound."""
+        """How much of its limits a machine uses; None from a daemon that is too old to tell. Raises MachineNotFound."""
         try:
             return (await self._ask_about(Request(verb="usage", name=name))).usage
         except UsageError:  # it does not know this verb, and stays in use as long as it has machines
@@ -117,7 +117,7 @@ class LocalProvider:
         """What the machine was kept from reaching since that moment of time.monotonic(). Raises MachineNotFound."""
         try:
             return (await self._ask_about(Request(verb="refusals", name=name, since=since))).refusals or Refusals()
-        except UsageError:  # a keeper that is too old to know
+        except UsageError:  # a daemon that is too old to know
             return Refusals()
 
     async def cause(self, name: str, since: datetime | None = None) -> str | None:
@@ -127,7 +127,7 @@ class LocalProvider:
             answer = await self._ask(Request(verb="cause", name=name))
         except UsageError:  # a daemon that does not know this verb
             answer = None
-        found = answer.cause if answer else await asyncio.to_thread(read_cause, self._home, name)
+        found = answer.cause if answer else await asyncio.to_thread(read_cause, self._paths, name)
         return found.text if found is not None and (since is None or found.at >= since) else None
 
     async def extend(self, name: str, expires_at: datetime) -> Machine:
@@ -158,16 +158,16 @@ class LocalProvider:
             _name, line = self._tethers.popitem()
             await line.close()
 
-    # The keeper
+    # The daemon
 
     async def _ask(self, request: Request) -> Answer | None:
-        """None when no keeper runs."""
+        """None when no daemon runs."""
         for _attempt in range(2):  # one that was just ending may have been replaced
-            keeper = await asyncio.to_thread(read_daemon, self._home)
-            if keeper is None:
+            daemon = await asyncio.to_thread(read_daemon, self._paths)
+            if daemon is None:
                 return None
             try:
-                async with _line(keeper) as line:
+                async with _line(daemon) as line:
                     return await line.ask(request)
             except Unanswered:
                 continue
@@ -181,22 +181,22 @@ class LocalProvider:
         return answer
 
     async def _ask_or_clear(self, request: Request, *, only: str | None = None) -> Answer:
-        """Where no keeper runs, remove what is left of machines, or of `only` that one. One may be just coming or going."""
+        """Where no daemon runs, remove what is left of machines, or of `only` that one. One may be just coming or going."""
         deadline = time.monotonic() + _CHANGING_S
         while True:
             answer = await self._ask(request)
             if answer is not None:
                 return answer
-            gone = await asyncio.to_thread(self._clear_without_keeper, only)
+            gone = await asyncio.to_thread(self._clear_without_daemon, only)
             if gone is not None:
                 return Answer(names=gone, done=only in gone)
             if time.monotonic() > deadline:
                 raise ProviderError(
-                    f"a keeper of {self._home.data_dir} is starting or hangs; see {self._home.local}/keeper.log"
+                    f"a daemon of {self._paths.data_dir} is starting or hangs; see {self._paths.local}/keeper.log"
                 )
 
     async def _ask_started(self, request: Request, *, tether: str | None = None) -> Answer:
-        """Start a keeper if none runs. `tether`: keep the connection open under that name."""
+        """Start a daemon if none runs. `tether`: keep the connection open under that name."""
         noticing = asyncio.get_running_loop().create_task(self._notice())
         try:
             return await self._ask_started_quietly(request, tether)
@@ -204,10 +204,10 @@ class LocalProvider:
             noticing.cancel()
 
     async def _notice(self) -> None:
-        """Tell the listeners while the keeper builds the tree that machines stand on: its draft can be seen."""
+        """Tell the listeners while the daemon builds the tree that machines stand on: its draft can be seen."""
         while True:
             await asyncio.sleep(_NOTICE_S)
-            for draft in await asyncio.to_thread(lambda: sorted(self._home.local.glob(".skeleton-*"))):
+            for draft in await asyncio.to_thread(lambda: sorted(self._paths.local.glob(".skeleton-*"))):
                 for tell, told in tuple(self.listeners.items()):
                     if draft.name not in told:
                         told.add(draft.name)
@@ -216,18 +216,18 @@ class LocalProvider:
     async def _ask_started_quietly(self, request: Request, tether: str | None) -> Answer:
         reason = ""
         for attempt in range(_ATTEMPTS):
-            keeper = await self._fresh_keeper(start=attempt > 0)
+            daemon = await self._current_daemon(start=attempt > 0)
             try:
                 if tether is None:
-                    async with _line(keeper) as line:
+                    async with _line(daemon) as line:
                         return await line.ask(request)
-                return await self._ask_tethered(keeper, request, tether)
+                return await self._ask_tethered(daemon, request, tether)
             except Unanswered as error:
                 reason = str(error)
-        raise ProviderError(f"the keeper of local machines does not answer ({reason}); see {self._home.local}/keeper.log")
+        raise ProviderError(f"the daemon of local machines does not answer ({reason}); see {self._paths.local}/keeper.log")
 
-    async def _ask_tethered(self, keeper: DaemonRecord, request: Request, name: str) -> Answer:
-        line = await ControlConnection.open(keeper.socket)
+    async def _ask_tethered(self, daemon: DaemonRecord, request: Request, name: str) -> Answer:
+        line = await ControlConnection.open(daemon.socket)
         try:
             answer = await line.ask(request)
         except BaseException:
@@ -239,60 +239,60 @@ class LocalProvider:
             self._tethers[name] = line
         return answer
 
-    async def _fresh_keeper(self, *, start: bool) -> DaemonRecord:
-        """A keeper that we may ask to forge; `start`: the one that is written down does not answer."""
-        keeper = await asyncio.to_thread(read_daemon, self._home)
-        if keeper is not None and not start:
-            if keeper.version == self._version and keeper.protocol == PROTOCOL:
-                return keeper
+    async def _current_daemon(self, *, start: bool) -> DaemonRecord:
+        """A daemon that we may ask to forge; `start`: the one that is written down does not answer."""
+        daemon = await asyncio.to_thread(read_daemon, self._paths)
+        if daemon is not None and not start:
+            if daemon.version == self._version and daemon.protocol == PROTOCOL:
+                return daemon
             with contextlib.suppress(Unanswered):
-                async with _line(keeper, any_protocol=True) as line:
+                async with _line(daemon, any_protocol=True) as line:
                     if not (await line.ask(Request(verb="quit"))).done:  # it has machines
-                        _same_protocol(keeper)
-                        return keeper
+                        _same_protocol(daemon)
+                        return daemon
                 # It answers until it has gone, and must not be taken for the new one.
                 await asyncio.to_thread(self._await_end)
-        await asyncio.to_thread(daemon_start.start, self._home, self._keeper_idle_s)
-        keeper = await asyncio.to_thread(read_daemon, self._home)
-        if keeper is None:
-            raise ProviderError(f"the keeper of local machines did not start; see {self._home.local}/keeper.log")
-        return keeper
+        await asyncio.to_thread(daemon_start.start, self._paths, self._daemon_idle_s)
+        daemon = await asyncio.to_thread(read_daemon, self._paths)
+        if daemon is None:
+            raise ProviderError(f"the daemon of local machines did not start; see {self._paths.local}/keeper.log")
+        return daemon
 
     def _await_end(self) -> None:
-        with locked(self._home.local / "keeper.lock", wait_s=daemon_start.START_S):
+        with locked(self._paths.local / "keeper.lock", wait_s=daemon_start.START_S):
             pass
 
-    def _clear_without_keeper(self, only: str | None) -> list[str] | None:
-        """Holds the keeper's lock, so that none starts meanwhile; None when there is one."""
-        if not self._home.machines.is_dir():
+    def _clear_without_daemon(self, only: str | None) -> list[str] | None:
+        """Holds the daemon's lock, so that none starts meanwhile; None when there is one."""
+        if not self._paths.machines.is_dir():
             return []
-        with locked(self._home.local / "keeper.lock", wait_s=_LOOK_AGAIN_S) as mine:
+        with locked(self._paths.local / "keeper.lock", wait_s=_LOOK_AGAIN_S) as mine:
             if not mine:
                 return None
-            groups = Groups(find_hierarchies(), groups_prefix(self._home))
+            groups = Groups(find_hierarchies(), groups_prefix(self._paths))
             gone = []
-            for name in sorted({*(path.name for path in self._home.machines.iterdir()), *groups.leftovers()}):
-                if only in (None, name) and clear_dead_machine(self._home, name):
+            for name in sorted({*(path.name for path in self._paths.machines.iterdir()), *groups.leftovers()}):
+                if only in (None, name) and clear_dead_machine(self._paths, name):
                     groups.remove(name)
                     gone.append(name)
             return gone
 
 
 @contextlib.asynccontextmanager
-async def _line(keeper: DaemonRecord, *, any_protocol: bool = False) -> AsyncIterator[ControlConnection]:
-    """Raises Unanswered, and ProviderError for a keeper that we cannot talk to. `quit` is the same in all protocols."""
-    line = await ControlConnection.open(keeper.socket)
+async def _line(daemon: DaemonRecord, *, any_protocol: bool = False) -> AsyncIterator[ControlConnection]:
+    """Raises Unanswered, and ProviderError for a daemon that we cannot talk to. `quit` is the same in all protocols."""
+    line = await ControlConnection.open(daemon.socket)
     try:
         if not any_protocol:
-            _same_protocol(keeper)
+            _same_protocol(daemon)
         yield line
     finally:
         await line.close()
 
 
-def _same_protocol(keeper: DaemonRecord) -> None:
-    if keeper.protocol != PROTOCOL:
+def _same_protocol(daemon: DaemonRecord) -> None:
+    if daemon.protocol != PROTOCOL:
         raise ProviderError(
-            f"the keeper of local machines is of another version (protocol {keeper.protocol}, ours is {PROTOCOL}) and has "
-            f"machines; burn them with that version, or end process {keeper.pid}"
+            f"the daemon of local machines is of another version (protocol {daemon.protocol}, ours is {PROTOCOL}) and has "
+            f"machines; burn them with that version, or end process {daemon.pid}"
         )

@@ -1,4 +1,4 @@
-"""The stock: all machines of one keeper, by name, and the verbs on them. Its memory is the truth about what exists."""
+"""The stock: all machines of one daemon, by name, and the verbs on them. Its memory is the truth about what exists."""
 
 from __future__ import annotations
 
@@ -39,39 +39,39 @@ _PROBE_MEMORY_MB = 128
 
 
 class MachineRegistry:
-    def __init__(self, home: LocalPaths, runtime: Path, link: ForkClient, inherited: tuple[str, ...] = ()) -> None:
-        self._home, self._runtime = home, runtime
-        self._tier = own_privilege()
+    def __init__(self, paths: LocalPaths, runtime: Path, link: ForkClient, inherited: tuple[str, ...] = ()) -> None:
+        self._paths, self._runtime = paths, runtime
+        self._privilege = own_privilege()
         self._inherited = inherited
-        self._groups = Groups(find_hierarchies(), groups_prefix(home))
-        self._images = Images(home.local)
+        self._groups = Groups(find_hierarchies(), groups_prefix(paths))
+        self._images = Images(paths.local)
         self._host_memory_mb = self._groups.host_memory_mb()
         self._disk_work: set[asyncio.Future[None]] = set()
         self._ticking: asyncio.Task[None] | None = None
         self._link = link
         self._machines: dict[str, ManagedMachine] = {}
-        self._skeletons: dict[str, str] = {}
+        self._base_trees: dict[str, str] = {}
         """machine → skeleton that it stands on"""
         self._locks: dict[str, asyncio.Lock] = {}
         self._waiting: dict[str, int] = {}
-        self._skeleton_lock = asyncio.Lock()
+        self._base_tree_lock = asyncio.Lock()
         self._expiries: dict[str, tuple[Expiry, asyncio.TimerHandle | None]] = {}
-        self._burning: set[asyncio.Task[bool]] = set()
-        link.attend(self._forger_lost)
+        self._destroying: set[asyncio.Task[bool]] = set()
+        link.attend(self._fork_server_lost)
 
     @property
     def count(self) -> int:
         return len(self._machines)
 
     async def clear_leftovers(self) -> list[str]:
-        """Remove the folders and groups of machines that an earlier keeper left; the names of those that had a folder.
+        """Remove the folders and groups of machines that an earlier daemon left; the names of those that had a folder.
 
         Each is looked at while nothing else happens to its name: a machine that is being forged is no leftover.
         """
         gone = []
         if not self._machines:
-            await asyncio.to_thread(forget_old_causes, self._home)
-            await asyncio.to_thread(remove_leftovers, self._home.local)
+            await asyncio.to_thread(forget_old_causes, self._paths)
+            await asyncio.to_thread(remove_leftovers, self._paths.local)
         for name in await asyncio.to_thread(self._found):
             if name not in self._machines:
                 async with self._alone(name):
@@ -81,11 +81,11 @@ class MachineRegistry:
 
     def _found(self) -> list[str]:
         """Names of all machines that have a folder or a group, ours or not."""
-        return sorted({*(folder.name for folder in self._home.machines.iterdir()), *self._groups.leftovers()})
+        return sorted({*(folder.name for folder in self._paths.machines.iterdir()), *self._groups.leftovers()})
 
     def _clear_leftover(self, name: str) -> bool:
-        folder = self._home.machine(name).is_dir()
-        if not clear_dead_machine(self._home, name):
+        folder = self._paths.machine(name).is_dir()
+        if not clear_dead_machine(self._paths, name):
             return False
         self._groups.remove(name)
         return folder
@@ -101,17 +101,17 @@ class MachineRegistry:
                     raise NameTaken(f"a machine named {spec.name} exists already and admits another key; choose another name")
                 return existing.machine, False
             limits = limits_of(spec)
-            layout = base_tree.survey(self._tier)
+            layout = base_tree.survey(self._privilege)
             try:
-                base = await self._skeleton(layout)
+                base = await self._base_tree(layout)
             except OSError as error:
                 raise ProviderError(
-                    f"the tree that machines stand on cannot be built in {self._home.local}: {error.strerror or error}; "
+                    f"the tree that machines stand on cannot be built in {self._paths.local}: {error.strerror or error}; "
                     "GIBIL_DATA_DIR needs 200 MB that can be written"
                 ) from error
-            smithy = MachineContext(
-                home=self._home,
-                tier=self._tier,
+            context = MachineContext(
+                paths=self._paths,
+                privilege=self._privilege,
                 link=self._working_link(),
                 groups=self._groups,
                 runtime=self._runtime,
@@ -119,15 +119,15 @@ class MachineRegistry:
                 close_later=self._close_later,
             )
             self._check_room(spec.name, limits)
-            forget_cause(self._home, spec.name)
-            kept = self._machines[spec.name] = ManagedMachine(smithy, spec, limits, self._lost)
-            self._skeletons[spec.name] = base
+            forget_cause(self._paths, spec.name)
+            managed = self._machines[spec.name] = ManagedMachine(context, spec, limits, self._lost)
+            self._base_trees[spec.name] = base
             created_at = datetime.now(UTC)
             try:
-                machine = await kept.forge(base, layout, created_at + timedelta(seconds=spec.ttl_s), created_at)
+                machine = await managed.create(base, layout, created_at + timedelta(seconds=spec.ttl_s), created_at)
             except SpawnFailed as failed:
                 self._forget(spec.name)
-                raise explain(failed, self._tier, str(self._home.data_dir)) from failed
+                raise explain(failed, self._privilege, str(self._paths.data_dir)) from failed
             except OSError as error:
                 self._forget(spec.name)
                 raise ProviderError(f"machine {spec.name} could not be forged: {error.strerror or error}") from error
@@ -135,8 +135,8 @@ class MachineRegistry:
                 self._forget(spec.name)
                 raise
             self._watch_expiry(spec.name, Expiry(machine.expires_at))
-            if kept.image_mb is not None:
-                self._aside(self._images.prepare, kept.image_mb)
+            if managed.image_mb is not None:
+                self._aside(self._images.prepare, managed.image_mb)
             if self._ticking is None or self._ticking.done():
                 self._ticking = asyncio.get_running_loop().create_task(self._tick())
             return machine, True
@@ -152,7 +152,7 @@ class MachineRegistry:
 
     def _check_room(self, name: str, limits: Limits) -> None:
         """What is promised to machines has to exist. Raises ProviderError."""
-        promised = sum(kept.memory_mb for kept in self._machines.values())
+        promised = sum(managed.memory_mb for managed in self._machines.values())
         if promised + limits.memory_mb > self._host_memory_mb:
             raise ProviderError(
                 f"machine {name}: {limits.memory_mb} MB of memory are not left on this host: of {self._host_memory_mb} MB, "
@@ -163,14 +163,14 @@ class MachineRegistry:
         free, floor = self._space()
         if free < floor:
             raise ProviderError(
-                f"machine {name}: the disk of {self._home.data_dir} has {free} MB left, and no machine is created below "
+                f"machine {name}: the disk of {self._paths.data_dir} has {free} MB left, and no machine is created below "
                 f"{floor} MB; free some space",
                 code=NO_ROOM,
             )
 
     def _space(self) -> tuple[int, int]:
         """(MB that are free on the disk of our folder, the floor below which machines are ended)"""
-        status = os.statvfs(self._home.local)
+        status = os.statvfs(self._paths.local)
         return status.f_bavail * status.f_frsize // 1024**2, floor_mb(status.f_blocks * status.f_frsize // 1024**2)
 
     async def _tick(self) -> None:
@@ -180,8 +180,8 @@ class MachineRegistry:
                 free, floor = self._space()
                 if free < floor:
                     await self._make_space(free, floor)
-                for kept in tuple(self._machines.values()):
-                    await kept.tick()
+                for managed in tuple(self._machines.values()):
+                    await managed.tick()
             except OSError as error:
                 asyncio.get_running_loop().call_exception_handler(
                     {"message": "a look at the limits failed", "exception": error}
@@ -190,7 +190,7 @@ class MachineRegistry:
 
     async def _make_space(self, free: int, floor: int) -> None:
         """End the machine that takes most of the host's disk. The others follow one by one while that was not enough."""
-        found = [(kept.taken_mb(), name) for name, kept in self._machines.items() if kept.machine is not None]
+        found = [(managed.taken_mb(), name) for name, managed in self._machines.items() if managed.machine is not None]
         if not found:
             return
         taken, name = max(found)
@@ -198,24 +198,24 @@ class MachineRegistry:
             f"the machine was ended: the host's disk has {free} MB left (the floor is {floor} MB), and of all machines this "
             f"one took most of it, {taken} MB"
         )
-        await self._burn_logged(name)
+        await self._destroy_logged(name)
         if self._disk_work:  # the space is free when its disk is unmounted
             await asyncio.wait(self._disk_work)
 
     async def cause(self, name: str) -> Cause | None:
         """Why processes of the machine, or the machine, were ended; None: not known."""
-        kept = self._machines.get(name)
-        if kept is not None and kept.machine is not None:
-            return kept.cause()
-        return await asyncio.to_thread(read_cause, self._home, name)
+        managed = self._machines.get(name)
+        if managed is not None and managed.machine is not None:
+            return managed.cause()
+        return await asyncio.to_thread(read_cause, self._paths, name)
 
     def get(self, name: str) -> Machine | None:
-        kept = self._machines.get(name)
-        return kept.machine if kept else None
+        managed = self._machines.get(name)
+        return managed.machine if managed else None
 
     def list_machines(self, owner: str | None) -> list[Machine]:
-        kept = [kept for kept in self._machines.values() if owner is None or kept.spec.owner == owner]
-        machines = [one.machine for one in kept if one.machine is not None]
+        managed = [managed for managed in self._machines.values() if owner is None or managed.spec.owner == owner]
+        machines = [one.machine for one in managed if one.machine is not None]
         return sorted(machines, key=lambda machine: machine.created_at)
 
     async def usage(self, name: str) -> Usage:
@@ -227,30 +227,30 @@ class MachineRegistry:
         return self._existing(name).refusals.since(since)
 
     def extend(self, name: str, expires_at: datetime) -> Machine:
-        kept = self._existing(name)
-        assert kept.machine is not None
-        kept.machine = replace(kept.machine, expires_at=expires_at)
+        managed = self._existing(name)
+        assert managed.machine is not None
+        managed.machine = replace(managed.machine, expires_at=expires_at)
         self._watch_expiry(name, Expiry(expires_at))
-        return kept.machine
+        return managed.machine
 
     def _existing(self, name: str) -> ManagedMachine:
-        kept = self._machines.get(name)
-        if kept is None or kept.machine is None:
+        managed = self._machines.get(name)
+        if managed is None or managed.machine is None:
             raise MachineNotFound(f"there is no local machine named {name}")
-        return kept
+        return managed
 
     async def destroy(self, name: str, *, only: Machine | None = None) -> bool:
         """Burn; `only`: if it is that very machine, and not a later one of the same name."""
         async with self._alone(name):
-            kept = self._machines.get(name)
-            if kept is None:
+            managed = self._machines.get(name)
+            if managed is None:
                 return False
-            if only is not None and (kept.machine is None or kept.machine.endpoint != only.endpoint):
+            if only is not None and (managed.machine is None or managed.machine.endpoint != only.endpoint):
                 return False
             try:
-                await kept.burn()
+                await managed.destroy()
             except OSError as error:
-                raise ProviderError(f"machine {name} is dead, but its folder {kept.folder} stays: {error}") from error
+                raise ProviderError(f"machine {name} is dead, but its folder {managed.folder} stays: {error}") from error
             self._forget(name)
             return True
 
@@ -264,7 +264,10 @@ class MachineRegistry:
 
     async def probe(self) -> Capabilities:
         """Forge a machine nobody knows of, run `true`, burn it."""
-        key = (await load_ssh_server()).new_key()
+        await load_ssh_server()
+        from gibil_bot.providers.local.ssh_server import new_key
+
+        key = new_key()
         name = f"probe-{time.time_ns():x}"
         began = time.monotonic()
         await self.create(
@@ -284,12 +287,12 @@ class MachineRegistry:
             await asyncio.shield(self.destroy(name))
         if status != 0:
             raise ProviderError(
-                f"a machine was forged, but `true` ended with {status} on it; see {self._home.local}/keeper.log"
+                f"a machine was forged, but `true` ended with {status} on it; see {self._paths.local}/keeper.log"
             )
         return Capabilities(
-            tier=self._tier,
+            tier=self._privilege,
             package_installs=_APT,
-            several_users=self._tier == "root",
+            several_users=self._privilege == "root",
             memory_limit=self._groups.memory,
             disk_limit="polled" if self._images.problem else "filesystem",
             cpu_limit="shares" if self._groups.shares_cpu else "nice",
@@ -298,12 +301,12 @@ class MachineRegistry:
         )
 
     async def close(self) -> None:
-        """Burn everything: nothing lives on without its keeper."""
+        """Burn everything: nothing lives on without its daemon."""
         if self._ticking is not None:
             self._ticking.cancel()
             await asyncio.gather(self._ticking, return_exceptions=True)
         await asyncio.gather(*(self.destroy(name) for name in tuple(self._machines)), return_exceptions=True)
-        await asyncio.gather(*self._burning, return_exceptions=True)
+        await asyncio.gather(*self._destroying, return_exceptions=True)
         await asyncio.gather(*self._disk_work, return_exceptions=True)
         await asyncio.to_thread(self._images.close)
         await self._link.stop()
@@ -321,40 +324,40 @@ class MachineRegistry:
             if not self._waiting[name]:
                 del self._waiting[name], self._locks[name]
 
-    async def _skeleton(self, layout: base_tree.Layout) -> str:
-        name = base_tree.name_of(self._tier, layout)
-        folder = self._home.local / name
+    async def _base_tree(self, layout: base_tree.Layout) -> str:
+        name = base_tree.name_of(self._privilege, layout)
+        folder = self._paths.local / name
         if not folder.is_dir():
-            async with self._skeleton_lock:
+            async with self._base_tree_lock:
                 if not folder.is_dir():
-                    await asyncio.to_thread(base_tree.build, folder, self._tier, layout)
-                    await asyncio.to_thread(self._remove_skeletons, {name, *self._skeletons.values()})
+                    await asyncio.to_thread(base_tree.build, folder, self._privilege, layout)
+                    await asyncio.to_thread(self._remove_base_trees, {name, *self._base_trees.values()})
         return name
 
-    def _remove_skeletons(self, needed: set[str]) -> None:
-        for folder in (*self._home.local.glob("skeleton-*"), *self._home.local.glob(".skeleton-*")):
+    def _remove_base_trees(self, needed: set[str]) -> None:
+        for folder in (*self._paths.local.glob("skeleton-*"), *self._paths.local.glob(".skeleton-*")):
             if folder.name not in needed:
                 remove_tree(folder)
 
     def _working_link(self) -> ForkClient:
         if self._link.lost:
             self._link = ForkClient.start()
-            self._link.attend(self._forger_lost)
+            self._link.attend(self._fork_server_lost)
         return self._link
 
-    def _forger_lost(self) -> None:
+    def _fork_server_lost(self) -> None:
         for name in tuple(self._machines):
             self._lost(name)
 
     def _lost(self, name: str) -> None:
-        self._burn_later(name)
+        self._destroy_later(name)
 
-    def _burn_later(self, name: str) -> None:
-        task = asyncio.get_running_loop().create_task(self._burn_logged(name))
-        self._burning.add(task)
-        task.add_done_callback(self._burning.discard)
+    def _destroy_later(self, name: str) -> None:
+        task = asyncio.get_running_loop().create_task(self._destroy_logged(name))
+        self._destroying.add(task)
+        task.add_done_callback(self._destroying.discard)
 
-    async def _burn_logged(self, name: str) -> bool:
+    async def _destroy_logged(self, name: str) -> bool:
         try:
             return await self.destroy(name)
         except GibilError as error:
@@ -363,7 +366,7 @@ class MachineRegistry:
 
     def _forget(self, name: str) -> None:
         self._machines.pop(name, None)
-        self._skeletons.pop(name, None)
+        self._base_trees.pop(name, None)
         _expiry, handle = self._expiries.pop(name, (None, None))
         if handle:
             handle.cancel()
@@ -378,7 +381,7 @@ class MachineRegistry:
         if left <= 0:
             self._expiries[name] = expiry, None
             self._machines[name].blame(_EXPIRED)
-            self._burn_later(name)
+            self._destroy_later(name)
         else:
             timer = asyncio.get_running_loop().call_later(min(left, _CLOCK_CHECK_S), self._watch_expiry, name, expiry)
             self._expiries[name] = expiry, timer

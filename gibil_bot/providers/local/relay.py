@@ -13,7 +13,7 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 BLOCK = 64 * 1024
 _MAX_CONNECTIONS = 512
-"""Of one listener at a time; more wait in its backlog, so that one machine cannot use up the keeper's files."""
+"""Of one listener at a time; more wait in its backlog, so that one machine cannot use up the daemon's files."""
 
 
 async def forward(listener: socket.socket, host: str, port: int) -> None:

@@ -1,8 +1,8 @@
 """How a machine comes to be: namespaces, layers, devices, network, in the order that the kernel insists on.
 
-Runs in the forger's children and never in a process that holds an event loop or a secret. The first child enters the
-namespaces and is gone again at once; the second is PID 1 of the machine and the forger's own child from then on (the
-forger is a subreaper), so one process waits for all and one PDEATHSIG holds the chain together.
+Runs in the fork server's children and never in a process that holds an event loop or a secret. The first child enters the
+namespaces and is gone again at once; the second is PID 1 of the machine and the fork server's own child from then on (the
+fork server is a subreaper), so one process waits for all and one PDEATHSIG holds the chain together.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import NoReturn
 from gibil_bot.providers.local import init, mounts, seccomp
 from gibil_bot.providers.local import syscalls as sc
 from gibil_bot.providers.local.fd_passing import close_others
-from gibil_bot.providers.local.mounts import MountRequest, Stage, write_file
+from gibil_bot.providers.local.mounts import SpawnRequest, Stage, write_file
 
 IDS = 65536
 """User and group ids of a machine in tier `root`."""
@@ -37,7 +37,7 @@ _ISOLATION = sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWUTS | sc.CLONE_NEWIP
 
 
 def enter(
-    order: MountRequest, control: socket.socket, go: int, report: int, keep: tuple[int, ...], disk: int | None = None
+    request: SpawnRequest, control: socket.socket, go: int, report: int, keep: tuple[int, ...], disk: int | None = None
 ) -> NoReturn:
     """The first child: enter the namespaces, fork PID 1, report its pid, vanish.
 
@@ -49,20 +49,20 @@ def enter(
         sc.new_session_keyring()
         # With 0 a core_pattern that is a pipe would start the host's crash handler, as root; 1 stops that too (core(5)).
         _bound(resource.RLIMIT_CORE, 1)
-        if order["disk"] == "folder":
-            _bound(resource.RLIMIT_FSIZE, order["disk_mb"] * 1024**2)
-        os.chdir(order["local"])
-        if order["tier"] == "root":
-            _enter_as_root(order, disk)
+        if request["disk"] == "folder":
+            _bound(resource.RLIMIT_FSIZE, request["disk_mb"] * 1024**2)
+        os.chdir(request["local"])
+        if request["privilege"] == "root":
+            _enter_as_root(request, disk)
         else:
             _enter_as_user()
         # Only now: the kernel keeps the limit with which a user namespace was made, and holds it against *all* processes
         # that the maker's user has on the box. Set inside, it counts this machine's alone.
-        _bound(resource.RLIMIT_NPROC, order["pids"])
+        _bound(resource.RLIMIT_NPROC, request["pids"])
         Stage.now = "starting PID 1"
         pid = os.fork()
         if pid == 0:
-            _run(order, control, go, keep)
+            _run(request, control, go, keep)
         os.write(report, str(pid).encode())
         os._exit(0)
     except BaseException as error:
@@ -89,11 +89,11 @@ def become_owner(isolation: int = 0) -> None:
     write_file("/proc/self/gid_map", f"0 {gid} 1")
 
 
-def _enter_as_root(order: MountRequest, disk: int | None) -> None:
+def _enter_as_root(request: SpawnRequest, disk: int | None) -> None:
     """The layers are mounted while we are still root of the host: only that may make them idmapped."""
     Stage.now = "making a user namespace"
-    namespace = _user_namespace(order["base"])
-    folder = f"machines/{order['name']}"
+    namespace = _user_namespace(request["base"])
+    folder = f"machines/{request['name']}"
     Stage.now = "entering a mount namespace"
     sc.unshare(sc.CLONE_NEWNS)
     sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
@@ -101,12 +101,12 @@ def _enter_as_root(order: MountRequest, disk: int | None) -> None:
         Stage.now = "mounting the machine's disk"
         sc.move_mount(disk, f"{folder}/disk")
         os.close(disk)
-    os.chown(f"{folder}/disk", order["base"], order["base"])
-    Stage.now = "mounting idmapped layers"
-    mounts.mount_points(folder, layers=len(order["pieces"]) + 2)
-    sources = [(f"{order['skeleton']}/root", False), *order["pieces"]]
-    if order["python"]:
-        sources.append((order["python"][0], False))
+    os.chown(f"{folder}/disk", request["base"], request["base"])
+    Stage.now = "mounting idmapped file systems"
+    mounts.mount_points(folder, overlays=len(request["pieces"]) + 2)
+    sources = [(f"{request['base_tree']}/root", False), *request["pieces"]]
+    if request["python"]:
+        sources.append((request["python"][0], False))
     for number, (source, optional) in enumerate(sources):
         try:
             fd = sc.open_tree(source)
@@ -155,8 +155,8 @@ def _user_namespace(base: int) -> int:
         os.waitpid(pid, 0)
 
 
-def _run(order: MountRequest, control: socket.socket, go: int, keep: tuple[int, ...]) -> NoReturn:
-    """PID 1: build what the machine sees, wait until the forger is our parent, and serve."""
+def _run(request: SpawnRequest, control: socket.socket, go: int, keep: tuple[int, ...]) -> NoReturn:
+    """PID 1: build what the machine sees, wait until the fork server is our parent, and serve."""
     try:
         os.setsid()
         os.umask(0o022)
@@ -164,11 +164,11 @@ def _run(order: MountRequest, control: socket.socket, go: int, keep: tuple[int, 
         for fd in (0, 1, 2):
             os.dup2(null, fd)
         close_others({control.fileno(), go, *keep})
-        Stage.now = "mounting the machine's layers"
+        Stage.now = "mounting the machine's overlays"
         sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
-        mounts.mount_layers(order)
-        root = f"machines/{order['name']}/mnt/root"
-        mounts.mount_system(order, root)
+        mounts.mount_overlays(request)
+        root = f"machines/{request['name']}/mnt/root"
+        mounts.mount_system(request, root)
         Stage.now = "changing the root"
         os.chdir(root)
         sc.pivot_root(".", ".")
@@ -176,17 +176,17 @@ def _run(order: MountRequest, control: socket.socket, go: int, keep: tuple[int, 
         os.chdir("/")
         Stage.now = "setting up the network"
         sc.loopback_up()
-        listeners = [_listen(*PROXY), *(_listen(host, port) for host, port in order["listeners"])]
-        memory = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in _memory_of(order)]
+        listeners = [_listen(*PROXY), *(_listen(host, port) for host, port in request["listeners"])]
+        memory = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in _memory_of(request)]
         sc.prctl(sc.PR_SET_DUMPABLE, 1)  # changing the user closed our /proc to ourselves; nothing else runs in here yet
-        lives = init.Lives(order["weight"] == "nice")
-        Stage.now = "waiting for the forger"
+        lives = init.Lives(request["weight"] == "nice")
+        Stage.now = "waiting for the fork server"
         _await_parent(go)
-        Stage.now = "closing the machine's doors"
+        Stage.now = "dropping privileges"
         sc.set_process_name("gibil-init")
         sc.drop_bounding_set(DOCKER_CAPABILITIES)
         sc.prctl(sc.PR_SET_DUMPABLE, 0)  # jobs have our uid: without this they could read and trace PID 1
-        seccomp.install(pretend_root=order["tier"] == "user")
+        seccomp.install(pretend_root=request["privilege"] == "user")
         message = json.dumps({"ready": len(listeners)}).encode()
         _hand_over(control, message, [*(listener.fileno() for listener in listeners), *memory])
         for listener in listeners:
@@ -198,9 +198,9 @@ def _run(order: MountRequest, control: socket.socket, go: int, keep: tuple[int, 
     init.serve(control, lives)
 
 
-def _memory_of(order: MountRequest) -> list[str]:
+def _memory_of(request: SpawnRequest) -> list[str]:
     """What watch.Memory reads: the two tables, then every file system in memory."""
-    return ["/proc/sysvipc/shm", "/proc/sysvipc/msg", "/dev/shm", "/run", *(["/"] if order["disk"] == "memory" else [])]  # noqa: S108
+    return ["/proc/sysvipc/shm", "/proc/sysvipc/msg", "/dev/shm", "/run", *(["/"] if request["disk"] == "memory" else [])]  # noqa: S108
 
 
 def _hand_over(control: socket.socket, message: bytes, fds: list[int]) -> None:
@@ -217,7 +217,7 @@ def _hand_over(control: socket.socket, message: bytes, fds: list[int]) -> None:
 
 
 def _await_parent(go: int) -> None:
-    """The forger writes when the first child is gone and we are its own child; from then on we die with it."""
+    """The fork server writes when the first child is gone and we are its own child; from then on we die with it."""
     if os.read(go, 1) != b"1":
         os._exit(1)
     sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)

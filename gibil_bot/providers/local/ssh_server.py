@@ -1,6 +1,6 @@
 """The SSH server of one machine, on an AF_UNIX socket: one key may log in, as root, to run commands and nothing else.
 
-Served by the keeper, outside of the machine, so a machine needs no sshd, no port and no route, and clients use the same
+Served by the daemon, outside of the machine, so a machine needs no sshd, no port and no route, and clients use the same
 SSH code as for a computer far away.
 """
 
@@ -30,9 +30,9 @@ def new_key() -> tuple[str, str]:
 class MachineSSHServer:
     """Everything of one machine that is reachable through SSH."""
 
-    def __init__(self, pid1: InitClient) -> None:
-        self._pid1 = pid1
-        self._jobs = Jobs(pid1)
+    def __init__(self, init_client: InitClient) -> None:
+        self._init_client = init_client
+        self._jobs = Jobs(init_client)
         self._authorized = b""
         self._acceptor: asyncssh.SSHAcceptor | None = None
         self.connections: set[asyncssh.SSHServerConnection] = set()
@@ -82,7 +82,7 @@ class MachineSSHServer:
             session.say(text)
 
     def new_session(self) -> Session:
-        session = Session(self._pid1, self.sessions.discard, self._jobs)
+        session = Session(self._init_client, self.sessions.discard, self._jobs)
         self.sessions.add(session)
         return session
 
@@ -91,17 +91,17 @@ class MachineSSHServer:
 
 
 class _Server(asyncssh.SSHServer):
-    def __init__(self, door: MachineSSHServer) -> None:
-        self._door = door
+    def __init__(self, server: MachineSSHServer) -> None:
+        self._server = server
         self._connection: asyncssh.SSHServerConnection | None = None
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         self._connection = conn
-        self._door.connections.add(conn)
+        self._server.connections.add(conn)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._connection is not None:
-            self._door.connections.discard(self._connection)
+            self._server.connections.discard(self._connection)
 
     def begin_auth(self, username: str) -> bool:
         return True
@@ -110,9 +110,9 @@ class _Server(asyncssh.SSHServer):
         return True
 
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
-        return self._door.may_enter(username, key)
+        return self._server.may_enter(username, key)
 
     def session_requested(self) -> Any:
         assert self._connection is not None
         channel = self._connection.create_server_channel(encoding=None, window=_WINDOW, max_pktsize=_PACKET)
-        return channel, self._door.new_session()
+        return channel, self._server.new_session()

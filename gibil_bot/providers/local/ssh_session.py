@@ -48,10 +48,10 @@ _NEVER_FROM_CLIENTS = frozenset(
 
 
 class Session(_Base):
-    """Also a `pid1.Command`: PID 1 starts it and reports its end."""
+    """Also a `init_client.Command`: PID 1 starts it and reports its end."""
 
-    def __init__(self, pid1: InitClient, on_end: Callable[[Session], None], jobs: Jobs) -> None:
-        self._pid1 = pid1
+    def __init__(self, init_client: InitClient, on_end: Callable[[Session], None], jobs: Jobs) -> None:
+        self._init_client = init_client
         self._jobs = jobs
         self._subsystem: str | None = None
         self._request = bytearray()
@@ -109,7 +109,7 @@ class Session(_Base):
         # "" is the machine's shell, bash where there is one; PID 1 knows
         arguments = ["", "-l"] if self._command is None else ["", "-c", self._command]
         try:
-            self._id = self._pid1.spawn(self, arguments, env, size)
+            self._id = self._init_client.spawn(self, arguments, env, size)
         except GibilError as error:
             self._channel.write_stderr(f"gibil: {error.message}\n".encode())
             self._channel.exit(254)
@@ -202,7 +202,7 @@ class Session(_Base):
         theirs = [stdin_read, stdout_write, stderr_write]
         for fd in theirs:
             os.set_blocking(fd, True)
-            self._pid1.give_to_root(fd)
+            self._init_client.give_to_root(fd)
         self._drop_descriptors()  # of a request that could not be sent
         self._stdin = stdin_write
         self._outputs = {stdout_read: None, stderr_read: asyncssh.EXTENDED_DATA_STDERR}
@@ -307,7 +307,7 @@ class Session(_Base):
     def _signal(self, name: str) -> None:
         number = getattr(signal, f"SIG{name.removeprefix('SIG')}", None)
         if isinstance(number, signal.Signals) and self._id is not None and self._status is None:
-            self._pid1.kill(self._id, number, session=number == signal.SIGKILL)
+            self._init_client.kill(self._id, number, session=number == signal.SIGKILL)
 
     # The end
 
@@ -336,7 +336,7 @@ class Session(_Base):
         if self._timer:
             self._timer.cancel()
         if self._id is not None and self._status is None:
-            self._pid1.kill(self._id)
+            self._init_client.kill(self._id)
         self._drop_descriptors()
         self._on_end(self)
 
