@@ -14,7 +14,7 @@ import pytest
 from gibil_bot.errors import MachineNotFound, ProviderError, Unavailable, UsageError
 from gibil_bot.model import Machine
 from gibil_bot.providers.hetzner import labels
-from gibil_bot.providers.hetzner.api import stop_retries
+from gibil_bot.providers.hetzner.api import disable_retries
 from gibil_bot.providers.hetzner.provider import HetznerProvider
 from tests.doubles.hetzner import HetznerDouble, hetzner_double
 from tests.doubles.hetzner_kit import arm, spec
@@ -63,16 +63,14 @@ async def test_a_refused_type_has_the_list_read_again_for_the_next_creation(
 async def test_a_wrong_image_costs_one_request_and_is_said(
     double: HetznerDouble, provider: HetznerProvider, image: str
 ) -> None:
-    with pytest.raises(ProviderError, match=r"Hetzner refuses: image .*invalid_input"):
+    with pytest.raises(ProviderError, match=r"Hetzner rejected it: image .*invalid_input"):
         await provider.create(spec(image=image))
     assert double.called("POST /servers") == 1
 
 
 async def test_a_refusal_that_nobody_understands_ends_and_is_shown(double: HetznerDouble, provider: HetznerProvider) -> None:
     arm(double, "POST", "/servers", status=422, message="computer says no", times=100)
-    with pytest.raises(
-        ProviderError, match=r"refuses it in cx23 in nbg1, .*last answer was: computer says no \(invalid_input\)"
-    ):
+    with pytest.raises(ProviderError, match=r"rejected cx23 in nbg1, .*last answer was: computer says no \(invalid_input\)"):
         await provider.create(spec())
     assert double.called("POST /servers") <= 10
 
@@ -113,7 +111,7 @@ async def test_the_way_out_of_a_limit_of_addresses_is_not_burning_machines(
     double: HetznerDouble, provider: HetznerProvider
 ) -> None:
     double.state.address_limit = 0
-    with pytest.raises(ProviderError, match="delete Primary IPs that no server has") as caught:
+    with pytest.raises(ProviderError, match="delete unassigned Primary IPs") as caught:
         await provider.create(spec())
     assert "burn" not in caught.value.message
 
@@ -129,14 +127,16 @@ async def test_a_failed_creation_is_cleaned_up_and_tried_elsewhere(
     machine = await provider.create(spec())
     assert became(machine) == ("cx23", "fsn1")
     assert [str(number) for number in double.state.servers] == [machine.id]
-    assert "cx23 in nbg1 is not to be had (action_failed)" in caplog.text
+    assert "cx23 in nbg1 is not available (action_failed)" in caplog.text
 
 
 async def test_creations_that_fail_everywhere_are_given_up_after_three_billed_servers(
     double: HetznerDouble, provider: HetznerProvider
 ) -> None:
     double.state.start_fails = {(kind["name"], place["name"]) for kind in double.state.types for place in kind["locations"]}
-    with pytest.raises(ProviderError, match=r"cannot make machine ada: .*start_server failed: Action failed \(action_failed\)"):
+    with pytest.raises(
+        ProviderError, match=r"cannot create machine ada: .*start_server failed: Action failed \(action_failed\)"
+    ):
         await provider.create(spec())
     assert double.called("POST /servers") == 3
     assert double.state.servers == {}
@@ -180,7 +180,7 @@ async def test_a_server_whose_firewall_is_pending_is_not_ready(firewalls_s: floa
         provider = double.provider(boot_s=10 if firewalls_s > 0 else 0.3)
         try:
             if firewalls_s < 0:
-                with pytest.raises(ProviderError, match="not behind its firewall"):
+                with pytest.raises(ProviderError, match="its firewall isn't applied"):
                     await provider.create(spec())
                 return
             await provider.create(spec())
@@ -197,11 +197,11 @@ async def test_a_lock_is_waited_out_with_few_calls(double: HetznerDouble, provid
     machine = await provider.create(spec())
     number = int(machine.id)
     double.state.locked.add(number)
-    burning = asyncio.create_task(provider.destroy("ada"))
-    await asyncio.wait({burning}, timeout=0.6)
+    deleting = asyncio.create_task(provider.destroy("ada"))
+    await asyncio.wait({deleting}, timeout=0.6)
     assert 2 <= double.called(f"DELETE /servers/{number}") <= 8
     double.state.locked.clear()
-    assert await burning is True
+    assert await deleting is True
 
 
 async def test_a_server_that_is_locked_after_its_creation_is_burned(double: HetznerDouble, provider: HetznerProvider) -> None:
@@ -252,7 +252,7 @@ async def test_answers_of_something_in_front_of_the_api_are_known_by_their_statu
 
 async def test_what_is_not_hetzners_api_is_called_so(double: HetznerDouble, provider: HetznerProvider) -> None:
     arm(double, "GET", "/servers", status=404, text="<html>nginx</html>")
-    with pytest.raises(ProviderError, match=r"not Hetzner's API \(HTTP 404 Not Found\); check HCLOUD_ENDPOINT"):
+    with pytest.raises(ProviderError, match=r"HTTP 404 Not Found\) isn't from Hetzner's API; check HCLOUD_ENDPOINT"):
         await provider.list_machines()
 
 
@@ -273,12 +273,12 @@ async def test_probe_notices_a_token_that_may_only_read(double: HetznerDouble, e
 
 def test_another_hcloud_that_keeps_its_retries_elsewhere_is_noticed() -> None:
     client = hcloud.Client("token")
-    stop_retries(client)
+    disable_retries(client)
     assert client._client._retry_max_retries == 0
     client._client._session.close()
     del client._client._retry_max_retries
     with pytest.raises(ProviderError, match=r"install hcloud 2\.27"):
-        stop_retries(client)
+        disable_retries(client)
 
 
 # What is made
@@ -295,7 +295,7 @@ async def test_an_arm_type_gets_an_arm_image(double: HetznerDouble, provider: He
 async def test_an_image_that_arm_does_not_have_is_said_before_anything_is_made(
     double: HetznerDouble, provider: HetznerProvider
 ) -> None:
-    with pytest.raises(UsageError, match="no image 'windows-11' for arm, as cax11 needs it"):
+    with pytest.raises(UsageError, match="no image 'windows-11' for arm, which server type 'cax11' needs"):
         await provider.create(spec(server_type="cax11", image="windows-11"))
     assert double.called("POST /servers") == 0
 
@@ -360,7 +360,7 @@ async def test_a_machine_that_is_burned_while_it_is_extended_is_not_found(double
     provider = double.provider(run_on=run_on)
     try:
         await provider.create(spec())
-        with pytest.raises(MachineNotFound, match="ada was burned"):
+        with pytest.raises(MachineNotFound, match="ada was deleted"):
             await provider.extend("ada", datetime.now(UTC) + timedelta(hours=5))
     finally:
         await provider.close()
@@ -371,7 +371,7 @@ async def test_a_machine_that_is_burned_while_it_is_extended_is_not_found(double
 
 @pytest.fixture
 async def thrifty(double: HetznerDouble) -> AsyncIterator[HetznerProvider]:
-    provider = double.provider(reuse=True, burn_s=patient(0.2), boot_s=patient(1.0))
+    provider = double.provider(reuse=True, delete_s=patient(0.2), boot_s=patient(1.0))
     yield provider
     await provider.close()
 

@@ -56,8 +56,8 @@ async def start_daemon(lodging: LocalLodging, *odd: str) -> None:
     """By a process of odd habits, which also leaves a descriptor open that is no concern of the daemon's."""
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})\n{_ODD}\n"
-        "from gibil_bot.providers.local import starting\n"
-        f"starting.begin(Path({str(lodging.data_dir)!r}))\n"
+        "from gibil_bot.providers.local import daemon_start\n"
+        f"daemon_start.begin(Path({str(lodging.data_dir)!r}))\n"
     )
     left, right = socket.socketpair()
     with left, right:

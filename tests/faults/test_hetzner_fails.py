@@ -54,7 +54,9 @@ async def test_an_answer_that_never_comes_finds_the_server_that_was_made(
 
 async def test_an_api_that_stays_broken_is_said_in_one_line(double: HetznerDouble, provider: HetznerProvider) -> None:
     arm(double, "POST", "/servers", times=100)
-    with pytest.raises(ProviderError, match=r"cannot make machine ada: Hetzner's API fails .*status\.hetzner\.com") as caught:
+    with pytest.raises(
+        ProviderError, match=r"cannot create machine ada: Hetzner's API failed .*status\.hetzner\.com"
+    ) as caught:
         await provider.create(spec())
     assert "\n" not in caught.value.message
     assert double.called("POST /servers") == 5
@@ -63,7 +65,7 @@ async def test_an_api_that_stays_broken_is_said_in_one_line(double: HetznerDoubl
 async def test_an_api_that_is_not_there_is_said_in_one_line() -> None:
     provider = HetznerProvider("token", endpoint="http://127.0.0.1:9/v1", backoff_s=0.01)
     try:
-        with pytest.raises(ProviderError, match="cannot be reached; check the network and HCLOUD_ENDPOINT") as caught:
+        with pytest.raises(ProviderError, match="can't be reached; check the network and HCLOUD_ENDPOINT") as caught:
             await provider.create(spec())
     finally:
         await provider.close()
@@ -72,7 +74,7 @@ async def test_an_api_that_is_not_there_is_said_in_one_line() -> None:
 
 @pytest.mark.parametrize(
     ("token", "code", "said"),
-    [("wrong" * 12, "UNAUTHORIZED", "does not accept HCLOUD_TOKEN"), (None, "TOKEN_READONLY", "may only read")],
+    [("wrong" * 12, "UNAUTHORIZED", "rejected HCLOUD_TOKEN"), (None, "TOKEN_READONLY", "is read-only")],
 )
 async def test_a_wrong_token_is_one_clear_line_without_the_token(
     double: HetznerDouble, token: str | None, code: str, said: str
@@ -109,7 +111,7 @@ async def test_what_is_sold_out_is_replaced_and_it_is_told(
     machine = await provider.create(spec())
     assert (machine.labels["server-type"], machine.labels["location"]) == ("cpx22", "fsn1")
     assert machine.labels["instead-of"] == "cx23.nbg1"
-    assert "cx23 in nbg1 is not to be had (resource_unavailable)" in caplog.text
+    assert "cx23 in nbg1 is not available (resource_unavailable)" in caplog.text
     double.api.calls.clear()
     second = await provider.create(spec("next"))  # knows already
     assert (second.labels["server-type"], double.called("POST /servers")) == ("cpx22", 1)
@@ -125,7 +127,7 @@ async def test_a_type_that_was_retired_meanwhile_is_replaced(double: HetznerDoub
 
 async def test_all_sold_out_says_what_was_tried(double: HetznerDouble, provider: HetznerProvider) -> None:
     double.state.sold_out |= {(kind["name"], place["name"]) for kind in double.state.types for place in kind["locations"]}
-    with pytest.raises(ProviderError, match=r"no room in cx23 in nbg1, .*cx33 in hel1; choose another") as caught:
+    with pytest.raises(ProviderError, match=r"no room for cx23 in nbg1, .*cx33 in hel1; choose another") as caught:
         await provider.create(spec())
     assert caught.value.code == "RESOURCE_UNAVAILABLE"
 
@@ -134,7 +136,7 @@ async def test_a_server_that_never_runs_is_given_up(double: HetznerDouble) -> No
     double.state.initializing_s = 0.6
     provider = double.provider(boot_s=0.2)
     try:
-        with pytest.raises(ProviderError, match=r"after 0 s its server does not run yet"):
+        with pytest.raises(ProviderError, match=r"after 0 s its server doesn't run yet"):
             await provider.create(spec())
         assert await provider.destroy("ada") is True  # locked until its creation is over
     finally:
@@ -149,7 +151,7 @@ async def test_a_server_that_vanishes_while_it_boots_is_said(double: HetznerDoub
         await asyncio.sleep(0.005)
     (server,) = double.state.servers.values()
     double.state.lose(server)
-    with pytest.raises(ProviderError, match="vanished while it booted"):
+    with pytest.raises(ProviderError, match="deleted by another client while it booted"):
         await task
 
 
@@ -250,11 +252,11 @@ async def test_burning_goes_on_through_errors_and_locks(double: HetznerDouble, p
     double.state.locked.add(number)
     arm(double, "DELETE", r"/servers/\d+", status=503)
     arm(double, "GET", r"/primary_ips/\d+", times=100)  # what is only asked for must not keep it from being burned
-    burning = asyncio.create_task(provider.destroy("ada"))
+    deleting = asyncio.create_task(provider.destroy("ada"))
     while double.called(f"DELETE /servers/{number}") < 4:
         await asyncio.sleep(0.005)
     double.state.locked.clear()
-    assert await burning is True
+    assert await deleting is True
     assert double.state.servers == {}
 
 
@@ -279,10 +281,10 @@ async def test_an_address_leaves_also_when_we_die_right_after_its_server() -> No
 
 async def test_a_server_that_does_not_go_is_not_called_gone(double: HetznerDouble) -> None:
     double.state.deleting_s = 600
-    provider = double.provider(burn_s=0.1)
+    provider = double.provider(delete_s=0.1)
     try:
         await provider.create(spec())
-        with pytest.raises(ProviderError, match="has not burned machine ada"):
+        with pytest.raises(ProviderError, match="did not delete machine ada"):
             await provider.destroy("ada")
     finally:
         await provider.close()
@@ -367,7 +369,7 @@ async def test_a_list_that_does_not_end_is_an_error(
         return status, body
 
     monkeypatch.setattr(type(double.api), "_page", endless)
-    with pytest.raises(ProviderError, match="does not end"):
+    with pytest.raises(ProviderError, match="doesn't end"):
         await provider.list_machines()
 
 

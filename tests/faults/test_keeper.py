@@ -229,7 +229,9 @@ async def test_providers_that_start_a_daemon_together_end_up_with_one(lodging: L
 
 
 async def test_a_daemon_that_many_let_begin_is_one_and_is_found_by_whoever_forges(lodging: LocalLodging) -> None:
-    code = "import sys, pathlib; from gibil_bot.providers.local import daemon_start; daemon_start.begin(pathlib.Path(sys.argv[1]))"
+    code = (
+        "import sys, pathlib; from gibil_bot.providers.local import daemon_start; daemon_start.begin(pathlib.Path(sys.argv[1]))"
+    )
     words = [sys.executable, "-c", code, str(lodging.data_dir)]
     starters = [await asyncio.create_subprocess_exec(*words) for _ in range(4)]
     machine = await lodging.provider.create(lodging.spec("first"))

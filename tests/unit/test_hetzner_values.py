@@ -1,4 +1,4 @@
-"""The pure parts of the Hetzner provider: labels, host keys, offers, prices, and the budget of calls."""
+"""The pure parts of the Hetzner provider: labels, host keys, server types, prices, and the rate limit."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 
 from gibil_bot.errors import ProviderError, UsageError
 from gibil_bot.model import MachineSpec
-from gibil_bot.providers.hetzner import labels
-from gibil_bot.providers.hetzner import server_types as shop
+from gibil_bot.providers.hetzner import labels, server_types
 from gibil_bot.providers.hetzner.project import new_pair
-from gibil_bot.providers.hetzner.rate_limit import RESERVE, RateLimit, budget_of
-from gibil_bot.providers.hetzner.server_types import Offer
+from gibil_bot.providers.hetzner.rate_limit import RESERVE, RateLimit, rate_limit_of
+from gibil_bot.providers.hetzner.server_types import Candidate
 from gibil_bot.ssh import host_keys
 from tests.doubles import hetzner_catalogue as catalogue
 from tests.doubles import hetzner_schema as schema
@@ -98,29 +97,29 @@ def test_a_damaged_label_is_no_host_key(damaged: str) -> None:
     assert host_keys.from_label(damaged) is None
 
 
-# Offers
+# Server types
 
 
-def offers(**more: Any) -> list[str]:
+def candidates(**more: Any) -> list[str]:
     types = more.pop("types", None) or catalogue.server_types()
-    return [str(offer) for offer in shop.offers(types, now=NOW, **{"size": "small", **more})]
+    return [str(candidate) for candidate in server_types.candidates(types, now=NOW, **{"size": "small", **more})]
 
 
 def test_the_cheapest_that_fits_is_tried_everywhere_before_the_next() -> None:
-    assert offers() == [
+    assert candidates() == [
         *("cx23 in nbg1", "cx23 in fsn1", "cx23 in hel1"),
         *("cpx22 in nbg1", "cpx22 in fsn1", "cpx22 in hel1"),
         *("cx33 in nbg1", "cx33 in fsn1", "cx33 in hel1"),
     ]
-    assert offers(size="large")[0] == "cx43 in nbg1"
-    assert offers(memory_mb=8192)[0] == "cx33 in nbg1"
+    assert candidates(size="large")[0] == "cx43 in nbg1"
+    assert candidates(memory_mb=8192)[0] == "cx33 in nbg1"
 
 
 def test_what_was_asked_for_by_name_is_what_is_tried() -> None:
-    assert offers(server_type="cpx11", location="ash") == ["cpx11 in ash"]
-    assert offers(server_type="cax11") == ["cax11 in nbg1", "cax11 in fsn1", "cax11 in hel1"]
-    with pytest.raises(ProviderError, match="cax11 in ash now; it does in fsn1"):
-        offers(server_type="cax11", location="ash")
+    assert candidates(server_type="cpx11", location="ash") == ["cpx11 in ash"]
+    assert candidates(server_type="cax11") == ["cax11 in nbg1", "cax11 in fsn1", "cax11 in hel1"]
+    with pytest.raises(ProviderError, match="cax11 in ash now; choose another location: fsn1"):
+        candidates(server_type="cax11", location="ash")
 
 
 def test_a_named_type_may_cost_no_more_than_the_sizes_unless_the_operator_allows_it() -> None:
@@ -134,11 +133,11 @@ def test_a_named_type_may_cost_no_more_than_the_sizes_unless_the_operator_allows
     types.append(giant)
     types += [{**large, "name": name} for name in ("cx44", "cx45")]  # a size names three types
     with pytest.raises(UsageError, match="GIBIL_SERVER_TYPES"):
-        offers(types=types, server_type="ccx63")
-    assert offers(types=types, server_type="ccx63", allowed=("ccx63",))
+        candidates(types=types, server_type="ccx63")
+    assert candidates(types=types, server_type="ccx63", allowed=("ccx63",))
     with pytest.raises(UsageError, match="allows ccx63"):
-        offers(types=types, server_type="cx23", allowed=("ccx63",))
-    assert {each.split()[0] for each in offers(allowed=("cx33", "cpx22"))} == {"cx33", "cpx22"}
+        candidates(types=types, server_type="cx23", allowed=("ccx63",))
+    assert {each.split()[0] for each in candidates(allowed=("cx33", "cpx22"))} == {"cx33", "cpx22"}
 
 
 def test_unavailable_and_retired_ones_are_left_out() -> None:
@@ -146,11 +145,11 @@ def test_unavailable_and_retired_ones_are_left_out() -> None:
     types[0]["locations"][1]["available"] = False  # cx23 in nbg1
     types[4]["locations"][0]["deprecation"] = {"unavailable_after": "2026-11-01T00:00:00Z"}  # cpx22 in fsn1
     types[4]["locations"][2]["deprecation"] = {"unavailable_after": "2027-11-01T00:00:00Z"}  # and still to be had in hel1
-    assert offers(types=types)[:4] == ["cx23 in fsn1", "cx23 in hel1", "cpx22 in nbg1", "cpx22 in hel1"]
+    assert candidates(types=types)[:4] == ["cx23 in fsn1", "cx23 in hel1", "cpx22 in nbg1", "cpx22 in hel1"]
 
 
 def test_what_was_just_sold_out_comes_last() -> None:
-    order = offers(sold_out={Offer("cx23", "nbg1")})
+    order = candidates(sold_out={Candidate("cx23", "nbg1")})
     assert (order[0], order[-1]) == ("cx23 in fsn1", "cx23 in nbg1")
 
 
@@ -164,14 +163,14 @@ def test_what_was_just_sold_out_comes_last() -> None:
 )
 def test_what_does_not_exist_is_refused_with_what_does(wrong: dict[str, str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        offers(**wrong)
+        candidates(**wrong)
 
 
 def test_sold_out_everywhere_is_not_the_callers_fault() -> None:
     types = catalogue.server_types()
     types[-1]["locations"][3] |= {"available": True, "deprecation": None}
     with pytest.raises(ProviderError, match="cx21 in nbg1 now") as caught:
-        offers(types=types, server_type="cx21", location="nbg1")
+        candidates(types=types, server_type="cx21", location="nbg1")
     assert "ash" in caught.value.message
     assert caught.value.code == "RESOURCE_UNAVAILABLE"
 
@@ -181,20 +180,22 @@ def test_sold_out_everywhere_is_not_the_callers_fault() -> None:
 
 def test_a_price_has_the_address_in_it() -> None:
     pricing = catalogue.pricing(catalogue.server_types())
-    found = shop.price(pricing, Offer("cx23", "nbg1"))
-    assert found == shop.Price(hourly=Decimal("0.0068"), monthly=Decimal("4.2440"), currency="EUR")
-    assert shop.price(pricing, Offer("cx99", "nbg1")) is None
+    found = server_types.price(pricing, Candidate("cx23", "nbg1"))
+    assert found == server_types.Price(hourly=Decimal("0.0068"), monthly=Decimal("4.2440"), currency="EUR")
+    assert server_types.price(pricing, Candidate("cx99", "nbg1")) is None
 
 
 @pytest.mark.parametrize(("lived", "hours"), [(0, 1), (59, 1), (3600, 1), (3601, 2), (7199, 2), (-5, 1)])
 def test_started_hours_are_billed_whole(lived: int, hours: int) -> None:
-    assert shop.started_hours(NOW, NOW + timedelta(seconds=lived)) == hours
-    price = shop.Price(Decimal("0.01"), Decimal(6), "EUR")
-    assert shop.cost_so_far(price, NOW, NOW + timedelta(seconds=lived)) == hours * Decimal("0.01")
+    assert server_types.started_hours(NOW, NOW + timedelta(seconds=lived)) == hours
+    price = server_types.Price(Decimal("0.01"), Decimal(6), "EUR")
+    assert server_types.cost_so_far(price, NOW, NOW + timedelta(seconds=lived)) == hours * Decimal("0.01")
 
 
 def test_a_month_is_the_most_that_is_billed() -> None:
-    assert shop.cost_so_far(shop.Price(Decimal("0.01"), Decimal(6), "EUR"), NOW, NOW + timedelta(days=30)) == Decimal(6)
+    assert server_types.cost_so_far(
+        server_types.Price(Decimal("0.01"), Decimal(6), "EUR"), NOW, NOW + timedelta(days=30)
+    ) == Decimal(6)
 
 
 # The library
@@ -207,7 +208,7 @@ def test_hcloud_still_has_what_we_turn_off_in_it() -> None:
     client._session.close()
 
 
-# The budget
+# The rate limit
 
 
 class Clock:
@@ -219,28 +220,28 @@ class Clock:
 
 
 async def test_the_answers_say_what_is_left_and_calls_in_flight_are_counted() -> None:
-    budget = RateLimit(clock := Clock())
-    await budget.take()
-    await budget.take()
-    budget.answered(200, {"RateLimit-Limit": "3600", "RateLimit-Remaining": "100"})
-    assert budget.left() == 99  # the other one is still on its way
+    rate_limit = RateLimit(clock := Clock())
+    await rate_limit.acquire()
+    await rate_limit.acquire()
+    rate_limit.answered(200, {"RateLimit-Limit": "3600", "RateLimit-Remaining": "100"})
+    assert rate_limit.left() == 99  # the other one is still on its way
     clock.now += 10
-    assert budget.left() == 109
-    budget.answered(None, {})
-    assert budget.left() == 109
+    assert rate_limit.left() == 109
+    rate_limit.answered(None, {})
+    assert rate_limit.left() == 109
 
 
 async def test_without_calls_left_one_waits_for_the_refill_and_burning_waits_less() -> None:
-    budget = RateLimit(clock := Clock())
-    await budget.take()
-    budget.answered(429, {})
-    assert budget.wait_s() == 1 + RESERVE
-    assert budget.wait_s(0) == 1
+    rate_limit = RateLimit(clock := Clock())
+    await rate_limit.acquire()
+    rate_limit.answered(429, {})
+    assert rate_limit.wait_s() == 1 + RESERVE
+    assert rate_limit.wait_s(0) == 1
     clock.now += 1
-    assert budget.wait_s(0) == 0
+    assert rate_limit.wait_s(0) == 0
 
 
 def test_one_token_has_one_budget() -> None:
-    one = budget_of("a", "https://x")
-    assert budget_of("a", "https://x") is one
-    assert budget_of("b", "https://x") is not one
+    one = rate_limit_of("a", "https://x")
+    assert rate_limit_of("a", "https://x") is one
+    assert rate_limit_of("b", "https://x") is not one

@@ -1,7 +1,7 @@
-"""Waits for servers to run: however many are waited for, one list answers for all, and one call reads all their actions.
+"""Waiting for servers to run: one list and one call for actions serve all waiting callers.
 
-A server that runs is seen in the list. Its actions are read when it looks stuck: while it is `off`, and else ever more rarely,
-as a creation that failed may leave its server `initializing` for ever ("An action should be waited upon",
+The list shows when a server runs. Its actions are read when it looks stuck: in each round while it is `off`, otherwise less and
+less often, because a failed creation may leave its server `initializing` for ever ("An action should be waited upon",
 https://docs.hetzner.cloud/reference/cloud#actions).
 """
 
@@ -13,14 +13,14 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 
 from gibil_bot.errors import GibilError
-from gibil_bot.providers.hetzner.api import HetznerApi, Json, Refused, action_error
+from gibil_bot.providers.hetzner.api import HetznerApi, Json, Rejected, action_error
 
 _log = logging.getLogger(__name__)
 
 _MISSES = 3
-"""A server that was just made may be missing from a list or two; one that stays away is gone."""
+"""A new server may be missing from a list or two. One that is missing from this many is gone."""
 _FIRST_READ = 8
-"""After so many rounds actions are read, then again after 1, 2, 4 … more. Those of a server that is `off` are read at once."""
+"""Actions are read after this many rounds, then after 1, 2, 4 … more; those of a server that is `off` in the next round."""
 _IDS_PER_CALL = 25
 
 
@@ -37,36 +37,36 @@ class _Waiter:
 
 
 class BootWait:
-    """`list_servers` brings all of ours; it is called every `every_s` while somebody waits."""
+    """`list_servers` returns all our servers; it is called every `every_s` seconds while a caller waits."""
 
     def __init__(self, api: HetznerApi, list_servers: Callable[[], Awaitable[list[Json]]], every_s: float) -> None:
         self._api = api
         self._list_servers = list_servers
         self._every_s = every_s
         self._waiters: set[_Waiter] = set()
-        self._looking: asyncio.Task[None] | None = None
+        self._polling: asyncio.Task[None] | None = None
 
     async def running(self, server_id: int, actions: tuple[int, ...] = (), doing: str = "start a server") -> Json | None:
-        """The server once it runs and its firewalls are applied; None if it is gone.
+        """Return the server once it runs and its firewalls are applied, or None if it is gone.
 
-        `actions` are those that should make it run. When all have ended and it is `off`, that server is returned. Raises
-        Refused when one of them failed, and what the list raises. Bound the wait yourself.
+        `actions` are those that should start it. When all have ended and the server is `off`, it is returned as well. Raises
+        Rejected when one of them failed, and what the list raises. There is no time limit; the caller sets one.
         """
         waiter = _Waiter(server_id, actions, doing, asyncio.get_running_loop().create_future())
         self._waiters.add(waiter)
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._look())
+        if self._polling is None or self._polling.done():
+            self._polling = asyncio.create_task(self._poll())
         try:
             return await waiter.future
         finally:
             self._waiters.discard(waiter)
 
     async def close(self) -> None:
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.wait({self._looking})
+        if self._polling is not None:
+            self._polling.cancel()
+            await asyncio.wait({self._polling})
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         while True:
             await asyncio.sleep(self._every_s)
             waiters = {waiter for waiter in self._waiters if not waiter.future.done()}
@@ -84,17 +84,17 @@ class BootWait:
                 continue
             for waiter in waiters:
                 if not waiter.future.done():
-                    _judge(waiter, servers.get(waiter.server_id), actions if waiter in stuck else None)
+                    _update_waiter(waiter, servers.get(waiter.server_id), actions if waiter in stuck else None)
 
     async def _read_actions(self, wanted: Collection[int]) -> dict[int, Json]:
-        """Those that can't be found are left out: one of many must not fail all who wait."""
+        """Return the actions by ID. Those that don't exist are left out, so that one server can't fail the others."""
         numbers = sorted(wanted)
         found: dict[int, Json] = {}
         for start in range(0, len(numbers), _IDS_PER_CALL):
             query = {"id": numbers[start : start + _IDS_PER_CALL]}
             try:
-                answer = await self._api.call("GET", "/actions", "read what servers wait for", query=query)
-            except Refused as error:
+                answer = await self._api.call("GET", "/actions", "read the actions of servers", query=query)
+            except Rejected as error:
                 if error.reason not in ("not_found", "invalid_input"):
                     raise
                 _log.warning("%s", error)
@@ -104,13 +104,16 @@ class BootWait:
 
 
 def is_ready(server: Json) -> bool:
-    """It runs, and no firewall of it is still `pending` (https://docs.hetzner.cloud/reference/cloud#servers, `public_net`)."""
+    """Return whether it runs and all its firewalls are applied.
+
+    https://docs.hetzner.cloud/reference/cloud#servers, `public_net`
+    """
     firewalls = server["public_net"].get("firewalls") or ()
     return server["status"] == "running" and all(each.get("status") == "applied" for each in firewalls)
 
 
-def _judge(waiter: _Waiter, server: Json | None, actions: dict[int, Json] | None) -> None:
-    """`actions`: read in this round; None if they weren't."""
+def _update_waiter(waiter: _Waiter, server: Json | None, actions: dict[int, Json] | None) -> None:
+    """Apply what one round has shown. `actions` is None if they weren't read in this round."""
     waiter.rounds += 1
     if actions is not None:
         waiter.read_at, waiter.pause = waiter.rounds + waiter.pause, 2 * waiter.pause

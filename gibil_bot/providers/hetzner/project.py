@@ -1,8 +1,8 @@
-"""What all machines of one Hetzner project share: a firewall that lets only SSH in, and a key that opens nothing.
+"""Resources that all machines of one Hetzner project share: a firewall that admits only SSH, and an SSH key without a holder.
 
-Hetzner makes up a root password and e-mails it to the project's owner for every server that is made without an SSH key, and
-that password has expired, which also stops logins by key. So every server is given one shared key whose private half was
-thrown away as soon as it was made. Who may really log in stands in the user-data, and sshd reads nothing else (cloudinit.py).
+For every server that is created without an SSH key, Hetzner generates a root password and e-mails it to the project's owner.
+That password has expired, which also blocks logins by key. So every server gets one shared key whose private half was discarded
+when it was generated. The user-data says which key may log in, and sshd reads nothing else (cloudinit.py).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 from dataclasses import dataclass
 
 from gibil_bot.errors import ProviderError
-from gibil_bot.providers.hetzner.api import HetznerApi, Json, Refused
+from gibil_bot.providers.hetzner.api import HetznerApi, Json, Rejected
 from gibil_bot.providers.hetzner.labels import CREATED_BY, OURS
 
 FIREWALL = "gibil-ssh-only"
@@ -30,24 +30,26 @@ _RULES = (
 
 @dataclass(frozen=True, slots=True)
 class ProjectResources:
+    """IDs of the shared firewall and SSH key."""
+
     firewall_id: int
     key_id: int
 
 
-async def shared(api: HetznerApi) -> ProjectResources:
-    """Both, made where they are missing. Safe to be called by many at once, in many processes."""
+async def ensure_resources(api: HetznerApi) -> ProjectResources:
+    """Return both, created where they are missing. May be called concurrently, by several processes."""
     firewall, key = await asyncio.gather(_firewall(api), _key(api))
     return ProjectResources(firewall, key)
 
 
 async def _firewall(api: HetznerApi) -> int:
     body: Json = {"name": FIREWALL, "labels": {CREATED_BY: OURS}, "rules": list(_RULES)}
-    found = await _find_or_make(api, "firewall", FIREWALL, body)
+    found = await _find_or_create(api, "firewall", FIREWALL, body)
     if not _lets_only_ssh_in(found):
         await api.call(
             "POST",
             f"/firewalls/{found['id']}/actions/set_rules",
-            f"put firewall {FIREWALL} right",
+            f"restore the rules of firewall {FIREWALL}",
             body={"rules": list(_RULES)},
         )
     return int(found["id"])
@@ -56,26 +58,26 @@ async def _firewall(api: HetznerApi) -> int:
 async def _key(api: HetznerApi) -> int:
     _private, public = await asyncio.to_thread(new_pair)
     body: Json = {"name": KEY, "labels": {CREATED_BY: OURS}, "public_key": f"{public} gibil-bot: its private half is gone"}
-    return int((await _find_or_make(api, "ssh_key", KEY, body))["id"])
+    return int((await _find_or_create(api, "ssh_key", KEY, body))["id"])
 
 
-async def _find_or_make(api: HetznerApi, kind: str, name: str, body: Json) -> Json:
-    path, doing = f"/{kind}s", f"make the {kind} {name}"
+async def _find_or_create(api: HetznerApi, kind: str, name: str, body: Json) -> Json:
+    path, doing = f"/{kind}s", f"create the {kind} {name}"
     for _attempt in range(3):
         listed = (await api.call("GET", path, f"look for the {kind} {name}", query={"name": name}))[f"{kind}s"]
         if listed:
             found: Json = listed[0]
             if found["labels"].get(CREATED_BY) != OURS:
-                raise ProviderError(f"this Hetzner project has a {kind} {name} that is not gibil-bot's; give it another name")
+                raise ProviderError(f"this Hetzner project has a {kind} named {name} that gibil-bot did not create; rename it")
             return found
         try:
-            made: Json = (await api.call("POST", path, doing, body=body))[kind]
-        except Refused as error:
-            if error.reason != "uniqueness_error":  # somebody was faster: look again
+            created: Json = (await api.call("POST", path, doing, body=body))[kind]
+        except Rejected as error:
+            if error.reason != "uniqueness_error":  # another process created it first: look again
                 raise
         else:
-            return made
-    raise ProviderError(f"cannot {doing}: Hetzner says that it exists, and does not show it")
+            return created
+    raise ProviderError(f"cannot {doing}: Hetzner reports that it exists but does not list it; try again")
 
 
 def _lets_only_ssh_in(firewall: Json) -> bool:
@@ -85,7 +87,7 @@ def _lets_only_ssh_in(firewall: Json) -> bool:
 
 
 def new_pair() -> tuple[str, str]:
-    """A new ed25519 key: OpenSSH's PEM of the private half, one line of the public one."""
+    """Generate an ed25519 key. Returns the private half as OpenSSH PEM and the public half as one line."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 

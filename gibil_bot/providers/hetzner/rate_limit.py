@@ -1,7 +1,8 @@
-"""How many calls Hetzner still accepts from one token: without any left, a call waits until its deadline.
+"""Hetzner's rate limit: how many calls one token has left. Without any, a call waits until its deadline.
 
-Every answer says how many calls are left (`RateLimit-Remaining` of `RateLimit-Limit` an hour, refilled evenly:
-https://docs.hetzner.cloud/reference/cloud#rate-limiting). The project has one budget, so all that use one token share it here.
+Every answer says how many calls are left (`RateLimit-Remaining` of `RateLimit-Limit` per hour, refilled evenly:
+https://docs.hetzner.cloud/reference/cloud#rate-limiting). The limit applies to the project, so all clients with the same token
+share one `RateLimit` in this process.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from collections.abc import Callable, Mapping
 _log = logging.getLogger(__name__)
 
 RESERVE = 5
-"""Calls that only burning may use: a machine costs money until it is gone."""
+"""Calls that are reserved for deletions, because a machine costs money until it is deleted."""
 
 
 class RateLimit:
-    """A bucket that the answers keep in step with Hetzner's. Used from one event loop."""
+    """A token bucket that is corrected by every answer. Used from one event loop."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -31,33 +32,36 @@ class RateLimit:
         self._in_flight = 0
 
     def left(self) -> float:
-        """The calls that may be made now."""
+        """Return the number of calls that may be made now."""
         return min(self._limit, self._left + (self._clock() - self._as_of) * self._limit / 3600)
 
     def wait_s(self, reserve: int = RESERVE) -> float:
-        """How long until one call may be made."""
+        """Return the seconds until one call may be made."""
         return max(0.0, (1 + reserve - self.left()) * 3600 / self._limit)
 
-    async def take(self, reserve: int = RESERVE, until: float = math.inf) -> bool:
-        """Wait until a call may be made, and count it; then call `answered` when it is over. False: not by `until`."""
+    async def acquire(self, reserve: int = RESERVE, until: float = math.inf) -> bool:
+        """Wait until a call may be made, and count it. False if none may be made by `until`.
+
+        After the call, the caller calls `answered`.
+        """
         while (wait := self.wait_s(reserve)) > 0:
             if self._clock() + wait > until:
                 return False
             if wait > 2:
-                _log.warning("Hetzner's rate limit is used up: waiting %.0f s", wait)
+                _log.warning("Hetzner's rate limit is exhausted; waiting %.0f s", wait)
             await asyncio.sleep(wait)
         self._set(self.left() - 1)
         self._in_flight += 1
         return True
 
     def answered(self, status: int | None, headers: Mapping[str, str]) -> None:
-        """What the answer says counts more than what we thought. None: there was no answer."""
+        """Correct the count by an answer. `status` is None if there was no answer."""
         self._in_flight -= 1
         limit, remaining = headers.get("RateLimit-Limit", ""), headers.get("RateLimit-Remaining", "")
         if limit.isdigit() and int(limit) > 0:
             self._limit = float(limit)
         if status == 429:
-            self._set(0.0)  # whatever its headers say: asking again at once would be another 429
+            self._set(0.0)  # whatever its headers say: another call at once would get another 429
         elif remaining.isdigit():
             self._set(float(remaining) - self._in_flight)
 
@@ -65,13 +69,13 @@ class RateLimit:
         self._left, self._as_of = left, self._clock()
 
 
-_budgets: weakref.WeakValueDictionary[bytes, RateLimit] = weakref.WeakValueDictionary()
+_rate_limits: weakref.WeakValueDictionary[bytes, RateLimit] = weakref.WeakValueDictionary()
 
 
-def budget_of(token: str, endpoint: str) -> RateLimit:
-    """The one budget of that token in this process."""
+def rate_limit_of(token: str, endpoint: str) -> RateLimit:
+    """Return the rate limit of that token, shared by all clients in this process."""
     key = hashlib.sha256(f"{endpoint}\n{token}".encode()).digest()
-    budget = _budgets.get(key)
-    if budget is None:
-        budget = _budgets[key] = RateLimit()
-    return budget
+    rate_limit = _rate_limits.get(key)
+    if rate_limit is None:
+        rate_limit = _rate_limits[key] = RateLimit()
+    return rate_limit
