@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Protocol, runtime_checkable
 
 from gibil_bot.model import (
@@ -30,11 +31,14 @@ from gibil_bot.model import (
     Notification,
     Priority,
     PullRequest,
+    Refusals,
     Repository,
     Result,
     Run,
+    SizeOffer,
     Spending,
     TaskResult,
+    Usage,
 )
 
 
@@ -129,12 +133,71 @@ class Shell(Protocol):
         """Close the connection. Detached jobs go on."""
 
 
+# What only some providers can do
+
+
 @runtime_checkable
 class Explains(Protocol):
     """A provider that knows why machines end."""
 
     async def cause(self, name: str, since: datetime | None = None) -> str | None:
-        """Why the machine ended, or processes on it were killed by its limits, in words; None: not known, or before `since`."""
+        """Return why the machine ended, or why its limits killed processes on it, for people.
+
+        None if that isn't known or happened before `since`.
+        """
+
+
+@runtime_checkable
+class Filtering(Protocol):
+    """A provider whose machines reach the network through a proxy that refuses some connections."""
+
+    async def refusals(self, name: str, since: float) -> Refusals:
+        """Return what the machine was refused since that moment of time.monotonic(). Raises MachineNotFound."""
+
+
+@runtime_checkable
+class Metered(Protocol):
+    """A provider whose machines have limits below what the operating system on them shows."""
+
+    async def usage(self, name: str) -> Usage | None:
+        """Return a machine's limits and how much of them it uses; None if unknown. Raises MachineNotFound."""
+
+
+@runtime_checkable
+class Noticing(Protocol):
+    """A provider that reports to all `listeners` what it is doing when that is rare and takes long."""
+
+    listeners: dict[Callable[[str], None], set[str]]
+    """Listener → the messages that it has received"""
+
+
+class Price(Protocol):
+    """Net of VAT. Every started hour is billed whole."""
+
+    @property
+    def hourly(self) -> Decimal: ...
+    @property
+    def monthly(self) -> Decimal: ...
+    @property
+    def currency(self) -> str: ...
+
+
+@runtime_checkable
+class Priced(Protocol):
+    """A provider whose machines cost money."""
+
+    async def price_of(self, machine: Machine) -> Price | None:
+        """Return the price of a machine; None if the provider lists none."""
+
+    async def cost_so_far(self, machine: Machine) -> Decimal | None:
+        """Return what the machine has cost since its creation."""
+
+
+@runtime_checkable
+class Offering(Protocol):
+    """A provider that lists what it creates for each size."""
+
+    async def sizes(self) -> list[SizeOffer]: ...
 
 
 class GitHub(Protocol):

@@ -1,22 +1,19 @@
-"""Composition: the only file that names concrete adapters. Settings go in, a bot that can be started comes out.
+"""Composition: the only file that names concrete adapters. It builds the bot and its parts from settings.
 
-What only the bot needs, and adapters with heavy libraries (githubkit, asyncssh), are imported here inside functions, so that a
-command that needs none of them starts at once.
+Modules that only the bot needs, and adapters with large libraries (githubkit, asyncssh), are imported inside functions, so that
+commands that don't need them start fast.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import hmac
 import importlib
 import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gibil_bot.caps import Caps
@@ -24,8 +21,8 @@ from gibil_bot.config import Secret, Settings, loose_mode
 from gibil_bot.model import Endpoint
 from gibil_bot.ports import Provider, Shell, Store
 from gibil_bot.providers.keyring import Keyring, ProjectKeyring
-from gibil_bot.providers.lifecycle import MachineFactory
-from gibil_bot.providers.machine_script import script_runner
+from gibil_bot.providers.lifecycle import MachineFactory, script_runner
+from gibil_bot.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from gibil_bot.github.api.user_pull_requests import PullRequests
@@ -35,26 +32,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gibil")
 
-RESTART_AFTER_S = 2.0
+_RESTARTING = RetryPolicy(attempts=None, first_wait_s=2.0, factor=1, jitter=(1, 1))
+"""For a part of the bot that failed."""
 CLOUD_BOOT_S = 180.0
 ROOM_WAIT_S = 900.0
-"""How long a run waits for memory of the host that machines of other runs have."""
+"""How long a run waits for memory of the host that other runs' machines use."""
 
 
 def process_name() -> str:
-    """Names this process among those that share a store: the host, the pid, and something no reused pid has."""
+    """Return a name that is unique among the processes that share a store: host, pid and a random part for reused pids."""
     return f"{socket.gethostname()}:{os.getpid()}:{os.urandom(3).hex()}"
 
 
 async def connect_shell(endpoint: Endpoint, client_key: str) -> Shell:
     from gibil_bot.ssh import client
 
-    # A cloud server is there some time before its SSH answers; a local machine answers at once.
+    # A cloud server exists some time before its SSH server answers; a local machine answers at once.
     return await client.connect(endpoint, client_key, timeout_s=30.0 if endpoint.unix_path else CLOUD_BOOT_S)
 
 
 async def prepare_to_connect() -> None:
-    """Import what `connect_shell` needs while something else is being waited for: it takes longer than the connection."""
+    """Import what `connect_shell` needs, in a thread: the import takes longer than the connection."""
     await asyncio.to_thread(importlib.import_module, "gibil_bot.ssh.client")
 
 
@@ -63,15 +61,17 @@ PROVIDERS = ("local", "hetzner")
 
 
 def open_keyring(settings: Settings) -> Keyring:
-    """The keys of the machines of that provider."""
+    """Return the keys of the configured provider's machines."""
     if settings.provider == "hetzner":
         return ProjectKeyring(settings.data_dir, settings.hcloud_token.reveal())
     return Keyring(settings.data_dir)
 
 
 def machine_caps(settings: Settings) -> Caps:
-    """What machines of that provider may be at most. Where the operator doesn't say, a local one has half of the host,
-    and another one what its largest size has."""
+    """Return the limits for machines of the configured provider.
+
+    Defaults: half of the host for local machines, the largest size for others.
+    """
     if settings.provider != "local":
         from gibil_bot.providers.hetzner.server_types import SIZES
 
@@ -94,7 +94,7 @@ def machine_caps(settings: Settings) -> Caps:
 
 
 def open_provider(settings: Settings, *, room_wait_s: float = 0.0) -> Provider:
-    """`room_wait_s`: how long the creation of a local machine waits for memory that other machines have now."""
+    """Open the configured provider. `room_wait_s`: how long creating a local machine waits for other machines' memory."""
     if settings.provider == "hetzner":
         from gibil_bot.providers.hetzner.provider import HetznerProvider
 
@@ -113,7 +113,7 @@ def open_provider(settings: Settings, *, room_wait_s: float = 0.0) -> Provider:
 
 
 def open_factory(settings: Settings, *, room_wait_s: float = 0.0) -> MachineFactory:
-    """Who forges here, and the keys to what is forged."""
+    """Open the configured provider with its keys. The caller closes it."""
     return MachineFactory(
         provider=open_provider(settings, room_wait_s=room_wait_s),
         keyring=open_keyring(settings),
@@ -123,38 +123,27 @@ def open_factory(settings: Settings, *, room_wait_s: float = 0.0) -> MachineFact
 
 
 def open_pull_requests(settings: Settings, token: Secret, token_from: str) -> PullRequests:
-    """Pull requests in the name of the person whose token it is."""
+    """Return an API client for pull requests in the name of the token's owner."""
     from gibil_bot.github.api.user_pull_requests import PullRequests
 
     return PullRequests(settings.github_url, token, token_from)
 
 
-def service_grounds(settings: Settings) -> ServiceCapabilities:
-    """What the machines of that provider can do for the services of a `.gibil.yml`; local ones have this box's packages."""
+def service_capabilities(settings: Settings) -> ServiceCapabilities:
+    """Return which services of a `.gibil.yml` machines of the configured provider can run, and in which versions."""
     from gibil_bot.planning.services import ServiceCapabilities, distribution_versions
-    from gibil_bot.providers.local.privilege import own_privilege
 
     if settings.provider != "local":
         return ServiceCapabilities(containers=True)
-    sources = [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]
-    versions = distribution_versions(_text(Path("/etc/os-release")), "\n".join(_text(path) for path in sources))
+    from gibil_bot.providers.local.base_tree import package_sources
+    from gibil_bot.providers.local.privilege import own_privilege
+
+    versions = distribution_versions(*package_sources())
     return ServiceCapabilities(containers=False, many_users=own_privilege() == "root", versions=versions)
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
-
-
-def machine_owner(keyring: Keyring) -> str:
-    """The same for all that share a data directory; a label that fits every provider."""
-    return hashlib.sha256(b"owner of machines" + keyring.derive("owner", "machines")).hexdigest()[:16]
-
-
 def operator_workflows(settings: Settings) -> Callable[[], Mapping[str, bytes]]:
-    """Reads the operator's folder anew each time: a changed file counts from the next delivery on."""
+    """Return a function that reads the operator's folder, so that a changed file applies from the next delivery on."""
     from gibil_bot.workflows_dir import read_workflows, shipped_workflows
 
     folder = settings.workflows or shipped_workflows()
@@ -162,25 +151,25 @@ def operator_workflows(settings: Settings) -> Callable[[], Mapping[str, bytes]]:
 
 
 def operator_limits(settings: Settings) -> Limits:
-    """What the operator allows a run that `gibil try` starts."""
+    """Return what the operator allows for runs of `gibil try`."""
     from gibil_bot.runs.local_checkout import Limits
 
     return Limits(
         operator_workflows=operator_workflows(settings),
         max_ttl_s=settings.max_ttl_s,
         caps=machine_caps(settings),
-        grounds=service_grounds(settings),
+        grounds=service_capabilities(settings),
     )
 
 
 @dataclass(kw_only=True)
 class Bot:
-    """Everything that runs while `gibil serve` does."""
+    """The running parts of `gibil serve`."""
 
     settings: Settings
     store: Store
     delivery_lost: Callable[[], None] = lambda: None
-    """To be called when a delivery could not be stored: it is fetched sooner."""
+    """Called when a delivery could not be stored, so that it is fetched from GitHub sooner."""
     parts: dict[str, asyncio.Task[None]] = field(default_factory=dict)
 
     def stopped_parts(self) -> list[str]:
@@ -188,18 +177,22 @@ class Bot:
 
 
 async def _supervise(name: str, part: Callable[[], Coroutine[object, object, None]]) -> None:
-    """A part that fails is a fault of ours: it is logged and started again, and takes nothing else down."""
-    while True:
-        try:
-            await part()
-        except Exception:
-            log.exception("%s stopped; it is started again", name)
-        await asyncio.sleep(RESTART_AFTER_S)
+    """Run a part of the bot. When it fails, which is an internal error, log that and start it again; other parts continue."""
+
+    async def run() -> None:
+        await part()
+        raise RuntimeError(f"{name} returned, but it should run as long as the bot does")
+
+    await _RESTARTING.call(
+        run,
+        retry_after_s=lambda error: 0.0,
+        before_retry=lambda error, failures: log.error("%s failed; starting it again", name, exc_info=error),
+    )
 
 
 @contextlib.asynccontextmanager
 async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
-    """The bot: its store open and its parts at work, until the block is left. Then runs are left to the next process."""
+    """Run the bot during the block: its store is open and its parts run. Afterwards the next process continues its runs."""
     from gibil_bot.github.api.client import GitHubClient
     from gibil_bot.runs.dispatcher import Dispatcher
     from gibil_bot.runs.intake import Intake
@@ -213,7 +206,7 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
     if (loose := loose_mode(settings.data_dir)) is not None:
         with contextlib.suppress(OSError):
             settings.data_dir.chmod(0o700)
-            log.warning("%s had mode %o: others can't read it any more (0700)", settings.data_dir, loose)
+            log.warning("%s had mode %o; changed it to 700, so that other users can't read it", settings.data_dir, loose)
     process = process_name()
     store = await open_store(settings.database_url)
     bot = Bot(settings=settings, store=store)
@@ -221,13 +214,13 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
         stack.push_async_callback(store.close)
         github = GitHubClient(settings.github_url, settings.github_app_id, settings.github_private_key.reveal())
         stack.push_async_callback(github.close)
-        forge = open_factory(settings, room_wait_s=ROOM_WAIT_S)
-        stack.push_async_callback(forge.close)
-        owner = machine_owner(forge.keyring)
+        factory = open_factory(settings, room_wait_s=ROOM_WAIT_S)
+        stack.push_async_callback(factory.close)
+        owner = factory.keyring.machine_owner()
         logs = settings.data_dir / "logs"
         tools = Tools(
             store=store,
-            forge=forge,
+            forge=factory,
             supply=PullRequestClone(github),
             logs=logs,
             owner=owner,
@@ -235,11 +228,11 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
             egress=settings.egress,
             public_url=settings.public_url,
             max_ttl_s=settings.max_ttl_s,
-            fingerprint_key=forge.keyring.derive("fingerprints", "secrets"),
+            fingerprint_key=factory.keyring.derive("fingerprints", "secrets"),
             max_logs_bytes=settings.max_run_logs_bytes,
         )
-        policy = intake_policy(settings, forge.keyring)
-        reaper = Reaper(store, forge, github, owner, logs, settings.max_logs_bytes)
+        policy = intake_policy(settings, factory.keyring)
+        reaper = Reaper(store, factory, github, owner, logs, settings.max_logs_bytes)
         bot.delivery_lost = reaper.delivery_lost
         parts: dict[str, Callable[[], Coroutine[object, object, None]]] = {
             "intake": Intake(store, github, policy, process).run,
@@ -257,7 +250,7 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
 
 
 def intake_policy(settings: Settings, keyring: Keyring) -> Policy:
-    """What the operator allows."""
+    """Return what the operator allows."""
     from gibil_bot.runs.context import Policy
 
     return Policy(
@@ -270,18 +263,7 @@ def intake_policy(settings: Settings, keyring: Keyring) -> Policy:
         caps=machine_caps(settings),
         public_url=settings.public_url,
         commands_per_hour=settings.commands_per_hour,
-        run_id=_run_ids(keyring),
+        run_id=keyring.run_id,
         operator_workflows=operator_workflows(settings),
-        grounds=service_grounds(settings),
+        grounds=service_capabilities(settings),
     )
-
-
-def _run_ids(keyring: Keyring) -> Callable[[bytes, str], str]:
-    key = keyring.derive("run ids", "")
-
-    def run_id(payload: bytes, distinction: str) -> str:
-        digest = hmac.new(key, payload, hashlib.sha256)
-        digest.update(b"\0" + distinction.encode())
-        return digest.hexdigest()[:16]
-
-    return run_id

@@ -171,7 +171,7 @@ async def _workflows(settings: Settings) -> Finding:
 
 
 async def _provider(settings: Settings) -> Finding:
-    from gibil_bot.providers.notices import notices
+    from gibil_bot.providers.optional import notices
     from gibil_bot.wiring import open_provider
 
     provider = open_provider(settings)

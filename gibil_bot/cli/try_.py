@@ -73,7 +73,7 @@ async def _run(settings: Settings, here: Checkout, workflow: str, inputs: dict[s
     from gibil_bot.runs.runner import Runner, Tools
     from gibil_bot.runs.sources import LocalBundle
     from gibil_bot.runs.store import open_store
-    from gibil_bot.wiring import machine_owner, open_factory, operator_limits, process_name
+    from gibil_bot.wiring import open_factory, operator_limits, process_name
 
     plan = await local_checkout.plan(here, workflow, inputs, operator_limits(settings))
     forge = open_factory(settings)
@@ -82,7 +82,7 @@ async def _run(settings: Settings, here: Checkout, workflow: str, inputs: dict[s
     with tempfile.TemporaryDirectory(prefix="gibil-try-") as scratch:
         store = await open_store(f"sqlite:///{scratch}/try.db")
         try:
-            owner = machine_owner(forge.keyring)
+            owner = forge.keyring.machine_owner()
             check_room({machine.name for machine in await forge.list(owner)}, ["try"], settings.max_machines)
             new: NewRun = local_checkout.new_run(here, plan)
             claim = await local_checkout.queue_and_claim(store, process, new)

@@ -1,38 +1,14 @@
-"""What machines cost, where their provider says so: beyond ports.Provider, and `local` ones cost nothing."""
+"""What machines cost and what each size is, as JSON. Local machines cost nothing."""
 
 from __future__ import annotations
 
 import logging
-from decimal import Decimal
-from typing import Protocol, runtime_checkable
 
 from gibil_bot.errors import GibilError
-from gibil_bot.model import Machine, SizeOffer
-from gibil_bot.ports import Provider
+from gibil_bot.model import Machine
+from gibil_bot.ports import Offering, Priced, Provider
 
 log = logging.getLogger("gibil.sandbox")
-
-
-class Price(Protocol):
-    """Net of VAT; every started hour is billed whole."""
-
-    @property
-    def hourly(self) -> Decimal: ...
-    @property
-    def monthly(self) -> Decimal: ...
-    @property
-    def currency(self) -> str: ...
-
-
-@runtime_checkable
-class Priced(Protocol):
-    """A provider whose machines cost money."""
-
-    async def price_of(self, machine: Machine) -> Price | None:
-        """None: the provider names no price for what it is."""
-
-    async def cost_so_far(self, machine: Machine) -> Decimal | None:
-        """Since its creation."""
 
 
 async def cost_view(provider: Provider, machine: Machine) -> dict[str, object]:
@@ -47,13 +23,6 @@ async def cost_view(provider: Provider, machine: Machine) -> dict[str, object]:
     if price is None or so_far is None:
         return {}
     return {"cost": {"so_far": f"{so_far:f}", "hourly": f"{price.hourly:f}", "currency": price.currency}}
-
-
-@runtime_checkable
-class Offering(Protocol):
-    """A provider that says what it makes of each size."""
-
-    async def sizes(self) -> list[SizeOffer]: ...
 
 
 async def sizes_view(provider: Provider) -> list[dict[str, object]]:

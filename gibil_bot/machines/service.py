@@ -22,8 +22,8 @@ from gibil_bot.machines.recovery import RecoveryReport, recover
 from gibil_bot.machines.session import MachineSession, extend_machine, not_found
 from gibil_bot.model import Machine
 from gibil_bot.providers.lifecycle import CREATION, MachineFactory
-from gibil_bot.providers.notices import notices
-from gibil_bot.wiring import PROVIDERS, machine_caps, machine_owner, open_factory, prepare_to_connect, service_grounds
+from gibil_bot.providers.optional import notices
+from gibil_bot.wiring import PROVIDERS, machine_caps, open_factory, prepare_to_connect, service_capabilities
 
 if TYPE_CHECKING:
     from gibil_bot.machines.request import CreateRequest, ResolvedRequest
@@ -70,7 +70,7 @@ async def open_machines(settings: Settings) -> AsyncIterator[MachineService]:
     forge = open_factory(settings)
     machines = None
     try:
-        machines = MachineService(settings, forge, await asyncio.to_thread(machine_owner, forge.keyring))
+        machines = MachineService(settings, forge, await asyncio.to_thread(forge.keyring.machine_owner))
         yield machines
     finally:
         if machines is not None:
@@ -272,7 +272,7 @@ class MachineService:
         began = asyncio.get_running_loop().time()
         async with read_source(order.repo, order.branch, self.settings.github_url) as origin:
             if origin.file is not None and origin.file.services:
-                check_services(origin.file, service_grounds(self.settings))
+                check_services(origin.file, service_capabilities(self.settings))
             tell("", "repository", asyncio.get_running_loop().time() - began)
             yield origin
 

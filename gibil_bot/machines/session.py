@@ -29,8 +29,8 @@ from gibil_bot.machines.remote_layout import (
 )
 from gibil_bot.model import Exit, Job, Machine
 from gibil_bot.ports import Provider, Shell
-from gibil_bot.providers.blocked_hosts import refusals
 from gibil_bot.providers.lifecycle import MachineFactory
+from gibil_bot.providers.optional import refusals
 from gibil_bot.ssh.answers import exit_status, printable
 from gibil_bot.ssh.answers import number as whole_number
 from gibil_bot.ssh.job_list import JOBS_BYTES, LIST_JOBS, JobEntry, print_job, read_jobs

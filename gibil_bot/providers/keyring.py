@@ -1,11 +1,12 @@
-"""Every machine's keys, derived from one secret file: no file per machine to lose, leak or clean up.
+"""The keys of all machines, derived from one secret file, so there is no file per machine to lose, leak or clean up.
 
-A crash between "forge" and "remember the key" cannot happen: whoever has the data directory can log in to every machine by
-its name alone, also another process and also after a restart. The derivation is HKDF-SHA256 (RFC 5869).
+Any process with the data directory can log in to every machine by its name alone, also after a crash or restart. The derivation
+is HKDF-SHA256 (RFC 5869).
 """
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import os
 import secrets
@@ -18,9 +19,9 @@ _SIZE = 32
 
 
 class Keyring:
-    """The keys of the machines of one data directory. `keyring.key` is made on first use.
+    """The keys of the machines of one data directory. `keyring.key` is created on first use.
 
-    Every method raises ConfigurationError when the file cannot be used: read by others, damaged, or not to be made.
+    Every method raises ConfigurationError when the file can't be used: readable by others, corrupt, or impossible to create.
     """
 
     def __init__(self, data_dir: Path) -> None:
@@ -31,45 +32,59 @@ class Keyring:
         return f"Keyring({str(self._path.parent)!r})"
 
     def client_key(self, name: str) -> str:
-        """The private key that logs in to the machine `name`: ed25519, OpenSSH PEM."""
+        """Return the private key that logs in to the machine `name`: ed25519, OpenSSH PEM."""
         return _pair(self._secret(), "client", name)[0]
 
     def client_public(self, name: str) -> str:
-        """Its public half, one line."""
+        """Return its public half, one line."""
         return _pair(self._secret(), "client", name)[1]
 
     def host_key(self, name: str) -> str:
-        """The private key that the machine `name` shows: ed25519, OpenSSH PEM."""
+        """Return the host key (private) of the machine `name`: ed25519, OpenSSH PEM."""
         return _pair(self._secret(), "host", name)[0]
 
     def host_public(self, name: str) -> str:
-        """Its public half, one line: what is pinned."""
+        """Return its public half, one line, which clients pin."""
         return _pair(self._secret(), "host", name)[1]
 
     def first_host_key(self, name: str) -> str:
-        """The private key that the machine `name` may show until the first contact (first_contact.py): ed25519, OpenSSH PEM."""
+        """Return the host key that the machine `name` boots with until it is replaced (host_key_rotation.py)."""
         return _pair(self._secret(), "first host", name)[0]
 
     def derive(self, purpose: str, name: str) -> bytes:
-        """32 secret bytes for another purpose of this data directory (ids that nobody can guess, an owner's label)."""
+        """Return 32 secret bytes for another purpose of this data directory."""
         return _derive(self._secret(), purpose, name)
+
+    def machine_owner(self) -> str:
+        """Return the owner of this data directory's machines: 16 hex digits, a valid label at every provider."""
+        return hashlib.sha256(b"owner of machines" + self.derive("owner", "machines")).hexdigest()[:16]
+
+    def run_id(self, payload: bytes, distinction: str) -> str:
+        """Return the id of the run that `payload` asks for: 16 hex digits that can't be guessed.
+
+        The same payload and distinction have the same id, so a delivery that is handled twice doesn't start two runs.
+        """
+        digest = hmac.new(self.derive("run ids", ""), payload, hashlib.sha256)
+        digest.update(b"\0" + distinction.encode())
+        return digest.hexdigest()[:16]
 
     def _secret(self) -> bytes:
         if not self._master:
             try:
                 self._master = _read(self._path) or _make(self._path)
             except OSError as error:
-                problem = f"{self._path}: {error.strerror}; set GIBIL_DATA_DIR to a folder that can be written"
+                problem = f"{self._path}: {error.strerror}; set GIBIL_DATA_DIR to a writable directory"
                 raise ConfigurationError((problem,)) from None
         return self._master
 
 
 class ProjectKeyring(Keyring):
-    """The keys of the machines of one cloud project, derived from its token: whoever has the token can log in to them, also
-    from another computer. That gives nobody more than they had, as the token alone lets its holder into every server (rescue
-    system, console). A new token opens none of the machines that are alive then; they burn at their hour.
+    """The keys of the machines of one cloud project, derived from its token, so they work from every host with that token.
 
-    `derive` stays with the data directory: two bots of one project must not take each other's runs for their own.
+    This gives no additional access: the token alone lets its holder into every server (rescue system, console). A new token
+    can't log in to machines that exist then; they are deleted when they expire.
+
+    `derive` uses the data directory's secret: two bots of one project must not mistake each other's runs for their own.
     """
 
     def __init__(self, data_dir: Path, token: str) -> None:
@@ -100,14 +115,16 @@ def _read(path: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     if mode & 0o077:
-        raise ConfigurationError((f"{path}: others can read the key of all machines; run chmod 600 {path}",))
+        raise ConfigurationError((f"{path}: other users can read the key of all machines; run chmod 600 {path}",))
     if len(content) != _SIZE:
-        raise ConfigurationError((f"{path}: damaged ({len(content)} bytes, not {_SIZE}); burn all machines and remove it",))
+        raise ConfigurationError(
+            (f"{path}: file is corrupt ({len(content)} bytes, expected {_SIZE}); destroy all machines, then delete it",)
+        )
     return content
 
 
 def _make(path: Path) -> bytes:
-    """Whole or not at all, and one winner: `link` fails where the file exists, and then that one counts."""
+    """Create the file atomically and return its content. `link` fails if the file exists; then the existing one is used."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
@@ -125,7 +142,7 @@ def _make(path: Path) -> bytes:
         draft.unlink(missing_ok=True)
     content = _read(path)
     if content is None:
-        raise ConfigurationError((f"{path}: vanished as soon as it was made",))
+        raise ConfigurationError((f"{path}: the file was deleted right after its creation; try again",))
     return content
 
 

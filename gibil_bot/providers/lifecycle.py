@@ -1,7 +1,7 @@
-"""Forge, log in, burn: what the bot and the command line do with machines, over any provider.
+"""Creating, opening and destroying machines over any provider, for the bot and the command line.
 
-A machine is ready or it is not there: whatever goes wrong between "forge" and "SSH answers", cancellation included, the
-machine is burned before the error goes on. What even that misses (we were killed) is found by the provider's own list.
+A caller gets a machine that answers SSH, or none: after any failure or cancellation during creation, the machine is destroyed
+before the error is raised. If this process is killed in between, the machine is still in the provider's own list.
 """
 
 from __future__ import annotations
@@ -22,38 +22,44 @@ from gibil_bot.errors import GibilError, MachineLost, NameTaken, ProviderError
 from gibil_bot.model import Endpoint, Machine, MachinePlan, MachineSpec
 from gibil_bot.ports import Explains, Provider, Shell
 from gibil_bot.providers.keyring import Keyring
+from gibil_bot.retry import RetryPolicy
+from gibil_bot.ssh.answers import last_line
 from gibil_bot.ssh.host_key_rotation import enter
 
 _log = logging.getLogger(__name__)
 
 ConnectShell = Callable[[Endpoint, str], Awaitable[Shell]]
 OnPhase = Callable[[str, float], None]
+RunOn = Callable[[Machine, str], Awaitable[None]]
+"""Runs a short script as root on a machine; raises a GibilError when the script can't be run or fails."""
 
-_BURN_ATTEMPTS = 3
+_DESTROYING = RetryPolicy(attempts=3, first_wait_s=0.2)
+"""A provider that fails once may work again a moment later, and a machine costs money until it is destroyed."""
 _CAUSE_S = 5.0
 _BOOTS_WITHIN = timedelta(minutes=5)
-"""The slowest boot, and as much again for a clock that is not ours."""
+"""The slowest boot, doubled for a provider's clock that differs from ours."""
 
 CREATION = "creation"
-"""The label that tells one creation of a name from another of the same keys."""
+"""The label that distinguishes two creations with the same name and keys."""
 
 
 @dataclass(frozen=True)
 class MachineFactory:
-    """A provider, the keys of its machines, and the way onto them (`ssh.connect`, handed in to keep SSH out of here).
+    """Creates, opens and destroys the machines of one provider.
 
-    `connect_shell` raises AnotherHost for a host that does not show `Endpoint.host_key`.
+    `keyring` has their keys. `connect_shell` opens an SSH connection; it raises AnotherHost for a host that doesn't show
+    `Endpoint.host_key`.
     """
 
     provider: Provider
     keyring: Keyring
     connect_shell: ConnectShell
     patience_s: float = 10.0
-    """How long a cancelled `create` of the provider may still take to come to its own end before it is broken off."""
+    """How long a cancelled `create` of the provider may still take to end by itself before it is cancelled."""
     answers_s: float = 60.0
-    """How long `open` waits for a machine that must have booted long ago; `connect_shell` itself waits for young ones, too."""
+    """How long `open` waits for a machine that must have booted long ago. For a new one `connect_shell` waits itself."""
     caps: Caps = NO_CAPS
-    """What a machine may be at most, whatever its plan says: plans may be older than these caps."""
+    """Limits for every machine, whatever its plan says, because plans may be older than these caps."""
     _cleanups: set[asyncio.Task[Any]] = field(default_factory=set, repr=False)
 
     async def create(
@@ -69,11 +75,11 @@ class MachineFactory:
         on_phase: OnPhase | None = None,
         fresh: bool = False,
     ) -> tuple[Machine, Shell]:
-        """A machine that answers SSH, and the open connection; or nothing, and the error.
+        """Create a machine; returns it and an open connection to it.
 
-        `on_phase(phase, seconds)` is called after "forge" and after "connect". `fresh`: a machine of that name that another
-        creation made is NameTaken, ours or not; without it, it is found again. Raises what the provider and the connection
-        raise; NameTaken leaves that other machine alone.
+        `on_phase(phase, seconds)` is called after "forge" and after "connect". `fresh`: raise NameTaken for a machine of that
+        name from another creation, even if it is ours; otherwise that machine is returned. Raises what the provider and the
+        connection raise; after any error but NameTaken the machine is destroyed.
         """
         if fresh:
             labels = {CREATION: secrets.token_hex(8), **(labels or {})}
@@ -86,7 +92,7 @@ class MachineFactory:
             machine = await asyncio.shield(creating)
             if _is_of_another_creation(machine, spec):
                 raise NameTaken(
-                    f"there is a machine named {name} already; choose another name, or burn it: gibil destroy {name}"
+                    f"a machine named {name} exists already; choose another name, or destroy it: gibil destroy {name}"
                 )
             if on_phase is not None:
                 on_phase("forge", time.monotonic() - began)
@@ -98,14 +104,14 @@ class MachineFactory:
         except NameTaken:
             raise
         except BaseException:
-            await self._see_through(self._undo(spec, creating))
+            await self._shielded(self._undo(spec, creating))
             raise
         return machine, shell
 
     async def open(self, machine: Machine) -> Shell:
-        """Log in to a machine of this data directory. It has to show its lasting host key.
+        """Log in to a machine of this data directory, which has to show its permanent host key.
 
-        Raises what `connect_shell` raises, and MachineLost for one that has booted and does not answer any more.
+        Raises what `connect_shell` raises, and MachineLost for one that has booted and doesn't answer any more.
         """
         endpoint = replace(machine.endpoint, first_host_key=None)
         is_booting = datetime.now(UTC) - machine.created_at < _BOOTS_WITHIN
@@ -114,8 +120,8 @@ class MachineFactory:
                 return await self._connect(machine.name, endpoint)
         except TimeoutError:
             raise MachineLost(
-                f"machine {machine.name} exists, but has not answered SSH for {self.answers_s:.0f} s; try again, look at it at "
-                f"the provider, or burn it: gibil destroy {machine.name}"
+                f"machine {machine.name} exists, but didn't answer SSH for {self.answers_s:.0f} s; try again, check it at the "
+                f"provider, or destroy it: gibil destroy {machine.name}"
             ) from None
 
     async def _connect(self, name: str, endpoint: Endpoint) -> Shell:
@@ -123,11 +129,11 @@ class MachineFactory:
         return await self.connect_shell(endpoint, key)
 
     async def get(self, name: str) -> Machine | None:
-        """The machine of that name, if it exists."""
+        """Return the machine of that name, if it exists."""
         return await self.provider.get(name)
 
     async def cause(self, name: str, since: datetime) -> str | None:
-        """Why the machine ended, or processes on it were killed, since then, where its provider knows. Never raises."""
+        """Return why the machine ended, or why processes on it were killed, since then, if its provider knows. Never raises."""
         if not isinstance(self.provider, Explains):
             return None
         try:
@@ -137,15 +143,15 @@ class MachineFactory:
             return None
 
     async def destroy(self, name: str) -> bool:
-        """Burn; True if it was there. Goes on when the caller is cancelled."""
-        return bool(await self._see_through(self._burn(name)))
+        """Destroy a machine; True if it existed. Continues when the caller is cancelled."""
+        return bool(await self._shielded(self._destroy(name)))
 
     async def list(self, owner: str | None = None) -> list[Machine]:
-        """The machines that exist (of that owner), oldest first."""
+        """Return the existing machines (of that owner), oldest first."""
         return await self.provider.list_machines(owner)
 
     async def close(self) -> None:
-        """Wait for the burning that cancelled callers left behind, then let go of the provider. Machines live on."""
+        """Wait for destructions that cancelled callers left behind, then close the provider. Machines continue to run."""
         while self._cleanups:
             await asyncio.wait(self._cleanups)
         await self.provider.close()
@@ -183,43 +189,40 @@ class MachineFactory:
         )
 
     async def _undo(self, spec: MachineSpec, creating: asyncio.Task[Machine]) -> None:
-        """Burn what a failed or cancelled creation may have made.
+        """Destroy what a failed or cancelled creation may have created.
 
-        A creation in flight is waited for and only then broken off: a call that runs in a thread or at a cloud goes on when
-        we stop awaiting it, and would bring the machine into being after the burning.
+        A creation in progress is waited for before it is cancelled: a call in a thread or at a cloud continues when we stop
+        awaiting it, and would create the machine after its destruction.
         """
         if not creating.done():
             await asyncio.wait({creating}, timeout=self.patience_s)
             creating.cancel()
             await asyncio.wait({creating}, timeout=self.patience_s)
         if not creating.done():
-            _log.warning("the creation of machine %s does not stop", spec.name)
-            creating.add_done_callback(lambda _: self._spawn(self._burn_quietly(spec)))
+            _log.warning("the creation of machine %s doesn't end; destroying the machine when it does", spec.name)
+            creating.add_done_callback(lambda _: self._spawn(self._destroy_quietly(spec)))
         elif not creating.cancelled() and isinstance(creating.exception(), NameTaken):
-            return  # somebody else's machine has the name
-        await self._burn_quietly(spec)
+            return  # another creation's machine has the name
+        await self._destroy_quietly(spec)
 
-    async def _burn_quietly(self, spec: MachineSpec) -> None:
+    async def _destroy_quietly(self, spec: MachineSpec) -> None:
         try:
             if CREATION in spec.labels:
                 machine = await self.provider.get(spec.name)
                 if machine is not None and _is_of_another_creation(machine, spec):
                     return
-            await self._burn(spec.name)
-        except GibilError as error:  # the first error is the one to tell; the sweep burns the machine when its time is up
-            _log.warning("machine %s could not be burned: %s", spec.name, error)
+            await self._destroy(spec.name)
+        except GibilError as error:  # the caller gets the first error; a sweep destroys the machine when it expires
+            _log.warning("machine %s could not be destroyed: %s", spec.name, error)
 
-    async def _burn(self, name: str) -> bool:
-        """A provider that fails once may be well again a moment later, and a machine costs money until it is gone."""
-        for attempt in range(1, _BURN_ATTEMPTS):
-            try:
-                return await self.provider.destroy(name)
-            except ProviderError as error:
-                _log.info("burning machine %s, attempt %d: %s", name, attempt, error)
-                await asyncio.sleep(0.2 * attempt)
-        return await self.provider.destroy(name)
+    async def _destroy(self, name: str) -> bool:
+        return await _DESTROYING.call(
+            lambda: self.provider.destroy(name),
+            retry_after_s=lambda error: 0.0 if isinstance(error, ProviderError) else None,
+            before_retry=lambda error, failures: _log.info("destroying machine %s, attempt %d: %s", name, failures, error),
+        )
 
-    async def _see_through(self, cleanup: Coroutine[Any, Any, Any]) -> Any:
+    async def _shielded(self, cleanup: Coroutine[Any, Any, Any]) -> Any:
         return await asyncio.shield(self._spawn(cleanup))
 
     def _spawn(self, cleanup: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -231,3 +234,24 @@ class MachineFactory:
 
 def _is_of_another_creation(machine: Machine, spec: MachineSpec) -> bool:
     return CREATION in spec.labels and machine.labels.get(CREATION) != spec.labels[CREATION]
+
+
+def script_runner(keyring: Keyring, connect_shell: ConnectShell, *, timeout_s: float = 30.0) -> RunOn:
+    """Return a function that runs a script on a machine over a new connection, for providers that have to change a machine.
+
+    It raises ProviderError with the script's last line on stderr when the script fails.
+    """
+
+    async def run_on(machine: Machine, script: str) -> None:
+        key = await asyncio.to_thread(keyring.client_key, machine.name)
+        shell = await connect_shell(machine.endpoint, key)
+        try:
+            done = await shell.run(script, timeout_s=timeout_s)
+        except TimeoutError:
+            raise ProviderError(f"machine {machine.name}: a script did not end within {timeout_s:.0f} s; try again") from None
+        finally:
+            await shell.close()
+        if done.exit_status != 0:
+            raise ProviderError(f"machine {machine.name}: {last_line(done.stderr, f'exit status {done.exit_status}')}")
+
+    return run_on

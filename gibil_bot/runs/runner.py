@@ -30,9 +30,8 @@ from gibil_bot.github import render
 from gibil_bot.model import Claim, Conclusion, Machine, Run, TaskResult, Trust
 from gibil_bot.operator_secrets import ScopedSecrets, missing_secret
 from gibil_bot.ports import Shell, Store
-from gibil_bot.providers.blocked_hosts import refusals
 from gibil_bot.providers.lifecycle import MachineFactory
-from gibil_bot.providers.notices import notices
+from gibil_bot.providers.optional import notices, refusals
 from gibil_bot.runs.execution import Cancellation, Execution, Listener, conclusion_of, is_complete, now
 from gibil_bot.runs.logs import Journal, Observer
 from gibil_bot.runs.redact import Redactor

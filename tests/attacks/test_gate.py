@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from gibil_bot.model import Refusal, Refusals
-from gibil_bot.providers.local.blocked_hosts import MOST, RefusalLog
+from gibil_bot.providers.local.egress_proxy import MOST_REFUSALS, RefusalLog
 from tests.doubles.gatekit import Server, ask, dial, gate, http_server
 from tests.doubles.patience import patient
 
@@ -92,7 +92,7 @@ def test_refusals_without_end_take_no_memory_without_end() -> None:
     for number in range(10_000):
         log.add(Refusal(host=f"host-{number}.example", port=443))
     seen = log.since(0)
-    assert (len(seen.refused), seen.more) == (MOST, True)
+    assert (len(seen.refused), seen.more) == (MOST_REFUSALS, True)
     assert seen.refused[-1].host == "host-9999.example"
     moment = time.monotonic()
     log.add(Refusal(host="last.example", port=1))

@@ -19,7 +19,7 @@ from gibil_bot.ports import Shell
 from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.providers.local.control_protocol import ControlConnection, Request, Unanswered
 from gibil_bot.providers.local.paths import LocalPaths, read_daemon
-from gibil_bot.wiring import machine_owner, open_factory
+from gibil_bot.wiring import open_factory
 from tests.benchmarks.comparison import LeftOut
 
 TTL_S = 600
@@ -30,7 +30,7 @@ class Yard:
 
     def __init__(self, forge: MachineFactory) -> None:
         self.forge = forge
-        self.owner = machine_owner(forge.keyring)
+        self.owner = forge.keyring.machine_owner()
         self._numbers = itertools.count()
 
     def new_name(self) -> str:

@@ -10,7 +10,7 @@ from gibil_bot.cli.doctor import _provider
 from gibil_bot.config import Settings, load_settings
 from gibil_bot.errors import ConfigurationError
 from gibil_bot.model import MachineSpec
-from gibil_bot.wiring import machine_owner, open_factory
+from gibil_bot.wiring import open_factory
 from tests.doubles.hetzner import HetznerDouble, hetzner_double
 
 
@@ -45,10 +45,10 @@ async def test_another_computer_with_the_token_has_the_keys_and_is_another_owner
             keys = [each.keyring.client_key("ada") for each in (here, there, stranger)]
             assert keys[0] == keys[1] != keys[2]
             assert here.keyring.host_public("ada") == there.keyring.host_public("ada")
-            assert machine_owner(here.keyring) != machine_owner(there.keyring)
+            assert here.keyring.machine_owner() != there.keyring.machine_owner()
             spec = MachineSpec(
                 name="ada",
-                owner=machine_owner(here.keyring),
+                owner=here.keyring.machine_owner(),
                 ttl_s=600,
                 authorized_key=here.keyring.client_public("ada"),
                 host_key=here.keyring.host_key("ada"),

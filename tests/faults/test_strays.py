@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gibil_bot.config import load_settings
-from gibil_bot.wiring import machine_owner, open_factory
+from gibil_bot.wiring import open_factory
 from tests.doubles.bot import journey
 from tests.doubles.patience import patient
 
@@ -19,7 +19,7 @@ async def test_what_a_crash_left_is_burned_at_the_next_start_and_a_persons_machi
     async with journey(tmp_path, start=False) as world:
         settings = load_settings({"GIBIL_DATA_DIR": str(world.bot.data_dir)})
         forge = open_factory(settings)
-        owner = machine_owner(forge.keyring)
+        owner = forge.keyring.machine_owner()
         try:
             for name, labels in (("stray", {"run": "0123456789abcdef"}), ("mine", {})):
                 _, shell = await forge.create(name, owner, 600, labels)

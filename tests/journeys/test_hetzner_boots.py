@@ -19,8 +19,7 @@ from gibil_bot.ports import Shell
 from gibil_bot.providers.hetzner.labels import CREATED_BY, OURS
 from gibil_bot.providers.hetzner.project import KEY, new_pair
 from gibil_bot.providers.keyring import ProjectKeyring
-from gibil_bot.providers.lifecycle import MachineFactory
-from gibil_bot.providers.machine_script import script_runner
+from gibil_bot.providers.lifecycle import MachineFactory, script_runner
 from gibil_bot.ssh import client
 from gibil_bot.ssh.host_keys import public_line
 from tests.doubles.hetzner import HetznerDouble, hetzner_double

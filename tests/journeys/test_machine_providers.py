@@ -14,7 +14,7 @@ from gibil_bot.config import load_settings
 from gibil_bot.errors import ConfigurationError
 from gibil_bot.model import MachineSpec
 from gibil_bot.providers.keyring import Keyring
-from gibil_bot.wiring import machine_owner, open_factory
+from gibil_bot.wiring import open_factory
 from tests.doubles.commandline import CommandLine
 from tests.doubles.hetzner import HetznerDouble, hetzner_double
 from tests.doubles.machines import lend, take_back
@@ -48,7 +48,7 @@ async def forge(line: CommandLine, double: HetznerDouble, name: str, ttl_s: int 
     try:
         spec = MachineSpec(
             name=name,
-            owner=machine_owner(forge.keyring),
+            owner=forge.keyring.machine_owner(),
             ttl_s=ttl_s,
             authorized_key=forge.keyring.client_public(name),
             host_key=forge.keyring.host_key(name),

@@ -82,7 +82,7 @@ def test_a_damaged_secret_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "keyring.key"
     path.write_bytes(content)
     path.chmod(0o600)
-    with pytest.raises(ConfigurationError, match="damaged"):
+    with pytest.raises(ConfigurationError, match="corrupt"):
         Keyring(tmp_path).client_key("m")
 
 

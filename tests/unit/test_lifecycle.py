@@ -20,7 +20,7 @@ from tests.doubles.provider import MemoryProvider
 
 
 class NoShell:
-    """Connections are not looked into here."""
+    """A shell that no test uses."""
 
     async def run(
         self,
@@ -49,18 +49,18 @@ class NoShell:
         raise NotImplementedError
 
 
-class Door:
-    """Opens a shell, or does what a test wants instead."""
+class ConnectDouble:
+    """Opens a shell, hangs or fails."""
 
     def __init__(self) -> None:
         self.error: Exception | None = None
         self.hang = False
-        self.knocked = asyncio.Event()
+        self.called = asyncio.Event()
         self.keys: list[str] = []
 
     async def __call__(self, endpoint: Endpoint, client_key: str) -> Shell:
         self.keys.append(client_key)
-        self.knocked.set()
+        self.called.set()
         if self.hang:
             await asyncio.Event().wait()
         if self.error is not None:
@@ -74,21 +74,21 @@ async def provider() -> MemoryProvider:
 
 
 @pytest.fixture
-async def door() -> Door:
-    return Door()
+async def connect() -> ConnectDouble:
+    return ConnectDouble()
 
 
 @pytest.fixture
-def forge(provider: MemoryProvider, door: Door, tmp_path: Path) -> MachineFactory:
+def factory(provider: MemoryProvider, connect: ConnectDouble, tmp_path: Path) -> MachineFactory:
     checked: Provider = provider
-    return MachineFactory(provider=checked, keyring=Keyring(tmp_path), connect_shell=door, patience_s=0.2)
+    return MachineFactory(provider=checked, keyring=Keyring(tmp_path), connect_shell=connect, patience_s=0.2)
 
 
 async def test_a_machine_is_forged_as_asked_and_opened_with_its_key(
-    forge: MachineFactory, provider: MemoryProvider, door: Door
+    factory: MachineFactory, provider: MemoryProvider, connect: ConnectDouble
 ) -> None:
     phases: list[str] = []
-    machine, _ = await forge.create(
+    machine, _ = await factory.create(
         name="m-1",
         owner="me",
         ttl_s=60,
@@ -106,33 +106,35 @@ async def test_a_machine_is_forged_as_asked_and_opened_with_its_key(
         ("10.0.0.0/8",),
         True,
     )
-    assert spec.authorized_key == forge.keyring.client_public("m-1")
-    assert spec.host_key == forge.keyring.host_key("m-1")
-    assert spec.first_host_key == forge.keyring.first_host_key("m-1")
+    assert spec.authorized_key == factory.keyring.client_public("m-1")
+    assert spec.host_key == factory.keyring.host_key("m-1")
+    assert spec.first_host_key == factory.keyring.first_host_key("m-1")
     assert spec.host_key not in repr(spec)
     assert spec.first_host_key not in repr(spec)
-    assert door.keys == [forge.keyring.client_key("m-1")]
+    assert connect.keys == [factory.keyring.client_key("m-1")]
     assert phases == ["forge", "connect"]
-    assert await forge.get("m-1") == machine
-    assert await forge.list("me") == [machine]
-    assert await forge.list("you") == []
-    assert await forge.destroy("m-1") is True
-    assert await forge.destroy("m-1") is False
+    assert await factory.get("m-1") == machine
+    assert await factory.list("me") == [machine]
+    assert await factory.list("you") == []
+    assert await factory.destroy("m-1") is True
+    assert await factory.destroy("m-1") is False
 
 
 async def test_a_creation_that_fails_after_the_machine_exists_leaves_nothing(
-    forge: MachineFactory, provider: MemoryProvider
+    factory: MachineFactory, provider: MemoryProvider
 ) -> None:
     provider.fail_after_creation = ProviderError("no capacity after all")
     with pytest.raises(ProviderError, match="no capacity"):
-        await forge.create(name="m", owner="me", ttl_s=60)
+        await factory.create(name="m", owner="me", ttl_s=60)
     assert provider.machines == {}
 
 
-async def test_a_machine_that_cannot_be_entered_is_burned(forge: MachineFactory, provider: MemoryProvider, door: Door) -> None:
-    door.error = MachineLost("does not answer")
+async def test_a_machine_that_cannot_be_entered_is_burned(
+    factory: MachineFactory, provider: MemoryProvider, connect: ConnectDouble
+) -> None:
+    connect.error = MachineLost("does not answer")
     with pytest.raises(MachineLost):
-        await forge.create(name="m", owner="me", ttl_s=60)
+        await factory.create(name="m", owner="me", ttl_s=60)
     assert provider.machines == {}
 
 
@@ -140,15 +142,15 @@ async def test_a_machine_that_cannot_be_entered_is_burned(forge: MachineFactory,
 @pytest.mark.parametrize("in_thread", [False, True])
 @pytest.mark.parametrize("finishes", [False, True])
 async def test_a_cancelled_creation_leaves_nothing(
-    forge: MachineFactory, provider: MemoryProvider, door: Door, moment: str, in_thread: bool, finishes: bool
+    factory: MachineFactory, provider: MemoryProvider, connect: ConnectDouble, moment: str, in_thread: bool, finishes: bool
 ) -> None:
     if moment == "connect":
-        door.hang = True
+        connect.hang = True
     else:
         setattr(provider, moment, True)
     provider.in_thread = in_thread
-    creating = asyncio.create_task(forge.create(name="m", owner="me", ttl_s=60))
-    await (door.knocked if moment == "connect" else provider.creating).wait()
+    creating = asyncio.create_task(factory.create(name="m", owner="me", ttl_s=60))
+    await (connect.called if moment == "connect" else provider.creating).wait()
     creating.cancel()
     if finishes:
         asyncio.get_running_loop().call_later(0.05, provider.go_on.set)
@@ -163,34 +165,34 @@ async def test_a_cancelled_creation_leaves_nothing(
 
 
 async def test_a_second_cancellation_does_not_stop_the_burning(
-    forge: MachineFactory, provider: MemoryProvider, door: Door
+    factory: MachineFactory, provider: MemoryProvider, connect: ConnectDouble
 ) -> None:
-    door.hang = True
+    connect.hang = True
     provider.destroy_failures = 1  # the burning takes a while
-    creating = asyncio.create_task(forge.create(name="m", owner="me", ttl_s=60))
-    await door.knocked.wait()
+    creating = asyncio.create_task(factory.create(name="m", owner="me", ttl_s=60))
+    await connect.called.wait()
     creating.cancel()
     await asyncio.sleep(0.01)
     creating.cancel()
     with pytest.raises(asyncio.CancelledError):
         await creating
-    await forge.close()
+    await factory.close()
     assert (provider.machines, provider.closed) == ({}, True)
 
 
 async def test_a_machine_that_has_booted_long_ago_and_does_not_answer_is_not_waited_for_as_for_one_that_boots(
-    forge: MachineFactory, door: Door
+    factory: MachineFactory, connect: ConnectDouble
 ) -> None:
-    young, shell = await forge.create("young", "ada", 60)
+    young, shell = await factory.create("young", "ada", 60)
     assert isinstance(shell, NoShell)
-    impatient = dataclasses.replace(forge, answers_s=0.01)
-    door.hang = True
+    impatient = dataclasses.replace(factory, answers_s=0.01)
+    connect.hang = True
     old = msgspec.structs.replace(young, name="old", created_at=datetime.now(UTC) - timedelta(hours=1))
-    with pytest.raises(MachineLost, match=r"machine old exists, but has not answered SSH .* burn it: gibil destroy old"):
+    with pytest.raises(MachineLost, match=r"machine old exists, but didn't answer SSH .* destroy it: gibil destroy old"):
         await impatient.open(old)
-    door.knocked.clear()
+    connect.called.clear()
     opening = asyncio.create_task(impatient.open(young))
-    await door.knocked.wait()
+    await connect.called.wait()
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(asyncio.shield(opening), 0.1)
     opening.cancel()
@@ -198,46 +200,46 @@ async def test_a_machine_that_has_booted_long_ago_and_does_not_answer_is_not_wai
         await opening
 
 
-async def test_a_cancelled_destroy_goes_on(forge: MachineFactory, provider: MemoryProvider) -> None:
-    await forge.create(name="m", owner="me", ttl_s=60)
+async def test_a_cancelled_destroy_goes_on(factory: MachineFactory, provider: MemoryProvider) -> None:
+    await factory.create(name="m", owner="me", ttl_s=60)
     provider.destroy_failures = 1
-    burning = asyncio.create_task(forge.destroy("m"))
+    burning = asyncio.create_task(factory.destroy("m"))
     await asyncio.sleep(0.01)
     burning.cancel()
     with pytest.raises(asyncio.CancelledError):
         await burning
-    await forge.close()
+    await factory.close()
     assert provider.machines == {}
 
 
 async def test_a_machine_of_somebody_else_is_left_alone(
-    forge: MachineFactory, provider: MemoryProvider, tmp_path: Path
+    factory: MachineFactory, provider: MemoryProvider, tmp_path: Path
 ) -> None:
-    other = MachineFactory(provider=provider, keyring=Keyring(tmp_path / "other"), connect_shell=Door())
+    other = MachineFactory(provider=provider, keyring=Keyring(tmp_path / "other"), connect_shell=ConnectDouble())
     machine, _ = await other.create(name="m", owner="you", ttl_s=60)
     with pytest.raises(NameTaken):
-        await forge.create(name="m", owner="me", ttl_s=60)
+        await factory.create(name="m", owner="me", ttl_s=60)
     assert provider.machines == {"m": machine}
 
 
-async def test_the_same_creation_again_finds_the_same_machine(forge: MachineFactory, provider: MemoryProvider) -> None:
-    first, _ = await forge.create(name="m", owner="me", ttl_s=60)
-    again, _ = await forge.create(name="m", owner="me", ttl_s=60)
+async def test_the_same_creation_again_finds_the_same_machine(factory: MachineFactory, provider: MemoryProvider) -> None:
+    first, _ = await factory.create(name="m", owner="me", ttl_s=60)
+    again, _ = await factory.create(name="m", owner="me", ttl_s=60)
     assert first == again
 
 
 async def test_burning_is_tried_again_and_its_failure_does_not_hide_the_first_error(
-    forge: MachineFactory, provider: MemoryProvider, door: Door
+    factory: MachineFactory, provider: MemoryProvider, connect: ConnectDouble
 ) -> None:
-    door.error = MachineLost("does not answer")
+    connect.error = MachineLost("does not answer")
     provider.destroy_failures = 2
     with pytest.raises(MachineLost):
-        await forge.create(name="m", owner="me", ttl_s=60)
+        await factory.create(name="m", owner="me", ttl_s=60)
     assert provider.machines == {}
     provider.destroy_failures = 3
     with pytest.raises(MachineLost):
-        await forge.create(name="n", owner="me", ttl_s=60)
+        await factory.create(name="n", owner="me", ttl_s=60)
     assert list(provider.machines) == ["n"]  # three times in vain: the sweep's work
     provider.destroy_failures = 3
     with pytest.raises(ProviderError):
-        await forge.destroy("n")
+        await factory.destroy("n")

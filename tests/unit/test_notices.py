@@ -8,11 +8,11 @@ from pathlib import Path
 import msgspec
 
 from gibil_bot.model import Capabilities
-from gibil_bot.ports import Provider
+from gibil_bot.ports import Noticing, Provider
 from gibil_bot.providers.local.control_protocol import Answer, Request
 from gibil_bot.providers.local.paths import PROTOCOL, DaemonRecord, LocalPaths, code_version, write_daemon
 from gibil_bot.providers.local.provider import PREPARING, LocalProvider
-from gibil_bot.providers.notices import Noticing, notices
+from gibil_bot.providers.optional import notices
 from tests.doubles.patience import patient
 from tests.doubles.provider import MemoryProvider
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 from gibil_bot.errors import GibilError
 from gibil_bot.machines.session import MachineSession
 from gibil_bot.model import Usage
+from gibil_bot.ports import Metered
 from gibil_bot.ssh.answers import decimal, number, printable
 
 MOST_PROCESSES = 10
@@ -36,14 +36,6 @@ ps -eo pid=,pcpu=,rss=,etimes=,args= --sort=-pcpu,-rss | while read -r p c r e a
     printf 'process %s %s %s %s %.300s\n' "$p" "$c" "$r" "$e" "$a"
 done
 """
-
-
-@runtime_checkable
-class Metered(Protocol):
-    """A provider that holds its machines to limits which they cannot see."""
-
-    async def usage(self, name: str) -> Usage | None:
-        """None: it cannot tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

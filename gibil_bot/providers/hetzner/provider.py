@@ -28,7 +28,7 @@ from gibil_bot.providers.hetzner.delete import ServerDeleter
 from gibil_bot.providers.hetzner.rebuild_pool import RebuildPool
 from gibil_bot.providers.hetzner.server_types import SIZES, Candidate, Catalogue, Price, cost_so_far
 from gibil_bot.providers.hetzner.servers import NAME, find_server, is_machine, is_ours, machine_of
-from gibil_bot.providers.machine_script import RunOn
+from gibil_bot.providers.lifecycle import RunOn
 from gibil_bot.ssh.host_keys import public_line
 
 _log = logging.getLogger(__name__)

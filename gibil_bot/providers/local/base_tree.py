@@ -86,6 +86,19 @@ def mount_points() -> list[str]:
     ]
 
 
+def package_sources() -> tuple[str, str]:
+    """Return the content of /etc/os-release and of apt's source lists: where machines of this host get their packages from."""
+    lists = [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]
+    return _text(Path("/etc/os-release")), "\n".join(_text(path) for path in lists)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
 def survey(privilege: str, mounts: Sequence[str] | None = None) -> Layout:
     """How the box's system is to be cut. In tier `user` a directory with mounts below it cannot be an overlay's layer
     (they are locked together), in tier `root` it can, and then those mounts are laid over it one by one."""

@@ -11,30 +11,30 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from gibil_bot.model import Refusal
-from gibil_bot.providers.local.blocked_hosts import RefusalLog
+from gibil_bot.model import Refusal, Refusals
 from gibil_bot.providers.local.egress_policy import (
     Address,
     endpoint,
     is_itself,
     is_own_name,
     is_public,
-    loopback_ports,
     parse_address,
     parse_rules,
 )
 from gibil_bot.providers.local.host_network import HostNetwork
 from gibil_bot.providers.local.proxy_request import MAX_HEAD, BadRequest, ProxyRequest, close_after, parse_request
-from gibil_bot.providers.local.relay import BLOCK, Streams, accept, close, forward, pump, relay, reset, streams
-
-__all__ = ["EgressProxy", "forward", "loopback_ports"]
+from gibil_bot.providers.local.relay import BLOCK, Streams, accept, close, pump, relay, reset, streams
 
 SockAddress = tuple[Any, ...]
 Resolver = Callable[[str, int], Awaitable[list[SockAddress]]]
+MOST_REFUSALS = 50
+"""Endpoints that are remembered per machine; the oldest are forgotten first."""
 _RESOLVER_THREADS = 4
 _REASONS = {400: "Bad Request", 403: "Forbidden", 408: "Request Timeout", 431: "Too Large", 502: "Bad Gateway", 504: "Timeout"}
 
@@ -53,6 +53,29 @@ class _Blocked(_Refused):
     def __init__(self, refusal: Refusal, message: str) -> None:
         super().__init__(403, message)
         self.refusal = refusal
+
+
+class RefusalLog:
+    """The endpoints that one machine's egress proxy refused, each once, the newest last.
+
+    Programs often show nothing of a proxy's answer, so refused endpoints are reported after their output.
+    """
+
+    def __init__(self) -> None:
+        self._seen: OrderedDict[tuple[str, int], tuple[float, Refusal]] = OrderedDict()
+        self._forgotten_until = float("-inf")
+
+    def add(self, refusal: Refusal) -> None:
+        endpoint = refusal.host, refusal.port
+        self._seen[endpoint] = time.monotonic(), refusal
+        self._seen.move_to_end(endpoint)
+        if len(self._seen) > MOST_REFUSALS:
+            _endpoint, (self._forgotten_until, _refusal) = self._seen.popitem(last=False)
+
+    def since(self, moment: float) -> Refusals:
+        """Return what was refused since that moment of time.monotonic(), which is the same for all processes of a host."""
+        found = tuple(refusal for at, refusal in self._seen.values() if at >= moment)
+        return Refusals(refused=found, more=self._forgotten_until >= moment)
 
 
 class EgressProxy:

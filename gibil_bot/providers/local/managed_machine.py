@@ -20,10 +20,10 @@ import msgspec
 from gibil_bot.errors import ProviderError
 from gibil_bot.model import Endpoint, Machine, MachineSpec, Usage
 from gibil_bot.providers.local.base_tree import Layout
-from gibil_bot.providers.local.blocked_hosts import RefusalLog
 from gibil_bot.providers.local.control_protocol import Cause
 from gibil_bot.providers.local.disk_images import Image, Images, taken_mb
-from gibil_bot.providers.local.egress_proxy import EgressProxy, forward, loopback_ports
+from gibil_bot.providers.local.egress_policy import loopback_ports
+from gibil_bot.providers.local.egress_proxy import EgressProxy, RefusalLog
 from gibil_bot.providers.local.end_causes import write_cause
 from gibil_bot.providers.local.fork_client import ForkClient, SpawnedMachine
 from gibil_bot.providers.local.host_network import HostNetwork
@@ -31,6 +31,7 @@ from gibil_bot.providers.local.init_client import InitClient, SpawnFailed
 from gibil_bot.providers.local.limits import FILES_PER_MB, Groups, Limits
 from gibil_bot.providers.local.mounts import SpawnRequest
 from gibil_bot.providers.local.paths import LocalPaths, clear_dead_machine
+from gibil_bot.providers.local.relay import forward
 from gibil_bot.providers.local.spawn import PROXY
 from gibil_bot.providers.local.usage_poller import (
     Memory,

@@ -1,0 +1,41 @@
+"""What only some providers can do, as calls that work with every provider (the optional Protocols are in ports.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+
+from gibil_bot.errors import GibilError
+from gibil_bot.model import Refusals
+from gibil_bot.ports import Filtering, Noticing, Provider
+
+_ANSWERS_S = 5.0
+
+
+@contextlib.contextmanager
+def notices(provider: Provider, tell: Callable[[str], None]) -> Iterator[None]:
+    """Call `tell` with each notice of the provider during the block: what it is doing when that is rare and takes long."""
+    if not isinstance(provider, Noticing):
+        yield
+        return
+    provider.listeners[tell] = set()
+    try:
+        yield
+    finally:
+        del provider.listeners[tell]
+
+
+async def refusals(provider: Provider, name: str, since: float) -> Refusals:
+    """Return which connections of a machine were refused since that moment of time.monotonic().
+
+    Empty for providers without an egress proxy, and when the provider doesn't answer, since this only informs. Never raises
+    GibilError.
+    """
+    if not isinstance(provider, Filtering):
+        return Refusals()
+    try:
+        async with asyncio.timeout(_ANSWERS_S):
+            return await provider.refusals(name, since)
+    except (GibilError, TimeoutError):
+        return Refusals()
