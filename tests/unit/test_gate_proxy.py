@@ -10,8 +10,8 @@ import socket
 import pytest
 
 from gibil_bot.errors import ConfigurationError
-from gibil_bot.providers.local.egress_proxy import EgressProxy, forward
-from gibil_bot.providers.local.relay import reset
+from gibil_bot.providers.local.egress_proxy import EgressProxy
+from gibil_bot.providers.local.relay import forward, reset
 from tests.doubles.gatekit import ask, dial, gate, http_server, listening
 from tests.doubles.patience import patient
 
