@@ -84,7 +84,7 @@ def create(
 
 
 def _begin(name: str | None, ttl: str | None, size: str | None, provider: str | None) -> None:
-    """What forging waits for comes up while we read what else we need. Raises UsageError, ConfigurationError."""
+    """Start what creating a machine waits for, while other input is read. Raises UsageError, ConfigurationError."""
     from gibil_bot.config import load_settings
     from gibil_bot.machines import validation
     from gibil_bot.providers import prestart
@@ -92,7 +92,7 @@ def _begin(name: str | None, ttl: str | None, size: str | None, provider: str | 
     settings = load_settings()
     validation.check(name=name, ttl=ttl, size=size, max_ttl_s=settings.max_ttl_s)
     if provider in (None, settings.provider):
-        prestart.begin(settings)
+        prestart(settings)
 
 
 async def _create(order: CreateRequest, fleet: int | None, provider: str | None, wait: str | None, as_json: bool) -> int:

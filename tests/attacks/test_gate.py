@@ -50,7 +50,7 @@ async def test_no_spelling_of_loopback_gets_through(host: str) -> None:
             assert answer[:12] in (b"HTTP/1.1 403", b"HTTP/1.1 400", b"HTTP/1.1 502"), answer
             # The operator could only open the host's own services with it.
             assert b"GIBIL_EGRESS_ALLOW" not in answer
-            assert answer[:12] != b"HTTP/1.1 403" or b"that is this machine itself" in answer
+            assert answer[:12] != b"HTTP/1.1 403" or b"is this machine itself" in answer
         assert server.heard == []
 
 
@@ -64,7 +64,7 @@ async def test_a_machines_own_names_are_itself_whatever_they_resolve_to(host: st
     async with gate(own_name="box", resolve=clash) as port:
         answer = await ask(port, f"CONNECT {host}:80 HTTP/1.1\r\n\r\n".encode())
         assert answer.startswith(b"HTTP/1.1 403")
-        assert b"that is this machine itself" in answer
+        assert b"is this machine itself" in answer
         assert b"GIBIL_EGRESS_ALLOW" not in answer
 
 
@@ -149,9 +149,9 @@ async def test_the_boxs_own_address_is_not_public() -> None:
         own = probe.getsockname()[0]
     from gibil_bot.providers.local import egress_proxy as module
 
-    assert module._is_this_box(module.parse_address(own))
-    assert module._is_this_box(module.parse_address("127.0.0.1"))
-    assert not module._is_this_box(module.parse_address("93.184.216.34"))
+    assert module._is_this_host(module.parse_address(own))
+    assert module._is_this_host(module.parse_address("127.0.0.1"))
+    assert not module._is_this_host(module.parse_address("93.184.216.34"))
 
 
 Smuggling = Callable[[Server, Server], bytes]

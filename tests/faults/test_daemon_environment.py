@@ -184,7 +184,7 @@ from pathlib import Path
 Path("/proc/self/oom_score_adj").write_text("900")
 os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
 ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: /proc/self is its own again
-pid = gibil_bot.providers.local.init.Lives(nice=False).fork()
+pid = gibil_bot.providers.local.init.JobPriorities(nice=False).fork()
 if pid == 0:
     print(Path("/proc/self/oom_score_adj").read_text().strip(), flush=True)
     os._exit(0)

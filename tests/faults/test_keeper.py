@@ -246,7 +246,7 @@ async def test_a_daemon_that_many_let_begin_is_one_and_is_found_by_whoever_forge
 async def test_a_daemon_that_cannot_begin_is_told_by_whoever_needs_it(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("no folder\n")
     daemon_start.begin(tmp_path / "data")
-    with pytest.raises(Unavailable, match="cannot be made"):
+    with pytest.raises(Unavailable, match="cannot create the folder"):
         await LocalProvider(tmp_path / "data").create(LocalLodging(LocalProvider(tmp_path / "data")).spec("never"))
 
 

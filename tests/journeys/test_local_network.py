@@ -90,5 +90,5 @@ for host in ("127.0.0.1", "0.0.0.0", "[::1]", "asker", "x.localhost"):
     assert len(printed) == 5
     for line in printed:
         assert line.startswith("403 gibil: ")
-        assert ": that is this machine itself: connect to it without the proxy" in line
+        assert " is this machine itself: connect to it without the proxy" in line
         assert "GIBIL_EGRESS_ALLOW" not in line

@@ -1,7 +1,7 @@
 """The control protocol stays what it was: a daemon of an earlier version may still run machines when the package is updated.
 
-The lines below were recorded from a daemon and a client of protocol 1. A field that is renamed or moved would be dropped without
-an error by the other side, so such a change has to increase PROTOCOL.
+The lines below were recorded from a daemon and a client of protocol 1. A field that is renamed or moved would be dropped
+without an error by the other side, so such a change has to increase PROTOCOL.
 """
 
 from __future__ import annotations

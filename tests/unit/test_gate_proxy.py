@@ -101,7 +101,7 @@ async def test_a_response_that_breaks_off_does_not_look_complete() -> None:
         ("CONNECT 169.254.169.254:80 HTTP/1.1", 403, "GIBIL_EGRESS_ALLOW=169.254.169.254:80"),
         ("GET http://no-such-host.invalid/ HTTP/1.1", 502, "gibil: cannot resolve no-such-host.invalid"),
         ("GET http://127.0.0.1:{closed}/ HTTP/1.1", 502, "gibil: cannot connect to 127.0.0.1:{closed}: Connection refused"),
-        ("GET /x HTTP/1.1", 400, "gibil: write the whole address"),
+        ("GET /x HTTP/1.1", 400, "gibil: use the absolute URL"),
         ("nonsense", 400, "gibil: not an HTTP/1.1 proxy request"),
     ],
 )

@@ -77,7 +77,7 @@ def test_cgroup_v2_groups_are_made_beside_our_own_and_missing_controllers_are_pa
     folder.mkdir()
     for name in ("memory.max", "memory.swap.max", "pids.max", "cpu.weight"):
         (folder / name).write_text("max")
-    groups.make("m", Limits(memory_mb=64, pids=99, disk_mb=1))
+    groups.create("m", Limits(memory_mb=64, pids=99, disk_mb=1))
     groups.weigh("m")
     (folder / "cgroup.procs").write_text("")
     groups.join("m", 4711)
@@ -117,7 +117,7 @@ def test_cgroup_v1_controllers_in_separate_mounts_are_all_found(tmp_path: Path) 
     }
     groups = Groups(found, "x")
     assert groups.memory == "cgroup-v1"
-    groups.make("m", Limits(memory_mb=64, pids=99, disk_mb=1))
+    groups.create("m", Limits(memory_mb=64, pids=99, disk_mb=1))
     groups.weigh("m")
     assert (tmp_path / "cpu,cpuacct/own/x-m/cpu.shares").read_text() == "256"
     (tmp_path / "memory/own/x-m/memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 4\n")
@@ -280,7 +280,7 @@ def test_a_command_that_never_gets_descriptors_is_refused_in_words(monkeypatch: 
             init.close()
         return reason
 
-    assert "descriptors are used up (Too many open files)" in asyncio.run(scenario())
+    assert "use all file descriptors (Too many open files)" in asyncio.run(scenario())
 
 
 def test_a_clock_that_is_set_back_keeps_no_machine_longer() -> None:

@@ -1,10 +1,10 @@
-"""The skeleton: the small read-only tree that machines of this box have below their own layer, beside the box's /usr.
+"""Base tree: the small read-only tree under the overlays of all machines of a data directory, in addition to the host's /usr.
 
-It holds what a machine may know of the host besides /usr: the world-readable part of /etc and of the package manager's
-memory. In tier `user` it also holds every *directory* of /usr, empty and owned by us: an overlay takes the owner of a
-merged directory from its topmost layer, and that is what lets apt add files where the host's directories belong to root.
+It holds what a machine may read of the host besides /usr: the world-readable parts of /etc and of the package manager's data.
+With privilege `user` it also holds every *directory* of /usr, empty and owned by our user: an overlay takes the owner of a
+merged directory from its topmost layer, so apt can add files where the host's directories belong to root.
 
-Built once per box, into a temporary name that is then renamed, and again under another name when the packages change.
+It is built once per data directory under a temporary name and renamed, and again under another name when the packages change.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gibil_bot.providers.local.rmtree import remove_tree
 from gibil_bot.scripts.runtimes import LOCAL_TOOL_PATH, TOOL
 
 FORMAT = 2
-"""Counted up whenever the content built here changes."""
+"""Increased whenever the content that is built here changes."""
 
 # fmt: off
 _DIRECTORIES = (
@@ -54,31 +54,31 @@ exit 0
 
 
 class Piece(NamedTuple):
-    """One part of the box's system that a machine sees through an overlay of its own."""
+    """A directory of the host that a machine sees through its own overlay."""
 
     path: str
     optional: bool
-    """A mount of its own on the host, of whatever kind: if it cannot be a layer, the machine does without it."""
+    """It is a mount point on the host. If it can't be a layer of an overlay, the machine doesn't have it."""
 
 
 class PythonOutside(NamedTuple):
-    """A Python installation outside /usr that machines get to see, as it is the only one on the box."""
+    """A Python installation outside /usr that machines see, because the host has no other."""
 
     prefix: str
     executable: str
 
 
 class Layout(NamedTuple):
-    """What machines see of this box."""
+    """What machines see of this host."""
 
     pieces: tuple[Piece, ...]
     opened: tuple[str, ...]
-    """Directories of the host that have mounts below them: no layer can be made of those, so they are rebuilt."""
+    """Directories of the host with mounts below them, which can't be layers of an overlay and are rebuilt."""
     python: PythonOutside | None
 
 
 def mount_points() -> list[str]:
-    """Where something is mounted, from /proc/self/mountinfo (its spaces are written as octal escapes)."""
+    """Return all mount points, from /proc/self/mountinfo, where spaces are octal escapes."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         fields = [line.split()[4] for line in lines]
     return [
@@ -100,8 +100,11 @@ def _text(path: Path) -> str:
 
 
 def survey(privilege: str, mounts: Sequence[str] | None = None) -> Layout:
-    """How the box's system is to be cut. In tier `user` a directory with mounts below it cannot be an overlay's layer
-    (they are locked together), in tier `root` it can, and then those mounts are laid over it one by one."""
+    """Return how the host's system is divided into overlays.
+
+    With privilege `user` a directory with mounts below it can't be a layer of an overlay, because they are locked together.
+    With privilege `root` it can, and those mounts get their own overlays.
+    """
     mounts = mount_points() if mounts is None else mounts
     trees = ["/usr", *(f"/{name}" for name in _MERGED if os.path.isdir(f"/{name}") and not os.path.islink(f"/{name}"))]
     pieces: list[Piece] = []
@@ -143,7 +146,7 @@ def _python_outside() -> PythonOutside | None:
 
 
 def name_of(privilege: str, layout: Layout) -> str:
-    """The skeleton's folder name: another one whenever what it is made from has changed."""
+    """Return the folder name of the base tree, which changes whenever the host's files that it is built from change."""
     seen = [FORMAT, TOOL, privilege, repr(layout)]
     watched = ["/etc", "/etc/passwd", "/etc/ssl/certs", "/etc/apt/sources.list.d"]
     dpkg = "/var/lib/dpkg/status"
@@ -159,7 +162,7 @@ def name_of(privilege: str, layout: Layout) -> str:
 
 
 def build(folder: Path, privilege: str, layout: Layout) -> None:
-    """Make the skeleton at `folder`; takes a second or two in tier `user`. Whoever comes second uses the first one's."""
+    """Build the base tree at `folder`; takes a second or two with privilege `user`. May be called by several processes."""
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     remove_tree(draft)
     root = draft / "root"
@@ -212,7 +215,7 @@ def _write_etc(etc: Path, privilege: str) -> None:
     files = {
         "shadow": "".join(f"{user}:*:19000:0:99999:7:::\n" for user in users),
         "gshadow": "root:*::\n",
-        # Names are resolved by the egress gate: an answer of "no" at once is better than five seconds of waiting.
+        # The egress proxy resolves names: failing at once is better than waiting for five seconds.
         "resolv.conf": "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
     }
     if (etc / "apt").is_dir():
@@ -224,14 +227,14 @@ def _write_etc(etc: Path, privilege: str) -> None:
         (etc / "apt/apt.conf.d").mkdir(exist_ok=True)
         files["apt/apt.conf.d/99gibil"] = settings
     for name, text in files.items():
-        (etc / name).unlink(missing_ok=True)  # it may be a link to somewhere
+        (etc / name).unlink(missing_ok=True)  # it may be a link
         (etc / name).write_text(text)
     for name in ("shadow", "gshadow"):
         (etc / name).chmod(0o640)
 
 
 def _is_public(status: os.stat_result) -> bool:
-    """Anybody on the host may read it, so that a machine may too: no host secret gets in, even when root builds this."""
+    """Return whether every user of the host may read it: so no secret is copied, even if root builds the base tree."""
     if stat.S_ISDIR(status.st_mode):
         return status.st_mode & 0o005 == 0o005
     return stat.S_ISREG(status.st_mode) and bool(status.st_mode & 0o004)
@@ -244,15 +247,15 @@ def _copy_public(source: str, target: Path) -> None:
 
 
 def _copy_files(source: str, target: Path) -> list[str]:
-    """Copy the public files and links right in `source`; returns its public directories."""
+    """Copy the public files and links directly in `source`; return its public directories."""
     target.mkdir(parents=True, exist_ok=True)
     directories = []
     for entry in _entries(source):
-        place = target / entry.name
+        copy = target / entry.name
         try:
             if entry.is_symlink():
-                if not os.path.lexists(place):
-                    place.symlink_to(os.readlink(entry.path))
+                if not os.path.lexists(copy):
+                    copy.symlink_to(os.readlink(entry.path))
                 continue
             status = entry.stat(follow_symlinks=False)
             if not _is_public(status):
@@ -260,10 +263,10 @@ def _copy_files(source: str, target: Path) -> list[str]:
             if stat.S_ISDIR(status.st_mode):
                 directories.append(entry.path)
             else:
-                shutil.copyfile(entry.path, place)
-                place.chmod(status.st_mode & 0o755)
+                shutil.copyfile(entry.path, copy)
+                copy.chmod(status.st_mode & 0o755)
         except (PermissionError, FileNotFoundError):
-            continue  # changed while we looked, or kept from us by something else than its mode
+            continue  # changed meanwhile, or not readable despite its mode
     return directories
 
 
@@ -274,10 +277,10 @@ def _copy_directories(source: str, target: Path) -> None:
         for entry in _entries(here):
             if not entry.is_dir(follow_symlinks=False):
                 continue
-            place = f"{there}/{entry.name}"
-            os.mkdir(place, 0o755)
+            copy = f"{there}/{entry.name}"
+            os.mkdir(copy, 0o755)
             if os.access(entry.path, os.R_OK | os.X_OK):
-                waiting.append((entry.path, place))
+                waiting.append((entry.path, copy))
             else:
-                # Merged with a directory that nobody in the machine may read, it could not be listed or removed.
-                os.setxattr(place, "user.overlay.opaque", b"y")
+                # Merged with a directory that no user of the machine may read, it could not be listed or removed.
+                os.setxattr(copy, "user.overlay.opaque", b"y")

@@ -1,7 +1,7 @@
-"""The control protocol between providers and the daemon: one connection, one request line, one answer line, all JSON.
+"""Control protocol between providers and the daemon: one request and one answer per connection, each a line of JSON.
 
-Every request can be repeated safely. A connection that asked for a tethered machine is kept open by its client: the
-machine burns when it closes.
+Every request can be repeated safely. A client that created a tethered machine keeps its connection open: the machine is
+destroyed when the connection closes.
 """
 
 from __future__ import annotations
@@ -30,26 +30,30 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
     owner: str | None = None
     expires_at: datetime | None = None
     since: float = 0.0
-    """refusals: a moment of time.monotonic()"""
+    """For `refusals`: a moment of time.monotonic()."""
 
 
 class Cause(msgspec.Struct, kw_only=True, frozen=True):
-    """Why a machine was ended, or processes on it, by anything but the user."""
+    """Why the daemon or the kernel ended a machine or processes on it."""
 
     text: str
-    """For people, without the machine's name: `its 512 MB of memory are used up …`"""
+    """For people, without the machine's name."""
     at: datetime
 
 
 class Problem(msgspec.Struct, kw_only=True):
+    """A GibilError on the wire. `kind`: the name of its class."""
+
     kind: str
     message: str
     remedies: tuple[str, ...] = ()
     code: str | None = None
-    """Where it is another than the kind's"""
+    """Set if it differs from the code of the kind."""
 
 
 class Answer(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """The answer to any request; each verb sets its own fields, or `problem`."""
+
     problem: Problem | None = None
     machine: Machine | None = None
     machines: list[Machine] = msgspec.field(default_factory=list)
@@ -59,7 +63,7 @@ class Answer(msgspec.Struct, kw_only=True, omit_defaults=True):
     refusals: Refusals | None = None
     cause: Cause | None = None
     done: bool = False
-    """destroy: it was there; create: it was made just now; quit: the daemon goes."""
+    """`destroy`: the machine existed; `create`: it was created by this request; `quit`: the daemon ends."""
     count: int = 0
 
 
@@ -71,7 +75,7 @@ _KINDS: dict[str, type[GibilError]] = {
 def problem_of(error: GibilError) -> Problem:
     kind = type(error).__name__
     if isinstance(error, ConfigurationError):
-        kind = "ProviderError"  # a rule of the egress list: the process that asked reads its settings itself
+        kind = "ProviderError"  # a rule of the egress list: the client has checked its settings itself
     return Problem(
         kind=kind if kind in _KINDS else "ProviderError",
         message=error.message,
@@ -89,13 +93,13 @@ def error_of(problem: Problem) -> GibilError:
 
 
 def peer_uid(connection: socket.socket) -> int:
-    """Of the process at the other end when it connected or listened (SO_PEERCRED, unix(7))."""
+    """Return the user id of the process at the other end when it connected or listened (SO_PEERCRED, unix(7))."""
     record = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return int(struct.unpack("3i", record)[1])
 
 
 class Unanswered(Exception):
-    """The daemon is not there, or went away before it answered: start one and ask again."""
+    """The daemon isn't running, or ended before it answered. The caller may start one and ask again."""
 
 
 class ControlConnection:
@@ -106,13 +110,13 @@ class ControlConnection:
 
     @classmethod
     async def open(cls, path: str) -> ControlConnection:
-        """Raises Unanswered; ProviderError when somebody else listens there."""
+        """Connect to the daemon's socket. Raises Unanswered, and ProviderError if another user's process listens there."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             connection.setblocking(False)
             await asyncio.get_running_loop().sock_connect(connection, path)
             if peer_uid(connection) != os.geteuid():
-                raise ProviderError(f"another user answers at {path}: remove the folder it is in")
+                raise ProviderError(f"the socket {path} belongs to another user's process; delete its folder")
             return cls(*await asyncio.open_unix_connection(sock=connection, limit=LINE_BYTES))
         except OSError as error:
             connection.close()
@@ -122,7 +126,7 @@ class ControlConnection:
             raise
 
     async def ask(self, request: Request) -> Answer:
-        """Raises Unanswered, and what the daemon answers."""
+        """Send a request and return the answer. Raises Unanswered, and the error that the daemon answers with."""
         try:
             self._writer.write(msgspec.json.encode(request) + b"\n")
             await self._writer.drain()
@@ -130,7 +134,7 @@ class ControlConnection:
         except OSError as error:
             raise Unanswered(str(error)) from error
         if not line.endswith(b"\n"):
-            raise Unanswered("it hung up")
+            raise Unanswered("it closed the connection")
         answer = msgspec.json.decode(line, type=Answer)
         if answer.problem:
             raise error_of(answer.problem)

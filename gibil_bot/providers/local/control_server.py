@@ -1,4 +1,4 @@
-"""The daemon's counter: where requests come in over the control socket, and are answered."""
+"""Control-socket server of the local-machine daemon."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REQUEST_S = 30.0
 
 
 class ControlServer:
-    """`ending` is set when the daemon should go: nothing kept and nothing asked for `idle_s` seconds."""
+    """Answers requests. Sets `ending` when the daemon has had no machine and no request for `idle_s` seconds."""
 
     def __init__(self, registry: MachineRegistry, ending: asyncio.Event, idle_s: float) -> None:
         self._registry, self._ending, self._idle_s = registry, ending, idle_s
@@ -35,7 +35,7 @@ class ControlServer:
                 if line.endswith(b"\n"):
                     await self._answer(line, reader, writer)
         except (OSError, TimeoutError, ValueError):
-            pass  # they went away, or never said anything
+            pass  # the client closed the connection or sent nothing
         finally:
             self._last = asyncio.get_running_loop().time()
             self._busy.discard(task)
@@ -47,21 +47,21 @@ class ControlServer:
             answer = await self._do(request)
         except msgspec.DecodeError as error:
             request = None
-            answer = Answer(problem=problem_of(UsageError(f"the daemon cannot read the request: {error}")))
+            answer = Answer(problem=problem_of(UsageError(f"the local-machine daemon cannot read the request: {error}")))
         except GibilError as error:
             request = None
             answer = Answer(problem=problem_of(error))
         except Exception as error:
             request = None
             asyncio.get_running_loop().call_exception_handler({"message": "a request failed", "exception": error})
-            text = f"the daemon of local machines failed ({type(error).__name__}); its log says more"
+            text = f"internal error in the local-machine daemon ({type(error).__name__}); see its log, local/keeper.log"
             answer = Answer(problem=problem_of(ProviderError(text)))
         tethered = answer.machine if answer.done and request and request.spec and request.spec.tethered else None
         try:
             writer.write(msgspec.json.encode(answer) + b"\n")
             await writer.drain()
             if tethered:
-                await reader.read()  # until they close it, or are killed
+                await reader.read()  # until the client closes it or is killed
         except OSError:
             pass
         finally:
@@ -72,8 +72,8 @@ class ControlServer:
         registry = self._registry
         match request:
             case Request(verb="create", spec=spec) if spec is not None:
-                machine, made = await registry.create(spec)
-                return Answer(machine=machine, done=made)
+                machine, created = await registry.create(spec)
+                return Answer(machine=machine, done=created)
             case Request(verb="get"):
                 return Answer(machine=registry.get(request.name))
             case Request(verb="list"):
@@ -96,10 +96,10 @@ class ControlServer:
                 return Answer(count=registry.count)
             case Request(verb="quit"):
                 return Answer(done=self._quit())
-        raise UsageError(f"the daemon does not know the request {request.verb!r}")
+        raise UsageError(f"the local-machine daemon doesn't know the request {request.verb!r}")
 
     def _quit(self) -> bool:
-        """For a daemon of another version that takes our place: only while there is nothing to lose."""
+        """End for a daemon of another version, but only if no machine exists."""
         if self._registry.count:
             return False
         self._ending.set()
@@ -117,7 +117,7 @@ class ControlServer:
             await asyncio.sleep(min(left, 1.0))
 
     async def finish(self) -> None:
-        """Let those who were already here have their answers; tethers are cut."""
+        """Answer the requests that are in progress, then close the connections of tethered machines."""
         if self._busy:
             _done, waiting = await asyncio.wait(self._busy, timeout=2.0)
             for task in waiting:

@@ -1,8 +1,8 @@
-"""The daemon: one process per data directory that owns all its local machines, whatever becomes of who asked for them.
+"""The daemon of local machines: one process per data directory that owns its machines, independent of their creators.
 
-It forges and burns, serves every machine's SSH and egress, and enforces their time to live. It is started on demand,
-belongs to no terminal, and ends by itself when it has had no machine for a while. When it is killed, the kernel kills
-the fork server and with it every machine; what is left is folders, and the next daemon removes those first.
+It creates and destroys machines, serves their SSH and egress, and enforces their time to live. It is started on demand, has
+no terminal, and ends by itself when it has had no machine for a while. When it is killed, the kernel kills the fork server and
+with it every machine; their folders are left, and the next daemon removes those first.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _LOCK_WAIT_S = 10.0
 
 
 def main(data_dir: str, idle_s: str = str(IDLE_S), starting: str = "") -> None:
-    """Start the daemon and end when it answers. Prints the reason and exits with 1 when it cannot run.
+    """Start the daemon in the background, and exit when it answers. Prints the reason and exits with 1 if it can't run.
 
-    `starting`: a descriptor that is this process's, and must not be the daemon's.
+    `starting`: a descriptor that this process keeps open and the daemon closes.
     """
-    gc.set_threshold(25_000, 20, 20)  # what the imports make stays: looking for garbage in it holds up the first machine
+    gc.set_threshold(25_000, 20, 20)  # imported objects stay: searching them for garbage would delay the first machine
     close_others({int(starting)} if starting else set())
     paths = LocalPaths(Path(data_dir))
     try:
@@ -44,38 +44,38 @@ def main(data_dir: str, idle_s: str = str(IDLE_S), starting: str = "") -> None:
     ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
     if os.fork():
         os.close(ready_write)
-        told = os.read(ready_read, 4096)
-        if told != b"ready":
+        message = os.read(ready_read, 4096)
+        if message != b"ready":
             sys.exit(
-                told.decode(errors="replace") or f"the daemon of local machines ended at once: see {paths.local}/keeper.log"
+                message.decode(errors="replace") or f"the local-machine daemon ended at once; see {paths.local}/keeper.log"
             )
         os._exit(0)
     os.close(ready_read)
     if starting:
         os.close(int(starting))
     os.setsid()
-    _leave_the_starter(paths)
+    _detach(paths)
     inherited = become_neutral()
     if inherited:
-        sys.stderr.write(f"what the starter had stays in machines, as it cannot be undone: {', '.join(inherited)}\n")
+        sys.stderr.write(f"machines inherit from the starter, because it cannot be undone: {', '.join(inherited)}\n")
     lock = os.open(paths.local / "keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    if not _take(lock):
+    if not _acquire(lock):
         running = read_daemon(paths)
         who = f"process {running.pid}" if running else "another process"
-        os.write(ready_write, f"{who} keeps the local machines of {paths.data_dir} and does not answer; end it".encode())
+        os.write(ready_write, f"{who} runs the local machines of {paths.data_dir} and doesn't answer; end it".encode())
         os._exit(1)
     status = 1
     try:
-        # Under the lock: the daemon before us removed its folder on its way out.
+        # Under the lock, because the previous daemon removed its folder when it ended.
         runtime.mkdir(mode=0o700, exist_ok=True)
-        _keep(paths, runtime, ready_write, float(idle_s), inherited)
+        _run(paths, runtime, ready_write, float(idle_s), inherited)
         status = 0
     finally:
         sys.stderr.flush()
         os._exit(status)
 
 
-def _leave_the_starter(paths: LocalPaths) -> None:
+def _detach(paths: LocalPaths) -> None:
     os.chdir("/")
     log = os.open(paths.local / "keeper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     null = os.open(os.devnull, os.O_RDONLY)
@@ -86,8 +86,8 @@ def _leave_the_starter(paths: LocalPaths) -> None:
     os.close(null)
 
 
-def _take(lock: int) -> bool:
-    """The one before us may be on its way out."""
+def _acquire(lock: int) -> bool:
+    """Lock the file; the previous daemon may be ending. False if it doesn't."""
     deadline = time.monotonic() + _LOCK_WAIT_S
     while True:
         try:
@@ -100,11 +100,11 @@ def _take(lock: int) -> bool:
             return True
 
 
-def _keep(paths: LocalPaths, runtime: Path, ready: int, idle_s: float, inherited: tuple[str, ...]) -> None:
-    link = ForkClient.start()  # beside the imports below, which take longer
+def _run(paths: LocalPaths, runtime: Path, ready: int, idle_s: float, inherited: tuple[str, ...]) -> None:
+    link = ForkClient.start()  # in parallel with the imports below, which take longer
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    import uvloop  # output of jobs passes through here: half as fast again as with asyncio's own loop
+    import uvloop  # output of jobs passes through here, 1.5 times as fast as with asyncio's own loop
 
     from gibil_bot.providers.local.registry import MachineRegistry
 
@@ -152,7 +152,7 @@ async def _serve(
         (runtime / "control.sock").unlink()
     await control_server.finish()
     await registry.close()
-    with contextlib.suppress(OSError):  # something of a machine is left: the next daemon clears it
+    with contextlib.suppress(OSError):  # parts of a machine are left; the next daemon removes them
         os.rmdir(runtime)
 
 

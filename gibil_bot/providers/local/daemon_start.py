@@ -1,7 +1,7 @@
-"""Starting the daemon: by whoever needs it, once at a time.
+"""Starting the daemon on demand, once at a time.
 
-`starting.lock` is held while one comes up, by the process that brings it up: so it is free again as soon as the daemon answers
-or has failed, whatever became of who asked for it. Light to import: a command starts the daemon before it knows much else.
+The starting process holds `starting.lock` until the daemon answers or has failed, even if the command that wanted the daemon
+has ended. Cheap to import, because a command starts the daemon before it imports most other modules.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from gibil_bot.providers.local.paths import LocalPaths, locked, read_daemon
 
 START_S = 60.0
 IDLE_S = 30.0
-"""How long a daemon without machines stays."""
+"""How long a daemon without machines runs."""
 
 _PASSED_ON = ("HOME", "USER", "LOGNAME", "LANG", "XDG_RUNTIME_DIR")
-"""Of our environment to the daemon: it holds no setting and no secret of the bot's."""
+"""Environment variables that the daemon gets: no settings and no secrets of the bot."""
 
 
 def begin(data_dir: Path) -> None:
-    """Let a daemon come up if none answers, and do not wait for it. What goes wrong is found by `start`. Never raises."""
+    """Start a daemon in the background if none answers. Never raises: `start` reports what went wrong."""
     paths = LocalPaths(data_dir.absolute())
     try:
         paths.prepare()
@@ -34,7 +34,7 @@ def begin(data_dir: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not _answers(paths):
-            # The lock goes along with the descriptor. Nobody waits for the process: it ends before we do, or is orphaned.
+            # The child inherits the lock with the descriptor. It isn't waited for: it ends before us or is orphaned.
             os.set_inheritable(lock, True)
             command = _command(paths, IDLE_S, lock)
             null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -48,13 +48,15 @@ def begin(data_dir: Path) -> None:
 
 
 def start(paths: LocalPaths, idle_s: float) -> None:
-    """Start a daemon, unless somebody else is just doing that; returns when it answers. Blocking. Raises ProviderError."""
+    """Start a daemon unless another process is doing that; returns when it answers. Blocking. Raises ProviderError."""
     import subprocess
 
     paths.prepare()
-    with locked(paths.local / "starting.lock", wait_s=START_S) as mine:
-        if not mine:
-            raise ProviderError(f"somebody has been starting a daemon for {START_S:.0f} s; see {paths.local}/keeper.log")
+    with locked(paths.local / "starting.lock", wait_s=START_S) as locked_by_us:
+        if not locked_by_us:
+            raise ProviderError(
+                f"another process has been starting the local-machine daemon for {START_S:.0f} s; see {paths.local}/keeper.log"
+            )
         if _answers(paths):
             return
         try:
@@ -69,10 +71,10 @@ def start(paths: LocalPaths, idle_s: float) -> None:
                 cwd="/",
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise ProviderError(f"the daemon of local machines cannot be started: {error}") from error
+            raise ProviderError(f"cannot start the local-machine daemon: {error}") from error
         if done.returncode:
             lines = done.stderr.decode(errors="replace").strip().splitlines()
-            raise ProviderError(f"the daemon of local machines did not start: {lines[-1] if lines else done.returncode}")
+            raise ProviderError(f"the local-machine daemon did not start: {lines[-1] if lines else done.returncode}")
 
 
 def _command(paths: LocalPaths, idle_s: float, *lock: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""The daemon's side of detached jobs: PID 1 starts them, and how they ended is known here for as long as the machine exists."""
+"""Detached jobs in the daemon: PID 1 starts them, and their exit statuses are kept here as long as the machine exists."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _SAID_BYTES = 4096
 
 
 class Jobs:
-    """All jobs that were started on one machine."""
+    """All detached jobs of one machine."""
 
     def __init__(self, init_client: InitClient) -> None:
         self._init_client = init_client
         self._jobs: dict[str, _DetachedJob] = {}
 
     def start(self, request: bytes) -> asyncio.Future[bytes]:
-        """Resolves to the line that says how the start went. A job that was started is not started again."""
+        """Start a job, unless it was started before. The result resolves to the line that says how the start went."""
         said: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         try:
             spec = json.loads(request)
@@ -31,7 +31,7 @@ class Jobs:
             check_job_id(job_id)
             merged = bool(spec["merged"])
         except (ValueError, KeyError, TypeError, GibilError):
-            said.set_result(b"gibil:failed this is no job\n")
+            said.set_result(b"gibil:failed invalid job request\n")
             return said
         if job_id in self._jobs:
             said.set_result(b"gibil:again\n")
@@ -47,7 +47,7 @@ class Jobs:
         return said
 
     def ended(self, job_id: str) -> asyncio.Future[int] | None:
-        """Its exit status, 128 + N for signal N, once it has ended; None for a job that was not started."""
+        """Return a future of its exit status, 128 + N for signal N; None for a job that wasn't started."""
         job = self._jobs.get(job_id)
         return job.status if job is not None else None
 
@@ -57,7 +57,7 @@ class Jobs:
 
 
 class _DetachedJob:
-    """A pid1.Command."""
+    """Implements init_client.Command."""
 
     def __init__(self, spec: bytes, said: asyncio.Future[bytes]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -87,7 +87,7 @@ class _DetachedJob:
             self.status.set_result(status if status >= 0 else 128 - status)
 
     def on_refused(self, reason: str) -> None:
-        """It could not be started."""
+        """As Command.on_refused."""
         self._close()
         self.fail(reason)
         self.on_exit(254)
@@ -107,7 +107,7 @@ class _DetachedJob:
             self._close()
             self._spec = b""
             if not self._said.done():
-                self._said.set_result(bytes(self._words) or b"gibil:failed what starts it was killed\n")
+                self._said.set_result(bytes(self._words) or b"gibil:failed the process that starts it was killed\n")
 
     def _close(self) -> None:
         if self._say is not None:

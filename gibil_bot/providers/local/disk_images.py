@@ -1,9 +1,9 @@
 """Disks that are file systems of a fixed size: a sparse image per machine, formatted as ext4, mounted through a loop device.
 
 Only root can mount one, and only where loop devices and mkfs.ext4 exist; elsewhere a disk is a folder whose size the daemon
-polls (watch.py). An image is copied from an empty one that is formatted once per size, which costs less than a millisecond.
-The mount is detached: it is in the machine's own mount namespace and in no table of the host, and it ends with the daemon's
-descriptor. Interfaces: loop(4), linux/loop.h, linux/ext4.h (EXT4_IOC_SHUTDOWN).
+polls (usage_poller.py). An image is copied from an empty one that is formatted once per size, which costs less than a
+millisecond. The mount is detached: it is in the machine's own mount namespace and in no table of the host, and it is unmounted
+when the daemon's descriptor closes. Interfaces: loop(4), linux/loop.h, linux/ext4.h (EXT4_IOC_SHUTDOWN).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _FORMAT = (
     "-E", "lazy_itable_init=1,nodiscard",
 )  # fmt: skip
 _NAME = "-1"
-"""Counted up whenever _FORMAT changes."""
+"""Increased whenever _FORMAT changes."""
 _FORMATTING = threading.Lock()
 
 
@@ -51,101 +51,104 @@ class Image:
         self.folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
 
     def full(self) -> str | None:
-        """What is used up, "space" or "files"; None while both are left."""
+        """Return what is used up, "space" or "files"; None if neither is."""
         status = os.statvfs(self.folder)
         if status.f_bavail * status.f_frsize < 1024**2:
             return "space"
         return "files" if status.f_favail == 0 else None
 
     def close(self) -> None:
-        """Blocking. Unmount without writing anything back; call when no process of the machine runs any more. Its file is the
-        caller's: another machine of the same name may have one by now."""
-        with contextlib.suppress(OSError):  # then the unmounting takes as long as what is dirty takes to be written
+        """Unmount without writing anything back, when no process of the machine runs any more. Blocking.
+
+        The caller removes the file, because another machine of the same name may have one by now.
+        """
+        with contextlib.suppress(OSError):  # without it, unmounting writes all dirty data
             fcntl.ioctl(self.folder, _EXT4_IOC_SHUTDOWN, struct.pack("=I", _GOING_FLAGS_NOLOGFLUSH))
         os.close(self.folder)
         os.close(self.mount)
 
     def discard(self) -> None:
-        """Blocking. Close it and remove its file: no machine had it."""
+        """Close it and remove its file, if no machine used it. Blocking."""
         self.close()
         self._path.unlink(missing_ok=True)
 
     def move(self, path: Path) -> None:
-        """It belongs to a machine now. Raises OSError."""
+        """Move its file to a machine's folder. Raises OSError."""
         self._path.rename(path)
         self._path = path
 
 
 class Images:
-    """Makes the disks of one daemon's machines; all but `take` blocks. `problem`: why it cannot, once that is known.
+    """Creates the disks of one daemon's machines. `problem`: why the host can't mount images, once that is known.
 
-    One disk is kept in store, of the size that was asked for last: copying, attaching and mounting take some milliseconds.
+    One disk of the size that was requested last is prepared in advance, because copying, attaching and mounting take some
+    milliseconds. All methods but `take_prepared` block.
     """
 
     def __init__(self, local: Path) -> None:
         self._local = local
         self.problem = "" if os.geteuid() == 0 else "only root can mount a file system of a fixed size"
         self._lock = threading.Lock()
-        self._spare: tuple[int, Image] | None = None
+        self._prepared: tuple[int, Image] | None = None
         self._count = 0
 
-    def take(self, machine: Path, size_mb: int) -> Image | None:
-        """The one in store, if it has that size; None: it has another, or there is none, or one is just being made."""
+    def take_prepared(self, machine: Path, size_mb: int) -> Image | None:
+        """Move the prepared disk to the machine if it has that size. None if it doesn't, or if none is ready."""
         if not self._lock.acquire(blocking=False):
             return None
         try:
-            spare = self._spare
-            if spare is None or spare[0] != size_mb:
+            prepared = self._prepared
+            if prepared is None or prepared[0] != size_mb:
                 return None
-            self._spare = None
+            self._prepared = None
         finally:
             self._lock.release()
-        spare[1].move(machine / IMAGE)
-        return spare[1]
+        prepared[1].move(machine / IMAGE)
+        return prepared[1]
 
     def create(self, machine: Path, size_mb: int) -> Image | None:
-        """None where the host has no such disks. Raises OSError when it ran out of something."""
+        """Create a disk; None if the host can't mount images. Raises OSError if it ran out of something."""
         if self.problem or size_mb < SMALLEST_MB:
             return None
         try:
             return create_image(self._local, machine / IMAGE, size_mb)
         except OSError as error:
-            if error.errno in _EXHAUSTED or not machine.is_dir():  # destroyed meanwhile: no property of the host
+            if error.errno in _EXHAUSTED or not machine.is_dir():  # the machine was destroyed meanwhile
                 raise
             self.problem = error.strerror or str(error)
             return None
 
     def prepare(self, size_mb: int) -> None:
-        """Have one of that size in store, and no other. Never raises."""
+        """Prepare a disk of that size, and discard one of another size. Never raises."""
         with self._lock:
-            spare = self._spare
-            if self.problem or (spare is not None and spare[0] == size_mb):
+            prepared = self._prepared
+            if self.problem or (prepared is not None and prepared[0] == size_mb):
                 return
-            self._spare = None
-            if spare is not None:
-                spare[1].discard()
+            self._prepared = None
+            if prepared is not None:
+                prepared[1].discard()
             self._count += 1
             with contextlib.suppress(OSError):
                 path = self._local / f"disks/.{self._count}.{os.getpid()}"
-                self._spare = size_mb, create_image(self._local, path, size_mb)
+                self._prepared = size_mb, create_image(self._local, path, size_mb)
 
     def close(self) -> None:
-        """Empty the store."""
+        """Discard the prepared disk."""
         with self._lock:
-            if self._spare is not None:
-                self._spare[1].discard()
-            self._spare = None
+            if self._prepared is not None:
+                self._prepared[1].discard()
+            self._prepared = None
 
 
 def remove_leftovers(local: Path) -> None:
-    """What a daemon that was killed had in store."""
+    """Remove prepared disks of a daemon that was killed."""
     for path in (local / "disks").glob(".*"):
         if not path.name.endswith(f".{os.getpid()}"):
             path.unlink(missing_ok=True)
 
 
 def create_image(local: Path, path: Path, size_mb: int) -> Image:
-    """Blocking. A disk of that size at `path`, mounted. Raises OSError where that is not possible."""
+    """Create and mount a disk of that size at `path`. Blocking. Raises OSError if that isn't possible."""
     template = _template(local, size_mb)
     image = _copy(template, path)
     try:
@@ -153,7 +156,7 @@ def create_image(local: Path, path: Path, size_mb: int) -> Image:
         try:
             mount = sc.mount_device("ext4", name, ("noinit_itable", "nodiscard"))
         finally:
-            os.close(device)  # mounted, the device stays; otherwise it detaches itself now
+            os.close(device)  # a mounted device stays attached; otherwise it detaches itself now
     except OSError:
         path.unlink()
         raise
@@ -162,8 +165,8 @@ def create_image(local: Path, path: Path, size_mb: int) -> Image:
     return Image(path, mount)
 
 
-def taken_mb(machine: Path) -> int | None:
-    """What the machine's image takes on the host's disk; None when it has none."""
+def image_disk_mb(machine: Path) -> int | None:
+    """Return how much of the host's disk the machine's image uses; None if it has none."""
     try:
         return (machine / IMAGE).stat().st_blocks * 512 // 1024**2
     except OSError:
@@ -171,11 +174,11 @@ def taken_mb(machine: Path) -> int | None:
 
 
 def _template(local: Path, size_mb: int) -> Path:
-    """An empty formatted image of that size. Raises OSError."""
+    """Return the path of an empty formatted image of that size. Raises OSError."""
     folder = local / "disks"
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / f"{size_mb}{_NAME}.ext4"
-    with _FORMATTING:  # machines of a new size may be asked for at the same time
+    with _FORMATTING:  # several machines of a new size may be requested at the same time
         if not path.exists():
             _make_template(path, size_mb)
     return path
@@ -199,7 +202,7 @@ def _make_template(path: Path, size_mb: int) -> None:
 
 
 def _copy(source: Path, target: Path) -> int:
-    """Copy without the holes; the open copy."""
+    """Copy a sparse file; return the open copy."""
     read = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     try:
         write = os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -226,7 +229,7 @@ def _copy(source: Path, target: Path) -> int:
 
 
 def _attach(image: int) -> tuple[int, str]:
-    """(descriptor, path) of a loop device on that file, which detaches itself when it is no longer used. Raises OSError."""
+    """Attach the file to a loop device, which detaches itself when unused. Returns (descriptor, path). Raises OSError."""
     control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
     try:
         info = bytearray(232)  # struct loop_info64; lo_flags is at 52

@@ -1,4 +1,4 @@
-"""Measuring a folder that a machine could write in. Light to import: the fork server does this in a child of its own."""
+"""Measuring the size of a folder that a machine can write to. Cheap to import: the fork server runs this in a child process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class DiskUsage(NamedTuple):
-    """What a folder takes. `complete`: False when the look was broken off."""
+    """Size of a folder. `complete` is False if the measurement was stopped early."""
 
     kb: int
     files: int
@@ -17,9 +17,9 @@ class DiskUsage(NamedTuple):
 
 
 def measure_folder(folder: str, most_files: int, seconds: float) -> DiskUsage:
-    """What the folder takes on the disk, hard links once. Unreadable parts are skipped, files that vanish meanwhile too.
+    """Return the folder's size on the disk, hard links counted once. Unreadable and vanishing files are skipped.
 
-    Broken off beyond `most_files` or after `seconds` of processor time.
+    Stops beyond `most_files` files or after `seconds` of processor time.
     """
     blocks = files = 0
     linked: set[tuple[int, int]] = set()

@@ -1,8 +1,8 @@
-"""Which addresses a local machine may reach: every public one, and what the operator allowed beyond. Pure.
+"""Which addresses a local machine may reach: all public ones, and those that the operator allows. Pure.
 
-A machine shares the box's way out, so without this rule a pull request could talk to the services of the box's own
-network: databases on loopback, the cloud's metadata address, the router. Addresses are judged, not names, because
-whoever owns a name chooses what it resolves to; only the operator's own entries go by name.
+A machine shares the host's network, so without this policy a pull request could connect to services of the host's own network:
+databases on loopback, the cloud's metadata address, the router. The policy checks addresses and not names, because the owner of
+a name chooses what it resolves to; only the operator's own entries are names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Network = IPv4Network | IPv6Network
 
 _NAME = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 
-# Beyond what ipaddress calls not global (it differs between Python versions, so the ones that matter are repeated).
+# In addition to what ipaddress calls not global, which differs between Python versions, so the important ones are repeated.
 _NEVER_PUBLIC = tuple(
     ip_network(network)
     for network in (
@@ -44,12 +44,12 @@ _NAT64 = IPv6Network("64:ff9b::/96")
 
 
 def plain(address: Address) -> Address:
-    """`::ffff:10.0.0.1` is 10.0.0.1: the same destination, judged by the same rules."""
+    """Return the IPv4 address of a mapped one (`::ffff:10.0.0.1`): the same destination, so the same rules apply."""
     return getattr(address, "ipv4_mapped", None) or address
 
 
 def spellings(address: Address) -> tuple[Address, ...]:
-    """The address, and the IPv4 address that is wrapped into it (mapped, NAT64, 6to4), if there is one."""
+    """Return the address and, if it contains one, the IPv4 address in it (mapped, NAT64, 6to4)."""
     address = plain(address)
     if isinstance(address, IPv6Address):
         if address in _NAT64:
@@ -60,17 +60,17 @@ def spellings(address: Address) -> tuple[Address, ...]:
 
 
 def is_itself(address: Address) -> bool:
-    """Loopback and unspecified addresses: a program that connects to one of those means the computer that it runs on."""
+    """Return whether it is a loopback or unspecified address, which means the computer that the program runs on."""
     return any(spelling.is_loopback or spelling.is_unspecified for spelling in spellings(address))
 
 
 def is_own_name(name: str, own: str) -> bool:
-    """`localhost`, everything below it (RFC 6761, section 6.3), and the machine's own name."""
+    """Return whether it is `localhost`, a name below it (RFC 6761, section 6.3), or the machine's own name."""
     return name in ("localhost", own) or name.endswith(".localhost")
 
 
 def is_public(address: Address) -> bool:
-    """The address belongs to the Internet at large, also when an IPv4 address is wrapped into it (NAT64, 6to4)."""
+    """Return whether the address, and an IPv4 address that it contains (NAT64, 6to4), belong to the public Internet."""
     *wrappers, address = spellings(address)
     if wrappers:
         return is_public(address)
@@ -81,7 +81,7 @@ def is_public(address: Address) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One entry of the operator's list: a name (`git.example.com`, `*.example.com`) or a network; None port: all ports."""
+    """One entry of the operator's list: a name (`git.example.com`, `*.example.com`) or a network. Port None: all ports."""
 
     name: str | None
     network: IPv4Network | IPv6Network | None
@@ -93,7 +93,7 @@ class Rule:
         return self.names(name, port)
 
     def names(self, name: str, port: int) -> bool:
-        """The endpoint is allowed by its name, whatever it resolves to."""
+        """Return whether the endpoint is allowed by its name, whatever it resolves to."""
         if self.name is None or self.port not in (None, port):
             return False
         if self.name.startswith("*."):
@@ -102,14 +102,14 @@ class Rule:
 
 
 def parse_rules(entries: tuple[str, ...]) -> tuple[Rule, ...]:
-    """`host`, `host:port`, `*.example.com`, `10.0.0.0/8`, `[::1]:80`. Raises ConfigurationError with every bad entry."""
+    """Parse `host`, `host:port`, `*.example.com`, `10.0.0.0/8`, `[::1]:80`. Raises ConfigurationError with every bad entry."""
     rules, problems = [], []
     for entry in entries:
         try:
             rules.append(_rule(entry.strip().lower()))
         except ValueError:
             problems.append(
-                f"GIBIL_EGRESS_ALLOW: {entry!r} is no host, host:port, *.example.com, network such as 10.0.0.0/8, or [::1]:80"
+                f"GIBIL_EGRESS_ALLOW: invalid entry {entry!r}; write a host, host:port, *.example.com, 10.0.0.0/8 or [::1]:80"
             )
     if problems:
         raise ConfigurationError(tuple(problems))
@@ -117,7 +117,7 @@ def parse_rules(entries: tuple[str, ...]) -> tuple[Rule, ...]:
 
 
 def loopback_ports(allow: tuple[str, ...]) -> tuple[tuple[str, int], ...]:
-    """The entries that name an IPv4 loopback address with a port: a machine gets them as its own, without a proxy.
+    """Return the entries with an IPv4 loopback address and a port, which are forwarded to the machine without the proxy.
 
     `localhost` is 127.0.0.1. `[::1]:80` is reached through the proxy only.
     """
@@ -152,7 +152,7 @@ def _rule(entry: str) -> Rule:
         network = ip_network(host, strict=False)
     except ValueError:
         host = host.removesuffix(".")
-        # A name of digits and dots only is a mistyped address, never a name.
+        # A name of only digits and dots is a mistyped address.
         if not _NAME.fullmatch(host) or re.fullmatch(r"[0-9./]+", host):
             raise
         return Rule(host, None, port)
@@ -164,10 +164,10 @@ def _rule(entry: str) -> Rule:
 
 
 def endpoint(host: str, port: int) -> str:
-    """As an entry of the operator's list, and a URL, has it: `host:80`, `[::1]:80`."""
+    """Return `host:80` or `[::1]:80`, as in a URL and in the operator's list."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def parse_address(text: str) -> Address:
-    """An address as getaddrinfo gives it, its zone (`%eth0`) taken off."""
+    """Parse an address from getaddrinfo, without its zone (`%eth0`)."""
     return ip_address(text.partition("%")[0])

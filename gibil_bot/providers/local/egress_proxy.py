@@ -1,8 +1,8 @@
-"""The egress gate: the only way out of a local machine, an HTTP proxy that connects to public addresses and allowed ones.
+"""Egress proxy: an HTTP proxy that is a local machine's only way out, and connects to public and allowed addresses only.
 
-A machine has a network of its own with nothing in it but this proxy's listener. The gate resolves the name itself and
-connects to the very address that it has judged, so a name that changes its answer in between (DNS rebinding) gains
-nothing. Every connection carries one request or one tunnel: each request is judged, there is no second one to smuggle.
+A machine's network namespace has nothing but this proxy's listener. The proxy resolves a name itself and connects to the
+address that it has checked, so a name whose answer changes in between (DNS rebinding) gains nothing. Every connection carries
+one request or one tunnel, so each request is checked and no second one can be smuggled.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _REASONS = {400: "Bad Request", 403: "Forbidden", 408: "Request Timeout", 431: "
 
 
 class _Refused(Exception):
-    """The answer to this request is an error of ours."""
+    """The request is answered with an error status."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -48,7 +48,7 @@ class _Refused(Exception):
 
 
 class _Blocked(_Refused):
-    """The answer to this request is no, and the owner of the machine should hear of it."""
+    """The destination isn't allowed, which is reported to the user of the machine."""
 
     def __init__(self, refusal: Refusal, message: str) -> None:
         super().__init__(403, message)
@@ -79,11 +79,11 @@ class RefusalLog:
 
 
 class EgressProxy:
-    """One machine's way out. `allow`: see egress.parse_rules; raises ConfigurationError when it cannot be read.
+    """The proxy of one machine. `allow`: see egress_policy.parse_rules. Raises ConfigurationError for an invalid entry.
 
-    `own_name` is the machine's, which no other computer has for it. `refusals` gets every endpoint that was refused.
-    `head_s` bounds the time to send a request's head, `connect_s` resolving and connecting, `idle_s` silence in both
-    directions. `resolve` gives socket addresses of a name (tests pass one that lies).
+    `own_name`: the machine's name. `refusals` records every endpoint that was refused. Time limits: `head_s` for receiving a
+    request's head, `connect_s` for resolving and connecting, `idle_s` for silence in both directions. `resolve` returns the
+    socket addresses of a name; tests pass one that changes its answers.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class EgressProxy:
         self._resolver_threads: ThreadPoolExecutor | None = None
 
     async def serve(self, listener: socket.socket) -> None:
-        """Answer until cancelled; then the listener and every connection are closed."""
+        """Serve until cancelled; then the listener and every connection are closed."""
         try:
             await accept(listener, self._connection)
         finally:
@@ -141,7 +141,7 @@ class EgressProxy:
             async with asyncio.timeout(self._head_s):
                 return parse_request(await reader.readuntil(b"\r\n\r\n"))
         except TimeoutError:
-            raise _Refused(408, f"no whole request within {self._head_s:g} s") from None
+            raise _Refused(408, f"no complete request within {self._head_s:g} s") from None
         except asyncio.LimitOverrunError:
             raise _Refused(431, f"the request's head is longer than {MAX_HEAD // 1024} KiB") from None
         except asyncio.IncompleteReadError:
@@ -150,7 +150,7 @@ class EgressProxy:
             raise _Refused(400, str(error)) from None
 
     async def _connect(self, host: str, port: int) -> Streams:
-        """A connection to an address of `host` that may be reached."""
+        """Connect to an allowed address of `host`."""
         try:
             async with asyncio.timeout(self._connect_s):
                 addresses = await self._allowed(host, port)
@@ -158,14 +158,14 @@ class EgressProxy:
                 for address in addresses:
                     try:
                         return await self._open(address, len(addresses))
-                    except OSError as error:  # TimeoutError is one
+                    except OSError as error:  # includes TimeoutError
                         reason = os.strerror(error.errno) if error.errno else "no answer"
         except TimeoutError:
-            raise _Refused(504, f"{endpoint(host, port)} does not answer within {self._connect_s:g} s") from None
+            raise _Refused(504, f"{endpoint(host, port)} didn't answer within {self._connect_s:g} s") from None
         raise _Refused(502, f"cannot connect to {endpoint(host, port)}: {reason}")
 
     async def _allowed(self, host: str, port: int) -> list[SockAddress]:
-        """The addresses of `host` that may be reached, at least one."""
+        """Return the allowed addresses of `host`, at least one. Raises _Blocked if none is allowed."""
         own = is_own_name(host, self._own_name)
         try:
             candidates = await self._resolve(host, port)
@@ -197,19 +197,22 @@ class EgressProxy:
         )
 
     async def _why_not(self, address: Address) -> str:
-        """Why an address that no rule allows may not be reached; "" if it may."""
+        """Return why an address that no rule allows is blocked; "" if it isn't."""
         if not is_public(address):
             return "is not a public address"
         try:
-            place = (await self._host_network.links()).place_of(address)
+            relation = (await self._host_network.links()).relation_to(address)
         except OSError as error:
-            return f"cannot be judged, as the host does not tell what networks it is in ({error.strerror})"
-        if not place and _is_this_box(address):
-            place = "is an address of the host itself"
-        return place
+            return f"cannot be checked, because the host's networks can't be read ({error.strerror})"
+        if not relation and _is_this_host(address):
+            relation = "is an address of the host itself"
+        return relation
 
     async def _open(self, address: SockAddress, candidates: int) -> Streams:
-        """Connect to exactly this socket address. One of several gets its share of the time, so that the next has a turn."""
+        """Connect to this socket address.
+
+        With several candidates each gets half of the time, so that the next is tried as well.
+        """
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
@@ -224,7 +227,7 @@ class EgressProxy:
             raise
 
     async def _getaddrinfo(self, host: str, port: int) -> list[SockAddress]:
-        """In threads of its own: names that never resolve must not use up the threads of everybody else."""
+        """Resolve in separate threads, so that names that never resolve don't use up the threads of other tasks."""
         if self._resolver_threads is None:
             self._resolver_threads = ThreadPoolExecutor(_RESOLVER_THREADS, thread_name_prefix="gibil-resolve")
         loop = asyncio.get_running_loop()
@@ -234,7 +237,7 @@ class EgressProxy:
         return [info[4] for info in infos]
 
     async def _exchange(self, request: ProxyRequest, client: Streams, server: Streams) -> None:
-        """One request, its body, one response; what the client sends after that is not read."""
+        """Forward one request with its body and one response. What the client sends after that isn't read."""
         loop = asyncio.get_running_loop()
         server[1].write(request.head)
         answered = False
@@ -256,15 +259,15 @@ class EgressProxy:
                 sending.cancel()
         except* (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, BadRequest):
             if answered:
-                reset(client[1])  # cut short must not look like complete
+                reset(client[1])  # an incomplete response must not look complete
             else:
-                await _refuse(client, _Refused(502, f"{endpoint(request.host, request.port)} gave no readable response"))
+                await _refuse(client, _Refused(502, f"{endpoint(request.host, request.port)} sent an invalid response"))
 
 
 async def _send_body(
     length: int | None, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, alive: Callable[[], None]
 ) -> None:
-    """Pass on exactly the body: so many bytes, or the chunks and their trailer (RFC 9112 section 7.1)."""
+    """Forward exactly the body: `length` bytes, or the chunks and their trailer (RFC 9112 section 7.1)."""
     if length is not None:
         await _send(length, reader, writer, alive)
         return
@@ -286,7 +289,7 @@ async def _send_body(
         trailer_size += len(line)
         if trailer_size > MAX_HEAD:
             raise BadRequest("a trailer without end")
-    writer.write(b"\r\n")  # the trailer itself is dropped: nothing depends on it
+    writer.write(b"\r\n")  # the trailer itself is dropped, since nothing depends on it
     await writer.drain()
 
 
@@ -303,7 +306,7 @@ async def _send(size: int, reader: asyncio.StreamReader, writer: asyncio.StreamW
 
 async def _refuse(client: Streams, refused: _Refused) -> None:
     body = f"gibil: {refused.message}\n".encode()
-    # Of the answer to CONNECT, programs show the status line at most (pip: "Tunnel connection failed: 403 …").
+    # Of an answer to CONNECT, programs show only the status line (pip: "Tunnel connection failed: 403 …").
     reason = refused.message if isinstance(refused, _Blocked) else _REASONS[refused.status]
     head = (
         f"HTTP/1.1 {refused.status} {reason}\r\nContent-Type: text/plain; charset=utf-8\r\n"
@@ -323,17 +326,17 @@ async def _refuse(client: Streams, refused: _Refused) -> None:
 def _itself(host: str, port: int) -> _Blocked:
     return _Blocked(
         Refusal(host=host, port=port, itself=True),
-        f"{endpoint(host, port)}: that is this machine itself: connect to it without the proxy, as localhost or with {host} in "
-        "NO_PROXY (some programs do not read networks in it)",
+        f"{endpoint(host, port)} is this machine itself: connect to it without the proxy, as localhost or with {host} in "
+        "NO_PROXY (some programs ignore networks in it)",
     )
 
 
-def _is_this_box(address: Address) -> bool:
-    """A service on the box's own public address is behind a firewall for the world, but not for the box itself."""
+def _is_this_host(address: Address) -> bool:
+    """Return whether it is an address of this host: a firewall may protect it from others, but not from this host."""
     family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect((str(address), 9))  # a datagram socket only looks up the route: nothing is sent
+            probe.connect((str(address), 9))  # a datagram socket only looks up the route; nothing is sent
         except OSError:
             return False
         return parse_address(probe.getsockname()[0]) == address

@@ -10,11 +10,11 @@ import msgspec
 from gibil_bot.providers.local.control_protocol import Cause
 from gibil_bot.providers.local.paths import LocalPaths
 
-KEPT_S = 86400
+STORED_S = 86400
 
 
 def write_cause(paths: LocalPaths, name: str, cause: Cause) -> None:
-    """Remember why. A disk without room for it is no reason to fail: it is written again when the machine's own is gone."""
+    """Store the cause. A full disk isn't an error: it is written again after the machine's own disk is removed."""
     with contextlib.suppress(OSError):
         paths.causes.mkdir(mode=0o700, exist_ok=True)
         draft = paths.causes / f".{name}"
@@ -23,7 +23,7 @@ def write_cause(paths: LocalPaths, name: str, cause: Cause) -> None:
 
 
 def read_cause(paths: LocalPaths, name: str) -> Cause | None:
-    """Why the last machine of that name ended, if that is known."""
+    """Return why the last machine of that name ended, if that is known."""
     try:
         return msgspec.json.decode((paths.causes / name).read_bytes(), type=Cause)
     except (OSError, msgspec.DecodeError):
@@ -31,7 +31,7 @@ def read_cause(paths: LocalPaths, name: str) -> Cause | None:
 
 
 def forget_cause(paths: LocalPaths, name: str) -> None:
-    """A new machine has the name."""
+    """Delete the cause, because a new machine gets the name."""
     with contextlib.suppress(OSError):
         (paths.causes / name).unlink()
 
@@ -39,5 +39,5 @@ def forget_cause(paths: LocalPaths, name: str) -> None:
 def forget_old_causes(paths: LocalPaths) -> None:
     with contextlib.suppress(OSError):
         for path in paths.causes.iterdir():
-            if time.time() - path.stat().st_mtime > KEPT_S:
+            if time.time() - path.stat().st_mtime > STORED_S:
                 path.unlink(missing_ok=True)

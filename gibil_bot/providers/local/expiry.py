@@ -1,8 +1,8 @@
-"""When a machine expires: at its expiry, or when its time to live has passed, whichever comes first.
+"""When a machine expires: at its expiry by the clock, or when its time to live has passed, whichever comes first.
 
-The expiry is a time of day, since people and other processes are given that. The time left is also measured by a clock that
-cannot be set and goes on while the host sleeps (CLOCK_BOOTTIME, clock_gettime(2)): setting the time of day back doesn't keep a
-machine longer.
+The expiry is a time of day, because it is shown to people and other processes. The time to live is also measured by a clock
+that can't be set and continues while the host sleeps (CLOCK_BOOTTIME, clock_gettime(2)), so that setting the clock back doesn't
+extend it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def _now() -> datetime:
 
 
 class Expiry:
-    """Counts from when it is made. `now` and `boot_s` are the two clocks."""
+    """The time to live counts from the construction. `now` and `boot_s` are the two clocks."""
 
     def __init__(
         self, expires_at: datetime, *, now: Callable[[], datetime] = _now, boot_s: Callable[[], float] = _boot_s
@@ -31,5 +31,5 @@ class Expiry:
         self._deadline_s = boot_s() + (expires_at - now()).total_seconds()
 
     def left_s(self) -> float:
-        """Seconds until then; 0 or less: it has expired."""
+        """Return the seconds until the expiry; 0 or less if it has expired."""
         return min((self._expires_at - self._now()).total_seconds(), self._deadline_s - self._boot_s())

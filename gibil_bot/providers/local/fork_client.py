@@ -1,4 +1,7 @@
-"""The daemon's side of the fork server: starts it, orders machines, and knows when every process of one is dead."""
+"""Client of the fork server, used by the daemon:
+
+starts it, spawns and kills machines, reports when all their processes ended.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from gibil_bot.providers.local.mounts import SpawnRequest
 
 
 class SpawnedMachine:
-    """A machine that was ordered: `pid` of its PID 1 on the host, and `dead` when nothing of it runs any more."""
+    """A machine that was requested. `pid`: host pid of its PID 1. `dead`: set when none of its processes runs any more."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
@@ -26,7 +29,7 @@ class SpawnedMachine:
 
 
 class ForkClient:
-    """One running fork server. When it dies all its machines are dying: then `on_lost` is called once."""
+    """One running fork server. When it dies, all its machines die, and `on_lost` is called once."""
 
     def __init__(self, process: subprocess.Popen[bytes], link: socket.socket) -> None:
         self._process, self._link = process, link
@@ -38,7 +41,7 @@ class ForkClient:
 
     @classmethod
     def start(cls) -> ForkClient:
-        """Call in the main thread: the fork server dies with the thread that started it. Needs no event loop yet."""
+        """Start a fork server. Call in the main thread: it dies with the thread that started it. Needs no event loop yet."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             process = subprocess.Popen(
@@ -60,8 +63,8 @@ class ForkClient:
         self._on_lost = on_lost
         asyncio.get_running_loop().add_reader(self._link.fileno(), self._read)
 
-    async def look(self, folder: str, most_files: int, seconds: float) -> DiskUsage | None:
-        """Measure a folder in a separate process, with the rights of its owner whatever its modes; None: that failed."""
+    async def measure(self, folder: str, most_files: int, seconds: float) -> DiskUsage | None:
+        """Measure a folder in a separate process, whatever the modes of its files; None if that failed."""
         self._count += 1
         number = self._count
         look: asyncio.Future[DiskUsage | None] = asyncio.get_running_loop().create_future()
@@ -78,7 +81,7 @@ class ForkClient:
             self._looks.pop(number, None)
 
     async def spawn(self, request: SpawnRequest, control: socket.socket, disk: int | None = None) -> tuple[int, SpawnedMachine]:
-        """Order a machine; (its number here, the forging). PID 1 itself says on `control` whether it came to be."""
+        """Request a machine; returns its number here and the machine. PID 1 reports on `control` whether it was set up."""
         self._count += 1
         number = self._count
         self._machines[number] = machine = SpawnedMachine()
@@ -87,7 +90,7 @@ class ForkClient:
             await self._send(message, [control.fileno(), *([] if disk is None else [disk])])
         except OSError as error:
             del self._machines[number]
-            raise ProviderError(f"the fork server of local machines is gone ({error.strerror}); try again") from error
+            raise ProviderError(f"the fork server of local machines has ended ({error.strerror}); try again") from error
         return number, machine
 
     async def kill(self, number: int) -> None:
@@ -96,12 +99,12 @@ class ForkClient:
         if machine is None:
             return
         if not self.lost:
-            with contextlib.suppress(OSError):  # it is gone: the reader sees that too
+            with contextlib.suppress(OSError):  # it has ended, which the reader sees as well
                 await self._send(json.dumps({"kill": number}).encode(), [])
         await machine.dead.wait()
 
     async def stop(self) -> None:
-        """For the daemon's own end: the fork server leaves when its link closes."""
+        """Stop the fork server, which ends when its link closes."""
         if not self.lost:
             self.lost = True
             asyncio.get_running_loop().remove_reader(self._link.fileno())
@@ -113,10 +116,10 @@ class ForkClient:
             try:
                 socket.send_fds(self._link, [message], fds)
             except BlockingIOError:
-                await asyncio.sleep(0.002)  # it is forking for somebody else
+                await asyncio.sleep(0.002)  # it is handling another request
             else:
                 return
-        raise TimeoutError(110, "the fork server does not take orders")
+        raise TimeoutError(110, "the fork server does not accept requests")
 
     def _read(self) -> None:
         while True:
@@ -144,10 +147,10 @@ class ForkClient:
         self.lost = True
         asyncio.get_running_loop().remove_reader(self._link.fileno())
         self._link.close()
-        self._process.wait()  # its end of the link closed as it died: there is nothing to wait for
+        self._process.wait()  # returns at once, since its end of the link closed when it died
         for machine in self._machines.values():
             machine.pid.cancel()
-            machine.dead.set()  # PID 1 of each was sent SIGKILL by the kernel; their folders' locks tell when it is over
+            machine.dead.set()  # the kernel has sent SIGKILL to each PID 1, and their folders' locks show their end
         self._machines.clear()
         for look in self._looks.values():
             if not look.done():

@@ -1,13 +1,13 @@
-"""The fork server: a small single-threaded process that forks machines for the daemon and waits for them.
+"""Fork server: a small single-threaded process that forks machines for the daemon and waits for them.
 
-PDEATHSIG fires when the *thread* that forked ends, and a child of a process with an event loop unwinds into that loop:
-so machines are forked here, in a process of one thread that never runs anything else. It is started with an empty
-environment and learns no secret, because PID 1 of every machine is a copy of it.
+PDEATHSIG is sent when the *thread* that forked ends, and a child of a process with an event loop would unwind into that loop.
+So machines are forked here, in a process with one thread and nothing else to do. It is started with an empty environment and
+gets no secret, because PID 1 of every machine is a copy of it.
 
-  {"forge": id, "order": Order} with the machine's control socket     → {"init": id, "pid": host pid of PID 1}
-      and with the detached mount of its disk, where that is an image
-  {"burn": id}                                                        kill PID 1, and with it the whole machine
-                                                                      → {"dead": id} when every process of it is gone
+  {"spawn": id, "request": SpawnRequest} with the control socket      → {"init": id, "pid": host pid of PID 1}
+      and with the detached mount of the disk, if that is an image
+  {"kill": id}                                                        kill PID 1, and with it the whole machine
+                                                                      → {"dead": id} when all its processes have ended
   {"look": id, "folder": path, "files": most, "seconds": s}           → {"look": id, "tree": [kb, files, complete]}
                                                                         "tree": null when it failed
 """
@@ -31,14 +31,14 @@ from gibil_bot.providers.local.fd_passing import receive
 from gibil_bot.providers.local.mounts import SpawnRequest
 
 FIRST_UID = 0x7000_0000
-"""Above what distributions, directories of users and systemd-nspawn hand out (https://systemd.io/UIDS-GIDS/)."""
+"""Above the ranges of distributions, user directories and systemd-nspawn (https://systemd.io/UIDS-GIDS/)."""
 
 RANGES = 4094
 _MESSAGE_BYTES = 256 * 1024
 
 
 class _Machine:
-    """One machine on its way, and then as long as it lives."""
+    """One machine, from the first fork until its PID 1 has ended."""
 
     def __init__(self, number: int, folder: str, go: int, report: int) -> None:
         self.number, self.folder, self.go, self.report = number, folder, go, report
@@ -47,20 +47,22 @@ class _Machine:
 
 
 class ForkServer:
+    """Handles the requests on `link`."""
+
     def __init__(self, link: socket.socket) -> None:
         self._link = link
         self._entering: dict[int, _Machine] = {}
-        """pid of the first child → machine"""
+        """pid of the first child → machine."""
         self._living: dict[int, _Machine] = {}
-        """pid of PID 1 → machine"""
+        """pid of PID 1 → machine."""
         self._looking: dict[int, tuple[int, int]] = {}
-        """pid of a child that measures a folder → (id of the request, its pipe)"""
+        """pid of a child that measures a folder → (id of the request, its pipe)."""
         self._wake, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
 
     def loop(self) -> None:
-        """Until the daemon's end of the link closes: then we exit, and every machine dies with us."""
+        """Serve until the daemon's end of the link closes. Then the process exits, and every machine dies with it."""
         poll = select.poll()
         poll.register(self._link.fileno(), select.POLLIN)
         poll.register(self._wake, select.POLLIN)
@@ -92,12 +94,12 @@ class ForkServer:
         elif "kill" in request:
             for machine in (*self._entering.values(), *self._living.values()):
                 if machine.number == request["kill"]:
-                    machine.doomed = True  # one that is still entering is killed as soon as its PID 1 is ours
+                    machine.doomed = True  # killed as soon as its PID 1 is our child
                     if machine.init is not None:
-                        os.kill(machine.init, signal.SIGKILL)  # our own child, not waited for yet: the pid is its own
+                        os.kill(machine.init, signal.SIGKILL)  # a child that wasn't waited for: its pid isn't reused
 
     def _look(self, request: dict[str, Any]) -> None:
-        """In a child, as a look at many files takes seconds. Its memory is ours: it must not be killed before others."""
+        """Measure a folder in a child process, because many files take seconds."""
         read, write = os.pipe2(os.O_CLOEXEC)
         try:
             pid = os.fork()
@@ -169,19 +171,19 @@ class ForkServer:
                 self._send({"dead": machine.number})
 
     def _entered(self, machine: _Machine) -> None:
-        """The first child is gone, so PID 1 (if it came to that) is our own child now."""
-        told = os.read(machine.report, 32)
+        """The first child has ended, so its PID 1, if it exists, is our child now."""
+        reported = os.read(machine.report, 32)
         os.close(machine.report)
-        if not told:
+        if not reported:
             os.close(machine.go)
             self._send({"dead": machine.number})
             return
-        machine.init = int(told)
+        machine.init = int(reported)
         self._living[machine.init] = machine
         _remember(machine.folder, machine.init)
         if machine.doomed:
             os.kill(machine.init, signal.SIGKILL)
-        with contextlib.suppress(BrokenPipeError):  # PID 1 failed, and said so itself
+        with contextlib.suppress(BrokenPipeError):  # PID 1 failed, and has reported that itself
             os.write(machine.go, b"1")
         self._send({"init": machine.number, "pid": machine.init})
 
@@ -190,8 +192,10 @@ class ForkServer:
 
 
 def _claim_range() -> tuple[int, int]:
-    """(first uid, lock) of a free range of uids. The lock goes with the machine: no two on this box share a range,
-    whichever data directory they belong to."""
+    """Return the first uid of a free range, and its lock.
+
+    The machine holds the lock, so no two machines on this host share a range, whatever their data directories.
+    """
     folder = "/run/gibil-uids"
     os.makedirs(folder, mode=0o700, exist_ok=True)
     for number in range(RANGES):
@@ -202,22 +206,22 @@ def _claim_range() -> tuple[int, int]:
             os.close(lock)
         else:
             return FIRST_UID + number * spawn.IDS, lock
-    raise OSError(11, "every range of user ids is taken by a machine")
+    raise OSError(11, "machines use all ranges of user ids")
 
 
 def _remember(folder: str, pid: int) -> None:
-    """For whoever sweeps after a crash: the process to wait for, told apart from a later one with the same number."""
+    """Store the pid and start time of PID 1, so that the cleanup after a crash can wait for it and not for a later process."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             started = int(file.read().rpartition(b")")[2].split()[19])
         with open(f"{folder}/lock", "w") as file:
             file.write(f"{pid} {started}\n")
     except OSError:
-        pass  # it is gone already
+        pass  # it has ended already
 
 
 def main(link: str, daemon: str) -> None:
-    """Run with the inherited end of the daemon's link (its number) and the daemon's pid. Dies with the daemon."""
+    """Run the fork server. `link`: number of the inherited descriptor; `daemon`: the daemon's pid. It dies with the daemon."""
     sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(daemon):
         return
@@ -226,6 +230,6 @@ def main(link: str, daemon: str) -> None:
     link_fd = int(link)
     os.set_inheritable(link_fd, False)
     gc.collect()
-    gc.freeze()  # what is shared with every PID 1 stays shared: the collector no longer writes into it
+    gc.freeze()  # memory shared with every PID 1 stays shared, because the collector doesn't write to it any more
     with socket.socket(fileno=link_fd) as daemon_end:
         ForkServer(daemon_end).loop()

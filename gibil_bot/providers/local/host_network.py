@@ -1,8 +1,8 @@
-"""The host's own links: its addresses, the networks that its interfaces are in, and its routers.
+"""The host's own networks: its addresses, the networks of its interfaces, and its routers.
 
 A neighbour on a link can have a global address (IPv6 at home, a shared public VLAN), so `is_public` alone would let machines
-reach the router, the printer or the server next door, past whatever protects those from the Internet. Read from the kernel
-over rtnetlink(7), all routing tables included, and read again as soon as the kernel has announced a change.
+reach the router, a printer or another server there, bypassing the firewall to the Internet. They are read from the kernel over
+rtnetlink(7), with all routing tables, and read again as soon as the kernel announces a change.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ _GROUPS = 0x10 | 0x40 | 0x100 | 0x400
 """RTMGRP_IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE."""
 
 _SHORTEST = {4: 8, 6: 16}
-"""A route without a gateway to more than that (`default dev ppp0`, `2000::/3 dev tun0`) leads to the Internet, not a link."""
+"""A route without a gateway and with a shorter prefix (`default dev ppp0`, `2000::/3 dev tun0`) leads to the Internet."""
 
 _READ_S = 5.0
 _REST = 20
-"""A router with a million routes is never done with changing: reading takes a twentieth of the time at most."""
+"""Reading takes at most a twentieth of the time: the million routes of a core router change all the time."""
 
 
 @dataclass(frozen=True, slots=True)
 class HostLinks:
-    """What belongs to the host and to the links that it is on."""
+    """Addresses of the host, of its networks and of its routers."""
 
     own: frozenset[Network] = frozenset()
     neighbours: frozenset[Network] = frozenset()
     routers: frozenset[Address] = frozenset()
 
-    def place_of(self, address: Address) -> str:
-        """What a destination is to this host, as the end of a sentence that begins with its name; "" for the world outside."""
+    def relation_to(self, address: Address) -> str:
+        """Return how an address is related to this host, to follow the address in a sentence; "" if it isn't."""
         for spelling in spellings(address):
             if _is_in(spelling, self.own):
                 return "is an address of the host itself"
@@ -73,7 +73,7 @@ def _is_in(address: Address, networks: frozenset[Network]) -> bool:
 
 @dataclass
 class HostNetwork:
-    """The links of the host as they are now. One for each process: it keeps one socket, opened when it is first asked."""
+    """The current networks of the host. One per process: it keeps a socket open from the first call on."""
 
     _links: HostLinks | None = field(default=None, init=False)
     _changes: socket.socket | None = field(default=None, init=False)
@@ -83,7 +83,7 @@ class HostNetwork:
     _reading: asyncio.Task[HostLinks] | None = field(default=None, init=False)
 
     async def links(self) -> HostLinks:
-        """Raises OSError where the kernel does not tell."""
+        """Return the networks of the host. Raises OSError if the kernel doesn't say."""
         self._notice_changes()
         if self._links is None or (self._stale and time.monotonic() - self._read_at >= self._rest_s):
             if self._reading is None or self._reading.done():
@@ -102,12 +102,12 @@ class HostNetwork:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno != errno.ENOBUFS:  # more changes than the socket could keep: it goes on after that
+                if error.errno != errno.ENOBUFS:  # more changes than the socket could buffer; it works again after that
                     raise
             self._stale = True
 
     async def _read(self) -> HostLinks:
-        self._stale = False  # before reading: what changes meanwhile is read again
+        self._stale = False  # before reading, so that a change meanwhile is read again
         began = time.monotonic()
         try:
             self._links = await asyncio.to_thread(read_links)
@@ -125,7 +125,7 @@ class HostNetwork:
 
 
 def read_links() -> HostLinks:
-    """Ask the kernel, for milliseconds. Blocking. Raises OSError."""
+    """Read the networks from the kernel. Blocks for milliseconds. Raises OSError."""
     own: set[Network] = set()
     neighbours: set[Network] = set()
     routers: set[Address] = set()
@@ -142,7 +142,7 @@ def _read_address(message: memoryview, own: set[Network], neighbours: set[Networ
     for kind in (_ADDRESS_OF_HOST, _ADDRESS_OF_PEER):
         if kind in attributes:
             address = ip_address(bytes(attributes[kind]))
-            # Without an address of its own, an interface has the one of `_ADDRESS_OF_PEER` (IPv6, and loopback).
+            # Without `_ADDRESS_OF_HOST`, the address of the interface is in `_ADDRESS_OF_PEER` (IPv6, and loopback).
             if kind == _ADDRESS_OF_HOST or _ADDRESS_OF_HOST not in attributes:
                 own.add(ip_network(address))
             _add_link(neighbours, address, length)
@@ -180,7 +180,7 @@ def _gateway(hop: dict[int, memoryview]) -> Address | None:
 
 
 def _next_hops(value: memoryview) -> Iterator[dict[int, memoryview]]:
-    """struct rtnexthop (length, flags, hops, interface), each with attributes behind it."""
+    """Yield the attributes of each struct rtnexthop (length, flags, hops, interface)."""
     while len(value) >= 8:
         (length,) = struct.unpack_from("=H", value)
         if length < 8:
@@ -190,7 +190,7 @@ def _next_hops(value: memoryview) -> Iterator[dict[int, memoryview]]:
 
 
 def _attributes(value: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """struct rtattr: length, type, value; padded to four bytes."""
+    """Yield type and value of each struct rtattr (length, type, value; padded to four bytes)."""
     while len(value) >= 4:
         length, kind = struct.unpack_from("=HH", value)
         if length < 4:
@@ -204,7 +204,7 @@ def _aligned(length: int) -> int:
 
 
 def _dump(request: int, answer: int) -> list[memoryview]:
-    """The bodies of all messages of type `answer`. Again, when what is dumped changed meanwhile."""
+    """Return the bodies of all messages of type `answer`. Repeated if the data changed meanwhile."""
     for _attempt in range(5):
         with contextlib.closing(_netlink(0)) as connection:
             connection.settimeout(_READ_S)

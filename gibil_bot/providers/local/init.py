@@ -1,9 +1,9 @@
-"""PID 1 of a machine: starts what the daemon asks for, reaps, kills sessions, and ends the machine when the daemon is gone.
+"""PID 1 of a machine: starts and kills processes for the daemon, reaps, and ends the machine when the daemon has ended.
 
-Requests and answers are JSON datagrams on one SOCK_SEQPACKET socket; descriptors travel beside them (SCM_RIGHTS).
+Requests and answers are JSON datagrams on one SOCK_SEQPACKET socket, with descriptors (SCM_RIGHTS).
   {"spawn": id, "argv": […], "env": {…}} with stdin, stdout, stderr    → {"exit": id, "status": waitstatus as exit code}
   {"spawn": id, …, "size": [columns, rows]} without descriptors        → {"terminal": id} with the pty's master, then exit
-  {"spawn": id, "job": true, "merged": bool} with spec, say (jobs.py)  → exit
+  {"spawn": id, "job": true, "merged": bool} with spec, reply pipe    → exit
   {"kill": id, "signal": n, "session": bool}                           the process group, or all of its session
   {"kill_jobs": n}                                                     every process but this one and the recorders of jobs
   {"kill_all": n}                                                      every process of the machine but this one
@@ -31,15 +31,15 @@ from gibil_bot.providers.local import init_jobs
 from gibil_bot.providers.local.fd_passing import receive
 
 MESSAGE_BYTES = 200 * 1024
-"""A request is no larger: an argument of execve(2) is 128 KiB at most anyway."""
+"""Largest request: an argument of execve(2) has at most 128 KiB anyway."""
 
 PATIENCE_S = 10.0
 """How long a command waits for a free process slot."""
 
 _NO_PROXY = "localhost,.localhost,127.0.0.1,127.0.1.1,127.0.0.2,127.0.0.0/8,0.0.0.0,::1"
-"""The machine itself. curl, Go, Ruby and Python's requests read the network; Python's urllib, wget and Node's libraries compare
-names alone, so the addresses that are in use are in it one by one. Go takes loopback for itself anyway. urllib would need
-`[::1]`, which keeps httpx from starting: it reads `:1]` as a port."""
+"""The machine itself. curl, Go, Ruby and Python's requests understand the network; Python's urllib, wget and Node's libraries
+compare only names, so the addresses in use are listed. Go never uses a proxy for loopback. urllib would need `[::1]`, with
+which httpx fails to start, because it reads `:1]` as a port."""
 
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -54,7 +54,7 @@ ENVIRONMENT = {
 
 
 def environment(hostname: str) -> dict[str, str]:
-    """What every command of the machine of that name begins with."""
+    """Return the environment that every command of the machine starts with."""
     return {**ENVIRONMENT, **dict.fromkeys(("no_proxy", "NO_PROXY"), f"{_NO_PROXY},{hostname}")}
 
 
@@ -62,15 +62,15 @@ _Waiting = tuple[dict[str, Any], list[int], float]
 
 
 MOST_DESCRIPTORS = 4096
-"""Of a job. The kernel bounds how many of one user are on their way through sockets, over all machines, by this limit of the
-process that sends more: the limit of PID 1 and the daemon has to be well above that of jobs."""
+"""Open descriptors of a job. The kernel limits by RLIMIT_NOFILE of the sender how many descriptors of one user are in transit
+through sockets, over all machines, so the limit of PID 1 and the daemon has to be well above that of jobs."""
 OOM_SCORE = "800"
 
 
-class Lives:
-    """How jobs are ranked below PID 1: the kernel kills them first, and they give way to the host's programs.
+class JobPriorities:
+    """Priorities of jobs below PID 1: the kernel kills them first, and they yield the processors to the host's programs.
 
-    Made before PID 1 closes its /proc to itself. A process that may not raise a priority may return to its own score.
+    Created before PID 1 closes its own /proc. A process that may not raise a priority may return to its own score.
     """
 
     def __init__(self, nice: bool) -> None:
@@ -79,7 +79,7 @@ class Lives:
         self._own = os.read(self._score, 16).strip()
 
     def fork(self) -> int:
-        """fork(2), with the child's OOM score raised: it cannot do that itself, since its /proc is closed until it execs."""
+        """Fork with a raised OOM score of the child, which can't raise it itself: its /proc is closed until it execs."""
         with contextlib.suppress(OSError):
             os.pwrite(self._score, OOM_SCORE.encode() if int(self._own) < int(OOM_SCORE) else self._own, 0)
         try:
@@ -89,22 +89,22 @@ class Lives:
                 os.pwrite(self._score, self._own, 0)
 
 
-def serve(control: socket.socket, lives: Lives) -> NoReturn:
-    """Until the daemon's end closes; then every process of the machine dies with this one."""
+def serve(control: socket.socket, priorities: JobPriorities) -> NoReturn:
+    """Serve until the daemon's end closes. Then every process of the machine dies with this one."""
     try:
-        _Init(control, lives).loop()
+        _Init(control, priorities).loop()
     finally:
         os._exit(0)
 
 
 class _Init:
-    def __init__(self, control: socket.socket, lives: Lives) -> None:
-        self._control, self._lives = control, lives
+    def __init__(self, control: socket.socket, priorities: JobPriorities) -> None:
+        self._control, self._priorities = control, priorities
         self._ids: dict[int, int] = {}
-        """pid → id of what the daemon asked for"""
+        """pid → id of the daemon's request."""
         self._pids: dict[int, int] = {}
         self._recorders: dict[int, socket.socket] = {}
-        """pid of a job → where its end is reported"""
+        """pid of a job → socket to its recorder."""
         self._recorder_pids: set[int] = set()
         self._waiting: deque[_Waiting] = deque()
         self._wake, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -152,17 +152,17 @@ class _Init:
             _signal(os.kill, -1, request["kill_all"])
 
     def _start(self, request: dict[str, Any], fds: list[int], deadline: float) -> bool:
-        """True when it is dealt with; False: there is no process slot now."""
+        """Handle a request to start a process. False if there is no process slot now."""
         master = launch = None
         try:
             if "job" in request:
-                if len(fds) != 2:  # what does not fit below our limit of descriptors does not arrive
+                if len(fds) != 2:  # descriptors above our limit don't arrive
                     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
                 launch = init_jobs.Launch(*fds, merged=request["merged"])
             if "size" in request and not fds:
                 master, slave = _open_terminal(*request["size"])
                 fds += [slave]
-            pid = self._lives.fork()
+            pid = self._priorities.fork()
             if pid == 0:
                 self._execute(request, fds, terminal=master is not None, launch=launch)
             if launch is not None:
@@ -179,7 +179,7 @@ class _Init:
             if error.errno in (errno.EAGAIN, errno.ENOMEM) and time.monotonic() < deadline:
                 return False
             if fds:
-                with contextlib.suppress(OSError):  # its reader is gone
+                with contextlib.suppress(OSError):  # its reader has ended
                     os.write(fds[-1], f"gibil: cannot start a process: {error.strerror}\n".encode())
             for fd in fds:
                 os.close(fd)
@@ -210,7 +210,7 @@ class _Init:
             for target in range(3):
                 os.dup2(fds[target if target < len(fds) else -1], target)
             _limit_open_files(self._open_files)
-            if self._lives.nice:
+            if self._priorities.nice:
                 os.nice(10)  # the io priority follows it, ioprio_set(2)
             try:
                 os.chdir(request.get("cwd", "/root"))
@@ -271,8 +271,10 @@ def _named(request: dict[str, Any]) -> str:
 
 
 def _limit_open_files(wanted: tuple[int, int]) -> None:
-    """Lower than wanted where our own limit is lower: raising it takes a capability that a machine does not have. This limit
-    is never infinite (fs.nr_open)."""
+    """Set the limit of open files; lower than wanted if our own is lower, since machines lack the capability to raise it.
+
+    This limit is never infinite (fs.nr_open).
+    """
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted[0], hard), min(wanted[1], hard)))
 
@@ -283,7 +285,7 @@ def _signal(send: Any, target: int, which: int) -> None:
 
 
 def _session(leader: int) -> list[int]:
-    """Processes of that session, other process groups included (a shell with job control makes those)."""
+    """Return the processes of a session, including other process groups, which a shell with job control creates."""
     members = []
     for pid in _others():
         try:
@@ -297,12 +299,12 @@ def _session(leader: int) -> list[int]:
 
 
 def _others() -> list[int]:
-    """All processes of the machine but this one."""
+    """Return all processes of the machine but this one."""
     return [int(name) for name in os.listdir("/proc") if name.isdigit() and name != "1"]
 
 
 def _open_terminal(columns: int, rows: int) -> tuple[int, int]:
-    """(master, slave) of a new pty in the machine's own devpts."""
+    """Return (master, slave) of a new pty in the machine's own devpts."""
     master = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     try:
         fcntl.ioctl(master, 0x40045431, struct.pack("i", 0))  # TIOCSPTLCK: unlock

@@ -1,7 +1,7 @@
-"""The daemon's end of a machine's control socket: asks PID 1 to start and kill, hears what ended.
+"""Client of a machine's PID 1, used by the daemon: requests to start and kill processes, and reports of their end.
 
-Requests wait in a queue while PID 1 is busy (EAGAIN), while too many descriptors are under way (ETOOMANYREFS) or while
-we have no descriptors left (EMFILE), so a thousand commands at once are late and never wrong.
+Requests wait in a queue while PID 1 is busy (EAGAIN), while too many descriptors are in transit (ETOOMANYREFS) or while this
+process has none left (EMFILE), so that a thousand concurrent commands are delayed and don't fail.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BUSY = (errno.ETOOMANYREFS, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EN
 
 
 class SpawnFailed(Exception):
-    """The kernel, or the box, refused a step of forging."""
+    """A step of creating a machine failed. `stage`: which step; `number`: errno, if known."""
 
     def __init__(self, stage: str, number: int | None, text: str) -> None:
         super().__init__(f"{stage}: {text}")
@@ -37,22 +37,22 @@ class SpawnFailed(Exception):
 
 
 class Command(Protocol):
-    """Something that runs on the machine."""
+    """A process on the machine that the daemon starts."""
 
     def descriptors(self) -> list[int]:
-        """Make its stdin, stdout, stderr (none for a terminal); called when the request can be sent. May raise OSError."""
+        """Open stdin, stdout, stderr (none for a terminal). Called when the request can be sent. May raise OSError."""
 
     def on_terminal(self, master: int) -> None: ...
 
     def on_exit(self, status: int) -> None:
-        """Called once, at most. Negative: the signal that killed it."""
+        """Called at most once. A negative status is the signal that killed it."""
 
     def on_refused(self, reason: str) -> None:
-        """Called instead: it could not be started."""
+        """Called instead if it could not be started."""
 
 
 class InitClient:
-    """`ready` holds the machine's listeners when it is up, or raises SpawnFailed. `on_gone` is called when PID 1 hung up."""
+    """`ready` resolves to the machine's listeners, or raises SpawnFailed. `on_gone` is called when PID 1 closes the socket."""
 
     def __init__(self, control: socket.socket, on_gone: Callable[[], None]) -> None:
         self._control = control
@@ -60,16 +60,16 @@ class InitClient:
         self._loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[list[socket.socket]] = self._loop.create_future()
         self.spawned = asyncio.Event()
-        """Set whenever a command is asked for: every process of the machine descends from one."""
+        """Set whenever a command is requested. Every process of the machine descends from a command."""
         self.memory: list[int] = []
-        """Descriptors that came with the listeners (forge._memory_of), open until `close_memory`"""
+        """Descriptors that came with the listeners (spawn._memory_of), open until `close_memory`."""
         self._commands: dict[int, Command] = {}
         self._queue: deque[tuple[int | None, bytes]] = deque()
-        """(id of the command to be started, or None for a kill; message)"""
+        """(id of the command to start, or None for a kill; message)."""
         self._count = 0
         self._flushing = False
         self._short_since: float | None = None
-        """Since when the first request of the queue has been waiting for descriptors"""
+        """Since when the first request of the queue has waited for descriptors."""
         self._closed = False
         self._root: int | None = None
         control.setblocking(False)
@@ -78,38 +78,38 @@ class InitClient:
         self._loop.add_reader(control.fileno(), self._read)
 
     def entered(self, pid: int) -> None:
-        """Its host pid is known: learn which user of the host is root in there (user_namespaces(7))."""
+        """Read which user of the host is root on the machine (user_namespaces(7)). Call when the host pid of PID 1 is known."""
         with contextlib.suppress(OSError):
             inside, outside, _count = Path(f"/proc/{pid}/uid_map").read_text().split()[:3]
             if inside == "0" and int(outside) != os.geteuid():
                 self._root = int(outside)
 
-    def give_to_root(self, fd: int) -> None:
-        """Make a pipe that is made out here the property of the machine's root.
+    def chown_to_root(self, fd: int) -> None:
+        """Change the owner of a pipe to the machine's root.
 
-        Otherwise its owner has no name in there, and no process may open it by its name (/dev/stdin, /proc/self/fd/1).
+        Otherwise its owner doesn't exist on the machine, and no process can open it by name (/dev/stdin, /proc/self/fd/1).
         """
         if self._root is not None:
             os.fchown(fd, self._root, self._root)
 
     def spawn(self, command: Command, arguments: list[str], env: dict[str, str], size: tuple[int, int] | None = None) -> int:
-        """Start; returns the command's id. Raises ProviderError when the request is too large or the machine is gone."""
+        """Start a command and return its id. Raises ProviderError if the request is too large or the machine has ended."""
         request: dict[str, Any] = {"argv": arguments, "env": env}
         if size:
             request["size"] = size
         return self._start(command, request)
 
     def start_job(self, command: Command, *, merged: bool) -> int:
-        """Start a detached job (jobs.py): `descriptors` are its specification, and where it says how its start went."""
+        """Start a detached job (init_jobs.py). `descriptors` are its specification, and a pipe for the result of the start."""
         return self._start(command, {"job": True, "merged": merged})
 
     def _start(self, command: Command, request: dict[str, Any]) -> int:
         if self._closed:
-            raise ProviderError("the machine is gone")
+            raise ProviderError("the machine has ended")
         self._count += 1
         message = json.dumps({"spawn": self._count, **request}, ensure_ascii=False).encode("utf-8", "surrogateescape")
         if len(message) > MESSAGE_BYTES:
-            raise ProviderError(f"the command is too long: {len(message)} bytes with its environment; send scripts by stdin")
+            raise ProviderError(f"the command is too long ({len(message)} bytes with its environment); send scripts over stdin")
         self._commands[self._count] = command
         self.spawned.set()
         self._queue.append((self._count, message))
@@ -118,14 +118,14 @@ class InitClient:
 
     @property
     def has_commands(self) -> bool:
-        """Whether a command was asked for whose end has not been reported."""
+        """Whether a command was requested whose end hasn't been reported."""
         return bool(self._commands)
 
     def kill(self, number: int, which: int = signal.SIGKILL, *, session: bool = True) -> None:
         if number not in self._commands or self._closed:
             return
         for waiting in self._queue:
-            if waiting[0] == number:  # never sent
+            if waiting[0] == number:  # not sent yet
                 self._queue.remove(waiting)
                 self._commands.pop(number).on_exit(-which)
                 return
@@ -133,14 +133,14 @@ class InitClient:
         self._flush()
 
     def kill_jobs(self) -> None:
-        """SIGKILL to every process of the machine but PID 1 and the recorders of jobs, which write down how those ended.
+        """Send SIGKILL to every process but PID 1 and the recorders of jobs, which store how the jobs ended.
 
-        A machine that forks all the time can escape: then `kill_all`.
+        Processes that fork all the time can escape; then use `kill_all`.
         """
         self._kill_many("kill_jobs")
 
     def kill_all(self) -> None:
-        """SIGKILL to every process of the machine but PID 1."""
+        """Send SIGKILL to every process but PID 1."""
         self._kill_many("kill_all")
 
     def _kill_many(self, which: str) -> None:
@@ -149,7 +149,7 @@ class InitClient:
             self._flush()
 
     def close(self) -> None:
-        """Hang up: PID 1 ends, and with it the machine. No command hears of its exit any more."""
+        """Close the socket: PID 1 ends, and with it the machine. Commands get no `on_exit` any more."""
         if self._closed:
             return
         self._closed = True
@@ -159,11 +159,11 @@ class InitClient:
         self._queue.clear()
         self._commands.clear()
         if not self.ready.done():
-            self.ready.set_exception(SpawnFailed("starting PID 1", None, "it ended without a word"))
-            self.ready.exception()  # whoever does not wait for it any more is not told that nobody did
+            self.ready.set_exception(SpawnFailed("starting PID 1", None, "it ended without a message"))
+            self.ready.exception()  # retrieved, so that asyncio doesn't log an error that no caller waits for
 
     def close_memory(self) -> None:
-        """Call when nothing reads `memory` any more."""
+        """Close the descriptors in `memory`, when nothing reads them any more."""
         fds, self.memory = self.memory, []
         for fd in fds:
             os.close(fd)
@@ -180,7 +180,7 @@ class InitClient:
             except BlockingIOError:
                 return self._later()
             except (BrokenPipeError, ConnectionResetError):
-                return  # the reader sees it too and says so
+                return  # the reader sees it as well, and reports it
             except OSError as error:
                 if error.errno not in _BUSY:
                     raise
@@ -188,8 +188,8 @@ class InitClient:
                 if number is None or self._loop.time() - self._short_since < _PATIENCE_S:
                     return self._later()
                 self._commands.pop(number).on_refused(
-                    f"the command was not started: descriptors are used up ({error.strerror}), by other machines of this user "
-                    "or on this host"
+                    f"cannot start the command: other machines of this user, or this host, use all file descriptors "
+                    f"({error.strerror}); try again"
                 )
             else:
                 self._short_since = None
@@ -204,7 +204,7 @@ class InitClient:
             self._loop.call_later(_RETRY_S, self._flush)
 
     def _read(self) -> None:
-        for _ in range(64):  # then the rest of the loop has its turn
+        for _ in range(64):  # then other callbacks of the loop run
             try:
                 message, fds = receive(self._control, 65536, 64)
             except BlockingIOError:
@@ -215,11 +215,11 @@ class InitClient:
                 self.close()
                 self._on_gone()
                 return
-            self._hear(json.loads(message), fds)
+            self._handle(json.loads(message), fds)
             if self._closed:
                 return
 
-    def _hear(self, answer: dict[str, Any], fds: list[int]) -> None:
+    def _handle(self, answer: dict[str, Any], fds: list[int]) -> None:
         if "exit" in answer:
             command = self._commands.pop(answer["exit"], None)
             if command:

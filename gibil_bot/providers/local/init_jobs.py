@@ -1,12 +1,12 @@
-"""Detached jobs, started by PID 1 itself: their exit status is the kernel's word, and passes through no tool of the machine.
+"""Detached jobs, started by PID 1 itself, so that their exit status comes from the kernel and no program of the machine.
 
-Two processes for a job, both children of PID 1. The *job* waits until everything is prepared, and executes its interpreter. The
-*recorder* stays a copy of PID 1, which no process of the machine may trace: it makes the job's folder as the scripts of
-machines/job_scripts.py do (so that the same scripts follow it), and copies the job's pipes into its files. When PID 1 has
-reaped the job it tells the recorder, which copies what is in the pipes at that moment, writes `rc` and releases the lock.
+Each job has two processes, both children of PID 1. The *job* waits until everything is prepared, and executes its interpreter.
+The *recorder* stays a copy of PID 1, which no process of the machine may trace: it creates the job's folder as scripts/jobs.py
+does (so that the same scripts follow it), and copies the job's pipes into its files. When PID 1 has reaped the job, it tells
+the recorder, which copies what is in the pipes at that moment, writes `rc` and releases the lock.
 
-The recorder can be killed, as everything here but PID 1. Then the output breaks off, and the status is known all the same.
-When it is stopped, PID 1 lets it continue.
+Like every process but PID 1, the recorder can be killed. Then the output ends early, but the status is still known. PID 1
+continues a recorder that was stopped.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from gibil_bot.providers.local.fd_passing import unread_bytes
 _BLOCK = 128 * 1024
 _HOME = "/root"
 _NEW = os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-"""Whatever a job of before has put there: no link is followed, no FIFO is waited for."""
+"""Flags for files in a place where earlier jobs can write: no link is followed and no FIFO is waited for."""
 
 
 _IN_THE_WAY = (errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EPERM)
-"""Something else has the place of a folder."""
+"""Errors when something else exists where a folder should be created."""
 
 
 class Launch:
-    """What PID 1, the job and the recorder share. Used in this order: made by PID 1, then fork, then one method in each."""
+    """Shared by PID 1, the job and the recorder: PID 1 constructs it and forks, then each process calls its own method."""
 
-    def __init__(self, spec: int, say: int, *, merged: bool) -> None:
-        """`spec`: a file with the job as JSON, for detached.py; `say`: where lines for the client that starts it go."""
-        self._spec, self._say = spec, say
+    def __init__(self, spec: int, reply: int, *, merged: bool) -> None:
+        """`spec`: descriptor of a file with the job as JSON. `reply`: pipe for the line that the client of the job gets."""
+        self._spec, self._reply = spec, reply
         self._opened: list[int] = []
         try:
-            self._gate, self._open_gate = self._pipe()
+            self._start_read, self._start_write = self._pipe()
             self._pipes = [self._pipe() for _ in range(1 if merged else 2)]
             self.control, self._control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError:
@@ -55,19 +55,22 @@ class Launch:
         return ends
 
     def parent(self) -> socket.socket:
-        """In PID 1, when both run. Report the end by `report(...)` on what this returns."""
+        """Call in PID 1 when both processes run. Returns the socket for `report`."""
         self._close(self._opened)
         self._control.close()
         return self.control
 
     def abandon(self) -> None:
-        """In PID 1, when one of them could not be started: the other one ends by itself."""
+        """Call in PID 1 when one of them could not be started; the other one ends by itself."""
         self.parent().close()
 
     def await_start(self) -> tuple[dict[str, Any], list[int]]:
-        """In the job, once its recorder is ready: {argv, env, cwd}, and stdin, stdout, stderr. Exits when it is not."""
-        os.close(self._open_gate)
-        path = os.read(self._gate, 4096)
+        """Call in the job:
+
+        wait for the recorder; returns {argv, env, cwd} and stdin, stdout, stderr. Exits if the recorder failed.
+        """
+        os.close(self._start_write)
+        path = os.read(self._start_read, 4096)
         if not path:
             os._exit(125)
         spec = _read(self._spec)
@@ -75,7 +78,7 @@ class Launch:
         return spec, [os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), self._pipes[0][1], self._pipes[-1][1]]
 
     def record(self) -> NoReturn:
-        """In the recorder."""
+        """Run the recorder."""
         try:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ):
@@ -83,16 +86,16 @@ class Launch:
             os.setsid()
             reads = [read for read, _ in self._pipes]
             spec = _read(self._spec)
-            _close_all_but({*reads, self._say, self._open_gate, self._control.fileno()})
+            _close_all_but({*reads, self._reply, self._start_write, self._control.fileno()})
             recorder = _Recorder(spec, reads, self._control)
             problem = recorder.prepare()
-            with contextlib.suppress(OSError):  # a client that is gone does not stop the job
-                os.write(self._say, f"{problem or 'gibil:started'}\n".encode())
+            with contextlib.suppress(OSError):  # a client that has disconnected doesn't stop the job
+                os.write(self._reply, f"{problem or 'gibil:started'}\n".encode())
             if problem:
                 os._exit(1)
-            os.close(self._say)
-            os.write(self._open_gate, recorder.script.encode())
-            os.close(self._open_gate)
+            os.close(self._reply)
+            os.write(self._start_write, recorder.script.encode())
+            os.close(self._start_write)
             recorder.copy()
         finally:
             os._exit(1)
@@ -105,7 +108,7 @@ class Launch:
 
 
 def report(control: socket.socket, status: int) -> None:
-    """Tell the recorder how the job ended (0 to 255); never blocks, and never raises: it may be gone."""
+    """Send the exit status (0 to 255) to the recorder. Never blocks and never raises, since the recorder may have ended."""
     with contextlib.suppress(OSError):
         control.send(b"%d" % status)
     control.close()
@@ -115,14 +118,14 @@ class _Recorder:
     def __init__(self, spec: dict[str, Any], reads: list[int], control: socket.socket) -> None:
         self._spec, self._reads, self._control = spec, reads, control
         self._files: dict[int, int | None] = {}
-        """read end → file; None: it cannot be written any more"""
+        """read end → file; None if it can't be written any more."""
         self._left: dict[int, int | None] = {}
         self._rc = self._lock = -1
         self._cut = False
         self.script = ""
 
     def prepare(self) -> str | None:
-        """Make the job's folder. The line for the client, when the job cannot start."""
+        """Create the job's folder. Returns the line for the client if the job can't start."""
         folder = self._spec["folder"]
         if not os.path.isdir(self._spec["cwd"]):
             return f"gibil:failed {self._spec['no_folder']}"
@@ -144,7 +147,7 @@ class _Recorder:
         return f"gibil:failed its folder cannot be written (is the disk full?): {problem.strerror}"
 
     def _make_files(self, jobs: str, folder: str) -> None:
-        """The daemon knows that this job was never started: what has its names was put there by other jobs."""
+        """Create the job's files. The job is new, so existing files with these names are from other jobs and are moved away."""
         own, lock = f"{jobs}/{folder}", f"{jobs}/.{folder}.lock"
         os.makedirs(jobs, exist_ok=True)
         for path in (own, lock):
@@ -164,7 +167,7 @@ class _Recorder:
         _write(f"{own}/pid", b"%d\n" % os.getpid())
 
     def copy(self) -> NoReturn:
-        """Until no process holds the pipes any more."""
+        """Copy until no process holds the pipes any more."""
         poll = select.poll()
         for fd in (*self._reads, self._control.fileno()):
             poll.register(fd, select.POLLIN)
@@ -180,14 +183,14 @@ class _Recorder:
         os._exit(0)
 
     def _finish(self, status: bytes) -> None:
-        """What was in the pipes when the job ended belongs to it, however many others go on printing."""
+        """Copy what was in the pipes when the job ended, although other processes may still print, and store the status."""
         for read in self._reads:
-            owed = unread_bytes(read)
-            while owed > 0:
-                count = self._copy_block(read, min(owed, _BLOCK))
+            unread = unread_bytes(read)
+            while unread > 0:
+                count = self._copy_block(read, min(unread, _BLOCK))
                 if not count:
                     break
-                owed -= count
+                unread -= count
         if status:
             words = status + b" cut" if self._cut else status
             os.pwrite(self._rc, words.ljust(7) + b"\n", 0)
@@ -195,7 +198,7 @@ class _Recorder:
         self._lock = -1
 
     def _copy_block(self, read: int, size: int) -> int:
-        """How many bytes came; 0: nothing more is read from there."""
+        """Copy at most `size` bytes; returns how many. 0: nothing more is read from this pipe."""
         data = os.read(read, size)
         left = self._left[read]
         if left is not None:
@@ -214,13 +217,13 @@ class _Recorder:
         while view and file is not None:
             try:
                 view = view[os.write(file, view) :]
-            except OSError:  # the disk is full: the job goes on
+            except OSError:  # the disk is full; the job continues
                 self._cut = True
                 self._files[read] = file = None
 
 
 def _read(fd: int) -> dict[str, Any]:
-    """Two processes share the descriptor, and with it the position: it is not used."""
+    """Read the job without using the file position, which two processes share."""
     spec = json.loads(os.pread(fd, os.fstat(fd).st_size, 0))
     assert isinstance(spec, dict)
     return spec
@@ -242,7 +245,7 @@ def _write(path: str, data: bytes) -> None:
 
 
 def _close_all_but(keep: set[int]) -> None:
-    """Of a process that does not execute another program, and whose /proc is closed to itself."""
+    """Close all other descriptors of a process that doesn't exec and can't read its own /proc."""
     start = 0
     for fd in sorted(keep):
         os.closerange(start, fd)

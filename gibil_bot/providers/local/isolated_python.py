@@ -1,4 +1,4 @@
-"""A Python of its own for a module of this package: with nothing of its starter's, and quick to start."""
+"""Starting a module of this package in an isolated Python process that starts fast."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ import_module(module).main(*sys.argv[1:])
 
 
 def start_python(module: str, *arguments: str) -> list[str]:
-    """The command that runs `main(*arguments)` of a module of this very package, wherever it lies, in an isolated Python.
+    """Return the command that runs `main(*arguments)` of a module of this package in an isolated Python.
 
-    It sees this package, the folders of installed packages that we see, and nothing of its environment or its folder. They are
-    handed to it, and Python is kept from looking for them (`-S`): that takes as long as all else of its start.
+    Its path has this package and our folders of installed packages, and nothing from its environment or working directory. They
+    are passed as arguments, so that Python needn't search for them (`-S`), which would take half of its start.
     """
     folders = [str(Path(__file__).resolve().parents[3])]
     folders += [folder for folder in sys.path if os.path.basename(folder) in ("site-packages", "dist-packages")]

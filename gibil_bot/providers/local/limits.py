@@ -1,10 +1,10 @@
-"""What a machine may use at most, and which control groups see to it.
+"""Limits of machines, and the control groups that enforce them.
 
-Processes: the `pids` controller where we may use one, and RLIMIT_NPROC always. Memory: the `memory` controller of
-cgroup v2 or v1; where neither is ours to use, the daemon polls (watch.py). Processors: a share, of the `cpu` controller; where
-it is not ours to use, jobs are nice. Disk: up to MEMORY_DISK_MB a tmpfs of that size; a larger one is an ext4 image on a loop
-device (images.py), both exact, writes answer ENOSPC; where that cannot be, a folder on the box, whose size the daemon polls.
-cgroup files: docs.kernel.org/admin-guide/cgroup-v2.html and cgroup-v1/.
+Processes: RLIMIT_NPROC, and the `pids` controller if it is available. Memory: the `memory` controller of cgroup v2 or v1;
+without it the daemon polls (usage_poller.py). Processors: a share of the `cpu` controller; without it jobs run with `nice`.
+Disk: up to MEMORY_DISK_MB a tmpfs, above that an ext4 image on a loop device (disk_images.py), where writes fail with ENOSPC at
+the limit; without loop devices a folder of the host, whose size the daemon polls. cgroup files:
+docs.kernel.org/admin-guide/cgroup-v2.html and cgroup-v1/.
 """
 
 from __future__ import annotations
@@ -21,40 +21,42 @@ from gibil_bot.errors import ProviderError
 from gibil_bot.model import MachineSpec
 
 NO_ROOM = "NO_ROOM"
-"""Code of an error that goes away when another machine ends."""
+"""Code of an error that may not occur again once another machine has ended."""
 
 MEMORY_DISK_MB = 1024
 SIZES_MB = {"small": 2048, "medium": 4096, "large": 8192}
 DISK_MB = 10 * 1024
 _PIDS = 512
 FILES_PER_MB = 64
-"""Of a disk that is a folder: more files are too many, whatever their size."""
+"""Most files per MB of a disk that is a folder, whatever their size."""
 _FLOOR_MB = 512
 CPU_SHARES = 256
-"""Of a machine, where a process outside of any group has 1024 (cgroup v1, cpu.shares; cpu.weight of v2 counts 100 for that)."""
+"""Processor share of a machine; a process outside any group has 1024 (cgroup v1, cpu.shares; 100 in cpu.weight of v2)."""
 _USED = {
     1: ("memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
     2: ("memory.current", ("inactive_file", "active_file", "slab_reclaimable")),
 }
-"""cgroup version → the file that says what is used, and the fields of memory.stat in it that the kernel can take back."""
+"""cgroup version → the file with the used memory, and the fields of memory.stat that the kernel can reclaim."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
+    """Limits of one machine."""
+
     memory_mb: int
     pids: int
     disk_mb: int
 
     @property
     def disk_in_memory(self) -> bool:
-        """Then its content counts as memory of the machine too, so it has to leave room for the jobs."""
+        """Whether the disk is a tmpfs. Its content counts as memory of the machine, so it has to leave memory for the jobs."""
         return self.disk_mb <= min(MEMORY_DISK_MB, self.memory_mb // 2)
 
 
 def limits_of(spec: MachineSpec) -> Limits:
-    """Raises ProviderError for a size that does not exist or a limit that no machine can live with."""
+    """Return the limits of a machine. Raises ProviderError for an unknown size or a limit that is too low."""
     if spec.size not in SIZES_MB:
-        raise ProviderError(f"machine {spec.name}: there is no size {spec.size!r}; local machines are {', '.join(SIZES_MB)}")
+        raise ProviderError(f"machine {spec.name}: unknown size {spec.size!r}; choose one of {', '.join(SIZES_MB)}")
     limits = Limits(
         memory_mb=spec.memory_mb or SIZES_MB[spec.size],
         pids=spec.pids or _PIDS,
@@ -66,7 +68,7 @@ def limits_of(spec: MachineSpec) -> Limits:
         ("disk_mb", limits.disk_mb, 16),
     ):
         if value < lowest:
-            raise ProviderError(f"machine {spec.name}: {name} is {value}, and a machine needs at least {lowest}")
+            raise ProviderError(f"machine {spec.name}: {name} must be at least {lowest}, got {value}")
     return limits
 
 
@@ -75,12 +77,12 @@ def half_of_the_memory_mb() -> int:
 
 
 def _physical_memory() -> int:
-    """Of the host, in bytes."""
+    """Return the memory of the host in bytes."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def half_of_the_disk_mb(data_dir: Path) -> int:
-    """Of the file system that the folder is on, or will be."""
+    """Return half the size of the file system that the folder is on, or will be."""
     for folder in (data_dir, *data_dir.parents):
         with contextlib.suppress(OSError):
             status = os.statvfs(folder)
@@ -89,13 +91,13 @@ def half_of_the_disk_mb(data_dir: Path) -> int:
 
 
 def floor_mb(disk_mb: int) -> int:
-    """Of a host's disk: below this much free space, machines are ended and none is made."""
+    """Return how much of a host's disk must be free: below this, machines are destroyed and none is created."""
     return min(_FLOOR_MB, disk_mb // 50)
 
 
 @dataclass(frozen=True, slots=True)
 class Hierarchy:
-    """A folder of the cgroup file system in which we may make groups, and the controllers that work there."""
+    """A folder of the cgroup file system in which we may create groups, and its usable controllers."""
 
     folder: Path
     version: int
@@ -103,13 +105,13 @@ class Hierarchy:
 
 
 class Groups:
-    """The control groups of one daemon's machines: `PREFIX-NAME` in every hierarchy that we may use."""
+    """The control groups of one daemon's machines: `PREFIX-NAME` in every usable hierarchy."""
 
     def __init__(self, hierarchies: Sequence[Hierarchy], prefix: str) -> None:
         self._hierarchies, self._prefix = tuple(hierarchies), prefix
 
     def host_memory_mb(self) -> int:
-        """What all machines together can have: of the host, or of the group that we are in ourselves."""
+        """Return the memory that all machines may use together: of the host, or of the control group that we are in."""
         most = _physical_memory()
         if hierarchy := self._with("memory"):
             with contextlib.suppress(OSError, ValueError):
@@ -118,7 +120,7 @@ class Groups:
         return most // 1024**2
 
     def _with(self, controller: str) -> Hierarchy | None:
-        """Where that controller works: in one hierarchy at most."""
+        """Return the hierarchy with that controller, if any; a controller is in at most one."""
         return next((hierarchy for hierarchy in self._hierarchies if controller in hierarchy.controllers), None)
 
     def _group(self, hierarchy: Hierarchy, name: str) -> Path:
@@ -126,7 +128,7 @@ class Groups:
 
     @property
     def shares_cpu(self) -> bool:
-        """Whether machines get a share of the processors as a whole, however many processes they have."""
+        """Whether each machine gets one share of the processors, however many processes it has."""
         return self._with("cpu") is not None
 
     @property
@@ -134,11 +136,11 @@ class Groups:
         return self._with("pids") is not None
 
     def oom_kills(self, name: str) -> int:
-        """How many processes of the machine the kernel has killed for its memory limit."""
+        """Return how many processes of the machine the kernel has killed because of its memory limit."""
         return self._event(name, "memory", {1: "memory.oom_control", 2: "memory.events"}, b"oom_kill")
 
     def refused_forks(self, name: str) -> int:
-        """How often the limit of processes was met."""
+        """Return how often a process could not be started because of the limit."""
         return self._event(name, "pids", {1: "pids.events", 2: "pids.events"}, b"max")
 
     def _event(self, name: str, controller: str, files: dict[int, str], key: bytes) -> int:
@@ -150,13 +152,15 @@ class Groups:
 
     @property
     def memory(self) -> str:
-        """How memory is bounded, in the words of Capabilities.memory_limit."""
+        """How memory is limited: a value of Capabilities.memory_limit."""
         hierarchy = self._with("memory")
         return f"cgroup-v{hierarchy.version}" if hierarchy else "polled"
 
     def memory_used_mb(self, name: str) -> int | None:
-        """What counts against the machine's limit, without the files in the cache: before the kernel kills a process, it
-        takes those back. None where memory is polled. Raises OSError."""
+        """Return the memory that counts against the limit, without the page cache, which the kernel reclaims before it kills.
+
+        None if memory is polled. Raises OSError.
+        """
         hierarchy = self._with("memory")
         if hierarchy is None:
             return None
@@ -166,8 +170,8 @@ class Groups:
         cache = sum(int(counts.get(field, 0)) for field in cached)
         return max(0, int((group / used).read_text()) - cache) // 1024**2
 
-    def make(self, name: str, limits: Limits) -> None:
-        """Make the machine's groups, with their limits."""
+    def create(self, name: str, limits: Limits) -> None:
+        """Create the machine's groups with their limits."""
         for hierarchy in self._hierarchies:
             group = self._group(hierarchy, name)
             group.mkdir(exist_ok=True)
@@ -183,7 +187,7 @@ class Groups:
                 _set(group / "pids.max", str(limits.pids))
 
     def weigh(self, name: str) -> None:
-        """Lower the machine's share of the processors. Not before PID 1 is ready: on a busy host, that would hold it up."""
+        """Lower the machine's share of the processors. Call when PID 1 is ready: on a busy host it would delay that."""
         if hierarchy := self._with("cpu"):
             group = self._group(hierarchy, name)
             if hierarchy.version == 2:
@@ -192,8 +196,11 @@ class Groups:
                 _set(group / "cpu.shares", str(CPU_SHARES))
 
     def warm(self) -> None:
-        """Blocking, some 10 ms. Moving a process waits for an RCU grace period, unless one was moved just before: so this
-        "moves" us to where we are (v1, whose folder is our own group) while the machine is being forged."""
+        """Prepare the kernel for `join`. Blocks for some 10 ms.
+
+        Moving a process waits for an RCU grace period, unless another was moved just before. So this moves us into our own
+        group (v1) while the machine is being created.
+        """
         for hierarchy in self._hierarchies:
             if hierarchy.version == 1:
                 with contextlib.suppress(OSError):
@@ -201,17 +208,20 @@ class Groups:
                 return
 
     def join(self, name: str, pid: int) -> None:
-        """Blocking. Put PID 1 of the machine, and all that it will start, under its limits."""
+        """Move PID 1 of the machine into its groups, which its children inherit. Blocking."""
         for hierarchy in self._hierarchies:
             _set(self._group(hierarchy, name) / "cgroup.procs", str(pid))
 
     def remove(self, name: str) -> None:
-        """Blocking, for up to a second: a group is busy until the kernel has forgotten its last process."""
+        """Remove the machine's groups.
+
+        Blocks for up to a second: a group is busy until the kernel has released its last process.
+        """
         for hierarchy in self._hierarchies:
             _remove_group(self._group(hierarchy, name))
 
     def leftovers(self) -> list[str]:
-        """Names of machines that have a group."""
+        """Return the names of machines that have a group."""
         found = set()
         for hierarchy in self._hierarchies:
             found |= {path.name.removeprefix(f"{self._prefix}-") for path in hierarchy.folder.glob(f"{self._prefix}-*")}
@@ -219,8 +229,10 @@ class Groups:
 
 
 def find_hierarchies(mountinfo: str | None = None, membership: str | None = None) -> list[Hierarchy]:
-    """Where this process may make groups with limits: below its own group (v1), beside it or further up (v2, where a
-    group with processes of its own cannot pass controllers on)."""
+    """Return where this process may create groups with limits.
+
+    In v1 below its own group; in v2 next to it or further up, since a group with processes can't delegate controllers.
+    """
     mountinfo = Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo
     membership = Path("/proc/self/cgroup").read_text() if membership is None else membership
     paths = {controllers: path for _number, controllers, path in (line.split(":", 2) for line in membership.splitlines())}
@@ -245,7 +257,7 @@ def find_hierarchies(mountinfo: str | None = None, membership: str | None = None
 
 
 def _below(mount: str, root: str, own: str) -> Path:
-    """Where the group `own` is seen below the mount point, when the mount shows the hierarchy from `root` on."""
+    """Return the path of the group `own` below a mount point that shows the hierarchy from `root` on."""
     if root != "/" and (own + "/").startswith(root + "/"):
         own = own[len(root) :]
     return Path(mount) / own.lstrip("/")
@@ -260,7 +272,7 @@ def _unified(mount: Path, own: Path, wanted: set[str]) -> Hierarchy | None:
             enabled = set((folder / "cgroup.subtree_control").read_text().split())
             for controller in sorted(available - enabled):
                 (folder / "cgroup.subtree_control").write_text(f"+{controller}")
-            if os.access(folder / "cgroup.procs", os.W_OK):  # moving a process needs that of the common ancestor
+            if os.access(folder / "cgroup.procs", os.W_OK):  # moving a process needs write access to the common ancestor's
                 return Hierarchy(folder, 2, frozenset(available))
         except OSError:
             continue
@@ -272,7 +284,7 @@ def _set(path: Path, value: str, *, optional: bool = False) -> None:
         path.write_text(value)
     except OSError as error:
         if not optional:
-            raise ProviderError(f"the limit {path} = {value} cannot be set: {error.strerror}") from error
+            raise ProviderError(f"cannot set the limit {path} = {value}: {error.strerror}") from error
 
 
 def _remove_group(group: Path) -> None:
@@ -284,7 +296,7 @@ def _remove_group(group: Path) -> None:
             return
         except OSError as error:
             if error.errno != errno.EBUSY or time.monotonic() > deadline:
-                return  # it is found again at the next sweep
+                return  # the next sweep finds it
             time.sleep(0.002)
         else:
             return

@@ -1,4 +1,4 @@
-"""One machine as the daemon keeps it: its PID 1, its door, its gate, its limits, its folder, its end."""
+"""One machine of the daemon: init process, SSH server, egress proxy, limits, files, destruction."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gibil_bot.errors import ProviderError
 from gibil_bot.model import Endpoint, Machine, MachineSpec, Usage
 from gibil_bot.providers.local.base_tree import Layout
 from gibil_bot.providers.local.control_protocol import Cause
-from gibil_bot.providers.local.disk_images import Image, Images, taken_mb
+from gibil_bot.providers.local.disk_images import Image, Images, image_disk_mb
 from gibil_bot.providers.local.egress_policy import loopback_ports
 from gibil_bot.providers.local.egress_proxy import EgressProxy, RefusalLog
 from gibil_bot.providers.local.end_causes import write_cause
@@ -35,11 +35,11 @@ from gibil_bot.providers.local.relay import forward
 from gibil_bot.providers.local.spawn import PROXY
 from gibil_bot.providers.local.usage_poller import (
     Memory,
-    calm_sessions,
     count_tasks,
+    enforce_memory,
     family,
     has_processes,
-    hold_memory,
+    lower_session_priorities,
     memfd_device,
     memory_mb,
     open_files,
@@ -52,17 +52,17 @@ _HOST_NETWORK = HostNetwork()
 _READY_S = 30.0
 _MEMORY_POLL_S = 0.5
 _DISK_POLL_S = 0.5
-"""How often the host's free space is read: a look at the disk follows when it shrank."""
-_DISK_EVERY_S = 5.0
-"""A disk is looked at after this in any case, while something runs on the machine."""
+"""How often the host's free space is read; when it has shrunk, the machine's disk is measured."""
+_DISK_MEASURE_EVERY_S = 5.0
+"""The disk of a machine with processes is measured at least this often."""
 _DISK_SLACK_MB = 8
 _FILE_SLACK = 4096
-_DISK_LOOK_CPU_S = 4.0
-"""Of processor time. What takes longer to look at is too much."""
-_FAILED_LOOKS = 5
+_MEASURE_CPU_S = 4.0
+"""Processor time for one measurement. A disk that takes longer holds too many files."""
+_FAILED_MEASUREMENTS = 5
 _PIDS_ABOVE = 8
-_DISK_LOOK_S = 5.0
-"""A request for the usage waits that long for a look at the disk; then the last look counts."""
+_MEASURE_S = 5.0
+"""How long a request for the usage waits for a measurement of the disk; then the last one is used."""
 
 
 async def load_ssh_server() -> None:
@@ -72,7 +72,7 @@ async def load_ssh_server() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineContext:
-    """What all machines of a daemon are made with."""
+    """What all machines of a daemon share."""
 
     paths: LocalPaths
     privilege: str
@@ -84,34 +84,34 @@ class MachineContext:
 
 
 class ManagedMachine:
-    """`on_lost` is called when PID 1 ends although nobody burned it."""
+    """A machine of `spec`. `on_lost` is called with its name when its PID 1 ends although `destroy` wasn't called."""
 
     def __init__(self, context: MachineContext, spec: MachineSpec, limits: Limits, on_lost: Callable[[str], None]) -> None:
         self._context, self.spec, self._limits, self._on_lost = context, spec, limits, on_lost
         self._destroying = False
         self._number: int | None = None
         self._init_pid = 0
-        """Host pid of PID 1"""
+        """Host pid of PID 1."""
         self._disk_seen_mb = 0
         self._disk_excess: str | None = None
-        """What there is too much of on a disk that is a folder, by the last look"""
-        self._failed_looks = 0
-        self._look: asyncio.Task[None] | None = None
+        """Which limit of a disk that is a folder was exceeded in the last measurement."""
+        self._failed_measurements = 0
+        self._measuring: asyncio.Task[None] | None = None
         self._image: Image | None = None
         self._memory: Memory | None = None
         self._cause: Cause | None = None
         self._counts = (0, 0)
-        """Kills for memory, and refused processes, that are known already"""
-        self._calmed: set[int] = set()
+        """Kills for memory, and refused processes, that have been reported."""
+        self._lowered_sessions: set[int] = set()
         self._lasting: dict[str, str] = {}
-        """States that were blamed and still last, by the last look: a full disk, as many processes as there may be"""
+        """Lasting states that have been reported, by kind: a full disk, the highest number of processes."""
         self._init_client: InitClient | None = None
         self._ssh_server: MachineSSHServer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.refusals = RefusalLog()
-        """What the egress proxy kept it from reaching."""
+        """Connections that the egress proxy refused."""
         self.machine: Machine | None = None
-        """Set once it is forged."""
+        """Set once it is created."""
 
     @property
     def folder(self) -> Path:
@@ -123,11 +123,11 @@ class ManagedMachine:
 
     @property
     def image_mb(self) -> int | None:
-        """Size of its disk, where that is an image."""
+        """Size of its disk, if that is an image."""
         return self._limits.disk_mb if self._image is not None else None
 
     async def create(self, base_tree: str, layout: Layout, expires_at: datetime, created_at: datetime) -> Machine:
-        """Forge it, or leave nothing. Raises SpawnFailed, ProviderError."""
+        """Create the machine; after an error nothing of it is left. Raises SpawnFailed, ProviderError."""
         try:
             self.machine = await self._create(base_tree, layout, created_at, expires_at)
         except BaseException:
@@ -138,7 +138,7 @@ class ManagedMachine:
     async def _create(self, base_tree: str, layout: Layout, created_at: datetime, expires_at: datetime) -> Machine:
         spec, context = self.spec, self._context
         egress_proxy = EgressProxy(spec.egress_allow, own_name=spec.name, refusals=self.refusals, host_network=_HOST_NETWORK)
-        inward = [address for address in loopback_ports(spec.egress_allow) if address != PROXY]
+        listeners = [address for address in loopback_ports(spec.egress_allow) if address != PROXY]
         request: SpawnRequest = {
             "name": spec.name,
             "privilege": context.privilege,
@@ -146,29 +146,29 @@ class ManagedMachine:
             "base_tree": base_tree,
             "pieces": [(piece.path, piece.optional) for piece in layout.pieces],
             "python": (layout.python.prefix, layout.python.executable) if layout.python else None,
-            # Above that of the control group: only that one tells when it was met.
+            # Above the limit of the control group, because only that one reports when it is reached.
             "pids": self._limits.pids + (_PIDS_ABOVE if context.groups.counts_processes else 0),
             "memory_mb": self._limits.memory_mb,
             "disk_mb": self._limits.disk_mb,
             "disk": "memory" if self._limits.disk_in_memory else "folder",
             "weight": "group" if context.groups.shares_cpu else "nice",
-            "listeners": inward,
+            "listeners": listeners,
             "base": 0,
         }
         self._make_folder()
         if not self._limits.disk_in_memory:
-            self._image = context.images.take(self.folder, self._limits.disk_mb) or await asyncio.to_thread(
+            self._image = context.images.take_prepared(self.folder, self._limits.disk_mb) or await asyncio.to_thread(
                 context.images.create, self.folder, self._limits.disk_mb
             )
             if self._image is not None:
                 request["disk"] = "image"
-        context.groups.make(spec.name, self._limits)
+        context.groups.create(spec.name, self._limits)
         warm = asyncio.get_running_loop().run_in_executor(None, context.groups.warm)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, other_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._init_client = InitClient(ours, self._hung_up)
-        with theirs:
-            self._number, spawned = await context.link.spawn(request, theirs, self._image.mount if self._image else None)
-        # Meanwhile PID 1 is on its way.
+        with other_end:
+            self._number, spawned = await context.link.spawn(request, other_end, self._image.mount if self._image else None)
+        # PID 1 is being set up meanwhile.
         await load_ssh_server()
         from gibil_bot.providers.local.ssh_server import MachineSSHServer
 
@@ -177,7 +177,7 @@ class ManagedMachine:
         try:
             public = await self._ssh_server.open(path, spec.host_key, spec.authorized_key)
         except ValueError as error:
-            raise ProviderError(f"machine {spec.name}: a key of its specification cannot be read: {error}") from error
+            raise ProviderError(f"machine {spec.name}: a key of its specification is invalid: {error}") from error
         try:
             async with asyncio.timeout(_READY_S):
                 await warm
@@ -188,7 +188,7 @@ class ManagedMachine:
         except TimeoutError:
             raise SpawnFailed("starting PID 1", None, f"not ready after {_READY_S:.0f} s") from None
         self._supervise(egress_proxy.serve(proxy))
-        for listener, (host, port) in zip(others, inward, strict=True):
+        for listener, (host, port) in zip(others, listeners, strict=True):
             self._supervise(forward(listener, host, port))
         self._memory = Memory.of(self._init_client.memory)
         if context.groups.memory == "polled":
@@ -208,22 +208,22 @@ class ManagedMachine:
         return machine
 
     async def _under_limits(self, spawned: SpawnedMachine) -> int:
-        """Put PID 1 into the control groups while it sets itself up, before any job can start; its host pid."""
+        """Move PID 1 into the control groups while it sets itself up, before any job can start; return its host pid."""
         assert self._init_client is not None
         await asyncio.wait([spawned.pid])
         if spawned.pid.cancelled():
-            await self._init_client.ready  # raises what went wrong, if PID 1 could say it
+            await self._init_client.ready  # raises the reason, if PID 1 could send it
             raise SpawnFailed("starting PID 1", None, "it was killed")
         pid = spawned.pid.result()
         try:
             await asyncio.to_thread(self._context.groups.join, self.spec.name, pid)
         except ProviderError:
-            await self._init_client.ready  # if it died meanwhile, that is the reason to give
+            await self._init_client.ready  # raises the reason, if PID 1 died meanwhile
             raise
         return pid
 
     async def destroy(self) -> None:
-        """Returns when every process is dead and the folder is gone."""
+        """Destroy the machine; returns when every process is dead and the folder is removed."""
         self._destroying = True
         for task in self._tasks:
             task.cancel()
@@ -234,21 +234,21 @@ class ManagedMachine:
         if self._init_client is not None:
             self._init_client.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._look is not None:
-            self._look.cancel()
+        if self._measuring is not None:
+            self._measuring.cancel()
         image, self._image = self._image, None
         await asyncio.to_thread(self._clear)
-        if image is not None:  # unmounting and detaching take some milliseconds, and its file is gone already
+        if image is not None:  # unmounting and detaching take some milliseconds, and its file is removed already
             self._context.close_later(image)
 
     async def usage(self) -> Usage:
-        """What is measured is what the limits are held against. Raises ProviderError."""
+        """Return the values that are compared with the limits. Raises ProviderError."""
         try:
             memory = await asyncio.to_thread(self._context.groups.memory_used_mb, self.spec.name)
         except OSError as error:
             raise ProviderError(
-                f"the memory of machine {self.spec.name} cannot be measured ({error.filename}: {error.strerror}); "
-                "look whether the machine still exists"
+                f"cannot measure the memory of machine {self.spec.name} ({error.filename}: {error.strerror}); "
+                "check whether it still exists: gibil list"
             ) from error
         if memory is None:
             assert self._memory is not None
@@ -256,8 +256,8 @@ class ManagedMachine:
         in_folder = not self._limits.disk_in_memory and self._image is None
         if in_folder:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_DISK_LOOK_S):
-                    await self._look_at_disk()
+                async with asyncio.timeout(_MEASURE_S):
+                    await self._measure_disk()
         return Usage(
             memory_limit_mb=self._limits.memory_mb,
             memory_used_mb=memory,
@@ -265,65 +265,65 @@ class ManagedMachine:
             disk_used_mb=self._disk_seen_mb if in_folder else None,
         )
 
-    # Why processes of it, or all of it, came to an end
+    # Why its processes, or the machine, were ended
 
-    def blame(self, text: str) -> None:
-        """Remember why something on the machine is ended now, and tell those who are logged in."""
+    def report_cause(self, text: str) -> None:
+        """Record why something on the machine is ended now, and print it in all sessions."""
         self._cause = Cause(text=text, at=datetime.now(UTC))
         write_cause(self._context.paths, self.spec.name, self._cause)
         if self._ssh_server is not None:
             self._ssh_server.say(text)
 
     def cause(self) -> Cause | None:
-        """The last of them: of now, where it is a state that lasts."""
-        self.notice()
+        """Return the last cause; one that is a lasting state has the current time."""
+        self.check_kernel_events()
         if self._cause is not None and self._cause.text in self._lasting.values():
             self._cause = Cause(text=self._cause.text, at=datetime.now(UTC))
         return self._cause
 
-    def notice(self) -> None:
-        """Look at what the kernel did by itself: a few small files are read."""
+    def check_kernel_events(self) -> None:
+        """Report what the kernel did by itself. Cheap: a few small files are read."""
         groups, name = self._context.groups, self.spec.name
         kills, refused = groups.oom_kills(name), groups.refused_forks(name)
         before, self._counts = self._counts, (kills, refused)
         if kills > before[0]:
-            self.blame(f"the kernel killed a process: the machine's {self._limits.memory_mb} MB of memory are used up")
+            self.report_cause(f"the kernel killed a process: the machine's {self._limits.memory_mb} MB of memory are used up")
         elif refused > before[1]:
-            self.blame(self._too_many_processes())
+            self.report_cause(self._too_many_processes())
         full = self._image.full() if self._image is not None else None
         lasts = full and f"the disk of {self._limits.disk_mb} MB is full: there is no room for more {_ROOM[full]}"
-        self._blame_while("disk", lasts)
+        self._report_state("disk", lasts)
 
-    def _blame_while(self, what: str, text: str | None) -> None:
-        """For states: blame when it begins, and remember that it lasts; None: it doesn't, or not any more."""
+    def _report_state(self, what: str, text: str | None) -> None:
+        """Report a lasting state when it begins. `text` None: the state doesn't exist, or not any more."""
         if text is None:
             self._lasting.pop(what, None)
         elif self._lasting.get(what) != text:
             self._lasting[what] = text
-            self.blame(text)
+            self.report_cause(text)
 
     def _too_many_processes(self) -> str:
         return f"no further process could be started: the machine's {self._limits.pids} processes are used up"
 
     async def tick(self) -> None:
-        """Called every second or so."""
+        """Check limits that nothing enforces by itself. Called about once a second."""
         if self._destroying or self.machine is None or not has_processes(self._init_pid):
             return
-        self.notice()
+        self.check_kernel_events()
         if not self._context.groups.counts_processes:
             crowded = await asyncio.to_thread(count_tasks, self._init_pid) >= self._limits.pids - 2
-            self._blame_while("processes", self._too_many_processes() if crowded else None)
+            self._report_state("processes", self._too_many_processes() if crowded else None)
         if not self._context.groups.shares_cpu:
-            await asyncio.to_thread(calm_sessions, self._init_pid, self._calmed)
+            await asyncio.to_thread(lower_session_priorities, self._init_pid, self._lowered_sessions)
 
-    def taken_mb(self) -> int:
-        """What its disk takes of the host's, as far as that is known."""
+    def host_disk_mb(self) -> int:
+        """Return how much of the host's disk its disk uses, as far as that is known."""
         if self._limits.disk_in_memory:
             return 0
-        return self._disk_seen_mb if self._image is None else taken_mb(self.folder) or 0
+        return self._disk_seen_mb if self._image is None else image_disk_mb(self.folder) or 0
 
     async def run_true(self) -> int:
-        """The exit status of `true` in there."""
+        """Run `true` on the machine and return its exit status."""
         assert self._init_client is not None
         command = _Quiet()
         self._init_client.spawn(command, ["/bin/true"], {})
@@ -339,15 +339,15 @@ class ManagedMachine:
         self._context.groups.remove(self.spec.name)
 
     def _make_folder(self) -> None:
-        self.folder.mkdir(mode=0o711)  # tier `root`: PID 1 passes through here as a user id of its own
+        self.folder.mkdir(mode=0o711)  # privilege `root`: PID 1 enters through here under its own user id
         (self.folder / "mnt").mkdir(mode=0o711)
         (self.folder / "disk").mkdir(mode=0o700)
 
     def _hung_up(self) -> None:
         if self.machine is not None and not self._destroying:
-            self.notice()
+            self.check_kernel_events()
             if self._cause is None:
-                self.blame("the machine ended: its first process was killed")
+                self.report_cause("the machine ended: its first process was killed")
             self._on_lost(self.spec.name)
 
     def _supervise(self, work: Coroutine[object, object, None]) -> None:
@@ -356,16 +356,18 @@ class ManagedMachine:
         task.add_done_callback(self._task_ended)
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
-        """A machine whose gate or watch broke is not what was promised any more: it goes, and says why in the log."""
+        """Destroy a machine whose egress proxy or limits don't work any more, and log why."""
         if not task.cancelled() and (error := task.exception()) is not None:
             asyncio.get_running_loop().call_exception_handler(
-                {"message": f"machine {self.spec.name} is burned: part of its keeping failed", "exception": error}
+                {"message": f"destroying machine {self.spec.name}: one of its tasks in the daemon failed", "exception": error}
             )
             self._on_lost(self.spec.name)
 
     async def _activity(self) -> None:
-        """Return while something runs on the machine, or may. An idle machine costs nothing: its limits are looked at again
-        when the next command is asked for, from which all its processes descend."""
+        """Return when something may run on the machine.
+
+        An idle machine isn't polled: all its processes descend from commands, so the next command wakes this up.
+        """
         assert self._init_client is not None
         while True:
             self._init_client.spawned.clear()
@@ -379,15 +381,19 @@ class ManagedMachine:
             await self._activity()
             began = time.monotonic()
             if has_processes(self._init_pid) and await asyncio.to_thread(
-                hold_memory, self._init_pid, self._limits.memory_mb, memory, memfds
+                enforce_memory, self._init_pid, self._limits.memory_mb, memory, memfds
             ):
-                self.blame(f"the largest process was killed: the machine's {self._limits.memory_mb} MB of memory are used up")
+                self.report_cause(
+                    f"the largest process was killed: the machine's {self._limits.memory_mb} MB of memory are used up"
+                )
                 continue
             await asyncio.sleep(max(_MEMORY_POLL_S, 10 * (time.monotonic() - began)))
 
     async def _watch_disk(self) -> None:
-        """Looking costs time in proportion to what there is, so it follows when the host's free space shrinks. A look gets a
-        fifth of the time at most, and an idle machine is not looked at."""
+        """Measure the disk when the host's free space shrinks, since measuring takes time in proportion to the number of files.
+
+        Measurements take at most a fifth of the time, and an idle machine isn't measured.
+        """
         free = _free(self.folder)
         looked = time.monotonic()
         strikes = 0
@@ -396,14 +402,14 @@ class ManagedMachine:
             await asyncio.sleep(_DISK_POLL_S)
             now = _free(self.folder)
             shrank = free[0] - now[0] > _DISK_SLACK_MB or free[1] - now[1] > _FILE_SLACK
-            if not has_processes(self._init_pid) or not (shrank or time.monotonic() - looked > _DISK_EVERY_S):
+            if not has_processes(self._init_pid) or not (shrank or time.monotonic() - looked > _DISK_MEASURE_EVERY_S):
                 continue
             free, began = now, time.monotonic()
-            await self._look_at_disk()
+            await self._measure_disk()
             if self._disk_excess is None:
                 strikes = 0
             elif self._init_client is not None:
-                self.blame(f"all processes were killed: {self._disk_excess}")
+                self.report_cause(f"all processes were killed: {self._disk_excess}")
                 strikes += 1
                 if strikes == 1:
                     self._init_client.kill_jobs()
@@ -412,22 +418,22 @@ class ManagedMachine:
             looked = time.monotonic()
             await asyncio.sleep(4 * (looked - began))
 
-    async def _look_at_disk(self) -> None:
-        """One look at a time: a second caller waits for the same one."""
-        if self._look is None or self._look.done():
-            self._look = asyncio.get_running_loop().create_task(self._measure_disk())
-            self._look.add_done_callback(lambda task: task.cancelled() or task.exception())
-        await asyncio.shield(self._look)
-
     async def _measure_disk(self) -> None:
+        """Measure the disk once: concurrent callers wait for the same measurement."""
+        if self._measuring is None or self._measuring.done():
+            self._measuring = asyncio.get_running_loop().create_task(self._measure())
+            self._measuring.add_done_callback(lambda task: task.cancelled() or task.exception())
+        await asyncio.shield(self._measuring)
+
+    async def _measure(self) -> None:
         size, most = self._limits.disk_mb, self._limits.disk_mb * FILES_PER_MB
-        tree = await self._context.link.look(str(self.folder / "disk"), most, _DISK_LOOK_CPU_S)
+        tree = await self._context.link.measure(str(self.folder / "disk"), most, _MEASURE_CPU_S)
         if tree is None:
-            self._failed_looks += 1
-            if self._failed_looks >= _FAILED_LOOKS and not self._destroying:
-                raise ProviderError(f"the disk of machine {self.spec.name} cannot be measured any more")
+            self._failed_measurements += 1
+            if self._failed_measurements >= _FAILED_MEASUREMENTS and not self._destroying:
+                raise ProviderError(f"cannot measure the disk of machine {self.spec.name} any more")
             return
-        self._failed_looks = 0
+        self._failed_measurements = 0
         deleted_kb = await asyncio.to_thread(self._deleted_kb)
         self._disk_seen_mb = (tree.kb + deleted_kb) // 1024
         self._disk_excess = None
@@ -436,7 +442,7 @@ class ManagedMachine:
         elif tree.files > most:
             self._disk_excess = f"the disk of {size} MB holds too many files, more than {most}"
         elif not tree.complete:
-            self._disk_excess = f"the disk of {size} MB holds too many files: they take too long to be counted"
+            self._disk_excess = f"the disk of {size} MB holds too many files: counting them takes too long"
 
     def _deleted_kb(self) -> int:
         assert self._memory is not None
@@ -447,7 +453,7 @@ _ROOM = {"space": "data", "files": "files"}
 
 
 def _free(folder: Path) -> tuple[int, int]:
-    """(MB, files) that the host's file system has left."""
+    """Return the free space of the host's file system: (MB, files)."""
     status = os.statvfs(folder)
     return status.f_bavail * status.f_frsize // 1024**2, status.f_ffree
 
@@ -462,7 +468,7 @@ class _Quiet:
         return [os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC) for _ in range(3)]
 
     def on_terminal(self, master: int) -> None:
-        raise AssertionError("no terminal was asked for")
+        raise AssertionError("this command has no terminal")
 
     def on_exit(self, status: int) -> None:
         if not self.status.done():

@@ -1,7 +1,7 @@
-"""What a machine sees: its overlays, its devices, its /proc; mounted by PID 1 in its own mount namespace.
+"""File systems of a machine: overlays, devices and /proc, which PID 1 mounts in its own mount namespace.
 
-Paths below the local folder are relative to it: they need no escaping in mount options, and in tier `root` PID 1 could
-not look them up from the top (its host uid is nobody there).
+Paths are relative to the local folder: so they need no escaping in mount options, and with privilege `root` PID 1 has no
+permission to look up the absolute paths.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from gibil_bot.providers.local import syscalls as sc
 
 _HOSTS = "127.0.0.1 localhost\n127.0.1.1 {name}\n::1 localhost ip6-localhost ip6-loopback\n"
 _TERMINALS = 256
-"""The host has 4096 for everybody (kernel.pty.max)."""
+"""Terminals of a machine. The host has 4096 for all users (kernel.pty.max)."""
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
 
 class SpawnRequest(TypedDict):
-    """What the daemon asks of the fork server: nothing in it is secret."""
+    """What the daemon requests from the fork server. It holds no secret."""
 
     name: str
     privilege: str
     local: str
-    """The local folder, absolute; the machine's own is machines/NAME in it."""
+    """Absolute path of the local folder; the machine's folder is machines/NAME in it."""
     base_tree: str
     """Name of the base tree's folder in the local folder."""
     pieces: list[tuple[str, bool]]
@@ -33,24 +33,24 @@ class SpawnRequest(TypedDict):
     memory_mb: int
     disk_mb: int
     disk: str
-    """`memory`: a tmpfs of disk_mb; `image`: a mounted file system that comes along as a descriptor; `folder`: files of a job
-    end at disk_mb, and the daemon looks after the rest."""
+    """`memory`: a tmpfs of disk_mb; `image`: a mounted file system that is passed as a descriptor; `folder`: a folder of the
+    host, where a file has at most disk_mb and the daemon limits the total."""
     weight: str
-    """How jobs give way to the host's own programs: `group`, a control group sees to it, or `nice`."""
+    """How jobs yield the processors to the host's programs: by a control group (`group`) or by `nice`."""
     listeners: list[tuple[str, int]]
-    """Loopback addresses that PID 1 listens on beside the proxy's."""
+    """Loopback addresses that PID 1 listens on in addition to the proxy's."""
     base: int
-    """The first host uid of the machine's range, tier `root` only."""
+    """The first host uid of the machine's range, with privilege `root` only."""
 
 
 class Stage:
-    """What is being done, for the one line that a person reads when it fails."""
+    """The current step, for the error message if it fails."""
 
     now = "starting"
 
 
 def mount_points(folder: str, overlays: int) -> None:
-    """In memory and in our own mount namespace: making and removing directories on a busy disk takes milliseconds each."""
+    """Create the mount points in memory, because creating and removing directories on a busy disk takes milliseconds each."""
     sc.mount("mnt", f"{folder}/mnt", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=711,size=64k")
     for name in ("root", *(str(number) for number in range(overlays))):
         os.mkdir(f"{folder}/mnt/{name}", 0o711)
@@ -90,7 +90,7 @@ def _overlay(folder: str, number: int, lower: str, target: str) -> None:
     upper, work = f"{folder}/disk/upper{number}", f"{folder}/disk/work{number}"
     os.makedirs(upper, exist_ok=True)
     os.mkdir(work)
-    # volatile: nobody needs this disk after a crash, so nothing is ever synced (docs.kernel.org/filesystems/overlayfs.html)
+    # volatile: no disk is used after a crash, so nothing has to be synced (docs.kernel.org/filesystems/overlayfs.html)
     options = f"lowerdir={lower},upperdir={upper},workdir={work},userxattr,volatile"
     sc.mount("overlay", target, "overlay", sc.MS_NODEV, options)
 
@@ -100,7 +100,7 @@ def _escaped(path: str) -> str:
 
 
 def _show_python(request: SpawnRequest, prefix: str, executable: str) -> None:
-    """The only Python of the box lies outside /usr: show it read-only where it is, as `python3`."""
+    """Mount the host's only Python, which is outside /usr, read-only at its path, and link it as `python3`."""
     root = f"machines/{request['name']}/mnt/root"
     number = 1 + len(request["pieces"])
     source = f"machines/{request['name']}/mnt/{number}" if request["privilege"] == "root" else prefix
@@ -114,18 +114,18 @@ def _show_python(request: SpawnRequest, prefix: str, executable: str) -> None:
 
 
 def mount_system(request: SpawnRequest, root: str) -> None:
-    """/proc, /sys, /dev, /run, and no user namespaces for jobs: in one of their own they would have all capabilities."""
+    """Mount /proc, /sys, /dev and /run, and forbid further user namespaces, in which jobs would have all capabilities."""
     Stage.now = "mounting /proc"
     quiet = sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC
     sc.mount("proc", f"{root}/proc", "proc", quiet)
     try:
         sc.mount("sysfs", f"{root}/sys", "sysfs", quiet | sc.MS_RDONLY)
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EBUSY):  # masked on this box: builds do without
+        if error.errno not in (errno.EPERM, errno.EBUSY):  # masked on this host; builds don't need it
             raise
     Stage.now = "mounting devices"
     dev = f"{root}/dev"
-    # Without nr_inodes a tmpfs takes files for half of the host's memory, and empty ones count nowhere.
+    # Without nr_inodes a tmpfs accepts empty files, which no limit counts, up to half of the host's memory.
     sc.mount("dev", dev, "tmpfs", sc.MS_NOSUID | sc.MS_NOEXEC, "mode=755,size=64k,nr_inodes=1024")
     for name in _DEVICES:
         write_file(f"{dev}/{name}", "", os.O_CREAT)
@@ -157,7 +157,7 @@ def mount_system(request: SpawnRequest, root: str) -> None:
                 most = int(file.read()) // part
             write_file(f"{root}/proc/sys/user/max_inotify_{counter}", str(most))
         except FileNotFoundError:
-            continue  # a kernel without inotify, or one that does not count it here
+            continue  # a kernel without inotify, or without limits per namespace
 
 
 def write_file(path: str, text: str, flags: int = 0, mode: int = 0o644) -> None:

@@ -1,4 +1,4 @@
-"""Where things are: the local folder in the data directory, the short-pathed runtime folder, and the locks on both.
+"""Paths of local machines: the local folder in the data directory, the runtime folder of sockets, and the locks on both.
 
 <data dir>/local/      keeper.lock  starting.lock  keeper.json  keeper.log  skeleton-…/  machines/NAME/  disks/  causes/NAME
 machines/NAME/         lock (holds PID 1's pid)  machine.json  disk/  mnt/  disk.img
@@ -23,14 +23,17 @@ from gibil_bot.errors import ProviderError, Unavailable
 from gibil_bot.providers.local.rmtree import remove_tree
 
 PROTOCOL = 1
-"""Of the control socket: counted up when an old provider and a new daemon would misunderstand each other."""
+"""Version of the control protocol; increased when providers and daemons of different versions would misunderstand each other.
+
+A daemon with machines keeps running when the package is updated, and only the same protocol can use it. `quit` never changes.
+"""
 
 _SOCKET_PATH_BYTES = 107
 
 
 @dataclass(frozen=True, slots=True)
 class LocalPaths:
-    """One data directory's local machines."""
+    """Paths of one data directory's local machines."""
 
     data_dir: Path
 
@@ -54,31 +57,31 @@ class LocalPaths:
         return self.machines / name
 
     def prepare(self) -> None:
-        """Make the folders. Raises Unavailable where that cannot be."""
+        """Create the folders. Raises Unavailable if that fails."""
         try:
             self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             for folder in (self.local, self.machines):
                 folder.mkdir(mode=0o711, exist_ok=True)
                 if folder.stat().st_uid != os.geteuid():
                     raise Unavailable(
-                        f"{folder} belongs to user id {folder.stat().st_uid}, and this is {os.geteuid()}",
-                        ("run as the user whose folder it is, or set GIBIL_DATA_DIR to a folder of your own",),
+                        f"{folder} belongs to user id {folder.stat().st_uid}, but gibil runs as user id {os.geteuid()}",
+                        ("run gibil as the owner of that folder, or set GIBIL_DATA_DIR to your own folder",),
                     )
-                folder.chmod(0o711)  # tier `root`: PID 1 passes through here as a user id of its own
+                folder.chmod(0o711)  # privilege `root`: PID 1 enters through here under its own user id
         except OSError as error:
             raise Unavailable(
-                f"the folder {error.filename} cannot be made: {error.strerror}",
-                ("set GIBIL_DATA_DIR to a folder that you may write",),
+                f"cannot create the folder {error.filename}: {error.strerror}",
+                ("set GIBIL_DATA_DIR to a writable directory",),
             ) from error
 
     def runtime(self) -> Path:
-        """The folder of our sockets, made on demand: 0700, ours, and with a short path."""
+        """Return the folder of the sockets, created on demand: mode 0700, our own, and with a short path."""
         uid = os.geteuid()
         candidates = [Path("/run/gibil")] if uid == 0 else []
         if os.environ.get("XDG_RUNTIME_DIR") and uid != 0:
             candidates.append(Path(os.environ["XDG_RUNTIME_DIR"]) / "gibil")
-        candidates.append(Path(f"/tmp/gibil-{uid}"))  # noqa: S108 - made 0700, and refused when it is somebody else's
-        problem = "no folder could be made"
+        candidates.append(Path(f"/tmp/gibil-{uid}"))  # noqa: S108 - created with 0700, and rejected if another user owns it
+        problem = "no folder could be created"
         for candidate in candidates:
             if len(os.fsencode(candidate)) + 40 > _SOCKET_PATH_BYTES:
                 continue
@@ -87,15 +90,15 @@ class LocalPaths:
                     folder.mkdir(mode=0o700, exist_ok=True)
                     status = folder.lstat()
                     if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid or status.st_mode & 0o077:
-                        raise ProviderError(f"{folder} is not a folder of ours that nobody else can enter; remove it")
+                        raise ProviderError(f"{folder} must be a folder of this user with mode 700; remove it")
                 return candidate / self.key
             except OSError as error:
                 problem = f"{candidate}: {error.strerror}"
-        raise ProviderError(f"there is no place for the sockets of local machines: {problem}; set XDG_RUNTIME_DIR")
+        raise ProviderError(f"cannot create a folder for the sockets of local machines: {problem}; set XDG_RUNTIME_DIR")
 
 
 class DaemonRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """keeper.json: where the running daemon answers, and what it is."""
+    """Content of keeper.json: pid, control socket and version of the running daemon."""
 
     pid: int
     socket: str
@@ -117,7 +120,7 @@ def write_daemon(paths: LocalPaths, daemon: DaemonRecord) -> None:
 
 
 def code_version() -> str:
-    """Names this version of the daemon: another one without machines is replaced."""
+    """Return an identifier of this version of the daemon. A daemon of another version without machines is replaced."""
     folder = Path(__file__).parent
     seen = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.glob("*.py"))]
     return hashlib.sha256(repr(seen).encode()).hexdigest()[:12]
@@ -125,7 +128,7 @@ def code_version() -> str:
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait_s: float) -> Iterator[bool]:
-    """Hold the file's lock; False when somebody else had it all the time. Blocking: not for the event loop."""
+    """Hold the file's lock during the block; yields False if another process kept it. Blocking: not for the event loop."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         deadline = time.monotonic() + wait_s
@@ -145,10 +148,10 @@ def locked(path: Path, *, wait_s: float) -> Iterator[bool]:
 
 
 def clear_dead_machine(paths: LocalPaths, name: str) -> bool:
-    """Remove the folder of a machine that nobody keeps; False when it is alive after all. Blocking.
+    """Remove the folder of a machine without a daemon; False if the machine still runs. Blocking.
 
-    Call with the daemon's lock held. The folder's own lock lives in PID 1; when it is free PID 1 has ended or is just
-    ending, and then its whole process namespace is being killed: wait for that, so that nobody writes any more.
+    The caller holds the daemon's lock. PID 1 holds the lock of the folder; when it is free, PID 1 has ended or is ending, and
+    its process namespace is being killed. This waits for that end, because processes write to the folder until then.
     """
     folder = paths.machine(name)
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""Which of the two ways of forging is used here; decided by who we are, and never silently another."""
+"""Which of the two ways of isolating machines is used; it depends on the user only, and there is no silent fallback."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from gibil_bot.providers.local.paths import LocalPaths
 
 
 def own_privilege() -> str:
-    """`root` for root, `user` for everybody else."""
+    """Return `root` for root, `user` for other users."""
     return "root" if os.geteuid() == 0 else "user"
 
 
 def groups_prefix(paths: LocalPaths) -> str:
-    """Control groups of different data directories lie side by side."""
+    """Return the prefix of the control groups' names, which differs by data directory."""
     return f"gibil-{paths.key}"

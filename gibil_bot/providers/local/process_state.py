@@ -1,9 +1,9 @@
-"""Undoing what the daemon inherited from the process that started it, which may have been a cron job or an agent under `nice`.
+"""Resetting what the daemon inherits from its starter, which may be a cron job or an agent under `nice`.
 
-What machines get is chosen here. Undone: resource limits, niceness, scheduling policy, processors, I/O priority, OOM score,
-timer slack, signals, umask, personality, memory policy, huge pages, open descriptors. An ordinary user may neither raise a hard
-limit again nor lower a nice value: what stays is reported. Not undone: the control group, which is the operator's means of
-limiting this whole service, and the namespaces.
+This defines what processes on machines start with. Reset: resource limits, niceness, scheduling policy, processors, I/O
+priority, OOM score, timer slack, signals, umask, personality, memory policy, huge pages, open descriptors. An ordinary user can
+neither raise a hard limit nor lower a nice value; what can't be reset is reported. Not reset: the control group, with which an
+operator limits the whole service, and the namespaces.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ OPEN_FILES = (1024, 524_288)
 """Soft and hard, as systemd has them for services."""
 
 _ENOUGH_FILES = 4096
-"""A lower hard limit shows; this one is what many systems give to those who log in."""
+"""A lower hard limit is reported; this one is common for logins."""
 _ENDLESS = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 _LOCKED = 8 * 1024**2
 LIMITS: dict[str, tuple[int, tuple[int, int]]] = {
@@ -37,15 +37,15 @@ LIMITS: dict[str, tuple[int, tuple[int, int]]] = {
     "realtime priority": (resource.RLIMIT_RTPRIO, (0, 0)),
     "nice ceiling": (resource.RLIMIT_NICE, (0, 0)),
 }
-"""Of everything that the daemon starts: the kernel's own defaults but for open files (setrlimit(2)). The number of processes
-and of queued signals is the host's; machines have a limit of their own on processes."""
+"""Limits of everything that the daemon starts: the kernel's defaults except open files (setrlimit(2)). The numbers of processes
+and of queued signals are the host's; machines have their own limit of processes."""
 
 _OF_THE_HOST = {
     "processes": (resource.RLIMIT_NPROC, "Max processes"),
     "pending signals": (resource.RLIMIT_SIGPENDING, "Max pending signals"),
 }
 _UNIMPORTANT = ("locked bytes", "message queue bytes", "core bytes")
-"""Often below the kernel's defaults, with no effect on builds: not worth a report."""
+"""Often below the kernel's defaults, without effect on builds, so not reported."""
 
 _TIMER_SLACK_NS = 50_000
 _PR_SET_TIMERSLACK, _PR_MCE_KILL, _PR_SET_THP_DISABLE, _PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL = 29, 33, 41, 47, 4
@@ -53,7 +53,7 @@ _MOST_PROCESSORS = 8192
 
 
 def become_neutral() -> tuple[str, ...]:
-    """Undo what can be undone; the rest, for people. Call with one thread, before any other process is started."""
+    """Reset what can be reset; return the rest, for people. Call with one thread, before any other process is started."""
     _reset_signals()
     os.umask(0o022)
     stays = [*_reset_scheduling(), *_reset_limits()]
@@ -70,14 +70,14 @@ def become_neutral() -> tuple[str, ...]:
         (_PR_SET_THP_DISABLE, 0),
         (_PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL),
     ):
-        with contextlib.suppress(OSError):  # this kernel has no such thing
+        with contextlib.suppress(OSError):  # not supported by this kernel
             prctl(option, *arguments)
     return tuple(stays)
 
 
 def _reset_signals() -> None:
-    """What a script starts with `&` ignores SIGINT and SIGQUIT."""
-    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # Python's own, which PID 1 gives back
+    """Reset ignored signals: processes that a script starts with `&` ignore SIGINT and SIGQUIT."""
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # ignored by Python; PID 1 resets them
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -86,7 +86,7 @@ def _reset_signals() -> None:
 def _reset_scheduling() -> list[str]:
     stays = []
     with contextlib.suppress(OSError):
-        os.sched_setaffinity(0, range(_MOST_PROCESSORS))  # the kernel takes those that there are, and our control group may use
+        os.sched_setaffinity(0, range(_MOST_PROCESSORS))  # the kernel reduces it to the processors of our control group
     if (nice := os.getpriority(os.PRIO_PROCESS, 0)) != 0:
         try:
             os.setpriority(os.PRIO_PROCESS, 0, 0)
@@ -116,7 +116,7 @@ def _reset_limits() -> list[str]:
 
 
 def _set_limit(kind: int, soft: int, hard: int) -> bool:
-    """False when the hard limit has to stay below what was asked for."""
+    """Set a limit. False if the hard limit can't be raised as far as requested."""
     try:
         resource.setrlimit(kind, (soft, hard))
     except (ValueError, OSError):
@@ -132,7 +132,7 @@ def _exceeds(value: int, bound: int) -> bool:
 
 
 def _host_limit(line: str) -> tuple[int, int] | None:
-    """Soft and hard of PID 1, which has the kernel's own."""
+    """Return the soft and hard limit of the host's PID 1, which has the kernel's defaults."""
     with contextlib.suppress(OSError, ValueError):
         for text in Path("/proc/1/limits").read_text().splitlines():
             if text.startswith(line):

@@ -1,7 +1,6 @@
-"""The `local` provider: copy-on-write machines on this very box, forged and kept by the daemon process.
+"""The `local` provider: copy-on-write machines on this host, which a daemon process creates and runs.
 
-Everything is asked of the daemon over its control socket. Where no daemon runs, nothing exists: only `create` and
-`probe` start one.
+All requests go to the daemon over its control socket. Without a daemon no machine exists; only `create` and `probe` start one.
 """
 
 from __future__ import annotations
@@ -29,33 +28,40 @@ from gibil_bot.providers.local.paths import (
     read_daemon,
 )
 from gibil_bot.providers.local.privilege import groups_prefix
+from gibil_bot.retry import RetryPolicy
 
 _ATTEMPTS = 4
 _CHANGING_S = 15.0
-"""So long may a daemon that has its lock not answer, because it comes up or ends."""
+"""How long a daemon that holds its lock may not answer, because it is starting or ending."""
 _LOOK_AGAIN_S = 0.1
 _NOTICE_S = 0.25
-"""A request that takes longer has a reason that can be seen."""
+"""After this, a request that still waits looks for the reason."""
 PREPARING = "preparing the root file system of machines, once per data directory"
-_LOOK_FOR_ROOM_S = 0.5
+_ROOM_POLL_S = 0.5
 
 
 class LocalProvider:
-    """Implements ports.Provider. `daemon_idle_s`: how long a daemon without machines stays, when this provider starts it.
-    `room_wait_s`: how long `create` waits for memory that is promised to other machines."""
+    """Implements ports.Provider, Explains, Filtering, Metered, Noticing and Offering.
+
+    `daemon_idle_s`: how long a daemon that this provider starts runs without machines. `room_wait_s`: how long `create` waits
+    for memory that is promised to other machines.
+    """
 
     name = "local"
 
     def __init__(self, data_dir: Path, *, daemon_idle_s: float = daemon_start.IDLE_S, room_wait_s: float = 0.0) -> None:
         self._paths = LocalPaths(data_dir.absolute())
-        self._daemon_idle_s, self._room_wait_s = daemon_idle_s, room_wait_s
+        self._daemon_idle_s = daemon_idle_s
+        self._waiting_for_room = RetryPolicy(
+            attempts=None, first_wait_s=_ROOM_POLL_S, factor=1, jitter=(0.8, 1.2), within_s=room_wait_s
+        )
         self._unwanted: set[str] = set()
-        """Machines that are destroyed while they wait for room"""
+        """Machines that are destroyed while their creation waits for memory."""
         self._version = code_version()
         self._tethers: dict[str, ControlConnection] = {}
         self._creating: dict[str, asyncio.Task[Machine]] = {}
         self.listeners: dict[Callable[[str], None], set[str]] = {}
-        """See notices.Noticing"""
+        """See ports.Noticing."""
 
     async def probe(self) -> Capabilities:
         answer = await self._ask_started(Request(verb="probe"))
@@ -63,14 +69,14 @@ class LocalProvider:
         return answer.capabilities
 
     async def sizes(self) -> list[SizeOffer]:
-        """Limits on this very box."""
+        """Return the sizes, which are limits on this host."""
         return [
             SizeOffer(size=size, what=f"{memory_mb // 1024} GB of memory, {DISK_MB // 1024} GB of disk at most")
             for size, memory_mb in SIZES_MB.items()
         ]
 
     async def create(self, spec: MachineSpec) -> Machine:
-        """Goes on in the background when it is cancelled, so that `destroy` finds all of it or nothing."""
+        """Continues in the background when it is cancelled, so that `destroy` finds the whole machine or nothing."""
         if earlier := self._creating.get(spec.name):
             await asyncio.wait([earlier])
         task = asyncio.get_running_loop().create_task(self._create(spec))
@@ -82,21 +88,19 @@ class LocalProvider:
         if self._creating.get(name) is task:
             del self._creating[name]
         if not task.cancelled():
-            task.exception()  # seen: whoever waits for it gets it, and a cancelled caller does not want it
+            task.exception()  # retrieved: a caller that waits for the task raises it
 
     async def _create(self, spec: MachineSpec) -> Machine:
-        deadline = time.monotonic() + self._room_wait_s
-        while True:
-            try:
-                request = Request(verb="create", spec=spec)
-                answer = await self._ask_started(request, tether=spec.name if spec.tethered else None)
-            except ProviderError as error:
-                if error.code != NO_ROOM or time.monotonic() > deadline or spec.name in self._unwanted:
-                    raise
-                await asyncio.sleep(_LOOK_FOR_ROOM_S)
-            else:
-                assert answer.machine is not None
-                return answer.machine
+        def retry_after_s(error: Exception) -> float | None:
+            lacks_room = isinstance(error, ProviderError) and error.code == NO_ROOM
+            return 0.0 if lacks_room and spec.name not in self._unwanted else None
+
+        request, tether = Request(verb="create", spec=spec), spec.name if spec.tethered else None
+        answer = await self._waiting_for_room.call(
+            lambda: self._ask_started(request, tether=tether), retry_after_s=retry_after_s
+        )
+        assert answer.machine is not None
+        return answer.machine
 
     async def get(self, name: str) -> Machine | None:
         answer = await self._ask(Request(verb="get", name=name))
@@ -107,25 +111,24 @@ class LocalProvider:
         return answer.machines if answer else []
 
     async def usage(self, name: str) -> Usage | None:
-        """How much of its limits a machine uses; None from a daemon that is too old to tell. Raises MachineNotFound."""
+        """As Metered.usage; None from a daemon of an earlier version that doesn't know this request."""
         try:
             return (await self._ask_about(Request(verb="usage", name=name))).usage
-        except UsageError:  # it does not know this verb, and stays in use as long as it has machines
+        except UsageError:  # an earlier version, which is used as long as it has machines
             return None
 
     async def refusals(self, name: str, since: float) -> Refusals:
-        """What the machine was kept from reaching since that moment of time.monotonic(). Raises MachineNotFound."""
+        """As Filtering.refusals; empty from a daemon of an earlier version."""
         try:
             return (await self._ask_about(Request(verb="refusals", name=name, since=since))).refusals or Refusals()
-        except UsageError:  # a daemon that is too old to know
+        except UsageError:  # a daemon of an earlier version
             return Refusals()
 
     async def cause(self, name: str, since: datetime | None = None) -> str | None:
-        """Why the machine ended, or processes on it were killed, by its limits or its expiry, in words; None: not known, or
-        before `since`. Also of a machine that is gone, for a day."""
+        """As Explains.cause. Also known of a machine that doesn't exist any more, for a day."""
         try:
             answer = await self._ask(Request(verb="cause", name=name))
-        except UsageError:  # a daemon that does not know this verb
+        except UsageError:  # a daemon of an earlier version
             answer = None
         found = answer.cause if answer else await asyncio.to_thread(read_cause, self._paths, name)
         return found.text if found is not None and (since is None or found.at >= since) else None
@@ -161,27 +164,30 @@ class LocalProvider:
     # The daemon
 
     async def _ask(self, request: Request) -> Answer | None:
-        """None when no daemon runs."""
-        for _attempt in range(2):  # one that was just ending may have been replaced
+        """Send a request to the running daemon; None if none runs."""
+        for _attempt in range(2):  # a daemon that was ending may have been replaced
             daemon = await asyncio.to_thread(read_daemon, self._paths)
             if daemon is None:
                 return None
             try:
-                async with _line(daemon) as line:
+                async with _connected(daemon) as line:
                     return await line.ask(request)
             except Unanswered:
                 continue
         return None
 
     async def _ask_about(self, request: Request) -> Answer:
-        """For a machine that has to exist. Raises MachineNotFound."""
+        """As `_ask`. Raises MachineNotFound if no daemon runs."""
         answer = await self._ask(request)
         if answer is None:
-            raise MachineNotFound(f"there is no local machine named {request.name}")
+            raise MachineNotFound(f"no local machine named {request.name} exists")
         return answer
 
     async def _ask_or_clear(self, request: Request, *, only: str | None = None) -> Answer:
-        """Where no daemon runs, remove what is left of machines, or of `only` that one. One may be just coming or going."""
+        """As `_ask`. Without a daemon, remove what is left of all machines, or only of that one.
+
+        A daemon that is starting or ending is waited for.
+        """
         deadline = time.monotonic() + _CHANGING_S
         while True:
             answer = await self._ask(request)
@@ -191,12 +197,10 @@ class LocalProvider:
             if gone is not None:
                 return Answer(names=gone, done=only in gone)
             if time.monotonic() > deadline:
-                raise ProviderError(
-                    f"a daemon of {self._paths.data_dir} is starting or hangs; see {self._paths.local}/keeper.log"
-                )
+                raise ProviderError(f"the local-machine daemon is starting or hangs; see {self._paths.local}/keeper.log")
 
     async def _ask_started(self, request: Request, *, tether: str | None = None) -> Answer:
-        """Start a daemon if none runs. `tether`: keep the connection open under that name."""
+        """As `_ask`, but start a daemon if none runs. `tether`: keep the connection open under that name."""
         noticing = asyncio.get_running_loop().create_task(self._notice())
         try:
             return await self._ask_started_quietly(request, tether)
@@ -204,14 +208,14 @@ class LocalProvider:
             noticing.cancel()
 
     async def _notice(self) -> None:
-        """Tell the listeners while the daemon builds the tree that machines stand on: its draft can be seen."""
+        """Notify the listeners while the daemon builds the base tree of machines, which shows as a temporary folder."""
         while True:
             await asyncio.sleep(_NOTICE_S)
             for draft in await asyncio.to_thread(lambda: sorted(self._paths.local.glob(".skeleton-*"))):
-                for tell, told in tuple(self.listeners.items()):
-                    if draft.name not in told:
-                        told.add(draft.name)
-                        tell(PREPARING)
+                for listener, received in tuple(self.listeners.items()):
+                    if draft.name not in received:
+                        received.add(draft.name)
+                        listener(PREPARING)
 
     async def _ask_started_quietly(self, request: Request, tether: str | None) -> Answer:
         reason = ""
@@ -219,12 +223,12 @@ class LocalProvider:
             daemon = await self._current_daemon(start=attempt > 0)
             try:
                 if tether is None:
-                    async with _line(daemon) as line:
+                    async with _connected(daemon) as line:
                         return await line.ask(request)
                 return await self._ask_tethered(daemon, request, tether)
             except Unanswered as error:
                 reason = str(error)
-        raise ProviderError(f"the daemon of local machines does not answer ({reason}); see {self._paths.local}/keeper.log")
+        raise ProviderError(f"the local-machine daemon does not answer ({reason}); see {self._paths.local}/keeper.log")
 
     async def _ask_tethered(self, daemon: DaemonRecord, request: Request, name: str) -> Answer:
         line = await ControlConnection.open(daemon.socket)
@@ -233,29 +237,32 @@ class LocalProvider:
         except BaseException:
             await line.close()
             raise
-        if name in self._tethers:  # asked for again: the first line holds it
+        if name in self._tethers:  # requested again: the first connection holds it
             await line.close()
         else:
             self._tethers[name] = line
         return answer
 
     async def _current_daemon(self, *, start: bool) -> DaemonRecord:
-        """A daemon that we may ask to forge; `start`: the one that is written down does not answer."""
+        """Return a daemon that can create machines. `start`: the recorded one doesn't answer.
+
+        A daemon of another version is replaced if it has no machines, and used if it has some and the same protocol.
+        """
         daemon = await asyncio.to_thread(read_daemon, self._paths)
         if daemon is not None and not start:
             if daemon.version == self._version and daemon.protocol == PROTOCOL:
                 return daemon
             with contextlib.suppress(Unanswered):
-                async with _line(daemon, any_protocol=True) as line:
+                async with _connected(daemon, any_protocol=True) as line:
                     if not (await line.ask(Request(verb="quit"))).done:  # it has machines
                         _same_protocol(daemon)
                         return daemon
-                # It answers until it has gone, and must not be taken for the new one.
+                # It answers until it has ended, and must not be mistaken for the new one.
                 await asyncio.to_thread(self._await_end)
         await asyncio.to_thread(daemon_start.start, self._paths, self._daemon_idle_s)
         daemon = await asyncio.to_thread(read_daemon, self._paths)
         if daemon is None:
-            raise ProviderError(f"the daemon of local machines did not start; see {self._paths.local}/keeper.log")
+            raise ProviderError(f"the local-machine daemon did not start; see {self._paths.local}/keeper.log")
         return daemon
 
     def _await_end(self) -> None:
@@ -263,7 +270,7 @@ class LocalProvider:
             pass
 
     def _clear_without_daemon(self, only: str | None) -> list[str] | None:
-        """Holds the daemon's lock, so that none starts meanwhile; None when there is one."""
+        """Remove what is left of machines, holding the daemon's lock so that none starts. None if a daemon runs."""
         if not self._paths.machines.is_dir():
             return []
         with locked(self._paths.local / "keeper.lock", wait_s=_LOOK_AGAIN_S) as mine:
@@ -279,8 +286,8 @@ class LocalProvider:
 
 
 @contextlib.asynccontextmanager
-async def _line(daemon: DaemonRecord, *, any_protocol: bool = False) -> AsyncIterator[ControlConnection]:
-    """Raises Unanswered, and ProviderError for a daemon that we cannot talk to. `quit` is the same in all protocols."""
+async def _connected(daemon: DaemonRecord, *, any_protocol: bool = False) -> AsyncIterator[ControlConnection]:
+    """Connect to the daemon. Raises Unanswered, and ProviderError for another protocol; `quit` is the same in all protocols."""
     line = await ControlConnection.open(daemon.socket)
     try:
         if not any_protocol:
@@ -293,6 +300,6 @@ async def _line(daemon: DaemonRecord, *, any_protocol: bool = False) -> AsyncIte
 def _same_protocol(daemon: DaemonRecord) -> None:
     if daemon.protocol != PROTOCOL:
         raise ProviderError(
-            f"the daemon of local machines is of another version (protocol {daemon.protocol}, ours is {PROTOCOL}) and has "
-            f"machines; burn them with that version, or end process {daemon.pid}"
+            f"the local-machine daemon of another version (protocol {daemon.protocol}, not {PROTOCOL}) has machines; "
+            f"destroy them with that version, or end process {daemon.pid}"
         )

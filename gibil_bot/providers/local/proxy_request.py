@@ -1,7 +1,7 @@
-"""One request to the egress gate, from bytes to what is asked of whom. Pure; RFC 9110 and RFC 9112 where they matter.
+"""Parsing of requests to the egress proxy (RFC 9110, RFC 9112). Pure.
 
-Strict on purpose: whatever two HTTP implementations could read in two ways (folded lines, a length and chunks at once, bare
-line feeds) is refused, because the gate judges one reading and the server behind it would follow the other.
+The parser is strict: whatever two HTTP implementations could read differently (folded lines, a length and chunks together, bare
+line feeds) is rejected, because the proxy would check one reading and the server could follow the other.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"te", b"trailer", b"upgr
 
 
 class BadRequest(ValueError):
-    """Not a request that the gate understands; the text says why."""
+    """The proxy can't handle the request; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProxyRequest:
-    """What is asked. `length`: bytes of body that follow the head; None: chunked. A tunnel has neither head nor length."""
+    """A parsed request. `length`: bytes of body after the head; None: chunked. A tunnel has neither head nor length."""
 
     host: str
     port: int
@@ -34,7 +34,7 @@ class ProxyRequest:
 
 
 def parse_request(head: bytes) -> ProxyRequest:
-    """`head` ends with the empty line. `CONNECT host:port` or an absolute `http://` address. Raises BadRequest."""
+    """Parse a head, which ends with the empty line: `CONNECT host:port` or an absolute `http://` URL. Raises BadRequest."""
     lines = head.removesuffix(b"\r\n\r\n").split(b"\r\n")
     if any(sign in line for line in lines for sign in (b"\r", b"\n", b"\0")):
         raise BadRequest("bare control characters in the head")
@@ -46,7 +46,7 @@ def parse_request(head: bytes) -> ProxyRequest:
         host, port = _authority(target, None)
         return ProxyRequest(host, port, tunnel=True)
     if not target.lower().startswith("http://"):
-        raise BadRequest("write the whole address, http://host/path; https goes through CONNECT")
+        raise BadRequest("use the absolute URL http://host/path; for https use CONNECT")
     match = re.fullmatch(r"([^/?#]*)([^#]*)(#.*)?", target[len("http://") :])
     assert match  # every text without line ends fits
     authority, path = match[1], match[2]
@@ -64,9 +64,9 @@ def parse_request(head: bytes) -> ProxyRequest:
 
 
 def close_after(head: bytes) -> tuple[int, bytes]:
-    """A server's response head → its status, and the same head saying that the connection ends with this response.
+    """Return the status of a server's response head, and the head changed to close the connection after this response.
 
-    Raises BadRequest (with the server to blame) when it is not HTTP.
+    Raises BadRequest if the server's answer isn't HTTP.
     """
     lines = head.removesuffix(b"\r\n\r\n").split(b"\r\n")
     match = re.match(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: |$)", lines[0])
@@ -94,7 +94,7 @@ def _authority(text: str, default_port: int | None) -> tuple[str, int]:
 
 
 def _fields(lines: list[bytes]) -> tuple[list[bytes], int | None]:
-    """The fields that are passed on, and the length of the body."""
+    """Return the header fields to forward, and the length of the body."""
     dropped = set(_HOP_BY_HOP)
     parsed = []
     for line in lines:

@@ -1,4 +1,4 @@
-"""The stock: all machines of one daemon, by name, and the verbs on them. Its memory is the truth about what exists."""
+"""All machines of one daemon by name: creation, destruction, expiry. What this registry holds is what exists."""
 
 from __future__ import annotations
 
@@ -32,13 +32,15 @@ from gibil_bot.providers.local.rmtree import remove_tree
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _APT = Path("/usr/bin/apt-get").exists()
 _CLOCK_CHECK_S = 30.0
-"""Expiry is a time of day: a box that slept has to look again."""
+"""How often an expiry is compared with the clock: it is a time of day, and a host may have slept."""
 _EXPIRED = "the machine was ended: its time to live is over"
 _TICK_S = 1.0
 _PROBE_MEMORY_MB = 128
 
 
 class MachineRegistry:
+    """The machines of one daemon. `inherited`: what of the starter's process could not be undone, for `probe`."""
+
     def __init__(self, paths: LocalPaths, runtime: Path, link: ForkClient, inherited: tuple[str, ...] = ()) -> None:
         self._paths, self._runtime = paths, runtime
         self._privilege = own_privilege()
@@ -51,7 +53,7 @@ class MachineRegistry:
         self._link = link
         self._machines: dict[str, ManagedMachine] = {}
         self._base_trees: dict[str, str] = {}
-        """machine → skeleton that it stands on"""
+        """machine → name of its base tree"""
         self._locks: dict[str, asyncio.Lock] = {}
         self._waiting: dict[str, int] = {}
         self._base_tree_lock = asyncio.Lock()
@@ -64,9 +66,9 @@ class MachineRegistry:
         return len(self._machines)
 
     async def clear_leftovers(self) -> list[str]:
-        """Remove the folders and groups of machines that an earlier daemon left; the names of those that had a folder.
+        """Remove folders and groups of machines that an earlier daemon left; return the names of those that had a folder.
 
-        Each is looked at while nothing else happens to its name: a machine that is being forged is no leftover.
+        Each name is locked meanwhile, because a machine that is being created isn't a leftover.
         """
         gone = []
         if not self._machines:
@@ -74,13 +76,13 @@ class MachineRegistry:
             await asyncio.to_thread(remove_leftovers, self._paths.local)
         for name in await asyncio.to_thread(self._found):
             if name not in self._machines:
-                async with self._alone(name):
+                async with self._locked(name):
                     if name not in self._machines and await asyncio.to_thread(self._clear_leftover, name):
                         gone.append(name)
         return gone
 
     def _found(self) -> list[str]:
-        """Names of all machines that have a folder or a group, ours or not."""
+        """Return the names of all machines that have a folder or a group, existing ones too."""
         return sorted({*(folder.name for folder in self._paths.machines.iterdir()), *self._groups.leftovers()})
 
     def _clear_leftover(self, name: str) -> bool:
@@ -91,14 +93,16 @@ class MachineRegistry:
         return folder
 
     async def create(self, spec: MachineSpec) -> tuple[Machine, bool]:
-        """The machine, and whether it was made just now."""
+        """Return the machine, and whether this call created it."""
         if not _LABEL.fullmatch(spec.name):
-            raise UsageError(f"{spec.name!r} is no name for a machine: small letters, digits and dashes, 63 at most")
-        async with self._alone(spec.name):
+            raise UsageError(
+                f"{spec.name!r} is not a valid machine name: use lower-case letters, digits and '-', at most 63 characters"
+            )
+        async with self._locked(spec.name):
             existing = self._machines.get(spec.name)
             if existing is not None and existing.machine is not None:
                 if existing.spec.authorized_key.split()[:2] != spec.authorized_key.split()[:2]:
-                    raise NameTaken(f"a machine named {spec.name} exists already and admits another key; choose another name")
+                    raise NameTaken(f"a machine named {spec.name} exists already, with another key; choose another name")
                 return existing.machine, False
             limits = limits_of(spec)
             layout = base_tree.survey(self._privilege)
@@ -106,8 +110,8 @@ class MachineRegistry:
                 base = await self._base_tree(layout)
             except OSError as error:
                 raise ProviderError(
-                    f"the tree that machines stand on cannot be built in {self._paths.local}: {error.strerror or error}; "
-                    "GIBIL_DATA_DIR needs 200 MB that can be written"
+                    f"cannot build the base tree of machines in {self._paths.local}: {error.strerror or error}; "
+                    "GIBIL_DATA_DIR needs 200 MB of writable space"
                 ) from error
             context = MachineContext(
                 paths=self._paths,
@@ -130,51 +134,50 @@ class MachineRegistry:
                 raise explain(failed, self._privilege, str(self._paths.data_dir)) from failed
             except OSError as error:
                 self._forget(spec.name)
-                raise ProviderError(f"machine {spec.name} could not be forged: {error.strerror or error}") from error
+                raise ProviderError(f"cannot create machine {spec.name}: {error.strerror or error}") from error
             except BaseException:
                 self._forget(spec.name)
                 raise
             self._watch_expiry(spec.name, Expiry(machine.expires_at))
             if managed.image_mb is not None:
-                self._aside(self._images.prepare, managed.image_mb)
+                self._in_background(self._images.prepare, managed.image_mb)
             if self._ticking is None or self._ticking.done():
                 self._ticking = asyncio.get_running_loop().create_task(self._tick())
             return machine, True
 
     def _close_later(self, image: Image) -> None:
-        self._aside(image.close)
+        self._in_background(image.close)
 
-    def _aside(self, work: Callable[..., None], *arguments: object) -> None:
-        """In a thread, and not waited for before the end."""
+    def _in_background(self, work: Callable[..., None], *arguments: object) -> None:
+        """Run the work in a thread; only `close` waits for it."""
         future = asyncio.get_running_loop().run_in_executor(None, work, *arguments)
         self._disk_work.add(future)
         future.add_done_callback(self._disk_work.discard)
 
     def _check_room(self, name: str, limits: Limits) -> None:
-        """What is promised to machines has to exist. Raises ProviderError."""
+        """Raises ProviderError with code NO_ROOM if the host lacks memory or disk space for another machine."""
         promised = sum(managed.memory_mb for managed in self._machines.values())
         if promised + limits.memory_mb > self._host_memory_mb:
             raise ProviderError(
-                f"machine {name}: {limits.memory_mb} MB of memory are not left on this host: of {self._host_memory_mb} MB, "
-                f"{promised} MB are promised to {len(self._machines)} machines; destroy one, or let GIBIL_MAX_MEMORY give each "
-                "less",
+                f"machine {name}: this host doesn't have {limits.memory_mb} MB of memory left: of {self._host_memory_mb} MB, "
+                f"{promised} are promised to {len(self._machines)} machines; destroy one, or lower GIBIL_MAX_MEMORY",
                 code=NO_ROOM,
             )
         free, floor = self._space()
         if free < floor:
             raise ProviderError(
-                f"machine {name}: the disk of {self._paths.data_dir} has {free} MB left, and no machine is created below "
+                f"machine {name}: the disk of {self._paths.data_dir} has only {free} MB left, and creating a machine needs "
                 f"{floor} MB; free some space",
                 code=NO_ROOM,
             )
 
     def _space(self) -> tuple[int, int]:
-        """(MB that are free on the disk of our folder, the floor below which machines are ended)"""
+        """Return the free space on the disk of the data directory and the floor below which machines are ended, in MB."""
         status = os.statvfs(self._paths.local)
         return status.f_bavail * status.f_frsize // 1024**2, floor_mb(status.f_blocks * status.f_frsize // 1024**2)
 
     async def _tick(self) -> None:
-        """While there are machines: look at the host's free space, and at what the kernel did to machines by itself."""
+        """While machines exist, check the host's free space and the machines' limits."""
         while self._machines:
             try:
                 free, floor = self._space()
@@ -183,27 +186,25 @@ class MachineRegistry:
                 for managed in tuple(self._machines.values()):
                     await managed.tick()
             except OSError as error:
-                asyncio.get_running_loop().call_exception_handler(
-                    {"message": "a look at the limits failed", "exception": error}
-                )
+                asyncio.get_running_loop().call_exception_handler({"message": "checking the limits failed", "exception": error})
             await asyncio.sleep(_TICK_S)
 
     async def _make_space(self, free: int, floor: int) -> None:
-        """End the machine that takes most of the host's disk. The others follow one by one while that was not enough."""
-        found = [(managed.taken_mb(), name) for name, managed in self._machines.items() if managed.machine is not None]
+        """Destroy the machine that uses most of the host's disk. The next tick continues if that wasn't enough."""
+        found = [(managed.host_disk_mb(), name) for name, managed in self._machines.items() if managed.machine is not None]
         if not found:
             return
         taken, name = max(found)
-        self._machines[name].blame(
+        self._machines[name].report_cause(
             f"the machine was ended: the host's disk has {free} MB left (the floor is {floor} MB), and of all machines this "
-            f"one took most of it, {taken} MB"
+            f"one used most of it, {taken} MB"
         )
         await self._destroy_logged(name)
-        if self._disk_work:  # the space is free when its disk is unmounted
+        if self._disk_work:  # its space is free once its disk is unmounted
             await asyncio.wait(self._disk_work)
 
     async def cause(self, name: str) -> Cause | None:
-        """Why processes of the machine, or the machine, were ended; None: not known."""
+        """Return why processes of the machine, or the machine, were ended; None if unknown."""
         managed = self._machines.get(name)
         if managed is not None and managed.machine is not None:
             return managed.cause()
@@ -236,12 +237,12 @@ class MachineRegistry:
     def _existing(self, name: str) -> ManagedMachine:
         managed = self._machines.get(name)
         if managed is None or managed.machine is None:
-            raise MachineNotFound(f"there is no local machine named {name}")
+            raise MachineNotFound(f"no local machine named {name} exists")
         return managed
 
     async def destroy(self, name: str, *, only: Machine | None = None) -> bool:
-        """Burn; `only`: if it is that very machine, and not a later one of the same name."""
-        async with self._alone(name):
+        """Destroy a machine. `only`: not if it is a later one with the same name."""
+        async with self._locked(name):
             managed = self._machines.get(name)
             if managed is None:
                 return False
@@ -250,7 +251,9 @@ class MachineRegistry:
             try:
                 await managed.destroy()
             except OSError as error:
-                raise ProviderError(f"machine {name} is dead, but its folder {managed.folder} stays: {error}") from error
+                raise ProviderError(
+                    f"machine {name} is ended, but its folder {managed.folder} cannot be removed: {error}"
+                ) from error
             self._forget(name)
             return True
 
@@ -258,12 +261,12 @@ class MachineRegistry:
         names = [machine.name for machine in self.list_machines(owner)]
         expired = [name for name in names if name in self._expiries and self._expiries[name][0].left_s() <= 0]
         for name in expired:
-            self._machines[name].blame(_EXPIRED)
+            self._machines[name].report_cause(_EXPIRED)
         gone = [name for name in expired if await self.destroy(name)]
         return gone + await self.clear_leftovers()
 
     async def probe(self) -> Capabilities:
-        """Forge a machine nobody knows of, run `true`, burn it."""
+        """Create a machine, run `true` on it, and destroy it."""
         await load_ssh_server()
         from gibil_bot.providers.local.ssh_server import new_key
 
@@ -280,14 +283,14 @@ class MachineRegistry:
                 memory_mb=_PROBE_MEMORY_MB,
             )
         )
-        forged_in_s = time.monotonic() - began
+        created_in_s = time.monotonic() - began
         try:
             status = await self._machines[name].run_true()
         finally:
             await asyncio.shield(self.destroy(name))
         if status != 0:
             raise ProviderError(
-                f"a machine was forged, but `true` ended with {status} on it; see {self._paths.local}/keeper.log"
+                f"a machine was created, but `true` ended with {status} on it; see {self._paths.local}/keeper.log"
             )
         return Capabilities(
             tier=self._privilege,
@@ -296,12 +299,12 @@ class MachineRegistry:
             memory_limit=self._groups.memory,
             disk_limit="polled" if self._images.problem else "filesystem",
             cpu_limit="shares" if self._groups.shares_cpu else "nice",
-            forged_in_s=forged_in_s,
+            forged_in_s=created_in_s,
             inherited=self._inherited,
         )
 
     async def close(self) -> None:
-        """Burn everything: nothing lives on without its daemon."""
+        """Destroy all machines, since they can't run without their daemon."""
         if self._ticking is not None:
             self._ticking.cancel()
             await asyncio.gather(self._ticking, return_exceptions=True)
@@ -312,8 +315,8 @@ class MachineRegistry:
         await self._link.stop()
 
     @contextlib.asynccontextmanager
-    async def _alone(self, name: str) -> AsyncIterator[None]:
-        """One thing at a time happens to a name."""
+    async def _locked(self, name: str) -> AsyncIterator[None]:
+        """Lock a machine's name."""
         lock = self._locks.setdefault(name, asyncio.Lock())
         self._waiting[name] = self._waiting.get(name, 0) + 1
         try:
@@ -380,7 +383,7 @@ class MachineRegistry:
         left = expiry.left_s()
         if left <= 0:
             self._expiries[name] = expiry, None
-            self._machines[name].blame(_EXPIRED)
+            self._machines[name].report_cause(_EXPIRED)
             self._destroy_later(name)
         else:
             timer = asyncio.get_running_loop().call_later(min(left, _CLOCK_CHECK_S), self._watch_expiry, name, expiry)

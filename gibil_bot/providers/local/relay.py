@@ -1,4 +1,4 @@
-"""Moving bytes between sockets: an accept loop in which no connection can hurt another, and a relay with half-close."""
+"""Moving bytes between sockets: an accept loop with independent connections, and a relay with half-close."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 BLOCK = 64 * 1024
 _MAX_CONNECTIONS = 512
-"""Of one listener at a time; more wait in its backlog, so that one machine cannot use up the daemon's files."""
+"""Open connections per listener; more wait in its backlog, so that one machine can't use up the daemon's file descriptors."""
 
 
 async def forward(listener: socket.socket, host: str, port: int) -> None:
@@ -34,7 +34,7 @@ async def forward(listener: socket.socket, host: str, port: int) -> None:
 
 
 async def accept(listener: socket.socket, handle: Callable[[Streams], Awaitable[None]]) -> None:
-    """One task per connection, none of which can end another's."""
+    """Handle each connection in its own task, so that none can end another."""
     loop = asyncio.get_running_loop()
     listener.setblocking(False)
     room = asyncio.Semaphore(_MAX_CONNECTIONS)
@@ -45,7 +45,7 @@ async def accept(listener: socket.socket, handle: Callable[[Streams], Awaitable[
             async with _opened(sock) as client:
                 await handle(client)
         except (OSError, asyncio.IncompleteReadError):
-            pass  # the other side went away in the middle: there is nobody to tell
+            pass  # the other side closed the connection, so it can't be told
         finally:
             room.release()
 
@@ -57,8 +57,10 @@ async def accept(listener: socket.socket, handle: Callable[[Streams], Awaitable[
             except OSError as error:
                 room.release()
                 if error.errno in (errno.EBADF, errno.EINVAL, errno.ENOTSOCK):
-                    return  # the listener is gone
-                await asyncio.sleep(0.05)  # out of files or memory (EMFILE, ENOBUFS), or the client left already
+                    return  # the listener was closed
+                await asyncio.sleep(
+                    0.05
+                )  # out of descriptors or memory (EMFILE, ENOBUFS), or the client has closed the connection
                 continue
             except BaseException:
                 room.release()
@@ -96,7 +98,7 @@ async def streams(sock: socket.socket) -> Streams:
 
 
 async def close(writer: asyncio.StreamWriter) -> None:
-    """Send what is left, for a bounded time."""
+    """Send buffered data for a bounded time, then close."""
     writer.close()
     try:
         async with asyncio.timeout(5):
@@ -108,7 +110,7 @@ async def close(writer: asyncio.StreamWriter) -> None:
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
-    """End a connection so that the other side sees an error, and not an end."""
+    """End a connection with an error (RST), so that the other side doesn't take the data as complete."""
     sock = writer.get_extra_info("socket")
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -116,9 +118,9 @@ def reset(writer: asyncio.StreamWriter) -> None:
 
 
 async def relay(left: Streams, right: Streams, idle_s: float | None) -> None:
-    """Both directions until both have ended; the end of one is passed on while the other goes on (half-close).
+    """Relay both directions until both have ended. The end of one direction is forwarded while the other continues.
 
-    When one side breaks off, or both are silent for `idle_s`, the other is reset: cut short must not look like complete.
+    When one side fails, or both are silent for `idle_s`, the other is reset, so that incomplete data doesn't look complete.
     """
     loop = asyncio.get_running_loop()
     try:

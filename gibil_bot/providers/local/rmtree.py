@@ -1,4 +1,4 @@
-"""Remove a folder that a machine could write in: whatever its depth, whatever its modes."""
+"""Removing a folder that a machine could write to, whatever its depth and modes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _DEEP = 48
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove `folder` and all below it; nothing happens when it is not there. Links are removed, never followed.
+    """Remove `folder` and everything in it, if it exists. Links are removed, never followed.
 
-    A tree can be deeper than recursion, a path or the table of open files allows: what lies deep is moved up and
+    A tree can be deeper than recursion, a path or the table of open files allows, so deep folders are moved to the top and
     removed from there.
     """
     try:
@@ -25,7 +25,7 @@ def remove_tree(folder: Path) -> None:
     try:
         moved = [0]
         _empty(top, top, 0, moved)
-        while moved[0]:  # what was moved up in this pass may itself be deep
+        while moved[0]:  # folders that were moved up in this pass may be deep as well
             moved[0] = 0
             _empty(top, top, 0, moved)
     finally:
@@ -52,7 +52,7 @@ def _empty(directory: int, top: int, depth: int, moved: list[int]) -> None:
             os.unlink(name, dir_fd=directory)
         elif depth >= _DEEP:
             moved[0] += 1
-            os.chmod(name, 0o700, dir_fd=directory)  # moving a directory rewrites its "..", which asks for write access
+            os.chmod(name, 0o700, dir_fd=directory)  # moving a directory rewrites its "..", which needs write access
             os.rename(name, f".removing-{os.getpid()}-{moved[0]}-{os.urandom(4).hex()}", src_dir_fd=directory, dst_dir_fd=top)
         else:
             child = _open_directory(name, directory)

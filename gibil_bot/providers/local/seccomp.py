@@ -1,11 +1,10 @@
-"""The system-call filter of a machine: a small deny list, the socket families that are allowed, and in tier `user` a root
-that may pretend.
+"""System-call filter of a machine: a small deny list, the allowed socket families, and calls that only pretend to succeed.
 
-Denied is kernel surface that a build never needs and that has a history (the same names as in container runtimes'
-default profiles), and keyrings, which are not divided by namespaces well. Denied, too, is what reaches into the descriptors
-and the memory of other processes without being a debugger, and what changes the limits of PID 1. In tier `user` only uid 0
-exists, so that `chown postgres` would fail and with it most packages: those calls answer "done" without doing anything. The
-idea is charliecloud's (https://hpc.github.io/charliecloud/ch-run.html, --seccomp); the numbers are the kernel's own tables.
+Denied are calls that builds never need and that had vulnerabilities (the same as in container runtimes' default profiles), and
+keyrings, which namespaces separate badly. Also denied are calls that access the descriptors and memory of other processes
+without being a debugger, and calls that change the limits of PID 1. With privilege `user` only uid 0 exists, so `chown
+postgres` would fail and with it most packages: those calls report success without doing anything. The idea is charliecloud's
+(https://hpc.github.io/charliecloud/ch-run.html, --seccomp); the numbers are from the kernel's tables.
 """
 
 from __future__ import annotations
@@ -69,9 +68,9 @@ _SOCKET_CALLS: dict[str, tuple[int, int]] = {
     "socketpair": (53, 199),
 }
 _FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
-"""Socket families whose addresses belong to a network namespace. Others are shared with the host and with every other
-machine (VSOCK, ALG, QIPCRTR …), or make the kernel load modules on demand. PACKET is divided too, but a machine has
-no network card to capture from, and it is one of the kernel's most attacked families."""
+"""Socket families whose addresses belong to a network namespace. Others are shared with the host and with all machines (VSOCK,
+ALG, QIPCRTR …), or make the kernel load modules on demand. PACKET belongs to a namespace as well, but a machine has no network
+card to capture from, and it is one of the kernel's most attacked families."""
 
 _NETLINK_PROTOCOLS = (0, 2, 4, 9, 15, 16)
 """ROUTE, USERSOCK, SOCK_DIAG, AUDIT (libaudit asks whether it exists), KOBJECT_UEVENT, GENERIC (linux/netlink.h)."""
@@ -85,7 +84,10 @@ _NOT_ON_PID_1: dict[str, tuple[int, int, int]] = {
     "sched_setscheduler": (144, 119, 0),
     "setpriority": (141, 140, 1),
 }
-"""PID 1 has the uid of the machine's root, and none of these asks whether it may be traced."""
+"""Calls that jobs may not use on PID 1.
+
+It has the uid of the machine's root, and none of them checks whether it is traceable.
+"""
 
 _LOAD_WORD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _RETURN = 0x20, 0x15, 0x35, 0x06
 _ALLOW = 0x7FFF_0000
@@ -121,17 +123,17 @@ def program(machine: str, *, pretend_root: bool) -> bytes:
 
 
 def _when(number: int, body: list[_Instruction]) -> list[_Instruction]:
-    """Run `body`, which has to return, for the system call `number`. The accumulator holds the call's number before it."""
+    """Run `body`, which has to return, for the system call `number`, which is in the accumulator."""
     return [(_JUMP_EQUAL, 0, len(body), number), *body]
 
 
 def _load_argument(index: int) -> _Instruction:
-    """The lower half of an argument, which is all that the kernel reads of an int (both architectures are little-endian)."""
+    """Load the lower half of an argument, the part that the kernel reads of an int (both architectures are little-endian)."""
     return (_LOAD_WORD, 0, 0, 16 + 8 * index)
 
 
 def _unless_one_of(values: Iterable[int], error: int) -> list[_Instruction]:
-    """Return `error` unless the accumulator holds one of the values; then go on behind this code."""
+    """Return `error` unless the accumulator holds one of the values; then continue after this code."""
     chosen = tuple(values)
     jumps = [(_JUMP_EQUAL, len(chosen) - at, 0, value) for at, value in enumerate(chosen)]
     return [*jumps, (_RETURN, 0, 0, _ERRNO | error)]
@@ -162,7 +164,7 @@ class _Program(ctypes.Structure):
 
 
 def install(*, pretend_root: bool) -> None:
-    """Filter this process and all it will ever start. Needs CAP_SYS_ADMIN in its user namespace."""
+    """Filter this process and all its future children. Needs CAP_SYS_ADMIN in its user namespace."""
     raw = program(platform.machine(), pretend_root=pretend_root)
     buffer = ctypes.create_string_buffer(raw, len(raw))
     record = _Program(len(raw) // 8, ctypes.addressof(buffer))

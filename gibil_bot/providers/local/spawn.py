@@ -1,8 +1,8 @@
-"""How a machine comes to be: namespaces, layers, devices, network, in the order that the kernel insists on.
+"""Creating a machine: namespaces, mounts, devices and network, in the order that the kernel requires.
 
-Runs in the fork server's children and never in a process that holds an event loop or a secret. The first child enters the
-namespaces and is gone again at once; the second is PID 1 of the machine and the fork server's own child from then on (the
-fork server is a subreaper), so one process waits for all and one PDEATHSIG holds the chain together.
+This runs in children of the fork server, never in a process with an event loop or a secret. The first child enters the
+namespaces and exits at once. The second is PID 1 of the machine and becomes a child of the fork server, which is a subreaper:
+so one process waits for all machines, and a PDEATHSIG ends each of them with the fork server.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gibil_bot.providers.local.fd_passing import close_others
 from gibil_bot.providers.local.mounts import SpawnRequest, Stage, write_file
 
 IDS = 65536
-"""User and group ids of a machine in tier `root`."""
+"""Number of user and group ids of a machine with privilege `root`."""
 
 DOCKER_CAPABILITIES = frozenset((0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31))
 """chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw sys_chroot mknod audit_write setfcap:
@@ -31,7 +31,7 @@ what docker leaves to a container's root. Without SYS_ADMIN a job cannot remount
 
 PROXY = ("127.0.0.1", 3128)
 
-HAND_OVER_S = 5.0
+SEND_FDS_S = 5.0
 
 _ISOLATION = sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC | sc.CLONE_NEWCGROUP | sc.CLONE_NEWNET
 
@@ -39,10 +39,10 @@ _ISOLATION = sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWUTS | sc.CLONE_NEWIP
 def enter(
     request: SpawnRequest, control: socket.socket, go: int, report: int, keep: tuple[int, ...], disk: int | None = None
 ) -> NoReturn:
-    """The first child: enter the namespaces, fork PID 1, report its pid, vanish.
+    """Run the first child: enter the namespaces, fork PID 1, report its pid, and exit.
 
-    `go` is readable once this process is gone; `keep` are descriptors (locks) that live as long as the machine; `disk` is the
-    detached mount of an image.
+    `go` is readable once this process has ended. `keep`: descriptors of locks, which stay open as long as the machine exists.
+    `disk`: the detached mount of an image.
     """
     try:
         Stage.now = "setting limits"
@@ -56,8 +56,8 @@ def enter(
             _enter_as_root(request, disk)
         else:
             _enter_as_user()
-        # Only now: the kernel keeps the limit with which a user namespace was made, and holds it against *all* processes
-        # that the maker's user has on the box. Set inside, it counts this machine's alone.
+        # Not earlier: the kernel stores the limit with which a user namespace was created, and compares it with *all* processes
+        # of that user on the host. Set inside the namespace, it counts only this machine's processes.
         _bound(resource.RLIMIT_NPROC, request["pids"])
         Stage.now = "starting PID 1"
         pid = os.fork()
@@ -81,7 +81,7 @@ def _enter_as_user() -> None:
 
 
 def become_owner(isolation: int = 0) -> None:
-    """Root of a new user namespace in which only our own user exists: all modes of our own files are open to us there."""
+    """Become root of a new user namespace with only our own user, which may access our own files whatever their modes."""
     uid, gid = os.getuid(), os.getgid()
     sc.unshare(sc.CLONE_NEWUSER | isolation)
     write_file("/proc/self/setgroups", "deny")
@@ -90,8 +90,8 @@ def become_owner(isolation: int = 0) -> None:
 
 
 def _enter_as_root(request: SpawnRequest, disk: int | None) -> None:
-    """The layers are mounted while we are still root of the host: only that may make them idmapped."""
-    Stage.now = "making a user namespace"
+    """Enter as root. The file systems are mounted first, because only root of the host may create idmapped mounts."""
+    Stage.now = "creating a user namespace"
     namespace = _user_namespace(request["base"])
     folder = f"machines/{request['name']}"
     Stage.now = "entering a mount namespace"
@@ -128,7 +128,7 @@ def _enter_as_root(request: SpawnRequest, disk: int | None) -> None:
 
 
 def _user_namespace(base: int) -> int:
-    """A user namespace that maps 0..65535 to base.., as a descriptor: some process has to enter it for a moment."""
+    """Return a descriptor of a user namespace that maps 0..65535 to base… A child enters it for a moment to create it."""
     ready_read, ready_write = os.pipe()
     done_read, done_write = os.pipe()
     pid = os.fork()
@@ -156,7 +156,7 @@ def _user_namespace(base: int) -> int:
 
 
 def _run(request: SpawnRequest, control: socket.socket, go: int, keep: tuple[int, ...]) -> NoReturn:
-    """PID 1: build what the machine sees, wait until the fork server is our parent, and serve."""
+    """Run PID 1: mount the machine's file systems, wait until the fork server is the parent, and serve."""
     try:
         os.setsid()
         os.umask(0o022)
@@ -178,34 +178,34 @@ def _run(request: SpawnRequest, control: socket.socket, go: int, keep: tuple[int
         sc.loopback_up()
         listeners = [_listen(*PROXY), *(_listen(host, port) for host, port in request["listeners"])]
         memory = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in _memory_of(request)]
-        sc.prctl(sc.PR_SET_DUMPABLE, 1)  # changing the user closed our /proc to ourselves; nothing else runs in here yet
-        lives = init.Lives(request["weight"] == "nice")
+        sc.prctl(sc.PR_SET_DUMPABLE, 1)  # changing the user has closed /proc/self; no other process runs here yet
+        priorities = init.JobPriorities(request["weight"] == "nice")
         Stage.now = "waiting for the fork server"
         _await_parent(go)
         Stage.now = "dropping privileges"
         sc.set_process_name("gibil-init")
         sc.drop_bounding_set(DOCKER_CAPABILITIES)
-        sc.prctl(sc.PR_SET_DUMPABLE, 0)  # jobs have our uid: without this they could read and trace PID 1
+        sc.prctl(sc.PR_SET_DUMPABLE, 0)  # jobs have our uid, and could read and trace PID 1 otherwise
         seccomp.install(pretend_root=request["privilege"] == "user")
         message = json.dumps({"ready": len(listeners)}).encode()
-        _hand_over(control, message, [*(listener.fileno() for listener in listeners), *memory])
+        _send_fds(control, message, [*(listener.fileno() for listener in listeners), *memory])
         for listener in listeners:
             listener.close()
         for fd in memory:
             os.close(fd)
     except BaseException as error:
         _fail(control, error)
-    init.serve(control, lives)
+    init.serve(control, priorities)
 
 
 def _memory_of(request: SpawnRequest) -> list[str]:
-    """What watch.Memory reads: the two tables, then every file system in memory."""
+    """Return the paths that usage_poller.Memory reads: two tables, then every file system in memory."""
     return ["/proc/sysvipc/shm", "/proc/sysvipc/msg", "/dev/shm", "/run", *(["/"] if request["disk"] == "memory" else [])]  # noqa: S108
 
 
-def _hand_over(control: socket.socket, message: bytes, fds: list[int]) -> None:
-    """The kernel bounds how many descriptors of one user may be on their way at a time, over all of that user's machines."""
-    deadline = time.monotonic() + HAND_OVER_S
+def _send_fds(control: socket.socket, message: bytes, fds: list[int]) -> None:
+    """Send descriptors; retried because the kernel limits how many of one user may be in transit, over all machines."""
+    deadline = time.monotonic() + SEND_FDS_S
     while True:
         try:
             socket.send_fds(control, [message], fds)
@@ -217,13 +217,13 @@ def _hand_over(control: socket.socket, message: bytes, fds: list[int]) -> None:
 
 
 def _await_parent(go: int) -> None:
-    """The fork server writes when the first child is gone and we are its own child; from then on we die with it."""
+    """Wait until the fork server is our parent, which it reports on `go`. From then on we die with it."""
     if os.read(go, 1) != b"1":
         os._exit(1)
     sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
     poll = select.poll()
     poll.register(go, 0)
-    if poll.poll(0):  # it holds the other end for as long as it lives: it died before the prctl
+    if poll.poll(0):  # it holds the other end as long as it runs, so it died before the prctl
         os._exit(1)
     os.close(go)
 

@@ -1,7 +1,7 @@
-"""The SSH server of one machine, on an AF_UNIX socket: one key may log in, as root, to run commands and nothing else.
+"""SSH server of one machine, on an AF_UNIX socket: one key may log in, as root, to run commands and nothing else.
 
-Served by the daemon, outside of the machine, so a machine needs no sshd, no port and no route, and clients use the same
-SSH code as for a computer far away.
+The daemon runs it outside the machine, so a machine needs no sshd, port or route, and clients use the same SSH code as for
+remote machines.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _CIPHERS = ["aes256-gcm@openssh.com", "aes128-gcm@openssh.com", "chacha20-poly13
 
 
 def new_key() -> tuple[str, str]:
-    """(private in OpenSSH's PEM form, public line) of a key that nobody keeps."""
+    """Generate a key: the private half as OpenSSH PEM and the public half as one line."""
     key = asyncssh.generate_private_key("ssh-ed25519")
     return key.export_private_key().decode(), key.export_public_key().decode().strip()
 
 
 class MachineSSHServer:
-    """Everything of one machine that is reachable through SSH."""
+    """The SSH server and sessions of one machine."""
 
     def __init__(self, init_client: InitClient) -> None:
         self._init_client = init_client
@@ -40,7 +40,10 @@ class MachineSSHServer:
         self._path = ""
 
     async def open(self, path: str, host_key: str, authorized_key: str) -> str:
-        """Listen at `path`, readable by us alone; the public line of the host key. Raises ValueError for unreadable keys."""
+        """Listen at `path`, which only this user may open; return the public host key as a line.
+
+        Raises ValueError for bad keys.
+        """
         private = asyncssh.import_private_key(host_key)
         self._authorized = asyncssh.import_public_key(authorized_key).public_data
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -55,7 +58,7 @@ class MachineSSHServer:
                 server_host_keys=[private],
                 encryption_algs=_CIPHERS,
                 compression_algs=None,
-                gss_host=None,  # otherwise it looks our own host name up in the DNS
+                gss_host=None,  # otherwise it resolves our own host name
                 agent_forwarding=False,
                 x11_forwarding=False,
                 allow_scp=False,
@@ -69,7 +72,7 @@ class MachineSSHServer:
         return private.export_public_key().decode().strip()
 
     def close(self) -> None:
-        """Nobody gets in any more, and everybody inside is cut off."""
+        """Stop listening and close all connections."""
         if self._acceptor is not None:
             self._acceptor.close()
             os.unlink(self._path)

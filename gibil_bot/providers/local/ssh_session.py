@@ -1,8 +1,8 @@
-"""One SSH session of a machine: bytes between an SSH channel and the pipes (or the pty) of a process in there.
+"""One SSH session of a machine: relays bytes between an SSH channel and the pipes or the pty of a process on the machine.
 
-Descriptors are read and written directly on the event loop, under the flow control of both sides. The session kills its
-process when the channel goes away, passes signals on, and after the exit sends what is left in the pipes without
-waiting for ever for background processes that hold them open.
+Descriptors are read and written directly on the event loop, with the flow control of both sides. The session kills its process
+when the channel closes, forwards signals, and after the exit sends what is left in the pipes without waiting for background
+processes that hold them open.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ else:
     _Base = asyncssh.SSHServerSession
 
 _BLOCK = 128 * 1024
-"""As large as a packet of our clients: asyncssh cuts larger writes, and copies the rest each time."""
+"""The packet size of our clients: asyncssh splits larger writes and copies the rest each time."""
 
 _PIPE_BYTES = 1024 * 1024
 _STDIN_HIGH = 1024 * 1024
 _GRACE_S = 0.2
-"""How long a session stays open after its process ended, while others hold its pipes open."""
+"""How long a session stays open after its process ended while other processes hold its pipes open."""
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _NEVER_FROM_CLIENTS = frozenset(
@@ -48,7 +48,7 @@ _NEVER_FROM_CLIENTS = frozenset(
 
 
 class Session(_Base):
-    """Also a `init_client.Command`: PID 1 starts it and reports its end."""
+    """Implements init_client.Command: PID 1 starts it and reports its end."""
 
     def __init__(self, init_client: InitClient, on_end: Callable[[Session], None], jobs: Jobs) -> None:
         self._init_client = init_client
@@ -67,16 +67,16 @@ class Session(_Base):
         self._stdin_paused = False
         self._stdin_ends = False
         self._outputs: dict[int, int | None] = {}
-        """descriptor → SSH data type"""
+        """descriptor → SSH data type."""
         self._owed: dict[int, int] = {}
-        """After the exit: bytes that were in that pipe at the time and are not sent yet."""
+        """descriptor → bytes that were in the pipe at the exit and aren't sent yet."""
         self._paused = False
         self._status: int | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._grace_is_over = False
         self._over = False
 
-    # What the client asks for
+    # Requests of the client
 
     def connection_made(self, chan: _Channel) -> None:
         self._channel = chan
@@ -93,7 +93,7 @@ class Session(_Base):
         return True
 
     def subsystem_requested(self, subsystem: str) -> bool:
-        """What is asked comes on stdin, up to its end: job_requests.py."""
+        """Accept the subsystems of ssh/job_requests.py. The request comes on stdin, up to its end."""
         self._subsystem = subsystem
         return subsystem in (START_JOB, JOB_STATUS)
 
@@ -106,7 +106,7 @@ class Session(_Base):
         if self._terminal:
             env["TERM"], *columns_rows = self._terminal
             size = (columns_rows[0], columns_rows[1])
-        # "" is the machine's shell, bash where there is one; PID 1 knows
+        # "" stands for the machine's shell: bash if it exists; PID 1 replaces it
         arguments = ["", "-l"] if self._command is None else ["", "-c", self._command]
         try:
             self._id = self._init_client.spawn(self, arguments, env, size)
@@ -133,7 +133,7 @@ class Session(_Base):
             return True
         self._stdin_ends = True
         self._write_stdin()
-        return True  # the output goes on
+        return True  # the output continues
 
     def _serve_request(self, request: bytes) -> None:
         if self._subsystem == START_JOB:
@@ -181,11 +181,11 @@ class Session(_Base):
         self._end()
 
     def say(self, text: str) -> None:
-        """A line of ours among the errors of the process."""
+        """Print a line on the stderr of the session."""
         if self._channel is not None and not self._over:
             self._channel.write_stderr(f"gibil: {text}\n".encode())
 
-    # What PID 1 reports
+    # Reports of PID 1
 
     def descriptors(self) -> list[int]:
         if self._terminal:
@@ -199,15 +199,15 @@ class Session(_Base):
                 os.close(fd)
             raise
         stdin_read, stdin_write, stdout_read, stdout_write, stderr_read, stderr_write = ends
-        theirs = [stdin_read, stdout_write, stderr_write]
-        for fd in theirs:
+        child_ends = [stdin_read, stdout_write, stderr_write]
+        for fd in child_ends:
             os.set_blocking(fd, True)
-            self._init_client.give_to_root(fd)
+            self._init_client.chown_to_root(fd)
         self._drop_descriptors()  # of a request that could not be sent
         self._stdin = stdin_write
         self._outputs = {stdout_read: None, stderr_read: asyncssh.EXTENDED_DATA_STDERR}
         self._begin()
-        return theirs
+        return child_ends
 
     def on_terminal(self, master: int) -> None:
         if self._over:
@@ -245,7 +245,7 @@ class Session(_Base):
         except BlockingIOError:
             return
         except OSError as error:
-            if error.errno != errno.EIO:  # the last process of a terminal is gone
+            if error.errno != errno.EIO:  # the last process of a terminal has ended
                 raise
             data = b""
         if not data:
@@ -254,7 +254,7 @@ class Session(_Base):
             self._owed.pop(fd, None)
             os.close(fd)
         else:
-            if len(data) == 65536:  # a full pipe: this one is busy, give it room
+            if len(data) == 65536:  # a full pipe: this one is busy, so enlarge it
                 with contextlib.suppress(OSError):
                     fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
             if fd in self._owed:
@@ -275,7 +275,7 @@ class Session(_Base):
                 self._loop.add_writer(self._stdin, self._write_stdin)
                 self._pause_stdin()
                 return
-            except OSError:  # nobody reads it any more
+            except OSError:  # no process reads it any more
                 self._stdin_ends = True
                 self._stdin_waiting.clear()
                 self._stdin_size = 0
@@ -286,11 +286,11 @@ class Session(_Base):
             else:
                 self._stdin_waiting[0] = block[written:]
         self._loop.remove_writer(self._stdin)
-        self._pause_stdin()  # reading again may bring data and the end at once, before this returns
+        self._pause_stdin()  # resuming may deliver data and EOF at once, before this returns
         if self._stdin_ends and not self._stdin_waiting and self._stdin is not None:
             if self._terminal:
                 with contextlib.suppress(OSError):
-                    os.write(self._stdin, b"\x04")  # a terminal has no end, only a key for it
+                    os.write(self._stdin, b"\x04")  # a terminal has no EOF, only a key for it
             else:
                 self._close_stdin()
 
@@ -309,10 +309,10 @@ class Session(_Base):
         if isinstance(number, signal.Signals) and self._id is not None and self._status is None:
             self._init_client.kill(self._id, number, session=number == signal.SIGKILL)
 
-    # The end
+    # End
 
     def _end_grace(self) -> None:
-        # Remembered, and not compared with the clock: a loop's timers may fire a moment before its clock says so.
+        # Stored rather than compared with the clock: a loop's timers may fire slightly before its clock says so.
         self._grace_is_over = True
         self._finish_if_done()
 

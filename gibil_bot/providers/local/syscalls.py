@@ -1,7 +1,7 @@
 """System calls that Python 3.11 does not offer, by ctypes: namespaces, mounts, process control.
 
-Every function raises OSError with the call and its arguments in the text, because that text is what a person gets to
-read when the kernel of their box refuses. Constants are those of linux/sched.h, linux/mount.h and linux/prctl.h.
+Every function raises OSError with the call and its arguments in the text, because users read that text when their kernel
+refuses a call. Constants are those of linux/sched.h, linux/mount.h and linux/prctl.h.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 
-# Numbers since 5.1 are the same everywhere; older ones are per architecture.
+# Numbers since Linux 5.1 are the same for all architectures.
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
 _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
@@ -66,7 +66,7 @@ _IOPRIO_WHO_PROCESS = 1
 def _number(call: str) -> int:
     machine = platform.machine()
     if machine not in _NUMBERS:
-        raise OSError(38, f"{call}: local machines know x86_64 and aarch64, not {machine}")
+        raise OSError(38, f"{call}: local machines support x86_64 and aarch64, not {machine}")
     return _NUMBERS[machine][call]
 
 
@@ -103,7 +103,7 @@ def pivot_root(new: str, old: str) -> None:
 
 
 def open_tree(path: str, *, recursive: bool = False) -> int:
-    """A detached copy of the mount at `path`, as a file descriptor (open_tree(2), OPEN_TREE_CLONE)."""
+    """Return a descriptor of a detached copy of the mount at `path` (open_tree(2), OPEN_TREE_CLONE)."""
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
     return _check(_libc.syscall(_OPEN_TREE, _AT_FDCWD, _bytes(path), ctypes.c_uint(flags)), f"open_tree {path}")
 
@@ -123,8 +123,10 @@ def move_mount(fd: int, target: str) -> None:
 
 
 def mount_device(kind: str, device: str, flags: tuple[str, ...] = ()) -> int:
-    """A file system on a block device as a detached mount (fsopen(2), fsmount(2)): a directory descriptor that shows up in no
-    mount table, and keeps the file system mounted while it is open."""
+    """Mount a block device detached (fsopen(2), fsmount(2)); returns a directory descriptor.
+
+    The mount is in no mount table, and exists while the descriptor is open.
+    """
     context = _check(_libc.syscall(_FSOPEN, kind.encode(), ctypes.c_uint(1)), f"fsopen {kind}")
     try:
         options = [(_FSCONFIG_SET_FLAG, flag.encode(), None) for flag in flags]
@@ -149,7 +151,7 @@ def set_process_name(name: str) -> None:
 
 
 def drop_bounding_set(keep: frozenset[int]) -> None:
-    """Whatever is executed from now on can have the capabilities in `keep` at most."""
+    """Limit the capabilities of all programs that are executed from now on to `keep`."""
     for capability in range(64):
         if capability not in keep and _libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) < 0:
             if ctypes.get_errno() == 22:
@@ -158,9 +160,9 @@ def drop_bounding_set(keep: frozenset[int]) -> None:
 
 
 def new_session_keyring() -> None:
-    """Leave the session keyring that was inherited (it may hold tickets of the person who started us) for an empty one."""
+    """Replace the inherited session keyring, which may hold tickets of the user who started us, by an empty one."""
     if _libc.syscall(_number("keyctl"), _KEYCTL_JOIN_SESSION_KEYRING, None) < 0 and ctypes.get_errno() not in (38, 1):
-        _check(-1, "keyctl(JOIN_SESSION_KEYRING)")  # ENOSYS, EPERM: no keyrings here, so none to leave
+        _check(-1, "keyctl(JOIN_SESSION_KEYRING)")  # ENOSYS, EPERM: no keyrings here
 
 
 def set_hostname(name: str) -> None:
@@ -175,21 +177,21 @@ def loopback_up() -> None:
 
 
 def same_descriptors(one: int, other: int) -> bool:
-    """Whether two threads share their table of descriptors (kcmp(2)). Raises OSError where the kernel doesn't say."""
+    """Return whether two threads share their table of descriptors (kcmp(2)). Raises OSError if the kernel doesn't say."""
     result = _libc.syscall(_number("kcmp"), one, other, _KCMP_FILES, ctypes.c_ulong(0), ctypes.c_ulong(0))
     return _check(result, f"kcmp({one}, {other})") == 0
 
 
 def reset_personality() -> None:
-    """The kernel's own execution domain, without its flags (personality(2))."""
+    """Reset the execution domain and its flags (personality(2))."""
     _check(_libc.personality(ctypes.c_ulong(0)), "personality(0)")
 
 
 def reset_io_priority() -> None:
-    """No class for this process: its nice value decides (ioprio_set(2))."""
+    """Reset the I/O priority class, so that the nice value decides (ioprio_set(2))."""
     _check(_libc.syscall(_number("ioprio_set"), _IOPRIO_WHO_PROCESS, 0, 0), "ioprio_set(none)")
 
 
 def reset_memory_policy() -> None:
-    """The host's (set_mempolicy(2), MPOL_DEFAULT)."""
+    """Reset the memory policy to the host's (set_mempolicy(2), MPOL_DEFAULT)."""
     _check(_libc.syscall(_number("set_mempolicy"), 0, None, ctypes.c_ulong(0)), "set_mempolicy(default)")

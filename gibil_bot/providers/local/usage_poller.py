@@ -1,12 +1,12 @@
-"""Measuring what a machine uses where no kernel mechanism limits it: memory without control groups, disks that are folders.
+"""Measuring a machine's usage where the kernel enforces no limit: memory without control groups, and disks that are folders.
 
-Memory is the proportional set sizes of a machine's processes (proc(5), smaps_rollup), and what no process maps: its memory file
-systems, memfds, SysV segments and message queues, and what pipes and sockets may buffer. Above the limit the largest process
-is killed, as the kernel's own OOM killer would. A disk is what its folder takes, and the files that are deleted but still open.
+Memory is the sum of the proportional set sizes of a machine's processes (proc(5), smaps_rollup) and of what no process maps:
+its memory file systems, memfds, SysV segments and message queues, and the buffers of pipes and sockets. Above the limit the
+largest process is killed, like the kernel's OOM killer does. A disk is its folder plus files that are deleted but still open.
 
-All of it is read from outside, so a machine cannot falsify it. What nothing shows are files that are neither in a folder nor
-open in a process: on their way through a UNIX socket, or mapped in part while no descriptor holds them any more (only
-the host's root may ask for the file behind a mapping, proc(5)). For those there is the floor of free space on the host.
+All of it is read from outside, so a machine can't falsify it. Not measurable are files that are neither in a folder nor open in
+a process: in transit through a UNIX socket, or partly mapped without a descriptor (only the host's root may read the file
+behind a mapping, proc(5)). The floor of free space on the host limits those.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from dataclasses import dataclass, field
 from gibil_bot.providers.local.syscalls import same_descriptors
 
 PIPE_BYTES = 8192
-"""What one pipe holds once a user has many (pipe(7): beyond pipe-user-pages-soft)."""
+"""Capacity of a pipe once a user has many (pipe(7): beyond pipe-user-pages-soft)."""
 SOCKET_BYTES = 208 * 1024
-"""net.core.wmem_default: what one socket buffers."""
+"""Buffer of one socket: net.core.wmem_default."""
 FREE_SOCKETS = 512
-"""Open sockets of a machine that are not counted: usually they are empty."""
+"""This many open sockets of a machine aren't counted, because sockets are usually empty."""
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _SHARED_SCAN_S = 0.3
 
 
 def has_processes(init: int) -> bool:
-    """Whether anything but PID 1 runs in the machine; True where the kernel does not say (CONFIG_PROC_CHILDREN)."""
+    """Return whether any process but PID 1 runs on the machine; True if the kernel doesn't say (CONFIG_PROC_CHILDREN)."""
     try:
         with open(f"/proc/{init}/task/{init}/children", "rb") as file:
             return bool(file.read(16))
@@ -44,9 +44,9 @@ def has_processes(init: int) -> bool:
 
 
 def family(ancestor: int, *, max_age_s: float = 0.0) -> list[int]:
-    """Host pids of all processes below `ancestor`: everything in a machine descends from its PID 1.
+    """Return the host pids of all descendants of `ancestor`: all processes of a machine descend from its PID 1.
 
-    With `max_age_s` the list of processes may be that old, so that looks at several machines share it.
+    With `max_age_s` the list of processes may be that old, so that several machines can share it.
     """
     global _last_scan
     made_at, children = _last_scan
@@ -66,7 +66,7 @@ _last_scan: tuple[float, dict[int, list[int]]] = (float("-inf"), {})
 
 
 def _scan() -> dict[int, list[int]]:
-    """Parent → children, of all processes of the host."""
+    """Return parent → children of all processes of the host."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -79,16 +79,16 @@ _PARENT, _SESSION, _THREADS = 1, 3, 17
 
 
 def _stat(pid: int | str) -> list[bytes]:
-    """The fields of /proc/PID/stat behind the program's name (proc(5)). Raises OSError."""
+    """Return the fields of /proc/PID/stat after the program's name (proc(5)). Raises OSError."""
     with open(f"/proc/{pid}/stat", "rb") as file:
         return file.read().rpartition(b")")[2].split()
 
 
 def proportional_kb(pid: int, memfds: int, counted: Collection[int] = ()) -> int:
-    """The process's share of memory in kB; 0 when it is gone or not ours to look at.
+    """Return the process's share of memory in kB; 0 if it has ended or isn't readable.
 
-    Of files in memory only those on the device `memfds` (memfds, SysV segments, shared anonymous memory) whose inode is not
-    `counted`: what memory file systems hold is counted with them, mapped or not.
+    Of files in memory it includes only those on the device `memfds` (memfds, SysV segments, shared anonymous memory) whose
+    inode isn't in `counted`, since memory file systems are counted separately, mapped or not.
     """
     found = {b"Pss:": 0, b"Pss_Shmem:": 0}
     pid, _resident = _living_thread(pid)
@@ -105,7 +105,7 @@ def proportional_kb(pid: int, memfds: int, counted: Collection[int] = ()) -> int
 
 
 def _shared_kb(pid: int, device: int, counted: Collection[int]) -> int:
-    """The process's share of files on that device, by the parts of its address space (proc(5), smaps)."""
+    """Return the process's share of files on that device, from the parts of its address space (proc(5), smaps)."""
     wanted = f"{os.major(device):02x}:{os.minor(device):02x}".encode()
     total = 0
     counts = False
@@ -120,7 +120,7 @@ def _shared_kb(pid: int, device: int, counted: Collection[int]) -> int:
 
 
 def resident_kb(pid: int) -> int:
-    """At least the process's share of memory, and much cheaper to read."""
+    """Return the resident memory: at least the process's share, and much cheaper to read."""
     return _living_thread(pid)[1]
 
 
@@ -133,8 +133,10 @@ def _resident_kb(thread: int) -> int:
 
 
 def _living_thread(pid: int) -> tuple[int, int]:
-    """(a thread of the process whose /proc folder shows its memory, resident kB): the first thread may have ended, and then
-    its folder is empty although the others go on. /proc has a folder for each thread's number, too (proc(5))."""
+    """Return a thread whose /proc folder shows the process's memory, and the resident kB.
+
+    If the first thread has ended, its folder is empty although other threads run. /proc also has folders for threads (proc(5)).
+    """
     if resident := _resident_kb(pid):
         return pid, resident
     for thread in _threads(pid):
@@ -151,7 +153,7 @@ def _threads(pid: int) -> list[int]:
 
 
 def _descriptor_tables(pid: int) -> list[int]:
-    """A thread for each table of descriptors: any of them may have its own (unshare(2), CLONE_FILES)."""
+    """Return one thread for each table of descriptors, since threads may have their own (unshare(2), CLONE_FILES)."""
     tables: list[int] = []
     for thread in _threads(pid):
         try:
@@ -168,10 +170,10 @@ def _descriptor_tables(pid: int) -> list[int]:
 
 @dataclass(slots=True)
 class Open:
-    """What the descriptors of some processes keep alive although no folder has it."""
+    """What the descriptors of processes hold although no folder has it."""
 
     memfd_kb: dict[int, int] = field(default_factory=dict)
-    """pid → memfds that are counted with it: each memfd once"""
+    """pid → size of its memfds; each memfd is counted once."""
     memfds: set[int] = field(default_factory=set)
     """Their inodes"""
     deleted_kb: int = 0
@@ -185,7 +187,7 @@ class Open:
 
 
 def memfd_device() -> int:
-    """st_dev of memfds: they live on one file system of the kernel's own."""
+    """Return st_dev of memfds, which are on an internal file system of the kernel."""
     fd = os.memfd_create("gibil")
     try:
         return os.fstat(fd).st_dev
@@ -194,7 +196,10 @@ def memfd_device() -> int:
 
 
 def open_files(pids: Iterable[int], memfds: int, in_memory: Collection[int]) -> Open:
-    """`memfds`: st_dev of those; `in_memory`: st_dev of file systems whose content is counted already."""
+    """Return what the processes hold open.
+
+    `memfds`: st_dev of memfds; `in_memory`: st_dev of file systems counted separately.
+    """
     found = Open()
     seen: set[tuple[int, int]] = set()
     for pid, thread in ((owner, thread) for owner in pids for thread in _descriptor_tables(owner)):
@@ -231,7 +236,7 @@ def open_files(pids: Iterable[int], memfds: int, in_memory: Collection[int]) -> 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Where a machine's memory can be besides its processes: descriptors from PID 1, made before any job ran."""
+    """Where a machine can use memory in addition to its processes: descriptors that PID 1 opened before any job ran."""
 
     mounts: Sequence[int]
     """Of file systems in memory"""
@@ -244,12 +249,12 @@ class Memory:
 
     @classmethod
     def of(cls, descriptors: Sequence[int]) -> Memory:
-        """`descriptors`: in the order of forge._memory_of."""
+        """`descriptors`: in the order of spawn._memory_of."""
         segments, queues, *mounts = descriptors
         return cls(mounts, segments, queues, frozenset(os.fstat(mount).st_dev for mount in mounts))
 
     def unmapped_kb(self) -> int:
-        """Content of memory file systems, and of SysV IPC that no process is attached to."""
+        """Return the size of memory file systems, and of SysV IPC that no process is attached to."""
         total = 0
         for mount in self.mounts:
             status = os.statvfs(mount)
@@ -275,20 +280,20 @@ def _sizes_kb(pids: Iterable[int], held: Open, memfds: int) -> dict[int, int]:
 
 
 def _at_most_kb(pids: Sequence[int], memory: Memory, memfds: int) -> int:
-    """No less than what they take, and cheap to find out: what is shared counts with each."""
+    """Return a cheap upper bound of their memory: shared memory counts for each process."""
     held = open_files(pids, memfds, memory.devices)
     return sum(map(resident_kb, pids)) + sum(held.memfd_kb.values()) + held.buffers_kb + memory.unmapped_kb()
 
 
 def memory_mb(init: int, memory: Memory, memfds: int) -> int:
-    """What the machine takes: the number that `hold_memory` holds against the limit."""
+    """Return the machine's memory as `enforce_memory` compares it with the limit."""
     pids = family(init)
     held = open_files(pids, memfds, memory.devices)
     return (sum(_sizes_kb(pids, held, memfds).values()) + held.buffers_kb + memory.unmapped_kb()) // 1024
 
 
-def hold_memory(init: int, limit_mb: int, memory: Memory, memfds: int) -> bool:
-    """Kill the largest process of the machine if all of it together is above the limit; whether one was killed."""
+def enforce_memory(init: int, limit_mb: int, memory: Memory, memfds: int) -> bool:
+    """Kill the largest process of the machine if its memory exceeds the limit. Returns whether one was killed."""
     limit = limit_mb * 1024
     if _at_most_kb(family(init, max_age_s=_SHARED_SCAN_S), memory, memfds) <= limit:
         return False
@@ -296,11 +301,11 @@ def hold_memory(init: int, limit_mb: int, memory: Memory, memfds: int) -> bool:
     try:
         for pid in family(init):
             try:
-                handles[pid] = os.pidfd_open(pid)  # opened before it is measured: a pid that is used again is not hit
+                handles[pid] = os.pidfd_open(pid)  # opened before measuring, so that a reused pid isn't killed
             except OSError:
                 continue
         if not handles:
-            return False  # files alone: the limits of their file systems hold
+            return False  # only files, which the limits of their file systems bound
         held = open_files(handles, memfds, memory.devices)
         rest = held.buffers_kb + memory.unmapped_kb()
         sizes = _sizes_kb(handles, held, memfds)
@@ -320,7 +325,7 @@ def hold_memory(init: int, limit_mb: int, memory: Memory, memfds: int) -> bool:
 
 
 def count_tasks(init: int) -> int:
-    """Threads of all processes of the machine: what RLIMIT_NPROC counts."""
+    """Return the number of threads of all processes of the machine, as RLIMIT_NPROC counts them."""
     found = 1
     for pid in family(init, max_age_s=_SHARED_SCAN_S):
         with contextlib.suppress(OSError, IndexError, ValueError):
@@ -328,9 +333,11 @@ def count_tasks(init: int) -> int:
     return found
 
 
-def calm_sessions(init: int, known: set[int]) -> None:
-    """Lower the weight of the machine's sessions, where the kernel shares the processors between them (sched(7), autogroup):
-    there `nice` counts within a session only, and each setsid(2) would win another full share."""
+def lower_session_priorities(init: int, known: set[int]) -> None:
+    """Lower the weight of the machine's sessions if the kernel groups processes by session (sched(7), autogroup).
+
+    Then `nice` applies only within a session, and each setsid(2) would get another full share. `known`: sessions that are done.
+    """
     if not _autogroups():
         return
     sessions = set()
@@ -345,7 +352,7 @@ def calm_sessions(init: int, known: set[int]) -> None:
             with open(f"/proc/{pid}/autogroup", "w") as file:
                 file.write("19")
         except BlockingIOError:
-            return  # ten a second for a user; the rest next time
+            return  # ten per second for a user; the rest follows next time
         except OSError:
             continue
         known.add(session)
