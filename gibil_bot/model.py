@@ -54,17 +54,6 @@ class TaskStatus(StrEnum):
 # --- what GitHub says -------------------------------------------------------------------------------------------
 
 
-class Delivery(Struct, frozen=True, kw_only=True):
-    """One verified webhook, whole."""
-
-    guid: str
-    event: str
-    payload: bytes
-    received_at: datetime
-    attempts: int = 0
-    """How often somebody began to handle it."""
-
-
 class UnusableFile(bytes):
     """What a commit has in place of a workflow file. Its content is the problem, in words for people."""
 
@@ -125,8 +114,8 @@ class PullRequest(Struct, frozen=True, kw_only=True):
     """GitHub's time of the last push to any branch of the head's repository."""
 
 
-class CommentCreated(Struct, frozen=True, kw_only=True):
-    """Somebody commented on a pull request."""
+class CommentCreated(Struct, frozen=True, kw_only=True, tag="comment_created"):
+    """A user commented on a pull request."""
 
     installation_id: int
     repository: Repository
@@ -154,7 +143,7 @@ class CommentCreated(Struct, frozen=True, kw_only=True):
         return self.event_name == "pull_request_review"
 
 
-class PullRequestChanged(Struct, frozen=True, kw_only=True):
+class PullRequestChanged(Struct, frozen=True, kw_only=True, tag="pull_request_changed"):
     """`action` is one of opened, synchronize, reopened, closed."""
 
     installation_id: int
@@ -166,8 +155,8 @@ class PullRequestChanged(Struct, frozen=True, kw_only=True):
     """The head before a push (`synchronize`)."""
 
 
-class RerunRequested(Struct, frozen=True, kw_only=True):
-    """Somebody pressed Re-run on one check run of ours (`external_id` is the run's id), or Re-run all (None)."""
+class RerunRequested(Struct, frozen=True, kw_only=True, tag="rerun_requested"):
+    """A user pressed Re-run on one of our check runs (`external_id` is the run's id), or Re-run all (None)."""
 
     installation_id: int
     repository: Repository
@@ -178,7 +167,7 @@ class RerunRequested(Struct, frozen=True, kw_only=True):
     """Name of the one check run; None for Re-run all."""
 
 
-class BranchPushed(Struct, frozen=True, kw_only=True):
+class BranchPushed(Struct, frozen=True, kw_only=True, tag="branch_pushed"):
     """A commit was pushed to a branch of the repository itself; nothing follows but the knowledge of who pushed it."""
 
     repository: Repository
@@ -188,7 +177,7 @@ class BranchPushed(Struct, frozen=True, kw_only=True):
     at: datetime
 
 
-class MergeGroupChecked(Struct, frozen=True, kw_only=True):
+class MergeGroupChecked(Struct, frozen=True, kw_only=True, tag="merge_group_checked"):
     """A merge queue asks for checks of the commit that it would merge."""
 
     installation_id: int
@@ -197,13 +186,32 @@ class MergeGroupChecked(Struct, frozen=True, kw_only=True):
     base_ref: str
 
 
-class Ignored(Struct, frozen=True, kw_only=True):
+class Ignored(Struct, frozen=True, kw_only=True, tag="ignored"):
     """Nothing for us; `reason` is for the log."""
 
     reason: str
 
 
 Event = CommentCreated | PullRequestChanged | RerunRequested | BranchPushed | MergeGroupChecked | Ignored
+"""What a delivery means to us. The store keeps it as JSON with the tag in `type`, so tags and fields are stored names: a new
+field needs a default."""
+
+
+class Delivery(Struct, frozen=True, kw_only=True):
+    """One verified webhook."""
+
+    guid: str
+    event_name: str
+    """GitHub's name of the event (`X-GitHub-Event`)."""
+    event: Event | None
+    """None: the payload could not be read, or an older version stored it unread."""
+    received_at: datetime
+    payload: bytes = b""
+    """The request's body, only where `event` is None."""
+    digest: bytes = b""
+    """SHA-256 of the request's body; empty where nothing follows from the event."""
+    attempts: int = 0
+    """How many times a process began to handle it."""
 
 
 # --- who put a commit there ---------------------------------------------------------------------------------------

@@ -277,11 +277,15 @@ def intake_policy(settings: Settings, keyring: Keyring) -> Policy:
 
 
 def _run_ids(keyring: Keyring) -> Callable[[bytes, str], str]:
+    """Run ids from the digest of a delivery's body, and not from its GUID or its event.
+
+    GitHub signs the body alone: a recorded request is accepted under any GUID, and must not queue the same runs twice. The
+    event isn't enough either, because two real clicks on Re-run mean equal events. The key makes the ids unguessable: they are
+    the only protection of a run's page.
+    """
     key = keyring.derive("run ids", "")
 
-    def run_id(payload: bytes, distinction: str) -> str:
-        digest = hmac.new(key, payload, hashlib.sha256)
-        digest.update(b"\0" + distinction.encode())
-        return digest.hexdigest()[:16]
+    def run_id(digest: bytes, distinction: str) -> str:
+        return hmac.new(key, digest + b"\0" + distinction.encode(), hashlib.sha256).hexdigest()[:16]
 
     return run_id

@@ -469,7 +469,7 @@ class EventHandlers:
 
     def origin(self, delivery: Delivery) -> str:
         """Names the answer to a delivery: a replay of its payload under another GUID gets no second one."""
-        return self._policy.run_id(delivery.payload, "reply")
+        return self._policy.run_id(delivery.digest, "reply")
 
     async def _unfinished_of(self, repository: Repository, number: int) -> list[Run]:
         return [
@@ -483,7 +483,7 @@ class EventHandlers:
         distinction = f"{plan.workflow}/{len(outcome.runs)}"
         outcome.runs.append(
             NewRun(
-                id=self._policy.run_id(outcome.delivery.payload, distinction),
+                id=self._policy.run_id(outcome.delivery.digest, distinction),
                 delivery_guid=outcome.delivery.guid,
                 source=Source(
                     installation_id=desk.installation_id,

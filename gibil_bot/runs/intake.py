@@ -10,9 +10,10 @@ import asyncio
 import logging
 
 from gibil_bot.errors import ClaimLost, GitHubError, InvalidDelivery, StoreError
-from gibil_bot.github import commands, replies, webhook
+from gibil_bot.github import replies
 from gibil_bot.model import BranchPushed, CommentCreated, Delivery, Event, Ignored
 from gibil_bot.ports import GitHub, Settlement, Store
+from gibil_bot.runs import events
 from gibil_bot.runs.context import Policy
 from gibil_bot.runs.handlers import EventHandlers
 from gibil_bot.runs.heads import observed_in
@@ -25,23 +26,6 @@ AT_ONCE = 64
 """Deliveries in hand at one time."""
 GITHUB_TRIES = 8
 FAULT_TRIES = 3
-
-
-def what_it_asks(delivery: Delivery, allowed_accounts: frozenset[str] | None) -> Event:
-    """The event of a delivery; Ignored when nothing follows from it, as from most. Raises InvalidDelivery.
-
-    Quick, and asks nobody: the door calls it too, so that what nothing follows from is stored and never looked at again.
-    """
-    event = webhook.narrow(delivery.event, delivery.payload)
-    if isinstance(event, Ignored):
-        log.debug("delivery %s: %s", delivery.guid, event.reason)
-        return event
-    if allowed_accounts is not None and event.repository.owner.lower() not in allowed_accounts:
-        log.info("delivery %s: %s is not among GIBIL_ALLOWED_ACCOUNTS", delivery.guid, event.repository.owner)
-        return Ignored(reason=f"{event.repository.owner} is not served here")
-    if isinstance(event, CommentCreated) and not commands.parse(event.body):
-        return Ignored(reason="a comment without a command")
-    return event
 
 
 class Intake:
@@ -78,13 +62,21 @@ class Intake:
             await asyncio.gather(*self._workers.values(), return_exceptions=True)
 
     async def _sort(self, delivery: Delivery) -> None:
-        """Settle at once what nothing follows from; put the rest into its repository's lane."""
+        """Complete at once what nothing follows from; put the rest into its repository's queue."""
+        allowed = self._policy.allowed_accounts
         try:
-            event = what_it_asks(delivery, self._policy.allowed_accounts)
+            # Without an event: it could not be read when it came, or an older version stored it.
+            delivery = events.decoded(delivery, allowed) if delivery.event is None else delivery
         except InvalidDelivery as error:
             log.warning("delivery %s: %s", delivery.guid, error.message)
             await self._settle(delivery, Settlement(error=error.message))
             return
+        except Exception as error:
+            log.exception("delivery %s: internal error while reading its payload", delivery.guid)
+            await self._settle(delivery, Settlement(error=repr(error)))
+            return
+        assert delivery.event is not None
+        event = events.relevant(delivery.event, allowed)  # the operator may have changed who is served
         if isinstance(event, Ignored | BranchPushed):
             await self._settle(delivery, Settlement(observed=observed_in(event, delivery.received_at)))
             return

@@ -149,7 +149,7 @@ def new_run(checkout: Checkout, plan: Plan) -> NewRun:
 
 async def queue_and_claim(store: Store, process: str, new: NewRun) -> Claim:
     """Through the same doors as the bot's runs: a delivery, its settlement, a claim."""
-    await store.accept(Delivery(guid=new.delivery_guid, event="try", payload=b"{}", received_at=datetime.now(UTC)))
+    await store.accept(Delivery(guid=new.delivery_guid, event_name="try", event=None, received_at=datetime.now(UTC)))
     await store.claim_deliveries(process, limit=1, lease_s=60)
     await store.settle(process, new.delivery_guid, Settlement(runs=[new]))
     claim = await store.claim_run(process, lease_s=new.plan.machine.ttl_s + 3600.0, max_machines=1)

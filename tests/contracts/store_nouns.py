@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from gibil_bot.model import (
+    CommentCreated,
     Delivery,
+    Event,
     MachinePlan,
     NewRun,
     Notification,
@@ -41,9 +43,34 @@ class Clock:
         return datetime.fromtimestamp(self.now, UTC)
 
 
-def delivery(guid: str = "guid-1", payload: bytes = b'{"action": "created"}') -> Delivery:
-    received_at = datetime(2026, 11, 23, 12, 30, 15, 123457, tzinfo=UTC)
-    return Delivery(guid=guid, event="issue_comment", payload=payload, received_at=received_at)
+RECEIVED_AT = datetime(2026, 11, 23, 12, 30, 15, 123457, tzinfo=UTC)
+
+
+def command(body: str = "/gibil test", *, repository: int = 1, number: int = 7) -> CommentCreated:
+    name = f"ada/engine-{repository}"
+    return CommentCreated(
+        installation_id=99,
+        repository=Repository(
+            id=repository, full_name=name, clone_url=f"https://github.com/{name}.git", default_branch="main", private=True
+        ),
+        number=number,
+        comment_id=5,
+        author=Person(login="ada"),
+        body=body,
+        created_at=RECEIVED_AT,
+    )
+
+
+def delivery(guid: str = "guid-1", event: Event | None = None) -> Delivery:
+    """A command, unless another event is named."""
+    return Delivery(
+        guid=guid, event_name="issue_comment", event=event or command(), received_at=RECEIVED_AT, digest=guid.encode()
+    )
+
+
+def unread(guid: str = "guid-1", payload: bytes = b'{"action": "created"}') -> Delivery:
+    """A delivery whose payload could not be read."""
+    return Delivery(guid=guid, event_name="issue_comment", event=None, payload=payload, received_at=RECEIVED_AT)
 
 
 def new_run(
@@ -104,9 +131,9 @@ def comment(key: str = "comment:1:7:test", **body: object) -> Notification:
     return Notification(key=key, kind=NotificationKind.COMMENT, installation_id=99, repository="ada/engine", body=content)
 
 
-async def settle(store: Store, settlement: Settlement, guid: str) -> None:
+async def settle(store: Store, settlement: Settlement, guid: str, arrived: Delivery | None = None) -> None:
     """A delivery that comes in and to that."""
-    assert await store.accept(delivery(guid))
+    assert await store.accept(arrived or delivery(guid))
     claimed = await store.claim_deliveries("intake", limit=100, lease_s=60)
     assert guid in [one.guid for one in claimed]
     await store.settle("intake", guid, settlement)

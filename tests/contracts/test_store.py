@@ -6,19 +6,27 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from msgspec.structs import replace
-from store_nouns import DAY_S, Clock, comment, delivery, new_run, queue, settle
+from store_nouns import DAY_S, Clock, command, comment, delivery, new_run, queue, settle, unread
 
 from gibil_bot.errors import ClaimLost, StoreError
 from gibil_bot.model import (
+    BranchPushed,
     Claim,
     Conclusion,
     DueNotification,
+    Event,
+    Ignored,
+    MergeGroupChecked,
     Notification,
     NotificationKind,
+    Person,
     Priority,
+    PullRequestChanged,
+    RerunRequested,
     RunState,
     Spending,
     TaskResult,
@@ -86,15 +94,54 @@ async def due(
 
 
 async def test_a_delivery_comes_back_as_it_was_stored(store: Store, other: Store) -> None:
-    sent = delivery(payload=bytes(range(256)) * 300)
+    sent = delivery()
     assert await store.accept(sent)
     assert await other.delivery(sent.guid) == (sent, False, None)
     assert await store.delivery("another") is None
 
 
+EVENTS = (
+    command("/gibil test ✓"),
+    PullRequestChanged(
+        installation_id=99,
+        repository=command().repository,
+        pull_request=new_run("r1").source.pull_request,
+        action="synchronize",
+        sender=Person(login="ada", is_bot=True),
+        before="a" * 40,
+    ),
+    RerunRequested(
+        installation_id=99, repository=command().repository, head_sha="a" * 40, external_id=None, sender=Person(login="ada")
+    ),
+    BranchPushed(
+        repository=command().repository, branch="main", sha="a" * 40, pusher=Person(login="ada"), at=delivery().received_at
+    ),
+    MergeGroupChecked(installation_id=99, repository=command().repository, head_sha="a" * 40, base_ref="main"),
+    Ignored(reason="a comment without a command"),
+)
+
+
+def test_every_event_is_in_the_list_above() -> None:
+    assert {type(event) for event in EVENTS} == set(get_args(Event))
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+async def test_an_event_comes_back_as_it_was_decoded(store: Store, event: Event) -> None:
+    await store.accept(delivery("guid-1", event))
+    (claimed,) = await store.claim_deliveries("a", limit=9, lease_s=60)
+    assert claimed == replace(delivery("guid-1", event), attempts=1)
+
+
+async def test_a_payload_is_kept_where_it_could_not_be_read(store: Store, other: Store) -> None:
+    sent = unread(payload=bytes(range(256)) * 300)
+    assert await store.accept(sent)
+    assert await other.delivery(sent.guid) == (sent, False, None)
+    assert await store.claim_deliveries("a", limit=9, lease_s=60) == [replace(sent, attempts=1)]
+
+
 async def test_a_guid_is_stored_once_and_the_repeat_changes_nothing(store: Store, other: Store) -> None:
     assert await store.accept(delivery())
-    assert not await store.accept(replace(delivery(), payload=b"another", event="push"))
+    assert not await store.accept(replace(delivery(), event=Ignored(reason="another"), event_name="push"))
     assert not await other.accept(delivery())
     assert await store.delivery("guid-1") == (delivery(), False, None)
     assert (await store.counts())["deliveries_unhandled"] == 1
@@ -186,8 +233,8 @@ async def test_settling_is_whole_or_not_at_all(store: Store) -> None:
 
 
 async def test_an_unreadable_delivery_is_kept_with_its_error(store: Store) -> None:
-    await settle(store, Settlement(error="no repository in it"), "guid-1")
-    assert await store.delivery("guid-1") == (replace(delivery(), attempts=1), True, "no repository in it")
+    await settle(store, Settlement(error="no repository in it"), "guid-1", unread())
+    assert await store.delivery("guid-1") == (replace(unread(), attempts=1), True, "no repository in it")
     counts = await store.counts()
     assert (counts["deliveries_unhandled"], counts["deliveries_failed"]) == (0, 1)
 
@@ -731,7 +778,8 @@ async def test_a_cancelled_wait_leaves_the_signal_as_it_was(store: Store) -> Non
 
 
 async def test_what_is_old_is_forgotten_and_the_rest_is_kept(store: Store, clock: Clock) -> None:
-    await settle(store, Settlement(error="unreadable"), "failed")
+    await settle(store, Settlement(error="unreadable"), "failed", unread("failed"))
+    await settle(store, Settlement(), "read later", unread("read later"))
     await queue(store, new_run("old"), new_run("unfinished"))
     finished = await claim(store)
     await store.save_task(finished, TaskResult(index=0, machine_attempt=1, name="t", status=TaskStatus.SUCCESS))
@@ -744,18 +792,18 @@ async def test_what_is_old_is_forgotten_and_the_rest_is_kept(store: Store, clock
     await queue(store, new_run("new"))
 
     async def payloads() -> dict[str, bytes | None]:
-        found = {guid: await store.delivery(guid) for guid in ("failed", "for old", "for new", "unhandled")}
+        found = {guid: await store.delivery(guid) for guid in ("failed", "read later", "for old", "for new", "unhandled")}
         return {guid: one[0].payload if one else None for guid, one in found.items()}
 
-    whole = delivery().payload
+    whole = unread().payload
     assert await store.prune() > 0
-    assert await payloads() == {"failed": whole, "for old": b"", "for new": whole, "unhandled": whole}
+    assert await payloads() == {"failed": whole, "read later": b"", "for old": b"", "for new": b"", "unhandled": b""}
     assert not await store.accept(delivery("for old"))
     assert await store.run("old") is not None
 
     clock.turn(83 * DAY_S)
     assert await store.prune() > 0
-    assert await payloads() == {"failed": None, "for old": None, "for new": b"", "unhandled": whole}
+    assert await payloads() == {"failed": None, "read later": None, "for old": None, "for new": b"", "unhandled": b""}
     assert await store.run("old") is None
     assert await store.task_results("old", 1) == []
     assert {run.id for run in await store.unfinished()} == {"unfinished", "new"}

@@ -97,7 +97,7 @@ async def test_deliveries_are_answered_503_before_github_gives_up_also_one_behin
 
 
 async def test_a_database_that_hangs_is_answered_503_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gibil_bot.web.STORED_WITHIN_S", 0.2)
+    monkeypatch.setattr("gibil_bot.web.app.STORED_WITHIN_S", 0.2)
     store = await open_store(f"sqlite:///{tmp_path}/gibil.db")
     lost = asyncio.Event()
     try:

@@ -37,7 +37,7 @@ from gibil_bot.model import Delivery
 from gibil_bot.runs.store import open_store
 
 def delivery(guid, payload=b"{}"):
-    return Delivery(guid=guid, event="push", payload=payload, received_at=datetime.now(UTC))
+    return Delivery(guid=guid, event_name="push", event=None, payload=payload, received_at=datetime.now(UTC))
 
 def say(*words):
     print(*words, flush=True)
@@ -47,7 +47,7 @@ url = sys.argv[1]
 
 
 def delivery(guid: str, payload: bytes = b"{}") -> Delivery:
-    return Delivery(guid=guid, event="push", payload=payload, received_at=datetime.now(UTC))
+    return Delivery(guid=guid, event_name="push", event=None, payload=payload, received_at=datetime.now(UTC))
 
 
 def url_of(folder: Path) -> str:

@@ -13,6 +13,7 @@ import pytest
 from gibil_bot.model import (
     Conclusion,
     Delivery,
+    Ignored,
     NewRun,
     Notification,
     NotificationKind,
@@ -100,7 +101,7 @@ def one_run_through(db: sqlite3.Connection, name: str) -> dict[str, int]:
         finally:
             db.set_progress_handler(None, 0)
 
-    arrived = Delivery(guid=name, event="push", payload=b"{}", received_at=datetime.now(UTC))
+    arrived = Delivery(guid=name, event_name="push", event=Ignored(reason="a test"), received_at=datetime.now(UTC))
     settlement = Settlement(runs=[new_run(name)], tellings=[telling(name)])
     counted("accept", lambda: deliveries.accept(db, topics, arrived))
     counted("claim_deliveries", lambda: deliveries.claim(db, topics, "a", 10, 100.0, 60.0))

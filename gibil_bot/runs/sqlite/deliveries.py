@@ -5,13 +5,18 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
 
 from gibil_bot.errors import ClaimLost
-from gibil_bot.model import BranchPush, Delivery, HeadSeen
+from gibil_bot.model import BranchPush, Delivery, Event, HeadSeen
 from gibil_bot.ports import Settlement
 from gibil_bot.runs.sqlite import heads, outbox, runs
 
-_NOUN = "d.guid, d.event, p.payload, d.received_at, d.attempts"
+_NOUN = "d.guid, d.event, d.content, p.payload, d.digest, d.received_at, d.attempts"
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Event).decode
 _PAYLOAD = "left join payloads p on p.seq = d.seq"
 
 
@@ -23,15 +28,24 @@ def accept(
     observed: Sequence[HeadSeen | BranchPush] = (),
     now: float = 0.0,
 ) -> bool:
-    """The hot path: two inserts, and one more for a push."""
+    """The hot path: one insert, and one more for a push or for a payload that could not be read."""
     inserted = db.execute(
-        "insert into deliveries (guid, event, received_at, attempts, handled_at) values (?, ?, ?, ?, ?) "
-        "on conflict (guid) do nothing",
-        (delivery.guid, delivery.event, delivery.received_at.timestamp(), delivery.attempts, handled_at),
+        "insert into deliveries (guid, event, received_at, attempts, handled_at, content, digest) "
+        "values (?, ?, ?, ?, ?, ?, ?) on conflict (guid) do nothing",
+        (
+            delivery.guid,
+            delivery.event_name,
+            delivery.received_at.timestamp(),
+            delivery.attempts,
+            handled_at,
+            None if delivery.event is None else _encode(delivery.event),
+            delivery.digest,
+        ),
     )
     if not inserted.rowcount:
         return False
-    db.execute("insert into payloads (seq, payload) values (?, ?)", (inserted.lastrowid, delivery.payload))
+    if delivery.event is None:
+        db.execute("insert into payloads (seq, payload) values (?, ?)", (inserted.lastrowid, delivery.payload))
     heads.record(db, observed, now)
     if handled_at is None:
         topics.add("deliveries")
@@ -49,9 +63,7 @@ def claim(db: sqlite3.Connection, _: set[str], owner: str, limit: int, now: floa
         "update deliveries set owner = ?, lease_until = ?, attempts = attempts + 1 where seq = ?",
         [(owner, now + lease_s, row[0]) for row in found],
     )
-    return [
-        _noun((guid, event, payload, received_at, attempts + 1)) for _, guid, event, payload, received_at, attempts in found
-    ]
+    return [_noun((*row[1:-1], row[-1] + 1)) for row in found]
 
 
 def settle(db: sqlite3.Connection, topics: set[str], owner: str, guid: str, settlement: Settlement, now: float) -> None:
@@ -82,11 +94,11 @@ def get(db: sqlite3.Connection, guid: str) -> tuple[Delivery, bool, str | None] 
         f"select {_NOUN}, d.handled_at is not null, d.error from deliveries d {_PAYLOAD} where d.guid = ?",  # noqa: S608
         (guid,),
     ).fetchone()
-    return None if row is None else (_noun(row[:5]), bool(row[5]), row[6])
+    return None if row is None else (_noun(row[:7]), bool(row[7]), row[8])
 
 
 def prune_payloads(db: sqlite3.Connection, _: set[str], handled_before: float, failed_before: float, limit: int) -> int:
-    """Forget payloads of handled deliveries, of those that failed later than of the others. How many went."""
+    """Delete payloads of handled deliveries, of those that failed later than of the others; their number."""
     return db.execute(
         "delete from payloads where seq in (select d.seq from deliveries d join payloads p on p.seq = d.seq "
         "where d.handled_at is not null and d.handled_at < ? and (d.error is null or d.handled_at < ?) limit ?)",
@@ -113,12 +125,14 @@ def _open(db: sqlite3.Connection, owner: str, guid: str) -> int | None:
     return int(row[0])
 
 
-def _noun(row: tuple[str, str, bytes | None, float, int]) -> Delivery:
-    guid, event, payload, received_at, attempts = row
+def _noun(row: tuple[Any, ...]) -> Delivery:
+    guid, event_name, content, payload, digest, received_at, attempts = row
     return Delivery(
         guid=guid,
-        event=event,
+        event_name=event_name,
+        event=None if content is None else _decode(content),
         payload=payload or b"",
+        digest=digest,
         received_at=datetime.fromtimestamp(received_at, UTC),
         attempts=attempts,
     )
