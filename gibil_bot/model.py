@@ -210,8 +210,21 @@ class Delivery(Struct, frozen=True, kw_only=True):
     """The request's body, only where `event` is None."""
     digest: bytes = b""
     """SHA-256 of the request's body; empty where nothing follows from the event."""
+    cancels: bool = False
+    """A comment in which every command is `cancel`: it doesn't wait for earlier deliveries."""
     attempts: int = 0
     """How many times a process began to handle it."""
+
+
+class CancelRequest(Struct, frozen=True, kw_only=True):
+    """Stop the runs that deliveries before this one asked for, on one pull request: those that are queued or running, and those
+    that are queued later because their delivery isn't handled yet."""
+
+    repository_id: int
+    number: int
+    workflow: str | None
+    """None: all."""
+    reason: str
 
 
 # --- who put a commit there ---------------------------------------------------------------------------------------

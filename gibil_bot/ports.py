@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 from gibil_bot.model import (
     Approval,
     BranchPush,
+    CancelRequest,
     Capabilities,
     Chunk,
     Claim,
@@ -202,6 +203,7 @@ class Settlement:
     of its concurrency group ("superseded by <sha7>")."""
     cancel: Sequence[tuple[str, str]] = ()
     """(run id, reason): stop these."""
+    cancel_earlier: Sequence[CancelRequest] = ()
     tellings: Sequence[Notification] = ()
     observed: Sequence[HeadSeen | BranchPush | Approval] = ()
     """What was learned about the heads of pull requests. The same again changes nothing."""
@@ -226,12 +228,16 @@ class Store(Protocol):
         `handled`: nothing follows from it; it is kept, never claimed, and wakes no waiter. `observed`: what it says about
         the heads of pull requests, known to every later decision as soon as this returns."""
 
-    async def claim_deliveries(self, owner: str, *, limit: int, lease_s: float) -> list[Delivery]:
-        """The oldest unhandled ones that nobody works on, in order of arrival, with `attempts` counted up."""
+    async def claim_deliveries(self, owner: str, *, limit: int, cancels: int = 0, lease_s: float) -> list[Delivery]:
+        """The oldest unhandled deliveries that no process works on, with `attempts` counted up: first at most `cancels` that
+        cancel, then at most `limit` others, each in order of arrival."""
 
     async def settle(self, owner: str, guid: str, settlement: Settlement) -> None:
         """Mark handled and do all that follows, in one transaction. Raises ClaimLost if another process has it now.
         Idempotent: settling a handled delivery again does nothing."""
+
+    async def has_earlier(self, guid: str, repository_id: int, number: int) -> bool:
+        """Whether a delivery that came before that one, and may be about this pull request, isn't handled yet."""
 
     async def postpone(self, owner: str, guid: str, error: str, *, delay_s: float) -> None:
         """Give it back, to be claimed again after the delay."""

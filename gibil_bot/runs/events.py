@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from datetime import datetime
 
 from msgspec.structs import replace
 
 from gibil_bot.github import commands, webhook
-from gibil_bot.model import BranchPushed, CommentCreated, Delivery, Event, Ignored
+from gibil_bot.model import BranchPushed, Command, CommentCreated, Delivery, Event, Ignored
 
 log = logging.getLogger("gibil.intake")
 
@@ -31,7 +32,7 @@ def decoded(delivery: Delivery, allowed_accounts: frozenset[str] | None) -> Deli
     if isinstance(event, Ignored):
         log.debug("delivery %s: %s", delivery.guid, event.reason)
     digest = b"" if starts_nothing(event) else hashlib.sha256(delivery.payload).digest()
-    return replace(delivery, event=event, payload=b"", digest=digest)
+    return replace(delivery, event=event, payload=b"", digest=digest, cancels=_cancels(event))
 
 
 def relevant(event: Event, allowed_accounts: frozenset[str] | None) -> Event:
@@ -44,6 +45,15 @@ def relevant(event: Event, allowed_accounts: frozenset[str] | None) -> Event:
     if isinstance(event, CommentCreated) and not commands.parse(event.body):
         return Ignored(reason="a comment without a command")
     return event
+
+
+def only_cancels(asked: Sequence[Command]) -> bool:
+    """Whether a comment with these commands does nothing but cancel."""
+    return bool(asked) and all(command.word == "cancel" and not command.problem for command in asked)
+
+
+def _cancels(event: Event) -> bool:
+    return isinstance(event, CommentCreated) and only_cancels(commands.parse(event.body))
 
 
 def starts_nothing(event: Event) -> bool:

@@ -15,6 +15,7 @@ from gibil_bot.github.render import CHECK_PREFIX, check_name
 from gibil_bot.model import (
     Approval,
     BranchPush,
+    CancelRequest,
     Command,
     CommentCreated,
     Conclusion,
@@ -39,6 +40,7 @@ from gibil_bot.planning import plan as planning
 from gibil_bot.ports import GitHub, Settlement, Store
 from gibil_bot.runs import heads, rate_limit
 from gibil_bot.runs.context import NeedsApproval, Policy, PullRequestContext, Refused, help_text, read_catalogue, read_context
+from gibil_bot.runs.events import only_cancels
 from gibil_bot.runs.execution import now
 from gibil_bot.runs.heads import observed_in
 from gibil_bot.runs.queued_reports import as_queued, queued_check_run
@@ -68,13 +70,20 @@ class _Outcome:
     delivery: Delivery
     runs: list[NewRun] = field(default_factory=list)
     cancel: list[tuple[str, str]] = field(default_factory=list)
+    cancel_earlier: list[CancelRequest] = field(default_factory=list)
     tellings: list[Notification] = field(default_factory=list)
     observed: list[HeadSeen | BranchPush | Approval] = field(default_factory=list)
     is_approved: bool = False
     """An approval of the head came earlier in the same comment."""
 
     def settlement(self) -> Settlement:
-        return Settlement(runs=self.runs, cancel=self.cancel, tellings=self.tellings, observed=self.observed)
+        return Settlement(
+            runs=self.runs,
+            cancel=self.cancel,
+            cancel_earlier=self.cancel_earlier,
+            tellings=self.tellings,
+            observed=self.observed,
+        )
 
 
 class EventHandlers:
@@ -119,7 +128,7 @@ class EventHandlers:
             return
         if seen := replies.reactions(event, "eyes"):
             await self._store.tell(None, seen)
-        if asked and all(command.word == "cancel" and not command.problem for command in asked):
+        if only_cancels(asked):
             await self._cancel_only(asked, event, outcome)
             return
         pull_request = await self._github.pull_request(event.installation_id, event.repository.full_name, event.number)
@@ -164,14 +173,18 @@ class EventHandlers:
 
     async def _cancel(self, command: Command, event: CommentCreated, outcome: _Outcome) -> None:
         """Raises Refused."""
-        wanted = command.arguments.get("workflow")
-        unfinished = await self._unfinished_of(event.repository, event.number)
+        wanted, repository = command.arguments.get("workflow"), event.repository
+        unfinished = await self._unfinished_of(repository, event.number)
         chosen = [run for run in unfinished if wanted is None or run.plan.workflow == wanted]
-        if not chosen:
+        # An earlier command may not have queued its runs yet: a cancellation doesn't wait for it.
+        if not chosen and not await self._store.has_earlier(outcome.delivery.guid, repository.id, event.number):
             raise Refused(
                 "Nothing is running or queued for this pull request" + (f" under the name {wanted}." if wanted else ".")
             )
-        outcome.cancel += [(run.id, f"cancelled by {event.author.login}") for run in chosen]
+        reason = f"cancelled by {event.author.login}"
+        outcome.cancel_earlier.append(
+            CancelRequest(repository_id=repository.id, number=event.number, workflow=wanted, reason=reason)
+        )
 
     async def _standing_of_comment(
         self, event: CommentCreated, pull_request: PullRequest, permission: str, asked: Sequence[Command]

@@ -1,13 +1,18 @@
 """From a stored delivery to what follows from it: runs queued, runs cancelled, answers given, all in one transaction.
 
-Deliveries of one repository are handled one after another, in the order in which they came; different repositories do not
-wait for each other, so one that GitHub is slow to answer for holds up nobody else.
+Deliveries of one repository are handled one after another, in the order in which they came; different repositories don't wait
+for each other, so a slow answer from GitHub delays one repository only.
+
+A comment that only cancels overtakes them: what it should stop costs until it stops. It is claimed before others and handled
+next to its repository's queue. It has the effect that it would have had in its turn: it stops runs that earlier deliveries
+queued, it stops what earlier deliveries queue after it, and never what a later delivery queues (CancelRequest).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 
 from gibil_bot.errors import ClaimLost, GitHubError, InvalidDelivery, StoreError
 from gibil_bot.github import replies
@@ -23,9 +28,14 @@ log = logging.getLogger("gibil.intake")
 LEASE_S = 600.0
 POLL_S = 5.0
 AT_ONCE = 64
-"""Deliveries in hand at one time."""
+"""Deliveries in hand at one time, without those that cancel."""
+CANCELS_AT_ONCE = 16
 GITHUB_TRIES = 8
 FAULT_TRIES = 3
+
+
+_QueueKey = tuple[int, bool]
+"""A repository's id, and whether its deliveries that cancel are in the queue, or all others."""
 
 
 class Intake:
@@ -36,26 +46,28 @@ class Intake:
         self._decisions = EventHandlers(store, github, policy)
         self._policy = policy
         self._process = process
-        self._lanes: dict[int, asyncio.Queue[tuple[Delivery, Event]]] = {}
-        self._workers: dict[int, asyncio.Task[None]] = {}
-        self._in_hand = 0
+        self._queues: dict[_QueueKey, asyncio.Queue[tuple[Delivery, Event]]] = {}
+        self._workers: dict[_QueueKey, asyncio.Task[None]] = {}
+        self._in_hand: Counter[bool] = Counter()
+        """Deliveries that cancel (True), and others."""
 
     async def run(self) -> None:
         signal = self._store.changed("deliveries")
         try:
             while True:
-                room = AT_ONCE - self._in_hand
+                room, for_cancels = AT_ONCE - self._in_hand[False], CANCELS_AT_ONCE - self._in_hand[True]
                 deliveries: list[Delivery] = []
                 try:
-                    if room > 0:
-                        deliveries = await self._store.claim_deliveries(self._process, limit=room, lease_s=LEASE_S)
+                    deliveries = await self._store.claim_deliveries(
+                        self._process, limit=room, cancels=for_cancels, lease_s=LEASE_S
+                    )
                     for delivery in deliveries:
                         await self._sort(delivery)
                 except StoreError as error:
                     log.error("the database: %s", error.message)
                     await asyncio.sleep(POLL_S)
-                if len(deliveries) < room or room <= 0:
-                    await signal.wait(POLL_S if room > 0 else 0.05)
+                if not deliveries or len(deliveries) < room:
+                    await signal.wait(POLL_S if room > 0 and for_cancels > 0 else 0.05)
         finally:
             for worker in self._workers.values():
                 worker.cancel()
@@ -80,24 +92,24 @@ class Intake:
         if isinstance(event, Ignored | BranchPushed):
             await self._settle(delivery, Settlement(observed=observed_in(event, delivery.received_at)))
             return
-        lane = event.repository.id
-        self._in_hand += 1
-        self._lanes.setdefault(lane, asyncio.Queue()).put_nowait((delivery, event))
-        if lane not in self._workers:
-            self._workers[lane] = asyncio.create_task(self._work(lane), name=f"intake of repository {lane}")
+        key = event.repository.id, delivery.cancels
+        self._in_hand[delivery.cancels] += 1
+        self._queues.setdefault(key, asyncio.Queue()).put_nowait((delivery, event))
+        if key not in self._workers:
+            self._workers[key] = asyncio.create_task(self._work(key), name=f"intake of repository {key[0]}")
 
-    async def _work(self, lane: int) -> None:
-        queue = self._lanes[lane]
+    async def _work(self, key: _QueueKey) -> None:
+        queue = self._queues[key]
         try:
             while not queue.empty():
                 delivery, event = queue.get_nowait()
                 try:
                     await self._handle(delivery, event)
                 finally:
-                    self._in_hand -= 1
+                    self._in_hand[delivery.cancels] -= 1
         finally:
-            self._in_hand -= queue.qsize()
-            del self._workers[lane], self._lanes[lane]
+            self._in_hand[key[1]] -= queue.qsize()
+            del self._workers[key], self._queues[key]
 
     async def _settle(self, delivery: Delivery, settlement: Settlement) -> None:
         try:

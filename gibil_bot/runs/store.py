@@ -70,13 +70,16 @@ class SqliteStore:
         job = partial(deliveries.accept, delivery=delivery, handled_at=now if handled else None, observed=observed, now=now)
         return await self._writer.submit(job)
 
-    async def claim_deliveries(self, owner: str, *, limit: int, lease_s: float) -> list[Delivery]:
-        job = partial(deliveries.claim, owner=owner, limit=limit, now=self._clock(), lease_s=lease_s)
+    async def claim_deliveries(self, owner: str, *, limit: int, cancels: int = 0, lease_s: float) -> list[Delivery]:
+        job = partial(deliveries.claim, owner=owner, limit=limit, cancels=cancels, now=self._clock(), lease_s=lease_s)
         return await self._writer.submit(job)
 
     async def settle(self, owner: str, guid: str, settlement: Settlement) -> None:
         job = partial(deliveries.settle, owner=owner, guid=guid, settlement=settlement, now=self._clock())
         await self._writer.submit(job)
+
+    async def has_earlier(self, guid: str, repository_id: int, number: int) -> bool:
+        return await self._read(partial(deliveries.has_earlier, guid=guid, repository_id=repository_id, number=number))
 
     async def postpone(self, owner: str, guid: str, error: str, *, delay_s: float) -> None:
         job = partial(deliveries.postpone, owner=owner, guid=guid, error=error, due_at=self._clock() + delay_s)
@@ -188,6 +191,7 @@ class SqliteStore:
         steps: list[Callable[[sqlite3.Connection, set[str]], int]] = [
             partial(deliveries.prune_payloads, handled_before=week, failed_before=quarter, limit=PRUNE_STEP),
             partial(deliveries.prune, handled_before=quarter, limit=PRUNE_STEP),
+            partial(deliveries.prune_cancellations, limit=PRUNE_STEP),
             partial(runs.prune, finished_before=quarter, limit=PRUNE_STEP),
             partial(tellings.prune, told_before=quarter, limit=PRUNE_STEP),
             partial(heads.prune, seen_before=quarter, limit=PRUNE_STEP),

@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 
 from gibil_bot.errors import ClaimLost
-from gibil_bot.model import BranchPush, Delivery, Event, HeadSeen
+from gibil_bot.model import BranchPush, CommentCreated, Delivery, Event, HeadSeen, Ignored, PullRequestChanged
 from gibil_bot.ports import Settlement
 from gibil_bot.runs.sqlite import heads, outbox, runs
 
-_NOUN = "d.guid, d.event, d.content, p.payload, d.digest, d.received_at, d.attempts"
+_NOUN = "d.guid, d.event, d.content, p.payload, d.digest, d.cancels, d.received_at, d.attempts"
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Event).decode
 _PAYLOAD = "left join payloads p on p.seq = d.seq"
@@ -30,8 +30,9 @@ def accept(
 ) -> bool:
     """The hot path: one insert, and one more for a push or for a payload that could not be read."""
     inserted = db.execute(
-        "insert into deliveries (guid, event, received_at, attempts, handled_at, content, digest) "
-        "values (?, ?, ?, ?, ?, ?, ?) on conflict (guid) do nothing",
+        "insert into deliveries "
+        "(guid, event, received_at, attempts, handled_at, content, digest, repository_id, pull_request, cancels) "
+        "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict (guid) do nothing",
         (
             delivery.guid,
             delivery.event_name,
@@ -40,6 +41,8 @@ def accept(
             handled_at,
             None if delivery.event is None else _encode(delivery.event),
             delivery.digest,
+            *_subject(delivery.event),
+            delivery.cancels,
         ),
     )
     if not inserted.rowcount:
@@ -52,18 +55,34 @@ def accept(
     return True
 
 
-def claim(db: sqlite3.Connection, _: set[str], owner: str, limit: int, now: float, lease_s: float) -> list[Delivery]:
-    """A lease is nothing that anybody waits for, so that no topic is named."""
-    found = db.execute(
-        f"select d.seq, {_NOUN} from deliveries d {_PAYLOAD} "  # noqa: S608
-        "where d.handled_at is null and d.lease_until <= ? and d.due_at <= ? order by d.seq limit ?",
-        (now, now, limit),
-    ).fetchall()
+def claim(
+    db: sqlite3.Connection, _: set[str], owner: str, limit: int, now: float, lease_s: float, cancels: int = 0
+) -> list[Delivery]:
+    """No subscriber waits for a lease, so no topic is named."""
+    found = []
+    for is_cancel, most in ((1, cancels), (0, limit)):
+        found += db.execute(
+            f"select d.seq, {_NOUN} from deliveries d {_PAYLOAD} "  # noqa: S608
+            f"where d.handled_at is null and d.cancels = {is_cancel} and d.lease_until <= ? and d.due_at <= ? "
+            "order by d.seq limit ?",
+            (now, now, most),
+        ).fetchall()
     db.executemany(
         "update deliveries set owner = ?, lease_until = ?, attempts = attempts + 1 where seq = ?",
         [(owner, now + lease_s, row[0]) for row in found],
     )
     return [_noun((*row[1:-1], row[-1] + 1)) for row in found]
+
+
+def has_earlier(db: sqlite3.Connection, guid: str, repository_id: int, number: int) -> bool:
+    """A delivery that was never read, and a re-run, may be about any pull request."""
+    found = db.execute(
+        "select 1 from deliveries where handled_at is null and cancels = 0 "
+        "and seq < (select seq from deliveries where guid = ?) "
+        "and (repository_id is null or (repository_id = ? and (pull_request is null or pull_request = ?))) limit 1",
+        (guid, repository_id, number),
+    )
+    return found.fetchone() is not None
 
 
 def settle(db: sqlite3.Connection, topics: set[str], owner: str, guid: str, settlement: Settlement, now: float) -> None:
@@ -73,9 +92,11 @@ def settle(db: sqlite3.Connection, topics: set[str], owner: str, guid: str, sett
     db.execute("update deliveries set handled_at = ?, error = ?, lease_until = 0 where seq = ?", (now, settlement.error, seq))
     topics.add("deliveries")
     for new in settlement.runs:
-        runs.queue(db, topics, new, now)
+        runs.queue(db, topics, new, now, seq)
     for run_id, reason in settlement.cancel:
         runs.request_cancel(db, topics, run_id, reason)
+    for request in settlement.cancel_earlier:
+        runs.cancel_earlier(db, topics, request, seq)
     outbox.wish(db, topics, settlement.tellings, now)
     heads.record(db, settlement.observed, now)
 
@@ -94,7 +115,7 @@ def get(db: sqlite3.Connection, guid: str) -> tuple[Delivery, bool, str | None] 
         f"select {_NOUN}, d.handled_at is not null, d.error from deliveries d {_PAYLOAD} where d.guid = ?",  # noqa: S608
         (guid,),
     ).fetchone()
-    return None if row is None else (_noun(row[:7]), bool(row[7]), row[8])
+    return None if row is None else (_noun(row[:8]), bool(row[8]), row[9])
 
 
 def prune_payloads(db: sqlite3.Connection, _: set[str], handled_before: float, failed_before: float, limit: int) -> int:
@@ -115,6 +136,28 @@ def prune(db: sqlite3.Connection, _: set[str], handled_before: float, limit: int
     ).rowcount
 
 
+def prune_cancellations(db: sqlite3.Connection, _: set[str], limit: int) -> int:
+    """Delete those that no unhandled delivery came before; their number."""
+    return db.execute(
+        "delete from cancellations where seq in (select seq from cancellations c where not exists "
+        "(select 1 from deliveries d where d.handled_at is null and d.seq < c.delivery_seq) limit ?)",
+        (limit,),
+    ).rowcount
+
+
+def _subject(event: Event | None) -> tuple[int | None, int | None]:
+    """Repository id and pull request number."""
+    match event:
+        case None | Ignored():
+            return None, None
+        case CommentCreated():
+            return event.repository.id, event.number
+        case PullRequestChanged():
+            return event.repository.id, event.pull_request.number
+        case _:
+            return event.repository.id, None
+
+
 def _open(db: sqlite3.Connection, owner: str, guid: str) -> int | None:
     """Its number; None when it is handled already. Raises ClaimLost when `owner` does not have it."""
     row = db.execute("select seq, owner, handled_at from deliveries where guid = ?", (guid,)).fetchone()
@@ -126,13 +169,14 @@ def _open(db: sqlite3.Connection, owner: str, guid: str) -> int | None:
 
 
 def _noun(row: tuple[Any, ...]) -> Delivery:
-    guid, event_name, content, payload, digest, received_at, attempts = row
+    guid, event_name, content, payload, digest, cancels, received_at, attempts = row
     return Delivery(
         guid=guid,
         event_name=event_name,
         event=None if content is None else _decode(content),
         payload=payload or b"",
         digest=digest,
+        cancels=bool(cancels),
         received_at=datetime.fromtimestamp(received_at, UTC),
         attempts=attempts,
     )

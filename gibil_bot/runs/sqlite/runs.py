@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from gibil_bot.errors import ClaimLost
-from gibil_bot.model import Claim, Conclusion, NewRun, Notification, Plan, Run, RunState, Source, TaskResult
+from gibil_bot.model import CancelRequest, Claim, Conclusion, NewRun, Notification, Plan, Run, RunState, Source, TaskResult
 from gibil_bot.runs.sqlite import outbox as _tellings
 
 NOUN = (
@@ -23,9 +23,12 @@ _task_result = msgspec.json.Decoder(TaskResult)
 _HELD = "id = ? and owner = ? and fence = ? and state = 'running'"
 
 
-def queue(db: sqlite3.Connection, topics: set[str], new: NewRun, now: float) -> None:
+def queue(db: sqlite3.Connection, topics: set[str], new: NewRun, now: float, delivery_seq: int) -> None:
     """A run that exists is not queued again. An older one of its group gives way: any unfinished one with
-    `cancel_in_progress`, without it only one that has not started, as in GitHub Actions. The group "" is no group."""
+    `cancel_in_progress`, without it only one that has not started, as in GitHub Actions. The group "" is no group.
+
+    Where a later delivery cancelled such runs already, this one is cancelled too, and no other run gives way to it.
+    """
     source, plan = new.source, new.plan
     repository_id, group = source.repository.id, plan.concurrency_group
     inserted = db.execute(
@@ -47,7 +50,14 @@ def queue(db: sqlite3.Connection, topics: set[str], new: NewRun, now: float) -> 
     if not inserted.rowcount:
         return
     topics.add("runs")
-    if group:
+    cancelled = db.execute(
+        "select reason from cancellations where repository_id = ? and pull_request = ? and delivery_seq > ? "
+        "and (workflow is null or workflow = ?) order by seq limit 1",
+        (repository_id, source.pull_request.number, delivery_seq, plan.workflow),
+    ).fetchone()
+    if cancelled is not None:
+        request_cancel(db, topics, new.id, cancelled[0])
+    elif group:
         db.execute(  # of its own accord SQLite would look through the whole history of the repository
             "update runs indexed by runs_of_group set cancel_reason = ? where finished_at is null and cancel_reason is null "
             "and repository_id = ? and concurrency_group = ? and seq < ? and (state = 'queued' or ?)",
@@ -63,6 +73,23 @@ def request_cancel(db: sqlite3.Connection, topics: set[str], run_id: str, reason
     if found.rowcount:
         topics.add("runs")
     return bool(found.rowcount)
+
+
+def cancel_earlier(db: sqlite3.Connection, topics: set[str], request: CancelRequest, delivery_seq: int) -> None:
+    """Runs of deliveries that came after it, and were handled before it, go on."""
+    found = db.execute(
+        "select id, plan from runs indexed by runs_of_group where finished_at is null and repository_id = ? "
+        "and pull_request = ? and not exists (select 1 from deliveries d where d.guid = delivery_guid and d.seq >= ?)",
+        (request.repository_id, request.number, delivery_seq),
+    ).fetchall()
+    for run_id, plan in found:
+        if request.workflow is None or _plan.decode(plan).workflow == request.workflow:
+            request_cancel(db, topics, run_id, request.reason)
+    db.execute(
+        "insert into cancellations (delivery_seq, repository_id, pull_request, workflow, reason) "
+        "select ?1, ?2, ?3, ?4, ?5 where exists (select 1 from deliveries where handled_at is null and seq < ?1)",
+        (delivery_seq, request.repository_id, request.number, request.workflow, request.reason),
+    )
 
 
 def heartbeat(db: sqlite3.Connection, _: set[str], claims: Sequence[Claim], lease_until: float) -> dict[str, str | None]:
