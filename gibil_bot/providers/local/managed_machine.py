@@ -168,7 +168,7 @@ class ManagedMachine:
         with theirs:
             self._number, forging = await smithy.link.forge(order, theirs, self._image.mount if self._image else None)
         # Meanwhile PID 1 is on its way.
-        self._door = (await load_ssh_server()).Door(self._pid1)
+        self._door = (await load_ssh_server()).MachineSSHServer(self._pid1)
         path = str(smithy.runtime / f"{secrets.token_hex(4)}.sock")
         try:
             public = await self._door.open(path, spec.host_key, spec.authorized_key)
