@@ -491,7 +491,7 @@ class Notification(Struct, frozen=True, kw_only=True):
 class DueNotification(Struct, frozen=True, kw_only=True):
     """A telling that somebody has claimed to tell GitHub now."""
 
-    telling: Notification
+    notification: Notification
     revision: int
     remote_id: int | None
     """GitHub's id of the check run, comment or reaction, when we have learned it."""

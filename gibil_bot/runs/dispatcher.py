@@ -11,7 +11,8 @@ import logging
 import time
 
 from gibil_bot.errors import ClaimLost, GibilError, StoreError
-from gibil_bot.model import Claim
+from gibil_bot.model import Claim, RunState
+from gibil_bot.ports import Outbox, RunStore
 from gibil_bot.runs.queued_reports import queued_check_run
 from gibil_bot.runs.runner import PUBLISH_EVERY_S, Runner, Tools
 
@@ -25,24 +26,25 @@ POLL_S = 2.0
 class Dispatcher:
     """`run()` for as long as the bot lives. Cancelling it is the graceful stop: runs are left for the next process."""
 
-    def __init__(self, tools: Tools, process: str, max_machines: int) -> None:
+    def __init__(self, tools: Tools, runs: RunStore, outbox: Outbox, process: str, max_machines: int) -> None:
         self._tools = tools
-        self._store = tools.store
+        self._runs = runs
+        self._outbox = outbox
         self._process = process
         self._max_machines = max_machines
         self._active: dict[str, tuple[Claim, Runner, asyncio.Task[None]]] = {}
         self._places: dict[str, int] = {}
-        self._places_told = 0.0
+        self._places_published = 0.0
 
     async def run(self) -> None:
-        signal = self._store.changed("runs")
+        signal = self._runs.changed()
         heart = asyncio.create_task(self._beat())
         try:
             while True:
                 try:
                     await self._start_what_may_start()
                     await self._pass_on_cancellations()
-                    await self._tell_places()
+                    await self._publish_places()
                 except StoreError as error:
                     log.error("the database: %s", error.message)
                     await asyncio.sleep(POLL_S)
@@ -57,7 +59,7 @@ class Dispatcher:
             await asyncio.gather(heart, *tasks, return_exceptions=True)
 
     async def _start_what_may_start(self) -> None:
-        while claim := await self._store.claim_run(self._process, lease_s=LEASE_S, max_machines=self._max_machines):
+        while claim := await self._runs.claim(self._process, lease_s=LEASE_S, max_machines=self._max_machines):
             runner = Runner(self._tools, claim)
             task = asyncio.create_task(self._supervise(claim, runner), name=f"run {claim.run.id}")
             self._active[claim.run.id] = (claim, runner, task)
@@ -74,7 +76,7 @@ class Dispatcher:
             log.warning("run %s: another process works on it now", run.id)
         except asyncio.CancelledError:
             with contextlib.suppress(GibilError):
-                await asyncio.shield(self._store.release(claim))
+                await asyncio.shield(self._runs.release(claim))
             raise
         except StoreError as error:
             # Nothing can be written: the lease runs out and the run is taken up again, here or elsewhere.
@@ -93,7 +95,7 @@ class Dispatcher:
             if not claims:
                 continue
             try:
-                reasons = await self._store.heartbeat(claims, lease_s=LEASE_S)
+                reasons = await self._runs.heartbeat(claims, lease_s=LEASE_S)
             except StoreError as error:
                 log.error("the leases could not be renewed: %s", error.message)
                 continue
@@ -105,21 +107,18 @@ class Dispatcher:
     async def _pass_on_cancellations(self) -> None:
         if not self._active:
             return
-        for run in await self._store.unfinished():
+        for run in await self._runs.unfinished():
             if run.cancel_reason is not None and run.id in self._active:
                 self._active[run.id][1].cancel(run.cancel_reason)
 
-    async def _tell_places(self) -> None:
+    async def _publish_places(self) -> None:
         """Keep the place in the queue true on the check runs of those that wait, at the pace of all progress."""
-        if time.monotonic() - self._places_told < PUBLISH_EVERY_S:
+        if time.monotonic() - self._places_published < PUBLISH_EVERY_S:
             return
-        queued = await self._store.queued()
+        queued = [run for run in await self._runs.unfinished() if run.state is RunState.QUEUED]
         places = {run.id: place for place, run in enumerate(queued, start=1)}
         moved = [run for run in queued if self._places.get(run.id, places[run.id]) != places[run.id]]
         self._places = places
         if moved:
-            self._places_told = time.monotonic()
-            await self._store.tell(
-                None,
-                [queued_check_run(run, places[run.id], self._tools.public_url) for run in moved],
-            )
+            self._places_published = time.monotonic()
+            await self._outbox.record([queued_check_run(run, places[run.id], self._tools.public_url) for run in moved])

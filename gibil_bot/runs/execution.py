@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from gibil_bot.errors import JobLost, JobNotStarted, MachineLost, SSHError
 from gibil_bot.model import Claim, Conclusion, Exit, Job, Plan, Refusals, TaskPlan, TaskResult, TaskStatus
 from gibil_bot.planning import expressions
-from gibil_bot.ports import Shell, Store
+from gibil_bot.ports import RunRecorder, Shell
 from gibil_bot.runs.logs import LOG_LIMIT_BYTES, Journal, TaskLog, size_of
 from gibil_bot.runs.redact import Redactor
 from gibil_bot.runs.returned_files import ReturnedFiles, left_in, paths_of, read_returned_files, read_tail
@@ -114,7 +114,7 @@ class Execution:
     def __init__(
         self,
         *,
-        store: Store,
+        runs: RunRecorder,
         claim: Claim,
         machine_attempt: int,
         shell: Shell,
@@ -133,7 +133,7 @@ class Execution:
         self._room = room
         self._lost: str | None = None
         """Why the machine no longer exists, when a task caused that."""
-        self._store = store
+        self._runs = runs
         self._claim = claim
         self._plan = claim.run.plan
         self._attempt = machine_attempt
@@ -417,5 +417,5 @@ class Execution:
 
     async def _save(self, result: TaskResult) -> None:
         self.results[result.index] = result
-        await self._store.save_task(self._claim, result)
+        await self._runs.save_task(self._claim, result)
         self._listener.changed()

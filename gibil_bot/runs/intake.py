@@ -17,7 +17,7 @@ from collections import Counter
 from gibil_bot.errors import ClaimLost, GitHubError, InvalidDelivery, StoreError
 from gibil_bot.github import replies
 from gibil_bot.model import BranchPushed, CommentCreated, Delivery, Event, Ignored
-from gibil_bot.ports import GitHub, Settlement, Store
+from gibil_bot.ports import DeliveryOutcome, GitHub, Store
 from gibil_bot.runs import events
 from gibil_bot.runs.context import Policy
 from gibil_bot.runs.handlers import EventHandlers
@@ -42,8 +42,8 @@ class Intake:
     """`run()` for as long as the bot lives."""
 
     def __init__(self, store: Store, github: GitHub, policy: Policy, process: str) -> None:
-        self._store = store
-        self._decisions = EventHandlers(store, github, policy)
+        self._inbox = store.inbox
+        self._handlers = EventHandlers(store, github, policy)
         self._policy = policy
         self._process = process
         self._queues: dict[_QueueKey, asyncio.Queue[tuple[Delivery, Event]]] = {}
@@ -52,15 +52,13 @@ class Intake:
         """Deliveries that cancel (True), and others."""
 
     async def run(self) -> None:
-        signal = self._store.changed("deliveries")
+        signal = self._inbox.changed()
         try:
             while True:
                 room, for_cancels = AT_ONCE - self._in_hand[False], CANCELS_AT_ONCE - self._in_hand[True]
                 deliveries: list[Delivery] = []
                 try:
-                    deliveries = await self._store.claim_deliveries(
-                        self._process, limit=room, cancels=for_cancels, lease_s=LEASE_S
-                    )
+                    deliveries = await self._inbox.claim(self._process, limit=room, cancels=for_cancels, lease_s=LEASE_S)
                     for delivery in deliveries:
                         await self._sort(delivery)
                 except StoreError as error:
@@ -81,16 +79,16 @@ class Intake:
             delivery = events.decoded(delivery, allowed) if delivery.event is None else delivery
         except InvalidDelivery as error:
             log.warning("delivery %s: %s", delivery.guid, error.message)
-            await self._settle(delivery, Settlement(error=error.message))
+            await self._complete(delivery, DeliveryOutcome(error=error.message))
             return
         except Exception as error:
             log.exception("delivery %s: internal error while reading its payload", delivery.guid)
-            await self._settle(delivery, Settlement(error=repr(error)))
+            await self._complete(delivery, DeliveryOutcome(error=repr(error)))
             return
         assert delivery.event is not None
         event = events.relevant(delivery.event, allowed)  # the operator may have changed who is served
         if isinstance(event, Ignored | BranchPushed):
-            await self._settle(delivery, Settlement(observed=observed_in(event, delivery.received_at)))
+            await self._complete(delivery, DeliveryOutcome(observed=observed_in(event, delivery.received_at)))
             return
         key = event.repository.id, delivery.cancels
         self._in_hand[delivery.cancels] += 1
@@ -111,36 +109,36 @@ class Intake:
             self._in_hand[key[1]] -= queue.qsize()
             del self._workers[key], self._queues[key]
 
-    async def _settle(self, delivery: Delivery, settlement: Settlement) -> None:
+    async def _complete(self, delivery: Delivery, outcome: DeliveryOutcome) -> None:
         try:
-            await self._store.settle(self._process, delivery.guid, settlement)
+            await self._inbox.complete(self._process, delivery.guid, outcome)
         except ClaimLost:
             log.warning("delivery %s: another process handled it", delivery.guid)
 
     async def _handle(self, delivery: Delivery, event: Event) -> None:
         try:
-            settlement = await self._decisions.settle(delivery, event)
+            outcome = await self._handlers.decide(delivery, event)
         except GitHubError as error:
             if error.retry_after_s is not None and delivery.attempts < GITHUB_TRIES:
                 delay = max(error.retry_after_s, 2.0**delivery.attempts)
                 log.warning("delivery %s: again in %.0f s: %s", delivery.guid, delay, error.message)
-                await self._store.postpone(self._process, delivery.guid, error.message, delay_s=delay)
+                await self._inbox.postpone(self._process, delivery.guid, error.message, delay_s=delay)
                 return
             log.error("delivery %s: %s", delivery.guid, error.message)
-            await self._settle(delivery, self._failed(delivery, event, replies.github_failed(error.message)))
+            await self._complete(delivery, self._failed(delivery, event, replies.github_failed(error.message)))
         except StoreError as error:
             log.error("delivery %s stays to be handled: %s", delivery.guid, error.message)
         except Exception as error:
             log.exception("delivery %s: a fault of ours", delivery.guid)
             if delivery.attempts < FAULT_TRIES:
-                await self._store.postpone(self._process, delivery.guid, repr(error), delay_s=10.0)
+                await self._inbox.postpone(self._process, delivery.guid, repr(error), delay_s=10.0)
                 return
-            await self._settle(delivery, self._failed(delivery, event, replies.failed_ourselves(delivery.guid)))
+            await self._complete(delivery, self._failed(delivery, event, replies.failed_ourselves(delivery.guid)))
         else:
-            await self._settle(delivery, settlement)
+            await self._complete(delivery, outcome)
 
-    def _failed(self, delivery: Delivery, event: Event, text: str) -> Settlement:
+    def _failed(self, delivery: Delivery, event: Event, text: str) -> DeliveryOutcome:
         if not isinstance(event, CommentCreated):
-            return Settlement(error=text, observed=observed_in(event, delivery.received_at))
-        answer = replies.reply(event, self._decisions.origin(delivery), text)
-        return Settlement(error=text, tellings=[answer, *replies.reactions(event, "confused")])
+            return DeliveryOutcome(error=text, observed=observed_in(event, delivery.received_at))
+        answer = replies.reply(event, self._handlers.origin(delivery), text)
+        return DeliveryOutcome(error=text, notifications=[answer, *replies.reactions(event, "confused")])

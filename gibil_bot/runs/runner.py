@@ -29,7 +29,7 @@ from gibil_bot.errors import ClaimLost, GibilError, GitHubError, MachineLost, Pr
 from gibil_bot.github import render
 from gibil_bot.model import Claim, Conclusion, Machine, Run, TaskResult, Trust
 from gibil_bot.operator_secrets import ScopedSecrets, missing_secret
-from gibil_bot.ports import Shell, Store
+from gibil_bot.ports import RunRecorder, Shell
 from gibil_bot.providers.blocked_hosts import refusals
 from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.providers.notices import notices
@@ -50,7 +50,7 @@ MACHINES_PER_RUN = 2
 class Tools:
     """What every run of this process shares."""
 
-    store: Store
+    runs: RunRecorder
     forge: MachineFactory
     supply: SourceTransfer
     logs: Path
@@ -161,7 +161,7 @@ class Runner:
         if not self._secret_values:
             return None
         fingerprint = secrets_fingerprint(self._tools.fingerprint_key, self._secret_values)
-        if await self._tools.store.bind_secrets(self._claim, fingerprint):
+        if await self._tools.runs.bind_secrets(self._claim, fingerprint):
             return None
         return (
             "The secrets of this run were changed while it was running, and what it printed of the old ones could no longer be "
@@ -174,7 +174,7 @@ class Runner:
     async def _on_machine(self, attempt: int) -> Conclusion:
         name = f"gibil-{self._run.id}-{attempt}"
         if self._run.machine_attempt == attempt:  # otherwise nobody has worked on it
-            self._results = {r.index: r for r in await self._tools.store.task_results(self._run.id, attempt)}
+            self._results = {r.index: r for r in await self._tools.runs.task_results(self._run.id, attempt)}
         plan, stop = self._run.plan, self._cancellation.reason
         if is_complete(plan, self._results):
             # Killed between the last task and the end: the machine may be gone, and is not needed any more.
@@ -189,7 +189,7 @@ class Runner:
             with notices(self._tools.forge.provider, self._preparing):
                 machine, shell = await self._machine(name, attempt)
             execution = self._execution = Execution(
-                store=self._tools.store,
+                runs=self._tools.runs,
                 claim=self._claim,
                 machine_attempt=attempt,
                 shell=shell,
@@ -243,7 +243,7 @@ class Runner:
             if found is None:
                 raise MachineLost("The machine was gone when the bot came back")
             return found, await forge.open(found)
-        await self._tools.store.save_machine(self._claim, name, attempt)
+        await self._tools.runs.save_machine(self._claim, name, attempt)
         if self._cancellation.reason is not None:
             raise _Cancelled
         self._set_phase("forging a machine")
@@ -312,7 +312,7 @@ class Runner:
         begun = time.perf_counter()
         try:
             await self._tools.forge.destroy(name)
-            await self._tools.store.save_machine(self._claim, None, int(name.rpartition("-")[2]))
+            await self._tools.runs.save_machine(self._claim, None, int(name.rpartition("-")[2]))
         except ProviderError as error:
             # The reaper finds it by its label, for as long as it takes.
             log.error("run %s: %s could not be burned now: %s", self._run.id, name, error.message)
@@ -333,7 +333,7 @@ class Runner:
         notes = f"{self._run.note}\n{text}" if self._run.note else text
         self._run = replace(self._run, note=self._redactor().text(notes))
         assert self._run.note is not None
-        await self._tools.store.save_note(self._claim, self._run.note)
+        await self._tools.runs.save_note(self._claim, self._run.note)
 
     async def _our_fault(self, text: str) -> Conclusion:
         self._phase = "failed"
@@ -363,7 +363,7 @@ class Runner:
             if self._cancellation.reason is not None:
                 return
             try:
-                await self._tools.store.tell(self._claim, [render.check_run(self.report())])
+                await self._tools.runs.record(self._claim, [render.check_run(self.report())])
             except ClaimLost:
                 return
             except GibilError as error:
@@ -378,7 +378,7 @@ class Runner:
             return
         self._cancellation_shown = True
         try:
-            await self._tools.store.tell(self._claim, [render.check_run(self.report(Conclusion.CANCELLED))])
+            await self._tools.runs.record(self._claim, [render.check_run(self.report(Conclusion.CANCELLED))])
         except ClaimLost:
             return
         except GibilError as error:
@@ -386,11 +386,11 @@ class Runner:
 
     async def _finish(self, conclusion: Conclusion) -> None:
         report = self.report(conclusion)
-        tellings = [render.check_run(report)]
+        notifications = [render.check_run(report)]
         comment = render.comment(report)
         if comment is not None:
-            tellings.append(comment)
-        await self._tools.store.finish(self._claim, conclusion, tellings)
+            notifications.append(comment)
+        await self._tools.runs.finish(self._claim, conclusion, notifications)
         self._journal.note("finished", conclusion=conclusion.value)
         await self._journal.flush()
 

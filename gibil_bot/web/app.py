@@ -145,7 +145,7 @@ class _Routes:
         handled = delivery.event is not None and events.starts_nothing(delivery.event)
         observed = observed_in(delivery.event, received_at) if delivery.event is not None else ()
         try:
-            new = await self._in_time(self._bot.store.accept(delivery, handled=handled, observed=observed))
+            new = await self._in_time(self._bot.store.inbox.accept(delivery, handled=handled, observed=observed))
         except (StoreError, TimeoutError) as error:
             # GitHub shows it as failed, and the reaper asks for it again. Should it be stored later, that changes nothing.
             why = error.message if isinstance(error, StoreError) else f"not within {STORED_WITHIN_S:g} s: is its disk hanging?"
@@ -221,10 +221,10 @@ class _Routes:
     async def _run(self, run_id: str) -> _Answer:
         """How a run stands. Its id cannot be guessed; its output is not here, but on the check run."""
         try:
-            run = await self._bot.store.run(run_id)
+            run = await self._bot.store.runs.get(run_id)
             if run is None:
                 return _json({"error": "there is no such run", "code": "RUN_NOT_FOUND"}, 404)
-            results = await self._bot.store.task_results(run.id, run.machine_attempt)
+            results = await self._bot.store.runs.task_results(run.id, run.machine_attempt)
         except StoreError as error:
             return _json({"error": error.message, "code": error.code}, 503)
         return _json(run_view(run, results))

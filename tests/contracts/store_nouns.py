@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from gibil_bot.model import (
     CommentCreated,
@@ -21,7 +25,9 @@ from gibil_bot.model import (
     TaskPlan,
     Trust,
 )
-from gibil_bot.ports import Settlement, Store
+from gibil_bot.ports import DeliveryOutcome, RunStore, Store
+from gibil_bot.runs.memory import MemoryRuns
+from gibil_bot.runs.sqlite.store import open_store
 
 DAY_S = 86400.0
 
@@ -131,15 +137,54 @@ def comment(key: str = "comment:1:7:test", **body: object) -> Notification:
     return Notification(key=key, kind=NotificationKind.COMMENT, installation_id=99, repository="ada/engine", body=content)
 
 
-async def settle(store: Store, settlement: Settlement, guid: str, arrived: Delivery | None = None) -> None:
+async def settle(store: Store, settlement: DeliveryOutcome, guid: str, arrived: Delivery | None = None) -> None:
     """A delivery that comes in and to that."""
-    assert await store.accept(arrived or delivery(guid))
-    claimed = await store.claim_deliveries("intake", limit=100, lease_s=60)
+    assert await store.inbox.accept(arrived or delivery(guid))
+    claimed = await store.inbox.claim("intake", limit=100, lease_s=60)
     assert guid in [one.guid for one in claimed]
-    await store.settle("intake", guid, settlement)
+    await store.inbox.complete("intake", guid, settlement)
 
 
 async def queue(store: Store, *runs: NewRun) -> None:
     """These runs, in that order, each by a delivery of its own."""
     for run in runs:
-        await settle(store, Settlement(runs=[run]), f"for {run.id}")
+        await settle(store, DeliveryOutcome(runs=[run]), f"for {run.id}")
+
+
+Queue = Callable[..., Awaitable[None]]
+"""Queues these runs, in that order."""
+
+
+@dataclass(frozen=True)
+class RunStoreAdapter:
+    open: Callable[[], Awaitable[RunStore]]
+    """Another process's view of the same runs."""
+    queue: Queue
+
+
+@contextlib.asynccontextmanager
+async def run_store_adapter(kind: str, folder: Path, clock: Clock) -> AsyncIterator[RunStoreAdapter]:
+    """`kind`: sqlite | memory."""
+    if kind == "memory":
+        memory = MemoryRuns(clock)
+
+        async def the_same() -> RunStore:
+            return memory
+
+        async def queue_in_memory(*new_runs: NewRun) -> None:
+            memory.queue(*new_runs)
+
+        yield RunStoreAdapter(the_same, queue_in_memory)
+        return
+    opened: list[Store] = []
+
+    async def open_one() -> RunStore:
+        opened.append(await open_store(f"sqlite:///{folder / 'gibil.db'}", exclusive=False, clock=clock))
+        return opened[-1].runs
+
+    async def queue_by_delivery(*new_runs: NewRun) -> None:
+        await settle(opened[0], DeliveryOutcome(runs=new_runs), secrets.token_hex(8))
+
+    yield RunStoreAdapter(open_one, queue_by_delivery)
+    for store in opened:
+        await store.close()

@@ -16,10 +16,10 @@ from store_nouns import command, delivery, new_run
 
 from gibil_bot.caps import NO_CAPS
 from gibil_bot.model import BranchPush, CancelRequest, NotificationKind, PullRequest, Repository, Run
-from gibil_bot.ports import GitHub, Settlement
+from gibil_bot.ports import DeliveryOutcome, GitHub
 from gibil_bot.runs.context import Policy
 from gibil_bot.runs.intake import Intake
-from gibil_bot.runs.store import SqliteStore, open_store
+from gibil_bot.runs.sqlite.store import SqliteStore, open_store
 from tests.doubles.patience import patient
 
 WORKFLOWS = {
@@ -64,15 +64,15 @@ class Scene:
         guid = f"guid-{self.arrived}"
         cancels = body.startswith("/gibil cancel")
         arrived = replace(delivery(guid, command(body, number=number)), cancels=cancels)
-        assert await self.store.accept(arrived)
+        assert await self.store.inbox.accept(arrived)
         return guid
 
     async def until(self, reached: Callable[[dict[str, Run], int], bool]) -> dict[str, Run]:
         """`reached`(runs by delivery, unhandled deliveries)."""
-        signals = [self.store.changed(topic) for topic in ("deliveries", "runs")]
+        signals = [self.store.inbox.changed(), self.store.runs.changed()]
         async with asyncio.timeout(patient(30)):
             while True:
-                runs = {run.delivery_guid: run for run in await self.store.runs_of(1)}
+                runs = {run.delivery_guid: run for run in await self.store.runs.of_repository(1)}
                 if reached(runs, (await self.store.counts())["deliveries_unhandled"]):
                     return runs
                 waits = [asyncio.create_task(signal.wait(1)) for signal in signals]
@@ -119,7 +119,7 @@ async def test_a_cancellation_takes_effect_within_2_s_behind_a_burst_of_100_deli
         runs = await it.until(lambda runs, _: runs[first].cancel_reason is not None)
         assert time.monotonic() - begun < patient(2)
         assert runs[first].cancel_reason == "cancelled by ada"
-        handled = await it.store.delivery(cancel)
+        handled = await it.store.inbox.get(cancel)
         assert handled is not None
         assert handled[1]
         assert (await it.store.counts())["deliveries_unhandled"] == len(burst)
@@ -138,9 +138,9 @@ async def test_what_was_asked_for_before_is_cancelled_and_what_comes_later_is_no
             elsewhere: None,
             later: None,
         }
-        answers = [await it.store.telling(f"reaction:5:{content}") for content in ("rocket", "confused")]
+        answers = [await it.store.outbox.get(f"reaction:5:{content}") for content in ("rocket", "confused")]
         assert [found is not None for found in answers] == [True, False]
-        assert (await it.store.delivery(cancel)) is not None
+        assert (await it.store.inbox.get(cancel)) is not None
 
 
 async def test_a_cancellation_of_one_workflow_leaves_the_others(tmp_path: Path) -> None:
@@ -158,14 +158,17 @@ async def test_a_run_that_is_cancelled_before_it_is_queued_replaces_no_run_of_a_
     store = await open_store(f"sqlite:///{tmp_path}/gibil.db")
     try:
         for guid in ("early", "cancel", "later"):
-            await store.accept(replace(delivery(guid), cancels=guid == "cancel"))
-        claimed = await store.claim_deliveries("a", limit=9, cancels=9, lease_s=60)
+            await store.inbox.accept(replace(delivery(guid), cancels=guid == "cancel"))
+        claimed = await store.inbox.claim("a", limit=9, cancels=9, lease_s=60)
         assert [one.guid for one in claimed] == ["cancel", "early", "later"]
-        await store.settle("a", "later", Settlement(runs=[new_run("later", group="g", guid="later")]))
+        await store.inbox.complete("a", "later", DeliveryOutcome(runs=[new_run("later", group="g", guid="later")]))
         stop = CancelRequest(repository_id=1, number=7, workflow=None, reason="cancelled by ada")
-        await store.settle("a", "cancel", Settlement(cancel_earlier=[stop]))
-        await store.settle("a", "early", Settlement(runs=[new_run("early", group="g", guid="early")]))
-        assert {run.id: run.cancel_reason for run in await store.unfinished()} == {"later": None, "early": "cancelled by ada"}
+        await store.inbox.complete("a", "cancel", DeliveryOutcome(cancel_earlier=[stop]))
+        await store.inbox.complete("a", "early", DeliveryOutcome(runs=[new_run("early", group="g", guid="early")]))
+        assert {run.id: run.cancel_reason for run in await store.runs.unfinished()} == {
+            "later": None,
+            "early": "cancelled by ada",
+        }
         assert await store.prune() == 1  # nothing is left that it could stop
     finally:
         await store.close()
@@ -175,7 +178,7 @@ async def test_with_nothing_to_cancel_the_answer_says_so(tmp_path: Path) -> None
     async with scene(tmp_path) as it:
         await it.comment("/gibil cancel")
         await it.all_handled()
-        found = [due.telling for due in await it.store.claim_tellings("a", limit=9, lease_s=60)]
+        found = [due.notification for due in await it.store.outbox.claim("a", limit=9, lease_s=60)]
         texts = [str(one.body["body"]) for one in found if one.kind is NotificationKind.COMMENT]
         assert len(texts) == 1
         assert "Nothing is running or queued" in texts[0]

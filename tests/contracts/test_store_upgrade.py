@@ -21,7 +21,7 @@ from gibil_bot.model import BranchPush, PullRequest, Repository
 from gibil_bot.ports import GitHub
 from gibil_bot.runs.context import Policy
 from gibil_bot.runs.intake import Intake
-from gibil_bot.runs.store import SqliteStore, open_store
+from gibil_bot.runs.sqlite.store import SqliteStore, open_store
 from tests.doubles.patience import patient
 
 SAMPLE = Path(__file__).parent / "samples" / "version_3.sql"
@@ -40,12 +40,12 @@ async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
 
 
 async def test_deliveries_without_an_event_keep_their_payload_until_they_are_handled(store: SqliteStore) -> None:
-    found = await store.delivery("guid-command")
+    found = await store.inbox.get("guid-command")
     assert found is not None
     delivery, handled, _ = found
     assert (delivery.event_name, delivery.event, handled) == ("issue_comment", None, False)
     assert b"/gibil build" in delivery.payload
-    claimed = await store.claim_deliveries("new", limit=9, lease_s=60)
+    claimed = await store.inbox.claim("new", limit=9, lease_s=60)
     assert [one.guid for one in claimed] == ["guid-command", "guid-push", "guid-unreadable"]
 
 
@@ -82,9 +82,9 @@ async def test_stored_payloads_are_decoded_and_handled(store: SqliteStore) -> No
         run_id=run_id,
         operator_workflows=dict,
     )
-    found = await store.delivery("guid-command")
+    found = await store.inbox.get("guid-command")
     assert found is not None
-    signal = store.changed("deliveries")
+    signal = store.inbox.changed()
     intake = asyncio.create_task(Intake(store, cast(GitHub, OneWriter()), policy, "new").run())
     try:
         async with asyncio.timeout(patient(30)):
@@ -93,12 +93,12 @@ async def test_stored_payloads_are_decoded_and_handled(store: SqliteStore) -> No
     finally:
         intake.cancel()
         await asyncio.gather(intake, return_exceptions=True)
-    run = await store.run(run_id(hashlib.sha256(found[0].payload).digest(), "build/0"))
+    run = await store.runs.get(run_id(hashlib.sha256(found[0].payload).digest(), "build/0"))
     assert run is not None
     assert (run.plan.workflow, run.plan.inputs, run.source.pull_request.number) == ("build", {"browser": "opera"}, 7)
-    history = await store.head_history(1, 8, HEAD)
+    history = await store.inbox.head_history(1, 8, HEAD)
     assert [(seen.action, seen.sha) for seen in history.heads] == [("synchronize", HEAD)]
-    unreadable = await store.delivery("guid-unreadable")
+    unreadable = await store.inbox.get("guid-unreadable")
     assert unreadable is not None
     assert unreadable[1:] == (
         True,

@@ -26,7 +26,7 @@ from gibil_bot.model import (
     TaskResult,
     TaskStatus,
 )
-from gibil_bot.ports import Shell, Store
+from gibil_bot.ports import RunRecorder, Shell
 from gibil_bot.runs import execution
 from gibil_bot.runs.execution import Cancellation, Cause, Execution, Listener, no_cause
 from gibil_bot.runs.logs import Journal
@@ -80,7 +80,7 @@ class Failing:
 
 
 class Results:
-    """A Store that takes the results of tasks."""
+    """A RunRecorder that takes the results of tasks."""
 
     async def save_task(self, claim: Claim, result: TaskResult) -> None:
         assert claim.fence == 1
@@ -98,7 +98,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Exec
             state=RunState.RUNNING, queued_at=BEGUN,
         )  # fmt: skip
         return Execution(
-            store=cast(Store, Results()), claim=Claim(run=run, owner="o", fence=1), machine_attempt=1,
+            runs=cast(RunRecorder, Results()), claim=Claim(run=run, owner="o", fence=1), machine_attempt=1,
             shell=cast(Shell, shell), secrets={}, redactor=lambda: Redactor(()), log_folder=tmp_path / "logs",
             journal=Journal(tmp_path / "logs"), cancellation=Cancellation(), listener=Listener(changed=lambda: None),
             results={}, refusals=nothing_refused, cause=cause,

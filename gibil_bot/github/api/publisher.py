@@ -51,16 +51,16 @@ class _Comment(msgspec.Struct):
 
 
 class Publisher:
-    """ports.Reporter over a session. `slug` asks GitHub for the App's own name, once."""
+    """ports.Publisher over a session. `slug` asks GitHub for the App's own name, once."""
 
     def __init__(self, session: Session, slug: Callable[[], Awaitable[str]]) -> None:
         self._session = session
         self._slug = slug
 
-    async def tell(self, due: DueNotification) -> int | None:
-        """See ports.Reporter."""
+    async def publish(self, due: DueNotification) -> int | None:
+        """See ports.Publisher."""
         try:
-            match due.telling.kind:
+            match due.notification.kind:
                 case NotificationKind.CHECK_RUN:
                     return await self._check_run(due)
                 case NotificationKind.COMMENT:
@@ -76,7 +76,7 @@ class Publisher:
     # --- check runs: https://docs.github.com/en/rest/checks/runs
 
     async def _check_run(self, due: DueNotification) -> int:
-        body = dict(due.telling.body)
+        body = dict(due.notification.body)
         known = due.remote_id
         if known is None and due.attempts > 0:
             known = await self._find_check_run(due)
@@ -89,14 +89,14 @@ class Publisher:
         return known
 
     async def _find_check_run(self, due: DueNotification) -> int | None:
-        body = due.telling.body
+        body = due.notification.body
         for page in range(1, MOST_PAGES + 1):
             answer = await self._session.ask(
                 Request(
                     method="GET",
                     route="/repos/{repository}/commits/{sha}/check-runs",
-                    place={"repository": due.telling.repository, "sha": str(body["head_sha"])},
-                    installation_id=due.telling.installation_id,
+                    place={"repository": due.notification.repository, "sha": str(body["head_sha"])},
+                    installation_id=due.notification.installation_id,
                     query={"check_name": str(body["name"]), "filter": "all", "per_page": 100, "page": page},
                 )
             )
@@ -111,7 +111,7 @@ class Publisher:
     # --- comments: https://docs.github.com/en/rest/issues/comments
 
     async def _comment(self, due: DueNotification) -> int | None:
-        body = due.telling.body
+        body = due.notification.body
         only_if_exists = body.get("only_if_exists") is True
         known = due.remote_id
         if known is not None and await self._change_comment(due, known):
@@ -140,14 +140,14 @@ class Publisher:
             "PATCH",
             "/repos/{repository}/issues/comments/{number}",
             number=comment_id,
-            body={"body": due.telling.body["body"]},
+            body={"body": due.notification.body["body"]},
             is_comment=True,
             answers=_GONE,
         )
         return answer.status < 400
 
     async def _find_comment(self, due: DueNotification) -> int | None:
-        marker = str(due.telling.body["marker"])
+        marker = str(due.notification.body["marker"])
         async for comment in self._comments(due):
             # It begins with the marker: further down, a task's output may hold the marker of another comment. And
             # anybody can write the marker into a comment of theirs; only our own may be changed.
@@ -163,8 +163,8 @@ class Publisher:
                 Request(
                     method="GET",
                     route="/repos/{repository}/issues/{number}/comments",
-                    place={"repository": due.telling.repository, "number": cast(int, due.telling.body["number"])},
-                    installation_id=due.telling.installation_id,
+                    place={"repository": due.notification.repository, "number": cast(int, due.notification.body["number"])},
+                    installation_id=due.notification.installation_id,
                     query={"per_page": 100, "page": page},
                 )
             )
@@ -190,7 +190,7 @@ class Publisher:
     async def _reaction(self, due: DueNotification) -> int:
         if due.remote_id is not None:
             return due.remote_id
-        body = due.telling.body
+        body = due.notification.body
         place = "pulls" if body["is_review_comment"] else "issues"
         answer = await self._write(
             due,
@@ -215,7 +215,7 @@ class Publisher:
         answers: frozenset[int] = frozenset(),
         repeatable: bool | None = None,
     ) -> Answer:
-        place: dict[str, str | int] = {"repository": due.telling.repository}
+        place: dict[str, str | int] = {"repository": due.notification.repository}
         if number is not None:
             place["number"] = number
         return await self._session.ask(
@@ -223,7 +223,7 @@ class Publisher:
                 method=method,
                 route=route,
                 place=place,
-                installation_id=due.telling.installation_id,
+                installation_id=due.notification.installation_id,
                 body=body,
                 is_comment=is_comment,
                 priority=due.priority,

@@ -1,23 +1,81 @@
-"""The SQL of deliveries. Every function is one job of the writer, inside its transaction, or one read."""
+"""The inbox: deliveries, and what they say about the heads of pull requests. The class is the interface, the functions its SQL.
+
+Every function is one job of the writer, inside its transaction, or one read.
+"""
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from gibil_bot.errors import ClaimLost
-from gibil_bot.model import BranchPush, CommentCreated, Delivery, Event, HeadSeen, Ignored, PullRequestChanged
-from gibil_bot.ports import Settlement
-from gibil_bot.runs.sqlite import heads, outbox, runs
+from gibil_bot.model import (
+    BranchPush,
+    CommentCreated,
+    Delivery,
+    Event,
+    HeadHistory,
+    HeadSeen,
+    Ignored,
+    PullRequestChanged,
+    Spending,
+)
+from gibil_bot.ports import DeliveryOutcome
+from gibil_bot.runs.signals import Subscription
+from gibil_bot.runs.sqlite import budgets, heads, outbox, runs
+from gibil_bot.runs.sqlite.threads import DatabaseThreads
 
-_NOUN = "d.guid, d.event, d.content, p.payload, d.digest, d.cancels, d.received_at, d.attempts"
+_COLUMNS = "d.guid, d.event, d.content, p.payload, d.digest, d.cancels, d.received_at, d.attempts"
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Event).decode
 _PAYLOAD = "left join payloads p on p.seq = d.seq"
+
+
+class SqliteInbox:
+    """ports.Inbox."""
+
+    def __init__(self, threads: DatabaseThreads) -> None:
+        self._threads = threads
+
+    async def accept(
+        self, delivery: Delivery, *, handled: bool = False, observed: Sequence[HeadSeen | BranchPush] = ()
+    ) -> bool:
+        now = self._threads.now()
+        job = partial(accept, delivery=delivery, handled_at=now if handled else None, observed=observed, now=now)
+        return await self._threads.write(job)
+
+    async def claim(self, owner: str, *, limit: int, cancels: int = 0, lease_s: float) -> list[Delivery]:
+        now = self._threads.now()
+        return await self._threads.write(partial(claim, owner=owner, limit=limit, cancels=cancels, now=now, lease_s=lease_s))
+
+    async def complete(self, owner: str, guid: str, outcome: DeliveryOutcome) -> None:
+        await self._threads.write(partial(complete, owner=owner, guid=guid, outcome=outcome, now=self._threads.now()))
+
+    async def postpone(self, owner: str, guid: str, error: str, *, delay_s: float) -> None:
+        due_at = self._threads.now() + delay_s
+        await self._threads.write(partial(postpone, owner=owner, guid=guid, error=error, due_at=due_at))
+
+    async def get(self, guid: str) -> tuple[Delivery, bool, str | None] | None:
+        return await self._threads.read(partial(get, guid=guid))
+
+    async def has_earlier(self, guid: str, repository_id: int, number: int) -> bool:
+        return await self._threads.read(partial(has_earlier, guid=guid, repository_id=repository_id, number=number))
+
+    async def head_history(self, repository_id: int, number: int, sha: str, fork_id: int | None = None) -> HeadHistory:
+        query = partial(heads.history, repository_id=repository_id, number=number, sha=sha, fork_id=fork_id)
+        return await self._threads.read(query)
+
+    async def spend(self, key: str, *, cost: float, capacity: float, per_s: float) -> Spending:
+        job = partial(budgets.spend, key=key, cost=cost, capacity=capacity, per_s=per_s, now=self._threads.now())
+        return await self._threads.write(job)
+
+    def changed(self) -> Subscription:
+        return self._threads.changed("deliveries")
 
 
 def accept(
@@ -62,7 +120,7 @@ def claim(
     found = []
     for is_cancel, most in ((1, cancels), (0, limit)):
         found += db.execute(
-            f"select d.seq, {_NOUN} from deliveries d {_PAYLOAD} "  # noqa: S608
+            f"select d.seq, {_COLUMNS} from deliveries d {_PAYLOAD} "  # noqa: S608
             f"where d.handled_at is null and d.cancels = {is_cancel} and d.lease_until <= ? and d.due_at <= ? "
             "order by d.seq limit ?",
             (now, now, most),
@@ -71,7 +129,7 @@ def claim(
         "update deliveries set owner = ?, lease_until = ?, attempts = attempts + 1 where seq = ?",
         [(owner, now + lease_s, row[0]) for row in found],
     )
-    return [_noun((*row[1:-1], row[-1] + 1)) for row in found]
+    return [_delivery((*row[1:-1], row[-1] + 1)) for row in found]
 
 
 def has_earlier(db: sqlite3.Connection, guid: str, repository_id: int, number: int) -> bool:
@@ -85,20 +143,20 @@ def has_earlier(db: sqlite3.Connection, guid: str, repository_id: int, number: i
     return found.fetchone() is not None
 
 
-def settle(db: sqlite3.Connection, topics: set[str], owner: str, guid: str, settlement: Settlement, now: float) -> None:
+def complete(db: sqlite3.Connection, topics: set[str], owner: str, guid: str, outcome: DeliveryOutcome, now: float) -> None:
     seq = _open(db, owner, guid)
     if seq is None:
         return
-    db.execute("update deliveries set handled_at = ?, error = ?, lease_until = 0 where seq = ?", (now, settlement.error, seq))
+    db.execute("update deliveries set handled_at = ?, error = ?, lease_until = 0 where seq = ?", (now, outcome.error, seq))
     topics.add("deliveries")
-    for new in settlement.runs:
+    for new in outcome.runs:
         runs.queue(db, topics, new, now, seq)
-    for run_id, reason in settlement.cancel:
+    for run_id, reason in outcome.cancel:
         runs.request_cancel(db, topics, run_id, reason)
-    for request in settlement.cancel_earlier:
+    for request in outcome.cancel_earlier:
         runs.cancel_earlier(db, topics, request, seq)
-    outbox.wish(db, topics, settlement.tellings, now)
-    heads.record(db, settlement.observed, now)
+    outbox.record(db, topics, outcome.notifications, now)
+    heads.record(db, outcome.observed, now)
 
 
 def postpone(db: sqlite3.Connection, topics: set[str], owner: str, guid: str, error: str, due_at: float) -> None:
@@ -112,10 +170,10 @@ def postpone(db: sqlite3.Connection, topics: set[str], owner: str, guid: str, er
 
 def get(db: sqlite3.Connection, guid: str) -> tuple[Delivery, bool, str | None] | None:
     row = db.execute(
-        f"select {_NOUN}, d.handled_at is not null, d.error from deliveries d {_PAYLOAD} where d.guid = ?",  # noqa: S608
+        f"select {_COLUMNS}, d.handled_at is not null, d.error from deliveries d {_PAYLOAD} where d.guid = ?",  # noqa: S608
         (guid,),
     ).fetchone()
-    return None if row is None else (_noun(row[:8]), bool(row[8]), row[9])
+    return None if row is None else (_delivery(row[:8]), bool(row[8]), row[9])
 
 
 def prune_payloads(db: sqlite3.Connection, _: set[str], handled_before: float, failed_before: float, limit: int) -> int:
@@ -164,11 +222,11 @@ def _open(db: sqlite3.Connection, owner: str, guid: str) -> int | None:
     if row is not None and row[2] is not None:
         return None
     if row is None or row[1] != owner:
-        raise ClaimLost(f"delivery {guid} is not claimed by {owner} any more: leave it to whoever has it")
+        raise ClaimLost(f"delivery {guid} is no longer claimed by {owner}: leave it to the process that has it")
     return int(row[0])
 
 
-def _noun(row: tuple[Any, ...]) -> Delivery:
+def _delivery(row: tuple[Any, ...]) -> Delivery:
     guid, event_name, content, payload, digest, cancels, received_at, attempts = row
     return Delivery(
         guid=guid,
