@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
 from enum import IntEnum, StrEnum
+from typing import Literal
 
 from msgspec import Struct, field
 
@@ -448,13 +449,7 @@ class TaskResult(Struct, frozen=True, kw_only=True):
         return (self.finished_at - self.started_at).total_seconds()
 
 
-# --- what GitHub has still to be told ----------------------------------------------------------------------------
-
-
-class NotificationKind(StrEnum):
-    CHECK_RUN = "check_run"
-    COMMENT = "comment"
-    REACTION = "reaction"
+# --- what is published to GitHub -------------------------------------------------------------------------------------
 
 
 class Priority(IntEnum):
@@ -467,36 +462,74 @@ class Priority(IntEnum):
     REACTION = 3
 
 
+class CheckRunOutput(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    title: str
+    summary: str
+    text: str | None = None
+
+
+class CheckRunUpdate(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A check run, in the fields of GitHub's checks API: https://docs.github.com/en/rest/checks/runs."""
+
+    name: str
+    head_sha: str
+    external_id: str
+    """Finds it again: the run's id, or the notification's key."""
+    status: Literal["queued", "in_progress", "completed"]
+    output: CheckRunOutput
+    started_at: str | None = None
+    """Times are RFC 3339 in UTC (views.timestamp)."""
+    completed_at: str | None = None
+    conclusion: Conclusion | None = None
+    details_url: str | None = None
+
+
+class CommentUpdate(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A comment in the conversation of a pull request."""
+
+    number: int
+    marker: str
+    """An HTML comment that finds it again; `body` begins with it."""
+    body: str
+    only_if_exists: bool = False
+    """Change an existing comment, and create none."""
+
+
+class ReactionUpdate(Struct, frozen=True, kw_only=True):
+    """A reaction to a comment."""
+
+    comment_id: int
+    is_review_comment: bool
+    content: str
+    """GitHub's word: eyes | rocket | confused …"""
+
+
+NotificationUpdate = CheckRunUpdate | CommentUpdate | ReactionUpdate
+"""Stored as JSON next to its kind, so fields are stored names: a new field needs a default."""
+
+
 class Notification(Struct, frozen=True, kw_only=True):
-    """One thing as GitHub should know it: a wished-for state, not an act, so that doing it again changes nothing.
+    """The desired state of one GitHub object, and not an action: publishing it again changes nothing.
 
-    `key` names the thing: `check:<run id>`, `comment:<repository id>:<number>:<workflow>`, `reply:<delivery guid>`,
-    `reaction:<comment id>:<content>`. A newer telling of the same key takes the older one's place.
-
-    `body` by kind (JSON values only):
-    - check_run: name, head_sha, external_id (the run's id), status, conclusion?, started_at?, completed_at?,
-      details_url?, output {title, summary, text?}: the fields of GitHub's checks API
-    - comment: number, marker (an HTML comment that finds it again), body (begins with the marker),
-      only_if_exists? (true: change the comment that is there, create none)
-    - reaction: comment_id, is_review_comment, content (eyes | rocket | confused …)
+    `key` names the object: `check:<run id>`, `comment:<repository id>:<number>:<workflow>`, `reply:<delivery digest>`,
+    `reaction:<comment id>:<content>` … A newer notification with the same key replaces the older one.
     """
 
     key: str
-    kind: NotificationKind
     installation_id: int
     repository: str
-    body: Mapping[str, object]
+    update: NotificationUpdate
 
 
 class DueNotification(Struct, frozen=True, kw_only=True):
-    """A telling that somebody has claimed to tell GitHub now."""
+    """A notification that a process has claimed, to publish it now."""
 
     notification: Notification
     revision: int
     remote_id: int | None
     """GitHub's id of the check run, comment or reaction, when we have learned it."""
     attempts: int
-    """How often this was begun before, in all its revisions; above 0 without a remote_id: look before you write."""
+    """How many times publishing was begun before, in all revisions; above 0 without a remote_id: look before you write."""
     failures: int = 0
     """How often publishing failed since it last succeeded."""
     priority: Priority = Priority.RESULT

@@ -16,6 +16,7 @@ from gibil_bot.model import (
     Approval,
     BranchPush,
     CancelRequest,
+    CheckRunUpdate,
     Command,
     CommentCreated,
     Conclusion,
@@ -281,7 +282,9 @@ class EventHandlers:
         if any(other.key == wanted.key for other in outcome.notifications):
             return
         there = await self._outbox.get(wanted.key)
-        if there is None or there[0].notification.body.get("conclusion") != wanted.body["conclusion"]:
+        shown = there[0].notification.update if there is not None else None
+        assert isinstance(wanted.update, CheckRunUpdate)
+        if not isinstance(shown, CheckRunUpdate) or shown.conclusion is not wanted.update.conclusion:
             outcome.notifications.append(wanted)
 
     async def _to_retest(self, desk: PullRequestContext, event: CommentCreated, wanted: str | None) -> list[_Repeat]:

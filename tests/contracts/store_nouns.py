@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from gibil_bot.model import (
     CommentCreated,
+    CommentUpdate,
     Delivery,
     Event,
     MachinePlan,
     NewRun,
     Notification,
-    NotificationKind,
     Person,
     Plan,
     PullRequest,
@@ -132,9 +132,9 @@ def new_run(
     return NewRun(id=run_id, delivery_guid=guid, source=source, plan=plan)
 
 
-def comment(key: str = "comment:1:7:test", **body: object) -> Notification:
-    content: Mapping[str, object] = body or {"number": 7, "marker": "<!-- m -->", "body": "<!-- m --> hello"}
-    return Notification(key=key, kind=NotificationKind.COMMENT, installation_id=99, repository="ada/engine", body=content)
+def comment(key: str = "comment:1:7:test", body: str = "hello", number: int = 7) -> Notification:
+    update = CommentUpdate(number=number, marker="<!-- m -->", body=f"<!-- m --> {body}")
+    return Notification(key=key, installation_id=99, repository="ada/engine", update=update)
 
 
 async def settle(store: Store, settlement: DeliveryOutcome, guid: str, arrived: Delivery | None = None) -> None:

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from store_nouns import command, delivery, new_run
 
 from gibil_bot.caps import NO_CAPS
-from gibil_bot.model import BranchPush, CancelRequest, NotificationKind, PullRequest, Repository, Run
+from gibil_bot.model import BranchPush, CancelRequest, CommentUpdate, PullRequest, Repository, Run
 from gibil_bot.ports import DeliveryOutcome, GitHub
 from gibil_bot.runs.context import Policy
 from gibil_bot.runs.intake import Intake
@@ -179,6 +179,6 @@ async def test_with_nothing_to_cancel_the_answer_says_so(tmp_path: Path) -> None
         await it.comment("/gibil cancel")
         await it.all_handled()
         found = [due.notification for due in await it.store.outbox.claim("a", limit=9, lease_s=60)]
-        texts = [str(one.body["body"]) for one in found if one.kind is NotificationKind.COMMENT]
+        texts = [one.update.body for one in found if isinstance(one.update, CommentUpdate)]
         assert len(texts) == 1
         assert "Nothing is running or queued" in texts[0]

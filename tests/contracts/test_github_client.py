@@ -23,7 +23,19 @@ from gibil_bot.demo.github_double import GitHubDouble
 from gibil_bot.demo.server import serving
 from gibil_bot.errors import GitHubError, InvalidWorkflow, NotAskedYet
 from gibil_bot.github.api.client import GitHubClient
-from gibil_bot.model import DueNotification, Notification, NotificationKind, Person, Priority, Repository, UnusableFile
+from gibil_bot.model import (
+    CheckRunOutput,
+    CheckRunUpdate,
+    CommentUpdate,
+    DueNotification,
+    Notification,
+    NotificationUpdate,
+    Person,
+    Priority,
+    ReactionUpdate,
+    Repository,
+    UnusableFile,
+)
 from gibil_bot.planning.schema import parse_workflow
 from gibil_bot.ports import GitHub, Publisher
 from tests.doubles.patience import patient
@@ -66,22 +78,26 @@ class Scene:
     def asked(self, method: str, ending: str) -> int:
         return sum(1 for request in self.github.requests if request.method == method and request.path.endswith(ending))
 
-    def check(self, **changes: object) -> Notification:
-        body: dict[str, object] = {
-            "name": "gibil / test",
-            "head_sha": self.sha,
-            "external_id": "00ff00ff00ff00ff",
-            "status": "in_progress",
-            "output": {"title": "Running", "summary": "so far"},
-        }
-        return self.telling(NotificationKind.CHECK_RUN, "check:00ff", body | changes)
+    def check(self, **changes: Any) -> Notification:
+        update = CheckRunUpdate(
+            name="gibil / test",
+            head_sha=self.sha,
+            external_id="00ff00ff00ff00ff",
+            status="in_progress",
+            output=CheckRunOutput(title="Running", summary="so far"),
+        )
+        return self.notification("check:00ff", replace(update, **changes))
 
-    def comment(self, text: str = "hello", marker: str = MARKER, **changes: object) -> Notification:
-        body: dict[str, object] = {"number": self.number, "marker": marker, "body": f"{marker}\n{text}"}
-        return self.telling(NotificationKind.COMMENT, "comment:1:1:test", body | changes)
+    def comment(self, text: str = "hello", marker: str = MARKER, **changes: Any) -> Notification:
+        update = CommentUpdate(number=self.number, marker=marker, body=f"{marker}\n{text}")
+        return self.notification("comment:1:1:test", replace(update, **changes))
 
-    def telling(self, kind: NotificationKind, key: str, body: dict[str, object]) -> Notification:
-        return Notification(key=key, kind=kind, installation_id=self.installation, repository=REPO, body=body)
+    def reaction(self, comment_id: int, content: str, *, is_review_comment: bool = False) -> Notification:
+        update = ReactionUpdate(comment_id=comment_id, is_review_comment=is_review_comment, content=content)
+        return self.notification(f"reaction:{comment_id}:{content}", update)
+
+    def notification(self, key: str, update: NotificationUpdate) -> Notification:
+        return Notification(key=key, installation_id=self.installation, repository=REPO, update=update)
 
     def conversation(self) -> list[str]:
         return [comment.body for comment in self.github.comments(REPO, self.number)]
@@ -500,8 +516,7 @@ async def test_a_comment_that_only_brings_up_to_date_creates_nothing(scene: Scen
 async def test_a_reaction_may_be_told_twice(scene: Scene, is_review_comment: bool) -> None:
     say = scene.github.review_comment if is_review_comment else scene.github.comment
     comment = say(REPO, scene.number, "ada", "/gibil test")
-    body = {"comment_id": comment.id, "is_review_comment": is_review_comment, "content": "eyes"}
-    telling = scene.telling(NotificationKind.REACTION, f"reaction:{comment.id}:eyes", body)
+    telling = scene.reaction(comment.id, "eyes", is_review_comment=is_review_comment)
     scene.github.fault("POST", "/reactions$", "error_after")
     first = await scene.client.publish(due(telling))
     assert await scene.client.publish(due(telling, attempts=1)) == first
@@ -599,8 +614,7 @@ async def test_writes_that_do_not_stop_are_held_to_githubs_rate(scene: Scene) ->
 async def test_results_never_wait_behind_comments_and_reactions(scene: Scene) -> None:
     first = scene.github.comment(REPO, scene.number, "ada", "/gibil test")
     for content in ("eyes", "rocket", "heart", "laugh", "hooray", "confused", "+1", "-1") * 7:
-        body = {"comment_id": first.id, "is_review_comment": False, "content": content}
-        telling = scene.telling(NotificationKind.REACTION, f"reaction:{first.id}:{content}", body)
+        telling = scene.reaction(first.id, content)
         await scene.client.publish(due(telling, priority=Priority.REACTION))
     assert 0 < len(scene.clock.slept) < 10, "reactions leave half of the writes at once to others"
     for number in range(19):

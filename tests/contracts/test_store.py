@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import get_args
+from typing import Literal, cast, get_args
 
 import pytest
 from msgspec.structs import replace
@@ -14,17 +14,21 @@ from store_nouns import DAY_S, Clock, command, comment, delivery, new_run, queue
 from gibil_bot.errors import ClaimLost, StoreError
 from gibil_bot.model import (
     BranchPushed,
+    CheckRunOutput,
+    CheckRunUpdate,
     Claim,
+    CommentUpdate,
     Conclusion,
     DueNotification,
     Event,
     Ignored,
     MergeGroupChecked,
     Notification,
-    NotificationKind,
+    NotificationUpdate,
     Person,
     Priority,
     PullRequestChanged,
+    ReactionUpdate,
     RerunRequested,
     RunState,
     Spending,
@@ -226,7 +230,9 @@ async def test_settling_is_whole_or_not_at_all(store: Store) -> None:
     await store.inbox.accept(delivery())
     await store.inbox.claim("a", limit=9, lease_s=60)
     with pytest.raises(TypeError):
-        await store.inbox.complete("a", "guid-1", DeliveryOutcome(runs=[new_run("r1")], notifications=[comment(body=object())]))
+        await store.inbox.complete(
+            "a", "guid-1", DeliveryOutcome(runs=[new_run("r1")], notifications=[comment(number=cast(int, object()))])
+        )
     assert await store.runs.unfinished() == []
     assert (await store.counts())["deliveries_unhandled"] == 1
     await store.inbox.complete("a", "guid-1", DeliveryOutcome(runs=[new_run("r1")]))
@@ -297,7 +303,7 @@ async def test_finishing_says_how_it_ended_and_what_to_tell_together(store: Stor
     await queue(store, new_run("r1"))
     claimed = await claim(store)
     with pytest.raises(TypeError):
-        await store.runs.finish(claimed, Conclusion.FAILURE, [comment(body=object())])
+        await store.runs.finish(claimed, Conclusion.FAILURE, [comment(number=cast(int, object()))])
     clock.turn(7)
     await store.runs.finish(claimed, Conclusion.FAILURE, [comment()])
     run = await other.runs.get("r1")
@@ -313,16 +319,42 @@ async def test_finishing_says_how_it_ended_and_what_to_tell_together(store: Stor
 # What GitHub has still to be told
 
 
-async def test_a_telling_comes_back_as_it_was_wished_for(store: Store, other: Store) -> None:
-    wished = replace(comment(output={"title": "✓", "text": ["a", 1, None]}), kind=NotificationKind.CHECK_RUN)
-    await store.outbox.record([wished])
-    assert await due(other) == [DueNotification(notification=wished, revision=1, remote_id=None, attempts=0)]
+UPDATES = (
+    CheckRunUpdate(
+        name="gibil / test",
+        head_sha="a" * 40,
+        external_id="00ff",
+        status="completed",
+        output=CheckRunOutput(title="✓", summary="s", text="t"),
+        started_at="2026-11-23T12:30:15Z",
+        completed_at="2026-11-23T12:30:16Z",
+        conclusion=Conclusion.TIMED_OUT,
+        details_url="https://bot.example/runs/00ff",
+    ),
+    CheckRunUpdate(
+        name="n", head_sha="a" * 40, external_id="e", status="queued", output=CheckRunOutput(title="t", summary="s")
+    ),
+    CommentUpdate(number=7, marker="<!-- m -->", body="<!-- m -->", only_if_exists=True),
+    ReactionUpdate(comment_id=5, is_review_comment=False, content="eyes"),
+)
+
+
+@pytest.mark.parametrize("update", UPDATES, ids=lambda update: type(update).__name__)
+async def test_a_notification_comes_back_as_it_was_recorded(store: Store, other: Store, update: NotificationUpdate) -> None:
+    recorded = replace(comment(), update=update)
+    await store.outbox.record([recorded])
+    (one,) = await due(other)
+    assert one == DueNotification(notification=recorded, revision=1, remote_id=None, attempts=0, priority=one.priority)
     assert await store.outbox.get("another") is None
 
 
+async def test_every_kind_of_notification_is_in_the_list_above(store: Store) -> None:
+    assert {type(update) for update in UPDATES} == set(get_args(NotificationUpdate))
+
+
 async def test_the_same_body_again_is_no_new_revision(store: Store) -> None:
-    await store.outbox.record([comment(number=7, body="hello")])
-    await store.outbox.record([comment(body="hello", number=7)])
+    await store.outbox.record([comment(body="hello")])
+    await store.outbox.record([comment(body="hello")])
     assert [one.revision for one in await due(store)] == [1]
 
 
@@ -596,9 +628,10 @@ async def test_a_caller_who_is_cancelled_spoils_nothing_for_the_others(store: St
 # What is told first
 
 
-def check_run(key: str, status: str, repository: str = "ada/engine", **more: object) -> Notification:
-    body = {"status": status, **more}
-    return Notification(key=key, kind=NotificationKind.CHECK_RUN, installation_id=99, repository=repository, body=body)
+def check_run(key: str, status: Literal["queued", "in_progress", "completed"], summary: str = "") -> Notification:
+    output = CheckRunOutput(title="t", summary=summary)
+    update = CheckRunUpdate(name="gibil / test", head_sha="a" * 40, external_id=key, status=status, output=output)
+    return Notification(key=key, installation_id=99, repository="ada/engine", update=update)
 
 
 def of_repository(key: str, repository: str) -> Notification:
@@ -609,7 +642,7 @@ async def test_results_come_before_progress_then_comments_then_reactions(store: 
     await store.outbox.record([check_run(key, "queued") for key in ("shown", "ended")])
     for one in await due(store):
         await store.outbox.published("a", one, 1)
-    reaction = replace(comment("reaction"), kind=NotificationKind.REACTION)
+    reaction = replace(comment("reaction"), update=UPDATES[-1])
     progress, ended = check_run("shown", "in_progress"), check_run("ended", "completed")
     for wished in (reaction, comment("comment"), progress, check_run("new", "queued"), ended):
         clock.turn(1)
@@ -653,7 +686,7 @@ async def test_a_result_does_not_wait_until_progress_would_be_tried_again(store:
     await store.outbox.record([check_run("k", "in_progress")])
     (one,) = await due(store)
     await store.outbox.not_published("a", one, "502", retry_s=300)
-    await store.outbox.record([check_run("k", "in_progress", more="output")])
+    await store.outbox.record([check_run("k", "in_progress", "output")])
     assert await due(store) == []
     await store.outbox.record([check_run("k", "completed")])
     (one,) = await due(store)

@@ -17,7 +17,18 @@ from msgspec.structs import replace
 from store_nouns import new_run
 
 from gibil_bot.caps import NO_CAPS
-from gibil_bot.model import BranchPush, PullRequest, Repository
+from gibil_bot.model import (
+    BranchPush,
+    CheckRunUpdate,
+    CommentUpdate,
+    Conclusion,
+    Person,
+    PullRequest,
+    Refusal,
+    Repository,
+    TaskStatus,
+    Trust,
+)
 from gibil_bot.ports import GitHub
 from gibil_bot.runs.context import Policy
 from gibil_bot.runs.intake import Intake
@@ -104,3 +115,60 @@ async def test_stored_payloads_are_decoded_and_handled(store: SqliteStore) -> No
         True,
         "check_run delivery: Object missing required field `head_sha` - at `$.check_run`; replay it once the cause is known",
     )
+
+
+async def test_notifications_of_each_kind_are_published_as_they_were_recorded(store: SqliteStore) -> None:
+    due = await store.outbox.claim("new", limit=20, lease_s=60)
+    updates = {one.notification.key: one.notification.update for one in due}
+    assert {key: type(update).__name__ for key, update in updates.items()} == {
+        "check:00000000000000a1": "CheckRunUpdate",
+        "check:00000000000000b2": "CheckRunUpdate",
+        "check:00000000000000c3": "CheckRunUpdate",
+        "comment:1:7:lint": "CommentUpdate",
+        "comment:1:7:docs": "CommentUpdate",
+        "reply:0123456789abcdef": "CommentUpdate",
+        "notice:1:7:problems": "CommentUpdate",
+        "reaction:6:eyes": "ReactionUpdate",
+        "reaction:6:rocket": "ReactionUpdate",
+    }
+    assert [one.remote_id for one in due if one.notification.key == "check:00000000000000a1"] == [4711]
+    ended = updates["check:00000000000000c3"]
+    assert isinstance(ended, CheckRunUpdate)
+    assert (ended.status, ended.conclusion) == ("completed", Conclusion.FAILURE)
+    assert ended.output.title == "gibil itself failed, not your code"
+    optional, own = updates["comment:1:7:docs"], updates["comment:1:7:lint"]
+    assert isinstance(optional, CommentUpdate)
+    assert isinstance(own, CommentUpdate)
+    assert (optional.only_if_exists, own.only_if_exists) == (True, False)
+    assert own.body.startswith(own.marker)
+    # The same states, encoded by this version, are the same bytes.
+    await store.outbox.record([one.notification for one in due])
+    again = [await store.outbox.get(key) for key in updates]
+    assert [found[0].revision for found in again if found] == [one.revision for one in due]
+
+
+async def test_a_running_run_is_continued_and_a_queued_one_starts(store: SqliteStore) -> None:
+    running = await store.runs.claim("new", lease_s=60, max_machines=9)
+    assert running is not None
+    run = running.run
+    assert (run.id, run.machine, run.machine_attempt, run.note) == (
+        "00000000000000a1", "gibil-00000000000000a1-1", 1, "a note of the run",
+    )  # fmt: skip
+    machine = run.plan.machine
+    assert (machine.size, machine.image, machine.server_type, machine.location) == ("large", "debian-12", "cx22", "fsn1")
+    assert (machine.ttl_s, machine.memory_mb, machine.disk_mb, machine.pids) == (1800, 512, 2048, 300)
+    results = await store.runs.task_results(run.id, 1)
+    assert [(one.name, one.status) for one in results] == [("build", TaskStatus.SUCCESS), ("check", TaskStatus.RUNNING)]
+    assert results[0].refusals.refused == (Refusal(host="10.0.0.1", port=80),)
+    assert await store.runs.bind_secrets(running, "0" * 64)
+    await store.runs.finish(running, Conclusion.SUCCESS, [])
+    queued = await store.runs.claim("new", lease_s=60, max_machines=9)
+    assert queued is not None
+    assert (queued.run.id, queued.run.plan.workflow, queued.run.source.trust) == ("00000000000000b2", "test", Trust.TRUSTED)
+
+
+async def test_what_was_known_about_heads_and_approvals_is_kept(store: SqliteStore) -> None:
+    history = await store.inbox.head_history(1, 7, HEAD)
+    assert [(seen.action, seen.pusher) for seen in history.heads] == [("opened", None), ("synchronize", Person(login="ada"))]
+    assert [push.branch for push in history.pushes] == ["notes/g"]
+    assert [(approval.by, approval.sha) for approval in history.approvals] == [("ada", HEAD)]

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from gibil_bot.errors import StoreError
-from gibil_bot.model import Delivery, Notification, NotificationKind
+from gibil_bot.model import CommentUpdate, Delivery, Notification
 from gibil_bot.ports import DeliveryOutcome
 from gibil_bot.runs.sqlite.checkpointer import LONGEST_LOG
 from gibil_bot.runs.sqlite.store import SqliteStore, open_store
@@ -164,7 +164,9 @@ async def test_a_second_bot_is_refused_and_takes_over_after_kill_9(tmp_path: Pat
 
 
 async def test_the_dead_processes_leases_on_runs_and_tellings_end_too(tmp_path: Path) -> None:
-    telling = Notification(key="k", kind=NotificationKind.COMMENT, installation_id=1, repository="ada/engine", body={})
+    telling = Notification(
+        key="k", installation_id=1, repository="ada/engine", update=CommentUpdate(number=1, marker="m", body="m")
+    )
     first = await open_store(url_of(tmp_path), exclusive=False)
     await first.inbox.accept(delivery("guid"))
     await first.inbox.claim("dead", limit=1, lease_s=3600)
@@ -424,7 +426,9 @@ async def test_the_log_stays_bounded_while_writing_never_pauses(tmp_path: Path, 
 
 
 async def test_a_job_that_fails_spoils_none_of_its_batch(store: SqliteStore) -> None:
-    bad = Notification(key="k", kind=NotificationKind.COMMENT, installation_id=1, repository="ada/engine", body={"x": object()})
+    bad = Notification(
+        key="k", installation_id=1, repository="ada/engine", update=CommentUpdate(number=1, marker="m", body=object())
+    )
     good = [store.inbox.accept(delivery(f"guid-{number}")) for number in range(20)]
     answers = await asyncio.gather(*good[:10], store.outbox.record([bad]), *good[10:], return_exceptions=True)
     assert isinstance(answers.pop(10), TypeError)
@@ -458,15 +462,16 @@ async def test_what_an_older_version_left_to_be_told_gets_its_priority(tmp_path:
     initial = (resources.files("gibil_bot.runs.sqlite.migrations") / "0001_initial.sql").read_text()
     db = sqlite3.connect(tmp_path / "gibil.db")
     db.executescript(initial)
+    checked = '{"external_id":"e","head_sha":"s","name":"n","output":{"summary":"s","title":"t"},"status":"%s"}'
     db.executemany(
         "insert into tellings (key, kind, installation_id, repository, body, told_revision, revision, due_at) "
         "values (?, ?, 1, 'ada/engine', ?, ?, 2, 0)",
         [
-            ("reaction", "reaction", "{}", 0),
-            ("comment", "comment", "{}", 1),
-            ("progress", "check_run", '{"status":"in_progress"}', 1),
-            ("result", "check_run", '{"status":"completed"}', 1),
-            ("new", "check_run", '{"status":"queued"}', 0),
+            ("reaction", "reaction", '{"comment_id":1,"content":"eyes","is_review_comment":false}', 0),
+            ("comment", "comment", '{"body":"b","marker":"m","number":1}', 1),
+            ("progress", "check_run", checked % "in_progress", 1),
+            ("result", "check_run", checked % "completed", 1),
+            ("new", "check_run", checked % "queued", 0),
         ],
     )
     db.execute("pragma user_version = 1")

@@ -13,7 +13,7 @@ from typing import Any, cast
 from msgspec.structs import replace
 
 from gibil_bot.errors import MachineLost
-from gibil_bot.model import Claim, Conclusion, Endpoint, NewRun, Run
+from gibil_bot.model import CheckRunUpdate, Claim, Conclusion, Endpoint, NewRun, Run
 from gibil_bot.operator_secrets import ScopedSecrets
 from gibil_bot.ports import DeliveryOutcome, RunRecorder, Shell
 from gibil_bot.providers.keyring import Keyring
@@ -56,9 +56,11 @@ class Bench:
         assert claim is not None
         return claim
 
-    async def check_run(self, run_id: str) -> dict[str, object]:
+    async def check_run(self, run_id: str) -> CheckRunUpdate:
         found = await self.store.outbox.get(f"check:{run_id}")
-        return dict(found[0].notification.body) if found is not None else {}
+        assert found is not None
+        assert isinstance(found[0].notification.update, CheckRunUpdate)
+        return found[0].notification.update
 
 
 @contextlib.asynccontextmanager
@@ -89,8 +91,8 @@ async def test_a_superseded_run_that_never_started_creates_no_machine_and_mints_
         assert (claim.run.id, claim.run.cancel_reason) == ("older", "superseded by 0123456")
         assert await Runner(scene.tools, claim).run() is Conclusion.CANCELLED
         assert (scene.provider.specs, scene.supply.begun) == ({}, [])
-        body = await scene.check_run("older")
-        assert (body["status"], body["conclusion"]) == ("completed", "cancelled")
+        shown = await scene.check_run("older")
+        assert (shown.status, shown.conclusion) == ("completed", Conclusion.CANCELLED)
 
 
 class Interrupted:
@@ -132,10 +134,10 @@ async def test_the_check_run_is_closed_while_the_machine_is_still_being_created(
             await scene.provider.creating.wait()
             signal = scene.store.outbox.changed()
             runner.cancel("cancelled by ada")
-            while (await scene.check_run("r1")).get("status") != "completed":
+            while (await scene.check_run("r1")).status != "completed":
                 await signal.wait(0.05)
             assert not running.done()
-            assert (await scene.check_run("r1"))["conclusion"] == "cancelled"
+            assert (await scene.check_run("r1")).conclusion is Conclusion.CANCELLED
             scene.provider.go_on.set()
             assert await running is Conclusion.CANCELLED
         assert scene.provider.machines == {}
@@ -149,5 +151,5 @@ async def test_progress_never_replaces_the_closed_check_run(tmp_path: Path) -> N
         assert await Runner(scene.tools, claim).run() is Conclusion.CANCELLED
         found = await scene.store.outbox.get("check:r1")
         assert found is not None
-        assert found[0].notification.body["status"] == "completed"
+        assert (await scene.check_run("r1")).status == "completed"
         assert found[0].revision <= 2  # closed, and closed with the last report

@@ -11,12 +11,12 @@ import msgspec
 import pytest
 
 from gibil_bot.model import (
+    CommentUpdate,
     Conclusion,
     Delivery,
     Ignored,
     NewRun,
     Notification,
-    NotificationKind,
     Person,
     Plan,
     PullRequest,
@@ -59,7 +59,8 @@ def new_run(run_id: str) -> NewRun:
 
 
 def telling(key: str) -> Notification:
-    return Notification(key=key, kind=NotificationKind.COMMENT, installation_id=1, repository="ada/engine", body={"body": key})
+    update = CommentUpdate(number=1, marker="m", body=key)
+    return Notification(key=key, installation_id=1, repository="ada/engine", update=update)
 
 
 def write_history(db: sqlite3.Connection) -> None:

@@ -12,14 +12,29 @@ from functools import partial
 
 import msgspec
 
-from gibil_bot.model import DueNotification, Notification, NotificationKind, Priority
+from gibil_bot.model import (
+    CheckRunUpdate,
+    CommentUpdate,
+    DueNotification,
+    Notification,
+    NotificationUpdate,
+    Priority,
+    ReactionUpdate,
+)
 from gibil_bot.runs.signals import Subscription
 from gibil_bot.runs.sqlite.threads import DatabaseThreads
 
 _COLUMNS = "key, kind, installation_id, repository, body, revision, remote_id, attempts, failures, priority"
 _PENDING = "revision > told_revision and revision > refused_revision"  # word for word the index's condition
-_encode = msgspec.json.Encoder(order="deterministic").encode
-_decode = msgspec.json.Decoder(dict[str, object]).decode
+_encode = msgspec.json.Encoder(order="sorted").encode  # as dicts were encoded before: equal states are equal bytes
+_KINDS: dict[str, type[NotificationUpdate]] = {
+    "check_run": CheckRunUpdate,
+    "comment": CommentUpdate,
+    "reaction": ReactionUpdate,
+}
+"""The column `kind` says which type `body` is."""
+_KIND_OF = {update: kind for kind, update in _KINDS.items()}
+_DECODERS = {kind: msgspec.json.Decoder(update) for kind, update in _KINDS.items()}
 
 
 class SqliteOutbox:
@@ -75,10 +90,10 @@ def record(db: sqlite3.Connection, topics: set[str], notifications: Sequence[Not
             f"due_at = case when {_PENDING} and ?7 > 0 then due_at else excluded.due_at end where body <> excluded.body",
             (
                 notification.key,
-                notification.kind.value,
+                _KIND_OF[type(notification.update)],
                 notification.installation_id,
                 notification.repository,
-                _encode(notification.body),
+                _encode(notification.update),
                 now,
                 priority.value,
             ),
@@ -88,13 +103,15 @@ def record(db: sqlite3.Connection, topics: set[str], notifications: Sequence[Not
 
 
 def _priority(notification: Notification) -> Priority:
-    """Of a change to what GitHub shows already."""
-    match notification.kind:
-        case NotificationKind.CHECK_RUN:
-            return Priority.RESULT if notification.body.get("status") == "completed" else Priority.PROGRESS
-        case NotificationKind.COMMENT:
+    """Of a change to an object that GitHub shows already."""
+    match notification.update:
+        case CheckRunUpdate(status="completed"):
+            return Priority.RESULT
+        case CheckRunUpdate():
+            return Priority.PROGRESS
+        case CommentUpdate():
             return Priority.COMMENT
-        case NotificationKind.REACTION:
+        case ReactionUpdate():
             return Priority.REACTION
 
 
@@ -195,7 +212,7 @@ def prune(db: sqlite3.Connection, _: set[str], published_before: float, limit: i
 def _due(row: tuple[str, str, int, str, bytes, int, int | None, int, int, int]) -> DueNotification:
     key, kind, installation_id, repository, body, revision, remote_id, attempts, failures, priority = row
     notification = Notification(
-        key=key, kind=NotificationKind(kind), installation_id=installation_id, repository=repository, body=_decode(body)
+        key=key, installation_id=installation_id, repository=repository, update=_DECODERS[kind].decode(body)
     )
     return DueNotification(
         notification=notification,
