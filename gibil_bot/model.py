@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
 from enum import IntEnum, StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct, field
 
@@ -307,17 +307,37 @@ class TaskPlan(Struct, frozen=True, kw_only=True):
     shell: str = "bash"
 
 
-class MachinePlan(Struct, frozen=True, kw_only=True):
-    """What the workflow asks of the machine; None leaves it to the provider."""
+class MachineResources(Struct, frozen=True, kw_only=True):
+    """What can be said about a machine, as the `machine:` of a file or a request says it. None: not said.
 
-    size: str = "small"
+    Plans and specs extend it instead of holding it, because their JSON is flat: in the database, in `gibil plan` and in the
+    protocol of the local machines' daemon.
+    """
+
+    size: str | None = None
     image: str | None = None
     server_type: str | None = None
     location: str | None = None
-    ttl_s: int = 3600
+    ttl_s: int | None = None
     memory_mb: int | None = None
     disk_mb: int | None = None
     pids: int | None = None
+
+    def overridden_by(self, other: MachineResources) -> MachineResources:
+        """The values of `other`, and these where it has none."""
+        return MachineResources(**self.said() | other.said())
+
+    def said(self) -> dict[str, Any]:
+        """The values by name, without those that aren't said."""
+        values = ((name, getattr(self, name)) for name in MachineResources.__struct_fields__)
+        return {name: value for name, value in values if value is not None}
+
+
+class MachinePlan(MachineResources, frozen=True, kw_only=True):
+    """The machine of a plan: with a size and a time to live. None leaves a value to the provider."""
+
+    size: str = "small"
+    ttl_s: int = 3600
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -548,32 +568,27 @@ class Spending(Struct, frozen=True, kw_only=True):
 # --- machines ---------------------------------------------------------------------------------------------------
 
 
-class MachineSpec(Struct, frozen=True, kw_only=True):
-    """What to forge. `name` is an RFC 1123 label and the idempotency key."""
+class MachineSpec(MachineResources, frozen=True, kw_only=True):
+    """The machine that a provider should create. `name` is an RFC 1123 label and the idempotency key."""
 
     name: str
     owner: str
-    """Who may sweep it: the same for every process that shares one data directory (or one cloud project's bot)."""
+    """Whose machine the provider's `sweep` may delete: the same for every process that shares one data directory (or one cloud
+    project's bot)."""
+    size: str = "small"
     ttl_s: int
     authorized_key: str
     """The public key that may log in, in OpenSSH's one-line form."""
     host_key: str
     """The private host key that the machine has to show, in OpenSSH's PEM form."""
     first_host_key: str = ""
-    """Shown instead of it until the first contact, where others can read what a machine is told at its boot; same form."""
+    """Shown instead of it until the first contact, where others can read a machine's boot data; same form."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    size: str = "small"
-    image: str | None = None
-    server_type: str | None = None
-    location: str | None = None
-    memory_mb: int | None = None
-    disk_mb: int | None = None
-    pids: int | None = None
     egress_allow: tuple[str, ...] = ()
-    """Beyond public addresses: `host`, `host:port`, `10.0.0.0/8`. Loopback `127.0.0.1:PORT` is made reachable as such."""
+    """Besides public addresses: `host`, `host:port`, `10.0.0.0/8`. Loopback `127.0.0.1:PORT` is made reachable as such."""
     untrusted: bool = False
     tethered: bool = False
-    """Local only: burned as soon as the process that forged it goes away."""
+    """Local only: destroyed as soon as the process that created it ends."""
 
     def __repr__(self) -> str:
         return _without(self, "host_key", "first_host_key")
