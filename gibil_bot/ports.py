@@ -196,8 +196,15 @@ class Publisher(Protocol):
 
 # --- the store ----------------------------------------------------------------------------------------------------
 #
-# Every method that writes is durable when it returns. Several processes may share one store: deliveries, runs and notifications
-# are claimed under a lease, `owner` names the process, and any process may claim what has an expired lease.
+# Every method that writes is durable when it returns. Several processes may share one store, so work is claimed:
+#
+# - Lease: a claim lasts `lease_s` seconds, and is renewed while the work goes on (`heartbeat` for runs; deliveries and
+#   notifications are finished well within their lease). A process that dies stops renewing, and then any process may claim its
+#   work. `owner` names the process.
+# - Fence: a process that was only slow may go on working after its lease expired and another process claimed the run. The fence
+#   counts the claims of a run, and every write about the run names owner and fence. A write with a stale fence changes nothing
+#   and raises ClaimLost, so of two processes that work on one run only the later one has any effect.
+# - An expired lease alone loses nothing: as long as no other process has claimed the work, its writes still count.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

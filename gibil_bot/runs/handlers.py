@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from msgspec import structs
 
+from gibil_bot.clock import now
 from gibil_bot.errors import UsageError
 from gibil_bot.github import commands, replies, trust_replies
 from gibil_bot.github.render import CHECK_PREFIX, check_name
@@ -42,7 +43,6 @@ from gibil_bot.ports import DeliveryOutcome, GitHub, Store
 from gibil_bot.runs import heads, rate_limit
 from gibil_bot.runs.context import NeedsApproval, Policy, PullRequestContext, Refused, help_text, read_catalogue, read_context
 from gibil_bot.runs.events import only_cancels
-from gibil_bot.runs.execution import now
 from gibil_bot.runs.heads import observed_in
 from gibil_bot.runs.queued_reports import as_queued, queued_check_run
 from gibil_bot.runs.trust import MAY_COMMAND, TrustDecision, TrustEvaluator

@@ -14,12 +14,12 @@ from collections.abc import Awaitable
 from datetime import timedelta
 from pathlib import Path
 
+from gibil_bot.clock import now
 from gibil_bot.config import GIB
 from gibil_bot.errors import GibilError, Unavailable
 from gibil_bot.model import RunState
 from gibil_bot.ports import GitHub, Store
 from gibil_bot.providers.lifecycle import MachineFactory
-from gibil_bot.runs.execution import now
 from gibil_bot.runs.logs import forget_old_logs, trim_logs
 
 log = logging.getLogger("gibil.reaper")

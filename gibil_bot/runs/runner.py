@@ -24,6 +24,7 @@ from typing import TypeVar
 import msgspec
 from msgspec.structs import replace
 
+from gibil_bot.clock import now
 from gibil_bot.config import GIB
 from gibil_bot.errors import ClaimLost, GibilError, GitHubError, MachineLost, ProviderError, SSHError, StoreError, Unavailable
 from gibil_bot.github import render
@@ -33,7 +34,8 @@ from gibil_bot.ports import RunRecorder, Shell
 from gibil_bot.providers.blocked_hosts import refusals
 from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.providers.notices import notices
-from gibil_bot.runs.execution import Cancellation, Execution, Listener, conclusion_of, is_complete, now
+from gibil_bot.runs.cancellation import Cancellation
+from gibil_bot.runs.execution import Execution, conclusion_of, is_complete
 from gibil_bot.runs.logs import Journal, Observer
 from gibil_bot.runs.redact import Redactor
 from gibil_bot.runs.sources import SourceError, SourceTransfer, address_of
@@ -86,25 +88,25 @@ class Runner:
         self._forged_s: float | None = None
         self._execution: Execution | None = None
         self._results: Mapping[int, TaskResult] = {}
-        self._dirty = asyncio.Event()
+        self._changed = asyncio.Event()
         self._tasks_ended = False
         self._cancellation_shown = False
         self._secret_values: dict[str, str] = {}
 
     def cancel(self, reason: str) -> None:
         self._cancellation.request(reason)
+        self._changed.set()
 
     async def run(self) -> Conclusion:
         """To the end. Raises CancelledError when this process stops, ClaimLost when the run is another's."""
-        publishers = [asyncio.create_task(self._publish()), asyncio.create_task(self._publish_cancellation())]
-        self._dirty.set()
+        publisher = asyncio.create_task(self._publish())
+        self._changed.set()
         try:
             self._journal.note("claimed", attempt=self._claim.fence)
             conclusion = await self._work()
         finally:
-            for publisher in publishers:
-                publisher.cancel()
-            await asyncio.gather(*publishers, return_exceptions=True)
+            publisher.cancel()
+            await asyncio.gather(publisher, return_exceptions=True)
             await asyncio.shield(self._tools.supply.end(self._run))
         if self._cancellation_shown:
             conclusion = Conclusion.CANCELLED  # whatever failed while the run was being stopped
@@ -200,7 +202,8 @@ class Runner:
                 else self._tools.logs / self._run.id / f"machine-{attempt}",
                 journal=self._journal,
                 cancellation=self._cancellation,
-                listener=Listener(changed=self._dirty.set, output=self._tools.output),
+                on_change=self._changed.set,
+                on_output=self._tools.output,
                 results=self._results,
                 refusals=lambda since: refusals(self._tools.forge.provider, name, since),
                 cause=lambda since: self._cause(name, machine, since),
@@ -325,7 +328,7 @@ class Runner:
 
     def _set_phase(self, phase: str) -> None:
         self._phase = phase
-        self._dirty.set()
+        self._changed.set()
 
     async def _note(self, text: str) -> None:
         if self._run.note and text in self._run.note:
@@ -356,33 +359,28 @@ class Runner:
         )
 
     async def _publish(self) -> None:
-        """The check run while the run goes on: at once, then at most every five seconds, only when something changed."""
+        """Record the check run while the run goes on: at once, then at most every five seconds, only when something changed.
+
+        A cancellation closes it at once, and is the last report until the run ends: stopping the task, tasks with
+        `if: always()` and destroying the machine may take minutes.
+        """
         while True:
-            await self._dirty.wait()
-            self._dirty.clear()
-            if self._cancellation.reason is not None:
+            await self._changed.wait()
+            self._changed.clear()
+            is_cancelled = self._cancellation.reason is not None
+            if is_cancelled and self._tasks_ended:
                 return
+            self._cancellation_shown = is_cancelled
+            report = self.report(Conclusion.CANCELLED if is_cancelled else None)
             try:
-                await self._tools.runs.record(self._claim, [render.check_run(self.report())])
+                await self._tools.runs.record(self._claim, [render.check_run(report)])
             except ClaimLost:
                 return
             except GibilError as error:
-                log.warning("run %s: the progress could not be stored: %s", self._run.id, error.message)
-            await asyncio.sleep(PUBLISH_EVERY_S)
-
-    async def _publish_cancellation(self) -> None:
-        """Close the check run as soon as the run is cancelled. Stopping the task, tasks with `if: always()` and destroying the
-        machine may take minutes, and only then is the last report written."""
-        await self._cancellation.wait()
-        if self._tasks_ended:
-            return
-        self._cancellation_shown = True
-        try:
-            await self._tools.runs.record(self._claim, [render.check_run(self.report(Conclusion.CANCELLED))])
-        except ClaimLost:
-            return
-        except GibilError as error:
-            log.warning("run %s: its cancellation could not be stored: %s", self._run.id, error.message)
+                log.warning("run %s: its progress could not be stored: %s", self._run.id, error.message)
+            if is_cancelled:
+                return
+            await self._cancellation.wait_at_most(PUBLISH_EVERY_S)
 
     async def _finish(self, conclusion: Conclusion) -> None:
         report = self.report(conclusion)

@@ -63,9 +63,9 @@ class IntakeBot:
 
     async def finish_runs(self, conclusion: str = "success") -> None:
         """End every waiting run as a runner would, and close its check run."""
+        from gibil_bot.clock import now
         from gibil_bot.github.render import RunReport, check_run
         from gibil_bot.model import Conclusion
-        from gibil_bot.runs.execution import now
 
         while claim := await self.store.runs.claim("the test", lease_s=60.0, max_machines=100):
             report = RunReport(run=claim.run, conclusion=Conclusion(conclusion), now=now())

@@ -1,10 +1,8 @@
 """The runs: queueing with its cancellations, and every write that only the holder of a claim may do.
 
-The class is the interface, the functions its SQL; which run is claimed next is decided in `claims`.
-
-A claim is a lease and a fence. The lease (`owner`, `lease_until`) lets another process continue a run whose process died: each
-heartbeat moves its end, and after that any process may claim the run. The fence counts the claims of a run. A process that was
-only slow still believes in its claim; every write names owner and fence, so it changes no row then, and raises ClaimLost.
+The class is the interface, the functions its SQL; which run is claimed next is decided in `claims`. Leases and fences are
+explained in ports; here the columns `owner` and `lease_until` are the lease, `fence` is the fence, and `_HELD` is the condition
+of every write that needs a claim.
 """
 
 from __future__ import annotations
