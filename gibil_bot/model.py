@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
 from enum import IntEnum, StrEnum
+from typing import Any, Literal
 
 from msgspec import Struct, field
 
@@ -52,17 +53,6 @@ class TaskStatus(StrEnum):
 
 
 # --- what GitHub says -------------------------------------------------------------------------------------------
-
-
-class Delivery(Struct, frozen=True, kw_only=True):
-    """One verified webhook, whole."""
-
-    guid: str
-    event: str
-    payload: bytes
-    received_at: datetime
-    attempts: int = 0
-    """How often somebody began to handle it."""
 
 
 class UnusableFile(bytes):
@@ -125,8 +115,8 @@ class PullRequest(Struct, frozen=True, kw_only=True):
     """GitHub's time of the last push to any branch of the head's repository."""
 
 
-class CommentCreated(Struct, frozen=True, kw_only=True):
-    """Somebody commented on a pull request."""
+class CommentCreated(Struct, frozen=True, kw_only=True, tag="comment_created"):
+    """A user commented on a pull request."""
 
     installation_id: int
     repository: Repository
@@ -154,7 +144,7 @@ class CommentCreated(Struct, frozen=True, kw_only=True):
         return self.event_name == "pull_request_review"
 
 
-class PullRequestChanged(Struct, frozen=True, kw_only=True):
+class PullRequestChanged(Struct, frozen=True, kw_only=True, tag="pull_request_changed"):
     """`action` is one of opened, synchronize, reopened, closed."""
 
     installation_id: int
@@ -166,8 +156,8 @@ class PullRequestChanged(Struct, frozen=True, kw_only=True):
     """The head before a push (`synchronize`)."""
 
 
-class RerunRequested(Struct, frozen=True, kw_only=True):
-    """Somebody pressed Re-run on one check run of ours (`external_id` is the run's id), or Re-run all (None)."""
+class RerunRequested(Struct, frozen=True, kw_only=True, tag="rerun_requested"):
+    """A user pressed Re-run on one of our check runs (`external_id` is the run's id), or Re-run all (None)."""
 
     installation_id: int
     repository: Repository
@@ -178,7 +168,7 @@ class RerunRequested(Struct, frozen=True, kw_only=True):
     """Name of the one check run; None for Re-run all."""
 
 
-class BranchPushed(Struct, frozen=True, kw_only=True):
+class BranchPushed(Struct, frozen=True, kw_only=True, tag="branch_pushed"):
     """A commit was pushed to a branch of the repository itself; nothing follows but the knowledge of who pushed it."""
 
     repository: Repository
@@ -188,7 +178,7 @@ class BranchPushed(Struct, frozen=True, kw_only=True):
     at: datetime
 
 
-class MergeGroupChecked(Struct, frozen=True, kw_only=True):
+class MergeGroupChecked(Struct, frozen=True, kw_only=True, tag="merge_group_checked"):
     """A merge queue asks for checks of the commit that it would merge."""
 
     installation_id: int
@@ -197,13 +187,45 @@ class MergeGroupChecked(Struct, frozen=True, kw_only=True):
     base_ref: str
 
 
-class Ignored(Struct, frozen=True, kw_only=True):
+class Ignored(Struct, frozen=True, kw_only=True, tag="ignored"):
     """Nothing for us; `reason` is for the log."""
 
     reason: str
 
 
 Event = CommentCreated | PullRequestChanged | RerunRequested | BranchPushed | MergeGroupChecked | Ignored
+"""What a delivery means to us. The store keeps it as JSON with the tag in `type`, so tags and fields are stored names: a new
+field needs a default."""
+
+
+class Delivery(Struct, frozen=True, kw_only=True):
+    """One verified webhook."""
+
+    guid: str
+    event_name: str
+    """GitHub's name of the event (`X-GitHub-Event`)."""
+    event: Event | None
+    """None: the payload could not be read, or an older version stored it unread."""
+    received_at: datetime
+    payload: bytes = b""
+    """The request's body, only where `event` is None."""
+    digest: bytes = b""
+    """SHA-256 of the request's body; empty where nothing follows from the event."""
+    cancels: bool = False
+    """A comment in which every command is `cancel`: it doesn't wait for earlier deliveries."""
+    attempts: int = 0
+    """How many times a process began to handle it."""
+
+
+class CancelRequest(Struct, frozen=True, kw_only=True):
+    """Stop the runs that deliveries before this one asked for, on one pull request: those that are queued or running, and those
+    that are queued later because their delivery isn't handled yet."""
+
+    repository_id: int
+    number: int
+    workflow: str | None
+    """None: all."""
+    reason: str
 
 
 # --- who put a commit there ---------------------------------------------------------------------------------------
@@ -285,17 +307,37 @@ class TaskPlan(Struct, frozen=True, kw_only=True):
     shell: str = "bash"
 
 
-class MachinePlan(Struct, frozen=True, kw_only=True):
-    """What the workflow asks of the machine; None leaves it to the provider."""
+class MachineResources(Struct, frozen=True, kw_only=True):
+    """What can be said about a machine, as the `machine:` of a file or a request says it. None: not said.
 
-    size: str = "small"
+    Plans and specs extend it instead of holding it, because their JSON is flat: in the database, in `gibil plan` and in the
+    protocol of the local machines' daemon.
+    """
+
+    size: str | None = None
     image: str | None = None
     server_type: str | None = None
     location: str | None = None
-    ttl_s: int = 3600
+    ttl_s: int | None = None
     memory_mb: int | None = None
     disk_mb: int | None = None
     pids: int | None = None
+
+    def overridden_by(self, other: MachineResources) -> MachineResources:
+        """The values of `other`, and these where it has none."""
+        return MachineResources(**self.said() | other.said())
+
+    def said(self) -> dict[str, Any]:
+        """The values by name, without those that aren't said."""
+        values = ((name, getattr(self, name)) for name in MachineResources.__struct_fields__)
+        return {name: value for name, value in values if value is not None}
+
+
+class MachinePlan(MachineResources, frozen=True, kw_only=True):
+    """The machine of a plan: with a size and a time to live. None leaves a value to the provider."""
+
+    size: str = "small"
+    ttl_s: int = 3600
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -427,13 +469,7 @@ class TaskResult(Struct, frozen=True, kw_only=True):
         return (self.finished_at - self.started_at).total_seconds()
 
 
-# --- what GitHub has still to be told ----------------------------------------------------------------------------
-
-
-class NotificationKind(StrEnum):
-    CHECK_RUN = "check_run"
-    COMMENT = "comment"
-    REACTION = "reaction"
+# --- what is published to GitHub -------------------------------------------------------------------------------------
 
 
 class Priority(IntEnum):
@@ -446,36 +482,74 @@ class Priority(IntEnum):
     REACTION = 3
 
 
+class CheckRunOutput(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    title: str
+    summary: str
+    text: str | None = None
+
+
+class CheckRunUpdate(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A check run, in the fields of GitHub's checks API: https://docs.github.com/en/rest/checks/runs."""
+
+    name: str
+    head_sha: str
+    external_id: str
+    """Finds it again: the run's id, or the notification's key."""
+    status: Literal["queued", "in_progress", "completed"]
+    output: CheckRunOutput
+    started_at: str | None = None
+    """Times are RFC 3339 in UTC (views.timestamp)."""
+    completed_at: str | None = None
+    conclusion: Conclusion | None = None
+    details_url: str | None = None
+
+
+class CommentUpdate(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A comment in the conversation of a pull request."""
+
+    number: int
+    marker: str
+    """An HTML comment that finds it again; `body` begins with it."""
+    body: str
+    only_if_exists: bool = False
+    """Change an existing comment, and create none."""
+
+
+class ReactionUpdate(Struct, frozen=True, kw_only=True):
+    """A reaction to a comment."""
+
+    comment_id: int
+    is_review_comment: bool
+    content: str
+    """GitHub's word: eyes | rocket | confused …"""
+
+
+NotificationUpdate = CheckRunUpdate | CommentUpdate | ReactionUpdate
+"""Stored as JSON next to its kind, so fields are stored names: a new field needs a default."""
+
+
 class Notification(Struct, frozen=True, kw_only=True):
-    """One thing as GitHub should know it: a wished-for state, not an act, so that doing it again changes nothing.
+    """The desired state of one GitHub object, and not an action: publishing it again changes nothing.
 
-    `key` names the thing: `check:<run id>`, `comment:<repository id>:<number>:<workflow>`, `reply:<delivery guid>`,
-    `reaction:<comment id>:<content>`. A newer telling of the same key takes the older one's place.
-
-    `body` by kind (JSON values only):
-    - check_run: name, head_sha, external_id (the run's id), status, conclusion?, started_at?, completed_at?,
-      details_url?, output {title, summary, text?}: the fields of GitHub's checks API
-    - comment: number, marker (an HTML comment that finds it again), body (begins with the marker),
-      only_if_exists? (true: change the comment that is there, create none)
-    - reaction: comment_id, is_review_comment, content (eyes | rocket | confused …)
+    `key` names the object: `check:<run id>`, `comment:<repository id>:<number>:<workflow>`, `reply:<delivery digest>`,
+    `reaction:<comment id>:<content>` … A newer notification with the same key replaces the older one.
     """
 
     key: str
-    kind: NotificationKind
     installation_id: int
     repository: str
-    body: Mapping[str, object]
+    update: NotificationUpdate
 
 
 class DueNotification(Struct, frozen=True, kw_only=True):
-    """A telling that somebody has claimed to tell GitHub now."""
+    """A notification that a process has claimed, to publish it now."""
 
-    telling: Notification
+    notification: Notification
     revision: int
     remote_id: int | None
     """GitHub's id of the check run, comment or reaction, when we have learned it."""
     attempts: int
-    """How often this was begun before, in all its revisions; above 0 without a remote_id: look before you write."""
+    """How many times publishing was begun before, in all revisions; above 0 without a remote_id: look before you write."""
     failures: int = 0
     """How often publishing failed since it last succeeded."""
     priority: Priority = Priority.RESULT
@@ -494,32 +568,27 @@ class Spending(Struct, frozen=True, kw_only=True):
 # --- machines ---------------------------------------------------------------------------------------------------
 
 
-class MachineSpec(Struct, frozen=True, kw_only=True):
-    """What to forge. `name` is an RFC 1123 label and the idempotency key."""
+class MachineSpec(MachineResources, frozen=True, kw_only=True):
+    """The machine that a provider should create. `name` is an RFC 1123 label and the idempotency key."""
 
     name: str
     owner: str
-    """Who may sweep it: the same for every process that shares one data directory (or one cloud project's bot)."""
+    """Whose machine the provider's `sweep` may delete: the same for every process that shares one data directory (or one cloud
+    project's bot)."""
+    size: str = "small"
     ttl_s: int
     authorized_key: str
     """The public key that may log in, in OpenSSH's one-line form."""
     host_key: str
     """The private host key that the machine has to show, in OpenSSH's PEM form."""
     first_host_key: str = ""
-    """Shown instead of it until the first contact, where others can read what a machine is told at its boot; same form."""
+    """Shown instead of it until the first contact, where others can read a machine's boot data; same form."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    size: str = "small"
-    image: str | None = None
-    server_type: str | None = None
-    location: str | None = None
-    memory_mb: int | None = None
-    disk_mb: int | None = None
-    pids: int | None = None
     egress_allow: tuple[str, ...] = ()
-    """Beyond public addresses: `host`, `host:port`, `10.0.0.0/8`. Loopback `127.0.0.1:PORT` is made reachable as such."""
+    """Besides public addresses: `host`, `host:port`, `10.0.0.0/8`. Loopback `127.0.0.1:PORT` is made reachable as such."""
     untrusted: bool = False
     tethered: bool = False
-    """Local only: burned as soon as the process that forged it goes away."""
+    """Local only: destroyed as soon as the process that created it ends."""
 
     def __repr__(self) -> str:
         return _without(self, "host_key", "first_host_key")

@@ -1,4 +1,4 @@
-"""The verbs: everything that reaches outside this process, as five short lists with their calling rules.
+"""The verbs: everything that reaches outside this process, as short lists with their calling rules.
 
 Implementations raise only `gibil_bot.errors`. All of them are used from one event loop and must never block it; every
 method may be cancelled at any await, and then leaves nothing behind that `destroy`, `sweep` or a lease would not find.
@@ -15,6 +15,7 @@ from typing import Protocol, runtime_checkable
 from gibil_bot.model import (
     Approval,
     BranchPush,
+    CancelRequest,
     Capabilities,
     Chunk,
     Claim,
@@ -245,66 +246,115 @@ class GitHub(Protocol):
     async def close(self) -> None: ...
 
 
-class Reporter(Protocol):
-    """Makes GitHub know one thing. Called for one key at a time, and again until it succeeds."""
+class Publisher(Protocol):
+    """Makes GitHub show one notification. Called for one key at a time, and again until it succeeds."""
 
-    async def tell(self, due: DueNotification) -> int | None:
-        """Create or update so that GitHub shows `due.telling`; returns GitHub's id for it.
+    async def publish(self, due: DueNotification) -> int | None:
+        """Create or update the object so that GitHub shows `due.notification`; returns GitHub's id of it.
 
         Never creates twice: with `attempts > 0` and no remote id it looks first (external_id, marker). Raises GitHubError:
-        `retry_after_s` None means that GitHub will never take it (404, 410, 422), and it is dropped with a log line.
+        `retry_after_s` None means that GitHub will never accept it (404, 410, 422), and it is dropped with a log line.
         """
 
 
+# --- the store ----------------------------------------------------------------------------------------------------
+#
+# Every method that writes is durable when it returns. Several processes may share one store, so work is claimed:
+#
+# - Lease: a claim lasts `lease_s` seconds, and is renewed while the work goes on (`heartbeat` for runs; deliveries and
+#   notifications are finished well within their lease). A process that dies stops renewing, and then any process may claim its
+#   work. `owner` names the process.
+# - Fence: a process that was only slow may go on working after its lease expired and another process claimed the run. The fence
+#   counts the claims of a run, and every write about the run names owner and fence. A write with a stale fence changes nothing
+#   and raises ClaimLost, so of two processes that work on one run only the later one has any effect.
+# - An expired lease alone loses nothing: as long as no other process has claimed the work, its writes still count.
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settlement:
-    """What a delivery came to: all of it is written in one transaction with the mark that it is handled."""
+class DeliveryOutcome:
+    """What follows from a delivery: written in one transaction with the mark that it is handled."""
 
     runs: Sequence[NewRun] = ()
     """Queued in this order. A new run with `plan.cancel_in_progress` sets `cancel_reason` on every older unfinished run
     of its concurrency group ("superseded by <sha7>")."""
     cancel: Sequence[tuple[str, str]] = ()
     """(run id, reason): stop these."""
-    tellings: Sequence[Notification] = ()
+    cancel_earlier: Sequence[CancelRequest] = ()
+    notifications: Sequence[Notification] = ()
     observed: Sequence[HeadSeen | BranchPush | Approval] = ()
     """What was learned about the heads of pull requests. The same again changes nothing."""
     error: str | None = None
-    """Unreadable, or our own failure: kept for replay."""
+    """Unreadable, or our own failure."""
 
 
-class Store(Protocol):
-    """What must not be lost. Every method that writes is durable when it returns.
-
-    Several processes may share one store: deliveries, runs and tellings are *claimed* under a lease, and a run's writes carry
-    the claim's fence. `owner` names the process. Whoever finds a lease expired may claim it anew.
-    """
-
-    # Deliveries
+class Inbox(Protocol):
+    """Deliveries, and what they say about pull requests and people. The web server accepts, intake does the rest."""
 
     async def accept(
         self, delivery: Delivery, *, handled: bool = False, observed: Sequence[HeadSeen | BranchPush] = ()
     ) -> bool:
-        """Store; False when the GUID was there already (nothing is written then).
+        """Store a delivery; False if the GUID is stored already (nothing is written then).
 
         `handled`: nothing follows from it; it is kept, never claimed, and wakes no waiter. `observed`: what it says about
         the heads of pull requests, known to every later decision as soon as this returns."""
 
-    async def claim_deliveries(self, owner: str, *, limit: int, lease_s: float) -> list[Delivery]:
-        """The oldest unhandled ones that nobody works on, in order of arrival, with `attempts` counted up."""
+    async def claim(self, owner: str, *, limit: int, cancels: int = 0, lease_s: float) -> list[Delivery]:
+        """The oldest unhandled deliveries that no process works on, with `attempts` counted up: first at most `cancels` that
+        cancel, then at most `limit` others, each in order of arrival."""
 
-    async def settle(self, owner: str, guid: str, settlement: Settlement) -> None:
-        """Mark handled and do all that follows, in one transaction. Raises ClaimLost if another process has it now.
-        Idempotent: settling a handled delivery again does nothing."""
+    async def complete(self, owner: str, guid: str, outcome: DeliveryOutcome) -> None:
+        """Mark a delivery as handled and write what follows, in one transaction. Does nothing for a handled delivery.
+        Raises ClaimLost if another process has claimed it since."""
 
     async def postpone(self, owner: str, guid: str, error: str, *, delay_s: float) -> None:
-        """Give it back, to be claimed again after the delay."""
+        """Return a claimed delivery, to be claimed again after the delay. Raises ClaimLost as `complete` does."""
 
-    async def delivery(self, guid: str) -> tuple[Delivery, bool, str | None] | None:
-        """The delivery, whether it is handled, and its error."""
+    async def get(self, guid: str) -> tuple[Delivery, bool, str | None] | None:
+        """The delivery, whether it is handled, and its error. A payload that was pruned is empty."""
 
-    # Runs
+    async def has_earlier(self, guid: str, repository_id: int, number: int) -> bool:
+        """Whether a delivery that came before that one, and may be about this pull request, isn't handled yet."""
 
-    async def claim_run(self, owner: str, *, lease_s: float, max_machines: int) -> Claim | None:
+    async def head_history(self, repository_id: int, number: int, sha: str, fork_id: int | None = None) -> HeadHistory:
+        """What is known about the heads of one pull request, and about the pushes of `sha` and to that fork."""
+
+    async def spend(self, key: str, *, cost: float, capacity: float, per_s: float) -> Spending:
+        """Take `cost` tokens out of the bucket `key`, which holds `capacity` and gets `per_s` a second; or take none."""
+
+    def changed(self) -> ChangeSignal:
+        """Wakes when this process accepted, completed or postponed a delivery."""
+
+
+class RunRecorder(Protocol):
+    """What the process that claimed a run writes about it. Every write raises ClaimLost if another process has claimed the run
+    since (`Claim.fence`); then nothing is written, and the caller stops working on the run."""
+
+    async def save_machine(self, claim: Claim, machine: str | None, attempt: int) -> None:
+        """A machine of that name is about to exist (before it is created), or is destroyed (None)."""
+
+    async def save_note(self, claim: Claim, note: str) -> None:
+        """Replace `Run.note`."""
+
+    async def save_task(self, claim: Claim, result: TaskResult) -> None:
+        """Insert or replace the result of (machine_attempt, index)."""
+
+    async def task_results(self, run_id: str, machine_attempt: int) -> list[TaskResult]:
+        """In order of index."""
+
+    async def bind_secrets(self, claim: Claim, fingerprint: str) -> bool:
+        """Record the fingerprint of a run's secrets before its first machine; afterwards, whether it is still the same."""
+
+    async def record(self, claim: Claim, notifications: Sequence[Notification]) -> None:
+        """As Outbox.record, while the claim holds."""
+
+    async def finish(self, claim: Claim, conclusion: Conclusion, notifications: Sequence[Notification]) -> None:
+        """FINISHED, with the last notifications, in one transaction."""
+
+
+class RunStore(RunRecorder, Protocol):
+    """Runs. The dispatcher claims them and keeps their leases; runners record; everybody reads. Inbox.complete queues."""
+
+    async def claim(self, owner: str, *, lease_s: float, max_machines: int) -> Claim | None:
         """The next run to work on: first a running one whose lease expired, then a queued one that is to be cancelled,
         then, while fewer than `max_machines` runs are running, a queued one such that
 
@@ -316,53 +366,33 @@ class Store(Protocol):
         """
 
     async def heartbeat(self, claims: Sequence[Claim], *, lease_s: float) -> dict[str, str | None]:
-        """Renew; run id → its cancel reason now. A run missing from the answer is lost to another process."""
+        """Renew leases; run id → its cancel reason now. A run that another process has claimed is missing from the answer."""
 
     async def release(self, claim: Claim) -> None:
-        """Let anybody claim it at once; it stays RUNNING. For a graceful stop."""
-
-    async def save_machine(self, claim: Claim, machine: str | None, attempt: int) -> None:
-        """A machine of that name is about to exist (before it is forged) / is burned (None)."""
-
-    async def save_note(self, claim: Claim, note: str) -> None: ...
-
-    async def save_task(self, claim: Claim, result: TaskResult) -> None:
-        """Insert or replace the result of (machine_attempt, index)."""
-
-    async def finish(self, claim: Claim, conclusion: Conclusion, tellings: Sequence[Notification]) -> None:
-        """FINISHED, and what GitHub has to be told, in one transaction."""
-
-    async def tell(self, claim: Claim | None, tellings: Sequence[Notification]) -> None:
-        """Wish for these states; with a claim only while it holds. The same body again is no new revision."""
+        """End the lease at once, for a graceful stop: the run stays RUNNING. Raises ClaimLost."""
 
     async def request_cancel(self, run_id: str, reason: str) -> bool:
-        """False when it is finished already. The first reason stays."""
+        """False if it is finished, or doesn't exist. The first reason stays."""
 
-    async def run(self, run_id: str) -> Run | None: ...
-
-    async def task_results(self, run_id: str, machine_attempt: int) -> list[TaskResult]:
-        """In order of index."""
-
-    async def queued(self) -> list[Run]:
-        """Queued runs in the order of queueing: place n is `queued()[n - 1]`."""
+    async def get(self, run_id: str) -> Run | None: ...
 
     async def unfinished(self) -> list[Run]:
         """Queued and running, in the order of queueing."""
 
-    async def runs_of(self, repository_id: int, number: int | None = None, sha: str | None = None) -> list[Run]:
-        """Runs of a repository, newest first, at most 100."""
+    async def of_repository(self, repository_id: int, number: int | None = None, sha: str | None = None) -> list[Run]:
+        """Newest first, at most 100."""
 
-    async def bind_secrets(self, claim: Claim, fingerprint: str) -> bool:
-        """Record the fingerprint of a run's secrets before its first machine; afterwards, whether it is still the same."""
+    def changed(self) -> ChangeSignal:
+        """Wakes when this process queued or claimed a run, or wrote about one. Renewing a lease doesn't count."""
 
-    # Who put a commit there
 
-    async def head_history(self, repository_id: int, number: int, sha: str, fork_id: int | None = None) -> HeadHistory:
-        """What is known about the heads of one pull request, and about the pushes of `sha` and to that fork."""
+class Outbox(Protocol):
+    """What GitHub should show: notifications are recorded, claimed, and published until GitHub has them."""
 
-    # What GitHub has still to be told
+    async def record(self, notifications: Sequence[Notification]) -> None:
+        """Record the desired state of these GitHub objects. An unchanged body doesn't create a revision."""
 
-    async def claim_tellings(
+    async def claim(
         self,
         owner: str,
         *,
@@ -371,42 +401,52 @@ class Store(Protocol):
         not_keys: Sequence[str] = (),
         up_to: Priority = Priority.REACTION,
     ) -> list[DueNotification]:
-        """Those whose newest revision is unpublished, that are due and not claimed, except those keys.
+        """Pending ones (their newest revision isn't published) that are due and not claimed, except those keys.
 
         By priority, down to `up_to`; of one priority first those of the repository with the fewest claimed."""
 
-    async def told(self, owner: str, due: DueNotification, remote_id: int | None) -> None:
-        """GitHub knows revision `due.revision`; a newer one stays to be told."""
+    async def published(self, owner: str, due: DueNotification, remote_id: int | None) -> None:
+        """GitHub has revision `due.revision`; a newer one stays pending."""
 
-    async def untold(self, owner: str, due: DueNotification, error: str, *, retry_s: float | None, failed: bool = True) -> None:
-        """Not now: due again after `retry_s` seconds; the result of a run that came meanwhile, at once. None: GitHub will
-        never take it; it stays with its error, not due. `failed`: counts as a failure."""
+    async def not_published(
+        self, owner: str, due: DueNotification, error: str, *, retry_s: float | None, failed: bool = True
+    ) -> None:
+        """Due again after `retry_s` seconds; the result of a run that was recorded meanwhile, at once. None: GitHub will never
+        accept this revision; it stays with its error, not due. `failed`: counts as a failure."""
 
-    async def telling(self, key: str) -> tuple[DueNotification, bool, str | None] | None:
-        """Its newest state, whether GitHub knows it, and the last error."""
+    async def get(self, key: str) -> tuple[DueNotification, bool, str | None] | None:
+        """Its newest state, whether that is published, and the last error."""
 
-    # Beside
+    def changed(self) -> ChangeSignal:
+        """Wakes when this process recorded a notification, or what became of one."""
 
-    async def spend(self, key: str, *, cost: float, capacity: float, per_s: float) -> Spending:
-        """Take `cost` tokens out of the bucket `key`, which holds `capacity` and gets `per_s` a second; or take none."""
+
+class Store(Protocol):
+    """One database. Consumers take the part that they need."""
+
+    @property
+    def inbox(self) -> Inbox: ...
+
+    @property
+    def runs(self) -> RunStore: ...
+
+    @property
+    def outbox(self) -> Outbox: ...
 
     async def counts(self) -> dict[str, int]:
         """For metrics and the doctor: deliveries_unhandled, deliveries_failed, runs_queued, runs_running,
         runs_finished, tellings_due, tellings_failed."""
 
     async def prune(self) -> int:
-        """Forget what is old, a bounded piece at a time: handled deliveries after 7 days, finished runs, and the heads of
-        pull requests at which nothing happened, after 90. How many rows."""
-
-    def changed(self, topic: str) -> ChangeSignal:
-        """Wakes whoever waits when this process wrote to `deliveries`, `runs` or `tellings`. Others' writes are
-        found by polling, which every waiter does too."""
+        """Delete old rows, a bounded number at a time: payloads of handled deliveries after 7 days; deliveries, finished runs,
+        and the heads of pull requests without any activity, after 90. Returns how many."""
 
     async def close(self) -> None: ...
 
 
 class ChangeSignal(Protocol):
-    """A subscription. A write between two waits is never missed."""
+    """A subscription to the writes of this process. A write between two waits is never missed. Waiters poll too,
+    which finds the writes of other processes."""
 
     async def wait(self, timeout_s: float) -> bool:
         """Until something was written since the last wait returned (True), or the time is up (False)."""

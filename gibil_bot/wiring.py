@@ -200,7 +200,7 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
     from gibil_bot.runs.reaper import Reaper
     from gibil_bot.runs.runner import Tools
     from gibil_bot.runs.sources import PullRequestClone
-    from gibil_bot.runs.store import open_store
+    from gibil_bot.runs.sqlite.store import open_store
 
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     if (loose := loose_mode(settings.data_dir)) is not None:
@@ -219,7 +219,7 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
         owner = factory.keyring.machine_owner()
         logs = settings.data_dir / "logs"
         tools = Tools(
-            store=store,
+            runs=store.runs,
             forge=factory,
             supply=PullRequestClone(github),
             logs=logs,
@@ -236,8 +236,8 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
         bot.delivery_lost = reaper.delivery_lost
         parts: dict[str, Callable[[], Coroutine[object, object, None]]] = {
             "intake": Intake(store, github, policy, process).run,
-            "dispatcher": Dispatcher(tools, process, settings.max_machines).run,
-            "teller": OutboxPublisher(store, github, process).run,
+            "dispatcher": Dispatcher(tools, store.runs, store.outbox, process, settings.max_machines).run,
+            "publisher": OutboxPublisher(store.outbox, github, process).run,
             "reaper": reaper.run,
         }
         bot.parts = {name: asyncio.create_task(_supervise(name, part), name=name) for name, part in parts.items()}

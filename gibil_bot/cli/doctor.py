@@ -141,7 +141,7 @@ def _data_dir(settings: Settings) -> Finding:
 
 
 async def _database(settings: Settings) -> Finding:
-    from gibil_bot.runs.store import open_store
+    from gibil_bot.runs.sqlite.store import open_store
 
     try:
         store = await open_store(settings.database_url, exclusive=False)

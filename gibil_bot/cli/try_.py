@@ -70,24 +70,25 @@ async def _try(settings: Settings, path: Path, workflow: str, inputs: dict[str, 
 async def _run(settings: Settings, here: Checkout, workflow: str, inputs: dict[str, str], as_json: bool) -> int:
     from gibil_bot.machines.machine_limit import check_room
     from gibil_bot.runs import local_checkout
+    from gibil_bot.runs.memory import MemoryRuns
     from gibil_bot.runs.runner import Runner, Tools
     from gibil_bot.runs.sources import LocalBundle
-    from gibil_bot.runs.store import open_store
-    from gibil_bot.wiring import open_factory, operator_limits, process_name
+    from gibil_bot.wiring import open_factory, operator_limits
 
     plan = await local_checkout.plan(here, workflow, inputs, operator_limits(settings))
     forge = open_factory(settings)
     terminal = Terminal(plan)
-    process = process_name()
+    runs = MemoryRuns()
     with tempfile.TemporaryDirectory(prefix="gibil-try-") as scratch:
-        store = await open_store(f"sqlite:///{scratch}/try.db")
         try:
             owner = forge.keyring.machine_owner()
             check_room({machine.name for machine in await forge.list(owner)}, ["try"], settings.max_machines)
             new: NewRun = local_checkout.new_run(here, plan)
-            claim = await local_checkout.queue_and_claim(store, process, new)
+            runs.queue(new)
+            claim = await runs.claim("gibil try", lease_s=float("inf"), max_machines=1)
+            assert claim is not None
             tools = Tools(
-                store=store,
+                runs=runs,
                 forge=forge,
                 supply=LocalBundle(here.repository, here.sha, here.promisor),
                 logs=Path(scratch) / "logs",
@@ -103,11 +104,10 @@ async def _run(settings: Settings, here: Checkout, workflow: str, inputs: dict[s
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, runner.cancel, "interrupted")
             on_end(lambda: runner.cancel("interrupted"))
             conclusion = await runner.run()
-            run = await store.run(new.id)
+            run = await runs.get(new.id)
             assert run is not None
-            results = await store.task_results(new.id, run.machine_attempt)
+            results = await runs.task_results(new.id, run.machine_attempt)
         finally:
-            await store.close()
             await forge.close()
     terminal.close(run, results)
     if as_json:

@@ -12,7 +12,18 @@ from urllib.parse import quote
 
 from gibil_bot.github.humanize import count, duration, ordinal
 from gibil_bot.github.markdown import clean, code, fenced, joined, line, quoted, sentence, size
-from gibil_bot.model import Conclusion, Notification, NotificationKind, Refusals, Run, RunState, TaskResult, TaskStatus
+from gibil_bot.model import (
+    CheckRunOutput,
+    CheckRunUpdate,
+    CommentUpdate,
+    Conclusion,
+    Notification,
+    Refusals,
+    Run,
+    RunState,
+    TaskResult,
+    TaskStatus,
+)
 from gibil_bot.views import blocked_view, timestamp
 
 CHECK_PREFIX = "gibil / "
@@ -69,26 +80,21 @@ class RunReport:
 def check_run(report: RunReport) -> Notification:
     """The check run of a run, whole: queued, in progress or completed."""
     run, conclusion = report.run, _conclusion(report)
-    body: dict[str, object] = {
-        "name": check_name(run.plan.workflow),
-        "head_sha": run.source.sha,
-        "external_id": run.id,
-        "status": "completed" if conclusion else "in_progress" if run.state is RunState.RUNNING else "queued",
-        "output": _output(report, conclusion),
-    }
-    if run.started_at is not None:
-        body["started_at"] = timestamp(run.started_at)
-    if conclusion is not None:
-        body["conclusion"] = conclusion.value
-        body["completed_at"] = timestamp(run.finished_at or report.now)
-    if url := details_url(report):
-        body["details_url"] = url
     return Notification(
         key=f"check:{run.id}",
-        kind=NotificationKind.CHECK_RUN,
         installation_id=run.source.installation_id,
         repository=run.source.repository.full_name,
-        body=body,
+        update=CheckRunUpdate(
+            name=check_name(run.plan.workflow),
+            head_sha=run.source.sha,
+            external_id=run.id,
+            status="completed" if conclusion else "in_progress" if run.state is RunState.RUNNING else "queued",
+            output=_output(report, conclusion),
+            started_at=timestamp(run.started_at),
+            completed_at=timestamp(run.finished_at or report.now) if conclusion else None,
+            conclusion=conclusion,
+            details_url=details_url(report) or None,
+        ),
     )
 
 
@@ -100,8 +106,8 @@ def check_name(workflow: str) -> str:
 def comment(report: RunReport) -> Notification | None:
     """The one comment of a pull request and workflow, as `comment:` of the workflow wants it; None: say nothing.
 
-    With `on-failure`, a run that is green or cancelled only brings up to date what an earlier failure left: its body
-    holds `only_if_exists: true`. A superseded run says nothing, because the comment belongs to its successor now.
+    With `on-failure`, a run that is green or cancelled only updates the comment of an earlier failure (`only_if_exists`).
+    A superseded run has none, because the comment belongs to its successor now.
     """
     run, conclusion = report.run, _conclusion(report)
     wish = run.plan.comment
@@ -112,19 +118,16 @@ def comment(report: RunReport) -> Notification | None:
         return None
     place = f"{run.source.repository.id}:{run.source.pull_request.number}:{quote(clean(run.plan.workflow)[:200], safe='')}"
     marker = f"<!-- gibil:{place} -->"
-    body: dict[str, object] = {
-        "number": run.source.pull_request.number,
-        "marker": marker,
-        "body": joined([marker, *_comment_blocks(report, conclusion)], COMMENT_LIMIT),
-    }
-    if wish == "on-failure" and not failed:
-        body["only_if_exists"] = True
     return Notification(
         key=f"comment:{place}",
-        kind=NotificationKind.COMMENT,
         installation_id=run.source.installation_id,
         repository=run.source.repository.full_name,
-        body=body,
+        update=CommentUpdate(
+            number=run.source.pull_request.number,
+            marker=marker,
+            body=joined([marker, *_comment_blocks(report, conclusion)], COMMENT_LIMIT),
+            only_if_exists=wish == "on-failure" and not failed,
+        ),
     )
 
 
@@ -140,19 +143,16 @@ def _conclusion(report: RunReport) -> Conclusion | None:
     return report.conclusion or report.run.conclusion
 
 
-def _output(report: RunReport, conclusion: Conclusion | None) -> dict[str, str]:
-    output = {
-        "title": line(_title(report, conclusion), TITLE_LIMIT) or "Working",
-        "summary": joined(
+def _output(report: RunReport, conclusion: Conclusion | None) -> CheckRunOutput:
+    text = joined([*_tails(report, TAIL_LIMIT), *_summaries(report)], OUTPUT_LIMIT) if conclusion is not None else ""
+    return CheckRunOutput(
+        title=line(_title(report, conclusion), TITLE_LIMIT) or "Working",
+        summary=joined(
             [_headline(report), *_notes(report), _table(report), _live(report, conclusion), _ways_on(report, conclusion)],
             OUTPUT_LIMIT,
         ),
-    }
-    if conclusion is not None:
-        text = joined([*_tails(report, TAIL_LIMIT), *_summaries(report)], OUTPUT_LIMIT)
-        if text:
-            output["text"] = text
-    return output
+        text=text or None,
+    )
 
 
 def _comment_blocks(report: RunReport, conclusion: Conclusion | None) -> list[str]:

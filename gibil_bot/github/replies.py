@@ -14,7 +14,7 @@ from typing import Literal
 from gibil_bot.github.commands import PREFIX
 from gibil_bot.github.humanize import count
 from gibil_bot.github.markdown import code, defuse, fenced, line, size
-from gibil_bot.model import CommentCreated, Notification, NotificationKind, Repository
+from gibil_bot.model import CommentCreated, CommentUpdate, Notification, ReactionUpdate, Repository
 
 REPLY_LIMIT = 60_000
 
@@ -42,10 +42,9 @@ def reply(event: CommentCreated, guid: str, text: str) -> Notification:
         shown = fenced(text, REPLY_LIMIT)
     return Notification(
         key=f"reply:{guid}",
-        kind=NotificationKind.COMMENT,
         installation_id=event.installation_id,
         repository=event.repository.full_name,
-        body={"number": event.number, "marker": marker, "body": f"{marker}\n{shown}"},
+        update=CommentUpdate(number=event.number, marker=marker, body=f"{marker}\n{shown}"),
     )
 
 
@@ -53,10 +52,9 @@ def reaction(event: CommentCreated, content: Reaction) -> Notification:
     """A sign on the comment: seen (eyes), started (rocket), not understood (confused)."""
     return Notification(
         key=f"reaction:{event.comment_id}:{content}",
-        kind=NotificationKind.REACTION,
         installation_id=event.installation_id,
         repository=event.repository.full_name,
-        body={"comment_id": event.comment_id, "is_review_comment": event.is_review_comment, "content": content},
+        update=ReactionUpdate(comment_id=event.comment_id, is_review_comment=event.is_review_comment, content=content),
     )
 
 
@@ -157,14 +155,13 @@ def notice(installation_id: int, repository: Repository, number: int, topic: str
     marker = f"<!-- gibil-notice:{repository.id}:{number}:{topic} -->"
     return Notification(
         key=f"notice:{repository.id}:{number}:{topic}",
-        kind=NotificationKind.COMMENT,
         installation_id=installation_id,
         repository=repository.full_name,
-        body={
-            "number": number,
-            "marker": marker,
-            "body": f"{marker}\n{fenced(text, REPLY_LIMIT) if size(text) > REPLY_LIMIT else defuse(text)}",
-        },
+        update=CommentUpdate(
+            number=number,
+            marker=marker,
+            body=f"{marker}\n{fenced(text, REPLY_LIMIT) if size(text) > REPLY_LIMIT else defuse(text)}",
+        ),
     )
 
 

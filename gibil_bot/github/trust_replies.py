@@ -11,7 +11,7 @@ from datetime import datetime
 from gibil_bot.github.commands import PREFIX
 from gibil_bot.github.markdown import code, line
 from gibil_bot.github.render import CHECK_PREFIX
-from gibil_bot.model import Conclusion, Notification, NotificationKind, Person, Repository
+from gibil_bot.model import CheckRunOutput, CheckRunUpdate, Conclusion, Notification, Person, Repository
 from gibil_bot.views import timestamp
 
 APPROVAL_CHECK = f"{CHECK_PREFIX}approval"
@@ -212,16 +212,15 @@ def _completed(
 ) -> Notification:
     return Notification(
         key=key,
-        kind=NotificationKind.CHECK_RUN,
         installation_id=installation_id,
         repository=repository.full_name,
-        body={
-            "name": name,
-            "head_sha": sha,
-            "external_id": key,
-            "status": "completed",
-            "conclusion": conclusion.value,
-            "completed_at": timestamp(now),
-            "output": {"title": title, "summary": summary},
-        },
+        update=CheckRunUpdate(
+            name=name,
+            head_sha=sha,
+            external_id=key,
+            status="completed",
+            conclusion=conclusion,
+            completed_at=timestamp(now),
+            output=CheckRunOutput(title=title, summary=summary),
+        ),
     )

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from gibil_bot.caps import NO_CAPS, Caps, capped, check_server_type
 from gibil_bot.config import Settings
 from gibil_bot.machines import validation
-from gibil_bot.model import MachinePlan
-from gibil_bot.planning.workflow import MachineWish
+from gibil_bot.model import MachinePlan, MachineResources
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +48,7 @@ def check(order: CreateRequest, settings: Settings, caps: Caps = NO_CAPS) -> Non
     validation.check_environment(dict(order.env))
 
 
-def terms(order: CreateRequest, wish: MachineWish, settings: Settings, caps: Caps = NO_CAPS) -> ResolvedRequest:
+def terms(order: CreateRequest, wish: MachineResources, settings: Settings, caps: Caps = NO_CAPS) -> ResolvedRequest:
     """The order, completed by the `machine:` of a `.gibil.yml`. What the person says beats the file. Raises UsageError."""
     check(order, settings, caps)
     notes: list[str] = []
@@ -60,16 +59,14 @@ def terms(order: CreateRequest, wish: MachineWish, settings: Settings, caps: Cap
         ttl_s = min(wanted, settings.max_ttl_s)
         if wish.ttl_s is not None and ttl_s != wish.ttl_s:
             notes.append(f"the machine lives {validation.spell(ttl_s)}, not the {validation.spell(wish.ttl_s)} of .gibil.yml")
-    plan = MachinePlan(
-        size=order.size or wish.size or "small",
-        image=order.image or wish.image,
-        server_type=order.server_type or wish.server_type,
-        location=order.location or wish.location,
+    order_says = MachineResources(
+        size=order.size or None,
+        image=order.image or None,
+        server_type=order.server_type or None,
+        location=order.location or None,
         ttl_s=ttl_s,
-        memory_mb=wish.memory_mb,
-        disk_mb=wish.disk_mb,
-        pids=wish.pids,
     )
+    plan = MachinePlan(**wish.overridden_by(order_says).said())
     plan, cap_notes = capped(plan, caps)
     notes += cap_notes
     return ResolvedRequest(

@@ -20,7 +20,7 @@ from gibil_bot.machines.creation_journal import CreationRecord
 from gibil_bot.machines.provisioning import OnPhase, start_provisioning
 from gibil_bot.machines.recovery import RecoveryReport, recover
 from gibil_bot.machines.session import MachineSession, extend_machine, not_found
-from gibil_bot.model import Machine
+from gibil_bot.model import Machine, MachineResources
 from gibil_bot.providers.lifecycle import CREATION, MachineFactory
 from gibil_bot.providers.optional import notices
 from gibil_bot.wiring import PROVIDERS, machine_caps, open_factory, prepare_to_connect, service_capabilities
@@ -109,7 +109,6 @@ class MachineService:
         Raises UsageError with the code MACHINE_LIMIT when there would be more than GIBIL_MAX_MACHINES.
         """
         from gibil_bot.machines import request as orders
-        from gibil_bot.planning.workflow import MachineWish
 
         caps = machine_caps(self.settings)
         orders.check(order, self.settings, caps)
@@ -119,7 +118,7 @@ class MachineService:
         preparing = asyncio.create_task(prepare_to_connect())
         try:
             async with self._origin(order, tell) as origin:
-                wish = origin.file.machine if origin is not None and origin.file is not None else MachineWish()
+                wish = origin.file.machine if origin is not None and origin.file is not None else MachineResources()
                 terms = orders.terms(order, wish, self.settings, caps)
                 labels = self._labels(order, origin)
                 if count is None:

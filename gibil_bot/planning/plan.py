@@ -16,7 +16,7 @@ from gibil_bot.planning.catalogue import Catalogue, CommandHelp, catalogue, chec
 from gibil_bot.planning.inputs import input_values, typed_values
 from gibil_bot.planning.schema import workflow_name
 from gibil_bot.planning.services import ServiceCapabilities, check_services, services_script
-from gibil_bot.planning.workflow import REPOSITORY_FILE, MachineWish, RepositoryFile, Task, Workflow
+from gibil_bot.planning.workflow import REPOSITORY_FILE, RepositoryFile, Task, Workflow
 from gibil_bot.planning.yaml_nodes import nearest
 from gibil_bot.scripts.setup_task import set_up_script
 
@@ -132,9 +132,10 @@ def _plan(known: Catalogue, workflow: Workflow, inputs: dict[str, str], facts: E
         because = f", because {facts.untrusted_because}" if facts.untrusted_because else ""
         notes.append(f"Without its secrets ({', '.join(secrets)}): the run is untrusted{because}.")
         secrets = ()
-    wish = _merged(workflow.machine, own_file.machine if own_file else MachineWish())
-    timeout_s, ttl_s = _times(workflow.timeout_s, wish.ttl_s, facts.max_ttl_s, notes)
-    machine, cap_notes = capped(_machine_plan(wish, ttl_s), facts.caps)
+    # The repository's file is about the project, so its machine overrides the workflow's.
+    wanted = workflow.machine.overridden_by(own_file.machine) if own_file else workflow.machine
+    timeout_s, ttl_s = _times(workflow.timeout_s, wanted.ttl_s, facts.max_ttl_s, notes)
+    machine, cap_notes = capped(MachinePlan(**wanted.said() | {"ttl_s": ttl_s}), facts.caps)
     notes += cap_notes
     github = _github(workflow, facts)
     group, cancel = f"{workflow.name}/{facts.pull_request.number}", True
@@ -223,12 +224,6 @@ def _task_plan(task: Task, typed: Mapping[str, bool | float], timeout_s: float) 
     )
 
 
-def _merged(workflow: MachineWish, own: MachineWish) -> MachineWish:
-    """The repository's file is about the project, so what it says of the machine beats the workflow."""
-    said = {name: getattr(own, name) for name in MachineWish.__dataclass_fields__ if getattr(own, name) is not None}
-    return replace(workflow, **said)
-
-
 def _times(timeout_s: float | None, ttl_s: int | None, max_ttl_s: int, notes: list[str]) -> tuple[float, int]:
     """How long the tasks may take together, and how long the machine lives."""
     wanted = ttl_s or int((timeout_s or DEFAULT_TIMEOUT_S) + SET_UP_S)
@@ -236,19 +231,6 @@ def _times(timeout_s: float | None, ttl_s: int | None, max_ttl_s: int, notes: li
         notes.append(f"The machine lives {max_ttl_s / 60:g} minutes at most here, less than the workflow asks for.")
     lives_s = min(wanted, max_ttl_s)
     return min(timeout_s or float(ttl_s or DEFAULT_TIMEOUT_S), float(lives_s)), lives_s
-
-
-def _machine_plan(wish: MachineWish, ttl_s: int) -> MachinePlan:
-    return MachinePlan(
-        size=wish.size or "small",
-        image=wish.image,
-        server_type=wish.server_type,
-        location=wish.location,
-        ttl_s=ttl_s,
-        memory_mb=wish.memory_mb,
-        disk_mb=wish.disk_mb,
-        pids=wish.pids,
-    )
 
 
 def _github(workflow: Workflow, facts: EventContext) -> dict[str, str]:

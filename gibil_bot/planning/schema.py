@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from gibil_bot.errors import InvalidWorkflow
+from gibil_bot.model import MachineResources
 from gibil_bot.planning import expressions
 from gibil_bot.planning.actions import misplaced_expressions
 from gibil_bot.planning.file_schema import REPOSITORY, WORKFLOW
@@ -23,7 +24,6 @@ from gibil_bot.planning.workflow import (
     REPOSITORY_FILE,
     Concurrency,
     Input,
-    MachineWish,
     RepositoryFile,
     Service,
     Task,
@@ -245,17 +245,12 @@ def _concurrency(value: Any, node: Node, inputs: Collection[str]) -> Concurrency
     return Concurrency(group=group, cancel_in_progress=cancel)
 
 
-def _machine(values: dict[str, Any]) -> MachineWish:
-    return MachineWish(
-        size=values.get("size"),
-        image=values.get("image"),
-        server_type=values.get("server-type"),
-        location=values.get("location"),
-        ttl_s=values.get("ttl"),
-        memory_mb=values.get("memory"),
-        disk_mb=values.get("disk"),
-        pids=values.get("pids"),
-    )
+_MACHINE_FIELDS = {"server-type": "server_type", "ttl": "ttl_s", "memory": "memory_mb", "disk": "disk_mb"}
+"""Keys of `machine:` that model.MachineResources calls otherwise."""
+
+
+def _machine(values: dict[str, Any]) -> MachineResources:
+    return MachineResources(**{_MACHINE_FIELDS.get(key, key): value for key, value in values.items()})
 
 
 def _secrets_in_env(node: Node, secrets: Collection[str]) -> Iterator[InvalidWorkflow]:

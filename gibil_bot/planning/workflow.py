@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from gibil_bot.model import MachineResources
+
 REPOSITORY_FILE = ".gibil.yml"
 PULL_REQUEST_ACTIONS = ("opened", "synchronize", "reopened")
 """The actions of a pull request that can start a workflow."""
@@ -42,20 +44,6 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MachineWish:
-    """The `machine:` of a file; None is not said."""
-
-    size: str | None = None
-    image: str | None = None
-    server_type: str | None = None
-    location: str | None = None
-    ttl_s: int | None = None
-    memory_mb: int | None = None
-    disk_mb: int | None = None
-    pids: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Concurrency:
     group: str
     cancel_in_progress: bool = False
@@ -79,7 +67,7 @@ class Workflow:
     tasks: tuple[Task, ...] = ()
     timeout_s: float | None = None
     concurrency: Concurrency | None = None
-    machine: MachineWish = field(default_factory=MachineWish)
+    machine: MachineResources = field(default_factory=MachineResources)
     comment: str = "always"
 
 
@@ -108,4 +96,4 @@ class RepositoryFile:
     services: tuple[Service, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     tasks: tuple[Task, ...] = ()
-    machine: MachineWish = field(default_factory=MachineWish)
+    machine: MachineResources = field(default_factory=MachineResources)

@@ -59,14 +59,14 @@ class Keyring:
         """Return the owner of this data directory's machines: 16 hex digits, a valid label at every provider."""
         return hashlib.sha256(b"owner of machines" + self.derive("owner", "machines")).hexdigest()[:16]
 
-    def run_id(self, payload: bytes, distinction: str) -> str:
-        """Return the id of the run that `payload` asks for: 16 hex digits that can't be guessed.
+    def run_id(self, digest: bytes, distinction: str) -> str:
+        """Return the id of a run from the digest of its delivery's body: 16 hex digits that can't be guessed.
 
-        The same payload and distinction have the same id, so a delivery that is handled twice doesn't start two runs.
+        Not from the delivery's GUID or its event. GitHub signs the body alone: a recorded request is accepted under any GUID,
+        and must not queue the same runs twice. The event isn't enough either, because two real clicks on Re-run mean equal
+        events. The key makes the ids unguessable: they are the only protection of a run's page.
         """
-        digest = hmac.new(self.derive("run ids", ""), payload, hashlib.sha256)
-        digest.update(b"\0" + distinction.encode())
-        return digest.hexdigest()[:16]
+        return hmac.new(self.derive("run ids", ""), digest + b"\0" + distinction.encode(), hashlib.sha256).hexdigest()[:16]
 
     def _secret(self) -> bytes:
         if not self._master:

@@ -31,7 +31,7 @@ class Policy:
     commands_per_hour: int
     """Of one person in one repository."""
     run_id: Callable[[bytes, str], str]
-    """(payload, distinction) → a run's id: the same for the same payload, so that a replay queues nothing twice."""
+    """(Delivery.digest, distinction) → a run's id: the same for the same body, so that a replay queues nothing twice."""
     operator_workflows: Callable[[], Mapping[str, bytes]]
     grounds: ServiceCapabilities | None = None
     """What the machines here can do for services."""

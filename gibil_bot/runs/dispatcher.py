@@ -1,6 +1,6 @@
-"""Gives queued runs their turn, keeps the leases of those that run, and passes on the wish to stop.
+"""Starts runs that may start, renews the leases of running ones, and passes cancellations on to their runners.
 
-Who is next is the store's decision (limits, order, fair turns); this loop only asks, and supervises what it was given.
+The store decides which run is next (limits, order, fair turns); this loop claims, and supervises what it has claimed.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ import asyncio
 import contextlib
 import logging
 import time
+from dataclasses import dataclass
 
 from gibil_bot.errors import ClaimLost, GibilError, StoreError
-from gibil_bot.model import Claim
+from gibil_bot.model import Claim, RunState
+from gibil_bot.ports import Outbox, RunStore
 from gibil_bot.runs.queued_reports import queued_check_run
 from gibil_bot.runs.runner import PUBLISH_EVERY_S, Runner, Tools
 
@@ -22,45 +24,56 @@ HEARTBEAT_S = LEASE_S / 3
 POLL_S = 2.0
 
 
-class Dispatcher:
-    """`run()` for as long as the bot lives. Cancelling it is the graceful stop: runs are left for the next process."""
+@dataclass(frozen=True)
+class _Active:
+    """A run that this process has claimed."""
 
-    def __init__(self, tools: Tools, process: str, max_machines: int) -> None:
+    claim: Claim
+    runner: Runner
+    task: asyncio.Task[None]
+
+
+class Dispatcher:
+    """`run()` while the bot is running. Cancelling it is the graceful stop: runs are left for the next process."""
+
+    def __init__(self, tools: Tools, runs: RunStore, outbox: Outbox, process: str, max_machines: int) -> None:
         self._tools = tools
-        self._store = tools.store
+        self._runs = runs
+        self._outbox = outbox
         self._process = process
         self._max_machines = max_machines
-        self._active: dict[str, tuple[Claim, Runner, asyncio.Task[None]]] = {}
-        self._places: dict[str, int] = {}
-        self._places_told = 0.0
+        self._active: dict[str, _Active] = {}
+        """By run id."""
+        self._positions: dict[str, int] = {}
+        self._positions_published = 0.0
 
     async def run(self) -> None:
-        signal = self._store.changed("runs")
-        heart = asyncio.create_task(self._beat())
+        signal = self._runs.changed()
+        renewing = asyncio.create_task(self._renew_leases())
         try:
             while True:
                 try:
                     await self._start_what_may_start()
                     await self._pass_on_cancellations()
-                    await self._tell_places()
+                    await self._publish_positions()
                 except StoreError as error:
                     log.error("the database: %s", error.message)
                     await asyncio.sleep(POLL_S)
-                if heart.done():
-                    heart.result()
+                if renewing.done():
+                    renewing.result()
                 await signal.wait(POLL_S)
         finally:
-            heart.cancel()
-            tasks = [task for _, _, task in self._active.values()]
+            renewing.cancel()
+            tasks = [active.task for active in self._active.values()]
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(heart, *tasks, return_exceptions=True)
+            await asyncio.gather(renewing, *tasks, return_exceptions=True)
 
     async def _start_what_may_start(self) -> None:
-        while claim := await self._store.claim_run(self._process, lease_s=LEASE_S, max_machines=self._max_machines):
+        while claim := await self._runs.claim(self._process, lease_s=LEASE_S, max_machines=self._max_machines):
             runner = Runner(self._tools, claim)
             task = asyncio.create_task(self._supervise(claim, runner), name=f"run {claim.run.id}")
-            self._active[claim.run.id] = (claim, runner, task)
+            self._active[claim.run.id] = _Active(claim, runner, task)
 
     async def _supervise(self, claim: Claim, runner: Runner) -> None:
         run = claim.run
@@ -71,55 +84,53 @@ class Dispatcher:
             conclusion = await runner.run()
             log.info("run %s: %s", run.id, conclusion.value)
         except ClaimLost:
-            log.warning("run %s: another process works on it now", run.id)
+            log.warning("run %s: another process has claimed it", run.id)
         except asyncio.CancelledError:
             with contextlib.suppress(GibilError):
-                await asyncio.shield(self._store.release(claim))
+                await asyncio.shield(self._runs.release(claim))
             raise
         except StoreError as error:
-            # Nothing can be written: the lease runs out and the run is taken up again, here or elsewhere.
+            # Nothing can be written: the lease expires, and this or another process claims the run again.
             log.error("run %s: %s", run.id, error.message)
         except Exception:
-            log.exception("run %s: stopped by a fault of ours; it is taken up again", run.id)
+            log.exception("run %s: stopped by an internal error; it is claimed again when its lease expires", run.id)
         finally:
             active = self._active.get(run.id)
-            if active is not None and active[0].fence == claim.fence:
+            if active is not None and active.claim.fence == claim.fence:
                 del self._active[run.id]
 
-    async def _beat(self) -> None:
+    async def _renew_leases(self) -> None:
+        """A run that another process has claimed in the meantime is stopped here, without any further write."""
         while True:
             await asyncio.sleep(HEARTBEAT_S)
-            claims = [claim for claim, _, _ in self._active.values()]
+            claims = [active.claim for active in self._active.values()]
             if not claims:
                 continue
             try:
-                reasons = await self._store.heartbeat(claims, lease_s=LEASE_S)
+                reasons = await self._runs.heartbeat(claims, lease_s=LEASE_S)
             except StoreError as error:
                 log.error("the leases could not be renewed: %s", error.message)
                 continue
             for claim in claims:
                 active = self._active.get(claim.run.id)
-                if claim.run.id not in reasons and active is not None and active[0].fence == claim.fence:
-                    active[2].cancel()
+                if claim.run.id not in reasons and active is not None and active.claim.fence == claim.fence:
+                    active.task.cancel()
 
     async def _pass_on_cancellations(self) -> None:
         if not self._active:
             return
-        for run in await self._store.unfinished():
+        for run in await self._runs.unfinished():
             if run.cancel_reason is not None and run.id in self._active:
-                self._active[run.id][1].cancel(run.cancel_reason)
+                self._active[run.id].runner.cancel(run.cancel_reason)
 
-    async def _tell_places(self) -> None:
-        """Keep the place in the queue true on the check runs of those that wait, at the pace of all progress."""
-        if time.monotonic() - self._places_told < PUBLISH_EVERY_S:
+    async def _publish_positions(self) -> None:
+        """Update the queue positions on the check runs of queued runs, as often as other progress."""
+        if time.monotonic() - self._positions_published < PUBLISH_EVERY_S:
             return
-        queued = await self._store.queued()
-        places = {run.id: place for place, run in enumerate(queued, start=1)}
-        moved = [run for run in queued if self._places.get(run.id, places[run.id]) != places[run.id]]
-        self._places = places
+        queued = [run for run in await self._runs.unfinished() if run.state is RunState.QUEUED]
+        positions = {run.id: position for position, run in enumerate(queued, start=1)}
+        moved = [run for run in queued if self._positions.get(run.id, positions[run.id]) != positions[run.id]]
+        self._positions = positions
         if moved:
-            self._places_told = time.monotonic()
-            await self._store.tell(
-                None,
-                [queued_check_run(run, places[run.id], self._tools.public_url) for run in moved],
-            )
+            self._positions_published = time.monotonic()
+            await self._outbox.record([queued_check_run(run, positions[run.id], self._tools.public_url) for run in moved])

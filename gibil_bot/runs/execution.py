@@ -10,16 +10,17 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 from msgspec.structs import replace
 
+from gibil_bot.clock import now
 from gibil_bot.errors import JobLost, JobNotStarted, MachineLost, SSHError
 from gibil_bot.model import Claim, Conclusion, Exit, Job, Plan, Refusals, TaskPlan, TaskResult, TaskStatus
 from gibil_bot.planning import expressions
-from gibil_bot.ports import Shell, Store
+from gibil_bot.ports import RunRecorder, Shell
+from gibil_bot.runs.cancellation import Cancellation
 from gibil_bot.runs.logs import LOG_LIMIT_BYTES, Journal, TaskLog, size_of
 from gibil_bot.runs.redact import Redactor
 from gibil_bot.runs.returned_files import ReturnedFiles, left_in, paths_of, read_returned_files, read_tail
@@ -50,42 +51,10 @@ async def no_cause(since: datetime) -> None:
     """For providers that cannot tell."""
 
 
-def now() -> datetime:
-    return datetime.now(UTC)
-
-
 _PRINTED_TOO_MUCH = f"printed more than {MOST_OUTPUT_BYTES // 1024**3} GiB, and was stopped"
 _OUTPUT_CUT = (
     "not all of its output is known: the machine's disk is full, or what stores or reads it was killed, replaced or removed"
 )
-
-
-class Cancellation:
-    """The wish that a run should stop, and why."""
-
-    def __init__(self, reason: str | None = None) -> None:
-        self.reason = reason
-        self._event = asyncio.Event()
-        if reason is not None:
-            self._event.set()
-
-    def request(self, reason: str) -> None:
-        if self.reason is None:
-            self.reason = reason
-            self._event.set()
-
-    async def wait(self) -> str:
-        await self._event.wait()
-        assert self.reason is not None
-        return self.reason
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listener:
-    """Who follows along: the publisher of the check run, the terminal."""
-
-    changed: Callable[[], None]
-    output: Callable[[int, bytes], None] | None = None
 
 
 def is_complete(plan: Plan, results: Mapping[int, TaskResult]) -> bool:
@@ -114,7 +83,7 @@ class Execution:
     def __init__(
         self,
         *,
-        store: Store,
+        runs: RunRecorder,
         claim: Claim,
         machine_attempt: int,
         shell: Shell,
@@ -123,7 +92,8 @@ class Execution:
         log_folder: Path,
         journal: Journal,
         cancellation: Cancellation,
-        listener: Listener,
+        on_change: Callable[[], None],
+        on_output: Callable[[int, bytes], None] | None = None,
         results: Mapping[int, TaskResult],
         refusals: Callable[[float], Awaitable[Refusals]],
         cause: Cause = no_cause,
@@ -133,7 +103,7 @@ class Execution:
         self._room = room
         self._lost: str | None = None
         """Why the machine no longer exists, when a task caused that."""
-        self._store = store
+        self._runs = runs
         self._claim = claim
         self._plan = claim.run.plan
         self._attempt = machine_attempt
@@ -143,7 +113,8 @@ class Execution:
         self._log_folder = log_folder
         self._journal = journal
         self._cancellation = cancellation
-        self._listener = listener
+        self._on_change = on_change
+        self._on_output = on_output
         self._refusals = refusals
         self.results: dict[int, TaskResult] = dict(results)
         self._log: TaskLog | None = None
@@ -391,7 +362,7 @@ class Execution:
                     if isinstance(item, Exit):
                         return item
                     await log.feed(item.data, item.offset)
-                    self._listener.changed()
+                    self._on_change()
                     if log.is_full:
                         break
                 else:
@@ -403,8 +374,8 @@ class Execution:
         return ended
 
     def _output(self, index: int) -> Callable[[bytes], None] | None:
-        listen = self._listener.output
-        return None if listen is None else lambda data: listen(index, data)
+        on_output = self._on_output
+        return None if on_output is None else lambda data: on_output(index, data)
 
     def _take_over(self, files: ReturnedFiles, extra: dict[str, str], paths: list[str]) -> str | None:
         """What the task exported counts for the tasks after it. The reason, when that cannot be read."""
@@ -417,5 +388,5 @@ class Execution:
 
     async def _save(self, result: TaskResult) -> None:
         self.results[result.index] = result
-        await self._store.save_task(self._claim, result)
-        self._listener.changed()
+        await self._runs.save_task(self._claim, result)
+        self._on_change()

@@ -9,12 +9,15 @@ from dataclasses import dataclass, field, replace
 
 from msgspec import structs
 
+from gibil_bot.clock import now
 from gibil_bot.errors import UsageError
 from gibil_bot.github import commands, replies, trust_replies
 from gibil_bot.github.render import CHECK_PREFIX, check_name
 from gibil_bot.model import (
     Approval,
     BranchPush,
+    CancelRequest,
+    CheckRunUpdate,
     Command,
     CommentCreated,
     Conclusion,
@@ -36,10 +39,10 @@ from gibil_bot.model import (
     Trust,
 )
 from gibil_bot.planning import plan as planning
-from gibil_bot.ports import GitHub, Settlement, Store
+from gibil_bot.ports import DeliveryOutcome, GitHub, Store
 from gibil_bot.runs import heads, rate_limit
 from gibil_bot.runs.context import NeedsApproval, Policy, PullRequestContext, Refused, help_text, read_catalogue, read_context
-from gibil_bot.runs.execution import now
+from gibil_bot.runs.events import only_cancels
 from gibil_bot.runs.heads import observed_in
 from gibil_bot.runs.queued_reports import as_queued, queued_check_run
 from gibil_bot.runs.trust import MAY_COMMAND, TrustDecision, TrustEvaluator
@@ -68,25 +71,32 @@ class _Outcome:
     delivery: Delivery
     runs: list[NewRun] = field(default_factory=list)
     cancel: list[tuple[str, str]] = field(default_factory=list)
-    tellings: list[Notification] = field(default_factory=list)
+    cancel_earlier: list[CancelRequest] = field(default_factory=list)
+    notifications: list[Notification] = field(default_factory=list)
     observed: list[HeadSeen | BranchPush | Approval] = field(default_factory=list)
     is_approved: bool = False
     """An approval of the head came earlier in the same comment."""
 
-    def settlement(self) -> Settlement:
-        return Settlement(runs=self.runs, cancel=self.cancel, tellings=self.tellings, observed=self.observed)
+    def result(self) -> DeliveryOutcome:
+        return DeliveryOutcome(
+            runs=self.runs,
+            cancel=self.cancel,
+            cancel_earlier=self.cancel_earlier,
+            notifications=self.notifications,
+            observed=self.observed,
+        )
 
 
 class EventHandlers:
     """Decides one delivery at a time; writes nothing but the first sign that it was seen."""
 
     def __init__(self, store: Store, github: GitHub, policy: Policy) -> None:
-        self._store = store
+        self._inbox, self._runs, self._outbox = store.inbox, store.runs, store.outbox
         self._github = github
         self._policy = policy
-        self._judge = TrustEvaluator(store, github, policy.trusted_apps)
+        self._judge = TrustEvaluator(store.inbox, github, policy.trusted_apps)
 
-    async def settle(self, delivery: Delivery, event: Event) -> Settlement:
+    async def decide(self, delivery: Delivery, event: Event) -> DeliveryOutcome:
         """What to write for this delivery. Raises GitHubError, StoreError."""
         outcome = _Outcome(delivery=delivery)
         match event:
@@ -101,25 +111,27 @@ class EventHandlers:
                 await self._rerun(event, outcome)
             case MergeGroupChecked():
                 await self._merge_group(event, outcome)
-        place = len(await self._store.queued())
+        place = sum(run.state is RunState.QUEUED for run in await self._runs.unfinished())
         for index, new in enumerate(outcome.runs, start=1):
-            outcome.tellings.append(queued_check_run(as_queued(new), place + index, self._policy.public_url))
-        return outcome.settlement()
+            outcome.notifications.append(queued_check_run(as_queued(new), place + index, self._policy.public_url))
+        return outcome.result()
 
     async def _comment(self, event: CommentCreated, outcome: _Outcome) -> None:
         origin, asked = self.origin(outcome.delivery), commands.parse(event.body)
         per_hour = self._policy.commands_per_hour
-        refused = await rate_limit.comment_over_limit(self._store, per_hour, outcome.delivery, event, origin, asked)
+        refused = await rate_limit.comment_over_limit(self._inbox, per_hour, outcome.delivery, event, origin, asked)
         if refused is not None:
-            outcome.tellings += refused
+            outcome.notifications += refused
             return
         permission = await self._github.permission(event.installation_id, event.repository.full_name, event.author.login)
         if permission not in MAY_COMMAND:
-            outcome.tellings += await rate_limit.permission_refused(self._store, outcome.delivery, event, origin, permission)
+            outcome.notifications += await rate_limit.permission_refused(
+                self._inbox, outcome.delivery, event, origin, permission
+            )
             return
         if seen := replies.reactions(event, "eyes"):
-            await self._store.tell(None, seen)
-        if asked and all(command.word == "cancel" and not command.problem for command in asked):
+            await self._outbox.record(seen)
+        if only_cancels(asked):
             await self._cancel_only(asked, event, outcome)
             return
         pull_request = await self._github.pull_request(event.installation_id, event.repository.full_name, event.number)
@@ -143,14 +155,14 @@ class EventHandlers:
                     await self._ask_for_approval(desk, str(refusal), outcome)
                 refusals.append(str(refusal))
         self._answer(event, outcome, refusals, answers)
-        outcome.tellings += desk.complaints()
+        outcome.notifications += desk.complaints()
 
     def _answer(self, event: CommentCreated, outcome: _Outcome, refusals: Sequence[str], answers: Sequence[str] = ()) -> None:
         """Reply to a comment once for all its commands, each text once, and react to it."""
         if refusals or answers:
             text = "\n\n".join(dict.fromkeys([*refusals, *answers]))
-            outcome.tellings.append(replies.reply(event, self.origin(outcome.delivery), text))
-        outcome.tellings += replies.reactions(event, "confused" if refusals else "rocket")
+            outcome.notifications.append(replies.reply(event, self.origin(outcome.delivery), text))
+        outcome.notifications += replies.reactions(event, "confused" if refusals else "rocket")
 
     async def _cancel_only(self, asked: Sequence[Command], event: CommentCreated, outcome: _Outcome) -> None:
         """Without the pull request and its workflow files: what is cancelled costs until it stops."""
@@ -164,14 +176,18 @@ class EventHandlers:
 
     async def _cancel(self, command: Command, event: CommentCreated, outcome: _Outcome) -> None:
         """Raises Refused."""
-        wanted = command.arguments.get("workflow")
-        unfinished = await self._unfinished_of(event.repository, event.number)
+        wanted, repository = command.arguments.get("workflow"), event.repository
+        unfinished = await self._unfinished_of(repository, event.number)
         chosen = [run for run in unfinished if wanted is None or run.plan.workflow == wanted]
-        if not chosen:
+        # An earlier command may not have queued its runs yet: a cancellation doesn't wait for it.
+        if not chosen and not await self._inbox.has_earlier(outcome.delivery.guid, repository.id, event.number):
             raise Refused(
                 "Nothing is running or queued for this pull request" + (f" under the name {wanted}." if wanted else ".")
             )
-        outcome.cancel += [(run.id, f"cancelled by {event.author.login}") for run in chosen]
+        reason = f"cancelled by {event.author.login}"
+        outcome.cancel_earlier.append(
+            CancelRequest(repository_id=repository.id, number=event.number, workflow=wanted, reason=reason)
+        )
 
     async def _standing_of_comment(
         self, event: CommentCreated, pull_request: PullRequest, permission: str, asked: Sequence[Command]
@@ -237,7 +253,7 @@ class EventHandlers:
                 repository_id=event.repository.id, number=event.number, sha=head, by=event.author.login, at=event.created_at
             )
         )
-        outcome.tellings.append(
+        outcome.notifications.append(
             trust_replies.approval_check(
                 event.installation_id, event.repository, event.number, head, text="", approved_by=event.author.login, now=now()
             )
@@ -253,7 +269,7 @@ class EventHandlers:
         plans, refusals = planning.for_pull_request(desk.catalogue, "synchronize" if pushed else "opened", at_event.facts)
         if refusals:
             raise Refused("\n\n".join(refusals))
-        ran = await self._store.runs_of(facts.repository.id, number=facts.pull_request.number, sha=facts.sha)
+        ran = await self._runs.of_repository(facts.repository.id, number=facts.pull_request.number, sha=facts.sha)
         missing = [plan for plan in plans if plan.workflow not in {run.plan.workflow for run in ran}]
         for plan in missing:
             self._queue(plan, at_event, outcome)
@@ -263,17 +279,19 @@ class EventHandlers:
         """One check run for each commit; nothing where it says so already."""
         repository, number = desk.facts.repository, desk.facts.pull_request.number
         wanted = trust_replies.approval_check(desk.installation_id, repository, number, desk.facts.sha, text=text, now=now())
-        if any(telling.key == wanted.key for telling in outcome.tellings):
+        if any(other.key == wanted.key for other in outcome.notifications):
             return
-        there = await self._store.telling(wanted.key)
-        if there is None or there[0].telling.body.get("conclusion") != wanted.body["conclusion"]:
-            outcome.tellings.append(wanted)
+        there = await self._outbox.get(wanted.key)
+        shown = there[0].notification.update if there is not None else None
+        assert isinstance(wanted.update, CheckRunUpdate)
+        if not isinstance(shown, CheckRunUpdate) or shown.conclusion is not wanted.update.conclusion:
+            outcome.notifications.append(wanted)
 
     async def _to_retest(self, desk: PullRequestContext, event: CommentCreated, wanted: str | None) -> list[_Repeat]:
         """The newest run of the wanted workflow, or of every one that did not succeed. What the store knows nothing of is
         found by our check runs on the commit. Raises Refused."""
         newest: dict[str, Run] = {}
-        for run in await self._store.runs_of(event.repository.id, number=event.number):
+        for run in await self._runs.of_repository(event.repository.id, number=event.number):
             newest.setdefault(run.plan.workflow, run)
         ended: list[tuple[str, Mapping[str, str], str | None]] = [
             (run.plan.workflow, run.plan.inputs, run.conclusion) for run in newest.values() if run.state is RunState.FINISHED
@@ -328,9 +346,11 @@ class EventHandlers:
         plans = list(planned_now)
         if refusals:
             text = "\n\n".join(refusals)
-            outcome.tellings.append(replies.notice(event.installation_id, repository, pull_request.number, "machines", text))
+            outcome.notifications.append(
+                replies.notice(event.installation_id, repository, pull_request.number, "machines", text)
+            )
         plans += await self._supersede(desk, plans, outcome)
-        outcome.tellings += desk.complaints()
+        outcome.notifications += desk.complaints()
         try:
             desk.check_may_run(self._policy, asked=False)
         except NeedsApproval as refusal:
@@ -339,7 +359,7 @@ class EventHandlers:
             return
         except Refused as refusal:
             if plans:
-                outcome.tellings.append(
+                outcome.notifications.append(
                     replies.notice(event.installation_id, repository, pull_request.number, "refused", str(refusal))
                 )
             return
@@ -368,7 +388,7 @@ class EventHandlers:
                 try:
                     successors.append(planning.again(desk.catalogue, old.workflow, old.inputs, facts))
                 except UsageError as problem:
-                    outcome.tellings.append(
+                    outcome.notifications.append(
                         replies.notice(
                             desk.installation_id, facts.repository, facts.pull_request.number, "refused", problem.message
                         )
@@ -381,10 +401,10 @@ class EventHandlers:
             log.info("re-run of %s: no run and no open pull request is known", event.head_sha[:7])
             return
         limit = self._policy.commands_per_hour
-        refused = await rate_limit.rerun_over_limit(self._store, limit, outcome.delivery, event)
+        refused = await rate_limit.rerun_over_limit(self._inbox, limit, outcome.delivery, event)
         if refused is not None:
             if refused:
-                outcome.tellings.append(
+                outcome.notifications.append(
                     replies.notice(event.installation_id, event.repository, repeats[0].number, "refused", refused)
                 )
             return
@@ -396,7 +416,7 @@ class EventHandlers:
                     raise Refused(replies.permission_refused(event.sender.login, permission))
                 await self._repeat(event, number, same, permission, outcome)
             except (Refused, UsageError) as refusal:
-                outcome.tellings.append(
+                outcome.notifications.append(
                     replies.notice(event.installation_id, event.repository, number, "refused", str(refusal))
                 )
 
@@ -425,10 +445,10 @@ class EventHandlers:
     async def _repeats(self, event: RerunRequested) -> list[_Repeat]:
         """What Re-run is about: by the store, or, where that knows nothing of it, by the commit and the check run's name."""
         if event.external_id is not None:
-            run = await self._store.run(event.external_id)
+            run = await self._runs.get(event.external_id)
             runs = [run] if run is not None and run.source.repository.id == event.repository.id else []
         else:
-            runs = await self._store.runs_of(event.repository.id, sha=event.head_sha)
+            runs = await self._runs.of_repository(event.repository.id, sha=event.head_sha)
         newest: dict[tuple[int, str], Run] = {}
         for run in runs:
             newest.setdefault((run.source.pull_request.number, run.plan.workflow), run)
@@ -459,7 +479,7 @@ class EventHandlers:
         files = await self._github.workflow_files(event.installation_id, event.repository.full_name, event.base_ref)
         known = await read_catalogue(self._policy, files, event.base_ref)
         for workflow in known.workflows[:MOST_MERGE_CHECKS]:
-            outcome.tellings.append(
+            outcome.notifications.append(
                 trust_replies.merge_queue_check(
                     event.installation_id, event.repository, event.head_sha, check_name(workflow.name), workflow.name, now=now()
                 )
@@ -469,12 +489,12 @@ class EventHandlers:
 
     def origin(self, delivery: Delivery) -> str:
         """Names the answer to a delivery: a replay of its payload under another GUID gets no second one."""
-        return self._policy.run_id(delivery.payload, "reply")
+        return self._policy.run_id(delivery.digest, "reply")
 
     async def _unfinished_of(self, repository: Repository, number: int) -> list[Run]:
         return [
             run
-            for run in await self._store.unfinished()
+            for run in await self._runs.unfinished()
             if run.source.repository.id == repository.id and run.source.pull_request.number == number
         ]
 
@@ -483,7 +503,7 @@ class EventHandlers:
         distinction = f"{plan.workflow}/{len(outcome.runs)}"
         outcome.runs.append(
             NewRun(
-                id=self._policy.run_id(outcome.delivery.payload, distinction),
+                id=self._policy.run_id(outcome.delivery.digest, distinction),
                 delivery_guid=outcome.delivery.guid,
                 source=Source(
                     installation_id=desk.installation_id,

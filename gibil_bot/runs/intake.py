@@ -1,18 +1,24 @@
 """From a stored delivery to what follows from it: runs queued, runs cancelled, answers given, all in one transaction.
 
-Deliveries of one repository are handled one after another, in the order in which they came; different repositories do not
-wait for each other, so one that GitHub is slow to answer for holds up nobody else.
+Deliveries of one repository are handled one after another, in the order in which they came; different repositories don't wait
+for each other, so a slow answer from GitHub delays one repository only.
+
+A comment that only cancels overtakes them: what it should stop costs until it stops. It is claimed before others and handled
+next to its repository's queue. It has the effect that it would have had in its turn: it stops runs that earlier deliveries
+queued, it stops what earlier deliveries queue after it, and never what a later delivery queues (CancelRequest).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 
 from gibil_bot.errors import ClaimLost, GitHubError, InvalidDelivery, StoreError
-from gibil_bot.github import commands, replies, webhook
+from gibil_bot.github import replies
 from gibil_bot.model import BranchPushed, CommentCreated, Delivery, Event, Ignored
-from gibil_bot.ports import GitHub, Settlement, Store
+from gibil_bot.ports import DeliveryOutcome, GitHub, Store
+from gibil_bot.runs import events
 from gibil_bot.runs.context import Policy
 from gibil_bot.runs.handlers import EventHandlers
 from gibil_bot.runs.heads import observed_in
@@ -22,121 +28,117 @@ log = logging.getLogger("gibil.intake")
 LEASE_S = 600.0
 POLL_S = 5.0
 AT_ONCE = 64
-"""Deliveries in hand at one time."""
+"""Deliveries in hand at one time, without those that cancel."""
+CANCELS_AT_ONCE = 16
 GITHUB_TRIES = 8
 FAULT_TRIES = 3
 
 
-def what_it_asks(delivery: Delivery, allowed_accounts: frozenset[str] | None) -> Event:
-    """The event of a delivery; Ignored when nothing follows from it, as from most. Raises InvalidDelivery.
-
-    Quick, and asks nobody: the door calls it too, so that what nothing follows from is stored and never looked at again.
-    """
-    event = webhook.narrow(delivery.event, delivery.payload)
-    if isinstance(event, Ignored):
-        log.debug("delivery %s: %s", delivery.guid, event.reason)
-        return event
-    if allowed_accounts is not None and event.repository.owner.lower() not in allowed_accounts:
-        log.info("delivery %s: %s is not among GIBIL_ALLOWED_ACCOUNTS", delivery.guid, event.repository.owner)
-        return Ignored(reason=f"{event.repository.owner} is not served here")
-    if isinstance(event, CommentCreated) and not commands.parse(event.body):
-        return Ignored(reason="a comment without a command")
-    return event
+_QueueKey = tuple[int, bool]
+"""A repository's id, and whether its deliveries that cancel are in the queue, or all others."""
 
 
 class Intake:
     """`run()` for as long as the bot lives."""
 
     def __init__(self, store: Store, github: GitHub, policy: Policy, process: str) -> None:
-        self._store = store
-        self._decisions = EventHandlers(store, github, policy)
+        self._inbox = store.inbox
+        self._handlers = EventHandlers(store, github, policy)
         self._policy = policy
         self._process = process
-        self._lanes: dict[int, asyncio.Queue[tuple[Delivery, Event]]] = {}
-        self._workers: dict[int, asyncio.Task[None]] = {}
-        self._in_hand = 0
+        self._queues: dict[_QueueKey, asyncio.Queue[tuple[Delivery, Event]]] = {}
+        self._workers: dict[_QueueKey, asyncio.Task[None]] = {}
+        self._in_hand: Counter[bool] = Counter()
+        """Deliveries that cancel (True), and others."""
 
     async def run(self) -> None:
-        signal = self._store.changed("deliveries")
+        signal = self._inbox.changed()
         try:
             while True:
-                room = AT_ONCE - self._in_hand
+                room, for_cancels = AT_ONCE - self._in_hand[False], CANCELS_AT_ONCE - self._in_hand[True]
                 deliveries: list[Delivery] = []
                 try:
-                    if room > 0:
-                        deliveries = await self._store.claim_deliveries(self._process, limit=room, lease_s=LEASE_S)
+                    deliveries = await self._inbox.claim(self._process, limit=room, cancels=for_cancels, lease_s=LEASE_S)
                     for delivery in deliveries:
                         await self._sort(delivery)
                 except StoreError as error:
                     log.error("the database: %s", error.message)
                     await asyncio.sleep(POLL_S)
-                if len(deliveries) < room or room <= 0:
-                    await signal.wait(POLL_S if room > 0 else 0.05)
+                if not deliveries or len(deliveries) < room:
+                    await signal.wait(POLL_S if room > 0 and for_cancels > 0 else 0.05)
         finally:
             for worker in self._workers.values():
                 worker.cancel()
             await asyncio.gather(*self._workers.values(), return_exceptions=True)
 
     async def _sort(self, delivery: Delivery) -> None:
-        """Settle at once what nothing follows from; put the rest into its repository's lane."""
+        """Complete at once what nothing follows from; put the rest into its repository's queue."""
+        allowed = self._policy.allowed_accounts
         try:
-            event = what_it_asks(delivery, self._policy.allowed_accounts)
+            # Without an event: it could not be read when it came, or an older version stored it.
+            delivery = events.decoded(delivery, allowed) if delivery.event is None else delivery
         except InvalidDelivery as error:
             log.warning("delivery %s: %s", delivery.guid, error.message)
-            await self._settle(delivery, Settlement(error=error.message))
+            await self._complete(delivery, DeliveryOutcome(error=error.message))
             return
+        except Exception as error:
+            log.exception("delivery %s: internal error while reading its payload", delivery.guid)
+            await self._complete(delivery, DeliveryOutcome(error=repr(error)))
+            return
+        assert delivery.event is not None
+        event = events.relevant(delivery.event, allowed)  # the operator may have changed who is served
         if isinstance(event, Ignored | BranchPushed):
-            await self._settle(delivery, Settlement(observed=observed_in(event, delivery.received_at)))
+            await self._complete(delivery, DeliveryOutcome(observed=observed_in(event, delivery.received_at)))
             return
-        lane = event.repository.id
-        self._in_hand += 1
-        self._lanes.setdefault(lane, asyncio.Queue()).put_nowait((delivery, event))
-        if lane not in self._workers:
-            self._workers[lane] = asyncio.create_task(self._work(lane), name=f"intake of repository {lane}")
+        key = event.repository.id, delivery.cancels
+        self._in_hand[delivery.cancels] += 1
+        self._queues.setdefault(key, asyncio.Queue()).put_nowait((delivery, event))
+        if key not in self._workers:
+            self._workers[key] = asyncio.create_task(self._work(key), name=f"intake of repository {key[0]}")
 
-    async def _work(self, lane: int) -> None:
-        queue = self._lanes[lane]
+    async def _work(self, key: _QueueKey) -> None:
+        queue = self._queues[key]
         try:
             while not queue.empty():
                 delivery, event = queue.get_nowait()
                 try:
                     await self._handle(delivery, event)
                 finally:
-                    self._in_hand -= 1
+                    self._in_hand[delivery.cancels] -= 1
         finally:
-            self._in_hand -= queue.qsize()
-            del self._workers[lane], self._lanes[lane]
+            self._in_hand[key[1]] -= queue.qsize()
+            del self._workers[key], self._queues[key]
 
-    async def _settle(self, delivery: Delivery, settlement: Settlement) -> None:
+    async def _complete(self, delivery: Delivery, outcome: DeliveryOutcome) -> None:
         try:
-            await self._store.settle(self._process, delivery.guid, settlement)
+            await self._inbox.complete(self._process, delivery.guid, outcome)
         except ClaimLost:
             log.warning("delivery %s: another process handled it", delivery.guid)
 
     async def _handle(self, delivery: Delivery, event: Event) -> None:
         try:
-            settlement = await self._decisions.settle(delivery, event)
+            outcome = await self._handlers.decide(delivery, event)
         except GitHubError as error:
             if error.retry_after_s is not None and delivery.attempts < GITHUB_TRIES:
                 delay = max(error.retry_after_s, 2.0**delivery.attempts)
                 log.warning("delivery %s: again in %.0f s: %s", delivery.guid, delay, error.message)
-                await self._store.postpone(self._process, delivery.guid, error.message, delay_s=delay)
+                await self._inbox.postpone(self._process, delivery.guid, error.message, delay_s=delay)
                 return
             log.error("delivery %s: %s", delivery.guid, error.message)
-            await self._settle(delivery, self._failed(delivery, event, replies.github_failed(error.message)))
+            await self._complete(delivery, self._failed(delivery, event, replies.github_failed(error.message)))
         except StoreError as error:
             log.error("delivery %s stays to be handled: %s", delivery.guid, error.message)
         except Exception as error:
             log.exception("delivery %s: a fault of ours", delivery.guid)
             if delivery.attempts < FAULT_TRIES:
-                await self._store.postpone(self._process, delivery.guid, repr(error), delay_s=10.0)
+                await self._inbox.postpone(self._process, delivery.guid, repr(error), delay_s=10.0)
                 return
-            await self._settle(delivery, self._failed(delivery, event, replies.failed_ourselves(delivery.guid)))
+            await self._complete(delivery, self._failed(delivery, event, replies.failed_ourselves(delivery.guid)))
         else:
-            await self._settle(delivery, settlement)
+            await self._complete(delivery, outcome)
 
-    def _failed(self, delivery: Delivery, event: Event, text: str) -> Settlement:
+    def _failed(self, delivery: Delivery, event: Event, text: str) -> DeliveryOutcome:
         if not isinstance(event, CommentCreated):
-            return Settlement(error=text, observed=observed_in(event, delivery.received_at))
-        answer = replies.reply(event, self._decisions.origin(delivery), text)
-        return Settlement(error=text, tellings=[answer, *replies.reactions(event, "confused")])
+            return DeliveryOutcome(error=text, observed=observed_in(event, delivery.received_at))
+        answer = replies.reply(event, self._handlers.origin(delivery), text)
+        return DeliveryOutcome(error=text, notifications=[answer, *replies.reactions(event, "confused")])

@@ -8,17 +8,15 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from gibil_bot.caps import Caps
 from gibil_bot.commits.local_repository import explained, open_repository
-from gibil_bot.errors import GibilError, UsageError
+from gibil_bot.errors import UsageError
 from gibil_bot.git import GitError
-from gibil_bot.model import Claim, Delivery, NewRun, Person, Plan, PullRequest, Repository, Source, Trust
+from gibil_bot.model import NewRun, Person, Plan, PullRequest, Repository, Source, Trust
 from gibil_bot.planning import plan as planning
 from gibil_bot.planning.services import ServiceCapabilities
-from gibil_bot.ports import Settlement, Store
 from gibil_bot.runs.commit_files import workflow_files
 
 
@@ -132,9 +130,10 @@ def _pull_request(checkout: Checkout) -> PullRequest:
 
 
 def new_run(checkout: Checkout, plan: Plan) -> NewRun:
+    """A run that no delivery asked for."""
     return NewRun(
         id=secrets.token_hex(8),
-        delivery_guid="try",
+        delivery_guid="",
         source=Source(
             installation_id=0,
             repository=_repository(checkout),
@@ -145,14 +144,3 @@ def new_run(checkout: Checkout, plan: Plan) -> NewRun:
         ),
         plan=plan,
     )
-
-
-async def queue_and_claim(store: Store, process: str, new: NewRun) -> Claim:
-    """Through the same doors as the bot's runs: a delivery, its settlement, a claim."""
-    await store.accept(Delivery(guid=new.delivery_guid, event="try", payload=b"{}", received_at=datetime.now(UTC)))
-    await store.claim_deliveries(process, limit=1, lease_s=60)
-    await store.settle(process, new.delivery_guid, Settlement(runs=[new]))
-    claim = await store.claim_run(process, lease_s=new.plan.machine.ttl_s + 3600.0, max_machines=1)
-    if claim is None:
-        raise GibilError("the run could not be claimed in a store of its own")
-    return claim

@@ -14,7 +14,7 @@ from collections import Counter
 
 from gibil_bot.errors import GitHubError, NotAskedYet, StoreError
 from gibil_bot.model import DueNotification, Priority
-from gibil_bot.ports import Reporter, Store
+from gibil_bot.ports import Outbox, Publisher
 
 log = logging.getLogger("gibil.teller")
 
@@ -29,16 +29,16 @@ LONGEST_WAIT_S = 300.0
 class OutboxPublisher:
     """`run()` for as long as the bot lives; cancelling it stops after what is under way is written down or given back."""
 
-    def __init__(self, store: Store, reporter: Reporter, owner: str) -> None:
-        self._store = store
-        self._reporter = reporter
+    def __init__(self, outbox: Outbox, publisher: Publisher, owner: str) -> None:
+        self._outbox = outbox
+        self._publisher = publisher
         self._owner = owner
         self._tasks: set[asyncio.Task[None]] = set()
         self._under_way: Counter[Priority] = Counter()
         """Requests; what became of them is written after that, and wakes us."""
 
     async def run(self) -> None:
-        signal = self._store.changed("tellings")
+        signal = self._outbox.changed()
         try:
             while True:
                 more = False
@@ -48,7 +48,7 @@ class OutboxPublisher:
                     more |= 0 < room == len(due)
                     for one in due:
                         self._under_way[one.priority] += 1
-                        task = asyncio.create_task(self._tell(one))
+                        task = asyncio.create_task(self._publish(one))
                         self._tasks.add(task)
                         task.add_done_callback(self._tasks.discard)
                 if not more:
@@ -68,41 +68,41 @@ class OutboxPublisher:
 
     async def _claim(self, limit: int, up_to: Priority) -> list[DueNotification]:
         try:
-            return await self._store.claim_tellings(self._owner, limit=limit, lease_s=LEASE_S, up_to=up_to)
+            return await self._outbox.claim(self._owner, limit=limit, lease_s=LEASE_S, up_to=up_to)
         except StoreError as error:
             log.error("cannot read what GitHub has to be told: %s", error.message)
             await asyncio.sleep(POLL_S)
             return []
 
-    async def _tell(self, due: DueNotification) -> None:
-        key = due.telling.key
+    async def _publish(self, due: DueNotification) -> None:
+        key = due.notification.key
         try:
             try:
-                remote_id = await self._reporter.tell(due)
+                remote_id = await self._publisher.publish(due)
             finally:
                 self._under_way[due.priority] -= 1
         except GitHubError as error:
-            await self._not_told(due, error)
+            await self._failed(due, error)
         except Exception:
             # A fault of ours in one telling must not silence all the others.
             log.exception("telling %s failed inside", key)
-            await self._not_told(due, GitHubError("gibil failed inside", retry_after_s=60.0))
+            await self._failed(due, GitHubError("gibil failed inside", retry_after_s=60.0))
         else:
             with contextlib.suppress(StoreError):  # then it is told again, which changes nothing
-                await asyncio.shield(self._store.told(self._owner, due, remote_id))
+                await asyncio.shield(self._outbox.published(self._owner, due, remote_id))
 
-    async def _not_told(self, due: DueNotification, error: GitHubError) -> None:
+    async def _failed(self, due: DueNotification, error: GitHubError) -> None:
         retry_s: float | None = None
         if isinstance(error, NotAskedYet):
             retry_s = error.retry_after_s
-            log.debug("%s waits for %.0f s: %s", due.telling.key, retry_s or 0.0, error.message)
+            log.debug("%s waits for %.0f s: %s", due.notification.key, retry_s or 0.0, error.message)
         elif error.retry_after_s is not None:
             backoff = min(LONGEST_WAIT_S, 2.0 ** min(due.failures, 9)) * random.uniform(0.75, 1.25)
             retry_s = max(error.retry_after_s, backoff if due.failures else 0.0)
-            log.warning("GitHub was not told %s, again in %.0f s: %s", due.telling.key, retry_s, error.message)
+            log.warning("GitHub was not told %s, again in %.0f s: %s", due.notification.key, retry_s, error.message)
         else:
-            log.error("GitHub will not be told %s: %s", due.telling.key, error.message)
+            log.error("GitHub will not be told %s: %s", due.notification.key, error.message)
         with contextlib.suppress(StoreError):
-            await self._store.untold(
+            await self._outbox.not_published(
                 self._owner, due, error.message, retry_s=retry_s, failed=not isinstance(error, NotAskedYet)
             )

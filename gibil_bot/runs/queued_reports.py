@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from gibil_bot.clock import now
 from gibil_bot.github.render import RunReport, check_run
 from gibil_bot.model import NewRun, Notification, Run, RunState
-from gibil_bot.runs.execution import now
 
 
 def queued_check_run(run: Run, place: int, public_url: str) -> Notification:

@@ -14,12 +14,12 @@ from collections.abc import Awaitable
 from datetime import timedelta
 from pathlib import Path
 
+from gibil_bot.clock import now
 from gibil_bot.config import GIB
 from gibil_bot.errors import GibilError, Unavailable
 from gibil_bot.model import RunState
 from gibil_bot.ports import GitHub, Store
 from gibil_bot.providers.lifecycle import MachineFactory
-from gibil_bot.runs.execution import now
 from gibil_bot.runs.logs import forget_old_logs, trim_logs
 
 log = logging.getLogger("gibil.reaper")
@@ -59,7 +59,7 @@ class Reaper:
             if self._github is not None and (self._lost.is_set() or since_deliveries >= DELIVERIES_EVERY_S):
                 since_deliveries = 0.0
                 await self._carefully("fetch lost deliveries", self.fetch_lost_deliveries(self._github))
-            if first and not await self._store.unfinished():
+            if first and not await self._store.runs.unfinished():
                 await self._carefully("no machine can be forged here", self._forge_once())
             first = False
             await self._carefully("forget what is old", self._forget())
@@ -98,7 +98,7 @@ class Reaper:
             run_id = machine.labels.get("run")
             if run_id is None:
                 continue  # a person's machine: its TTL burns it
-            run = await self._store.run(run_id)
+            run = await self._store.runs.get(run_id)
             # A runner names its machine in the store before it forges it, so an unnamed one is nobody's.
             if run is None or run.state is RunState.FINISHED or run.machine != machine.name:
                 log.warning("burning %s, which no run owns", machine.name)
@@ -114,7 +114,7 @@ class Reaper:
             self._asked.clear()  # it was our fault that they did not get through
         asked = []
         for number, guid in await github.failed_deliveries(now() - DELIVERIES_BACK):
-            if self._asked.get(guid, 0) >= ASK_AGAIN_TIMES or await self._store.delivery(guid) is not None:
+            if self._asked.get(guid, 0) >= ASK_AGAIN_TIMES or await self._store.inbox.get(guid) is not None:
                 continue
             self._asked[guid] = self._asked.get(guid, 0) + 1
             log.info("asking GitHub for delivery %s again", guid)
@@ -125,7 +125,7 @@ class Reaper:
     async def _forget(self) -> None:
         await self._store.prune()
         await asyncio.to_thread(forget_old_logs, self._logs, KEEP_LOGS_S)
-        unfinished = {run.id for run in await self._store.unfinished()}
+        unfinished = {run.id for run in await self._store.runs.unfinished()}
         gone = await asyncio.to_thread(trim_logs, self._logs, self._max_logs_bytes, unfinished)
         if gone:
             log.warning("the logs of %d old runs are removed: more than GIBIL_MAX_LOGS, or the disk is nearly full", len(gone))

@@ -24,15 +24,17 @@ from typing import TypeVar
 import msgspec
 from msgspec.structs import replace
 
+from gibil_bot.clock import now
 from gibil_bot.config import GIB
 from gibil_bot.errors import ClaimLost, GibilError, GitHubError, MachineLost, ProviderError, SSHError, StoreError, Unavailable
 from gibil_bot.github import render
 from gibil_bot.model import Claim, Conclusion, Machine, Run, TaskResult, Trust
 from gibil_bot.operator_secrets import ScopedSecrets, missing_secret
-from gibil_bot.ports import Shell, Store
+from gibil_bot.ports import RunRecorder, Shell
 from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.providers.optional import notices, refusals
-from gibil_bot.runs.execution import Cancellation, Execution, Listener, conclusion_of, is_complete, now
+from gibil_bot.runs.cancellation import Cancellation
+from gibil_bot.runs.execution import Execution, conclusion_of, is_complete
 from gibil_bot.runs.logs import Journal, Observer
 from gibil_bot.runs.redact import Redactor
 from gibil_bot.runs.sources import SourceError, SourceTransfer, address_of
@@ -49,7 +51,7 @@ MACHINES_PER_RUN = 2
 class Tools:
     """What every run of this process shares."""
 
-    store: Store
+    runs: RunRecorder
     forge: MachineFactory
     supply: SourceTransfer
     logs: Path
@@ -85,25 +87,25 @@ class Runner:
         self._forged_s: float | None = None
         self._execution: Execution | None = None
         self._results: Mapping[int, TaskResult] = {}
-        self._dirty = asyncio.Event()
+        self._changed = asyncio.Event()
         self._tasks_ended = False
         self._cancellation_shown = False
         self._secret_values: dict[str, str] = {}
 
     def cancel(self, reason: str) -> None:
         self._cancellation.request(reason)
+        self._changed.set()
 
     async def run(self) -> Conclusion:
         """To the end. Raises CancelledError when this process stops, ClaimLost when the run is another's."""
-        publishers = [asyncio.create_task(self._publish()), asyncio.create_task(self._publish_cancellation())]
-        self._dirty.set()
+        publisher = asyncio.create_task(self._publish())
+        self._changed.set()
         try:
             self._journal.note("claimed", attempt=self._claim.fence)
             conclusion = await self._work()
         finally:
-            for publisher in publishers:
-                publisher.cancel()
-            await asyncio.gather(*publishers, return_exceptions=True)
+            publisher.cancel()
+            await asyncio.gather(publisher, return_exceptions=True)
             await asyncio.shield(self._tools.supply.end(self._run))
         if self._cancellation_shown:
             conclusion = Conclusion.CANCELLED  # whatever failed while the run was being stopped
@@ -160,7 +162,7 @@ class Runner:
         if not self._secret_values:
             return None
         fingerprint = secrets_fingerprint(self._tools.fingerprint_key, self._secret_values)
-        if await self._tools.store.bind_secrets(self._claim, fingerprint):
+        if await self._tools.runs.bind_secrets(self._claim, fingerprint):
             return None
         return (
             "The secrets of this run were changed while it was running, and what it printed of the old ones could no longer be "
@@ -173,7 +175,7 @@ class Runner:
     async def _on_machine(self, attempt: int) -> Conclusion:
         name = f"gibil-{self._run.id}-{attempt}"
         if self._run.machine_attempt == attempt:  # otherwise nobody has worked on it
-            self._results = {r.index: r for r in await self._tools.store.task_results(self._run.id, attempt)}
+            self._results = {r.index: r for r in await self._tools.runs.task_results(self._run.id, attempt)}
         plan, stop = self._run.plan, self._cancellation.reason
         if is_complete(plan, self._results):
             # Killed between the last task and the end: the machine may be gone, and is not needed any more.
@@ -188,7 +190,7 @@ class Runner:
             with notices(self._tools.forge.provider, self._preparing):
                 machine, shell = await self._machine(name, attempt)
             execution = self._execution = Execution(
-                store=self._tools.store,
+                runs=self._tools.runs,
                 claim=self._claim,
                 machine_attempt=attempt,
                 shell=shell,
@@ -199,7 +201,8 @@ class Runner:
                 else self._tools.logs / self._run.id / f"machine-{attempt}",
                 journal=self._journal,
                 cancellation=self._cancellation,
-                listener=Listener(changed=self._dirty.set, output=self._tools.output),
+                on_change=self._changed.set,
+                on_output=self._tools.output,
                 results=self._results,
                 refusals=lambda since: refusals(self._tools.forge.provider, name, since),
                 cause=lambda since: self._cause(name, machine, since),
@@ -242,7 +245,7 @@ class Runner:
             if found is None:
                 raise MachineLost("The machine was gone when the bot came back")
             return found, await forge.open(found)
-        await self._tools.store.save_machine(self._claim, name, attempt)
+        await self._tools.runs.save_machine(self._claim, name, attempt)
         if self._cancellation.reason is not None:
             raise _Cancelled
         self._set_phase("forging a machine")
@@ -311,7 +314,7 @@ class Runner:
         begun = time.perf_counter()
         try:
             await self._tools.forge.destroy(name)
-            await self._tools.store.save_machine(self._claim, None, int(name.rpartition("-")[2]))
+            await self._tools.runs.save_machine(self._claim, None, int(name.rpartition("-")[2]))
         except ProviderError as error:
             # The reaper finds it by its label, for as long as it takes.
             log.error("run %s: %s could not be burned now: %s", self._run.id, name, error.message)
@@ -324,7 +327,7 @@ class Runner:
 
     def _set_phase(self, phase: str) -> None:
         self._phase = phase
-        self._dirty.set()
+        self._changed.set()
 
     async def _note(self, text: str) -> None:
         if self._run.note and text in self._run.note:
@@ -332,7 +335,7 @@ class Runner:
         notes = f"{self._run.note}\n{text}" if self._run.note else text
         self._run = replace(self._run, note=self._redactor().text(notes))
         assert self._run.note is not None
-        await self._tools.store.save_note(self._claim, self._run.note)
+        await self._tools.runs.save_note(self._claim, self._run.note)
 
     async def _our_fault(self, text: str) -> Conclusion:
         self._phase = "failed"
@@ -355,41 +358,36 @@ class Runner:
         )
 
     async def _publish(self) -> None:
-        """The check run while the run goes on: at once, then at most every five seconds, only when something changed."""
+        """Record the check run while the run goes on: at once, then at most every five seconds, only when something changed.
+
+        A cancellation closes it at once, and is the last report until the run ends: stopping the task, tasks with
+        `if: always()` and destroying the machine may take minutes.
+        """
         while True:
-            await self._dirty.wait()
-            self._dirty.clear()
-            if self._cancellation.reason is not None:
+            await self._changed.wait()
+            self._changed.clear()
+            is_cancelled = self._cancellation.reason is not None
+            if is_cancelled and self._tasks_ended:
                 return
+            self._cancellation_shown = is_cancelled
+            report = self.report(Conclusion.CANCELLED if is_cancelled else None)
             try:
-                await self._tools.store.tell(self._claim, [render.check_run(self.report())])
+                await self._tools.runs.record(self._claim, [render.check_run(report)])
             except ClaimLost:
                 return
             except GibilError as error:
-                log.warning("run %s: the progress could not be stored: %s", self._run.id, error.message)
-            await asyncio.sleep(PUBLISH_EVERY_S)
-
-    async def _publish_cancellation(self) -> None:
-        """Close the check run as soon as the run is cancelled. Stopping the task, tasks with `if: always()` and destroying the
-        machine may take minutes, and only then is the last report written."""
-        await self._cancellation.wait()
-        if self._tasks_ended:
-            return
-        self._cancellation_shown = True
-        try:
-            await self._tools.store.tell(self._claim, [render.check_run(self.report(Conclusion.CANCELLED))])
-        except ClaimLost:
-            return
-        except GibilError as error:
-            log.warning("run %s: its cancellation could not be stored: %s", self._run.id, error.message)
+                log.warning("run %s: its progress could not be stored: %s", self._run.id, error.message)
+            if is_cancelled:
+                return
+            await self._cancellation.wait_at_most(PUBLISH_EVERY_S)
 
     async def _finish(self, conclusion: Conclusion) -> None:
         report = self.report(conclusion)
-        tellings = [render.check_run(report)]
+        notifications = [render.check_run(report)]
         comment = render.comment(report)
         if comment is not None:
-            tellings.append(comment)
-        await self._tools.store.finish(self._claim, conclusion, tellings)
+            notifications.append(comment)
+        await self._tools.runs.finish(self._claim, conclusion, notifications)
         self._journal.note("finished", conclusion=conclusion.value)
         await self._journal.flush()
 

@@ -13,7 +13,7 @@ from datetime import datetime
 
 from gibil_bot.github import trust_replies
 from gibil_bot.model import BranchPush, HeadHistory, HeadSeen, Person, PullRequest, Repository, Trust
-from gibil_bot.ports import GitHub, Store
+from gibil_bot.ports import GitHub, Inbox
 from gibil_bot.runs import heads
 
 MAY_COMMAND = frozenset({"admin", "write"})
@@ -43,8 +43,8 @@ class TrustDecision:
 class TrustEvaluator:
     """Asks the store and GitHub. Nothing is kept between two decisions: permissions are those of this moment."""
 
-    def __init__(self, store: Store, github: GitHub, trusted_apps: frozenset[str]) -> None:
-        self._store = store
+    def __init__(self, inbox: Inbox, github: GitHub, trusted_apps: frozenset[str]) -> None:
+        self._inbox = inbox
         self._github = github
         self._trusted_apps = trusted_apps
 
@@ -65,7 +65,7 @@ class TrustEvaluator:
         what was the head then. `stated`: what the delivery itself says about heads. Raises GitHubError, StoreError."""
         is_branch = pull.head_repository_id is not None and pull.head_repository_id == repository.id
         fork_id = None if is_branch else pull.head_repository_id
-        history = await self._store.head_history(repository.id, pull.number, pull.head_sha, fork_id)
+        history = await self._inbox.head_history(repository.id, pull.number, pull.head_sha, fork_id)
         history = heads.with_delivery(history, stated)
         observed: tuple[HeadSeen | BranchPush, ...] = heads.seen_now(repository.id, pull, history)
         as_written = not is_timed or heads.was_head_at(history, pull, written_at, thread_updated_at=thread_updated_at)

@@ -1,7 +1,7 @@
 """The bot's door on the web: `POST /webhook`, `GET /healthz`, `GET /metrics`, `GET /runs/{id}`.
 
 The webhook is a bare ASGI endpoint: before its reply it checks the size, the signature and that the body is a JSON object,
-sees whether anything follows from it, and makes one durable insert. Everything else happens after the reply. What has no
+decodes it to an event, and makes one durable insert. Everything else happens after the reply. What has no
 signature header of the right form is rejected before its body is read; `web_protocol` bounds sizes and times.
 https://docs.github.com/webhooks/using-webhooks/best-practices-for-using-webhooks asks for an answer within 10 seconds.
 """
@@ -21,9 +21,8 @@ import msgspec
 
 from gibil_bot.errors import StoreError
 from gibil_bot.github import webhook
-from gibil_bot.model import BranchPush, BranchPushed, Delivery, HeadSeen, Ignored
+from gibil_bot.runs import events
 from gibil_bot.runs.heads import observed_in
-from gibil_bot.runs.intake import what_it_asks
 from gibil_bot.views import run_view
 from gibil_bot.wiring import Bot
 
@@ -44,6 +43,7 @@ GUID_LIMIT = 128
 _SIGNATURE = re.compile(rb"sha256=[0-9a-f]{64}")
 _CLOSE = (b"connection", b"close")  # the rest of the body is not read
 _UNSIGNED = "X-Hub-Signature-256 is missing or wrong: compare the App's webhook secret with the bot's"
+_NOT_JSON = "the body is not a JSON object: the App's webhook has to send application/json\n"
 _COMMA = "; the bot takes commas in GIBIL_GITHUB_WEBHOOK_SECRET as separators of several secrets, so none may contain one"
 
 
@@ -135,18 +135,17 @@ class _Routes:
             return 401, self._unsigned()
         if not guid or len(guid) > GUID_LIMIT or not event or len(event) > GUID_LIMIT:
             return 400, "X-GitHub-Delivery and X-GitHub-Event are needed\n"
-        if not _is_json_object(body):
-            return 400, "the body is not a JSON object: the App's webhook has to send application/json\n"
-        delivery = Delivery(guid=guid, event=event, payload=body, received_at=datetime.now(UTC))
-        observed: tuple[HeadSeen | BranchPush, ...] = ()
+        if not _is_utf8(body):
+            return 400, _NOT_JSON
+        received_at = datetime.now(UTC)
+        delivery = events.read_delivery(guid, event, body, received_at, self._allowed_accounts)
+        # What could be read of one of our events is a JSON object.
+        if (delivery.event is None or event not in webhook.EVENTS) and not _is_json_object(body):
+            return 400, _NOT_JSON
+        handled = delivery.event is not None and events.starts_nothing(delivery.event)
+        observed = observed_in(delivery.event, received_at) if delivery.event is not None else ()
         try:
-            asked = what_it_asks(delivery, self._allowed_accounts)
-            handled = isinstance(asked, Ignored | BranchPushed)
-            observed = observed_in(asked, delivery.received_at)
-        except Exception:
-            handled = False  # it is kept, and intake says what is wrong with it, or with us
-        try:
-            new = await self._in_time(self._bot.store.accept(delivery, handled=handled, observed=observed))
+            new = await self._in_time(self._bot.store.inbox.accept(delivery, handled=handled, observed=observed))
         except (StoreError, TimeoutError) as error:
             # GitHub shows it as failed, and the reaper asks for it again. Should it be stored later, that changes nothing.
             why = error.message if isinstance(error, StoreError) else f"not within {STORED_WITHIN_S:g} s: is its disk hanging?"
@@ -222,10 +221,10 @@ class _Routes:
     async def _run(self, run_id: str) -> _Answer:
         """How a run stands. Its id cannot be guessed; its output is not here, but on the check run."""
         try:
-            run = await self._bot.store.run(run_id)
+            run = await self._bot.store.runs.get(run_id)
             if run is None:
                 return _json({"error": "there is no such run", "code": "RUN_NOT_FOUND"}, 404)
-            results = await self._bot.store.task_results(run.id, run.machine_attempt)
+            results = await self._bot.store.runs.task_results(run.id, run.machine_attempt)
         except StoreError as error:
             return _json({"error": error.message, "code": error.code}, 503)
         return _json(run_view(run, results))
@@ -239,9 +238,17 @@ def _is_too_large(content_length: bytes) -> bool:
 
 def _is_json_object(body: bytes) -> bool:
     try:
-        str(body, "utf-8")  # msgspec looks only into what it decodes
         _json_object.decode(body)
-    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
+
+
+def _is_utf8(body: bytes) -> bool:
+    """msgspec checks only the strings that it decodes."""
+    try:
+        str(body, "utf-8")
+    except UnicodeDecodeError:
         return False
     return True
 

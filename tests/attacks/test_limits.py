@@ -499,7 +499,7 @@ async def test_a_machine_that_ended_leaves_its_cause_until_its_name_is_used_agai
 async def test_memory_that_the_host_does_not_have_is_not_promised(lodging: LocalLodging) -> None:
     most = Groups(find_hierarchies(), groups_prefix(LocalPaths(lodging.data_dir))).host_memory_mb()
     first = await lodging.provider.create(lodging.spec("first", memory_mb=most * 2 // 3))
-    with pytest.raises(ProviderError, match="this host doesn.t have") as refused:
+    with pytest.raises(ProviderError, match="this host doesn't have") as refused:
         await lodging.provider.create(lodging.spec("second", memory_mb=most * 2 // 3))
     assert refused.value.code == "NO_ROOM"
     assert await lodging.provider.destroy(first.name)

@@ -14,18 +14,19 @@ import shutil
 import subprocess
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from urllib.parse import urlsplit
 
 from gibil_bot.demo.github_double import GitHubDouble
 from gibil_bot.github.api.client import GitHubClient
-from gibil_bot.model import Conclusion, NewRun, Plan, Repository, Source, TaskPlan, Trust
+from gibil_bot.model import Conclusion, Delivery, Ignored, NewRun, Plan, Repository, Source, TaskPlan, Trust
 from gibil_bot.operator_secrets import ScopedSecrets
-from gibil_bot.runs.local_checkout import queue_and_claim
+from gibil_bot.ports import DeliveryOutcome
 from gibil_bot.runs.runner import Runner, Tools
 from gibil_bot.runs.sources import PullRequestClone
-from gibil_bot.runs.store import open_store
+from gibil_bot.runs.sqlite.store import open_store
 from tests.benchmarks.comparison import Comparison, at_most
 from tests.benchmarks.context import Context
 from tests.benchmarks.machines import Yard, yard
@@ -127,9 +128,14 @@ async def _ours(machines: Yard, place: Place, folder: Path) -> float:
     new = NewRun(id=secrets.token_hex(8), delivery_guid="try", source=place.source, plan=plan)
     store = await open_store(f"sqlite:///{folder / 'gibil.db'}")
     try:
-        claim = await queue_and_claim(store, "bench", new)
+        delivery = Delivery(guid="bench", event_name="bench", event=Ignored(reason="bench"), received_at=datetime.now(UTC))
+        await store.inbox.accept(delivery)
+        await store.inbox.claim("bench", limit=1, lease_s=60)
+        await store.inbox.complete("bench", delivery.guid, DeliveryOutcome(runs=[new]))
+        claim = await store.runs.claim("bench", lease_s=3600, max_machines=1)
+        assert claim is not None
         tools = Tools(
-            store=store,
+            runs=store.runs,
             forge=machines.forge,
             supply=PullRequestClone(place.github),
             logs=folder / "logs",
@@ -141,7 +147,7 @@ async def _ours(machines: Yard, place: Place, folder: Path) -> float:
         conclusion = await Runner(tools, claim).run()
         took = time.perf_counter() - begun
         if conclusion is not Conclusion.SUCCESS:
-            raise RuntimeError(f"the run ended as {conclusion}: {await store.run(new.id)}")
+            raise RuntimeError(f"the run ended as {conclusion}: {await store.runs.get(new.id)}")
     finally:
         await store.close()
     return took

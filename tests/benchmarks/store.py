@@ -17,13 +17,32 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from gibil_bot.model import Conclusion, Delivery, NewRun, Person, Plan, PullRequest, Repository, Source, TaskPlan, Trust
-from gibil_bot.ports import Settlement
-from gibil_bot.runs.store import SqliteStore, open_store
+from gibil_bot.model import (
+    CommentCreated,
+    Conclusion,
+    Delivery,
+    Ignored,
+    NewRun,
+    Person,
+    Plan,
+    PullRequest,
+    Repository,
+    Source,
+    TaskPlan,
+    Trust,
+)
+from gibil_bot.ports import DeliveryOutcome
+from gibil_bot.runs.sqlite.store import SqliteStore, open_store
 
 CALLERS = 50
-PAYLOAD = b'{"action": "created", "comment": {"body": "/gibil test"}}' + b" " * 12_000
-"""About as long as an issue_comment of GitHub's."""
+COMMAND = CommentCreated(
+    installation_id=1,
+    repository=Repository(id=1, full_name="ada/r1", clone_url="https://github.com/ada/r1.git", default_branch="main"),
+    number=7,
+    comment_id=1,
+    author=Person(login="ada"),
+    body="/gibil test",
+)
 
 
 def run(number: int) -> NewRun:
@@ -72,13 +91,17 @@ async def write_history(store: SqliteStore, count: int) -> None:
 
     async def work(number: int) -> None:
         guid = f"history-{number}"
-        await store.accept(Delivery(guid=guid, event="push", payload=b"{}", received_at=datetime.now(UTC)))
-        claimed = await store.claim_deliveries("bench", limit=1, lease_s=60)
+        await store.inbox.accept(
+            Delivery(guid=guid, event_name="push", event=Ignored(reason="history"), received_at=datetime.now(UTC))
+        )
+        claimed = await store.inbox.claim("bench", limit=1, lease_s=60)
         for delivery in claimed:
-            await store.settle("bench", delivery.guid, Settlement(runs=[run(int(delivery.guid.rpartition("-")[2]))]))
-        claim = await store.claim_run("bench", lease_s=3600, max_machines=CALLERS)
+            await store.inbox.complete(
+                "bench", delivery.guid, DeliveryOutcome(runs=[run(int(delivery.guid.rpartition("-")[2]))])
+            )
+        claim = await store.runs.claim("bench", lease_s=3600, max_machines=CALLERS)
         if claim is not None:
-            await store.finish(claim, Conclusion.SUCCESS, ())
+            await store.runs.finish(claim, Conclusion.SUCCESS, ())
 
     if count:
         await timed(count, work)
@@ -105,17 +128,19 @@ async def measure(folder: Path, deliveries: int, history: int) -> dict[str, obje
 
         async def accept(number: int) -> None:
             guid = f"{number * 2654435761 % 2**32:08x}-{number}"
-            await store.accept(Delivery(guid=guid, event="issue_comment", payload=PAYLOAD, received_at=datetime.now(UTC)))
+            await store.inbox.accept(
+                Delivery(guid=guid, event_name="issue_comment", event=COMMAND, received_at=datetime.now(UTC))
+            )
 
         names = ("accept_per_s", "accept_median_ms", "accept_p99_ms")
         answer |= dict(zip(names, await timed(deliveries, accept), strict=True))
         answer["log_mb"] = round((folder / "bench.db-wal").stat().st_size / 1e6, 1)
 
         async def idle_claim(_: int) -> None:
-            assert await store.claim_run("bench", lease_s=60, max_machines=10) is None
+            assert await store.runs.claim("bench", lease_s=60, max_machines=10) is None
 
         async def claim_delivery(_: int) -> None:
-            await store.claim_deliveries("bench", limit=1, lease_s=60)
+            await store.inbox.claim("bench", limit=1, lease_s=60)
 
         start = time.perf_counter()
         await store.counts()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from gibil_bot.model import (
+    CommentCreated,
+    CommentUpdate,
     Delivery,
+    Event,
     MachinePlan,
     NewRun,
     Notification,
-    NotificationKind,
     Person,
     Plan,
     PullRequest,
@@ -19,7 +25,9 @@ from gibil_bot.model import (
     TaskPlan,
     Trust,
 )
-from gibil_bot.ports import Settlement, Store
+from gibil_bot.ports import DeliveryOutcome, RunStore, Store
+from gibil_bot.runs.memory import MemoryRuns
+from gibil_bot.runs.sqlite.store import open_store
 
 DAY_S = 86400.0
 
@@ -41,9 +49,34 @@ class Clock:
         return datetime.fromtimestamp(self.now, UTC)
 
 
-def delivery(guid: str = "guid-1", payload: bytes = b'{"action": "created"}') -> Delivery:
-    received_at = datetime(2026, 11, 23, 12, 30, 15, 123457, tzinfo=UTC)
-    return Delivery(guid=guid, event="issue_comment", payload=payload, received_at=received_at)
+RECEIVED_AT = datetime(2026, 11, 23, 12, 30, 15, 123457, tzinfo=UTC)
+
+
+def command(body: str = "/gibil test", *, repository: int = 1, number: int = 7) -> CommentCreated:
+    name = f"ada/engine-{repository}"
+    return CommentCreated(
+        installation_id=99,
+        repository=Repository(
+            id=repository, full_name=name, clone_url=f"https://github.com/{name}.git", default_branch="main", private=True
+        ),
+        number=number,
+        comment_id=5,
+        author=Person(login="ada"),
+        body=body,
+        created_at=RECEIVED_AT,
+    )
+
+
+def delivery(guid: str = "guid-1", event: Event | None = None) -> Delivery:
+    """A command, unless another event is named."""
+    return Delivery(
+        guid=guid, event_name="issue_comment", event=event or command(), received_at=RECEIVED_AT, digest=guid.encode()
+    )
+
+
+def unread(guid: str = "guid-1", payload: bytes = b'{"action": "created"}') -> Delivery:
+    """A delivery whose payload could not be read."""
+    return Delivery(guid=guid, event_name="issue_comment", event=None, payload=payload, received_at=RECEIVED_AT)
 
 
 def new_run(
@@ -99,20 +132,59 @@ def new_run(
     return NewRun(id=run_id, delivery_guid=guid, source=source, plan=plan)
 
 
-def comment(key: str = "comment:1:7:test", **body: object) -> Notification:
-    content: Mapping[str, object] = body or {"number": 7, "marker": "<!-- m -->", "body": "<!-- m --> hello"}
-    return Notification(key=key, kind=NotificationKind.COMMENT, installation_id=99, repository="ada/engine", body=content)
+def comment(key: str = "comment:1:7:test", body: str = "hello", number: int = 7) -> Notification:
+    update = CommentUpdate(number=number, marker="<!-- m -->", body=f"<!-- m --> {body}")
+    return Notification(key=key, installation_id=99, repository="ada/engine", update=update)
 
 
-async def settle(store: Store, settlement: Settlement, guid: str) -> None:
+async def settle(store: Store, settlement: DeliveryOutcome, guid: str, arrived: Delivery | None = None) -> None:
     """A delivery that comes in and to that."""
-    assert await store.accept(delivery(guid))
-    claimed = await store.claim_deliveries("intake", limit=100, lease_s=60)
+    assert await store.inbox.accept(arrived or delivery(guid))
+    claimed = await store.inbox.claim("intake", limit=100, lease_s=60)
     assert guid in [one.guid for one in claimed]
-    await store.settle("intake", guid, settlement)
+    await store.inbox.complete("intake", guid, settlement)
 
 
 async def queue(store: Store, *runs: NewRun) -> None:
     """These runs, in that order, each by a delivery of its own."""
     for run in runs:
-        await settle(store, Settlement(runs=[run]), f"for {run.id}")
+        await settle(store, DeliveryOutcome(runs=[run]), f"for {run.id}")
+
+
+Queue = Callable[..., Awaitable[None]]
+"""Queues these runs, in that order."""
+
+
+@dataclass(frozen=True)
+class RunStoreAdapter:
+    open: Callable[[], Awaitable[RunStore]]
+    """Another process's view of the same runs."""
+    queue: Queue
+
+
+@contextlib.asynccontextmanager
+async def run_store_adapter(kind: str, folder: Path, clock: Clock) -> AsyncIterator[RunStoreAdapter]:
+    """`kind`: sqlite | memory."""
+    if kind == "memory":
+        memory = MemoryRuns(clock)
+
+        async def the_same() -> RunStore:
+            return memory
+
+        async def queue_in_memory(*new_runs: NewRun) -> None:
+            memory.queue(*new_runs)
+
+        yield RunStoreAdapter(the_same, queue_in_memory)
+        return
+    opened: list[Store] = []
+
+    async def open_one() -> RunStore:
+        opened.append(await open_store(f"sqlite:///{folder / 'gibil.db'}", exclusive=False, clock=clock))
+        return opened[-1].runs
+
+    async def queue_by_delivery(*new_runs: NewRun) -> None:
+        await settle(opened[0], DeliveryOutcome(runs=new_runs), secrets.token_hex(8))
+
+    yield RunStoreAdapter(open_one, queue_by_delivery)
+    for store in opened:
+        await store.close()

@@ -23,9 +23,21 @@ from gibil_bot.demo.github_double import GitHubDouble
 from gibil_bot.demo.server import serving
 from gibil_bot.errors import GitHubError, InvalidWorkflow, NotAskedYet
 from gibil_bot.github.api.client import GitHubClient
-from gibil_bot.model import DueNotification, Notification, NotificationKind, Person, Priority, Repository, UnusableFile
+from gibil_bot.model import (
+    CheckRunOutput,
+    CheckRunUpdate,
+    CommentUpdate,
+    DueNotification,
+    Notification,
+    NotificationUpdate,
+    Person,
+    Priority,
+    ReactionUpdate,
+    Repository,
+    UnusableFile,
+)
 from gibil_bot.planning.schema import parse_workflow
-from gibil_bot.ports import GitHub, Reporter
+from gibil_bot.ports import GitHub, Publisher
 from tests.doubles.patience import patient
 
 REPO = "ada/engine"
@@ -66,22 +78,26 @@ class Scene:
     def asked(self, method: str, ending: str) -> int:
         return sum(1 for request in self.github.requests if request.method == method and request.path.endswith(ending))
 
-    def check(self, **changes: object) -> Notification:
-        body: dict[str, object] = {
-            "name": "gibil / test",
-            "head_sha": self.sha,
-            "external_id": "00ff00ff00ff00ff",
-            "status": "in_progress",
-            "output": {"title": "Running", "summary": "so far"},
-        }
-        return self.telling(NotificationKind.CHECK_RUN, "check:00ff", body | changes)
+    def check(self, **changes: Any) -> Notification:
+        update = CheckRunUpdate(
+            name="gibil / test",
+            head_sha=self.sha,
+            external_id="00ff00ff00ff00ff",
+            status="in_progress",
+            output=CheckRunOutput(title="Running", summary="so far"),
+        )
+        return self.notification("check:00ff", replace(update, **changes))
 
-    def comment(self, text: str = "hello", marker: str = MARKER, **changes: object) -> Notification:
-        body: dict[str, object] = {"number": self.number, "marker": marker, "body": f"{marker}\n{text}"}
-        return self.telling(NotificationKind.COMMENT, "comment:1:1:test", body | changes)
+    def comment(self, text: str = "hello", marker: str = MARKER, **changes: Any) -> Notification:
+        update = CommentUpdate(number=self.number, marker=marker, body=f"{marker}\n{text}")
+        return self.notification("comment:1:1:test", replace(update, **changes))
 
-    def telling(self, kind: NotificationKind, key: str, body: dict[str, object]) -> Notification:
-        return Notification(key=key, kind=kind, installation_id=self.installation, repository=REPO, body=body)
+    def reaction(self, comment_id: int, content: str, *, is_review_comment: bool = False) -> Notification:
+        update = ReactionUpdate(comment_id=comment_id, is_review_comment=is_review_comment, content=content)
+        return self.notification(f"reaction:{comment_id}:{content}", update)
+
+    def notification(self, key: str, update: NotificationUpdate) -> Notification:
+        return Notification(key=key, installation_id=self.installation, repository=REPO, update=update)
 
     def conversation(self) -> list[str]:
         return [comment.body for comment in self.github.comments(REPO, self.number)]
@@ -96,7 +112,7 @@ def due(
     priority: Priority = Priority.RESULT,
 ) -> DueNotification:
     return DueNotification(
-        telling=telling, revision=1, remote_id=remote_id, attempts=attempts, failures=failures, priority=priority
+        notification=telling, revision=1, remote_id=remote_id, attempts=attempts, failures=failures, priority=priority
     )
 
 
@@ -128,7 +144,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
 
 
 def test_it_is_the_port(scene: Scene) -> None:
-    def both(asks: GitHub, tells: Reporter) -> None:
+    def both(asks: GitHub, tells: Publisher) -> None:
         """The type checker compares every signature."""
 
     both(scene.client, scene.client)
@@ -204,7 +220,7 @@ async def test_a_github_without_activity_leaves_the_pusher_unknown(scene: Scene,
 
 async def test_our_check_runs_of_a_commit(scene: Scene) -> None:
     assert await scene.client.check_runs(scene.installation, REPO, scene.sha) == []
-    await scene.client.tell(due(scene.check()))
+    await scene.client.publish(due(scene.check()))
     assert [name for name, _ in await scene.client.check_runs(scene.installation, REPO, scene.sha)] == ["gibil / test"]
     assert await scene.client.check_runs(scene.installation, REPO, "0" * 40) == []
 
@@ -335,7 +351,7 @@ async def test_a_token_is_renewed_before_it_expires(scene: Scene) -> None:
 async def test_a_token_that_was_revoked_is_minted_anew_once(scene: Scene) -> None:
     await scene.client.pull_request(scene.installation, REPO, 1)
     assert scene.github.revoke_tokens() == 1
-    assert await scene.client.tell(due(scene.comment())) is not None
+    assert await scene.client.publish(due(scene.comment())) is not None
     assert scene.asked("POST", "/access_tokens") == 2
     assert len(scene.conversation()) == 1
 
@@ -376,9 +392,9 @@ async def test_revoking_never_raises(scene: Scene) -> None:
 
 
 async def test_a_check_run_is_created_and_then_changed(scene: Scene) -> None:
-    number = await scene.client.tell(due(scene.check()))
+    number = await scene.client.publish(due(scene.check()))
     done = scene.check(status="completed", conclusion="success", completed_at="2026-01-01T00:00:00Z")
-    assert await scene.client.tell(due(done, remote_id=number, attempts=1)) == number
+    assert await scene.client.publish(due(done, remote_id=number, attempts=1)) == number
     (run,) = scene.github.check_runs(REPO, scene.sha)
     assert (run.id, run.status, run.conclusion, run.external_id) == (number, "completed", "success", "00ff00ff00ff00ff")
 
@@ -396,11 +412,11 @@ async def test_a_write_that_took_effect_without_an_answer_is_found_and_not_repea
     scene.github.fault("POST", route, kind, seconds=2)
     async with client_of(scene.github, scene.clock, read_timeout_s=0.3) as client:
         with pytest.raises(GitHubError) as caught:
-            await client.tell(due(telling))
+            await client.publish(due(telling))
         assert caught.value.retry_after_s is not None
         assert scene.asked("POST", route[:-1]) <= 1, "a POST is never repeated blindly"
         newer = scene.check(status="queued") if what == "check" else scene.comment("newer")
-        number = await client.tell(due(newer, attempts=1))
+        number = await client.publish(due(newer, attempts=1))
     assert number is not None
     if what == "check":
         (run,) = scene.github.check_runs(REPO, scene.sha)
@@ -413,16 +429,16 @@ async def test_a_write_that_took_effect_without_an_answer_is_found_and_not_repea
 async def test_a_write_without_effect_is_created_by_the_next_try(scene: Scene, kind: str) -> None:
     scene.github.fault("POST", "/check-runs$", kind)
     with pytest.raises(GitHubError):
-        await scene.client.tell(due(scene.check()))
-    assert await scene.client.tell(due(scene.check(), attempts=1)) is not None
+        await scene.client.publish(due(scene.check()))
+    assert await scene.client.publish(due(scene.check(), attempts=1)) is not None
     assert len(scene.github.check_runs(REPO, scene.sha)) == 1
 
 
 @pytest.mark.parametrize("kind", ["error_before", "error_after", "drop_before", "drop_after"])
 async def test_a_change_is_repeated_because_that_changes_nothing(scene: Scene, kind: str) -> None:
-    number = await scene.client.tell(due(scene.check()))
+    number = await scene.client.publish(due(scene.check()))
     scene.github.fault("PATCH", "/check-runs/", kind, times=2)
-    assert await scene.client.tell(due(scene.check(status="completed", conclusion="failure"), remote_id=number)) == number
+    assert await scene.client.publish(due(scene.check(status="completed", conclusion="failure"), remote_id=number)) == number
     assert scene.github.check_runs(REPO)[0].conclusion == "failure"
 
 
@@ -432,7 +448,7 @@ async def test_the_same_trouble_is_asked_about_less_and_less_often(scene: Scene)
         scene.github.fault("GET", "/check-runs$", "error_before", times=4)
         scene.github.fault("POST", "/check-runs$", "error_before")
         with pytest.raises(GitHubError) as caught:
-            await scene.client.tell(due(scene.check(), attempts=attempts, failures=attempts))
+            await scene.client.publish(due(scene.check(), attempts=attempts, failures=attempts))
         waits.append(caught.value.retry_after_s or 0)
         scene.github.clear_faults()
     assert waits == sorted(waits)
@@ -441,58 +457,58 @@ async def test_the_same_trouble_is_asked_about_less_and_less_often(scene: Scene)
 
 
 async def test_only_our_own_check_run_is_taken_for_ours(scene: Scene) -> None:
-    first = await scene.client.tell(due(scene.check(external_id="aaaaaaaaaaaaaaaa")))
-    second = await scene.client.tell(due(scene.check(), attempts=3))
+    first = await scene.client.publish(due(scene.check(external_id="aaaaaaaaaaaaaaaa")))
+    second = await scene.client.publish(due(scene.check(), attempts=3))
     assert first != second
-    assert await scene.client.tell(due(scene.check(), attempts=3)) == second
+    assert await scene.client.publish(due(scene.check(), attempts=3)) == second
 
 
 async def test_somebody_elses_comment_with_our_marker_is_never_touched(scene: Scene) -> None:
     theirs = scene.github.comment(REPO, scene.number, "eve", f"{MARKER}\nmine!")
-    number = await scene.client.tell(due(scene.comment(), attempts=1))
+    number = await scene.client.publish(due(scene.comment(), attempts=1))
     assert number not in (None, theirs.id)
     assert theirs.body == f"{MARKER}\nmine!"
 
 
 async def test_a_task_that_prints_a_marker_does_not_get_our_comment_overwritten(scene: Scene) -> None:
-    first = await scene.client.tell(due(scene.comment(f"output:\n{MARKER[:-8]}docs -->")))
+    first = await scene.client.publish(due(scene.comment(f"output:\n{MARKER[:-8]}docs -->")))
     docs = scene.comment("docs", marker=f"{MARKER[:-8]}docs -->")
-    assert await scene.client.tell(due(docs, attempts=1)) not in (None, first)
+    assert await scene.client.publish(due(docs, attempts=1)) not in (None, first)
 
 
 async def test_a_comment_is_found_among_hundreds(scene: Scene) -> None:
-    own = await scene.client.tell(due(scene.comment()))
+    own = await scene.client.publish(due(scene.comment()))
     for index in range(150):
         scene.github.comment(REPO, scene.number, "bob", f"chatter {index}")
-    late = await scene.client.tell(due(scene.comment(marker="<!-- late -->")))
+    late = await scene.client.publish(due(scene.comment(marker="<!-- late -->")))
     for index in range(120):
         scene.github.comment(REPO, scene.number, "bob", f"more {index}")
-    assert await scene.client.tell(due(scene.comment("new"), attempts=1)) == own
-    assert await scene.client.tell(due(scene.comment("new", marker="<!-- late -->"), attempts=1)) == late
+    assert await scene.client.publish(due(scene.comment("new"), attempts=1)) == own
+    assert await scene.client.publish(due(scene.comment("new", marker="<!-- late -->"), attempts=1)) == late
     before = scene.client.requests["GET /repos/{repository}/issues/{number}/comments"]
-    assert await scene.client.tell(due(scene.comment(marker="<!-- never -->"), attempts=1)) is not None
+    assert await scene.client.publish(due(scene.comment(marker="<!-- never -->"), attempts=1)) is not None
     assert scene.client.requests["GET /repos/{repository}/issues/{number}/comments"] - before <= 10
 
 
 async def test_a_comment_that_somebody_deleted_is_written_anew(scene: Scene) -> None:
-    number = await scene.client.tell(due(scene.comment()))
+    number = await scene.client.publish(due(scene.comment()))
     assert number is not None
     scene.github.delete_comment(number)
-    again = await scene.client.tell(due(scene.comment("again"), remote_id=number, attempts=1))
+    again = await scene.client.publish(due(scene.comment("again"), remote_id=number, attempts=1))
     assert again not in (None, number)
     assert scene.conversation() == [f"{MARKER}\nagain"]
 
 
 async def test_a_comment_that_only_brings_up_to_date_creates_nothing(scene: Scene) -> None:
     green = scene.comment("green", only_if_exists=True)
-    assert await scene.client.tell(due(green)) is None
+    assert await scene.client.publish(due(green)) is None
     assert scene.conversation() == []
-    number = await scene.client.tell(due(scene.comment("red")))
-    assert await scene.client.tell(due(green)) == number, "found though its number was forgotten"
-    assert await scene.client.tell(due(green, remote_id=number)) == number
+    number = await scene.client.publish(due(scene.comment("red")))
+    assert await scene.client.publish(due(green)) == number, "found though its number was forgotten"
+    assert await scene.client.publish(due(green, remote_id=number)) == number
     assert scene.conversation() == [f"{MARKER}\ngreen"]
     scene.github.delete_comment(number or 0)
-    assert await scene.client.tell(due(green, remote_id=number, attempts=2)) is None
+    assert await scene.client.publish(due(green, remote_id=number, attempts=2)) is None
     assert scene.conversation() == []
 
 
@@ -500,11 +516,10 @@ async def test_a_comment_that_only_brings_up_to_date_creates_nothing(scene: Scen
 async def test_a_reaction_may_be_told_twice(scene: Scene, is_review_comment: bool) -> None:
     say = scene.github.review_comment if is_review_comment else scene.github.comment
     comment = say(REPO, scene.number, "ada", "/gibil test")
-    body = {"comment_id": comment.id, "is_review_comment": is_review_comment, "content": "eyes"}
-    telling = scene.telling(NotificationKind.REACTION, f"reaction:{comment.id}:eyes", body)
+    telling = scene.reaction(comment.id, "eyes", is_review_comment=is_review_comment)
     scene.github.fault("POST", "/reactions$", "error_after")
-    first = await scene.client.tell(due(telling))
-    assert await scene.client.tell(due(telling, attempts=1)) == first
+    first = await scene.client.publish(due(telling))
+    assert await scene.client.publish(due(telling, attempts=1)) == first
     assert [reaction.content for reaction in scene.github.reactions(comment.id)] == ["eyes"]
 
 
@@ -518,7 +533,7 @@ async def test_what_github_will_never_take_is_not_tried_again(scene: Scene) -> N
     ]
     for telling in refused:
         with pytest.raises(GitHubError) as caught:
-            await scene.client.tell(due(telling))
+            await scene.client.publish(due(telling))
         assert caught.value.retry_after_s is None, caught.value
         assert caught.value.status in (404, 410, 422)
 
@@ -527,7 +542,7 @@ async def test_an_app_that_was_taken_away_is_not_asked_for_again(scene: Scene) -
     telling = scene.comment()
     scene.github.uninstall(REPO)
     with pytest.raises(GitHubError) as caught:
-        await scene.client.tell(due(telling))
+        await scene.client.publish(due(telling))
     assert caught.value.retry_after_s is None
 
 
@@ -536,7 +551,7 @@ async def test_an_app_that_was_taken_away_is_not_asked_for_again(scene: Scene) -
 
 async def test_a_short_limit_is_waited_for_on_the_spot(scene: Scene) -> None:
     scene.github.fault("POST", "/comments$", "secondary_limit", seconds=3)
-    assert await scene.client.tell(due(scene.comment())) is not None
+    assert await scene.client.publish(due(scene.comment())) is not None
     assert max(scene.clock.slept) == pytest.approx(3, abs=0.5)
     assert len(scene.conversation()) == 1
 
@@ -547,7 +562,7 @@ async def test_a_long_limit_is_handed_back_and_pauses_everything_of_that_install
 ) -> None:
     scene.github.fault("POST", "/check-runs$", kind, seconds=seconds)
     with pytest.raises(GitHubError) as caught:
-        await scene.client.tell(due(scene.check()))
+        await scene.client.publish(due(scene.check()))
     assert caught.value.retry_after_s == pytest.approx(seconds, abs=3)
     before = len(scene.github.requests)
     with pytest.raises(GitHubError) as paused:
@@ -556,7 +571,7 @@ async def test_a_long_limit_is_handed_back_and_pauses_everything_of_that_install
     assert len(scene.github.requests) == before, "nothing was asked"
     assert await scene.client.who_am_i() == "gibil", "the App itself is counted apart"
     scene.clock.ahead_s += seconds + 2
-    assert await scene.client.tell(due(scene.check(), attempts=1)) is not None
+    assert await scene.client.publish(due(scene.check(), attempts=1)) is not None
 
 
 async def test_a_limit_without_a_time_waits_a_minute_and_then_twice_as_long(scene: Scene) -> None:
@@ -564,34 +579,34 @@ async def test_a_limit_without_a_time_waits_a_minute_and_then_twice_as_long(scen
     for _ in range(4):
         scene.github.fault("POST", "/check-runs$", "secondary_limit_bare")
         with pytest.raises(GitHubError) as caught:
-            await scene.client.tell(due(scene.check()))
+            await scene.client.publish(due(scene.check()))
         waits.append(caught.value.retry_after_s)
         scene.clock.ahead_s += (caught.value.retry_after_s or 0) + 1
     assert waits == [60, 120, 240, 480]
-    assert await scene.client.tell(due(scene.check())) is not None
+    assert await scene.client.publish(due(scene.check())) is not None
     scene.github.fault("POST", "/check-runs$", "secondary_limit_bare")
     with pytest.raises(GitHubError) as caught:
-        await scene.client.tell(due(scene.check()))
+        await scene.client.publish(due(scene.check()))
     assert caught.value.retry_after_s == 60, "a success begins anew"
 
 
 async def test_comments_come_in_a_burst_and_then_a_second_apart(scene: Scene) -> None:
     began = scene.clock.monotonic()
     for number in range(20):
-        await scene.client.tell(due(scene.comment(marker=f"<!-- {number} -->")))
+        await scene.client.publish(due(scene.comment(marker=f"<!-- {number} -->")))
     assert scene.clock.slept == []
     for number in range(20, 26):
-        await scene.client.tell(due(scene.comment(marker=f"<!-- {number} -->")))
+        await scene.client.publish(due(scene.comment(marker=f"<!-- {number} -->")))
     assert scene.clock.monotonic() - began >= 5
     assert len(scene.conversation()) == 26
 
 
 async def test_writes_that_do_not_stop_are_held_to_githubs_rate(scene: Scene) -> None:
-    number = await scene.client.tell(due(scene.check()))
+    number = await scene.client.publish(due(scene.check()))
     began = scene.clock.monotonic()
     written = 0
     while scene.clock.monotonic() - began < 120:
-        await scene.client.tell(due(scene.check(), remote_id=number))
+        await scene.client.publish(due(scene.check(), remote_id=number))
         written += 1
     assert 100 < written <= 100 + 120 * 3
 
@@ -599,30 +614,29 @@ async def test_writes_that_do_not_stop_are_held_to_githubs_rate(scene: Scene) ->
 async def test_results_never_wait_behind_comments_and_reactions(scene: Scene) -> None:
     first = scene.github.comment(REPO, scene.number, "ada", "/gibil test")
     for content in ("eyes", "rocket", "heart", "laugh", "hooray", "confused", "+1", "-1") * 7:
-        body = {"comment_id": first.id, "is_review_comment": False, "content": content}
-        telling = scene.telling(NotificationKind.REACTION, f"reaction:{first.id}:{content}", body)
-        await scene.client.tell(due(telling, priority=Priority.REACTION))
+        telling = scene.reaction(first.id, content)
+        await scene.client.publish(due(telling, priority=Priority.REACTION))
     assert 0 < len(scene.clock.slept) < 10, "reactions leave half of the writes at once to others"
     for number in range(19):
         telling = scene.comment(marker=f"<!-- {number} -->")
-        await scene.client.tell(due(telling, priority=Priority.COMMENT))
+        await scene.client.publish(due(telling, priority=Priority.COMMENT))
     before = len(scene.clock.slept)
-    number = await scene.client.tell(due(scene.check()))
+    number = await scene.client.publish(due(scene.check()))
     for _ in range(20):
-        await scene.client.tell(due(scene.check(), remote_id=number))
+        await scene.client.publish(due(scene.check(), remote_id=number))
     assert len(scene.clock.slept) == before
 
 
 async def test_progress_is_handed_back_instead_of_waiting_so_that_its_result_can_be_told(scene: Scene) -> None:
-    number = await scene.client.tell(due(scene.check()))
+    number = await scene.client.publish(due(scene.check()))
     progress = due(scene.check(), remote_id=number, priority=Priority.PROGRESS)
     for _ in range(39):
-        await scene.client.tell(progress)
+        await scene.client.publish(progress)
     with pytest.raises(NotAskedYet) as caught:
-        await asyncio.gather(*(scene.client.tell(progress) for _ in range(9)))
+        await asyncio.gather(*(scene.client.publish(progress) for _ in range(9)))
     assert caught.value.retry_after_s == 1
     assert scene.clock.slept == []
-    await scene.client.tell(due(scene.check(status="completed", conclusion="success"), remote_id=number))
+    await scene.client.publish(due(scene.check(status="completed", conclusion="success"), remote_id=number))
     assert scene.clock.slept == []
 
 
@@ -667,7 +681,7 @@ async def test_a_post_that_may_have_worked_is_sent_once(scene: Scene, failure: i
         effect = httpx.Response(failure) if isinstance(failure, int) else failure
         route = router.post(f"{CANNED}/repos/{REPO}/issues/1/comments").mock(side_effect=[effect] * 9)
         with pytest.raises(GitHubError) as caught:
-            await client.tell(due(replace(scene.comment(), installation_id=1)))
+            await client.publish(due(replace(scene.comment(), installation_id=1)))
         assert route.call_count == 1
         assert caught.value.retry_after_s is not None
 
@@ -680,7 +694,7 @@ async def test_a_post_that_was_never_sent_is_sent_again(scene: Scene) -> None:
             httpx.Response(201, json={"id": 5}),
         ]
         route = router.post(f"{CANNED}/repos/{REPO}/issues/1/comments").mock(side_effect=answers)
-        assert await client.tell(due(replace(scene.comment(), installation_id=1))) == 5
+        assert await client.publish(due(replace(scene.comment(), installation_id=1))) == 5
         assert route.call_count == 3
 
 

@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal, cast, get_args
 
 import pytest
 from msgspec.structs import replace
-from store_nouns import DAY_S, Clock, comment, delivery, new_run, queue, settle
+from store_nouns import DAY_S, Clock, command, comment, delivery, new_run, queue, settle, unread
 
 from gibil_bot.errors import ClaimLost, StoreError
 from gibil_bot.model import (
+    BranchPushed,
+    CheckRunOutput,
+    CheckRunUpdate,
     Claim,
+    CommentUpdate,
     Conclusion,
     DueNotification,
+    Event,
+    Ignored,
+    MergeGroupChecked,
     Notification,
-    NotificationKind,
+    NotificationUpdate,
+    Person,
     Priority,
+    PullRequestChanged,
+    ReactionUpdate,
+    RerunRequested,
     RunState,
     Spending,
     TaskResult,
     TaskStatus,
 )
-from gibil_bot.ports import Settlement, Store
-from gibil_bot.runs.store import open_store
+from gibil_bot.ports import DeliveryOutcome, Store
+from gibil_bot.runs.sqlite.store import open_store
 from tests.doubles.patience import patient
 
 Open = Callable[[], Awaitable[Store]]
@@ -63,7 +74,7 @@ async def other(store: Store, database: Open) -> Store:
 
 
 async def claim(store: Store, owner: str = "a", *, lease_s: float = 60, max_machines: int = 10) -> Claim:
-    claimed = await store.claim_run(owner, lease_s=lease_s, max_machines=max_machines)
+    claimed = await store.runs.claim(owner, lease_s=lease_s, max_machines=max_machines)
     assert claimed is not None
     return claimed
 
@@ -71,7 +82,7 @@ async def claim(store: Store, owner: str = "a", *, lease_s: float = 60, max_mach
 async def claim_ids(store: Store, *, max_machines: int = 10) -> list[str]:
     """All that can be claimed now, in that order."""
     ids = []
-    while (claimed := await store.claim_run("a", lease_s=60, max_machines=max_machines)) is not None:
+    while (claimed := await store.runs.claim("a", lease_s=60, max_machines=max_machines)) is not None:
         ids.append(claimed.run.id)
     return ids
 
@@ -79,334 +90,191 @@ async def claim_ids(store: Store, *, max_machines: int = 10) -> list[str]:
 async def due(
     store: Store, owner: str = "a", *, limit: int = 10, lease_s: float = 60, not_keys: tuple[str, ...] = ()
 ) -> list[DueNotification]:
-    return await store.claim_tellings(owner, limit=limit, lease_s=lease_s, not_keys=not_keys)
+    return await store.outbox.claim(owner, limit=limit, lease_s=lease_s, not_keys=not_keys)
 
 
 # Deliveries
 
 
 async def test_a_delivery_comes_back_as_it_was_stored(store: Store, other: Store) -> None:
-    sent = delivery(payload=bytes(range(256)) * 300)
-    assert await store.accept(sent)
-    assert await other.delivery(sent.guid) == (sent, False, None)
-    assert await store.delivery("another") is None
+    sent = delivery()
+    assert await store.inbox.accept(sent)
+    assert await other.inbox.get(sent.guid) == (sent, False, None)
+    assert await store.inbox.get("another") is None
+
+
+EVENTS = (
+    command("/gibil test ✓"),
+    PullRequestChanged(
+        installation_id=99,
+        repository=command().repository,
+        pull_request=new_run("r1").source.pull_request,
+        action="synchronize",
+        sender=Person(login="ada", is_bot=True),
+        before="a" * 40,
+    ),
+    RerunRequested(
+        installation_id=99, repository=command().repository, head_sha="a" * 40, external_id=None, sender=Person(login="ada")
+    ),
+    BranchPushed(
+        repository=command().repository, branch="main", sha="a" * 40, pusher=Person(login="ada"), at=delivery().received_at
+    ),
+    MergeGroupChecked(installation_id=99, repository=command().repository, head_sha="a" * 40, base_ref="main"),
+    Ignored(reason="a comment without a command"),
+)
+
+
+def test_every_event_is_in_the_list_above() -> None:
+    assert {type(event) for event in EVENTS} == set(get_args(Event))
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+async def test_an_event_comes_back_as_it_was_decoded(store: Store, event: Event) -> None:
+    await store.inbox.accept(delivery("guid-1", event))
+    (claimed,) = await store.inbox.claim("a", limit=9, lease_s=60)
+    assert claimed == replace(delivery("guid-1", event), attempts=1)
+
+
+async def test_a_payload_is_kept_where_it_could_not_be_read(store: Store, other: Store) -> None:
+    sent = unread(payload=bytes(range(256)) * 300)
+    assert await store.inbox.accept(sent)
+    assert await other.inbox.get(sent.guid) == (sent, False, None)
+    assert await store.inbox.claim("a", limit=9, lease_s=60) == [replace(sent, attempts=1)]
 
 
 async def test_a_guid_is_stored_once_and_the_repeat_changes_nothing(store: Store, other: Store) -> None:
-    assert await store.accept(delivery())
-    assert not await store.accept(replace(delivery(), payload=b"another", event="push"))
-    assert not await other.accept(delivery())
-    assert await store.delivery("guid-1") == (delivery(), False, None)
+    assert await store.inbox.accept(delivery())
+    assert not await store.inbox.accept(replace(delivery(), event=Ignored(reason="another"), event_name="push"))
+    assert not await other.inbox.accept(delivery())
+    assert await store.inbox.get("guid-1") == (delivery(), False, None)
     assert (await store.counts())["deliveries_unhandled"] == 1
 
 
 async def test_of_many_that_accept_one_guid_at_once_one_is_first(store: Store, other: Store) -> None:
-    answers = await asyncio.gather(*((store, other)[number % 2].accept(delivery()) for number in range(20)))
+    answers = await asyncio.gather(*((store, other)[number % 2].inbox.accept(delivery()) for number in range(20)))
     assert sorted(answers) == [False] * 19 + [True]
 
 
 async def test_the_oldest_deliveries_are_claimed_first_with_their_attempts_counted(store: Store) -> None:
     for number in range(4):
-        await store.accept(delivery(f"guid-{9 - number}"))
-    first = await store.claim_deliveries("a", limit=3, lease_s=60)
+        await store.inbox.accept(delivery(f"guid-{9 - number}"))
+    first = await store.inbox.claim("a", limit=3, lease_s=60)
     assert [(one.guid, one.attempts) for one in first] == [("guid-9", 1), ("guid-8", 1), ("guid-7", 1)]
     assert first[0] == replace(delivery("guid-9"), attempts=1)
 
 
 async def test_a_claimed_delivery_is_nobody_elses_until_its_lease_ends(store: Store, other: Store, clock: Clock) -> None:
-    await store.accept(delivery())
-    assert len(await store.claim_deliveries("a", limit=9, lease_s=60)) == 1
+    await store.inbox.accept(delivery())
+    assert len(await store.inbox.claim("a", limit=9, lease_s=60)) == 1
     clock.turn(59)
-    assert await other.claim_deliveries("b", limit=9, lease_s=60) == []
+    assert await other.inbox.claim("b", limit=9, lease_s=60) == []
     clock.turn(1)
-    assert [one.attempts for one in await other.claim_deliveries("b", limit=9, lease_s=60)] == [2]
+    assert [one.attempts for one in await other.inbox.claim("b", limit=9, lease_s=60)] == [2]
 
 
 async def test_a_delivery_that_another_process_has_cannot_be_settled_or_postponed(
     store: Store, other: Store, clock: Clock
 ) -> None:
-    await store.accept(delivery())
+    await store.inbox.accept(delivery())
     with pytest.raises(ClaimLost):
-        await store.settle("a", "guid-1", Settlement())  # nobody claimed it
-    await store.claim_deliveries("a", limit=9, lease_s=60)
+        await store.inbox.complete("a", "guid-1", DeliveryOutcome())  # nobody claimed it
+    await store.inbox.claim("a", limit=9, lease_s=60)
     clock.turn(60)
-    await other.claim_deliveries("b", limit=9, lease_s=60)
+    await other.inbox.claim("b", limit=9, lease_s=60)
     with pytest.raises(ClaimLost):
-        await store.settle("a", "guid-1", Settlement(runs=[new_run("r1")], tellings=[comment()]))
+        await store.inbox.complete("a", "guid-1", DeliveryOutcome(runs=[new_run("r1")], notifications=[comment()]))
     with pytest.raises(ClaimLost):
-        await store.postpone("a", "guid-1", "later", delay_s=5)
+        await store.inbox.postpone("a", "guid-1", "later", delay_s=5)
     with pytest.raises(ClaimLost):
-        await store.settle("a", "never stored", Settlement())
-    assert await store.unfinished() == []
-    assert await store.telling(comment().key) is None
-    await other.settle("b", "guid-1", Settlement())
+        await store.inbox.complete("a", "never stored", DeliveryOutcome())
+    assert await store.runs.unfinished() == []
+    assert await store.outbox.get(comment().key) is None
+    await other.inbox.complete("b", "guid-1", DeliveryOutcome())
 
 
 async def test_a_lease_that_ended_may_still_settle_when_nobody_else_came(store: Store, clock: Clock) -> None:
-    await store.accept(delivery())
-    await store.claim_deliveries("a", limit=9, lease_s=60)
+    await store.inbox.accept(delivery())
+    await store.inbox.claim("a", limit=9, lease_s=60)
     clock.turn(600)
-    await store.settle("a", "guid-1", Settlement())
-    assert await store.claim_deliveries("a", limit=9, lease_s=60) == []
+    await store.inbox.complete("a", "guid-1", DeliveryOutcome())
+    assert await store.inbox.claim("a", limit=9, lease_s=60) == []
 
 
 async def test_settling_does_all_that_follows_and_only_once(store: Store, other: Store, clock: Clock) -> None:
     await queue(store, new_run("old"))
-    settlement = Settlement(runs=[new_run("r1"), new_run("r2")], cancel=[("old", "cancelled by ada")], tellings=[comment()])
+    settlement = DeliveryOutcome(
+        runs=[new_run("r1"), new_run("r2")], cancel=[("old", "cancelled by ada")], notifications=[comment()]
+    )
     await settle(store, settlement, "guid-1")
-    assert [run.id for run in await other.queued()] == ["old", "r1", "r2"]
-    stopped = await other.run("old")
+    assert [run.id for run in await other.runs.unfinished()] == ["old", "r1", "r2"]
+    stopped = await other.runs.get("old")
     assert stopped is not None
     assert stopped.cancel_reason == "cancelled by ada"
-    found = await other.telling(comment().key)
+    found = await other.outbox.get(comment().key)
     assert found is not None
-    assert (found[0].telling, found[0].revision, found[1]) == (comment(), 1, False)
-    handled = await other.delivery("guid-1")
+    assert (found[0].notification, found[0].revision, found[1]) == (comment(), 1, False)
+    handled = await other.inbox.get("guid-1")
     assert handled is not None
     assert handled[1:] == (True, None)
 
-    again = Settlement(runs=[new_run("r3")], cancel=[("r1", "no")], tellings=[comment(body="new")], error="no")
-    await store.settle("intake", "guid-1", again)
-    await other.settle("somebody else", "guid-1", again)
-    assert [run.id for run in await store.queued()] == ["old", "r1", "r2"]
-    assert await store.delivery("guid-1") == handled
+    again = DeliveryOutcome(runs=[new_run("r3")], cancel=[("r1", "no")], notifications=[comment(body="new")], error="no")
+    await store.inbox.complete("intake", "guid-1", again)
+    await other.inbox.complete("somebody else", "guid-1", again)
+    assert [run.id for run in await store.runs.unfinished()] == ["old", "r1", "r2"]
+    assert await store.inbox.get("guid-1") == handled
     clock.turn(DAY_S)
-    assert await store.claim_deliveries("a", limit=9, lease_s=60) == []
+    assert await store.inbox.claim("a", limit=9, lease_s=60) == []
 
 
 async def test_settling_is_whole_or_not_at_all(store: Store) -> None:
-    await store.accept(delivery())
-    await store.claim_deliveries("a", limit=9, lease_s=60)
+    await store.inbox.accept(delivery())
+    await store.inbox.claim("a", limit=9, lease_s=60)
     with pytest.raises(TypeError):
-        await store.settle("a", "guid-1", Settlement(runs=[new_run("r1")], tellings=[comment(body=object())]))
-    assert await store.unfinished() == []
+        await store.inbox.complete(
+            "a", "guid-1", DeliveryOutcome(runs=[new_run("r1")], notifications=[comment(number=cast(int, object()))])
+        )
+    assert await store.runs.unfinished() == []
     assert (await store.counts())["deliveries_unhandled"] == 1
-    await store.settle("a", "guid-1", Settlement(runs=[new_run("r1")]))
-    assert [run.id for run in await store.queued()] == ["r1"]
+    await store.inbox.complete("a", "guid-1", DeliveryOutcome(runs=[new_run("r1")]))
+    assert [run.id for run in await store.runs.unfinished()] == ["r1"]
 
 
 async def test_an_unreadable_delivery_is_kept_with_its_error(store: Store) -> None:
-    await settle(store, Settlement(error="no repository in it"), "guid-1")
-    assert await store.delivery("guid-1") == (replace(delivery(), attempts=1), True, "no repository in it")
+    await settle(store, DeliveryOutcome(error="no repository in it"), "guid-1", unread())
+    assert await store.inbox.get("guid-1") == (replace(unread(), attempts=1), True, "no repository in it")
     counts = await store.counts()
     assert (counts["deliveries_unhandled"], counts["deliveries_failed"]) == (0, 1)
 
 
 async def test_what_nothing_follows_from_is_kept_and_never_claimed(store: Store, other: Store) -> None:
-    waiting = store.changed("deliveries")
-    assert await store.accept(delivery("guid-1"), handled=True)
+    waiting = store.inbox.changed()
+    assert await store.inbox.accept(delivery("guid-1"), handled=True)
     assert not await waiting.wait(0)
-    assert await other.delivery("guid-1") == (delivery("guid-1"), True, None)
-    assert await other.claim_deliveries("b", limit=9, lease_s=60) == []
+    assert await other.inbox.get("guid-1") == (delivery("guid-1"), True, None)
+    assert await other.inbox.claim("b", limit=9, lease_s=60) == []
     assert (await other.counts())["deliveries_unhandled"] == 0
-    assert not await other.accept(delivery("guid-1"))
-    assert await other.claim_deliveries("b", limit=9, lease_s=60) == []
+    assert not await other.inbox.accept(delivery("guid-1"))
+    assert await other.inbox.claim("b", limit=9, lease_s=60) == []
 
 
 async def test_a_postponed_delivery_is_claimed_again_after_the_delay(store: Store, other: Store, clock: Clock) -> None:
-    await store.accept(delivery("first"))
-    await store.accept(delivery("second"))
-    await store.claim_deliveries("a", limit=1, lease_s=600)
-    await store.postpone("a", "first", "GitHub is away", delay_s=30)
-    assert await store.delivery("first") == (replace(delivery("first"), attempts=1), False, "GitHub is away")
-    assert [one.guid for one in await other.claim_deliveries("b", limit=9, lease_s=600)] == ["second"]
+    await store.inbox.accept(delivery("first"))
+    await store.inbox.accept(delivery("second"))
+    await store.inbox.claim("a", limit=1, lease_s=600)
+    await store.inbox.postpone("a", "first", "GitHub is away", delay_s=30)
+    assert await store.inbox.get("first") == (replace(delivery("first"), attempts=1), False, "GitHub is away")
+    assert [one.guid for one in await other.inbox.claim("b", limit=9, lease_s=600)] == ["second"]
     clock.turn(29)
-    assert await other.claim_deliveries("b", limit=9, lease_s=60) == []
+    assert await other.inbox.claim("b", limit=9, lease_s=60) == []
     clock.turn(1)
-    assert [(one.guid, one.attempts) for one in await other.claim_deliveries("b", limit=9, lease_s=60)] == [("first", 2)]
-    await other.settle("b", "first", Settlement())
-    assert await store.delivery("first") == (replace(delivery("first"), attempts=2), True, None)
-    await store.postpone("a", "first", "late", delay_s=0)  # handled: nothing to postpone
-    assert await store.claim_deliveries("b", limit=9, lease_s=60) == []
+    assert [(one.guid, one.attempts) for one in await other.inbox.claim("b", limit=9, lease_s=60)] == [("first", 2)]
+    await other.inbox.complete("b", "first", DeliveryOutcome())
+    assert await store.inbox.get("first") == (replace(delivery("first"), attempts=2), True, None)
+    await store.inbox.postpone("a", "first", "late", delay_s=0)  # handled: nothing to postpone
+    assert await store.inbox.claim("b", limit=9, lease_s=60) == []
 
 
-# Runs: queueing
-
-
-async def test_a_run_comes_back_as_it_was_queued(store: Store, other: Store, clock: Clock) -> None:
-    new = new_run("r1")
-    await queue(store, new)
-    run = await other.run("r1")
-    assert run is not None
-    assert (run.source, run.plan, run.delivery_guid) == (new.source, new.plan, new.delivery_guid)
-    assert (run.state, run.queued_at, run.started_at, run.conclusion) == (RunState.QUEUED, clock.moment, None, None)
-    assert await store.run("r2") is None
-
-
-async def test_a_run_that_exists_is_not_queued_again(store: Store) -> None:
-    await queue(store, new_run("r1", group="g"), new_run("r2", group="g"))
-    before = await store.unfinished()
-    await settle(store, Settlement(runs=[new_run("r1", group="g", number=8)]), "again")
-    assert await store.unfinished() == before
-
-
-async def test_a_new_run_supersedes_older_unfinished_ones_of_its_group_in_its_repository(store: Store) -> None:
-    await queue(store, new_run("finished", group="g"))
-    await store.finish(await claim(store), Conclusion.SUCCESS, ())
-    await queue(store, new_run("running", group="g"))
-    await claim(store)
-    await queue(store, new_run("queued", group="g"), new_run("elsewhere", group="g", repository=2), new_run("apart", group="h"))
-    await queue(store, new_run("newest", group="g", sha="abc1234" + "0" * 33))
-    reasons = {run.id: run.cancel_reason for run in await store.runs_of(1) + await store.runs_of(2)}
-    assert reasons == {
-        "finished": None,
-        "running": "superseded by 0123456",
-        "queued": "superseded by abc1234",
-        "elsewhere": None,
-        "apart": None,
-        "newest": None,
-    }
-
-
-async def test_without_cancel_in_progress_the_running_one_and_the_newest_pending_stay(store: Store) -> None:
-    await queue(store, new_run("running", group="g", cancel_in_progress=False))
-    await claim(store)
-    await queue(store, *(new_run(name, group="g", cancel_in_progress=False) for name in ("second", "third")))
-    assert {run.id: run.cancel_reason for run in await store.unfinished()} == {
-        "running": None,
-        "second": "superseded by 0123456",
-        "third": None,
-    }
-
-
-async def test_runs_without_a_group_wait_for_nobody_and_supersede_nobody(store: Store) -> None:
-    await queue(store, new_run("r1", group=""), new_run("r2", group=""))
-    assert await claim_ids(store) == ["r1", "r2"]
-    assert [run.cancel_reason for run in await store.unfinished()] == [None, None]
-
-
-async def test_the_first_reason_to_cancel_stays(store: Store) -> None:
-    await queue(store, new_run("r1"))
-    assert await store.request_cancel("r1", "cancelled by ada")
-    assert await store.request_cancel("r1", "cancelled by charles")
-    run = await store.run("r1")
-    assert run is not None
-    assert run.cancel_reason == "cancelled by ada"
-
-
-async def test_a_finished_run_cannot_be_cancelled(store: Store) -> None:
-    await queue(store, new_run("r1"))
-    await store.finish(await claim(store), Conclusion.SUCCESS, ())
-    assert not await store.request_cancel("r1", "cancelled by ada")
-    assert not await store.request_cancel("no such run", "cancelled by ada")
-    run = await store.run("r1")
-    assert run is not None
-    assert run.cancel_reason is None
-
-
-# Runs: who works on what
-
-
-async def test_claiming_makes_it_running_and_counts_the_fence_up(store: Store, other: Store, clock: Clock) -> None:
-    await queue(store, new_run("r1"))
-    clock.turn(5)
-    first_moment = clock.moment
-    first = await claim(store, lease_s=60)
-    assert (first.owner, first.run.state, first.run.started_at) == ("a", RunState.RUNNING, first_moment)
-    assert await other.run("r1") == first.run
-    assert await other.claim_run("b", lease_s=60, max_machines=10) is None
-    clock.turn(60)
-    second = await claim(other, "b")
-    assert second.fence > first.fence
-    assert second.run.started_at == first_moment
-
-
-async def test_an_abandoned_run_comes_first_and_needs_no_free_place(store: Store, other: Store, clock: Clock) -> None:
-    await queue(store, new_run("r1", repository=1), new_run("r2", repository=2), new_run("cancelled", repository=3))
-    assert (await claim(store, lease_s=60, max_machines=1)).run.id == "r1"
-    await store.request_cancel("cancelled", "cancelled by ada")
-    clock.turn(60)
-    assert (await claim(other, "b", max_machines=1)).run.id == "r1"
-
-
-async def test_a_queued_run_that_is_to_be_cancelled_needs_no_place_and_no_turn(store: Store) -> None:
-    await queue(
-        store,
-        new_run("running", group="g"),
-        new_run("waiting", repository=2),
-        new_run("stop", group="g", cancel_in_progress=False),
-    )
-    assert (await claim(store, max_machines=1)).run.id == "running"
-    await store.request_cancel("stop", "cancelled by ada")
-    stopped = await claim(store, max_machines=1)
-    assert (stopped.run.id, stopped.run.cancel_reason) == ("stop", "cancelled by ada")
-    assert await store.claim_run("a", lease_s=60, max_machines=1) is None
-
-
-async def test_no_more_run_than_there_are_places(store: Store, other: Store) -> None:
-    await queue(store, *(new_run(f"r{number}") for number in range(5)))
-    answers = await asyncio.gather(*((store, other)[n % 2].claim_run(f"o{n}", lease_s=60, max_machines=3) for n in range(8)))
-    claimed = [answer for answer in answers if answer is not None]
-    assert sorted(one.run.id for one in claimed) == ["r0", "r1", "r2"]
-    finisher = claimed[0]
-    await store.finish(finisher, Conclusion.SUCCESS, ())
-    assert await claim_ids(store, max_machines=3) == ["r3"]
-
-
-async def test_one_of_a_group_runs_at_a_time_and_a_group_belongs_to_one_repository(store: Store) -> None:
-    await queue(
-        store,
-        new_run("r1", group="deploy", number=1, cancel_in_progress=False),
-        new_run("r2", group="deploy", number=1, repository=2, cancel_in_progress=False),
-    )
-    first = await claim(store)
-    await queue(store, new_run("r3", group="deploy", number=2, cancel_in_progress=False))
-    assert await claim_ids(store) == ["r2"]
-    await store.finish(first, Conclusion.SUCCESS, ())
-    assert await claim_ids(store) == ["r3"]
-
-
-async def test_the_repository_with_the_fewest_running_comes_first(store: Store) -> None:
-    await queue(store, *(new_run(f"busy{number}", repository=1) for number in range(3)), new_run("quiet", repository=2))
-    assert await claim_ids(store) == ["busy0", "quiet", "busy1", "busy2"]
-
-
-async def test_among_equals_the_repository_that_waited_longest_since_its_turn_comes_first(store: Store) -> None:
-    runs = [new_run(f"{repository}.{number}", repository=repository) for repository in (1, 2, 3) for number in (1, 2)]
-    await queue(store, *runs)
-    order = []
-    for _ in runs:
-        claimed = await claim(store, max_machines=1)
-        order.append(claimed.run.id)
-        await store.finish(claimed, Conclusion.SUCCESS, ())
-    assert order == ["1.1", "2.1", "3.1", "1.2", "2.2", "3.2"]
-
-
-# Runs: what the holder of a claim does
-
-
-async def test_a_heartbeat_keeps_the_claim_and_brings_the_reason_to_stop(store: Store, other: Store, clock: Clock) -> None:
-    await queue(store, new_run("r1"), new_run("r2"))
-    claims = [await claim(store), await claim(store)]
-    clock.turn(50)
-    assert await store.heartbeat(claims, lease_s=60) == {"r1": None, "r2": None}
-    await other.request_cancel("r2", "cancelled by ada")
-    clock.turn(50)
-    assert await other.claim_run("b", lease_s=60, max_machines=10) is None
-    assert await store.heartbeat(claims, lease_s=60) == {"r1": None, "r2": "cancelled by ada"}
-    assert await store.heartbeat([], lease_s=60) == {}
-
-
-async def test_a_run_that_is_lost_is_missing_from_the_heartbeat(store: Store, other: Store, clock: Clock) -> None:
-    await queue(store, new_run("r1"), new_run("r2"))
-    claims = [await claim(store), await claim(store)]
-    clock.turn(60)
-    taken = await claim(other, "b")
-    assert set(await store.heartbeat(claims, lease_s=60)) == {"r1", "r2"} - {taken.run.id}
-
-
-async def test_a_released_run_is_claimed_by_anybody_at_once(store: Store, other: Store) -> None:
-    await queue(store, new_run("r1"))
-    first = await claim(store)
-    await store.save_machine(first, "gibil-r1", 1)
-    await store.release(first)
-    run = await store.run("r1")
-    assert run is not None
-    assert run.state is RunState.RUNNING
-    with pytest.raises(ClaimLost):
-        await store.save_note(first, "too late")
-    second = await claim(other, "b", max_machines=1)
-    assert (second.run.id, second.run.machine, second.run.machine_attempt) == ("r1", "gibil-r1", 1)
+# Runs and what is published about them
 
 
 async def test_a_stale_claim_writes_nothing(store: Store, other: Store, clock: Clock) -> None:
@@ -415,244 +283,208 @@ async def test_a_stale_claim_writes_nothing(store: Store, other: Store, clock: C
     clock.turn(60)
     held = await claim(other, "a")  # the same name again: the fence alone tells them apart
     writes: list[Callable[[], Awaitable[None]]] = [
-        lambda: store.save_machine(stale, "gibil-x", 3),
-        lambda: store.save_note(stale, "a note"),
-        lambda: store.save_task(stale, TaskResult(index=0, machine_attempt=1, name="t", status=TaskStatus.RUNNING)),
-        lambda: store.tell(stale, [comment()]),
-        lambda: store.release(stale),
-        lambda: store.finish(stale, Conclusion.SUCCESS, [comment()]),
+        lambda: store.runs.save_machine(stale, "gibil-x", 3),
+        lambda: store.runs.save_note(stale, "a note"),
+        lambda: store.runs.save_task(stale, TaskResult(index=0, machine_attempt=1, name="t", status=TaskStatus.RUNNING)),
+        lambda: store.runs.record(stale, [comment()]),
+        lambda: store.runs.release(stale),
+        lambda: store.runs.finish(stale, Conclusion.SUCCESS, [comment()]),
     ]
     for write in writes:
         with pytest.raises(ClaimLost):
             await write()
-    assert await store.run("r1") == held.run
-    assert await store.task_results("r1", 1) == []
-    assert await store.telling(comment().key) is None
-    assert await other.heartbeat([held], lease_s=60) == {"r1": None}
-
-
-async def test_a_claim_whose_lease_ended_still_writes_when_nobody_else_came(store: Store, clock: Clock) -> None:
-    await queue(store, new_run("r1"))
-    claimed = await claim(store)
-    clock.turn(600)
-    await store.finish(claimed, Conclusion.SUCCESS, ())
-
-
-async def test_the_machine_and_the_note_are_kept(store: Store, other: Store) -> None:
-    await queue(store, new_run("r1"))
-    claimed = await claim(store)
-    await store.save_machine(claimed, "gibil-r1-1", 1)
-    await store.save_note(claimed, "the machine was lost and replaced")
-    run = await other.run("r1")
-    assert run is not None
-    assert (run.machine, run.machine_attempt, run.note) == ("gibil-r1-1", 1, "the machine was lost and replaced")
-    await store.save_machine(claimed, None, 1)
-    run = await other.run("r1")
-    assert run is not None
-    assert (run.machine, run.machine_attempt) == (None, 1)
-
-
-async def test_results_of_tasks_are_replaced_and_come_in_order_for_each_machine(store: Store, other: Store) -> None:
-    await queue(store, new_run("r1"))
-    claimed = await claim(store)
-    moment = datetime(2026, 11, 23, 12, 0, 0, 5, tzinfo=UTC)
-    running = TaskResult(index=1, machine_attempt=1, name="check", status=TaskStatus.RUNNING, started_at=moment)
-    done = replace(
-        running, status=TaskStatus.FAILURE, finished_at=moment, exit_status=3, summary="# ✗", tail="end", detail="why"
-    )
-    build = replace(done, index=0, name="build")
-    second_machine = replace(done, machine_attempt=2)
-    for result in (running, build, done, second_machine):
-        await store.save_task(claimed, result)
-    assert await other.task_results("r1", 1) == [build, done]
-    assert await other.task_results("r1", 2) == [second_machine]
-    assert await other.task_results("r2", 1) == []
+    assert await store.runs.get("r1") == held.run
+    assert await store.runs.task_results("r1", 1) == []
+    assert await store.outbox.get(comment().key) is None
+    assert await other.runs.heartbeat([held], lease_s=60) == {"r1": None}
 
 
 async def test_finishing_says_how_it_ended_and_what_to_tell_together(store: Store, other: Store, clock: Clock) -> None:
     await queue(store, new_run("r1"))
     claimed = await claim(store)
     with pytest.raises(TypeError):
-        await store.finish(claimed, Conclusion.FAILURE, [comment(body=object())])
+        await store.runs.finish(claimed, Conclusion.FAILURE, [comment(number=cast(int, object()))])
     clock.turn(7)
-    await store.finish(claimed, Conclusion.FAILURE, [comment()])
-    run = await other.run("r1")
+    await store.runs.finish(claimed, Conclusion.FAILURE, [comment()])
+    run = await other.runs.get("r1")
     assert run is not None
     assert (run.state, run.conclusion, run.finished_at) == (RunState.FINISHED, Conclusion.FAILURE, clock.moment)
-    assert [one.telling for one in await due(other)] == [comment()]
+    assert [one.notification for one in await due(other)] == [comment()]
     clock.turn(DAY_S)
-    assert await other.claim_run("b", lease_s=60, max_machines=10) is None
+    assert await other.runs.claim("b", lease_s=60, max_machines=10) is None
     with pytest.raises(ClaimLost):
-        await store.finish(claimed, Conclusion.SUCCESS, ())
-
-
-async def test_queued_and_unfinished_come_in_the_order_of_queueing(store: Store) -> None:
-    await queue(store, new_run("b"), new_run("a", repository=2), new_run("c"))
-    assert [run.id for run in await store.queued()] == ["b", "a", "c"]
-    await claim(store)
-    done = await claim(store)
-    assert [run.id for run in await store.queued()] == ["c"]
-    assert [run.id for run in await store.unfinished()] == ["b", "a", "c"]
-    await store.finish(done, Conclusion.SUCCESS, ())
-    found = await store.unfinished()
-    assert [run.id for run in found] == ["b", "c"]
-    assert found[0].seq < found[1].seq
-
-
-async def test_runs_of_a_repository_come_newest_first_a_hundred_at_most(store: Store) -> None:
-    many = [new_run(f"r{number}", number=number % 2, sha=f"{number % 3:040x}") for number in range(130)]
-    await settle(store, Settlement(runs=[*many, new_run("elsewhere", repository=2)]), "guid-1")
-    newest_first = [f"r{number}" for number in range(129, -1, -1)]
-    assert [run.id for run in await store.runs_of(1)] == newest_first[:100]
-    assert [run.id for run in await store.runs_of(1, number=1)] == newest_first[::2]
-    assert [run.id for run in await store.runs_of(1, sha=f"{0:040x}")] == newest_first[::3]
-    assert [run.id for run in await store.runs_of(1, 1, f"{0:040x}")] == newest_first[::6]
-    assert await store.runs_of(3) == []
+        await store.runs.finish(claimed, Conclusion.SUCCESS, ())
 
 
 # What GitHub has still to be told
 
 
-async def test_a_telling_comes_back_as_it_was_wished_for(store: Store, other: Store) -> None:
-    wished = replace(comment(output={"title": "✓", "text": ["a", 1, None]}), kind=NotificationKind.CHECK_RUN)
-    await store.tell(None, [wished])
-    assert await due(other) == [DueNotification(telling=wished, revision=1, remote_id=None, attempts=0)]
-    assert await store.telling("another") is None
+UPDATES = (
+    CheckRunUpdate(
+        name="gibil / test",
+        head_sha="a" * 40,
+        external_id="00ff",
+        status="completed",
+        output=CheckRunOutput(title="✓", summary="s", text="t"),
+        started_at="2026-11-23T12:30:15Z",
+        completed_at="2026-11-23T12:30:16Z",
+        conclusion=Conclusion.TIMED_OUT,
+        details_url="https://bot.example/runs/00ff",
+    ),
+    CheckRunUpdate(
+        name="n", head_sha="a" * 40, external_id="e", status="queued", output=CheckRunOutput(title="t", summary="s")
+    ),
+    CommentUpdate(number=7, marker="<!-- m -->", body="<!-- m -->", only_if_exists=True),
+    ReactionUpdate(comment_id=5, is_review_comment=False, content="eyes"),
+)
+
+
+@pytest.mark.parametrize("update", UPDATES, ids=lambda update: type(update).__name__)
+async def test_a_notification_comes_back_as_it_was_recorded(store: Store, other: Store, update: NotificationUpdate) -> None:
+    recorded = replace(comment(), update=update)
+    await store.outbox.record([recorded])
+    (one,) = await due(other)
+    assert one == DueNotification(notification=recorded, revision=1, remote_id=None, attempts=0, priority=one.priority)
+    assert await store.outbox.get("another") is None
+
+
+async def test_every_kind_of_notification_is_in_the_list_above(store: Store) -> None:
+    assert {type(update) for update in UPDATES} == set(get_args(NotificationUpdate))
 
 
 async def test_the_same_body_again_is_no_new_revision(store: Store) -> None:
-    await store.tell(None, [comment(number=7, body="hello")])
-    await store.tell(None, [comment(body="hello", number=7)])
+    await store.outbox.record([comment(body="hello")])
+    await store.outbox.record([comment(body="hello")])
     assert [one.revision for one in await due(store)] == [1]
 
 
 async def test_a_newer_telling_takes_the_older_ones_place(store: Store) -> None:
-    await store.tell(None, [comment(body="one"), comment(body="two")])
-    assert [(one.telling, one.revision) for one in await due(store)] == [(comment(body="two"), 2)]
+    await store.outbox.record([comment(body="one"), comment(body="two")])
+    assert [(one.notification, one.revision) for one in await due(store)] == [(comment(body="two"), 2)]
 
 
 async def test_a_telling_is_claimed_by_one_until_its_lease_ends(store: Store, other: Store, clock: Clock) -> None:
-    await store.tell(None, [comment("k1"), comment("k2"), comment("k3")])
-    assert [one.telling.key for one in await due(store, limit=1)] == ["k1"]
-    assert [one.telling.key for one in await due(other, "b", not_keys=("k2",))] == ["k3"]
+    await store.outbox.record([comment("k1"), comment("k2"), comment("k3")])
+    assert [one.notification.key for one in await due(store, limit=1)] == ["k1"]
+    assert [one.notification.key for one in await due(other, "b", not_keys=("k2",))] == ["k3"]
     clock.turn(60)
     again = await due(other, "b")
-    assert [(one.telling.key, one.attempts) for one in again] == [("k1", 1), ("k2", 0), ("k3", 1)]
+    assert [(one.notification.key, one.attempts) for one in again] == [("k1", 1), ("k2", 0), ("k3", 1)]
 
 
 async def test_what_github_knows_is_not_told_again(store: Store, other: Store, clock: Clock) -> None:
-    await store.tell(None, [comment()])
+    await store.outbox.record([comment()])
     (one,) = await due(store)
-    await store.told("a", one, 4711)
+    await store.outbox.published("a", one, 4711)
     clock.turn(DAY_S)
     assert await due(store) == []
-    await store.tell(None, [comment()])
+    await store.outbox.record([comment()])
     assert await due(store) == []
-    assert await other.telling(comment().key) == (replace(one, remote_id=4711, attempts=1), True, None)
+    assert await other.outbox.get(comment().key) == (replace(one, remote_id=4711, attempts=1), True, None)
 
 
 async def test_a_newer_revision_that_came_meanwhile_stays_to_be_told(store: Store) -> None:
-    await store.tell(None, [comment(body="one")])
+    await store.outbox.record([comment(body="one")])
     (one,) = await due(store)
-    await store.tell(None, [comment(body="two")])
+    await store.outbox.record([comment(body="two")])
     assert await due(store) == []  # its key is being told
-    await store.told("a", one, 4711)
+    await store.outbox.published("a", one, 4711)
     (two,) = await due(store)
     assert two == DueNotification(
-        telling=comment(body="two"), revision=2, remote_id=4711, attempts=1, priority=Priority.COMMENT
+        notification=comment(body="two"), revision=2, remote_id=4711, attempts=1, priority=Priority.COMMENT
     )
-    await store.told("a", two, None)
-    found = await store.telling(comment().key)
+    await store.outbox.published("a", two, None)
+    found = await store.outbox.get(comment().key)
     assert found is not None
     assert (found[0].remote_id, found[1]) == (4711, True)
 
 
 async def test_an_id_is_learned_even_when_the_lease_is_lost(store: Store, other: Store, clock: Clock) -> None:
-    await store.tell(None, [comment(body="one")])
+    await store.outbox.record([comment(body="one")])
     (slow,) = await due(store, "a")
     clock.turn(60)
-    await store.tell(None, [comment(body="two")])
+    await store.outbox.record([comment(body="two")])
     (fast,) = await due(other, "b")
     assert fast.revision == 2
-    await store.told("a", slow, 4711)
+    await store.outbox.published("a", slow, 4711)
     assert await due(store, "c") == []  # still b's
-    found = await store.telling(comment().key)
+    found = await store.outbox.get(comment().key)
     assert found is not None
     assert (found[0].remote_id, found[1]) == (4711, False)
-    await other.told("b", fast, None)
-    await store.told("a", slow, None)
-    found = await store.telling(comment().key)
+    await other.outbox.published("b", fast, None)
+    await store.outbox.published("a", slow, None)
+    found = await store.outbox.get(comment().key)
     assert found is not None
     assert found[1]
 
 
 async def test_what_github_cannot_take_now_is_due_again_later(store: Store, other: Store, clock: Clock) -> None:
-    await store.tell(None, [comment()])
+    await store.outbox.record([comment()])
     (one,) = await due(store)
-    await store.untold("a", one, "502 Bad Gateway", retry_s=30)
-    assert await store.telling(comment().key) == (replace(one, attempts=1, failures=1), False, "502 Bad Gateway")
-    await store.tell(None, [comment(body="newer")])  # no reason to hurry GitHub
+    await store.outbox.not_published("a", one, "502 Bad Gateway", retry_s=30)
+    assert await store.outbox.get(comment().key) == (replace(one, attempts=1, failures=1), False, "502 Bad Gateway")
+    await store.outbox.record([comment(body="newer")])  # no reason to hurry GitHub
     clock.turn(29)
     assert await due(other) == []
     clock.turn(1)
     (again,) = await due(other)
     assert (again.attempts, again.revision) == (1, 2)
-    await other.told("a", again, 1)
-    found = await store.telling(comment().key)
+    await other.outbox.published("a", again, 1)
+    found = await store.outbox.get(comment().key)
     assert found is not None
     assert found[1:] == (True, None)
 
 
 async def test_what_github_will_never_take_is_dropped_until_its_body_changes(store: Store, clock: Clock) -> None:
-    await store.tell(None, [comment()])
+    await store.outbox.record([comment()])
     (one,) = await due(store)
-    await store.untold("a", one, "404 Not Found", retry_s=None)
+    await store.outbox.not_published("a", one, "404 Not Found", retry_s=None)
     clock.turn(DAY_S)
     assert await due(store) == []
-    assert await store.telling(comment().key) == (replace(one, attempts=1, failures=1), False, "404 Not Found")
+    assert await store.outbox.get(comment().key) == (replace(one, attempts=1, failures=1), False, "404 Not Found")
     counts = await store.counts()
     assert (counts["tellings_due"], counts["tellings_failed"]) == (0, 1)
-    await store.tell(None, [comment()])
+    await store.outbox.record([comment()])
     assert await due(store) == []
-    await store.tell(None, [comment(body="another")])
-    assert [(again.telling, again.attempts) for again in await due(store)] == [(comment(body="another"), 1)]
+    await store.outbox.record([comment(body="another")])
+    assert [(again.notification, again.attempts) for again in await due(store)] == [(comment(body="another"), 1)]
 
 
 async def test_a_refusal_of_an_older_revision_does_not_drop_the_newer_one(store: Store) -> None:
-    await store.tell(None, [comment(body="one")])
+    await store.outbox.record([comment(body="one")])
     (one,) = await due(store)
-    await store.tell(None, [comment(body="two")])
-    await store.untold("a", one, "422", retry_s=None)
+    await store.outbox.record([comment(body="two")])
+    await store.outbox.not_published("a", one, "422", retry_s=None)
     assert [again.revision for again in await due(store)] == [2]
 
 
 async def test_whoever_lost_the_lease_cannot_put_a_telling_off(store: Store, other: Store, clock: Clock) -> None:
-    await store.tell(None, [comment()])
+    await store.outbox.record([comment()])
     (slow,) = await due(store, "a")
     clock.turn(60)
     (fast,) = await due(other, "b")
-    await store.untold("a", slow, "timed out", retry_s=None)
+    await store.outbox.not_published("a", slow, "timed out", retry_s=None)
     assert await due(store, "a") == []
     clock.turn(60)
     assert [one.attempts for one in await due(other, "b")] == [fast.attempts + 1]
 
 
 async def test_what_is_due_longest_is_told_first(store: Store, clock: Clock) -> None:
-    await store.tell(None, [comment("k1")])
+    await store.outbox.record([comment("k1")])
     clock.turn(1)
-    await store.tell(None, [comment("k2")])
+    await store.outbox.record([comment("k2")])
     (first,) = await due(store, limit=1)
-    await store.untold("a", first, "502", retry_s=30)
+    await store.outbox.not_published("a", first, "502", retry_s=30)
     clock.turn(1)
-    await store.tell(None, [comment("k3")])
+    await store.outbox.record([comment("k3")])
     clock.turn(60)
-    assert [one.telling.key for one in await due(store)] == ["k2", "k3", "k1"]
+    assert [one.notification.key for one in await due(store)] == ["k2", "k3", "k1"]
 
 
 async def test_a_claim_that_holds_may_tell(store: Store) -> None:
     await queue(store, new_run("r1"))
-    await store.tell(await claim(store), [comment()])
-    assert [one.telling for one in await due(store)] == [comment()]
+    await store.runs.record(await claim(store), [comment()])
+    assert [one.notification for one in await due(store)] == [comment()]
 
 
 # Beside
@@ -661,10 +493,10 @@ async def test_a_claim_that_holds_may_tell(store: Store) -> None:
 async def test_everything_is_counted(store: Store, other: Store) -> None:
     assert set((await store.counts()).values()) == {0}
     await queue(store, new_run("r1"), new_run("r2"), new_run("r3"))
-    await store.finish(await claim(store), Conclusion.SUCCESS, [comment("k1"), comment("k2")])
+    await store.runs.finish(await claim(store), Conclusion.SUCCESS, [comment("k1"), comment("k2")])
     await claim(store)
-    await store.told("a", (await due(store, limit=1))[0], 1)
-    await store.accept(delivery("unhandled"))
+    await store.outbox.published("a", (await due(store, limit=1))[0], 1)
+    await store.inbox.accept(delivery("unhandled"))
     assert await other.counts() == {
         "deliveries_unhandled": 1,
         "deliveries_failed": 0,
@@ -677,89 +509,91 @@ async def test_everything_is_counted(store: Store, other: Store) -> None:
 
 
 async def test_every_waiter_is_woken_by_a_write_of_its_topic(store: Store) -> None:
-    waiters = {topic: [store.changed(topic), store.changed(topic)] for topic in ("deliveries", "runs", "tellings")}
+    parts = {"deliveries": store.inbox, "runs": store.runs, "tellings": store.outbox}
+    waiters = {topic: [part.changed(), part.changed()] for topic, part in parts.items()}
 
     async def woken() -> dict[str, set[bool]]:
         return {topic: {await signal.wait(0) for signal in signals} for topic, signals in waiters.items()}
 
     assert await woken() == {"deliveries": {False}, "runs": {False}, "tellings": {False}}
-    await store.accept(delivery())
+    await store.inbox.accept(delivery())
     assert await woken() == {"deliveries": {True}, "runs": {False}, "tellings": {False}}
     assert await woken() == {"deliveries": {False}, "runs": {False}, "tellings": {False}}
-    await store.claim_deliveries("a", limit=1, lease_s=60)
-    await store.settle("a", "guid-1", Settlement(runs=[new_run("r1")], tellings=[comment()]))
+    await store.inbox.claim("a", limit=1, lease_s=60)
+    await store.inbox.complete("a", "guid-1", DeliveryOutcome(runs=[new_run("r1")], notifications=[comment()]))
     assert await woken() == {"deliveries": {True}, "runs": {True}, "tellings": {True}}
-    await store.request_cancel("r1", "cancelled by ada")
+    await store.runs.request_cancel("r1", "cancelled by ada")
     assert await woken() == {"deliveries": {False}, "runs": {True}, "tellings": {False}}
 
 
 async def test_a_waiter_sleeps_until_the_write(store: Store) -> None:
-    signal = store.changed("deliveries")
+    signal = store.inbox.changed()
     waiting = asyncio.create_task(signal.wait(patient(30)))
     await asyncio.sleep(0)
     assert not waiting.done()
-    await store.accept(delivery())
+    await store.inbox.accept(delivery())
     assert await waiting
 
 
 async def test_no_write_between_two_waits_is_missed(store: Store) -> None:
     """Whoever looks after each wake sees everything, with no help from the time-out."""
-    signal = store.changed("deliveries")
+    signal = store.inbox.changed()
     seen: set[str] = set()
 
     async def look() -> None:
         while len(seen) < 200:
             assert await signal.wait(patient(30))
-            seen.update(one.guid for one in await store.claim_deliveries("a", limit=1000, lease_s=60))
+            seen.update(one.guid for one in await store.inbox.claim("a", limit=1000, lease_s=60))
 
     async def write() -> None:
         for number in range(200):
-            await store.accept(delivery(f"guid-{number}"))
+            await store.inbox.accept(delivery(f"guid-{number}"))
 
     await asyncio.gather(look(), write())
 
 
 async def test_a_cancelled_wait_leaves_the_signal_as_it_was(store: Store) -> None:
-    signal = store.changed("deliveries")
+    signal = store.inbox.changed()
     waiting = asyncio.create_task(signal.wait(patient(30)))
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    await store.accept(delivery())
+    await store.inbox.accept(delivery())
     assert await signal.wait(0)
 
 
 async def test_what_is_old_is_forgotten_and_the_rest_is_kept(store: Store, clock: Clock) -> None:
-    await settle(store, Settlement(error="unreadable"), "failed")
+    await settle(store, DeliveryOutcome(error="unreadable"), "failed", unread("failed"))
+    await settle(store, DeliveryOutcome(), "read later", unread("read later"))
     await queue(store, new_run("old"), new_run("unfinished"))
     finished = await claim(store)
-    await store.save_task(finished, TaskResult(index=0, machine_attempt=1, name="t", status=TaskStatus.SUCCESS))
-    await store.finish(finished, Conclusion.SUCCESS, [comment(), comment("check:old"), comment("check:untold")])
+    await store.runs.save_task(finished, TaskResult(index=0, machine_attempt=1, name="t", status=TaskStatus.SUCCESS))
+    await store.runs.finish(finished, Conclusion.SUCCESS, [comment(), comment("check:old"), comment("check:untold")])
     for one in await due(store):
-        if one.telling.key != "check:untold":
-            await store.told("a", one, 1)
-    await store.accept(delivery("unhandled"))
+        if one.notification.key != "check:untold":
+            await store.outbox.published("a", one, 1)
+    await store.inbox.accept(delivery("unhandled"))
     clock.turn(8 * DAY_S)
     await queue(store, new_run("new"))
 
     async def payloads() -> dict[str, bytes | None]:
-        found = {guid: await store.delivery(guid) for guid in ("failed", "for old", "for new", "unhandled")}
+        found = {guid: await store.inbox.get(guid) for guid in ("failed", "read later", "for old", "for new", "unhandled")}
         return {guid: one[0].payload if one else None for guid, one in found.items()}
 
-    whole = delivery().payload
+    whole = unread().payload
     assert await store.prune() > 0
-    assert await payloads() == {"failed": whole, "for old": b"", "for new": whole, "unhandled": whole}
-    assert not await store.accept(delivery("for old"))
-    assert await store.run("old") is not None
+    assert await payloads() == {"failed": whole, "read later": b"", "for old": b"", "for new": b"", "unhandled": b""}
+    assert not await store.inbox.accept(delivery("for old"))
+    assert await store.runs.get("old") is not None
 
     clock.turn(83 * DAY_S)
     assert await store.prune() > 0
-    assert await payloads() == {"failed": None, "for old": None, "for new": b"", "unhandled": whole}
-    assert await store.run("old") is None
-    assert await store.task_results("old", 1) == []
-    assert {run.id for run in await store.unfinished()} == {"unfinished", "new"}
-    kept = [key for key in (comment().key, "check:old", "check:untold") if await store.telling(key) is not None]
+    assert await payloads() == {"failed": None, "read later": None, "for old": None, "for new": b"", "unhandled": b""}
+    assert await store.runs.get("old") is None
+    assert await store.runs.task_results("old", 1) == []
+    assert {run.id for run in await store.runs.unfinished()} == {"unfinished", "new"}
+    kept = [key for key in (comment().key, "check:old", "check:untold") if await store.outbox.get(key) is not None]
     assert kept == [comment().key, "check:untold"]
     assert await store.prune() == 0
 
@@ -768,13 +602,13 @@ async def test_a_closed_store_says_so_and_closing_twice_is_no_harm(store: Store)
     await store.close()
     await store.close()
     with pytest.raises(StoreError, match="closed"):
-        await store.accept(delivery())
+        await store.inbox.accept(delivery())
     with pytest.raises(StoreError, match="closed"):
-        await store.delivery("guid-1")
+        await store.inbox.get("guid-1")
 
 
 async def test_closing_waits_for_what_was_asked_before(store: Store, database: Open) -> None:
-    accepting = [asyncio.create_task(store.accept(delivery(f"guid-{number}"))) for number in range(100)]
+    accepting = [asyncio.create_task(store.inbox.accept(delivery(f"guid-{number}"))) for number in range(100)]
     await asyncio.sleep(0)
     await store.close()
     assert all(await asyncio.gather(*accepting))
@@ -782,21 +616,22 @@ async def test_closing_waits_for_what_was_asked_before(store: Store, database: O
 
 
 async def test_a_caller_who_is_cancelled_spoils_nothing_for_the_others(store: Store) -> None:
-    tasks = [asyncio.create_task(store.accept(delivery(f"guid-{number}"))) for number in range(50)]
+    tasks = [asyncio.create_task(store.inbox.accept(delivery(f"guid-{number}"))) for number in range(50)]
     await asyncio.sleep(0)
     for task in tasks[::2]:
         task.cancel()
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert answers[1::2] == [True] * 25
-    assert await store.accept(delivery("afterwards"))
+    assert await store.inbox.accept(delivery("afterwards"))
 
 
 # What is told first
 
 
-def check_run(key: str, status: str, repository: str = "ada/engine", **more: object) -> Notification:
-    body = {"status": status, **more}
-    return Notification(key=key, kind=NotificationKind.CHECK_RUN, installation_id=99, repository=repository, body=body)
+def check_run(key: str, status: Literal["queued", "in_progress", "completed"], summary: str = "") -> Notification:
+    output = CheckRunOutput(title="t", summary=summary)
+    update = CheckRunUpdate(name="gibil / test", head_sha="a" * 40, external_id=key, status=status, output=output)
+    return Notification(key=key, installation_id=99, repository="ada/engine", update=update)
 
 
 def of_repository(key: str, repository: str) -> Notification:
@@ -804,16 +639,16 @@ def of_repository(key: str, repository: str) -> Notification:
 
 
 async def test_results_come_before_progress_then_comments_then_reactions(store: Store, clock: Clock) -> None:
-    await store.tell(None, [check_run(key, "queued") for key in ("shown", "ended")])
+    await store.outbox.record([check_run(key, "queued") for key in ("shown", "ended")])
     for one in await due(store):
-        await store.told("a", one, 1)
-    reaction = replace(comment("reaction"), kind=NotificationKind.REACTION)
+        await store.outbox.published("a", one, 1)
+    reaction = replace(comment("reaction"), update=UPDATES[-1])
     progress, ended = check_run("shown", "in_progress"), check_run("ended", "completed")
     for wished in (reaction, comment("comment"), progress, check_run("new", "queued"), ended):
         clock.turn(1)
-        await store.tell(None, [wished])
+        await store.outbox.record([wished])
     found = await due(store)
-    assert [(one.telling.key, one.priority) for one in found] == [
+    assert [(one.notification.key, one.priority) for one in found] == [
         ("new", Priority.RESULT),
         ("ended", Priority.RESULT),
         ("shown", Priority.PROGRESS),
@@ -823,64 +658,64 @@ async def test_results_come_before_progress_then_comments_then_reactions(store: 
 
 
 async def test_a_check_run_that_github_does_not_show_yet_keeps_its_priority_when_it_progresses(store: Store) -> None:
-    await store.tell(None, [check_run("k", "queued")])
-    await store.tell(None, [check_run("k", "in_progress")])
+    await store.outbox.record([check_run("k", "queued")])
+    await store.outbox.record([check_run("k", "in_progress")])
     assert [one.priority for one in await due(store)] == [Priority.RESULT]
 
 
 async def test_what_is_less_important_can_be_left_for_later(store: Store) -> None:
-    await store.tell(None, [comment("comment"), check_run("check", "queued")])
-    found = await store.claim_tellings("a", limit=9, lease_s=60, up_to=Priority.PROGRESS)
-    assert [one.telling.key for one in found] == ["check"]
+    await store.outbox.record([comment("comment"), check_run("check", "queued")])
+    found = await store.outbox.claim("a", limit=9, lease_s=60, up_to=Priority.PROGRESS)
+    assert [one.notification.key for one in found] == ["check"]
 
 
 async def test_a_repository_with_much_to_tell_does_not_delay_another(store: Store, clock: Clock) -> None:
-    await store.tell(None, [of_repository(f"many-{number}", "ada/loud") for number in range(20)])
+    await store.outbox.record([of_repository(f"many-{number}", "ada/loud") for number in range(20)])
     clock.turn(1)
-    await store.tell(None, [of_repository("one", "ada/quiet")])
-    assert [one.telling.key for one in await due(store, limit=2)] == ["many-0", "one"]
-    await store.tell(None, [of_repository("two", "ada/quiet"), of_repository("three", "ada/calm")])
+    await store.outbox.record([of_repository("one", "ada/quiet")])
+    assert [one.notification.key for one in await due(store, limit=2)] == ["many-0", "one"]
+    await store.outbox.record([of_repository("two", "ada/quiet"), of_repository("three", "ada/calm")])
     # Those under way count too: both repositories have one.
-    assert [one.telling.key for one in await due(store, limit=1)] == ["three"]
+    assert [one.notification.key for one in await due(store, limit=1)] == ["three"]
 
 
 async def test_a_result_does_not_wait_until_progress_would_be_tried_again(store: Store, clock: Clock) -> None:
-    await store.tell(None, [check_run("k", "queued")])
+    await store.outbox.record([check_run("k", "queued")])
     (one,) = await due(store)
-    await store.told("a", one, 1)
-    await store.tell(None, [check_run("k", "in_progress")])
+    await store.outbox.published("a", one, 1)
+    await store.outbox.record([check_run("k", "in_progress")])
     (one,) = await due(store)
-    await store.untold("a", one, "502", retry_s=300)
-    await store.tell(None, [check_run("k", "in_progress", more="output")])
+    await store.outbox.not_published("a", one, "502", retry_s=300)
+    await store.outbox.record([check_run("k", "in_progress", "output")])
     assert await due(store) == []
-    await store.tell(None, [check_run("k", "completed")])
+    await store.outbox.record([check_run("k", "completed")])
     (one,) = await due(store)
-    await store.untold("a", one, "502", retry_s=300)
+    await store.outbox.not_published("a", one, "502", retry_s=300)
     assert await due(store) == []  # it failed itself
 
 
 async def test_a_result_that_comes_while_progress_is_being_told_is_told_right_after_its_failure(store: Store) -> None:
-    await store.tell(None, [check_run("k", "queued")])
+    await store.outbox.record([check_run("k", "queued")])
     (one,) = await due(store)
-    await store.told("a", one, 1)
-    await store.tell(None, [check_run("k", "in_progress")])
+    await store.outbox.published("a", one, 1)
+    await store.outbox.record([check_run("k", "in_progress")])
     (one,) = await due(store)
-    await store.tell(None, [check_run("k", "completed")])
-    await store.untold("a", one, "timeout", retry_s=300)
+    await store.outbox.record([check_run("k", "completed")])
+    await store.outbox.not_published("a", one, "timeout", retry_s=300)
     assert [found.revision for found in await due(store)] == [3]
 
 
 async def test_failures_in_a_row_are_counted_apart_from_tries(store: Store, clock: Clock) -> None:
-    await store.tell(None, [comment(body="one")])
+    await store.outbox.record([comment(body="one")])
     for _ in range(2):
         (one,) = await due(store)
-        await store.untold("a", one, "502", retry_s=0)
+        await store.outbox.not_published("a", one, "502", retry_s=0)
     (one,) = await due(store)
-    await store.untold("a", one, "not asked yet", retry_s=0, failed=False)
+    await store.outbox.not_published("a", one, "not asked yet", retry_s=0, failed=False)
     (one,) = await due(store)
     assert (one.attempts, one.failures) == (3, 2)
-    await store.told("a", one, 1)
-    await store.tell(None, [comment(body="two")])
+    await store.outbox.published("a", one, 1)
+    await store.outbox.record([comment(body="two")])
     (one,) = await due(store)
     assert (one.attempts, one.failures) == (4, 0)
 
@@ -890,7 +725,7 @@ async def test_failures_in_a_row_are_counted_apart_from_tries(store: Store, cloc
 
 async def test_a_bucket_is_full_at_first_and_fills_up_again(store: Store, other: Store, clock: Clock) -> None:
     async def take(cost: float = 1, key: str = "ada") -> Spending:
-        return await other.spend(key, cost=cost, capacity=3, per_s=0.5)
+        return await other.inbox.spend(key, cost=cost, capacity=3, per_s=0.5)
 
     assert [(await take()).allowed for _ in range(4)] == [True, True, True, False]
     assert (await take(key="bea")).allowed
@@ -906,7 +741,7 @@ async def test_a_bucket_is_full_at_first_and_fills_up_again(store: Store, other:
 
 async def test_the_first_refusal_of_an_hour_is_known(store: Store, clock: Clock) -> None:
     async def first() -> bool:
-        return (await store.spend("ada", cost=1, capacity=1, per_s=0.0001)).first_refusal
+        return (await store.inbox.spend("ada", cost=1, capacity=1, per_s=0.0001)).first_refusal
 
     assert [await first() for _ in range(3)] == [False, True, False]
     clock.turn(3599)
@@ -916,15 +751,15 @@ async def test_the_first_refusal_of_an_hour_is_known(store: Store, clock: Clock)
 
 
 async def test_a_clock_that_was_set_back_locks_nobody_out(store: Store, clock: Clock) -> None:
-    assert (await store.spend("ada", cost=1, capacity=1, per_s=1)).allowed
+    assert (await store.inbox.spend("ada", cost=1, capacity=1, per_s=1)).allowed
     clock.turn(-DAY_S)
-    assert not (await store.spend("ada", cost=1, capacity=1, per_s=1)).allowed
+    assert not (await store.inbox.spend("ada", cost=1, capacity=1, per_s=1)).allowed
     clock.turn(1)
-    assert (await store.spend("ada", cost=1, capacity=1, per_s=1)).allowed
+    assert (await store.inbox.spend("ada", cost=1, capacity=1, per_s=1)).allowed
 
 
 async def test_buckets_that_are_full_are_forgotten(store: Store, clock: Clock) -> None:
-    await store.spend("ada", cost=1, capacity=1, per_s=1)
+    await store.inbox.spend("ada", cost=1, capacity=1, per_s=1)
     assert await store.prune() == 0
     clock.turn(1)
     assert await store.prune() == 1

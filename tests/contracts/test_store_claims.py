@@ -7,12 +7,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from store_nouns import Clock, new_run, settle
+from store_nouns import Clock, Queue, RunStoreAdapter, new_run, run_store_adapter
 
 from gibil_bot.errors import ClaimLost
 from gibil_bot.model import Claim, Conclusion, Run, RunState
-from gibil_bot.ports import Settlement, Store
-from gibil_bot.runs.store import open_store
+from gibil_bot.ports import RunStore
 
 LEASE_S = 60.0
 PLACES = 3
@@ -24,22 +23,23 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["sqlite"])
-async def stores(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> AsyncIterator[list[Store]]:
-    """Three processes' stores on one database."""
-    opened: list[Store] = []
-    for _ in range(3):
-        opened.append(await open_store(f"sqlite:///{tmp_path / 'gibil.db'}", exclusive=False, clock=clock))
-    yield opened
-    for store in opened:
-        await store.close()
+@pytest.fixture(params=["sqlite", "memory"])
+async def adapter(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> AsyncIterator[RunStoreAdapter]:
+    async with run_store_adapter(request.param, tmp_path, clock) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def stores(adapter: RunStoreAdapter) -> list[RunStore]:
+    """Those of three processes, on the same runs."""
+    return [await adapter.open() for _ in range(3)]
 
 
 class World:
     """Three owners who queue, claim, renew, forget to, release, cancel and finish, as the dice say."""
 
-    def __init__(self, stores: list[Store], clock: Clock, seed: int) -> None:
-        self.stores, self.clock, self.dice = stores, clock, random.Random(seed)
+    def __init__(self, stores: list[RunStore], queue: Queue, clock: Clock, seed: int) -> None:
+        self.stores, self.queue_all, self.clock, self.dice = stores, queue, clock, random.Random(seed)
         self.queued_count = 0
         self.held: list[tuple[int, Claim]] = []
         """(owner, claim) that the owner believes in."""
@@ -66,12 +66,12 @@ class World:
                     cancel_in_progress=self.dice.random() < 0.5,
                 )
             )
-        await settle(self.stores[0], Settlement(runs=runs), f"guid-{self.queued_count}")
+        await self.queue_all(*runs)
 
     async def claim(self) -> None:
         owner = self.dice.randrange(3)
         before = await self.stores[0].unfinished()
-        claim = await self.stores[owner].claim_run(f"owner-{owner}", lease_s=LEASE_S, max_machines=PLACES)
+        claim = await self.stores[owner].claim(f"owner-{owner}", lease_s=LEASE_S, max_machines=PLACES)
         if claim is None:
             assert not self.claimable(before), "a run could have been claimed"
             return
@@ -156,7 +156,7 @@ class World:
         """Everybody works on, without accidents, until nothing is left."""
         self.held.clear()
         self.clock.turn(LEASE_S)
-        while (claim := await self.stores[0].claim_run("last", lease_s=LEASE_S, max_machines=PLACES)) is not None:
+        while (claim := await self.stores[0].claim("last", lease_s=LEASE_S, max_machines=PLACES)) is not None:
             await self.stores[0].finish(claim, Conclusion.SUCCESS, ())
             self.finished.append(claim.run.id)
 
@@ -174,8 +174,10 @@ def group(run: Run) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_limits_order_and_single_finish_hold_in_any_history(stores: list[Store], clock: Clock, seed: int) -> None:
-    world = World(stores, clock, seed)
+async def test_limits_order_and_single_finish_hold_in_any_history(
+    stores: list[RunStore], adapter: RunStoreAdapter, clock: Clock, seed: int
+) -> None:
+    world = World(stores, adapter.queue, clock, seed)
     for _ in range(150):
         await world.step()
     await world.drain()
@@ -184,21 +186,23 @@ async def test_limits_order_and_single_finish_hold_in_any_history(stores: list[S
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_nobody_waits_longer_than_one_turn_of_everybody_else(stores: list[Store], seed: int) -> None:
+async def test_nobody_waits_longer_than_one_turn_of_everybody_else(
+    stores: list[RunStore], adapter: RunStoreAdapter, seed: int
+) -> None:
     """One repository queues forty runs, others few and later: between two turns of a waiting one, each other has one turn."""
     dice = random.Random(seed)
     store = stores[0]
     busy = [new_run(f"busy-{index}", repository=1) for index in range(40)]
-    await settle(store, Settlement(runs=busy), "busy")
+    await adapter.queue(*busy)
     waiting = {1: 40}
     turns: list[int] = []
     passed_over: dict[int, list[int]] = {}
     for step in range(90):
         if dice.random() < 0.3:
             late = dice.randint(2, 6)
-            await settle(store, Settlement(runs=[new_run(f"late-{step}", repository=late)]), f"late-{step}")
+            await adapter.queue(new_run(f"late-{step}", repository=late))
             waiting[late] = waiting.get(late, 0) + 1
-        claim = await store.claim_run("a", lease_s=LEASE_S, max_machines=1)
+        claim = await store.claim("a", lease_s=LEASE_S, max_machines=1)
         if claim is None:
             break
         chosen = repository(claim.run)

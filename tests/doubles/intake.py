@@ -21,7 +21,7 @@ from gibil_bot.model import Run
 from gibil_bot.providers.keyring import Keyring
 from gibil_bot.runs.intake import Intake
 from gibil_bot.runs.outbox import OutboxPublisher
-from gibil_bot.runs.store import SqliteStore, open_store
+from gibil_bot.runs.sqlite.store import SqliteStore, open_store
 from gibil_bot.web.app import create_app
 from gibil_bot.wiring import Bot, intake_policy
 from tests.doubles.patience import patient
@@ -46,7 +46,7 @@ class IntakeBot:
     async def handled(self) -> None:
         """Every delivery was handled, and everything is published."""
         await self.github.settled()
-        signals = [self.store.changed(topic) for topic in ("deliveries", "tellings")]
+        signals = [self.store.inbox.changed(), self.store.outbox.changed()]
         async with asyncio.timeout(patient(WITHIN_S)):
             while True:
                 counts = await self.store.counts()
@@ -59,17 +59,17 @@ class IntakeBot:
     async def runs(self, number: int | None = None) -> list[Run]:
         """Oldest first."""
         repository = self.github.world.repository(REPOSITORY)
-        return list(reversed(await self.store.runs_of(repository.id, number=number)))
+        return list(reversed(await self.store.runs.of_repository(repository.id, number=number)))
 
     async def finish_runs(self, conclusion: str = "success") -> None:
         """End every waiting run as a runner would, and close its check run."""
+        from gibil_bot.clock import now
         from gibil_bot.github.render import RunReport, check_run
         from gibil_bot.model import Conclusion
-        from gibil_bot.runs.execution import now
 
-        while claim := await self.store.claim_run("the test", lease_s=60.0, max_machines=100):
+        while claim := await self.store.runs.claim("the test", lease_s=60.0, max_machines=100):
             report = RunReport(run=claim.run, conclusion=Conclusion(conclusion), now=now())
-            await self.store.finish(claim, Conclusion(conclusion), [check_run(report)])
+            await self.store.runs.finish(claim, Conclusion(conclusion), [check_run(report)])
         await self.handled()
 
     def answers(self, number: int) -> str:
@@ -144,7 +144,7 @@ async def bot_on(github: GitHubDouble, settings: Settings, database_url: str) ->
         policy = intake_policy(settings, Keyring(settings.data_dir))
         parts = [
             asyncio.create_task(Intake(store, client, policy, "the test").run()),
-            asyncio.create_task(OutboxPublisher(store, client, "the test").run()),
+            asyncio.create_task(OutboxPublisher(store.outbox, client, "the test").run()),
         ]
         stack.push_async_callback(_stop, parts)
         url = await stack.enter_async_context(serving(create_app(Bot(settings=settings, store=store))))

@@ -22,7 +22,7 @@ from gibil_bot.providers.keyring import Keyring
 from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.runs.reaper import Reaper
 from gibil_bot.runs.sqlite import database
-from gibil_bot.runs.store import SqliteStore, open_store
+from gibil_bot.runs.sqlite.store import SqliteStore, open_store
 from gibil_bot.web.app import create_app
 from gibil_bot.wiring import Bot
 from tests.contracts.store_nouns import delivery
@@ -48,7 +48,7 @@ class DeliveryLog(GitHub):  # the two methods that are asked here; the others ra
         return [] if self.handed_over.is_set() else [(1, self._lost.guid)]
 
     async def redeliver(self, delivery_number: int) -> None:
-        await self._store.accept(self._lost)
+        await self._store.inbox.accept(self._lost)
         self.handed_over.set()
 
 
@@ -97,7 +97,7 @@ async def test_deliveries_are_answered_503_before_github_gives_up_also_one_behin
 
 
 async def test_a_database_that_hangs_is_answered_503_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gibil_bot.web.STORED_WITHIN_S", 0.2)
+    monkeypatch.setattr("gibil_bot.web.app.STORED_WITHIN_S", 0.2)
     store = await open_store(f"sqlite:///{tmp_path}/gibil.db")
     lost = asyncio.Event()
     try:
@@ -134,7 +134,7 @@ async def test_what_could_not_be_stored_is_asked_for_as_soon_as_the_database_can
                 await asyncio.wait({task}, timeout=0.5)
                 assert not github.handed_over.is_set()
             await github.handed_over.wait()
-        found = await store.delivery("lost")
+        found = await store.inbox.get("lost")
         assert found is not None
     finally:
         task.cancel()

@@ -21,10 +21,10 @@ from pathlib import Path
 import pytest
 
 from gibil_bot.errors import StoreError
-from gibil_bot.model import Delivery, Notification, NotificationKind
-from gibil_bot.ports import Settlement
+from gibil_bot.model import CommentUpdate, Delivery, Notification
+from gibil_bot.ports import DeliveryOutcome
 from gibil_bot.runs.sqlite.checkpointer import LONGEST_LOG
-from gibil_bot.runs.store import SqliteStore, open_store
+from gibil_bot.runs.sqlite.store import SqliteStore, open_store
 from tests.doubles.patience import patient
 
 PATIENCE_S = 30
@@ -34,10 +34,10 @@ import asyncio, sys
 from datetime import UTC, datetime
 from gibil_bot.errors import StoreError
 from gibil_bot.model import Delivery
-from gibil_bot.runs.store import open_store
+from gibil_bot.runs.sqlite.store import open_store
 
 def delivery(guid, payload=b"{}"):
-    return Delivery(guid=guid, event="push", payload=payload, received_at=datetime.now(UTC))
+    return Delivery(guid=guid, event_name="push", event=None, payload=payload, received_at=datetime.now(UTC))
 
 def say(*words):
     print(*words, flush=True)
@@ -47,7 +47,7 @@ url = sys.argv[1]
 
 
 def delivery(guid: str, payload: bytes = b"{}") -> Delivery:
-    return Delivery(guid=guid, event="push", payload=payload, received_at=datetime.now(UTC))
+    return Delivery(guid=guid, event_name="push", event=None, payload=payload, received_at=datetime.now(UTC))
 
 
 def url_of(folder: Path) -> str:
@@ -94,7 +94,7 @@ async def test_what_was_acknowledged_is_there_after_kill_9(tmp_path: Path) -> No
             number = 0
             while True:
                 guid = f"{name}-{number}"
-                assert await store.accept(delivery(guid, guid.encode() * 50))
+                assert await store.inbox.accept(delivery(guid, guid.encode() * 50))
                 say(guid)
                 number += 1
         await asyncio.gather(*(client(name) for name in "abcdefgh"))
@@ -107,7 +107,7 @@ async def test_what_was_acknowledged_is_there_after_kill_9(tmp_path: Path) -> No
     store = await open_store(url_of(tmp_path))
     try:
         for guid in acknowledged:
-            found = await store.delivery(guid)
+            found = await store.inbox.get(guid)
             assert found is not None, guid
             assert found[0].payload == guid.encode() * 50
     finally:
@@ -120,7 +120,7 @@ async def test_two_processes_that_accept_the_same_guids_say_yes_once_for_each(tm
         store = await open_store(url, exclusive=False)
         say("ready")
         sys.stdin.readline()
-        answers = await asyncio.gather(*(store.accept(delivery(f"guid-{n}")) for n in range(400)))
+        answers = await asyncio.gather(*(store.inbox.accept(delivery(f"guid-{n}")) for n in range(400)))
         say("".join("ny"[answer] for answer in answers))
         await store.close()
     """
@@ -140,8 +140,8 @@ async def test_a_second_bot_is_refused_and_takes_over_after_kill_9(tmp_path: Pat
     async def main():
         store = await open_store(url)
         for number in range(3):
-            await store.accept(delivery(f"guid-{number}"))
-        say(len(await store.claim_deliveries("dead", limit=2, lease_s=3600)))
+            await store.inbox.accept(delivery(f"guid-{number}"))
+        say(len(await store.inbox.claim("dead", limit=2, lease_s=3600)))
         await asyncio.sleep(600)
     """
     url = url_of(tmp_path)
@@ -157,23 +157,25 @@ async def test_a_second_bot_is_refused_and_takes_over_after_kill_9(tmp_path: Pat
         child.wait(patient(PATIENCE_S))
         store = await open_store(url)
         try:
-            claimed = await store.claim_deliveries("alive", limit=9, lease_s=60)
+            claimed = await store.inbox.claim("alive", limit=9, lease_s=60)
             assert [(one.guid, one.attempts) for one in claimed] == [("guid-0", 2), ("guid-1", 2), ("guid-2", 1)]
         finally:
             await store.close()
 
 
 async def test_the_dead_processes_leases_on_runs_and_tellings_end_too(tmp_path: Path) -> None:
-    telling = Notification(key="k", kind=NotificationKind.COMMENT, installation_id=1, repository="ada/engine", body={})
+    telling = Notification(
+        key="k", installation_id=1, repository="ada/engine", update=CommentUpdate(number=1, marker="m", body="m")
+    )
     first = await open_store(url_of(tmp_path), exclusive=False)
-    await first.accept(delivery("guid"))
-    await first.claim_deliveries("dead", limit=1, lease_s=3600)
-    await first.settle("dead", "guid", Settlement(tellings=[telling]))
-    assert await first.claim_tellings("dead", limit=1, lease_s=3600)
+    await first.inbox.accept(delivery("guid"))
+    await first.inbox.claim("dead", limit=1, lease_s=3600)
+    await first.inbox.complete("dead", "guid", DeliveryOutcome(notifications=[telling]))
+    assert await first.outbox.claim("dead", limit=1, lease_s=3600)
     await first.close()
     second = await open_store(url_of(tmp_path))
     try:
-        assert [due.attempts for due in await second.claim_tellings("alive", limit=1, lease_s=60)] == [1]
+        assert [due.attempts for due in await second.outbox.claim("alive", limit=1, lease_s=60)] == [1]
     finally:
         await second.close()
 
@@ -202,7 +204,7 @@ async def test_an_url_that_names_no_file_is_refused(url: str) -> None:
 async def test_a_missing_folder_is_made_and_nobody_else_can_read_in_it(tmp_path: Path) -> None:
     store = await open_store(url_of(tmp_path / "a" / "b"))
     try:
-        await store.accept(delivery("guid"))
+        await store.inbox.accept(delivery("guid"))
         files = list((tmp_path / "a" / "b").iterdir())
         assert {"gibil.db", "gibil.db-wal", "gibil.db.lock"} <= {file.name for file in files}
         assert {file.stat().st_mode & 0o077 for file in (*files, tmp_path / "a" / "b")} == {0}
@@ -212,7 +214,7 @@ async def test_a_missing_folder_is_made_and_nobody_else_can_read_in_it(tmp_path:
 
 async def test_after_closing_the_file_alone_is_the_whole_database(tmp_path: Path) -> None:
     store = await open_store(url_of(tmp_path))
-    await store.accept(delivery("guid"))
+    await store.inbox.accept(delivery("guid"))
     await store.close()
     assert {file.name for file in tmp_path.iterdir()} == {"gibil.db", "gibil.db.lock"}
 
@@ -276,7 +278,7 @@ async def test_a_database_of_a_newer_version_is_left_alone(tmp_path: Path) -> No
 async def test_a_damaged_database_is_said_with_what_to_do(tmp_path: Path) -> None:
     store = await open_store(url_of(tmp_path))
     for number in range(200):
-        await store.accept(delivery(f"guid-{number}", b"x" * 5000))
+        await store.inbox.accept(delivery(f"guid-{number}", b"x" * 5000))
     await store.close()
     path = tmp_path / "gibil.db"
     content = bytearray(path.read_bytes())
@@ -286,7 +288,7 @@ async def test_a_damaged_database_is_said_with_what_to_do(tmp_path: Path) -> Non
     async def use() -> None:
         store = await open_store(url_of(tmp_path))
         try:
-            await store.accept(delivery("new"))
+            await store.inbox.accept(delivery("new"))
         finally:
             await store.close()
 
@@ -295,13 +297,13 @@ async def test_a_damaged_database_is_said_with_what_to_do(tmp_path: Path) -> Non
 
 
 async def test_while_another_program_holds_the_file_writers_wait_and_readers_do_not(tmp_path: Path, store: SqliteStore) -> None:
-    await store.accept(delivery("before"))
+    await store.inbox.accept(delivery("before"))
     intruder = sqlite3.connect(tmp_path / "gibil.db", isolation_level=None)
     try:
         intruder.execute("begin immediate")
-        accepting = asyncio.create_task(store.accept(delivery("during")))
-        assert await store.delivery("before") is not None
-        assert await store.delivery("during") is None
+        accepting = asyncio.create_task(store.inbox.accept(delivery("during")))
+        assert await store.inbox.get("before") is not None
+        assert await store.inbox.get("during") is None
         assert not accepting.done()
         intruder.execute("rollback")
         assert await accepting
@@ -317,11 +319,11 @@ async def test_a_file_held_for_too_long_fails_the_waiters_and_not_the_store(
     intruder = sqlite3.connect(tmp_path / "gibil.db", isolation_level=None)
     try:
         intruder.execute("begin immediate")
-        answers = await asyncio.gather(*(store.accept(delivery(f"{n}")) for n in range(3)), return_exceptions=True)
+        answers = await asyncio.gather(*(store.inbox.accept(delivery(f"{n}")) for n in range(3)), return_exceptions=True)
         assert [type(answer) for answer in answers] == [StoreError] * 3
         assert "another process keeps it locked" in str(answers[0])
         intruder.execute("rollback")
-        assert await store.accept(delivery("afterwards"))
+        assert await store.inbox.accept(delivery("afterwards"))
         assert (await store.counts())["deliveries_unhandled"] == 1
     finally:
         intruder.close()
@@ -335,16 +337,16 @@ FILL = """
 import os
 async def main():
     store = await open_store(url)
-    await store.accept(delivery("before"))
+    await store.inbox.accept(delivery("before"))
     say("ready")
     sys.stdin.readline()
     big = [delivery(f"big-{n}", os.urandom(200_000)) for n in range(40)]
-    answers = await asyncio.gather(*map(store.accept, big), return_exceptions=True)
+    answers = await asyncio.gather(*map(store.inbox.accept, big), return_exceptions=True)
     failed = [answer for answer in answers if answer is not True]
     say(len(failed) > 0, {type(answer).__name__ for answer in failed}, str(failed[0]) if failed else "")
     sys.stdin.readline()
-    say(await store.accept(delivery("afterwards")), await store.delivery("before") is not None)
-    stored = [await store.delivery(f"big-{n}") is not None for n in range(40)]
+    say(await store.inbox.accept(delivery("afterwards")), await store.inbox.get("before") is not None)
+    stored = [await store.inbox.get(f"big-{n}") is not None for n in range(40)]
     say(stored == [answer is True for answer in answers])
     await store.close()
     say("closed")
@@ -413,7 +415,7 @@ async def test_the_log_stays_bounded_while_writing_never_pauses(tmp_path: Path, 
     async def client(name: str) -> None:
         nonlocal longest
         for number in range(100):
-            await store.accept(delivery(f"{name}-{number}", os.urandom(1000) * 250))
+            await store.inbox.accept(delivery(f"{name}-{number}", os.urandom(1000) * 250))
             longest = max(longest, log.stat().st_size)
 
     await asyncio.gather(*(client(name) for name in "abcdefgh"))  # 200 MB
@@ -424,9 +426,11 @@ async def test_the_log_stays_bounded_while_writing_never_pauses(tmp_path: Path, 
 
 
 async def test_a_job_that_fails_spoils_none_of_its_batch(store: SqliteStore) -> None:
-    bad = Notification(key="k", kind=NotificationKind.COMMENT, installation_id=1, repository="ada/engine", body={"x": object()})
-    good = [store.accept(delivery(f"guid-{number}")) for number in range(20)]
-    answers = await asyncio.gather(*good[:10], store.tell(None, [bad]), *good[10:], return_exceptions=True)
+    bad = Notification(
+        key="k", installation_id=1, repository="ada/engine", update=CommentUpdate(number=1, marker="m", body=object())
+    )
+    good = [store.inbox.accept(delivery(f"guid-{number}")) for number in range(20)]
+    answers = await asyncio.gather(*good[:10], store.outbox.record([bad]), *good[10:], return_exceptions=True)
     assert isinstance(answers.pop(10), TypeError)
     assert answers == [True] * 20
     assert (await store.counts())["deliveries_unhandled"] == 20
@@ -458,15 +462,16 @@ async def test_what_an_older_version_left_to_be_told_gets_its_priority(tmp_path:
     initial = (resources.files("gibil_bot.runs.sqlite.migrations") / "0001_initial.sql").read_text()
     db = sqlite3.connect(tmp_path / "gibil.db")
     db.executescript(initial)
+    checked = '{"external_id":"e","head_sha":"s","name":"n","output":{"summary":"s","title":"t"},"status":"%s"}'
     db.executemany(
         "insert into tellings (key, kind, installation_id, repository, body, told_revision, revision, due_at) "
         "values (?, ?, 1, 'ada/engine', ?, ?, 2, 0)",
         [
-            ("reaction", "reaction", "{}", 0),
-            ("comment", "comment", "{}", 1),
-            ("progress", "check_run", '{"status":"in_progress"}', 1),
-            ("result", "check_run", '{"status":"completed"}', 1),
-            ("new", "check_run", '{"status":"queued"}', 0),
+            ("reaction", "reaction", '{"comment_id":1,"content":"eyes","is_review_comment":false}', 0),
+            ("comment", "comment", '{"body":"b","marker":"m","number":1}', 1),
+            ("progress", "check_run", checked % "in_progress", 1),
+            ("result", "check_run", checked % "completed", 1),
+            ("new", "check_run", checked % "queued", 0),
         ],
     )
     db.execute("pragma user_version = 1")
@@ -474,7 +479,7 @@ async def test_what_an_older_version_left_to_be_told_gets_its_priority(tmp_path:
     db.close()
     store = await open_store(url_of(tmp_path))
     try:
-        due = await store.claim_tellings("a", limit=9, lease_s=60)
-        assert [one.telling.key for one in due] == ["result", "new", "progress", "comment", "reaction"]
+        due = await store.outbox.claim("a", limit=9, lease_s=60)
+        assert [one.notification.key for one in due] == ["result", "new", "progress", "comment", "reaction"]
     finally:
         await store.close()

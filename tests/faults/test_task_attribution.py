@@ -26,9 +26,10 @@ from gibil_bot.model import (
     TaskResult,
     TaskStatus,
 )
-from gibil_bot.ports import Shell, Store
+from gibil_bot.ports import RunRecorder, Shell
 from gibil_bot.runs import execution
-from gibil_bot.runs.execution import Cancellation, Cause, Execution, Listener, no_cause
+from gibil_bot.runs.cancellation import Cancellation
+from gibil_bot.runs.execution import Cause, Execution, no_cause
 from gibil_bot.runs.logs import Journal
 from gibil_bot.runs.redact import Redactor
 from gibil_bot.runs.returned_files import paths_of
@@ -80,7 +81,7 @@ class Failing:
 
 
 class Results:
-    """A Store that takes the results of tasks."""
+    """A RunRecorder that takes the results of tasks."""
 
     async def save_task(self, claim: Claim, result: TaskResult) -> None:
         assert claim.fence == 1
@@ -98,9 +99,9 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Exec
             state=RunState.RUNNING, queued_at=BEGUN,
         )  # fmt: skip
         return Execution(
-            store=cast(Store, Results()), claim=Claim(run=run, owner="o", fence=1), machine_attempt=1,
+            runs=cast(RunRecorder, Results()), claim=Claim(run=run, owner="o", fence=1), machine_attempt=1,
             shell=cast(Shell, shell), secrets={}, redactor=lambda: Redactor(()), log_folder=tmp_path / "logs",
-            journal=Journal(tmp_path / "logs"), cancellation=Cancellation(), listener=Listener(changed=lambda: None),
+            journal=Journal(tmp_path / "logs"), cancellation=Cancellation(), on_change=lambda: None,
             results={}, refusals=nothing_refused, cause=cause,
         )  # fmt: skip
 

@@ -13,13 +13,13 @@ from typing import Any, cast
 from msgspec.structs import replace
 
 from gibil_bot.errors import MachineLost
-from gibil_bot.model import Claim, Conclusion, Endpoint, NewRun, Run
+from gibil_bot.model import CheckRunUpdate, Claim, Conclusion, Endpoint, NewRun, Run
 from gibil_bot.operator_secrets import ScopedSecrets
-from gibil_bot.ports import Settlement, Shell, Store
+from gibil_bot.ports import DeliveryOutcome, RunRecorder, Shell
 from gibil_bot.providers.keyring import Keyring
 from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.runs.runner import Runner, Tools
-from gibil_bot.runs.store import SqliteStore, open_store
+from gibil_bot.runs.sqlite.store import SqliteStore, open_store
 from tests.contracts.store_nouns import new_run, settle
 from tests.doubles.patience import patient
 from tests.doubles.provider import MemoryProvider
@@ -51,14 +51,16 @@ class Bench:
     tools: Tools
 
     async def claim(self, *runs: NewRun) -> Claim:
-        await settle(self.store, Settlement(runs=runs), f"for {runs[0].id}")
-        claim = await self.store.claim_run("a", lease_s=60, max_machines=10)
+        await settle(self.store, DeliveryOutcome(runs=runs), f"for {runs[0].id}")
+        claim = await self.store.runs.claim("a", lease_s=60, max_machines=10)
         assert claim is not None
         return claim
 
-    async def check_run(self, run_id: str) -> dict[str, object]:
-        found = await self.store.telling(f"check:{run_id}")
-        return dict(found[0].telling.body) if found is not None else {}
+    async def check_run(self, run_id: str) -> CheckRunUpdate:
+        found = await self.store.outbox.get(f"check:{run_id}")
+        assert found is not None
+        assert isinstance(found[0].notification.update, CheckRunUpdate)
+        return found[0].notification.update
 
 
 @contextlib.asynccontextmanager
@@ -70,7 +72,7 @@ async def bench(folder: Path) -> AsyncIterator[Bench]:
         raise MachineLost("no machine of these tests can be entered")
 
     forge = MachineFactory(provider=provider, keyring=Keyring(folder), connect_shell=no_shell)
-    tools = Tools(store=store, forge=forge, supply=supply, logs=folder / "logs", owner="tests", secrets=ScopedSecrets())
+    tools = Tools(runs=store.runs, forge=forge, supply=supply, logs=folder / "logs", owner="tests", secrets=ScopedSecrets())
     try:
         yield Bench(store, provider, supply, tools)
     finally:
@@ -89,22 +91,22 @@ async def test_a_superseded_run_that_never_started_creates_no_machine_and_mints_
         assert (claim.run.id, claim.run.cancel_reason) == ("older", "superseded by 0123456")
         assert await Runner(scene.tools, claim).run() is Conclusion.CANCELLED
         assert (scene.provider.specs, scene.supply.begun) == ({}, [])
-        body = await scene.check_run("older")
-        assert (body["status"], body["conclusion"]) == ("completed", "cancelled")
+        shown = await scene.check_run("older")
+        assert (shown.status, shown.conclusion) == ("completed", Conclusion.CANCELLED)
 
 
 class Interrupted:
-    """The store, in which a run is cancelled while its machine's name is being written."""
+    """The runs, of which one is cancelled while its machine's name is being written."""
 
     def __init__(self, store: SqliteStore) -> None:
-        self._store = store
+        self._runs = store.runs
         self.runner: Runner | None = None
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
+        return getattr(self._runs, name)
 
     async def save_machine(self, claim: Claim, machine: str | None, attempt: int) -> None:
-        await self._store.save_machine(claim, machine, attempt)
+        await self._runs.save_machine(claim, machine, attempt)
         if machine is not None:
             assert self.runner is not None
             self.runner.cancel("cancelled by ada")
@@ -113,11 +115,11 @@ class Interrupted:
 async def test_a_run_that_is_cancelled_just_before_its_machine_is_created_creates_none(tmp_path: Path) -> None:
     async with bench(tmp_path) as scene:
         claim = await scene.claim(without_secrets("r1"))
-        store = Interrupted(scene.store)
-        store.runner = Runner(dataclasses.replace(scene.tools, store=cast(Store, store)), claim)
-        assert await store.runner.run() is Conclusion.CANCELLED
+        runs = Interrupted(scene.store)
+        runs.runner = Runner(dataclasses.replace(scene.tools, runs=cast(RunRecorder, runs)), claim)
+        assert await runs.runner.run() is Conclusion.CANCELLED
         assert (scene.provider.specs, scene.supply.begun) == ({}, [])
-        run = await scene.store.run("r1")
+        run = await scene.store.runs.get("r1")
         assert run is not None
         assert run.machine is None
 
@@ -130,12 +132,12 @@ async def test_the_check_run_is_closed_while_the_machine_is_still_being_created(
         running = asyncio.create_task(runner.run())
         async with asyncio.timeout(patient(WITHIN_S)):
             await scene.provider.creating.wait()
-            signal = scene.store.changed("tellings")
+            signal = scene.store.outbox.changed()
             runner.cancel("cancelled by ada")
-            while (await scene.check_run("r1")).get("status") != "completed":
+            while (await scene.check_run("r1")).status != "completed":
                 await signal.wait(0.05)
             assert not running.done()
-            assert (await scene.check_run("r1"))["conclusion"] == "cancelled"
+            assert (await scene.check_run("r1")).conclusion is Conclusion.CANCELLED
             scene.provider.go_on.set()
             assert await running is Conclusion.CANCELLED
         assert scene.provider.machines == {}
@@ -144,10 +146,10 @@ async def test_the_check_run_is_closed_while_the_machine_is_still_being_created(
 async def test_progress_never_replaces_the_closed_check_run(tmp_path: Path) -> None:
     async with bench(tmp_path) as scene:
         claim = await scene.claim(without_secrets("r1"))
-        await scene.store.request_cancel("r1", "cancelled by ada")
+        await scene.store.runs.request_cancel("r1", "cancelled by ada")
         claim = replace(claim, run=replace(claim.run, cancel_reason="cancelled by ada"))
         assert await Runner(scene.tools, claim).run() is Conclusion.CANCELLED
-        found = await scene.store.telling("check:r1")
+        found = await scene.store.outbox.get("check:r1")
         assert found is not None
-        assert found[0].telling.body["status"] == "completed"
+        assert (await scene.check_run("r1")).status == "completed"
         assert found[0].revision <= 2  # closed, and closed with the last report

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import hmac
 import json
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gibil_bot.config import Secret, Settings
-from gibil_bot.runs.store import SqliteStore, open_store
+from gibil_bot.model import CommentCreated, Ignored
+from gibil_bot.runs.sqlite.store import SqliteStore, open_store
 from gibil_bot.web.app import BODY_LIMIT_BYTES, create_app
 from gibil_bot.wiring import Bot
 
@@ -45,14 +47,47 @@ async def post(client: httpx.AsyncClient, body: bytes, **words: str) -> int:
 
 async def test_a_signed_delivery_is_stored_before_it_is_acknowledged_and_a_repeat_changes_nothing(tmp_path: Path) -> None:
     async with door(tmp_path) as (client, store):
-        assert await post(client, b'{"a": 1}', guid="g") == 202
-        found = await store.delivery("g")
+        assert await post(client, b'{"action": "created"}', guid="g") == 202
+        found = await store.inbox.get("g")
         assert found is not None
-        assert found[0].payload == b'{"a": 1}'
+        assert (found[0].event, found[0].payload) == (None, b'{"action": "created"}')  # it can't be read
         assert await post(client, b'{"a": 2}', guid="g") == 202
-        again = await store.delivery("g")
-        assert again is not None
-        assert again[0].payload == b'{"a": 1}'
+        assert await store.inbox.get("g") == found
+
+
+def comment(text: str, owner: str = "ada") -> bytes:
+    """An issue_comment payload, with far more fields than are used."""
+    user = {"login": "ada", "type": "User", "site_admin": False}
+    repository = {"id": 1, "full_name": f"{owner}/engine", "clone_url": "https://github.example/e.git", "topics": ["x"] * 2000}
+    place = {"action": "created", "repository": repository, "installation": {"id": 99}, "sender": user}
+    written = {"id": 5, "user": user, "body": text, "created_at": "2026-11-23T12:30:15Z"}
+    return json.dumps(place | {"comment": written, "issue": {"number": 7, "pull_request": {"url": "x"}}}).encode()
+
+
+async def test_a_delivery_is_stored_as_its_event_and_without_its_payload(tmp_path: Path) -> None:
+    async with door(tmp_path) as (client, store):
+        body = comment("/gibil test")
+        assert await post(client, body, guid="g") == 202
+        found = await store.inbox.get("g")
+        assert found is not None
+        stored, handled, _ = found
+        assert isinstance(stored.event, CommentCreated)
+        assert (stored.event.body, stored.event.repository.full_name, stored.event.number) == ("/gibil test", "ada/engine", 7)
+        assert (stored.payload, stored.digest, handled) == (b"", hashlib.sha256(body).digest(), False)
+    with contextlib.closing(sqlite3.connect(tmp_path / "door.db")) as db:
+        assert db.execute("select count(*) from payloads").fetchone() == (0,)
+        ((size,),) = db.execute("select length(content) from deliveries").fetchall()
+        assert size < 600 < len(body)
+
+
+async def test_a_delivery_that_nothing_follows_from_is_handled_when_it_is_stored(tmp_path: Path) -> None:
+    async with door(tmp_path) as (client, store):
+        for guid, body, event in (("c", comment("thanks"), "issue_comment"), ("p", b"{}", "ping"), ("s", b"{}", "star")):
+            assert await post(client, body, guid=guid, event=event) == 202
+            found = await store.inbox.get(guid)
+            assert found is not None
+            assert (type(found[0].event), found[1]) == (Ignored, True)
+        assert await post(client, b"no JSON", guid="n", event="star") == 400
 
 
 async def test_both_secrets_are_taken_while_they_rotate(tmp_path: Path) -> None:
@@ -71,7 +106,7 @@ async def test_a_missing_or_wrong_signature_is_401_and_stores_nothing(tmp_path: 
             given_headers["X-Hub-Signature-256"] = signature.encode()
         answer = await client.post("/webhook", content=b"{}", headers=given_headers)
         assert answer.status_code == 401
-        assert await store.delivery("g") is None
+        assert await store.inbox.get("g") is None
 
 
 @pytest.mark.parametrize(
@@ -80,7 +115,7 @@ async def test_a_missing_or_wrong_signature_is_401_and_stores_nothing(tmp_path: 
 async def test_a_signed_body_that_is_no_json_object_is_400(tmp_path: Path, body: bytes) -> None:
     async with door(tmp_path) as (client, store):
         assert await post(client, body, guid="g") == 400
-        assert await store.delivery("g") is None
+        assert await store.inbox.get("g") is None
 
 
 async def test_a_body_of_25_mib_and_one_byte_is_413_with_and_without_its_length(tmp_path: Path) -> None:
@@ -160,7 +195,7 @@ async def test_whatever_is_sent_the_answer_is_202_400_or_401(
         except ValueError:
             is_object = False
         assert status == (202 if is_object else 400)
-        assert (await store.delivery(guid) is not None) == is_object
+        assert (await store.inbox.get(guid) is not None) == is_object
 
 
 def _refuse(constant: str) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,11 +19,15 @@ from gibil_bot.github.humanize import duration, ordinal
 from gibil_bot.github.markdown import clean, code, cut, defuse, fenced, joined, line, quoted, size
 from gibil_bot.github.render import RunReport, check_run, comment
 from gibil_bot.model import (
+    CheckRunUpdate,
     CommentCreated,
+    CommentUpdate,
     Conclusion,
+    Notification,
     Person,
     Plan,
     PullRequest,
+    ReactionUpdate,
     Refusal,
     Refusals,
     Repository,
@@ -92,7 +96,20 @@ def finished(conclusion: Conclusion, *results: TaskResult, **rest: Any) -> RunRe
 
 
 def output(of: RunReport) -> dict[str, str]:
-    return cast(dict[str, str], check_run(of).body["output"])
+    found: dict[str, str] = msgspec.to_builtins(check_of(of).output)
+    return found
+
+
+def check_of(of: RunReport) -> CheckRunUpdate:
+    update = check_run(of).update
+    assert isinstance(update, CheckRunUpdate)
+    return update
+
+
+def comment_of(notification: Notification | None) -> CommentUpdate:
+    assert notification is not None
+    assert isinstance(notification.update, CommentUpdate)
+    return notification.update
 
 
 def visible(text: str) -> str:
@@ -138,26 +155,23 @@ def test_the_list_of_blocked_hosts_is_bounded_however_many_and_long_they_are() -
 
 
 def comment_body(of: RunReport) -> str:
-    telling = comment(of)
-    assert telling is not None
-    return cast(str, telling.body["body"])
+    return comment_of(comment(of)).body
 
 
 # --- the check run ----------------------------------------------------------------------------------------------------
 
 
 def test_a_queued_run_says_its_place() -> None:
-    body = check_run(report(run={"state": RunState.QUEUED, "started_at": None}, place=3)).body
-    assert (body["name"], body["status"], body["external_id"], body["head_sha"]) == (
+    update = check_of(report(run={"state": RunState.QUEUED, "started_at": None}, place=3))
+    assert (update.name, update.status, update.external_id, update.head_sha) == (
         "gibil / test",
         "queued",
         "00ff00ff00ff00ff",
         SHA,
     )
-    assert cast(dict[str, str], body["output"])["title"] == "Queued: 3rd in the queue"
-    assert "conclusion" not in body
-    assert "started_at" not in body
-    assert "details_url" not in body
+    assert update.output.title == "Queued: 3rd in the queue"
+    assert (update.conclusion, update.started_at, update.details_url) == (None, None, None)
+    assert set(msgspec.to_builtins(update)) == {"name", "status", "external_id", "head_sha", "output"}
 
 
 def test_a_run_that_begins_says_its_phase() -> None:
@@ -178,12 +192,14 @@ def test_a_running_run_says_how_far_it_is_and_shows_the_live_output() -> None:
 def test_a_green_run() -> None:
     telling = check_run(finished(Conclusion.SUCCESS, *OK, public_url="https://bot.example/"))
     assert telling.key == "check:00ff00ff00ff00ff"
-    assert telling.body["status"] == "completed"
-    assert telling.body["conclusion"] == "success"
-    assert telling.body["started_at"] == "2026-05-04T12:00:00Z"
-    assert telling.body["completed_at"] == "2026-05-04T12:01:12Z"
-    assert telling.body["details_url"] == "https://bot.example/runs/00ff00ff00ff00ff"
-    assert cast(dict[str, str], telling.body["output"])["title"] == "3 tasks passed in 1 min 12 s"
+    update = telling.update
+    assert isinstance(update, CheckRunUpdate)
+    assert update.status == "completed"
+    assert update.conclusion == "success"
+    assert update.started_at == "2026-05-04T12:00:00Z"
+    assert update.completed_at == "2026-05-04T12:01:12Z"
+    assert update.details_url == "https://bot.example/runs/00ff00ff00ff00ff"
+    assert update.output.title == "3 tasks passed in 1 min 12 s"
 
 
 def test_a_red_run_names_what_failed_and_how_to_retry() -> None:
@@ -241,10 +257,11 @@ def test_there_is_one_comment_for_a_pull_request_and_workflow() -> None:
     assert first is not None
     assert second is not None
     assert first.key == second.key == "comment:77:12:test"
-    assert first.body["marker"] == second.body["marker"] == "<!-- gibil:77:12:test -->"
-    assert str(first.body["body"]).startswith("<!-- gibil:77:12:test -->\n")
-    assert "boom" in str(first.body["body"])
-    assert "only_if_exists" not in first.body
+    update = comment_of(first)
+    assert update.marker == comment_of(second).marker == "<!-- gibil:77:12:test -->"
+    assert update.body.startswith("<!-- gibil:77:12:test -->\n")
+    assert "boom" in update.body
+    assert not update.only_if_exists
 
 
 @pytest.mark.parametrize(
@@ -265,7 +282,7 @@ def test_there_is_one_comment_for_a_pull_request_and_workflow() -> None:
 def test_the_workflow_says_when_there_is_a_comment(wish: str, conclusion: Conclusion | None, expected: str) -> None:
     plan = {"comment": wish}
     told = comment(finished(conclusion, *OK, plan=plan) if conclusion else report(plan=plan))
-    got = "nothing" if told is None else "only_if_exists" if told.body.get("only_if_exists") is True else "told"
+    got = "nothing" if told is None else "only_if_exists" if comment_of(told).only_if_exists else "told"
     assert got == expected
 
 
@@ -277,9 +294,10 @@ def test_a_superseded_run_leaves_the_comment_to_its_successor() -> None:
 def test_a_workflows_name_cannot_forge_a_marker() -> None:
     told = comment(report(plan={"workflow": "x --> <!-- gibil:77:12:test -->"}))
     assert told is not None
-    assert str(told.body["marker"]).count("-->") == 1
-    assert str(told.body["body"]).startswith(str(told.body["marker"]))
-    assert "<!-- gibil:77:12:test -->" not in outside_code(str(told.body["body"]))
+    update = comment_of(told)
+    assert update.marker.count("-->") == 1
+    assert update.body.startswith(update.marker)
+    assert "<!-- gibil:77:12:test -->" not in outside_code(update.body)
 
 
 # --- replies ----------------------------------------------------------------------------------------------------------
@@ -287,14 +305,14 @@ def test_a_workflows_name_cannot_forge_a_marker() -> None:
 
 def test_a_reply_is_found_by_its_delivery() -> None:
     told = replies.reply(EVENT, "guid-1", replies.permission_refused("eve", "read"))
-    assert (told.key, told.body["number"], told.body["marker"]) == ("reply:guid-1", 12, "<!-- gibil-reply:guid-1 -->")
-    assert str(told.body["body"]).startswith("<!-- gibil-reply:guid-1 -->\n`eve` has read permission")
+    assert (told.key, comment_of(told).number, comment_of(told).marker) == ("reply:guid-1", 12, "<!-- gibil-reply:guid-1 -->")
+    assert comment_of(told).body.startswith("<!-- gibil-reply:guid-1 -->\n`eve` has read permission")
 
 
 def test_a_reaction_names_the_comment() -> None:
     told = replies.reaction(EVENT, "eyes")
     assert told.key == "reaction:501:eyes"
-    assert told.body == {"comment_id": 501, "is_review_comment": False, "content": "eyes"}
+    assert told.update == ReactionUpdate(comment_id=501, is_review_comment=False, content="eyes")
 
 
 def test_help_lists_the_workflows_and_our_own_commands() -> None:
@@ -350,7 +368,7 @@ def test_every_refusal_is_one_line_and_harmless() -> None:
     ]
     for sentence in sentences:
         assert "\n" not in sentence
-        body = str(replies.reply(EVENT, "g", sentence).body["body"])
+        body = comment_of(replies.reply(EVENT, "g", sentence)).body
         assert_harmless(body.replace("<!-- gibil-reply:g -->\n", "", 1))
 
 
@@ -434,9 +452,9 @@ def assert_fits(of: RunReport) -> None:
         if part in told:
             assert size(told[part]) <= 65_535
             assert_harmless(told[part])
-    json.dumps(check_run(of).body).encode()
+    msgspec.json.encode(check_run(of).update)
     if (said := comment(of)) is not None:
-        body, marker = str(said.body["body"]), str(said.body["marker"])
+        body, marker = comment_of(said).body, comment_of(said).marker
         assert size(body) <= 65_535
         assert body.startswith(marker)
         assert_harmless(body.replace(marker, "", 1))
@@ -492,7 +510,7 @@ def test_the_largest_input_stays_within_limits(unit: str, count: int) -> None:
 
 
 def test_a_reply_that_is_too_long_is_cut_and_stays_harmless() -> None:
-    body = str(replies.reply(EVENT, "g", "``` @eve <b>\n" * 20_000).body["body"])
+    body = comment_of(replies.reply(EVENT, "g", "``` @eve <b>\n" * 20_000)).body
     assert size(body) <= 65_535
     assert "bytes left out" in body
     assert_harmless(body.replace("<!-- gibil-reply:g -->\n", "", 1))

@@ -15,7 +15,7 @@ from gibil_bot.errors import UsageError
 from gibil_bot.machines import creation_journal, validation
 from gibil_bot.machines.machine_limit import check_room
 from gibil_bot.machines.request import CreateRequest, terms
-from gibil_bot.planning.workflow import MachineWish
+from gibil_bot.model import MachineResources
 
 
 @pytest.mark.parametrize("name", ["a", "agent-task", "1", "a" * 63])
@@ -73,7 +73,7 @@ def test_other_entries_are_refused_without_showing_their_value(entry: str) -> No
 
 def test_what_the_person_says_beats_the_file_which_beats_the_default(tmp_path: Path) -> None:
     settings = load_settings({"GIBIL_DATA_DIR": str(tmp_path), "GIBIL_MAX_TTL": "2h"})
-    wish = MachineWish(size="large", ttl_s=1800, memory_mb=512, image="debian-12")
+    wish = MachineResources(size="large", ttl_s=1800, memory_mb=512, image="debian-12")
     asked = terms(CreateRequest(name="n", size="medium", ttl="10"), wish, settings)
     assert (asked.name, asked.ttl_s, asked.plan.size, asked.plan.memory_mb, asked.plan.image) == (
         "n",
@@ -83,8 +83,8 @@ def test_what_the_person_says_beats_the_file_which_beats_the_default(tmp_path: P
         "debian-12",
     )
     assert terms(CreateRequest(), wish, settings).ttl_s == 1800
-    assert terms(CreateRequest(), MachineWish(), settings).ttl_s == 3600
-    capped = terms(CreateRequest(), MachineWish(ttl_s=86400), settings)
+    assert terms(CreateRequest(), MachineResources(), settings).ttl_s == 3600
+    capped = terms(CreateRequest(), MachineResources(ttl_s=86400), settings)
     assert capped.ttl_s == 7200
     assert ".gibil.yml" in capped.notes[0]
 
@@ -92,14 +92,14 @@ def test_what_the_person_says_beats_the_file_which_beats_the_default(tmp_path: P
 def test_neither_the_file_nor_the_person_gets_more_than_the_caps(tmp_path: Path) -> None:
     settings = load_settings({"GIBIL_DATA_DIR": str(tmp_path)})
     caps = Caps(memory_mb=3000, disk_mb=9000, pids=100, server_types=("cx23",), sizes_mb={"small": 2048, "large": 8192})
-    wish = MachineWish(memory_mb=900 * 1024, disk_mb=10**6, pids=400000, server_type="ccx63")
+    wish = MachineResources(memory_mb=900 * 1024, disk_mb=10**6, pids=400000, server_type="ccx63")
     limited = terms(CreateRequest(), wish, settings, caps)
     plan = limited.plan
     assert (plan.memory_mb, plan.disk_mb, plan.pids, plan.server_type) == (3000, 9000, 100, None)
     assert len(limited.notes) == 4
-    assert terms(CreateRequest(size="large"), MachineWish(), settings, caps).plan.memory_mb == 3000
+    assert terms(CreateRequest(size="large"), MachineResources(), settings, caps).plan.memory_mb == 3000
     with pytest.raises(UsageError, match="GIBIL_SERVER_TYPES allows cx23"):
-        terms(CreateRequest(server_type="ccx63"), MachineWish(), settings, caps)
+        terms(CreateRequest(server_type="ccx63"), MachineResources(), settings, caps)
 
 
 def test_an_orders_environment_is_in_no_repr() -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from gibil_bot.errors import InvalidWorkflow
+from gibil_bot.model import MachineResources
 from gibil_bot.planning.plan import check_files
 from gibil_bot.planning.schema import parse_repository_file, parse_workflow
-from gibil_bot.planning.workflow import Concurrency, Input, MachineWish
+from gibil_bot.planning.workflow import Concurrency, Input
 
 SAMPLES = Path(__file__).parent / "samples"
 VALID = [*sorted((SAMPLES / "valid").rglob("*.yml"), key=str), SAMPLES / "valid" / ".gibil.yml"]
@@ -50,7 +51,7 @@ def test_every_key_arrives() -> None:
     assert workflow.concurrency == Concurrency(
         group="preview-${{ github.number }}-${{ inputs.target }}", cancel_in_progress=True
     )
-    assert workflow.machine == MachineWish(
+    assert workflow.machine == MachineResources(
         size="large",
         image="ubuntu-24.04",
         server_type="cpx31",
@@ -91,7 +92,7 @@ def test_a_repository_file_arrives() -> None:
     assert file.packages == ("libpq-dev", "g++")
     assert file.env == {"CI": "true", "PORT": "8080"}
     assert [task.name for task in file.tasks] == ["install", "test"]
-    assert file.machine == MachineWish(size="small", image="ubuntu-24.04", ttl_s=1800)
+    assert file.machine == MachineResources(size="small", image="ubuntu-24.04", ttl_s=1800)
     assert parse_repository_file(".gibil.yml", b"runtime: none").runtime == {}
 
 

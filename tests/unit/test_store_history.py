@@ -11,11 +11,12 @@ import msgspec
 import pytest
 
 from gibil_bot.model import (
+    CommentUpdate,
     Conclusion,
     Delivery,
+    Ignored,
     NewRun,
     Notification,
-    NotificationKind,
     Person,
     Plan,
     PullRequest,
@@ -23,8 +24,8 @@ from gibil_bot.model import (
     Source,
     Trust,
 )
-from gibil_bot.ports import Settlement
-from gibil_bot.runs.sqlite import claims, database, deliveries, outbox, runs
+from gibil_bot.ports import DeliveryOutcome
+from gibil_bot.runs.sqlite import claims, database, inbox, outbox, runs
 
 HISTORY = 3000
 
@@ -58,7 +59,8 @@ def new_run(run_id: str) -> NewRun:
 
 
 def telling(key: str) -> Notification:
-    return Notification(key=key, kind=NotificationKind.COMMENT, installation_id=1, repository="ada/engine", body={"body": key})
+    update = CommentUpdate(number=1, marker="m", body=key)
+    return Notification(key=key, installation_id=1, repository="ada/engine", update=update)
 
 
 def write_history(db: sqlite3.Connection) -> None:
@@ -100,16 +102,15 @@ def one_run_through(db: sqlite3.Connection, name: str) -> dict[str, int]:
         finally:
             db.set_progress_handler(None, 0)
 
-    arrived = Delivery(guid=name, event="push", payload=b"{}", received_at=datetime.now(UTC))
-    settlement = Settlement(runs=[new_run(name)], tellings=[telling(name)])
-    counted("accept", lambda: deliveries.accept(db, topics, arrived))
-    counted("claim_deliveries", lambda: deliveries.claim(db, topics, "a", 10, 100.0, 60.0))
-    counted("settle", lambda: deliveries.settle(db, topics, "a", name, settlement, 100.0))
+    arrived = Delivery(guid=name, event_name="push", event=Ignored(reason="a test"), received_at=datetime.now(UTC))
+    settlement = DeliveryOutcome(runs=[new_run(name)], notifications=[telling(name)])
+    counted("accept", lambda: inbox.accept(db, topics, arrived))
+    counted("claim_deliveries", lambda: inbox.claim(db, topics, "a", 10, 100.0, 60.0))
+    counted("settle", lambda: inbox.complete(db, topics, "a", name, settlement, 100.0))
     claim = claims.claim_run(db, topics, "a", 100.0, 60.0, 10)
     assert claim is not None
     counted("finish", lambda: runs.finish(db, topics, claim, Conclusion.SUCCESS, [], 100.0))
     counted("claim_run", lambda: claims.claim_run(db, topics, "a", 100.0, 60.0, 10))
-    counted("queued", lambda: runs.queued(db))
     counted("unfinished", lambda: runs.unfinished(db))
     counted("claim_tellings", lambda: outbox.claim(db, topics, "a", 10, 200.0, 60.0, []))
     return steps

@@ -8,16 +8,24 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from gibil_bot.errors import GitHubError, NotAskedYet
-from gibil_bot.model import DueNotification, Notification, NotificationKind
+from gibil_bot.model import (
+    CheckRunOutput,
+    CheckRunUpdate,
+    CommentUpdate,
+    DueNotification,
+    Notification,
+    NotificationUpdate,
+    ReactionUpdate,
+)
 from gibil_bot.runs.outbox import OutboxPublisher
-from gibil_bot.runs.store import SqliteStore, open_store
+from gibil_bot.runs.sqlite.store import SqliteStore, open_store
 from tests.doubles.patience import patient
 
 WITHIN_S = 10.0
 
 
 class SlowGitHub:
-    """ports.Reporter that takes check runs at once, and comments and reactions when `go_on` is set."""
+    """ports.Publisher that takes check runs at once, and comments and reactions when `go_on` is set."""
 
     def __init__(self) -> None:
         self.go_on = asyncio.Event()
@@ -26,14 +34,14 @@ class SlowGitHub:
         self.errors: list[GitHubError] = []
         self.changed = asyncio.Event()
 
-    async def tell(self, due: DueNotification) -> int | None:
-        self.begun.append(due.telling.key)
+    async def publish(self, due: DueNotification) -> int | None:
+        self.begun.append(due.notification.key)
         self.changed.set()
-        if due.telling.kind is not NotificationKind.CHECK_RUN:
+        if not isinstance(due.notification.update, CheckRunUpdate):
             await self.go_on.wait()
         if self.errors:
             raise self.errors.pop(0)
-        self.told.append(due.telling.key)
+        self.told.append(due.notification.key)
         self.changed.set()
         return 1
 
@@ -48,7 +56,7 @@ class SlowGitHub:
 async def telling(folder: Path) -> AsyncIterator[tuple[SqliteStore, SlowGitHub]]:
     store = await open_store(f"sqlite:///{folder}/gibil.db")
     github = SlowGitHub()
-    task = asyncio.create_task(OutboxPublisher(store, github, "tests").run())
+    task = asyncio.create_task(OutboxPublisher(store.outbox, github, "tests").run())
     try:
         yield store, github
     finally:
@@ -57,17 +65,30 @@ async def telling(folder: Path) -> AsyncIterator[tuple[SqliteStore, SlowGitHub]]
         await store.close()
 
 
-def wish(kind: NotificationKind, key: str, repository: str = "ada/engine", **body: object) -> Notification:
-    return Notification(key=key, kind=kind, installation_id=1, repository=repository, body={"key": key, **body})
+def check(key: str) -> Notification:
+    output = CheckRunOutput(title="t", summary="s")
+    return _notification(key, CheckRunUpdate(name="n", head_sha="a" * 40, external_id=key, status="queued", output=output))
+
+
+def comment(key: str) -> Notification:
+    return _notification(key, CommentUpdate(number=1, marker=key, body=key))
+
+
+def reaction(key: str) -> Notification:
+    return _notification(key, ReactionUpdate(comment_id=1, is_review_comment=False, content=key))
+
+
+def _notification(key: str, update: NotificationUpdate) -> Notification:
+    return Notification(key=key, installation_id=1, repository="ada/engine", update=update)
 
 
 async def test_check_runs_are_published_while_comments_and_reactions_wait(tmp_path: Path) -> None:
     async with telling(tmp_path) as (store, github):
-        await store.tell(None, [wish(NotificationKind.REACTION, f"r{number}") for number in range(50)])
-        await store.tell(None, [wish(NotificationKind.COMMENT, f"c{number}") for number in range(50)])
-        checks = [wish(NotificationKind.CHECK_RUN, f"k{number}", status="queued") for number in range(20)]
-        await store.tell(None, checks)
-        await github.until_told(*(check.key for check in checks))
+        await store.outbox.record([reaction(f"r{number}") for number in range(50)])
+        await store.outbox.record([comment(f"c{number}") for number in range(50)])
+        checks = [check(f"k{number}") for number in range(20)]
+        await store.outbox.record(checks)
+        await github.until_told(*(one.key for one in checks))
         assert sum(key.startswith("r") for key in github.begun) <= 4
         assert sum(key.startswith(("r", "c")) for key in github.begun) <= 8
         github.go_on.set()
@@ -76,12 +97,12 @@ async def test_check_runs_are_published_while_comments_and_reactions_wait(tmp_pa
 
 async def test_comments_are_published_while_reactions_wait(tmp_path: Path) -> None:
     async with telling(tmp_path) as (store, github):
-        await store.tell(None, [wish(NotificationKind.REACTION, f"r{number}") for number in range(50)])
+        await store.outbox.record([reaction(f"r{number}") for number in range(50)])
         async with asyncio.timeout(patient(WITHIN_S)):
             while len(github.begun) < 4:
                 await github.changed.wait()
                 github.changed.clear()
-        await store.tell(None, [wish(NotificationKind.COMMENT, "c")])
+        await store.outbox.record([comment("c")])
         async with asyncio.timeout(patient(WITHIN_S)):
             while "c" not in github.begun:
                 await github.changed.wait()
@@ -91,8 +112,8 @@ async def test_comments_are_published_while_reactions_wait(tmp_path: Path) -> No
 async def test_what_github_was_not_asked_yet_counts_as_no_failure(tmp_path: Path) -> None:
     async with telling(tmp_path) as (store, github):
         github.errors = [NotAskedYet("waiting for a turn", retry_after_s=0.0) for _ in range(3)]
-        await store.tell(None, [wish(NotificationKind.CHECK_RUN, "k", status="queued")])
+        await store.outbox.record([check("k")])
         await github.until_told("k")
-        found = await store.telling("k")
+        found = await store.outbox.get("k")
         assert found is not None
         assert (found[0].attempts, found[0].failures) == (4, 0)

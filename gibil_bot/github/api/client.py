@@ -105,9 +105,9 @@ class GitHubClient:
     def requests(self) -> Counter[str]:
         return self._session.requests
 
-    async def tell(self, due: DueNotification) -> int | None:
+    async def publish(self, due: DueNotification) -> int | None:
         """See ports.Reporter."""
-        return await self._teller.tell(due)
+        return await self._teller.publish(due)
 
     async def permission(self, installation_id: int, repository: str, login: str) -> str:
         """https://docs.github.com/en/rest/collaborators/collaborators#get-repository-permissions-for-a-user"""

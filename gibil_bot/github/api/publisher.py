@@ -1,13 +1,12 @@
-"""Making GitHub know one thing, without ever telling it twice: look before you write when an earlier try may have worked.
+"""Publishing one notification without creating its object twice: look before you write when an earlier try may have worked.
 
-Every telling is a wished-for state: what is there is changed, what is missing is created.
+A notification is a desired state: an existing object is changed, a missing one is created.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import cast
 
 import msgspec
 
@@ -15,7 +14,7 @@ from gibil_bot.errors import GitHubError
 from gibil_bot.github.api.request import Request
 from gibil_bot.github.api.response import Answer
 from gibil_bot.github.api.session import RETRY_AFTER_S, Session
-from gibil_bot.model import DueNotification, NotificationKind
+from gibil_bot.model import CheckRunUpdate, CommentUpdate, DueNotification, ReactionUpdate
 
 MOST_PAGES = 10
 _GONE = frozenset({404, 410})
@@ -51,22 +50,22 @@ class _Comment(msgspec.Struct):
 
 
 class Publisher:
-    """ports.Reporter over a session. `slug` asks GitHub for the App's own name, once."""
+    """ports.Publisher over a session. `slug` asks GitHub for the App's own name, once."""
 
     def __init__(self, session: Session, slug: Callable[[], Awaitable[str]]) -> None:
         self._session = session
         self._slug = slug
 
-    async def tell(self, due: DueNotification) -> int | None:
-        """See ports.Reporter."""
+    async def publish(self, due: DueNotification) -> int | None:
+        """See ports.Publisher."""
         try:
-            match due.telling.kind:
-                case NotificationKind.CHECK_RUN:
-                    return await self._check_run(due)
-                case NotificationKind.COMMENT:
-                    return await self._comment(due)
-                case NotificationKind.REACTION:
-                    return await self._reaction(due)
+            match due.notification.update:
+                case CheckRunUpdate() as update:
+                    return await self._check_run(due, update)
+                case CommentUpdate() as update:
+                    return await self._comment(due, update)
+                case ReactionUpdate() as update:
+                    return await self._reaction(due, update)
         except GitHubError as error:
             if error.retry_after_s == RETRY_AFTER_S:
                 # The same trouble again and again is asked about less and less often.
@@ -75,11 +74,11 @@ class Publisher:
 
     # --- check runs: https://docs.github.com/en/rest/checks/runs
 
-    async def _check_run(self, due: DueNotification) -> int:
-        body = dict(due.telling.body)
+    async def _check_run(self, due: DueNotification, update: CheckRunUpdate) -> int:
+        body: dict[str, object] = msgspec.to_builtins(update)
         known = due.remote_id
         if known is None and due.attempts > 0:
-            known = await self._find_check_run(due)
+            known = await self._find_check_run(due, update)
         if known is None:
             answer = await self._write(due, "POST", "/repos/{repository}/check-runs", body=body)
             return answer.read(_Created).id
@@ -88,21 +87,20 @@ class Publisher:
         await self._write(due, "PATCH", "/repos/{repository}/check-runs/{number}", number=known, body=body)
         return known
 
-    async def _find_check_run(self, due: DueNotification) -> int | None:
-        body = due.telling.body
+    async def _find_check_run(self, due: DueNotification, update: CheckRunUpdate) -> int | None:
         for page in range(1, MOST_PAGES + 1):
             answer = await self._session.ask(
                 Request(
                     method="GET",
                     route="/repos/{repository}/commits/{sha}/check-runs",
-                    place={"repository": due.telling.repository, "sha": str(body["head_sha"])},
-                    installation_id=due.telling.installation_id,
-                    query={"check_name": str(body["name"]), "filter": "all", "per_page": 100, "page": page},
+                    place={"repository": due.notification.repository, "sha": update.head_sha},
+                    installation_id=due.notification.installation_id,
+                    query={"check_name": update.name, "filter": "all", "per_page": 100, "page": page},
                 )
             )
             found = answer.read(_CheckRuns).check_runs
             for run in found:
-                if run.external_id == body["external_id"]:
+                if run.external_id == update.external_id:
                     return run.id
             if len(found) < 100:
                 return None
@@ -110,52 +108,49 @@ class Publisher:
 
     # --- comments: https://docs.github.com/en/rest/issues/comments
 
-    async def _comment(self, due: DueNotification) -> int | None:
-        body = due.telling.body
-        only_if_exists = body.get("only_if_exists") is True
+    async def _comment(self, due: DueNotification, update: CommentUpdate) -> int | None:
         known = due.remote_id
-        if known is not None and await self._change_comment(due, known):
+        if known is not None and await self._change_comment(due, update, known):
             return known
         # Nothing known, or a person deleted it.
-        if due.attempts > 0 or (only_if_exists and known is None):
-            found = await self._find_comment(due)
-            if found is not None and found != known and await self._change_comment(due, found):
+        if due.attempts > 0 or (update.only_if_exists and known is None):
+            found = await self._find_comment(due, update)
+            if found is not None and found != known and await self._change_comment(due, update, found):
                 return found
-        if only_if_exists:
+        if update.only_if_exists:
             return None
         answer = await self._write(
             due,
             "POST",
             "/repos/{repository}/issues/{number}/comments",
-            number=cast(int, body["number"]),
-            body={"body": body["body"]},
+            number=update.number,
+            body={"body": update.body},
             is_comment=True,
         )
         return answer.read(_Created).id
 
-    async def _change_comment(self, due: DueNotification, comment_id: int) -> bool:
+    async def _change_comment(self, due: DueNotification, update: CommentUpdate, comment_id: int) -> bool:
         """False when it is gone."""
         answer = await self._write(
             due,
             "PATCH",
             "/repos/{repository}/issues/comments/{number}",
             number=comment_id,
-            body={"body": due.telling.body["body"]},
+            body={"body": update.body},
             is_comment=True,
             answers=_GONE,
         )
         return answer.status < 400
 
-    async def _find_comment(self, due: DueNotification) -> int | None:
-        marker = str(due.telling.body["marker"])
-        async for comment in self._comments(due):
+    async def _find_comment(self, due: DueNotification, update: CommentUpdate) -> int | None:
+        async for comment in self._comments(due, update.number):
             # It begins with the marker: further down, a task's output may hold the marker of another comment. And
             # anybody can write the marker into a comment of theirs; only our own may be changed.
-            if (comment.body or "").startswith(marker) and await self._is_ours(comment):
+            if (comment.body or "").startswith(update.marker) and await self._is_ours(comment):
                 return comment.id
         return None
 
-    async def _comments(self, due: DueNotification) -> AsyncIterator[_Comment]:
+    async def _comments(self, due: DueNotification, number: int) -> AsyncIterator[_Comment]:
         """The first page (where a pull request's own comment is), then from the last one back (where replies are)."""
         pages, page, last = 0, 1, 1
         while pages < MOST_PAGES:
@@ -163,8 +158,8 @@ class Publisher:
                 Request(
                     method="GET",
                     route="/repos/{repository}/issues/{number}/comments",
-                    place={"repository": due.telling.repository, "number": cast(int, due.telling.body["number"])},
-                    installation_id=due.telling.installation_id,
+                    place={"repository": due.notification.repository, "number": number},
+                    installation_id=due.notification.installation_id,
                     query={"per_page": 100, "page": page},
                 )
             )
@@ -187,17 +182,16 @@ class Publisher:
 
     # --- reactions: https://docs.github.com/en/rest/reactions/reactions
 
-    async def _reaction(self, due: DueNotification) -> int:
+    async def _reaction(self, due: DueNotification, update: ReactionUpdate) -> int:
         if due.remote_id is not None:
             return due.remote_id
-        body = due.telling.body
-        place = "pulls" if body["is_review_comment"] else "issues"
+        place = "pulls" if update.is_review_comment else "issues"
         answer = await self._write(
             due,
             "POST",
             f"/repos/{{repository}}/{place}/comments/{{number}}/reactions",
-            number=cast(int, body["comment_id"]),
-            body={"content": body["content"]},
+            number=update.comment_id,
+            body={"content": update.content},
             # GitHub answers with the reaction that is there already.
             repeatable=True,
         )
@@ -215,7 +209,7 @@ class Publisher:
         answers: frozenset[int] = frozenset(),
         repeatable: bool | None = None,
     ) -> Answer:
-        place: dict[str, str | int] = {"repository": due.telling.repository}
+        place: dict[str, str | int] = {"repository": due.notification.repository}
         if number is not None:
             place["number"] = number
         return await self._session.ask(
@@ -223,7 +217,7 @@ class Publisher:
                 method=method,
                 route=route,
                 place=place,
-                installation_id=due.telling.installation_id,
+                installation_id=due.notification.installation_id,
                 body=body,
                 is_comment=is_comment,
                 priority=due.priority,

@@ -1,1 +1,1 @@
-"""The parts of the SQLite store: opening, the writing thread, and the SQL of each kind of row. `runs/store.py` joins them."""
+"""The SQLite store: `store` opens it; `inbox`, `runs` and `outbox` are the three stores with their SQL."""

@@ -1,31 +1,31 @@
-"""Who works on what next: the one decision where limits, order and fairness meet, taken in one transaction."""
+"""Which run is claimed next: limits, order and fairness are decided together, in one transaction."""
 
 from __future__ import annotations
 
 import sqlite3
 
 from gibil_bot.model import Claim
-from gibil_bot.runs.sqlite.runs import NOUN, noun
+from gibil_bot.runs.sqlite.rows import COLUMNS, to_run
 
 
 def claim_run(
     db: sqlite3.Connection, topics: set[str], owner: str, now: float, lease_s: float, max_machines: int
 ) -> Claim | None:
-    """The rules are written on ports.Store.claim_run. Runs of the group "" wait for nobody."""
+    """The rules are written on ports.RunStore.claim. Runs of the group "" wait for no other run."""
     seq = _abandoned(db, now) or _to_cancel(db) or _next_in_turn(db, max_machines)
     if seq is None:
         return None
     row = db.execute(
         "update runs set state = 'running', owner = ?, fence = fence + 1, lease_until = ?, "  # noqa: S608
-        f"started_at = coalesce(started_at, ?) where seq = ? returning fence, {NOUN}",
+        f"started_at = coalesce(started_at, ?) where seq = ? returning fence, {COLUMNS}",
         (owner, now + lease_s, now, seq),
     ).fetchall()[0]
     topics.add("runs")
-    return Claim(run=noun(row[1:]), owner=owner, fence=row[0])
+    return Claim(run=to_run(row[1:]), owner=owner, fence=row[0])
 
 
 def _abandoned(db: sqlite3.Connection, now: float) -> int | None:
-    """It has its place already: a machine may exist for it."""
+    """It counts as running already: a machine may exist for it."""
     return _first(
         db,
         "select seq from runs where finished_at is null and state = 'running' and lease_until <= ? order by seq limit 1",
@@ -34,7 +34,7 @@ def _abandoned(db: sqlite3.Connection, now: float) -> int | None:
 
 
 def _to_cancel(db: sqlite3.Connection) -> int | None:
-    """It needs no machine, and so no place."""
+    """It needs no machine, so `max_machines` doesn't matter."""
     return _first(
         db,
         "select seq from runs where finished_at is null and cancel_reason is not null and state = 'queued' "

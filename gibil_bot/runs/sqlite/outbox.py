@@ -1,38 +1,99 @@
-"""The SQL of what GitHub has still to be told. A telling is a row that is overwritten; its revision says what is new."""
+"""The outbox: one row for each GitHub object that we report to, which is overwritten. Its revision counts the states.
+
+The class is the interface, the functions its SQL. The table is called `tellings`, `told` is published, `refused` is rejected by
+GitHub for good: stored names stay.
+"""
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 
-from gibil_bot.model import DueNotification, Notification, NotificationKind, Priority
+from gibil_bot.model import (
+    CheckRunUpdate,
+    CommentUpdate,
+    DueNotification,
+    Notification,
+    NotificationUpdate,
+    Priority,
+    ReactionUpdate,
+)
+from gibil_bot.runs.signals import Subscription
+from gibil_bot.runs.sqlite.threads import DatabaseThreads
 
-_NOUN = "key, kind, installation_id, repository, body, revision, remote_id, attempts, failures, priority"
-_UNTOLD = "revision > told_revision and revision > refused_revision"  # word for word the index's condition
-_encode = msgspec.json.Encoder(order="deterministic").encode
-_decode = msgspec.json.Decoder(dict[str, object]).decode
+_COLUMNS = "key, kind, installation_id, repository, body, revision, remote_id, attempts, failures, priority"
+_PENDING = "revision > told_revision and revision > refused_revision"  # word for word the index's condition
+_encode = msgspec.json.Encoder(order="sorted").encode  # as dicts were encoded before: equal states are equal bytes
+_KINDS: dict[str, type[NotificationUpdate]] = {
+    "check_run": CheckRunUpdate,
+    "comment": CommentUpdate,
+    "reaction": ReactionUpdate,
+}
+"""The column `kind` says which type `body` is."""
+_KIND_OF = {update: kind for kind, update in _KINDS.items()}
+_DECODERS = {kind: msgspec.json.Decoder(update) for kind, update in _KINDS.items()}
 
 
-def wish(db: sqlite3.Connection, topics: set[str], tellings: Sequence[Notification], now: float) -> None:
-    """The same body again changes nothing. A new body keeps the place and the patience of one that still waits, unless it
-    is the result of a run: that is published at once. A check run that GitHub does not show yet has a result's priority."""
-    for telling in tellings:
-        priority = _priority(telling)
+class SqliteOutbox:
+    """ports.Outbox."""
+
+    def __init__(self, threads: DatabaseThreads) -> None:
+        self._threads = threads
+
+    async def record(self, notifications: Sequence[Notification]) -> None:
+        await self._threads.write(partial(record, notifications=notifications, now=self._threads.now()))
+
+    async def claim(
+        self,
+        owner: str,
+        *,
+        limit: int,
+        lease_s: float,
+        not_keys: Sequence[str] = (),
+        up_to: Priority = Priority.REACTION,
+    ) -> list[DueNotification]:
+        now = self._threads.now()
+        job = partial(claim, owner=owner, limit=limit, now=now, lease_s=lease_s, not_keys=not_keys, up_to=up_to)
+        return await self._threads.write(job)
+
+    async def published(self, owner: str, due: DueNotification, remote_id: int | None) -> None:
+        await self._threads.write(partial(published, owner=owner, due=due, remote_id=remote_id, now=self._threads.now()))
+
+    async def not_published(
+        self, owner: str, due: DueNotification, error: str, *, retry_s: float | None, failed: bool = True
+    ) -> None:
+        now = self._threads.now()
+        job = partial(not_published, owner=owner, due=due, error=error, now=now, retry_s=retry_s, failed=failed)
+        await self._threads.write(job)
+
+    async def get(self, key: str) -> tuple[DueNotification, bool, str | None] | None:
+        return await self._threads.read(partial(get, key=key))
+
+    def changed(self) -> Subscription:
+        return self._threads.changed("tellings")
+
+
+def record(db: sqlite3.Connection, topics: set[str], notifications: Sequence[Notification], now: float) -> None:
+    """An unchanged body doesn't create a revision. A new body keeps the due time of a pending one, unless it is the result of a
+    run: that is published at once. A check run that GitHub doesn't show yet has a result's priority."""
+    for notification in notifications:
+        priority = _priority(notification)
         written = db.execute(
             "insert into tellings (key, kind, installation_id, repository, body, due_at, priority) "  # noqa: S608
             "values (?1, ?2, ?3, ?4, ?5, ?6, case ?7 when 1 then 0 else ?7 end) "
             "on conflict (key) do update set kind = excluded.kind, installation_id = excluded.installation_id, "
             "repository = excluded.repository, body = excluded.body, revision = revision + 1, "
             "priority = case when ?7 = 1 and told_revision = 0 then 0 else ?7 end, "
-            f"due_at = case when {_UNTOLD} and ?7 > 0 then due_at else excluded.due_at end where body <> excluded.body",
+            f"due_at = case when {_PENDING} and ?7 > 0 then due_at else excluded.due_at end where body <> excluded.body",
             (
-                telling.key,
-                telling.kind.value,
-                telling.installation_id,
-                telling.repository,
-                _encode(telling.body),
+                notification.key,
+                _KIND_OF[type(notification.update)],
+                notification.installation_id,
+                notification.repository,
+                _encode(notification.update),
                 now,
                 priority.value,
             ),
@@ -41,14 +102,16 @@ def wish(db: sqlite3.Connection, topics: set[str], tellings: Sequence[Notificati
             topics.add("tellings")
 
 
-def _priority(telling: Notification) -> Priority:
-    """Of a change to what GitHub shows already."""
-    match telling.kind:
-        case NotificationKind.CHECK_RUN:
-            return Priority.RESULT if telling.body.get("status") == "completed" else Priority.PROGRESS
-        case NotificationKind.COMMENT:
+def _priority(notification: Notification) -> Priority:
+    """Of a change to an object that GitHub shows already."""
+    match notification.update:
+        case CheckRunUpdate(status="completed"):
+            return Priority.RESULT
+        case CheckRunUpdate():
+            return Priority.PROGRESS
+        case CommentUpdate():
             return Priority.COMMENT
-        case NotificationKind.REACTION:
+        case ReactionUpdate():
             return Priority.REACTION
 
 
@@ -62,18 +125,18 @@ def claim(
     not_keys: Sequence[str] = (),
     up_to: int = Priority.REACTION,
 ) -> list[DueNotification]:
-    """By priority; of one priority the repository that has the fewest under way, so that much of one delays no other.
+    """By priority; of one priority the repository with the fewest in progress, so that a busy one doesn't delay others.
 
     No subscriber waits for a lease, so no topic is named.
     """
     found = db.execute(
-        f"select seq, {_NOUN} from tellings join ("  # noqa: S608
+        f"select seq, {_COLUMNS} from tellings join ("  # noqa: S608
         "  select seq as due_seq, coalesce(busy.number, 0)"
         "    + row_number() over (partition by priority, tellings.repository order by due_at, seq) as turn"
         "  from tellings left join ("
-        f"   select repository, count(*) as number from tellings where {_UNTOLD} and lease_until > ?1 group by repository"
+        f"   select repository, count(*) as number from tellings where {_PENDING} and lease_until > ?1 group by repository"
         "  ) busy on busy.repository = tellings.repository"
-        f" where {_UNTOLD} and priority <= ?2 and due_at <= ?1 and lease_until <= ?1"
+        f" where {_PENDING} and priority <= ?2 and due_at <= ?1 and lease_until <= ?1"
         "  and key not in (select value from json_each(?3))"
         ") on due_seq = seq order by priority, turn, due_at, seq limit ?4",
         (now, int(up_to), _encode(list(not_keys)).decode(), limit),
@@ -82,25 +145,27 @@ def claim(
         "update tellings set owner = ?, lease_until = ?, attempts = attempts + 1 where seq = ?",
         [(owner, now + lease_s, row[0]) for row in found],
     )
-    return [_noun(row[1:]) for row in found]
+    return [_due(row[1:]) for row in found]
 
 
-def told(db: sqlite3.Connection, topics: set[str], owner: str, due: DueNotification, remote_id: int | None, now: float) -> None:
-    """Learning what GitHub knows is right even when the lease is somebody else's by now; ending the lease is not."""
+def published(
+    db: sqlite3.Connection, topics: set[str], owner: str, due: DueNotification, remote_id: int | None, now: float
+) -> None:
+    """What GitHub knows is recorded even if another process has the lease by now; only the owner's lease is ended."""
     db.execute(
         "update tellings set told_revision = max(told_revision, ?), remote_id = coalesce(?, remote_id), told_at = ? "
         "where key = ?",
-        (due.revision, remote_id, now, due.telling.key),
+        (due.revision, remote_id, now, due.notification.key),
     )
     db.execute(
         "update tellings set owner = '', lease_until = 0, error = null, failures = 0, "
         "due_at = case when revision > ? then ? else due_at end where key = ? and owner = ?",
-        (due.revision, now, due.telling.key, owner),
+        (due.revision, now, due.notification.key, owner),
     )
     topics.add("tellings")
 
 
-def untold(
+def not_published(
     db: sqlite3.Connection,
     topics: set[str],
     owner: str,
@@ -110,7 +175,7 @@ def untold(
     retry_s: float | None,
     failed: bool = True,
 ) -> None:
-    """Says nothing when the lease is somebody else's by now."""
+    """Changes nothing if another process has the lease by now."""
     db.execute(
         "update tellings set owner = '', lease_until = 0, error = ?, failures = failures + ?, "
         "due_at = case when priority = 0 and revision > ? then ? else ? end, "  # a result came meanwhile
@@ -122,7 +187,7 @@ def untold(
             now,
             now + (retry_s or 0),
             due.revision if retry_s is None else 0,
-            due.telling.key,
+            due.notification.key,
             owner,
         ),
     )
@@ -130,27 +195,27 @@ def untold(
 
 
 def get(db: sqlite3.Connection, key: str) -> tuple[DueNotification, bool, str | None] | None:
-    row = db.execute(f"select {_NOUN}, told_revision >= revision, error from tellings where key = ?", (key,)).fetchone()  # noqa: S608
-    return None if row is None else (_noun(row[:10]), bool(row[10]), row[11])
+    row = db.execute(f"select {_COLUMNS}, told_revision >= revision, error from tellings where key = ?", (key,)).fetchone()  # noqa: S608
+    return None if row is None else (_due(row[:10]), bool(row[10]), row[11])
 
 
-def prune(db: sqlite3.Connection, _: set[str], told_before: float, limit: int) -> int:
-    """Forget check runs, reactions and replies that GitHub knows for long. A workflow's comment is kept: without its id a
-    later run of the same pull request would write a second one. How many went."""
+def prune(db: sqlite3.Connection, _: set[str], published_before: float, limit: int) -> int:
+    """Delete check runs, reactions and replies that were published before that; their number. A workflow's comment is kept:
+    without its id a later run of the same pull request would write a second one."""
     return db.execute(
         "delete from tellings where seq in (select seq from tellings where told_at is not null and told_at < ? "
         "and told_revision >= revision and key not like 'comment:%' limit ?)",
-        (told_before, limit),
+        (published_before, limit),
     ).rowcount
 
 
-def _noun(row: tuple[str, str, int, str, bytes, int, int | None, int, int, int]) -> DueNotification:
+def _due(row: tuple[str, str, int, str, bytes, int, int | None, int, int, int]) -> DueNotification:
     key, kind, installation_id, repository, body, revision, remote_id, attempts, failures, priority = row
-    telling = Notification(
-        key=key, kind=NotificationKind(kind), installation_id=installation_id, repository=repository, body=_decode(body)
+    notification = Notification(
+        key=key, installation_id=installation_id, repository=repository, update=_DECODERS[kind].decode(body)
     )
     return DueNotification(
-        telling=telling,
+        notification=notification,
         revision=revision,
         remote_id=remote_id,
         attempts=attempts,

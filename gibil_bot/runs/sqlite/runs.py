@@ -1,31 +1,92 @@
-"""The SQL of runs: queueing with its cancellations, and every write that only the holder of a claim may do."""
+"""The runs: queueing with its cancellations, and every write that only the holder of a claim may do.
+
+The class is the interface, the functions its SQL; which run is claimed next is decided in `claims`. Leases and fences are
+explained in ports; here the columns `owner` and `lease_until` are the lease, `fence` is the fence, and `_HELD` is the condition
+of every write that needs a claim.
+"""
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from typing import Any
+from functools import partial
 
 import msgspec
 
 from gibil_bot.errors import ClaimLost
-from gibil_bot.model import Claim, Conclusion, NewRun, Notification, Plan, Run, RunState, Source, TaskResult
-from gibil_bot.runs.sqlite import outbox as _tellings
+from gibil_bot.model import CancelRequest, Claim, Conclusion, NewRun, Notification, Run, TaskResult
+from gibil_bot.runs.signals import Subscription
+from gibil_bot.runs.sqlite import claims, outbox
+from gibil_bot.runs.sqlite.rows import COLUMNS, decode_plan, to_run
+from gibil_bot.runs.sqlite.threads import DatabaseThreads
 
-NOUN = (
-    "id, seq, delivery_guid, source, plan, state, queued_at, started_at, finished_at, conclusion, cancel_reason, "
-    "machine, machine_attempt, note"
-)
-_source = msgspec.json.Decoder(Source)
-_plan = msgspec.json.Decoder(Plan)
 _task_result = msgspec.json.Decoder(TaskResult)
 _HELD = "id = ? and owner = ? and fence = ? and state = 'running'"
 
 
-def queue(db: sqlite3.Connection, topics: set[str], new: NewRun, now: float) -> None:
+class SqliteRuns:
+    """ports.RunStore."""
+
+    def __init__(self, threads: DatabaseThreads) -> None:
+        self._threads = threads
+
+    async def claim(self, owner: str, *, lease_s: float, max_machines: int) -> Claim | None:
+        now = self._threads.now()
+        return await self._threads.write(
+            partial(claims.claim_run, owner=owner, now=now, lease_s=lease_s, max_machines=max_machines)
+        )
+
+    async def heartbeat(self, claims: Sequence[Claim], *, lease_s: float) -> dict[str, str | None]:
+        return await self._threads.write(partial(heartbeat, claims=claims, lease_until=self._threads.now() + lease_s))
+
+    async def release(self, claim: Claim) -> None:
+        await self._threads.write(partial(release, claim=claim))
+
+    async def save_machine(self, claim: Claim, machine: str | None, attempt: int) -> None:
+        await self._threads.write(partial(save_machine, claim=claim, machine=machine, attempt=attempt))
+
+    async def save_note(self, claim: Claim, note: str) -> None:
+        await self._threads.write(partial(save_note, claim=claim, note=note))
+
+    async def save_task(self, claim: Claim, result: TaskResult) -> None:
+        await self._threads.write(partial(save_task, claim=claim, result=result))
+
+    async def bind_secrets(self, claim: Claim, fingerprint: str) -> bool:
+        return await self._threads.write(partial(bind_secrets, claim=claim, fingerprint=fingerprint))
+
+    async def record(self, claim: Claim, notifications: Sequence[Notification]) -> None:
+        await self._threads.write(partial(record, claim=claim, notifications=notifications, now=self._threads.now()))
+
+    async def finish(self, claim: Claim, conclusion: Conclusion, notifications: Sequence[Notification]) -> None:
+        now = self._threads.now()
+        job = partial(finish, claim=claim, conclusion=conclusion, notifications=notifications, now=now)
+        await self._threads.write(job)
+
+    async def request_cancel(self, run_id: str, reason: str) -> bool:
+        return await self._threads.write(partial(request_cancel, run_id=run_id, reason=reason))
+
+    async def get(self, run_id: str) -> Run | None:
+        return await self._threads.read(partial(get, run_id=run_id))
+
+    async def task_results(self, run_id: str, machine_attempt: int) -> list[TaskResult]:
+        return await self._threads.read(partial(task_results, run_id=run_id, machine_attempt=machine_attempt))
+
+    async def unfinished(self) -> list[Run]:
+        return await self._threads.read(unfinished)
+
+    async def of_repository(self, repository_id: int, number: int | None = None, sha: str | None = None) -> list[Run]:
+        return await self._threads.read(partial(of_repository, repository_id=repository_id, number=number, sha=sha))
+
+    def changed(self) -> Subscription:
+        return self._threads.changed("runs")
+
+
+def queue(db: sqlite3.Connection, topics: set[str], new: NewRun, now: float, delivery_seq: int) -> None:
     """A run that exists is not queued again. An older one of its group gives way: any unfinished one with
-    `cancel_in_progress`, without it only one that has not started, as in GitHub Actions. The group "" is no group."""
+    `cancel_in_progress`, without it only one that has not started, as in GitHub Actions. The group "" is no group.
+
+    Where a later delivery cancelled such runs already, this one is cancelled too, and no other run gives way to it.
+    """
     source, plan = new.source, new.plan
     repository_id, group = source.repository.id, plan.concurrency_group
     inserted = db.execute(
@@ -47,7 +108,14 @@ def queue(db: sqlite3.Connection, topics: set[str], new: NewRun, now: float) -> 
     if not inserted.rowcount:
         return
     topics.add("runs")
-    if group:
+    cancelled = db.execute(
+        "select reason from cancellations where repository_id = ? and pull_request = ? and delivery_seq > ? "
+        "and (workflow is null or workflow = ?) order by seq limit 1",
+        (repository_id, source.pull_request.number, delivery_seq, plan.workflow),
+    ).fetchone()
+    if cancelled is not None:
+        request_cancel(db, topics, new.id, cancelled[0])
+    elif group:
         db.execute(  # of its own accord SQLite would look through the whole history of the repository
             "update runs indexed by runs_of_group set cancel_reason = ? where finished_at is null and cancel_reason is null "
             "and repository_id = ? and concurrency_group = ? and seq < ? and (state = 'queued' or ?)",
@@ -65,8 +133,25 @@ def request_cancel(db: sqlite3.Connection, topics: set[str], run_id: str, reason
     return bool(found.rowcount)
 
 
+def cancel_earlier(db: sqlite3.Connection, topics: set[str], request: CancelRequest, delivery_seq: int) -> None:
+    """Runs of deliveries that came after it, and were handled before it, go on."""
+    found = db.execute(
+        "select id, plan from runs indexed by runs_of_group where finished_at is null and repository_id = ? "
+        "and pull_request = ? and not exists (select 1 from deliveries d where d.guid = delivery_guid and d.seq >= ?)",
+        (request.repository_id, request.number, delivery_seq),
+    ).fetchall()
+    for run_id, plan in found:
+        if request.workflow is None or decode_plan(plan).workflow == request.workflow:
+            request_cancel(db, topics, run_id, request.reason)
+    db.execute(
+        "insert into cancellations (delivery_seq, repository_id, pull_request, workflow, reason) "
+        "select ?1, ?2, ?3, ?4, ?5 where exists (select 1 from deliveries where handled_at is null and seq < ?1)",
+        (delivery_seq, request.repository_id, request.number, request.workflow, request.reason),
+    )
+
+
 def heartbeat(db: sqlite3.Connection, _: set[str], claims: Sequence[Claim], lease_until: float) -> dict[str, str | None]:
-    """A lease is nothing that anybody waits for, so that no topic is named."""
+    """No subscriber waits for a lease, so no topic is named."""
     answers: dict[str, str | None] = {}
     for claim in claims:
         renewed = db.execute(
@@ -113,21 +198,25 @@ def bind_secrets(db: sqlite3.Connection, _: set[str], claim: Claim, fingerprint:
 
 
 def finish(
-    db: sqlite3.Connection, topics: set[str], claim: Claim, conclusion: Conclusion, tellings: Sequence[Notification], now: float
+    db: sqlite3.Connection,
+    topics: set[str],
+    claim: Claim,
+    conclusion: Conclusion,
+    notifications: Sequence[Notification],
+    now: float,
 ) -> None:
     _write(db, topics, claim, "state = 'finished', finished_at = ?, conclusion = ?, lease_until = 0", now, conclusion.value)
-    _tellings.wish(db, topics, tellings, now)
+    outbox.record(db, topics, notifications, now)
 
 
-def tell(db: sqlite3.Connection, topics: set[str], claim: Claim | None, tellings: Sequence[Notification], now: float) -> None:
-    if claim is not None:
-        check(db, claim)
-    _tellings.wish(db, topics, tellings, now)
+def record(db: sqlite3.Connection, topics: set[str], claim: Claim, notifications: Sequence[Notification], now: float) -> None:
+    check(db, claim)
+    outbox.record(db, topics, notifications, now)
 
 
 def get(db: sqlite3.Connection, run_id: str) -> Run | None:
-    row = db.execute(f"select {NOUN} from runs where id = ?", (run_id,)).fetchone()  # noqa: S608
-    return None if row is None else noun(row)
+    row = db.execute(f"select {COLUMNS} from runs where id = ?", (run_id,)).fetchone()  # noqa: S608
+    return None if row is None else to_run(row)
 
 
 def task_results(db: sqlite3.Connection, run_id: str, machine_attempt: int) -> list[TaskResult]:
@@ -138,15 +227,11 @@ def task_results(db: sqlite3.Connection, run_id: str, machine_attempt: int) -> l
     return [_task_result.decode(row[0]) for row in rows]
 
 
-def queued(db: sqlite3.Connection) -> list[Run]:
-    return _select(db, "finished_at is null and state = 'queued' order by seq")
-
-
 def unfinished(db: sqlite3.Connection) -> list[Run]:
     return _select(db, "finished_at is null order by seq")
 
 
-def of_repository(db: sqlite3.Connection, repository_id: int, number: int | None, sha: str | None) -> list[Run]:
+def of_repository(db: sqlite3.Connection, repository_id: int, number: int | None = None, sha: str | None = None) -> list[Run]:
     condition, values = "repository_id = ?", [repository_id, *(value for value in (number, sha) if value is not None)]
     if number is not None:
         condition += " and pull_request = ?"
@@ -156,7 +241,7 @@ def of_repository(db: sqlite3.Connection, repository_id: int, number: int | None
 
 
 def prune(db: sqlite3.Connection, _: set[str], finished_before: float, limit: int) -> int:
-    """Forget finished runs and their results. How many went."""
+    """Delete runs that finished before that, with their results; their number."""
     gone = db.execute(
         "select seq, id from runs where finished_at is not null and finished_at < ? limit ?", (finished_before, limit)
     ).fetchall()
@@ -173,30 +258,6 @@ def check(db: sqlite3.Connection, claim: Claim) -> None:
         raise _lost(claim)
 
 
-def noun(row: tuple[Any, ...]) -> Run:
-    """A row of the columns NOUN."""
-    (
-        run_id, seq, guid, source, plan, state, queued_at, started_at, finished_at, conclusion, cancel_reason,
-        machine, machine_attempt, note,
-    ) = row  # fmt: skip
-    return Run(
-        id=run_id,
-        seq=seq,
-        delivery_guid=guid,
-        source=_source.decode(source),
-        plan=_plan.decode(plan),
-        state=RunState(state),
-        queued_at=datetime.fromtimestamp(queued_at, UTC),
-        started_at=_time(started_at),
-        finished_at=_time(finished_at),
-        conclusion=None if conclusion is None else Conclusion(conclusion),
-        cancel_reason=cancel_reason,
-        machine=machine,
-        machine_attempt=machine_attempt,
-        note=note,
-    )
-
-
 def _write(db: sqlite3.Connection, topics: set[str], claim: Claim, assignment: str, *values: object) -> None:
     """Raises ClaimLost unless the claim still holds."""
     written = db.execute(
@@ -209,12 +270,8 @@ def _write(db: sqlite3.Connection, topics: set[str], claim: Claim, assignment: s
 
 
 def _lost(claim: Claim) -> ClaimLost:
-    return ClaimLost(f"run {claim.run.id} is not {claim.owner}'s any more (fence {claim.fence}): stop working on it")
+    return ClaimLost(f"run {claim.run.id} is no longer claimed by {claim.owner} (fence {claim.fence}): stop working on it")
 
 
 def _select(db: sqlite3.Connection, condition: str, *values: object) -> list[Run]:
-    return [noun(row) for row in db.execute(f"select {NOUN} from runs where {condition}", values)]  # noqa: S608
-
-
-def _time(seconds: float | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return [to_run(row) for row in db.execute(f"select {COLUMNS} from runs where {condition}", values)]  # noqa: S608

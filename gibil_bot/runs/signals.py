@@ -31,7 +31,7 @@ class Subscription:
 
 
 class Signals:
-    """All subscriptions. One that nobody holds any more is forgotten by itself."""
+    """All subscriptions. One without any reference left is forgotten."""
 
     def __init__(self) -> None:
         self._of: dict[str, weakref.WeakSet[Subscription]] = {topic: weakref.WeakSet() for topic in TOPICS}

@@ -1,0 +1,240 @@
+"""The inbox: deliveries, and what they say about the heads of pull requests. The class is the interface, the functions its SQL.
+
+Every function is one job of the writer, inside its transaction, or one read.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from gibil_bot.errors import ClaimLost
+from gibil_bot.model import (
+    BranchPush,
+    CommentCreated,
+    Delivery,
+    Event,
+    HeadHistory,
+    HeadSeen,
+    Ignored,
+    PullRequestChanged,
+    Spending,
+)
+from gibil_bot.ports import DeliveryOutcome
+from gibil_bot.runs.signals import Subscription
+from gibil_bot.runs.sqlite import budgets, heads, outbox, runs
+from gibil_bot.runs.sqlite.threads import DatabaseThreads
+
+_COLUMNS = "d.guid, d.event, d.content, p.payload, d.digest, d.cancels, d.received_at, d.attempts"
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Event).decode
+_PAYLOAD = "left join payloads p on p.seq = d.seq"
+
+
+class SqliteInbox:
+    """ports.Inbox."""
+
+    def __init__(self, threads: DatabaseThreads) -> None:
+        self._threads = threads
+
+    async def accept(
+        self, delivery: Delivery, *, handled: bool = False, observed: Sequence[HeadSeen | BranchPush] = ()
+    ) -> bool:
+        now = self._threads.now()
+        job = partial(accept, delivery=delivery, handled_at=now if handled else None, observed=observed, now=now)
+        return await self._threads.write(job)
+
+    async def claim(self, owner: str, *, limit: int, cancels: int = 0, lease_s: float) -> list[Delivery]:
+        now = self._threads.now()
+        return await self._threads.write(partial(claim, owner=owner, limit=limit, cancels=cancels, now=now, lease_s=lease_s))
+
+    async def complete(self, owner: str, guid: str, outcome: DeliveryOutcome) -> None:
+        await self._threads.write(partial(complete, owner=owner, guid=guid, outcome=outcome, now=self._threads.now()))
+
+    async def postpone(self, owner: str, guid: str, error: str, *, delay_s: float) -> None:
+        due_at = self._threads.now() + delay_s
+        await self._threads.write(partial(postpone, owner=owner, guid=guid, error=error, due_at=due_at))
+
+    async def get(self, guid: str) -> tuple[Delivery, bool, str | None] | None:
+        return await self._threads.read(partial(get, guid=guid))
+
+    async def has_earlier(self, guid: str, repository_id: int, number: int) -> bool:
+        return await self._threads.read(partial(has_earlier, guid=guid, repository_id=repository_id, number=number))
+
+    async def head_history(self, repository_id: int, number: int, sha: str, fork_id: int | None = None) -> HeadHistory:
+        query = partial(heads.history, repository_id=repository_id, number=number, sha=sha, fork_id=fork_id)
+        return await self._threads.read(query)
+
+    async def spend(self, key: str, *, cost: float, capacity: float, per_s: float) -> Spending:
+        job = partial(budgets.spend, key=key, cost=cost, capacity=capacity, per_s=per_s, now=self._threads.now())
+        return await self._threads.write(job)
+
+    def changed(self) -> Subscription:
+        return self._threads.changed("deliveries")
+
+
+def accept(
+    db: sqlite3.Connection,
+    topics: set[str],
+    delivery: Delivery,
+    handled_at: float | None = None,
+    observed: Sequence[HeadSeen | BranchPush] = (),
+    now: float = 0.0,
+) -> bool:
+    """The hot path: one insert, and one more for a push or for a payload that could not be read."""
+    inserted = db.execute(
+        "insert into deliveries "
+        "(guid, event, received_at, attempts, handled_at, content, digest, repository_id, pull_request, cancels) "
+        "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict (guid) do nothing",
+        (
+            delivery.guid,
+            delivery.event_name,
+            delivery.received_at.timestamp(),
+            delivery.attempts,
+            handled_at,
+            None if delivery.event is None else _encode(delivery.event),
+            delivery.digest,
+            *_subject(delivery.event),
+            delivery.cancels,
+        ),
+    )
+    if not inserted.rowcount:
+        return False
+    if delivery.event is None:
+        db.execute("insert into payloads (seq, payload) values (?, ?)", (inserted.lastrowid, delivery.payload))
+    heads.record(db, observed, now)
+    if handled_at is None:
+        topics.add("deliveries")
+    return True
+
+
+def claim(
+    db: sqlite3.Connection, _: set[str], owner: str, limit: int, now: float, lease_s: float, cancels: int = 0
+) -> list[Delivery]:
+    """No subscriber waits for a lease, so no topic is named."""
+    found = []
+    for is_cancel, most in ((1, cancels), (0, limit)):
+        found += db.execute(
+            f"select d.seq, {_COLUMNS} from deliveries d {_PAYLOAD} "  # noqa: S608
+            f"where d.handled_at is null and d.cancels = {is_cancel} and d.lease_until <= ? and d.due_at <= ? "
+            "order by d.seq limit ?",
+            (now, now, most),
+        ).fetchall()
+    db.executemany(
+        "update deliveries set owner = ?, lease_until = ?, attempts = attempts + 1 where seq = ?",
+        [(owner, now + lease_s, row[0]) for row in found],
+    )
+    return [_delivery((*row[1:-1], row[-1] + 1)) for row in found]
+
+
+def has_earlier(db: sqlite3.Connection, guid: str, repository_id: int, number: int) -> bool:
+    """A delivery that was never read, and a re-run, may be about any pull request."""
+    found = db.execute(
+        "select 1 from deliveries where handled_at is null and cancels = 0 "
+        "and seq < (select seq from deliveries where guid = ?) "
+        "and (repository_id is null or (repository_id = ? and (pull_request is null or pull_request = ?))) limit 1",
+        (guid, repository_id, number),
+    )
+    return found.fetchone() is not None
+
+
+def complete(db: sqlite3.Connection, topics: set[str], owner: str, guid: str, outcome: DeliveryOutcome, now: float) -> None:
+    seq = _open(db, owner, guid)
+    if seq is None:
+        return
+    db.execute("update deliveries set handled_at = ?, error = ?, lease_until = 0 where seq = ?", (now, outcome.error, seq))
+    topics.add("deliveries")
+    for new in outcome.runs:
+        runs.queue(db, topics, new, now, seq)
+    for run_id, reason in outcome.cancel:
+        runs.request_cancel(db, topics, run_id, reason)
+    for request in outcome.cancel_earlier:
+        runs.cancel_earlier(db, topics, request, seq)
+    outbox.record(db, topics, outcome.notifications, now)
+    heads.record(db, outcome.observed, now)
+
+
+def postpone(db: sqlite3.Connection, topics: set[str], owner: str, guid: str, error: str, due_at: float) -> None:
+    seq = _open(db, owner, guid)
+    if seq is not None:
+        db.execute(
+            "update deliveries set owner = '', lease_until = 0, due_at = ?, error = ? where seq = ?", (due_at, error, seq)
+        )
+        topics.add("deliveries")
+
+
+def get(db: sqlite3.Connection, guid: str) -> tuple[Delivery, bool, str | None] | None:
+    row = db.execute(
+        f"select {_COLUMNS}, d.handled_at is not null, d.error from deliveries d {_PAYLOAD} where d.guid = ?",  # noqa: S608
+        (guid,),
+    ).fetchone()
+    return None if row is None else (_delivery(row[:8]), bool(row[8]), row[9])
+
+
+def prune_payloads(db: sqlite3.Connection, _: set[str], handled_before: float, failed_before: float, limit: int) -> int:
+    """Delete payloads of handled deliveries, of those that failed later than of the others; their number."""
+    return db.execute(
+        "delete from payloads where seq in (select d.seq from deliveries d join payloads p on p.seq = d.seq "
+        "where d.handled_at is not null and d.handled_at < ? and (d.error is null or d.handled_at < ?) limit ?)",
+        (handled_before, failed_before, limit),
+    ).rowcount
+
+
+def prune(db: sqlite3.Connection, _: set[str], handled_before: float, limit: int) -> int:
+    """Forget handled deliveries whose payload is gone. GitHub can repeat one for three days at most. How many went."""
+    return db.execute(
+        "delete from deliveries where seq in (select seq from deliveries d where handled_at is not null and handled_at < ? "
+        "and not exists (select 1 from payloads p where p.seq = d.seq) limit ?)",
+        (handled_before, limit),
+    ).rowcount
+
+
+def prune_cancellations(db: sqlite3.Connection, _: set[str], limit: int) -> int:
+    """Delete those that no unhandled delivery came before; their number."""
+    return db.execute(
+        "delete from cancellations where seq in (select seq from cancellations c where not exists "
+        "(select 1 from deliveries d where d.handled_at is null and d.seq < c.delivery_seq) limit ?)",
+        (limit,),
+    ).rowcount
+
+
+def _subject(event: Event | None) -> tuple[int | None, int | None]:
+    """Repository id and pull request number."""
+    match event:
+        case None | Ignored():
+            return None, None
+        case CommentCreated():
+            return event.repository.id, event.number
+        case PullRequestChanged():
+            return event.repository.id, event.pull_request.number
+        case _:
+            return event.repository.id, None
+
+
+def _open(db: sqlite3.Connection, owner: str, guid: str) -> int | None:
+    """Its number; None when it is handled already. Raises ClaimLost when `owner` does not have it."""
+    row = db.execute("select seq, owner, handled_at from deliveries where guid = ?", (guid,)).fetchone()
+    if row is not None and row[2] is not None:
+        return None
+    if row is None or row[1] != owner:
+        raise ClaimLost(f"delivery {guid} is no longer claimed by {owner}: leave it to the process that has it")
+    return int(row[0])
+
+
+def _delivery(row: tuple[Any, ...]) -> Delivery:
+    guid, event_name, content, payload, digest, cancels, received_at, attempts = row
+    return Delivery(
+        guid=guid,
+        event_name=event_name,
+        event=None if content is None else _decode(content),
+        payload=payload or b"",
+        digest=digest,
+        cancels=bool(cancels),
+        received_at=datetime.fromtimestamp(received_at, UTC),
+        attempts=attempts,
+    )
