@@ -220,7 +220,7 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
         logs = settings.data_dir / "logs"
         tools = Tools(
             runs=store.runs,
-            forge=factory,
+            factory=factory,
             supply=PullRequestClone(github),
             logs=logs,
             owner=owner,

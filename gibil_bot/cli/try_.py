@@ -89,7 +89,7 @@ async def _run(settings: Settings, here: Checkout, workflow: str, inputs: dict[s
             assert claim is not None
             tools = Tools(
                 runs=runs,
-                forge=forge,
+                factory=forge,
                 supply=LocalBundle(here.repository, here.sha, here.promisor),
                 logs=Path(scratch) / "logs",
                 owner=owner,

@@ -69,8 +69,8 @@ class RunReport:
     """The end of the running task's output."""
     phase: str = ""
     """What is being done: "waiting for a machine", "forging a machine", "cloning", "running" …"""
-    forged_s: float | None = None
-    """How long it took to forge the machine."""
+    created_in_s: float | None = None
+    """How long it took to create the machine."""
     conclusion: Conclusion | None = None
     """None: the run goes on, unless the run itself has one."""
     public_url: str = ""
@@ -218,8 +218,8 @@ def _title_so_far(report: RunReport) -> str:
 def _headline(report: RunReport) -> str:
     source = report.run.source
     parts = [f"Commit {code(source.sha[:7])} of {code(source.pull_request.head_ref)}", f"asked for by {code(source.actor)}"]
-    if report.forged_s is not None:
-        parts.append(f"machine forged in {duration(report.forged_s)}")
+    if report.created_in_s is not None:
+        parts.append(f"machine forged in {duration(report.created_in_s)}")
     if report.run.machine_attempt > 1:
         parts.append(f"machine number {report.run.machine_attempt}")
     return ", ".join(parts) + "."

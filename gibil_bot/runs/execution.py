@@ -48,7 +48,7 @@ Cause = Callable[[datetime], Awaitable[str | None]]
 
 
 async def no_cause(since: datetime) -> None:
-    """For providers that cannot tell."""
+    """For providers that don't know."""
 
 
 _PRINTED_TOO_MUCH = f"printed more than {MOST_OUTPUT_BYTES // 1024**3} GiB, and was stopped"
@@ -58,7 +58,7 @@ _OUTPUT_CUT = (
 
 
 def is_complete(plan: Plan, results: Mapping[int, TaskResult]) -> bool:
-    """Every task has ended: what is left is to burn and to tell."""
+    """Whether every task has ended: what is left is to destroy the machine and report."""
     return len(results) == len(plan.tasks) and all(result.finished_at is not None for result in results.values())
 
 
@@ -318,7 +318,7 @@ class Execution:
         if stopped is TaskStatus.CANCELLED:
             return self._cancellation.reason or "cancelled"
         if exit_status == 137:
-            return "exit status 137: killed, most often for want of memory"
+            return "exit status 137: killed, most often because the memory was used up"
         if exit_status != 0:
             return f"exit status {exit_status}"
         return log_problem or ""

@@ -1,4 +1,4 @@
-"""What follows from an event: who may, which plans, what is cancelled, what is answered."""
+"""Decides what follows from an event: permission, plans, cancellations and answers."""
 
 from __future__ import annotations
 
@@ -140,22 +140,22 @@ class EventHandlers:
             event = structs.replace(event, created_at=written_at)
         standing = await self._standing_of_comment(event, pull_request, permission, asked)
         outcome.observed += standing.observed
-        desk = await self._desk(
+        context = await self._context(
             event.installation_id, event.repository, pull_request, event.author.login, standing, event.event_name
         )
         refusals: list[str] = []
         answers: list[str] = []
         for command in asked:
             try:
-                answer = await self._obey(command, event, desk, outcome)
+                answer = await self._obey(command, event, context, outcome)
                 if answer:
                     answers.append(answer)
             except (Refused, UsageError) as refusal:
                 if isinstance(refusal, NeedsApproval):
-                    await self._ask_for_approval(desk, str(refusal), outcome)
+                    await self._ask_for_approval(context, str(refusal), outcome)
                 refusals.append(str(refusal))
         self._answer(event, outcome, refusals, answers)
-        outcome.notifications += desk.complaints()
+        outcome.notifications += context.complaints()
 
     def _answer(self, event: CommentCreated, outcome: _Outcome, refusals: Sequence[str], answers: Sequence[str] = ()) -> None:
         """Reply to a comment once for all its commands, each text once, and react to it."""
@@ -208,33 +208,35 @@ class EventHandlers:
         moved = event.created_at is None or heads.moved_since(standing.history, pull_request.head_sha, event.created_at)
         return replace(standing, head_is_unmoved=event.commit_sha == pull_request.head_sha and not moved)
 
-    async def _obey(self, command: Command, event: CommentCreated, desk: PullRequestContext, outcome: _Outcome) -> str | None:
+    async def _obey(
+        self, command: Command, event: CommentCreated, context: PullRequestContext, outcome: _Outcome
+    ) -> str | None:
         """Do what one command says; a text is the answer to it. Raises Refused, UsageError."""
         if command.word == "help":
-            return help_text(desk.catalogue)
+            return help_text(context.catalogue)
         if command.problem:
             raise Refused(replies.command_unreadable(command.word, command.problem))
         if command.word == "approve":
-            return await self._approve(command, event, desk, outcome)
+            return await self._approve(command, event, context, outcome)
         if command.word == "cancel":
             await self._cancel(command, event, outcome)
             return None
         wanted = command.arguments.get("workflow")
-        if desk.facts.pull_request.is_open and not desk.standing.head_is_unmoved and not outcome.is_approved:
-            raise Refused(trust_replies.head_moved(event.number, desk.facts.sha))
-        desk.check_may_run(self._policy, asked=True, is_approved=outcome.is_approved)
+        if context.facts.pull_request.is_open and not context.standing.head_is_unmoved and not outcome.is_approved:
+            raise Refused(trust_replies.head_moved(event.number, context.facts.sha))
+        context.check_may_run(self._policy, asked=True, is_approved=outcome.is_approved)
         if command.word == "retest":
-            repeats = await self._to_retest(desk, event, wanted)
-            self._queue_again(repeats, desk, outcome, comment=event)
+            repeats = await self._to_retest(context, event, wanted)
+            self._queue_again(repeats, context, outcome, comment=event)
             return None
-        for plan in planning.for_command(desk.catalogue, command, desk.facts):
-            self._queue(plan, desk, outcome, comment=event)
+        for plan in planning.for_command(context.catalogue, command, context.facts):
+            self._queue(plan, context, outcome, comment=event)
         return None
 
-    async def _approve(self, command: Command, event: CommentCreated, desk: PullRequestContext, outcome: _Outcome) -> str:
+    async def _approve(self, command: Command, event: CommentCreated, context: PullRequestContext, outcome: _Outcome) -> str:
         """Let the one commit that the comment names run, without secrets. Raises Refused."""
-        head, standing = desk.facts.sha, desk.standing
-        if not desk.facts.pull_request.is_open:
+        head, standing = context.facts.sha, context.standing
+        if not context.facts.pull_request.is_open:
             raise Refused(replies.pull_request_closed(event.number))
         given = command.arguments.get("sha", "").lower()
         if not _APPROVABLE.fullmatch(given) or set(command.arguments) != {"sha"}:
@@ -258,15 +260,15 @@ class EventHandlers:
                 event.installation_id, event.repository, event.number, head, text="", approved_by=event.author.login, now=now()
             )
         )
-        started = await self._start_what_waited(desk, outcome)
+        started = await self._start_what_waited(context, outcome)
         return trust_replies.approved(head, started)
 
-    async def _start_what_waited(self, desk: PullRequestContext, outcome: _Outcome) -> int:
+    async def _start_what_waited(self, context: PullRequestContext, outcome: _Outcome) -> int:
         """The workflows that would have started by themselves, if they have not run at this commit; how many."""
-        facts = desk.facts
-        pushed = any(seen.action == "synchronize" and seen.sha == facts.sha for seen in desk.standing.history.heads)
-        at_event = replace(desk, facts=replace(facts, event_name="pull_request"))
-        plans, refusals = planning.for_pull_request(desk.catalogue, "synchronize" if pushed else "opened", at_event.facts)
+        facts = context.facts
+        pushed = any(seen.action == "synchronize" and seen.sha == facts.sha for seen in context.standing.history.heads)
+        at_event = replace(context, facts=replace(facts, event_name="pull_request"))
+        plans, refusals = planning.for_pull_request(context.catalogue, "synchronize" if pushed else "opened", at_event.facts)
         if refusals:
             raise Refused("\n\n".join(refusals))
         ran = await self._runs.of_repository(facts.repository.id, number=facts.pull_request.number, sha=facts.sha)
@@ -275,10 +277,12 @@ class EventHandlers:
             self._queue(plan, at_event, outcome)
         return len(missing)
 
-    async def _ask_for_approval(self, desk: PullRequestContext, text: str, outcome: _Outcome) -> None:
+    async def _ask_for_approval(self, context: PullRequestContext, text: str, outcome: _Outcome) -> None:
         """One check run for each commit; nothing where it says so already."""
-        repository, number = desk.facts.repository, desk.facts.pull_request.number
-        wanted = trust_replies.approval_check(desk.installation_id, repository, number, desk.facts.sha, text=text, now=now())
+        repository, number = context.facts.repository, context.facts.pull_request.number
+        wanted = trust_replies.approval_check(
+            context.installation_id, repository, number, context.facts.sha, text=text, now=now()
+        )
         if any(other.key == wanted.key for other in outcome.notifications):
             return
         there = await self._outbox.get(wanted.key)
@@ -287,7 +291,7 @@ class EventHandlers:
         if not isinstance(shown, CheckRunUpdate) or shown.conclusion is not wanted.update.conclusion:
             outcome.notifications.append(wanted)
 
-    async def _to_retest(self, desk: PullRequestContext, event: CommentCreated, wanted: str | None) -> list[_Repeat]:
+    async def _to_retest(self, context: PullRequestContext, event: CommentCreated, wanted: str | None) -> list[_Repeat]:
         """The newest run of the wanted workflow, or of every one that did not succeed. What the store knows nothing of is
         found by our check runs on the commit. Raises Refused."""
         newest: dict[str, Run] = {}
@@ -297,7 +301,7 @@ class EventHandlers:
             (run.plan.workflow, run.plan.inputs, run.conclusion) for run in newest.values() if run.state is RunState.FINISHED
         ]
         if not newest:
-            checks = await self._github.check_runs(event.installation_id, event.repository.full_name, desk.facts.sha)
+            checks = await self._github.check_runs(event.installation_id, event.repository.full_name, context.facts.sha)
             # One that is not completed never will be: the run behind it is lost.
             ended = [(workflow, {}, conclusion) for workflow, conclusion in _workflows_of(checks)]
         if wanted is not None:
@@ -311,7 +315,7 @@ class EventHandlers:
         return [_Repeat(number=event.number, workflow=workflow, inputs=inputs) for workflow, inputs, _ in chosen]
 
     def _queue_again(
-        self, repeats: Sequence[_Repeat], desk: PullRequestContext, outcome: _Outcome, comment: CommentCreated | None = None
+        self, repeats: Sequence[_Repeat], context: PullRequestContext, outcome: _Outcome, comment: CommentCreated | None = None
     ) -> None:
         """Plan those workflows from today's files. One that cannot be planned keeps no other from running.
         Raises UsageError with every reason, after the others were queued."""
@@ -319,11 +323,11 @@ class EventHandlers:
         for repeat in repeats:
             try:
                 assert repeat.workflow is not None
-                plan = planning.again(desk.catalogue, repeat.workflow, repeat.inputs, desk.facts)
+                plan = planning.again(context.catalogue, repeat.workflow, repeat.inputs, context.facts)
             except UsageError as problem:
                 problems.append(problem.message)
             else:
-                self._queue(plan, desk, outcome, comment=comment)
+                self._queue(plan, context, outcome, comment=comment)
         if problems:
             raise UsageError("\n\n".join(problems))
 
@@ -341,21 +345,23 @@ class EventHandlers:
         if any(isinstance(seen, HeadSeen) and heads.is_overtaken(standing.history, seen) for seen in stated):
             log.info("%s#%s: %s came late, and is not the head", repository.full_name, pull_request.number, event.action)
             return
-        desk = await self._desk(event.installation_id, repository, pull_request, event.sender.login, standing, "pull_request")
-        planned_now, refusals = planning.for_pull_request(desk.catalogue, event.action, desk.facts)
+        context = await self._context(
+            event.installation_id, repository, pull_request, event.sender.login, standing, "pull_request"
+        )
+        planned_now, refusals = planning.for_pull_request(context.catalogue, event.action, context.facts)
         plans = list(planned_now)
         if refusals:
             text = "\n\n".join(refusals)
             outcome.notifications.append(
                 replies.notice(event.installation_id, repository, pull_request.number, "machines", text)
             )
-        plans += await self._supersede(desk, plans, outcome)
-        outcome.notifications += desk.complaints()
+        plans += await self._supersede(context, plans, outcome)
+        outcome.notifications += context.complaints()
         try:
-            desk.check_may_run(self._policy, asked=False)
+            context.check_may_run(self._policy, asked=False)
         except NeedsApproval as refusal:
             if plans or not standing.is_branch:
-                await self._ask_for_approval(desk, str(refusal), outcome)
+                await self._ask_for_approval(context, str(refusal), outcome)
             return
         except Refused as refusal:
             if plans:
@@ -370,12 +376,12 @@ class EventHandlers:
             log.info("%s#%s: %s is not the head any more", repository.full_name, pull_request.number, pull_request.head_sha[:7])
             return
         for plan in plans:
-            self._queue(plan, desk, outcome)
+            self._queue(plan, context, outcome)
 
-    async def _supersede(self, desk: PullRequestContext, plans: Sequence[Plan], outcome: _Outcome) -> list[Plan]:
+    async def _supersede(self, context: PullRequestContext, plans: Sequence[Plan], outcome: _Outcome) -> list[Plan]:
         """Stop runs of older commits. Their workflows were requested on this pull request, so the new commit gets them too
         where it may start by itself; code that was never requested to run doesn't start."""
-        facts = desk.facts
+        facts = context.facts
         successors: list[Plan] = []
         planned = {plan.concurrency_group for plan in plans}
         for run in await self._unfinished_of(facts.repository, facts.pull_request.number):
@@ -383,14 +389,14 @@ class EventHandlers:
             if run.source.sha == facts.sha or not old.cancel_in_progress:
                 continue
             outcome.cancel.append((run.id, f"superseded by {facts.sha[:7]}"))
-            if desk.standing.starts_alone and old.concurrency_group not in planned:
+            if context.standing.starts_alone and old.concurrency_group not in planned:
                 planned.add(old.concurrency_group)
                 try:
-                    successors.append(planning.again(desk.catalogue, old.workflow, old.inputs, facts))
+                    successors.append(planning.again(context.catalogue, old.workflow, old.inputs, facts))
                 except UsageError as problem:
                     outcome.notifications.append(
                         replies.notice(
-                            desk.installation_id, facts.repository, facts.pull_request.number, "refused", problem.message
+                            context.installation_id, facts.repository, facts.pull_request.number, "refused", problem.message
                         )
                     )
         return successors
@@ -432,15 +438,17 @@ class EventHandlers:
             event.installation_id, repository, pull_request, requester=event.sender, permission=permission
         )
         outcome.observed += standing.observed
-        desk = await self._desk(event.installation_id, repository, pull_request, event.sender.login, standing, "check_run")
+        context = await self._context(
+            event.installation_id, repository, pull_request, event.sender.login, standing, "check_run"
+        )
         try:
-            desk.check_may_run(self._policy, asked=True)
+            context.check_may_run(self._policy, asked=True)
         except NeedsApproval as refusal:
-            await self._ask_for_approval(desk, str(refusal), outcome)
+            await self._ask_for_approval(context, str(refusal), outcome)
             raise
         if any(repeat.workflow is None for repeat in repeats):
             raise Refused(trust_replies.rerun_lost(event.check_name or "", event.head_sha))
-        self._queue_again(repeats, desk, outcome)
+        self._queue_again(repeats, context, outcome)
 
     async def _repeats(self, event: RerunRequested) -> list[_Repeat]:
         """What Re-run is about: by the store, or, where that knows nothing of it, by the commit and the check run's name."""
@@ -498,15 +506,15 @@ class EventHandlers:
             if run.source.repository.id == repository.id and run.source.pull_request.number == number
         ]
 
-    def _queue(self, plan: Plan, desk: PullRequestContext, outcome: _Outcome, comment: CommentCreated | None = None) -> None:
-        facts = desk.facts
+    def _queue(self, plan: Plan, context: PullRequestContext, outcome: _Outcome, comment: CommentCreated | None = None) -> None:
+        facts = context.facts
         distinction = f"{plan.workflow}/{len(outcome.runs)}"
         outcome.runs.append(
             NewRun(
                 id=self._policy.run_id(outcome.delivery.digest, distinction),
                 delivery_guid=outcome.delivery.guid,
                 source=Source(
-                    installation_id=desk.installation_id,
+                    installation_id=context.installation_id,
                     repository=facts.repository,
                     pull_request=facts.pull_request,
                     sha=facts.sha,
@@ -519,7 +527,7 @@ class EventHandlers:
             )
         )
 
-    async def _desk(
+    async def _context(
         self,
         installation_id: int,
         repository: Repository,

@@ -28,7 +28,7 @@ log = logging.getLogger("gibil.intake")
 LEASE_S = 600.0
 POLL_S = 5.0
 AT_ONCE = 64
-"""Deliveries in hand at one time, without those that cancel."""
+"""Deliveries claimed at a time, without those that cancel."""
 CANCELS_AT_ONCE = 16
 GITHUB_TRIES = 8
 FAULT_TRIES = 3
@@ -39,7 +39,7 @@ _QueueKey = tuple[int, bool]
 
 
 class Intake:
-    """`run()` for as long as the bot lives."""
+    """`run()` while the bot is running."""
 
     def __init__(self, store: Store, github: GitHub, policy: Policy, process: str) -> None:
         self._inbox = store.inbox
@@ -48,14 +48,14 @@ class Intake:
         self._process = process
         self._queues: dict[_QueueKey, asyncio.Queue[tuple[Delivery, Event]]] = {}
         self._workers: dict[_QueueKey, asyncio.Task[None]] = {}
-        self._in_hand: Counter[bool] = Counter()
+        self._claimed: Counter[bool] = Counter()
         """Deliveries that cancel (True), and others."""
 
     async def run(self) -> None:
         signal = self._inbox.changed()
         try:
             while True:
-                room, for_cancels = AT_ONCE - self._in_hand[False], CANCELS_AT_ONCE - self._in_hand[True]
+                room, for_cancels = AT_ONCE - self._claimed[False], CANCELS_AT_ONCE - self._claimed[True]
                 deliveries: list[Delivery] = []
                 try:
                     deliveries = await self._inbox.claim(self._process, limit=room, cancels=for_cancels, lease_s=LEASE_S)
@@ -91,7 +91,7 @@ class Intake:
             await self._complete(delivery, DeliveryOutcome(observed=observed_in(event, delivery.received_at)))
             return
         key = event.repository.id, delivery.cancels
-        self._in_hand[delivery.cancels] += 1
+        self._claimed[delivery.cancels] += 1
         self._queues.setdefault(key, asyncio.Queue()).put_nowait((delivery, event))
         if key not in self._workers:
             self._workers[key] = asyncio.create_task(self._work(key), name=f"intake of repository {key[0]}")
@@ -104,9 +104,9 @@ class Intake:
                 try:
                     await self._handle(delivery, event)
                 finally:
-                    self._in_hand[delivery.cancels] -= 1
+                    self._claimed[delivery.cancels] -= 1
         finally:
-            self._in_hand[key[1]] -= queue.qsize()
+            self._claimed[key[1]] -= queue.qsize()
             del self._workers[key], self._queues[key]
 
     async def _complete(self, delivery: Delivery, outcome: DeliveryOutcome) -> None:
@@ -121,15 +121,15 @@ class Intake:
         except GitHubError as error:
             if error.retry_after_s is not None and delivery.attempts < GITHUB_TRIES:
                 delay = max(error.retry_after_s, 2.0**delivery.attempts)
-                log.warning("delivery %s: again in %.0f s: %s", delivery.guid, delay, error.message)
+                log.warning("delivery %s: next try in %.0f s: %s", delivery.guid, delay, error.message)
                 await self._inbox.postpone(self._process, delivery.guid, error.message, delay_s=delay)
                 return
             log.error("delivery %s: %s", delivery.guid, error.message)
             await self._complete(delivery, self._failed(delivery, event, replies.github_failed(error.message)))
         except StoreError as error:
-            log.error("delivery %s stays to be handled: %s", delivery.guid, error.message)
+            log.error("delivery %s stays unhandled: %s", delivery.guid, error.message)
         except Exception as error:
-            log.exception("delivery %s: a fault of ours", delivery.guid)
+            log.exception("delivery %s: internal error", delivery.guid)
             if delivery.attempts < FAULT_TRIES:
                 await self._inbox.postpone(self._process, delivery.guid, repr(error), delay_s=10.0)
                 return

@@ -1,7 +1,7 @@
-"""Tells GitHub what it has still to know, until it knows it.
+"""Publishes pending notifications to GitHub, again and again until GitHub has them.
 
-The store holds wishes ("this check run looks like that"), newest first to count; this loop makes GitHub show them. A crash,
-a 502 or an hour without network only delays: the wish stays until it is told.
+The store holds the newest desired state of each object ("this check run looks like that"). A crash, a 502 or an hour without
+network only delays publishing: a notification stays pending until it is published.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from gibil_bot.errors import GitHubError, NotAskedYet, StoreError
 from gibil_bot.model import DueNotification, Priority
 from gibil_bot.ports import Outbox, Publisher
 
-log = logging.getLogger("gibil.teller")
+log = logging.getLogger("gibil.outbox")
 
 AT_ONCE = {Priority.PROGRESS: 16, Priority.COMMENT: 8, Priority.REACTION: 4}
-"""How many of that priority, and of all below it, are under way at one time (results count as progress): comments wait for
-GitHub's rate, and must not keep check runs waiting."""
+"""How many requests of that priority, and of all below it, may be in progress at a time (results count as progress): comments
+wait for GitHub's rate limit, and must not keep check runs waiting."""
 LEASE_S = 180.0
 POLL_S = 5.0
 LONGEST_WAIT_S = 300.0
 
 
 class OutboxPublisher:
-    """`run()` for as long as the bot lives; cancelling it stops after what is under way is written down or given back."""
+    """`run()` while the bot is running. Cancelling it also cancels the requests in progress; their leases expire."""
 
     def __init__(self, outbox: Outbox, publisher: Publisher, owner: str) -> None:
         self._outbox = outbox
         self._publisher = publisher
         self._owner = owner
         self._tasks: set[asyncio.Task[None]] = set()
-        self._under_way: Counter[Priority] = Counter()
-        """Requests; what became of them is written after that, and wakes us."""
+        self._in_progress: Counter[Priority] = Counter()
+        """Requests in progress, by priority. Their outcome is stored after that, which wakes this loop."""
 
     async def run(self) -> None:
         signal = self._outbox.changed()
@@ -47,7 +47,7 @@ class OutboxPublisher:
                     due = await self._claim(room, up_to) if room > 0 else []
                     more |= 0 < room == len(due)
                     for one in due:
-                        self._under_way[one.priority] += 1
+                        self._in_progress[one.priority] += 1
                         task = asyncio.create_task(self._publish(one))
                         self._tasks.add(task)
                         task.add_done_callback(self._tasks.discard)
@@ -59,9 +59,9 @@ class OutboxPublisher:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _room(self, up_to: Priority) -> int:
-        """How many more down to that priority may be begun now."""
+        """How many more requests down to that priority may be started now."""
         return min(
-            most - sum(n for priority, n in self._under_way.items() if priority >= lowest or lowest is Priority.PROGRESS)
+            most - sum(n for priority, n in self._in_progress.items() if priority >= lowest or lowest is Priority.PROGRESS)
             for lowest, most in AT_ONCE.items()
             if lowest <= up_to
         )
@@ -70,7 +70,7 @@ class OutboxPublisher:
         try:
             return await self._outbox.claim(self._owner, limit=limit, lease_s=LEASE_S, up_to=up_to)
         except StoreError as error:
-            log.error("cannot read what GitHub has to be told: %s", error.message)
+            log.error("pending notifications could not be claimed: %s", error.message)
             await asyncio.sleep(POLL_S)
             return []
 
@@ -80,15 +80,15 @@ class OutboxPublisher:
             try:
                 remote_id = await self._publisher.publish(due)
             finally:
-                self._under_way[due.priority] -= 1
+                self._in_progress[due.priority] -= 1
         except GitHubError as error:
             await self._failed(due, error)
         except Exception:
-            # A fault of ours in one telling must not silence all the others.
-            log.exception("telling %s failed inside", key)
-            await self._failed(due, GitHubError("gibil failed inside", retry_after_s=60.0))
+            # An internal error in one must not stop the others.
+            log.exception("publishing %s: internal error", key)
+            await self._failed(due, GitHubError("internal error of gibil", retry_after_s=60.0))
         else:
-            with contextlib.suppress(StoreError):  # then it is told again, which changes nothing
+            with contextlib.suppress(StoreError):  # then it is published again, which changes nothing
                 await asyncio.shield(self._outbox.published(self._owner, due, remote_id))
 
     async def _failed(self, due: DueNotification, error: GitHubError) -> None:
@@ -99,9 +99,9 @@ class OutboxPublisher:
         elif error.retry_after_s is not None:
             backoff = min(LONGEST_WAIT_S, 2.0 ** min(due.failures, 9)) * random.uniform(0.75, 1.25)
             retry_s = max(error.retry_after_s, backoff if due.failures else 0.0)
-            log.warning("GitHub was not told %s, again in %.0f s: %s", due.notification.key, retry_s, error.message)
+            log.warning("%s is not published yet, next try in %.0f s: %s", due.notification.key, retry_s, error.message)
         else:
-            log.error("GitHub will not be told %s: %s", due.notification.key, error.message)
+            log.error("%s will never be published: %s", due.notification.key, error.message)
         with contextlib.suppress(StoreError):
             await self._outbox.not_published(
                 self._owner, due, error.message, retry_s=retry_s, failed=not isinstance(error, NotAskedYet)

@@ -1,9 +1,9 @@
-"""One run, from its claim to its closed check run: forge, bring the code, run the tasks, burn, close, tell.
+"""One run, from its claim to its closed check run: create a machine, copy the code, run the tasks, destroy it, report.
 
 A runner can be stopped in three ways, and only one of them is the run's end:
-- `cancel(reason)`: the run should stop (superseded, cancelled, closed): it ends as `cancelled`, its machine burned.
+- `cancel(reason)`: the run should stop (superseded, cancelled, closed): it ends as `cancelled`, and its machine is destroyed.
 - its asyncio task is cancelled: this process stops. The machine and its detached tasks go on; the next process attaches again.
-- `ClaimLost`: another process works on the run now; nothing more is written, nothing is burned.
+- `ClaimLost`: another process works on the run now; nothing more is written, and no machine is destroyed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 PUBLISH_EVERY_S = 5.0
 MACHINES_PER_RUN = 2
-"""The first one, and one more when the first was lost through no fault of the tasks."""
+"""The first one, and a second if the first was lost and the tasks did not cause that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +52,11 @@ class Tools:
     """What every run of this process shares."""
 
     runs: RunRecorder
-    forge: MachineFactory
+    factory: MachineFactory
     supply: SourceTransfer
     logs: Path
     owner: str
-    """Who the machines belong to: all processes that share one data directory."""
+    """Owner of the machines: the same for all processes that share one data directory."""
     secrets: ScopedSecrets
     egress: tuple[str, ...] = ()
     public_url: str = ""
@@ -71,11 +71,11 @@ class Tools:
 
 
 class _Cancelled(Exception):
-    """The run is to stop, and nothing of it is running any more."""
+    """The run should stop, and none of its tasks is running."""
 
 
 class Runner:
-    """Works on one claimed run. `run()` once."""
+    """Works on one claimed run. Call `run()` once."""
 
     def __init__(self, tools: Tools, claim: Claim) -> None:
         self._tools = tools
@@ -84,7 +84,7 @@ class Runner:
         self._cancellation = Cancellation(claim.run.cancel_reason)
         self._journal = Journal(tools.logs / claim.run.id, tools.observer)
         self._phase = "forging a machine"
-        self._forged_s: float | None = None
+        self._created_in_s: float | None = None
         self._execution: Execution | None = None
         self._results: Mapping[int, TaskResult] = {}
         self._changed = asyncio.Event()
@@ -97,7 +97,7 @@ class Runner:
         self._changed.set()
 
     async def run(self) -> Conclusion:
-        """To the end. Raises CancelledError when this process stops, ClaimLost when the run is another's."""
+        """Work until the run ends. Raises CancelledError when this process stops, ClaimLost when another has the run."""
         publisher = asyncio.create_task(self._publish())
         self._changed.set()
         try:
@@ -119,32 +119,36 @@ class Runner:
         problem = self._read_secrets() or await self._changed_secrets()
         if problem:
             if self._run.machine is not None:
-                await asyncio.shield(self._burn(self._run.machine))
-            return await self._our_fault(problem)
+                await asyncio.shield(self._destroy(self._run.machine))
+            return await self._internal_failure(problem)
         while True:
             try:
                 return await self._on_machine(attempt)
             except _Cancelled:
                 return Conclusion.CANCELLED
             except Unavailable as error:
-                return await self._our_fault(" ".join((error.message, *error.remedies)))
+                return await self._internal_failure(" ".join((error.message, *error.remedies)))
             except (MachineLost, ProviderError, SSHError) as error:
                 if self._cancellation.reason is not None:
                     return Conclusion.CANCELLED
                 if attempt >= MACHINES_PER_RUN:
-                    return await self._our_fault(f"The machine failed twice. {error.message}")
+                    return await self._internal_failure(f"The machine failed twice. {error.message}")
                 attempt += 1
                 await self._note(f"The first machine was lost ({error.message}); everything was started again on a new one.")
                 self._results, self._execution = {}, None
             except TimeoutError:
-                return await self._our_fault("The machine did not answer in time; `/gibil retest` starts again on a new one.")
+                return await self._internal_failure(
+                    "The machine did not answer in time; `/gibil retest` starts again on a new one."
+                )
             except (SourceError, GitHubError) as error:
-                return await self._our_fault(error.message)
+                return await self._internal_failure(error.message)
             except (ClaimLost, StoreError):
                 raise
             except Exception as error:
-                log.exception("run %s: a fault of ours", self._run.id)
-                return await self._our_fault(f"gibil failed inside: {type(error).__name__}. The bot's log says more.")
+                log.exception("run %s: internal error", self._run.id)
+                return await self._internal_failure(
+                    f"Internal error of gibil: {type(error).__name__}. The bot's log has the details."
+                )
 
     def _read_secrets(self) -> str | None:
         if self._run.source.trust is not Trust.TRUSTED:
@@ -158,7 +162,7 @@ class Runner:
         return None
 
     async def _changed_secrets(self) -> str | None:
-        """Output of a machine may hold the values that the run began with, which only those can mask."""
+        """Why the run can't go on, if its secrets changed: output of its machine may contain the old ones, unmasked."""
         if not self._secret_values:
             return None
         fingerprint = secrets_fingerprint(self._tools.fingerprint_key, self._secret_values)
@@ -174,12 +178,12 @@ class Runner:
 
     async def _on_machine(self, attempt: int) -> Conclusion:
         name = f"gibil-{self._run.id}-{attempt}"
-        if self._run.machine_attempt == attempt:  # otherwise nobody has worked on it
+        if self._run.machine_attempt == attempt:  # otherwise no process has worked on it
             self._results = {r.index: r for r in await self._tools.runs.task_results(self._run.id, attempt)}
         plan, stop = self._run.plan, self._cancellation.reason
         if is_complete(plan, self._results):
-            # Killed between the last task and the end: the machine may be gone, and is not needed any more.
-            await self._burn(name)
+            # The process died between the last task and the end: the machine is no longer needed, and may not exist.
+            await self._destroy(name)
             return conclusion_of(plan, self._results, cancelled=stop is not None)
         if stop is not None and self._run.machine is None:
             raise _Cancelled
@@ -187,7 +191,7 @@ class Runner:
         shell: Shell | None = None
         keep = False
         try:
-            with notices(self._tools.forge.provider, self._preparing):
+            with notices(self._tools.factory.provider, self._preparing):
                 machine, shell = await self._machine(name, attempt)
             execution = self._execution = Execution(
                 runs=self._tools.runs,
@@ -204,7 +208,7 @@ class Runner:
                 on_change=self._changed.set,
                 on_output=self._tools.output,
                 results=self._results,
-                refusals=lambda since: refusals(self._tools.forge.provider, name, since),
+                refusals=lambda since: refusals(self._tools.factory.provider, name, since),
                 cause=lambda since: self._cause(name, machine, since),
                 room=self._tools.max_logs_bytes,
             )
@@ -218,12 +222,12 @@ class Runner:
         except MachineLost:
             if machine is not None and now() >= machine.expires_at:
                 await self._note(
-                    f"The machine's time was up ({_minutes(machine)}): `machine: {{ttl: …}}` of the workflow sets it."
+                    f"The machine expired after {_minutes(machine)}: `machine: {{ttl: …}}` in the workflow extends that."
                 )
                 return Conclusion.TIMED_OUT
             raise
         except (asyncio.CancelledError, ClaimLost):
-            keep = True  # this process stops, or another one has taken over: the machine is not ours to burn
+            keep = True  # this process stops, or another one continues the run: its machine stays
             raise
         finally:
             if self._execution is not None:
@@ -231,20 +235,20 @@ class Runner:
             if shell is not None:
                 await asyncio.shield(_quietly(shell.close()))
             if not keep:
-                await asyncio.shield(self._burn(name))
+                await asyncio.shield(self._destroy(name))
 
     async def _cause(self, name: str, machine: Machine, since: datetime) -> str | None:
-        """What the task that began then has brought about; an expiry is none of it."""
-        return None if now() >= machine.expires_at else await self._tools.forge.cause(name, since)
+        """Why the machine ended since then, where a task caused it: its expiry doesn't count."""
+        return None if now() >= machine.expires_at else await self._tools.factory.cause(name, since)
 
     async def _machine(self, name: str, attempt: int) -> tuple[Machine, Shell]:
-        forge = self._tools.forge
+        factory = self._tools.factory
         if self._results:
-            # Work was done on it: only that very machine can go on.
-            found = await forge.get(name)
+            # Tasks have run on it, so no other machine can continue.
+            found = await factory.get(name)
             if found is None:
-                raise MachineLost("The machine was gone when the bot came back")
-            return found, await forge.open(found)
+                raise MachineLost("The machine no longer existed when the bot continued the run")
+            return found, await factory.open(found)
         await self._tools.runs.save_machine(self._claim, name, attempt)
         if self._cancellation.reason is not None:
             raise _Cancelled
@@ -254,7 +258,7 @@ class Runner:
         self._tools.supply.begin(self._run)
         source = self._run.source
         machine, shell = await self._unless_cancelled(
-            forge.create(
+            factory.create(
                 name=name,
                 owner=self._tools.owner,
                 ttl_s=min(self._run.plan.machine.ttl_s, self._tools.max_ttl_s),
@@ -265,8 +269,8 @@ class Runner:
                 tethered=self._tools.tethered,
             )
         )
-        self._forged_s = time.perf_counter() - begun
-        self._journal.note("forged", machine=name, seconds=self._forged_s)
+        self._created_in_s = time.perf_counter() - begun
+        self._journal.note("forged", machine=name, seconds=self._created_in_s)
         return machine, shell
 
     def _preparing(self, what: str) -> None:
@@ -294,7 +298,7 @@ class Runner:
                 await preparing
 
     async def _unless_cancelled(self, work: Awaitable[T]) -> T:
-        """Await `work`; when the run is cancelled meanwhile, stop it and wait until it has cleaned up behind itself."""
+        """Await `work`; if the run is cancelled first, cancel `work` and wait until it has cleaned up. Raises _Cancelled."""
         worker = asyncio.ensure_future(work)
         watcher = asyncio.create_task(self._cancellation.wait())
         try:
@@ -309,21 +313,21 @@ class Runner:
                     with contextlib.suppress(asyncio.CancelledError, Exception):
                         await task
 
-    async def _burn(self, name: str) -> None:
+    async def _destroy(self, name: str) -> None:
         self._journal.note("burning", machine=name)
         begun = time.perf_counter()
         try:
-            await self._tools.forge.destroy(name)
+            await self._tools.factory.destroy(name)
             await self._tools.runs.save_machine(self._claim, None, int(name.rpartition("-")[2]))
         except ProviderError as error:
             # The reaper finds it by its label, for as long as it takes.
-            log.error("run %s: %s could not be burned now: %s", self._run.id, name, error.message)
+            log.error("run %s: %s could not be destroyed now, the reaper tries again: %s", self._run.id, name, error.message)
             return
         except ClaimLost:
             return
         self._journal.note("burned", machine=name, seconds=time.perf_counter() - begun)
 
-    # --- what is told ---
+    # --- what is published ---
 
     def _set_phase(self, phase: str) -> None:
         self._phase = phase
@@ -337,7 +341,7 @@ class Runner:
         assert self._run.note is not None
         await self._tools.runs.save_note(self._claim, self._run.note)
 
-    async def _our_fault(self, text: str) -> Conclusion:
+    async def _internal_failure(self, text: str) -> Conclusion:
         self._phase = "failed"
         await self._note(text)
         return Conclusion.FAILURE
@@ -351,7 +355,7 @@ class Runner:
             place=None,
             live_tail=execution.live_tail if execution is not None and conclusion is None else "",
             phase=self._phase,
-            forged_s=self._forged_s,
+            created_in_s=self._created_in_s,
             conclusion=conclusion,
             public_url=self._tools.public_url,
             now=at or now(),

@@ -1,4 +1,4 @@
-"""Waking those who wait for a write: one subscription each, so that nobody misses what another one saw."""
+"""Wakes waiters after a write. Each has its own subscription, so that none misses what another one saw."""
 
 from __future__ import annotations
 

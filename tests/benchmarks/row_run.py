@@ -136,7 +136,7 @@ async def _ours(machines: Yard, place: Place, folder: Path) -> float:
         assert claim is not None
         tools = Tools(
             runs=store.runs,
-            forge=machines.forge,
+            factory=machines.forge,
             supply=PullRequestClone(place.github),
             logs=folder / "logs",
             owner=machines.owner,

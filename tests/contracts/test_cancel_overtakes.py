@@ -138,8 +138,7 @@ async def test_what_was_asked_for_before_is_cancelled_and_what_comes_later_is_no
             elsewhere: None,
             later: None,
         }
-        answers = [await it.store.outbox.get(f"reaction:5:{content}") for content in ("rocket", "confused")]
-        assert [found is not None for found in answers] == [True, False]
+        assert await it.store.outbox.get("reaction:5:confused") is None
         assert (await it.store.inbox.get(cancel)) is not None
 
 

@@ -72,7 +72,7 @@ async def bench(folder: Path) -> AsyncIterator[Bench]:
         raise MachineLost("no machine of these tests can be entered")
 
     forge = MachineFactory(provider=provider, keyring=Keyring(folder), connect_shell=no_shell)
-    tools = Tools(runs=store.runs, forge=forge, supply=supply, logs=folder / "logs", owner="tests", secrets=ScopedSecrets())
+    tools = Tools(runs=store.runs, factory=forge, supply=supply, logs=folder / "logs", owner="tests", secrets=ScopedSecrets())
     try:
         yield Bench(store, provider, supply, tools)
     finally:

@@ -180,7 +180,7 @@ def test_a_run_that_begins_says_its_phase() -> None:
 
 def test_a_running_run_says_how_far_it_is_and_shows_the_live_output() -> None:
     results = (OK[0], result(1, TaskStatus.RUNNING, finished_at=None))
-    told = output(report(results=results, live_tail="collecting …\nok 12", forged_s=0.42))
+    told = output(report(results=results, live_tail="collecting …\nok 12", created_in_s=0.42))
     assert told["title"] == "1 of 3 tasks done: unit tests"
     assert "```text\ncollecting …\nok 12\n```" in told["summary"]
     assert "| ▶️ | `unit tests` | 1 min 30 s | |" in told["summary"].replace("  ", " ")

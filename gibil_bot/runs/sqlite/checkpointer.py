@@ -1,7 +1,7 @@
-"""Carries committed pages from the write-ahead log into the database file, on its own thread and connection.
+"""Checkpoints the write-ahead log into the database file, on its own thread and connection.
 
-The writer would otherwise stop for it. A log that grows all the same, because writing never pauses, is cut by the writer
-between two batches: then the pages that are left are few.
+Otherwise the writer would stop for it. If the log keeps growing because writing never pauses, the writer truncates it between
+two batches, when few pages are left.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Checkpointer:
                 db.execute("pragma busy_timeout = 200")  # a reader that stays in our way is no reason to keep callers waiting
                 db.execute("pragma wal_checkpoint(restart)").fetchone()
             except sqlite3.Error:
-                pass  # the same trouble meets the next commit, which has a caller to tell
+                pass  # the next commit meets the same problem, and reports it to its caller
             finally:
                 db.execute(f"pragma busy_timeout = {BUSY_S * 1000:.0f}")
             self._cut_wanted.clear()

@@ -1,7 +1,7 @@
-"""The one thread that writes: whatever waits is committed together, so that one fsync serves many callers.
+"""The one thread that writes: waiting jobs are committed together, so that one fsync serves many callers.
 
-A job is a function of the connection. One that fails takes nothing with it: the batch is then rolled back and done again with
-each job in a savepoint of its own. Callers are woken after the commit, all of a batch with one call into the event loop.
+A job is a function of the connection. A failing job doesn't affect others: the batch is rolled back and repeated with each job
+in a savepoint. Callers are woken after the commit, all of a batch with one call into the event loop.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class Writer:
         return future, result, None
 
     def _wake(self, outcomes: list[_Outcome], topics: set[str]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more, and what is committed stays so
+        with contextlib.suppress(RuntimeError):  # the loop is closed: no caller waits, and what is committed stays committed
             self._loop.call_soon_threadsafe(self._resolve, outcomes, topics)
 
     def _resolve(self, outcomes: list[_Outcome], topics: set[str]) -> None:
