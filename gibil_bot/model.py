@@ -1,9 +1,9 @@
-"""The nouns: small frozen values that every room shares. Bytes become one of these at the door.
+"""The nouns: small frozen values that every room shares. Bytes become one of these at the boundary.
 
-Times are aware datetimes in UTC, durations are seconds (`_s`), sizes are megabytes (`_mb`). msgspec turns any of
-these into JSON and back (`msgspec.json.encode`, `msgspec.json.decode(data, type=Plan)`): that is how they are stored.
-They are its structs, and not dataclasses, because every command makes all these classes when it starts: half a millisecond
-for them all, where dataclasses take twenty. A changed copy: `msgspec.structs.replace(machine, status="off")`.
+Times are aware datetimes in UTC, durations are seconds (`_s`), sizes are megabytes (`_mb`). msgspec encodes them as JSON and
+decodes them (`msgspec.json.encode`, `msgspec.json.decode(data, type=Plan)`): that is how they are stored. They are structs and
+not dataclasses, because every command creates all these classes when it starts, which takes half a millisecond instead of
+twenty. A changed copy: `msgspec.structs.replace(machine, status="off")`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class TaskStatus(StrEnum):
 
 
 class UnusableFile(bytes):
-    """What a commit has in place of a workflow file. Its content is the problem, in words for people."""
+    """What a commit contains instead of a workflow file. Its content describes the problem, for people."""
 
     @classmethod
     def of(cls, kind: str, *, is_folder: bool = False) -> UnusableFile:
@@ -103,11 +103,11 @@ class PullRequest(Struct, frozen=True, kw_only=True):
     is_draft: bool = False
     maintainer_can_modify: bool = False
     head_repository_id: int | None = None
-    """Stays the same when a repository is renamed or transferred. None: the fork is gone, or it is not known."""
+    """Stays the same when a repository is renamed or transferred. None: the fork was deleted, or it isn't known."""
     head_owner: str | None = None
     """Login of the account that owns the head's repository now."""
     head_owner_is_user: bool = False
-    """A person's account, and not an organization's."""
+    """A user's account, not an organization's."""
     created_at: datetime | None = None
     updated_at: datetime | None = None
     """GitHub's time of the last change of any kind: a push, a comment, a label."""
@@ -129,13 +129,13 @@ class CommentCreated(Struct, frozen=True, kw_only=True, tag="comment_created"):
     created_at: datetime | None = None
     """When it was written, by GitHub's clock, in whole seconds."""
     thread_updated_at: datetime | None = None
-    """When the pull request changed last, as GitHub knew when it sent this."""
+    """When the pull request last changed, as of the sending of this event."""
     commit_sha: str | None = None
     """The commit that a review was submitted on."""
 
     @property
     def is_review_comment(self) -> bool:
-        """On a line of the diff, and not in the conversation."""
+        """On a line of the diff, not in the conversation."""
         return self.event_name == "pull_request_review_comment"
 
     @property
@@ -169,7 +169,7 @@ class RerunRequested(Struct, frozen=True, kw_only=True, tag="rerun_requested"):
 
 
 class BranchPushed(Struct, frozen=True, kw_only=True, tag="branch_pushed"):
-    """A commit was pushed to a branch of the repository itself; nothing follows but the knowledge of who pushed it."""
+    """A commit was pushed to a branch of the repository itself. It starts nothing; who pushed it is recorded."""
 
     repository: Repository
     branch: str
@@ -188,7 +188,7 @@ class MergeGroupChecked(Struct, frozen=True, kw_only=True, tag="merge_group_chec
 
 
 class Ignored(Struct, frozen=True, kw_only=True, tag="ignored"):
-    """Nothing for us; `reason` is for the log."""
+    """An event that nothing follows from; `reason` is for the log."""
 
     reason: str
 
@@ -228,7 +228,7 @@ class CancelRequest(Struct, frozen=True, kw_only=True):
     reason: str
 
 
-# --- who put a commit there ---------------------------------------------------------------------------------------
+# --- who pushed a commit ------------------------------------------------------------------------------------------
 
 
 class HeadSeen(Struct, frozen=True, kw_only=True):
@@ -238,7 +238,7 @@ class HeadSeen(Struct, frozen=True, kw_only=True):
     number: int
     sha: str
     action: str
-    """opened | synchronize | reopened; `seen`: read from the API, without a delivery that says how it came there."""
+    """opened | synchronize | reopened; `seen`: read from the API, without a delivery that says who pushed it."""
     at: datetime
     """It was the head at this time, and for `synchronize` not before."""
     before: str | None = None
@@ -260,7 +260,7 @@ class BranchPush(Struct, frozen=True, kw_only=True):
 
 
 class Approval(Struct, frozen=True, kw_only=True):
-    """A writer's word that one commit of an untrusted pull request may run. It ends with the next push."""
+    """A user with write permission allowed one commit of an untrusted pull request to run. It ends with the next push."""
 
     repository_id: int
     number: int
@@ -271,7 +271,7 @@ class Approval(Struct, frozen=True, kw_only=True):
 
 
 class HeadHistory(Struct, frozen=True, kw_only=True):
-    """What the store knows about how a pull request's head came there, oldest first."""
+    """What the store knows about the heads of a pull request and who pushed them, oldest first."""
 
     heads: tuple[HeadSeen, ...] = ()
     pushes: tuple[BranchPush, ...] = ()
@@ -287,7 +287,7 @@ class Command(Struct, frozen=True, kw_only=True):
     word: str
     arguments: Mapping[str, str] = field(default_factory=dict)
     problem: str | None = None
-    """Why the line could not be read, in a person's words; then only `word` can be relied on."""
+    """Why the line can't be read, for people; then only `word` is valid."""
 
 
 # --- what should be done ----------------------------------------------------------------------------------------
@@ -341,10 +341,10 @@ class MachinePlan(MachineResources, frozen=True, kw_only=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """One workflow, checked and bound to one event: everything that the runner needs, and nothing to decide later."""
+    """One workflow, checked and bound to one event: everything that the runner needs, with nothing left to decide."""
 
     workflow: str
-    """The file's name without `.yml`: what people and check runs call it."""
+    """The file's name without `.yml`, which people and check runs use."""
     title: str
     """The file's `name:`, or the workflow again."""
     path: str
@@ -363,10 +363,10 @@ class Plan(Struct, frozen=True, kw_only=True):
     github: Mapping[str, str] = field(default_factory=dict)
     """The `github.*` of conditions: event_name, actor, sha, ref, head_ref, base_ref, repository, number …"""
     notes: tuple[str, ...] = ()
-    """What planning chose on its own, for the report."""
+    """What planning decided by itself, for the report."""
 
 
-# --- the doing --------------------------------------------------------------------------------------------------
+# --- runs ------------------------------------------------------------------------------------------------------
 
 
 class Source(Struct, frozen=True, kw_only=True):
@@ -378,13 +378,13 @@ class Source(Struct, frozen=True, kw_only=True):
     sha: str
     trust: Trust
     actor: str
-    """Login of the person who asked."""
+    """Login of the requester."""
     comment_id: int | None = None
     is_review_comment: bool = False
 
 
 class NewRun(Struct, frozen=True, kw_only=True):
-    """What intake asks the store to queue. `id` is made by intake: 16 hexadecimal digits, unguessable."""
+    """A run to queue. Intake generates `id`: 16 hexadecimal digits, unguessable."""
 
     id: str
     delivery_guid: str
@@ -408,17 +408,17 @@ class Run(Struct, frozen=True, kw_only=True):
     finished_at: datetime | None = None
     conclusion: Conclusion | None = None
     cancel_reason: str | None = None
-    """Why it should stop: "superseded by abc1234", "cancelled by ada"; None: it should not."""
+    """Why it should stop: "superseded by abc1234", "cancelled by ada"; None: it should go on."""
     machine: str | None = None
-    """Name of the machine that may exist for it; None once it is burned."""
+    """Name of the machine that may exist for it; None once it is destroyed."""
     machine_attempt: int = 0
-    """How many machines were forged for it."""
+    """How many machines were created for it."""
     note: str | None = None
-    """What the report has to say beside the tasks: a machine that was lost and replaced, our own fault."""
+    """What the report says in addition to the tasks: a machine that was lost and replaced, an internal error."""
 
 
 class Claim(Struct, frozen=True, kw_only=True):
-    """The right of one process to work on one run. Every write names the fence; a stale one raises ClaimLost."""
+    """The right of one process to work on one run: see "the store" in ports. A write with a stale fence raises ClaimLost."""
 
     run: Run
     owner: str
@@ -432,19 +432,19 @@ class Refusal(Struct, frozen=True, kw_only=True):
     host: str
     port: int
     itself: bool = False
-    """It is the machine itself, by another name: there is nothing that an operator could allow."""
+    """It is the machine itself under another name, so an operator has nothing to allow."""
 
 
 class Refusals(Struct, frozen=True, kw_only=True):
-    """Endpoints that a machine was kept from reaching in some time, each once, the newest last."""
+    """Endpoints that a machine was not allowed to reach during some time, each once, newest last."""
 
     refused: tuple[Refusal, ...] = ()
     more: bool = False
-    """There were more, which are not remembered."""
+    """There were more, which aren't recorded."""
 
 
 class TaskResult(Struct, frozen=True, kw_only=True):
-    """How one task stands. Stored when it starts (RUNNING) and when it ends."""
+    """The state of one task. Stored when it starts (RUNNING) and when it ends."""
 
     index: int
     machine_attempt: int
@@ -460,7 +460,7 @@ class TaskResult(Struct, frozen=True, kw_only=True):
     detail: str = ""
     """Why it was skipped, or what stopped it."""
     refusals: Refusals = Refusals()
-    """What its machine was kept from reaching meanwhile; hosts are redacted."""
+    """What its machine was not allowed to reach meanwhile; hosts are redacted."""
 
     @property
     def duration_s(self) -> float | None:
@@ -556,7 +556,7 @@ class DueNotification(Struct, frozen=True, kw_only=True):
 
 
 class Spending(Struct, frozen=True, kw_only=True):
-    """What came of taking tokens from a bucket."""
+    """The result of taking tokens from a bucket."""
 
     allowed: bool
     wait_s: float = 0.0
@@ -635,40 +635,40 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     cpu_limit: str = "hardware"
     """How processors are shared: `shares` of a control group, `nice` or `hardware`."""
     forged_in_s: float
-    """How long the probe took to forge a machine."""
+    """How long the probe took to create a machine."""
     inherited: tuple[str, ...] = ()
-    """What machines have from the process that started their daemon, as it cannot be undone; for people."""
+    """What machines inherit from the process that started their daemon, because it can't be undone; for people."""
 
 
 class Usage(Struct, frozen=True, kw_only=True):
-    """What a machine may use at most, and uses now, as whoever enforces it measures it."""
+    """The limits of a machine and how much of them it uses, as measured by what enforces them."""
 
     memory_limit_mb: int
     memory_used_mb: int
-    """Without what the kernel takes back before it kills a process: the file cache."""
+    """Without the file cache, which the kernel frees before it kills a process."""
     disk_limit_mb: int
     disk_used_mb: int | None
     """None: the disk is a file system of its own, and the machine sees for itself how full it is."""
 
 
 class SizeOffer(Struct, frozen=True, kw_only=True):
-    """What a provider makes of one size today."""
+    """What a provider creates for one size today."""
 
     size: str
     what: str
     """For people: `4 GB of memory, 10 GB of disk`."""
     locations: tuple[str, ...] = ()
-    """Where it can be had; empty where there is only one place."""
+    """Locations that offer it; empty where the provider has only one."""
     price_hourly: Decimal | None = None
     """Net, for each started hour; None: nothing is billed."""
     currency: str | None = None
 
 
-# --- the way onto a machine -------------------------------------------------------------------------------------
+# --- SSH --------------------------------------------------------------------------------------------------------
 
 
 class Result(Struct, frozen=True, kw_only=True):
-    """What a command left behind."""
+    """The exit status and output of a command."""
 
     exit_status: int
     stdout: bytes
@@ -688,7 +688,7 @@ class Job(Struct, frozen=True, kw_only=True):
     working_directory: str = "/root"
     shell: str = "bash"
     merged: bool = True
-    """One stream, stderr among stdout as it came; False keeps two files."""
+    """One stream, with stderr and stdout interleaved; False keeps two files."""
     returns: tuple[str, ...] = ()
     """Absolute paths on the machine of at most 16 files: their contents come with the Exit."""
     most_output_bytes: int | None = None
@@ -699,7 +699,7 @@ class Job(Struct, frozen=True, kw_only=True):
 
 
 class Chunk(Struct, frozen=True):
-    """Bytes of a job's output. `offset` is where the *next* byte of that stream will be: attach there to go on."""
+    """Bytes of a job's output. `offset` is the position of the *next* byte of that stream: attach there to continue."""
 
     data: bytes
     offset: int
@@ -707,16 +707,16 @@ class Chunk(Struct, frozen=True):
 
 
 class Exit(Struct, frozen=True):
-    """The job ended. Killed by signal N: 128 + N, as a shell says it."""
+    """The job ended. Killed by signal N: 128 + N, as in a shell."""
 
     status: int
     files: Mapping[str, bytes] = field(default_factory=dict)
-    """What the job's `returns` held at its end, each cut at 1 MiB; b"" where there was no file to be read."""
+    """Contents of the job's `returns` at its end, each cut at 1 MiB; b"" where no file could be read."""
     output_cut: bool = False
     """Not all of its output could be stored on the machine: its disk is full, or what stores it was killed."""
 
 
 def _without(noun: Struct, *secret: str) -> str:
-    """Its repr without the fields that must be in no log."""
+    """The repr without the fields that must not be logged."""
     shown = ", ".join(f"{name}={getattr(noun, name)!r}" for name in noun.__struct_fields__ if name not in secret)
     return f"{type(noun).__name__}({shown})"

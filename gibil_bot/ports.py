@@ -1,4 +1,4 @@
-"""The verbs: everything that reaches outside this process, as short lists with their calling rules.
+"""The verbs: everything that reaches outside this process, as short Protocols with their calling rules.
 
 Implementations raise only `gibil_bot.errors`. All of them are used from one event loop and must never block it; every
 method may be cancelled at any await, and then leaves nothing behind that `destroy`, `sweep` or a lease would not find.
@@ -44,18 +44,18 @@ from gibil_bot.model import (
 
 
 class Provider(Protocol):
-    """Who forges machines. Its own list is the truth about what exists; nobody keeps a second one."""
+    """Creates machines. Its own list is the truth about what exists; no second list is kept."""
 
     name: str
 
     async def probe(self) -> Capabilities:
-        """Really forge a machine, run `true` on it, burn it. Raises Unavailable with every way out."""
+        """Really create a machine, run `true` on it and destroy it. Raises Unavailable with every remedy."""
 
     async def create(self, spec: MachineSpec) -> Machine:
-        """Forge. Idempotent on `spec.name`: called again with the same spec it finds the first machine.
+        """Create a machine. Idempotent on `spec.name`: a second call with the same spec finds the first machine.
 
         Returns when the machine exists, which may be before SSH answers. When it raises or is cancelled, either
-        nothing exists or `destroy(spec.name)` removes it. Where others can read what the machine is told at its boot, it
+        nothing exists or `destroy(spec.name)` removes it. Where others can read the machine's boot data, it
         boots with `spec.first_host_key`, and `endpoint.first_host_key` says so. Raises Unavailable, NameTaken, ProviderError.
         """
 
@@ -63,22 +63,22 @@ class Provider(Protocol):
         """The machine of that name, if it exists."""
 
     async def list_machines(self, owner: str | None = None) -> list[Machine]:
-        """All machines of ours (of that owner), oldest first, expired ones too as long as they exist."""
+        """All machines that gibil created (of that owner), oldest first, also expired ones that still exist."""
 
     async def extend(self, name: str, expires_at: datetime) -> Machine:
         """Move the expiry. Raises MachineNotFound."""
 
     async def destroy(self, name: str) -> bool:
-        """Burn; returns when it is gone for certain. True if it was there; an absent machine is not a failure.
+        """Destroy a machine; returns when it certainly doesn't exist any more. True if it existed; an absent one is no failure.
 
         Callers shield it: it is the one call that is awaited even while being cancelled.
         """
 
     async def sweep(self, owner: str) -> list[str]:
-        """Remove what a crash left behind (dead machines' folders, expired machines); the names that went."""
+        """Delete what a crash left behind (dead machines' folders, expired machines); the names of deleted machines."""
 
     async def close(self) -> None:
-        """Let go of connections. Machines live on, except tethered ones."""
+        """Close connections. Machines continue, except tethered ones."""
 
 
 class Shell(Protocol):
@@ -86,7 +86,7 @@ class Shell(Protocol):
 
     @property
     def is_closed(self) -> bool:
-        """Whether the connection is known to be gone: nothing can be asked through it any more."""
+        """Whether the connection is known to be lost."""
 
     async def run(
         self,
