@@ -1,4 +1,4 @@
-"""One pull request as it lies before us: its people and their permissions, the workflows that exist for it, read fresh."""
+"""The context of a decision about one pull request: its people, its workflows, and what the operator allows, as of now."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Policy:
     """What untrusted code may do on the machines here: allow | approve (a commit that a writer approved runs) | refuse."""
     provider: str
     trusted_apps: frozenset[str] = frozenset()
-    """Apps whose pushes to branches of the repository itself run without being asked for, without secrets; lower case."""
+    """Apps whose pushes to branches of the repository itself run without a command and without secrets; lower case."""
     max_ttl_s: int
     caps: Caps
     public_url: str
@@ -38,7 +38,7 @@ class Policy:
 
 
 class Refused(Exception):
-    """The command is not obeyed; the message is the answer to the person."""
+    """The command is rejected; the message is the answer to its author."""
 
 
 class NeedsApproval(Refused):
@@ -71,7 +71,7 @@ class PullRequestContext:
         raise NeedsApproval(trust_replies.needs_approval(self.facts.sha, standing.because))
 
     def complaints(self) -> list[Notification]:
-        """What is wrong with workflow files, told once per pull request in one comment."""
+        """A comment about invalid workflow files, one per pull request."""
         if not self.catalogue.problems:
             return []
         text = replies.workflow_problems([problem.message for problem in self.catalogue.problems])
@@ -92,7 +92,7 @@ async def read_context(
     event_name: str,
 ) -> PullRequestContext:
     """Everything that a decision about one pull request needs. Raises GitHubError."""
-    # The branch as it is now, and not the commit that the pull request remembers of it: a workflow that was mended counts.
+    # The branch as it is now, and not the commit that the pull request remembers of it: a workflow that was fixed there counts.
     files = await github.workflow_files(installation_id, repository.full_name, pull_request.base_ref)
     return PullRequestContext(
         installation_id=installation_id,

@@ -1,4 +1,4 @@
-"""The tasks of one run on one machine, one after another, each detached so that another process can take over.
+"""The tasks of one run on one machine, one after another, each detached so that another process can continue.
 
 A task that ended is stored before the next one starts; a task that is running is found again by its job id. So a bot that was
 killed goes on where it was: no task runs twice on one machine.
@@ -63,7 +63,7 @@ def is_complete(plan: Plan, results: Mapping[int, TaskResult]) -> bool:
 
 
 def conclusion_of(plan: Plan, results: Mapping[int, TaskResult], *, cancelled: bool) -> Conclusion:
-    """What a run comes to, from its tasks. A task with continue-on-error counts for nothing."""
+    """The conclusion of a run, from its tasks. A task with continue-on-error doesn't count."""
     if cancelled:
         return Conclusion.CANCELLED
     counted = {result.status for index, result in results.items() if not plan.tasks[index].continue_on_error}
@@ -78,7 +78,7 @@ def conclusion_of(plan: Plan, results: Mapping[int, TaskResult], *, cancelled: b
 
 
 class Execution:
-    """The tasks of a run on the machine behind `shell`. `results` is always how they stand."""
+    """The tasks of a run on the machine behind `shell`. `results` is always their current state."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class Execution:
         return self._log.tail() if self._log is not None else ""
 
     async def prepare(self) -> None:
-        """Make the files that tasks write to. Safe to repeat."""
+        """Create the files that tasks write to. Safe to repeat."""
         prepare = task_script.prepare_script(len(self._plan.tasks)) + task_script.IDENTITY
         try:
             result = await self._shell.run(prepare)
@@ -135,7 +135,7 @@ class Execution:
             raise MachineLost(f"The machine's disk cannot be written: {last_line(result.stderr)}")
 
     async def run(self) -> Conclusion:
-        """All tasks. Raises MachineLost."""
+        """Run all tasks. Raises MachineLost."""
         extra: dict[str, str] = {}
         paths: list[str] = []
         for index, task in enumerate(self._plan.tasks):
@@ -143,7 +143,7 @@ class Execution:
             if stored is None or stored.finished_at is None:
                 await self._run_task(index, task, extra, paths, resumed=stored)
             elif stored.status is not TaskStatus.SKIPPED:  # another process ran it
-                self._take_over(await self._left_files(index), extra, paths)
+                self._add_exports(await self._left_files(index), extra, paths)
         return conclusion_of(self._plan, self.results, cancelled=self._cancellation.reason is not None)
 
     def _status(self) -> str:
@@ -257,7 +257,7 @@ class Execution:
         if files is None:
             files = await self._left_files(index)
         result = replace(result, summary=self._redactor().text(files.summary.decode("utf-8", "replace")))
-        unreadable = self._take_over(files, extra, paths)
+        unreadable = self._add_exports(files, extra, paths)
         if unreadable and result.status is TaskStatus.SUCCESS:
             result = replace(result, status=TaskStatus.FAILURE, detail=unreadable)
         if result.status is TaskStatus.SUCCESS and (why := files.neutral.decode("utf-8", "replace").strip()):
@@ -266,7 +266,7 @@ class Execution:
         self._journal.note("task_finished", index=index, name=task.name, status=result.status.value, seconds=result.duration_s)
 
     async def _refused_since(self, started_at: datetime) -> Refusals:
-        """What the machine was kept from reaching since then, without secrets: a task chooses the names of hosts."""
+        """What the machine was not allowed to reach since then, redacted: a task chooses the names of hosts."""
         refusals = await self._refusals(time.monotonic() - (now() - started_at).total_seconds())
         # Host names have no capital letters, secrets may.
         plain, lower = self._redactor(), Redactor(secret.lower() for secret in self._secrets.values())
@@ -281,7 +281,7 @@ class Execution:
         return error.message
 
     async def _why_lost(self, error: MachineLost, since: datetime) -> str | None:
-        """What the task has to do with it; None: nothing is known, and the machine is lost through no fault of the task."""
+        """Why the task ended the machine; None: unknown, so the task is not blamed."""
         if isinstance(error, JobLost):
             return await self._cause(since) or error.message
         for _ in range(CAUSE_TRIES):
@@ -291,7 +291,7 @@ class Execution:
         return None
 
     async def _kill(self, job_id: str) -> None:
-        """As far as the machine lets us: what does not die ends with it."""
+        """Kill a job as far as the machine allows it; the rest ends with the machine."""
         with contextlib.suppress(SSHError, JobLost):
             await self._shell.kill(job_id)
 
@@ -301,7 +301,7 @@ class Execution:
         return max(0, self._room - await asyncio.to_thread(size_of, folder, folder / f"{index}.log"))
 
     async def _left_files(self, index: int) -> ReturnedFiles:
-        """Nothing, where the machine does not answer that: its tasks may have replaced what answers."""
+        """Empty files if the machine can't answer: its tasks may have replaced the programs that answer."""
         if self._lost is None:
             with contextlib.suppress(SSHError, JobLost, TimeoutError):
                 return await read_returned_files(self._shell, index)
@@ -377,8 +377,8 @@ class Execution:
         on_output = self._on_output
         return None if on_output is None else lambda data: on_output(index, data)
 
-    def _take_over(self, files: ReturnedFiles, extra: dict[str, str], paths: list[str]) -> str | None:
-        """What the task exported counts for the tasks after it. The reason, when that cannot be read."""
+    def _add_exports(self, files: ReturnedFiles, extra: dict[str, str], paths: list[str]) -> str | None:
+        """Add what the task exported for later tasks; returns the reason if that can't be read."""
         try:
             extra.update(task_script.parse_env_file(files.env))
             paths[:0] = reversed(task_script.parse_path_file(files.path))

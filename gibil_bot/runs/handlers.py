@@ -52,12 +52,12 @@ log = logging.getLogger("gibil.intake")
 MOST_MERGE_CHECKS = 20
 _RUN_NOTHING = frozenset({"help", "cancel", "approve"})
 _APPROVABLE = re.compile(r"[0-9a-f]{7,64}")
-"""Shorter abbreviations are too easily met by another commit."""
+"""Shorter abbreviations match other commits too easily."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Repeat:
-    """One workflow of one pull request to run again; None: it is not known which."""
+    """One workflow of one pull request to run again; None: unknown."""
 
     number: int
     workflow: str | None
@@ -66,7 +66,7 @@ class _Repeat:
 
 @dataclass(kw_only=True)
 class _Outcome:
-    """What one delivery comes to, while it is being found out."""
+    """The outcome of one delivery, while it is being decided."""
 
     delivery: Delivery
     runs: list[NewRun] = field(default_factory=list)
@@ -75,7 +75,7 @@ class _Outcome:
     notifications: list[Notification] = field(default_factory=list)
     observed: list[HeadSeen | BranchPush | Approval] = field(default_factory=list)
     is_approved: bool = False
-    """An approval of the head came earlier in the same comment."""
+    """An earlier command of the same comment approved the head."""
 
     def result(self) -> DeliveryOutcome:
         return DeliveryOutcome(
@@ -88,7 +88,7 @@ class _Outcome:
 
 
 class EventHandlers:
-    """Decides one delivery at a time; writes nothing but the first sign that it was seen."""
+    """Decides one delivery at a time. Writes nothing except the first reaction to a comment."""
 
     def __init__(self, store: Store, github: GitHub, policy: Policy) -> None:
         self._inbox, self._runs, self._outbox = store.inbox, store.runs, store.outbox
@@ -97,7 +97,7 @@ class EventHandlers:
         self._judge = TrustEvaluator(store.inbox, github, policy.trusted_apps)
 
     async def decide(self, delivery: Delivery, event: Event) -> DeliveryOutcome:
-        """What to write for this delivery. Raises GitHubError, StoreError."""
+        """The outcome of a delivery, to be stored. Raises GitHubError, StoreError."""
         outcome = _Outcome(delivery=delivery)
         match event:
             case CommentCreated():
@@ -165,7 +165,7 @@ class EventHandlers:
         outcome.notifications += replies.reactions(event, "confused" if refusals else "rocket")
 
     async def _cancel_only(self, asked: Sequence[Command], event: CommentCreated, outcome: _Outcome) -> None:
-        """Without the pull request and its workflow files: what is cancelled costs until it stops."""
+        """Cancel without reading the pull request and its workflow files: runs cost money until they stop."""
         refusals = []
         for command in asked:
             try:
@@ -211,7 +211,7 @@ class EventHandlers:
     async def _obey(
         self, command: Command, event: CommentCreated, context: PullRequestContext, outcome: _Outcome
     ) -> str | None:
-        """Do what one command says; a text is the answer to it. Raises Refused, UsageError."""
+        """Execute one command; returns the text of an answer. Raises Refused, UsageError."""
         if command.word == "help":
             return help_text(context.catalogue)
         if command.problem:
@@ -260,11 +260,11 @@ class EventHandlers:
                 event.installation_id, event.repository, event.number, head, text="", approved_by=event.author.login, now=now()
             )
         )
-        started = await self._start_what_waited(context, outcome)
+        started = await self._start_waiting_workflows(context, outcome)
         return trust_replies.approved(head, started)
 
-    async def _start_what_waited(self, context: PullRequestContext, outcome: _Outcome) -> int:
-        """The workflows that would have started by themselves, if they have not run at this commit; how many."""
+    async def _start_waiting_workflows(self, context: PullRequestContext, outcome: _Outcome) -> int:
+        """Queue the workflows that would have started automatically and haven't run at this commit; their number."""
         facts = context.facts
         pushed = any(seen.action == "synchronize" and seen.sha == facts.sha for seen in context.standing.history.heads)
         at_event = replace(context, facts=replace(facts, event_name="pull_request"))
@@ -278,7 +278,7 @@ class EventHandlers:
         return len(missing)
 
     async def _ask_for_approval(self, context: PullRequestContext, text: str, outcome: _Outcome) -> None:
-        """One check run for each commit; nothing where it says so already."""
+        """Record one check run per commit, unless it asks for an approval already."""
         repository, number = context.facts.repository, context.facts.pull_request.number
         wanted = trust_replies.approval_check(
             context.installation_id, repository, number, context.facts.sha, text=text, now=now()
@@ -292,8 +292,8 @@ class EventHandlers:
             outcome.notifications.append(wanted)
 
     async def _to_retest(self, context: PullRequestContext, event: CommentCreated, wanted: str | None) -> list[_Repeat]:
-        """The newest run of the wanted workflow, or of every one that did not succeed. What the store knows nothing of is
-        found by our check runs on the commit. Raises Refused."""
+        """The newest run of the wanted workflow, or of every workflow that did not succeed. Where the store knows none, our
+        check runs on the commit are read. Raises Refused."""
         newest: dict[str, Run] = {}
         for run in await self._runs.of_repository(event.repository.id, number=event.number):
             newest.setdefault(run.plan.workflow, run)
@@ -302,7 +302,7 @@ class EventHandlers:
         ]
         if not newest:
             checks = await self._github.check_runs(event.installation_id, event.repository.full_name, context.facts.sha)
-            # One that is not completed never will be: the run behind it is lost.
+            # A check run that is not completed never will be: its run is lost.
             ended = [(workflow, {}, conclusion) for workflow, conclusion in _workflows_of(checks)]
         if wanted is not None:
             chosen = [each for each in ended if each[0] == wanted]
@@ -317,8 +317,8 @@ class EventHandlers:
     def _queue_again(
         self, repeats: Sequence[_Repeat], context: PullRequestContext, outcome: _Outcome, comment: CommentCreated | None = None
     ) -> None:
-        """Plan those workflows from today's files. One that cannot be planned keeps no other from running.
-        Raises UsageError with every reason, after the others were queued."""
+        """Plan those workflows from the current files, and queue them. Raises UsageError with the reasons why some can't be
+        planned, after the others were queued."""
         problems = []
         for repeat in repeats:
             try:
@@ -343,7 +343,12 @@ class EventHandlers:
         )
         outcome.observed += standing.observed
         if any(isinstance(seen, HeadSeen) and heads.is_overtaken(standing.history, seen) for seen in stated):
-            log.info("%s#%s: %s came late, and is not the head", repository.full_name, pull_request.number, event.action)
+            log.info(
+                "%s#%s: %s arrived late: its commit is no longer the head",
+                repository.full_name,
+                pull_request.number,
+                event.action,
+            )
             return
         context = await self._context(
             event.installation_id, repository, pull_request, event.sender.login, standing, "pull_request"
@@ -373,7 +378,7 @@ class EventHandlers:
             return
         at_present = await self._github.pull_request(event.installation_id, repository.full_name, pull_request.number)
         if not at_present.is_open or _whose(at_present) != _whose(pull_request):
-            log.info("%s#%s: %s is not the head any more", repository.full_name, pull_request.number, pull_request.head_sha[:7])
+            log.info("%s#%s: %s is no longer the head", repository.full_name, pull_request.number, pull_request.head_sha[:7])
             return
         for plan in plans:
             self._queue(plan, context, outcome)
@@ -451,7 +456,7 @@ class EventHandlers:
         self._queue_again(repeats, context, outcome)
 
     async def _repeats(self, event: RerunRequested) -> list[_Repeat]:
-        """What Re-run is about: by the store, or, where that knows nothing of it, by the commit and the check run's name."""
+        """The workflows that Re-run means: from the store, or else from the commit and the check run's name."""
         if event.external_id is not None:
             run = await self._runs.get(event.external_id)
             runs = [run] if run is not None and run.source.repository.id == event.repository.id else []
@@ -470,7 +475,7 @@ class EventHandlers:
         pulls = await self._github.pull_requests_of(event.installation_id, repository, event.head_sha)
         if not pulls:
             return []
-        # One commit may be the head of several pull requests: the oldest one is the one that its check runs were made for.
+        # One commit may be the head of several pull requests: its check runs were created for the oldest one.
         number = min(pull.number for pull in pulls)
         if event.external_id is not None:
             names: list[tuple[str, str | None]] = [(event.check_name or "", None)]
@@ -483,7 +488,7 @@ class EventHandlers:
         return [_Repeat(number=number, workflow=workflow) for workflow in workflows]
 
     async def _merge_group(self, event: MergeGroupChecked, outcome: _Outcome) -> None:
-        """A merge queue waits for every required check: each of our checks fails at once and says what to do."""
+        """Fail each of our checks at once, with what to do: a merge queue waits for every required check."""
         files = await self._github.workflow_files(event.installation_id, event.repository.full_name, event.base_ref)
         known = await read_catalogue(self._policy, files, event.base_ref)
         for workflow in known.workflows[:MOST_MERGE_CHECKS]:
@@ -548,19 +553,19 @@ class EventHandlers:
         )
 
     async def _permission(self, installation_id: int, repository: Repository, person: Person) -> str:
-        """An App has none as a collaborator, so GitHub need not be asked."""
+        """The permission of a user; `none` for an App, which can't be a collaborator."""
         if person.is_bot:
             return "none"
         return await self._github.permission(installation_id, repository.full_name, person.login)
 
 
 def _whose(pull_request: PullRequest) -> tuple[str, int | None, str | None]:
-    """What a decision about trust was made for: the commit, and whose repository it is in."""
+    """What a decision about trust depends on: the commit, its repository and the repository's owner."""
     return pull_request.head_sha, pull_request.head_repository_id, pull_request.head_owner
 
 
 def _workflows_of(checks: Sequence[tuple[str, str | None]]) -> Iterator[tuple[str, str | None]]:
-    """(workflow, conclusion) of check runs that were made for workflows."""
+    """(workflow, conclusion) of check runs that belong to workflows."""
     for name, conclusion in checks:
         if name.startswith(CHECK_PREFIX) and name != trust_replies.APPROVAL_CHECK:
             yield name.removeprefix(CHECK_PREFIX), conclusion

@@ -78,7 +78,7 @@ def seen_now(repository_id: int, pull: PullRequest, history: HeadHistory) -> tup
 
 
 def with_delivery(history: HeadHistory, stated: Iterable[HeadSeen | BranchPush]) -> HeadHistory:
-    """The history with what one delivery says in it, whether it was stored before or not."""
+    """The history including what one delivery says, whether that is stored already or not."""
     known = {_identity(seen) for seen in history.heads}
     new = [seen for seen in stated if isinstance(seen, HeadSeen) and _identity(seen) not in known]
     if not new:
@@ -127,7 +127,7 @@ def was_head_at(
 
 
 def branch_pushers(history: HeadHistory, pull: PullRequest) -> tuple[Person, ...]:
-    """Who put the head on its branch of the repository itself; empty: not known."""
+    """Who pushed the head to its branch of the repository itself; empty: unknown."""
     pushes = [seen for seen in history.heads if seen.action == "synchronize" and seen.sha == pull.head_sha]
     if pushes:
         return (pushes[-1].pusher,) if pushes[-1].pusher is not None else ()

@@ -1,6 +1,6 @@
-"""What a run leaves on the bot's disk: the redacted output of each task, and one line for each phase.
+"""Files of a run on the bot's disk: the redacted output of each task, and one line for each phase.
 
-A log can be resumed. Beside `<index>.log` lies `<index>.pos` with two numbers: how many bytes of the machine's own log are
+A log can be resumed. Next to `<index>.log` is `<index>.pos` with two numbers: how many bytes of the machine's own log are
 in it, and how long it was then. After a crash the log is cut to that length and the machine is asked for the rest from that
 byte, so nothing is missing and nothing is there twice.
 """
@@ -43,7 +43,7 @@ class TaskLog:
     ) -> None:
         self._limit = min(limit, LOG_LIMIT_BYTES)
         self.is_full = False
-        """The log keeps nothing more of what is fed."""
+        """Whether the log has reached its limit."""
         self.skipped = 0
         """Bytes between what was fed and the end of the output."""
         self._path = path
@@ -60,7 +60,7 @@ class TaskLog:
         self._flushing: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
         self.problem: str | None = None
-        """Why the log on disk is not whole; the run goes on without it."""
+        """Why the log on disk is incomplete; the run continues without it."""
 
     async def open(self) -> None:
         await asyncio.to_thread(self._open)
@@ -174,7 +174,7 @@ class TaskLog:
         await asyncio.to_thread(self._close_files)
 
     async def detach(self) -> None:
-        """Stop in the middle: what the redactor holds back is asked for again by whoever attaches next."""
+        """Stop in the middle: what the redactor holds back is requested again by the next process that attaches."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -192,12 +192,12 @@ class TaskLog:
 
 Observer = Callable[[dict[str, object]], None]
 
-# One thread, so that lines stay in order, and nobody who notes a phase waits for the disk.
+# One thread, so that lines stay in order, and the callers of `note` don't wait for the disk.
 _SCRIBE = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gibil-journal")
 
 
 class Journal:
-    """`events.jsonl`: one JSON line for each phase of a run, for whoever follows along and for later."""
+    """`events.jsonl`: one JSON line for each phase of a run, for observers and for later."""
 
     def __init__(self, folder: Path, observer: Observer | None = None) -> None:
         self._path = folder / "events.jsonl"

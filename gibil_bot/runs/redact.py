@@ -1,6 +1,6 @@
 """Masks secrets in output before it is stored, shown or sent: as they are, in the encodings that scripts print, and by shape.
 
-Output comes in chunks that end anywhere, and a secret may begin in one and end in the next. So whole lines are let go, and
+Output comes in chunks that end anywhere, and a secret may begin in one and end in the next. So whole lines are released, and
 the line that has not ended is held back; of an endless line, what could be the start of a secret.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from urllib.parse import quote, quote_plus
 
 SHORTEST = 4
-"""Characters below which a secret is not masked: its letters are everywhere, and stars in their place would tell them."""
+"""Characters below which a secret is not masked: its letters occur everywhere, and stars instead of them would reveal them."""
 LONGEST_LINE = 64 << 10
 """Bytes that are held back for the end of a line, or of a private key, to come."""
 _TAIL = 4 << 10
@@ -53,16 +53,16 @@ class Redactor:
             {needle[:end] for needle in self._needles for end in _line_ends(needle)}, key=len, reverse=True
         )
         self._candidate = re.compile(b"|".join((*_SHAPE_ANCHORS, *map(re.escape, sorted(map(_anchor, self._needles))))))
-        self._mask = _mask_beside(usable)
+        self._mask = _mask_for(usable)
         self._held = b""
 
     @property
     def held(self) -> int:
-        """How many bytes were fed and are not let go: whoever starts anew feeds them again."""
+        """How many bytes were fed and are not released yet: a process that resumes feeds them again."""
         return len(self._held)
 
     def feed(self, data: bytes) -> bytes:
-        """What can be let go of everything fed so far."""
+        """What can be released of everything fed so far."""
         buffer = self._held + data
         end = max(buffer.rfind(b"\n"), buffer.rfind(b"\r")) + 1
         if not end and len(buffer) <= LONGEST_LINE:
@@ -79,7 +79,7 @@ class Redactor:
         return self._masked(rest, self._spans(rest))
 
     def text(self, text: str) -> str:
-        """A whole text, beside the stream."""
+        """A complete text, independent of the stream."""
         data = text.encode("utf-8", "surrogatepass")
         spans = self._spans(data)
         return self._masked(data, spans).decode("utf-8", "surrogatepass") if spans else text
@@ -176,7 +176,7 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _mask_beside(secrets: Iterable[str]) -> bytes:
+def _mask_for(secrets: Iterable[str]) -> bytes:
     """Of a character that no secret has: so that a mask and what is beside it never make one."""
     used = set().union(*map(set, secrets), set("\\%+/-_=")) if secrets else set()
     for sign in ("*", "•", "█", "#", *map(chr, range(0x2500, 0x2600))):
@@ -196,7 +196,7 @@ def _keys(data: bytes) -> Iterator[tuple[int, int]]:
     """Private keys, from their first line to their last. Without a last line, the lines of base64, and further first lines,
     that follow the first.
 
-    Every byte is looked at once or twice, however many first lines somebody prints to keep us busy.
+    Every byte is looked at once or twice, however many first lines are printed to slow this down.
     """
     stop = _KEY_STOP.search(data)
     start = _KEY_START.search(data)

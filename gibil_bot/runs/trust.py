@@ -23,15 +23,15 @@ MOST_PEOPLE = 20
 
 @dataclass(frozen=True, kw_only=True)
 class TrustDecision:
-    """What is known of the head of one pull request, for one requester."""
+    """What is known about the head of one pull request, for one requester."""
 
     trust: Trust
     is_branch: bool
-    """The head is a branch of the repository itself, where only those can push who may write."""
+    """The head is a branch of the repository itself, where only users with write permission can push."""
     because: str = ""
     """Why it is untrusted: a clause of Markdown without a full stop; empty when it is trusted."""
     starts_alone: bool = False
-    """It runs without being asked for: trusted, or put there by people who may write and Apps that the operator named."""
+    """It runs without a command: trusted, or pushed by users with write permission and Apps that the operator named."""
     approved_by: str | None = None
     head_is_unmoved: bool = True
     """The head was the head when the request was written, for certain."""
@@ -141,7 +141,7 @@ class TrustEvaluator:
 
 
 class _Permissions:
-    """Who may write, asked once for each account in one decision. An App has no permission of its own as a collaborator."""
+    """Which accounts may write, read once per account and decision. An App has no permission as a collaborator."""
 
     def __init__(self, github: GitHub, installation_id: int, repository: str, known: dict[str, str]) -> None:
         self._github = github
