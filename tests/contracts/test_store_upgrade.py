@@ -14,7 +14,7 @@ from typing import cast
 
 import pytest
 from msgspec.structs import replace
-from store_nouns import new_run
+from store_nouns import delivery, new_run
 
 from gibil_bot.caps import NO_CAPS
 from gibil_bot.model import (
@@ -172,3 +172,20 @@ async def test_what_was_known_about_heads_and_approvals_is_kept(store: SqliteSto
     assert [(seen.action, seen.pusher) for seen in history.heads] == [("opened", None), ("synchronize", Person(login="ada"))]
     assert [push.branch for push in history.pushes] == ["notes/g"]
     assert [(approval.by, approval.sha) for approval in history.approvals] == [("ada", HEAD)]
+
+
+async def test_one_row_that_cannot_be_decoded_stops_no_other(store: SqliteStore, tmp_path: Path) -> None:
+    """As after a downgrade, or a mistake in a new field."""
+    await store.inbox.accept(delivery("guid-odd"))
+    await store.inbox.accept(delivery("guid-good"))
+    db = sqlite3.connect(tmp_path / "gibil.db")
+    db.execute("update deliveries set content = ? where guid = 'guid-odd'", (b'{"type":"unheard_of"}',))
+    db.execute("update tellings set body = ? where key = 'check:00000000000000b2'", (b'{"name":"n"}',))
+    db.commit()
+    db.close()
+    found = {one.guid: one.event for one in await store.inbox.claim("new", limit=9, lease_s=60)}
+    assert found["guid-odd"] is None
+    assert found["guid-good"] == delivery().event
+    due = await store.outbox.claim("new", limit=20, lease_s=60)
+    assert len(due) == 8
+    assert (await store.counts())["tellings_failed"] == 1

@@ -216,6 +216,14 @@ def _subject(event: Event | None) -> tuple[int | None, int | None]:
             return event.repository.id, None
 
 
+def _event(content: bytes | None) -> Event | None:
+    """None also for one that another version wrote and this one can't decode: it must not stop the deliveries after it."""
+    try:
+        return None if content is None else _decode(content)
+    except msgspec.ValidationError:
+        return None
+
+
 def _open(db: sqlite3.Connection, owner: str, guid: str) -> int | None:
     """Its number; None when it is handled already. Raises ClaimLost when `owner` does not have it."""
     row = db.execute("select seq, owner, handled_at from deliveries where guid = ?", (guid,)).fetchone()
@@ -231,7 +239,7 @@ def _delivery(row: tuple[Any, ...]) -> Delivery:
     return Delivery(
         guid=guid,
         event_name=event_name,
-        event=None if content is None else _decode(content),
+        event=_event(content),
         payload=payload or b"",
         digest=digest,
         cancels=bool(cancels),

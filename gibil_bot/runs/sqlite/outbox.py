@@ -145,7 +145,13 @@ def claim(
         "update tellings set owner = ?, lease_until = ?, attempts = attempts + 1 where seq = ?",
         [(owner, now + lease_s, row[0]) for row in found],
     )
-    return [_due(row[1:]) for row in found]
+    due = []
+    for row in found:
+        try:
+            due.append(_due(row[1:]))
+        except msgspec.ValidationError as error:  # another version wrote it: it must not stop the others
+            db.execute("update tellings set refused_revision = revision, error = ? where seq = ?", (str(error), row[0]))
+    return due
 
 
 def published(
