@@ -509,8 +509,11 @@ async def test_everything_is_counted(store: Store, other: Store) -> None:
 
 
 async def test_every_waiter_is_woken_by_a_write_of_its_topic(store: Store) -> None:
-    parts = {"deliveries": store.inbox, "runs": store.runs, "tellings": store.outbox}
-    waiters = {topic: [part.changed(), part.changed()] for topic, part in parts.items()}
+    waiters = {
+        "deliveries": [store.inbox.changed(), store.inbox.changed()],
+        "runs": [store.runs.changed(), store.runs.changed()],
+        "tellings": [store.outbox.changed(), store.outbox.changed()],
+    }
 
     async def woken() -> dict[str, set[bool]]:
         return {topic: {await signal.wait(0) for signal in signals} for topic, signals in waiters.items()}
