@@ -59,11 +59,11 @@ _BAD = (TaskStatus.FAILURE, TaskStatus.TIMED_OUT)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """How a run stands now. Output in it is redacted already."""
+    """The current state of a run. Its output is redacted already."""
 
     run: Run
     results: tuple[TaskResult, ...] = ()
-    place: int | None = None
+    position: int | None = None
     """In the queue, from 1."""
     live_tail: str = ""
     """The end of the running task's output."""
@@ -104,29 +104,29 @@ def check_name(workflow: str) -> str:
 
 
 def comment(report: RunReport) -> Notification | None:
-    """The one comment of a pull request and workflow, as `comment:` of the workflow wants it; None: say nothing.
+    """The one comment of a pull request and workflow, as the workflow's `comment:` wants it; None: no comment.
 
     With `on-failure`, a run that is green or cancelled only updates the comment of an earlier failure (`only_if_exists`).
     A superseded run has none, because the comment belongs to its successor now.
     """
     run, conclusion = report.run, _conclusion(report)
-    wish = run.plan.comment
-    if wish == "never" or (conclusion is Conclusion.CANCELLED and (run.cancel_reason or "").startswith("superseded")):
+    wanted = run.plan.comment
+    if wanted == "never" or (conclusion is Conclusion.CANCELLED and (run.cancel_reason or "").startswith("superseded")):
         return None
     failed = conclusion in (Conclusion.FAILURE, Conclusion.TIMED_OUT)
-    if wish == "on-failure" and conclusion is None:
+    if wanted == "on-failure" and conclusion is None:
         return None
-    place = f"{run.source.repository.id}:{run.source.pull_request.number}:{quote(clean(run.plan.workflow)[:200], safe='')}"
-    marker = f"<!-- gibil:{place} -->"
+    identity = f"{run.source.repository.id}:{run.source.pull_request.number}:{quote(clean(run.plan.workflow)[:200], safe='')}"
+    marker = f"<!-- gibil:{identity} -->"
     return Notification(
-        key=f"comment:{place}",
+        key=f"comment:{identity}",
         installation_id=run.source.installation_id,
         repository=run.source.repository.full_name,
         update=CommentUpdate(
             number=run.source.pull_request.number,
             marker=marker,
             body=joined([marker, *_comment_blocks(report, conclusion)], COMMENT_LIMIT),
-            only_if_exists=wish == "on-failure" and not failed,
+            only_if_exists=wanted == "on-failure" and not failed,
         ),
     )
 
@@ -204,7 +204,7 @@ def _title(report: RunReport, conclusion: Conclusion | None) -> str:
 
 def _title_so_far(report: RunReport) -> str:
     if report.run.state is not RunState.RUNNING:
-        where = f"{ordinal(report.place)} in the queue" if report.place else ""
+        where = f"{ordinal(report.position)} in the queue" if report.position else ""
         return ": ".join(part for part in ("Queued", where or report.phase) if part)
     tasks = _tasks(report)
     running = [name for name, result in tasks if result is not None and result.status is TaskStatus.RUNNING]

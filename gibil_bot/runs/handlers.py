@@ -111,9 +111,9 @@ class EventHandlers:
                 await self._rerun(event, outcome)
             case MergeGroupChecked():
                 await self._merge_group(event, outcome)
-        place = sum(run.state is RunState.QUEUED for run in await self._runs.unfinished())
+        queued = sum(run.state is RunState.QUEUED for run in await self._runs.unfinished())
         for index, new in enumerate(outcome.runs, start=1):
-            outcome.notifications.append(queued_check_run(as_queued(new), place + index, self._policy.public_url))
+            outcome.notifications.append(queued_check_run(as_queued(new), queued + index, self._policy.public_url))
         return outcome.result()
 
     async def _comment(self, event: CommentCreated, outcome: _Outcome) -> None:

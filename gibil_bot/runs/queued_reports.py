@@ -1,4 +1,4 @@
-"""Reports of runs that no runner works on: those that wait."""
+"""Reports of queued runs, which no runner works on yet."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from gibil_bot.github.render import RunReport, check_run
 from gibil_bot.model import NewRun, Notification, Run, RunState
 
 
-def queued_check_run(run: Run, place: int, public_url: str) -> Notification:
-    """The check run of a run that waits at that place, counted from 1."""
-    return check_run(RunReport(run=run, place=place, phase="waiting for a machine", public_url=public_url, now=now()))
+def queued_check_run(run: Run, position: int, public_url: str) -> Notification:
+    """The check run of a queued run; its position counts from 1."""
+    return check_run(RunReport(run=run, position=position, phase="waiting for a machine", public_url=public_url, now=now()))
 
 
 def as_queued(new: NewRun) -> Run:
-    """The run that a new one is about to become, for its first report."""
+    """The queued run that a new one becomes, for its first report."""
     return Run(
         id=new.id,
         seq=0,

@@ -352,7 +352,7 @@ class Runner:
         return render.RunReport(
             run=replace(self._run, cancel_reason=self._cancellation.reason, started_at=self._run.started_at or now()),
             results=tuple(results[index] for index in sorted(results)),
-            place=None,
+            position=None,
             live_tail=execution.live_tail if execution is not None and conclusion is None else "",
             phase=self._phase,
             created_in_s=self._created_in_s,

@@ -162,7 +162,7 @@ def comment_body(of: RunReport) -> str:
 
 
 def test_a_queued_run_says_its_place() -> None:
-    update = check_of(report(run={"state": RunState.QUEUED, "started_at": None}, place=3))
+    update = check_of(report(run={"state": RunState.QUEUED, "started_at": None}, position=3))
     assert (update.name, update.status, update.external_id, update.head_sha) == (
         "gibil / test",
         "queued",
