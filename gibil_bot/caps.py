@@ -1,4 +1,4 @@
-"""What the operator allows a machine to be at most: no repository, workflow or flag can raise it. Pure."""
+"""The operator's limits for machines, which no repository, workflow or flag can raise. Pure."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from gibil_bot.model import MachinePlan
 
 
 class Caps(Struct, frozen=True, kw_only=True):
-    """None: no cap."""
+    """Limits for one machine. None: no limit."""
 
     memory_mb: int | None = None
     disk_mb: int | None = None
     pids: int | None = None
     server_types: tuple[str, ...] | None = None
-    """Provider's names of the machine types that may be asked for by name."""
+    """The provider's machine types that may be requested by name."""
     sizes_mb: Mapping[str, int] = field(default_factory=dict)
-    """Memory that a size stands for at this provider; empty where a size is not a limit."""
+    """Memory of each size at this provider; empty if sizes aren't limits there."""
     default_disk_mb: int | None = None
-    """Disk of a machine whose plan doesn't say; None where that isn't a limit."""
+    """Disk of a machine whose plan doesn't say; None if that isn't a limit."""
 
     def allows(self, server_type: str | None) -> bool:
-        """Whether a machine of that type may be created; None: the provider chooses one."""
+        """Return whether a machine of that type may be created. None: the provider chooses a type."""
         return server_type is None or self.server_types is None or server_type in self.server_types
 
 
@@ -33,7 +33,7 @@ NO_CAPS = Caps()
 
 
 def capped(plan: MachinePlan, caps: Caps) -> tuple[MachinePlan, tuple[str, ...]]:
-    """The plan within the caps, and a note for people about each thing that was requested and isn't granted in full."""
+    """Return the plan within the caps, and a note for people about each request that was reduced."""
     changes: dict[str, int | None] = {}
     notes = []
     for name, what, unit, setting, default in (
@@ -41,25 +41,24 @@ def capped(plan: MachinePlan, caps: Caps) -> tuple[MachinePlan, tuple[str, ...]]
         ("disk_mb", "disk", "MB", "GIBIL_MAX_DISK", caps.default_disk_mb),
         ("pids", "processes", "", "GIBIL_MAX_PIDS", None),
     ):
-        cap, said = getattr(caps, name), getattr(plan, name)
-        wanted = said or default
+        cap, requested = getattr(caps, name), getattr(plan, name)
+        wanted = requested or default
         if cap is not None and wanted is not None and wanted > cap:
             changes[name] = cap
-            if said is not None or (name == "memory_mb" and plan.size != MachinePlan().size):
+            if requested is not None or (name == "memory_mb" and plan.size != MachinePlan().size):
                 amount = f"{cap} {unit} of {what}" if unit else f"{cap} {what}"
-                notes.append(f"The machine has {amount}, the most that is allowed here ({setting}), and not {wanted}.")
+                notes.append(f"The machine has {amount}, not {wanted}: that is the limit here ({setting}).")
     plan = replace(plan, **changes)
     if not caps.allows(plan.server_type):
         notes.append(
-            f"The server type {plan.server_type!r} is not allowed here (GIBIL_SERVER_TYPES): "
-            f"a machine of size {plan.size} is used."
+            f"The server type {plan.server_type!r} is not allowed (GIBIL_SERVER_TYPES); a machine of size {plan.size} is used."
         )
         plan = replace(plan, server_type=None)
     return plan, tuple(notes)
 
 
 def check_server_type(server_type: str | None, caps: Caps) -> None:
-    """For a type that a person named. Raises UsageError."""
+    """Check a server type that a user requested. Raises UsageError."""
     if not caps.allows(server_type):
         allowed = ", ".join(caps.server_types or ())
-        raise UsageError(f"the server type {server_type!r} is not allowed here; GIBIL_SERVER_TYPES allows {allowed}")
+        raise UsageError(f"the server type {server_type!r} is not allowed; GIBIL_SERVER_TYPES allows {allowed}")

@@ -32,14 +32,14 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         name="GIBIL_PROVIDER",
         default="hetzner if HCLOUD_TOKEN is set, else local",
-        meaning="who forges machines: `local` (this box) or `hetzner` (Hetzner Cloud, billed by the started hour)",
+        meaning="creates machines: `local` (this host) or `hetzner` (Hetzner Cloud, billed by the started hour)",
     ),
     Setting(name="HCLOUD_TOKEN", default="–", meaning="Hetzner Cloud: an API token with Read & Write"),
     Setting(name="HCLOUD_ENDPOINT", default="https://api.hetzner.cloud/v1", meaning="Hetzner Cloud's API"),
     Setting(
         name="GIBIL_REUSE",
         default="–",
-        meaning="`rebuild`: a burned Hetzner server serves the next run of the same repository and trust in its paid hour",
+        meaning="`rebuild`: the next run of the same repository and trust reuses a destroyed machine's server in its paid hour",
     ),
     Setting(name="GIBIL_GITHUB_URL", default="https://api.github.com", meaning="GitHub's API; GitHub Enterprise Server too"),
     Setting(name="GIBIL_GITHUB_APP_ID", default="–", meaning="the App's id"),
@@ -57,18 +57,18 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(name="GIBIL_ALLOWED_ACCOUNTS", default="all", meaning="users and organisations whose installations are served"),
     Setting(
-        name="GIBIL_COMMANDS_PER_HOUR", default="60", meaning="commands and re-runs of one person in one repository in an hour"
+        name="GIBIL_COMMANDS_PER_HOUR", default="60", meaning="commands and re-runs per hour of one user in one repository"
     ),
     Setting(
         name="GIBIL_LOCAL_UNTRUSTED",
         default="approve",
-        meaning="untrusted code on `local` machines, which share this kernel: `approve` runs a commit that a writer approved, "
-        "`refuse` none, `allow` any",
+        meaning="untrusted code on `local` machines, which share this kernel: `approve` runs commits that a writer approved, "
+        "`refuse` none, `allow` all",
     ),
     Setting(
         name="GIBIL_TRUSTED_APPS",
         default="–",
-        meaning="Apps such as `dependabot[bot]` whose pushes to branches of the repository itself run without being asked for; "
+        meaning="Apps such as `dependabot[bot]` whose pushes to branches of the repository itself run without a command; "
         "never with secrets",
     ),
     Setting(
@@ -78,15 +78,15 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(name="GIBIL_HOST", default="127.0.0.1", meaning="the address to listen on"),
     Setting(name="GIBIL_PORT", default="8080", meaning="the port to listen on"),
-    Setting(name="GIBIL_PUBLIC_URL", default="–", meaning="where people reach the bot; details links"),
+    Setting(name="GIBIL_PUBLIC_URL", default="–", meaning="the bot's address for people; used in details links"),
     Setting(
         name="GIBIL_MAX_MACHINES",
         default="10",
-        meaning="runs at one time, and machines of this data directory for `create`, `try`, MCP and Python",
+        meaning="concurrent runs, and machines of this data directory for `create`, `try`, MCP and Python",
     ),
-    Setting(name="GIBIL_MAX_TTL", default="24h", meaning="the longest life of a machine"),
-    Setting(name="GIBIL_MAX_LOGS", default="10", meaning="GiB of task output that is kept; the oldest runs' go first"),
-    Setting(name="GIBIL_MAX_RUN_LOGS", default="1", meaning="GiB of task output that is kept of one run"),
+    Setting(name="GIBIL_MAX_TTL", default="24h", meaning="the longest time to live of a machine"),
+    Setting(name="GIBIL_MAX_LOGS", default="10", meaning="GiB of stored task output; the oldest runs' is deleted first"),
+    Setting(name="GIBIL_MAX_RUN_LOGS", default="1", meaning="GiB of stored task output per run"),
     Setting(
         name="GIBIL_MAX_MEMORY",
         default="half the host's memory for `local`",
@@ -100,7 +100,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(name="GIBIL_MAX_PIDS", default="4096", meaning="the most processes of a machine; no repository can raise it"),
     Setting(
         name="GIBIL_SERVER_TYPES",
-        default="those that cost no more than what the sizes name",
+        default="those that cost no more than the sizes",
         meaning="Hetzner's server types that may be used, comma-separated",
     ),
 )
@@ -112,7 +112,10 @@ _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800, "mo": 2592000, "
 
 
 def parse_duration(text: str) -> int:
-    """Seconds of `90s 20m 2h 7d 1w 1mo 1y`; a bare number is minutes. Raises ValueError with a person's sentence."""
+    """Parse `90s`, `20m`, `2h`, `7d`, `1w`, `1mo` or `1y` to seconds; a bare number is minutes.
+
+    Raises ValueError with a message for the user.
+    """
     match = _DURATION.fullmatch(text.strip().lower())
     if not match:
         raise ValueError(f"{text!r} is not a duration: write 90s, 20m, 2h, 7d, 1w, 1mo or 1y (a bare number is minutes)")
@@ -120,7 +123,7 @@ def parse_duration(text: str) -> int:
 
 
 def parse_size(text: str) -> int:
-    """Megabytes of `512m 2g`; a bare number is megabytes. Raises ValueError with a person's sentence."""
+    """Parse `512m` or `2g` to megabytes; a bare number is megabytes. Raises ValueError with a message for the user."""
     match = _SIZE.fullmatch(text.strip())
     if not match:
         raise ValueError(f"{text!r} is not a size: write 512m or 2g (a bare number is megabytes)")
@@ -129,7 +132,7 @@ def parse_size(text: str) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the environment says, checked."""
+    """The checked settings."""
 
     data_dir: Path
     database_url: str
@@ -147,7 +150,7 @@ class Settings:
     allowed_accounts: frozenset[str] | None = None
     """Lower case; None: all."""
     commands_per_hour: int = 60
-    """Of one person in one repository."""
+    """Per user and repository."""
     local_untrusted: str = "approve"
     """approve | refuse | allow"""
     trusted_apps: frozenset[str] = frozenset()
@@ -159,18 +162,18 @@ class Settings:
     max_machines: int = 10
     max_ttl_s: int = 86400
     notes: tuple[str, ...] = ()
-    """What is probably not meant as it is; `NAME: what, and what to do`."""
+    """Warnings about settings that are probably mistakes: `NAME: what, and what to do`."""
     max_logs_bytes: int = 10 * GIB
     max_run_logs_bytes: int = GIB
     max_memory_mb: int | None = None
     max_disk_mb: int | None = None
-    """None: what the provider's default is."""
+    """None: the provider's default."""
     max_pids: int = 4096
     server_types: tuple[str, ...] | None = None
 
     @property
     def egress(self) -> tuple[str, ...]:
-        """What local machines may reach beyond public addresses: the operator's list, and always the configured GitHub."""
+        """Return what local machines may reach beyond public addresses: the operator's list and the configured GitHub."""
         url = urlsplit(self.github_url)
         port = url.port or (443 if url.scheme == "https" else 80)
         host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
@@ -178,12 +181,12 @@ class Settings:
 
 
 def _path(text: str) -> Path:
-    """Unlike Path.expanduser it leaves a `~` that nobody knows as it is."""
+    """Expand `~`. Unlike Path.expanduser, this leaves a `~` unchanged that can't be expanded."""
     return Path(os.path.expanduser(text))
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """Read everything. What is missing for `serve` is asked for by `require_github`. Raises ConfigurationError."""
+    """Read all settings. Raises ConfigurationError with all problems; `require_github` checks what only `serve` needs."""
     env = os.environ if environ is None else environ
     problems: list[str] = []
     notes = _unknown(env)
@@ -193,13 +196,13 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         if not text:
             return default
         if not text.isascii() or not text.isdigit() or not lowest <= int(text) <= highest:
-            problems.append(f"{name}: {text!r} is not a whole number from {lowest} to {highest}")
+            problems.append(f"{name} must be a whole number between {lowest} and {highest}, got {text!r}")
             return default
         return int(text)
 
     data_dir = _path(env.get("GIBIL_DATA_DIR") or "~/.gibil")
     if str(data_dir).startswith("~"):  # a user id without an entry in /etc/passwd, and without HOME
-        raise ConfigurationError((f"GIBIL_DATA_DIR: nobody knows where {data_dir} is; set it to a folder that you may write",))
+        raise ConfigurationError((f"GIBIL_DATA_DIR: cannot expand '{data_dir}'; set it to a writable directory",))
     data_dir = data_dir.absolute()
     env = {**_saved(data_dir, problems), **env}
     database_url = env.get("GIBIL_DATABASE_URL") or f"sqlite:///{data_dir / 'gibil.db'}"
@@ -209,49 +212,49 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
             "or name a file: sqlite:////var/lib/gibil/gibil.db"
         )
     elif not database_url.startswith("sqlite:///"):
-        problems.append("GIBIL_DATABASE_URL: write sqlite:/// followed by a path")
+        problems.append(f"GIBIL_DATABASE_URL: {database_url!r} is not supported; write sqlite:/// followed by a path")
 
     hcloud_token = env.get("HCLOUD_TOKEN", "").strip()
     provider = env.get("GIBIL_PROVIDER", "").strip() or ("hetzner" if hcloud_token else "local")
     if provider not in ("local", "hetzner"):
-        problems.append(f"GIBIL_PROVIDER: there is no provider {provider!r} here; write local or hetzner")
+        problems.append(f"GIBIL_PROVIDER must be local or hetzner, got {provider!r}")
     elif provider == "hetzner" and not hcloud_token:
-        problems.append("HCLOUD_TOKEN is not set: make one in the Cloud Console (Security, API tokens, Read & Write)")
+        problems.append("HCLOUD_TOKEN is not set: create a token in the Cloud Console (Security, API tokens, Read & Write)")
     hcloud_endpoint = (env.get("HCLOUD_ENDPOINT", "").strip() or "https://api.hetzner.cloud/v1").rstrip("/")
     if not hcloud_endpoint.startswith(("http://", "https://")) or not urlsplit(hcloud_endpoint).hostname:
-        problems.append(f"HCLOUD_ENDPOINT: {hcloud_endpoint!r} is not an http(s) address, such as https://api.hetzner.cloud/v1")
+        problems.append(f"HCLOUD_ENDPOINT must be an http(s) URL such as https://api.hetzner.cloud/v1, got {hcloud_endpoint!r}")
     reuse = env.get("GIBIL_REUSE", "").strip()
     if reuse not in ("", "rebuild"):
-        problems.append(f"GIBIL_REUSE: {reuse!r} is not rebuild; leave it unset to burn every server at once")
+        problems.append(f"GIBIL_REUSE must be rebuild, got {reuse!r}; leave it unset to delete servers at once")
 
     github_url = (env.get("GIBIL_GITHUB_URL") or "https://api.github.com").rstrip("/")
     url = urlsplit(github_url)
     if url.scheme not in ("http", "https") or not url.hostname:
-        problems.append(f"GIBIL_GITHUB_URL: {github_url!r} is not an http(s) address, such as https://ghe.example.com/api/v3")
+        problems.append(f"GIBIL_GITHUB_URL must be an http(s) URL such as https://ghe.example.com/api/v3, got {github_url!r}")
 
     private_key = env.get("GIBIL_GITHUB_PRIVATE_KEY", "").strip()
     if private_key and "-----BEGIN" not in private_key:
         try:
             private_key = _path(private_key).read_text()
         except (OSError, ValueError) as error:
-            problems.append(f"GIBIL_GITHUB_PRIVATE_KEY: neither PEM text nor a file that can be read: {_reason(error)}")
+            problems.append(f"GIBIL_GITHUB_PRIVATE_KEY must be PEM text or the path of a readable file: {_reason(error)}")
             private_key = ""
         else:
             if "-----BEGIN" not in private_key:
-                problems.append("GIBIL_GITHUB_PRIVATE_KEY: that file holds no PEM key (no -----BEGIN line)")
+                problems.append("GIBIL_GITHUB_PRIVATE_KEY: the file has no PEM key (no -----BEGIN line)")
     private_key = private_key.replace("\\n", "\n")
 
     workflows = _path(env["GIBIL_WORKFLOWS"]).absolute() if env.get("GIBIL_WORKFLOWS") else None
     if workflows is not None and not workflows.is_dir():
-        problems.append(f"GIBIL_WORKFLOWS: {workflows} is not a folder")
+        problems.append(f"GIBIL_WORKFLOWS must be a directory, got {str(workflows)!r}")
 
     accounts = _words(env.get("GIBIL_ALLOWED_ACCOUNTS", ""))
     untrusted = env.get("GIBIL_LOCAL_UNTRUSTED", "").strip() or "approve"
     if untrusted not in ("approve", "refuse", "allow"):
-        problems.append(f"GIBIL_LOCAL_UNTRUSTED: {untrusted!r} is not approve, refuse or allow")
+        problems.append(f"GIBIL_LOCAL_UNTRUSTED must be approve, refuse or allow, got {untrusted!r}")
     apps = _words(env.get("GIBIL_TRUSTED_APPS", ""))
     problems += [
-        f"GIBIL_TRUSTED_APPS: {app!r} is not the login of an App; write it with [bot], such as dependabot[bot]"
+        f"GIBIL_TRUSTED_APPS: {app!r} is not the login of an App; add [bot], as in dependabot[bot]"
         for app in apps
         if not _APP.fullmatch(app)
     ]
@@ -260,7 +263,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     try:
         max_ttl_s = parse_duration(env.get("GIBIL_MAX_TTL") or "24h")
         if max_ttl_s < 60:
-            problems.append("GIBIL_MAX_TTL: at least one minute")
+            problems.append(f"GIBIL_MAX_TTL must be at least one minute, got {env['GIBIL_MAX_TTL']!r}")
     except ValueError as error:
         problems.append(f"GIBIL_MAX_TTL: {error}")
 
@@ -274,7 +277,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
             problems.append(f"{name}: {error}")
             return None
         if size_mb < lowest:
-            problems.append(f"{name}: a machine needs at least {lowest}m, and {text!r} is less")
+            problems.append(f"{name} must be at least {lowest}m, got {text!r}")
         return size_mb
 
     settings = Settings(
@@ -311,27 +314,27 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         raise ConfigurationError(tuple(problems))
     if len(settings.webhook_secrets) > 1:
         notes.append(
-            f"GIBIL_GITHUB_WEBHOOK_SECRET: {len(settings.webhook_secrets)} secrets, separated by commas, each of which is "
-            "accepted; if you meant one secret with a comma in it, choose one without"
+            f"GIBIL_GITHUB_WEBHOOK_SECRET: each of the {len(settings.webhook_secrets)} comma-separated secrets is accepted; "
+            "if it is one secret that contains a comma, choose one without"
         )
     return replace(settings, notes=tuple(notes))
 
 
 def require_github(settings: Settings) -> None:
-    """Everything that talking to GitHub needs is set. Raises ConfigurationError with all that is missing."""
+    """Check that everything is set that GitHub needs. Raises ConfigurationError with all missing settings."""
     missing = []
     if not settings.github_app_id:
         missing.append("GIBIL_GITHUB_APP_ID is not set: the number on the App's settings page")
     if not settings.github_private_key:
         missing.append("GIBIL_GITHUB_PRIVATE_KEY is not set: the .pem file that the App's settings page generates, or its path")
     if not settings.webhook_secrets:
-        missing.append("GIBIL_GITHUB_WEBHOOK_SECRET is not set: the secret that you gave the App's webhook")
+        missing.append("GIBIL_GITHUB_WEBHOOK_SECRET is not set: the secret of the App's webhook")
     if missing:
         raise ConfigurationError(tuple(missing))
 
 
 SAVED = "settings.json"
-"""In the data dir: what `gibil init` saved, name → value. The environment beats it."""
+"""File in the data directory with settings that `gibil init` saved, name → value. The environment has priority."""
 
 
 def _saved(data_dir: Path, problems: list[str]) -> dict[str, str]:
@@ -345,7 +348,7 @@ def _saved(data_dir: Path, problems: list[str]) -> dict[str, str]:
         problems.append(f"{path}: {_reason(error)}")
         return {}
     if mode & 0o077:
-        problems.append(f"{path}: others can read it; run chmod 600 {path}")
+        problems.append(f"{path}: other users can read it; run chmod 600 {path}")
     import json  # only where the file exists
 
     try:
@@ -354,14 +357,14 @@ def _saved(data_dir: Path, problems: list[str]) -> dict[str, str]:
         content = None
     known = {setting.name for setting in SETTINGS} - {"GIBIL_DATA_DIR"}
     if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
-        problems.append(f"{path}: not a JSON object of texts; correct it, or remove it and run gibil init")
+        problems.append(f"{path} must be a JSON object of strings; correct it, or delete it and run gibil init")
         return {}
-    problems += [f"{path}: {name} is no setting" for name in content if name not in known]
+    problems += [f"{path}: unknown setting {name!r}" for name in content if name not in known]
     return {name: value for name, value in content.items() if name in known}
 
 
 def _secrets(env: Mapping[str, str], data_dir: Path, problems: list[str], notes: list[str]) -> ScopedSecrets:
-    """The file, and over its `global` part the environment."""
+    """Return the secrets of the file; those of the environment replace its `global` ones."""
     path = data_dir / "secrets.yml"
     content: object = None
     try:
@@ -373,7 +376,7 @@ def _secrets(env: Mapping[str, str], data_dir: Path, problems: list[str], notes:
         problems.append(f"{path}: {_reason(error)}")
     else:
         if mode & 0o077:
-            problems.append(f"{path}: others can read it; run chmod 600 {path}")
+            problems.append(f"{path}: other users can read it; run chmod 600 {path}")
         import yaml  # only where the file exists
 
         try:
@@ -383,28 +386,26 @@ def _secrets(env: Mapping[str, str], data_dir: Path, problems: list[str], notes:
     found, wrong, is_flat = parse_secrets(content)
     problems += [f"{path}: {problem}" for problem in wrong]
     if is_flat:
-        notes.append(
-            f"{path}: every repository may use all of these secrets; put them under `global`, `owners` or `repositories`"
-        )
+        notes.append(f"{path}: every repository may use all these secrets; put them under `global`, `owners` or `repositories`")
     prefix = "GIBIL_SECRET_"
     given = {name[len(prefix) :]: Secret(value) for name, value in env.items() if name.startswith(prefix) and value}
     return replace(found, everywhere={**found.everywhere, **given})
 
 
 def _unknown(env: Mapping[str, str]) -> list[str]:
-    """Names that look like settings and are none, each with the one that it may have been meant to be."""
+    """Return a warning for each variable that looks like a setting and isn't one, with the setting that may be meant."""
     known = [setting.name for setting in SETTINGS if "<" not in setting.name]
     families = tuple(setting.name.partition("<")[0] for setting in SETTINGS if "<" in setting.name)
     notes = []
     for name in sorted(env):
         if name.startswith("GIBIL_") and name not in known and not name.startswith(families):
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-            notes.append(f"{name}: there is no such setting; " + (f"did you mean {near[0]}?" if near else "it has no effect"))
+            notes.append(f"{name}: unknown setting; " + (f"did you mean {near[0]}?" if near else "it has no effect"))
     return notes
 
 
 def loose_mode(path: Path) -> int | None:
-    """The permission bits of a folder that others may enter or read; None when only its owner may."""
+    """Return the permission bits of a folder that other users may enter or read; None if only its owner may."""
     mode = path.stat().st_mode & 0o7777
     return mode if mode & 0o077 else None
 

@@ -1,14 +1,14 @@
-"""Every failure of ours, as one tree: a sentence for people, a stable code for programs, an exit status for shells.
+"""All errors of gibil-bot: a message for people, a stable code for programs, an exit status for shells.
 
-A task that exits with 1 is a result and never comes through here. An exception means that *we* could not do
-something. Adapters translate the exceptions of their libraries into these, in the adapter and nowhere else.
+A task that exits with 1 is a result, not an error. An error means that gibil-bot itself could not do something. Adapters
+translate the exceptions of their libraries into these errors, in the adapter and nowhere else.
 """
 
 from __future__ import annotations
 
 
 class GibilError(Exception):
-    """Something could not be done. The message is one line: what happened, where, what to do next."""
+    """Something could not be done. The message is one line: what failed, where, what to do next."""
 
     code = "INTERNAL"
     exit_status = 1
@@ -21,16 +21,16 @@ class GibilError(Exception):
 
 
 class UsageError(GibilError):
-    """The words of the call are off."""
+    """The arguments of a call are invalid."""
 
     code = "USAGE"
     exit_status = 2
 
 
 class InvalidWorkflow(GibilError):
-    """A workflow file that can't be accepted: `path:line:column: message`, lines and columns counted from 1.
+    """An invalid workflow file. The message is `path:line:column: problem`; lines and columns are counted from 1.
 
-    The message is the first problem's; `others` holds the rest of the same file, in the order of the file.
+    It is the first problem; `others` has the other problems of the file, in the order of the file.
     """
 
     code = "WORKFLOW_INVALID"
@@ -41,7 +41,7 @@ class InvalidWorkflow(GibilError):
         self.path, self.line, self.column, self.problem = path, line, column, problem
         self.others: tuple[InvalidWorkflow, ...] = ()
         self.partial: object = None
-        """What could be read of the value all the same, so that it can be checked for further problems."""
+        """The valid part of the value, so that it can be checked for further problems."""
 
     @property
     def all(self) -> tuple[InvalidWorkflow, ...]:
@@ -50,14 +50,14 @@ class InvalidWorkflow(GibilError):
 
 
 class ProviderError(GibilError):
-    """The provider could not forge, list or burn a machine."""
+    """The provider could not create, list or destroy a machine."""
 
     code = "PROVIDER"
     exit_status = 3
 
 
 class Unavailable(ProviderError):
-    """This provider cannot forge anything here at all. `remedies` are the ways out, one line each."""
+    """The provider can't create any machine on this host. `remedies`: what to do about it, one line each."""
 
     code = "PROVIDER_UNAVAILABLE"
 
@@ -67,54 +67,54 @@ class Unavailable(ProviderError):
 
 
 class MachineNotFound(ProviderError):
-    """No machine of that name: as a rule, a name that was mistyped, hence the exit status of wrong use."""
+    """No machine has that name. Usually the name was mistyped, so the exit status is that of wrong use."""
 
     code = "SERVER_NOT_FOUND"
     exit_status = 2
 
 
 class NameTaken(ProviderError):
-    """A machine of that name exists and is not what was asked for."""
+    """Another machine has the requested name."""
 
     code = "NAME_TAKEN"
 
 
 class MachineLost(GibilError):
-    """The machine, or the way to it, went away while it was needed. Never a result of the work on it."""
+    """The machine, or the connection to it, was lost while it was needed. Never a result of the work on it."""
 
     code = "MACHINE_LOST"
     exit_status = 4
 
 
 class JobLost(MachineLost):
-    """The machine answers, and nothing on it knows how a job ended: what runs there killed or removed what watched it.
+    """The machine answers, but how a job ended is unknown, because processes on it killed the job's supervisor.
 
-    A new machine would not help: the same work would do the same to it.
+    A new machine wouldn't help: the same work would do the same to it.
     """
 
     code = "JOB_LOST"
 
 
 class JobNotStarted(GibilError):
-    """The machine answered, and could not start a job: its disk is full, most often. A new machine would fill up, too."""
+    """The machine answered, but could not start a job, usually because its disk is full. A new machine would fill up, too."""
 
     code = "JOB_NOT_STARTED"
     exit_status = 4
 
 
 class SSHError(GibilError):
-    """The machine does not let us in, or is not the machine that we made."""
+    """The machine rejects the login, or isn't the machine that we created."""
 
     code = "SSH"
     exit_status = 4
 
 
 class AnotherHost(SSHError):
-    """What answers there does not show the host key that is pinned. Nobody logged in."""
+    """The host that answers doesn't show the pinned host key. There was no login."""
 
 
 class GitHubError(GibilError):
-    """GitHub refused, or could not be reached."""
+    """GitHub rejected a request, or could not be reached."""
 
     code = "GITHUB"
     exit_status = 5
@@ -122,17 +122,17 @@ class GitHubError(GibilError):
     def __init__(self, message: str, *, status: int = 0, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.status = status
-        """HTTP status; 0 when there was no answer."""
+        """HTTP status; 0 if there was no answer."""
         self.retry_after_s = retry_after_s
-        """Seconds after which it is worth trying again; None: trying again would not help."""
+        """Seconds after which to try again; None if trying again wouldn't help."""
 
 
 class NotAskedYet(GitHubError):
-    """GitHub was not asked, so that it need not limit us: try again after `retry_after_s`. Not a failure."""
+    """No request was sent, to stay below GitHub's rate limit; try again after `retry_after_s`. Not a failure."""
 
 
 class ConfigurationError(GibilError):
-    """Settings that cannot work. `problems` holds every one of them, one line each."""
+    """Invalid settings. `problems` has all of them, one line each."""
 
     code = "CONFIGURATION"
     exit_status = 6
@@ -150,12 +150,12 @@ class StoreError(GibilError):
 
 
 class ClaimLost(GibilError):
-    """Another process holds this run now: whoever gets this stops working on it and writes nothing more."""
+    """Another process has claimed the run. The caller has to stop working on it, and writes nothing more."""
 
     code = "CLAIM_LOST"
 
 
 class InvalidDelivery(GibilError):
-    """A delivery whose payload is not what GitHub documents for its event."""
+    """A delivery whose payload isn't as GitHub documents it for its event."""
 
     code = "DELIVERY_INVALID"

@@ -3,8 +3,9 @@
 Rules that hold for every call:
 - The caller's repository-local variables (`git rev-parse --local-env-vars`) never reach git: they are set in hooks, in aliases
   and by `git rebase -x`, and would direct our commands at the caller's repository. Of the GIT_ variables only those of
-  configuration, transport, identity and discovery are kept (`_KEPT`).
-- GIT_CONFIG_PARAMETERS and GIT_CONFIG_COUNT are kept: people pass credentials in them. Git puts there what a command line said
+  configuration, transport, identity and discovery are passed on (`_PASSED_ON`).
+- GIT_CONFIG_PARAMETERS and GIT_CONFIG_COUNT are passed on: people pass credentials in them. Git puts there what a command line
+said
   (`git -c`), and never a setting of a repository.
 - No hook, filter, fsmonitor, pager, external diff or text conversion runs. Transport and credentials follow the user's own
   configuration (global, system, command line): core.sshCommand, url.insteadOf, credential.helper, http.*.
@@ -33,16 +34,16 @@ from gibil_bot.errors import GibilError
 
 LONGEST_S = 900.0
 MOST_BYTES = 8 * 1024 * 1024
-"""Default limit of what a command may print. `stream` has none."""
+"""Default limit of a command's output. `stream` has none."""
 PROTOCOLS = "file:git:http:https:ssh"
 """`ext::` and third-party remote helpers run programs that a URL names."""
 
 _MOST_ERROR_BYTES = 64 * 1024
 _PIPE_LINGERS_S = 1.0
-"""A process that git left in the background (an SSH master connection) may keep stderr open after git has ended."""
+"""How long to wait for stderr after git has ended: a background process (SSH master connection) may keep it open."""
 
 # Everything else that begins with GIT_ is removed. https://git-scm.com/docs/git#_environment_variables
-_KEPT = re.compile(
+_PASSED_ON = re.compile(
     r"GIT_(CONFIG_(GLOBAL|SYSTEM|NOSYSTEM|PARAMETERS|COUNT|KEY_\d+|VALUE_\d+)"
     r"|SSH|SSH_COMMAND|SSH_VARIANT|PROXY_COMMAND|PROXY_SSL_\w+|SSL_\w+|HTTP_\w+|EXEC_PATH"
     r"|COMMITTER_(NAME|EMAIL)|CEILING_DIRECTORIES|DISCOVERY_ACROSS_FILESYSTEM)"
@@ -58,7 +59,7 @@ _ALWAYS = {
     "SSH_ASKPASS_REQUIRE": "never",
     "GIT_ALLOW_PROTOCOL": PROTOCOLS,
     "GIT_OPTIONAL_LOCKS": "0",
-    # A replacement object is what its repository shows instead of the object that is sent.
+    # A repository can show replacement objects instead of the real ones.
     "GIT_NO_REPLACE_OBJECTS": "1",
     "GIT_TRACE2": "0",
     "GIT_TRACE2_EVENT": "0",
@@ -122,23 +123,24 @@ _FOREIGN_SETTINGS = (
 
 
 def environment(extra: Mapping[str, str | None] | None = None) -> dict[str, str]:
-    """The caller's environment without what would direct git elsewhere, and `extra` (None removes a variable)."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or _KEPT.fullmatch(name)}
-    kept = {name: value for name, value in kept.items() if value or not _IDENTITY.fullmatch(name)}  # git rejects empty ones
-    # A trace to a file is the user's; a trace on stderr would be read as git's reason.
+    """Return the caller's environment without variables that redirect git, and with `extra` (None removes a variable)."""
+    passed_on = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or _PASSED_ON.fullmatch(name)}
+    # git rejects an empty identity
+    passed_on = {name: value for name, value in passed_on.items() if value or not _IDENTITY.fullmatch(name)}
+    # A trace to a file is the user's choice; a trace on stderr would be read as git's error.
     traces = {name: value for name, value in os.environ.items() if _TRACE.fullmatch(name) and value.startswith("/")}
-    merged: dict[str, str | None] = {**kept, **_ALWAYS, **traces, **(extra or {})}
+    merged: dict[str, str | None] = {**passed_on, **_ALWAYS, **traces, **(extra or {})}
     return {name: value for name, value in merged.items() if value is not None}
 
 
 def anonymous_environment() -> dict[str, str | None]:
-    """Additions for a call as a machine would make it: without the user's configuration and credentials, over HTTP only."""
+    """Return additions for a call like a machine's: without the user's configuration and credentials, over HTTP only."""
     dropped: dict[str, str | None] = {name: None for name in os.environ if _USERS_SETTINGS.fullmatch(name)}
     return {**dropped, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "GIT_ALLOW_PROTOCOL": "http:https"}
 
 
 def sealed_environment(home: Path) -> dict[str, str]:
-    """A whole environment for repositories that have nothing to do with the user, such as the demonstration's."""
+    """Return a complete environment for repositories that aren't the user's, such as the demonstration's."""
     return {
         **_ALWAYS,
         "PATH": os.environ.get("PATH", os.defpath),
@@ -150,7 +152,7 @@ def sealed_environment(home: Path) -> dict[str, str]:
 
 
 async def ssh_environment() -> dict[str, str]:
-    """How git reaches SSH servers: as the user configured it; plain `ssh` runs without asking questions."""
+    """Return additions for SSH servers: the user's configuration is used, and plain `ssh` doesn't prompt."""
     if "GIT_SSH_COMMAND" in os.environ or "GIT_SSH" in os.environ:
         return {}
     with contextlib.suppress(GitError):
@@ -169,9 +171,9 @@ async def start(
     stdin: int = asyncio.subprocess.DEVNULL,
     stderr: int = asyncio.subprocess.PIPE,
 ) -> asyncio.subprocess.Process:
-    """Start git in a new session, which has no terminal. `env` is the whole environment, see `environment`.
+    """Start git in a new session, which has no terminal. `env` is the complete environment, see `environment`.
 
-    `folder`: where it runs, / if absent. The caller ends it with `end`.
+    `folder`: the working directory, / if absent. The caller ends it with `end`.
     """
     if limits is not None:
         settings = (*_FOREIGN_SETTINGS, *settings)
@@ -197,13 +199,13 @@ async def start(
         )  # fmt: skip
     except OSError as error:
         if folder is not None and error.filename == str(folder):
-            raise GitError(f"{folder} cannot be entered: {error.strerror}") from error
+            raise GitError(f"cannot enter {folder}: {error.strerror}") from error
         advice = "install it, for example: apt-get install git"
-        raise GitError(f"git cannot be started on this host ({error.strerror}); {advice}") from error
+        raise GitError(f"cannot start git on this host ({error.strerror}); {advice}") from error
 
 
 async def end(process: asyncio.subprocess.Process) -> None:
-    """End git and everything that it started, if it still runs."""
+    """Kill git and everything that it started, if it still runs."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -211,7 +213,7 @@ async def end(process: asyncio.subprocess.Process) -> None:
 
 
 class How(TypedDict, total=False):
-    """How git is called. `extra`: additions to its environment; None removes a variable. `given`: its stdin."""
+    """Options of a git call. `extra`: additions to its environment; None removes a variable. `given`: its stdin."""
 
     git_dir: Path
     folder: Path
@@ -227,7 +229,7 @@ async def run(*arguments: str, most_bytes: int = MOST_BYTES, **how: Unpack[How])
 
     Raises GitError with git's reason, also when it takes longer than `within_s`; TooMuchOutput above `most_bytes`.
     """
-    kept: list[bytes] = []
+    chunks: list[bytes] = []
     size = 0
 
     def keep(data: bytes) -> None:
@@ -235,20 +237,20 @@ async def run(*arguments: str, most_bytes: int = MOST_BYTES, **how: Unpack[How])
         size += len(data)
         if size > most_bytes:
             raise TooMuchOutput(f"git {_verb(arguments)} printed more than {most_bytes} bytes")
-        kept.append(data)
+        chunks.append(data)
 
     await feed(keep, *arguments, **how)
-    return b"".join(kept)
+    return b"".join(chunks)
 
 
 async def text(*arguments: str, **how: Unpack[How]) -> str:
-    """As `run`; the output as text, without its last newline. Bytes that aren't UTF-8 are escaped as surrogates."""
+    """As `run`, but return text without its last newline. Bytes that aren't UTF-8 become surrogates."""
     out = await run(*arguments, **how)
     return out.decode("utf-8", "surrogateescape").removesuffix("\n")
 
 
 async def feed(take: Callable[[bytes], None], *arguments: str, **how: Unpack[How]) -> None:
-    """As `run`; what git prints goes to `take` as it comes. An exception of `take` ends git and is raised."""
+    """As `run`, but pass the output to `take` as it comes. An exception of `take` ends git and is raised."""
     async with contextlib.aclosing(stream(*arguments, **how)) as pieces:
         async for data in pieces:
             take(data)
@@ -271,7 +273,7 @@ async def stream(*arguments: str, **how: Unpack[How]) -> AsyncGenerator[bytes, N
     latest = asyncio.get_running_loop().time() + within_s
     try:
         while True:
-            async with asyncio.timeout_at(latest):  # it can't be left open at a yield
+            async with asyncio.timeout_at(latest):  # a timeout must not be active during a yield
                 data = await process.stdout.read(256 * 1024)
                 if not data:
                     await process.wait()
@@ -289,40 +291,40 @@ async def stream(*arguments: str, **how: Unpack[How]) -> AsyncGenerator[bytes, N
     _check(process, arguments, git_dir or folder, complaint, limits)
 
 
-async def create_repository(place: Path) -> None:
-    """Create a bare repository with SHA-1 object names. Neither the user's settings nor a template has a part in it.
+async def create_repository(path: Path) -> None:
+    """Create a bare repository with SHA-1 object names, without the user's settings and templates.
 
-    https://git-scm.com/docs/gitrepository-layout; it takes no process, and commands create several.
+    It starts no process, because a command creates several. https://git-scm.com/docs/gitrepository-layout
     """
 
     def create() -> None:
         for folder in ("objects/info", "objects/pack", "refs/heads", "refs/tags"):
-            (place / folder).mkdir(parents=True)
-        (place / "HEAD").write_text("ref: refs/heads/main\n")
-        (place / "config").write_text("[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n")
+            (path / folder).mkdir(parents=True)
+        (path / "HEAD").write_text("ref: refs/heads/main\n")
+        (path / "config").write_text("[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n")
 
     await asyncio.to_thread(create)
 
 
 def reason_in(said: str) -> str:
-    """The line of git's stderr that says why: its first `fatal:`, else its last line that isn't a hint."""
+    """Return the line of git's stderr with the reason: the first `fatal:`, else the last line that isn't a hint."""
     lines = [line.strip() for line in said.split("\n")]
     lines = [line for line in lines if line and not line.startswith(("hint:", "warning:"))]
     return next((line for line in lines if line.startswith("fatal:")), lines[-1] if lines else "no reason given")
 
 
 class _Tail:
-    """A pipe for stderr whose first and last bytes are kept.
+    """A pipe for stderr that stores the first and last bytes.
 
-    It isn't one of the process's own pipes, since asyncio's `wait` waits for those, and what git left behind may hold it.
+    It isn't one of asyncio's pipes, because `wait` waits for those, and a background process of git may keep them open.
     """
 
     def __init__(self) -> None:
-        self._kept = bytearray()
+        self._stored = bytearray()
         self._reading, self.writing = os.pipe()
 
     async def begin(self) -> None:
-        """Called when the process has been started, or couldn't be."""
+        """Start reading. Call when the process has been started, or couldn't be."""
         os.close(self.writing)
         reader = asyncio.StreamReader()
         self._transport, _ = await asyncio.get_running_loop().connect_read_pipe(
@@ -332,21 +334,21 @@ class _Tail:
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         while data := await reader.read(16 * 1024):
-            self._kept += data
-            if len(self._kept) > _MOST_ERROR_BYTES:
-                del self._kept[_MOST_ERROR_BYTES // 4 : len(self._kept) - _MOST_ERROR_BYTES // 2]
+            self._stored += data
+            if len(self._stored) > _MOST_ERROR_BYTES:
+                del self._stored[_MOST_ERROR_BYTES // 4 : len(self._stored) - _MOST_ERROR_BYTES // 2]
 
     async def close(self) -> str:
-        """Called once git has ended."""
+        """Return what was stored. Call once git has ended."""
         await asyncio.wait({self._task}, timeout=_PIPE_LINGERS_S)
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._transport.close()
-        return self._kept.decode("utf-8", "replace").strip()
+        return self._stored.decode("utf-8", "replace").strip()
 
 
 async def _write(stdin: asyncio.StreamWriter, given: bytes) -> None:
-    with contextlib.suppress(ConnectionError):  # git ended early: its status says why
+    with contextlib.suppress(ConnectionError):  # git ended early; its status says why
         stdin.write(given)
         await stdin.drain()
         stdin.close()
@@ -358,18 +360,18 @@ def _check(
 ) -> None:
     if process.returncode == 0:
         return
-    place = f" in {where}" if where is not None else ""
-    failed = f"git {_verb(arguments)} failed{place}"
+    location = f" in {where}" if where is not None else ""
+    failed = f"git {_verb(arguments)} failed{location}"
     if limits is not None:
         if process.returncode == -signal.SIGXCPU or f"died of signal {int(signal.SIGXCPU)}" in said:
             time = f"{limits.cpu_s} s of processor time"
-            raise TooExpensive(f"{failed}: more than {time} are needed to read the objects", said=said)
+            raise TooExpensive(f"{failed}: reading the objects needs more than {time}", said=said)
         elif "ut of memory" in said or "mmap failed" in said or "Cannot allocate memory" in said:
             size = f"{limits.memory_bytes // 1024**2} MiB"
-            raise TooExpensive(f"{failed}: more than {size} of memory are needed to read the objects", said=said)
+            raise TooExpensive(f"{failed}: reading the objects needs more than {size} of memory", said=said)
     reason = reason_in(said)
     if process.returncode is not None and process.returncode < 0 and not said:
-        reason = f"it was ended by signal {-process.returncode}"
+        reason = f"it was killed by signal {-process.returncode}"
     raise GitError(f"{failed}: {reason}", said=said)
 
 

@@ -1,4 +1,4 @@
-"""The operator's secrets: which repository may use which. A value never shows itself."""
+"""The operator's secrets: which repository may use which. Values are masked when they are printed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+")
 
 
 class Secret:
-    """A value that never shows itself: `repr` and `str` are masked, `reveal()` gives it."""
+    """A secret value. `repr` and `str` are masked; `reveal()` returns it."""
 
     __slots__ = ("_value",)
 
@@ -46,26 +46,28 @@ class ScopedSecrets:
     repositories: Mapping[str, Mapping[str, Secret]] = field(default_factory=dict)
 
     def of_repository(self, full_name: str) -> dict[str, Secret]:
-        """What the workflows of `owner/name` may use; the narrowest scope of a name wins."""
+        """Return the secrets that the workflows of `owner/name` may use; the narrowest scope of a name has priority."""
         repository = full_name.lower()
         owner = repository.partition("/")[0] if "/" in repository else ""
         return {**self.everywhere, **self.owners.get(owner, {}), **self.repositories.get(repository, {})}
 
 
 def missing_secret(name: str, full_name: str) -> str:
-    """What to tell a repository whose workflow asks for a secret that it does not get. The same whether or not another
-    repository has one of that name."""
+    """Return the message for a workflow that lists a secret which its repository doesn't have.
+
+    It is the same whether or not another repository has a secret of that name.
+    """
     where = f"in secrets.yml under `repositories: {full_name}:`, or " if "/" in full_name else ""
     return (
-        f"The workflow asks for the secret {name}, which this bot does not have for {full_name}: its operator sets it {where}"
-        f"for all repositories as GIBIL_SECRET_{name}; or take {name} out of the workflow's `secrets:`."
+        f"The workflow needs the secret {name}, which this bot doesn't have for {full_name}: the operator can set it {where}"
+        f"for all repositories as GIBIL_SECRET_{name}; or remove {name} from the workflow's `secrets:`."
     )
 
 
 def parse_secrets(content: object) -> tuple[ScopedSecrets, list[str], bool]:
-    """The content of `secrets.yml`, what is wrong with it, and whether it is in the old form, NAME: value without scopes.
+    """Parse `secrets.yml`. Returns the secrets, the problems, and whether it has the old form NAME: value without scopes.
 
-    No problem names a value.
+    No problem contains a value.
     """
     problems: list[str] = []
     if content is None:
@@ -75,7 +77,7 @@ def parse_secrets(content: object) -> tuple[ScopedSecrets, list[str], bool]:
     if content and not any(name in SCOPES and not isinstance(content[name], str) for name in content):
         return ScopedSecrets(everywhere=_values(content, "", problems)), problems, True
     problems += [
-        f"{str(name)!r} is none of {', '.join(SCOPES)}: put secrets for all repositories under `global:`"
+        f"unknown key {str(name)!r}, expected {', '.join(SCOPES)}; put secrets for all repositories under `global:`"
         for name in content
         if name not in SCOPES
     ]
@@ -104,7 +106,7 @@ def _scopes(
         if not pattern.fullmatch(name):
             problems.append(f"{scope}: {name!r} is not {what}")
         elif name.lower() in found:
-            problems.append(f"{scope}: {name!r} is there twice; upper and lower case are the same")
+            problems.append(f"{scope}: {name!r} occurs twice, since upper and lower case are the same; remove one")
         else:
             found[name.lower()] = _values(values, f"{scope}: {name}: ", problems)
     return found
@@ -114,7 +116,7 @@ def _values(content: object, where: str, problems: list[str]) -> dict[str, Secre
     if content is None:
         return {}
     if not isinstance(content, dict):
-        problems.append(f"{where}write one NAME: value a line")
+        problems.append(f"{where}write one NAME: value per line")
         return {}
     found = {}
     for name, value in content.items():

@@ -1,7 +1,7 @@
-"""The verbs: everything that reaches outside this process, as short Protocols with their calling rules.
+"""Protocols for everything outside this process, with their calling rules.
 
-Implementations raise only `gibil_bot.errors`. All of them are used from one event loop and must never block it; every
-method may be cancelled at any await, and then leaves nothing behind that `destroy`, `sweep` or a lease would not find.
+Implementations raise only `gibil_bot.errors`. They are used from one event loop and must never block it. Every method may be
+cancelled at any await; what it has created by then is found by `destroy`, `sweep` or the end of a lease.
 """
 
 from __future__ import annotations
@@ -44,41 +44,41 @@ from gibil_bot.model import (
 
 
 class Provider(Protocol):
-    """Creates machines. Its own list is the truth about what exists; no second list is kept."""
+    """Creates and destroys machines. Its own list is the truth about which exist; no second list is stored."""
 
     name: str
 
     async def probe(self) -> Capabilities:
-        """Really create a machine, run `true` on it and destroy it. Raises Unavailable with every remedy."""
+        """Check that machines can be created, by creating one if that costs nothing. Raises Unavailable with every remedy."""
 
     async def create(self, spec: MachineSpec) -> Machine:
-        """Create a machine. Idempotent on `spec.name`: a second call with the same spec finds the first machine.
+        """Create a machine. Idempotent on `spec.name`: with the same spec it returns the existing machine.
 
-        Returns when the machine exists, which may be before SSH answers. When it raises or is cancelled, either
-        nothing exists or `destroy(spec.name)` removes it. Where others can read the machine's boot data, it
-        boots with `spec.first_host_key`, and `endpoint.first_host_key` says so. Raises Unavailable, NameTaken, ProviderError.
+        Returns when the machine exists, which may be before SSH answers. When it raises or is cancelled, either nothing exists
+        or `destroy(spec.name)` removes it. If its boot data is readable on the machine, it boots with `spec.first_host_key`,
+        and `endpoint.first_host_key` is set. Raises Unavailable, NameTaken, ProviderError.
         """
 
     async def get(self, name: str) -> Machine | None:
-        """The machine of that name, if it exists."""
+        """Return the machine of that name, if it exists."""
 
     async def list_machines(self, owner: str | None = None) -> list[Machine]:
-        """All machines that gibil created (of that owner), oldest first, also expired ones that still exist."""
+        """Return all our machines (of that owner), oldest first, including expired ones that still exist."""
 
     async def extend(self, name: str, expires_at: datetime) -> Machine:
         """Move the expiry. Raises MachineNotFound."""
 
     async def destroy(self, name: str) -> bool:
-        """Destroy a machine; returns when it certainly doesn't exist any more. True if it existed; an absent one is no failure.
+        """Destroy a machine; returns when it certainly doesn't exist any more. False if it didn't exist, which isn't an error.
 
-        Callers shield it: it is the one call that is awaited even while being cancelled.
+        Callers shield it: it is awaited even while they are cancelled.
         """
 
     async def sweep(self, owner: str) -> list[str]:
-        """Delete what a crash left behind (dead machines' folders, expired machines); the names of deleted machines."""
+        """Remove what a crash has left (folders of dead machines, expired machines); return the names of the machines."""
 
     async def close(self) -> None:
-        """Close connections. Machines continue, except tethered ones."""
+        """Close connections. Machines continue to run, except tethered ones."""
 
 
 class Shell(Protocol):
@@ -86,7 +86,7 @@ class Shell(Protocol):
 
     @property
     def is_closed(self) -> bool:
-        """Whether the connection is known to be lost."""
+        """Whether the connection is known to be closed."""
 
     async def run(
         self,
