@@ -52,7 +52,7 @@ def test_caps_are_read_and_wrong_ones_are_told(tmp_path: Path) -> None:
         )
     text = "\n".join(caught.value.problems)
     assert len(caught.value.problems) == 3
-    for told in ("GIBIL_MAX_MEMORY: 'much' is not a size", "GIBIL_MAX_DISK: a machine needs at least 64m", "GIBIL_MAX_PIDS"):
+    for told in ("GIBIL_MAX_MEMORY: 'much' is not a size", "GIBIL_MAX_DISK must be at least 64m", "GIBIL_MAX_PIDS"):
         assert told in text
 
 
@@ -73,7 +73,7 @@ def test_all_problems_are_reported_together(tmp_path: Path) -> None:
     text = "\n".join(caught.value.problems)
     assert len(caught.value.problems) == 7
     for name in (
-        "GIBIL_LOCAL_UNTRUSTED: 'maybe'",
+        "GIBIL_LOCAL_UNTRUSTED must be approve, refuse or allow, got 'maybe'",
         "GIBIL_TRUSTED_APPS: 'renovate'",
         "GIBIL_PORT",
         "GIBIL_MAX_TTL",
@@ -123,7 +123,7 @@ def test_the_private_key_may_be_a_path(tmp_path: Path) -> None:
     path.write_text("-----BEGIN X-----\nabc\n-----END X-----\n")
     settings = load_settings({"GIBIL_DATA_DIR": str(tmp_path), "GIBIL_GITHUB_PRIVATE_KEY": str(path)})
     assert "abc" in settings.github_private_key.reveal()
-    with pytest.raises(ConfigurationError, match="neither PEM text nor a file"):
+    with pytest.raises(ConfigurationError, match="must be PEM text or the path of a readable file"):
         load_settings({"GIBIL_DATA_DIR": str(tmp_path), "GIBIL_GITHUB_PRIVATE_KEY": str(tmp_path / "absent.pem")})
 
 
@@ -160,7 +160,7 @@ def test_the_configured_github_can_always_be_reached_from_machines(tmp_path: Pat
 
 
 def test_a_home_that_nobody_knows_is_said_and_not_made_into_a_folder() -> None:
-    with pytest.raises(ConfigurationError, match="GIBIL_DATA_DIR: nobody knows where ~no-such-user/gibil is"):
+    with pytest.raises(ConfigurationError, match="GIBIL_DATA_DIR: cannot expand '~no-such-user/gibil'"):
         load_settings({"GIBIL_DATA_DIR": "~no-such-user/gibil"})
 
 
@@ -175,14 +175,14 @@ def test_unknown_names_are_noted_with_the_nearest_setting_and_stop_nothing(tmp_p
     }
     notes = load_settings(environment).notes
     assert notes == (
-        "GIBIL_ALLOWED_ACOUNTS: there is no such setting; did you mean GIBIL_ALLOWED_ACCOUNTS?",
-        "GIBIL_MAX_TLL: there is no such setting; did you mean GIBIL_MAX_TTL?",
-        "GIBIL_ZEBRA_COLOUR: there is no such setting; it has no effect",
+        "GIBIL_ALLOWED_ACOUNTS: unknown setting; did you mean GIBIL_ALLOWED_ACCOUNTS?",
+        "GIBIL_MAX_TLL: unknown setting; did you mean GIBIL_MAX_TTL?",
+        "GIBIL_ZEBRA_COLOUR: unknown setting; it has no effect",
     )
 
 
 def test_a_webhook_secret_with_a_comma_in_it_is_noted_and_not_shown(tmp_path: Path) -> None:
     settings = load_settings({"GIBIL_DATA_DIR": str(tmp_path), "GIBIL_GITHUB_WEBHOOK_SECRET": "hidden,word"})
     (note,) = settings.notes
-    assert "2 secrets, separated by commas" in note
+    assert "each of the 2 comma-separated secrets is accepted" in note
     assert "hidden" not in note

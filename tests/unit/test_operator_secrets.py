@@ -54,7 +54,7 @@ def test_the_flat_form_is_global_and_worth_a_note(tmp_path: Path) -> None:
     environment = write(tmp_path, "TOKEN: one\nowners: two\n")
     assert seen(environment, "any/body") == {"TOKEN": "one", "owners": "two"}
     (note,) = load_settings(environment).notes
-    assert "every repository may use all of these" in note
+    assert "every repository may use all these" in note
     assert load_settings(write(tmp_path, SCOPED)).notes == ()
 
 
@@ -69,12 +69,12 @@ def test_empty_parts_are_no_mistake(tmp_path: Path, text: str) -> None:
         ("[hidden-word]", "write `global:`, `owners:` and `repositories:`"),
         ("TOKEN: 17", "'TOKEN': write NAME: value; a number needs quotes"),
         ("global: {A: 1}", "global: 'A': write NAME: value"),
-        ("global: {A: x}\nTOKEN: hidden-word", "'TOKEN' is none of global, owners, repositories"),
-        ("global: hidden-word\nowners: {}", "global: write one NAME: value a line"),
+        ("global: {A: x}\nTOKEN: hidden-word", "unknown key 'TOKEN', expected global, owners, repositories"),
+        ("global: hidden-word\nowners: {}", "global: write one NAME: value per line"),
         ("owners: {acme/api: {A: x}}", "owners: 'acme/api' is not the name of an account"),
         ("repositories: {acme: {A: x}}", "repositories: 'acme' is not owner/name"),
-        ("repositories: {acme/api: hidden-word}", "repositories: acme/api: write one NAME: value a line"),
-        ("repositories: {acme/api: {A: x}, ACME/API: {A: y}}", "'ACME/API' is there twice"),
+        ("repositories: {acme/api: hidden-word}", "repositories: acme/api: write one NAME: value per line"),
+        ("repositories: {acme/api: {A: x}, ACME/API: {A: y}}", "'ACME/API' occurs twice"),
         ("owners: [hidden-word]", "owners: write the name of an account"),
     ],
 )
