@@ -1,12 +1,12 @@
-"""What a cloud machine is told at its first boot: a `#cloud-config` for cloud-init. Pure.
+"""User-data of a cloud machine: a `#cloud-config` that cloud-init applies at the first boot. Pure.
 
-It makes the host key ours, lets one key log in as root and nothing else, closes the metadata address (which would hand the
-user-data to whoever asks), and sets the hour at which the machine powers itself off without any provider's token. It holds no
-secret but the host key of the first contact, which is worth nothing after that (first_contact.py). All the same it is removed
-from cloud-init's own copies. Tasks are root and could open the metadata address again: what they would find opens nothing.
+It sets our host key, admits one key as root and nothing else, blocks the metadata address (where every process could read the
+user-data), and sets the time at which the machine powers itself off without a provider's token. Its only secret is the host key
+of the first boot, which is replaced at the first login (host_key_rotation.py); cloud-init's copies are deleted nevertheless.
+Tasks are root and could unblock the metadata address, but what they would find there is of no use.
 
-The base packages come last, because they take longest: SSH answers meanwhile, and the first command waits in `sshrc` (which
-sshd runs before every command, sshd(8) "SSHRC") until they are there.
+The base packages are installed last, because they take longest: SSH answers meanwhile, and the first command waits in `sshrc`
+(which sshd runs before every command, sshd(8) "SSHRC") until they are installed.
 
 Reference: https://cloudinit.readthedocs.io/en/latest/reference/modules.html
 """
@@ -25,7 +25,7 @@ from gibil_bot.ssh.host_key_rotation import HOST_KEY, MARK
 from gibil_bot.ssh.host_keys import public_line
 
 LIMIT_BYTES = 32 * 1024
-"""Of user-data at Hetzner."""
+"""Largest user-data at Hetzner."""
 EXPIRES_AT = "/etc/gibil/expires-at"
 BASE_PACKAGES = ("git", "curl", "jq", "tmux", "ca-certificates")
 
@@ -128,14 +128,14 @@ fi
 
 
 def user_data(spec: MachineSpec, expires_at: datetime) -> str:
-    """The `#cloud-config` for that machine; `expires_at` by the clock that the machine will have.
+    """Return the `#cloud-config` of a machine. `expires_at` is by the machine's clock.
 
-    Raises UsageError for keys that are none, and for what would not fit into 32 KiB.
+    Raises UsageError for invalid keys, and if it would exceed 32 KiB.
     """
     host_key = spec.first_host_key or spec.host_key
     public_line(spec.host_key)
     if not _AUTHORIZED_KEY.fullmatch(spec.authorized_key.strip()):
-        raise UsageError("the authorized key of a machine has to be one line of OpenSSH's public form")
+        raise UsageError("the authorized key of a machine must be one line in OpenSSH's public key format")
     programs = " ".join(name for name in BASE_PACKAGES if name != "ca-certificates")
     text = "".join(
         (
@@ -174,7 +174,7 @@ def user_data(spec: MachineSpec, expires_at: datetime) -> str:
 
 
 def move_expiry_script(expires_at: datetime) -> str:
-    """POSIX sh for a machine that runs: its new hour, by its own clock, whole or not at all."""
+    """Return a POSIX sh script that sets a new expiry on a running machine, by its own clock, atomically."""
     return (
         f"printf '%s\\n' {math.ceil(expires_at.timestamp())} >{EXPIRES_AT}.new && mv -f {EXPIRES_AT}.new {EXPIRES_AT}"
         " || { echo 'gibil: the hour of this machine cannot be moved' >&2; exit 1; }"

@@ -68,7 +68,7 @@ async def test_a_machines_own_names_are_itself_whatever_they_resolve_to(host: st
         assert b"GIBIL_EGRESS_ALLOW" not in answer
 
 
-async def test_what_is_refused_is_said_in_the_status_line_and_remembered_once() -> None:
+async def test_blocked_endpoints_are_reported_in_the_status_line_and_recorded_once() -> None:
     log = RefusalLog()
     async with gate(refusals=log) as port:
         for _ in range(3):
@@ -196,7 +196,7 @@ async def test_nothing_is_smuggled_behind_a_request(attack: Smuggling) -> None:
             assert heard.count(b"Host:") == 1
 
 
-async def test_a_slow_request_is_cut_off_and_hurts_nobody() -> None:
+async def test_a_slow_request_times_out_and_delays_no_other() -> None:
     async with http_server() as server, gate("127.0.0.1", head_s=0.5) as port, asyncio.timeout(patient(20)):
 
         async def slowloris() -> bytes:

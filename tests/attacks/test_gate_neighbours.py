@@ -95,7 +95,7 @@ def test_networks_of_every_routing_table_count(host: Do) -> None:
     blocked(host("ask", "5.5.5.5"), "is in a network that the host is directly connected to")
 
 
-def test_a_line_to_the_internet_without_a_gateway_is_no_neighbourhood(host: Do) -> None:
+def test_a_route_to_the_internet_without_a_gateway_is_not_a_local_network(host: Do) -> None:
     """As of a modem or a tunnel: all the world is at the other end of it."""
     host("neighbour", "address add 1.0.0.1/32 dev lan")
     host("neighbour", "address add 2a02:aaaa::1/128 dev lo")

@@ -56,7 +56,7 @@ async def test_an_endless_answer_ends_with_an_error_that_says_so(handler: object
         assert not shell.is_closed, "one command's answer does not end the connection"
 
 
-async def test_the_caller_chooses_how_much_of_an_answer_is_kept() -> None:
+async def test_the_caller_limits_how_much_of_an_answer_is_stored() -> None:
     async def five(process: Process) -> None:
         process.stdout.write(b"12345")
         process.exit(0)
@@ -245,7 +245,7 @@ def test_decimals_that_json_cannot_hold_are_refused(words: str) -> None:
         decimal(words)
 
 
-def test_what_a_machine_says_is_one_printable_line_in_a_message() -> None:
+def test_output_of_a_machine_is_one_printable_line_in_a_message() -> None:
     assert last_line(b"first\nsecond \x1b[31mred\x07\n\n") == "second  [31mred"
     assert last_line(b"") == "no reason given"
     assert last_line(b"\n \x00 \n", "exit status 3") == "exit status 3"
@@ -254,7 +254,7 @@ def test_what_a_machine_says_is_one_printable_line_in_a_message() -> None:
 
 
 @pytest.mark.parametrize("odd", [*HUGE[:7], "nan"])
-def test_a_list_of_jobs_leaves_out_what_is_no_job(odd: str) -> None:
+def test_a_list_of_jobs_leaves_out_invalid_entries(odd: str) -> None:
     good = "job-1\0exited\0000\0001700000000\0001700000001\0true\0"
     for field in (2, 3, 4):
         fields = ["job-2", "exited", "0", "1700000000", "1700000001", "true"]
@@ -331,7 +331,7 @@ async def _endless_banner(reader: asyncio.StreamReader, writer: asyncio.StreamWr
 
 
 @pytest.mark.parametrize("speak", [_silent, _byte_by_byte, _garbage, _endless_banner])
-async def test_what_is_no_ssh_server_ends_with_a_message_in_time(speak: object) -> None:
+async def test_a_server_that_is_not_ssh_is_reported_in_time(speak: object) -> None:
     client_key, _ = new_key()
     async with speaker(speak) as endpoint, asyncio.timeout(patient(30)):  # type: ignore[arg-type]
         with pytest.raises(GibilError) as caught:

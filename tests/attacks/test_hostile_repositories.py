@@ -216,7 +216,7 @@ REMOTES: dict[str, Callable[[Trap], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("name", REMOTES)
-async def test_what_a_partial_clone_lacks_is_not_fetched_by_the_repositorys_programs(
+async def test_missing_objects_of_a_partial_clone_are_not_fetched_by_the_repositorys_programs(
     trap: Trap, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("GIT_SSH_COMMAND", "false")

@@ -252,7 +252,7 @@ async def test_a_host_whose_disk_fills_up_ends_the_machine_that_took_most(
             await lodging.provider.create(lodging.spec("late"))
 
 
-async def test_disks_of_a_new_size_can_be_made_at_the_same_time(tmp_path: Path) -> None:
+async def test_disks_of_a_new_size_can_be_created_concurrently(tmp_path: Path) -> None:
     images = Images(tmp_path)
     made = [await asyncio.to_thread(images.create, tmp_path, 70)]
     if images.problem:
@@ -270,7 +270,7 @@ async def test_disks_of_a_new_size_can_be_made_at_the_same_time(tmp_path: Path) 
                 image.discard()
 
 
-def test_a_machine_that_is_destroyed_while_it_is_made_says_nothing_about_the_host(tmp_path: Path) -> None:
+def test_destroying_a_machine_during_its_creation_does_not_disable_disk_images(tmp_path: Path) -> None:
     images = Images(tmp_path)
     problem = images.problem
     if not problem:
@@ -362,7 +362,7 @@ async def test_a_machine_cannot_take_more_than_its_memory_and_survives_it(lodgin
             await asyncio.sleep(0.05)  # the daemon's next look: there is no event to wait for
 
 
-async def test_what_is_mapped_and_in_a_file_system_counts_once(lodging: LocalLodging) -> None:
+async def test_memory_that_is_mapped_and_in_a_file_system_counts_once(lodging: LocalLodging) -> None:
     machine = await lodging.provider.create(lodging.spec("database", memory_mb=256))
     script = """
 import mmap, os, time

@@ -69,7 +69,7 @@ async def test_the_environment_of_the_bot_is_nowhere_inside(fresh: LocalLodging,
         assert b"hunter" not in Path(f"/proc/{pid}/environ").read_bytes()
 
 
-async def test_mounts_cannot_be_made_or_made_writable(lodging: LocalLodging) -> None:
+async def test_mounts_cannot_be_created_or_remounted_writable(lodging: LocalLodging) -> None:
     machine = await lodging.provider.create(lodging.spec("mounter"))
     attacks = [
         "mount -o remount,bind,rw /sys",
@@ -183,7 +183,7 @@ async def test_the_files_of_the_host_are_not_there(lodging: LocalLodging, tmp_pa
         assert int(str(processes.stdout)) < 8
 
 
-async def test_what_is_done_to_the_system_inside_stays_inside(lodging: LocalLodging) -> None:
+async def test_changes_to_the_system_affect_only_the_machine(lodging: LocalLodging) -> None:
     machine = await lodging.provider.create(lodging.spec("vandal"))
     async with lodging.connect(machine) as connection:
         await connection.run("rm -rf /usr/share/doc /etc/passwd; echo gone > /usr/bin/gibil-was-here")
@@ -289,7 +289,7 @@ def _all_below(pid: int) -> list[int]:
 _HOG = "python3 -c 'x = []\nwhile True: x.append(b\"x\" * 4000000)'"
 
 
-async def test_a_memory_hog_is_killed_and_nobody_else(lodging: LocalLodging) -> None:
+async def test_only_the_process_with_too_much_memory_is_killed(lodging: LocalLodging) -> None:
     machine = await lodging.provider.create(lodging.spec("hog", memory_mb=256))
     async with lodging.connect(machine) as connection, asyncio.timeout(patient(60)):
         bystander = await connection.create_process("echo up; exec sleep 60")
@@ -310,7 +310,7 @@ async def test_a_hog_that_outlives_its_command_on_a_machine_that_was_idle_is_kil
     assert (await lodging.run(machine, wait)).stdout == "137\n"
 
 
-async def test_a_full_disk_is_an_error_and_the_machine_lives(lodging: LocalLodging) -> None:
+async def test_a_full_disk_is_an_error_and_the_machine_continues(lodging: LocalLodging) -> None:
     machine = await lodging.provider.create(lodging.spec("filler", disk_mb=64))
     async with lodging.connect(machine) as connection, asyncio.timeout(patient(60)):
         result = await connection.run("dd if=/dev/zero of=/root/big bs=1M count=200")
@@ -334,7 +334,7 @@ async def test_a_disk_that_is_not_in_memory_is_bounded_too(lodging: LocalLodging
             assert "disk of 100 MB is full" in str(result.stderr)
 
 
-async def test_a_tree_made_to_resist_removal_is_removed(lodging: LocalLodging) -> None:
+async def test_a_tree_that_resists_removal_is_removed(lodging: LocalLodging) -> None:
     machine = await lodging.provider.create(lodging.spec("digger"))
     script = """
 import os

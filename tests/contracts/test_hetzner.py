@@ -74,7 +74,7 @@ async def test_a_further_machine_costs_one_call_and_one_list_for_all(double: Het
     assert double.api.calls == ["POST /servers", "GET /servers"]
 
 
-async def test_burning_is_confirmed_and_takes_three_calls(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_deletion_is_confirmed_and_takes_three_calls(double: HetznerDouble, provider: HetznerProvider) -> None:
     await provider.create(spec("first"))
     await provider.destroy("first")
     await provider.create(spec())
@@ -189,7 +189,7 @@ async def test_extend_tells_the_machine_and_then_the_label(double: HetznerDouble
         await provider.close()
 
 
-async def test_a_machine_that_cannot_be_told_is_not_extended(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_a_machine_without_login_is_not_extended(double: HetznerDouble, provider: HetznerProvider) -> None:
     machine = await provider.create(spec())
     with pytest.raises(ProviderError, match="powers itself off"):
         await provider.extend("ada", machine.expires_at + timedelta(hours=1))
@@ -198,9 +198,7 @@ async def test_a_machine_that_cannot_be_told_is_not_extended(double: HetznerDoub
     assert (await provider.extend("ada", sooner)).expires_at == sooner
 
 
-async def test_sweep_burns_what_is_beyond_its_hour_and_only_the_owners(
-    double: HetznerDouble, provider: HetznerProvider
-) -> None:
+async def test_sweep_destroys_expired_machines_of_the_owner(double: HetznerDouble, provider: HetznerProvider) -> None:
     await provider.create(spec("fresh"))
     await provider.create(spec("old", ttl_s=-1))
     await provider.create(spec("theirs", ttl_s=-1, owner="others"))  # who may never come back
@@ -402,14 +400,14 @@ async def test_nobody_else_gets_a_server_that_was_used(
     assert second.id != first.id
 
 
-async def test_without_the_setting_every_server_is_burned_at_once(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_without_the_setting_every_server_is_deleted_at_once(double: HetznerDouble, provider: HetznerProvider) -> None:
     await provider.create(spec("first", labels={"repository": "7"}))
     await provider.destroy("first")
     assert double.state.servers == {}
 
 
 @pytest.mark.parametrize("minutes", [0, 49, 51, 59, 60, 115])
-async def test_only_what_is_paid_is_kept(double: HetznerDouble, thrifty: HetznerProvider, minutes: int) -> None:
+async def test_only_servers_with_paid_time_are_pooled(double: HetznerDouble, thrifty: HetznerProvider, minutes: int) -> None:
     await thrifty.create(spec("first", labels={"repository": "7"}))
     (server,) = double.state.servers.values()
     created = datetime.now(UTC) - timedelta(minutes=minutes)
@@ -421,7 +419,7 @@ async def test_only_what_is_paid_is_kept(double: HetznerDouble, thrifty: Hetzner
         assert 0 < (labels.expires_at(server["labels"]) or created).timestamp() - datetime.now(UTC).timestamp() <= 57 * 60
 
 
-async def test_spares_are_burned_at_the_end_and_by_any_sweep(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_pooled_servers_are_deleted_at_the_end_and_by_any_sweep(double: HetznerDouble, provider: HetznerProvider) -> None:
     thrifty = double.provider(reuse=True)
     await thrifty.create(spec("first", labels={"repository": "7"}))
     await thrifty.destroy("first")
@@ -436,7 +434,7 @@ async def test_spares_are_burned_at_the_end_and_by_any_sweep(double: HetznerDoub
 
 
 @pytest.mark.parametrize("what", ["rebuild", "poweroff"])
-async def test_what_cannot_be_reused_is_burned(double: HetznerDouble, thrifty: HetznerProvider, what: str) -> None:
+async def test_servers_that_cannot_be_reused_are_deleted(double: HetznerDouble, thrifty: HetznerProvider, what: str) -> None:
     double.api.faults.append(Fault("POST", rf"/servers/\d+/actions/{what}", status=422, code="unsupported_error"))
     first = await thrifty.create(spec("first", labels={"repository": "7"}))
     await thrifty.destroy("first")

@@ -37,7 +37,7 @@ def became(machine: Machine) -> tuple[str, str]:
     ids=json.dumps,
 )
 @pytest.mark.parametrize("said", ["unsupported location for server type", "location 'nbg1' not found", "a reason of 2027"])
-async def test_a_refused_type_or_location_is_replaced_by_the_next_offer(
+async def test_a_rejected_type_or_location_is_replaced_by_the_next_candidate(
     double: HetznerDouble, provider: HetznerProvider, details: Any, said: str
 ) -> None:
     arm(double, "POST", "/servers", status=422, message=said, details=details)
@@ -107,7 +107,7 @@ async def test_a_limit_of_dedicated_cores_does_not_concern_shared_ones(
     assert double.called("POST /servers") == 4
 
 
-async def test_the_way_out_of_a_limit_of_addresses_is_not_burning_machines(
+async def test_the_remedy_for_a_limit_of_addresses_is_not_destroying_machines(
     double: HetznerDouble, provider: HetznerProvider
 ) -> None:
     double.state.address_limit = 0
@@ -204,7 +204,7 @@ async def test_a_lock_is_waited_out_with_few_calls(double: HetznerDouble, provid
     assert await deleting is True
 
 
-async def test_a_server_that_is_locked_after_its_creation_is_burned(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_a_server_that_is_locked_after_its_creation_is_deleted(double: HetznerDouble, provider: HetznerProvider) -> None:
     double.state.locked_longer_s = 0.2
     machine = await provider.create(spec())
     assert await provider.destroy("ada") is True
@@ -353,7 +353,7 @@ async def test_extend_keeps_labels_that_were_set_meanwhile(double: HetznerDouble
         await provider.close()
 
 
-async def test_a_machine_that_is_burned_while_it_is_extended_is_not_found(double: HetznerDouble) -> None:
+async def test_a_machine_that_is_deleted_while_it_is_extended_is_not_found(double: HetznerDouble) -> None:
     async def run_on(machine: Machine, script: str) -> None:
         double.state.lose(double.state.servers[int(machine.id)])
 
@@ -387,7 +387,7 @@ async def test_a_rebuilt_server_runs_whether_or_not_the_rebuild_starts_it(
     assert (second.id, second.status) == (first.id, "running")
 
 
-async def test_a_server_that_takes_too_long_to_switch_off_is_burned(double: HetznerDouble, thrifty: HetznerProvider) -> None:
+async def test_a_server_that_takes_too_long_to_switch_off_is_deleted(double: HetznerDouble, thrifty: HetznerProvider) -> None:
     await thrifty.create(spec("first", labels={"repository": "7"}))
     double.state.stopping_s = patient(1.0)
     async with asyncio.timeout(patient(20)):
@@ -407,7 +407,7 @@ async def test_a_rebuild_that_takes_too_long_is_replaced_by_a_new_server(
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["of this process", "of another process"])
-async def test_a_spare_server_makes_room_when_the_limit_is_reached(double: HetznerDouble, own: bool) -> None:
+async def test_a_pooled_server_is_deleted_when_the_limit_is_reached(double: HetznerDouble, own: bool) -> None:
     double.state.server_limit = 1
     saver, other = double.provider(reuse=True), double.provider()
     try:

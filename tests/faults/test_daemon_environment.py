@@ -123,7 +123,7 @@ SOFT = {
 }
 
 
-async def test_what_the_starter_had_set_for_itself_is_not_passed_on(fresh: LocalLodging) -> None:
+async def test_settings_of_the_starters_process_are_not_inherited(fresh: LocalLodging) -> None:
     await start_daemon(fresh)
     for pid in (fresh.daemon_pid(), fresh.fork_server_pid()):
         seen = state(pid)
@@ -162,7 +162,7 @@ async def test_limits_and_niceness_that_were_lowered_for_good_are_undone_where_t
     assert (await fresh.provider.probe()).inherited == ()
 
 
-async def test_what_cannot_be_undone_is_said_and_machines_work_all_the_same(fresh: LocalLodging) -> None:
+async def test_inherited_settings_that_cannot_be_reset_are_reported_and_machines_work(fresh: LocalLodging) -> None:
     if may_raise_limits():
         pytest.skip("everything can be undone here")
     await start_daemon(fresh, "hard", "nice")
@@ -174,7 +174,7 @@ async def test_what_cannot_be_undone_is_said_and_machines_work_all_the_same(fres
     assert int(str((await fresh.run(machine, "ulimit -Hn")).stdout)) <= 300
 
 
-async def test_an_oom_score_that_cannot_be_lowered_keeps_no_machine_from_existing(fresh: LocalLodging) -> None:
+async def test_machines_are_created_although_the_oom_score_cannot_be_lowered(fresh: LocalLodging) -> None:
     """As where the system set it: then it is the least that processes of ours may have (proc(5))."""
     if os.geteuid() != 0:
         pytest.skip("only root can set a least score")

@@ -29,7 +29,7 @@ async def _pull_request(world: Journey) -> int:
 
 
 @pytest.mark.parametrize("kind", ["error_after", "drop_after"])
-async def test_a_write_that_took_effect_before_the_error_is_not_made_twice(tmp_path: Path, kind: str) -> None:
+async def test_a_write_that_took_effect_before_the_error_is_not_repeated(tmp_path: Path, kind: str) -> None:
     async with journey(tmp_path, workflows={"quick.yml": QUICK}) as world:
         number = await _pull_request(world)
         world.github.fault("POST", "/check-runs$", kind)
@@ -64,7 +64,7 @@ async def test_a_secondary_limit_with_a_retry_after_is_waited_out(tmp_path: Path
         await world.told_everything()
 
 
-async def test_a_hang_of_thirty_seconds_delays_nobody_else(tmp_path: Path) -> None:
+async def test_a_hang_of_thirty_seconds_delays_no_other_call(tmp_path: Path) -> None:
     async with journey(tmp_path, workflows={"quick.yml": QUICK}) as world:
         await world.github.add_repository("grace/compiler", {"README.md": "a compiler\n"})
         number = await _pull_request(world)

@@ -35,7 +35,7 @@ async def provider(double: HetznerDouble) -> AsyncIterator[HetznerProvider]:
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
-async def test_an_error_after_the_server_was_made_finds_that_server(
+async def test_an_error_after_the_server_was_created_finds_that_server(
     double: HetznerDouble, provider: HetznerProvider, status: int
 ) -> None:
     arm(double, "POST", "/servers", status=status, after=True)
@@ -44,7 +44,7 @@ async def test_an_error_after_the_server_was_made_finds_that_server(
     assert double.called("POST /servers") == 2
 
 
-async def test_an_answer_that_never_comes_finds_the_server_that_was_made(
+async def test_a_creation_without_an_answer_finds_the_server_that_was_created(
     double: HetznerDouble, provider: HetznerProvider
 ) -> None:
     arm(double, "POST", "/servers", after=True, hang=asyncio.Event())
@@ -52,7 +52,7 @@ async def test_an_answer_that_never_comes_finds_the_server_that_was_made(
     assert [str(number) for number in double.state.servers] == [machine.id]
 
 
-async def test_an_api_that_stays_broken_is_said_in_one_line(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_an_api_that_keeps_failing_is_reported_in_one_line(double: HetznerDouble, provider: HetznerProvider) -> None:
     arm(double, "POST", "/servers", times=100)
     with pytest.raises(
         ProviderError, match=r"cannot create machine ada: Hetzner's API failed .*status\.hetzner\.com"
@@ -62,7 +62,7 @@ async def test_an_api_that_stays_broken_is_said_in_one_line(double: HetznerDoubl
     assert double.called("POST /servers") == 5
 
 
-async def test_an_api_that_is_not_there_is_said_in_one_line() -> None:
+async def test_an_unreachable_api_is_reported_in_one_line() -> None:
     provider = HetznerProvider("token", endpoint="http://127.0.0.1:9/v1", backoff_s=0.01)
     try:
         with pytest.raises(ProviderError, match="can't be reached; check the network and HCLOUD_ENDPOINT") as caught:
@@ -94,7 +94,7 @@ async def test_a_wrong_token_is_one_clear_line_without_the_token(
     assert double.state.servers == {}
 
 
-async def test_the_projects_limit_is_said(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_the_projects_limit_is_reported(double: HetznerDouble, provider: HetznerProvider) -> None:
     double.state.server_limit = 0
     with pytest.raises(ProviderError, match="limit of this Hetzner project") as caught:
         await provider.create(spec())
@@ -103,7 +103,7 @@ async def test_the_projects_limit_is_said(double: HetznerDouble, provider: Hetzn
 
 
 @pytest.mark.parametrize("later", [False, True])
-async def test_what_is_sold_out_is_replaced_and_it_is_told(
+async def test_a_sold_out_server_type_is_replaced_and_reported(
     double: HetznerDouble, provider: HetznerProvider, caplog: pytest.LogCaptureFixture, later: bool
 ) -> None:
     sold_out = {("cx23", "nbg1"), ("cx23", "fsn1"), ("cx23", "hel1"), ("cpx22", "nbg1")}
@@ -125,7 +125,7 @@ async def test_a_type_that_was_retired_meanwhile_is_replaced(double: HetznerDoub
     assert machine.labels["server-type"] == "cpx22"
 
 
-async def test_all_sold_out_says_what_was_tried(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_when_all_are_sold_out_the_error_lists_what_was_tried(double: HetznerDouble, provider: HetznerProvider) -> None:
     double.state.sold_out |= {(kind["name"], place["name"]) for kind in double.state.types for place in kind["locations"]}
     with pytest.raises(ProviderError, match=r"no room for cx23 in nbg1, .*cx33 in hel1; choose another") as caught:
         await provider.create(spec())
@@ -144,7 +144,7 @@ async def test_a_server_that_never_runs_is_given_up(double: HetznerDouble) -> No
     assert double.state.servers == {}
 
 
-async def test_a_server_that_vanishes_while_it_boots_is_said(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_a_server_that_vanishes_while_it_boots_is_reported(double: HetznerDouble, provider: HetznerProvider) -> None:
     double.state.initializing_s = 600
     task = asyncio.create_task(provider.create(spec()))
     while not double.state.servers:
@@ -155,9 +155,7 @@ async def test_a_server_that_vanishes_while_it_boots_is_said(double: HetznerDoub
         await task
 
 
-async def test_a_list_that_fails_while_servers_boot_fails_those_who_wait(
-    double: HetznerDouble, provider: HetznerProvider
-) -> None:
+async def test_a_failing_list_fails_the_creations_that_wait_for_it(double: HetznerDouble, provider: HetznerProvider) -> None:
     await provider.create(spec("warm"))
     double.state.initializing_s = 600
     arm(double, "GET", "/servers", times=5)
@@ -217,7 +215,7 @@ async def _never(endpoint: Endpoint, key: str) -> Shell:
 # Using
 
 
-async def test_ssh_that_never_answers_is_given_up_burned_and_told(double: HetznerDouble, tmp_path: Path) -> None:
+async def test_a_machine_whose_ssh_never_answers_is_destroyed_and_reported(double: HetznerDouble, tmp_path: Path) -> None:
     async def connect(endpoint: Endpoint, key: str) -> Shell:
         nobody = Endpoint(host_key=endpoint.host_key, host="127.0.0.1", port=9)
         return await client.connect(nobody, key, timeout_s=0.5)
@@ -232,7 +230,7 @@ async def test_ssh_that_never_answers_is_given_up_burned_and_told(double: Hetzne
     assert double.state.servers == {}
 
 
-async def test_a_server_that_somebody_burned_is_not_there(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_a_server_that_another_client_deleted_does_not_exist(double: HetznerDouble, provider: HetznerProvider) -> None:
     await provider.create(spec())
     (server,) = double.state.servers.values()
     double.state.delete_server(server)
@@ -246,7 +244,7 @@ async def test_a_server_that_somebody_burned_is_not_there(double: HetznerDouble,
 # Burning
 
 
-async def test_burning_goes_on_through_errors_and_locks(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_deletion_is_retried_through_errors_and_locks(double: HetznerDouble, provider: HetznerProvider) -> None:
     await provider.create(spec())
     (number,) = double.state.servers
     double.state.locked.add(number)
@@ -290,7 +288,7 @@ async def test_a_server_that_does_not_go_is_not_called_gone(double: HetznerDoubl
         await provider.close()
 
 
-async def test_many_may_burn_the_same_machine(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_concurrent_deletions_of_a_machine_delete_it_once(double: HetznerDouble, provider: HetznerProvider) -> None:
     double.state.deleting_s = 0.05
     await provider.create(spec())
     done = await asyncio.gather(*(provider.destroy("ada") for _ in range(5)))
@@ -298,7 +296,7 @@ async def test_many_may_burn_the_same_machine(double: HetznerDouble, provider: H
     assert double.state.servers == {}
 
 
-async def test_one_that_cannot_be_burned_does_not_keep_the_sweep_from_others(
+async def test_a_server_that_cannot_be_deleted_does_not_stop_the_sweep(
     double: HetznerDouble, provider: HetznerProvider
 ) -> None:
     for name in ("one", "two", "three"):
@@ -312,7 +310,7 @@ async def test_one_that_cannot_be_burned_does_not_keep_the_sweep_from_others(
 
 
 @pytest.mark.parametrize("ahead_s", [-7200.0, 7200.0])
-async def test_a_wrong_clock_burns_nothing_early_and_keeps_nothing_late(ahead_s: float) -> None:
+async def test_a_wrong_clock_deletes_no_machine_early_or_late(ahead_s: float) -> None:
     """Hetzner's clock, and so the machines', is two hours away from ours."""
     async with hetzner_double(State(clock_ahead_s=ahead_s)) as double:
         provider = double.provider()
@@ -331,7 +329,7 @@ async def test_a_wrong_clock_burns_nothing_early_and_keeps_nothing_late(ahead_s:
             await provider.close()
 
 
-async def test_whoever_has_no_calls_left_waits_and_does_not_fail() -> None:
+async def test_an_exhausted_rate_limit_delays_calls_and_does_not_fail_them() -> None:
     async with hetzner_double(limit=3_600_000, remaining=8.0, refill_s=0.02) as double:
         providers = [double.provider() for _ in range(2)]  # one token, one budget
         began = time.monotonic()

@@ -59,7 +59,7 @@ def groups(lodging: LocalLodging) -> list[str]:
     return Groups(find_hierarchies(), groups_prefix(lodging.paths)).leftovers()
 
 
-async def test_burning_leaves_no_process_no_folder_no_mount_no_group(lodging: LocalLodging) -> None:
+async def test_destroying_leaves_no_process_folder_mount_or_group(lodging: LocalLodging) -> None:
     mark = await busy_machine(lodging, "gone")
     assert await lodging.provider.destroy("gone") is True
     assert processes_with(mark) == []
@@ -67,7 +67,9 @@ async def test_burning_leaves_no_process_no_folder_no_mount_no_group(lodging: Lo
 
 
 @pytest.mark.parametrize("victim", ["daemon", "fork server", "init"])
-async def test_killing_a_link_of_the_chain_kills_every_process_of_the_machine(lodging: LocalLodging, victim: str) -> None:
+async def test_killing_the_daemon_fork_server_or_init_kills_every_process_of_the_machine(
+    lodging: LocalLodging, victim: str
+) -> None:
     mark = await busy_machine(lodging, "chained")
     pids = {"daemon": lodging.daemon_pid(), "fork server": lodging.fork_server_pid(), "init": lodging.init_pid("chained")}
     os.kill(pids[victim], signal.SIGKILL)
@@ -89,7 +91,7 @@ async def test_killing_a_link_of_the_chain_kills_every_process_of_the_machine(lo
     assert (await lodging.run(again, "echo new")).stdout == "new\n"
 
 
-async def test_a_new_daemon_clears_what_the_killed_one_left(lodging: LocalLodging) -> None:
+async def test_a_new_daemon_removes_what_the_killed_one_left(lodging: LocalLodging) -> None:
     mark = await busy_machine(lodging, "orphan")
     os.kill(lodging.daemon_pid(), signal.SIGKILL)
     fresh = await lodging.provider.create(lodging.spec("fresh"))
@@ -136,7 +138,7 @@ asyncio.run(main())
 """
 
 
-async def forged_by_another_process(lodging: LocalLodging, spec: MachineSpec) -> asyncio.subprocess.Process:
+async def created_by_another_process(lodging: LocalLodging, spec: MachineSpec) -> asyncio.subprocess.Process:
     owner = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
@@ -154,8 +156,8 @@ async def forged_by_another_process(lodging: LocalLodging, spec: MachineSpec) ->
     return owner
 
 
-async def test_a_tethered_machine_burns_when_its_process_is_killed(lodging: LocalLodging) -> None:
-    owner = await forged_by_another_process(lodging, lodging.spec("tethered", tethered=True))
+async def test_a_tethered_machine_is_destroyed_when_its_creator_is_killed(lodging: LocalLodging) -> None:
+    owner = await created_by_another_process(lodging, lodging.spec("tethered", tethered=True))
     machine = await lodging.provider.get("tethered")
     assert machine is not None
     mark = await busy_machine(lodging, "tethered")
@@ -169,7 +171,7 @@ async def test_a_tethered_machine_burns_when_its_process_is_killed(lodging: Loca
 
 
 async def test_an_untethered_machine_survives_the_killing_of_its_process(lodging: LocalLodging) -> None:
-    owner = await forged_by_another_process(lodging, lodging.spec("survivor"))
+    owner = await created_by_another_process(lodging, lodging.spec("survivor"))
     machine = await lodging.provider.get("survivor")
     assert machine is not None
     await lodging.run(machine, "echo state > /root/state")
@@ -179,7 +181,7 @@ async def test_an_untethered_machine_survives_the_killing_of_its_process(lodging
     assert (await lodging.run(machine, "cat /root/state")).stdout == "state\n"
 
 
-async def test_the_time_to_live_ends_a_machine_with_nobody_connected(lodging: LocalLodging) -> None:
+async def test_the_time_to_live_ends_a_machine_without_connections(lodging: LocalLodging) -> None:
     mark = await busy_machine(lodging, "mayfly", ttl_s=2)
     await lodging.provider.close()
     await until(lambda: processes_with(mark) == [] and folders(lodging) == [], "it burned", within_s=15)
@@ -210,7 +212,7 @@ async def test_a_daemon_without_machines_ends_by_itself_and_a_new_one_comes_when
     assert lodging.daemon_pid() != pid
 
 
-async def test_without_a_daemon_nothing_exists_and_none_is_started(tmp_path: Path) -> None:
+async def test_without_a_daemon_no_machine_exists_and_none_is_started(tmp_path: Path) -> None:
     provider = LocalProvider(tmp_path / "never")
     assert await provider.list_machines() == []
     assert await provider.get("x") is None
@@ -220,7 +222,7 @@ async def test_without_a_daemon_nothing_exists_and_none_is_started(tmp_path: Pat
     assert not (tmp_path / "never" / "local" / "keeper.json").exists()
 
 
-async def test_providers_that_start_a_daemon_together_end_up_with_one(lodging: LocalLodging) -> None:
+async def test_providers_that_start_a_daemon_concurrently_share_one(lodging: LocalLodging) -> None:
     providers = [LocalProvider(lodging.data_dir, daemon_idle_s=60) for _ in range(5)]
     machines = await asyncio.gather(*(one.create(lodging.spec(f"m{number}")) for number, one in enumerate(providers)))
     assert len(await lodging.provider.list_machines()) == len(machines) == 5
@@ -228,7 +230,7 @@ async def test_providers_that_start_a_daemon_together_end_up_with_one(lodging: L
     assert daemons == [lodging.daemon_pid()]
 
 
-async def test_a_daemon_that_many_let_begin_is_one_and_is_found_by_whoever_forges(lodging: LocalLodging) -> None:
+async def test_concurrent_prestarts_start_one_daemon_that_creations_use(lodging: LocalLodging) -> None:
     code = (
         "import sys, pathlib; from gibil_bot.providers.local import daemon_start; daemon_start.begin(pathlib.Path(sys.argv[1]))"
     )
@@ -243,7 +245,7 @@ async def test_a_daemon_that_many_let_begin_is_one_and_is_found_by_whoever_forge
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the daemon does not hold it for its whole life
 
 
-async def test_a_daemon_that_cannot_begin_is_told_by_whoever_needs_it(tmp_path: Path) -> None:
+async def test_a_daemon_that_cannot_start_is_reported_by_the_creation(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("no folder\n")
     daemon_start.begin(tmp_path / "data")
     with pytest.raises(Unavailable, match="cannot create the folder"):
@@ -260,7 +262,7 @@ async def test_a_daemon_of_another_version_is_replaced_when_it_has_no_machines(l
     await until(lambda: not alive(old.pid), "the old one went")
 
 
-async def test_a_daemon_of_another_version_with_machines_is_used_if_it_speaks_the_same(lodging: LocalLodging) -> None:
+async def test_a_daemon_of_another_version_with_machines_is_used_if_its_protocol_is_the_same(lodging: LocalLodging) -> None:
     machine = await lodging.provider.create(lodging.spec("old"))
     old = read_daemon(lodging.paths)
     assert old is not None
@@ -283,9 +285,9 @@ async def test_a_daemon_of_another_protocol_without_machines_is_replaced(lodging
     assert lodging.daemon_pid() != old.pid
 
 
-async def test_the_daemon_holds_nothing_of_whoever_started_it(lodging: LocalLodging) -> None:
+async def test_the_daemon_holds_no_descriptor_of_its_starter(lodging: LocalLodging) -> None:
     """A pipe that it kept open would make `gibil create | cat` hang."""
-    owner = await forged_by_another_process(lodging, lodging.spec("detached"))
+    owner = await created_by_another_process(lodging, lodging.spec("detached"))
     owner.kill()
     assert owner.stdout is not None
     async with asyncio.timeout(patient(10)):
@@ -297,7 +299,7 @@ async def test_the_daemon_holds_nothing_of_whoever_started_it(lodging: LocalLodg
     assert log.read_text() == ""
 
 
-async def test_a_folder_of_somebody_else_is_refused_with_the_way_out(tmp_path: Path) -> None:
+async def test_a_folder_of_another_user_is_rejected_with_a_remedy(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can make a folder of somebody else's")
     (tmp_path / "local").mkdir()
@@ -307,13 +309,13 @@ async def test_a_folder_of_somebody_else_is_refused_with_the_way_out(tmp_path: P
     assert "GIBIL_DATA_DIR" in caught.value.remedies[0]
 
 
-async def test_a_file_where_the_folder_should_be_is_said(tmp_path: Path) -> None:
+async def test_a_file_in_place_of_the_data_directory_is_reported(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     with pytest.raises(Unavailable, match="data"):
         await LocalProvider(tmp_path / "data").probe()
 
 
-async def test_a_stopped_daemon_gives_its_last_answers(lodging: LocalLodging) -> None:
+async def test_a_stopped_daemon_answers_requests_in_progress(lodging: LocalLodging) -> None:
     mark = await busy_machine(lodging, "last")
     daemon = read_daemon(lodging.paths)
     assert isinstance(daemon, DaemonRecord)

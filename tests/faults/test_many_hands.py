@@ -35,7 +35,7 @@ def line(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, local_machine
         yield line
 
 
-def test_people_who_make_use_burn_and_are_killed_all_at_once_get_answers_and_leave_nothing(line: CommandLine) -> None:
+def test_concurrent_users_who_are_killed_get_answers_and_leave_nothing(line: CommandLine) -> None:
     with ThreadPoolExecutor() as people:
         answers = [answer for each in people.map(lambda seed: a_person(line, seed), range(PEOPLE)) for answer in each]
     assert {answer for answer in answers if answer not in WHAT_MAY_HAPPEN} == set()

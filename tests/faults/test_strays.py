@@ -15,7 +15,7 @@ from tests.doubles.patience import patient
 pytestmark = pytest.mark.usefixtures("local_machines")
 
 
-async def test_what_a_crash_left_is_burned_at_the_next_start_and_a_persons_machine_is_not(tmp_path: Path) -> None:
+async def test_machines_of_a_crashed_bot_are_destroyed_at_the_next_start_and_users_machines_are_not(tmp_path: Path) -> None:
     async with journey(tmp_path, start=False) as world:
         settings = load_settings({"GIBIL_DATA_DIR": str(world.bot.data_dir)})
         forge = open_factory(settings)

@@ -41,7 +41,7 @@ def test_without_any_variable_everything_has_a_default(tmp_path: Path) -> None:
     assert (settings.max_memory_mb, settings.max_disk_mb, settings.max_pids, settings.server_types) == (None, None, 4096, None)
 
 
-def test_caps_are_read_and_wrong_ones_are_told(tmp_path: Path) -> None:
+def test_caps_are_read_and_invalid_ones_are_reported(tmp_path: Path) -> None:
     env = {"GIBIL_DATA_DIR": str(tmp_path), "GIBIL_MAX_MEMORY": "2g", "GIBIL_MAX_DISK": "512"}
     settings = load_settings({**env, "GIBIL_MAX_PIDS": "99", "GIBIL_SERVER_TYPES": "cx23, cx33"})
     assert (settings.max_memory_mb, settings.max_disk_mb, settings.max_pids) == (2048, 512, 99)
@@ -159,7 +159,7 @@ def test_the_configured_github_can_always_be_reached_from_machines(tmp_path: Pat
     assert ghe.egress == ("ghe.example.com:443",)
 
 
-def test_a_home_that_nobody_knows_is_said_and_not_made_into_a_folder() -> None:
+def test_a_home_that_cannot_be_expanded_is_an_error_and_creates_no_folder() -> None:
     with pytest.raises(ConfigurationError, match="GIBIL_DATA_DIR: cannot expand '~no-such-user/gibil'"):
         load_settings({"GIBIL_DATA_DIR": "~no-such-user/gibil"})
 

@@ -106,7 +106,7 @@ def test_an_entry_of_the_list_matches(entry: str, name: str, address: str, port:
     assert matches(entry, name, address, port) is expected
 
 
-def test_every_entry_that_cannot_be_read_is_told() -> None:
+def test_every_invalid_entry_is_reported() -> None:
     wrong = (
         "http://x",
         "a b",

@@ -105,7 +105,7 @@ async def test_a_response_that_breaks_off_does_not_look_complete() -> None:
         ("nonsense", 400, "gibil: not an HTTP/1.1 proxy request"),
     ],
 )
-async def test_refusals_say_why_in_one_line(request_line: str, status: int, words: str) -> None:
+async def test_rejected_requests_get_the_reason_in_one_line(request_line: str, status: int, words: str) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         closed = str(probe.getsockname()[1])
@@ -163,7 +163,7 @@ async def test_stopping_closes_every_connection() -> None:
                 assert await reader.read() == b""
 
 
-async def test_a_list_that_cannot_be_read_is_told_at_once() -> None:
+async def test_an_invalid_list_is_reported_at_once() -> None:
     with pytest.raises(ConfigurationError, match="GIBIL_EGRESS_ALLOW"):
         EgressProxy(("http://nonsense",))
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from gibil_bot.errors import ProviderError, UsageError
 from gibil_bot.model import MachineSpec
 from gibil_bot.providers.hetzner import labels, server_types
+from gibil_bot.providers.hetzner.api import disable_retries
 from gibil_bot.providers.hetzner.project import new_pair
 from gibil_bot.providers.hetzner.rate_limit import RESERVE, RateLimit, rate_limit_of
 from gibil_bot.providers.hetzner.server_types import Candidate
@@ -41,7 +42,7 @@ def test_any_value_comes_back_from_labels_that_hetzner_takes(wanted: dict[str, s
     assert labels.decode(encoded) == wanted
 
 
-def test_ours_are_written_and_not_shown_as_the_callers() -> None:
+def test_our_labels_are_written_and_not_returned_as_the_callers() -> None:
     written = labels.machine_labels(spec(labels={"run": "1", "repo": "ada/engine"}), NOW)
     assert not list(schema.labels(written, "labels"))
     assert labels.decode(written) == {"run": "1", "repo": "ada/engine"}
@@ -51,19 +52,19 @@ def test_ours_are_written_and_not_shown_as_the_callers() -> None:
 
 
 @given(st.datetimes(min_value=datetime(2020, 1, 1), max_value=datetime(2200, 1, 1)))
-def test_an_hour_comes_back_to_the_microsecond(moment: datetime) -> None:
+def test_an_expiry_is_read_back_to_the_microsecond(moment: datetime) -> None:
     aware = moment.replace(tzinfo=UTC)
     assert labels.expires_at({labels.EXPIRES: labels.time_value(aware)}) == aware
     assert schema.LABEL_VALUE.fullmatch(labels.time_value(aware))
 
 
 @pytest.mark.parametrize("damaged", ["", "never", "-1", "1e9", "99999999999999"])
-def test_a_damaged_hour_is_no_hour(damaged: str) -> None:
+def test_a_damaged_expiry_is_no_expiry(damaged: str) -> None:
     assert labels.expires_at({labels.EXPIRES: damaged}) is None
 
 
 @pytest.mark.parametrize("key", ["", "-a", "a/b", "created-by", "gibil-more.00.x", "x" * 49])
-def test_a_key_that_is_none_is_refused(key: str) -> None:
+def test_an_invalid_label_name_is_rejected(key: str) -> None:
     with pytest.raises(UsageError, match="label"):
         labels.encode({key: "1"})
 
@@ -161,7 +162,7 @@ def test_what_was_just_sold_out_comes_last() -> None:
         ({"location": "mars"}, "nbg1"),
     ],
 )
-def test_what_does_not_exist_is_refused_with_what_does(wrong: dict[str, str], said: str) -> None:
+def test_unknown_values_are_rejected_with_the_known_ones(wrong: dict[str, str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         candidates(**wrong)
 
@@ -201,11 +202,12 @@ def test_a_month_is_the_most_that_is_billed() -> None:
 # The library
 
 
-def test_hcloud_still_has_what_we_turn_off_in_it() -> None:
-    """There is no public way to do without its retrying, which sleeps in a thread, nor to close its connections."""
-    client = hcloud.Client("token")._client
-    assert client._retry_max_retries == 5
-    client._session.close()
+def test_hcloud_still_has_the_number_of_retries_that_we_set_to_0() -> None:
+    """It has no public setting, and its retries sleep in a thread; see api.disable_retries."""
+    client = hcloud.Client("token")
+    assert client._client._retry_max_retries == 5
+    disable_retries(client)
+    assert client._client._retry_max_retries == 0
 
 
 # The rate limit
@@ -231,7 +233,7 @@ async def test_the_answers_say_what_is_left_and_calls_in_flight_are_counted() ->
     assert rate_limit.left() == 109
 
 
-async def test_without_calls_left_one_waits_for_the_refill_and_burning_waits_less() -> None:
+async def test_without_calls_left_calls_wait_for_the_refill_and_deletions_wait_less() -> None:
     rate_limit = RateLimit(clock := Clock())
     await rate_limit.acquire()
     rate_limit.answered(429, {})
@@ -241,7 +243,7 @@ async def test_without_calls_left_one_waits_for_the_refill_and_burning_waits_les
     assert rate_limit.wait_s(0) == 0
 
 
-def test_one_token_has_one_budget() -> None:
+def test_one_token_has_one_rate_limit() -> None:
     one = rate_limit_of("a", "https://x")
     assert rate_limit_of("a", "https://x") is one
     assert rate_limit_of("b", "https://x") is not one

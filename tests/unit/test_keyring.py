@@ -78,7 +78,7 @@ def test_a_secret_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> 
 
 
 @pytest.mark.parametrize("content", [b"", b"short", b"x" * 33])
-def test_a_damaged_secret_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_corrupt_secret_is_rejected(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "keyring.key"
     path.write_bytes(content)
     path.chmod(0o600)

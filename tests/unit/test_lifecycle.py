@@ -84,7 +84,7 @@ def factory(provider: MemoryProvider, connect: ConnectDouble, tmp_path: Path) ->
     return MachineFactory(provider=checked, keyring=Keyring(tmp_path), connect_shell=connect, patience_s=0.2)
 
 
-async def test_a_machine_is_forged_as_asked_and_opened_with_its_key(
+async def test_a_machine_is_created_as_requested_and_opened_with_its_key(
     factory: MachineFactory, provider: MemoryProvider, connect: ConnectDouble
 ) -> None:
     phases: list[str] = []
@@ -129,7 +129,7 @@ async def test_a_creation_that_fails_after_the_machine_exists_leaves_nothing(
     assert provider.machines == {}
 
 
-async def test_a_machine_that_cannot_be_entered_is_burned(
+async def test_a_machine_that_rejects_the_login_is_destroyed(
     factory: MachineFactory, provider: MemoryProvider, connect: ConnectDouble
 ) -> None:
     connect.error = MachineLost("does not answer")
@@ -164,7 +164,7 @@ async def test_a_cancelled_creation_leaves_nothing(
         task.cancel()
 
 
-async def test_a_second_cancellation_does_not_stop_the_burning(
+async def test_a_second_cancellation_does_not_stop_the_destruction(
     factory: MachineFactory, provider: MemoryProvider, connect: ConnectDouble
 ) -> None:
     connect.hang = True
@@ -212,7 +212,7 @@ async def test_a_cancelled_destroy_goes_on(factory: MachineFactory, provider: Me
     assert provider.machines == {}
 
 
-async def test_a_machine_of_somebody_else_is_left_alone(
+async def test_a_machine_of_another_creation_is_left_alone(
     factory: MachineFactory, provider: MemoryProvider, tmp_path: Path
 ) -> None:
     other = MachineFactory(provider=provider, keyring=Keyring(tmp_path / "other"), connect_shell=ConnectDouble())
@@ -228,7 +228,7 @@ async def test_the_same_creation_again_finds_the_same_machine(factory: MachineFa
     assert first == again
 
 
-async def test_burning_is_tried_again_and_its_failure_does_not_hide_the_first_error(
+async def test_destruction_is_retried_and_its_failure_does_not_hide_the_first_error(
     factory: MachineFactory, provider: MemoryProvider, connect: ConnectDouble
 ) -> None:
     connect.error = MachineLost("does not answer")

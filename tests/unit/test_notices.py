@@ -17,7 +17,7 @@ from tests.doubles.patience import patient
 from tests.doubles.provider import MemoryProvider
 
 
-async def test_everybody_who_waits_for_the_first_machine_is_told_once_what_is_being_prepared(tmp_path: Path) -> None:
+async def test_every_caller_that_waits_for_the_first_machine_is_notified_once(tmp_path: Path) -> None:
     paths = LocalPaths(tmp_path / "data")
     paths.prepare()
     answering = asyncio.Event()

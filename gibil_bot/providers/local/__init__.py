@@ -1,1 +1,1 @@
-"""Copy-on-write machines on this Linux box."""
+"""Copy-on-write machines on this Linux host."""
