@@ -43,10 +43,6 @@ class Keyring:
         """Return the host key (private) of the machine `name`: ed25519, OpenSSH PEM."""
         return _pair(self._secret(), "host", name)[0]
 
-    def host_public(self, name: str) -> str:
-        """Return its public half, one line, which clients pin."""
-        return _pair(self._secret(), "host", name)[1]
-
     def first_host_key(self, name: str) -> str:
         """Return the host key that the machine `name` boots with until it is replaced (host_key_rotation.py)."""
         return _pair(self._secret(), "first host", name)[0]
@@ -99,9 +95,6 @@ class ProjectKeyring(Keyring):
 
     def host_key(self, name: str) -> str:
         return _pair(self._project, "host", name)[0]
-
-    def host_public(self, name: str) -> str:
-        return _pair(self._project, "host", name)[1]
 
     def first_host_key(self, name: str) -> str:
         return _pair(self._project, "first host", name)[0]
