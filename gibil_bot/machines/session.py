@@ -33,7 +33,7 @@ from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.providers.optional import refusals
 from gibil_bot.ssh.answers import exit_status, printable
 from gibil_bot.ssh.answers import number as whole_number
-from gibil_bot.ssh.job_list import JOBS_BYTES, LIST_JOBS, JobEntry, print_job, read_jobs
+from gibil_bot.ssh.job_list import JOBS_BYTES, JobEntry, list_jobs_command, print_job, read_jobs
 from gibil_bot.views import blocked_view
 
 T = TypeVar("T")
@@ -208,7 +208,7 @@ class MachineSession:
 
     async def jobs(self) -> list[JobEntry]:
         """All jobs of the machine, oldest first; the provisioning is one of them."""
-        result = await self._surely(lambda: self._shell.run(LIST_JOBS, most_bytes=JOBS_BYTES))
+        result = await self._surely(lambda: self._shell.run(list_jobs_command(), most_bytes=JOBS_BYTES))
         return [replace(job, script=_own_words(job)) for job in read_jobs(result.stdout)]
 
     async def follow(self, job_id: str, on_output: OnOutput) -> int:

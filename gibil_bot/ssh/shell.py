@@ -2,7 +2,7 @@
 
 OpenSSH's server kills nothing when a channel is closed (measured: not on close, not on a signal request), so every command
 carries a tag in its environment and is killed by a second command that looks for the tag. What happens on the far side is
-the text in remote_scripts.py and job_scripts.py.
+the text in scripts/commands.py and scripts/jobs.py.
 """
 
 from __future__ import annotations

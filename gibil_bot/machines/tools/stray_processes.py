@@ -11,48 +11,11 @@ from dataclasses import dataclass
 
 from gibil_bot.machines.remote_layout import JOB_ID, LEADER
 from gibil_bot.machines.session import MachineSession
+from gibil_bot.scripts.templates import script
 from gibil_bot.ssh.answers import number, printable
 from gibil_bot.ssh.job_list import JOBS_BYTES
 
 _GRACE_TURNS = 40
-
-# Records of five fields, each ended by NUL: pid, job, command, leader, and the beginning of the command line.
-_LIST = rf"""for p in $(grep -lzsE '^(GIBIL_JO[B]|{LEADER})=' /proc/[0-9]*/environ); do
-    p=${{p#/proc/}}; p=${{p%/environ}}
-    j= c= l=
-    while IFS= read -r v; do
-        case $v in
-            GIBIL_JOB=*) j=${{v#*=}} ;;
-            GIBIL_COMMAND=*) c=${{v#*=}} ;;
-            {LEADER}=*) l=${{v#*=}} ;;
-        esac
-    done <<EOF
-$(grep -zsaE '^(GIBIL_JOB|GIBIL_COMMAND|{LEADER})=' "/proc/$p/environ" | tr '\000\n' '\n ')
-EOF
-    a=$(head -c 400 "/proc/$p/cmdline" 2>/dev/null | tr '\000' ' ')
-    [ -z "$a" ] || printf '%s\0%s\0%s\0%s\0%s\0' "$p" "$j" "$c" "$l" "$a"
-done
-"""
-
-# Only what still carries its tag: a pid may have been given to somebody else meanwhile.
-_END = r"""end() {
-    left=
-    while read -r p t; do
-        [ "$p" ] && grep -qzsxF -- "$t" "/proc/$p/environ" && kill -0 "$p" 2>/dev/null || continue
-        read -r _ _ z _ <"/proc/$p/stat" 2>/dev/null
-        [ "$z" = Z ] && continue
-        left=yes
-        kill "-$1" "$p" 2>/dev/null
-    done <<EOF
-$gibil_found
-EOF
-}
-end TERM
-i=0
-while [ "$left" ] && [ $i -lt @TURNS@ ]; do sleep 0.05; end 0; i=$((i + 1)); done
-[ -z "$left" ] || { end KILL; sleep 0.05; end 0; }
-[ -z "$left" ]
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,11 +54,13 @@ async def sweep(live: MachineSession, *, look_only: bool = False) -> tuple[list[
     """End what was left over: SIGTERM, after two seconds SIGKILL; what it was, and whether all of it is gone."""
     jobs = await live.jobs()
     ended = frozenset(job.id for job in jobs if job.status != "running")
-    found = orphans(read_tagged((await live.shell.run(_LIST, most_bytes=JOBS_BYTES)).stdout), ended)
+    found = orphans(
+        read_tagged((await live.shell.run(script("stray_list", LEADER=LEADER), most_bytes=JOBS_BYTES)).stdout), ended
+    )
     if look_only or not found:
         return found, not found
     lines = "\n".join(f"{process.pid} {_tag(process)}" for process in found)
-    result = await live.shell.run(_END.replace("@TURNS@", str(_GRACE_TURNS)), env={"gibil_found": lines})
+    result = await live.shell.run(script("stray_end", TURNS=str(_GRACE_TURNS)), env={"gibil_found": lines})
     return found, result.exit_status == 0
 
 
