@@ -197,7 +197,7 @@ def test_dir_and_help_show_the_api() -> None:
     assert set(machines.__all__) <= set(dir(machines))
     assert not [name for name in dir(machines) if not name.startswith("__") and name not in machines.__all__]
     shown = "".join(pydoc.plain(pydoc.render_doc(machines)).split())  # long signatures are wrapped since Python 3.13
-    for words in ("create(*,name", "asyncwithmachines.create(", "classLiveMachine", "open_machine(name", "wait:"):
+    for words in ("create(*,name", "asyncwithmachines.create(", "classMachineSession", "open_machine(name", "wait:"):
         assert words in shown
 
 

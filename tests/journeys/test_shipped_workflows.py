@@ -321,7 +321,7 @@ def test_an_installed_package_has_the_workflows_and_the_shell_programs(tmp_path:
     assert done.returncode == 0, done.stderr
     (wheel,) = copy.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"gibil_bot/planning/_workflows/test.yml", "gibil_bot/planning/_workflows/lint.yml"} <= set(names)
+    assert {"gibil_bot/_workflows/test.yml", "gibil_bot/_workflows/lint.yml"} <= set(names)
     scripts = {f"gibil_bot/scripts/{path.name}" for path in (top / "gibil_bot/scripts").glob("*.sh")}
     assert scripts
     assert scripts <= set(names)
