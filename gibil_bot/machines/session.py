@@ -16,7 +16,6 @@ from gibil_bot.machines import validation
 from gibil_bot.machines.reconnect import Tell, answers, connect_again
 from gibil_bot.machines.remote_layout import (
     JOB_ID,
-    LEADER,
     LOAD_ENVIRONMENT,
     READY,
     STATE,
@@ -24,13 +23,13 @@ from gibil_bot.machines.remote_layout import (
     TASKS_FAILED,
     as_given,
     enter,
-    signal_script,
     take_given,
 )
 from gibil_bot.model import Exit, Job, Machine
 from gibil_bot.ports import Provider, Shell
 from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.providers.optional import refusals
+from gibil_bot.scripts.commands import LEADER
 from gibil_bot.ssh.answers import exit_status, printable
 from gibil_bot.ssh.answers import number as whole_number
 from gibil_bot.ssh.job_list import JOBS_BYTES, JobEntry, list_jobs_command, print_job, read_jobs
@@ -141,13 +140,13 @@ class MachineSession:
         tag = tag or new_tag()
         try:
             result = await self._shell.run(
-                f"{_prelude(given)}{place}export GIBIL_COMMAND={tag} {LEADER}=$$; "
-                f'exec "${{BASH:-sh}}" -c {shlex.quote(command)}',
+                f'{_prelude(given)}{place}export {LEADER}=$$; exec "${{BASH:-sh}}" -c {shlex.quote(command)}',
                 timeout_s=timeout_s if timeout_s is not None else self._left_s(),
                 stdin=stdin,
                 env=as_given(given),
                 on_output=take,
                 keep_output=False,
+                tag=tag,
             )
         except TimeoutError:
             if timeout_s is None:
@@ -167,7 +166,7 @@ class MachineSession:
 
     async def interrupt(self, tag: str) -> None:
         """What Ctrl-C at a terminal does: SIGINT to everything of the command. It decides itself what that means."""
-        await self._shell.run(signal_script(tag, "INT"))
+        await self._shell.signal(tag, "INT")
 
     async def _fate(self, tag: str) -> str:
         """Of a command whose connection is lost. sshd leaves it alone, and nobody would read what it says: it is killed."""
@@ -175,7 +174,8 @@ class MachineSession:
         try:
             async with asyncio.timeout(_STOP_S):
                 await self._reconnect(_STOP_S)
-                await self._shell.run(f"for i in 1 2 3 4 5; do {signal_script(tag, 'KILL')}; done")
+                for _ in range(5):  # what is killed may be starting others
+                    await self._shell.signal(tag, "KILL")
         except MachineLost as error:
             return f"{error.message}; the command's end is not known"
         except (GibilError, TimeoutError):

@@ -18,6 +18,8 @@ SHELLS = {
     "sh": "sh -e {0}",
     "python": "python3 {0}",
 }
+LEADER = "GIBIL_LEADER"
+"""In the environment of all processes of a user's command: the pid of its first one."""
 _JOB_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -70,6 +72,17 @@ def kill_job_command(job_id: str, grace_s: float) -> str:
 def kill_run_command(tag: str) -> str:
     """KILL everything that `run_command(tag, …)` started. Exit status 0: nothing of it is alive."""
     return script_text("kill_command", FIND=_find(tag, in_argv=True))
+
+
+def signal_run_command(tag: str, signal: str) -> str:
+    """Send a signal (INT, TERM …) to everything that `run_command(tag, …)` started."""
+    return script_text("signal_command", SIGNAL=signal, FIND=_find(tag, in_argv=True))
+
+
+def list_tagged_command() -> str:
+    """Print the processes of all commands and jobs: pid, tag, LEADER and command line, each ended by NUL."""
+    find = script_text("find_processes", PATTERN="'^GIBIL_JO[B]=.'", FILES="/proc/[0-9]*/environ")
+    return script_text("stray_list", FIND=find, LEADER=LEADER)
 
 
 def put_command(path: str, mode: int, tag: str, size: int | None) -> str:

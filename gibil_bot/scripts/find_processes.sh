@@ -1,16 +1,21 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2154  # assigned by its users: s, c
-# find_all: sets k to the processes to kill: those that carry the tag, their descendants, and everything in the session of
-# one of them. Without $s (the supervisor, which has to report the end), $c (what copies the output) and this shell.
-# @PATTERN@ is written so that it doesn't match the grep that looks for it.
+# The only search of /proc. The processes of a command or a job inherit its tag, GIBIL_JOB=ID, in their environment.
+# find_tagged: sets k to the pids of the processes that carry it, a blank on both sides of each. @PATTERN@ is written so that it
+# doesn't match the grep that looks for it.
+# find_all: sets k to those, their descendants, and everything in the session of one of them. Without $s (the supervisor, which
+# has to report the end), $c (what copies the output) and this shell.
 
-find_all() {
+find_tagged() {
     k=' '
     # shellcheck disable=SC2013  # paths in /proc, without blanks
     for p in $(grep -lzs -e @PATTERN@ @FILES@); do
         p=${p#/proc/}; p=${p%%/*}
         case "$k" in *" $p "*) ;; *) k="$k$p " ;; esac
     done
+}
+find_all() {
+    find_tagged
     [ "$k" = ' ' ] && { k=; return; }
     more=1
     while [ $more = 1 ]; do

@@ -58,11 +58,13 @@ class SSHShell:
         on_output: Callable[[str, bytes], None] | None = None,
         keep_output: bool = True,
         most_bytes: int = MOST_ANSWERED,
+        tag: str | None = None,
     ) -> Result:
         """See ports.Shell. An exception of `on_output` ends the command and is raised; the connection stays as it is."""
         if not script.strip():
             raise UsageError("there is no command: the script is empty")
-        tag = f"run-{secrets.token_hex(8)}"
+        tag = tag or f"run-{secrets.token_hex(8)}"
+        commands.check_job_id(tag)
         command = commands.run_command(tag, script, with_env=bool(env))
         if env:
             first = commands.export_line(env)
@@ -75,6 +77,12 @@ class SSHShell:
         except BaseException:  # it takes too long, prints too much, or is cancelled
             await self._see_through(self._kill_run(tag))
             raise
+
+    async def signal(self, tag: str, signal: str) -> None:
+        """See ports.Shell."""
+        commands.check_job_id(tag)
+        async with asyncio.timeout(_CLEANUP_S):
+            await self._connection.execute(commands.signal_run_command(tag, signal))
 
     async def start(self, job: Job) -> None:
         """See ports.Shell. The same command goes on to send the output, for the attach that usually follows.
