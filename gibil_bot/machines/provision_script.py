@@ -1,9 +1,10 @@
-"""The script that makes a fresh machine ready and runs the tasks of its `.gibil.yml`, detached, without anybody watching. Pure.
+"""The script that makes a new machine ready and runs the tasks of its `.gibil.yml`, detached. Pure.
 
-It is one job on the machine, so nobody has to stay connected: clone, set up, marker, tasks, marker. What the tasks mean is
-what they mean to the bot: conditions are evaluated here for both ways that the tasks before could have ended, and the machine
-picks. Its output is the log that people read; `STATE` holds the same for programs, one line for each part that ended:
-number, status, exit status, milliseconds, name, all separated by tabs. Part 0 is what stands before the tasks.
+It is one job on the machine, so its creator doesn't have to stay connected: clone, set up, marker, tasks, marker. The tasks
+mean what they mean to the bot. Conditions are evaluated here for both ways that the tasks before could have ended, as far as
+they don't depend on what tasks write, and the machine picks. Its output is the log that people read. `STATE` holds the same for
+programs, one line for each part that ended: number, status, exit status, milliseconds, name, separated by tabs. Part 0 is what
+comes before the tasks.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ import shlex
 from collections.abc import Mapping
 
 from gibil_bot.commits.identity import Identity
+from gibil_bot.machines.conditions import wanted_after
 from gibil_bot.machines.remote_layout import ENVIRONMENT, GIVEN, READY, STATE, TASKS_DONE, TASKS_FAILED, identity_line
 from gibil_bot.machines.source import CodeSource
-from gibil_bot.planning import expressions
 from gibil_bot.planning.services import services_script
 from gibil_bot.planning.workflow import Task
+from gibil_bot.runs.returned_files import REASON_BYTES
 from gibil_bot.scripts import clone
-from gibil_bot.scripts.commands import SHELLS
+from gibil_bot.scripts.commands import SHELLS, kill_by_environment
 from gibil_bot.scripts.setup_task import set_up_script
+from gibil_bot.scripts.task_script import MAX_ENV_ENTRIES, MAX_FOLDERS, MAX_VALUE_BYTES
 from gibil_bot.scripts.templates import script, text
 
 DEFAULT_TASK_S = 3600.0
@@ -36,10 +39,22 @@ def provision_script(origin: CodeSource, given: tuple[str, ...] = (), who: Ident
     `who`: whose commits are made there.
     """
     file = origin.file
-    base = {"CI": "true", **(file.env if file is not None else {}), **_github(origin)}
-    functions = script("provision", STATE=STATE, ENVIRONMENT=ENVIRONMENT, TASKS_FAILED=TASKS_FAILED)
+    file_env = file.env if file is not None else {}
+    base = {"CI": "true", **file_env, **_github(origin)}
+    functions = script(
+        "provision",
+        STATE=STATE,
+        ENVIRONMENT=ENVIRONMENT,
+        TASKS_FAILED=TASKS_FAILED,
+        KILL=kill_by_environment('"^GITHUB_ENV=$gibil_folder/env\\$"'),
+        MAX_VALUE_BYTES=str(MAX_VALUE_BYTES),
+        MAX_ENV_ENTRIES=str(MAX_ENV_ENTRIES),
+        MAX_FOLDERS=str(MAX_FOLDERS),
+        REASON_BYTES=str(REASON_BYTES),
+    )
     parts = [functions, _NO_GLOB, "gibil_began=$(gibil_now)\n"]
     parts.append(f"gibil_base=({shlex.join(f'{name}={value}' for name, value in base.items())})\n")
+    parts.append(f"gibil_file=({shlex.join(f'{name}={value}' for name, value in file_env.items())})\n")
     parts.append(identity_line(who))
     parts.append("gibil_given=(" + " ".join(f'{name}="${GIVEN}{name}"' for name in given) + ")\n")
     parts += [f"unset {GIVEN}{name}\n" for name in given]
@@ -56,7 +71,7 @@ def provision_script(origin: CodeSource, given: tuple[str, ...] = (), who: Ident
         set_up = {"set up": set_up_script(file.runtime, file.packages), "services": services_script(file.services)}
         parts += [_set_up(name, part) for name, part in set_up.items() if part is not None]
     parts.append(script("provision_ready", READY=READY))
-    parts += [_call(number, task, base) for number, task in enumerate(tasks, start=1)]
+    parts += [_call(number, task) for number, task in enumerate(tasks, start=1)]
     parts.append(script("provision_end", TASKS_DONE=TASKS_DONE, TASKS_FAILED=TASKS_FAILED))
     return "".join(parts)
 
@@ -73,20 +88,15 @@ gibil_take || gibil_give_up '{name}' 1
 """
 
 
-def _call(number: int, task: Task, env: Mapping[str, str]) -> str:
-    """`env`: what is known of the environment before the machine exists; what tasks write to GITHUB_ENV is not among it."""
+def _call(number: int, task: Task) -> str:
     assert task.run is not None, "only a workflow's task may use another file"
-    after = {
-        status: expressions.evaluate(task.condition, status=status, inputs={}, github={}, env={**env, **task.env})
-        for status in ("success", "failure")
-    }
     arguments = [
         str(number),
         task.name,
-        "yes" if after["success"] else "no",
-        "yes" if after["failure"] else "no",
+        wanted_after("success", task.condition),
+        wanted_after("failure", task.condition),
         "no" if task.continue_on_error else "yes",
-        f"{task.timeout_s or DEFAULT_TASK_S:g}",
+        str(round((task.timeout_s or DEFAULT_TASK_S) * 1000)),
         task.working_directory or "",
         task.run,
         command_words(task.shell),

@@ -66,7 +66,9 @@ def kill_job_command(job_id: str, grace_s: float) -> str:
     """TERM, grace, KILL. Exit status 0: nothing of it is alive."""
     check_job_id(job_id)
     turns = max(0, round(grace_s / 0.05))
-    return script_text("kill_job", ID=job_id, TURNS=str(turns), FIND=_find(job_id, in_argv=False))
+    return script_text(
+        "kill_job", ID=job_id, FIND=_find(job_id, in_argv=False), KILL=script_text("kill_gently", TURNS=str(turns))
+    )
 
 
 def kill_run_command(tag: str) -> str:
@@ -103,6 +105,15 @@ def put_commit_command(path: str, mode: int, tag: str) -> str:
 def put_abandon_command(path: str, tag: str) -> str:
     """After this nothing of the upload is left, and nothing of it comes any more."""
     return f"{kill_run_command(tag)}rm -f {shlex.quote(path)}.{tag}"
+
+
+def kill_by_environment(pattern: str) -> str:
+    """TERM, five seconds, KILL for every process with a line of its environment that matches `pattern`, and what it started.
+
+    `pattern`: a word of the shell that runs this text.
+    """
+    find = script_text("find_processes", PATTERN=pattern, FILES="/proc/[0-9]*/environ")
+    return f"s='' c=''\n{find}{script_text('kill_gently', TURNS='100')}"
 
 
 def _find(tag: str, *, in_argv: bool) -> str:
