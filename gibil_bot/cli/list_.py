@@ -67,7 +67,7 @@ async def _list(all_providers: bool, provider: str | None, as_json: bool) -> int
 async def _cost(machines: MachineService, machine: Machine) -> dict[str, object]:
     from gibil_bot.machines.costs import cost_view
 
-    return await cost_view(machines.forge.provider, machine)
+    return await cost_view(machines.factory.provider, machine)
 
 
 def _show(views: list[dict[str, Any]]) -> None:

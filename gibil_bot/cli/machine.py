@@ -51,7 +51,7 @@ async def connected(provider: str | None) -> AsyncIterator[MachineService]:
 async def opened(name: str, provider: str | None) -> AsyncIterator[MachineSession]:
     """Logged in to a machine, for as long as the block lasts."""
     async with connected(provider) as machines:
-        is_local = machines.forge.provider.name == "local"
+        is_local = machines.factory.provider.name == "local"
         why = "this host is busy" if is_local else "a cloud server takes some seconds to boot"
         waiting = asyncio.get_running_loop().call_later(_SILENT_S, say, f"waiting for {name} to answer; {why}", sys.stderr)
         try:

@@ -133,7 +133,7 @@ class Connected:
 
     async def destroy(self, name: str) -> bool:
         """Burn; True if it was there."""
-        return await self._machines.forge.destroy(name)
+        return await self._machines.factory.destroy(name)
 
 
 @contextlib.asynccontextmanager

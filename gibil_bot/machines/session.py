@@ -75,8 +75,8 @@ class TaskOutcome:
 class MachineSession:
     """Close it when done: the machine lives on until `destroy` or its time is up."""
 
-    def __init__(self, forge: MachineFactory, machine: Machine, shell: Shell, max_ttl_s: int) -> None:
-        self._forge = forge
+    def __init__(self, factory: MachineFactory, machine: Machine, shell: Shell, max_ttl_s: int) -> None:
+        self._factory = factory
         self._shell = shell
         self._max_ttl_s = max_ttl_s
         self.machine = machine
@@ -90,7 +90,7 @@ class MachineSession:
     @property
     def provider(self) -> Provider:
         """Who forged it."""
-        return self._forge.provider
+        return self._factory.provider
 
     @property
     def shell(self) -> Shell:
@@ -287,12 +287,12 @@ class MachineSession:
     async def extend(self, duration: validation.Duration) -> Machine:
         """Extend its time to live: by `"90s"`, `"2h"`, a timedelta; a number is minutes. Raises UsageError."""
         seconds = validation.duration_seconds(duration)
-        self.machine = await extend_machine(self._forge, self.machine, seconds, self._max_ttl_s)
+        self.machine = await extend_machine(self._factory, self.machine, seconds, self._max_ttl_s)
         return self.machine
 
     async def destroy(self) -> bool:
         """Burn it; True if it was still there. Goes on when it is cancelled."""
-        return await self._forge.destroy(self.name)
+        return await self._factory.destroy(self.name)
 
     async def close(self) -> None:
         """Let go of the connection."""
@@ -310,7 +310,7 @@ class MachineSession:
 
     async def _reconnect(self, within_s: float) -> None:
         """Raises MachineLost, SSHError."""
-        machine, shell = await connect_again(self._forge, self.machine, within_s=within_s, tell=self.on_connection)
+        machine, shell = await connect_again(self._factory, self.machine, within_s=within_s, tell=self.on_connection)
         await self._shell.close()
         self._shell, self.machine = shell, machine
 
@@ -319,7 +319,7 @@ class MachineSession:
         return max(0.0, (self.machine.expires_at - datetime.now(UTC)).total_seconds()) + _BEYOND_EXPIRY_S
 
 
-async def extend_machine(forge: MachineFactory, machine: Machine, seconds: int, max_ttl_s: int) -> Machine:
+async def extend_machine(factory: MachineFactory, machine: Machine, seconds: int, max_ttl_s: int) -> Machine:
     """Raises UsageError beyond `max_ttl_s` of life, MachineNotFound."""
     if seconds <= 0:
         raise UsageError("a machine can only be extended by a duration above zero")
@@ -332,7 +332,7 @@ async def extend_machine(forge: MachineFactory, machine: Machine, seconds: int, 
             "GIBIL_MAX_TTL sets the cap"
         )
     with contextlib.suppress(MachineNotFound):
-        return await forge.provider.extend(machine.name, expires_at)
+        return await factory.provider.extend(machine.name, expires_at)
     raise not_found(machine.name)
 
 
