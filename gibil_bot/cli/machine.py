@@ -145,11 +145,6 @@ def table(rows: list[tuple[str, ...]], *, style: Callable[[int, str], str] = lam
     return "".join(f"{style(number, line)}\n" for number, line in enumerate(lines))
 
 
-def printed(text: str) -> str:
-    """What others wrote, for a terminal: without control characters."""
-    return "".join(letter if letter.isprintable() else "�" for letter in text)
-
-
 def stderr_write(data: bytes) -> None:
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
