@@ -64,7 +64,7 @@ class NotPushed(GibilError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commits:
-    """What was made on a machine since it was forged, in a repository on this box, checked."""
+    """The commits made on a machine since it was created, in a repository on this host, checked."""
 
     repository: Path
     url: str

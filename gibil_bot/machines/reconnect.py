@@ -52,7 +52,7 @@ async def connect_again(factory: MachineFactory, lost: Machine, *, within_s: flo
             found = await _connect(factory, lost, try_s)
             if found is not None:
                 if said:
-                    tell(f"the connection to {lost.name} is there again")
+                    tell(f"the connection to {lost.name} is restored")
                 return found
             if loop.time() > ends_at:
                 raise MachineLost(f"machine {lost.name} cannot be reached any more")
@@ -66,7 +66,7 @@ async def _connect(factory: MachineFactory, lost: Machine, within_s: float) -> t
         async with asyncio.timeout(within_s):
             machine = await factory.get(lost.name)
             if machine is None or machine.labels.get(CREATION) != lost.labels.get(CREATION):
-                raise _Gone(f"machine {lost.name} is gone: somebody burned it, or its time was up")
+                raise _Gone(f"machine {lost.name} is gone: it was destroyed, or it expired")
             return machine, await factory.open(machine)
     except (_Gone, SSHError):
         raise

@@ -1,4 +1,4 @@
-"""Machines whose maker was killed before it could tell of them: half made ones are burned, the others offered."""
+"""Recover from killed creations: destroy machines that were incomplete, report those that can be used."""
 
 from __future__ import annotations
 

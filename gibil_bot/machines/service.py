@@ -1,4 +1,4 @@
-"""The machines of one data directory on one provider: made for people and agents, found, listed, burned.
+"""The machines of one data directory on one provider: created for people and agents, found, listed, destroyed.
 
 What only making needs (the workflow language, git) is imported there: most commands use a machine that exists.
 """
@@ -196,7 +196,7 @@ class MachineService:
             self._untold.pop(machine.name).undone()
         for result in await asyncio.gather(*(self._drop(machine) for machine in made), return_exceptions=True):
             if isinstance(result, BaseException):
-                log.warning("a machine of an unfinished fleet could not be burned: %s", result)
+                log.warning("a machine of an unfinished fleet could not be destroyed: %s", result)
 
     async def _drop(self, machine: MachineSession) -> None:
         await machine.close()
@@ -304,7 +304,7 @@ class MachineService:
         try:
             shell = await self.factory.open(machine)
         except MachineLost:
-            if await self.factory.get(name) is None:  # somebody burned it while we were on our way
+            if await self.factory.get(name) is None:  # it was destroyed meanwhile
                 raise not_found(name) from None
             raise
         return MachineSession(self.factory, machine, shell, self.settings.max_ttl_s)
@@ -342,11 +342,11 @@ class MachineService:
 
     async def destroy(self, names: Sequence[str]) -> list[DestroyResult]:
         """Burn these, side by side. An absent machine is not a failure; what fails is in the answer."""
-        burned = list(await asyncio.gather(*(self._burn(name) for name in dict.fromkeys(names))))
-        gone = {each.name for each in burned if each.problem is None}
+        results = list(await asyncio.gather(*(self._destroy_one(name) for name in dict.fromkeys(names))))
+        gone = {each.name for each in results if each.problem is None}
         self.told(*gone)  # there is nothing left to announce
         await asyncio.to_thread(makings.forget_names, self.settings.data_dir, self.factory.provider.name, gone)
-        return burned
+        return results
 
     async def destroy_fleet(self, fleet: str) -> list[DestroyResult]:
         found = [machine.name for machine in await self.factory.list(self._owner) if machine.labels.get("fleet") == fleet]
@@ -358,7 +358,7 @@ class MachineService:
         names = [machine.name for machine in machines if with_runs or "run" not in machine.labels]
         return await self.destroy(sorted(names, key=validation.natural))
 
-    async def _burn(self, name: str) -> DestroyResult:
+    async def _destroy_one(self, name: str) -> DestroyResult:
         try:
             return DestroyResult(name=name, was_there=await self.factory.destroy(name))
         except GibilError as error:

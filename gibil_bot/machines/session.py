@@ -1,4 +1,4 @@
-"""One machine that somebody works on, over one open connection: commands, background jobs, logs, its end."""
+"""Work on one machine over one open connection: commands, background jobs, logs, extending and destroying it."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class MachineSession:
 
     @property
     def provider(self) -> Provider:
-        """Who forged it."""
+        """The provider that created the machine."""
         return self._factory.provider
 
     @property
@@ -291,11 +291,11 @@ class MachineSession:
         return self.machine
 
     async def destroy(self) -> bool:
-        """Burn it; True if it was still there. Goes on when it is cancelled."""
+        """Destroy the machine; True if it still existed. Cancelling doesn't stop it."""
         return await self._factory.destroy(self.name)
 
     async def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         await self._shell.close()
 
     async def _surely(self, ask: Callable[[], Awaitable[T]]) -> T:
@@ -315,7 +315,7 @@ class MachineSession:
         self._shell, self.machine = shell, machine
 
     def _left_s(self) -> float:
-        """Until the machine is burned, and a little more: whatever waits on it ends by then."""
+        """Until the machine expires, and a little more: whatever waits for it ends by then."""
         return max(0.0, (self.machine.expires_at - datetime.now(UTC)).total_seconds()) + _BEYOND_EXPIRY_S
 
 

@@ -8,7 +8,7 @@ case $wanted in '' | *[!0-9.]*) fail "$wanted is not a version" ;; esac
 case $(uname -m) in
     x86_64) node_arch=x64 go_arch=amd64 ;;
     aarch64) node_arch=arm64 go_arch=arm64 ;;
-    *) fail "$name $wanted: nobody publishes it for $(uname -m)" ;;
+    *) fail "$name $wanted: it isn't published for $(uname -m)" ;;
 esac
 opt=/opt/gibil bin=/usr/local/bin
 work=$(mktemp -d)
@@ -131,5 +131,5 @@ python() {
 
 case $name in
     node | go | python) "$name" ;;
-    *) fail "nobody here installs $name; choose an image that has it" ;;
+    *) fail "gibil-runtime can't install $name; choose an image that has it" ;;
 esac

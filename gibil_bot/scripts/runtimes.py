@@ -1,4 +1,4 @@
-"""The tool `gibil-runtime` of every machine: puts a version of Node, Go or Python there when somebody asks for it. Pure.
+"""The tool `gibil-runtime` of every machine: installs a version of Node, Go or Python on request. Pure.
 
 An image has what its distribution has. `.gibil.yml` pins versions (`runtime: {node: "20"}`), and its set-up asks this tool for
 one that is missing. It comes from where its makers publish it, checked against their sums, into /opt/gibil; the names go to

@@ -32,7 +32,7 @@ start() {
         : >"$log"
         "packaged_$kind"
     fi
-    echo "gibil: $name is there on 127.0.0.1:$port after $(($(date +%s) - began)) s"
+    echo "gibil: $name listens on 127.0.0.1:$port after $(($(date +%s) - began)) s"
 }
 
 # install PACKAGE…: without starting what they bring; the services here are started by us

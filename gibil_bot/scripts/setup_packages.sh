@@ -22,7 +22,7 @@ for package in $packages; do
     has "$package" || missing="$missing $package"
 done
 if test -z "$missing"; then
-    echo "gibil: every package is there already"
+    echo "gibil: all packages are installed already"
     exit 0
 fi
 echo "gibil: installing$missing"

@@ -1,4 +1,4 @@
-"""The task "set up" that stands before the tasks of a `.gibil.yml`: its packages are installed, its runtimes are there.
+"""The task "set up" before the tasks of a `.gibil.yml`, which installs its packages and runtimes.
 
 Packages are only asked for where they are missing, so that an image that has them needs no network. A runtime comes with the
 image, or the machine's tool `gibil-runtime` installs it, or the task fails with one sentence that says what is there instead.

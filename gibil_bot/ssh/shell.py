@@ -230,7 +230,7 @@ class SSHShell:
         except TimeoutError:
             raise SSHError(f"job {job_id} on {self._connection.where} could not be killed in time") from None
         if result.exit_status != 0:
-            raise SSHError(f"something of job {job_id} on {self._connection.where} does not die; burn the machine")
+            raise SSHError(f"some processes of job {job_id} on {self._connection.where} can't be killed; destroy the machine")
 
     async def put(self, path: str, content: AsyncIterator[bytes] | bytes, *, mode: int = 0o644) -> None:
         """See ports.Shell. The folder has to exist. Raises SSHError when the machine cannot store it (no folder, disk full)."""

@@ -26,8 +26,9 @@ from gibil_bot.machines.source import CodeSource
 from gibil_bot.model import Chunk, Claim, Conclusion, Exit, Job, Refusals, Run, RunState, TaskResult, Trust
 from gibil_bot.planning import plan as planning
 from gibil_bot.planning.schema import parse_repository_file
-from gibil_bot.ports import Shell, Store
-from gibil_bot.runs.execution import Cancellation, Execution, Listener
+from gibil_bot.ports import RunRecorder, Shell
+from gibil_bot.runs.cancellation import Cancellation
+from gibil_bot.runs.execution import Execution
 from gibil_bot.runs.logs import Journal
 from gibil_bot.runs.redact import Redactor
 from gibil_bot.scripts.task_script import FILES_FOLDER
@@ -87,6 +88,8 @@ class Prefixed:
 
 
 class Results:
+    """A RunRecorder that forgets."""
+
     async def save_task(self, claim: Claim, result: TaskResult) -> None:
         pass
 
@@ -109,10 +112,10 @@ async def by_the_bot(shell: SSHShell, number: int, file: bytes, folder: Path) ->
         return Refusals()
 
     execution = Execution(
-        store=cast(Store, Results()), claim=Claim(run=run, owner="o", fence=1), machine_attempt=1,
+        runs=cast(RunRecorder, Results()), claim=Claim(run=run, owner="o", fence=1), machine_attempt=1,
         shell=cast(Shell, Prefixed(shell, f"c{number}-")), secrets={}, redactor=lambda: Redactor(()),
         log_folder=folder / f"logs{number}", journal=Journal(folder / f"logs{number}"), cancellation=Cancellation(),
-        listener=Listener(changed=lambda: None, output=lambda index, data: printed.extend(data)), results={}, refusals=none,
+        on_change=lambda: None, on_output=lambda index, data: printed.extend(data), results={}, refusals=none,
     )  # fmt: skip
     await execution.prepare()
     conclusion = await execution.run()

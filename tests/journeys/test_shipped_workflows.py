@@ -262,7 +262,7 @@ def test_packages_that_are_there_ask_for_nothing_and_missing_ones_for_the_packag
     ]
     fakes["dpkg-query"] = "printf installed"
     present = do(tmp_path / "present", {".gibil.yml": own}, without=("id",), fakes=fakes)[0]
-    assert present.output == "gibil: every package is there already\n"
+    assert present.output == "gibil: all packages are installed already\n"
 
 
 def test_missing_packages_without_root_are_one_clear_sentence(tmp_path: Path) -> None:
