@@ -98,6 +98,7 @@ class Shell(Protocol):
         on_output: Callable[[str, bytes], None] | None = None,
         keep_output: bool = True,
         most_bytes: int = 1024 * 1024,
+        tag: str | None = None,
     ) -> Result:
         """Run a short script in `sh -c` and wait. The process tree dies on timeout (TimeoutError) and on cancel.
 
@@ -107,6 +108,14 @@ class Shell(Protocol):
 
         `env` goes over stdin's side channel of the implementation, never argv. `on_output(stream, data)` is called as
         output comes; the result holds it all the same, unless `keep_output` is False: then output of any size passes through.
+
+        `tag` names the script for `signal`: a plain file name that no other command or job has.
+        """
+
+    async def signal(self, tag: str, signal: str) -> None:
+        """Send a signal (INT, KILL …) to the whole process tree of the script that runs under that tag, if it runs.
+
+        Raises TimeoutError.
         """
 
     async def start(self, job: Job) -> None:

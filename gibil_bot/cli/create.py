@@ -112,7 +112,7 @@ async def _create(order: CreateRequest, fleet: int | None, provider: str | None,
             view = {"fleet_id": made[0].machine.labels["fleet"], "instances": views}
         try:
             for live, its_view in zip(made, views, strict=True):
-                its_view |= await cost_view(machines.forge.provider, live.machine)
+                its_view |= await cost_view(machines.factory.provider, live.machine)
             if wait is not None:
                 for live, its_view in zip(made, views, strict=True):
                     failed |= not await _wait(live, its_view, wait)
@@ -230,7 +230,7 @@ async def _call_off(machines: MachineService, making: asyncio.Task[Any], names: 
         return _left_message([])
     left = names
     with contextlib.suppress(GibilError):  # what the provider says of it
-        left = [name for name in names if await machines.forge.get(name) is not None]
+        left = [name for name in names if await machines.factory.get(name) is not None]
     if not left:
         return f"interrupted; {', '.join(names)} {'are' if many else 'is'} destroyed"
     return _left_message(left)

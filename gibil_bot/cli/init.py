@@ -117,7 +117,7 @@ async def _try(settings: Settings) -> None:
     from gibil_bot.machines.service import open_machines
 
     async with open_machines(settings) as machines:
-        await machines.forge.provider.probe()
+        await machines.factory.provider.probe()
 
 
 def _read(path: Path) -> dict[str, str]:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gibil_bot.cli.create import tell_swept
-from gibil_bot.cli.machine import connected, name_argument, printed, provider_option, run_async, settings_of, table
+from gibil_bot.cli.machine import connected, name_argument, provider_option, run_async, settings_of, table
 from gibil_bot.cli.output import Paint, json_option, print_json, print_text, say
 from gibil_bot.errors import GibilError
+from gibil_bot.ssh.answers import printable
 
 if TYPE_CHECKING:
     from gibil_bot.machines.service import MachineService
@@ -67,7 +68,7 @@ async def _list(all_providers: bool, provider: str | None, as_json: bool) -> int
 async def _cost(machines: MachineService, machine: Machine) -> dict[str, object]:
     from gibil_bot.machines.costs import cost_view
 
-    return await cost_view(machines.forge.provider, machine)
+    return await cost_view(machines.factory.provider, machine)
 
 
 def _show(views: list[dict[str, Any]]) -> None:
@@ -80,7 +81,7 @@ def _show(views: list[dict[str, Any]]) -> None:
         run = view["labels"].get("run")
         purpose = f"run {run}" if run else view["repo"] or ""
         row = (view["name"], view["provider"], view["status"], view["ip"] or "-", _left(view), purpose)
-        rows.append(tuple(printed(str(cell)) for cell in row))
+        rows.append(tuple(printable(str(cell)) for cell in row))
     soon = [view["ttl_remaining_minutes"] < WARN_BEFORE_MINUTES for view in views]
 
     def style(number: int, line: str) -> str:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import click
 
 from gibil_bot.cli.complete import complete_jobs
-from gibil_bot.cli.machine import PassedOn, name_argument, opened, printed, provider_option, run_async, table
+from gibil_bot.cli.machine import PassedOn, name_argument, opened, provider_option, run_async, table
 from gibil_bot.cli.output import Paint, json_option, print_json, print_text, say
+from gibil_bot.ssh.answers import printable
 
 if TYPE_CHECKING:
     from gibil_bot.machines.session import MachineSession
@@ -105,8 +106,8 @@ async def _jobs(name: str, provider: str | None, as_json: bool) -> int:
         seconds = max(0.0, ((entry.ended_at or now) - entry.started_at).total_seconds())
         exit_status = "-" if entry.exit_status is None else str(entry.exit_status)
         first = entry.script.partition("\n")[0][:60]
-        command = "what .gibil.yml asks for" if not entry.script else printed(first)
-        rows.append((printed(entry.id), entry.status, exit_status, f"{seconds:.0f}s", command))
+        command = "what .gibil.yml asks for" if not entry.script else printable(first)
+        rows.append((printable(entry.id), entry.status, exit_status, f"{seconds:.0f}s", command))
     print_text(table(rows, style=lambda number, line: paint.bold(line) if number == 0 else line))
     return 0
 

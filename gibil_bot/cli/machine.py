@@ -51,7 +51,7 @@ async def connected(provider: str | None) -> AsyncIterator[MachineService]:
 async def opened(name: str, provider: str | None) -> AsyncIterator[MachineSession]:
     """Logged in to a machine, for as long as the block lasts."""
     async with connected(provider) as machines:
-        is_local = machines.forge.provider.name == "local"
+        is_local = machines.factory.provider.name == "local"
         why = "this host is busy" if is_local else "a cloud server takes some seconds to boot"
         waiting = asyncio.get_running_loop().call_later(_SILENT_S, say, f"waiting for {name} to answer; {why}", sys.stderr)
         try:
@@ -143,11 +143,6 @@ def table(rows: list[tuple[str, ...]], *, style: Callable[[int, str], str] = lam
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "".join(f"{style(number, line)}\n" for number, line in enumerate(lines))
-
-
-def printed(text: str) -> str:
-    """What others wrote, for a terminal: without control characters."""
-    return "".join(letter if letter.isprintable() else "�" for letter in text)
 
 
 def stderr_write(data: bytes) -> None:

@@ -59,8 +59,8 @@ async def _view(name: str, settings: Settings) -> dict[str, Any]:
     view: dict[str, Any] = {"name": name, "default": name == settings.provider, "available": False, "sizes": []}
     try:
         async with open_machines(settings_for(settings, name)) as machines:
-            can = await machines.forge.provider.probe()
-            sizes = await sizes_view(machines.forge.provider)
+            can = await machines.factory.provider.probe()
+            sizes = await sizes_view(machines.factory.provider)
     except GibilError as error:
         remedies = error.remedies if isinstance(error, Unavailable) else ()
         return {**view, "problem": "; ".join((error.message, *remedies))}

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gibil_bot.cli.machine import name_argument, opened, printed, provider_option, run_async, settings_of
+from gibil_bot.cli.machine import name_argument, opened, provider_option, run_async, settings_of
 from gibil_bot.cli.output import json_option, print_json, say
+from gibil_bot.ssh.answers import printable
 
 if TYPE_CHECKING:
     from gibil_bot.commits.from_machine import Commits
@@ -40,7 +41,7 @@ SHOWN_FILES = 100
 
 def say_pushed(found: Commits) -> None:
     for subject in found.subjects[:SHOWN_SUBJECTS]:
-        say(f"  {printed(subject[:200])}", sys.stderr)
+        say(f"  {printable(subject[:200])}", sys.stderr)
     if len(found.subjects) > SHOWN_SUBJECTS:
         say(f"  … and {len(found.subjects) - SHOWN_SUBJECTS} more", sys.stderr)
     for warning in found.warnings:

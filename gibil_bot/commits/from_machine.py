@@ -27,7 +27,7 @@ from gibil_bot.git import FOREIGN, GitError, Limits, TooExpensive
 from gibil_bot.model import Machine
 from gibil_bot.ports import Shell
 from gibil_bot.scripts.clone import WORKSPACE
-from gibil_bot.ssh.answers import last_line
+from gibil_bot.ssh.answers import last_line, printable
 
 MOST_BYTES = 256 * 1024 * 1024
 """Of a bundle."""
@@ -40,6 +40,8 @@ _DIFFERENCE = Limits(memory_bytes=96 * 1024**2)
 """Enough for some 200,000 paths."""
 _PUSH = Limits(memory_bytes=1024**3, address_bytes=4 * 1024**3, cpu_s=600)
 """The history of the repository, which is not foreign, is read, too."""
+_PATH = 200
+"""So much of a path is shown in a message."""
 _ASK_S = 60.0
 _BUNDLE_S = 600.0
 _CHECK_S = 300.0
@@ -62,7 +64,7 @@ class NotPushed(GibilError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commits:
-    """What was made on a machine since it was forged, in a repository on this box, checked."""
+    """The commits made on a machine since it was created, in a repository on this host, checked."""
 
     repository: Path
     url: str
@@ -121,7 +123,7 @@ async def fetch(
         touched = [path for path in files if is_protected(path)]
         if touched and not with_workflows:
             raise NotPushed(
-                f"the commits change {shown(touched[0])}, which decides what runs with the repository's secrets; "
+                f"the commits change {printable(touched[0], _PATH)}, which decides what runs with the repository's secrets; "
                 "look at it, then push with --with-workflows"
             )
         yield Commits(
@@ -148,17 +150,10 @@ def warnings_of(files: Sequence[str]) -> tuple[str, ...]:
                 counts[folder] = counts.get(folder, 0) + 1
                 break
     return tuple(
-        f"the commits change {counts[folder]} file{'' if counts[folder] == 1 else 's'} in {shown(folder)}/, "
+        f"the commits change {counts[folder]} file{'' if counts[folder] == 1 else 's'} in {printable(folder, _PATH)}/, "
         "which tools install: should it be in .gitignore?"
         for folder in sorted(counts, key=lambda folder: -counts[folder])[:5]
     )
-
-
-def shown(path: str) -> str:
-    """A path of a foreign commit, for a line of text."""
-    text = path.encode("utf-8", "replace").decode()
-    text = "".join(each if each.isprintable() else "?" for each in text)
-    return text if len(text) <= 200 else text[:197] + "..."
 
 
 async def unpack(repository: Path, bundle: Path, *, base: str, head: str, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -45,5 +45,5 @@ def reason(error: GitError) -> str:
     if any(words in said for words in _WRONG_CREDENTIALS):
         return f"the credentials that git has for it are not accepted{shown}"
     if any(words in said for words in _FORBIDDEN):
-        return f"whoever git logs in as may not do that{shown}"
+        return f"permission denied for the account that git logs in with{shown}"
     return f"{last} ({told})" if told and told not in last else last

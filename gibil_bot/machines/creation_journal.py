@@ -1,7 +1,7 @@
 """Creations that are under way: a record of each in the data directory, so that a machine whose maker was killed is found.
 
 <data dir>/makings/CREATION holds what is being made, and its lock is held for as long as the maker lives: a record that can be
-locked is of a creation that nobody goes on with. It leaves when somebody was told of the machine, uses it, or has burned it.
+locked is of a creation that nobody goes on with. A record is removed when the machine was reported, used or destroyed.
 CREATION is what the machine is labelled with, so another machine of the same name is never taken for it.
 
 Beginning and looking belong in a thread; what ends a creation is one system call, so that no cancellation comes between.

@@ -1,4 +1,4 @@
-"""A machine that was just forged gets its environment and its code, and the job that makes it ready is started."""
+"""Send a new machine its environment and its code, and start the job that makes it ready."""
 
 from __future__ import annotations
 

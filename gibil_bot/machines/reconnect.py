@@ -29,7 +29,7 @@ async def answers(shell: Shell) -> bool:
     return True
 
 
-async def connect_again(forge: MachineFactory, lost: Machine, *, within_s: float, tell: Tell) -> tuple[Machine, Shell]:
+async def connect_again(factory: MachineFactory, lost: Machine, *, within_s: float, tell: Tell) -> tuple[Machine, Shell]:
     """The machine as it is now, and a new connection to it.
 
     Raises MachineLost when it is gone, or cannot be reached in time, and SSHError when something else stands in its place.
@@ -49,10 +49,10 @@ async def connect_again(forge: MachineFactory, lost: Machine, *, within_s: float
             pause_s, try_s = _TRIES_S[min(attempt, len(_TRIES_S) - 1)]
             attempt += 1
             await asyncio.sleep(pause_s)
-            found = await _connect(forge, lost, try_s)
+            found = await _connect(factory, lost, try_s)
             if found is not None:
                 if said:
-                    tell(f"the connection to {lost.name} is there again")
+                    tell(f"the connection to {lost.name} is restored")
                 return found
             if loop.time() > ends_at:
                 raise MachineLost(f"machine {lost.name} cannot be reached any more")
@@ -60,14 +60,14 @@ async def connect_again(forge: MachineFactory, lost: Machine, *, within_s: float
         telling.cancel()
 
 
-async def _connect(forge: MachineFactory, lost: Machine, within_s: float) -> tuple[Machine, Shell] | None:
+async def _connect(factory: MachineFactory, lost: Machine, within_s: float) -> tuple[Machine, Shell] | None:
     """None: not now."""
     try:
         async with asyncio.timeout(within_s):
-            machine = await forge.get(lost.name)
+            machine = await factory.get(lost.name)
             if machine is None or machine.labels.get(CREATION) != lost.labels.get(CREATION):
-                raise _Gone(f"machine {lost.name} is gone: somebody burned it, or its time was up")
-            return machine, await forge.open(machine)
+                raise _Gone(f"machine {lost.name} is gone: it was destroyed, or it expired")
+            return machine, await factory.open(machine)
     except (_Gone, SSHError):
         raise
     except (GibilError, TimeoutError):

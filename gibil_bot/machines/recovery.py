@@ -1,4 +1,4 @@
-"""Machines whose maker was killed before it could tell of them: half made ones are burned, the others offered."""
+"""Recover from killed creations: destroy machines that were incomplete, report those that can be used."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class RecoveryReport:
     burned: bool
 
 
-async def recover(forge: MachineFactory, data_dir: Path) -> list[RecoveryReport]:
+async def recover(factory: MachineFactory, data_dir: Path) -> list[RecoveryReport]:
     """Every one of that provider is said once. One that cannot be asked for now is left to the next who comes by."""
-    found = await asyncio.to_thread(abandoned, data_dir, forge.provider.name)
-    settled = await asyncio.gather(*(_settle(forge, record) for record in found))
+    found = await asyncio.to_thread(abandoned, data_dir, factory.provider.name)
+    settled = await asyncio.gather(*(_settle(factory, record) for record in found))
     return [each for each in settled if each is not None]
 
 
-async def _settle(forge: MachineFactory, record: AbandonedCreation) -> RecoveryReport | None:
+async def _settle(factory: MachineFactory, record: AbandonedCreation) -> RecoveryReport | None:
     try:
-        machine = await forge.get(record.name)
+        machine = await factory.get(record.name)
         is_it = machine is not None and machine.labels.get(CREATION) == record.creation
         if is_it and not record.made:
-            is_it = await forge.destroy(record.name)
+            is_it = await factory.destroy(record.name)
     except GibilError as error:
         log.info("machine %s of a creation that was killed: %s", record.name, error)
         await asyncio.to_thread(record.leave)

@@ -22,11 +22,9 @@ READY = "/root/.gibil-ready"
 TASKS_DONE = "/root/.gibil-tasks-done"
 TASKS_FAILED = "/root/.gibil-tasks-failed"
 STATE = "/root/.gibil/provision"
-"""How each part of the provisioning ended; see provision.py."""
+"""How each part of the provisioning ended; see provision_script.py."""
 ENVIRONMENT = "/run/gibil/env"
 LOAD_ENVIRONMENT = f"if [ -r {ENVIRONMENT} ]; then . {ENVIRONMENT}; fi"
-LEADER = "GIBIL_LEADER"
-"""In the environment of all processes of a command: the pid of its first one. See orphans.py."""
 GIVEN = "gibil_given_"
 """What a value of the person's `--env` is called on its way: its own name could change how our scripts run (PATH, IFS)."""
 
@@ -78,9 +76,3 @@ def take_given(names: Iterable[str]) -> str:
 
 def as_given(env: Mapping[str, str]) -> dict[str, str]:
     return {f"{GIVEN}{name}": value for name, value in env.items()}
-
-
-def signal_script(tag: str, signal: str) -> str:
-    """POSIX sh that sends a signal to every process of a command that has GIBIL_COMMAND=tag. One line."""
-    find = f"grep -lzs '^GIBIL_COMMAN[D]={tag}$' /proc/[0-9]*/environ"
-    return f'for p in $({find}); do p=${{p#/proc/}}; kill -{signal} "${{p%%/*}}" 2>/dev/null; done; true'

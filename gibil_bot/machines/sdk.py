@@ -52,7 +52,7 @@ class Creation:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         assert self._live is not None
-        await asyncio.shield(asyncio.ensure_future(self._burn(self._live)))
+        await asyncio.shield(asyncio.ensure_future(self._destroy(self._live)))
 
     async def _create(self) -> MachineSession:
         machines = self._given
@@ -69,11 +69,11 @@ class Creation:
             if self._wait is not None and not await live.wait_ready():
                 raise GibilError(await _why_not_ready(live), code="PROVISION")
         except BaseException:
-            await asyncio.shield(asyncio.ensure_future(self._burn(live)))
+            await asyncio.shield(asyncio.ensure_future(self._destroy(live)))
             raise
         return live
 
-    async def _burn(self, live: MachineSession) -> None:
+    async def _destroy(self, live: MachineSession) -> None:
         try:
             await live.close()
         finally:
@@ -133,7 +133,7 @@ class Connected:
 
     async def destroy(self, name: str) -> bool:
         """Burn; True if it was there."""
-        return await self._machines.forge.destroy(name)
+        return await self._machines.factory.destroy(name)
 
 
 @contextlib.asynccontextmanager

@@ -1,4 +1,4 @@
-"""The machines of one data directory on one provider: made for people and agents, found, listed, burned.
+"""The machines of one data directory on one provider: created for people and agents, found, listed, destroyed.
 
 What only making needs (the workflow language, git) is imported there: most commands use a machine that exists.
 """
@@ -67,25 +67,25 @@ def _is_usable(provider: str, settings: Settings) -> bool:
 @contextlib.asynccontextmanager
 async def open_machines(settings: Settings) -> AsyncIterator[MachineService]:
     """For as long as the block lasts; machines live on."""
-    forge = open_factory(settings)
+    factory = open_factory(settings)
     machines = None
     try:
-        machines = MachineService(settings, forge, await asyncio.to_thread(forge.keyring.machine_owner))
+        machines = MachineService(settings, factory, await asyncio.to_thread(factory.keyring.machine_owner))
         yield machines
     finally:
         if machines is not None:
             machines.let_go()
-        await forge.close()
+        await factory.close()
 
 
 class MachineService:
     """`owner` is what all machines of this data directory are labelled with."""
 
-    def __init__(self, settings: Settings, forge: MachineFactory, owner: str) -> None:
+    def __init__(self, settings: Settings, factory: MachineFactory, owner: str) -> None:
         self.settings = settings
         self._owner = owner
         self._untold: dict[str, CreationRecord] = {}
-        self.forge = forge
+        self.factory = factory
 
     # CreationRecord
 
@@ -142,7 +142,7 @@ class MachineService:
         The records are written before the provider is asked, and together: of commands that run side by side each sees those
         that came before it, so that they don't exceed the limit together.
         """
-        provider = self.forge.provider.name
+        provider = self.factory.provider.name
         begun = [
             CreationRecord(self.settings.data_dir, provider=provider, name=name, made_by=made_by, ttl_s=ttl_s) for name in names
         ]
@@ -165,7 +165,7 @@ class MachineService:
         machine_limit.check_room(existing, names, self.settings.max_machines)
 
     async def _existing(self, others: set[str]) -> set[str]:
-        return others | {machine.name for machine in await self.forge.list(self._owner)}
+        return others | {machine.name for machine in await self.factory.list(self._owner)}
 
     async def _make_all(
         self,
@@ -196,7 +196,7 @@ class MachineService:
             self._untold.pop(machine.name).undone()
         for result in await asyncio.gather(*(self._drop(machine) for machine in made), return_exceptions=True):
             if isinstance(result, BaseException):
-                log.warning("a machine of an unfinished fleet could not be burned: %s", result)
+                log.warning("a machine of an unfinished fleet could not be destroyed: %s", result)
 
     async def _drop(self, machine: MachineSession) -> None:
         await machine.close()
@@ -206,15 +206,15 @@ class MachineService:
         self, making: CreationRecord, terms: ResolvedRequest, origin: CodeSource | None, labels: dict[str, str], tell: OnPhase
     ) -> MachineSession:
         try:
-            with notices(self.forge.provider, lambda what: tell(making.name, "prepare", None)):
-                live = await self._forge(making.name, terms, origin, {**labels, CREATION: making.creation}, tell)
+            with notices(self.factory.provider, lambda what: tell(making.name, "prepare", None)):
+                live = await self._create_one(making.name, terms, origin, {**labels, CREATION: making.creation}, tell)
         except BaseException:
             making.undone()
             raise
         self._untold[making.name] = making
         return live
 
-    async def _forge(
+    async def _create_one(
         self, name: str, terms: ResolvedRequest, origin: CodeSource | None, labels: dict[str, str], tell: OnPhase
     ) -> MachineSession:
         from gibil_bot.commits.identity import identity
@@ -223,7 +223,7 @@ class MachineService:
         tell(name, "forge", None)
         who = asyncio.create_task(identity()) if origin is None else None
         try:
-            machine, shell = await self.forge.create(
+            machine, shell = await self.factory.create(
                 name=name,
                 owner=self._owner,
                 ttl_s=terms.ttl_s,
@@ -237,7 +237,7 @@ class MachineService:
             if who is not None:
                 who.cancel()
             raise
-        live = MachineSession(self.forge, machine, shell, self.settings.max_ttl_s)
+        live = MachineSession(self.factory, machine, shell, self.settings.max_ttl_s)
         try:
             author = await who if who is not None else origin.identity if origin is not None else None
             await start_provisioning(shell, name, terms, origin, author, tell)
@@ -287,7 +287,7 @@ class MachineService:
 
     async def get(self, name: str) -> Machine:
         """Raises MachineNotFound."""
-        machine = await self.forge.get(name)
+        machine = await self.factory.get(name)
         if machine is None:
             raise not_found(name)
         return machine
@@ -302,31 +302,31 @@ class MachineService:
             preparing.result()
         await self._taken(machine)
         try:
-            shell = await self.forge.open(machine)
+            shell = await self.factory.open(machine)
         except MachineLost:
-            if await self.forge.get(name) is None:  # somebody burned it while we were on our way
+            if await self.factory.get(name) is None:  # it was destroyed meanwhile
                 raise not_found(name) from None
             raise
-        return MachineSession(self.forge, machine, shell, self.settings.max_ttl_s)
+        return MachineSession(self.factory, machine, shell, self.settings.max_ttl_s)
 
     async def list_machines(self) -> list[Machine]:
         """Our machines at the provider, in the natural order of their names (`m-2` before `m-10`).
 
         The bot's machines, and other data directories', too.
         """
-        return sorted(await self.forge.list(), key=lambda machine: validation.natural(machine.name))
+        return sorted(await self.factory.list(), key=lambda machine: validation.natural(machine.name))
 
     async def sweep(self) -> list[str]:
         """Burn what is beyond its time, and what a crash left; the names. A provider that fails here fails elsewhere, too."""
         try:
-            return await self.forge.provider.sweep(self._owner)
+            return await self.factory.provider.sweep(self._owner)
         except GibilError as error:
             log.info("sweep: %s", error)
             return []
 
     async def recover(self) -> list[RecoveryReport]:
         """What was made by processes that were killed: see settle.py. Costs nothing where there was none."""
-        return await recover(self.forge, self.settings.data_dir)
+        return await recover(self.factory, self.settings.data_dir)
 
     async def _taken(self, machine: Machine) -> None:
         """Somebody calls it by its name: it needs no offering."""
@@ -338,28 +338,28 @@ class MachineService:
         """Raises MachineNotFound, UsageError beyond GIBIL_MAX_TTL."""
         machine = await self.get(name)
         await self._taken(machine)
-        return await extend_machine(self.forge, machine, seconds, self.settings.max_ttl_s)
+        return await extend_machine(self.factory, machine, seconds, self.settings.max_ttl_s)
 
     async def destroy(self, names: Sequence[str]) -> list[DestroyResult]:
         """Burn these, side by side. An absent machine is not a failure; what fails is in the answer."""
-        burned = list(await asyncio.gather(*(self._burn(name) for name in dict.fromkeys(names))))
-        gone = {each.name for each in burned if each.problem is None}
+        results = list(await asyncio.gather(*(self._destroy_one(name) for name in dict.fromkeys(names))))
+        gone = {each.name for each in results if each.problem is None}
         self.told(*gone)  # there is nothing left to announce
-        await asyncio.to_thread(makings.forget_names, self.settings.data_dir, self.forge.provider.name, gone)
-        return burned
+        await asyncio.to_thread(makings.forget_names, self.settings.data_dir, self.factory.provider.name, gone)
+        return results
 
     async def destroy_fleet(self, fleet: str) -> list[DestroyResult]:
-        found = [machine.name for machine in await self.forge.list(self._owner) if machine.labels.get("fleet") == fleet]
+        found = [machine.name for machine in await self.factory.list(self._owner) if machine.labels.get("fleet") == fleet]
         return await self.destroy(sorted(found, key=validation.natural))
 
     async def destroy_all(self, *, with_runs: bool = False) -> list[DestroyResult]:
         """Everything of this data directory; what the bot is working on only `with_runs`."""
-        machines = await self.forge.list(self._owner)
+        machines = await self.factory.list(self._owner)
         names = [machine.name for machine in machines if with_runs or "run" not in machine.labels]
         return await self.destroy(sorted(names, key=validation.natural))
 
-    async def _burn(self, name: str) -> DestroyResult:
+    async def _destroy_one(self, name: str) -> DestroyResult:
         try:
-            return DestroyResult(name=name, was_there=await self.forge.destroy(name))
+            return DestroyResult(name=name, was_there=await self.factory.destroy(name))
         except GibilError as error:
             return DestroyResult(name=name, was_there=True, problem=error)

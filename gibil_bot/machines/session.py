@@ -1,4 +1,4 @@
-"""One machine that somebody works on, over one open connection: commands, background jobs, logs, its end."""
+"""Work on one machine over one open connection: commands, background jobs, logs, extending and destroying it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from gibil_bot.machines import validation
 from gibil_bot.machines.reconnect import Tell, answers, connect_again
 from gibil_bot.machines.remote_layout import (
     JOB_ID,
-    LEADER,
     LOAD_ENVIRONMENT,
     READY,
     STATE,
@@ -24,16 +23,16 @@ from gibil_bot.machines.remote_layout import (
     TASKS_FAILED,
     as_given,
     enter,
-    signal_script,
     take_given,
 )
 from gibil_bot.model import Exit, Job, Machine
 from gibil_bot.ports import Provider, Shell
 from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.providers.optional import refusals
+from gibil_bot.scripts.commands import LEADER
 from gibil_bot.ssh.answers import exit_status, printable
 from gibil_bot.ssh.answers import number as whole_number
-from gibil_bot.ssh.job_list import JOBS_BYTES, LIST_JOBS, JobEntry, print_job, read_jobs
+from gibil_bot.ssh.job_list import JOBS_BYTES, JobEntry, list_jobs_command, print_job, read_jobs
 from gibil_bot.views import blocked_view
 
 T = TypeVar("T")
@@ -76,8 +75,8 @@ class TaskOutcome:
 class MachineSession:
     """Close it when done: the machine lives on until `destroy` or its time is up."""
 
-    def __init__(self, forge: MachineFactory, machine: Machine, shell: Shell, max_ttl_s: int) -> None:
-        self._forge = forge
+    def __init__(self, factory: MachineFactory, machine: Machine, shell: Shell, max_ttl_s: int) -> None:
+        self._factory = factory
         self._shell = shell
         self._max_ttl_s = max_ttl_s
         self.machine = machine
@@ -90,8 +89,8 @@ class MachineSession:
 
     @property
     def provider(self) -> Provider:
-        """Who forged it."""
-        return self._forge.provider
+        """The provider that created the machine."""
+        return self._factory.provider
 
     @property
     def shell(self) -> Shell:
@@ -141,13 +140,13 @@ class MachineSession:
         tag = tag or new_tag()
         try:
             result = await self._shell.run(
-                f"{_prelude(given)}{place}export GIBIL_COMMAND={tag} {LEADER}=$$; "
-                f'exec "${{BASH:-sh}}" -c {shlex.quote(command)}',
+                f'{_prelude(given)}{place}export {LEADER}=$$; exec "${{BASH:-sh}}" -c {shlex.quote(command)}',
                 timeout_s=timeout_s if timeout_s is not None else self._left_s(),
                 stdin=stdin,
                 env=as_given(given),
                 on_output=take,
                 keep_output=False,
+                tag=tag,
             )
         except TimeoutError:
             if timeout_s is None:
@@ -167,7 +166,7 @@ class MachineSession:
 
     async def interrupt(self, tag: str) -> None:
         """What Ctrl-C at a terminal does: SIGINT to everything of the command. It decides itself what that means."""
-        await self._shell.run(signal_script(tag, "INT"))
+        await self._shell.signal(tag, "INT")
 
     async def _fate(self, tag: str) -> str:
         """Of a command whose connection is lost. sshd leaves it alone, and nobody would read what it says: it is killed."""
@@ -175,7 +174,8 @@ class MachineSession:
         try:
             async with asyncio.timeout(_STOP_S):
                 await self._reconnect(_STOP_S)
-                await self._shell.run(f"for i in 1 2 3 4 5; do {signal_script(tag, 'KILL')}; done")
+                for _ in range(5):  # what is killed may be starting others
+                    await self._shell.signal(tag, "KILL")
         except MachineLost as error:
             return f"{error.message}; the command's end is not known"
         except (GibilError, TimeoutError):
@@ -208,7 +208,7 @@ class MachineSession:
 
     async def jobs(self) -> list[JobEntry]:
         """All jobs of the machine, oldest first; the provisioning is one of them."""
-        result = await self._surely(lambda: self._shell.run(LIST_JOBS, most_bytes=JOBS_BYTES))
+        result = await self._surely(lambda: self._shell.run(list_jobs_command(), most_bytes=JOBS_BYTES))
         return [replace(job, script=_own_words(job)) for job in read_jobs(result.stdout)]
 
     async def follow(self, job_id: str, on_output: OnOutput) -> int:
@@ -287,15 +287,15 @@ class MachineSession:
     async def extend(self, duration: validation.Duration) -> Machine:
         """Extend its time to live: by `"90s"`, `"2h"`, a timedelta; a number is minutes. Raises UsageError."""
         seconds = validation.duration_seconds(duration)
-        self.machine = await extend_machine(self._forge, self.machine, seconds, self._max_ttl_s)
+        self.machine = await extend_machine(self._factory, self.machine, seconds, self._max_ttl_s)
         return self.machine
 
     async def destroy(self) -> bool:
-        """Burn it; True if it was still there. Goes on when it is cancelled."""
-        return await self._forge.destroy(self.name)
+        """Destroy the machine; True if it still existed. Cancelling doesn't stop it."""
+        return await self._factory.destroy(self.name)
 
     async def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         await self._shell.close()
 
     async def _surely(self, ask: Callable[[], Awaitable[T]]) -> T:
@@ -310,16 +310,16 @@ class MachineSession:
 
     async def _reconnect(self, within_s: float) -> None:
         """Raises MachineLost, SSHError."""
-        machine, shell = await connect_again(self._forge, self.machine, within_s=within_s, tell=self.on_connection)
+        machine, shell = await connect_again(self._factory, self.machine, within_s=within_s, tell=self.on_connection)
         await self._shell.close()
         self._shell, self.machine = shell, machine
 
     def _left_s(self) -> float:
-        """Until the machine is burned, and a little more: whatever waits on it ends by then."""
+        """Until the machine expires, and a little more: whatever waits for it ends by then."""
         return max(0.0, (self.machine.expires_at - datetime.now(UTC)).total_seconds()) + _BEYOND_EXPIRY_S
 
 
-async def extend_machine(forge: MachineFactory, machine: Machine, seconds: int, max_ttl_s: int) -> Machine:
+async def extend_machine(factory: MachineFactory, machine: Machine, seconds: int, max_ttl_s: int) -> Machine:
     """Raises UsageError beyond `max_ttl_s` of life, MachineNotFound."""
     if seconds <= 0:
         raise UsageError("a machine can only be extended by a duration above zero")
@@ -332,7 +332,7 @@ async def extend_machine(forge: MachineFactory, machine: Machine, seconds: int, 
             "GIBIL_MAX_TTL sets the cap"
         )
     with contextlib.suppress(MachineNotFound):
-        return await forge.provider.extend(machine.name, expires_at)
+        return await factory.provider.extend(machine.name, expires_at)
     raise not_found(machine.name)
 
 

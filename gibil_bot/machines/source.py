@@ -1,4 +1,4 @@
-"""Where the code of a machine comes from, found out before anything is forged: its commit, its `.gibil.yml`, the way there.
+"""Where the code of a machine comes from, determined before a machine is created: its commit, its `.gibil.yml`, the way there.
 
 What anybody may read is cloned by the machine itself. Everything else (a checkout on this box, a private repository, an SSH
 address) is read here, where the credentials are, and sent to the machine over SSH: no credential goes along.

@@ -1,4 +1,4 @@
-"""What people write, checked before anything is forged: names, times to live, sizes, environment entries. Pure.
+"""Check what people write before a machine is created: names, times to live, sizes, environment entries. Pure.
 
 Every check raises UsageError with a person's sentence.
 """

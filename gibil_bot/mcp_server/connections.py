@@ -158,7 +158,7 @@ class MachineConnections:
         for provider in self._in_order():
             try:
                 machines = await self.machines(provider)
-                if await machines.forge.get(name) is not None:
+                if await machines.factory.get(name) is not None:
                     return machines
             except GibilError as error:
                 problem = problem or error

@@ -113,7 +113,7 @@ class MachineTools:
             (live,), notes = await machines.create_several(order, None, on_phase)
             view: dict[str, Any] = dict(machine_created(live.machine))
             try:
-                view |= await cost_view(machines.forge.provider, live.machine)
+                view |= await cost_view(machines.factory.provider, live.machine)
                 if wait is not None:
                     doing = f"waiting for {wait}"
                     await _wait(live, view, wait)
@@ -141,7 +141,8 @@ class MachineTools:
         found, problems = await self._links.all()
         now = datetime.now(UTC)
         views = [
-            {**machine_listed(machine, now), **await cost_view(machines.forge.provider, machine)} for machines, machine in found
+            {**machine_listed(machine, now), **await cost_view(machines.factory.provider, machine)}
+            for machines, machine in found
         ]
         lines = [
             f"{view['name']} ({view['provider']}, {view['status']}): {view['ttl_remaining_minutes']} min left"

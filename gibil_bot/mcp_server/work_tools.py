@@ -137,7 +137,7 @@ class WorkTools:
                 {
                     "pid": each.pid,
                     "command": each.words,
-                    "started_by": each.command if each.leader else f"job {each.job}",
+                    "started_by": each.tag if each.leader else f"job {each.tag}",
                 }
                 for each in found
             ]

@@ -44,6 +44,8 @@ __all__ = [
     "combine",
     "evaluate",
     "interpolate",
+    "names",
+    "uses_status",
 ]
 
 _TEXT_FUNCTIONS: dict[str, Callable[[str, str], bool]] = {
@@ -60,7 +62,7 @@ def check(text: str, *, inputs: Collection[str] | None = None) -> None:
     """
     if len(text) > MAX_LENGTH:
         raise InvalidExpression(f"an expression of more than {MAX_LENGTH} characters", 1)
-    for name in _names(parse_at(*body_of(text), deepest=MAX_DEPTH)):
+    for name in names(parse_at(*body_of(text), deepest=MAX_DEPTH)):
         _check_input(name, inputs)
 
 
@@ -78,7 +80,7 @@ def evaluate(
     """
     tree = parse(text)
     contexts = {"inputs": inputs, "github": github, "env": env or {}}
-    if not _uses_status(tree) and status != "success":
+    if not uses_status(tree) and status != "success":
         return False
     return _truth(_evaluate(tree, status, contexts))
 
@@ -90,7 +92,7 @@ def bind(text: str, values: Mapping[str, bool | float]) -> str:
     """
     parts: list[str] = []
     done = 0
-    for name in sorted(_names(parse(text)), key=lambda found: found.start):
+    for name in sorted(names(parse(text)), key=lambda found: found.start):
         if name.context == "inputs" and name.name in values:
             value = values[name.name]
             parts += [text[done : name.start], str(value).lower() if isinstance(value, bool) else f"{value:.15g}"]
@@ -104,9 +106,9 @@ def check_interpolation(text: str, *, inputs: Collection[str] | None = None) -> 
         if start is None:
             continue
         tree = parse_at(piece, start)
-        if _uses_status(tree):
+        if uses_status(tree):
             raise InvalidExpression("success(), failure(), always() and cancelled() belong into if:", start + 1)
-        for name in _names(tree):
+        for name in names(tree):
             _check_input(name, inputs)
 
 
@@ -123,7 +125,7 @@ def interpolate(text: str, *, inputs: Mapping[str, str], github: Mapping[str, st
 def combine(outer: str, inner: str) -> str:
     """A condition that holds where both hold, each with the `success()` that it implies. Raises InvalidExpression."""
     return " && ".join(
-        f"({body_of(text)[0].strip()})" if _uses_status(parse(text)) else f"(success() && ({body_of(text)[0].strip()}))"
+        f"({body_of(text)[0].strip()})" if uses_status(parse(text)) else f"(success() && ({body_of(text)[0].strip()}))"
         for text in (outer, inner)
     )
 
@@ -131,28 +133,30 @@ def combine(outer: str, inner: str) -> str:
 # --- looking at trees ------------------------------------------------------------------------------------------------
 
 
-def _names(tree: Expression) -> Iterator[Name]:
+def names(tree: Expression) -> Iterator[Name]:
+    """Every `context.NAME` of a condition."""
     match tree:
         case Name():
             yield tree
         case Call():
             for argument in tree.arguments:
-                yield from _names(argument)
+                yield from names(argument)
         case Not():
-            yield from _names(tree.operand)
+            yield from names(tree.operand)
         case Binary():
-            yield from _names(tree.left)
-            yield from _names(tree.right)
+            yield from names(tree.left)
+            yield from names(tree.right)
 
 
-def _uses_status(tree: Expression) -> bool:
+def uses_status(tree: Expression) -> bool:
+    """Whether the condition asks how the run stands; without that it means `success() && (…)`."""
     match tree:
         case Call():
-            return tree.function in STATUS_FUNCTIONS or any(map(_uses_status, tree.arguments))
+            return tree.function in STATUS_FUNCTIONS or any(map(uses_status, tree.arguments))
         case Not():
-            return _uses_status(tree.operand)
+            return uses_status(tree.operand)
         case Binary():
-            return _uses_status(tree.left) or _uses_status(tree.right)
+            return uses_status(tree.left) or uses_status(tree.right)
     return False
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from gibil_bot.errors import InvalidWorkflow
 from gibil_bot.planning.workflow import RepositoryFile, Service
-from gibil_bot.scripts import services as scripts
+from gibil_bot.scripts.templates import text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +165,7 @@ def services_script(services: Sequence[Service]) -> str | None:
     """POSIX sh that starts all of them and returns when they are healthy; None when there are none."""
     if not services:
         return None
-    parts = [scripts.BEGIN]
+    parts = [text("services")]
     for service in services:
         kind = image_kind(service.image) or "other"
         outside, inside = host_port(service)

@@ -20,7 +20,8 @@ from textwrap import indent
 
 from gibil_bot.errors import UsageError
 from gibil_bot.model import MachineSpec
-from gibil_bot.scripts.runtimes import TOOL, TOOL_PATH
+from gibil_bot.scripts.runtimes import TOOL_PATH, runtime_tool
+from gibil_bot.scripts.templates import script, text
 from gibil_bot.ssh.host_key_rotation import HOST_KEY, MARK
 from gibil_bot.ssh.host_keys import public_line
 
@@ -52,27 +53,6 @@ UseDNS no
 SetEnv LANG=C.UTF-8
 """
 
-# Reads the hour anew every few seconds: `gibil extend` moves it by writing the file, a reboot or a set clock changes nothing.
-_GUARD = """\
-#!/bin/sh
-# Closes the metadata address, and powers this machine off at the hour in /etc/gibil/expires-at (seconds since 1970).
-ip route replace blackhole 169.254.169.254/32 || echo 'gibil: the metadata address stays open' >&2
-while :; do
-    end=
-    read -r end </etc/gibil/expires-at
-    case $end in '' | *[!0-9]*) end=0 ;; esac
-    left=$((end - $(date +%s)))
-    if [ "$left" -le 0 ]; then
-        echo 'gibil: the time of this machine is up' >&2
-        systemctl poweroff
-        sleep 30
-    else
-        [ "$left" -lt 2 ] || left=2
-        sleep "$left"
-    fi
-done
-"""
-
 _GUARD_UNIT = """\
 [Unit]
 Description=Power off when this machine's time is up
@@ -87,45 +67,6 @@ RestartSec=1
 WantedBy=multi-user.target
 """
 
-_SSHRC = f"""\
-# Runs before every command until the base packages are there; then it is removed.
-# The very first command, which brings the host key, waits for nothing.
-[ -e {MARK} ] || exit 0
-n=0
-while [ ! -e /run/gibil-base ] && [ "$n" -lt 3000 ]; do
-    sleep 0.1
-    n=$((n + 1))
-done
-"""
-
-_BASE = """\
-#!/bin/sh
-# Installs what every run needs and this image does not have, and lets the first command go on.
-# The host key of the first contact was in the user-data: it is nobody's business here, even if it is worth nothing by now.
-rm -f /var/lib/cloud/instances/*/user-data.txt /var/lib/cloud/instances/*/user-data.txt.i \\
-    /var/lib/cloud/instances/*/cloud-config.txt /var/lib/cloud/instances/*/obj.pkl
-trap ': >/run/gibil-base; rm -f /etc/ssh/sshrc' EXIT
-# The guard may not have come to it, and does it at every boot: here it is certain before the first command.
-ip route replace blackhole 169.254.169.254/32
-missing=
-for program in @PROGRAMS@; do
-    command -v "$program" >/dev/null || missing="$missing $program"
-done
-[ -s /etc/ssl/certs/ca-certificates.crt ] || missing="$missing ca-certificates"
-[ -n "$missing" ] || exit 0
-if command -v apt-get >/dev/null; then
-    export DEBIAN_FRONTEND=noninteractive
-    install() { apt-get -q -y -o DPkg::Lock::Timeout=120 --no-install-recommends install "$@"; }
-    apt-get -q -o DPkg::Lock::Timeout=120 update
-    # One that cannot be had must not keep the others away.
-    install $missing || for package in $missing; do install "$package"; done
-elif command -v dnf >/dev/null; then
-    dnf -q -y install $missing
-else
-    echo "gibil: nothing here installs$missing" >&2
-fi
-"""
-
 
 def user_data(spec: MachineSpec, expires_at: datetime) -> str:
     """Return the `#cloud-config` of a machine. `expires_at` is by the machine's clock.
@@ -137,7 +78,7 @@ def user_data(spec: MachineSpec, expires_at: datetime) -> str:
     if not _AUTHORIZED_KEY.fullmatch(spec.authorized_key.strip()):
         raise UsageError("the authorized key of a machine must be one line in OpenSSH's public key format")
     programs = " ".join(name for name in BASE_PACKAGES if name != "ca-certificates")
-    text = "".join(
+    config = "".join(
         (
             "#cloud-config\n",
             f"# {spec.name}: a disposable machine of gibil-bot\n",
@@ -157,20 +98,20 @@ def user_data(spec: MachineSpec, expires_at: datetime) -> str:
             _file(EXPIRES_AT, f"{math.ceil(expires_at.timestamp())}\n", "0644"),
             _file("/etc/ssh/sshd_config.d/00-gibil.conf", _SSHD_CONFIG, "0644"),
             *([] if spec.first_host_key else [_file(MARK, "from the beginning\n", "0644")]),
-            _file("/etc/ssh/sshrc", _SSHRC, "0644"),
-            _file("/usr/local/sbin/gibil-guard", _GUARD, "0755"),
-            _file("/usr/local/sbin/gibil-base", _BASE.replace("@PROGRAMS@", programs), "0755"),
+            _file("/etc/ssh/sshrc", script("machine_sshrc", MARK=MARK), "0644"),
+            _file("/usr/local/sbin/gibil-guard", text("machine_guard"), "0755"),
+            _file("/usr/local/sbin/gibil-base", script("machine_base", PROGRAMS=programs), "0755"),
             _file("/etc/systemd/system/gibil-guard.service", _GUARD_UNIT, "0644"),
-            _file(TOOL_PATH, TOOL, "0755"),
+            _file(TOOL_PATH, runtime_tool(), "0755"),
             "runcmd:\n",
             "  - [systemctl, daemon-reload]\n",
             "  - [systemctl, enable, --now, --no-block, gibil-guard.service]\n",
             "  - [/usr/local/sbin/gibil-base]\n",
         )
     )
-    if len(text.encode()) > LIMIT_BYTES:
+    if len(config.encode()) > LIMIT_BYTES:
         raise UsageError(f"the user-data of machine {spec.name} is larger than {LIMIT_BYTES} bytes; are its keys ed25519?")
-    return text
+    return config
 
 
 def move_expiry_script(expires_at: datetime) -> str:

@@ -1,7 +1,7 @@
 """The shell text that runs on a machine: run a command and kill it, kill a job, store a file. Pure.
 
 The far side needs a POSIX sh, coreutils, util-linux (setsid, flock) and GNU grep: every Debian has them, no agent of ours is
-installed. Detached jobs and their folders are in job_scripts.py.
+installed. Detached jobs and their folders are in scripts/jobs.py.
 """
 
 from __future__ import annotations
@@ -11,95 +11,19 @@ import shlex
 from collections.abc import Mapping
 
 from gibil_bot.errors import UsageError
+from gibil_bot.scripts.templates import script as script_text
 
 SHELLS = {
     "bash": "bash --noprofile --norc -eo pipefail {0}",  # as GitHub Actions starts them
     "sh": "sh -e {0}",
     "python": "python3 {0}",
 }
+LEADER = "GIBIL_LEADER"
+"""In the environment of all processes of a user's command: the pid of its first one."""
 _JOB_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
-# Tagged processes, their descendants, and everything in the session of one of them; not the supervisor `$s`, which has to
-# report the end, nor what copies the output (`$c`), and not ourselves. The pattern is written so that it does not match the
-# grep that looks for it.
-_FIND = r"""
-find_all() {
-    k=' '
-    for p in $(grep -lzs -e @PATTERN@ @FILES@); do
-        p=${p#/proc/}; p=${p%%/*}
-        case "$k" in *" $p "*) ;; *) k="$k$p " ;; esac
-    done
-    [ "$k" = ' ' ] && { k=; return; }
-    more=1
-    while [ $more = 1 ]; do
-        more=0
-        for p in /proc/[0-9]*; do
-            p=${p#/proc/}
-            case "$k" in *" $p "*) continue ;; esac
-            { IFS= read -r l <"/proc/$p/stat"; } 2>/dev/null || continue
-            set -- ${l##*) }
-            [ "$1" = Z ] && continue
-            case "$k" in *" $2 "* | *" $4 "*) k="$k$p "; more=1 ;; esac
-        done
-    done
-    m=
-    for p in $k; do
-        case " $s $c $$ " in *" $p "*) ;; *) m="$m $p" ;; esac
-    done
-    k=$m
-}
-"""
-
-_KILL_JOB = r"""j=$HOME/.gibil/jobs/@ID@
-s= c=
-[ -s "$j/pid" ] && read -r s <"$j/pid"
-[ -s "$j/copiers" ] && read -r c <"$j/copiers"
-@FIND@
-find_all
-if [ -n "$k" ]; then
-    kill -TERM $k 2>/dev/null
-    i=0
-    while [ $i -lt @TURNS@ ]; do
-        sleep 0.05
-        find_all
-        [ -z "$k" ] && break
-        i=$((i + 1))
-    done
-    i=0
-    while [ -n "$k" ] && [ $i -lt 100 ]; do
-        kill -STOP $k 2>/dev/null
-        kill -KILL $k 2>/dev/null
-        sleep 0.01
-        find_all
-        i=$((i + 1))
-    done
-fi
-[ -n "$s" ] && flock -w 2 -s "$HOME/.gibil/jobs/.@ID@.lock" true
-[ -z "$k" ]
-"""
-
 _MOVE = 'chmod {mode:o} "$t" && mv -fT "$t" "$p" || {{ rm -f "$t"; exit 1; }}'
-
-_KILL_RUN = r"""s= c=
-@FIND@
-i=0 seen=
-while [ $i -lt 100 ]; do
-    find_all
-    if [ -n "$k" ]; then
-        seen=1
-        kill -STOP $k 2>/dev/null
-        kill -KILL $k 2>/dev/null
-        sleep 0.01
-    else
-        # The server may not have executed the command yet when we are asked to kill it.
-        { [ -n "$seen" ] || [ $i -ge 8 ]; } && break
-        sleep 0.03
-    fi
-    i=$((i + 1))
-done
-[ -z "$k" ]
-"""
 
 
 def check_job_id(job_id: str) -> None:
@@ -142,12 +66,25 @@ def kill_job_command(job_id: str, grace_s: float) -> str:
     """TERM, grace, KILL. Exit status 0: nothing of it is alive."""
     check_job_id(job_id)
     turns = max(0, round(grace_s / 0.05))
-    return fill(_KILL_JOB, ID=job_id, TURNS=str(turns), FIND=_find(job_id, in_argv=False))
+    return script_text(
+        "kill_job", ID=job_id, FIND=_find(job_id, in_argv=False), KILL=script_text("kill_gently", TURNS=str(turns))
+    )
 
 
 def kill_run_command(tag: str) -> str:
     """KILL everything that `run_command(tag, …)` started. Exit status 0: nothing of it is alive."""
-    return fill(_KILL_RUN, FIND=_find(tag, in_argv=True))
+    return script_text("kill_command", FIND=_find(tag, in_argv=True))
+
+
+def signal_run_command(tag: str, signal: str) -> str:
+    """Send a signal (INT, TERM …) to everything that `run_command(tag, …)` started."""
+    return script_text("signal_command", SIGNAL=signal, FIND=_find(tag, in_argv=True))
+
+
+def list_tagged_command() -> str:
+    """Print the processes of all commands and jobs: pid, tag, LEADER and command line, each ended by NUL."""
+    find = script_text("find_processes", PATTERN="'^GIBIL_JO[B]=.'", FILES="/proc/[0-9]*/environ")
+    return script_text("stray_list", FIND=find, LEADER=LEADER)
 
 
 def put_command(path: str, mode: int, tag: str, size: int | None) -> str:
@@ -170,15 +107,20 @@ def put_abandon_command(path: str, tag: str) -> str:
     return f"{kill_run_command(tag)}rm -f {shlex.quote(path)}.{tag}"
 
 
+def kill_by_environment(pattern: str) -> str:
+    """TERM, five seconds, KILL for every process with a line of its environment that matches `pattern`, and what it started.
+
+    `pattern`: a word of the shell that runs this text.
+    """
+    find = script_text("find_processes", PATTERN=pattern, FILES="/proc/[0-9]*/environ")
+    return f"s='' c=''\n{find}{script_text('kill_gently', TURNS='100')}"
+
+
 def _find(tag: str, *, in_argv: bool) -> str:
     """`tag` has to match whole: `task-1` is not `task-10`, and its dots are dots."""
     pattern = tag.replace(".", "[.]")
     if in_argv:  # the login shell that got the tag as the first words of its command, and has it in no environment
         files = "/proc/[0-9]*/environ /proc/[0-9]*/cmdline"
-        return fill(_FIND, PATTERN=f"'^GIBIL_JO[B]={pattern}$' -e '^export GIBIL_JO[B]={pattern};'", FILES=files)
-    return fill(_FIND, PATTERN=f"'^GIBIL_JO[B]={pattern}$'", FILES="/proc/[0-9]*/environ")
-
-
-def fill(template: str, **values: str) -> str:
-    """Put values for `@NAME@`, in one pass: a value that looks like a placeholder stays what it is."""
-    return re.sub(r"@([A-Z]+)@", lambda match: values.get(match[1], match[0]), template)
+        either = f"'^GIBIL_JO[B]={pattern}$' -e '^export GIBIL_JO[B]={pattern};'"
+        return script_text("find_processes", PATTERN=either, FILES=files)
+    return script_text("find_processes", PATTERN=f"'^GIBIL_JO[B]={pattern}$'", FILES="/proc/[0-9]*/environ")

@@ -22,6 +22,8 @@ STANDARD_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MAX_VALUE_BYTES = 120 * 1024
 """Linux takes 128 KiB for one environment string."""
 MAX_ENV_ENTRIES = 1000
+MAX_FOLDERS = 100
+"""Of GITHUB_PATH, for one task."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RESERVED_PREFIXES = ("GITHUB_", "GIBIL_", "RUNNER_")
@@ -207,8 +209,8 @@ def parse_path_file(data: bytes) -> tuple[str, ...]:
         if not folder.startswith("/") or ":" in folder or len(folder) > 4096:
             raise InvalidTaskFile(f"GITHUB_PATH, line {place}: not one absolute folder")
         found.append(folder)
-    if len(found) > 100:
-        raise InvalidTaskFile("GITHUB_PATH: more than 100 folders")
+    if len(found) > MAX_FOLDERS:
+        raise InvalidTaskFile(f"GITHUB_PATH: more than {MAX_FOLDERS} folders")
     return tuple(found)
 
 

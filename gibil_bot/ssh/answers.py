@@ -65,8 +65,14 @@ def fields_of(answer: bytes, count: int) -> list[bytes]:
 
 
 def printable(text: str, limit: int = LINE_CHARACTERS) -> str:
-    """One line for a message: no control or bidirectional characters, cut at `limit` characters."""
+    """One line of what others wrote, for a message or a terminal, cut at `limit` characters.
+
+    Control and bidirectional characters become blanks, and whatever else can't be shown (half of a surrogate pair, a zero-width
+    character) U+FFFD.
+    """
     line = _UNPRINTABLE.sub(" ", text[: 4 * limit]).strip()
+    if not line.isprintable():
+        line = "".join(letter if letter.isprintable() else "\ufffd" for letter in line)
     return line if len(line) <= limit else f"{line[:limit]} […]"
 
 

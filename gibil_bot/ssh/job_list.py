@@ -1,6 +1,6 @@
 """Which detached jobs a machine has, how they stand, and what they printed: shell text, and what it answers. Pure.
 
-The folders of jobs are described in job_scripts.py.
+The folders of jobs are described in scripts/jobs.py.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from gibil_bot.errors import UsageError
 from gibil_bot.scripts.commands import check_job_id
+from gibil_bot.scripts.templates import script
 from gibil_bot.ssh.answers import BadAnswer, exit_status, timestamp
 
 JOBS_BYTES = 8 * 1024 * 1024
@@ -33,27 +34,13 @@ class JobEntry:
     """Its beginning."""
 
 
-# Records of fields, each ended by NUL. The lock is held for as long as the supervisor lives.
-LIST_JOBS = rf"""cd "$HOME/.gibil/jobs" 2>/dev/null || exit 0
-for j in *; do
-    [ -s "$j/pid" ] || continue
-    s=running
-    flock -n -s ".$j.lock" true 2>/dev/null && s=lost
-    r=
-    IFS= read -r r <"$j/rc" 2>/dev/null  # after the lock: a job that ends meanwhile is not lost
-    case $r in
-        [0-9]*) s=exited ;;
-        *) r= ;;
-    esac
-    printf '%s\0%s\0%s\0%s\0%s\0' "$j" "$s" "${{r%% *}}" "$(stat -c %Y "$j/pid")" "$(stat -c %Y "$j/rc")"
-    for f in "$j"/script.*; do head -c {_COMMAND_BYTES} "$f" 2>/dev/null; break; done
-    printf '\0'
-done
-"""
+def list_jobs_command() -> str:
+    """POSIX sh whose output `read_jobs` reads."""
+    return script("job_list", COMMAND_BYTES=str(_COMMAND_BYTES))
 
 
 def read_jobs(answer: bytes) -> list[JobEntry]:
-    """What LIST_JOBS answered, oldest first. Folders whose files aren't those of a job are left out."""
+    """What that command answered, oldest first. Folders whose files aren't those of a job are left out."""
     fields = answer.decode("utf-8", "replace").split("\0")[:-1]
     jobs = []
     for start in range(0, len(fields) - _FIELDS + 1, _FIELDS):

@@ -19,7 +19,7 @@ _MANY_PIECES = 1024
 
 
 class JobFollower:
-    """`channel` runs a script of job_scripts that follows a file: its stdout is the file, its stderr lines for us.
+    """`channel` runs a script of scripts/jobs.py that follows a file: its stdout is the file, its stderr lines for us.
 
     `wake` is set whenever there is something new to look at.
     """

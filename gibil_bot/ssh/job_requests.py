@@ -5,7 +5,7 @@ A server that calls itself SERVER_VERSION has two subsystems (RFC 4254, 6.5). Th
     START_JOB   the job as JSON → on stderr the line of a start: gibil:started, gibil:again, or gibil:failed REASON
     JOB_STATUS  the id of a job → on stdout, once it has ended, "exit STATUS", or "unknown" for one that was not started here
 
-Everything else about a job is as job_scripts.py says, and done by its scripts.
+Everything else about a job is as scripts/jobs.py says, and done by its scripts.
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
-"""asyncssh without what we never use of it: half of its import, 80 ms of every command that talks to a machine.
+"""asyncssh without the parts that are never used, which are half of its import.
+
+`gibil run NAME true` on a local machine, best of 20 runs each on two cores: 422 ms, and 538 ms with the whole of asyncssh
+(processor time: 178 and 221 ms).
 
 While it is imported, asyncssh asks the linker (and, where that says no, a C compiler) for liboqs and libnettle, whose
-algorithms are in none of our lists (ssh.py, local/door.py), and loads X.509 certificates, which none of our keys has. Both are
-optional parts that it can do without: its crypto/__init__.py, public_key.py and mac.py expect their ImportError. Whoever has
-imported asyncssh before has it whole.
+algorithms are in neither list (ssh/client.py, providers/local/ssh_server.py), and loads X.509 certificates, which no key here
+has. Both are optional parts: its crypto/__init__.py, public_key.py and mac.py expect their ImportError. A process that imported
+asyncssh before keeps the whole.
 """
 
 from __future__ import annotations

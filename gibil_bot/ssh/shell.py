@@ -2,7 +2,7 @@
 
 OpenSSH's server kills nothing when a channel is closed (measured: not on close, not on a signal request), so every command
 carries a tag in its environment and is killed by a second command that looks for the tag. What happens on the far side is
-the text in remote_scripts.py and job_scripts.py.
+the text in scripts/commands.py and scripts/jobs.py.
 """
 
 from __future__ import annotations
@@ -58,11 +58,13 @@ class SSHShell:
         on_output: Callable[[str, bytes], None] | None = None,
         keep_output: bool = True,
         most_bytes: int = MOST_ANSWERED,
+        tag: str | None = None,
     ) -> Result:
         """See ports.Shell. An exception of `on_output` ends the command and is raised; the connection stays as it is."""
         if not script.strip():
             raise UsageError("there is no command: the script is empty")
-        tag = f"run-{secrets.token_hex(8)}"
+        tag = tag or f"run-{secrets.token_hex(8)}"
+        commands.check_job_id(tag)
         command = commands.run_command(tag, script, with_env=bool(env))
         if env:
             first = commands.export_line(env)
@@ -75,6 +77,12 @@ class SSHShell:
         except BaseException:  # it takes too long, prints too much, or is cancelled
             await self._see_through(self._kill_run(tag))
             raise
+
+    async def signal(self, tag: str, signal: str) -> None:
+        """See ports.Shell."""
+        commands.check_job_id(tag)
+        async with asyncio.timeout(_CLEANUP_S):
+            await self._connection.execute(commands.signal_run_command(tag, signal))
 
     async def start(self, job: Job) -> None:
         """See ports.Shell. The same command goes on to send the output, for the attach that usually follows.
@@ -222,7 +230,7 @@ class SSHShell:
         except TimeoutError:
             raise SSHError(f"job {job_id} on {self._connection.where} could not be killed in time") from None
         if result.exit_status != 0:
-            raise SSHError(f"something of job {job_id} on {self._connection.where} does not die; burn the machine")
+            raise SSHError(f"some processes of job {job_id} on {self._connection.where} can't be killed; destroy the machine")
 
     async def put(self, path: str, content: AsyncIterator[bytes] | bytes, *, mode: int = 0o644) -> None:
         """See ports.Shell. The folder has to exist. Raises SSHError when the machine cannot store it (no folder, disk full)."""

@@ -304,7 +304,7 @@ def _stats(values: dict[str, str]) -> bytes:
 
 def test_a_process_with_an_odd_number_is_an_answer_of_the_machine() -> None:
     with pytest.raises(BadAnswer):
-        read_tagged(b"-1\0job\0command\x001\0words\0\0")
+        read_tagged(b"-1\0job\x001\0words\0\0")
 
 
 async def _silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -18,7 +18,7 @@ import asyncssh
 import pytest
 
 from gibil_bot.errors import MachineLost, SSHError, UsageError
-from gibil_bot.model import Endpoint
+from gibil_bot.model import Endpoint, Result
 from gibil_bot.ssh.client import SSHShell, connect
 from tests.contracts.shells import Far, alive
 from tests.doubles import sshd
@@ -105,6 +105,37 @@ async def test_a_cancelled_command_is_killed_however_early(shell: SSHShell) -> N
         with pytest.raises(asyncio.CancelledError):
             await command
         assert await alive(shell, marker) == 0, f"cancelled after {delay} s"
+
+
+async def test_a_signal_reaches_everything_of_a_tagged_command_and_nothing_else(shell: SSHShell) -> None:
+    marker, tag = f"30000.{secrets.randbelow(10**9)}", f"command-{secrets.token_hex(8)}"
+    up = {"INT": asyncio.Event(), "KILL": asyncio.Event(), "other": asyncio.Event()}
+
+    def start(name: str, script: str) -> asyncio.Task[Result]:
+        return asyncio.create_task(shell.run(script, tag=f"{tag}{name}", on_output=lambda stream, data: up[name].set()))
+
+    script = f"env -i sleep {marker} & setsid sleep {marker} & echo up; wait"
+    interrupted = start("INT", "trap 'exit 7' INT; echo up; while :; do sleep 0.05; done")
+    killed, other = start("KILL", script), start("other", "echo up; sleep 60")
+    async with asyncio.timeout(patient(20)):
+        for event in up.values():
+            await event.wait()
+    await shell.signal(f"{tag}INT", "INT")
+    await shell.signal(f"{tag}KILL", "KILL")
+    assert (await interrupted).exit_status == 7
+    assert (await killed).exit_status == 137
+    assert await alive(shell, marker) == 0
+    assert not other.done()
+    other.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await other
+
+
+async def test_a_tag_has_to_be_a_plain_name(shell: SSHShell) -> None:
+    with pytest.raises(UsageError):
+        await shell.run("true", tag="a; id")
+    with pytest.raises(UsageError):
+        await shell.signal("a'b", "INT")
 
 
 async def test_a_background_process_does_not_hold_up_its_command(shell: SSHShell) -> None:
@@ -203,7 +234,7 @@ async def test_the_wrong_host_is_refused(far: Far) -> None:
 
 async def test_the_wrong_key_is_refused(far: Far) -> None:
     other_key, _ = sshd.new_key()
-    with pytest.raises(SSHError, match="does not accept our key"):
+    with pytest.raises(SSHError, match="rejects the key"):
         await connect(far.endpoint, other_key)
 
 

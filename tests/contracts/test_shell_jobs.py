@@ -217,7 +217,7 @@ async def test_output_is_exact_when_the_connection_breaks_three_times(far: Far, 
 
 FOLLOWER = """
 import asyncio, os, pathlib, sys
-from gibil_bot.machines.ssh import connect
+from gibil_bot.ssh.client import connect
 from gibil_bot.model import Chunk, Endpoint
 
 async def main(host_key, username, host, port, unix_path, job, log):

@@ -101,7 +101,7 @@ def a_loss_that_lasts_is_said_and_the_return_too(hetzner: Cloud, line: CommandLi
     assert process.stderr is not None
     assert process.stderr.readline() == b"gibil: the connection to m is lost; making it again \xe2\x80\xa6\n"
     hetzner.plug_in("m")
-    assert process.stderr.readline() == b"gibil: the connection to m is there again\n"
+    assert process.stderr.readline() == b"gibil: the connection to m is restored\n"
     line.gibil("run", "m", "echo go >/root/more")
     out, err = process.communicate(timeout=patient(20))
     assert (out, err, process.returncode) == (b"two\n", b"", 0)
@@ -131,6 +131,6 @@ def when_the_machine_is_gone_following_ends_with_one_line(hetzner: Cloud, line: 
     burning.start()
     said = [process.communicate(timeout=patient(30))[1].decode().splitlines()[-1] for process in (following, running)]
     burning.join()
-    gone = "machine m is gone: somebody burned it, or its time was up"
+    gone = "machine m is gone: it was destroyed, or it expired"
     assert [process.returncode for process in (following, running)] == [4, 4]
     assert said == [f"gibil: {gone}", f"gibil: {gone}; the command's end is not known"]

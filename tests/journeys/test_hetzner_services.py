@@ -72,7 +72,7 @@ async def test_services_are_containers_that_tasks_reach_and_nobody_else_does(
     created = await gibil("create", "--name", "svc", "--repo", str(line.here / "project"), "--wait", "tasks")
     log = (await gibil("logs", "svc")).stdout
     assert created.returncode == 0, created.stderr + log
-    assert re.search(r"=== services\n(.*\n)*gibil: cache is there on 127\.0\.0\.1:6379 after \d+ s\n", log)
+    assert re.search(r"=== services\n(.*\n)*gibil: cache listens on 127\.0\.0\.1:6379 after \d+ s\n", log)
     assert re.search(r"=== cache\nOK\nspoken\n(.*\n)*=== board\n(.*\n)*PONG\n(.*\n)*NOAUTH ", log), log
     await only_on_loopback(double.state.guests)
 

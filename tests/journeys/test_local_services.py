@@ -48,7 +48,7 @@ def test_a_postgres_service_answers_every_task_created_and_tried(line: CommandLi
     created = line.gibil("create", "--name", "db", "--repo", f"file://{line.here}/project", "--wait", "tasks")
     log = line.gibil("logs", "db").stdout
     assert created.returncode == 0, created.stderr + log
-    assert re.search(r"=== services\n(.*\n)*gibil: db is there on 127\.0\.0\.1:15432 after \d+ s\n(.*\n)*=== ready", log)
+    assert re.search(r"=== services\n(.*\n)*gibil: db listens on 127\.0\.0\.1:15432 after \d+ s\n(.*\n)*=== ready", log)
     assert re.search(r"=== test\n10\n(.*\n)*=== again\n4\n", log)
     later = line.gibil(
         "run", "db", "PGPASSWORD=\"it's\" psql -h 127.0.0.1 -p 15432 -U ada -d engine -Atc 'table notes limit 1'"

@@ -64,7 +64,7 @@ async def test_a_machine_is_there_for_the_block_and_burned_when_it_is_left(setti
 @needs_machines
 async def test_a_machine_that_is_burned_while_one_logs_in_is_not_found(settings: Settings) -> None:
     async with machines.create(name="m", settings=settings), open_machines(settings) as opened:
-        provider = opened.forge.provider
+        provider = opened.factory.provider
 
         class BurnedAfterTheLook:
             """Somebody else is quicker than whoever looked."""
@@ -75,7 +75,7 @@ async def test_a_machine_that_is_burned_while_one_logs_in_is_not_found(settings:
                 return found
 
         there: Any = BurnedAfterTheLook()
-        late = MachineService(settings, dataclasses.replace(opened.forge, provider=there), "ada")
+        late = MachineService(settings, dataclasses.replace(opened.factory, provider=there), "ada")
         with pytest.raises(MachineNotFound, match="'m' not found"):
             await late.open("m")
 
@@ -197,7 +197,7 @@ def test_dir_and_help_show_the_api() -> None:
     assert set(machines.__all__) <= set(dir(machines))
     assert not [name for name in dir(machines) if not name.startswith("__") and name not in machines.__all__]
     shown = "".join(pydoc.plain(pydoc.render_doc(machines)).split())  # long signatures are wrapped since Python 3.13
-    for words in ("create(*,name", "asyncwithmachines.create(", "classLiveMachine", "open_machine(name", "wait:"):
+    for words in ("create(*,name", "asyncwithmachines.create(", "classMachineSession", "open_machine(name", "wait:"):
         assert words in shown
 
 

@@ -19,7 +19,7 @@ import asyncssh
 import pytest
 
 from gibil_bot.model import Machine
-from gibil_bot.scripts.runtimes import TOOL, TOOL_PATH
+from gibil_bot.scripts.runtimes import TOOL_PATH, runtime_tool
 from gibil_bot.scripts.setup_task import set_up_script
 from tests.doubles.machines import Lodging, local_lodging, shared_folder
 from tests.doubles.tools import needs
@@ -92,7 +92,7 @@ async def machine(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> A
     with serving(mirror) as port:
         async with local_lodging(tmp_path / "data", shared_folder(tmp_path_factory)) as lodging:
             machine = await lodging.provider.create(lodging.spec("m", egress_allow=(f"127.0.0.1:{port}",)))
-            done = await lodging.run(machine, f"cat >{TOOL_PATH} && chmod 755 {TOOL_PATH}", input=TOOL)
+            done = await lodging.run(machine, f"cat >{TOOL_PATH} && chmod 755 {TOOL_PATH}", input=runtime_tool())
             assert done.exit_status == 0, done.stderr
             base = f"http://127.0.0.1:{port}"
             yield lodging, machine, f"export NODEJS_ORG_MIRROR={base}/node GOLANG_MIRROR={base}/go; "
@@ -128,7 +128,7 @@ async def test_what_cannot_be_had_is_said_and_nothing_is_left(machine: tuple[Lod
         ("node 22", "is not what its makers published (sha256)"),
         ("node 99", "there is no node 99"),
         ("go 2", "there is no go 2"),
-        ("ruby 3", "nobody here installs ruby"),
+        ("ruby 3", "can't install ruby"),
         ("node '22; id'", "is not a version"),
     ):
         done = await run(machine, f"gibil-runtime {words}")

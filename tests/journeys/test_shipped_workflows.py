@@ -262,7 +262,7 @@ def test_packages_that_are_there_ask_for_nothing_and_missing_ones_for_the_packag
     ]
     fakes["dpkg-query"] = "printf installed"
     present = do(tmp_path / "present", {".gibil.yml": own}, without=("id",), fakes=fakes)[0]
-    assert present.output == "gibil: every package is there already\n"
+    assert present.output == "gibil: all packages are installed already\n"
 
 
 def test_missing_packages_without_root_are_one_clear_sentence(tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_lint_says_when_a_linter_cannot_be_had_and_when_there_is_none(tmp_path: 
     assert done.nothing_to_do.startswith("found no linter that this project is set up for; add a target lint to")
 
 
-def test_an_installed_package_has_the_workflows_too(tmp_path: Path) -> None:
+def test_an_installed_package_has_the_workflows_and_the_shell_programs(tmp_path: Path) -> None:
     """What setuptools would put into a wheel, by its own build; skipped where it is not installed."""
     setuptools = pytest.importorskip("setuptools", reason="setuptools is not installed: sh .ci/install test")
     if int(setuptools.__version__.split(".")[0]) < 77:
@@ -321,4 +321,7 @@ def test_an_installed_package_has_the_workflows_too(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (wheel,) = copy.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"gibil_bot/planning/_workflows/test.yml", "gibil_bot/planning/_workflows/lint.yml"} <= set(names)
+    assert {"gibil_bot/_workflows/test.yml", "gibil_bot/_workflows/lint.yml"} <= set(names)
+    scripts = {f"gibil_bot/scripts/{path.name}" for path in (top / "gibil_bot/scripts").glob("*.sh")}
+    assert scripts
+    assert scripts <= set(names)

@@ -80,7 +80,7 @@ def test_its_scripts_are_posix_sh(path: str) -> None:
     content = files()[path]["content"]
     done = subprocess.run(["sh", "-n"], input=content, capture_output=True, text=True, timeout=patient(20))
     assert done.returncode == 0, done.stderr
-    assert content.startswith("#")
+    assert content.startswith("#!/bin/sh\n")
 
 
 @pytest.mark.parametrize(

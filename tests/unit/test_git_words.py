@@ -44,7 +44,7 @@ AWAY = """fatal: unable to access 'https://github.com/ada/engine.git/': Could no
         (PROTECTED, ("protected branch hook declined", "GH006", "through a pull request")),
         (NOBODY, ("no credentials", "GH_TOKEN")),
         (WRONG, ("not accepted", "Invalid username or token")),
-        (FORBIDDEN, ("may not do that", "denied to eve")),
+        (FORBIDDEN, ("permission denied", "denied to eve")),
         (HIDDEN, ("not found",)),
         (BY_SSH, ("Host key verification failed",)),
         (NO_KEY, ("not accepted", "Permission denied (publickey)")),

@@ -6,7 +6,7 @@ import fcntl
 import subprocess
 from pathlib import Path
 
-from gibil_bot.ssh.job_list import LIST_JOBS, JobEntry, read_jobs
+from gibil_bot.ssh.job_list import JobEntry, list_jobs_command, read_jobs
 
 
 def job(home: Path, name: str, *, rc: str, script: str = "true\n") -> Path:
@@ -21,7 +21,7 @@ def job(home: Path, name: str, *, rc: str, script: str = "true\n") -> Path:
 
 def listed(home: Path) -> dict[str, JobEntry]:
     done = subprocess.run(
-        ["sh", "-c", LIST_JOBS], env={"HOME": str(home), "PATH": "/usr/bin:/bin"}, capture_output=True, check=True
+        ["sh", "-c", list_jobs_command()], env={"HOME": str(home), "PATH": "/usr/bin:/bin"}, capture_output=True, check=True
     )
     return {entry.id: entry for entry in read_jobs(done.stdout)}
 

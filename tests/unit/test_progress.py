@@ -16,8 +16,9 @@ from typing import TextIO
 
 import pytest
 
-from gibil_bot.cli.machine import printed, table
+from gibil_bot.cli.machine import table
 from gibil_bot.cli.progress import Progress
+from gibil_bot.ssh.answers import printable
 from tests.doubles.patience import patient
 
 
@@ -87,8 +88,8 @@ async def test_nobody_needs_to_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_table_has_columns_and_what_others_wrote_moves_no_cursor() -> None:
-    rows: list[tuple[str, ...]] = [("NAME", "FOR"), ("a-long-name", printed("x\x1b[2J\ny")), ("b", "")]
-    assert table(rows) == "NAME         FOR\na-long-name  x�[2J�y\nb\n"
+    rows: list[tuple[str, ...]] = [("NAME", "FOR"), ("a-long-name", printable("x\x1b[2J\ny")), ("b", "")]
+    assert table(rows) == "NAME         FOR\na-long-name  x [2J y\nb\n"
 
 
 async def test_on_a_narrow_terminal_what_counts_stays_in_one_row(

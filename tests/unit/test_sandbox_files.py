@@ -96,20 +96,20 @@ def test_alternatives_of_an_include_are_patterns_of_their_own(include: str, name
     assert not any(name in script for name in names)
 
 
-def tagged(pid: int, job: str, command: str = "", leader: str = "") -> Tagged:
-    return Tagged(pid=pid, job=job, command=command, leader=leader, words=f"p{pid}")
+def tagged(pid: int, tag: str, leader: str = "") -> Tagged:
+    return Tagged(pid=pid, tag=tag, leader=leader, words=f"p{pid}")
 
 
 def test_an_orphan_is_what_its_command_or_job_has_left_and_nothing_else() -> None:
     processes = [
-        tagged(10, "run-0123456789abcdef", "command-a", "10"),  # a command that runs
-        tagged(11, "run-0123456789abcdef", "command-a", "10"),
-        tagged(21, "run-1123456789abcdef", "command-b", "20"),  # its first process is gone
-        tagged(30, "run-2123456789abcdef", "command-c", "10"),  # its pid belongs to another command now
+        tagged(10, "command-a", "10"),  # a command that runs
+        tagged(11, "command-a", "10"),
+        tagged(21, "command-b", "20"),  # its first process is gone
+        tagged(30, "command-c", "10"),  # its pid belongs to another command now
         tagged(41, "run-aaaa"),  # a job that runs
         tagged(51, "run-bbbb"),  # and one that has ended
         tagged(61, "provision"),  # services
-        tagged(62, "provision", "command-d", "60"),
+        tagged(62, "provision", "60"),
         tagged(71, "run-3123456789abcdef"),  # what we ask the machine ourselves
     ]
     found = stray_processes.orphans(processes, frozenset({"run-bbbb", "provision"}))

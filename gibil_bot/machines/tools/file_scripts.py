@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from gibil_bot.machines.remote_layout import TO_PROJECT
 from gibil_bot.machines.tools.truncate import decoded
+from gibil_bot.scripts.templates import script
 from gibil_bot.ssh.answers import BadAnswer, fields_of, number, timestamp
 
 N = TypeVar("N", int, float)
@@ -47,47 +48,22 @@ FOLDER = f'{_BEGIN}[ -e "$p" ] || exit 44; [ -d "$p" ] || exit 47'
 
 _FILE = f'{_BEGIN}[ -e "$p" ] || exit 44; [ -d "$p" ] && exit 45; [ -f "$p" ] || exit 46\n'
 
-# A NUL among the first bytes makes a file a binary one, as git sees it.
-READ = rf"""{_FILE}n=$(wc -l <"$p") || exit 1
-a=$(head -c 8192 "$p" | wc -c) b=$(head -c 8192 "$p" | tr -d '\000' | wc -c) e=$(tail -c 1 "$p" | od -An -tx1)
-printf '%s\0%s\0%s\0%s\0' "$n" "$(stat -Lc %s "$p")" "$([ "$a" = "$b" ] && echo text)" "$e"
-[ "$a" = "$b" ] || exit 0
-tail -n "+$gibil_first" "$p" 2>/dev/null | head -n "$gibil_lines" | head -c {PAGE_BYTES}
-"""
-
 READ_ALL = f'{_FILE}[ "$(stat -Lc %s "$p")" -le {EDIT_BYTES} ] || exit 48; exec cat "$p"'
 
-# Where a file is to be written: behind links, its folder made, with the mode that it has.
-PREPARE = rf"""{_BEGIN}case $p in */) exit 45 ;; esac
-[ -d "$p" ] && exit 45
-t=$(readlink -m -- "$p" && echo x) || exit 1
-t=${{t%x}} t=${{t%?}}
-new=
-[ -e "$t" ] || new=new
-[ "$new" ] || [ -f "$t" ] || exit 46
-mkdir -p -- "${{t%/*}}/" || exit 1
-printf '%s\0%s\0%s\0' "$t" "$(stat -c %a -- "$t" 2>/dev/null || echo 644)" "$new"
-"""
-
 _ENTRY = r"%y\0%s\0%T@\0%p\0%l\0"
-_LIST = rf"""p=$gibil_path
-[ -e "$p" ] || exit 44
-[ -z "$gibil_glob" ] || [ -d "$p" ] || exit 47
-{{
-    if [ "$gibil_glob" ]; then
-        cd "$p" && shopt -s globstar nullglob && IFS=
-        files=($gibil_glob)
-        [ ${{#files[@]}} = 0 ] || printf './%s\0' "${{files[@]}}" |
-            xargs -0 sh -c 'exec find "$@" -maxdepth 0 -printf "{_ENTRY}"' sh
-    elif [ -d "$p" ]; then
-        find "$p/" -mindepth 1 -maxdepth 1 -printf '{_ENTRY.replace("%p", "%P")}'
-    else
-        find "$p" -maxdepth 0 -printf '{_ENTRY}'
-    fi
-}} 2>/dev/null | head -c {LISTING_BYTES}
-exit 0
-"""
-LIST = f"{_BEGIN}exec bash -c {shlex.quote(_LIST)}"
+
+
+def read_script() -> str:
+    return _FILE + script("file_read", PAGE_BYTES=str(PAGE_BYTES))
+
+
+def prepare_script() -> str:
+    return _BEGIN + script("file_prepare")
+
+
+def list_script() -> str:
+    listing = script("file_list", ENTRY=_ENTRY, BELOW=_ENTRY.replace("%p", "%P"), LISTING_BYTES=str(LISTING_BYTES))
+    return f"{_BEGIN}exec bash -c {shlex.quote(listing)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,15 +160,7 @@ def grep(include: str | None) -> tuple[str, dict[str, str]]:
     """The script that searches, and what it needs in its environment beside the path and the pattern."""
     names = {f"gibil_include{number}": glob for number, glob in enumerate(_alternatives(include or ""))} if include else {}
     includes = " ".join(f'--include="${name}"' for name in names)
-    return (
-        rf"""{_BEGIN}e=$(printf '' | grep -P -e "$gibil_pattern" 2>&1 >/dev/null)
-[ $? -le 1 ] || {{ printf %s "$e" >&2; exit 49; }}
-[ -e "$p" ] || exit 44
-grep -rnHIPs --null --exclude-dir=.git {includes} -e "$gibil_pattern" -- "$p" | head -c {MATCHES_BYTES}
-exit 0
-""",
-        names,
-    )
+    return _BEGIN + script("file_search", INCLUDES=includes, MATCHES_BYTES=str(MATCHES_BYTES)), names
 
 
 def _alternatives(glob: str) -> list[str]:

@@ -52,7 +52,7 @@ async def read(live: MachineSession, path: str, first: int = 1, limit: int = MOS
         raise UsageError("lines are counted from 1")
     if not 1 <= limit <= MOST_LINES:
         raise UsageError(f"a page has 1 to {MOST_LINES} lines")
-    answer = await _ask(live, scripts.READ, path, {"gibil_first": str(first), "gibil_lines": str(limit)})
+    answer = await _ask(live, scripts.read_script(), path, {"gibil_first": str(first), "gibil_lines": str(limit)})
     page = scripts.read_page(answer, path, first, limit)
     if page is None:
         raise UsageError(f"{path} on machine {live.name} is a binary file; look at it with a command", code="BINARY_FILE")
@@ -104,7 +104,7 @@ async def entries(live: MachineSession, path: str, glob: str | None = None) -> t
     """What is in a folder, or below it what a glob (`**/*.py`) names; and whether that is all. Raises UsageError."""
     if glob is not None and (not glob or "\0" in glob or glob.startswith(("/", "~")) or len(glob) > _PATH_BYTES):
         raise UsageError("a glob is a pattern below the path, such as **/*.py")
-    return scripts.read_entries(await _ask(live, scripts.LIST, path, {"gibil_glob": glob or ""}))
+    return scripts.read_entries(await _ask(live, scripts.list_script(), path, {"gibil_glob": glob or ""}))
 
 
 async def search(live: MachineSession, pattern: str, path: str, include: str | None = None) -> tuple[list[Match], bool]:
@@ -121,7 +121,7 @@ async def search(live: MachineSession, pattern: str, path: str, include: str | N
 
 
 async def _write(live: MachineSession, path: str, content: bytes) -> bool:
-    target, mode, new, _ = fields_of(await _ask(live, scripts.PREPARE, path), 4)
+    target, mode, new, _ = fields_of(await _ask(live, scripts.prepare_script(), path), 4)
     if not _MODE.fullmatch(mode):
         raise BadAnswer(f"machine {live.name} answered {mode[:20]!r} where the mode of a file was expected")
     await live.shell.put(target.decode("utf-8", "surrogateescape"), content, mode=int(mode, 8))

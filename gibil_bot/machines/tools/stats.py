@@ -9,33 +9,12 @@ from gibil_bot.errors import GibilError
 from gibil_bot.machines.session import MachineSession
 from gibil_bot.model import Usage
 from gibil_bot.ports import Metered
+from gibil_bot.scripts.templates import text
 from gibil_bot.ssh.answers import decimal, number, printable
 
 MOST_PROCESSES = 10
 _LIMIT = re.compile(r"[0-9]{1,20}")
 """Without a limit, control groups of version 1 say 2^63 less a page."""
-
-# A machine of a container's kind may see limits of its own, below what its kernel tells. A local one sees none: whoever
-# keeps it has to be asked (Metered).
-_SCRIPT = r"""export LC_ALL=C
-read -r load </proc/loadavg; echo "load $load"
-echo "cpus $(nproc)"
-while read -r name value _; do
-    case $name in MemTotal:|MemAvailable:) echo "$name $value" ;; esac
-done <"/proc/meminfo"
-for f in /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes; do
-    [ -r $f ] && echo "limit $(cat $f)"
-done
-for f in /sys/fs/cgroup/memory.current /sys/fs/cgroup/memory/memory.usage_in_bytes; do
-    [ -r $f ] && echo "used $(cat $f)"
-done
-df -Pk / | { read -r _; read -r _ size used free _; echo "disk $size $used $free"; }
-command -v ps >/dev/null || exit 0
-ps -eo pid=,pcpu=,rss=,etimes=,args= --sort=-pcpu,-rss | while read -r p c r e a; do
-    case $a in *--sort=-pcpu,-rss*) continue ;; esac  # ourselves
-    printf 'process %s %s %s %s %.300s\n' "$p" "$c" "$r" "$e" "$a"
-done
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +101,7 @@ def _within(limit: int, used: int, total: int, free: int) -> tuple[int, int]:
 
 async def stats(live: MachineSession) -> Stats:
     """Raises GibilError: it does not answer, or not what was asked."""
-    result = await live.shell.run(_SCRIPT)
+    result = await live.shell.run(text("stats"))
     usage = await live.provider.usage(live.name) if isinstance(live.provider, Metered) else None
     try:
         return read_stats(result.stdout, usage)

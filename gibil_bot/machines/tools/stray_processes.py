@@ -1,6 +1,7 @@
 """Processes that outlived what started them: a command that has ended (`gibil run`, vm_bash), or a background job.
 
-Every command carries its first process's pid and a tag in its environment, every job its id, and what they start inherits it.
+Every command and every job carries its tag in its environment, a command also the pid of its first process, and what they start
+inherits both. The previous version put a second tag there (GIBIL_COMMAND), which nothing needs: its commands had this one, too.
 What .gibil.yml set up (services) belongs to the machine and is left alone, as is everything that no command of ours started.
 """
 
@@ -9,50 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gibil_bot.machines.remote_layout import JOB_ID, LEADER
+from gibil_bot.machines.remote_layout import JOB_ID
 from gibil_bot.machines.session import MachineSession
+from gibil_bot.scripts.commands import list_tagged_command
+from gibil_bot.scripts.templates import script
 from gibil_bot.ssh.answers import number, printable
 from gibil_bot.ssh.job_list import JOBS_BYTES
 
 _GRACE_TURNS = 40
-
-# Records of five fields, each ended by NUL: pid, job, command, leader, and the beginning of the command line.
-_LIST = rf"""for p in $(grep -lzsE '^(GIBIL_JO[B]|{LEADER})=' /proc/[0-9]*/environ); do
-    p=${{p#/proc/}}; p=${{p%/environ}}
-    j= c= l=
-    while IFS= read -r v; do
-        case $v in
-            GIBIL_JOB=*) j=${{v#*=}} ;;
-            GIBIL_COMMAND=*) c=${{v#*=}} ;;
-            {LEADER}=*) l=${{v#*=}} ;;
-        esac
-    done <<EOF
-$(grep -zsaE '^(GIBIL_JOB|GIBIL_COMMAND|{LEADER})=' "/proc/$p/environ" | tr '\000\n' '\n ')
-EOF
-    a=$(head -c 400 "/proc/$p/cmdline" 2>/dev/null | tr '\000' ' ')
-    [ -z "$a" ] || printf '%s\0%s\0%s\0%s\0%s\0' "$p" "$j" "$c" "$l" "$a"
-done
-"""
-
-# Only what still carries its tag: a pid may have been given to somebody else meanwhile.
-_END = r"""end() {
-    left=
-    while read -r p t; do
-        [ "$p" ] && grep -qzsxF -- "$t" "/proc/$p/environ" && kill -0 "$p" 2>/dev/null || continue
-        read -r _ _ z _ <"/proc/$p/stat" 2>/dev/null
-        [ "$z" = Z ] && continue
-        left=yes
-        kill "-$1" "$p" 2>/dev/null
-    done <<EOF
-$gibil_found
-EOF
-}
-end TERM
-i=0
-while [ "$left" ] && [ $i -lt @TURNS@ ]; do sleep 0.05; end 0; i=$((i + 1)); done
-[ -z "$left" ] || { end KILL; sleep 0.05; end 0; }
-[ -z "$left" ]
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +25,10 @@ class Tagged:
     """A process that descends from a command or a job of ours."""
 
     pid: int
-    job: str
-    command: str
+    tag: str
+    """The job's id, or the command's tag."""
     leader: str
+    """Of a command: the pid of its first process."""
     words: str
     """Its command line, or the beginning of it."""
 
@@ -70,34 +36,29 @@ class Tagged:
 def read_tagged(answer: bytes) -> list[Tagged]:
     fields = answer.decode("utf-8", "replace").split("\0")
     return [
-        Tagged(pid=number(pid), job=job, command=command, leader=leader, words=printable(words))
-        for pid, job, command, leader, words in (fields[at : at + 5] for at in range(0, len(fields) - 5, 5))
+        Tagged(pid=number(pid), tag=tag, leader=leader, words=printable(words))
+        for pid, tag, leader, words in (fields[at : at + 4] for at in range(0, len(fields) - 4, 4))
     ]
 
 
 def orphans(processes: Sequence[Tagged], ended_jobs: frozenset[str]) -> list[Tagged]:
     """Those whose command's first process is gone, and those of jobs that have ended."""
-    alive = {(process.command, str(process.pid)) for process in processes if process.command}
-    found = []
-    for process in processes:
-        of_ended_job = process.job in ended_jobs and process.job != JOB_ID
-        of_ended_command = bool(process.leader) and (process.command, process.leader) not in alive
-        if of_ended_job or (of_ended_command and process.job != JOB_ID):
-            found.append(process)
-    return found
+    alive = {(process.tag, str(process.pid)) for process in processes}
+    return [
+        process
+        for process in processes
+        if process.tag != JOB_ID
+        and (process.tag in ended_jobs or (process.leader and (process.tag, process.leader) not in alive))
+    ]
 
 
 async def sweep(live: MachineSession, *, look_only: bool = False) -> tuple[list[Tagged], bool]:
     """End what was left over: SIGTERM, after two seconds SIGKILL; what it was, and whether all of it is gone."""
     jobs = await live.jobs()
     ended = frozenset(job.id for job in jobs if job.status != "running")
-    found = orphans(read_tagged((await live.shell.run(_LIST, most_bytes=JOBS_BYTES)).stdout), ended)
+    found = orphans(read_tagged((await live.shell.run(list_tagged_command(), most_bytes=JOBS_BYTES)).stdout), ended)
     if look_only or not found:
         return found, not found
-    lines = "\n".join(f"{process.pid} {_tag(process)}" for process in found)
-    result = await live.shell.run(_END.replace("@TURNS@", str(_GRACE_TURNS)), env={"gibil_found": lines})
+    lines = "\n".join(f"{process.pid} GIBIL_JOB={process.tag}" for process in found)
+    result = await live.shell.run(script("stray_end", TURNS=str(_GRACE_TURNS)), env={"gibil_found": lines})
     return found, result.exit_status == 0
-
-
-def _tag(process: Tagged) -> str:
-    return f"GIBIL_COMMAND={process.command}" if process.leader else f"GIBIL_JOB={process.job}"

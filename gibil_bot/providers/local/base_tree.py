@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gibil_bot.providers.local.rmtree import remove_tree
-from gibil_bot.scripts.runtimes import LOCAL_TOOL_PATH, TOOL
+from gibil_bot.scripts.runtimes import LOCAL_TOOL_PATH, runtime_tool
+from gibil_bot.scripts.templates import text as script_text
 
 FORMAT = 2
 """Increased whenever the content that is built here changes."""
@@ -36,21 +37,6 @@ _MERGED = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _REMEMBERED = ("/var/lib/dpkg", "/var/lib/apt", "/var/lib/pam", "/var/lib/python", "/var/lib/ucf")
 
 _POLICY = "#!/bin/sh\n# No service manager runs in here: packages must not start daemons.\nexit 101\n"
-
-# dpkg hard-links a file aside before it replaces it, and a file of a user that does not exist in here cannot be linked.
-# So the files of the packages that are about to be replaced become ours first.
-_OWN = r"""#!/bin/sh
-while read -r deb; do
-  package=$(dpkg-deb -f "$deb" Package); architecture=$(dpkg-deb -f "$deb" Architecture)
-  for list in "/var/lib/dpkg/info/$package.list" "/var/lib/dpkg/info/$package:$architecture.list"; do
-    [ -f "$list" ] && cat "$list"
-  done
-done | { cat; dpkg-divert --list | sed -n 's/^.* to \(.*\) by .*$/\1/p'; } | while IFS= read -r file; do
-  [ -f "$file" ] && [ ! -L "$file" ] && [ ! -O "$file" ] &&
-    cp -p --no-preserve=ownership "$file" "$file.gibil~" && mv -f "$file.gibil~" "$file"
-done
-exit 0
-"""
 
 
 class Piece(NamedTuple):
@@ -147,7 +133,7 @@ def _python_outside() -> PythonOutside | None:
 
 def name_of(privilege: str, layout: Layout) -> str:
     """Return the folder name of the base tree, which changes whenever the host's files that it is built from change."""
-    seen = [FORMAT, TOOL, privilege, repr(layout)]
+    seen = [FORMAT, runtime_tool(), privilege, repr(layout)]
     watched = ["/etc", "/etc/passwd", "/etc/ssl/certs", "/etc/apt/sources.list.d"]
     dpkg = "/var/lib/dpkg/status"
     watched += (
@@ -185,7 +171,7 @@ def build(folder: Path, privilege: str, layout: Layout) -> None:
     _write_etc(root / "etc", privilege)
     tool = root / LOCAL_TOOL_PATH[1:]
     tool.parent.mkdir(parents=True)
-    tool.write_text(TOOL)
+    tool.write_text(runtime_tool())
     tool.chmod(0o755)
     for opened in layout.opened:
         _copy_files(opened, root / opened[1:])
@@ -198,7 +184,7 @@ def build(folder: Path, privilege: str, layout: Layout) -> None:
     helpers = draft / "trees/usr/sbin" if Piece("/usr", optional=False) in layout.pieces else root / "usr/sbin"
     if privilege == "user":
         helpers.mkdir(parents=True, exist_ok=True)
-        for name, text in (("policy-rc.d", _POLICY), ("gibil-own", _OWN)):
+        for name, text in (("policy-rc.d", _POLICY), ("gibil-own", script_text("own_package_files"))):
             (helpers / name).write_text(text)
             (helpers / name).chmod(0o755)
     draft.chmod(0o711)

@@ -1,12 +1,9 @@
-"""The shell text of the task "services": a container where there is an engine, else the distribution's server. Pure.
+# shellcheck shell=sh
+# shellcheck disable=SC2154  # set for each service: name, kind, wanted, image, full, port, inner, password, user_password
+# Begins the task "services". Each service follows in a subshell that sets `name kind wanted image full port inner` and the
+# settings of its kind, and calls `start` with the arguments of `docker run`. Its folder is /var/lib/gibil/services/NAME.
 
-Each service runs in a subshell with `name kind wanted image full port inner` and its own settings set; `start ARGUMENTS`
-begins it, the arguments being those of `docker run`. Its folder on the machine is /var/lib/gibil/services/NAME.
-"""
-
-from __future__ import annotations
-
-BEGIN = r"""set -eu
+set -eu
 fail() { printf 'gibil: %s\n' "$*" >&2; exit 1; }
 
 # matches FOUND WANTED: 15.13 matches 15; everything matches nothing
@@ -35,7 +32,7 @@ start() {
         : >"$log"
         "packaged_$kind"
     fi
-    echo "gibil: $name is there on 127.0.0.1:$port after $(($(date +%s) - began)) s"
+    echo "gibil: $name listens on 127.0.0.1:$port after $(($(date +%s) - began)) s"
 }
 
 # install PACKAGE…: without starting what they bring; the services here are started by us
@@ -121,6 +118,7 @@ packaged_postgres() {
         offered=$(apt-cache search --names-only '^postgresql-[0-9]+$' | sed -n 's/^postgresql-\([0-9]*\) .*/\1/p' | sort -n)
         major=${wanted%%.*}
         test -n "$major" || major=$(echo "$offered" | tail -n 1)
+        # shellcheck disable=SC2086  # each on its own line, wanted on one
         echo "$offered" | grep -qx "$major" || fail "$name: $image is wanted, and packages have postgres" $offered
         mkdir -p /etc/postgresql-common
         echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf
@@ -149,6 +147,7 @@ packaged_postgres() {
 as_postgres() { setpriv --reuid postgres --regid "$(id -g postgres)" --clear-groups "$@"; }
 
 postgres_bin() {
+    # shellcheck disable=SC2012  # names of versions, which ls sorts
     for folder in $(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -rV); do
         test -x "$folder/initdb" && test -x "$folder/postgres" || continue
         if matches "$("$folder/postgres" --version | sed 's/^[^0-9]*\([0-9.]*\).*/\1/')" "$wanted"; then
@@ -186,6 +185,7 @@ sql_server() {
     fi || { tail -n 50 "$log" >&2; fail "$name: its data folder cannot be made; its log is above"; }
     alone "$1" --no-defaults "--user=$account" "--datadir=$data" --bind-address=127.0.0.1 "--port=$port" \
         "--socket=$place/socket" "--pid-file=$place/pid" "--init-file=$place/begin.sql"
+    # shellcheck disable=SC2016  # the inner shell expands it
     healthy sh -c 'test -S "$1" && mysqladmin --no-defaults --socket="$1" ping' sh "$place/socket"
     rm -f "$place/begin.sql"
 }
@@ -198,6 +198,7 @@ sql_begin() {
         say "ALTER USER 'root'@'$host' IDENTIFIED BY $(quoted "$password");"
     done
     say "GRANT ALL ON *.* TO 'root'@'127.0.0.1' WITH GRANT OPTION;"
+    # shellcheck disable=SC2016  # SQL's quotes
     name_quoted=$(printf '%s' "$database" | sed 's/`/``/g')
     test -z "$database" || say "CREATE DATABASE IF NOT EXISTS \`$name_quoted\`;"
     test -n "$user" || return 0
@@ -206,4 +207,3 @@ sql_begin() {
         test -z "$database" || say "GRANT ALL ON \`$name_quoted\`.* TO $(quoted "$user")@'$host';"
     done
 }
-"""

@@ -1,0 +1,43 @@
+# shellcheck shell=sh
+# shellcheck disable=SC2154  # assigned by clone.py: workspace, sha
+# Begins every script that puts one commit at $workspace; clone.py assigns workspace and sha before it.
+# Exit statuses: see CLONE_GONE and its neighbours in clone.py. The last line on stderr is for people.
+
+set -eu
+umask 022
+LC_ALL=C GIT_TERMINAL_PROMPT=0 GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null GIT_LFS_SKIP_SMUDGE=1
+export LC_ALL GIT_TERMINAL_PROMPT GIT_CONFIG_NOSYSTEM GIT_CONFIG_GLOBAL GIT_LFS_SKIP_SMUDGE GIT_ALLOW_PROTOCOL
+unset GIT_ASKPASS SSH_ASKPASS GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_TRACE GIT_TRACE_CURL GIT_CURL_VERBOSE || true
+
+log=
+fail() { status=$1; shift; printf 'gibil: %s\n' "$*" >&2; exit "$status"; }
+trap 'test -z "$log" || rm -f "$log"' EXIT
+command -v git >/dev/null 2>&1 || fail 23 "git is not installed on this machine; use an image that has it"
+log=$(mktemp) || fail 24 "the machine's disk cannot be written"
+
+# Reports what the workspace lacks, so that a task that fails because of it is understood. Only the top folder is examined.
+notes() {
+    test ! -f .gitmodules || echo @SUBMODULES@
+    if test -f .gitattributes && test ! -L .gitattributes && head -c 65536 .gitattributes | grep -q 'filter=lfs'; then
+        echo @LFS@
+    fi
+}
+finished() { test -e "$workspace/.git/gibil-commit" && test "$(cat "$workspace/.git/gibil-commit")" = "$sha"; }
+if finished; then
+    cd -- "$workspace" && notes
+    exit 0
+fi
+test ! -e "$workspace" || rm -rf -- "$workspace" || fail 24 "what is at $workspace cannot be removed"
+# shellcheck disable=SC2015  # both ways end with the failure
+mkdir -p -- "$workspace" && cd -- "$workspace" || fail 24 "$workspace cannot be made"
+git init -q --template= . >"$log" 2>&1 || { cat "$log" >&2; fail 24 "$workspace cannot be made a git repository"; }
+
+here=
+have() { test -n "$here" || { git cat-file -e "$sha^{commit}" 2>/dev/null && here=yes; }; }
+finish() {
+    git -c core.hooksPath=/dev/null -c advice.detachedHead=false checkout -q --force --detach "$sha" >"$log" 2>&1 \
+        || { cat "$log" >&2; fail 24 "the files of $sha cannot be written; is the disk full?"; }
+    test "$(git rev-parse HEAD)" = "$sha" || fail 24 "what was checked out is not $sha"
+    printf '%s' "$sha" >.git/gibil-commit
+    notes
+}

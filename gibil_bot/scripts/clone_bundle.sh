@@ -1,0 +1,9 @@
+# shellcheck shell=sh
+# shellcheck disable=SC2154  # assigned by clone.py: bundle, sha; by clone_begin.sh: log
+# Fetches everything from the git bundle, or bare repository, $bundle.
+
+git -c core.hooksPath=/dev/null fetch -q --no-tags --no-write-fetch-head --update-shallow \
+    "$bundle" '+refs/*:refs/bundle/*' >"$log" 2>&1 \
+    || { cat "$log" >&2; fail 24 "the bundle $bundle cannot be unpacked; is it whole, and the disk not full?"; }
+have || fail 20 "the bundle does not hold the commit $sha"
+finish

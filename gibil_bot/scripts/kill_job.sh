@@ -1,0 +1,13 @@
+# shellcheck shell=sh
+# shellcheck disable=SC2154  # find_all assigns it: k
+# shellcheck disable=SC2034  # find_all reads them: s, c
+# Ends job @ID@. Exit status 0: nothing of it is alive.
+
+j=$HOME/.gibil/jobs/@ID@
+s='' c=''
+[ -s "$j/pid" ] && read -r s <"$j/pid"
+[ -s "$j/copiers" ] && read -r c <"$j/copiers"
+@FIND@
+@KILL@
+[ -n "$s" ] && flock -w 2 -s "$HOME/.gibil/jobs/.@ID@.lock" true
+[ -z "$k" ]

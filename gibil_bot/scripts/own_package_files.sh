@@ -1,0 +1,14 @@
+#!/bin/sh
+# apt runs it before dpkg, with the paths of the packages on stdin. dpkg hard-links a file aside before it replaces it, and a file
+# of a user that doesn't exist in here can't be linked. So the files of the packages that are about to be replaced become root's.
+while read -r deb; do
+  package=$(dpkg-deb -f "$deb" Package); architecture=$(dpkg-deb -f "$deb" Architecture)
+  for list in "/var/lib/dpkg/info/$package.list" "/var/lib/dpkg/info/$package:$architecture.list"; do
+    [ -f "$list" ] && cat "$list"
+  done
+done | { cat; dpkg-divert --list | sed -n 's/^.* to \(.*\) by .*$/\1/p'; } | while IFS= read -r file; do
+  # shellcheck disable=SC3067  # dash, bash and busybox have it
+  [ -f "$file" ] && [ ! -L "$file" ] && [ ! -O "$file" ] &&
+    cp -p --no-preserve=ownership "$file" "$file.gibil~" && mv -f "$file.gibil~" "$file"
+done
+exit 0

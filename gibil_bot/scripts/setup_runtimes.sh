@@ -1,0 +1,47 @@
+# shellcheck shell=sh
+# want: makes one runtime available; see setup_task.py.
+
+# matches FOUND WANTED: 3.12.4 matches 3.12 and 3, and not 3.1
+matches() { case "$1." in "$2".*) return 0 ;; esac; return 1; }
+
+version_of() {
+    case $1 in
+        go) "$2" version 2>/dev/null | sed -n 's/^go version go\([0-9.]*\).*/\1/p' ;;
+        *) "$2" --version 2>&1 | sed -n 's/^[^0-9]*\([0-9][0-9.]*\).*/\1/p' | head -n 1 ;;
+    esac
+}
+
+# want RUNTIME VERSION COMMAND…: the first of these commands with that version; its folder goes first in PATH
+want() {
+    runtime=$1 wanted=$2 seen=
+    shift 2
+    for command in "$@"; do
+        where=$(command -v "$command" 2>/dev/null) || continue
+        found=$(version_of "$runtime" "$where" || true)
+        if test -n "$found" && matches "$found" "$wanted"; then
+            echo "gibil: $runtime $found ($where)"
+            test "$command" != "$runtime$wanted" || link "$runtime" "$where"
+            return 0
+        fi
+        seen="$seen${seen:+, }$command is ${found:-of unknown version}"
+    done
+    tool=$(command -v gibil-runtime || command -v /opt/gibil/bin/gibil-runtime || true)
+    if test "${installed-}" != "$runtime" && test -n "$tool"; then
+        installed=$runtime
+        echo "gibil: $runtime $wanted is not here (${seen:-none}); installing it"
+        "$tool" "$runtime" "$wanted" || fail "$runtime $wanted could not be installed; what is above says why"
+        hash -r
+        want "$runtime" "$wanted" "$@"
+        return 0
+    fi
+    fail "$runtime $wanted is wanted (.gibil.yml: runtime), and this machine has ${seen:-none}; choose an image that has it"
+}
+
+# `python3.12` is called python3 and python for the tasks that follow
+link() {
+    bin=$RUNNER_TEMP/runtime/bin
+    mkdir -p "$bin"
+    ln -sf "$2" "$bin/$1"
+    test "$1" != python || ln -sf "$2" "$bin/python3"
+    echo "$bin" >>"$GITHUB_PATH"
+}

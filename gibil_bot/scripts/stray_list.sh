@@ -1,0 +1,19 @@
+# shellcheck shell=sh
+# shellcheck disable=SC2154  # find_tagged assigns it: k
+# Processes that carry a tag: records of four fields, each ended by NUL: pid, tag, leader, and the beginning of the command line.
+
+@FIND@
+find_tagged
+for p in $k; do
+    j='' l=''
+    while IFS= read -r v; do
+        case $v in
+            GIBIL_JOB=*) j=${v#*=} ;;
+            @LEADER@=*) l=${v#*=} ;;
+        esac
+    done <<EOF
+$(grep -zsaE '^(GIBIL_JOB|@LEADER@)=' "/proc/$p/environ" | tr '\000\n' '\n ')
+EOF
+    a=$(head -c 400 "/proc/$p/cmdline" 2>/dev/null | tr '\000' ' ')
+    [ -z "$a" ] || printf '%s\0%s\0%s\0%s\0' "$p" "$j" "$l" "$a"
+done

@@ -1,0 +1,169 @@
+"""What a `.gibil.yml` means: one table of cases, run by both executors on a local machine.
+
+The bot and `gibil try` run tasks one by one from Python (runs/execution.py); `gibil create` starts a job on the machine that
+runs them without its creator (machines/provision_script.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
+from dataclasses import replace as replace_fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import cast
+
+import pytest
+import yaml
+from msgspec.structs import replace
+
+from gibil_bot.caps import Caps
+from gibil_bot.machines.provision_script import DEFAULT_TASK_S, provision_script
+from gibil_bot.machines.remote_layout import READY, STATE, TASKS_DONE, TASKS_FAILED, as_given
+from gibil_bot.machines.source import CodeSource
+from gibil_bot.model import Chunk, Claim, Conclusion, Exit, Job, Refusals, Run, RunState, TaskResult, Trust
+from gibil_bot.planning import plan as planning
+from gibil_bot.planning.schema import parse_repository_file
+from gibil_bot.ports import RunRecorder, Shell
+from gibil_bot.runs.cancellation import Cancellation
+from gibil_bot.runs.execution import Execution
+from gibil_bot.runs.logs import Journal
+from gibil_bot.runs.redact import Redactor
+from gibil_bot.scripts.task_script import FILES_FOLDER
+from gibil_bot.ssh.client import SSHShell
+from tests.contracts.shells import far_machine
+from tests.contracts.store_nouns import new_run
+from tests.doubles.patience import patient
+
+pytestmark = pytest.mark.slow
+SHA = "a" * 40
+SOONER = 0.2
+"""Times are shortened by it: a file may say no less than three seconds."""
+OPERATOR = {"t.yml": b"on: {command: t}\ntasks: [{uses: .gibil.yml}]\n"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """See task_semantics.yml."""
+
+    case: str
+    file: str
+    ends: str
+    seen: str = ""
+    succeeds: bool | None = None
+
+
+CASES = [Case(**case) for case in yaml.safe_load(Path(__file__).with_name("task_semantics.yml").read_text())]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    ends: str
+    seen: str
+    succeeds: bool
+
+
+class Prefixed:
+    """One machine runs many cases: their jobs have names of their own."""
+
+    def __init__(self, shell: SSHShell, prefix: str) -> None:
+        self._shell, self._prefix = shell, prefix
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._shell, name)
+
+    async def start(self, job: Job) -> None:
+        await self._shell.start(replace(job, id=self._prefix + job.id))
+
+    def attach(self, job_id: str, *, stdout_from: int = 0) -> AsyncGenerator[Chunk | Exit, None]:
+        return self._shell.attach(self._prefix + job_id, stdout_from=stdout_from)
+
+    async def wait(self, job_id: str) -> Exit:
+        return await self._shell.wait(self._prefix + job_id)
+
+    async def kill(self, job_id: str) -> None:
+        await self._shell.kill(self._prefix + job_id)
+
+
+class Results:
+    """A RunRecorder that forgets."""
+
+    async def save_task(self, claim: Claim, result: TaskResult) -> None:
+        pass
+
+
+async def by_the_bot(shell: SSHShell, number: int, file: bytes, folder: Path) -> Outcome:
+    new = new_run("r")
+    facts = planning.EventContext(
+        repository=new.source.repository, pull_request=new.source.pull_request, sha=SHA, actor="ada", trust=Trust.TRUSTED,
+        event_name="issue_comment", max_ttl_s=7200, caps=Caps(), grounds=None,
+    )  # fmt: skip
+    known = planning.catalogue(OPERATOR, {".gibil.yml": file}, base_ref="main")
+    plan = planning.for_workflow(known, "t", {}, facts)
+    plan = replace(plan, tasks=tuple(replace(task, timeout_s=task.timeout_s * SOONER) for task in plan.tasks))
+    run = Run(
+        id="r", seq=1, delivery_guid="g", source=new.source, plan=plan, state=RunState.RUNNING, queued_at=datetime.now(UTC)
+    )
+    printed = bytearray()
+
+    async def none(since: float) -> Refusals:
+        return Refusals()
+
+    execution = Execution(
+        runs=cast(RunRecorder, Results()), claim=Claim(run=run, owner="o", fence=1), machine_attempt=1,
+        shell=cast(Shell, Prefixed(shell, f"c{number}-")), secrets={}, redactor=lambda: Redactor(()),
+        log_folder=folder / f"logs{number}", journal=Journal(folder / f"logs{number}"), cancellation=Cancellation(),
+        on_change=lambda: None, on_output=lambda index, data: printed.extend(data), results={}, refusals=none,
+    )  # fmt: skip
+    await execution.prepare()
+    conclusion = await execution.run()
+    ends = " ".join(execution.results[index].status.value for index in range(len(plan.tasks)))
+    return Outcome(ends, seen(bytes(printed)), conclusion not in (Conclusion.FAILURE, Conclusion.TIMED_OUT))
+
+
+async def by_create(shell: SSHShell, number: int, file: bytes, folder: Path) -> Outcome:
+    parsed = parse_repository_file(".gibil.yml", file)
+    tasks = tuple(replace_fields(task, timeout_s=(task.timeout_s or DEFAULT_TASK_S) * SOONER) for task in parsed.tasks)
+    parsed = replace_fields(parsed, tasks=tasks)
+    source = CodeSource(repo="https://example.com/ada/engine", branch=None, sha=SHA, file=parsed)
+    await shell.start(
+        Job(id=f"c{number}", script=provision_script(source), env=as_given({}), shell="bash {0}", working_directory="/root")
+    )
+    printed = bytearray()
+    async for item in shell.attach(f"c{number}"):
+        if isinstance(item, Chunk):
+            printed += item.data
+    markers = await shell.run(f"ls -d {READY} {TASKS_DONE} {TASKS_FAILED}; cat {STATE} >&2")
+    rows = [line.split("\t") for line in markers.stderr.decode().splitlines() if "\t" in line]
+    ends = " ".join(status for index, status, *_ in rows if index != "0")
+    found = markers.stdout.decode().split()
+    assert found in ([READY, TASKS_DONE], [READY, TASKS_FAILED]), printed.decode()
+    return Outcome(ends, seen(bytes(printed)), found[1] == TASKS_DONE)
+
+
+def seen(output: bytes) -> str:
+    return ";".join(re.findall(r"^> (.*)$", output.decode(), re.MULTILINE))
+
+
+@pytest.fixture
+async def shell(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[SSHShell]:
+    async with far_machine("local", tmp_path_factory) as far:
+        connection = await far.connect()
+        yield connection
+        await connection.close()
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("execute", [by_the_bot, by_create])
+async def test_both_executors_give_a_file_the_same_meaning(execute, shell: SSHShell, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    different = {}
+    for number, case in enumerate(CASES):
+        await shell.run(f"rm -rf {FILES_FOLDER} {STATE} {READY} {TASKS_DONE} {TASKS_FAILED} /root/project; mkdir /root/project")
+        async with asyncio.timeout(patient(30)):
+            outcome = await execute(shell, number, case.file.encode(), tmp_path)
+        succeeds = not {"failure", "timed_out"} & set(case.ends.split()) if case.succeeds is None else case.succeeds
+        if outcome != (expected := Outcome(case.ends, case.seen, succeeds)):
+            different[case.case] = f"{outcome} instead of {expected}"
+    assert different == {}, "\n".join(f"{name}: {what}" for name, what in different.items())
