@@ -22,8 +22,8 @@ from gibil_bot.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import uvicorn
+    from starlette.types import ASGIApp
 
-    from gibil_bot.web.app import ASGIApp
     from gibil_bot.web.protocol import ServerState
 
 STOP_WITHIN_S = 10
