@@ -14,7 +14,7 @@ import click
 
 from gibil_bot.cli.complete import complete_providers
 from gibil_bot.cli.machine import as_terminal, run_async
-from gibil_bot.cli.output import json_option, print_json, say
+from gibil_bot.cli.output import json_option, print_json, say, write_err
 from gibil_bot.config import SAVED, load_settings
 from gibil_bot.errors import ConfigurationError, GibilError, UsageError
 
@@ -36,9 +36,10 @@ if TYPE_CHECKING:
 def init(provider: str | None, token: str | None, add: bool, no_mcp: bool, as_json: bool) -> None:
     """Save who forges machines, and the token for it; register with MCP clients.
 
-    The token is tried before it is saved. Everything goes to settings.json in GIBIL_DATA_DIR, which only you can read; what is
-    in the environment beats it. `gibil mcp` is registered with the MCP clients that are on this computer (Claude Code, Claude
-    Desktop, Cursor, VS Code, Windsurf, Gemini CLI, Codex); their files keep everything else, and get no token.
+    The token is checked before it is saved. Everything is saved in settings.json in GIBIL_DATA_DIR, which only you can read;
+    environment variables override it. `gibil mcp` is registered with the MCP clients on this computer: through the command of
+    Claude Code, Codex, Gemini CLI or VS Code; for Claude Desktop, Cursor and Windsurf, init prints what to add to their files.
+    No client gets the token.
 
     \b
     gibil init
@@ -77,24 +78,30 @@ async def _init(provider: str | None, token: str | None, add: bool, no_mcp: bool
     say(f"{provider} works; machines are forged by {default}", sys.stderr)
     for name in overruled:
         say(f"{name} is set in the environment, too, and counts before what was saved", sys.stderr)
-    registrations = [] if no_mcp else await asyncio.to_thread(_register)
+    registrations = [] if no_mcp else await _register()
     if as_json:
         view = {"provider": provider, "default": default, "file": str(data_dir / SAVED), "saved": sorted(changed)}
         print_json({**view, "mcp": registrations})
     return 0
 
 
-def _register() -> list[dict[str, str]]:
-    """With every client that is here; says what became of it. What it cannot do is no failure: the rest is saved."""
+async def _register() -> list[dict[str, str]]:
+    """Register with every installed client and report each result. A failure here is not one of `init`: the rest is saved."""
     from gibil_bot.mcp_server.install.clients import clients, register
     from gibil_bot.mcp_server.install.entry import entry
 
-    done = [register(client, entry()) for client in clients(os.environ) if client.is_here]
-    for each in done:
-        say(each.sentence, sys.stderr)
-    if not done:
-        say("no MCP client was found here; gibil mcp --print-config prints what one needs", sys.stderr)
-    return [{"client": each.client, "file": str(each.file), "status": each.status, "note": each.note} for each in done]
+    found = [client for client in clients(os.environ) if client.is_installed]
+    results = await asyncio.gather(*(register(client, entry(), os.environ) for client in found))
+    for each in results:
+        say(each.message, sys.stderr)
+        if each.snippet:
+            write_err(f"{each.snippet}\n")
+    if not results:
+        say("no MCP client was found on this computer; `gibil mcp --print-config` prints what one needs", sys.stderr)
+    return [
+        {"client": each.client, "file": str(each.file), "status": each.status, "note": each.note, "snippet": each.snippet}
+        for each in results
+    ]
 
 
 def _token(token: str | None, name: str, saved: dict[str, str]) -> str:
