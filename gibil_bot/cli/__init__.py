@@ -38,15 +38,8 @@ _SUMMARIES = {
 }
 """The commands, in the order in which people meet them, with the first sentence of each: listing them imports none."""
 
-_PLACES = {
-    "try": "gibil_bot.cli.try_:try_",
-    "plan": "gibil_bot.cli.check:plan",
-    "branch": "gibil_bot.cli.create:branch",
-    "list": "gibil_bot.cli.list_:list_",
-    "extend": "gibil_bot.cli.list_:extend",
-    "jobs": "gibil_bot.cli.logs:jobs",
-}
-"""Where a command is, if not under its own name."""
+_MODULES = {"try": "try_", "list": "list_"}
+"""The modules of commands whose name is Python's own. All others are in a module and a function of the command's name."""
 
 
 class _Commands(click.Group):
@@ -67,8 +60,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _SUMMARIES:
             return None
-        module, _, name = _PLACES.get(cmd_name, f"gibil_bot.cli.{cmd_name}:{cmd_name}").partition(":")
-        command: click.Command = getattr(import_module(module), name)
+        name = _MODULES.get(cmd_name, cmd_name)
+        command: click.Command = getattr(import_module(f"gibil_bot.cli.{name}"), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gibil_bot.cli.complete import complete_fleets, complete_names
-from gibil_bot.cli.create import tell_swept
-from gibil_bot.cli.machine import connected, provider_option, run_async
-from gibil_bot.cli.output import json_option, print_json, say
+from gibil_bot.cli.completers import complete_fleets, complete_names
+from gibil_bot.cli.machine import connected, provider_option, report_cleanup, run_async
+from gibil_bot.cli.output import json_option, print_json, print_message
 from gibil_bot.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,17 +54,17 @@ async def _destroy(
             burned = await machines.destroy(names)
             if len(names) == 1 and burned[0].problem is not None:
                 raise burned[0].problem
-        await tell_swept(machines)
+        await report_cleanup(machines)
     for one in burned:
         if one.problem is not None:
-            say(f"{one.name}: {one.problem.message}", sys.stderr)
+            print_message(f"{one.name}: {one.problem.message}")
         elif not as_json:
-            say(f"{one.name} {'is burned' if one.was_there else 'was not there'}", sys.stderr)
+            print_message(f"{one.name} {'is burned' if one.was_there else 'was not there'}")
     if as_json:
         views = [_view(one) for one in burned]
         print_json(views[0] if len(names) == 1 else views)
     elif not burned:
-        say("there is nothing to burn", sys.stderr)
+        print_message("there is nothing to burn")
     return max((one.problem.exit_status for one in burned if one.problem is not None), default=0)
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 import click
 
-from gibil_bot.cli.output import Paint, json_option, print_json, print_text, say
+from gibil_bot.cli.output import Paint, json_option, print_json, print_message, print_text
 from gibil_bot.config import Settings, load_settings, loose_mode, require_github
 from gibil_bot.errors import ConfigurationError, GibilError, GitHubError, StoreError, Unavailable
 
@@ -176,7 +176,7 @@ async def _provider(settings: Settings) -> Finding:
 
     provider = open_provider(settings)
     try:
-        with notices(provider, lambda what: say(f"{what} …", sys.stderr)):
+        with notices(provider, lambda what: print_message(f"{what} …")):
             async with asyncio.timeout(PROBE_TIMEOUT_S):
                 can = await provider.probe()
     except Unavailable as error:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gibil_bot.cli.complete import complete_providers
+from gibil_bot.cli.completers import complete_providers
 from gibil_bot.cli.machine import as_terminal, run_async
-from gibil_bot.cli.output import json_option, print_json, say, write_err
+from gibil_bot.cli.output import json_option, print_json, print_message, write_err
 from gibil_bot.config import SAVED, load_settings
 from gibil_bot.errors import ConfigurationError, GibilError, UsageError
 
@@ -74,10 +74,10 @@ async def _init(provider: str | None, token: str | None, add: bool, no_mcp: bool
     _write(data_dir, saved)
     default = saved.get("GIBIL_PROVIDER", "local")
     overruled = [name for name in saved if os.environ.get(name, saved[name]) != saved[name]]
-    say(f"{data_dir / SAVED}: {', '.join(sorted(changed))}", sys.stderr)
-    say(f"{provider} works; machines are forged by {default}", sys.stderr)
+    print_message(f"{data_dir / SAVED}: {', '.join(sorted(changed))}")
+    print_message(f"{provider} works; machines are forged by {default}")
     for name in overruled:
-        say(f"{name} is set in the environment, too, and counts before what was saved", sys.stderr)
+        print_message(f"{name} is set in the environment, too, and counts before what was saved")
     registrations = [] if no_mcp else await _register()
     if as_json:
         view = {"provider": provider, "default": default, "file": str(data_dir / SAVED), "saved": sorted(changed)}
@@ -93,11 +93,11 @@ async def _register() -> list[dict[str, str]]:
     found = [client for client in clients(os.environ) if client.is_installed]
     results = await asyncio.gather(*(register(client, entry(), os.environ) for client in found))
     for each in results:
-        say(each.message, sys.stderr)
+        print_message(each.message)
         if each.snippet:
             write_err(f"{each.snippet}\n")
     if not results:
-        say("no MCP client was found on this computer; `gibil mcp --print-config` prints what one needs", sys.stderr)
+        print_message("no MCP client was found on this computer; `gibil mcp --print-config` prints what one needs")
     return [
         {"client": each.client, "file": str(each.file), "status": each.status, "note": each.note, "snippet": each.snippet}
         for each in results

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gibil_bot.cli.complete import complete_names, complete_providers
-from gibil_bot.cli.output import ReaderGone, say
+from gibil_bot.cli.completers import complete_names, complete_providers
+from gibil_bot.cli.output import ReaderGone, print_message
 from gibil_bot.config import load_settings
 from gibil_bot.errors import GibilError
 
@@ -53,20 +53,42 @@ async def opened(name: str, provider: str | None) -> AsyncIterator[MachineSessio
     async with connected(provider) as machines:
         is_local = machines.forge.provider.name == "local"
         why = "this host is busy" if is_local else "a cloud server takes some seconds to boot"
-        waiting = asyncio.get_running_loop().call_later(_SILENT_S, say, f"waiting for {name} to answer; {why}", sys.stderr)
+        waiting = asyncio.get_running_loop().call_later(_SILENT_S, print_message, f"waiting for {name} to answer; {why}")
         try:
-            live = await machines.open(name)
+            session = await machines.open(name)
         finally:
             waiting.cancel()
-        live.on_connection = tell_connection
+        session.on_connection = report_connection
         try:
-            yield live
+            yield session
         finally:
-            await asyncio.shield(asyncio.ensure_future(live.close()))
+            await asyncio.shield(asyncio.ensure_future(session.close()))
 
 
-def tell_connection(sentence: str) -> None:
-    say(sentence, sys.stderr)
+async def report_cleanup(machines: MachineService) -> list[str]:
+    """Destroy expired machines and those of interrupted commands, and report each. Returns their names."""
+    incomplete, expired = await asyncio.gather(report_recovered(machines), machines.sweep())
+    if expired:
+        print_message(f"destroyed after their expiry: {', '.join(expired)}")
+    return incomplete + expired
+
+
+async def report_recovered(machines: MachineService) -> list[str]:
+    """Report machines whose creation was killed. Returns the names of those that were incomplete and are destroyed."""
+    destroyed = []
+    for each in await machines.recover():
+        name, command = each.name, f"`{each.made_by}`"
+        if each.burned:
+            destroyed.append(name)
+            print_message(f"destroyed {name}: a {command} that was killed left it incomplete")
+        else:
+            use = f"use it (gibil ssh {name}), or destroy it (gibil destroy {name})"
+            print_message(f"{name} was created by a {command} that ended before it could report it: {use}")
+    return destroyed
+
+
+def report_connection(sentence: str) -> None:
+    print_message(sentence)
 
 
 def on_end(call: Callable[[], object]) -> None:
@@ -99,7 +121,7 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class PassedOn:
+class StreamCopier:
     """A remote command's streams to ours, byte for byte. `call_off` is called once when ours cannot be written any more."""
 
     def __init__(self, call_off: Callable[[], object]) -> None:

@@ -9,7 +9,7 @@ import sys
 import click
 
 from gibil_bot.cli.machine import as_terminal
-from gibil_bot.cli.output import json_option, print_json, print_text, say
+from gibil_bot.cli.output import json_option, print_json, print_message, print_text
 from gibil_bot.config import load_settings
 from gibil_bot.errors import UsageError
 from gibil_bot.mcp_server.install.entry import entry
@@ -47,7 +47,7 @@ def mcp(print_config: bool, as_json: bool) -> None:
     settings = load_settings()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="gibil: %(message)s")
     if as_terminal(0):
-        say("this speaks MCP, and a client has to start it; Ctrl-C ends it. See gibil mcp --help", sys.stderr)
+        print_message("this speaks MCP, and a client has to start it; Ctrl-C ends it. See gibil mcp --help")
     from gibil_bot.mcp_server.server import serve
 
     asyncio.run(serve(settings))

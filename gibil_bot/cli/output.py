@@ -71,7 +71,7 @@ def fail(error: BaseException, *, as_json: bool) -> int:
         error = error.__context__  # click wants to end the line with the ^C, and our terminal is gone
     if isinstance(error, (KeyboardInterrupt, click.Abort, Interrupted)):
         message = str(error) if isinstance(error, Interrupted) else "interrupted"
-        say(message, sys.stderr)
+        print_message(message)
         if as_json:
             with contextlib.suppress(ReaderGone, GibilError):
                 print_json({"error": "interrupted", "code": "INTERRUPTED", "message": message, "exit_code": 130})
@@ -96,7 +96,7 @@ def fail(error: BaseException, *, as_json: bool) -> int:
         except GibilError as full:
             lines = [*lines, full.message]
     for line in lines:
-        say(line, sys.stderr)
+        print_message(line)
     if code == "INTERNAL" and not isinstance(error, GibilError) and sys.stderr is not None:
         import traceback
 
@@ -125,13 +125,13 @@ def _describe(error: BaseException) -> tuple[str, int, list[str]]:
             return "INTERNAL", 1, [f"a fault of gibil's own: {type(error).__name__}: {error}"]
 
 
-def say(line: str, stream: TextIO | None) -> None:
-    """Nobody may be there to read it: that is no failure."""
-    if stream is None:
+def print_message(text: str) -> None:
+    """Write one line for people to stderr. A closed or full stderr is not a failure."""
+    if sys.stderr is None:
         return
     with contextlib.suppress(OSError):
-        stream.write(f"gibil: {line}\n")
-        stream.flush()
+        sys.stderr.write(f"gibil: {text}\n")
+        sys.stderr.flush()
 
 
 def write_err(text: str) -> None:

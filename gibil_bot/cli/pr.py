@@ -8,7 +8,7 @@ import sys
 import click
 
 from gibil_bot.cli.machine import name_argument, opened, provider_option, run_async, settings_of
-from gibil_bot.cli.output import json_option, print_json, print_text, say
+from gibil_bot.cli.output import json_option, print_json, print_message, print_text
 from gibil_bot.cli.push import say_pushed
 from gibil_bot.errors import UsageError
 
@@ -95,32 +95,38 @@ async def _create(
     wish = PullRequestWish(
         title=title, body=body, base=base, into=into, branch=branch, draft=draft, with_workflows=with_workflows
     )  # fmt: skip
-    async with opened(name, provider) as live:
+    async with opened(name, provider) as session:
         settings = settings_of(provider)
         connect = functools.partial(open_pull_requests, settings)
-        made = await open_pull_request(live.machine, live.shell, wish, settings.github_url, connect)
-    say_pushed(made.commits)
-    which = f"pull request #{made.number} to {made.base} of {made.into}"
-    if made.already_existed:
-        is_it = " (it is no draft)" if draft and not made.draft else " (it is a draft)" if made.draft and not draft else ""
-        say(f"{which} was open already, and has the commits now{is_it}", sys.stderr)
+        pull_request = await open_pull_request(session.machine, session.shell, wish, settings.github_url, connect)
+    say_pushed(pull_request.commits)
+    which = f"pull request #{pull_request.number} to {pull_request.base} of {pull_request.into}"
+    if pull_request.already_existed:
+        is_it = (
+            " (it is no draft)"
+            if draft and not pull_request.draft
+            else " (it is a draft)"
+            if pull_request.draft and not draft
+            else ""
+        )
+        print_message(f"{which} was open already, and has the commits now{is_it}")
     else:
-        say(f"{'draft ' if made.draft else ''}{which} is open", sys.stderr)
+        print_message(f"{'draft ' if pull_request.draft else ''}{which} is open")
     if as_json:
         print_json(
             {
                 "name": name,
-                "repo": made.commits.url,
-                "branch": made.commits.branch,
-                "into": made.into,
-                "base": made.base,
-                "commit": made.commits.head,
-                "number": made.number,
-                "url": made.url,
-                "draft": made.draft,
-                "already_existed": made.already_existed,
+                "repo": pull_request.commits.url,
+                "branch": pull_request.commits.branch,
+                "into": pull_request.into,
+                "base": pull_request.base,
+                "commit": pull_request.commits.head,
+                "number": pull_request.number,
+                "url": pull_request.url,
+                "draft": pull_request.draft,
+                "already_existed": pull_request.already_existed,
             }
         )
     else:
-        print_text(f"{made.url}\n")
+        print_text(f"{pull_request.url}\n")
     return 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gibil_bot.cli.machine import run_async, table
-from gibil_bot.cli.output import Paint, json_option, print_json, print_text, say
+from gibil_bot.cli.output import Paint, json_option, print_json, print_message, print_text
 from gibil_bot.config import load_settings
 from gibil_bot.errors import GibilError, Unavailable
 
@@ -47,7 +47,7 @@ async def _providers(as_json: bool) -> int:
     print_text(table(rows, style=lambda number, line: paint.bold(line) if number == 0 else line))
     for view in views:
         if not view["available"]:
-            say(f"{view['name']}: {view['problem']}", sys.stderr)
+            print_message(f"{view['name']}: {view['problem']}")
     return 0
 
 

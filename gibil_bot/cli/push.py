@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gibil_bot.cli.machine import name_argument, opened, printed, provider_option, run_async, settings_of
-from gibil_bot.cli.output import json_option, print_json, say
+from gibil_bot.cli.output import json_option, print_json, print_message
 
 if TYPE_CHECKING:
     from gibil_bot.commits.from_machine import Commits
@@ -40,13 +40,13 @@ SHOWN_FILES = 100
 
 def say_pushed(found: Commits) -> None:
     for subject in found.subjects[:SHOWN_SUBJECTS]:
-        say(f"  {printed(subject[:200])}", sys.stderr)
+        print_message(f"  {printed(subject[:200])}")
     if len(found.subjects) > SHOWN_SUBJECTS:
-        say(f"  … and {len(found.subjects) - SHOWN_SUBJECTS} more", sys.stderr)
+        print_message(f"  … and {len(found.subjects) - SHOWN_SUBJECTS} more")
     for warning in found.warnings:
-        say(f"warning: {warning}", sys.stderr)
+        print_message(f"warning: {warning}")
     amount = f"{counted(len(found.subjects), 'commit')}, {counted(len(found.files), 'file')}"
-    say(f"{amount}, pushed to {found.branch} of {found.url}", sys.stderr)
+    print_message(f"{amount}, pushed to {found.branch} of {found.url}")
 
 
 def counted(number: int, noun: str) -> str:
@@ -57,9 +57,9 @@ async def _push(name: str, branch: str | None, with_workflows: bool, provider: s
     from gibil_bot.commits import from_machine
 
     github_url = settings_of(provider).github_url
-    async with opened(name, provider) as live:
+    async with opened(name, provider) as session:
         async with from_machine.fetch(
-            live.machine, live.shell, branch, with_workflows=with_workflows, github_url=github_url
+            session.machine, session.shell, branch, with_workflows=with_workflows, github_url=github_url
         ) as found:
             await from_machine.push(found)
     say_pushed(found)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from gibil_bot.cli.output import json_option, print_json, say
+from gibil_bot.cli.output import json_option, print_json, print_message
 from gibil_bot.config import load_settings
 from gibil_bot.errors import ConfigurationError, GibilError, UsageError
 
@@ -58,7 +58,7 @@ def replay(file: Path, event: str | None, url: str | None, guid: str | None, as_
         raise GibilError(f"No bot answers at {url}: {error}. Is `gibil serve` running?", code="BOT_UNREACHABLE") from error
     if as_json:
         print_json({"status": answer.status_code, "answer": answer.text.strip(), "event": event, "guid": guid})
-    say(f"{event} as {guid}: {answer.status_code} {answer.text.strip()}", sys.stderr)
+    print_message(f"{event} as {guid}: {answer.status_code} {answer.text.strip()}")
     if answer.status_code != 202:
         sys.exit(1)
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import click
 
 from gibil_bot.cli import stdin as our_stdin
-from gibil_bot.cli.machine import PassedOn, name_argument, opened, provider_option, run_async
-from gibil_bot.cli.output import json_option, print_json, print_text, say
+from gibil_bot.cli.machine import StreamCopier, name_argument, opened, provider_option, run_async
+from gibil_bot.cli.output import json_option, print_json, print_message, print_text
 from gibil_bot.errors import UsageError
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def run(
     words.check_command(command)
     if background and wants_stdin:
         raise UsageError("a background job has no stdin: send the file first (gibil run NAME 'cat > file' < file)")
-    stdin = None if background else our_stdin.passed_on(wants_stdin)
+    stdin = None if background else our_stdin.forward(wants_stdin)
     sys.exit(run_async(_run(name, command, _timeout_s(timeout), background, words.environment(env), stdin, provider, as_json)))
 
 
@@ -148,20 +148,20 @@ async def _run(
     provider: str | None,
     as_json: bool,
 ) -> int:
-    async with opened(name, provider) as live:
+    async with opened(name, provider) as session:
         if background:
-            job_id = await live.start(command, timeout_s=timeout_s, env=env, cwd=HOME)
+            job_id = await session.start(command, timeout_s=timeout_s, env=env, cwd=HOME)
             if as_json:
                 print_json({"stdout": "", "stderr": "", "exit_code": None, "job_id": job_id})
             else:
                 print_text(f"{job_id}\n")
-                say(f"follow it: gibil logs {name} {job_id} -f", sys.stderr)
+                print_message(f"follow it: gibil logs {name} {job_id} -f")
             return 0
         if not as_json:
-            return await run_live(live, command, timeout_s, env, stdin)
+            return await run_in_session(session, command, timeout_s, env, stdin)
         began = time.monotonic()
-        outcome = await _interruptible(live, command, timeout_s, env, stdin, None)
-        await say_blocked(live, began)
+        outcome = await _interruptible(session, command, timeout_s, env, stdin, None)
+        await say_blocked(session, began)
         print_json(outcome_view(outcome))
         return outcome.exit_code
 
@@ -173,52 +173,52 @@ def outcome_view(outcome: Outcome) -> dict[str, object]:
     return view
 
 
-async def run_live(
-    live: MachineSession, command: str, timeout_s: float | None, env: dict[str, str], stdin: AsyncIterator[bytes] | None
+async def run_in_session(
+    session: MachineSession, command: str, timeout_s: float | None, env: dict[str, str], stdin: AsyncIterator[bytes] | None
 ) -> int:
     """With both streams passed through. Raises ReaderGone when nobody reads ours; the command is killed then."""
     task = asyncio.current_task()
     assert task is not None
-    passed_on = PassedOn(task.cancel)
+    copier = StreamCopier(task.cancel)
     began = time.monotonic()
     try:
-        outcome = await _interruptible(live, command, timeout_s, env, stdin, passed_on)
+        outcome = await _interruptible(session, command, timeout_s, env, stdin, copier)
     except asyncio.CancelledError:
-        if passed_on.broken is not None:
+        if copier.broken is not None:
             task.uncancel()
-            raise passed_on.broken from None
+            raise copier.broken from None
         raise
-    await say_blocked(live, began)
+    await say_blocked(session, began)
     if outcome.timed_out:
-        say(f"the command took longer than {timeout_s:g} s, and was killed", sys.stderr)
+        print_message(f"the command took longer than {timeout_s:g} s, and was killed")
     return outcome.exit_code
 
 
-async def say_blocked(live: MachineSession, since: float) -> None:
+async def say_blocked(session: MachineSession, since: float) -> None:
     """On stderr, what the machine was kept from reaching: the programs on it seldom say why."""
-    for line in await live.blocked(since):
-        say(line, sys.stderr)
+    for line in await session.blocked(since):
+        print_message(line)
 
 
 async def _interruptible(
-    live: MachineSession,
+    session: MachineSession,
     command: str,
     timeout_s: float | None,
     env: dict[str, str],
     stdin: AsyncIterator[bytes] | None,
-    passed_on: PassedOn | None,
+    copier: StreamCopier | None,
 ) -> Outcome:
     """The first Ctrl-C is the command's to handle; the second one kills it."""
     from gibil_bot.machines.session import new_tag
 
     tag = new_tag()
     running = asyncio.create_task(
-        live.run(
+        session.run(
             command,
             timeout_s=timeout_s,
             env=env,
-            on_output=passed_on,
-            keep_output=passed_on is None,
+            on_output=copier,
+            keep_output=copier is None,
             tag=tag,
             cwd=HOME,
             stdin=stdin if stdin is not None else b"",
@@ -230,7 +230,7 @@ async def _interruptible(
         if interrupts:
             running.cancel()
         else:
-            interrupts.append(asyncio.create_task(live.interrupt(tag)))
+            interrupts.append(asyncio.create_task(session.interrupt(tag)))
 
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGINT, interrupt)

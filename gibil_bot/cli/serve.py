@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gibil_bot.cli.machine import on_end
-from gibil_bot.cli.output import json_option, print_json, say
+from gibil_bot.cli.output import json_option, print_json, print_message
 from gibil_bot.config import Settings, load_settings, require_github
 from gibil_bot.errors import ConfigurationError
 
@@ -49,7 +49,7 @@ def serve(host: str | None, port: int | None, verbose: bool, as_json: bool) -> N
     settings = load_settings()
     require_github(settings)
     for note in settings.notes:
-        say(note, sys.stderr)
+        print_message(note)
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.DEBUG if verbose else logging.INFO,
@@ -90,13 +90,13 @@ async def _serve(settings: Settings, listener: socket.socket, as_json: bool, con
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         address, port = listener.getsockname()[:2]
         url = f"http://{f'[{address}]' if ':' in address else address}:{port}"
-        say(f"listening on {url}", sys.stderr)
+        print_message(f"listening on {url}")
         if as_json:
             print_json({"url": url, "host": address, "port": port, "pid": os.getpid()})
         await asyncio.wait({serving, asyncio.ensure_future(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         await serving
-        say("stopping; runs that are going on are taken up again at the next start", sys.stderr)
+        print_message("stopping; runs that are going on are taken up again at the next start")
 
 
 def web_server(app: ASGIApp, state: ServerState) -> uvicorn.Server:

@@ -58,8 +58,8 @@ async def _show(name: str, provider: str | None) -> int:
 async def _ssh(name: str, line: str, provider: str | None) -> int:
     from gibil_bot.machines.remote_layout import LOAD_ENVIRONMENT
 
-    async with opened(name, provider) as live:
+    async with opened(name, provider) as session:
         from gibil_bot.ssh.terminal import talk
 
         there = f'exec "${{BASH:-sh}}" -c {shlex.quote(line)}' if line else 'exec "${SHELL:-/bin/sh}" -l'
-        return await talk(live.shell, f"{LOAD_ENVIRONMENT}; {there}")
+        return await talk(session.shell, f"{LOAD_ENVIRONMENT}; {there}")

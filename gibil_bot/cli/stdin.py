@@ -6,11 +6,10 @@ import asyncio
 import contextlib
 import os
 import stat
-import sys
 import threading
 from collections.abc import AsyncIterator
 
-from gibil_bot.cli.output import say
+from gibil_bot.cli.output import print_message
 
 _STDIN = 0
 _BLOCK = 256 * 1024
@@ -21,7 +20,7 @@ FIRST_BYTE_S = 10.0
 its input would wait for it until its timeout, so such a pipe counts as empty after this time."""
 
 
-def passed_on(wanted: bool | None) -> AsyncIterator[bytes] | None:
+def forward(wanted: bool | None) -> AsyncIterator[bytes] | None:
     """Stdin for a command, or None: it has none.
 
     A pipe, a socket or a file is passed on; a terminal is not, so that keys that are typed while a command runs stay the
@@ -64,7 +63,7 @@ async def _blocks(first_byte_s: float | None) -> AsyncIterator[bytes]:
             except OSError as error:
                 data = b""
                 with contextlib.suppress(RuntimeError):
-                    loop.call_soon_threadsafe(say, f"stdin cannot be read: {error.strerror}", sys.stderr)
+                    loop.call_soon_threadsafe(print_message, f"stdin cannot be read: {error.strerror}")
             try:
                 loop.call_soon_threadsafe(blocks.put_nowait, data)
             except RuntimeError:  # the loop is closed: the command has ended
@@ -75,10 +74,9 @@ async def _blocks(first_byte_s: float | None) -> AsyncIterator[bytes]:
         async with asyncio.timeout(first_byte_s):
             data = await blocks.get()
     except TimeoutError:
-        say(
+        print_message(
             f"nothing has come on stdin for {first_byte_s:g} s, and the command gets no input; --stdin waits for it, "
-            "</dev/null says at once that there is none",
-            sys.stderr,
+            "</dev/null says at once that there is none"
         )
         return
     while data:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gibil_bot.cli.complete import complete_workflows
+from gibil_bot.cli.completers import complete_workflows
 from gibil_bot.cli.machine import on_end, stderr_write
 from gibil_bot.cli.output import Paint, json_option, print_json, write_err
 from gibil_bot.config import Settings, load_settings

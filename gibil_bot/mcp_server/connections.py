@@ -66,11 +66,11 @@ class MachineConnections:
         Raises MachineNotFound, MachineLost, UsageError where it is not clear which machine is meant, and what `action` does.
         """
         name = validation.check_name(server) if server is not None else await self._only_one()
-        live = await self._open(name)
+        session = await self._open(name)
         try:
-            return await action(live)
+            return await action(session)
         except MachineLost as error:
-            await self._let_go(name, live)
+            await self._let_go(name, session)
             again = await self._open_again(name)
             if not repeatable:
                 raise MachineLost(
@@ -78,14 +78,14 @@ class MachineConnections:
                 ) from error
         return await action(again)
 
-    def keep(self, live: MachineSession) -> None:
+    def keep(self, session: MachineSession) -> None:
         """A machine that was just made, with its connection."""
 
         async def itself() -> MachineSession:
-            return live
+            return session
 
         self._only = None
-        self._links[live.name] = asyncio.create_task(itself())
+        self._links[session.name] = asyncio.create_task(itself())
 
     async def destroy(self, name: str) -> DestroyResult:
         """An absent machine is not a failure. Raises what the provider raises."""
@@ -145,12 +145,12 @@ class MachineConnections:
             raise await self._not_found(name)
         return await machines.open(name)
 
-    async def _let_go(self, name: str, live: MachineSession) -> None:
+    async def _let_go(self, name: str, session: MachineSession) -> None:
         link = self._links.get(name)
-        if link is not None and link.done() and not link.cancelled() and link.exception() is None and link.result() is live:
+        if link is not None and link.done() and not link.cancelled() and link.exception() is None and link.result() is session:
             del self._links[name]
         self._only = None
-        await live.close()
+        await session.close()
 
     async def _where(self, name: str) -> MachineService | None:
         """Whose machine it is. A provider that cannot be asked counts only when no other has it."""

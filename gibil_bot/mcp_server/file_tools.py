@@ -48,8 +48,8 @@ class FileTools:
     ) -> Annotated[CallToolResult, TextPage]:
         """Read a text file on a machine, by lines. next_offset says where to go on; the text form has line numbers in front."""
 
-        async def at(live: MachineSession) -> CallToolResult:
-            page = await files.read(live, path, offset, limit)
+        async def at(session: MachineSession) -> CallToolResult:
+            page = await files.read(session, path, offset, limit)
             last = page.first + len(page.lines) - 1
             notes = []
             if page.cut:
@@ -63,7 +63,7 @@ class FileTools:
             lines = [f"{number:>{width}}\t{line}" for number, line in enumerate(page.lines, page.first)]
             ending = "\n" if page.next or page.ends_with_newline else ""
             view = {
-                "server": live.name, "path": path, "content": "\n".join(page.lines) + (ending if page.lines else ""),
+                "server": session.name, "path": path, "content": "\n".join(page.lines) + (ending if page.lines else ""),
                 "first_line": page.first, "last_line": last, "total_lines": page.total, "size": page.size,
                 "next_offset": page.next, "notes": notes,
             }  # fmt: skip
@@ -81,10 +81,10 @@ class FileTools:
         """Write a whole file on a machine, in place of what it held; missing folders are made, its mode is kept."""
         data = content.encode("utf-8", "surrogatepass")
 
-        async def at(live: MachineSession) -> CallToolResult:
-            created = await files.write(live, path, data)
-            view = {"server": live.name, "path": path, "size": len(data), "created": created}
-            return answer(f"{'made' if created else 'replaced'} {path} on {live.name}, {len(data)} bytes", view)
+        async def at(session: MachineSession) -> CallToolResult:
+            created = await files.write(session, path, data)
+            view = {"server": session.name, "path": path, "size": len(data), "created": created}
+            return answer(f"{'made' if created else 'replaced'} {path} on {session.name}, {len(data)} bytes", view)
 
         return await self._links.work(server, at, repeatable=True)
 
@@ -99,12 +99,12 @@ class FileTools:
         """Replace a piece of a file on a machine. A text that is absent, or there more than once, is an error, and changes
         nothing."""
 
-        async def at(live: MachineSession) -> CallToolResult:
-            count, line = await files.edit(live, path, old_string, new_string, everywhere=replace_all)
+        async def at(session: MachineSession) -> CallToolResult:
+            count, line = await files.edit(session, path, old_string, new_string, everywhere=replace_all)
             where = f"line {line}" if count == 1 else f"{count} places, the first in line {line}"
             return answer(
-                f"edited {path} on {live.name}: {where}",
-                {"server": live.name, "path": path, "replacements": count, "line": line},
+                f"edited {path} on {session.name}: {where}",
+                {"server": session.name, "path": path, "replacements": count, "line": line},
             )
 
         return await self._links.work(server, at, repeatable=False)
@@ -119,8 +119,8 @@ class FileTools:
     ) -> Annotated[CallToolResult, Listing]:
         """List a folder on a machine, by name, with types and sizes; or what a glob finds below it. At most 500 entries."""
 
-        async def at(live: MachineSession) -> CallToolResult:
-            found, complete = await files.entries(live, path, glob)
+        async def at(session: MachineSession) -> CallToolResult:
+            found, complete = await files.entries(session, path, glob)
             shown = found[:MOST_ENTRIES]
             left_out = len(found) - len(shown)
             lines = [
@@ -137,7 +137,7 @@ class FileTools:
                 }
                 for each in shown
             ]  # fmt: skip
-            view = {"server": live.name, "path": path, "entries": views, "left_out": left_out, "complete": complete}
+            view = {"server": session.name, "path": path, "entries": views, "left_out": left_out, "complete": complete}
             return answer("\n".join(lines) or "[nothing]", view)
 
         return await self._links.work(server, at, repeatable=True)
@@ -152,8 +152,8 @@ class FileTools:
         """Search text files on a machine line by line: file:line:text, at most 200 matches. Binary files and .git are left out,
         what .gitignore names is not."""
 
-        async def at(live: MachineSession) -> CallToolResult:
-            found, complete = await files.search(live, pattern, path, include)
+        async def at(session: MachineSession) -> CallToolResult:
+            found, complete = await files.search(session, pattern, path, include)
             shown = found[:MOST_MATCHES]
             left_out = len(found) - len(shown)
             lines = [f"{each.file}:{each.line}:{each.text}" for each in shown]
@@ -161,7 +161,7 @@ class FileTools:
                 more = f"{left_out} more" if complete else f"more than {left_out} more"
                 lines.append(f"[{more}: narrow it with path, include or the pattern]")
             views = [{"file": each.file, "line": each.line, "text": each.text} for each in shown]
-            view = {"server": live.name, "pattern": pattern, "matches": views, "left_out": left_out, "complete": complete}
+            view = {"server": session.name, "pattern": pattern, "matches": views, "left_out": left_out, "complete": complete}
             return answer("\n".join(lines) or "[no match]", view)
 
         return await self._links.work(server, at, repeatable=True)

@@ -39,27 +39,27 @@ class JobTools:
     async def vm_job_list(self, server: Server = None) -> Annotated[CallToolResult, Jobs]:
         """The background jobs of a machine, oldest first. The job `provision` made it ready and ran its tasks."""
 
-        async def at(live: MachineSession) -> CallToolResult:
-            views = [_job_view(job) for job in await live.jobs()]
-            lines = [_job_line(view) for view in views] or [f"{live.name} has no jobs"]
-            return answer("\n".join(lines), {"server": live.name, "jobs": views})
+        async def at(session: MachineSession) -> CallToolResult:
+            views = [_job_view(job) for job in await session.jobs()]
+            lines = [_job_line(view) for view in views] or [f"{session.name} has no jobs"]
+            return answer("\n".join(lines), {"server": session.name, "jobs": views})
 
         return await self._links.work(server, at, repeatable=True)
 
     async def vm_job_status(self, job_id: JobId, server: Server = None) -> Annotated[CallToolResult, JobStatus]:
         """Whether a background job runs, its exit code, and the end of what it has printed."""
 
-        async def at(live: MachineSession) -> CallToolResult:
-            view = _job_view(await find_job(live, job_id))
-            out = await read_output(live, job_id, "stdout", None, _STATUS_BYTES)
-            err = await read_output(live, job_id, "stderr", None, _STATUS_BYTES)
+        async def at(session: MachineSession) -> CallToolResult:
+            view = _job_view(await find_job(session, job_id))
+            out = await read_output(session, job_id, "stdout", None, _STATUS_BYTES)
+            err = await read_output(session, job_id, "stderr", None, _STATUS_BYTES)
             text = "\n".join(
                 [_job_line(view), *streams(out.text, err.text, "stdout, its end" if out.offset else "", "stderr, its end")]
             )
             tails = {
                 "stdout_tail": out.text, "stderr_tail": err.text, "stdout_size": out.size, "stderr_size": err.size,
             }  # fmt: skip
-            return answer(text, {"server": live.name, **view, **tails})
+            return answer(text, {"server": session.name, **view, **tails})
 
         return await self._links.work(server, at, repeatable=True)
 
@@ -75,12 +75,12 @@ class JobTools:
     ) -> Annotated[CallToolResult, JobOutput]:
         """What a background job has printed, at most 20 kB a call. offset=0 begins at the beginning; next_offset goes on."""
 
-        async def at(live: MachineSession) -> CallToolResult:
-            job = await find_job(live, job_id)
-            piece = await read_output(live, job_id, stream, offset, JOB_BYTES)
+        async def at(session: MachineSession) -> CallToolResult:
+            job = await find_job(session, job_id)
+            piece = await read_output(session, job_id, stream, offset, JOB_BYTES)
             complete = job.status != "running" and piece.next >= piece.size
             view = {
-                "server": live.name, "job_id": job_id, "stream": stream, "status": job.status, "exit_code": job.exit_status,
+                "server": session.name, "job_id": job_id, "stream": stream, "status": job.status, "exit_code": job.exit_status,
                 "text": piece.text, "offset": piece.offset, "next_offset": piece.next, "size": piece.size, "complete": complete,
             }  # fmt: skip
             more = "that is all" if complete else f"go on with offset={piece.next}"
@@ -92,13 +92,13 @@ class JobTools:
     async def vm_job_cancel(self, job_id: JobId, server: Server = None) -> Annotated[CallToolResult, JobCancelled]:
         """Kill a background job with everything that it started: SIGTERM, after five seconds SIGKILL."""
 
-        async def at(live: MachineSession) -> CallToolResult:
-            before = await find_job(live, job_id)
-            await live.stop(job_id)
-            after = await find_job(live, job_id)
+        async def at(session: MachineSession) -> CallToolResult:
+            before = await find_job(session, job_id)
+            await session.stop(job_id)
+            after = await find_job(session, job_id)
             was_running = before.status == "running"
             view = {
-                "server": live.name, "job_id": job_id, "status": after.status, "exit_code": after.exit_status,
+                "server": session.name, "job_id": job_id, "status": after.status, "exit_code": after.exit_status,
                 "was_running": was_running,
             }  # fmt: skip
             return answer(f"{job_id} is killed" if was_running else f"{job_id} had ended before", view)

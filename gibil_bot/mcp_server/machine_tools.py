@@ -110,23 +110,23 @@ class MachineTools:
                 doing = going
                 say(going if seconds is None else f"{ended} ({seconds:.2f} s)")
 
-            (live,), notes = await machines.create_several(order, None, on_phase)
-            view: dict[str, Any] = dict(machine_created(live.machine))
+            (session,), notes = await machines.create_several(order, None, on_phase)
+            view: dict[str, Any] = dict(machine_created(session.machine))
             try:
-                view |= await cost_view(machines.forge.provider, live.machine)
+                view |= await cost_view(machines.forge.provider, session.machine)
                 if wait is not None:
                     doing = f"waiting for {wait}"
-                    await _wait(live, view, wait)
-                    notes = (*notes, *await live.blocked(began))
+                    await _wait(session, view, wait)
+                    notes = (*notes, *await session.blocked(began))
                 await _sweep(machines)
             except BaseException:
                 # The client doesn't know of it: it would only cost.
-                await asyncio.shield(asyncio.ensure_future(_drop(machines, live)))
+                await asyncio.shield(asyncio.ensure_future(_drop(machines, session)))
                 raise
         if notes:
             view["notes"] = list(notes)
-        self._links.keep(live)
-        machines.told(live.name)  # by the answer: no later command may offer it as abandoned
+        self._links.keep(session)
+        machines.told(session.name)  # by the answer: no later command may offer it as abandoned
         return answer(_told(view, with_code=repo is not None, waited=wait is not None), view)
 
     async def destroy_server(self, name: Name) -> Annotated[CallToolResult, Destroyed]:
@@ -165,23 +165,23 @@ class MachineTools:
         return answer(f"{name} lives until {view['expires_at']}", view)
 
 
-async def _wait(live: MachineSession, view: dict[str, Any], wait: str) -> None:
+async def _wait(session: MachineSession, view: dict[str, Any], wait: str) -> None:
     """Into the view how it went; the markers decide, as for everybody who polls."""
     if wait == "tasks":
-        tasks = await live.wait_tasks()
-        done = await live.shell.run(f"test -e {TASKS_DONE}")
+        tasks = await session.wait_tasks()
+        done = await session.shell.run(f"test -e {TASKS_DONE}")
         view["tasks"] = "success" if done.exit_status == 0 else "failure"
-    view["ready"] = await live.wait_ready()
+    view["ready"] = await session.wait_ready()
     if wait == "ready":
-        tasks = [] if view["ready"] else await live.tasks()
+        tasks = [] if view["ready"] else await session.tasks()
     view["task_results"] = [
         {"name": task.name, "status": task.status, "exit_code": task.exit_code, "duration_s": task.duration_s} for task in tasks
     ]
 
 
-async def _drop(machines: MachineService, live: MachineSession) -> None:
-    await live.close()
-    await machines.destroy([live.name])
+async def _drop(machines: MachineService, session: MachineSession) -> None:
+    await session.close()
+    await machines.destroy([session.name])
 
 
 async def _sweep(machines: MachineService) -> None:

@@ -72,26 +72,26 @@ class WorkTools:
             raise UsageError(f"timeout_ms is a number of milliseconds from 1 to {_MOST_MS}")
         limit_s = timeout_ms / 1000 if timeout_ms is not None else None
 
-        async def at(live: MachineSession) -> CallToolResult:
+        async def at(session: MachineSession) -> CallToolResult:
             if working_dir is not None:
-                await files.check_folder(live, working_dir)
+                await files.check_folder(session, working_dir)
             if background:
-                job_id = await live.start(command, timeout_s=limit_s, cwd=working_dir)
+                job_id = await session.start(command, timeout_s=limit_s, cwd=working_dir)
                 return answer(
-                    f"started as job {job_id} on {live.name}; vm_job_status and vm_job_tail show how it goes",
-                    _ran(live.name, job_id=job_id),
+                    f"started as job {job_id} on {session.name}; vm_job_status and vm_job_tail show how it goes",
+                    _ran(session.name, job_id=job_id),
                 )
             async with progress(context, lambda seconds: f"running for {seconds} s"):
-                return await _run(live, command, working_dir, limit_s or _DEFAULT_MS / 1000)
+                return await _run(session, command, working_dir, limit_s or _DEFAULT_MS / 1000)
 
         return await self._links.work(server, at, repeatable=False)
 
     async def vm_stats(self, server: Server = None) -> Annotated[CallToolResult, StatsView]:
         """How a machine is doing: minutes left, processors, load, memory, disk, the busiest processes."""
 
-        async def at(live: MachineSession) -> CallToolResult:
-            now = await stats(live)
-            left = max(0.0, round((live.machine.expires_at - datetime.now(UTC)).total_seconds() / 60, 1))
+        async def at(session: MachineSession) -> CallToolResult:
+            now = await stats(session)
+            left = max(0.0, round((session.machine.expires_at - datetime.now(UTC)).total_seconds() / 60, 1))
             busiest = [
                 {
                     "pid": each.pid, "cpu_percent": each.cpu_percent, "memory_mb": each.memory_mb, "age_s": each.age_s,
@@ -99,9 +99,9 @@ class WorkTools:
                 }
                 for each in now.busiest
             ]  # fmt: skip
-            notes = _notes(now) if live.machine.provider == "local" else []
+            notes = _notes(now) if session.machine.provider == "local" else []
             lines = [
-                f"{live.name}: {left} min left, {now.cpus} processors, load {' '.join(f'{value:g}' for value in now.load)}",
+                f"{session.name}: {left} min left, {now.cpus} processors, load {' '.join(f'{value:g}' for value in now.load)}",
                 f"memory: {now.memory_available_mb} of {now.memory_total_mb} MB free; "
                 f"disk: {now.disk_free_mb} of {now.disk_total_mb} MB free; {now.processes} processes",
                 *(f"[{note}]" for note in notes),
@@ -111,7 +111,7 @@ class WorkTools:
                 ),
             ]
             view = {
-                "server": live.name, "ttl_remaining_minutes": left, "cpus": now.cpus,
+                "server": session.name, "ttl_remaining_minutes": left, "cpus": now.cpus,
                 "load": list(now.load), "memory_total_mb": now.memory_total_mb,
                 "memory_available_mb": now.memory_available_mb, "disk_total_mb": now.disk_total_mb,
                 "disk_free_mb": now.disk_free_mb, "processes": now.processes, "busiest": busiest, "notes": notes,
@@ -131,8 +131,8 @@ class WorkTools:
         Running commands and jobs, what .gibil.yml set up (its services), and terminals that people opened are left alone.
         """
 
-        async def at(live: MachineSession) -> CallToolResult:
-            found, ended = await stray_processes.sweep(live, look_only=look_only)
+        async def at(session: MachineSession) -> CallToolResult:
+            found, ended = await stray_processes.sweep(session, look_only=look_only)
             views = [
                 {
                     "pid": each.pid,
@@ -143,12 +143,12 @@ class WorkTools:
             ]
             lines = [f"  {each.pid}: {each.words[:200]}" for each in found]
             if not found:
-                text = f"nothing is left over on {live.name}"
+                text = f"nothing is left over on {session.name}"
             elif look_only:
-                text = f"{len(found)} left over on {live.name}:"
+                text = f"{len(found)} left over on {session.name}:"
             else:
-                text = f"{len(found)} ended on {live.name}:" if ended else f"not all of these have ended on {live.name}:"
-            return answer("\n".join([text, *lines]), {"server": live.name, "processes": views, "ended": ended})
+                text = f"{len(found)} ended on {session.name}:" if ended else f"not all of these have ended on {session.name}:"
+            return answer("\n".join([text, *lines]), {"server": session.name, "processes": views, "ended": ended})
 
         return await self._links.work(server, at, repeatable=True)
 
@@ -167,10 +167,10 @@ def _notes(now: Stats) -> list[str]:
     ]
 
 
-async def _run(live: MachineSession, command: str, cwd: str | None, timeout_s: float) -> CallToolResult:
+async def _run(session: MachineSession, command: str, cwd: str | None, timeout_s: float) -> CallToolResult:
     kept = {"stdout": Excerpt(STDOUT_BYTES), "stderr": Excerpt(STDERR_BYTES)}
     began = time.monotonic()
-    outcome = await live.run(
+    outcome = await session.run(
         command,
         timeout_s=timeout_s,
         on_output=lambda stream, data: kept[stream].add(data),
@@ -178,13 +178,13 @@ async def _run(live: MachineSession, command: str, cwd: str | None, timeout_s: f
         cwd=cwd,
     )
     took = round(time.monotonic() - began, 2)
-    for line in await live.blocked(began):
+    for line in await session.blocked(began):
         kept["stderr"].add(f"gibil: {line}\n".encode())
     stdout, stderr = (excerpt.text(_HINT) for excerpt in kept.values())
     left_out = sum(excerpt.parts()[1] for excerpt in kept.values())
     ended = f"killed after {timeout_s:g} s, exit code" if outcome.timed_out else "exit code"
-    lines = [f"[{ended} {outcome.exit_code}; {took} s on {live.name}]", *streams(stdout, stderr)]
-    view = _ran(live.name, stdout, stderr, outcome.exit_code, timed_out=outcome.timed_out, took=took, left_out=left_out)
+    lines = [f"[{ended} {outcome.exit_code}; {took} s on {session.name}]", *streams(stdout, stderr)]
+    view = _ran(session.name, stdout, stderr, outcome.exit_code, timed_out=outcome.timed_out, took=took, left_out=left_out)
     return answer("\n".join(lines), view)
 
 

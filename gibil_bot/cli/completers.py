@@ -40,11 +40,11 @@ def complete_jobs(context: click.Context, parameter: click.Parameter, incomplete
     machine = context.params.get("name")
 
     async def jobs(machines: MachineService) -> list[str]:
-        live = await machines.open(str(machine))
+        session = await machines.open(str(machine))
         try:
-            return [job.id for job in await live.jobs()]
+            return [job.id for job in await session.jobs()]
         finally:
-            await live.close()
+            await session.close()
 
     return _starting(_asked(context, jobs, within_s=_AT_MACHINE_S), incomplete) if machine else []
 
