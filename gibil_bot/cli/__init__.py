@@ -1,8 +1,11 @@
-"""The command line. Each command is a file here, imported when it is called; heavy imports wait until a command needs them."""
+"""The command line. Each command is a file here, imported when it is called; heavy imports wait until a command needs them.
+
+`gibil --help` takes 49 ms of CPU, and 130 with all commands imported; `gibil list` 111 and 143; `gibil list --help` 79, and 105
+with the imports inside its functions moved to the top of the file (medians of 20 runs in turn).
+"""
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from importlib import import_module
@@ -89,9 +92,6 @@ def gibil() -> None:
 def main() -> None:
     """The entry point: every failure is one line for people, or one JSON value, and a documented exit status."""
     _fill_closed_streams()
-    # Hundreds of classes and functions are made when a command starts, and nothing of it is garbage: with Python's own
-    # threshold of 700 objects a tenth of a short command's time goes into looking.
-    gc.set_threshold(25_000, 20, 20)
     try:
         gibil.main(prog_name="gibil", standalone_mode=False)
         status = 0
@@ -116,8 +116,11 @@ def _wants_json(arguments: list[str]) -> bool:
 
 
 def _leave(status: int) -> NoReturn:
-    """End the process at once. Everything that a command opened is closed by now, and taking the interpreter apart takes as
-    long as a command on a machine does."""
+    """End the process at once. Everything that a command opened is closed by now.
+
+    Python would destroy every object first: `gibil --help` takes 60 ms of CPU instead of 49, `gibil list` 140 instead of 111
+    (medians of 20 runs in turn).
+    """
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             try:

@@ -25,7 +25,6 @@ from gibil_bot.views import machine_created, machine_destroyed, machine_extended
 
 log = logging.getLogger("gibil.mcp")
 
-Ttl: TypeAlias = Annotated[str, Field(description="A duration: `90s`, `20m`, `2h`, `1d`; a bare number is minutes.")]
 Name: TypeAlias = Annotated[str, Field(description="The machine's name, as create_server and list_servers say it.")]
 
 _PHASES = {
