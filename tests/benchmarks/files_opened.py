@@ -72,7 +72,7 @@ async def delivery(trace: Trace, folder: Path) -> list[str]:
         )
         bot = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "gibil_bot", "serve", "--port", "0", "--json",
-            env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+            cwd=folder, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
         try:
             assert bot.stdout is not None
@@ -104,7 +104,8 @@ def command(trace: Trace, folder: Path) -> list[str]:
     environment = trace.environment(HOME=str(folder), GIBIL_DATA_DIR=str(folder / "data"), GIBIL_PROVIDER="local")
 
     def gibil(*arguments: str) -> int:
-        process = subprocess.Popen([sys.executable, "-m", "gibil_bot", *arguments], env=environment, stdout=subprocess.DEVNULL)
+        words = [sys.executable, "-m", "gibil_bot", *arguments]
+        process = subprocess.Popen(words, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
         if process.wait(WITHIN_S) != 0:
             raise RuntimeError(f"gibil {' '.join(arguments)} ended with {process.returncode}")
         return process.pid
@@ -158,6 +159,7 @@ def main() -> None:
         parser.error(f"{checkout} is not a checkout of gibil-bot")
     sys.path.insert(0, str(checkout))
     with _scratch() as folder:
+        # In `folder`, since `python -m` would find the package of this checkout in its working directory.
         for what, files in (
             ("one delivery (the bot)", asyncio.run(delivery(Trace(checkout, folder / "delivery"), folder))),
             ("gibil run NAME true (the command)", command(Trace(checkout, folder / "command"), folder)),
