@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("git_branch", metavar="GIT-BRANCH")
-@click.option("--ttl", metavar="DURATION", help="After that it is burned: 90s, 20m, 2h; a bare number is minutes.")
+@click.option("--ttl", metavar="DURATION", help="Time until it is burned: 90s, 20m, 2h; a bare number is minutes.")
 @click.option("--run", "command", metavar="COMMAND", help="Run this in /root/project once it is ready.")
 @provider_option
 @json_option
 def branch(git_branch: str, ttl: str | None, command: str | None, provider: str | None, as_json: bool) -> None:
-    """A machine for one branch of this checkout's origin.
+    """Forge a machine for one branch of this checkout's origin.
 
-    The machine's name is made of the branch's. With --run: waits until the branch is there and set up, runs the command, and
-    ends with its exit status; the machine stays until its time is up.
+    The machine's name is derived from the branch's. With --run: waits until the branch is cloned and set up, runs the command,
+    and ends with its exit status; the machine exists until its expiry.
 
     \b
     gibil branch feature/parser
@@ -52,7 +52,9 @@ async def _branch(git_branch: str, ttl: str | None, command: str | None, provide
     settings_of(provider)
     url = await origin_url(Path())
     if url is None:
-        raise UsageError("this folder is no git checkout with a remote called origin; go to one, or: gibil create --repo …")
+        raise UsageError(
+            "this folder is not a git checkout with a remote called 'origin'; change to one, or use gibil create --repo …"
+        )
     request = CreateRequest(repo=url, branch=git_branch, ttl=ttl, made_by="gibil branch")
     request = replace(request, name=validation.name_of_branch(git_branch))
     status = 0
@@ -67,7 +69,7 @@ async def _branch(git_branch: str, ttl: str | None, command: str | None, provide
             return await keep_interrupted(machines, [session], view, f"working on {git_branch}", as_json, named=command is None)
         finally:
             await session.close()
-            machines.told(session.name)  # the machine stays, however this ends, and was named while it was forged
+            machines.told(session.name)  # the machine remains however this ends, and the progress has named it
         if as_json:
             print_json(view)
         elif command is None:
@@ -79,18 +81,18 @@ async def _branch(git_branch: str, ttl: str | None, command: str | None, provide
 async def _run_there(session: MachineSession, command: str, view: dict[str, object], as_json: bool, began: float) -> int:
     session.on_connection = report_connection
     from gibil_bot.cli import stdin as our_stdin
-    from gibil_bot.cli.run import outcome_view, run_in_session, say_blocked
+    from gibil_bot.cli.run import outcome_view, print_blocked, run_in_session
 
     ready = await session.wait_ready()
-    await say_blocked(session, began)
+    await print_blocked(session, began)
     if not ready:
-        raise GibilError(f"{session.name} did not become ready; gibil logs {session.name} says why", code="PROVISION")
+        raise GibilError(f"{session.name} did not become ready; see gibil logs {session.name}", code="PROVISION")
     command = f"cd /root/project || exit 1\n{command}"
     stdin = our_stdin.forward(None)
     if as_json:
         began = time.monotonic()
         outcome = await session.run(command, stdin=stdin if stdin is not None else b"")
-        await say_blocked(session, began)
+        await print_blocked(session, began)
         view["run"] = outcome_view(outcome)
         return outcome.exit_code
     return await run_in_session(session, command, None, {}, stdin)

@@ -27,7 +27,7 @@ READ_LIMIT_BYTES = 64 * 1024 + 1
 def check(files: tuple[Path, ...], as_json: bool) -> None:
     """Validate workflow files and `.gibil.yml`.
 
-    Every problem of every file is reported.
+    Reports every problem of every file.
 
     Without FILES: this directory's `.gibil.yml` and `.gibil/workflows/`. A directory stands for the workflows in it: those
     of its `.gibil/workflows/` and its `.gibil.yml` where it has them, else its `*.yml` files.
@@ -58,7 +58,7 @@ def check(files: tuple[Path, ...], as_json: bool) -> None:
 
 
 def _workflow_files(named: tuple[Path, ...]) -> list[Path]:
-    """The files to check, each once. Raises UsageError where there is none."""
+    """Return the files to check, each once. Raises UsageError if there are none."""
     found: dict[Path, None] = {}
     for path in named or (Path(),):
         if not path.is_dir():
@@ -84,14 +84,14 @@ def _is_file_or_link(path: Path) -> bool:
 
 
 def _unusable(path: Path) -> UnusableFile | None:
-    """A file that the bot would not read, since it is no plain file of its repository: see runs/commit_files.py."""
+    """Return why the bot would not read a file that isn't a plain file of its repository, or None (runs/commit_files.py)."""
     parts = path.absolute().parts
     if parts[-3:-1] == (".gibil", "workflows"):
         depth = 3
     elif path.name in (".gibil.yml", ".gibil.yaml"):
         depth = 1
     else:
-        return None  # the operator's, which are read wherever they are
+        return None  # an operator's file, which may be a link
     folders = [Path(*parts[:end]) for end in range(len(parts) - depth + 1, len(parts))]
     if any(folder.is_symlink() for folder in folders):
         return UnusableFile.of("symlink", is_folder=True)

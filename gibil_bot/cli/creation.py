@@ -29,14 +29,15 @@ async def keep_interrupted(
     *,
     named: bool = True,
 ) -> int:
-    """Machines that can be used already are kept when the wait for them is interrupted: say how to go on. The exit status.
+    """Keep machines that can be used already when the wait for them is interrupted, and print how to go on.
 
-    `named`: their names go to stdout, as without the interruption. Where that can't be written (the terminal was closed) they
-    are destroyed, as their names would stay unknown; raises Interrupted then.
+
+    `named`: print their names to stdout, as without the interruption. If that fails (the terminal is closed), they are
+    destroyed, since their names would stay unknown, and Interrupted is raised. Returns the exit status.
     """
     from gibil_bot.views import timestamp
 
-    # What follows takes a moment, and has to be printed exactly once.
+    # A second Ctrl-C must not stop this message, which has to be printed exactly once.
     asyncio.get_running_loop().add_signal_handler(signal.SIGINT, lambda: None)
     names = [session.name for session in sessions]
     it, kept = ("it", "is kept") if len(names) == 1 else ("them", "are kept")
@@ -61,7 +62,7 @@ async def keep_interrupted(
 async def create_machines(
     machines: MachineService, request: CreateRequest, fleet: int | None, as_json: bool
 ) -> list[MachineSession]:
-    """Raises Interrupted when the machines created so far are destroyed."""
+    """Create machines and show the progress. Raises Interrupted after the machines created so far are destroyed."""
     begun: list[str] = []
     async with Progress() as progress:
 
@@ -82,7 +83,7 @@ async def create_machines(
 
 
 async def _cancel_creation(machines: MachineService, making: asyncio.Task[Any], names: list[str], as_json: bool) -> str:
-    """End a creation that was interrupted; return a sentence about its machines."""
+    """End an interrupted creation. Returns a sentence about its machines."""
     from gibil_bot.machines.validation import natural
 
     names = sorted(names, key=natural)
@@ -94,7 +95,7 @@ async def _cancel_creation(machines: MachineService, making: asyncio.Task[Any], 
         )
 
     def leave() -> None:
-        # At once: otherwise a request to a cloud is awaited until its timeout. The lock of our record ends with the process.
+        # Otherwise a request to a cloud would be awaited until its timeout. The creation record's lock ends with the process.
         os._exit(fail(Interrupted(_left_message(names)), as_json=as_json))
 
     # The loop has to read the first signal from its pipe before, or it would take it for the second.
@@ -106,14 +107,14 @@ async def _cancel_creation(machines: MachineService, making: asyncio.Task[Any], 
     if making.cancelled() or making.exception() is not None:
         if not making.cancelled() and isinstance(making.exception(), GibilError):
             print_message(str(making.exception()))
-    else:  # it was ready at that very moment
+    else:  # it became ready at that moment
         for session in making.result()[0]:
             await session.close()
         await machines.destroy(names)
     if not names:
         return _left_message([])
     left = names
-    with contextlib.suppress(GibilError):  # what the provider says of it
+    with contextlib.suppress(GibilError):  # the provider's state; it may not answer
         left = [name for name in names if await machines.forge.get(name) is not None]
     if not left:
         return f"interrupted; {', '.join(names)} {'are' if many else 'is'} destroyed"

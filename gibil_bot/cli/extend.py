@@ -16,7 +16,7 @@ from gibil_bot.cli.output import json_option, print_json, print_message
 @provider_option
 @json_option
 def extend(name: str, duration: str, provider: str | None, as_json: bool) -> None:
-    """Let a machine live longer, by DURATION: 90s, 20m, 2h; a bare number is minutes.
+    """Extend a machine's time to live by DURATION: 90s, 20m, 2h; a bare number is minutes.
 
     \b
     gibil extend agent-task 30m
@@ -34,5 +34,5 @@ async def _extend(name: str, duration: str, provider: str | None, as_json: bool)
     if as_json:
         print_json(machine_extended(machine))
     else:
-        print_message(f"{name} lives until {timestamp(machine.expires_at)}")
+        print_message(f"{name} now expires at {timestamp(machine.expires_at)}")
     return 0

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @provider_option
 @json_option
 def jobs(name: str, provider: str | None, as_json: bool) -> None:
-    """The background jobs of a machine.
+    """List the background jobs of a machine.
 
     \b
     gibil jobs agent-task
@@ -45,7 +45,7 @@ async def _jobs(name: str, provider: str | None, as_json: bool) -> int:
         seconds = max(0.0, ((entry.ended_at or now) - entry.started_at).total_seconds())
         exit_status = "-" if entry.exit_status is None else str(entry.exit_status)
         first = entry.script.partition("\n")[0][:60]
-        command = "what .gibil.yml asks for" if not entry.script else printed(first)
+        command = "set-up and tasks of .gibil.yml" if not entry.script else printed(first)
         rows.append((printed(entry.id), entry.status, exit_status, f"{seconds:.0f}s", command))
     print_text(table(rows, style=lambda number, line: paint.bold(line) if number == 0 else line))
     return 0

@@ -20,14 +20,14 @@ WARN_BEFORE_MINUTES = 5.0
 
 
 @click.command(name="list")
-@click.option("--all-providers", is_flag=True, help="Of every provider that is set up here.")
+@click.option("--all-providers", is_flag=True, help="Machines of every provider that is configured here.")
 @provider_option
 @json_option
 def list_(all_providers: bool, provider: str | None, as_json: bool) -> None:
-    """What machines there are.
+    """List machines.
 
-    The provider's own list: other laptops with the same access see the same. The bot's machines are in it with their run.
-    What is beyond its time is burned on the way.
+    The list comes from the provider: other computers with the same access see the same one. The machines of the bot are listed
+    with their run. Expired machines are burned first.
 
     \b
     gibil list
@@ -48,8 +48,8 @@ async def _list(all_providers: bool, provider: str | None, as_json: bool) -> int
         try:
             async with connected(name) as machines:
                 found = await machines.list_machines()
-                burned = await report_cleanup(machines)
-                for machine in (each for each in found if each.name not in burned):
+                destroyed = await report_cleanup(machines)
+                for machine in (each for each in found if each.name not in destroyed):
                     views.append({**machine_listed(machine, now), **await _cost(machines, machine)})
         except GibilError as error:
             if not all_providers:
@@ -71,7 +71,7 @@ async def _cost(machines: MachineService, machine: Machine) -> dict[str, object]
 
 def _show(views: list[dict[str, Any]]) -> None:
     if not views:
-        print_message("there are no machines; forge one: gibil create")
+        print_message("there are no machines; to create one: gibil create")
         return
     paint = Paint(sys.stdout)
     rows: list[tuple[str, ...]] = [("NAME", "PROVIDER", "STATUS", "ADDRESS", "LEFT", "FOR")]
@@ -91,7 +91,7 @@ def _show(views: list[dict[str, Any]]) -> None:
     for view, ends in zip(views, soon, strict=True):
         if ends:
             name = view["name"]
-            print_message(f"{name} is burned in {_left(view)}; more time: gibil extend {name} 30m")
+            print_message(f"{name} expires in {_left(view)}; to extend it: gibil extend {name} 30m")
 
 
 def _left(view: dict[str, Any]) -> str:

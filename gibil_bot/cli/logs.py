@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 @click.command()
 @name_argument
 @click.argument("job", required=False, metavar="[JOB]", shell_complete=complete_jobs)
-@click.option("--follow", "-f", is_flag=True, help="Go on until the job ends; a lost connection is made again.")
+@click.option("--follow", "-f", is_flag=True, help="Follow the output until the job ends; a lost connection is opened again.")
 @provider_option
 @json_option
 def logs(name: str, job: str | None, follow: bool, provider: str | None, as_json: bool) -> None:
-    """What a machine's set-up and tasks have printed, or a background job.
+    """Print the output of a machine's set-up and tasks, or of a background job.
 
-    Ctrl-C ends the following, and not the job.
+    Ctrl-C ends the command, not the job.
 
     \b
     gibil logs agent-task -f
@@ -53,7 +53,7 @@ async def _print_once(session: MachineSession, job: str | None, on_output: Calla
 async def _print(
     work: Callable[[Callable[[str, bytes], None]], Awaitable[int | None]], name: str, job_id: str, as_json: bool
 ) -> int:
-    """Passed through, or gathered into one JSON value with the exit status of a job that was followed to its end."""
+    """Copy the output to our streams, or print one JSON value, with the exit status of a job that was followed to its end."""
     if as_json:
         kept: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
         exit_code = await work(lambda stream, data: kept[stream].append(data))

@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 def plan(file: Path, comment: str | None, action: str | None, event_file: Path | None, as_json: bool) -> None:
     """Print what a workflow would do on an event, and do nothing.
 
-    The event is a COMMENT, an action of a pull request, or a recorded payload. Without a payload, the pull request is an
-    invented one: number 1, from the branch 'topic' into 'main'.
+    The event is a COMMENT, an action of a pull request, or a recorded payload. Without a payload, an example of a pull request
+    is used: number 1, from the branch 'topic' into 'main'.
 
     \b
     gibil plan .gibil/workflows/preview.yml '/gibil preview target=demo'
@@ -81,7 +81,7 @@ def _event(file: Path, comment: str | None, action: str | None, event_file: Path
     )
     person = Person(login="you")
     if action is not None:
-        pull_request = _invented_pull_request(1)
+        pull_request = _example_pull_request(1)
         return PullRequestChanged(
             installation_id=1, repository=repository, pull_request=pull_request, action=action, sender=person
         )
@@ -107,7 +107,7 @@ def _plans(file: Path, event: Event) -> tuple[Plan, ...]:
         note = f" (and {more} more: gibil check {file})" if more else ""
         raise UsageError(f"{known.problems[0].message}{note}", code="WORKFLOW_INVALID")
     if isinstance(event, CommentCreated):
-        facts = _facts(event, _invented_pull_request(event.number), event.author.login, event.event_name)
+        facts = _facts(event, _example_pull_request(event.number), event.author.login, event.event_name)
         asked = commands.parse(event.body)
         if not asked:
             print_message("there is no command in this comment; a command is a line such as /gibil test")
@@ -124,7 +124,7 @@ def _plans(file: Path, event: Event) -> tuple[Plan, ...]:
 
 
 def plan_text(plan: Plan) -> str:
-    """A plan for people: the machine, the tasks and which of them are skipped, inputs, secrets and limits."""
+    """Render a plan for people: the machine, the tasks and which of them are skipped, inputs, secrets and limits."""
     machine = plan.machine
     wanted = [machine.server_type or machine.size, machine.image or "", machine.location or ""]
     wanted += [f"{value} MB of {name}" for name, value in (("memory", machine.memory_mb), ("disk", machine.disk_mb)) if value]
@@ -147,7 +147,7 @@ def plan_text(plan: Plan) -> str:
 
 
 def _when(plan: Plan, task: TaskPlan) -> str:
-    """Whether a task runs, for each way in which the tasks before it may end."""
+    """Return in which cases a task runs, depending on how the tasks before it end."""
     from gibil_bot.planning import expressions
 
     runs_after = [
@@ -188,8 +188,8 @@ def _facts(event: CommentCreated | PullRequestChanged, pull_request: PullRequest
     )
 
 
-def _invented_pull_request(number: int) -> PullRequest:
-    """A comment's payload tells the number and nothing more; the bot would ask GitHub."""
+def _example_pull_request(number: int) -> PullRequest:
+    """Return a pull request: a comment's payload has only its number, and the bot would read the rest from GitHub."""
     return PullRequest(
         number=number,
         title="A pull request",

@@ -1,4 +1,4 @@
-"""`gibil providers`: who forges machines, which ones, and what they cost."""
+"""`gibil providers`: the providers, and the sizes and prices of their machines."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 @click.command()
 @json_option
 def providers(as_json: bool) -> None:
-    """Who forges machines: sizes, locations, prices.
+    """List the providers that forge machines: sizes, locations, prices.
 
-    Read from the provider at this moment; `local` is tried by really forging a machine. Prices are net, for each started hour.
+    Everything is read from the provider now; `local` is checked by forging a machine. Prices are net, for each started hour.
 
     \b
     gibil providers
@@ -52,7 +52,7 @@ async def _providers(as_json: bool) -> int:
 
 
 async def _view(name: str, settings: Settings) -> dict[str, Any]:
-    """One provider for programs. What is not available has `problem`, and no sizes."""
+    """Return one provider as JSON. An unavailable one has `problem`, and no sizes."""
     from gibil_bot.machines.costs import sizes_view
     from gibil_bot.machines.service import open_machines, settings_for
 

@@ -1,4 +1,4 @@
-"""`gibil run`: a command on a machine, as if it ran here."""
+"""`gibil run`: a command on a machine, with the streams and exit status of a local one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SECONDS = re.compile(r"\d{1,9}(\.\d{1,3})?", re.ASCII)
 
 
 class _Run(click.Command):
-    """What follows `--` is the command, options included."""
+    """Takes everything after `--` as the command, options included."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         args, words = split_words(args)
@@ -41,14 +41,14 @@ class _Run(click.Command):
             raise
         if words is not None:
             if ctx.params.get("command") is not None:
-                raise click.UsageError("the command is either before `--` or after it, and here it is in both places.", ctx)
+                raise click.UsageError("the command is given twice, before and after `--`: remove one.", ctx)
             ctx.params["command"] = as_line(words)
         elif ctx.params.get("command") is None and not ctx.resilient_parsing:
             raise click.MissingParameter(ctx=ctx, param=next(each for each in self.params if each.name == "command"))
         return left
 
     def _advice(self, args: list[str]) -> str:
-        """How the user's own words are written, where it is clear which of them are the command's."""
+        """Return how to write the user's command; a general example if it is unclear where the command begins."""
         ours = {option for each in self.params for option in each.opts if option.startswith("-")}
         if len(args) < 3 or args[0].startswith("-") or ours.intersection(args):
             args = ["NAME", "ls", "-la"]
@@ -58,18 +58,18 @@ class _Run(click.Command):
 
 
 def split_words(args: list[str]) -> tuple[list[str], list[str] | None]:
-    """What is before `--`, and what is after it; None where there is none."""
+    """Return the arguments before `--` and those after it; None if there is no `--`."""
     cut = args.index("--") if "--" in args else None
     return (args, None) if cut is None else (args[:cut], args[cut + 1 :])
 
 
 def as_line(words: Sequence[str]) -> str:
-    """A line of shell of what followed `--`: one word is such a line; several are a program and its arguments, as they are."""
+    """Return a line of shell: one word is such a line; several words are a program and its arguments, which are quoted."""
     return words[0] if len(words) == 1 else shlex.join(words)
 
 
 def _is_unquoted(error: click.UsageError, args: list[str]) -> bool:
-    """Whether words of the command were parsed as our options and arguments. (A word with a blank in it was quoted.)"""
+    """Return whether words of the command were parsed as options and arguments of gibil. (A word with a blank was quoted.)"""
     if isinstance(error, click.NoSuchOption):
         return not any(" " in word for word in args)
     return type(error) is click.UsageError and error.message.startswith("Got unexpected extra argument")
@@ -78,14 +78,20 @@ def _is_unquoted(error: click.UsageError, args: list[str]) -> bool:
 @click.command(cls=_Run, options_metavar="[OPTIONS]")
 @name_argument
 @click.argument("command", metavar="COMMAND", required=False)
-@click.option("--timeout", metavar="DURATION", help="Kill it after that: 90s, 5m; a bare number is seconds. Exit status 124.")
-@click.option("--background", is_flag=True, help="Print a job's id at once; it goes on whatever becomes of us.")
-@click.option("--env", "env", multiple=True, metavar="NAME=VALUE", help="For this command; repeatable.")
+@click.option(
+    "--timeout",
+    metavar="DURATION",
+    help="Kill the command after this time: 90s, 5m; a bare number is seconds. Exit status 124.",
+)
+@click.option(
+    "--background", is_flag=True, help="Start a background job and print its id; it survives this command and its connection."
+)
+@click.option("--env", "env", multiple=True, metavar="NAME=VALUE", help="A variable for this command; repeatable.")
 @click.option(
     "--stdin/--no-stdin",
     "wants_stdin",
     default=None,
-    help=f"Wait for our stdin however long it takes, or don't pass it on. By default a pipe that stays silent for "
+    help=f"Wait for stdin however long it takes, or don't pass it on. By default a pipe that stays silent for "
     f"{our_stdin.FIRST_BYTE_S:g} s counts as empty.",
 )
 @provider_option
@@ -102,13 +108,13 @@ def run(
 ) -> None:
     """Run a command on a machine, in /root.
 
-    COMMAND is one line of shell: quote it. Or write a program and its arguments after `--`. Both streams come through as they
-    are written, a pipe or a file as stdin goes to the command, Ctrl-C goes to it (a second one kills it), and the exit status
-    is the command's. In the background it has no stdin, and survives the connection: `gibil jobs` and `gibil logs` show it.
+    COMMAND is one line of shell: quote it. Or write a program and its arguments after `--`. stdout and stderr are passed on
+    unchanged, stdin too if it is a pipe or a file, Ctrl-C interrupts the command (a second one kills it), and the exit status
+    is the command's. A background job has no stdin: see `gibil jobs` and `gibil logs`.
 
-    An exit status that is gibil's own (2: no such machine, wrong use; 3: provider; 4: SSH) may be the command's, too. Messages
-    of gibil itself begin with `gibil:` on stderr; with --json its failures have a `code`, and results have none. In a
-    loop that reads a list from stdin, use --no-stdin, or the command reads the list.
+    The exit statuses of gibil itself (2: no such machine, wrong use; 3: provider; 4: SSH) may also be the command's.
+    Messages of gibil itself begin with `gibil:` on stderr; with --json, its failures have a `code` and results don't. In a loop
+    that reads a list from stdin, use --no-stdin, or the command reads the list.
 
     \b
     gibil run agent-task "cd /root/project && pnpm install && pnpm test"
@@ -134,7 +140,7 @@ def _timeout_s(text: str | None) -> float | None:
 
     seconds = float(text) if _SECONDS.fullmatch(text) else float(words.duration_seconds(text))
     if seconds <= 0:
-        raise UsageError("--timeout: a command needs some time")
+        raise UsageError("--timeout must be longer than 0 seconds")
     return seconds
 
 
@@ -161,7 +167,7 @@ async def _run(
             return await run_in_session(session, command, timeout_s, env, stdin)
         began = time.monotonic()
         outcome = await _interruptible(session, command, timeout_s, env, stdin, None)
-        await say_blocked(session, began)
+        await print_blocked(session, began)
         print_json(outcome_view(outcome))
         return outcome.exit_code
 
@@ -176,7 +182,7 @@ def outcome_view(outcome: Outcome) -> dict[str, object]:
 async def run_in_session(
     session: MachineSession, command: str, timeout_s: float | None, env: dict[str, str], stdin: AsyncIterator[bytes] | None
 ) -> int:
-    """With both streams passed through. Raises ReaderGone when nobody reads ours; the command is killed then."""
+    """Run a command and copy both streams. Raises ReaderGone, and kills the command, when our stdout has no reader."""
     task = asyncio.current_task()
     assert task is not None
     copier = StreamCopier(task.cancel)
@@ -188,14 +194,14 @@ async def run_in_session(
             task.uncancel()
             raise copier.broken from None
         raise
-    await say_blocked(session, began)
+    await print_blocked(session, began)
     if outcome.timed_out:
         print_message(f"the command took longer than {timeout_s:g} s, and was killed")
     return outcome.exit_code
 
 
-async def say_blocked(session: MachineSession, since: float) -> None:
-    """On stderr, what the machine was kept from reaching: the programs on it seldom say why."""
+async def print_blocked(session: MachineSession, since: float) -> None:
+    """Print the hosts that the machine was not allowed to reach: programs on it rarely report the reason."""
     for line in await session.blocked(since):
         print_message(line)
 
@@ -208,7 +214,7 @@ async def _interruptible(
     stdin: AsyncIterator[bytes] | None,
     copier: StreamCopier | None,
 ) -> Outcome:
-    """The first Ctrl-C is the command's to handle; the second one kills it."""
+    """Run a command; the first Ctrl-C interrupts it, the second one kills it."""
     from gibil_bot.machines.session import new_tag
 
     tag = new_tag()

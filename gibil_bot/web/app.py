@@ -36,17 +36,17 @@ log = logging.getLogger("gibil.web")
 BODY_LIMIT_BYTES = 25 * 1024 * 1024
 """GitHub sends nothing larger: https://docs.github.com/webhooks/webhook-events-and-payloads#payload-cap."""
 STORED_WITHIN_S = 8.5
-"""A disk that hangs must not keep GitHub waiting until it gives up, which takes 10 s: 503 says what happened."""
+"""A disk that hangs must not let GitHub wait until its timeout of 10 s: 503 reports the reason."""
 GUID_LIMIT = 128
 _SIGNATURE = re.compile(rb"sha256=[0-9a-f]{64}")
 _CLOSE = (b"connection", b"close")  # the rest of the body is not read
 _UNSIGNED = "X-Hub-Signature-256 is missing or wrong: compare the App's webhook secret with the bot's"
-_NOT_JSON = "the body is not a JSON object: the App's webhook has to send application/json\n"
+_NOT_JSON = "the body is not a JSON object: set the content type of the App's webhook to application/json\n"
 _COMMA = "; the bot takes commas in GIBIL_GITHUB_WEBHOOK_SECRET as separators of several secrets, so none may contain one"
 
 
 class _AnyObject(msgspec.Struct):
-    """Decoding to this checks that a body is one JSON object, and builds nothing."""
+    """Checks that a body is one JSON object without building it."""
 
 
 _json_object = msgspec.json.Decoder(_AnyObject)
@@ -100,9 +100,9 @@ class WebhookRoute:
         return f"{_UNSIGNED}{_COMMA if len(self._secrets) > 1 else ''}\n"
 
     async def _accept(self, scope: Scope, receive: Receive) -> _Reply:
-        # What the head alone decides closes the connection: reading the body would be work for a stranger.
+        # What the head alone decides closes the connection: the body of an unauthenticated client isn't read.
         if scope["method"] != "POST":
-            return 405, "deliveries are posted here\n", (b"allow", b"POST"), _CLOSE
+            return 405, "send deliveries with POST\n", (b"allow", b"POST"), _CLOSE
         signature = guid = event = None
         for name, value in scope["headers"]:
             if name == b"x-hub-signature-256":
@@ -121,7 +121,7 @@ class WebhookRoute:
         if not webhook.verify(body, signature.decode("ascii"), self._secrets):
             return 401, self._unsigned()
         if not guid or len(guid) > GUID_LIMIT or not event or len(event) > GUID_LIMIT:
-            return 400, "X-GitHub-Delivery and X-GitHub-Event are needed\n"
+            return 400, "the headers X-GitHub-Delivery and X-GitHub-Event are required\n"
         if not _is_utf8(body):
             return 400, _NOT_JSON
         received_at = datetime.now(UTC)
@@ -134,15 +134,15 @@ class WebhookRoute:
         try:
             new = await self._in_time(self._bot.store.inbox.accept(delivery, handled=handled, observed=observed))
         except (StoreError, TimeoutError) as error:
-            # GitHub shows it as failed, and the reaper asks for it again. Should it be stored later, that changes nothing.
+            # GitHub shows it as failed, and the reaper asks for it again. If it is stored after all, that changes nothing.
             why = error.message if isinstance(error, StoreError) else f"not within {STORED_WITHIN_S:g} s: is its disk hanging?"
             log.error("delivery %s could not be stored: %s", guid, why)
             self._bot.delivery_lost()
-            return 503, "the delivery could not be stored; it is asked for again\n"
+            return 503, "the delivery could not be stored; the bot will ask GitHub for it again\n"
         return 202, "accepted\n" if new else "accepted before\n"
 
     async def _in_time(self, storing: Awaitable[bool]) -> bool:
-        """asyncio.timeout would do, and costs a twentieth of a delivery. Raises TimeoutError."""
+        """Await with STORED_WITHIN_S, cheaper than asyncio.timeout by a twentieth of a delivery. Raises TimeoutError."""
         task = asyncio.current_task()
         assert task is not None
         expired = False
@@ -200,7 +200,7 @@ class _Pages:
 
 
 async def _not_found(request: Request, error: Exception | None = None) -> Response:
-    return _json({"error": "there is nothing here", "code": "NOT_FOUND"}, 404)
+    return _json({"error": "there is no such page", "code": "NOT_FOUND"}, 404)
 
 
 async def _only_get(request: Request, error: Exception) -> Response:
@@ -212,7 +212,7 @@ def _json(value: object, status: int = 200) -> Response:
 
 
 def _is_too_large(content_length: bytes) -> bool:
-    """Leading zeros are legal (RFC 9110, 8.6), and `int` raises ValueError above 4300 digits."""
+    """Return whether a Content-Length is too large. Leading zeros are legal (RFC 9110, 8.6); `int` rejects over 4300 digits."""
     digits = content_length.lstrip(b"0")
     return digits.isdigit() and (len(digits) > len(str(BODY_LIMIT_BYTES)) or int(digits) > BODY_LIMIT_BYTES)
 
@@ -241,7 +241,7 @@ async def _send(send: Send, status: int, body: bytes, content_type: bytes, *more
 
 
 async def _read(receive: Receive) -> bytes | None:
-    """The body; None when it is too large. Raises _ClientGone."""
+    """Return the body, or None if it is too large. Raises _ClientGone."""
     chunks: list[bytes] = []
     size = 0
     while True:

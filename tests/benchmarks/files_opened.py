@@ -95,7 +95,6 @@ async def delivery(trace: Trace, folder: Path) -> list[str]:
             if bot.returncode is None:
                 bot.terminate()
             await bot.wait()
-        await github.settled()
     return trace.entered(bot.pid, begin_s, end_s)
 
 

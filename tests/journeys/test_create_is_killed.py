@@ -189,7 +189,7 @@ def test_a_server_whose_maker_was_killed_is_burned(hetzner: Cloud, at_hetzner: C
         until(lambda: double.state.servers, "the server is made")
     else:
         assert process.stderr is not None
-        while b"forged lost" not in process.stderr.readline():
+        while b"created lost" not in process.stderr.readline():
             assert process.poll() is None
         assert said_of_the_dead(line) == "", "its maker lives"
     assert hetzner.names == (set() if moment == "asked for" else {"lost"})
@@ -214,7 +214,7 @@ def test_a_second_ctrl_c_leaves_the_clean_up_to_the_next_command(hetzner: Cloud,
     answer = asyncio.Event()
     process = line.start("create", "--name", "lost", "--json")
     assert process.stderr is not None
-    while b"forged lost" not in process.stderr.readline():
+    while b"created lost" not in process.stderr.readline():
         assert process.poll() is None
     fault = Fault("DELETE", r"/servers/\d+", hang=answer)
     double.api.faults.append(fault)

@@ -29,7 +29,7 @@ async def all_of(wanted: bool | None) -> bytes | None:
 
 async def test_a_pipe_that_stays_silent_counts_as_empty_and_that_is_said(pipe: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert await all_of(None) == b""
-    assert "nothing has come on stdin for 0.05 s" in capsys.readouterr().err
+    assert "stdin has been silent for 0.05 s" in capsys.readouterr().err
 
 
 async def test_a_silent_pipe_is_waited_for_when_asked_and_after_its_first_byte(
