@@ -1,4 +1,4 @@
-"""The JSON that others read, made from our nouns: the command line's, `GET /runs/{id}`'s, the metrics'."""
+"""JSON views of machines and runs, for the command line, MCP and `GET /runs/{id}`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from datetime import UTC, datetime
 from gibil_bot.model import Machine, Refusal, Refusals, Run, TaskResult
 
 _MOST_BLOCKED, _MOST_PORTS, _MOST_CHARACTERS = 10, 3, 800
-"""Endpoints, and those of one host, that one sentence names; a machine chooses how many there are and how long they are."""
+"""How many endpoints, and endpoints of one host, one sentence names: a machine chooses their number and length."""
 
 
 def timestamp(moment: datetime | None) -> str | None:
-    """RFC 3339 in UTC, whole seconds, as GitHub writes it."""
+    """Return RFC 3339 in UTC with whole seconds, like GitHub."""
     return None if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def blocked_view(refusals: Refusals) -> list[str]:
-    """What a machine was kept from reaching, as sentences: at most one about other hosts, and one about the machine itself."""
+    """Return blocked connections as sentences: at most one about other hosts, and one about the machine itself."""
     lines = []
     for itself in (False, True):
         hosts: dict[str, list[str]] = {}
@@ -50,7 +50,7 @@ def _endpoint(refusal: Refusal) -> str:
 
 
 def run_view(run: Run, results: Sequence[TaskResult]) -> dict[str, object]:
-    """A run for programs. It holds no output: whoever may see the check run sees it there."""
+    """Return a run as JSON, without its output, which only readers of the check run may see."""
     return {
         "id": run.id,
         "repository": run.source.repository.full_name,
@@ -77,11 +77,11 @@ def run_view(run: Run, results: Sequence[TaskResult]) -> dict[str, object]:
 
 
 def machine_created(machine: Machine) -> dict[str, object]:
-    """What `create` prints, once SSH answers.
+    """Return what `create` prints once SSH answers.
 
-    No provider keeps the key that opens it (it is derived where we are, and goes along in the user-data), so there is no
-    `ssh_key_id`. A cloud project's shared key is not named: it opens nothing, and whoever tidies up "the machine's key" at the
-    end would take it from all the others.
+    `ssh_key_id` is null, since no provider stores the key that opens the machine: it is derived here and passed in the
+    user-data. A cloud project's shared key isn't named: it opens nothing, and a user who deletes "the machine's key" at the
+    end would delete it for all machines.
     """
     ttl = _ttl_minutes(machine)
     return {
@@ -102,7 +102,7 @@ def machine_created(machine: Machine) -> dict[str, object]:
 
 
 def machine_listed(machine: Machine, now: datetime) -> dict[str, object]:
-    """One machine of `list`. `labels` says who made it and what for; `run` is there for those of the bot."""
+    """Return one machine of `list`. `labels` has its owner and purpose; machines of the bot have `run`."""
     labels = {name: value for name, value in machine.labels.items() if name != "creation"}
     return {
         "name": machine.name,
@@ -128,16 +128,16 @@ def machine_extended(machine: Machine) -> dict[str, object]:
 
 
 def machine_destroyed(name: str, *, was_there: bool) -> dict[str, object]:
-    """An absent machine is as destroyed as one that was burned now."""
+    """Return the result of `destroy`: an absent machine also counts as destroyed."""
     return {"name": name, "status": "destroyed", "destroyed": True, "was_already_destroyed": not was_there}
 
 
 def _server_id(machine: Machine) -> int | str:
-    """The provider's own: a number where it numbers its machines (Hetzner), as its API and its tools have it."""
+    """Return the provider's id: a number if it numbers its machines (Hetzner), as in its API and tools."""
     return int(machine.id) if machine.id.isdecimal() and machine.id != machine.name else machine.id
 
 
 def _ttl_minutes(machine: Machine) -> int | float:
-    """From its creation to its expiry. Whole where it is whole; a cloud's clock may differ by a second or two."""
+    """Return the minutes from creation to expiry, rounded, since a cloud's clock may differ by a second or two."""
     minutes = round((machine.expires_at - machine.created_at).total_seconds() / 60, 1)
     return int(minutes) if minutes == int(minutes) else minutes

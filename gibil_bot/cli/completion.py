@@ -1,4 +1,4 @@
-"""`gibil completion`: the words of the command line, for a shell's Tab key."""
+"""`gibil completion`: a script that completes gibil's arguments in a shell."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import click
 from gibil_bot.cli.output import json_option, print_json, print_text
 
 _ZSH_BEGIN = """
-# A ~/.zshrc that doesn't set up zsh's completion: do it here, without a question about insecure folders.
+# A ~/.zshrc that doesn't set up zsh's completion: do it here, without the question about insecure folders.
 if ! (( $+functions[compdef] )); then
     autoload -Uz compinit && compinit -i
 fi
@@ -19,7 +19,7 @@ fi
 @json_option
 @click.pass_context
 def completion(context: click.Context, shell: str, as_json: bool) -> None:
-    """Print a shell's completion of this command: commands, options, machines, jobs, workflows.
+    """Print a completion script for a shell: commands, options, machines, jobs, workflows.
 
     \b
     eval "$(gibil completion bash)"            in ~/.bashrc

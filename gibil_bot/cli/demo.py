@@ -1,4 +1,4 @@
-"""`gibil demo`: the whole journey on this box."""
+"""`gibil demo`: from a comment to a check run, on this computer alone."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from gibil_bot.errors import GibilError
 
 
 @click.command()
-@click.option("--failing", is_flag=True, help="A pull request that breaks a test.")
-@click.option("--keep", is_flag=True, help="Leave the bot and its GitHub running, and say how to comment with curl.")
+@click.option("--failing", is_flag=True, help="Show a pull request that breaks a test.")
+@click.option("--keep", is_flag=True, help="Keep the bot and its GitHub running, and print how to comment with curl.")
 @json_option
 def demo(failing: bool, keep: bool, as_json: bool) -> None:
     """Watch a comment become a check run.
 
-    Starts the real bot beside a small GitHub of its own, opens a pull request, comments `/gibil test`, and shows what
-    happens. Needs no network, no account, nothing but Python and git. Exit status 0 when the check run is `success`.
-    With --json the story is told on stderr, and its outcome on stdout.
+    Starts the real bot and a small GitHub for it, opens a pull request, comments `/gibil test`, and shows what happens.
+    Needs Python and git, but no network and no account. Exit status 0 if the check run is `success`.
+    With --json the progress is on stderr, and the result on stdout.
     """
     from gibil_bot.demo.demo import INTERRUPTED, run_demo
 
-    told: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
 
     def on_verdict(view: dict[str, Any]) -> None:
-        told.append(view)
+        results.append(view)
         if as_json:
             print_json(view)
 
@@ -37,8 +37,8 @@ def demo(failing: bool, keep: bool, as_json: bool) -> None:
         status = asyncio.run(run_demo(failing=failing, keep=keep, out=out, on_verdict=on_verdict))
     except BrokenPipeError:
         raise ReaderGone from None
-    if as_json and not told:
+    if as_json and not results:
         if status == INTERRUPTED:
             raise KeyboardInterrupt
-        raise GibilError("the demonstration came to no verdict; what was told of it says why", code="DEMO")
+        raise GibilError("the demonstration ended without a check run; the messages above have the reason", code="DEMO")
     sys.exit(status)

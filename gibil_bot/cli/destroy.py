@@ -1,4 +1,4 @@
-"""`gibil destroy`: burn machines."""
+"""`gibil destroy`: destroy machines."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gibil_bot.cli.complete import complete_fleets, complete_names
-from gibil_bot.cli.create import tell_swept
-from gibil_bot.cli.machine import connected, provider_option, run_async
-from gibil_bot.cli.output import json_option, print_json, say
+from gibil_bot.cli.completers import complete_fleets, complete_names
+from gibil_bot.cli.machine import connected, provider_option, report_cleanup, run_async
+from gibil_bot.cli.output import json_option, print_json, print_message
 from gibil_bot.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,17 +18,17 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="NAME...", shell_complete=complete_names)
-@click.option("--all", "everything", is_flag=True, help="All of yours; what the bot is working on stays.")
+@click.option("--all", "everything", is_flag=True, help="All of your machines, but not those of the bot's runs.")
 @click.option("--fleet", metavar="ID", help="All machines of a fleet.", shell_complete=complete_fleets)
-@click.option("--force", is_flag=True, help="With --all: the bot's machines, too.")
+@click.option("--force", is_flag=True, help="With --all: also the machines of the bot's runs.")
 @provider_option
 @json_option
 def destroy(
     names: tuple[str, ...], everything: bool, fleet: str | None, force: bool, provider: str | None, as_json: bool
 ) -> None:
-    """Burn machines. One that is not there is no failure.
+    """Burn machines. A machine that doesn't exist is not a failure.
 
-    Returns when they are gone. With one NAME, --json prints one value; with several, --all or --fleet a list.
+    Returns when they no longer exist. With one NAME, --json prints one value; with several, --all or --fleet, a list.
 
     \b
     gibil destroy agent-task --json
@@ -37,9 +36,9 @@ def destroy(
     gibil destroy --all
     """
     if sum((bool(names), everything, fleet is not None)) != 1:
-        raise UsageError("say which machines: their names, or --fleet ID, or --all")
+        raise UsageError("name the machines: NAME..., --fleet ID or --all")
     if force and not everything:
-        raise UsageError("--force belongs to --all")
+        raise UsageError("--force needs --all")
     sys.exit(run_async(_destroy(names, everything, fleet, force, provider, as_json)))
 
 
@@ -48,37 +47,37 @@ async def _destroy(
 ) -> int:
     async with connected(provider) as machines:
         if everything:
-            burned = await machines.destroy_all(with_runs=force)
+            results = await machines.destroy_all(with_runs=force)
         elif fleet is not None:
-            burned = await machines.destroy_fleet(fleet)
+            results = await machines.destroy_fleet(fleet)
         else:
-            burned = await machines.destroy(names)
-            if len(names) == 1 and burned[0].problem is not None:
-                raise burned[0].problem
-        await tell_swept(machines)
-    for one in burned:
-        if one.problem is not None:
-            say(f"{one.name}: {one.problem.message}", sys.stderr)
+            results = await machines.destroy(names)
+            if len(names) == 1 and results[0].problem is not None:
+                raise results[0].problem
+        await report_cleanup(machines)
+    for result in results:
+        if result.problem is not None:
+            print_message(f"{result.name}: {result.problem.message}")
         elif not as_json:
-            say(f"{one.name} {'is burned' if one.was_there else 'was not there'}", sys.stderr)
+            print_message(f"{result.name} {'is destroyed' if result.was_there else 'did not exist'}")
     if as_json:
-        views = [_view(one) for one in burned]
+        views = [_view(result) for result in results]
         print_json(views[0] if len(names) == 1 else views)
-    elif not burned:
-        say("there is nothing to burn", sys.stderr)
-    return max((one.problem.exit_status for one in burned if one.problem is not None), default=0)
+    elif not results:
+        print_message("no machine to destroy")
+    return max((result.problem.exit_status for result in results if result.problem is not None), default=0)
 
 
-def _view(burned: DestroyResult) -> dict[str, object]:
+def _view(result: DestroyResult) -> dict[str, object]:
     from gibil_bot.views import machine_destroyed
 
-    if burned.problem is None:
-        return machine_destroyed(burned.name, was_there=burned.was_there)
+    if result.problem is None:
+        return machine_destroyed(result.name, was_there=result.was_there)
     return {
-        "name": burned.name,
+        "name": result.name,
         "status": "running",
         "destroyed": False,
         "was_already_destroyed": False,
-        "error": burned.problem.message,
-        "code": burned.problem.code,
+        "error": result.problem.message,
+        "code": result.problem.code,
     }

@@ -1,4 +1,4 @@
-"""`gibil doctor`: checks every setting and everything around the bot, and says the one thing to do for each failure."""
+"""`gibil doctor`: checks the settings and everything around the bot, and prints a fix for each failure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 import click
 
-from gibil_bot.cli.output import Paint, json_option, print_json, print_text, say
+from gibil_bot.cli.output import Paint, json_option, print_json, print_message, print_text
 from gibil_bot.config import Settings, load_settings, loose_mode, require_github
 from gibil_bot.errors import ConfigurationError, GibilError, GitHubError, StoreError, Unavailable
 
@@ -23,7 +23,7 @@ PROBE_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. With a `fix` although it is ok: worth a look, and nothing fails without it."""
+    """The result of one check. A `fix` with `ok` is advice: nothing fails without it."""
 
     name: str
     ok: bool
@@ -34,10 +34,9 @@ class Finding:
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Check the set-up, and say for each failure what to do.
+    """Check the set-up, and print a fix for each failure.
 
-    Really forges and burns a machine, opens the database, and asks GitHub who we are. Exit status 6 when something
-    has to be done.
+    Forges and burns a machine, opens the database, and reads the App from GitHub. Exit status 6 if something has to be fixed.
     """
     findings = asyncio.run(_collect(as_json))
     healthy = all(finding.ok for finding in findings)
@@ -95,7 +94,7 @@ async def _findings() -> AsyncIterator[Finding]:
 
 
 def _registration(settings: Settings) -> Finding:
-    """The link to GitHub's form, filled in."""
+    """Return the link to GitHub's form, filled in."""
     from gibil_bot.github.registration import registration_url, shipped_manifest
 
     url = registration_url(shipped_manifest(), settings.github_url, webhook_url=_webhook_url(settings))
@@ -115,7 +114,7 @@ def _webhook_url(settings: Settings) -> str:
 def _tools() -> Finding:
     git = shutil.which("git")
     if git is None:
-        return Finding("git", False, "not found on this box", "install it: apt-get install git")
+        return Finding("git", False, "not found on this computer", "install it: apt-get install git")
     return Finding("git", True, git)
 
 
@@ -132,10 +131,13 @@ def _data_dir(settings: Settings) -> Finding:
         )
     if (loose := loose_mode(path)) is not None:
         detail = f"{path} has mode {loose:o}: other users can list its logs and machines"
-        return Finding("GIBIL_DATA_DIR", False, detail, f"chmod 700 {path}; gibil serve does it, too")
+        return Finding("GIBIL_DATA_DIR", False, detail, f"chmod 700 {path}; gibil serve does it as well")
     if free < LOW_DISK_BYTES:
         return Finding(
-            "GIBIL_DATA_DIR", False, f"{path} has {free // 1024**2} MiB free", "free some space: machines and logs live there"
+            "GIBIL_DATA_DIR",
+            False,
+            f"{path} has {free // 1024**2} MiB free",
+            "free some space: machines and logs are stored there",
         )
     return Finding("GIBIL_DATA_DIR", True, f"{path}, {free // 1024**3} GiB free")
 
@@ -150,9 +152,9 @@ async def _database(settings: Settings) -> Finding:
         finally:
             await store.close()
     except StoreError as error:
-        return Finding("GIBIL_DATABASE_URL", False, error.message, "look at the file's place, its owner and the free space")
+        return Finding("GIBIL_DATABASE_URL", False, error.message, "check the file's path, its owner and the free space")
     waiting = counts["deliveries_unhandled"], counts["runs_queued"], counts["tellings_due"]
-    detail = "{} deliveries to handle, {} runs queued, {} things to tell GitHub".format(*waiting)
+    detail = "{} deliveries to handle, {} runs queued, {} notifications to publish".format(*waiting)
     return Finding("database", True, detail)
 
 
@@ -162,10 +164,10 @@ async def _workflows(settings: Settings) -> Finding:
 
     found = catalogue(await asyncio.to_thread(operator_workflows(settings)), {}, base_ref="")
     if found.problems:
-        return Finding("workflows", False, found.problems[0].message, "correct the file; `gibil check FILE` shows everything")
+        return Finding("workflows", False, found.problems[0].message, "correct the file; `gibil check FILE` shows all problems")
     if not found.workflows:
         return Finding(
-            "workflows", False, f"{settings.workflows} holds none", "put a .yml file there, or leave GIBIL_WORKFLOWS unset"
+            "workflows", False, f"{settings.workflows} has no workflow", "add a .yml file to it, or unset GIBIL_WORKFLOWS"
         )
     return Finding("workflows", True, ", ".join(sorted(workflow.name for workflow in found.workflows)))
 
@@ -176,7 +178,7 @@ async def _provider(settings: Settings) -> Finding:
 
     provider = open_provider(settings)
     try:
-        with notices(provider, lambda what: say(f"{what} …", sys.stderr)):
+        with notices(provider, lambda what: print_message(f"{what} …")):
             async with asyncio.timeout(PROBE_TIMEOUT_S):
                 can = await provider.probe()
     except Unavailable as error:
@@ -186,22 +188,26 @@ async def _provider(settings: Settings) -> Finding:
             f"provider {provider.name}",
             False,
             f"no machine within {PROBE_TIMEOUT_S:.0f} s",
-            "look at keeper.log in the data dir",
+            "see local/keeper.log in the data directory",
         )
     except GibilError as error:
-        return Finding(f"provider {provider.name}", False, error.message, "look at keeper.log in the data dir")
+        return Finding(f"provider {provider.name}", False, error.message, "see local/keeper.log in the data directory")
     finally:
         await provider.close()
-    did = f"forged and burned a machine in {can.forged_in_s * 1000:.0f} ms" if can.forged_in_s else "answers, and has machines"
+    did = (
+        f"created and destroyed a machine in {can.forged_in_s * 1000:.0f} ms"
+        if can.forged_in_s
+        else "the provider answers, and can create machines"
+    )
     detail = (
         f"{did} (tier {can.tier}, memory limit: {can.memory_limit}, disk limit: {can.disk_limit}, processors: {can.cpu_limit})"
     )
     if "polled" in (can.memory_limit, can.disk_limit):
-        detail += "; polled is looked at twice a second and then acted on, which guards against accidents, not against attacks"
+        detail += "; polled limits are checked twice a second, which stops accidents, not attacks"
     if can.inherited:
         detail += (
-            f"; machines have what the process had that started their daemon, since it cannot be undone: "
-            f"{', '.join(can.inherited)} (it ends by itself half a minute after its last machine)"
+            f"; machines inherit what the process had that started their daemon: {', '.join(can.inherited)} "
+            "(the daemon ends half a minute after its last machine)"
         )
     return Finding(f"provider {provider.name}", True, detail)
 
@@ -211,7 +217,7 @@ async def _github(settings: Settings) -> list[Finding]:
     from gibil_bot.github.registration import differences, shipped_manifest
 
     client = GitHubClient(settings.github_url, settings.github_app_id, settings.github_private_key.reveal())
-    network = "look at this host's network (DNS, firewall, proxy) and at GIBIL_GITHUB_URL"
+    network = "check this host's network (DNS, firewall, proxy) and GIBIL_GITHUB_URL"
     try:
         async with asyncio.timeout(GITHUB_TIMEOUT_S):
             app = await client.registered_app()
@@ -220,11 +226,11 @@ async def _github(settings: Settings) -> list[Finding]:
     except GitHubError as error:
         return [Finding("GitHub", False, error.message, _cause(error, network))]
     except GibilError as error:
-        return [Finding("GitHub", False, error.message, "look at GIBIL_GITHUB_PRIVATE_KEY")]
+        return [Finding("GitHub", False, error.message, "check GIBIL_GITHUB_PRIVATE_KEY")]
     finally:
         await client.close()
     found = differences(shipped_manifest(), app, _webhook_url(settings))
-    findings = [Finding("GitHub", True, f"{settings.github_url} knows us as {app.slug}")]
+    findings = [Finding("GitHub", True, f"{settings.github_url} knows the App as {app.slug}")]
     topics = {
         "App permissions": "as app.yml has them",
         "App events": "as app.yml has them",
@@ -238,22 +244,22 @@ async def _github(settings: Settings) -> list[Finding]:
 
 
 def _cause(error: GitHubError, network: str) -> str:
-    """What to do about it, by what kind of answer there was."""
+    """Return the fix, by the status of GitHub's response."""
     if error.status == 0:
         return network
     if error.status == 401:
         return "compare GIBIL_GITHUB_APP_ID and GIBIL_GITHUB_PRIVATE_KEY with the App's settings page"
     if error.status == 404:
-        return "look at GIBIL_GITHUB_URL and GIBIL_GITHUB_APP_ID"
+        return "check GIBIL_GITHUB_URL and GIBIL_GITHUB_APP_ID"
     if error.status in (403, 429):
         return "wait for GitHub's limit to pass, and run gibil doctor again"
-    return "run gibil doctor again; https://www.githubstatus.com tells about GitHub's own trouble"
+    return "run gibil doctor again; https://www.githubstatus.com shows incidents at GitHub"
 
 
 def _webhook(settings: Settings) -> Finding:
     short = [secret for secret in settings.webhook_secrets if len(secret.reveal()) < 16]
     if short:
-        return Finding("GIBIL_GITHUB_WEBHOOK_SECRET", False, "shorter than 16 characters", "make one: openssl rand -hex 32")
+        return Finding("GIBIL_GITHUB_WEBHOOK_SECRET", False, "shorter than 16 characters", "generate one: openssl rand -hex 32")
     if not settings.public_url:
-        return Finding("GIBIL_PUBLIC_URL", True, "not set: check runs carry no link to the bot")
+        return Finding("GIBIL_PUBLIC_URL", True, "not set: check runs have no link to the bot")
     return Finding("GIBIL_PUBLIC_URL", True, settings.public_url)

@@ -1,4 +1,4 @@
-"""`gibil init`: what the command line should know from now on, in a file that only its owner reads; and agents know of it."""
+"""`gibil init`: saves the provider and its token in a file that only its owner can read, and registers with MCP clients."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gibil_bot.cli.complete import complete_providers
+from gibil_bot.cli.completers import complete_providers
 from gibil_bot.cli.machine import as_terminal, run_async
-from gibil_bot.cli.output import json_option, print_json, say
+from gibil_bot.cli.output import json_option, print_json, print_message, write_err
 from gibil_bot.config import SAVED, load_settings
 from gibil_bot.errors import ConfigurationError, GibilError, UsageError
 
@@ -26,19 +26,22 @@ if TYPE_CHECKING:
 @click.option(
     "--provider",
     metavar="NAME",
-    help="Who forges machines: local or hetzner.  [default: local]",
+    help="The provider that forges machines: local or hetzner.  [default: local]",
     shell_complete=complete_providers,
 )
-@click.option("--token", metavar="TOKEN", help="The provider's API token; `-` reads it from stdin, unseen by others.")
-@click.option("--add", is_flag=True, help="Keep the default provider as it is: this one is there, too.")
-@click.option("--no-mcp", is_flag=True, help="Leave the MCP clients of this computer alone.")
+@click.option(
+    "--token", metavar="TOKEN", help="The provider's API token; `-` reads it from stdin, which other users can't see."
+)
+@click.option("--add", is_flag=True, help="Add this provider without making it the default.")
+@click.option("--no-mcp", is_flag=True, help="Don't register with MCP clients.")
 @json_option
 def init(provider: str | None, token: str | None, add: bool, no_mcp: bool, as_json: bool) -> None:
-    """Save who forges machines, and the token for it; register with MCP clients.
+    """Save the provider and its token; register with MCP clients.
 
-    The token is tried before it is saved. Everything goes to settings.json in GIBIL_DATA_DIR, which only you can read; what is
-    in the environment beats it. `gibil mcp` is registered with the MCP clients that are on this computer (Claude Code, Claude
-    Desktop, Cursor, VS Code, Windsurf, Gemini CLI, Codex); their files keep everything else, and get no token.
+    The token is checked before it is saved. Everything is saved in settings.json in GIBIL_DATA_DIR, which only you can read;
+    environment variables override it. `gibil mcp` is registered with the MCP clients on this computer: through the command of
+    Claude Code, Codex, Gemini CLI or VS Code; for Claude Desktop, Cursor and Windsurf, init prints what to add to their files.
+    No client gets the token.
 
     \b
     gibil init
@@ -52,13 +55,13 @@ async def _init(provider: str | None, token: str | None, add: bool, no_mcp: bool
     from gibil_bot.wiring import PROVIDERS
 
     if add and provider is None:
-        raise UsageError("--add: name the provider that is added, with --provider")
+        raise UsageError("--add needs --provider NAME")
     provider = provider or "local"
     if provider not in PROVIDERS:
         raise UsageError(f"there is no provider {provider!r}; write {' or '.join(PROVIDERS)}")
     token_name = TOKENS.get(provider)
     if token_name is None and token is not None:
-        raise UsageError(f"{provider} needs no token")
+        raise UsageError(f"--token: provider {provider!r} needs none")
     data_dir = load_settings({**os.environ, "GIBIL_PROVIDER": "local"}).data_dir
     saved = _read(data_dir / SAVED)
     changed: dict[str, str] = {}
@@ -73,32 +76,38 @@ async def _init(provider: str | None, token: str | None, add: bool, no_mcp: bool
     _write(data_dir, saved)
     default = saved.get("GIBIL_PROVIDER", "local")
     overruled = [name for name in saved if os.environ.get(name, saved[name]) != saved[name]]
-    say(f"{data_dir / SAVED}: {', '.join(sorted(changed))}", sys.stderr)
-    say(f"{provider} works; machines are forged by {default}", sys.stderr)
+    print_message(f"{data_dir / SAVED}: {', '.join(sorted(changed))}")
+    print_message(f"{provider} works; the default provider is {default}")
     for name in overruled:
-        say(f"{name} is set in the environment, too, and counts before what was saved", sys.stderr)
-    registrations = [] if no_mcp else await asyncio.to_thread(_register)
+        print_message(f"{name} is also set in the environment, which overrides the saved value")
+    registrations = [] if no_mcp else await _register()
     if as_json:
         view = {"provider": provider, "default": default, "file": str(data_dir / SAVED), "saved": sorted(changed)}
         print_json({**view, "mcp": registrations})
     return 0
 
 
-def _register() -> list[dict[str, str]]:
-    """With every client that is here; says what became of it. What it cannot do is no failure: the rest is saved."""
+async def _register() -> list[dict[str, str]]:
+    """Register with every installed client and report each result. A failure here is not one of `init`: the rest is saved."""
     from gibil_bot.mcp_server.install.clients import clients, register
     from gibil_bot.mcp_server.install.entry import entry
 
-    done = [register(client, entry()) for client in clients(os.environ) if client.is_here]
-    for each in done:
-        say(each.sentence, sys.stderr)
-    if not done:
-        say("no MCP client was found here; gibil mcp --print-config prints what one needs", sys.stderr)
-    return [{"client": each.client, "file": str(each.file), "status": each.status, "note": each.note} for each in done]
+    found = [client for client in clients(os.environ) if client.is_installed]
+    results = await asyncio.gather(*(register(client, entry(), os.environ) for client in found))
+    for each in results:
+        print_message(each.message)
+        if each.snippet:
+            write_err(f"{each.snippet}\n")
+    if not results:
+        print_message("no MCP client was found on this computer; `gibil mcp --print-config` prints what one needs")
+    return [
+        {"client": each.client, "file": str(each.file), "status": each.status, "note": each.note, "snippet": each.snippet}
+        for each in results
+    ]
 
 
 def _token(token: str | None, name: str, saved: dict[str, str]) -> str:
-    """From the option, stdin, the environment, what was saved, or asked for."""
+    """Return the token from the option, stdin, the environment, the saved settings, or a prompt."""
     if token == "-":  # noqa: S105
         token = sys.stdin.readline() if sys.stdin is not None else ""
     token = token if token is not None else os.environ.get(name) or saved.get(name)
@@ -108,12 +117,12 @@ def _token(token: str | None, name: str, saved: dict[str, str]) -> str:
     if not token:
         raise UsageError(f"a token is needed: --token -, with the token on stdin, or {name} in the environment")
     if not token.isascii() or not token.isprintable() or " " in token:
-        raise UsageError("that is no token: it holds blanks or characters that none has")
+        raise UsageError("the token is not valid: it has blanks or characters that are not printable ASCII")
     return token
 
 
 async def _try(settings: Settings) -> None:
-    """Raises what is wrong with the provider, in one line."""
+    """Check the provider. Raises GibilError."""
     from gibil_bot.machines.service import open_machines
 
     async with open_machines(settings) as machines:
@@ -121,20 +130,20 @@ async def _try(settings: Settings) -> None:
 
 
 def _read(path: Path) -> dict[str, str]:
-    """What was saved earlier. A file that somebody broke is not written over."""
+    """Return the saved settings. Raises ConfigurationError for a broken file, which isn't overwritten."""
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise ConfigurationError((f"{path} cannot be read, and is left as it is: {error}",)) from error
+        raise ConfigurationError((f"{path} cannot be read: {error}; correct or remove it",)) from error
     if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
-        raise ConfigurationError((f"{path} is not a JSON object of texts, and is left as it is",))
+        raise ConfigurationError((f"{path} is not a JSON object of strings; correct or remove it",))
     return content
 
 
 def _write(data_dir: Path, content: dict[str, str]) -> None:
-    """Whole or not at all, and never readable for others."""
+    """Replace the file atomically, readable only for its owner."""
     draft = data_dir / f".{SAVED}.{os.getpid()}.{secrets.token_hex(4)}"
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,4 +1,4 @@
-"""`gibil list` and `gibil extend`: what there is, and for how long."""
+"""`gibil list`: the machines that exist."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gibil_bot.cli.create import tell_swept
-from gibil_bot.cli.machine import connected, name_argument, provider_option, run_async, settings_of, table
-from gibil_bot.cli.output import Paint, json_option, print_json, print_text, say
+from gibil_bot.cli.machine import connected, provider_option, report_cleanup, run_async, settings_of, table
+from gibil_bot.cli.output import Paint, json_option, print_json, print_message, print_text
 from gibil_bot.errors import GibilError
 from gibil_bot.ssh.answers import printable
 
@@ -22,14 +21,14 @@ WARN_BEFORE_MINUTES = 5.0
 
 
 @click.command(name="list")
-@click.option("--all-providers", is_flag=True, help="Of every provider that is set up here.")
+@click.option("--all-providers", is_flag=True, help="Machines of every provider that is configured here.")
 @provider_option
 @json_option
 def list_(all_providers: bool, provider: str | None, as_json: bool) -> None:
-    """What machines there are.
+    """List machines.
 
-    The provider's own list: other laptops with the same access see the same. The bot's machines are in it with their run.
-    What is beyond its time is burned on the way.
+    The list comes from the provider: other computers with the same access see the same one. The machines of the bot are listed
+    with their run. Expired machines are burned first.
 
     \b
     gibil list
@@ -50,13 +49,13 @@ async def _list(all_providers: bool, provider: str | None, as_json: bool) -> int
         try:
             async with connected(name) as machines:
                 found = await machines.list_machines()
-                burned = await tell_swept(machines)
-                for machine in (each for each in found if each.name not in burned):
+                destroyed = await report_cleanup(machines)
+                for machine in (each for each in found if each.name not in destroyed):
                     views.append({**machine_listed(machine, now), **await _cost(machines, machine)})
         except GibilError as error:
             if not all_providers:
                 raise
-            say(f"{name}: {error.message}", sys.stderr)
+            print_message(f"{name}: {error.message}")
             failed = error
     if as_json:
         print_json(views)
@@ -73,7 +72,7 @@ async def _cost(machines: MachineService, machine: Machine) -> dict[str, object]
 
 def _show(views: list[dict[str, Any]]) -> None:
     if not views:
-        say("there are no machines; forge one: gibil create", sys.stderr)
+        print_message("there are no machines; to create one: gibil create")
         return
     paint = Paint(sys.stdout)
     rows: list[tuple[str, ...]] = [("NAME", "PROVIDER", "STATUS", "ADDRESS", "LEFT", "FOR")]
@@ -93,7 +92,7 @@ def _show(views: list[dict[str, Any]]) -> None:
     for view, ends in zip(views, soon, strict=True):
         if ends:
             name = view["name"]
-            say(f"{name} is burned in {_left(view)}; more time: gibil extend {name} 30m", sys.stderr)
+            print_message(f"{name} expires in {_left(view)}; to extend it: gibil extend {name} 30m")
 
 
 def _left(view: dict[str, Any]) -> str:
@@ -101,31 +100,3 @@ def _left(view: dict[str, Any]) -> str:
     if minutes < 1:
         return f"{max(0, round(minutes * 60))}s"
     return f"{int(minutes)}m" if minutes < 120 else f"{int(minutes) // 60}h{int(minutes) % 60:02}m"
-
-
-@click.command()
-@name_argument
-@click.argument("duration", metavar="DURATION")
-@provider_option
-@json_option
-def extend(name: str, duration: str, provider: str | None, as_json: bool) -> None:
-    """Let a machine live longer, by DURATION: 90s, 20m, 2h; a bare number is minutes.
-
-    \b
-    gibil extend agent-task 30m
-    """
-    sys.exit(run_async(_extend(name, duration, provider, as_json)))
-
-
-async def _extend(name: str, duration: str, provider: str | None, as_json: bool) -> int:
-    from gibil_bot.machines import validation
-    from gibil_bot.views import machine_extended, timestamp
-
-    seconds = validation.duration_seconds(duration)
-    async with connected(provider) as machines:
-        machine = await machines.extend(name, seconds)
-    if as_json:
-        print_json(machine_extended(machine))
-    else:
-        say(f"{name} lives until {timestamp(machine.expires_at)}", sys.stderr)
-    return 0

@@ -1,4 +1,4 @@
-"""What the commands about machines share: options, the connection to the provider, streams that pass through."""
+"""What the commands about machines share: options, the connection to the provider, copied streams, reports."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gibil_bot.cli.complete import complete_names, complete_providers
-from gibil_bot.cli.output import ReaderGone, say
+from gibil_bot.cli.completers import complete_names, complete_providers
+from gibil_bot.cli.output import ReaderGone, print_message
 from gibil_bot.config import load_settings
 from gibil_bot.errors import GibilError
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _SILENT_S = 3.0
-"""Whoever waits longer is told for what."""
+"""A command that waits longer for a machine prints why."""
 
 provider_option = click.option(
-    "--provider", metavar="NAME", help="Another provider than GIBIL_PROVIDER says.", shell_complete=complete_providers
+    "--provider", metavar="NAME", help="The provider, instead of GIBIL_PROVIDER.", shell_complete=complete_providers
 )
 name_argument = click.argument("name", metavar="NAME", shell_complete=complete_names)
 
@@ -49,28 +49,50 @@ async def connected(provider: str | None) -> AsyncIterator[MachineService]:
 
 @contextlib.asynccontextmanager
 async def opened(name: str, provider: str | None) -> AsyncIterator[MachineSession]:
-    """Logged in to a machine, for as long as the block lasts."""
+    """Open an SSH session on a machine for the time of the block."""
     async with connected(provider) as machines:
         is_local = machines.factory.provider.name == "local"
         why = "this host is busy" if is_local else "a cloud server takes some seconds to boot"
-        waiting = asyncio.get_running_loop().call_later(_SILENT_S, say, f"waiting for {name} to answer; {why}", sys.stderr)
+        waiting = asyncio.get_running_loop().call_later(_SILENT_S, print_message, f"waiting for {name} to answer; {why}")
         try:
-            live = await machines.open(name)
+            session = await machines.open(name)
         finally:
             waiting.cancel()
-        live.on_connection = tell_connection
+        session.on_connection = report_connection
         try:
-            yield live
+            yield session
         finally:
-            await asyncio.shield(asyncio.ensure_future(live.close()))
+            await asyncio.shield(asyncio.ensure_future(session.close()))
 
 
-def tell_connection(sentence: str) -> None:
-    say(sentence, sys.stderr)
+async def report_cleanup(machines: MachineService) -> list[str]:
+    """Destroy expired machines and those of interrupted commands, and report each. Returns their names."""
+    incomplete, expired = await asyncio.gather(report_recovered(machines), machines.sweep())
+    if expired:
+        print_message(f"destroyed after their expiry: {', '.join(expired)}")
+    return incomplete + expired
+
+
+async def report_recovered(machines: MachineService) -> list[str]:
+    """Report machines whose creation was killed. Returns the names of those that were incomplete and are destroyed."""
+    destroyed = []
+    for each in await machines.recover():
+        name, command = each.name, f"`{each.made_by}`"
+        if each.burned:
+            destroyed.append(name)
+            print_message(f"destroyed {name}: a {command} that was killed left it incomplete")
+        else:
+            use = f"use it (gibil ssh {name}), or destroy it (gibil destroy {name})"
+            print_message(f"{name} was created by a {command} that ended before it could report it: {use}")
+    return destroyed
+
+
+def report_connection(sentence: str) -> None:
+    print_message(sentence)
 
 
 def on_end(call: Callable[[], object]) -> None:
-    """Call it on SIGTERM, and on SIGHUP (our terminal is closed) unless somebody has it ignored (nohup)."""
+    """Call it on SIGTERM, and on SIGHUP (the terminal is closed) unless that is ignored (nohup)."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -78,9 +100,9 @@ def on_end(call: Callable[[], object]) -> None:
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """Like asyncio.run; SIGTERM and a terminal that is closed end the work as Ctrl-C does, with everything cleaned up.
+    """Like asyncio.run, but SIGTERM and a closed terminal end the work like Ctrl-C, with clean-up.
 
-    They are held back until the loop can handle them: one that arrives earlier makes Python report incomplete objects.
+    Signals are blocked until the loop can handle them: an earlier one would make Python report incomplete objects.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
@@ -99,11 +121,11 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class PassedOn:
-    """A remote command's streams to ours, byte for byte. `call_off` is called once when ours cannot be written any more."""
+class StreamCopier:
+    """Copies a remote command's streams to ours, byte for byte. `cancel` is called once, when ours can't be written."""
 
-    def __init__(self, call_off: Callable[[], object]) -> None:
-        self._call_off = call_off
+    def __init__(self, cancel: Callable[[], object]) -> None:
+        self._cancel = cancel
         self.broken: Exception | None = None
 
     def __call__(self, stream: str, data: bytes) -> None:
@@ -113,10 +135,10 @@ class PassedOn:
             _write_all(1 if stream == "stdout" else 2, data)
         except BrokenPipeError:
             self.broken = ReaderGone()
-            self._call_off()
+            self._cancel()
         except OSError as error:
             self.broken = GibilError(f"{stream} cannot be written: {error.strerror}", code="OUTPUT")
-            self._call_off()
+            self._cancel()
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
@@ -131,7 +153,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 def as_terminal(descriptor: int) -> bool:
-    """Whether it is open, and a terminal."""
+    """Return whether a descriptor is open and a terminal."""
     try:
         return os.isatty(descriptor)
     except OSError:
@@ -139,7 +161,7 @@ def as_terminal(descriptor: int) -> bool:
 
 
 def table(rows: list[tuple[str, ...]], *, style: Callable[[int, str], str] = lambda row, text: text) -> str:
-    """Columns; the first row is the heading. `style(number of the row, line)` may colour a line."""
+    """Render rows in columns; the first row is the heading. `style(row number, line)` may colour a line."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "".join(f"{style(number, line)}\n" for number, line in enumerate(lines))

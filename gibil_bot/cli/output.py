@@ -1,4 +1,4 @@
-"""How the command line speaks: one JSON value on stdout or words on stderr, colours only on a terminal."""
+"""Output of the command line: one JSON value on stdout, messages on stderr, colours only on a terminal."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON val
 
 
 _NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF))
-"""Of a stream, a file has its name in the exception."""
+"""Errors of a stream; those of a file have its name in the exception."""
 
 
 class ReaderGone(Exception):
-    """Whoever read our output has gone. Not BrokenPipeError: click would make wrong use of it."""
+    """The reader of stdout has closed it. Not a BrokenPipeError, which click would report as wrong use."""
 
 
 class Interrupted(Exception):
-    """Ctrl-C, SIGTERM or a closed terminal ended the work; the message says what that left behind."""
+    """Ctrl-C, SIGTERM or a closed terminal ended the work; the message reports what is left."""
 
 
 class NoStream(io.StringIO):
-    """For a stream that was closed before we were started."""
+    """In place of a stream that was closed before the start."""
 
     def write(self, text: str) -> int:
         return len(text)
@@ -41,7 +41,7 @@ def print_json(value: object) -> None:
 
 
 def print_text(text: str) -> None:
-    """To stdout, whole. Raises ReaderGone when nobody reads it, GibilError when it cannot be stored."""
+    """Write all of it to stdout. Raises ReaderGone if the reader has closed it, GibilError if it cannot be stored."""
     if sys.stdout is None:  # started with stdout closed
         raise ReaderGone
     try:
@@ -58,7 +58,7 @@ def print_text(text: str) -> None:
 
 
 def _drop_stdout() -> None:
-    """Python would complain once more while it flushes at exit."""
+    """Discard what is buffered: Python would report the error again when it flushes at exit."""
     if sys.stdout is not None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
@@ -66,12 +66,12 @@ def _drop_stdout() -> None:
 
 
 def fail(error: BaseException, *, as_json: bool) -> int:
-    """Say what happened; the exit status."""
+    """Report an error. Returns the exit status."""
     if isinstance(error, OSError) and isinstance(error.__context__, KeyboardInterrupt):
-        error = error.__context__  # click wants to end the line with the ^C, and our terminal is gone
+        error = error.__context__  # click ends the line with the ^C, and the terminal is closed
     if isinstance(error, (KeyboardInterrupt, click.Abort, Interrupted)):
         message = str(error) if isinstance(error, Interrupted) else "interrupted"
-        say(message, sys.stderr)
+        print_message(message)
         if as_json:
             with contextlib.suppress(ReaderGone, GibilError):
                 print_json({"error": "interrupted", "code": "INTERRUPTED", "message": message, "exit_code": 130})
@@ -96,7 +96,7 @@ def fail(error: BaseException, *, as_json: bool) -> int:
         except GibilError as full:
             lines = [*lines, full.message]
     for line in lines:
-        say(line, sys.stderr)
+        print_message(line)
     if code == "INTERNAL" and not isinstance(error, GibilError) and sys.stderr is not None:
         import traceback
 
@@ -111,7 +111,7 @@ def _describe(error: BaseException) -> tuple[str, int, list[str]]:
         case Unavailable():
             return error.code, error.exit_status, [error.message, *(f"  {remedy}" for remedy in error.remedies)]
         case MachineNotFound():
-            return error.code, error.exit_status, [error.message, "`gibil list` shows the machines that there are"]
+            return error.code, error.exit_status, [error.message, "`gibil list` shows all machines"]
         case GibilError():
             return error.code, error.exit_status, [error.message]
         case click.UsageError():
@@ -120,22 +120,22 @@ def _describe(error: BaseException) -> tuple[str, int, list[str]]:
         case click.ClickException():
             return "USAGE", 2, [error.format_message()]
         case OSError() if error.filename is None and error.errno in _NO_ROOM:
-            return "OUTPUT", 1, [f"what there is to say cannot be written: {error.strerror}"]
+            return "OUTPUT", 1, [f"the output cannot be written: {error.strerror}"]
         case _:
-            return "INTERNAL", 1, [f"a fault of gibil's own: {type(error).__name__}: {error}"]
+            return "INTERNAL", 1, [f"internal error: {type(error).__name__}: {error}"]
 
 
-def say(line: str, stream: TextIO | None) -> None:
-    """Nobody may be there to read it: that is no failure."""
-    if stream is None:
+def print_message(text: str) -> None:
+    """Write one line for people to stderr. A closed or full stderr is not a failure."""
+    if sys.stderr is None:
         return
     with contextlib.suppress(OSError):
-        stream.write(f"gibil: {line}\n")
-        stream.flush()
+        sys.stderr.write(f"gibil: {text}\n")
+        sys.stderr.flush()
 
 
 def write_err(text: str) -> None:
-    """As it is, to stderr, if somebody is there."""
+    """Write text unchanged to stderr. A closed or full stderr is not a failure."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
             sys.stderr.write(text)

@@ -8,26 +8,28 @@ import sys
 import click
 
 from gibil_bot.cli.machine import name_argument, opened, provider_option, run_async, settings_of
-from gibil_bot.cli.output import json_option, print_json, print_text, say
-from gibil_bot.cli.push import say_pushed
+from gibil_bot.cli.output import json_option, print_json, print_message, print_text
+from gibil_bot.cli.push import print_pushed
 from gibil_bot.errors import UsageError
 
 
 @click.group()
 def pr() -> None:
-    """Pull requests with the commits that were made on a machine."""
+    """Open pull requests with the commits that were made on a machine."""
 
 
 @pr.command(short_help="Push the commits, and open a pull request.")
 @name_argument
-@click.option("--title", metavar="TEXT", help="Its title; where there is one new commit, what that says.")
+@click.option("--title", metavar="TEXT", help="Its title. The subject of the commit by default, if there is only one.")
 @click.option("--body", metavar="TEXT", help="Its text, in Markdown.")
-@click.option("--body-file", metavar="FILE", help="The same from a file; - is stdin.")
-@click.option("--base", metavar="BRANCH", help="The branch it goes to; the one the machine was forged from, if it is there.")
-@click.option("--into", metavar="OWNER/REPO", help="The repository it goes to; of a fork, its parent.")
-@click.option("--branch", metavar="BRANCH", help="Where to push to.  [default: gibil/NAME]")
-@click.option("--draft", is_flag=True, help="Not ready for review yet.")
-@click.option("--with-workflows", is_flag=True, help="Push changes to workflows and .gibil.yml, too.")
+@click.option("--body-file", metavar="FILE", help="A file with its text; - is stdin.")
+@click.option(
+    "--base", metavar="BRANCH", help="The branch to merge into. By default the one the machine was forged from, if it exists."
+)
+@click.option("--into", metavar="OWNER/REPO", help="The repository to merge into. By default the parent of a fork.")
+@click.option("--branch", metavar="BRANCH", help="The branch to push to.  [default: gibil/NAME]")
+@click.option("--draft", is_flag=True, help="Open it as a draft.")
+@click.option("--with-workflows", is_flag=True, help="Also push changes to workflows and .gibil.yml.")
 @provider_option
 @json_option
 def create(
@@ -43,15 +45,15 @@ def create(
     provider: str | None,
     as_json: bool,
 ) -> None:
-    """Push the commits that were made on a machine, and open a pull request, from here.
+    """Push the commits that were made on a machine, and open a pull request, with your own credentials.
 
-    As `gibil push` does, and then with your token for GitHub: from GH_TOKEN or GITHUB_TOKEN (GH_ENTERPRISE_TOKEN for an
-    Enterprise Server), from gh, or from git's credential helper. The machine sees none of it. A pull request that is open
-    already has the new commits then; its title and its text stay as they are.
+    Pushes like `gibil push`, then opens the pull request with your GitHub token: from GH_TOKEN or GITHUB_TOKEN
+    (GH_ENTERPRISE_TOKEN for an Enterprise Server), from gh, or from git's credential helper. The machine never gets it. If the
+    pull request is already open, it gets the new commits; its title and text stay as they are.
 
-    The commits are pushed to the repository that the machine was forged from. Where that is a fork, the pull request goes to
-    its parent; --into says where else: to the fork itself, or to another fork of the same repository. Without --base it goes
-    to the branch that the machine was forged from, if the repository it goes to has that branch, else to its default branch.
+    The commits are pushed to the repository that the machine was forged from. If that is a fork, the pull request is opened in
+    its parent; --into names another repository: the fork itself, or another fork of the same repository. The default of --base
+    is the branch that the machine was forged from, if the repository has it, else its default branch.
 
     \b
     gibil pr create agent-task
@@ -65,7 +67,7 @@ def create(
 
 def _body(body: str | None, body_file: str | None) -> str:
     if body is not None and body_file is not None:
-        raise UsageError("say what the pull request is about with --body or with --body-file, not with both")
+        raise UsageError("use --body or --body-file, not both")
     if body_file is None:
         return body or ""
     try:
@@ -74,7 +76,7 @@ def _body(body: str | None, body_file: str | None) -> str:
     except OSError as error:
         raise UsageError(f"{body_file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError:
-        raise UsageError(f"{body_file} is not a text in UTF-8") from None
+        raise UsageError(f"{body_file} is not UTF-8") from None
 
 
 async def _create(
@@ -95,32 +97,34 @@ async def _create(
     wish = PullRequestWish(
         title=title, body=body, base=base, into=into, branch=branch, draft=draft, with_workflows=with_workflows
     )  # fmt: skip
-    async with opened(name, provider) as live:
+    async with opened(name, provider) as session:
         settings = settings_of(provider)
         connect = functools.partial(open_pull_requests, settings)
-        made = await open_pull_request(live.machine, live.shell, wish, settings.github_url, connect)
-    say_pushed(made.commits)
-    which = f"pull request #{made.number} to {made.base} of {made.into}"
-    if made.already_existed:
-        is_it = " (it is no draft)" if draft and not made.draft else " (it is a draft)" if made.draft and not draft else ""
-        say(f"{which} was open already, and has the commits now{is_it}", sys.stderr)
+        pull_request = await open_pull_request(session.machine, session.shell, wish, settings.github_url, connect)
+    print_pushed(pull_request.commits)
+    which = f"pull request #{pull_request.number} to {pull_request.base} of {pull_request.into}"
+    if pull_request.already_existed:
+        note = ""
+        if draft != pull_request.draft:
+            note = " (it is a draft)" if pull_request.draft else " (it is not a draft)"
+        print_message(f"{which} was already open; the commits are added{note}")
     else:
-        say(f"{'draft ' if made.draft else ''}{which} is open", sys.stderr)
+        print_message(f"{'draft ' if pull_request.draft else ''}{which} is open")
     if as_json:
         print_json(
             {
                 "name": name,
-                "repo": made.commits.url,
-                "branch": made.commits.branch,
-                "into": made.into,
-                "base": made.base,
-                "commit": made.commits.head,
-                "number": made.number,
-                "url": made.url,
-                "draft": made.draft,
-                "already_existed": made.already_existed,
+                "repo": pull_request.commits.url,
+                "branch": pull_request.commits.branch,
+                "into": pull_request.into,
+                "base": pull_request.base,
+                "commit": pull_request.commits.head,
+                "number": pull_request.number,
+                "url": pull_request.url,
+                "draft": pull_request.draft,
+                "already_existed": pull_request.already_existed,
             }
         )
     else:
-        print_text(f"{made.url}\n")
+        print_text(f"{pull_request.url}\n")
     return 0

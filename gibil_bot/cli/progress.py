@@ -1,4 +1,4 @@
-"""What happens while a machine is made, on stderr: on a terminal a line that counts the seconds, a line for what is done."""
+"""Progress of creating a machine, on stderr: a line for each finished phase, and on a terminal one that counts the seconds."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _EVERY_S = 0.1
 _WORDS = {
     "prepare": ("preparing the root file system of machines, once per data directory", ""),
     "repository": ("reading the repository", "read the repository"),
-    "forge": ("forging {}", "forged {}"),
+    "forge": ("creating {}", "created {}"),
     "connect": ("connecting to {}", "connected to {}"),
     "code": ("sending the code to {}", "sent the code to {}"),
-    "ready": ("making {} ready", "{} is ready"),
+    "ready": ("setting up {}", "{} is ready"),
 }
 _NEXT = {"forge": "connect"}
 
 
 def _cut(text: str, end: str, columns: int) -> str:
-    """In one row of a terminal: of two rows only the last could be wiped away again."""
+    """Fit into one row of a terminal: of two rows only the last could be erased."""
     room = columns - 1 - len(end)
     return (text if len(text) <= room else f"{text[: max(0, room - 1)]}…") + end
 
 
 class Progress:
-    """`async with`; `phase` is an on_phase of sandbox.machines."""
+    """An async context manager; `phase` is the `on_phase` of `MachineService.create_several`."""
 
     def __init__(self) -> None:
         self._stream = sys.stderr
@@ -56,7 +56,7 @@ class Progress:
         self._wipe()
 
     def phase(self, name: str, phase: str, seconds: float | None) -> None:
-        if phase == "prepare":  # all machines of a fleet wait for the same
+        if phase == "prepare":  # all machines of a fleet wait for it
             if not self._preparing:
                 self.say(f"… {_WORDS[phase][0]}")
             self._preparing = True
@@ -102,6 +102,6 @@ class Progress:
 
     def _write(self, text: str) -> None:
         if self._stream is not None:
-            with contextlib.suppress(OSError):  # nobody reads it any more
+            with contextlib.suppress(OSError):  # the terminal is closed
                 self._stream.write(text)
                 self._stream.flush()

@@ -1,4 +1,4 @@
-"""`gibil providers`: who forges machines, which ones, and what they cost."""
+"""`gibil providers`: the providers, and the sizes and prices of their machines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gibil_bot.cli.machine import run_async, table
-from gibil_bot.cli.output import Paint, json_option, print_json, print_text, say
+from gibil_bot.cli.output import Paint, json_option, print_json, print_message, print_text
 from gibil_bot.config import load_settings
 from gibil_bot.errors import GibilError, Unavailable
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 @click.command()
 @json_option
 def providers(as_json: bool) -> None:
-    """Who forges machines: sizes, locations, prices.
+    """List the providers that forge machines: sizes, locations, prices.
 
-    Read from the provider at this moment; `local` is tried by really forging a machine. Prices are net, for each started hour.
+    Everything is read from the provider now; `local` is checked by forging a machine. Prices are net, for each started hour.
 
     \b
     gibil providers
@@ -47,12 +47,12 @@ async def _providers(as_json: bool) -> int:
     print_text(table(rows, style=lambda number, line: paint.bold(line) if number == 0 else line))
     for view in views:
         if not view["available"]:
-            say(f"{view['name']}: {view['problem']}", sys.stderr)
+            print_message(f"{view['name']}: {view['problem']}")
     return 0
 
 
 async def _view(name: str, settings: Settings) -> dict[str, Any]:
-    """One provider for programs. What is not available has `problem`, and no sizes."""
+    """Return one provider as JSON. An unavailable one has `problem`, and no sizes."""
     from gibil_bot.machines.costs import sizes_view
     from gibil_bot.machines.service import open_machines, settings_for
 

@@ -1,4 +1,4 @@
-"""`gibil push`: commits that were made on a machine, pushed from here."""
+"""`gibil push`: commits that were made on a machine, pushed with the user's credentials."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gibil_bot.cli.machine import name_argument, opened, provider_option, run_async, settings_of
-from gibil_bot.cli.output import json_option, print_json, say
+from gibil_bot.cli.output import json_option, print_json, print_message
 from gibil_bot.ssh.answers import printable
 
 if TYPE_CHECKING:
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 @click.command()
 @name_argument
-@click.option("--branch", metavar="BRANCH", help="Where to push to.  [default: gibil/NAME]")
-@click.option("--with-workflows", is_flag=True, help="Push changes to workflows and .gibil.yml, too.")
+@click.option("--branch", metavar="BRANCH", help="The branch to push to.  [default: gibil/NAME]")
+@click.option("--with-workflows", is_flag=True, help="Also push changes to workflows and .gibil.yml.")
 @provider_option
 @json_option
 def push(name: str, branch: str | None, with_workflows: bool, provider: str | None, as_json: bool) -> None:
-    """Push the commits that were made on a machine, from here.
+    """Push the commits that were made on a machine, with your own credentials.
 
-    The commits come off the machine as a bundle, are checked, and are pushed to the branch gibil/NAME of the repository that
-    the machine was created with (to another branch with --branch), with your own credentials and never by force. The machine
-    sees none of them. Where git has none for GitHub, the token in GH_TOKEN or GITHUB_TOKEN is used, or gh's.
+    The commits are copied from the machine as a bundle, checked, and pushed to the branch gibil/NAME (or --branch) of the
+    repository that the machine was created with, never by force. The machine never gets your credentials. If git has none
+    for GitHub, the token in GH_TOKEN or GITHUB_TOKEN is used, or gh's.
 
     \b
     gibil push agent-task --branch agent/parser
@@ -36,18 +36,18 @@ def push(name: str, branch: str | None, with_workflows: bool, provider: str | No
 
 SHOWN_SUBJECTS = 20
 SHOWN_FILES = 100
-"""In the JSON; `files_total` is how many there are."""
+"""In the JSON; `files_total` is the number of all."""
 
 
-def say_pushed(found: Commits) -> None:
+def print_pushed(found: Commits) -> None:
     for subject in found.subjects[:SHOWN_SUBJECTS]:
-        say(f"  {printable(subject[:200])}", sys.stderr)
+        print_message(f"  {printable(subject[:200])}")
     if len(found.subjects) > SHOWN_SUBJECTS:
-        say(f"  … and {len(found.subjects) - SHOWN_SUBJECTS} more", sys.stderr)
+        print_message(f"  … and {len(found.subjects) - SHOWN_SUBJECTS} more")
     for warning in found.warnings:
-        say(f"warning: {warning}", sys.stderr)
+        print_message(f"warning: {warning}")
     amount = f"{counted(len(found.subjects), 'commit')}, {counted(len(found.files), 'file')}"
-    say(f"{amount}, pushed to {found.branch} of {found.url}", sys.stderr)
+    print_message(f"{amount}, pushed to {found.branch} of {found.url}")
 
 
 def counted(number: int, noun: str) -> str:
@@ -58,12 +58,12 @@ async def _push(name: str, branch: str | None, with_workflows: bool, provider: s
     from gibil_bot.commits import from_machine
 
     github_url = settings_of(provider).github_url
-    async with opened(name, provider) as live:
+    async with opened(name, provider) as session:
         async with from_machine.fetch(
-            live.machine, live.shell, branch, with_workflows=with_workflows, github_url=github_url
+            session.machine, session.shell, branch, with_workflows=with_workflows, github_url=github_url
         ) as found:
             await from_machine.push(found)
-    say_pushed(found)
+    print_pushed(found)
     if as_json:
         print_json(
             {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from gibil_bot.cli.output import json_option, print_json, say
+from gibil_bot.cli.output import json_option, print_json, print_message
 from gibil_bot.config import load_settings
 from gibil_bot.errors import ConfigurationError, GibilError, UsageError
 
@@ -20,9 +20,9 @@ TIMEOUT_S = 30.0
 
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--event", help="The event's name (X-GitHub-Event); guessed from the payload when left out.")
-@click.option("--url", help="The bot's webhook; http://GIBIL_HOST:GIBIL_PORT/webhook when left out.")
-@click.option("--guid", help="X-GitHub-Delivery; a new one when left out.")
+@click.option("--event", help="The event's name (X-GitHub-Event). Guessed from the payload by default.")
+@click.option("--url", help="The bot's webhook.  [default: http://GIBIL_HOST:GIBIL_PORT/webhook]")
+@click.option("--guid", help="X-GitHub-Delivery. A new one by default.")
 @json_option
 def replay(file: Path, event: str | None, url: str | None, guid: str | None, as_json: bool) -> None:
     """Post a recorded payload as GitHub would, signed with GIBIL_GITHUB_WEBHOOK_SECRET.
@@ -55,16 +55,19 @@ def replay(file: Path, event: str | None, url: str | None, guid: str | None, as_
             },
         )
     except httpx.HTTPError as error:
-        raise GibilError(f"No bot answers at {url}: {error}. Is `gibil serve` running?", code="BOT_UNREACHABLE") from error
+        raise GibilError(
+            f"no bot answers at {url}: {error}; start it with `gibil serve`, or name its webhook with --url",
+            code="BOT_UNREACHABLE",
+        ) from error
     if as_json:
         print_json({"status": answer.status_code, "answer": answer.text.strip(), "event": event, "guid": guid})
-    say(f"{event} as {guid}: {answer.status_code} {answer.text.strip()}", sys.stderr)
+    print_message(f"{event} as {guid}: {answer.status_code} {answer.text.strip()}")
     if answer.status_code != 202:
         sys.exit(1)
 
 
 def guess_event(body: bytes, file: Path) -> str:
-    """Which event a payload is of, by what is in it. Raises UsageError."""
+    """Return the event's name, by the keys of its payload. Raises UsageError."""
     try:
         payload = json.loads(body)
     except ValueError as error:
@@ -79,4 +82,4 @@ def guess_event(body: bytes, file: Path) -> str:
         for event in ("check_run", "check_suite", "merge_group", "pull_request"):
             if event in payload:
                 return event
-    raise UsageError(f"{file} does not show which event it is: name it with --event")
+    raise UsageError(f"{file} is not a payload of a known event: name it with --event")

@@ -1,4 +1,4 @@
-"""`gibil run`: a command on a machine, as if it ran here."""
+"""`gibil run`: a command on a machine, with the streams and exit status of a local one."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import click
 
 from gibil_bot.cli import stdin as our_stdin
-from gibil_bot.cli.machine import PassedOn, name_argument, opened, provider_option, run_async
-from gibil_bot.cli.output import json_option, print_json, print_text, say
+from gibil_bot.cli.machine import StreamCopier, name_argument, opened, provider_option, run_async
+from gibil_bot.cli.output import json_option, print_json, print_message, print_text
 from gibil_bot.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _SECONDS = re.compile(r"\d{1,9}(\.\d{1,3})?", re.ASCII)
 
 
 class _Run(click.Command):
-    """What follows `--` is the command, options included."""
+    """Takes everything after `--` as the command, options included."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         args, words = split_words(args)
@@ -41,14 +41,14 @@ class _Run(click.Command):
             raise
         if words is not None:
             if ctx.params.get("command") is not None:
-                raise click.UsageError("the command is either before `--` or after it, and here it is in both places.", ctx)
+                raise click.UsageError("the command is given twice, before and after `--`: remove one.", ctx)
             ctx.params["command"] = as_line(words)
         elif ctx.params.get("command") is None and not ctx.resilient_parsing:
             raise click.MissingParameter(ctx=ctx, param=next(each for each in self.params if each.name == "command"))
         return left
 
     def _advice(self, args: list[str]) -> str:
-        """How the user's own words are written, where it is clear which of them are the command's."""
+        """Return how to write the user's command; a general example if it is unclear where the command begins."""
         ours = {option for each in self.params for option in each.opts if option.startswith("-")}
         if len(args) < 3 or args[0].startswith("-") or ours.intersection(args):
             args = ["NAME", "ls", "-la"]
@@ -58,18 +58,18 @@ class _Run(click.Command):
 
 
 def split_words(args: list[str]) -> tuple[list[str], list[str] | None]:
-    """What is before `--`, and what is after it; None where there is none."""
+    """Return the arguments before `--` and those after it; None if there is no `--`."""
     cut = args.index("--") if "--" in args else None
     return (args, None) if cut is None else (args[:cut], args[cut + 1 :])
 
 
 def as_line(words: Sequence[str]) -> str:
-    """A line of shell of what followed `--`: one word is such a line; several are a program and its arguments, as they are."""
+    """Return a line of shell: one word is such a line; several words are a program and its arguments, which are quoted."""
     return words[0] if len(words) == 1 else shlex.join(words)
 
 
 def _is_unquoted(error: click.UsageError, args: list[str]) -> bool:
-    """Whether words of the command were parsed as our options and arguments. (A word with a blank in it was quoted.)"""
+    """Return whether words of the command were parsed as options and arguments of gibil. (A word with a blank was quoted.)"""
     if isinstance(error, click.NoSuchOption):
         return not any(" " in word for word in args)
     return type(error) is click.UsageError and error.message.startswith("Got unexpected extra argument")
@@ -78,14 +78,20 @@ def _is_unquoted(error: click.UsageError, args: list[str]) -> bool:
 @click.command(cls=_Run, options_metavar="[OPTIONS]")
 @name_argument
 @click.argument("command", metavar="COMMAND", required=False)
-@click.option("--timeout", metavar="DURATION", help="Kill it after that: 90s, 5m; a bare number is seconds. Exit status 124.")
-@click.option("--background", is_flag=True, help="Print a job's id at once; it goes on whatever becomes of us.")
-@click.option("--env", "env", multiple=True, metavar="NAME=VALUE", help="For this command; repeatable.")
+@click.option(
+    "--timeout",
+    metavar="DURATION",
+    help="Kill the command after this time: 90s, 5m; a bare number is seconds. Exit status 124.",
+)
+@click.option(
+    "--background", is_flag=True, help="Start a background job and print its id; it survives this command and its connection."
+)
+@click.option("--env", "env", multiple=True, metavar="NAME=VALUE", help="A variable for this command; repeatable.")
 @click.option(
     "--stdin/--no-stdin",
     "wants_stdin",
     default=None,
-    help=f"Wait for our stdin however long it takes, or don't pass it on. By default a pipe that stays silent for "
+    help=f"Wait for stdin however long it takes, or don't pass it on. By default a pipe that stays silent for "
     f"{our_stdin.FIRST_BYTE_S:g} s counts as empty.",
 )
 @provider_option
@@ -102,13 +108,13 @@ def run(
 ) -> None:
     """Run a command on a machine, in /root.
 
-    COMMAND is one line of shell: quote it. Or write a program and its arguments after `--`. Both streams come through as they
-    are written, a pipe or a file as stdin goes to the command, Ctrl-C goes to it (a second one kills it), and the exit status
-    is the command's. In the background it has no stdin, and survives the connection: `gibil jobs` and `gibil logs` show it.
+    COMMAND is one line of shell: quote it. Or write a program and its arguments after `--`. stdout and stderr are passed on
+    unchanged, stdin too if it is a pipe or a file, Ctrl-C interrupts the command (a second one kills it), and the exit status
+    is the command's. A background job has no stdin: see `gibil jobs` and `gibil logs`.
 
-    An exit status that is gibil's own (2: no such machine, wrong use; 3: provider; 4: SSH) may be the command's, too. Messages
-    of gibil itself begin with `gibil:` on stderr; with --json its failures have a `code`, and results have none. In a
-    loop that reads a list from stdin, use --no-stdin, or the command reads the list.
+    The exit statuses of gibil itself (2: no such machine, wrong use; 3: provider; 4: SSH) may also be the command's.
+    Messages of gibil itself begin with `gibil:` on stderr; with --json, its failures have a `code` and results don't. In a loop
+    that reads a list from stdin, use --no-stdin, or the command reads the list.
 
     \b
     gibil run agent-task "cd /root/project && pnpm install && pnpm test"
@@ -123,7 +129,7 @@ def run(
     words.check_command(command)
     if background and wants_stdin:
         raise UsageError("a background job has no stdin: send the file first (gibil run NAME 'cat > file' < file)")
-    stdin = None if background else our_stdin.passed_on(wants_stdin)
+    stdin = None if background else our_stdin.forward(wants_stdin)
     sys.exit(run_async(_run(name, command, _timeout_s(timeout), background, words.environment(env), stdin, provider, as_json)))
 
 
@@ -134,7 +140,7 @@ def _timeout_s(text: str | None) -> float | None:
 
     seconds = float(text) if _SECONDS.fullmatch(text) else float(words.duration_seconds(text))
     if seconds <= 0:
-        raise UsageError("--timeout: a command needs some time")
+        raise UsageError("--timeout must be longer than 0 seconds")
     return seconds
 
 
@@ -148,20 +154,20 @@ async def _run(
     provider: str | None,
     as_json: bool,
 ) -> int:
-    async with opened(name, provider) as live:
+    async with opened(name, provider) as session:
         if background:
-            job_id = await live.start(command, timeout_s=timeout_s, env=env, cwd=HOME)
+            job_id = await session.start(command, timeout_s=timeout_s, env=env, cwd=HOME)
             if as_json:
                 print_json({"stdout": "", "stderr": "", "exit_code": None, "job_id": job_id})
             else:
                 print_text(f"{job_id}\n")
-                say(f"follow it: gibil logs {name} {job_id} -f", sys.stderr)
+                print_message(f"follow it: gibil logs {name} {job_id} -f")
             return 0
         if not as_json:
-            return await run_live(live, command, timeout_s, env, stdin)
+            return await run_in_session(session, command, timeout_s, env, stdin)
         began = time.monotonic()
-        outcome = await _interruptible(live, command, timeout_s, env, stdin, None)
-        await say_blocked(live, began)
+        outcome = await _interruptible(session, command, timeout_s, env, stdin, None)
+        await print_blocked(session, began)
         print_json(outcome_view(outcome))
         return outcome.exit_code
 
@@ -173,52 +179,52 @@ def outcome_view(outcome: Outcome) -> dict[str, object]:
     return view
 
 
-async def run_live(
-    live: MachineSession, command: str, timeout_s: float | None, env: dict[str, str], stdin: AsyncIterator[bytes] | None
+async def run_in_session(
+    session: MachineSession, command: str, timeout_s: float | None, env: dict[str, str], stdin: AsyncIterator[bytes] | None
 ) -> int:
-    """With both streams passed through. Raises ReaderGone when nobody reads ours; the command is killed then."""
+    """Run a command and copy both streams. Raises ReaderGone, and kills the command, when our stdout has no reader."""
     task = asyncio.current_task()
     assert task is not None
-    passed_on = PassedOn(task.cancel)
+    copier = StreamCopier(task.cancel)
     began = time.monotonic()
     try:
-        outcome = await _interruptible(live, command, timeout_s, env, stdin, passed_on)
+        outcome = await _interruptible(session, command, timeout_s, env, stdin, copier)
     except asyncio.CancelledError:
-        if passed_on.broken is not None:
+        if copier.broken is not None:
             task.uncancel()
-            raise passed_on.broken from None
+            raise copier.broken from None
         raise
-    await say_blocked(live, began)
+    await print_blocked(session, began)
     if outcome.timed_out:
-        say(f"the command took longer than {timeout_s:g} s, and was killed", sys.stderr)
+        print_message(f"the command took longer than {timeout_s:g} s, and was killed")
     return outcome.exit_code
 
 
-async def say_blocked(live: MachineSession, since: float) -> None:
-    """On stderr, what the machine was kept from reaching: the programs on it seldom say why."""
-    for line in await live.blocked(since):
-        say(line, sys.stderr)
+async def print_blocked(session: MachineSession, since: float) -> None:
+    """Print the hosts that the machine was not allowed to reach: programs on it rarely report the reason."""
+    for line in await session.blocked(since):
+        print_message(line)
 
 
 async def _interruptible(
-    live: MachineSession,
+    session: MachineSession,
     command: str,
     timeout_s: float | None,
     env: dict[str, str],
     stdin: AsyncIterator[bytes] | None,
-    passed_on: PassedOn | None,
+    copier: StreamCopier | None,
 ) -> Outcome:
-    """The first Ctrl-C is the command's to handle; the second one kills it."""
+    """Run a command; the first Ctrl-C interrupts it, the second one kills it."""
     from gibil_bot.machines.session import new_tag
 
     tag = new_tag()
     running = asyncio.create_task(
-        live.run(
+        session.run(
             command,
             timeout_s=timeout_s,
             env=env,
-            on_output=passed_on,
-            keep_output=passed_on is None,
+            on_output=copier,
+            keep_output=copier is None,
             tag=tag,
             cwd=HOME,
             stdin=stdin if stdin is not None else b"",
@@ -230,7 +236,7 @@ async def _interruptible(
         if interrupts:
             running.cancel()
         else:
-            interrupts.append(asyncio.create_task(live.interrupt(tag)))
+            interrupts.append(asyncio.create_task(session.interrupt(tag)))
 
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGINT, interrupt)

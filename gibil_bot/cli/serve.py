@@ -1,4 +1,4 @@
-"""`gibil serve`: the bot."""
+"""`gibil serve`: runs the bot."""
 
 from __future__ import annotations
 
@@ -16,32 +16,31 @@ from typing import TYPE_CHECKING
 import click
 
 from gibil_bot.cli.machine import on_end
-from gibil_bot.cli.output import json_option, print_json, say
+from gibil_bot.cli.output import json_option, print_json, print_message
 from gibil_bot.config import Settings, load_settings, require_github
 from gibil_bot.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import uvicorn
+    from starlette.types import ASGIApp
 
-    from gibil_bot.web.app import ASGIApp
     from gibil_bot.web.protocol import ServerState
 
 STOP_WITHIN_S = 10
 MOST_CONNECTIONS = 1024
-"""To the web server, and never more than half of the file descriptors: machines and GitHub need the rest."""
+"""Of the web server, and at most half of the file descriptors: machines and GitHub need the rest."""
 
 
 @click.command()
 @click.option("--host", help="The address to listen on (GIBIL_HOST).")
-@click.option("--port", type=click.IntRange(0, 65535), help="The port (GIBIL_PORT); 0 takes a free one.")
-@click.option("--verbose", "-v", is_flag=True, help="Log what is ignored, too.")
+@click.option("--port", type=click.IntRange(0, 65535), help="The port (GIBIL_PORT); 0 for a free one.")
+@click.option("--verbose", "-v", is_flag=True, help="Also log ignored deliveries.")
 @json_option
 def serve(host: str | None, port: int | None, verbose: bool, as_json: bool) -> None:
     """Run the bot.
 
-    Settings come from the environment; `gibil doctor` checks them and says what is missing. SIGTERM stops it: runs that
-    are going on are taken up again by the next start, in the middle of their output. With --json: where it listens, as soon as
-    it does.
+    Settings come from the environment; `gibil doctor` checks them. SIGTERM stops the bot: the next start resumes its runs, in
+    the middle of their output. With --json: print the address as soon as the bot listens.
 
     \b
     GIBIL_GITHUB_APP_ID=1234 GIBIL_GITHUB_PRIVATE_KEY=app.pem GIBIL_GITHUB_WEBHOOK_SECRET=… gibil serve
@@ -49,7 +48,7 @@ def serve(host: str | None, port: int | None, verbose: bool, as_json: bool) -> N
     settings = load_settings()
     require_github(settings)
     for note in settings.notes:
-        say(note, sys.stderr)
+        print_message(note)
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.DEBUG if verbose else logging.INFO,
@@ -72,7 +71,7 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        problem = f"GIBIL_HOST, GIBIL_PORT: cannot listen on {host}:{port}: {error.strerror}; choose another with --port"
+        problem = f"GIBIL_HOST, GIBIL_PORT: cannot listen on {host}:{port}: {error.strerror}; choose another port with --port"
         raise ConfigurationError((problem,)) from error
 
 
@@ -90,21 +89,21 @@ async def _serve(settings: Settings, listener: socket.socket, as_json: bool, con
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         address, port = listener.getsockname()[:2]
         url = f"http://{f'[{address}]' if ':' in address else address}:{port}"
-        say(f"listening on {url}", sys.stderr)
+        print_message(f"listening on {url}")
         if as_json:
             print_json({"url": url, "host": address, "port": port, "pid": os.getpid()})
         await asyncio.wait({serving, asyncio.ensure_future(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         await serving
-        say("stopping; runs that are going on are taken up again at the next start", sys.stderr)
+        print_message("stopping; the next start resumes the runs in progress")
 
 
 def web_server(app: ASGIApp, state: ServerState) -> uvicorn.Server:
-    """uvicorn with the bounds of `state.limits`."""
+    """Return uvicorn with the bounds of `state.limits`."""
     import uvicorn
 
     class Server(uvicorn.Server):
-        """Leaves signals to us: uvicorn would raise them again before the bot has put its runs down."""
+        """Leaves signals to us: uvicorn would raise them again before the bot has suspended its runs."""
 
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
@@ -120,7 +119,7 @@ def web_server(app: ASGIApp, state: ServerState) -> uvicorn.Server:
             log_level="warning",
             access_log=False,
             server_header=False,
-            proxy_headers=False,  # who posts is proved by the signature, not by an address
+            proxy_headers=False,  # the signature authenticates the sender, not its address
             timeout_graceful_shutdown=STOP_WITHIN_S,
         )
     )

@@ -17,10 +17,10 @@ from gibil_bot.cli.output import json_option, print_json
 @name_argument
 @click.argument("command", nargs=-1, metavar="[COMMAND]...")
 def ssh(name: str, command: tuple[str, ...], provider: str | None, as_json: bool) -> None:
-    """A shell on a machine, or one command with your terminal.
+    """Open a shell on a machine, or run one command with your terminal.
 
-    The machine has to show the host key that it was given. With --json: where it is and what it shows, and nothing is opened.
-    Options come before NAME; what follows it is the command.
+    The machine's host key is checked. With --json: print the address and the host key, and open nothing.
+    Options come before NAME; everything after it is the command.
 
     \b
     gibil ssh agent-task
@@ -30,8 +30,8 @@ def ssh(name: str, command: tuple[str, ...], provider: str | None, as_json: bool
     """
     from gibil_bot.cli.run import as_line
 
-    line = " ".join(command)  # as ssh does
-    if command[:1] == ("--",):  # as `gibil run` and kubectl do: words that reach the program as they are
+    line = " ".join(command)  # like ssh
+    if command[:1] == ("--",):  # like `gibil run` and kubectl: the program gets these words unchanged
         line = as_line(command[1:])
     sys.exit(run_async(_show(name, provider) if as_json else _ssh(name, line, provider)))
 
@@ -58,8 +58,8 @@ async def _show(name: str, provider: str | None) -> int:
 async def _ssh(name: str, line: str, provider: str | None) -> int:
     from gibil_bot.machines.remote_layout import LOAD_ENVIRONMENT
 
-    async with opened(name, provider) as live:
+    async with opened(name, provider) as session:
         from gibil_bot.ssh.terminal import talk
 
         there = f'exec "${{BASH:-sh}}" -c {shlex.quote(line)}' if line else 'exec "${SHELL:-/bin/sh}" -l'
-        return await talk(live.shell, f"{LOAD_ENVIRONMENT}; {there}")
+        return await talk(session.shell, f"{LOAD_ENVIRONMENT}; {there}")

@@ -1,4 +1,4 @@
-"""Our stdin for a command on a machine: whether there is one, and its bytes as they come."""
+"""Passes stdin to a command on a machine."""
 
 from __future__ import annotations
 
@@ -6,30 +6,29 @@ import asyncio
 import contextlib
 import os
 import stat
-import sys
 import threading
 from collections.abc import AsyncIterator
 
-from gibil_bot.cli.output import say
+from gibil_bot.cli.output import print_message
 
 _STDIN = 0
 _BLOCK = 256 * 1024
 _BLOCKS = 8
-"""Read ahead of what the machine takes."""
+"""How many blocks are read ahead of the machine."""
 FIRST_BYTE_S = 10.0
 """Agents, CI and daemons start commands with a pipe as stdin that is never written to and never closed. A command that reads
 its input would wait for it until its timeout, so such a pipe counts as empty after this time."""
 
 
-def passed_on(wanted: bool | None) -> AsyncIterator[bytes] | None:
-    """Stdin for a command, or None: it has none.
+def forward(wanted: bool | None) -> AsyncIterator[bytes] | None:
+    """Return the blocks of stdin for a command, or None if it gets none.
 
-    A pipe, a socket or a file is passed on; a terminal is not, so that keys that are typed while a command runs stay the
-    shell's. `wanted`: False: never; True: also when its first byte takes longer than FIRST_BYTE_S.
+    A pipe, a socket or a file is passed on. A terminal isn't, so that keys typed while a command runs reach the shell.
+    `wanted`: False: never; True: even if the first byte takes longer than FIRST_BYTE_S.
     """
     if wanted is False:
         return None
-    kind = os.fstat(_STDIN)  # there is always one: cli._fill_closed_streams
+    kind = os.fstat(_STDIN)  # it is always open: cli._fill_closed_streams
     if os.isatty(_STDIN) or _is_null(kind):
         return None
     waits = stat.S_ISFIFO(kind.st_mode) or stat.S_ISSOCK(kind.st_mode)
@@ -64,7 +63,7 @@ async def _blocks(first_byte_s: float | None) -> AsyncIterator[bytes]:
             except OSError as error:
                 data = b""
                 with contextlib.suppress(RuntimeError):
-                    loop.call_soon_threadsafe(say, f"stdin cannot be read: {error.strerror}", sys.stderr)
+                    loop.call_soon_threadsafe(print_message, f"stdin cannot be read: {error.strerror}")
             try:
                 loop.call_soon_threadsafe(blocks.put_nowait, data)
             except RuntimeError:  # the loop is closed: the command has ended
@@ -75,10 +74,9 @@ async def _blocks(first_byte_s: float | None) -> AsyncIterator[bytes]:
         async with asyncio.timeout(first_byte_s):
             data = await blocks.get()
     except TimeoutError:
-        say(
-            f"nothing has come on stdin for {first_byte_s:g} s, and the command gets no input; --stdin waits for it, "
-            "</dev/null says at once that there is none",
-            sys.stderr,
+        print_message(
+            f"stdin has been silent for {first_byte_s:g} s, so the command gets no input; --stdin waits for it, "
+            "</dev/null skips this wait"
         )
         return
     while data:

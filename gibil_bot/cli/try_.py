@@ -1,4 +1,4 @@
-"""`gibil try`: the bot's own runner on a local checkout, its report in the terminal."""
+"""`gibil try`: runs a workflow on a local checkout with the bot's runner, and reports in the terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gibil_bot.cli.complete import complete_workflows
+from gibil_bot.cli.completers import complete_workflows
 from gibil_bot.cli.machine import on_end, stderr_write
 from gibil_bot.cli.output import Paint, json_option, print_json, write_err
 from gibil_bot.config import Settings, load_settings
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     shell_complete=complete_workflows,
 )
 @click.option("--input", "-i", "inputs", multiple=True, metavar="NAME=VALUE", help="An input of the workflow; repeatable.")
-@click.option("--dirty", is_flag=True, help="With the uncommitted changes, new files too.")
+@click.option("--dirty", is_flag=True, help="Include uncommitted changes and new files.")
 @json_option
 def try_(path: Path, workflow: str, inputs: tuple[str, ...], dirty: bool, as_json: bool) -> None:
     """Run a workflow on a local checkout, on a disposable machine.
 
-    Exactly what the bot would do on a pull request, before you push: the committed HEAD (or, with --dirty, what lies in
-    the folder) is sent to a fresh machine, the tasks run, the machine is burned. Exit status 0 when the run succeeds.
+    Does what the bot would do on a pull request, before you push: the committed HEAD (or, with --dirty, the working tree) is
+    sent to a fresh machine, the tasks run, the machine is burned. Exit status 0 if the run succeeds.
 
     \b
     gibil try
@@ -55,7 +55,7 @@ def _parse_inputs(inputs: tuple[str, ...]) -> dict[str, str]:
     for entry in inputs:
         name, equals, value = entry.partition("=")
         if not equals or not name:
-            raise UsageError(f"--input {entry!r}: write it as name=value")
+            raise UsageError(f"--input {entry!r}: expected NAME=VALUE")
         parsed[name] = value
     return parsed
 
@@ -120,7 +120,7 @@ async def _run(settings: Settings, here: Checkout, workflow: str, inputs: dict[s
 
 
 class Terminal:
-    """The run as it happens: phases and a closing table on stderr, what the tasks print between them."""
+    """Shows a run on stderr: its phases, the tasks' output between them, and a table at the end."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -140,13 +140,13 @@ class Terminal:
         took = f" ({float(seconds):.2f} s)" if isinstance(seconds, int | float) else ""
         match event["phase"]:
             case "forging":
-                self._say(self._paint.quiet("forging a machine …"))
+                self._say(self._paint.quiet("creating a machine …"))
             case "preparing":
                 self._say(self._paint.quiet(f"{event['name']} …"))
             case "forged":
                 self._say(self._paint.quiet(f"machine {event['machine']} is ready{took}"))
             case "cloned":
-                self._say(self._paint.quiet(f"the code is on it{took}"))
+                self._say(self._paint.quiet(f"code cloned{took}"))
             case "task_started":
                 self._say(self._paint.bold(f"▶ {event['name']}"))
             case "task_finished":
@@ -157,7 +157,7 @@ class Terminal:
                     )
                 )
             case "burned":
-                self._say(self._paint.quiet(f"machine burned{took}"))
+                self._say(self._paint.quiet(f"machine destroyed{took}"))
 
     def output(self, index: int, data: bytes) -> None:
         stderr_write(data)

@@ -1,1 +1,1 @@
-"""A GitHub of our own with memory, and the demonstration that runs on it."""
+"""A double of GitHub with memory, and the demonstration that runs on it."""

@@ -1,4 +1,4 @@
-"""Who is asking, and what they may: App JWTs really verified, installation tokens and people's tokens really scoped."""
+"""Identities and permissions: App JWTs are verified, tokens of installations and users are restricted to their scope."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from gibil_bot.demo.records import PERMISSION_LEVELS, ROLES, PersonalToken, Repository, Token
-from gibil_bot.demo.state import World
+from gibil_bot.demo.state import State
 
 DOCUMENTATION = "https://docs.github.com/rest"
 
 
 class Refusal(Exception):
-    """An answer that is not what was asked for, in GitHub's words; becomes its JSON in `rest.refusal_response`."""
+    """An error response in GitHub's words; `rest.refusal_response` makes its JSON."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Refusal(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """`kind` is anonymous, app, installation (which has a `token`) or user (a person, with a token that is `personal`)."""
+    """`kind` is anonymous, app, installation (which has a `token`) or user (which has a `personal` token)."""
 
     kind: str
     token: Token | None = None
@@ -47,7 +47,7 @@ class Caller:
 
     @property
     def rate_key(self) -> str:
-        """Rate limits count per installation, per person, and per App for JWTs.
+        """Rate limits count per installation, per user, and per App for JWTs.
         https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api"""
         if self.personal is not None:
             return f"user ID {self.personal.user.id}"
@@ -57,8 +57,8 @@ class Caller:
 ANONYMOUS = Caller("anonymous")
 
 
-def identify(world: World, public_key: rsa.RSAPublicKey, authorization: str | None) -> Caller:
-    """Who sent this header. Raises Refusal 401 for credentials that are wrong, expired or revoked.
+def identify(state: State, public_key: rsa.RSAPublicKey, authorization: str | None) -> Caller:
+    """Return the caller of a header. Raises Refusal 401 for credentials that are wrong, expired or revoked.
 
     https://docs.github.com/en/rest/authentication/authenticating-to-the-rest-api
     """
@@ -70,19 +70,19 @@ def identify(world: World, public_key: rsa.RSAPublicKey, authorization: str | No
         credential = _basic_password(credential)
     elif scheme.lower() not in ("bearer", "token"):
         raise Refusal(401, "Bad credentials")
-    token = world.tokens.get(credential)
+    token = state.tokens.get(credential)
     if token is not None:
         # Expired and revoked tokens: https://docs.github.com/en/rest/apps/installations#revoke-an-installation-access-token
-        if token.revoked or token.expires_at <= world.now() or token.installation_id not in world.installations:
+        if token.revoked or token.expires_at <= state.now() or token.installation_id not in state.installations:
             raise Refusal(401, "Bad credentials")
         return Caller("installation", token)
-    personal = world.personal_tokens.get(credential)
+    personal = state.personal_tokens.get(credential)
     if personal is not None:
         if personal.revoked:
             raise Refusal(401, "Bad credentials")
         return Caller("user", personal=personal)
     if credential.count(".") == 2 and not credential.startswith("ghs_"):
-        _check_jwt(world, public_key, credential)
+        _check_jwt(state, public_key, credential)
         return Caller("app")
     raise Refusal(401, "Bad credentials")
 
@@ -94,8 +94,8 @@ def _basic_password(credential: str) -> str:
         raise Refusal(401, "Bad credentials") from None
 
 
-def _check_jwt(world: World, public_key: rsa.RSAPublicKey, jwt: str) -> None:
-    """RS256, `iss` is the App's id or client id, `iat` in the past, `exp` at most ten minutes ahead.
+def _check_jwt(state: State, public_key: rsa.RSAPublicKey, jwt: str) -> None:
+    """Check RS256, `iss` as the App's id or client id, `iat` in the past, `exp` at most ten minutes ahead.
 
     https://docs.github.com/en/apps/creating-github-apps/authenticating-with-a-github-app/generating-a-json-web-token-jwt-for-a-github-app
     """
@@ -120,7 +120,7 @@ def _check_jwt(world: World, public_key: rsa.RSAPublicKey, jwt: str) -> None:
         raise Refusal(401, message + " at which the assertion expires")
     if expires > now + 600:
         raise Refusal(401, "'Expiration time' claim ('exp') is too far in the future")
-    if str(issuer) not in (str(world.app_id), world.client_id):
+    if str(issuer) not in (str(state.app_id), state.client_id):
         raise Refusal(404, "Integration not found")
 
 
@@ -129,13 +129,13 @@ def _base64url(text: str) -> bytes:
 
 
 def covers(token: Token, repository: Repository) -> bool:
-    """The repository belongs to the token's installation, and to the token's own list where it has one."""
+    """Return whether the repository belongs to the token's installation, and to the token's list if it has one."""
     belongs = repository.installation_id == token.installation_id
     return belongs and (token.repository_ids is None or repository.id in token.repository_ids)
 
 
 def sees(personal: PersonalToken, repository: Repository) -> bool:
-    """The person can read the repository, and the token is for it."""
+    """Return whether the user can read the repository, and the token includes it."""
     chosen = personal.repository_ids is None or repository.id in personal.repository_ids
     return chosen and repository.role_of(personal.user.login) != "none"
 
@@ -150,14 +150,14 @@ def allows(token: Token | PersonalToken, permission: str, level: str) -> bool:
     return PERMISSION_LEVELS.index(held) >= PERMISSION_LEVELS.index(level)
 
 
-def find_repository(world: World, caller: Caller, full_name: str, *needs: tuple[str, str]) -> Repository:
-    """The repository, if this caller may do with it what one of `needs` (permission, level) says.
+def find_repository(state: State, caller: Caller, full_name: str, *needs: tuple[str, str]) -> Repository:
+    """Return the repository, if the caller has one of `needs` (permission, level).
 
     404 for what may not even be known to exist, 401 for writing without a name, 403 for a missing permission:
     https://docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api
-    Public repositories can be read by anybody.
+    Public repositories are readable for all callers.
     """
-    repository = world.repositories.get(full_name.lower())
+    repository = state.repositories.get(full_name.lower())
     if repository is None or not may_see(caller, repository):
         raise Refusal(404, "Not Found")
     covered = _covered(caller, repository)
@@ -179,7 +179,7 @@ def find_repository(world: World, caller: Caller, full_name: str, *needs: tuple[
 
 
 def may_see(caller: Caller, repository: Repository) -> bool:
-    """Whether this caller may know that it exists."""
+    """Return whether the caller may know that it exists."""
     return not repository.private or _covered(caller, repository)
 
 

@@ -1,4 +1,4 @@
-"""What happens on GitHub: a push, a pull request, a comment, a check run; each with everything that follows from it.
+"""Actions on GitHub: a push, a pull request, a comment, a check run; each with all its consequences.
 
 People (the Python and the control API) and the App (the REST API) act through these same functions.
 """
@@ -24,7 +24,7 @@ from gibil_bot.demo.records import (
     Review,
     User,
 )
-from gibil_bot.demo.state import World
+from gibil_bot.demo.state import State
 
 _NOTHING = "0" * 40
 _UPDATE = re.compile(rb"([0-9a-f]{40}) ([0-9a-f]{40}) refs/heads/([^\0\n ]+?)(?=\0|\n|[0-9a-f]{4}[0-9a-f]{40} |$)")
@@ -32,22 +32,22 @@ _UPDATE = re.compile(rb"([0-9a-f]{40}) ([0-9a-f]{40}) refs/heads/([^\0\n ]+?)(?=
 
 @dataclass(frozen=True, slots=True)
 class Hub:
-    """Memory, repositories and webhooks: what every act needs."""
+    """State, repositories and webhooks: what every action needs."""
 
-    world: World
+    state: State
     git: GitStore
     hooks: Hooks
 
 
 def install(hub: Hub, account: User) -> Installation:
-    """Install the App on an account, or find the installation that is there."""
-    world = hub.world
-    existing = next((each for each in world.installations.values() if each.account is account), None)
+    """Install the App on an account, or return the existing installation."""
+    state = hub.state
+    existing = next((each for each in state.installations.values() if each.account is account), None)
     if existing is not None:
         return existing
-    new = Installation(world.new_id(), account, dict(world.permissions), tuple(world.events))
-    world.installations[new.id] = new
-    world.touch()
+    new = Installation(state.new_id(), account, dict(state.permissions), tuple(state.events))
+    state.installations[new.id] = new
+    state.touch()
     return new
 
 
@@ -57,8 +57,8 @@ def install(hub: Hub, account: User) -> Installation:
 async def push(
     hub: Hub, repository: Repository, branch: str, files: Files, author: User, *, message: str, force: bool = False
 ) -> str:
-    """One commit on the branch, which grows out of the default branch when it is new. With `force` the commit takes the
-    place of the branch's last one. Everything that hangs on the branch follows."""
+    """Add a commit to a branch; a new branch starts at the default branch. With `force` the commit replaces the branch's last
+    one. Pull requests and checks of the branch follow."""
     tip = await hub.git.resolve(repository.full_name, f"refs/heads/{branch}")
     if tip is None:
         parent = await hub.git.resolve(repository.full_name, f"refs/heads/{repository.default_branch}")
@@ -70,14 +70,14 @@ async def push(
 
 
 async def reset_branch(hub: Hub, repository: Repository, branch: str, sha: str, sender: User) -> None:
-    """A force-push of a commit that exists."""
+    """Force-push an existing commit."""
     tip = await hub.git.resolve(repository.full_name, f"refs/heads/{branch}")
     await hub.git.set_ref(repository.full_name, f"refs/heads/{branch}", sha)
     await after_push(hub, repository, sender, [(branch, tip or _NOTHING, sha)], forced=True)
 
 
 def pushed_branches(receive_pack: bytes) -> list[tuple[str, str, str]]:
-    """(branch, before, after) of what a git client asks for: https://git-scm.com/docs/pack-protocol#_reference_update_request_and_packfile_transfer"""
+    """Return (branch, before, after) for each update that a git client requests: https://git-scm.com/docs/pack-protocol#_reference_update_request_and_packfile_transfer"""
     commands, _, _ = receive_pack.partition(b"0000PACK")
     return [(name.decode(), old.decode(), new.decode()) for old, new, name in _UPDATE.findall(commands)]
 
@@ -85,24 +85,24 @@ def pushed_branches(receive_pack: bytes) -> list[tuple[str, str, str]]:
 async def after_push(
     hub: Hub, repository: Repository, sender: User, branches: list[tuple[str, str, str]], *, forced: bool = False
 ) -> None:
-    """Pull requests follow their branches, wherever the commits came from.
+    """Update pull requests after a push, whether by git or by the API.
 
     https://docs.github.com/en/webhooks/webhook-events-and-payloads#pull_request: action `synchronize`. `branches` are
-    (name, commit before, commit after); a push that git refused is not among what the branches show.
+    (name, commit before, commit after); a push that git rejected isn't in the branches.
     """
-    at = hub.world.moment_of_push()
+    at = hub.state.moment_of_push()
     for branch, before, after in branches:
         if await hub.git.resolve(repository.full_name, f"refs/heads/{branch}") != after:
             continue
         repository.pushed_at = at
         kind = "branch_creation" if before == _NOTHING else "force_push" if forced else "push"
-        repository.activity.append(Activity(hub.world.new_id(), f"refs/heads/{branch}", before, after, sender, at, kind))
+        repository.activity.append(Activity(hub.state.new_id(), f"refs/heads/{branch}", before, after, sender, at, kind))
         _suite_for_push(hub, repository, after, branch, sender)
-    for home in list(hub.world.repositories.values()):
+    for home in list(hub.state.repositories.values()):
         for pull in home.pull_requests():
             if pull.state == "open" and pull.head_repository is repository:
                 await _follow_branch(hub, home, pull, sender)
-    hub.world.touch()
+    hub.state.touch()
 
 
 async def _follow_branch(hub: Hub, home: Repository, pull: PullRequest, sender: User) -> None:
@@ -112,7 +112,7 @@ async def _follow_branch(hub: Hub, home: Repository, pull: PullRequest, sender: 
         return
     await _keep_head(hub, home, pull, tip)
     before, pull.head_sha = pull.head_sha, tip
-    pull.updated_at = pull.head_repository.pushed_at or hub.world.now()
+    pull.updated_at = pull.head_repository.pushed_at or hub.state.now()
     body = _about_pull(hub, home, pull) | {"before": before, "after": tip}
     hub.hooks.send("pull_request", "synchronize", home, sender, body)
 
@@ -127,10 +127,10 @@ async def _keep_head(hub: Hub, home: Repository, pull: PullRequest, sha: str) ->
 
 
 def open_issue(hub: Hub, repository: Repository, author: User, title: str, body: str) -> Issue:
-    now = hub.world.now()
-    issue = Issue(hub.world.new_id(), _next_number(repository), title, body, author, now, now)
+    now = hub.state.now()
+    issue = Issue(hub.state.new_id(), _next_number(repository), title, body, author, now, now)
     repository.issues[issue.number] = issue
-    hub.world.touch()
+    hub.state.touch()
     return issue
 
 
@@ -146,15 +146,16 @@ async def open_pull_request(
     draft: bool,
     base: str | None = None,
 ) -> PullRequest:
-    """From a branch that exists in `head` (the repository, or one of its network) to `base`, or to the default branch."""
-    now = hub.world.now()
+    """Open a pull request from an existing branch of `head` (the repository, or one of its network) to `base` or the default
+    branch."""
+    now = hub.state.now()
     base = base or home.default_branch
     head_sha = await hub.git.resolve(head.full_name, f"refs/heads/{branch}")
     base_sha = await hub.git.resolve(home.full_name, f"refs/heads/{base}")
     if head_sha is None or base_sha is None:
         raise KeyError(f"{head.full_name} has no branch {branch}, or {home.full_name} no {base}")
     pull = PullRequest(
-        hub.world.new_id(),
+        hub.state.new_id(),
         _next_number(home),
         title,
         body,
@@ -172,23 +173,23 @@ async def open_pull_request(
     home.issues[pull.number] = pull
     await _keep_head(hub, home, pull, head_sha)
     hub.hooks.send("pull_request", "opened", home, author, _about_pull(hub, home, pull))
-    hub.world.touch()
+    hub.state.touch()
     return pull
 
 
 async def retarget(hub: Hub, home: Repository, pull: PullRequest, base: str, sender: User) -> None:
-    """Another base branch. https://docs.github.com/en/webhooks/webhook-events-and-payloads#pull_request: action `edited`."""
+    """Change the base branch. https://docs.github.com/en/webhooks/webhook-events-and-payloads#pull_request: action `edited`."""
     base_sha = await hub.git.resolve(home.full_name, f"refs/heads/{base}")
     if base_sha is None:
         raise KeyError(f"{home.full_name} has no branch {base}")
     changes = {"base": {"ref": {"from": pull.base_ref}, "sha": {"from": pull.base_sha}}}
-    pull.base_ref, pull.base_sha, pull.updated_at = base, base_sha, hub.world.now()
+    pull.base_ref, pull.base_sha, pull.updated_at = base, base_sha, hub.state.now()
     hub.hooks.send("pull_request", "edited", home, sender, _about_pull(hub, home, pull) | {"changes": changes})
-    hub.world.touch()
+    hub.state.touch()
 
 
 async def queue_merge(hub: Hub, home: Repository, pull: PullRequest, sender: User) -> str:
-    """Put a pull request into a merge queue: a commit of its own, whose checks the queue asks for; its hash.
+    """Put a pull request into a merge queue, which requests checks of a new commit. Returns its hash.
 
     https://docs.github.com/en/webhooks/webhook-events-and-payloads#merge_group
     """
@@ -204,7 +205,7 @@ async def queue_merge(hub: Hub, home: Repository, pull: PullRequest, sender: Use
         "head_commit": {"id": sha},
     }
     hub.hooks.send("merge_group", "checks_requested", home, sender, {"merge_group": group})
-    hub.world.touch()
+    hub.state.touch()
     return sha
 
 
@@ -212,15 +213,15 @@ def set_pull_request_state(hub: Hub, home: Repository, pull: PullRequest, state:
     """`state`: open or closed."""
     if pull.state == state:
         return
-    pull.state, pull.updated_at = state, hub.world.now()
+    pull.state, pull.updated_at = state, hub.state.now()
     pull.closed_at = pull.updated_at if state == "closed" else None
     action = "closed" if state == "closed" else "reopened"
     hub.hooks.send("pull_request", action, home, sender, _about_pull(hub, home, pull))
-    hub.world.touch()
+    hub.state.touch()
 
 
 def _about_pull(hub: Hub, home: Repository, pull: PullRequest) -> payloads.Json:
-    return {"number": pull.number, "pull_request": payloads.pull_request(hub.world, home, pull)}
+    return {"number": pull.number, "pull_request": payloads.pull_request(hub.state, home, pull)}
 
 
 def _next_number(repository: Repository) -> int:
@@ -233,78 +234,78 @@ def _next_number(repository: Repository) -> int:
 def comment(
     hub: Hub, repository: Repository, number: int, author: User, body: str, *, path: str | None = None, by_app: bool = False
 ) -> Comment:
-    """In the conversation, or (with `path`) on a file of the pull request."""
-    now = hub.world.now() if by_app else hub.world.moment_of_comment()
-    new = Comment(hub.world.new_id(), number, author, body, now, now, path=path, by_app=by_app)
+    """Comment in the conversation, or (with `path`) on a file of the pull request."""
+    now = hub.state.now() if by_app else hub.state.moment_of_comment()
+    new = Comment(hub.state.new_id(), number, author, body, now, now, path=path, by_app=by_app)
     repository.comments[new.id] = new
     issue = repository.issues[number]
     issue.updated_at = now
-    shown = payloads.comment(hub.world, repository, new)
+    shown = payloads.comment(hub.state, repository, new)
     if new.is_review:
         assert isinstance(issue, PullRequest)
-        pull = payloads.pull_request(hub.world, repository, issue)
+        pull = payloads.pull_request(hub.state, repository, issue)
         about: payloads.Json = {"pull_request": pull, "comment": shown}
         hub.hooks.send("pull_request_review_comment", "created", repository, author, about)
     else:
-        about = {"issue": payloads.issue(hub.world, repository, issue), "comment": shown}
+        about = {"issue": payloads.issue(hub.state, repository, issue), "comment": shown}
         hub.hooks.send("issue_comment", "created", repository, author, about)
-    hub.world.touch()
+    hub.state.touch()
     return new
 
 
 def review(
     hub: Hub, home: Repository, pull: PullRequest, author: User, body: str, *, state: str, commit_sha: str | None = None
 ) -> Review:
-    """Submit a review on the head, or on the commit that the reviewer had before them.
+    """Submit a review of the head, or of the commit that the reviewer saw.
 
     https://docs.github.com/en/webhooks/webhook-events-and-payloads#pull_request_review
     """
-    now = hub.world.moment_of_comment()
-    new = Review(hub.world.new_id(), pull.number, author, body, state, commit_sha or pull.head_sha, now)
+    now = hub.state.moment_of_comment()
+    new = Review(hub.state.new_id(), pull.number, author, body, state, commit_sha or pull.head_sha, now)
     pull.updated_at = now
-    _tell_review(hub, home, pull, new, "submitted", author)
+    _send_review(hub, home, pull, new, "submitted", author)
     return new
 
 
 def edit_review(hub: Hub, home: Repository, pull: PullRequest, it: Review, body: str) -> None:
     edited = replace(it, body=body)
-    _tell_review(hub, home, pull, edited, "edited", it.author)
+    _send_review(hub, home, pull, edited, "edited", it.author)
 
 
-def _tell_review(hub: Hub, home: Repository, pull: PullRequest, it: Review, action: str, sender: User) -> None:
-    shown = payloads.review(hub.world, home, it)
-    about: payloads.Json = {"review": shown, "pull_request": payloads.pull_request(hub.world, home, pull)}
+def _send_review(hub: Hub, home: Repository, pull: PullRequest, it: Review, action: str, sender: User) -> None:
+    shown = payloads.review(hub.state, home, it)
+    about: payloads.Json = {"review": shown, "pull_request": payloads.pull_request(hub.state, home, pull)}
     hub.hooks.send("pull_request_review", action, home, sender, about)
-    hub.world.touch()
+    hub.state.touch()
 
 
 def edit_comment(hub: Hub, repository: Repository, it: Comment, body: str, editor: User) -> None:
     before, it.body = it.body, body
-    it.updated_at = hub.world.now()
+    it.updated_at = hub.state.now()
     it.edits += 1
-    issue = payloads.issue(hub.world, repository, repository.issues[it.number])
-    shown = payloads.comment(hub.world, repository, it)
+    issue = payloads.issue(hub.state, repository, repository.issues[it.number])
+    shown = payloads.comment(hub.state, repository, it)
     changes: payloads.Json = {"changes": {"body": {"from": before}}, "issue": issue, "comment": shown}
     hub.hooks.send("issue_comment", "edited", repository, editor, changes)
-    hub.world.touch()
+    hub.state.touch()
 
 
 def delete_comment(hub: Hub, repository: Repository, it: Comment, by: User) -> None:
     del repository.comments[it.id]
-    issue = payloads.issue(hub.world, repository, repository.issues[it.number])
-    about: payloads.Json = {"issue": issue, "comment": payloads.comment(hub.world, repository, it)}
+    issue = payloads.issue(hub.state, repository, repository.issues[it.number])
+    about: payloads.Json = {"issue": issue, "comment": payloads.comment(hub.state, repository, it)}
     hub.hooks.send("issue_comment", "deleted", repository, by, about)
-    hub.world.touch()
+    hub.state.touch()
 
 
 def react(hub: Hub, it: Comment, who: User, content: str) -> tuple[Reaction, bool]:
-    """The reaction, and whether it is new: one person has each reaction once."""
+    """Return the reaction, and whether it is new: a user has each reaction once."""
     for reaction in it.reactions:
         if reaction.user is who and reaction.content == content:
             return reaction, False
-    new = Reaction(hub.world.new_id(), who, content, hub.world.now())
+    new = Reaction(hub.state.new_id(), who, content, hub.state.now())
     it.reactions.append(new)
-    hub.world.touch()
+    hub.state.touch()
     return new, True
 
 
@@ -312,44 +313,44 @@ def react(hub: Hub, it: Comment, who: User, content: str) -> tuple[Reaction, boo
 
 
 def suite_of(hub: Hub, repository: Repository, sha: str, branch: str | None = None) -> tuple[CheckSuite, bool]:
-    """The App's suite for that commit, made when there is none: one per App and commit.
+    """Return the App's suite for that commit and whether it is new: there is one per App and commit.
     https://docs.github.com/en/rest/guides/using-the-rest-api-to-interact-with-checks#about-check-suites"""
     for suite in repository.check_suites.values():
         if suite.head_sha == sha:
             return suite, False
-    now = hub.world.now()
-    suite = CheckSuite(hub.world.new_id(), sha, branch, now, now)
+    now = hub.state.now()
+    suite = CheckSuite(hub.state.new_id(), sha, branch, now, now)
     repository.check_suites[suite.id] = suite
     return suite, True
 
 
 def _suite_for_push(hub: Hub, home: Repository, sha: str, branch: str, sender: User) -> None:
-    """The first push of a commit makes a suite and says so to Apps with checks:write; pushes to forks are not looked at
-    (same page)."""
+    """Create a suite for the first push of a commit and notify Apps with checks:write; pushes to forks are ignored (same
+    page)."""
     if home.installation_id is None:
         return
     suite, new = suite_of(hub, home, sha, branch)
     if new:
-        _tell_suite(hub, home, suite, "requested", sender)
+        _send_suite(hub, home, suite, "requested", sender)
 
 
-def _tell_suite(hub: Hub, home: Repository, suite: CheckSuite, action: str, sender: User) -> None:
-    body: payloads.Json = {"check_suite": payloads_checks.check_suite(hub.world, home, suite)}
+def _send_suite(hub: Hub, home: Repository, suite: CheckSuite, action: str, sender: User) -> None:
+    body: payloads.Json = {"check_suite": payloads_checks.check_suite(hub.state, home, suite)}
     hub.hooks.send("check_suite", action, home, sender, body)
 
 
-def tell_check_run(hub: Hub, home: Repository, run: CheckRun, action: str, sender: User) -> None:
-    shown = payloads_checks.check_run(hub.world, home, run)
-    shown["check_suite"] = payloads_checks.check_suite(hub.world, home, home.check_suites[run.suite_id])
+def send_check_run(hub: Hub, home: Repository, run: CheckRun, action: str, sender: User) -> None:
+    shown = payloads_checks.check_run(hub.state, home, run)
+    shown["check_suite"] = payloads_checks.check_suite(hub.state, home, home.check_suites[run.suite_id])
     hub.hooks.send("check_run", action, home, sender, {"check_run": shown})
-    hub.world.touch()
+    hub.state.touch()
 
 
 def rerequest_check_run(hub: Hub, home: Repository, run: CheckRun, sender: User) -> None:
-    """Only the webhook: the run itself stays as it is. https://docs.github.com/en/rest/checks/runs#rerequest-a-check-run"""
-    tell_check_run(hub, home, run, "rerequested", sender)
+    """Send only the webhook: the run itself doesn't change. https://docs.github.com/en/rest/checks/runs#rerequest-a-check-run"""
+    send_check_run(hub, home, run, "rerequested", sender)
 
 
 def rerequest_suite(hub: Hub, home: Repository, suite: CheckSuite, sender: User) -> None:
-    _tell_suite(hub, home, suite, "rerequested", sender)
-    hub.world.touch()
+    _send_suite(hub, home, suite, "rerequested", sender)
+    hub.state.touch()

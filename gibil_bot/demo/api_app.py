@@ -1,4 +1,4 @@
-"""Endpoints of the App itself: who it is, its tokens, its webhook's log, its limits."""
+"""Endpoints of the App: its identity, tokens, webhook log and limits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gibil_bot.demo.records import PERMISSION_LEVELS, HookDelivery, Installation
 async def get_app(request: Request) -> Response:
     """https://docs.github.com/en/rest/apps/apps#get-the-authenticated-app"""
     rest.require_app(request)
-    return rest.answer(payloads.app(rest.hub(request).world))
+    return rest.answer(payloads.app(rest.hub(request).state))
 
 
 async def get_hook_config(request: Request) -> Response:
@@ -30,20 +30,20 @@ async def get_hook_config(request: Request) -> Response:
 async def list_installations(request: Request) -> Response:
     """https://docs.github.com/en/rest/apps/apps#list-installations-for-the-authenticated-app"""
     rest.require_app(request)
-    world = rest.hub(request).world
-    found, headers = rest.page(request, list(world.installations.values()))
-    return rest.answer([payloads.installation(world, each) for each in found], headers=headers)
+    state = rest.hub(request).state
+    found, headers = rest.page(request, list(state.installations.values()))
+    return rest.answer([payloads.installation(state, each) for each in found], headers=headers)
 
 
 async def get_repository_installation(request: Request) -> Response:
     """https://docs.github.com/en/rest/apps/apps#get-a-repository-installation-for-the-authenticated-app"""
     rest.require_app(request)
-    world = rest.hub(request).world
-    repository = world.repositories.get("{owner}/{name}".format_map(request.path_params).lower())
-    found = world.installations.get((repository.installation_id if repository else None) or 0)
+    state = rest.hub(request).state
+    repository = state.repositories.get("{owner}/{name}".format_map(request.path_params).lower())
+    found = state.installations.get((repository.installation_id if repository else None) or 0)
     if found is None:
         raise Refusal(404, "Not Found")
-    return rest.answer(payloads.installation(world, found))
+    return rest.answer(payloads.installation(state, found))
 
 
 async def create_token(request: Request) -> Response:
@@ -53,7 +53,7 @@ async def create_token(request: Request) -> Response:
     """
     rest.require_app(request)
     hub = rest.hub(request)
-    installation = hub.world.installations.get(request.path_params["installation"])
+    installation = hub.state.installations.get(request.path_params["installation"])
     if installation is None:
         raise Refusal(404, "Not Found")
     wanted = await rest.body(request)
@@ -61,14 +61,14 @@ async def create_token(request: Request) -> Response:
     permissions = _chosen_permissions(installation, wanted)
     stateless = request.headers.get("x-github-stateless-s2s-token", "") == "enabled"
     token = tokens.mint_token(hub, installation, permissions, ids, stateless=stateless)
-    return rest.answer(payloads.token(hub.world, token), 201)
+    return rest.answer(payloads.token(hub.state, token), 201)
 
 
 def _chosen_repositories(request: Request, installation: Installation, wanted: payloads.Json) -> list[int] | None:
     ids, names = wanted.get("repository_ids"), wanted.get("repositories")
     if ids is None and names is None:
         return None
-    own = rest.hub(request).world.repositories_of(installation.id)
+    own = rest.hub(request).state.repositories_of(installation.id)
     by_id, by_name = {each.id: each.id for each in own}, {each.name.lower(): each.id for each in own}
     chosen: list[int] = []
     for value in [*(ids if isinstance(ids, list) else []), *(names if isinstance(names, list) else [])]:
@@ -101,17 +101,17 @@ async def revoke_token(request: Request) -> Response:
     if token is None:
         raise Refusal(401, "Bad credentials")
     token.revoked = True
-    rest.hub(request).world.touch()
+    rest.hub(request).state.touch()
     return rest.nothing()
 
 
 async def list_installation_repositories(request: Request) -> Response:
     """https://docs.github.com/en/rest/apps/installations#list-repositories-accessible-to-the-app-installation"""
-    world, token = rest.hub(request).world, rest.caller(request).token
-    own = world.repositories_of(rest.installation(request).id)
+    state, token = rest.hub(request).state, rest.caller(request).token
+    own = state.repositories_of(rest.installation(request).id)
     seen = [each for each in own if token is None or token.repository_ids is None or each.id in token.repository_ids]
     found, headers = rest.page(request, seen)
-    content = {"total_count": len(seen), "repositories": [payloads.repository(world, each) for each in found]}
+    content = {"total_count": len(seen), "repositories": [payloads.repository(state, each) for each in found]}
     return rest.answer(content, headers=headers)
 
 
@@ -164,18 +164,18 @@ def _delivery(request: Request) -> HookDelivery:
 
 
 async def get_rate_limit(request: Request) -> Response:
-    """https://docs.github.com/en/rest/rate-limit/rate-limit: asking costs nothing."""
+    """https://docs.github.com/en/rest/rate-limit/rate-limit: this request isn't counted."""
     core = request.scope["gibil.rate"]
     return rest.answer({"resources": {"core": core}, "rate": core})
 
 
 async def get_user(request: Request) -> Response:
     """https://docs.github.com/en/rest/users/users#get-a-user; an App's bot is `<slug>[bot]`."""
-    world = rest.hub(request).world
-    found = world.users.get(request.path_params["login"].lower())
+    state = rest.hub(request).state
+    found = state.users.get(request.path_params["login"].lower())
     if found is None:
         raise Refusal(404, "Not Found")
-    return rest.answer(payloads.user(world, found))
+    return rest.answer(payloads.user(state, found))
 
 
 ROUTES = [

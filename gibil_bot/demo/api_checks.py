@@ -34,12 +34,12 @@ async def create_check_run(request: Request) -> Response:
     if len(sha) != 40 or await hub.git.resolve(repository.full_name, sha) != sha:
         raise Refusal(422, f"No commit found for SHA: {sha}")
     suite, _ = actions.suite_of(hub, repository, sha)
-    now = hub.world.now()
-    run = CheckRun(hub.world.new_id(), suite.id, name, sha, "queued", started_at=now, created_at=now, changed_at=now)
+    now = hub.state.now()
+    run = CheckRun(hub.state.new_id(), suite.id, name, sha, "queued", started_at=now, created_at=now, changed_at=now)
     _apply(run, wanted, now)
     repository.check_runs[run.id] = run
-    actions.tell_check_run(hub, repository, run, "created", hub.world.bot)
-    return rest.answer(payloads_checks.check_run(hub.world, repository, run), 201)
+    actions.send_check_run(hub, repository, run, "created", hub.state.bot)
+    return rest.answer(payloads_checks.check_run(hub.state, repository, run), 201)
 
 
 async def update_check_run(request: Request) -> Response:
@@ -48,14 +48,14 @@ async def update_check_run(request: Request) -> Response:
     hub = rest.hub(request)
     run = _check_run(request, repository)
     was_completed = run.status == "completed"
-    _apply(run, await rest.body(request), hub.world.now())
+    _apply(run, await rest.body(request), hub.state.now())
     run.updates += 1
-    run.changed_at = hub.world.now()
-    repository.check_suites[run.suite_id].updated_at = hub.world.now()
+    run.changed_at = hub.state.now()
+    repository.check_suites[run.suite_id].updated_at = hub.state.now()
     if run.status == "completed" and not was_completed:
-        actions.tell_check_run(hub, repository, run, "completed", hub.world.bot)
-    hub.world.touch()
-    return rest.answer(payloads_checks.check_run(hub.world, repository, run))
+        actions.send_check_run(hub, repository, run, "completed", hub.state.bot)
+    hub.state.touch()
+    return rest.answer(payloads_checks.check_run(hub.state, repository, run))
 
 
 def _check_run(request: Request, repository: Repository) -> CheckRun:
@@ -66,7 +66,7 @@ def _check_run(request: Request, repository: Repository) -> CheckRun:
 
 
 def _apply(run: CheckRun, wanted: payloads.Json, now: datetime) -> None:
-    """Check every field first, then write: a refused request changes nothing."""
+    """Validate every field first, then write: a rejected request changes nothing."""
     name = rest.text(wanted, "name", "CheckRun")
     external_id = rest.text(wanted, "external_id", "CheckRun")
     details_url = rest.text(wanted, "details_url", "CheckRun")
@@ -105,7 +105,7 @@ def _time(wanted: payloads.Json, name: str) -> datetime | None:
 
 
 def _status(wanted: payloads.Json, completed_at: datetime | None) -> tuple[str | None, str | None]:
-    """A conclusion completes by itself; completing needs a conclusion."""
+    """Apply GitHub's rule: a conclusion completes the run, and completing needs a conclusion."""
     status = rest.text(wanted, "status", "CheckRun")
     conclusion = rest.text(wanted, "conclusion", "CheckRun")
     if status is not None and status not in STATUSES:
@@ -156,7 +156,7 @@ def _actions(wanted: payloads.Json) -> list[payloads.Json] | None:
 async def get_check_run(request: Request) -> Response:
     """https://docs.github.com/en/rest/checks/runs#get-a-check-run"""
     repository = rest.repository(request, ("checks", "read"))
-    return rest.answer(payloads_checks.check_run(rest.hub(request).world, repository, _check_run(request, repository)))
+    return rest.answer(payloads_checks.check_run(rest.hub(request).state, repository, _check_run(request, repository)))
 
 
 async def list_check_runs(request: Request) -> Response:
@@ -172,15 +172,15 @@ async def list_check_runs(request: Request) -> Response:
     found = [run for run in repository.check_runs.values() if run.head_sha == sha]
     if query.get("check_name") is not None:
         found = [run for run in found if run.name == query["check_name"]]
-    if query.get("app_id") is not None and query["app_id"] != str(hub.world.app_id):
-        found = []  # no other App writes here
+    if query.get("app_id") is not None and query["app_id"] != str(hub.state.app_id):
+        found = []  # only one App exists
     if query.get("status") is not None:
         found = [run for run in found if run.status == query["status"]]
     if query.get("filter", "latest") != "all":
         found = list({run.name: run for run in found}.values())
     found.sort(key=lambda run: run.id, reverse=True)
     shown, headers = rest.page(request, found)
-    runs = [payloads_checks.check_run(hub.world, repository, run) for run in shown]
+    runs = [payloads_checks.check_run(hub.state, repository, run) for run in shown]
     return rest.answer({"total_count": len(found), "check_runs": runs}, headers=headers)
 
 
@@ -191,7 +191,7 @@ async def list_check_suites(request: Request) -> Response:
     sha = await hub.git.resolve(repository.full_name, request.path_params["ref"])
     found = [suite for suite in repository.check_suites.values() if suite.head_sha == sha]
     shown, headers = rest.page(request, found)
-    suites = [payloads_checks.check_suite(hub.world, repository, suite) for suite in shown]
+    suites = [payloads_checks.check_suite(hub.state, repository, suite) for suite in shown]
     return rest.answer({"total_count": len(found), "check_suites": suites}, headers=headers)
 
 
@@ -199,7 +199,7 @@ async def rerequest(request: Request) -> Response:
     """https://docs.github.com/en/rest/checks/runs#rerequest-a-check-run"""
     repository = rest.repository(request, ("checks", "write"))
     hub = rest.hub(request)
-    actions.rerequest_check_run(hub, repository, _check_run(request, repository), hub.world.bot)
+    actions.rerequest_check_run(hub, repository, _check_run(request, repository), hub.state.bot)
     return rest.answer({}, 201)
 
 

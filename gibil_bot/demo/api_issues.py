@@ -13,7 +13,7 @@ from gibil_bot.demo.access import Refusal
 from gibil_bot.demo.records import Comment, Repository
 
 LONGEST_COMMENT = 65_536
-"""Characters. Not on a page of the documentation; GitHub's answer as reported in danger/danger#424."""
+"""Characters. Undocumented; GitHub's response as reported in danger/danger#424."""
 
 # Comments of pull requests can be written with either permission:
 # https://docs.github.com/en/rest/authentication/permissions-required-for-github-apps
@@ -60,8 +60,8 @@ def _conversation(repository: Repository, request: Request) -> list[Comment]:
 
 def _comments(request: Request, repository: Repository, found: list[Comment]) -> Response:
     shown, headers = rest.page(request, found)
-    world = rest.hub(request).world
-    return rest.answer([payloads.comment(world, repository, each) for each in shown], headers=headers)
+    state = rest.hub(request).state
+    return rest.answer([payloads.comment(state, repository, each) for each in shown], headers=headers)
 
 
 async def create_comment(request: Request) -> Response:
@@ -72,7 +72,7 @@ async def create_comment(request: Request) -> Response:
         raise Refusal(404, "Not Found")
     text = await _comment_text(request)
     new = actions.comment(hub, repository, number, rest.actor(request), text, by_app=rest.caller(request).token is not None)
-    return rest.answer(payloads.comment(hub.world, repository, new), 201)
+    return rest.answer(payloads.comment(hub.state, repository, new), 201)
 
 
 async def _comment_text(request: Request) -> str:
@@ -95,7 +95,7 @@ async def get_comment(request: Request) -> Response:
     """https://docs.github.com/en/rest/issues/comments#get-an-issue-comment"""
     repository = rest.repository(request, *_READ)
     found = _comment(request, repository)
-    return rest.answer(payloads.comment(rest.hub(request).world, repository, found))
+    return rest.answer(payloads.comment(rest.hub(request).state, repository, found))
 
 
 async def update_comment(request: Request) -> Response:
@@ -103,7 +103,7 @@ async def update_comment(request: Request) -> Response:
     repository = rest.repository(request, *_WRITE)
     found, hub = _comment(request, repository), rest.hub(request)
     actions.edit_comment(hub, repository, found, await _comment_text(request), rest.actor(request))
-    return rest.answer(payloads.comment(hub.world, repository, found))
+    return rest.answer(payloads.comment(hub.state, repository, found))
 
 
 async def delete_comment(request: Request) -> Response:
@@ -124,7 +124,7 @@ def _reacted(request: Request, level: str) -> tuple[Repository, Comment]:
 async def create_reaction(request: Request) -> Response:
     """https://docs.github.com/en/rest/reactions/reactions#create-reaction-for-an-issue-comment
 
-    201 for a new one, 200 when it was there already.
+    201 for a new one, 200 if it exists already.
     """
     _, comment = _reacted(request, "write")
     hub = rest.hub(request)
@@ -132,7 +132,7 @@ async def create_reaction(request: Request) -> Response:
     if content not in payloads.REACTIONS:
         raise rest.invalid("Reaction", "content", "invalid", f"content is not one of {', '.join(payloads.REACTIONS)}")
     reaction, new = actions.react(hub, comment, rest.actor(request), content)
-    return rest.answer(payloads.reaction(hub.world, reaction), 201 if new else 200)
+    return rest.answer(payloads.reaction(hub.state, reaction), 201 if new else 200)
 
 
 async def list_reactions(request: Request) -> Response:
@@ -141,8 +141,8 @@ async def list_reactions(request: Request) -> Response:
     wanted = request.query_params.get("content")
     found = [each for each in comment.reactions if wanted in (None, each.content)]
     shown, headers = rest.page(request, found)
-    world = rest.hub(request).world
-    return rest.answer([payloads.reaction(world, each) for each in shown], headers=headers)
+    state = rest.hub(request).state
+    return rest.answer([payloads.reaction(state, each) for each in shown], headers=headers)
 
 
 async def delete_reaction(request: Request) -> Response:
@@ -152,7 +152,7 @@ async def delete_reaction(request: Request) -> Response:
     if found is None:
         raise Refusal(404, "Not Found")
     comment.reactions.remove(found)
-    rest.hub(request).world.touch()
+    rest.hub(request).state.touch()
     return rest.nothing()
 
 

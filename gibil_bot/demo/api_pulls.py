@@ -1,4 +1,4 @@
-"""Endpoints of pull requests: the lists, one of them, and a new one."""
+"""Endpoints of pull requests: lists, get and create."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from gibil_bot.demo.access import Refusal, allows, may_write, sees
 from gibil_bot.demo.records import PersonalToken, PullRequest, Repository
 
 LONGEST_TITLE, LONGEST_BODY = 256, 65_536
-"""Characters. Not on a page of the documentation: as reported in googleapis/repo-automation-bots#1895 and
+"""Characters. Undocumented: as reported in googleapis/repo-automation-bots#1895 and
 renovatebot/renovate#2032."""
 
 
 async def list_pull_requests(request: Request) -> Response:
-    """https://docs.github.com/en/rest/pulls/pulls#list-pull-requests: open ones, newest first, unless told otherwise."""
+    """https://docs.github.com/en/rest/pulls/pulls#list-pull-requests: open ones, newest first, by default."""
     repository = rest.repository(request, ("pull_requests", "read"))
     query = request.query_params
     state, head, base = query.get("state", "open"), query.get("head"), query.get("base")
@@ -36,7 +36,7 @@ async def get_pull_request(request: Request) -> Response:
     found = repository.issues.get(request.path_params["number"])
     if not isinstance(found, PullRequest):
         raise Refusal(404, "Not Found")
-    return rest.answer(payloads.pull_request(rest.hub(request).world, repository, found))
+    return rest.answer(payloads.pull_request(rest.hub(request).state, repository, found))
 
 
 async def list_pull_requests_of_commit(request: Request) -> Response:
@@ -60,9 +60,9 @@ async def list_pull_requests_of_commit(request: Request) -> Response:
 
 
 def _pulls(request: Request, repository: Repository, found: list[PullRequest]) -> Response:
-    world = rest.hub(request).world
+    state = rest.hub(request).state
     shown, headers = rest.page(request, found)
-    return rest.answer([payloads.pull_request(world, repository, pull) for pull in shown], headers=headers)
+    return rest.answer([payloads.pull_request(state, repository, pull) for pull in shown], headers=headers)
 
 
 def _label(pull: PullRequest) -> str:
@@ -73,7 +73,7 @@ def _label(pull: PullRequest) -> str:
 async def create_pull_request(request: Request) -> Response:
     """https://docs.github.com/en/rest/pulls/pulls#create-a-pull-request
 
-    Whoever opens one needs write access to the branch that it comes from. How the refusals look: google/go-github#1441
+    The author needs write access to the head branch. The error responses: google/go-github#1441
     (already exists), tgymnich/fork-sync#112 and backstrokeapp/server#46 (no commits), dailymotion-oss/octopilot#134 (no such
     branch), tgymnich/fork-sync#8 (not readable).
     """
@@ -108,7 +108,7 @@ async def create_pull_request(request: Request) -> Response:
         # https://docs.github.com/en/pull-requests/collaborating-with-pull-requests/proposing-changes-to-your-work-with-pull-requests/
         # about-pull-requests#draft-pull-requests; the words as reported in MetaMask/action-create-release-pr#67
         raise Refusal(422, "Draft pull requests are not supported in this repository.")
-    # What is in a fork alone is not there to be an ancestor.
+    # A commit that only a fork has can't be an ancestor here.
     if await hub.git.is_ancestor(home.full_name, head_sha, base_sha):
         names = (base, branch) if head is home else (f"{home.owner.login}:{base}", f"{head.owner.login}:{branch}")
         raise _custom(f"No commits between {names[0]} and {names[1]}")
@@ -118,7 +118,7 @@ async def create_pull_request(request: Request) -> Response:
     new = await actions.open_pull_request(
         hub, home, head, branch, rest.actor(request), title=title, body=body, draft=draft, base=base
     )  # fmt: skip
-    return rest.answer(payloads.pull_request(hub.world, home, new), 201)
+    return rest.answer(payloads.pull_request(hub.state, home, new), 201)
 
 
 def _custom(message: str) -> Refusal:
@@ -126,17 +126,17 @@ def _custom(message: str) -> Refusal:
 
 
 def _readable(personal: PersonalToken, repository: Repository) -> bool:
-    """Whether that token shows the branches: those of a public repository are for everybody."""
+    """Return whether the token may see the branches; those of a public repository are visible to all."""
     return not repository.private or (sees(personal, repository) and allows(personal, "contents", "read"))
 
 
 def _head(request: Request, home: Repository, name: str, head_repo: str | None) -> tuple[Repository | None, str]:
     """`branch` is one of this repository, `owner:branch` one of that owner's repository in the network, `head_repo` says which
-    where that owner has several; None for a repository that is not there."""
+    if that owner has several; None for a repository that doesn't exist."""
     owner, colon, branch = name.partition(":")
     if not colon:
         owner, branch = home.owner.login, name
-    network = [each for each in rest.hub(request).world.repositories.values() if each.source is home.source]
+    network = [each for each in rest.hub(request).state.repositories.values() if each.source is home.source]
     theirs = [each for each in network if each.owner.login.lower() == owner.lower()]
     if head_repo is not None:
         return next((each for each in theirs if each.full_name.lower() == head_repo.lower()), None), branch

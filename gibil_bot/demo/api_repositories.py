@@ -1,4 +1,4 @@
-"""Endpoints of a repository: itself, who may do what, its files."""
+"""Endpoints of a repository: itself, permissions, files."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from gibil_bot.demo.git_store import TreeEntry
 from gibil_bot.demo.records import ROLES, Repository
 
 LARGEST_INLINE = 1024 * 1024
-"""Above it the JSON of a file holds no content: https://docs.github.com/en/rest/repos/contents#get-repository-content"""
+"""Above it the JSON of a file has no content: https://docs.github.com/en/rest/repos/contents#get-repository-content"""
 
 
 async def get_repository(request: Request) -> Response:
     """https://docs.github.com/en/rest/repos/repos#get-a-repository"""
     found = rest.repository(request, ("metadata", "read"))
     asking = rest.caller(request)
-    return rest.answer(payloads.full_repository(rest.hub(request).world, found, lambda each: may_see(asking, each)))
+    return rest.answer(payloads.full_repository(rest.hub(request).state, found, lambda each: may_see(asking, each)))
 
 
 async def get_branch_reference(request: Request) -> Response:
@@ -32,7 +32,7 @@ async def get_branch_reference(request: Request) -> Response:
     sha = await rest.hub(request).git.resolve(repository.full_name, ref)
     if sha is None:
         raise Refusal(404, "Not Found")
-    api = f"{rest.hub(request).world.url}/repos/{repository.full_name}/git"
+    api = f"{rest.hub(request).state.url}/repos/{repository.full_name}/git"
     commit = {"type": "commit", "sha": sha, "url": f"{api}/commits/{sha}"}
     return rest.answer({"ref": ref, "url": f"{api}/{quote(ref)}", "object": commit})
 
@@ -45,24 +45,24 @@ async def get_permission(request: Request) -> Response:
     repository = rest.repository(request, ("metadata", "read"))
     if rest.caller(request).kind in ("anonymous", "app"):
         raise Refusal(401, "Requires authentication")
-    world = rest.hub(request).world
+    state = rest.hub(request).state
     login = request.path_params["login"]
-    user = world.users.get(login.lower())
+    user = state.users.get(login.lower())
     if user is None:
         raise Refusal(404, f"{login} is not a user")
     role = repository.role_of(login)
-    return rest.answer({"permission": ROLES[role], "role_name": role, "user": payloads.user(world, user)})
+    return rest.answer({"permission": ROLES[role], "role_name": role, "user": payloads.user(state, user)})
 
 
 async def list_activity(request: Request) -> Response:
-    """https://docs.github.com/en/rest/repos/repos#list-repository-activities: newest first, by branch where `ref` says so."""
+    """https://docs.github.com/en/rest/repos/repos#list-repository-activities: newest first; of one branch with `ref`."""
     repository = rest.repository(request, ("contents", "read"))
     ref = request.query_params.get("ref")
     wanted = None if not ref else ref if ref.startswith("refs/") else f"refs/heads/{ref}"
     found = [each for each in reversed(repository.activity) if wanted in (None, each.ref)]
     shown, headers = rest.page(request, found)
-    world = rest.hub(request).world
-    return rest.answer([payloads.activity(world, each) for each in shown], headers=headers)
+    state = rest.hub(request).state
+    return rest.answer([payloads.activity(state, each) for each in shown], headers=headers)
 
 
 async def get_contents(request: Request) -> Response:
@@ -104,7 +104,7 @@ async def get_contents(request: Request) -> Response:
 
 def _entry(request: Request, repository: Repository, ref: str, entry: TreeEntry) -> payloads.Json:
     kinds = {"blob": "file", "tree": "dir", "commit": "submodule"}
-    url = f"{rest.hub(request).world.url}/repos/{repository.full_name}/contents/{quote(entry.path)}?ref={quote(ref, safe='')}"
+    url = f"{rest.hub(request).state.url}/repos/{repository.full_name}/contents/{quote(entry.path)}?ref={quote(ref, safe='')}"
     return {
         "type": "symlink" if entry.mode == "120000" else kinds[entry.kind],
         "size": entry.size,

@@ -1,4 +1,4 @@
-"""All endpoints as one ASGI application, and the answers that no endpoint gives."""
+"""All endpoints as one ASGI application, and the responses for unknown paths and methods."""
 
 from __future__ import annotations
 
@@ -34,6 +34,6 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _not_found(request: Request, error: Exception) -> Response:
-    """What GitHub says for an address or a method that it does not have."""
+    """Return GitHub's response for an unknown path or method."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     return rest.refusal_response(Refusal(404 if status == 405 else status, "Not Found" if status in (404, 405) else str(error)))

@@ -1,4 +1,4 @@
-"""The real bot as a process of its own: `python -m gibil_bot serve` on a data directory that goes with the demonstration."""
+"""The real bot as a process: `python -m gibil_bot serve` on a temporary data directory."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ LISTENING = "listening on "
 
 
 class BotFailed(GibilError):
-    """The bot ended, or did not begin to listen."""
+    """The bot ended, or doesn't listen."""
 
     code = "DEMO_BOT"
 
 
 class BotProcess:
-    """The running bot: its address, and the end of what it logged."""
+    """The running bot: its address and the end of its log."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -55,17 +55,17 @@ class BotProcess:
             self._listening.set_exception(BotFailed("the bot ended before it listened" + self._last_words()))
 
     async def wait_until_listening(self) -> None:
-        """Raises BotFailed with what the bot said last."""
+        """Raises BotFailed with the bot's last lines."""
         try:
             self.url = await asyncio.wait_for(self._listening, START_WITHIN_S)
         except TimeoutError:
             raise BotFailed(f"the bot did not listen within {START_WITHIN_S:.0f} s" + self._last_words()) from None
 
     def _last_words(self) -> str:
-        return f"; it said: {' / '.join(self.log_tail(8)) or 'nothing'}"
+        return f"; its last lines: {' / '.join(self.log_tail(8)) or 'none'}"
 
     async def stop(self) -> None:
-        """SIGTERM, and SIGKILL when that is not enough."""
+        """Send SIGTERM, and SIGKILL if it doesn't end in time."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
@@ -78,7 +78,7 @@ class BotProcess:
 
 
 def bot_environment(github: GitHubDouble, data_dir: Path) -> dict[str, str]:
-    """The bot's settings, and nothing of the person's own bot."""
+    """Return the bot's settings, without those of the user's own bot."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("GIBIL_", "HCLOUD_"))}
     return own | {
         "GIBIL_DATA_DIR": str(data_dir),
@@ -94,9 +94,9 @@ def bot_environment(github: GitHubDouble, data_dir: Path) -> dict[str, str]:
 
 @contextlib.asynccontextmanager
 async def running_bot(github: GitHubDouble, data_dir: Path) -> AsyncIterator[BotProcess]:
-    """The bot, listening. It is stopped at the end, whatever happens.
+    """Run the bot until the block ends.
 
-    It has a session of its own, so that Ctrl-C reaches the demonstration alone, which then stops the bot in good order.
+    It runs in a new session, so that Ctrl-C reaches only the demonstration, which then stops the bot.
     """
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -117,8 +117,8 @@ async def running_bot(github: GitHubDouble, data_dir: Path) -> AsyncIterator[Bot
         await asyncio.shield(bot.stop())
 
 
-async def burn_leftovers(data_dir: Path) -> list[str]:
-    """Burn machines that a bot left for its next start, and end what keeps them; the machines' names."""
+async def destroy_leftovers(data_dir: Path) -> list[str]:
+    """Destroy machines that a bot left for its next start, and end their daemon. Returns the machines' names."""
     from gibil_bot.providers.local.provider import LocalProvider
 
     if not await asyncio.to_thread(data_dir.exists):
@@ -135,17 +135,17 @@ async def burn_leftovers(data_dir: Path) -> list[str]:
 
 
 def _end_daemon(data_dir: Path) -> None:
-    """The process that keeps local machines would stay for half a minute, on a folder that is gone. Blocking."""
+    """End the daemon of local machines, which would run for half a minute on a deleted folder. Blocking."""
     from gibil_bot.providers.local.paths import LocalPaths, locked, read_daemon
 
     paths = LocalPaths(data_dir)
     daemon, lock = read_daemon(paths), paths.local / "keeper.lock"
     if daemon is None or not lock.exists():
         return
-    with locked(lock, wait_s=0) as nobody_keeps:
-        if nobody_keeps:
-            return  # it ended; its number may be somebody else's by now
+    with locked(lock, wait_s=0) as has_ended:
+        if has_ended:
+            return  # it has ended, and another process may have its number
     with contextlib.suppress(ProcessLookupError):
         os.kill(daemon.pid, signal.SIGTERM)
-    with locked(lock, wait_s=STOP_WITHIN_S):  # free once it is gone
+    with locked(lock, wait_s=STOP_WITHIN_S):  # free once it has ended
         shutil.rmtree(paths.runtime(), ignore_errors=True)

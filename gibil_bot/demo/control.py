@@ -1,4 +1,4 @@
-"""The double's own HTTP API, for people with curl: what somebody does on GitHub's pages. See README.md."""
+"""The double's own HTTP API, for users with curl: what users do on GitHub's pages. See README.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gibil_bot.demo.records import Issue, PullRequest, Repository, User
 
 def _repository(request: Request) -> Repository:
     try:
-        return rest.hub(request).world.repository("{owner}/{name}".format_map(request.path_params))
+        return rest.hub(request).state.repository("{owner}/{name}".format_map(request.path_params))
     except KeyError:
         raise Refusal(404, "There is no such repository here; GET /_double/state lists them") from None
 
@@ -34,17 +34,17 @@ def _pull(request: Request, repository: Repository) -> PullRequest:
 
 def _person(request: Request, asked: payloads.Json, default: User) -> User:
     login = rest.text(asked, "author", "Control")
-    return rest.hub(request).world.add_user(login) if login else default
+    return rest.hub(request).state.add_user(login) if login else default
 
 
 async def comment(request: Request) -> Response:
-    """{"body": "/gibil test", "author": "ada"}; without an author, the pull request's own."""
+    """{"body": "/gibil test", "author": "ada"}; the default author is that of the pull request."""
     repository, asked = _repository(request), await rest.body(request)
     issue = _issue(request, repository)
     body = rest.text(asked, "body", "Control", required=True) or ""
     author = _person(request, asked, issue.author)
     new = actions.comment(rest.hub(request), repository, issue.number, author, body)
-    return rest.answer(payloads.comment(rest.hub(request).world, repository, new), 201)
+    return rest.answer(payloads.comment(rest.hub(request).state, repository, new), 201)
 
 
 async def push(request: Request) -> Response:
@@ -87,21 +87,21 @@ async def rerequest(request: Request) -> Response:
 
 
 async def state(request: Request) -> Response:
-    """Everything that somebody could see on GitHub's pages, and the last deliveries and requests."""
-    world = rest.hub(request).world
+    """Return everything that GitHub's pages show, and the last deliveries and requests."""
+    state = rest.hub(request).state
     repositories: payloads.Json = {}
-    for repository in world.repositories.values():
+    for repository in state.repositories.values():
         repositories[repository.full_name] = {
             "private": repository.private,
-            "pull_requests": [payloads.pull_request(world, repository, each) for each in repository.pull_requests()],
-            "comments": [payloads.comment(world, repository, each) for each in repository.comments.values()],
-            "check_runs": [payloads_checks.check_run(world, repository, each) for each in repository.check_runs.values()],
+            "pull_requests": [payloads.pull_request(state, repository, each) for each in repository.pull_requests()],
+            "comments": [payloads.comment(state, repository, each) for each in repository.comments.values()],
+            "check_runs": [payloads_checks.check_run(state, repository, each) for each in repository.check_runs.values()],
         }
     requests = [
         {"method": each.method, "path": each.path, "status": each.status, "caller": each.caller, "fault": each.fault}
-        for each in world.requests[-100:]
+        for each in state.requests[-100:]
     ]
-    deliveries = [payloads.delivery(each) for each in world.deliveries[-100:]]
+    deliveries = [payloads.delivery(each) for each in state.deliveries[-100:]]
     return rest.answer({"repositories": repositories, "deliveries": deliveries, "requests": requests})
 
 

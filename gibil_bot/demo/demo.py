@@ -1,4 +1,4 @@
-"""`gibil demo`: the whole journey on this computer, from a comment to a closed check run and a burned machine.
+"""`gibil demo`: from a comment to a closed check run and a destroyed machine, on this computer alone.
 
 Nothing of it is played: a GitHub of our own (real HTTP, real git, real signatures), the bot as it is deployed, a machine that
 is really forged. It needs no network, no account, nothing but Python and git.
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from gibil_bot.demo import project
-from gibil_bot.demo.bot_process import BotProcess, burn_leftovers, running_bot
+from gibil_bot.demo.bot_process import BotProcess, destroy_leftovers, running_bot
 from gibil_bot.demo.github_double import GitHubDouble
 from gibil_bot.demo.narrator import Narrator
 from gibil_bot.demo.records import CheckRun
@@ -58,12 +58,12 @@ class _Stage:
 
 
 async def run_demo(*, failing: bool, keep: bool, out: TextIO, on_verdict: OnVerdict = lambda view: None) -> int:
-    """Show it all on `out`. 0 when the check run is `success`, 1 otherwise, 130 after Ctrl-C. Leaves nothing behind.
+    """Run the demonstration on `out`. Returns 0 if the check run is `success`, 1 otherwise, 130 after Ctrl-C.
 
-    With `keep`, bot and GitHub go on until Ctrl-C, and the status is the first check run's.
+    With `keep`, bot and GitHub run until Ctrl-C, and the status is the first check run's. Everything is removed at the end.
     """
     terminal = Terminal(out)
-    # Until all is cleaned up: a terminal that is closed meanwhile sends a signal that would end this process.
+    # Until all is cleaned up: closing the terminal meanwhile sends a signal that would end this process.
     with _interruption() as interrupted:
         folder = Path(tempfile.mkdtemp(prefix="gibil-demo-"))
         data_dir = folder / "bot"
@@ -71,7 +71,7 @@ async def run_demo(*, failing: bool, keep: bool, out: TextIO, on_verdict: OnVerd
             async with _set_up(folder, data_dir, failing, keep, terminal, on_verdict) as stage:
                 return await _until(interrupted, stage)
         except GibilError as error:
-            terminal.say(terminal.style(f"gibil demo: {error.message}", "red"))
+            terminal.print_line(terminal.style(f"gibil demo: {error.message}", "red"))
             return 1
         finally:
             await asyncio.shield(_clean_up(folder, data_dir, terminal))
@@ -83,10 +83,10 @@ async def _until(interrupted: asyncio.Event, stage: _Stage) -> int:
         await asyncio.wait({showing, stop}, return_when=asyncio.FIRST_COMPLETED)
         if showing.done():
             return showing.result()
-        with contextlib.suppress(OSError):  # Ctrl-C has ended the reader of our pipe, too, or our terminal is closed
+        with contextlib.suppress(OSError):  # Ctrl-C has also ended the reader of our pipe, or the terminal is closed
             stage.narrator.flush()
-            stage.terminal.say()
-            stage.terminal.say("stopping the bot, burning its machines …")
+            stage.terminal.print_line()
+            stage.terminal.print_line("stopping the bot, destroying its machines …")
         return INTERRUPTED if stage.verdict is None else stage.verdict
     finally:
         for task in (showing, stop):
@@ -98,20 +98,22 @@ async def _until(interrupted: asyncio.Event, stage: _Stage) -> int:
 async def _set_up(
     folder: Path, data_dir: Path, failing: bool, keep: bool, terminal: Terminal, on_verdict: OnVerdict
 ) -> AsyncIterator[_Stage]:
-    terminal.say(terminal.style("gibil demo", "bold") + " – a comment becomes a check run, all of it on this computer")
-    terminal.say()
+    terminal.print_line(terminal.style("gibil demo", "bold") + " – a comment becomes a check run, all of it on this computer")
+    terminal.print_line()
     async with GitHubDouble.start(folder / "github") as github, running_bot(github, data_dir) as bot:
         github.webhook_url = f"{bot.url}/webhook"
-        terminal.say(f"  a GitHub of our own   {github.url}")
-        terminal.say(f"  the bot               {bot.url}   (gibil serve, process {bot.pid})")
+        terminal.print_line(f"  a double of GitHub    {github.url}")
+        terminal.print_line(f"  the bot               {bot.url}   (gibil serve, process {bot.pid})")
         await github.add_repository(project.FULL_NAME, project.base_files())
         changes = project.changed_files(failing=failing)
         number = await github.open_pull_request(
             project.FULL_NAME, project.BRANCH, changes, "ada", title=project.TITLE, body="As the schools of Nippur taught it."
         )
-        terminal.say(f"  pull request          {project.FULL_NAME}#{number} “{project.TITLE}” by ada, {len(changes)} files")
-        terminal.say()
-        await github.settled()
+        terminal.print_line(
+            f"  pull request          {project.FULL_NAME}#{number} “{project.TITLE}” by ada, {len(changes)} files"
+        )
+        terminal.print_line()
+        await github.webhooks_sent()
         begun = github.comment(project.FULL_NAME, number, "ada", COMMAND).created_at
         narrator = Narrator(github, terminal, project.FULL_NAME, number, data_dir / "logs", begun)
         yield _Stage(github, bot, narrator, terminal, keep, on_verdict)
@@ -142,11 +144,11 @@ async def _show(stage: _Stage) -> int:
 def _failed(reason: str, stage: _Stage) -> int:
     terminal = stage.terminal
     stage.narrator.flush()
-    terminal.say()
-    terminal.say(terminal.style(f"gibil demo: {reason}. The end of the bot's log:", "red"))
+    terminal.print_line()
+    terminal.print_line(terminal.style(f"gibil demo: {reason}. The end of the bot's log:", "red"))
     for line in stage.bot.log_tail():
-        terminal.say("  " + harmless(line))
-    terminal.say("`gibil doctor` says what this computer lacks.")
+        terminal.print_line("  " + harmless(line))
+    terminal.print_line("`gibil doctor` shows what this computer lacks.")
     return 1
 
 
@@ -167,11 +169,11 @@ def _view(stage: _Stage, closed: CheckRun) -> dict[str, Any]:
 
 def _table(stage: _Stage) -> None:
     terminal, narrator = stage.terminal, stage.narrator
-    total = (stage.github.world.now() - narrator.begun).total_seconds()
-    terminal.say()
-    terminal.say(terminal.style("where the time went", "bold"))
+    total = (stage.github.state.now() - narrator.begun).total_seconds()
+    terminal.print_line()
+    terminal.print_line(terminal.style("where the time went", "bold"))
     rows = [(timing.label, duration(timing.seconds), timing.remark) for timing in narrator.timings]
-    rows.append(("all of it", duration(total), "from the comment to the last word"))
+    rows.append(("all of it", duration(total), "from the comment to the last report"))
     terminal.table(rows, "  ")
 
 
@@ -179,8 +181,8 @@ def _how_to_go_on(stage: _Stage) -> None:
     terminal, github = stage.terminal, stage.github
     pull = f"{github.url}/_double/repos/{project.FULL_NAME}/pulls/{stage.narrator.number}"
     mistake = json.dumps({"files": {"tests/test_mistake.py": MISTAKE}, "message": "A mistake"})
-    terminal.say()
-    terminal.say(terminal.style("Both go on until Ctrl-C. In another terminal:", "bold"))
+    terminal.print_line()
+    terminal.print_line(terminal.style("Both run until Ctrl-C. In another terminal:", "bold"))
     for words, command in (
         ("comment again", f"curl -d '{_says('ada', COMMAND)}' {pull}/comments"),
         ("ask for help", f"curl -d '{_says('ada', '/gibil help')}' {pull}/comments"),
@@ -189,9 +191,9 @@ def _how_to_go_on(stage: _Stage) -> None:
         ("everything on GitHub", f"curl {github.url}/_double/state"),
         ("the bot's health", f"curl {stage.bot.url}/healthz"),
     ):
-        terminal.say(terminal.style(f"  # {words}", "dim"))
-        terminal.say(f"  {command}")
-    terminal.say()
+        terminal.print_line(terminal.style(f"  # {words}", "dim"))
+        terminal.print_line(f"  {command}")
+    terminal.print_line()
 
 
 def _says(author: str, body: str) -> str:
@@ -200,12 +202,12 @@ def _says(author: str, body: str) -> str:
 
 @contextlib.contextmanager
 def _interruption() -> Iterator[asyncio.Event]:
-    """Set by Ctrl-C, SIGTERM and SIGHUP, so that everything is stopped in good order."""
+    """Set by Ctrl-C, SIGTERM and SIGHUP, so that everything is stopped in order."""
     interrupted = asyncio.Event()
     loop = asyncio.get_running_loop()
     handled = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        with contextlib.suppress(RuntimeError, ValueError):  # not the main thread: somebody else looks after signals
+        with contextlib.suppress(RuntimeError, ValueError):  # not the main thread, which handles signals
             loop.add_signal_handler(number, interrupted.set)
             handled.append(number)
     try:
@@ -216,17 +218,17 @@ def _interruption() -> Iterator[asyncio.Event]:
 
 
 async def _clean_up(folder: Path, data_dir: Path, terminal: Terminal) -> None:
-    """Everything is removed even if the reader of the output is gone."""
-    said = []
+    """Remove everything, even if the reader of the output is gone."""
+    messages = []
     try:
-        burned = await burn_leftovers(data_dir)
-        if burned:
-            said.append(f"burned: {', '.join(burned)}")
+        destroyed = await destroy_leftovers(data_dir)
+        if destroyed:
+            messages.append(f"destroyed: {', '.join(destroyed)}")
     except GibilError as error:
-        said.append(terminal.style(f"gibil demo: {error.message}", "red"))
+        messages.append(terminal.style(f"gibil demo: {error.message}", "red"))
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
     if await asyncio.to_thread(folder.exists):
-        said.append(terminal.style(f"gibil demo: not everything could be removed; look at {folder}", "red"))
+        messages.append(terminal.style(f"gibil demo: not everything could be removed; see {folder}", "red"))
     with contextlib.suppress(OSError):
-        for line in said:
-            terminal.say(line)
+        for line in messages:
+            terminal.print_line(line)

@@ -1,4 +1,4 @@
-"""What can go wrong on the way to GitHub and back, armed for the next so many matching requests."""
+"""Faults between the bot and GitHub, armed for a number of matching requests."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from enum import StrEnum
 
 class FaultKind(StrEnum):
     ERROR_BEFORE = "error_before"
-    """`status` (502), and nothing happened."""
+    """`status` (502), without effect."""
     ERROR_AFTER = "error_after"
     """`status` (502), although the request took effect."""
     UNAUTHORIZED = "unauthorized"
     """401 Bad credentials."""
     HANG = "hang"
-    """No answer for `seconds`, then the connection is dropped; nothing happened."""
+    """No answer for `seconds`, then the connection is dropped; without effect."""
     HANG_AFTER = "hang_after"
     """The same, although the request took effect."""
     DROP_BEFORE = "drop_before"
-    """The connection is cut, and nothing happened."""
+    """The connection is cut, without effect."""
     DROP_AFTER = "drop_after"
     """The connection is cut, although the request took effect."""
     PRIMARY_LIMIT = "primary_limit"
@@ -41,7 +41,7 @@ class Fault:
     method: str
     """Upper case, or * for any."""
     path: re.Pattern[str]
-    """Found anywhere in the path."""
+    """A regular expression that is searched in the path."""
     kind: FaultKind
     left: int
     status: int
@@ -49,7 +49,7 @@ class Fault:
 
 
 class Faults:
-    """The armed ones, in the order of arming; each request meets at most one."""
+    """The armed faults, in order; each request gets at most one."""
 
     def __init__(self) -> None:
         self._armed: list[Fault] = []
@@ -69,7 +69,7 @@ class Faults:
         return None
 
     def clear(self) -> None:
-        """Nothing more goes wrong, and what hangs is cut."""
+        """Disarm all faults and cut hanging requests."""
         self._armed.clear()
         self.cleared.set()
         self.cleared = asyncio.Event()

@@ -30,7 +30,7 @@ def is_git(path: str) -> bool:
 
 
 def unauthorized() -> Response:
-    """Git asks its credential helper after this answer, and not before."""
+    """Git asks its credential helper only after this response."""
     return PlainTextResponse("Authentication required\n", 401, {"WWW-Authenticate": 'Basic realm="GitHub"'})
 
 
@@ -53,7 +53,7 @@ async def advertise(request: Request) -> Response:
 
 
 async def serve(request: Request) -> Response:
-    """The second half: the client says what it wants or brings."""
+    """Handle the second request, in which the client names what it fetches or pushes."""
     service = request.path_params["service"]
     if service not in _NEEDS:
         return PlainTextResponse("Not Found\n", 404)
@@ -76,7 +76,7 @@ async def serve(request: Request) -> Response:
 def _repository(request: Request, service: str) -> Repository | Response:
     full_name = f"{request.path_params['owner']}/{request.path_params['name']}"
     try:
-        repository = find_repository(rest.hub(request).world, rest.caller(request), full_name, _NEEDS[service])
+        repository = find_repository(rest.hub(request).state, rest.caller(request), full_name, _NEEDS[service])
         personal = rest.caller(request).personal
         if personal is not None and service == "git-receive-pack" and not may_write(personal, repository):
             raise Refusal(403, "Forbidden")
@@ -120,7 +120,7 @@ async def _stream(process: asyncio.subprocess.Process, asked: bytes) -> AsyncIte
             stdin.close()
             await stdin.wait_closed()
         except ConnectionError:
-            pass  # git hung up early: its answer says why
+            pass  # git closed its stdin early: its output has the reason
 
     writing = asyncio.create_task(hand_over(process.stdin))
     try:

@@ -16,7 +16,7 @@ from gibil_bot.errors import GibilError
 
 
 class Link(str):
-    """The content of a symbolic link: where it leads."""
+    """The target of a symbolic link."""
 
 
 Files = Mapping[str, str | bytes | None]
@@ -25,10 +25,10 @@ Files = Mapping[str, str | bytes | None]
 _COMMAND_TIMEOUT_S = 60.0
 _HASH = re.compile(r"[0-9a-f]{40}")
 _BRANCH = re.compile(r"refs/heads/\w[\w-]*(/\w[\w-]*)*", re.ASCII)
-"""The names that most branches have; git itself knows what else is one."""
+"""The names of most branches; git itself checks the others."""
 
 # https://docs.github.com/en/pull-requests/collaborating-with-pull-requests/reviewing-changes-in-pull-requests/
-# checking-out-pull-requests-locally: refs/pull/N/head is there for everybody and cannot be pushed to. A commit that a
+# checking-out-pull-requests-locally: refs/pull/N/head exists for all readers and cannot be pushed to. A commit that a
 # force-push took away can still be fetched by its hash, so nothing is ever collected.
 _REPOSITORY_CONFIG = {
     "uploadpack.allowTipSHA1InWant": "true",
@@ -40,7 +40,7 @@ _REPOSITORY_CONFIG = {
 
 
 class GitFailed(GibilError):
-    """A git command of ours failed."""
+    """A git command failed."""
 
     code = "DOUBLE_GIT"
 
@@ -61,14 +61,14 @@ class GitStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._commits: set[tuple[str, str]] = set()
-        """(repository, hash) of commits that are there; nothing is ever collected, so they stay."""
+        """(repository, hash) of existing commits; they remain, since nothing is ever collected."""
         self._listings: dict[tuple[str, str, str | None], list[TreeEntry]] = {}
 
     def path(self, full_name: str) -> Path:
         return self.root / f"{full_name}.git"
 
     async def git(self, *arguments: str, repository: str | None = None, stdin: bytes = b"") -> bytes:
-        """Run git and return what it printed. Raises GitFailed with git's last words."""
+        """Run git and return its output. Raises GitFailed with git's last lines."""
         process = await git.start(
             *arguments,
             git_dir=self.path(repository) if repository else None,
@@ -102,7 +102,7 @@ class GitStore:
         await asyncio.to_thread(_append, config, lines)
 
     async def commit(self, full_name: str, branch: str, files: Files, *, message: str, author: str, parent: str | None) -> str:
-        """Put one commit on top of `parent` (None: the first one), point the branch at it whatever it was before."""
+        """Create a commit on top of `parent` (None: the first one) and point the branch at it."""
         identity = f"{author} <{author}@users.noreply.github.com> now"
         stream = [f"commit refs/heads/{branch}\nauthor {identity}\ncommitter {identity}\n".encode(), _data(message.encode())]
         stream.append(f"from {parent}\n".encode() if parent else b"")
@@ -116,16 +116,16 @@ class GitStore:
         await self.git("fast-import", "--quiet", "--force", "--date-format=now", repository=full_name, stdin=b"".join(stream))
         tip = await self.resolve(full_name, f"refs/heads/{branch}")
         if tip is None:
-            raise GitFailed(f"{full_name}: the branch {branch} is not there after a commit on it")
+            raise GitFailed(f"{full_name}: the branch {branch} doesn't exist after a commit on it")
         return tip
 
     async def resolve(self, full_name: str, ref: str) -> str | None:
-        """The commit that a branch, tag, full ref or hash names; None when there is none."""
+        """Return the commit of a branch, tag, full ref or hash, or None."""
         if ref.startswith("-") or not ref:
             return None
         if (full_name, ref) in self._commits:
             return ref
-        # Asked for all the time, and a process costs a hundred times what the file does.
+        # Called often, and a process costs a hundred times as much as reading the file.
         if _BRANCH.fullmatch(ref) and (tip := await asyncio.to_thread(_loose_ref, self.path(full_name) / ref)):
             return tip
         try:
@@ -141,7 +141,7 @@ class GitStore:
         await self.git("update-ref", *((ref, sha) if sha else ("-d", ref)), repository=full_name)
 
     async def fetch(self, full_name: str, source: str, sha: str, ref: str) -> None:
-        """Bring a commit of another repository in, under a ref of this one."""
+        """Fetch a commit of another repository to a ref of this one."""
         await self.git("fetch", "--quiet", "--no-tags", str(self.path(source)), f"+{sha}:{ref}", repository=full_name)
 
     async def is_ancestor(self, full_name: str, ancestor: str, descendant: str) -> bool:
@@ -152,7 +152,7 @@ class GitStore:
         return True
 
     async def entry(self, full_name: str, sha: str, path: str) -> TreeEntry | None:
-        """What is at that path; the root folder is a tree with the path ""."""
+        """Return the object at that path; the root folder is a tree with the path ""."""
         if not path:
             tree = await self.git("rev-parse", f"{sha}^{{tree}}", repository=full_name)
             return TreeEntry("", "tree", "040000", tree.decode().strip(), 0)
@@ -166,7 +166,7 @@ class GitStore:
         return await self.git("cat-file", "blob", sha, repository=full_name)
 
     async def linked_file(self, full_name: str, sha: str, path: str) -> TreeEntry | None:
-        """The file of the same commit that a symbolic link leads to; None where it leads to anything else."""
+        """Return the file of the same commit that a symbolic link points to; None if it points to anything else."""
         if "\n" in path:
             return None
         answer = await self.git(

@@ -1,9 +1,9 @@
-"""A small GitHub with memory, for the demonstration and for tests: real HTTP, real git, real signatures, real refusals.
+"""A small GitHub with memory, for the demonstration and for tests: real HTTP, git, signatures and error responses.
 
     async with GitHubDouble.start(tmp_path, webhook_url=…) as github:
         github.add_repository("ada/engine", {"README.md": "hello"})
 
-It keeps GitHub's documented behaviour, each rule beside the page that states it. What no page states, and what the double
+It keeps GitHub's documented behaviour, each rule with the page that states it. What no page states, and what the double
 therefore had to choose, is listed in README.md.
 """
 
@@ -25,21 +25,21 @@ from gibil_bot.demo.faults import Faults
 from gibil_bot.demo.git_store import Files, GitStore
 from gibil_bot.demo.hooks import Hooks
 from gibil_bot.demo.middleware import Front
-from gibil_bot.demo.queries import Sight
+from gibil_bot.demo.queries import Queries
 from gibil_bot.demo.records import DEFAULT_PERMISSIONS, ROLES, Comment, Installation, Issue, Repository, Review, User
 from gibil_bot.demo.server import serving
-from gibil_bot.demo.state import World
+from gibil_bot.demo.state import State
 from gibil_bot.github.webhook import EVENTS
 
 
-class GitHubDouble(Sight):
-    """What people do on GitHub; what they see there is `Sight`. Made by `start`."""
+class GitHubDouble(Queries):
+    """The actions of users on GitHub; `Queries` shows the results. Created by `start`."""
 
     def __init__(self, hub: Hub, faults: Faults, private_key: rsa.RSAPrivateKey, url: str) -> None:
         self.url = url
-        """Of the API and of git; never with a slash at its end."""
-        super().__init__(hub.world)
-        self.app_id = hub.world.app_id
+        """The URL of the API and of git, without a slash at its end."""
+        super().__init__(hub.state)
+        self.app_id = hub.state.app_id
         self.private_key_pem = _pem(private_key)
         self._hub = hub
         self._faults = faults
@@ -59,16 +59,16 @@ class GitHubDouble(Sight):
     ) -> AsyncIterator[GitHubDouble]:
         """Listen on loopback until the block ends. Repositories live under `directory`, which is not removed."""
         app_id = 100_000 + secrets.randbelow(900_000)
-        world = World(app_id=app_id, app_slug=app_slug, permissions=permissions, events=events)
+        state = State(app_id=app_id, app_slug=app_slug, permissions=permissions, events=events)
         private_key = _app_key()
         root = directory / "repositories"
         root.mkdir(parents=True, exist_ok=True)
-        hooks = Hooks(world, url=webhook_url, secret=webhook_secret or secrets.token_hex(16))
-        hub, faults = Hub(world, GitStore(root), hooks), Faults()
-        front = Front(application(hub), world, faults, private_key.public_key())
+        hooks = Hooks(state, url=webhook_url, secret=webhook_secret or secrets.token_hex(16))
+        hub, faults = Hub(state, GitStore(root), hooks), Faults()
+        front = Front(application(hub), state, faults, private_key.public_key())
         try:
             async with serving(front, port=port) as url:
-                world.url = url
+                state.url = url
                 try:
                     yield cls(hub, faults, private_key, url)
                 finally:
@@ -95,35 +95,35 @@ class GitHubDouble(Sight):
         self._hub.hooks.secret = secret
 
     def installation(self, full_name: str) -> Installation:
-        """The installation that a repository belongs to. Raises KeyError."""
-        return self.world.installations[self.world.repository(full_name).installation_id or 0]
+        """Return the installation that a repository belongs to. Raises KeyError."""
+        return self.state.installations[self.state.repository(full_name).installation_id or 0]
 
     def uninstall(self, full_name: str) -> None:
-        """Take the App away from the owner of that repository, with all its tokens."""
+        """Uninstall the App from the owner of that repository, with all its tokens."""
         installation = self.installation(full_name)
-        del self.world.installations[installation.id]
-        for repository in self.world.repositories_of(installation.id):
+        del self.state.installations[installation.id]
+        for repository in self.state.repositories_of(installation.id):
             repository.installation_id = None
-        self.world.touch()
+        self.state.touch()
 
     def revoke_tokens(self) -> int:
-        """Every installation token that was handed out is worthless from now on; how many there were."""
-        live = [token for token in self.world.tokens.values() if not token.revoked]
+        """Revoke all installation tokens. Returns how many there were."""
+        live = [token for token in self.state.tokens.values() if not token.revoked]
         for token in live:
             token.revoked = True
-        self.world.touch()
+        self.state.touch()
         return len(live)
 
     def personal_token(
         self, login: str, *, permissions: Mapping[str, str] | None = None, only: Sequence[str] | None = None
     ) -> str:
-        """A token of that person, for all that they can see or for the repositories `only`."""
-        return tokens.personal_token(self._hub, self.world.add_user(login), permissions, only)
+        """Create a token of that user, for all visible repositories or for those in `only`."""
+        return tokens.personal_token(self._hub, self.state.add_user(login), permissions, only)
 
     # --- people and repositories --------------------------------------------------------------------------------
 
     def add_user(self, login: str, type: str = "User") -> User:
-        return self.world.add_user(login, type)
+        return self.state.add_user(login, type)
 
     async def add_repository(
         self,
@@ -134,64 +134,64 @@ class GitHubDouble(Sight):
         default_branch: str = "main",
         installed: bool = True,
     ) -> Repository:
-        """A repository with one commit. Its owner is made when there is none, and the App is installed there."""
+        """Add a repository with one commit, its owner if needed, and install the App."""
         owner_login, _, name = full_name.partition("/")
-        owner = self.world.add_user(owner_login)
+        owner = self.state.add_user(owner_login)
         installation_id = actions.install(self._hub, owner).id if installed else None
-        repository = Repository(self.world.new_id(), owner, name, private, default_branch, installation_id)
+        repository = Repository(self.state.new_id(), owner, name, private, default_branch, installation_id)
         await self._hub.git.create(full_name, default_branch)
         await self._hub.git.commit(
             full_name, default_branch, files, message="The first commit", author=owner.login, parent=None
         )  # fmt: skip
-        self.world.repositories[full_name.lower()] = repository
-        self.world.touch()
+        self.state.repositories[full_name.lower()] = repository
+        self.state.touch()
         return repository
 
     async def fork(self, full_name: str, owner_login: str, name: str | None = None) -> Repository:
-        """The fork of that owner, made when there is none. The App is not installed on it. An organisation can fork what it
-        owns, under another name."""
-        parent = self.world.repository(full_name)
+        """Return the fork of that owner, creating it if needed. The App isn't installed on it. An organisation can fork its own
+        repository under another name."""
+        parent = self.state.repository(full_name)
         name = name or parent.name
         fork_name = f"{owner_login}/{name}"
-        existing = self.world.repositories.get(fork_name.lower())
+        existing = self.state.repositories.get(fork_name.lower())
         if existing is not None:
             return existing
         await self._hub.git.fork(parent.full_name, fork_name)
-        owner = self.world.add_user(owner_login)
-        fork = Repository(self.world.new_id(), owner, name, parent.private, parent.default_branch, None, parent=parent)
-        self.world.repositories[fork_name.lower()] = fork
-        self.world.touch()
+        owner = self.state.add_user(owner_login)
+        fork = Repository(self.state.new_id(), owner, name, parent.private, parent.default_branch, None, parent=parent)
+        self.state.repositories[fork_name.lower()] = fork
+        self.state.touch()
         return fork
 
     def delete_repository(self, full_name: str) -> None:
-        """Forget a repository; pull requests from it go on without a head repository."""
-        gone = self.world.repositories.pop(full_name.lower())
-        for repository in self.world.repositories.values():
+        """Delete a repository; pull requests from it remain without a head repository."""
+        gone = self.state.repositories.pop(full_name.lower())
+        for repository in self.state.repositories.values():
             for pull in repository.pull_requests():
                 if pull.head_repository is gone:
                     pull.head_repository = None
-        self.world.touch()
+        self.state.touch()
 
     def transfer_repository(self, full_name: str, owner_login: str) -> Repository:
-        """Give a repository to another owner: it keeps its id and its pull requests.
+        """Transfer a repository to another owner: its id and its pull requests don't change.
         https://docs.github.com/en/repositories/creating-and-managing-repositories/transferring-a-repository"""
-        repository = self.world.repositories.pop(full_name.lower())
+        repository = self.state.repositories.pop(full_name.lower())
         before = self._hub.git.path(repository.full_name)
-        repository.owner = self.world.add_user(owner_login)
+        repository.owner = self.state.add_user(owner_login)
         after = self._hub.git.path(repository.full_name)
         after.parent.mkdir(parents=True, exist_ok=True)
         before.rename(after)
-        self.world.repositories[repository.full_name.lower()] = repository
-        self.world.touch()
+        self.state.repositories[repository.full_name.lower()] = repository
+        self.state.touch()
         return repository
 
     def set_permission(self, full_name: str, login: str, role: str) -> None:
         """`role`: admin, maintain, write, triage, read or none."""
         if role not in ROLES:
             raise ValueError(f"{role!r} is not one of {', '.join(ROLES)}")
-        self.world.add_user(login)
-        self.world.repository(full_name).roles[login.lower()] = role
-        self.world.touch()
+        self.state.add_user(login)
+        self.state.repository(full_name).roles[login.lower()] = role
+        self.state.touch()
 
     # --- commits and pull requests ------------------------------------------------------------------------------
 
@@ -207,8 +207,8 @@ class GitHubDouble(Sight):
         body: str = "",
         draft: bool = False,
     ) -> int:
-        """Push the files to a branch (of the author's fork) and open a pull request from it; its number."""
-        home, who = self.world.repository(full_name), self.world.add_user(author)
+        """Push the files to a branch (of the author's fork) and open a pull request from it. Returns its number."""
+        home, who = self.state.repository(full_name), self.state.add_user(author)
         head = await self.fork(full_name, author) if fork else home
         await actions.push(self._hub, head, branch, files, who, message=title)
         pull = await actions.open_pull_request(self._hub, home, head, branch, who, title=title, body=body, draft=draft)
@@ -224,39 +224,39 @@ class GitHubDouble(Sight):
         message: str = "A push",
         force: bool = False,
     ) -> str:
-        """One commit on a branch, or on the branch of a pull request; its hash. `force` replaces the last commit."""
-        repository = self.world.repository(full_name)
+        """Push a commit to a branch, or to the branch of a pull request. Returns its hash. `force` replaces the last commit."""
+        repository = self.state.repository(full_name)
         branch, who = str(target), repository.owner
         if isinstance(target, int):
             pull = self.pull_request(full_name, target)
             if pull.head_repository is None:
                 raise KeyError(f"the fork of {full_name}#{target} is gone")
             repository, branch, who = pull.head_repository, pull.head_ref, pull.author
-        pusher = self.world.add_user(author) if author else who
+        pusher = self.state.add_user(author) if author else who
         return await actions.push(self._hub, repository, branch, files, pusher, message=message, force=force)
 
     async def reset_branch(self, full_name: str, number: int, sha: str, sender: str) -> None:
-        """Force-push a commit that exists to the branch of a pull request."""
+        """Force-push an existing commit to the branch of a pull request."""
         pull = self.pull_request(full_name, number)
         if pull.head_repository is None:
             raise KeyError(f"the fork of {full_name}#{number} is gone")
-        await actions.reset_branch(self._hub, pull.head_repository, pull.head_ref, sha, self.world.add_user(sender))
+        await actions.reset_branch(self._hub, pull.head_repository, pull.head_ref, sha, self.state.add_user(sender))
 
     async def open_from(self, full_name: str, head: str, branch: str, author: str, *, title: str = "A change") -> int:
-        """Open a pull request from a branch that exists in the repository `head`; its number."""
-        home, source = self.world.repository(full_name), self.world.repository(head)
-        who = self.world.add_user(author)
+        """Open a pull request from an existing branch of the repository `head`. Returns its number."""
+        home, source = self.state.repository(full_name), self.state.repository(head)
+        who = self.state.add_user(author)
         pull = await actions.open_pull_request(self._hub, home, source, branch, who, title=title, body="", draft=False)
         return pull.number
 
     async def retarget(self, full_name: str, number: int, base: str) -> None:
         """Move a pull request to another base branch."""
         pull = self.pull_request(full_name, number)
-        await actions.retarget(self._hub, self.world.repository(full_name), pull, base, pull.author)
+        await actions.retarget(self._hub, self.state.repository(full_name), pull, base, pull.author)
 
     async def queue_merge(self, full_name: str, number: int) -> str:
-        """Put a pull request into the merge queue; the hash of the commit that the queue wants checked."""
-        home = self.world.repository(full_name)
+        """Put a pull request into the merge queue. Returns the hash of the commit whose checks the queue requests."""
+        home = self.state.repository(full_name)
         return await actions.queue_merge(self._hub, home, self.pull_request(full_name, number), home.owner)
 
     def close_pull_request(self, full_name: str, number: int, sender: str | None = None) -> None:
@@ -267,20 +267,20 @@ class GitHubDouble(Sight):
 
     def _set_state(self, full_name: str, number: int, state: str, sender: str | None) -> None:
         pull = self.pull_request(full_name, number)
-        who = self.world.add_user(sender) if sender else pull.author
-        actions.set_pull_request_state(self._hub, self.world.repository(full_name), pull, state, who)
+        who = self.state.add_user(sender) if sender else pull.author
+        actions.set_pull_request_state(self._hub, self.state.repository(full_name), pull, state, who)
 
     def open_issue(self, full_name: str, author: str, title: str = "An issue", body: str = "") -> Issue:
-        return actions.open_issue(self._hub, self.world.repository(full_name), self.world.add_user(author), title, body)
+        return actions.open_issue(self._hub, self.state.repository(full_name), self.state.add_user(author), title, body)
 
     # --- the conversation ---------------------------------------------------------------------------------------
 
     def comment(self, full_name: str, number: int, author: str, body: str) -> Comment:
-        return actions.comment(self._hub, self.world.repository(full_name), number, self.world.add_user(author), body)
+        return actions.comment(self._hub, self.state.repository(full_name), number, self.state.add_user(author), body)
 
     def review_comment(self, full_name: str, number: int, author: str, body: str, *, path: str = "README.md") -> Comment:
-        repository = self.world.repository(full_name)
-        return actions.comment(self._hub, repository, number, self.world.add_user(author), body, path=path)
+        repository = self.state.repository(full_name)
+        return actions.comment(self._hub, repository, number, self.state.add_user(author), body, path=path)
 
     def review(
         self,
@@ -293,41 +293,41 @@ class GitHubDouble(Sight):
         commit_sha: str | None = None,
     ) -> Review:
         """Submit a review: `state` is commented, approved or changes_requested."""
-        repository, pull = self.world.repository(full_name), self.pull_request(full_name, number)
-        who = self.world.add_user(author)
+        repository, pull = self.state.repository(full_name), self.pull_request(full_name, number)
+        who = self.state.add_user(author)
         return actions.review(self._hub, repository, pull, who, body, state=state, commit_sha=commit_sha)
 
     def edit_review(self, full_name: str, review: Review, body: str) -> None:
         pull = self.pull_request(full_name, review.number)
-        actions.edit_review(self._hub, self.world.repository(full_name), pull, review, body)
+        actions.edit_review(self._hub, self.state.repository(full_name), pull, review, body)
 
     def edit_comment(self, comment_id: int, body: str, editor: str) -> None:
-        """Change the words of a comment, as its author or a maintainer may."""
+        """Edit a comment, as its author or a maintainer."""
         repository, comment = self.find_comment(comment_id)
-        actions.edit_comment(self._hub, repository, comment, body, self.world.add_user(editor))
+        actions.edit_comment(self._hub, repository, comment, body, self.state.add_user(editor))
 
     def delete_comment(self, comment_id: int) -> None:
-        """As a maintainer may do with anybody's comment. Raises KeyError."""
+        """Delete a comment, as a maintainer. Raises KeyError."""
         repository, comment = self.find_comment(comment_id)
         actions.delete_comment(self._hub, repository, comment, repository.owner)
 
     def rerequest_check_run(self, check_run_id: int, sender: str) -> None:
         """Press Re-run."""
-        found = self.world.find_check_run(check_run_id)
+        found = self.state.find_check_run(check_run_id)
         if found is None:
             raise KeyError(check_run_id)
-        actions.rerequest_check_run(self._hub, *found, self.world.add_user(sender))
+        actions.rerequest_check_run(self._hub, *found, self.state.add_user(sender))
 
     def rerequest_suite(self, full_name: str, sha: str, sender: str) -> None:
         """Press Re-run all checks."""
-        repository = self.world.repository(full_name)
+        repository = self.state.repository(full_name)
         suite, _ = actions.suite_of(self._hub, repository, sha)
-        actions.rerequest_suite(self._hub, repository, suite, self.world.add_user(sender))
+        actions.rerequest_suite(self._hub, repository, suite, self.state.add_user(sender))
 
     # --- webhooks -----------------------------------------------------------------------------------------------
 
     def deliver(self, event: str, payload: payloads.Json | bytes, *, guid: str | None = None) -> str | None:
-        """Send any payload, signed; its GUID."""
+        """Send any payload, signed. Returns its GUID."""
         return self._hub.hooks.deliver(event, payload, guid=guid)
 
     def redeliver(self, delivery_id: int) -> None:
@@ -335,31 +335,31 @@ class GitHubDouble(Sight):
             raise KeyError(delivery_id)
 
     def fail_deliveries(self, times: int, status: int = 502) -> None:
-        """The next attempts fail without reaching the receiver."""
+        """Let the next attempts fail without reaching the receiver."""
         self._hub.hooks.failing += [status] * times
 
     def accept_deliveries(self) -> None:
-        """The next attempts reach the receiver again."""
+        """Let the next attempts reach the receiver again."""
         self._hub.hooks.failing.clear()
 
-    async def settled(self) -> None:
-        """Return when no webhook is on its way any more."""
-        await self._hub.hooks.settled()
+    async def webhooks_sent(self) -> None:
+        """Wait until no webhook is being sent."""
+        await self._hub.hooks.webhooks_sent()
 
     # --- faults -------------------------------------------------------------------------------------------------
 
     def fault(
         self, method: str, path_regex: str, kind: str, *, times: int = 1, status: int = 502, seconds: float = 60.0
     ) -> None:
-        """Let the next matching requests go wrong; `kind` is a `faults.FaultKind`. Later arms wait for earlier ones."""
+        """Let the next matching requests fail; `kind` is a `faults.FaultKind`. Faults take effect in the order of arming."""
         self._faults.arm(method, path_regex, kind, times=times, status=status, seconds=seconds)
 
     def clear_faults(self) -> None:
         self._faults.clear()
 
     def advance(self, seconds: float) -> None:
-        """Let GitHub's clock run ahead: tokens expire, limits reset, old deliveries are forgotten."""
-        self.world.advance(seconds)
+        """Advance GitHub's clock: tokens expire, limits reset, old deliveries are forgotten."""
+        self.state.advance(seconds)
 
 
 def _pem(key: rsa.RSAPrivateKey) -> str:
@@ -369,5 +369,5 @@ def _pem(key: rsa.RSAPrivateKey) -> str:
 
 @functools.cache
 def _app_key() -> rsa.RSAPrivateKey:
-    """Made when it is first needed, and one for all doubles of this process: it takes as long to make as a double to start."""
+    """Return a key, the same for all doubles of this process: generating it takes as long as starting a double."""
     return rsa.generate_private_key(public_exponent=65537, key_size=2048)

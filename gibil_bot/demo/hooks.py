@@ -1,4 +1,4 @@
-"""Webhooks: signed, sent once over real HTTP, logged. What cannot be handed over stays in the log until asked for again."""
+"""Webhooks: signed, sent once over real HTTP, logged. Failed deliveries stay in the log until they are redelivered."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import httpx
 
 from gibil_bot.demo import payloads
 from gibil_bot.demo.records import HookDelivery, Repository, User
-from gibil_bot.demo.state import World
+from gibil_bot.demo.state import State
 
 ANSWER_WITHIN_S = 10.0
 """https://docs.github.com/en/webhooks/using-webhooks/best-practices-for-using-webhooks#respond-within-10-seconds"""
@@ -28,35 +28,35 @@ KEPT_FOR = timedelta(days=3)
 
 
 class Hooks:
-    """Sends the App's webhooks. Each delivery is its own task, so a slow receiver holds up nothing but itself."""
+    """Sends the App's webhooks. Each delivery is its own task, so a slow receiver delays nothing else."""
 
-    def __init__(self, world: World, *, url: str | None, secret: str) -> None:
+    def __init__(self, state: State, *, url: str | None, secret: str) -> None:
         self.url = url
         self.secret = secret
         self.content_type = "json"
-        """As it is shown; what is sent is always JSON."""
+        """As the API shows it; payloads are always sent as JSON."""
         self.failing: list[int] = []
         """Statuses with which the next deliveries fail before they reach the receiver, as when it is down."""
-        self._world = world
-        # The receiver is on this box and speaks HTTP: reading the certificates of the world's authorities would take longer
-        # than all the rest of a double's start.
+        self._state = state
+        # The receiver is local and uses HTTP: reading the certificates of all authorities would take longer than the rest of
+        # a double's start.
         no_authorities = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._client = httpx.AsyncClient(timeout=ANSWER_WITHIN_S, trust_env=False, verify=no_authorities)
         self._sending: set[asyncio.Task[None]] = set()
 
     def send(self, event: str, action: str | None, repository: Repository, sender: User, body: payloads.Json) -> str | None:
-        """Hand over one event of one repository, if the App is installed there and subscribed. Returns the GUID.
+        """Send one event of one repository, if the App is installed there and subscribed. Returns the GUID.
 
         Common fields: https://docs.github.com/en/webhooks/webhook-events-and-payloads
         """
-        world = self._world
-        installation = world.installations.get(repository.installation_id or 0)
+        state = self._state
+        installation = state.installations.get(repository.installation_id or 0)
         if installation is None or event not in installation.events:
             return None
         payload: payloads.Json = {} if action is None else {"action": action}
         payload |= body
-        payload["repository"] = payloads.repository(world, repository)
-        payload["sender"] = payloads.user(world, sender)
+        payload["repository"] = payloads.repository(state, repository)
+        payload["sender"] = payloads.user(state, sender)
         payload["installation"] = {"id": installation.id, "node_id": payloads.node_id("Installation", installation.id)}
         if installation.account.type == "Organization":
             payload["organization"] = {"id": installation.account.id, "login": installation.account.login}
@@ -72,18 +72,18 @@ class Hooks:
         repository_id: int | None = None,
         redelivery: bool = False,
     ) -> str | None:
-        """Start one attempt, with any payload. None: there is nowhere to send to, or it is too large to be sent."""
+        """Start one attempt, with any payload. Returns None if there is no receiver, or the payload is too large."""
         body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
         if self.url is None or len(body) > LARGEST_PAYLOAD:
             return None
         delivery = HookDelivery(
-            id=self._world.new_id(),
+            id=self._state.new_id(),
             guid=guid or str(uuid.uuid4()),
             event=event,
             action=_action_of(payload),
             installation_id=installation_id,
             repository_id=repository_id,
-            delivered_at=self._world.now(),
+            delivered_at=self._state.now(),
             redelivery=redelivery,
             body=body,
         )
@@ -95,18 +95,18 @@ class Hooks:
             "X-GitHub-Delivery": delivery.guid,
             "X-GitHub-Event": event,
             "X-GitHub-Hook-ID": "1",
-            "X-GitHub-Hook-Installation-Target-ID": str(self._world.app_id),
+            "X-GitHub-Hook-Installation-Target-ID": str(self._state.app_id),
             "X-GitHub-Hook-Installation-Target-Type": "integration",
             "X-Hub-Signature-256": signature(self.secret, body),
         }
-        self._world.deliveries.append(delivery)
+        self._state.deliveries.append(delivery)
         task = asyncio.create_task(self._attempt(delivery, self.url), name=f"delivery {delivery.guid}")
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
         return delivery.guid
 
     def redeliver(self, delivery_id: int) -> bool:
-        """Another attempt with the same GUID. https://docs.github.com/en/rest/apps/webhooks#redeliver-a-delivery-for-an-app-webhook"""
+        """Start another attempt with the same GUID. https://docs.github.com/en/rest/apps/webhooks#redeliver-a-delivery-for-an-app-webhook"""
         found = next((each for each in self.kept() if each.id == delivery_id), None)
         if found is None:
             return False
@@ -121,12 +121,12 @@ class Hooks:
         return True
 
     def kept(self) -> list[HookDelivery]:
-        """The log, newest first, as far back as GitHub keeps it."""
-        oldest = self._world.now() - KEPT_FOR
-        return [each for each in reversed(self._world.deliveries) if each.delivered_at >= oldest and each.status != "pending"]
+        """Return the log, newest first, for as long as GitHub stores it."""
+        oldest = self._state.now() - KEPT_FOR
+        return [each for each in reversed(self._state.deliveries) if each.delivered_at >= oldest and each.status != "pending"]
 
-    async def settled(self) -> None:
-        """Return when nothing is on its way any more."""
+    async def webhooks_sent(self) -> None:
+        """Wait until nothing is being sent."""
         while self._sending:
             await asyncio.wait(self._sending)
 
@@ -147,13 +147,13 @@ class Hooks:
                 status, answer = response.status_code, response.text
                 outcome = "OK" if status < 400 else f"Invalid HTTP Response: {status}"
         except (TimeoutError, httpx.TimeoutException):
-            # The document names the two failures but not their numbers: a gateway's are used.
+            # The documentation names the two failures without their statuses: those of a gateway are used.
             status, outcome, answer = 504, "timed out", ""
         except httpx.HTTPError:
             status, outcome, answer = 502, "failed to connect to host", ""
         delivery.duration_s = time.perf_counter() - started
         delivery.status, delivery.status_code, delivery.response = outcome, status, answer
-        self._world.touch()
+        self._state.touch()
 
 
 def signature(secret: str, body: bytes) -> str:
@@ -162,7 +162,7 @@ def signature(secret: str, body: bytes) -> str:
 
 
 def _action_of(payload: payloads.Json | bytes) -> str | None:
-    """For the log. Bytes may be anything, also broken on purpose."""
+    """Return a payload for the log. Bytes may be anything, even invalid on purpose."""
     if isinstance(payload, bytes):
         try:
             payload = json.loads(payload)

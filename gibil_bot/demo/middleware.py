@@ -1,4 +1,4 @@
-"""What every request passes before its endpoint: faults, identity, rate limits, GitHub's headers, the log."""
+"""Middleware of all endpoints: faults, identity, rate limits, GitHub's headers, the log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gibil_bot.demo import git_http, rest
 from gibil_bot.demo.access import ANONYMOUS, Caller, Refusal, identify
 from gibil_bot.demo.faults import AFTER_EFFECT, Fault, FaultKind, Faults
 from gibil_bot.demo.records import RequestRecord
-from gibil_bot.demo.state import World
+from gibil_bot.demo.state import State
 
 ANONYMOUS_LIMIT = 60
 """An hour: https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api"""
@@ -27,7 +27,7 @@ SECONDARY_LIMIT = "You have exceeded a secondary rate limit. Please wait a few m
 
 @dataclass(slots=True)
 class _Exchange:
-    """One request on its way."""
+    """One request in progress."""
 
     scope: Scope
     receive: Receive
@@ -41,7 +41,7 @@ class _Exchange:
         await response(self.scope, self.receive, self.pass_on)
 
     async def pass_on(self, message: Message) -> None:
-        """Send, with the headers that GitHub adds to everything."""
+        """Send a message with the headers that GitHub adds to every response."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             added = [(name.lower().encode(), value.encode()) for name, value in self.headers.items()]
@@ -49,7 +49,7 @@ class _Exchange:
         await self.send(message)
 
     async def swallow(self, message: Message) -> None:
-        """Take an answer that nobody is going to get."""
+        """Discard a response."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
 
@@ -57,9 +57,9 @@ class _Exchange:
 class Front:
     """The outermost layer. The control API (`/_double`) passes untouched."""
 
-    def __init__(self, inner: ASGIApp, world: World, faults: Faults, public_key: rsa.RSAPublicKey) -> None:
+    def __init__(self, inner: ASGIApp, state: State, faults: Faults, public_key: rsa.RSAPublicKey) -> None:
         self._inner = inner
-        self._world = world
+        self._state = state
         self._faults = faults
         self._public_key = public_key
         self.stopping = asyncio.Event()
@@ -72,7 +72,7 @@ class Front:
             scope["gibil.caller"] = ANONYMOUS
             await self._inner(scope, receive, send)
             return
-        started, at = time.perf_counter(), self._world.now()
+        started, at = time.perf_counter(), self._state.now()
         exchange = _Exchange(scope, receive, send, self._faults.take(scope["method"], path))
         exchange.headers["X-GitHub-Request-Id"] = ":".join(secrets.token_hex(2).upper() for _ in range(4))
         try:
@@ -88,8 +88,8 @@ class Front:
                 caller=exchange.caller.kind if exchange.caller else "refused",
                 fault=exchange.fault.kind.value if exchange.fault else None,
             )
-            self._world.requests.append(record)
-            self._world.touch()
+            self._state.requests.append(record)
+            self._state.touch()
 
     async def _handle(self, exchange: _Exchange) -> None:
         fault = exchange.fault
@@ -109,7 +109,7 @@ class Front:
             await self._fail(exchange, fault)
 
     def _refusal(self, exchange: _Exchange) -> Refusal | None:
-        """Who asks, and have they asked too often? Fills in the caller and the rate headers."""
+        """Identify the caller, check the rate limit, and set the rate headers."""
         headers = dict(exchange.scope["headers"])
         if b"user-agent" not in headers:
             # https://docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api#user-agent-required
@@ -118,7 +118,7 @@ class Front:
             )
         try:
             authorization = headers.get(b"authorization", b"").decode("latin-1")
-            exchange.caller = identify(self._world, self._public_key, authorization)
+            exchange.caller = identify(self._state, self._public_key, authorization)
         except Refusal as refusal:
             return refusal
         exchange.scope["gibil.caller"] = exchange.caller
@@ -133,14 +133,14 @@ class Front:
         return None
 
     def _count(self, caller: Caller, *, free: bool) -> dict[str, Any]:
-        world, key = self._world, caller.rate_key
-        if key not in world.rate_reset or world.rate_reset[key] <= world.now():
-            world.rate_used[key] = 0
-            world.rate_reset[key] = world.now() + timedelta(hours=1)
-        world.rate_used[key] += 0 if free else 1
-        limit = min(ANONYMOUS_LIMIT, world.rate_limit) if caller.kind == "anonymous" else world.rate_limit
-        used = world.rate_used[key]
-        reset = int(world.rate_reset[key].timestamp())
+        state, key = self._state, caller.rate_key
+        if key not in state.rate_reset or state.rate_reset[key] <= state.now():
+            state.rate_used[key] = 0
+            state.rate_reset[key] = state.now() + timedelta(hours=1)
+        state.rate_used[key] += 0 if free else 1
+        limit = min(ANONYMOUS_LIMIT, state.rate_limit) if caller.kind == "anonymous" else state.rate_limit
+        used = state.rate_used[key]
+        reset = int(state.rate_reset[key].timestamp())
         return {"limit": limit, "remaining": max(0, limit - used), "used": used, "reset": reset, "resource": "core"}
 
     async def _fail(self, exchange: _Exchange, fault: Fault) -> None:
@@ -158,7 +158,7 @@ class Front:
             case FaultKind.UNAUTHORIZED:
                 return Refusal(401, "Bad credentials")
             case FaultKind.PRIMARY_LIMIT:
-                reset = int((self._world.now() + timedelta(seconds=fault.seconds)).timestamp())
+                reset = int((self._state.now() + timedelta(seconds=fault.seconds)).timestamp())
                 headers = {"X-RateLimit-Limit": "5000", "X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(reset)}
                 return Refusal(403, "API rate limit exceeded.", headers=headers)
             case FaultKind.SECONDARY_LIMIT:
@@ -169,7 +169,7 @@ class Front:
                 return Refusal(fault.status, "Server Error")
 
     async def _wait_or_hang_up(self, receive: Receive, seconds: float) -> None:
-        """Until the time is up, the client has gone, the faults are cleared or the double stops."""
+        """Wait until the timeout, or until the client has gone, the faults are cleared or the double stops."""
 
         async def gone() -> None:
             while (await receive())["type"] != "http.disconnect":
@@ -185,7 +185,7 @@ class Front:
 
 
 def cut_connection(scope: Scope) -> None:
-    """The transport is put into the scope by `server.Protocol`."""
+    """Cut the connection. `server.Protocol` puts the transport into the scope."""
     scope["extensions"]["gibil"]["transport"].abort()
 
 

@@ -1,4 +1,4 @@
-"""Tells what is going on, as it happens: what people see on GitHub, and what the bot's disk says of the run.
+"""Shows the progress of the demonstration: what users see on GitHub, and what the bot writes to disk about the run.
 
 Both are looked at again and again, and what is found in one may be older than what the other has shown already. So everything
 is held for a moment and printed in the order of its time.
@@ -19,16 +19,16 @@ from gibil_bot.demo.terminal import Terminal, duration, harmless
 REACTIONS = {"eyes": "👀", "rocket": "🚀", "confused": "😕", "+1": "👍", "-1": "👎"}
 INDENT = " " * 11
 HELD = timedelta(seconds=0.25)
-"""How long an entry waits for older ones that were not found yet."""
+"""How long an entry waits for older ones that have not been read yet."""
 
 
 @dataclass(slots=True)
 class Entry:
-    """Something to be told, with the lines that stand before and below it."""
+    """One entry, with the lines before and below it."""
 
     at: datetime
     text: str = ""
-    """Empty: nothing but `before`."""
+    """Empty: only `before` is printed."""
     before: tuple[str, ...] = ()
     markdown: str = ""
 
@@ -51,7 +51,7 @@ class Timing:
 
 @dataclass(slots=True)
 class Narrator:
-    """`look` again and again: each thing is told once. Times count from `begun`."""
+    """Call `look` repeatedly: each entry is printed once. Times count from `begun`."""
 
     github: GitHubDouble
     terminal: Terminal
@@ -64,32 +64,32 @@ class Narrator:
     _deliveries: int = 0
     _reactions: set[int] = field(default_factory=set)
     _comments: dict[int, int] = field(default_factory=dict)
-    """Comment → how many of its edits were told."""
+    """Comment → how many of its edits were printed."""
     _held: list[Entry] = field(default_factory=list)
     _shown_s: float = 0.0
-    """The time of what was printed last."""
+    """The time of the last entry."""
 
     def look(self) -> None:
         entries = [*self._new_deliveries(), *self._new_comments(), *self._new_reactions()]
         for run in self.github.check_runs(self.full_name):
-            check = self._checks.setdefault(run.id, _Check(run, RunStory(self.logs / run.external_id, self.github.world.ahead)))
+            check = self._checks.setdefault(run.id, _Check(run, RunStory(self.logs / run.external_id, self.github.state.ahead)))
             entries += self._check(check)
             entries += [entry for step in check.story.steps() if (entry := self._step(step)) is not None]
             if (lines := tuple(check.story.output())) and check.story.last_at is not None:
-                entries.append(Entry(check.story.last_at, before=lines))  # of the task that started then, and runs
+                entries.append(Entry(check.story.last_at, before=lines))  # of the task that started then
         self._held = sorted([*self._held, *entries], key=lambda entry: entry.at)
-        self._tell_until(self.github.world.now() - HELD)
+        self._print_until(self.github.state.now() - HELD)
 
     def flush(self) -> None:
-        """Print what is held."""
-        self._tell_until(None)
+        """Print the entries that are held back."""
+        self._print_until(None)
 
-    def _tell_until(self, end: datetime | None) -> None:
+    def _print_until(self, end: datetime | None) -> None:
         while self._held and (end is None or self._held[0].at <= end):
-            self._tell(self._held.pop(0))
+            self._print_entry(self._held.pop(0))
 
     def over(self) -> CheckRun | None:
-        """The newest check run, once it is closed, its machine burned and its result said in a comment."""
+        """Return the newest check run once it is closed, its machine is destroyed and its result is in a comment."""
         if not self._checks:
             return None
         check = self._checks[max(self._checks)]
@@ -132,7 +132,7 @@ class Narrator:
 
     def _delivered(self, delivery: HookDelivery) -> list[Entry]:
         if b'"type": "Bot"' in delivery.body.partition(b'"sender"')[2]:
-            return []  # GitHub tells the App of its own comments, too
+            return []  # GitHub also notifies the App of its own comments
         took = duration(delivery.duration_s)
         answered_at = delivery.delivered_at + timedelta(seconds=delivery.duration_s)
         if not delivery.succeeded:
@@ -190,13 +190,13 @@ class Narrator:
         took = duration(step.seconds) if step.seconds is not None else ""
         match step.phase:
             case "forging":
-                return Entry(step.at, self._going("forging a machine …"))
+                return Entry(step.at, self._going("creating a machine …"))
             case "preparing":
                 return Entry(step.at, self._going(f"{step.name} …"))
             case "forged":
                 remark = "the first one of a new data directory: later ones are faster" if len(self._checks) == 1 else ""
-                self._time("machine forged", step.seconds or 0.0, remark)
-                return Entry(step.at, self._good(f"machine forged in {took}"))
+                self._time("machine created", step.seconds or 0.0, remark)
+                return Entry(step.at, self._good(f"machine created in {took}"))
             case "cloned":
                 self._time("code cloned", step.seconds or 0.0, "refs/pull/N/head at one exact commit")
                 return Entry(step.at, self._good(f"code cloned in {took}"))
@@ -205,28 +205,28 @@ class Narrator:
             case "task_finished":
                 self._time(f"task: {step.name}", step.seconds or 0.0, step.status)
                 text = f"task {self.terminal.style(step.name, 'bold')}: {step.status} in {took}"
-                say = {"success": self._good, "skipped": self._going}.get(step.status, self._bad)
-                return Entry(step.at, say(text), before=step.output)
+                mark = {"success": self._good, "skipped": self._going}.get(step.status, self._bad)
+                return Entry(step.at, mark(text), before=step.output)
             case "burned":
-                self._time("machine burned", step.seconds or 0.0)
-                return Entry(step.at, self._good(f"machine burned in {took}"))
+                self._time("machine destroyed", step.seconds or 0.0)
+                return Entry(step.at, self._good(f"machine destroyed in {took}"))
         return None
 
-    # --- how it is told -------------------------------------------------------------------------------------------
+    # --- output -------------------------------------------------------------------------------------------
 
-    def _tell(self, entry: Entry) -> None:
+    def _print_entry(self, entry: Entry) -> None:
         self._print(list(entry.before))
         if not entry.text:
             return
         seconds = self._shown_s = max(self._shown_s, (entry.at - self.begun).total_seconds())
-        self.terminal.say(f"{self.terminal.style(f'{seconds:8.3f} s', 'dim')} {entry.text}")
+        self.terminal.print_line(f"{self.terminal.style(f'{seconds:8.3f} s', 'dim')} {entry.text}")
         if entry.markdown:
             bar = self.terminal.style("│", "blue")
             self.terminal.markdown(entry.markdown, f"{INDENT}{bar} ")
 
     def _print(self, output: list[str]) -> None:
         for line in output:
-            self.terminal.say(f"{INDENT}{self.terminal.style('│ ' + harmless(line), 'dim')}")
+            self.terminal.print_line(f"{INDENT}{self.terminal.style('│ ' + harmless(line), 'dim')}")
 
     def _good(self, text: str) -> str:
         return f"{self.terminal.style('✓', 'green')} {text}"

@@ -1,7 +1,7 @@
-"""The JSON of GitHub's things, as the REST API shows them and as webhooks carry them. Pure: memory in, dictionaries out.
+"""The JSON of GitHub's objects, in the REST API and in webhooks. Pure: state in, dictionaries out.
 
 Fields as documented at https://docs.github.com/en/rest and
-https://docs.github.com/en/webhooks/webhook-events-and-payloads; those that nobody can use on a double are left out.
+https://docs.github.com/en/webhooks/webhook-events-and-payloads; those that have no use on a double are left out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gibil_bot.demo.records import (
     Token,
     User,
 )
-from gibil_bot.demo.state import World
+from gibil_bot.demo.state import State
 
 Json = dict[str, object]
 
@@ -40,55 +40,55 @@ def node_id(kind: str, number: int) -> str:
     return base64.b64encode(f"{kind}:{number}".encode()).decode()
 
 
-def user(world: World, who: User) -> Json:
+def user(state: State, who: User) -> Json:
     return {
         "login": who.login,
         "id": who.id,
         "node_id": node_id("User", who.id),
         "avatar_url": "",
-        "url": f"{world.url}/users/{quote(who.login)}",
-        "html_url": f"{world.url}/{quote(who.login)}",
+        "url": f"{state.url}/users/{quote(who.login)}",
+        "html_url": f"{state.url}/{quote(who.login)}",
         "type": who.type,
         "site_admin": False,
     }
 
 
-def app(world: World) -> Json:
-    owner = next((each.account for each in world.installations.values()), world.bot)
+def app(state: State) -> Json:
+    owner = next((each.account for each in state.installations.values()), state.bot)
     return {
-        "id": world.app_id,
-        "slug": world.app_slug,
-        "client_id": world.client_id,
-        "node_id": node_id("App", world.app_id),
-        "owner": user(world, owner),
-        "name": world.app_slug,
+        "id": state.app_id,
+        "slug": state.app_slug,
+        "client_id": state.client_id,
+        "node_id": node_id("App", state.app_id),
+        "owner": user(state, owner),
+        "name": state.app_slug,
         "description": None,
-        "external_url": world.url,
-        "html_url": f"{world.url}/apps/{world.app_slug}",
-        "permissions": world.permissions,
-        "events": list(world.events),
-        "installations_count": len(world.installations),
+        "external_url": state.url,
+        "html_url": f"{state.url}/apps/{state.app_slug}",
+        "permissions": state.permissions,
+        "events": list(state.events),
+        "installations_count": len(state.installations),
     }
 
 
-def installation(world: World, it: Installation) -> Json:
+def installation(state: State, it: Installation) -> Json:
     return {
         "id": it.id,
-        "account": user(world, it.account),
-        "app_id": world.app_id,
-        "app_slug": world.app_slug,
+        "account": user(state, it.account),
+        "app_id": state.app_id,
+        "app_slug": state.app_slug,
         "target_id": it.account.id,
         "target_type": it.account.type,
         "permissions": it.permissions,
         "events": list(it.events),
         "repository_selection": "all",
-        "access_tokens_url": f"{world.url}/app/installations/{it.id}/access_tokens",
-        "html_url": f"{world.url}/settings/installations/{it.id}",
+        "access_tokens_url": f"{state.url}/app/installations/{it.id}/access_tokens",
+        "html_url": f"{state.url}/settings/installations/{it.id}",
         "suspended_at": None,
     }
 
 
-def token(world: World, it: Token) -> Json:
+def token(state: State, it: Token) -> Json:
     body: Json = {
         "token": it.value,
         "expires_at": moment(it.expires_at),
@@ -96,13 +96,13 @@ def token(world: World, it: Token) -> Json:
         "repository_selection": "all" if it.repository_ids is None else "selected",
     }
     if it.repository_ids is not None:
-        chosen = [each for each in world.repositories.values() if each.id in it.repository_ids]
-        body["repositories"] = [repository(world, each) for each in chosen]
+        chosen = [each for each in state.repositories.values() if each.id in it.repository_ids]
+        body["repositories"] = [repository(state, each) for each in chosen]
     return body
 
 
-def repository(world: World, it: Repository) -> Json:
-    api = f"{world.url}/repos/{it.full_name}"
+def repository(state: State, it: Repository) -> Json:
+    api = f"{state.url}/repos/{it.full_name}"
     return {
         "id": it.id,
         "node_id": node_id("Repository", it.id),
@@ -110,13 +110,13 @@ def repository(world: World, it: Repository) -> Json:
         "full_name": it.full_name,
         "private": it.private,
         "visibility": "private" if it.private else "public",
-        "owner": user(world, it.owner),
-        "html_url": f"{world.url}/{it.full_name}",
+        "owner": user(state, it.owner),
+        "html_url": f"{state.url}/{it.full_name}",
         "description": None,
         "fork": it.parent is not None,
         "url": api,
-        "clone_url": f"{world.url}/{it.full_name}.git",
-        "git_url": f"{world.url}/{it.full_name}.git",
+        "clone_url": f"{state.url}/{it.full_name}.git",
+        "git_url": f"{state.url}/{it.full_name}.git",
         "ssh_url": "",
         "default_branch": it.default_branch,
         "archived": it.archived,
@@ -127,26 +127,26 @@ def repository(world: World, it: Repository) -> Json:
     }
 
 
-def full_repository(world: World, it: Repository, seen: Callable[[Repository], bool]) -> Json:
-    """As it is shown alone. A fork has its `parent`, and its `source`, the first one of its network.
+def full_repository(state: State, it: Repository, seen: Callable[[Repository], bool]) -> Json:
+    """Return a repository as its own endpoint shows it. A fork has its `parent`, and its `source`, the first of its network.
 
     https://docs.github.com/en/rest/repos/repos#get-a-repository
     """
-    body = repository(world, it)
+    body = repository(state, it)
     if it.parent is not None:
-        body |= {name: repository(world, each) for name, each in (("parent", it.parent), ("source", it.source)) if seen(each)}
+        body |= {name: repository(state, each) for name, each in (("parent", it.parent), ("source", it.source)) if seen(each)}
     return body
 
 
 def association(repository: Repository, who: User) -> str:
-    """A label for people, and no access check: https://docs.github.com/en/graphql/reference/enums#commentauthorassociation"""
+    """Return a label for people, which is no access check: https://docs.github.com/en/graphql/reference/enums#commentauthorassociation"""
     if who.login.lower() == repository.owner.login.lower():
         return "OWNER"
     return "COLLABORATOR" if who.login.lower() in repository.roles else "NONE"
 
 
-def issue(world: World, home: Repository, it: Issue) -> Json:
-    api = f"{world.url}/repos/{home.full_name}"
+def issue(state: State, home: Repository, it: Issue) -> Json:
+    api = f"{state.url}/repos/{home.full_name}"
     body: Json = {
         "id": it.id,
         "node_id": node_id("Issue", it.id),
@@ -155,37 +155,37 @@ def issue(world: World, home: Repository, it: Issue) -> Json:
         "body": it.body,
         "state": it.state,
         "locked": False,
-        "user": user(world, it.author),
+        "user": user(state, it.author),
         "author_association": association(home, it.author),
         "labels": [],
         "comments": sum(1 for comment in home.comments.values() if comment.number == it.number and not comment.is_review),
         "url": f"{api}/issues/{it.number}",
         "comments_url": f"{api}/issues/{it.number}/comments",
-        "html_url": f"{world.url}/{home.full_name}/issues/{it.number}",
+        "html_url": f"{state.url}/{home.full_name}/issues/{it.number}",
         "created_at": moment(it.created_at),
         "updated_at": moment(it.updated_at),
         "closed_at": moment(it.closed_at),
     }
     if isinstance(it, PullRequest):
-        page = f"{world.url}/{home.full_name}/pull/{it.number}"
+        page = f"{state.url}/{home.full_name}/pull/{it.number}"
         body["html_url"] = page
         body["draft"] = it.draft
         body["pull_request"] = {"url": f"{api}/pulls/{it.number}", "html_url": page, "merged_at": None}
     return body
 
 
-def pull_request(world: World, home: Repository, it: PullRequest) -> Json:
+def pull_request(state: State, home: Repository, it: PullRequest) -> Json:
     def end(where: Repository | None, ref: str, sha: str) -> Json:
         owner = where.owner if where else it.author
         return {
             "label": f"{owner.login}:{ref}",
             "ref": ref,
             "sha": sha,
-            "user": user(world, owner),
-            "repo": repository(world, where) if where else None,
+            "user": user(state, owner),
+            "repo": repository(state, where) if where else None,
         }
 
-    api = f"{world.url}/repos/{home.full_name}"
+    api = f"{state.url}/repos/{home.full_name}"
     return {
         "id": it.id,
         "node_id": node_id("PullRequest", it.id),
@@ -194,7 +194,7 @@ def pull_request(world: World, home: Repository, it: PullRequest) -> Json:
         "locked": False,
         "title": it.title,
         "body": it.body,
-        "user": user(world, it.author),
+        "user": user(state, it.author),
         "author_association": association(home, it.author),
         "draft": it.draft,
         "merged": it.merged,
@@ -204,7 +204,7 @@ def pull_request(world: World, home: Repository, it: PullRequest) -> Json:
         "base": end(home, it.base_ref, it.base_sha),
         "url": f"{api}/pulls/{it.number}",
         "issue_url": f"{api}/issues/{it.number}",
-        "html_url": f"{world.url}/{home.full_name}/pull/{it.number}",
+        "html_url": f"{state.url}/{home.full_name}/pull/{it.number}",
         "labels": [],
         "requested_reviewers": [],
         "created_at": moment(it.created_at),
@@ -214,13 +214,13 @@ def pull_request(world: World, home: Repository, it: PullRequest) -> Json:
     }
 
 
-def comment(world: World, home: Repository, it: Comment) -> Json:
-    api = f"{world.url}/repos/{home.full_name}"
+def comment(state: State, home: Repository, it: Comment) -> Json:
+    api = f"{state.url}/repos/{home.full_name}"
     kind = "pulls" if it.is_review else "issues"
     body: Json = {
         "id": it.id,
         "node_id": node_id("Comment", it.id),
-        "user": user(world, it.author),
+        "user": user(state, it.author),
         "author_association": association(home, it.author),
         "body": it.body,
         "created_at": moment(it.created_at),
@@ -232,7 +232,7 @@ def comment(world: World, home: Repository, it: Comment) -> Json:
             **{content: sum(1 for reaction in it.reactions if reaction.content == content) for content in REACTIONS},
         },
     }
-    page = f"{world.url}/{home.full_name}/pull/{it.number}"
+    page = f"{state.url}/{home.full_name}/pull/{it.number}"
     if it.is_review:
         body |= {
             "path": it.path,
@@ -243,28 +243,28 @@ def comment(world: World, home: Repository, it: Comment) -> Json:
         body |= {
             "issue_url": f"{api}/issues/{it.number}",
             "html_url": f"{page}#issuecomment-{it.id}",
-            "performed_via_github_app": app(world) if it.by_app else None,
+            "performed_via_github_app": app(state) if it.by_app else None,
         }
     return body
 
 
-def review(world: World, home: Repository, it: Review) -> Json:
+def review(state: State, home: Repository, it: Review) -> Json:
     """https://docs.github.com/en/rest/pulls/reviews#get-a-review-for-a-pull-request"""
     return {
         "id": it.id,
         "node_id": node_id("PullRequestReview", it.id),
-        "user": user(world, it.author),
+        "user": user(state, it.author),
         "body": it.body,
         "state": it.state,
         "commit_id": it.commit_sha,
         "submitted_at": moment(it.submitted_at),
         "author_association": association(home, it.author),
-        "html_url": f"{world.url}/{home.full_name}/pull/{it.number}#pullrequestreview-{it.id}",
-        "pull_request_url": f"{world.url}/repos/{home.full_name}/pulls/{it.number}",
+        "html_url": f"{state.url}/{home.full_name}/pull/{it.number}#pullrequestreview-{it.id}",
+        "pull_request_url": f"{state.url}/repos/{home.full_name}/pulls/{it.number}",
     }
 
 
-def activity(world: World, it: Activity) -> Json:
+def activity(state: State, it: Activity) -> Json:
     """https://docs.github.com/en/rest/repos/repos#list-repository-activities"""
     return {
         "id": it.id,
@@ -274,15 +274,15 @@ def activity(world: World, it: Activity) -> Json:
         "ref": it.ref,
         "timestamp": moment(it.at),
         "activity_type": it.kind,
-        "actor": user(world, it.actor),
+        "actor": user(state, it.actor),
     }
 
 
-def reaction(world: World, it: Reaction) -> Json:
+def reaction(state: State, it: Reaction) -> Json:
     return {
         "id": it.id,
         "node_id": node_id("Reaction", it.id),
-        "user": user(world, it.user),
+        "user": user(state, it.user),
         "content": it.content,
         "created_at": moment(it.created_at),
     }

@@ -1,20 +1,20 @@
-"""The JSON of checks, as the REST API shows them and as webhooks carry them: https://docs.github.com/en/rest/checks/runs"""
+"""The JSON of checks in the REST API and in webhooks: https://docs.github.com/en/rest/checks/runs"""
 
 from __future__ import annotations
 
 from gibil_bot.demo.payloads import Json, app, moment, node_id
 from gibil_bot.demo.records import CheckRun, CheckSuite, Repository
-from gibil_bot.demo.state import World
+from gibil_bot.demo.state import State
 
 
-def _pulls_of(world: World, home: Repository, sha: str) -> list[Json]:
-    """Only pull requests from branches of the repository itself: for forks the list is empty.
+def _pulls_of(state: State, home: Repository, sha: str) -> list[Json]:
+    """Return pull requests from branches of the repository itself: for forks the list is empty.
     https://docs.github.com/en/rest/checks/runs#create-a-check-run"""
     return [
         {
             "id": each.id,
             "number": each.number,
-            "url": f"{world.url}/repos/{home.full_name}/pulls/{each.number}",
+            "url": f"{state.url}/repos/{home.full_name}/pulls/{each.number}",
             "head": {"ref": each.head_ref, "sha": each.head_sha, "repo": {"id": home.id, "name": home.name}},
             "base": {"ref": each.base_ref, "sha": each.base_sha, "repo": {"id": home.id, "name": home.name}},
         }
@@ -23,7 +23,7 @@ def _pulls_of(world: World, home: Repository, sha: str) -> list[Json]:
     ]
 
 
-def check_suite(world: World, home: Repository, it: CheckSuite) -> Json:
+def check_suite(state: State, home: Repository, it: CheckSuite) -> Json:
     runs = [run for run in home.check_runs.values() if run.suite_id == it.id]
     unfinished = [run for run in runs if run.status != "completed"]
     return {
@@ -35,17 +35,17 @@ def check_suite(world: World, home: Repository, it: CheckSuite) -> Json:
         "after": it.head_sha,
         "status": "queued" if not runs else (unfinished[0].status if unfinished else "completed"),
         "conclusion": None if unfinished or not runs else max(runs, key=lambda run: run.id).conclusion,
-        "url": f"{world.url}/repos/{home.full_name}/check-suites/{it.id}",
-        "pull_requests": _pulls_of(world, home, it.head_sha),
-        "app": app(world),
+        "url": f"{state.url}/repos/{home.full_name}/check-suites/{it.id}",
+        "pull_requests": _pulls_of(state, home, it.head_sha),
+        "app": app(state),
         "latest_check_runs_count": len(runs),
         "created_at": moment(it.created_at),
         "updated_at": moment(it.updated_at),
     }
 
 
-def check_run(world: World, home: Repository, it: CheckRun) -> Json:
-    api = f"{world.url}/repos/{home.full_name}"
+def check_run(state: State, home: Repository, it: CheckRun) -> Json:
+    api = f"{state.url}/repos/{home.full_name}"
     return {
         "id": it.id,
         "node_id": node_id("CheckRun", it.id),
@@ -57,8 +57,8 @@ def check_run(world: World, home: Repository, it: CheckRun) -> Json:
         "started_at": moment(it.started_at),
         "completed_at": moment(it.completed_at),
         "url": f"{api}/check-runs/{it.id}",
-        "html_url": f"{world.url}/{home.full_name}/runs/{it.id}",
-        "details_url": it.details_url or world.url,
+        "html_url": f"{state.url}/{home.full_name}/runs/{it.id}",
+        "details_url": it.details_url or state.url,
         "output": {
             "title": it.title,
             "summary": it.summary,
@@ -67,6 +67,6 @@ def check_run(world: World, home: Repository, it: CheckRun) -> Json:
             "annotations_url": f"{api}/check-runs/{it.id}/annotations",
         },
         "check_suite": {"id": it.suite_id},
-        "app": app(world),
-        "pull_requests": _pulls_of(world, home, it.head_sha),
+        "app": app(state),
+        "pull_requests": _pulls_of(state, home, it.head_sha),
     }

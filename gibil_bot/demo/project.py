@@ -1,6 +1,6 @@
-"""The small project of the demonstration: what is in its repository, and what its pull request changes.
+"""The small project of the demonstration: its repository, and the changes of its pull request.
 
-`project/base` is the repository, `project/change` what the pull request brings, `project/failing` the same with a mistake.
+`project/base` is the repository, `project/change` the pull request's changes, `project/failing` the same with a mistake.
 """
 
 from __future__ import annotations
@@ -23,6 +23,6 @@ def changed_files(*, failing: bool) -> dict[str, bytes]:
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    """Path inside the folder → content, without what Python leaves behind when it imports."""
+    """Return path → content, without Python's caches."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}

@@ -1,6 +1,6 @@
-"""What the double remembers, and nothing that it does: users, repositories, pull requests, checks, tokens, deliveries.
+"""The records of the double's state: users, repositories, pull requests, checks, tokens, deliveries.
 
-Plain mutable data, held together by `world.World`, and changed only from one event loop.
+Plain mutable data in `state.State`, changed only from one event loop.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ROLES: Mapping[str, str] = {
     "read": "read",
     "none": "none",
 }
-"""Role of a person → the `permission` that GitHub shows for it (same page)."""
+"""Role of a user → the `permission` that GitHub shows for it (same page)."""
 
 DEFAULT_PERMISSIONS: Mapping[str, str] = {
     "metadata": "read",
@@ -31,7 +31,7 @@ DEFAULT_PERMISSIONS: Mapping[str, str] = {
     "merge_queues": "read",
 }
 PERSONAL_PERMISSIONS: Mapping[str, str] = {"metadata": "read", "contents": "write", "pull_requests": "write"}
-"""What a person's token for pushing and for pull requests is given."""
+"""The permissions of a user's token for pushing and for pull requests."""
 
 
 @dataclass(slots=True)
@@ -80,7 +80,7 @@ class Repository:
 
     @property
     def source(self) -> Repository:
-        """The first one of its network: itself, where it is no fork."""
+        """Return the first repository of its network: itself, unless it is a fork."""
         return self if self.parent is None else self.parent.source
 
     def pull_requests(self) -> list[PullRequest]:
@@ -186,7 +186,7 @@ class CheckRun:
     head_sha: str
     status: str
     started_at: datetime
-    """As the App says; `created_at` and `changed_at` are GitHub's own knowledge."""
+    """As sent by the App; `created_at` and `changed_at` are GitHub's."""
     created_at: datetime
     changed_at: datetime
     conclusion: str | None = None
@@ -214,19 +214,19 @@ class Token:
 
 @dataclass(slots=True)
 class PersonalToken:
-    """Of a person, and never worth more than the person may. Permissions as those of fine-grained tokens."""
+    """A user's token, limited to the user's access. Permissions like those of fine-grained tokens."""
 
     value: str = field(repr=False)
     user: User
     permissions: dict[str, str]
     repository_ids: frozenset[int] | None = None
-    """None: every repository that the person can see."""
+    """None: every repository that the user can see."""
     revoked: bool = False
 
 
 @dataclass(slots=True)
 class HookDelivery:
-    """One attempt to hand one webhook over."""
+    """One attempt to send one webhook."""
 
     id: int
     guid: str

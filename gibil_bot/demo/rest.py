@@ -1,4 +1,4 @@
-"""How a REST endpoint reads a request and writes an answer, as GitHub does both."""
+"""Reading requests and writing responses of REST endpoints, like GitHub."""
 
 from __future__ import annotations
 
@@ -31,33 +31,33 @@ def caller(request: Request) -> Caller:
 
 
 def repository(request: Request, *needs: tuple[str, str]) -> Repository:
-    """The repository of the path, for a caller who has one of these (permission, level)."""
+    """Return the repository of the path, for a caller with one of these (permission, level)."""
     name = f"{request.path_params['owner']}/{request.path_params['name']}"
-    return find_repository(hub(request).world, caller(request), name, *needs)
+    return find_repository(hub(request).state, caller(request), name, *needs)
 
 
 def actor(request: Request) -> User:
-    """In whose name a change is made: the person whose token it is, else the App's bot."""
+    """Return the author of a change: the user of the token, else the App's bot."""
     personal = caller(request).personal
-    return personal.user if personal is not None else hub(request).world.bot
+    return personal.user if personal is not None else hub(request).state.bot
 
 
 def installation(request: Request) -> Installation:
-    """The installation that asks. Raises Refusal for everybody else."""
+    """Return the caller's installation. Raises Refusal for other callers."""
     token = caller(request).token
     if token is None:
         raise Refusal(403, "Resource not accessible by integration")
-    return hub(request).world.installations[token.installation_id]
+    return hub(request).state.installations[token.installation_id]
 
 
 def require_app(request: Request) -> None:
-    """https://docs.github.com/en/rest/apps/apps: these endpoints take a JWT and nothing else."""
+    """https://docs.github.com/en/rest/apps/apps: these endpoints accept only a JWT."""
     if caller(request).kind != "app":
         raise Refusal(401, "A JSON web token could not be decoded")
 
 
 async def body(request: Request) -> Json:
-    """The JSON object of the request; {} for an empty body.
+    """Return the JSON object of the request; {} for an empty body.
 
     https://docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api
     """
@@ -96,7 +96,7 @@ def number(request: Request, name: str, default: int) -> int:
 
 
 def page(request: Request, items: Sequence[T]) -> tuple[Sequence[T], dict[str, str]]:
-    """The page that was asked for, and the Link header that leads to the others."""
+    """Return the requested page, and the Link header for the others."""
     size = max(1, min(number(request, "per_page", DEFAULT_PAGE), LARGEST_PAGE))
     last = max(1, -(-len(items) // size))
     here = max(1, number(request, "page", 1))

@@ -1,4 +1,4 @@
-"""Serving an ASGI application on loopback, in the event loop that is there, on a port that the system picks."""
+"""Serves an ASGI application on a free port of loopback, in the running event loop."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _GRACE_S = 1.0
-"""How long answers that are being written may take when the server ends."""
+"""How long responses in progress may take when the server ends."""
 
 
 class Protocol(HttpToolsProtocol):
-    """Lets the application cut its own connection, which ASGI has no word for."""
+    """Lets the application cut its connection, which ASGI doesn't support."""
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -29,15 +29,15 @@ class _Server(uvicorn.Server):
         self.ending = asyncio.Event()
 
     async def main_loop(self) -> None:
-        """uvicorn's own looks ten times a second whether it should end, and nobody wants to wait for that look."""
+        """Wait for the end. uvicorn's own loop polls ten times a second, which would delay the end."""
         while not self.ending.is_set():
-            await self.on_tick(0)  # the time in the header `Date`
+            await self.on_tick(0)  # updates the header `Date`
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1):
                     await self.ending.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """uvicorn's own waits 100 ms before it looks whether anything is open, and as long between two looks."""
+        """Close connections. uvicorn's own method waits 100 ms before it checks them, and between two checks."""
         for listener in self.servers:
             listener.close()
         for connection in list(self.server_state.connections):
@@ -53,18 +53,18 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Ctrl-C belongs to whoever started us."""
+        """Leave Ctrl-C to the caller."""
         yield
 
 
 @contextlib.asynccontextmanager
 async def serving(app: ASGIApp, *, host: str = "127.0.0.1", port: int = 0, date_header: bool = True) -> AsyncIterator[str]:
-    """The address while it listens. Connections that are still open at the end are cut after a second.
+    """Serve until the block ends, and yield the URL. Connections still open at the end are cut after a second.
 
     Without `date_header`, the application sends the header itself.
     """
-    # The protocol has to be named: asyncio turns Nagle's algorithm off only for a socket that says it is TCP, and with it
-    # on every answer waits 40 ms.
+    # The protocol has to be named: asyncio turns Nagle's algorithm off only for a socket whose protocol is TCP, and with it
+    # every response waits 40 ms.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((host, port))

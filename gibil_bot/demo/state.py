@@ -1,6 +1,6 @@
-"""Everything that the double remembers, in one place, with its clock and its bell.
+"""The state of the double, with its clock and its change notification.
 
-`World.touch()` is called after every change, and wakes whoever waits for one.
+`State.touch()` is called after every change, and wakes all waiters.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from gibil_bot.demo.records import (
 T = TypeVar("T")
 
 
-class World:
-    """Everything that is remembered, with the look-ups that several files need."""
+class State:
+    """All records, with the queries that several files need."""
 
     def __init__(self, *, app_id: int, app_slug: str, permissions: Mapping[str, str], events: tuple[str, ...]) -> None:
         self.url = ""
@@ -62,16 +62,16 @@ class World:
 
     @property
     def ahead(self) -> timedelta:
-        """How far this clock is ahead of the computer's."""
+        """Return how far this clock is ahead of the computer's."""
         return self._shift
 
     def moment_of_push(self) -> datetime:
-        """Now, in a later second than whatever people did before. GitHub's times are whole seconds, and people do not comment
-        and push within one: the clock runs ahead where a test does."""
+        """Return now, in a later second than all earlier actions. GitHub's times are whole seconds, and users don't comment and
+        push within one: if a test does, the clock is advanced."""
         return self._in_second_after(self._last_act, is_push=True)
 
     def moment_of_comment(self) -> datetime:
-        """Now, in a later second than the last push."""
+        """Return now, in a later second than the last push."""
         return self._in_second_after(self._last_push, is_push=False)
 
     def _in_second_after(self, earlier: datetime | None, *, is_push: bool) -> datetime:
@@ -86,19 +86,19 @@ class World:
         return now
 
     def advance(self, seconds: float) -> None:
-        """Let GitHub's clock run ahead: tokens expire, rate limits reset. App JWTs are still judged by the real clock."""
+        """Advance GitHub's clock: tokens expire, rate limits reset. App JWTs are still checked against the real clock."""
         self._shift += timedelta(seconds=seconds)
         self.touch()
 
     # change
 
     def touch(self) -> None:
-        """Something changed: wake everybody who waits."""
+        """Wake all waiters after a change."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
     async def wait_for(self, predicate: Callable[[], T], timeout_s: float) -> T:
-        """The first truthy value of the predicate, which is asked again after every change. Raises TimeoutError."""
+        """Return the first truthy value of the predicate, evaluated after every change. Raises TimeoutError."""
         async with asyncio.timeout(timeout_s):
             while True:
                 changed = self._changed
@@ -107,13 +107,13 @@ class World:
                     return value
                 await changed.wait()
 
-    # things
+    # records
 
     def new_id(self) -> int:
         return next(self._ids)
 
     def add_user(self, login: str, type: str = "User") -> User:
-        """Find or make."""
+        """Return the user, creating it if needed."""
         user = self.users.get(login.lower())
         if user is None:
             user = self.users[login.lower()] = User(self.new_id(), login, type)

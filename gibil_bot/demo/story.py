@@ -1,4 +1,4 @@
-"""What the bot's disk tells of one run while it goes on: phases from `events.jsonl`, output from `<index>.log`."""
+"""Follows one run in the bot's files: phases from `events.jsonl`, output from `<index>.log`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(slots=True)
 class Tail:
-    """A file that grows. Only whole lines are handed out, until the last time."""
+    """A growing file. Only whole lines are returned, except with `last`."""
 
     path: Path
     offset: int = 0
@@ -33,7 +33,7 @@ class Tail:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One phase, as the bot wrote it down. `output`: what the task that ends here has printed since the last look."""
+    """One phase, as written by the bot. `output`: new output of the task that ends here."""
 
     at: datetime
     phase: str
@@ -46,11 +46,11 @@ class Step:
 
 @dataclass(slots=True)
 class RunStory:
-    """One run. `steps` and `output` give each thing once."""
+    """One run. `steps` and `output` return each item once."""
 
     folder: Path
     ahead: timedelta = timedelta()
-    """How far the double's clock is ahead of the bot's: `at` is given by the double's."""
+    """How far the double's clock, which `at` uses, is ahead of the bot's."""
     journal: Tail = field(init=False)
     logs: dict[int, Tail] = field(default_factory=dict)
     machine_attempt: int = 1
@@ -73,7 +73,7 @@ class RunStory:
         number = index if isinstance(index, int) else 0
         output: tuple[str, ...] = ()
         if phase == "forging":
-            # A second machine starts from the first task again, in a folder of its own.
+            # A second machine starts with the first task again, in another folder.
             attempt = str(event.get("machine", "")).rpartition("-")[2]
             self.machine_attempt = int(attempt) if attempt.isdigit() else 1
             self.logs.clear()
@@ -96,7 +96,7 @@ class RunStory:
         )
 
     def output(self) -> list[str]:
-        """Whole lines of the running task since the last look."""
+        """Return new whole lines of the running task."""
         return self._log(self.running).lines() if self.running is not None else []
 
     def _log(self, index: int) -> Tail:

@@ -1,4 +1,4 @@
-"""Writing for people: colours only on a terminal, signs only where they can be shown, Markdown made readable."""
+"""Output for people: colours only on a terminal, signs only if its encoding has them, readable Markdown."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import TextIO
 
 _COLOURS = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36"}
 _SIGNS = dict(zip("✓✗●▸│·–—“”→…", '+x*>|---"">.', strict=True))
-"""What stands for a sign where it cannot be written."""
+"""Replacements for signs that the encoding doesn't have."""
 _HTML_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _HTML_TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 _MARKUP = re.compile(r"\*\*(.+?)\*\*|`([^`]+)`|\[([^\]]+)\]\([^)]*\)")
 
 
 class Terminal:
-    """One stream that somebody reads. NO_COLOR is honoured: https://no-color.org."""
+    """An output stream. NO_COLOR is honoured: https://no-color.org."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -31,7 +31,7 @@ class Terminal:
             return text
         return f"\x1b[{';'.join(_COLOURS[style] for style in styles)}m{text}\x1b[0m"
 
-    def say(self, text: str = "") -> None:
+    def print_line(self, text: str = "") -> None:
         try:
             text.encode(self._encoding)
         except UnicodeEncodeError:
@@ -41,21 +41,21 @@ class Terminal:
         self._out.flush()
 
     def table(self, rows: Iterable[tuple[str, str, str]], indent: str) -> None:
-        """Rows of label, right-aligned value, remark."""
+        """Print rows of label, right-aligned value, remark."""
         rows = list(rows)
         first = max((width(label) for label, _, _ in rows), default=0)
         second = max((width(value) for _, value, _ in rows), default=0)
         for label, value, remark in rows:
             line = f"{indent}{pad(label, first)}  {' ' * (second - width(value))}{value}  {self.style(remark, 'dim')}"
-            self.say(line.rstrip())
+            self.print_line(line.rstrip())
 
     def markdown(self, text: str, indent: str) -> None:
         for line in readable(text):
-            self.say(f"{indent}{line}".rstrip())
+            self.print_line(f"{indent}{line}".rstrip())
 
 
 def width(text: str) -> int:
-    """Columns on a terminal."""
+    """Return the columns of a text on a terminal."""
     return sum(
         0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text
     )
@@ -66,7 +66,7 @@ def pad(text: str, columns: int) -> str:
 
 
 def harmless(text: str) -> str:
-    """A line of output without what moves cursors and rings bells."""
+    """Return a line of output without control characters."""
     return "".join(letter for letter in text if letter.isprintable() or letter == "\t").expandtabs(4)
 
 
@@ -75,7 +75,7 @@ def duration(seconds: float) -> str:
 
 
 def readable(markdown: str) -> list[str]:
-    """GitHub's Markdown as lines for a terminal: tables in columns, fences indented, marks and tags gone."""
+    """Render GitHub's Markdown for a terminal: tables in columns, fences indented, without marks and tags."""
     lines: list[str] = []
     table: list[list[str]] = []
     fence = ""

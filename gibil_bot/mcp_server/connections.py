@@ -1,4 +1,4 @@
-"""The machines that an agent works on: found by their names, one connection to each, made again when it is lost."""
+"""Connections of an agent to its machines: one to each, opened again when it is lost."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from gibil_bot.model import Machine
 T = TypeVar("T")
 log = logging.getLogger("gibil.mcp")
 
-_TRY_AGAIN_AFTER_S = (0.1, 0.4, 1.5)
+_RETRY_AFTER_S = (0.1, 0.4, 1.5)
 _KNOWN_S = 5.0
-"""So long the only machine that there is stays the one that is meant, without the provider being asked again."""
+"""How long the only machine is known, without another request to the provider."""
 
 
 class MachineConnections:
-    """Providers are opened when they are first needed. Close it when done: the machines live on."""
+    """Opens providers when they are first needed. `close` keeps the machines."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._stack = contextlib.AsyncExitStack()
         self._opening = asyncio.Lock()
         self._providers: dict[str, MachineService] = {}
-        self._links: dict[str, asyncio.Task[MachineSession]] = {}
+        self._connections: dict[str, asyncio.Task[MachineSession]] = {}
         self._only: tuple[str, float] | None = None
 
     async def machines(self, provider: str | None = None) -> MachineService:
-        """Raises UsageError, ConfigurationError."""
+        """Return the service of a provider. Raises UsageError, ConfigurationError."""
         settings = settings_for(self._settings, provider)
         async with self._opening:
             if settings.provider not in self._providers:
@@ -44,15 +44,15 @@ class MachineConnections:
             return self._providers[settings.provider]
 
     async def all(self) -> tuple[list[tuple[MachineService, Machine]], list[str]]:
-        """The machines of every provider that is set up, and why some could not be asked. Raises when none could."""
+        """Return the machines of all configured providers, and the errors of some. Raises GibilError if all of them fail."""
         found: list[tuple[MachineService, Machine]] = []
         problems: list[GibilError] = []
         providers = self._in_order()
         for name in providers:
             try:
                 machines = await self.machines(name)
-                burned = await machines.sweep()
-                found += [(machines, each) for each in await machines.list_machines() if each.name not in burned]
+                expired = await machines.sweep()
+                found += [(machines, each) for each in await machines.list_machines() if each.name not in expired]
             except GibilError as error:
                 problems.append(error)
         if len(problems) == len(providers):
@@ -60,100 +60,101 @@ class MachineConnections:
         return found, [problem.message for problem in problems]
 
     async def work(self, server: str | None, action: Callable[[MachineSession], Awaitable[T]], *, repeatable: bool) -> T:
-        """Do something on a machine; None: on the only one that runs. What is `repeatable` is done again when the connection
-        is lost on the way.
+        """Run an action on a machine; None: on the only one that is running. A `repeatable` action is repeated once if the
+        connection is lost meanwhile.
 
-        Raises MachineNotFound, MachineLost, UsageError where it is not clear which machine is meant, and what `action` does.
+        Raises MachineNotFound, MachineLost, UsageError if several machines are running, and what `action` raises.
         """
         name = validation.check_name(server) if server is not None else await self._only_one()
-        live = await self._open(name)
+        session = await self._open(name)
         try:
-            return await action(live)
+            return await action(session)
         except MachineLost as error:
-            await self._let_go(name, live)
+            await self._release(name, session)
             again = await self._open_again(name)
             if not repeatable:
                 raise MachineLost(
-                    f"{error.message}. Machine {name} still exists; nobody knows how far this went: look, and call again"
+                    f"{error.message}. Machine {name} still exists; the call may have taken effect: check, and call again"
                 ) from error
         return await action(again)
 
-    def keep(self, live: MachineSession) -> None:
-        """A machine that was just made, with its connection."""
+    def keep(self, session: MachineSession) -> None:
+        """Add the session of a machine that was just created."""
 
         async def itself() -> MachineSession:
-            return live
+            return session
 
         self._only = None
-        self._links[live.name] = asyncio.create_task(itself())
+        self._connections[session.name] = asyncio.create_task(itself())
 
     async def destroy(self, name: str) -> DestroyResult:
-        """An absent machine is not a failure. Raises what the provider raises."""
+        """Destroy a machine. An absent one is not a failure. Raises what the provider raises."""
         self._only = None
-        machines = await self._where(name) or await self.machines()
-        link = self._links.pop(name, None)
-        (burned,) = await machines.destroy([name])
-        if link is not None:
-            await _close(link)
-        if burned.problem is not None:
-            raise burned.problem
-        return burned
+        machines = await self._service_of(name) or await self.machines()
+        connection = self._connections.pop(name, None)
+        (result,) = await machines.destroy([name])
+        if connection is not None:
+            await _close(connection)
+        if result.problem is not None:
+            raise result.problem
+        return result
 
     async def extend(self, name: str, seconds: int) -> Machine:
-        """Raises MachineNotFound, UsageError beyond GIBIL_MAX_TTL."""
-        machines = await self._where(name)
+        """Move a machine's expiry. Raises MachineNotFound, UsageError beyond GIBIL_MAX_TTL."""
+        machines = await self._service_of(name)
         if machines is None:
             raise await self._not_found(name)
         machine = await machines.extend(name, seconds)
-        link = self._links.get(name)
-        if link is not None and link.done() and not link.cancelled() and link.exception() is None:
-            link.result().machine = machine
+        connection = self._connections.get(name)
+        session = _connected(connection)
+        if session is not None:
+            session.machine = machine
         return machine
 
     async def close(self) -> None:
-        links, self._links = list(self._links.values()), {}
-        await asyncio.gather(*(_close(link) for link in links), return_exceptions=True)
+        connections, self._connections = list(self._connections.values()), {}
+        await asyncio.gather(*(_close(connection) for connection in connections), return_exceptions=True)
         await self._stack.aclose()
 
     async def _open(self, name: str) -> MachineSession:
-        link = self._links.get(name)
-        if link is not None and link.done() and (link.cancelled() or link.exception() or link.result().shell.is_closed):
-            del self._links[name]
-            await _close(link)
-            link = self._links.get(name)
-        if link is None:
-            link = self._links[name] = asyncio.create_task(self._connect(name))
-        return await asyncio.shield(link)
+        connection = self._connections.get(name)
+        session = _connected(connection)
+        if connection is not None and connection.done() and (session is None or session.shell.is_closed):
+            del self._connections[name]
+            await _close(connection)
+            connection = self._connections.get(name)
+        if connection is None:
+            connection = self._connections[name] = asyncio.create_task(self._connect(name))
+        return await asyncio.shield(connection)
 
     async def _open_again(self, name: str) -> MachineSession:
-        """After a loss: a machine that is being burned is in its provider's list for a moment more. Raises MachineLost."""
-        for wait_s in _TRY_AGAIN_AFTER_S:
-            if await self._where(name) is None:
+        """Connect after a loss: the provider still lists a machine that is being destroyed. Raises MachineLost."""
+        for wait_s in _RETRY_AFTER_S:
+            if await self._service_of(name) is None:
                 break
             try:
                 return await self._open(name)
             except GibilError as error:
                 log.info("machine %s: %s", name, error)
                 await asyncio.sleep(wait_s)
-        if await self._where(name) is not None:
+        if await self._service_of(name) is not None:
             return await self._open(name)
-        raise MachineLost(f"machine {name} is gone: its time was up, or somebody has burned it")
+        raise MachineLost(f"machine {name} no longer exists: it has expired, or was destroyed")
 
     async def _connect(self, name: str) -> MachineSession:
-        machines = await self._where(name)
+        machines = await self._service_of(name)
         if machines is None:
             raise await self._not_found(name)
         return await machines.open(name)
 
-    async def _let_go(self, name: str, live: MachineSession) -> None:
-        link = self._links.get(name)
-        if link is not None and link.done() and not link.cancelled() and link.exception() is None and link.result() is live:
-            del self._links[name]
+    async def _release(self, name: str, session: MachineSession) -> None:
+        if _connected(self._connections.get(name)) is session:
+            del self._connections[name]
         self._only = None
-        await live.close()
+        await session.close()
 
-    async def _where(self, name: str) -> MachineService | None:
-        """Whose machine it is. A provider that cannot be asked counts only when no other has it."""
+    async def _service_of(self, name: str) -> MachineService | None:
+        """Return the service that has a machine, or None. Raises a provider's error only if no other one has the machine."""
         problem: GibilError | None = None
         for provider in self._in_order():
             try:
@@ -175,26 +176,34 @@ class MachineConnections:
             self._only = (names[0], now + _KNOWN_S)
             return names[0]
         if not names:
-            raise UsageError("no machine runs; forge one with create_server", code="NO_SERVER")
-        raise UsageError(f"several machines run; say which with `server`: {', '.join(names)}", code="WHICH_SERVER")
+            raise UsageError("no machine is running; create one with create_server", code="NO_SERVER")
+        raise UsageError(f"several machines are running; name one with `server`: {', '.join(names)}", code="WHICH_SERVER")
 
     async def _names(self) -> list[str]:
-        """Of the machines that an agent may mean: the bot's own are at work."""
+        """Return the names of machines without those of the bot's runs."""
         return [machine.name for _, machine in (await self.all())[0] if "run" not in machine.labels]
 
     async def _not_found(self, name: str) -> MachineNotFound:
         names = await self._names()
-        there_are = f"there are: {', '.join(names)}" if names else "no machine runs; forge one with create_server"
-        return MachineNotFound(f"Server {name!r} not found; {there_are}")
+        existing = f"existing machines: {', '.join(names)}" if names else "no machine is running; create one with create_server"
+        return MachineNotFound(f"Server {name!r} not found; {existing}")
 
     def _in_order(self) -> list[str]:
         default = self._settings.provider
         return [default, *(name for name in usable_providers(self._settings) if name != default)]
 
 
-async def _close(link: asyncio.Task[MachineSession]) -> None:
-    if not link.done():
-        link.cancel()
-        await asyncio.wait({link})
-    if not link.cancelled() and link.exception() is None:
-        await link.result().close()
+def _connected(connection: asyncio.Task[MachineSession] | None) -> MachineSession | None:
+    """Return the session of a connection that is open; None while it is being opened, and if that failed."""
+    if connection is None or not connection.done() or connection.cancelled() or connection.exception() is not None:
+        return None
+    return connection.result()
+
+
+async def _close(connection: asyncio.Task[MachineSession]) -> None:
+    if not connection.done():
+        connection.cancel()
+        await asyncio.wait({connection})
+    session = _connected(connection)
+    if session is not None:
+        await session.close()

@@ -1,4 +1,4 @@
-"""The tools that look after background jobs."""
+"""The tools for background jobs."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from gibil_bot.views import timestamp
 JOB_BYTES = 20_000
 _STATUS_BYTES = 2_000
 
-JobId: TypeAlias = Annotated[str, Field(description="As vm_bash with background=true and vm_job_list say it.")]
+JobId: TypeAlias = Annotated[str, Field(description="As vm_bash with background=true and vm_job_list return it.")]
 
 
 class JobTools:
-    def __init__(self, links: MachineConnections) -> None:
-        self._links = links
+    def __init__(self, connections: MachineConnections) -> None:
+        self._connections = connections
 
     def register(self, server: MCPServer[Any]) -> None:
-        looks = {"read_only_hint": True}
-        add(server, self.vm_job_list, annotations=ToolAnnotations(title="List background jobs", **looks))
-        add(server, self.vm_job_status, annotations=ToolAnnotations(title="How a background job stands", **looks))
-        add(server, self.vm_job_tail, annotations=ToolAnnotations(title="Output of a background job", **looks))
+        read_only = {"read_only_hint": True}
+        add(server, self.vm_job_list, annotations=ToolAnnotations(title="List background jobs", **read_only))
+        add(server, self.vm_job_status, annotations=ToolAnnotations(title="State of a background job", **read_only))
+        add(server, self.vm_job_tail, annotations=ToolAnnotations(title="Output of a background job", **read_only))
         add(
             server,
             self.vm_job_cancel,
@@ -37,73 +37,73 @@ class JobTools:
         )
 
     async def vm_job_list(self, server: Server = None) -> Annotated[CallToolResult, Jobs]:
-        """The background jobs of a machine, oldest first. The job `provision` made it ready and ran its tasks."""
+        """List the background jobs of a machine, oldest first. The job `provision` sets it up and runs its tasks."""
 
-        async def at(live: MachineSession) -> CallToolResult:
-            views = [_job_view(job) for job in await live.jobs()]
-            lines = [_job_line(view) for view in views] or [f"{live.name} has no jobs"]
-            return answer("\n".join(lines), {"server": live.name, "jobs": views})
+        async def on_machine(session: MachineSession) -> CallToolResult:
+            views = [_job_view(job) for job in await session.jobs()]
+            lines = [_job_line(view) for view in views] or [f"{session.name} has no jobs"]
+            return answer("\n".join(lines), {"server": session.name, "jobs": views})
 
-        return await self._links.work(server, at, repeatable=True)
+        return await self._connections.work(server, on_machine, repeatable=True)
 
     async def vm_job_status(self, job_id: JobId, server: Server = None) -> Annotated[CallToolResult, JobStatus]:
-        """Whether a background job runs, its exit code, and the end of what it has printed."""
+        """Show whether a background job is running, its exit code, and the end of its output."""
 
-        async def at(live: MachineSession) -> CallToolResult:
-            view = _job_view(await find_job(live, job_id))
-            out = await read_output(live, job_id, "stdout", None, _STATUS_BYTES)
-            err = await read_output(live, job_id, "stderr", None, _STATUS_BYTES)
+        async def on_machine(session: MachineSession) -> CallToolResult:
+            view = _job_view(await find_job(session, job_id))
+            out = await read_output(session, job_id, "stdout", None, _STATUS_BYTES)
+            err = await read_output(session, job_id, "stderr", None, _STATUS_BYTES)
             text = "\n".join(
                 [_job_line(view), *streams(out.text, err.text, "stdout, its end" if out.offset else "", "stderr, its end")]
             )
             tails = {
                 "stdout_tail": out.text, "stderr_tail": err.text, "stdout_size": out.size, "stderr_size": err.size,
             }  # fmt: skip
-            return answer(text, {"server": live.name, **view, **tails})
+            return answer(text, {"server": session.name, **view, **tails})
 
-        return await self._links.work(server, at, repeatable=True)
+        return await self._connections.work(server, on_machine, repeatable=True)
 
     async def vm_job_tail(
         self,
         job_id: JobId,
         offset: Annotated[
             int | None,
-            Field(description="Go on from here: the next_offset of the call before. Left out: the end of the output."),
+            Field(description="Where to continue: next_offset of the previous call. Default: the end of the output."),
         ] = None,
         stream: Annotated[Literal["stdout", "stderr"], Field(description="`stdout` or `stderr`.")] = "stdout",
         server: Server = None,
     ) -> Annotated[CallToolResult, JobOutput]:
-        """What a background job has printed, at most 20 kB a call. offset=0 begins at the beginning; next_offset goes on."""
+        """Read the output of a background job, at most 20 kB a call. Begin with offset=0, continue with next_offset."""
 
-        async def at(live: MachineSession) -> CallToolResult:
-            job = await find_job(live, job_id)
-            piece = await read_output(live, job_id, stream, offset, JOB_BYTES)
+        async def on_machine(session: MachineSession) -> CallToolResult:
+            job = await find_job(session, job_id)
+            piece = await read_output(session, job_id, stream, offset, JOB_BYTES)
             complete = job.status != "running" and piece.next >= piece.size
             view = {
-                "server": live.name, "job_id": job_id, "stream": stream, "status": job.status, "exit_code": job.exit_status,
+                "server": session.name, "job_id": job_id, "stream": stream, "status": job.status, "exit_code": job.exit_status,
                 "text": piece.text, "offset": piece.offset, "next_offset": piece.next, "size": piece.size, "complete": complete,
             }  # fmt: skip
-            more = "that is all" if complete else f"go on with offset={piece.next}"
+            more = "that is all" if complete else f"continue with offset={piece.next}"
             head = f"[{stream} of {job_id}, {job.status}: bytes {piece.offset} to {piece.next} of {piece.size}; {more}]"
             return answer(f"{head}\n{piece.text}", view)
 
-        return await self._links.work(server, at, repeatable=True)
+        return await self._connections.work(server, on_machine, repeatable=True)
 
     async def vm_job_cancel(self, job_id: JobId, server: Server = None) -> Annotated[CallToolResult, JobCancelled]:
-        """Kill a background job with everything that it started: SIGTERM, after five seconds SIGKILL."""
+        """Kill a background job with all its processes: SIGTERM, after five seconds SIGKILL."""
 
-        async def at(live: MachineSession) -> CallToolResult:
-            before = await find_job(live, job_id)
-            await live.stop(job_id)
-            after = await find_job(live, job_id)
+        async def on_machine(session: MachineSession) -> CallToolResult:
+            before = await find_job(session, job_id)
+            await session.stop(job_id)
+            after = await find_job(session, job_id)
             was_running = before.status == "running"
             view = {
-                "server": live.name, "job_id": job_id, "status": after.status, "exit_code": after.exit_status,
+                "server": session.name, "job_id": job_id, "status": after.status, "exit_code": after.exit_status,
                 "was_running": was_running,
             }  # fmt: skip
-            return answer(f"{job_id} is killed" if was_running else f"{job_id} had ended before", view)
+            return answer(f"{job_id} is killed" if was_running else f"{job_id} had already ended", view)
 
-        return await self._links.work(server, at, repeatable=True)
+        return await self._connections.work(server, on_machine, repeatable=True)
 
 
 def _job_view(job: JobEntry) -> dict[str, object]:
@@ -119,5 +119,5 @@ def _job_view(job: JobEntry) -> dict[str, object]:
 
 def _job_line(view: dict[str, object]) -> str:
     ended = f", exit code {view['exit_code']}" if view["exit_code"] is not None else ""
-    first = str(view["command"] or "what .gibil.yml asks for").partition("\n")[0][:120]
+    first = str(view["command"] or "set-up and tasks of .gibil.yml").partition("\n")[0][:120]
     return f"{view['job_id']}: {view['status']}{ended}, since {view['started_at']}: {first}"

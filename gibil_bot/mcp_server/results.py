@@ -1,4 +1,4 @@
-"""What the tools share, and what they answer in the form that programs read.
+"""What the tools share, and the structured content of their results.
 
 TypedDict comes from typing_extensions: pydantic needs it before Python 3.12.
 """
@@ -15,22 +15,22 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 Server: TypeAlias = Annotated[
-    str | None, Field(description="The machine's name; may be left out when exactly one machine runs.")
+    str | None, Field(description="The machine's name. Optional while exactly one machine is running.")
 ]
 
 
 def add(server: MCPServer[Any], tool: Callable[..., Any], *, annotations: ToolAnnotations) -> None:
-    """Its docstring is what an agent reads of it."""
+    """Register a tool. Agents read its docstring as the description."""
     server.add_tool(tool, description=inspect.cleandoc(tool.__doc__ or ""), annotations=annotations)
 
 
 def answer(text: str, view: Mapping[str, Any]) -> CallToolResult:
-    """For people's eyes and a model's, and for programs."""
+    """Return a result: text for people and models, and a view for programs."""
     return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=dict(view))
 
 
 def refusal(message: str, code: str) -> CallToolResult:
-    """What could not be done: by us, never by a command on a machine. The code is the text's first word.
+    """Return an error of gibil, never of a command on a machine. The code is the text's first word.
 
     Without structured content: a tool's output schema describes its success, clients may check every structured content against
     it (the official TypeScript SDK does, after `listTools`), and the model would see their complaint instead of this message.

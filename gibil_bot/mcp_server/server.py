@@ -1,4 +1,4 @@
-"""The server of `gibil mcp`: its tools put together, its failures told, its end."""
+"""The server of `gibil mcp`: its tools, its errors, its shutdown."""
 
 from __future__ import annotations
 
@@ -30,36 +30,36 @@ log = logging.getLogger("gibil.mcp")
 
 _CLEANUP_S = 10.0
 INSTRUCTIONS = (
-    "Disposable Linux machines. Forge one with create_server (its repository comes to /root/project), work on it with the vm_ "
-    "tools, burn it with destroy_server. A machine burns itself when its time is up: extend_server gives it more. `server` may "
-    "be left out while exactly one machine runs."
+    "Disposable Linux machines. Create one with create_server (its repository is cloned to /root/project), work on it with the "
+    "vm_ tools, destroy it with destroy_server. A machine is destroyed at its expiry, which extend_server moves. `server` is "
+    "optional while exactly one machine is running."
 )
 
 
 async def serve(settings: Settings) -> None:
-    """Until the client hangs up, or SIGTERM or SIGINT comes. Machines live on until their time is up."""
-    links, calls = MachineConnections(settings), ToolCalls()
-    serving = asyncio.create_task(_serve(links, calls))
+    """Serve until the client disconnects, SIGTERM or SIGINT. Machines exist until their expiry."""
+    connections, calls = MachineConnections(settings), ToolCalls()
+    serving = asyncio.create_task(_serve(connections, calls))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, serving.cancel)
     await asyncio.wait({serving})
-    # From here on a signal changes nothing: what was broken off is cleaned up, in a bounded time.
-    await calls.settle(_CLEANUP_S)
-    await links.close()
+    # From here on a signal changes nothing: cancelled calls clean up, in a bounded time.
+    await calls.finish(_CLEANUP_S)
+    await connections.close()
     if not serving.cancelled():
         serving.result()
 
 
-async def _serve(links: MachineConnections, calls: ToolCalls) -> None:
+async def _serve(connections: MachineConnections, calls: ToolCalls) -> None:
     async with standard_streams() as (incoming, outgoing):
-        server = create_server(links, calls)
+        server = create_server(connections, calls)
         await server.run(incoming, outgoing, server.create_initialization_options())
 
 
-def create_server(links: MachineConnections, calls: ToolCalls) -> Server[Any]:
+def create_server(connections: MachineConnections, calls: ToolCalls) -> Server[Any]:
     registry: MCPServer[Any] = MCPServer("gibil", log_level="WARNING")
-    for tools in (MachineTools(links), WorkTools(links), FileTools(links), JobTools(links)):
+    for tools in (MachineTools(connections), WorkTools(connections), FileTools(connections), JobTools(connections)):
         tools.register(registry)
 
     async def list_tools(_: ServerRequestContext[Any], __: PaginatedRequestParams | None) -> ListToolsResult:
@@ -82,19 +82,19 @@ async def _call(
 ) -> CallToolResult | InputRequiredResult:
     known = {tool.name: list(tool.input_schema.get("properties", {})) for tool in await registry.list_tools()}
     if name not in known:
-        return refusal(f"there is no tool {name!r}; there are: {', '.join(known)}", "USAGE")
+        return refusal(f"there is no tool {name!r}; the tools are: {', '.join(known)}", "USAGE")
     for argument in arguments:
         if argument not in known[name]:
             return refusal(f"{name} has no argument {argument!r}; it has: {', '.join(known[name]) or 'none'}", "USAGE")
     try:
         return await registry.call_tool(name, arguments, context)
     except ToolError as error:
-        return _told(name, error.__cause__ or error)
+        return _result_text(name, error.__cause__ or error)
 
 
-def _told(tool: str, error: BaseException) -> CallToolResult:
+def _result_text(tool: str, error: BaseException) -> CallToolResult:
     match error:
-        case ValidationError() if error.title == f"{tool}Arguments":  # what the library calls them; else it is our answer
+        case ValidationError() if error.title == f"{tool}Arguments":  # else it is about our result
             return refusal("; ".join(_wrong(tool, problem) for problem in error.errors()), "USAGE")
         case ConfigurationError():
             return refusal("; ".join(error.problems), error.code)
@@ -104,13 +104,13 @@ def _told(tool: str, error: BaseException) -> CallToolResult:
             return refusal(error.message, error.code)
         case _:
             log.error("%s failed", tool, exc_info=error)
-            return refusal(f"a fault of gibil's own: {type(error).__name__}: {error}", "INTERNAL")
+            return refusal(f"internal error: {type(error).__name__}: {error}", "INTERNAL")
 
 
 def _wrong(tool: str, problem: Any) -> str:
-    """Without the value: it may be secret."""
-    place = ".".join(str(part) for part in problem["loc"])
+    """Describe an invalid argument without its value, which may be secret."""
+    path = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "missing":
-        return f"{tool} needs the argument {place}"
+        return f"{tool} needs the argument {path}"
     message = str(problem["msg"])
-    return f"{tool}: {place}: {message[:1].lower()}{message[1:]}"
+    return f"{tool}: {path}: {message[:1].lower()}{message[1:]}"

@@ -1,8 +1,8 @@
 """Messages of MCP over stdin and stdout, one JSON value a line.
 
-The library's own transport reads stdin in a thread that it waits for: a SIGTERM would take effect with the client's next line.
-Ours are daemons, which nobody waits for, and take pipes, sockets, terminals and files alike. While it serves, descriptor 0 is
-empty and 1 is stderr, so that nothing which prints by mistake can break the protocol.
+The library's own transport reads stdin in a thread that it joins: a SIGTERM would take effect with the client's next line. The
+threads here are daemons, which aren't joined, and read pipes, sockets, terminals and files alike. While the server is running,
+descriptor 0 is empty and 1 is stderr, so that a stray print can't break the protocol.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Outgoing = MemoryObjectSendStream[SessionMessage]
 
 @contextlib.asynccontextmanager
 async def standard_streams() -> AsyncIterator[tuple[Incoming, Outgoing]]:
-    """(what the client says, what it is told). The first ends when the client hangs up."""
+    """Return the streams (from the client, to the client). The first one ends when the client disconnects."""
     source, sink = _claim()
     incoming_writer, incoming = anyio.create_memory_object_stream[SessionMessage | Exception](0)
     outgoing, outgoing_reader = anyio.create_memory_object_stream[SessionMessage](0)
@@ -80,11 +80,11 @@ async def _write(writer: _Writer, messages: MemoryObjectReceiveStream[SessionMes
         async for each in messages:
             text = each.message.model_dump_json(by_alias=True, exclude_unset=True)
             if not await writer.write(text.encode("utf-8", "replace") + b"\n"):
-                return  # nobody reads it any more: what the session sends from now on is refused
+                return  # the client is gone: later messages of the session raise
 
 
 class _Lines:
-    """Lines of a descriptor, read by a thread of its own, not faster than they are taken."""
+    """Lines of a descriptor, read by a thread, not faster than they are consumed."""
 
     def __init__(self, descriptor: int) -> None:
         self._loop = asyncio.get_running_loop()
@@ -93,32 +93,32 @@ class _Lines:
         threading.Thread(target=self._pump, args=(descriptor,), daemon=True, name="gibil-mcp-stdin").start()
 
     async def next(self) -> bytes | None:
-        """None: the end."""
+        """Return the next line, or None at the end."""
         line = await self._lines.get()
         self._room.release()
         return line
 
     def _pump(self, descriptor: int) -> None:
-        with contextlib.suppress(OSError, RuntimeError):  # the loop is closed: nobody listens
+        with contextlib.suppress(OSError, RuntimeError):  # the loop is closed
             parts: list[bytes] = []
             while block := os.read(descriptor, _BLOCK):
                 *whole, rest = block.split(b"\n")
                 for line in whole:
-                    self._give(b"".join((*parts, line)))
+                    self._put(b"".join((*parts, line)))
                     parts.clear()
                 parts.append(rest)
             if any(parts):
-                self._give(b"".join(parts))
+                self._put(b"".join(parts))
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._lines.put_nowait, None)
 
-    def _give(self, line: bytes) -> None:
+    def _put(self, line: bytes) -> None:
         self._room.acquire()
         self._loop.call_soon_threadsafe(self._lines.put_nowait, line)
 
 
 class _Writer:
-    """Writes to a descriptor in a thread of its own: a client that does not read must not hold up anything else."""
+    """Writes to a descriptor in a thread: a client that doesn't read must not block anything else."""
 
     def __init__(self, descriptor: int) -> None:
         self._loop = asyncio.get_running_loop()
@@ -126,7 +126,7 @@ class _Writer:
         threading.Thread(target=self._pump, args=(descriptor,), daemon=True, name="gibil-mcp-stdout").start()
 
     async def write(self, data: bytes) -> bool:
-        """Until it is written; False: it cannot be."""
+        """Write all of it. Returns False if that fails."""
         done: asyncio.Future[bool] = self._loop.create_future()
         self._blocks.put((data, done))
         return await done
@@ -136,7 +136,7 @@ class _Writer:
             data, done = self._blocks.get()
             written = _write_all(descriptor, memoryview(data))
             with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(_settle, done, written)
+                self._loop.call_soon_threadsafe(_finish, done, written)
 
 
 def _write_all(descriptor: int, view: memoryview) -> bool:
@@ -144,13 +144,13 @@ def _write_all(descriptor: int, view: memoryview) -> bool:
         while view:
             try:
                 view = view[os.write(descriptor, view) :]
-            except BlockingIOError:  # somebody has made the pipe non-blocking
+            except BlockingIOError:  # another process has made the pipe non-blocking
                 select.select([], [descriptor], [])
     except OSError:
         return False
     return True
 
 
-def _settle(done: asyncio.Future[bool], written: bool) -> None:
+def _finish(done: asyncio.Future[bool], written: bool) -> None:
     if not done.done():
         done.set_result(written)

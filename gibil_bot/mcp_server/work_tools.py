@@ -1,4 +1,4 @@
-"""The tools that run commands on a machine, tell how it is doing, and clean up behind commands."""
+"""The tools that run commands on a machine, show its load, and end left-over processes."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ STDOUT_BYTES = 20_000
 STDERR_BYTES = 10_000
 _DEFAULT_MS = 120_000
 _MOST_MS = 7 * 24 * 3600 * 1000
-_HINT = "run it with background=true, and vm_job_tail shows all of it, or send it to a file"
+_HINT = "run it with background=true and read all of it with vm_job_tail, or redirect it to a file"
 
 
 class WorkTools:
-    def __init__(self, links: MachineConnections) -> None:
-        self._links = links
+    def __init__(self, connections: MachineConnections) -> None:
+        self._connections = connections
 
     def register(self, server: MCPServer[Any]) -> None:
         add(
@@ -39,7 +39,7 @@ class WorkTools:
                 title="Run a command", read_only_hint=False, destructive_hint=True, open_world_hint=True
             ),
         )
-        add(server, self.vm_stats, annotations=ToolAnnotations(title="How a machine is doing", read_only_hint=True))
+        add(server, self.vm_stats, annotations=ToolAnnotations(title="Show a machine's load", read_only_hint=True))
         add(
             server,
             self.vm_sweep_orphans,
@@ -50,48 +50,46 @@ class WorkTools:
         self,
         context: Context[Any, Any],
         command: Annotated[str, Field(description="Any shell text; it runs in bash, as root.")],
-        working_dir: Annotated[str | None, Field(description="Default /root/project, or /root where no project is.")] = None,
+        working_dir: Annotated[str | None, Field(description="Default /root/project, or /root without a project.")] = None,
         timeout_ms: Annotated[
             int | None,
-            Field(
-                description="After that all of it is killed. Default 120000; in the background there is no limit by default."
-            ),
+            Field(description="Time until the command is killed. Default 120000; none for a background job."),
         ] = None,
         background: Annotated[
-            bool, Field(description="Return a job_id at once; the command goes on whatever becomes of this connection.")
+            bool, Field(description="Return a job_id at once; the command survives this connection.")
         ] = False,
         server: Server = None,
     ) -> Annotated[CallToolResult, Ran]:
-        """Run a shell command on a machine and return its output and exit code. A failing command is a result, and no error.
+        """Run a shell command on a machine and return its output and exit code. A failing command is a result, not an error.
 
-        There is no terminal and no input; every call is a new shell, so `cd` and variables do not last. Long output is cut in
-        the middle. Start servers and what takes minutes with background=true, and look with vm_job_status and vm_job_tail.
+        There is no terminal and no stdin; every call starts a new shell, so `cd` and variables do not last. Long output is cut
+        in the middle. Start servers and long commands with background=true, and watch them with vm_job_status and vm_job_tail.
         """
         validation.check_command(command)
         if timeout_ms is not None and not 0 < timeout_ms <= _MOST_MS:
-            raise UsageError(f"timeout_ms is a number of milliseconds from 1 to {_MOST_MS}")
+            raise UsageError(f"timeout_ms must be between 1 and {_MOST_MS}, got {timeout_ms}")
         limit_s = timeout_ms / 1000 if timeout_ms is not None else None
 
-        async def at(live: MachineSession) -> CallToolResult:
+        async def on_machine(session: MachineSession) -> CallToolResult:
             if working_dir is not None:
-                await files.check_folder(live, working_dir)
+                await files.check_folder(session, working_dir)
             if background:
-                job_id = await live.start(command, timeout_s=limit_s, cwd=working_dir)
+                job_id = await session.start(command, timeout_s=limit_s, cwd=working_dir)
                 return answer(
-                    f"started as job {job_id} on {live.name}; vm_job_status and vm_job_tail show how it goes",
-                    _ran(live.name, job_id=job_id),
+                    f"started as job {job_id} on {session.name}; watch it with vm_job_status and vm_job_tail",
+                    _command_view(session.name, job_id=job_id),
                 )
             async with progress(context, lambda seconds: f"running for {seconds} s"):
-                return await _run(live, command, working_dir, limit_s or _DEFAULT_MS / 1000)
+                return await _run(session, command, working_dir, limit_s or _DEFAULT_MS / 1000)
 
-        return await self._links.work(server, at, repeatable=False)
+        return await self._connections.work(server, on_machine, repeatable=False)
 
     async def vm_stats(self, server: Server = None) -> Annotated[CallToolResult, StatsView]:
-        """How a machine is doing: minutes left, processors, load, memory, disk, the busiest processes."""
+        """Show a machine's minutes left, processors, load, memory, disk and busiest processes."""
 
-        async def at(live: MachineSession) -> CallToolResult:
-            now = await stats(live)
-            left = max(0.0, round((live.machine.expires_at - datetime.now(UTC)).total_seconds() / 60, 1))
+        async def on_machine(session: MachineSession) -> CallToolResult:
+            now = await stats(session)
+            left = max(0.0, round((session.machine.expires_at - datetime.now(UTC)).total_seconds() / 60, 1))
             busiest = [
                 {
                     "pid": each.pid, "cpu_percent": each.cpu_percent, "memory_mb": each.memory_mb, "age_s": each.age_s,
@@ -99,9 +97,9 @@ class WorkTools:
                 }
                 for each in now.busiest
             ]  # fmt: skip
-            notes = _notes(now) if live.machine.provider == "local" else []
+            notes = _notes(now) if session.machine.provider == "local" else []
             lines = [
-                f"{live.name}: {left} min left, {now.cpus} processors, load {' '.join(f'{value:g}' for value in now.load)}",
+                f"{session.name}: {left} min left, {now.cpus} processors, load {' '.join(f'{value:g}' for value in now.load)}",
                 f"memory: {now.memory_available_mb} of {now.memory_total_mb} MB free; "
                 f"disk: {now.disk_free_mb} of {now.disk_total_mb} MB free; {now.processes} processes",
                 *(f"[{note}]" for note in notes),
@@ -111,28 +109,28 @@ class WorkTools:
                 ),
             ]
             view = {
-                "server": live.name, "ttl_remaining_minutes": left, "cpus": now.cpus,
+                "server": session.name, "ttl_remaining_minutes": left, "cpus": now.cpus,
                 "load": list(now.load), "memory_total_mb": now.memory_total_mb,
                 "memory_available_mb": now.memory_available_mb, "disk_total_mb": now.disk_total_mb,
                 "disk_free_mb": now.disk_free_mb, "processes": now.processes, "busiest": busiest, "notes": notes,
             }  # fmt: skip
             return answer("\n".join(lines), view)
 
-        return await self._links.work(server, at, repeatable=True)
+        return await self._connections.work(server, on_machine, repeatable=True)
 
     async def vm_sweep_orphans(
         self,
-        look_only: Annotated[bool, Field(description="List them, and end none.")] = False,
+        look_only: Annotated[bool, Field(description="List them without ending any.")] = False,
         server: Server = None,
     ) -> Annotated[CallToolResult, Swept]:
-        """End processes that were left over: started by a command (vm_bash, `gibil run`) whose shell has ended, or by a
-        background job that has ended. SIGTERM, after two seconds SIGKILL; says what it was.
+        """End left-over processes: those started by a command (vm_bash, `gibil run`) whose shell has ended, or by a background
+        job that has ended. SIGTERM, after two seconds SIGKILL. Returns the processes.
 
-        Running commands and jobs, what .gibil.yml set up (its services), and terminals that people opened are left alone.
+        Running commands and jobs, services and other set-up of .gibil.yml, and terminals of people are left alone.
         """
 
-        async def at(live: MachineSession) -> CallToolResult:
-            found, ended = await stray_processes.sweep(live, look_only=look_only)
+        async def on_machine(session: MachineSession) -> CallToolResult:
+            found, ended = await stray_processes.sweep(session, look_only=look_only)
             views = [
                 {
                     "pid": each.pid,
@@ -143,34 +141,34 @@ class WorkTools:
             ]
             lines = [f"  {each.pid}: {each.words[:200]}" for each in found]
             if not found:
-                text = f"nothing is left over on {live.name}"
+                text = f"no left-over processes on {session.name}"
             elif look_only:
-                text = f"{len(found)} left over on {live.name}:"
+                text = f"{len(found)} left-over processes on {session.name}:"
             else:
-                text = f"{len(found)} ended on {live.name}:" if ended else f"not all of these have ended on {live.name}:"
-            return answer("\n".join([text, *lines]), {"server": live.name, "processes": views, "ended": ended})
+                text = f"ended {len(found)} on {session.name}:" if ended else f"some of these have not ended on {session.name}:"
+            return answer("\n".join([text, *lines]), {"server": session.name, "processes": views, "ended": ended})
 
-        return await self._links.work(server, at, repeatable=True)
+        return await self._connections.work(server, on_machine, repeatable=True)
 
 
 def _notes(now: Stats) -> list[str]:
-    """What of a local machine's numbers are not its own, and why."""
+    """Return which of a local machine's numbers are its host's, and why."""
     shared = [part for part, own in (("memory", now.memory_is_its_own), ("disk", now.disk_is_its_own)) if not own]
     if not shared:
         return []
     whose = f"{' and '.join(shared)} {'are' if len(shared) > 1 else 'is'} its host's"
     if now.limits_are_known:
-        return [f"{whose}: there is less than the machine may use"]
+        return [f"{whose}: less is available than the machine may use"]
     return [
-        f"{whose}: the limits of a local machine's size are below them; the daemon of this machine was started by an "
-        "older version, which does not tell them"
+        f"{whose}: the limits of a local machine's size are below them; this machine's daemon was started by an "
+        "older version, which does not report them"
     ]
 
 
-async def _run(live: MachineSession, command: str, cwd: str | None, timeout_s: float) -> CallToolResult:
+async def _run(session: MachineSession, command: str, cwd: str | None, timeout_s: float) -> CallToolResult:
     kept = {"stdout": Excerpt(STDOUT_BYTES), "stderr": Excerpt(STDERR_BYTES)}
     began = time.monotonic()
-    outcome = await live.run(
+    outcome = await session.run(
         command,
         timeout_s=timeout_s,
         on_output=lambda stream, data: kept[stream].add(data),
@@ -178,17 +176,19 @@ async def _run(live: MachineSession, command: str, cwd: str | None, timeout_s: f
         cwd=cwd,
     )
     took = round(time.monotonic() - began, 2)
-    for line in await live.blocked(began):
+    for line in await session.blocked(began):
         kept["stderr"].add(f"gibil: {line}\n".encode())
     stdout, stderr = (excerpt.text(_HINT) for excerpt in kept.values())
     left_out = sum(excerpt.parts()[1] for excerpt in kept.values())
     ended = f"killed after {timeout_s:g} s, exit code" if outcome.timed_out else "exit code"
-    lines = [f"[{ended} {outcome.exit_code}; {took} s on {live.name}]", *streams(stdout, stderr)]
-    view = _ran(live.name, stdout, stderr, outcome.exit_code, timed_out=outcome.timed_out, took=took, left_out=left_out)
+    lines = [f"[{ended} {outcome.exit_code}; {took} s on {session.name}]", *streams(stdout, stderr)]
+    view = _command_view(
+        session.name, stdout, stderr, outcome.exit_code, timed_out=outcome.timed_out, took=took, left_out=left_out
+    )
     return answer("\n".join(lines), view)
 
 
-def _ran(
+def _command_view(
     server: str,
     stdout: str = "",
     stderr: str = "",

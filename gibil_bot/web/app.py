@@ -1,8 +1,8 @@
-"""The bot's door on the web: `POST /webhook`, `GET /healthz`, `GET /metrics`, `GET /runs/{id}`.
+"""The bot's web application: `POST /webhook`, `GET /healthz`, `GET /metrics`, `GET /runs/{id}`.
 
-The webhook is a bare ASGI endpoint: before its reply it checks the size, the signature and that the body is a JSON object,
+The webhook is a bare ASGI route: before its reply it checks the size, the signature and that the body is a JSON object,
 decodes it to an event, and makes one durable insert. Everything else happens after the reply. What has no
-signature header of the right form is rejected before its body is read; `web_protocol` bounds sizes and times.
+signature header of the right form is rejected before its body is read; `web.protocol` bounds sizes and times of all routes.
 https://docs.github.com/webhooks/using-webhooks/best-practices-for-using-webhooks asks for an answer within 10 seconds.
 """
 
@@ -11,61 +11,62 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Awaitable, Mapping
 from datetime import UTC, datetime
-from typing import Any
 
 import msgspec
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from gibil_bot.errors import StoreError
 from gibil_bot.github import webhook
 from gibil_bot.runs import events
 from gibil_bot.runs.heads import observed_in
 from gibil_bot.views import run_view
+from gibil_bot.web.metrics import BotMetrics
 from gibil_bot.wiring import Bot
 
 log = logging.getLogger("gibil.web")
 
-# ASGI's own words: https://asgi.readthedocs.io/en/latest/specs/www.html
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-
 BODY_LIMIT_BYTES = 25 * 1024 * 1024
 """GitHub sends nothing larger: https://docs.github.com/webhooks/webhook-events-and-payloads#payload-cap."""
 STORED_WITHIN_S = 8.5
-"""A disk that hangs must not keep GitHub waiting until it gives up, which takes 10 s: 503 says what happened."""
+"""A disk that hangs must not let GitHub wait until its timeout of 10 s: 503 reports the reason."""
 GUID_LIMIT = 128
 _SIGNATURE = re.compile(rb"sha256=[0-9a-f]{64}")
 _CLOSE = (b"connection", b"close")  # the rest of the body is not read
 _UNSIGNED = "X-Hub-Signature-256 is missing or wrong: compare the App's webhook secret with the bot's"
-_NOT_JSON = "the body is not a JSON object: the App's webhook has to send application/json\n"
+_NOT_JSON = "the body is not a JSON object: set the content type of the App's webhook to application/json\n"
 _COMMA = "; the bot takes commas in GIBIL_GITHUB_WEBHOOK_SECRET as separators of several secrets, so none may contain one"
 
 
 class _AnyObject(msgspec.Struct):
-    """Decoding to this checks that a body is one JSON object, and builds nothing."""
+    """Checks that a body is one JSON object without building it."""
 
 
 _json_object = msgspec.json.Decoder(_AnyObject)
 
 
-def create_app(bot: Bot, rejected: Mapping[int, int] | None = None) -> ASGIApp:
-    """The ASGI app of a running bot. `rejected`: how many requests the server in front of it answered, by status."""
-    doors = _Routes(bot, {} if rejected is None else rejected)
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        if scope["path"] == "/webhook":
-            await doors.webhook(scope, receive, send)
-        else:
-            await doors.look(scope, send)
-
+def create_app(bot: Bot, rejected: Mapping[int, int] | None = None) -> Starlette:
+    """Return the ASGI app of a running bot. `rejected`: how many requests the server in front of it answered, by status."""
+    webhook_route = WebhookRoute(bot)
+    pages = _Pages(bot, webhook_route.answers, {} if rejected is None else rejected)
+    app = Starlette(
+        routes=[
+            Route("/webhook", webhook_route),
+            Route("/healthz", pages.health, methods=["GET"]),
+            Route("/metrics", pages.metrics, methods=["GET"]),
+            Route("/runs/{run_id:path}", pages.run, methods=["GET"]),
+            Route("/{path:path}", _not_found, methods=["GET"]),
+        ],
+        exception_handlers={404: _not_found, 405: _only_get},
+    )
+    app.router.redirect_slashes = False  # `/healthz/` doesn't exist, and a redirect would say that it does
     return app
 
 
@@ -77,45 +78,31 @@ class _ClientGone(Exception):
     """The client closed the connection before its request was complete."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """To a GET."""
+class WebhookRoute:
+    """`POST /webhook` as a bare ASGI application: Starlette's request and response objects are left out of the busiest path."""
 
-    status: int
-    body: bytes
-    content_type: bytes = b"application/json"
-
-
-def _json(value: object, status: int = 200) -> _Answer:
-    return _Answer(status, msgspec.json.encode(value))
-
-
-class _Routes:
-    """What answers."""
-
-    def __init__(self, bot: Bot, rejected: Mapping[int, int]) -> None:
+    def __init__(self, bot: Bot) -> None:
         self._bot = bot
-        self._rejected = rejected
         self._secrets = tuple(secret.reveal() for secret in bot.settings.webhook_secrets)
         self._allowed_accounts = bot.settings.allowed_accounts
-        self._answers: dict[int, int] = {}
-        self._started = time.time()
+        self.answers: Counter[int] = Counter()
+        """How many requests were answered, by status."""
 
-    async def webhook(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             status, text, *more = await self._accept(scope, receive)
         except _ClientGone:
             return
-        self._answers[status] = self._answers.get(status, 0) + 1
+        self.answers[status] += 1
         await _send(send, status, text.encode(), b"text/plain; charset=utf-8", *more)
 
     def _unsigned(self) -> str:
         return f"{_UNSIGNED}{_COMMA if len(self._secrets) > 1 else ''}\n"
 
     async def _accept(self, scope: Scope, receive: Receive) -> _Reply:
-        # What the head alone decides closes the connection: reading the body would be work for a stranger.
+        # What the head alone decides closes the connection: the body of an unauthenticated client isn't read.
         if scope["method"] != "POST":
-            return 405, "deliveries are posted here\n", (b"allow", b"POST"), _CLOSE
+            return 405, "send deliveries with POST\n", (b"allow", b"POST"), _CLOSE
         signature = guid = event = None
         for name, value in scope["headers"]:
             if name == b"x-hub-signature-256":
@@ -134,7 +121,7 @@ class _Routes:
         if not webhook.verify(body, signature.decode("ascii"), self._secrets):
             return 401, self._unsigned()
         if not guid or len(guid) > GUID_LIMIT or not event or len(event) > GUID_LIMIT:
-            return 400, "X-GitHub-Delivery and X-GitHub-Event are needed\n"
+            return 400, "the headers X-GitHub-Delivery and X-GitHub-Event are required\n"
         if not _is_utf8(body):
             return 400, _NOT_JSON
         received_at = datetime.now(UTC)
@@ -147,15 +134,15 @@ class _Routes:
         try:
             new = await self._in_time(self._bot.store.inbox.accept(delivery, handled=handled, observed=observed))
         except (StoreError, TimeoutError) as error:
-            # GitHub shows it as failed, and the reaper asks for it again. Should it be stored later, that changes nothing.
+            # GitHub shows it as failed, and the reaper asks for it again. If it is stored after all, that changes nothing.
             why = error.message if isinstance(error, StoreError) else f"not within {STORED_WITHIN_S:g} s: is its disk hanging?"
             log.error("delivery %s could not be stored: %s", guid, why)
             self._bot.delivery_lost()
-            return 503, "the delivery could not be stored; it is asked for again\n"
+            return 503, "the delivery could not be stored; the bot will ask GitHub for it again\n"
         return 202, "accepted\n" if new else "accepted before\n"
 
     async def _in_time(self, storing: Awaitable[bool]) -> bool:
-        """asyncio.timeout would do, and costs a twentieth of a delivery. Raises TimeoutError."""
+        """Await with STORED_WITHIN_S, cheaper than asyncio.timeout by a twentieth of a delivery. Raises TimeoutError."""
         task = asyncio.current_task()
         assert task is not None
         expired = False
@@ -175,23 +162,15 @@ class _Routes:
         finally:
             timer.cancel()
 
-    async def look(self, scope: Scope, send: Send) -> None:
-        """What programs and people may see. Plain functions: a framework's import would take a tenth of the start."""
-        if scope["method"] not in ("GET", "HEAD"):
-            await _send(send, 405, b"only GET here\n", b"text/plain; charset=utf-8", (b"allow", b"GET, HEAD"))
-            return
-        path: str = scope["path"]
-        if path == "/healthz":
-            answer = await self._health()
-        elif path == "/metrics":
-            answer = await self._metrics()
-        elif path.startswith("/runs/"):
-            answer = await self._run(path.removeprefix("/runs/"))
-        else:
-            answer = _json({"error": "there is nothing here", "code": "NOT_FOUND"}, 404)
-        await _send(send, answer.status, answer.body, answer.content_type)
 
-    async def _health(self) -> _Answer:
+class _Pages:
+    """The pages that programs and people read."""
+
+    def __init__(self, bot: Bot, answers: Mapping[int, int], rejected: Mapping[int, int]) -> None:
+        self._bot = bot
+        self._metrics = BotMetrics(answers, rejected, bot.settings.max_machines)
+
+    async def health(self, request: Request) -> Response:
         try:
             counts = await self._bot.store.counts()
         except StoreError as error:
@@ -201,27 +180,17 @@ class _Routes:
             return _json({"status": "failing", "stopped": dead}, 503)
         return _json({"status": "ok", **counts})
 
-    async def _metrics(self) -> _Answer:
-        """Prometheus' text format: https://prometheus.io/docs/instrumenting/exposition_formats/."""
+    async def metrics(self, request: Request) -> Response:
         try:
             counts = await self._bot.store.counts()
         except StoreError as error:
-            return _Answer(503, f"{error.message}\n".encode(), b"text/plain; charset=utf-8")
-        lines = [f"# TYPE gibil_{name} gauge\ngibil_{name} {value}" for name, value in sorted(counts.items())]
-        lines.append("# TYPE gibil_webhook_answers_total counter")
-        lines += [
-            f'gibil_webhook_answers_total{{status="{status}"}} {count}' for status, count in sorted(self._answers.items())
-        ]
-        lines.append("# TYPE gibil_http_rejected_total counter")
-        lines += [f'gibil_http_rejected_total{{status="{status}"}} {n}' for status, n in sorted(self._rejected.items())]
-        lines.append(f"# TYPE gibil_max_machines gauge\ngibil_max_machines {self._bot.settings.max_machines}")
-        lines.append(f"# TYPE gibil_start_time_seconds gauge\ngibil_start_time_seconds {self._started:.0f}")
-        return _Answer(200, ("\n".join(lines) + "\n").encode(), b"text/plain; version=0.0.4; charset=utf-8")
+            return PlainTextResponse(f"{error.message}\n", 503)
+        return Response(self._metrics.text(counts), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
 
-    async def _run(self, run_id: str) -> _Answer:
-        """How a run stands. Its id cannot be guessed; its output is not here, but on the check run."""
+    async def run(self, request: Request) -> Response:
+        """Return the state of a run. Its id cannot be guessed; its output is on the check run, not here."""
         try:
-            run = await self._bot.store.runs.get(run_id)
+            run = await self._bot.store.runs.get(request.path_params["run_id"])
             if run is None:
                 return _json({"error": "there is no such run", "code": "RUN_NOT_FOUND"}, 404)
             results = await self._bot.store.runs.task_results(run.id, run.machine_attempt)
@@ -230,8 +199,20 @@ class _Routes:
         return _json(run_view(run, results))
 
 
+async def _not_found(request: Request, error: Exception | None = None) -> Response:
+    return _json({"error": "there is no such page", "code": "NOT_FOUND"}, 404)
+
+
+async def _only_get(request: Request, error: Exception) -> Response:
+    return PlainTextResponse("only GET here", 405, headers={"allow": "GET, HEAD"})
+
+
+def _json(value: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
 def _is_too_large(content_length: bytes) -> bool:
-    """Leading zeros are legal (RFC 9110, 8.6), and `int` raises ValueError above 4300 digits."""
+    """Return whether a Content-Length is too large. Leading zeros are legal (RFC 9110, 8.6); `int` rejects over 4300 digits."""
     digits = content_length.lstrip(b"0")
     return digits.isdigit() and (len(digits) > len(str(BODY_LIMIT_BYTES)) or int(digits) > BODY_LIMIT_BYTES)
 
@@ -260,7 +241,7 @@ async def _send(send: Send, status: int, body: bytes, content_type: bytes, *more
 
 
 async def _read(receive: Receive) -> bytes | None:
-    """The body; None when it is too large. Raises _ClientGone."""
+    """Return the body, or None if it is too large. Raises _ClientGone."""
     chunks: list[bytes] = []
     size = 0
     while True:

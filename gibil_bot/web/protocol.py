@@ -35,16 +35,16 @@ class ServerLimits:
     framing_bytes: int = 1024 * 1024
     """Chunk sizes, chunk extensions and trailers of one body; above it 400."""
     connections: int = 1024
-    """Open connections. At the limit a new one replaces the one that has kept the server waiting longest, or gets 503."""
+    """Open connections. At the limit a new one replaces the one that the server has waited for longest, or gets 503."""
     replaceable_s: float = 0.1
-    """How long a connection must have kept the server waiting before a new one may replace it. The lower, the more new
-    connections a second it takes to shut out all other clients: `connections` / `replaceable_s`."""
+    """How long the server must have waited for a connection before a new one may replace it. The lower, the more new
+    connections a second are needed to shut out all other clients: `connections` / `replaceable_s`."""
     pipelined: int = 16
-    """Requests that may wait on one connection for the answer to the one before them."""
+    """Requests on one connection that may wait for the response to an earlier one."""
     unread_s: float = 30.0
-    """How long a client may leave its answers unread."""
+    """How long a client may leave its responses unread."""
     linger_s: float = 2.0
-    """How long the rest of a rejected request is read and discarded, so that the client can read its answer."""
+    """How long the rest of a rejected request is read and discarded, so that the client can read its response."""
 
 
 @dataclass(kw_only=True)
@@ -58,14 +58,14 @@ class ServerState:
     """Memory of large bodies now; see ServerLimits.bodies_bytes."""
     open: int = 0
     waiting: dict[LimitedProtocol, float] = field(default_factory=dict)
-    """Connections whose client owes the rest of a request, and since when, the longest first."""
+    """Connections that the server waits for, since when, the longest first."""
 
     def protocol(self) -> type[LimitedProtocol]:
         """The class of one connection, for `uvicorn.Config(http=…)`."""
         return type("BoundProtocol", (LimitedProtocol,), {"shared": self})
 
     def make_room(self, now_s: float) -> bool:
-        """Close the connection that has kept the server waiting longest. False when none has for long enough."""
+        """Close the connection that the server has waited for longest. Returns False if it isn't long enough for any."""
         for protocol, since_s in self.waiting.items():
             if now_s - since_s < self.limits.replaceable_s:
                 return False
@@ -79,7 +79,7 @@ class _Rejected(Exception):
 
 
 class _Transport:
-    """A connection whose `close` lets the client read its answer when it has not sent the whole request yet.
+    """A connection whose `close` lets the client read its response even if it has not sent the whole request yet.
 
     A socket that is closed with unread bytes in it is reset, and what was written to it is lost: RFC 9112, 9.6.
     """
@@ -130,7 +130,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if shared.open > self._limits.connections and not shared.make_room(self.loop.time()):
             self._write(503, "too many connections: try again in a few seconds")
             self._discarding = True
-            transport.close()  # at once: one that lingers would be one above the limit
+            transport.close()  # at once: lingering would exceed the limit
             return
         self._wait(self._limits.head_s)
 
@@ -144,7 +144,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def drop(self) -> None:
-        """Close at once, without an answer."""
+        """Close at once, without a response."""
         self._discarding = True
         self._stop_waiting()
         assert self._raw is not None
@@ -215,11 +215,11 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._in_head:
             self._head_bytes += len(data)
         elif self._in_body:
-            self._framing_bytes += len(data)  # less what `on_body` gets of it
+            self._framing_bytes += len(data)  # `on_body` subtracts its part
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            pass  # no other protocol is spoken here: RFC 9110, 7.8 lets a server ignore the offer
+            pass  # no other protocol is supported: RFC 9110, 7.8 lets a server ignore the offer
         except httptools.HttpParserError:
             self._reject(*self._refusal)
 
@@ -272,10 +272,10 @@ class LimitedProtocol(HttpToolsProtocol):
             del self.headers[self._fields :]  # trailers are no header fields
         super().on_message_complete()
 
-    # --- what it gets
+    # --- what the client gets
 
     def pause_writing(self) -> None:
-        """The client reads no answers, and neither memory nor a connection is kept for it for long."""
+        """Limit how long memory and a connection are held for a client that doesn't read its responses."""
         super().pause_writing()
         if self._unread_timer is None:
             self._unread_timer = self.loop.call_later(self._limits.unread_s, self.drop)
@@ -290,20 +290,20 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._is_open and not self.pipeline:
             if self._held_bytes:
                 self._forget_body()
-            if not self._is_waiting:  # for its next request, and uvicorn limits how long
+            if not self._is_waiting:  # for its next request; uvicorn limits the time
                 self._is_waiting = True
                 self.shared.waiting[self] = self.loop.time()
         super().on_response_complete()
 
     def _reject(self, status: int, text: str) -> None:
-        """Answer what was being received, unless an earlier request waits for its answer; read nothing more."""
+        """Respond to the request that is being received, unless an earlier one waits for its response; read nothing more."""
         pending = self.cycle if self.cycle is not None and not self.cycle.response_complete else None
         if pending is not None and self._in_body and not self.pipeline and not pending.response_started:
-            # The application is waiting for this very body, and gets the event that the client is gone.
+            # The application is waiting for this body, and gets the event that the client is gone.
             pending.disconnected = True
             pending.message_event.set()
         elif pending is not None:
-            # Answers are given in order, and then the connection is closed.
+            # Responses are sent in order, and then the connection is closed.
             self.shared.rejected[status] += 1
             self._discarding = True
             self._stop_waiting()
@@ -319,7 +319,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _answer(self, status: int, text: str) -> None:
         self._write(status, text)
-        self._head_bytes = max(1, self._head_bytes)  # whatever the client is still sending is read, and discarded
+        self._head_bytes = max(1, self._head_bytes)  # what the client is still sending is read and discarded
         self._close()
 
     def _write(self, status: int, text: str) -> None:
@@ -334,10 +334,10 @@ class LimitedProtocol(HttpToolsProtocol):
     # --- time
 
     def _wait(self, seconds: float) -> None:
-        """The client owes the rest of its request, and has that long from the first call on."""
+        """Wait for the rest of a request, for that long from the first call on."""
         if self._timer is None:
             self._timer = self.loop.call_later(seconds, self._too_late)
-            self.shared.waiting.pop(self, None)  # to its end
+            self.shared.waiting.pop(self, None)  # so that it is the last one
             self.shared.waiting[self] = self.loop.time()
             self._is_waiting = True
 
@@ -354,7 +354,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.drop()
         elif self._in_head and not self._head_bytes:
             assert self._raw is not None
-            self._raw.close()  # nothing was asked
+            self._raw.close()  # no request was begun
         elif self._in_head:
             self._reject(408, f"a request's head has to arrive within {self._limits.head_s:g} s")
         else:
@@ -365,4 +365,4 @@ class LimitedProtocol(HttpToolsProtocol):
         self._held_bytes = 0
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Any client can ask for an upgrade, and a log line costs disk."""
+        """Log nothing: any client can request an upgrade, and log lines fill the disk."""

@@ -25,7 +25,7 @@ async def test_a_strangers_comments_do_not_delay_the_result_of_a_person_with_per
         number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
         for _ in range(100):
             world.github.comment(REPOSITORY, number, "mallory", "/gibil quick")
-        await world.github.settled()
+        await world.github.webhooks_sent()
         begun = time.monotonic()
         world.github.comment(REPOSITORY, number, "ada", "/gibil quick")
         await world.seen(lambda: world.github.check_runs(REPOSITORY), 60)
@@ -45,8 +45,8 @@ async def test_commands_above_the_limit_are_answered_once_and_start_nothing_but_
             world.github.comment(REPOSITORY, number, "ada", "/gibil quick")
         said = await world.answer(number, having="limit of 2 commands an hour")
         assert "GIBIL_COMMANDS_PER_HOUR" in said.body
-        await world.github.settled()
-        await world.told_everything()
+        await world.github.webhooks_sent()
+        await world.all_published()
         assert len(world.github.check_runs(REPOSITORY)) == 2
         replies = [comment for comment in world.github.comments(REPOSITORY, number) if comment.by_app]
         assert sum("limit of 2 commands" in reply.body for reply in replies) == 1

@@ -102,7 +102,7 @@ async def test_a_comment_of_the_same_second_as_a_push_runs_nothing(tmp_path: Pat
         head = await world.github.push(REPOSITORY, number, EVIL, author="ada")
         await world.handled()
         world.github.comment(REPOSITORY, number, "ann", "no command")
-        await world.github.settled()
+        await world.github.webhooks_sent()
         payload = json.loads(world.github.deliveries[-1].body)
         pushed = json.loads([each for each in world.github.deliveries if each.action == "synchronize"][-1].body)
         payload["comment"] |= {"body": "/gibil test", "created_at": pushed["pull_request"]["updated_at"]}

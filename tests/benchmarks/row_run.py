@@ -105,7 +105,7 @@ async def _place(double: GitHubDouble) -> Place:
     installation = double.installation(REPOSITORY).id
     pull_request = await github.pull_request(installation, REPOSITORY, number)
     repository = Repository(
-        id=double.world.repository(REPOSITORY).id,
+        id=double.state.repository(REPOSITORY).id,
         full_name=REPOSITORY,
         clone_url=f"{double.url}/{REPOSITORY}.git",
         default_branch="main",

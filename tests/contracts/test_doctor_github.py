@@ -62,7 +62,7 @@ async def test_deliveries_that_fail_are_said_with_what_to_do(tmp_path: Path) -> 
         await github.add_repository(REPOSITORY, {"README.md": "an engine\n"})
         number = await github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
         github.comment(REPOSITORY, number, "ada", "/gibil test")
-        await github.settled()
+        await github.webhooks_sent()
         found = by_name(await _github(settings(tmp_path, github)))["App deliveries"]
         assert not found.ok
         assert "issue_comment" in found.detail

@@ -367,7 +367,7 @@ async def test_a_token_that_stays_refused_is_an_error_and_no_loop(scene: Scene) 
 
 async def test_a_clone_token_reads_one_repository_and_nothing_else(scene: Scene) -> None:
     other = await scene.github.add_repository("ada/secret", {"x": "y"}, private=True)
-    home = scene.github.world.repository(REPO)
+    home = scene.github.state.repository(REPO)
     repository = Repository(id=home.id, full_name=REPO, clone_url="https://x/y", default_branch="main")
     token = await scene.client.clone_token(scene.installation, repository)
     again = await scene.client.clone_token(scene.installation, repository)
@@ -804,7 +804,7 @@ async def test_errors_never_show_a_token_or_the_key(scene: Scene) -> None:
     with pytest.raises(GitHubError) as caught:
         await scene.client.pull_request(scene.installation, REPO, 1)
     shown = repr(caught.value) + str(caught.value) + repr(scene.client) + repr(vars(scene.client))
-    for token in scene.github.world.tokens:
+    for token in scene.github.state.tokens:
         assert token not in shown
     assert "PRIVATE KEY" not in shown
 
@@ -817,17 +817,17 @@ async def test_failed_deliveries_are_listed_until_they_arrive(tmp_path: Path) ->
     async with receiving() as receiver, GitHubDouble.start(tmp_path, webhook_url=receiver.url) as github:
         await github.add_repository(REPO, {"README.md": "x\n"})
         issue = github.open_issue(REPO, "ada")
-        await github.settled()
+        await github.webhooks_sent()
         since = datetime.now(UTC) - timedelta(minutes=5)
         async with client_of(github, clock) as client:
             assert await client.failed_deliveries(since) == []
             github.fail_deliveries(2)
             github.comment(REPO, issue.number, "ada", "lost")
-            await github.settled()
+            await github.webhooks_sent()
             github.comment(REPO, issue.number, "ada", "lost too")
-            await github.settled()
+            await github.webhooks_sent()
             github.comment(REPO, issue.number, "ada", "arrived")
-            await github.settled()
+            await github.webhooks_sent()
             arrived = len(receiver.got)
             failed = await client.failed_deliveries(since)
             assert [guid for _, guid in failed] == [each.guid for each in github.deliveries if not each.succeeded]
@@ -835,7 +835,7 @@ async def test_failed_deliveries_are_listed_until_they_arrive(tmp_path: Path) ->
             assert await client.failed_deliveries(datetime.now(UTC) + timedelta(hours=1)) == []
             for number, _ in failed:
                 await client.redeliver(number)
-            await github.settled()
+            await github.webhooks_sent()
             assert len(receiver.got) == arrived + 2
             assert await client.failed_deliveries(since) == []
 

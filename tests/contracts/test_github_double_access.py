@@ -167,7 +167,7 @@ async def test_people_have_the_permission_that_their_role_gives(tmp_path: Path) 
 
 async def test_rate_limits_are_counted_and_enforced_for_each_installation(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
-        app.github.world.rate_limit = 3
+        app.github.state.rate_limit = 3
         token = await app.token()
         answers = [await app.ask("GET", f"/repos/{REPOSITORY}", token=token) for _ in range(4)]
         assert [answer.status_code for answer in answers] == [200, 200, 200, 403]

@@ -137,7 +137,7 @@ async def test_everything_asked_is_in_the_log(tmp_path: Path) -> None:
             ("GET", "/app", "", 401, "refused"),
             ("GET", "/rate_limit", "", 200, "anonymous"),
         ]
-        assert token not in repr(app.github.requests) + repr(app.github.world.tokens[token])
+        assert token not in repr(app.github.requests) + repr(app.github.state.tokens[token])
 
 
 async def test_people_with_curl_can_comment_push_close_and_rerun(tmp_path: Path) -> None:

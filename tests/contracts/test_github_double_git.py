@@ -92,9 +92,9 @@ async def test_a_push_over_http_moves_the_pull_request(tmp_path: Path) -> None:
         writer = await app.token()
         await run_git("push", "-q", with_token(url, writer), "HEAD:topic", cwd=clone)
         assert app.github.head_sha(REPOSITORY, number) == sha
-        newest = app.github.world.repository(REPOSITORY).activity[-1]
+        newest = app.github.state.repository(REPOSITORY).activity[-1]
         assert (newest.ref, newest.after, newest.actor.login) == ("refs/heads/topic", sha, "gibil[bot]")
-        await app.github.settled()
+        await app.github.webhooks_sent()
         assert "pull_request" in receiver.events()
         pulls = await run_git("push", with_token(url, writer), f"HEAD:refs/pull/{number}/head", cwd=clone, ok=False)
         assert "hidden ref" in pulls[1]

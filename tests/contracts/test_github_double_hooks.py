@@ -15,7 +15,7 @@ from gibil_bot.demo import hooks
 
 
 async def payload_of(app: App, receiver: Receiver, event: str, action: str) -> dict[str, Any]:
-    await app.github.settled()
+    await app.github.webhooks_sent()
     for headers, body in reversed(receiver.got):
         payload: dict[str, Any] = json.loads(body)
         if headers["x-github-event"] == event and payload.get("action") == action:
@@ -93,20 +93,20 @@ async def test_nothing_is_sent_where_the_app_is_not_installed_or_not_subscribed(
         await app.github.open_pull_request("eve/garden", "topic", {"a": "2"}, "eve")
         await app.github.open_pull_request(REPOSITORY, "topic", {"a": "1"}, "bob")
         app.github.comment(REPOSITORY, 1, "ada", "/gibil test")
-        await app.github.settled()
+        await app.github.webhooks_sent()
         assert receiver.events() == ["pull_request"]
 
 
 async def test_a_failed_delivery_stays_in_the_log_until_it_is_asked_for_again(tmp_path: Path) -> None:
     async with receiving() as receiver, signed_in(tmp_path, webhook_url=receiver.url) as app:
         await app.github.open_pull_request(REPOSITORY, "topic", {"a": "1"}, "bob")
-        await app.github.settled()
+        await app.github.webhooks_sent()
         receiver.status = 500
         app.github.comment(REPOSITORY, 1, "ada", "first")
-        await app.github.settled()
+        await app.github.webhooks_sent()
         app.github.fail_deliveries(1)
         app.github.comment(REPOSITORY, 1, "ada", "second")
-        await app.github.settled()
+        await app.github.webhooks_sent()
         before = len(receiver.got)
         failed = (await app.as_app("GET", "/app/hook/deliveries", params={"status": "failure"})).json()
         assert [(each["event"], each["status_code"], each["redelivery"]) for each in failed] == [
@@ -116,7 +116,7 @@ async def test_a_failed_delivery_stays_in_the_log_until_it_is_asked_for_again(tm
         receiver.status = 202
         again = await app.as_app("POST", f"/app/hook/deliveries/{failed[0]['id']}/attempts")
         assert again.status_code == 202
-        await app.github.settled()
+        await app.github.webhooks_sent()
         assert len(receiver.got) == before + 1
         assert receiver.got[-1][0]["x-github-delivery"] == failed[0]["guid"]
         assert json.loads(receiver.got[-1][1])["comment"]["body"] == "second"
@@ -132,7 +132,7 @@ async def test_the_log_is_read_with_a_cursor_and_forgets_after_three_days(tmp_pa
         app.github.open_issue(REPOSITORY, "bob")
         for number in range(5):
             app.github.comment(REPOSITORY, 1, "ada", str(number))
-        await app.github.settled()
+        await app.github.webhooks_sent()
         seen: list[int] = []
         answer = await app.as_app("GET", "/app/hook/deliveries", params={"per_page": 2})
         for _ in range(3):
@@ -153,21 +153,21 @@ async def test_a_receiver_that_does_not_answer_in_time_has_not_got_it(tmp_path: 
         receiver.silent = asyncio.Event()
         app.github.open_issue(REPOSITORY, "bob")
         app.github.comment(REPOSITORY, 1, "ada", "hello")
-        await app.github.settled()
+        await app.github.webhooks_sent()
         receiver.silent.set()
         assert [(each.status, each.status_code, each.succeeded) for each in app.github.deliveries] == [
             ("timed out", 504, False)
         ]
         app.github.webhook_url = "http://127.0.0.1:1/"
         app.github.comment(REPOSITORY, 1, "ada", "hello?")
-        await app.github.settled()
+        await app.github.webhooks_sent()
         assert app.github.deliveries[-1].status == "failed to connect to host"
 
 
 async def test_any_payload_can_be_sent(tmp_path: Path) -> None:
     async with receiving() as receiver, signed_in(tmp_path, webhook_url=receiver.url) as app:
         guid = app.github.deliver("ping", b"{not json", guid="0" * 36)
-        await app.github.settled()
+        await app.github.webhooks_sent()
         assert (guid, receiver.got[0][1]) == ("0" * 36, b"{not json")
         assert app.github.deliver("ping", b"x" * (hooks.LARGEST_PAYLOAD + 1)) is None
 
@@ -180,7 +180,7 @@ async def test_a_push_says_who_pushed_with_a_pull_request_or_without(tmp_path: P
         assert payload["sender"]["login"] == "robot[bot]"
         assert (payload["check_suite"]["head_sha"], payload["check_suite"]["head_branch"]) == (sha, "topic")
         await app.github.open_from(REPOSITORY, REPOSITORY, "topic", "bob")
-        await app.github.settled()
+        await app.github.webhooks_sent()
         assert receiver.events() == ["check_suite", "pull_request"]
 
 

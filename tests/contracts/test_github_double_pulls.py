@@ -27,7 +27,7 @@ async def test_a_person_opens_a_pull_request_and_the_app_hears_of_it(tmp_path: P
         assert (told["number"], told["state"], told["draft"], told["title"], told["body"]) == (1, "open", True, "Better", "Why")
         assert (told["head"]["label"], told["head"]["sha"], told["base"]["ref"]) == ("ada:topic", sha, "main")
         assert (told["user"]["login"], told["html_url"]) == ("ada", f"{app.github.url}/{REPOSITORY}/pull/1")
-        await app.github.settled()
+        await app.github.webhooks_sent()
         assert sorted(receiver.events()) == ["check_suite", "pull_request"]
 
 
@@ -86,7 +86,7 @@ async def test_what_cannot_be_opened_is_refused(tmp_path: Path, changes: dict[st
 async def test_a_draft_needs_a_repository_that_has_drafts(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         await app.github.push(REPOSITORY, "topic", {"a": "1"})
-        app.github.world.repository(REPOSITORY).drafts = False
+        app.github.state.repository(REPOSITORY).drafts = False
         token = app.github.personal_token("ada")
         refused = await open_one(app, token, draft=True)
         assert (refused.status_code, refused.json()["message"]) == (
@@ -115,7 +115,7 @@ async def test_a_persons_token_is_worth_what_the_person_may_and_what_it_was_give
         assert (await app.ask("POST", PULLS, json=WISH)).status_code == 401
         for token, status in ((other, 200), (narrow, 200), (wes, 404)):
             assert (await app.ask("GET", "/repos/ada/secret", token=token)).status_code == status
-        github.world.personal_tokens[wes].revoked = True
+        github.state.personal_tokens[wes].revoked = True
         assert (await app.ask("GET", f"/repos/{REPOSITORY}", token=wes)).status_code == 401
 
 
@@ -131,7 +131,7 @@ async def test_a_fork_shows_its_parent_and_the_first_of_its_network_to_who_may_s
         assert await shown(REPOSITORY) == {"fork": False}
         assert await shown("eve/engine") == {"fork": True, "parent": REPOSITORY, "source": REPOSITORY}
         assert await shown("tom/engine") == {"fork": True, "parent": "eve/engine", "source": REPOSITORY}
-        app.github.world.repository(REPOSITORY).private = True
+        app.github.state.repository(REPOSITORY).private = True
         assert await shown("tom/engine") == {"fork": True, "parent": "eve/engine"}
 
 
@@ -168,7 +168,7 @@ async def test_who_may_write_to_a_fork_may_ask_its_parent_to_take_the_commits(tm
 
 async def test_branches_of_a_private_repository_have_to_be_readable_for_a_pull_request(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
-        app.github.world.repository(REPOSITORY).private = True
+        app.github.state.repository(REPOSITORY).private = True
         await app.github.push(REPOSITORY, "topic", {"a": "1"})
         blind = app.github.personal_token("ada", permissions={"metadata": "read", "pull_requests": "write"})
         refused = await open_one(app, blind)

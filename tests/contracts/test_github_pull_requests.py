@@ -48,7 +48,7 @@ def changed(**changes: Any) -> NewPullRequest:
 
 
 def numbers(app: App) -> list[int]:
-    return [pull.number for pull in app.github.world.repository(REPOSITORY).pull_requests()]
+    return [pull.number for pull in app.github.state.repository(REPOSITORY).pull_requests()]
 
 
 @pytest.mark.parametrize("kind", ["error_before", "error_after", "drop_before", "drop_after"])
@@ -100,7 +100,7 @@ async def test_a_repository_is_named_as_github_names_it(tmp_path: Path) -> None:
         place = await pulls.place("ADA/Engine")
         assert (place.full_name, place.default_branch, place.is_archived) == (REPOSITORY, "main", False)
         assert (place.is_fork, place.parent, place.root) == (False, None, REPOSITORY)
-        app.github.world.repository(REPOSITORY).archived = True
+        app.github.state.repository(REPOSITORY).archived = True
         assert (await pulls.place(REPOSITORY)).is_archived
         with pytest.raises(GitHubError, match="archived so is read-only"):
             await pulls.create(WISH)
@@ -111,7 +111,7 @@ async def test_what_is_refused_is_said_with_the_way_out_and_without_the_token(tm
         github = app.github
         await github.add_repository("eve/secret", {"a": "1"}, private=True)
         github.set_permission(REPOSITORY, "tom", "read")
-        github.world.repository(REPOSITORY).drafts = False
+        github.state.repository(REPOSITORY).drafts = False
         good, tom = github.personal_token("ada"), github.personal_token("tom")
         said = {}
         for name, token, changes in (
@@ -151,7 +151,7 @@ async def test_a_fork_tells_where_it_comes_from_as_far_as_the_token_sees(tmp_pat
         await app.github.fork("eve/engine", "tom")
         place = await pulls.place("tom/engine")
         assert (place.is_fork, place.parent, place.root) == (True, "eve/engine", REPOSITORY)
-        app.github.world.repository("eve/engine").private = app.github.world.repository(REPOSITORY).private = True
+        app.github.state.repository("eve/engine").private = app.github.state.repository(REPOSITORY).private = True
         place = await pulls.place("tom/engine")
         assert (place.is_fork, place.parent, place.root) == (True, None, None)
 
@@ -173,7 +173,7 @@ async def test_a_pull_request_from_a_fork_is_opened_and_found_by_the_fork_that_i
         github.set_permission("ada/spare", "tom", "write")
         opened = [await pulls.create(changed(head_repository=name)) for name in (REPOSITORY, "tom/engine", "ada/spare")]
         assert [(found.number, is_new) for found, is_new in opened] == [(1, True), (2, True), (3, True)]
-        heads = [pull.head_repository for pull in github.world.repository(REPOSITORY).pull_requests()]
+        heads = [pull.head_repository for pull in github.state.repository(REPOSITORY).pull_requests()]
         assert [head.full_name for head in heads if head] == [REPOSITORY, "tom/engine", "ada/spare"]
         for number, name in enumerate((REPOSITORY, "tom/engine", "ada/spare"), 1):
             found = await pulls.find(REPOSITORY, name, "topic", "main")

@@ -141,7 +141,7 @@ class Journey:
         assert found is not None
         return found
 
-    async def told_everything(self, timeout_s: float = 30.0) -> None:
+    async def all_published(self, timeout_s: float = 30.0) -> None:
         """Nothing is left to handle, to run or to tell."""
         async with httpx.AsyncClient(verify=NO_AUTHORITIES) as client, asyncio.timeout(patient(timeout_s)):
             while True:
@@ -206,4 +206,4 @@ async def journey(
         finally:
             if bot.process is not None and bot.process.returncode is None:
                 await bot.stop()
-            await github.settled()
+            await github.webhooks_sent()

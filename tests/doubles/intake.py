@@ -45,20 +45,20 @@ class IntakeBot:
 
     async def handled(self) -> None:
         """Every delivery was handled, and everything is published."""
-        await self.github.settled()
+        await self.github.webhooks_sent()
         signals = [self.store.inbox.changed(), self.store.outbox.changed()]
         async with asyncio.timeout(patient(WITHIN_S)):
             while True:
                 counts = await self.store.counts()
                 if not counts["deliveries_unhandled"] and not counts["tellings_due"]:
-                    await self.github.settled()
+                    await self.github.webhooks_sent()
                     if (await self.store.counts()) == counts:
                         return
                 await asyncio.wait([asyncio.create_task(signal.wait(0.2)) for signal in signals], return_when="FIRST_COMPLETED")
 
     async def runs(self, number: int | None = None) -> list[Run]:
         """Oldest first."""
-        repository = self.github.world.repository(REPOSITORY)
+        repository = self.github.state.repository(REPOSITORY)
         return list(reversed(await self.store.runs.of_repository(repository.id, number=number)))
 
     async def finish_runs(self, conclusion: str = "success") -> None:
@@ -92,7 +92,7 @@ class IntakeBot:
 
     async def back_up(self, missed: list[HookDelivery], *, redeliver: bool = True) -> None:
         """The failing deliveries have failed; the bot listens again and gets them in their order."""
-        await self.github.settled()
+        await self.github.webhooks_sent()
         self.github.accept_deliveries()
         for delivery in missed if redeliver else ():
             self.github.redeliver(delivery.id)

@@ -90,7 +90,7 @@ async def test_twenty_interrupted_runs_end_as_twenty_true_check_runs_and_nothing
         ]
         for round_ in range(KILLS):
             await _one_kill(world, numbers, round_, [moments.uniform(0.0, LONGEST_S) for _ in numbers])
-        await world.told_everything()
+        await world.all_published()
         runs = world.github.check_runs(REPOSITORY)
         assert len(runs) == len({run.external_id for run in runs}) == KILLS * RUNS
         assert [run for run in runs if run.status != "completed"] == []
@@ -121,7 +121,7 @@ async def test_a_killed_bot_goes_on_in_the_middle_of_a_tasks_output(tmp_path: Pa
             await world.bot.start()
         done = await world.closed_check(number)
         assert done.conclusion == "success"
-        await world.told_everything()
+        await world.all_published()
         assert log.read_text().splitlines() == [f"line {i}" for i in range(1, 41)]
         await world.assert_nothing_left()
 
@@ -136,7 +136,7 @@ async def test_sigterm_leaves_the_run_to_the_next_start(tmp_path: Path) -> None:
         await world.bot.start()
         check = await world.closed_check(number)
         assert check.conclusion == "success"
-        await world.told_everything()
+        await world.all_published()
         await world.assert_nothing_left()
 
 

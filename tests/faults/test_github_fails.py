@@ -37,7 +37,7 @@ async def test_a_write_that_took_effect_before_the_error_is_not_repeated(tmp_pat
         world.github.comment(REPOSITORY, number, "ada", "/gibil quick")
         check = await world.closed_check(number)
         assert check.conclusion == "success"
-        await world.told_everything()
+        await world.all_published()
         assert len(world.github.check_runs(REPOSITORY)) == 1
         assert len([comment for comment in world.github.comments(REPOSITORY, number) if comment.by_app]) == 1
 
@@ -50,7 +50,7 @@ async def test_tokens_that_are_revoked_in_the_middle_of_a_run_are_replaced(tmp_p
         world.github.revoke_tokens()
         check = await world.closed_check(number)
         assert check.conclusion == "success"
-        await world.told_everything()
+        await world.all_published()
         assert len([comment for comment in world.github.comments(REPOSITORY, number) if comment.by_app]) == 1
 
 
@@ -61,7 +61,7 @@ async def test_a_secondary_limit_with_a_retry_after_is_waited_out(tmp_path: Path
         world.github.comment(REPOSITORY, number, "ada", "/gibil quick")
         check = await world.closed_check(number)
         assert check.conclusion == "success"
-        await world.told_everything()
+        await world.all_published()
 
 
 async def test_a_hang_of_thirty_seconds_delays_no_other_call(tmp_path: Path) -> None:
@@ -78,26 +78,26 @@ async def test_a_hang_of_thirty_seconds_delays_no_other_call(tmp_path: Path) -> 
         world.github.clear_faults()
         slow = await world.closed_check(number, timeout_s=60.0)
         assert slow.conclusion == "success"
-        await world.told_everything()
+        await world.all_published()
 
 
 async def test_a_delivery_that_github_could_not_hand_over_is_fetched_at_the_next_start(tmp_path: Path) -> None:
     async with journey(tmp_path, workflows={"quick.yml": QUICK}) as world:
         number = await _pull_request(world)
-        await world.github.settled()
+        await world.github.webhooks_sent()
         await world.bot.stop()
         world.github.comment(REPOSITORY, number, "ada", "/gibil quick")
-        await world.github.settled()
+        await world.github.webhooks_sent()
         await world.bot.start()
         check = await world.closed_check(number)
         assert check.conclusion == "success"
-        await world.told_everything()
+        await world.all_published()
 
 
 async def test_a_delivery_in_the_first_moment_of_the_start_is_taken(tmp_path: Path) -> None:
     async with journey(tmp_path, workflows={"quick.yml": QUICK}) as world:
         number = await _pull_request(world)
-        await world.github.settled()
+        await world.github.webhooks_sent()
         await world.bot.stop()
         host, port = world.bot.url.removeprefix("http://").split(":")
         await world.bot.start(wait=False)
@@ -114,7 +114,7 @@ async def test_a_delivery_in_the_first_moment_of_the_start_is_taken(tmp_path: Pa
         check = await world.closed_check(number)
         assert check.conclusion == "success"
         assert _answers(world) == [202]
-        await world.told_everything()
+        await world.all_published()
 
 
 async def test_the_same_delivery_twice_has_one_effect_under_the_same_and_under_another_guid(tmp_path: Path) -> None:
@@ -125,8 +125,8 @@ async def test_the_same_delivery_twice_has_one_effect_under_the_same_and_under_a
         first = next(d for d in world.github.deliveries if d.event == "issue_comment")
         world.github.redeliver(first.id)
         world.github.deliver("issue_comment", first.body)
-        await world.github.settled()
-        await world.told_everything()
+        await world.github.webhooks_sent()
+        await world.all_published()
         assert _answers(world) == [202, 202, 202]
         assert len(world.github.check_runs(REPOSITORY)) == 1
         assert len([comment for comment in world.github.comments(REPOSITORY, number) if comment.by_app]) == 1

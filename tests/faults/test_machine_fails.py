@@ -46,7 +46,7 @@ async def test_a_machine_that_dies_in_a_task_is_replaced_once_and_the_check_says
         check = await world.closed_check(number)
         assert check.conclusion == "success"
         assert "new one" in f"{check.summary}{check.text}"
-        await world.told_everything()
+        await world.all_published()
         await world.assert_nothing_left()
 
 
@@ -61,7 +61,7 @@ async def test_a_second_machine_that_dies_ends_the_run_as_our_fault(tmp_path: Pa
         check = await world.closed_check(number)
         assert check.conclusion == "failure"
         assert "twice" in f"{check.summary}{check.text}"
-        await world.told_everything()
+        await world.all_published()
         await world.assert_nothing_left()
 
 
@@ -77,7 +77,7 @@ async def test_a_full_disk_of_the_machine_fails_the_task_and_nothing_else(tmp_pa
         assert check.conclusion == "failure"
         assert "disk full" in f"{check.summary}{check.text}"
         assert "new one" not in f"{check.summary}", "a full disk is the work's doing: no second machine"
-        await world.told_everything()
+        await world.all_published()
         await world.assert_nothing_left()
 
 
@@ -93,5 +93,5 @@ async def test_a_task_that_outlives_its_timeout_is_stopped_with_all_its_children
         world.github.comment(REPOSITORY, number, "ada", "/gibil hang")
         check = await world.closed_check(number)
         assert check.conclusion == "timed_out", check.summary
-        await world.told_everything()
+        await world.all_published()
         await world.assert_nothing_left()

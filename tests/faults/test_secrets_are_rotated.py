@@ -34,7 +34,7 @@ async def test_a_secret_that_is_rotated_during_a_run_never_appears(tmp_path: Pat
         world.bot.environment["GIBIL_SECRET_DEPLOY"] = NEW
         await world.bot.start()
         done = await world.closed_check(number)
-        await world.told_everything()
+        await world.all_published()
         assert done.conclusion == "failure"
         assert "secrets of this run were changed" in f"{done.title}{done.summary}"
         await world.assert_nothing_left()

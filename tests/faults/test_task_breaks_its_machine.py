@@ -57,5 +57,5 @@ async def test_the_task_has_failed_and_not_gibil(tmp_path: Path, command: str, w
             assert "does not exist (an earlier task removed it)" in said, said
         else:
             assert "exit status 127" in said, said
-        await world.told_everything()
+        await world.all_published()
         await world.assert_nothing_left()

@@ -41,7 +41,7 @@ async def _send_everything_bad(world: Journey, number: int) -> None:
     deliver("issue_comment", b'{"action": "\xff"}')
     world.github.comment(REPOSITORY, number, "ada", "/gibil " + "x" * 1_000_000)
     world.github.comment(REPOSITORY, number, "ada", "`" * 500_000 + "\n/gibil \x00\n" + "> /gibil quick\n" * 20_000)
-    await world.github.settled()
+    await world.github.webhooks_sent()
 
 
 async def test_a_bot_that_got_all_kinds_of_rubbish_still_works_and_has_handled_it_all(tmp_path: Path) -> None:
@@ -50,11 +50,11 @@ async def test_a_bot_that_got_all_kinds_of_rubbish_still_works_and_has_handled_i
         number = await world.github.open_pull_request(REPOSITORY, "b", {"engine.py": "POWER = 2\n"}, "ada")
         await _send_everything_bad(world, number)
         assert {d.status_code for d in world.github.deliveries} <= {202, 400}
-        await world.told_everything()
+        await world.all_published()
         world.github.comment(REPOSITORY, number, "ada", "/gibil quick")
         check = await world.closed_check(number)
         assert check.conclusion == "success"
-        await world.told_everything()
+        await world.all_published()
         problems = await world.answer(number, having="bomb.yml")
         assert "64 KiB" in problems.body
         assert "Traceback" not in world.bot.text()
@@ -63,13 +63,13 @@ async def test_a_bot_that_got_all_kinds_of_rubbish_still_works_and_has_handled_i
 async def test_a_payload_with_every_optional_field_missing_is_obeyed(tmp_path: Path) -> None:
     async with journey(tmp_path, workflows={"quick.yml": QUICK}) as world:
         number = await world.github.open_pull_request(REPOSITORY, "b", {"engine.py": "POWER = 2\n"}, "ada")
-        await world.github.settled()
+        await world.github.webhooks_sent()
         world.github.fail_deliveries(1)
         world.github.comment(REPOSITORY, number, "ada", "/gibil quick")
-        await world.github.settled()
+        await world.github.webhooks_sent()
         lost = next(d for d in world.github.deliveries if d.event == "issue_comment")
         # Under its own GUID, because the bot asks GitHub for what it lost.
         world.github.deliver("issue_comment", _without_optional_fields(lost.body), guid=lost.guid)
         check = await world.closed_check(number)
         assert check.conclusion == "success"
-        await world.told_everything()
+        await world.all_published()

@@ -31,7 +31,7 @@ async def test_a_comment_becomes_a_closed_check_run_and_the_machine_is_burned(tm
         comment = world.github.comment(REPOSITORY, number, "ada", "/gibil test")
 
         check = await world.closed_check(number)
-        await world.told_everything()
+        await world.all_published()
 
         assert check.name == "gibil / test"
         assert check.conclusion == "success", check.text or check.summary
@@ -54,12 +54,12 @@ async def test_the_same_command_again_edits_the_one_comment_and_opens_a_new_chec
         number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
         world.github.comment(REPOSITORY, number, "ada", "/gibil test")
         await world.closed_check(number)
-        await world.told_everything()
+        await world.all_published()
         # By another person, so that the comment has to change whatever the runs took.
         world.github.set_permission(REPOSITORY, "grace", "write")
         world.github.comment(REPOSITORY, number, "grace", "again, please:\n\n/gibil test")
         await world.closed_check(number, count=2)
-        await world.told_everything()
+        await world.all_published()
 
         answers = [c for c in world.github.comments(REPOSITORY, number) if c.by_app]
         assert len(answers) == 1
@@ -81,7 +81,7 @@ async def test_a_failing_task_makes_a_red_check_that_shows_the_end_of_its_output
         assert "gibil: blocked, as not public: 10.9.8.7:443" in check.text
         assert check.summary.count("GIBIL_EGRESS_ALLOW=10.9.8.7:443") == 1
         assert "never" not in f"{check.text}"
-        await world.told_everything()
+        await world.all_published()
         await world.assert_nothing_left()
 
 
@@ -91,7 +91,7 @@ async def test_a_person_without_write_permission_gets_one_line_and_no_machine(tm
         world.github.set_permission(REPOSITORY, "mallory", "read")
         comment = world.github.comment(REPOSITORY, number, "mallory", "/gibil test")
         answer = await world.answer(number, having="mallory")
-        await world.told_everything()
+        await world.all_published()
         assert "write" in answer.body
         assert {r.content for r in world.github.reactions(comment.id)} == {"confused"}
         assert world.github.check_runs(REPOSITORY) == []
@@ -105,7 +105,7 @@ async def test_untrusted_code_is_refused_on_local_machines_where_the_operator_sa
         world.github.comment(REPOSITORY, number, "ada", "/gibil test")
         answer = await world.answer(number, having="GIBIL_LOCAL_UNTRUSTED")
         assert "mallory" in answer.body
-        await world.told_everything()
+        await world.all_published()
         assert world.github.check_runs(REPOSITORY) == []
 
 
@@ -115,13 +115,13 @@ async def test_an_approved_commit_of_a_stranger_runs_on_a_local_machine(tmp_path
         world.github.comment(REPOSITORY, number, "ada", "/gibil test")
         head = world.github.head_sha(REPOSITORY, number)
         await world.answer(number, having=f"/gibil approve {head}")
-        await world.told_everything()
+        await world.all_published()
         assert [(run.name, run.conclusion) for run in world.github.check_runs(REPOSITORY)] == [
             ("gibil / approval", "action_required")
         ]
         world.github.comment(REPOSITORY, number, "ada", f"/gibil approve {head}\n/gibil test")
         await world.closed_check(number, count=2)
-        await world.told_everything()
+        await world.all_published()
         conclusions = {run.name: run.conclusion for run in world.github.check_runs(REPOSITORY)}
         assert conclusions == {"gibil / approval": "success", "gibil / test": "success"}
         await world.assert_nothing_left()
@@ -137,7 +137,7 @@ async def test_untrusted_code_runs_without_secrets_where_the_operator_allows_it(
         number = await world.github.open_pull_request(REPOSITORY, "x", {"engine.py": "POWER = 9\n"}, "mallory", fork=True)
         world.github.comment(REPOSITORY, number, "ada", "/gibil probe")
         check = await world.closed_check()
-        await world.told_everything()
+        await world.all_published()
         log = (world.bot.data_dir / "logs" / check.external_id / "0.log").read_text()
         assert "token=[none] trust=untrusted" in log
 
@@ -157,7 +157,7 @@ async def test_a_secret_reaches_the_task_and_never_a_log_or_github(tmp_path: Pat
         number = await world.github.open_pull_request(REPOSITORY, "x", {"engine.py": "POWER = 9\n"}, "ada")
         world.github.comment(REPOSITORY, number, "ada", "/gibil probe")
         check = await world.closed_check(number)
-        await world.told_everything()
+        await world.all_published()
         shown = f"{check.title}{check.summary}{check.text}" + "".join(c.body for c in world.github.comments(REPOSITORY, number))
         assert "plain ***" in shown
         assert "***.localhost:443" in shown, "a host that the task was kept from reaching, named after the secret"
@@ -174,7 +174,7 @@ async def test_what_is_not_understood_is_answered_with_what_exists(tmp_path: Pat
         number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
         comment = world.github.comment(REPOSITORY, number, "ada", line)
         answer = await world.answer(number)
-        await world.told_everything()
+        await world.all_published()
         assert "test" in answer.body
         assert "confused" in {r.content for r in world.github.reactions(comment.id)}
         assert world.github.check_runs(REPOSITORY) == []
@@ -191,7 +191,7 @@ async def test_help_lists_the_commands_of_this_repository(tmp_path: Path) -> Non
         answer = await world.answer(number, having="docs")
         assert "browser=firefox" in answer.body
         assert "test" in answer.body
-        await world.told_everything()
+        await world.all_published()
 
 
 async def test_a_broken_workflow_file_of_the_base_branch_is_told_with_its_line(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ async def test_a_broken_workflow_file_of_the_base_branch_is_told_with_its_line(t
         answer = await world.answer(number, having="broken.yml")
         assert ":3:1:" in answer.body
         assert "tasks" in answer.body
-        await world.told_everything()
+        await world.all_published()
 
 
 async def test_workflows_come_from_the_base_branch_and_never_from_the_pull_request(tmp_path: Path) -> None:
@@ -212,4 +212,4 @@ async def test_workflows_come_from_the_base_branch_and_never_from_the_pull_reque
         check = await world.closed_check(number)
         assert "owned" not in f"{check.summary}{check.text}"
         assert "compile" in f"{check.summary}{check.text}"
-        await world.told_everything()
+        await world.all_published()

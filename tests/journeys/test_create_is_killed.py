@@ -103,7 +103,7 @@ def test_a_machine_that_was_half_made_is_burned_by_the_next_command_which_says_s
     assert {view["name"] for view in line.json("list")} == {"warm", "lost"}
     content = record.read_bytes()
     kill(process)
-    assert said_of_the_dead(line) == "gibil: burned lost: a `gibil create` that was killed left it half made\n"
+    assert said_of_the_dead(line) == "gibil: destroyed lost: a `gibil create` that was killed left it incomplete\n"
     assert said_of_the_dead(line) == ""
     assert ([view["name"] for view in line.json("list")], records(line)) == (["warm"], [])
 
@@ -121,8 +121,8 @@ def test_a_fleet_that_was_not_whole_yet_goes_as_a_whole_and_its_names_are_free_a
     kill(process)
     again = line.gibil("create", "--name", "lost-1", "--json")
     assert again.returncode == 0, again.stderr
-    told = [row for row in again.stderr.splitlines() if "burned" in row]
-    assert sorted(told) == [f"gibil: burned lost-{n}: a `gibil create` that was killed left it half made" for n in (1, 2)]
+    told = [row for row in again.stderr.splitlines() if "destroyed" in row]
+    assert sorted(told) == [f"gibil: destroyed lost-{n}: a `gibil create` that was killed left it incomplete" for n in (1, 2)]
     assert ([view["name"] for view in line.json("list")], records(line)) == (["lost-1"], [])
 
 
@@ -139,8 +139,8 @@ def test_a_machine_that_was_made_is_offered_once_or_taken_by_its_name(line: Comm
         if name == "offered":
             offer = said_of_the_dead(line)
             assert offer == (
-                "gibil: offered was made by a `gibil create` that ended before it could say so: "
-                "use it (gibil ssh offered), or burn it (gibil destroy offered)\n"
+                "gibil: offered was created by a `gibil create` that ended before it could report it: "
+                "use it (gibil ssh offered), or destroy it (gibil destroy offered)\n"
             )
         elif name == "taken":
             assert line.gibil("run", "taken", "test -e /root/.gibil-ready").returncode == 0
@@ -170,7 +170,7 @@ def test_what_the_daemon_was_asked_for_when_its_maker_was_killed_is_burned(line:
     finally:
         os.kill(fork_server, signal.SIGCONT)
     until(lambda: (line.paths.machines / "asked" / "machine.json").exists(), "the daemon does what it was asked for")
-    assert said_of_the_dead(line) == "gibil: burned asked: a `gibil create` that was killed left it half made\n"
+    assert said_of_the_dead(line) == "gibil: destroyed asked: a `gibil create` that was killed left it incomplete\n"
     assert [path.name for path in line.paths.machines.iterdir()] == ["warm"]
 
 
@@ -189,7 +189,7 @@ def test_a_server_whose_maker_was_killed_is_burned(hetzner: Cloud, at_hetzner: C
         until(lambda: double.state.servers, "the server is made")
     else:
         assert process.stderr is not None
-        while b"forged lost" not in process.stderr.readline():
+        while b"created lost" not in process.stderr.readline():
             assert process.poll() is None
         assert said_of_the_dead(line) == "", "its maker lives"
     assert hetzner.names == (set() if moment == "asked for" else {"lost"})
@@ -205,7 +205,7 @@ def test_a_server_whose_maker_was_killed_is_burned(hetzner: Cloud, at_hetzner: C
     other = CommandLine(line.folder / "other", hetzner.settings)
     other.here.mkdir(parents=True)
     assert said_of_the_dead(other) == "", "another computer has no part in it"
-    assert said_of_the_dead(line) == "gibil: burned lost: a `gibil create` that was killed left it half made\n"
+    assert said_of_the_dead(line) == "gibil: destroyed lost: a `gibil create` that was killed left it incomplete\n"
     assert (hetzner.names, double.state.primary_ips, records(line)) == (set(), {}, [])
 
 
@@ -214,7 +214,7 @@ def test_a_second_ctrl_c_leaves_the_clean_up_to_the_next_command(hetzner: Cloud,
     answer = asyncio.Event()
     process = line.start("create", "--name", "lost", "--json")
     assert process.stderr is not None
-    while b"forged lost" not in process.stderr.readline():
+    while b"created lost" not in process.stderr.readline():
         assert process.poll() is None
     fault = Fault("DELETE", r"/servers/\d+", hang=answer)
     double.api.faults.append(fault)

@@ -111,9 +111,9 @@ async def test_a_comment_becomes_a_check_run_before_your_eyes(room: Path) -> Non
         assert await demo.end() == 0
         text = "\n".join(demo.lines)
         order = [
-            "ada commented:", "delivery accepted by the bot: 202", "forging a machine", "machine forged in",
+            "ada commented:", "delivery accepted by the bot: 202", "creating a machine", "machine created in",
             "code cloned in", "task compile: success", "test_seven_has_none", "task unit tests: success", "4000 = 1,6,40",
-            "task smoke: success", "machine burned in", "gibil[bot] commented:", "where the time went", "all of it  ",
+            "task smoke: success", "machine destroyed in", "gibil[bot] commented:", "where the time went", "all of it  ",
         ]  # fmt: skip
         places = [text.find(words) for words in order]
         assert -1 not in places, text
@@ -149,7 +149,7 @@ async def test_ctrl_c_in_the_middle_stops_and_removes_everything(room: Path) -> 
         await demo.until("task unit tests")
         demo.process.send_signal(signal.SIGINT)
         assert await demo.end() == 130
-        assert "burned: gibil-" in "\n".join(demo.lines)
+        assert "destroyed: gibil-" in "\n".join(demo.lines)
         assert left_behind(room) == []
         assert processes_of(room) == []
         assert is_gone(demo.bot_pid)
@@ -169,7 +169,7 @@ async def test_what_is_kept_goes_on_with_the_commands_that_were_printed(room: Pa
             answer = await http.post(url, content=body)
             assert answer.status_code == 201, answer.text
             assert answer.json()["body"] == json.loads(body)["body"] == "/gibil test"
-            await demo.until("machine burned in")
+            await demo.until("machine destroyed in")
             await demo.until("check run gibil / test: success")
             assert (await http.post(url, content=_says("/gibil tset"))).status_code == 201
             answer = await demo.until("is not known here")
@@ -218,7 +218,7 @@ async def test_a_bot_that_does_not_start_is_said(room: Path, monkeypatch: pytest
     monkeypatch.setattr(tempfile, "tempdir", str(room))
     out = io.StringIO()
     assert await demonstration.run_demo(failing=False, keep=False, out=out) == 1
-    assert "the bot ended before it listened; it said: no such luck" in out.getvalue()
+    assert "the bot ended before it listened; its last lines: no such luck" in out.getvalue()
     assert left_behind(room) == []
 
 

@@ -41,7 +41,7 @@ async def test_a_comment_becomes_a_check_run_by_way_of_a_cloud_server(double: He
         number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
         world.github.comment(REPOSITORY, number, "ada", "/gibil test")
         check = await world.closed_check(number)
-        await world.told_everything()
+        await world.all_published()
         assert check.conclusion == "success", check.text or check.summary
         assert double.called("POST /servers") == 1
         assert double.state.servers == {}

@@ -1,29 +1,27 @@
-"""`gibil init` and the MCP clients of a computer: it registers with those that are there, and their files stay theirs."""
+"""`gibil init` and the MCP clients of a computer: each is registered through its own command, and its file is only read."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-import stat
-import threading
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from gibil_bot.mcp_server.install.clients import Client, clients, register
+from gibil_bot.mcp_server.install.clients import Client, Registration, clients, register, snippet
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.machines import shared_folder
+from tests.doubles.patience import patient
 
-ENTRY = {"type": "stdio", "command": "/opt/gibil", "args": ["mcp"], "env": {}}
-CLAUDE = """{
-  "numStartups": 34,
-  "projects": {"/a": {"mcpServers": {}}},
-  "mcpServers": {
-    "other": {"command": "x"}
-  }
-}
+ENTRY = {"type": "stdio", "command": "/opt/gi bil's", "args": ["-m", "gibil_bot", "mcp"], "env": {"GIBIL_DATA_DIR": '/d "$x"'}}
+TYPELESS = {key: value for key, value in ENTRY.items() if key != "type"}
+RECORD = """#!/bin/sh
+[ -n "$(cat)" ] && echo "stdin was passed on" >&2 && exit 9
+for word in "$0" "$@"; do printf '%s\\0' "$word"; done >> "$HOME/called"
 """
 
 
@@ -33,119 +31,188 @@ def line(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
         yield line
 
 
-def here(home: Path) -> dict[str, Client]:
+def program(folder: Path, name: str, script: str = RECORD) -> None:
+    """A client's program that records its arguments in ~/called."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(script)
+    (folder / name).chmod(0o755)
+
+
+def called(home: Path) -> list[str]:
+    """The words of all calls, each call's program by its name."""
+    if not (home / "called").exists():
+        return []
+    return [word.removeprefix(f"{home}/bin/") for word in (home / "called").read_text().split("\0")[:-1]]
+
+
+def environment(home: Path) -> dict[str, str]:
+    return {"HOME": str(home), "PATH": f"{home}/bin:{os.environ['PATH']}"}
+
+
+def installed(home: Path) -> dict[str, Client]:
     found = clients({"HOME": str(home), "PATH": str(home / "bin")})
-    return {client.name: client for client in found if client.is_here}
+    return {client.name: client for client in found if client.is_installed}
+
+
+def registered(home: Path, name: str, within_s: float = 60.0, entry: dict[str, object] = ENTRY) -> Registration:
+    return asyncio.run(register(installed(home)[name], entry, environment(home), within_s=within_s))
 
 
 @pytest.mark.usefixtures("local_machines")
-def test_init_registers_with_the_clients_that_are_here_once_and_says_so(line: CommandLine) -> None:
+def test_init_calls_the_command_of_each_installed_client_and_prints_a_snippet_for_the_others(line: CommandLine) -> None:
     home = line.folder / "home"
-    claude = home / ".claude.json"
-    claude.write_text(CLAUDE)
-    claude.chmod(0o600)
-    for folder in (".cursor", ".codex", ".gemini", ".config/Code/User"):
-        (home / folder).mkdir(parents=True)
-    (home / ".gemini" / "settings.json").write_text("// mine\n{}\n")
-    codex = home / ".codex" / "config.toml"
-    codex.write_text('model = "x"  # mine\n')
-    first = line.gibil("init", "--json")
-    assert first.returncode == 0, first.stderr
-    told = {each["client"]: each["status"] for each in json.loads(first.stdout)["mcp"]}
-    assert told == {"Claude Code": "added", "Cursor": "added", "VS Code": "added", "Gemini CLI": "left alone", "Codex": "added"}
-    assert f"Claude Code: gibil is registered in {claude}" in first.stderr
-    assert "is left alone: it is no plain JSON" in first.stderr
-    entry = json.loads(claude.read_text())["mcpServers"]["gibil"]
-    assert (entry["type"], entry["args"][-1], entry["env"]) == ("stdio", "mcp", {"GIBIL_DATA_DIR": str(line.data_dir)})
-    assert os.access(entry["command"], os.X_OK)
-    assert json.loads((home / ".config/Code/User/mcp.json").read_text())["servers"]["gibil"] == entry
-    assert json.loads((home / ".cursor/mcp.json").read_text())["mcpServers"]["gibil"] == entry
-    assert codex.read_text().startswith('model = "x"  # mine\n')
-    assert tomllib.loads(codex.read_text())["mcp_servers"]["gibil"]["command"] == entry["command"]
-    assert not (home / ".codeium").exists()
-    assert stat.S_IMODE(claude.stat().st_mode) == 0o600
-    before = claude.read_bytes(), codex.read_bytes(), claude.stat().st_mtime_ns
-    second = line.gibil("init")
-    assert f"Claude Code: gibil is already registered in {claude}" in second.stderr
-    assert "Codex: gibil is already registered" in second.stderr
-    assert (claude.read_bytes(), codex.read_bytes(), claude.stat().st_mtime_ns) == before
+    for name in ("claude", "codex"):
+        program(line.folder / "bin", name)
+    (home / ".cursor").mkdir()
+    (home / ".gemini").mkdir()
+    done = line.gibil("init", "--json")
+    assert done.returncode == 0, done.stderr
+    results = {each["client"]: each for each in json.loads(done.stdout)["mcp"]}
+    assert {name: each["status"] for name, each in results.items() if name in ("Claude Code", "Codex", "Cursor")} == {
+        "Claude Code": "added",
+        "Codex": "added",
+        "Cursor": "left alone",
+    }
+    words = [word.removeprefix(f"{line.folder}/bin/") for word in (home / "called").read_text().split("\0")]
+    assert words.count("claude") == words.count("codex") == 1
+    pasted = json.loads(results["Cursor"]["snippet"])["mcpServers"]["gibil"]
+    assert pasted["env"] == {"GIBIL_DATA_DIR": str(line.data_dir)}
+    assert os.access(pasted["command"], os.X_OK)
+    assert f"GIBIL_DATA_DIR={line.data_dir}" in words
+    assert f"Claude Code: gibil is registered in {home / '.claude.json'}" in done.stderr
+    assert f"Cursor: gibil is not registered: it has no command for this; to register it, add this to {home}" in done.stderr
+    assert results["Cursor"]["snippet"] in done.stderr
+    assert not (home / ".cursor" / "mcp.json").exists()
 
 
 @pytest.mark.usefixtures("local_machines")
-def test_init_leaves_clients_alone_when_it_is_told_to(line: CommandLine) -> None:
-    (line.folder / "home" / ".claude").mkdir()
+def test_init_leaves_clients_alone_with_no_mcp(line: CommandLine) -> None:
+    program(line.folder / "bin", "claude")
     done = line.gibil("init", "--no-mcp", "--json")
     assert json.loads(done.stdout)["mcp"] == []
-    assert not (line.folder / "home" / ".claude.json").exists()
+    assert not (line.folder / "home" / "called").exists()
 
 
-def test_a_client_is_here_when_its_folder_or_program_is(tmp_path: Path) -> None:
-    assert here(tmp_path) == {}
-    (tmp_path / "bin").mkdir()
-    program = tmp_path / "bin" / "claude"
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
+def test_a_client_is_installed_if_its_folder_or_its_program_exists(tmp_path: Path) -> None:
+    assert installed(tmp_path) == {}
+    program(tmp_path / "bin", "claude")
     (tmp_path / ".codeium" / "windsurf").mkdir(parents=True)
     (tmp_path / ".config" / "Claude").mkdir(parents=True)
-    assert set(here(tmp_path)) == {"Claude Code", "Windsurf", "Claude Desktop"}
-    assert register(here(tmp_path)["Claude Code"], ENTRY).status == "added"
-    assert json.loads((tmp_path / ".claude.json").read_text()) == {"mcpServers": {"gibil": ENTRY}}
-    assert stat.S_IMODE((tmp_path / ".claude.json").stat().st_mode) == 0o600
+    assert set(installed(tmp_path)) == {"Claude Code", "Windsurf", "Claude Desktop"}
 
 
-def test_a_file_keeps_its_bytes_its_mode_and_its_links(tmp_path: Path) -> None:
-    (tmp_path / "dotfiles").mkdir()
-    real = tmp_path / "dotfiles" / "claude.json"
-    real.write_text(CLAUDE)
-    real.chmod(0o640)
-    (tmp_path / ".claude.json").symlink_to("dotfiles/claude.json")
-    assert register(here(tmp_path)["Claude Code"], ENTRY).status == "added"
-    assert (tmp_path / ".claude.json").is_symlink()
-    assert stat.S_IMODE(real.stat().st_mode) == 0o640
-    added = '"other": {"command": "x"},\n    "gibil": ' + json.dumps(ENTRY, indent=2).replace("\n", "\n    ")
-    assert real.read_text() == CLAUDE.replace('"other": {"command": "x"}', added)
-    assert [path.name for path in real.parent.iterdir()] == ["claude.json"]
+SERVER = ["/opt/gi bil's", "-m", "gibil_bot", "mcp"]
+ENV = ["--env", 'GIBIL_DATA_DIR=/d "$x"']
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Claude Code", ["claude", "mcp", "add", "gibil", "--scope", "user", *ENV, "--", *SERVER]),
+        ("Codex", ["codex", "mcp", "add", "gibil", *ENV, "--", *SERVER]),
+        ("Gemini CLI", ["gemini", "mcp", "add", "--scope", "user", *ENV, "gibil", SERVER[0], "--", *SERVER[1:]]),
+        ("VS Code", ["code", "--add-mcp", json.dumps({"name": "gibil", **ENTRY})]),
+    ],
+)
+def test_a_clients_command_gets_each_word_unchanged_and_no_stdin(tmp_path: Path, name: str, words: list[str]) -> None:
+    program(tmp_path / "bin", words[0])
+    assert registered(tmp_path, name).status == "added"
+    assert called(tmp_path) == words
+
+
+@pytest.mark.parametrize(("name", "file"), [("Claude Code", ".claude.json"), ("Codex", ".codex/config.toml")])
+def test_a_client_that_lists_gibil_already_is_not_called_again(tmp_path: Path, name: str, file: str) -> None:
+    program(tmp_path / "bin", "claude")
+    program(tmp_path / "bin", "codex")
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(snippet(installed(tmp_path)[name], TYPELESS))
+    assert registered(tmp_path, name).status == "already"
+    assert called(tmp_path) == []
+
+
+def test_an_entry_without_environment_is_the_same_as_one_with_an_empty_environment(tmp_path: Path) -> None:
+    program(tmp_path / "bin", "codex")
+    (tmp_path / ".codex").mkdir()
+    (tmp_path / ".codex" / "config.toml").write_text('[mcp_servers.gibil]\ncommand = "/g"\nargs = ["mcp"]\n')
+    assert registered(tmp_path, "Codex", entry={"command": "/g", "args": ["mcp"], "env": {}}).status == "already"
 
 
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ('{"mcpServers": {"gibil": {"command": "/elsewhere/gibil", "args": ["mcp"]}}}', "another server named gibil"),
-        (
-            '{"mcpServers": {"gibil": {"command": "/opt/gibil", "args": ["mcp"], "env": {"A": "1"}}}}',
-            "another server named gibil",
-        ),
-        ('{"mcpServers": ', "no plain JSON"),
-        ('{"mcpServers": 5}', "no table of servers"),
-        (b"\xff\xfe{}", "not UTF-8"),
+        ('{"mcpServers": {"gibil": {"command": "/elsewhere/gibil", "args": ["mcp"]}}}', "lists another server named 'gibil'"),
+        ('{"mcpServers": {"gibil": 5}}', "lists another server named 'gibil'"),
+        ('{"mcpServers": ', "is not valid JSON"),
+        ('// why\n{"mcpServers": {}}', "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
+        ('{"mcpServers": 5}', "'mcpServers' in"),
+        ("[]", "'mcpServers' in"),
+        (b"\xff\xfe{}", "is not UTF-8"),
     ],
 )
-def test_a_file_that_is_broken_or_holds_another_gibil_is_left_alone(tmp_path: Path, text: str | bytes, why: str) -> None:
+def test_a_client_whose_file_is_broken_or_lists_another_gibil_is_left_alone(
+    tmp_path: Path, text: str | bytes, why: str
+) -> None:
+    """Codex and Gemini CLI would overwrite the other entry."""
+    program(tmp_path / "bin", "claude")
     file = tmp_path / ".claude.json"
     file.write_bytes(text.encode() if isinstance(text, str) else text)
     before = file.read_bytes()
-    done = register(here(tmp_path)["Claude Code"], ENTRY)
-    assert (done.status, file.read_bytes()) == ("left alone", before)
+    done = registered(tmp_path, "Claude Code")
+    assert (done.status, called(tmp_path), file.read_bytes()) == ("left alone", [], before)
     assert why in done.note
-    assert "gibil mcp --print-config" in done.sentence
+    assert json.loads(done.snippet) == {"mcpServers": {"gibil": ENTRY}}
 
 
-def test_clients_that_write_their_file_meanwhile_lose_nothing(tmp_path: Path) -> None:
-    """Many at once, as one client that starts several times: each entry is there in the end, in a whole file."""
-    file = tmp_path / ".claude.json"
-    file.write_text(CLAUDE)
-    client = here(tmp_path)["Claude Code"]
-    starting = threading.Barrier(4)
+def test_a_file_that_cannot_be_read_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / ".claude.json").mkdir()
+    done = registered(tmp_path, "Claude Code")
+    assert (done.status, done.note) == ("left alone", f"{tmp_path}/.claude.json cannot be read: Is a directory")
 
-    def run() -> None:
-        starting.wait()
-        register(client, ENTRY)
 
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    content = json.loads(file.read_text())
-    assert content["mcpServers"] == {"other": {"command": "x"}, "gibil": ENTRY}
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".claude.json"]
+def test_a_command_that_fails_is_reported_with_its_first_line_and_the_snippet(tmp_path: Path) -> None:
+    program(tmp_path / "bin", "codex", "#!/bin/sh\nprintf '\\n  Error: no \\033[31mconfig\\nStack backtrace:\\n' >&2\nexit 3\n")
+    done = registered(tmp_path, "Codex")
+    assert (done.status, done.note) == ("left alone", "`codex mcp add` failed with status 3: Error: no �[31mconfig")
+    assert tomllib.loads(done.snippet) == {"mcp_servers": {"gibil": TYPELESS}}
+
+
+@pytest.mark.parametrize("script", ["exec sleep 1000", "sleep 1000 & wait", "while :; do echo more >&2; done"])
+def test_a_command_that_hangs_is_killed_with_what_it_started_and_reported(tmp_path: Path, script: str) -> None:
+    program(tmp_path / "bin", "code", f'#!/bin/sh\necho $$ > "$HOME/pid"\n{script}\n')
+    done = registered(tmp_path, "VS Code", within_s=patient(0.5))
+    assert done.status == "left alone"
+    assert done.note.startswith("`code --add-mcp` did not end within")
+    group = (tmp_path / "pid").read_text().strip()
+    states = subprocess.run(["ps", "-o", "stat=", "-g", group], capture_output=True, text=True).stdout.split()
+    assert all(state.startswith("Z") for state in states)
+
+
+def test_a_command_that_ends_while_what_it_started_holds_its_stderr_is_not_waited_for(tmp_path: Path) -> None:
+    program(tmp_path / "bin", "code", '#!/bin/sh\nsleep 1000 & echo $! > "$HOME/pid"; exit 1\n')
+    try:
+        done = registered(tmp_path, "VS Code", within_s=patient(30))
+    finally:
+        os.kill(int((tmp_path / "pid").read_text()), 9)
+    assert done.note == "`code --add-mcp` failed with status 1"
+
+
+def test_a_command_that_cannot_be_started_is_reported(tmp_path: Path) -> None:
+    program(tmp_path / "bin", "claude", "#!/nowhere/interpreter\n")
+    assert registered(tmp_path, "Claude Code").note == "`claude mcp add` cannot be started: No such file or directory"
+
+
+def test_a_client_whose_command_is_not_in_path_gets_a_snippet_in_its_own_form(tmp_path: Path) -> None:
+    (tmp_path / ".config" / "Code" / "User").mkdir(parents=True)
+    client = installed(tmp_path)["VS Code"]
+    done = asyncio.run(register(client, ENTRY, {"HOME": str(tmp_path), "PATH": str(tmp_path / "bin")}))
+    assert done.note == "its command 'code' is not in PATH"
+    assert json.loads(done.snippet) == {"servers": {"gibil": ENTRY}}
+
+
+def test_gemini_which_cuts_a_value_at_its_second_equals_sign_is_not_called_with_one(tmp_path: Path) -> None:
+    program(tmp_path / "bin", "gemini")
+    done = registered(tmp_path, "Gemini CLI", entry={**ENTRY, "env": {"GIBIL_DATA_DIR": "/a=b"}})
+    assert (done.status, called(tmp_path)) == ("left alone", [])
+    assert "cannot pass GIBIL_DATA_DIR=/a=b" in done.note
+    assert json.loads(done.snippet)["mcpServers"]["gibil"]["env"] == {"GIBIL_DATA_DIR": "/a=b"}

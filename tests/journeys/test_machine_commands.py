@@ -233,7 +233,7 @@ def test_a_create_that_is_interrupted_before_the_machine_answers_destroys_it_and
     line.json("create", "--name", "warm")
     # It has to send its code after that, so there is time.
     words = ("--name", "stopped", "--repo", "project", "--wait", "tasks", "--json")
-    status, out, err = begin_and_interrupt(line, b"forged stopped", signal.SIGINT, *words)
+    status, out, err = begin_and_interrupt(line, b"created stopped", signal.SIGINT, *words)
     told = json.loads(out)
     assert (status, told["code"], told["exit_code"]) == (130, "INTERRUPTED", 130)
     assert told["message"] == "interrupted; stopped is destroyed"

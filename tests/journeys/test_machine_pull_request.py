@@ -50,14 +50,14 @@ class Desk:
         return done.stdout.strip()
 
     def pulls(self, repository: str = REPOSITORY) -> list[PullRequest]:
-        return self.world.github.world.repository(repository).pull_requests()
+        return self.world.github.state.repository(repository).pull_requests()
 
 
 @contextlib.asynccontextmanager
 async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
     """A private repository that `wes` may write to; their git is watched: `git.log` has every command line of it."""
     async with journey(tmp_path, {"README.md": "an engine\n"}, workflows={"greet.yml": WORKFLOW}) as world:
-        world.github.world.repository(REPOSITORY).private = True
+        world.github.state.repository(REPOSITORY).private = True
         world.github.set_permission(REPOSITORY, "wes", "write")
         line = CommandLine(tmp_path)
         line.here.mkdir()
@@ -130,7 +130,7 @@ async def forked(tmp_path: Path) -> AsyncIterator[Desk]:
     """The same desk, where anybody may read the repository, and `wes` may write to nothing but a fork of it."""
     async with desk(tmp_path) as wes:
         github = wes.world.github
-        repository = github.world.repository(REPOSITORY)
+        repository = github.state.repository(REPOSITORY)
         repository.private = False
         github.set_permission(REPOSITORY, "wes", "read")
         await github.fork(REPOSITORY, "wes")
@@ -157,13 +157,13 @@ async def test_commits_that_go_to_a_fork_become_a_pull_request_in_its_parent(tmp
             "commit": head, "number": 1, "url": f"{github.url}/{REPOSITORY}/pull/1", "draft": False, "already_existed": False,
         }  # fmt: skip
         (pull,) = wes.pulls()
-        assert pull.head_repository is github.world.repository(FORK)
+        assert pull.head_repository is github.state.repository(FORK)
         assert (pull.head_ref, pull.head_sha, pull.base_ref, pull.author.login) == ("gibil/m", head, "main", "wes")
         assert not wes.pulls(FORK)
 
         more = await wes.on_machine("echo 3 >parser.py; git commit -qam 'And safer'; git rev-parse HEAD")
         again = await wes.gibil("pr", "create", "m", "--json")
-        assert "pull request #1 to main of ada/engine was open already" in again.stderr
+        assert "pull request #1 to main of ada/engine was already open" in again.stderr
         told = json.loads(again.stdout)
         assert (told["number"], told["into"], told["already_existed"]) == (1, REPOSITORY, True)
         assert (len(wes.pulls()), github.head_sha(REPOSITORY, 1)) == (1, more)
@@ -210,10 +210,10 @@ async def test_where_a_pull_request_of_a_fork_cannot_go_is_said_in_one_line_with
         way_out = "--into wes/engine opens the pull request in the fork itself"
         gone = await refused(5)
         assert ("wes/engine is a fork, and there is no ada/engine" in gone, way_out in gone) == (True, True)
-        github.world.repository(REPOSITORY).archived = True
+        github.state.repository(REPOSITORY).archived = True
         archived = await refused(5)
         assert ("ada/engine is archived" in archived, way_out in archived) == (True, True)
-        github.world.repository(REPOSITORY).archived = False
+        github.state.repository(REPOSITORY).archived = False
         pushed = await asyncio.to_thread(
             subprocess.run, ["git", "ls-remote", f"{github.url}/{FORK}.git", "gibil/m"], capture_output=True, check=True
         )
@@ -224,7 +224,7 @@ async def test_where_a_pull_request_of_a_fork_cannot_go_is_said_in_one_line_with
             "gibil/m was pushed, but the pull request was not opened: the token from GH_ENTERPRISE_TOKEN may"
         )
         assert ("in ada/engine" in narrow, "a classic one" in narrow, way_out in narrow) == (True, True, True)
-        github.world.repository(REPOSITORY).private = True
+        github.state.repository(REPOSITORY).private = True
         github.set_permission(REPOSITORY, "wes", "none")
         hidden = await refused(5)
         assert ("a fork of a repository that GitHub does not show" in hidden, way_out in hidden) == (True, True)

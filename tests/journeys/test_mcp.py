@@ -86,7 +86,7 @@ def test_forge_use_burn_with_a_repository_its_tasks_and_progress(agent: Agent, l
     assert (made["name"], made["status"], made["ttl_minutes"], made["ready"]) == ("engine-1", "ready", 20, True)
     assert (made["tasks"], [task["status"] for task in made["task_results"]]) == ("failure", ["success", "failure"])
     assert "provision" in text
-    assert any("forged" in told for told in agent.progress)
+    assert any("created" in message for message in agent.progress)
     assert "/root/project" in agent.call("vm_bash", command="pwd", server="engine-1")["stdout"]
     assert "fail" in agent.call("vm_job_tail", job_id="provision", server="engine-1")["text"]
     assert refusal(agent, "create_server", name="engine-1")[0] == "NAME_TAKEN"
@@ -103,7 +103,7 @@ def test_forge_use_burn_with_a_repository_its_tasks_and_progress(agent: Agent, l
     assert burned == {"name": "engine-1", "status": "destroyed", "destroyed": True, "was_already_destroyed": False}
     assert agent.call("destroy_server", name="engine-1")["was_already_destroyed"] is True
     code, sentence = refusal(agent, "vm_stats", server="engine-1")
-    assert (code, sentence) == ("SERVER_NOT_FOUND", "Server 'engine-1' not found; there are: m")
+    assert (code, sentence) == ("SERVER_NOT_FOUND", "Server 'engine-1' not found; existing machines: m")
 
 
 def test_a_failing_command_is_a_result_and_what_we_cannot_do_an_error(agent: Agent) -> None:
@@ -155,7 +155,7 @@ def test_files_are_written_read_by_pages_and_edited_exactly(agent: Agent) -> Non
     page, text = agent.full("vm_read", path=path, offset=9, limit=2)
     assert (page["content"], page["first_line"], page["last_line"]) == ("line 9\nline 10\n", 9, 10)
     assert (page["total_lines"], page["next_offset"]) == (12, 11)
-    assert text == " 9\tline 9\n10\tline 10\n[lines 9 to 10 of 12; go on with offset=11]"
+    assert text == " 9\tline 9\n10\tline 10\n[lines 9 to 10 of 12; continue with offset=11]"
     whole = agent.call("vm_read", path=f"/root/{path}")
     assert (whole["content"], whole["next_offset"]) == (content, None)
     assert refusal(agent, "vm_read", path=path, offset=13)[0] == "USAGE"
@@ -177,7 +177,7 @@ def test_files_are_written_read_by_pages_and_edited_exactly(agent: Agent) -> Non
     assert (len(cut["content"]) < 2100, cut["total_lines"], cut["notes"]) == (
         True,
         1,
-        ["1 lines are longer than what is shown of them"],
+        ["long lines are cut: 1"],
     )
     for wrong, expected_code in (
         ("binary", "BINARY_FILE"), ("pipe", "NOT_A_FILE"), ("/etc", "NOT_A_FILE"), ("nothing", "FILE_NOT_FOUND"),
@@ -270,7 +270,7 @@ def test_what_commands_and_jobs_left_behind_is_swept_and_nothing_else(agent: Age
     seen = agent.call("vm_sweep_orphans", look_only=True)
     assert sorted(each["command"] for each in seen["processes"]) == ["sleep 702", "sleep 704", "sleep 705"]
     swept, text = agent.full("vm_sweep_orphans")
-    assert (len(swept["processes"]), swept["ended"], text.startswith("3 ended on m")) == (3, True, True)
+    assert (len(swept["processes"]), swept["ended"], text.startswith("ended 3 on m")) == (3, True, True)
     assert f"job {ended}" in [each["started_by"] for each in swept["processes"]]
     assert [len(processes_with(f"sleep\x00{number}")) for number in (701, 702, 704, 705)] == [1, 0, 0, 0]
     assert not running.done()
@@ -338,7 +338,9 @@ def test_where_the_daemon_is_too_old_to_tell_limits_the_numbers_are_its_hosts_an
         hosts, text = agent.full("vm_stats")
     assert hosts["memory_total_mb"] > own["memory_total_mb"]
     (note,) = hosts["notes"]
-    assert note.startswith("memory and disk are its host's: the limits of a local machine's size are below them; the daemon")
+    assert note.startswith(
+        "memory and disk are its host's: the limits of a local machine's size are below them; this machine's daemon"
+    )
     assert f"[{note}]" in text
     assert agent.call("vm_stats")["notes"] == []
 
@@ -362,10 +364,10 @@ def test_a_machine_that_was_burned_elsewhere_is_a_clear_error_and_its_name_is_fr
     waiting = agent.begin("vm_bash", command="echo >/tmp/begun; sleep 708", server="gone")
     agent.call("vm_bash", command="until [ -e /tmp/begun ]; do sleep 0.01; done", server="gone")
     assert line.gibil("destroy", "gone").returncode == 0
-    with pytest.raises(Refused, match="machine gone is gone") as caught:
+    with pytest.raises(Refused, match="machine gone no longer exists") as caught:
         opened(waiting.result(patient(30)))
     assert caught.value.code == "MACHINE_LOST"
-    assert refusal(agent, "vm_ls", server="gone") == ("SERVER_NOT_FOUND", "Server 'gone' not found; there are: m")
+    assert refusal(agent, "vm_ls", server="gone") == ("SERVER_NOT_FOUND", "Server 'gone' not found; existing machines: m")
     agent.call("create_server", name="gone")
     assert agent.call("vm_bash", command="ls /tmp", server="gone")["stdout"] == ""
 
@@ -403,7 +405,7 @@ async def test_a_lost_connection_is_made_again_and_only_what_may_be_repeated_is(
         await connection.wait_closed()
         assert await links.work("m", cut_off, repeatable=False) == "here\n"  # it was lost before, and not on the way
         seen.clear()
-        with pytest.raises(MachineLost, match="Machine m still exists; nobody knows how far this went"):
+        with pytest.raises(MachineLost, match="Machine m still exists; the call may have taken effect"):
             await links.work("m", cut_off, repeatable=False)
         assert await links.work("m", cut_off, repeatable=False) == "here\n"
     finally:
@@ -460,7 +462,10 @@ def test_the_configuration_is_printed_and_wrong_use_is_said(line: CommandLine) -
     assert entry["env"] == {"GIBIL_DATA_DIR": str(line.data_dir)}
     assert (wrong.returncode, json.loads(wrong.stdout)["code"]) == (2, "USAGE")
     closed = line.bash("gibil mcp <&-; echo $?; gibil mcp </dev/null 2>&-; echo $?")
-    assert (closed.stdout, closed.stderr) == ("2\n0\n", "gibil: stdin or stdout is closed: a client has to start this\n")
+    assert (closed.stdout, closed.stderr) == (
+        "2\n0\n",
+        "gibil: stdin or stdout is closed: gibil mcp has to be started by an MCP client\n",
+    )
 
 
 def test_the_command_line_starts_without_the_protocols_library() -> None:

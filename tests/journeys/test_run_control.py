@@ -45,7 +45,7 @@ async def test_a_push_supersedes_the_run_of_the_older_commit_and_runs_the_new_on
         await world.seen(lambda: at_new_commit() == {"gibil / long", "gibil / push"})
         world.github.close_pull_request(REPOSITORY, number)
         await world.seen(lambda: all(run.status == "completed" for run in world.github.check_runs(REPOSITORY)))
-        await world.told_everything()
+        await world.all_published()
         await world.assert_nothing_left()
 
 
@@ -71,7 +71,7 @@ async def test_the_same_command_again_supersedes_the_older_run(tmp_path: Path) -
         await world.seen(lambda: [r.status for r in world.github.check_runs(REPOSITORY)] == ["completed", "in_progress"])
         world.github.comment(REPOSITORY, number, "ada", "/gibil cancel")
         await world.seen(lambda: all(run.conclusion == "cancelled" for run in world.github.check_runs(REPOSITORY)))
-        await world.told_everything()
+        await world.all_published()
         await world.assert_nothing_left()
 
 
@@ -83,7 +83,7 @@ async def test_closing_the_pull_request_cancels_what_runs(tmp_path: Path) -> Non
         world.github.close_pull_request(REPOSITORY, number)
         assert (await _closed(world, check)).conclusion == "cancelled"
         assert "closed" in f"{check.title}{check.summary}"
-        await world.told_everything()
+        await world.all_published()
         await world.assert_nothing_left()
 
 
@@ -94,7 +94,7 @@ async def test_re_run_repeats_the_run_and_asks_who_clicked(tmp_path: Path) -> No
         first = await world.closed_check(number)
         world.github.rerequest_check_run(first.id, "mallory")
         await world.answer(number, having="mallory")
-        await world.told_everything()
+        await world.all_published()
         assert len(world.github.check_runs(REPOSITORY)) == 1
         world.github.rerequest_check_run(first.id, "ada")
         second = await world.closed_check(number, count=2)
@@ -102,7 +102,7 @@ async def test_re_run_repeats_the_run_and_asks_who_clicked(tmp_path: Path) -> No
         assert second.external_id != first.external_id
         world.github.rerequest_suite(REPOSITORY, first.head_sha, "ada")
         await world.closed_check(number, count=3)
-        await world.told_everything()
+        await world.all_published()
 
 
 async def test_retest_runs_again_what_failed_and_only_that(tmp_path: Path) -> None:
@@ -111,10 +111,10 @@ async def test_retest_runs_again_what_failed_and_only_that(tmp_path: Path) -> No
         number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
         world.github.comment(REPOSITORY, number, "ada", "/gibil quick\n/gibil red")
         await world.closed_check(number, count=2)
-        await world.told_everything()
+        await world.all_published()
         world.github.comment(REPOSITORY, number, "ada", "/gibil retest")
         await world.closed_check(number, count=3)
-        await world.told_everything()
+        await world.all_published()
         assert sorted(run.name for run in world.github.check_runs(REPOSITORY)) == [
             "gibil / quick",
             "gibil / red",
@@ -134,7 +134,7 @@ async def test_those_who_wait_see_their_place_in_the_queue(tmp_path: Path) -> No
         assert "1st" in f"{waiting.title}{waiting.summary}"
         world.github.comment(REPOSITORY, number, "ada", "/gibil cancel workflow=long")
         assert (await _closed(world, waiting)).conclusion == "success"
-        await world.told_everything()
+        await world.all_published()
 
 
 async def test_a_hundred_deliveries_at_once_are_all_taken_and_never_exceed_the_limit(tmp_path: Path) -> None:
@@ -145,11 +145,11 @@ async def test_a_hundred_deliveries_at_once_are_all_taken_and_never_exceed_the_l
             name = f"{owner}/work"
             await world.github.add_repository(name, {"README.md": "some work\n"})
             numbers[name] = await world.github.open_pull_request(name, "b", {"f.txt": "x\n"}, owner)
-        await world.github.settled()
+        await world.github.webhooks_sent()
         for _ in range(10):
             for name, number in numbers.items():
                 world.github.comment(name, number, name.partition("/")[0], "/gibil quick")
-        await world.github.settled()
+        await world.github.webhooks_sent()
         answers = [d.status_code for d in world.github.deliveries if b'"/gibil quick"' in d.body]
         assert answers == [202] * 100
 
@@ -162,7 +162,7 @@ async def test_a_hundred_deliveries_at_once_are_all_taken_and_never_exceed_the_l
         assert set(conclusions) <= {"success", "cancelled"}
         assert conclusions.count("success") >= len(numbers)
         assert _most_machines_at_once(world, runs) <= 3
-        await world.told_everything()
+        await world.all_published()
         await world.assert_nothing_left()
 
 
@@ -190,13 +190,13 @@ async def test_cancelling_closes_the_check_run_before_the_task_has_obeyed(tmp_pa
         world.github.comment(REPOSITORY, number, "ada", "/gibil long")
         check = await _in_progress(world)
         await world.seen(lambda: "begun" in f"{check.summary}{check.text}")
-        await world.github.settled()
+        await world.github.webhooks_sent()
         begun = time.monotonic()
         world.github.comment(REPOSITORY, number, "ada", "/gibil cancel")
         await _closed(world, check)
         assert time.monotonic() - begun < 4.5
         assert check.conclusion == "cancelled"
-        await world.told_everything()
+        await world.all_published()
         assert check.conclusion == "cancelled"
         assert "| ✅ | `after` |" in check.summary
         await world.assert_nothing_left()

@@ -60,7 +60,7 @@ def test_words_that_are_neither_are_rejected_with_the_two_ways_to_write_them(lin
     assert "Quote the command (gibil run box 'echo hi'), or write it after -- (gibil run box -- echo hi)." in extra.stderr
     assert "'-l'" in unquoted.stderr
     assert "write it after -- (gibil run box -- ls -la)." in unquoted.stderr
-    assert "in both places" in both.stderr
+    assert "is given twice" in both.stderr
     assert json.loads(blank.stdout)["code"] == "USAGE"
     for done in (empty, background, branch):
         assert done.stderr == "gibil: a command cannot be empty, or hold a NUL byte\n"

@@ -41,7 +41,7 @@ def test_colours_are_for_terminals_and_for_people_who_want_them(monkeypatch: pyt
 
 def test_a_stream_without_unicode_gets_signs_that_it_has() -> None:
     old = Old()
-    Terminal(old).say("✓ “done” → 𒁹 …")
+    Terminal(old).print_line("✓ “done” → 𒁹 …")
     buffer = old.buffer
     assert isinstance(buffer, io.BytesIO)
     assert buffer.getvalue() == b'+ "done" > ? .\n'

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import hmac
 import json
+import re
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 
 from gibil_bot.config import Secret, Settings
 from gibil_bot.model import CommentCreated, Ignored
@@ -25,10 +27,10 @@ SECRETS = ("the-old-secret-of-the-webhook", "the-new-secret-of-the-webhook")
 
 
 @contextlib.asynccontextmanager
-async def door(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, SqliteStore]]:
+async def door(folder: Path, rejected: dict[int, int] | None = None) -> AsyncIterator[tuple[httpx.AsyncClient, SqliteStore]]:
     store = await open_store(f"sqlite:///{folder}/door.db")
     known = Settings(data_dir=folder, database_url="", webhook_secrets=tuple(Secret(secret) for secret in SECRETS))
-    app = create_app(Bot(settings=known, store=store))
+    app = create_app(Bot(settings=known, store=store), rejected)
     try:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://bot") as client:
             yield client, store
@@ -205,9 +207,50 @@ def _refuse(constant: str) -> None:
 
 async def test_what_may_be_looked_at_is_only_looked_at(tmp_path: Path) -> None:
     async with door(tmp_path) as (client, _):
-        for path in ("/healthz", "/metrics", "/runs/0123456789abcdef", "/nothing"):
-            posted = await client.post(path, content=b"x")
-            assert posted.status_code == 405
-            assert posted.headers["allow"] == "GET, HEAD"
+        for path in ("/", "/healthz", "/metrics", "/runs/0123456789abcdef", "/nothing", "/healthz/", "/runs/", "/webhook/x"):
+            for method in ("POST", "PUT", "OPTIONS"):
+                posted = await client.request(method, path, content=b"x")
+                assert posted.status_code == 405
+                assert posted.headers["allow"] == "GET, HEAD"
+        for path in ("/", "/healthz/", "/webhook/", "/metrics/x", "/a%0ab"):
+            assert (await client.get(path)).status_code == 404
+        assert (await client.head("/healthz")).status_code == 200
         nothing = await client.get("/nothing")
         assert (nothing.status_code, nothing.json()["code"]) == (404, "NOT_FOUND")
+
+
+EXPOSED = {
+    "gibil_deliveries_failed": "gauge",
+    "gibil_deliveries_unhandled": "gauge",
+    "gibil_http_rejected_total": "counter",
+    "gibil_max_machines": "gauge",
+    "gibil_runs_finished": "gauge",
+    "gibil_runs_queued": "gauge",
+    "gibil_runs_running": "gauge",
+    "gibil_start_time_seconds": "gauge",
+    "gibil_tellings_due": "gauge",
+    "gibil_tellings_failed": "gauge",
+    "gibil_webhook_answers_total": "counter",
+}
+
+
+async def test_metrics_keep_their_names_types_and_labels(tmp_path: Path) -> None:
+    """Dashboards and alerts of operators name them."""
+    async with door(tmp_path, rejected={431: 2, 408: 1}) as (client, _):
+        await post(client, b"{}", guid="g")
+        await client.get("/webhook")
+        answer = await client.get("/metrics")
+        assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+        families = list(text_string_to_metric_families(answer.text))
+        types = dict(re.findall(r"^# TYPE (\w+) (\w+)$", answer.text, re.MULTILINE))
+        assert types == EXPOSED
+        samples = {(each.name, each.labels.get("status")): each.value for family in families for each in family.samples}
+        assert {name for name, _ in samples} == set(EXPOSED)
+        counted = {name: value for name, value in samples.items() if name[1] is not None}
+        assert counted == {
+            ("gibil_webhook_answers_total", "202"): 1,
+            ("gibil_webhook_answers_total", "405"): 1,
+            ("gibil_http_rejected_total", "408"): 1,
+            ("gibil_http_rejected_total", "431"): 2,
+        }
+        assert {len(each.labels) for family in families for each in family.samples} == {0, 1}

@@ -60,12 +60,12 @@ async def test_on_a_terminal_the_seconds_count_and_what_is_done_stays(
     async with Progress() as progress:
         progress.phase("m", "forge", None)
         progress.phase("n", "forge", None)
-        shown = await seen_until(ours, "forging m, 1 more ")
+        shown = await seen_until(ours, "creating m, 1 more ")
         assert "\r\x1b[K" in shown
         progress.phase("m", "forge", 1.234)
         shown = await seen_until(ours, "(1.23 s)")
-        assert "\x1b[32m✔\x1b[0m forged m" in shown
-        await seen_until(ours, "forging n, 1 more")  # n, and the connection to m
+        assert "\x1b[32m✔\x1b[0m created m" in shown
+        await seen_until(ours, "creating n, 1 more")  # n, and the connection to m
 
 
 async def test_elsewhere_there_is_a_line_for_what_is_done_without_colours(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ async def test_elsewhere_there_is_a_line_for_what_is_done_without_colours(monkey
         progress.phase("m", "forge", None)
         progress.phase("m", "forge", 0.03)
         progress.phase("m", "connect", 0.01)
-    assert stream.getvalue() == "✔ read the repository (0.50 s)\n✔ forged m (0.03 s)\n✔ connected to m (0.01 s)\n"
+    assert stream.getvalue() == "✔ read the repository (0.50 s)\n✔ created m (0.03 s)\n✔ connected to m (0.01 s)\n"
 
 
 async def test_nobody_needs_to_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +104,7 @@ async def test_on_a_narrow_terminal_what_counts_stays_in_one_row(
         progress.phase("a-name-of-sixty-three-letters-" * 2, "forge", None)
         shown = await seen_until(ours, " s\r")  # drawn twice
     rows = [row.removeprefix("\x1b[K") for row in shown.split("\r") if row.strip("\x1b[K")]
-    assert rows[0].startswith("… forging a-name-of-sixty")
+    assert rows[0].startswith("… creating a-name-of-sixty")
     assert max(map(len, rows)) < 40
 
 
@@ -115,4 +115,4 @@ async def test_a_dumb_terminal_gets_plain_lines(terminal: tuple[int, TextIO], mo
     async with Progress() as progress:
         progress.phase("m", "forge", None)
         progress.phase("m", "forge", 0.5)
-    assert await seen_until(ours, "\n") == "✔ forged m (0.50 s)\r\n"
+    assert await seen_until(ours, "\n") == "✔ created m (0.50 s)\r\n"

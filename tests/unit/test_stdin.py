@@ -23,20 +23,20 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 
 async def all_of(wanted: bool | None) -> bytes | None:
-    blocks = stdin.passed_on(wanted)
+    blocks = stdin.forward(wanted)
     return None if blocks is None else b"".join([block async for block in blocks])
 
 
 async def test_a_pipe_that_stays_silent_counts_as_empty_and_that_is_said(pipe: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert await all_of(None) == b""
-    assert "nothing has come on stdin for 0.05 s" in capsys.readouterr().err
+    assert "stdin has been silent for 0.05 s" in capsys.readouterr().err
 
 
 async def test_a_silent_pipe_is_waited_for_when_asked_and_after_its_first_byte(
     pipe: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     writing = os.dup(pipe)
-    blocks = stdin.passed_on(True)
+    blocks = stdin.forward(True)
     assert blocks is not None
     os.write(writing, b"first")
     assert await anext(blocks) == b"first"

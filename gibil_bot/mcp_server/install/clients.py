@@ -1,142 +1,272 @@
-"""The MCP clients of this computer: `gibil mcp` is registered with those that are here. Their files are theirs.
+"""Registers `gibil mcp` with the MCP clients of this computer, through each client's own command.
 
-Nothing is made for a program that is not there; what cannot be read, or holds an entry of that name which is not ours, is left
-alone. A file is replaced whole, behind links, with the mode that it has.
+A client's configuration file is only read, to see whether it lists a server of that name: some clients overwrite one silently.
+Clients without such a command get a snippet for the user to paste.
+
+Checked with Claude Code 2.1.197, Codex 0.171.0 and Gemini CLI 0.61.0. VS Code: https://code.visualstudio.com/docs/copilot/guides/mcp-developer-guide
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
 import os
-import secrets
 import shutil
+import signal
 import sys
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gibil_bot.mcp_server.install import entry_text
-
 NAME = "gibil"
-_TRIES = 5
+WITHIN_S = 60.0
+"""For one client's command. Most need a second; those in JavaScript some more on a busy computer."""
+_STDERR_BYTES = 64 * 1024
+"""What Linux keeps in a pipe. A command that writes more than that to stderr blocks, and runs into `WITHIN_S`."""
+_REASON_CHARACTERS = 200
+
+Entry = Mapping[str, object]
+Command = Callable[[str, list[str], dict[str, str]], list[str]]
+"""The arguments with which the client's program registers NAME: (command, arguments, environment) of the server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Client:
-    """`table` is the key under which it lists its servers; `keys` what it knows of an entry."""
+    """An MCP client whose configuration file is known."""
 
     name: str
     file: Path
-    is_here: bool
+    is_installed: bool
     table: str = "mcpServers"
-    keys: tuple[str, ...] = ("command", "args", "env")
+    """The key under which `file` lists servers."""
+    has_type: bool = False
+    """Whether an entry names its transport."""
+    program: str | None = None
+    """Its program in PATH; None when it has no command for this."""
+    arguments: Command | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """What became of it: added, already, or left alone and why."""
+    """The result for one client: `added`, `already`, or `left alone`, why (`note`), and what to paste (`snippet`)."""
 
     client: str
     file: Path
     status: str
     note: str = ""
+    snippet: str = ""
 
     @property
-    def sentence(self) -> str:
+    def message(self) -> str:
         match self.status:
             case "added":
                 return f"{self.client}: gibil is registered in {self.file}"
             case "already":
                 return f"{self.client}: gibil is already registered in {self.file}"
             case _:
-                return f"{self.client}: {self.file} is left alone: {self.note}; gibil mcp --print-config prints what it needs"
-
-
-class _ChangedMeanwhile(Exception):
-    """Somebody else has written the file since we read it."""
+                return f"{self.client}: gibil is not registered: {self.note}; to register it, add this to {self.file}:"
 
 
 def clients(environ: Mapping[str, str]) -> list[Client]:
-    """Those whose files we know, and whether each is here."""
+    """Return all known clients. One is installed if its program, its file or its folder exists."""
     home = Path(environ.get("HOME") or Path.home())
     settings = Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
     if sys.platform == "darwin":
         settings = home / "Library" / "Application Support"
     claude_folder = Path(environ.get("CLAUDE_CONFIG_DIR") or home / ".claude")
     claude = (claude_folder if environ.get("CLAUDE_CONFIG_DIR") else home) / ".claude.json"
-    has_claude = claude.exists() or claude_folder.is_dir() or shutil.which("claude", path=environ.get("PATH")) is not None
     codex = Path(environ.get("CODEX_HOME") or home / ".codex")
-    known = ("type", "command", "args", "env")
-    desktop, code = settings / "Claude", settings / "Code" / "User"
-    windsurf = home / ".codeium" / "windsurf"
+    gemini, cursor = home / ".gemini", home / ".cursor"
+    desktop, code, windsurf = settings / "Claude", settings / "Code" / "User", home / ".codeium" / "windsurf"
+
+    def exists(program: str | None, *paths: Path) -> bool:
+        found = program is not None and shutil.which(program, path=environ.get("PATH")) is not None
+        return found or any(path.exists() for path in paths)
+
     return [
-        Client(name="Claude Code", file=claude, is_here=has_claude, keys=known),
-        Client(name="Claude Desktop", file=desktop / "claude_desktop_config.json", is_here=desktop.is_dir()),
-        Client(name="Cursor", file=home / ".cursor" / "mcp.json", is_here=(home / ".cursor").is_dir(), keys=known),
-        Client(name="VS Code", file=code / "mcp.json", is_here=code.is_dir(), table="servers", keys=known),
-        Client(name="Windsurf", file=windsurf / "mcp_config.json", is_here=windsurf.is_dir()),
-        Client(name="Gemini CLI", file=home / ".gemini" / "settings.json", is_here=(home / ".gemini").is_dir()),
-        Client(name="Codex", file=codex / "config.toml", is_here=codex.is_dir(), table="mcp_servers"),
+        Client(
+            name="Claude Code",
+            file=claude,
+            is_installed=exists("claude", claude, claude_folder),
+            has_type=True,
+            program="claude",
+            arguments=_claude,
+        ),
+        Client(name="Claude Desktop", file=desktop / "claude_desktop_config.json", is_installed=exists(None, desktop)),
+        Client(name="Cursor", file=cursor / "mcp.json", is_installed=exists(None, cursor), has_type=True),
+        Client(
+            name="VS Code",
+            file=code / "mcp.json",
+            is_installed=exists("code", code),
+            table="servers",
+            has_type=True,
+            program="code",
+            arguments=_vs_code,
+        ),
+        Client(name="Windsurf", file=windsurf / "mcp_config.json", is_installed=exists(None, windsurf)),
+        Client(
+            name="Gemini CLI",
+            file=gemini / "settings.json",
+            is_installed=exists("gemini", gemini),
+            program="gemini",
+            arguments=_gemini,
+        ),
+        Client(
+            name="Codex",
+            file=codex / "config.toml",
+            is_installed=exists("codex", codex),
+            table="mcp_servers",
+            program="codex",
+            arguments=_codex,
+        ),
     ]
 
 
-def register(client: Client, entry: Mapping[str, object]) -> Registration:
-    """Idempotent. Never raises for what is wrong with the client's file: that is said."""
-    status, note = "left alone", "somebody else writes it all the time"
-    for _ in range(_TRIES):
-        try:
-            status, note = _register(client, {key: entry[key] for key in client.keys if key in entry})
-            break
-        except _ChangedMeanwhile:
-            continue
-        except (OSError, UnicodeError, ValueError) as error:
-            note = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-            if isinstance(error, UnicodeError):
-                note = "it is not UTF-8"
-            break
-    return Registration(client=client.name, file=client.file, status=status, note=note)
-
-
-def _register(client: Client, entry: dict[str, object]) -> tuple[str, str]:
-    is_toml = client.file.suffix == ".toml"
-    target = Path(os.path.realpath(client.file))
-    before = target.stat() if target.exists() else None
-    text = target.read_bytes().decode() if before is not None else ""
-    there = (entry_text.find_toml if is_toml else entry_text.find_json)(text, client.table, NAME)
-    if there is not None:
-        return ("already", "") if _same(there, entry) else ("left alone", f"it holds another server named {NAME}")
-    if is_toml and not entry.get("env"):
-        entry.pop("env", None)
-    changed = (entry_text.add_toml if is_toml else entry_text.add_json)(text, client.table, NAME, entry)
-    _replace(target, changed.encode(), before)
-    return "added", ""
-
-
-def _same(there: object, entry: Mapping[str, object]) -> bool:
-    if not isinstance(there, dict):
-        return False
-    return all(there.get(key, {} if key == "env" else None) == entry.get(key) for key in ("command", "args", "env"))
-
-
-def _replace(target: Path, content: bytes, before: os.stat_result | None) -> None:
-    draft = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
+async def register(client: Client, entry: Entry, environ: Mapping[str, str], *, within_s: float = WITHIN_S) -> Registration:
+    """Register `entry` with one client, unless it lists a server of that name. Safe to repeat; a failure is in the result."""
+    wanted = {key: value for key, value in entry.items() if key != "type" or client.has_type}
     try:
-        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-            file.write(content)
-            if before is not None:
-                os.fchmod(file.fileno(), before.st_mode & 0o7777)
-                with contextlib.suppress(OSError):  # root, in somebody else's home
-                    os.fchown(file.fileno(), before.st_uid, before.st_gid)
-            file.flush()
-            os.fsync(file.fileno())
-        if before is None:
-            os.link(draft, target)  # and not over one that was made meanwhile
+        existing = _existing(client)
+        if existing is None:
+            await _run_command(client, wanted, environ, within_s)
+        elif not _is_same(existing, wanted):
+            raise _NotRegistered(f"{client.file} lists another server named {NAME!r}")
+    except _NotRegistered as problem:
+        return Registration(
+            client=client.name, file=client.file, status="left alone", note=str(problem), snippet=snippet(client, wanted)
+        )
+    return Registration(client=client.name, file=client.file, status="added" if existing is None else "already")
+
+
+def snippet(client: Client, entry: Entry) -> str:
+    """Return what a user pastes into the client's file."""
+    if client.file.suffix != ".toml":
+        return json.dumps({client.table: {NAME: entry}}, indent=2, ensure_ascii=False)
+    lines = [f"[{client.table}.{NAME}]"]
+    for key, value in entry.items():
+        if isinstance(value, dict):
+            value = "{ " + ", ".join(f"{name} = {json.dumps(each)}" for name, each in value.items()) + " }"
+            lines.append(f"{key} = {value}")
         else:
-            now = target.stat()
-            if (now.st_mtime_ns, now.st_size, now.st_ino) != (before.st_mtime_ns, before.st_size, before.st_ino):
-                raise _ChangedMeanwhile
-            draft.replace(target)
-    except FileExistsError:
-        raise _ChangedMeanwhile from None
+            lines.append(f"{key} = {json.dumps(value)}")  # JSON's strings and lists of strings are also TOML's
+    return "\n".join(lines)
+
+
+class _NotRegistered(Exception):
+    """The reason, without a full stop."""
+
+
+def _existing(client: Client) -> object | None:
+    """Return the client's entry named NAME, or None. Raises _NotRegistered for a file that cannot be understood."""
+    try:
+        text = client.file.read_bytes().decode()
+        is_toml = client.file.suffix == ".toml"
+        content = tomllib.loads(text) if is_toml else json.loads(text) if text.strip() else {}
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _NotRegistered(f"{client.file} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise _NotRegistered(f"{client.file} is not UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise _NotRegistered(f"{client.file} is not valid {'TOML' if is_toml else 'JSON'} ({error})") from None
+    servers = content.get(client.table, {}) if isinstance(content, dict) else None
+    if not isinstance(servers, dict):
+        raise _NotRegistered(f"{client.table!r} in {client.file} is not a table of servers")
+    return servers.get(NAME)
+
+
+def _is_same(existing: object, entry: Entry) -> bool:
+    if not isinstance(existing, dict):
+        return False
+    return all((existing.get(key) or empty) == entry.get(key) for key, empty in (("command", ""), ("args", []), ("env", {})))
+
+
+async def _run_command(client: Client, entry: Entry, environ: Mapping[str, str], within_s: float) -> None:
+    """Run the client's own command. Raises _NotRegistered with the reason that it gives."""
+    if client.program is None or client.arguments is None:
+        raise _NotRegistered("it has no command for this")
+    program = shutil.which(client.program, path=environ.get("PATH"))
+    if program is None:
+        raise _NotRegistered(f"its command {client.program!r} is not in PATH")
+    command, arguments, environment = entry["command"], entry["args"], entry["env"]
+    assert isinstance(command, str)
+    assert isinstance(arguments, list)
+    assert isinstance(environment, dict)
+    words = client.arguments(command, arguments, environment)
+    shown = " ".join([client.program, *words[:2]]) if words[0] == "mcp" else f"{client.program} {words[0]}"
+    reading, writing = os.pipe()
+    try:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                program,
+                *words,
+                env=environ,
+                stdin=asyncio.subprocess.DEVNULL,  # the provider's token may come on ours
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=writing,
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            raise _NotRegistered(f"`{shown}` cannot be started: {why}") from None
+        finally:
+            os.close(writing)
+        status = await _wait(process, within_s)
+        if status is None:
+            raise _NotRegistered(f"`{shown}` did not end within {within_s:g} s")
+        if status != 0:
+            raise _NotRegistered(f"`{shown}` failed with status {status}{_first_line(reading)}")
     finally:
-        draft.unlink(missing_ok=True)
+        os.close(reading)
+
+
+async def _wait(process: asyncio.subprocess.Process, within_s: float) -> int | None:
+    """Return the exit status; None after `within_s`, and the processes are killed, as they are when the caller is cancelled."""
+    try:
+        return await asyncio.wait_for(process.wait(), within_s)
+    except TimeoutError:
+        return None
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # `code` and others are shell scripts that start the real program
+            await asyncio.shield(process.wait())
+
+
+def _first_line(reading: int) -> str:
+    """The reason that an ended command has written; what it started may still hold the other end."""
+    os.set_blocking(reading, False)
+    try:
+        text = os.read(reading, _STDERR_BYTES).decode(errors="replace")
+    except BlockingIOError:
+        return ""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    printable = "".join(letter if letter.isprintable() else "�" for letter in line[:_REASON_CHARACTERS])
+    return f": {printable}" if printable else ""
+
+
+def _pairs(environment: Mapping[str, str]) -> list[str]:
+    return [word for name, value in environment.items() for word in ("--env", f"{name}={value}")]
+
+
+def _claude(command: str, arguments: list[str], environment: dict[str, str]) -> list[str]:
+    return ["mcp", "add", NAME, "--scope", "user", *_pairs(environment), "--", command, *arguments]
+
+
+def _codex(command: str, arguments: list[str], environment: dict[str, str]) -> list[str]:
+    return ["mcp", "add", NAME, *_pairs(environment), "--", command, *arguments]
+
+
+def _gemini(command: str, arguments: list[str], environment: dict[str, str]) -> list[str]:
+    for name, value in environment.items():
+        if "=" in value:  # it would register the part before that
+            raise _NotRegistered(f"`gemini mcp add` cannot pass {name}={value}, which has a second '='")
+    return ["mcp", "add", "--scope", "user", *_pairs(environment), NAME, command, "--", *arguments]
+
+
+def _vs_code(command: str, arguments: list[str], environment: dict[str, str]) -> list[str]:
+    server = {"name": NAME, "type": "stdio", "command": command, "args": arguments, "env": environment}
+    return ["--add-mcp", json.dumps(server)]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def entry() -> dict[str, object]:
-    """The entry of a client's configuration: works from wherever the client runs. It holds no secret."""
+    """Return the entry of a client's configuration. It works in any working directory and has no secret."""
     command, arguments = _command()
     env = {}
     if folder := os.environ.get("GIBIL_DATA_DIR"):
@@ -18,12 +18,12 @@ def entry() -> dict[str, object]:
 
 
 def _command() -> tuple[str, list[str]]:
-    """The `gibil` that runs now, or the one in the PATH, or this Python."""
+    """Return the running `gibil`, the one next to this Python, the one in PATH, or this Python."""
     called = Path(sys.argv[0])
-    beside = Path(sys.executable).parent / "gibil"
+    sibling = Path(sys.executable).parent / "gibil"
     candidates = [str(called.absolute())] if called.name == "gibil" else []
     found = shutil.which("gibil")
-    for candidate in (*candidates, str(beside), *([found] if found else [])):
+    for candidate in (*candidates, str(sibling), *([found] if found else [])):
         if os.access(candidate, os.X_OK) and Path(candidate).is_file():
             return candidate, ["mcp"]
     return sys.executable, ["-m", "gibil_bot", "mcp"]

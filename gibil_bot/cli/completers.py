@@ -1,4 +1,4 @@
-"""What the Tab key offers for values. A completion never complains: where something is wrong, it has nothing to offer."""
+"""Completes values of arguments. Errors are never shown: a completion that fails offers nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _AT_MACHINE_S = 8.0
 
 
 def complete_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """The machines that exist, without those that are on the line already."""
+    """Complete names of machines, without those already on the line."""
 
     async def names(machines: MachineService) -> list[str]:
         return [machine.name for machine in await machines.list_machines()]
@@ -36,15 +36,15 @@ def complete_fleets(context: click.Context, parameter: click.Parameter, incomple
 
 
 def complete_jobs(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """The background jobs of the machine that is on the line."""
+    """Complete background jobs of the machine on the line."""
     machine = context.params.get("name")
 
     async def jobs(machines: MachineService) -> list[str]:
-        live = await machines.open(str(machine))
+        session = await machines.open(str(machine))
         try:
-            return [job.id for job in await live.jobs()]
+            return [job.id for job in await session.jobs()]
         finally:
-            await live.close()
+            await session.close()
 
     return _starting(_asked(context, jobs, within_s=_AT_MACHINE_S), incomplete) if machine else []
 
@@ -62,11 +62,11 @@ def complete_providers(context: click.Context, parameter: click.Parameter, incom
 
 
 def complete_workflows(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The commands of the operator's workflows and of the checkout's; files, where no command begins like the word."""
+    """Complete commands of the operator's and the checkout's workflows; files, if no command matches."""
     from click.shell_completion import CompletionItem
 
     try:
-        # click leaves arguments unparsed in front of an option whose value is missing, as this one's is.
+        # click leaves arguments unparsed in front of an option whose value is missing, like this one's.
         paths = [Path(word) for word in (*context.args, str(context.params.get("path") or "."))]
         words = _starting(_commands(next(path for path in paths if path.is_dir())), incomplete)
     except Exception:
@@ -75,7 +75,7 @@ def complete_workflows(context: click.Context, parameter: click.Parameter, incom
 
 
 def _commands(path: Path) -> list[str]:
-    """Of the files in the folder, committed or not."""
+    """Return the commands of the workflow files in the folder, committed or not."""
     from gibil_bot.config import load_settings
     from gibil_bot.planning.plan import catalogue
     from gibil_bot.wiring import operator_workflows
