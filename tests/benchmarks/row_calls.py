@@ -1,9 +1,9 @@
-"""Requests to GitHub's API for one commented `/gibil test`, from the delivery until GitHub shows everything and the clone token is
-revoked.
+"""Requests to GitHub's API for one commented `/gibil test`, from the comment until nothing is asked any more.
 
-Counted at the GitHub double, for a bot that has just started and for the next run on a new pull request. Repository: one
-`.gibil.yml` on the base branch; a member's pull request from a branch that was opened while the bot listened. Git's own
-requests (the clone) are not API calls.
+Counted at the GitHub double, for a bot that has just started and for the next run on a new pull request. The repository has one
+`.gibil.yml` on its base branch; the pull request is a member's, from a branch, and was opened while the bot listened. Git's own
+requests (the clone) are not API calls. Tokens are credentials and not something that people see, so they count as calls and
+not as writes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ async def _calls(context: Context) -> list[Comparison]:
 
 def _rows(name: str, counted: Counter[str]) -> list[Comparison]:
     facts: dict[str, object] = dict(sorted(counted.items()))
-    writes = sum(number for call, number in counted.items() if not call.startswith("GET "))
+    writes = sum(number for call, number in counted.items() if not call.startswith("GET ") and "token" not in call)
     for call, number in sorted(counted.items()):
         print(f"  {name}: {number} × {call}", flush=True)
     return [
@@ -86,7 +86,9 @@ async def _run(github: GitHubDouble, gibil: Server, branch: str) -> Counter[str]
     if conclusions != ["success"]:
         raise RuntimeError(f"the run on {gibil.name} ended as {conclusions}")
     after = await _quiet(github)
-    made = [request for request in github.requests[before:after] if request.path.startswith("/") and "/git-" not in request.path]
+    made = [
+        request for request in github.requests[before:after] if request.path.startswith("/") and "/git-" not in request.path
+    ]
     return Counter(f"{request.method} {_VARIABLE.sub('/N', request.path)}" for request in made if ".git/" not in request.path)
 
 
