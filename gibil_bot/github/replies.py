@@ -49,7 +49,7 @@ def reply(event: CommentCreated, guid: str, text: str) -> Notification:
 
 
 def reaction(event: CommentCreated, content: Reaction) -> Notification:
-    """A sign on the comment: seen (eyes), started (rocket), not understood (confused)."""
+    """A reaction to the comment: `eyes` when it was read, `confused` when a command was refused."""
     return Notification(
         key=f"reaction:{event.comment_id}:{content}",
         installation_id=event.installation_id,
