@@ -90,4 +90,4 @@ async def test_a_token_is_used_when_a_public_repository_is_not_shown_to_stranger
 async def test_no_token_is_minted_for_a_failure_that_it_cannot_help_with(status: int) -> None:
     tokens, machine, problem = await _cloned(_run(private=False), status)
     assert (tokens.minted, machine.tokens) == (0, [""])
-    assert problem == "The clone of ada/engine at aaaaaaa failed: the reason"
+    assert problem == "The clone of ada/engine at aaaaaaa failed: gibil: the reason"
