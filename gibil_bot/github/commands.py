@@ -1,7 +1,7 @@
 """Parser of the `/gibil …` lines in a comment: those that a reader sees as plain text, and none that are quoted or hidden.
 
 Pure. A command is the first word of a line. Lines in fenced, indented or inline code, HTML comments, `<pre>` and quotes show a
-command to readers and don't give one. The block rules are CommonMark's (https://spec.commonmark.org/0.31.2/); in doubt a line is
+command and do not give one. The block rules are CommonMark's (https://spec.commonmark.org/0.31.2/); in doubt a line is
 not a command.
 
 Why not markdown-it-py: the webhook server parses comments that anyone can write, on the event loop, and its time isn't linear.

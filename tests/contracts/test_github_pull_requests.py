@@ -13,8 +13,7 @@ from double_kit import REPOSITORY, App, signed_in
 
 from gibil_bot.config import Secret
 from gibil_bot.errors import GitHubError
-from gibil_bot.github.api.user_pull_request import NewPullRequest
-from gibil_bot.github.api.user_pull_requests import PullRequests
+from gibil_bot.github.api.user_pull_requests import NewPullRequest, PullRequests
 
 WISH = NewPullRequest(
     repository=REPOSITORY, head_repository=REPOSITORY, head="topic", base="main", title="Better", body="Why", draft=False

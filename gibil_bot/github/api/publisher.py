@@ -15,8 +15,11 @@ from gibil_bot.github.api.request import Request
 from gibil_bot.github.api.response import Answer
 from gibil_bot.github.api.session import RETRY_AFTER_S, Session
 from gibil_bot.model import CheckRunUpdate, CommentUpdate, DueNotification, ReactionUpdate
+from gibil_bot.retry import RetryPolicy
 
 MOST_PAGES = 10
+_REPEATED_FAILURES = RetryPolicy(attempts=None, first_wait_s=RETRY_AFTER_S, longest_wait_s=300.0, jitter=(1.0, 1.0))
+"""A notification that fails again and again is retried less and less often."""
 _GONE = frozenset({404, 410})
 _LAST_PAGE = re.compile(r'[?&]page=(\d{1,6})[^>]*>; rel="last"')
 
@@ -68,8 +71,7 @@ class Publisher:
                     return await self._reaction(due, update)
         except GitHubError as error:
             if error.retry_after_s == RETRY_AFTER_S:
-                # The same trouble again and again is asked about less and less often.
-                error.retry_after_s = min(300.0, RETRY_AFTER_S * 2 ** min(due.failures, 6))
+                error.retry_after_s = _REPEATED_FAILURES.wait_s(due.failures + 1)
             raise
 
     # --- check runs: https://docs.github.com/en/rest/checks/runs

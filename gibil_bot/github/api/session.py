@@ -7,7 +7,6 @@ whole installation; a token that was revoked is minted anew, once.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -22,12 +21,12 @@ from gibil_bot.github.api.rate_limit import Spacing, server_time_s, wait_s
 from gibil_bot.github.api.request import APP, Request, mint_request
 from gibil_bot.github.api.response import Answer, Unanswered
 from gibil_bot.model import Priority
+from gibil_bot.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from gibil_bot.github.api.transport import Transport
 
-TRIES = 4
-BACKOFF_S = 0.5
+RETRIES = RetryPolicy(attempts=4, first_wait_s=0.5)
 RETRY_AFTER_S = 5.0
 """What callers are told to wait after a failure that has no time of its own."""
 SHORT_WAIT_S = 5.0
@@ -97,44 +96,44 @@ class Session:
     async def ask(self, request: Request) -> Answer:
         """The answer with a status below 400, or one that the request expects. Raises GitHubError."""
         path = request.path
-        minted_anew = False
-        tries = 0
+        minted_again = False
+        failures = 0
         while True:
             await self._turn(request)
             authorization = await self._authorization(request.installation_id)
-            tries += 1
-            last = tries >= TRIES
             try:
                 answer = await self._send(request, path, authorization)
             except Unanswered as error:
-                if last or (error.sent and not request.may_repeat):
+                failures += 1
+                again_s = None if error.sent and not request.may_repeat else RETRIES.wait_s(failures)
+                if again_s is None:
                     raise GitHubError(
                         f"{request.name}: GitHub at {self.url} did not answer: {error.reason}",
                         retry_after_s=RETRY_AFTER_S,
                     ) from None
-                await self._back_off(tries)
+                await self._sleep(again_s)
                 continue
             if answer.status < 400:
                 self._strikes.pop(request.installation_id, None)
                 return answer
-            if answer.status == 401 and request.installation_id != APP and not minted_anew:
+            failures += 1
+            again_s = RETRIES.wait_s(failures)
+            if answer.status == 401 and request.installation_id != APP and not minted_again:
                 self._forget(request.installation_id, authorization)
-                minted_anew = True
-                continue
-            if (pause_s := self._pause(request, answer)) is not None:
-                if last or pause_s > SHORT_WAIT_S:
+                minted_again = True
+            elif (pause_s := self._pause(request, answer)) is not None:
+                if again_s is None or pause_s > SHORT_WAIT_S:
                     raise GitHubError(
                         f"{request.name}: GitHub's limit is reached ({answer.message}); waiting {pause_s:.0f} s",
                         status=answer.status,
                         retry_after_s=pause_s,
                     )
-                continue
-            if answer.status >= 500 and request.may_repeat and not last:
-                await self._back_off(tries)
-                continue
-            if answer.status in request.answers:
+            elif answer.status >= 500 and request.may_repeat and again_s is not None:
+                await self._sleep(again_s)
+            elif answer.status in request.answers:
                 return answer
-            raise _refusal(request, answer)
+            else:
+                raise _rejection(request, answer)
 
     async def ask_with(self, token: str, request: Request) -> Answer:
         """Once, with that token; any status is the answer. Raises Unanswered."""
@@ -183,9 +182,6 @@ class Session:
         from gibil_bot.github.api.transport import Transport
 
         return Transport(self.url, self.app_id, self._private_key.reveal(), **self._timeouts)
-
-    async def _back_off(self, tries: int) -> None:
-        await self._sleep(BACKOFF_S * 2 ** (tries - 1) * random.uniform(0.5, 1.5))
 
     # --- whose turn it is
 
@@ -271,7 +267,7 @@ class Session:
             del self._tokens[installation_id]
 
 
-def _refusal(request: Request, answer: Answer) -> GitHubError:
+def _rejection(request: Request, answer: Answer) -> GitHubError:
     """`retry_after_s` None where no time will help. The message does not say whether it is tried again: the caller knows."""
     said = f"{request.name}: GitHub answered {answer.status}: {answer.message}"
     if answer.status >= 500 or answer.status == 409:
