@@ -9,6 +9,7 @@ import click
 
 from gibil_bot.cli.machine import name_argument, opened, printed, provider_option, run_async, settings_of
 from gibil_bot.cli.output import json_option, print_json, say
+from gibil_bot.humanize import count
 
 if TYPE_CHECKING:
     from gibil_bot.commits.from_machine import Commits
@@ -45,12 +46,8 @@ def say_pushed(found: Commits) -> None:
         say(f"  … and {len(found.subjects) - SHOWN_SUBJECTS} more", sys.stderr)
     for warning in found.warnings:
         say(f"warning: {warning}", sys.stderr)
-    amount = f"{counted(len(found.subjects), 'commit')}, {counted(len(found.files), 'file')}"
+    amount = f"{count(len(found.subjects), 'commit')}, {count(len(found.files), 'file')}"
     say(f"{amount}, pushed to {found.branch} of {found.url}", sys.stderr)
-
-
-def counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 async def _push(name: str, branch: str | None, with_workflows: bool, provider: str | None, as_json: bool) -> int:

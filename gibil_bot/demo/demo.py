@@ -22,8 +22,9 @@ from gibil_bot.demo.bot_process import BotProcess, burn_leftovers, running_bot
 from gibil_bot.demo.github_double import GitHubDouble
 from gibil_bot.demo.narrator import Narrator
 from gibil_bot.demo.records import CheckRun
-from gibil_bot.demo.terminal import Terminal, duration, harmless
+from gibil_bot.demo.terminal import Terminal, harmless
 from gibil_bot.errors import GibilError
+from gibil_bot.humanize import precise_duration
 
 DEADLINE_S = 120.0
 LOOK_EVERY_S = 0.04
@@ -170,8 +171,8 @@ def _table(stage: _Stage) -> None:
     total = (stage.github.world.now() - narrator.begun).total_seconds()
     terminal.say()
     terminal.say(terminal.style("where the time went", "bold"))
-    rows = [(timing.label, duration(timing.seconds), timing.remark) for timing in narrator.timings]
-    rows.append(("all of it", duration(total), "from the comment to the last word"))
+    rows = [(timing.label, precise_duration(timing.seconds), timing.remark) for timing in narrator.timings]
+    rows.append(("all of it", precise_duration(total), "from the comment to the last word"))
     terminal.table(rows, "  ")
 
 

@@ -22,9 +22,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from gibil_bot.model import Command
 
@@ -51,12 +50,6 @@ def parse(body: str) -> tuple[Command, ...]:
             break
         found.append(_command(line))
     return tuple(found)
-
-
-def nearest(word: str, choices: Iterable[str]) -> str | None:
-    """The choice that was probably meant."""
-    close = get_close_matches(word[:64].lower(), list(choices), n=1, cutoff=0.6)
-    return close[0] if close else None
 
 
 # --- which lines are commands ----------------------------------------------------------------------------------------

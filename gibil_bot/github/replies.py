@@ -12,8 +12,8 @@ from math import ceil
 from typing import Literal
 
 from gibil_bot.github.commands import PREFIX
-from gibil_bot.github.humanize import count
 from gibil_bot.github.markdown import code, defuse, fenced, line, size
+from gibil_bot.humanize import count
 from gibil_bot.model import CommentCreated, CommentUpdate, Notification, ReactionUpdate, Repository
 
 REPLY_LIMIT = 60_000
@@ -136,12 +136,6 @@ def nothing_failed() -> str:
 def github_failed(problem: str) -> str:
     """GitHub did not answer what we have to know before we obey."""
     return f"Nothing was started, because GitHub did not answer the bot ({code(problem, 300)}): comment again in a while."
-
-
-def nothing_to_cancel(workflow: str | None) -> str:
-    """Nothing is queued or running."""
-    which = f"{code(workflow)} is neither" if workflow else "Nothing is"
-    return f"{which} queued {'nor' if workflow else 'or'} running here: there was nothing to stop."
 
 
 def failed_ourselves(reference: str) -> str:

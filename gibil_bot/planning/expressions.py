@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 
+from gibil_bot.humanize import nearest
 from gibil_bot.planning.syntax import (
     GITHUB_NAMES,
     MAX_DEPTH,
@@ -31,7 +32,6 @@ from gibil_bot.planning.syntax import (
     parse_at,
     pieces_of,
 )
-from gibil_bot.planning.yaml_nodes import nearest
 
 __all__ = [
     "GITHUB_NAMES",

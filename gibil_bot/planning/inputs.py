@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from gibil_bot.errors import UsageError
+from gibil_bot.humanize import nearest
 from gibil_bot.planning.patterns import MAX_VALUE, compile_pattern
 from gibil_bot.planning.workflow import Input
-from gibil_bot.planning.yaml_nodes import nearest
 
 _NUMBER = re.compile(r"[-+]?(?:[0-9]{1,15}(?:\.[0-9]{1,15})?|\.[0-9]{1,15})")
 

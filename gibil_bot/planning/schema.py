@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from gibil_bot.errors import InvalidWorkflow
+from gibil_bot.limits import REPOSITORY_FILE
 from gibil_bot.model import MachineResources
 from gibil_bot.planning import expressions
 from gibil_bot.planning.actions import misplaced_expressions
@@ -21,7 +22,6 @@ from gibil_bot.planning.services import host_port, image_problem
 from gibil_bot.planning.syntax import InvalidExpression
 from gibil_bot.planning.workflow import (
     PULL_REQUEST_ACTIONS,
-    REPOSITORY_FILE,
     Concurrency,
     Input,
     RepositoryFile,

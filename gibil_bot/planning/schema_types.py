@@ -14,7 +14,8 @@ from typing import Protocol, TypeVar, cast
 
 from gibil_bot.config import parse_duration
 from gibil_bot.errors import InvalidWorkflow
-from gibil_bot.planning.yaml_nodes import Node, nearest
+from gibil_bot.humanize import nearest
+from gibil_bot.planning.yaml_nodes import Node
 
 MAX_PROBLEMS = 50
 """Problems that one file reports; a hostile file could hold thousands."""

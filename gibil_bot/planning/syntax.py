@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from gibil_bot.errors import GibilError
-from gibil_bot.planning.yaml_nodes import nearest
+from gibil_bot.humanize import nearest
 
 MAX_LENGTH = 1000
 MAX_DEPTH = 30

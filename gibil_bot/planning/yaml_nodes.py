@@ -8,15 +8,15 @@ word: only `true` and `false` are booleans.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import yaml
 
 from gibil_bot.errors import InvalidWorkflow
+from gibil_bot.limits import WORKFLOW_FILE_BYTES
 from gibil_bot.model import UnusableFile
 
-MAX_BYTES = 64 * 1024
 MAX_DEPTH = 16
 MAX_NODES = 10_000
 """With every alias counted as often as it is expanded."""
@@ -106,38 +106,6 @@ class Node:
         return InvalidWorkflow(self.path, self.line, self.column, _short(problem))
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """` (did you mean 'x'?)`, or nothing when no choice is within two typing errors (one, in words of up to four letters)."""
-    word = word.lower()
-    most = 2 if len(word) > 4 else 1
-    near = [
-        (distance, choice)
-        for choice in choices
-        if abs(len(choice) - len(word)) <= most and (distance := _typing_errors(word, choice.lower())) <= most
-    ]
-    return f" (did you mean {min(near)[1]!r}?)" if near else ""
-
-
-def _typing_errors(left: str, right: str) -> int:
-    """Letters to insert, remove, replace, or swap with their neighbour (the optimal string alignment distance).
-
-    Words of more than 100 letters are not compared: the work grows with the square of the length.
-    """
-    if len(left) > 100 or len(right) > 100:
-        return 100
-    before_last: list[int] = []
-    last = list(range(len(right) + 1))
-    for row, letter in enumerate(left, start=1):
-        here = [row]
-        for column, other in enumerate(right, start=1):
-            best = min(last[column] + 1, here[-1] + 1, last[column - 1] + (letter != other))
-            if row > 1 and column > 1 and letter == right[column - 2] and left[row - 2] == other:
-                best = min(best, before_last[column - 2] + 1)
-            here.append(best)
-        before_last, last = last, here
-    return last[-1]
-
-
 def _short(problem: str) -> str:
     """Problems are shown to people, and repeat words of a file that may be as long as the file."""
     return problem if len(problem) <= 1000 else problem[:997] + "..."
@@ -147,8 +115,8 @@ def read_yaml(path: str, data: bytes) -> Node:
     """The one document of a file. Raises InvalidWorkflow at the first thing that cannot be accepted."""
     if isinstance(data, UnusableFile):
         raise InvalidWorkflow(path, 1, 1, data.problem)
-    if len(data) > MAX_BYTES:
-        raise InvalidWorkflow(path, 1, 1, f"the file is larger than {MAX_BYTES // 1024} KiB")
+    if len(data) > WORKFLOW_FILE_BYTES:
+        raise InvalidWorkflow(path, 1, 1, f"the file is larger than {WORKFLOW_FILE_BYTES // 1024} KiB")
     try:
         text = data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:

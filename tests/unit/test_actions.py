@@ -6,11 +6,11 @@ import time
 
 import pytest
 
+from gibil_bot.humanize import nearest
 from gibil_bot.planning.actions import _missing_variables
 from gibil_bot.planning.catalogue import check_files
 from gibil_bot.planning.schema import parse_workflow
 from gibil_bot.planning.schema_types import MAX_PROBLEMS
-from gibil_bot.planning.yaml_nodes import nearest
 
 
 def problems_of(text: str, path: str = "w.yml") -> list[tuple[int, str]]:

@@ -66,7 +66,7 @@ def test_a_repositorys_workflow_takes_the_place_of_the_operators(own_name: str) 
     found = known({"test.yml": TEST}, {f".gibil/workflows/{own_name}": OWN_TEST})
     (plan,) = for_command(found, Command(word="test"), facts())
     assert (plan.path, plan.title) == (f".gibil/workflows/{own_name}@main", "Own")
-    assert [workflow.is_own for workflow in commands(found)] == [True]
+    assert [workflow.path for workflow in commands(found)] == [f".gibil/workflows/{own_name}@main"]
 
 
 def test_a_broken_file_hides_no_other_and_is_not_passed_over_in_silence() -> None:
@@ -164,7 +164,7 @@ def test_an_unreadable_command_line_is_answered_with_its_problem() -> None:
 
 def test_help_lists_words_inputs_and_where_they_come_from() -> None:
     (entry,) = commands(known({"x.yml": INPUTS.encode(), "p.yml": b"on: pull_request\ntasks: [{run: x}]"}))
-    assert (entry.word, entry.title, entry.path, entry.is_own) == ("x", "x", "workflows/x.yml", False)
+    assert (entry.word, entry.title, entry.path) == ("x", "x", "workflows/x.yml")
     assert [declared.name for declared in entry.inputs] == ["target", "dry-run", "workers", "label", "note"]
 
 

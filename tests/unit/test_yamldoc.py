@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gibil_bot.errors import InvalidWorkflow
-from gibil_bot.planning.yaml_nodes import MAX_BYTES, MAX_NODES, Node, nearest, read_yaml
+from gibil_bot.humanize import nearest
+from gibil_bot.limits import WORKFLOW_FILE_BYTES
+from gibil_bot.planning.yaml_nodes import MAX_NODES, Node, read_yaml
 from tests.doubles.patience import patient
 
 
@@ -95,7 +97,7 @@ def test_an_alias_is_the_value_it_names() -> None:
         (b"a: 'x", "w.yml:1:6: not valid YAML"),
         (b"%YAML 3.0\n---\na: b\n", "w.yml:1:1: not valid YAML"),
         (b"a: " + b"[" * 17 + b"]" * 17, "w.yml:1:19: nested more than 16 deep"),
-        (b"x" * (MAX_BYTES + 1), "w.yml:1:1: the file is larger than 64 KiB"),
+        (b"x" * (WORKFLOW_FILE_BYTES + 1), "w.yml:1:1: the file is larger than 64 KiB"),
     ],
 )
 def test_what_cannot_be_accepted_is_refused_with_its_place(data: bytes, expected: str) -> None:
@@ -113,7 +115,7 @@ def test_aliases_that_explode_are_refused_at_once() -> None:
 @pytest.mark.parametrize("piece", ["[", "{", "- ", "? ", "a: {", "&a ", "*a ", "|\n", "'x", "- - ", "[a, ", "a:\n "])
 def test_the_worst_file_of_the_largest_size_is_answered_in_seconds(piece: str) -> None:
     began = time.monotonic()
-    refusal(piece * (MAX_BYTES // len(piece)))
+    refusal(piece * (WORKFLOW_FILE_BYTES // len(piece)))
     assert time.monotonic() - began < patient(20)
 
 

@@ -22,7 +22,7 @@ from gibil_bot.errors import GitHubError
 from gibil_bot.github.api.request import Request
 from gibil_bot.github.api.response import Answer
 from gibil_bot.github.api.session import Session
-from gibil_bot.limits import MOST_WORKFLOW_FILES, REPOSITORY_WORKFLOW, WORKFLOW_FILE_BYTES, WORKFLOW_FOLDER
+from gibil_bot.limits import MOST_WORKFLOW_FILES, REPOSITORY_FILE, WORKFLOW_FILE_BYTES, WORKFLOW_FOLDER
 from gibil_bot.model import UnusableFile
 
 CACHED_OBJECTS, CACHED_BYTES = 1024, 16 * 1024 * 1024
@@ -125,8 +125,8 @@ class _Reader:
     async def by_tree(self, ref: str) -> dict[str, bytes]:
         root = {entry.path: entry for entry in _entries_of_tree(await self._tree(ref))}
         files: dict[str, str] = {}
-        if (single := root.get(REPOSITORY_WORKFLOW)) is not None and single.mode != _FOLDER_MODE:
-            files[REPOSITORY_WORKFLOW] = _sha_of_file(single)
+        if (single := root.get(REPOSITORY_FILE)) is not None and single.mode != _FOLDER_MODE:
+            files[REPOSITORY_FILE] = _sha_of_file(single)
         first, _, second = WORKFLOW_FOLDER.partition("/")
         if (outer := root.get(first)) is not None and not outer.is_file:
             files |= await self._files_of_folder(outer, second)
@@ -195,7 +195,7 @@ class _Reader:
 
     async def by_path(self, ref: str) -> dict[str, bytes]:
         """Two requests, and one for each file of the folder; nothing is cached."""
-        single, folder = await _together(self._content(REPOSITORY_WORKFLOW, ref), self._content(WORKFLOW_FOLDER, ref))
+        single, folder = await _together(self._content(REPOSITORY_FILE, ref), self._content(WORKFLOW_FOLDER, ref))
         paths = [
             f"{WORKFLOW_FOLDER}/{entry.name}"
             for entry in sorted(_entries_of_folder(folder), key=lambda entry: entry.name)
@@ -205,7 +205,7 @@ class _Reader:
         files: dict[str, bytes] = {}
         if (kind := _kind(folder)) in _NOT_FILES:
             files[WORKFLOW_FOLDER] = UnusableFile.of(kind, is_folder=True)
-        for path, answer in zip([REPOSITORY_WORKFLOW, *paths], [single, *answers], strict=True):
+        for path, answer in zip([REPOSITORY_FILE, *paths], [single, *answers], strict=True):
             content = await self._file(path, ref, answer)
             if content is not None:
                 files[path] = content if isinstance(content, UnusableFile) else content[: WORKFLOW_FILE_BYTES + 1]
