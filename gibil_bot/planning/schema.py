@@ -15,11 +15,11 @@ from gibil_bot.limits import REPOSITORY_FILE
 from gibil_bot.model import MachineResources
 from gibil_bot.planning import expressions
 from gibil_bot.planning.actions import misplaced_expressions
+from gibil_bot.planning.expressions import InvalidExpression
 from gibil_bot.planning.file_schema import REPOSITORY, WORKFLOW
 from gibil_bot.planning.inputs import value_problem
 from gibil_bot.planning.schema_types import Problems
 from gibil_bot.planning.services import host_port, image_problem
-from gibil_bot.planning.syntax import InvalidExpression
 from gibil_bot.planning.workflow import (
     PULL_REQUEST_ACTIONS,
     Concurrency,
