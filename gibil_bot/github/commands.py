@@ -235,7 +235,7 @@ def _command(line: str) -> Command:
 def _refuse_invisible(text: str) -> None:
     for sign in text:
         if sign != "\t" and unicodedata.category(sign) in ("Cc", "Cf", "Co", "Cs", "Zl", "Zp"):
-            raise _Unreadable(f"it holds the invisible character U+{ord(sign):04X}; type the line anew")
+            raise _Unreadable(f"it holds the invisible character U+{ord(sign):04X}; type the line again")
 
 
 def _arguments(word: str, rest: str) -> dict[str, str]:
@@ -250,7 +250,7 @@ def _arguments(word: str, rest: str) -> dict[str, str]:
         else:
             raise _Unreadable(f"“{_short(token[:key_end])}” cannot be the name of an argument: letters, digits, - and _")
         if key in arguments:
-            raise _Unreadable(f"the argument {_short(key)} is there twice")
+            raise _Unreadable(f"the argument {_short(key)} is given twice")
         arguments[key] = value
     return arguments
 

@@ -118,9 +118,7 @@ def why_unknown(known: Catalogue, word: str) -> str:
         if words
         else "This repository has no commands yet; `/gibil help` says more."
     )
-    return (
-        f"`/gibil {word[:50]}` is not known here{nearest(word, [*words, 'help', 'cancel', 'retest', 'approve'])}. {there_are}"
-    )
+    return f"`/gibil {word[:50]}` is unknown{nearest(word, [*words, 'help', 'cancel', 'retest', 'approve'])}. {there_are}"
 
 
 # --- reading files -----------------------------------------------------------------------------------------------

@@ -188,7 +188,7 @@ class _Parser:
 
     def expect_end(self) -> None:
         if self._here.kind != "end":
-            raise self._refuse(f"nothing may follow here, and {self._here.text!r} does")
+            raise self._refuse(f"unexpected {self._here.text!r} after the end of the expression")
 
     def either(self, depth: int) -> Expression:
         return self._chain(("||",), lambda: self._both(depth))
@@ -234,11 +234,11 @@ class _Parser:
         if token.kind == "word":
             self._position += 1
             return self._word(token, depth)
-        raise self._refuse("the expression ends too early" if token.kind == "end" else f"{token.text!r} does not belong here")
+        raise self._refuse("the expression is incomplete" if token.kind == "end" else f"{token.text!r} is unexpected here")
 
     def _close(self) -> None:
         if not self._take(")"):
-            raise self._refuse("a ) is missing here")
+            raise self._refuse("expected a )")
 
     def _word(self, token: _Token, depth: int) -> Expression:
         word = token.text
@@ -252,7 +252,7 @@ class _Parser:
             return self._name(token)
         if word.lower() in {name.lower() for name in _FUNCTIONS}:
             raise self._refuse(f"{word} is a function: write {word}()", token)
-        raise self._refuse(f"{word!r} is not known here; text stands in 'single quotes', inputs are inputs.NAME", token)
+        raise self._refuse(f"{word!r} is unknown; write strings in 'single quotes' and inputs as inputs.NAME", token)
 
     def _call(self, token: _Token, depth: int) -> Call:
         function = token.text.lower()
@@ -273,9 +273,9 @@ class _Parser:
         context, name = token.text, self._here
         if context not in ("inputs", "github", "env"):
             known = nearest(context, ("inputs", "github", "env"))
-            raise self._refuse(f"{context!r} is not known here; there are inputs, github and env{known}", token)
+            raise self._refuse(f"{context!r} is unknown; the contexts are inputs, github and env{known}", token)
         if name.kind != "word":
-            raise self._refuse(f"a name has to follow {context}.")
+            raise self._refuse(f"expected a name after {context}.")
         self._position += 1
         if context == "github" and name.text not in GITHUB_NAMES:
             known = nearest(name.text, GITHUB_NAMES) or "; there are " + ", ".join(GITHUB_NAMES)

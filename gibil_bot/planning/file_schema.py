@@ -35,7 +35,7 @@ def _port_problem(ports: str) -> str | None:
 
 def _folder_problem(path: str) -> str | None:
     if path.startswith(("/", "~")) or posixpath.normpath(path).split("/")[0] == "..":
-        return f"{path!r} leaves the checkout; write a folder inside it"
+        return f"{path!r} is outside the checkout; write a folder inside it"
     return None
 
 

@@ -77,7 +77,7 @@ class Node:
         if isinstance(value, int | float):
             return f"the number {self.text}"
         shown = self.text if len(self.text) <= 40 else self.text[:37] + "..."
-        return f"the text {shown!r}"
+        return f"the string {shown!r}"
 
     def at(self, *steps: str | int) -> Node:
         """The node below, by keys and indices; the deepest one that exists, so that an error always has a place."""
@@ -163,7 +163,7 @@ class _Builder:
         self._next()  # DocumentEnd
         after = self._next()
         if not isinstance(after, yaml.StreamEndEvent):
-            raise self._refuse(after, "a second document begins here; a file holds one")
+            raise self._refuse(after, "a second document begins here; a file can have only one")
         return root
 
     def _next(self) -> yaml.Event:
@@ -183,9 +183,9 @@ class _Builder:
             raise self._refuse(event, f"nested more than {MAX_DEPTH} deep")
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in self._open:
-                raise self._refuse(event, f"the alias *{event.anchor} stands inside the value that it names")
+                raise self._refuse(event, f"the alias *{event.anchor} is inside the value that it refers to")
             if event.anchor not in self._anchors:
-                raise self._refuse(event, f"the alias *{event.anchor} names no anchor above it")
+                raise self._refuse(event, f"the alias *{event.anchor} refers to an anchor that doesn't exist above it")
             node, nodes = self._anchors[event.anchor]
             self._grow(event, nodes)
             if depth + _depth(node) > MAX_DEPTH:
@@ -242,11 +242,11 @@ class _Builder:
         while not isinstance(event := self._next(), yaml.MappingEndEvent):
             key = self._node(event, depth + 1)
             if key.kind != "scalar":
-                raise self._refuse(event, f"a key has to be one word, not {key.what}")
+                raise self._refuse(event, f"expected a key, got {key.what}")
             if key.text == "<<" and key.style == "plain":
                 raise self._refuse(event, "the merge key << is not supported; write the keys out")
             if key.text in seen:
-                raise self._refuse(event, f"the key {key.text!r} is there twice; the first is in line {seen[key.text]}")
+                raise self._refuse(event, f"the key {key.text!r} exists twice; the first one is in line {seen[key.text]}")
             seen[key.text] = key.line
             yield key, self._node(self._next(), depth + 1)
 

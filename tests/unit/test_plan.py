@@ -136,10 +136,10 @@ def test_arguments_and_defaults_become_the_inputs() -> None:
             {"note": "x", "zzz": ""},
             "`/gibil x` has no argument `zzz`; it takes `target`, `dry-run`, `workers`, `label`, `note`",
         ),
-        ({"note": "x", "target": "dmo"}, "`target` has to be one of staging, demo, not 'dmo' (did you mean 'demo'?)"),
-        ({"note": "x", "dry-run": "yes"}, "`dry-run` has to be true or false, not 'yes'"),
-        ({"note": "x", "workers": "many"}, "`workers` has to be a number, not 'many'"),
-        ({"note": "x", "label": "A;b"}, "`label` has to match [a-z]+, and 'A;b' does not"),
+        ({"note": "x", "target": "dmo"}, "`target` must be one of staging, demo, got 'dmo' (did you mean 'demo'?)"),
+        ({"note": "x", "dry-run": "yes"}, "`dry-run` must be true or false, got 'yes'"),
+        ({"note": "x", "workers": "many"}, "`workers` must be a number, got 'many'"),
+        ({"note": "x", "label": "A;b"}, "`label` must match [a-z]+, got 'A;b'"),
         ({"note": "x" * 1001}, "`note` is longer than 1000 characters"),
         ({"note": "x\0"}, "`note` holds a NUL character"),
     ],
@@ -152,7 +152,7 @@ def test_an_unknown_word_gets_the_nearest_and_the_list() -> None:
     found = known({"test.yml": TEST})
     assert (
         refusal(found, "tset")
-        == "`/gibil tset` is not known here (did you mean 'test'?). There are `test`, `retest`, `cancel`, and `help`."
+        == "`/gibil tset` is unknown (did you mean 'test'?). There are `test`, `retest`, `cancel`, and `help`."
     )
     assert refusal(known({}), "deploy").endswith("This repository has no commands yet; `/gibil help` says more.")
 
@@ -227,7 +227,7 @@ def test_a_broken_repositorys_file_stops_those_who_use_it_and_nobody_else() -> N
     other = b"on: {command: other, pull_request: opened}\ntasks: [{run: x}]"
     uses = TEST.replace(b"{command: test}", b"{command: test, pull_request: opened}")
     found = known({"test.yml": uses, "other.yml": other}, {".gibil.yml": b"services: []"})
-    assert "test uses a file that cannot be read: .gibil.yml@main:1:11: a mapping has to stand here, not a list" in refusal(
+    assert "test uses a file that cannot be read: .gibil.yml@main:1:11: expected a mapping, got a list" in refusal(
         found, "test"
     )
     assert [plan.workflow for plan in for_pull_request(found, "opened", facts())[0]] == ["other"]

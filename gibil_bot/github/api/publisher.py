@@ -1,6 +1,6 @@
-"""Publishing one notification without creating its object twice: look before you write when an earlier try may have worked.
+"""Publisher of notifications: creates or updates the GitHub object that a notification describes, and never a second one.
 
-A notification is a desired state: an existing object is changed, a missing one is created.
+If an earlier attempt may have succeeded, it looks for the object before it creates one.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Publisher:
         known = due.remote_id
         if known is not None and await self._change_comment(due, update, known):
             return known
-        # Nothing known, or a person deleted it.
+        # The comment is unknown, or was deleted.
         if due.attempts > 0 or (update.only_if_exists and known is None):
             found = await self._find_comment(due, update)
             if found is not None and found != known and await self._change_comment(due, update, found):
@@ -132,7 +132,7 @@ class Publisher:
         return answer.read(_Created).id
 
     async def _change_comment(self, due: DueNotification, update: CommentUpdate, comment_id: int) -> bool:
-        """False when it is gone."""
+        """Return False if the comment doesn't exist any more."""
         answer = await self._write(
             due,
             "PATCH",
@@ -146,14 +146,14 @@ class Publisher:
 
     async def _find_comment(self, due: DueNotification, update: CommentUpdate) -> int | None:
         async for comment in self._comments(due, update.number):
-            # It begins with the marker: further down, a task's output may hold the marker of another comment. And
-            # anybody can write the marker into a comment of theirs; only our own may be changed.
+            # Only at the beginning: a task's output further down can contain the marker of another comment. And only in
+            # comments of the App: any user can write a marker into a comment.
             if (comment.body or "").startswith(update.marker) and await self._is_ours(comment):
                 return comment.id
         return None
 
     async def _comments(self, due: DueNotification, number: int) -> AsyncIterator[_Comment]:
-        """The first page (where a pull request's own comment is), then from the last one back (where replies are)."""
+        """The first page (the pull request's own comment), then from the last page backwards (replies)."""
         pages, page, last = 0, 1, 1
         while pages < MOST_PAGES:
             answer = await self._session.ask(

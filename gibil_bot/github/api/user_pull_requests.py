@@ -235,7 +235,7 @@ class PullRequests:
         elif answer.status == 401:
             text = (
                 f"GitHub at {url} does not accept the token from {self._token_from} ({said}): "
-                "it has expired or was revoked; make a new one"
+                "it has expired or was revoked; create a new one"
             )
         elif "x-github-sso" in answer.headers:
             text = (
@@ -250,7 +250,7 @@ class PullRequests:
             )
         elif answer.status == 404:
             text = (
-                f"there is no {repository} at {url} for the token from {self._token_from}: "
+                f"the repository {repository} doesn't exist at {url} for the token from {self._token_from}: "
                 "it needs the scope `repo`, or the permissions Contents and Pull requests for this repository"
             )
         else:
@@ -285,11 +285,11 @@ def _head_of(wish: NewPullRequest) -> dict[str, str]:
 def _not_opened(wish: NewPullRequest, answer: Answer, errors: list[_Error]) -> GitHubError:
     """https://docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api#validation-failed"""
     if any((error.field, error.code) == ("base", "invalid") for error in errors):
-        text = f"{wish.repository} has no branch {wish.base}; say with --base where the commits should go"
+        text = f"{wish.repository} has no branch {wish.base}; set the target branch with --base"
     elif any((error.field, error.code) == ("head", "invalid") for error in errors):
-        text = f"{wish.repository} takes no pull request from {wish.head} of {wish.head_repository}: are they forks?"
+        text = f"{wish.repository} doesn't accept pull requests from {wish.head} of {wish.head_repository}: are they forks?"
     elif any("no commits between" in error.message.lower() for error in errors):
-        text = f"{wish.base} of {wish.repository} has every commit of {wish.head} already"
+        text = f"{wish.base} of {wish.repository} already has every commit of {wish.head}"
     elif any("not all refs are readable" in error.message.lower() for error in errors):
         # As reported in tgymnich/fork-sync#8.
         text = (
@@ -297,9 +297,11 @@ def _not_opened(wish: NewPullRequest, answer: Answer, errors: list[_Error]) -> G
             "it needs the scope `repo`, or the permission Contents for both"
         )
     elif "draft" in answer.message.lower():
-        text = f"{wish.repository} has no drafts, which private repositories of free accounts do not; leave --draft out"
+        text = (
+            f"{wish.repository} doesn't support draft pull requests (private repositories of free accounts don't); omit --draft"
+        )
     else:
-        text = f"GitHub does not take the pull request: {answer.message}"
+        text = f"GitHub rejected the pull request: {answer.message}"
     return GitHubError(text, status=answer.status)
 
 
