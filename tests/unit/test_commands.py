@@ -191,8 +191,8 @@ def test_arguments_are_read_as_they_were_meant(line: str, arguments: dict[str, s
         ("please", "write key=value"),
         ("a=1 a=2", "twice"),
         ('a="b', "not closed"),
-        ("1a=b", "is not a valid machine name"),
-        ("=b", "is not a valid machine name"),
+        ("1a=b", "cannot be the name"),
+        ("=b", "cannot be the name"),
         ("a=" + "x" * 5000, "longer than 4096"),
     ],
 )
