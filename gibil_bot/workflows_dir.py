@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gibil_bot.planning.yaml_nodes import MAX_BYTES
+from gibil_bot.limits import WORKFLOW_FILE_BYTES
 
 SHIPPED = Path(__file__).parent / "_workflows"
 """A link to the top-level `workflows/` in a checkout; the files themselves in an installed package."""
@@ -24,5 +24,5 @@ def read_workflows(folder: Path) -> dict[str, bytes]:
     for path in sorted(folder.iterdir()):
         if path.suffix in (".yml", ".yaml") and not path.name.startswith(".") and path.is_file():
             with path.open("rb") as file:
-                found[path.name] = file.read(MAX_BYTES + 1)
+                found[path.name] = file.read(WORKFLOW_FILE_BYTES + 1)
     return found

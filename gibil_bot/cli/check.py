@@ -11,6 +11,7 @@ import click
 
 from gibil_bot.cli.output import Paint, json_option, print_json, write_err
 from gibil_bot.errors import UsageError
+from gibil_bot.limits import WORKFLOW_FILE_BYTES
 from gibil_bot.model import (
     UnusableFile,
 )
@@ -18,7 +19,7 @@ from gibil_bot.model import (
 if TYPE_CHECKING:
     pass
 
-READ_LIMIT_BYTES = 64 * 1024 + 1
+READ_LIMIT_BYTES = WORKFLOW_FILE_BYTES + 1
 
 
 @click.command()

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gibil_bot.limits import WORKFLOW_FILE_BYTES, WORKFLOW_FOLDER
+
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
@@ -50,9 +52,9 @@ def complete_jobs(context: click.Context, parameter: click.Parameter, incomplete
 
 
 def complete_sizes(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    from gibil_bot.machines.validation import SIZES
+    from gibil_bot.limits import MACHINE_SIZES
 
-    return [size for size in SIZES if size.startswith(incomplete)]
+    return [size for size in MACHINE_SIZES if size.startswith(incomplete)]
 
 
 def complete_providers(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -82,7 +84,7 @@ def _commands(path: Path) -> list[str]:
 
     folder = next((each for each in (path, *path.resolve().parents) if (each / ".gibil" / "workflows").is_dir()), None)
     paths = sorted((folder / ".gibil" / "workflows").glob("*.y*ml"))[:100] if folder is not None else []
-    files = {f".gibil/workflows/{each.name}": each.read_bytes()[:65537] for each in paths if each.is_file()}
+    files = {f"{WORKFLOW_FOLDER}/{each.name}": each.read_bytes()[: WORKFLOW_FILE_BYTES + 1] for each in paths if each.is_file()}
     known = catalogue(operator_workflows(load_settings())(), files, base_ref="HEAD")
     return [each.command for each in known.workflows if each.command]
 

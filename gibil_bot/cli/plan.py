@@ -12,6 +12,7 @@ from gibil_bot.cli.output import json_option, print_json, print_message, print_t
 from gibil_bot.cli.replay import guess_event
 from gibil_bot.config import load_settings
 from gibil_bot.errors import UsageError
+from gibil_bot.humanize import duration_setting
 from gibil_bot.model import (
     CommentCreated,
     Event,
@@ -130,7 +131,7 @@ def plan_text(plan: Plan) -> str:
     wanted += [f"{value} MB of {name}" for name, value in (("memory", machine.memory_mb), ("disk", machine.disk_mb)) if value]
     lines = [
         f"{plan.workflow} ({plan.path})",
-        f"  machine      {', '.join(filter(None, wanted))}; destroyed after {human_duration(machine.ttl_s)} at the latest",
+        f"  machine      {', '.join(filter(None, wanted))}; destroyed after {duration_setting(machine.ttl_s)} at the latest",
     ]
     width = max((len(task.name) for task in plan.tasks), default=0)
     for number, task in enumerate(plan.tasks, start=1):
@@ -139,7 +140,7 @@ def plan_text(plan: Plan) -> str:
         lines.append(f"  inputs       {' '.join(f'{name}={value}' for name, value in plan.inputs.items())}")
     if plan.secrets:
         lines.append(f"  secrets      {', '.join(plan.secrets)}")
-    lines.append(f"  stops after  {human_duration(int(plan.timeout_s))}, all tasks together")
+    lines.append(f"  stops after  {duration_setting(int(plan.timeout_s))}, all tasks together")
     newer = "a newer run cancels this one" if plan.cancel_in_progress else "a newer run waits for this one"
     lines.append(f"  group        {plan.concurrency_group}: {newer}")
     lines += [f"  note         {note}" for note in plan.notes]
@@ -165,10 +166,6 @@ def _when(plan: Plan, task: TaskPlan) -> str:
         return f"runs only after {' or '.join('a failure' if s == 'failure' else 'a cancellation' for s in runs_after)}"
     others = " and ".join("failures" if status == "failure" else "a cancellation" for status in runs_after[1:])
     return f"runs, also after {others}"
-
-
-def human_duration(seconds: int) -> str:
-    return f"{seconds // 60} min" if seconds % 60 == 0 else f"{seconds} s"
 
 
 def _facts(event: CommentCreated | PullRequestChanged, pull_request: PullRequest, actor: str, name: str) -> EventContext:

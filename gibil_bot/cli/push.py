@@ -9,6 +9,7 @@ import click
 
 from gibil_bot.cli.machine import name_argument, opened, provider_option, run_async, settings_of
 from gibil_bot.cli.output import json_option, print_json, print_message
+from gibil_bot.humanize import count
 from gibil_bot.ssh.answers import printable
 
 if TYPE_CHECKING:
@@ -46,12 +47,8 @@ def print_pushed(found: Commits) -> None:
         print_message(f"  … and {len(found.subjects) - SHOWN_SUBJECTS} more")
     for warning in found.warnings:
         print_message(f"warning: {warning}")
-    amount = f"{counted(len(found.subjects), 'commit')}, {counted(len(found.files), 'file')}"
+    amount = f"{count(len(found.subjects), 'commit')}, {count(len(found.files), 'file')}"
     print_message(f"{amount}, pushed to {found.branch} of {found.url}")
-
-
-def counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 async def _push(name: str, branch: str | None, with_workflows: bool, provider: str | None, as_json: bool) -> int:

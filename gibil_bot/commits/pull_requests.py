@@ -13,8 +13,15 @@ from gibil_bot.commits.from_machine import Commits
 from gibil_bot.commits.remotes import check_branch
 from gibil_bot.config import Secret
 from gibil_bot.errors import GitHubError, UsageError
-from gibil_bot.github.api.user_pull_request import LONGEST_BODY, LONGEST_TITLE, NewPullRequest, OpenPullRequest, Place, is_same
-from gibil_bot.github.api.user_pull_requests import PullRequests
+from gibil_bot.github.api.user_pull_requests import (
+    LONGEST_BODY,
+    LONGEST_TITLE,
+    NewPullRequest,
+    OpenPullRequest,
+    Place,
+    PullRequests,
+    is_same,
+)
 from gibil_bot.model import Machine
 from gibil_bot.ports import Shell
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from urllib.parse import quote
 
 from starlette.requests import Request
@@ -11,11 +12,13 @@ from starlette.routing import Route
 
 from gibil_bot.demo import payloads, rest
 from gibil_bot.demo.access import Refusal, may_see
-from gibil_bot.demo.git_store import TreeEntry
+from gibil_bot.demo.git_store import GitFailed, TreeEntry
 from gibil_bot.demo.records import ROLES, Repository
 
 LARGEST_INLINE = 1024 * 1024
 """Above it the JSON of a file has no content: https://docs.github.com/en/rest/repos/contents#get-repository-content"""
+
+_HASH = re.compile(r"[0-9a-f]{40}")
 
 
 async def get_repository(request: Request) -> Response:
@@ -102,6 +105,41 @@ async def get_contents(request: Request) -> Response:
     return rest.answer(shown)
 
 
+async def get_tree(request: Request) -> Response:
+    """https://docs.github.com/en/rest/git/trees#get-a-tree: by the hash of a tree or commit, or a branch's name."""
+    repository = rest.repository(request, ("contents", "read"))
+    git, name = rest.hub(request).git, request.path_params["tree"]
+    sha = name if _HASH.fullmatch(name) else await git.resolve(repository.full_name, name)
+    if sha is None:
+        raise Refusal(404, "Not Found")
+    entries = await git.tree(repository.full_name, sha, recursive="recursive" in request.query_params)
+    if entries is None:
+        raise Refusal(404, "Not Found")
+    api = f"{rest.hub(request).state.url}/repos/{repository.full_name}/git"
+    tree: list[payloads.Json] = []
+    for entry in entries:
+        size: payloads.Json = {"size": entry.size} if entry.kind == "blob" else {}
+        url = f"{api}/{'trees' if entry.kind == 'tree' else 'blobs'}/{entry.sha}"
+        tree.append({"path": entry.path, "mode": entry.mode, "type": entry.kind, "sha": entry.sha, **size, "url": url})
+    return rest.answer({"sha": sha, "url": f"{api}/trees/{sha}", "tree": tree, "truncated": False})
+
+
+async def get_blob(request: Request) -> Response:
+    """https://docs.github.com/en/rest/git/blobs#get-a-blob: base64 in JSON, or the bytes themselves."""
+    repository = rest.repository(request, ("contents", "read"))
+    sha = request.path_params["sha"]
+    if not _HASH.fullmatch(sha):
+        raise Refusal(422, "The sha parameter must be exactly 40 characters and contain only [0-9a-f].")
+    try:
+        content = await rest.hub(request).git.blob(repository.full_name, sha)
+    except GitFailed:
+        raise Refusal(404, "Not Found") from None
+    if ".raw" in request.headers.get("accept", ""):
+        return Response(content, media_type="application/vnd.github.raw+json")
+    encoded = base64.encodebytes(content).decode()
+    return rest.answer({"sha": sha, "size": len(content), "encoding": "base64", "content": encoded})
+
+
 def _entry(request: Request, repository: Repository, ref: str, entry: TreeEntry) -> payloads.Json:
     kinds = {"blob": "file", "tree": "dir", "commit": "submodule"}
     url = f"{rest.hub(request).state.url}/repos/{repository.full_name}/contents/{quote(entry.path)}?ref={quote(ref, safe='')}"
@@ -120,6 +158,8 @@ ROUTES = [
     Route("/repos/{owner}/{name}", get_repository),
     Route("/repos/{owner}/{name}/collaborators/{login}/permission", get_permission),
     Route("/repos/{owner}/{name}/git/ref/heads/{branch:path}", get_branch_reference),
+    Route("/repos/{owner}/{name}/git/trees/{tree:path}", get_tree),
+    Route("/repos/{owner}/{name}/git/blobs/{sha}", get_blob),
     Route("/repos/{owner}/{name}/activity", list_activity),
     Route("/repos/{owner}/{name}/contents", get_contents),
     Route("/repos/{owner}/{name}/contents/{path:path}", get_contents),

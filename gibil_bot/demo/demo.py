@@ -22,8 +22,9 @@ from gibil_bot.demo.bot_process import BotProcess, destroy_leftovers, running_bo
 from gibil_bot.demo.github_double import GitHubDouble
 from gibil_bot.demo.narrator import Narrator
 from gibil_bot.demo.records import CheckRun
-from gibil_bot.demo.terminal import Terminal, duration, harmless
+from gibil_bot.demo.terminal import Terminal, harmless
 from gibil_bot.errors import GibilError
+from gibil_bot.humanize import precise_duration
 
 DEADLINE_S = 120.0
 LOOK_EVERY_S = 0.04
@@ -172,8 +173,8 @@ def _table(stage: _Stage) -> None:
     total = (stage.github.state.now() - narrator.begun).total_seconds()
     terminal.print_line()
     terminal.print_line(terminal.style("where the time went", "bold"))
-    rows = [(timing.label, duration(timing.seconds), timing.remark) for timing in narrator.timings]
-    rows.append(("all of it", duration(total), "from the comment to the last report"))
+    rows = [(timing.label, precise_duration(timing.seconds), timing.remark) for timing in narrator.timings]
+    rows.append(("all of it", precise_duration(total), "from the comment to the last report"))
     terminal.table(rows, "  ")
 
 

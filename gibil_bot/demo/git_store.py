@@ -62,7 +62,7 @@ class GitStore:
         self.root = root
         self._commits: set[tuple[str, str]] = set()
         """(repository, hash) of existing commits; they remain, since nothing is ever collected."""
-        self._listings: dict[tuple[str, str, str | None], list[TreeEntry]] = {}
+        self._listings: dict[tuple[str, str, str | None, bool], list[TreeEntry]] = {}
 
     def path(self, full_name: str) -> Path:
         return self.root / f"{full_name}.git"
@@ -162,6 +162,13 @@ class GitStore:
     async def folder(self, full_name: str, sha: str, path: str) -> list[TreeEntry]:
         return await self._ls_tree(full_name, sha, f"{path}/" if path else None)
 
+    async def tree(self, full_name: str, sha: str, *, recursive: bool) -> list[TreeEntry] | None:
+        """What `git ls-tree` lists for a commit or a tree of that hash; None when the repository has no such object."""
+        try:
+            return await self._ls_tree(full_name, sha, None, recursive=recursive)
+        except GitFailed:
+            return None
+
     async def blob(self, full_name: str, sha: str) -> bytes:
         return await self.git("cat-file", "blob", sha, repository=full_name)
 
@@ -177,12 +184,14 @@ class GitStore:
             return None
         return TreeEntry(path, "blob", "100644", words[0], int(words[2]))
 
-    async def _ls_tree(self, full_name: str, sha: str, path: str | None) -> list[TreeEntry]:
+    async def _ls_tree(self, full_name: str, sha: str, path: str | None, *, recursive: bool = False) -> list[TreeEntry]:
         """`sha` is a hash, so the answer never changes."""
-        if (known := self._listings.get((full_name, sha, path))) is not None:
+        key = (full_name, sha, path, recursive)
+        if (known := self._listings.get(key)) is not None:
             return known
+        deeper = ("-r", "-t") if recursive else ()
         listing = await self.git(
-            "ls-tree", "-z", "--long", "--full-tree", sha, "--", *([path] if path else []), repository=full_name
+            "ls-tree", "-z", "--long", "--full-tree", *deeper, sha, "--", *([path] if path else []), repository=full_name
         )
         entries = []
         for line in listing.decode(errors="surrogateescape").split("\0"):
@@ -191,7 +200,7 @@ class GitStore:
             facts, _, name = line.partition("\t")
             mode, kind, object_sha, size = facts.split()
             entries.append(TreeEntry(name, kind, mode, object_sha, 0 if size == "-" else int(size)))
-        self._listings[full_name, sha, path] = entries
+        self._listings[key] = entries
         return entries
 
 

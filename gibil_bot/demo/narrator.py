@@ -14,7 +14,8 @@ from pathlib import Path
 from gibil_bot.demo.github_double import GitHubDouble
 from gibil_bot.demo.records import CheckRun, Comment, HookDelivery, Reaction
 from gibil_bot.demo.story import RunStory, Step
-from gibil_bot.demo.terminal import Terminal, duration, harmless
+from gibil_bot.demo.terminal import Terminal, harmless
+from gibil_bot.humanize import precise_duration
 
 REACTIONS = {"eyes": "👀", "rocket": "🚀", "confused": "😕", "+1": "👍", "-1": "👎"}
 INDENT = " " * 11
@@ -133,7 +134,7 @@ class Narrator:
     def _delivered(self, delivery: HookDelivery) -> list[Entry]:
         if b'"type": "Bot"' in delivery.body.partition(b'"sender"')[2]:
             return []  # GitHub also notifies the App of its own comments
-        took = duration(delivery.duration_s)
+        took = precise_duration(delivery.duration_s)
         answered_at = delivery.delivered_at + timedelta(seconds=delivery.duration_s)
         if not delivery.succeeded:
             return [Entry(answered_at, self._bad(f"the delivery failed: {delivery.status}"))]
@@ -154,7 +155,7 @@ class Narrator:
         if reaction is comment.reactions[0]:
             self._time("comment acknowledged", seconds, f"{reaction.user.login} reacted with {reaction.content}")
         sign = REACTIONS.get(reaction.content, reaction.content)
-        text = f"{reaction.user.login} reacted with {sign} to the comment, {duration(seconds)} after it"
+        text = f"{reaction.user.login} reacted with {sign} to the comment, {precise_duration(seconds)} after it"
         return Entry(reaction.created_at, self._good(text))
 
     def _new_comments(self) -> list[Entry]:
@@ -187,7 +188,7 @@ class Narrator:
         return [Entry(run.created_at if first else run.changed_at, self._going(f"check run {name}: {state}{said}"))]
 
     def _step(self, step: Step) -> Entry | None:
-        took = duration(step.seconds) if step.seconds is not None else ""
+        took = precise_duration(step.seconds) if step.seconds is not None else ""
         match step.phase:
             case "forging":
                 return Entry(step.at, self._going("creating a machine …"))

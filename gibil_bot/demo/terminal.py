@@ -70,10 +70,6 @@ def harmless(text: str) -> str:
     return "".join(letter for letter in text if letter.isprintable() or letter == "\t").expandtabs(4)
 
 
-def duration(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
-
-
 def readable(markdown: str) -> list[str]:
     """Render GitHub's Markdown for a terminal: tables in columns, fences indented, without marks and tags."""
     lines: list[str] = []

@@ -1,8 +1,20 @@
-"""Comments read for `/gibil …` lines: what a person would see as plain text, and nothing that is quoted or hidden.
+"""Parser of the `/gibil …` lines in a comment: those that a reader sees as plain text, and none that are quoted or hidden.
 
-Pure. A command is the first word of a line. Lines within fenced, indented or inline code, HTML comments, `<pre>` and
-quotes are somebody showing a command, not giving one. Work grows with the length of the comment and no faster.
-The block rules are CommonMark's (https://spec.commonmark.org/0.31.2/); in doubt a line is not a command.
+Pure. A command is the first word of a line. Lines in fenced, indented or inline code, HTML comments, `<pre>` and quotes show a
+command and do not give one. The block rules are CommonMark's (https://spec.commonmark.org/0.31.2/); in doubt a line is
+not a command.
+
+Why not markdown-it-py: the webhook server parses comments that anyone can write, on the event loop, and its time isn't linear.
+Measured with version 4.3.0 on comments of 64 KB, in seconds of CPU, against this parser:
+
+    an ordinary text                                   0.007    0.001
+    30,000 lines that continue 500 nested quotes       1.65     0.03     (its block rules alone: 1.64)
+    `![` repeated                                      1.0      0.001
+    `[a` on each line                                  0.7      0.02
+    `[` repeated                                       0.6      0.001
+    a list of 16,000 items                             0.4      0.02     (its block rules alone: 0.37)
+
+A `maxNesting` of 100 instead of its default of 20 makes the quotes several times slower again.
 """
 
 from __future__ import annotations
@@ -10,9 +22,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from gibil_bot.model import Command
 
@@ -39,12 +50,6 @@ def parse(body: str) -> tuple[Command, ...]:
             break
         found.append(_command(line))
     return tuple(found)
-
-
-def nearest(word: str, choices: Iterable[str]) -> str | None:
-    """The choice that was probably meant."""
-    close = get_close_matches(word[:64].lower(), list(choices), n=1, cutoff=0.6)
-    return close[0] if close else None
 
 
 # --- which lines are commands ----------------------------------------------------------------------------------------
@@ -230,7 +235,7 @@ def _command(line: str) -> Command:
 def _refuse_invisible(text: str) -> None:
     for sign in text:
         if sign != "\t" and unicodedata.category(sign) in ("Cc", "Cf", "Co", "Cs", "Zl", "Zp"):
-            raise _Unreadable(f"it holds the invisible character U+{ord(sign):04X}; type the line anew")
+            raise _Unreadable(f"it holds the invisible character U+{ord(sign):04X}; type the line again")
 
 
 def _arguments(word: str, rest: str) -> dict[str, str]:
@@ -245,7 +250,7 @@ def _arguments(word: str, rest: str) -> dict[str, str]:
         else:
             raise _Unreadable(f"“{_short(token[:key_end])}” cannot be the name of an argument: letters, digits, - and _")
         if key in arguments:
-            raise _Unreadable(f"the argument {_short(key)} is there twice")
+            raise _Unreadable(f"the argument {_short(key)} is given twice")
         arguments[key] = value
     return arguments
 

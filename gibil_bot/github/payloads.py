@@ -189,20 +189,6 @@ class MergeGroupPayload(PlacePayload):
     merge_group: _MergeGroup
 
 
-class _OwnedRepository(msgspec.Struct):
-    full_name: str = ""
-    owner: UserPayload | None = None
-
-
-class _AccountInstallation(msgspec.Struct):
-    account: UserPayload | None = None
-
-
-class AccountsPayload(msgspec.Struct):
-    repository: _OwnedRepository | None = None
-    installation: _AccountInstallation | None = None
-
-
 def repository(place: PlacePayload) -> Repository:
     found = place.repository
     return Repository(

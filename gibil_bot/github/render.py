@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from urllib.parse import quote
 
-from gibil_bot.github.humanize import count, duration, ordinal
 from gibil_bot.github.markdown import clean, code, fenced, joined, line, quoted, sentence, size
+from gibil_bot.humanize import count, duration, ordinal
 from gibil_bot.model import (
     CheckRunOutput,
     CheckRunUpdate,

@@ -12,8 +12,8 @@ from math import ceil
 from typing import Literal
 
 from gibil_bot.github.commands import PREFIX
-from gibil_bot.github.humanize import count
 from gibil_bot.github.markdown import code, defuse, fenced, line, size
+from gibil_bot.humanize import count
 from gibil_bot.model import CommentCreated, CommentUpdate, Notification, ReactionUpdate, Repository
 
 REPLY_LIMIT = 60_000
@@ -49,7 +49,7 @@ def reply(event: CommentCreated, guid: str, text: str) -> Notification:
 
 
 def reaction(event: CommentCreated, content: Reaction) -> Notification:
-    """A sign on the comment: seen (eyes), started (rocket), not understood (confused)."""
+    """A reaction to the comment: `eyes` when it was read, `confused` when a command was refused."""
     return Notification(
         key=f"reaction:{event.comment_id}:{content}",
         installation_id=event.installation_id,
@@ -73,8 +73,8 @@ def help_text(entries: Sequence[HelpEntry], problems: Sequence[str] = ()) -> str
     if len(entries) > 50:
         lines.append(f"- … and {len(entries) - 50} more")
     lines += [
-        f"- {code(f'{PREFIX} retest')}: run again what was not green; with a workflow's name, that one",
-        f"- {code(f'{PREFIX} cancel')}: stop what is queued or running; with a workflow's name, that one",
+        f"- {code(f'{PREFIX} retest')}: run again what did not succeed, or the named workflow",
+        f"- {code(f'{PREFIX} cancel')}: stop what is queued or running, or the named workflow",
         f"- {code(f'{PREFIX} approve SHA')}: let one commit of an untrusted pull request run, without secrets",
         f"- {code(f'{PREFIX} help')}: this list",
     ]
@@ -89,41 +89,41 @@ def help_text(entries: Sequence[HelpEntry], problems: Sequence[str] = ()) -> str
 def permission_refused(login: str, permission: str) -> str:
     """The commenter may not give commands here."""
     has = "no permission" if permission == "none" else f"{line(permission, 20)} permission"
-    return f"{code(login)} has {has} on this repository, and commands need write: ask somebody who has it to comment."
+    return f"{code(login)} has {has} on this repository, but commands need write permission. Ask a user who has it to comment."
 
 
 def rate_limited(login: str, per_hour: int, wait_s: float) -> str:
     """A person has given as many commands as one may. Sent once an hour."""
     return (
         f"{code(login)} has reached the limit of {count(per_hour, 'command')} an hour in this repository: try again in "
-        f"{count(max(1, ceil(wait_s / 60)), 'minute')}. Commands above the limit get no further answer within the hour; the "
-        "operator of this bot sets the limit (GIBIL_COMMANDS_PER_HOUR)."
+        f"{count(max(1, ceil(wait_s / 60)), 'minute')}. Further commands above the limit are not answered. The "
+        "operator of this bot sets the limit with GIBIL_COMMANDS_PER_HOUR."
     )
 
 
 def untrusted_refused(because: str, provider: str) -> str:
     """The operator does not let untrusted code onto these machines. `because` is a clause of trust_texts."""
     return (
-        f"This commit is untrusted, because {because}; and this bot runs no untrusted code on its {code(provider)} machines, "
-        "which share a kernel with it. Its operator can set GIBIL_LOCAL_UNTRUSTED=approve, which lets a person with write "
+        f"This commit is untrusted, because {because}. This bot doesn't run untrusted code on its {code(provider)} machines, "
+        "because they share its kernel. Its operator can set GIBIL_LOCAL_UNTRUSTED=approve, which lets users with write "
         "permission approve single commits."
     )
 
 
 def command_unreadable(word: str, problem: str) -> str:
     """A line that is no command. `problem` is Command.problem."""
-    return f"I cannot read {code(f'{PREFIX} {word}')}: {line(problem, 500)}. {code(f'{PREFIX} help')} shows what there is."
+    return f"I cannot read {code(f'{PREFIX} {word}')}: {line(problem, 500)}. {code(f'{PREFIX} help')} lists the commands."
 
 
 def pull_request_closed(number: int) -> str:
     """Commands work on open pull requests."""
-    return f"Pull request {number} is closed, and only open ones run: reopen it and comment again."
+    return f"Pull request {number} is closed; commands work on open pull requests. Reopen it and comment again."
 
 
 def nothing_to_retest(workflow: str | None) -> str:
     """Nothing failed, or nothing ran."""
     which = f"{code(workflow)} has not run" if workflow else "Nothing has run"
-    return f"{which} at the newest commit of this pull request yet: {code(f'{PREFIX} help')} shows what can be run."
+    return f"{which} at the newest commit of this pull request yet: {code(f'{PREFIX} help')} lists what can be run."
 
 
 def nothing_failed() -> str:
@@ -135,19 +135,13 @@ def nothing_failed() -> str:
 
 def github_failed(problem: str) -> str:
     """GitHub did not answer what we have to know before we obey."""
-    return f"Nothing was started, because GitHub did not answer the bot ({code(problem, 300)}): comment again in a while."
-
-
-def nothing_to_cancel(workflow: str | None) -> str:
-    """Nothing is queued or running."""
-    which = f"{code(workflow)} is neither" if workflow else "Nothing is"
-    return f"{which} queued {'nor' if workflow else 'or'} running here: there was nothing to stop."
+    return f"Nothing was started, because GitHub did not answer the bot ({code(problem, 300)}): comment again later."
 
 
 def failed_ourselves(reference: str) -> str:
     """We broke while handling the comment."""
     where = f"the operator finds it in the log as {code(reference)}"
-    return f"gibil itself failed to handle this comment; {where}. Comment again to retry."
+    return f"An internal error of gibil prevented the handling of this comment; {where}. Comment again to retry."
 
 
 def notice(installation_id: int, repository: Repository, number: int, topic: str, text: str) -> Notification:

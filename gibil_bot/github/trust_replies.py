@@ -19,7 +19,7 @@ APPROVAL_CHECK = f"{CHECK_PREFIX}approval"
 
 
 def fork_gone() -> str:
-    return "the fork that it came from is gone"
+    return "its fork doesn't exist any more"
 
 
 def fork_of_organization(fork: str) -> str:
@@ -64,8 +64,8 @@ def _without(person: Person) -> str:
 def head_moved(number: int, sha: str) -> str:
     """The head is, or may be, another commit than when the request was written."""
     return (
-        f"Nothing was started: the head of pull request {number} is now {code(sha)}, and it is not certain that it was "
-        "when this was asked for. Look at that commit, then ask again."
+        f"Nothing was started: the head of pull request {number} is now {code(sha)}, which may not have been the head "
+        "when this was requested. Review that commit, then comment again."
     )
 
 
@@ -73,7 +73,7 @@ def rerun_moved(old_sha: str, number: int, sha: str) -> str:
     """Re-run was pressed on a commit that is not the head any more."""
     return (
         f"Nothing was run again: commit {code(old_sha[:7])} is not the head of pull request {number} any more, which is now "
-        f"{code(sha)}. Look at that commit, then comment {code(f'{PREFIX} retest')}."
+        f"{code(sha)}. Review that commit, then comment {code(f'{PREFIX} retest')}."
     )
 
 
@@ -81,8 +81,8 @@ def rerun_lost(check_name: str, sha: str) -> str:
     """The store knows nothing of that check run, and its name does not say what to do."""
     which = code(check_name, 120) if check_name else "What was checked"
     return (
-        f"{which} of commit {code(sha[:7])} cannot be run again, because the bot knows no "
-        f"run behind it: comment {code(f'{PREFIX} help')} to see what can be run."
+        f"{which} of commit {code(sha[:7])} cannot be run again, because the bot has no "
+        f"record of its run: comment {code(f'{PREFIX} help')} to list what can be run."
     )
 
 
@@ -131,7 +131,7 @@ def approval_too_late(sha: str) -> str:
 
 
 def approval_not_needed(sha: str) -> str:
-    return f"Commit {code(sha[:7])} needs no approval here: {code(f'{PREFIX} help')} shows what can be run."
+    return f"Commit {code(sha[:7])} needs no approval here: {code(f'{PREFIX} help')} lists what can be run."
 
 
 def approval_refused_here(provider: str) -> str:
@@ -144,15 +144,15 @@ def approval_refused_here(provider: str) -> str:
 
 
 def approved(sha: str, started: int) -> str:
-    begun = "What waited for it was started." if started else f"Commands work for it now, such as {code(f'{PREFIX} test')}."
+    begun = "The waiting workflows were started." if started else f"Commands work for it now, such as {code(f'{PREFIX} test')}."
     return f"Commit {code(sha[:7])} may run, without secrets, until the next push. {begun}"
 
 
 def merge_queue_unsupported(workflow: str) -> str:
     return (
-        f"gibil runs {code(workflow)} on pull requests and does not test the commits of merge queues yet. Take this check out "
-        "of the required checks of the merge queue's rules (Settings, Rules), or merge without the queue; the check on the "
-        "pull request itself goes on as before."
+        f"gibil runs {code(workflow)} on pull requests and does not test the commits of merge queues yet. Remove this check "
+        "from the required checks of the merge queue (Settings, Rules), or merge without the queue. The check on the "
+        "pull request itself works as before."
     )
 
 

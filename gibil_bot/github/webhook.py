@@ -14,7 +14,6 @@ import msgspec
 
 from gibil_bot.errors import InvalidDelivery
 from gibil_bot.github.payloads import (
-    AccountsPayload,
     ActionPayload,
     CheckRunEventPayload,
     CheckSuiteEventPayload,
@@ -70,21 +69,6 @@ def narrow(event: str, payload: bytes) -> Event:
     if read is None:
         return Ignored(reason=f"event {event[:80]!r} is not one of ours")
     return read(event, payload)
-
-
-def account(payload: bytes) -> str | None:
-    """The login of whose repository or installation a delivery is about, in lower case, for the allow-list.
-
-    None where the payload names nobody. Raises InvalidDelivery when it is not JSON.
-    """
-    facts = _decode("delivery", payload, AccountsPayload)
-    if facts.repository is not None and facts.repository.owner is not None:
-        return facts.repository.owner.login.lower()
-    if facts.repository is not None and "/" in facts.repository.full_name:
-        return facts.repository.full_name.partition("/")[0].lower()
-    if facts.installation is not None and facts.installation.account is not None:
-        return facts.installation.account.login.lower()
-    return None
 
 
 # --- one reader for each event ---------------------------------------------------------------------------------------

@@ -8,7 +8,18 @@ for upper and lower case of letters beyond ASCII.
 from __future__ import annotations
 
 from gibil_bot.planning import expressions
-from gibil_bot.planning.syntax import STATUS_FUNCTIONS, STATUSES, Binary, Call, Expression, Literal, Name, Not, Value, parse
+from gibil_bot.planning.expressions import (
+    STATUS_FUNCTIONS,
+    STATUSES,
+    Binary,
+    Call,
+    Expression,
+    Literal,
+    Name,
+    Not,
+    Value,
+    parse,
+)  # fmt: skip
 
 
 def wanted_after(status: str, condition: str) -> str:

@@ -14,6 +14,7 @@ import shlex
 from collections.abc import Mapping
 
 from gibil_bot.commits.identity import Identity
+from gibil_bot.limits import ENVIRONMENT_VALUE_BYTES
 from gibil_bot.machines.conditions import wanted_after
 from gibil_bot.machines.remote_layout import ENVIRONMENT, GIVEN, READY, STATE, TASKS_DONE, TASKS_FAILED, identity_line
 from gibil_bot.machines.source import CodeSource
@@ -23,7 +24,7 @@ from gibil_bot.runs.returned_files import REASON_BYTES
 from gibil_bot.scripts import clone
 from gibil_bot.scripts.commands import SHELLS, kill_by_environment
 from gibil_bot.scripts.setup_task import set_up_script
-from gibil_bot.scripts.task_script import MAX_ENV_ENTRIES, MAX_FOLDERS, MAX_VALUE_BYTES
+from gibil_bot.scripts.task_script import MAX_ENV_ENTRIES, MAX_FOLDERS
 from gibil_bot.scripts.templates import script, text
 
 DEFAULT_TASK_S = 3600.0
@@ -47,7 +48,7 @@ def provision_script(origin: CodeSource, given: tuple[str, ...] = (), who: Ident
         ENVIRONMENT=ENVIRONMENT,
         TASKS_FAILED=TASKS_FAILED,
         KILL=kill_by_environment('"^GITHUB_ENV=$gibil_folder/env\\$"'),
-        MAX_VALUE_BYTES=str(MAX_VALUE_BYTES),
+        MAX_VALUE_BYTES=str(ENVIRONMENT_VALUE_BYTES),
         MAX_ENV_ENTRIES=str(MAX_ENV_ENTRIES),
         MAX_FOLDERS=str(MAX_FOLDERS),
         REASON_BYTES=str(REASON_BYTES),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from gibil_bot.caps import NO_CAPS, Caps, capped, check_server_type
 from gibil_bot.config import Settings
+from gibil_bot.humanize import duration_setting
 from gibil_bot.machines import validation
 from gibil_bot.model import MachinePlan, MachineResources
 
@@ -58,7 +59,7 @@ def terms(order: CreateRequest, wish: MachineResources, settings: Settings, caps
         wanted = max(wish.ttl_s or validation.DEFAULT_TTL_S, validation.MIN_TTL_S)
         ttl_s = min(wanted, settings.max_ttl_s)
         if wish.ttl_s is not None and ttl_s != wish.ttl_s:
-            notes.append(f"the machine lives {validation.spell(ttl_s)}, not the {validation.spell(wish.ttl_s)} of .gibil.yml")
+            notes.append(f"the machine lives {duration_setting(ttl_s)}, not the {duration_setting(wish.ttl_s)} of .gibil.yml")
     order_says = MachineResources(
         size=order.size or None,
         image=order.image or None,

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from gibil_bot.errors import GibilError, MachineLost, MachineNotFound, SSHError, UsageError
+from gibil_bot.humanize import duration_setting
 from gibil_bot.machines import validation
 from gibil_bot.machines.reconnect import Tell, answers, connect_again
 from gibil_bot.machines.remote_layout import (
@@ -328,7 +329,7 @@ async def extend_machine(factory: MachineFactory, machine: Machine, seconds: int
     if expires_at > latest:
         left = max(0, int((latest - machine.expires_at).total_seconds()) // 60)
         raise UsageError(
-            f"a machine lives at most {validation.spell(max_ttl_s)} here: {machine.name} can be extended by {left}m more; "
+            f"a machine lives at most {duration_setting(max_ttl_s)} here: {machine.name} can be extended by {left}m more; "
             "GIBIL_MAX_TTL sets the cap"
         )
     with contextlib.suppress(MachineNotFound):

@@ -24,8 +24,9 @@ from gibil_bot.commits.local_repository import PROMISOR, branch_of, explained, o
 from gibil_bot.commits.remotes import ask_ref, check_branch
 from gibil_bot.errors import UsageError
 from gibil_bot.git import GitError
+from gibil_bot.limits import REPOSITORY_FILE
 from gibil_bot.planning.schema import parse_repository_file
-from gibil_bot.planning.workflow import REPOSITORY_FILE, RepositoryFile
+from gibil_bot.planning.workflow import RepositoryFile
 from gibil_bot.runs.commit_files import repository_file
 
 UNREADABLE = "REPOSITORY_UNREADABLE"

@@ -13,19 +13,17 @@ from typing import TypeAlias
 
 from gibil_bot.config import parse_duration
 from gibil_bot.errors import UsageError
+from gibil_bot.humanize import duration_setting
+from gibil_bot.limits import ENVIRONMENT_VALUE_BYTES, MACHINE_NAME, MACHINE_NAME_RULE, MACHINE_SIZES
 
 Duration: TypeAlias = str | int | float | timedelta
 """`90s 20m 2h 7d 1w 1mo 1y`, or a number of minutes."""
 
-SIZES = ("small", "medium", "large")
 DEFAULT_TTL_S = 3600
 MIN_TTL_S = 60
 MOST_IN_FLEET = 20
 
-_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
-_VALUE_BYTES = 120 * 1024
-"""Linux takes 128 KiB for one environment string."""
 
 _FIRST = ("amber", "ashen", "bright", "bronze", "copper", "ember", "golden", "iron", "molten", "ruddy", "silver", "tempered")
 _SECOND = ("anvil", "bellows", "brazier", "chisel", "crucible", "flame", "forge", "furnace", "hammer", "kiln", "spark", "tongs")
@@ -33,8 +31,8 @@ _SECOND = ("anvil", "bellows", "brazier", "chisel", "crucible", "flame", "forge"
 
 def check_name(name: str) -> str:
     """An RFC 1123 label (section 2.1): small letters, digits and inner dashes, at most 63."""
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"{name!r} cannot be the name of a machine: small letters, digits and inner dashes, at most 63")
+    if not MACHINE_NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is not a valid machine name: use {MACHINE_NAME_RULE}")
     return name
 
 
@@ -75,7 +73,9 @@ def ttl_seconds(text: Duration, max_ttl_s: int) -> int:
     if seconds < MIN_TTL_S:
         raise UsageError(f"a machine lives at least a minute, and {text!r} is {seconds} s")
     if seconds > max_ttl_s:
-        raise UsageError(f"a machine lives at most {spell(max_ttl_s)} here, and {text!r} is longer; GIBIL_MAX_TTL sets the cap")
+        raise UsageError(
+            f"a machine lives at most {duration_setting(max_ttl_s)} here, and {text!r} is longer; GIBIL_MAX_TTL sets the cap"
+        )
     return seconds
 
 
@@ -94,18 +94,9 @@ def duration_seconds(duration: Duration) -> int:
     raise UsageError(f"{duration!r} is not a duration: write 90s, 20m or 2h, or a number of minutes")
 
 
-def spell(seconds: float) -> str:
-    """`24h`, `90m`, `45s`: the largest unit that is whole."""
-    whole = int(seconds)
-    for unit, size in (("h", 3600), ("m", 60)):
-        if whole and whole % size == 0:
-            return f"{whole // size}{unit}"
-    return f"{whole}s"
-
-
 def check_size(size: str) -> str:
-    if size not in SIZES:
-        raise UsageError(f"there is no size {size!r}; write {', '.join(SIZES)}")
+    if size not in MACHINE_SIZES:
+        raise UsageError(f"there is no size {size!r}; write {', '.join(MACHINE_SIZES)}")
     return size
 
 
@@ -143,6 +134,6 @@ def check_environment(env: dict[str, str]) -> dict[str, str]:
             raise UsageError(f"--env: {name!r} is reserved: GITHUB_, GIBIL_ and RUNNER_ names are gibil's own")
         if "\0" in value:
             raise UsageError(f"--env: the value of {name} holds a NUL byte")
-        if len(value.encode("utf-8", "surrogateescape")) > _VALUE_BYTES:
-            raise UsageError(f"--env: the value of {name} is above {_VALUE_BYTES // 1024} KiB")
+        if len(value.encode("utf-8", "surrogateescape")) > ENVIRONMENT_VALUE_BYTES:
+            raise UsageError(f"--env: the value of {name} is above {ENVIRONMENT_VALUE_BYTES // 1024} KiB")
     return env

@@ -126,7 +126,7 @@ def event_hint(word: str) -> str | None:
 def activity_hint(word: str) -> str | None:
     """What to write instead of an activity type of `pull_request` that starts nothing here."""
     if word in ("labeled", "unlabeled", "ready_for_review", "assigned", "review_requested", "edited", "closed"):
-        return f"{word!r} starts nothing; there are opened, synchronize and reopened, or a command in a comment"
+        return f"{word!r} is not an event that starts a workflow; write opened, synchronize or reopened, or use a command"
     return None
 
 
@@ -250,8 +250,8 @@ def _about(piece: str, inside: str, key: str, *, is_whole: bool) -> str | None:
     already = _variable(context, name)
     if inside == "run":
         if already is not None and not is_name:
-            return f'{shown}: nothing is pasted into a script; compute it in the script from "${already}"'
-        return f"{shown}: nothing is pasted into a script; {_instead(context, name)}"
+            return f'{shown}: expressions are not evaluated in scripts; compute it in the script from "${already}"'
+        return f"{shown}: expressions are not evaluated in scripts; {_instead(context, name)}"
     if inside == "env":
         if already is not None and not (is_whole and is_name):
             return f"{shown}: {_EVALUATED}; compute ${key} in the script from ${already}"

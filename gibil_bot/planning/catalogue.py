@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from gibil_bot.errors import InvalidWorkflow
+from gibil_bot.humanize import nearest
 from gibil_bot.planning.schema import is_repository_file, parse_repository_file, parse_workflow, workflow_name
 from gibil_bot.planning.workflow import Input, RepositoryFile, Workflow
-from gibil_bot.planning.yaml_nodes import nearest, read_yaml
+from gibil_bot.planning.yaml_nodes import read_yaml
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +30,6 @@ class Catalogue:
     """What is wrong with the `.gibil.yml`; it is among `problems` too."""
     broken_words: Mapping[str, InvalidWorkflow] = field(default_factory=dict)
     """Command words that a broken file would have defined."""
-    own: frozenset[str] = frozenset()
-    """Paths of the workflows that are the repository's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +41,6 @@ class CommandHelp:
     description: str
     inputs: tuple[Input, ...]
     path: str
-    is_own: bool
-    """The repository's, and not the operator's."""
 
 
 def catalogue(operator: Mapping[str, bytes], repository: Mapping[str, bytes], *, base_ref: str) -> Catalogue:
@@ -78,7 +75,6 @@ def catalogue(operator: Mapping[str, bytes], repository: Mapping[str, bytes], *,
         repository_file=own_file,
         repository_problem=own_problem,
         broken_words=broken,
-        own=frozenset(workflow.path for workflow in own),
     )
 
 
@@ -91,7 +87,6 @@ def commands(known: Catalogue) -> tuple[CommandHelp, ...]:
             description=workflow.description,
             inputs=workflow.inputs,
             path=workflow.path,
-            is_own=workflow.path in known.own,
         )
         for workflow in sorted(known.workflows, key=lambda workflow: (workflow.command or "", workflow.name))
         if workflow.command
@@ -123,9 +118,7 @@ def why_unknown(known: Catalogue, word: str) -> str:
         if words
         else "This repository has no commands yet; `/gibil help` says more."
     )
-    return (
-        f"`/gibil {word[:50]}` is not known here{nearest(word, [*words, 'help', 'cancel', 'retest', 'approve'])}. {there_are}"
-    )
+    return f"`/gibil {word[:50]}` is unknown{nearest(word, [*words, 'help', 'cancel', 'retest', 'approve'])}. {there_are}"
 
 
 # --- reading files -----------------------------------------------------------------------------------------------

@@ -1,52 +1,326 @@
-"""The language of `if:` and of `${{ … }}` pieces: GitHub Actions' expressions, the part that a plan needs.
+"""Expressions of `if:` and of `${{ … }}`: the part of GitHub Actions' language that a plan needs.
 
 Literals, comparison and truth follow https://docs.github.com/en/actions/reference/workflows-and-actions/expressions:
 `==` is loose, strings compare without case, and an expression without a status function means `success() && (…)`.
-Everything is parsed by hand into a small tree (`syntax.py`); nothing of it ever reaches `eval`.
+The text is parsed by hand into a small tree; nothing of it ever reaches `eval`.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 
-from gibil_bot.planning.syntax import (
-    GITHUB_NAMES,
-    MAX_DEPTH,
-    MAX_LENGTH,
-    STATUS_FUNCTIONS,
-    STATUSES,
-    Binary,
-    Call,
-    Expression,
-    InvalidExpression,
-    Literal,
-    Name,
-    Not,
-    Value,
-    body_of,
-    is_number,
-    number_of,
-    parse,
-    parse_at,
-    pieces_of,
+from gibil_bot.errors import GibilError
+from gibil_bot.humanize import nearest
+
+MAX_LENGTH = 1000
+MAX_DEPTH = 30
+_SLACK_LENGTH, _SLACK_DEPTH = 3000, 5
+"""What a condition may grow while it is planned (`bind`, `combine`), beyond what `check` allows."""
+
+GITHUB_NAMES = (
+    "event_name",
+    "actor",
+    "sha",
+    "ref",
+    "head_ref",
+    "base_ref",
+    "repository",
+    "repository_owner",
+    "workflow",
+    "number",
 )
-from gibil_bot.planning.yaml_nodes import nearest
+"""What `github.` offers here."""
 
-__all__ = [
-    "GITHUB_NAMES",
-    "MAX_DEPTH",
-    "MAX_LENGTH",
-    "InvalidExpression",
-    "bind",
-    "check",
-    "check_interpolation",
-    "combine",
-    "evaluate",
-    "interpolate",
-    "names",
-    "uses_status",
-]
+STATUSES = ("success", "failure", "cancelled")
+STATUS_FUNCTIONS = (*STATUSES, "always")
+_FUNCTIONS = (*STATUS_FUNCTIONS, "contains", "startsWith", "endsWith")
+
+Value = str | bool | float | None
+
+
+class InvalidExpression(GibilError):
+    """An expression that cannot be read. `column` counts from 1 in the text that was given."""
+
+    code = "WORKFLOW_INVALID"
+    exit_status = 2
+
+    def __init__(self, problem: str, column: int) -> None:
+        super().__init__(f"{problem} (column {column} of the expression)")
+        self.problem, self.column = problem, column
+
+
+# --- the tree ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Literal:
+    value: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    context: str
+    """inputs | github | env"""
+    name: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    function: str
+    """Lower case."""
+    arguments: tuple[Expression, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    operand: Expression
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    operator: str
+    left: Expression
+    right: Expression
+
+
+Expression = Literal | Name | Call | Not | Binary
+
+
+def parse(text: str) -> Expression:
+    """The tree of one condition, with or without `${{ }}` around the whole. Raises InvalidExpression."""
+    if len(text) > MAX_LENGTH + _SLACK_LENGTH:
+        raise InvalidExpression(f"an expression of more than {MAX_LENGTH + _SLACK_LENGTH} characters", 1)
+    return parse_at(*body_of(text), deepest=MAX_DEPTH + _SLACK_DEPTH)
+
+
+def body_of(text: str) -> tuple[str, int]:
+    """A condition without the `${{ }}` around it, and where it begins."""
+    if not text.lstrip().startswith("${{"):
+        return text, 0
+    start = text.index("${{") + 3
+    end = _end_of_piece(text, start)
+    if text[end + 2 :].strip():
+        raise InvalidExpression("put ${{ }} around the whole condition, or leave it away", end + 3)
+    return text[start:end], start
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+_TOKEN = re.compile(
+    r"(?P<space>[ \t\r\n]+)"
+    r"|(?P<string>'(?:[^']|'')*')"
+    r"|(?P<number>[-+]?(?:0x[0-9a-fA-F]+|(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)(?![\w.]))"
+    r"|(?P<word>[A-Za-z_][A-Za-z0-9_-]*)"
+    r"|(?P<sign>==|!=|<=|>=|&&|\|\||[<>!().,])"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    kind: str
+    text: str
+    start: int
+
+
+def _tokens(text: str, offset: int) -> list[_Token]:
+    tokens = []
+    position = 0
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            raise InvalidExpression(_about_character(text[position]), offset + position + 1)
+        kind = str(match.lastgroup)
+        if kind != "space":
+            tokens.append(_Token(kind, match.group(), offset + position))
+        position = match.end()
+    tokens.append(_Token("end", "", offset + len(text)))
+    return tokens
+
+
+def _about_character(character: str) -> str:
+    hints = {
+        '"': "strings stand in 'single quotes'",
+        "'": "this string never ends",
+        "=": "comparison is written ==",
+        "&": "and is written &&",
+        "|": "or is written ||",
+        "$": "put ${{ }} around the whole condition, or leave it away",
+        "[": "an index is not supported; write inputs.NAME",
+    }
+    return hints.get(character, f"unexpected character {character!r}")
+
+
+def parse_at(text: str, offset: int, *, deepest: int = MAX_DEPTH) -> Expression:
+    if not text.strip():
+        raise InvalidExpression("an empty expression", offset + 1)
+    parser = _Parser(_tokens(text, offset), deepest)
+    tree = parser.either(0)
+    parser.expect_end()
+    return tree
+
+
+class _Parser:
+    """Recursive descent, loosest first: `||`, `&&`, comparison, `!`, atoms."""
+
+    def __init__(self, tokens: list[_Token], deepest: int) -> None:
+        self._tokens = tokens
+        self._position = 0
+        self._deepest = deepest
+
+    @property
+    def _here(self) -> _Token:
+        return self._tokens[self._position]
+
+    def _take(self, *signs: str) -> str | None:
+        token = self._here
+        if token.kind == "sign" and token.text in signs:
+            self._position += 1
+            return token.text
+        return None
+
+    def _refuse(self, problem: str, token: _Token | None = None) -> InvalidExpression:
+        return InvalidExpression(problem, (token or self._here).start + 1)
+
+    def expect_end(self) -> None:
+        if self._here.kind != "end":
+            raise self._refuse(f"unexpected {self._here.text!r} after the end of the expression")
+
+    def either(self, depth: int) -> Expression:
+        return self._chain(("||",), lambda: self._both(depth))
+
+    def _both(self, depth: int) -> Expression:
+        return self._chain(("&&",), lambda: self._equal(depth))
+
+    def _equal(self, depth: int) -> Expression:
+        return self._chain(("==", "!="), lambda: self._ordered(depth))
+
+    def _ordered(self, depth: int) -> Expression:
+        return self._chain(("<", "<=", ">", ">="), lambda: self._not(depth))
+
+    def _chain(self, signs: tuple[str, ...], operand: Callable[[], Expression]) -> Expression:
+        tree = operand()
+        links = 0
+        while sign := self._take(*signs):
+            links += 1
+            if links > MAX_DEPTH:
+                raise self._refuse(f"more than {MAX_DEPTH} {sign} in a row")
+            tree = Binary(sign, tree, operand())
+        return tree
+
+    def _not(self, depth: int) -> Expression:
+        if depth > self._deepest:
+            raise self._refuse(f"nested more than {MAX_DEPTH} deep")
+        if self._take("!"):
+            return Not(self._not(depth + 1))
+        return self._atom(depth)
+
+    def _atom(self, depth: int) -> Expression:
+        token = self._here
+        if self._take("("):
+            tree = self.either(depth + 1)
+            self._close()
+            return tree
+        if token.kind == "string":
+            self._position += 1
+            return Literal(token.text[1:-1].replace("''", "'"))
+        if token.kind == "number":
+            self._position += 1
+            return Literal(number_of(token.text))
+        if token.kind == "word":
+            self._position += 1
+            return self._word(token, depth)
+        raise self._refuse("the expression is incomplete" if token.kind == "end" else f"{token.text!r} is unexpected here")
+
+    def _close(self) -> None:
+        if not self._take(")"):
+            raise self._refuse("expected a )")
+
+    def _word(self, token: _Token, depth: int) -> Expression:
+        word = token.text
+        if word in ("true", "false"):
+            return Literal(word == "true")
+        if word == "null":
+            return Literal(None)
+        if self._take("("):
+            return self._call(token, depth)
+        if self._take("."):
+            return self._name(token)
+        if word.lower() in {name.lower() for name in _FUNCTIONS}:
+            raise self._refuse(f"{word} is a function: write {word}()", token)
+        raise self._refuse(f"{word!r} is unknown; write strings in 'single quotes' and inputs as inputs.NAME", token)
+
+    def _call(self, token: _Token, depth: int) -> Call:
+        function = token.text.lower()
+        if function not in {name.lower() for name in _FUNCTIONS}:
+            raise self._refuse(f"there is no function {token.text!r}{nearest(token.text, _FUNCTIONS)}", token)
+        arguments: list[Expression] = []
+        if not self._take(")"):
+            arguments.append(self.either(depth + 1))
+            while self._take(","):
+                arguments.append(self.either(depth + 1))
+            self._close()
+        wanted = 0 if function in STATUS_FUNCTIONS else 2
+        if len(arguments) != wanted:
+            raise self._refuse(f"{token.text}() takes {wanted or 'no'} arguments, and got {len(arguments)}", token)
+        return Call(function, tuple(arguments))
+
+    def _name(self, token: _Token) -> Name:
+        context, name = token.text, self._here
+        if context not in ("inputs", "github", "env"):
+            known = nearest(context, ("inputs", "github", "env"))
+            raise self._refuse(f"{context!r} is unknown; the contexts are inputs, github and env{known}", token)
+        if name.kind != "word":
+            raise self._refuse(f"expected a name after {context}.")
+        self._position += 1
+        if context == "github" and name.text not in GITHUB_NAMES:
+            known = nearest(name.text, GITHUB_NAMES) or "; there are " + ", ".join(GITHUB_NAMES)
+            raise self._refuse(f"there is no github.{name.text} here{known}", name)
+        return Name(context, name.text, token.start, name.start + len(name.text))
+
+
+def _end_of_piece(text: str, start: int) -> int:
+    """Where the `}}` is that ends a `${{` before `start`; one inside a string does not count."""
+    quoted = False
+    for position in range(start, len(text)):
+        if text[position] == "'":
+            quoted = not quoted
+        elif not quoted and text.startswith("}}", position):
+            return position
+    raise InvalidExpression("a ${{ without its }}", start - 2)
+
+
+def pieces_of(text: str) -> Iterator[tuple[str, int | None]]:
+    """Literal text with None, and the insides of `${{ }}` with where they begin."""
+    if len(text) > MAX_LENGTH:
+        raise InvalidExpression(f"an expression of more than {MAX_LENGTH} characters", 1)
+    position = 0
+    while (found := text.find("${{", position)) >= 0:
+        if found > position:
+            yield text[position:found], None
+        end = _end_of_piece(text, found + 3)
+        yield text[found + 3 : end], found + 3
+        position = end + 2
+    if position < len(text):
+        yield text[position:], None
+
+
+def number_of(text: str) -> float:
+    sign, digits = (-1, text[1:]) if text[0] == "-" else (1, text.removeprefix("+"))
+    return sign * (float(int(digits[:34], 16)) if digits.startswith("0x") else float(digits))
+
+
+def is_number(text: str) -> bool:
+    """Whether the whole text is one number of the language."""
+    match = _TOKEN.fullmatch(text)
+    return match is not None and match.lastgroup == "number"
+
+
+# --- entry points ----------------------------------------------------------------------------------------------------
 
 _TEXT_FUNCTIONS: dict[str, Callable[[str, str], bool]] = {
     "contains": lambda text, part: part in text,

@@ -10,13 +10,13 @@ import posixpath
 import shlex
 from collections.abc import Mapping
 
+from gibil_bot.limits import MACHINE_SIZES, REPOSITORY_FILE
 from gibil_bot.planning import actions, expressions, patterns
 from gibil_bot.planning.schema_types import Choice, Duration, Field, Flag, ListOf, Number, Record, Shapes, Size, Table, Text
-from gibil_bot.planning.workflow import PULL_REQUEST_ACTIONS, REPOSITORY_FILE
+from gibil_bot.planning.workflow import PULL_REQUEST_ACTIONS
 from gibil_bot.scripts.task_script import reserved_name
 
 RESERVED_COMMANDS = ("help", "cancel", "retest", "approve")
-SIZES = ("small", "medium", "large")
 
 ONE_LINE = r"[^\x00-\x1f\x7f]+"
 
@@ -35,7 +35,7 @@ def _port_problem(ports: str) -> str | None:
 
 def _folder_problem(path: str) -> str | None:
     if path.startswith(("/", "~")) or posixpath.normpath(path).split("/")[0] == "..":
-        return f"{path!r} leaves the checkout; write a folder inside it"
+        return f"{path!r} is outside the checkout; write a folder inside it"
     return None
 
 
@@ -70,7 +70,7 @@ _GROUP = Text(what="a group's name", pattern=ONE_LINE, longest=200, any_scalar=T
 MACHINE = Record(
     what="machine",
     fields=(
-        Field(name="size", kind=Choice(words=SIZES), description="How large a machine."),
+        Field(name="size", kind=Choice(words=MACHINE_SIZES), description="How large a machine."),
         Field(name="image", kind=_IMAGE_NAME, description="The image it starts from, by the provider's name."),
         Field(name="server-type", kind=_IMAGE_NAME, description="The provider's own name of a machine type; beats size."),
         Field(name="location", kind=_IMAGE_NAME, description="Where it stands, by the provider's name."),

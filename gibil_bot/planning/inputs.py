@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from gibil_bot.errors import UsageError
+from gibil_bot.humanize import nearest
 from gibil_bot.planning.patterns import MAX_VALUE, compile_pattern
 from gibil_bot.planning.workflow import Input
-from gibil_bot.planning.yaml_nodes import nearest
 
 _NUMBER = re.compile(r"[-+]?(?:[0-9]{1,15}(?:\.[0-9]{1,15})?|\.[0-9]{1,15})")
 
@@ -21,13 +21,13 @@ def value_problem(declared: Input, value: str) -> str | None:
     if "\0" in value:
         return "holds a NUL character"
     if declared.type == "boolean" and value not in ("true", "false"):
-        return f"has to be true or false, not {value!r}"
+        return f"must be true or false, got {value!r}"
     if declared.type == "number" and not _NUMBER.fullmatch(value):
-        return f"has to be a number, not {value!r}"
+        return f"must be a number, got {value!r}"
     if declared.type == "choice" and value not in declared.options:
-        return f"has to be one of {', '.join(declared.options)}, not {value!r}{nearest(value, declared.options)}"
+        return f"must be one of {', '.join(declared.options)}, got {value!r}{nearest(value, declared.options)}"
     if declared.pattern is not None and not compile_pattern(declared.pattern).fullmatch(value):
-        return f"has to match {declared.pattern}, and {value!r} does not"
+        return f"must match {declared.pattern}, got {value!r}"
     return None
 
 

@@ -10,14 +10,15 @@ import msgspec
 
 from gibil_bot.caps import NO_CAPS, Caps, capped
 from gibil_bot.errors import InvalidWorkflow, UsageError
+from gibil_bot.humanize import nearest
+from gibil_bot.limits import REPOSITORY_FILE
 from gibil_bot.model import Command, MachinePlan, Plan, PullRequest, Repository, TaskPlan, Trust
 from gibil_bot.planning import expressions
 from gibil_bot.planning.catalogue import Catalogue, CommandHelp, catalogue, check_files, commands, why_unknown
 from gibil_bot.planning.inputs import input_values, typed_values
 from gibil_bot.planning.schema import workflow_name
 from gibil_bot.planning.services import ServiceCapabilities, check_services, services_script
-from gibil_bot.planning.workflow import REPOSITORY_FILE, RepositoryFile, Task, Workflow
-from gibil_bot.planning.yaml_nodes import nearest
+from gibil_bot.planning.workflow import RepositoryFile, Task, Workflow
 from gibil_bot.scripts.setup_task import set_up_script
 
 __all__ = [

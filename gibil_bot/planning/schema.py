@@ -11,17 +11,17 @@ from functools import partial
 from typing import Any
 
 from gibil_bot.errors import InvalidWorkflow
+from gibil_bot.limits import REPOSITORY_FILE
 from gibil_bot.model import MachineResources
 from gibil_bot.planning import expressions
 from gibil_bot.planning.actions import misplaced_expressions
+from gibil_bot.planning.expressions import InvalidExpression
 from gibil_bot.planning.file_schema import REPOSITORY, WORKFLOW
 from gibil_bot.planning.inputs import value_problem
 from gibil_bot.planning.schema_types import Problems
 from gibil_bot.planning.services import host_port, image_problem
-from gibil_bot.planning.syntax import InvalidExpression
 from gibil_bot.planning.workflow import (
     PULL_REQUEST_ACTIONS,
-    REPOSITORY_FILE,
     Concurrency,
     Input,
     RepositoryFile,
@@ -42,7 +42,7 @@ def parse_workflow(path: str, data: bytes) -> Workflow:
     command, actions = _triggers(values.get("on", {}))
     on = root.at("on")
     if on is not root and on.kind == "mapping" and not on.entries:
-        problems.add(on.refuse("on: needs a command or a pull_request, or nothing ever starts this workflow"))
+        problems.add(on.refuse("on: needs a command or a pull_request, otherwise nothing starts this workflow"))
     inputs = tuple(
         known
         for name_, fields in values.get("inputs", {}).items()
@@ -54,9 +54,7 @@ def parse_workflow(path: str, data: bytes) -> Workflow:
     tasks = _tasks(values.get("tasks", ()), root.at("tasks"), names, problems)
     using = [index for index, fields in enumerate(values.get("tasks", ())) if fields and fields.get("uses")]
     if len(using) > 1:
-        problems.add(
-            root.at("tasks", using[1], "uses").refuse(f"one task of a workflow can use {REPOSITORY_FILE}, and one does already")
-        )
+        problems.add(root.at("tasks", using[1], "uses").refuse(f"only one task of a workflow can use {REPOSITORY_FILE}"))
     secrets = tuple(dict.fromkeys(secret for secret in values.get("secrets", ()) if secret))
     for place in (root, *(root.at("tasks").items if _has(root, "tasks") else ())):
         for problem in _secrets_in_env(place, secrets):

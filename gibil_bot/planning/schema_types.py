@@ -14,7 +14,8 @@ from typing import Protocol, TypeVar, cast
 
 from gibil_bot.config import parse_duration
 from gibil_bot.errors import InvalidWorkflow
-from gibil_bot.planning.yaml_nodes import Node, nearest
+from gibil_bot.humanize import nearest
+from gibil_bot.planning.yaml_nodes import Node
 
 MAX_PROBLEMS = 50
 """Problems that one file reports; a hostile file could hold thousands."""
@@ -71,7 +72,7 @@ class Kind(Protocol):
 
 
 def _refuse_kind(node: Node, what: str) -> Exception:
-    return node.refuse(f"{what} has to stand here, not {node.what}")
+    return node.refuse(f"expected {what}, got {node.what}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +91,7 @@ class Text:
             raise _refuse_kind(node, self.what)
         value = node.value()
         if not isinstance(value, str) and not self.any_scalar:
-            raise node.refuse(f"{self.what} has to stand here, not {node.what}; put it in quotes")
+            raise node.refuse(f"expected {self.what}, got {node.what}; put it in quotes")
         text = str(value).lower() if isinstance(value, bool) else node.text
         if len(text) < self.shortest:
             raise node.refuse(f"{self.what} cannot be empty")
@@ -190,7 +191,7 @@ class Duration:
         except ValueError as error:
             raise node.refuse(str(error)) from None
         if seconds < 60:
-            raise node.refuse("a machine lives for one minute at least")
+            raise node.refuse("a machine's time to live is at least one minute")
         return seconds
 
     def schema(self) -> dict[str, object]:
@@ -214,7 +215,7 @@ class Size:
             raise _refuse_kind(node, self.what)
         size_mb = int(match[1]) * (1024 if (match[2] or "m").lower() == "g" else 1)
         if not self.lowest_mb <= size_mb <= 4 * 1024 * 1024:
-            raise node.refuse(f"a size from {self.lowest_mb}m to {4 * 1024}g has to stand here")
+            raise node.refuse(f"expected a size from {self.lowest_mb}m to {4 * 1024}g")
         return size_mb
 
     def schema(self) -> dict[str, object]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from gibil_bot.model import MachineResources
 
-REPOSITORY_FILE = ".gibil.yml"
 PULL_REQUEST_ACTIONS = ("opened", "synchronize", "reopened")
 """The actions of a pull request that can start a workflow."""
 

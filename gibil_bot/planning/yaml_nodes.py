@@ -8,15 +8,15 @@ word: only `true` and `false` are booleans.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import yaml
 
 from gibil_bot.errors import InvalidWorkflow
+from gibil_bot.limits import WORKFLOW_FILE_BYTES
 from gibil_bot.model import UnusableFile
 
-MAX_BYTES = 64 * 1024
 MAX_DEPTH = 16
 MAX_NODES = 10_000
 """With every alias counted as often as it is expanded."""
@@ -77,7 +77,7 @@ class Node:
         if isinstance(value, int | float):
             return f"the number {self.text}"
         shown = self.text if len(self.text) <= 40 else self.text[:37] + "..."
-        return f"the text {shown!r}"
+        return f"the string {shown!r}"
 
     def at(self, *steps: str | int) -> Node:
         """The node below, by keys and indices; the deepest one that exists, so that an error always has a place."""
@@ -106,38 +106,6 @@ class Node:
         return InvalidWorkflow(self.path, self.line, self.column, _short(problem))
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """` (did you mean 'x'?)`, or nothing when no choice is within two typing errors (one, in words of up to four letters)."""
-    word = word.lower()
-    most = 2 if len(word) > 4 else 1
-    near = [
-        (distance, choice)
-        for choice in choices
-        if abs(len(choice) - len(word)) <= most and (distance := _typing_errors(word, choice.lower())) <= most
-    ]
-    return f" (did you mean {min(near)[1]!r}?)" if near else ""
-
-
-def _typing_errors(left: str, right: str) -> int:
-    """Letters to insert, remove, replace, or swap with their neighbour (the optimal string alignment distance).
-
-    Words of more than 100 letters are not compared: the work grows with the square of the length.
-    """
-    if len(left) > 100 or len(right) > 100:
-        return 100
-    before_last: list[int] = []
-    last = list(range(len(right) + 1))
-    for row, letter in enumerate(left, start=1):
-        here = [row]
-        for column, other in enumerate(right, start=1):
-            best = min(last[column] + 1, here[-1] + 1, last[column - 1] + (letter != other))
-            if row > 1 and column > 1 and letter == right[column - 2] and left[row - 2] == other:
-                best = min(best, before_last[column - 2] + 1)
-            here.append(best)
-        before_last, last = last, here
-    return last[-1]
-
-
 def _short(problem: str) -> str:
     """Problems are shown to people, and repeat words of a file that may be as long as the file."""
     return problem if len(problem) <= 1000 else problem[:997] + "..."
@@ -147,8 +115,8 @@ def read_yaml(path: str, data: bytes) -> Node:
     """The one document of a file. Raises InvalidWorkflow at the first thing that cannot be accepted."""
     if isinstance(data, UnusableFile):
         raise InvalidWorkflow(path, 1, 1, data.problem)
-    if len(data) > MAX_BYTES:
-        raise InvalidWorkflow(path, 1, 1, f"the file is larger than {MAX_BYTES // 1024} KiB")
+    if len(data) > WORKFLOW_FILE_BYTES:
+        raise InvalidWorkflow(path, 1, 1, f"the file is larger than {WORKFLOW_FILE_BYTES // 1024} KiB")
     try:
         text = data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -195,7 +163,7 @@ class _Builder:
         self._next()  # DocumentEnd
         after = self._next()
         if not isinstance(after, yaml.StreamEndEvent):
-            raise self._refuse(after, "a second document begins here; a file holds one")
+            raise self._refuse(after, "a second document begins here; a file can have only one")
         return root
 
     def _next(self) -> yaml.Event:
@@ -215,9 +183,9 @@ class _Builder:
             raise self._refuse(event, f"nested more than {MAX_DEPTH} deep")
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in self._open:
-                raise self._refuse(event, f"the alias *{event.anchor} stands inside the value that it names")
+                raise self._refuse(event, f"the alias *{event.anchor} is inside the value that it refers to")
             if event.anchor not in self._anchors:
-                raise self._refuse(event, f"the alias *{event.anchor} names no anchor above it")
+                raise self._refuse(event, f"the alias *{event.anchor} refers to an anchor that doesn't exist above it")
             node, nodes = self._anchors[event.anchor]
             self._grow(event, nodes)
             if depth + _depth(node) > MAX_DEPTH:
@@ -274,11 +242,11 @@ class _Builder:
         while not isinstance(event := self._next(), yaml.MappingEndEvent):
             key = self._node(event, depth + 1)
             if key.kind != "scalar":
-                raise self._refuse(event, f"a key has to be one word, not {key.what}")
+                raise self._refuse(event, f"expected a key, got {key.what}")
             if key.text == "<<" and key.style == "plain":
                 raise self._refuse(event, "the merge key << is not supported; write the keys out")
             if key.text in seen:
-                raise self._refuse(event, f"the key {key.text!r} is there twice; the first is in line {seen[key.text]}")
+                raise self._refuse(event, f"the key {key.text!r} exists twice; the first one is in line {seen[key.text]}")
             seen[key.text] = key.line
             yield key, self._node(self._next(), depth + 1)
 

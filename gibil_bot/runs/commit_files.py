@@ -11,13 +11,8 @@ from pathlib import Path
 
 from gibil_bot import git
 from gibil_bot.git import GitError
+from gibil_bot.limits import MOST_WORKFLOW_FILES, REPOSITORY_FILE, WORKFLOW_FILE_BYTES, WORKFLOW_FOLDER
 from gibil_bot.model import UnusableFile
-from gibil_bot.planning.workflow import REPOSITORY_FILE
-from gibil_bot.planning.yaml_nodes import MAX_BYTES
-
-WORKFLOWS = ".gibil/workflows"
-MOST_FILES = 30
-"""In the folder, the first by name."""
 
 _LIST_BYTES = 1024 * 1024
 _LINK, _SUBMODULE, _TREE = "120000", "160000", "040000"
@@ -35,14 +30,14 @@ async def repository_file(repository: Path, sha: str, extra: Extra) -> bytes | N
 async def workflow_files(repository: Path, sha: str) -> dict[str, bytes]:
     """Path → content of the `.gibil.yml` and of `.gibil/workflows/*.yml`. Raises GitError."""
     extra: Extra = {}
-    entries = await _list(repository, extra, sha, REPOSITORY_FILE, WORKFLOWS)
-    folder = entries.pop(WORKFLOWS, None)
+    entries = await _list(repository, extra, sha, REPOSITORY_FILE, WORKFLOW_FOLDER)
+    folder = entries.pop(WORKFLOW_FOLDER, None)
     if folder is not None and folder[0] == _TREE:
         listed = await _list(repository, extra, folder[1])
         names = [name for name, (mode, _) in listed.items() if name.endswith((".yml", ".yaml")) and mode != _TREE]
-        entries |= {f"{WORKFLOWS}/{name}": listed[name] for name in sorted(names)[:MOST_FILES]}
+        entries |= {f"{WORKFLOW_FOLDER}/{name}": listed[name] for name in sorted(names)[:MOST_WORKFLOW_FILES]}
     elif folder is not None and folder[0] in (_LINK, _SUBMODULE):
-        entries[WORKFLOWS] = folder
+        entries[WORKFLOW_FOLDER] = folder
     return await _read(repository, extra, sha, entries)
 
 
@@ -64,21 +59,21 @@ async def _read(repository: Path, extra: Extra, sha: str, entries: dict[str, tup
     files: dict[str, bytes] = {}
     wanted: dict[str, str] = {}
     for path, (mode, name) in entries.items():
-        if mode == _LINK and path != WORKFLOWS:
+        if mode == _LINK and path != WORKFLOW_FOLDER:
             target = await _target(repository, extra, sha, path)
             if target is None:
                 files[path] = UnusableFile.of("symlink")
             else:
                 wanted[path] = target
         elif mode in (_LINK, _SUBMODULE):
-            files[path] = UnusableFile.of("symlink" if mode == _LINK else "submodule", is_folder=path == WORKFLOWS)
+            files[path] = UnusableFile.of("symlink" if mode == _LINK else "submodule", is_folder=path == WORKFLOW_FOLDER)
         elif mode != _TREE:
             wanted[path] = name
     for path, name in wanted.items():
         size = int(await git.text("cat-file", "-s", name, git_dir=repository, extra=extra))
         # A file above the limit is reported as too large, whatever it contains.
-        files[path] = b" " * (MAX_BYTES + 1)
-        if size <= MAX_BYTES:
+        files[path] = b" " * (WORKFLOW_FILE_BYTES + 1)
+        if size <= WORKFLOW_FILE_BYTES:
             files[path] = await git.run("cat-file", "blob", name, git_dir=repository, extra=extra)
     return files
 

@@ -158,11 +158,13 @@ class EventHandlers:
         outcome.notifications += context.complaints()
 
     def _answer(self, event: CommentCreated, outcome: _Outcome, refusals: Sequence[str], answers: Sequence[str] = ()) -> None:
-        """Reply to a comment once for all its commands, each text once, and react to it."""
+        """Reply to a comment once for all its commands, each text once. What was obeyed shows as check runs, and the comment
+        has its `eyes` already: only a refusal gets another reaction."""
         if refusals or answers:
             text = "\n\n".join(dict.fromkeys([*refusals, *answers]))
             outcome.notifications.append(replies.reply(event, self.origin(outcome.delivery), text))
-        outcome.notifications += replies.reactions(event, "confused" if refusals else "rocket")
+        if refusals:
+            outcome.notifications += replies.reactions(event, "confused")
 
     async def _cancel_only(self, asked: Sequence[Command], event: CommentCreated, outcome: _Outcome) -> None:
         """Cancel without reading the pull request and its workflow files: runs cost money until they stop."""

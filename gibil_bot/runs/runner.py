@@ -43,6 +43,8 @@ log = logging.getLogger("gibil.runner")
 T = TypeVar("T")
 
 PUBLISH_EVERY_S = 5.0
+QUEUED_SHOWN_S = 2.0
+"""How long a check run is shown as queued, at least: a run that ends sooner needs no update in between."""
 MACHINES_PER_RUN = 2
 """The first one, and a second if the first was lost and the tasks did not cause that."""
 
@@ -362,11 +364,13 @@ class Runner:
         )
 
     async def _publish(self) -> None:
-        """Record the check run while the run goes on: at once, then at most every five seconds, only when something changed.
+        """Update the check run while the run is in progress: at most every five seconds, and only when something changed.
 
         A cancellation closes it at once, and is the last report until the run ends: stopping the task, tasks with
         `if: always()` and destroying the machine may take minutes.
         """
+        queued_for_s = (now() - self._run.queued_at).total_seconds()
+        await self._cancellation.wait_at_most(min(QUEUED_SHOWN_S, max(0.0, QUEUED_SHOWN_S - queued_for_s)))
         while True:
             await self._changed.wait()
             self._changed.clear()

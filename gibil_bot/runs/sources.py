@@ -47,7 +47,11 @@ class SourceError(GitError):
 
 
 class PullRequestClone:
-    """Clones on the machine, with a token that can read this one repository and lives for the clone alone."""
+    """Clones a public repository without credentials. A private one, or one that is not shown to strangers after all, with a
+    token that can read this one repository and is revoked after the clone.
+
+    GitHub limits anonymous clones by address, and an Enterprise Server may be closed to them.
+    """
 
     def __init__(self, github: GitHub) -> None:
         self._github = github
@@ -55,6 +59,10 @@ class PullRequestClone:
         self._revoking: dict[str, set[asyncio.Task[None]]] = {}
 
     def begin(self, run: Run) -> None:
+        if run.source.repository.private:
+            self._begin_minting(run)
+
+    def _begin_minting(self, run: Run) -> None:
         if run.id not in self._minting:
             self._minting[run.id] = asyncio.create_task(self._mint(run))
 
@@ -64,6 +72,12 @@ class PullRequestClone:
     async def bring(self, shell: Shell, run: Run) -> tuple[str, ...]:
         source = run.source
         text = clone.clone_script(clone_url=source.repository.clone_url, number=source.pull_request.number, sha=source.sha)
+        if not source.repository.private:
+            notes, problem = await self._clone_with(shell, text, token="")
+            if problem is None:
+                return notes
+            if not problem.token_may_help:
+                raise _failed(run, problem)
         for attempt in range(1, TRIES + 1):
             try:
                 notes, problem = await self._clone(shell, run, text)
@@ -75,7 +89,7 @@ class PullRequestClone:
             if problem is None:
                 return notes
             if attempt == TRIES or not problem.worth_retrying:
-                raise SourceError(f"The clone of {source.repository.full_name} at {source.sha[:7]} failed: {problem.text}")
+                raise _failed(run, problem)
             await asyncio.sleep(2.0 * attempt)
         raise AssertionError("the last try returns or raises")
 
@@ -93,28 +107,40 @@ class PullRequestClone:
         self._revoking.setdefault(run.id, set()).add(asyncio.create_task(self._github.revoke_token(token)))
 
     async def _clone(self, shell: Shell, run: Run, text: str) -> tuple[tuple[str, ...], _Problem | None]:
-        self.begin(run)
+        self._begin_minting(run)
         token = await asyncio.shield(self._minting[run.id])
         del self._minting[run.id]
         try:
-            result = await shell.run(text, timeout_s=CLONE_TIMEOUT_S, env={"GIBIL_CLONE_TOKEN": token})
-        except TimeoutError:
-            return (), _Problem(f"it took longer than {CLONE_TIMEOUT_S:.0f} s", worth_retrying=False)
+            return await self._clone_with(shell, text, token)
         finally:
             self._revoke(run, token)
+
+    async def _clone_with(self, shell: Shell, text: str, token: str) -> tuple[tuple[str, ...], _Problem | None]:
+        """The notes of a clone, or why there is none. An empty token: without credentials."""
+        try:
+            result = await shell.run(text, timeout_s=CLONE_TIMEOUT_S, env={"GIBIL_CLONE_TOKEN": token})
+        except TimeoutError:
+            return (), _Problem(f"it took longer than {CLONE_TIMEOUT_S:.0f} s")
         if result.exit_status == 0:
             return clone.notes_of_clone(result.stdout), None
         said = result.stderr.replace(token.encode(), b"***") if token else result.stderr
         return (), _Problem(
             last_line(said, f"exit status {result.exit_status}"),
             worth_retrying=result.exit_status == clone.CLONE_UNREACHABLE,
+            token_may_help=result.exit_status in (clone.CLONE_UNREACHABLE, clone.CLONE_REFUSED),
         )
 
 
 class _Problem:
-    def __init__(self, text: str, *, worth_retrying: bool) -> None:
+    def __init__(self, text: str, *, worth_retrying: bool = False, token_may_help: bool = False) -> None:
         self.text = text
         self.worth_retrying = worth_retrying
+        self.token_may_help = token_may_help
+
+
+def _failed(run: Run, problem: _Problem) -> SourceError:
+    source = run.source
+    return SourceError(f"The clone of {source.repository.full_name} at {source.sha[:7]} failed: {problem.text}")
 
 
 class LocalBundle:

@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gibil_bot.errors import GibilError
+from gibil_bot.limits import ENVIRONMENT_VALUE_BYTES
 from gibil_bot.model import Run, TaskPlan
 from gibil_bot.scripts.clone import WORKSPACE
 
 FILES_FOLDER = "/root/.gibil/files"
 STANDARD_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-MAX_VALUE_BYTES = 120 * 1024
 """Linux takes 128 KiB for one environment string."""
 MAX_ENV_ENTRIES = 1000
 MAX_FOLDERS = 100
@@ -237,5 +237,5 @@ def _check_entry(name: str, value: str, place: int) -> None:
     shown = repr(name)
     if reserved_name(name) or name.upper() == "NODE_OPTIONS":
         raise InvalidTaskFile(f"GITHUB_ENV, line {place}: {shown} cannot be set by a task")
-    if len(value.encode()) > MAX_VALUE_BYTES:
-        raise InvalidTaskFile(f"GITHUB_ENV, line {place}: the value of {shown} is above {MAX_VALUE_BYTES // 1024} KiB")
+    if len(value.encode()) > ENVIRONMENT_VALUE_BYTES:
+        raise InvalidTaskFile(f"GITHUB_ENV, line {place}: the value of {shown} is above {ENVIRONMENT_VALUE_BYTES // 1024} KiB")

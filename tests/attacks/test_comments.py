@@ -31,7 +31,7 @@ async def test_a_strangers_comments_do_not_delay_the_result_of_a_person_with_per
         await world.seen(lambda: world.github.check_runs(REPOSITORY), 60)
         assert time.monotonic() - begun < patient(20)
         replies = [comment for comment in world.github.comments(REPOSITORY, number) if comment.by_app]
-        assert sum("commands need write" in reply.body for reply in replies) == 1
+        assert sum("commands need write permission" in reply.body for reply in replies) == 1
         assert _writes(world, "/reactions") <= 102
         assert _writes(world, "/comments") <= 3
 

@@ -319,8 +319,8 @@ async def test_an_ordinary_command_asks_github_no_more_than_it_has_to(tmp_path: 
         world.github.comment(REPOSITORY, number, "ann", "/gibil test")
         await world.handled()
         asked = sum(world.client.requests.values()) - before
-        # eyes, permission, pull request, two of workflow files, check run, rocket
-        assert asked == 7
+        # permission, eyes, pull request, the tree of the base branch, check run
+        assert asked == 5
 
 
 @pytest.mark.parametrize("moves", [False, True])

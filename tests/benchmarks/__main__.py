@@ -15,7 +15,7 @@ from pathlib import Path
 if not __package__:  # `python tests/benchmarks`
     sys.path[0] = str(Path(__file__).parents[2])
 
-from tests.benchmarks import row_busy, row_cli, row_cold, row_door, row_idle, row_machine, row_run, row_ssh
+from tests.benchmarks import row_busy, row_calls, row_cli, row_cold, row_door, row_idle, row_machine, row_run, row_ssh
 from tests.benchmarks.comparison import Comparison, LeftOut, table
 from tests.benchmarks.context import Context
 from tests.benchmarks.peers import Peers
@@ -31,6 +31,7 @@ ROWS: dict[str, Callable[[Context], list[Comparison]]] = {
     "output": row_ssh.output,
     "first-command": row_ssh.first_command,
     "cold": row_cold.cold,
+    "calls": row_calls.calls,
     "help": row_cli.help_text,
 }
 

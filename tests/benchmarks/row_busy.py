@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import http.client
-import json
 
 from gibil_bot.demo.github_double import GitHubDouble
 from tests.benchmarks.comparison import Comparison, LeftOut, at_least, at_most
 from tests.benchmarks.context import Context
 from tests.benchmarks.machines import yard
 from tests.benchmarks.row_door import CLIENTS, WARM_UP, Samples, compare
-from tests.benchmarks.servers import SECRET, Server, gibil_server, post_load, private_key, probot_server
+from tests.benchmarks.servers import SECRET, Server, gibil_server, health, post_load, private_key, probot_server
 
 RUNS = 20
 ROUNDS = 4
@@ -94,9 +92,4 @@ def _cloning(github: GitHubDouble) -> int:
 
 
 def _running(port: int) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    try:
-        connection.request("GET", "/healthz")
-        return int(json.loads(connection.getresponse().read())["runs_running"])
-    finally:
-        connection.close()
+    return health(port)["runs_running"]

@@ -70,6 +70,17 @@ def get_status(port: int, path: str) -> int:
         connection.close()
 
 
+def health(port: int) -> dict[str, int]:
+    """What `/healthz` counts."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", "/healthz")
+        found: dict[str, int] = json.loads(connection.getresponse().read())
+        return found
+    finally:
+        connection.close()
+
+
 def bare_environment(home: Path) -> dict[str, str]:
     """What a service gets: no settings of whoever runs the benchmark."""
     return {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8"}

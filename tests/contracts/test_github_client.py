@@ -23,6 +23,7 @@ from gibil_bot.demo.github_double import GitHubDouble
 from gibil_bot.demo.server import serving
 from gibil_bot.errors import GitHubError, InvalidWorkflow, NotAskedYet
 from gibil_bot.github.api.client import GitHubClient
+from gibil_bot.github.api.workflow_files import ObjectCache
 from gibil_bot.model import (
     CheckRunOutput,
     CheckRunUpdate,
@@ -277,9 +278,55 @@ async def test_workflow_files_of_a_ref(scene: Scene) -> None:
     assert await scene.client.workflow_files(scene.installation, REPO, sha) == expected
     before = scene.client.requests.total()
     assert await scene.client.workflow_files(scene.installation, REPO, sha) == expected
-    assert scene.client.requests.total() == before, "a commit does not change"
-    assert set(await scene.client.workflow_files(scene.installation, REPO, "main")) == set(expected)
-    assert scene.client.requests.total() > before, "a branch does"
+    assert scene.client.requests.total() == before + 1, "the root tree alone"
+    await scene.github.push(REPO, "main", {"engine.py": "changed\n"})
+    assert await scene.client.workflow_files(scene.installation, REPO, "main") == expected
+    assert scene.client.requests.total() == before + 2, "the workflow files did not change"
+    await scene.github.push(REPO, "main", {".gibil.yml": "name: two\n"})
+    assert (await scene.client.workflow_files(scene.installation, REPO, "main"))[".gibil.yml"] == b"name: two\n"
+    assert scene.client.requests.total() == before + 4, "the root tree and the new file"
+
+
+async def test_workflow_files_of_a_branch_with_a_slash_in_its_name(scene: Scene) -> None:
+    await scene.github.push(REPO, "release/1.0", {".gibil.yml": "name: old\n"})
+    assert await scene.client.workflow_files(scene.installation, REPO, "release/1.0") == {".gibil.yml": b"name: old\n"}
+
+
+async def test_cached_workflow_files_are_not_shown_once_the_access_is_gone(scene: Scene) -> None:
+    await scene.github.push(REPO, "main", {".gibil.yml": "name: one\n"})
+    installation = scene.installation
+    assert await scene.client.workflow_files(installation, REPO, "main")
+    scene.github.uninstall(REPO)
+    with pytest.raises(GitHubError):
+        await scene.client.workflow_files(installation, REPO, "main")
+
+
+@pytest.mark.parametrize("status", [404, 409, 422])
+async def test_workflow_files_are_read_by_path_when_the_tree_cannot_be_read(scene: Scene, status: int) -> None:
+    await scene.github.push(REPO, "main", {".gibil.yml": "name: one\n", ".gibil/workflows/a.yml": "name: a\n"})
+    scene.github.fault("GET", r"/git/trees/", "error_before", status=status)
+    files = await scene.client.workflow_files(scene.installation, REPO, "main")
+    assert files == {".gibil.yml": b"name: one\n", ".gibil/workflows/a.yml": b"name: a\n"}
+
+
+def test_the_object_cache_is_bounded_in_objects_and_bytes() -> None:
+    cache = ObjectCache(most_objects=3, most_bytes=100)
+    for number in range(5):
+        cache.put(1, REPO, str(number), b"x" * 10)
+    assert (len(cache), cache.size, cache.get(1, REPO, "1"), cache.get(1, REPO, "2")) == (3, 30, None, b"x" * 10)
+    cache.put(1, REPO, "large", b"x" * 85)
+    assert (len(cache), cache.size, cache.get(1, REPO, "2")) == (2, 95, b"x" * 10), "the least recently used ones are gone"
+    cache.put(1, REPO, "too large", b"x" * 101)
+    assert (len(cache), cache.size) == (0, 0)
+    cache.put(1, REPO, "0", b"one")
+    cache.put(1, REPO, "0", b"three")
+    assert (len(cache), cache.size) == (1, 5)
+
+
+def test_the_object_cache_does_not_share_between_installations_or_repositories() -> None:
+    cache = ObjectCache()
+    cache.put(1, REPO, "0", b"x")
+    assert (cache.get(2, REPO, "0"), cache.get(1, "ada/other", "0"), cache.get(1, REPO, "0")) == (None, None, b"x")
 
 
 async def test_no_more_than_thirty_workflow_files_are_asked_for(scene: Scene) -> None:
@@ -289,8 +336,8 @@ async def test_no_more_than_thirty_workflow_files_are_asked_for(scene: Scene) ->
 
 
 async def test_one_file_that_fails_fails_the_whole_and_leaves_nothing_running(scene: Scene) -> None:
-    await scene.github.push(REPO, "main", {f".gibil/workflows/w{n}.yml": "name: x\n" for n in range(5)})
-    scene.github.fault("GET", r"w3\.yml$", "error_before", times=100)
+    await scene.github.push(REPO, "main", {f".gibil/workflows/w{n}.yml": f"name: {n}\n" for n in range(5)})
+    scene.github.fault("GET", r"/git/blobs/", "error_before", times=100)
     with pytest.raises(GitHubError) as caught:
         await scene.client.workflow_files(scene.installation, REPO, "main")
     assert caught.value.retry_after_s is not None

@@ -216,6 +216,28 @@ async def test_files_and_folders_are_read_at_a_ref(tmp_path: Path) -> None:
             assert (await pull.ask("GET", contents, params={"ref": ref})).status_code == 404
 
 
+async def test_trees_and_blobs_are_read_by_their_hash(tmp_path: Path) -> None:
+    async with signed_in(tmp_path) as app:
+        pull = await pull_in(app)
+        git = f"/repos/{REPOSITORY}/git"
+        root = (await pull.ask("GET", f"{git}/trees/topic")).json()
+        assert (root["truncated"], [(each["mode"], each["type"], each["path"]) for each in root["tree"]]) == (
+            False,
+            [("100644", "blob", "README.md"), ("100755", "blob", "run.sh"), ("040000", "tree", "src")],
+        )
+        assert (await pull.ask("GET", f"{git}/trees/{pull.sha}")).json()["tree"] == root["tree"]
+        readme, _, source = root["tree"]
+        inside = (await pull.ask("GET", f"{git}/trees/{source['sha']}")).json()["tree"]
+        assert [(each["path"], each["size"]) for each in inside] == [("wheel.py", 11)]
+        deep = (await pull.ask("GET", f"{git}/trees/topic", params={"recursive": "1"})).json()["tree"]
+        assert [each["path"] for each in deep] == ["README.md", "run.sh", "src", "src/wheel.py"]
+        raw = await pull.ask("GET", f"{git}/blobs/{readme['sha']}", headers={"Accept": "application/vnd.github.raw+json"})
+        assert raw.content == b"Better\n"
+        assert base64.b64decode((await pull.ask("GET", f"{git}/blobs/{readme['sha']}")).json()["content"]) == b"Better\n"
+        for missing in ("trees/nothing", f"trees/{readme['sha']}", f"trees/{'0' * 40}", f"blobs/{'0' * 40}"):
+            assert (await pull.ask("GET", f"{git}/{missing}")).status_code == 404
+
+
 async def test_pull_requests_are_listed_newest_first_and_by_state(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         pull = await pull_in(app)

@@ -13,8 +13,7 @@ from double_kit import REPOSITORY, App, signed_in
 
 from gibil_bot.config import Secret
 from gibil_bot.errors import GitHubError
-from gibil_bot.github.api.user_pull_request import NewPullRequest
-from gibil_bot.github.api.user_pull_requests import PullRequests
+from gibil_bot.github.api.user_pull_requests import NewPullRequest, PullRequests
 
 WISH = NewPullRequest(
     repository=REPOSITORY, head_repository=REPOSITORY, head="topic", base="main", title="Better", body="Why", draft=False
@@ -134,9 +133,9 @@ async def test_what_is_refused_is_said_with_the_way_out_and_without_the_token(tm
             "permission": (403, "you need write access"),
             "hidden": (404, "the permission Pull requests: write"),
             "base": (422, "--base"),
-            "nothing": (422, "has every commit of main already"),
-            "draft": (422, "leave --draft out"),
-            "stranger": (422, "takes no pull request from topic of tom/other"),
+            "nothing": (422, "already has every commit of"),
+            "draft": (422, "doesn't support draft pull requests"),
+            "stranger": (422, "doesn't accept pull requests from topic of tom/other"),
             "other": (422, "title is too long"),
         }
         assert {name: (status, expected[name][1] in text) for name, (status, text) in said.items()} == {

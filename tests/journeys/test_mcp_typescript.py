@@ -41,7 +41,7 @@ GOOD: list[tuple[str, dict[str, Any]]] = [
     ("destroy_server", {"name": "ts"}),
 ]
 BAD: list[tuple[str, dict[str, Any], str]] = [
-    ("create_server", {"name": "No!"}, "USAGE: 'No!' cannot be the name of a machine"),
+    ("create_server", {"name": "No!"}, "USAGE: 'No!' is not a valid machine name"),
     ("create_server", {"ttl": "soon"}, "USAGE: 'soon' is not a duration"),
     ("destroy_server", {}, "USAGE: destroy_server needs the argument name"),
     ("list_servers", {"all": True}, "USAGE: list_servers has no argument 'all'"),

@@ -6,11 +6,11 @@ import time
 
 import pytest
 
+from gibil_bot.humanize import nearest
 from gibil_bot.planning.actions import _missing_variables
 from gibil_bot.planning.catalogue import check_files
 from gibil_bot.planning.schema import parse_workflow
 from gibil_bot.planning.schema_types import MAX_PROBLEMS
-from gibil_bot.planning.yaml_nodes import nearest
 
 
 def problems_of(text: str, path: str = "w.yml") -> list[tuple[int, str]]:
@@ -50,7 +50,7 @@ def task(script: str) -> str:
 def test_an_expression_in_a_script_is_answered_with_what_to_write(piece: str, instead: str) -> None:
     ((line, problem),) = problems_of(task(f"true\necho ${{{{{piece}}}}}"))
     assert line == 6, "the line of the script"
-    assert "nothing is pasted into a script" in problem
+    assert "expressions are not evaluated in scripts" in problem
     assert instead in problem
 
 
@@ -154,7 +154,7 @@ def test_expressions_stay_where_they_are_evaluated_and_in_prose() -> None:
         ("on: {pull_request_target: }\ntasks: [{run: x}]\n", "write pull_request"),
         ("on: {pull_request: {paths: [src]}}\ntasks: [{run: x}]\n", "changed paths are not looked at"),
         ("on: {pull_request: {branches: [main]}}\ntasks: [{run: x}]\n", "github.base_ref == 'main'"),
-        ("on: {pull_request: [labeled]}\ntasks: [{run: x}]\n", "'labeled' starts nothing"),
+        ("on: {pull_request: [labeled]}\ntasks: [{run: x}]\n", "'labeled' is not an event that starts a workflow"),
         ("on: pull_request\njobs: {}\n", "write its steps under tasks"),
         ("on: pull_request\nstrategy: {}\ntasks: [{run: x}]\n", "there is no matrix"),
         ("on: pull_request\ncache: pip\ntasks: [{run: x}]\n", "caches are not supported yet"),

@@ -134,6 +134,8 @@ async def test_the_check_run_is_closed_while_the_machine_is_still_being_created(
             await scene.provider.creating.wait()
             signal = scene.store.outbox.changed()
             runner.cancel("cancelled by ada")
+            while await scene.store.outbox.get("check:r1") is None:  # nothing was shown in the first seconds
+                await signal.wait(0.05)
             while (await scene.check_run("r1")).status != "completed":
                 await signal.wait(0.05)
             assert not running.done()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gibil_bot.github.commands import nearest, parse
+from gibil_bot.github.commands import parse
 from gibil_bot.model import Command
 from tests.doubles.patience import patient
 
@@ -257,10 +257,3 @@ def test_any_text_is_read_without_a_surprise(body: str) -> None:
 def test_a_fence_hides_whatever_it_holds(inside: str) -> None:
     fence = "`" * (inside.count("`") + 3)
     assert parse(f"{fence}\n{inside}\n/gibil test\n{fence}") == ()
-
-
-def test_a_near_miss_is_named() -> None:
-    assert nearest("tset", ["test", "lint"]) == "test"
-    assert nearest("approv", ["approve", "test"]) == "approve"
-    assert nearest("zebra", ["test", "lint"]) is None
-    assert nearest("x" * 1_000_000, ["test"]) is None

@@ -10,7 +10,8 @@ import pytest
 
 from gibil_bot.demo import project
 from gibil_bot.demo.story import RunStory, Tail
-from gibil_bot.demo.terminal import Terminal, duration, harmless, readable
+from gibil_bot.demo.terminal import Terminal, harmless, readable
+from gibil_bot.humanize import precise_duration
 
 
 class Screen(io.StringIO):
@@ -74,7 +75,7 @@ def test_markdown_becomes_readable() -> None:
 
 
 def test_durations_are_short() -> None:
-    assert [duration(seconds) for seconds in (0.0004, 0.12, 1.0, 75.5)] == ["0 ms", "120 ms", "1.00 s", "75.50 s"]
+    assert [precise_duration(seconds) for seconds in (0.0004, 0.12, 1.0, 75.5)] == ["0 ms", "120 ms", "1.00 s", "75.50 s"]
 
 
 def test_a_growing_file_is_read_in_whole_lines(tmp_path: Path) -> None:

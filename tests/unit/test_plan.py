@@ -66,7 +66,7 @@ def test_a_repositorys_workflow_takes_the_place_of_the_operators(own_name: str) 
     found = known({"test.yml": TEST}, {f".gibil/workflows/{own_name}": OWN_TEST})
     (plan,) = for_command(found, Command(word="test"), facts())
     assert (plan.path, plan.title) == (f".gibil/workflows/{own_name}@main", "Own")
-    assert [workflow.is_own for workflow in commands(found)] == [True]
+    assert [workflow.path for workflow in commands(found)] == [f".gibil/workflows/{own_name}@main"]
 
 
 def test_a_broken_file_hides_no_other_and_is_not_passed_over_in_silence() -> None:
@@ -136,10 +136,10 @@ def test_arguments_and_defaults_become_the_inputs() -> None:
             {"note": "x", "zzz": ""},
             "`/gibil x` has no argument `zzz`; it takes `target`, `dry-run`, `workers`, `label`, `note`",
         ),
-        ({"note": "x", "target": "dmo"}, "`target` has to be one of staging, demo, not 'dmo' (did you mean 'demo'?)"),
-        ({"note": "x", "dry-run": "yes"}, "`dry-run` has to be true or false, not 'yes'"),
-        ({"note": "x", "workers": "many"}, "`workers` has to be a number, not 'many'"),
-        ({"note": "x", "label": "A;b"}, "`label` has to match [a-z]+, and 'A;b' does not"),
+        ({"note": "x", "target": "dmo"}, "`target` must be one of staging, demo, got 'dmo' (did you mean 'demo'?)"),
+        ({"note": "x", "dry-run": "yes"}, "`dry-run` must be true or false, got 'yes'"),
+        ({"note": "x", "workers": "many"}, "`workers` must be a number, got 'many'"),
+        ({"note": "x", "label": "A;b"}, "`label` must match [a-z]+, got 'A;b'"),
         ({"note": "x" * 1001}, "`note` is longer than 1000 characters"),
         ({"note": "x\0"}, "`note` holds a NUL character"),
     ],
@@ -152,7 +152,7 @@ def test_an_unknown_word_gets_the_nearest_and_the_list() -> None:
     found = known({"test.yml": TEST})
     assert (
         refusal(found, "tset")
-        == "`/gibil tset` is not known here (did you mean 'test'?). There are `test`, `retest`, `cancel`, and `help`."
+        == "`/gibil tset` is unknown (did you mean 'test'?). There are `test`, `retest`, `cancel`, and `help`."
     )
     assert refusal(known({}), "deploy").endswith("This repository has no commands yet; `/gibil help` says more.")
 
@@ -164,7 +164,7 @@ def test_an_unreadable_command_line_is_answered_with_its_problem() -> None:
 
 def test_help_lists_words_inputs_and_where_they_come_from() -> None:
     (entry,) = commands(known({"x.yml": INPUTS.encode(), "p.yml": b"on: pull_request\ntasks: [{run: x}]"}))
-    assert (entry.word, entry.title, entry.path, entry.is_own) == ("x", "x", "workflows/x.yml", False)
+    assert (entry.word, entry.title, entry.path) == ("x", "x", "workflows/x.yml")
     assert [declared.name for declared in entry.inputs] == ["target", "dry-run", "workers", "label", "note"]
 
 
@@ -227,7 +227,7 @@ def test_a_broken_repositorys_file_stops_those_who_use_it_and_nobody_else() -> N
     other = b"on: {command: other, pull_request: opened}\ntasks: [{run: x}]"
     uses = TEST.replace(b"{command: test}", b"{command: test, pull_request: opened}")
     found = known({"test.yml": uses, "other.yml": other}, {".gibil.yml": b"services: []"})
-    assert "test uses a file that cannot be read: .gibil.yml@main:1:11: a mapping has to stand here, not a list" in refusal(
+    assert "test uses a file that cannot be read: .gibil.yml@main:1:11: expected a mapping, got a list" in refusal(
         found, "test"
     )
     assert [plan.workflow for plan in for_pull_request(found, "opened", facts())[0]] == ["other"]

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from gibil_bot.github import replies, trust_replies
-from gibil_bot.github.humanize import duration, ordinal
 from gibil_bot.github.markdown import clean, code, cut, defuse, fenced, joined, line, quoted, size
 from gibil_bot.github.render import RunReport, check_run, comment
+from gibil_bot.humanize import duration, ordinal
 from gibil_bot.model import (
     CheckRunUpdate,
     CommentCreated,
@@ -362,8 +362,6 @@ def test_every_refusal_is_one_line_and_harmless() -> None:
         replies.pull_request_closed(3),
         replies.nothing_to_retest(NASTY),
         replies.nothing_to_retest(None),
-        replies.nothing_to_cancel(NASTY),
-        replies.nothing_to_cancel(None),
         replies.failed_ourselves(NASTY),
     ]
     for sentence in sentences:

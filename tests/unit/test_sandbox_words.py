@@ -25,7 +25,7 @@ def test_rfc_1123_labels_are_names(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "-a", "a-", "A", "a_b", "a.b", "a b", "a" * 64, "ä", "a\n", "../x", "٣"])
 def test_everything_else_is_not(name: str) -> None:
-    with pytest.raises(UsageError, match="cannot be the name"):
+    with pytest.raises(UsageError, match="is not a valid machine name"):
         validation.check_name(name)
 
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gibil_bot.errors import InvalidDelivery
-from gibil_bot.github.webhook import EVENTS, account, narrow, verify
+from gibil_bot.github.webhook import EVENTS, narrow, verify
 from gibil_bot.model import (
     BranchPushed,
     CommentCreated,
@@ -389,8 +389,6 @@ def test_deep_nesting_is_refused_and_does_not_crash() -> None:
     deep = b'{"action":"created","x":' + b'{"a":' * 500_000
     with pytest.raises(InvalidDelivery):
         narrow("issue_comment", deep)
-    with pytest.raises(InvalidDelivery):
-        account(deep)
 
 
 def test_a_message_never_repeats_the_value() -> None:
@@ -434,15 +432,6 @@ def test_any_value_in_any_place_is_an_event_or_invalid(data: st.DataObject, even
         place = place[key]
     with suppress(InvalidDelivery):
         assert isinstance(narrow(event, json.dumps(payload).encode()), get_args(Event))
-
-
-def test_the_account_is_the_owner_of_the_repository_or_of_the_installation() -> None:
-    assert account(json.dumps(PAYLOADS["issue_comment"]).encode()) == "octo"
-    assert account(b'{"repository": {"full_name": "Ada/x"}}') == "ada"
-    assert account(b'{"installation": {"id": 1, "account": {"login": "Ada"}}}') == "ada"
-    assert account(json.dumps(PAYLOADS["ping"]).encode()) is None
-    with pytest.raises(InvalidDelivery):
-        account(b"{")
 
 
 def test_the_manifest_subscribes_to_exactly_what_is_read() -> None:

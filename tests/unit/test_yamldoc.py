@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gibil_bot.errors import InvalidWorkflow
-from gibil_bot.planning.yaml_nodes import MAX_BYTES, MAX_NODES, Node, nearest, read_yaml
+from gibil_bot.humanize import nearest
+from gibil_bot.limits import WORKFLOW_FILE_BYTES
+from gibil_bot.planning.yaml_nodes import MAX_NODES, Node, read_yaml
 from tests.doubles.patience import patient
 
 
@@ -85,17 +87,17 @@ def test_an_alias_is_the_value_it_names() -> None:
         ("a: 1".encode("utf-16"), "w.yml:1:1: not UTF-8 text"),
         (b"a: b\x07\n", "w.yml:1:5: the character U+0007 is not allowed"),
         (b"a: !!python/object:os.system x", "w.yml:1:4: tags are not supported; remove it"),
-        (b"a: {b: 1, b: 2}", "w.yml:1:11: the key 'b' is there twice; the first is in line 1"),
-        (b"? [a]\n: b\n", "w.yml:1:3: a key has to be one word, not a list"),
-        (b"a: *b", "w.yml:1:4: the alias *b names no anchor above it"),
-        (b"a: &a [*a]", "w.yml:1:8: the alias *a stands inside the value that it names"),
-        (b"a: 1\n---\nb: 2\n", "w.yml:2:1: a second document begins here; a file holds one"),
+        (b"a: {b: 1, b: 2}", "w.yml:1:11: the key 'b' exists twice; the first one is in line 1"),
+        (b"? [a]\n: b\n", "w.yml:1:3: expected a key, got a list"),
+        (b"a: *b", "w.yml:1:4: the alias *b refers to an anchor that doesn't exist above it"),
+        (b"a: &a [*a]", "w.yml:1:8: the alias *a is inside the value that it refers to"),
+        (b"a: 1\n---\nb: 2\n", "w.yml:2:1: a second document begins here; a file can have only one"),
         (b"a:\n\t- b\n", "w.yml:2:1: not valid YAML: a tab where only spaces may indent"),
         (b"a: [1", "w.yml:1:6: not valid YAML"),
         (b"a: 'x", "w.yml:1:6: not valid YAML"),
         (b"%YAML 3.0\n---\na: b\n", "w.yml:1:1: not valid YAML"),
         (b"a: " + b"[" * 17 + b"]" * 17, "w.yml:1:19: nested more than 16 deep"),
-        (b"x" * (MAX_BYTES + 1), "w.yml:1:1: the file is larger than 64 KiB"),
+        (b"x" * (WORKFLOW_FILE_BYTES + 1), "w.yml:1:1: the file is larger than 64 KiB"),
     ],
 )
 def test_what_cannot_be_accepted_is_refused_with_its_place(data: bytes, expected: str) -> None:
@@ -113,7 +115,7 @@ def test_aliases_that_explode_are_refused_at_once() -> None:
 @pytest.mark.parametrize("piece", ["[", "{", "- ", "? ", "a: {", "&a ", "*a ", "|\n", "'x", "- - ", "[a, ", "a:\n "])
 def test_the_worst_file_of_the_largest_size_is_answered_in_seconds(piece: str) -> None:
     began = time.monotonic()
-    refusal(piece * (MAX_BYTES // len(piece)))
+    refusal(piece * (WORKFLOW_FILE_BYTES // len(piece)))
     assert time.monotonic() - began < patient(20)
 
 

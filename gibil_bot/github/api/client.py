@@ -1,6 +1,6 @@
-"""What we ask GitHub: `ports.GitHub` and `ports.Reporter` for one App.
+"""GitHub API client of one App: `ports.GitHub` and `ports.Reporter`.
 
-Cheap to import; githubkit comes with the first request.
+Cheap to import: githubkit is imported with the first request.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class _App(msgspec.Struct):
 
 
 class GitHubClient:
-    """`requests` counts what was asked, by method and route."""
+    """`requests` counts requests by method and route."""
 
     def __init__(
         self,
@@ -239,10 +239,10 @@ class GitHubClient:
             name: level for name, level in found.permissions.items() if name not in ("contents", "metadata") or level != "read"
         }
         if beyond:
-            # It goes onto a machine with other people's code: better none than one that may do more than read.
+            # The token reaches a machine that runs other people's code, so more than read access is never acceptable.
             await self.revoke_token(found.token)
             raise GitHubError(
-                f"GitHub gave a clone token that may do more than read ({', '.join(sorted(beyond))}); it was not used"
+                f"GitHub issued a clone token with more than read access ({', '.join(sorted(beyond))}); it was not used"
             )
         return found.token
 
@@ -258,7 +258,7 @@ class GitHubClient:
                 return
 
     async def failed_deliveries(self, since: datetime) -> list[tuple[int, str]]:
-        """Oldest first, each GUID once; one that got through on any attempt is not among them.
+        """Return deliveries that failed on every attempt, oldest first, each GUID once.
 
         https://docs.github.com/en/rest/apps/webhooks#list-deliveries-for-an-app-webhook
         """
@@ -303,7 +303,7 @@ class GitHubClient:
         return self._slug
 
     async def registered_app(self) -> RegisteredApp:
-        """How the App is registered, and which deliveries failed lately. Raises GitHubError, with what is wrong."""
+        """Return the App's registration and its failed deliveries. Raises GitHubError, with the likely mistake."""
         try:
             return await read_app(self._session)
         except GitHubError as error:
@@ -318,24 +318,25 @@ class GitHubClient:
         return self._slug or await self.who_am_i()
 
     async def _explained(self, error: GitHubError) -> GitHubError:
-        """What is wrong with the set-up, as far as the answer gives it away."""
+        """Return the error with the likely mistake in the settings."""
         url, said = self._session.url, error.message.lower()
         if error.status == 404 and "integration not found" not in said:
-            text = (
-                f"{url} is not the address of a GitHub API: GIBIL_GITHUB_URL is https://api.github.com, or https://HOST/api/v3"
-            )
+            text = f"{url} is not a GitHub API; set GIBIL_GITHUB_URL to https://api.github.com or https://HOST/api/v3"
             return GitHubError(text, status=404)
         if error.status not in (401, 404):
             return error
         skew_s = await self._session.clock_skew_s()
         if skew_s is not None and abs(skew_s) > 30:
             way = "ahead of" if skew_s > 0 else "behind"
-            text = f"This computer's clock is {abs(skew_s):.0f} s {way} GitHub's, which makes GitHub refuse us: set the clock"
+            text = (
+                f"This computer's clock is {abs(skew_s):.0f} s {way} GitHub's, so GitHub rejects the App's signature: "
+                "set the clock"
+            )
         elif "integration" in said or "issuer" in said:
             text = f"GitHub knows no App {self._session.app_id}: GIBIL_GITHUB_APP_ID is the number on the App's settings page"
         else:
             text = (
-                f"GitHub refuses the signature of App {self._session.app_id}: GIBIL_GITHUB_PRIVATE_KEY is no key of it, "
+                f"GitHub rejects the signature of App {self._session.app_id}: GIBIL_GITHUB_PRIVATE_KEY is not one of its keys, "
                 "or GIBIL_GITHUB_APP_ID is another App's"
             )
         return GitHubError(f"{text} ({error.message})", status=error.status, retry_after_s=error.retry_after_s)

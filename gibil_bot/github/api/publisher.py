@@ -1,6 +1,6 @@
-"""Publishing one notification without creating its object twice: look before you write when an earlier try may have worked.
+"""Publisher of notifications: creates or updates the GitHub object that a notification describes, and never a second one.
 
-A notification is a desired state: an existing object is changed, a missing one is created.
+If an earlier attempt may have succeeded, it looks for the object before it creates one.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from gibil_bot.github.api.request import Request
 from gibil_bot.github.api.response import Answer
 from gibil_bot.github.api.session import RETRY_AFTER_S, Session
 from gibil_bot.model import CheckRunUpdate, CommentUpdate, DueNotification, ReactionUpdate
+from gibil_bot.retry import RetryPolicy
 
 MOST_PAGES = 10
+_REPEATED_FAILURES = RetryPolicy(attempts=None, first_wait_s=RETRY_AFTER_S, longest_wait_s=300.0, jitter=(1.0, 1.0))
+"""A notification that fails again and again is retried less and less often."""
 _GONE = frozenset({404, 410})
 _LAST_PAGE = re.compile(r'[?&]page=(\d{1,6})[^>]*>; rel="last"')
 
@@ -68,8 +71,7 @@ class Publisher:
                     return await self._reaction(due, update)
         except GitHubError as error:
             if error.retry_after_s == RETRY_AFTER_S:
-                # The same trouble again and again is asked about less and less often.
-                error.retry_after_s = min(300.0, RETRY_AFTER_S * 2 ** min(due.failures, 6))
+                error.retry_after_s = _REPEATED_FAILURES.wait_s(due.failures + 1)
             raise
 
     # --- check runs: https://docs.github.com/en/rest/checks/runs
@@ -112,7 +114,7 @@ class Publisher:
         known = due.remote_id
         if known is not None and await self._change_comment(due, update, known):
             return known
-        # Nothing known, or a person deleted it.
+        # The comment is unknown, or was deleted.
         if due.attempts > 0 or (update.only_if_exists and known is None):
             found = await self._find_comment(due, update)
             if found is not None and found != known and await self._change_comment(due, update, found):
@@ -130,7 +132,7 @@ class Publisher:
         return answer.read(_Created).id
 
     async def _change_comment(self, due: DueNotification, update: CommentUpdate, comment_id: int) -> bool:
-        """False when it is gone."""
+        """Return False if the comment doesn't exist any more."""
         answer = await self._write(
             due,
             "PATCH",
@@ -144,14 +146,14 @@ class Publisher:
 
     async def _find_comment(self, due: DueNotification, update: CommentUpdate) -> int | None:
         async for comment in self._comments(due, update.number):
-            # It begins with the marker: further down, a task's output may hold the marker of another comment. And
-            # anybody can write the marker into a comment of theirs; only our own may be changed.
+            # Only at the beginning: a task's output further down can contain the marker of another comment. And only in
+            # comments of the App: any user can write a marker into a comment.
             if (comment.body or "").startswith(update.marker) and await self._is_ours(comment):
                 return comment.id
         return None
 
     async def _comments(self, due: DueNotification, number: int) -> AsyncIterator[_Comment]:
-        """The first page (where a pull request's own comment is), then from the last one back (where replies are)."""
+        """The first page (the pull request's own comment), then from the last page backwards (replies)."""
         pages, page, last = 0, 1, 1
         while pages < MOST_PAGES:
             answer = await self._session.ask(

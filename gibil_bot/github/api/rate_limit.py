@@ -1,4 +1,4 @@
-"""GitHub's rate limits: how long an answer asks us to wait, and how writes are spread so that it seldom asks.
+"""GitHub's rate limits: how long an answer asks us to wait, and the spacing of writes that keeps us below them.
 
 Pure. https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api#exceeding-the-rate-limit
 """
@@ -63,9 +63,9 @@ class Spacing:
         self._full_at: dict[int, float] = {}
 
     def delay_s(self, key: int, now_s: float, leave: int = 0) -> float:
-        """How long a write that came now would wait, if it had to leave that many of the burst to others. Takes nothing."""
+        """Return how long a write would wait now if it left that many of the burst to others. Reserves nothing."""
         return max(0.0, self._full_at.get(key, now_s) - (self._quiet_s - leave * self._step_s) - now_s)
 
     def take(self, key: int, now_s: float) -> None:
-        """Take the next place. https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm"""
+        """Reserve the next slot. https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm"""
         self._full_at[key] = max(self._full_at.get(key, now_s), now_s) + self._step_s

@@ -1,6 +1,6 @@
-"""One thing to ask of GitHub, as a value: where it is in the API, and how often it may be asked.
+"""API request as a value: method, route, parameters, and whether it may be repeated.
 
-Pure. Values from outside become parts of an address here and nowhere else.
+Pure. Only this file puts values from outside into an API path.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Request:
     repeatable: bool | None = None
     """Doing it twice is the same as once; None: every method but POST."""
     is_comment: bool = False
-    """It makes people's telephones ring, so that it is spaced most."""
+    """Comments notify people, so they are spaced most."""
     priority: Priority = Priority.RESULT
     """Of a write: how much of GitHub's rate it leaves to more important ones."""
     accept: str = "application/vnd.github+json"
@@ -50,12 +50,12 @@ class Request:
 
     @property
     def path(self) -> str:
-        """Raises GitHubError for values that would lead elsewhere."""
+        """Raises GitHubError for values that would change the path."""
         return self.route.format_map({name: _segment(name, str(value)) for name, value in self.place.items()})
 
 
 def mint_request(installation_id: int, body: Mapping[str, object] | None = None) -> Request:
-    """A token too many does no harm and expires within the hour, so minting may be repeated.
+    """Repeatable: an unused token does no harm and expires within the hour.
 
     https://docs.github.com/en/rest/apps/apps#create-an-installation-access-token-for-an-app
     """
@@ -72,7 +72,7 @@ def _segment(name: str, value: str) -> str:
     """A value as a part of a path that cannot become another path."""
     parts = value.split("/") if name in ("repository", "path") else [value]
     if any(part in ("", ".", "..") for part in parts):
-        raise GitHubError(f"{name} {value[:80]!r} cannot be a part of an address; nothing was asked", status=404)
+        raise GitHubError(f"{name} {value[:80]!r} is not allowed in an API path; no request was sent", status=404)
     if name == "repository" and (len(parts) != 2 or not all(_SLUG.fullmatch(part) for part in parts)):
-        raise GitHubError(f"{value[:80]!r} is not owner/name; nothing was asked", status=404)
+        raise GitHubError(f"{value[:80]!r} is not owner/name; no request was sent", status=404)
     return "/".join(quote(part, safe="") for part in parts)

@@ -1,13 +1,12 @@
-"""Requests that come through: tokens, limits, retries. What is asked is `client`'s and `telling`'s business.
+"""Session with GitHub's API for one App: tokens, rate limits and retries. `client` and `publisher` build the requests.
 
-Rules: a request that GitHub may have carried out is repeated only where repeating changes nothing; a limit pauses the
-whole installation; a token that was revoked is minted anew, once.
+A request that GitHub may have carried out is repeated only if repeating it changes nothing. A rate limit pauses the whole
+installation. A token that was revoked is minted again, once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -22,21 +21,21 @@ from gibil_bot.github.api.rate_limit import Spacing, server_time_s, wait_s
 from gibil_bot.github.api.request import APP, Request, mint_request
 from gibil_bot.github.api.response import Answer, Unanswered
 from gibil_bot.model import Priority
+from gibil_bot.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from gibil_bot.github.api.transport import Transport
 
-TRIES = 4
-BACKOFF_S = 0.5
+RETRIES = RetryPolicy(attempts=4, first_wait_s=0.5)
 RETRY_AFTER_S = 5.0
-"""What callers are told to wait after a failure that has no time of its own."""
+"""After a failure for which GitHub names no time."""
 SHORT_WAIT_S = 5.0
-"""A limit that is over so soon is waited for on the spot."""
+"""The longest pause for a rate limit that a request waits out itself."""
 LONGEST_QUEUE_S = 30.0
-"""Writes that would wait longer for their turn are handed back."""
+"""A write that would wait longer for its turn raises NotAskedYet."""
 WRITES_AT_ONCE, WRITES_PER_S = 100, 3.0
 LEAVE = {Priority.RESULT: 0, Priority.PROGRESS: 20, Priority.COMMENT: 30, Priority.REACTION: 50}
-"""How many of the writes at once each priority leaves to those above it."""
+"""How many writes of the burst each priority leaves to the priorities above it."""
 _SOON_S = 0.001
 TOKEN_MARGIN_S = 120.0
 TOKEN_LIFE_S = 3000.0
@@ -73,7 +72,7 @@ class Session:
         self.url = url
         self.app_id = app_id
         self.requests: Counter[str] = Counter()
-        """How often each route was asked, repetitions included."""
+        """How often each route was requested, retries included."""
         self._private_key = Secret(private_key)
         self._timeouts = {
             "connect_timeout_s": connect_timeout_s,
@@ -95,53 +94,53 @@ class Session:
         self._comments = Spacing(burst=20, per_s=1.0)
 
     async def ask(self, request: Request) -> Answer:
-        """The answer with a status below 400, or one that the request expects. Raises GitHubError."""
+        """Return the answer if its status is below 400 or one that the request expects. Raises GitHubError."""
         path = request.path
-        minted_anew = False
-        tries = 0
+        minted_again = False
+        failures = 0
         while True:
             await self._turn(request)
             authorization = await self._authorization(request.installation_id)
-            tries += 1
-            last = tries >= TRIES
             try:
                 answer = await self._send(request, path, authorization)
             except Unanswered as error:
-                if last or (error.sent and not request.may_repeat):
+                failures += 1
+                again_s = None if error.sent and not request.may_repeat else RETRIES.wait_s(failures)
+                if again_s is None:
                     raise GitHubError(
                         f"{request.name}: GitHub at {self.url} did not answer: {error.reason}",
                         retry_after_s=RETRY_AFTER_S,
                     ) from None
-                await self._back_off(tries)
+                await self._sleep(again_s)
                 continue
             if answer.status < 400:
                 self._strikes.pop(request.installation_id, None)
                 return answer
-            if answer.status == 401 and request.installation_id != APP and not minted_anew:
+            failures += 1
+            again_s = RETRIES.wait_s(failures)
+            if answer.status == 401 and request.installation_id != APP and not minted_again:
                 self._forget(request.installation_id, authorization)
-                minted_anew = True
-                continue
-            if (pause_s := self._pause(request, answer)) is not None:
-                if last or pause_s > SHORT_WAIT_S:
+                minted_again = True
+            elif (pause_s := self._pause(request, answer)) is not None:
+                if again_s is None or pause_s > SHORT_WAIT_S:
                     raise GitHubError(
                         f"{request.name}: GitHub's limit is reached ({answer.message}); waiting {pause_s:.0f} s",
                         status=answer.status,
                         retry_after_s=pause_s,
                     )
-                continue
-            if answer.status >= 500 and request.may_repeat and not last:
-                await self._back_off(tries)
-                continue
-            if answer.status in request.answers:
+            elif answer.status >= 500 and request.may_repeat and again_s is not None:
+                await self._sleep(again_s)
+            elif answer.status in request.answers:
                 return answer
-            raise _refusal(request, answer)
+            else:
+                raise _rejection(request, answer)
 
     async def ask_with(self, token: str, request: Request) -> Answer:
-        """Once, with that token; any status is the answer. Raises Unanswered."""
+        """Send the request once, with that token, and return the answer whatever its status is. Raises Unanswered."""
         return await self._send(request, request.path, f"token {token}")
 
     async def clock_skew_s(self) -> float | None:
-        """How far our clock is ahead of GitHub's; None when GitHub does not say."""
+        """Return the seconds by which our clock is ahead of GitHub's; None if the answer has no date."""
         try:
             # Refused or not: every answer has a date.
             answer = await self.ask_with("none", Request(method="GET", route="/meta"))
@@ -151,7 +150,7 @@ class Session:
         return ours - server_time_s(answer.headers, ours) if "date" in answer.headers else None
 
     async def close(self) -> None:
-        """Let go of connections. Requests that are under way fail."""
+        """Close the connections. Requests in flight fail."""
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
@@ -172,7 +171,7 @@ class Session:
         )
 
     async def _open(self) -> Transport:
-        """githubkit takes a third of a second to import: in a thread, when it is needed first."""
+        """Import githubkit in a thread, at the first request: the import takes a third of a second."""
         if self._connection is None:
             async with self._opening:
                 if self._connection is None:
@@ -184,18 +183,15 @@ class Session:
 
         return Transport(self.url, self.app_id, self._private_key.reveal(), **self._timeouts)
 
-    async def _back_off(self, tries: int) -> None:
-        await self._sleep(BACKOFF_S * 2 ** (tries - 1) * random.uniform(0.5, 1.5))
-
-    # --- whose turn it is
+    # --- rate limits
 
     async def _turn(self, request: Request) -> None:
-        """Wait for pauses and for the spacing of writes; what takes too long is handed back."""
+        """Wait for a pause and for the spacing of writes. Raises GitHubError, NotAskedYet if the wait would be too long."""
         key, now_s = request.installation_id, self.monotonic()
         pause_s = self._paused_until.get(key, now_s) - now_s
         if pause_s > SHORT_WAIT_S:
             raise GitHubError(
-                f"{request.name}: GitHub's limit is reached; nothing is asked for {pause_s:.0f} s",
+                f"{request.name}: GitHub's limit is reached; no requests for {pause_s:.0f} s",
                 status=429,
                 retry_after_s=pause_s,
             )
@@ -205,8 +201,8 @@ class Session:
             await self._space(request, key)
 
     async def _space(self, request: Request, key: int) -> None:
-        """Wait for a write's turn. A result takes the next place. What is less important takes one only when it is free, so
-        that results never wait behind it, and progress does not wait at all: a newer state will replace it."""
+        """Wait for a write's turn. A result reserves the next slot. Other writes use only a slot that is free now, so
+        results never wait behind them. Progress doesn't wait at all, because a newer state will replace it."""
         own = self._comments if request.is_comment else self._progress if request.priority is Priority.PROGRESS else None
         begun_s = self.monotonic()
         while True:
@@ -229,7 +225,7 @@ class Session:
             await self._sleep(delay_s)
 
     def _pause(self, request: Request, answer: Answer) -> float | None:
-        """When the answer is about a limit: everything of this installation waits. The seconds."""
+        """If the answer reports a rate limit, pause this installation and return the seconds."""
         key = request.installation_id
         pause_s = wait_s(
             answer.status, answer.headers, answer.message, now_s=self._now().timestamp(), strikes=self._strikes[key]
@@ -265,14 +261,14 @@ class Session:
         return _Token(found.token, asked_at + life_s - TOKEN_MARGIN_S)
 
     def _forget(self, installation_id: int, authorization: str) -> None:
-        """Unless somebody has minted a newer one meanwhile."""
+        """Drop the token, unless another task has minted a newer one."""
         token = self._tokens.get(installation_id)
         if token is not None and f"token {token.value}" == authorization:
             del self._tokens[installation_id]
 
 
-def _refusal(request: Request, answer: Answer) -> GitHubError:
-    """`retry_after_s` None where no time will help. The message does not say whether it is tried again: the caller knows."""
+def _rejection(request: Request, answer: Answer) -> GitHubError:
+    """`retry_after_s` is None if a retry would not help. The message doesn't say whether it is retried: the caller knows."""
     said = f"{request.name}: GitHub answered {answer.status}: {answer.message}"
     if answer.status >= 500 or answer.status == 409:
         return GitHubError(said, status=answer.status, retry_after_s=RETRY_AFTER_S)

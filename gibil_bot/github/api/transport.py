@@ -1,8 +1,7 @@
-"""One pooled connection to GitHub's API through githubkit: requests out, plain answers in, nothing decided.
+"""HTTP connection pool to GitHub's API, through githubkit: sends a request once and returns its answer.
 
-The only file that imports githubkit, and slow to import for that (a third of a second): `session` imports it in a
-thread when the first request is made. githubkit's own retries repeat POSTs and its caches keep revoked tokens, so they
-are off: `session` decides.
+Only this file imports githubkit, which takes a third of a second, so `session` imports it in a thread at the first request.
+githubkit's retries would repeat POSTs and its caches would keep revoked tokens. Both are off: `session` decides.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ from contextlib import asynccontextmanager
 
 import httpx
 from githubkit import GitHub, Response
-from githubkit.auth import AppAuthStrategy, UnauthAuthStrategy
+from githubkit.auth import UnauthAuthStrategy
+from githubkit.auth.app import AppAuth
 from githubkit.cache import MemCacheStrategy
 from githubkit.exception import RequestError, RequestFailed
 
@@ -30,19 +30,27 @@ _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
 class _Pooled(GitHub[UnauthAuthStrategy]):
-    """githubkit keeps its client in a context variable, which tasks that were started earlier do not see; every call of
-    theirs would build a client of its own. This one has one client for everybody."""
+    """A GitHub with one HTTP client for all tasks. githubkit keeps its client in a context variable, which tasks that were
+    started earlier don't see: each of their calls would build a client."""
 
     pooled: httpx.AsyncClient | None = None
 
     @asynccontextmanager
     async def get_async_client(self) -> AsyncGenerator[httpx.AsyncClient, None]:
         if self.pooled is None:
-            self.pooled = await self._create_async_client()
+            config = self.config
+            self.pooled = httpx.AsyncClient(
+                base_url=config.base_url,
+                headers={"User-Agent": config.user_agent, "Cache-Control": "no-cache"},
+                timeout=config.timeout,
+                follow_redirects=config.follow_redirects,
+                verify=config.ssl_verify,
+            )
         yield self.pooled
 
     def _check_rate_limit(self, response: Response) -> None:
-        """githubkit reads a limit's headers here and falls over odd ones; `limits` reads them for us."""
+        """Nothing: `rate_limit` reads these headers. Private, because githubkit has no setting for it and raises ValueError for
+        a Retry-After that is a date: https://github.com/yanyongyu/githubkit/blob/v0.16.1/githubkit/core.py#L449"""
 
 
 _authorities = functools.cache(httpx.create_ssl_context)
@@ -118,10 +126,9 @@ class Transport:
 
     async def app_authorization(self) -> str:
         """`Bearer` and a token of the App itself, signed at most every eight minutes. Raises GitHubError."""
-        strategy = AppAuthStrategy(self._app_id, self._private_key)
-        flow = strategy.get_auth_flow(self._github)
+        flow = AppAuth(self._github, self._app_id, self._private_key)
         try:
-            return f"Bearer {await asyncio.to_thread(flow.get_jwt)}"  # type: ignore[attr-defined]
+            return f"Bearer {await asyncio.to_thread(flow.get_jwt)}"
         except Exception as error:
             # cryptography and PyJWT raise many kinds for a key that is cut, encrypted or of the wrong type.
             raise GitHubError(

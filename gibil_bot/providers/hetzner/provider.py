@@ -18,6 +18,7 @@ from decimal import Decimal
 from msgspec.structs import replace
 
 from gibil_bot.errors import GibilError, MachineNotFound, NameTaken, ProviderError, Unavailable, UsageError
+from gibil_bot.limits import MACHINE_NAME, MACHINE_NAME_RULE
 from gibil_bot.model import Capabilities, Machine, MachineSpec, SizeOffer
 from gibil_bot.providers.cloudinit import move_expiry_script, user_data
 from gibil_bot.providers.hetzner import labels
@@ -27,7 +28,7 @@ from gibil_bot.providers.hetzner.create import ServerCreator
 from gibil_bot.providers.hetzner.delete import ServerDeleter
 from gibil_bot.providers.hetzner.rebuild_pool import RebuildPool
 from gibil_bot.providers.hetzner.server_types import SIZES, Candidate, Catalogue, Price, cost_so_far
-from gibil_bot.providers.hetzner.servers import NAME, find_server, is_machine, is_ours, machine_of
+from gibil_bot.providers.hetzner.servers import find_server, is_machine, is_ours, machine_of
 from gibil_bot.providers.lifecycle import RunOn
 from gibil_bot.ssh.host_keys import public_line
 
@@ -91,10 +92,8 @@ class HetznerProvider:
         A server type that is sold out isn't an error while another type or location is available. The labels `server-type`,
         `location` and, if it wasn't the first choice, `instead-of` say what was created.
         """
-        if not NAME.fullmatch(spec.name):
-            raise UsageError(
-                f"{spec.name!r} is not a valid machine name: use lower-case letters, digits and '-', at most 63 characters"
-            )
+        if not MACHINE_NAME.fullmatch(spec.name):
+            raise UsageError(f"{spec.name!r} is not a valid machine name: use {MACHINE_NAME_RULE}")
         user_data(spec, _now())  # reports invalid values before anything exists
         labels.encode(spec.labels)
         machine = self._machine(await self._creator.create(spec))

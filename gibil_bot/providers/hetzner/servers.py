@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime, timedelta
 
+from gibil_bot.limits import MACHINE_NAME
 from gibil_bot.model import Endpoint, Machine
 from gibil_bot.providers.hetzner import labels
 from gibil_bot.providers.hetzner.api import HetznerApi
 from gibil_bot.providers.hetzner.server_types import Json
 from gibil_bot.ssh.host_keys import from_label
-
-NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 _STATUS = {"initializing": "creating", "starting": "creating"}
 _WITHOUT_LABEL = timedelta(days=1)
@@ -20,7 +18,7 @@ _WITHOUT_LABEL = timedelta(days=1)
 
 async def find_server(api: HetznerApi, name: str, *, deleting: bool = False) -> Json | None:
     """Return the server of that name, ours or not. Names are unique in a project."""
-    if not NAME.fullmatch(name):
+    if not MACHINE_NAME.fullmatch(name):
         return None
     answer = await api.call("GET", "/servers", f"look for machine {name}", query={"name": name}, deleting=deleting)
     found: list[Json] = answer["servers"]

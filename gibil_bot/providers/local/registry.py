@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
@@ -14,6 +13,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from gibil_bot.errors import GibilError, MachineNotFound, NameTaken, ProviderError, UsageError
+from gibil_bot.limits import MACHINE_NAME, MACHINE_NAME_RULE
 from gibil_bot.model import Capabilities, Machine, MachineSpec, Refusals, Usage
 from gibil_bot.providers.local import base_tree
 from gibil_bot.providers.local.control_protocol import Cause
@@ -29,7 +29,6 @@ from gibil_bot.providers.local.paths import LocalPaths, clear_dead_machine
 from gibil_bot.providers.local.privilege import groups_prefix, own_privilege
 from gibil_bot.providers.local.rmtree import remove_tree
 
-_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _APT = Path("/usr/bin/apt-get").exists()
 _CLOCK_CHECK_S = 30.0
 """How often an expiry is compared with the clock: it is a time of day, and a host may have slept."""
@@ -94,10 +93,8 @@ class MachineRegistry:
 
     async def create(self, spec: MachineSpec) -> tuple[Machine, bool]:
         """Return the machine, and whether this call created it."""
-        if not _LABEL.fullmatch(spec.name):
-            raise UsageError(
-                f"{spec.name!r} is not a valid machine name: use lower-case letters, digits and '-', at most 63 characters"
-            )
+        if not MACHINE_NAME.fullmatch(spec.name):
+            raise UsageError(f"{spec.name!r} is not a valid machine name: use {MACHINE_NAME_RULE}")
         async with self._locked(spec.name):
             existing = self._machines.get(spec.name)
             if existing is not None and existing.machine is not None:

@@ -1,0 +1,74 @@
+"""Numbers, durations and near misses in the words of people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def duration(seconds: float) -> str:
+    """Return a measured time: 0.4 s, 12 s, 1 min 12 s, 2 h 3 min."""
+    if seconds < 9.95:
+        return f"{max(seconds, 0):.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def precise_duration(seconds: float) -> str:
+    """Return a measured time with its milliseconds: 412 ms, 1.23 s."""
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def duration_setting(seconds: float) -> str:
+    """Return a time as settings and workflow files write it, in its largest whole unit: 24h, 90m, 45s."""
+    whole = int(seconds)
+    for unit, size in (("h", 3600), ("m", 60)):
+        if whole and whole % size == 0:
+            return f"{whole // size}{unit}"
+    return f"{whole}s"
+
+
+def ordinal(number: int) -> str:
+    """1st, 2nd, 3rd, 11th."""
+    ending = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
+
+
+def count(number: int, noun: str) -> str:
+    """1 task, 2 tasks."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)`; nothing when no choice is within two typing errors (one in words up to four letters)."""
+    word = word.lower()
+    most = 2 if len(word) > 4 else 1
+    near = [
+        (distance, choice)
+        for choice in choices
+        if abs(len(choice) - len(word)) <= most and (distance := _typing_errors(word, choice.lower())) <= most
+    ]
+    return f" (did you mean {min(near)[1]!r}?)" if near else ""
+
+
+def _typing_errors(left: str, right: str) -> int:
+    """Return the optimal string alignment distance: letters to insert, remove, replace, or swap with their neighbour.
+
+    Words of more than 100 letters are not compared, because the work grows with the square of the length.
+    """
+    if len(left) > 100 or len(right) > 100:
+        return 100
+    before_last: list[int] = []
+    last = list(range(len(right) + 1))
+    for row, letter in enumerate(left, start=1):
+        here = [row]
+        for column, other in enumerate(right, start=1):
+            best = min(last[column] + 1, here[-1] + 1, last[column - 1] + (letter != other))
+            if row > 1 and column > 1 and letter == right[column - 2] and left[row - 2] == other:
+                best = min(best, before_last[column - 2] + 1)
+            here.append(best)
+        before_last, last = last, here
+    return last[-1]
