@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from double_kit import REPOSITORY, App, signed_in
 
 from gibil_bot.config import Secret
 from gibil_bot.errors import GitHubError
 from gibil_bot.github.api.user_pull_requests import NewPullRequest, PullRequests
+from tests.contracts.double_kit import REPOSITORY, App, signed_in
 
 WISH = NewPullRequest(
     repository=REPOSITORY, head_repository=REPOSITORY, head="topic", base="main", title="Better", body="Why", draft=False
@@ -21,10 +21,10 @@ WISH = NewPullRequest(
 
 
 @contextlib.asynccontextmanager
-async def asking(app: App, token: str | None = None, **options: object) -> AsyncIterator[PullRequests]:
+async def asking(app: App, token: str | None = None, **options: Any) -> AsyncIterator[PullRequests]:
     pulls = PullRequests(
         app.github.url, Secret(token or app.github.personal_token("ada")), "GH_TOKEN", sleep=at_once, **options
-    )  # type: ignore[arg-type]
+    )
     try:
         yield pulls
     finally:

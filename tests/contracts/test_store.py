@@ -9,7 +9,6 @@ from typing import Literal, cast, get_args
 
 import pytest
 from msgspec.structs import replace
-from store_nouns import DAY_S, Clock, command, comment, delivery, new_run, queue, settle, unread
 
 from gibil_bot.errors import ClaimLost, StoreError
 from gibil_bot.model import (
@@ -37,14 +36,10 @@ from gibil_bot.model import (
 )
 from gibil_bot.ports import DeliveryOutcome, Store
 from gibil_bot.runs.sqlite.store import open_store
+from tests.contracts.store_nouns import DAY_S, Clock, command, comment, delivery, new_run, queue, settle, unread
 from tests.doubles.patience import patient
 
 Open = Callable[[], Awaitable[Store]]
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture(params=["sqlite"])

@@ -7,20 +7,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from store_nouns import DAY_S, Clock, delivery, new_run, queue, settle
 
 from gibil_bot.model import Approval, BranchPush, HeadSeen, Person
 from gibil_bot.ports import DeliveryOutcome, Store
 from gibil_bot.runs.sqlite.store import open_store
+from tests.contracts.store_nouns import DAY_S, Clock, delivery, new_run, queue, settle
 
 A, B = "a" * 40, "b" * 40
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 ANN, ROBOT = Person(login="ann"), Person(login="robot[bot]", is_bot=True)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

@@ -115,8 +115,9 @@ async def test_another_computer_sees_and_burns_the_same_machines_but_all_is_only
     line: CommandLine, double: HetznerDouble, tmp_path: Path
 ) -> None:
     at = {"HCLOUD_ENDPOINT": double.endpoint, "HCLOUD_TOKEN": double.token}
-    for name, labels in (("mine", {}), ("run-1", {"run": "0123"}), ("also-mine", {})):
-        await forge(line, double, name, **labels)
+    await forge(line, double, "mine")
+    await forge(line, double, "run-1", run="0123")
+    await forge(line, double, "also-mine")
     (tmp_path / "other").mkdir()
     other = CommandLine(tmp_path / "other")
     other.here.mkdir()
@@ -142,7 +143,7 @@ async def test_whoever_lists_burns_what_is_beyond_its_time_and_says_so(line: Com
 
 
 async def test_a_cloud_that_does_not_answer_is_one_clear_line(line: CommandLine) -> None:
-    Keyring(line.data_dir).host_public("any")
+    Keyring(line.data_dir).host_key("any")
     done = await gibil(line, "list", "--json", HCLOUD_TOKEN="t", HCLOUD_ENDPOINT="http://127.0.0.1:9/v1")
     assert done.returncode == 3
     assert "HCLOUD_ENDPOINT" in json.loads(done.stdout)["error"]
