@@ -148,6 +148,7 @@ async def test_the_boxs_own_address_is_not_public() -> None:
             pytest.skip("this box has no way out, and so no address of its own")
         own = probe.getsockname()[0]
     from gibil_bot.providers.local import egress_proxy as module
+    from gibil_bot.providers.local.egress_policy import parse_address
 
     assert module._is_this_host(module.parse_address(own))
     assert module._is_this_host(module.parse_address("127.0.0.1"))

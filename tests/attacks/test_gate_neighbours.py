@@ -33,11 +33,12 @@ def host() -> Iterator[Do]:
     )
     assert process.stdin is not None
     assert process.stdout is not None
+    requests, answers = process.stdin, process.stdout
 
     def do(*what: str) -> Any:
-        process.stdin.write(json.dumps(what) + "\n")
-        process.stdin.flush()
-        return json.loads(process.stdout.readline())
+        requests.write(json.dumps(what) + "\n")
+        requests.flush()
+        return json.loads(answers.readline())
 
     with process:
         yield do

@@ -156,7 +156,7 @@ async def test_a_command_that_is_never_started_ends_in_time(monkeypatch: pytest.
     monkeypatch.setattr(connection, "_OPENS_S", 0.2)
 
     async with hostile_shell(_never_ends) as shell:
-        shell._connection._connection.create_session = lambda *a, **k: asyncio.Event().wait()  # type: ignore[method-assign,assignment,return-value]
+        shell._connection._connection.create_session = lambda *a, **k: asyncio.Event().wait()  # type: ignore[method-assign,assignment]
         with pytest.raises(MachineLost, match="did not start a command"):
             await asyncio.wait_for(first_item(), patient(30))
 

@@ -13,6 +13,7 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -21,9 +21,12 @@ HOW = {
 
 
 def say(world: IntakeBot, how: str, number: int, author: str, body: str) -> None:
-    {"comment": world.github.comment, "review_comment": world.github.review_comment, "review": world.github.review}[how](
-        REPOSITORY, number, author, body
-    )
+    ways: dict[str, Callable[[str, int, str, str], object]] = {
+        "comment": world.github.comment,
+        "review_comment": world.github.review_comment,
+        "review": world.github.review,
+    }
+    ways[how](REPOSITORY, number, author, body)
 
 
 @pytest.mark.parametrize("how", HOW)

@@ -492,12 +492,12 @@ def _refused(connections: list[socket.socket], enough: int) -> int:
     refused = 0
     with selectors.DefaultSelector() as selector:
         for connection in connections:
-            selector.register(connection, selectors.EVENT_READ)
+            selector.register(connection, selectors.EVENT_READ, connection)
         while refused < enough and (ready := selector.select(patient(10))):
             for key, _ in ready:
                 selector.unregister(key.fileobj)
                 with contextlib.suppress(OSError):
-                    refused += connections[connections.index(key.fileobj)].recv(12).endswith(b"503")
+                    refused += key.data.recv(12).endswith(b"503")
     return min(refused, enough)
 
 

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import asyncssh
 
@@ -83,7 +84,7 @@ def login(server: Sshd, *options: str) -> list[str]:
 def master(server: Sshd) -> Iterator[list[str]]:
     """The words of an `ssh` call that goes through one open master connection."""
     *words, target = login(server, "-S", str(server.folder / "ctl"))
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.run([*words, "-M", "-o", "ControlPersist=yes", target, "true"], check=True, timeout=20, **quiet)
     try:
         yield [*words, target]

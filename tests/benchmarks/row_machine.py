@@ -89,8 +89,7 @@ def by_hand(folder: Path) -> Iterator[Took]:
             begun = time.perf_counter()
         finally:
             shell.send_signal(signal.SIGKILL)
-            shell.wait()
-            shell.stdout.close()
+            shell.communicate()
     finally:
         _unmount(folder / "merged")
     shutil.rmtree(folder)

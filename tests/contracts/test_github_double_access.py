@@ -9,7 +9,8 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from double_kit import REPOSITORY, App, app_jwt, signed_in
+
+from tests.contracts.double_kit import REPOSITORY, App, app_jwt, signed_in
 
 
 async def test_the_app_is_who_its_key_says(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
-from double_kit import REPOSITORY, App, signed_in
 
+from tests.contracts.double_kit import REPOSITORY, App, signed_in
 from tests.doubles.patience import patient
 
 COMMENTS = f"/repos/{REPOSITORY}/issues/1/comments"

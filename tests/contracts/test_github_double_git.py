@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from double_kit import REPOSITORY, receiving, run_git, signed_in
+
+from tests.contracts.double_kit import REPOSITORY, receiving, run_git, signed_in
 
 
 def with_token(url: str, token: str) -> str:

@@ -9,9 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from double_kit import REPOSITORY, SECRET, App, Receiver, receiving, signed_in
-
 from gibil_bot.demo import hooks
+from tests.contracts.double_kit import REPOSITORY, SECRET, App, Receiver, receiving, signed_in
 
 
 async def payload_of(app: App, receiver: Receiver, event: str, action: str) -> dict[str, Any]:

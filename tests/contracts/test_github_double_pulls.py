@@ -7,7 +7,8 @@ from typing import Any
 
 import httpx
 import pytest
-from double_kit import REPOSITORY, App, receiving, run_git, signed_in
+
+from tests.contracts.double_kit import REPOSITORY, App, receiving, run_git, signed_in
 
 PULLS = f"/repos/{REPOSITORY}/pulls"
 WISH = {"title": "Better", "head": "topic", "base": "main"}

@@ -8,7 +8,8 @@ from typing import Any
 
 import httpx
 import pytest
-from double_kit import FILES, REPOSITORY, App, signed_in
+
+from tests.contracts.double_kit import FILES, REPOSITORY, App, signed_in
 
 COMMENTS = f"/repos/{REPOSITORY}/issues/1/comments"
 CHECK_RUNS = f"/repos/{REPOSITORY}/check-runs"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from double_kit import REPOSITORY, App, signed_in
 
 from gibil_bot.config import Secret
 from gibil_bot.errors import GitHubError
@@ -21,10 +20,10 @@ WISH = NewPullRequest(
 
 
 @contextlib.asynccontextmanager
-async def asking(app: App, token: str | None = None, **options: object) -> AsyncIterator[PullRequests]:
+async def asking(app: App, token: str | None = None, **options: Any) -> AsyncIterator[PullRequests]:
     pulls = PullRequests(
         app.github.url, Secret(token or app.github.personal_token("ada")), "GH_TOKEN", sleep=at_once, **options
-    )  # type: ignore[arg-type]
+    )
     try:
         yield pulls
     finally:

@@ -283,10 +283,14 @@ async def test_hcloud_python_drives_the_double(double: HetznerDouble) -> None:
     client = hcloud.Client(double.token, api_endpoint=double.endpoint, poll_interval=0.02, timeout=5)
 
     def drive() -> None:
+        server_type = client.server_types.get_by_name("cx23")
+        image = client.images.get_by_name_and_architecture("debian-12", "x86")
+        assert server_type is not None
+        assert image is not None
         created = client.servers.create(
             name="by-hcloud",
-            server_type=client.server_types.get_by_name("cx23"),
-            image=client.images.get_by_name_and_architecture("debian-12", "x86"),
+            server_type=server_type,
+            image=image,
             location=client.locations.get_by_name("hel1"),
         )
         for action in (created.action, *created.next_actions):
@@ -295,7 +299,11 @@ async def test_hcloud_python_drives_the_double(double: HetznerDouble) -> None:
         server = client.servers.get_by_name("by-hcloud")
         assert server is not None
         assert server.status == "running"
+        assert server.public_net is not None
+        assert server.public_net.ipv4 is not None
         assert server.public_net.ipv4.ip.startswith("203.0.113.")
+        assert server.server_type is not None
+        assert server.image is not None
         with pytest.raises(hcloud.APIException, match="uniqueness_error"):
             client.servers.create(name="by-hcloud", server_type=server.server_type, image=server.image)
         client.servers.power_off(server).wait_until_finished()

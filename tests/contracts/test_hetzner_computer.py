@@ -23,7 +23,7 @@ async def test_a_connection_that_is_given_up_at_any_moment_leaves_no_descriptor(
                 await asyncio.sleep(0)
             connecting.cancel()
             for answer in await asyncio.gather(connecting, return_exceptions=True):
-                if not isinstance(answer, asyncio.CancelledError):
+                if not isinstance(answer, BaseException):
                     answer[1].close()
                     await answer[1].wait_closed()
         await asyncio.get_running_loop().shutdown_default_executor()

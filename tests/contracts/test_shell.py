@@ -177,7 +177,8 @@ async def test_a_file_arrives_whole_with_its_mode(far: Far, shell: SSHShell) -> 
         for start in range(0, len(content), 70_000):
             yield content[start : start + 70_000]
 
-    for number, source in enumerate((content, b"", blocks())):
+    sources: tuple[bytes | AsyncIterator[bytes], ...] = (content, b"", blocks())
+    for number, source in enumerate(sources):
         path = f"{far.home}/it's a file {number}"
         await shell.put(path, source, mode=0o750)
         result = await shell.run('stat -c %a "$P"; cat "$P"', env={"P": path}, most_bytes=32 * 1024 * 1024)

@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from store_nouns import DAY_S, Clock, delivery, new_run, queue, settle
 
 from gibil_bot.model import Approval, BranchPush, HeadSeen, Person
 from gibil_bot.ports import DeliveryOutcome, Store

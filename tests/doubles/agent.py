@@ -74,11 +74,12 @@ class Agent:
     def begin(self, tool: str, **arguments: Any) -> concurrent.futures.Future[CallToolResult]:
         """`cancel()` on it tells the server."""
 
-        async def told(_step: float, _total: float | None, message: str | None) -> None:
+        async def told(progress: float, total: float | None, message: str | None) -> None:
             self.progress.append(message or "")
 
         async def call() -> CallToolResult:
-            return await self.session.call_tool(tool, arguments, progress_callback=told)
+            result: CallToolResult = await self.session.call_tool(tool, arguments, progress_callback=told)
+            return result
 
         return asyncio.run_coroutine_threadsafe(call(), self._loop)
 

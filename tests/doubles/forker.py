@@ -21,6 +21,7 @@ import signal
 import socket
 import sys
 import time
+from typing import Any
 
 LATE = (
     *("asyncssh", "githubkit", "hcloud", "uvicorn", "uvloop", "httptools"),
@@ -92,7 +93,7 @@ def main() -> None:
                     channels[fd].sendmsg([str(pid).encode()], beside)
 
 
-def become(request: dict, passed: list[int]) -> None:
+def become(request: dict[str, Any], passed: list[int]) -> None:
     """This process is the one that was asked for."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if request["group"] is not None:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import asyncssh
+from asyncssh.connection import SSHConnection
 
 from gibil_bot.model import Endpoint
 from gibil_bot.ssh.client import SSHShell, connect
@@ -35,7 +36,7 @@ async def hostile_shell(handler: Handler, server_version: str = "") -> AsyncIter
     """A Shell at a server that answers every command with `handler(process)`."""
     client_key, client_public = new_key()
     host_key, host_public = new_key()
-    connections: set[asyncssh.SSHServerConnection] = set()
+    connections: set[SSHConnection] = set()
 
     async def command(process: Process) -> None:
         connections.add(process.channel.get_connection())

@@ -145,7 +145,12 @@ async def _exit(child: subprocess.Popen[bytes]) -> int:
     loop = asyncio.get_running_loop()
     gone = loop.create_future()
     descriptor = os.pidfd_open(child.pid)
-    loop.add_reader(descriptor, lambda: gone.done() or gone.set_result(None))
+
+    def ended() -> None:
+        if not gone.done():
+            gone.set_result(None)
+
+    loop.add_reader(descriptor, ended)
     try:
         await asyncio.shield(gone)
     finally:

@@ -17,9 +17,10 @@ import time
 from tests.doubles.commandline import CommandLine
 from tests.doubles.machines import alive
 from tests.doubles.patience import patient
+from tests.doubles.prefork import Forked
 
 
-def read_until(process: subprocess.Popen[bytes], wanted: bytes) -> bytes:
+def read_until(process: subprocess.Popen[bytes] | Forked, wanted: bytes) -> bytes:
     """What its stdout says up to that; at most ten seconds."""
     assert process.stdout is not None
     return read_descriptor(process.stdout.fileno(), wanted)

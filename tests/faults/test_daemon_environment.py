@@ -77,7 +77,7 @@ def state(pid: int) -> dict[str, str]:
     """What a process has that another one inherits from it."""
     status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
     fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    found = {
+    found: dict[str, str] = {
         name: status[name].strip() for name in ("Umask", "SigBlk", "SigIgn", "Cpus_allowed", "THP_enabled") if name in status
     }
     found |= {"nice": fields[16].decode(), "policy": fields[38].decode()}

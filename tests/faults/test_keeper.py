@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import asyncssh
 import msgspec
@@ -36,7 +37,7 @@ async def lodging(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> A
         yield lodging
 
 
-async def busy_machine(lodging: LocalLodging, name: str, **more: object) -> str:
+async def busy_machine(lodging: LocalLodging, name: str, **more: Any) -> str:
     """A machine with a plain job, a setsid escapee and a double-forked daemon; the mark in their command lines."""
     machine = await lodging.provider.create(lodging.spec(name, **more))
     mark = f"{os.getpid()}.{abs(hash((str(lodging.data_dir), name))) % 10**9}"

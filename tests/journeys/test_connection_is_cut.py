@@ -55,7 +55,7 @@ def whoever_waits_for_tasks_goes_on_waiting(hetzner: Cloud, line: CommandLine) -
     line.repository("project", {".gibil.yml": TASKS})
     process = line.start("create", "--name", "m", "--repo", "project", "--wait", "tasks", "--json")
     assert process.stderr is not None
-    shown = []
+    shown: list[bytes] = []
     for word in (b"one\n", b"two\n"):
         while (row := process.stderr.readline()) != word:
             assert row, shown

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.hetzner_routes import Fault
 from tests.doubles.machines import children_of, shared_folder
 from tests.doubles.patience import patient
+from tests.doubles.prefork import Forked
 from tests.doubles.terminal import read_descriptor
 
 WAITS = {".gibil.yml": "tasks: [{name: waits, run: sleep 600}]\n"}
@@ -54,7 +54,7 @@ def until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.01)
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
+def kill(process: Forked) -> None:
     """With everything it started, as the end of a container does."""
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=patient(20))

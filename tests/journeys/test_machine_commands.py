@@ -225,6 +225,7 @@ def begin_and_interrupt(line: CommandLine, moment: bytes, number: int, *argument
         assert process.poll() is None
     process.send_signal(number)
     out, err = process.communicate(timeout=patient(30))
+    assert process.returncode is not None
     return process.returncode, out.decode(), (said + err).decode()
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from gibil_bot.commits.credentials import web_address
 from gibil_bot.errors import InvalidWorkflow, UsageError
-from gibil_bot.machines.source import CodeSource, origin_url, read_source, web_address
+from gibil_bot.machines.source import CodeSource, origin_url, read_source
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.githttp import GitServer
 from tests.doubles.machines import shared_folder

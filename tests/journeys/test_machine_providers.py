@@ -115,8 +115,9 @@ async def test_another_computer_sees_and_burns_the_same_machines_but_all_is_only
     line: CommandLine, double: HetznerDouble, tmp_path: Path
 ) -> None:
     at = {"HCLOUD_ENDPOINT": double.endpoint, "HCLOUD_TOKEN": double.token}
-    for name, labels in (("mine", {}), ("run-1", {"run": "0123"}), ("also-mine", {})):
-        await forge(line, double, name, **labels)
+    await forge(line, double, "mine")
+    await forge(line, double, "run-1", run="0123")
+    await forge(line, double, "also-mine")
     (tmp_path / "other").mkdir()
     other = CommandLine(tmp_path / "other")
     other.here.mkdir()

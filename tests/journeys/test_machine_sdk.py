@@ -203,6 +203,7 @@ def test_dir_and_help_show_the_api() -> None:
 
 async def test_what_cannot_be_is_refused_before_anything_is_forged(tmp_path: Path) -> None:
     settings = load_settings({"GIBIL_DATA_DIR": str(tmp_path / "data")})
+    wrong: dict[str, Any]
     for wrong in (
         {"name": "No"},
         {"ttl": "1s"},
@@ -216,7 +217,7 @@ async def test_what_cannot_be_is_refused_before_anything_is_forged(tmp_path: Pat
         {"wait": "forever"},
     ):
         with pytest.raises(UsageError):
-            async with machines.create(settings=settings, **wrong):  # type: ignore[arg-type]
+            async with machines.create(settings=settings, **wrong):
                 pass
     assert not (tmp_path / "data" / "local").exists()
 

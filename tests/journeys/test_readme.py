@@ -236,8 +236,8 @@ def prepare(venv: Path) -> None:
     packages = next(venv.glob("lib/python3*/site-packages"))
     for bundled in ("setuptools", "pkg_resources", "_distutils_hack"):  # of Python 3.11, and too old
         shutil.rmtree(packages / bundled, ignore_errors=True)
-    for bundled in (*packages.glob("setuptools-*"), *packages.glob("distutils-precedence.pth")):
-        shutil.rmtree(bundled) if bundled.is_dir() else bundled.unlink()
+    for path in (*packages.glob("setuptools-*"), *packages.glob("distutils-precedence.pth")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     here = next(path for path in sys.path if path.endswith("site-packages") and Path(path, "setuptools").is_dir())
     (packages / "dependencies.pth").write_text(f"{here}\n")
     pytest_there = venv / "bin" / "pytest"

@@ -36,7 +36,7 @@ class CountedSupply:
     def begin(self, run: Run) -> None:
         self.begun.append(run.id)
 
-    async def bring(self, shell: Shell, run: Run) -> None:
+    async def bring(self, shell: Shell, run: Run) -> tuple[str, ...]:
         raise AssertionError("no run of these tests gets as far as that")
 
     async def end(self, run: Run) -> None:
@@ -80,7 +80,7 @@ async def bench(folder: Path) -> AsyncIterator[Bench]:
         await store.close()
 
 
-def without_secrets(run_id: str, **words: str) -> NewRun:
+def without_secrets(run_id: str, **words: Any) -> NewRun:
     run = new_run(run_id, **words)
     return replace(run, plan=replace(run.plan, secrets=()))
 

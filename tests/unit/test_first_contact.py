@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import stat
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -64,9 +64,16 @@ class HostShell(NoShell):
     def __init__(self, host: Host) -> None:
         self.host = host
 
-    async def run(  # type: ignore[override]
-        self, script: str, *, stdin: bytes = b"", timeout_s: float = 60.0, env: Mapping[str, str] | None = None, **_: object
+    async def run(
+        self,
+        script: str,
+        *,
+        stdin: bytes | AsyncIterator[bytes] = b"",
+        timeout_s: float = 60.0,
+        env: Mapping[str, str] | None = None,
+        **_: object,
     ) -> Result:
+        assert isinstance(stdin, bytes)
         assert b"PRIVATE KEY" in stdin
         assert "PRIVATE" not in script
         if self.host.cut == "before":

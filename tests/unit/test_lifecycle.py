@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -22,21 +22,30 @@ from tests.doubles.provider import MemoryProvider
 class NoShell:
     """A shell that no test uses."""
 
+    @property
+    def is_closed(self) -> bool:
+        return False
+
     async def run(
         self,
         script: str,
         *,
         timeout_s: float = 60.0,
-        stdin: bytes = b"",
+        stdin: bytes | AsyncIterator[bytes] = b"",
         env: Mapping[str, str] | None = None,
         on_output: Callable[[str, bytes], None] | None = None,
+        keep_output: bool = True,
+        most_bytes: int = 0,
     ) -> Result:
         raise NotImplementedError
 
     async def start(self, job: Job) -> None:
         raise NotImplementedError
 
-    def attach(self, job_id: str, *, stdout_from: int = 0, stderr_from: int = 0) -> AsyncIterator[Chunk | Exit]:
+    def attach(self, job_id: str, *, stdout_from: int = 0, stderr_from: int = 0) -> AsyncGenerator[Chunk | Exit, None]:
+        raise NotImplementedError
+
+    async def wait(self, job_id: str) -> Exit:
         raise NotImplementedError
 
     async def kill(self, job_id: str, *, grace_s: float = 5.0) -> None:

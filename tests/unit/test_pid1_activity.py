@@ -28,6 +28,9 @@ class Command:
     def on_exit(self, status: int) -> None:
         self.ended.set()
 
+    def on_refused(self, reason: str) -> None:
+        raise AssertionError(reason)
+
 
 async def test_every_command_is_activity_until_its_end_is_reported() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
