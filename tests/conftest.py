@@ -50,13 +50,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow what starts machines, bots or servers."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark tests that start machines, bots or servers as slow. They get a second attempt, and no other test does."""
+    second_attempt = config.pluginmanager.hasplugin("rerunfailures") and not config.option.usepdb
     for item in items:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
         contract = folder == "contracts" and item.path.name.startswith(SLOW_CONTRACTS)
         if folder in SLOW_FOLDERS or contract or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+            if second_attempt and folder != "unit":
+                item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 @pytest.fixture(scope="session")

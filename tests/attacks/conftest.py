@@ -1,5 +1,17 @@
-"""Fixtures that attacks share with the contracts."""
+"""Fixtures that several attacks share."""
+
+from collections.abc import AsyncIterator
+
+import pytest
 
 from tests.contracts.shells import shell
+from tests.doubles.machines import LocalLodging, guest_lodging
 
-__all__ = ["shell"]
+__all__ = ["lodging", "shell"]
+
+
+@pytest.fixture
+async def lodging(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalLodging]:
+    """Local machines in a folder of their own, of a daemon that other tests may share."""
+    async with guest_lodging(tmp_path_factory) as lodging:
+        yield lodging

@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -31,12 +31,6 @@ from tests.doubles.machines import LocalLodging, end_daemon, guest_lodging, loca
 from tests.doubles.patience import patient
 
 pytestmark = pytest.mark.usefixtures("local_machines")
-
-
-@pytest.fixture
-async def lodging(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalLodging]:
-    async with guest_lodging(tmp_path_factory) as lodging:
-        yield lodging
 
 
 async def cause(lodging: LocalLodging, name: str) -> str:

@@ -16,16 +16,10 @@ import pytest
 
 from gibil_bot.providers.local.paths import read_daemon
 from gibil_bot.providers.local.privilege import own_privilege
-from tests.doubles.machines import LocalLodging, alive, children_of, guest_lodging, local_lodging, shared_folder, until
+from tests.doubles.machines import LocalLodging, alive, children_of, local_lodging, shared_folder, until
 from tests.doubles.patience import patient
 
 pytestmark = pytest.mark.usefixtures("local_machines")
-
-
-@pytest.fixture
-async def lodging(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalLodging]:
-    async with guest_lodging(tmp_path_factory) as lodging:
-        yield lodging
 
 
 @pytest.fixture

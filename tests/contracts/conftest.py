@@ -1,6 +1,14 @@
 """Fixtures that several contracts share."""
 
+import pytest
+
 from tests.contracts.shells import far, shell
+from tests.contracts.store_nouns import Clock
 from tests.doubles.hetzner_kit import double, provider
 
-__all__ = ["double", "far", "provider", "shell"]
+__all__ = ["clock", "double", "far", "provider", "shell"]
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()

@@ -42,11 +42,6 @@ from tests.doubles.patience import patient
 Open = Callable[[], Awaitable[Store]]
 
 
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
 @pytest.fixture(params=["sqlite"])
 async def database(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> AsyncIterator[Open]:
     """Opens stores on one database, as several processes would."""

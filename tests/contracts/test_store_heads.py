@@ -18,11 +18,6 @@ ANN, ROBOT = Person(login="ann"), Person(login="robot[bot]", is_bot=True)
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
 async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
     opened = await open_store(f"sqlite:///{tmp_path / 'gibil.db'}", clock=clock)
     yield opened

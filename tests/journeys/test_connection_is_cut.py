@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.doubles.cloud import Cloud, cloud
+from tests.doubles.cloud import Cloud
 from tests.doubles.commandline import CommandLine, command_line
-from tests.doubles.hetzner_guests import Image
 from tests.doubles.machines import shared_folder
 from tests.doubles.patience import patient
 from tests.doubles.terminal import read_until
@@ -28,12 +27,6 @@ TASKS = """tasks:
       echo two; read x <&9
       echo three
 """
-
-
-@pytest.fixture
-def hetzner(hetzner_image: Image, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
-    with cloud(tmp_path / "cloud", shared_folder(tmp_path_factory), hetzner_image) as hetzner:
-        yield hetzner
 
 
 @pytest.fixture

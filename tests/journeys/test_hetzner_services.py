@@ -6,18 +6,16 @@ import asyncio
 import json
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gibil_bot.planning.schema import parse_repository_file
 from gibil_bot.planning.services import services_script
-from tests.doubles.commandline import CommandLine, command_line
+from tests.doubles.commandline import CommandLine
 from tests.doubles.containers import save_images, why_no_containers
 from tests.doubles.hetzner import HetznerDouble
 from tests.doubles.hetzner_guests import LocalGuests
-from tests.doubles.machines import shared_folder
 from tests.journeys.test_hetzner_for_real import double
 
 __all__ = ["double"]
@@ -41,12 +39,6 @@ BOARD = 'sleep 0.5; exec redis-server --port 7000 --protected-mode no --requirep
 # docker looks when it is time, podman when it is asked, as nobody here is systemd and tells it the time.
 INTERVAL_NS = 300_000_000
 HEALTH = {"Test": ["CMD", "redis-cli", "-p", "7100", "ping"], "Interval": INTERVAL_NS}
-
-
-@pytest.fixture
-def line(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
-    with command_line(tmp_path, shared_folder(tmp_path_factory)) as line:
-        yield line
 
 
 @pytest.mark.skipif(why_no_containers() is not None, reason=why_no_containers() or "")

@@ -5,14 +5,11 @@ from __future__ import annotations
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
 from ipaddress import ip_address
-from pathlib import Path
 
 import pytest
 
-from tests.doubles.commandline import CommandLine, command_line
-from tests.doubles.machines import shared_folder
+from tests.doubles.commandline import CommandLine
 
 pytestmark = pytest.mark.usefixtures("local_machines")
 
@@ -40,12 +37,6 @@ PYTHON = {
     ),
     ".gibil.yml": "runtime: {python: '@PYTHON@'}\ntasks: [{name: test, run: python3 -m unittest -q}]\n",
 }
-
-
-@pytest.fixture
-def line(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
-    with command_line(tmp_path, shared_folder(tmp_path_factory)) as line:
-        yield line
 
 
 @pytest.fixture

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.doubles.commandline import CommandLine, command_line
-from tests.doubles.machines import shared_folder
+from tests.doubles.commandline import CommandLine
 
 pytestmark = pytest.mark.usefixtures("local_machines")
 
@@ -26,12 +24,6 @@ tasks:
       ! PGPASSWORD=wrong psql -d engine -c 'select 1' 2>/dev/null
   - {name: again, run: PGPASSWORD="it's" psql -h 127.0.0.1 -p 15432 -U ada -d engine -Atc 'select count(*) from notes'}
 """
-
-
-@pytest.fixture
-def line(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
-    with command_line(tmp_path, shared_folder(tmp_path_factory)) as line:
-        yield line
 
 
 def postgres_version() -> str:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.contracts import seed_examples as seed
-from tests.doubles.commandline import CommandLine, command_line
-from tests.doubles.machines import shared_folder
+from tests.doubles.commandline import CommandLine
 from tests.doubles.patience import patient
 from tests.doubles.tools import needs
 
@@ -25,12 +23,6 @@ tasks:
   - {name: test, run: 'test "$INSTALLED-$COLOUR-${#TOKEN}" = yes-red-11 && echo passed'}
 machine: {ttl: 30m}
 """
-
-
-@pytest.fixture
-def line(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
-    with command_line(tmp_path, shared_folder(tmp_path_factory)) as line:
-        yield line
 
 
 @needs_jq

@@ -13,18 +13,11 @@ import pytest
 
 from tests.contracts import seed_examples as seed
 from tests.doubles.agent import agent_of
-from tests.doubles.cloud import Cloud, cloud
+from tests.doubles.cloud import Cloud
 from tests.doubles.commandline import CommandLine, command_line
-from tests.doubles.hetzner_guests import Image
 from tests.doubles.machines import shared_folder
 from tests.doubles.terminal import Terminal
 from tests.doubles.tools import needs
-
-
-@pytest.fixture
-def hetzner(hetzner_image: Image, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
-    with cloud(tmp_path / "cloud", shared_folder(tmp_path_factory), hetzner_image) as hetzner:
-        yield hetzner
 
 
 @pytest.fixture
