@@ -1,4 +1,4 @@
-"""What several rooms of the tests share."""
+"""Fixtures and settings for all tests."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from tests.doubles.patience import patient
 from tests.doubles.prefork import end_forkers
 from tests.doubles.repositories import no_git_settings as no_git_settings
 
-# Hundreds of processes of ours are started: what they import is compiled once, and not by each of them.
+# The tests start hundreds of Python processes: cached bytecode saves each of them the compilation.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# Started with `&` in a script, we ignore these, and so would everything that a test starts and then interrupts.
+# A shell starts background jobs (`&`) with these signals ignored. Children would inherit that and couldn't be interrupted.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
 
-# Nothing is kept between runs: a checkout may belong to somebody else, and two workers share it.
+# No example database: the checkout may be read-only for this user, and several workers share it.
 settings.register_profile("gibil", database=None)
 settings.load_profile("gibil")
 
@@ -39,12 +39,12 @@ SLOW_FIXTURES = frozenset({"far", "local_machines", "hetzner_image"})
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """One test may take as long as the computer needs: see doubles/patience.py."""
+    """Scale the timeout of a test by the speed of this computer: see doubles/patience.py."""
     config.option.timeout = patient(float(config.getini("timeout")))
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Two small messages of pytest-rerunfailures in a row wait for a delayed acknowledgement: 40 ms for each test."""
+    """Disable Nagle's algorithm for pytest-rerunfailures: its pairs of small messages cost 40 ms for each test."""
     connection = getattr(getattr(session.config, "failures_db", None), "sock", None)
     if isinstance(connection, socket.socket):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def local_machines(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Skips where this box cannot forge local machines, with the reason and the remedies."""
+    """Skip with the reason and the remedies if this computer can't create local machines."""
     reason = _why_no_local_machines(tmp_path_factory.mktemp("probe") / "data", shared_folder(tmp_path_factory))
     if reason is not None:
         pytest.skip(reason)
@@ -81,7 +81,7 @@ def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def forkers() -> Iterator[None]:
-    """Ends the processes that the `gibil` commands of tests were forked from (doubles/prefork.py), if any."""
+    """Stop the processes that `gibil` commands are forked from (doubles/prefork.py), if a test started any."""
     yield
     end_forkers()
 
@@ -97,7 +97,7 @@ def _why_no_local_machines(data_dir: Path, shared: Path) -> str | None:
         except Unavailable as error:
             answer.append(" ".join((error.message, *error.remedies)))
 
-    # In a thread of its own: a test's event loop may be running in this one.
+    # In another thread, because a test's event loop may be running in this one.
     thread = threading.Thread(target=lambda: asyncio.run(probe()))
     thread.start()
     thread.join()
@@ -106,7 +106,7 @@ def _why_no_local_machines(data_dir: Path, shared: Path) -> str | None:
 
 @pytest.fixture(scope="session")
 def hetzner_image(local_machines: None, tmp_path_factory: pytest.TempPathFactory) -> object:
-    """What servers of the Hetzner double boot (hetzner_guests.Image); skips where they cannot, with the reason."""
+    """The image that servers of the Hetzner double boot (hetzner_guests.Image). Skip with the reason if they can't."""
     from tests.doubles.hetzner_guests import image_for_tests
     from tests.doubles.machines import shared_folder
 

@@ -12,6 +12,6 @@ __all__ = ["lodging", "shell"]
 
 @pytest.fixture
 async def lodging(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalLodging]:
-    """Local machines in a folder of their own, of a daemon that other tests may share."""
+    """Local machines in a new data directory; other tests may share the daemon."""
     async with guest_lodging(tmp_path_factory) as lodging:
         yield lodging

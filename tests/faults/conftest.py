@@ -1,4 +1,4 @@
-"""Fixtures that faults share with the contracts."""
+"""Fixtures that several fault tests share."""
 
 from tests.doubles.hetzner_kit import double
 

@@ -13,7 +13,7 @@ from tests.doubles.machines import shared_folder
 
 @pytest.fixture
 def line(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
-    """The `gibil` command with a data directory of its own, on local machines."""
+    """The `gibil` command with a new data directory, on local machines."""
     with command_line(tmp_path, shared_folder(tmp_path_factory)) as line:
         yield line
 
