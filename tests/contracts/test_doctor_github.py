@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -69,7 +70,9 @@ async def test_deliveries_that_fail_are_said_with_what_to_do(tmp_path: Path) -> 
         assert "does not reach" in found.fix or "proxy does not reach" in found.fix
 
 
-async def test_no_answer_is_about_the_network_and_not_about_keys(tmp_path: Path) -> None:
+async def test_no_answer_is_about_the_network_and_not_about_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):  # a proxy would answer for the unknown host
+        monkeypatch.delenv(variable, raising=False)
     async with GitHubDouble.start(tmp_path) as github:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
