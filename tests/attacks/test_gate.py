@@ -150,9 +150,9 @@ async def test_the_boxs_own_address_is_not_public() -> None:
     from gibil_bot.providers.local import egress_proxy as module
     from gibil_bot.providers.local.egress_policy import parse_address
 
-    assert module._is_this_host(module.parse_address(own))
-    assert module._is_this_host(module.parse_address("127.0.0.1"))
-    assert not module._is_this_host(module.parse_address("93.184.216.34"))
+    assert module._is_this_host(parse_address(own))
+    assert module._is_this_host(parse_address("127.0.0.1"))
+    assert not module._is_this_host(parse_address("93.184.216.34"))
 
 
 Smuggling = Callable[[Server, Server], bytes]

@@ -27,7 +27,7 @@ from gibil_bot.providers.local.privilege import groups_prefix, own_privilege
 from gibil_bot.providers.local.provider import LocalProvider
 from gibil_bot.providers.local.usage_poller import family
 from gibil_bot.ssh.job_requests import JOB_STATUS, START_JOB, start_request
-from tests.doubles.machines import LocalLodging, end_daemon, guest_lodging, local_lodging, shared_folder, until
+from tests.doubles.machines import LocalLodging, end_daemon, local_lodging, shared_folder, until
 from tests.doubles.patience import patient
 
 pytestmark = pytest.mark.usefixtures("local_machines")
@@ -479,7 +479,8 @@ async def test_a_machine_that_ended_leaves_its_cause_until_its_name_is_used_agai
         await lodging.provider.create(lodging.spec("beheaded"))
         os.kill(lodging.init_pid("beheaded"), signal.SIGKILL)
         for name in ("short", "beheaded"):
-            await until(lambda name=name: not lodging.paths.machine(name).exists(), "the machine is gone")
+            folder = lodging.paths.machine(name)
+            await until(partial(lambda each: not each.exists(), folder), "the machine is gone")
         assert "its time to live is over" in await cause(lodging, "short")
         assert "its first process was killed" in await cause(lodging, "beheaded")
         daemon = read_daemon(lodging.paths)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import cast
 
 from msgspec.structs import replace
-from store_nouns import command, delivery, new_run
 
 from gibil_bot.caps import NO_CAPS
 from gibil_bot.model import BranchPush, CancelRequest, CommentUpdate, PullRequest, Repository, Run
@@ -20,6 +19,7 @@ from gibil_bot.ports import DeliveryOutcome, GitHub
 from gibil_bot.runs.context import Policy
 from gibil_bot.runs.intake import Intake
 from gibil_bot.runs.sqlite.store import SqliteStore, open_store
+from tests.contracts.store_nouns import command, delivery, new_run
 from tests.doubles.patience import patient
 
 WORKFLOWS = {

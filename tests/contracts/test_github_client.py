@@ -668,9 +668,9 @@ async def test_results_never_wait_behind_comments_and_reactions(scene: Scene) ->
         telling = scene.comment(marker=f"<!-- {number} -->")
         await scene.client.publish(due(telling, priority=Priority.COMMENT))
     before = len(scene.clock.slept)
-    number = await scene.client.publish(due(scene.check()))
+    check_run = await scene.client.publish(due(scene.check()))
     for _ in range(20):
-        await scene.client.publish(due(scene.check(), remote_id=number))
+        await scene.client.publish(due(scene.check(), remote_id=check_run))
     assert len(scene.clock.slept) == before
 
 

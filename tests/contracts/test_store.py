@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import pytest
 from msgspec.structs import replace
-from store_nouns import DAY_S, Clock, command, comment, delivery, new_run, queue, settle, unread
 
 from gibil_bot.errors import ClaimLost, StoreError
 from gibil_bot.model import (
@@ -37,6 +36,7 @@ from gibil_bot.model import (
 )
 from gibil_bot.ports import DeliveryOutcome, Store
 from gibil_bot.runs.sqlite.store import open_store
+from tests.contracts.store_nouns import DAY_S, Clock, command, comment, delivery, new_run, queue, settle, unread
 from tests.doubles.patience import patient
 
 Open = Callable[[], Awaitable[Store]]

@@ -7,20 +7,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from store_nouns import Clock, Queue, RunStoreAdapter, new_run, run_store_adapter
 
 from gibil_bot.errors import ClaimLost
 from gibil_bot.model import Claim, Conclusion, Run, RunState
 from gibil_bot.ports import RunStore
+from tests.contracts.store_nouns import Clock, Queue, RunStoreAdapter, new_run, run_store_adapter
 
 LEASE_S = 60.0
 PLACES = 3
 REPOSITORIES = 4
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture(params=["sqlite", "memory"])

@@ -11,6 +11,7 @@ import pytest
 from gibil_bot.model import Approval, BranchPush, HeadSeen, Person
 from gibil_bot.ports import DeliveryOutcome, Store
 from gibil_bot.runs.sqlite.store import open_store
+from tests.contracts.store_nouns import DAY_S, Clock, delivery, new_run, queue, settle
 
 A, B = "a" * 40, "b" * 40
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)

@@ -9,16 +9,11 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
-from store_nouns import DAY_S, Clock, Queue, RunStoreAdapter, comment, new_run, run_store_adapter
 
 from gibil_bot.errors import ClaimLost
 from gibil_bot.model import Claim, Conclusion, RunState, TaskResult, TaskStatus
 from gibil_bot.ports import RunStore
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+from tests.contracts.store_nouns import DAY_S, Clock, Queue, RunStoreAdapter, comment, new_run, run_store_adapter
 
 
 @pytest.fixture(params=["sqlite", "memory"])

@@ -33,6 +33,7 @@ from gibil_bot.ports import GitHub
 from gibil_bot.runs.context import Policy
 from gibil_bot.runs.intake import Intake
 from gibil_bot.runs.sqlite.store import SqliteStore, open_store
+from tests.contracts.store_nouns import new_run
 from tests.doubles.patience import patient
 
 SAMPLE = Path(__file__).parent / "samples" / "version_3.sql"

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -426,9 +427,8 @@ async def test_the_log_stays_bounded_while_writing_never_pauses(tmp_path: Path, 
 
 
 async def test_a_job_that_fails_spoils_none_of_its_batch(store: SqliteStore) -> None:
-    bad = Notification(
-        key="k", installation_id=1, repository="ada/engine", update=CommentUpdate(number=1, marker="m", body=object())
-    )
+    update = CommentUpdate(number=1, marker="m", body=cast(str, object()))
+    bad = Notification(key="k", installation_id=1, repository="ada/engine", update=update)
     good = [store.inbox.accept(delivery(f"guid-{number}")) for number in range(20)]
     answers = await asyncio.gather(*good[:10], store.outbox.record([bad]), *good[10:], return_exceptions=True)
     assert isinstance(answers.pop(10), TypeError)
