@@ -14,7 +14,6 @@ from typing import cast
 
 import pytest
 from msgspec.structs import replace
-from store_nouns import delivery, new_run
 
 from gibil_bot.caps import NO_CAPS
 from gibil_bot.model import (
@@ -33,7 +32,7 @@ from gibil_bot.ports import GitHub
 from gibil_bot.runs.context import Policy
 from gibil_bot.runs.intake import Intake
 from gibil_bot.runs.sqlite.store import SqliteStore, open_store
-from tests.contracts.store_nouns import new_run
+from tests.contracts.store_nouns import delivery, new_run
 from tests.doubles.patience import patient
 
 SAMPLE = Path(__file__).parent / "samples" / "version_3.sql"
@@ -69,6 +68,7 @@ class OneWriter:
 
     async def pull_request(self, installation_id: int, repository: str, number: int) -> PullRequest:
         pull = new_run("r1", number=number, sha=HEAD).source.pull_request
+        assert pull is not None
         return replace(pull, head_repository="ada/engine", head_repository_id=1, head_owner="ada")
 
     async def workflow_files(self, installation_id: int, repository: str, ref: str) -> dict[str, bytes]:

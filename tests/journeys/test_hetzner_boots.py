@@ -107,7 +107,7 @@ async def test_a_server_boots_with_our_keys_and_lets_nobody_else_in(cloud: Cloud
         ):
             found = await shell.run(find, stdin="\n".join(private.splitlines()[2:-2]).encode())
             assert found.stdout.decode().splitlines() == places
-        assert machine.endpoint.host_key == keys.host_public("closed")
+        assert machine.endpoint.host_key == public_line(keys.host_key("closed"))
         with_the_first = replace(machine.endpoint, host_key=public_line(keys.first_host_key("closed")))
         with pytest.raises(AnotherHost):
             await client.connect(with_the_first, keys.client_key("closed"))
@@ -183,7 +183,7 @@ async def test_a_server_that_vanishes_while_it_works_is_lost_and_not_a_result(cl
         await cloud.forge.destroy("before")
     async with cloud.machine("ghost") as (machine, shell):
         assert machine.id == before.id
-        assert machine.endpoint.host_key == cloud.forge.keyring.host_public("ghost") != before.endpoint.host_key
+        assert machine.endpoint.host_key == public_line(cloud.forge.keyring.host_key("ghost")) != before.endpoint.host_key
         await cloud.expect_closed_metadata("ghost", shell)
         await shell.start(Job(id="t1", script="echo up; sleep 600", working_directory="/root"))
         (server,) = cloud.double.state.servers.values()

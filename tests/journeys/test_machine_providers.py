@@ -143,7 +143,7 @@ async def test_whoever_lists_burns_what_is_beyond_its_time_and_says_so(line: Com
 
 
 async def test_a_cloud_that_does_not_answer_is_one_clear_line(line: CommandLine) -> None:
-    Keyring(line.data_dir).host_public("any")
+    Keyring(line.data_dir).host_key("any")
     done = await gibil(line, "list", "--json", HCLOUD_TOKEN="t", HCLOUD_ENDPOINT="http://127.0.0.1:9/v1")
     assert done.returncode == 3
     assert "HCLOUD_ENDPOINT" in json.loads(done.stdout)["error"]

@@ -120,7 +120,7 @@ async def test_a_new_machine_shows_its_lasting_key_before_anybody_gets_it(forge:
     keys = forge.keyring
     host.boot(keys.first_host_key("m"))
     machine, _shell = await forge.create("m", "me", 60)
-    first, lasting = public_line(keys.first_host_key("m")), keys.host_public("m")
+    first, lasting = public_line(keys.first_host_key("m")), public_line(keys.host_key("m"))
     assert host.pinned == [first, lasting, lasting], "sshd needs a moment to take it"
     assert host.open == 1, "the connection under the first key is closed"
     assert host.key.read_text() == keys.host_key("m")
@@ -143,7 +143,7 @@ async def test_whoever_logs_in_later_does_not_accept_the_first_key(
         assert machine is not None
         with pytest.raises(AnotherHost):
             await forge.open(machine)
-    assert {*host.pinned[3:]} == {forge.keyring.host_public("m")}
+    assert {*host.pinned[3:]} == {public_line(forge.keyring.host_key("m"))}
 
 
 @needs("ssh-keygen")
@@ -158,8 +158,8 @@ async def test_a_creation_that_was_killed_on_the_way_is_taken_up_again(forge: Ma
         host.memory, host.looks_until_told = keys.first_host_key("m"), 0
     host.pinned.clear()
     machine, _shell = await forge.create("m", "me", 60)
-    assert host.pinned == [public_line(keys.first_host_key("m")), keys.host_public("m")]
-    assert public_line(host.memory) == machine.endpoint.host_key == keys.host_public("m")
+    assert host.pinned == [public_line(keys.first_host_key("m")), public_line(keys.host_key("m"))]
+    assert public_line(host.memory) == machine.endpoint.host_key == public_line(keys.host_key("m"))
 
 
 @pytest.mark.parametrize(("cut", "error"), [("before", MachineLost), ("on the way", SSHError), ("after", MachineLost)])
