@@ -13,6 +13,7 @@ import pytest
 from gibil_bot.config import Secret
 from gibil_bot.errors import GitHubError
 from gibil_bot.github.api.user_pull_requests import NewPullRequest, PullRequests
+from tests.contracts.double_kit import REPOSITORY, App, signed_in
 
 WISH = NewPullRequest(
     repository=REPOSITORY, head_repository=REPOSITORY, head="topic", base="main", title="Better", body="Why", draft=False

@@ -172,8 +172,8 @@ async def test_what_is_kept_goes_on_with_the_commands_that_were_printed(room: Pa
             await demo.until("machine destroyed in")
             await demo.until("check run gibil / test: success")
             assert (await http.post(url, content=_says("/gibil tset"))).status_code == 201
-            answer = await demo.until("is unknown")
-            assert all(f"{word}" in answer for word in ("lint", "test", "retest", "cancel", "help"))
+            shown = await demo.until("is unknown")
+            assert all(f"{word}" in shown for word in ("lint", "test", "retest", "cancel", "help"))
             assert (await http.post(url, content=_says("/gibil lint"))).status_code == 201
             assert "●" in await demo.until("check run gibil / lint: neutral")
             mistake, _, place = push.removeprefix("curl -d '").partition("' ")
