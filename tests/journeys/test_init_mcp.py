@@ -12,22 +12,20 @@ from pathlib import Path
 import pytest
 
 from gibil_bot.mcp_server.install.clients import Client, Registration, clients, register, snippet
-from tests.doubles.commandline import CommandLine, command_line
-from tests.doubles.machines import shared_folder
+from tests.doubles.commandline import CommandLine
 from tests.doubles.patience import patient
 
-ENTRY = {"type": "stdio", "command": "/opt/gi bil's", "args": ["-m", "gibil_bot", "mcp"], "env": {"GIBIL_DATA_DIR": '/d "$x"'}}
+ENTRY: dict[str, object] = {
+    "type": "stdio",
+    "command": "/opt/gi bil's",
+    "args": ["-m", "gibil_bot", "mcp"],
+    "env": {"GIBIL_DATA_DIR": '/d "$x"'},
+}
 TYPELESS = {key: value for key, value in ENTRY.items() if key != "type"}
 RECORD = """#!/bin/sh
 [ -n "$(cat)" ] && echo "stdin was passed on" >&2 && exit 9
 for word in "$0" "$@"; do printf '%s\\0' "$word"; done >> "$HOME/called"
 """
-
-
-@pytest.fixture
-def line(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
-    with command_line(tmp_path, shared_folder(tmp_path_factory)) as line:
-        yield line
 
 
 def program(folder: Path, name: str, script: str = RECORD) -> None:

@@ -36,6 +36,7 @@ class NoShell:
         on_output: Callable[[str, bytes], None] | None = None,
         keep_output: bool = True,
         most_bytes: int = 0,
+        tag: str | None = None,
     ) -> Result:
         raise NotImplementedError
 
@@ -43,6 +44,9 @@ class NoShell:
         raise NotImplementedError
 
     def attach(self, job_id: str, *, stdout_from: int = 0, stderr_from: int = 0) -> AsyncGenerator[Chunk | Exit, None]:
+        raise NotImplementedError
+
+    async def signal(self, tag: str, signal: str) -> None:
         raise NotImplementedError
 
     async def wait(self, job_id: str) -> Exit:
