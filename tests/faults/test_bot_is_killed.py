@@ -127,7 +127,8 @@ async def test_a_killed_bot_goes_on_in_the_middle_of_a_tasks_output(tmp_path: Pa
 
 
 async def test_sigterm_leaves_the_run_to_the_next_start(tmp_path: Path) -> None:
-    async with journey(tmp_path, workflows={"count.yml": WORKFLOW}) as world:
+    slow = WORKFLOW.replace("sleep 0.05", "sleep 0.6")  # a run is shown as in progress after two seconds
+    async with journey(tmp_path, workflows={"count.yml": slow}) as world:
         number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
         world.github.comment(REPOSITORY, number, "ada", "/gibil count")
         await world.seen(lambda: any(run.status == "in_progress" for run in world.github.check_runs(REPOSITORY)))

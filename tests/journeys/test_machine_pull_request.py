@@ -204,12 +204,12 @@ async def test_where_a_pull_request_of_a_fork_cannot_go_is_said_in_one_line_with
         assert "say --into OWNER/REPO" in await refused(2, "--into", f"{github.url}/{REPOSITORY}")
         assert "eve/other has nothing to do with wes/engine" in await refused(2, "--into", "eve/other")
         absent = await refused(5, "--into", "ada/absent")
-        assert ("there is no ada/absent" in absent, "--into" in absent) == (True, False)
+        assert ("the repository ada/absent doesn't exist" in absent, "--into" in absent) == (True, False)
         assert "no branch absent in ada/engine" in await refused(2, "--base", "absent")
         github.fault("GET", f"/repos/{REPOSITORY}$", "error_before", status=404)
         way_out = "--into wes/engine opens the pull request in the fork itself"
         gone = await refused(5)
-        assert ("wes/engine is a fork, and there is no ada/engine" in gone, way_out in gone) == (True, True)
+        assert ("wes/engine is a fork, and the repository ada/engine doesn't exist" in gone, way_out in gone) == (True, True)
         github.state.repository(REPOSITORY).archived = True
         archived = await refused(5)
         assert ("ada/engine is archived" in archived, way_out in archived) == (True, True)
