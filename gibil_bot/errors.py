@@ -109,6 +109,10 @@ class SSHError(GibilError):
     exit_status = 4
 
 
+class CommandTimeout(SSHError, TimeoutError):
+    """A command on a machine took longer than its time limit and was killed. It is a TimeoutError, too."""
+
+
 class AnotherHost(SSHError):
     """The host that answers doesn't show the pinned host key. There was no login."""
 

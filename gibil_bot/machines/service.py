@@ -241,9 +241,11 @@ class MachineService:
         try:
             author = await who if who is not None else origin.identity if origin is not None else None
             await start_provisioning(shell, name, terms, origin, author, tell)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, GibilError) and error.code == "PROVISION" and await self.factory.get(name) is None:
+                error = MachineLost(f"{name} was destroyed while it was prepared")
             await asyncio.shield(self._drop(live))
-            raise
+            raise error
         return live
 
     def told(self, *names: str) -> None:

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any
 
-from gibil_bot.errors import JobLost, JobNotStarted, MachineLost, SSHError, UsageError
+from gibil_bot.errors import CommandTimeout, JobLost, JobNotStarted, MachineLost, SSHError, UsageError
 from gibil_bot.model import Chunk, Exit, Job, Result
 from gibil_bot.scripts import commands, jobs
 from gibil_bot.ssh.answers import MOST_ANSWERED, BadAnswer, number, printable
@@ -74,15 +74,21 @@ class SSHShell:
                 return await self._connection.execute(command, stdin, on_output, keep_output=keep_output, most_bytes=most_bytes)
         except MachineLost:
             raise
-        except BaseException:  # it takes too long, prints too much, or is cancelled
+        except BaseException as error:  # it takes too long, prints too much, or is cancelled
             await self._see_through(self._kill_run(tag))
+            if isinstance(error, TimeoutError):
+                where = self._connection.where
+                raise CommandTimeout(f"{where} did not finish a command within {timeout_s:g} s; it was killed") from None
             raise
 
     async def signal(self, tag: str, signal: str) -> None:
         """See ports.Shell."""
         commands.check_job_id(tag)
-        async with asyncio.timeout(_CLEANUP_S):
-            await self._connection.execute(commands.signal_run_command(tag, signal))
+        try:
+            async with asyncio.timeout(_CLEANUP_S):
+                await self._connection.execute(commands.signal_run_command(tag, signal))
+        except TimeoutError:
+            raise CommandTimeout(f"{self._connection.where} did not send {signal} within {_CLEANUP_S:g} s") from None
 
     async def start(self, job: Job) -> None:
         """See ports.Shell. The same command goes on to send the output, for the attach that usually follows.

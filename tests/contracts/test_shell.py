@@ -17,7 +17,7 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from gibil_bot.errors import MachineLost, SSHError, UsageError
+from gibil_bot.errors import CommandTimeout, MachineLost, SSHError, UsageError
 from gibil_bot.model import Endpoint, Result
 from gibil_bot.ssh.client import SSHShell, connect
 from tests.contracts.shells import Far, alive
@@ -90,8 +90,9 @@ async def test_a_listener_that_fails_does_not_hurt_the_connection(shell: SSHShel
 )
 async def test_a_timeout_kills_the_whole_tree(shell: SSHShell, escape: str) -> None:
     marker = f"30000.{secrets.randbelow(10**9)}"
-    with pytest.raises(TimeoutError):
+    with pytest.raises(CommandTimeout, match=r"did not finish a command within 0\.3 s") as caught:
         await shell.run(escape.format(marker, marker), timeout_s=0.3)
+    assert isinstance(caught.value, TimeoutError)
     assert await alive(shell, marker) == 0
     assert (await shell.run("echo on")).stdout == b"on\n"
 
