@@ -15,6 +15,7 @@ PACKAGES = {
     "pgrep": "procps",
     "ps": "procps",
     "ssh-keygen": "openssh-client",
+    "tmux": "tmux",
 }
 """Program → Debian's package."""
 

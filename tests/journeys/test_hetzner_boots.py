@@ -70,7 +70,7 @@ async def cloud(hetzner_image: Image, tmp_path: Path, tmp_path_factory: pytest.T
             await forge.close()
 
 
-@needs("jq", "curl")
+@needs("jq", "curl", "tmux")  # what is missing is installed at boot, and there is no network
 async def test_a_server_boots_with_our_keys_and_lets_nobody_else_in(cloud: Cloud, tmp_path: Path) -> None:
     project_key = new_pair()
     number = cloud.double.state.new_id()
