@@ -100,7 +100,8 @@ def fail(error: BaseException, *, as_json: bool) -> int:
     if code == "INTERNAL" and not isinstance(error, GibilError) and sys.stderr is not None:
         import traceback
 
-        traceback.print_exception(error)
+        with contextlib.suppress(OSError):  # our terminal may be closed
+            traceback.print_exception(error)
     return status
 
 

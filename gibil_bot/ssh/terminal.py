@@ -35,7 +35,7 @@ async def talk(shell: Shell, command: str) -> int:
     terminal = None
     if os.isatty(_STDIN):
         terminal = os.environ.get("TERM") or "vt100", _size()
-    channel = await shell.open_channel(command, _show, terminal=terminal)
+    channel = await shell.open_channel(command, _show if terminal is None else _show_on_terminal, terminal=terminal)
     try:
         with _keys(channel) if terminal is not None else _input(channel) as is_gone:
             await asyncio.shield(channel.ended)
@@ -47,6 +47,12 @@ async def talk(shell: Shell, command: str) -> int:
             return HUNG_UP
         raise MachineLost("the connection to the machine ended")
     return channel.exit_status
+
+
+def _show_on_terminal(stream: str, data: bytes) -> None:
+    """Write output until our terminal is closed; that is noticed where its keys are read."""
+    with contextlib.suppress(OSError):
+        _show(stream, data)
 
 
 def _show(stream: str, data: bytes) -> None:
