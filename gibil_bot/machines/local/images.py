@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import shutil
 import struct
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 from gibil_bot.machines.local import syscalls as sc
@@ -32,6 +34,7 @@ _GOING_FLAGS_NOLOGFLUSH = 2
 _ATTEMPTS = 32
 _EXHAUSTED = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EBUSY)
 _FORMAT_S = 60
+_TRY_AGAIN_S = 60.0
 # No journal, because no disk outlives a crash. Inode tables are left unwritten: empty, an image takes some hundred kilobytes.
 # One inode per 8 KiB: dependency folders are made of small files.
 _FORMAT = (
@@ -77,17 +80,25 @@ class Image:
 
 
 class Images:
-    """Makes the disks of one daemon's machines; all but `take` blocks. `problem`: why it cannot, once that is known.
+    """Makes the disks of one daemon's machines; all but `take` blocks. `problem`: why it could not lately.
 
     One disk is kept in store, of the size that was asked for last: copying, attaching and mounting take some milliseconds.
     """
 
     def __init__(self, local: Path) -> None:
         self._local = local
-        self.problem = "" if os.geteuid() == 0 else "only root can mount a file system of a fixed size"
+        self._problem = "" if os.geteuid() == 0 else "only root can mount a file system of a fixed size"
+        self._try_again_at = math.inf
         self._lock = threading.Lock()
         self._spare: tuple[int, Image] | None = None
         self._count = 0
+
+    @property
+    def problem(self) -> str:
+        """Empty while it can. What failed once is tried again after a minute: the reason may have been a passing one."""
+        if time.monotonic() >= self._try_again_at:
+            self._problem, self._try_again_at = "", math.inf
+        return self._problem
 
     def take(self, machine: Path, size_mb: int) -> Image | None:
         """The one in store, if it has that size; None: it has another, or there is none, or one is just being made."""
@@ -112,7 +123,7 @@ class Images:
         except OSError as error:
             if error.errno in _EXHAUSTED or not machine.is_dir():  # destroyed meanwhile: no property of the host
                 raise
-            self.problem = error.strerror or str(error)
+            self._problem, self._try_again_at = error.strerror or str(error), time.monotonic() + _TRY_AGAIN_S
             return None
 
     def prepare(self, size_mb: int) -> None:
