@@ -36,8 +36,14 @@ class NoStream(io.StringIO):
         return len(text)
 
 
+_has_printed = False
+"""Whether the one JSON value of this command is on stdout."""
+
+
 def print_json(value: object) -> None:
+    global _has_printed
     print_text(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+    _has_printed = True
 
 
 def print_text(text: str) -> None:
@@ -66,7 +72,9 @@ def _drop_stdout() -> None:
 
 
 def fail(error: BaseException, *, as_json: bool) -> int:
-    """Say what happened; the exit status."""
+    """Say what happened; the exit status. With `as_json` also on stdout, unless the command's value is there already: a signal
+    may come, or closing a connection may fail, after that."""
+    as_json = as_json and not _has_printed
     if isinstance(error, OSError) and isinstance(error.__context__, KeyboardInterrupt):
         error = error.__context__  # click wants to end the line with the ^C, and our terminal is gone
     if isinstance(error, (KeyboardInterrupt, click.Abort, Interrupted)):
