@@ -245,7 +245,8 @@ async def test_a_host_whose_disk_fills_up_ends_the_machine_that_took_most(
 ) -> None:
     async with local_lodging(small_disk / "data", shared_folder(tmp_path_factory)) as lodging:
         quiet = await lodging.provider.create(lodging.spec("quiet", memory_mb=128))
-        greedy = await lodging.provider.create(lodging.spec("greedy", memory_mb=128))
+        # Memory for the whole disk: where disks are folders, what is in a tmpfs is the machine's memory.
+        greedy = await lodging.provider.create(lodging.spec("greedy", memory_mb=1024))
         async with lodging.connect(greedy) as connection:
             async with asyncio.timeout(patient(60)):
                 await connection.run("head -c 900M /dev/zero >/root/big; sync; sleep 60")
