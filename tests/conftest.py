@@ -22,8 +22,10 @@ from tests.doubles.repositories import no_git_settings as no_git_settings
 # Hundreds of processes of ours are started: what they import is compiled once, and not by each of them.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# Started with `&` in a script, we ignore these, and so would everything that a test starts and then interrupts.
-for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+# Started with `&` in a script or by nohup, we ignore these, and so would everything that a test starts and then interrupts.
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL), (signal.SIGHUP, signal.SIG_DFL),
+):  # fmt: skip
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
 
