@@ -22,8 +22,11 @@ from tests.doubles.repositories import no_git_settings as no_git_settings
 # The tests start hundreds of Python processes: cached bytecode saves each of them the compilation.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# A shell starts background jobs (`&`) with these signals ignored. Children would inherit that and couldn't be interrupted.
-for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+# A shell starts background jobs (`&`) with these signals ignored, and nohup its command. Children would inherit that and
+# couldn't be interrupted.
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL), (signal.SIGHUP, signal.SIG_DFL),
+):  # fmt: skip
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
 

@@ -36,8 +36,14 @@ class NoStream(io.StringIO):
         return len(text)
 
 
+_has_printed = False
+"""Whether the one JSON value of this command is on stdout."""
+
+
 def print_json(value: object) -> None:
+    global _has_printed
     print_text(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+    _has_printed = True
 
 
 def print_text(text: str) -> None:
@@ -66,7 +72,12 @@ def _drop_stdout() -> None:
 
 
 def fail(error: BaseException, *, as_json: bool) -> int:
-    """Report an error. Returns the exit status."""
+    """Report an error. Returns the exit status.
+
+    With `as_json` it is also the command's one JSON value, unless that was printed before: a signal may come, or closing a
+    connection may fail, after it.
+    """
+    as_json = as_json and not _has_printed
     if isinstance(error, OSError) and isinstance(error.__context__, KeyboardInterrupt):
         error = error.__context__  # click ends the line with the ^C, and the terminal is closed
     if isinstance(error, (KeyboardInterrupt, click.Abort, Interrupted)):

@@ -7,6 +7,7 @@ ordinary user with what the daemon measures.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import signal
@@ -15,12 +16,14 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from gibil_bot.errors import ProviderError
 from gibil_bot.model import Job, Machine
-from gibil_bot.providers.local.disk_images import Images
+from gibil_bot.providers.local import disk_images as images_module
+from gibil_bot.providers.local.disk_images import IMAGE, Images
 from gibil_bot.providers.local.limits import Groups, find_hierarchies
 from gibil_bot.providers.local.paths import LocalPaths, read_daemon
 from gibil_bot.providers.local.privilege import groups_prefix, own_privilege
@@ -107,11 +110,16 @@ print(written, flush=True)
 }
 
 
+def _has_image(lodging: LocalLodging, name: str) -> bool:
+    """Whether the machine's disk is a file system of a fixed size; else it is a folder that is measured."""
+    return (lodging.paths.machine(name) / IMAGE).exists()
+
+
 @pytest.mark.parametrize("attack", _BEYOND_THE_DISK)
 async def test_a_machine_cannot_take_more_than_its_disk(lodging: LocalLodging, attack: str) -> None:
     machine = await lodging.provider.create(lodging.spec("spender", memory_mb=128, disk_mb=100))
     printed = await python(lodging, machine, _FILL + _BEYOND_THE_DISK[attack] + "time.sleep(2.5)")
-    if not Images(lodging.paths.local).problem:
+    if _has_image(lodging, "spender"):
         assert int(printed) <= 100, "the file system itself says no"
     else:
         assert printed == "", "it was killed before it had written nine times as much"
@@ -123,9 +131,9 @@ async def test_a_machine_cannot_take_more_than_its_disk(lodging: LocalLodging, a
 
 async def test_a_job_that_is_killed_for_its_disk_leaves_its_output_and_its_end(lodging: LocalLodging) -> None:
     """Also where the daemon's user may not look into what records the job."""
-    if not Images(lodging.paths.local).problem:
-        pytest.skip("disks are file systems of a fixed size here, and no job is killed for them")
     machine = await lodging.provider.create(lodging.spec("recorded", memory_mb=128, disk_mb=100))
+    if _has_image(lodging, "recorded"):
+        pytest.skip("disks are file systems of a fixed size here, and no job is killed for them")
     script = "echo begun; for n in 1 2 3; do head -c 60M /dev/zero >/root/big$n; done; sleep 300"
     job = Job(id="filler", script=script, working_directory="/root", merged=True)
     async with lodging.connect(machine) as connection:
@@ -232,7 +240,8 @@ async def test_a_host_whose_disk_fills_up_ends_the_machine_that_took_most(
 ) -> None:
     async with local_lodging(small_disk / "data", shared_folder(tmp_path_factory)) as lodging:
         quiet = await lodging.provider.create(lodging.spec("quiet", memory_mb=128))
-        greedy = await lodging.provider.create(lodging.spec("greedy", memory_mb=128))
+        # Memory for the whole disk: where disks are folders, what is in a tmpfs is the machine's memory.
+        greedy = await lodging.provider.create(lodging.spec("greedy", memory_mb=1024))
         async with lodging.connect(greedy) as connection:
             async with asyncio.timeout(patient(60)):
                 await connection.run("head -c 900M /dev/zero >/root/big; sync; sleep 60")
@@ -274,10 +283,28 @@ def test_destroying_a_machine_during_its_creation_does_not_disable_disk_images(t
     assert images.problem == problem
 
 
+def test_disks_that_could_not_be_made_once_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = Images(tmp_path)
+    if reason := images.problem:
+        pytest.skip(reason)
+
+    def no_input(*arguments: object) -> NoReturn:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(images_module, "create_image", no_input)
+    assert images.create(tmp_path, 70) is None
+    problems = [images.problem]
+    images._try_again_at = 0.0  # a minute later
+    problems.append(images.problem)
+    assert problems == ["Input/output error", ""]
+
+
 async def test_a_full_disk_is_the_cause_for_as_long_as_it_is_full(lodging: LocalLodging) -> None:
-    if reason := Images(lodging.paths.local).problem:
-        pytest.skip(f"disks are folders here: {reason}")
     machine = await lodging.provider.create(lodging.spec("hoarder", memory_mb=128, disk_mb=100))
+    if not _has_image(lodging, "hoarder"):
+        pytest.skip(
+            "disks are folders here: file systems of a fixed size need root, loop devices and mkfs.ext4 (Debian: e2fsprogs)"
+        )
     await lodging.run(machine, "head -c 200M /dev/zero >/root/big")
     assert "disk of 100 MB is full" in await cause(lodging, "hoarder")
     next_task = datetime.now(UTC)

@@ -11,7 +11,8 @@ from pathlib import Path
 import click
 import pytest
 
-from gibil_bot.cli import gibil
+from gibil_bot.cli import gibil, output
+from gibil_bot.errors import MachineLost
 
 NAMES = gibil.list_commands(click.Context(gibil))
 
@@ -89,3 +90,15 @@ def test_check_says_what_is_wrong_with_links(tmp_path: Path) -> None:
     told = json.loads(done.stdout)
     assert (done.returncode, told["files"], len(told["problems"])) == (2, 3, 3), done.stderr
     assert all("put the file itself there" in problem["message"] for problem in told["problems"])
+
+
+def test_an_interruption_after_the_json_value_adds_no_second_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(output, "_has_printed", False)
+    output.print_json({"exit_code": 0})
+    assert output.fail(KeyboardInterrupt(), as_json=True) == 130
+    assert output.fail(MachineLost("the connection ended"), as_json=True) == 4
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"exit_code": 0}
+    assert said.err.splitlines() == ["gibil: interrupted", "gibil: the connection ended"]

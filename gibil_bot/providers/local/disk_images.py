@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import shutil
 import struct
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 from gibil_bot.providers.local import syscalls as sc
@@ -32,6 +34,7 @@ _GOING_FLAGS_NOLOGFLUSH = 2
 _ATTEMPTS = 32
 _EXHAUSTED = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EBUSY)
 _FORMAT_S = 60
+_TRY_AGAIN_S = 60.0
 # No journal, because no disk outlives a crash. Inode tables are left unwritten: empty, an image takes some hundred kilobytes.
 # One inode per 8 KiB: dependency folders are made of small files.
 _FORMAT = (
@@ -79,7 +82,7 @@ class Image:
 
 
 class Images:
-    """Creates the disks of one daemon's machines. `problem`: why the host can't mount images, once that is known.
+    """Creates the disks of one daemon's machines. `problem`: why the last one couldn't be created.
 
     One disk of the size that was requested last is prepared in advance, because copying, attaching and mounting take some
     milliseconds. All methods but `take_prepared` block.
@@ -87,10 +90,18 @@ class Images:
 
     def __init__(self, local: Path) -> None:
         self._local = local
-        self.problem = "" if os.geteuid() == 0 else "only root can mount a file system of a fixed size"
+        self._problem = "" if os.geteuid() == 0 else "only root can mount a file system of a fixed size"
+        self._try_again_at = math.inf
         self._lock = threading.Lock()
         self._prepared: tuple[int, Image] | None = None
         self._count = 0
+
+    @property
+    def problem(self) -> str:
+        """Return the last failure, or an empty string. After a minute it is tried again, as the reason may have passed."""
+        if time.monotonic() >= self._try_again_at:
+            self._problem, self._try_again_at = "", math.inf
+        return self._problem
 
     def take_prepared(self, machine: Path, size_mb: int) -> Image | None:
         """Move the prepared disk to the machine if it has that size. None if it doesn't, or if none is ready."""
@@ -115,7 +126,7 @@ class Images:
         except OSError as error:
             if error.errno in _EXHAUSTED or not machine.is_dir():  # the machine was destroyed meanwhile
                 raise
-            self.problem = error.strerror or str(error)
+            self._problem, self._try_again_at = error.strerror or str(error), time.monotonic() + _TRY_AGAIN_S
             return None
 
     def prepare(self, size_mb: int) -> None:
