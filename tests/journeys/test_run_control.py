@@ -170,9 +170,13 @@ def _most_machines_at_once(world: Journey, runs: list[CheckRun]) -> int:
     """From the journals; every machine that was forged has to be burned."""
     moments: list[tuple[str, int]] = []
     for run in runs:
+        begun = set()
         for event in world.bot.events(run.external_id):
-            if event["phase"] in ("forging", "burned"):
-                moments.append((str(event["at"]), 1 if event["phase"] == "forging" else -1))
+            if event["phase"] == "forging":
+                begun.add(event["machine"])
+                moments.append((str(event["at"]), 1))
+            elif event["phase"] == "burned" and event["machine"] in begun:  # a run cancelled before that has only a name
+                moments.append((str(event["at"]), -1))
     at_once = most = 0
     for _, step in sorted(moments):
         at_once += step
