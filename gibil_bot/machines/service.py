@@ -240,12 +240,15 @@ class MachineService:
         live = MachineSession(self.factory, machine, shell, self.settings.max_ttl_s)
         try:
             author = await who if who is not None else origin.identity if origin is not None else None
-            await start_provisioning(shell, name, terms, origin, author, tell)
-        except BaseException as error:
-            if isinstance(error, GibilError) and error.code == "PROVISION" and await self.factory.get(name) is None:
-                error = MachineLost(f"{name} was destroyed while it was prepared")
+            try:
+                await start_provisioning(shell, name, terms, origin, author, tell)
+            except GibilError as error:
+                if error.code == "PROVISION" and await self.factory.get(name) is None:
+                    raise MachineLost(f"{name} was destroyed while it was prepared") from None
+                raise
+        except BaseException:
             await asyncio.shield(self._drop(live))
-            raise error
+            raise
         return live
 
     def told(self, *names: str) -> None:

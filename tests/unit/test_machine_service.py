@@ -1,0 +1,79 @@
+"""What is left of a creation that fails after its machine exists."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from gibil_bot.config import load_settings
+from gibil_bot.errors import GibilError, MachineLost, ProviderError
+from gibil_bot.machines.request import CreateRequest
+from gibil_bot.machines.service import MachineService
+from gibil_bot.model import Machine, Result
+from gibil_bot.providers.keyring import Keyring
+from gibil_bot.providers.lifecycle import MachineFactory
+from tests.doubles.provider import MemoryProvider
+from tests.unit.test_lifecycle import NoShell
+
+
+class FailingShell(NoShell):
+    """Every script fails, and the provider is broken from then on."""
+
+    def __init__(self, provider: ForgetfulProvider) -> None:
+        self._provider = provider
+
+    async def run(self, script: str, **_: object) -> Result:
+        self._provider.broken = True
+        return Result(exit_status=1, stdout=b"", stderr=b"no room\n")
+
+    async def close(self) -> None: ...
+
+
+class ForgetfulProvider(MemoryProvider):
+    """Once `broken`, it can't be asked, or has lost its machines."""
+
+    broken = False
+    error: GibilError | None = None
+
+    async def get(self, name: str) -> Machine | None:
+        if self.broken and self.error is not None:
+            raise self.error
+        return None if self.broken else await super().get(name)
+
+
+@pytest.fixture
+def provider() -> ForgetfulProvider:
+    return ForgetfulProvider()
+
+
+@pytest.fixture
+async def service(
+    tmp_path: Path, provider: ForgetfulProvider, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[MachineService]:
+    monkeypatch.setenv("GIBIL_DATA_DIR", str(tmp_path / "data"))
+
+    async def connect(*_: object) -> FailingShell:
+        return FailingShell(provider)
+
+    factory = MachineFactory(provider=provider, keyring=Keyring(tmp_path / "data"), connect_shell=connect)
+    service = MachineService(load_settings(), factory, "tests")
+    yield service
+    service.let_go()
+
+
+async def test_a_machine_that_cannot_be_prepared_is_destroyed_when_its_provider_does_not_answer(
+    service: MachineService, provider: ForgetfulProvider
+) -> None:
+    provider.error = ProviderError("the provider doesn't answer")
+    with pytest.raises(ProviderError):
+        await service.create(CreateRequest(name="m", made_by="tests"))
+    assert provider.machines == {}
+
+
+async def test_a_machine_that_was_destroyed_while_it_was_prepared_is_lost(
+    service: MachineService, provider: ForgetfulProvider
+) -> None:
+    with pytest.raises(MachineLost, match="m was destroyed while it was prepared"):
+        await service.create(CreateRequest(name="m", made_by="tests"))
