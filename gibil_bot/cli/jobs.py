@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import sys
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import click
 
 from gibil_bot.cli.machine import name_argument, opened, provider_option, run_async, table
 from gibil_bot.cli.output import Paint, json_option, print_json, print_message, print_text
 from gibil_bot.ssh.answers import printable
-
-if TYPE_CHECKING:
-    from gibil_bot.ssh.job_list import JobEntry
 
 
 @click.command()
@@ -34,7 +30,9 @@ async def _jobs(name: str, provider: str | None, as_json: bool) -> int:
     async with opened(name, provider) as session:
         entries = await session.jobs()
     if as_json:
-        print_json([_view(entry) for entry in entries])
+        from gibil_bot.ssh.job_list import job_view
+
+        print_json([job_view(entry) for entry in entries])
         return 0
     if not entries:
         print_message(f"{name} has no jobs; start one: gibil run {name} COMMAND --background")
@@ -50,16 +48,3 @@ async def _jobs(name: str, provider: str | None, as_json: bool) -> int:
         rows.append((printable(entry.id), entry.status, exit_status, f"{seconds:.0f}s", command))
     print_text(table(rows, style=lambda number, line: paint.bold(line) if number == 0 else line))
     return 0
-
-
-def _view(entry: JobEntry) -> dict[str, object]:
-    from gibil_bot.views import timestamp
-
-    return {
-        "job_id": entry.id,
-        "status": entry.status,
-        "exit_code": entry.exit_status,
-        "started_at": timestamp(entry.started_at),
-        "ended_at": timestamp(entry.ended_at),
-        "command": entry.script or None,
-    }

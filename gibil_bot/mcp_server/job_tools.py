@@ -12,8 +12,7 @@ from gibil_bot.machines.session import MachineSession
 from gibil_bot.machines.tools.job_output import find_job, read_output
 from gibil_bot.mcp_server.connections import MachineConnections
 from gibil_bot.mcp_server.results import JobCancelled, JobOutput, Jobs, JobStatus, Server, add, answer, streams
-from gibil_bot.ssh.job_list import JobEntry
-from gibil_bot.views import timestamp
+from gibil_bot.ssh.job_list import job_view
 
 JOB_BYTES = 20_000
 _STATUS_BYTES = 2_000
@@ -40,7 +39,7 @@ class JobTools:
         """List the background jobs of a machine, oldest first. The job `provision` sets it up and runs its tasks."""
 
         async def on_machine(session: MachineSession) -> CallToolResult:
-            views = [_job_view(job) for job in await session.jobs()]
+            views = [job_view(job) for job in await session.jobs()]
             lines = [_job_line(view) for view in views] or [f"{session.name} has no jobs"]
             return answer("\n".join(lines), {"server": session.name, "jobs": views})
 
@@ -50,7 +49,7 @@ class JobTools:
         """Show whether a background job is running, its exit code, and the end of its output."""
 
         async def on_machine(session: MachineSession) -> CallToolResult:
-            view = _job_view(await find_job(session, job_id))
+            view = job_view(await find_job(session, job_id))
             out = await read_output(session, job_id, "stdout", None, _STATUS_BYTES)
             err = await read_output(session, job_id, "stderr", None, _STATUS_BYTES)
             text = "\n".join(
@@ -104,17 +103,6 @@ class JobTools:
             return answer(f"{job_id} is killed" if was_running else f"{job_id} had already ended", view)
 
         return await self._connections.work(server, on_machine, repeatable=True)
-
-
-def _job_view(job: JobEntry) -> dict[str, object]:
-    return {
-        "job_id": job.id,
-        "status": job.status,
-        "exit_code": job.exit_status,
-        "started_at": timestamp(job.started_at),
-        "ended_at": timestamp(job.ended_at),
-        "command": job.script or None,
-    }
 
 
 def _job_line(view: dict[str, object]) -> str:

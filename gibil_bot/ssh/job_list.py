@@ -9,6 +9,7 @@ import contextlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from gibil_bot import views
 from gibil_bot.errors import UsageError
 from gibil_bot.scripts.commands import check_job_id
 from gibil_bot.scripts.templates import script
@@ -32,6 +33,18 @@ class JobEntry:
     ended_at: datetime | None
     script: str
     """Its beginning."""
+
+
+def job_view(job: JobEntry) -> dict[str, object]:
+    """Return the JSON of a job for `gibil jobs --json` and the MCP tools."""
+    return {
+        "job_id": job.id,
+        "status": job.status,
+        "exit_code": job.exit_status,
+        "started_at": views.timestamp(job.started_at),
+        "ended_at": views.timestamp(job.ended_at),
+        "command": job.script or None,
+    }
 
 
 def list_jobs_command() -> str:
