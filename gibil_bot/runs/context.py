@@ -83,7 +83,6 @@ class PullRequestContext:
 async def read_context(
     github: GitHub,
     policy: Policy,
-    *,
     installation_id: int,
     repository: Repository,
     pull_request: PullRequest,

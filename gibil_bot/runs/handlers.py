@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -95,6 +96,7 @@ class EventHandlers:
         self._github = github
         self._policy = policy
         self._judge = TrustEvaluator(store.inbox, github, policy.trusted_apps)
+        self._context = functools.partial(read_context, github, policy)
 
     async def decide(self, delivery: Delivery, event: Event) -> DeliveryOutcome:
         """The outcome of a delivery, to be stored. Raises GitHubError, StoreError."""
@@ -532,26 +534,6 @@ class EventHandlers:
                 ),
                 plan=plan,
             )
-        )
-
-    async def _context(
-        self,
-        installation_id: int,
-        repository: Repository,
-        pull_request: PullRequest,
-        actor: str,
-        standing: TrustDecision,
-        event_name: str,
-    ) -> PullRequestContext:
-        return await read_context(
-            self._github,
-            self._policy,
-            installation_id=installation_id,
-            repository=repository,
-            pull_request=pull_request,
-            actor=actor,
-            standing=standing,
-            event_name=event_name,
         )
 
     async def _permission(self, installation_id: int, repository: Repository, person: Person) -> str:
