@@ -14,7 +14,7 @@ import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -106,7 +106,7 @@ class LocalRepository:
                 within_s=_LOOK_WITHIN_S,
             )  # fmt: skip
 
-        await asyncio.to_thread(_check_rules, self.folder, b"")
+        await asyncio.to_thread(_check_rules, self.folder, [b""])
         try:
             # With its index, unmodified files are known by their stat data, and a sparse checkout stays one.
             await asyncio.to_thread(shutil.copy2, self.git_dir / "index", index)  # its time says which entries may be stale
@@ -117,12 +117,13 @@ class LocalRepository:
             listed = await list_paths()
         # A name that ends with / is a repository inside this one. Sorted, a file that became a folder is removed before its
         # content is added.
-        paths = b"".join(path + b"\0" for path in sorted(set(listed.split(b"\0"))) if path and not path.endswith(b"/"))
-        await asyncio.to_thread(_check_rules, self.folder, paths)
+        paths = sorted(path for path in set(listed.split(b"\0")) if path and not path.endswith(b"/"))
+        await asyncio.to_thread(_check_rules, self.folder, _folders_of(paths))
         if paths:
+            given = b"".join(path + b"\0" for path in paths)
             await git.run(
                 "update-index", "--add", "--remove", "--replace", "--ignore-skip-worktree-entries", "-z", "--stdin",
-                git_dir=self.view, folder=self.folder, extra=extra, settings=settings, given=paths,
+                git_dir=self.view, folder=self.folder, extra=extra, settings=settings, given=given,
             )  # fmt: skip
         tree = await git.text("write-tree", git_dir=self.view, extra=extra)
         who = {
@@ -269,22 +270,29 @@ def _link(view: Path, common: Path, is_shallow: bool) -> None:
 
 def _check_files(git_dir: Path, common: Path) -> None:
     """Raises GitError where a file that is read or copied as a whole is a device or a FIFO: such a read may never end."""
-    for path in (folder / name for folder in {git_dir, common} for name in _READ_WHOLE):
+    paths = (folder / name for folder in {git_dir, common} for name in _READ_WHOLE)
+    _check_ordinary(paths, "remove it, or clone the repository again")
+
+
+def _check_rules(top: Path, folders: Iterable[bytes]) -> None:
+    """Raises GitError where git's rules for the files of these folders are in a device or a FIFO."""
+    names = (".gitignore", ".gitattributes")
+    _check_ordinary((top / os.fsdecode(folder) / name for folder in folders for name in names), "remove it")
+
+
+def _check_ordinary(paths: Iterable[Path], advice: str) -> None:
+    for path in paths:
         if path.exists() and not path.is_file():
-            raise GitError(f"'{path}' is not an ordinary file; remove it, or clone the repository again")
+            raise GitError(f"'{path}' is not an ordinary file; {advice}")
 
 
-def _check_rules(folder: Path, paths: bytes) -> None:
-    """Raises GitError where a file that git reads for the files beside it is a device or a FIFO, in the folders of `paths`."""
-    folders = {b"."} | {parent for path in paths.split(b"\0") for parent in _parents(path)}
-    for path in (folder / os.fsdecode(parent) / name for parent in folders for name in (".gitignore", ".gitattributes")):
-        if path.exists() and not path.is_file():
-            raise GitError(f"'{path}' is not an ordinary file; remove it")
-
-
-def _parents(path: bytes) -> Iterator[bytes]:
-    while path := path.rpartition(b"/")[0]:
-        yield path
+def _folders_of(paths: Iterable[bytes]) -> set[bytes]:
+    """The folders that hold these paths, each with those above it, without the top."""
+    found: set[bytes] = set()
+    for path in paths:
+        while (path := path.rpartition(b"/")[0]) and path not in found:
+            found.add(path)
+    return found
 
 
 def _is_worktree_of(folder: Path, git_dir: Path) -> bool:

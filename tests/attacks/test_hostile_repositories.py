@@ -142,15 +142,19 @@ async def test_an_included_file_and_the_settings_of_a_worktree_run_nothing(trap:
     assert not trap.canary.exists()
 
 
-@pytest.mark.parametrize("name", ["index", "packed-refs", "objects/info/alternates", "info/exclude"])
-@pytest.mark.parametrize("kind", ["device", "fifo"])
-async def test_a_file_without_an_end_is_not_read(trap: Trap, name: str, kind: str) -> None:
-    path = trap.work / ".git" / name
+def _make_endless(path: Path, kind: str) -> None:
     path.unlink(missing_ok=True)
     if kind == "device":
         path.symlink_to("/dev/zero")
     else:
         os.mkfifo(path)
+
+
+@pytest.mark.parametrize("name", ["index", "packed-refs", "objects/info/alternates", "info/exclude"])
+@pytest.mark.parametrize("kind", ["device", "fifo"])
+async def test_a_file_without_an_end_is_not_read(trap: Trap, name: str, kind: str) -> None:
+    path = trap.work / ".git" / name
+    _make_endless(path, kind)
     async with asyncio.timeout(30):
         said = await at_every_door(trap.work)
     assert len(said) >= 3
@@ -163,11 +167,7 @@ async def test_rules_without_an_end_in_the_working_tree_are_not_read(trap: Trap,
     (trap.work / "folder").mkdir()
     (trap.work / "folder" / "new").write_text("new")
     path = trap.work / name
-    path.unlink(missing_ok=True)
-    if kind == "device":
-        path.symlink_to("/dev/zero")
-    else:
-        os.mkfifo(path)
+    _make_endless(path, kind)
     async with asyncio.timeout(30):
         with pytest.raises(GibilError, match="is not an ordinary file; remove it"):
             await _try_dirty(trap.work)
