@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from gibil_bot.caps import NO_CAPS
 from gibil_bot.model import (
     CommentCreated,
     CommentUpdate,
@@ -26,6 +28,7 @@ from gibil_bot.model import (
     Trust,
 )
 from gibil_bot.ports import DeliveryOutcome, RunStore, Store
+from gibil_bot.runs.context import Policy
 from gibil_bot.runs.memory import MemoryRuns
 from gibil_bot.runs.sqlite.store import open_store
 
@@ -47,6 +50,25 @@ class Clock:
     @property
     def moment(self) -> datetime:
         return datetime.fromtimestamp(self.now, UTC)
+
+
+def run_id(digest: bytes, distinction: str) -> str:
+    return hashlib.sha256(digest + distinction.encode()).hexdigest()[:16]
+
+
+def intake_policy(commands_per_hour: int = 1000) -> Policy:
+    """An operator who allows trusted code."""
+    return Policy(
+        allowed_accounts=None,
+        untrusted="refuse",
+        provider="local",
+        max_ttl_s=3600,
+        caps=NO_CAPS,
+        public_url="",
+        commands_per_hour=commands_per_hour,
+        run_id=run_id,
+        operator_workflows=dict,
+    )
 
 
 RECEIVED_AT = datetime(2026, 11, 23, 12, 30, 15, 123457, tzinfo=UTC)

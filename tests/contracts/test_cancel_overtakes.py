@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -13,13 +12,11 @@ from typing import cast
 
 from msgspec.structs import replace
 
-from gibil_bot.caps import NO_CAPS
 from gibil_bot.model import BranchPush, CancelRequest, CommentUpdate, PullRequest, Repository, Run
 from gibil_bot.ports import DeliveryOutcome, GitHub
-from gibil_bot.runs.context import Policy
 from gibil_bot.runs.intake import Intake
 from gibil_bot.runs.sqlite.store import SqliteStore, open_store
-from tests.contracts.store_nouns import command, delivery, new_run
+from tests.contracts.store_nouns import command, delivery, intake_policy, new_run
 from tests.doubles.patience import patient
 
 WORKFLOWS = {
@@ -86,18 +83,7 @@ class Scene:
 async def scene(folder: Path) -> AsyncIterator[Scene]:
     store = await open_store(f"sqlite:///{folder}/gibil.db")
     github = SlowGitHub()
-    policy = Policy(
-        allowed_accounts=None,
-        untrusted="refuse",
-        provider="local",
-        max_ttl_s=3600,
-        caps=NO_CAPS,
-        public_url="",
-        commands_per_hour=1000,
-        run_id=lambda digest, distinction: hashlib.sha256(digest + distinction.encode()).hexdigest()[:16],
-        operator_workflows=dict,
-    )
-    intake = asyncio.create_task(Intake(store, cast(GitHub, github), policy, "the test").run())
+    intake = asyncio.create_task(Intake(store, cast(GitHub, github), intake_policy(), "the test").run())
     try:
         yield Scene(store, github)
     finally:

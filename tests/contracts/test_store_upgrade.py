@@ -15,7 +15,6 @@ from typing import cast
 import pytest
 from msgspec.structs import replace
 
-from gibil_bot.caps import NO_CAPS
 from gibil_bot.model import (
     BranchPush,
     CheckRunUpdate,
@@ -29,10 +28,9 @@ from gibil_bot.model import (
     Trust,
 )
 from gibil_bot.ports import GitHub
-from gibil_bot.runs.context import Policy
 from gibil_bot.runs.intake import Intake
 from gibil_bot.runs.sqlite.store import SqliteStore, open_store
-from tests.contracts.store_nouns import delivery, new_run
+from tests.contracts.store_nouns import delivery, intake_policy, new_run, run_id
 from tests.doubles.patience import patient
 
 SAMPLE = Path(__file__).parent / "samples" / "version_3.sql"
@@ -78,26 +76,11 @@ class OneWriter:
         return None
 
 
-def run_id(digest: bytes, distinction: str) -> str:
-    return hashlib.sha256(digest + distinction.encode()).hexdigest()[:16]
-
-
 async def test_stored_payloads_are_decoded_and_handled(store: SqliteStore) -> None:
-    policy = Policy(
-        allowed_accounts=None,
-        untrusted="refuse",
-        provider="local",
-        max_ttl_s=3600,
-        caps=NO_CAPS,
-        public_url="",
-        commands_per_hour=60,
-        run_id=run_id,
-        operator_workflows=dict,
-    )
     found = await store.inbox.get("guid-command")
     assert found is not None
     signal = store.inbox.changed()
-    intake = asyncio.create_task(Intake(store, cast(GitHub, OneWriter()), policy, "new").run())
+    intake = asyncio.create_task(Intake(store, cast(GitHub, OneWriter()), intake_policy(commands_per_hour=60), "new").run())
     try:
         async with asyncio.timeout(patient(30)):
             while (await store.counts())["deliveries_unhandled"]:
