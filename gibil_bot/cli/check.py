@@ -5,19 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from gibil_bot.cli.output import Paint, json_option, print_json, write_err
 from gibil_bot.errors import UsageError
 from gibil_bot.limits import WORKFLOW_FILE_BYTES
-from gibil_bot.model import (
-    UnusableFile,
-)
-
-if TYPE_CHECKING:
-    pass
+from gibil_bot.model import UnusableFile
 
 READ_LIMIT_BYTES = WORKFLOW_FILE_BYTES + 1
 

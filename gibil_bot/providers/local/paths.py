@@ -2,7 +2,7 @@
 
 <data dir>/local/      keeper.lock  starting.lock  keeper.json  keeper.log  skeleton-…/  machines/NAME/  disks/  causes/NAME
 machines/NAME/         lock (holds PID 1's pid)  machine.json  disk/  mnt/  disk.img
-<runtime dir>/KEY/     control.sock  XXXXXXXX.sock     (an AF_UNIX path holds 107 bytes, see unix(7))
+<runtime dir>/KEY/     control.sock  <random>.sock     (an AF_UNIX path holds 107 bytes, see unix(7))
 """
 
 from __future__ import annotations
