@@ -599,7 +599,7 @@ class Endpoint(Struct, frozen=True, kw_only=True):
 
     host_key: str
     first_host_key: str | None = None
-    """Only of what `Provider.create` returns: shown instead of `host_key` until the first contact (host_key_rotation.py)."""
+    """Only of what `Provider.create` returns: shown instead of `host_key` until the first contact (host_keys.py)."""
     username: str = "root"
     host: str | None = None
     port: int = 22

@@ -136,7 +136,7 @@ def service_capabilities(settings: Settings) -> ServiceCapabilities:
     if settings.provider != "local":
         return ServiceCapabilities(containers=True)
     from gibil_bot.providers.local.base_tree import package_sources
-    from gibil_bot.providers.local.privilege import own_privilege
+    from gibil_bot.providers.local.paths import own_privilege
 
     versions = distribution_versions(*package_sources())
     return ServiceCapabilities(containers=False, many_users=own_privilege() == "root", versions=versions)

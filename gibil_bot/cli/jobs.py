@@ -30,7 +30,7 @@ async def _jobs(name: str, provider: str | None, as_json: bool) -> int:
     async with opened(name, provider) as session:
         entries = await session.jobs()
     if as_json:
-        from gibil_bot.ssh.job_list import job_view
+        from gibil_bot.ssh.jobs import job_view
 
         print_json([job_view(entry) for entry in entries])
         return 0

@@ -68,7 +68,7 @@ async def _try(settings: Settings, path: Path, workflow: str, inputs: dict[str, 
 
 
 async def _run(settings: Settings, here: Checkout, workflow: str, inputs: dict[str, str], as_json: bool) -> int:
-    from gibil_bot.machines.machine_limit import check_room
+    from gibil_bot.machines.validation import check_room
     from gibil_bot.runs import local_checkout
     from gibil_bot.runs.memory import MemoryRuns
     from gibil_bot.runs.runner import Runner, Tools

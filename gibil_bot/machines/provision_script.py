@@ -5,6 +5,10 @@ mean what they mean to the bot. Conditions are evaluated here for both ways that
 they don't depend on what tasks write, and the machine picks. Its output is the log that people read. `STATE` holds the same for
 programs, one line for each part that ended: number, status, exit status, milliseconds, name, separated by tabs. Part 0 is what
 comes before the tasks.
+
+Conditions (`if:`) are evaluated here where possible and otherwise translated into awk, because only the machine knows
+`env.NAME`: an earlier task may have written it to GITHUB_ENV. Every machine has awk. The functions in scripts/provision.sh mean
+what planning/expressions.py does, except for the case of letters beyond ASCII.
 """
 
 from __future__ import annotations
@@ -15,16 +19,27 @@ from collections.abc import Mapping
 
 from gibil_bot.commits.identity import Identity
 from gibil_bot.limits import ENVIRONMENT_VALUE_BYTES
-from gibil_bot.machines.conditions import wanted_after
 from gibil_bot.machines.remote_layout import ENVIRONMENT, GIVEN, READY, STATE, TASKS_DONE, TASKS_FAILED, identity_line
 from gibil_bot.machines.source import CodeSource
+from gibil_bot.planning import expressions
+from gibil_bot.planning.expressions import (
+    STATUS_FUNCTIONS,
+    STATUSES,
+    Binary,
+    Call,
+    Expression,
+    Literal,
+    Name,
+    Not,
+    Value,
+    parse,
+)  # fmt: skip
 from gibil_bot.planning.services import services_script
 from gibil_bot.planning.workflow import Task
 from gibil_bot.runs.returned_files import REASON_BYTES
 from gibil_bot.scripts import clone
 from gibil_bot.scripts.commands import SHELLS, kill_by_environment
-from gibil_bot.scripts.setup_task import set_up_script
-from gibil_bot.scripts.task_script import MAX_ENV_ENTRIES, MAX_FOLDERS
+from gibil_bot.scripts.task_script import MAX_ENV_ENTRIES, MAX_FOLDERS, set_up_script
 from gibil_bot.scripts.templates import script, text
 
 DEFAULT_TASK_S = 3600.0
@@ -121,3 +136,48 @@ def _github(origin: CodeSource) -> Mapping[str, str]:
         "GITHUB_SHA": origin.sha,
         "GITHUB_WORKSPACE": clone.WORKSPACE,
     }
+
+
+def wanted_after(status: str, condition: str) -> str:
+    """Whether a task with this condition runs after `success` or `failure`: yes, no, or an expression for gibil_holds."""
+    tree = parse(condition)
+    if not _uses_environment(tree) or (status != "success" and not expressions.uses_status(tree)):
+        return "yes" if expressions.evaluate(condition, status=status, inputs={}, github={}) else "no"
+    return _awk(tree, status)
+
+
+def _awk(tree: Expression, status: str) -> str:
+    match tree:
+        case Literal():
+            return _value(tree.value)
+        case Name():
+            return f"env({_string(tree.name)})" if tree.context == "env" else _value(None)
+        case Not():
+            return f"not({_awk(tree.operand, status)})"
+        case Call():
+            if tree.function in STATUS_FUNCTIONS:
+                return _value(tree.function == "always" or (tree.function in STATUSES and tree.function == status))
+            return f"{tree.function}({', '.join(_awk(argument, status) for argument in tree.arguments)})"
+        case Binary():
+            left, right = _awk(tree.left, status), _awk(tree.right, status)
+            if tree.operator in ("&&", "||"):
+                return f"{'both' if tree.operator == '&&' else 'either'}({left}, {right})"
+            return f"compare({_string(tree.operator)}, {left}, {right})"
+
+
+def _value(value: Value) -> str:
+    if value is None:
+        return _string("z")
+    if isinstance(value, bool):
+        return _string(f"b{value:d}")
+    return _string(f"s{value}" if isinstance(value, str) else f"n{value!r}")
+
+
+def _string(text: str) -> str:
+    """One of awk's, whatever is in it."""
+    plain = "".join(chr(byte) if chr(byte).isalnum() and byte < 128 else f"\\{byte:03o}" for byte in text.encode())
+    return f'"{plain}"'
+
+
+def _uses_environment(tree: Expression) -> bool:
+    return any(name.context == "env" for name in expressions.names(tree))

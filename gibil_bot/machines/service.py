@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from gibil_bot.config import Settings
 from gibil_bot.errors import ConfigurationError, GibilError, MachineLost, UsageError
 from gibil_bot.machines import creation_journal as makings
-from gibil_bot.machines import machine_limit, validation
+from gibil_bot.machines import validation
 from gibil_bot.machines.creation_journal import CreationRecord
 from gibil_bot.machines.provisioning import OnPhase, start_provisioning
 from gibil_bot.machines.recovery import RecoveryReport, recover
@@ -162,7 +162,7 @@ class MachineService:
         existing = await self._existing(others)
         if len(existing) + len(names) > self.settings.max_machines and await self.sweep():
             existing = await self._existing(others)  # without those that had expired
-        machine_limit.check_room(existing, names, self.settings.max_machines)
+        validation.check_room(existing, names, self.settings.max_machines)
 
     async def _existing(self, others: set[str]) -> set[str]:
         return others | {machine.name for machine in await self.factory.list(self._owner)}

@@ -33,7 +33,7 @@ from gibil_bot.providers.optional import refusals
 from gibil_bot.scripts.commands import LEADER
 from gibil_bot.ssh.answers import exit_status, printable
 from gibil_bot.ssh.answers import number as whole_number
-from gibil_bot.ssh.job_list import JOBS_BYTES, JobEntry, list_jobs_command, print_job, read_jobs
+from gibil_bot.ssh.jobs import JOBS_BYTES, JobEntry, list_jobs_command, print_job, read_jobs
 from gibil_bot.views import blocked_view
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from datetime import timedelta
 from typing import TypeAlias
 
@@ -137,3 +137,19 @@ def check_environment(env: dict[str, str]) -> dict[str, str]:
         if len(value.encode("utf-8", "surrogateescape")) > ENVIRONMENT_VALUE_BYTES:
             raise UsageError(f"--env: the value of {name} is above {ENVIRONMENT_VALUE_BYTES // 1024} KiB")
     return env
+
+
+def check_room(existing: Collection[str], new: Sequence[str], most: int) -> None:
+    """Raises UsageError (MACHINE_LIMIT) when the existing and the `new` machines together are more than `most`.
+
+    A name in both is one machine: creating it fails for that reason, and says so.
+    """
+    total = len({*existing, *new})
+    if total <= most:
+        return
+    there = "no machines exist" if not existing else f"{len(existing)} machine{'s exist' if len(existing) > 1 else ' exists'}"
+    wanted = "one more" if len(new) == 1 else f"{len(new)} more"
+    remedies = "destroy some first (`gibil list` shows them), or set GIBIL_MAX_MACHINES higher"
+    if len(new) > most:
+        remedies = f"ask for at most {most}, or set GIBIL_MAX_MACHINES higher"
+    raise UsageError(f"{there}, and {wanted} would be above GIBIL_MAX_MACHINES={most}: {remedies}", code="MACHINE_LIMIT")

@@ -12,7 +12,7 @@ from gibil_bot.machines.session import MachineSession
 from gibil_bot.machines.tools.job_output import find_job, read_output
 from gibil_bot.mcp_server.connections import MachineConnections
 from gibil_bot.mcp_server.results import JobCancelled, JobOutput, Jobs, JobStatus, Server, add, answer, streams
-from gibil_bot.ssh.job_list import job_view
+from gibil_bot.ssh.jobs import job_view
 
 JOB_BYTES = 20_000
 _STATUS_BYTES = 2_000

@@ -19,7 +19,7 @@ from gibil_bot.planning.inputs import input_values, typed_values
 from gibil_bot.planning.schema import workflow_name
 from gibil_bot.planning.services import ServiceCapabilities, check_services, services_script
 from gibil_bot.planning.workflow import RepositoryFile, Task, Workflow
-from gibil_bot.scripts.setup_task import set_up_script
+from gibil_bot.scripts.task_script import set_up_script
 
 __all__ = [
     "Catalogue",

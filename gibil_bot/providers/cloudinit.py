@@ -2,7 +2,7 @@
 
 It sets our host key, admits one key as root and nothing else, blocks the metadata address (where every process could read the
 user-data), and sets the time at which the machine powers itself off without a provider's token. Its only secret is the host key
-of the first boot, which is replaced at the first login (host_key_rotation.py); cloud-init's copies are deleted nevertheless.
+of the first boot, which is replaced at the first login (host_keys.py); cloud-init's copies are deleted nevertheless.
 Tasks are root and could unblock the metadata address, but what they would find there is of no use.
 
 The base packages are installed last, because they take longest: SSH answers meanwhile, and the first command waits in `sshrc`
@@ -22,8 +22,7 @@ from gibil_bot.errors import UsageError
 from gibil_bot.model import MachineSpec
 from gibil_bot.scripts.runtimes import TOOL_PATH, runtime_tool
 from gibil_bot.scripts.templates import script, text
-from gibil_bot.ssh.host_key_rotation import HOST_KEY, MARK
-from gibil_bot.ssh.host_keys import public_line
+from gibil_bot.ssh.host_keys import HOST_KEY, MARK, public_line
 
 LIMIT_BYTES = 32 * 1024
 """Largest user-data at Hetzner."""

@@ -44,7 +44,7 @@ class Keyring:
         return _pair(self._secret(), "host", name)[0]
 
     def first_host_key(self, name: str) -> str:
-        """Return the host key that the machine `name` boots with until it is replaced (host_key_rotation.py)."""
+        """Return the host key that the machine `name` boots with until it is replaced (host_keys.py)."""
         return _pair(self._secret(), "first host", name)[0]
 
     def derive(self, purpose: str, name: str) -> bytes:

@@ -24,7 +24,7 @@ from gibil_bot.ports import Explains, Provider, Shell
 from gibil_bot.providers.keyring import Keyring
 from gibil_bot.retry import RetryPolicy
 from gibil_bot.ssh.answers import last_line
-from gibil_bot.ssh.host_key_rotation import enter
+from gibil_bot.ssh.host_keys import enter
 
 _log = logging.getLogger(__name__)
 

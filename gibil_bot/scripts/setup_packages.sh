@@ -1,5 +1,5 @@
 # shellcheck shell=sh
-# shellcheck disable=SC2154  # assigned by setup_task.py: packages
+# shellcheck disable=SC2154  # assigned by task_script.py: packages
 # shellcheck disable=SC2086  # lists of packages, which are to be split
 # Installs those of $packages that are missing.
 

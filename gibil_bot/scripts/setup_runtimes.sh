@@ -1,5 +1,5 @@
 # shellcheck shell=sh
-# want: makes one runtime available; see setup_task.py.
+# want: makes one runtime available; see task_script.py.
 
 # matches FOUND WANTED: 3.12.4 matches 3.12 and 3, and not 3.1
 matches() { case "$1." in "$2".*) return 0 ;; esac; return 1; }

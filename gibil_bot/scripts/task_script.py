@@ -4,11 +4,16 @@ Values from people (titles, branches, arguments) reach a script only here, as en
 GitHub Actions' where Actions has one (https://docs.github.com/en/actions/reference/workflows-and-actions/variables),
 so that tools find what they look for. GITHUB_ACTIONS stays unset: with it, tools print `::error::` lines that nobody
 here reads.
+
+The task "set up", which installs the packages and runtimes of a `.gibil.yml`, asks only for packages that are missing, so an
+image that has them needs no network. A runtime comes with the image or from the machine's tool `gibil-runtime`; otherwise the
+task fails with one sentence that says which versions exist. A project that uses pnpm gets it with its Node.
 """
 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,11 +21,10 @@ from gibil_bot.errors import GibilError
 from gibil_bot.limits import ENVIRONMENT_VALUE_BYTES
 from gibil_bot.model import Run, TaskPlan
 from gibil_bot.scripts.clone import WORKSPACE
+from gibil_bot.scripts.templates import text
 
 FILES_FOLDER = "/root/.gibil/files"
 STANDARD_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-"""Linux takes 128 KiB for one environment string."""
 MAX_ENV_ENTRIES = 1000
 MAX_FOLDERS = 100
 """Of GITHUB_PATH, for one task."""
@@ -239,3 +243,24 @@ def _check_entry(name: str, value: str, place: int) -> None:
         raise InvalidTaskFile(f"GITHUB_ENV, line {place}: {shown} cannot be set by a task")
     if len(value.encode()) > ENVIRONMENT_VALUE_BYTES:
         raise InvalidTaskFile(f"GITHUB_ENV, line {place}: the value of {shown} is above {ENVIRONMENT_VALUE_BYTES // 1024} KiB")
+
+
+_COMMANDS = {"python": ("python3", "python"), "node": ("node", "nodejs"), "go": ("go",)}
+
+
+def set_up_script(runtime: Mapping[str, str], packages: Sequence[str]) -> str | None:
+    """POSIX sh for these runtimes and packages, or None when there is nothing to set up. The names were checked."""
+    if not runtime and not packages:
+        return None
+    parts = [text("setup_begin")]
+    if runtime:
+        parts.append(text("setup_runtimes"))
+    for name, version in runtime.items():
+        # The plain name first; then `python3.12`, as distributions call a second Python.
+        commands = (*_COMMANDS[name], f"{name}{version}")
+        parts.append(f"want {shlex.join((name, version, *commands))}\n")
+    if "node" in runtime:
+        parts.append(text("setup_pnpm"))
+    if packages:
+        parts += [f"\npackages={shlex.quote(' '.join(packages))}\n", text("setup_packages")]
+    return "".join(parts)

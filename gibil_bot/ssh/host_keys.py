@@ -1,14 +1,30 @@
-"""An ed25519 host key in the forms that others want: the public line, and a label's value. Pure, no cryptography needed.
+"""Host keys: the public half of a private key, and the first contact that replaces the key a machine booted with.
 
-The private form carries its public half in the clear (openssh/PROTOCOL.key), so that reading it out is enough.
+A cloud stores a machine's user-data as long as the machine exists, and the machine's metadata address serves it until that is
+blocked. So the user-data has a host key for one connection only. Over that connection, before anything else happens on the
+machine, gibil sends the lasting key. The provider's labels have the public half of the lasting key, and only a creation
+accepts the first one.
+
+An attacker who reads the user-data *and* controls the network path at the first contact can still impersonate the machine;
+later no attacker can. A creation that was killed is resumed from any step: until sshd has the lasting key, it shows the first
+one and is sent the lasting one again. If no creation resumes, nobody logs in, and the machine is destroyed when it expires.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
+import time
+from collections.abc import Awaitable, Callable
 
-from gibil_bot.errors import UsageError
+from msgspec.structs import replace
+
+from gibil_bot.errors import AnotherHost, SSHError, UsageError
+from gibil_bot.model import Endpoint
+from gibil_bot.ports import Shell
+from gibil_bot.scripts.templates import script
+from gibil_bot.ssh.answers import last_line
 
 _MAGIC = b"openssh-key-v1\0"
 _TYPE = b"ssh-ed25519"
@@ -55,3 +71,57 @@ def _string(data: bytes) -> tuple[bytes, bytes]:
     """A length-prefixed string, and what follows it (RFC 4251 section 5)."""
     size = int.from_bytes(data[:4], "big")
     return data[4 : 4 + size], data[4 + size :]
+
+
+HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
+MARK = "/etc/gibil/host-key-lasts"
+"""Until it exists, the only command that comes is the one that makes it: it waits for nothing (cloudinit.py, sshrc)."""
+
+_SEND_S = 30.0
+_TAKEN_S = 10.0
+"""How long sshd may take from the signal until it shows the new key."""
+_LOOK_EVERY_S = 0.05
+
+
+async def enter(endpoint: Endpoint, host_key: str, connect: Callable[[Endpoint], Awaitable[Shell]]) -> Shell:
+    """Log in to a machine that was just created: the connection to one that shows its lasting host key, and has proved it.
+
+    `host_key`: the private half of `endpoint.host_key`, OpenSSH PEM. Raises what `connect` raises, and SSHError when the
+    machine does not take it. The connection that comes back is a second one: to see the new key shown, one has to be made
+    anyway, and what is done on it was never under the key that others can read.
+    """
+    lasting = replace(endpoint, first_host_key=None)
+    if endpoint.first_host_key is None:
+        return await connect(lasting)
+    try:
+        shell = await connect(replace(lasting, host_key=endpoint.first_host_key))
+    except AnotherHost:
+        return await connect(lasting)  # this creation came that far before
+    try:
+        await _send(shell, host_key)
+        deadline = time.monotonic() + _TAKEN_S
+        while True:
+            try:
+                return await connect(lasting)
+            except AnotherHost:  # sshd is about to take it
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(_LOOK_EVERY_S)
+    finally:
+        await shell.close()
+
+
+def replace_script(host_key: str) -> str:
+    """POSIX sh that makes the key on its stdin the machine's. It holds the public half only, to know it by."""
+    mark_folder = MARK.rpartition("/")[0]
+    return script("host_key_replace", HOST_KEY=HOST_KEY, MARK=MARK, MARK_FOLDER=mark_folder, PUBLIC=public_line(host_key))
+
+
+async def _send(shell: Shell, host_key: str) -> None:
+    try:
+        done = await shell.run(replace_script(host_key), stdin=f"{host_key.strip()}\n".encode(), timeout_s=_SEND_S)
+    except TimeoutError:
+        raise SSHError(f"the new machine did not take its host key within {_SEND_S:.0f} s") from None
+    if done.exit_status != 0:
+        said = last_line(done.stderr, f"exit status {done.exit_status}")
+        raise SSHError(f"the new machine does not take its host key: {said}")

@@ -19,8 +19,8 @@ from gibil_bot.scripts import commands, jobs
 from gibil_bot.ssh.answers import MOST_ANSWERED, BadAnswer, number, printable
 from gibil_bot.ssh.channel import Channel
 from gibil_bot.ssh.connection import Connection, blocks
-from gibil_bot.ssh.job_output import JobFollower
 from gibil_bot.ssh.job_requests import JOB_STATUS, SERVER_VERSION, START_JOB, read_status, start_request
+from gibil_bot.ssh.jobs import JobFollower
 
 _CLEANUP_S = 15.0
 _START_S = 60.0

@@ -17,9 +17,8 @@ from gibil_bot.model import Exit, Job
 from gibil_bot.ssh import channel, connection
 from gibil_bot.ssh.answers import BadAnswer, decimal, exit_status, last_line, number, printable, timestamp
 from gibil_bot.ssh.client import connect
-from gibil_bot.ssh.job_list import read_jobs
-from gibil_bot.ssh.job_output import JobFollower
 from gibil_bot.ssh.job_requests import JOB_STATUS, SERVER_VERSION
+from gibil_bot.ssh.jobs import JobFollower, read_jobs
 from tests.doubles.hostile import Process, hostile_shell, speaker
 from tests.doubles.patience import patient
 from tests.doubles.sshd import new_key

@@ -25,8 +25,7 @@ from gibil_bot.model import Job, Machine
 from gibil_bot.providers.local import disk_images as images_module
 from gibil_bot.providers.local.disk_images import IMAGE, Images
 from gibil_bot.providers.local.limits import Groups, find_hierarchies
-from gibil_bot.providers.local.paths import LocalPaths, read_daemon
-from gibil_bot.providers.local.privilege import groups_prefix, own_privilege
+from gibil_bot.providers.local.paths import LocalPaths, groups_prefix, own_privilege, read_daemon
 from gibil_bot.providers.local.provider import LocalProvider
 from gibil_bot.providers.local.usage_poller import family
 from gibil_bot.ssh.job_requests import JOB_STATUS, START_JOB, start_request

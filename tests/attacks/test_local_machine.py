@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from gibil_bot.providers.local.paths import read_daemon
-from gibil_bot.providers.local.privilege import own_privilege
+from gibil_bot.providers.local.paths import own_privilege, read_daemon
 from tests.doubles.machines import LocalLodging, alive, children_of, local_lodging, shared_folder, until
 from tests.doubles.patience import patient
 

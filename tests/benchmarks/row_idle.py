@@ -7,8 +7,7 @@ import os
 from pathlib import Path
 
 from gibil_bot.model import Machine
-from gibil_bot.providers.local.paths import LocalPaths, read_daemon
-from gibil_bot.providers.local.privilege import own_privilege
+from gibil_bot.providers.local.paths import LocalPaths, own_privilege, read_daemon
 from tests.benchmarks.comparison import Aim, Comparison, at_most
 from tests.benchmarks.context import Context
 from tests.benchmarks.machines import Yard, yard

@@ -22,8 +22,7 @@ import pytest
 from gibil_bot.model import Machine, MachineSpec
 from gibil_bot.ports import Provider
 from gibil_bot.providers.local import base_tree, daemon_start
-from gibil_bot.providers.local.paths import LocalPaths, locked, read_daemon, write_daemon
-from gibil_bot.providers.local.privilege import own_privilege
+from gibil_bot.providers.local.paths import LocalPaths, locked, own_privilege, read_daemon, write_daemon
 from gibil_bot.providers.local.provider import LocalProvider
 from tests.doubles.patience import patient
 

@@ -22,8 +22,7 @@ from gibil_bot.model import MachineSpec
 from gibil_bot.providers.local import daemon_start
 from gibil_bot.providers.local.control_protocol import ControlConnection, Request
 from gibil_bot.providers.local.limits import Groups, find_hierarchies
-from gibil_bot.providers.local.paths import PROTOCOL, DaemonRecord, read_daemon, write_daemon
-from gibil_bot.providers.local.privilege import groups_prefix
+from gibil_bot.providers.local.paths import PROTOCOL, DaemonRecord, groups_prefix, read_daemon, write_daemon
 from gibil_bot.providers.local.provider import LocalProvider
 from tests.doubles.machines import LocalLodging, alive, end_daemon, local_lodging, processes_with, shared_folder, until
 from tests.doubles.patience import patient

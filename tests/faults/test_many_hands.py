@@ -16,8 +16,7 @@ import pytest
 
 from gibil_bot.machines.creation_journal import FOLDER
 from gibil_bot.providers.local.limits import Groups, find_hierarchies
-from gibil_bot.providers.local.paths import read_daemon
-from gibil_bot.providers.local.privilege import groups_prefix
+from gibil_bot.providers.local.paths import groups_prefix, read_daemon
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.machines import processes_with, shared_folder
 from tests.doubles.patience import patient

@@ -20,8 +20,7 @@ from gibil_bot.errors import GibilError, MachineNotFound, NameTaken, UsageError
 from gibil_bot.machines.service import MachineService, open_machines
 from gibil_bot.model import Machine
 from gibil_bot.providers.local.limits import Groups, find_hierarchies
-from gibil_bot.providers.local.paths import LocalPaths
-from gibil_bot.providers.local.privilege import groups_prefix
+from gibil_bot.providers.local.paths import LocalPaths, groups_prefix
 from tests.doubles.machines import end_daemon, lend_base_tree, shared_folder
 from tests.doubles.patience import patient
 

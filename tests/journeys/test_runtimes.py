@@ -20,7 +20,7 @@ import pytest
 
 from gibil_bot.model import Machine
 from gibil_bot.scripts.runtimes import TOOL_PATH, runtime_tool
-from gibil_bot.scripts.setup_task import set_up_script
+from gibil_bot.scripts.task_script import set_up_script
 from tests.doubles.machines import Lodging, local_lodging, shared_folder
 from tests.doubles.tools import needs
 

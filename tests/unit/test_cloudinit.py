@@ -16,7 +16,7 @@ from gibil_bot.errors import UsageError
 from gibil_bot.model import MachineSpec
 from gibil_bot.providers.cloudinit import EXPIRES_AT, LIMIT_BYTES, move_expiry_script, user_data
 from gibil_bot.providers.hetzner.project import new_pair
-from gibil_bot.ssh.host_key_rotation import MARK
+from gibil_bot.ssh.host_keys import MARK
 from tests.doubles.patience import patient
 
 GOLDEN = Path(__file__).parent / "golden" / "user-data.yml"

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from gibil_bot.machines.conditions import wanted_after
+from gibil_bot.machines.provision_script import wanted_after
 from gibil_bot.planning import expressions
 from gibil_bot.scripts.templates import text
 from tests.doubles.patience import patient

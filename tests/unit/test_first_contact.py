@@ -17,8 +17,7 @@ from gibil_bot.model import Endpoint, Result
 from gibil_bot.providers.hetzner.project import new_pair
 from gibil_bot.providers.keyring import Keyring
 from gibil_bot.providers.lifecycle import MachineFactory
-from gibil_bot.ssh.host_key_rotation import HOST_KEY, MARK, replace_script
-from gibil_bot.ssh.host_keys import public_line
+from gibil_bot.ssh.host_keys import HOST_KEY, MARK, public_line, replace_script
 from tests.doubles.provider import MemoryProvider
 from tests.doubles.tools import needs
 from tests.unit.test_lifecycle import NoShell

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from gibil_bot.model import Job
-from gibil_bot.ssh.job_output import JobFollower
 from gibil_bot.ssh.job_requests import start_request
+from gibil_bot.ssh.jobs import JobFollower
 
 WHY = b"gibil:failed the working directory /no/such/folder does not exist\n"
 AFTER = b"gibil:failed its supervisor ended at once (is the disk full?)\n"

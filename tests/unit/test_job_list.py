@@ -6,7 +6,7 @@ import fcntl
 import subprocess
 from pathlib import Path
 
-from gibil_bot.ssh.job_list import JobEntry, list_jobs_command, read_jobs
+from gibil_bot.ssh.jobs import JobEntry, list_jobs_command, read_jobs
 
 
 def job(home: Path, name: str, *, rc: str, script: str = "true\n") -> Path:

@@ -13,8 +13,8 @@ from gibil_bot.caps import Caps
 from gibil_bot.config import load_settings
 from gibil_bot.errors import UsageError
 from gibil_bot.machines import creation_journal, validation
-from gibil_bot.machines.machine_limit import check_room
 from gibil_bot.machines.request import CreateRequest, terms
+from gibil_bot.machines.validation import check_room
 from gibil_bot.model import MachineResources
 
 

@@ -25,7 +25,7 @@ from gibil_bot.model import (
     Trust,
 )
 from gibil_bot.ports import DeliveryOutcome
-from gibil_bot.runs.sqlite import claims, database, inbox, outbox, runs
+from gibil_bot.runs.sqlite import database, inbox, outbox, runs
 
 HISTORY = 3000
 
@@ -107,10 +107,10 @@ def one_run_through(db: sqlite3.Connection, name: str) -> dict[str, int]:
     counted("accept", lambda: inbox.accept(db, topics, arrived))
     counted("claim_deliveries", lambda: inbox.claim(db, topics, "a", 10, 100.0, 60.0))
     counted("settle", lambda: inbox.complete(db, topics, "a", name, settlement, 100.0))
-    claim = claims.claim_run(db, topics, "a", 100.0, 60.0, 10)
+    claim = runs.claim_run(db, topics, "a", 100.0, 60.0, 10)
     assert claim is not None
     counted("finish", lambda: runs.finish(db, topics, claim, Conclusion.SUCCESS, [], 100.0))
-    counted("claim_run", lambda: claims.claim_run(db, topics, "a", 100.0, 60.0, 10))
+    counted("claim_run", lambda: runs.claim_run(db, topics, "a", 100.0, 60.0, 10))
     counted("unfinished", lambda: runs.unfinished(db))
     counted("claim_tellings", lambda: outbox.claim(db, topics, "a", 10, 200.0, 60.0, []))
     return steps

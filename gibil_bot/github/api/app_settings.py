@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from gibil_bot.github.api.request import Request
+from gibil_bot.github.api.http import Request
 from gibil_bot.github.api.session import Session
 from gibil_bot.github.payloads import utc
 from gibil_bot.github.registration import FailedDelivery, RegisteredApp, web_address

@@ -15,9 +15,8 @@ import msgspec
 
 from gibil_bot.errors import GitHubError
 from gibil_bot.github.api.app_settings import read_app
+from gibil_bot.github.api.http import Answer, Request, Unanswered, mint_request
 from gibil_bot.github.api.publisher import Publisher
-from gibil_bot.github.api.request import Request, mint_request
-from gibil_bot.github.api.response import Answer, Unanswered
 from gibil_bot.github.api.session import Session
 from gibil_bot.github.api.workflow_files import WorkflowFiles
 from gibil_bot.github.payloads import PullRequestPayload, UserPayload, person, utc

@@ -11,8 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 
 from gibil_bot.errors import GitHubError
-from gibil_bot.github.api.request import Request
-from gibil_bot.github.api.response import Answer
+from gibil_bot.github.api.http import Answer, Request
 from gibil_bot.github.api.session import RETRY_AFTER_S, Session
 from gibil_bot.model import CheckRunUpdate, CommentUpdate, DueNotification, ReactionUpdate
 from gibil_bot.retry import RetryPolicy

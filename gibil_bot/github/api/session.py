@@ -17,9 +17,8 @@ import msgspec
 
 from gibil_bot.config import Secret
 from gibil_bot.errors import GitHubError, NotAskedYet
+from gibil_bot.github.api.http import APP, Answer, Request, Unanswered, mint_request
 from gibil_bot.github.api.rate_limit import Spacing, server_time_s, wait_s
-from gibil_bot.github.api.request import APP, Request, mint_request
-from gibil_bot.github.api.response import Answer, Unanswered
 from gibil_bot.model import Priority
 from gibil_bot.retry import RetryPolicy
 

@@ -19,7 +19,7 @@ from githubkit.cache import MemCacheStrategy
 from githubkit.exception import RequestError, RequestFailed
 
 from gibil_bot.errors import GitHubError
-from gibil_bot.github.api.response import Answer, Unanswered
+from gibil_bot.github.api.http import Answer, Unanswered
 
 API_VERSION = "2022-11-28"
 """The version that github.com and every supported GitHub Enterprise Server know.

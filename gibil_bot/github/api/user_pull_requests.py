@@ -16,9 +16,8 @@ import msgspec
 
 from gibil_bot.config import Secret
 from gibil_bot.errors import GitHubError
+from gibil_bot.github.api.http import Answer, Request, Unanswered
 from gibil_bot.github.api.rate_limit import wait_s
-from gibil_bot.github.api.request import Request
-from gibil_bot.github.api.response import Answer, Unanswered
 from gibil_bot.github.api.session import RETRIES, RETRY_AFTER_S, SHORT_WAIT_S, Session
 
 LONGEST_TITLE, LONGEST_BODY = 256, 65_536

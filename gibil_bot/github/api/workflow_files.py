@@ -19,8 +19,7 @@ from typing import TypeVar
 import msgspec
 
 from gibil_bot.errors import GitHubError
-from gibil_bot.github.api.request import Request
-from gibil_bot.github.api.response import Answer
+from gibil_bot.github.api.http import Answer, Request
 from gibil_bot.github.api.session import Session
 from gibil_bot.limits import MOST_WORKFLOW_FILES, REPOSITORY_FILE, WORKFLOW_FILE_BYTES, WORKFLOW_FOLDER
 from gibil_bot.model import UnusableFile

@@ -10,7 +10,7 @@ from gibil_bot.machines.session import MachineSession, no_job
 from gibil_bot.machines.tools.truncate import decoded, whole_characters
 from gibil_bot.scripts.commands import check_job_id
 from gibil_bot.ssh.answers import MOST_ANSWERED, fields_of, number
-from gibil_bot.ssh.job_list import JobEntry
+from gibil_bot.ssh.jobs import JobEntry
 
 STREAMS = {"stdout": "out", "stderr": "err"}
 

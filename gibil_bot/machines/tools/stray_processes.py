@@ -15,7 +15,7 @@ from gibil_bot.machines.session import MachineSession
 from gibil_bot.scripts.commands import list_tagged_command
 from gibil_bot.scripts.templates import script
 from gibil_bot.ssh.answers import number, printable
-from gibil_bot.ssh.job_list import JOBS_BYTES
+from gibil_bot.ssh.jobs import JOBS_BYTES
 
 _GRACE_TURNS = 40
 

@@ -178,3 +178,13 @@ def _await_death(record: Path) -> None:
         if fields[19].decode() != started or fields[0] in (b"Z", b"X"):
             return  # a namespace's PID 1 is a zombie only after all others in it are gone
         time.sleep(0.005)
+
+
+def own_privilege() -> str:
+    """Return how machines are isolated: `root` for root, `user` for other users. It has no silent fallback."""
+    return "root" if os.geteuid() == 0 else "user"
+
+
+def groups_prefix(paths: LocalPaths) -> str:
+    """Return the prefix of the control groups' names, which differs by data directory."""
+    return f"gibil-{paths.key}"

@@ -24,10 +24,10 @@ from gibil_bot.providers.local.paths import (
     LocalPaths,
     clear_dead_machine,
     code_version,
+    groups_prefix,
     locked,
     read_daemon,
 )
-from gibil_bot.providers.local.privilege import groups_prefix
 from gibil_bot.retry import RetryPolicy
 
 _ATTEMPTS = 4

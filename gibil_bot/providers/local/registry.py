@@ -25,8 +25,7 @@ from gibil_bot.providers.local.fork_client import ForkClient
 from gibil_bot.providers.local.init_client import SpawnFailed
 from gibil_bot.providers.local.limits import NO_ROOM, Groups, Limits, find_hierarchies, floor_mb, limits_of
 from gibil_bot.providers.local.managed_machine import MachineContext, ManagedMachine, load_ssh_server
-from gibil_bot.providers.local.paths import LocalPaths, clear_dead_machine
-from gibil_bot.providers.local.privilege import groups_prefix, own_privilege
+from gibil_bot.providers.local.paths import LocalPaths, clear_dead_machine, groups_prefix, own_privilege
 from gibil_bot.providers.local.rmtree import remove_tree
 
 _APT = Path("/usr/bin/apt-get").exists()

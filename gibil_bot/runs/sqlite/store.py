@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from gibil_bot.errors import StoreError
-from gibil_bot.runs.sqlite import budgets, database, heads, inbox, outbox, runs
+from gibil_bot.runs.sqlite import database, heads, inbox, outbox, runs
 from gibil_bot.runs.sqlite.inbox import SqliteInbox
 from gibil_bot.runs.sqlite.outbox import SqliteOutbox
 from gibil_bot.runs.sqlite.runs import SqliteRuns
@@ -53,7 +53,7 @@ class SqliteStore:
             partial(outbox.prune, published_before=quarter, limit=PRUNE_STEP),
             partial(heads.prune, seen_before=quarter, limit=PRUNE_STEP),
             partial(heads.prune_pushes, seen_before=quarter, limit=PRUNE_STEP),
-            partial(budgets.prune, now=now, limit=PRUNE_STEP),
+            partial(inbox.prune_budgets, now=now, limit=PRUNE_STEP),
         ]
         total = 0
         for step in steps:
