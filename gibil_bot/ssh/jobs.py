@@ -10,6 +10,7 @@ import base64
 import contextlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from gibil_bot import views
 from gibil_bot.errors import UsageError
@@ -17,7 +18,9 @@ from gibil_bot.scripts.commands import check_job_id
 from gibil_bot.scripts.jobs import AT_ONCE_BYTES, MAX_RETURNS, RETURN_BYTES
 from gibil_bot.scripts.templates import script
 from gibil_bot.ssh.answers import BadAnswer, exit_status, number, printable, timestamp
-from gibil_bot.ssh.channel import Channel
+
+if TYPE_CHECKING:
+    from gibil_bot.ssh.channel import Channel  # imports asyncssh, which listing jobs and machines doesn't need
 
 _HIGH_WATER = 4 * 1024 * 1024
 """Bytes that wait for the reader before the machine is told to pause."""

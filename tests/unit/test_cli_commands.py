@@ -43,10 +43,23 @@ def test_an_unknown_command_is_wrong_use() -> None:
     assert "No such command 'brew'" in done.stderr
 
 
+def imported_by(*words: str) -> set[str]:
+    """The modules that `gibil` with these arguments imports."""
+    command = [sys.executable, "-X", "importtime", "-m", "gibil_bot", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+
+
+def test_listing_machines_does_not_import_the_ssh_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIBIL_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("GIBIL_PROVIDER", "local")
+    loaded = imported_by("list")
+    assert "gibil_bot.machines.service" in loaded
+    assert "asyncssh" not in loaded
+
+
 def test_help_imports_neither_a_command_nor_a_heavy_library() -> None:
-    words = [sys.executable, "-X", "importtime", "-m", "gibil_bot", "--help"]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    loaded = imported_by("--help")
     heavy = {"asyncio", "yaml", "msgspec", "asyncssh", "githubkit", "starlette", "uvicorn", "mcp", "gibil_bot.model"}
     assert "gibil_bot.cli" in loaded
     assert not {name for name in loaded if name in heavy or name.startswith("gibil_bot.cli.")}
