@@ -39,6 +39,7 @@ def outcome(project: Path, *arguments: str) -> str:
     return (done.stdout.strip().splitlines() or [done.stderr])[-1]
 
 
+@pytest.mark.slow
 def test_only_tests_that_start_processes_get_a_second_attempt(tmp_path: Path) -> None:
     pytest.importorskip("pytest_rerunfailures", reason="needs the plugin pytest-rerunfailures")
     for folder in ("unit", "contracts", "journeys"):

@@ -39,6 +39,7 @@ def write(root: Path, name: str, text: str) -> None:
     path.write_text(text)
 
 
+@pytest.mark.slow
 def test_the_count_is_within_the_budget(words: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert words.main(["--check"]) == 0, capsys.readouterr().err
 
