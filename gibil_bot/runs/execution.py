@@ -142,7 +142,7 @@ class Execution:
             stored = self.results.get(index)
             if stored is None or stored.finished_at is None:
                 await self._run_task(index, task, extra, paths, resumed=stored)
-            elif stored.status is not TaskStatus.SKIPPED:  # another process ran it
+            elif stored.status is not TaskStatus.SKIPPED or stored.exit_status is not None:  # another process ran it
                 self._add_exports(await self._left_files(index), extra, paths)
         return conclusion_of(self._plan, self.results, cancelled=self._cancellation.reason is not None)
 

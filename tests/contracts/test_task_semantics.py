@@ -1,4 +1,4 @@
-"""What a `.gibil.yml` means: one table of cases, run by both executors on a local machine.
+"""What a `.gibil.yml` means: one table of cases, run by both executors on a local machine, and by bots that are restarted.
 
 The bot and `gibil try` run tasks one by one from Python (runs/execution.py); `gibil create` starts a job on the machine that
 runs them without its creator (machines/provision_script.py).
@@ -87,14 +87,22 @@ class Prefixed:
         await self._shell.kill(self._prefix + job_id)
 
 
+class Restart(Exception):
+    """The bot was killed, and another process continues its run."""
+
+
 class Results:
-    """A RunRecorder that forgets."""
+    """A RunRecorder that stores nothing. `restarts`: it ends the bot after each task that has ended."""
+
+    def __init__(self, *, restarts: bool) -> None:
+        self._restarts = restarts
 
     async def save_task(self, claim: Claim, result: TaskResult) -> None:
-        pass
+        if self._restarts and result.finished_at is not None:
+            raise Restart
 
 
-async def by_the_bot(shell: SSHShell, number: int, file: bytes, folder: Path) -> Outcome:
+async def by_the_bot(shell: SSHShell, number: int, file: bytes, folder: Path, *, restarts: bool = False) -> Outcome:
     new = new_run("r")
     facts = planning.EventContext(
         repository=new.source.repository, pull_request=new.source.pull_request, sha=SHA, actor="ada", trust=Trust.TRUSTED,
@@ -111,16 +119,27 @@ async def by_the_bot(shell: SSHShell, number: int, file: bytes, folder: Path) ->
     async def none(since: float) -> Refusals:
         return Refusals()
 
-    execution = Execution(
-        runs=cast(RunRecorder, Results()), claim=Claim(run=run, owner="o", fence=1), machine_attempt=1,
-        shell=cast(Shell, Prefixed(shell, f"c{number}-")), secrets={}, redactor=lambda: Redactor(()),
-        log_folder=folder / f"logs{number}", journal=Journal(folder / f"logs{number}"), cancellation=Cancellation(),
-        on_change=lambda: None, on_output=lambda index, data: printed.extend(data), results={}, refusals=none,
-    )  # fmt: skip
-    await execution.prepare()
-    conclusion = await execution.run()
+    results: dict[int, TaskResult] = {}
+    while True:
+        execution = Execution(
+            runs=cast(RunRecorder, Results(restarts=restarts)), claim=Claim(run=run, owner="o", fence=1), machine_attempt=1,
+            shell=cast(Shell, Prefixed(shell, f"c{number}-")), secrets={}, redactor=lambda: Redactor(()),
+            log_folder=folder / f"logs{number}", journal=Journal(folder / f"logs{number}"), cancellation=Cancellation(),
+            on_change=lambda: None, on_output=lambda index, data: printed.extend(data), results=results, refusals=none,
+        )  # fmt: skip
+        await execution.prepare()
+        try:
+            conclusion = await execution.run()
+        except Restart:
+            results = execution.results
+        else:
+            break
     ends = " ".join(execution.results[index].status.value for index in range(len(plan.tasks)))
     return Outcome(ends, seen(bytes(printed)), conclusion not in (Conclusion.FAILURE, Conclusion.TIMED_OUT))
+
+
+async def by_restarted_bots(shell: SSHShell, number: int, file: bytes, folder: Path) -> Outcome:
+    return await by_the_bot(shell, number, file, folder, restarts=True)
 
 
 async def by_create(shell: SSHShell, number: int, file: bytes, folder: Path) -> Outcome:
@@ -156,7 +175,7 @@ async def shell(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[SSHSh
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("execute", [by_the_bot, by_create])
+@pytest.mark.parametrize("execute", [by_the_bot, by_restarted_bots, by_create])
 async def test_both_executors_give_a_file_the_same_meaning(execute, shell: SSHShell, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     different = {}
     for number, case in enumerate(CASES):
