@@ -65,9 +65,11 @@ def run_command(tag: str, script: str, *, with_env: bool) -> str:
 def kill_job_command(job_id: str, grace_s: float) -> str:
     """TERM, grace, KILL. Exit status 0: nothing of it is alive."""
     check_job_id(job_id)
-    turns = max(0, round(grace_s / 0.05))
     return script_text(
-        "kill_job", ID=job_id, FIND=_find(job_id, in_argv=False), KILL=script_text("kill_gently", TURNS=str(turns))
+        "kill_job",
+        ID=job_id,
+        FIND=_find(job_id, in_argv=False),
+        KILL=script_text("kill_gently", GRACE_CS=str(max(0, round(grace_s * 100)))),
     )
 
 
@@ -113,7 +115,7 @@ def kill_by_environment(pattern: str) -> str:
     `pattern`: a word of the shell that runs this text.
     """
     find = script_text("find_processes", PATTERN=pattern, FILES="/proc/[0-9]*/environ")
-    return f"s='' c=''\n{find}{script_text('kill_gently', TURNS='100')}"
+    return f"s='' c=''\n{find}{script_text('kill_gently', GRACE_CS='500')}"
 
 
 def _find(tag: str, *, in_argv: bool) -> str:

@@ -1,17 +1,24 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2086  # a list of numbers, which is to be split
 # shellcheck disable=SC2154  # find_all assigns it: k
-# Ends what find_all finds: SIGTERM, @TURNS@ times 50 ms, SIGKILL.
+# Ends what find_all finds: SIGTERM, SIGKILL after @GRACE_CS@ hundredths of a second.
+# Time is measured: on a busy machine a search of /proc takes longer than the pause after it.
 
+uptime_cs() { # sets u: hundredths of a second since the boot, without starting a process
+    read -r u _ </proc/uptime
+    u=${u%.*}${u#*.} u=${u#0} u=${u#0} # a leading zero would mean octal
+}
 find_all
 if [ -n "$k" ]; then
     kill -TERM $k 2>/dev/null
-    i=0 turns=@TURNS@
-    while [ $i -lt $turns ]; do
+    uptime_cs
+    grace=@GRACE_CS@
+    end=$((u + grace))
+    while [ "$u" -lt $end ]; do
         sleep 0.05
         find_all
         [ -z "$k" ] && break
-        i=$((i + 1))
+        uptime_cs
     done
     i=0
     while [ -n "$k" ] && [ $i -lt 100 ]; do
