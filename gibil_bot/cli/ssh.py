@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from gibil_bot.cli import stdin as our_stdin
 from gibil_bot.cli.machine import connected, name_argument, opened, provider_option, run_async
 from gibil_bot.cli.output import json_option, print_json
 
@@ -62,4 +63,4 @@ async def _ssh(name: str, line: str, provider: str | None) -> int:
         from gibil_bot.ssh.terminal import talk
 
         there = f'exec "${{BASH:-sh}}" -c {shlex.quote(line)}' if line else 'exec "${SHELL:-/bin/sh}" -l'
-        return await talk(session.shell, f"{LOAD_ENVIRONMENT}; {there}")
+        return await talk(session.shell, f"{LOAD_ENVIRONMENT}; {there}", our_stdin.blocks())

@@ -32,7 +32,7 @@ def forward(wanted: bool | None) -> AsyncIterator[bytes] | None:
     if os.isatty(_STDIN) or _is_null(kind):
         return None
     waits = stat.S_ISFIFO(kind.st_mode) or stat.S_ISSOCK(kind.st_mode)
-    return _blocks(FIRST_BYTE_S if waits and not wanted else None)
+    return blocks(FIRST_BYTE_S if waits and not wanted else None)
 
 
 def _is_null(kind: os.stat_result) -> bool:
@@ -42,8 +42,11 @@ def _is_null(kind: os.stat_result) -> bool:
         return False
 
 
-async def _blocks(first_byte_s: float | None) -> AsyncIterator[bytes]:
-    """Read in a thread that isn't awaited: a read of a pipe cannot be cancelled."""
+async def blocks(first_byte_s: float | None = None) -> AsyncIterator[bytes]:
+    """Yield what is read from stdin, which counts as empty if it is silent for the first `first_byte_s` seconds.
+
+    Reads in a thread that isn't awaited, because a read of a pipe can't be cancelled.
+    """
     loop = asyncio.get_running_loop()
     blocks: asyncio.Queue[bytes] = asyncio.Queue()
     room = threading.Semaphore(_BLOCKS)

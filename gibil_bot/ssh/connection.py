@@ -90,7 +90,7 @@ class Connection:
             if isinstance(stdin, bytes):
                 await _send(channel, blocks(stdin), stalls_s)
             else:
-                await _send_until_it_ends(channel, stdin, stalls_s)
+                await send_input(channel, stdin, stalls_s)
             async with asyncio.timeout(stalls_s):
                 await asyncio.shield(channel.ended)
         except TimeoutError:
@@ -221,8 +221,8 @@ async def _send(channel: Channel, stdin: AsyncIterator[bytes], stalls_s: float |
     channel.end_input()
 
 
-async def _send_until_it_ends(channel: Channel, stdin: AsyncIterator[bytes], stalls_s: float | None) -> None:
-    """Raises what the iterator raises. A command may end while its input is still waited for."""
+async def send_input(channel: Channel, stdin: AsyncIterator[bytes], stalls_s: float | None) -> None:
+    """Send a command's input and its end; returns when the command ends first. Raises what the iterator raises."""
     sending = asyncio.create_task(_send(channel, stdin, stalls_s))
     try:
         await asyncio.wait({sending, channel.ended}, return_when=asyncio.FIRST_COMPLETED)

@@ -10,13 +10,13 @@ import contextlib
 import os
 import signal
 import termios
-import threading
 import tty
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from gibil_bot.errors import MachineLost, SSHError
 from gibil_bot.ports import Shell
 from gibil_bot.ssh.channel import Channel
+from gibil_bot.ssh.connection import send_input
 from gibil_bot.ssh.shell import SSHShell
 
 _STDIN = 0
@@ -24,9 +24,10 @@ _BLOCK = 64 * 1024
 HUNG_UP = 130
 
 
-async def talk(shell: Shell, command: str) -> int:
+async def talk(shell: Shell, command: str, stdin: AsyncIterator[bytes]) -> int:
     """Run a command that has our stdin, stdout and stderr; on a pty when stdin is a terminal. Its exit status.
 
+    `stdin`: the blocks of our stdin, which are sent when it isn't a terminal.
     130 when our terminal is closed first, as after the SIGHUP that comes with that and may be late.
     Raises MachineLost when the connection ends first. Our terminal is as before afterwards, whatever happens.
     """
@@ -37,8 +38,13 @@ async def talk(shell: Shell, command: str) -> int:
         terminal = os.environ.get("TERM") or "vt100", _size()
     channel = await shell.open_channel(command, _show if terminal is None else _show_on_terminal, terminal=terminal)
     try:
-        with _keys(channel) if terminal is not None else _input(channel) as is_gone:
+        is_gone: Callable[[], bool] = bool  # never
+        if terminal is None:
+            await send_input(channel, stdin, stalls_s=None)
             await asyncio.shield(channel.ended)
+        else:
+            with _keys(channel) as is_gone:
+                await asyncio.shield(channel.ended)
     finally:
         if not channel.ended.done():
             channel.close()
@@ -103,19 +109,3 @@ def _keys(channel: Channel) -> Iterator[Callable[[], bool]]:
         loop.remove_reader(_STDIN)
         with contextlib.suppress(termios.error):  # our terminal is gone
             termios.tcsetattr(_STDIN, termios.TCSADRAIN, before)
-
-
-@contextlib.contextmanager
-def _input(channel: Channel) -> Iterator[Callable[[], bool]]:
-    """From a thread of its own, that nobody waits for: a read of a pipe or a file cannot be called off."""
-    loop = asyncio.get_running_loop()
-
-    def pump() -> None:
-        with contextlib.suppress(OSError, RuntimeError):  # stdin is closed; the loop has ended
-            while data := os.read(_STDIN, _BLOCK):
-                if not asyncio.run_coroutine_threadsafe(channel.send(data), loop).result():
-                    return
-            loop.call_soon_threadsafe(channel.end_input)
-
-    threading.Thread(target=pump, daemon=True).start()
-    yield lambda: False

@@ -256,6 +256,26 @@ def test_without_a_terminal_ssh_is_a_pipe(line: CommandLine) -> None:
     assert line.gibil("ssh", "m", "--", "echo", "-n", "as kubectl has it").stdout == "as kubectl has it"
 
 
+@pytest.mark.parametrize("command", ["run", "ssh"])
+def test_input_that_another_program_made_non_blocking_arrives_whole(line: CommandLine, command: str) -> None:
+    theirs, ours = os.pipe()
+    os.set_blocking(theirs, False)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gibil_bot", command, "m", "head -n 1; wc -c"],
+        env=line.environment(),
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+    )
+    os.close(theirs)
+    assert process.stdout is not None
+    with process, open(ours, "wb", buffering=0) as pipe:
+        pipe.write(b"first\n")
+        assert process.stdout.readline() == b"first\n"  # it has read the pipe until that was empty
+        pipe.write(b"x" * 50_000)
+        pipe.close()
+        assert process.stdout.read() == b"50000\n"
+
+
 def test_the_tab_key_knows_commands_and_machines(line: CommandLine) -> None:
     script = line.gibil("completion", "bash").stdout
     path = line.folder / "completion"
