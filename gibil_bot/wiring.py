@@ -194,6 +194,7 @@ async def _supervise(name: str, part: Callable[[], Coroutine[object, object, Non
 async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
     """Run the bot during the block: its store is open and its parts run. Afterwards the next process continues its runs."""
     from gibil_bot.github.api.client import GitHubClient
+    from gibil_bot.github.api.session import Session
     from gibil_bot.runs.dispatcher import Dispatcher
     from gibil_bot.runs.intake import Intake
     from gibil_bot.runs.outbox import OutboxPublisher
@@ -212,7 +213,7 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
     bot = Bot(settings=settings, store=store)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(store.close)
-        github = GitHubClient(settings.github_url, settings.github_app_id, settings.github_private_key.reveal())
+        github = GitHubClient(Session(settings.github_url, settings.github_app_id, settings.github_private_key.reveal()))
         stack.push_async_callback(github.close)
         factory = open_factory(settings, room_wait_s=ROOM_WAIT_S)
         stack.push_async_callback(factory.close)

@@ -214,9 +214,10 @@ async def _provider(settings: Settings) -> Finding:
 
 async def _github(settings: Settings) -> list[Finding]:
     from gibil_bot.github.api.client import GitHubClient
+    from gibil_bot.github.api.session import Session
     from gibil_bot.github.registration import differences, shipped_manifest
 
-    client = GitHubClient(settings.github_url, settings.github_app_id, settings.github_private_key.reveal())
+    client = GitHubClient(Session(settings.github_url, settings.github_app_id, settings.github_private_key.reveal()))
     network = "check this host's network (DNS, firewall, proxy) and GIBIL_GITHUB_URL"
     try:
         async with asyncio.timeout(GITHUB_TIMEOUT_S):

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from gibil_bot.demo.github_double import GitHubDouble
 from gibil_bot.github.api.client import GitHubClient
+from gibil_bot.github.api.session import Session
 from gibil_bot.model import Conclusion, Delivery, Ignored, NewRun, Plan, Repository, Source, TaskPlan, Trust
 from gibil_bot.operator_secrets import ScopedSecrets
 from gibil_bot.ports import DeliveryOutcome
@@ -101,7 +102,7 @@ async def _place(double: GitHubDouble) -> Place:
     files = {f"{number}.txt": f"file {number}\n" * 200 for number in range(FILES)}
     await double.add_repository(REPOSITORY, files)
     number = await double.open_pull_request(REPOSITORY, "change", {"change.txt": "changed\n"}, "ada")
-    github = GitHubClient(double.url, str(double.app_id), double.private_key_pem)
+    github = GitHubClient(Session(double.url, str(double.app_id), double.private_key_pem))
     installation = double.installation(REPOSITORY).id
     pull_request = await github.pull_request(installation, REPOSITORY, number)
     repository = Repository(

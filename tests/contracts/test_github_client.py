@@ -23,6 +23,7 @@ from gibil_bot.demo.github_double import GitHubDouble
 from gibil_bot.demo.server import serving
 from gibil_bot.errors import GitHubError, InvalidWorkflow, NotAskedYet
 from gibil_bot.github.api.client import GitHubClient
+from gibil_bot.github.api.session import Session
 from gibil_bot.github.api.workflow_files import ObjectCache
 from gibil_bot.model import (
     CheckRunOutput,
@@ -127,7 +128,7 @@ async def client_of(github: GitHubDouble, clock: Clock, **options: Any) -> Async
         "monotonic": clock.monotonic,
         "sleep": clock.sleep,
     }
-    client = GitHubClient(**(arguments | options))
+    client = GitHubClient(Session(**(arguments | options)))
     try:
         yield client
     finally:

@@ -17,6 +17,7 @@ from gibil_bot.demo.github_double import GitHubDouble
 from gibil_bot.demo.records import HookDelivery
 from gibil_bot.demo.server import serving
 from gibil_bot.github.api.client import GitHubClient
+from gibil_bot.github.api.session import Session
 from gibil_bot.model import Run
 from gibil_bot.providers.keyring import Keyring
 from gibil_bot.runs.intake import Intake
@@ -139,7 +140,7 @@ async def bot_on(github: GitHubDouble, settings: Settings, database_url: str) ->
     async with contextlib.AsyncExitStack() as stack:
         store = await open_store(database_url)
         stack.push_async_callback(store.close)
-        client = GitHubClient(settings.github_url, settings.github_app_id, settings.github_private_key.reveal())
+        client = GitHubClient(Session(settings.github_url, settings.github_app_id, settings.github_private_key.reveal()))
         stack.push_async_callback(client.close)
         policy = intake_policy(settings, Keyring(settings.data_dir))
         parts = [

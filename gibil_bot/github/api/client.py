@@ -5,10 +5,8 @@ Cheap to import: githubkit is imported with the first request.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from datetime import datetime
 
 import msgspec
@@ -72,30 +70,8 @@ class _App(msgspec.Struct):
 class GitHubClient:
     """`requests` counts requests by method and route."""
 
-    def __init__(
-        self,
-        url: str,
-        app_id: str,
-        private_key: str,
-        *,
-        connect_timeout_s: float = 5.0,
-        read_timeout_s: float = 20.0,
-        total_timeout_s: float = 60.0,
-        now: Callable[[], datetime] | None = None,
-        monotonic: Callable[[], float] | None = None,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        self._session = Session(
-            url,
-            app_id,
-            private_key,
-            connect_timeout_s=connect_timeout_s,
-            read_timeout_s=read_timeout_s,
-            total_timeout_s=total_timeout_s,
-            now=now,
-            monotonic=monotonic,
-            sleep=sleep,
-        )
+    def __init__(self, session: Session) -> None:
+        self._session = session
         self._teller = Publisher(self._session, self._own_slug)
         self._workflow_files = WorkflowFiles(self._session)
         self._slug: str | None = None
