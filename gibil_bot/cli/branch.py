@@ -69,7 +69,7 @@ async def _branch(git_branch: str, ttl: str | None, command: str | None, provide
             return await keep_interrupted(machines, [session], view, f"working on {git_branch}", as_json, named=command is None)
         finally:
             await session.close()
-            machines.told(session.name)  # the machine remains however this ends, and the progress has named it
+            machines.mark_reported(session.name)  # the machine remains however this ends, and the progress has named it
         if as_json:
             print_json(view)
         elif command is None:

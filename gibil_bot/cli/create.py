@@ -141,7 +141,7 @@ async def _create(request: CreateRequest, fleet: int | None, provider: str | Non
         else:
             print_text("".join(f"{name}\n" for name in names))
             print_message(f"log in: gibil ssh {names[0]}")
-        machines.told(*names)
+        machines.mark_reported(*names)
         await report_cleanup(machines)
     return GibilError.exit_status if failed else 0
 

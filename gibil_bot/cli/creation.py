@@ -55,7 +55,7 @@ async def keep_interrupted(
         await asyncio.shield(asyncio.ensure_future(machines.destroy(names)))
         raise Interrupted(f"interrupted; {', '.join(names)} {'is' if len(names) == 1 else 'are'} destroyed") from None
     print_message(message)
-    machines.told(*names)
+    machines.mark_reported(*names)
     return 130
 
 

@@ -78,7 +78,7 @@ async def report_recovered(machines: MachineService) -> list[str]:
     destroyed = []
     for each in await machines.recover():
         name, command = each.name, f"`{each.made_by}`"
-        if each.burned:
+        if each.destroyed:
             destroyed.append(name)
             print_message(f"destroyed {name}: a {command} that was killed left it incomplete")
         else:

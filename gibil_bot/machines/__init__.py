@@ -1,4 +1,4 @@
-"""Machines: the SDK for programs, SSH access, and the providers.
+"""Disposable machines: the SDK for programs, and the service behind the command line and MCP.
 
 The SDK is `from gibil_bot import machines`:
 
@@ -6,8 +6,8 @@ The SDK is `from gibil_bot import machines`:
         result = await m.run("pytest -q")
         print(result.exit_code, result.stdout)
 
-The block begins once the code is cloned and set up; commands start in its folder. The machine is destroyed when the block
-ends, also by an exception; if the program is killed, when its time to live is over. Many machines share the provider and its
+The block begins when the code is cloned and set up; commands start in its directory. The machine is destroyed when the block
+ends, also with an exception; if the program is killed, when the machine expires. Many machines share the provider and its
 limits:
 
     async with machines.connect() as mine:
@@ -15,13 +15,13 @@ limits:
             for seed in range(8):
                 group.create_task(explore(mine, seed))      # each: async with mine.create() as m: …
 
-    async with machines.open_machine("box") as m:           # one that exists; it is not destroyed
+    async with machines.open_machine("box") as m:           # an existing machine; the block doesn't destroy it
         await m.extend("30m")
 
-The same functions are behind the command line, so `gibil list` and `gibil run` see these machines, too. Settings come from the
+The command line uses the same functions, so `gibil list` and `gibil run` include these machines. Settings come from the
 environment and from what `gibil init` saved. Every failure is a `gibil_bot.errors.GibilError` with a message and a code.
 
-The code of the SDK is in gibil_bot/machines/sdk.py and loaded when one of its names is used, as it is above this room.
+The SDK's code is in gibil_bot/machines/sdk.py, which is imported when one of its names is first used.
 """
 
 from __future__ import annotations

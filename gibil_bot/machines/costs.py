@@ -1,4 +1,4 @@
-"""What machines cost and what each size is, as JSON. Local machines cost nothing."""
+"""The cost of a machine and the provider's sizes, as JSON. Local machines cost nothing."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from gibil_bot.errors import GibilError
 from gibil_bot.model import Machine
 from gibil_bot.ports import Offering, Priced, Provider
 
-log = logging.getLogger("gibil.sandbox")
+log = logging.getLogger("gibil.machines")
 
 
 async def cost_view(provider: Provider, machine: Machine) -> dict[str, object]:
-    """`{"cost": {"so_far", "hourly", "currency"}}`, amounts as text; {} where none can be told now."""
+    """Return `{"cost": {"so_far", "hourly", "currency"}}`, amounts as text; {} if the cost is unknown now."""
     if not isinstance(provider, Priced):
         return {}
     try:
         price, so_far = await provider.price_of(machine), await provider.cost_so_far(machine)
-    except GibilError as error:  # a machine is not lost for want of its price
+    except GibilError as error:  # a machine without a known price is still usable
         log.info("the cost of machine %s: %s", machine.name, error)
         return {}
     if price is None or so_far is None:
@@ -26,7 +26,7 @@ async def cost_view(provider: Provider, machine: Machine) -> dict[str, object]:
 
 
 async def sizes_view(provider: Provider) -> list[dict[str, object]]:
-    """Sizes for programs, amounts as text; [] for a provider that names none. Raises ProviderError."""
+    """Return the provider's sizes, amounts as text; [] for a provider without sizes. Raises ProviderError."""
     if not isinstance(provider, Offering):
         return []
     return [

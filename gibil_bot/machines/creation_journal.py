@@ -1,12 +1,12 @@
-"""Creations that are under way: a record of each in the data directory, so that a machine whose maker was killed is found.
+"""Creation journal: a record in the data directory for each creation in progress, so that an abandoned machine is found.
 
-<data dir>/makings/CREATION holds what is being made, and its lock is held for as long as the maker lives: a record that can be
-locked is of a creation that nobody goes on with. A record is removed when the machine was reported, used or destroyed.
-CREATION is what the machine is labelled with, so another machine of the same name is never taken for it.
+The creating process holds a lock on its record, <data dir>/makings/CREATION, as long as it runs. A record that can be locked
+belongs to a creation whose process was killed. A record is deleted when the machine was reported, used or destroyed. The
+machine's label has CREATION, too, so another machine of the same name is never mistaken for it.
 
-Beginning and looking belong in a thread; what ends a creation is one system call, so that no cancellation comes between.
-Nothing is synced to the disk: a record that a power failure takes along costs a machine its time to live, as before. A data
-directory that cannot be written has no records.
+Call `begin_all` and `abandoned` in a thread. Each function that ends a creation needs one system call, so it can't be cancelled
+halfway. Nothing is synced to the disk: if a power failure loses a record, the machine exists until it expires. There are no
+records if the data directory isn't writable.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ FOLDER = "makings"
 LOCK = "makings.lock"
 
 _CREATION = re.compile(r"[0-9a-f]{16}")
-_SETTLES_S = 60.0
-"""A maker that was killed has asked for its machine: so long it may take until it is there."""
+_CREATE_S = 60.0
+"""How long after a killed process's request its machine may still appear at the provider."""
 
 
 class CreationRecord:
-    """One creation. `finished` and `undone` are safe to call at any time."""
+    """The record of one creation. `finish` and `mark_failed` are safe to call at any time."""
 
     def __init__(self, data_dir: Path, *, provider: str, name: str, made_by: str, ttl_s: int) -> None:
         self.creation = secrets.token_hex(8)
@@ -40,7 +40,7 @@ class CreationRecord:
         self._fd: int | None = None
 
     def begin(self) -> None:
-        """Before anything is asked of a provider. The record appears locked."""
+        """Write the record, locked from the start. Call it before any request to the provider."""
         draft = self._path.with_name(f".{self.creation}")
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -49,23 +49,23 @@ class CreationRecord:
             os.write(self._fd, json.dumps(self._content).encode() + b"\n")
             draft.rename(self._path)
 
-    def made(self) -> None:
-        """The machine is ready to be used: from now on it is worth something."""
+    def mark_ready(self) -> None:
+        """Record that the machine is ready: from now on, recovery keeps it."""
         self._note(b"made\n")
 
-    def undone(self) -> None:
-        """It failed, and what there was is burned; if that failed, too, somebody will see."""
+    def mark_failed(self) -> None:
+        """Record that the creation failed and the machine was destroyed. If that failed, too, recovery destroys it."""
         self._note(b"undone\n")
-        self.let_go()
+        self.release()
 
-    def finished(self) -> None:
-        """Somebody knows of the machine."""
+    def finish(self) -> None:
+        """Delete the record: the user knows the machine."""
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
-        self.let_go()
+        self.release()
 
-    def let_go(self) -> None:
-        """Leave it to whoever comes next."""
+    def release(self) -> None:
+        """Unlock the record, so that a later command recovers the creation."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -76,10 +76,10 @@ class CreationRecord:
                 os.write(self._fd, line)
 
 
-def begin_together(data_dir: Path, begun: Sequence[CreationRecord]) -> list[tuple[str, str]]:
-    """Begin all of them; (provider, name) of the other creations that are under way. Blocking.
+def begin_all(data_dir: Path, records: Sequence[CreationRecord]) -> list[tuple[str, str]]:
+    """Begin all these creations; return (provider, name) of the other creations in progress. Blocking.
 
-    Under a lock, so that of two callers exactly one sees the other's records.
+    Holds a lock, so that of two concurrent callers exactly one sees the other's records.
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # a data directory that can't be written has no records
@@ -87,29 +87,29 @@ def begin_together(data_dir: Path, begun: Sequence[CreationRecord]) -> list[tupl
             lock = os.open(data_dir / LOCK, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        others = _under_way(data_dir)
-        for making in begun:
-            making.begin()
+        others = _in_progress(data_dir)
+        for record in records:
+            record.begin()
         return others
 
 
-def _under_way(data_dir: Path) -> list[tuple[str, str]]:
-    """(provider, name) of each record whose maker lives."""
+def _in_progress(data_dir: Path) -> list[tuple[str, str]]:
+    """Return (provider, name) of each record whose process runs."""
     found = []
     for path in _records(data_dir):
-        if (record := _take(path)) is not None:
-            record.leave()
+        if (record := _lock(path)) is not None:
+            record.release()
             continue
         try:
             content = json.loads(path.read_bytes().partition(b"\n")[0])
             found.append((str(content["provider"]), str(content["name"])))
-        except (OSError, ValueError, KeyError, TypeError):  # it has ended meanwhile, or the disk was full
+        except (OSError, ValueError, KeyError, TypeError):  # the creation has ended meanwhile, or the disk was full
             continue
     return found
 
 
 class AbandonedCreation:
-    """A creation that nobody goes on with. It is ours to settle until `drop` or `leave`."""
+    """A creation whose process was killed. Locked for this process until `remove` or `release`."""
 
     def __init__(self, path: Path, fd: int) -> None:
         self._path, self._fd = path, fd
@@ -121,52 +121,54 @@ class AbandonedCreation:
             content = {}
         self.provider, self.name = str(content.get("provider", "")), str(content.get("name", ""))
         self.made_by = str(content.get("made_by", ""))
-        self.made = "made" in notes and "undone" not in notes
-        """Else its making was broken off in the middle."""
+        self.is_ready = "made" in notes and "undone" not in notes
+        """False: the creation was interrupted or failed."""
         age_s = time.time() - os.fstat(fd).st_mtime
-        self.may_still_come = not notes and 0 <= age_s < _SETTLES_S
-        self.is_over = not content or float(content.get("until", 0)) < time.time()
-        """Its machine is beyond its time, and burned without us."""
+        self.may_still_appear = not notes and 0 <= age_s < _CREATE_S
+        self.has_expired = not content or float(content.get("until", 0)) < time.time()
+        """The machine has expired, so the provider's sweep destroys it."""
 
-    def drop(self) -> None:
+    def remove(self) -> None:
+        """Delete the record."""
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
-        self.leave()
+        self.release()
 
-    def leave(self) -> None:
+    def release(self) -> None:
+        """Unlock the record for a later command."""
         os.close(self._fd)
 
 
 def abandoned(data_dir: Path, provider: str) -> list[AbandonedCreation]:
-    """Those of that provider."""
+    """Lock and return the abandoned creations of a provider. Deletes the records of expired machines."""
     found = []
     for path in _records(data_dir):
-        record = _take(path)
+        record = _lock(path)
         if record is None:
             continue
-        if record.is_over:
-            record.drop()
+        if record.has_expired:
+            record.remove()
         elif record.provider == provider:
             found.append(record)
         else:
-            record.leave()
+            record.release()
     return found
 
 
 def forget(data_dir: Path, creation: str) -> None:
-    """Somebody uses the machine of that creation."""
+    """Delete the record of a creation whose machine is in use."""
     if _CREATION.fullmatch(creation):
         with contextlib.suppress(OSError):
             os.unlink(data_dir / FOLDER / creation)
 
 
 def forget_names(data_dir: Path, provider: str, names: Collection[str]) -> None:
-    """These machines are burned. Creations that go on have records of their own, and keep them."""
+    """Delete the records of destroyed machines. Records of creations in progress are locked, and remain."""
     for record in abandoned(data_dir, provider):
         if record.name in names:
-            record.drop()
+            record.remove()
         else:
-            record.leave()
+            record.release()
 
 
 def _records(data_dir: Path) -> Iterator[Path]:
@@ -174,12 +176,12 @@ def _records(data_dir: Path) -> Iterator[Path]:
         for path in sorted((data_dir / FOLDER).iterdir()):
             if _CREATION.fullmatch(path.name):
                 yield path
-            elif time.time() - path.lstat().st_mtime > _SETTLES_S:
+            elif time.time() - path.lstat().st_mtime > _CREATE_S:
                 path.unlink()  # a draft whose writer was killed
 
 
-def _take(path: Path) -> AbandonedCreation | None:
-    """None: its maker lives, or somebody else is settling it, or has."""
+def _lock(path: Path) -> AbandonedCreation | None:
+    """Lock a record; None if its creator or another process holds the lock, or it was deleted."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -1,14 +1,13 @@
-"""The script that makes a new machine ready and runs the tasks of its `.gibil.yml`, detached. Pure.
+"""Generator of the provisioning script: it prepares a new machine and runs the tasks of its `.gibil.yml`, detached. No I/O.
 
-It is one job on the machine, so its creator doesn't have to stay connected: clone, set up, marker, tasks, marker. The tasks
-mean what they mean to the bot. Conditions are evaluated here for both ways that the tasks before could have ended, as far as
-they don't depend on what tasks write, and the machine picks. Its output is the log that people read. `STATE` holds the same for
-programs, one line for each part that ended: number, status, exit status, milliseconds, name, separated by tabs. Part 0 is what
-comes before the tasks.
+The script is one job on the machine, so its creator doesn't have to stay connected: clone, set up, marker, tasks, marker. Tasks
+have the same semantics as in the bot's runs. The script's output is the log for people. `STATE` has the same for programs, one
+line for each completed part: number, status, exit status, milliseconds and name, separated by tabs. Part 0 is the preparation.
 
-Conditions (`if:`) are evaluated here where possible and otherwise translated into awk, because only the machine knows
-`env.NAME`: an earlier task may have written it to GITHUB_ENV. Every machine has awk. The functions in scripts/provision.sh mean
-what planning/expressions.py does, except for the case of letters beyond ASCII.
+Conditions (`if:`) that don't depend on what tasks write are evaluated here, once for each status that the earlier tasks could
+have, and the script on the machine picks. Other conditions are translated to awk, because only the machine knows `env.NAME`: an
+earlier task may have written it to GITHUB_ENV. Every machine has awk. The functions in scripts/provision.sh behave like
+planning/expressions.py, except for upper and lower case beyond ASCII.
 """
 
 from __future__ import annotations
@@ -46,17 +45,17 @@ DEFAULT_TASK_S = 3600.0
 
 
 _WITH_REMOTE = 'git -C /root/project remote add origin "$gibil_remote" 2>/dev/null || true\n'
-_NO_GLOB = "set -f\n"  # command words are split, and never expanded
+_NO_GLOB = "set -f\n"  # split command words, without expanding globs
 
 
-def provision_script(origin: CodeSource, given: tuple[str, ...] = (), who: Identity | None = None) -> str:
-    """The job's script, for bash. `given`: names of what the job's environment holds of the person's `--env`.
+def provision_script(source: CodeSource, given: tuple[str, ...] = (), who: Identity | None = None) -> str:
+    """Return the job's script, for bash.
 
-    `who`: whose commits are made there.
+    `given`: names of the user's `--env` variables in the job's environment. `who`: author of commits on the machine.
     """
-    file = origin.file
+    file = source.file
     file_env = file.env if file is not None else {}
-    base = {"CI": "true", **file_env, **_github(origin)}
+    base = {"CI": "true", **file_env, **_github(source)}
     functions = script(
         "provision",
         STATE=STATE,
@@ -74,13 +73,13 @@ def provision_script(origin: CodeSource, given: tuple[str, ...] = (), who: Ident
     parts.append(identity_line(who))
     parts.append("gibil_given=(" + " ".join(f'{name}="${GIVEN}{name}"' for name in given) + ")\n")
     parts += [f"unset {GIVEN}{name}\n" for name in given]
-    if origin.clone_url is not None:
-        clone_script = clone.branch_script(clone_url=origin.clone_url, sha=origin.sha)
+    if source.clone_url is not None:
+        clone_script = clone.branch_script(clone_url=source.clone_url, sha=source.sha)
         parts.append(f"echo '=== clone'\nsh -c {shlex.quote(clone_script)} </dev/null || gibil_give_up 'the clone' $?\n")
-    if origin.branch is not None:
-        parts += [f"gibil_branch={shlex.quote(origin.branch)}\n", text("provision_branch")]
-    if origin.remote_url is not None:
-        parts += [f"gibil_remote={shlex.quote(origin.remote_url)}\n", _WITH_REMOTE]
+    if source.branch is not None:
+        parts += [f"gibil_branch={shlex.quote(source.branch)}\n", text("provision_branch")]
+    if source.remote_url is not None:
+        parts += [f"gibil_remote={shlex.quote(source.remote_url)}\n", _WITH_REMOTE]
     tasks: tuple[Task, ...] = ()
     if file is not None:
         tasks = file.tasks
@@ -105,7 +104,7 @@ gibil_take || gibil_give_up '{name}' 1
 
 
 def _call(number: int, task: Task) -> str:
-    assert task.run is not None, "only a workflow's task may use another file"
+    assert task.run is not None, "only a workflow's task can use another file"
     arguments = [
         str(number),
         task.name,
@@ -122,24 +121,24 @@ def _call(number: int, task: Task) -> str:
 
 
 def command_words(shell: str) -> str:
-    """The words of a shell's template, separated by spaces, whose own blanks and percent signs are written %20, %09, %25."""
+    """Return the words of a shell's template, separated by spaces; spaces, tabs and percent signs in them are %20, %09, %25."""
     words = shlex.split(SHELLS.get(shell, shell))
     return " ".join(word.replace("%", "%25").replace(" ", "%20").replace("\t", "%09") for word in words)
 
 
-def _github(origin: CodeSource) -> Mapping[str, str]:
-    """The names of GitHub Actions' that mean something without an event."""
-    slug = re.sub(r"^(?:[a-z+]+://[^/]+/|[^/@]+@[^:]+:)", "", origin.repo).removesuffix(".git").strip("/")
+def _github(source: CodeSource) -> Mapping[str, str]:
+    """Return the GitHub Actions variables that are defined without an event."""
+    slug = re.sub(r"^(?:[a-z+]+://[^/]+/|[^/@]+@[^:]+:)", "", source.repo).removesuffix(".git").strip("/")
     return {
-        "GITHUB_REF_NAME": origin.branch or "",
+        "GITHUB_REF_NAME": source.branch or "",
         "GITHUB_REPOSITORY": "/".join(slug.split("/")[-2:]),
-        "GITHUB_SHA": origin.sha,
+        "GITHUB_SHA": source.sha,
         "GITHUB_WORKSPACE": clone.WORKSPACE,
     }
 
 
 def wanted_after(status: str, condition: str) -> str:
-    """Whether a task with this condition runs after `success` or `failure`: yes, no, or an expression for gibil_holds."""
+    """Return whether a task with this condition runs after `success` or `failure`: yes, no, or an awk expression."""
     tree = parse(condition)
     if not _uses_environment(tree) or (status != "success" and not expressions.uses_status(tree)):
         return "yes" if expressions.evaluate(condition, status=status, inputs={}, github={}) else "no"
@@ -174,7 +173,7 @@ def _value(value: Value) -> str:
 
 
 def _string(text: str) -> str:
-    """One of awk's, whatever is in it."""
+    """Quote any text as a string of awk."""
     plain = "".join(chr(byte) if chr(byte).isalnum() and byte < 128 else f"\\{byte:03o}" for byte in text.encode())
     return f'"{plain}"'
 

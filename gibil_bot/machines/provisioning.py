@@ -1,4 +1,4 @@
-"""Send a new machine its environment and its code, and start the job that makes it ready."""
+"""Send a new machine its environment and its code, and start the job that prepares it."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ if TYPE_CHECKING:
     from gibil_bot.machines.source import CodeSource
 
 OnPhase = Callable[[str, str, float | None], None]
-"""Called with a machine's name (empty: all of them), a phase, and how long it took; None when it begins.
+"""Called with a machine's name (empty: all machines), a phase, and the phase's duration in seconds; None when it begins.
 
-Phases: repository (reading it), prepare (a provider's first machine), forge, connect, code (sending it).
+Phases: repository (read it), prepare (a provider's first machine), forge (create the machine), connect, code (send it).
 """
 
 
 async def start_provisioning(
-    shell: Shell, name: str, terms: ResolvedRequest, origin: CodeSource | None, who: Identity | None, tell: OnPhase
+    shell: Shell, name: str, request: ResolvedRequest, source: CodeSource | None, who: Identity | None, on_phase: OnPhase
 ) -> None:
-    """Start what makes it ready. A local repository is sent first: only we have it. `who`: whose commits are made there."""
-    names, env = tuple(terms.env), as_given(terms.env)
-    if origin is None:
-        await _must(shell, bare_script(names, who), env)
+    """Start the provisioning job, after sending the code of a local repository. `who`: author of commits on the machine."""
+    names, env = tuple(request.env), as_given(request.env)
+    if source is None:
+        await _run_checked(shell, bare_script(names, who), env)
         return
     from gibil_bot.machines.provision_script import provision_script
     from gibil_bot.runs.sources import LocalBundle
 
     if names:
-        await _must(shell, keep_script(names), env)
-    if origin.checkout is not None:
-        tell(name, "code", None)
+        await _run_checked(shell, keep_script(names), env)
+    if source.checkout is not None:
+        on_phase(name, "code", None)
         began = asyncio.get_running_loop().time()
-        await LocalBundle(origin.checkout, origin.sha, origin.promisor).send(shell)
-        tell(name, "code", asyncio.get_running_loop().time() - began)
-    job = Job(id=JOB_ID, script=provision_script(origin, names, who), env=env, shell="bash {0}")  # noqa: S604 (a template)
+        await LocalBundle(source.checkout, source.sha, source.promisor).send(shell)
+        on_phase(name, "code", asyncio.get_running_loop().time() - began)
+    job = Job(id=JOB_ID, script=provision_script(source, names, who), env=env, shell="bash {0}")  # noqa: S604 (a template)
     await shell.start(job)
 
 
-async def _must(shell: Shell, script: str, env: dict[str, str]) -> None:
+async def _run_checked(shell: Shell, script: str, env: dict[str, str]) -> None:
     result = await shell.run(script, env=env)
     if result.exit_status != 0:
-        raise GibilError(f"the machine could not be prepared: {last_line(result.stderr)}", code="PROVISION")
+        raise GibilError(f"the machine couldn't be prepared: {last_line(result.stderr)}", code="PROVISION")

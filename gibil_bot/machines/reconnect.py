@@ -1,4 +1,4 @@
-"""A connection that was lost in the middle of something: made again, for as long as its machine is there."""
+"""Reconnecting to a machine after its connection was lost, for as long as the machine exists."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from gibil_bot.model import Machine
 from gibil_bot.ports import Shell
 from gibil_bot.providers.lifecycle import CREATION, MachineFactory
 
-Tell = Callable[[str], None]
-"""Called with a sentence for people."""
+Report = Callable[[str], None]
+"""Called with a message for people."""
 
 _TRIES_S = ((0.0, 1.0), (0.2, 2.0), (0.5, 4.0), (1.0, 8.0), (3.0, 10.0))
-"""(pause before it, how long it may take); the last one again and again. Each begins by asking whether the machine is there."""
+"""(pause before the attempt, its timeout); the last entry repeats. Each attempt first asks whether the machine exists."""
 _ANSWERS_S = 10.0
-_MOMENT_S = 1.0
-"""What is over sooner is not worth a word."""
+_SILENT_S = 1.0
+"""A shorter interruption isn't reported."""
 
 
 async def answers(shell: Shell) -> bool:
-    """Whether the connection is alive after all: then it was not that."""
+    """Return whether the connection still works, so that it isn't the cause of a failure."""
     try:
         await shell.run("true", timeout_s=_ANSWERS_S)
     except (GibilError, TimeoutError):
@@ -29,20 +29,21 @@ async def answers(shell: Shell) -> bool:
     return True
 
 
-async def connect_again(factory: MachineFactory, lost: Machine, *, within_s: float, tell: Tell) -> tuple[Machine, Shell]:
-    """The machine as it is now, and a new connection to it.
+async def reconnect(factory: MachineFactory, lost: Machine, *, within_s: float, report: Report) -> tuple[Machine, Shell]:
+    """Return the machine as it is now, and a new connection to it.
 
-    Raises MachineLost when it is gone, or cannot be reached in time, and SSHError when something else stands in its place.
+    Raises MachineLost when the machine is gone or can't be reached in time, SSHError when another host answers in its place.
     """
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + within_s
-    said: list[str] = []
+    is_reported = False
 
-    def say_lost() -> None:
-        said.append(f"the connection to {lost.name} is lost; making it again …")
-        tell(said[0])
+    def report_lost() -> None:
+        nonlocal is_reported
+        is_reported = True
+        report(f"the connection to {lost.name} is lost; reconnecting …")
 
-    telling = loop.call_later(_MOMENT_S, say_lost)
+    report_timer = loop.call_later(_SILENT_S, report_lost)
     attempt = 0
     try:
         while True:
@@ -51,17 +52,17 @@ async def connect_again(factory: MachineFactory, lost: Machine, *, within_s: flo
             await asyncio.sleep(pause_s)
             found = await _connect(factory, lost, try_s)
             if found is not None:
-                if said:
-                    tell(f"the connection to {lost.name} is restored")
+                if is_reported:
+                    report(f"the connection to {lost.name} is restored")
                 return found
             if loop.time() > ends_at:
-                raise MachineLost(f"machine {lost.name} cannot be reached any more")
+                raise MachineLost(f"machine {lost.name} can't be reached any more")
     finally:
-        telling.cancel()
+        report_timer.cancel()
 
 
 async def _connect(factory: MachineFactory, lost: Machine, within_s: float) -> tuple[Machine, Shell] | None:
-    """None: not now."""
+    """Try once to connect; None: try again. Raises MachineLost, SSHError."""
     try:
         async with asyncio.timeout(within_s):
             machine = await factory.get(lost.name)

@@ -1,7 +1,7 @@
-"""Where things are on a machine, and how its environment gets there and is found again. Pure.
+"""Paths on a machine, and the shell code that stores and loads its environment. No I/O.
 
-What `gibil run` and `gibil ssh` find in their environment (`--env`, the `env` of `.gibil.yml`, what tasks wrote to GITHUB_ENV)
-is in /run, which is memory: a value that somebody passed is never written to a disk, and travels in no argv.
+The environment of `gibil run` and `gibil ssh` (`--env`, the `env` of `.gibil.yml`, what tasks wrote to GITHUB_ENV) is in /run,
+which is in memory: a value that the user passed is never written to a disk and never part of an argv.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
     from gibil_bot.commits.identity import Identity
 
 PROJECT = "/root/project"
-"""Where the code is, on a machine that has some."""
+"""The directory of the code, on a machine that has code."""
 TO_PROJECT = f"cd {PROJECT} 2>/dev/null || cd /root"
 JOB_ID = "provision"
-"""The job that makes a machine ready and runs its tasks."""
+"""The job that prepares a machine and runs its tasks."""
 READY = "/root/.gibil-ready"
 TASKS_DONE = "/root/.gibil-tasks-done"
 TASKS_FAILED = "/root/.gibil-tasks-failed"
 STATE = "/root/.gibil/provision"
-"""How each part of the provisioning ended; see provision_script.py."""
+"""Result of each part of the provisioning; see provision_script.py."""
 ENVIRONMENT = "/run/gibil/env"
 LOAD_ENVIRONMENT = f"if [ -r {ENVIRONMENT} ]; then . {ENVIRONMENT}; fi"
 GIVEN = "gibil_given_"
-"""What a value of the person's `--env` is called on its way: its own name could change how our scripts run (PATH, IFS)."""
+"""Prefix of the user's `--env` variables on their way: without it, one could change how our scripts run (PATH, IFS)."""
 
 
 def enter(folder: str | None) -> str:
-    """POSIX sh that goes to a folder, and ends where there is none; None: to the code, or where none is to /root. One line.
+    """Return POSIX sh, in one line, that changes to a directory and exits if it doesn't exist.
 
-    What is not absolute is meant from there.
+    None is the code's directory, or /root on a machine without code. A relative path starts there.
     """
     if folder is None:
         return f"{TO_PROJECT}; "
@@ -41,19 +41,19 @@ def enter(folder: str | None) -> str:
 
 
 def from_code(path: str) -> str:
-    """A path as people write it: `~` is /root, and nothing is an option or a variable's (CDPATH)."""
+    """Convert a path that a user wrote: expand `~` to /root; prevent that it's read as an option or searched in CDPATH."""
     if path == "~" or path.startswith("~/"):
         return f"/root{path[1:]}"
     return path if path.startswith("/") else f"./{path}"
 
 
 def bare_script(names: tuple[str, ...] = (), who: Identity | None = None) -> str:
-    """POSIX sh for a machine without code: the environment of those names is kept, and there is nothing to wait for."""
+    """Return POSIX sh for a machine without code: it stores the environment, and marks the machine as ready."""
     return f"mkdir -p /root/.gibil\n{identity_line(who)}{keep_script(names)}: >{STATE} && : >{READY} && : >{TASKS_DONE}"
 
 
 def identity_line(who: Identity | None) -> str:
-    """POSIX sh that gives root's git that identity where it has none, so that `git commit` works. One line, no process."""
+    """Return POSIX sh, in one line and without a process, that sets the author for root's git if there is no .gitconfig."""
     if who is None:
         return ""
     name, email = (value.replace("\\", "\\\\").replace('"', '\\"') for value in (who.name, who.email))
@@ -62,7 +62,7 @@ def identity_line(who: Identity | None) -> str:
 
 
 def keep_script(names: tuple[str, ...]) -> str:
-    """POSIX sh that keeps what came under those names (see GIVEN) for the commands that follow."""
+    """Return POSIX sh that stores the variables of these names (see GIVEN) for later commands."""
     if not names:
         return ""
     keep = f'for n in {shlex.join(names)}; do v={GIVEN}$n; printf \'export %s=%q\\n\' "$n" "${{!v}}"; done >{ENVIRONMENT}'
@@ -70,9 +70,10 @@ def keep_script(names: tuple[str, ...]) -> str:
 
 
 def take_given(names: Iterable[str]) -> str:
-    """POSIX sh: what came under those names (see GIVEN) is called by its own name now. One line."""
+    """Return POSIX sh, in one line, that renames the variables (see GIVEN) to their own names."""
     return "".join(f'export {name}="${GIVEN}{name}"; unset {GIVEN}{name}; ' for name in names)
 
 
 def as_given(env: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables under their names on the way (see GIVEN)."""
     return {f"{GIVEN}{name}": value for name, value in env.items()}

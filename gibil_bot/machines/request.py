@@ -1,4 +1,4 @@
-"""What is asked for: one machine, or a fleet of the same, before anything exists. Pure."""
+"""Requests for a machine, or for a fleet of equal machines: checked and resolved before anything is created. No I/O."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gibil_bot.model import MachinePlan, MachineResources
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateRequest:
-    """None leaves it to the repository's `.gibil.yml`, then to the default."""
+    """What the user asked for. None: use the value of the repository's `.gibil.yml`, or the default."""
 
     name: str | None = None
     repo: str | None = None
@@ -27,49 +27,50 @@ class CreateRequest:
     image: str | None = None
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     made_by: str = "gibil create"
-    """Which command or program asked; a label of the machine."""
+    """The command or program that creates the machine; a label of the machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedRequest:
-    """An order that was checked against what the repository says and what is allowed here."""
+    """A request that was checked and completed with the repository's `.gibil.yml` and the limits of this installation."""
 
     name: str
     ttl_s: int
     plan: MachinePlan
     env: Mapping[str, str] = field(repr=False)
     notes: tuple[str, ...] = ()
-    """What was decided otherwise than asked, for people."""
+    """Messages for people about values that differ from the request."""
 
 
-def check(order: CreateRequest, settings: Settings, caps: Caps = NO_CAPS) -> None:
-    """Everything that can be said without looking at the repository. Raises UsageError."""
-    validation.check(name=order.name, ttl=order.ttl, size=order.size, max_ttl_s=settings.max_ttl_s)
-    check_server_type(order.server_type, caps)
-    validation.check_environment(dict(order.env))
+def check(request: CreateRequest, settings: Settings, caps: Caps = NO_CAPS) -> None:
+    """Check everything that doesn't depend on the repository. Raises UsageError."""
+    validation.check(name=request.name, ttl=request.ttl, size=request.size, max_ttl_s=settings.max_ttl_s)
+    check_server_type(request.server_type, caps)
+    validation.check_environment(dict(request.env))
 
 
-def terms(order: CreateRequest, wish: MachineResources, settings: Settings, caps: Caps = NO_CAPS) -> ResolvedRequest:
-    """The order, completed by the `machine:` of a `.gibil.yml`. What the person says beats the file. Raises UsageError."""
-    check(order, settings, caps)
+def resolve(request: CreateRequest, defaults: MachineResources, settings: Settings, caps: Caps = NO_CAPS) -> ResolvedRequest:
+    """Complete the request with `defaults`, the `machine:` of a `.gibil.yml`; the request has precedence. Raises UsageError."""
+    check(request, settings, caps)
     notes: list[str] = []
-    if order.ttl is not None:
-        ttl_s = validation.ttl_seconds(order.ttl, settings.max_ttl_s)
+    if request.ttl is not None:
+        ttl_s = validation.ttl_seconds(request.ttl, settings.max_ttl_s)
     else:
-        wanted = max(wish.ttl_s or validation.DEFAULT_TTL_S, validation.MIN_TTL_S)
+        wanted = max(defaults.ttl_s or validation.DEFAULT_TTL_S, validation.MIN_TTL_S)
         ttl_s = min(wanted, settings.max_ttl_s)
-        if wish.ttl_s is not None and ttl_s != wish.ttl_s:
-            notes.append(f"the machine lives {duration_setting(ttl_s)}, not the {duration_setting(wish.ttl_s)} of .gibil.yml")
-    order_says = MachineResources(
-        size=order.size or None,
-        image=order.image or None,
-        server_type=order.server_type or None,
-        location=order.location or None,
+        if defaults.ttl_s is not None and ttl_s != defaults.ttl_s:
+            wanted_text = duration_setting(defaults.ttl_s)
+            notes.append(f"the machine's time to live is {duration_setting(ttl_s)}, not the {wanted_text} of .gibil.yml")
+    requested = MachineResources(
+        size=request.size or None,
+        image=request.image or None,
+        server_type=request.server_type or None,
+        location=request.location or None,
         ttl_s=ttl_s,
     )
-    plan = MachinePlan(**wish.overridden_by(order_says).said())
+    plan = MachinePlan(**defaults.overridden_by(requested).said())
     plan, cap_notes = capped(plan, caps)
     notes += cap_notes
     return ResolvedRequest(
-        name=order.name or validation.made_up_name(), ttl_s=ttl_s, plan=plan, env=dict(order.env), notes=tuple(notes)
+        name=request.name or validation.random_name(), ttl_s=ttl_s, plan=plan, env=dict(request.env), notes=tuple(notes)
     )

@@ -1,4 +1,4 @@
-"""Machines for programs: `from gibil_bot import machines`. The names are documented in gibil_bot/machines/__init__.py."""
+"""SDK: machines for programs, `from gibil_bot import machines`. gibil_bot/machines/__init__.py documents how to use it."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _LOG_BYTES = 2000
 
 
 class Creation:
-    """A machine to be: created when an `async with` block is entered, destroyed when it is left.
+    """A machine that is created when an `async with` block is entered, and destroyed when the block is left.
 
     Raises UsageError and InvalidWorkflow before anything is created; NameTaken, ProviderError, SSHError, MachineLost; and
-    GibilError with the code PROVISION when the machine does not become ready. Then nothing is left of it.
+    GibilError with the code PROVISION when the machine doesn't become ready. After an error, no machine is left.
     """
 
     def __init__(
-        self, order: CreateRequest, wait: Wait | None, machines: MachineService | None, settings: Settings | None
+        self, request: CreateRequest, wait: Wait | None, machines: MachineService | None, settings: Settings | None
     ) -> None:
         if wait not in (None, "ready", "tasks"):
-            raise UsageError(f"wait={wait!r} is not known; write 'ready', 'tasks' or None")
-        self._order = order
+            raise UsageError(f"wait={wait!r} is not allowed; write 'ready', 'tasks' or None")
+        self._request = request
         self._wait = wait
         self._given = machines
         self._settings = settings
@@ -59,7 +59,7 @@ class Creation:
         if machines is None:
             machines = await self._stack.enter_async_context(open_machines(self._settings or load_settings()))
         try:
-            live = await machines.create(self._order)
+            live = await machines.create(self._request)
         except BaseException:
             await asyncio.shield(asyncio.ensure_future(self._stack.aclose()))
             raise
@@ -88,16 +88,16 @@ def _text(repo: str | os.PathLike[str] | None) -> str | None:
 
 
 async def _why_not_ready(live: MachineSession) -> str:
-    """One sentence, with the end of the log: the machine is destroyed after it."""
+    """Return the reason in one sentence, with the end of the log, which is lost when the machine is destroyed."""
     log = Excerpt(_LOG_BYTES)
     await live.print_log(None, lambda stream, data: log.add(data))
     lines = [line for line in log.text("").splitlines() if line.strip() and not line.startswith("=== ")]
     failed = ", ".join(f"{task.name} (exit code {task.exit_code})" for task in await live.tasks() if task.status == "failure")
-    return f"machine {live.name} did not become ready: {failed or 'its set-up'} failed: {' / '.join(lines[-3:])}"
+    return f"machine {live.name} didn't become ready: {failed or 'its setup'} failed: {' / '.join(lines[-3:])}"
 
 
 class Connected:
-    """The machines of this data directory on one provider, over one connection to it."""
+    """The machines of this data directory on one provider, over one connection to the provider."""
 
     def __init__(self, machines: MachineService) -> None:
         self._machines = machines
@@ -117,28 +117,28 @@ class Connected:
         wait: Wait | None = "ready",
     ) -> Creation:
         """See `machines.create`."""
-        order = CreateRequest(
+        request = CreateRequest(
             name=name, repo=_text(repo), branch=branch, ttl=ttl, size=size, server_type=server_type, location=location,
             image=image, env=dict(env or {}), made_by="sdk",
         )  # fmt: skip
-        return Creation(order, wait, self._machines, None)
+        return Creation(request, wait, self._machines, None)
 
     async def open(self, name: str) -> MachineSession:
-        """Log in to a machine that exists; close it when done. Raises MachineNotFound."""
+        """Log in to an existing machine. The caller has to close the session. Raises MachineNotFound."""
         return await self._machines.open(name)
 
     async def list(self) -> list[Machine]:
-        """What the provider has, in the natural order of the names."""
+        """Return the provider's machines, in the natural order of their names."""
         return await self._machines.list_machines()
 
     async def destroy(self, name: str) -> bool:
-        """Burn; True if it was there."""
+        """Destroy a machine; return whether it existed."""
         return await self._machines.factory.destroy(name)
 
 
 @contextlib.asynccontextmanager
 async def connect(*, provider: str | None = None, settings: Settings | None = None) -> AsyncIterator[Connected]:
-    """For as long as the block lasts. `provider`: another one than the settings say."""
+    """Connect to a provider for the duration of the block. `provider` overrides the settings."""
     async with open_machines(settings_for(settings or load_settings(), provider)) as machines:
         yield Connected(machines)
 
@@ -158,28 +158,28 @@ def create(
     wait: Wait | None = "ready",
     settings: Settings | None = None,
 ) -> Creation:
-    """A machine, as `gibil create` makes it: `async with machines.create(repo="ada/engine") as m: …`.
+    """Create a machine as `gibil create` does: `async with machines.create(repo="ada/engine") as m: …`.
 
     What is left out comes from the repository's `.gibil.yml`, or is the default.
 
     `repo`: a URL, `owner/repo`, or a path; its code is in /root/project, where commands start.
-    `ttl`: `"90s"`, `"20m"`, `"2h"`, a timedelta; a number is minutes. After that the machine is destroyed in any case.
-    `env`: environment variables of its tasks and of every command.
-    `wait`: "ready": the block begins when the code is there and set up; "tasks": when the tasks of `.gibil.yml` have ended
-    (`await m.tasks()` says how); None: when the machine answers, and `await m.wait_ready()` waits for the rest.
+    `ttl`: `"90s"`, `"20m"`, `"2h"`, a timedelta, or a number of minutes. The machine is destroyed after it in any case.
+    `env`: environment variables of the tasks and of every command.
+    `wait`: "ready": the block begins when the code is cloned and set up; "tasks": when the tasks of `.gibil.yml` have ended
+    (`await m.tasks()` returns their results); None: when the machine answers, and `await m.wait_ready()` waits for the rest.
     """
-    order = CreateRequest(
+    request = CreateRequest(
         name=name, repo=_text(repo), branch=branch, ttl=ttl, size=size, server_type=server_type, location=location,
         image=image, env=dict(env or {}), made_by="sdk",
     )  # fmt: skip
-    return Creation(order, wait, None, settings_for(settings or load_settings(), provider))
+    return Creation(request, wait, None, settings_for(settings or load_settings(), provider))
 
 
 @contextlib.asynccontextmanager
 async def open_machine(
     name: str, *, provider: str | None = None, settings: Settings | None = None
 ) -> AsyncIterator[MachineSession]:
-    """A machine that exists, for as long as the block lasts; it lives on. Raises MachineNotFound."""
+    """Log in to an existing machine for the duration of the block; the machine isn't destroyed. Raises MachineNotFound."""
     async with connect(provider=provider, settings=settings) as connected:
         live = await connected.open(name)
         try:

@@ -1,6 +1,6 @@
-"""The machines of one data directory on one provider: created for people and agents, found, listed, destroyed.
+"""The machines of one data directory on one provider: create them for people and agents, find, list, extend and destroy them.
 
-What only making needs (the workflow language, git) is imported there: most commands use a machine that exists.
+Modules that only creation needs (the workflow language, git) are imported there: most commands use an existing machine.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 
 from gibil_bot.config import Settings
 from gibil_bot.errors import ConfigurationError, GibilError, MachineLost, UsageError
-from gibil_bot.machines import creation_journal as makings
-from gibil_bot.machines import validation
+from gibil_bot.machines import creation_journal, validation
 from gibil_bot.machines.creation_journal import CreationRecord
 from gibil_bot.machines.provisioning import OnPhase, start_provisioning
 from gibil_bot.machines.recovery import RecoveryReport, recover
@@ -29,15 +28,15 @@ if TYPE_CHECKING:
     from gibil_bot.machines.request import CreateRequest, ResolvedRequest
     from gibil_bot.machines.source import CodeSource
 
-log = logging.getLogger("gibil.sandbox")
+log = logging.getLogger("gibil.machines")
 
 TOKENS = {"hetzner": "HCLOUD_TOKEN"}
-"""The settings without which a provider cannot be asked."""
+"""The settings that a provider needs before it can be used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DestroyResult:
-    """What `destroy` did. `problem`: why the machine may still be there."""
+    """The result of destroying a machine. `problem`: why it may still exist."""
 
     name: str
     was_there: bool
@@ -45,18 +44,18 @@ class DestroyResult:
 
 
 def settings_for(settings: Settings, provider: str | None) -> Settings:
-    """The same settings with another provider. Raises UsageError, and ConfigurationError for one that is not set up."""
+    """Return the settings with another provider. Raises UsageError, and ConfigurationError for one without its settings."""
     if provider is None or provider == settings.provider:
         return settings
     if provider not in PROVIDERS:
-        raise UsageError(f"there is no provider {provider!r} here; write {' or '.join(PROVIDERS)}")
+        raise UsageError(f"there is no provider {provider!r}; write {' or '.join(PROVIDERS)}")
     if not _is_usable(provider, settings):
-        raise ConfigurationError((f"{TOKENS[provider]} is not set, and {provider} needs it; or run gibil init",))
+        raise ConfigurationError((f"{TOKENS[provider]} is not set, and {provider} needs it: set it, or run gibil init",))
     return replace(settings, provider=provider)
 
 
 def usable_providers(settings: Settings) -> tuple[str, ...]:
-    """Those that are set up here."""
+    """Return the providers that have all settings that they need."""
     return tuple(name for name in PROVIDERS if _is_usable(name, settings))
 
 
@@ -66,7 +65,7 @@ def _is_usable(provider: str, settings: Settings) -> bool:
 
 @contextlib.asynccontextmanager
 async def open_machines(settings: Settings) -> AsyncIterator[MachineService]:
-    """For as long as the block lasts; machines live on."""
+    """Open the machine service for the duration of the block. Leaving the block doesn't destroy machines."""
     factory = open_factory(settings)
     machines = None
     try:
@@ -74,163 +73,170 @@ async def open_machines(settings: Settings) -> AsyncIterator[MachineService]:
         yield machines
     finally:
         if machines is not None:
-            machines.let_go()
+            machines.release()
         await factory.close()
 
 
 class MachineService:
-    """`owner` is what all machines of this data directory are labelled with."""
+    """Creates, finds and destroys machines. `owner` is the label of all machines of this data directory."""
 
     def __init__(self, settings: Settings, factory: MachineFactory, owner: str) -> None:
         self.settings = settings
         self._owner = owner
-        self._untold: dict[str, CreationRecord] = {}
+        self._unreported: dict[str, CreationRecord] = {}
         self.factory = factory
 
-    # CreationRecord
+    # Creation
 
-    async def create(self, order: CreateRequest, on_phase: OnPhase | None = None) -> MachineSession:
-        """A machine that answers SSH; what its repository asks for goes on there by itself. Or nothing, and the error.
+    async def create(self, request: CreateRequest, on_phase: OnPhase | None = None) -> MachineSession:
+        """Create a machine and return when it answers SSH; its provisioning continues. After an error, no machine is left.
 
-        Raises UsageError and InvalidWorkflow before anything is forged, NameTaken, and what the provider raises.
+        Raises UsageError and InvalidWorkflow before anything is created, NameTaken, and what the provider raises.
         """
-        machines, _notes = await self.create_several(order, None, on_phase)
-        self.told(machines[0].name)
+        machines, _notes = await self.create_several(request, None, on_phase)
+        self.mark_reported(machines[0].name)
         return machines[0]
 
     async def create_several(
-        self, order: CreateRequest, count: int | None, on_phase: OnPhase | None = None
+        self, request: CreateRequest, count: int | None, on_phase: OnPhase | None = None
     ) -> tuple[list[MachineSession], tuple[str, ...]]:
-        """A fleet of `count` machines `NAME-1` … with the label `fleet` (None: one machine, no fleet), and notes for people.
+        """Create a fleet of `count` machines `NAME-1` … (None: one machine, no fleet); return them and notes for people.
 
-        All of them, or none and the error. Call `told` when their names were reported: until then, a command that comes after
-        we were killed destroys what is incomplete, and offers the rest.
+        Creates all machines or none. Call `mark_reported` when the user knows their names: if this process is killed before
+        that, a later command destroys the incomplete machines and reports the others.
 
         Raises UsageError with the code MACHINE_LIMIT when there would be more than GIBIL_MAX_MACHINES.
         """
-        from gibil_bot.machines import request as orders
+        from gibil_bot.machines import request as requests
 
         caps = machine_caps(self.settings)
-        orders.check(order, self.settings, caps)
+        requests.check(request, self.settings, caps)
         if count is not None:
-            validation.fleet_names(order.name or "fleet", count)
-        tell = on_phase or (lambda name, phase, seconds: None)
+            validation.fleet_names(request.name or "fleet", count)
+        on_phase = on_phase or (lambda name, phase, seconds: None)
         preparing = asyncio.create_task(prepare_to_connect())
         try:
-            async with self._origin(order, tell) as origin:
-                wish = origin.file.machine if origin is not None and origin.file is not None else MachineResources()
-                terms = orders.terms(order, wish, self.settings, caps)
-                labels = self._labels(order, origin)
+            async with self._source(request, on_phase) as source:
+                defaults = source.file.machine if source is not None and source.file is not None else MachineResources()
+                resolved = requests.resolve(request, defaults, self.settings, caps)
+                labels = self._labels(request, source)
                 if count is None:
-                    names = [terms.name]
+                    names = [resolved.name]
                 else:
-                    names = validation.fleet_names(terms.name, count)
-                    labels["fleet"] = terms.name
-                begun = await self._begin(names, terms.ttl_s, order.made_by)
-                machines = await self._make_all(begun, terms, origin, labels, tell)
-                for live in machines:  # a fleet is worth something when it is whole
-                    self._untold[live.name].made()
-                return machines, terms.notes
+                    names = validation.fleet_names(resolved.name, count)
+                    labels["fleet"] = resolved.name
+                records = await self._begin(names, resolved.ttl_s, request.made_by)
+                machines = await self._create_all(records, resolved, source, labels, on_phase)
+                for live in machines:  # only a complete fleet is ready
+                    self._unreported[live.name].mark_ready()
+                return machines, resolved.notes
         finally:
-            if not preparing.done():  # a machine that is made must be returned: no cancellation may come in between
+            if not preparing.done():  # a created machine must be returned, so no cancellation may come in between
                 await asyncio.wait({preparing})
             preparing.result()
 
     async def _begin(self, names: Sequence[str], ttl_s: int, made_by: str) -> list[CreationRecord]:
-        """A record for each creation, once there is room for all of them. Raises UsageError.
+        """Write a record for each creation and check the limit of machines. Raises UsageError.
 
-        The records are written before the provider is asked, and together: of commands that run side by side each sees those
-        that came before it, so that they don't exceed the limit together.
+        All records are written together before the provider is queried: of concurrent commands, each sees the earlier ones'
+        records, so together they don't exceed the limit.
         """
         provider = self.factory.provider.name
-        begun = [
+        records = [
             CreationRecord(self.settings.data_dir, provider=provider, name=name, made_by=made_by, ttl_s=ttl_s) for name in names
         ]
-        beginning = asyncio.create_task(asyncio.to_thread(makings.begin_together, self.settings.data_dir, begun))
+        beginning = asyncio.create_task(asyncio.to_thread(creation_journal.begin_all, self.settings.data_dir, records))
         try:
             others = await asyncio.shield(beginning)
             await self._check_room(names, {name for its_provider, name in others if its_provider == provider})
         except BaseException:
             await asyncio.wait({beginning})  # a thread can't be cancelled
-            for making in begun:
-                making.undone()
+            for record in records:
+                record.mark_failed()
             raise
-        return begun
+        return records
 
     async def _check_room(self, names: Sequence[str], others: set[str]) -> None:
-        """Raises UsageError. `others`: machines that are being created at this moment."""
+        """Check the limit of machines. `others`: machines whose creation is in progress. Raises UsageError."""
         existing = await self._existing(others)
         if len(existing) + len(names) > self.settings.max_machines and await self.sweep():
-            existing = await self._existing(others)  # without those that had expired
+            existing = await self._existing(others)  # without the expired machines
         validation.check_room(existing, names, self.settings.max_machines)
 
     async def _existing(self, others: set[str]) -> set[str]:
         return others | {machine.name for machine in await self.factory.list(self._owner)}
 
-    async def _make_all(
+    async def _create_all(
         self,
-        begun: Sequence[CreationRecord],
-        terms: ResolvedRequest,
-        origin: CodeSource | None,
+        records: Sequence[CreationRecord],
+        request: ResolvedRequest,
+        source: CodeSource | None,
         labels: dict[str, str],
-        tell: OnPhase,
+        on_phase: OnPhase,
     ) -> list[MachineSession]:
-        if len(begun) == 1:
-            return [await self._make(begun[0], terms, origin, labels, tell)]
-        creations = [asyncio.create_task(self._make(making, terms, origin, labels, tell)) for making in begun]
+        if len(records) == 1:
+            return [await self._create_recorded(records[0], request, source, labels, on_phase)]
+        creations = [
+            asyncio.create_task(self._create_recorded(record, request, source, labels, on_phase)) for record in records
+        ]
         try:
             return list(await asyncio.gather(*creations))
         except BaseException:
             for creation in creations:
                 creation.cancel()
             await asyncio.shield(self._undo(creations))
-            for making in begun:
-                making.undone()  # a task that was cancelled before its first step
+            for record in records:
+                record.mark_failed()  # for tasks that were cancelled before their first step
             raise
 
-    async def _undo(self, makings: Sequence[asyncio.Task[MachineSession]]) -> None:
-        made = [
-            result for result in await asyncio.gather(*makings, return_exceptions=True) if isinstance(result, MachineSession)
+    async def _undo(self, creations: Sequence[asyncio.Task[MachineSession]]) -> None:
+        created = [
+            result for result in await asyncio.gather(*creations, return_exceptions=True) if isinstance(result, MachineSession)
         ]
-        for machine in made:
-            self._untold.pop(machine.name).undone()
-        for result in await asyncio.gather(*(self._drop(machine) for machine in made), return_exceptions=True):
+        for machine in created:
+            self._unreported.pop(machine.name).mark_failed()
+        for result in await asyncio.gather(*(self._destroy(machine) for machine in created), return_exceptions=True):
             if isinstance(result, BaseException):
-                log.warning("a machine of an unfinished fleet could not be destroyed: %s", result)
+                log.warning("a machine of an incomplete fleet could not be destroyed: %s", result)
 
-    async def _drop(self, machine: MachineSession) -> None:
+    async def _destroy(self, machine: MachineSession) -> None:
         await machine.close()
         await machine.destroy()
 
-    async def _make(
-        self, making: CreationRecord, terms: ResolvedRequest, origin: CodeSource | None, labels: dict[str, str], tell: OnPhase
+    async def _create_recorded(
+        self,
+        record: CreationRecord,
+        request: ResolvedRequest,
+        source: CodeSource | None,
+        labels: dict[str, str],
+        on_phase: OnPhase,
     ) -> MachineSession:
         try:
-            with notices(self.factory.provider, lambda what: tell(making.name, "prepare", None)):
-                live = await self._create_one(making.name, terms, origin, {**labels, CREATION: making.creation}, tell)
+            with notices(self.factory.provider, lambda notice: on_phase(record.name, "prepare", None)):
+                live = await self._create_one(record.name, request, source, {**labels, CREATION: record.creation}, on_phase)
         except BaseException:
-            making.undone()
+            record.mark_failed()
             raise
-        self._untold[making.name] = making
+        self._unreported[record.name] = record
         return live
 
     async def _create_one(
-        self, name: str, terms: ResolvedRequest, origin: CodeSource | None, labels: dict[str, str], tell: OnPhase
+        self, name: str, request: ResolvedRequest, source: CodeSource | None, labels: dict[str, str], on_phase: OnPhase
     ) -> MachineSession:
         from gibil_bot.commits.identity import identity
         from gibil_bot.runs.sources import address_of
 
-        tell(name, "forge", None)
-        who = asyncio.create_task(identity()) if origin is None else None
+        on_phase(name, "forge", None)
+        who = asyncio.create_task(identity()) if source is None else None
         try:
             machine, shell = await self.factory.create(
                 name=name,
                 owner=self._owner,
-                ttl_s=terms.ttl_s,
+                ttl_s=request.ttl_s,
                 labels=labels,
-                plan=terms.plan,
-                egress_allow=(*self.settings.egress, *address_of(origin.clone_url if origin and origin.clone_url else "")),
-                on_phase=lambda phase, seconds: tell(name, phase, seconds),
+                plan=request.plan,
+                egress_allow=(*self.settings.egress, *address_of(source.clone_url if source and source.clone_url else "")),
+                on_phase=lambda phase, seconds: on_phase(name, phase, seconds),
                 fresh=True,
             )
         except BaseException:
@@ -239,90 +245,90 @@ class MachineService:
             raise
         live = MachineSession(self.factory, machine, shell, self.settings.max_ttl_s)
         try:
-            author = await who if who is not None else origin.identity if origin is not None else None
+            author = await who if who is not None else source.identity if source is not None else None
             try:
-                await start_provisioning(shell, name, terms, origin, author, tell)
+                await start_provisioning(shell, name, request, source, author, on_phase)
             except GibilError as error:
                 if error.code == "PROVISION" and await self.factory.get(name) is None:
-                    raise MachineLost(f"{name} was destroyed while it was prepared") from None
+                    raise MachineLost(f"machine {name} was destroyed while it was being prepared") from None
                 raise
         except BaseException:
-            await asyncio.shield(self._drop(live))
+            await asyncio.shield(self._destroy(live))
             raise
         return live
 
-    def told(self, *names: str) -> None:
-        """The names of these machines were reported to the user; no later command announces them as abandoned."""
+    def mark_reported(self, *names: str) -> None:
+        """Record that the user knows these machines, so that no later command reports them as abandoned."""
         for name in names:
-            if (making := self._untold.pop(name, None)) is not None:
-                making.finished()
+            if (record := self._unreported.pop(name, None)) is not None:
+                record.finish()
 
-    def let_go(self) -> None:
-        """No more machines are created here; those that weren't reported are left to a later command."""
-        while self._untold:
-            self._untold.popitem()[1].let_go()
+    def release(self) -> None:
+        """Leave machines that weren't reported to a later command. No more machines may be created here."""
+        while self._unreported:
+            self._unreported.popitem()[1].release()
 
     @contextlib.asynccontextmanager
-    async def _origin(self, order: CreateRequest, tell: OnPhase) -> AsyncIterator[CodeSource | None]:
-        if order.repo is None:
-            if order.branch is not None:
+    async def _source(self, request: CreateRequest, on_phase: OnPhase) -> AsyncIterator[CodeSource | None]:
+        if request.repo is None:
+            if request.branch is not None:
                 raise UsageError("--branch needs a repository: name it with --repo")
             yield None
             return
         from gibil_bot.machines.source import read_source
         from gibil_bot.planning.services import check_services
 
-        tell("", "repository", None)
+        on_phase("", "repository", None)
         began = asyncio.get_running_loop().time()
-        async with read_source(order.repo, order.branch, self.settings.github_url) as origin:
-            if origin.file is not None and origin.file.services:
-                check_services(origin.file, service_capabilities(self.settings))
-            tell("", "repository", asyncio.get_running_loop().time() - began)
-            yield origin
+        async with read_source(request.repo, request.branch, self.settings.github_url) as source:
+            if source.file is not None and source.file.services:
+                check_services(source.file, service_capabilities(self.settings))
+            on_phase("", "repository", asyncio.get_running_loop().time() - began)
+            yield source
 
-    def _labels(self, order: CreateRequest, origin: CodeSource | None) -> dict[str, str]:
-        labels = {"owner": self._owner, "made-by": order.made_by}
-        if origin is not None:
-            labels |= {"repo": origin.repo[:200], "commit": origin.sha}
-            if origin.branch is not None:
-                labels["branch"] = origin.branch
+    def _labels(self, request: CreateRequest, source: CodeSource | None) -> dict[str, str]:
+        labels = {"owner": self._owner, "made-by": request.made_by}
+        if source is not None:
+            labels |= {"repo": source.repo[:200], "commit": source.sha}
+            if source.branch is not None:
+                labels["branch"] = source.branch
         return labels
 
-    # Finding
+    # Look-up
 
     async def get(self, name: str) -> Machine:
-        """Raises MachineNotFound."""
+        """Return a machine. Raises MachineNotFound."""
         machine = await self.factory.get(name)
         if machine is None:
             raise not_found(name)
         return machine
 
     async def open(self, name: str) -> MachineSession:
-        """Log in to a machine that exists. Raises MachineNotFound, SSHError, MachineLost."""
+        """Log in to an existing machine. Raises MachineNotFound, SSHError, MachineLost."""
         preparing = asyncio.create_task(prepare_to_connect())
         try:
             machine = await self.get(name)
         finally:
             await asyncio.wait({preparing})
             preparing.result()
-        await self._taken(machine)
+        await self._forget_creation(machine)
         try:
             shell = await self.factory.open(machine)
         except MachineLost:
-            if await self.factory.get(name) is None:  # it was destroyed meanwhile
+            if await self.factory.get(name) is None:  # destroyed in the meantime
                 raise not_found(name) from None
             raise
         return MachineSession(self.factory, machine, shell, self.settings.max_ttl_s)
 
     async def list_machines(self) -> list[Machine]:
-        """Our machines at the provider, in the natural order of their names (`m-2` before `m-10`).
+        """Return the provider's machines in the natural order of their names (`m-2` before `m-10`).
 
-        The bot's machines, and other data directories', too.
+        These include the machines of the bot and of other data directories.
         """
         return sorted(await self.factory.list(), key=lambda machine: validation.natural(machine.name))
 
     async def sweep(self) -> list[str]:
-        """Burn what is beyond its time, and what a crash left; the names. A provider that fails here fails elsewhere, too."""
+        """Destroy expired machines and remains of a crash; return the names. Errors are logged: callers meet them again."""
         try:
             return await self.factory.provider.sweep(self._owner)
         except GibilError as error:
@@ -330,27 +336,27 @@ class MachineService:
             return []
 
     async def recover(self) -> list[RecoveryReport]:
-        """What was made by processes that were killed: see settle.py. Costs nothing where there was none."""
+        """Recover creations whose process was killed (recovery.py). Costs nothing if there are none."""
         return await recover(self.factory, self.settings.data_dir)
 
-    async def _taken(self, machine: Machine) -> None:
-        """Somebody calls it by its name: it needs no offering."""
-        await asyncio.to_thread(makings.forget, self.settings.data_dir, machine.labels.get(CREATION, ""))
+    async def _forget_creation(self, machine: Machine) -> None:
+        """Delete the creation's record: the user knows the machine's name, so recovery doesn't have to report it."""
+        await asyncio.to_thread(creation_journal.forget, self.settings.data_dir, machine.labels.get(CREATION, ""))
 
-    # The end
+    # End
 
     async def extend(self, name: str, seconds: int) -> Machine:
-        """Raises MachineNotFound, UsageError beyond GIBIL_MAX_TTL."""
+        """Extend the time to live. Raises MachineNotFound, UsageError beyond GIBIL_MAX_TTL."""
         machine = await self.get(name)
-        await self._taken(machine)
+        await self._forget_creation(machine)
         return await extend_machine(self.factory, machine, seconds, self.settings.max_ttl_s)
 
     async def destroy(self, names: Sequence[str]) -> list[DestroyResult]:
-        """Burn these, side by side. An absent machine is not a failure; what fails is in the answer."""
+        """Destroy machines concurrently. An absent machine isn't a failure; failures are in the results."""
         results = list(await asyncio.gather(*(self._destroy_one(name) for name in dict.fromkeys(names))))
         gone = {each.name for each in results if each.problem is None}
-        self.told(*gone)  # there is nothing left to announce
-        await asyncio.to_thread(makings.forget_names, self.settings.data_dir, self.factory.provider.name, gone)
+        self.mark_reported(*gone)
+        await asyncio.to_thread(creation_journal.forget_names, self.settings.data_dir, self.factory.provider.name, gone)
         return results
 
     async def destroy_fleet(self, fleet: str) -> list[DestroyResult]:
@@ -358,7 +364,7 @@ class MachineService:
         return await self.destroy(sorted(found, key=validation.natural))
 
     async def destroy_all(self, *, with_runs: bool = False) -> list[DestroyResult]:
-        """Everything of this data directory; what the bot is working on only `with_runs`."""
+        """Destroy all machines of this data directory; machines of the bot's runs only `with_runs`."""
         machines = await self.factory.list(self._owner)
         names = [machine.name for machine in machines if with_runs or "run" not in machine.labels]
         return await self.destroy(sorted(names, key=validation.natural))

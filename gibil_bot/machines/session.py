@@ -14,7 +14,7 @@ from typing import TypeVar
 from gibil_bot.errors import GibilError, MachineLost, MachineNotFound, SSHError, UsageError
 from gibil_bot.humanize import duration_setting
 from gibil_bot.machines import validation
-from gibil_bot.machines.reconnect import Tell, answers, connect_again
+from gibil_bot.machines.reconnect import Report, answers, reconnect
 from gibil_bot.machines.remote_layout import (
     JOB_ID,
     LOAD_ENVIRONMENT,
@@ -39,13 +39,13 @@ from gibil_bot.views import blocked_view
 T = TypeVar("T")
 
 TIMED_OUT = 124
-"""What timeout(1) says of a command that took too long, and we do."""
+"""The exit status of timeout(1) for a command that timed out, and ours."""
 
 OnOutput = Callable[[str, bytes], None]
-"""Called with "stdout" or "stderr", and the bytes as they came."""
+"""Called with "stdout" or "stderr", and the bytes as they arrive."""
 
-KEPT_BYTES = 64 * 1024 * 1024
-"""So much of a command's output is kept in memory, unless the caller chooses another limit."""
+MAX_OUTPUT_BYTES = 64 * 1024 * 1024
+"""How much output of a command is stored in memory, unless the caller chooses another limit."""
 
 _STOP_S = 15.0
 _BEYOND_EXPIRY_S = 60.0
@@ -54,18 +54,18 @@ _CLOUD_INIT_LOG = "/var/log/cloud-init-output.log"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a command left behind. Text that is not UTF-8 has replacement characters in it."""
+    """The result of a command. Replaces bytes that aren't UTF-8 with U+FFFD."""
 
     stdout: str
     stderr: str
     exit_code: int
-    """128 + N when signal N ended it; 124 when it took too long."""
+    """128 + N when signal N ended it; 124 when it timed out."""
     timed_out: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskOutcome:
-    """How one task of the `.gibil.yml` ended: success, failure, timed_out or skipped."""
+    """The result of one task of the `.gibil.yml`. `status`: success, failure, timed_out or skipped."""
 
     name: str
     status: str
@@ -74,15 +74,15 @@ class TaskOutcome:
 
 
 class MachineSession:
-    """Close it when done: the machine lives on until `destroy` or its time is up."""
+    """An open connection to a machine. Close it when done: the machine exists until `destroy` or its expiry."""
 
     def __init__(self, factory: MachineFactory, machine: Machine, shell: Shell, max_ttl_s: int) -> None:
         self._factory = factory
         self._shell = shell
         self._max_ttl_s = max_ttl_s
         self.machine = machine
-        self.on_connection: Tell = lambda sentence: None
-        """Told when the connection is lost for longer than a moment, and when it is there again."""
+        self.on_connection: Report = lambda message: None
+        """Called when the connection has been lost for more than a moment, and when it is restored."""
 
     @property
     def name(self) -> str:
@@ -95,7 +95,7 @@ class MachineSession:
 
     @property
     def shell(self) -> Shell:
-        """The connection itself, for what is not here: files in and out."""
+        """The connection itself, for operations that this class doesn't have: copying files."""
         return self._shell
 
     # Commands
@@ -108,32 +108,32 @@ class MachineSession:
         env: Mapping[str, str] | None = None,
         on_output: OnOutput | None = None,
         keep_output: bool = True,
-        most_bytes: int = KEPT_BYTES,
+        most_bytes: int = MAX_OUTPUT_BYTES,
         tag: str | None = None,
         cwd: str | None = None,
         stdin: bytes | AsyncIterator[bytes] = b"",
     ) -> Outcome:
-        """Run a line of shell and wait for its end. After `timeout_s` all of it is killed, and the outcome says so.
+        """Run a shell command and wait for its end. After `timeout_s` the whole process tree is killed; see `timed_out`.
 
         It runs in `cwd`: an absolute path, or one below the default, which is /root/project on a machine with code, and /root
-        on others. Where there is no such folder the exit code is 1, and stderr says so. `stdin` is what the command can read.
+        on others. If there is no such directory, the exit code is 1 and stderr has the reason. `stdin` is the command's input.
 
-        With `keep_output=False` the outcome is empty, and output of any size passes through `on_output`; otherwise a command
-        that prints more than `most_bytes` is killed, and SSHError raised. `tag` names the command for `interrupt`. Cancelled,
-        everything of the command is killed. Raises UsageError (for an empty command, too), SSHError, MachineLost.
+        With `keep_output=False` the outcome has no output, and output of any size passes through `on_output`; otherwise a
+        command that prints more than `most_bytes` is killed and SSHError is raised. `tag` names the command for `interrupt`.
+        Cancelling kills the whole process tree. Raises UsageError (also for an empty command), SSHError, MachineLost.
         """
         validation.check_command(command)
-        place = enter(cwd)
+        change_directory = enter(cwd)
         given = validation.check_environment(dict(env or {}))
-        kept = {"stdout": bytearray(), "stderr": bytearray()}
+        output = {"stdout": bytearray(), "stderr": bytearray()}
 
-        def take(stream: str, data: bytes) -> None:
+        def receive(stream: str, data: bytes) -> None:
             if keep_output:
-                kept[stream] += data
-                if sum(map(len, kept.values())) > most_bytes:
+                output[stream] += data
+                if sum(map(len, output.values())) > most_bytes:
                     raise SSHError(
-                        f"the command on {self.name} printed more than {most_bytes // 1024**2} MiB, and was stopped; "
-                        "send its output to a file, or have it streamed"
+                        f"the command on {self.name} printed more than {most_bytes // 1024**2} MiB and was stopped; "
+                        "write its output to a file, or stream it"
                     )
             if on_output is not None:
                 on_output(stream, data)
@@ -141,46 +141,46 @@ class MachineSession:
         tag = tag or new_tag()
         try:
             result = await self._shell.run(
-                f'{_prelude(given)}{place}export {LEADER}=$$; exec "${{BASH:-sh}}" -c {shlex.quote(command)}',
+                f'{_prelude(given)}{change_directory}export {LEADER}=$$; exec "${{BASH:-sh}}" -c {shlex.quote(command)}',
                 timeout_s=timeout_s if timeout_s is not None else self._left_s(),
                 stdin=stdin,
                 env=as_given(given),
-                on_output=take,
+                on_output=receive,
                 keep_output=False,
                 tag=tag,
             )
         except TimeoutError:
             if timeout_s is None:
-                raise MachineLost(f"the time of machine {self.name} was up before the command ended") from None
+                raise MachineLost(f"machine {self.name} expired before the command ended") from None
             exit_code = TIMED_OUT
         except MachineLost:
-            raise MachineLost(await self._fate(tag)) from None
+            raise MachineLost(await self._kill_lost(tag)) from None
         else:
             exit_code = result.exit_status
             timeout_s = None
-        stdout, stderr = (kept[stream].decode("utf-8", "replace") for stream in ("stdout", "stderr"))
+        stdout, stderr = (output[stream].decode("utf-8", "replace") for stream in ("stdout", "stderr"))
         return Outcome(stdout=stdout, stderr=stderr, exit_code=exit_code, timed_out=timeout_s is not None)
 
     async def blocked(self, since: float) -> list[str]:
-        """What the machine was kept from reaching since that moment of time.monotonic(), in sentences."""
+        """Return the connections that the egress proxy rejected since that moment of time.monotonic(), as sentences."""
         return blocked_view(await refusals(self.provider, self.name, since))
 
     async def interrupt(self, tag: str) -> None:
-        """What Ctrl-C at a terminal does: SIGINT to everything of the command. It decides itself what that means."""
+        """Send SIGINT to the command's whole process tree, as Ctrl-C in a terminal does."""
         await self._shell.signal(tag, "INT")
 
-    async def _fate(self, tag: str) -> str:
-        """Of a command whose connection is lost. sshd leaves it alone, and nobody would read what it says: it is killed."""
-        advice = f"what has to outlive its connection: gibil run {self.name} COMMAND --background"
+    async def _kill_lost(self, tag: str) -> str:
+        """Kill a command whose connection was lost, because sshd doesn't; return the message for the user."""
+        advice = f"for a command that survives a lost connection: gibil run {self.name} COMMAND --background"
         try:
             async with asyncio.timeout(_STOP_S):
                 await self._reconnect(_STOP_S)
-                for _ in range(5):  # what is killed may be starting others
+                for _ in range(5):  # processes may start others while they are being killed
                     await self._shell.signal(tag, "KILL")
         except MachineLost as error:
-            return f"{error.message}; the command's end is not known"
+            return f"{error.message}; the command's exit status is unknown"
         except (GibilError, TimeoutError):
-            return f"the connection to {self.name} is lost, and the command may go on there; {advice}"
+            return f"the connection to {self.name} is lost, and the command may still be running; {advice}"
         return f"the connection to {self.name} was lost, and the command was stopped; {advice}"
 
     # Background jobs
@@ -188,7 +188,7 @@ class MachineSession:
     async def start(
         self, command: str, *, timeout_s: float | None = None, env: Mapping[str, str] | None = None, cwd: str | None = None
     ) -> str:
-        """Start a line of shell that keeps running when we end; return the job's id. `cwd`: see `run`.
+        """Start a shell command that keeps running when this process ends; return the job's id. `cwd`: see `run`.
 
         Raises UsageError for an empty command, JobNotStarted.
         """
@@ -208,36 +208,36 @@ class MachineSession:
         return job_id
 
     async def jobs(self) -> list[JobEntry]:
-        """All jobs of the machine, oldest first; the provisioning is one of them."""
-        result = await self._surely(lambda: self._shell.run(list_jobs_command(), most_bytes=JOBS_BYTES))
-        return [replace(job, script=_own_words(job)) for job in read_jobs(result.stdout)]
+        """Return all jobs of the machine, oldest first, including the provisioning."""
+        result = await self._retry_lost(lambda: self._shell.run(list_jobs_command(), most_bytes=JOBS_BYTES))
+        return [replace(job, script=_user_script(job)) for job in read_jobs(result.stdout)]
 
     async def follow(self, job_id: str, on_output: OnOutput) -> int:
-        """What a job prints, from its beginning to its end; its exit status. A connection that is lost is made again.
+        """Pass on a job's output from its beginning to its end; return its exit status. Reconnects a lost connection.
 
-        Raises UsageError for a job that does not exist, MachineLost when the machine is gone.
+        Raises UsageError for a job that doesn't exist, MachineLost when the machine is gone.
         """
         if all(job.id != job_id for job in await self.jobs()):
             raise no_job(self.name, job_id)
         offsets = {"stdout": 0, "stderr": 0}
 
-        async def go_on() -> int:
+        async def attach() -> int:
             items = self._shell.attach(job_id, stdout_from=offsets["stdout"], stderr_from=offsets["stderr"])
             async for item in items:
                 if isinstance(item, Exit):
                     return item.status
                 offsets[item.stream] = item.offset
                 on_output(item.stream, item.data)
-            raise MachineLost(f"the output of job {job_id} broke off")
+            raise MachineLost(f"the output of job {job_id} ended unexpectedly")
 
-        return await self._surely(go_on)
+        return await self._retry_lost(attach)
 
     async def stop(self, job_id: str) -> None:
-        """SIGTERM, and after five seconds SIGKILL, to everything of a job."""
+        """Stop a job: SIGTERM, and after five seconds SIGKILL, to its whole process tree."""
         await self._shell.kill(job_id)
 
     async def print_log(self, job_id: str | None, on_output: OnOutput) -> None:
-        """What a job has printed so far; None: what made the machine ready, and its tasks. Raises UsageError."""
+        """Pass on a job's output so far; None: the log of the provisioning and the tasks. Raises UsageError."""
         if job_id is None:
             before = f"[ ! -e {_CLOUD_INIT_LOG} ] || cat {_CLOUD_INIT_LOG}; "
             script = f"{before}({print_job(JOB_ID)}); [ $? -ne 4 ] || true"
@@ -248,30 +248,30 @@ class MachineSession:
             assert job_id is not None
             raise no_job(self.name, job_id)
 
-    # Its `.gibil.yml`
+    # `.gibil.yml`
 
     async def wait_ready(self) -> bool:
-        """Until the code is there and set up (True), or that has failed (False)."""
+        """Wait until the code is cloned and set up (True) or that has failed (False)."""
         wait = f"while [ ! -e {READY} ] && [ ! -e {TASKS_FAILED} ]; do sleep 0.05; done; [ -e {READY} ]"
-        result = await self._surely(lambda: self._shell.run(wait, timeout_s=self._left_s()))
+        result = await self._retry_lost(lambda: self._shell.run(wait, timeout_s=self._left_s()))
         return result.exit_status == 0
 
     async def has_succeeded(self) -> bool:
-        """The marker decides, as for everybody who polls: a task may fail without failing the whole."""
-        return (await self._surely(lambda: self._shell.run(f"[ -e {TASKS_DONE} ]"))).exit_status == 0
+        """Return whether the marker of success exists, the one for clients that poll: a failed task may be allowed to fail."""
+        return (await self._retry_lost(lambda: self._shell.run(f"[ -e {TASKS_DONE} ]"))).exit_status == 0
 
     async def wait_tasks(self, on_output: OnOutput | None = None) -> list[TaskOutcome]:
-        """Until all tasks have ended; `on_output` gets the log as it is written. What failed before them is a task, too."""
+        """Wait until all tasks have ended; `on_output` receives the log. A failure before the tasks is an outcome, too."""
         if any(job.id == JOB_ID for job in await self.jobs()):
             await self.follow(JOB_ID, on_output or (lambda stream, data: None))
         return await self.tasks()
 
     async def tasks(self) -> list[TaskOutcome]:
-        """The tasks that have ended, in order."""
-        result = await self._surely(lambda: self._shell.run(f"cat {STATE} 2>/dev/null || true"))
+        """Return the outcomes of the tasks that have ended, in order."""
+        result = await self._retry_lost(lambda: self._shell.run(f"cat {STATE} 2>/dev/null || true"))
         found = []
         for line in result.stdout.decode("utf-8", "replace").split("\n"):
-            with contextlib.suppress(ValueError):  # BadAnswer, too: a line that is not ours
+            with contextlib.suppress(ValueError):  # and so BadAnswer: a line that our script didn't write
                 number, status, code, milliseconds, name = line.split("\t", 4)
                 outcome = TaskOutcome(
                     name=printable(name),
@@ -283,10 +283,10 @@ class MachineSession:
                     found.append(outcome)
         return found
 
-    # Its end
+    # End
 
     async def extend(self, duration: validation.Duration) -> Machine:
-        """Extend its time to live: by `"90s"`, `"2h"`, a timedelta; a number is minutes. Raises UsageError."""
+        """Extend the time to live by `"90s"`, `"2h"`, a timedelta, or a number of minutes. Raises UsageError."""
         seconds = validation.duration_seconds(duration)
         self.machine = await extend_machine(self._factory, self.machine, seconds, self._max_ttl_s)
         return self.machine
@@ -299,37 +299,37 @@ class MachineSession:
         """Close the connection."""
         await self._shell.close()
 
-    async def _surely(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """What may be asked again is, over a new connection, when the old one is lost."""
+    async def _retry_lost(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Run an idempotent operation; reconnect and repeat it when the connection was lost."""
         while True:
             try:
-                return await ask()
+                return await operation()
             except MachineLost:
                 if await answers(self._shell):
-                    raise  # it was not the connection
+                    raise  # the connection isn't the cause
                 await self._reconnect(self._left_s())
 
     async def _reconnect(self, within_s: float) -> None:
-        """Raises MachineLost, SSHError."""
-        machine, shell = await connect_again(self._factory, self.machine, within_s=within_s, tell=self.on_connection)
+        """Replace the connection. Raises MachineLost, SSHError."""
+        machine, shell = await reconnect(self._factory, self.machine, within_s=within_s, report=self.on_connection)
         await self._shell.close()
         self._shell, self.machine = shell, machine
 
     def _left_s(self) -> float:
-        """Until the machine expires, and a little more: whatever waits for it ends by then."""
+        """Return the seconds until the machine expires, and a little more: an upper bound for every wait."""
         return max(0.0, (self.machine.expires_at - datetime.now(UTC)).total_seconds()) + _BEYOND_EXPIRY_S
 
 
 async def extend_machine(factory: MachineFactory, machine: Machine, seconds: int, max_ttl_s: int) -> Machine:
-    """Raises UsageError beyond `max_ttl_s` of life, MachineNotFound."""
+    """Extend a machine's time to live. Raises UsageError beyond `max_ttl_s` in all, MachineNotFound."""
     if seconds <= 0:
-        raise UsageError("a machine can only be extended by a duration above zero")
+        raise UsageError("a machine can only be extended by a duration greater than zero")
     expires_at = machine.expires_at + timedelta(seconds=seconds)
     latest = machine.created_at + timedelta(seconds=max_ttl_s)
     if expires_at > latest:
         left = max(0, int((latest - machine.expires_at).total_seconds()) // 60)
         raise UsageError(
-            f"a machine lives at most {duration_setting(max_ttl_s)} here: {machine.name} can be extended by {left}m more; "
+            f"the time to live is at most {duration_setting(max_ttl_s)}: {machine.name} can be extended by {left}m more; "
             "GIBIL_MAX_TTL sets the cap"
         )
     with contextlib.suppress(MachineNotFound):
@@ -349,12 +349,12 @@ def no_job(name: str, job_id: str) -> UsageError:
     return UsageError(f"there is no job {job_id} on machine {name}; `gibil jobs {name}` lists them", code="JOB_NOT_FOUND")
 
 
-def _own_words(job: JobEntry) -> str:
-    """What the person wrote of a job's script."""
+def _user_script(job: JobEntry) -> str:
+    """Return the user's part of a job's script."""
     first, _, rest = job.script.partition("\n")
     return "" if job.id == JOB_ID else rest.strip() if first.startswith(LOAD_ENVIRONMENT) else job.script.strip()
 
 
 def _prelude(given: Mapping[str, str]) -> str:
-    """What the machine's environment says, and over it what this command was given."""
+    """Return POSIX sh that loads the machine's environment, and then the command's variables."""
     return f"{LOAD_ENVIRONMENT}; {take_given(given)}"

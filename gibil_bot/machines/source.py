@@ -1,7 +1,7 @@
-"""Where the code of a machine comes from, determined before a machine is created: its commit, its `.gibil.yml`, the way there.
+"""The source of a machine's code, resolved before the machine is created: the commit, its `.gibil.yml`, and how to copy it.
 
-What anybody may read is cloned by the machine itself. Everything else (a checkout on this box, a private repository, an SSH
-address) is read here, where the credentials are, and sent to the machine over SSH: no credential goes along.
+The machine itself clones a public repository. Everything else (a checkout on this box, a private repository, an SSH address) is
+read here, where the credentials are, and sent to the machine over SSH without credentials.
 """
 
 from __future__ import annotations
@@ -43,65 +43,65 @@ class CodeSource:
     """One commit of one repository. Exactly one of `clone_url` and `checkout` is set."""
 
     repo: str
-    """As people know it; a label of the machine."""
+    """The repository's name for people; a label of the machine."""
     branch: str | None
-    """None: the commit is on no branch that we know."""
+    """None: the commit isn't on a known branch."""
     sha: str
     file: RepositoryFile | None
     clone_url: str | None = None
-    """The machine can clone it, without credentials."""
+    """The machine can clone this URL without credentials."""
     checkout: Path | None = None
-    """A repository that we created, with the commit; it exists while the origin is read."""
+    """A repository that we created, with the commit; it exists inside the block of `read_source`."""
     promisor: str | None = None
-    """Where a partial clone gets the objects that it lacks."""
+    """The URL from which a partial clone fetches missing objects."""
     remote_url: str | None = None
-    """What `origin` should be on the machine."""
+    """URL of the remote `origin` on the machine."""
     identity: Identity | None = None
-    """Whose commits are made there."""
+    """Author of commits on the machine."""
 
 
 @contextlib.asynccontextmanager
 async def read_source(repo: str, branch: str | None, github_url: str) -> AsyncIterator[CodeSource]:
-    """The origin, for as long as the block lasts: a private repository is copied to a temporary folder meanwhile.
+    """Resolve a source for the duration of the block, in which a private repository is copied to a temporary directory.
 
-    Raises UsageError, also for a repository that cannot be read, and InvalidWorkflow for its `.gibil.yml`.
+    Raises UsageError, also for a repository that can't be read, and InvalidWorkflow for its `.gibil.yml`.
     """
     if branch is not None:
         check_branch(branch)
-    place = await asyncio.to_thread(_place, repo, github_url)
-    if isinstance(place, Path):
-        async with _local(place, repo, branch) as found:
+    location = await asyncio.to_thread(_locate, repo, github_url)
+    if isinstance(location, Path):
+        async with _local(location, repo, branch) as found:
             yield found
         return
     with tempfile.TemporaryDirectory(prefix="gibil-origin-") as scratch:
-        yield await _remote(place, branch, Path(scratch), github_url)
+        yield await _remote(location, branch, Path(scratch), github_url)
 
 
-def _place(repo: str, github_url: str) -> Path | str:
-    """A folder, or an address for git."""
+def _locate(repo: str, github_url: str) -> Path | str:
+    """Return the directory or the git URL that the user means. Raises UsageError."""
     if repo.startswith("file://"):
         url = urlsplit(repo)
         if url.netloc not in ("", "localhost"):
-            raise UsageError(f"{repo!r} names another host; a file:// address is file:///path")
+            raise UsageError(f"{repo!r} names another host; a file:// address has the form file:///path")
         return Path(unquote(url.path))
     if "://" in repo:
         url = urlsplit(repo)
         if url.scheme not in ("http", "https", "ssh", "git") or not url.hostname:
-            raise UsageError(f"{repo.split('?')[0]!r} is no address of a repository: write https://, ssh:// or file://")
+            raise UsageError(f"{repo.split('?')[0]!r} isn't the address of a repository: write https://, ssh:// or file://")
         if url.password is not None or (url.username is not None and url.scheme != "ssh"):
-            raise UsageError("the address of a repository must not hold credentials; let git's credential helper keep them")
+            raise UsageError("the address of a repository must not contain credentials; use git's credential helper")
         return repo
     if _SCP_LIKE.fullmatch(repo):
         return repo
-    path = Path(os.path.expanduser(repo))  # and not Path.expanduser, which raises for a user that does not exist
+    path = Path(os.path.expanduser(repo))  # Path.expanduser raises for a user that doesn't exist
     if repo and path.is_dir():
         return path
     if _GITHUB.fullmatch(repo) and not repo.startswith("."):
         return f"{web_address(github_url)}/{repo.removesuffix('.git')}.git"
-    raise UsageError(f"{repo!r} is neither a folder here, nor owner/repo on GitHub, nor the address of a repository")
+    raise UsageError(f"{repo!r} is neither a local directory, nor owner/repo on GitHub, nor the address of a repository")
 
 
-# A repository on this box
+# Local repositories
 
 
 @contextlib.asynccontextmanager
@@ -114,8 +114,8 @@ async def _local(path: Path, repo: str, branch: str | None) -> AsyncIterator[Cod
         try:
             sha = await (found.head() if branch is None else found.branch(branch))
             if sha is None:
-                what = f"there is no branch {branch} in {found.folder}" if branch else f"{found.folder} has no commit yet"
-                raise UsageError(what)
+                problem = f"there is no branch {branch} in {found.folder}" if branch else f"{found.folder} has no commit yet"
+                raise UsageError(problem)
             remote = found.origin_url()
             current = asyncio.create_task(found.current_branch())
             who = asyncio.create_task(identity(found.git_dir))
@@ -123,7 +123,7 @@ async def _local(path: Path, repo: str, branch: str | None) -> AsyncIterator[Cod
                 file = await _repository_file(found.view, sha)
             finally:
                 await asyncio.gather(current, who, return_exceptions=True)
-            origin = CodeSource(
+            source = CodeSource(
                 repo=remote or str(found.folder),
                 branch=branch if branch is not None else current.result(),
                 sha=sha,
@@ -134,12 +134,12 @@ async def _local(path: Path, repo: str, branch: str | None) -> AsyncIterator[Cod
                 identity=who.result(),
             )
         except GitError as error:
-            raise UsageError(f"{repo} cannot be read: {explained(error, found.promisor).message}", code=UNREADABLE) from error
-        yield origin
+            raise UsageError(f"can't read {repo}: {explained(error, found.promisor).message}", code=UNREADABLE) from error
+        yield source
 
 
 async def origin_url(folder: Path) -> str | None:
-    """Of a checkout's `origin`, without credentials; None where it has none, and where there is no checkout."""
+    """Return the URL of a checkout's `origin`, without credentials; None without an `origin`, or without a checkout."""
     try:
         async with open_repository(folder) as found:
             return found.origin_url()
@@ -147,7 +147,7 @@ async def origin_url(folder: Path) -> str | None:
         return None
 
 
-# A repository elsewhere
+# Remote repositories
 
 
 async def _remote(url: str, branch: str | None, scratch: Path, github_url: str) -> CodeSource:
@@ -159,12 +159,12 @@ async def _remote(url: str, branch: str | None, scratch: Path, github_url: str) 
         async with asyncio.timeout(_COPY_S):
             return await _private(url, branch, scratch, {**await git.ssh_environment(), **await for_git(url, github_url)})
     except (GitError, TimeoutError) as error:
-        why = reason(error) if isinstance(error, GitError) else f"not within {_COPY_S:.0f} s"
-        raise UsageError(f"the repository {url} cannot be read: {why}", code=UNREADABLE) from error
+        why = reason(error) if isinstance(error, GitError) else f"no answer within {_COPY_S:.0f} s"
+        raise UsageError(f"can't read the repository {url}: {why}", code=UNREADABLE) from error
 
 
 async def _public(url: str, branch: str | None, scratch: Path) -> CodeSource:
-    """Ask for the head and its `.gibil.yml` alone. Raises GitError where it takes credentials, or cannot be reached."""
+    """Fetch only the head commit and its `.gibil.yml`. Raises GitError if it needs credentials or the host is unreachable."""
     probe = scratch / "probe.git"
     await git.create_repository(probe)
     anonymous = git.anonymous_environment()
@@ -207,15 +207,15 @@ async def _private(url: str, branch: str | None, scratch: Path, environment: Map
 
 
 async def _head(repository: Path, branch: str | None, environment: Mapping[str, str | None], url: str) -> tuple[str, str]:
-    """(ref, commit) of a branch, or of the default branch. Raises UsageError where there is none."""
+    """Return (ref, commit) of a branch, or of the default branch. Raises UsageError if it doesn't exist."""
     ref, sha = await ask_ref(repository, url, "HEAD" if branch is None else f"refs/heads/{branch}", environment)
     if not sha:
-        what = f"branch {branch}" if branch is not None else "commit"
-        raise UsageError(f"there is no {what} in {url}", code=UNREADABLE)
+        missing = f"branch {branch}" if branch is not None else "commit"
+        raise UsageError(f"there is no {missing} in {url}", code=UNREADABLE)
     return ref, sha
 
 
 async def _repository_file(repository: Path, sha: str, extra: Mapping[str, str | None] | None = None) -> RepositoryFile | None:
-    """The checked `.gibil.yml` of that commit. Raises InvalidWorkflow, GitError."""
+    """Return the parsed `.gibil.yml` of a commit, if it has one. Raises InvalidWorkflow, GitError."""
     data = await repository_file(repository, sha, extra or {})
     return parse_repository_file(REPOSITORY_FILE, data) if data is not None else None

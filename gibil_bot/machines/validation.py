@@ -1,6 +1,6 @@
-"""Check what people write before a machine is created: names, times to live, sizes, environment entries. Pure.
+"""Checks of what users write before a machine is created: names, times to live, sizes, environment entries. No I/O.
 
-Every check raises UsageError with a person's sentence.
+Every check raises UsageError with a message for the user.
 """
 
 from __future__ import annotations
@@ -30,57 +30,57 @@ _SECOND = ("anvil", "bellows", "brazier", "chisel", "crucible", "flame", "forge"
 
 
 def check_name(name: str) -> str:
-    """An RFC 1123 label (section 2.1): small letters, digits and inner dashes, at most 63."""
+    """Check an RFC 1123 label (section 2.1): lower-case letters, digits and inner dashes, at most 63 characters."""
     if not MACHINE_NAME.fullmatch(name):
         raise UsageError(f"{name!r} is not a valid machine name: use {MACHINE_NAME_RULE}")
     return name
 
 
-def made_up_name() -> str:
-    """One that is most likely free, and can be said aloud."""
+def random_name() -> str:
+    """Return a pronounceable name that is very probably unused."""
     return f"{secrets.choice(_FIRST)}-{secrets.choice(_SECOND)}-{secrets.token_hex(2)}"
 
 
 def name_of_branch(branch: str) -> str:
-    """A machine's name that tells the branch it is for."""
+    """Return a machine name derived from a branch name."""
     slug = re.sub(r"[^a-z0-9]+", "-", branch.lower()).strip("-")[:50].strip("-") or "branch"
     return f"{slug}-{secrets.token_hex(2)}"
 
 
 def fleet_names(name: str, count: int) -> list[str]:
-    """`name-1` … `name-COUNT`."""
+    """Return `name-1` … `name-COUNT`."""
     if not 1 <= count <= MOST_IN_FLEET:
-        raise UsageError(f"a fleet has 1 to {MOST_IN_FLEET} machines, and not {count}")
+        raise UsageError(f"a fleet has 1 to {MOST_IN_FLEET} machines, got {count}")
     return [check_name(f"{name}-{number}") for number in range(1, count + 1)]
 
 
 def natural(name: str) -> tuple[tuple[str, int], ...]:
-    """A sort key: numbers in a name count as numbers, so `agent-3` comes before `agent-10`."""
+    """Return a sort key in which numbers count as numbers, so `agent-3` comes before `agent-10`."""
     parts = re.split(r"(\d+)", name)
     return tuple((text, int(number or 0)) for text, number in zip(parts[::2], [*parts[1::2], ""], strict=True))
 
 
 def check_command(command: str) -> str:
-    """A line of shell that does something."""
+    """Check that a shell command isn't empty."""
     if not command.strip() or "\0" in command:
-        raise UsageError("a command cannot be empty, or hold a NUL byte")
+        raise UsageError("a command can't be empty or contain a NUL byte")
     return command
 
 
 def ttl_seconds(text: Duration, max_ttl_s: int) -> int:
-    """A time to live: `90s 20m 2h 7d 1w 1mo 1y`, a bare number is minutes; from a minute to GIBIL_MAX_TTL."""
+    """Parse a time to live: `90s 20m 2h 7d 1w 1mo 1y`, a bare number is minutes; from one minute to GIBIL_MAX_TTL."""
     seconds = duration_seconds(text)
     if seconds < MIN_TTL_S:
-        raise UsageError(f"a machine lives at least a minute, and {text!r} is {seconds} s")
+        raise UsageError(f"the time to live is at least a minute, and {text!r} is {seconds} s")
     if seconds > max_ttl_s:
         raise UsageError(
-            f"a machine lives at most {duration_setting(max_ttl_s)} here, and {text!r} is longer; GIBIL_MAX_TTL sets the cap"
+            f"the time to live is at most {duration_setting(max_ttl_s)}, and {text!r} is longer; GIBIL_MAX_TTL sets the cap"
         )
     return seconds
 
 
 def duration_seconds(duration: Duration) -> int:
-    """Whole seconds; a number, or text that is one, is minutes."""
+    """Return a duration in whole seconds. A number, or text with only a number, is minutes."""
     try:
         if isinstance(duration, timedelta):
             return round(duration.total_seconds())
@@ -88,10 +88,10 @@ def duration_seconds(duration: Duration) -> int:
             return round(duration * 60)
         if isinstance(duration, str):
             return parse_duration(duration)
-    except (ValueError, OverflowError) as error:  # also: not a number, and infinity
+    except (ValueError, OverflowError) as error:  # including NaN and infinity
         if isinstance(duration, str):
             raise UsageError(str(error)) from None
-    raise UsageError(f"{duration!r} is not a duration: write 90s, 20m or 2h, or a number of minutes")
+    raise UsageError(f"{duration!r} isn't a duration: write 90s, 20m or 2h, or a number of minutes")
 
 
 def check_size(size: str) -> str:
@@ -101,7 +101,7 @@ def check_size(size: str) -> str:
 
 
 def check(*, name: str | None, ttl: Duration | None, size: str | None, max_ttl_s: int) -> None:
-    """What a person said of a machine; None is left to others."""
+    """Check the user's values for a machine; None: not given."""
     if name is not None:
         check_name(name)
     if ttl is not None:
@@ -111,7 +111,7 @@ def check(*, name: str | None, ttl: Duration | None, size: str | None, max_ttl_s
 
 
 def environment(entries: Iterable[str]) -> dict[str, str]:
-    """`NAME=value` entries. The values may be secret and are in no message."""
+    """Parse `NAME=value` entries. The values may be secret, so they are in no message."""
     found: dict[str, str] = {}
     for entry in entries:
         name, equals, value = entry.partition("=")
@@ -122,34 +122,34 @@ def environment(entries: Iterable[str]) -> dict[str, str]:
 
 
 def check_environment(env: dict[str, str]) -> dict[str, str]:
-    """Names that a shell can export, values that Linux can pass on."""
+    """Check that a shell can export the names, and that Linux can pass the values."""
     if not env:
         return env
-    from gibil_bot.scripts.task_script import reserved_name  # with it comes the whole model of runs
+    from gibil_bot.scripts.task_script import reserved_name  # imported late: it loads all types of runs
 
     for name, value in env.items():
         if not _ENV_NAME.fullmatch(name):
-            raise UsageError(f"--env: {name[:40]!r} cannot be the name of an environment variable")
+            raise UsageError(f"--env: {name[:40]!r} can't be the name of an environment variable")
         if reserved_name(name):
-            raise UsageError(f"--env: {name!r} is reserved: GITHUB_, GIBIL_ and RUNNER_ names are gibil's own")
+            raise UsageError(f"--env: {name!r} is reserved: names with GITHUB_, GIBIL_ and RUNNER_ are set by gibil")
         if "\0" in value:
-            raise UsageError(f"--env: the value of {name} holds a NUL byte")
+            raise UsageError(f"--env: the value of {name} contains a NUL byte")
         if len(value.encode("utf-8", "surrogateescape")) > ENVIRONMENT_VALUE_BYTES:
-            raise UsageError(f"--env: the value of {name} is above {ENVIRONMENT_VALUE_BYTES // 1024} KiB")
+            raise UsageError(f"--env: the value of {name} is larger than {ENVIRONMENT_VALUE_BYTES // 1024} KiB")
     return env
 
 
 def check_room(existing: Collection[str], new: Sequence[str], most: int) -> None:
-    """Raises UsageError (MACHINE_LIMIT) when the existing and the `new` machines together are more than `most`.
+    """Raise UsageError (MACHINE_LIMIT) when the existing and the `new` machines together are more than `most`.
 
-    A name in both is one machine: creating it fails for that reason, and says so.
+    A name in both counts once: creating that machine fails later, with its own message.
     """
     total = len({*existing, *new})
     if total <= most:
         return
-    there = "no machines exist" if not existing else f"{len(existing)} machine{'s exist' if len(existing) > 1 else ' exists'}"
+    present = "no machines exist" if not existing else f"{len(existing)} machine{'s exist' if len(existing) > 1 else ' exists'}"
     wanted = "one more" if len(new) == 1 else f"{len(new)} more"
     remedies = "destroy some first (`gibil list` shows them), or set GIBIL_MAX_MACHINES higher"
     if len(new) > most:
-        remedies = f"ask for at most {most}, or set GIBIL_MAX_MACHINES higher"
-    raise UsageError(f"{there}, and {wanted} would be above GIBIL_MAX_MACHINES={most}: {remedies}", code="MACHINE_LIMIT")
+        remedies = f"create at most {most}, or set GIBIL_MAX_MACHINES higher"
+    raise UsageError(f"{present}, and {wanted} would exceed GIBIL_MAX_MACHINES={most}: {remedies}", code="MACHINE_LIMIT")

@@ -125,7 +125,7 @@ class MachineTools:
         if notes:
             view["notes"] = list(notes)
         self._connections.keep(session)
-        machines.told(session.name)  # the answer names it, so no later command reports it as abandoned
+        machines.mark_reported(session.name)  # the answer names it, so no later command reports it as abandoned
         return answer(_result_text(view, with_code=repo is not None, waited=wait is not None), view)
 
     async def destroy_server(self, name: Name) -> Annotated[CallToolResult, Destroyed]:

@@ -1,1 +1,1 @@
-"""One way onto every machine: SSH connections, commands, jobs and host keys."""
+"""SSH access to every machine: connections, commands, jobs and host keys."""

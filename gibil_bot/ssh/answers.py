@@ -1,6 +1,6 @@
-"""Reading what a machine answered: fields, numbers within bounds, one line for a message. Pure.
+"""Parsers for a machine's answers: fields, bounded numbers, one line for a message. No I/O.
 
-A machine belongs to the code that runs on it, which may replace any tool that is called there.
+The code that runs on a machine controls it, and may replace any tool that our scripts call there.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import re
 from gibil_bot.errors import GibilError
 
 MOST_ANSWERED = 1024 * 1024
-"""Bytes of an answer that are kept unless the caller asks for more."""
+"""How many bytes of an answer are stored unless the caller asks for more."""
 LARGEST = 2**53
-"""The largest size, offset or time: what a double, and so JSON everywhere, holds exactly."""
+"""The largest size, offset or time: a double, and so every JSON parser, represents it exactly."""
 LINE_CHARACTERS = 500
 
 _DIGITS = re.compile(r"[0-9]{1,16}")
@@ -28,7 +28,7 @@ class BadAnswer(GibilError, ValueError):
 
 
 def number(text: str | bytes, most: int = LARGEST) -> int:
-    """A plain decimal number from 0 to `most`. Raises BadAnswer."""
+    """Parse a plain decimal number from 0 to `most`. Raises BadAnswer."""
     words = text.decode("ascii", "replace") if isinstance(text, bytes) else text
     if not _DIGITS.fullmatch(words) or int(words) > most:
         raise BadAnswer(f"the machine answered {_shown(words)} where a number from 0 to {most} was expected")
@@ -36,12 +36,12 @@ def number(text: str | bytes, most: int = LARGEST) -> int:
 
 
 def exit_status(text: str | bytes) -> int:
-    """0 to 255. Raises BadAnswer."""
+    """Parse an exit status, 0 to 255. Raises BadAnswer."""
     return number(text, 255)
 
 
 def decimal(text: str | bytes) -> float:
-    """A finite number, at least 0, with or without a fraction. Raises BadAnswer."""
+    """Parse a finite number ≥ 0, with or without a fraction. Raises BadAnswer."""
     words = text.decode("ascii", "replace") if isinstance(text, bytes) else text
     if not _DECIMAL.fullmatch(words) or not math.isfinite(float(words)):
         raise BadAnswer(f"the machine answered {_shown(words)} where a number was expected")
@@ -49,7 +49,7 @@ def decimal(text: str | bytes) -> float:
 
 
 def timestamp(text: str | bytes) -> float:
-    """Seconds since the epoch, within what datetime can hold. Raises BadAnswer."""
+    """Parse seconds since the epoch, within the range of datetime. Raises BadAnswer."""
     seconds = decimal(text)
     if not 0 <= seconds < 253_402_300_800:  # the year 10000
         raise BadAnswer(f"the machine answered {_shown(str(seconds))} where a time was expected")
@@ -57,7 +57,7 @@ def timestamp(text: str | bytes) -> float:
 
 
 def fields_of(answer: bytes, count: int) -> list[bytes]:
-    """Fields with a NUL between them; the last one may hold more. Raises BadAnswer."""
+    """Split NUL-separated fields; the last field may contain further NULs. Raises BadAnswer."""
     fields = answer.split(b"\0", count - 1)
     if len(fields) != count:
         raise BadAnswer(f"the machine answered {len(fields)} fields where {count} were expected")
@@ -65,10 +65,10 @@ def fields_of(answer: bytes, count: int) -> list[bytes]:
 
 
 def printable(text: str, limit: int = LINE_CHARACTERS) -> str:
-    """One line of what others wrote, for a message or a terminal, cut at `limit` characters.
+    """Return untrusted text as one line for a message or a terminal, cut at `limit` characters.
 
-    Control and bidirectional characters become blanks, and whatever else can't be shown (half of a surrogate pair, a zero-width
-    character) U+FFFD.
+    Control and bidirectional characters become blanks; other unprintable characters (half of a surrogate pair, a zero-width
+    character) become U+FFFD.
     """
     line = _UNPRINTABLE.sub(" ", text[: 4 * limit]).strip()
     if not line.isprintable():
@@ -77,13 +77,13 @@ def printable(text: str, limit: int = LINE_CHARACTERS) -> str:
 
 
 def last_line(output: bytes, otherwise: str = "no reason given") -> str:
-    """The last line that is not blank, where most tools print what went wrong."""
+    """Return the last line that isn't blank: most tools print their error there."""
     lines = output[-64 * 1024 :].decode("utf-8", "replace").strip().splitlines()
     return (printable(lines[-1]) if lines else "") or otherwise
 
 
 def size_text(count: int) -> str:
-    """A number of bytes for a message."""
+    """Format a number of bytes for a message."""
     return f"{count // 1024**2} MiB" if count >= 1024**2 else f"{count} bytes"
 
 

@@ -1,4 +1,4 @@
-"""One command on one SSH connection, as callbacks: what it says, how it ended. Leaner than asyncssh's process streams."""
+"""One command on one SSH connection: callbacks for its output and its end. Leaner than asyncssh's process streams."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from gibil_bot.ssh.lean_asyncssh import asyncssh
 OnData = Callable[[str, bytes], None]
 
 _LINGER_S = 2.0
-"""A command that has exited may have left a background process that holds its output open: so long is silence waited for."""
+"""After a command's exit, close the channel after this long without output: a background process may keep it open."""
 _CLOSES_S = 5.0
-"""How long the server may take to confirm that a channel is closed. After that it counts as closed."""
+"""How long the server may take to confirm that a channel is closed. After that, the channel counts as closed."""
 
 
 class Channel(asyncssh.SSHClientSession[bytes]):
@@ -28,7 +28,7 @@ class Channel(asyncssh.SSHClientSession[bytes]):
         self._may_write.set()
         self.ended: asyncio.Future[None] = self._loop.create_future()
         self.exit_status: int | None = None
-        """128 + N for signal N; None: the connection went away first."""
+        """128 + N for signal N. None: the command runs, or the connection ended first."""
         self.channel: asyncssh.SSHClientChannel[bytes]
 
     def connection_made(self, chan: asyncssh.SSHClientChannel[bytes]) -> None:
@@ -61,7 +61,7 @@ class Channel(asyncssh.SSHClientSession[bytes]):
         self._may_write.set()
 
     async def send(self, data: bytes) -> bool:
-        """Send with back-pressure. False: the other side reads no more."""
+        """Send with back-pressure. Return False when the other side doesn't read any more."""
         try:
             self.channel.write(data)
         except OSError:  # BrokenPipeError: the command has closed its stdin, or ended
@@ -76,12 +76,12 @@ class Channel(asyncssh.SSHClientSession[bytes]):
             return  # ended already
 
     def resize(self, columns: int, rows: int) -> None:
-        """Tell a terminal's size."""
+        """Send a new terminal size."""
         if not self.ended.done():
             self.channel.change_terminal_size(columns, rows)
 
     def close(self) -> None:
-        """Close it at once: nothing more is sent or received. `ended` resolves even if the server never confirms."""
+        """Close the channel at once and discard what is in flight. `ended` resolves even if the server never confirms."""
         self.channel.abort()
         if self._closing is None and not self.ended.done():
             self._closing = self._loop.call_later(_CLOSES_S, self._end)

@@ -1,4 +1,4 @@
-"""The door to a machine: logging in with one key, to a host that shows exactly the key it was given."""
+"""Login to a machine with one client key, to a host that presents exactly the expected host key."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["SSHShell", "connect"]
 
 
 async def connect(endpoint: Endpoint, client_key: str, *, timeout_s: float = 30.0) -> SSHShell:
-    """Log in with a private key (OpenSSH PEM text); the host has to show `endpoint.host_key`, checked before we log in.
+    """Log in with a private key (OpenSSH PEM text) after checking that the host presents `endpoint.host_key`.
 
-    While nothing answers, it is tried again until the time is up: machines boot. Raises AnotherHost for another host key,
-    SSHError when it does not let us in, MachineLost when it does not answer.
+    Retries until `timeout_s` while nothing answers: the machine may be booting. Raises AnotherHost for another host key,
+    SSHError when the host rejects the login, MachineLost when it doesn't answer.
     """
     where = f"{endpoint.host}:{endpoint.port}" if endpoint.unix_path is None else "the machine"  # a socket's path is internal
     try:
@@ -30,15 +30,15 @@ async def connect(endpoint: Endpoint, client_key: str, *, timeout_s: float = 30.
     except (asyncssh.KeyImportError, ValueError) as error:
         raise SSHError(f"cannot connect to {where}: a key is unreadable: {error}") from None
     deadline = time.monotonic() + timeout_s
-    # A machine's socket file is there as soon as the machine is: if not, waiting longer brings nothing.
-    patience = deadline if endpoint.unix_path is None else min(deadline, time.monotonic() + 2.0)
+    # A machine's socket file exists as soon as the machine does, so a longer wait for a missing socket is pointless.
+    retry_until = deadline if endpoint.unix_path is None else min(deadline, time.monotonic() + 2.0)
     while True:
         try:
             async with asyncio.timeout(max(0.01, deadline - time.monotonic())):
                 return SSHShell(Connection(await _connect_once(endpoint, options), where))
         except asyncssh.HostKeyNotVerifiable:
             raise AnotherHost(
-                f"the host key of {where} isn't its machine's: it is another host, or the creation was interrupted; "
+                f"the host key of {where} isn't the machine's: it's another host, or the creation was interrupted; "
                 "destroy the machine"
             ) from None
         except asyncssh.PermissionDenied:
@@ -46,7 +46,7 @@ async def connect(endpoint: Endpoint, client_key: str, *, timeout_s: float = 30.
         except asyncssh.KeyExchangeFailed as error:
             raise SSHError(f"{where}: key exchange failed: {error.reason}") from None
         except (OSError, asyncssh.Error) as error:
-            if time.monotonic() + 0.2 > patience:
+            if time.monotonic() + 0.2 > retry_until:
                 raise MachineLost(f"{where} does not answer SSH: {reason_of(error)}") from None
         await asyncio.sleep(0.1)
 
@@ -55,7 +55,7 @@ def _options(endpoint: Endpoint, client_key: str) -> dict[str, Any]:
     try:
         getpass.getuser()
     except (KeyError, OSError):
-        os.environ.setdefault("LOGNAME", "gibil")  # a uid without a name: asyncssh insists on one, and sends it nowhere
+        os.environ.setdefault("LOGNAME", "gibil")  # asyncssh fails for a uid without a name, and never sends the name
     host_key = asyncssh.import_public_key(endpoint.host_key)
     return {
         "username": endpoint.username,

@@ -1,4 +1,4 @@
-"""One SSH connection as a place to run commands: channels that take turns where the server allows few, and their results."""
+"""One SSH connection that runs commands: channels, a queue when the server's limit is reached, and results."""
 
 from __future__ import annotations
 
@@ -18,26 +18,29 @@ from gibil_bot.ssh.lean_asyncssh import asyncssh
 QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 
 _OPENS_S = 60.0
-"""How long the server may take to start a command, once it has a channel for it."""
-_CLEARS_UP_S = 3.0
-_ASK_AGAIN_S = 0.05
+"""How long the server may take to start a command after a channel is free."""
+_RELEASE_S = 3.0
+_RETRY_EVERY_S = 0.05
 _WINDOW = 16 * 1024 * 1024
 _PACKET = 128 * 1024
 _BLOCK = 256 * 1024
 
 
 class Connection:
-    """`where` is for messages. MachineLost: the connection is gone; SSHError: the server refuses."""
+    """An open SSH connection. Raises MachineLost when it is gone, SSHError when the server rejects a request.
+
+    `where` names the machine in messages.
+    """
 
     def __init__(self, connection: asyncssh.SSHClientConnection, where: str) -> None:
         self.where = where
         self._connection = connection
         self._channels = 0
-        """Open, or about to be."""
+        """Channels that are open or being opened."""
         self._channel_freed = asyncio.Event()
         sock = connection.get_extra_info("socket")
         self._nagle_socket = sock if QUICKACK is not None and sock is not None and sock.family != socket.AF_UNIX else None
-        """Until the first command has started, and on TCP only."""
+        """The socket until the first command has started, on TCP only. See `_acknowledge`."""
 
     @property
     def is_closed(self) -> bool:
@@ -56,11 +59,11 @@ class Connection:
         most_bytes: int = MOST_ANSWERED,
         stalls_s: float | None = None,
     ) -> Result:
-        """Run to the end. Cancelled, it closes the channel; what that means to the command is the server's affair.
+        """Run a command to its end. Cancelling closes the channel; the server decides what that does to the command.
 
-        Of both streams together at most `most_bytes` are kept: beyond that the channel is closed, and SSHError raised. An
-        exception of `on_output` closes it, too. `stalls_s`: how long the machine may take to read one block of the input, and
-        to end when it has all of it; then MachineLost.
+        Stores at most `most_bytes` of both streams together; more output closes the channel and raises SSHError. An exception
+        from `on_output` closes it, too, and is raised. `stalls_s` limits how long the machine may take to read one block of
+        input, and to end after the last block; then MachineLost is raised.
         """
         output = {"stdout": bytearray(), "stderr": bytearray()}
         problems: list[Exception] = []
@@ -76,7 +79,7 @@ class Connection:
             if on_output is not None and not problems:
                 try:
                     on_output(stream, data)
-                except Exception as error:  # it would take down the whole connection
+                except Exception as error:  # raised here, it would close the whole connection
                     problems.append(error)
             if problems:
                 output.clear()
@@ -96,7 +99,7 @@ class Connection:
         except TimeoutError:
             if stalls_s is None:
                 raise
-            raise MachineLost(f"{self.where} does not go on with a command: nothing happened for {stalls_s:g} s") from None
+            raise MachineLost(f"{self.where} stopped responding to a command: nothing happened for {stalls_s:g} s") from None
         finally:
             if not channel.ended.done():
                 channel.close()
@@ -108,7 +111,7 @@ class Connection:
 
     @property
     def server_version(self) -> str:
-        """What the server calls itself, without the protocol's version (RFC 4253, 4.2)."""
+        """The server's software version, without the protocol's version (RFC 4253, 4.2)."""
         return str(self._connection.get_extra_info("server_version", "")).removeprefix("SSH-2.0-")
 
     async def open(
@@ -119,12 +122,12 @@ class Connection:
         terminal: tuple[str, tuple[int, int]] | None = None,
         subsystem: str | None = None,
     ) -> Channel:
-        """Open a channel for a command or a subsystem, with a terminal where its type and its (columns, rows) are given.
+        """Open a channel for a command or a subsystem, with a pty when `terminal` (type, (columns, rows)) is given.
 
-        When the server has as many as it allows (sshd: MaxSessions), wait until one of ours ends.
+        At the server's limit of channels (sshd: MaxSessions), wait until another channel of this connection ends.
         """
         loop = asyncio.get_running_loop()
-        refused_until: float | None = None
+        retry_until: float | None = None
         while True:
             self._channel_freed.clear()
             acknowledging = asyncio.create_task(self._acknowledge()) if self._nagle_socket is not None else None
@@ -157,13 +160,13 @@ class Connection:
                 if self._channels > 0:
                     await self._channel_freed.wait()
                     continue
-                self._channel_freed.set()  # nobody else's end will wake those who wait
-                # The server may still be clearing up behind channels that have ended for us.
-                if refused_until is None:
-                    refused_until = loop.time() + _CLEARS_UP_S
-                if loop.time() > refused_until:
-                    raise SSHError(f"{self.where} refuses to run a command: {printable(error.reason)}") from None
-                await asyncio.sleep(_ASK_AGAIN_S)
+                self._channel_freed.set()  # no other channel is open, so none would wake the other waiters
+                # The server may not have released channels yet that have ended on our side.
+                if retry_until is None:
+                    retry_until = loop.time() + _RELEASE_S
+                if loop.time() > retry_until:
+                    raise SSHError(f"{self.where} doesn't run any command: {printable(error.reason)}") from None
+                await asyncio.sleep(_RETRY_EVERY_S)
                 continue
             except (asyncssh.Error, OSError) as error:
                 self._channels -= 1
@@ -181,7 +184,7 @@ class Connection:
         self._channel_freed.set()
 
     def _close_late(self, opening: asyncio.Future[Any]) -> None:
-        """A channel that opened after its caller was cancelled or timed out."""
+        """Close a channel that opened after its caller was cancelled or timed out."""
         if opening.cancelled() or opening.exception() is not None:
             self._channel_ended(opening)
             return
@@ -192,9 +195,9 @@ class Connection:
     async def _acknowledge(self) -> None:
         """Acknowledge packets at once, until cancelled: sshd leaves Nagle's algorithm on until its first command.
 
-        What it sends after the login then waits for the client's delayed acknowledgement, 40 ms. The kernel resets the option
-        by itself, so it is set again every millisecond until the first command has started. Login and first command at
-        OpenSSH on loopback, median of 20: 88 ms, and 138 ms without this.
+        Otherwise, what sshd sends after the login waits for the client's delayed acknowledgement, 40 ms. The kernel resets the
+        option by itself, so it is set again every millisecond until the first command has started. Login and first command
+        with OpenSSH on loopback, median of 20: 88 ms, and 138 ms without this.
         """
         assert self._nagle_socket is not None
         assert QUICKACK is not None
@@ -213,7 +216,7 @@ class Connection:
 
 
 async def _send(channel: Channel, stdin: AsyncIterator[bytes], stalls_s: float | None) -> None:
-    """Raises TimeoutError when the server takes no block for that long."""
+    """Send all input. Raises TimeoutError when the server doesn't accept a block within `stalls_s`."""
     async for block in stdin:
         async with asyncio.timeout(stalls_s):
             if not await channel.send(block):
@@ -222,7 +225,7 @@ async def _send(channel: Channel, stdin: AsyncIterator[bytes], stalls_s: float |
 
 
 async def send_input(channel: Channel, stdin: AsyncIterator[bytes], stalls_s: float | None) -> None:
-    """Send a command's input and its end; returns when the command ends first. Raises what the iterator raises."""
+    """Send input and its end; returns early if the command ends before the iterator. Raises what the iterator raises."""
     sending = asyncio.create_task(_send(channel, stdin, stalls_s))
     try:
         await asyncio.wait({sending, channel.ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -232,17 +235,17 @@ async def send_input(channel: Channel, stdin: AsyncIterator[bytes], stalls_s: fl
         sending.cancel()
         await asyncio.wait({sending})
         if not sending.cancelled():
-            sending.exception()  # raised above, or of no interest since the command has ended
+            sending.exception()  # raised above, or irrelevant because the command has ended
 
 
 async def blocks(data: bytes) -> AsyncIterator[bytes]:
-    """In pieces, so that sending has back-pressure."""
+    """Split data into blocks, so that sending has back-pressure."""
     for start in range(0, len(data), _BLOCK):
         yield data[start : start + _BLOCK]
 
 
 def reason_of(error: Exception) -> str:
-    """What a library's exception says, in a few words."""
+    """Return a library's exception as a short reason for a message."""
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)
     return printable(getattr(error, "reason", None) or str(error)) or type(error).__name__

@@ -33,31 +33,31 @@ _BLOB_START = len(_TYPE).to_bytes(4, "big") + _TYPE + _RAW_SIZE.to_bytes(4, "big
 
 
 def public_line(private_key: str) -> str:
-    """`ssh-ed25519 AAAA…` of an unencrypted private key in OpenSSH's PEM form. Raises UsageError for any other text."""
+    """Return the public line, `ssh-ed25519 AAAA…`, of an unencrypted private key in OpenSSH's PEM format. Raises UsageError."""
     lines = private_key.strip().splitlines()
     try:
         data = base64.b64decode("".join(lines[1:-1]), validate=True)
     except binascii.Error:
         data = b""
     if not data.startswith(_MAGIC):
-        raise UsageError("the host key of a machine has to be an ed25519 private key in OpenSSH's PEM form")
+        raise UsageError("the host key of a machine has to be an ed25519 private key in OpenSSH's PEM format")
     rest = data[len(_MAGIC) :]
     for _name in ("cipher", "key derivation", "its options"):
         _field, rest = _string(rest)
-    blob, _private = _string(rest[4:])  # behind the number of keys
+    blob, _private = _string(rest[4:])  # after the number of keys
     if not blob.startswith(_BLOB_START) or len(blob) != len(_BLOB_START) + _RAW_SIZE:
         raise UsageError("the host key of a machine has to be an ed25519 key")
     return f"ssh-ed25519 {base64.b64encode(blob).decode()}"
 
 
 def to_label(line: str) -> str:
-    """The public key as 45 characters that may be a label's value: letters, digits, `-`, `_`, a letter at both ends."""
+    """Encode a public key as a valid label value of 45 characters: letters, digits, `-`, `_`, a letter at both ends."""
     raw = base64.b64decode(line.split()[1])[-_RAW_SIZE:]
     return f"k{base64.urlsafe_b64encode(raw).decode().rstrip('=')}k"
 
 
 def from_label(value: str) -> str | None:
-    """The public line again; None for a value that `to_label` did not make."""
+    """Decode a label value to the public line. Return None for a value that `to_label` didn't generate."""
     try:
         raw = base64.b64decode(value[1:-1] + "=", altchars=b"-_", validate=True)
     except binascii.Error:
@@ -68,27 +68,27 @@ def from_label(value: str) -> str | None:
 
 
 def _string(data: bytes) -> tuple[bytes, bytes]:
-    """A length-prefixed string, and what follows it (RFC 4251 section 5)."""
+    """Split a length-prefixed string from the data after it (RFC 4251 section 5)."""
     size = int.from_bytes(data[:4], "big")
     return data[4 : 4 + size], data[4 + size :]
 
 
 HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
 MARK = "/etc/gibil/host-key-lasts"
-"""Until it exists, the only command that comes is the one that makes it: it waits for nothing (cloudinit.py, sshrc)."""
+"""Until this file exists, gibil sends only the command that creates it, without waiting for the boot (cloudinit.py, sshrc)."""
 
 _SEND_S = 30.0
-_TAKEN_S = 10.0
-"""How long sshd may take from the signal until it shows the new key."""
-_LOOK_EVERY_S = 0.05
+_RELOAD_S = 10.0
+"""How long sshd may take from the signal until it presents the new key."""
+_POLL_EVERY_S = 0.05
 
 
 async def enter(endpoint: Endpoint, host_key: str, connect: Callable[[Endpoint], Awaitable[Shell]]) -> Shell:
-    """Log in to a machine that was just created: the connection to one that shows its lasting host key, and has proved it.
+    """Log in to a machine that was just created, replace its first host key, and return a connection under the lasting key.
 
-    `host_key`: the private half of `endpoint.host_key`, OpenSSH PEM. Raises what `connect` raises, and SSHError when the
-    machine does not take it. The connection that comes back is a second one: to see the new key shown, one has to be made
-    anyway, and what is done on it was never under the key that others can read.
+    `host_key` is the private half of `endpoint.host_key` (OpenSSH PEM). Raises what `connect` raises, and SSHError when the
+    machine doesn't install the key. The returned connection is a second one: checking that sshd presents the new key needs a
+    new connection anyway, and nothing on it is ever protected by only the key that others can read.
     """
     lasting = replace(endpoint, first_host_key=None)
     if endpoint.first_host_key is None:
@@ -96,23 +96,23 @@ async def enter(endpoint: Endpoint, host_key: str, connect: Callable[[Endpoint],
     try:
         shell = await connect(replace(lasting, host_key=endpoint.first_host_key))
     except AnotherHost:
-        return await connect(lasting)  # this creation came that far before
+        return await connect(lasting)  # an earlier attempt of this creation has replaced it
     try:
         await _send(shell, host_key)
-        deadline = time.monotonic() + _TAKEN_S
+        deadline = time.monotonic() + _RELOAD_S
         while True:
             try:
                 return await connect(lasting)
-            except AnotherHost:  # sshd is about to take it
+            except AnotherHost:  # sshd hasn't loaded the new key yet
                 if time.monotonic() > deadline:
                     raise
-            await asyncio.sleep(_LOOK_EVERY_S)
+            await asyncio.sleep(_POLL_EVERY_S)
     finally:
         await shell.close()
 
 
 def replace_script(host_key: str) -> str:
-    """POSIX sh that makes the key on its stdin the machine's. It holds the public half only, to know it by."""
+    """Return POSIX sh that installs the host key from its stdin. The script has only the public half, to check for."""
     mark_folder = MARK.rpartition("/")[0]
     return script("host_key_replace", HOST_KEY=HOST_KEY, MARK=MARK, MARK_FOLDER=mark_folder, PUBLIC=public_line(host_key))
 
@@ -121,7 +121,7 @@ async def _send(shell: Shell, host_key: str) -> None:
     try:
         done = await shell.run(replace_script(host_key), stdin=f"{host_key.strip()}\n".encode(), timeout_s=_SEND_S)
     except TimeoutError:
-        raise SSHError(f"the new machine did not take its host key within {_SEND_S:.0f} s") from None
+        raise SSHError(f"the new machine didn't install its host key within {_SEND_S:.0f} s") from None
     if done.exit_status != 0:
-        said = last_line(done.stderr, f"exit status {done.exit_status}")
-        raise SSHError(f"the new machine does not take its host key: {said}")
+        reason = last_line(done.stderr, f"exit status {done.exit_status}")
+        raise SSHError(f"the new machine can't install its host key: {reason}")

@@ -1,11 +1,11 @@
-"""Starting jobs through the SSH server of a local machine, whose PID 1 knows how they end. Pure.
+"""Requests to the SSH server of a local machine, whose PID 1 starts jobs and knows their exit status. No I/O.
 
-A server that calls itself SERVER_VERSION has two subsystems (RFC 4254, 6.5). The request is the whole input:
+A server whose version string is SERVER_VERSION has two subsystems (RFC 4254, 6.5). The request is the whole input:
 
     START_JOB   the job as JSON → on stderr the line of a start: gibil:started, gibil:again, or gibil:failed REASON
-    JOB_STATUS  the id of a job → on stdout, once it has ended, "exit STATUS", or "unknown" for one that was not started here
+    JOB_STATUS  the id of a job → on stdout, after its end, "exit STATUS", or "unknown" for a job that PID 1 didn't start
 
-Everything else about a job is as scripts/jobs.py says, and done by its scripts.
+Everything else about a job is described in scripts/jobs.py and done by its scripts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MOST_REQUESTED = 32 * 1024 * 1024
 
 
 def start_request(job: Job) -> bytes:
-    """Raises UsageError for a job that cannot be started anywhere."""
+    """Return the request that starts a job. Raises UsageError for a job that can't be started on any machine."""
     check_job(job)
     request = {
         "folder": job.id,
@@ -39,15 +39,15 @@ def start_request(job: Job) -> bytes:
     }
     data = json.dumps(request).encode()
     if len(data) > MOST_REQUESTED:
-        raise UsageError(f"job {job.id}: its script and environment are {len(data)} bytes; {MOST_REQUESTED} are possible")
+        raise UsageError(f"job {job.id}: its script and environment have {len(data)} bytes, more than {MOST_REQUESTED}")
     return data
 
 
 def read_status(answer: bytes) -> int | None:
-    """None: unknown. Raises BadAnswer."""
+    """Parse the answer to JOB_STATUS; None: unknown job. Raises BadAnswer."""
     word, _, rest = answer.decode("ascii", "replace").strip().partition(" ")
     if word == "unknown":
         return None
     if word != "exit":
-        raise BadAnswer("the machine's server does not say how a job ended")
+        raise BadAnswer("the machine's server didn't answer with the exit status of a job")
     return exit_status(rest)

@@ -1,6 +1,6 @@
-"""Detached jobs of a machine: following their output, their list, and what they printed.
+"""Detached jobs of a machine: follow their output, list them, print their output.
 
-scripts/jobs.py describes their folders.
+scripts/jobs.py describes their directories.
 """
 
 from __future__ import annotations
@@ -23,39 +23,39 @@ if TYPE_CHECKING:
     from gibil_bot.ssh.channel import Channel  # imports asyncssh, which listing jobs and machines doesn't need
 
 _HIGH_WATER = 4 * 1024 * 1024
-"""Bytes that wait for the reader before the machine is told to pause."""
+"""The machine has to pause when this many bytes wait for the reader."""
 _LINE_BYTES = 2 * RETURN_BYTES
-"""A line for us is never longer: a file of RETURN_BYTES takes four thirds of it."""
+"""The longest line that our scripts print: a file of RETURN_BYTES takes four thirds of its size in base64."""
 _MANY_PIECES = 1024
-"""Waiting pieces are joined beyond this count: each costs memory of its own, and a machine may send bytes one by one."""
+"""Waiting pieces are joined beyond this count: each needs its own memory, and a machine may send single bytes."""
 
 
 class JobFollower:
-    """`channel` runs a script of scripts/jobs.py that follows a file: its stdout is the file, its stderr lines for us.
+    """Reader of a script of scripts/jobs.py that follows a file: the script sends the file on stdout, status lines on stderr.
 
-    `wake` is set whenever there is something new to look at.
+    `channel` runs the script. `wake` is set whenever something new has arrived.
     """
 
     def __init__(self, stream: str, offset: int) -> None:
         self.stream = stream
         self.offset = offset
-        """Where the next byte that nobody took yet is in the file."""
+        """Position in the file of the next byte that the caller hasn't taken yet."""
         self.wake = asyncio.Event()
         self.started: bool | None = None
-        """Only after a start: True: it runs now; False: it was started before."""
+        """Only after a start. True: the job runs now; False: it was started before."""
         self.separate = False
         self.failed = ""
-        self.said = ""
-        """The last line without `gibil:` among those on stderr: a complaint of a shell or the server."""
+        self.complaint = ""
+        """The last line on stderr without `gibil:`: an error from a shell or the server."""
         self.unknown = False
         self.lost = False
         self.cut = False
         self.exit_status: int | None = None
         self.files: dict[str, bytes] = {}
-        """What the job's `returns` held; whole once the exit status is known."""
+        """Contents of the job's `returns`; complete when the exit status is known."""
         self._begun_at = offset
         self._final_size: int | None = None
-        """None, with an exit status: everything that comes until the channel ends, when that is less than AT_ONCE_BYTES."""
+        """None with an exit status: the final size is what arrives until the channel ends, if less than AT_ONCE_BYTES."""
         self._waiting: list[bytes] = []
         self._waiting_size = 0
         self._lines = bytearray()
@@ -70,7 +70,7 @@ class JobFollower:
                 self._lines = bytearray(rest)
                 for line in lines:
                     self._read_line(line.decode("utf-8", "surrogateescape"))
-            if len(self._lines) > _LINE_BYTES:  # not from a script of ours
+            if len(self._lines) > _LINE_BYTES:  # none of our scripts prints such a line
                 self._lines.clear()
         else:
             self._waiting.append(data)
@@ -83,7 +83,7 @@ class JobFollower:
         self.wake.set()
 
     def take(self) -> bytes:
-        """What has come since the last call; the offset moves past it."""
+        """Return the data since the last call, and move the offset past it."""
         data = b"".join(self._waiting) if len(self._waiting) != 1 else self._waiting[0]
         self._waiting.clear()
         self._waiting_size = 0
@@ -95,7 +95,7 @@ class JobFollower:
 
     @property
     def complete(self) -> bool:
-        """The job has ended and all that it wrote before was taken. (What others write to its output later is not its own.)"""
+        """Whether the job has ended and all of its output was taken. (What other processes append later isn't the job's.)"""
         if self.exit_status is None or self._waiting:
             return False
         if self._final_size is not None:
@@ -104,8 +104,8 @@ class JobFollower:
         return ended_well and self.offset - self._begun_at < AT_ONCE_BYTES
 
     @property
-    def broken_off(self) -> bool:
-        """The channel ended, and everything that came through it was taken."""
+    def interrupted(self) -> bool:
+        """Whether the channel has ended and all its data was taken."""
         return self.channel is not None and self.channel.ended.done() and not self._waiting
 
     def close(self) -> None:
@@ -116,7 +116,7 @@ class JobFollower:
         word, _, rest = line.partition(" ")
         match word:
             case _ if not word.startswith("gibil:") or word == "gibil:":
-                self.said = printable(line) or self.said
+                self.complaint = printable(line) or self.complaint
             case "gibil:started":
                 self.started = True
             case "gibil:again":
@@ -130,7 +130,7 @@ class JobFollower:
             case "gibil:cut":
                 self.cut = True
             case "gibil:failed":
-                self.failed = self.failed or printable(rest) or "no reason given"  # the launcher only sees that it ended
+                self.failed = self.failed or printable(rest) or "no reason given"  # the launcher knows only that it ended
             case "gibil:file":
                 content, _, path = rest.partition(" ")
                 if len(self.files) < MAX_RETURNS:
@@ -147,12 +147,12 @@ class JobFollower:
 def _decoded(content: str) -> bytes:
     try:
         return base64.b64decode(content)
-    except ValueError:  # the machine belongs to its jobs: one may have put something else in the place of base64
+    except ValueError:  # jobs control the machine, so one may have written something that isn't base64
         return b""
 
 
 JOBS_BYTES = 8 * 1024 * 1024
-"""The longest list of jobs that is read."""
+"""The longest list of jobs that is read, in bytes."""
 _COMMAND_BYTES = 2000
 _STATUSES = ("running", "exited", "lost")
 _FIELDS = 6
@@ -160,7 +160,7 @@ _FIELDS = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobEntry:
-    """`status`: running, exited, or lost (its supervisor was killed, so nobody knows how it ended)."""
+    """One job. `status`: running, exited, or lost (its supervisor was killed, so its exit status is unknown)."""
 
     id: str
     status: str
@@ -168,7 +168,7 @@ class JobEntry:
     started_at: datetime
     ended_at: datetime | None
     script: str
-    """Its beginning."""
+    """The beginning of the job's script."""
 
 
 def job_view(job: JobEntry) -> dict[str, object]:
@@ -184,12 +184,12 @@ def job_view(job: JobEntry) -> dict[str, object]:
 
 
 def list_jobs_command() -> str:
-    """POSIX sh whose output `read_jobs` reads."""
+    """Return POSIX sh that lists the jobs, for `read_jobs`."""
     return script("job_list", COMMAND_BYTES=str(_COMMAND_BYTES))
 
 
 def read_jobs(answer: bytes) -> list[JobEntry]:
-    """What that command answered, oldest first. Folders whose files aren't those of a job are left out."""
+    """Parse the output of `list_jobs_command`, oldest job first. Skips directories that don't contain a valid job."""
     fields = answer.decode("utf-8", "replace").split("\0")[:-1]
     jobs = []
     for start in range(0, len(fields) - _FIELDS + 1, _FIELDS):
@@ -214,6 +214,6 @@ def _read_job(name: str, status: str, code: str, started: str, ended: str, scrip
 
 
 def print_job(job_id: str) -> str:
-    """POSIX sh that prints what a job has printed so far, each stream to its own; 4: there is no such job."""
+    """Return POSIX sh that prints a job's output so far, each stream to its own; exit status 4: no such job."""
     check_job_id(job_id)
     return f'j=$HOME/.gibil/jobs/{job_id}; [ -e "$j/out" ] || exit 4; cat "$j/out"; [ -e "$j/err" ] || exit 0; cat "$j/err" >&2'

@@ -1,8 +1,8 @@
 """Commands, detached jobs and files on one machine: ports.Shell over one SSH connection.
 
-OpenSSH's server kills nothing when a channel is closed (measured: not on close, not on a signal request), so every command
-carries a tag in its environment and is killed by a second command that looks for the tag. What happens on the far side is
-the text in scripts/commands.py and scripts/jobs.py.
+OpenSSH's server kills nothing when a channel is closed (measured: neither on close nor on a signal request), so every command
+carries a tag in its environment and is killed by a second command that searches for the tag. scripts/commands.py and
+scripts/jobs.py contain the scripts that run on the machine.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from gibil_bot.ssh.jobs import JobFollower
 _CLEANUP_S = 15.0
 _START_S = 60.0
 _UNATTACHED_S = 5.0
-"""How long the output of a job that was just started is kept flowing for an attach that is about to come."""
+"""How long a started job's output is read ahead for the attach that usually follows."""
 _REATTACHES = 5
-_AGREES_S = 1.0
-"""How much later the end of a job may be known to the server than to the scripts that follow it."""
+_STATUS_LAG_S = 1.0
+"""How much later than the scripts that follow a job the server may learn of its end."""
 _SILENT_S = 15.0
-"""How long what follows a job may say nothing after the job is known to have ended: processes of the machine may stop it."""
+"""How long a script that follows a job may stay silent after the job's end is known: other processes may have stopped it."""
 _STALLS_S = 120.0
 """How long a machine may take to store one block of a file."""
 
@@ -41,7 +41,7 @@ class SSHShell:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._background: set[asyncio.Task[None]] = set()
-        self._kept: dict[str, JobFollower] = {}
+        self._unattached: dict[str, JobFollower] = {}
 
     @property
     def is_closed(self) -> bool:
@@ -60,22 +60,22 @@ class SSHShell:
         most_bytes: int = MOST_ANSWERED,
         tag: str | None = None,
     ) -> Result:
-        """See ports.Shell. An exception of `on_output` ends the command and is raised; the connection stays as it is."""
+        """See ports.Shell. An exception from `on_output` ends the command and is raised; the connection remains usable."""
         if not script.strip():
-            raise UsageError("there is no command: the script is empty")
+            raise UsageError("the script is empty: there is no command to run")
         tag = tag or f"run-{secrets.token_hex(8)}"
         commands.check_job_id(tag)
         command = commands.run_command(tag, script, with_env=bool(env))
         if env:
             first = commands.export_line(env)
-            stdin = first + stdin if isinstance(stdin, bytes) else _after(first, stdin)
+            stdin = first + stdin if isinstance(stdin, bytes) else _prepend(first, stdin)
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._connection.execute(command, stdin, on_output, keep_output=keep_output, most_bytes=most_bytes)
         except MachineLost:
             raise
-        except BaseException as error:  # it takes too long, prints too much, or is cancelled
-            await self._see_through(self._kill_run(tag))
+        except BaseException as error:  # a timeout, too much output, or a cancellation
+            await self._finish_shielded(self._kill_run(tag))
             if isinstance(error, TimeoutError):
                 where = self._connection.where
                 raise CommandTimeout(f"{where} did not finish a command within {timeout_s:g} s; it was killed") from None
@@ -91,9 +91,9 @@ class SSHShell:
             raise CommandTimeout(f"{self._connection.where} did not send {signal} within {_CLEANUP_S:g} s") from None
 
     async def start(self, job: Job) -> None:
-        """See ports.Shell. The same command goes on to send the output, for the attach that usually follows.
+        """See ports.Shell. The same command then sends the output, for the attach that usually follows.
 
-        A local machine's own PID 1 starts the job.
+        On a local machine, PID 1 starts the job.
         """
         command: str | None = None
         if self._has_supervisor:
@@ -121,7 +121,7 @@ class SSHShell:
             follow.close()
             raise
         if follow.started and not self._has_supervisor:
-            follow.wake.set()  # what came together with the handshake
+            follow.wake.set()  # output may have come together with the handshake
             self._keep(job.id, follow)
             return
         follow.close()
@@ -130,24 +130,24 @@ class SSHShell:
         if follow.failed:
             raise JobNotStarted(f"The machine could not start job {job.id}: {follow.failed}")
         if not self._connection.is_closed and follow.channel.exit_status is not None:
-            said = f": {follow.said}" if follow.said else ""
+            detail = f": {follow.complaint}" if follow.complaint else ""
             raise JobNotStarted(
-                f"The machine could not start job {job.id}: its shell ended with status {follow.channel.exit_status}{said}"
+                f"The machine could not start job {job.id}: its shell ended with status {follow.channel.exit_status}{detail}"
             )
         raise MachineLost(f"{self._connection.where} could not start job {job.id}: the connection ended")
 
     async def attach(self, job_id: str, *, stdout_from: int = 0, stderr_from: int = 0) -> AsyncGenerator[Chunk | Exit, None]:
         """See ports.Shell."""
         commands.check_job_id(job_id)
-        kept = self._kept.pop(job_id, None)
-        if kept is not None and (stdout_from > 0 or (kept.broken_off and not kept.complete)):
+        kept = self._unattached.pop(job_id, None)
+        if kept is not None and (stdout_from > 0 or (kept.interrupted and not kept.complete)):
             kept.close()
             kept = None
         wake = asyncio.Event()
         follows = [kept or await self._follow(job_id, "stdout", stdout_from)]
         reattaches = 0
-        known = asyncio.create_task(self._known_status(job_id))
-        known.add_done_callback(lambda _: wake.set())
+        supervisor = asyncio.create_task(self._supervisor_status(job_id))
+        supervisor.add_done_callback(lambda _: wake.set())
         try:
             while True:
                 for index, follow in enumerate(follows):
@@ -159,13 +159,13 @@ class SSHShell:
                     if data := follow.take():
                         reattaches = 0
                         yield Chunk(data, follow.offset, follow.stream)
-                    if follow.broken_off and not follow.complete:
+                    if follow.interrupted and not follow.complete:
                         reattaches += 1
-                        problem = self._what_is_gone(job_id, follow, reattaches)
+                        problem = self._lost_error(job_id, follow, reattaches)
                         if problem is not None:
-                            # PID 1 knows the end all the same, of a job that it started; the rest of the output is lost
-                            await asyncio.wait({known}, timeout=_AGREES_S if follow.lost else None)
-                            if not known.done() or (status := await known) is None:
+                            # PID 1 still knows the exit status of a job that it started; the rest of the output is lost.
+                            await asyncio.wait({supervisor}, timeout=_STATUS_LAG_S if follow.lost else None)
+                            if not supervisor.done() or (status := await supervisor) is None:
                                 raise problem
                             yield Exit(status, follows[0].files, output_cut=True)
                             return
@@ -177,11 +177,11 @@ class SSHShell:
                 if all(follow.complete for follow in follows):
                     claimed = follows[0].exit_status
                     assert claimed is not None
-                    await asyncio.wait({known}, timeout=_AGREES_S)
-                    is_early = not known.done()
-                    status = await known
+                    await asyncio.wait({supervisor}, timeout=_STATUS_LAG_S)
+                    is_early = not supervisor.done()
+                    status = await supervisor
                     if is_early and status is not None:
-                        # Another process claimed that it had ended. What it has printed since is still to come.
+                        # Another process faked the job's end. The job's output since then is still to come.
                         for index, follow in enumerate(follows):
                             follow.close()
                             follows[index] = await self._follow(job_id, follow.stream, follow.offset)
@@ -189,12 +189,15 @@ class SSHShell:
                         continue
                     yield Exit(claimed if status is None else status, follows[0].files, follows[0].cut)
                     return
-                if not await _wake(wake, _SILENT_S if known.done() else None) and (status := await known) is not None:
+                if (
+                    not await _wait_for(wake, _SILENT_S if supervisor.done() else None)
+                    and (status := await supervisor) is not None
+                ):
                     yield Exit(status, follows[0].files, output_cut=True)
                     return
                 wake.clear()
         finally:
-            await _drop(known)
+            await _cancel(supervisor)
             for follow in follows:
                 follow.close()
 
@@ -202,23 +205,23 @@ class SSHShell:
         """See ports.Shell."""
         commands.check_job_id(job_id)
         reattaches = 0
-        known = asyncio.create_task(self._known_status(job_id))
+        supervisor = asyncio.create_task(self._supervisor_status(job_id))
         try:
             while True:
                 follow = JobFollower("stdout", 0)
                 follow.channel = await self._connection.open(jobs.wait_command(job_id), follow.on_data)
                 try:
-                    if (silent := await _ended_or_silent(known, follow.channel)) is not None:
+                    if (silent := await _ended_or_silent(supervisor, follow.channel)) is not None:
                         return Exit(silent, follow.files, output_cut=True)
                 finally:
                     follow.close()
                 problem: JobLost | None = None
                 if follow.exit_status is None:
                     reattaches += 1
-                    problem = self._what_is_gone(job_id, follow, reattaches)
+                    problem = self._lost_error(job_id, follow, reattaches)
                     if problem is None:
                         continue
-                status = None if follow.lost else await known
+                status = None if follow.lost else await supervisor
                 if status is None:
                     if problem is not None:
                         raise problem
@@ -226,10 +229,10 @@ class SSHShell:
                 assert status is not None
                 return Exit(status, follow.files, follow.cut or problem is not None)
         finally:
-            await _drop(known)
+            await _cancel(supervisor)
 
     async def kill(self, job_id: str, *, grace_s: float = 5.0) -> None:
-        """See ports.Shell. An unknown job is not a failure. Raises SSHError when something of it does not die."""
+        """See ports.Shell. An unknown job isn't a failure. Raises SSHError when a process of the job can't be killed."""
         try:
             async with asyncio.timeout(grace_s + _CLEANUP_S):
                 result = await self._connection.execute(commands.kill_job_command(job_id, grace_s))
@@ -239,7 +242,7 @@ class SSHShell:
             raise SSHError(f"some processes of job {job_id} on {self._connection.where} can't be killed; destroy the machine")
 
     async def put(self, path: str, content: AsyncIterator[bytes] | bytes, *, mode: int = 0o644) -> None:
-        """See ports.Shell. The folder has to exist. Raises SSHError when the machine cannot store it (no folder, disk full)."""
+        """See ports.Shell. The directory has to exist. Raises SSHError when the machine can't store the file (disk full …)."""
         if not path or "\0" in path:
             raise UsageError(f"{path!r} is not a path on a machine")
         tag = f"gibil-{secrets.token_hex(8)}"
@@ -258,7 +261,7 @@ class SSHShell:
                     sent += len(block)
                     yield block
 
-            # Only we know that all was sent, so the file is moved into place by a command of its own.
+            # Only this side knows that everything was sent, so a second command moves the file to its path.
             result = await self._connection.execute(commands.put_command(path, mode, tag, None), counted(), stalls_s=_STALLS_S)
             self._check_stored(path, result)
             if number(result.stdout.strip()) != sent:
@@ -268,21 +271,21 @@ class SSHShell:
         except BadAnswer as error:
             raise SSHError(f"cannot write {path} on {self._connection.where}: {error.message}") from None
         except SSHError:
-            raise  # the command has cleaned up itself
+            raise  # the command has removed its temporary file
         except BaseException:
-            await self._see_through(self._try_execute(commands.put_abandon_command(path, tag)))
+            await self._finish_shielded(self._try_execute(commands.put_abandon_command(path, tag)))
             raise
 
     async def open_channel(
         self, command: str, on_data: Callable[[str, bytes], None], *, terminal: tuple[str, tuple[int, int]] | None = None
     ) -> Channel:
-        """A command that somebody talks with, for a terminal's type and (columns, rows) on a pty. Beyond ports.Shell."""
+        """Open an interactive command, on a pty if `terminal` (type, (columns, rows)) is given. Not part of ports.Shell."""
         return await self._connection.open(command, on_data, terminal=terminal)
 
     async def close(self) -> None:
         """See ports.Shell."""
-        for job_id in list(self._kept):
-            self._kept.pop(job_id).close()
+        for job_id in list(self._unattached):
+            self._unattached.pop(job_id).close()
         if self._background:
             await asyncio.wait(self._background, timeout=_CLEANUP_S)
         await self._connection.close()
@@ -300,21 +303,21 @@ class SSHShell:
         return follow
 
     def _keep(self, job_id: str, follow: JobFollower) -> None:
-        self._kept[job_id] = follow
+        self._unattached[job_id] = follow
 
         def drop() -> None:
-            if self._kept.get(job_id) is follow:
-                self._kept.pop(job_id).close()
+            if self._unattached.get(job_id) is follow:
+                self._unattached.pop(job_id).close()
 
         asyncio.get_running_loop().call_later(_UNATTACHED_S, drop)
 
     @property
     def _has_supervisor(self) -> bool:
-        """Whether the server starts jobs itself, and knows how they end."""
+        """Whether the server starts jobs itself, and knows their exit status."""
         return self._connection.server_version == SERVER_VERSION
 
-    async def _known_status(self, job_id: str) -> int | None:
-        """How a job ended, once it has, from the server that waits for it; None: only the machine's files record it."""
+    async def _supervisor_status(self, job_id: str) -> int | None:
+        """Wait for a job's end and return its exit status from the server; None: only files on the machine have it."""
         if not self._has_supervisor:
             return None
         answer = bytearray()
@@ -337,8 +340,8 @@ class SSHShell:
         except BadAnswer:
             return None
 
-    def _what_is_gone(self, job_id: str, follow: JobFollower, reattaches: int) -> JobLost | None:
-        """Why it can't be followed again. Raises MachineLost."""
+    def _lost_error(self, job_id: str, follow: JobFollower, reattaches: int) -> JobLost | None:
+        """Return why the job can't be followed again; None: try again. Raises MachineLost."""
         if self._connection.is_closed:
             raise self._connection.gone()
         if follow.lost:
@@ -346,13 +349,13 @@ class SSHShell:
                 f"job {job_id} vanished without an exit status: its supervisor was killed by something on the machine"
             )
         if follow.unknown:
-            return JobLost(f"there is no job {job_id} on the machine: it was never started, or its files were removed")
+            return JobLost(f"there is no job {job_id} on the machine: it was never started, or its files were deleted")
         if reattaches > _REATTACHES:
-            said = f": {follow.said}" if follow.said else ""
-            return JobLost(f"the output of job {job_id} on the machine cannot be followed any more{said}")
+            detail = f": {follow.complaint}" if follow.complaint else ""
+            return JobLost(f"the output of job {job_id} on the machine can't be followed any more{detail}")
         return None
 
-    # --- ends ---------------------------------------------------------------------------------------------------
+    # --- cleanup ---------------------------------------------------------------------------------------------------
 
     async def _kill_run(self, tag: str) -> None:
         await self._try_execute(commands.kill_run_command(tag))
@@ -362,40 +365,40 @@ class SSHShell:
             async with asyncio.timeout(_CLEANUP_S):
                 await self._connection.execute(command)
 
-    async def _see_through(self, cleanup: Coroutine[Any, Any, None]) -> None:
-        """Await a cleanup that goes on when we are cancelled (again); `close` waits for it."""
+    async def _finish_shielded(self, cleanup: Coroutine[Any, Any, None]) -> None:
+        """Await a cleanup that continues when the caller is cancelled (again); `close` waits for it."""
         task = asyncio.create_task(cleanup)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         await asyncio.shield(task)
 
 
-async def _wake(event: asyncio.Event, timeout_s: float | None) -> bool:
-    """Wait for the event; False when it is not set within that time."""
+async def _wait_for(event: asyncio.Event, timeout_s: float | None) -> bool:
+    """Wait for the event; return False when it isn't set in time."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
             return await event.wait()
     return False
 
 
-async def _ended_or_silent(known: asyncio.Task[int | None], channel: Channel) -> int | None:
-    """Wait for the channel's end. The job's status, when that is known and the channel doesn't end in spite of it."""
-    either: set[asyncio.Future[Any]] = {known, channel.ended}
+async def _ended_or_silent(supervisor: asyncio.Task[int | None], channel: Channel) -> int | None:
+    """Wait for the channel's end. Return the job's status if that is known and the channel stays open and silent."""
+    either: set[asyncio.Future[Any]] = {supervisor, channel.ended}
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     if channel.ended.done():
         return None
-    status = await known
+    status = await supervisor
     done, _ = await asyncio.wait({channel.ended}, timeout=None if status is None else _SILENT_S)
     return None if done else status
 
 
-async def _drop(task: asyncio.Task[Any]) -> None:
-    """Cancel a task and wait for its end, whatever it is."""
+async def _cancel(task: asyncio.Task[Any]) -> None:
+    """Cancel a task and wait until it has ended, ignoring its result."""
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def _after(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _prepend(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     yield first
     async for block in rest:
         yield block

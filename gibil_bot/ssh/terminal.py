@@ -1,6 +1,6 @@
-"""A person at a machine: our terminal and its, keys and output, resizing, until the far side ends.
+"""Interactive commands: connect the local terminal to a pty on the machine until the command ends.
 
-Where stdin is no terminal, a command is talked with through pipes, as `ssh host command` does.
+If stdin isn't a terminal, the command gets pipes, as with `ssh host command`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ HUNG_UP = 130
 
 
 async def talk(shell: Shell, command: str, stdin: AsyncIterator[bytes]) -> int:
-    """Run a command that has our stdin, stdout and stderr; on a pty when stdin is a terminal. Its exit status.
+    """Run a command with our stdin, stdout and stderr, on a pty when stdin is a terminal. Return its exit status.
 
-    `stdin`: the blocks of our stdin, which are sent when it isn't a terminal.
-    130 when our terminal is closed first, as after the SIGHUP that comes with that and may be late.
-    Raises MachineLost when the connection ends first. Our terminal is as before afterwards, whatever happens.
+    `stdin` yields the blocks of our stdin; they are sent if it isn't a terminal.
+    Returns 130 when our terminal is closed first, the same status as for the SIGHUP that follows and may come late.
+    Raises MachineLost when the connection ends first. Always restores the settings of our terminal.
     """
     if not isinstance(shell, SSHShell):
-        raise SSHError("this machine is not reached over SSH: there is no terminal on it")
+        raise SSHError("this machine has no SSH connection, so it can't provide a terminal")
     terminal = None
     if os.isatty(_STDIN):
         terminal = os.environ.get("TERM") or "vt100", _size()
@@ -56,7 +56,7 @@ async def talk(shell: Shell, command: str, stdin: AsyncIterator[bytes]) -> int:
 
 
 def _show_on_terminal(stream: str, data: bytes) -> None:
-    """Write output until our terminal is closed; that is noticed where its keys are read."""
+    """Write output and ignore errors of a closed terminal; `_keys` detects that."""
     with contextlib.suppress(OSError):
         _show(stream, data)
 
@@ -77,7 +77,7 @@ def _size() -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _keys(channel: Channel) -> Iterator[Callable[[], bool]]:
-    """Every key goes to the machine, Ctrl-C too. The function tells whether our terminal was closed."""
+    """Send every key to the machine, including Ctrl-C. Yields a function that returns whether our terminal was closed."""
     loop = asyncio.get_running_loop()
     is_gone = False
     before = termios.tcgetattr(_STDIN)
@@ -98,7 +98,7 @@ def _keys(channel: Channel) -> Iterator[Callable[[], bool]]:
             with contextlib.suppress(OSError):
                 channel.channel.write(data)
 
-    tty.setraw(_STDIN, termios.TCSADRAIN)  # and not TCSAFLUSH: what was typed while we connected is meant for the machine
+    tty.setraw(_STDIN, termios.TCSADRAIN)  # not TCSAFLUSH: keys typed while we connected are meant for the machine
     loop.add_reader(_STDIN, read)
     loop.add_signal_handler(signal.SIGWINCH, lambda: channel.resize(*_size()))
     channel.resize(*_size())  # it may have changed while we connected

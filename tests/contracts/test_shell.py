@@ -344,8 +344,8 @@ async def test_a_server_that_still_clears_up_behind_ended_commands_is_asked_agai
         assert (await shell.run("true")).stdout == b"done"
         await shell.close()
 
-        monkeypatch.setattr("gibil_bot.ssh.connection._CLEARS_UP_S", 0.2)
+        monkeypatch.setattr("gibil_bot.ssh.connection._RELEASE_S", 0.2)
         shell = await connect(Endpoint(host_key=host_public, unix_path=path), sshd.new_key()[0])
-        with pytest.raises(SSHError, match="refuses to run a command"):
+        with pytest.raises(SSHError, match="doesn't run any command"):
             await shell.run("true")
         await shell.close()

@@ -92,7 +92,7 @@ def a_loss_that_lasts_is_said_and_the_return_too(hetzner: Cloud, line: CommandLi
     read_until(process, b"one\n")
     hetzner.unplug("m")
     assert process.stderr is not None
-    assert process.stderr.readline() == b"gibil: the connection to m is lost; making it again \xe2\x80\xa6\n"
+    assert process.stderr.readline() == b"gibil: the connection to m is lost; reconnecting \xe2\x80\xa6\n"
     hetzner.plug_in("m")
     assert process.stderr.readline() == b"gibil: the connection to m is restored\n"
     line.gibil("run", "m", "echo go >/root/more")
@@ -109,7 +109,7 @@ def a_command_in_the_foreground_ends_with_its_connection_and_says_so(hetzner: Cl
     assert (out, process.returncode) == (b"", 4)
     assert err.decode() == (
         "gibil: the connection to m was lost, and the command was stopped; "
-        "what has to outlive its connection: gibil run m COMMAND --background\n"
+        "for a command that survives a lost connection: gibil run m COMMAND --background\n"
     )
     assert line.gibil("run", "m", f"pgrep -f 'slee[p] {mark}'").stdout == ""
 
@@ -126,4 +126,4 @@ def when_the_machine_is_gone_following_ends_with_one_line(hetzner: Cloud, line: 
     burning.join()
     gone = "machine m is gone: it was destroyed, or it expired"
     assert [process.returncode for process in (following, running)] == [4, 4]
-    assert said == [f"gibil: {gone}", f"gibil: {gone}; the command's end is not known"]
+    assert said == [f"gibil: {gone}", f"gibil: {gone}; the command's exit status is unknown"]

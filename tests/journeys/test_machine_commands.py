@@ -265,7 +265,7 @@ def test_the_limit_counts_this_data_directorys_machines_however_they_are_asked_f
     fleet = line.gibil("create", "--fleet", "4", "--json", **limited)
     told = json.loads(fleet.stdout)
     assert (fleet.returncode, told["code"]) == (2, "MACHINE_LIMIT")
-    assert "GIBIL_MAX_MACHINES=3: ask for at most 3" in told["message"]
+    assert "GIBIL_MAX_MACHINES=3: create at most 3" in told["message"]
     script = "for n in 1 2 3 4 5; do gibil create --name m-$n --json >r$n 2>/dev/null & done; wait; cat r*"
     side_by_side = line.bash(script, **limited)
     codes = sorted(json.loads(text).get("code", "made") for text in side_by_side.stdout.splitlines())
@@ -274,7 +274,7 @@ def test_the_limit_counts_this_data_directorys_machines_however_they_are_asked_f
     assert len(names) == 3
     again = line.gibil("create", "--json", **limited)
     assert json.loads(again.stdout)["message"].startswith(
-        "3 machines exist, and one more would be above GIBIL_MAX_MACHINES=3: destroy some first"
+        "3 machines exist, and one more would exceed GIBIL_MAX_MACHINES=3: destroy some first"
     )
     line.json("destroy", names[0])
     assert line.gibil("create", "--name", "m-9", **limited).returncode == 0

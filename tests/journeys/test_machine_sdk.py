@@ -163,7 +163,7 @@ async def test_a_machine_that_does_not_become_ready_is_an_error_that_says_why_an
         async with machines.create(name="m", repo=project, settings=settings):
             pass
     assert caught.value.code == "PROVISION"
-    assert "machine m did not become ready: set up (exit code" in caught.value.message
+    assert "machine m didn't become ready: set up (exit code" in caught.value.message
     assert "\n" not in caught.value.message
     assert left_of(settings) == ([], [])
 

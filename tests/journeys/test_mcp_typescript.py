@@ -46,7 +46,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("destroy_server", {}, "USAGE: destroy_server needs the argument name"),
     ("list_servers", {"all": True}, "USAGE: list_servers has no argument 'all'"),
     ("extend_server", {"name": "none", "ttl": "1m"}, "SERVER_NOT_FOUND: "),
-    ("vm_bash", {"command": ""}, "USAGE: a command cannot be empty"),
+    ("vm_bash", {"command": ""}, "USAGE: a command can't be empty"),
     ("vm_bash", {"command": "pwd", "name": "ts"}, "USAGE: vm_bash has no argument 'name'"),
     ("vm_read", {"path": "/nope", "server": "ts"}, "FILE_NOT_FOUND: "),
     ("vm_write", {"path": "/etc", "content": "x", "server": "ts"}, "NOT_A_FILE: "),

@@ -63,7 +63,7 @@ def test_words_that_are_neither_are_rejected_with_the_two_ways_to_write_them(lin
     assert "is given twice" in both.stderr
     assert json.loads(blank.stdout)["code"] == "USAGE"
     for done in (empty, background, branch):
-        assert done.stderr == "gibil: a command cannot be empty, or hold a NUL byte\n"
+        assert done.stderr == "gibil: a command can't be empty or contain a NUL byte\n"
     assert all(done.returncode == 2 for done in (unquoted, extra, both, empty, blank, dashes, background, branch))
 
 

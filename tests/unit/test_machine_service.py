@@ -60,7 +60,7 @@ async def service(
     factory = MachineFactory(provider=provider, keyring=Keyring(tmp_path / "data"), connect_shell=connect)
     service = MachineService(load_settings(), factory, "tests")
     yield service
-    service.let_go()
+    service.release()
 
 
 async def test_a_machine_that_cannot_be_prepared_is_destroyed_when_its_provider_does_not_answer(
@@ -75,5 +75,5 @@ async def test_a_machine_that_cannot_be_prepared_is_destroyed_when_its_provider_
 async def test_a_machine_that_was_destroyed_while_it_was_prepared_is_lost(
     service: MachineService, provider: ForgetfulProvider
 ) -> None:
-    with pytest.raises(MachineLost, match="m was destroyed while it was prepared"):
+    with pytest.raises(MachineLost, match="machine m was destroyed while it was being prepared"):
         await service.create(CreateRequest(name="m", made_by="tests"))

@@ -13,7 +13,7 @@ from gibil_bot.caps import Caps
 from gibil_bot.config import load_settings
 from gibil_bot.errors import UsageError
 from gibil_bot.machines import creation_journal, validation
-from gibil_bot.machines.request import CreateRequest, terms
+from gibil_bot.machines.request import CreateRequest, resolve
 from gibil_bot.machines.validation import check_room
 from gibil_bot.model import MachineResources
 
@@ -34,8 +34,8 @@ def test_the_name_made_of_a_branch_is_always_a_name(branch: str) -> None:
     validation.check_name(validation.name_of_branch(branch))
 
 
-def test_made_up_names_are_names_and_differ() -> None:
-    names = {validation.made_up_name() for _ in range(200)}
+def test_random_names_are_names_and_differ() -> None:
+    names = {validation.random_name() for _ in range(200)}
     assert len(names) > 190
     for name in names:
         validation.fleet_names(name, 20)
@@ -74,7 +74,7 @@ def test_other_entries_are_refused_without_showing_their_value(entry: str) -> No
 def test_what_the_person_says_beats_the_file_which_beats_the_default(tmp_path: Path) -> None:
     settings = load_settings({"GIBIL_DATA_DIR": str(tmp_path), "GIBIL_MAX_TTL": "2h"})
     wish = MachineResources(size="large", ttl_s=1800, memory_mb=512, image="debian-12")
-    asked = terms(CreateRequest(name="n", size="medium", ttl="10"), wish, settings)
+    asked = resolve(CreateRequest(name="n", size="medium", ttl="10"), wish, settings)
     assert (asked.name, asked.ttl_s, asked.plan.size, asked.plan.memory_mb, asked.plan.image) == (
         "n",
         600,
@@ -82,9 +82,9 @@ def test_what_the_person_says_beats_the_file_which_beats_the_default(tmp_path: P
         512,
         "debian-12",
     )
-    assert terms(CreateRequest(), wish, settings).ttl_s == 1800
-    assert terms(CreateRequest(), MachineResources(), settings).ttl_s == 3600
-    capped = terms(CreateRequest(), MachineResources(ttl_s=86400), settings)
+    assert resolve(CreateRequest(), wish, settings).ttl_s == 1800
+    assert resolve(CreateRequest(), MachineResources(), settings).ttl_s == 3600
+    capped = resolve(CreateRequest(), MachineResources(ttl_s=86400), settings)
     assert capped.ttl_s == 7200
     assert ".gibil.yml" in capped.notes[0]
 
@@ -93,13 +93,13 @@ def test_neither_the_file_nor_the_person_gets_more_than_the_caps(tmp_path: Path)
     settings = load_settings({"GIBIL_DATA_DIR": str(tmp_path)})
     caps = Caps(memory_mb=3000, disk_mb=9000, pids=100, server_types=("cx23",), sizes_mb={"small": 2048, "large": 8192})
     wish = MachineResources(memory_mb=900 * 1024, disk_mb=10**6, pids=400000, server_type="ccx63")
-    limited = terms(CreateRequest(), wish, settings, caps)
+    limited = resolve(CreateRequest(), wish, settings, caps)
     plan = limited.plan
     assert (plan.memory_mb, plan.disk_mb, plan.pids, plan.server_type) == (3000, 9000, 100, None)
     assert len(limited.notes) == 4
-    assert terms(CreateRequest(size="large"), MachineResources(), settings, caps).plan.memory_mb == 3000
+    assert resolve(CreateRequest(size="large"), MachineResources(), settings, caps).plan.memory_mb == 3000
     with pytest.raises(UsageError, match="GIBIL_SERVER_TYPES allows cx23"):
-        terms(CreateRequest(server_type="ccx63"), MachineResources(), settings, caps)
+        resolve(CreateRequest(server_type="ccx63"), MachineResources(), settings, caps)
 
 
 def test_an_orders_environment_is_in_no_repr() -> None:
@@ -111,9 +111,9 @@ def test_an_orders_environment_is_in_no_repr() -> None:
     [
         (set(), ["a"], 1, None),
         ({"a"}, ["a"], 1, None),  # the same machine: NAME_TAKEN says so
-        ({"a"}, ["b"], 1, "1 machine exists, and one more would be above GIBIL_MAX_MACHINES=1: destroy some first"),
-        ({"a", "b"}, ["c", "d"], 3, "2 machines exist, and 2 more would be above GIBIL_MAX_MACHINES=3: destroy some first"),
-        (set(), ["a", "b", "c"], 2, "no machines exist, and 3 more would be above GIBIL_MAX_MACHINES=2: ask for at most 2"),
+        ({"a"}, ["b"], 1, "1 machine exists, and one more would exceed GIBIL_MAX_MACHINES=1: destroy some first"),
+        ({"a", "b"}, ["c", "d"], 3, "2 machines exist, and 2 more would exceed GIBIL_MAX_MACHINES=3: destroy some first"),
+        (set(), ["a", "b", "c"], 2, "no machines exist, and 3 more would exceed GIBIL_MAX_MACHINES=2: create at most 2"),
     ],
 )
 def test_no_more_machines_than_the_limit_says(existing: set[str], new: list[str], most: int, sentence: str | None) -> None:
@@ -138,8 +138,8 @@ def test_of_creations_that_begin_at_the_same_time_each_sees_those_before_it(tmp_
         creation_journal.CreationRecord(tmp_path, provider="local", name=f"m-{n}", made_by="tests", ttl_s=60) for n in range(16)
     ]
     with ThreadPoolExecutor(16) as pool:
-        seen = list(pool.map(lambda making: creation_journal.begin_together(tmp_path, [making]), begun))
+        seen = list(pool.map(lambda making: creation_journal.begin_all(tmp_path, [making]), begun))
     assert sorted(len(others) for others in seen) == list(range(16)), "no two of them saw the same"
     for making in begun:
-        making.finished()
-    assert creation_journal.begin_together(tmp_path, []) == []
+        making.finish()
+    assert creation_journal.begin_all(tmp_path, []) == []

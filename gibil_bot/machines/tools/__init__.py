@@ -1,1 +1,1 @@
-"""What people and agents do on a machine: files, output of jobs, statistics, stray processes."""
+"""Tools for people and agents on a machine: files, output of jobs, statistics, stray processes."""

@@ -1,7 +1,7 @@
-"""The shell text that reads, lists and searches files on a machine, and what it answers. Pure.
+"""Shell scripts that read, list and search files on a machine, and parsers for their output. No I/O.
 
-What people wrote comes in the environment as `gibil_…`, and is never part of a text that a shell reads. An exit status from 44
-on says what is wrong (see `REFUSED`). It needs GNU coreutils, findutils, grep and bash.
+The users' values are passed in environment variables `gibil_…`, and are never part of a script. An exit status from 44 on is an
+error (see `FILE_ERRORS`). The scripts need GNU coreutils, findutils, grep and bash.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gibil_bot.ssh.answers import BadAnswer, fields_of, number, timestamp
 N = TypeVar("N", int, float)
 
 PAGE_BYTES = 256 * 1024
-"""So much of a file is fetched for one page."""
+"""How many bytes of a file are fetched for one page."""
 PAGE_CHARACTERS = 40_000
 LINE_CHARACTERS = 2_000
 LISTING_BYTES = 4 * 1024 * 1024
@@ -29,18 +29,18 @@ MATCHES_BYTES = 512 * 1024
 MATCH_CHARACTERS = 400
 EDIT_BYTES = 8 * 1024 * 1024
 
-REFUSED = {
+FILE_ERRORS = {
     44: ("FILE_NOT_FOUND", "there is no {path} on machine {machine}"),
-    45: ("NOT_A_FILE", "{path} on machine {machine} is a folder, and not a file"),
-    46: ("NOT_A_FILE", "{path} on machine {machine} is neither a regular file nor a folder"),
-    47: ("NOT_A_FOLDER", "{path} on machine {machine} is not a folder"),
+    45: ("NOT_A_FILE", "{path} on machine {machine} is a directory, not a file"),
+    46: ("NOT_A_FILE", "{path} on machine {machine} is neither a regular file nor a directory"),
+    47: ("NOT_A_FOLDER", "{path} on machine {machine} is not a directory"),
     48: (
         "FILE_TOO_LARGE",
         "{path} on machine {machine} is larger than " + f"{EDIT_BYTES // 1024**2} MiB: edit it with a command",
     ),
-    49: ("BAD_PATTERN", "the pattern is not a Perl-compatible regular expression: {said}"),
+    49: ("BAD_PATTERN", "the pattern is not a Perl-compatible regular expression: {reason}"),
 }
-_PLACE = re.compile(rb"[0-9]{1,15}")
+_LINE_NUMBER = re.compile(rb"[0-9]{1,15}")
 _KINDS = {"f": "file", "d": "folder", "l": "link", "p": "pipe", "s": "socket", "c": "device", "b": "device"}
 _BEGIN = f"export LC_ALL=C.UTF-8; {TO_PROJECT} || exit 1; p=$gibil_path\n"
 
@@ -73,13 +73,13 @@ class Page:
     path: str
     lines: tuple[str, ...]
     first: int
-    """The number of the first of them, from 1."""
+    """The number of the first line, from 1."""
     total: int
     size: int
     next: int | None
-    """Where to go on; None at the end of the file."""
+    """The number of the first line after the page; None at the end of the file."""
     cut: int
-    """How many of the lines are longer than what is shown of them."""
+    """How many lines were truncated."""
     is_utf8: bool
     ends_with_newline: bool
 
@@ -91,9 +91,9 @@ class Entry:
     """file, folder, link, pipe, socket or device."""
     size: int
     modified_s: float
-    """Since the epoch."""
+    """Seconds since the epoch."""
     target: str | None
-    """Of a link."""
+    """The target of a link."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +104,7 @@ class Match:
 
 
 def read_page(answer: bytes, path: str, first: int, limit: int) -> Page | None:
-    """What READ answered; None: the file is binary. Raises BadAnswer."""
+    """Parse the output of `read_script`; None: the file is binary. Raises BadAnswer."""
     newlines, size, kind, end, data = fields_of(answer, 5)
     if kind != b"text":
         return None
@@ -112,7 +112,7 @@ def read_page(answer: bytes, path: str, first: int, limit: int) -> Page | None:
     ends = end.strip() in (b"", b"0a")
     lines = data.split(b"\n")
     if lines[-1] == b"" or (len(data) >= PAGE_BYTES and len(lines) > 1):
-        lines.pop()  # behind the last newline, or not all of a line
+        lines.pop()  # what follows the last newline, or an incomplete line
     shown: list[str] = []
     room, cut, lossless = PAGE_CHARACTERS, 0, True
     for raw in lines[:limit]:
@@ -133,7 +133,7 @@ def read_page(answer: bytes, path: str, first: int, limit: int) -> Page | None:
 
 
 def _within(read: Callable[[str], N], text: str) -> N | int:
-    """0 for what is out of bounds: one file with an odd size or time must not hide all others."""
+    """Parse a number, 0 if it is out of bounds: one file with an odd size or time must not hide the others."""
     try:
         return read(text)
     except BadAnswer:
@@ -141,7 +141,7 @@ def _within(read: Callable[[str], N], text: str) -> N | int:
 
 
 def read_entries(answer: bytes) -> tuple[list[Entry], bool]:
-    """What LIST answered, by name; and whether that is all of it."""
+    """Parse the output of `list_script`: the entries sorted by name, and whether they are complete."""
     fields = answer.split(b"\0")
     complete = len(answer) < LISTING_BYTES
     entries = []
@@ -157,14 +157,14 @@ def read_entries(answer: bytes) -> tuple[list[Entry], bool]:
 
 
 def grep(include: str | None) -> tuple[str, dict[str, str]]:
-    """The script that searches, and what it needs in its environment beside the path and the pattern."""
+    """Return the script that searches, and its additional environment variables."""
     names = {f"gibil_include{number}": glob for number, glob in enumerate(_alternatives(include or ""))} if include else {}
     includes = " ".join(f'--include="${name}"' for name in names)
     return _BEGIN + script("file_search", INCLUDES=includes, MATCHES_BYTES=str(MATCHES_BYTES)), names
 
 
 def _alternatives(glob: str) -> list[str]:
-    """`*.{ts,tsx}` is two patterns for grep."""
+    """Expand braces: `*.{ts,tsx}` is two patterns for grep."""
     found = re.search(r"\{([^{}]*,[^{}]*)\}", glob)
     if found is None:
         return [glob]
@@ -176,17 +176,17 @@ def _alternatives(glob: str) -> list[str]:
 
 
 def read_matches(answer: bytes) -> tuple[list[Match], bool]:
-    """What the search answered, by file and line; and whether that is all of it."""
+    """Parse the output of the search: the matches by file and line, and whether they are complete."""
     lines = answer.split(b"\n")
     complete = len(answer) < MATCHES_BYTES
-    lines.pop()  # behind the last newline, or not all of a line
+    lines.pop()  # what follows the last newline, or an incomplete line
     matches = []
     for line in lines:
         file, _, rest = line.partition(b"\0")
-        place, _, text = rest.partition(b":")
-        if _PLACE.fullmatch(place):
+        line_number, _, text = rest.partition(b":")
+        if _LINE_NUMBER.fullmatch(line_number):
             shown = decoded(text.rstrip(b"\r"))
             if len(shown) > MATCH_CHARACTERS:
                 shown = f"{shown[:MATCH_CHARACTERS]} [...]"
-            matches.append(Match(file=posixpath.normpath(decoded(file)), line=int(place), text=shown))
+            matches.append(Match(file=posixpath.normpath(decoded(file)), line=int(line_number), text=shown))
     return sorted(matches, key=lambda match: (match.file, match.line)), complete

@@ -1,6 +1,6 @@
-"""Files of a machine: read by pages, written whole or not at all, edited, listed, searched.
+"""Files on a machine: read page by page, write atomically, edit, list, search.
 
-Paths are absolute, or meant from /root/project (from /root, where no project is); `~` is /root.
+Paths are absolute, or relative to /root/project (to /root on a machine without code); `~` is /root.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ MOST_LINES = 2000
 MOST_WRITTEN = 64 * 1024 * 1024
 _TIMEOUT_S = 60.0
 _ANSWER_BYTES = scripts.EDIT_BYTES + 1024 * 1024
-"""The largest answer is a file to be edited."""
+"""The largest answer is a file that is being edited."""
 _PATH_BYTES = 4096
 _MODE = re.compile(rb"[0-7]{1,4}")
 _PATTERN_BYTES = 16 * 1024
 
 _writing: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
-"""Two edits of one file at once would lose one of them."""
+"""One lock per machine and file name: of two concurrent edits of a file, one would be lost."""
 
 
 def check_path(path: str) -> str:
-    """As the machine gets it. Raises UsageError."""
+    """Return a path in the form that the scripts expect. Raises UsageError."""
     if not path:
-        raise UsageError("a path cannot be empty")
+        raise UsageError("a path can't be empty")
     if "\0" in path:
-        raise UsageError("a path cannot hold a NUL byte")
+        raise UsageError("a path can't contain a NUL byte")
     if len(path.encode("utf-8", "surrogatepass")) > _PATH_BYTES:
         raise UsageError(f"a path has at most {_PATH_BYTES} bytes")
     return from_code(path)
 
 
 async def check_folder(live: MachineSession, path: str) -> None:
-    """Raises UsageError where that is no folder."""
+    """Check that a directory exists. Raises UsageError."""
     await _ask(live, scripts.FOLDER, path)
 
 
 async def read(live: MachineSession, path: str, first: int = 1, limit: int = MOST_LINES) -> Page:
-    """Lines from number `first` on. Raises UsageError: no such file, binary, beyond its end."""
+    """Return lines from number `first` on. Raises UsageError: no such file, binary, beyond its end."""
     if first < 1:
         raise UsageError("lines are counted from 1")
     if not 1 <= limit <= MOST_LINES:
@@ -57,14 +57,14 @@ async def read(live: MachineSession, path: str, first: int = 1, limit: int = MOS
     if page is None:
         raise UsageError(f"{path} on machine {live.name} is a binary file; look at it with a command", code="BINARY_FILE")
     if first > max(page.total, 1):
-        raise UsageError(f"{path} on machine {live.name} has {page.total} lines, and none with number {first}")
+        raise UsageError(f"{path} on machine {live.name} has {page.total} lines, so there is no line {first}")
     return page
 
 
 async def write(live: MachineSession, path: str, content: bytes) -> bool:
-    """The whole file, with the folders that are missing; its mode stays as it is. True: it is new.
+    """Write a whole file, creating missing directories and keeping its mode. Return whether the file is new.
 
-    Whoever reads meanwhile finds the old content or the new one. Raises UsageError, SSHError (disk full).
+    Other processes read either the old or the new content. Raises UsageError, SSHError (disk full).
     """
     if len(content) > MOST_WRITTEN:
         raise UsageError(f"at most {MOST_WRITTEN // 1024**2} MiB can be written at once")
@@ -73,12 +73,12 @@ async def write(live: MachineSession, path: str, content: bytes) -> bool:
 
 
 async def edit(live: MachineSession, path: str, old: str, new: str, *, everywhere: bool = False) -> tuple[int, int]:
-    """Replace `old`, which has to be there exactly once, or `everywhere`; (how often, the line of the first).
+    """Replace `old`, which has to occur exactly once, or `everywhere`; return (count, line of the first occurrence).
 
-    Raises UsageError when it is absent or not unique.
+    Raises UsageError when the text doesn't occur or isn't unique.
     """
     if not old:
-        raise UsageError("the old text cannot be empty; a new file is written whole")
+        raise UsageError("the old text can't be empty; to create a file, write it whole")
     if old == new:
         raise UsageError("the new text is the same as the old one")
     sought = old.encode("utf-8", "surrogatepass")
@@ -86,13 +86,13 @@ async def edit(live: MachineSession, path: str, old: str, new: str, *, everywher
         content = await _ask(live, scripts.READ_ALL, path)
         count = content.count(sought)
         if count == 0:
-            hint = ", though it is when blanks at the ends of lines are left aside" if _loosely(content, old) else ""
+            hint = ", though it is apart from blanks at the ends of lines" if _matches_loosely(content, old) else ""
             raise UsageError(
                 f"the old text is not in {path}{hint}: read the file again; nothing was changed", code="TEXT_ABSENT"
             )
         if count > 1 and not everywhere:
             raise UsageError(
-                f"the old text is {count} times in {path}: take more of what is around it, or replace all; nothing was changed",
+                f"the old text is {count} times in {path}: include more of its context, or replace all; nothing was changed",
                 code="TEXT_NOT_UNIQUE",
             )
         line = content.count(b"\n", 0, content.index(sought)) + 1
@@ -101,21 +101,21 @@ async def edit(live: MachineSession, path: str, old: str, new: str, *, everywher
 
 
 async def entries(live: MachineSession, path: str, glob: str | None = None) -> tuple[list[Entry], bool]:
-    """What is in a folder, or below it what a glob (`**/*.py`) names; and whether that is all. Raises UsageError."""
+    """Return the entries of a directory, or those below it that match a glob (`**/*.py`), and whether they are complete."""
     if glob is not None and (not glob or "\0" in glob or glob.startswith(("/", "~")) or len(glob) > _PATH_BYTES):
         raise UsageError("a glob is a pattern below the path, such as **/*.py")
     return scripts.read_entries(await _ask(live, scripts.list_script(), path, {"gibil_glob": glob or ""}))
 
 
 async def search(live: MachineSession, pattern: str, path: str, include: str | None = None) -> tuple[list[Match], bool]:
-    """Lines that match a Perl-compatible regular expression, in files whose names match `include`; and whether all.
+    """Return lines that match a Perl-compatible regular expression, in files whose names match `include`.
 
-    Raises UsageError for a pattern that is none.
+    Also returns whether they are complete. Raises UsageError for an invalid pattern.
     """
     if not pattern or "\0" in pattern or "\n" in pattern or len(pattern.encode("utf-8", "surrogatepass")) > _PATTERN_BYTES:
         raise UsageError("a pattern is one line, without NUL bytes, and not empty", code="BAD_PATTERN")
     if include is not None and (not include or "/" in include or "\0" in include or len(include) > _PATH_BYTES):
-        raise UsageError("include is a pattern for file names, such as *.py; name a folder with path")
+        raise UsageError("include is a pattern for file names, such as *.py; name a directory with path")
     script, more = scripts.grep(include)
     return scripts.read_matches(await _ask(live, script, path, {"gibil_pattern": pattern, **more}))
 
@@ -129,14 +129,14 @@ async def _write(live: MachineSession, path: str, content: bytes) -> bool:
 
 
 def _lock(live: MachineSession, path: str) -> asyncio.Lock:
-    key = (live.name, check_path(path).rstrip("/").rpartition("/")[2])  # however its folder is written
+    key = (live.name, check_path(path).rstrip("/").rpartition("/")[2])  # a directory can be written in many ways
     lock = _writing.get(key)
     if lock is None:
         lock = _writing[key] = asyncio.Lock()
     return lock
 
 
-def _loosely(content: bytes, old: str) -> bool:
+def _matches_loosely(content: bytes, old: str) -> bool:
     def bare(text: str) -> str:
         return "\n".join(line.strip() for line in text.strip().splitlines())
 
@@ -154,7 +154,7 @@ async def _ask(live: MachineSession, script: str, path: str, more: Mapping[str, 
     if result.exit_status == 0:
         return result.stdout
     reason = last_line(result.stderr, f"exit status {result.exit_status}")
-    if result.exit_status in scripts.REFUSED:
-        code, sentence = scripts.REFUSED[result.exit_status]
-        raise UsageError(sentence.format(path=path, machine=live.name, said=reason.removeprefix("grep: ")), code=code)
+    if result.exit_status in scripts.FILE_ERRORS:
+        code, sentence = scripts.FILE_ERRORS[result.exit_status]
+        raise UsageError(sentence.format(path=path, machine=live.name, reason=reason.removeprefix("grep: ")), code=code)
     raise GibilError(f"{path} on machine {live.name}: {reason}", code="FILES")

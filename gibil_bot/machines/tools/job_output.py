@@ -1,4 +1,4 @@
-"""What a background job has printed so far, from any byte on."""
+"""The output of a background job so far, from any offset."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STREAMS = {"stdout": "out", "stderr": "err"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """A piece of one stream; `next` is the offset behind it, `size` of all that there is by now."""
+    """A piece of one stream. `next` is the offset after it, `size` the stream's size so far, in bytes."""
 
     text: str
     offset: int
@@ -26,7 +26,7 @@ class Piece:
 
 
 async def find_job(live: MachineSession, job_id: str) -> JobEntry:
-    """Raises UsageError for one that does not exist."""
+    """Return a job. Raises UsageError if it doesn't exist."""
     check_job_id(job_id)
     for job in await live.jobs():
         if job.id == job_id:
@@ -35,7 +35,7 @@ async def find_job(live: MachineSession, job_id: str) -> JobEntry:
 
 
 async def read_output(live: MachineSession, job_id: str, stream: str, offset: int | None, most: int) -> Piece:
-    """At most `most` bytes from `offset` on; None: the last of them. A character that is not whole yet comes with the next.
+    """Return at most `most` bytes from `offset` on; None: the last bytes. An incomplete character is left to the next piece.
 
     Raises UsageError, BadAnswer.
     """
@@ -43,13 +43,13 @@ async def read_output(live: MachineSession, job_id: str, stream: str, offset: in
     if stream not in STREAMS:
         raise UsageError(f"there is no stream {stream!r}; write {' or '.join(STREAMS)}")
     if offset is not None and offset < 0:
-        raise UsageError("an offset is a number of bytes from the beginning")
+        raise UsageError("an offset is a number of bytes ≥ 0")
     script = _script(job_id, STREAMS[stream], offset, most)
     result = await live.shell.run(script, most_bytes=most + MOST_ANSWERED)
     if result.exit_status == 4:
         raise no_job(live.name, job_id)
-    answered, begin, data = fields_of(result.stdout, 3)
-    size, start = number(answered), number(begin)
+    size_field, start_field, data = fields_of(result.stdout, 3)
+    size, start = number(size_field), number(start_field)
     if offset is None and start > 0:
         data, start = _from_line(data, start)
     if start + len(data) < size:
@@ -67,7 +67,7 @@ def _script(job_id: str, file: str, offset: int | None, most: int) -> str:
 
 
 def _from_line(data: bytes, start: int) -> tuple[bytes, int]:
-    """Without the rest of a line, or of a character, at its beginning."""
+    """Drop the incomplete line or character at the beginning."""
     skipped = data.find(b"\n", 0, 1000) + 1
     while not skipped and data and data[0] & 0xC0 == 0x80:
         data, start = data[1:], start + 1

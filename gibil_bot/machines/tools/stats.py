@@ -1,4 +1,4 @@
-"""How a machine is doing: processors, memory, disk, its busiest processes."""
+"""Statistics of a machine: processors, memory, disk, its busiest processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gibil_bot.ssh.answers import decimal, number, printable
 
 MOST_PROCESSES = 10
 _LIMIT = re.compile(r"[0-9]{1,20}")
-"""Without a limit, control groups of version 1 say 2^63 less a page."""
+"""Without a limit, version 1 of control groups reports 2^63 minus a page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,26 +28,26 @@ class Busy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    """Megabytes are 1024² bytes. `load`: over the last 1, 5 and 15 minutes."""
+    """Megabytes are 1024² bytes. `load` is the average over 1, 5 and 15 minutes."""
 
     cpus: int
     load: tuple[float, ...]
     memory_total_mb: int
     memory_available_mb: int
     memory_is_its_own: bool
-    """False: no limit is known below what its kernel has, which it may share with its host."""
+    """False: no limit is known below the kernel's total, which the machine may share with its host."""
     limits_are_known: bool
-    """Its provider tells them."""
+    """Whether the provider reports them."""
     disk_total_mb: int
     disk_free_mb: int
     disk_is_its_own: bool
-    """False: no limit is known below what its file system has, which it may share with its host."""
+    """False: no limit is known below the size of the file system, which the machine may share with its host."""
     processes: int
     busiest: tuple[Busy, ...]
 
 
 def read_stats(answer: bytes, usage: Usage | None = None) -> Stats:
-    """What the script answered, and within which limits. Raises ValueError and LookupError for what did not come from it."""
+    """Parse the script's output, and apply the machine's limits. Raises ValueError and LookupError for any other text."""
     values: dict[str, list[str]] = {}
     processes: list[Busy] = []
     for line in answer.decode("utf-8", "replace").splitlines():
@@ -95,15 +95,15 @@ def read_stats(answer: bytes, usage: Usage | None = None) -> Stats:
 
 
 def _within(limit: int, used: int, total: int, free: int) -> tuple[int, int]:
-    """What there is and what is free under a limit, where a host has `total` and `free` for everybody."""
+    """Return the total and the free amount under a limit, on a host with `total` and `free`."""
     return min(limit, total), max(0, min(free, limit - used))
 
 
 async def stats(live: MachineSession) -> Stats:
-    """Raises GibilError: it does not answer, or not what was asked."""
+    """Query a machine's statistics. Raises GibilError when it doesn't answer, or gives an invalid answer."""
     result = await live.shell.run(text("stats"))
     usage = await live.provider.usage(live.name) if isinstance(live.provider, Metered) else None
     try:
         return read_stats(result.stdout, usage)
     except (ValueError, LookupError) as error:
-        raise GibilError(f"machine {live.name} does not tell how it is: {printable(str(error))}", code="STATS") from error
+        raise GibilError(f"machine {live.name} sent invalid statistics: {printable(str(error))}", code="STATS") from error

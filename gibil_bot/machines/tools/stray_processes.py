@@ -1,8 +1,8 @@
-"""Processes that outlived what started them: a command that has ended (`gibil run`, vm_bash), or a background job.
+"""Stray processes: they outlived the command (`gibil run`, vm_bash) or the background job that started them.
 
-Every command and every job carries its tag in its environment, a command also the pid of its first process, and what they start
-inherits both. The previous version put a second tag there (GIBIL_COMMAND), which nothing needs: its commands had this one, too.
-What .gibil.yml set up (services) belongs to the machine and is left alone, as is everything that no command of ours started.
+Every command and job has a tag in its environment, a command also the pid of its first process; child processes inherit
+both. The previous version had a second tag (GIBIL_COMMAND), which isn't needed, because its commands had this tag, too. What
+.gibil.yml set up (services) belongs to the machine and is left alone, like everything that gibil didn't start.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _GRACE_TURNS = 40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tagged:
-    """A process that descends from a command or a job of ours."""
+    """A process that descends from a command or job that gibil started."""
 
     pid: int
     tag: str
     """The job's id, or the command's tag."""
     leader: str
-    """Of a command: the pid of its first process."""
+    """For a command, the pid of its first process."""
     words: str
-    """Its command line, or the beginning of it."""
+    """The command line, or its beginning."""
 
 
 def read_tagged(answer: bytes) -> list[Tagged]:
@@ -42,7 +42,7 @@ def read_tagged(answer: bytes) -> list[Tagged]:
 
 
 def orphans(processes: Sequence[Tagged], ended_jobs: frozenset[str]) -> list[Tagged]:
-    """Those whose command's first process is gone, and those of jobs that have ended."""
+    """Return the processes whose command's first process is gone, and those of jobs that have ended."""
     alive = {(process.tag, str(process.pid)) for process in processes}
     return [
         process
@@ -53,7 +53,7 @@ def orphans(processes: Sequence[Tagged], ended_jobs: frozenset[str]) -> list[Tag
 
 
 async def sweep(live: MachineSession, *, look_only: bool = False) -> tuple[list[Tagged], bool]:
-    """End what was left over: SIGTERM, after two seconds SIGKILL; what it was, and whether all of it is gone."""
+    """End stray processes: SIGTERM, after two seconds SIGKILL. Return them, and whether all of them are gone."""
     jobs = await live.jobs()
     ended = frozenset(job.id for job in jobs if job.status != "running")
     found = orphans(read_tagged((await live.shell.run(list_tagged_command(), most_bytes=JOBS_BYTES)).stdout), ended)

@@ -1,13 +1,13 @@
-"""Output of any size, kept small: its beginning and its end, and how much was left out in between. Pure."""
+"""Truncation of output: its beginning, its end, and how many bytes were left out in between. No I/O."""
 
 from __future__ import annotations
 
 _LINE_BYTES = 400
-"""So far a cut is moved to the end of a line."""
+"""How far a cut is moved at most to fall on the end of a line."""
 
 
 class Excerpt:
-    """Takes bytes as they come, and keeps about `most` of them: a quarter from the beginning, the rest from the end."""
+    """Stores about `most` bytes of the data that is added: a quarter from the beginning, the rest from the end."""
 
     def __init__(self, most: int) -> None:
         self._head_size = most // 4
@@ -15,7 +15,7 @@ class Excerpt:
         self._head = bytearray()
         self._tail = bytearray()
         self.size = 0
-        """Of everything that came."""
+        """Bytes added in all."""
 
     def add(self, data: bytes) -> None:
         self.size += len(data)
@@ -24,11 +24,11 @@ class Excerpt:
             self._head += data[:room]
             data = data[room:]
         self._tail += data
-        if len(self._tail) > 4 * self._tail_size:  # not with every block
+        if len(self._tail) > 4 * self._tail_size:  # not with every block, because it moves memory
             del self._tail[: -self._tail_size]
 
     def parts(self) -> tuple[str, int, str]:
-        """(beginning, bytes that were left out, end); all of it is in the beginning when nothing was."""
+        """Return (beginning, bytes left out, end). If nothing was left out, the beginning has everything."""
         tail = bytes(self._tail[-self._tail_size :])
         if self.size <= len(self._head) + len(tail):
             return decoded(bytes(self._head) + tail), 0, ""
@@ -40,7 +40,7 @@ class Excerpt:
         return decoded(head), self.size - len(head) - len(tail), decoded(tail)
 
     def text(self, hint: str) -> str:
-        """With a line in between that says how much is missing, and `hint`."""
+        """Return the text, with a line at the cut that has the number of bytes left out and `hint`."""
         head, left_out, tail = self.parts()
         if not left_out:
             return head
@@ -53,7 +53,7 @@ def decoded(data: bytes) -> str:
 
 
 def whole_characters(data: bytes) -> bytes:
-    """Without a character at the end of which only the first bytes are there."""
+    """Drop an incomplete UTF-8 character at the end."""
     for back in range(1, min(4, len(data)) + 1):
         byte = data[-back]
         if byte & 0xC0 == 0x80:  # inside a character
