@@ -54,7 +54,7 @@ SetEnv LANG=C.UTF-8
 
 _GUARD_UNIT = """\
 [Unit]
-Description=Power off when this machine's time is up
+Description=Power off at the expiry of this machine
 After=cloud-init.service cloud-init-network.service
 
 [Service]
@@ -117,7 +117,7 @@ def move_expiry_script(expires_at: datetime) -> str:
     """Return a POSIX sh script that sets a new expiry on a running machine, by its own clock, atomically."""
     return (
         f"printf '%s\\n' {math.ceil(expires_at.timestamp())} >{EXPIRES_AT}.new && mv -f {EXPIRES_AT}.new {EXPIRES_AT}"
-        " || { echo 'gibil: the hour of this machine cannot be moved' >&2; exit 1; }"
+        " || { echo 'gibil: cannot change the expiry of this machine' >&2; exit 1; }"
     )
 
 

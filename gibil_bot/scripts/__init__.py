@@ -1,1 +1,1 @@
-"""Shell programs that run on machines, and the functions that fill them in."""
+"""Shell programs that run on machines, and the functions that fill in their placeholders."""

@@ -1,8 +1,8 @@
-"""POSIX sh that puts one exact commit at the workspace: cloned from GitHub, or taken out of a bundle.
+"""Scripts (POSIX sh) that check out one exact commit in the workspace, from GitHub or from a bundle.
 
-The token comes in the environment variable GIBIL_CLONE_TOKEN and stays there: git asks a helper that reads it, so that
-it is in no argv, no URL, no file. No hook of anybody's runs. The last line on stderr says what went wrong, for people;
-the exit status says it for programs. Running a script again is safe: what is done is left, what is half is removed.
+The token is in the environment variable GIBIL_CLONE_TOKEN only: git asks a credential helper that reads it, so it is in no
+argv, URL or file. No git hooks run. The last line on stderr is the error for people, the exit status the error for programs. A
+script can be run again: a completed clone is left as it is, an incomplete one is deleted.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from gibil_bot.errors import UsageError
 from gibil_bot.scripts.templates import script, text
 
 CLONE_GONE = 20
-"""The commit is not in the repository any more."""
+"""The repository doesn't contain the commit any more."""
 CLONE_UNREACHABLE = 21
-"""The server does not answer, or not with sense: worth another try."""
+"""The server doesn't answer, or gives an invalid answer; try again."""
 CLONE_REFUSED = 22
-"""The server wants other credentials, or does not show the repository to us."""
+"""The server rejects the credentials, or doesn't show us the repository."""
 CLONE_NO_GIT = 23
-"""git is not on the machine."""
+"""git isn't installed on the machine."""
 CLONE_BROKEN = 24
-"""It arrived and could not be unpacked: a full disk, most often."""
+"""The data arrived and couldn't be unpacked, usually because the disk is full."""
 
 WORKSPACE = "/root/project"
 
@@ -39,17 +39,17 @@ _NOTES = {
 
 
 def notes_of_clone(output: bytes) -> tuple[str, ...]:
-    """Notes for people in what one of these scripts printed: a fixed set, whatever the machine says."""
+    """Return the notes for people in a script's output: only fixed texts, whatever the machine prints."""
     lines = set(output[:4096].decode("ascii", "replace").split("\n"))
     return tuple(note for note in _NOTES.values() if f"gibil: {note}" in lines)
 
 
 def clone_script(*, clone_url: str, number: int, sha: str, workspace: str = WORKSPACE) -> str:
-    """A script that puts `sha` of pull request `number` at `workspace`, as a shallow clone with a detached head.
+    """Return a script that checks out `sha` of pull request `number` at `workspace`: a shallow clone with a detached head.
 
     Runs in `sh` with GIBIL_CLONE_TOKEN in its environment (empty: without credentials). Exit status 0 or one of
-    CLONE_GONE, CLONE_UNREACHABLE, CLONE_REFUSED, CLONE_NO_GIT, CLONE_BROKEN. Raises UsageError for an address that is
-    not plain http(s), or that holds credentials.
+    CLONE_GONE, CLONE_UNREACHABLE, CLONE_REFUSED, CLONE_NO_GIT, CLONE_BROKEN. Raises UsageError for an address that isn't
+    plain http(s), or that contains credentials.
     """
     host = _checked_host(clone_url)
     if number < 1:
@@ -60,13 +60,13 @@ def clone_script(*, clone_url: str, number: int, sha: str, workspace: str = WORK
         url=clone_url,
         number=str(number),
         host=host,
-        doubt="is the App still installed on it?",
+        hint="is the App still installed on it?",
     )
     return f"{values}{_FROM_HTTP}{_begin()}{text('clone_fetch')}{text('clone_pull_request')}"
 
 
 def branch_script(*, clone_url: str, sha: str, workspace: str = WORKSPACE) -> str:
-    """A script that puts `sha`, the head of some branch, at `workspace`: all branches, whole history, a detached head.
+    """Return a script that checks out `sha`, the head of a branch, at `workspace`: all branches, full history, detached head.
 
     Environment, statuses and errors are those of `clone_script`.
     """
@@ -76,18 +76,18 @@ def branch_script(*, clone_url: str, sha: str, workspace: str = WORKSPACE) -> st
         sha=_checked_sha(sha),
         url=clone_url,
         host=host,
-        doubt="is it still there, and public?",
+        hint="does it still exist, and is it public?",
     )
     return f"{values}{_FROM_HTTP}{_begin()}{text('clone_fetch')}{text('clone_branch')}"
 
 
 def bundle_script(*, path: str, sha: str, workspace: str = WORKSPACE) -> str:
-    """A script that puts `sha` at `workspace` out of the git bundle, or bare repository, at `path` on the machine.
+    """Return a script that checks out `sha` at `workspace` from the git bundle, or bare repository, at `path` on the machine.
 
-    Statuses as above.
+    Exit statuses are those of `clone_script`.
     """
     if not path.startswith("/") or "\0" in path:
-        raise UsageError(f"the bundle's path has to be absolute, and {path!r} is not")
+        raise UsageError(f"the path of a bundle must be absolute, got {path!r}")
     values = _assignments(workspace=_checked_workspace(workspace), sha=_checked_sha(sha), bundle=path)
     return f"{values}GIT_ALLOW_PROTOCOL=file\n{_begin()}{text('clone_bundle')}"
 
@@ -102,19 +102,19 @@ def _assignments(**values: str) -> str:
 
 def _checked_sha(sha: str) -> str:
     if not _SHA.fullmatch(sha):
-        raise UsageError(f"{sha!r} is not a whole commit id: 40 hexadecimal digits")
+        raise UsageError(f"{sha!r} is not a full commit id of 40 hexadecimal digits")
     return sha
 
 
 def _checked_workspace(workspace: str) -> str:
     parts = workspace.split("/")
     if not workspace.startswith("/") or ".." in parts or len([part for part in parts if part]) < 2 or "\0" in workspace:
-        raise UsageError(f"the workspace has to be an absolute path of two parts or more, and {workspace!r} is not")
+        raise UsageError(f"the workspace must be an absolute path of at least two parts, got {workspace!r}")
     return workspace
 
 
 def _checked_host(clone_url: str) -> str:
-    """The host, with its port where one is named, as git's credential helpers are told it."""
+    """Return the host, with its port if the URL has one, in the form that git's credential helpers receive."""
     try:
         url = urlsplit(clone_url)
         valid = url.scheme in ("http", "https") and bool(url.hostname) and url.username is None and url.password is None
@@ -122,6 +122,6 @@ def _checked_host(clone_url: str) -> str:
     except ValueError:
         valid, port = False, None
     if not valid or not _URL_CHARACTERS.fullmatch(clone_url):
-        raise UsageError("the clone address has to be http(s)://host/path without credentials, as GitHub's clone_url is")
+        raise UsageError("the clone address must be http(s)://host/path without credentials, like GitHub's clone_url")
     host = urlsplit(clone_url).netloc
     return host if port is not None else host.rstrip(":")

@@ -1,7 +1,7 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2154  # assigned by clone.py: workspace, sha
-# Begins every script that puts one commit at $workspace; clone.py assigns workspace and sha before it.
-# Exit statuses: see CLONE_GONE and its neighbours in clone.py. The last line on stderr is for people.
+# The beginning of every script that checks out one commit at $workspace; clone.py assigns workspace and sha before it.
+# Exit statuses: see CLONE_GONE and the other constants in clone.py. The last line on stderr is for people.
 
 set -eu
 umask 022
@@ -13,9 +13,9 @@ log=
 fail() { status=$1; shift; printf 'gibil: %s\n' "$*" >&2; exit "$status"; }
 trap 'test -z "$log" || rm -f "$log"' EXIT
 command -v git >/dev/null 2>&1 || fail 23 "git is not installed on this machine; use an image that has it"
-log=$(mktemp) || fail 24 "the machine's disk cannot be written"
+log=$(mktemp) || fail 24 "cannot write to the machine's disk"
 
-# Reports what the workspace lacks, so that a task that fails because of it is understood. Only the top folder is examined.
+# Prints notes about what the workspace lacks, which may explain a failed task. Only the top directory is examined.
 notes() {
     test ! -f .gitmodules || echo @SUBMODULES@
     if test -f .gitattributes && test ! -L .gitattributes && head -c 65536 .gitattributes | grep -q 'filter=lfs'; then
@@ -27,17 +27,17 @@ if finished; then
     cd -- "$workspace" && notes
     exit 0
 fi
-test ! -e "$workspace" || rm -rf -- "$workspace" || fail 24 "what is at $workspace cannot be removed"
+test ! -e "$workspace" || rm -rf -- "$workspace" || fail 24 "cannot delete $workspace"
 # shellcheck disable=SC2015  # both ways end with the failure
-mkdir -p -- "$workspace" && cd -- "$workspace" || fail 24 "$workspace cannot be made"
-git init -q --template= . >"$log" 2>&1 || { cat "$log" >&2; fail 24 "$workspace cannot be made a git repository"; }
+mkdir -p -- "$workspace" && cd -- "$workspace" || fail 24 "cannot create $workspace"
+git init -q --template= . >"$log" 2>&1 || { cat "$log" >&2; fail 24 "cannot create a git repository in $workspace"; }
 
 here=
 have() { test -n "$here" || { git cat-file -e "$sha^{commit}" 2>/dev/null && here=yes; }; }
 finish() {
     git -c core.hooksPath=/dev/null -c advice.detachedHead=false checkout -q --force --detach "$sha" >"$log" 2>&1 \
-        || { cat "$log" >&2; fail 24 "the files of $sha cannot be written; is the disk full?"; }
-    test "$(git rev-parse HEAD)" = "$sha" || fail 24 "what was checked out is not $sha"
+        || { cat "$log" >&2; fail 24 "cannot write the files of $sha; is the disk full?"; }
+    test "$(git rev-parse HEAD)" = "$sha" || fail 24 "git checked out another commit than $sha"
     printf '%s' "$sha" >.git/gibil-commit
     notes
 }

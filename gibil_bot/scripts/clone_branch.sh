@@ -1,10 +1,9 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2154  # assigned by clone.py: sha
-# Fetches all branches.
+# Fetches all branches with their history, as `git clone` does, for people who work on the machine.
 
-# With all branches and their history, as `git clone` has them: whoever works here looks around.
 fetch origin '+refs/heads/*:refs/remotes/origin/*' || true
 have || fetch origin "$sha" || true
 unset GIBIL_CLONE_TOKEN
-have || fail 20 "the commit $sha is not in the repository any more; it was replaced by a newer push"
+have || fail 20 "the repository does not contain the commit $sha any more; it was replaced by a newer push"
 finish

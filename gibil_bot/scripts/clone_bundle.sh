@@ -4,6 +4,6 @@
 
 git -c core.hooksPath=/dev/null fetch -q --no-tags --no-write-fetch-head --update-shallow \
     "$bundle" '+refs/*:refs/bundle/*' >"$log" 2>&1 \
-    || { cat "$log" >&2; fail 24 "the bundle $bundle cannot be unpacked; is it whole, and the disk not full?"; }
-have || fail 20 "the bundle does not hold the commit $sha"
+    || { cat "$log" >&2; fail 24 "cannot unpack the bundle $bundle; is it complete, and the disk not full?"; }
+have || fail 20 "the bundle does not contain the commit $sha"
 finish

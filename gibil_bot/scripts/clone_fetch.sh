@@ -1,11 +1,11 @@
 # shellcheck shell=sh
-# shellcheck disable=SC2154  # assigned by clone.py: url, host, doubt; by clone_begin.sh: log
-# fetch: git's, from $url, with the token in GIBIL_CLONE_TOKEN. Ends the script with 21, 22 or 24 if it cannot work;
-# returns 1 if the server does not have what was asked for. clone.py assigns url, host and doubt.
+# shellcheck disable=SC2154  # assigned by clone.py: url, host, hint; by clone_begin.sh: log
+# fetch: git fetch from $url, with the token in GIBIL_CLONE_TOKEN. Ends the script with 21, 22 or 24 on an error; returns 1 if
+# the server doesn't have what was requested. clone.py assigns url, host and hint.
 
 printf '[remote "origin"]\n\turl = %s\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n' "$url" >>.git/config
 
-# Answers only for the server of the URL, whatever a redirect says.
+# The credential helper answers only for the host of the URL, whatever a redirect says.
 # shellcheck disable=SC2016  # the helper's own shell expands it
 helper='!f() {
     test "$1" = get && test -n "${GIBIL_CLONE_TOKEN:-}" || exit 0
@@ -22,13 +22,13 @@ fetch() {
     cat "$log" >&2
     if grep -qiE 'authentication failed|could not read (username|password)|terminal prompts disabled' "$log" \
         || grep -qiE 'requested URL returned error: 40[13]' "$log"; then
-        fail 22 "$host refuses our credentials for this repository; $doubt"
+        fail 22 "$host rejects our credentials for this repository; $hint"
     elif grep -qiE "repository .* not found|requested URL returned error: 404" "$log"; then
-        fail 22 "$host does not show us this repository; $doubt"
+        fail 22 "$host does not show us this repository; $hint"
     elif grep -qiE "not our ref|couldn't find remote ref|unadvertised object|no such remote ref" "$log"; then
         return 1
     elif grep -qiE 'no space left|cannot (write|create)|unable to write' "$log"; then
-        fail 24 "the commit cannot be written; is the disk full?"
+        fail 24 "cannot write the commit; is the disk full?"
     fi
-    fail 21 "$host cannot be reached from this machine, or broke off"
+    fail 21 "$host can't be reached from this machine, or the connection was lost"
 }

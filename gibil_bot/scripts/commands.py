@@ -1,7 +1,7 @@
-"""The shell text that runs on a machine: run a command and kill it, kill a job, store a file. Pure.
+"""Shell commands for a machine: run and kill a command, kill a job, store a file. No I/O.
 
-The far side needs a POSIX sh, coreutils, util-linux (setsid, flock) and GNU grep: every Debian has them, no agent of ours is
-installed. Detached jobs and their folders are in scripts/jobs.py.
+The machine needs a POSIX sh, coreutils, util-linux (setsid, flock) and GNU grep, which every Debian has; no agent is installed.
+scripts/jobs.py has the commands for detached jobs, and describes their directories.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SHELLS = {
     "python": "python3 {0}",
 }
 LEADER = "GIBIL_LEADER"
-"""In the environment of all processes of a user's command: the pid of its first one."""
+"""Variable in the environment of all processes of a user's command: the pid of its first process."""
 _JOB_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -27,22 +27,22 @@ _MOVE = 'chmod {mode:o} "$t" && mv -fT "$t" "$p" || {{ rm -f "$t"; exit 1; }}'
 
 
 def check_job_id(job_id: str) -> None:
-    """Raises UsageError for an id that is not a plain file name."""
+    """Raise UsageError for an id that isn't a plain file name."""
     if not _JOB_ID.fullmatch(job_id):
-        raise UsageError(f"{job_id!r} is not a job id: letters, digits, '-', '_' and '.', at most 128")
+        raise UsageError(f"{job_id!r} is not a valid job id: use letters, digits, '-', '_' and '.', at most 128 characters")
 
 
 def check_env(env: Mapping[str, str]) -> None:
-    """Raises UsageError for what cannot be an environment."""
+    """Raise UsageError for an invalid environment."""
     for name, value in env.items():
         if not _ENV_NAME.fullmatch(name):
-            raise UsageError(f"{name!r} cannot be the name of an environment variable")
+            raise UsageError(f"{name!r} can't be the name of an environment variable")
         if "\0" in value:
-            raise UsageError(f"the value of the environment variable {name} holds a NUL byte")
+            raise UsageError(f"the value of the environment variable {name} contains a NUL byte")
 
 
 def export_line(env: Mapping[str, str]) -> bytes:
-    """One line that a POSIX sh `eval`s to export all of it; newlines in values are `$gibil_newline`. Ends with a newline."""
+    """Return one line that exports all variables when a POSIX sh `eval`s it; newlines in values are `$gibil_newline`."""
     check_env(env)
     words = ["export"]
     for name, value in env.items():
@@ -53,9 +53,9 @@ def export_line(env: Mapping[str, str]) -> bytes:
 
 
 def run_command(tag: str, script: str, *, with_env: bool) -> str:
-    """`script`, tagged so that `kill_run_command(tag)` finds all of it. With env: `export_line` comes first on stdin."""
+    """Return `script` with a tag by which `kill_run_command` finds its processes. With env: `export_line` precedes stdin."""
     if "\0" in script:
-        raise UsageError("a script cannot hold a NUL byte")
+        raise UsageError("a script can't contain a NUL byte")
     if with_env:
         load = 'IFS= read -r gibil_env && eval "$gibil_env"; unset gibil_env gibil_newline'
         return f"export GIBIL_JOB={tag};gibil_newline='\n'; {load};{script}"
@@ -63,7 +63,7 @@ def run_command(tag: str, script: str, *, with_env: bool) -> str:
 
 
 def kill_job_command(job_id: str, grace_s: float) -> str:
-    """TERM, grace, KILL. Exit status 0: nothing of it is alive."""
+    """Return a command that sends TERM, then after the grace KILL. Exit status 0: none of the job's processes is left."""
     check_job_id(job_id)
     return script_text(
         "kill_job",
@@ -74,25 +74,25 @@ def kill_job_command(job_id: str, grace_s: float) -> str:
 
 
 def kill_run_command(tag: str) -> str:
-    """KILL everything that `run_command(tag, …)` started. Exit status 0: nothing of it is alive."""
+    """Return a command that kills everything that `run_command(tag, …)` started. Exit status 0: none of it is left."""
     return script_text("kill_command", FIND=_find(tag, in_argv=True))
 
 
 def signal_run_command(tag: str, signal: str) -> str:
-    """Send a signal (INT, TERM …) to everything that `run_command(tag, …)` started."""
+    """Return a command that sends a signal (INT, TERM …) to everything that `run_command(tag, …)` started."""
     return script_text("signal_command", SIGNAL=signal, FIND=_find(tag, in_argv=True))
 
 
 def list_tagged_command() -> str:
-    """Print the processes of all commands and jobs: pid, tag, LEADER and command line, each ended by NUL."""
+    """Return a command that prints all processes with a tag: pid, tag, LEADER and command line, each ended by NUL."""
     find = script_text("find_processes", PATTERN="'^GIBIL_JO[B]=.'", FILES="/proc/[0-9]*/environ")
     return script_text("stray_list", FIND=find, LEADER=LEADER)
 
 
 def put_command(path: str, mode: int, tag: str, size: int | None) -> str:
-    """Write stdin to a file beside `path`; with a known size also move it into place when all has arrived.
+    """Return a command that writes stdin to a file next to `path`, and with a known size also renames a complete file.
 
-    Without, the size is printed: the end of the input and the end of the connection look the same from over there.
+    Without a size, it prints the size: on the machine, the end of the input and the end of the connection look the same.
     """
     store = f'export GIBIL_JOB={tag};p={shlex.quote(path)} t={shlex.quote(path)}.{tag}; (umask 077; exec cat >"$t")'
     if size is None:
@@ -105,23 +105,23 @@ def put_commit_command(path: str, mode: int, tag: str) -> str:
 
 
 def put_abandon_command(path: str, tag: str) -> str:
-    """After this nothing of the upload is left, and nothing of it comes any more."""
+    """Return a command that ends an upload and deletes what it has written."""
     return f"{kill_run_command(tag)}rm -f {shlex.quote(path)}.{tag}"
 
 
 def kill_by_environment(pattern: str) -> str:
-    """TERM, five seconds, KILL for every process with a line of its environment that matches `pattern`, and what it started.
+    """Return a command that ends all processes whose environment has a line that matches `pattern`, and their descendants.
 
-    `pattern`: a word of the shell that runs this text.
+    It sends TERM, then after five seconds KILL. `pattern` is a word of the shell that runs this text.
     """
     find = script_text("find_processes", PATTERN=pattern, FILES="/proc/[0-9]*/environ")
     return f"s='' c=''\n{find}{script_text('kill_gently', GRACE_CS='500')}"
 
 
 def _find(tag: str, *, in_argv: bool) -> str:
-    """`tag` has to match whole: `task-1` is not `task-10`, and its dots are dots."""
+    """Return the search for a tag, which has to match completely: `task-1` isn't `task-10`, and dots are literal."""
     pattern = tag.replace(".", "[.]")
-    if in_argv:  # the login shell that got the tag as the first words of its command, and has it in no environment
+    if in_argv:  # also finds the login shell, which has the tag in its command and not in its environment
         files = "/proc/[0-9]*/environ /proc/[0-9]*/cmdline"
         either = f"'^GIBIL_JO[B]={pattern}$' -e '^export GIBIL_JO[B]={pattern};'"
         return script_text("find_processes", PATTERN=either, FILES=files)

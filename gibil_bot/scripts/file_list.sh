@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2154  # in the environment: gibil_path
-# The entries of a folder, or the files that $gibil_glob matches: five fields each, ended by NUL.
+# Lists a directory, or the files that match $gibil_glob: five fields for each entry, each ended by NUL.
 
 p=$gibil_path
 [ -e "$p" ] || exit 44

@@ -1,6 +1,7 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2154  # assigned before it: p
-# Where the file $p is to be written: behind links, its folder made, with the mode that it has.
+# Prepares writing the file $p: resolves links, creates its directory, and prints the path, the file's mode, and `new` if it's
+# new.
 
 case $p in */) exit 45 ;; esac
 [ -d "$p" ] && exit 45

@@ -1,6 +1,7 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2154  # in the environment: gibil_first, gibil_lines; p from remote_layout
-# Some lines of the file $p, after its size and kind. A NUL among the first bytes makes a file a binary one, as git sees it.
+# Prints the size and kind of the file $p, then some of its lines. Like git, takes a file with a NUL in its first bytes as
+# binary.
 
 n=$(wc -l <"$p") || exit 1
 a=$(head -c 8192 "$p" | wc -c) b=$(head -c 8192 "$p" | tr -d '\000' | wc -c) e=$(tail -c 1 "$p" | od -An -tx1)

@@ -1,6 +1,6 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2154  # in the environment: gibil_pattern; p is assigned before it
-# Lines that match $gibil_pattern in $p and below.
+# Prints the lines that match $gibil_pattern in the file $p, or in files below the directory $p.
 
 e=$(printf '' | grep -P -e "$gibil_pattern" 2>&1 >/dev/null)
 [ $? -le 1 ] || { printf %s "$e" >&2; exit 49; }

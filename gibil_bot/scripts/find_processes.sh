@@ -1,10 +1,10 @@
 # shellcheck shell=sh
-# shellcheck disable=SC2154  # assigned by its users: s, c
+# shellcheck disable=SC2154  # assigned by the including scripts: s, c
 # The only search of /proc. The processes of a command or a job inherit its tag, GIBIL_JOB=ID, in their environment.
-# find_tagged: sets k to the pids of the processes that carry it, a blank on both sides of each. @PATTERN@ is written so that it
-# doesn't match the grep that looks for it.
-# find_all: sets k to those, their descendants, and everything in the session of one of them. Without $s (the supervisor, which
-# has to report the end), $c (what copies the output) and this shell.
+# find_tagged: sets k to the pids of the processes that have the tag, with a blank on both sides of each. @PATTERN@ is written
+# so that it doesn't match the grep that searches for it.
+# find_all: sets k to those processes, their descendants, and all processes in their sessions, except $s (the supervisor, which
+# has to report the end), $c (the processes that copy the output) and this shell.
 
 find_tagged() {
     k=' '

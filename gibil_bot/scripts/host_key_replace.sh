@@ -1,9 +1,10 @@
 # shellcheck shell=sh
-# Makes the key on stdin the machine's host key.
+# Installs the key on stdin as the machine's host key.
 #
-# Renamed into place, so that a machine that loses its power has the one key or the other. `systemctl reload` has sshd read its
-# keys again and leaves open connections alone. The unit is `ssh` on Debian and Ubuntu and `sshd` elsewhere; where each
-# connection has an sshd of its own there is nothing to reload. So no failure here counts, but what the next connection shows.
+# The files are renamed into place, so after a power loss the machine has either the old or the new key. `systemctl reload`
+# makes sshd read its keys again and doesn't affect open connections. The unit is `ssh` on Debian and Ubuntu and `sshd`
+# elsewhere; where each connection has its own sshd, nothing has to be reloaded. So failures are ignored here: the next
+# connection checks the key.
 
 set -eu
 umask 077
@@ -14,7 +15,7 @@ cat >"$new"
 ssh-keygen -y -f "$new" >"$new.pub"
 case "$(cat "$new.pub")" in
     '@PUBLIC@' | '@PUBLIC@ '*) ;;
-    *) echo 'the host key did not arrive as it was sent' >&2; exit 1 ;;
+    *) echo 'the host key that arrived is not the one that was sent' >&2; exit 1 ;;
 esac
 chmod 644 "$new.pub"
 mkdir -p @MARK_FOLDER@

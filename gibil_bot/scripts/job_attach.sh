@@ -1,5 +1,5 @@
 # shellcheck shell=sh
-# Follows @FILE@ of job @ID@ from byte @PLACE@ (counted from 1), and reports the job's end.
+# Follows @FILE@ of job @ID@ from byte @OFFSET@ (counted from 1), and reports the job's end.
 
 j=$HOME/.gibil/jobs/@ID@
 [ -s "$j/pid" ] || { echo gibil:unknown >&2; exit 1; }
@@ -12,7 +12,7 @@ case $r in
     [0-9]*) ;;
     *)
         flock -s "$HOME/.gibil/jobs/.@ID@.lock" true & w=$!
-        tail -c +@PLACE@ -f -s @POLL_S@ --pid=$w "$j/@FILE@" 2>/dev/null & t=$!
+        tail -c +@OFFSET@ -f -s @POLL_S@ --pid=$w "$j/@FILE@" 2>/dev/null & t=$!
         wait $w
         read -r r x <"$j/rc" ;;
 esac
@@ -22,8 +22,8 @@ case $r in
         # shellcheck disable=SC2050  # filled in
         [ @FILE@ = out ] && returns
         { printf 'gibil:exit %s ' "$r"; stat -c %s "$j/@FILE@"; } >&2
-        [ "$w" ] || exec tail -c +@PLACE@ "$j/@FILE@" ;;
+        [ "$w" ] || exec tail -c +@OFFSET@ "$j/@FILE@" ;;
     *) echo gibil:lost >&2 ;;
 esac
-# shellcheck disable=SC2086  # nothing, where the job had ended: then there is nothing to wait for
+# shellcheck disable=SC2086  # empty if the job had ended: then nothing has to be waited for
 wait $t

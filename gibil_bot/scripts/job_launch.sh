@@ -1,16 +1,16 @@
 # shellcheck shell=sh
-# Starts job @ID@ and follows its output. Runs in the login shell, which may be any POSIX sh; bash is quicker.
+# Starts job @ID@ and follows its output. Runs in the login shell, which may be any POSIX sh; bash is faster.
 #
-# Closing 3 makes sure that it is the lock which gets it. bash needs no process for the end of a pipeline, if asked. A pipeline
-# and not `&`: what a script starts with `&` ignores SIGINT and SIGQUIT, and the job would inherit that. The first line from the
-# supervisor is its pid, the second the exit status; a read whose time is up may have taken the first half of it. The size tells
-# the reader when it has everything, so that the end is not held up by tail's polling. The folder is made while the supervisor
-# starts, which makes it itself should it be first.
+# Descriptor 3 is closed so that flock uses it for the lock. With lastpipe, bash needs no process for the end of a pipeline.
+# This is a pipeline and not `&`, because a process started with `&` ignores SIGINT and SIGQUIT, and the job would inherit that.
+# The supervisor's first line is its pid, the second the exit status; a read that timed out may have consumed a part of the
+# second. The size tells the reader when it has everything, so the end isn't delayed by tail's polling. The directory is created
+# here while the supervisor starts; if the supervisor is first, it creates the directory itself.
 
 j=$HOME/.gibil/jobs/@ID@ l=$HOME/.gibil/jobs/.@ID@.lock
 [ -d "$HOME/.gibil/jobs" ] || mkdir -p "$HOME/.gibil/jobs"
 @RETURNS@
-# shellcheck disable=SC3044  # where it is bash
+# shellcheck disable=SC3044  # only bash has it
 shopt -s lastpipe 2>/dev/null
 GIBIL_JOB=@ID@ setsid flock -nF "$l" sh 3>&- | {
 # shellcheck disable=SC2174  # the folder above is for all jobs
@@ -20,12 +20,12 @@ read -r s || {
     if [ $? = 1 ] || [ -s "$j/pid" ]; then
         echo gibil:again >&2
     else
-        echo 'gibil:failed its supervisor ended at once (is the disk full?)' >&2
+        echo 'gibil:failed the supervisor ended at once (is the disk full?)' >&2
     fi
     exit
 }
 r='' e='' t=''
-# shellcheck disable=SC3045  # where the shell can't, it fails at once
+# shellcheck disable=SC3045  # in a shell without -t, it fails at once
 read -r -t @QUICK_S@ r 2>/dev/null || {
     tail -c +1 -f -s @POLL_S@ --pid="$s" "$j/out" 2>/dev/null </dev/null & t=$!
     read -r e
@@ -42,7 +42,7 @@ case $r in
             { printf 'gibil:exit %s ' "$r"; stat -c %s "$j/out"; } >&2
         else
             LC_ALL=C x=''
-            # shellcheck disable=SC3045  # where the shell can't, head does it
+            # shellcheck disable=SC3045  # in a shell without -d and -n, head does it
             IFS= read -r -d '' -n @BUILTIN_BYTES@ x 2>/dev/null <"$j/out"
             if [ $? = 1 ] && [ "$x" ]; then
                 echo "gibil:exit $r ${#x}" >&2

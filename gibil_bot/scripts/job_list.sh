@@ -1,5 +1,5 @@
 # shellcheck shell=sh
-# Lists all jobs: records of six fields, each ended by NUL. The lock is held for as long as the supervisor lives.
+# Lists all jobs: records of six fields, each ended by NUL. A job's supervisor holds its lock as long as it lives.
 
 cd "$HOME/.gibil/jobs" 2>/dev/null || exit 0
 for j in *; do
@@ -7,7 +7,7 @@ for j in *; do
     s=running
     flock -n -s ".$j.lock" true 2>/dev/null && s=lost
     r=
-    # After the lock: a job that ends meanwhile is not lost.
+    # Read after the lock was tried: a job that ends in between isn't lost.
     IFS= read -r r <"$j/rc" 2>/dev/null
     case $r in
         [0-9]*) s=exited ;;

@@ -1,7 +1,7 @@
 # shellcheck shell=sh
-# shellcheck disable=SC2154  # assigned by its users: j
-# returns: sends the files that a job returns, before the line that reports its end. A path may be anything by now: only a
-# regular file is read.
+# shellcheck disable=SC2154  # assigned by the including scripts: j
+# returns: sends the files that a job returns, before the line that reports its end. The job may have replaced a path by
+# anything, so only regular files are read.
 
 returns() {
     [ -s "$j/returns" ] && while IFS= read -r p; do

@@ -1,10 +1,9 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2154  # assigned by job_pipe.sh: copiers
-# The supervisor of job @ID@, which `sh` reads on its stdin. In braces: nothing of it runs before all of it has arrived.
-# Descriptor 3 is the lock. Its stdout is a pipe to the launcher, kept open (and away from the job) for its whole life.
-# After the exports, only the positional parameters still are what they were. In braces redirections are made with printf and
-# not with `:`, since one that fails there would end the shell. /usr/bin/setsid: a PATH of the job must not decide which one
-# is used.
+# The supervisor of job @ID@, which `sh` reads from stdin. The braces make sh read all of it before it runs anything. Descriptor
+# 3 is the lock. Its stdout is a pipe to the launcher, which stays open as long as the supervisor lives; the job doesn't inherit
+# it. After the exports, only the positional parameters are unchanged. Redirections in braces use printf and not `:`, because a
+# failed redirection of `:` would end the shell. /usr/bin/setsid: the job's PATH must not decide which setsid runs.
 
 {
 trap : HUP INT QUIT TERM PIPE
@@ -17,11 +16,11 @@ u=
 case $u in 0[0-7][0-7][0-7]) ;; *) u=$(umask) ;; esac
 umask 077
 [ -d @FOLDER@ ] || fail @NOFOLDER@
-# shellcheck disable=SC2174  # the folders above are for all jobs
-[ -d "$j" ] || mkdir -p -m 700 "$j" 2>/dev/null || fail 'its folder cannot be made (is the disk full?)'
-printf %s @SCRIPT@ >"$script" || fail 'the script cannot be written (is the disk full?)'
+# shellcheck disable=SC2174  # the directories above are for all jobs
+[ -d "$j" ] || mkdir -p -m 700 "$j" 2>/dev/null || fail 'cannot create its directory (is the disk full?)'
+printf %s @SCRIPT@ >"$script" || fail 'cannot write the script (is the disk full?)'
 { printf '' >"$j/out" && @FILES@ echo '...    ' >"$j/rc" && echo $$ >"$j/pid"; } 2>/dev/null || {
-    rm -f "$j/pid"; fail 'its folder cannot be written (is the disk full?)'; }
+    rm -f "$j/pid"; fail 'cannot write to its directory (is the disk full?)'; }
 @PIPES@
 umask "$u"
 echo gibil:started >&2

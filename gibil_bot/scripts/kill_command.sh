@@ -1,7 +1,7 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2086  # a list of numbers, which is to be split
 # shellcheck disable=SC2034  # find_all reads them: s, c
-# Kills a command at once. Exit status 0: nothing of it is alive.
+# Kills a command at once. Exit status 0: none of its processes is left.
 
 s='' c=''
 @FIND@
@@ -14,7 +14,7 @@ while [ $i -lt 100 ]; do
         kill -KILL $k 2>/dev/null
         sleep 0.01
     else
-        # The server may not have executed the command yet when we are asked to kill it.
+        # The server may not have started the command yet.
         { [ -n "$seen" ] || [ $i -ge 8 ]; } && break
         sleep 0.03
     fi

@@ -1,8 +1,8 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2086  # a list of numbers, which is to be split
 # shellcheck disable=SC2154  # find_all assigns it: k
-# Ends what find_all finds: SIGTERM, SIGKILL after @GRACE_CS@ hundredths of a second.
-# Time is measured: on a busy machine a search of /proc takes longer than the pause after it.
+# Ends the processes that find_all finds: SIGTERM, after @GRACE_CS@ hundredths of a second SIGKILL.
+# The time is measured, because on a busy machine a search of /proc takes longer than the pause after it.
 
 uptime_cs() { # sets u: hundredths of a second since the boot, without starting a process
     read -r u _ </proc/uptime

@@ -1,7 +1,7 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2154  # find_all assigns it: k
 # shellcheck disable=SC2034  # find_all reads them: s, c
-# Ends job @ID@. Exit status 0: nothing of it is alive.
+# Ends job @ID@. Exit status 0: none of its processes is left.
 
 j=$HOME/.gibil/jobs/@ID@
 s='' c=''

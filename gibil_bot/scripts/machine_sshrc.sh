@@ -1,6 +1,6 @@
 #!/bin/sh
-# sshd runs it before every command, until the base packages are installed; then it is removed.
-# The very first command, which brings the host key, waits for nothing.
+# sshd runs this before every command. It waits until the base packages are installed; then it is deleted.
+# The very first command, which installs the host key, doesn't wait.
 [ -e @MARK@ ] || exit 0
 n=0
 while [ ! -e /run/gibil-base ] && [ "$n" -lt 3000 ]; do

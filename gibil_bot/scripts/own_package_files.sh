@@ -1,6 +1,7 @@
 #!/bin/sh
-# apt runs it before dpkg, with the paths of the packages on stdin. dpkg hard-links a file aside before it replaces it, and a file
-# of a user that doesn't exist in here can't be linked. So the files of the packages that are about to be replaced become root's.
+# apt runs this before dpkg, with the paths of the packages on stdin. dpkg hard-links a file before it replaces it, which fails
+# for files of a user that doesn't exist in this machine. So root gets a copy of each file of the packages that will be
+# replaced.
 while read -r deb; do
   package=$(dpkg-deb -f "$deb" Package); architecture=$(dpkg-deb -f "$deb" Architecture)
   for list in "/var/lib/dpkg/info/$package.list" "/var/lib/dpkg/info/$package:$architecture.list"; do

@@ -1,10 +1,10 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2154  # assigned by provision_script.py: gibil_base, gibil_file, gibil_given, gibil_began
-# Functions of the provisioning job, which makes a machine ready and runs the tasks of its `.gibil.yml`. For bash 4 and later.
-# Every name of it is gibil_…, so that none of the user's variables is touched. The arguments of gibil_task: number, name,
-# whether it runs after successes and after failures (yes, no, or an expression for gibil_holds), whether its failure counts,
-# milliseconds, folder, script, the command words with {0}; then NAME=value of the task. What a file means is what the bot
-# takes it to mean (runs/execution.py, task_script.py): tests/contracts/task_semantics.yml.
+# Functions of the provisioning job, which prepares a machine and runs the tasks of its `.gibil.yml`. For bash 4 and later. All
+# names begin with gibil_, so that the user's variables aren't touched. The arguments of gibil_task: number, name, whether it
+# runs after success and after failure (yes, no, or an expression for gibil_holds), whether its failure counts, milliseconds,
+# directory, script, the command words with {0}; then NAME=value of the task. The semantics of a file are the same as in the
+# bot's runs (runs/execution.py, task_script.py): tests/contracts/task_semantics.yml.
 
 umask 022
 cd /root || exit 1
@@ -13,14 +13,14 @@ mkdir -p /root/.gibil/files /run/gibil
 gibil_most_bytes=@MAX_VALUE_BYTES@ gibil_most_names=@MAX_ENV_ENTRIES@ gibil_most_folders=@MAX_FOLDERS@
 gibil_failed='' gibil_extra=() gibil_path='' gibil_setsid=$(command -v setsid)
 
-# Milliseconds, by a clock that nobody sets.
+# Milliseconds, by a clock that can't be set.
 gibil_now() { local t; read -r t _ </proc/uptime; echo $((10#${t/./} * 10)); }
 gibil_record() { printf '%s\t%s\t%s\t%s\t%s\n' "$@" >>@STATE@; }
 
-# A line of ours begins a line, whatever was printed before it. (A log that is no file cannot be looked at.)
+# Begins a new line if the last output didn't end with one. (Not possible if the log isn't a file.)
 gibil_line() { [ ! -f /proc/$$/fd/1 ] || [ -z "$(tail -c 1 /proc/$$/fd/1 2>/dev/null)" ] || echo; }
 
-# What commands from outside will find: everything by name, quoted for bash.
+# Writes the environment for commands from outside: all variables by name, quoted for bash.
 gibil_save() {
     local entry
     (
@@ -29,7 +29,7 @@ gibil_save() {
         for entry in "${gibil_base[@]}" "${gibil_given[@]}" "${gibil_extra[@]}"; do
             printf 'export %s=%q\n' "${entry%%=*}" "${entry#*=}"
         done
-        # shellcheck disable=SC2016  # expanded by those who read the file
+        # shellcheck disable=SC2016  # expanded by the shells that read the file
         [ -z "$gibil_path" ] || printf 'export PATH=%q"$PATH"\n' "$gibil_path"
     )
     mv -f @ENVIRONMENT@.new @ENVIRONMENT@
@@ -43,7 +43,7 @@ gibil_files() {
         && : >"$gibil_folder/neutral"
 }
 
-# What a task wrote to GITHUB_ENV, as NAME=value words in gibil_new; 1 when it cannot be read.
+# Parses a task's GITHUB_ENV into NAME=value words in gibil_new; returns 1 if it is invalid.
 gibil_read_env() {
     local LC_ALL=C lines line name value word number=0
     local -A names=()
@@ -55,34 +55,34 @@ gibil_read_env() {
         [ -n "$line" ] || continue
         name=${line%%=*}
         if [[ $line == *'<<'* && ${line%%<<*} != *=* ]]; then
-            name=${line%%<<*} word=${line#*<<} value='' gibil_place="GITHUB_ENV, line $number"
-            [ -n "$word" ] || { echo "gibil: $gibil_place: a word that ends the value has to follow <<"; return 1; }
+            name=${line%%<<*} word=${line#*<<} value='' gibil_position="GITHUB_ENV, line $number"
+            [ -n "$word" ] || { echo "gibil: $gibil_position: << must be followed by the word that ends the value"; return 1; }
             until [ "$number" -ge "${#lines[@]}" ] || [ "${lines[number]}" = "$word" ]; do
                 value+=${lines[number]}$'\n'
                 number=$((number + 1))
             done
-            [ "$number" -lt "${#lines[@]}" ] || { echo "gibil: $gibil_place: the value never ends: its last word is missing"; return 1; }
+            [ "$number" -lt "${#lines[@]}" ] || { echo "gibil: $gibil_position: the line that ends the value is missing"; return 1; }
             value=${value%$'\n'} number=$((number + 1))
         elif [[ $line == *=* ]]; then
-            value=${line#*=} gibil_place="GITHUB_ENV, line $number"
+            value=${line#*=} gibil_position="GITHUB_ENV, line $number"
         else
-            echo "gibil: GITHUB_ENV, line $number: neither NAME=value nor NAME<<WORD"
+            echo "gibil: GITHUB_ENV, line $number: expected NAME=value or NAME<<WORD"
             return 1
         fi
         [[ $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ && ${#name} -le 200 ]] \
-            || { echo "gibil: $gibil_place: what stands first is not a name of letters, digits and _"; return 1; }
+            || { echo "gibil: $gibil_position: the line must begin with a name of letters, digits and _"; return 1; }
         case ${name^^} in
-            GITHUB_* | GIBIL_* | RUNNER_* | NODE_OPTIONS) echo "gibil: $gibil_place: '$name' cannot be set by a task"; return 1 ;;
+            GITHUB_* | GIBIL_* | RUNNER_* | NODE_OPTIONS) echo "gibil: $gibil_position: a task can't set '$name'"; return 1 ;;
         esac
         [ "${#value}" -le "$gibil_most_bytes" ] \
-            || { echo "gibil: $gibil_place: the value of '$name' is above $((gibil_most_bytes / 1024)) KiB"; return 1; }
+            || { echo "gibil: $gibil_position: the value of '$name' is larger than $((gibil_most_bytes / 1024)) KiB"; return 1; }
         names[$name]=1
-        [ "${#names[@]}" -le "$gibil_most_names" ] || { echo "gibil: $gibil_place: more than $gibil_most_names names"; return 1; }
+        [ "${#names[@]}" -le "$gibil_most_names" ] || { echo "gibil: $gibil_position: more than $gibil_most_names names"; return 1; }
         gibil_new+=("$name=$value")
     done
 }
 
-# What a task wrote to GITHUB_PATH, in gibil_folders; 1 when it cannot be read.
+# Parses a task's GITHUB_PATH into gibil_folders; returns 1 if it is invalid.
 gibil_read_path() {
     local LC_ALL=C lines line number=0
     gibil_folders=()
@@ -93,20 +93,20 @@ gibil_read_path() {
         line=${line%"${line##*[![:space:]]}"}
         [ -n "$line" ] || continue
         if [[ $line != /* || $line == *:* || ${#line} -gt 4096 ]]; then
-            echo "gibil: GITHUB_PATH, line $number: not one absolute folder"
+            echo "gibil: GITHUB_PATH, line $number: expected one absolute directory"
             return 1
         fi
         gibil_folders+=("$line")
     done
     [ "${#gibil_folders[@]}" -le "$gibil_most_folders" ] \
-        || { echo "gibil: GITHUB_PATH: more than $gibil_most_folders folders"; return 1; }
+        || { echo "gibil: GITHUB_PATH: more than $gibil_most_folders directories"; return 1; }
 }
 
-# The lines of a file that a task wrote, in its caller's `lines`.
+# Reads the lines of a file that a task wrote into the caller's `lines`.
 gibil_read_lines() {
     local number
     if IFS= read -r -d '' _ <"$gibil_folder/$1"; then
-        echo "gibil: $2: holds a NUL byte"
+        echo "gibil: $2: contains a NUL byte"
         return 1
     fi
     mapfile lines <"$gibil_folder/$1"
@@ -116,9 +116,9 @@ gibil_read_lines() {
     done
 }
 
-# Takes over what a task wrote to GITHUB_ENV and GITHUB_PATH: all of it or, when it cannot be read, nothing and 1.
+# Applies a task's GITHUB_ENV and GITHUB_PATH; applies nothing of an invalid file and returns 1.
 gibil_take() {
-    local gibil_new gibil_folders gibil_place folder
+    local gibil_new gibil_folders gibil_position folder
     gibil_read_env || return 1
     gibil_extra+=("${gibil_new[@]}")
     gibil_read_path || { gibil_save; return 1; }
@@ -126,8 +126,8 @@ gibil_take() {
     gibil_save
 }
 
-# gibil_holds EXPRESSION NAME=value…: whether a condition holds with the environment that the task would find. The expression is
-# one of awk's, over values with a letter for their type (string, number, boolean, z for null); see conditions.py.
+# gibil_holds EXPRESSION NAME=value…: whether a condition is true in the environment that the task would have. The expression is
+# awk code over values with a letter for their type (string, number, boolean, z for null); see machines/provision_script.py.
 gibil_holds() {
     local expression=$1
     shift
@@ -175,7 +175,7 @@ gibil_holds() {
         BEGIN { exit truth('"$expression"') ? 0 : 1 }'
 }
 
-# Stops a task when its time is up: all that has its own GITHUB_ENV in its environment, and what that started.
+# Stops a task at its time limit: all processes with its GITHUB_ENV in their environment, and their descendants.
 gibil_watch() {
     trap 'kill "$!" 2>/dev/null; exit' TERM
     sleep "$gibil_seconds" &
@@ -190,7 +190,7 @@ gibil_task() {
     local gibil_number=$1 gibil_name=$2 gibil_wanted=$3 gibil_counts=$5 gibil_limit=$6 gibil_where=$7 gibil_text=$8
     local gibil_start gibil_status gibil_took gibil_watcher gibil_word gibil_seconds gibil_words=()
     [ -z "$gibil_failed" ] || gibil_wanted=$4
-    for gibil_word in $9; do  # as Python quoted them: one word each, spaces as %20
+    for gibil_word in $9; do  # quoted by Python: one word each, spaces as %20
         gibil_word=${gibil_word//'%20'/ }
         gibil_word=${gibil_word//'%09'/$'\t'}
         gibil_word=${gibil_word//'{0}'/"/root/.gibil/files/$gibil_number/script"}
@@ -213,12 +213,12 @@ gibil_task() {
     printf '%s' "$gibil_text" >"$gibil_folder/script"
     gibil_watch </dev/null >/dev/null 2>&1 &
     gibil_watcher=$!
-    # A session of its own, as a job of the bot has. What bash says of a task that is killed is not the task's output.
+    # The task has its own session, as in the bot's runs. Messages of bash about a killed task aren't part of the task's output.
     exec 9>&2 2>/dev/null
     (
         exec 2>&9 9>&-
-        cd "/root/project/$gibil_where" 2>/dev/null || { echo "gibil: there is no folder /root/project/$gibil_where"; exit 1; }
-        # From here on names may mean anything, but for ours.
+        cd "/root/project/$gibil_where" 2>/dev/null || { echo "gibil: there is no directory /root/project/$gibil_where"; exit 1; }
+        # From here on, the user's variables may change how commands run; only names that begin with gibil_ are safe.
         # shellcheck disable=SC2163  # NAME=value words
         export "${gibil_base[@]}" "${gibil_given[@]}" "${gibil_extra[@]}" "$@"
         PATH=$gibil_path$PATH

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# All tasks have ended.
+# Runs when all tasks have ended.
 
 if [ -n "$gibil_failed" ]; then : >@TASKS_FAILED@; echo '=== a task failed'; exit 1; fi
 : >@TASKS_DONE@

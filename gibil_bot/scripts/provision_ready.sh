@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2154  # assigned by provision_script.py: gibil_began
-# The code is in place and set up.
+# Runs when the code is cloned and set up.
 
 gibil_save
 gibil_record 0 success 0 $(($(gibil_now) - gibil_began)) ready

@@ -1,7 +1,7 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2154  # assigned by task_script.py: packages
 # shellcheck disable=SC2086  # lists of packages, which are to be split
-# Installs those of $packages that are missing.
+# Installs the packages in $packages that are missing.
 
 has() {
     if command -v dpkg-query >/dev/null 2>&1; then
@@ -39,5 +39,5 @@ elif command -v zypper >/dev/null 2>&1; then
 elif command -v pacman >/dev/null 2>&1; then
     pacman -Sy --noconfirm --needed $missing
 else
-    fail "the packages$missing are missing, and this machine has no package manager that we know"
-fi || fail "the packages$missing could not be installed; what is above says why"
+    fail "the packages$missing are missing, and this machine has no known package manager"
+fi || fail "cannot install the packages$missing; see the output above"

@@ -11,7 +11,7 @@ version_of() {
     esac
 }
 
-# want RUNTIME VERSION COMMAND…: the first of these commands with that version; its folder goes first in PATH
+# want RUNTIME VERSION COMMAND…: use the first of these commands that has the version, and put its directory first in PATH
 want() {
     runtime=$1 wanted=$2 seen=
     shift 2
@@ -28,16 +28,16 @@ want() {
     tool=$(command -v gibil-runtime || command -v /opt/gibil/bin/gibil-runtime || true)
     if test "${installed-}" != "$runtime" && test -n "$tool"; then
         installed=$runtime
-        echo "gibil: $runtime $wanted is not here (${seen:-none}); installing it"
-        "$tool" "$runtime" "$wanted" || fail "$runtime $wanted could not be installed; what is above says why"
+        echo "gibil: $runtime $wanted is missing (found: ${seen:-none}); installing it"
+        "$tool" "$runtime" "$wanted" || fail "cannot install $runtime $wanted; see the output above"
         hash -r
         want "$runtime" "$wanted" "$@"
         return 0
     fi
-    fail "$runtime $wanted is wanted (.gibil.yml: runtime), and this machine has ${seen:-none}; choose an image that has it"
+    fail "$runtime $wanted is requested (.gibil.yml: runtime), but this machine has ${seen:-none}; choose an image that has it"
 }
 
-# `python3.12` is called python3 and python for the tasks that follow
+# link: makes `python3.12` available as python3 and python for later tasks
 link() {
     bin=$RUNNER_TEMP/runtime/bin
     mkdir -p "$bin"

@@ -1,6 +1,6 @@
 # shellcheck shell=sh
-# How a machine is doing. It may see limits below those of its kernel, as a container does. A local machine sees none: its
-# provider has to be asked (Metered).
+# Prints statistics of the machine. It may see limits below those of its kernel, as a container does. A local machine doesn't
+# see its limits, so they come from its provider (Metered).
 
 export LC_ALL=C
 read -r load </proc/loadavg; echo "load $load"

@@ -1,6 +1,6 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2154  # find_tagged assigns it: k
-# Processes that carry a tag: records of four fields, each ended by NUL: pid, tag, leader, and the beginning of the command line.
+# Prints the processes that have a tag: records of pid, tag, leader, and the beginning of the command line, each ended by NUL.
 
 @FIND@
 find_tagged

@@ -1,13 +1,12 @@
-"""What a machine is told: the environment of a task, the files a task speaks through, the scripts that bring the code.
+"""The environment of a task on a machine, the files through which a task passes results, and the script of the task "set up".
 
-Values from people (titles, branches, arguments) reach a script only here, as environment variables. The names are
-GitHub Actions' where Actions has one (https://docs.github.com/en/actions/reference/workflows-and-actions/variables),
-so that tools find what they look for. GITHUB_ACTIONS stays unset: with it, tools print `::error::` lines that nobody
-here reads.
+Values that users wrote (titles, branches, arguments) reach a script only as environment variables. The names are those of
+GitHub Actions if there is one (https://docs.github.com/en/actions/reference/workflows-and-actions/variables), so that tools
+find them. GITHUB_ACTIONS stays unset: with it, tools print `::error::` lines, which gibil doesn't read.
 
-The task "set up", which installs the packages and runtimes of a `.gibil.yml`, asks only for packages that are missing, so an
-image that has them needs no network. A runtime comes with the image or from the machine's tool `gibil-runtime`; otherwise the
-task fails with one sentence that says which versions exist. A project that uses pnpm gets it with its Node.
+The task "set up", which installs the packages and runtimes of a `.gibil.yml`, installs only missing packages, so an image that
+has them needs no network. A runtime comes with the image or from the machine's tool `gibil-runtime`; otherwise the task fails
+with a message that names the available versions. A project that uses pnpm gets it with its Node.
 """
 
 from __future__ import annotations
@@ -27,21 +26,21 @@ FILES_FOLDER = "/root/.gibil/files"
 STANDARD_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MAX_ENV_ENTRIES = 1000
 MAX_FOLDERS = 100
-"""Of GITHUB_PATH, for one task."""
+"""The maximum number of directories in the GITHUB_PATH of one task."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RESERVED_PREFIXES = ("GITHUB_", "GIBIL_", "RUNNER_")
 
 
 class InvalidTaskFile(GibilError, ValueError):
-    """What a task wrote to GITHUB_ENV or GITHUB_PATH cannot be read. A failure of the task, and not ours."""
+    """A task wrote an invalid GITHUB_ENV or GITHUB_PATH. A failure of the task, not an internal error."""
 
     code = "TASK_FILE_INVALID"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskFiles:
-    """Paths on the machine that one task writes to, so that what it writes can be told from its neighbours'."""
+    """Paths on the machine that one task writes to, separate from those of other tasks."""
 
     folder: str
     temp: str
@@ -65,38 +64,38 @@ class TaskFiles:
 
     @property
     def neutral(self) -> str:
-        """A task that has nothing to do writes the reason to it, and ends with 0: then it counts as skipped."""
+        """A task that has nothing to do writes the reason to this file and exits with 0; then it counts as skipped."""
         return f"{self.folder}/neutral"
 
 
 def task_files(index: int, folder: str = FILES_FOLDER) -> TaskFiles:
-    """The files of the task of that index."""
+    """Return the files of the task with that index."""
     return TaskFiles(folder=f"{folder}/{index}", temp=folder)
 
 
 def prepare_script(tasks: int, folder: str = FILES_FOLDER) -> str:
-    """POSIX sh that makes the files of that many tasks, empty where they are not there yet."""
+    """Return POSIX sh that creates the files of that many tasks, empty unless they exist."""
     all_files = [task_files(index, folder) for index in range(tasks)]
     lines = ["set -eu", "umask 077", f"mkdir -p {' '.join(files.folder for files in all_files)}"]
     for files in all_files:
         lines.append(
             f": >>{files.env} >>{files.output} >>{files.path} >>{files.summary} >>{files.neutral}"
-        )  # the shell does it, no process
+        )  # a builtin, no process
     return "\n".join(lines) + "\n"
 
 
 IDENTITY = """[ -e ~/.gitconfig ] || printf '[user]\\n\\tname = gibil\\n\\temail = gibil@localhost\\n' >~/.gitconfig || true
 """
-"""POSIX sh that gives git on the machine of a run an identity where it has none: a task may commit. It is no person's."""
+"""POSIX sh that configures an author for git, because tasks may commit, unless there is one. It isn't a person's identity."""
 
 
 def reserved_name(name: str) -> bool:
-    """Names that only gibil sets."""
+    """Return whether only gibil may set a variable of that name."""
     return name.upper().startswith(_RESERVED_PREFIXES)
 
 
 def input_variable(name: str) -> str:
-    """The environment variable of an input: `dry-run` is GIBIL_INPUT_DRY_RUN."""
+    """Return the environment variable of an input: `dry-run` is GIBIL_INPUT_DRY_RUN."""
     return "GIBIL_INPUT_" + name.upper().replace("-", "_")
 
 
@@ -110,11 +109,11 @@ def task_environment(
     paths: Sequence[str] = (),
     workspace: str = WORKSPACE,
 ) -> dict[str, str]:
-    """Everything that a task finds in its environment.
+    """Return a task's environment.
 
-    Later ones win: `CI`; the workflow's `env`; what earlier tasks wrote to GITHUB_ENV (`extra`); the task's `env`; secrets;
-    gibil's own names. `paths` is what earlier tasks wrote to GITHUB_PATH, first one first: it goes in front of PATH.
-    A NUL, which no environment can hold, is dropped from a value.
+    Later sources have precedence: `CI`; the workflow's `env`; what earlier tasks wrote to GITHUB_ENV (`extra`); the task's
+    `env`; secrets; gibil's own variables. `paths` is what earlier tasks wrote to GITHUB_PATH, in the order of PATH, and
+    precedes PATH. NULs, which an environment can't contain, are removed from values.
     """
     merged = {"CI": "true"}
     for values in (run.plan.env, extra, task.env):
@@ -170,63 +169,63 @@ def _run_variables(run: Run, workspace: str) -> dict[str, str]:
 
 
 def parse_env_file(data: bytes) -> dict[str, str]:
-    """What a task wrote to GITHUB_ENV: `NAME=value` lines, and `NAME<<WORD` … `WORD` for several lines.
+    """Parse a task's GITHUB_ENV: `NAME=value` lines, and `NAME<<WORD` … `WORD` for several lines.
 
-    Names of ours (GITHUB_, GIBIL_, RUNNER_) and NODE_OPTIONS are refused, as GitHub Actions does
+    Rejects gibil's own names (GITHUB_, GIBIL_, RUNNER_) and NODE_OPTIONS, as GitHub Actions does
     (https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-commands#setting-an-environment-variable).
-    Raises InvalidTaskFile with the line.
+    Raises InvalidTaskFile with the line number.
     """
     lines = _lines("GITHUB_ENV", data)
     found: dict[str, str] = {}
     number = 0
     while number < len(lines):
         line = lines[number]
-        place = number + 1
+        position = number + 1
         number += 1
         if not line:
             continue
         name, sign, value = _split_entry(line)
         if sign == "<<":
             if not value:
-                raise InvalidTaskFile(f"GITHUB_ENV, line {place}: a word that ends the value has to follow <<")
+                raise InvalidTaskFile(f"GITHUB_ENV, line {position}: << must be followed by the word that ends the value")
             try:
                 end = lines.index(value, number)
             except ValueError:
-                raise InvalidTaskFile(f"GITHUB_ENV, line {place}: the value never ends: its last word is missing") from None
+                raise InvalidTaskFile(f"GITHUB_ENV, line {position}: the line that ends the value is missing") from None
             value, number = "\n".join(lines[number:end]), end + 1
         elif not sign:
-            raise InvalidTaskFile(f"GITHUB_ENV, line {place}: neither NAME=value nor NAME<<WORD")
-        _check_entry(name, value, place)
+            raise InvalidTaskFile(f"GITHUB_ENV, line {position}: expected NAME=value or NAME<<WORD")
+        _check_entry(name, value, position)
         found[name] = value
         if len(found) > MAX_ENV_ENTRIES:
-            raise InvalidTaskFile(f"GITHUB_ENV, line {place}: more than {MAX_ENV_ENTRIES} names")
+            raise InvalidTaskFile(f"GITHUB_ENV, line {position}: more than {MAX_ENV_ENTRIES} names")
     return found
 
 
 def parse_path_file(data: bytes) -> tuple[str, ...]:
-    """What a task wrote to GITHUB_PATH: one absolute folder a line. Raises InvalidTaskFile with the line."""
+    """Parse a task's GITHUB_PATH, one absolute directory per line. Raises InvalidTaskFile with the line number."""
     found = []
-    for place, line in enumerate(_lines("GITHUB_PATH", data), start=1):
+    for position, line in enumerate(_lines("GITHUB_PATH", data), start=1):
         folder = line.strip()
         if not folder:
             continue
         if not folder.startswith("/") or ":" in folder or len(folder) > 4096:
-            raise InvalidTaskFile(f"GITHUB_PATH, line {place}: not one absolute folder")
+            raise InvalidTaskFile(f"GITHUB_PATH, line {position}: expected one absolute directory")
         found.append(folder)
     if len(found) > MAX_FOLDERS:
-        raise InvalidTaskFile(f"GITHUB_PATH: more than {MAX_FOLDERS} folders")
+        raise InvalidTaskFile(f"GITHUB_PATH: more than {MAX_FOLDERS} directories")
     return tuple(found)
 
 
 def _lines(what: str, data: bytes) -> list[str]:
     if b"\0" in data:
-        raise InvalidTaskFile(f"{what}, line {data[: data.index(0)].count(10) + 1}: holds a NUL byte")
+        raise InvalidTaskFile(f"{what}, line {data[: data.index(0)].count(10) + 1}: contains a NUL byte")
     text = data.decode("utf-8", "replace").replace("\r\n", "\n")
     return text.removesuffix("\n").split("\n") if text else []
 
 
 def _split_entry(line: str) -> tuple[str, str, str]:
-    """Name, `=` or `<<` (whichever comes first) or nothing, and the rest."""
+    """Split a line into its name, `=` or `<<` (whichever comes first) or nothing, and the rest."""
     equal, heredoc = line.find("="), line.find("<<")
     if heredoc >= 0 and (equal < 0 or heredoc < equal):
         return line[:heredoc], "<<", line[heredoc + 2 :]
@@ -234,29 +233,31 @@ def _split_entry(line: str) -> tuple[str, str, str]:
     return name, sign, value
 
 
-def _check_entry(name: str, value: str, place: int) -> None:
-    # What is no name may be a piece of a secret that was written without NAME<<WORD: it is not repeated.
+def _check_entry(name: str, value: str, position: int) -> None:
+    # An invalid name may be a part of a secret that was written without NAME<<WORD, so the message doesn't repeat it.
     if not _NAME.fullmatch(name) or len(name) > 200:
-        raise InvalidTaskFile(f"GITHUB_ENV, line {place}: what stands first is not a name of letters, digits and _")
+        raise InvalidTaskFile(f"GITHUB_ENV, line {position}: the line must begin with a name of letters, digits and _")
     shown = repr(name)
     if reserved_name(name) or name.upper() == "NODE_OPTIONS":
-        raise InvalidTaskFile(f"GITHUB_ENV, line {place}: {shown} cannot be set by a task")
+        raise InvalidTaskFile(f"GITHUB_ENV, line {position}: a task can't set {shown}")
     if len(value.encode()) > ENVIRONMENT_VALUE_BYTES:
-        raise InvalidTaskFile(f"GITHUB_ENV, line {place}: the value of {shown} is above {ENVIRONMENT_VALUE_BYTES // 1024} KiB")
+        raise InvalidTaskFile(
+            f"GITHUB_ENV, line {position}: the value of {shown} is larger than {ENVIRONMENT_VALUE_BYTES // 1024} KiB"
+        )
 
 
 _COMMANDS = {"python": ("python3", "python"), "node": ("node", "nodejs"), "go": ("go",)}
 
 
 def set_up_script(runtime: Mapping[str, str], packages: Sequence[str]) -> str | None:
-    """POSIX sh for these runtimes and packages, or None when there is nothing to set up. The names were checked."""
+    """Return POSIX sh that sets up these checked runtimes and packages, or None when there is nothing to set up."""
     if not runtime and not packages:
         return None
     parts = [text("setup_begin")]
     if runtime:
         parts.append(text("setup_runtimes"))
     for name, version in runtime.items():
-        # The plain name first; then `python3.12`, as distributions call a second Python.
+        # The plain name first; then `python3.12`, which is what distributions call a second Python.
         commands = (*_COMMANDS[name], f"{name}{version}")
         parts.append(f"want {shlex.join((name, version, *commands))}\n")
     if "node" in runtime:

@@ -1,9 +1,9 @@
-"""The shell programs of this folder, read when they are needed, and the one way to fill them in.
+"""The shell programs of this directory: loading them on first use, and replacing their placeholders.
 
 A file begins with its dialect: `#!/bin/sh` if it is installed on a machine as a program, `# shellcheck shell=…` if its text is
-handed to a shell. `@NAME@` is a placeholder: a builder passes a value for each of a file's placeholders, and no other. Only a
-builder knows whether a value is a word, which it quotes, or shell text. What people wrote comes as an assignment or in the
-environment.
+passed to a shell. `@NAME@` is a placeholder: a builder passes a value for each of a file's placeholders, and no other. The
+builder knows whether a value is a word, which it quotes, or shell text. Values that users wrote are assignments or environment
+variables.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ _PLACEHOLDER = re.compile(r"@([A-Z_]+)@")
 
 @functools.cache
 def text(name: str) -> str:
-    """The text of `name`.sh, without what is only for readers and for shellcheck. It ends with one newline.
+    """Return the text of `name`.sh, without comments and lines for shellcheck. It ends with one newline.
 
-    A program keeps its comments, because it is read on the machine, too.
+    A program keeps its comments, because people may read it on the machine.
     """
     from importlib import resources  # 8 ms, and `gibil run` needs no file
 
     lines = resources.files(__package__).joinpath(f"{name}.sh").read_text("utf-8").split("\n")
     dropped = "# shellcheck " if lines[0].startswith("#!") else "#"
-    kept = [line for line in lines if not line.lstrip(" ").startswith(dropped)]
-    return "\n".join(kept).strip("\n") + "\n"
+    shown = [line for line in lines if not line.lstrip(" ").startswith(dropped)]
+    return "\n".join(shown).strip("\n") + "\n"
 
 
 def fill(template: str, **values: str) -> str:
@@ -40,5 +40,5 @@ def fill(template: str, **values: str) -> str:
 
 
 def script(name: str, **values: str) -> str:
-    """The text of `name`.sh with its placeholders replaced. Raises as `fill` does."""
+    """Return the text of `name`.sh with its placeholders replaced. Raises as `fill` does."""
     return fill(text(name), **values)

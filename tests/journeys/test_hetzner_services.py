@@ -77,7 +77,7 @@ async def test_services_are_containers_that_tasks_reach_and_nobody_else_does(
         status, shown, log = await run(script_of(BROKEN))
         assert status == 1
         assert "FATAL CONFIG FILE ERROR" in log
-        assert log.endswith("gibil: the service broken does not get healthy; its log is above\n")
+        assert log.endswith("gibil: the service broken did not become healthy; its log is above\n")
         assert "never" not in shown
 
     await expect_broken()

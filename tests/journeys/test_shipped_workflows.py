@@ -237,7 +237,7 @@ def test_the_runtime_that_is_there_is_accepted_and_another_is_named(tmp_path: Pa
     assert f"gibil: python {have}" in set_up.output
     set_up, task = do(tmp_path / "wrong", {".gibil.yml": own.format("2.9")})
     assert (set_up.exit_status, task.exit_status) == (1, None)
-    assert f"gibil: python 2.9 is wanted (.gibil.yml: runtime), and this machine has python3 is {have}" in set_up.output
+    assert f"gibil: python 2.9 is requested (.gibil.yml: runtime), but this machine has python3 is {have}" in set_up.output
 
 
 def test_a_second_python_becomes_the_python_of_the_tasks(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from gibil_bot.ssh.job_requests import start_request
 from gibil_bot.ssh.jobs import JobFollower
 
 WHY = b"gibil:failed the working directory /no/such/folder does not exist\n"
-AFTER = b"gibil:failed its supervisor ended at once (is the disk full?)\n"
+AFTER = b"gibil:failed the supervisor ended at once (is the disk full?)\n"
 
 
 @pytest.mark.parametrize("pieces", [(WHY, AFTER), (WHY + AFTER,), (WHY[:20], WHY[20:] + AFTER)])

@@ -144,7 +144,7 @@ class _Recorder:
             else:
                 return None
         assert problem is not None
-        return f"gibil:failed its folder cannot be written (is the disk full?): {problem.strerror}"
+        return f"gibil:failed cannot write to its directory (is the disk full?): {problem.strerror}"
 
     def _make_files(self, jobs: str, folder: str) -> None:
         """Create the job's files. The job is new, so existing files with these names are from other jobs and are moved away."""
