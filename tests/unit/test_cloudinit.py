@@ -173,4 +173,4 @@ def test_an_hour_that_cannot_be_moved_is_said(tmp_path: Path) -> None:
     script = move_expiry_script(AT).replace(EXPIRES_AT, str(tmp_path / "missing" / "expires-at"))
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=patient(20))
     assert done.returncode == 1
-    assert "gibil: the hour of this machine cannot be moved" in done.stderr
+    assert "gibil: cannot change the expiry of this machine" in done.stderr
