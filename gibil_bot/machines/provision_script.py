@@ -18,7 +18,7 @@ from collections.abc import Mapping
 
 from gibil_bot.commits.identity import Identity
 from gibil_bot.limits import ENVIRONMENT_VALUE_BYTES
-from gibil_bot.machines.remote_layout import ENVIRONMENT, GIVEN, READY, STATE, TASKS_DONE, TASKS_FAILED, identity_line
+from gibil_bot.machines.remote_layout import ENV_PREFIX, ENVIRONMENT, READY, STATE, TASKS_DONE, TASKS_FAILED, identity_line
 from gibil_bot.machines.source import CodeSource
 from gibil_bot.planning import expressions
 from gibil_bot.planning.expressions import (
@@ -48,10 +48,10 @@ _WITH_REMOTE = 'git -C /root/project remote add origin "$gibil_remote" 2>/dev/nu
 _NO_GLOB = "set -f\n"  # split command words, without expanding globs
 
 
-def provision_script(source: CodeSource, given: tuple[str, ...] = (), who: Identity | None = None) -> str:
+def provision_script(source: CodeSource, variables: tuple[str, ...] = (), author: Identity | None = None) -> str:
     """Return the job's script, for bash.
 
-    `given`: names of the user's `--env` variables in the job's environment. `who`: author of commits on the machine.
+    `variables`: names of the user's `--env` variables in the job's environment. `author`: author of commits on the machine.
     """
     file = source.file
     file_env = file.env if file is not None else {}
@@ -70,9 +70,9 @@ def provision_script(source: CodeSource, given: tuple[str, ...] = (), who: Ident
     parts = [functions, _NO_GLOB, "gibil_began=$(gibil_now)\n"]
     parts.append(f"gibil_base=({shlex.join(f'{name}={value}' for name, value in base.items())})\n")
     parts.append(f"gibil_file=({shlex.join(f'{name}={value}' for name, value in file_env.items())})\n")
-    parts.append(identity_line(who))
-    parts.append("gibil_given=(" + " ".join(f'{name}="${GIVEN}{name}"' for name in given) + ")\n")
-    parts += [f"unset {GIVEN}{name}\n" for name in given]
+    parts.append(identity_line(author))
+    parts.append("gibil_given=(" + " ".join(f'{name}="${ENV_PREFIX}{name}"' for name in variables) + ")\n")
+    parts += [f"unset {ENV_PREFIX}{name}\n" for name in variables]
     if source.clone_url is not None:
         clone_script = clone.branch_script(clone_url=source.clone_url, sha=source.sha)
         parts.append(f"echo '=== clone'\nsh -c {shlex.quote(clone_script)} </dev/null || gibil_give_up 'the clone' $?\n")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gibil_bot.errors import GibilError
-from gibil_bot.machines.remote_layout import JOB_ID, as_given, bare_script, keep_script
+from gibil_bot.machines.remote_layout import JOB_ID, bare_script, save_env_script, with_prefix
 from gibil_bot.model import Job
 from gibil_bot.ports import Shell
 from gibil_bot.ssh.answers import last_line
@@ -25,24 +25,24 @@ Phases: repository (read it), prepare (a provider's first machine), forge (creat
 
 
 async def start_provisioning(
-    shell: Shell, name: str, request: ResolvedRequest, source: CodeSource | None, who: Identity | None, on_phase: OnPhase
+    shell: Shell, name: str, request: ResolvedRequest, source: CodeSource | None, author: Identity | None, on_phase: OnPhase
 ) -> None:
-    """Start the provisioning job, after sending the code of a local repository. `who`: author of commits on the machine."""
-    names, env = tuple(request.env), as_given(request.env)
+    """Start the provisioning job, after sending the code of a local repository. `author`: author of commits on the machine."""
+    names, env = tuple(request.env), with_prefix(request.env)
     if source is None:
-        await _run_checked(shell, bare_script(names, who), env)
+        await _run_checked(shell, bare_script(names, author), env)
         return
     from gibil_bot.machines.provision_script import provision_script
     from gibil_bot.runs.sources import LocalBundle
 
     if names:
-        await _run_checked(shell, keep_script(names), env)
+        await _run_checked(shell, save_env_script(names), env)
     if source.checkout is not None:
         on_phase(name, "code", None)
         began = asyncio.get_running_loop().time()
         await LocalBundle(source.checkout, source.sha, source.promisor).send(shell)
         on_phase(name, "code", asyncio.get_running_loop().time() - began)
-    job = Job(id=JOB_ID, script=provision_script(source, names, who), env=env, shell="bash {0}")  # noqa: S604 (a template)
+    job = Job(id=JOB_ID, script=provision_script(source, names, author), env=env, shell="bash {0}")  # noqa: S604 (a template)
     await shell.start(job)
 
 

@@ -25,7 +25,7 @@ STATE = "/root/.gibil/provision"
 """Result of each part of the provisioning; see provision_script.py."""
 ENVIRONMENT = "/run/gibil/env"
 LOAD_ENVIRONMENT = f"if [ -r {ENVIRONMENT} ]; then . {ENVIRONMENT}; fi"
-GIVEN = "gibil_given_"
+ENV_PREFIX = "gibil_given_"
 """Prefix of the user's `--env` variables on their way: without it, one could change how our scripts run (PATH, IFS)."""
 
 
@@ -47,33 +47,33 @@ def from_code(path: str) -> str:
     return path if path.startswith("/") else f"./{path}"
 
 
-def bare_script(names: tuple[str, ...] = (), who: Identity | None = None) -> str:
+def bare_script(names: tuple[str, ...] = (), author: Identity | None = None) -> str:
     """Return POSIX sh for a machine without code: it stores the environment, and marks the machine as ready."""
-    return f"mkdir -p /root/.gibil\n{identity_line(who)}{keep_script(names)}: >{STATE} && : >{READY} && : >{TASKS_DONE}"
+    return f"mkdir -p /root/.gibil\n{identity_line(author)}{save_env_script(names)}: >{STATE} && : >{READY} && : >{TASKS_DONE}"
 
 
-def identity_line(who: Identity | None) -> str:
+def identity_line(author: Identity | None) -> str:
     """Return POSIX sh, in one line and without a process, that sets the author for root's git if there is no .gitconfig."""
-    if who is None:
+    if author is None:
         return ""
-    name, email = (value.replace("\\", "\\\\").replace('"', '\\"') for value in (who.name, who.email))
+    name, email = (value.replace("\\", "\\\\").replace('"', '\\"') for value in (author.name, author.email))
     text = f'[user]\n\tname = "{name}"\n\temail = "{email}"\n'
     return f"[ -e /root/.gitconfig ] || printf %s {shlex.quote(text)} >/root/.gitconfig || true\n"
 
 
-def keep_script(names: tuple[str, ...]) -> str:
-    """Return POSIX sh that stores the variables of these names (see GIVEN) for later commands."""
+def save_env_script(names: tuple[str, ...]) -> str:
+    """Return POSIX sh that stores the variables of these names (see ENV_PREFIX) for later commands."""
     if not names:
         return ""
-    keep = f'for n in {shlex.join(names)}; do v={GIVEN}$n; printf \'export %s=%q\\n\' "$n" "${{!v}}"; done >{ENVIRONMENT}'
-    return f"mkdir -p /run/gibil && (umask 077; bash -c {shlex.quote(keep)}) || exit 1\n"
+    store = f'for n in {shlex.join(names)}; do v={ENV_PREFIX}$n; printf \'export %s=%q\\n\' "$n" "${{!v}}"; done >{ENVIRONMENT}'
+    return f"mkdir -p /run/gibil && (umask 077; bash -c {shlex.quote(store)}) || exit 1\n"
 
 
-def take_given(names: Iterable[str]) -> str:
-    """Return POSIX sh, in one line, that renames the variables (see GIVEN) to their own names."""
-    return "".join(f'export {name}="${GIVEN}{name}"; unset {GIVEN}{name}; ' for name in names)
+def unprefix_line(names: Iterable[str]) -> str:
+    """Return POSIX sh, in one line, that renames the variables (see ENV_PREFIX) to their own names."""
+    return "".join(f'export {name}="${ENV_PREFIX}{name}"; unset {ENV_PREFIX}{name}; ' for name in names)
 
 
-def as_given(env: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables under their names on the way (see GIVEN)."""
-    return {f"{GIVEN}{name}": value for name, value in env.items()}
+def with_prefix(env: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables under their names on the way (see ENV_PREFIX)."""
+    return {f"{ENV_PREFIX}{name}": value for name, value in env.items()}

@@ -39,7 +39,7 @@ class Creation:
             raise UsageError(f"wait={wait!r} is not allowed; write 'ready', 'tasks' or None")
         self._request = request
         self._wait = wait
-        self._given = machines
+        self._service = machines
         self._settings = settings
         self._stack = contextlib.AsyncExitStack()
         self._live: MachineSession | None = None
@@ -55,7 +55,7 @@ class Creation:
         await asyncio.shield(asyncio.ensure_future(self._destroy(self._live)))
 
     async def _create(self) -> MachineSession:
-        machines = self._given
+        machines = self._service
         if machines is None:
             machines = await self._stack.enter_async_context(open_machines(self._settings or load_settings()))
         try:

@@ -227,7 +227,7 @@ class MachineService:
         from gibil_bot.runs.sources import address_of
 
         on_phase(name, "forge", None)
-        who = asyncio.create_task(identity()) if source is None else None
+        author_task = asyncio.create_task(identity()) if source is None else None
         try:
             machine, shell = await self.factory.create(
                 name=name,
@@ -240,12 +240,12 @@ class MachineService:
                 fresh=True,
             )
         except BaseException:
-            if who is not None:
-                who.cancel()
+            if author_task is not None:
+                author_task.cancel()
             raise
         live = MachineSession(self.factory, machine, shell, self.settings.max_ttl_s)
         try:
-            author = await who if who is not None else source.identity if source is not None else None
+            author = await author_task if author_task is not None else source.identity if source is not None else None
             try:
                 await start_provisioning(shell, name, request, source, author, on_phase)
             except GibilError as error:

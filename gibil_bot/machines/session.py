@@ -22,9 +22,9 @@ from gibil_bot.machines.remote_layout import (
     STATE,
     TASKS_DONE,
     TASKS_FAILED,
-    as_given,
     enter,
-    take_given,
+    unprefix_line,
+    with_prefix,
 )
 from gibil_bot.model import Exit, Job, Machine
 from gibil_bot.ports import Provider, Shell
@@ -124,7 +124,7 @@ class MachineSession:
         """
         validation.check_command(command)
         change_directory = enter(cwd)
-        given = validation.check_environment(dict(env or {}))
+        variables = validation.check_environment(dict(env or {}))
         output = {"stdout": bytearray(), "stderr": bytearray()}
 
         def receive(stream: str, data: bytes) -> None:
@@ -141,10 +141,10 @@ class MachineSession:
         tag = tag or new_tag()
         try:
             result = await self._shell.run(
-                f'{_prelude(given)}{change_directory}export {LEADER}=$$; exec "${{BASH:-sh}}" -c {shlex.quote(command)}',
+                f'{_prelude(variables)}{change_directory}export {LEADER}=$$; exec "${{BASH:-sh}}" -c {shlex.quote(command)}',
                 timeout_s=timeout_s if timeout_s is not None else self._left_s(),
                 stdin=stdin,
-                env=as_given(given),
+                env=with_prefix(variables),
                 on_output=receive,
                 keep_output=False,
                 tag=tag,
@@ -193,13 +193,13 @@ class MachineSession:
         Raises UsageError for an empty command, JobNotStarted.
         """
         validation.check_command(command)
-        given = validation.check_environment(dict(env or {}))
+        variables = validation.check_environment(dict(env or {}))
         job_id = f"run-{secrets.token_hex(4)}"
         limit = f"timeout --kill-after=5 {timeout_s:g} " if timeout_s is not None else ""
         job = Job(  # noqa: S604 (a template, no subprocess)
             id=job_id,
-            script=f"{_prelude(given)}{enter(cwd)}\n{command}\n",
-            env=as_given(given),
+            script=f"{_prelude(variables)}{enter(cwd)}\n{command}\n",
+            env=with_prefix(variables),
             working_directory="/root",
             shell=f"{limit}bash {{0}}",
             merged=False,
@@ -355,6 +355,6 @@ def _user_script(job: JobEntry) -> str:
     return "" if job.id == JOB_ID else rest.strip() if first.startswith(LOAD_ENVIRONMENT) else job.script.strip()
 
 
-def _prelude(given: Mapping[str, str]) -> str:
+def _prelude(variables: Mapping[str, str]) -> str:
     """Return POSIX sh that loads the machine's environment, and then the command's variables."""
-    return f"{LOAD_ENVIRONMENT}; {take_given(given)}"
+    return f"{LOAD_ENVIRONMENT}; {unprefix_line(variables)}"

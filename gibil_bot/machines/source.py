@@ -118,11 +118,11 @@ async def _local(path: Path, repo: str, branch: str | None) -> AsyncIterator[Cod
                 raise UsageError(problem)
             remote = found.origin_url()
             current = asyncio.create_task(found.current_branch())
-            who = asyncio.create_task(identity(found.git_dir))
+            author_task = asyncio.create_task(identity(found.git_dir))
             try:
                 file = await _repository_file(found.view, sha)
             finally:
-                await asyncio.gather(current, who, return_exceptions=True)
+                await asyncio.gather(current, author_task, return_exceptions=True)
             source = CodeSource(
                 repo=remote or str(found.folder),
                 branch=branch if branch is not None else current.result(),
@@ -131,7 +131,7 @@ async def _local(path: Path, repo: str, branch: str | None) -> AsyncIterator[Cod
                 checkout=found.view,
                 promisor=found.promisor,
                 remote_url=remote,
-                identity=who.result(),
+                identity=author_task.result(),
             )
         except GitError as error:
             raise UsageError(f"can't read {repo}: {explained(error, found.promisor).message}", code=UNREADABLE) from error

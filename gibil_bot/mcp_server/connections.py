@@ -19,12 +19,12 @@ T = TypeVar("T")
 log = logging.getLogger("gibil.mcp")
 
 _RETRY_AFTER_S = (0.1, 0.4, 1.5)
-_KNOWN_S = 5.0
-"""How long the only machine is known, without another request to the provider."""
+_CACHED_S = 5.0
+"""How long the name of the only machine is cached, without another request to the provider."""
 
 
 class MachineConnections:
-    """Opens providers when they are first needed. `close` keeps the machines."""
+    """Opens providers when they are first needed. `close` doesn't destroy machines."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -173,7 +173,7 @@ class MachineConnections:
             return self._only[0]
         names = await self._names()
         if len(names) == 1:
-            self._only = (names[0], now + _KNOWN_S)
+            self._only = (names[0], now + _CACHED_S)
             return names[0]
         if not names:
             raise UsageError("no machine is running; create one with create_server", code="NO_SERVER")

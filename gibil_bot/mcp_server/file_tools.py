@@ -58,7 +58,7 @@ class FileTools:
                 notes.append("the file is not UTF-8: some characters are shown as \ufffd")
             if page.next is None and page.total and not page.ends_with_newline:
                 notes.append("no newline at the end of the file")
-            going_on = [f"lines {page.first} to {last} of {page.total}; continue with offset={page.next}"] if page.next else []
+            further = [f"lines {page.first} to {last} of {page.total}; continue with offset={page.next}"] if page.next else []
             width = len(str(last))
             lines = [f"{number:>{width}}\t{line}" for number, line in enumerate(page.lines, page.first)]
             ending = "\n" if page.next or page.ends_with_newline else ""
@@ -67,7 +67,7 @@ class FileTools:
                 "first_line": page.first, "last_line": last, "total_lines": page.total, "size": page.size,
                 "next_offset": page.next, "notes": notes,
             }  # fmt: skip
-            text = "\n".join([*lines, *(f"[{note}]" for note in (*going_on, *notes))])
+            text = "\n".join([*lines, *(f"[{note}]" for note in (*further, *notes))])
             return answer(text or "[the file is empty]", view)
 
         return await self._connections.work(server, on_machine, repeatable=True)

@@ -105,9 +105,9 @@ class MachineTools:
 
             def on_phase(_name: str, phase: str, seconds: float | None) -> None:
                 nonlocal doing
-                going, ended = _PHASES[phase]
-                doing = going
-                report(going if seconds is None else f"{ended} ({seconds:.2f} s)")
+                begun, ended = _PHASES[phase]
+                doing = begun
+                report(begun if seconds is None else f"{ended} ({seconds:.2f} s)")
 
             (session,), notes = await machines.create_several(request, None, on_phase)
             view: dict[str, Any] = dict(machine_created(session.machine))

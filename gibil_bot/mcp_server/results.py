@@ -1,4 +1,4 @@
-"""What the tools share, and the structured content of their results.
+"""Helpers that the tools share, and the types of their structured results.
 
 TypedDict comes from typing_extensions: pydantic needs it before Python 3.12.
 """

@@ -80,12 +80,12 @@ def create_server(connections: MachineConnections, calls: ToolCalls) -> Server[A
 async def _call(
     registry: MCPServer[Any], name: str, arguments: dict[str, Any], context: Context[Any, Any]
 ) -> CallToolResult | InputRequiredResult:
-    known = {tool.name: list(tool.input_schema.get("properties", {})) for tool in await registry.list_tools()}
-    if name not in known:
-        return refusal(f"there is no tool {name!r}; the tools are: {', '.join(known)}", "USAGE")
+    arguments_of = {tool.name: list(tool.input_schema.get("properties", {})) for tool in await registry.list_tools()}
+    if name not in arguments_of:
+        return refusal(f"there is no tool {name!r}; the tools are: {', '.join(arguments_of)}", "USAGE")
     for argument in arguments:
-        if argument not in known[name]:
-            return refusal(f"{name} has no argument {argument!r}; it has: {', '.join(known[name]) or 'none'}", "USAGE")
+        if argument not in arguments_of[name]:
+            return refusal(f"{name} has no argument {argument!r}; it has: {', '.join(arguments_of[name]) or 'none'}", "USAGE")
     try:
         return await registry.call_tool(name, arguments, context)
     except ToolError as error:
@@ -94,7 +94,7 @@ async def _call(
 
 def _result_text(tool: str, error: BaseException) -> CallToolResult:
     match error:
-        case ValidationError() if error.title == f"{tool}Arguments":  # else it is about our result
+        case ValidationError() if error.title == f"{tool}Arguments":  # with another title, our own result is invalid
             return refusal("; ".join(_wrong(tool, problem) for problem in error.errors()), "USAGE")
         case ConfigurationError():
             return refusal("; ".join(error.problems), error.code)

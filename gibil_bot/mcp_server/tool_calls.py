@@ -14,7 +14,7 @@ T = TypeVar("T")
 log = logging.getLogger("gibil.mcp")
 
 _EVERY_S = 5.0
-"""How often a client gets a progress notification: many give up on a silent call."""
+"""How often a client gets a progress notification: many clients give up on a silent call."""
 
 
 class ToolCalls:

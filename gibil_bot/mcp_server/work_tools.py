@@ -156,30 +156,30 @@ def _notes(now: Stats) -> list[str]:
     shared = [part for part, own in (("memory", now.memory_is_its_own), ("disk", now.disk_is_its_own)) if not own]
     if not shared:
         return []
-    whose = f"{' and '.join(shared)} {'are' if len(shared) > 1 else 'is'} its host's"
+    shared_text = f"{' and '.join(shared)} {'are' if len(shared) > 1 else 'is'} its host's"
     if now.limits_are_known:
-        return [f"{whose}: less is available than the machine may use"]
+        return [f"{shared_text}: less is available than the machine may use"]
     return [
-        f"{whose}: the limits of a local machine's size are below them; this machine's daemon was started by an "
+        f"{shared_text}: the limits of a local machine's size are below them; this machine's daemon was started by an "
         "older version, which does not report them"
     ]
 
 
 async def _run(session: MachineSession, command: str, cwd: str | None, timeout_s: float) -> CallToolResult:
-    kept = {"stdout": Excerpt(STDOUT_BYTES), "stderr": Excerpt(STDERR_BYTES)}
+    excerpts = {"stdout": Excerpt(STDOUT_BYTES), "stderr": Excerpt(STDERR_BYTES)}
     began = time.monotonic()
     outcome = await session.run(
         command,
         timeout_s=timeout_s,
-        on_output=lambda stream, data: kept[stream].add(data),
+        on_output=lambda stream, data: excerpts[stream].add(data),
         keep_output=False,
         cwd=cwd,
     )
     took = round(time.monotonic() - began, 2)
     for line in await session.blocked(began):
-        kept["stderr"].add(f"gibil: {line}\n".encode())
-    stdout, stderr = (excerpt.text(_HINT) for excerpt in kept.values())
-    left_out = sum(excerpt.parts()[1] for excerpt in kept.values())
+        excerpts["stderr"].add(f"gibil: {line}\n".encode())
+    stdout, stderr = (excerpt.text(_HINT) for excerpt in excerpts.values())
+    left_out = sum(excerpt.parts()[1] for excerpt in excerpts.values())
     ended = f"killed after {timeout_s:g} s, exit code" if outcome.timed_out else "exit code"
     lines = [f"[{ended} {outcome.exit_code}; {took} s on {session.name}]", *streams(stdout, stderr)]
     view = _command_view(

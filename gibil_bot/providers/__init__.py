@@ -1,4 +1,4 @@
-"""Providers of machines, and what is the same for all of them: life cycle, keys, cloud-init."""
+"""Providers of machines, and the code that all of them share: life cycle, keys, cloud-init."""
 
 from __future__ import annotations
 

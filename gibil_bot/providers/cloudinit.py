@@ -1,4 +1,4 @@
-"""User-data of a cloud machine: a `#cloud-config` that cloud-init applies at the first boot. Pure.
+"""User-data of a cloud machine: a `#cloud-config` that cloud-init applies at the first boot. No I/O.
 
 It sets our host key, admits one key as root and nothing else, blocks the metadata address (where every process could read the
 user-data), and sets the time at which the machine powers itself off without a provider's token. Its only secret is the host key
@@ -31,8 +31,8 @@ BASE_PACKAGES = ("git", "curl", "jq", "tmux", "ca-certificates")
 
 _AUTHORIZED_KEY = re.compile(r"(ssh-|ecdsa-|sk-)[A-Za-z0-9@.-]+ [A-Za-z0-9+/=]+( [^\n\r]*)?")
 
-# `AuthorizedKeysFile` outside of /root: whatever key the provider puts into /root/.ssh does not count.
-# `UsePAM yes`: without it a root whose password is locked, as cloud-init leaves it, cannot log in by key either.
+# `AuthorizedKeysFile` is outside of /root, so that keys that the provider adds to /root/.ssh aren't used.
+# `UsePAM yes`: cloud-init locks root's password, and without PAM, sshd rejects keys of locked accounts, too.
 _SSHD_CONFIG = f"""\
 AuthorizedKeysFile /etc/gibil/authorized_keys
 AllowUsers root

@@ -47,7 +47,7 @@ CREATION = "creation"
 class MachineFactory:
     """Creates, opens and destroys the machines of one provider.
 
-    `keyring` has their keys. `connect_shell` opens an SSH connection; it raises AnotherHost for a host that doesn't show
+    `keyring` has their keys. `connect_shell` opens an SSH connection; it raises AnotherHost for a host that doesn't present
     `Endpoint.host_key`.
     """
 
@@ -109,7 +109,7 @@ class MachineFactory:
         return machine, shell
 
     async def open(self, machine: Machine) -> Shell:
-        """Log in to a machine of this data directory, which has to show its permanent host key.
+        """Log in to a machine of this data directory, which has to present its lasting host key.
 
         Raises what `connect_shell` raises, and MachineLost for one that has booted and doesn't answer any more.
         """

@@ -14,20 +14,20 @@ _ANSWERS_S = 5.0
 
 
 @contextlib.contextmanager
-def notices(provider: Provider, tell: Callable[[str], None]) -> Iterator[None]:
-    """Call `tell` with each notice of the provider during the block: what it is doing when that is rare and takes long."""
+def notices(provider: Provider, report: Callable[[str], None]) -> Iterator[None]:
+    """Call `report` with each notice of the provider during the block, about work that is rare and takes long."""
     if not isinstance(provider, Noticing):
         yield
         return
-    provider.listeners[tell] = set()
+    provider.listeners[report] = set()
     try:
         yield
     finally:
-        del provider.listeners[tell]
+        del provider.listeners[report]
 
 
 async def refusals(provider: Provider, name: str, since: float) -> Refusals:
-    """Return which connections of a machine were refused since that moment of time.monotonic().
+    """Return which connections of a machine the egress proxy blocked since that moment of time.monotonic().
 
     Empty for providers without an egress proxy, and when the provider doesn't answer, since this only informs. Never raises
     GibilError.

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from gibil_bot.caps import Caps
 from gibil_bot.machines.provision_script import DEFAULT_TASK_S, provision_script
-from gibil_bot.machines.remote_layout import READY, STATE, TASKS_DONE, TASKS_FAILED, as_given
+from gibil_bot.machines.remote_layout import READY, STATE, TASKS_DONE, TASKS_FAILED, with_prefix
 from gibil_bot.machines.source import CodeSource
 from gibil_bot.model import Chunk, Claim, Conclusion, Exit, Job, Refusals, Run, RunState, TaskResult, Trust
 from gibil_bot.planning import plan as planning
@@ -148,7 +148,7 @@ async def by_create(shell: SSHShell, number: int, file: bytes, folder: Path) -> 
     parsed = replace_fields(parsed, tasks=tasks)
     source = CodeSource(repo="https://example.com/ada/engine", branch=None, sha=SHA, file=parsed)
     await shell.start(
-        Job(id=f"c{number}", script=provision_script(source), env=as_given({}), shell="bash {0}", working_directory="/root")
+        Job(id=f"c{number}", script=provision_script(source), env=with_prefix({}), shell="bash {0}", working_directory="/root")
     )
     printed = bytearray()
     async for item in shell.attach(f"c{number}"):

@@ -32,7 +32,7 @@ class Place:
         origin = CodeSource(repo="https://example.com/ada/engine.git", branch=None, sha="a" * 40, file=file)
         given = given or {}
         script = self.moved(provision_script.provision_script(origin, tuple(given)))
-        environment = {"PATH": os.environ["PATH"], **remote_layout.as_given(given)}
+        environment = {"PATH": os.environ["PATH"], **remote_layout.with_prefix(given)}
         if log is None:
             return subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=patient(30))
         with log.open("ab") as both:

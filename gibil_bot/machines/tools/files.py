@@ -81,10 +81,10 @@ async def edit(live: MachineSession, path: str, old: str, new: str, *, everywher
         raise UsageError("the old text can't be empty; to create a file, write it whole")
     if old == new:
         raise UsageError("the new text is the same as the old one")
-    sought = old.encode("utf-8", "surrogatepass")
+    old_bytes = old.encode("utf-8", "surrogatepass")
     async with _lock(live, path):
         content = await _ask(live, scripts.READ_ALL, path)
-        count = content.count(sought)
+        count = content.count(old_bytes)
         if count == 0:
             hint = ", though it is apart from blanks at the ends of lines" if _matches_loosely(content, old) else ""
             raise UsageError(
@@ -95,8 +95,8 @@ async def edit(live: MachineSession, path: str, old: str, new: str, *, everywher
                 f"the old text is {count} times in {path}: include more of its context, or replace all; nothing was changed",
                 code="TEXT_NOT_UNIQUE",
             )
-        line = content.count(b"\n", 0, content.index(sought)) + 1
-        await _write(live, path, content.replace(sought, new.encode("utf-8", "surrogatepass")))
+        line = content.count(b"\n", 0, content.index(old_bytes)) + 1
+        await _write(live, path, content.replace(old_bytes, new.encode("utf-8", "surrogatepass")))
     return count, line
 
 

@@ -3,7 +3,8 @@
 A client's configuration file is only read, to see whether it lists a server of that name: some clients overwrite one silently.
 Clients without such a command get a snippet for the user to paste.
 
-Checked with Claude Code 2.1.197, Codex 0.171.0 and Gemini CLI 0.61.0. VS Code: https://code.visualstudio.com/docs/copilot/guides/mcp-developer-guide
+Checked with Claude Code 2.1.197, Codex 0.171.0 and Gemini CLI 0.61.0. VS Code:
+https://code.visualstudio.com/docs/copilot/guides/mcp-developer-guide
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from pathlib import Path
 
 NAME = "gibil"
 WITHIN_S = 60.0
-"""For one client's command. Most need a second; those in JavaScript some more on a busy computer."""
+"""Time limit for one client's command. Most need a second, those in JavaScript some more on a busy computer."""
 _STDERR_BYTES = 64 * 1024
-"""What Linux keeps in a pipe. A command that writes more than that to stderr blocks, and runs into `WITHIN_S`."""
+"""Capacity of a pipe on Linux. A command that writes more to stderr blocks until `WITHIN_S`."""
 _REASON_CHARACTERS = 200
 
 Entry = Mapping[str, object]
@@ -44,7 +45,7 @@ class Client:
     has_type: bool = False
     """Whether an entry names its transport."""
     program: str | None = None
-    """Its program in PATH; None when it has no command for this."""
+    """Its program in PATH; None if it has no command for registering servers."""
     arguments: Command | None = None
 
 
@@ -185,7 +186,7 @@ def _is_same(existing: object, entry: Entry) -> bool:
 
 
 async def _run_command(client: Client, entry: Entry, environ: Mapping[str, str], within_s: float) -> None:
-    """Run the client's own command. Raises _NotRegistered with the reason that it gives."""
+    """Run the client's own command. Raises _NotRegistered with the command's reason."""
     if client.program is None or client.arguments is None:
         raise _NotRegistered("it has no command for this")
     program = shutil.which(client.program, path=environ.get("PATH"))
@@ -204,7 +205,7 @@ async def _run_command(client: Client, entry: Entry, environ: Mapping[str, str],
                 program,
                 *words,
                 env=environ,
-                stdin=asyncio.subprocess.DEVNULL,  # the provider's token may come on ours
+                stdin=asyncio.subprocess.DEVNULL,  # the provider's token may come on our stdin
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=writing,
                 start_new_session=True,
@@ -237,7 +238,7 @@ async def _wait(process: asyncio.subprocess.Process, within_s: float) -> int | N
 
 
 def _first_line(reading: int) -> str:
-    """The reason that an ended command has written; what it started may still hold the other end."""
+    """Return the reason that an ended command has written. Its child processes may still hold the other end."""
     os.set_blocking(reading, False)
     try:
         text = os.read(reading, _STDERR_BYTES).decode(errors="replace")

@@ -37,7 +37,7 @@ class _Waiter:
 
 
 class BootWait:
-    """`list_servers` returns all our servers; it is called every `every_s` seconds while a caller waits."""
+    """Waits for servers. `list_servers` returns all our servers; it is called every `every_s` seconds while a caller waits."""
 
     def __init__(self, api: HetznerApi, list_servers: Callable[[], Awaitable[list[Json]]], every_s: float) -> None:
         self._api = api
@@ -104,7 +104,7 @@ class BootWait:
 
 
 def is_ready(server: Json) -> bool:
-    """Return whether it runs and all its firewalls are applied.
+    """Return whether the server runs and all its firewalls are applied.
 
     https://docs.hetzner.cloud/reference/cloud#servers, `public_net`
     """

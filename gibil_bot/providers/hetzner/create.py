@@ -1,4 +1,4 @@
-"""Creating a server at Hetzner: which requests are sent, in which order, and what each answer means."""
+"""Creating a server at Hetzner: the requests, their order, and the reaction to each answer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FAILED_STARTS = 3
 
 
 class ServerCreator:
-    """`rebuild_pool` is None where paid hours aren't reused. `boot_s`: how long a server may take until it runs."""
+    """Creates servers. `rebuild_pool`: None if paid hours aren't reused. `boot_s`: how long a server may take until it runs."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Labels of a server, which hold all state that we store about a machine at Hetzner. Pure.
+"""Labels of a server, which hold all state that we store about a machine at Hetzner. No I/O.
 
 A label's value has at most 63 characters of letters, digits, `-`, `_` and `.`, with a letter or digit at both ends
 (https://docs.hetzner.cloud/reference/cloud#labels). Callers' values may be longer or have other characters (`owner/name`, a

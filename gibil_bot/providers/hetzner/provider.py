@@ -87,7 +87,7 @@ class HetznerProvider:
         return Capabilities(tier="vm", package_installs=True, several_users=True, memory_limit="hardware", forged_in_s=0.0)
 
     async def create(self, spec: MachineSpec) -> Machine:
-        """Returns when the server runs; SSH answers some seconds later.
+        """Create a machine; returns when its server runs. SSH answers some seconds later.
 
         A server type that is sold out isn't an error while another type or location is available. The labels `server-type`,
         `location` and, if it wasn't the first choice, `instead-of` say what was created.
@@ -142,7 +142,7 @@ class HetznerProvider:
             if server is None:
                 return False
             if not is_ours(server):
-                raise NameTaken(f"refusing to delete server {name} at Hetzner: it was not created by gibil-bot")
+                raise NameTaken(f"server {name} at Hetzner was not created by gibil-bot, so gibil doesn't delete it")
             if self._rebuild_pool is None or not await self._rebuild_pool.add(server):
                 await self._deleter.delete(server)
             return True
@@ -208,7 +208,7 @@ class HetznerProvider:
         return None if price is None else cost_so_far(price, machine.created_at, _now())
 
     async def _check_write_access(self) -> None:
-        """Raises Rejected if the token may only read. With write access, an empty SSH key is rejected for another reason."""
+        """Raise Rejected if the token may only read. With write access, an empty SSH key is rejected for another reason."""
         body = {"name": "", "public_key": ""}
         try:
             created = await self._api.call("POST", "/ssh_keys", "write to this Hetzner project", body=body)

@@ -1,4 +1,4 @@
-"""Hetzner's rate limit: how many calls one token has left. Without any, a call waits until its deadline.
+"""Hetzner's rate limit: the number of calls that a token has left. If there is none, a call waits until its deadline.
 
 Every answer says how many calls are left (`RateLimit-Remaining` of `RateLimit-Limit` per hour, refilled evenly:
 https://docs.hetzner.cloud/reference/cloud#rate-limiting). The limit applies to the project, so all clients with the same token

@@ -1,8 +1,8 @@
-"""Reuse of paid hours (`GIBIL_REUSE=rebuild`): a destroyed machine's server is switched off and kept until its hour ends.
+"""Reuse of paid hours (`GIBIL_REUSE=rebuild`): a destroyed machine's server is switched off and pooled until its paid hour ends.
 
 The next machine of the same repository, trust and owner gets that server, rebuilt: Hetzner overwrites its disk with the image,
 and it boots with its own user-data like a new one. Until then its disk holds what the last run left, which is why reuse is off
-by default. Only the process that added a server to the pool takes it again, so no two processes can. When that process ends, it
+by default. Only the process that added a server to the pool can take it, so no two processes do. When that process ends, it
 deletes its pooled servers; if it was killed, a sweep deletes them, because their label `gibil-expires` is set to that hour.
 """
 
@@ -56,7 +56,7 @@ class RebuildPool:
         self._servers: list[_PooledServer] = []
 
     async def add(self, server: Json) -> bool:
-        """Switch the server off and keep it under another name. False if its hour is nearly over or a call failed."""
+        """Switch the server off and rename it. False if its paid hour is nearly over or a call failed."""
         reuse = server["labels"].get(labels.REUSE)
         until = self._paid_until(server) - BEFORE_THE_HOUR
         if not reuse or until - self._now() < WORTH_KEEPING:

@@ -28,7 +28,7 @@ SOLD_OUT = "RESOURCE_UNAVAILABLE"
 LOCATIONS = ("nbg1", "fsn1", "hel1")
 """Tried when no location is requested; all are in one network zone. Locations with equal prices are tried in this order."""
 TYPES_PER_SIZE = 3
-"""Only the cheapest that fit are tried: a much larger machine is not what was requested."""
+"""How many types are tried for a size, the cheapest first: a much larger machine is not what was requested."""
 
 
 READ_AGAIN_S = 600.0
@@ -39,7 +39,7 @@ SOLD_OUT_FOR_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What a machine of that size has at least."""
+    """The minimum resources of a machine of that size."""
 
     cores: int
     memory_gb: int
@@ -88,8 +88,8 @@ def candidates(
     """Return what to request, in this order: the cheapest type in every location, then the next type.
 
     Those in `sold_out` come last. Prices differ by location, so types are compared by their price in the locations in question.
-    `allowed`: the operator's server types; None: a named type may cost no more than the most expensive one that a size stands
-    for. Raises UsageError for a type or location that doesn't exist, and ProviderError when all are sold out.
+    `allowed`: the operator's server types; None: a named type may cost no more than the most expensive one that a size can
+    get. Raises UsageError for a type or location that doesn't exist, and ProviderError when all are sold out.
     """
     if server_type:
         chosen = _named(server_types, server_type)
@@ -149,7 +149,7 @@ def _named(server_types: Sequence[Json], name: str) -> list[Json]:
 
 
 def _check_allowed(server_types: Sequence[Json], kind: Json, allowed: Collection[str] | None) -> None:
-    """Raises UsageError."""
+    """Raise UsageError if the type isn't allowed."""
     name = kind["name"]
     if allowed is not None:
         if name not in allowed:
@@ -165,7 +165,7 @@ def _check_allowed(server_types: Sequence[Json], kind: Json, allowed: Collection
 
 
 def _fitting(server_types: Sequence[Json], size: str, memory_mb: int | None, disk_mb: int | None) -> list[Json]:
-    """Return the x86 types with at least those resources. Most projects are built for x86, so a size never stands for ARM."""
+    """Return the x86 types with at least those resources. Most projects are built for x86, so a size never means ARM."""
     if size not in SIZES:
         raise UsageError(f"unknown size {size!r}; choose one of {', '.join(SIZES)}")
     least = SIZES[size]
@@ -241,7 +241,7 @@ class Catalogue:
         self._sold_out: dict[Candidate, float] = {}
 
     async def candidates_for(self, spec: MachineSpec) -> list[Candidate]:
-        """What to ask for, in this order. Raises UsageError and ProviderError as `hetzner_offers.candidates` does."""
+        """Return what to request for a machine, in this order. Raises UsageError and ProviderError as `candidates` does."""
         return await self.candidates(spec.size, spec.server_type, spec.location, spec.memory_mb, spec.disk_mb)
 
     async def candidates(
@@ -252,7 +252,7 @@ class Catalogue:
         memory_mb: int | None = None,
         disk_mb: int | None = None,
     ) -> list[Candidate]:
-        """As the function `candidates`. Raises what it raises, and what the API raises."""
+        """Call the function `candidates` with the current lists. Raises what it raises, and what the API raises."""
         types = await self._server_types()
         now = time.monotonic()
         self._sold_out = {candidate: until for candidate, until in self._sold_out.items() if until > now}

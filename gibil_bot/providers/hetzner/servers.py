@@ -13,7 +13,7 @@ from gibil_bot.ssh.host_keys import from_label
 
 _STATUS = {"initializing": "creating", "starting": "creating"}
 _WITHOUT_LABEL = timedelta(days=1)
-"""Time to live of a machine whose label is damaged: it is neither deleted at once nor kept for ever."""
+"""Time to live of a machine whose label is damaged: it is neither deleted at once nor billed for ever."""
 
 
 async def find_server(api: HetznerApi, name: str, *, deleting: bool = False) -> Json | None:
@@ -36,7 +36,7 @@ def is_machine(server: Json) -> bool:
 
 
 def machine_of(server: Json, ssh_port: int, clock_ahead_s: float) -> Machine:
-    """Return it as a Machine, with times by our clock and with its server type, location and image among the labels."""
+    """Convert a server to a Machine, with times by our clock and with its server type, location and image among the labels."""
     ahead = timedelta(seconds=clock_ahead_s)
     created_at = datetime.fromisoformat(server["created"]).astimezone(UTC) - ahead
     expiry = labels.expires_at(server["labels"])

@@ -22,7 +22,7 @@ LINE_BYTES = 1024 * 1024
 
 
 class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """`verb`: create get list extend destroy sweep probe usage refusals cause ping quit."""
+    """A request. `verb`: `create get list extend destroy sweep probe usage refusals cause ping quit`."""
 
     verb: str
     spec: MachineSpec | None = None

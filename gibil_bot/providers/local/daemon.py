@@ -61,8 +61,8 @@ def main(data_dir: str, idle_s: str = str(IDLE_S), starting: str = "") -> None:
     lock = os.open(paths.local / "keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     if not _acquire(lock):
         running = read_daemon(paths)
-        who = f"process {running.pid}" if running else "another process"
-        os.write(ready_write, f"{who} runs the local machines of {paths.data_dir} and doesn't answer; end it".encode())
+        holder = f"process {running.pid}" if running else "another process"
+        os.write(ready_write, f"{holder} runs the local machines of {paths.data_dir} and doesn't answer; end it".encode())
         os._exit(1)
     status = 1
     try:

@@ -1,4 +1,4 @@
-"""Which addresses a local machine may reach: all public ones, and those that the operator allows. Pure.
+"""Which addresses a local machine may reach: all public ones, and those that the operator allows. No I/O.
 
 A machine shares the host's network, so without this policy a pull request could connect to services of the host's own network:
 databases on loopback, the cloud's metadata address, the router. The policy checks addresses and not names, because the owner of

@@ -56,9 +56,9 @@ class _Blocked(_Refused):
 
 
 class RefusalLog:
-    """The endpoints that one machine's egress proxy refused, each once, the newest last.
+    """The endpoints that one machine's egress proxy blocked, each once, the newest last.
 
-    Programs often show nothing of a proxy's answer, so refused endpoints are reported after their output.
+    Programs often show nothing of a proxy's answer, so blocked endpoints are reported after their output.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class RefusalLog:
             _endpoint, (self._forgotten_until, _refusal) = self._seen.popitem(last=False)
 
     def since(self, moment: float) -> Refusals:
-        """Return what was refused since that moment of time.monotonic(), which is the same for all processes of a host."""
+        """Return what was blocked since that moment of time.monotonic(), which is the same for all processes of a host."""
         found = tuple(refusal for at, refusal in self._seen.values() if at >= moment)
         return Refusals(refused=found, more=self._forgotten_until >= moment)
 
@@ -81,7 +81,7 @@ class RefusalLog:
 class EgressProxy:
     """The proxy of one machine. `allow`: see egress_policy.parse_rules. Raises ConfigurationError for an invalid entry.
 
-    `own_name`: the machine's name. `refusals` records every endpoint that was refused. Time limits: `head_s` for receiving a
+    `own_name`: the machine's name. `refusals` records every endpoint that was blocked. Time limits: `head_s` for receiving a
     request's head, `connect_s` for resolving and connecting, `idle_s` for silence in both directions. `resolve` returns the
     socket addresses of a name; tests pass one that changes its answers.
     """

@@ -26,7 +26,7 @@ from gibil_bot.providers.local.fd_passing import unread_bytes
 _BLOCK = 128 * 1024
 _HOME = "/root"
 _NEW = os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-"""Flags for files in a place where earlier jobs can write: no link is followed and no FIFO is waited for."""
+"""Flags for files in a directory where earlier jobs can write: links aren't followed, and FIFOs don't block."""
 
 
 _IN_THE_WAY = (errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EPERM)

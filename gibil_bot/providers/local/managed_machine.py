@@ -72,7 +72,7 @@ async def load_ssh_server() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineContext:
-    """What all machines of a daemon share."""
+    """The parts that all machines of a daemon share."""
 
     paths: LocalPaths
     privilege: str
@@ -101,7 +101,7 @@ class ManagedMachine:
         self._memory: Memory | None = None
         self._cause: Cause | None = None
         self._counts = (0, 0)
-        """Kills for memory, and refused processes, that have been reported."""
+        """Kills for memory, and processes that could not be started, that have been reported."""
         self._lowered_sessions: set[int] = set()
         self._lasting: dict[str, str] = {}
         """Lasting states that have been reported, by kind: a full disk, the highest number of processes."""
@@ -109,7 +109,7 @@ class ManagedMachine:
         self._ssh_server: MachineSSHServer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.refusals = RefusalLog()
-        """Connections that the egress proxy refused."""
+        """Connections that the egress proxy blocked."""
         self.machine: Machine | None = None
         """Set once it is created."""
 

@@ -128,7 +128,7 @@ def code_version() -> str:
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait_s: float) -> Iterator[bool]:
-    """Hold the file's lock during the block; yields False if another process kept it. Blocking: not for the event loop."""
+    """Hold the file's lock during the block; yields False if another process holds it. Blocking: not for the event loop."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         deadline = time.monotonic() + wait_s

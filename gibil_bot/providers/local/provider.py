@@ -118,7 +118,7 @@ class LocalProvider:
             return None
 
     async def refusals(self, name: str, since: float) -> Refusals:
-        """As Filtering.refusals; empty from a daemon of an earlier version."""
+        """As `Filtering.refusals`; empty from a daemon of an earlier version."""
         try:
             return (await self._ask_about(Request(verb="refusals", name=name, since=since))).refusals or Refusals()
         except UsageError:  # a daemon of an earlier version

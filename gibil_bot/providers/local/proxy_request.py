@@ -1,4 +1,4 @@
-"""Parsing of requests to the egress proxy (RFC 9110, RFC 9112). Pure.
+"""Parsing of requests to the egress proxy (RFC 9110, RFC 9112). No I/O.
 
 The parser is strict: whatever two HTTP implementations could read differently (folded lines, a length and chunks together, bare
 line feeds) is rejected, because the proxy would check one reading and the server could follow the other.
@@ -73,10 +73,10 @@ def close_after(head: bytes) -> tuple[int, bytes]:
     if not match:
         raise BadRequest("the server does not speak HTTP/1.1")
     status = int(match[1])
-    kept = [line for line in lines if line.partition(b":")[0].strip().lower() not in (b"connection", b"keep-alive")]
+    fields = [line for line in lines if line.partition(b":")[0].strip().lower() not in (b"connection", b"keep-alive")]
     if status >= 200:
-        kept.append(b"Connection: close")
-    return status, b"\r\n".join((*kept, b"", b""))
+        fields.append(b"Connection: close")
+    return status, b"\r\n".join((*fields, b"", b""))
 
 
 def _authority(text: str, default_port: int | None) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""All machines of one daemon by name: creation, destruction, expiry. What this registry holds is what exists."""
+"""All machines of one daemon by name: creation, destruction, expiry. A machine exists if and only if it is in the registry."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _PROBE_MEMORY_MB = 128
 
 
 class MachineRegistry:
-    """The machines of one daemon. `inherited`: what of the starter's process could not be undone, for `probe`."""
+    """The machines of one daemon. `inherited`: properties of the starter's process that could not be reset, for `probe`."""
 
     def __init__(self, paths: LocalPaths, runtime: Path, link: ForkClient, inherited: tuple[str, ...] = ()) -> None:
         self._paths, self._runtime = paths, runtime
@@ -190,10 +190,10 @@ class MachineRegistry:
         found = [(managed.host_disk_mb(), name) for name, managed in self._machines.items() if managed.machine is not None]
         if not found:
             return
-        taken, name = max(found)
+        used_mb, name = max(found)
         self._machines[name].report_cause(
             f"the machine was ended: the host's disk has {free} MB left (the floor is {floor} MB), and of all machines this "
-            f"one used most of it, {taken} MB"
+            f"one used most of it, {used_mb} MB"
         )
         await self._destroy_logged(name)
         if self._disk_work:  # its space is free once its disk is unmounted

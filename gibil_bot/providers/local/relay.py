@@ -45,7 +45,7 @@ async def accept(listener: socket.socket, handle: Callable[[Streams], Awaitable[
             async with _opened(sock) as client:
                 await handle(client)
         except (OSError, asyncio.IncompleteReadError):
-            pass  # the other side closed the connection, so it can't be told
+            pass  # the other side closed the connection, so it can't be notified
         finally:
             room.release()
 

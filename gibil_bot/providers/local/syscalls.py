@@ -1,7 +1,7 @@
 """System calls that Python 3.11 does not offer, by ctypes: namespaces, mounts, process control.
 
 Every function raises OSError with the call and its arguments in the text, because users read that text when their kernel
-refuses a call. Constants are those of linux/sched.h, linux/mount.h and linux/prctl.h.
+rejects a call. Constants are those of linux/sched.h, linux/mount.h and linux/prctl.h.
 """
 
 from __future__ import annotations
