@@ -103,7 +103,7 @@ def _in_progress(data_dir: Path) -> list[tuple[str, str]]:
         try:
             content = json.loads(path.read_bytes().partition(b"\n")[0])
             found.append((str(content["provider"]), str(content["name"])))
-        except (OSError, ValueError, KeyError, TypeError):  # the creation has ended meanwhile, or the disk was full
+        except (OSError, ValueError, KeyError, TypeError):  # the creation has just ended, or the disk was full
             continue
     return found
 

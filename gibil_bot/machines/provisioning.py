@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 OnPhase = Callable[[str, str, float | None], None]
 """Called with a machine's name (empty: all machines), a phase, and the phase's duration in seconds; None when it begins.
 
-Phases: repository (read it), prepare (a provider's first machine), forge (create the machine), connect, code (send it).
+Phases: repository (read it), prepare (a provider's first machine), `forge` (create the machine), connect, code (send it).
 """
 
 

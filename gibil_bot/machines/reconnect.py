@@ -1,4 +1,4 @@
-"""Reconnecting to a machine after its connection was lost, for as long as the machine exists."""
+"""Reconnecting to a machine whose connection was lost, as long as the machine exists."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def answers(shell: Shell) -> bool:
 async def reconnect(factory: MachineFactory, lost: Machine, *, within_s: float, report: Report) -> tuple[Machine, Shell]:
     """Return the machine as it is now, and a new connection to it.
 
-    Raises MachineLost when the machine is gone or can't be reached in time, SSHError when another host answers in its place.
+    Raises MachineLost when the machine is gone or can't be reached in time, SSHError when another host answers.
     """
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + within_s

@@ -61,7 +61,7 @@ class MachineConnections:
 
     async def work(self, server: str | None, action: Callable[[MachineSession], Awaitable[T]], *, repeatable: bool) -> T:
         """Run an action on a machine; None: on the only one that is running. A `repeatable` action is repeated once if the
-        connection is lost meanwhile.
+        connection is lost during it.
 
         Raises MachineNotFound, MachineLost, UsageError if several machines are running, and what `action` raises.
         """

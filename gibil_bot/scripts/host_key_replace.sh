@@ -1,7 +1,7 @@
 # shellcheck shell=sh
 # Installs the key on stdin as the machine's host key.
 #
-# The files are renamed into place, so after a power loss the machine has either the old or the new key. `systemctl reload`
+# The files are replaced by renaming, so after a power loss the machine has either the old or the new key. `systemctl reload`
 # makes sshd read its keys again and doesn't affect open connections. The unit is `ssh` on Debian and Ubuntu and `sshd`
 # elsewhere; where each connection has its own sshd, nothing has to be reloaded. So failures are ignored here: the next
 # connection checks the key.

@@ -116,7 +116,7 @@ gibil_read_lines() {
     done
 }
 
-# Applies a task's GITHUB_ENV and GITHUB_PATH; applies nothing of an invalid file and returns 1.
+# Applies a task's GITHUB_ENV and GITHUB_PATH. Ignores all of an invalid file, and returns 1.
 gibil_take() {
     local gibil_new gibil_folders gibil_position folder
     gibil_read_env || return 1

@@ -7,7 +7,7 @@ accepts the first one.
 
 An attacker who reads the user-data *and* controls the network path at the first contact can still impersonate the machine;
 later no attacker can. A creation that was killed is resumed from any step: until sshd has the lasting key, it shows the first
-one and is sent the lasting one again. If no creation resumes, nobody logs in, and the machine is destroyed when it expires.
+one and is sent the lasting one again. If no creation resumes, there is no login, and the machine is destroyed when it expires.
 """
 
 from __future__ import annotations

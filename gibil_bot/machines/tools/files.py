@@ -113,7 +113,7 @@ async def search(live: MachineSession, pattern: str, path: str, include: str | N
     Also returns whether they are complete. Raises UsageError for an invalid pattern.
     """
     if not pattern or "\0" in pattern or "\n" in pattern or len(pattern.encode("utf-8", "surrogatepass")) > _PATTERN_BYTES:
-        raise UsageError("a pattern is one line, without NUL bytes, and not empty", code="BAD_PATTERN")
+        raise UsageError("a pattern must be one line without NUL bytes, and not empty", code="BAD_PATTERN")
     if include is not None and (not include or "/" in include or "\0" in include or len(include) > _PATH_BYTES):
         raise UsageError("include is a pattern for file names, such as *.py; name a directory with path")
     script, more = scripts.grep(include)

@@ -1,4 +1,4 @@
-"""Reuse of paid hours (`GIBIL_REUSE=rebuild`): a destroyed machine's server is switched off and pooled until its paid hour ends.
+"""Reuse of paid hours (`GIBIL_REUSE=rebuild`): a destroyed machine's server is stopped and pooled until its paid hour ends.
 
 The next machine of the same repository, trust and owner gets that server, rebuilt: Hetzner overwrites its disk with the image,
 and it boots with its own user-data like a new one. Until then its disk holds what the last run left, which is why reuse is off
