@@ -66,7 +66,7 @@ async def test_a_private_repository_is_read_with_the_persons_own_credentials_and
     server.tokens["ada/engine.git"] = TOKEN
     url = f"{server.url}/ada/engine.git"
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="can't read the repository"):
         await origin(url)
     helper = line.folder / "gitconfig"
     helper.write_text(f'[credential]\n\thelper = "!f() {{ echo username=x-access-token; echo password={TOKEN}; }}; f"\n')
