@@ -42,43 +42,43 @@ class Creation:
         self._service = machines
         self._settings = settings
         self._stack = contextlib.AsyncExitStack()
-        self._live: MachineSession | None = None
+        self._session: MachineSession | None = None
 
     async def __aenter__(self) -> MachineSession:
-        self._live = await self._create()
-        return self._live
+        self._session = await self._create()
+        return self._session
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        assert self._live is not None
-        await asyncio.shield(asyncio.ensure_future(self._destroy(self._live)))
+        assert self._session is not None
+        await asyncio.shield(asyncio.ensure_future(self._destroy(self._session)))
 
     async def _create(self) -> MachineSession:
         machines = self._service
         if machines is None:
             machines = await self._stack.enter_async_context(open_machines(self._settings or load_settings()))
         try:
-            live = await machines.create(self._request)
+            session = await machines.create(self._request)
         except BaseException:
             await asyncio.shield(asyncio.ensure_future(self._stack.aclose()))
             raise
         try:
             if self._wait == "tasks":
-                await live.wait_tasks()
-            if self._wait is not None and not await live.wait_ready():
-                raise GibilError(await _why_not_ready(live), code="PROVISION")
+                await session.wait_tasks()
+            if self._wait is not None and not await session.wait_ready():
+                raise GibilError(await _why_not_ready(session), code="PROVISION")
         except BaseException:
-            await asyncio.shield(asyncio.ensure_future(self._destroy(live)))
+            await asyncio.shield(asyncio.ensure_future(self._destroy(session)))
             raise
-        return live
+        return session
 
-    async def _destroy(self, live: MachineSession) -> None:
+    async def _destroy(self, session: MachineSession) -> None:
         try:
-            await live.close()
+            await session.close()
         finally:
             try:
-                await live.destroy()
+                await session.destroy()
             finally:
                 await self._stack.aclose()
 
@@ -87,13 +87,15 @@ def _text(repo: str | os.PathLike[str] | None) -> str | None:
     return None if repo is None else os.fspath(repo)
 
 
-async def _why_not_ready(live: MachineSession) -> str:
+async def _why_not_ready(session: MachineSession) -> str:
     """Return the reason in one sentence, with the end of the log, which is lost when the machine is destroyed."""
     log = Excerpt(_LOG_BYTES)
-    await live.print_log(None, lambda stream, data: log.add(data))
+    await session.print_log(None, lambda stream, data: log.add(data))
     lines = [line for line in log.text("").splitlines() if line.strip() and not line.startswith("=== ")]
-    failed = ", ".join(f"{task.name} (exit code {task.exit_code})" for task in await live.tasks() if task.status == "failure")
-    return f"machine {live.name} didn't become ready: {failed or 'its setup'} failed: {' / '.join(lines[-3:])}"
+    failed = ", ".join(
+        f"{task.name} (exit code {task.exit_code})" for task in await session.tasks() if task.status == "failure"
+    )
+    return f"machine {session.name} didn't become ready: {failed or 'its setup'} failed: {' / '.join(lines[-3:])}"
 
 
 class Connected:
@@ -181,8 +183,8 @@ async def open_machine(
 ) -> AsyncIterator[MachineSession]:
     """Log in to an existing machine for the duration of the block; the machine isn't destroyed. Raises MachineNotFound."""
     async with connect(provider=provider, settings=settings) as connected:
-        live = await connected.open(name)
+        session = await connected.open(name)
         try:
-            yield live
+            yield session
         finally:
-            await asyncio.shield(asyncio.ensure_future(live.close()))
+            await asyncio.shield(asyncio.ensure_future(session.close()))

@@ -127,8 +127,8 @@ class MachineService:
                     labels["fleet"] = resolved.name
                 records = await self._begin(names, resolved.ttl_s, request.made_by)
                 machines = await self._create_all(records, resolved, source, labels, on_phase)
-                for live in machines:  # only a complete fleet is ready
-                    self._unreported[live.name].mark_ready()
+                for session in machines:  # only a complete fleet is ready
+                    self._unreported[session.name].mark_ready()
                 return machines, resolved.notes
         finally:
             if not preparing.done():  # a created machine must be returned, so no cancellation may come in between
@@ -213,12 +213,12 @@ class MachineService:
     ) -> MachineSession:
         try:
             with notices(self.factory.provider, lambda notice: on_phase(record.name, "prepare", None)):
-                live = await self._create_one(record.name, request, source, {**labels, CREATION: record.creation}, on_phase)
+                session = await self._create_one(record.name, request, source, {**labels, CREATION: record.creation}, on_phase)
         except BaseException:
             record.mark_failed()
             raise
         self._unreported[record.name] = record
-        return live
+        return session
 
     async def _create_one(
         self, name: str, request: ResolvedRequest, source: CodeSource | None, labels: dict[str, str], on_phase: OnPhase
@@ -243,7 +243,7 @@ class MachineService:
             if author_task is not None:
                 author_task.cancel()
             raise
-        live = MachineSession(self.factory, machine, shell, self.settings.max_ttl_s)
+        session = MachineSession(self.factory, machine, shell, self.settings.max_ttl_s)
         try:
             author = await author_task if author_task is not None else source.identity if source is not None else None
             try:
@@ -253,9 +253,9 @@ class MachineService:
                     raise MachineLost(f"machine {name} was destroyed while it was being prepared") from None
                 raise
         except BaseException:
-            await asyncio.shield(self._destroy(live))
+            await asyncio.shield(self._destroy(session))
             raise
-        return live
+        return session
 
     def mark_reported(self, *names: str) -> None:
         """Record that the user knows these machines, so that no later command reports them as abandoned."""

@@ -78,7 +78,7 @@ class FileTools:
         content: Annotated[str, Field(description="The whole text of the file.")],
         server: Server = None,
     ) -> Annotated[CallToolResult, Written]:
-        """Write or replace a file on a machine. Missing folders are created; an existing file keeps its mode."""
+        """Write or replace a file on a machine. Missing directories are created; an existing file keeps its mode."""
         data = content.encode("utf-8", "surrogatepass")
 
         async def on_machine(session: MachineSession) -> CallToolResult:
@@ -111,13 +111,13 @@ class FileTools:
 
     async def vm_ls(
         self,
-        path: Annotated[str, Field(description="A folder. Default /root/project, or /root without a project.")] = ".",
+        path: Annotated[str, Field(description="A directory. Default /root/project, or /root without a project.")] = ".",
         glob: Annotated[
-            str | None, Field(description="Below the folder: `*.py`, `src/**/*.ts`. Hidden files only if named.")
+            str | None, Field(description="Below the directory: `*.py`, `src/**/*.ts`. Hidden files only if named.")
         ] = None,
         server: Server = None,
     ) -> Annotated[CallToolResult, Listing]:
-        """List a folder on a machine, or the matches of a glob below it, by name, with types and sizes. At most 500 entries."""
+        """List a directory on a machine, or a glob's matches below it, by name, with types and sizes. At most 500 entries."""
 
         async def on_machine(session: MachineSession) -> CallToolResult:
             found, complete = await files.entries(session, path, glob)
@@ -145,7 +145,7 @@ class FileTools:
     async def vm_grep(
         self,
         pattern: Annotated[str, Field(description="A Perl-compatible regular expression; `(?i)` in front ignores case.")],
-        path: Annotated[str, Field(description="A file or folder. Default /root/project, or /root.")] = ".",
+        path: Annotated[str, Field(description="A file or directory. Default /root/project, or /root.")] = ".",
         include: Annotated[str | None, Field(description="Only files with such names: `*.py`, `*.{ts,tsx}`.")] = None,
         server: Server = None,
     ) -> Annotated[CallToolResult, Matches]:

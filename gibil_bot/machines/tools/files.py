@@ -41,38 +41,38 @@ def check_path(path: str) -> str:
     return from_code(path)
 
 
-async def check_folder(live: MachineSession, path: str) -> None:
+async def check_folder(session: MachineSession, path: str) -> None:
     """Check that a directory exists. Raises UsageError."""
-    await _ask(live, scripts.FOLDER, path)
+    await _ask(session, scripts.FOLDER, path)
 
 
-async def read(live: MachineSession, path: str, first: int = 1, limit: int = MOST_LINES) -> Page:
+async def read(session: MachineSession, path: str, first: int = 1, limit: int = MOST_LINES) -> Page:
     """Return lines from number `first` on. Raises UsageError: no such file, binary, beyond its end."""
     if first < 1:
         raise UsageError("lines are counted from 1")
     if not 1 <= limit <= MOST_LINES:
         raise UsageError(f"a page has 1 to {MOST_LINES} lines")
-    answer = await _ask(live, scripts.read_script(), path, {"gibil_first": str(first), "gibil_lines": str(limit)})
+    answer = await _ask(session, scripts.read_script(), path, {"gibil_first": str(first), "gibil_lines": str(limit)})
     page = scripts.read_page(answer, path, first, limit)
     if page is None:
-        raise UsageError(f"{path} on machine {live.name} is a binary file; look at it with a command", code="BINARY_FILE")
+        raise UsageError(f"{path} on machine {session.name} is a binary file; look at it with a command", code="BINARY_FILE")
     if first > max(page.total, 1):
-        raise UsageError(f"{path} on machine {live.name} has {page.total} lines, so there is no line {first}")
+        raise UsageError(f"{path} on machine {session.name} has {page.total} lines, so there is no line {first}")
     return page
 
 
-async def write(live: MachineSession, path: str, content: bytes) -> bool:
+async def write(session: MachineSession, path: str, content: bytes) -> bool:
     """Write a whole file, creating missing directories and keeping its mode. Return whether the file is new.
 
     Other processes read either the old or the new content. Raises UsageError, SSHError (disk full).
     """
     if len(content) > MOST_WRITTEN:
         raise UsageError(f"at most {MOST_WRITTEN // 1024**2} MiB can be written at once")
-    async with _lock(live, path):
-        return await _write(live, path, content)
+    async with _lock(session, path):
+        return await _write(session, path, content)
 
 
-async def edit(live: MachineSession, path: str, old: str, new: str, *, everywhere: bool = False) -> tuple[int, int]:
+async def edit(session: MachineSession, path: str, old: str, new: str, *, everywhere: bool = False) -> tuple[int, int]:
     """Replace `old`, which has to occur exactly once, or `everywhere`; return (count, line of the first occurrence).
 
     Raises UsageError when the text doesn't occur or isn't unique.
@@ -82,8 +82,8 @@ async def edit(live: MachineSession, path: str, old: str, new: str, *, everywher
     if old == new:
         raise UsageError("the new text is the same as the old one")
     old_bytes = old.encode("utf-8", "surrogatepass")
-    async with _lock(live, path):
-        content = await _ask(live, scripts.READ_ALL, path)
+    async with _lock(session, path):
+        content = await _ask(session, scripts.READ_ALL, path)
         count = content.count(old_bytes)
         if count == 0:
             hint = ", though it is apart from blanks at the ends of lines" if _matches_loosely(content, old) else ""
@@ -96,18 +96,18 @@ async def edit(live: MachineSession, path: str, old: str, new: str, *, everywher
                 code="TEXT_NOT_UNIQUE",
             )
         line = content.count(b"\n", 0, content.index(old_bytes)) + 1
-        await _write(live, path, content.replace(old_bytes, new.encode("utf-8", "surrogatepass")))
+        await _write(session, path, content.replace(old_bytes, new.encode("utf-8", "surrogatepass")))
     return count, line
 
 
-async def entries(live: MachineSession, path: str, glob: str | None = None) -> tuple[list[Entry], bool]:
+async def entries(session: MachineSession, path: str, glob: str | None = None) -> tuple[list[Entry], bool]:
     """Return the entries of a directory, or those below it that match a glob (`**/*.py`), and whether they are complete."""
     if glob is not None and (not glob or "\0" in glob or glob.startswith(("/", "~")) or len(glob) > _PATH_BYTES):
         raise UsageError("a glob is a pattern below the path, such as **/*.py")
-    return scripts.read_entries(await _ask(live, scripts.list_script(), path, {"gibil_glob": glob or ""}))
+    return scripts.read_entries(await _ask(session, scripts.list_script(), path, {"gibil_glob": glob or ""}))
 
 
-async def search(live: MachineSession, pattern: str, path: str, include: str | None = None) -> tuple[list[Match], bool]:
+async def search(session: MachineSession, pattern: str, path: str, include: str | None = None) -> tuple[list[Match], bool]:
     """Return lines that match a Perl-compatible regular expression, in files whose names match `include`.
 
     Also returns whether they are complete. Raises UsageError for an invalid pattern.
@@ -117,19 +117,19 @@ async def search(live: MachineSession, pattern: str, path: str, include: str | N
     if include is not None and (not include or "/" in include or "\0" in include or len(include) > _PATH_BYTES):
         raise UsageError("include is a pattern for file names, such as *.py; name a directory with path")
     script, more = scripts.grep(include)
-    return scripts.read_matches(await _ask(live, script, path, {"gibil_pattern": pattern, **more}))
+    return scripts.read_matches(await _ask(session, script, path, {"gibil_pattern": pattern, **more}))
 
 
-async def _write(live: MachineSession, path: str, content: bytes) -> bool:
-    target, mode, new, _ = fields_of(await _ask(live, scripts.prepare_script(), path), 4)
+async def _write(session: MachineSession, path: str, content: bytes) -> bool:
+    target, mode, new, _ = fields_of(await _ask(session, scripts.prepare_script(), path), 4)
     if not _MODE.fullmatch(mode):
-        raise BadAnswer(f"machine {live.name} answered {mode[:20]!r} where the mode of a file was expected")
-    await live.shell.put(target.decode("utf-8", "surrogateescape"), content, mode=int(mode, 8))
+        raise BadAnswer(f"machine {session.name} answered {mode[:20]!r} where the mode of a file was expected")
+    await session.shell.put(target.decode("utf-8", "surrogateescape"), content, mode=int(mode, 8))
     return bool(new)
 
 
-def _lock(live: MachineSession, path: str) -> asyncio.Lock:
-    key = (live.name, check_path(path).rstrip("/").rpartition("/")[2])  # a directory can be written in many ways
+def _lock(session: MachineSession, path: str) -> asyncio.Lock:
+    key = (session.name, check_path(path).rstrip("/").rpartition("/")[2])  # a directory can be written in many ways
     lock = _writing.get(key)
     if lock is None:
         lock = _writing[key] = asyncio.Lock()
@@ -143,18 +143,18 @@ def _matches_loosely(content: bytes, old: str) -> bool:
     return bare(old) in bare(content.decode("utf-8", "replace"))
 
 
-async def _ask(live: MachineSession, script: str, path: str, more: Mapping[str, str] | None = None) -> bytes:
+async def _ask(session: MachineSession, script: str, path: str, more: Mapping[str, str] | None = None) -> bytes:
     env = {"gibil_path": check_path(path), **(more or {})}
     try:
-        result = await live.shell.run(script, timeout_s=_TIMEOUT_S, env=env, most_bytes=_ANSWER_BYTES)
+        result = await session.shell.run(script, timeout_s=_TIMEOUT_S, env=env, most_bytes=_ANSWER_BYTES)
     except TimeoutError:
         raise GibilError(
-            f"{path} on machine {live.name}: no answer within {_TIMEOUT_S:g} s; ask for less", code="TIMEOUT"
+            f"{path} on machine {session.name}: no answer within {_TIMEOUT_S:g} s; ask for less", code="TIMEOUT"
         ) from None
     if result.exit_status == 0:
         return result.stdout
     reason = last_line(result.stderr, f"exit status {result.exit_status}")
     if result.exit_status in scripts.FILE_ERRORS:
         code, sentence = scripts.FILE_ERRORS[result.exit_status]
-        raise UsageError(sentence.format(path=path, machine=live.name, reason=reason.removeprefix("grep: ")), code=code)
-    raise GibilError(f"{path} on machine {live.name}: {reason}", code="FILES")
+        raise UsageError(sentence.format(path=path, machine=session.name, reason=reason.removeprefix("grep: ")), code=code)
+    raise GibilError(f"{path} on machine {session.name}: {reason}", code="FILES")

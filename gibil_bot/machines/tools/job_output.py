@@ -25,16 +25,16 @@ class Piece:
     size: int
 
 
-async def find_job(live: MachineSession, job_id: str) -> JobEntry:
+async def find_job(session: MachineSession, job_id: str) -> JobEntry:
     """Return a job. Raises UsageError if it doesn't exist."""
     check_job_id(job_id)
-    for job in await live.jobs():
+    for job in await session.jobs():
         if job.id == job_id:
             return job
-    raise no_job(live.name, job_id)
+    raise no_job(session.name, job_id)
 
 
-async def read_output(live: MachineSession, job_id: str, stream: str, offset: int | None, most: int) -> Piece:
+async def read_output(session: MachineSession, job_id: str, stream: str, offset: int | None, most: int) -> Piece:
     """Return at most `most` bytes from `offset` on; None: the last bytes. An incomplete character is left to the next piece.
 
     Raises UsageError, BadAnswer.
@@ -45,9 +45,9 @@ async def read_output(live: MachineSession, job_id: str, stream: str, offset: in
     if offset is not None and offset < 0:
         raise UsageError("an offset is a number of bytes ≥ 0")
     script = _script(job_id, STREAMS[stream], offset, most)
-    result = await live.shell.run(script, most_bytes=most + MOST_ANSWERED)
+    result = await session.shell.run(script, most_bytes=most + MOST_ANSWERED)
     if result.exit_status == 4:
-        raise no_job(live.name, job_id)
+        raise no_job(session.name, job_id)
     size_field, start_field, data = fields_of(result.stdout, 3)
     size, start = number(size_field), number(start_field)
     if offset is None and start > 0:

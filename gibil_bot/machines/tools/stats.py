@@ -99,11 +99,11 @@ def _within(limit: int, used: int, total: int, free: int) -> tuple[int, int]:
     return min(limit, total), max(0, min(free, limit - used))
 
 
-async def stats(live: MachineSession) -> Stats:
+async def stats(session: MachineSession) -> Stats:
     """Query a machine's statistics. Raises GibilError when it doesn't answer, or gives an invalid answer."""
-    result = await live.shell.run(text("stats"))
-    usage = await live.provider.usage(live.name) if isinstance(live.provider, Metered) else None
+    result = await session.shell.run(text("stats"))
+    usage = await session.provider.usage(session.name) if isinstance(session.provider, Metered) else None
     try:
         return read_stats(result.stdout, usage)
     except (ValueError, LookupError) as error:
-        raise GibilError(f"machine {live.name} sent invalid statistics: {printable(str(error))}", code="STATS") from error
+        raise GibilError(f"machine {session.name} sent invalid statistics: {printable(str(error))}", code="STATS") from error

@@ -52,13 +52,13 @@ def orphans(processes: Sequence[Tagged], ended_jobs: frozenset[str]) -> list[Tag
     ]
 
 
-async def sweep(live: MachineSession, *, look_only: bool = False) -> tuple[list[Tagged], bool]:
+async def sweep(session: MachineSession, *, look_only: bool = False) -> tuple[list[Tagged], bool]:
     """End stray processes: SIGTERM, after two seconds SIGKILL. Return them, and whether all of them are gone."""
-    jobs = await live.jobs()
+    jobs = await session.jobs()
     ended = frozenset(job.id for job in jobs if job.status != "running")
-    found = orphans(read_tagged((await live.shell.run(list_tagged_command(), most_bytes=JOBS_BYTES)).stdout), ended)
+    found = orphans(read_tagged((await session.shell.run(list_tagged_command(), most_bytes=JOBS_BYTES)).stdout), ended)
     if look_only or not found:
         return found, not found
     lines = "\n".join(f"{process.pid} GIBIL_JOB={process.tag}" for process in found)
-    result = await live.shell.run(script("stray_end", TURNS=str(_GRACE_TURNS)), env={"gibil_found": lines})
+    result = await session.shell.run(script("stray_end", TURNS=str(_GRACE_TURNS)), env={"gibil_found": lines})
     return found, result.exit_status == 0
