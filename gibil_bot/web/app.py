@@ -1,8 +1,8 @@
 """The bot's web application: `POST /webhook`, `GET /healthz`, `GET /metrics`, `GET /runs/{id}`.
 
-The webhook is a bare ASGI route: before its reply it checks the size, the signature and that the body is a JSON object,
-decodes it to an event, and makes one durable insert. Everything else happens after the reply. What has no
-signature header of the right form is rejected before its body is read; `web.protocol` bounds sizes and times of all routes.
+The webhook is a bare ASGI route. Before its reply it checks the size, the signature and that the body is a JSON object, decodes
+it to an event, and makes one durable insert. Everything else happens after the reply. Requests without a well-formed signature
+header are rejected before the body is read; `web.protocol` limits sizes and times of all routes.
 https://docs.github.com/webhooks/using-webhooks/best-practices-for-using-webhooks asks for an answer within 10 seconds.
 """
 
@@ -36,10 +36,10 @@ log = logging.getLogger("gibil.web")
 BODY_LIMIT_BYTES = 25 * 1024 * 1024
 """GitHub sends nothing larger: https://docs.github.com/webhooks/webhook-events-and-payloads#payload-cap."""
 STORED_WITHIN_S = 8.5
-"""A disk that hangs must not let GitHub wait until its timeout of 10 s: 503 reports the reason."""
+"""If the disk hangs, GitHub must not wait until its timeout of 10 s: a 503 reports the reason."""
 GUID_LIMIT = 128
 _SIGNATURE = re.compile(rb"sha256=[0-9a-f]{64}")
-_CLOSE = (b"connection", b"close")  # the rest of the body is not read
+_CLOSE = (b"connection", b"close")  # the rest of the body isn't read
 _UNSIGNED = "X-Hub-Signature-256 is missing or wrong: compare the App's webhook secret with the bot's"
 _NOT_JSON = "the body is not a JSON object: set the content type of the App's webhook to application/json\n"
 _COMMA = "; the bot takes commas in GIBIL_GITHUB_WEBHOOK_SECRET as separators of several secrets, so none may contain one"
@@ -66,12 +66,12 @@ def create_app(bot: Bot, rejected: Mapping[int, int] | None = None) -> Starlette
         ],
         exception_handlers={404: _not_found, 405: _only_get},
     )
-    app.router.redirect_slashes = False  # `/healthz/` doesn't exist, and a redirect would say that it does
+    app.router.redirect_slashes = False  # `/healthz/` doesn't exist, and a redirect would suggest that it does
     return app
 
 
 _Reply = tuple[int, str, *tuple[tuple[bytes, bytes], ...]]
-"""Status, text, more headers."""
+"""Status, text, additional headers."""
 
 
 class _ClientGone(Exception):
@@ -79,14 +79,14 @@ class _ClientGone(Exception):
 
 
 class WebhookRoute:
-    """`POST /webhook` as a bare ASGI application: Starlette's request and response objects are left out of the busiest path."""
+    """`POST /webhook` as a bare ASGI application: the busiest path doesn't create Starlette's request and response objects."""
 
     def __init__(self, bot: Bot) -> None:
         self._bot = bot
         self._secrets = tuple(secret.reveal() for secret in bot.settings.webhook_secrets)
         self._allowed_accounts = bot.settings.allowed_accounts
         self.answers: Counter[int] = Counter()
-        """How many requests were answered, by status."""
+        """Number of answered requests, by status."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -100,7 +100,7 @@ class WebhookRoute:
         return f"{_UNSIGNED}{_COMMA if len(self._secrets) > 1 else ''}\n"
 
     async def _accept(self, scope: Scope, receive: Receive) -> _Reply:
-        # What the head alone decides closes the connection: the body of an unauthenticated client isn't read.
+        # Rejections based on the head alone close the connection: the body of an unauthenticated client isn't read.
         if scope["method"] != "POST":
             return 405, "send deliveries with POST\n", (b"allow", b"POST"), _CLOSE
         signature = guid = event = None
@@ -126,7 +126,7 @@ class WebhookRoute:
             return 400, _NOT_JSON
         received_at = datetime.now(UTC)
         delivery = events.read_delivery(guid, event, body, received_at, self._allowed_accounts)
-        # What could be read of one of our events is a JSON object.
+        # If it was decoded to one of our events, it is a JSON object.
         if (delivery.event is None or event not in webhook.EVENTS) and not _is_json_object(body):
             return 400, _NOT_JSON
         handled = delivery.event is not None and events.starts_nothing(delivery.event)
@@ -134,15 +134,17 @@ class WebhookRoute:
         try:
             new = await self._in_time(self._bot.store.inbox.accept(delivery, handled=handled, observed=observed))
         except (StoreError, TimeoutError) as error:
-            # GitHub shows it as failed, and the reaper asks for it again. If it is stored after all, that changes nothing.
-            why = error.message if isinstance(error, StoreError) else f"not within {STORED_WITHIN_S:g} s: is its disk hanging?"
+            # GitHub shows it as failed, and the reaper requests it again. If it is stored after all, that is harmless.
+            why = error.message if isinstance(error, StoreError) else f"timed out after {STORED_WITHIN_S:g} s; check the disk"
             log.error("delivery %s could not be stored: %s", guid, why)
             self._bot.delivery_lost()
             return 503, "the delivery could not be stored; the bot will ask GitHub for it again\n"
         return 202, "accepted\n" if new else "accepted before\n"
 
     async def _in_time(self, storing: Awaitable[bool]) -> bool:
-        """Await with STORED_WITHIN_S, cheaper than asyncio.timeout by a twentieth of a delivery. Raises TimeoutError."""
+        """Await with a limit of STORED_WITHIN_S; this saves a twentieth of a delivery's time over asyncio.timeout. Raises
+        TimeoutError.
+        """
         task = asyncio.current_task()
         assert task is not None
         expired = False
@@ -188,11 +190,11 @@ class _Pages:
         return Response(self._metrics.text(counts), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
 
     async def run(self, request: Request) -> Response:
-        """Return the state of a run. Its id cannot be guessed; its output is on the check run, not here."""
+        """Return the state of a run. Its id can't be guessed; its output is on the check run, not here."""
         try:
             run = await self._bot.store.runs.get(request.path_params["run_id"])
             if run is None:
-                return _json({"error": "there is no such run", "code": "RUN_NOT_FOUND"}, 404)
+                return _json({"error": "run not found", "code": "RUN_NOT_FOUND"}, 404)
             results = await self._bot.store.runs.task_results(run.id, run.machine_attempt)
         except StoreError as error:
             return _json({"error": error.message, "code": error.code}, 503)
@@ -200,11 +202,11 @@ class _Pages:
 
 
 async def _not_found(request: Request, error: Exception | None = None) -> Response:
-    return _json({"error": "there is no such page", "code": "NOT_FOUND"}, 404)
+    return _json({"error": "page not found", "code": "NOT_FOUND"}, 404)
 
 
 async def _only_get(request: Request, error: Exception) -> Response:
-    return PlainTextResponse("only GET here", 405, headers={"allow": "GET, HEAD"})
+    return PlainTextResponse("only GET is allowed", 405, headers={"allow": "GET, HEAD"})
 
 
 def _json(value: object, status: int = 200) -> Response:
@@ -226,7 +228,7 @@ def _is_json_object(body: bytes) -> bool:
 
 
 def _is_utf8(body: bytes) -> bool:
-    """msgspec checks only the strings that it decodes."""
+    """Return whether the body is UTF-8: msgspec checks only the strings that it decodes."""
     try:
         str(body, "utf-8")
     except UnicodeDecodeError:

@@ -14,7 +14,7 @@ class BotMetrics(Collector):
     """Numbers that the bot counts anyway, as metric families.
 
     They are read at each request: counters of prometheus_client would be a second copy, with a lock and a timestamp each. The
-    registry is the bot's own, without the collectors of the process and of Python's garbage collector.
+    registry is separate from the default one, so it lacks the collectors for the process and for Python's garbage collector.
     """
 
     def __init__(self, webhook_answers: Mapping[int, int], rejected: Mapping[int, int], max_machines: int) -> None:

@@ -1,7 +1,7 @@
-"""The HTTP/1.1 protocol of the web server: uvicorn's, with a bound on everything that an unauthenticated client can cost.
+"""The HTTP/1.1 protocol of the web server: uvicorn's, with limits on everything that an unauthenticated client can cost.
 
-uvicorn limits neither the size of a request's head nor the time that a head or a body may take, and closes no connection that
-sends nothing. A client without a signature could so fill the memory, the CPU or the table of file descriptors.
+uvicorn limits neither the size of a request's head nor the time for a head or a body, and closes no silent connection. A client
+without a signature could exhaust the memory, the CPU or the file descriptors.
 """
 
 from __future__ import annotations
@@ -21,24 +21,26 @@ class ServerLimits:
     """What one server accepts. Sizes in bytes, times in seconds."""
 
     head_bytes: int = 64 * 1024
-    """Request line and header fields of one request; above it 431."""
+    """Request line and header fields of one request; above that 431."""
     header_fields: int = 128
-    """Header fields of one request; above it 431. Each costs some two hundred bytes of memory, however short it is."""
+    """Header fields of one request; above that 431. Each costs about two hundred bytes of memory, however short it is."""
     head_s: float = 10.0
     """From the opening of a connection, or the first byte of a later request, to the end of the head; then 408."""
     body_s: float = 30.0
     """From the end of the head to the end of the body; then 408."""
     free_body_bytes: int = 64 * 1024
-    """This much of each body is not counted as memory of large bodies, so that those cannot displace ordinary deliveries."""
+    """This part of each body doesn't count as memory of large bodies, so that large bodies can't displace ordinary deliveries.
+    """
     bodies_bytes: int = 256 * 1024 * 1024
-    """Memory of all bodies that are being received or handled, beyond `free_body_bytes` of each; above it 503."""
+    """Memory of all bodies being received or handled, excluding `free_body_bytes` of each; above that 503."""
     framing_bytes: int = 1024 * 1024
-    """Chunk sizes, chunk extensions and trailers of one body; above it 400."""
+    """Chunk sizes, chunk extensions and trailers of one body; above that 400."""
     connections: int = 1024
     """Open connections. At the limit a new one replaces the one that the server has waited for longest, or gets 503."""
     replaceable_s: float = 0.1
-    """How long the server must have waited for a connection before a new one may replace it. The lower, the more new
-    connections a second are needed to shut out all other clients: `connections` / `replaceable_s`."""
+    """How long the server must have waited for a connection before a new one may replace it. The lower it is, the more new
+    connections a second an attacker needs to shut out all other clients: `connections` / `replaceable_s`.
+    """
     pipelined: int = 16
     """Requests on one connection that may wait for the response to an earlier one."""
     unread_s: float = 30.0
@@ -53,15 +55,15 @@ class ServerState:
 
     limits: ServerLimits = field(default_factory=ServerLimits)
     rejected: Counter[int] = field(default_factory=Counter)
-    """Requests that did not reach the application, by status."""
+    """Requests that didn't reach the application, by status."""
     body_bytes: int = 0
-    """Memory of large bodies now; see ServerLimits.bodies_bytes."""
+    """Current memory of large bodies; see ServerLimits.bodies_bytes."""
     open: int = 0
     waiting: dict[LimitedProtocol, float] = field(default_factory=dict)
-    """Connections that the server waits for, since when, the longest first."""
+    """Connections that the server is waiting for → since when, the longest wait first."""
 
     def protocol(self) -> type[LimitedProtocol]:
-        """The class of one connection, for `uvicorn.Config(http=…)`."""
+        """Return the class of one connection, for `uvicorn.Config(http=…)`."""
         return type("BoundProtocol", (LimitedProtocol,), {"shared": self})
 
     def make_room(self, now_s: float) -> bool:
@@ -79,9 +81,9 @@ class _Rejected(Exception):
 
 
 class _Transport:
-    """A connection whose `close` lets the client read its response even if it has not sent the whole request yet.
+    """A connection whose `close` lets the client read its response even before it has sent the whole request.
 
-    A socket that is closed with unread bytes in it is reset, and what was written to it is lost: RFC 9112, 9.6.
+    Closing a socket with unread bytes resets it, and what was written to it is lost: RFC 9112, 9.6.
     """
 
     def __init__(self, transport: asyncio.Transport, close: Callable[[], None], is_closing: Callable[[], bool]) -> None:
@@ -108,13 +110,13 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_head = True
         self._in_body = False
         self._is_waiting = False
-        self._began_unseen = False
+        self._is_uncounted = False
         self._fields = 0
         self._head_bytes = 0
         self._framing_bytes = 0
         self._one_body_bytes = 0
         self._held_bytes = 0
-        self._refusal = (400, "this is not an HTTP/1.1 request")
+        self._rejection = (400, "not an HTTP/1.1 request")
         self._discarding = False
         self._closed = False
         self._is_open = False
@@ -159,7 +161,7 @@ class LimitedProtocol(HttpToolsProtocol):
         return self._closed or self._raw is None or self._raw.is_closing()
 
     def _close(self) -> None:
-        """In place of the transport's own `close`: the client may still be sending."""
+        """Close, replacing the transport's own `close`: the client may still be sending."""
         if self._is_closing():
             return
         assert self._raw is not None
@@ -189,7 +191,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._feed(data[:allowed])
             if self._discarding:
                 return
-            if self._in_head and self._head_bytes >= self._limits.head_bytes:  # and not the head of a later request
+            if self._in_head and self._head_bytes >= self._limits.head_bytes:  # and it isn't the head of a later request
                 self._reject(431, f"a request's head has at most {self._limits.head_bytes // 1024} KiB")
                 return
             data = data[allowed:]
@@ -198,7 +200,7 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         if self._in_body:
             if self._framing_bytes > self._limits.framing_bytes:
-                self._reject(400, "the body consists of more framing than content")
+                self._reject(400, "the body has too much chunk framing")
             elif len(self.headers) > self._fields + self._limits.header_fields:
                 self._reject(400, f"a body has at most {self._limits.header_fields} trailers")
             else:
@@ -219,23 +221,23 @@ class LimitedProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            pass  # no other protocol is supported: RFC 9110, 7.8 lets a server ignore the offer
+            pass  # no other protocol is supported; RFC 9110, 7.8 allows a server to ignore the offer
         except httptools.HttpParserError:
-            self._reject(*self._refusal)
+            self._reject(*self._rejection)
 
     def on_headers_complete(self) -> None:
         if self.pipeline and len(self.pipeline) >= self._limits.pipelined:
-            self._refusal = (503, "too many requests wait on this connection")
+            self._rejection = (503, "too many requests wait on this connection")
             raise _Rejected
         self._fields = len(self.headers)
         if self._fields > self._limits.header_fields:
-            self._refusal = (431, f"a request has at most {self._limits.header_fields} header fields")
+            self._rejection = (431, f"a request has at most {self._limits.header_fields} header fields")
             raise _Rejected
-        if self._began_unseen:
-            self._began_unseen = False
+        if self._is_uncounted:
+            self._is_uncounted = False
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if size > self._limits.head_bytes:
-                self._refusal = (431, f"a request's head has at most {self._limits.head_bytes // 1024} KiB")
+                self._rejection = (431, f"a request's head has at most {self._limits.head_bytes // 1024} KiB")
                 raise _Rejected
         super().on_headers_complete()
         self._in_head, self._in_body = False, True
@@ -252,15 +254,15 @@ class LimitedProtocol(HttpToolsProtocol):
             if before + size > free:
                 counted = min(size, before + size - free)
                 if self.shared.body_bytes + counted > self._limits.bodies_bytes:
-                    self._refusal = (503, "too many large bodies at one time: try again in a few seconds")
+                    self._rejection = (503, "too many large bodies at once: try again in a few seconds")
                     raise _Rejected
                 self.shared.body_bytes += counted
                 self._held_bytes += counted
         super().on_body(body)
 
     def on_message_begin(self) -> None:
-        if not self._head_bytes:  # behind another request in the same piece, so that its bytes were not counted
-            self._head_bytes, self._began_unseen = 1, True
+        if not self._head_bytes:  # follows another request in the same data, so its bytes weren't counted
+            self._head_bytes, self._is_uncounted = 1, True
         super().on_message_begin()
 
     def on_message_complete(self) -> None:
@@ -269,7 +271,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._is_waiting:
             self._stop_waiting()
         if len(self.headers) > self._fields:
-            del self.headers[self._fields :]  # trailers are no header fields
+            del self.headers[self._fields :]  # trailers aren't header fields
         super().on_message_complete()
 
     # --- what the client gets
@@ -296,10 +298,10 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_response_complete()
 
     def _reject(self, status: int, text: str) -> None:
-        """Respond to the request that is being received, unless an earlier one waits for its response; read nothing more."""
+        """Respond to the request being received, unless an earlier one waits for its response; read nothing more."""
         pending = self.cycle if self.cycle is not None and not self.cycle.response_complete else None
         if pending is not None and self._in_body and not self.pipeline and not pending.response_started:
-            # The application is waiting for this body, and gets the event that the client is gone.
+            # The application is waiting for this body, and is notified that the client disconnected.
             pending.disconnected = True
             pending.message_event.set()
         elif pending is not None:
@@ -319,7 +321,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _answer(self, status: int, text: str) -> None:
         self._write(status, text)
-        self._head_bytes = max(1, self._head_bytes)  # what the client is still sending is read and discarded
+        self._head_bytes = max(1, self._head_bytes)  # read and discard what the client is still sending
         self._close()
 
     def _write(self, status: int, text: str) -> None:
@@ -334,10 +336,10 @@ class LimitedProtocol(HttpToolsProtocol):
     # --- time
 
     def _wait(self, seconds: float) -> None:
-        """Wait for the rest of a request, for that long from the first call on."""
+        """Limit the wait for the rest of a request, counted from the first call."""
         if self._timer is None:
             self._timer = self.loop.call_later(seconds, self._too_late)
-            self.shared.waiting.pop(self, None)  # so that it is the last one
+            self.shared.waiting.pop(self, None)  # moves it to the end
             self.shared.waiting[self] = self.loop.time()
             self._is_waiting = True
 
@@ -354,11 +356,11 @@ class LimitedProtocol(HttpToolsProtocol):
             self.drop()
         elif self._in_head and not self._head_bytes:
             assert self._raw is not None
-            self._raw.close()  # no request was begun
+            self._raw.close()  # no request was started
         elif self._in_head:
-            self._reject(408, f"a request's head has to arrive within {self._limits.head_s:g} s")
+            self._reject(408, f"a request's head must arrive within {self._limits.head_s:g} s")
         else:
-            self._reject(408, f"a request's body has to arrive within {self._limits.body_s:g} s")
+            self._reject(408, f"a request's body must arrive within {self._limits.body_s:g} s")
 
     def _forget_body(self) -> None:
         self.shared.body_bytes -= self._held_bytes
