@@ -1,1 +1,1 @@
-"""A double of GitHub with memory, and the demonstration that runs on it."""
+"""A GitHub double with state, and the demonstration that runs on it."""

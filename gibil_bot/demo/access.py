@@ -20,7 +20,7 @@ DOCUMENTATION = "https://docs.github.com/rest"
 
 
 class Refusal(Exception):
-    """An error response in GitHub's words; `rest.refusal_response` makes its JSON."""
+    """GitHub's error response; `rest.refusal_response` makes its JSON."""
 
     def __init__(
         self,
@@ -47,8 +47,10 @@ class Caller:
 
     @property
     def rate_key(self) -> str:
-        """Rate limits count per installation, per user, and per App for JWTs.
-        https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api"""
+        """Return the key for rate limits, which count per installation, per user, and per App for JWTs.
+
+        https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api
+        """
         if self.personal is not None:
             return f"user ID {self.personal.user.id}"
         return f"installation:{self.token.installation_id}" if self.token else self.kind
@@ -58,7 +60,7 @@ ANONYMOUS = Caller("anonymous")
 
 
 def identify(state: State, public_key: rsa.RSAPublicKey, authorization: str | None) -> Caller:
-    """Return the caller of a header. Raises Refusal 401 for credentials that are wrong, expired or revoked.
+    """Return the caller of a header. Raises Refusal 401 for wrong, expired or revoked credentials.
 
     https://docs.github.com/en/rest/authentication/authenticating-to-the-rest-api
     """
@@ -151,11 +153,11 @@ def allows(token: Token | PersonalToken, permission: str, level: str) -> bool:
 
 
 def find_repository(state: State, caller: Caller, full_name: str, *needs: tuple[str, str]) -> Repository:
-    """Return the repository, if the caller has one of `needs` (permission, level).
+    """Return the repository if the caller has one of `needs` (permission, level).
 
-    404 for what may not even be known to exist, 401 for writing without a name, 403 for a missing permission:
-    https://docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api
-    Public repositories are readable for all callers.
+    404 if the caller may not know that it exists, 401 for anonymous writes, 403 for a missing permission:
+    https://docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api. Public repositories are readable for all
+    callers.
     """
     repository = state.repositories.get(full_name.lower())
     if repository is None or not may_see(caller, repository):
@@ -179,7 +181,7 @@ def find_repository(state: State, caller: Caller, full_name: str, *needs: tuple[
 
 
 def may_see(caller: Caller, repository: Repository) -> bool:
-    """Return whether the caller may know that it exists."""
+    """Return whether the caller may know that the repository exists."""
     return not repository.private or _covered(caller, repository)
 
 

@@ -1,6 +1,6 @@
 """Actions on GitHub: a push, a pull request, a comment, a check run; each with all its consequences.
 
-People (the Python and the control API) and the App (the REST API) act through these same functions.
+Users (through the Python and the control API) and the App (through the REST API) use the same functions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _UPDATE = re.compile(rb"([0-9a-f]{40}) ([0-9a-f]{40}) refs/heads/([^\0\n ]+?)(?=
 
 @dataclass(frozen=True, slots=True)
 class Hub:
-    """State, repositories and webhooks: what every action needs."""
+    """State, repositories and webhooks, which every action needs."""
 
     state: State
     git: GitStore
@@ -57,8 +57,11 @@ def install(hub: Hub, account: User) -> Installation:
 async def push(
     hub: Hub, repository: Repository, branch: str, files: Files, author: User, *, message: str, force: bool = False
 ) -> str:
-    """Add a commit to a branch; a new branch starts at the default branch. With `force` the commit replaces the branch's last
-    one. Pull requests and checks of the branch follow."""
+    """Add a commit to a branch. A new branch starts at the default branch; with `force` the commit replaces the branch's last
+    one.
+
+    Pull requests and checks of the branch are updated.
+    """
     tip = await hub.git.resolve(repository.full_name, f"refs/heads/{branch}")
     if tip is None:
         parent = await hub.git.resolve(repository.full_name, f"refs/heads/{repository.default_branch}")
@@ -146,8 +149,10 @@ async def open_pull_request(
     draft: bool,
     base: str | None = None,
 ) -> PullRequest:
-    """Open a pull request from an existing branch of `head` (the repository, or one of its network) to `base` or the default
-    branch."""
+    """Open a pull request from an existing branch of `head` (the repository, or one of its network).
+
+    `base`: the default branch by default.
+    """
     now = hub.state.now()
     base = base or home.default_branch
     head_sha = await hub.git.resolve(head.full_name, f"refs/heads/{branch}")
@@ -210,7 +215,7 @@ async def queue_merge(hub: Hub, home: Repository, pull: PullRequest, sender: Use
 
 
 def set_pull_request_state(hub: Hub, home: Repository, pull: PullRequest, state: str, sender: User) -> None:
-    """`state`: open or closed."""
+    """Set the state: open or closed."""
     if pull.state == state:
         return
     pull.state, pull.updated_at = state, hub.state.now()
@@ -313,8 +318,10 @@ def react(hub: Hub, it: Comment, who: User, content: str) -> tuple[Reaction, boo
 
 
 def suite_of(hub: Hub, repository: Repository, sha: str, branch: str | None = None) -> tuple[CheckSuite, bool]:
-    """Return the App's suite for that commit and whether it is new: there is one per App and commit.
-    https://docs.github.com/en/rest/guides/using-the-rest-api-to-interact-with-checks#about-check-suites"""
+    """Return the App's suite for that commit, and whether it is new: there is one per App and commit.
+
+    https://docs.github.com/en/rest/guides/using-the-rest-api-to-interact-with-checks#about-check-suites
+    """
     for suite in repository.check_suites.values():
         if suite.head_sha == sha:
             return suite, False
@@ -325,8 +332,7 @@ def suite_of(hub: Hub, repository: Repository, sha: str, branch: str | None = No
 
 
 def _suite_for_push(hub: Hub, home: Repository, sha: str, branch: str, sender: User) -> None:
-    """Create a suite for the first push of a commit and notify Apps with checks:write; pushes to forks are ignored (same
-    page)."""
+    """Create a suite for the first push of a commit and notify Apps with checks:write; ignore forks (same page)."""
     if home.installation_id is None:
         return
     suite, new = suite_of(hub, home, sha, branch)

@@ -49,7 +49,7 @@ async def get_repository_installation(request: Request) -> Response:
 async def create_token(request: Request) -> Response:
     """https://docs.github.com/en/rest/apps/apps#create-an-installation-access-token-for-an-app
 
-    At most 500 repositories; permissions can only shrink.
+    At most 500 repositories. Permissions can only be reduced.
     """
     rest.require_app(request)
     hub = rest.hub(request)
@@ -83,16 +83,16 @@ def _chosen_repositories(request: Request, installation: Installation, wanted: p
 
 
 def _chosen_permissions(installation: Installation, wanted: payloads.Json) -> dict[str, str]:
-    asked = wanted.get("permissions")
-    if asked is None:
+    requested = wanted.get("permissions")
+    if requested is None:
         return dict(installation.permissions)
-    if not isinstance(asked, dict):
+    if not isinstance(requested, dict):
         raise rest.invalid("Installation", "permissions", "invalid", "permissions is not an object.")
-    for name, level in asked.items():
+    for name, level in requested.items():
         held = installation.permissions.get(name, "none")
         if level not in PERMISSION_LEVELS[1:] or PERMISSION_LEVELS.index(level) > PERMISSION_LEVELS.index(held):
             raise Refusal(422, "The permissions requested are not granted to this installation.")
-    return {"metadata": "read", **asked}
+    return {"metadata": "read", **requested}
 
 
 async def revoke_token(request: Request) -> Response:
@@ -118,20 +118,20 @@ async def list_installation_repositories(request: Request) -> Response:
 async def list_deliveries(request: Request) -> Response:
     """https://docs.github.com/en/rest/apps/webhooks#list-deliveries-for-an-app-webhook
 
-    Pages by `cursor`, which the Link header hands on; here it is the id of the last delivery that was shown.
+    Pages by `cursor`, which the Link header contains; here it is the id of the last delivery on the page.
     """
     rest.require_app(request)
-    kept = rest.hub(request).hooks.kept()
+    logged = rest.hub(request).hooks.log()
     wanted = request.query_params.get("status")
     if wanted in ("success", "failure"):
-        kept = [each for each in kept if each.succeeded == (wanted == "success")]
+        logged = [each for each in logged if each.succeeded == (wanted == "success")]
     cursor = rest.number(request, "cursor", 0)
     if cursor:
-        kept = [each for each in kept if each.id < cursor]
+        logged = [each for each in logged if each.id < cursor]
     size = max(1, min(rest.number(request, "per_page", rest.DEFAULT_PAGE), rest.LARGEST_PAGE))
-    shown = kept[:size]
+    shown = logged[:size]
     headers = {}
-    if len(kept) > size:
+    if len(logged) > size:
         headers["Link"] = f'<{request.url.include_query_params(cursor=shown[-1].id, per_page=size)}>; rel="next"'
     return rest.answer([payloads.delivery(each) for each in shown], headers=headers)
 
@@ -157,7 +157,7 @@ async def redeliver(request: Request) -> Response:
 
 def _delivery(request: Request) -> HookDelivery:
     wanted = request.path_params["delivery"]
-    found = next((each for each in rest.hub(request).hooks.kept() if each.id == wanted), None)
+    found = next((each for each in rest.hub(request).hooks.log() if each.id == wanted), None)
     if found is None:
         raise Refusal(404, "Not Found")
     return found

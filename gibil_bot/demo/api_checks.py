@@ -12,8 +12,8 @@ from gibil_bot.demo import actions, payloads, payloads_checks, rest
 from gibil_bot.demo.access import Refusal
 from gibil_bot.demo.records import CheckRun, Repository
 
-# https://docs.github.com/en/rest/checks/runs#create-a-check-run: waiting, requested and pending are for Actions alone,
-# and the conclusion `stale` for GitHub itself.
+# https://docs.github.com/en/rest/checks/runs#create-a-check-run: the statuses waiting, requested and pending are only for
+# Actions, and the conclusion `stale` only for GitHub itself.
 STATUSES = ("queued", "in_progress", "completed")
 CONCLUSIONS = ("action_required", "cancelled", "failure", "neutral", "success", "skipped", "timed_out")
 LONGEST_OUTPUT = 65_535
@@ -66,7 +66,7 @@ def _check_run(request: Request, repository: Repository) -> CheckRun:
 
 
 def _apply(run: CheckRun, wanted: payloads.Json, now: datetime) -> None:
-    """Validate every field first, then write: a rejected request changes nothing."""
+    """Validate every field first, then write, so that a rejected request changes nothing."""
     name = rest.text(wanted, "name", "CheckRun")
     external_id = rest.text(wanted, "external_id", "CheckRun")
     details_url = rest.text(wanted, "details_url", "CheckRun")
@@ -162,7 +162,7 @@ async def get_check_run(request: Request) -> Response:
 async def list_check_runs(request: Request) -> Response:
     """https://docs.github.com/en/rest/checks/runs#list-check-runs-for-a-git-reference
 
-    `filter` is latest (the newest of each name) unless it says all.
+    `filter` is `latest` (the newest of each name) by default, or `all`.
     """
     repository = rest.repository(request, ("checks", "read"))
     hub, query = rest.hub(request), request.query_params

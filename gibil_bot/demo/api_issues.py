@@ -13,7 +13,7 @@ from gibil_bot.demo.access import Refusal
 from gibil_bot.demo.records import Comment, Repository
 
 LONGEST_COMMENT = 65_536
-"""Characters. Undocumented; GitHub's response as reported in danger/danger#424."""
+"""In characters. Undocumented; GitHub's response as reported in danger/danger#424."""
 
 # Comments of pull requests can be written with either permission:
 # https://docs.github.com/en/rest/authentication/permissions-required-for-github-apps
@@ -24,7 +24,7 @@ _WRITE = (("issues", "write"), ("pull_requests", "write"))
 async def list_comments(request: Request) -> Response:
     """https://docs.github.com/en/rest/issues/comments#list-issue-comments
 
-    By ascending id, always: only the list of a whole repository can be sorted.
+    Always by ascending id: only the list of a whole repository can be sorted.
     """
     repository = rest.repository(request, *_READ)
     number = request.path_params["number"]

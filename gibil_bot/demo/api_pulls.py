@@ -11,8 +11,7 @@ from gibil_bot.demo.access import Refusal, allows, may_write, sees
 from gibil_bot.demo.records import PersonalToken, PullRequest, Repository
 
 LONGEST_TITLE, LONGEST_BODY = 256, 65_536
-"""Characters. Undocumented: as reported in googleapis/repo-automation-bots#1895 and
-renovatebot/renovate#2032."""
+"""In characters. Undocumented: as reported in googleapis/repo-automation-bots#1895 and renovatebot/renovate#2032."""
 
 
 async def list_pull_requests(request: Request) -> Response:
@@ -42,7 +41,7 @@ async def get_pull_request(request: Request) -> Response:
 async def list_pull_requests_of_commit(request: Request) -> Response:
     """https://docs.github.com/en/rest/commits/commits#list-pull-requests-associated-with-a-commit
 
-    Pull requests from forks are not found (google/go-github#2241, quarkusio/pt.quarkus.io#389).
+    Pull requests from forks aren't found (google/go-github#2241, quarkusio/pt.quarkus.io#389).
     """
     repository = rest.repository(request, ("pull_requests", "read"))
     git = rest.hub(request).git
@@ -73,9 +72,9 @@ def _label(pull: PullRequest) -> str:
 async def create_pull_request(request: Request) -> Response:
     """https://docs.github.com/en/rest/pulls/pulls#create-a-pull-request
 
-    The author needs write access to the head branch. The error responses: google/go-github#1441
-    (already exists), tgymnich/fork-sync#112 and backstrokeapp/server#46 (no commits), dailymotion-oss/octopilot#134 (no such
-    branch), tgymnich/fork-sync#8 (not readable).
+    The author needs write access to the head branch. Error responses as reported in google/go-github#1441 (already exists),
+    tgymnich/fork-sync#112 and backstrokeapp/server#46 (no commits), dailymotion-oss/octopilot#134 (no such branch),
+    tgymnich/fork-sync#8 (not readable).
     """
     home = rest.repository(request, ("pull_requests", "write"))
     hub, wanted = rest.hub(request), await rest.body(request)
@@ -126,13 +125,16 @@ def _custom(message: str) -> Refusal:
 
 
 def _readable(personal: PersonalToken, repository: Repository) -> bool:
-    """Return whether the token may see the branches; those of a public repository are visible to all."""
+    """Return whether the token may see the branches; those of a public repository are visible to everyone."""
     return not repository.private or (sees(personal, repository) and allows(personal, "contents", "read"))
 
 
 def _head(request: Request, home: Repository, name: str, head_repo: str | None) -> tuple[Repository | None, str]:
-    """`branch` is one of this repository, `owner:branch` one of that owner's repository in the network, `head_repo` says which
-    if that owner has several; None for a repository that doesn't exist."""
+    """Return the head repository and branch; None for a repository that doesn't exist.
+
+    `branch` is a branch of this repository, `owner:branch` one of that owner's repository in the network; `head_repo` chooses
+    if the owner has several.
+    """
     owner, colon, branch = name.partition(":")
     if not colon:
         owner, branch = home.owner.login, name

@@ -1,4 +1,4 @@
-"""Endpoints of a repository: itself, permissions, files."""
+"""Endpoints of a repository: the repository itself, permissions, files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gibil_bot.demo.git_store import GitFailed, TreeEntry
 from gibil_bot.demo.records import ROLES, Repository
 
 LARGEST_INLINE = 1024 * 1024
-"""Above it the JSON of a file has no content: https://docs.github.com/en/rest/repos/contents#get-repository-content"""
+"""Above that, the JSON of a file has no content: https://docs.github.com/en/rest/repos/contents#get-repository-content"""
 
 _HASH = re.compile(r"[0-9a-f]{40}")
 
@@ -24,12 +24,12 @@ _HASH = re.compile(r"[0-9a-f]{40}")
 async def get_repository(request: Request) -> Response:
     """https://docs.github.com/en/rest/repos/repos#get-a-repository"""
     found = rest.repository(request, ("metadata", "read"))
-    asking = rest.caller(request)
-    return rest.answer(payloads.full_repository(rest.hub(request).state, found, lambda each: may_see(asking, each)))
+    caller = rest.caller(request)
+    return rest.answer(payloads.full_repository(rest.hub(request).state, found, lambda each: may_see(caller, each)))
 
 
 async def get_branch_reference(request: Request) -> Response:
-    """https://docs.github.com/en/rest/git/refs#get-a-reference, of a branch. The name has to be exact."""
+    """https://docs.github.com/en/rest/git/refs#get-a-reference, for branches. The name must be exact."""
     repository = rest.repository(request, ("contents", "read"))
     ref = f"refs/heads/{request.path_params['branch']}"
     sha = await rest.hub(request).git.resolve(repository.full_name, ref)
@@ -43,7 +43,7 @@ async def get_branch_reference(request: Request) -> Response:
 async def get_permission(request: Request) -> Response:
     """https://docs.github.com/en/rest/collaborators/collaborators#get-repository-permissions-for-a-user
 
-    `permission` knows admin, write, read and none (maintain → write, triage → read); `role_name` is the finer word.
+    `permission` is admin, write, read or none (maintain → write, triage → read); `role_name` is the exact role.
     """
     repository = rest.repository(request, ("metadata", "read"))
     if rest.caller(request).kind in ("anonymous", "app"):
@@ -58,7 +58,7 @@ async def get_permission(request: Request) -> Response:
 
 
 async def list_activity(request: Request) -> Response:
-    """https://docs.github.com/en/rest/repos/repos#list-repository-activities: newest first; of one branch with `ref`."""
+    """https://docs.github.com/en/rest/repos/repos#list-repository-activities: newest first; with `ref`, of one branch."""
     repository = rest.repository(request, ("contents", "read"))
     ref = request.query_params.get("ref")
     wanted = None if not ref else ref if ref.startswith("refs/") else f"refs/heads/{ref}"
@@ -125,7 +125,7 @@ async def get_tree(request: Request) -> Response:
 
 
 async def get_blob(request: Request) -> Response:
-    """https://docs.github.com/en/rest/git/blobs#get-a-blob: base64 in JSON, or the bytes themselves."""
+    """https://docs.github.com/en/rest/git/blobs#get-a-blob: base64 in JSON, or the raw bytes."""
     repository = rest.repository(request, ("contents", "read"))
     sha = request.path_params["sha"]
     if not _HASH.fullmatch(sha):

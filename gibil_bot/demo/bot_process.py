@@ -52,17 +52,17 @@ class BotProcess:
             if LISTENING in text and not self._listening.done():
                 self._listening.set_result(text.rpartition(LISTENING)[2].split()[0])
         if not self._listening.done():
-            self._listening.set_exception(BotFailed("the bot ended before it listened" + self._last_words()))
+            self._listening.set_exception(BotFailed("the bot ended before it was listening" + self._log_excerpt()))
 
     async def wait_until_listening(self) -> None:
-        """Raises BotFailed with the bot's last lines."""
+        """Wait until the bot listens. Raises BotFailed with the bot's last log lines."""
         try:
             self.url = await asyncio.wait_for(self._listening, START_WITHIN_S)
         except TimeoutError:
-            raise BotFailed(f"the bot did not listen within {START_WITHIN_S:.0f} s" + self._last_words()) from None
+            raise BotFailed(f"the bot was not listening within {START_WITHIN_S:.0f} s" + self._log_excerpt()) from None
 
-    def _last_words(self) -> str:
-        return f"; its last lines: {' / '.join(self.log_tail(8)) or 'none'}"
+    def _log_excerpt(self) -> str:
+        return f"; its last log lines: {' / '.join(self.log_tail(8)) or 'none'}"
 
     async def stop(self) -> None:
         """Send SIGTERM, and SIGKILL if it doesn't end in time."""
@@ -144,8 +144,8 @@ def _end_daemon(data_dir: Path) -> None:
         return
     with locked(lock, wait_s=0) as has_ended:
         if has_ended:
-            return  # it has ended, and another process may have its number
+            return  # it has ended, and another process may have its pid
     with contextlib.suppress(ProcessLookupError):
         os.kill(daemon.pid, signal.SIGTERM)
-    with locked(lock, wait_s=STOP_WITHIN_S):  # free once it has ended
+    with locked(lock, wait_s=STOP_WITHIN_S):  # released when it has ended
         shutil.rmtree(paths.runtime(), ignore_errors=True)

@@ -15,50 +15,50 @@ def _repository(request: Request) -> Repository:
     try:
         return rest.hub(request).state.repository("{owner}/{name}".format_map(request.path_params))
     except KeyError:
-        raise Refusal(404, "There is no such repository here; GET /_double/state lists them") from None
+        raise Refusal(404, "Repository not found; GET /_double/state lists all") from None
 
 
 def _issue(request: Request, repository: Repository) -> Issue:
     found = repository.issues.get(request.path_params["number"])
     if found is None:
-        raise Refusal(404, f"{repository.full_name} has no such pull request; GET /_double/state lists them")
+        raise Refusal(404, f"{repository.full_name} has no pull request of that number; GET /_double/state lists all")
     return found
 
 
 def _pull(request: Request, repository: Repository) -> PullRequest:
     found = _issue(request, repository)
     if not isinstance(found, PullRequest):
-        raise Refusal(422, f"#{found.number} is an issue and not a pull request")
+        raise Refusal(422, f"#{found.number} is an issue, not a pull request")
     return found
 
 
-def _person(request: Request, asked: payloads.Json, default: User) -> User:
-    login = rest.text(asked, "author", "Control")
+def _person(request: Request, content: payloads.Json, default: User) -> User:
+    login = rest.text(content, "author", "Control")
     return rest.hub(request).state.add_user(login) if login else default
 
 
 async def comment(request: Request) -> Response:
     """{"body": "/gibil test", "author": "ada"}; the default author is that of the pull request."""
-    repository, asked = _repository(request), await rest.body(request)
+    repository, content = _repository(request), await rest.body(request)
     issue = _issue(request, repository)
-    body = rest.text(asked, "body", "Control", required=True) or ""
-    author = _person(request, asked, issue.author)
+    body = rest.text(content, "body", "Control", required=True) or ""
+    author = _person(request, content, issue.author)
     new = actions.comment(rest.hub(request), repository, issue.number, author, body)
     return rest.answer(payloads.comment(rest.hub(request).state, repository, new), 201)
 
 
 async def push(request: Request) -> Response:
     """{"files": {"path": "content" | null}, "message": …, "author": …, "force": false}: one commit on its branch."""
-    repository, asked = _repository(request), await rest.body(request)
+    repository, content = _repository(request), await rest.body(request)
     pull = _pull(request, repository)
     if pull.head_repository is None:
-        raise Refusal(422, "the fork is gone")
-    files = asked.get("files")
+        raise Refusal(422, "the fork was deleted")
+    files = content.get("files")
     if not isinstance(files, dict) or not files or not all(text is None or isinstance(text, str) for text in files.values()):
         raise Refusal(422, 'files: an object of "path": "content", null deletes')
-    author = _person(request, asked, pull.author)
-    message = rest.text(asked, "message", "Control") or f"Change {', '.join(files)}"
-    force = asked.get("force") is True
+    author = _person(request, content, pull.author)
+    message = rest.text(content, "message", "Control") or f"Change {', '.join(files)}"
+    force = content.get("force") is True
     sha = await actions.push(
         rest.hub(request), pull.head_repository, pull.head_ref, files, author, message=message, force=force
     )  # fmt: skip
@@ -67,22 +67,22 @@ async def push(request: Request) -> Response:
 
 async def set_state(request: Request) -> Response:
     """{"state": "closed" | "open"}"""
-    repository, asked = _repository(request), await rest.body(request)
+    repository, content = _repository(request), await rest.body(request)
     pull = _pull(request, repository)
-    state = rest.text(asked, "state", "Control", required=True)
+    state = rest.text(content, "state", "Control", required=True)
     if state not in ("open", "closed"):
         raise Refusal(422, "state: open or closed")
-    actions.set_pull_request_state(rest.hub(request), repository, pull, state, _person(request, asked, pull.author))
+    actions.set_pull_request_state(rest.hub(request), repository, pull, state, _person(request, content, pull.author))
     return rest.answer({"state": pull.state})
 
 
 async def rerequest(request: Request) -> Response:
     """Press Re-run on a check run: {"author": …}."""
-    repository, asked = _repository(request), await rest.body(request)
+    repository, content = _repository(request), await rest.body(request)
     run = repository.check_runs.get(request.path_params["check_run"])
     if run is None:
-        raise Refusal(404, "There is no such check run")
-    actions.rerequest_check_run(rest.hub(request), repository, run, _person(request, asked, repository.owner))
+        raise Refusal(404, "Check run not found")
+    actions.rerequest_check_run(rest.hub(request), repository, run, _person(request, content, repository.owner))
     return rest.answer({}, 202)
 
 

@@ -10,27 +10,27 @@ from enum import StrEnum
 
 class FaultKind(StrEnum):
     ERROR_BEFORE = "error_before"
-    """`status` (502), without effect."""
+    """An error response with `status` (502); the request has no effect."""
     ERROR_AFTER = "error_after"
-    """`status` (502), although the request took effect."""
+    """An error response with `status` (502), although the request took effect."""
     UNAUTHORIZED = "unauthorized"
     """401 Bad credentials."""
     HANG = "hang"
-    """No answer for `seconds`, then the connection is dropped; without effect."""
+    """No response for `seconds`, then the connection is dropped; without effect."""
     HANG_AFTER = "hang_after"
-    """The same, although the request took effect."""
+    """Like HANG, although the request took effect."""
     DROP_BEFORE = "drop_before"
-    """The connection is cut, without effect."""
+    """The connection is dropped, without effect."""
     DROP_AFTER = "drop_after"
-    """The connection is cut, although the request took effect."""
+    """The connection is dropped, although the request took effect."""
     PRIMARY_LIMIT = "primary_limit"
     """403 with x-ratelimit-remaining: 0 and a reset in `seconds`."""
     SECONDARY_LIMIT = "secondary_limit"
     """403 with retry-after: `seconds`."""
     SECONDARY_LIMIT_BARE = "secondary_limit_bare"
-    """403 with the words of a secondary limit and neither header: GitHub's page says to wait a minute then."""
+    """403 with the message of a secondary limit and neither header: GitHub's page says to wait a minute then."""
     SLOW_BODY = "slow_body"
-    """The right answer, spread over `seconds`."""
+    """The correct response, spread over `seconds`."""
 
 
 AFTER_EFFECT = frozenset({FaultKind.ERROR_AFTER, FaultKind.HANG_AFTER, FaultKind.DROP_AFTER})
@@ -41,7 +41,7 @@ class Fault:
     method: str
     """Upper case, or * for any."""
     path: re.Pattern[str]
-    """A regular expression that is searched in the path."""
+    """A regular expression that is searched for in the path."""
     kind: FaultKind
     left: int
     status: int

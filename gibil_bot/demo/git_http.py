@@ -1,6 +1,6 @@
 """The repositories over git's smart HTTP: https://git-scm.com/docs/http-protocol
 
-`git upload-pack --stateless-rpc` is part of every git; `git http-backend` is not packaged everywhere.
+Uses `git upload-pack --stateless-rpc`, which every git has; `git http-backend` isn't packaged everywhere.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def is_git(path: str) -> bool:
 
 
 def unauthorized() -> Response:
-    """Git asks its credential helper only after this response."""
+    """Return the response after which git asks its credential helper."""
     return PlainTextResponse("Authentication required\n", 401, {"WWW-Authenticate": 'Basic realm="GitHub"'})
 
 
@@ -47,30 +47,30 @@ async def advertise(request: Request) -> Response:
     finally:
         await git.end(process)
     announced = f"# service={service}\n"
-    # Version 2 begins with the capabilities at once: https://git-scm.com/docs/protocol-v2#_http_transport
+    # Version 2 begins directly with the capabilities: https://git-scm.com/docs/protocol-v2#_http_transport
     prelude = b"" if _version(request).startswith("version=2") else f"{len(announced) + 4:04x}{announced}0000".encode()
     return Response(prelude + listing, media_type=f"application/x-{service}-advertisement", headers=_NO_CACHE)
 
 
 async def serve(request: Request) -> Response:
-    """Handle the second request, in which the client names what it fetches or pushes."""
+    """Handle the second request, in which the client states what it fetches or pushes."""
     service = request.path_params["service"]
     if service not in _NEEDS:
         return PlainTextResponse("Not Found\n", 404)
     repository = _repository(request, service)
     if isinstance(repository, Response):
         return repository
-    asked = await _body(request)
+    data = await _body(request)
     process = await _start(request, repository, service)
     headers = {**_NO_CACHE, "Content-Type": f"application/x-{service}-result"}
     if service == "git-receive-pack":
         try:
-            answer, _ = await asyncio.wait_for(process.communicate(asked), 60)
+            answer, _ = await asyncio.wait_for(process.communicate(data), 60)
         finally:
             await git.end(process)
-        await actions.after_push(rest.hub(request), repository, rest.actor(request), actions.pushed_branches(asked))
+        await actions.after_push(rest.hub(request), repository, rest.actor(request), actions.pushed_branches(data))
         return Response(answer, headers=headers)
-    return StreamingResponse(_stream(process, asked), headers=headers)
+    return StreamingResponse(_stream(process, data), headers=headers)
 
 
 def _repository(request: Request, service: str) -> Repository | Response:
@@ -89,8 +89,8 @@ def _repository(request: Request, service: str) -> Repository | Response:
 
 
 def _version(request: Request) -> str:
-    asked = request.headers.get("git-protocol", "")
-    return asked if _PROTOCOL.fullmatch(asked) else ""
+    data = request.headers.get("git-protocol", "")
+    return data if _PROTOCOL.fullmatch(data) else ""
 
 
 async def _start(request: Request, repository: Repository, service: str, *options: str) -> asyncio.subprocess.Process:
@@ -109,20 +109,20 @@ async def _start(request: Request, repository: Repository, service: str, *option
     )
 
 
-async def _stream(process: asyncio.subprocess.Process, asked: bytes) -> AsyncIterator[bytes]:
+async def _stream(process: asyncio.subprocess.Process, data: bytes) -> AsyncIterator[bytes]:
     assert process.stdin is not None
     assert process.stdout is not None
 
-    async def hand_over(stdin: asyncio.StreamWriter) -> None:
+    async def write_request(stdin: asyncio.StreamWriter) -> None:
         try:
-            stdin.write(asked)
+            stdin.write(data)
             await stdin.drain()
             stdin.close()
             await stdin.wait_closed()
         except ConnectionError:
             pass  # git closed its stdin early: its output has the reason
 
-    writing = asyncio.create_task(hand_over(process.stdin))
+    writing = asyncio.create_task(write_request(process.stdin))
     try:
         while chunk := await process.stdout.read(65536):
             yield chunk

@@ -1,6 +1,6 @@
 """Real bare git repositories on disk, changed and read by git itself.
 
-Commits are written with `git fast-import`: one process for a commit of any number of files, and no checkout anywhere.
+Commits are created with `git fast-import`: one process for a commit of any number of files, without a checkout.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Files = Mapping[str, str | bytes | None]
 _COMMAND_TIMEOUT_S = 60.0
 _HASH = re.compile(r"[0-9a-f]{40}")
 _BRANCH = re.compile(r"refs/heads/\w[\w-]*(/\w[\w-]*)*", re.ASCII)
-"""The names of most branches; git itself checks the others."""
+"""Most branch names; git itself checks the others."""
 
 # https://docs.github.com/en/pull-requests/collaborating-with-pull-requests/reviewing-changes-in-pull-requests/
-# checking-out-pull-requests-locally: refs/pull/N/head exists for all readers and cannot be pushed to. A commit that a
-# force-push took away can still be fetched by its hash, so nothing is ever collected.
+# checking-out-pull-requests-locally: refs/pull/N/head exists for all readers and can't be pushed to. A commit that a force-push
+# removed can still be fetched by its hash, so nothing is ever garbage-collected.
 _REPOSITORY_CONFIG = {
     "uploadpack.allowTipSHA1InWant": "true",
     "uploadpack.allowReachableSHA1InWant": "true",
@@ -61,7 +61,7 @@ class GitStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._commits: set[tuple[str, str]] = set()
-        """(repository, hash) of existing commits; they remain, since nothing is ever collected."""
+        """(repository, hash) of existing commits; they remain, because nothing is ever garbage-collected."""
         self._listings: dict[tuple[str, str, str | None, bool], list[TreeEntry]] = {}
 
     def path(self, full_name: str) -> Path:
@@ -77,16 +77,16 @@ class GitStore:
             stdin=asyncio.subprocess.PIPE,
         )
         try:
-            output, complaint = await asyncio.wait_for(process.communicate(stdin), _COMMAND_TIMEOUT_S)
+            output, stderr = await asyncio.wait_for(process.communicate(stdin), _COMMAND_TIMEOUT_S)
         finally:
             await git.end(process)
         if process.returncode != 0:
-            raise GitFailed(f"git {arguments[0]} in {repository}: {complaint.decode(errors='replace').strip()[-500:]}")
+            raise GitFailed(f"git {arguments[0]} in {repository}: {stderr.decode(errors='replace').strip()[-500:]}")
         return output
 
     async def create(self, full_name: str, branch: str) -> None:
-        place = str(self.path(full_name))
-        await self.git("init", "--quiet", "--bare", "--template=", f"--initial-branch={branch}", place)
+        path = str(self.path(full_name))
+        await self.git("init", "--quiet", "--bare", "--template=", f"--initial-branch={branch}", path)
         await self._configure(full_name)
 
     async def fork(self, source: str, target: str) -> None:
@@ -125,7 +125,7 @@ class GitStore:
             return None
         if (full_name, ref) in self._commits:
             return ref
-        # Called often, and a process costs a hundred times as much as reading the file.
+        # This is called often, and a process costs a hundred times as much as reading the file.
         if _BRANCH.fullmatch(ref) and (tip := await asyncio.to_thread(_loose_ref, self.path(full_name) / ref)):
             return tip
         try:
@@ -163,7 +163,7 @@ class GitStore:
         return await self._ls_tree(full_name, sha, f"{path}/" if path else None)
 
     async def tree(self, full_name: str, sha: str, *, recursive: bool) -> list[TreeEntry] | None:
-        """What `git ls-tree` lists for a commit or a tree of that hash; None when the repository has no such object."""
+        """Return what `git ls-tree` lists for a commit or tree of that hash; None if the repository has no such object."""
         try:
             return await self._ls_tree(full_name, sha, None, recursive=recursive)
         except GitFailed:
@@ -185,10 +185,10 @@ class GitStore:
         return TreeEntry(path, "blob", "100644", words[0], int(words[2]))
 
     async def _ls_tree(self, full_name: str, sha: str, path: str | None, *, recursive: bool = False) -> list[TreeEntry]:
-        """`sha` is a hash, so the answer never changes."""
+        """List a tree. `sha` is a hash, so the result never changes and is cached."""
         key = (full_name, sha, path, recursive)
-        if (known := self._listings.get(key)) is not None:
-            return known
+        if (cached := self._listings.get(key)) is not None:
+            return cached
         deeper = ("-r", "-t") if recursive else ()
         listing = await self.git(
             "ls-tree", "-z", "--long", "--full-tree", *deeper, sha, "--", *([path] if path else []), repository=full_name
@@ -197,15 +197,17 @@ class GitStore:
         for line in listing.decode(errors="surrogateescape").split("\0"):
             if not line:
                 continue
-            facts, _, name = line.partition("\t")
-            mode, kind, object_sha, size = facts.split()
+            attributes, _, name = line.partition("\t")
+            mode, kind, object_sha, size = attributes.split()
             entries.append(TreeEntry(name, kind, mode, object_sha, 0 if size == "-" else int(size)))
         self._listings[key] = entries
         return entries
 
 
 def _loose_ref(file: Path) -> str | None:
-    """https://git-scm.com/docs/gitrepository-layout: a ref is a file with a hash, or a line of packed-refs."""
+    """Return the hash in a ref's file. A ref is a file with a hash, or a line of packed-refs:
+    https://git-scm.com/docs/gitrepository-layout
+    """
     try:
         text = file.read_text().strip()
     except OSError:

@@ -1,10 +1,10 @@
-"""A small GitHub with memory, for the demonstration and for tests: real HTTP, git, signatures and error responses.
+"""A small GitHub with state, for the demonstration and for tests: real HTTP, git, signatures and error responses.
 
-    async with GitHubDouble.start(tmp_path, webhook_url=…) as github:
-        github.add_repository("ada/engine", {"README.md": "hello"})
+  async with GitHubDouble.start(tmp_path, webhook_url=…) as github:
+      github.add_repository("ada/engine", {"README.md": "hello"})
 
-It keeps GitHub's documented behaviour, each rule with the page that states it. What no page states, and what the double
-therefore had to choose, is listed in README.md.
+It implements GitHub's documented behaviour; each rule has the URL of its page. README.md lists the behaviour that no page
+defines and that the double had to choose.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class GitHubDouble(Queries):
 
     def __init__(self, hub: Hub, faults: Faults, private_key: rsa.RSAPrivateKey, url: str) -> None:
         self.url = url
-        """The URL of the API and of git, without a slash at its end."""
+        """The URL of the API and of git, without a trailing slash."""
         super().__init__(hub.state)
         self.app_id = hub.state.app_id
         self.private_key_pem = _pem(private_key)
@@ -57,7 +57,7 @@ class GitHubDouble(Queries):
         events: tuple[str, ...] = EVENTS,
         port: int = 0,
     ) -> AsyncIterator[GitHubDouble]:
-        """Listen on loopback until the block ends. Repositories live under `directory`, which is not removed."""
+        """Listen on loopback until the block ends. Repositories are stored under `directory`, which isn't removed."""
         app_id = 100_000 + secrets.randbelow(900_000)
         state = State(app_id=app_id, app_slug=app_slug, permissions=permissions, events=events)
         private_key = _app_key()
@@ -148,8 +148,10 @@ class GitHubDouble(Queries):
         return repository
 
     async def fork(self, full_name: str, owner_login: str, name: str | None = None) -> Repository:
-        """Return the fork of that owner, creating it if needed. The App isn't installed on it. An organisation can fork its own
-        repository under another name."""
+        """Return that owner's fork, creating it if needed. The App isn't installed on it.
+
+        An organization can fork its own repository under another name.
+        """
         parent = self.state.repository(full_name)
         name = name or parent.name
         fork_name = f"{owner_login}/{name}"
@@ -165,10 +167,10 @@ class GitHubDouble(Queries):
 
     def delete_repository(self, full_name: str) -> None:
         """Delete a repository; pull requests from it remain without a head repository."""
-        gone = self.state.repositories.pop(full_name.lower())
+        deleted = self.state.repositories.pop(full_name.lower())
         for repository in self.state.repositories.values():
             for pull in repository.pull_requests():
-                if pull.head_repository is gone:
+                if pull.head_repository is deleted:
                     pull.head_repository = None
         self.state.touch()
 
@@ -230,7 +232,7 @@ class GitHubDouble(Queries):
         if isinstance(target, int):
             pull = self.pull_request(full_name, target)
             if pull.head_repository is None:
-                raise KeyError(f"the fork of {full_name}#{target} is gone")
+                raise KeyError(f"the fork of {full_name}#{target} was deleted")
             repository, branch, who = pull.head_repository, pull.head_ref, pull.author
         pusher = self.state.add_user(author) if author else who
         return await actions.push(self._hub, repository, branch, files, pusher, message=message, force=force)
@@ -239,7 +241,7 @@ class GitHubDouble(Queries):
         """Force-push an existing commit to the branch of a pull request."""
         pull = self.pull_request(full_name, number)
         if pull.head_repository is None:
-            raise KeyError(f"the fork of {full_name}#{number} is gone")
+            raise KeyError(f"the fork of {full_name}#{number} was deleted")
         await actions.reset_branch(self._hub, pull.head_repository, pull.head_ref, sha, self.state.add_user(sender))
 
     async def open_from(self, full_name: str, head: str, branch: str, author: str, *, title: str = "A change") -> int:

@@ -21,9 +21,9 @@ ANSWER_WITHIN_S = 10.0
 """https://docs.github.com/en/webhooks/using-webhooks/best-practices-for-using-webhooks#respond-within-10-seconds"""
 
 LARGEST_PAYLOAD = 25 * 1024 * 1024
-"""Larger ones are not sent at all: https://docs.github.com/en/webhooks/webhook-events-and-payloads#payload-cap"""
+"""Larger payloads aren't sent at all: https://docs.github.com/en/webhooks/webhook-events-and-payloads#payload-cap"""
 
-KEPT_FOR = timedelta(days=3)
+STORED_FOR = timedelta(days=3)
 """https://docs.github.com/en/webhooks/testing-and-troubleshooting-webhooks/redelivering-webhooks"""
 
 
@@ -34,12 +34,12 @@ class Hooks:
         self.url = url
         self.secret = secret
         self.content_type = "json"
-        """As the API shows it; payloads are always sent as JSON."""
+        """As shown by the API; payloads are always sent as JSON."""
         self.failing: list[int] = []
-        """Statuses with which the next deliveries fail before they reach the receiver, as when it is down."""
+        """Statuses with which the next deliveries fail before they reach the receiver, as if it were down."""
         self._state = state
-        # The receiver is local and uses HTTP: reading the certificates of all authorities would take longer than the rest of
-        # a double's start.
+        # The receiver is local and uses HTTP: loading the certificates of all authorities would take longer than the rest of a
+        # double's start.
         no_authorities = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._client = httpx.AsyncClient(timeout=ANSWER_WITHIN_S, trust_env=False, verify=no_authorities)
         self._sending: set[asyncio.Task[None]] = set()
@@ -72,7 +72,7 @@ class Hooks:
         repository_id: int | None = None,
         redelivery: bool = False,
     ) -> str | None:
-        """Start one attempt, with any payload. Returns None if there is no receiver, or the payload is too large."""
+        """Start one attempt with any payload. Returns None if there is no receiver, or the payload is too large."""
         body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
         if self.url is None or len(body) > LARGEST_PAYLOAD:
             return None
@@ -107,7 +107,7 @@ class Hooks:
 
     def redeliver(self, delivery_id: int) -> bool:
         """Start another attempt with the same GUID. https://docs.github.com/en/rest/apps/webhooks#redeliver-a-delivery-for-an-app-webhook"""
-        found = next((each for each in self.kept() if each.id == delivery_id), None)
+        found = next((each for each in self.log() if each.id == delivery_id), None)
         if found is None:
             return False
         self.deliver(
@@ -120,13 +120,13 @@ class Hooks:
         )
         return True
 
-    def kept(self) -> list[HookDelivery]:
-        """Return the log, newest first, for as long as GitHub stores it."""
-        oldest = self._state.now() - KEPT_FOR
+    def log(self) -> list[HookDelivery]:
+        """Return the deliveries that GitHub still stores, newest first."""
+        oldest = self._state.now() - STORED_FOR
         return [each for each in reversed(self._state.deliveries) if each.delivered_at >= oldest and each.status != "pending"]
 
     async def webhooks_sent(self) -> None:
-        """Wait until nothing is being sent."""
+        """Wait until no webhook is being sent."""
         while self._sending:
             await asyncio.wait(self._sending)
 
@@ -147,7 +147,7 @@ class Hooks:
                 status, answer = response.status_code, response.text
                 outcome = "OK" if status < 400 else f"Invalid HTTP Response: {status}"
         except (TimeoutError, httpx.TimeoutException):
-            # The documentation names the two failures without their statuses: those of a gateway are used.
+            # The documentation has no statuses for these two failures: those of a gateway are used.
             status, outcome, answer = 504, "timed out", ""
         except httpx.HTTPError:
             status, outcome, answer = 502, "failed to connect to host", ""
@@ -162,7 +162,7 @@ def signature(secret: str, body: bytes) -> str:
 
 
 def _action_of(payload: payloads.Json | bytes) -> str | None:
-    """Return a payload for the log. Bytes may be anything, even invalid on purpose."""
+    """Return the payload's action for the log. Bytes may be anything, even intentionally invalid."""
     if isinstance(payload, bytes):
         try:
             payload = json.loads(payload)

@@ -20,7 +20,7 @@ from gibil_bot.demo.records import RequestRecord
 from gibil_bot.demo.state import State
 
 ANONYMOUS_LIMIT = 60
-"""An hour: https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api"""
+"""Requests an hour: https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api"""
 
 SECONDARY_LIMIT = "You have exceeded a secondary rate limit. Please wait a few minutes before you try again."
 
@@ -48,14 +48,14 @@ class _Exchange:
             message = {**message, "headers": [*message.get("headers", []), *added]}
         await self.send(message)
 
-    async def swallow(self, message: Message) -> None:
+    async def discard(self, message: Message) -> None:
         """Discard a response."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
 
 
 class Front:
-    """The outermost layer. The control API (`/_double`) passes untouched."""
+    """The outermost layer. Requests to the control API (`/_double`) pass unchanged."""
 
     def __init__(self, inner: ASGIApp, state: State, faults: Faults, public_key: rsa.RSAPublicKey) -> None:
         self._inner = inner
@@ -103,9 +103,9 @@ class Front:
         elif fault is None:
             await self._inner(exchange.scope, exchange.receive, exchange.pass_on)
         elif fault.kind is FaultKind.SLOW_BODY:
-            await self._inner(exchange.scope, exchange.receive, _slowly(exchange, fault.seconds))
+            await self._inner(exchange.scope, exchange.receive, _send_slowly(exchange, fault.seconds))
         else:
-            await self._inner(exchange.scope, exchange.receive, exchange.swallow)
+            await self._inner(exchange.scope, exchange.receive, exchange.discard)
             await self._fail(exchange, fault)
 
     def _refusal(self, exchange: _Exchange) -> Refusal | None:
@@ -169,7 +169,7 @@ class Front:
                 return Refusal(fault.status, "Server Error")
 
     async def _wait_or_hang_up(self, receive: Receive, seconds: float) -> None:
-        """Wait until the timeout, or until the client has gone, the faults are cleared or the double stops."""
+        """Wait for the timeout, or until the client disconnects, the faults are cleared or the double stops."""
 
         async def gone() -> None:
             while (await receive())["type"] != "http.disconnect":
@@ -189,7 +189,7 @@ def cut_connection(scope: Scope) -> None:
     scope["extensions"]["gibil"]["transport"].abort()
 
 
-def _slowly(exchange: _Exchange, seconds: float) -> Send:
+def _send_slowly(exchange: _Exchange, seconds: float) -> Send:
     """Send the body in ten pieces."""
 
     async def send(message: Message) -> None:

@@ -1,7 +1,7 @@
 """Shows the progress of the demonstration: what users see on GitHub, and what the bot writes to disk about the run.
 
-Both are looked at again and again, and what is found in one may be older than what the other has shown already. So everything
-is held for a moment and printed in the order of its time.
+Both sources are polled, and an entry from one may be older than the last entry from the other. So all entries are held for a
+moment and printed in the order of their time.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from gibil_bot.humanize import precise_duration
 
 REACTIONS = {"eyes": "👀", "rocket": "🚀", "confused": "😕", "+1": "👍", "-1": "👎"}
 INDENT = " " * 11
-HELD = timedelta(seconds=0.25)
-"""How long an entry waits for older ones that have not been read yet."""
+HOLD = timedelta(seconds=0.25)
+"""How long an entry waits for older ones that haven't been read yet."""
 
 
 @dataclass(slots=True)
@@ -29,7 +29,7 @@ class Entry:
 
     at: datetime
     text: str = ""
-    """Empty: only `before` is printed."""
+    """If empty, only `before` is printed."""
     before: tuple[str, ...] = ()
     markdown: str = ""
 
@@ -52,56 +52,56 @@ class Timing:
 
 @dataclass(slots=True)
 class Narrator:
-    """Call `look` repeatedly: each entry is printed once. Times count from `begun`."""
+    """Call `update` repeatedly: each entry is printed once. Times are relative to `started`."""
 
     github: GitHubDouble
     terminal: Terminal
     full_name: str
     number: int
     logs: Path
-    begun: datetime
+    started: datetime
     timings: list[Timing] = field(default_factory=list)
     _checks: dict[int, _Check] = field(default_factory=dict)
     _deliveries: int = 0
     _reactions: set[int] = field(default_factory=set)
     _comments: dict[int, int] = field(default_factory=dict)
-    """Comment → how many of its edits were printed."""
+    """Comment → number of its edits that were printed."""
     _held: list[Entry] = field(default_factory=list)
     _shown_s: float = 0.0
-    """The time of the last entry."""
+    """Time of the last entry."""
 
-    def look(self) -> None:
+    def update(self) -> None:
         entries = [*self._new_deliveries(), *self._new_comments(), *self._new_reactions()]
         for run in self.github.check_runs(self.full_name):
             check = self._checks.setdefault(run.id, _Check(run, RunStory(self.logs / run.external_id, self.github.state.ahead)))
             entries += self._check(check)
             entries += [entry for step in check.story.steps() if (entry := self._step(step)) is not None]
             if (lines := tuple(check.story.output())) and check.story.last_at is not None:
-                entries.append(Entry(check.story.last_at, before=lines))  # of the task that started then
+                entries.append(Entry(check.story.last_at, before=lines))  # output of the task that started then
         self._held = sorted([*self._held, *entries], key=lambda entry: entry.at)
-        self._print_until(self.github.state.now() - HELD)
+        self._print_until(self.github.state.now() - HOLD)
 
     def flush(self) -> None:
-        """Print the entries that are held back."""
+        """Print the entries that are still held."""
         self._print_until(None)
 
     def _print_until(self, end: datetime | None) -> None:
         while self._held and (end is None or self._held[0].at <= end):
             self._print_entry(self._held.pop(0))
 
-    def over(self) -> CheckRun | None:
-        """Return the newest check run once it is closed, its machine is destroyed and its result is in a comment."""
+    def finished(self) -> CheckRun | None:
+        """Return the newest check run once it is completed, its machine is destroyed and its result is in a comment."""
         if not self._checks:
             return None
         check = self._checks[max(self._checks)]
         since = check.story.last_at
         if check.run.status != "completed" or since is None:
             return None
-        said = any(comment.by_app and comment.updated_at >= since for comment in self._conversation())
-        told = check.shown == ("completed", check.run.conclusion) and all(
+        is_commented = any(comment.by_app and comment.updated_at >= since for comment in self._conversation())
+        is_printed = check.shown == ("completed", check.run.conclusion) and all(
             self._comments.get(comment.id, -1) == comment.edits for comment in self._conversation()
         )
-        if not said or not told:
+        if not is_commented or not is_printed:
             return None
         self.flush()
         return check.run
@@ -118,9 +118,11 @@ class Narrator:
             if delivery.status == "pending":
                 break
             self._deliveries += 1
-            if delivery.event == "issue_comment" and delivery.action == "created" and delivery.delivered_at >= self.begun:
+            if delivery.event == "issue_comment" and delivery.action == "created" and delivery.delivered_at >= self.started:
                 entries += self._delivered(delivery)
-            elif delivery.event == "pull_request" and delivery.action == "synchronize" and delivery.delivered_at >= self.begun:
+            elif (
+                delivery.event == "pull_request" and delivery.action == "synchronize" and delivery.delivered_at >= self.started
+            ):
                 entries += [self._pushed(delivery), *self._delivered(delivery)]
         return entries
 
@@ -177,23 +179,23 @@ class Narrator:
             return []
         first, check.shown = not check.shown[0], now
         name = self.terminal.style(run.name, "bold")
-        said = f" — {harmless(title)}" if title else ""
+        suffix = f" — {harmless(title)}" if title else ""
         if state == "completed":
             success, passes = run.conclusion == "success", run.conclusion in ("neutral", "skipped")
             colour = "green" if success else "yellow" if passes else "red"
-            text = f"check run {name}: {self.terminal.style(run.conclusion or '', colour)}{said}"
-            return [Entry(run.changed_at, self._good(text) if success else self._going(text) if passes else self._bad(text))]
+            text = f"check run {name}: {self.terminal.style(run.conclusion or '', colour)}{suffix}"
+            return [Entry(run.changed_at, self._good(text) if success else self._pending(text) if passes else self._bad(text))]
         if first:
-            self._time("check run opened", (run.created_at - self.begun).total_seconds(), "after the comment")
-        return [Entry(run.created_at if first else run.changed_at, self._going(f"check run {name}: {state}{said}"))]
+            self._time("check run opened", (run.created_at - self.started).total_seconds(), "after the comment")
+        return [Entry(run.created_at if first else run.changed_at, self._pending(f"check run {name}: {state}{suffix}"))]
 
     def _step(self, step: Step) -> Entry | None:
         took = precise_duration(step.seconds) if step.seconds is not None else ""
         match step.phase:
             case "forging":
-                return Entry(step.at, self._going("creating a machine …"))
+                return Entry(step.at, self._pending("creating a machine …"))
             case "preparing":
-                return Entry(step.at, self._going(f"{step.name} …"))
+                return Entry(step.at, self._pending(f"{step.name} …"))
             case "forged":
                 remark = "the first one of a new data directory: later ones are faster" if len(self._checks) == 1 else ""
                 self._time("machine created", step.seconds or 0.0, remark)
@@ -202,11 +204,11 @@ class Narrator:
                 self._time("code cloned", step.seconds or 0.0, "refs/pull/N/head at one exact commit")
                 return Entry(step.at, self._good(f"code cloned in {took}"))
             case "task_started":
-                return Entry(step.at, self._going(f"task {self.terminal.style(step.name, 'bold')}"))
+                return Entry(step.at, self._pending(f"task {self.terminal.style(step.name, 'bold')}"))
             case "task_finished":
                 self._time(f"task: {step.name}", step.seconds or 0.0, step.status)
                 text = f"task {self.terminal.style(step.name, 'bold')}: {step.status} in {took}"
-                mark = {"success": self._good, "skipped": self._going}.get(step.status, self._bad)
+                mark = {"success": self._good, "skipped": self._pending}.get(step.status, self._bad)
                 return Entry(step.at, mark(text), before=step.output)
             case "burned":
                 self._time("machine destroyed", step.seconds or 0.0)
@@ -219,7 +221,7 @@ class Narrator:
         self._print(list(entry.before))
         if not entry.text:
             return
-        seconds = self._shown_s = max(self._shown_s, (entry.at - self.begun).total_seconds())
+        seconds = self._shown_s = max(self._shown_s, (entry.at - self.started).total_seconds())
         self.terminal.print_line(f"{self.terminal.style(f'{seconds:8.3f} s', 'dim')} {entry.text}")
         if entry.markdown:
             bar = self.terminal.style("│", "blue")
@@ -235,7 +237,7 @@ class Narrator:
     def _bad(self, text: str) -> str:
         return f"{self.terminal.style('✗', 'red')} {text}"
 
-    def _going(self, text: str) -> str:
+    def _pending(self, text: str) -> str:
         return f"{self.terminal.style('●', 'yellow')} {text}"
 
     def _time(self, label: str, seconds: float, remark: str = "") -> None:

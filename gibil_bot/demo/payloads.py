@@ -1,7 +1,7 @@
 """The JSON of GitHub's objects, in the REST API and in webhooks. Pure: state in, dictionaries out.
 
-Fields as documented at https://docs.github.com/en/rest and
-https://docs.github.com/en/webhooks/webhook-events-and-payloads; those that have no use on a double are left out.
+Fields as documented at https://docs.github.com/en/rest and https://docs.github.com/en/webhooks/webhook-events-and-payloads,
+without those that are useless on a double.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def repository(state: State, it: Repository) -> Json:
 
 
 def full_repository(state: State, it: Repository, seen: Callable[[Repository], bool]) -> Json:
-    """Return a repository as its own endpoint shows it. A fork has its `parent`, and its `source`, the first of its network.
+    """Return a repository as its own endpoint shows it. A fork has its `parent` and its `source`, the first of its network.
 
     https://docs.github.com/en/rest/repos/repos#get-a-repository
     """
@@ -139,7 +139,9 @@ def full_repository(state: State, it: Repository, seen: Callable[[Repository], b
 
 
 def association(repository: Repository, who: User) -> str:
-    """Return a label for people, which is no access check: https://docs.github.com/en/graphql/reference/enums#commentauthorassociation"""
+    """Return a label for people, which isn't an access check:
+    https://docs.github.com/en/graphql/reference/enums#commentauthorassociation
+    """
     if who.login.lower() == repository.owner.login.lower():
         return "OWNER"
     return "COLLABORATOR" if who.login.lower() in repository.roles else "NONE"

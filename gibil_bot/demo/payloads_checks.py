@@ -8,8 +8,10 @@ from gibil_bot.demo.state import State
 
 
 def _pulls_of(state: State, home: Repository, sha: str) -> list[Json]:
-    """Return pull requests from branches of the repository itself: for forks the list is empty.
-    https://docs.github.com/en/rest/checks/runs#create-a-check-run"""
+    """Return pull requests from branches of the repository itself; the list is empty for forks.
+
+    https://docs.github.com/en/rest/checks/runs#create-a-check-run
+    """
     return [
         {
             "id": each.id,

@@ -27,7 +27,7 @@ class Queries:
         return self.pull_request(full_name, number).head_sha
 
     def check_runs(self, full_name: str, sha: str | None = None) -> list[CheckRun]:
-        """Oldest first."""
+        """Return check runs, oldest first."""
         runs = self.state.repository(full_name).check_runs.values()
         return [run for run in runs if sha is None or run.head_sha == sha]
 
@@ -53,7 +53,7 @@ class Queries:
         return await self.state.wait_for(predicate, timeout_s)
 
     def find_comment(self, comment_id: int) -> tuple[Repository, Comment]:
-        """Raises KeyError."""
+        """Return a comment and its repository. Raises KeyError."""
         found = self.state.find_comment(comment_id)
         if found is None:
             raise KeyError(comment_id)

@@ -132,7 +132,7 @@ class Issue:
 @dataclass(slots=True, kw_only=True)
 class PullRequest(Issue):
     head_repository: Repository | None
-    """None when the fork was deleted."""
+    """None if the fork was deleted."""
     head_ref: str
     head_sha: str
     base_ref: str

@@ -1,4 +1,4 @@
-"""Reading requests and writing responses of REST endpoints, like GitHub."""
+"""Parses requests and creates responses of REST endpoints, like GitHub."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def text(found: Mapping[str, object], name: str, resource: str, *, required: boo
 
 
 def invalid(resource: str, name: str, code: str, message: str) -> Refusal:
-    """422: https://docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api#validation-failed"""
+    """Return a 422: https://docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api#validation-failed"""
     error = {"resource": resource, "field": name, "code": code, "message": message}
     return Refusal(422, "Validation Failed", errors=[error])
 
@@ -99,19 +99,19 @@ def page(request: Request, items: Sequence[T]) -> tuple[Sequence[T], dict[str, s
     """Return the requested page, and the Link header for the others."""
     size = max(1, min(number(request, "per_page", DEFAULT_PAGE), LARGEST_PAGE))
     last = max(1, -(-len(items) // size))
-    here = max(1, number(request, "page", 1))
-    places = {"prev": here - 1 if here > 1 else 0, "next": here + 1 if here < last else 0}
-    if here < last:
-        places["last"] = last
-    if here > 1:
-        places["first"] = 1
+    current = max(1, number(request, "page", 1))
+    pages = {"prev": current - 1 if current > 1 else 0, "next": current + 1 if current < last else 0}
+    if current < last:
+        pages["last"] = last
+    if current > 1:
+        pages["first"] = 1
     links = [
-        f'<{request.url.include_query_params(page=place, per_page=size)}>; rel="{rel}"'
-        for rel, place in places.items()
-        if place
+        f'<{request.url.include_query_params(page=number, per_page=size)}>; rel="{rel}"'
+        for rel, number in pages.items()
+        if number
     ]
     headers = {"Link": ", ".join(links)} if links else {}
-    return items[(here - 1) * size : here * size], headers
+    return items[(current - 1) * size : current * size], headers
 
 
 def answer(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> JSONResponse:

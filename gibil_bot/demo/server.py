@@ -29,7 +29,7 @@ class _Server(uvicorn.Server):
         self.ending = asyncio.Event()
 
     async def main_loop(self) -> None:
-        """Wait for the end. uvicorn's own loop polls ten times a second, which would delay the end."""
+        """Wait for the end. uvicorn's own loop polls ten times a second, which would delay it."""
         while not self.ending.is_set():
             await self.on_tick(0)  # updates the header `Date`
             with contextlib.suppress(TimeoutError):
@@ -37,14 +37,14 @@ class _Server(uvicorn.Server):
                     await self.ending.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close connections. uvicorn's own method waits 100 ms before it checks them, and between two checks."""
+        """Close connections. uvicorn's own method waits 100 ms before each check of the connections."""
         for listener in self.servers:
             listener.close()
         for connection in list(self.server_state.connections):
             connection.shutdown()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_GRACE_S):
-                while self.server_state.connections or self.server_state.tasks:  # noqa: ASYNC110  (uvicorn tells nobody)
+                while self.server_state.connections or self.server_state.tasks:  # noqa: ASYNC110  (uvicorn has no event for it)
                     await asyncio.sleep(0.002)
         tasks = list(self.server_state.tasks)
         for task in tasks:
@@ -63,8 +63,8 @@ async def serving(app: ASGIApp, *, host: str = "127.0.0.1", port: int = 0, date_
 
     Without `date_header`, the application sends the header itself.
     """
-    # The protocol has to be named: asyncio turns Nagle's algorithm off only for a socket whose protocol is TCP, and with it
-    # every response waits 40 ms.
+    # The protocol must be given explicitly: asyncio disables Nagle's algorithm only for sockets whose protocol is TCP, and with
+    # it every response waits 40 ms.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((host, port))
@@ -86,7 +86,7 @@ async def serving(app: ASGIApp, *, host: str = "127.0.0.1", port: int = 0, date_
         while not server.started:
             if task.done():
                 task.result()
-                raise RuntimeError("the server ended before it listened")
+                raise RuntimeError("the server ended before it was listening")
             await asyncio.sleep(0.005)
         yield f"http://{host}:{listener.getsockname()[1]}"
     finally:

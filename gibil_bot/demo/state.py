@@ -66,8 +66,10 @@ class State:
         return self._shift
 
     def moment_of_push(self) -> datetime:
-        """Return now, in a later second than all earlier actions. GitHub's times are whole seconds, and users don't comment and
-        push within one: if a test does, the clock is advanced."""
+        """Return now, in a later second than all earlier actions.
+
+        GitHub's times are whole seconds, and users don't comment and push within one: if a test does, the clock is advanced.
+        """
         return self._in_second_after(self._last_act, is_push=True)
 
     def moment_of_comment(self) -> datetime:
@@ -121,7 +123,7 @@ class State:
         return user
 
     def repository(self, full_name: str) -> Repository:
-        """Raises KeyError."""
+        """Return a repository. Raises KeyError."""
         return self.repositories[full_name.lower()]
 
     def repositories_of(self, installation_id: int) -> list[Repository]:

@@ -50,7 +50,7 @@ class RunStory:
 
     folder: Path
     ahead: timedelta = timedelta()
-    """How far the double's clock, which `at` uses, is ahead of the bot's."""
+    """How far the double's clock, used for `at`, is ahead of the bot's."""
     journal: Tail = field(init=False)
     logs: dict[int, Tail] = field(default_factory=dict)
     machine_attempt: int = 1
@@ -73,7 +73,7 @@ class RunStory:
         number = index if isinstance(index, int) else 0
         output: tuple[str, ...] = ()
         if phase == "forging":
-            # A second machine starts with the first task again, in another folder.
+            # A second machine starts with the first task again, in another log folder.
             attempt = str(event.get("machine", "")).rpartition("-")[2]
             self.machine_attempt = int(attempt) if attempt.isdigit() else 1
             self.logs.clear()

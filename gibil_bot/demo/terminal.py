@@ -1,4 +1,4 @@
-"""Output for people: colours only on a terminal, signs only if its encoding has them, readable Markdown."""
+"""Output for people: colours only on a terminal, symbols only if the encoding has them, readable Markdown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TextIO
 
 _COLOURS = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36"}
 _SIGNS = dict(zip("✓✗●▸│·–—“”→…", '+x*>|---"">.', strict=True))
-"""Replacements for signs that the encoding doesn't have."""
+"""Replacements for symbols that the encoding doesn't have."""
 _HTML_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _HTML_TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 _MARKUP = re.compile(r"\*\*(.+?)\*\*|`([^`]+)`|\[([^\]]+)\]\([^)]*\)")

@@ -1,4 +1,4 @@
-"""The tokens that are handed out: an installation's, for an hour, and people's own."""
+"""The tokens that GitHub issues: an installation's, valid for an hour, and users' own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ def mint_token(
     hub: Hub, installation: Installation, permissions: Mapping[str, str], ids: Sequence[int] | None, *, stateless: bool
 ) -> Token:
     """Create a token for one hour. Stateless ones have about 520 characters with dots; a header forces them:
-    https://github.blog/changelog/2026-05-15-github-app-installation-tokens-per-request-override-header"""
+
+    https://github.blog/changelog/2026-05-15-github-app-installation-tokens-per-request-override-header
+    """
     state = hub.state
     if stateless:
         # Only GitHub can read the payload: random text of the right shape.
@@ -32,8 +34,10 @@ def mint_token(
 
 
 def personal_token(hub: Hub, person: User, permissions: Mapping[str, str] | None, only: Sequence[str] | None) -> str:
-    """A fine-grained token:
-    https://docs.github.com/en/authentication/keeping-your-account-and-data-secure/managing-your-personal-access-tokens"""
+    """Create a fine-grained token:
+
+    https://docs.github.com/en/authentication/keeping-your-account-and-data-secure/managing-your-personal-access-tokens
+    """
     value = f"github_pat_{secrets.token_hex(11)}_{secrets.token_hex(29)}"
     chosen = frozenset(hub.state.repository(name).id for name in only) if only is not None else None
     hub.state.personal_tokens[value] = PersonalToken(value, person, dict(permissions or PERSONAL_PERMISSIONS), chosen)

@@ -113,7 +113,7 @@ async def test_a_comment_becomes_a_check_run_before_your_eyes(room: Path) -> Non
         order = [
             "ada commented:", "delivery accepted by the bot: 202", "creating a machine", "machine created in",
             "code cloned in", "task compile: success", "test_seven_has_none", "task unit tests: success", "4000 = 1,6,40",
-            "task smoke: success", "machine destroyed in", "gibil[bot] commented:", "where the time went", "all of it  ",
+            "task smoke: success", "machine destroyed in", "gibil[bot] commented:", "where the time went", "total  ",
         ]  # fmt: skip
         places = [text.find(words) for words in order]
         assert -1 not in places, text
@@ -218,7 +218,7 @@ async def test_a_bot_that_does_not_start_is_said(room: Path, monkeypatch: pytest
     monkeypatch.setattr(tempfile, "tempdir", str(room))
     out = io.StringIO()
     assert await demonstration.run_demo(failing=False, keep=False, out=out) == 1
-    assert "the bot ended before it listened; its last lines: no such luck" in out.getvalue()
+    assert "the bot ended before it was listening; its last log lines: no such luck" in out.getvalue()
     assert left_behind(room) == []
 
 
@@ -227,7 +227,7 @@ async def test_a_run_that_does_not_end_is_given_up_with_the_bots_log(room: Path,
     monkeypatch.setattr(demonstration, "DEADLINE_S", 0.0)
     out = io.StringIO()
     assert await demonstration.run_demo(failing=False, keep=False, out=out) == 1
-    assert "was not closed within 0 s" in out.getvalue()
+    assert "was not completed within 0 s" in out.getvalue()
     assert "listening on http://127.0.0.1:" in out.getvalue().partition("The end of the bot's log:")[2]
     assert left_behind(room) == []
 
