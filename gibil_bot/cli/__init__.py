@@ -18,7 +18,7 @@ from gibil_bot import __version__
 _SUMMARIES = {
     "demo": "Watch a comment become a check run.",
     "try": "Run a workflow on a local checkout, on a disposable machine.",
-    "create": "Forge a machine that lives for an hour, or for as long as --ttl says.",
+    "create": "Forge a machine that is burned after an hour, or after --ttl.",
     "run": "Run a command on a machine, in /root.",
     "ssh": "Open a shell on a machine, or run one command with your terminal.",
     "list": "List machines.",
@@ -39,10 +39,10 @@ _SUMMARIES = {
     "replay": "Post a recorded payload as GitHub would, signed with GIBIL_GITHUB_WEBHOOK_SECRET.",
     "completion": "Print a completion script for a shell: commands, options, machines, jobs, workflows.",
 }
-"""The commands in the order of `--help`, with the first sentence of each: listing them imports none."""
+"""The commands in the order of `--help`, with a summary of each, so that listing them imports none."""
 
 _MODULES = {"try": "try_", "list": "list_"}
-"""The modules of commands whose name is Python's own. All others are in a module and a function of the command's name."""
+"""Modules of commands whose name is a Python keyword or built-in. Other modules and functions have the command's name."""
 
 
 class _Commands(click.Group):
@@ -90,7 +90,7 @@ def gibil() -> None:
 
 
 def main() -> None:
-    """Run the command line. Every failure is one line for people, or one JSON value, and a documented exit status."""
+    """Run the command line. Every failure becomes one line for people, or one JSON value, and a documented exit status."""
     _fill_closed_streams()
     try:
         gibil.main(prog_name="gibil", standalone_mode=False)
@@ -105,7 +105,7 @@ def main() -> None:
 
 
 def _wants_json(arguments: list[str]) -> bool:
-    """Return whether the arguments ask for JSON, even if they cannot be parsed. A remote command has its own `--json`."""
+    """Return whether the arguments ask for JSON, even if they can't be parsed. A remote command may have its own `--json`."""
     if "--" in arguments:
         arguments = arguments[: arguments.index("--")]
     if arguments[:1] == ["ssh"]:  # its options come before the machine's name
@@ -116,7 +116,7 @@ def _wants_json(arguments: list[str]) -> bool:
 
 
 def _leave(status: int) -> NoReturn:
-    """End the process at once. Everything that a command opened is closed by now.
+    """End the process at once; everything that a command opened is closed by now.
 
     Python would destroy every object first: `gibil --help` takes 60 ms of CPU instead of 49, `gibil list` 140 instead of 111
     (medians of 20 runs in turn).

@@ -24,8 +24,8 @@ def check(files: tuple[Path, ...], as_json: bool) -> None:
 
     Reports every problem of every file.
 
-    Without FILES: this directory's `.gibil.yml` and `.gibil/workflows/`. A directory stands for the workflows in it: those
-    of its `.gibil/workflows/` and its `.gibil.yml` where it has them, else its `*.yml` files.
+    Without FILES: this directory's `.gibil.yml` and `.gibil/workflows/`. For a directory, its `.gibil/workflows/` and
+    `.gibil.yml` are checked if they exist, else its `*.yml` files.
 
     \b
     gibil check

@@ -1,4 +1,4 @@
-"""Completes values of arguments. Errors are never shown: a completion that fails offers nothing."""
+"""Completes values of arguments. Errors are never shown: a failing completion offers nothing."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def complete_names(context: click.Context, parameter: click.Parameter, incomplet
         return [machine.name for machine in await machines.list_machines()]
 
     given = context.params.get("names") or ()
-    return [name for name in _asked(context, names) if name.startswith(incomplete) and name not in given]
+    return [name for name in _query(context, names) if name.startswith(incomplete) and name not in given]
 
 
 def complete_fleets(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     async def fleets(machines: MachineService) -> list[str]:
         return [machine.labels.get("fleet", "") for machine in await machines.list_machines()]
 
-    return _starting(_asked(context, fleets), incomplete)
+    return _starting(_query(context, fleets), incomplete)
 
 
 def complete_jobs(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -48,7 +48,7 @@ def complete_jobs(context: click.Context, parameter: click.Parameter, incomplete
         finally:
             await session.close()
 
-    return _starting(_asked(context, jobs, within_s=_AT_MACHINE_S), incomplete) if machine else []
+    return _starting(_query(context, jobs, within_s=_AT_MACHINE_S), incomplete) if machine else []
 
 
 def complete_sizes(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -68,7 +68,7 @@ def complete_workflows(context: click.Context, parameter: click.Parameter, incom
     from click.shell_completion import CompletionItem
 
     try:
-        # click leaves arguments unparsed in front of an option whose value is missing, like this one's.
+        # click leaves arguments unparsed before an option whose value is missing, as here.
         paths = [Path(word) for word in (*context.args, str(context.params.get("path") or "."))]
         words = _starting(_commands(next(path for path in paths if path.is_dir())), incomplete)
     except Exception:
@@ -85,18 +85,18 @@ def _commands(path: Path) -> list[str]:
     folder = next((each for each in (path, *path.resolve().parents) if (each / ".gibil" / "workflows").is_dir()), None)
     paths = sorted((folder / ".gibil" / "workflows").glob("*.y*ml"))[:100] if folder is not None else []
     files = {f"{WORKFLOW_FOLDER}/{each.name}": each.read_bytes()[: WORKFLOW_FILE_BYTES + 1] for each in paths if each.is_file()}
-    known = catalogue(operator_workflows(load_settings())(), files, base_ref="HEAD")
-    return [each.command for each in known.workflows if each.command]
+    found = catalogue(operator_workflows(load_settings())(), files, base_ref="HEAD")
+    return [each.command for each in found.workflows if each.command]
 
 
-def _asked(
-    context: click.Context, ask: Callable[[MachineService], Awaitable[list[str]]], *, within_s: float = _WITHIN_S
+def _query(
+    context: click.Context, query: Callable[[MachineService], Awaitable[list[str]]], *, within_s: float = _WITHIN_S
 ) -> list[str]:
     from gibil_bot.cli.machine import connected
 
     async def answer() -> list[str]:
         async with asyncio.timeout(within_s), connected(context.params.get("provider")) as machines:
-            return await ask(machines)
+            return await query(machines)
 
     try:
         return asyncio.run(answer())

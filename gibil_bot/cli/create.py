@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 @provider_option
 @click.option("--size", metavar="SIZE", help="small, medium or large.", shell_complete=complete_sizes)
 @click.option("--server-type", metavar="TYPE", help="The provider's name of a machine type; overrides --size.")
-@click.option("--location", metavar="PLACE", help="The provider's name of a location.")
+@click.option("--location", metavar="LOCATION", help="The provider's name of a location.")
 @click.option("--image", metavar="IMAGE", help="The provider's name of an image to start from.")
 @click.option(
     "--env", "env", multiple=True, metavar="NAME=VALUE", help="A variable for its tasks and every command; repeatable."
@@ -65,10 +65,10 @@ def create(
     wait: str | None,
     as_json: bool,
 ) -> None:
-    """Forge a machine that lives for an hour, or for as long as --ttl says.
+    """Forge a machine that is burned after an hour, or after --ttl.
 
     Returns when SSH answers. With --repo the machine then clones the repository to /root/project, sets up what its .gibil.yml
-    asks for (then /root/.gibil-ready exists) and runs its tasks (then /root/.gibil-tasks-done or /root/.gibil-tasks-failed
+    requires (then /root/.gibil-ready exists) and runs its tasks (then /root/.gibil-tasks-done or /root/.gibil-tasks-failed
     exists); --wait waits for that. Exit status 1: a task failed.
 
     \b
@@ -78,19 +78,19 @@ def create(
     """
     from gibil_bot.machines import validation
 
-    given = validation.environment(env)
-    if repo is None and branch is None:  # with a repository more may be wrong, and git takes longer than the daemon
-        _begin(name, ttl, size, provider)
+    variables = validation.environment(env)
+    if repo is None and branch is None:  # a repository needs further checks, and git takes longer than the daemon
+        _prestart(name, ttl, size, provider)
     from gibil_bot.machines.request import CreateRequest
 
     request = CreateRequest(
         name=name, repo=repo, branch=branch, ttl=ttl, size=size, server_type=server_type, location=location, image=image,
-        env=given,
+        env=variables,
     )  # fmt: skip
     sys.exit(run_async(_create(request, fleet, provider, wait, as_json)))
 
 
-def _begin(name: str | None, ttl: str | None, size: str | None, provider: str | None) -> None:
+def _prestart(name: str | None, ttl: str | None, size: str | None, provider: str | None) -> None:
     """Start the local daemon while the rest is imported. Raises UsageError, ConfigurationError."""
     from gibil_bot.config import load_settings
     from gibil_bot.machines import validation
@@ -118,18 +118,18 @@ async def _create(request: CreateRequest, fleet: int | None, provider: str | Non
         if fleet is not None:
             view = {"fleet_id": sessions[0].machine.labels["fleet"], "instances": views}
         try:
-            for session, its_view in zip(sessions, views, strict=True):
-                its_view |= await cost_view(machines.factory.provider, session.machine)
+            for session, machine_view in zip(sessions, views, strict=True):
+                machine_view |= await cost_view(machines.factory.provider, session.machine)
             if wait is not None:
-                for session, its_view in zip(sessions, views, strict=True):
-                    failed |= not await _wait(session, its_view, wait)
+                for session, machine_view in zip(sessions, views, strict=True):
+                    failed |= not await _wait(session, machine_view, wait)
                     await print_blocked(session, began)
         except asyncio.CancelledError:
             return await keep_interrupted(
                 machines, sessions, view, f"waiting for {'the tasks' if wait == 'tasks' else wait}", as_json
             )
         except BaseException:
-            # Their names have not been printed, so they would only cost money.
+            # Their names weren't printed, so the user couldn't use them.
             await asyncio.shield(asyncio.ensure_future(machines.destroy(names)))
             print_message(f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'} destroyed")
             raise

@@ -1,4 +1,4 @@
-"""What `gibil create` and `gibil branch` share: progress while machines are created, and what an interruption leaves."""
+"""Shared by `gibil create` and `gibil branch`: progress during creation, and messages after an interruption."""
 
 from __future__ import annotations
 
@@ -29,21 +29,20 @@ async def keep_interrupted(
     *,
     named: bool = True,
 ) -> int:
-    """Keep machines that can be used already when the wait for them is interrupted, and print how to go on.
-
+    """Leave ready machines running after an interruption, and print how to use them.
 
     `named`: print their names to stdout, as without the interruption. If that fails (the terminal is closed), they are
-    destroyed, since their names would stay unknown, and Interrupted is raised. Returns the exit status.
+    destroyed, because the user couldn't know their names, and Interrupted is raised. Returns the exit status.
     """
     from gibil_bot.views import timestamp
 
-    # A second Ctrl-C must not stop this message, which has to be printed exactly once.
+    # A second Ctrl-C must not stop this message, which must be printed exactly once.
     asyncio.get_running_loop().add_signal_handler(signal.SIGINT, lambda: None)
     names = [session.name for session in sessions]
-    it, kept = ("it", "is kept") if len(names) == 1 else ("them", "are kept")
+    it, remain = ("it", "exists") if len(names) == 1 else ("them", "exist")
     first, until = names[0], timestamp(min(session.machine.expires_at for session in sessions))
     message = (
-        f"interrupted while {doing}; {', '.join(names)} {kept} until {until}: use {it} (gibil ssh {first}, "
+        f"interrupted while {doing}; {', '.join(names)} {remain} until {until}: use {it} (gibil ssh {first}, "
         f"gibil logs {first} -f), or destroy {it} (gibil destroy {' '.join(names)})"
     )
     try:
@@ -62,28 +61,28 @@ async def keep_interrupted(
 async def create_machines(
     machines: MachineService, request: CreateRequest, fleet: int | None, as_json: bool
 ) -> list[MachineSession]:
-    """Create machines and show the progress. Raises Interrupted after the machines created so far are destroyed."""
-    begun: list[str] = []
+    """Create machines and show the progress. Raises Interrupted after destroying the machines created so far."""
+    started: list[str] = []
     async with Progress() as progress:
 
         def on_phase(name: str, phase: str, seconds: float | None) -> None:
             if phase == "forge" and seconds is None:
-                begun.append(name)
+                started.append(name)
             progress.phase(name, phase, seconds)
 
-        making = asyncio.create_task(machines.create_several(request, fleet, on_phase))
+        creating = asyncio.create_task(machines.create_several(request, fleet, on_phase))
         try:
-            sessions, notes = await asyncio.shield(making)
+            sessions, notes = await asyncio.shield(creating)
         except asyncio.CancelledError:
             progress.pause()
-            raise Interrupted(await _cancel_creation(machines, making, begun, as_json)) from None
+            raise Interrupted(await _cancel_creation(machines, creating, started, as_json)) from None
         for note in notes:
-            progress.say(f"gibil: {note}")
+            progress.print_line(f"gibil: {note}")
     return sessions
 
 
-async def _cancel_creation(machines: MachineService, making: asyncio.Task[Any], names: list[str], as_json: bool) -> str:
-    """End an interrupted creation. Returns a sentence about its machines."""
+async def _cancel_creation(machines: MachineService, creating: asyncio.Task[Any], names: list[str], as_json: bool) -> str:
+    """End an interrupted creation; return a sentence about its machines."""
     from gibil_bot.machines.validation import natural
 
     names = sorted(names, key=natural)
@@ -91,24 +90,24 @@ async def _cancel_creation(machines: MachineService, making: asyncio.Task[Any], 
     if names:
         print_message(
             f"interrupted before {', '.join(names)} {'were' if many else 'was'} ready: destroying {'them' if many else 'it'} … "
-            "(Ctrl-C again leaves that to the next gibil command)"
+            "(press Ctrl-C again to leave that to the next gibil command)"
         )
 
     def leave() -> None:
-        # Otherwise a request to a cloud would be awaited until its timeout. The creation record's lock ends with the process.
+        # Otherwise a cloud's response would be awaited until its timeout. The creation record's lock ends with the process.
         os._exit(fail(Interrupted(_left_message(names)), as_json=as_json))
 
-    # The loop has to read the first signal from its pipe before, or it would take it for the second.
+    # The loop must read the first signal from its pipe before this, or it would count as the second one.
     await asyncio.sleep(0.05)
     asyncio.get_running_loop().add_signal_handler(signal.SIGINT, leave)
-    on_end(lambda: None)  # a closed terminal sends more than one signal
-    making.cancel()
-    await asyncio.wait({making})
-    if making.cancelled() or making.exception() is not None:
-        if not making.cancelled() and isinstance(making.exception(), GibilError):
-            print_message(str(making.exception()))
+    on_end(lambda: None)  # it became ready at that moment
+    creating.cancel()
+    await asyncio.wait({creating})
+    if creating.cancelled() or creating.exception() is not None:
+        if not creating.cancelled() and isinstance(creating.exception(), GibilError):
+            print_message(str(creating.exception()))
     else:  # it became ready at that moment
-        for session in making.result()[0]:
+        for session in creating.result()[0]:
             await session.close()
         await machines.destroy(names)
     if not names:
@@ -124,4 +123,4 @@ async def _cancel_creation(machines: MachineService, making: asyncio.Task[Any], 
 def _left_message(names: list[str]) -> str:
     if not names:
         return "interrupted before a machine was created"
-    return f"interrupted; {', '.join(names)} may still exist: the next gibil command destroys what is left"
+    return f"interrupted; {', '.join(names)} may still exist: the next gibil command destroys the rest"

@@ -19,7 +19,7 @@ from gibil_bot.errors import GibilError
 def demo(failing: bool, keep: bool, as_json: bool) -> None:
     """Watch a comment become a check run.
 
-    Starts the real bot and a small GitHub for it, opens a pull request, comments `/gibil test`, and shows what happens.
+    Starts the real bot and a small local GitHub for it, opens a pull request, comments `/gibil test`, and shows what happens.
     Needs Python and git, but no network and no account. Exit status 0 if the check run is `success`.
     With --json the progress is on stderr, and the result on stdout.
     """

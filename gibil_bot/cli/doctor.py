@@ -36,7 +36,7 @@ class Finding:
 def doctor(as_json: bool) -> None:
     """Check the set-up, and print a fix for each failure.
 
-    Forges and burns a machine, opens the database, and reads the App from GitHub. Exit status 6 if something has to be fixed.
+    Forges and burns a machine, opens the database, and reads the App from GitHub. Exit status 6 if something must be fixed.
     """
     findings = asyncio.run(_collect(as_json))
     healthy = all(finding.ok for finding in findings)
@@ -69,7 +69,7 @@ async def _findings() -> AsyncIterator[Finding]:
             name, _, rest = problem.partition(": ")
             yield Finding(name, False, rest, "correct it in the environment of the bot")
         return
-    yield Finding("settings", True, "every value can be read")
+    yield Finding("settings", True, "all values are valid")
     for note in settings.notes:
         name, _, rest = note.partition(": ")
         detail, _, fix = rest.partition("; ")
@@ -99,10 +99,10 @@ def _registration(settings: Settings) -> Finding:
 
     url = registration_url(shipped_manifest(), settings.github_url, webhook_url=_webhook_url(settings))
     fix = (
-        f"register it with everything filled in but the secret (openssl rand -hex 32) and your host: {url} "
+        f"register it with this form, in which only the secret (openssl rand -hex 32) and your host are missing: {url} "
         "(for an organization, put organizations/NAME/ before settings/)"
     )
-    return Finding("GitHub App", True, "needs to be registered, if it is not", fix)
+    return Finding("GitHub App", True, "must be registered, unless it is already", fix)
 
 
 def _webhook_url(settings: Settings) -> str:
@@ -127,7 +127,7 @@ def _data_dir(settings: Settings) -> Finding:
         free = shutil.disk_usage(path).free
     except OSError as error:
         return Finding(
-            "GIBIL_DATA_DIR", False, f"{path}: {error.strerror}", f"make it writable for user {os.getuid()}, or name another"
+            "GIBIL_DATA_DIR", False, f"{path}: {error.strerror}", f"make it writable for user {os.getuid()}, or set another"
         )
     if (loose := loose_mode(path)) is not None:
         detail = f"{path} has mode {loose:o}: other users can list its logs and machines"
@@ -180,7 +180,7 @@ async def _provider(settings: Settings) -> Finding:
     try:
         with notices(provider, lambda what: print_message(f"{what} …")):
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                can = await provider.probe()
+                capabilities = await provider.probe()
     except Unavailable as error:
         return Finding(f"provider {provider.name}", False, error.message, " or: ".join(error.remedies))
     except TimeoutError:
@@ -194,19 +194,21 @@ async def _provider(settings: Settings) -> Finding:
         return Finding(f"provider {provider.name}", False, error.message, "see local/keeper.log in the data directory")
     finally:
         await provider.close()
-    did = (
-        f"created and destroyed a machine in {can.forged_in_s * 1000:.0f} ms"
-        if can.forged_in_s
-        else "the provider answers, and can create machines"
+    result = (
+        f"created and destroyed a machine in {capabilities.forged_in_s * 1000:.0f} ms"
+        if capabilities.forged_in_s
+        else "the provider answers and can create machines"
     )
-    detail = (
-        f"{did} (tier {can.tier}, memory limit: {can.memory_limit}, disk limit: {can.disk_limit}, processors: {can.cpu_limit})"
+    limits = (
+        f"tier {capabilities.tier}, memory limit: {capabilities.memory_limit}, disk limit: {capabilities.disk_limit}, "
+        f"processors: {capabilities.cpu_limit}"
     )
-    if "polled" in (can.memory_limit, can.disk_limit):
+    detail = f"{result} ({limits})"
+    if "polled" in (capabilities.memory_limit, capabilities.disk_limit):
         detail += "; polled limits are checked twice a second, which stops accidents, not attacks"
-    if can.inherited:
+    if capabilities.inherited:
         detail += (
-            f"; machines inherit what the process had that started their daemon: {', '.join(can.inherited)} "
+            f"; machines inherit from the process that started their daemon: {', '.join(capabilities.inherited)} "
             "(the daemon ends half a minute after its last machine)"
         )
     return Finding(f"provider {provider.name}", True, detail)
@@ -223,7 +225,7 @@ async def _github(settings: Settings) -> list[Finding]:
         async with asyncio.timeout(GITHUB_TIMEOUT_S):
             app = await client.registered_app()
     except TimeoutError:
-        return [Finding("GitHub", False, f"{settings.github_url} did not answer within {GITHUB_TIMEOUT_S:.0f} s", network)]
+        return [Finding("GitHub", False, f"{settings.github_url} didn't answer within {GITHUB_TIMEOUT_S:.0f} s", network)]
     except GitHubError as error:
         return [Finding("GitHub", False, error.message, _cause(error, network))]
     except GibilError as error:
@@ -231,16 +233,16 @@ async def _github(settings: Settings) -> list[Finding]:
     finally:
         await client.close()
     found = differences(shipped_manifest(), app, _webhook_url(settings))
-    findings = [Finding("GitHub", True, f"{settings.github_url} knows the App as {app.slug}")]
+    findings = [Finding("GitHub", True, f"{settings.github_url} has the App as {app.slug}")]
     topics = {
-        "App permissions": "as app.yml has them",
-        "App events": "as app.yml has them",
+        "App permissions": "as in app.yml",
+        "App events": "as in app.yml",
         "App webhook": app.webhook_url or "",
     }
     wrong = {difference.topic for difference in found}
     findings += [Finding(topic, True, detail) for topic, detail in topics.items() if topic not in wrong]
     if app.deliveries and "App deliveries" not in wrong:
-        findings.append(Finding("App deliveries", True, f"the last {app.deliveries} got through"))
+        findings.append(Finding("App deliveries", True, f"the last {app.deliveries} arrived"))
     return findings + [Finding(each.topic, not each.matters, each.detail, each.fix) for each in found]
 
 

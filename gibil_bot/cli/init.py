@@ -61,7 +61,7 @@ async def _init(provider: str | None, token: str | None, add: bool, no_mcp: bool
         raise UsageError(f"there is no provider {provider!r}; write {' or '.join(PROVIDERS)}")
     token_name = TOKENS.get(provider)
     if token_name is None and token is not None:
-        raise UsageError(f"--token: provider {provider!r} needs none")
+        raise UsageError(f"--token: provider {provider!r} needs no token")
     data_dir = load_settings({**os.environ, "GIBIL_PROVIDER": "local"}).data_dir
     saved = _read(data_dir / SAVED)
     changed: dict[str, str] = {}
@@ -71,14 +71,14 @@ async def _init(provider: str | None, token: str | None, add: bool, no_mcp: bool
         changed["GIBIL_PROVIDER"] = provider
     elif "GIBIL_PROVIDER" not in saved:
         changed["GIBIL_PROVIDER"] = "local"  # a token alone would choose its provider
-    await _try(load_settings({**saved, **os.environ, **changed, "GIBIL_PROVIDER": provider}))
+    await _check_provider(load_settings({**saved, **os.environ, **changed, "GIBIL_PROVIDER": provider}))
     saved |= changed
     _write(data_dir, saved)
     default = saved.get("GIBIL_PROVIDER", "local")
-    overruled = [name for name in saved if os.environ.get(name, saved[name]) != saved[name]]
+    overridden = [name for name in saved if os.environ.get(name, saved[name]) != saved[name]]
     print_message(f"{data_dir / SAVED}: {', '.join(sorted(changed))}")
     print_message(f"{provider} works; the default provider is {default}")
-    for name in overruled:
+    for name in overridden:
         print_message(f"{name} is also set in the environment, which overrides the saved value")
     registrations = [] if no_mcp else await _register()
     if as_json:
@@ -88,7 +88,7 @@ async def _init(provider: str | None, token: str | None, add: bool, no_mcp: bool
 
 
 async def _register() -> list[dict[str, str]]:
-    """Register with every installed client and report each result. A failure here is not one of `init`: the rest is saved."""
+    """Register with every installed client and report each result. Failures don't fail `init`: the rest is saved."""
     from gibil_bot.mcp_server.install.clients import clients, register
     from gibil_bot.mcp_server.install.entry import entry
 
@@ -121,7 +121,7 @@ def _token(token: str | None, name: str, saved: dict[str, str]) -> str:
     return token
 
 
-async def _try(settings: Settings) -> None:
+async def _check_provider(settings: Settings) -> None:
     """Check the provider. Raises GibilError."""
     from gibil_bot.machines.service import open_machines
 
@@ -136,7 +136,7 @@ def _read(path: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise ConfigurationError((f"{path} cannot be read: {error}; correct or remove it",)) from error
+        raise ConfigurationError((f"{path} can't be read: {error}; correct or remove it",)) from error
     if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
         raise ConfigurationError((f"{path} is not a JSON object of strings; correct or remove it",))
     return content
@@ -156,4 +156,4 @@ def _write(data_dir: Path, content: dict[str, str]) -> None:
         finally:
             draft.unlink(missing_ok=True)
     except OSError as error:
-        raise GibilError(f"{data_dir / SAVED} cannot be written: {error.strerror}", code="CONFIGURATION") from error
+        raise GibilError(f"{data_dir / SAVED} can't be written: {error.strerror}", code="CONFIGURATION") from error

@@ -1,4 +1,4 @@
-"""`gibil list`: the machines that exist."""
+"""`gibil list`: the existing machines."""
 
 from __future__ import annotations
 

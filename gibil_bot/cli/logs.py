@@ -53,11 +53,13 @@ async def _print_once(session: MachineSession, job: str | None, on_output: Calla
 async def _print(
     work: Callable[[Callable[[str, bytes], None]], Awaitable[int | None]], name: str, job_id: str, as_json: bool
 ) -> int:
-    """Copy the output to our streams, or print one JSON value, with the exit status of a job that was followed to its end."""
+    """Copy the output to our streams; or print it as one JSON value, with the exit status of a job that was followed to its
+    end.
+    """
     if as_json:
-        kept: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
-        exit_code = await work(lambda stream, data: kept[stream].append(data))
-        texts = {stream: b"".join(blocks).decode("utf-8", "replace") for stream, blocks in kept.items()}
+        collected: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+        exit_code = await work(lambda stream, data: collected[stream].append(data))
+        texts = {stream: b"".join(blocks).decode("utf-8", "replace") for stream, blocks in collected.items()}
         print_json({"name": name, "job_id": job_id, **texts, "exit_code": exit_code})
         return 0
     task = asyncio.current_task()

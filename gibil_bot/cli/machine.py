@@ -1,4 +1,4 @@
-"""What the commands about machines share: options, the connection to the provider, copied streams, reports."""
+"""Shared by the commands about machines: options, the connection to the provider, copied streams, reports."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def connected(provider: str | None) -> AsyncIterator[MachineService]:
 
 @contextlib.asynccontextmanager
 async def opened(name: str, provider: str | None) -> AsyncIterator[MachineSession]:
-    """Open an SSH session on a machine for the time of the block."""
+    """Open an SSH session on a machine for the duration of the block."""
     async with connected(provider) as machines:
         is_local = machines.factory.provider.name == "local"
         why = "this host is busy" if is_local else "a cloud server takes some seconds to boot"
@@ -80,7 +80,7 @@ async def report_recovered(machines: MachineService) -> list[str]:
         name, command = each.name, f"`{each.made_by}`"
         if each.destroyed:
             destroyed.append(name)
-            print_message(f"destroyed {name}: a {command} that was killed left it incomplete")
+            print_message(f"destroyed {name}: a killed {command} left it incomplete")
         else:
             use = f"use it (gibil ssh {name}), or destroy it (gibil destroy {name})"
             print_message(f"{name} was created by a {command} that ended before it could report it: {use}")
@@ -92,7 +92,7 @@ def report_connection(sentence: str) -> None:
 
 
 def on_end(call: Callable[[], object]) -> None:
-    """Call it on SIGTERM, and on SIGHUP (the terminal is closed) unless that is ignored (nohup)."""
+    """Call it on SIGTERM, and on SIGHUP (the terminal was closed) unless that is ignored (nohup)."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -100,9 +100,9 @@ def on_end(call: Callable[[], object]) -> None:
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """Like asyncio.run, but SIGTERM and a closed terminal end the work like Ctrl-C, with clean-up.
+    """Like asyncio.run, but SIGTERM and a closed terminal end the work like Ctrl-C, with cleanup.
 
-    Signals are blocked until the loop can handle them: an earlier one would make Python report incomplete objects.
+    Signals are blocked until the loop can handle them: an earlier signal would make Python report incomplete objects.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
@@ -137,7 +137,7 @@ class StreamCopier:
             self.broken = ReaderGone()
             self._cancel()
         except OSError as error:
-            self.broken = GibilError(f"{stream} cannot be written: {error.strerror}", code="OUTPUT")
+            self.broken = GibilError(f"{stream} can't be written: {error.strerror}", code="OUTPUT")
             self._cancel()
 
 

@@ -39,8 +39,8 @@ def mcp(print_config: bool, as_json: bool) -> None:
     if as_json:
         raise UsageError("--json needs --print-config: otherwise stdout carries MCP")
     if sys.stdin is None or sys.stdout is None:
-        raise UsageError("stdin or stdout is closed: gibil mcp has to be started by an MCP client")
-    if sys.stderr is None:  # its number would be given to the next opened file
+        raise UsageError("stdin or stdout is closed: gibil mcp must be started by an MCP client")
+    if sys.stderr is None:  # its number would be used for the next opened file
         os.open(os.devnull, os.O_WRONLY)
     import asyncio
 

@@ -17,7 +17,7 @@ from gibil_bot.errors import ConfigurationError, GibilError, MachineNotFound, Un
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout, everything else on stderr.")
 
 
-_NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF))
+_UNWRITABLE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF))
 """Errors of a stream; those of a file have its name in the exception."""
 
 
@@ -30,14 +30,14 @@ class Interrupted(Exception):
 
 
 class NoStream(io.StringIO):
-    """In place of a stream that was closed before the start."""
+    """Replaces a stream that was closed before the start."""
 
     def write(self, text: str) -> int:
         return len(text)
 
 
 _has_printed = False
-"""Whether the one JSON value of this command is on stdout."""
+"""Whether this command's JSON value is on stdout."""
 
 
 def print_json(value: object) -> None:
@@ -47,7 +47,7 @@ def print_json(value: object) -> None:
 
 
 def print_text(text: str) -> None:
-    """Write all of it to stdout. Raises ReaderGone if the reader has closed it, GibilError if it cannot be stored."""
+    """Write the whole text to stdout. Raises ReaderGone if the reader has closed it, GibilError if it can't be stored."""
     if sys.stdout is None:  # started with stdout closed
         raise ReaderGone
     try:
@@ -60,11 +60,11 @@ def print_text(text: str) -> None:
         raise ReaderGone from None
     except OSError as error:
         _drop_stdout()
-        raise GibilError(f"stdout cannot be written: {error.strerror}", code="OUTPUT") from error
+        raise GibilError(f"stdout can't be written: {error.strerror}", code="OUTPUT") from error
 
 
 def _drop_stdout() -> None:
-    """Discard what is buffered: Python would report the error again when it flushes at exit."""
+    """Discard buffered output: Python would report the error again when it flushes at exit."""
     if sys.stdout is not None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
@@ -72,10 +72,10 @@ def _drop_stdout() -> None:
 
 
 def fail(error: BaseException, *, as_json: bool) -> int:
-    """Report an error. Returns the exit status.
+    """Report an error; return the exit status.
 
-    With `as_json` it is also the command's one JSON value, unless that was printed before: a signal may come, or closing a
-    connection may fail, after it.
+    With `as_json` it is also the command's one JSON value, unless that was already printed: a signal, or a failure to close a
+    connection, may follow it.
     """
     as_json = as_json and not _has_printed
     if isinstance(error, OSError) and isinstance(error.__context__, KeyboardInterrupt):
@@ -131,8 +131,8 @@ def _describe(error: BaseException) -> tuple[str, int, list[str]]:
             return "USAGE", 2, [error.format_message() + hint]
         case click.ClickException():
             return "USAGE", 2, [error.format_message()]
-        case OSError() if error.filename is None and error.errno in _NO_ROOM:
-            return "OUTPUT", 1, [f"the output cannot be written: {error.strerror}"]
+        case OSError() if error.filename is None and error.errno in _UNWRITABLE:
+            return "OUTPUT", 1, [f"the output can't be written: {error.strerror}"]
         case _:
             return "INTERNAL", 1, [f"internal error: {type(error).__name__}: {error}"]
 
@@ -155,7 +155,7 @@ def write_err(text: str) -> None:
 
 
 def colours(stream: TextIO | None) -> bool:
-    """https://no-color.org."""
+    """Return whether to use colours; see https://no-color.org."""
     return stream is not None and stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 

@@ -56,8 +56,8 @@ def plan(file: Path, comment: str | None, action: str | None, event_file: Path |
     """
     from gibil_bot.planning.plan import plan_view
 
-    given = [each for each in (comment, action, event_file) if each is not None]
-    if len(given) != 1:
+    events = [each for each in (comment, action, event_file) if each is not None]
+    if len(events) != 1:
         raise UsageError("name one event: a comment ('/gibil test'), --pull-request opened, or --event FILE")
     plans = _plans(file, _event(file, comment, action, event_file))
     if as_json:
@@ -98,29 +98,31 @@ def _plans(file: Path, event: Event) -> tuple[Plan, ...]:
 
     is_own = file.name in (".gibil.yml", ".gibil.yaml")
     shipped = {} if not is_own else read_workflows(shipped_workflows())
-    known = planning.catalogue(
+    catalogue = planning.catalogue(
         shipped if is_own else {file.name: read_workflow(file)},
         {".gibil.yml": read_workflow(file)} if is_own else {},
         base_ref="base",
     )
-    if known.problems:
-        more = len(known.problems) - 1
+    if catalogue.problems:
+        more = len(catalogue.problems) - 1
         note = f" (and {more} more: gibil check {file})" if more else ""
-        raise UsageError(f"{known.problems[0].message}{note}", code="WORKFLOW_INVALID")
+        raise UsageError(f"{catalogue.problems[0].message}{note}", code="WORKFLOW_INVALID")
     if isinstance(event, CommentCreated):
-        facts = _facts(event, _example_pull_request(event.number), event.author.login, event.event_name)
-        asked = commands.parse(event.body)
-        if not asked:
+        context = _event_context(event, _example_pull_request(event.number), event.author.login, event.event_name)
+        found = commands.parse(event.body)
+        if not found:
             print_message("there is no command in this comment; a command is a line such as /gibil test")
             return ()
-        words = {workflow.command for workflow in known.workflows if workflow.command}
-        if not any(command.word in words for command in asked):
+        words = {workflow.command for workflow in catalogue.workflows if workflow.command}
+        if not any(command.word in words for command in found):
             starts = f"its command is /gibil {min(words)}" if words else "it has no command; try --pull-request opened"
-            print_message(f"/gibil {asked[0].word} doesn't start {file}: {starts}")
-        return tuple(plan for command in asked if command.word in words for plan in planning.for_command(known, command, facts))
+            print_message(f"/gibil {found[0].word} doesn't start {file}: {starts}")
+        return tuple(
+            plan for command in found if command.word in words for plan in planning.for_command(catalogue, command, context)
+        )
     if isinstance(event, PullRequestChanged):
-        facts = _facts(event, event.pull_request, event.sender.login, "pull_request")
-        return planning.for_pull_request(known, event.action, facts)[0]
+        context = _event_context(event, event.pull_request, event.sender.login, "pull_request")
+        return planning.for_pull_request(catalogue, event.action, context)[0]
     return ()
 
 
@@ -168,7 +170,9 @@ def _when(plan: Plan, task: TaskPlan) -> str:
     return f"runs, also after {others}"
 
 
-def _facts(event: CommentCreated | PullRequestChanged, pull_request: PullRequest, actor: str, name: str) -> EventContext:
+def _event_context(
+    event: CommentCreated | PullRequestChanged, pull_request: PullRequest, actor: str, name: str
+) -> EventContext:
     from gibil_bot.planning.plan import EventContext
     from gibil_bot.wiring import machine_caps
 

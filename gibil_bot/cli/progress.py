@@ -1,4 +1,4 @@
-"""Progress of creating a machine, on stderr: a line for each finished phase, and on a terminal one that counts the seconds."""
+"""Progress of creating a machine, on stderr: one line per finished phase, and on a terminal a line that counts the seconds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NEXT = {"forge": "connect"}
 
 
 def _cut(text: str, end: str, columns: int) -> str:
-    """Fit into one row of a terminal: of two rows only the last could be erased."""
+    """Fit a text into one row of a terminal: with two rows, only the last could be erased."""
     room = columns - 1 - len(end)
     return (text if len(text) <= room else f"{text[: max(0, room - 1)]}…") + end
 
@@ -58,23 +58,23 @@ class Progress:
     def phase(self, name: str, phase: str, seconds: float | None) -> None:
         if phase == "prepare":  # all machines of a fleet wait for it
             if not self._preparing:
-                self.say(f"… {_WORDS[phase][0]}")
+                self.print_line(f"… {_WORDS[phase][0]}")
             self._preparing = True
             return
         if seconds is None:
             self._running[name, phase] = time.monotonic()
             return
         self._running.pop((name, phase), None)
-        self.say(f"{self._paint.good('✔')} {_WORDS[phase][1].format(name)} {self._paint.quiet(f'({seconds:.2f} s)')}")
+        self.print_line(f"{self._paint.good('✔')} {_WORDS[phase][1].format(name)} {self._paint.quiet(f'({seconds:.2f} s)')}")
         if phase in _NEXT:
             self._running[name, _NEXT[phase]] = time.monotonic()
 
     def pause(self) -> None:
-        """Stop drawing: the caller writes what follows."""
+        """Stop drawing: the caller writes further output."""
         self._running.clear()
         self._wipe()
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         self._wipe()
         self._write(f"{text}\n")
 

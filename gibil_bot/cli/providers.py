@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def providers(as_json: bool) -> None:
     """List the providers that forge machines: sizes, locations, prices.
 
-    Everything is read from the provider now; `local` is checked by forging a machine. Prices are net, for each started hour.
+    Reads everything from the provider; checks `local` by forging a machine. Prices are net, for each started hour.
 
     \b
     gibil providers
@@ -59,7 +59,7 @@ async def _view(name: str, settings: Settings) -> dict[str, Any]:
     view: dict[str, Any] = {"name": name, "default": name == settings.provider, "available": False, "sizes": []}
     try:
         async with open_machines(settings_for(settings, name)) as machines:
-            can = await machines.factory.provider.probe()
+            capabilities = await machines.factory.provider.probe()
             sizes = await sizes_view(machines.factory.provider)
     except GibilError as error:
         remedies = error.remedies if isinstance(error, Unavailable) else ()
@@ -67,8 +67,8 @@ async def _view(name: str, settings: Settings) -> dict[str, Any]:
     return {
         **view,
         "available": True,
-        "tier": can.tier,
-        "memory_limit": can.memory_limit,
-        "package_installs": can.package_installs,
+        "tier": capabilities.tier,
+        "memory_limit": capabilities.memory_limit,
+        "package_installs": capabilities.package_installs,
         "sizes": sizes,
     }

@@ -1,4 +1,4 @@
-"""`gibil push`: commits that were made on a machine, pushed with the user's credentials."""
+"""`gibil push`: pushes commits that were made on a machine, with the user's credentials."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def push(name: str, branch: str | None, with_workflows: bool, provider: str | No
 
 SHOWN_SUBJECTS = 20
 SHOWN_FILES = 100
-"""In the JSON; `files_total` is the number of all."""
+"""Limits for the JSON; `files_total` is the number of all."""
 
 
 def print_pushed(found: Commits) -> None:

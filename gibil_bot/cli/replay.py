@@ -33,7 +33,7 @@ def replay(file: Path, event: str | None, url: str | None, guid: str | None, as_
     """
     settings = load_settings()
     if not settings.webhook_secrets:
-        raise ConfigurationError(("GIBIL_GITHUB_WEBHOOK_SECRET is not set: the payload cannot be signed without it",))
+        raise ConfigurationError(("GIBIL_GITHUB_WEBHOOK_SECRET is not set: the payload can't be signed without it",))
     body = file.read_bytes()
     event = event or guess_event(body, file)
     guid = guid or str(uuid.uuid4())
@@ -56,7 +56,7 @@ def replay(file: Path, event: str | None, url: str | None, guid: str | None, as_
         )
     except httpx.HTTPError as error:
         raise GibilError(
-            f"no bot answers at {url}: {error}; start it with `gibil serve`, or name its webhook with --url",
+            f"no bot answers at {url}: {error}; start it with `gibil serve`, or set its webhook with --url",
             code="BOT_UNREACHABLE",
         ) from error
     if as_json:
@@ -67,7 +67,7 @@ def replay(file: Path, event: str | None, url: str | None, guid: str | None, as_
 
 
 def guess_event(body: bytes, file: Path) -> str:
-    """Return the event's name, by the keys of its payload. Raises UsageError."""
+    """Guess the event's name from the keys of its payload. Raises UsageError."""
     try:
         payload = json.loads(body)
     except ValueError as error:
@@ -82,4 +82,4 @@ def guess_event(body: bytes, file: Path) -> str:
         for event in ("check_run", "check_suite", "merge_group", "pull_request"):
             if event in payload:
                 return event
-    raise UsageError(f"{file} is not a payload of a known event: name it with --event")
+    raise UsageError(f"{file} is not a payload of a known event: set the event with --event")

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from gibil_bot.machines.session import MachineSession, Outcome
 
 HOME = "/root"
-"""Where commands of the command line start."""
+"""Working directory of commands."""
 _SECONDS = re.compile(r"\d{1,9}(\.\d{1,3})?", re.ASCII)
 
 
 class _Run(click.Command):
-    """Takes everything after `--` as the command, options included."""
+    """Parses everything after `--` as the command, including options."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         args, words = split_words(args)
@@ -48,7 +48,7 @@ class _Run(click.Command):
         return left
 
     def _advice(self, args: list[str]) -> str:
-        """Return how to write the user's command; a general example if it is unclear where the command begins."""
+        """Return how to quote the user's command; a general example if it is unclear where the command begins."""
         ours = {option for each in self.params for option in each.opts if option.startswith("-")}
         if len(args) < 3 or args[0].startswith("-") or ours.intersection(args):
             args = ["NAME", "ls", "-la"]
@@ -64,12 +64,12 @@ def split_words(args: list[str]) -> tuple[list[str], list[str] | None]:
 
 
 def as_line(words: Sequence[str]) -> str:
-    """Return a line of shell: one word is such a line; several words are a program and its arguments, which are quoted."""
+    """Return a line of shell. A single word is such a line; several words are a program and its arguments, which are quoted."""
     return words[0] if len(words) == 1 else shlex.join(words)
 
 
 def _is_unquoted(error: click.UsageError, args: list[str]) -> bool:
-    """Return whether words of the command were parsed as options and arguments of gibil. (A word with a blank was quoted.)"""
+    """Return whether words of the command were parsed as gibil's options and arguments. (A word with a blank was quoted.)"""
     if isinstance(error, click.NoSuchOption):
         return not any(" " in word for word in args)
     return type(error) is click.UsageError and error.message.startswith("Got unexpected extra argument")
@@ -91,7 +91,7 @@ def _is_unquoted(error: click.UsageError, args: list[str]) -> bool:
     "--stdin/--no-stdin",
     "wants_stdin",
     default=None,
-    help=f"Wait for stdin however long it takes, or don't pass it on. By default a pipe that stays silent for "
+    help=f"Wait for stdin without a limit, or don't pass it on. By default a pipe that stays silent for "
     f"{our_stdin.FIRST_BYTE_S:g} s counts as empty.",
 )
 @provider_option
@@ -196,7 +196,7 @@ async def run_in_session(
         raise
     await print_blocked(session, began)
     if outcome.timed_out:
-        print_message(f"the command took longer than {timeout_s:g} s, and was killed")
+        print_message(f"the command took longer than {timeout_s:g} s and was killed")
     return outcome.exit_code
 
 

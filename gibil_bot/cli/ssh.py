@@ -62,5 +62,5 @@ async def _ssh(name: str, line: str, provider: str | None) -> int:
     async with opened(name, provider) as session:
         from gibil_bot.ssh.terminal import talk
 
-        there = f'exec "${{BASH:-sh}}" -c {shlex.quote(line)}' if line else 'exec "${SHELL:-/bin/sh}" -l'
-        return await talk(session.shell, f"{LOAD_ENVIRONMENT}; {there}", our_stdin.blocks())
+        remote_command = f'exec "${{BASH:-sh}}" -c {shlex.quote(line)}' if line else 'exec "${SHELL:-/bin/sh}" -l'
+        return await talk(session.shell, f"{LOAD_ENVIRONMENT}; {remote_command}", our_stdin.blocks())

@@ -14,17 +14,18 @@ from gibil_bot.cli.output import print_message
 _STDIN = 0
 _BLOCK = 256 * 1024
 _BLOCKS = 8
-"""How many blocks are read ahead of the machine."""
+"""Number of blocks that are read ahead of the machine."""
 FIRST_BYTE_S = 10.0
-"""Agents, CI and daemons start commands with a pipe as stdin that is never written to and never closed. A command that reads
-its input would wait for it until its timeout, so such a pipe counts as empty after this time."""
+"""Agents, CI and daemons start commands with a pipe as stdin that is never written to or closed. A command that reads its input
+would wait until its timeout, so such a pipe counts as empty after this time.
+"""
 
 
 def forward(wanted: bool | None) -> AsyncIterator[bytes] | None:
     """Return the blocks of stdin for a command, or None if it gets none.
 
-    A pipe, a socket or a file is passed on. A terminal isn't, so that keys typed while a command runs reach the shell.
-    `wanted`: False: never; True: even if the first byte takes longer than FIRST_BYTE_S.
+    A pipe, a socket or a file is passed on. A terminal isn't, so that keys typed while a command runs reach the shell. `wanted`
+    False: never pass it on; True: even if the first byte takes longer than FIRST_BYTE_S.
     """
     if wanted is False:
         return None
@@ -43,9 +44,9 @@ def _is_null(kind: os.stat_result) -> bool:
 
 
 async def blocks(first_byte_s: float | None = None) -> AsyncIterator[bytes]:
-    """Yield what is read from stdin, which counts as empty if it is silent for the first `first_byte_s` seconds.
+    """Yield the blocks of stdin, which counts as empty if it is silent for the first `first_byte_s` seconds.
 
-    Reads in a thread that isn't awaited, because a read of a pipe can't be cancelled.
+    They are read in a thread that isn't awaited, because a read of a pipe can't be cancelled.
     """
     loop = asyncio.get_running_loop()
     blocks: asyncio.Queue[bytes] = asyncio.Queue()
@@ -66,7 +67,7 @@ async def blocks(first_byte_s: float | None = None) -> AsyncIterator[bytes]:
             except OSError as error:
                 data = b""
                 with contextlib.suppress(RuntimeError):
-                    loop.call_soon_threadsafe(print_message, f"stdin cannot be read: {error.strerror}")
+                    loop.call_soon_threadsafe(print_message, f"stdin can't be read: {error.strerror}")
             try:
                 loop.call_soon_threadsafe(blocks.put_nowait, data)
             except RuntimeError:  # the loop is closed: the command has ended

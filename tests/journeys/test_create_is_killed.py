@@ -103,7 +103,7 @@ def test_a_machine_that_was_half_made_is_burned_by_the_next_command_which_says_s
     assert {view["name"] for view in line.json("list")} == {"warm", "lost"}
     content = record.read_bytes()
     kill(process)
-    assert said_of_the_dead(line) == "gibil: destroyed lost: a `gibil create` that was killed left it incomplete\n"
+    assert said_of_the_dead(line) == "gibil: destroyed lost: a killed `gibil create` left it incomplete\n"
     assert said_of_the_dead(line) == ""
     assert ([view["name"] for view in line.json("list")], records(line)) == (["warm"], [])
 
@@ -122,7 +122,7 @@ def test_a_fleet_that_was_not_whole_yet_goes_as_a_whole_and_its_names_are_free_a
     again = line.gibil("create", "--name", "lost-1", "--json")
     assert again.returncode == 0, again.stderr
     told = [row for row in again.stderr.splitlines() if "destroyed" in row]
-    assert sorted(told) == [f"gibil: destroyed lost-{n}: a `gibil create` that was killed left it incomplete" for n in (1, 2)]
+    assert sorted(told) == [f"gibil: destroyed lost-{n}: a killed `gibil create` left it incomplete" for n in (1, 2)]
     assert ([view["name"] for view in line.json("list")], records(line)) == (["lost-1"], [])
 
 
@@ -170,7 +170,7 @@ def test_what_the_daemon_was_asked_for_when_its_maker_was_killed_is_burned(line:
     finally:
         os.kill(fork_server, signal.SIGCONT)
     until(lambda: (line.paths.machines / "asked" / "machine.json").exists(), "the daemon does what it was asked for")
-    assert said_of_the_dead(line) == "gibil: destroyed asked: a `gibil create` that was killed left it incomplete\n"
+    assert said_of_the_dead(line) == "gibil: destroyed asked: a killed `gibil create` left it incomplete\n"
     assert [path.name for path in line.paths.machines.iterdir()] == ["warm"]
 
 
@@ -205,7 +205,7 @@ def test_a_server_whose_maker_was_killed_is_burned(hetzner: Cloud, at_hetzner: C
     other = CommandLine(line.folder / "other", hetzner.settings)
     other.here.mkdir(parents=True)
     assert said_of_the_dead(other) == "", "another computer has no part in it"
-    assert said_of_the_dead(line) == "gibil: destroyed lost: a `gibil create` that was killed left it incomplete\n"
+    assert said_of_the_dead(line) == "gibil: destroyed lost: a killed `gibil create` left it incomplete\n"
     assert (hetzner.names, double.state.primary_ips, records(line)) == (set(), {}, [])
 
 
@@ -219,14 +219,14 @@ def test_a_second_ctrl_c_leaves_the_clean_up_to_the_next_command(hetzner: Cloud,
     fault = Fault("DELETE", r"/servers/\d+", hang=answer)
     double.api.faults.append(fault)
     process.send_signal(signal.SIGINT)
-    while b"Ctrl-C again leaves that to the next gibil command" not in process.stderr.readline():
+    while b"press Ctrl-C again to leave that to the next gibil command" not in process.stderr.readline():
         assert process.poll() is None
     until(lambda: any(call.startswith("DELETE /servers") for call in double.api.calls), "it is being destroyed")
     process.send_signal(signal.SIGINT)
     out, _err = process.communicate(timeout=patient(30))
     told = json.loads(out)
     assert (process.returncode, told["code"]) == (130, "INTERRUPTED")
-    assert told["message"] == "interrupted; lost may still exist: the next gibil command destroys what is left"
+    assert told["message"] == "interrupted; lost may still exist: the next gibil command destroys the rest"
 
     async def go_on() -> None:
         answer.set()
