@@ -4,8 +4,8 @@ import signal
 
 
 def main() -> None:
-    """The command line. Until it is loaded, which takes a moment, Ctrl-C ends the process as it ends any other."""
-    is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # and not ignored, as behind nohup
+    """Run the command line. Until its import is complete, which takes a moment, Ctrl-C ends the process without a traceback."""
+    is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # False if SIGINT is ignored, as under nohup
     if is_ours:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from gibil_bot.cli import main as command_line

@@ -22,7 +22,7 @@ class Caps(Struct, frozen=True, kw_only=True):
     sizes_mb: Mapping[str, int] = field(default_factory=dict)
     """Memory of each size at this provider; empty if sizes aren't limits there."""
     default_disk_mb: int | None = None
-    """Disk of a machine whose plan doesn't say; None if that isn't a limit."""
+    """Disk size of a machine whose plan doesn't set one; None if it isn't limited."""
 
     def allows(self, server_type: str | None) -> bool:
         """Return whether a machine of that type may be created. None: the provider chooses a type."""

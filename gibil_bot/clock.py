@@ -6,5 +6,5 @@ from datetime import UTC, datetime
 
 
 def now() -> datetime:
-    """An aware datetime in UTC, as the model has them."""
+    """Return an aware datetime in UTC."""
     return datetime.now(UTC)

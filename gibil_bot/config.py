@@ -85,7 +85,7 @@ SETTINGS: tuple[Setting, ...] = (
         meaning="concurrent runs, and machines of this data directory for `create`, `try`, MCP and Python",
     ),
     Setting(name="GIBIL_MAX_TTL", default="24h", meaning="the longest time to live of a machine"),
-    Setting(name="GIBIL_MAX_LOGS", default="10", meaning="GiB of stored task output; the oldest runs' is deleted first"),
+    Setting(name="GIBIL_MAX_LOGS", default="10", meaning="GiB of stored task output; the oldest runs' output is deleted first"),
     Setting(name="GIBIL_MAX_RUN_LOGS", default="1", meaning="GiB of stored task output per run"),
     Setting(
         name="GIBIL_MAX_MEMORY",

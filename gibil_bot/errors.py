@@ -67,7 +67,7 @@ class Unavailable(ProviderError):
 
 
 class MachineNotFound(ProviderError):
-    """No machine has that name. Usually the name was mistyped, so the exit status is that of wrong use."""
+    """No machine has that name. Usually the name was mistyped, so the exit status is that of a usage error."""
 
     code = "SERVER_NOT_FOUND"
     exit_status = 2
@@ -154,7 +154,7 @@ class StoreError(GibilError):
 
 
 class ClaimLost(GibilError):
-    """Another process has claimed the run. The caller has to stop working on it, and writes nothing more."""
+    """Another process has claimed the run. The caller must stop working on it, and writes nothing more."""
 
     code = "CLAIM_LOST"
 

@@ -1,18 +1,18 @@
 """The only module that starts git on this host.
 
-Rules that hold for every call:
-- The caller's repository-local variables (`git rev-parse --local-env-vars`) never reach git: they are set in hooks, in aliases
-  and by `git rebase -x`, and would direct our commands at the caller's repository. Of the GIT_ variables only those of
-  configuration, transport, identity and discovery are passed on (`_PASSED_ON`).
-- GIT_CONFIG_PARAMETERS and GIT_CONFIG_COUNT are passed on: people pass credentials in them. Git puts there what a command line
-said
-  (`git -c`), and never a setting of a repository.
+Rules for every call:
+
+- The caller's repository-local variables (`git rev-parse --local-env-vars`) never reach git: hooks, aliases and `git rebase -x`
+  set them, and they would direct our commands at the caller's repository. Of the GIT_ variables, only those for configuration,
+  transport, identity and discovery are passed on (`_PASSED_ON`).
+- GIT_CONFIG_PARAMETERS and GIT_CONFIG_COUNT are passed on, because users pass credentials in them. git sets them from a
+  command line (`git -c`), never from a repository's settings.
 - No hook, filter, fsmonitor, pager, external diff or text conversion runs. Transport and credentials follow the user's own
   configuration (global, system, command line): core.sshCommand, url.insteadOf, credential.helper, http.*.
-- A repository is named by `--git-dir`. The configuration of a repository that we didn't create can run programs
-  (core.sshCommand, remote.*.uploadpack, filter.*, core.fsmonitor, core.gitProxy), so such repositories are only asked for
-  refs and configuration values (`LOOK`), and their objects are read through a repository that we created
-  (runs/local_repository.py).
+- The repository is set by `--git-dir`. The configuration of a repository that we didn't create can run programs
+  (core.sshCommand, remote.*.uploadpack, filter.*, core.fsmonitor, core.gitProxy), so such repositories are only queried for
+  refs and configuration values (`NO_FETCH`), and their objects are read through a repository that we created
+  (commits/local_repository.py).
 - git never prompts: it has no terminal, no stdin and no askpass program. It has a time limit, and its output has a size limit.
 """
 
@@ -32,7 +32,7 @@ from typing_extensions import Unpack
 
 from gibil_bot.errors import GibilError
 
-LONGEST_S = 900.0
+TIMEOUT_S = 900.0
 MOST_BYTES = 8 * 1024 * 1024
 """Default limit of a command's output. `stream` has none."""
 PROTOCOLS = "file:git:http:https:ssh"
@@ -80,18 +80,18 @@ _SETTINGS = (
     "core.packedGitWindowSize=32m", "core.packedGitLimit=256m",
 )  # fmt: skip
 
-LOOK: Mapping[str, str | None] = {"GIT_NO_LAZY_FETCH": "1"}
-"""Environment for questions to a repository that we didn't create: nothing is fetched by its settings."""
+NO_FETCH: Mapping[str, str | None] = {"GIT_NO_LAZY_FETCH": "1"}
+"""Environment for queries in a repository that we didn't create: nothing is fetched because of its settings."""
 
 
 class GitError(GibilError):
-    """git failed. `said`: the end of what it wrote to stderr."""
+    """git failed. `stderr`: the end of what it wrote to stderr."""
 
     code = "SOURCE"
 
-    def __init__(self, message: str, *, said: str = "") -> None:
+    def __init__(self, message: str, *, stderr: str = "") -> None:
         super().__init__(message)
-        self.said = said
+        self.stderr = stderr
 
 
 class TooMuchOutput(GitError):
@@ -212,64 +212,70 @@ async def end(process: asyncio.subprocess.Process) -> None:
         await asyncio.shield(process.wait())
 
 
-class How(TypedDict, total=False):
-    """Options of a git call. `extra`: additions to its environment; None removes a variable. `given`: its stdin."""
+class GitOptions(TypedDict, total=False):
+    """Options of a git call. `extra`: additions to its environment; None removes a variable."""
 
     git_dir: Path
     folder: Path
     extra: Mapping[str, str | None]
     settings: Sequence[str]
     limits: Limits
-    given: bytes
+    stdin: bytes
     within_s: float
 
 
-async def run(*arguments: str, most_bytes: int = MOST_BYTES, **how: Unpack[How]) -> bytes:
-    """Return what git prints.
+async def run(*arguments: str, most_bytes: int = MOST_BYTES, **options: Unpack[GitOptions]) -> bytes:
+    """Return git's output.
 
-    Raises GitError with git's reason, also when it takes longer than `within_s`; TooMuchOutput above `most_bytes`.
+    Raises GitError with git's reason, also if it takes longer than `within_s`; TooMuchOutput above `most_bytes`.
     """
     chunks: list[bytes] = []
     size = 0
 
-    def keep(data: bytes) -> None:
+    def collect(data: bytes) -> None:
         nonlocal size
         size += len(data)
         if size > most_bytes:
             raise TooMuchOutput(f"git {_verb(arguments)} printed more than {most_bytes} bytes")
         chunks.append(data)
 
-    await feed(keep, *arguments, **how)
+    await feed(collect, *arguments, **options)
     return b"".join(chunks)
 
 
-async def text(*arguments: str, **how: Unpack[How]) -> str:
+async def text(*arguments: str, **options: Unpack[GitOptions]) -> str:
     """As `run`, but return text without its last newline. Bytes that aren't UTF-8 become surrogates."""
-    out = await run(*arguments, **how)
+    out = await run(*arguments, **options)
     return out.decode("utf-8", "surrogateescape").removesuffix("\n")
 
 
-async def feed(take: Callable[[bytes], None], *arguments: str, **how: Unpack[How]) -> None:
-    """As `run`, but pass the output to `take` as it comes. An exception of `take` ends git and is raised."""
-    async with contextlib.aclosing(stream(*arguments, **how)) as pieces:
+async def feed(consume: Callable[[bytes], None], *arguments: str, **options: Unpack[GitOptions]) -> None:
+    """As `run`, but pass the output to `consume` as it arrives. An exception of `consume` ends git and is raised."""
+    async with contextlib.aclosing(stream(*arguments, **options)) as pieces:
         async for data in pieces:
-            take(data)
+            consume(data)
 
 
-async def stream(*arguments: str, **how: Unpack[How]) -> AsyncGenerator[bytes, None]:
-    """Yield what git prints, of any size. Raises GitError as `run` does, at the end."""
-    git_dir, folder, limits = how.get("git_dir"), how.get("folder"), how.get("limits")
-    given, within_s = how.get("given", b""), how.get("within_s", LONGEST_S)
-    said = _Tail()
+async def stream(*arguments: str, **options: Unpack[GitOptions]) -> AsyncGenerator[bytes, None]:
+    """Yield git's output, of any size. Raises GitError as `run` does, at the end."""
+    git_dir, folder, limits = options.get("git_dir"), options.get("folder"), options.get("limits")
+    stdin, within_s = options.get("stdin", b""), options.get("within_s", TIMEOUT_S)
+    stderr = _Tail()
     try:
         process = await start(
-            *arguments, git_dir=git_dir, folder=folder, env=environment(how.get("extra")), settings=how.get("settings", ()),
-            limits=limits, stdin=asyncio.subprocess.PIPE if given else asyncio.subprocess.DEVNULL, stderr=said.writing,
-        )  # fmt: skip
+            *arguments,
+            git_dir=git_dir,
+            folder=folder,
+            env=environment(options.get("extra")),
+            settings=options.get("settings", ()),
+            limits=limits,
+            stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
+            stderr=stderr.writing,
+        )
     finally:
-        await said.begin()
+        await stderr.begin()
     assert process.stdout is not None
-    writing = asyncio.create_task(_write(process.stdin, given)) if process.stdin is not None else None
+    writing = asyncio.create_task(_write(process.stdin, stdin)) if process.stdin is not None else None
     latest = asyncio.get_running_loop().time() + within_s
     try:
         while True:
@@ -281,14 +287,14 @@ async def stream(*arguments: str, **how: Unpack[How]) -> AsyncGenerator[bytes, N
             yield data
     except TimeoutError:
         where = git_dir or folder or Path("/")
-        raise GitError(f"git {_verb(arguments)} in {where} did not end within {within_s:g} s") from None
+        raise GitError(f"git {_verb(arguments)} in {where} didn't end within {within_s:g} s") from None
     finally:
         await end(process)
         if writing is not None:
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
-        complaint = await said.close()
-    _check(process, arguments, git_dir or folder, complaint, limits)
+        message = await stderr.close()
+    _check(process, arguments, git_dir or folder, message, limits)
 
 
 async def create_repository(path: Path) -> None:
@@ -306,9 +312,9 @@ async def create_repository(path: Path) -> None:
     await asyncio.to_thread(create)
 
 
-def reason_in(said: str) -> str:
+def reason_in(stderr: str) -> str:
     """Return the line of git's stderr with the reason: the first `fatal:`, else the last line that isn't a hint."""
-    lines = [line.strip() for line in said.split("\n")]
+    lines = [line.strip() for line in stderr.split("\n")]
     lines = [line for line in lines if line and not line.startswith(("hint:", "warning:"))]
     return next((line for line in lines if line.startswith("fatal:")), lines[-1] if lines else "no reason given")
 
@@ -316,7 +322,7 @@ def reason_in(said: str) -> str:
 class _Tail:
     """A pipe for stderr that stores the first and last bytes.
 
-    It isn't one of asyncio's pipes, because `wait` waits for those, and a background process of git may keep them open.
+    It isn't an asyncio pipe, because `wait` waits for those, and a background process of git may keep them open.
     """
 
     def __init__(self) -> None:
@@ -324,7 +330,7 @@ class _Tail:
         self._reading, self.writing = os.pipe()
 
     async def begin(self) -> None:
-        """Start reading. Call when the process has been started, or couldn't be."""
+        """Start reading. Call it after starting the process, even if that failed."""
         os.close(self.writing)
         reader = asyncio.StreamReader()
         self._transport, _ = await asyncio.get_running_loop().connect_read_pipe(
@@ -339,7 +345,7 @@ class _Tail:
                 del self._stored[_MOST_ERROR_BYTES // 4 : len(self._stored) - _MOST_ERROR_BYTES // 2]
 
     async def close(self) -> str:
-        """Return what was stored. Call once git has ended."""
+        """Return what was stored. Call it once git has ended."""
         await asyncio.wait({self._task}, timeout=_PIPE_LINGERS_S)
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
@@ -347,32 +353,32 @@ class _Tail:
         return self._stored.decode("utf-8", "replace").strip()
 
 
-async def _write(stdin: asyncio.StreamWriter, given: bytes) -> None:
-    with contextlib.suppress(ConnectionError):  # git ended early; its status says why
-        stdin.write(given)
-        await stdin.drain()
-        stdin.close()
-        await stdin.wait_closed()
+async def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
+    with contextlib.suppress(ConnectionError):  # git ended early; its status tells why
+        writer.write(data)
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
 
 
 def _check(
-    process: asyncio.subprocess.Process, arguments: Sequence[str], where: Path | None, said: str, limits: Limits | None
+    process: asyncio.subprocess.Process, arguments: Sequence[str], folder: Path | None, stderr: str, limits: Limits | None
 ) -> None:
     if process.returncode == 0:
         return
-    location = f" in {where}" if where is not None else ""
+    location = f" in {folder}" if folder is not None else ""
     failed = f"git {_verb(arguments)} failed{location}"
     if limits is not None:
-        if process.returncode == -signal.SIGXCPU or f"died of signal {int(signal.SIGXCPU)}" in said:
+        if process.returncode == -signal.SIGXCPU or f"died of signal {int(signal.SIGXCPU)}" in stderr:
             time = f"{limits.cpu_s} s of processor time"
-            raise TooExpensive(f"{failed}: reading the objects needs more than {time}", said=said)
-        elif "ut of memory" in said or "mmap failed" in said or "Cannot allocate memory" in said:
+            raise TooExpensive(f"{failed}: reading the objects needs more than {time}", stderr=stderr)
+        elif "ut of memory" in stderr or "mmap failed" in stderr or "Cannot allocate memory" in stderr:
             size = f"{limits.memory_bytes // 1024**2} MiB"
-            raise TooExpensive(f"{failed}: reading the objects needs more than {size} of memory", said=said)
-    reason = reason_in(said)
-    if process.returncode is not None and process.returncode < 0 and not said:
+            raise TooExpensive(f"{failed}: reading the objects needs more than {size} of memory", stderr=stderr)
+    reason = reason_in(stderr)
+    if process.returncode is not None and process.returncode < 0 and not stderr:
         reason = f"it was killed by signal {-process.returncode}"
-    raise GitError(f"{failed}: {reason}", said=said)
+    raise GitError(f"{failed}: {reason}", stderr=stderr)
 
 
 def _verb(arguments: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Numbers, durations and near misses in the words of people."""
+"""Formats numbers and durations for people, and suggests corrections of misspelled words."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def precise_duration(seconds: float) -> str:
 
 
 def duration_setting(seconds: float) -> str:
-    """Return a time as settings and workflow files write it, in its largest whole unit: 24h, 90m, 45s."""
+    """Return a time in its largest whole unit, as in settings and workflow files: 24h, 90m, 45s."""
     whole = int(seconds)
     for unit, size in (("h", 3600), ("m", 60)):
         if whole and whole % size == 0:
@@ -32,18 +32,18 @@ def duration_setting(seconds: float) -> str:
 
 
 def ordinal(number: int) -> str:
-    """1st, 2nd, 3rd, 11th."""
+    """Return 1st, 2nd, 3rd, 11th."""
     ending = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return f"{number}{ending}"
 
 
 def count(number: int, noun: str) -> str:
-    """1 task, 2 tasks."""
+    """Return 1 task, 2 tasks."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)`; nothing when no choice is within two typing errors (one in words up to four letters)."""
+    """Return ` (did you mean 'x'?)`; empty if no choice is within two typing errors (one in words of up to four letters)."""
     word = word.lower()
     most = 2 if len(word) > 4 else 1
     near = [
@@ -57,7 +57,7 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 def _typing_errors(left: str, right: str) -> int:
     """Return the optimal string alignment distance: letters to insert, remove, replace, or swap with their neighbour.
 
-    Words of more than 100 letters are not compared, because the work grows with the square of the length.
+    Words of more than 100 letters aren't compared, because the work grows with the square of the length.
     """
     if len(left) > 100 or len(right) > 100:
         return 100

@@ -1,9 +1,9 @@
-"""The nouns: small frozen values that every room shares. Bytes become one of these at the boundary.
+"""The data model: small immutable values that all packages share. Bytes become one of these at the boundary.
 
-Times are aware datetimes in UTC, durations are seconds (`_s`), sizes are megabytes (`_mb`). msgspec encodes them as JSON and
-decodes them (`msgspec.json.encode`, `msgspec.json.decode(data, type=Plan)`): that is how they are stored. They are structs and
-not dataclasses, because every command creates all these classes when it starts, which takes half a millisecond instead of
-twenty. A changed copy: `msgspec.structs.replace(machine, status="off")`.
+Times are aware datetimes in UTC, durations are seconds (`_s`), sizes are megabytes (`_mb`). msgspec encodes them as JSON for
+storage (`msgspec.json.encode`, `msgspec.json.decode(data, type=Plan)`). They are structs instead of dataclasses because every
+command creates all these classes when it starts, which takes half a millisecond instead of twenty. To change a copy:
+`msgspec.structs.replace(machine, status="off")`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from msgspec import Struct, field
 
 
 class Trust(StrEnum):
-    """What a run may touch. Untrusted: no secrets, and `local` machines only where the operator allows it."""
+    """What a run may access. Untrusted: no secrets, and `local` machines only if the operator allows it."""
 
     TRUSTED = "trusted"
     UNTRUSTED = "untrusted"
 
 
 class Conclusion(StrEnum):
-    """How a run ended; exactly GitHub's words (docs.github.com/rest/checks/runs, `conclusion`)."""
+    """How a run ended, in GitHub's words (docs.github.com/rest/checks/runs, `conclusion`)."""
 
     SUCCESS = "success"
     FAILURE = "failure"
@@ -52,7 +52,7 @@ class TaskStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
-# --- what GitHub says -------------------------------------------------------------------------------------------
+# --- what GitHub sends ------------------------------------------------------------------------------------------
 
 
 class UnusableFile(bytes):
@@ -60,12 +60,12 @@ class UnusableFile(bytes):
 
     @classmethod
     def of(cls, kind: str, *, is_folder: bool = False) -> UnusableFile:
-        """`kind`: symlink or submodule, as GitHub's contents API names them."""
+        """Create the value. `kind`: symlink or submodule, as GitHub's contents API names them."""
         what = "folder" if is_folder else "file"
         if kind == "submodule":
-            return cls(f"it is a submodule; put the {what} itself there".encode())
-        leads = "" if is_folder else " that does not lead to a file of this repository"
-        return cls(f"it is a symbolic link{leads}; put the {what} itself there".encode())
+            return cls(f"it is a submodule; replace it with the {what} itself".encode())
+        leads = "" if is_folder else " that doesn't lead to a file of this repository"
+        return cls(f"it is a symbolic link{leads}; replace it with the {what} itself".encode())
 
     @property
     def problem(self) -> str:
@@ -96,14 +96,14 @@ class PullRequest(Struct, frozen=True, kw_only=True):
     head_sha: str
     head_ref: str
     head_repository: str | None
-    """`owner/name`; None when the fork is gone."""
+    """`owner/name`; None if the fork was deleted."""
     base_ref: str
     base_sha: str
     is_open: bool = True
     is_draft: bool = False
     maintainer_can_modify: bool = False
     head_repository_id: int | None = None
-    """Stays the same when a repository is renamed or transferred. None: the fork was deleted, or it isn't known."""
+    """Unchanged when a repository is renamed or transferred. None: the fork was deleted, or the id is unknown."""
     head_owner: str | None = None
     """Login of the account that owns the head's repository now."""
     head_owner_is_user: bool = False
@@ -135,12 +135,12 @@ class CommentCreated(Struct, frozen=True, kw_only=True, tag="comment_created"):
 
     @property
     def is_review_comment(self) -> bool:
-        """On a line of the diff, not in the conversation."""
+        """Whether the comment is on a line of the diff, not in the conversation."""
         return self.event_name == "pull_request_review_comment"
 
     @property
     def is_review(self) -> bool:
-        """The body of a review: it has no reactions in GitHub's REST API, and `comment_id` is the review's id."""
+        """Whether this is the body of a review: GitHub's REST API has no reactions for it, and `comment_id` is its id."""
         return self.event_name == "pull_request_review"
 
 
@@ -179,7 +179,7 @@ class BranchPushed(Struct, frozen=True, kw_only=True, tag="branch_pushed"):
 
 
 class MergeGroupChecked(Struct, frozen=True, kw_only=True, tag="merge_group_checked"):
-    """A merge queue asks for checks of the commit that it would merge."""
+    """A merge queue requests checks of the commit that it would merge."""
 
     installation_id: int
     repository: Repository
@@ -188,14 +188,15 @@ class MergeGroupChecked(Struct, frozen=True, kw_only=True, tag="merge_group_chec
 
 
 class Ignored(Struct, frozen=True, kw_only=True, tag="ignored"):
-    """An event that nothing follows from; `reason` is for the log."""
+    """An event without consequences; `reason` is for the log."""
 
     reason: str
 
 
 Event = CommentCreated | PullRequestChanged | RerunRequested | BranchPushed | MergeGroupChecked | Ignored
-"""What a delivery means to us. The store keeps it as JSON with the tag in `type`, so tags and fields are stored names: a new
-field needs a default."""
+"""The decoded form of a delivery. The store has it as JSON with the tag in `type`, so tags and fields are stored names: a new
+field needs a default.
+"""
 
 
 class Delivery(Struct, frozen=True, kw_only=True):
@@ -205,12 +206,12 @@ class Delivery(Struct, frozen=True, kw_only=True):
     event_name: str
     """GitHub's name of the event (`X-GitHub-Event`)."""
     event: Event | None
-    """None: the payload could not be read, or an older version stored it unread."""
+    """None: the payload couldn't be decoded, or an older version stored it undecoded."""
     received_at: datetime
     payload: bytes = b""
-    """The request's body, only where `event` is None."""
+    """The request's body, only if `event` is None."""
     digest: bytes = b""
-    """SHA-256 of the request's body; empty where nothing follows from the event."""
+    """SHA-256 of the request's body; empty if the event has no consequences."""
     cancels: bool = False
     """A comment in which every command is `cancel`: it doesn't wait for earlier deliveries."""
     attempts: int = 0
@@ -218,8 +219,9 @@ class Delivery(Struct, frozen=True, kw_only=True):
 
 
 class CancelRequest(Struct, frozen=True, kw_only=True):
-    """Stop the runs that deliveries before this one asked for, on one pull request: those that are queued or running, and those
-    that are queued later because their delivery isn't handled yet."""
+    """Stop the runs that earlier deliveries requested on one pull request: those that are queued or running, and those that are
+    queued later because their delivery isn't handled yet.
+    """
 
     repository_id: int
     number: int
@@ -244,7 +246,7 @@ class HeadSeen(Struct, frozen=True, kw_only=True):
     before: str | None = None
     """The head that a push replaced."""
     pusher: Person | None = None
-    """None: not known, as for everything but `synchronize`."""
+    """None: unknown, as for every action except `synchronize`."""
     head_repository_id: int | None = None
     head_owner: str | None = None
 
@@ -271,11 +273,11 @@ class Approval(Struct, frozen=True, kw_only=True):
 
 
 class HeadHistory(Struct, frozen=True, kw_only=True):
-    """What the store knows about the heads of a pull request and who pushed them, oldest first."""
+    """What the store has about the heads of a pull request and who pushed them, oldest first."""
 
     heads: tuple[HeadSeen, ...] = ()
     pushes: tuple[BranchPush, ...] = ()
-    """Of the head's commit, to branches of the repository itself."""
+    """Pushes of the head's commit to branches of the repository itself."""
     approvals: tuple[Approval, ...] = ()
     fork_pushes: tuple[HeadSeen, ...] = ()
     """Pushes to the same fork that were seen on any pull request of this repository."""
@@ -294,7 +296,7 @@ class Command(Struct, frozen=True, kw_only=True):
 
 
 class TaskPlan(Struct, frozen=True, kw_only=True):
-    """One task as it will run. `condition` is an expression of the workflow language, checked already."""
+    """One task as it will run. `condition` is an expression of the workflow language, already checked."""
 
     name: str
     run: str
@@ -308,9 +310,9 @@ class TaskPlan(Struct, frozen=True, kw_only=True):
 
 
 class MachineResources(Struct, frozen=True, kw_only=True):
-    """What can be said about a machine, as the `machine:` of a file or a request says it. None: not said.
+    """The settings of a machine, from the `machine:` of a file or from a request. None: unset.
 
-    Plans and specs extend it instead of holding it, because their JSON is flat: in the database, in `gibil plan` and in the
+    Plans and specs extend it instead of containing it, because their JSON is flat: in the database, in `gibil plan` and in the
     protocol of the local machines' daemon.
     """
 
@@ -324,11 +326,11 @@ class MachineResources(Struct, frozen=True, kw_only=True):
     pids: int | None = None
 
     def overridden_by(self, other: MachineResources) -> MachineResources:
-        """The values of `other`, and these where it has none."""
-        return MachineResources(**self.said() | other.said())
+        """Return the values of `other`, with these values where `other` has none."""
+        return MachineResources(**self.specified() | other.specified())
 
-    def said(self) -> dict[str, Any]:
-        """The values by name, without those that aren't said."""
+    def specified(self) -> dict[str, Any]:
+        """Return the values that are set, by name."""
         values = ((name, getattr(self, name)) for name in MachineResources.__struct_fields__)
         return {name: value for name, value in values if value is not None}
 
@@ -341,10 +343,10 @@ class MachinePlan(MachineResources, frozen=True, kw_only=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """One workflow, checked and bound to one event: everything that the runner needs, with nothing left to decide."""
+    """One workflow, checked and bound to one event: complete input for the runner."""
 
     workflow: str
-    """The file's name without `.yml`, which people and check runs use."""
+    """The file's name without `.yml`, which users and check runs use."""
     title: str
     """The file's `name:`, or the workflow again."""
     path: str
@@ -363,7 +365,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     github: Mapping[str, str] = field(default_factory=dict)
     """The `github.*` of conditions: event_name, actor, sha, ref, head_ref, base_ref, repository, number …"""
     notes: tuple[str, ...] = ()
-    """What planning decided by itself, for the report."""
+    """What planning decided or limited, for the report."""
 
 
 # --- runs ------------------------------------------------------------------------------------------------------
@@ -404,17 +406,17 @@ class Run(Struct, frozen=True, kw_only=True):
     state: RunState
     queued_at: datetime
     started_at: datetime | None = None
-    """When it was claimed first."""
+    """When it was first claimed."""
     finished_at: datetime | None = None
     conclusion: Conclusion | None = None
     cancel_reason: str | None = None
-    """Why it should stop: "superseded by abc1234", "cancelled by ada"; None: it should go on."""
+    """Why it should stop: "superseded by abc1234", "cancelled by ada"; None: it should continue."""
     machine: str | None = None
     """Name of the machine that may exist for it; None once it is destroyed."""
     machine_attempt: int = 0
     """How many machines were created for it."""
     note: str | None = None
-    """What the report says in addition to the tasks: a machine that was lost and replaced, an internal error."""
+    """Additional text of the report: a machine that was lost and replaced, an internal error."""
 
 
 class Claim(Struct, frozen=True, kw_only=True):
@@ -426,13 +428,14 @@ class Claim(Struct, frozen=True, kw_only=True):
 
 
 class Refusal(Struct, frozen=True, kw_only=True):
-    """An endpoint that a machine tried to reach and may not. The machine chose the host: of the letters of a host name alone,
-    253 at most."""
+    """An endpoint that a machine tried to reach and may not. The machine chose the host, which has only the characters of a
+    host name and at most 253 of them.
+    """
 
     host: str
     port: int
     itself: bool = False
-    """It is the machine itself under another name, so an operator has nothing to allow."""
+    """It is the machine itself under another name, so the operator can't allow it."""
 
 
 class Refusals(Struct, frozen=True, kw_only=True):
@@ -440,7 +443,7 @@ class Refusals(Struct, frozen=True, kw_only=True):
 
     refused: tuple[Refusal, ...] = ()
     more: bool = False
-    """There were more, which aren't recorded."""
+    """Whether there were more, which aren't recorded."""
 
 
 class TaskResult(Struct, frozen=True, kw_only=True):
@@ -460,7 +463,7 @@ class TaskResult(Struct, frozen=True, kw_only=True):
     detail: str = ""
     """Why it was skipped, or what stopped it."""
     refusals: Refusals = Refusals()
-    """What its machine was not allowed to reach meanwhile; hosts are redacted."""
+    """What its machine was not allowed to reach during the task; hosts are redacted."""
 
     @property
     def duration_s(self) -> float | None:
@@ -469,14 +472,14 @@ class TaskResult(Struct, frozen=True, kw_only=True):
         return (self.finished_at - self.started_at).total_seconds()
 
 
-# --- what is published to GitHub -------------------------------------------------------------------------------------
+# --- notifications for GitHub -----------------------------------------------------------------------------------------
 
 
 class Priority(IntEnum):
     """Order in which notifications are published to GitHub. Lower comes first."""
 
     RESULT = 0
-    """A check run that GitHub does not show yet, or that ended."""
+    """A check run that GitHub doesn't show yet, or that ended."""
     PROGRESS = 1
     COMMENT = 2
     REACTION = 3
@@ -494,7 +497,7 @@ class CheckRunUpdate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     head_sha: str
     external_id: str
-    """Finds it again: the run's id, or the notification's key."""
+    """Identifies the check run: the run's id, or the notification's key."""
     status: Literal["queued", "in_progress", "completed"]
     output: CheckRunOutput
     started_at: str | None = None
@@ -509,10 +512,10 @@ class CommentUpdate(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     number: int
     marker: str
-    """An HTML comment that finds it again; `body` begins with it."""
+    """An HTML comment that identifies it; `body` begins with it."""
     body: str
     only_if_exists: bool = False
-    """Change an existing comment, and create none."""
+    """Change an existing comment, but create none."""
 
 
 class ReactionUpdate(Struct, frozen=True, kw_only=True):
@@ -521,15 +524,15 @@ class ReactionUpdate(Struct, frozen=True, kw_only=True):
     comment_id: int
     is_review_comment: bool
     content: str
-    """GitHub's word: eyes | rocket | confused …"""
+    """GitHub's name: eyes | rocket | confused …"""
 
 
 NotificationUpdate = CheckRunUpdate | CommentUpdate | ReactionUpdate
-"""Stored as JSON next to its kind, so fields are stored names: a new field needs a default."""
+"""Stored as JSON with its kind in another column, so fields are stored names: a new field needs a default."""
 
 
 class Notification(Struct, frozen=True, kw_only=True):
-    """The desired state of one GitHub object, and not an action: publishing it again changes nothing.
+    """The desired state of one GitHub object, not an action: publishing it again changes nothing.
 
     `key` names the object: `check:<run id>`, `comment:<repository id>:<number>:<workflow>`, `reply:<delivery digest>`,
     `reaction:<comment id>:<content>` … A newer notification with the same key replaces the older one.
@@ -547,9 +550,11 @@ class DueNotification(Struct, frozen=True, kw_only=True):
     notification: Notification
     revision: int
     remote_id: int | None
-    """GitHub's id of the check run, comment or reaction, when we have learned it."""
+    """GitHub's id of the check run, comment or reaction, if it is known."""
     attempts: int
-    """How many times publishing was begun before, in all revisions; above 0 without a remote_id: look before you write."""
+    """How many attempts to publish there were, in all revisions. If above 0 without a remote_id, search for the object before
+    creating it.
+    """
     failures: int = 0
     """How often publishing failed since it last succeeded."""
     priority: Priority = Priority.RESULT
@@ -560,9 +565,9 @@ class Spending(Struct, frozen=True, kw_only=True):
 
     allowed: bool
     wait_s: float = 0.0
-    """When not allowed: seconds until the bucket holds as many."""
+    """If not allowed: seconds until the bucket has enough tokens."""
     first_refusal: bool = False
-    """No refusal was sent to the owner within the last hour."""
+    """Whether no rejection was sent to the owner within the last hour."""
 
 
 # --- machines ---------------------------------------------------------------------------------------------------
@@ -573,19 +578,20 @@ class MachineSpec(MachineResources, frozen=True, kw_only=True):
 
     name: str
     owner: str
-    """Whose machine the provider's `sweep` may delete: the same for every process that shares one data directory (or one cloud
-    project's bot)."""
+    """The owner for the provider's `sweep`: the same for every process that shares one data directory (or one cloud project's
+    bot).
+    """
     size: str = "small"
     ttl_s: int
     authorized_key: str
     """The public key that may log in, in OpenSSH's one-line form."""
     host_key: str
-    """The private host key that the machine has to show, in OpenSSH's PEM form."""
+    """The private host key that the machine must use, in OpenSSH's PEM form."""
     first_host_key: str = ""
-    """Shown instead of it until the first contact, where others can read a machine's boot data; same form."""
+    """Used instead of it until the first contact, if others can read a machine's boot data; same form."""
     labels: Mapping[str, str] = field(default_factory=dict)
     egress_allow: tuple[str, ...] = ()
-    """Besides public addresses: `host`, `host:port`, `10.0.0.0/8`. Loopback `127.0.0.1:PORT` is made reachable as such."""
+    """In addition to public addresses: `host`, `host:port`, `10.0.0.0/8`. Loopback `127.0.0.1:PORT` is reachable as such."""
     untrusted: bool = False
     tethered: bool = False
     """Local only: destroyed as soon as the process that created it ends."""
@@ -599,7 +605,7 @@ class Endpoint(Struct, frozen=True, kw_only=True):
 
     host_key: str
     first_host_key: str | None = None
-    """Only of what `Provider.create` returns: shown instead of `host_key` until the first contact (host_keys.py)."""
+    """Only in the result of `Provider.create`: used instead of `host_key` until the first contact (host_keys.py)."""
     username: str = "root"
     host: str | None = None
     port: int = 22
@@ -620,18 +626,18 @@ class Machine(Struct, frozen=True, kw_only=True):
 
 
 class Capabilities(Struct, frozen=True, kw_only=True):
-    """What the machines of a provider can do here."""
+    """What the provider's machines can do here."""
 
     tier: str
     """`root`, `user` or `vm`."""
     package_installs: bool
-    """apt-get works inside."""
+    """apt-get works on them."""
     several_users: bool
-    """More than uid 0 inside."""
+    """More than one uid exists on them."""
     memory_limit: str
-    """How memory is bounded: `cgroup-v2`, `cgroup-v1`, `polled` or `hardware`."""
+    """How memory is limited: `cgroup-v2`, `cgroup-v1`, `polled` or `hardware`."""
     disk_limit: str = "hardware"
-    """How disks are bounded: `filesystem` (of that size), `polled` or `hardware`."""
+    """How disks are limited: `filesystem` (of that size), `polled` or `hardware`."""
     cpu_limit: str = "hardware"
     """How processors are shared: `shares` of a control group, `nice` or `hardware`."""
     forged_in_s: float
@@ -641,24 +647,24 @@ class Capabilities(Struct, frozen=True, kw_only=True):
 
 
 class Usage(Struct, frozen=True, kw_only=True):
-    """The limits of a machine and how much of them it uses, as measured by what enforces them."""
+    """The limits of a machine and how much of them it uses, as measured where they are enforced."""
 
     memory_limit_mb: int
     memory_used_mb: int
     """Without the file cache, which the kernel frees before it kills a process."""
     disk_limit_mb: int
     disk_used_mb: int | None
-    """None: the disk is a file system of its own, and the machine sees for itself how full it is."""
+    """None: the disk is a separate file system, so the machine itself shows how full it is."""
 
 
 class SizeOffer(Struct, frozen=True, kw_only=True):
-    """What a provider creates for one size today."""
+    """What a provider currently creates for one size."""
 
     size: str
     what: str
     """For people: `4 GB of memory, 10 GB of disk`."""
     locations: tuple[str, ...] = ()
-    """Locations that offer it; empty where the provider has only one."""
+    """Locations that offer it; empty if the provider has only one."""
     price_hourly: Decimal | None = None
     """Net, for each started hour; None: nothing is billed."""
     currency: str | None = None
@@ -688,11 +694,11 @@ class Job(Struct, frozen=True, kw_only=True):
     working_directory: str = "/root"
     shell: str = "bash"
     merged: bool = True
-    """One stream, with stderr and stdout interleaved; False keeps two files."""
+    """One stream, with stderr and stdout interleaved; if False, two files."""
     returns: tuple[str, ...] = ()
-    """Absolute paths on the machine of at most 16 files: their contents come with the Exit."""
+    """Absolute paths on the machine of at most 16 files, whose contents come with the Exit."""
     most_output_bytes: int | None = None
-    """Of each stream, in steps of 512: a job that prints more gets SIGPIPE, and its Exit says that its output is cut."""
+    """Limit for each stream, in steps of 512: a job that prints more gets SIGPIPE, and its Exit has `output_cut`."""
 
     def __repr__(self) -> str:
         return _without(self, "env")
@@ -707,16 +713,16 @@ class Chunk(Struct, frozen=True):
 
 
 class Exit(Struct, frozen=True):
-    """The job ended. Killed by signal N: 128 + N, as in a shell."""
+    """The job ended. If it was killed by signal N, the status is 128 + N, as in a shell."""
 
     status: int
     files: Mapping[str, bytes] = field(default_factory=dict)
-    """Contents of the job's `returns` at its end, each cut at 1 MiB; b"" where no file could be read."""
+    """Contents of the job's `returns` at its end, each cut at 1 MiB; b"" if a file couldn't be read."""
     output_cut: bool = False
-    """Not all of its output could be stored on the machine: its disk is full, or what stores it was killed."""
+    """Not all of its output could be stored on the machine: its disk is full, or the process that stores it was killed."""
 
 
-def _without(noun: Struct, *secret: str) -> str:
-    """The repr without the fields that must not be logged."""
-    shown = ", ".join(f"{name}={getattr(noun, name)!r}" for name in noun.__struct_fields__ if name not in secret)
-    return f"{type(noun).__name__}({shown})"
+def _without(value: Struct, *secret: str) -> str:
+    """Return the repr without the fields that must not be logged."""
+    shown = ", ".join(f"{name}={getattr(value, name)!r}" for name in value.__struct_fields__ if name not in secret)
+    return f"{type(value).__name__}({shown})"

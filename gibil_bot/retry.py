@@ -21,10 +21,10 @@ class RetryPolicy:
     """
 
     attempts: int | None
-    """Including the first one. None: unlimited; give `within_s`, or let the caller stop."""
+    """Including the first one. None: unlimited; set `within_s`, or let the caller stop."""
     first_wait_s: float
     factor: float = 2.0
-    """1: always the same wait."""
+    """1: the wait never grows."""
     longest_wait_s: float = 3600.0
     jitter: tuple[float, float] = (0.5, 1.5)
     within_s: float | None = None
@@ -33,8 +33,8 @@ class RetryPolicy:
     def wait_s(self, failures: int, *, elapsed_s: float = 0.0, at_least_s: float = 0.0) -> float | None:
         """Return the seconds to wait before the next attempt, or None if there is none.
 
-        `failures` counts attempts that failed (1 after the first), `elapsed_s` is the time since the first attempt started,
-        and `at_least_s` is what the other side asked for (a Retry-After header).
+        `failures` counts attempts that failed (1 after the first), `elapsed_s` is the time since the first attempt started, and
+        `at_least_s` is the other side's minimum (a Retry-After header).
         """
         if self.attempts is not None and failures >= self.attempts:
             return None

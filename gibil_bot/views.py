@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from gibil_bot.model import Machine, Refusal, Refusals, Run, TaskResult
 
 _MOST_BLOCKED, _MOST_PORTS, _MOST_CHARACTERS = 10, 3, 800
-"""How many endpoints, and endpoints of one host, one sentence names: a machine chooses their number and length."""
+"""Maximum number of endpoints, and of endpoints per host, in one sentence: a machine chooses their number and length."""
 
 
 def timestamp(moment: datetime | None) -> str | None:
@@ -34,12 +34,12 @@ def blocked_view(refusals: Refusals) -> list[str]:
         more = " and others" if len(named) < sum(map(len, hosts.values())) or refusals.more else ""
         if itself:
             lines.append(
-                f"asked of the proxy, though it is the machine itself: {', '.join(named)}{more}; connect without the proxy, "
+                f"requested from the proxy, but it is the machine itself: {', '.join(named)}{more}; connect without the proxy, "
                 "as localhost or with that host in NO_PROXY"
             )
         else:
             lines.append(
-                f"blocked, as not public: {', '.join(named)}{more}; the operator can allow what is meant to be reached with "
+                f"blocked because they are not public: {', '.join(named)}{more}; the operator can allow them with "
                 f"GIBIL_EGRESS_ALLOW={','.join(named)}"
             )
     return lines
@@ -77,11 +77,11 @@ def run_view(run: Run, results: Sequence[TaskResult]) -> dict[str, object]:
 
 
 def machine_created(machine: Machine) -> dict[str, object]:
-    """Return what `create` prints once SSH answers.
+    """Return the result of `create`, once SSH answers.
 
-    `ssh_key_id` is null, since no provider stores the key that opens the machine: it is derived here and passed in the
-    user-data. A cloud project's shared key isn't named: it opens nothing, and a user who deletes "the machine's key" at the
-    end would delete it for all machines.
+    `ssh_key_id` is null, because no provider stores the machine's key: it is derived here and passed in the user-data. A cloud
+    project's shared key isn't named: it doesn't open the machine, and a user who deletes "the machine's key" at the end would
+    delete it for all machines.
     """
     ttl = _ttl_minutes(machine)
     return {

@@ -158,7 +158,7 @@ def operator_limits(settings: Settings) -> Limits:
         operator_workflows=operator_workflows(settings),
         max_ttl_s=settings.max_ttl_s,
         caps=machine_caps(settings),
-        grounds=service_capabilities(settings),
+        service_capabilities=service_capabilities(settings),
     )
 
 
@@ -177,7 +177,7 @@ class Bot:
 
 
 async def _supervise(name: str, part: Callable[[], Coroutine[object, object, None]]) -> None:
-    """Run a part of the bot. When it fails, which is an internal error, log that and start it again; other parts continue."""
+    """Run a part of the bot. If it fails, which is an internal error, log that and restart it; other parts continue."""
 
     async def run() -> None:
         await part()
@@ -186,7 +186,7 @@ async def _supervise(name: str, part: Callable[[], Coroutine[object, object, Non
     await _RESTARTING.call(
         run,
         retry_after_s=lambda error: 0.0,
-        before_retry=lambda error, failures: log.error("%s failed; starting it again", name, exc_info=error),
+        before_retry=lambda error, failures: log.error("%s failed; restarting it", name, exc_info=error),
     )
 
 
@@ -222,7 +222,7 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
         tools = Tools(
             runs=store.runs,
             factory=factory,
-            supply=PullRequestClone(github),
+            transfer=PullRequestClone(github),
             logs=logs,
             owner=owner,
             secrets=settings.secrets,
@@ -256,7 +256,7 @@ def intake_policy(settings: Settings, keyring: Keyring) -> Policy:
 
     return Policy(
         allowed_accounts=settings.allowed_accounts,
-        # A cloud machine is a virtual one of its own: untrusted code may run there, without secrets.
+        # A cloud machine is a separate virtual machine: untrusted code may run there, without secrets.
         untrusted=settings.local_untrusted if settings.provider == "local" else "allow",
         provider=settings.provider,
         trusted_apps=settings.trusted_apps,
@@ -266,5 +266,5 @@ def intake_policy(settings: Settings, keyring: Keyring) -> Policy:
         commands_per_hour=settings.commands_per_hour,
         run_id=keyring.run_id,
         operator_workflows=operator_workflows(settings),
-        grounds=service_capabilities(settings),
+        service_capabilities=service_capabilities(settings),
     )

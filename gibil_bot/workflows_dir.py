@@ -1,4 +1,4 @@
-"""Where the workflows are that come with gibil: the one file of this room that looks at the disk."""
+"""Reads workflow files from disk: the shipped ones and the operator's."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 from gibil_bot.limits import WORKFLOW_FILE_BYTES
 
 SHIPPED = Path(__file__).parent / "_workflows"
-"""A link to the top-level `workflows/` in a checkout; the files themselves in an installed package."""
+"""In a checkout, a link to the top-level `workflows/`; in an installed package, the files themselves."""
 
 
 def shipped_workflows() -> Path:
-    """The folder with the shipped workflows, for an operator who names none."""
+    """Return the folder of the shipped workflows, the default of GIBIL_WORKFLOWS."""
     return SHIPPED
 
 
 def read_workflows(folder: Path) -> dict[str, bytes]:
-    """The workflow files of a folder: file name → content, each cut just above the size that planning refuses.
+    """Return file name → content of the workflow files in a folder, each cut just above the limit of planning.
 
     Raises OSError. Blocks: call it in a thread.
     """

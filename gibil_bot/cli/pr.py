@@ -24,7 +24,7 @@ def pr() -> None:
 @click.option("--body", metavar="TEXT", help="Its text, in Markdown.")
 @click.option("--body-file", metavar="FILE", help="A file with its text; - is stdin.")
 @click.option(
-    "--base", metavar="BRANCH", help="The branch to merge into. By default the one the machine was forged from, if it exists."
+    "--base", metavar="BRANCH", help="The branch to merge into. By default the one the machine was created from, if it exists."
 )
 @click.option("--into", metavar="OWNER/REPO", help="The repository to merge into. By default the parent of a fork.")
 @click.option("--branch", metavar="BRANCH", help="The branch to push to.  [default: gibil/NAME]")
@@ -51,9 +51,9 @@ def create(
     (GH_ENTERPRISE_TOKEN for an Enterprise Server), from gh, or from git's credential helper. The machine never gets it. If the
     pull request is already open, it gets the new commits; its title and text stay as they are.
 
-    The commits are pushed to the repository that the machine was forged from. If that is a fork, the pull request is opened in
-    its parent; --into names another repository: the fork itself, or another fork of the same repository. The default of --base
-    is the branch that the machine was forged from, if the repository has it, else its default branch.
+    The commits are pushed to the repository that the machine was created from. If that is a fork, the pull request is opened in
+    its parent; --into sets another repository: the fork itself, or another fork of the same repository. The default of --base
+    is the branch that the machine was created from, if the repository has it, else its default branch.
 
     \b
     gibil pr create agent-task
@@ -74,7 +74,7 @@ def _body(body: str | None, body_file: str | None) -> str:
         with click.open_file(body_file, "rb") as file:
             return bytes(file.read()).decode()
     except OSError as error:
-        raise UsageError(f"{body_file} cannot be read: {error.strerror}") from error
+        raise UsageError(f"{body_file} can't be read: {error.strerror}") from error
     except UnicodeDecodeError:
         raise UsageError(f"{body_file} is not UTF-8") from None
 
@@ -91,16 +91,16 @@ async def _create(
     provider: str | None,
     as_json: bool,
 ) -> int:
-    from gibil_bot.commits.pull_requests import PullRequestWish, open_pull_request
+    from gibil_bot.commits.pull_requests import PullRequestOptions, open_pull_request
     from gibil_bot.wiring import open_pull_requests
 
-    wish = PullRequestWish(
+    options = PullRequestOptions(
         title=title, body=body, base=base, into=into, branch=branch, draft=draft, with_workflows=with_workflows
     )  # fmt: skip
     async with opened(name, provider) as session:
         settings = settings_of(provider)
         connect = functools.partial(open_pull_requests, settings)
-        pull_request = await open_pull_request(session.machine, session.shell, wish, settings.github_url, connect)
+        pull_request = await open_pull_request(session.machine, session.shell, options, settings.github_url, connect)
     print_pushed(pull_request.commits)
     which = f"pull request #{pull_request.number} to {pull_request.base} of {pull_request.into}"
     if pull_request.already_existed:

@@ -63,11 +63,11 @@ def _parse_inputs(inputs: tuple[str, ...]) -> dict[str, str]:
 async def _try(settings: Settings, path: Path, workflow: str, inputs: dict[str, str], dirty: bool, as_json: bool) -> int:
     from gibil_bot.runs import local_checkout
 
-    async with local_checkout.read(path, dirty=dirty) as here:
-        return await _run(settings, here, workflow, inputs, as_json)
+    async with local_checkout.read(path, dirty=dirty) as checkout:
+        return await _run(settings, checkout, workflow, inputs, as_json)
 
 
-async def _run(settings: Settings, here: Checkout, workflow: str, inputs: dict[str, str], as_json: bool) -> int:
+async def _run(settings: Settings, checkout: Checkout, workflow: str, inputs: dict[str, str], as_json: bool) -> int:
     from gibil_bot.machines.validation import check_room
     from gibil_bot.runs import local_checkout
     from gibil_bot.runs.memory import MemoryRuns
@@ -75,22 +75,22 @@ async def _run(settings: Settings, here: Checkout, workflow: str, inputs: dict[s
     from gibil_bot.runs.sources import LocalBundle
     from gibil_bot.wiring import open_factory, operator_limits
 
-    plan = await local_checkout.plan(here, workflow, inputs, operator_limits(settings))
-    forge = open_factory(settings)
+    plan = await local_checkout.plan(checkout, workflow, inputs, operator_limits(settings))
+    factory = open_factory(settings)
     terminal = Terminal(plan)
     runs = MemoryRuns()
     with tempfile.TemporaryDirectory(prefix="gibil-try-") as scratch:
         try:
-            owner = forge.keyring.machine_owner()
-            check_room({machine.name for machine in await forge.list(owner)}, ["try"], settings.max_machines)
-            new: NewRun = local_checkout.new_run(here, plan)
+            owner = factory.keyring.machine_owner()
+            check_room({machine.name for machine in await factory.list(owner)}, ["try"], settings.max_machines)
+            new: NewRun = local_checkout.new_run(checkout, plan)
             runs.queue(new)
             claim = await runs.claim("gibil try", lease_s=float("inf"), max_machines=1)
             assert claim is not None
             tools = Tools(
                 runs=runs,
-                factory=forge,
-                supply=LocalBundle(here.repository, here.sha, here.promisor),
+                factory=factory,
+                transfer=LocalBundle(checkout.repository, checkout.sha, checkout.promisor),
                 logs=Path(scratch) / "logs",
                 owner=owner,
                 secrets=settings.secrets,
@@ -108,7 +108,7 @@ async def _run(settings: Settings, here: Checkout, workflow: str, inputs: dict[s
             assert run is not None
             results = await runs.task_results(new.id, run.machine_attempt)
         finally:
-            await forge.close()
+            await factory.close()
     terminal.close(run, results)
     if as_json:
         from gibil_bot.views import run_view
@@ -127,9 +127,9 @@ class Terminal:
         self._paint = Paint(sys.stderr)
         self._line_open = False
         for note in plan.notes:
-            self._say(self._paint.quiet(f"note: {note}"))
+            self._print_line(self._paint.quiet(f"note: {note}"))
 
-    def _say(self, text: str) -> None:
+    def _print_line(self, text: str) -> None:
         if self._line_open:
             text = f"\n{text}"
             self._line_open = False
@@ -140,24 +140,24 @@ class Terminal:
         took = f" ({float(seconds):.2f} s)" if isinstance(seconds, int | float) else ""
         match event["phase"]:
             case "forging":
-                self._say(self._paint.quiet("creating a machine …"))
+                self._print_line(self._paint.quiet("creating a machine …"))
             case "preparing":
-                self._say(self._paint.quiet(f"{event['name']} …"))
+                self._print_line(self._paint.quiet(f"{event['name']} …"))
             case "forged":
-                self._say(self._paint.quiet(f"machine {event['machine']} is ready{took}"))
+                self._print_line(self._paint.quiet(f"machine {event['machine']} is ready{took}"))
             case "cloned":
-                self._say(self._paint.quiet(f"code cloned{took}"))
+                self._print_line(self._paint.quiet(f"code cloned{took}"))
             case "task_started":
-                self._say(self._paint.bold(f"▶ {event['name']}"))
+                self._print_line(self._paint.bold(f"▶ {event['name']}"))
             case "task_finished":
                 good = event["status"] == "success"
-                self._say(
+                self._print_line(
                     (self._paint.good if good else self._paint.bad)(
                         f"{'✔' if good else '✘'} {event['name']}: {event['status']}{took}"
                     )
                 )
             case "burned":
-                self._say(self._paint.quiet(f"machine destroyed{took}"))
+                self._print_line(self._paint.quiet(f"machine destroyed{took}"))
 
     def output(self, index: int, data: bytes) -> None:
         stderr_write(data)
@@ -165,11 +165,11 @@ class Terminal:
 
     def close(self, run: Run, results: list[TaskResult]) -> None:
         if run.note:
-            self._say(self._paint.bad(run.note))
+            self._print_line(self._paint.bad(run.note))
         width = max((len(result.name) for result in results), default=0)
         for result in results:
             took = f"{result.duration_s:7.2f} s" if result.duration_s is not None else " " * 9
-            self._say(f"  {result.name:<{width}}  {result.status.value:<9} {took}  {result.detail}".rstrip())
+            self._print_line(f"  {result.name:<{width}}  {result.status.value:<9} {took}  {result.detail}".rstrip())
         verdict = run.conclusion.value if run.conclusion else "unknown"
         paint = self._paint.good if verdict in ("success", "skipped", "neutral") else self._paint.bad
-        self._say(paint(f"{self._plan.workflow}: {verdict}"))
+        self._print_line(paint(f"{self._plan.workflow}: {verdict}"))

@@ -1,1 +1,1 @@
-"""Commits from a machine or a folder of this host, checked, and pushed to where they belong."""
+"""Commits from a machine or a local folder: checked, and pushed to their remote."""

@@ -1,6 +1,6 @@
-"""The person's own token for GitHub: found where they keep it, lent to one git or one API, never stored and never in argv.
+"""The user's own GitHub token: found where the user stores it, passed to one git or one API, never stored and never in argv.
 
-A token is for the host that it was given for, and goes nowhere else.
+A token is used only for the host that it was issued for.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from gibil_bot.errors import GitHubError
 from gibil_bot.git import GitError
 
 _ASK_S = 60.0
-"""Helpers may open a browser or ask a key ring."""
+"""Credential helpers may open a browser or a key ring."""
 
-# What gh reads, for the same hosts: https://cli.github.com/manual/gh_help_environment
+# The variables that gh reads, for the same hosts: https://cli.github.com/manual/gh_help_environment
 _FOR_GITHUB = ("GH_TOKEN", "GITHUB_TOKEN")
 _FOR_SERVERS = ("GH_ENTERPRISE_TOKEN", "GITHUB_ENTERPRISE_TOKEN")
 
-_LENT = "GIBIL_LENT_TOKEN"
-_HELPER = f"""!f() {{ [ "$1" != get ] || printf 'username=x-access-token\\npassword=%s\\n' "${_LENT}"; }}; f"""
+_HELPER_VARIABLE = "GIBIL_LENT_TOKEN"
+_HELPER = f"""!f() {{ [ "$1" != get ] || printf 'username=x-access-token\\npassword=%s\\n' "${_HELPER_VARIABLE}"; }}; f"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credential:
-    """`source` says where it was found."""
+    """`source` describes where the token was found."""
 
     token: Secret
     source: str
 
 
 def web_address(github_url: str) -> str:
-    """Where repositories are, by the address of the API: api.github.com, or https://host/api/v3 of an Enterprise Server.
+    """Return the URL of repositories for the API's URL: api.github.com, or https://host/api/v3 of an Enterprise Server.
 
     https://docs.github.com/en/enterprise-cloud@latest/admin/data-residency/about-github-enterprise-cloud-with-data-residency
     has its API at api.SUBDOMAIN.ghe.com.
@@ -51,11 +51,11 @@ def web_address(github_url: str) -> str:
 
 
 async def find_credential(github_url: str, repository: str) -> Credential:
-    """For the API: the environment, then gh, then git. Raises GitHubError where there is none."""
+    """Return a token for the API: from the environment, then gh, then git. Raises GitHubError if there is none."""
     web = web_address(github_url)
-    found = await _given(web)
+    found = await _from_environment_or_gh(web)
     if found is None:
-        token = await _git_has(web, f"{repository}.git")
+        token = await _from_git(web, f"{repository}.git")
         found = Credential(token=token, source="git's credential helper") if token is not None else None
     if found is None:
         host, names = urlsplit(web).hostname or "", _variables(web)
@@ -66,21 +66,21 @@ async def find_credential(github_url: str, repository: str) -> Credential:
 
 
 async def for_git(url: str, github_url: str) -> Mapping[str, str]:
-    """Environment for a git that talks to `url`: nothing where git has credentials of its own, or where none are needed.
+    """Return the environment for a git that connects to `url`; empty if git has credentials of its own or needs none.
 
-    Otherwise a credential helper for GitHub's host alone. It stands alone, too: another helper would store what it sees.
+    Otherwise it sets a credential helper for GitHub's host only, and no other helper: another one would store the token.
     """
     web = web_address(github_url)
-    here, there = urlsplit(url), urlsplit(web)
-    if (here.scheme, here.netloc.lower()) != (there.scheme, there.netloc.lower()):
+    remote, github = urlsplit(url), urlsplit(web)
+    if (remote.scheme, remote.netloc.lower()) != (github.scheme, github.netloc.lower()):
         return {}
-    if await _git_has(web, here.path.lstrip("/")) is not None:
+    if await _from_git(web, remote.path.lstrip("/")) is not None:
         return {}
-    found = await _given(web)
+    found = await _from_environment_or_gh(web)
     if found is None:
         return {}
     settings = ((f"credential.{web}.helper", ""), (f"credential.{web}.helper", _HELPER))
-    environment = {_LENT: found.token.reveal()}
+    environment = {_HELPER_VARIABLE: found.token.reveal()}
     count = os.environ.get("GIT_CONFIG_COUNT", "")
     first = int(count) if count.isascii() and count.isdigit() else 0
     for number, (name, value) in enumerate(settings, first):
@@ -93,24 +93,24 @@ def _variables(web: str) -> tuple[str, ...]:
     return _FOR_GITHUB if host == "github.com" or host.endswith(".ghe.com") else _FOR_SERVERS
 
 
-async def _given(web: str) -> Credential | None:
+async def _from_environment_or_gh(web: str) -> Credential | None:
     for name in _variables(web):
         if value := os.environ.get(name, "").strip():
             return Credential(token=Secret(value), source=name)
     if shutil.which("gh") is None:
         return None
-    answer = await _answer(
+    answer = await _output(
         "gh", "auth", "token", "--hostname", urlsplit(web).hostname or "", environment={"GH_PROMPT_DISABLED": "1"}
     )
     return Credential(token=Secret(answer.strip()), source="gh") if answer and answer.strip() else None
 
 
-async def _git_has(web: str, path: str) -> Secret | None:
-    """What git would send, without asking anybody at the keyboard. https://git-scm.com/docs/git-credential"""
+async def _from_git(web: str, path: str) -> Secret | None:
+    """Return the password that git would send, without a prompt. https://git-scm.com/docs/git-credential"""
     url = urlsplit(web)
-    given = f"protocol={url.scheme}\nhost={url.netloc}\npath={path}\n\n".encode("utf-8", "surrogateescape")
+    request = f"protocol={url.scheme}\nhost={url.netloc}\npath={path}\n\n".encode("utf-8", "surrogateescape")
     try:
-        answer = await git.text("credential", "fill", given=given, within_s=_ASK_S)
+        answer = await git.text("credential", "fill", stdin=request, within_s=_ASK_S)
     except GitError:
         return None
     for line in answer.split("\n"):
@@ -120,8 +120,8 @@ async def _git_has(web: str, path: str) -> Secret | None:
     return None
 
 
-async def _answer(*command: str, environment: Mapping[str, str]) -> str | None:
-    """What it prints; None when it fails, or says nothing in time."""
+async def _output(*command: str, environment: Mapping[str, str]) -> str | None:
+    """Return the command's output; None if it fails or times out."""
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,

@@ -1,8 +1,8 @@
-"""A repository on this host, read without running anything that its own configuration names and without writing into it.
+"""Reads a local repository without running programs from its configuration and without writing to it.
 
-git reads only refs and configuration values there. Its objects are read through a bare repository that we create in a
-temporary folder, which has the repository's objects as an alternate (gitrepository-layout(5), objects/info/alternates): its
-.git/config, its hooks and its attributes are never read there.
+git reads only refs and configuration values there. Objects are read through a temporary bare repository that we create, with
+the repository's objects as an alternate (gitrepository-layout(5), objects/info/alternates), so its .git/config, hooks and
+attributes are never used.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from gibil_bot import git
-from gibil_bot.git import FOREIGN, LOOK, GitError
+from gibil_bot.git import FOREIGN, NO_FETCH, GitError
 
 PROMISOR = "gibil-promisor"
-"""The remote, in a repository that we created, that has the objects which a partial clone lacks."""
+"""In a repository that we created, the remote that has the objects which a partial clone lacks."""
 
-_LOOK_WITHIN_S = 60.0
-"""A ref, a configuration file or what it includes may be a FIFO, which git waits for, or a device without an end."""
+_QUERY_S = 60.0
+"""Limit for reads: a ref, a configuration file or an included file may be a FIFO, which blocks, or a device without an end."""
 _READ_WHOLE = ("index", "shallow", "packed-refs", "objects/info/alternates", "info/exclude")
 _LIST_BYTES = 64 * 1024 * 1024
-# What decides how files of the working tree become objects. None of it runs anything.
+# Settings for converting files of the working tree to objects. None of them runs a program.
 _FILE_SETTINGS = (
     "core.filemode", "core.symlinks", "core.ignorecase", "core.precomposeunicode", "core.autocrlf", "core.eol",
     "core.excludesfile",
 )  # fmt: skip
 _IS_ABSOLUTE = re.compile(r"/|[^/]+:")
-"""A URL, an SCP-like address or an absolute path; git takes the rest as relative paths."""
+"""A URL, an SCP-like address or an absolute path; git treats anything else as a relative path."""
 
 
 class MissingObjects(GitError):
@@ -44,40 +44,40 @@ class MissingObjects(GitError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalRepository:
-    """`view` is our bare repository with all objects of it; it exists for as long as `open_repository` lasts."""
+    """`view` is our bare repository with all its objects; it exists while `open_repository` is active."""
 
     folder: Path
-    """The top of the working tree; of a bare repository, the repository."""
+    """The top of the working tree; for a bare repository, the repository."""
     git_dir: Path
     common_dir: Path
-    """Of a linked worktree, the `git_dir` of its repository; else `git_dir`."""
+    """The `git_dir` of the main repository for a linked worktree; else `git_dir`."""
     is_bare: bool
     settings: Mapping[str, str]
-    """Some of git's configuration there: key, its section and its last word in lower case → value."""
+    """Some of the repository's git configuration: key, with its section and last word in lower case → value."""
     view: Path
     promisor: str | None
-    """Where a partial clone gets the objects that it lacks."""
+    """Where a partial clone fetches missing objects."""
 
     async def head(self) -> str | None:
-        """The commit that is checked out."""
+        """Return the commit that is checked out."""
         return await self._resolve("HEAD")
 
     async def branch(self, name: str) -> str | None:
-        """The commit of a branch, also of one that only `origin` had at the last fetch."""
+        """Return the commit of a branch, also of one that only `origin` had at the last fetch."""
         return await self._resolve(f"refs/heads/{name}") or await self._resolve(f"refs/remotes/origin/{name}")
 
     async def current_branch(self) -> str | None:
-        """The branch that is checked out; None where HEAD is detached."""
+        """Return the branch that is checked out; None if HEAD is detached."""
         with contextlib.suppress(GitError):
-            return branch_of(await _look(self.git_dir, "symbolic-ref", "--quiet", "HEAD"))
+            return branch_of(await _query(self.git_dir, "symbolic-ref", "--quiet", "HEAD"))
         return None
 
     def config(self, key: str) -> str:
-        """A value of git's configuration there, of those that are read; empty if it isn't set."""
+        """Return one of the stored configuration values; empty if it isn't set."""
         return self.settings.get(key, "")
 
     def origin_url(self) -> str | None:
-        """Of its `origin`, without credentials; None where it has none."""
+        """Return the URL of `origin`, without credentials; None if there is none."""
         return without_credentials(self.remote_url("origin")) or None
 
     def remote_url(self, name: str) -> str:
@@ -85,9 +85,9 @@ class LocalRepository:
         return os.path.normpath(self.folder / url) if url and not _IS_ABSOLUTE.match(url) else url
 
     async def commit_of_working_tree(self, head: str) -> str:
-        """A commit, in `view`, of the files that are in the folder, new ones included; ignored files aren't.
+        """Create a commit, in `view`, of the files in the folder, including new but not ignored ones; return it.
 
-        No filter runs: what is sent is what the folder holds. Submodules are left as they are in the index.
+        No filter runs: the files are sent as they are. Submodules stay as they are in the index.
         """
         index = self.view / "index"
         extra: dict[str, str | None] = {"GIT_INDEX_FILE": str(index), "GIT_WORK_TREE": str(self.folder)}
@@ -103,40 +103,43 @@ class LocalRepository:
         async def list_paths() -> bytes:
             return await git.run(
                 *arguments, git_dir=self.view, folder=self.folder, extra=extra, settings=settings, most_bytes=_LIST_BYTES,
-                within_s=_LOOK_WITHIN_S,
+                within_s=_QUERY_S,
             )  # fmt: skip
 
         await asyncio.to_thread(_check_rules, self.folder, [b""])
         try:
-            # With its index, unmodified files are known by their stat data, and a sparse checkout stays one.
-            await asyncio.to_thread(shutil.copy2, self.git_dir / "index", index)  # its time says which entries may be stale
+            # With the repository's index, git recognizes unmodified files by their stat data, and a sparse checkout stays
+            # sparse.
+            await asyncio.to_thread(
+                shutil.copy2, self.git_dir / "index", index
+            )  # the index's mtime decides which entries may be stale
             listed = await list_paths()
         except (GitError, OSError):
             await asyncio.to_thread(index.unlink, missing_ok=True)
             await git.run("read-tree", head, git_dir=self.view, extra=extra)
             listed = await list_paths()
-        # A name that ends with / is a repository inside this one. Sorted, a file that became a folder is removed before its
-        # content is added.
+        # A name that ends with / is a nested repository. Sorted, so that a file that became a folder is removed before the
+        # folder's files are added.
         paths = sorted(path for path in set(listed.split(b"\0")) if path and not path.endswith(b"/"))
         await asyncio.to_thread(_check_rules, self.folder, _folders_of(paths))
         if paths:
-            given = b"".join(path + b"\0" for path in paths)
+            path_list = b"".join(path + b"\0" for path in paths)
             await git.run(
                 "update-index", "--add", "--remove", "--replace", "--ignore-skip-worktree-entries", "-z", "--stdin",
-                git_dir=self.view, folder=self.folder, extra=extra, settings=settings, given=given,
+                git_dir=self.view, folder=self.folder, extra=extra, settings=settings, stdin=path_list,
             )  # fmt: skip
         tree = await git.text("write-tree", git_dir=self.view, extra=extra)
-        who = {
+        identity = {
             f"GIT_{role}_{part}": value
             for role in ("AUTHOR", "COMMITTER")
             for part, value in (("NAME", "gibil"), ("EMAIL", "gibil@localhost"))
         }
-        return await git.text("commit-tree", tree, "-p", head, "-m", "uncommitted changes", git_dir=self.view, extra=who)
+        return await git.text("commit-tree", tree, "-p", head, "-m", "uncommitted changes", git_dir=self.view, extra=identity)
 
     async def _resolve(self, ref: str) -> str | None:
-        """Raises GitError where the ref names a commit that can't be read."""
+        """Return the commit of a ref; None if there is none. Raises GitError if the commit can't be read."""
         try:
-            name = await _look(self.git_dir, "rev-parse", "--verify", "--quiet", "--end-of-options", ref)
+            name = await _query(self.git_dir, "rev-parse", "--verify", "--quiet", "--end-of-options", ref)
         except git.TooExpensive:
             raise
         except GitError:
@@ -149,21 +152,21 @@ class LocalRepository:
 
 @contextlib.asynccontextmanager
 async def open_repository(path: Path) -> AsyncIterator[LocalRepository]:
-    """The repository that `path` is in, or is. Raises GitError where there is none."""
+    """Open the repository that `path` is in, or is. Raises GitError if there is none."""
     path = await asyncio.to_thread(path.resolve)
-    # Discovery applies git's check of the owner (safe.directory). Bare repositories are opened whatever safe.bareRepository
-    # says, as their configuration isn't used.
+    # Discovery applies git's ownership check (safe.directory). Bare repositories are opened whatever safe.bareRepository is,
+    # because their configuration isn't used.
     try:
         answer = await git.text(
             "rev-parse", "--is-bare-repository", "--is-shallow-repository", "--show-object-format", "--absolute-git-dir",
-            "--path-format=absolute", "--git-common-dir", "--show-cdup", folder=path, extra=LOOK, limits=FOREIGN,
-            within_s=_LOOK_WITHIN_S,
+            "--path-format=absolute", "--git-common-dir", "--show-cdup", folder=path, extra=NO_FETCH, limits=FOREIGN,
+            within_s=_QUERY_S,
         )  # fmt: skip
     except GitError as error:
-        if "dubious ownership" not in error.said:
+        if "dubious ownership" not in error.stderr:
             raise
-        advice = f"if you trust what is in it: git config --global --add safe.directory {shlex.quote(str(path))}"
-        raise GitError(f"{path} belongs to another user, so git does not read it; {advice}") from error
+        advice = f"if you trust its contents: git config --global --add safe.directory {shlex.quote(str(path))}"
+        raise GitError(f"{path} belongs to another user, so git doesn't read it; {advice}") from error
     words = answer.split("\n")
     is_bare = words[0] == "true"
     if len(words) != (5 if is_bare else 6):
@@ -189,16 +192,16 @@ async def open_repository(path: Path) -> AsyncIterator[LocalRepository]:
         yield replace(found, promisor=promisor)
 
 
-async def _look(git_dir: Path, *arguments: str) -> str:
-    """What git says about a repository that we didn't create, within a minute and without much memory."""
-    return await git.text(*arguments, git_dir=git_dir, extra=LOOK, limits=FOREIGN, within_s=_LOOK_WITHIN_S)
+async def _query(git_dir: Path, *arguments: str) -> str:
+    """Run a git query in a repository that we didn't create, with limited time and memory."""
+    return await git.text(*arguments, git_dir=git_dir, extra=NO_FETCH, limits=FOREIGN, within_s=_QUERY_S)
 
 
 async def _settings(git_dir: Path) -> dict[str, str]:
     keys = "|".join(re.escape(key) for key in ("extensions.partialclone", "user.name", *_FILE_SETTINGS))
     pattern = rf"^(remote\..*\.(url|promisor)|{keys})$"
     try:
-        listed = await _look(git_dir, "config", "--null", "--get-regexp", pattern)
+        listed = await _query(git_dir, "config", "--null", "--get-regexp", pattern)
     except GitError:  # none of them is set
         return {}
     entries = [entry.partition("\n") for entry in listed.split("\0") if entry]
@@ -206,7 +209,7 @@ async def _settings(git_dir: Path) -> dict[str, str]:
 
 
 async def set_promisor(repository: Path, url: str) -> None:
-    """Make a repository that we created fetch the objects that it lacks from `url` when they are needed."""
+    """Make a repository that we created fetch missing objects from `url` when they are needed."""
     for key, value in (
         ("core.repositoryFormatVersion", "1"), ("extensions.partialClone", PROMISOR),
         (f"remote.{PROMISOR}.url", url), (f"remote.{PROMISOR}.promisor", "true"),
@@ -216,7 +219,7 @@ async def set_promisor(repository: Path, url: str) -> None:
 
 
 def _promisor(repository: LocalRepository) -> str | None:
-    """The address of the remote that a partial clone was made from."""
+    """Return the URL of the remote that a partial clone was made from."""
     name = repository.config("extensions.partialclone")
     for key, value in repository.settings.items():
         if not name and key.endswith(".promisor") and value.lower() in ("true", "1", "yes", "on"):
@@ -225,7 +228,7 @@ def _promisor(repository: LocalRepository) -> str | None:
 
 
 def explained(error: GitError, promisor: str | None) -> GitError:
-    """The same error; where objects of a partial clone couldn't be fetched, one that says so."""
+    """Return the same error, or MissingObjects if objects of a partial clone couldn't be fetched."""
     signs = (
         "promisor",
         "could not fetch",
@@ -235,17 +238,17 @@ def explained(error: GitError, promisor: str | None) -> GitError:
         "bad object",
         "Could not read from",
     )
-    if promisor is None or not any(sign in error.said for sign in signs):
+    if promisor is None or not any(sign in error.stderr for sign in signs):
         return error
     where = without_credentials(promisor)
     return MissingObjects(
-        f"objects of this partial clone are only at its remote {where}, which cannot be reached: {git.reason_in(error.said)}",
-        said=error.said,
+        f"objects of this partial clone are only at its remote {where}, which can't be reached: {git.reason_in(error.stderr)}",
+        stderr=error.stderr,
     )
 
 
 def branch_of(ref: str) -> str | None:
-    """The branch name in a full ref; None for other refs."""
+    """Return the branch name of a full ref; None for other refs."""
     return ref.removeprefix("refs/heads/") if ref.startswith("refs/heads/") else None
 
 
@@ -269,13 +272,13 @@ def _link(view: Path, common: Path, is_shallow: bool) -> None:
 
 
 def _check_files(git_dir: Path, common: Path) -> None:
-    """Raises GitError where a file that is read or copied as a whole is a device or a FIFO: such a read may never end."""
+    """Raise GitError if a file that is read or copied whole is a device or a FIFO: the read might never end."""
     paths = (folder / name for folder in {git_dir, common} for name in _READ_WHOLE)
     _check_ordinary(paths, "remove it, or clone the repository again")
 
 
 def _check_rules(top: Path, folders: Iterable[bytes]) -> None:
-    """Raises GitError where git's rules for the files of these folders are in a device or a FIFO."""
+    """Raise GitError if the ignore or attributes file of one of these folders is a device or a FIFO."""
     names = (".gitignore", ".gitattributes")
     _check_ordinary((top / os.fsdecode(folder) / name for folder in folders for name in names), "remove it")
 
@@ -287,7 +290,7 @@ def _check_ordinary(paths: Iterable[Path], advice: str) -> None:
 
 
 def _folders_of(paths: Iterable[bytes]) -> set[bytes]:
-    """The folders that hold these paths, each with those above it, without the top."""
+    """Return all folders that contain these paths, including their parents, without the top."""
     found: set[bytes] = set()
     for path in paths:
         while (path := path.rpartition(b"/")[0]) and path not in found:
@@ -296,7 +299,7 @@ def _folders_of(paths: Iterable[bytes]) -> set[bytes]:
 
 
 def _is_worktree_of(folder: Path, git_dir: Path) -> bool:
-    """Whether `folder` has that repository: as its .git, or named in its file .git."""
+    """Return whether `folder` belongs to that repository: its .git, or the target of its .git file."""
     dot = folder / ".git"
     if dot.is_dir():
         return dot.samefile(git_dir)

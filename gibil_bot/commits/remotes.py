@@ -1,4 +1,4 @@
-"""Repositories elsewhere: the commit of a ref there, and which names branches can have."""
+"""Remote repositories: the commit of a ref, and valid branch names."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _BRANCH = re.compile(r"(?![-+/])[^\x00-\x20\x7f~^:?*\[\\]{1,200}(?<![/.])")
 
 
 def check_branch(branch: str) -> str:
-    """Raises UsageError for what git takes as no branch (git-check-ref-format(1)), or as a forced refspec."""
+    """Return the name. Raises UsageError for invalid branch names (git-check-ref-format(1)) and forced refspecs."""
     if not _BRANCH.fullmatch(branch) or ".." in branch or "@{" in branch or "//" in branch or branch.endswith(".lock"):
-        raise UsageError(f"{branch[:80]!r} cannot be the name of a branch")
+        raise UsageError(f"{branch[:80]!r} is not a valid branch name")
     return branch
 
 
 async def ask_ref(repository: Path, url: str, wanted: str, environment: Mapping[str, str | None]) -> tuple[str, str]:
-    """(ref, commit) of a ref at `url`: the ref that a symbolic one stands for, and an empty commit where there is none.
+    """Return (ref, commit) of a ref at `url`: a symbolic ref is resolved, and the commit is empty if the ref doesn't exist.
 
     Raises GitError.
     """

@@ -1,1 +1,1 @@
-"""What GitHub says, and what it hears."""
+"""What GitHub sends (webhooks, commands) and what is shown there (check runs, comments)."""

@@ -1,20 +1,20 @@
-"""Parser of the `/gibil …` lines in a comment: those that a reader sees as plain text, and none that are quoted or hidden.
+"""Parser of the `/gibil …` lines in a comment. Only lines that a reader sees as plain text count, not quoted or hidden ones.
 
-Pure. A command is the first word of a line. Lines in fenced, indented or inline code, HTML comments, `<pre>` and quotes show a
-command and do not give one. The block rules are CommonMark's (https://spec.commonmark.org/0.31.2/); in doubt a line is
-not a command.
+Pure functions. A command is the first word of a line. Lines in fenced, indented or inline code, HTML comments, `<pre>` and
+quotes only show a command. The block rules are CommonMark's (https://spec.commonmark.org/0.31.2/); in doubt a line isn't a
+command.
 
-Why not markdown-it-py: the webhook server parses comments that anyone can write, on the event loop, and its time isn't linear.
-Measured with version 4.3.0 on comments of 64 KB, in seconds of CPU, against this parser:
+Why not markdown-it-py: the webhook server parses comments that anyone can write, on the event loop, and markdown-it-py's time
+isn't linear. CPU seconds of version 4.3.0 for comments of 64 KB, compared with this parser:
 
-    an ordinary text                                   0.007    0.001
-    30,000 lines that continue 500 nested quotes       1.65     0.03     (its block rules alone: 1.64)
-    `![` repeated                                      1.0      0.001
-    `[a` on each line                                  0.7      0.02
-    `[` repeated                                       0.6      0.001
-    a list of 16,000 items                             0.4      0.02     (its block rules alone: 0.37)
+  an ordinary text                                   0.007    0.001
+  30,000 lines that continue 500 nested quotes       1.65     0.03     (its block rules alone: 1.64)
+  `![` repeated                                      1.0      0.001
+  `[a` on each line                                  0.7      0.02
+  `[` repeated                                       0.6      0.001
+  a list of 16,000 items                             0.4      0.02     (its block rules alone: 0.37)
 
-A `maxNesting` of 100 instead of its default of 20 makes the quotes several times slower again.
+With a `maxNesting` of 100 instead of the default 20, the quotes are several times slower again.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ MOST_COMMANDS = 10
 LONGEST_LINE = 4096
 
 POSITIONAL = {"approve": "sha", "cancel": "workflow", "retest": "workflow", "help": "workflow"}
-"""The one argument that our own commands take without a key: `/gibil approve 1a2b3c4` is {"sha": "1a2b3c4"}."""
+"""The one argument that built-in commands take without a key: `/gibil approve 1a2b3c4` is {"sha": "1a2b3c4"}."""
 
 
 def parse(body: str) -> tuple[Command, ...]:
-    """Every command of a comment, in order. `/gibil` alone is `help`.
+    """Return every command of a comment, in order. `/gibil` alone is `help`.
 
-    After ten commands one more comes back whose `problem` says that the rest was not read.
+    After ten commands, one more is returned whose `problem` says that the rest wasn't read.
     """
     found: list[Command] = []
     if PREFIX not in body.lower():
         return ()  # most comments
     for line in command_lines(body):
         if len(found) == MOST_COMMANDS:
-            problem = f"a comment can hold {MOST_COMMANDS} commands; this one and those after it were not read"
+            problem = f"a comment can have at most {MOST_COMMANDS} commands; this one and later ones were ignored"
             found.append(Command(word=_command(line).word, problem=problem))
             break
         found.append(_command(line))
@@ -57,7 +57,7 @@ def parse(body: str) -> tuple[Command, ...]:
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _LIST_ITEM = re.compile(r"[ \t]*(?:[-+*]|[0-9]{1,9}[.)])(?:[ \t]+|$)")
 _FENCE = re.compile(r"(`{3,})[^`]*$|(~{3,})")
-# HTML blocks whose inside is not shown as text: https://spec.commonmark.org/0.31.2/#html-blocks, kinds 1 and 2.
+# HTML blocks whose content isn't shown as text: https://spec.commonmark.org/0.31.2/#html-blocks, kinds 1 and 2.
 _HTML_OPENS = re.compile(r"<(?:(!--)|(pre|script|style|textarea)(?=[\s>]|$))", re.IGNORECASE)
 _INLINE_MARK = re.compile(r"`+|<!--|-->")
 
@@ -70,7 +70,7 @@ class _Fence:
 
 
 def command_lines(body: str) -> Iterator[str]:
-    """The lines that start with `/gibil` where a reader sees plain text, without what comments hide in them."""
+    """Yield the lines that start with `/gibil` in plain text, without the HTML comments in them."""
     paragraph: list[str] = []
     fence: _Fence | None = None
     closer: str | None = None
@@ -108,12 +108,12 @@ def command_lines(body: str) -> Iterator[str]:
                 continue
             if html:
                 closer = "-->" if html[1] else f"</{html[2].lower()}"
-                # From the fourth sign on, so that `<!-->` does not close itself here while it does not at GitHub.
+                # Search from the fourth character on, so that `<!-->` doesn't close itself, as on GitHub.
                 if closer in content[4:].lower():
                     closer = None
                 continue
-        # Indented code, or the continuation of a paragraph that looks like it: kept, so that inline code that spans
-        # lines is seen whole, and never a command.
+        # Indented code, or the continuation of a paragraph that looks like it. It is part of the paragraph, so that inline code
+        # that spans lines is recognized, but never a command.
         paragraph.append(line)
     yield from _commands_of(paragraph)
 
@@ -134,7 +134,7 @@ def _strip_list_markers(text: str) -> tuple[str, bool]:
 
 
 def _indent(blank: str) -> int:
-    """Columns, a tab reaching to the next multiple of four."""
+    """Return the indentation in columns; a tab reaches to the next multiple of four."""
     return len(blank.expandtabs(4)) if "\t" in blank else len(blank)
 
 
@@ -162,7 +162,7 @@ def _is_command(line: str) -> bool:
 
 
 def _hidden(text: str) -> list[tuple[int, int]]:
-    """(start, end) of inline code and of comments in a paragraph, in order and apart from each other."""
+    """Return (start, end) of inline code and comments in a paragraph, in order and without overlaps."""
     marks = list(_INLINE_MARK.finditer(text))
     later: dict[str, list[int]] = {}
     for index in range(len(marks) - 1, -1, -1):
@@ -193,7 +193,7 @@ def _escaped(text: str, at: int) -> bool:
 
 
 def _visible(text: str, start: int, end: int, hidden: list[tuple[int, int]]) -> str:
-    """The line without the comments in it; inline code among the arguments stays as it was typed."""
+    """Return the line without the comments in it; inline code among the arguments stays as typed."""
     parts = []
     at = start
     for first, last in hidden[bisect_right(hidden, (start, start)) :]:
@@ -209,12 +209,12 @@ def _visible(text: str, start: int, end: int, hidden: list[tuple[int, int]]) -> 
 # --- one line ---------------------------------------------------------------------------------------------------------
 
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
-# What telephones make of straight quotes is taken for what was meant.
+# Typographic quotes, as phones insert them, count as quotes.
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’"}
 
 
 class _Unreadable(ValueError):
-    """Why a line cannot be read."""
+    """Why a line can't be read."""
 
 
 def _command(line: str) -> Command:
@@ -226,16 +226,16 @@ def _command(line: str) -> Command:
     try:
         if len(line) > LONGEST_LINE:
             raise _Unreadable(f"the line is longer than {LONGEST_LINE} characters")
-        _refuse_invisible(rest)
+        _reject_invisible(rest)
         return Command(word=word.lower(), arguments=_arguments(word.lower(), rest[len(word) :]))
     except _Unreadable as error:
         return Command(word=shown, problem=str(error))
 
 
-def _refuse_invisible(text: str) -> None:
+def _reject_invisible(text: str) -> None:
     for sign in text:
         if sign != "\t" and unicodedata.category(sign) in ("Cc", "Cf", "Co", "Cs", "Zl", "Zp"):
-            raise _Unreadable(f"it holds the invisible character U+{ord(sign):04X}; type the line again")
+            raise _Unreadable(f"it contains the invisible character U+{ord(sign):04X}; type the line again")
 
 
 def _arguments(word: str, rest: str) -> dict[str, str]:
@@ -246,9 +246,9 @@ def _arguments(word: str, rest: str) -> dict[str, str]:
         elif key_end is None and word in POSITIONAL and not arguments:
             key, value = POSITIONAL[word], token
         elif key_end is None:
-            raise _Unreadable(f"“{_short(token)}” is not an argument: write key=value, with quotes where there are spaces")
+            raise _Unreadable(f"“{_short(token)}” is not an argument: write key=value, with quotes around spaces")
         else:
-            raise _Unreadable(f"“{_short(token[:key_end])}” cannot be the name of an argument: letters, digits, - and _")
+            raise _Unreadable(f"“{_short(token[:key_end])}” is not a valid argument name: use letters, digits, - and _")
         if key in arguments:
             raise _Unreadable(f"the argument {_short(key)} is given twice")
         arguments[key] = value
@@ -256,7 +256,7 @@ def _arguments(word: str, rest: str) -> dict[str, str]:
 
 
 def _tokens(text: str) -> Iterator[tuple[str, int | None]]:
-    """(token without its quotes, where its first unquoted `=` is). A backslash makes a quote, itself or a blank plain."""
+    """Yield (token without its quotes, index of its first unquoted `=`). A backslash escapes a quote, itself or a blank."""
     signs: list[str] = []
     started = False
     equals: int | None = None
@@ -289,7 +289,7 @@ def _tokens(text: str) -> Iterator[tuple[str, int | None]]:
             started = True
         at += 1
     if closing is not None:
-        raise _Unreadable(f"the quotation that begins with {_short(opening)} is not closed")
+        raise _Unreadable(f"the quote that starts with {_short(opening)} is not closed")
     if started:
         yield "".join(signs), equals
 

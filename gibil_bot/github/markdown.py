@@ -1,11 +1,10 @@
-"""Foreign text made fit for Markdown: output, names and summaries of people and machines, defused and cut to size.
+"""Makes untrusted text safe for Markdown: output, names and summaries of people and machines, neutralized and truncated.
 
-Pure. Whatever comes in, what comes out mentions nobody, links to no issue, opens no tag, leaves no code open and stays
-within its limit, which is counted in UTF-8 bytes because that is how GitHub counts
-(https://docs.github.com/en/rest/checks/runs, `output.summary`).
+Pure functions. For any input, the result mentions no user, links to no issue, opens no tag, leaves no code block open and stays
+within its limit. Limits are in UTF-8 bytes, as in GitHub's API (https://docs.github.com/en/rest/checks/runs, `output.summary`).
 
-Two containers hold foreign text: a code fence longer than any run of backticks inside, and a quotation, whose end
-closes everything that was opened in it (https://spec.commonmark.org/0.31.2/#container-blocks).
+Untrusted text is put into two kinds of containers: a code fence longer than any run of backticks inside, and a block quote,
+whose end closes everything that was opened in it (https://spec.commonmark.org/0.31.2/#container-blocks).
 """
 
 from __future__ import annotations
@@ -15,15 +14,15 @@ from collections.abc import Sequence
 
 ZERO_WIDTH_SPACE = "\u200b"
 
-# ECMA-48: CSI … final byte; OSC, DCS, APC, PM and SOS … terminator; every other escape. An unterminated string ends
-# with its line, so that one stray escape does not swallow the output.
+# ECMA-48: CSI … final byte; OSC, DCS, APC, PM and SOS … terminator; every other escape. An unterminated string ends with its
+# line, so that a stray escape doesn't swallow the output.
 _ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
     r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)?"
     r"|\x1b[ -/]*[0-~]?"
 )
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-# Signs that turn the direction of text are shown, because hiding them is how they deceive.
+# Characters that change the text direction are shown, because hidden ones can deceive readers.
 _DIRECTION = {sign: f"‹U+{sign:04X}›" for sign in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200d\u2060-\u2065\u206a-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb"
@@ -32,7 +31,7 @@ _INVISIBLE = re.compile(
 _SEPARATORS = re.compile("[\u2028\u2029]")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
-# `@` mentions, `#1`, `GH-1` and issue addresses link back, `<` opens HTML, and an entity would spell any of them.
+# `@` mentions, `#1`, `GH-1` and issue addresses link back, `<` opens HTML, and an entity could spell any of them.
 _ACTIVE = re.compile(r"[<@]|#(?=\d)|&(?=[#A-Za-z])|\bGH(?=\\?-)|/(?:issues|pulls?|discussions)/(?=\d)", re.IGNORECASE)
 
 _BACKTICKS = re.compile("`+")
@@ -40,14 +39,14 @@ _LONGEST_RUN = 32
 
 
 def size(text: str) -> int:
-    """Bytes in UTF-8."""
+    """Return the size in bytes of UTF-8."""
     return len(text.encode())
 
 
 def clean(text: str) -> str:
-    """Without escape sequences, control and invisible characters; of a line that overwrote itself the last state."""
+    """Remove escape sequences, control and invisible characters; a line that overwrote itself is reduced to its last state."""
     text = text.replace("\r\n", "\n")
-    if _CONTROLS.search(text):  # most text has none, and looking for one is ten times quicker than looking for sequences
+    if _CONTROLS.search(text):  # most text has none, and searching for one is ten times faster than searching for sequences
         text = _ESCAPES.sub("", text)
         if "\r" in text:
             text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
@@ -59,26 +58,26 @@ def clean(text: str) -> str:
 
 
 def cut(text: str, limit: int, *, separator: str = "\n") -> str:
-    """At most `limit` bytes: the middle goes, at character boundaries, and what is left says how much went."""
+    """Truncate to at most `limit` bytes: the middle is replaced by a note of its size, at character boundaries."""
     data = text.encode(errors="replace")
     if len(data) <= limit:
         return text
-    room = limit - size(f"{separator}… {len(data):,} bytes left out …{separator}")
+    room = limit - size(f"{separator}… {len(data):,} bytes omitted …{separator}")
     if room < 0:
         return data[: max(limit, 0)].decode(errors="ignore")
-    # The end of an output says more than its beginning.
+    # The end of an output is more informative than its beginning.
     head = data[: room // 3].decode(errors="ignore")
     tail = data[len(data) - (room - room // 3) :].decode(errors="ignore")
-    return f"{head}{separator}… {len(data) - size(head) - size(tail):,} bytes left out …{separator}{tail}"
+    return f"{head}{separator}… {len(data) - size(head) - size(tail):,} bytes omitted …{separator}{tail}"
 
 
 def line(text: str, limit: int = 255) -> str:
-    """One line of plain text, for places that know no Markdown."""
+    """Return one line of plain text, for places without Markdown."""
     return cut(" ".join(clean(text).split()), limit, separator=" ")
 
 
 def code(text: str, characters: int = 80, *, in_table: bool = False) -> str:
-    """Inline code, in which nothing is a mention, a link or a tag."""
+    """Return inline code, in which nothing is a mention, a link or a tag."""
     shown = " ".join(clean(text).split())
     if len(shown) > characters:
         shown = shown[: characters - 1] + "…"
@@ -92,18 +91,18 @@ def code(text: str, characters: int = 80, *, in_table: bool = False) -> str:
 
 
 def fenced(text: str, limit: int) -> str:
-    """A closed code block of at most `limit` bytes, or nothing for blank text."""
+    """Return a closed code block of at most `limit` bytes; empty for blank text."""
     shown = clean(text).strip("\n")
     if not shown.strip():
         return ""
-    # Only so that the fence itself stays short.
+    # This only limits the length of the fence.
     shown = _BACKTICKS.sub(lambda match: match[0] if len(match[0]) <= _LONGEST_RUN else "`" * _LONGEST_RUN + "…", shown)
     fence = "`" * max(3, _longest_run(shown) + 1)
     return f"{fence}text\n{cut(shown, limit - 2 * len(fence) - len('text') - 2)}\n{fence}"
 
 
 def quoted(markdown: str, limit: int) -> str:
-    """Foreign Markdown, rendered as Markdown within a quotation of at most `limit` bytes; nothing for blank text."""
+    """Return untrusted Markdown, rendered as such within a block quote of at most `limit` bytes; empty for blank text."""
     shown = defuse(clean(markdown)).strip("\n")
     if not shown.strip():
         return ""
@@ -116,28 +115,28 @@ def quoted(markdown: str, limit: int) -> str:
 
 
 def defuse(text: str) -> str:
-    """Text in which nothing is a mention, a reference or a tag. Invisible where it is shown, within code too."""
+    """Return the text without mentions, references and tags. The change is invisible when shown, also in code."""
     return _ACTIVE.sub(lambda match: match[0] + ZERO_WIDTH_SPACE, text)
 
 
 def sentence(text: str, limit: int = 1000) -> str:
-    """One defused line of Markdown."""
+    """Return one defused line of Markdown."""
     return defuse(line(text, limit))
 
 
 def joined(blocks: Sequence[str], limit: int) -> str:
-    """Closed blocks, a blank line between them, as many as fit; what did not fit is counted."""
+    """Join as many closed blocks as fit, separated by blank lines; state how much was omitted."""
     blocks = [block for block in blocks if block]
     room = limit - 100
-    kept: list[str] = []
+    fitting: list[str] = []
     for index, block in enumerate(blocks):
         room -= size(block) + 2
         if room < 0:
             rest = blocks[index:]
-            kept.append(f"… {sum(size(part) for part in rest):,} bytes left out, in {len(rest)} parts …")
+            fitting.append(f"… {sum(size(part) for part in rest):,} bytes omitted, in {len(rest)} parts …")
             break
-        kept.append(block)
-    return "\n\n".join(kept)
+        fitting.append(block)
+    return "\n\n".join(fitting)
 
 
 def _longest_run(text: str) -> int:

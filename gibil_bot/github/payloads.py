@@ -1,7 +1,7 @@
-"""GitHub's JSON as far as it is used: the shapes of webhooks and of pull requests in the API.
+"""The shapes of GitHub's JSON that the bot uses: webhooks, and pull requests in the API.
 
-Pure. Only the fields that are used, all others ignored, and a default for every field that GitHub may leave out,
-because payloads grow and shrink without notice. https://docs.github.com/en/webhooks/webhook-events-and-payloads
+Pure. Only the used fields are declared and all others are ignored. Every field that GitHub may omit has a default, because
+payloads change without notice. https://docs.github.com/en/webhooks/webhook-events-and-payloads
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import msgspec
 
 from gibil_bot.model import Person, PullRequest, Repository
 
-# Numbers go into a database and paths, hashes into git and URLs: what they may look like is settled here, once.
+# Numbers go into a database and paths, hashes into git and URLs: their form is validated here, once.
 _Id = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 _Sha = Annotated[str, msgspec.Meta(pattern=r"\A(?:[0-9a-f]{40}|[0-9a-f]{64})\Z")]
 _FullName = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_-][A-Za-z0-9_.-]*/(?!\.{1,2}\Z)[A-Za-z0-9_.-]+\Z")]
@@ -42,8 +42,8 @@ class _Repository(msgspec.Struct):
     private: bool = False
 
 
-class PlacePayload(msgspec.Struct, kw_only=True):
-    """What every event of ours carries beside its subject."""
+class RepositoryPayload(msgspec.Struct, kw_only=True):
+    """The common fields of all events that the bot handles."""
 
     action: str = ""
     repository: _Repository
@@ -63,11 +63,11 @@ class ReviewPayload(msgspec.Struct):
     body: str | None = None
     submitted_at: object = None
     commit_id: _Sha | None = None
-    """The commit that the reviewer had before them."""
+    """The commit that the reviewer saw."""
 
 
 class _Link(msgspec.Struct):
-    """Only that it is there matters."""
+    """Only its presence matters."""
 
 
 class _Issue(msgspec.Struct):
@@ -76,7 +76,7 @@ class _Issue(msgspec.Struct):
     updated_at: object = None
 
 
-class IssueCommentPayload(PlacePayload):
+class IssueCommentPayload(RepositoryPayload):
     comment: CommentPayload
     issue: _Issue
 
@@ -86,12 +86,12 @@ class _Numbered(msgspec.Struct):
     updated_at: object = None
 
 
-class ReviewCommentPayload(PlacePayload):
+class ReviewCommentPayload(RepositoryPayload):
     comment: CommentPayload
     pull_request: _Numbered
 
 
-class ReviewEventPayload(PlacePayload):
+class ReviewEventPayload(RepositoryPayload):
     review: ReviewPayload
     pull_request: _Numbered
 
@@ -115,7 +115,7 @@ class _Base(msgspec.Struct):
 
 
 class PullRequestPayload(msgspec.Struct):
-    """A pull request as webhooks and the API write it. `user` is null when the account is gone."""
+    """A pull request as in webhooks and the API. `user` is null if the account was deleted."""
 
     number: _Id
     head: _Head
@@ -152,7 +152,7 @@ class PullRequestPayload(msgspec.Struct):
         )
 
 
-class PullRequestEventPayload(PlacePayload):
+class PullRequestEventPayload(RepositoryPayload):
     pull_request: PullRequestPayload
     sender: UserPayload | None = None
     before: str | None = None
@@ -164,7 +164,7 @@ class _CheckRun(msgspec.Struct):
     name: str | None = None
 
 
-class CheckRunEventPayload(PlacePayload):
+class CheckRunEventPayload(RepositoryPayload):
     check_run: _CheckRun
     sender: UserPayload | None = None
 
@@ -175,7 +175,7 @@ class _CheckSuite(msgspec.Struct):
     created_at: object = None
 
 
-class CheckSuiteEventPayload(PlacePayload):
+class CheckSuiteEventPayload(RepositoryPayload):
     check_suite: _CheckSuite
     sender: UserPayload | None = None
 
@@ -185,12 +185,12 @@ class _MergeGroup(msgspec.Struct):
     base_ref: _Text
 
 
-class MergeGroupPayload(PlacePayload):
+class MergeGroupPayload(RepositoryPayload):
     merge_group: _MergeGroup
 
 
-def repository(place: PlacePayload) -> Repository:
-    found = place.repository
+def repository(payload: RepositoryPayload) -> Repository:
+    found = payload.repository
     return Repository(
         id=found.id,
         full_name=found.full_name,
@@ -201,20 +201,22 @@ def repository(place: PlacePayload) -> Repository:
 
 
 def person(user: UserPayload | None) -> Person:
-    """`ghost` is GitHub's own stand-in for accounts that are gone: https://github.com/ghost"""
+    """Convert a user. `ghost` is GitHub's placeholder for deleted accounts: https://github.com/ghost"""
     if user is None:
         return Person(login="ghost")
     return Person(login=no_nul(user.login), is_bot=user.type == "Bot" or user.login.endswith("[bot]"))
 
 
 def utc(moment: datetime) -> datetime:
-    """The same time; one without a time zone is in UTC."""
+    """Return the time with a time zone; a time without one is in UTC."""
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
 def moment(value: object) -> datetime | None:
-    """A time of a payload: ISO 8601, or seconds since the epoch as in `push` events. None for anything else, so that a time
-    in another form rejects no delivery: what is not known counts as the unsafe case."""
+    """Parse a time: ISO 8601, or seconds since the epoch as in `push` events. None for any other value.
+
+    A time in another form must not reject a delivery: an unknown time counts as the unsafe case.
+    """
     try:
         if isinstance(value, str):
             found = utc(datetime.fromisoformat(value))
@@ -228,5 +230,5 @@ def moment(value: object) -> datetime | None:
 
 
 def no_nul(text: str) -> str:
-    """Neither an environment variable nor a path can hold NUL."""
+    """Remove NUL, which neither environment variables nor paths can contain."""
     return text.replace("\0", "")

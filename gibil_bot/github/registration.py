@@ -1,6 +1,6 @@
-"""The App as `app.yml` describes it: the link that registers it, and what of a registered App differs from it.
+"""The App's manifest `app.yml`: the link that registers the App, and how a registered App differs from the manifest.
 
-Pure, but for `shipped_manifest`.
+Pure, except `shipped_manifest`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import yaml
 
 MANIFEST = Path(__file__).parent / "_app.yml"
-"""A link to the top-level `app.yml` in a checkout; the file itself in an installed package."""
+"""In a checkout, a link to the top-level `app.yml`; in an installed package, the file itself."""
 WEBHOOK_PATH = "/webhook"
 LEVELS = ("none", "read", "write", "admin")
 
@@ -35,38 +35,38 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedDelivery:
-    """One that GitHub could not deliver."""
+    """A delivery that failed."""
 
     at: datetime
     event: str
     status_code: int
-    """0: there was no answer."""
+    """0: no response."""
     status: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegisteredApp:
-    """The App as GitHub has it registered."""
+    """The App as it is registered at GitHub."""
 
     slug: str
     settings_url: str
     permissions: Mapping[str, str]
     events: tuple[str, ...]
     webhook_url: str | None
-    """None: the webhook has no address, or is not active."""
+    """None: the webhook has no URL, or isn't active."""
     content_type: str
     has_secret: bool
     checks_certificate: bool
     deliveries: int = 0
-    """How many recent deliveries were looked at."""
+    """How many recent deliveries were read."""
     failures: tuple[FailedDelivery, ...] = field(default=())
-    """Newest first, those that got through on a later attempt left out."""
+    """Newest first, without those that succeeded on a later attempt."""
     newest_failed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """One thing about the App that is not as it has to be, and what to do. `matters`: something does not work."""
+    """A difference from the manifest, and what to do. `matters`: something doesn't work because of it."""
 
     topic: str
     detail: str
@@ -75,12 +75,12 @@ class Difference:
 
 
 def shipped_manifest() -> Manifest:
-    """The one that this version needs. Blocks."""
+    """Return the manifest of this version. Blocks."""
     return read_manifest(MANIFEST.read_bytes())
 
 
 def read_manifest(text: bytes) -> Manifest:
-    """https://docs.github.com/en/apps/sharing-github-apps/registering-a-github-app-from-a-manifest"""
+    """Parse a manifest: https://docs.github.com/en/apps/sharing-github-apps/registering-a-github-app-from-a-manifest"""
     found = yaml.safe_load(text)
     return Manifest(
         name=found["name"],
@@ -94,10 +94,10 @@ def read_manifest(text: bytes) -> Manifest:
 
 
 def web_address(api_url: str) -> str:
-    """Where people use the GitHub whose API is at that address.
+    """Return the web URL of the GitHub whose API is at that URL.
 
     https://api.github.com → https://github.com, https://api.acme.ghe.com → https://acme.ghe.com,
-    https://ghe.example.com/api/v3 → https://ghe.example.com
+     https://ghe.example.com/api/v3 → https://ghe.example.com
     """
     url = urlsplit(api_url)
     host = url.netloc.rpartition("@")[2]
@@ -109,7 +109,7 @@ def web_address(api_url: str) -> str:
 def registration_url(
     manifest: Manifest, api_url: str = "https://api.github.com", *, organization: str | None = None, webhook_url: str = ""
 ) -> str:
-    """GitHub's form for a new App with everything filled in but the webhook's secret, which has no place in an address.
+    """Return GitHub's form for a new App, filled in except for the webhook's secret, which must not be in a URL.
 
     https://docs.github.com/en/apps/sharing-github-apps/registering-a-github-app-using-url-parameters
     """
@@ -128,28 +128,28 @@ def registration_url(
 
 
 def differences(manifest: Manifest, app: RegisteredApp, webhook_url: str = "") -> list[Difference]:
-    """What is not as this version needs it. `webhook_url`: where deliveries should go, when that is known."""
+    """Return the differences from what this version needs. `webhook_url`: where deliveries should go, if known."""
     return [*_permissions(manifest, app), *_events(manifest, app), *_webhook(app, webhook_url), *_failures(app)]
 
 
 def _permissions(manifest: Manifest, app: RegisteredApp) -> list[Difference]:
-    lacking = [
+    missing = [
         f"{name}: {level} (has {app.permissions.get(name, 'none')})"
         for name, level in manifest.permissions.items()
         if _level(app.permissions.get(name)) < _level(level)
     ]
-    beyond = [
+    excess = [
         f"{name}: {level}" for name, level in app.permissions.items() if _level(level) > _level(manifest.permissions.get(name))
     ]
     found = []
-    if lacking:
+    if missing:
         fix = f"set them at {app.settings_url}/permissions, then accept them at every installation of the App"
-        found.append(Difference(topic="App permissions", detail=f"the App lacks {', '.join(lacking)}", fix=fix))
-    if beyond:
-        fix = f"nothing here uses it: take it away at {app.settings_url}/permissions"
+        found.append(Difference(topic="App permissions", detail=f"the App lacks {', '.join(missing)}", fix=fix))
+    if excess:
+        fix = f"gibil doesn't use it: remove it at {app.settings_url}/permissions"
         found.append(
             Difference(
-                topic="App permissions", detail=f"the App may do more than needed: {', '.join(beyond)}", fix=fix, matters=False
+                topic="App permissions", detail=f"the App has unneeded permissions: {', '.join(excess)}", fix=fix, matters=False
             )
         )
     return found
@@ -160,11 +160,11 @@ def _level(name: str | None) -> int:
 
 
 def _events(manifest: Manifest, app: RegisteredApp) -> list[Difference]:
-    lacking = [event for event in manifest.events if event not in app.events]
-    if not lacking:
+    missing = [event for event in manifest.events if event not in app.events]
+    if not missing:
         return []
-    fix = f"tick them at {app.settings_url}/permissions, under Subscribe to events"
-    return [Difference(topic="App events", detail=f"the App is not subscribed to {', '.join(lacking)}", fix=fix)]
+    fix = f"select them at {app.settings_url}/permissions, under Subscribe to events"
+    return [Difference(topic="App events", detail=f"the App is not subscribed to {', '.join(missing)}", fix=fix)]
 
 
 def _webhook(app: RegisteredApp, wanted: str) -> list[Difference]:
@@ -173,7 +173,7 @@ def _webhook(app: RegisteredApp, wanted: str) -> list[Difference]:
         example = wanted or f"https://your.host{WEBHOOK_PATH}"
         return [Difference(topic=topic, detail="the App's webhook has no URL", fix=f"set {example} at {app.settings_url}")]
     if wanted and app.webhook_url != wanted:
-        detail = f"GitHub delivers to {app.webhook_url}, and not to {wanted}"
+        detail = f"GitHub delivers to {app.webhook_url}, not to {wanted}"
         found.append(Difference(topic=topic, detail=detail, fix=f"correct it at {app.settings_url}, or GIBIL_PUBLIC_URL"))
     elif urlsplit(app.webhook_url).path != WEBHOOK_PATH:
         detail = f"GitHub delivers to {app.webhook_url}, whose path is not {WEBHOOK_PATH}"
@@ -187,7 +187,7 @@ def _webhook(app: RegisteredApp, wanted: str) -> list[Difference]:
         fix = f"set GIBIL_GITHUB_WEBHOOK_SECRET's value at {app.settings_url}"
         found.append(Difference(topic=topic, detail=detail, fix=fix))
     if not app.checks_certificate:
-        detail = "GitHub does not check the certificate of the webhook's host"
+        detail = "GitHub doesn't verify the certificate of the webhook's host"
         found.append(
             Difference(topic=topic, detail=detail, fix=f"enable SSL verification at {app.settings_url}", matters=False)
         )
@@ -198,30 +198,30 @@ def _failures(app: RegisteredApp) -> list[Difference]:
     if not app.failures:
         return []
     newest = app.failures[0]
-    said = f"status {newest.status_code}" if newest.status_code else newest.status or "no answer"
+    outcome = f"status {newest.status_code}" if newest.status_code else newest.status or "no answer"
     detail = (
-        f"{len(app.failures)} of the last {app.deliveries} deliveries failed; the newest of them, {newest.event} at "
-        f"{newest.at:%Y-%m-%d %H:%M} UTC, with {said}"
+        f"{len(app.failures)} of the last {app.deliveries} deliveries failed; the newest was {newest.event} at "
+        f"{newest.at:%Y-%m-%d %H:%M} UTC, with {outcome}"
     )
     if not app.newest_failed:
-        fix = "deliveries get through again; a running bot asks for those of the last three days again"
+        fix = "deliveries arrive again; a running bot requests those of the last three days again"
         return [Difference(topic="App deliveries", detail=detail, fix=fix, matters=False)]
-    return [Difference(topic="App deliveries", detail=detail, fix=_cure(newest.status_code, app.webhook_url or ""))]
+    return [Difference(topic="App deliveries", detail=detail, fix=_remedy(newest.status_code, app.webhook_url or ""))]
 
 
-def _cure(status_code: int, url: str) -> str:
+def _remedy(status_code: int, url: str) -> str:
     match status_code:
         case 401:
             return "the webhook's secret is not GIBIL_GITHUB_WEBHOOK_SECRET: set both to the same value, without a comma in it"
         case 404 | 405:
-            return f"{url} does not lead to the bot's {WEBHOOK_PATH}: check your proxy's path and the webhook's URL"
+            return f"{url} doesn't reach the bot's {WEBHOOK_PATH}: check your proxy's path and the webhook's URL"
         case 400:
-            return "something between GitHub and the bot changes the deliveries: check your proxy"
+            return "something between GitHub and the bot modifies the deliveries: check your proxy"
         case 413:
             return "your proxy limits the size of a request: allow 25 MiB (nginx: client_max_body_size 25m)"
         case 503:
-            return "the bot could not store it, or had too many requests: look at its log"
+            return "the bot could not store it, or had too many requests: see its log"
         case 502 | 504:
-            return "your proxy does not reach the bot: is `gibil serve` running, at the address that the proxy knows?"
+            return "your proxy can't reach the bot: check that `gibil serve` is running at the address configured in the proxy"
         case _:
-            return f"GitHub does not reach {url}: check its name, its certificate, your firewall and your proxy"
+            return f"GitHub can't reach {url}: check its name, its certificate, your firewall and your proxy"

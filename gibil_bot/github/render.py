@@ -1,7 +1,7 @@
-"""What people read about a run: its check run and its comment, made from facts.
+"""Renders a run's check run and comment.
 
-Pure: a RunReport in, a Notification out. Limits are GitHub's, in bytes, with some room left:
-https://docs.github.com/en/rest/checks/runs (65,535 for a summary and a text), comments hold 65,536 characters.
+Pure: RunReport → Notification. Limits are GitHub's, in bytes, minus a reserve: https://docs.github.com/en/rest/checks/runs
+(65,535 for a summary and a text); comments have at most 65,536 characters.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gibil_bot.model import (
 from gibil_bot.views import blocked_view, timestamp
 
 CHECK_PREFIX = "gibil / "
-"""Of the names of our check runs; the workflow's name follows."""
+"""Prefix of the names of our check runs, followed by the workflow's name."""
 OUTPUT_LIMIT = 64_000
 COMMENT_LIMIT = 64_000
 TITLE_LIMIT = 255
@@ -59,26 +59,26 @@ _BAD = (TaskStatus.FAILURE, TaskStatus.TIMED_OUT)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """The current state of a run. Its output is redacted already."""
+    """The current state of a run. Its output is already redacted."""
 
     run: Run
     results: tuple[TaskResult, ...] = ()
     position: int | None = None
-    """In the queue, from 1."""
+    """Position in the queue, from 1."""
     live_tail: str = ""
     """The end of the running task's output."""
     phase: str = ""
-    """What is being done: "waiting for a machine", "forging a machine", "cloning", "running" …"""
+    """The current activity: "waiting for a machine", "forging a machine", "cloning", "running" …"""
     created_in_s: float | None = None
-    """How long it took to create the machine."""
+    """How long creating the machine took."""
     conclusion: Conclusion | None = None
-    """None: the run goes on, unless the run itself has one."""
+    """None: the run continues, unless `run` itself has a conclusion."""
     public_url: str = ""
     now: datetime
 
 
 def check_run(report: RunReport) -> Notification:
-    """The check run of a run, whole: queued, in progress or completed."""
+    """Return the complete check run of a run: queued, in progress or completed."""
     run, conclusion = report.run, _conclusion(report)
     return Notification(
         key=f"check:{run.id}",
@@ -99,15 +99,15 @@ def check_run(report: RunReport) -> Notification:
 
 
 def check_name(workflow: str) -> str:
-    """What branch protection and people call it."""
+    """Return the name that is shown and that branch protection refers to."""
     return f"{CHECK_PREFIX}{line(workflow, 200)}"
 
 
 def comment(report: RunReport) -> Notification | None:
-    """The one comment of a pull request and workflow, as the workflow's `comment:` wants it; None: no comment.
+    """Return the comment for a pull request and workflow, depending on the workflow's `comment:`; None: no comment.
 
-    With `on-failure`, a run that is green or cancelled only updates the comment of an earlier failure (`only_if_exists`).
-    A superseded run has none, because the comment belongs to its successor now.
+    With `on-failure`, a successful or cancelled run only updates the comment of an earlier failure (`only_if_exists`). A
+    superseded run has no comment, because the comment now belongs to its successor.
     """
     run, conclusion = report.run, _conclusion(report)
     wanted = run.plan.comment
@@ -132,7 +132,7 @@ def comment(report: RunReport) -> Notification | None:
 
 
 def details_url(report: RunReport) -> str:
-    """Where the run can be seen at the bot; empty where the operator named no public address."""
+    """Return the URL of the run at the bot; empty if the operator configured no public URL."""
     return f"{report.public_url.rstrip('/')}/runs/{report.run.id}" if report.public_url else ""
 
 
@@ -148,7 +148,7 @@ def _output(report: RunReport, conclusion: Conclusion | None) -> CheckRunOutput:
     return CheckRunOutput(
         title=line(_title(report, conclusion), TITLE_LIMIT) or "Working",
         summary=joined(
-            [_headline(report), *_notes(report), _table(report), _live(report, conclusion), _ways_on(report, conclusion)],
+            [_headline(report), *_notes(report), _table(report), _live(report, conclusion), _next_steps(report, conclusion)],
             OUTPUT_LIMIT,
         ),
         text=text or None,
@@ -164,7 +164,7 @@ def _comment_blocks(report: RunReport, conclusion: Conclusion | None) -> list[st
         _headline(report),
         *_notes(report),
         _table(report),
-        " ".join(part for part in (_ways_on(report, conclusion), link) if part),
+        " ".join(part for part in (_next_steps(report, conclusion), link) if part),
         *_tails(report, TAIL_LIMIT // 2),
         *_summaries(report),
     ]
@@ -217,7 +217,7 @@ def _title_so_far(report: RunReport) -> str:
 
 def _headline(report: RunReport) -> str:
     source = report.run.source
-    parts = [f"Commit {code(source.sha[:7])} of {code(source.pull_request.head_ref)}", f"asked for by {code(source.actor)}"]
+    parts = [f"Commit {code(source.sha[:7])} of {code(source.pull_request.head_ref)}", f"requested by {code(source.actor)}"]
     if report.created_in_s is not None:
         parts.append(f"machine forged in {duration(report.created_in_s)}")
     if report.run.machine_attempt > 1:
@@ -226,25 +226,25 @@ def _headline(report: RunReport) -> str:
 
 
 def _notes(report: RunReport) -> list[str]:
-    """Our own words about the run, and what planning chose."""
+    """Return the run's own notes, and those of its plan."""
     notes = [report.run.note] if report.run.note else []
-    said = [f"> ℹ️ {sentence(note)}" for note in (*notes, *report.run.plan.notes)[:20]]
-    return [*said, *(f"> ⛔ {code(line, 4000)}" for line in blocked_view(_refusals(report)))]
+    quoted_notes = [f"> ℹ️ {sentence(note)}" for note in (*notes, *report.run.plan.notes)[:20]]
+    return [*quoted_notes, *(f"> ⛔ {code(line, 4000)}" for line in blocked_view(_refusals(report)))]
 
 
 def _refusals(report: RunReport) -> Refusals:
-    """Of all tasks together, each endpoint once."""
+    """Return the refusals of all tasks, each endpoint once."""
     results = [result.refusals for _, result in _tasks(report) if result is not None]
     found = dict.fromkeys(refusal for refusals in results for refusal in refusals.refused)
     return Refusals(refused=tuple(found), more=any(refusals.more for refusals in results))
 
 
 def _tasks(report: RunReport) -> list[tuple[str, TaskResult | None]]:
-    """Every planned task with its result on the newest machine that has one."""
+    """Return every planned task with its result on the newest machine that has one."""
     newest: dict[int, TaskResult] = {}
     for result in report.results:
-        known = newest.get(result.index)
-        if known is None or result.machine_attempt >= known.machine_attempt:
+        previous = newest.get(result.index)
+        if previous is None or result.machine_attempt >= previous.machine_attempt:
             newest[result.index] = result
     return [(task.name, newest.get(index)) for index, task in enumerate(report.run.plan.tasks)]
 
@@ -281,7 +281,7 @@ def _live(report: RunReport, conclusion: Conclusion | None) -> str:
 
 
 def _tails(report: RunReport, limit: int) -> list[str]:
-    """The end of the output of what failed, each a block of its own with its heading."""
+    """Return the end of the output of each failed task, as separate blocks with headings."""
     bad = [(name, result) for name, result in _tasks(report) if result is not None and result.status in _BAD]
     share = max(1000, limit * 2 // max(len(bad), 2))
     blocks = []
@@ -292,7 +292,7 @@ def _tails(report: RunReport, limit: int) -> list[str]:
 
 
 def _summaries(report: RunReport) -> list[str]:
-    """What tasks wrote to GITHUB_STEP_SUMMARY."""
+    """Return what tasks wrote to GITHUB_STEP_SUMMARY."""
     written = [(name, result) for name, result in _tasks(report) if result is not None and result.summary.strip()]
     share = max(1000, SUMMARIES_LIMIT // max(len(written), 1))
     return [
@@ -302,7 +302,7 @@ def _summaries(report: RunReport) -> list[str]:
     ]
 
 
-def _ways_on(report: RunReport, conclusion: Conclusion | None) -> str:
+def _next_steps(report: RunReport, conclusion: Conclusion | None) -> str:
     run = report.run
     again = f"comment {code(f'/gibil retest {run.plan.workflow}', 200)} or press **Re-run** on the check"
     match conclusion:

@@ -1,7 +1,7 @@
-"""Answers to people: reactions, replies, and the sentences that say no and what to do next.
+"""Replies to users: reactions, comments, and messages that say why a command was rejected and what to do next.
 
-Pure. Every sentence is one line of Markdown. Names and words of people in it are inline code, so that they mention
-nobody; `reply` defuses the whole text once more, because a sentence may also come from elsewhere.
+Pure. Every message is one line of Markdown. Users' names and words in it are inline code, so that they mention no one; `reply`
+also defuses the whole text, because a message may come from elsewhere.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ Reaction = Literal["+1", "-1", "laugh", "confused", "heart", "hooray", "rocket",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HelpEntry:
-    """One workflow that has a command."""
+    """A workflow that has a command."""
 
     word: str
     title: str
     inputs: tuple[str, ...] = ()
-    """As they are written: `browser=firefox` with the default, `version=…` for one that is required."""
-    origin: str = ""
-    """Where it comes from: `workflows/test.yml`, `.gibil/workflows/docs.yml@main`."""
+    """As in a command: `browser=firefox` with the default, `version=…` for a required input."""
+    source: str = ""
+    """The file that defines it: `workflows/test.yml`, `.gibil/workflows/docs.yml@main`."""
 
 
-def reply(event: CommentCreated, guid: str, text: str) -> Notification:
-    """An answer in the conversation, once for each delivery."""
-    marker = f"<!-- gibil-reply:{line(guid, 100).replace('-->', '')} -->"
+def reply(event: CommentCreated, key: str, text: str) -> Notification:
+    """Return a comment in the conversation, once per `key`."""
+    marker = f"<!-- gibil-reply:{line(key, 100).replace('-->', '')} -->"
     shown = defuse(text)
     if size(shown) > REPLY_LIMIT:
         shown = fenced(text, REPLY_LIMIT)
     return Notification(
-        key=f"reply:{guid}",
+        key=f"reply:{key}",
         installation_id=event.installation_id,
         repository=event.repository.full_name,
         update=CommentUpdate(number=event.number, marker=marker, body=f"{marker}\n{shown}"),
@@ -49,7 +49,7 @@ def reply(event: CommentCreated, guid: str, text: str) -> Notification:
 
 
 def reaction(event: CommentCreated, content: Reaction) -> Notification:
-    """A reaction to the comment: `eyes` when it was read, `confused` when a command was refused."""
+    """Return a reaction to the comment: `eyes` when it was read, `confused` when a command was rejected."""
     return Notification(
         key=f"reaction:{event.comment_id}:{content}",
         installation_id=event.installation_id,
@@ -59,50 +59,50 @@ def reaction(event: CommentCreated, content: Reaction) -> Notification:
 
 
 def reactions(event: CommentCreated, content: Reaction) -> list[Notification]:
-    """The same where there are reactions: a review has none in the REST API (reference above)."""
+    """Return the reaction, if the event supports reactions: reviews have none in the REST API (reference above)."""
     return [] if event.is_review else [reaction(event, content)]
 
 
 def help_text(entries: Sequence[HelpEntry], problems: Sequence[str] = ()) -> str:
-    """All commands, the workflows' first. `problems` are workflow files that cannot be used, one line each."""
-    lines = ["**Commands**, each on a line of its own:", ""]
+    """List all commands, the workflows' first. `problems`: messages about unusable workflow files, one line each."""
+    lines = ["**Commands**, one per line:", ""]
     for entry in entries[:50]:
         words = " ".join((PREFIX, entry.word, *entry.inputs))
-        origin = f" ({code(entry.origin, 120)})" if entry.origin else ""
-        lines.append(f"- {code(words, 300)}: {line(entry.title, 200)}{origin}")
+        source = f" ({code(entry.source, 120)})" if entry.source else ""
+        lines.append(f"- {code(words, 300)}: {line(entry.title, 200)}{source}")
     if len(entries) > 50:
         lines.append(f"- … and {len(entries) - 50} more")
     lines += [
-        f"- {code(f'{PREFIX} retest')}: run again what did not succeed, or the named workflow",
-        f"- {code(f'{PREFIX} cancel')}: stop what is queued or running, or the named workflow",
-        f"- {code(f'{PREFIX} approve SHA')}: let one commit of an untrusted pull request run, without secrets",
+        f"- {code(f'{PREFIX} retest')}: run the workflows that did not succeed again, or the named one",
+        f"- {code(f'{PREFIX} cancel')}: stop all queued and running workflows, or the named one",
+        f"- {code(f'{PREFIX} approve SHA')}: allow one commit of an untrusted pull request to run, without secrets",
         f"- {code(f'{PREFIX} help')}: this list",
     ]
     if problems:
-        lines += ["", "Workflow files that cannot be used:", *(f"- {code(problem, 300)}" for problem in problems[:20])]
+        lines += ["", "Workflow files that can't be used:", *(f"- {code(problem, 300)}" for problem in problems[:20])]
     return "\n".join(lines)
 
 
-# --- refusals: what is, and what to do next ---------------------------------------------------------------------------
+# --- rejections: the reason, and what to do next ----------------------------------------------------------------------
 
 
 def permission_refused(login: str, permission: str) -> str:
-    """The commenter may not give commands here."""
+    """The author of the comment may not use commands here."""
     has = "no permission" if permission == "none" else f"{line(permission, 20)} permission"
     return f"{code(login)} has {has} on this repository, but commands need write permission. Ask a user who has it to comment."
 
 
 def rate_limited(login: str, per_hour: int, wait_s: float) -> str:
-    """A person has given as many commands as one may. Sent once an hour."""
+    """A user has reached the limit of commands. Sent once an hour."""
     return (
         f"{code(login)} has reached the limit of {count(per_hour, 'command')} an hour in this repository: try again in "
-        f"{count(max(1, ceil(wait_s / 60)), 'minute')}. Further commands above the limit are not answered. The "
+        f"{count(max(1, ceil(wait_s / 60)), 'minute')}. Further commands above the limit get no reply. The "
         "operator of this bot sets the limit with GIBIL_COMMANDS_PER_HOUR."
     )
 
 
 def untrusted_refused(because: str, provider: str) -> str:
-    """The operator does not let untrusted code onto these machines. `because` is a clause of trust_texts."""
+    """The operator doesn't allow untrusted code on these machines. `because` is a clause of trust_replies."""
     return (
         f"This commit is untrusted, because {because}. This bot doesn't run untrusted code on its {code(provider)} machines, "
         "because they share its kernel. Its operator can set GIBIL_LOCAL_UNTRUSTED=approve, which lets users with write "
@@ -111,8 +111,8 @@ def untrusted_refused(because: str, provider: str) -> str:
 
 
 def command_unreadable(word: str, problem: str) -> str:
-    """A line that is no command. `problem` is Command.problem."""
-    return f"I cannot read {code(f'{PREFIX} {word}')}: {line(problem, 500)}. {code(f'{PREFIX} help')} lists the commands."
+    """A line can't be parsed as a command. `problem` is Command.problem."""
+    return f"I can't read {code(f'{PREFIX} {word}')}: {line(problem, 500)}. {code(f'{PREFIX} help')} lists the commands."
 
 
 def pull_request_closed(number: int) -> str:
@@ -121,31 +121,29 @@ def pull_request_closed(number: int) -> str:
 
 
 def nothing_to_retest(workflow: str | None) -> str:
-    """Nothing failed, or nothing ran."""
+    """No matching workflow has run."""
     which = f"{code(workflow)} has not run" if workflow else "Nothing has run"
     return f"{which} at the newest commit of this pull request yet: {code(f'{PREFIX} help')} lists what can be run."
 
 
 def nothing_failed() -> str:
-    """Everything that ran is green, or still runs."""
-    return (
-        f"No workflow of this pull request has failed: {code(f'{PREFIX} retest')} with a workflow's name runs that one again."
-    )
+    """Nothing that ran has failed."""
+    return f"No workflow of this pull request has failed: {code(f'{PREFIX} retest')} with a workflow's name runs it again."
 
 
 def github_failed(problem: str) -> str:
-    """GitHub did not answer what we have to know before we obey."""
-    return f"Nothing was started, because GitHub did not answer the bot ({code(problem, 300)}): comment again later."
+    """GitHub didn't answer a request that was needed before executing the command."""
+    return f"Nothing was started, because GitHub did not answer the bot ({code(problem, 300)}). Comment again later."
 
 
-def failed_ourselves(reference: str) -> str:
-    """We broke while handling the comment."""
-    where = f"the operator finds it in the log as {code(reference)}"
-    return f"An internal error of gibil prevented the handling of this comment; {where}. Comment again to retry."
+def internal_error(reference: str) -> str:
+    """An internal error occurred while handling the comment."""
+    where = f"the operator can find it in the log as {code(reference)}"
+    return f"An internal error in gibil prevented the handling of this comment; {where}. Comment again to retry."
 
 
 def notice(installation_id: int, repository: Repository, number: int, topic: str, text: str) -> Notification:
-    """One comment of a pull request about one topic, edited in place: what nobody asked for must not pile up."""
+    """Return the comment of a pull request about one topic. It is edited in place, so that comments don't pile up."""
     marker = f"<!-- gibil-notice:{repository.id}:{number}:{topic} -->"
     return Notification(
         key=f"notice:{repository.id}:{number}:{topic}",
@@ -160,8 +158,8 @@ def notice(installation_id: int, repository: Repository, number: int, topic: str
 
 
 def workflow_problems(problems: Sequence[str]) -> str:
-    """Workflow files that cannot be used, one line each: path, line, column, what is wrong."""
-    lines = ["These workflow files cannot be used until they are corrected (`gibil check FILE` shows the same):", ""]
+    """List unusable workflow files, one line each: path, line, column, problem."""
+    lines = ["These workflow files can't be used until they are fixed (`gibil check FILE` reports the same problems):", ""]
     lines += [f"- {code(problem, 400)}" for problem in problems[:20]]
     if len(problems) > 20:
         lines.append(f"- … and {len(problems) - 20} more")

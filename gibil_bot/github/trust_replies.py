@@ -1,7 +1,7 @@
-"""Why code is untrusted, what a person can do then, and the check run that asks for an approval. Pure.
+"""Why code is untrusted, what a user can do about it, and the check run that asks for an approval. Pure.
 
-Clauses (`fork_gone` … `pusher_unknown`) end a sentence that begins with "this commit is untrusted, because". They keep forks
-apart from branches: what helps is different.
+Clauses (`fork_gone` … `pusher_unknown`) complete a sentence that begins with "this commit is untrusted, because". They
+distinguish forks from branches, because the remedies differ.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from gibil_bot.model import CheckRunOutput, CheckRunUpdate, Conclusion, Notifica
 from gibil_bot.views import timestamp
 
 APPROVAL_CHECK = f"{CHECK_PREFIX}approval"
-"""The name of the check run; `external_id` and the telling's key are `approval_key`."""
+"""The name of the check run; `external_id` and the notification's key are `approval_key`."""
 
 
 def fork_gone() -> str:
-    return "its fork doesn't exist any more"
+    return "its fork was deleted"
 
 
 def fork_of_organization(fork: str) -> str:
-    return f"it comes from the fork {code(fork)}, which belongs to an organization, whose members GitHub does not show here"
+    return f"it comes from the fork {code(fork)}, which belongs to an organization, whose members GitHub doesn't show"
 
 
 def fork_of_stranger(fork: str, owner: Person) -> str:
@@ -35,11 +35,11 @@ def fork_pusher_unknown(fork: str) -> str:
 
 
 def pusher_unknown(branch: str) -> str:
-    return f"who pushed it to the branch {code(branch)} is not known"
+    return f"it is unknown who pushed it to the branch {code(branch)}"
 
 
-def pusher_cannot_write(pusher: Person, place: str) -> str:
-    return f"{_account(pusher)} pushed to {code(place)} {_without(pusher)}"
+def pusher_cannot_write(pusher: Person, pushed_to: str) -> str:
+    return f"{_account(pusher)} pushed to {code(pushed_to)} {_without(pusher)}"
 
 
 def author_cannot_write(author: Person) -> str:
@@ -47,7 +47,7 @@ def author_cannot_write(author: Person) -> str:
 
 
 def requester_cannot_write(requester: Person) -> str:
-    return f"it was asked for by {_account(requester)} {_without(requester)}"
+    return f"it was requested by {_account(requester)} {_without(requester)}"
 
 
 def _account(person: Person) -> str:
@@ -55,7 +55,7 @@ def _account(person: Person) -> str:
 
 
 def _without(person: Person) -> str:
-    return "and not by a person with write permission" if person.is_bot else "without write permission on this repository"
+    return "and not by a user with write permission" if person.is_bot else "without write permission on this repository"
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
@@ -70,24 +70,24 @@ def head_moved(number: int, sha: str) -> str:
 
 
 def rerun_moved(old_sha: str, number: int, sha: str) -> str:
-    """Re-run was pressed on a commit that is not the head any more."""
+    """Re-run was requested for a commit that is no longer the head."""
     return (
-        f"Nothing was run again: commit {code(old_sha[:7])} is not the head of pull request {number} any more, which is now "
+        f"Nothing was run again: commit {code(old_sha[:7])} is no longer the head of pull request {number}, which is now "
         f"{code(sha)}. Review that commit, then comment {code(f'{PREFIX} retest')}."
     )
 
 
 def rerun_lost(check_name: str, sha: str) -> str:
-    """The store knows nothing of that check run, and its name does not say what to do."""
-    which = code(check_name, 120) if check_name else "What was checked"
+    """The store has no record of that check run, and its name doesn't identify a workflow."""
+    which = code(check_name, 120) if check_name else "The check"
     return (
-        f"{which} of commit {code(sha[:7])} cannot be run again, because the bot has no "
+        f"{which} of commit {code(sha[:7])} can't be run again, because the bot has no "
         f"record of its run: comment {code(f'{PREFIX} help')} to list what can be run."
     )
 
 
 def needs_approval(sha: str, because: str) -> str:
-    """Untrusted code waits for a writer's word."""
+    """Untrusted code waits for a writer's approval."""
     return (
         f"Commit {code(sha[:7])} is untrusted, because {because}. To run it, without secrets, read it first and then comment "
         f"{code(approve_command(sha), 120)}; commands after that line work for this commit."
@@ -95,9 +95,9 @@ def needs_approval(sha: str, because: str) -> str:
 
 
 def untrusted_branch_waits(sha: str, because: str) -> str:
-    """A branch of the repository itself: a writer's command is enough."""
+    """A branch of the repository itself: a command of a writer is enough."""
     return (
-        f"Commit {code(sha[:7])} is untrusted, because {because}. It does not run by itself: a command of a person with write "
+        f"Commit {code(sha[:7])} is untrusted, because {because}. It doesn't run automatically: a command of a user with write "
         f"permission, such as {code(f'{PREFIX} test')}, runs it without secrets."
     )
 
@@ -114,10 +114,10 @@ def approval_needs_sha(sha: str) -> str:
     )
 
 
-def approval_of_another(given: str, sha: str) -> str:
-    """The commit that was named is not the head."""
+def approval_of_another(named: str, sha: str) -> str:
+    """The named commit isn't the head."""
     return (
-        f"{code(given, 80)} was not approved: it is not the head of this pull request, which is now {code(sha)}. Read that "
+        f"{code(named, 80)} was not approved: it is not the head of this pull request, which is now {code(sha)}. Read that "
         f"commit, then comment {code(approve_command(sha), 120)}."
     )
 
@@ -135,17 +135,19 @@ def approval_not_needed(sha: str) -> str:
 
 
 def approval_refused_here(provider: str) -> str:
-    """The operator lets nothing untrusted onto these machines."""
+    """The operator doesn't allow untrusted code on these machines."""
     return (
-        f"Nothing was approved: no untrusted code runs on the {code(provider)} machines of this bot, approved or not. Its "
-        "operator can set GIBIL_LOCAL_UNTRUSTED=approve; or a person with write permission pushes the commits to a branch of "
+        f"Nothing was approved: this bot doesn't run untrusted code on its {code(provider)} machines, approved or not. Its "
+        "operator can set GIBIL_LOCAL_UNTRUSTED=approve; or a user with write permission can push the commits to a branch of "
         "this repository."
     )
 
 
 def approved(sha: str, started: int) -> str:
-    begun = "The waiting workflows were started." if started else f"Commands work for it now, such as {code(f'{PREFIX} test')}."
-    return f"Commit {code(sha[:7])} may run, without secrets, until the next push. {begun}"
+    next_step = (
+        "The waiting workflows were started." if started else f"Commands such as {code(f'{PREFIX} test')} now work for it."
+    )
+    return f"Commit {code(sha[:7])} may run, without secrets, until the next push. {next_step}"
 
 
 def merge_queue_unsupported(workflow: str) -> str:
@@ -173,9 +175,10 @@ def approval_check(
     now: datetime,
     approved_by: str | None = None,
 ) -> Notification:
-    """Once per pull request and commit: `action_required` until it is approved, then the same check run as `success`.
+    """Return the approval check, one per pull request and commit: `action_required`, and after the approval `success`.
 
-    `text`: `needs_approval` or `untrusted_branch_waits`."""
+    `text`: `needs_approval` or `untrusted_branch_waits`.
+    """
     if approved_by is None:
         conclusion, title = Conclusion.ACTION_REQUIRED, f"Commit {sha[:7]} needs an approval to run"
         summary = f"{text}\n\n```\n{approve_command(sha)}\n```"
@@ -192,7 +195,7 @@ def approval_check(
 def merge_queue_check(
     installation_id: int, repository: Repository, sha: str, name: str, workflow: str, *, now: datetime
 ) -> Notification:
-    """A failure, because a merge queue takes `neutral` and `skipped` for tested."""
+    """Return a failed check: merge queues count `neutral` and `skipped` as passed."""
     title = "gibil does not test merge queues yet"
     key = f"merge-group:{repository.id}:{sha}:{line(workflow, 200)}"
     summary = merge_queue_unsupported(workflow)

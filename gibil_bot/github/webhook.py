@@ -1,6 +1,6 @@
-"""What GitHub sends: the signature over the bytes, and the bytes narrowed to one small event.
+"""Verifies a delivery's signature, and decodes the delivery into an event.
 
-Pure. What is needed and not there raises InvalidDelivery. https://docs.github.com/en/webhooks/webhook-events-and-payloads
+Pure. Missing required fields raise InvalidDelivery. https://docs.github.com/en/webhooks/webhook-events-and-payloads
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from gibil_bot.github.payloads import (
     CommentPayload,
     IssueCommentPayload,
     MergeGroupPayload,
-    PlacePayload,
     PullRequestEventPayload,
+    RepositoryPayload,
     ReviewCommentPayload,
     ReviewEventPayload,
     UserPayload,
@@ -41,33 +41,33 @@ EVENTS = (
     "pull_request_review",
     "pull_request_review_comment",
 )
-"""What the App subscribes to in `app.yml`. `ping` and the installation's events come unasked."""
+"""The App's subscriptions in `app.yml`. `ping` and installation events are sent without a subscription."""
 
 PULL_REQUEST_ACTIONS = ("opened", "synchronize", "reopened", "closed")
 
 
 def verify(body: bytes, signature_header: str | None, secrets: Sequence[str]) -> bool:
-    """Is `X-Hub-Signature-256` the HMAC-SHA256 of the raw body under one of the secrets?
+    """Return whether `X-Hub-Signature-256` is the HMAC-SHA256 of the raw body under one of the secrets.
 
-    Constant time, and every secret is tried, so that the time taken does not tell which one fits. An empty secret
-    never fits. https://docs.github.com/en/webhooks/using-webhooks/validating-webhook-deliveries
+    Takes constant time and tries every secret, so that the time doesn't reveal which one matches. An empty secret never
+    matches. https://docs.github.com/en/webhooks/using-webhooks/validating-webhook-deliveries
     """
     given = (signature_header or "").encode()
-    fits = False
+    matches = False
     for secret in secrets:
         expected = b"sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest().encode()
-        fits = (hmac.compare_digest(expected, given) and secret != "") or fits
-    return fits
+        matches = (hmac.compare_digest(expected, given) and secret != "") or matches
+    return matches
 
 
 def narrow(event: str, payload: bytes) -> Event:
-    """One delivery as a small value; everything that is not for us is Ignored, with the reason.
+    """Decode one delivery; everything that the bot doesn't handle is Ignored, with the reason.
 
-    Raises InvalidDelivery, naming the field, when something needed is missing, of the wrong type or not JSON.
+    Raises InvalidDelivery, naming the field, if something needed is missing, has the wrong type or isn't JSON.
     """
     read = _READERS.get(event)
     if read is None:
-        return Ignored(reason=f"event {event[:80]!r} is not one of ours")
+        return Ignored(reason=f"event {event[:80]!r} is not handled")
     return read(event, payload)
 
 
@@ -75,7 +75,7 @@ def narrow(event: str, payload: bytes) -> Event:
 
 
 def _issue_comment(event: str, payload: bytes) -> Event:
-    # `edited` is left out on purpose: whoever may edit an old comment must not start anything with it.
+    # `edited` is omitted on purpose: a user who may edit an old comment must not start anything with it.
     found = _if_action(event, payload, ("created",), IssueCommentPayload)
     if isinstance(found, Ignored):
         return found
@@ -94,7 +94,7 @@ def _review_comment(event: str, payload: bytes) -> Event:
 
 
 def _review(event: str, payload: bytes) -> Event:
-    # As with comments, `edited` is left out, and `dismissed` says nothing new.
+    # As with comments, `edited` is omitted; `dismissed` adds no information.
     found = _if_action(event, payload, ("submitted",), ReviewEventPayload)
     if isinstance(found, Ignored):
         return found
@@ -111,7 +111,7 @@ def _review(event: str, payload: bytes) -> Event:
 
 
 def _comment(
-    place: PlacePayload,
+    payload: RepositoryPayload,
     comment: CommentPayload,
     number: int,
     event_name: str,
@@ -121,12 +121,12 @@ def _comment(
 ) -> Event:
     author = person(comment.user)
     if comment.user is None:
-        return Ignored(reason="a comment of an account that is gone")
+        return Ignored(reason="a comment of a deleted account")
     if author.is_bot:
         return Ignored(reason=f"a comment of the bot {author.login}")
     return CommentCreated(
-        installation_id=place.installation.id,
-        repository=repository(place),
+        installation_id=payload.installation.id,
+        repository=repository(payload),
         number=number,
         comment_id=comment.id,
         author=author,
@@ -157,7 +157,7 @@ def _check_run(event: str, payload: bytes) -> Event:
     if isinstance(found, Ignored):
         return found
     if not found.check_run.external_id:
-        return Ignored(reason="a check run that is not one of ours: it has no external_id")
+        return Ignored(reason="a check run of another App: it has no external_id")
     check_run = found.check_run
     return _rerun(found, check_run.head_sha, check_run.external_id, found.sender, check_name=no_nul(check_run.name or ""))
 
@@ -169,11 +169,11 @@ def _check_suite(event: str, payload: bytes) -> Event:
     suite = found.check_suite
     if found.action == "rerequested":
         return _rerun(found, suite.head_sha, None, found.sender)
-    # A push to a branch of this repository, never of a fork, made the suite, and the pusher is the sender:
+    # A push to a branch of this repository, never of a fork, created the suite, and the pusher is the sender:
     # https://docs.github.com/en/rest/guides/using-the-rest-api-to-interact-with-checks#about-check-suites
     created_at = moment(suite.created_at)
     if found.sender is None or not suite.head_branch or created_at is None:
-        return Ignored(reason="a check suite that does not say who pushed what")
+        return Ignored(reason="a check suite without pusher, branch or time")
     return BranchPushed(
         repository=repository(found),
         branch=no_nul(suite.head_branch),
@@ -196,7 +196,7 @@ def _merge_group(event: str, payload: bytes) -> Event:
 
 
 def _rerun(
-    place: PlacePayload,
+    payload: RepositoryPayload,
     head_sha: str,
     external_id: str | None,
     sender: UserPayload | None,
@@ -204,8 +204,8 @@ def _rerun(
     check_name: str | None = None,
 ) -> RerunRequested:
     return RerunRequested(
-        installation_id=place.installation.id,
-        repository=repository(place),
+        installation_id=payload.installation.id,
+        repository=repository(payload),
         head_sha=head_sha,
         external_id=external_id,
         sender=person(sender),
@@ -233,11 +233,11 @@ _READERS: Mapping[str, Callable[[str, bytes], Event]] = {
 }
 
 _T = TypeVar("_T")
-_Place = TypeVar("_Place", bound=PlacePayload)
+_Payload = TypeVar("_Payload", bound=RepositoryPayload)
 
 
-def _if_action(event: str, payload: bytes, actions: Sequence[str], kind: type[_Place]) -> _Place | Ignored:
-    """The payload, when its action is one of those. What other actions look like is no business of ours."""
+def _if_action(event: str, payload: bytes, actions: Sequence[str], kind: type[_Payload]) -> _Payload | Ignored:
+    """Decode the payload if its action is one of those. Payloads with other actions may have any form."""
     try:
         found = _decode(event, payload, kind)
     except InvalidDelivery:
@@ -253,6 +253,6 @@ def _decode(event: str, payload: bytes, kind: type[_T]) -> _T:
         return msgspec.json.decode(payload, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         # msgspec names the field and the types, never the value.
-        raise InvalidDelivery(f"{event} delivery: {' '.join(str(error).split())}; replay it once the cause is known") from None
+        raise InvalidDelivery(f"{event} delivery: {' '.join(str(error).split())}; replay it when the cause is fixed") from None
     except RecursionError:
-        raise InvalidDelivery(f"{event} delivery: the JSON is nested too deeply; nothing of GitHub's is") from None
+        raise InvalidDelivery(f"{event} delivery: the JSON is nested too deeply to be GitHub's") from None

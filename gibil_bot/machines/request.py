@@ -68,7 +68,7 @@ def resolve(request: CreateRequest, defaults: MachineResources, settings: Settin
         location=request.location or None,
         ttl_s=ttl_s,
     )
-    plan = MachinePlan(**defaults.overridden_by(requested).said())
+    plan = MachinePlan(**defaults.overridden_by(requested).specified())
     plan, cap_notes = capped(plan, caps)
     notes += cap_notes
     return ResolvedRequest(

@@ -1,1 +1,1 @@
-"""YAML and an event in, a plan of what should be done out. Pure."""
+"""Turns YAML and an event into a plan of what to do. Pure functions."""

@@ -1,7 +1,7 @@
-"""What people bring from GitHub Actions and what they write here instead: a sentence for every key, expression and variable.
+"""Hints for users of GitHub Actions: what to write instead of keys, expressions and variables that gibil doesn't support.
 
 Keys and contexts: https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-syntax and
-https://docs.github.com/en/actions/reference/workflows-and-actions/contexts. Pure.
+https://docs.github.com/en/actions/reference/workflows-and-actions/contexts. Pure functions.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from gibil_bot.scripts.task_script import input_variable
 _EVENTS_HERE = "workflows start by a command in a comment and on pull requests (opened, synchronize, reopened)"
 _NO_ACTIONS_HERE = "actions aren't run here"
 _NO_ACTIONS = f"{_NO_ACTIONS_HERE}; write the commands under run"
-_NO_ARTIFACTS = "artifacts are not kept yet; print what matters, or write it to $GITHUB_STEP_SUMMARY"
+_NO_ARTIFACTS = "artifacts are not stored yet; print what matters, or write it to $GITHUB_STEP_SUMMARY"
 _NO_CACHES = "caches are not supported yet"
 _NO_MATRIX = "there is no matrix yet; write one workflow per version, or a loop in"
 _NO_OUTPUTS = "tasks have no outputs; write NAME=value to $GITHUB_ENV, and later tasks read $NAME"
-_NO_CREDENTIALS = "no token of GitHub's reaches a machine"
+_NO_CREDENTIALS = "machines get no GitHub token"
 _REPORT_WITHOUT_TOKEN = f"{_NO_CREDENTIALS}; the report takes Markdown from $GITHUB_STEP_SUMMARY"
 _ONE_AFTER_ANOTHER = "tasks run one after another in the order of the file; remove it"
 _SERVICES = "services belong in the repository's .gibil.yml"
 
 WORKFLOW_KEYS: Mapping[str, str] = {
-    "run-name": "a run is called by the workflow's name; use name",
+    "run-name": "a run has the name of its workflow; use name",
     "permissions": f"{_NO_CREDENTIALS}, so there is nothing to restrict; remove it",
     "defaults": "write shell and working-directory on the tasks that need them",
     "jobs": "a workflow is one job here; write its steps under tasks",
     "steps": "steps are called tasks here",
-    "runs-on": "say what it runs on under machine",
+    "runs-on": "describe the machine under machine",
     "strategy": f"{_NO_MATRIX} a task",
     "matrix": f"{_NO_MATRIX} a task",
     "needs": _ONE_AFTER_ANOTHER,
@@ -66,7 +66,7 @@ TASK_KEYS: Mapping[str, str] = {
     "services": _SERVICES,
     "environment": "there are no environments; list the names of the secrets under the workflow's secrets",
     "permissions": f"{_NO_CREDENTIALS}, so there is nothing to restrict; remove it",
-    "secrets": "list the names of the secrets under the workflow's secrets; every task finds them in its environment",
+    "secrets": "list the names of the secrets under the workflow's secrets; every task has them in its environment",
     "steps": "a task is one script; write each step as a task",
     "cache": f"{_NO_CACHES}; remove it",
     "artifacts": _NO_ARTIFACTS,
@@ -113,18 +113,18 @@ EVENTS: Mapping[str, str] = {
 PULL_REQUEST_KEYS: Mapping[str, str] = {
     "branches": "write a condition on the tasks: if: github.base_ref == 'main'",
     "branches-ignore": "write a condition on the tasks: if: github.base_ref != 'docs'",
-    "paths": "changed paths are not looked at; test them in a task (git diff --name-only), or use a command",
-    "paths-ignore": "changed paths are not looked at; test them in a task (git diff --name-only), or use a command",
+    "paths": "changed paths are not considered; test them in a task (git diff --name-only), or use a command",
+    "paths-ignore": "changed paths are not considered; test them in a task (git diff --name-only), or use a command",
 }
 
 
 def event_hint(word: str) -> str | None:
-    """What to write instead of an event of GitHub Actions."""
+    """Return what to write instead of an event of GitHub Actions."""
     return f"{word}: {EVENTS[word]}" if word in EVENTS else None
 
 
 def activity_hint(word: str) -> str | None:
-    """What to write instead of an activity type of `pull_request` that starts nothing here."""
+    """Return what to write instead of an activity type of `pull_request` that starts nothing here."""
     if word in ("labeled", "unlabeled", "ready_for_review", "assigned", "review_requested", "edited", "closed"):
         return f"{word!r} is not an event that starts a workflow; write opened, synchronize or reopened, or use a command"
     return None
@@ -137,20 +137,20 @@ _ACTIONS: Mapping[str, str] = {
     "actions/setup-go": "write runtime: {go: '1.24'} in the repository's .gibil.yml",
     "actions/cache": f"{_NO_CACHES}; remove the task",
     "actions/upload-artifact": _NO_ARTIFACTS,
-    "actions/download-artifact": "artifacts are not kept yet; tasks of one workflow share the machine's disk",
+    "actions/download-artifact": "artifacts are not stored yet; tasks of one workflow share the machine's disk",
     "actions/github-script": f"{_NO_CREDENTIALS}; write Markdown to $GITHUB_STEP_SUMMARY for the report",
 }
 
 
 def uses_hint(word: str) -> str | None:
-    """What to write instead of an action."""
+    """Return what to write instead of an action."""
     name = word.partition("@")[0].lower()
     if name in _ACTIONS:
         return f"{word[:80]}: {_ACTIONS[name]}"
     return f"{word[:80]!r}: {_NO_ACTIONS}" if "/" in word or word.startswith("docker:") else None
 
 
-# --- expressions where none are evaluated ---------------------------------------------------------------------------
+# --- expressions that aren't evaluated -------------------------------------------------------------------------------
 
 _FUNCTIONS = frozenset((
     "format", "join", "tojson", "fromjson", "hashfiles", "contains", "startswith", "endswith",
@@ -193,8 +193,9 @@ _RUNNER_VARIABLES: Mapping[str, str] = {"os": "RUNNER_OS", "temp": "RUNNER_TEMP"
 
 
 def misplaced_expressions(root: Node) -> Iterator[InvalidWorkflow]:
-    """A problem for each value of a file that holds `${{ }}` where it isn't evaluated, and for each variable of GitHub
-    Actions' in a script that no task finds in its environment."""
+    """Yield a problem for each `${{ }}` where expressions aren't evaluated, and for each variable of GitHub Actions in a script
+    that isn't set on the machine.
+    """
     yield from _misplaced(root, ())
 
 
@@ -211,15 +212,15 @@ def _misplaced(node: Node, path: tuple[str, ...], is_shell: bool = True) -> Iter
             yield from _misplaced(value, (*path, key.text), is_shell)
     elif node.kind == "scalar":
         inside = next((name for name in reversed(path) if name in ("run", "env")), "")
-        said = set()
+        reported = set()
         for piece, start in _pieces(node.text):
-            problem = _about(piece, inside, path[-1] if path else "", is_whole=_is_one_piece(node.text))
-            if problem is not None and problem not in said:
-                said.add(problem)
-                yield node.refuse(problem, offset=start)
+            problem = _expression_problem(piece, inside, path[-1] if path else "", is_whole=_is_one_piece(node.text))
+            if problem is not None and problem not in reported:
+                reported.add(problem)
+                yield node.error(problem, offset=start)
         if path and path[-1] == "run" and is_shell:
             for problem, start in _missing_variables(node.text):
-                yield node.refuse(problem, offset=start)
+                yield node.error(problem, offset=start)
 
 
 def _pieces(text: str) -> Iterator[tuple[str, int]]:
@@ -236,9 +237,11 @@ def _is_one_piece(text: str) -> bool:
     return text.startswith("${{") and text.endswith("}}") and text.count("${{") == 1
 
 
-def _about(piece: str, inside: str, key: str, *, is_whole: bool) -> str | None:
-    """What to say about one `${{ piece }}` in the value of `key`, which `is_whole` or holds more; None where it isn't an
-    expression of GitHub Actions'."""
+def _expression_problem(piece: str, inside: str, key: str, *, is_whole: bool) -> str | None:
+    """Return the problem of one `${{ piece }}` in the value of `key`; None if it isn't an expression of GitHub Actions.
+
+    `is_whole`: the piece is the whole value.
+    """
     match = _FIRST_WORD.match(piece)
     if match is None:
         return None
@@ -256,15 +259,15 @@ def _about(piece: str, inside: str, key: str, *, is_whole: bool) -> str | None:
         if already is not None and not (is_whole and is_name):
             return f"{shown}: {_EVALUATED}; compute ${key} in the script from ${already}"
         if already is not None and already != key:
-            return f"{shown}: {_EVALUATED}; scripts find it as ${already} already: write that for ${key} and remove this line"
+            return f"{shown}: {_EVALUATED}; scripts already have it as ${already}: write that for ${key} and remove this line"
         if already is not None:
-            return f"{shown}: {_EVALUATED}; scripts find it as ${already} already, so remove this line"
+            return f"{shown}: {_EVALUATED}; scripts already have it as ${already}, so remove this line"
         return f"{shown}: {_EVALUATED}; {_instead(context, name)}"
     return f"{shown}: {_EVALUATED}; write the text itself"
 
 
 def _variable(context: str, name: str) -> str | None:
-    """The environment variable that holds a value already."""
+    """Return the environment variable that already contains the value."""
     if context == "inputs" and name:
         return input_variable(name)
     if context == "github":
@@ -295,18 +298,18 @@ def _instead(context: str, name: str) -> str:
     return "compute it in the script, from the variables that workflows/README.md lists"
 
 
-# --- variables that no task finds ------------------------------------------------------------------------------------
+# --- variables that aren't set on the machine ------------------------------------------------------------------------
 
 _NOT_PROVIDED: Mapping[str, str] = {
     "GITHUB_STATE": "there are no actions with a state; keep it in a file under $RUNNER_TEMP",
-    "GITHUB_EVENT_PATH": "the event's payload isn't on the machine; the GIBIL_PR_… variables hold what is known of it",
+    "GITHUB_EVENT_PATH": "the event's payload isn't on the machine; use the GIBIL_PR_… variables",
     "GITHUB_TOKEN": _REPORT_WITHOUT_TOKEN,
     "GITHUB_ACTION_PATH": _NO_ACTIONS_HERE,
-    "RUNNER_TOOL_CACHE": "runtimes are named under runtime in .gibil.yml and are on PATH",
-    "ACTIONS_RUNTIME_TOKEN": "GitHub Actions' services can't be reached from here",
-    "ACTIONS_CACHE_URL": "GitHub Actions' services can't be reached from here",
-    "ACTIONS_ID_TOKEN_REQUEST_URL": "GitHub Actions' services can't be reached from here",
-    "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "GitHub Actions' services can't be reached from here",
+    "RUNNER_TOOL_CACHE": "list runtimes under runtime in .gibil.yml; they are on PATH",
+    "ACTIONS_RUNTIME_TOKEN": "GitHub Actions' services can't be reached from the machine",
+    "ACTIONS_CACHE_URL": "GitHub Actions' services can't be reached from the machine",
+    "ACTIONS_ID_TOKEN_REQUEST_URL": "GitHub Actions' services can't be reached from the machine",
+    "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "GitHub Actions' services can't be reached from the machine",
 }
 _USED = re.compile(r"\$(?:([A-Z][A-Z_]{0,60})\b|\{([A-Z][A-Z_]{0,60})\})")
 _WORD = re.compile(r"<<-?[ \t]*(?:'([^'\n]+)'|\"([^\"\n]+)\"|\\?([A-Za-z0-9_.!+-]+))")
@@ -320,18 +323,19 @@ def _missing_variables(script: str) -> Iterator[tuple[str, int]]:
         if name in _NOT_PROVIDED and not literal[match.start()]:
             used.setdefault(name, match.start())
     for name, start in used.items():
-        # A script that sets it itself, asks whether it is set, or takes a default (${NAME:-…}), knows what it does.
-        sets = rf"\b{name}=|\b(?:read|export|declare|local|unset|for|printf -v)\b[^\n;|&]{{0,200}}\b{name}\b"
-        asks = rf"-[nzv][ \t]+\"?(?:\$\{{?)?{name}\b|\[[ \t]+\"?\$\{{?{name}\}}?\"?[ \t]+\]|\$\{{{name}[:+=?-]"
-        if not re.search(f"{sets}|{asks}", script):
+        # A script that sets the variable, tests whether it is set, or uses a default (${NAME:-…}) handles its absence.
+        sets_it = rf"\b{name}=|\b(?:read|export|declare|local|unset|for|printf -v)\b[^\n;|&]{{0,200}}\b{name}\b"
+        handles_unset = rf"-[nzv][ \t]+\"?(?:\$\{{?)?{name}\b|\[[ \t]+\"?\$\{{?{name}\}}?\"?[ \t]+\]|\$\{{{name}[:+=?-]"
+        if not re.search(f"{sets_it}|{handles_unset}", script):
             yield f"${name} is not set: {_NOT_PROVIDED[name]}", start
 
 
 def _literal(script: str) -> bytearray:
-    """For each character of a POSIX shell script 1 where `$` isn't expanded: after a backslash, in single quotes, in a
-    comment, in a here-document whose delimiter is quoted. Nested command substitutions aren't followed, so in doubt it is 0."""
+    """Return, for each character of a POSIX shell script, 1 if `$` isn't expanded there: after a backslash, in single quotes,
+    in a comment, in a here-document with a quoted delimiter. Nested command substitutions aren't parsed, so in doubt it is 0.
+    """
     literal = bytearray(len(script))
-    awaited: list[tuple[str, bool]] = []
+    here_documents: list[tuple[str, bool]] = []
     at, in_double = 0, False
     while at < len(script):
         sign, end = script[at], at + 1
@@ -341,17 +345,17 @@ def _literal(script: str) -> bytearray:
             in_double = not in_double
         elif sign == "'" and not in_double:
             end = script.find("'", at + 1) + 1
-            if not end:  # it isn't closed, so this isn't the shell's grammar
+            if not end:  # an unclosed quote: not valid shell syntax
                 return bytearray(len(script))
         elif sign == "#" and not in_double and (at == 0 or script[at - 1] in " \t\n;|&("):
             end = script.find("\n", at)
             end = len(script) if end < 0 else end
         elif sign == "<" and not in_double and (word := _WORD.match(script, at)):
-            awaited.append((word[1] or word[2] or word[3], "'" in word[0] or '"' in word[0] or "\\" in word[0]))
+            here_documents.append((word[1] or word[2] or word[3], "'" in word[0] or '"' in word[0] or "\\" in word[0]))
             at = word.end()
             continue
-        elif sign == "\n" and awaited and not in_double:
-            for delimiter, is_quoted in awaited:
+        elif sign == "\n" and here_documents and not in_double:
+            for delimiter, is_quoted in here_documents:
                 begin = at + 1
                 while at < len(script):
                     line, at = at + 1, script.find("\n", at + 1)
@@ -360,7 +364,7 @@ def _literal(script: str) -> bytearray:
                         break
                 if is_quoted:
                     literal[begin:at] = b"\1" * (at - begin)
-            awaited = []
+            here_documents = []
             continue
         if end > at + 1:
             literal[at:end] = b"\1" * (min(end, len(script)) - at)

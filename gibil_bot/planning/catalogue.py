@@ -1,9 +1,9 @@
-"""All the workflows that a repository has: its own, and the operator's.
+"""The catalogue of a repository's workflows: its own and the operator's.
 
-A repository's workflow takes the place of an operator's that has the same name or the same command word. That gives a
-repository no power it lacks otherwise (its tasks run on the same machines under the same caps, which are applied where
-machines are forged), and lets it say how `/gibil test` is meant. A repository's broken file hides the operator's too:
-whoever wrote it should hear about it instead of getting something else.
+A repository's workflow replaces an operator's workflow with the same name or command word. That gives the repository no
+additional power (its tasks run on the same machines under the same caps, which apply when machines are created), and lets it
+define what `/gibil test` does. A broken file of the repository hides the operator's workflow too, so that its author sees the
+problem instead of an unexpected workflow.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from gibil_bot.planning.yaml_nodes import read_yaml
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Catalogue:
-    """Every workflow that a repository has, its own and the operator's, and every file that cannot be used."""
+    """All workflows of a repository, its own and the operator's, and all files that can't be used."""
 
     workflows: tuple[Workflow, ...] = ()
     problems: tuple[InvalidWorkflow, ...] = ()
     repository_file: RepositoryFile | None = None
     repository_problem: InvalidWorkflow | None = None
-    """What is wrong with the `.gibil.yml`; it is among `problems` too."""
+    """The problem with the `.gibil.yml`; also in `problems`."""
     broken_words: Mapping[str, InvalidWorkflow] = field(default_factory=dict)
     """Command words that a broken file would have defined."""
 
@@ -44,33 +44,34 @@ class CommandHelp:
 
 
 def catalogue(operator: Mapping[str, bytes], repository: Mapping[str, bytes], *, base_ref: str) -> Catalogue:
-    """All that can be asked for. `operator`: file name → content; `repository`: path → content at the base branch.
+    """Return all workflows that can be requested.
 
-    Never raises: a file that cannot be used is a problem in the answer, and hides no other.
+    `operator`: file name → content; `repository`: path → content at the base branch. Never raises: an unusable file becomes a
+    problem in the catalogue and doesn't affect other files.
     """
     problems: list[InvalidWorkflow] = []
     broken: dict[str, InvalidWorkflow] = {}
     own_file, own_problem = None, None
     own: list[Workflow] = []
     for path, data in sorted(repository.items()):
-        place = f"{path}@{base_ref}"
+        path_at_base = f"{path}@{base_ref}"
         if is_repository_file(path):
             try:
-                own_file = _cached_repository_file(place, data)
+                own_file = _cached_repository_file(path_at_base, data)
             except InvalidWorkflow as problem:
                 own_problem = problem
                 problems += problem.all
         else:
-            own += _read(place, data, problems, broken)
+            own += _read(path_at_base, data, problems, broken)
     names = {workflow.name for workflow in own} | {workflow_name(problem.path) for problem in broken.values()}
     words = {workflow.command for workflow in own if workflow.command} | set(broken)
-    theirs: list[Workflow] = []
+    from_operator: list[Workflow] = []
     for name, data in sorted(operator.items()):
         if name.endswith((".yml", ".yaml")):
-            theirs += _read(f"workflows/{name}", data, problems, broken)
-    kept = [workflow for workflow in theirs if workflow.name not in names and workflow.command not in words]
+            from_operator += _read(f"workflows/{name}", data, problems, broken)
+    not_replaced = [workflow for workflow in from_operator if workflow.name not in names and workflow.command not in words]
     return Catalogue(
-        workflows=(*own, *kept),
+        workflows=(*own, *not_replaced),
         problems=tuple(problems),
         repository_file=own_file,
         repository_problem=own_problem,
@@ -78,8 +79,8 @@ def catalogue(operator: Mapping[str, bytes], repository: Mapping[str, bytes], *,
     )
 
 
-def commands(known: Catalogue) -> tuple[CommandHelp, ...]:
-    """What `/gibil help` lists, by word."""
+def commands(catalogue: Catalogue) -> tuple[CommandHelp, ...]:
+    """Return what `/gibil help` lists, sorted by word."""
     return tuple(
         CommandHelp(
             word=workflow.command,
@@ -88,13 +89,13 @@ def commands(known: Catalogue) -> tuple[CommandHelp, ...]:
             inputs=workflow.inputs,
             path=workflow.path,
         )
-        for workflow in sorted(known.workflows, key=lambda workflow: (workflow.command or "", workflow.name))
+        for workflow in sorted(catalogue.workflows, key=lambda workflow: (workflow.command or "", workflow.name))
         if workflow.command
     )
 
 
 def check_files(files: Mapping[str, bytes]) -> tuple[InvalidWorkflow, ...]:
-    """What `gibil check` reports: every problem of every file, path → content in."""
+    """Return every problem of every file, for `gibil check`. `files`: path → content."""
     problems: list[InvalidWorkflow] = []
     for path, data in files.items():
         try:
@@ -107,23 +108,23 @@ def check_files(files: Mapping[str, bytes]) -> tuple[InvalidWorkflow, ...]:
     return tuple(problems)
 
 
-def why_unknown(known: Catalogue, word: str) -> str:
-    """What to tell a person whose command word no workflow has: the problem of the file that should, or what there is."""
-    if word in known.broken_words:
-        return f"`/gibil {word}` cannot be used: {known.broken_words[word]}"
-    words = sorted({workflow.command for workflow in known.workflows if workflow.command})
+def why_unknown(catalogue: Catalogue, word: str) -> str:
+    """Return the reply to an unknown command word: the problem of the broken file that defines it, or the known words."""
+    if word in catalogue.broken_words:
+        return f"`/gibil {word}` can't be used: {catalogue.broken_words[word]}"
+    words = sorted({workflow.command for workflow in catalogue.workflows if workflow.command})
     listed = ", ".join(f"`{known_word}`" for known_word in words)
-    there_are = (
+    alternatives = (
         f"There are {listed}, `retest`, `cancel`, and `help`."
         if words
-        else "This repository has no commands yet; `/gibil help` says more."
+        else "This repository has no commands yet; see `/gibil help`."
     )
-    return f"`/gibil {word[:50]}` is unknown{nearest(word, [*words, 'help', 'cancel', 'retest', 'approve'])}. {there_are}"
+    return f"`/gibil {word[:50]}` is unknown{nearest(word, [*words, 'help', 'cancel', 'retest', 'approve'])}. {alternatives}"
 
 
 # --- reading files -----------------------------------------------------------------------------------------------
 
-# The same few files are read for every delivery; a frozen value of the same bytes is the same value.
+# The same few files are parsed for every delivery. Parsed files are immutable, so they can be cached by content.
 _cached_workflow = lru_cache(maxsize=128)(parse_workflow)
 _cached_repository_file = lru_cache(maxsize=128)(parse_repository_file)
 
@@ -138,7 +139,7 @@ def _read(path: str, data: bytes, problems: list[InvalidWorkflow], broken: dict[
 
 
 def _word_of(path: str, data: bytes) -> str:
-    """The command that a broken workflow was meant for: what its `on.command` says if that can be read, else its name."""
+    """Return the command of a broken workflow: its `on.command` if that can be read, else its name."""
     try:
         on = read_yaml(path, data).at("on")
     except InvalidWorkflow:

@@ -1,8 +1,8 @@
-"""Expressions of `if:` and of `${{ … }}`: the part of GitHub Actions' language that a plan needs.
+"""Expressions of `if:` and of `${{ … }}`: the subset of GitHub Actions' language that plans need.
 
-Literals, comparison and truth follow https://docs.github.com/en/actions/reference/workflows-and-actions/expressions:
-`==` is loose, strings compare without case, and an expression without a status function means `success() && (…)`.
-The text is parsed by hand into a small tree; nothing of it ever reaches `eval`.
+Literals, comparison and truthiness follow https://docs.github.com/en/actions/reference/workflows-and-actions/expressions: `==`
+is loose, strings are compared without case, and an expression without a status function means `success() && (…)`. The text is
+parsed by hand into a small tree; nothing of it ever reaches `eval`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gibil_bot.humanize import nearest
 MAX_LENGTH = 1000
 MAX_DEPTH = 30
 _SLACK_LENGTH, _SLACK_DEPTH = 3000, 5
-"""What a condition may grow while it is planned (`bind`, `combine`), beyond what `check` allows."""
+"""How much longer and deeper than `check` allows a condition may become while it is planned (`bind`, `combine`)."""
 
 GITHUB_NAMES = (
     "event_name",
@@ -32,7 +32,7 @@ GITHUB_NAMES = (
     "workflow",
     "number",
 )
-"""What `github.` offers here."""
+"""The names of the `github` context that are supported."""
 
 STATUSES = ("success", "failure", "cancelled")
 STATUS_FUNCTIONS = (*STATUSES, "always")
@@ -42,7 +42,7 @@ Value = str | bool | float | None
 
 
 class InvalidExpression(GibilError):
-    """An expression that cannot be read. `column` counts from 1 in the text that was given."""
+    """An expression that can't be parsed. `column` counts from 1 in the original text."""
 
     code = "WORKFLOW_INVALID"
     exit_status = 2
@@ -92,24 +92,24 @@ Expression = Literal | Name | Call | Not | Binary
 
 
 def parse(text: str) -> Expression:
-    """The tree of one condition, with or without `${{ }}` around the whole. Raises InvalidExpression."""
+    """Parse one condition, with or without `${{ }}` around the whole. Raises InvalidExpression."""
     if len(text) > MAX_LENGTH + _SLACK_LENGTH:
         raise InvalidExpression(f"an expression of more than {MAX_LENGTH + _SLACK_LENGTH} characters", 1)
-    return parse_at(*body_of(text), deepest=MAX_DEPTH + _SLACK_DEPTH)
+    return parse_at(*body_of(text), max_depth=MAX_DEPTH + _SLACK_DEPTH)
 
 
 def body_of(text: str) -> tuple[str, int]:
-    """A condition without the `${{ }}` around it, and where it begins."""
+    """Return a condition without the `${{ }}` around it, and its offset."""
     if not text.lstrip().startswith("${{"):
         return text, 0
     start = text.index("${{") + 3
     end = _end_of_piece(text, start)
     if text[end + 2 :].strip():
-        raise InvalidExpression("put ${{ }} around the whole condition, or leave it away", end + 3)
+        raise InvalidExpression("put ${{ }} around the whole condition, or leave it out", end + 3)
     return text[start:end], start
 
 
-# --- reading -----------------------------------------------------------------------------------------------------
+# --- parsing -----------------------------------------------------------------------------------------------------
 
 _TOKEN = re.compile(
     r"(?P<space>[ \t\r\n]+)"
@@ -133,7 +133,7 @@ def _tokens(text: str, offset: int) -> list[_Token]:
     while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None:
-            raise InvalidExpression(_about_character(text[position]), offset + position + 1)
+            raise InvalidExpression(_character_hint(text[position]), offset + position + 1)
         kind = str(match.lastgroup)
         if kind != "space":
             tokens.append(_Token(kind, match.group(), offset + position))
@@ -142,35 +142,35 @@ def _tokens(text: str, offset: int) -> list[_Token]:
     return tokens
 
 
-def _about_character(character: str) -> str:
+def _character_hint(character: str) -> str:
     hints = {
-        '"': "strings stand in 'single quotes'",
-        "'": "this string never ends",
+        '"': "write strings in 'single quotes'",
+        "'": "this string has no closing quote",
         "=": "comparison is written ==",
         "&": "and is written &&",
         "|": "or is written ||",
-        "$": "put ${{ }} around the whole condition, or leave it away",
+        "$": "put ${{ }} around the whole condition, or leave it out",
         "[": "an index is not supported; write inputs.NAME",
     }
     return hints.get(character, f"unexpected character {character!r}")
 
 
-def parse_at(text: str, offset: int, *, deepest: int = MAX_DEPTH) -> Expression:
+def parse_at(text: str, offset: int, *, max_depth: int = MAX_DEPTH) -> Expression:
     if not text.strip():
         raise InvalidExpression("an empty expression", offset + 1)
-    parser = _Parser(_tokens(text, offset), deepest)
+    parser = _Parser(_tokens(text, offset), max_depth)
     tree = parser.either(0)
     parser.expect_end()
     return tree
 
 
 class _Parser:
-    """Recursive descent, loosest first: `||`, `&&`, comparison, `!`, atoms."""
+    """Recursive descent, from the lowest precedence: `||`, `&&`, comparison, `!`, atoms."""
 
-    def __init__(self, tokens: list[_Token], deepest: int) -> None:
+    def __init__(self, tokens: list[_Token], max_depth: int) -> None:
         self._tokens = tokens
         self._position = 0
-        self._deepest = deepest
+        self._max_depth = max_depth
 
     @property
     def _here(self) -> _Token:
@@ -183,12 +183,12 @@ class _Parser:
             return token.text
         return None
 
-    def _refuse(self, problem: str, token: _Token | None = None) -> InvalidExpression:
+    def _error(self, problem: str, token: _Token | None = None) -> InvalidExpression:
         return InvalidExpression(problem, (token or self._here).start + 1)
 
     def expect_end(self) -> None:
         if self._here.kind != "end":
-            raise self._refuse(f"unexpected {self._here.text!r} after the end of the expression")
+            raise self._error(f"unexpected {self._here.text!r} after the end of the expression")
 
     def either(self, depth: int) -> Expression:
         return self._chain(("||",), lambda: self._both(depth))
@@ -208,13 +208,13 @@ class _Parser:
         while sign := self._take(*signs):
             links += 1
             if links > MAX_DEPTH:
-                raise self._refuse(f"more than {MAX_DEPTH} {sign} in a row")
+                raise self._error(f"more than {MAX_DEPTH} {sign} in a row")
             tree = Binary(sign, tree, operand())
         return tree
 
     def _not(self, depth: int) -> Expression:
-        if depth > self._deepest:
-            raise self._refuse(f"nested more than {MAX_DEPTH} deep")
+        if depth > self._max_depth:
+            raise self._error(f"nested more than {MAX_DEPTH} deep")
         if self._take("!"):
             return Not(self._not(depth + 1))
         return self._atom(depth)
@@ -234,11 +234,11 @@ class _Parser:
         if token.kind == "word":
             self._position += 1
             return self._word(token, depth)
-        raise self._refuse("the expression is incomplete" if token.kind == "end" else f"{token.text!r} is unexpected here")
+        raise self._error("the expression is incomplete" if token.kind == "end" else f"{token.text!r} is unexpected here")
 
     def _close(self) -> None:
         if not self._take(")"):
-            raise self._refuse("expected a )")
+            raise self._error("expected a )")
 
     def _word(self, token: _Token, depth: int) -> Expression:
         word = token.text
@@ -251,40 +251,40 @@ class _Parser:
         if self._take("."):
             return self._name(token)
         if word.lower() in {name.lower() for name in _FUNCTIONS}:
-            raise self._refuse(f"{word} is a function: write {word}()", token)
-        raise self._refuse(f"{word!r} is unknown; write strings in 'single quotes' and inputs as inputs.NAME", token)
+            raise self._error(f"{word} is a function: write {word}()", token)
+        raise self._error(f"{word!r} is unknown; write strings in 'single quotes' and inputs as inputs.NAME", token)
 
     def _call(self, token: _Token, depth: int) -> Call:
         function = token.text.lower()
         if function not in {name.lower() for name in _FUNCTIONS}:
-            raise self._refuse(f"there is no function {token.text!r}{nearest(token.text, _FUNCTIONS)}", token)
+            raise self._error(f"there is no function {token.text!r}{nearest(token.text, _FUNCTIONS)}", token)
         arguments: list[Expression] = []
         if not self._take(")"):
             arguments.append(self.either(depth + 1))
             while self._take(","):
                 arguments.append(self.either(depth + 1))
             self._close()
-        wanted = 0 if function in STATUS_FUNCTIONS else 2
-        if len(arguments) != wanted:
-            raise self._refuse(f"{token.text}() takes {wanted or 'no'} arguments, and got {len(arguments)}", token)
+        expected = 0 if function in STATUS_FUNCTIONS else 2
+        if len(arguments) != expected:
+            raise self._error(f"{token.text}() takes {expected or 'no'} arguments, got {len(arguments)}", token)
         return Call(function, tuple(arguments))
 
     def _name(self, token: _Token) -> Name:
         context, name = token.text, self._here
         if context not in ("inputs", "github", "env"):
-            known = nearest(context, ("inputs", "github", "env"))
-            raise self._refuse(f"{context!r} is unknown; the contexts are inputs, github and env{known}", token)
+            hint = nearest(context, ("inputs", "github", "env"))
+            raise self._error(f"{context!r} is unknown; the contexts are inputs, github and env{hint}", token)
         if name.kind != "word":
-            raise self._refuse(f"expected a name after {context}.")
+            raise self._error(f"expected a name after {context}.")
         self._position += 1
         if context == "github" and name.text not in GITHUB_NAMES:
-            known = nearest(name.text, GITHUB_NAMES) or "; there are " + ", ".join(GITHUB_NAMES)
-            raise self._refuse(f"there is no github.{name.text} here{known}", name)
+            hint = nearest(name.text, GITHUB_NAMES) or "; there are " + ", ".join(GITHUB_NAMES)
+            raise self._error(f"there is no github.{name.text} here{hint}", name)
         return Name(context, name.text, token.start, name.start + len(name.text))
 
 
 def _end_of_piece(text: str, start: int) -> int:
-    """Where the `}}` is that ends a `${{` before `start`; one inside a string does not count."""
+    """Return the offset of the `}}` that closes the `${{` before `start`, ignoring those inside strings."""
     quoted = False
     for position in range(start, len(text)):
         if text[position] == "'":
@@ -295,7 +295,7 @@ def _end_of_piece(text: str, start: int) -> int:
 
 
 def pieces_of(text: str) -> Iterator[tuple[str, int | None]]:
-    """Literal text with None, and the insides of `${{ }}` with where they begin."""
+    """Yield literal text with None, and the contents of each `${{ }}` with their offset."""
     if len(text) > MAX_LENGTH:
         raise InvalidExpression(f"an expression of more than {MAX_LENGTH} characters", 1)
     position = 0
@@ -315,7 +315,7 @@ def number_of(text: str) -> float:
 
 
 def is_number(text: str) -> bool:
-    """Whether the whole text is one number of the language."""
+    """Return whether the whole text is one number literal."""
     match = _TOKEN.fullmatch(text)
     return match is not None and match.lastgroup == "number"
 
@@ -330,13 +330,10 @@ _TEXT_FUNCTIONS: dict[str, Callable[[str, str], bool]] = {
 
 
 def check(text: str, *, inputs: Collection[str] | None = None) -> None:
-    """Refuse what `evaluate` could not take. With `inputs`, an `inputs.NAME` beyond them is refused too.
-
-    Raises InvalidExpression.
-    """
+    """Raise InvalidExpression for a condition that `evaluate` wouldn't accept. With `inputs`, also for other `inputs.NAME`."""
     if len(text) > MAX_LENGTH:
         raise InvalidExpression(f"an expression of more than {MAX_LENGTH} characters", 1)
-    for name in names(parse_at(*body_of(text), deepest=MAX_DEPTH)):
+    for name in names(parse_at(*body_of(text), max_depth=MAX_DEPTH)):
         _check_input(name, inputs)
 
 
@@ -348,9 +345,9 @@ def evaluate(
     github: Mapping[str, str],
     env: Mapping[str, str] | None = None,
 ) -> bool:
-    """Whether a task with this condition runs. `status` is how the run stands: success, failure or cancelled.
+    """Return whether a task with this condition runs. `status` is the run's status: success, failure or cancelled.
 
-    Names that are absent are null, as in GitHub Actions. Raises InvalidExpression for what `check` refuses.
+    Missing names are null, as in GitHub Actions. Raises InvalidExpression as `check` does.
     """
     tree = parse(text)
     contexts = {"inputs": inputs, "github": github, "env": env or {}}
@@ -360,9 +357,9 @@ def evaluate(
 
 
 def bind(text: str, values: Mapping[str, bool | float]) -> str:
-    """The condition with `inputs.NAME` of booleans and numbers replaced by their values, which are known when planning.
+    """Replace `inputs.NAME` of booleans and numbers by their values, which are known when planning.
 
-    A plan carries inputs as text, and the text `false` would be true.
+    A plan stores inputs as text, and the text `false` would be true.
     """
     parts: list[str] = []
     done = 0
@@ -375,19 +372,19 @@ def bind(text: str, values: Mapping[str, bool | float]) -> str:
 
 
 def check_interpolation(text: str, *, inputs: Collection[str] | None = None) -> None:
-    """Refuse what `interpolate` could not take. Raises InvalidExpression."""
+    """Raise InvalidExpression for a text that `interpolate` wouldn't accept."""
     for piece, start in pieces_of(text):
         if start is None:
             continue
         tree = parse_at(piece, start)
         if uses_status(tree):
-            raise InvalidExpression("success(), failure(), always() and cancelled() belong into if:", start + 1)
+            raise InvalidExpression("success(), failure(), always() and cancelled() are allowed only in if:", start + 1)
         for name in names(tree):
             _check_input(name, inputs)
 
 
 def interpolate(text: str, *, inputs: Mapping[str, str], github: Mapping[str, str]) -> str:
-    """`deploy-${{ github.base_ref }}` with its pieces filled in. Raises InvalidExpression."""
+    """Replace the expressions in a text such as `deploy-${{ github.base_ref }}`. Raises InvalidExpression."""
     check_interpolation(text)
     contexts: dict[str, Mapping[str, str]] = {"inputs": inputs, "github": github, "env": {}}
     return "".join(
@@ -397,18 +394,18 @@ def interpolate(text: str, *, inputs: Mapping[str, str], github: Mapping[str, st
 
 
 def combine(outer: str, inner: str) -> str:
-    """A condition that holds where both hold, each with the `success()` that it implies. Raises InvalidExpression."""
+    """Return a condition that holds if both hold, each with its implied `success()`. Raises InvalidExpression."""
     return " && ".join(
         f"({body_of(text)[0].strip()})" if uses_status(parse(text)) else f"(success() && ({body_of(text)[0].strip()}))"
         for text in (outer, inner)
     )
 
 
-# --- looking at trees ------------------------------------------------------------------------------------------------
+# --- walking trees ---------------------------------------------------------------------------------------------------
 
 
 def names(tree: Expression) -> Iterator[Name]:
-    """Every `context.NAME` of a condition."""
+    """Yield every `context.NAME` of a condition."""
     match tree:
         case Name():
             yield tree
@@ -423,7 +420,7 @@ def names(tree: Expression) -> Iterator[Name]:
 
 
 def uses_status(tree: Expression) -> bool:
-    """Whether the condition asks how the run stands; without that it means `success() && (…)`."""
+    """Return whether the condition uses the run's status; if not, it means `success() && (…)`."""
     match tree:
         case Call():
             return tree.function in STATUS_FUNCTIONS or any(map(uses_status, tree.arguments))
@@ -440,7 +437,7 @@ def _check_input(name: Name, inputs: Collection[str] | None) -> None:
         raise InvalidExpression(f"there is no input {name.name!r}{declared}", name.start + 1)
 
 
-# --- meaning -----------------------------------------------------------------------------------------------------
+# --- evaluation --------------------------------------------------------------------------------------------------
 
 
 def _evaluate(tree: Expression, status: str, contexts: Mapping[str, Mapping[str, str]]) -> Value:
@@ -478,7 +475,7 @@ def _ordering(operator: str, left: str | float, right: str | float) -> bool:
         return left == right
     if operator == "!=":
         return left != right
-    # Both are text, or both are numbers: `_compare` sees to it, and a NaN is neither below nor above anything.
+    # `_compare` ensures that both are text or both are numbers. NaN is neither less nor greater than anything.
     if isinstance(left, str) and isinstance(right, str):
         below, above = left < right, left > right
     else:
@@ -491,7 +488,7 @@ def _ordering(operator: str, left: str | float, right: str | float) -> bool:
 
 
 def _as_number(value: Value) -> float:
-    """How a comparison of different types sees a value; text that is no number is NaN, which equals nothing."""
+    """Convert a value for a comparison of different types; text that isn't a number becomes NaN, which equals nothing."""
     if value is None:
         return 0.0
     if isinstance(value, str):

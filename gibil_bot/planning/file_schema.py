@@ -1,7 +1,7 @@
-"""The two languages, workflows and `.gibil.yml`, as tables: every key, what it takes, what it means.
+"""Schemas of the two file kinds, workflows and `.gibil.yml`, as tables: every key, its type, its meaning.
 
-The keys and their meanings are GitHub Actions' wherever Actions has them. `schema.py` reads files by these tables and
-`language.py` prints them as JSON Schema: what is not in a table exists nowhere.
+Keys and meanings are those of GitHub Actions wherever it has them. `schema.py` parses files by these tables and
+`json_schema.py` exports them as JSON Schema, so no other key exists.
 """
 
 from __future__ import annotations
@@ -22,15 +22,19 @@ ONE_LINE = r"[^\x00-\x1f\x7f]+"
 
 
 def _name_problem(name: str) -> str | None:
-    return f"{name!r} is reserved: GITHUB_, GIBIL_ and RUNNER_ names are gibil's own" if reserved_name(name) else None
+    return (
+        f"{name!r} is reserved: names that start with GITHUB_, GIBIL_ or RUNNER_ are set by gibil"
+        if reserved_name(name)
+        else None
+    )
 
 
 def _command_problem(word: str) -> str | None:
-    return f"/gibil {word} is gibil's own; choose another word" if word in RESERVED_COMMANDS else None
+    return f"/gibil {word} is a built-in command; choose another word" if word in RESERVED_COMMANDS else None
 
 
 def _port_problem(ports: str) -> str | None:
-    return None if all(int(port) <= 65535 for port in ports.split(":")) else f"{ports!r}: ports end at 65535"
+    return None if all(int(port) <= 65535 for port in ports.split(":")) else f"{ports!r}: the highest port is 65535"
 
 
 def _folder_problem(path: str) -> str | None:
@@ -47,7 +51,7 @@ def _shell_problem(shell: str) -> str | None:
     except ValueError:
         words = []
     if not words or "{0}" not in shell:
-        return f"{shell!r} is neither bash, sh, python nor a command with {{0}} where the script's file belongs"
+        return f"{shell!r} is not a shell: expected bash, sh, python, or a command with {{0}} for the script's file"
     return None
 
 
@@ -55,7 +59,7 @@ def _pattern_problem(pattern: str) -> str | None:
     try:
         patterns.compile_pattern(pattern)
     except patterns.InvalidPattern as error:
-        return f"this pattern cannot be used: {error}"
+        return f"this pattern can't be used: {error}"
     return None
 
 
@@ -70,51 +74,51 @@ _GROUP = Text(what="a group's name", pattern=ONE_LINE, longest=200, any_scalar=T
 MACHINE = Record(
     what="machine",
     fields=(
-        Field(name="size", kind=Choice(words=MACHINE_SIZES), description="How large a machine."),
-        Field(name="image", kind=_IMAGE_NAME, description="The image it starts from, by the provider's name."),
-        Field(name="server-type", kind=_IMAGE_NAME, description="The provider's own name of a machine type; beats size."),
-        Field(name="location", kind=_IMAGE_NAME, description="Where it stands, by the provider's name."),
+        Field(name="size", kind=Choice(words=MACHINE_SIZES), description="The size of the machine."),
+        Field(name="image", kind=_IMAGE_NAME, description="The image of the machine, by the provider's name."),
+        Field(name="server-type", kind=_IMAGE_NAME, description="The provider's name of a machine type; overrides size."),
+        Field(name="location", kind=_IMAGE_NAME, description="The location of the machine, by the provider's name."),
         Field(
             name="ttl",
             kind=Duration(),
-            description="When it is burned whatever happens: 90s, 30m, 2h. A bare number is minutes.",
+            description="Time to live, after which the machine is destroyed: 90s, 30m, 2h. A bare number is minutes.",
         ),
         Field(name="memory", kind=Size(lowest_mb=64), description="Memory: 512m, 2g. A bare number is megabytes."),
         Field(name="disk", kind=Size(lowest_mb=64), description="Disk: 512m, 20g. A bare number is megabytes."),
-        Field(name="pids", kind=Number(lowest=16, highest=4194304), description="How many processes at one time."),
+        Field(name="pids", kind=Number(lowest=16, highest=4194304), description="Maximum number of concurrent processes."),
     ),
 )
 
 _TASK_FIELDS = (
-    Field(name="name", kind=_TITLE, description="What reports call it. Default: the first line of run."),
-    Field(name="run", kind=Text(what="a script", longest=65536), description="The script, run in the checkout."),
+    Field(name="name", kind=_TITLE, description="The name in reports. Default: the first line of run."),
+    Field(name="run", kind=Text(what="a script", longest=65536), description="The script, which runs in the checkout."),
     Field(
         name="if",
         kind=_CONDITION,
         description="When it runs: an expression over success(), failure(), always(), cancelled(), inputs, github. "
         "Default: success().",
     ),
-    Field(name="env", kind=_ENV, description="Environment of this task; beats the workflow's."),
+    Field(name="env", kind=_ENV, description="Environment of this task; overrides the workflow's."),
     Field(
         name="working-directory",
         kind=Text(what="a folder inside the checkout", pattern=ONE_LINE, longest=500, check=_folder_problem),
         description="A folder of the checkout. Default: the checkout itself.",
     ),
-    Field(name="timeout-minutes", kind=_MINUTES, description="After this it is stopped, and failed."),
-    Field(name="continue-on-error", kind=Flag(), description="Its failure does not fail the run."),
+    Field(name="timeout-minutes", kind=_MINUTES, description="After this time the task is stopped and fails."),
+    Field(name="continue-on-error", kind=Flag(), description="A failure of this task doesn't fail the run."),
     Field(
         name="shell",
         kind=Text(what="a shell", pattern=ONE_LINE, longest=200, check=_shell_problem),
-        description="bash (default), sh, python, or a command with {0} where the script's file belongs.",
+        description="bash (default), sh, python, or a command with {0} for the script's file.",
     ),
 )
 
 
-def _not_here(sentences: Mapping[str, str]) -> tuple[Field, ...]:
-    return tuple(Field(name=name, description="", gone=sentence) for name, sentence in sentences.items())
+def _rejected(messages: Mapping[str, str]) -> tuple[Field, ...]:
+    return tuple(Field(name=name, description="", rejection=message) for name, message in messages.items())
 
 
-_TASK_HINTS = _not_here(actions.TASK_KEYS)
+_TASK_HINTS = _rejected(actions.TASK_KEYS)
 
 TASK = Record(
     what="a task",
@@ -123,8 +127,8 @@ TASK = Record(
         Field(
             name="uses",
             kind=Choice(words=(REPOSITORY_FILE,), hint=actions.uses_hint),
-            description="`.gibil.yml`: the tasks of the repository's own file stand in this task's place, where it has some; "
-            "otherwise run is run.",
+            description="`.gibil.yml`: the tasks of the repository's own file replace this task if it has any; "
+            "otherwise the script under run is used.",
         ),
         *_TASK_HINTS,
     ),
@@ -133,7 +137,7 @@ REPOSITORY_TASK = Record(
     what="a task",
     fields=(
         *_TASK_FIELDS,
-        Field(name="uses", description="Other tasks.", gone="only a workflow can use another file"),
+        Field(name="uses", description="Other tasks.", rejection="only a workflow can use another file"),
         *_TASK_HINTS,
     ),
 )
@@ -142,13 +146,13 @@ INPUT = Record(
     what="an input",
     null_too=True,
     fields=(
-        Field(name="description", kind=Text(what="text", longest=500, any_scalar=True), description="What people should know."),
+        Field(name="description", kind=Text(what="text", longest=500, any_scalar=True), description="For users."),
         Field(
             name="default",
             kind=Text(what="a value", shortest=0, longest=patterns.MAX_VALUE, any_scalar=True),
-            description="The value when none is given.",
+            description="The value if none is given.",
         ),
-        Field(name="required", kind=Flag(), description="Without it and without a default the command is refused."),
+        Field(name="required", kind=Flag(), description="Whether the command is rejected if it has no value and no default."),
         Field(name="type", kind=Choice(words=("string", "boolean", "number", "choice")), description="Default: string."),
         Field(
             name="options",
@@ -158,7 +162,7 @@ INPUT = Record(
         Field(
             name="pattern",
             kind=Text(what="a pattern", longest=patterns.MAX_PATTERN, check=_pattern_problem),
-            description="A regular expression that the whole value has to match. No backreferences, no look-around.",
+            description="A regular expression that the whole value must match. No backreferences, no look-around.",
         ),
     ),
 )
@@ -193,14 +197,14 @@ ON = Shapes(
                                 what="pull_request",
                                 fields=(
                                     Field(name="types", kind=_ACTIONS, description="Which actions start it."),
-                                    *_not_here(actions.PULL_REQUEST_KEYS),
+                                    *_rejected(actions.PULL_REQUEST_KEYS),
                                 ),
                             ),
                         },
                     ),
                     description="Runs when a pull request is opened, pushed to (synchronize) or reopened.",
                 ),
-                *_not_here(actions.EVENTS),
+                *_rejected(actions.EVENTS),
             ),
         ),
     },
@@ -213,7 +217,7 @@ CONCURRENCY = Shapes(
             what="concurrency",
             fields=(
                 Field(name="group", kind=_GROUP, required=True, description="One run of a group at a time, per repository."),
-                Field(name="cancel-in-progress", kind=Flag(), description="A new run stops the one before. Default: false."),
+                Field(name="cancel-in-progress", kind=Flag(), description="New runs cancel the previous one. Default: false."),
             ),
         ),
     },
@@ -222,7 +226,7 @@ CONCURRENCY = Shapes(
 WORKFLOW = Record(
     what="a workflow",
     fields=(
-        Field(name="name", kind=_TITLE, description="What people and check runs call it. Default: the file's name."),
+        Field(name="name", kind=_TITLE, description="The name in reports and check runs. Default: the file's name."),
         Field(name="description", kind=Text(what="text", longest=1000), description="For `/gibil help`."),
         Field(name="on", kind=ON, required=True, description="When it runs: a command, and pull requests' actions."),
         Field(
@@ -232,24 +236,24 @@ WORKFLOW = Record(
                 value=INPUT,
                 most=25,
             ),
-            description="The command's arguments, as NAME=value. A script finds them as GIBIL_INPUT_NAME.",
+            description="The command's arguments, as NAME=value. Scripts get them as GIBIL_INPUT_NAME.",
         ),
         Field(name="env", kind=_ENV, description="Environment of every task."),
         Field(
             name="secrets",
             kind=ListOf(item=_ENV_NAME, fewest=0),
-            description="Names of secrets that the operator holds; trusted runs find them in their environment.",
+            description="Names of secrets that the operator has set; trusted runs have them in their environment.",
         ),
         Field(name="tasks", kind=ListOf(item=TASK), required=True, description="The scripts, in order."),
         Field(name="timeout-minutes", kind=_MINUTES, description="For all tasks together. Default: machine.ttl, or 60."),
         Field(name="concurrency", kind=CONCURRENCY, description="Runs that must not overlap."),
-        Field(name="machine", kind=MACHINE, description="What it runs on."),
+        Field(name="machine", kind=MACHINE, description="The machine it runs on."),
         Field(
             name="comment",
             kind=Choice(words=("always", "on-failure", "never")),
-            description="Whether a comment tells the result.",
+            description="Whether a comment reports the result.",
         ),
-        *_not_here(actions.WORKFLOW_KEYS),
+        *_rejected(actions.WORKFLOW_KEYS),
     ),
 )
 
@@ -263,7 +267,7 @@ SERVICE = Record(
             required=True,
             description="The container's image. On local machines postgres, redis, mariadb and mysql are the distribution's.",
         ),
-        Field(name="env", kind=_ENV, description="Its environment, as the image documents it."),
+        Field(name="env", kind=_ENV, description="Its environment, as documented by the image."),
         Field(
             name="ports",
             kind=ListOf(
@@ -276,7 +280,7 @@ SERVICE = Record(
                 ),
                 most=10,
             ),
-            description="PORT, or PORT_OF_THE_MACHINE:PORT_OF_THE_SERVICE. Default: the one that the service is known for.",
+            description="PORT, or PORT_OF_THE_MACHINE:PORT_OF_THE_SERVICE. Default: the service's usual port.",
         ),
     ),
 )
@@ -292,31 +296,31 @@ REPOSITORY = Record(
                     "mapping": Record(
                         what="runtime",
                         fields=tuple(
-                            Field(name=name, kind=_VERSION, description=f"The version of {name} that has to be there.")
+                            Field(name=name, kind=_VERSION, description=f"The required version of {name}.")
                             for name in ("python", "node", "go")
                         ),
                     ),
                 },
             ),
-            description="What has to be there; where the image lacks it, it is installed, or the run fails with one sentence.",
+            description="Required runtimes. If the image lacks one, it is installed, or the run fails with a message.",
         ),
         Field(
             name="packages",
             kind=ListOf(
                 item=Text(what="a package's name", pattern=r"[A-Za-z0-9][A-Za-z0-9+._:@-]*", longest=200), fewest=0, most=200
             ),
-            description="Packages of the image's package manager, installed where they are missing.",
+            description="Packages of the image's package manager, installed if missing.",
         ),
         Field(
             name="services",
             kind=Table(
                 key=Text(what="a name of a-z, 0-9 and -", pattern="[a-z][a-z0-9-]*", longest=40), value=SERVICE, most=10
             ),
-            description="Databases and the like, on 127.0.0.1 of the machine before the tasks begin; gone with it.",
+            description="Services such as databases, started on the machine's 127.0.0.1 before the tasks and deleted with it.",
         ),
         Field(name="env", kind=_ENV, description="Environment of every task."),
-        Field(name="tasks", kind=ListOf(item=REPOSITORY_TASK), description="How the project is tested, in order."),
-        Field(name="machine", kind=MACHINE, description="What it runs on."),
-        *_not_here(actions.REPOSITORY_KEYS),
+        Field(name="tasks", kind=ListOf(item=REPOSITORY_TASK), description="The project's test scripts, in order."),
+        Field(name="machine", kind=MACHINE, description="The machine it runs on."),
+        *_rejected(actions.REPOSITORY_KEYS),
     ),
 )

@@ -1,4 +1,4 @@
-"""The values of inputs: what a command's arguments may be, and what they become."""
+"""The values of inputs: validation of a command's arguments, and defaults."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ _NUMBER = re.compile(r"[-+]?(?:[0-9]{1,15}(?:\.[0-9]{1,15})?|\.[0-9]{1,15})")
 
 
 def value_problem(declared: Input, value: str) -> str | None:
-    """Why this cannot be the value of the input, as the end of a sentence that begins with its name; None: it can."""
+    """Return why this can't be the value of the input, as the end of a sentence that begins with the input's name; None if
+    valid.
+    """
     if len(value) > MAX_VALUE:
         return f"is longer than {MAX_VALUE} characters"
     if "\0" in value:
-        return "holds a NUL character"
+        return "contains a NUL character"
     if declared.type == "boolean" and value not in ("true", "false"):
         return f"must be true or false, got {value!r}"
     if declared.type == "number" and not _NUMBER.fullmatch(value):
@@ -32,40 +34,40 @@ def value_problem(declared: Input, value: str) -> str | None:
 
 
 def input_values(declared: Sequence[Input], given: Mapping[str, str], *, word: str) -> dict[str, str]:
-    """Every declared input with its value: given, else its default, else `false` for booleans and nothing for others.
+    """Return the value of every declared input: the given one, else its default, else `false` for booleans and "" for others.
 
-    Raises UsageError with a sentence for the person who wrote the command.
+    Raises UsageError with a message for the author of the command.
     """
-    by_name = {known.name: known for known in declared}
+    by_name = {item.name: item for item in declared}
     for name in given:
         if name not in by_name:
-            names = ", ".join(f"`{known}`" for known in by_name)
-            has = f"; it takes {names}" if names else "; it takes none"
-            raise UsageError(f"`/gibil {word}` has no argument `{name}`{nearest(name, by_name) or has}")
+            names = ", ".join(f"`{name}`" for name in by_name)
+            accepted = f"; it takes {names}" if names else "; it takes none"
+            raise UsageError(f"`/gibil {word}` has no argument `{name}`{nearest(name, by_name) or accepted}")
     values: dict[str, str] = {}
-    for known in declared:
-        if known.name in given:
-            problem = value_problem(known, given[known.name])
+    for item in declared:
+        if item.name in given:
+            problem = value_problem(item, given[item.name])
             if problem:
-                raise UsageError(f"`{known.name}` {problem}")
-            values[known.name] = given[known.name]
-        elif known.default is not None:
-            values[known.name] = known.default
-        elif known.required:
-            about = f" ({known.description})" if known.description else ""
-            raise UsageError(f"`/gibil {word}` needs `{known.name}`{about}: write `/gibil {word} {known.name}=…`")
+                raise UsageError(f"`{item.name}` {problem}")
+            values[item.name] = given[item.name]
+        elif item.default is not None:
+            values[item.name] = item.default
+        elif item.required:
+            about = f" ({item.description})" if item.description else ""
+            raise UsageError(f"`/gibil {word}` needs `{item.name}`{about}: write `/gibil {word} {item.name}=…`")
         else:
-            values[known.name] = "false" if known.type == "boolean" else ""
+            values[item.name] = "false" if item.type == "boolean" else ""
     return values
 
 
 def typed_values(declared: Sequence[Input], values: Mapping[str, str]) -> dict[str, bool | float]:
-    """The values of booleans and numbers as conditions see them; other inputs are text and are not here."""
+    """Return the values of booleans and numbers as conditions see them. Other inputs are text and are omitted."""
     typed: dict[str, bool | float] = {}
-    for known in declared:
-        value = values.get(known.name, "")
-        if known.type == "boolean":
-            typed[known.name] = value == "true"
-        elif known.type == "number" and value and math.isfinite(float(value)):
-            typed[known.name] = float(value)
+    for item in declared:
+        value = values.get(item.name, "")
+        if item.type == "boolean":
+            typed[item.name] = value == "true"
+        elif item.type == "number" and value and math.isfinite(float(value)):
+            typed[item.name] = float(value)
     return typed

@@ -1,7 +1,7 @@
-"""The JSON Schema of both file kinds, for editors: printed from the tables that the parser reads by.
+"""Exports the JSON Schemas of both file kinds, for editors, from the tables that the parser uses.
 
-`python -m gibil_bot.planning.json_schema FOLDER` writes `workflow.schema.json` and `gibil.schema.json` there. What no schema
-can say (a condition's names, an input's default against its pattern) `gibil check` says.
+`python -m gibil_bot.planning.json_schema FOLDER` writes `workflow.schema.json` and `gibil.schema.json` there. `gibil check`
+reports what a schema can't express (names in a condition, an input's default against its pattern).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ FILES = {"workflow.schema.json": (WORKFLOW, "A gibil workflow"), "gibil.schema.j
 
 
 def schema_text(record: Record, title: str) -> str:
-    """The schema as JSON text, the same bytes every time."""
+    """Return the schema as JSON text; the output is deterministic."""
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, **record.schema()}
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 def write_schemas(folder: Path) -> list[Path]:
-    """Write both files; where they are."""
+    """Write both files; return their paths."""
     written = []
     for name, (record, title) in FILES.items():
         path = folder / name

@@ -1,7 +1,7 @@
-"""Regular expressions for `pattern:` of an input: RE2, which takes linear time whatever the pattern and the value are.
+"""Regular expressions for the `pattern:` of inputs: RE2, which takes linear time for any pattern and value.
 
-Python's `re` backtracks, and `(a+)+$` on thirty letters takes minutes. A pattern comes from a repository and a value from a
-comment, so neither may cost that. Syntax: https://github.com/google/re2/wiki/Syntax
+Python's `re` backtracks: `(a+)+$` takes minutes on thirty letters. Patterns come from repositories and values from comments, so
+neither is trusted. Syntax: https://github.com/google/re2/wiki/Syntax
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from typing import Any
 
 MAX_PATTERN = 200
 MAX_VALUE = 1000
-"""Characters."""
+"""In characters."""
 _MAX_MEMORY = 1024 * 1024
-"""Bytes of a compiled pattern; one that is larger is rejected in some ten milliseconds."""
+"""Maximum size of a compiled pattern in bytes; a larger one is rejected within some ten milliseconds."""
 
-# What RE2 says, and what people read; {0} is the part of the pattern that RE2 quotes.
+# RE2's messages and the texts for users; {0} is the part of the pattern that RE2 quotes.
 # https://github.com/google/re2/blob/main/re2/regexp.cc, kErrorStrings
 _MESSAGES = {
     "missing )": "a ( without its )",
     "unexpected )": "a ) without its (",
     "missing ]": "a [ without its ]",
     "trailing \\": "the pattern ends after a \\; write \\\\ for the character",
-    "invalid character class range": "the range {0} is upside down, or no class of that name exists",
-    "no argument for repetition operator": "there is nothing before {0} that it could repeat",
+    "invalid character class range": "the range {0} is reversed, or there is no class of that name",
+    "no argument for repetition operator": "there is nothing before {0} to repeat",
     "bad repetition operator": "{0} is a repetition of a repetition; put the inner one into ( )",
-    "invalid repetition size": "the repetition {0} is upside down, or too large when it is written out",
+    "invalid repetition size": "the repetition {0} is reversed, or too large when expanded",
     "invalid escape sequence": "{0} is not supported",
     "invalid perl operator": "{0}…) is not supported",
     "invalid named capture group": "{0} is not a group with a name",
-    "pattern too large - compile failed": "the pattern is too large when its repetitions are written out",
+    "pattern too large - compile failed": "the pattern is too large when its repetitions are expanded",
 }
 
 
@@ -43,7 +43,7 @@ class Pattern:
         self._compiled = compiled
 
     def fullmatch(self, value: str) -> bool:
-        """Return whether the whole value matches. A value longer than MAX_VALUE characters never does."""
+        """Return whether the whole value matches; False for a value longer than MAX_VALUE characters."""
         if len(value) > MAX_VALUE:
             return False
         try:
@@ -54,7 +54,7 @@ class Pattern:
 
 @lru_cache(maxsize=256)
 def compile_pattern(text: str) -> Pattern:
-    """Raises InvalidPattern for a pattern that is not supported, too long or too large."""
+    """Compile a pattern. Raises InvalidPattern if it is unsupported, too long or too large."""
     import re2  # type: ignore[import-untyped]  # most commands need no pattern
 
     if len(text) > MAX_PATTERN:
@@ -71,7 +71,7 @@ def compile_pattern(text: str) -> Pattern:
 
 
 def _message(error: Exception) -> str:
-    (said,) = error.args
-    text = said.decode("utf-8", "replace") if isinstance(said, bytes) else str(said)
+    (message,) = error.args
+    text = message.decode("utf-8", "replace") if isinstance(message, bytes) else str(message)
     kind, _, part = re.sub(r"\s+", " ", text).partition(": ")
     return _MESSAGES[kind].format(part) if kind in _MESSAGES else text

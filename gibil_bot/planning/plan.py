@@ -1,4 +1,4 @@
-"""Workflows and an event become plans: everything decided, nothing left to ask, and printable as JSON."""
+"""Turns workflows and an event into plans, which are complete, need no further input, and can be printed as JSON."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ __all__ = [
 
 DEFAULT_TIMEOUT_S = 3600.0
 SET_UP_S = 600
-"""What a machine lives beyond its tasks' time when the workflow does not say: forging, cloning, reporting."""
+"""How much longer than its tasks' timeout a machine exists by default: for creating, cloning and reporting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventContext:
-    """What is known about the event that asks."""
+    """The event that a plan is for."""
 
     repository: Repository
     pull_request: PullRequest
@@ -50,96 +50,98 @@ class EventContext:
     actor: str
     trust: Trust
     event_name: str
-    """GitHub's word: issue_comment, pull_request …"""
+    """GitHub's name of the event: issue_comment, pull_request …"""
     max_ttl_s: int
     caps: Caps = NO_CAPS
-    """What the operator allows a machine to be at most."""
-    grounds: ServiceCapabilities | None = None
-    """What the machines can do for services; None: it is not known here, and the machine will say."""
+    """The operator's limits for a machine."""
+    service_capabilities: ServiceCapabilities | None = None
+    """What the machines support for services; None if unknown here, so that the machine itself reports problems."""
     untrusted_because: str = ""
-    """Why the run is untrusted, a clause for its report."""
+    """Why the run is untrusted, as a clause for its report."""
 
 
-def for_command(known: Catalogue, command: Command, facts: EventContext) -> tuple[Plan, ...]:
-    """The plans of every workflow with that command word, one as a rule. Raises UsageError with a sentence for people."""
+def for_command(catalogue: Catalogue, command: Command, event: EventContext) -> tuple[Plan, ...]:
+    """Return the plans of all workflows with that command word, usually one. Raises UsageError with a message for the user."""
     if command.problem:
         raise UsageError(command.problem)
     word = command.word
-    asked = [workflow for workflow in known.workflows if workflow.command == word]
-    if not asked:
-        raise UsageError(why_unknown(known, word))
+    matching = [workflow for workflow in catalogue.workflows if workflow.command == word]
+    if not matching:
+        raise UsageError(why_unknown(catalogue, word))
     return tuple(
-        _plan(known, workflow, input_values(workflow.inputs, command.arguments, word=word), facts) for workflow in asked
+        _plan(catalogue, workflow, input_values(workflow.inputs, command.arguments, word=word), event) for workflow in matching
     )
 
 
-class NotOnTheseMachines(UsageError):
-    """The repository asks for what the machines here cannot do."""
+class Unsupported(UsageError):
+    """The repository needs something that the machines here don't support."""
 
 
-def for_pull_request(known: Catalogue, action: str, facts: EventContext) -> tuple[tuple[Plan, ...], tuple[str, ...]]:
-    """The plans of every workflow that this action of a pull request starts, and why others should run and cannot here.
+def for_pull_request(catalogue: Catalogue, action: str, event: EventContext) -> tuple[tuple[Plan, ...], tuple[str, ...]]:
+    """Return the plans of all workflows that this action of a pull request starts, and why others can't run here.
 
-    A workflow that has nothing to do in this repository (it needs a `.gibil.yml` that is absent or broken) is left out: nobody
-    asked for it by name. Broken files are in `known.problems`.
+    A workflow that doesn't apply to this repository (it needs a `.gibil.yml` that is missing or broken) is left out: it wasn't
+    requested by name. Broken files are in `catalogue.problems`.
     """
     plans, refusals = [], []
-    for workflow in known.workflows:
+    for workflow in catalogue.workflows:
         if action in workflow.pull_request:
             try:
-                plans.append(_plan(known, workflow, input_values(workflow.inputs, {}, word=workflow.name), facts))
-            except NotOnTheseMachines as refusal:
+                plans.append(_plan(catalogue, workflow, input_values(workflow.inputs, {}, word=workflow.name), event))
+            except Unsupported as refusal:
                 refusals.append(refusal.message)
             except UsageError:
                 continue
     return tuple(plans), tuple(refusals)
 
 
-def for_workflow(known: Catalogue, name: str, arguments: Mapping[str, str], facts: EventContext) -> Plan:
-    """The plan of one workflow by its name, whatever starts it: for the command line. Raises UsageError."""
-    found = next((workflow for workflow in known.workflows if workflow.name == name), None)
+def for_workflow(catalogue: Catalogue, name: str, arguments: Mapping[str, str], event: EventContext) -> Plan:
+    """Return the plan of one workflow by its name, regardless of its triggers, for the command line. Raises UsageError."""
+    found = next((workflow for workflow in catalogue.workflows if workflow.name == name), None)
     if found is None:
-        problem = next((problem for problem in known.problems if workflow_name(problem.path) == name), None)
-        names = [workflow.name for workflow in known.workflows]
-        there_are = nearest(name, names) or (f"; there are {', '.join(names)}" if names else "; there are none")
-        raise UsageError(str(problem) if problem else f"there is no workflow {name!r}{there_are}")
-    return _plan(known, found, input_values(found.inputs, arguments, word=found.command or name), facts)
+        problem = next((problem for problem in catalogue.problems if workflow_name(problem.path) == name), None)
+        names = [workflow.name for workflow in catalogue.workflows]
+        alternatives = nearest(name, names) or (f"; there are {', '.join(names)}" if names else "; there are none")
+        raise UsageError(str(problem) if problem else f"there is no workflow {name!r}{alternatives}")
+    return _plan(catalogue, found, input_values(found.inputs, arguments, word=found.command or name), event)
 
 
-def again(known: Catalogue, name: str, inputs: Mapping[str, str], facts: EventContext) -> Plan:
-    """The plan of a workflow that ran before, made from today's files for today's commit, branches and person. Inputs that
-    the workflow no longer has are left out. Raises UsageError."""
-    found = next((workflow for workflow in known.workflows if workflow.name == name), None)
-    kept = {each.name: inputs[each.name] for each in found.inputs if each.name in inputs} if found is not None else {}
-    return for_workflow(known, name, kept, facts)
+def again(catalogue: Catalogue, name: str, inputs: Mapping[str, str], event: EventContext) -> Plan:
+    """Return a new plan of a workflow that ran before, from the current files, commit, branches and person.
+
+    Inputs that the workflow no longer has are left out. Raises UsageError.
+    """
+    found = next((workflow for workflow in catalogue.workflows if workflow.name == name), None)
+    values = {each.name: inputs[each.name] for each in found.inputs if each.name in inputs} if found is not None else {}
+    return for_workflow(catalogue, name, values, event)
 
 
 def plan_view(plan: Plan) -> dict[str, object]:
-    """A plan as JSON values: what `gibil plan` prints."""
+    """Return a plan as JSON values, for `gibil plan`."""
     return cast(dict[str, object], msgspec.to_builtins(plan))
 
 
 # --- one plan ----------------------------------------------------------------------------------------------------
 
 
-def _plan(known: Catalogue, workflow: Workflow, inputs: dict[str, str], facts: EventContext) -> Plan:
+def _plan(catalogue: Catalogue, workflow: Workflow, inputs: dict[str, str], event: EventContext) -> Plan:
     notes: list[str] = []
-    own_file = _used_file(known, workflow, facts.grounds)
+    own_file = _used_file(catalogue, workflow, event.service_capabilities)
     tasks = _expand(workflow, own_file)
     if own_file is not None and own_file.tasks:
-        notes.append(f"The tasks are those of {own_file.path}.")
+        notes.append(f"The tasks come from {own_file.path}.")
     secrets = workflow.secrets
-    if secrets and facts.trust is not Trust.TRUSTED:
-        because = f", because {facts.untrusted_because}" if facts.untrusted_because else ""
+    if secrets and event.trust is not Trust.TRUSTED:
+        because = f", because {event.untrusted_because}" if event.untrusted_because else ""
         notes.append(f"Without its secrets ({', '.join(secrets)}): the run is untrusted{because}.")
         secrets = ()
-    # The repository's file is about the project, so its machine overrides the workflow's.
+    # The repository's file describes the project, so its machine overrides the workflow's.
     wanted = workflow.machine.overridden_by(own_file.machine) if own_file else workflow.machine
-    timeout_s, ttl_s = _times(workflow.timeout_s, wanted.ttl_s, facts.max_ttl_s, notes)
-    machine, cap_notes = capped(MachinePlan(**wanted.said() | {"ttl_s": ttl_s}), facts.caps)
+    timeout_s, ttl_s = _times(workflow.timeout_s, wanted.ttl_s, event.max_ttl_s, notes)
+    machine, cap_notes = capped(MachinePlan(**wanted.specified() | {"ttl_s": ttl_s}), event.caps)
     notes += cap_notes
-    github = _github(workflow, facts)
-    group, cancel = f"{workflow.name}/{facts.pull_request.number}", True
+    github = _github(workflow, event)
+    group, cancel = f"{workflow.name}/{event.pull_request.number}", True
     if workflow.concurrency is not None:
         group = expressions.interpolate(workflow.concurrency.group, inputs=inputs, github=github)[:500]
         cancel = workflow.concurrency.cancel_in_progress
@@ -162,28 +164,28 @@ def _plan(known: Catalogue, workflow: Workflow, inputs: dict[str, str], facts: E
     )
 
 
-def _used_file(known: Catalogue, workflow: Workflow, grounds: ServiceCapabilities | None) -> RepositoryFile | None:
-    """The `.gibil.yml` that this workflow uses, if it uses one and the repository has one."""
+def _used_file(catalogue: Catalogue, workflow: Workflow, capabilities: ServiceCapabilities | None) -> RepositoryFile | None:
+    """Return the `.gibil.yml` that this workflow uses, if it uses one and the repository has one."""
     using = next((task for task in workflow.tasks if task.uses), None)
     if using is None:
         return None
-    if known.repository_problem is not None:
-        raise UsageError(f"{workflow.title} uses a file that cannot be read: {known.repository_problem}")
-    if known.repository_file is not None and grounds is not None:
+    if catalogue.repository_problem is not None:
+        raise UsageError(f"{workflow.title} uses a file that can't be read: {catalogue.repository_problem}")
+    if catalogue.repository_file is not None and capabilities is not None:
         try:
-            check_services(known.repository_file, grounds)
+            check_services(catalogue.repository_file, capabilities)
         except InvalidWorkflow as problem:
-            raise NotOnTheseMachines(f"{workflow.title} cannot run here: {problem}") from None
-    has_tasks = known.repository_file is not None and known.repository_file.tasks
+            raise Unsupported(f"{workflow.title} can't run here: {problem}") from None
+    has_tasks = catalogue.repository_file is not None and catalogue.repository_file.tasks
     if using.run is None and not has_tasks:
         raise UsageError(
             f"{workflow.title} needs tasks in the repository's {REPOSITORY_FILE}, and there are none on its base branch"
         )
-    return known.repository_file
+    return catalogue.repository_file
 
 
 def _expand(workflow: Workflow, own_file: RepositoryFile | None) -> list[Task]:
-    """The tasks with `uses` replaced: by what the repository's file says, behind what has to be set up for it."""
+    """Replace the task with `uses` by the setup and the tasks of the repository's file."""
     tasks: list[Task] = []
     for task in workflow.tasks:
         if task.uses is None or own_file is None:
@@ -200,7 +202,7 @@ def _expand(workflow: Workflow, own_file: RepositoryFile | None) -> list[Task]:
 
 
 def _inside(outer: Task, inner: Task) -> Task:
-    """A task of the repository's file as the using task frames it: its condition too, its env beneath, its time at most."""
+    """Apply the `uses` task to a task of the repository's file: both conditions, env as defaults, timeout as the maximum."""
     limits = [limit for limit in (outer.timeout_s, inner.timeout_s) if limit is not None]
     return replace(
         inner,
@@ -226,26 +228,26 @@ def _task_plan(task: Task, typed: Mapping[str, bool | float], timeout_s: float) 
 
 
 def _times(timeout_s: float | None, ttl_s: int | None, max_ttl_s: int, notes: list[str]) -> tuple[float, int]:
-    """How long the tasks may take together, and how long the machine lives."""
+    """Return how long all tasks together may take, and the machine's time to live."""
     wanted = ttl_s or int((timeout_s or DEFAULT_TIMEOUT_S) + SET_UP_S)
     if (ttl_s or timeout_s or 0) > max_ttl_s:
-        notes.append(f"The machine lives {max_ttl_s / 60:g} minutes at most here, less than the workflow asks for.")
-    lives_s = min(wanted, max_ttl_s)
-    return min(timeout_s or float(ttl_s or DEFAULT_TIMEOUT_S), float(lives_s)), lives_s
+        notes.append(f"The machine exists for at most {max_ttl_s / 60:g} minutes here, less than the workflow requests.")
+    limited_ttl_s = min(wanted, max_ttl_s)
+    return min(timeout_s or float(ttl_s or DEFAULT_TIMEOUT_S), float(limited_ttl_s)), limited_ttl_s
 
 
-def _github(workflow: Workflow, facts: EventContext) -> dict[str, str]:
-    """`github.` as conditions see it: every name of expressions.GITHUB_NAMES."""
-    pull_request = facts.pull_request
+def _github(workflow: Workflow, event: EventContext) -> dict[str, str]:
+    """Return the `github` context of conditions, with every name of expressions.GITHUB_NAMES."""
+    pull_request = event.pull_request
     return {
-        "event_name": facts.event_name,
-        "actor": facts.actor,
-        "sha": facts.sha,
+        "event_name": event.event_name,
+        "actor": event.actor,
+        "sha": event.sha,
         "ref": f"refs/pull/{pull_request.number}/head",
         "head_ref": pull_request.head_ref,
         "base_ref": pull_request.base_ref,
-        "repository": facts.repository.full_name,
-        "repository_owner": facts.repository.owner,
+        "repository": event.repository.full_name,
+        "repository_owner": event.repository.owner,
         "workflow": workflow.title,
         "number": str(pull_request.number),
     }

@@ -1,6 +1,6 @@
-"""Bytes to checked workflows and repository files: read by the tables, then what one key means for another.
+"""Parses workflows and repository files: first by the schema tables, then with checks across keys.
 
-Everything that is wrong is one InvalidWorkflow, with the line and column of what is wrong.
+Every problem is one InvalidWorkflow with its line and column.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from gibil_bot.scripts.task_script import input_variable
 
 
 def parse_workflow(path: str, data: bytes) -> Workflow:
-    """The workflow of a file. `path` is for messages and gives its name. Raises InvalidWorkflow with every problem."""
+    """Parse a workflow file. `path` gives its name and appears in messages. Raises InvalidWorkflow with every problem."""
     root = read_yaml(path, data)
     problems = Problems()
     values: dict[str, Any] = problems.collect(lambda: WORKFLOW.read(root)) or {}
@@ -42,22 +42,22 @@ def parse_workflow(path: str, data: bytes) -> Workflow:
     command, actions = _triggers(values.get("on", {}))
     on = root.at("on")
     if on is not root and on.kind == "mapping" and not on.entries:
-        problems.add(on.refuse("on: needs a command or a pull_request, otherwise nothing starts this workflow"))
+        problems.add(on.error("on: needs command or pull_request, otherwise nothing starts this workflow"))
     inputs = tuple(
-        known
+        item
         for name_, fields in values.get("inputs", {}).items()
-        if (known := problems.collect(partial(_input, name_, fields, root.at("inputs", name_)))) is not None
+        if (item := problems.collect(partial(_input, name_, fields, root.at("inputs", name_)))) is not None
     )
-    # An input that can't be read is declared all the same: what uses it isn't another problem.
+    # An input that can't be read still counts as declared, so that its uses aren't reported as further problems.
     names = [key.text for key, _ in root.at("inputs").entries] if _has(root, "inputs") else []
     problems.collect(partial(_check_inputs, inputs, root.at("inputs"), needs_defaults=bool(actions)))
     tasks = _tasks(values.get("tasks", ()), root.at("tasks"), names, problems)
     using = [index for index, fields in enumerate(values.get("tasks", ())) if fields and fields.get("uses")]
     if len(using) > 1:
-        problems.add(root.at("tasks", using[1], "uses").refuse(f"only one task of a workflow can use {REPOSITORY_FILE}"))
+        problems.add(root.at("tasks", using[1], "uses").error(f"only one task of a workflow can use {REPOSITORY_FILE}"))
     secrets = tuple(dict.fromkeys(secret for secret in values.get("secrets", ()) if secret))
-    for place in (root, *(root.at("tasks").items if _has(root, "tasks") else ())):
-        for problem in _secrets_in_env(place, secrets):
+    for node in (root, *(root.at("tasks").items if _has(root, "tasks") else ())):
+        for problem in _secrets_in_env(node, secrets):
             problems.add(problem)
     concurrency = problems.collect(lambda: _concurrency(values.get("concurrency"), root.at("concurrency"), names))
     for problem in misplaced_expressions(root):
@@ -82,7 +82,7 @@ def parse_workflow(path: str, data: bytes) -> Workflow:
 
 
 def parse_repository_file(path: str, data: bytes) -> RepositoryFile:
-    """What a `.gibil.yml` says. Raises InvalidWorkflow with every problem."""
+    """Parse a `.gibil.yml`. Raises InvalidWorkflow with every problem."""
     root = read_yaml(path, data)
     problems = Problems()
     values: dict[str, Any] = problems.collect(lambda: REPOSITORY.read(root)) or {}
@@ -119,25 +119,25 @@ def _services(values: dict[str, dict[str, Any]], node: Node, problems: Problems)
     services: list[Service] = []
     for name, fields in values.items():
         if "image" not in fields:
-            continue  # a problem already
-        place = node.key(name)
+            continue  # already reported
+        key = node.key(name)
         pairs = [entry.split(":") for entry in fields.get("ports", ()) if entry]
         service = Service(
             name=name,
             image=fields["image"],
             env=fields.get("env", {}),
             ports=tuple((int(pair[0]), int(pair[-1])) for pair in pairs),
-            line=place.line,
-            column=place.column,
+            line=key.line,
+            column=key.column,
         )
         problem = image_problem(service)
         taken = next((other for other in services if host_port(other)[0] == host_port(service)[0]), None)
         if taken is not None:
             problem = (
-                problem or f"{taken.name!r} has the port {host_port(service)[0]} already; write PORT:{host_port(service)[1]}"
+                problem or f"{taken.name!r} already has the port {host_port(service)[0]}; write PORT:{host_port(service)[1]}"
             )
         if problem:
-            problems.add(place.refuse(problem))
+            problems.add(key.error(problem))
         else:
             services.append(service)
     return tuple(services)
@@ -148,12 +148,12 @@ def _has(root: Node, name: str) -> bool:
 
 
 def is_repository_file(path: str) -> bool:
-    """Whether a path is a `.gibil.yml`, and not a workflow."""
+    """Return whether a path is a `.gibil.yml` rather than a workflow."""
     return posixpath.basename(path.partition("@")[0]) in (REPOSITORY_FILE, ".gibil.yaml")
 
 
 def workflow_name(path: str) -> str:
-    """The name of a workflow: its file's, without `.yml` and without the `@ref` that may follow."""
+    """Return the name of a workflow: its file's name without `.yml` and without a following `@ref`."""
     name = posixpath.basename(path.partition("@")[0])
     return name.removesuffix(".yaml").removesuffix(".yml")
 
@@ -178,27 +178,27 @@ def _input(name: str, values: dict[str, Any], node: Node) -> Input:
         pattern=values.get("pattern"),
     )
     if declared.type == "choice" and not declared.options:
-        raise node.refuse(f"the input {name!r} is a choice and needs options")
+        raise node.error(f"the input {name!r} is a choice and needs options")
     if declared.options and declared.type != "choice":
-        raise node.at("options").refuse(f"options belong to type: choice, and {name!r} is a {declared.type}")
+        raise node.at("options").error(f"options belong to type: choice, and {name!r} is a {declared.type}")
     if declared.pattern is not None and declared.type != "string":
-        raise node.at("pattern").refuse(f"a pattern belongs to type: string, and {name!r} is a {declared.type}")
+        raise node.at("pattern").error(f"a pattern belongs to type: string, and {name!r} is a {declared.type}")
     problem = value_problem(declared, declared.default) if declared.default is not None else None
     if problem:
-        raise node.at("default").refuse(f"the default of {name!r} {problem}")
+        raise node.at("default").error(f"the default of {name!r} {problem}")
     return declared
 
 
 def _check_inputs(inputs: tuple[Input, ...], node: Node, *, needs_defaults: bool) -> None:
     variables: dict[str, str] = {}
-    for known in inputs:
-        variable = input_variable(known.name)
+    for item in inputs:
+        variable = input_variable(item.name)
         if variable in variables:
-            raise node.key(known.name).refuse(f"{known.name!r} and {variables[variable]!r} would both be {variable}")
-        variables[variable] = known.name
-        if needs_defaults and known.required and known.default is None:
-            raise node.key(known.name).refuse(
-                f"nobody gives {known.name!r} when a pull request starts this; it needs a default"
+            raise node.key(item.name).error(f"{item.name!r} and {variables[variable]!r} would both be {variable}")
+        variables[variable] = item.name
+        if needs_defaults and item.required and item.default is None:
+            raise node.key(item.name).error(
+                f"{item.name!r} needs a default: it has no value when a pull request starts this workflow"
             )
 
 
@@ -206,9 +206,9 @@ def _task(values: dict[str, Any], node: Node, inputs: Collection[str] | None) ->
     run, uses = values.get("run"), values.get("uses")
     problems = Problems()
     if run is None and not (_has(node, "run") or _has(node, "uses")):
-        problems.add(node.refuse("a task needs the key 'run'"))
+        problems.add(node.error("a task needs the key 'run'"))
     if run is not None and not run.strip():
-        problems.add(node.at("run").refuse("a script cannot be empty"))
+        problems.add(node.at("run").error("a script can't be empty"))
     condition = values.get("if", "success()")
     try:
         expressions.check(condition, inputs=inputs)
@@ -235,7 +235,7 @@ def _concurrency(value: Any, node: Node, inputs: Collection[str]) -> Concurrency
         return None
     group, cancel = (value, False) if isinstance(value, str) else (value.get("group"), value.get("cancel-in-progress", False))
     if group is None:
-        return None  # a problem already
+        return None  # already reported
     try:
         expressions.check_interpolation(group, inputs=inputs)
     except InvalidExpression as error:
@@ -244,7 +244,7 @@ def _concurrency(value: Any, node: Node, inputs: Collection[str]) -> Concurrency
 
 
 _MACHINE_FIELDS = {"server-type": "server_type", "ttl": "ttl_s", "memory": "memory_mb", "disk": "disk_mb"}
-"""Keys of `machine:` that model.MachineResources calls otherwise."""
+"""Keys of `machine:` that have another name in model.MachineResources."""
 
 
 def _machine(values: dict[str, Any]) -> MachineResources:
@@ -254,13 +254,13 @@ def _machine(values: dict[str, Any]) -> MachineResources:
 def _secrets_in_env(node: Node, secrets: Collection[str]) -> Iterator[InvalidWorkflow]:
     for key, _ in node.at("env").entries if _has(node, "env") else ():
         if key.text in secrets:
-            yield key.refuse(f"{key.text!r} is a secret of this workflow and cannot be in env too")
+            yield key.error(f"{key.text!r} is a secret of this workflow and can't also be in env")
 
 
 def _within(node: Node, error: InvalidExpression) -> InvalidWorkflow:
-    """The error at its own column, where the text stands on one line as it is written; else at the value's."""
+    """Return the error at its own column if the text is on one line of the file as written; otherwise at the value."""
     if node.style in ("block", "folded") or "\n" in node.text:
-        return node.refuse(error.problem)
+        return node.error(error.problem)
     column = node.column + error.column - 1 + (node.style == "quoted")
     return InvalidWorkflow(node.path, node.line, column, error.problem)
 

@@ -1,7 +1,7 @@
-"""The kinds of values that a workflow file is made of.
+"""The kinds of values in a workflow file.
 
-Each kind does two things with the same numbers: it reads a node, or refuses it with its place; and it says the same as
-JSON Schema, so that an editor refuses what the bot would refuse. `schema.py` builds the two languages out of these.
+Each kind reads a node, or rejects it with its position, and exports the same rules as JSON Schema, so that editors reject what
+the bot would reject. `file_schema.py` builds the schemas of both file kinds from these.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from gibil_bot.humanize import nearest
 from gibil_bot.planning.yaml_nodes import Node
 
 MAX_PROBLEMS = 50
-"""Problems that one file reports; a hostile file could hold thousands."""
+"""Maximum number of problems reported for one file; a hostile file could have thousands."""
 
 T = TypeVar("T")
 Check = Callable[[str], str | None]
-"""Says what is wrong with a text, or nothing."""
+"""Returns what is wrong with a text, or None."""
 
 
 class Problems:
-    """Collects what is wrong with the parts of one value, so that a file reports all of its problems at once."""
+    """Collects the problems with the parts of one value, so that a file reports all of its problems at once."""
 
     def __init__(self) -> None:
         self._found: list[InvalidWorkflow] = []
@@ -35,7 +35,7 @@ class Problems:
         self._found += problem.all[: MAX_PROBLEMS - len(self._found)]
 
     def collect(self, read: Callable[[], T]) -> T | None:
-        """What `read` returns. When it raises InvalidWorkflow: what could be read all the same, else None."""
+        """Return the result of `read`. If it raises InvalidWorkflow, return the part that could be read, else None."""
         try:
             return read()
         except InvalidWorkflow as problem:
@@ -44,11 +44,11 @@ class Problems:
 
     @property
     def full(self) -> bool:
-        """Whether further problems would be dropped, so that reading on is no use."""
+        """Whether further problems would be dropped, so that reading further is useless."""
         return len(self._found) >= MAX_PROBLEMS
 
     def raise_with(self, readable: object = None) -> None:
-        """Raise InvalidWorkflow with everything that was added, in the order of the file; nothing when there is nothing."""
+        """Raise InvalidWorkflow with all problems in the order of the file, if there are any."""
         if not self._found:
             return
         first, *others = sorted(self._found, key=lambda problem: (problem.line, problem.column))
@@ -58,9 +58,9 @@ class Problems:
 
 
 class Kind(Protocol):
-    """One kind of value. `read` raises InvalidWorkflow with everything that is wrong.
+    """One kind of value. `read` raises InvalidWorkflow with every problem.
 
-    `what` is how an error names it: "a list of names".
+    `what` is its name in errors: "a list of names".
     """
 
     @property
@@ -71,13 +71,13 @@ class Kind(Protocol):
     def schema(self) -> dict[str, object]: ...
 
 
-def _refuse_kind(node: Node, what: str) -> Exception:
-    return node.refuse(f"expected {what}, got {node.what}")
+def _wrong_kind(node: Node, what: str) -> Exception:
+    return node.error(f"expected {what}, got {node.what}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Text:
-    """Text of some length. `any_scalar` takes numbers and booleans as they are written: `3.10` stays `3.10`."""
+    """Text of limited length. `any_scalar` also accepts numbers and booleans as written: `3.10` stays `3.10`."""
 
     what: str = "text"
     pattern: str | None = None
@@ -88,22 +88,22 @@ class Text:
 
     def read(self, node: Node) -> str:
         if node.kind != "scalar" or node.is_null:
-            raise _refuse_kind(node, self.what)
+            raise _wrong_kind(node, self.what)
         value = node.value()
         if not isinstance(value, str) and not self.any_scalar:
-            raise node.refuse(f"expected {self.what}, got {node.what}; put it in quotes")
+            raise node.error(f"expected {self.what}, got {node.what}; put it in quotes")
         text = str(value).lower() if isinstance(value, bool) else node.text
         if len(text) < self.shortest:
-            raise node.refuse(f"{self.what} cannot be empty")
+            raise node.error(f"{self.what} can't be empty")
         if len(text) > self.longest:
-            raise node.refuse(f"{self.what} of more than {self.longest} characters")
+            raise node.error(f"{self.what} of more than {self.longest} characters")
         if "\0" in text:
-            raise node.refuse(f"{self.what} cannot hold a NUL character")
+            raise node.error(f"{self.what} can't contain a NUL character")
         if self.pattern is not None and not re.fullmatch(self.pattern, text):
-            raise node.refuse(f"{text[:60]!r} is not {self.what}")
+            raise node.error(f"{text[:60]!r} is not {self.what}")
         problem = self.check(text) if self.check is not None else None
         if problem:
-            raise node.refuse(problem)
+            raise node.error(problem)
         return text
 
     def schema(self) -> dict[str, object]:
@@ -123,16 +123,16 @@ class Choice:
     words: tuple[str, ...]
     what: str = "a word"
     hint: Callable[[str], str | None] = lambda _: None
-    """What to say about another word that people may expect to be allowed, or None."""
+    """Returns the message for another word that users may expect to be allowed, or None."""
 
     def read(self, node: Node) -> str:
         if node.kind != "scalar" or node.is_null:
-            raise _refuse_kind(node, f"one of {', '.join(self.words)}")
+            raise _wrong_kind(node, f"one of {', '.join(self.words)}")
         if node.text not in self.words:
             hint = self.hint(node.text)
             if hint is not None:
-                raise node.refuse(hint)
-            raise node.refuse(f"{node.text[:60]!r} is none of {', '.join(self.words)}{nearest(node.text, self.words)}")
+                raise node.error(hint)
+            raise node.error(f"{node.text[:60]!r} is not one of {', '.join(self.words)}{nearest(node.text, self.words)}")
         return node.text
 
     def schema(self) -> dict[str, object]:
@@ -146,7 +146,7 @@ class Flag:
     def read(self, node: Node) -> bool:
         value = node.value() if node.kind == "scalar" else None
         if not isinstance(value, bool):
-            raise _refuse_kind(node, self.what)
+            raise _wrong_kind(node, self.what)
         return value
 
     def schema(self) -> dict[str, object]:
@@ -168,9 +168,9 @@ class Number:
     def read(self, node: Node) -> float:
         value = node.value() if node.kind == "scalar" else None
         if isinstance(value, bool) or not isinstance(value, int | float) or (self.whole and not isinstance(value, int)):
-            raise _refuse_kind(node, self.what)
+            raise _wrong_kind(node, self.what)
         if not self.lowest <= value <= self.highest:
-            raise _refuse_kind(node, self.what)
+            raise _wrong_kind(node, self.what)
         return value
 
     def schema(self) -> dict[str, object]:
@@ -185,13 +185,13 @@ class Duration:
 
     def read(self, node: Node) -> int:
         if node.kind != "scalar" or isinstance(node.value(), bool | float | None):
-            raise _refuse_kind(node, self.what)
+            raise _wrong_kind(node, self.what)
         try:
             seconds = parse_duration(node.text[:40])
         except ValueError as error:
-            raise node.refuse(str(error)) from None
+            raise node.error(str(error)) from None
         if seconds < 60:
-            raise node.refuse("a machine's time to live is at least one minute")
+            raise node.error("a machine's time to live is at least one minute")
         return seconds
 
     def schema(self) -> dict[str, object]:
@@ -212,10 +212,10 @@ class Size:
     def read(self, node: Node) -> int:
         match = re.fullmatch(r"(\d{1,9})\s*([mMgG])?[bB]?", node.text.strip()) if node.kind == "scalar" else None
         if match is None:
-            raise _refuse_kind(node, self.what)
+            raise _wrong_kind(node, self.what)
         size_mb = int(match[1]) * (1024 if (match[2] or "m").lower() == "g" else 1)
         if not self.lowest_mb <= size_mb <= 4 * 1024 * 1024:
-            raise node.refuse(f"expected a size from {self.lowest_mb}m to {4 * 1024}g")
+            raise node.error(f"expected a size from {self.lowest_mb}m to {4 * 1024}g")
         return size_mb
 
     def schema(self) -> dict[str, object]:
@@ -224,7 +224,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListOf:
-    """A list; `one_too` takes a single value as a list of one."""
+    """A list; with `one_too`, a single value is read as a list of one."""
 
     item: Kind
     fewest: int = 1
@@ -239,17 +239,17 @@ class ListOf:
         if self.one_too and node.kind == "scalar" and not node.is_null:
             return [self.item.read(node)]
         if node.kind != "list":
-            raise _refuse_kind(node, "a list")
+            raise _wrong_kind(node, "a list")
         if not self.fewest <= len(node.items) <= self.most:
             bound = f"at least {self.fewest}" if len(node.items) < self.fewest else f"at most {self.most}"
             noun = "entry" if bound.endswith(" 1") else "entries"
-            raise node.refuse(f"expected {bound} {noun} in this list, got {len(node.items)}")
+            raise node.error(f"expected {bound} {noun} in this list, got {len(node.items)}")
         problems = Problems()
         values: list[object] = []
         for item in node.items:
             if problems.full:
                 break
-            # An entry that can't be read keeps its position: None.
+            # An entry that can't be read keeps its position, as None.
             values.append(problems.collect(partial(self.item.read, item)))
         problems.raise_with(values)
         return values
@@ -278,9 +278,9 @@ class Table:
 
     def read(self, node: Node) -> dict[str, object]:
         if node.kind != "mapping":
-            raise _refuse_kind(node, "a mapping")
+            raise _wrong_kind(node, "a mapping")
         if len(node.entries) > self.most:
-            raise node.refuse(f"expected at most {self.most} entries, got {len(node.entries)}")
+            raise node.error(f"expected at most {self.most} entries, got {len(node.entries)}")
         problems = Problems()
         values: dict[str, object] = {}
         for key, value in node.entries:
@@ -295,10 +295,10 @@ class Table:
 
     def _name(self, key: Node) -> str:
         if len(key.text) > self.key.longest or (self.key.pattern and not re.fullmatch(self.key.pattern, key.text)):
-            raise key.refuse(f"{key.text[:60]!r} is not {self.key.what}")
+            raise key.error(f"{key.text[:60]!r} is not {self.key.what}")
         problem = self.key.check(key.text) if self.key.check is not None else None
         if problem:
-            raise key.refuse(problem)
+            raise key.error(problem)
         return key.text
 
     def schema(self) -> dict[str, object]:
@@ -313,82 +313,82 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """One key of a record. `gone` refuses it with a sentence: a key that people may expect, and that is not there."""
+    """One key of a record. `rejection` is the message for a key that users may expect but that isn't supported."""
 
     name: str
     kind: Kind | None = None
     description: str
     required: bool = False
-    gone: str | None = None
+    rejection: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """A mapping whose keys are words of the language. Read as a dict with the keys that are there."""
+    """A mapping with a fixed set of keys. Read as a dict of the keys that are present."""
 
     what: str
     fields: tuple[Field, ...]
     null_too: bool = False
-    """Nothing at all is an empty record: `inputs: {browser: }`."""
+    """Null is read as an empty record: `inputs: {browser: }`."""
 
     def read(self, node: Node) -> dict[str, object]:
         if self.null_too and node.is_null:
             return {}
         if node.kind != "mapping":
-            raise _refuse_kind(node, f"a mapping ({self.what})")
-        by_name = {known.name: known for known in self.fields}
-        instead: list[str] = []
+            raise _wrong_kind(node, f"a mapping ({self.what})")
+        by_name = {entry.name: entry for entry in self.fields}
+        hints: list[str] = []
         problems = Problems()
         values: dict[str, object] = {}
         for key, value in node.entries:
             if problems.full:
                 break
-            known = by_name.get(key.text)
-            if known is None:
-                names = [known.name for known in self.fields if known.gone is None]
+            entry = by_name.get(key.text)
+            if entry is None:
+                names = [entry.name for entry in self.fields if entry.rejection is None]
                 hint = nearest(key.text, names)
-                known_names = f"; it knows {', '.join(names)}"
-                problems.add(key.refuse(f"{self.what} has no key {key.text[:60]!r}{hint or known_names}"))
-                instead.append(hint)
-            elif known.gone is not None or known.kind is None:
-                problems.add(key.refuse(f"{known.name}: {known.gone}"))
-                instead.append(known.gone or "")
+                all_names = f"; its keys are {', '.join(names)}"
+                problems.add(key.error(f"{self.what} has no key {key.text[:60]!r}{hint or all_names}"))
+                hints.append(hint)
+            elif entry.rejection is not None or entry.kind is None:
+                problems.add(key.error(f"{entry.name}: {entry.rejection}"))
+                hints.append(entry.rejection or "")
             else:
-                content = problems.collect(partial(known.kind.read, value))
+                content = problems.collect(partial(entry.kind.read, value))
                 if content is not None:
-                    values[known.name] = content
+                    values[entry.name] = content
         written = {key.text for key, _ in node.entries}
-        for known in self.fields:
-            # A key that another problem suggests isn't reported as missing, too.
-            if known.required and known.name not in written and not any(known.name in hint for hint in instead):
-                problems.add(node.refuse(f"{self.what} needs the key {known.name!r}"))
+        for entry in self.fields:
+            # A key that another problem suggests isn't also reported as missing.
+            if entry.required and entry.name not in written and not any(entry.name in hint for hint in hints):
+                problems.add(node.error(f"{self.what} needs the key {entry.name!r}"))
         problems.raise_with(values)
         return values
 
     def schema(self) -> dict[str, object]:
         properties: dict[str, object] = {}
-        for known in self.fields:
-            if known.kind is None:
-                # No editor should offer it: doNotSuggest is VS Code's, other programs ignore it.
-                properties[known.name] = {
+        for entry in self.fields:
+            if entry.kind is None:
+                # Editors shouldn't suggest it: doNotSuggest is a VS Code extension that other programs ignore.
+                properties[entry.name] = {
                     "not": {},
                     "doNotSuggest": True,
-                    "description": f"{known.description} {known.gone}".strip(),
+                    "description": f"{entry.description} {entry.rejection}".strip(),
                 }
             else:
-                properties[known.name] = known.kind.schema() | {"description": known.description}
+                properties[entry.name] = entry.kind.schema() | {"description": entry.description}
         schema: dict[str, object] = {
             "type": ["object", "null"] if self.null_too else "object",
             "additionalProperties": False,
             "properties": properties,
         }
-        required = [known.name for known in self.fields if known.required]
+        required = [entry.name for entry in self.fields if entry.required]
         return schema | {"required": required} if required else schema
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shapes:
-    """A value that may be written in several shapes, told apart by what kind of node stands there."""
+    """A value that may be written in several shapes, distinguished by the kind of its node."""
 
     what: str
     kinds: Mapping[str, Kind] = field(default_factory=dict)
@@ -397,7 +397,7 @@ class Shapes:
     def read(self, node: Node) -> object:
         kind = self.kinds.get(node.kind)
         if kind is None or (node.is_null and node.kind == "scalar"):
-            raise _refuse_kind(node, self.what)
+            raise _wrong_kind(node, self.what)
         return kind.read(node)
 
     def schema(self) -> dict[str, object]:

@@ -1,7 +1,7 @@
-"""Services of a `.gibil.yml`: which can be had where, and the script of the task "services" that starts them. Pure.
+"""Services of a `.gibil.yml`: which ones the machines support, and the script of the task "services" that starts them. Pure.
 
-On a machine with a container engine a service is its image. A local machine has none, so there a few well-known images mean
-the distribution's packages: the same environment, the same port on 127.0.0.1, data that is gone with the machine.
+On a machine with a container engine, a service is its image. Local machines have none, so a few well-known images are replaced
+by the distribution's packages: the same environment, the same port on 127.0.0.1, data deleted with the machine.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from gibil_bot.scripts.templates import text
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceCapabilities:
-    """What the machines that are forged here can do for services."""
+    """What the provider's machines support for services."""
 
     containers: bool
-    """They can run containers; else services are the distribution's packages."""
+    """Whether they can run containers; otherwise services are the distribution's packages."""
     many_users: bool = True
-    """More than one uid exists on them: PostgreSQL refuses to run as root."""
+    """Whether more than one uid exists on them: PostgreSQL doesn't run as root."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """image → the version that the distribution has, where that is known."""
+    """image → the version in the distribution, if known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
-    """An image that the distribution's packages can stand in for. `env`: the names that the image knows and we obey."""
+class PackagedImage:
+    """An image that the distribution's packages can replace. `env`: the image's variables that we support."""
 
     port: int
     env: tuple[str, ...]
     passwords: tuple[str, ...] = ()
-    """One of these has to be set, as the image itself asks for."""
+    """One of these must be set, as the image itself requires."""
 
 
-# The names are those of https://hub.docker.com/_/postgres, …/redis, …/mariadb and …/mysql.
+# Names as in https://hub.docker.com/_/postgres, …/redis, …/mariadb and …/mysql.
 KNOWN = {
-    "postgres": Known(
+    "postgres": PackagedImage(
         port=5432,
         env=("POSTGRES_PASSWORD", "POSTGRES_USER", "POSTGRES_DB", "POSTGRES_HOST_AUTH_METHOD"),
         passwords=("POSTGRES_PASSWORD", "POSTGRES_HOST_AUTH_METHOD"),
     ),
-    "redis": Known(port=6379, env=()),
+    "redis": PackagedImage(port=6379, env=()),
     **{
-        image: Known(
+        image: PackagedImage(
             port=3306,
             env=tuple(f"{prefix}_{name}" for prefix in prefixes for name in names),
             passwords=tuple(f"{prefix}_{name}" for prefix in prefixes for name in names[:2]),
@@ -58,7 +58,7 @@ KNOWN = {
 }
 PACKAGED = "postgres, redis, mariadb and mysql"
 
-# What `apt-get install` gives there: packages.debian.org, packages.ubuntu.com.
+# The versions that `apt-get install` installs: packages.debian.org, packages.ubuntu.com.
 _DISTRIBUTIONS = {
     ("debian", "11"): {"postgres": "13", "redis": "6.0", "mariadb": "10.5"},
     ("debian", "12"): {"postgres": "15", "redis": "7.0", "mariadb": "10.11"},
@@ -69,9 +69,9 @@ _DISTRIBUTIONS = {
 
 
 def distribution_versions(os_release: str, sources: str) -> dict[str, str]:
-    """image → version, from /etc/os-release and the texts of apt's sources; nothing where that cannot be known."""
-    said = dict(re.findall(r'^(ID|VERSION_ID)="?([^"\n]*)"?$', os_release, re.MULTILINE))
-    versions = dict(_DISTRIBUTIONS.get((said.get("ID", ""), said.get("VERSION_ID", "")), {}))
+    """Return image → version, from /etc/os-release and the contents of apt's sources; empty if that can't be determined."""
+    fields = dict(re.findall(r'^(ID|VERSION_ID)="?([^"\n]*)"?$', os_release, re.MULTILINE))
+    versions = dict(_DISTRIBUTIONS.get((fields.get("ID", ""), fields.get("VERSION_ID", "")), {}))
     for vendor, image in (
         ("postgresql.org", "postgres"),
         ("redis.io", "redis"),
@@ -84,20 +84,22 @@ def distribution_versions(os_release: str, sources: str) -> dict[str, str]:
 
 
 def image_kind(image: str) -> str | None:
-    """The official image that is meant, if we know it."""
+    """Return the official image that is meant, if it is one of KNOWN."""
     name = image.partition("@")[0].removeprefix("docker.io/").removeprefix("library/").partition(":")[0]
     return name if name in KNOWN else None
 
 
 def image_version(image: str) -> str:
-    """`16` of `postgres:16-alpine`; empty for `latest` and for none."""
+    """Return the version of an image (`16` of `postgres:16-alpine`); empty for `latest` or no tag."""
     match = re.match(r"[0-9]+(\.[0-9]+)*", image.partition("@")[0].rpartition("/")[2].partition(":")[2])
     return match[0] if match else ""
 
 
 def full_name(image: str) -> str:
-    """With the registry that docker means when none is said: podman has no default, and refuses a short name that it does not
-    know (https://github.com/distribution/reference)."""
+    """Return the image with Docker's default registry if it names none.
+
+    podman has no default registry and rejects unknown short names (https://github.com/distribution/reference).
+    """
     first, slash, _rest = image.partition("/")
     if not slash:
         return f"docker.io/library/{image}"
@@ -105,7 +107,7 @@ def full_name(image: str) -> str:
 
 
 def host_port(service: Service) -> tuple[int, int]:
-    """(port on 127.0.0.1 of the machine, port of the service), the first that is said."""
+    """Return (port on 127.0.0.1 of the machine, port of the service) of the first configured port, else of the usual one."""
     if service.ports:
         return service.ports[0]
     kind = image_kind(service.image)
@@ -113,36 +115,36 @@ def host_port(service: Service) -> tuple[int, int]:
     return port, port
 
 
-def check_services(file: RepositoryFile, grounds: ServiceCapabilities) -> None:
-    """Raises InvalidWorkflow, at the service's line, for one that these machines cannot have."""
+def check_services(file: RepositoryFile, capabilities: ServiceCapabilities) -> None:
+    """Raise InvalidWorkflow, at the service's line, for a service that these machines don't support."""
     for service in file.services:
-        problem = None if grounds.containers else _why_not_packaged(service, grounds)
+        problem = None if capabilities.containers else _why_not_packaged(service, capabilities)
         if problem:
             raise InvalidWorkflow(file.path, service.line, service.column, f"the service {service.name!r}: {problem}")
 
 
-def _why_not_packaged(service: Service, grounds: ServiceCapabilities) -> str | None:
+def _why_not_packaged(service: Service, capabilities: ServiceCapabilities) -> str | None:
     kind = image_kind(service.image)
     if kind is None:
         return (
             f"local machines run no containers, and only {PACKAGED} come from the distribution's packages; "
             f"start {service.image} in a task, or use machines in the cloud"
         )
-    if kind == "postgres" and not grounds.many_users:
+    if kind == "postgres" and not capabilities.many_users:
         return (
-            "PostgreSQL does not run as root, and machines that an ordinary user forges have no other user; "
+            "PostgreSQL doesn't run as root, and machines created by an ordinary user have no other user; "
             "run gibil as root, or use machines in the cloud"
         )
     unknown = [name for name in service.env if name not in KNOWN[kind].env]
     if unknown:
-        return f"{unknown[0]} means nothing without containers; {kind} obeys {', '.join(KNOWN[kind].env) or 'no variables'}"
+        return f"{unknown[0]} has no effect without containers; {kind} supports {', '.join(KNOWN[kind].env) or 'no variables'}"
     if len(service.ports) > 1 or host_port(service)[1] != KNOWN[kind].port:
-        return f"{kind} listens on {KNOWN[kind].port} and nothing else; write ports: [{KNOWN[kind].port}]"
-    wanted, there = image_version(service.image), grounds.versions.get(kind)
-    if kind == "mysql" and grounds.versions and there is None and "mariadb" in grounds.versions:
-        return f"this distribution has MariaDB instead; write image: mariadb:{grounds.versions['mariadb']}"
-    if wanted and there and not _compatible(wanted, there):
-        return f"this distribution has {kind} {there}, and not {wanted}; write image: {kind}:{there}, or use the cloud"
+        return f"{kind} listens only on {KNOWN[kind].port}; write ports: [{KNOWN[kind].port}]"
+    wanted, available = image_version(service.image), capabilities.versions.get(kind)
+    if kind == "mysql" and capabilities.versions and available is None and "mariadb" in capabilities.versions:
+        return f"this distribution has MariaDB instead; write image: mariadb:{capabilities.versions['mariadb']}"
+    if wanted and available and not _compatible(wanted, available):
+        return f"this distribution has {kind} {available}, not {wanted}; write image: {kind}:{available}, or use the cloud"
     return None
 
 
@@ -151,18 +153,18 @@ def _compatible(one: str, other: str) -> bool:
 
 
 def image_problem(service: Service) -> str | None:
-    """What no machine could make right: what the image itself would refuse to start with."""
+    """Return a problem that exists on every machine: the image itself would refuse to start."""
     kind = image_kind(service.image)
     if kind is None:
-        return None if service.ports else "ports are needed for an image that is not one of " + PACKAGED
+        return None if service.ports else "ports are required for an image other than " + PACKAGED
     wanted = KNOWN[kind].passwords
     if wanted and not any(service.env.get(name) for name in wanted):
-        return f"{kind} does not start without a password: set {wanted[0]} in its env"
+        return f"{kind} doesn't start without a password: set {wanted[0]} in its env"
     return None
 
 
 def services_script(services: Sequence[Service]) -> str | None:
-    """POSIX sh that starts all of them and returns when they are healthy; None when there are none."""
+    """Return a POSIX sh script that starts all services and returns when they are healthy; None if there are none."""
     if not services:
         return None
     parts = [text("services")]
@@ -173,8 +175,8 @@ def services_script(services: Sequence[Service]) -> str | None:
         parts.append(f"\n(\n    name={shlex.quote(words[0])} kind={words[1]} wanted={shlex.quote(words[2])}\n")
         parts.append(f"    image={shlex.quote(words[3])} port={words[4]} inner={words[5]}\n")
         parts.append(f"    full={shlex.quote(full_name(service.image))}\n")
-        values = {own: _first(service.env, names) for own, names in _OWN_NAMES.get(kind, {}).items()}
-        parts += [f"    {own}={shlex.quote(value)}\n" for own, value in values.items()]
+        values = {variable: _first(service.env, names) for variable, names in _SCRIPT_VARIABLES.get(kind, {}).items()}
+        parts += [f"    {variable}={shlex.quote(value)}\n" for variable, value in values.items()]
         published = [
             word for pair in service.ports or ((outside, inside),) for word in ("-p", f"127.0.0.1:{pair[0]}:{pair[1]}")
         ]
@@ -184,16 +186,17 @@ def services_script(services: Sequence[Service]) -> str | None:
 
 
 _SQL = {"password": ("ROOT_PASSWORD",), "user": ("USER",), "user_password": ("PASSWORD",), "database": ("DATABASE",)}
-_OWN_NAMES: dict[str, dict[str, tuple[str, ...]]] = {
+_SCRIPT_VARIABLES: dict[str, dict[str, tuple[str, ...]]] = {
     "postgres": {
         "password": ("POSTGRES_PASSWORD",),
         "user": ("POSTGRES_USER",),
         "database": ("POSTGRES_DB",),
         "method": ("POSTGRES_HOST_AUTH_METHOD",),
     },
-    "mysql": {own: tuple(f"MYSQL_{name}" for name in names) for own, names in _SQL.items()},
+    "mysql": {variable: tuple(f"MYSQL_{name}" for name in names) for variable, names in _SQL.items()},
     "mariadb": {
-        own: tuple(f"{which}_{name}" for which in ("MARIADB", "MYSQL") for name in names) for own, names in _SQL.items()
+        variable: tuple(f"{prefix}_{name}" for prefix in ("MARIADB", "MYSQL") for name in names)
+        for variable, names in _SQL.items()
     },
 }
 

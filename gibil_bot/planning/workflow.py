@@ -1,4 +1,4 @@
-"""What a checked file says: a workflow, and a repository's `.gibil.yml`. Frozen values; `schema.py` makes them."""
+"""The values of a parsed file: a workflow, and a repository's `.gibil.yml`. Immutable; created by `schema.py`."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Input:
     """string | boolean | number | choice"""
     options: tuple[str, ...] = ()
     pattern: str | None = None
-    """What a value has to match as a whole (see patterns.py)."""
+    """What the whole value must match (see patterns.py)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     name: str
     run: str | None = None
-    """None only where `uses` brings the tasks."""
+    """None only if `uses` provides the tasks."""
     condition: str = "success()"
     env: Mapping[str, str] = field(default_factory=dict)
     working_directory: str | None = None
@@ -50,7 +50,7 @@ class Concurrency:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workflow:
-    """One workflow file. At least one of `command` and `pull_request` says when it runs."""
+    """One workflow file. At least one of `command` and `pull_request` defines when it runs."""
 
     name: str
     """The file's name without `.yml`."""
@@ -72,25 +72,25 @@ class Workflow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """A database or the like beside the tasks, on 127.0.0.1 of the machine."""
+    """A service such as a database that runs alongside the tasks, on 127.0.0.1 of the machine."""
 
     name: str
     image: str
     """As container engines name it: `postgres:16`."""
     env: Mapping[str, str] = field(default_factory=dict)
     ports: tuple[tuple[int, int], ...] = ()
-    """(on the machine, in the service)"""
+    """(port on the machine, port in the service)"""
     line: int = 1
     column: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepositoryFile:
-    """A repository's `.gibil.yml`: what it needs, and how it is worked on."""
+    """A repository's `.gibil.yml`: what the project needs, and its tasks."""
 
     path: str
     runtime: Mapping[str, str] = field(default_factory=dict)
-    """python | node | go → the version that is wanted, or a beginning of it."""
+    """python | node | go → the wanted version, or a prefix of it."""
     packages: tuple[str, ...] = ()
     services: tuple[Service, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)

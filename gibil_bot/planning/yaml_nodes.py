@@ -1,8 +1,8 @@
-"""YAML with places: bytes become a small tree whose every node knows its line and column.
+"""Parses YAML into a small tree whose nodes know their line and column.
 
-Stricter than YAML on purpose, because these files decide what runs: one document, no tags, no duplicate keys, no
-aliases that explode, bounded size and depth. Scalars are typed as YAML 1.2 has it, so that `on:` is a key and `yes` a
-word: only `true` and `false` are booleans.
+Stricter than YAML on purpose, because these files decide what runs: one document, no tags, no duplicate keys, no alias bombs,
+limited size and depth. Scalars are typed as in YAML 1.2, so `on:` is a key and `yes` a string: only `true` and `false` are
+booleans.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gibil_bot.model import UnusableFile
 
 MAX_DEPTH = 16
 MAX_NODES = 10_000
-"""With every alias counted as often as it is expanded."""
+"""An alias counts as many nodes as its expansion, each time it is used."""
 
 Scalar = str | bool | int | float | None
 
@@ -29,7 +29,7 @@ _FLOAT = re.compile(r"[-+]?(?:\.[0-9]{1,30}|[0-9]{1,30}(?:\.[0-9]{0,30})?)(?:[eE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """One value of the file. `line` and `column` count from 1. Exactly one of the three kinds."""
+    """One value of the file, of exactly one of the three kinds. `line` and `column` count from 1."""
 
     path: str
     line: int
@@ -45,7 +45,7 @@ class Node:
     """Keys (always scalars) and values, in the order of the file."""
 
     def value(self) -> Scalar:
-        """A scalar's value by YAML 1.2's core rules; anything quoted is text."""
+        """Return a scalar's value by the core schema of YAML 1.2; quoted scalars are strings."""
         if self.style != "plain":
             return self.text
         if self.text in ("", "~", "null", "Null", "NULL"):
@@ -66,7 +66,7 @@ class Node:
 
     @property
     def what(self) -> str:
-        """How an error names it: "a list", "the number 3"."""
+        """Its name in errors: "a list", "the number 3"."""
         if self.kind != "scalar":
             return f"a {self.kind}"
         value = self.value()
@@ -80,7 +80,7 @@ class Node:
         return f"the string {shown!r}"
 
     def at(self, *steps: str | int) -> Node:
-        """The node below, by keys and indices; the deepest one that exists, so that an error always has a place."""
+        """Return the descendant at these keys and indices, or the deepest existing one, so that errors have a position."""
         node = self
         for step in steps:
             below = node._step(step)
@@ -95,11 +95,11 @@ class Node:
         return next((value for key, value in self.entries if key.text == step), None)
 
     def key(self, name: str) -> Node:
-        """The node of a key itself; this node where there is no such key."""
+        """Return the node of a key itself; this node if there is no such key."""
         return next((key for key, _ in self.entries if key.text == name), self)
 
-    def refuse(self, problem: str, *, offset: int | None = None) -> InvalidWorkflow:
-        """The error to raise about this node. With an `offset` in a block's text: at the line of the file where that is."""
+    def error(self, problem: str, *, offset: int | None = None) -> InvalidWorkflow:
+        """Create the error for this node. With an `offset` into a block's text, its position is that line of the file."""
         if self.style == "block" and offset is not None:
             before = self.text[:offset].count("\n")
             return InvalidWorkflow(self.path, self.line + 1 + before, 1, _short(problem))
@@ -107,12 +107,12 @@ class Node:
 
 
 def _short(problem: str) -> str:
-    """Problems are shown to people, and repeat words of a file that may be as long as the file."""
+    """Truncate a problem: it may quote words of a file that are as long as the file."""
     return problem if len(problem) <= 1000 else problem[:997] + "..."
 
 
 def read_yaml(path: str, data: bytes) -> Node:
-    """The one document of a file. Raises InvalidWorkflow at the first thing that cannot be accepted."""
+    """Parse the only document of a file. Raises InvalidWorkflow at the first problem."""
     if isinstance(data, UnusableFile):
         raise InvalidWorkflow(path, 1, 1, data.problem)
     if len(data) > WORKFLOW_FILE_BYTES:
@@ -129,7 +129,7 @@ def read_yaml(path: str, data: bytes) -> Node:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        raise InvalidWorkflow(path, line, column, _sentence(error)) from None
+        raise InvalidWorkflow(path, line, column, _yaml_problem(error)) from None
     except yaml.reader.ReaderError as error:
         before_text = text[: error.position]
         line = before_text.count("\n") + 1
@@ -137,15 +137,15 @@ def read_yaml(path: str, data: bytes) -> Node:
         raise InvalidWorkflow(path, line, column, f"the character U+{ord(text[error.position]):04X} is not allowed") from None
 
 
-def _sentence(error: yaml.MarkedYAMLError) -> str:
-    problem = str(error.problem or error.context or "cannot be read")
+def _yaml_problem(error: yaml.MarkedYAMLError) -> str:
+    problem = str(error.problem or error.context or "can't be read")
     if "'\\t'" in problem:
-        return "not valid YAML: a tab where only spaces may indent"
+        return "not valid YAML: a tab in the indentation; use spaces"
     return _short("not valid YAML: " + " ".join(f"{error.context or ''} {problem}".split()))
 
 
 class _Builder:
-    """Nodes from parser events: the depth is known before anything recurses into it, and aliases are counted."""
+    """Builds nodes from parser events, so the depth is known before any recursion, and aliases are counted."""
 
     def __init__(self, path: str, events: Iterator[yaml.Event]) -> None:
         self._path = path
@@ -163,37 +163,37 @@ class _Builder:
         self._next()  # DocumentEnd
         after = self._next()
         if not isinstance(after, yaml.StreamEndEvent):
-            raise self._refuse(after, "a second document begins here; a file can have only one")
+            raise self._error(after, "a second document starts here; a file can have only one")
         return root
 
     def _next(self) -> yaml.Event:
         return next(self._events)
 
-    def _refuse(self, event: yaml.Event, problem: str) -> InvalidWorkflow:
-        line, column = _place(event)
+    def _error(self, event: yaml.Event, problem: str) -> InvalidWorkflow:
+        line, column = _position(event)
         return InvalidWorkflow(self._path, line, column, _short(problem))
 
     def _grow(self, event: yaml.Event, nodes: int) -> None:
         self._count += nodes
         if self._count > MAX_NODES:
-            raise self._refuse(event, f"more than {MAX_NODES} values, aliases counted as often as they are used")
+            raise self._error(event, f"more than {MAX_NODES} values, counting each use of an alias")
 
     def _node(self, event: yaml.Event, depth: int) -> Node:
         if depth > MAX_DEPTH:
-            raise self._refuse(event, f"nested more than {MAX_DEPTH} deep")
+            raise self._error(event, f"nested more than {MAX_DEPTH} deep")
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in self._open:
-                raise self._refuse(event, f"the alias *{event.anchor} is inside the value that it refers to")
+                raise self._error(event, f"the alias *{event.anchor} is inside the value that it refers to")
             if event.anchor not in self._anchors:
-                raise self._refuse(event, f"the alias *{event.anchor} refers to an anchor that doesn't exist above it")
+                raise self._error(event, f"the alias *{event.anchor} refers to an anchor that doesn't exist above it")
             node, nodes = self._anchors[event.anchor]
             self._grow(event, nodes)
             if depth + _depth(node) > MAX_DEPTH:
-                raise self._refuse(event, f"nested more than {MAX_DEPTH} deep")
+                raise self._error(event, f"nested more than {MAX_DEPTH} deep")
             return node
         assert isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent)
         if event.tag is not None:
-            raise self._refuse(event, self._about_tag(str(event.tag)))
+            raise self._error(event, self._tag_problem(str(event.tag)))
         before = self._count
         self._grow(event, 1)
         anchor = event.anchor
@@ -221,7 +221,7 @@ class _Builder:
         items: tuple[Node, ...] = (),
         entries: tuple[tuple[Node, Node], ...] = (),
     ) -> Node:
-        line, column = _place(event)
+        line, column = _position(event)
         return Node(
             path=self._path,
             line=line,
@@ -242,28 +242,28 @@ class _Builder:
         while not isinstance(event := self._next(), yaml.MappingEndEvent):
             key = self._node(event, depth + 1)
             if key.kind != "scalar":
-                raise self._refuse(event, f"expected a key, got {key.what}")
+                raise self._error(event, f"expected a key, got {key.what}")
             if key.text == "<<" and key.style == "plain":
-                raise self._refuse(event, "the merge key << is not supported; write the keys out")
+                raise self._error(event, "the merge key << is not supported; write the keys out")
             if key.text in seen:
-                raise self._refuse(event, f"the key {key.text!r} exists twice; the first one is in line {seen[key.text]}")
+                raise self._error(event, f"the key {key.text!r} exists twice; the first one is in line {seen[key.text]}")
             seen[key.text] = key.line
             yield key, self._node(self._next(), depth + 1)
 
     @staticmethod
-    def _about_tag(tag: str) -> str:
+    def _tag_problem(tag: str) -> str:
         if tag.startswith("!") and not tag.startswith("!!"):
             return f"YAML reads {tag} as a tag; put the whole value in quotes, or in ${{{{ }}}}"
         return "tags are not supported; remove it"
 
 
-def _place(event: yaml.Event) -> tuple[int, int]:
+def _position(event: yaml.Event) -> tuple[int, int]:
     mark = event.start_mark
-    assert mark is not None, "the reader always says where an event begins"
+    assert mark is not None, "the reader always sets the start of an event"
     return mark.line + 1, mark.column + 1
 
 
 def _depth(node: Node) -> int:
-    """How many levels a node has below itself."""
+    """Return how many levels a node has below itself."""
     below = [*node.items, *(value for _, value in node.entries)]
     return 1 + max(map(_depth, below)) if below else 0

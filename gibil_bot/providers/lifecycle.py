@@ -175,7 +175,7 @@ class MachineFactory:
             host_key=self.keyring.host_key(name),
             first_host_key=self.keyring.first_host_key(name),
             labels=labels,
-            **plan.said() | {"ttl_s": ttl_s},
+            **plan.specified() | {"ttl_s": ttl_s},
             egress_allow=egress_allow,
             untrusted=untrusted,
             tethered=tethered,

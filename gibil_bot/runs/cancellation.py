@@ -1,4 +1,4 @@
-"""The request that a run should stop: made once, seen by everything that works on the run."""
+"""The request to stop a run, seen by everything that works on the run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 
 
 class Cancellation:
-    """`reason` is None until the run should stop. The first reason stays."""
+    """`reason` is None until the run should stop. A later request doesn't replace the first reason."""
 
     def __init__(self, reason: str | None = None) -> None:
         self.reason = reason
@@ -21,13 +21,13 @@ class Cancellation:
             self._event.set()
 
     async def wait(self) -> str:
-        """Until the run should stop; the reason."""
+        """Wait until the run should stop; return the reason."""
         await self._event.wait()
         assert self.reason is not None
         return self.reason
 
     async def wait_at_most(self, timeout_s: float) -> None:
-        """Until the run should stop, or the time-out."""
+        """Wait until the run should stop, or until the timeout."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._event.wait()

@@ -1,7 +1,8 @@
-"""The `.gibil.yml` and the workflow files of one commit, as GitHub's contents API shows them to the bot.
+"""Reads the `.gibil.yml` and the workflow files of one commit, with the same results as GitHub's contents API.
 
-A symbolic link that leads to a file of the same commit is followed, as GitHub does
-(https://docs.github.com/en/rest/repos/contents#get-repository-content); anything else in place of a file is an UnusableFile.
+A symbolic link to a file of the same commit is followed, as on GitHub
+(https://docs.github.com/en/rest/repos/contents#get-repository-content). Anything else that isn't a file becomes an
+UnusableFile.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ Extra = Mapping[str, str | None]
 
 
 async def repository_file(repository: Path, sha: str, extra: Extra) -> bytes | None:
-    """The `.gibil.yml` of a commit in a repository that we created. Raises GitError."""
+    """Return the `.gibil.yml` of a commit in a repository that we created. Raises GitError."""
     entries = await _list(repository, extra, sha, REPOSITORY_FILE)
     return (await _read(repository, extra, sha, entries)).get(REPOSITORY_FILE)
 
 
 async def workflow_files(repository: Path, sha: str) -> dict[str, bytes]:
-    """Path → content of the `.gibil.yml` and of `.gibil/workflows/*.yml`. Raises GitError."""
+    """Return path → content of the `.gibil.yml` and of `.gibil/workflows/*.yml`. Raises GitError."""
     extra: Extra = {}
     entries = await _list(repository, extra, sha, REPOSITORY_FILE, WORKFLOW_FOLDER)
     folder = entries.pop(WORKFLOW_FOLDER, None)
@@ -42,15 +43,15 @@ async def workflow_files(repository: Path, sha: str) -> dict[str, bytes]:
 
 
 async def _list(repository: Path, extra: Extra, tree: str, *paths: str) -> dict[str, tuple[str, str]]:
-    """Path → (mode, object) of what a tree has."""
+    """Return path → (mode, object) of the entries of a tree."""
     listing = await git.run(
         "ls-tree", "-z", "--full-tree", tree, "--", *paths, git_dir=repository, extra=extra, most_bytes=_LIST_BYTES
     )
     found = {}
     for line in listing.decode("utf-8", "surrogateescape").split("\0"):
-        facts, tab, path = line.partition("\t")
+        entry, tab, path = line.partition("\t")
         if tab:
-            mode, _, name = facts.split(" ")
+            mode, _, name = entry.split(" ")
             found[path] = (mode, name)
     return found
 
@@ -79,12 +80,12 @@ async def _read(repository: Path, extra: Extra, sha: str, entries: dict[str, tup
 
 
 async def _target(repository: Path, extra: Extra, sha: str, path: str) -> str | None:
-    """The blob that a symbolic link leads to within its commit."""
+    """Return the blob that a symbolic link leads to within its commit; None if it leads elsewhere."""
     if "\n" in path:
         return None
-    given = f"{sha}:{path}\n".encode("utf-8", "surrogateescape")
+    query = f"{sha}:{path}\n".encode("utf-8", "surrogateescape")
     try:
-        answer = await git.run("cat-file", "--batch-check", "--follow-symlinks", git_dir=repository, extra=extra, given=given)
+        answer = await git.run("cat-file", "--batch-check", "--follow-symlinks", git_dir=repository, extra=extra, stdin=query)
     except GitError:
         return None
     words = answer.partition(b"\n")[0].decode("utf-8", "surrogateescape").split(" ")

@@ -1,4 +1,4 @@
-"""The context of a decision about one pull request: its people, its workflows, and what the operator allows, as of now."""
+"""The context of a decision about one pull request: its people, its workflows, and the operator's policy, as of now."""
 
 from __future__ import annotations
 
@@ -21,62 +21,65 @@ class Policy:
 
     allowed_accounts: frozenset[str] | None
     untrusted: str
-    """What untrusted code may do on the machines here: allow | approve (a commit that a writer approved runs) | refuse."""
+    """Whether untrusted code may run on the machines: allow | approve (only a commit that a writer approved) | refuse."""
     provider: str
     trusted_apps: frozenset[str] = frozenset()
-    """Apps whose pushes to branches of the repository itself run without a command and without secrets; lower case."""
+    """Apps whose pushes to the repository's own branches run without a command and without secrets; lower case."""
     max_ttl_s: int
     caps: Caps
     public_url: str
     commands_per_hour: int
-    """Of one person in one repository."""
+    """Limit per person and repository."""
     run_id: Callable[[bytes, str], str]
-    """(Delivery.digest, distinction) → a run's id: the same for the same body, so that a replay queues nothing twice."""
+    """(Delivery.digest, suffix) → a run's id. It depends on the body only, so a replayed body queues nothing twice."""
     operator_workflows: Callable[[], Mapping[str, bytes]]
-    grounds: ServiceCapabilities | None = None
-    """What the machines here can do for services."""
+    service_capabilities: ServiceCapabilities | None = None
+    """What the machines support for services."""
 
 
 class Refused(Exception):
-    """The command is rejected; the message is the answer to its author."""
+    """The command is rejected; the message is the reply to its author."""
 
 
 class NeedsApproval(Refused):
-    """The commit waits for a writer: for an approval, or, on a branch of the repository itself, for any command."""
+    """The commit waits for a writer: for an approval or, on a branch of the repository itself, for any command."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PullRequestContext:
-    """One pull request, the workflows that exist for it, and what is known of its people."""
+    """One pull request, its workflows, and the decision whether it is trusted."""
 
     installation_id: int
     catalogue: planning.Catalogue
-    facts: planning.EventContext
-    standing: TrustDecision
+    event: planning.EventContext
+    decision: TrustDecision
 
     def check_may_run(self, policy: Policy, *, asked: bool, is_approved: bool = False) -> None:
-        """`asked`: a person with write permission asked for this very commit to run, which is a review of a branch of the
-        repository itself, and not of a fork. Raises Refused, NeedsApproval."""
-        if not self.facts.pull_request.is_open:
-            raise Refused(replies.pull_request_closed(self.facts.pull_request.number))
-        standing = self.standing
-        if standing.trust is Trust.TRUSTED or policy.untrusted == "allow":
+        """Raise Refused or NeedsApproval unless the head may run.
+
+        `asked`: a person with write permission asked for exactly this commit to run. That counts as a review for a branch of
+        the repository itself, but not for a fork.
+        """
+        if not self.event.pull_request.is_open:
+            raise Refused(replies.pull_request_closed(self.event.pull_request.number))
+        decision = self.decision
+        if decision.trust is Trust.TRUSTED or policy.untrusted == "allow":
             return
         if policy.untrusted == "refuse":
-            raise Refused(replies.untrusted_refused(standing.because, policy.provider))
-        if standing.starts_alone or standing.approved_by or is_approved or (asked and standing.is_branch):
+            raise Refused(replies.untrusted_refused(decision.because, policy.provider))
+        if decision.starts_automatically or decision.approved_by or is_approved or (asked and decision.is_branch):
             return
-        if standing.is_branch:
-            raise NeedsApproval(trust_replies.untrusted_branch_waits(self.facts.sha, standing.because))
-        raise NeedsApproval(trust_replies.needs_approval(self.facts.sha, standing.because))
+        if decision.is_branch:
+            raise NeedsApproval(trust_replies.untrusted_branch_waits(self.event.sha, decision.because))
+        raise NeedsApproval(trust_replies.needs_approval(self.event.sha, decision.because))
 
-    def complaints(self) -> list[Notification]:
-        """A comment about invalid workflow files, one per pull request."""
+    def problem_notices(self) -> list[Notification]:
+        """Return a comment about invalid workflow files, at most one per pull request."""
         if not self.catalogue.problems:
             return []
         text = replies.workflow_problems([problem.message for problem in self.catalogue.problems])
         return [
-            replies.notice(self.installation_id, self.facts.repository, self.facts.pull_request.number, "problems", text),
+            replies.notice(self.installation_id, self.event.repository, self.event.pull_request.number, "problems", text),
         ]
 
 
@@ -87,33 +90,34 @@ async def read_context(
     repository: Repository,
     pull_request: PullRequest,
     actor: str,
-    standing: TrustDecision,
+    decision: TrustDecision,
     event_name: str,
 ) -> PullRequestContext:
-    """Everything that a decision about one pull request needs. Raises GitHubError."""
-    # The branch as it is now, and not the commit that the pull request remembers of it: a workflow that was fixed there counts.
+    """Read everything that a decision about one pull request needs. Raises GitHubError."""
+    # The base branch as it is now, not the base commit recorded in the pull request: workflows that were fixed since then
+    # count.
     files = await github.workflow_files(installation_id, repository.full_name, pull_request.base_ref)
     return PullRequestContext(
         installation_id=installation_id,
         catalogue=await read_catalogue(policy, files, pull_request.base_ref),
-        facts=planning.EventContext(
+        event=planning.EventContext(
             repository=repository,
             pull_request=pull_request,
             sha=pull_request.head_sha,
             actor=actor,
-            trust=standing.trust,
+            trust=decision.trust,
             event_name=event_name,
             max_ttl_s=policy.max_ttl_s,
             caps=policy.caps,
-            grounds=policy.grounds,
-            untrusted_because=standing.because,
+            service_capabilities=policy.service_capabilities,
+            untrusted_because=decision.because,
         ),
-        standing=standing,
+        decision=decision,
     )
 
 
 async def read_catalogue(policy: Policy, files: Mapping[str, bytes], base_ref: str) -> planning.Catalogue:
-    """In a thread: a workflow file may be written to take long to parse."""
+    """Parse the workflow files in a thread: a hostile file may take long to parse."""
     return await asyncio.to_thread(_catalogue, policy, files, base_ref)
 
 
@@ -126,5 +130,5 @@ def help_text(catalogue: planning.Catalogue) -> str:
     for command in planning.commands(catalogue):
         inputs = tuple(f"{each.name}={each.default if each.default is not None else '…'}" for each in command.inputs)
         title = f"{command.title}: {command.description}" if command.description else command.title
-        entries.append(replies.HelpEntry(word=command.word, title=title, inputs=inputs, origin=command.path))
+        entries.append(replies.HelpEntry(word=command.word, title=title, inputs=inputs, source=command.path))
     return replies.help_text(entries, [problem.message for problem in catalogue.problems])

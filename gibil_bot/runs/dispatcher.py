@@ -1,6 +1,6 @@
-"""Starts runs that may start, renews the leases of running ones, and passes cancellations on to their runners.
+"""Starts runs that may start, renews the leases of running ones, and passes cancellations to their runners.
 
-The store decides which run is next (limits, order, fair turns); this loop claims, and supervises what it has claimed.
+The store decides which run is next (limits, order, fairness); this loop claims runs and supervises them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Active:
 
 
 class Dispatcher:
-    """`run()` while the bot is running. Cancelling it is the graceful stop: runs are left for the next process."""
+    """Call `run()` while the bot is running. Cancelling it stops gracefully: the next process continues the runs."""
 
     def __init__(self, tools: Tools, runs: RunStore, outbox: Outbox, process: str, max_machines: int) -> None:
         self._tools = tools
@@ -53,11 +53,11 @@ class Dispatcher:
         try:
             while True:
                 try:
-                    await self._start_what_may_start()
+                    await self._start_ready_runs()
                     await self._pass_on_cancellations()
                     await self._publish_positions()
                 except StoreError as error:
-                    log.error("the database: %s", error.message)
+                    log.error("database: %s", error.message)
                     await asyncio.sleep(POLL_S)
                 if renewing.done():
                     renewing.result()
@@ -69,7 +69,7 @@ class Dispatcher:
                 task.cancel()
             await asyncio.gather(renewing, *tasks, return_exceptions=True)
 
-    async def _start_what_may_start(self) -> None:
+    async def _start_ready_runs(self) -> None:
         while claim := await self._runs.claim(self._process, lease_s=LEASE_S, max_machines=self._max_machines):
             runner = Runner(self._tools, claim)
             task = asyncio.create_task(self._supervise(claim, runner), name=f"run {claim.run.id}")
@@ -93,14 +93,14 @@ class Dispatcher:
             # Nothing can be written: the lease expires, and this or another process claims the run again.
             log.error("run %s: %s", run.id, error.message)
         except Exception:
-            log.exception("run %s: stopped by an internal error; it is claimed again when its lease expires", run.id)
+            log.exception("run %s: stopped by an internal error; it will be claimed again when its lease expires", run.id)
         finally:
             active = self._active.get(run.id)
             if active is not None and active.claim.fence == claim.fence:
                 del self._active[run.id]
 
     async def _renew_leases(self) -> None:
-        """A run that another process has claimed in the meantime is stopped here, without any further write."""
+        """Renew the leases, and stop working on runs that another process has claimed, without any further write."""
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             claims = [active.claim for active in self._active.values()]
@@ -109,7 +109,7 @@ class Dispatcher:
             try:
                 reasons = await self._runs.heartbeat(claims, lease_s=LEASE_S)
             except StoreError as error:
-                log.error("the leases could not be renewed: %s", error.message)
+                log.error("could not renew the leases: %s", error.message)
                 continue
             for claim in claims:
                 active = self._active.get(claim.run.id)
@@ -124,7 +124,7 @@ class Dispatcher:
                 self._active[run.id].runner.cancel(run.cancel_reason)
 
     async def _publish_positions(self) -> None:
-        """Update the queue positions on the check runs of queued runs, as often as other progress."""
+        """Update the queue positions on the check runs of queued runs, at most as often as other progress."""
         if time.monotonic() - self._positions_published < PUBLISH_EVERY_S:
             return
         queued = [run for run in await self._runs.unfinished() if run.state is RunState.QUEUED]

@@ -1,4 +1,4 @@
-"""The boundary where a webhook's body becomes an event: once, before it is stored. Nothing later sees the payload."""
+"""Turns a webhook's body into an event, once, before it is stored. Later code never sees the payload."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ log = logging.getLogger("gibil.intake")
 def read_delivery(
     guid: str, event_name: str, body: bytes, received_at: datetime, allowed_accounts: frozenset[str] | None
 ) -> Delivery:
-    """The delivery as it is stored. Never raises: where the body can't be read, it is kept, and intake reports the problem."""
+    """Return the delivery in its stored form. Never raises: an unreadable body is stored as it is, and intake reports the
+    problem.
+    """
     delivery = Delivery(guid=guid, event_name=event_name, event=None, payload=body, received_at=received_at)
     try:
         return decoded(delivery, allowed_accounts)
@@ -27,7 +29,7 @@ def read_delivery(
 
 
 def decoded(delivery: Delivery, allowed_accounts: frozenset[str] | None) -> Delivery:
-    """The delivery with the event that its payload means, and without the payload. Raises InvalidDelivery."""
+    """Return the delivery with its decoded event and without the payload. Raises InvalidDelivery."""
     event = relevant(webhook.narrow(delivery.event_name, delivery.payload), allowed_accounts)
     if isinstance(event, Ignored):
         log.debug("delivery %s: %s", delivery.guid, event.reason)
@@ -36,7 +38,7 @@ def decoded(delivery: Delivery, allowed_accounts: frozenset[str] | None) -> Deli
 
 
 def relevant(event: Event, allowed_accounts: frozenset[str] | None) -> Event:
-    """The event; Ignored where nothing follows from it, as from most comments. Quick: it needs neither GitHub nor the store."""
+    """Return the event, or Ignored if nothing follows from it, as with most comments. Fast: no GitHub, no store."""
     if isinstance(event, Ignored):
         return event
     if allowed_accounts is not None and event.repository.owner.lower() not in allowed_accounts:
@@ -48,7 +50,7 @@ def relevant(event: Event, allowed_accounts: frozenset[str] | None) -> Event:
 
 
 def only_cancels(asked: Sequence[Command]) -> bool:
-    """Whether a comment with these commands does nothing but cancel."""
+    """Return whether a comment with these commands does nothing but cancel."""
     return bool(asked) and all(command.word == "cancel" and not command.problem for command in asked)
 
 
@@ -57,5 +59,5 @@ def _cancels(event: Event) -> bool:
 
 
 def starts_nothing(event: Event) -> bool:
-    """Whether the delivery is handled as soon as it is stored, with what it says about heads."""
+    """Return whether the delivery has no consequences beyond what it reveals about heads, so that it is handled once stored."""
     return isinstance(event, Ignored | BranchPushed)

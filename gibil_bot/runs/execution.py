@@ -1,7 +1,7 @@
-"""The tasks of one run on one machine, one after another, each detached so that another process can continue.
+"""Runs the tasks of one run on one machine, one after another. Each task is detached, so another process can continue it.
 
-A task that ended is stored before the next one starts; a task that is running is found again by its job id. So a bot that was
-killed goes on where it was: no task runs twice on one machine.
+A finished task is stored before the next one starts, and a running task is found again by its job id. A killed bot therefore
+continues where it stopped, and no task runs twice on one machine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gibil_bot.ports import RunRecorder, Shell
 from gibil_bot.runs.cancellation import Cancellation
 from gibil_bot.runs.logs import LOG_LIMIT_BYTES, Journal, TaskLog, size_of
 from gibil_bot.runs.redact import Redactor
-from gibil_bot.runs.returned_files import ReturnedFiles, left_in, paths_of, read_returned_files, read_tail
+from gibil_bot.runs.returned_files import ReturnedFiles, paths_of, read_returned_files, read_tail, returned_with
 from gibil_bot.scripts import task_script
 from gibil_bot.scripts.clone import WORKSPACE
 from gibil_bot.scripts.jobs import NO_FOLDER
@@ -32,7 +32,7 @@ from gibil_bot.views import blocked_view
 
 STORED_TAIL_BYTES = 16 * 1024
 MOST_OUTPUT_BYTES = 1024 * 1024 * 1024
-"""A task that prints more than this is stopped: such output is of no use to a reader, and it fills disks."""
+"""Tasks that print more than this are stopped: such output is of no use to a reader, and it fills disks."""
 AFTER_KILL_S = 10.0
 """How long the rest of a task's output is read after the task was stopped."""
 SKIPPED_TAIL_BYTES = 64 * 1024
@@ -40,30 +40,28 @@ CAUSE_TRIES = 10
 CAUSE_EVERY_S = 0.2
 """A provider may learn why a machine ended a moment after its connection did."""
 AFTER_CANCEL_S = 300.0
-"""What `if: always()` and `if: cancelled()` tasks may take together once a run is cancelled."""
+"""Total time for `if: always()` and `if: cancelled()` tasks after a run is cancelled."""
 
 
 Cause = Callable[[datetime], Awaitable[str | None]]
-"""Why the machine ended, or something on it was killed, since that time; None: not known."""
+"""Returns why the machine, or a process on it, was killed since that time; None if unknown."""
 
 
 async def no_cause(since: datetime) -> None:
-    """For providers that don't know."""
+    """Return None: the cause of providers that don't know why a machine ended."""
 
 
-_PRINTED_TOO_MUCH = f"printed more than {MOST_OUTPUT_BYTES // 1024**3} GiB, and was stopped"
-_OUTPUT_CUT = (
-    "not all of its output is known: the machine's disk is full, or what stores or reads it was killed, replaced or removed"
-)
+_PRINTED_TOO_MUCH = f"printed more than {MOST_OUTPUT_BYTES // 1024**3} GiB and was stopped"
+_OUTPUT_CUT = "its output is incomplete: the machine's disk is full, or what stores or reads it was killed, replaced or removed"
 
 
 def is_complete(plan: Plan, results: Mapping[int, TaskResult]) -> bool:
-    """Whether every task has ended: what is left is to destroy the machine and report."""
+    """Return whether every task has ended, so that only destroying the machine and reporting are left."""
     return len(results) == len(plan.tasks) and all(result.finished_at is not None for result in results.values())
 
 
 def conclusion_of(plan: Plan, results: Mapping[int, TaskResult], *, cancelled: bool) -> Conclusion:
-    """The conclusion of a run, from its tasks. A task with continue-on-error doesn't count."""
+    """Derive the conclusion of a run from its tasks. Tasks with continue-on-error don't count."""
     if cancelled:
         return Conclusion.CANCELLED
     counted = {result.status for index, result in results.items() if not plan.tasks[index].continue_on_error}
@@ -72,13 +70,13 @@ def conclusion_of(plan: Plan, results: Mapping[int, TaskResult], *, cancelled: b
     if TaskStatus.TIMED_OUT in counted:
         return Conclusion.TIMED_OUT
     if results and all(result.status is TaskStatus.SKIPPED for result in results.values()):
-        # A skipped task with an exit status ran, and reported that it had nothing to do (GIBIL_NEUTRAL).
+        # A skipped task with exit status 0 ran and reported that it had nothing to do (GIBIL_NEUTRAL).
         return Conclusion.NEUTRAL if any(result.exit_status == 0 for result in results.values()) else Conclusion.SKIPPED
     return Conclusion.SUCCESS
 
 
 class Execution:
-    """The tasks of a run on the machine behind `shell`. `results` is always their current state."""
+    """The tasks of a run on the machine behind `shell`. `results` is always up to date."""
 
     def __init__(
         self,
@@ -102,7 +100,7 @@ class Execution:
         self._cause = cause
         self._room = room
         self._lost: str | None = None
-        """Why the machine no longer exists, when a task caused that."""
+        """Why the machine no longer exists, if a task ended it."""
         self._runs = runs
         self._claim = claim
         self._plan = claim.run.plan
@@ -121,7 +119,7 @@ class Execution:
 
     @property
     def live_tail(self) -> str:
-        """The end of what the running task has printed."""
+        """The end of the running task's output."""
         return self._log.tail() if self._log is not None else ""
 
     async def prepare(self) -> None:
@@ -130,9 +128,9 @@ class Execution:
         try:
             result = await self._shell.run(prepare)
         except TimeoutError:
-            raise MachineLost("The machine does not answer") from None
+            raise MachineLost("The machine doesn't answer") from None
         if result.exit_status != 0:
-            raise MachineLost(f"The machine's disk cannot be written: {last_line(result.stderr)}")
+            raise MachineLost(f"The machine's disk can't be written: {last_line(result.stderr)}")
 
     async def run(self) -> Conclusion:
         """Run all tasks. Raises MachineLost."""
@@ -142,12 +140,12 @@ class Execution:
             stored = self.results.get(index)
             if stored is None or stored.finished_at is None:
                 await self._run_task(index, task, extra, paths, resumed=stored)
-            elif stored.status is not TaskStatus.SKIPPED or stored.exit_status is not None:  # another process ran it
+            elif stored.status is not TaskStatus.SKIPPED or stored.exit_status is not None:  # another process ran the task
                 self._add_exports(await self._left_files(index), extra, paths)
         return conclusion_of(self._plan, self.results, cancelled=self._cancellation.reason is not None)
 
     def _status(self) -> str:
-        """`success`, `failure` or `cancelled`, as conditions ask for it."""
+        """Return the status that conditions test: `success`, `failure` or `cancelled`."""
         if self._cancellation.reason is not None:
             return "cancelled"
         for index, result in self.results.items():
@@ -160,13 +158,14 @@ class Execution:
         self, index: int, task: TaskPlan, extra: dict[str, str], paths: list[str], resumed: TaskResult | None
     ) -> None:
         status = self._status()
-        # As in Actions: the workflow's, what earlier tasks wrote to GITHUB_ENV, the task's own; never a secret.
+        # Same order as GitHub Actions: the workflow's env, what earlier tasks wrote to GITHUB_ENV, the task's env; never a
+        # secret.
         env = {**self._plan.env, **extra, **task.env}
         wanted = expressions.evaluate(
             task.condition, status=status, inputs=self._plan.inputs, github=self._plan.github, env=env
         )
         if resumed is None and (not wanted or self._lost is not None):
-            why = f"there is no machine any more: {self._lost}" if self._lost is not None else None
+            why = f"the machine no longer exists: {self._lost}" if self._lost is not None else None
             why = why or {"failure": "an earlier task failed", "cancelled": "the run was cancelled"}.get(
                 status, f"if: {task.condition}"
             )
@@ -253,7 +252,7 @@ class Execution:
             reason = await self._cause(result.started_at)
             if reason is not None:
                 result = replace(result, detail=f"{result.detail.partition(':')[0]}: {reason}" if result.detail else reason)
-        files = left_in(ended, index) if ended is not None else None
+        files = returned_with(ended, index) if ended is not None else None
         if files is None:
             files = await self._left_files(index)
         result = replace(result, summary=self._redactor().text(files.summary.decode("utf-8", "replace")))
@@ -266,22 +265,22 @@ class Execution:
         self._journal.note("task_finished", index=index, name=task.name, status=result.status.value, seconds=result.duration_s)
 
     async def _refused_since(self, started_at: datetime) -> Refusals:
-        """What the machine was not allowed to reach since then, redacted: a task chooses the names of hosts."""
+        """Return the connections that the machine was refused since then, redacted: a task chooses the names of hosts."""
         refusals = await self._refusals(time.monotonic() - (now() - started_at).total_seconds())
-        # Host names have no capital letters, secrets may.
+        # Host names are lower case; secrets may not be.
         plain, lower = self._redactor(), Redactor(secret.lower() for secret in self._secrets.values())
-        hosts = ((one, lower.text(plain.text(one.host))) for one in refusals.refused)
-        return replace(refusals, refused=tuple(replace(one, host=host) for one, host in hosts))
+        hosts = ((refusal, lower.text(plain.text(refusal.host))) for refusal in refusals.refused)
+        return replace(refusals, refused=tuple(replace(refusal, host=host) for refusal, host in hosts))
 
     def _why_not_started(self, error: JobNotStarted, index: int, task: TaskPlan) -> str:
-        """An earlier task may have removed what this one needs."""
+        """Return the reason, with a hint if an earlier task may have removed the working directory."""
         if NO_FOLDER in error.message and any(result.exit_status is not None for result in self.results.values()):
             may = " may have" if task.working_directory else ""
             return f"{error.message} (an earlier task{may} removed it)"
         return error.message
 
     async def _why_lost(self, error: MachineLost, since: datetime) -> str | None:
-        """Why the task ended the machine; None: unknown, so the task is not blamed."""
+        """Return how the task ended the machine; None if unknown, so that the task isn't blamed."""
         if isinstance(error, JobLost):
             return await self._cause(since) or error.message
         for _ in range(CAUSE_TRIES):
@@ -296,19 +295,21 @@ class Execution:
             await self._shell.kill(job_id)
 
     async def _room_for(self, index: int) -> int:
-        """Bytes that the log of a task may have, given those of the others."""
+        """Return how many bytes the log of a task may have, given the size of the other logs."""
         folder = self._log_folder
         return max(0, self._room - await asyncio.to_thread(size_of, folder, folder / f"{index}.log"))
 
     async def _left_files(self, index: int) -> ReturnedFiles:
-        """Empty files if the machine can't answer: its tasks may have replaced the programs that answer."""
+        """Read the files that a task wrote; empty if the machine can't answer, because tasks may have replaced the programs
+        used.
+        """
         if self._lost is None:
             with contextlib.suppress(SSHError, JobLost, TimeoutError):
                 return await read_returned_files(self._shell, index)
         return ReturnedFiles(b"", b"", b"")
 
     def _limit_s(self, task: TaskPlan) -> float:
-        """Seconds that the task may take: its own limit, or what is left of the workflow's."""
+        """Return the task's time limit in seconds: its own timeout, or what is left of the workflow's."""
         before = sum(r.duration_s or 0.0 for r in self.results.values())
         return min(task.timeout_s, max(0.0, self._plan.timeout_s - before)) if self._plan.timeout_s else task.timeout_s
 
@@ -318,7 +319,7 @@ class Execution:
         if stopped is TaskStatus.CANCELLED:
             return self._cancellation.reason or "cancelled"
         if exit_status == 137:
-            return "exit status 137: killed, most often because the memory was used up"
+            return "exit status 137: killed, usually because the machine ran out of memory"
         if exit_status != 0:
             return f"exit status {exit_status}"
         return log_problem or ""
@@ -326,9 +327,9 @@ class Execution:
     async def _follow(
         self, job_id: str, log: TaskLog, timeout_s: float, *, watch_cancel: bool
     ) -> tuple[Exit | None, TaskStatus | None]:
-        """Until the job ends; kills it on timeout and on cancellation, and then reads for a moment what it printed last.
+        """Follow a job until it ends. On timeout or cancellation, kill it and read the rest of its output for AFTER_KILL_S.
 
-        No Exit: what it printed last took longer than that.
+        Returns no Exit if the rest of the output took longer than that.
         """
         follower = asyncio.create_task(self._copy_output(job_id, log))
         watcher = asyncio.create_task(self._cancellation.wait()) if watch_cancel else None
@@ -366,7 +367,7 @@ class Execution:
                     if log.is_full:
                         break
                 else:
-                    raise MachineLost("The connection to the machine ended in the middle of a task")
+                    raise MachineLost("The connection to the machine was lost during a task")
         ended = await self._shell.wait(job_id)
         with contextlib.suppress(SSHError, TimeoutError, BadAnswer):
             data, size = await read_tail(self._shell, job_id, SKIPPED_TAIL_BYTES)
@@ -378,7 +379,7 @@ class Execution:
         return None if on_output is None else lambda data: on_output(index, data)
 
     def _add_exports(self, files: ReturnedFiles, extra: dict[str, str], paths: list[str]) -> str | None:
-        """Add what the task exported for later tasks; returns the reason if that can't be read."""
+        """Add the variables and paths that the task exported for later tasks. Returns the reason if the files are invalid."""
         try:
             extra.update(task_script.parse_env_file(files.env))
             paths[:0] = reversed(task_script.parse_path_file(files.path))

@@ -1,4 +1,4 @@
-"""Decides what follows from an event: permission, plans, cancellations and answers."""
+"""Decides what follows from an event: permission, plans, cancellations and replies."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _APPROVABLE = re.compile(r"[0-9a-f]{7,64}")
 
 @dataclass(frozen=True, kw_only=True)
 class _Repeat:
-    """One workflow of one pull request to run again; None: unknown."""
+    """One workflow of one pull request to run again; `workflow` None: unknown."""
 
     number: int
     workflow: str | None
@@ -67,7 +67,7 @@ class _Repeat:
 
 @dataclass(kw_only=True)
 class _Outcome:
-    """The outcome of one delivery, while it is being decided."""
+    """The outcome of one delivery while it is being decided."""
 
     delivery: Delivery
     runs: list[NewRun] = field(default_factory=list)
@@ -76,7 +76,7 @@ class _Outcome:
     notifications: list[Notification] = field(default_factory=list)
     observed: list[HeadSeen | BranchPush | Approval] = field(default_factory=list)
     is_approved: bool = False
-    """An earlier command of the same comment approved the head."""
+    """Whether an earlier command of the same comment approved the head."""
 
     def result(self) -> DeliveryOutcome:
         return DeliveryOutcome(
@@ -95,11 +95,11 @@ class EventHandlers:
         self._inbox, self._runs, self._outbox = store.inbox, store.runs, store.outbox
         self._github = github
         self._policy = policy
-        self._judge = TrustEvaluator(store.inbox, github, policy.trusted_apps)
+        self._trust = TrustEvaluator(store.inbox, github, policy.trusted_apps)
         self._context = functools.partial(read_context, github, policy)
 
     async def decide(self, delivery: Delivery, event: Event) -> DeliveryOutcome:
-        """The outcome of a delivery, to be stored. Raises GitHubError, StoreError."""
+        """Return the outcome of a delivery, to be stored. Raises GitHubError, StoreError."""
         outcome = _Outcome(delivery=delivery)
         match event:
             case CommentCreated():
@@ -119,16 +119,16 @@ class EventHandlers:
         return outcome.result()
 
     async def _comment(self, event: CommentCreated, outcome: _Outcome) -> None:
-        origin, asked = self.origin(outcome.delivery), commands.parse(event.body)
+        reply_key, asked = self.reply_key(outcome.delivery), commands.parse(event.body)
         per_hour = self._policy.commands_per_hour
-        refused = await rate_limit.comment_over_limit(self._inbox, per_hour, outcome.delivery, event, origin, asked)
+        refused = await rate_limit.comment_over_limit(self._inbox, per_hour, outcome.delivery, event, reply_key, asked)
         if refused is not None:
             outcome.notifications += refused
             return
         permission = await self._github.permission(event.installation_id, event.repository.full_name, event.author.login)
         if permission not in MAY_COMMAND:
             outcome.notifications += await rate_limit.permission_refused(
-                self._inbox, outcome.delivery, event, origin, permission
+                self._inbox, outcome.delivery, event, reply_key, permission
             )
             return
         if seen := replies.reactions(event, "eyes"):
@@ -140,16 +140,16 @@ class EventHandlers:
         if event.created_at is None and event.event_name == "issue_comment":
             written_at = await self._github.comment_time(event.installation_id, event.repository.full_name, event.comment_id)
             event = structs.replace(event, created_at=written_at)
-        standing = await self._standing_of_comment(event, pull_request, permission, asked)
-        outcome.observed += standing.observed
+        decision = await self._trust_of_comment(event, pull_request, permission, asked)
+        outcome.observed += decision.observed
         context = await self._context(
-            event.installation_id, event.repository, pull_request, event.author.login, standing, event.event_name
+            event.installation_id, event.repository, pull_request, event.author.login, decision, event.event_name
         )
         refusals: list[str] = []
         answers: list[str] = []
         for command in asked:
             try:
-                answer = await self._obey(command, event, context, outcome)
+                answer = await self._execute(command, event, context, outcome)
                 if answer:
                     answers.append(answer)
             except (Refused, UsageError) as refusal:
@@ -157,14 +157,17 @@ class EventHandlers:
                     await self._ask_for_approval(context, str(refusal), outcome)
                 refusals.append(str(refusal))
         self._answer(event, outcome, refusals, answers)
-        outcome.notifications += context.complaints()
+        outcome.notifications += context.problem_notices()
 
     def _answer(self, event: CommentCreated, outcome: _Outcome, refusals: Sequence[str], answers: Sequence[str] = ()) -> None:
-        """Reply to a comment once for all its commands, each text once. What was obeyed shows as check runs, and the comment
-        has its `eyes` already: only a refusal gets another reaction."""
+        """Reply once to a comment for all its commands, without repeating a text.
+
+        Executed commands show as check runs, and the comment already has its `eyes` reaction: only a rejection gets another
+        one.
+        """
         if refusals or answers:
             text = "\n\n".join(dict.fromkeys([*refusals, *answers]))
-            outcome.notifications.append(replies.reply(event, self.origin(outcome.delivery), text))
+            outcome.notifications.append(replies.reply(event, self.reply_key(outcome.delivery), text))
         if refusals:
             outcome.notifications += replies.reactions(event, "confused")
 
@@ -179,7 +182,7 @@ class EventHandlers:
         self._answer(event, outcome, refusals)
 
     async def _cancel(self, command: Command, event: CommentCreated, outcome: _Outcome) -> None:
-        """Raises Refused."""
+        """Record the cancellation of matching runs. Raises Refused if there are none."""
         wanted, repository = command.arguments.get("workflow"), event.repository
         unfinished = await self._unfinished_of(repository, event.number)
         chosen = [run for run in unfinished if wanted is None or run.plan.workflow == wanted]
@@ -193,11 +196,13 @@ class EventHandlers:
             CancelRequest(repository_id=repository.id, number=event.number, workflow=wanted, reason=reason)
         )
 
-    async def _standing_of_comment(
+    async def _trust_of_comment(
         self, event: CommentCreated, pull_request: PullRequest, permission: str, asked: Sequence[Command]
     ) -> TrustDecision:
-        """A command is about the commit that was the head when it was written; a review names that commit itself."""
-        standing = await self._judge.standing(
+        """Decide whether the commit is trusted. A command refers to the head at the time it was written; a review names its
+        commit.
+        """
+        decision = await self._trust.evaluate(
             event.installation_id,
             event.repository,
             pull_request,
@@ -208,14 +213,14 @@ class EventHandlers:
             is_timed=event.commit_sha is None and any(command.word not in _RUN_NOTHING for command in asked),
         )
         if event.commit_sha is None:
-            return standing
-        moved = event.created_at is None or heads.moved_since(standing.history, pull_request.head_sha, event.created_at)
-        return replace(standing, head_is_unmoved=event.commit_sha == pull_request.head_sha and not moved)
+            return decision
+        moved = event.created_at is None or heads.moved_since(decision.history, pull_request.head_sha, event.created_at)
+        return replace(decision, head_is_unmoved=event.commit_sha == pull_request.head_sha and not moved)
 
-    async def _obey(
+    async def _execute(
         self, command: Command, event: CommentCreated, context: PullRequestContext, outcome: _Outcome
     ) -> str | None:
-        """Execute one command; returns the text of an answer. Raises Refused, UsageError."""
+        """Execute one command; return the text of a reply. Raises Refused, UsageError."""
         if command.word == "help":
             return help_text(context.catalogue)
         if command.problem:
@@ -226,30 +231,30 @@ class EventHandlers:
             await self._cancel(command, event, outcome)
             return None
         wanted = command.arguments.get("workflow")
-        if context.facts.pull_request.is_open and not context.standing.head_is_unmoved and not outcome.is_approved:
-            raise Refused(trust_replies.head_moved(event.number, context.facts.sha))
+        if context.event.pull_request.is_open and not context.decision.head_is_unmoved and not outcome.is_approved:
+            raise Refused(trust_replies.head_moved(event.number, context.event.sha))
         context.check_may_run(self._policy, asked=True, is_approved=outcome.is_approved)
         if command.word == "retest":
             repeats = await self._to_retest(context, event, wanted)
             self._queue_again(repeats, context, outcome, comment=event)
             return None
-        for plan in planning.for_command(context.catalogue, command, context.facts):
+        for plan in planning.for_command(context.catalogue, command, context.event):
             self._queue(plan, context, outcome, comment=event)
         return None
 
     async def _approve(self, command: Command, event: CommentCreated, context: PullRequestContext, outcome: _Outcome) -> str:
-        """Let the one commit that the comment names run, without secrets. Raises Refused."""
-        head, standing = context.facts.sha, context.standing
-        if not context.facts.pull_request.is_open:
+        """Allow the commit that the comment names to run, without secrets. Raises Refused."""
+        head, decision = context.event.sha, context.decision
+        if not context.event.pull_request.is_open:
             raise Refused(replies.pull_request_closed(event.number))
-        given = command.arguments.get("sha", "").lower()
-        if not _APPROVABLE.fullmatch(given) or set(command.arguments) != {"sha"}:
+        sha = command.arguments.get("sha", "").lower()
+        if not _APPROVABLE.fullmatch(sha) or set(command.arguments) != {"sha"}:
             raise Refused(trust_replies.approval_needs_sha(head))
-        if not head.startswith(given):
-            raise Refused(trust_replies.approval_of_another(given, head))
-        if event.created_at is None or heads.moved_since(standing.history, head, event.created_at):
+        if not head.startswith(sha):
+            raise Refused(trust_replies.approval_of_another(sha, head))
+        if event.created_at is None or heads.moved_since(decision.history, head, event.created_at):
             raise Refused(trust_replies.approval_too_late(head))
-        if standing.trust is Trust.TRUSTED or self._policy.untrusted == "allow":
+        if decision.trust is Trust.TRUSTED or self._policy.untrusted == "allow":
             return trust_replies.approval_not_needed(head)
         if self._policy.untrusted == "refuse":
             raise Refused(trust_replies.approval_refused_here(self._policy.provider))
@@ -268,36 +273,38 @@ class EventHandlers:
         return trust_replies.approved(head, started)
 
     async def _start_waiting_workflows(self, context: PullRequestContext, outcome: _Outcome) -> int:
-        """Queue the workflows that would have started automatically and haven't run at this commit; their number."""
-        facts = context.facts
-        pushed = any(seen.action == "synchronize" and seen.sha == facts.sha for seen in context.standing.history.heads)
-        at_event = replace(context, facts=replace(facts, event_name="pull_request"))
-        plans, refusals = planning.for_pull_request(context.catalogue, "synchronize" if pushed else "opened", at_event.facts)
+        """Queue the workflows that would have started automatically and haven't run at this commit; return their number."""
+        event = context.event
+        pushed = any(seen.action == "synchronize" and seen.sha == event.sha for seen in context.decision.history.heads)
+        at_event = replace(context, event=replace(event, event_name="pull_request"))
+        plans, refusals = planning.for_pull_request(context.catalogue, "synchronize" if pushed else "opened", at_event.event)
         if refusals:
             raise Refused("\n\n".join(refusals))
-        ran = await self._runs.of_repository(facts.repository.id, number=facts.pull_request.number, sha=facts.sha)
+        ran = await self._runs.of_repository(event.repository.id, number=event.pull_request.number, sha=event.sha)
         missing = [plan for plan in plans if plan.workflow not in {run.plan.workflow for run in ran}]
         for plan in missing:
             self._queue(plan, at_event, outcome)
         return len(missing)
 
     async def _ask_for_approval(self, context: PullRequestContext, text: str, outcome: _Outcome) -> None:
-        """Record one check run per commit, unless it asks for an approval already."""
-        repository, number = context.facts.repository, context.facts.pull_request.number
+        """Record one check run per commit, unless the current one already asks for an approval."""
+        repository, number = context.event.repository, context.event.pull_request.number
         wanted = trust_replies.approval_check(
-            context.installation_id, repository, number, context.facts.sha, text=text, now=now()
+            context.installation_id, repository, number, context.event.sha, text=text, now=now()
         )
         if any(other.key == wanted.key for other in outcome.notifications):
             return
-        there = await self._outbox.get(wanted.key)
-        shown = there[0].notification.update if there is not None else None
+        stored = await self._outbox.get(wanted.key)
+        shown = stored[0].notification.update if stored is not None else None
         assert isinstance(wanted.update, CheckRunUpdate)
         if not isinstance(shown, CheckRunUpdate) or shown.conclusion is not wanted.update.conclusion:
             outcome.notifications.append(wanted)
 
     async def _to_retest(self, context: PullRequestContext, event: CommentCreated, wanted: str | None) -> list[_Repeat]:
-        """The newest run of the wanted workflow, or of every workflow that did not succeed. Where the store knows none, our
-        check runs on the commit are read. Raises Refused."""
+        """Return the newest run of the wanted workflow, or of every workflow that didn't succeed. Raises Refused.
+
+        If the store has no runs, our check runs on the commit are used.
+        """
         newest: dict[str, Run] = {}
         for run in await self._runs.of_repository(event.repository.id, number=event.number):
             newest.setdefault(run.plan.workflow, run)
@@ -305,8 +312,8 @@ class EventHandlers:
             (run.plan.workflow, run.plan.inputs, run.conclusion) for run in newest.values() if run.state is RunState.FINISHED
         ]
         if not newest:
-            checks = await self._github.check_runs(event.installation_id, event.repository.full_name, context.facts.sha)
-            # A check run that is not completed never will be: its run is lost.
+            checks = await self._github.check_runs(event.installation_id, event.repository.full_name, context.event.sha)
+            # A check run that isn't completed never will be: its run is lost.
             ended = [(workflow, {}, conclusion) for workflow, conclusion in _workflows_of(checks)]
         if wanted is not None:
             chosen = [each for each in ended if each[0] == wanted]
@@ -321,13 +328,15 @@ class EventHandlers:
     def _queue_again(
         self, repeats: Sequence[_Repeat], context: PullRequestContext, outcome: _Outcome, comment: CommentCreated | None = None
     ) -> None:
-        """Plan those workflows from the current files, and queue them. Raises UsageError with the reasons why some can't be
-        planned, after the others were queued."""
+        """Plan those workflows from the current files and queue them.
+
+        Raises UsageError with the reasons why some can't be planned, after the others were queued.
+        """
         problems = []
         for repeat in repeats:
             try:
                 assert repeat.workflow is not None
-                plan = planning.again(context.catalogue, repeat.workflow, repeat.inputs, context.facts)
+                plan = planning.again(context.catalogue, repeat.workflow, repeat.inputs, context.event)
             except UsageError as problem:
                 problems.append(problem.message)
             else:
@@ -342,22 +351,22 @@ class EventHandlers:
         stated = observed_in(event, outcome.delivery.received_at)
         outcome.observed += stated
         permission = await self._permission(event.installation_id, repository, event.sender)
-        standing = await self._judge.standing(
+        decision = await self._trust.evaluate(
             event.installation_id, repository, pull_request, requester=event.sender, permission=permission, stated=stated
         )
-        outcome.observed += standing.observed
-        if any(isinstance(seen, HeadSeen) and heads.is_overtaken(standing.history, seen) for seen in stated):
+        outcome.observed += decision.observed
+        if any(isinstance(seen, HeadSeen) and heads.is_overtaken(decision.history, seen) for seen in stated):
             log.info(
-                "%s#%s: %s arrived late: its commit is no longer the head",
+                "%s#%s: %s event arrived late, its commit is no longer the head",
                 repository.full_name,
                 pull_request.number,
                 event.action,
             )
             return
         context = await self._context(
-            event.installation_id, repository, pull_request, event.sender.login, standing, "pull_request"
+            event.installation_id, repository, pull_request, event.sender.login, decision, "pull_request"
         )
-        planned_now, refusals = planning.for_pull_request(context.catalogue, event.action, context.facts)
+        planned_now, refusals = planning.for_pull_request(context.catalogue, event.action, context.event)
         plans = list(planned_now)
         if refusals:
             text = "\n\n".join(refusals)
@@ -365,11 +374,11 @@ class EventHandlers:
                 replies.notice(event.installation_id, repository, pull_request.number, "machines", text)
             )
         plans += await self._supersede(context, plans, outcome)
-        outcome.notifications += context.complaints()
+        outcome.notifications += context.problem_notices()
         try:
             context.check_may_run(self._policy, asked=False)
         except NeedsApproval as refusal:
-            if plans or not standing.is_branch:
+            if plans or not decision.is_branch:
                 await self._ask_for_approval(context, str(refusal), outcome)
             return
         except Refused as refusal:
@@ -381,31 +390,34 @@ class EventHandlers:
         if not plans:
             return
         at_present = await self._github.pull_request(event.installation_id, repository.full_name, pull_request.number)
-        if not at_present.is_open or _whose(at_present) != _whose(pull_request):
+        if not at_present.is_open or _trust_basis(at_present) != _trust_basis(pull_request):
             log.info("%s#%s: %s is no longer the head", repository.full_name, pull_request.number, pull_request.head_sha[:7])
             return
         for plan in plans:
             self._queue(plan, context, outcome)
 
     async def _supersede(self, context: PullRequestContext, plans: Sequence[Plan], outcome: _Outcome) -> list[Plan]:
-        """Stop runs of older commits. Their workflows were requested on this pull request, so the new commit gets them too
-        where it may start by itself; code that was never requested to run doesn't start."""
-        facts = context.facts
+        """Cancel runs of older commits, and return plans of their workflows for the new commit.
+
+        The workflows were requested on this pull request, so the new commit gets them too if it may start automatically. Code
+        that was never requested to run doesn't start.
+        """
+        event = context.event
         successors: list[Plan] = []
         planned = {plan.concurrency_group for plan in plans}
-        for run in await self._unfinished_of(facts.repository, facts.pull_request.number):
+        for run in await self._unfinished_of(event.repository, event.pull_request.number):
             old = run.plan
-            if run.source.sha == facts.sha or not old.cancel_in_progress:
+            if run.source.sha == event.sha or not old.cancel_in_progress:
                 continue
-            outcome.cancel.append((run.id, f"superseded by {facts.sha[:7]}"))
-            if context.standing.starts_alone and old.concurrency_group not in planned:
+            outcome.cancel.append((run.id, f"superseded by {event.sha[:7]}"))
+            if context.decision.starts_automatically and old.concurrency_group not in planned:
                 planned.add(old.concurrency_group)
                 try:
-                    successors.append(planning.again(context.catalogue, old.workflow, old.inputs, facts))
+                    successors.append(planning.again(context.catalogue, old.workflow, old.inputs, event))
                 except UsageError as problem:
                     outcome.notifications.append(
                         replies.notice(
-                            context.installation_id, facts.repository, facts.pull_request.number, "refused", problem.message
+                            context.installation_id, event.repository, event.pull_request.number, "refused", problem.message
                         )
                     )
         return successors
@@ -413,7 +425,7 @@ class EventHandlers:
     async def _rerun(self, event: RerunRequested, outcome: _Outcome) -> None:
         repeats = await self._repeats(event)
         if not repeats:
-            log.info("re-run of %s: no run and no open pull request is known", event.head_sha[:7])
+            log.info("re-run of %s: no run and no open pull request found", event.head_sha[:7])
             return
         limit = self._policy.commands_per_hour
         refused = await rate_limit.rerun_over_limit(self._inbox, limit, outcome.delivery, event)
@@ -438,17 +450,17 @@ class EventHandlers:
     async def _repeat(
         self, event: RerunRequested, number: int, repeats: Sequence[_Repeat], permission: str, outcome: _Outcome
     ) -> None:
-        """Run those workflows of one pull request again. Raises Refused, UsageError."""
+        """Run these workflows of one pull request again. Raises Refused, UsageError."""
         repository = event.repository
         pull_request = await self._github.pull_request(event.installation_id, repository.full_name, number)
         if pull_request.is_open and pull_request.head_sha != event.head_sha:
             raise Refused(trust_replies.rerun_moved(event.head_sha, number, pull_request.head_sha))
-        standing = await self._judge.standing(
+        decision = await self._trust.evaluate(
             event.installation_id, repository, pull_request, requester=event.sender, permission=permission
         )
-        outcome.observed += standing.observed
+        outcome.observed += decision.observed
         context = await self._context(
-            event.installation_id, repository, pull_request, event.sender.login, standing, "check_run"
+            event.installation_id, repository, pull_request, event.sender.login, decision, "check_run"
         )
         try:
             context.check_may_run(self._policy, asked=True)
@@ -460,7 +472,7 @@ class EventHandlers:
         self._queue_again(repeats, context, outcome)
 
     async def _repeats(self, event: RerunRequested) -> list[_Repeat]:
-        """The workflows that Re-run means: from the store, or else from the commit and the check run's name."""
+        """Return the workflows that a re-run refers to: from the store, else from the commit and the check run's name."""
         if event.external_id is not None:
             run = await self._runs.get(event.external_id)
             runs = [run] if run is not None and run.source.repository.id == event.repository.id else []
@@ -486,16 +498,16 @@ class EventHandlers:
         else:
             names = await self._github.check_runs(event.installation_id, repository, event.head_sha)
         workflows: list[str | None] = [workflow for workflow, _ in _workflows_of(names)]
-        # Re-run of one of our check runs gets an answer, even if no workflow belongs to it.
+        # A re-run of one of our check runs gets a reply even if no workflow belongs to it.
         if not workflows and (event.external_id is not None or trust_replies.APPROVAL_CHECK in dict(names)):
             workflows = [None]
         return [_Repeat(number=number, workflow=workflow) for workflow in workflows]
 
     async def _merge_group(self, event: MergeGroupChecked, outcome: _Outcome) -> None:
-        """Fail each of our checks at once, with what to do: a merge queue waits for every required check."""
+        """Fail each of our checks at once, saying what to do: a merge queue waits for every required check."""
         files = await self._github.workflow_files(event.installation_id, event.repository.full_name, event.base_ref)
-        known = await read_catalogue(self._policy, files, event.base_ref)
-        for workflow in known.workflows[:MOST_MERGE_CHECKS]:
+        catalogue = await read_catalogue(self._policy, files, event.base_ref)
+        for workflow in catalogue.workflows[:MOST_MERGE_CHECKS]:
             outcome.notifications.append(
                 trust_replies.merge_queue_check(
                     event.installation_id, event.repository, event.head_sha, check_name(workflow.name), workflow.name, now=now()
@@ -504,8 +516,8 @@ class EventHandlers:
 
     # --- helpers ---
 
-    def origin(self, delivery: Delivery) -> str:
-        """Names the answer to a delivery: a replay of its payload under another GUID gets no second one."""
+    def reply_key(self, delivery: Delivery) -> str:
+        """Return the key of the reply to a delivery: a replay of its payload under another GUID gets no second reply."""
         return self._policy.run_id(delivery.digest, "reply")
 
     async def _unfinished_of(self, repository: Repository, number: int) -> list[Run]:
@@ -516,19 +528,19 @@ class EventHandlers:
         ]
 
     def _queue(self, plan: Plan, context: PullRequestContext, outcome: _Outcome, comment: CommentCreated | None = None) -> None:
-        facts = context.facts
-        distinction = f"{plan.workflow}/{len(outcome.runs)}"
+        event = context.event
+        suffix = f"{plan.workflow}/{len(outcome.runs)}"
         outcome.runs.append(
             NewRun(
-                id=self._policy.run_id(outcome.delivery.digest, distinction),
+                id=self._policy.run_id(outcome.delivery.digest, suffix),
                 delivery_guid=outcome.delivery.guid,
                 source=Source(
                     installation_id=context.installation_id,
-                    repository=facts.repository,
-                    pull_request=facts.pull_request,
-                    sha=facts.sha,
-                    trust=facts.trust,
-                    actor=facts.actor,
+                    repository=event.repository,
+                    pull_request=event.pull_request,
+                    sha=event.sha,
+                    trust=event.trust,
+                    actor=event.actor,
                     comment_id=comment.comment_id if comment and not comment.is_review else None,
                     is_review_comment=comment.is_review_comment if comment else False,
                 ),
@@ -537,19 +549,19 @@ class EventHandlers:
         )
 
     async def _permission(self, installation_id: int, repository: Repository, person: Person) -> str:
-        """The permission of a user; `none` for an App, which can't be a collaborator."""
+        """Return the permission of a user; `none` for an App, which can't be a collaborator."""
         if person.is_bot:
             return "none"
         return await self._github.permission(installation_id, repository.full_name, person.login)
 
 
-def _whose(pull_request: PullRequest) -> tuple[str, int | None, str | None]:
-    """What a decision about trust depends on: the commit, its repository and the repository's owner."""
+def _trust_basis(pull_request: PullRequest) -> tuple[str, int | None, str | None]:
+    """Return what a decision about trust depends on: the commit, its repository and the repository's owner."""
     return pull_request.head_sha, pull_request.head_repository_id, pull_request.head_owner
 
 
 def _workflows_of(checks: Sequence[tuple[str, str | None]]) -> Iterator[tuple[str, str | None]]:
-    """(workflow, conclusion) of check runs that belong to workflows."""
+    """Yield (workflow, conclusion) of the check runs that belong to workflows."""
     for name, conclusion in checks:
         if name.startswith(CHECK_PREFIX) and name != trust_replies.APPROVAL_CHECK:
             yield name.removeprefix(CHECK_PREFIX), conclusion

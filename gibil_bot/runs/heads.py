@@ -1,7 +1,7 @@
-"""What deliveries and GitHub's answers say about the head of a pull request: since when it is the head, and who pushed it.
+"""Derives from deliveries and GitHub's answers since when a commit is the head of a pull request, and who pushed it.
 
-Pure. Only times of GitHub's clock are compared with one another. They are whole seconds, so two events of one second have no
-order: then the answer is the careful one.
+Pure functions. Only timestamps from GitHub's clock are compared with each other. They have a resolution of one second, so the
+order of two events in the same second is unknown; the functions then assume the less trusted case.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from gibil_bot.model import (
 )
 
 _TOUCH = timedelta(seconds=2)
-"""How long after a comment GitHub may write the pull request's `updated_at` for it."""
+"""How long after a comment GitHub may set the pull request's `updated_at` because of it."""
 
 
 def observed_in(event: Event, received_at: datetime) -> tuple[HeadSeen | BranchPush, ...]:
-    """What one delivery says about heads. `received_at` stands in for a time that is missing: later is safer."""
+    """Return what one delivery reveals about heads. `received_at` replaces a missing time: a later time is safer."""
     match event:
         case BranchPushed():
             push = BranchPush(
@@ -58,8 +58,11 @@ def observed_in(event: Event, received_at: datetime) -> tuple[HeadSeen | BranchP
 
 
 def seen_now(repository_id: int, pull: PullRequest, history: HeadHistory) -> tuple[HeadSeen, ...]:
-    """The head as the API shows it, where it is not the newest one that is known. It is the head at least since the last
-    change of the pull request, or since the last push to its repository, whichever was earlier."""
+    """Return the head that the API shows, unless it is already the newest known one.
+
+    It has been the head at least since the last change of the pull request or the last push to its repository, whichever was
+    earlier.
+    """
     if history.heads and history.heads[-1].sha == pull.head_sha:
         return ()
     times = [time for time in (pull.updated_at, pull.head_pushed_at) if time is not None]
@@ -78,7 +81,7 @@ def seen_now(repository_id: int, pull: PullRequest, history: HeadHistory) -> tup
 
 
 def with_delivery(history: HeadHistory, stated: Iterable[HeadSeen | BranchPush]) -> HeadHistory:
-    """The history including what one delivery says, whether that is stored already or not."""
+    """Return the history including what one delivery reveals, whether or not that is stored already."""
     known = {_identity(seen) for seen in history.heads}
     new = [seen for seen in stated if isinstance(seen, HeadSeen) and _identity(seen) not in known]
     if not new:
@@ -87,12 +90,12 @@ def with_delivery(history: HeadHistory, stated: Iterable[HeadSeen | BranchPush])
 
 
 def is_overtaken(history: HeadHistory, seen: HeadSeen) -> bool:
-    """Whether another commit is known to have become the head after that one."""
+    """Return whether another commit is known to have become the head later."""
     return any(later.at > seen.at and later.sha != seen.sha for later in history.heads)
 
 
 def moved_since(history: HeadHistory, head_sha: str, moment: datetime) -> bool:
-    """Whether a delivery says that the head moved at that moment or later."""
+    """Return whether a delivery shows that the head moved at that moment or later."""
     return any(seen.at >= moment and (seen.action == "synchronize" or seen.sha != head_sha) for seen in history.heads)
 
 
@@ -104,10 +107,10 @@ def was_head_at(
     thread_updated_at: datetime | None = None,
     newest_push: BranchPush | None = None,
 ) -> bool:
-    """Whether it is proven that the head of now was the head when a comment was written, and has not moved since.
+    """Return whether the current head provably was the head when a comment was written, and hasn't moved since.
 
-    In order of cost: heads that deliveries named; the newest push to the branch, where GitHub was asked for it; no push to
-    the head's repository since; for a pull request that nothing is known of, no change of any kind since the comment.
+    The proofs, cheapest first: heads that deliveries named; the newest push to the branch, if GitHub was queried for it; no
+    push to the head's repository since; for a pull request without any history, no change of any kind since the comment.
     """
     if written_at is None or moved_since(history, pull.head_sha, written_at):
         return False
@@ -127,7 +130,7 @@ def was_head_at(
 
 
 def branch_pushers(history: HeadHistory, pull: PullRequest) -> tuple[Person, ...]:
-    """Who pushed the head to its branch of the repository itself; empty: unknown."""
+    """Return who pushed the head to its branch of the repository itself; empty if unknown."""
     pushes = [seen for seen in history.heads if seen.action == "synchronize" and seen.sha == pull.head_sha]
     if pushes:
         return (pushes[-1].pusher,) if pushes[-1].pusher is not None else ()
@@ -135,11 +138,11 @@ def branch_pushers(history: HeadHistory, pull: PullRequest) -> tuple[Person, ...
 
 
 def fork_pushers(history: HeadHistory, pull: PullRequest) -> tuple[Person, ...] | None:
-    """Everyone who pushed to the fork since the pull request was opened; None: a push may have been missed."""
+    """Return everyone who pushed to the fork since the pull request was opened; None if a push may have been missed."""
     opened = [seen for seen in history.heads if seen.action == "opened"]
     if len(opened) != 1 or {seen.head_repository_id for seen in history.heads} != {pull.head_repository_id}:
         return None
-    # Every push names the head that it replaced: a delivery that was lost leaves a gap in the chain.
+    # Every push names the head that it replaced, so a lost delivery leaves a gap in the chain.
     pushes = [seen for seen in history.heads if seen.action == "synchronize"]
     head, reached = opened[0].sha, {opened[0].sha}
     left = list(pushes)
@@ -152,7 +155,7 @@ def fork_pushers(history: HeadHistory, pull: PullRequest) -> tuple[Person, ...] 
         reached.add(head)
     if head != pull.head_sha or any(seen.sha not in reached for seen in history.heads):
         return None
-    # Deliveries about other pull requests from the same fork may name pushes that this one's do not.
+    # Deliveries about other pull requests from the same fork may name further pushes.
     pushes += [seen for seen in history.fork_pushes if seen.at >= opened[0].at]
     if any(seen.pusher is None for seen in pushes):
         return None
@@ -160,13 +163,13 @@ def fork_pushers(history: HeadHistory, pull: PullRequest) -> tuple[Person, ...] 
 
 
 def fork_owners(history: HeadHistory, pull: PullRequest) -> tuple[str, ...]:
-    """Every account that the fork belonged to while it was seen: a fork may be transferred."""
+    """Return every account that has owned the fork while it was seen: forks can be transferred."""
     owners = {owner.lower(): owner for owner in (pull.head_owner, *(seen.head_owner for seen in history.heads)) if owner}
     return tuple(owners.values())
 
 
 def valid_approval(history: HeadHistory, head_sha: str) -> Approval | None:
-    """The newest approval of that commit that no push came after: not even one that put the same commit back."""
+    """Return the newest approval of that commit after which nothing was pushed, not even the same commit again."""
     for approval in reversed(history.approvals):
         if approval.sha == head_sha and not moved_since(history, head_sha, approval.at):
             return approval
@@ -174,7 +177,7 @@ def valid_approval(history: HeadHistory, head_sha: str) -> Approval | None:
 
 
 def _identity(seen: HeadSeen) -> tuple[object, ...]:
-    """Equal for the same observation before and after it was stored: the store keeps times as floating-point numbers."""
+    """Return a key that is equal before and after storing: the store keeps times as floating-point numbers."""
     return seen.sha, seen.action, seen.before, seen.pusher, round(seen.at.timestamp(), 3)
 
 

@@ -1,11 +1,11 @@
-"""From a stored delivery to what follows from it: runs queued, runs cancelled, answers given, all in one transaction.
+"""Turns stored deliveries into their outcomes (queued runs, cancelled runs, replies), each in one transaction.
 
-Deliveries of one repository are handled one after another, in the order in which they came; different repositories don't wait
-for each other, so a slow answer from GitHub delays one repository only.
+Deliveries of one repository are handled one after another, in order of arrival. Repositories don't wait for each other, so a
+slow answer from GitHub delays only one of them.
 
-A comment that only cancels overtakes them: what it should stop costs until it stops. It is claimed before others and handled
-next to its repository's queue. It has the effect that it would have had in its turn: it stops runs that earlier deliveries
-queued, it stops what earlier deliveries queue after it, and never what a later delivery queues (CancelRequest).
+A comment that only cancels overtakes other deliveries, because runs cost money until they stop. It is claimed first and handled
+alongside its repository's queue, but has the effect that it would have had in order: it stops the runs that earlier deliveries
+queued or will queue, and never those of a later delivery (CancelRequest).
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ log = logging.getLogger("gibil.intake")
 
 LEASE_S = 600.0
 POLL_S = 5.0
-AT_ONCE = 64
-"""Deliveries claimed at a time, without those that cancel."""
-CANCELS_AT_ONCE = 16
+MOST_CLAIMED = 64
+"""Deliveries claimed at a time, not counting those that cancel."""
+MOST_CLAIMED_CANCELS = 16
 GITHUB_TRIES = 8
-FAULT_TRIES = 3
+INTERNAL_ERROR_TRIES = 3
 
 
 _QueueKey = tuple[int, bool]
-"""A repository's id, and whether its deliveries that cancel are in the queue, or all others."""
+"""A repository's id, and whether the queue holds its deliveries that cancel (True) or all others."""
 
 
 class Intake:
-    """`run()` while the bot is running."""
+    """Handles stored deliveries. Call `run()` while the bot is running."""
 
     def __init__(self, store: Store, github: GitHub, policy: Policy, process: str) -> None:
         self._inbox = store.inbox
@@ -49,20 +49,20 @@ class Intake:
         self._queues: dict[_QueueKey, asyncio.Queue[tuple[Delivery, Event]]] = {}
         self._workers: dict[_QueueKey, asyncio.Task[None]] = {}
         self._claimed: Counter[bool] = Counter()
-        """Deliveries that cancel (True), and others."""
+        """Number of claimed deliveries that cancel (True), and of others."""
 
     async def run(self) -> None:
         signal = self._inbox.changed()
         try:
             while True:
-                room, for_cancels = AT_ONCE - self._claimed[False], CANCELS_AT_ONCE - self._claimed[True]
+                room, for_cancels = MOST_CLAIMED - self._claimed[False], MOST_CLAIMED_CANCELS - self._claimed[True]
                 deliveries: list[Delivery] = []
                 try:
                     deliveries = await self._inbox.claim(self._process, limit=room, cancels=for_cancels, lease_s=LEASE_S)
                     for delivery in deliveries:
-                        await self._sort(delivery)
+                        await self._enqueue(delivery)
                 except StoreError as error:
-                    log.error("the database: %s", error.message)
+                    log.error("database: %s", error.message)
                     await asyncio.sleep(POLL_S)
                 if not deliveries or len(deliveries) < room:
                     await signal.wait(POLL_S if room > 0 and for_cancels > 0 else 0.05)
@@ -71,11 +71,11 @@ class Intake:
                 worker.cancel()
             await asyncio.gather(*self._workers.values(), return_exceptions=True)
 
-    async def _sort(self, delivery: Delivery) -> None:
-        """Complete at once what nothing follows from; put the rest into its repository's queue."""
+    async def _enqueue(self, delivery: Delivery) -> None:
+        """Complete a delivery without consequences at once; put others into their repository's queue."""
         allowed = self._policy.allowed_accounts
         try:
-            # Without an event: it could not be read when it came, or an older version stored it.
+            # A delivery without an event couldn't be read on arrival, or was stored by an older version.
             delivery = events.decoded(delivery, allowed) if delivery.event is None else delivery
         except InvalidDelivery as error:
             log.warning("delivery %s: %s", delivery.guid, error.message)
@@ -86,7 +86,7 @@ class Intake:
             await self._complete(delivery, DeliveryOutcome(error=repr(error)))
             return
         assert delivery.event is not None
-        event = events.relevant(delivery.event, allowed)  # the operator may have changed who is served
+        event = events.relevant(delivery.event, allowed)  # the operator may have changed the allowed accounts
         if isinstance(event, Ignored | BranchPushed):
             await self._complete(delivery, DeliveryOutcome(observed=observed_in(event, delivery.received_at)))
             return
@@ -127,18 +127,18 @@ class Intake:
             log.error("delivery %s: %s", delivery.guid, error.message)
             await self._complete(delivery, self._failed(delivery, event, replies.github_failed(error.message)))
         except StoreError as error:
-            log.error("delivery %s stays unhandled: %s", delivery.guid, error.message)
+            log.error("delivery %s could not be handled: %s", delivery.guid, error.message)
         except Exception as error:
             log.exception("delivery %s: internal error", delivery.guid)
-            if delivery.attempts < FAULT_TRIES:
+            if delivery.attempts < INTERNAL_ERROR_TRIES:
                 await self._inbox.postpone(self._process, delivery.guid, repr(error), delay_s=10.0)
                 return
-            await self._complete(delivery, self._failed(delivery, event, replies.failed_ourselves(delivery.guid)))
+            await self._complete(delivery, self._failed(delivery, event, replies.internal_error(delivery.guid)))
         else:
             await self._complete(delivery, outcome)
 
     def _failed(self, delivery: Delivery, event: Event, text: str) -> DeliveryOutcome:
         if not isinstance(event, CommentCreated):
             return DeliveryOutcome(error=text, observed=observed_in(event, delivery.received_at))
-        answer = replies.reply(event, self._handlers.origin(delivery), text)
+        answer = replies.reply(event, self._handlers.reply_key(delivery), text)
         return DeliveryOutcome(error=text, notifications=[answer, *replies.reactions(event, "confused")])

@@ -1,4 +1,4 @@
-"""A local checkout as something that can be run: its commit, its workflow files, and a run of one of them."""
+"""A local git checkout that can be run: its commit, its workflow files, and a run of one of them."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from gibil_bot.runs.commit_files import workflow_files
 
 @dataclass(frozen=True, kw_only=True)
 class Checkout:
-    """One commit of a folder. With uncommitted changes it is a commit that no branch names."""
+    """One commit of a checkout. With uncommitted changes it is a commit that no branch contains."""
 
     repository: Path
-    """A repository that we created, with the commit; `promisor`: where a partial clone gets the objects that it lacks."""
+    """A repository that we created, with the commit. `promisor`: where a partial clone fetches missing objects."""
     promisor: str | None
     sha: str
     branch: str
-    """Empty where HEAD is detached."""
+    """Empty if HEAD is detached."""
     name: str
-    """`owner/name` of its origin, or the folder's name."""
+    """`owner/name` from its origin's URL, or the folder's name."""
     person: str
     files: Mapping[str, bytes]
     """`.gibil.yml` and `.gibil/workflows/*.yml` of that commit."""
@@ -44,12 +44,12 @@ class Limits:
     operator_workflows: Callable[[], Mapping[str, bytes]]
     max_ttl_s: int
     caps: Caps
-    grounds: ServiceCapabilities
+    service_capabilities: ServiceCapabilities
 
 
 @contextlib.asynccontextmanager
 async def read(path: Path, *, dirty: bool) -> AsyncIterator[Checkout]:
-    """For as long as the block lasts. Raises UsageError where there is no commit to run."""
+    """Open a checkout for the duration of the block. Raises UsageError if it has no commit to run."""
     async with contextlib.AsyncExitStack() as stack:
         try:
             found = await stack.enter_async_context(open_repository(path))
@@ -59,7 +59,7 @@ async def read(path: Path, *, dirty: bool) -> AsyncIterator[Checkout]:
         if found.is_bare:
             raise UsageError(f"{path} is a bare repository: it has no working tree to try")
         if head is None:
-            raise UsageError(f"{path} is not a git checkout with a commit: its HEAD names none")
+            raise UsageError(f"{path} is not a git checkout with a commit: its HEAD doesn't point to one")
         try:
             sha = await found.commit_of_working_tree(head) if dirty else head
             checkout = Checkout(
@@ -72,7 +72,7 @@ async def read(path: Path, *, dirty: bool) -> AsyncIterator[Checkout]:
                 files=await workflow_files(found.view, sha),
             )
         except GitError as error:
-            raise UsageError(f"{path} cannot be read: {explained(error, found.promisor).message}") from error
+            raise UsageError(f"{path} can't be read: {explained(error, found.promisor).message}") from error
         yield checkout
 
 
@@ -82,7 +82,7 @@ def _name(url: str, folder: Path) -> str:
 
 
 async def plan(checkout: Checkout, workflow: str, inputs: Mapping[str, str], limits: Limits) -> Plan:
-    """The plan of a workflow named by its name, its command or its file. Raises UsageError, InvalidWorkflow."""
+    """Return the plan of a workflow given by its name, command or file. Raises UsageError, InvalidWorkflow."""
     operator = dict(await asyncio.to_thread(limits.operator_workflows))
     if workflow.endswith((".yml", ".yaml")):
         path = Path(workflow)
@@ -95,10 +95,10 @@ async def plan(checkout: Checkout, workflow: str, inputs: Mapping[str, str], lim
     by_command = {each.command: each.name for each in catalogue.workflows if each.command}
     names = {each.name for each in catalogue.workflows}
     name = workflow if workflow in names else by_command.get(workflow, workflow)
-    return planning.for_workflow(catalogue, name, inputs, _facts(checkout, limits))
+    return planning.for_workflow(catalogue, name, inputs, _event_context(checkout, limits))
 
 
-def _facts(checkout: Checkout, limits: Limits) -> planning.EventContext:
+def _event_context(checkout: Checkout, limits: Limits) -> planning.EventContext:
     return planning.EventContext(
         repository=_repository(checkout),
         pull_request=_pull_request(checkout),
@@ -108,7 +108,7 @@ def _facts(checkout: Checkout, limits: Limits) -> planning.EventContext:
         event_name="issue_comment",
         max_ttl_s=limits.max_ttl_s,
         caps=limits.caps,
-        grounds=limits.grounds,
+        service_capabilities=limits.service_capabilities,
     )
 
 
@@ -130,7 +130,7 @@ def _pull_request(checkout: Checkout) -> PullRequest:
 
 
 def new_run(checkout: Checkout, plan: Plan) -> NewRun:
-    """A run that no delivery asked for."""
+    """Return a run that no delivery requested."""
     return NewRun(
         id=secrets.token_hex(8),
         delivery_guid="",

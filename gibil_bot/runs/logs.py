@@ -1,8 +1,8 @@
 """Files of a run on the bot's disk: the redacted output of each task, and one line for each phase.
 
-A log can be resumed. Next to `<index>.log` is `<index>.pos` with two numbers: how many bytes of the machine's own log are
-in it, and how long it was then. After a crash the log is cut to that length and the machine is asked for the rest from that
-byte, so nothing is missing and nothing is there twice.
+A log can be resumed. `<index>.pos`, next to `<index>.log`, has two numbers: how many bytes of the machine's own log are in it,
+and how long it was at that point. After a crash the log is truncated to that length and the machine sends the rest from that
+byte, so nothing is missing and nothing is duplicated.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ FLUSH_AFTER_S = 0.1
 FLUSH_ABOVE_BYTES = 512 * 1024
 TAIL_BYTES = 32 * 1024
 LOG_LIMIT_BYTES = 256 * 1024 * 1024
-"""A task that prints more than this keeps its beginning on disk and its end in the report."""
+"""If a task prints more than this, the log has its beginning and the report has its end."""
 FREE_FLOOR_BYTES = 1024 * 1024 * 1024
-"""Logs leave this much of the bot's disk free, or a twentieth of a small disk: its database needs it more."""
+"""Logs leave this much of the bot's disk free (a twentieth of a small disk), because the database needs it more."""
 
 
 class TaskLog:
-    """The output of one task. `feed` what comes from the machine; `raw_offset` is where to attach."""
+    """The output of one task. Pass the machine's output to `feed`; `raw_offset` is the offset to attach at."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class TaskLog:
         self.is_full = False
         """Whether the log has reached its limit."""
         self.skipped = 0
-        """Bytes between what was fed and the end of the output."""
+        """Bytes between the end of what was fed and the end of the output."""
         self._path = path
         self._redactor = redactor
         self._on_output = on_output
@@ -82,7 +82,7 @@ class TaskLog:
         self._fed_offset = self.raw_offset
 
     async def feed(self, data: bytes, next_offset: int) -> None:
-        """Take raw output; `next_offset` is the machine's offset behind it. Waits when the disk is slower than the machine."""
+        """Append raw output; `next_offset` is the machine's offset after it. Waits if the disk is slower than the machine."""
         self._pending += data
         self._fed_offset = next_offset
         if len(self._pending) >= FLUSH_ABOVE_BYTES:
@@ -118,24 +118,24 @@ class TaskLog:
             try:
                 room = self._limit - self._written
                 if not self.is_full and _free_above_floor(self._log) < len(clean):
-                    self.problem = f"the log {self._path.name} is not whole: the bot's disk is nearly full"
+                    self.problem = f"the log {self._path.name} is incomplete: the bot's disk is nearly full"
                     room = 0
                 if not self.is_full and (
                     room <= len(clean) or offset >= LOG_LIMIT_BYTES
-                ):  # masks are short: count what came, too
+                ):  # count the original output, too: masks are short
                     self.is_full = True
                     why = self.problem or f"the logs of this run are longer than {size_text(self._limit)}"
-                    clean_here = clean[: max(0, room)] + f"\n[gibil: the rest is not kept: {why}]\n".encode()
+                    to_write = clean[: max(0, room)] + f"\n[gibil: the rest is not stored: {why}]\n".encode()
                 else:
-                    clean_here = b"" if self.is_full else clean
-                view = memoryview(clean_here)
+                    to_write = b"" if self.is_full else clean
+                view = memoryview(to_write)
                 at = self._written
                 while view:
                     count = os.pwrite(self._log, view, at)
                     at += count
                     view = view[count:]
                 self._written = at
-                # What the redactor still holds back is not in the log, so it is asked for again.
+                # Bytes that the redactor still holds aren't in the log, so they are requested again.
                 self.raw_offset = offset - self._redactor.held
                 os.pwrite(self._position, b"%31d %31d\n" % (self.raw_offset, self._written), 0)
             except OSError as error:
@@ -143,28 +143,28 @@ class TaskLog:
         return clean
 
     async def skip(self, tail: bytes, size: int) -> None:
-        """What was not fed: its last bytes, and how long all of the output is."""
+        """Append the last bytes of output that wasn't fed; `size` is the length of the whole output."""
         await self._flush()
         self.skipped = max(0, size - self._fed_offset)
         unseen = tail[-min(self.skipped, len(tail)) :] if self.skipped else b""
-        if self.skipped > len(unseen):  # it may begin within a secret: whole lines only
+        if self.skipped > len(unseen):  # it may begin inside a secret: whole lines only
             unseen = after_the_first_line(unseen)
         clean = self._redactor.flush() + self._redactor.feed(unseen) + self._redactor.flush()
-        self._tail += f"\n[gibil: {self.skipped - len(unseen)} bytes are left out here]\n".encode() + clean
+        self._tail += f"\n[gibil: {self.skipped - len(unseen)} bytes omitted]\n".encode() + clean
         del self._tail[:-TAIL_BYTES]
         if self._on_output is not None:
             self._on_output(clean)
 
     def _give_up(self, error: OSError) -> None:
-        self.problem = f"the bot could not keep the log {self._path.name}: {error.strerror}"
+        self.problem = f"the bot couldn't write the log {self._path.name}: {error.strerror}"
         self._close_files()
 
     def tail(self, limit: int = TAIL_BYTES) -> str:
-        """The end of what was printed, redacted."""
+        """Return the end of the output, redacted."""
         return bytes(self._tail[-limit:]).decode("utf-8", "replace")
 
     async def close(self, note: str = "") -> None:
-        """Everything that was fed is in the log when this returns, and after it `note`: our own whole lines, redacted."""
+        """Write everything that was fed, then `note` (our own whole lines, redacted), and close the files."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -174,7 +174,7 @@ class TaskLog:
         await asyncio.to_thread(self._close_files)
 
     async def detach(self) -> None:
-        """Stop in the middle: what the redactor holds back is requested again by the next process that attaches."""
+        """Stop in the middle. The next process that attaches requests the bytes that the redactor still holds."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -192,45 +192,45 @@ class TaskLog:
 
 Observer = Callable[[dict[str, object]], None]
 
-# One thread, so that lines stay in order, and the callers of `note` don't wait for the disk.
-_SCRIBE = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gibil-journal")
+# One thread, so that lines stay in order and callers of `note` don't wait for the disk.
+_JOURNAL_THREAD = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gibil-journal")
 
 
 class Journal:
-    """`events.jsonl`: one JSON line for each phase of a run, for observers and for later."""
+    """`events.jsonl`: one JSON line for each phase of a run, for observers and as a record."""
 
     def __init__(self, folder: Path, observer: Observer | None = None) -> None:
         self._path = folder / "events.jsonl"
         self._observer = observer
         self._last: asyncio.Future[None] | None = None
 
-    def note(self, phase: str, **facts: object) -> None:
-        """Returns at once; `flush` waits until everything noted is in the file."""
-        event: dict[str, object] = {"at": datetime.now(UTC).isoformat(), "phase": phase, **facts}
+    def note(self, phase: str, **fields: object) -> None:
+        """Queue a line. `flush` waits until all queued lines are in the file."""
+        event: dict[str, object] = {"at": datetime.now(UTC).isoformat(), "phase": phase, **fields}
         if self._observer is not None:
             self._observer(event)
-        self._last = asyncio.get_running_loop().run_in_executor(_SCRIBE, self._append, json.dumps(event) + "\n")
+        self._last = asyncio.get_running_loop().run_in_executor(_JOURNAL_THREAD, self._append, json.dumps(event) + "\n")
 
     async def flush(self) -> None:
         if self._last is not None:
             await self._last
 
     def _append(self, line: str) -> None:
-        # The journal informs; a full disk must not end a run because of it.
+        # The journal is informational: a full disk must not end a run.
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with self._path.open("a") as file:
                 file.write(line)
 
 
-def _free_above_floor(where: int | Path) -> int:
-    status = os.statvfs(where)
+def _free_above_floor(path: int | Path) -> int:
+    status = os.statvfs(path)
     floor = min(FREE_FLOOR_BYTES, status.f_blocks * status.f_frsize // 20)
     return status.f_bavail * status.f_frsize - floor
 
 
 def size_of(folder: Path, without: Path | None = None) -> int:
-    """Bytes that a run's logs take."""
+    """Return the size of a run's logs in bytes."""
     total = 0
     for path, _, names in os.walk(folder):
         for name in names:
@@ -242,9 +242,9 @@ def size_of(folder: Path, without: Path | None = None) -> int:
 
 
 def trim_logs(folder: Path, most_bytes: int, unfinished: Collection[str]) -> list[str]:
-    """Remove the logs of the runs that ended longest ago until the rest fits, and the disk has room; their ids.
+    """Delete the logs of the runs that ended longest ago until the rest fits and the disk has room; return their ids.
 
-    Those of unfinished runs stay: they are resumed.
+    Logs of unfinished runs stay, because those runs are resumed.
     """
     found = []
     with contextlib.suppress(FileNotFoundError):
@@ -253,7 +253,7 @@ def trim_logs(folder: Path, most_bytes: int, unfinished: Collection[str]) -> lis
                 if run.is_dir() and not run.is_symlink():
                     found.append((run.stat().st_mtime, run, size_of(run)))
     total = sum(size for _, _, size in found)
-    gone = []
+    deleted = []
     for _, run, size in sorted(found):
         if total <= most_bytes and _free_above_floor(folder) >= 0:
             break
@@ -261,8 +261,8 @@ def trim_logs(folder: Path, most_bytes: int, unfinished: Collection[str]) -> lis
             continue
         shutil.rmtree(run, ignore_errors=True)
         total -= size
-        gone.append(run.name)
-    return gone
+        deleted.append(run.name)
+    return deleted
 
 
 def forget_old_logs(folder: Path, older_than_s: float) -> None:
@@ -272,4 +272,4 @@ def forget_old_logs(folder: Path, older_than_s: float) -> None:
         for run in list(folder.iterdir()):
             with contextlib.suppress(OSError):
                 if run.is_dir() and run.stat().st_mtime < deadline:
-                    shutil.rmtree(run, ignore_errors=True)  # a second machine's logs are in a folder of their own
+                    shutil.rmtree(run, ignore_errors=True)  # the logs of a second machine are in a subfolder

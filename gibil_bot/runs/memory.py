@@ -1,4 +1,4 @@
-"""Runs in memory, for `gibil try`: no other process takes its run over. The database's rules, without an outbox."""
+"""Runs in memory, for `gibil try`: the database's rules for a single process, without an outbox."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Entry:
 
     @property
     def group(self) -> tuple[int, str] | None:
-        """The concurrency group; None: it waits for no other run."""
+        """The concurrency group; None: the run waits for no other."""
         plan = self.run.plan
         return (self.repository_id, plan.concurrency_group) if plan.concurrency_group else None
 
@@ -36,17 +36,17 @@ class _Entry:
 
 
 class MemoryRuns:
-    """ports.RunStore, for one process."""
+    """ports.RunStore for one process."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
-        """In the order of queueing."""
+        """In order of queueing."""
         self._turns: dict[int, int] = {}
         self._signals = Signals()
 
     def queue(self, *new_runs: NewRun) -> None:
-        """As Inbox.complete queues the runs of a delivery."""
+        """Queue runs by the rules of Inbox.complete."""
         for new in new_runs:
             if new.id in self._entries:
                 continue
@@ -61,8 +61,8 @@ class MemoryRuns:
             )
             entry = _Entry(run=run)
             for older in self._unfinished():
-                gives_way = older.run.state is RunState.QUEUED or new.plan.cancel_in_progress
-                if entry.group is not None and older.group == entry.group and gives_way:
+                is_superseded = older.run.state is RunState.QUEUED or new.plan.cancel_in_progress
+                if entry.group is not None and older.group == entry.group and is_superseded:
                     self._cancel(older, f"superseded by {new.source.sha[:7]}")
             self._entries[new.id] = entry
         self._changed()
@@ -91,20 +91,20 @@ class MemoryRuns:
         busy = Counter(one.repository_id for one in running)
         busy_groups = {one.group for one in running if one.group is not None}
         first: dict[int, _Entry] = {}
-        """The oldest queued run of each repository, which decides among repositories that had their turn at the same time."""
+        """The oldest queued run of each repository: a tie-breaker for repositories that had their turn at the same time."""
         ready: dict[int, _Entry] = {}
         queued_before: set[tuple[object, int]] = set()
         for one in queued:
             first.setdefault(one.repository_id, one)
-            place = (one.group, one.run.source.pull_request.number)
-            if one.group is None or (one.group not in busy_groups and place not in queued_before):
+            group_and_pull = (one.group, one.run.source.pull_request.number)
+            if one.group is None or (one.group not in busy_groups and group_and_pull not in queued_before):
                 ready.setdefault(one.repository_id, one)
-            queued_before.add(place)
-        order = sorted(ready, key=lambda each: (busy[each], self._turns.get(each, 0), first[each].run.seq))
-        if not order:
+            queued_before.add(group_and_pull)
+        in_turn = sorted(ready, key=lambda each: (busy[each], self._turns.get(each, 0), first[each].run.seq))
+        if not in_turn:
             return None
-        self._turns[order[0]] = max(self._turns.values(), default=0) + 1
-        return ready[order[0]]
+        self._turns[in_turn[0]] = max(self._turns.values(), default=0) + 1
+        return ready[in_turn[0]]
 
     async def heartbeat(self, claims: Sequence[Claim], *, lease_s: float) -> dict[str, str | None]:
         reasons: dict[str, str | None] = {}
@@ -146,7 +146,7 @@ class MemoryRuns:
         return entry.fingerprint == fingerprint
 
     async def record(self, claim: Claim, notifications: Sequence[Notification]) -> None:
-        """Checks the claim; there is no GitHub to publish to."""
+        """Check the claim only: there is no GitHub to publish to."""
         self._held(claim)
 
     async def finish(self, claim: Claim, conclusion: Conclusion, notifications: Sequence[Notification]) -> None:
@@ -187,7 +187,7 @@ class MemoryRuns:
         return [entry for entry in self._entries.values() if entry.run.state in wanted]
 
     def _held(self, claim: Claim) -> _Entry:
-        """Raises ClaimLost unless the claim still holds."""
+        """Return the claimed entry. Raises ClaimLost unless the claim still holds."""
         entry = self._entries.get(claim.run.id)
         if entry is None or not _holds(entry, claim):
             raise ClaimLost(
@@ -196,7 +196,7 @@ class MemoryRuns:
         return entry
 
     def _cancel(self, entry: _Entry, reason: str) -> None:
-        """The first reason stays."""
+        """Set the cancel reason, unless one is set already."""
         entry.run = replace(entry.run, cancel_reason=entry.run.cancel_reason or reason)
 
     def _moment(self) -> datetime:

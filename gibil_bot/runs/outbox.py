@@ -1,4 +1,4 @@
-"""Publishes pending notifications to GitHub, again and again until GitHub has them.
+"""Publishes pending notifications to GitHub and retries until GitHub has them.
 
 The store holds the newest desired state of each object ("this check run looks like that"). A crash, a 502 or an hour without
 network only delays publishing: a notification stays pending until it is published.
@@ -18,16 +18,17 @@ from gibil_bot.ports import Outbox, Publisher
 
 log = logging.getLogger("gibil.outbox")
 
-AT_ONCE = {Priority.PROGRESS: 16, Priority.COMMENT: 8, Priority.REACTION: 4}
-"""How many requests of that priority, and of all below it, may be in progress at a time (results count as progress): comments
-wait for GitHub's rate limit, and must not keep check runs waiting."""
+MOST_CONCURRENT = {Priority.PROGRESS: 16, Priority.COMMENT: 8, Priority.REACTION: 4}
+"""Maximum number of concurrent requests of that priority and all lower ones (results count as progress). Comments wait for
+GitHub's rate limit, and must not delay check runs.
+"""
 LEASE_S = 180.0
 POLL_S = 5.0
 LONGEST_WAIT_S = 300.0
 
 
 class OutboxPublisher:
-    """`run()` while the bot is running. Cancelling it also cancels the requests in progress; their leases expire."""
+    """Call `run()` while the bot is running. Cancelling it also cancels the requests in progress; their leases expire."""
 
     def __init__(self, outbox: Outbox, publisher: Publisher, owner: str) -> None:
         self._outbox = outbox
@@ -35,20 +36,20 @@ class OutboxPublisher:
         self._owner = owner
         self._tasks: set[asyncio.Task[None]] = set()
         self._in_progress: Counter[Priority] = Counter()
-        """Requests in progress, by priority. Their outcome is stored after that, which wakes this loop."""
+        """Requests in progress, by priority. Each is counted until its outcome is stored, which wakes this loop."""
 
     async def run(self) -> None:
         signal = self._outbox.changed()
         try:
             while True:
                 more = False
-                for up_to in AT_ONCE:
+                for up_to in MOST_CONCURRENT:
                     room = self._room(up_to)
                     due = await self._claim(room, up_to) if room > 0 else []
                     more |= 0 < room == len(due)
-                    for one in due:
-                        self._in_progress[one.priority] += 1
-                        task = asyncio.create_task(self._publish(one))
+                    for notification in due:
+                        self._in_progress[notification.priority] += 1
+                        task = asyncio.create_task(self._publish(notification))
                         self._tasks.add(task)
                         task.add_done_callback(self._tasks.discard)
                 if not more:
@@ -59,10 +60,10 @@ class OutboxPublisher:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _room(self, up_to: Priority) -> int:
-        """How many more requests down to that priority may be started now."""
+        """Return how many more requests down to that priority may be started now."""
         return min(
             most - sum(n for priority, n in self._in_progress.items() if priority >= lowest or lowest is Priority.PROGRESS)
-            for lowest, most in AT_ONCE.items()
+            for lowest, most in MOST_CONCURRENT.items()
             if lowest <= up_to
         )
 
@@ -70,7 +71,7 @@ class OutboxPublisher:
         try:
             return await self._outbox.claim(self._owner, limit=limit, lease_s=LEASE_S, up_to=up_to)
         except StoreError as error:
-            log.error("pending notifications could not be claimed: %s", error.message)
+            log.error("could not claim pending notifications: %s", error.message)
             await asyncio.sleep(POLL_S)
             return []
 
@@ -84,9 +85,9 @@ class OutboxPublisher:
         except GitHubError as error:
             await self._failed(due, error)
         except Exception:
-            # An internal error in one must not stop the others.
+            # An internal error in one notification must not stop the others.
             log.exception("publishing %s: internal error", key)
-            await self._failed(due, GitHubError("internal error of gibil", retry_after_s=60.0))
+            await self._failed(due, GitHubError("internal error in gibil", retry_after_s=60.0))
         else:
             with contextlib.suppress(StoreError):  # then it is published again, which changes nothing
                 await asyncio.shield(self._outbox.published(self._owner, due, remote_id))
@@ -99,7 +100,7 @@ class OutboxPublisher:
         elif error.retry_after_s is not None:
             backoff = min(LONGEST_WAIT_S, 2.0 ** min(due.failures, 9)) * random.uniform(0.75, 1.25)
             retry_s = max(error.retry_after_s, backoff if due.failures else 0.0)
-            log.warning("%s is not published yet, next try in %.0f s: %s", due.notification.key, retry_s, error.message)
+            log.warning("%s could not be published, next try in %.0f s: %s", due.notification.key, retry_s, error.message)
         else:
             log.error("%s will never be published: %s", due.notification.key, error.message)
         with contextlib.suppress(StoreError):

@@ -1,4 +1,4 @@
-"""Reports of queued runs, which no runner works on yet."""
+"""Reports of queued runs, which have no runner yet."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from gibil_bot.model import NewRun, Notification, Run, RunState
 
 
 def queued_check_run(run: Run, position: int, public_url: str) -> Notification:
-    """The check run of a queued run; its position counts from 1."""
+    """Return the check run of a queued run; `position` counts from 1."""
     return check_run(RunReport(run=run, position=position, phase="waiting for a machine", public_url=public_url, now=now()))
 
 
 def as_queued(new: NewRun) -> Run:
-    """The queued run that a new one becomes, for its first report."""
+    """Return the queued run that a new run becomes, for its first report."""
     return Run(
         id=new.id,
         seq=0,

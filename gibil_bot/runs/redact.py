@@ -1,7 +1,7 @@
-"""Masks secrets in output before it is stored, shown or sent: as they are, in the encodings that scripts print, and by shape.
+"""Masks secrets in output before it is stored, shown or sent: plain, in common encodings, and by the shape of tokens.
 
-Output comes in chunks that end anywhere, and a secret may begin in one and end in the next. So whole lines are released, and
-the line that has not ended is held back; of an endless line, what could be the start of a secret.
+Output arrives in chunks that end anywhere, so a secret may span two of them. Therefore only whole lines are released, and an
+incomplete line is held. Of an endless line, only what could be the start of a secret is held.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Iterable, Iterator
 from urllib.parse import quote, quote_plus
 
 SHORTEST = 4
-"""Characters below which a secret is not masked: its letters occur everywhere, and stars instead of them would reveal them."""
+"""Shorter secrets aren't masked: their characters occur everywhere, and stars in their place would reveal them."""
 LONGEST_LINE = 64 << 10
-"""Bytes that are held back for the end of a line, or of a private key, to come."""
+"""Maximum number of bytes held while the end of a line, or of a private key, is missing."""
 _TAIL = 4 << 10
-"""Bytes kept at least where a longer line is cut: more than any token that is known by its shape only."""
+"""Minimum number of bytes held when a longer line is split: more than any token that is recognized by its shape only."""
 
 _TOKENS = re.compile(
-    # ghs_ in its stateless form is a JWT, with dots and dashes
+    # the stateless form of ghs_ is a JWT, with dots and dashes
     rb"gh[pousr]_[A-Za-z0-9._-]+|github_pat_[A-Za-z0-9_]+|A[KS]IA[0-9A-Z]{16}"
     rb"|(?<=x-access-token:)[^\s@/\"'\\]+"
 )
@@ -30,21 +30,21 @@ _KEY_STOP = re.compile(rb"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
 _KEY_LINES = re.compile(
     rb"(?:(?:\s|\\[nr])+[A-Za-z0-9+/=]{16,}|(?:\s|\\[nr])*-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----)*"
 )
-"""Further first lines are among them: a thousand of those are one thing to mask, and not a thousand."""
+"""Further BEGIN lines match too, so a thousand of them are masked as one span instead of a thousand."""
 
 _BY_FREQUENCY = b" etaoinsrlcdup/.-_mhf01gb:\n2,ky35vwx\"'=()[]4678TSEACIN9RLDOPMjqzFBGUHVWY"
-"""The bytes of ordinary output, the commonest first: an anchor begins with the rarest byte of what it stands for."""
+"""The bytes of ordinary output, most frequent first: an anchor begins with the rarest byte of its secret."""
 
 
 class Redactor:
-    """Masks `secrets` in a stream (`feed`, then `flush`) or in a text (`text`). One object for one stream."""
+    """Masks `secrets` in a stream (`feed`, then `flush`) or in a text (`text`). Use one object per stream."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         given = {secret for secret in secrets if secret}
         usable = sorted(secret for secret in given if len(secret.strip()) >= SHORTEST)
         short = len(given) - len(usable)
         self.notes: tuple[str, ...] = ()
-        """What is not masked, for the report."""
+        """Secrets that aren't masked, for the report."""
         if short:
             self.notes = (f"{short} of the secrets are shorter than {SHORTEST} characters and are not masked",)
         self._needles = tuple(sorted({needle for secret in usable for needle in _forms(secret)}))
@@ -58,11 +58,11 @@ class Redactor:
 
     @property
     def held(self) -> int:
-        """How many bytes were fed and are not released yet: a process that resumes feeds them again."""
+        """How many fed bytes aren't released yet: a process that resumes feeds them again."""
         return len(self._held)
 
     def feed(self, data: bytes) -> bytes:
-        """What can be released of everything fed so far."""
+        """Return what can be released of everything fed so far."""
         buffer = self._held + data
         end = max(buffer.rfind(b"\n"), buffer.rfind(b"\r")) + 1
         if not end and len(buffer) <= LONGEST_LINE:
@@ -74,18 +74,18 @@ class Redactor:
         return self._masked(buffer[:cut], [span for span in spans if span[1] <= cut])
 
     def flush(self) -> bytes:
-        """The rest: nothing comes after it."""
+        """Return the rest; nothing is fed after it."""
         rest, self._held = self._held, b""
         return self._masked(rest, self._spans(rest))
 
     def text(self, text: str) -> str:
-        """A complete text, independent of the stream."""
+        """Mask a complete text, independent of the stream."""
         data = text.encode("utf-8", "surrogatepass")
         spans = self._spans(data)
         return self._masked(data, spans).decode("utf-8", "surrogatepass") if spans else text
 
     def _spans(self, data: bytes) -> list[tuple[int, int]]:
-        """Where something to mask is: in order, overlapping ones as one, so that no end of either stays readable."""
+        """Return the spans to mask, in order. Overlapping spans are merged, so that no end of either stays readable."""
         if not self._candidate.search(data):
             return []
         found = [match.span() for match in _TOKENS.finditer(data)]
@@ -111,34 +111,36 @@ class Redactor:
         return b"".join(pieces)
 
     def _cut(self, buffer: bytes, end: int, spans: list[tuple[int, int]]) -> int:
-        """How much may go: what is behind it cannot make a secret of what is before it. `end` is where the last line ended."""
+        """Return how many bytes can be released: later output can't complete a secret in them. `end`: where the last line
+        ended.
+        """
         cut = end
         for start in self._line_starts:
             if buffer.endswith(start, 0, end):
-                cut = end - len(start)  # the first is the longest
+                cut = end - len(start)  # the first match is the longest
                 break
         if spans:  # a private key is one of them
             cut = min(cut, _unfinished_key(buffer, end))
-        cut = _before(cut, spans)
+        cut = _outside_spans(cut, spans)
         if len(buffer) - cut <= LONGEST_LINE:
             return cut
         forced = max(len(buffer) - max(self._longest, _TAIL), cut)
-        forced = _before(forced, spans)
+        forced = _outside_spans(forced, spans)
         if len(buffer) - forced <= LONGEST_LINE:
             return forced
-        # one secret fills it all: it goes as a mask, whatever may follow
+        # One secret fills the whole buffer: release it as a mask, whatever follows.
         return next((stop for _, stop in spans if stop > forced), forced)
 
 
 def after_the_first_line(data: bytes) -> bytes:
-    """Of output whose beginning is not known, what can be redacted: no rest of a line, and no rest of a private key."""
+    """Return the part of output with an unknown beginning that can be redacted: no rest of a line or of a private key."""
     data = data[data.find(b"\n") + 1 :] if b"\n" in data else b""
     stop, start = _KEY_STOP.search(data), _KEY_START.search(data)
     return data[stop.end() :] if stop is not None and (start is None or stop.start() < start.start()) else data
 
 
 def _forms(secret: str) -> Iterator[bytes]:
-    """Everything that scripts make of a secret when they print it."""
+    """Yield all forms in which scripts print a secret."""
     plain = {secret, secret.strip(), secret.replace("\n", "\r\n")}
     lines = {line.strip() for line in secret.splitlines()}
     for text in plain | {line for line in lines if len(line) >= SHORTEST}:
@@ -159,8 +161,9 @@ def _forms(secret: str) -> Iterator[bytes]:
 
 
 def _base64_forms(data: bytes) -> Iterator[bytes]:
-    """In each of three places beside other bytes, only the characters that the secret alone decides; and as `base64` (76)
-    and `openssl` (64) break lines when the secret comes first."""
+    """Yield the base64 characters that depend on the secret alone, for the three alignments within other data; also the lines
+    of `base64` (76) and `openssl` (64) output that begins with the secret.
+    """
     for before in range(3):
         encoded = base64.b64encode(bytes(before) + data)
         yield encoded[-(-8 * before // 6) : 8 * (before + len(data)) // 6]
@@ -172,12 +175,12 @@ def _base64_forms(data: bytes) -> Iterator[bytes]:
 
 
 def _bytes(text: str) -> bytes:
-    """As the environment has it: what was no UTF-8 there comes back as it was."""
+    """Encode as in the environment: bytes that weren't UTF-8 there are restored."""
     return text.encode("utf-8", "surrogateescape")
 
 
 def _mask_for(secrets: Iterable[str]) -> bytes:
-    """Of a character that no secret has: so that a mask and what is beside it never make one."""
+    """Return a mask of a character that isn't in any secret, so that the mask and its surroundings never form a secret."""
     used = set().union(*map(set, secrets), set("\\%+/-_=")) if secrets else set()
     for sign in ("*", "•", "█", "#", *map(chr, range(0x2500, 0x2600))):
         if sign not in used:
@@ -186,17 +189,17 @@ def _mask_for(secrets: Iterable[str]) -> bytes:
 
 
 def _anchor(needle: bytes) -> bytes:
-    """Four bytes of it, from its rarest byte on: quick to look for, and where they are not, the needle is not."""
+    """Return four bytes of the needle, starting at its rarest byte: a fast search for them rules out most output."""
     starts = range(max(1, len(needle) - SHORTEST + 1))
-    start = max(starts, key=lambda index: _BY_FREQUENCY.find(needle[index]) % 256)  # not in the list is -1: the rarest
+    start = max(starts, key=lambda index: _BY_FREQUENCY.find(needle[index]) % 256)  # -1 (not in the list): the rarest
     return needle[start : start + SHORTEST]
 
 
 def _keys(data: bytes) -> Iterator[tuple[int, int]]:
-    """Private keys, from their first line to their last. Without a last line, the lines of base64, and further first lines,
-    that follow the first.
+    """Yield the spans of private keys, from BEGIN line to END line.
 
-    Every byte is looked at once or twice, however many first lines are printed to slow this down.
+    Without an END line, the span covers the lines of base64 and further BEGIN lines that follow. Every byte is read at most
+    twice, however many BEGIN lines are printed to slow this down.
     """
     stop = _KEY_STOP.search(data)
     start = _KEY_START.search(data)
@@ -213,7 +216,7 @@ def _keys(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _line_ends(needle: bytes) -> Iterator[int]:
-    """Behind each line end in the middle of it."""
+    """Yield the offset after each line break inside the needle."""
     return (match.end() for match in re.finditer(rb"[\r\n]", needle) if match.end() < len(needle))
 
 
@@ -225,13 +228,13 @@ def _occurrences(data: bytes, needle: bytes) -> Iterator[int]:
 
 
 def _unfinished_key(buffer: bytes, end: int) -> int:
-    """Where a private key begins whose last line has not come; `end` when there is none."""
+    """Return where a private key without an END line begins; `end` if there is none."""
     stops = [match.start() for match in _KEY_STOP.finditer(buffer, 0, end)]
     behind = stops[-1] if stops else 0
     start = _KEY_START.search(buffer, behind, end)
     return end if start is None else start.start()
 
 
-def _before(cut: int, spans: list[tuple[int, int]]) -> int:
-    """Nothing is cut in two: spans do not overlap, so one step back is enough."""
+def _outside_spans(cut: int, spans: list[tuple[int, int]]) -> int:
+    """Move a cut to the start of the span that it would split. Spans don't overlap, so one step back is enough."""
     return next((start for start, end in spans if start < cut < end), cut)

@@ -1,9 +1,9 @@
-"""One run, from its claim to its closed check run: create a machine, copy the code, run the tasks, destroy it, report.
+"""Runs one claimed run until its check run is closed: create a machine, copy the code, run the tasks, destroy it, report.
 
-A runner can be stopped in three ways, and only one of them is the run's end:
-- `cancel(reason)`: the run should stop (superseded, cancelled, closed): it ends as `cancelled`, and its machine is destroyed.
-- its asyncio task is cancelled: this process stops. The machine and its detached tasks go on; the next process attaches again.
-- `ClaimLost`: another process works on the run now; nothing more is written, and no machine is destroyed.
+A runner can be stopped in three ways, and only the first ends the run:
+- `cancel(reason)`: the run should stop (superseded, cancelled, closed). It ends as `cancelled` and its machine is destroyed.
+- Its asyncio task is cancelled: this process stops. The machine and its detached tasks go on, and the next process reattaches.
+- `ClaimLost`: another process works on the run now. Nothing more is written, and no machine is destroyed.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ T = TypeVar("T")
 
 PUBLISH_EVERY_S = 5.0
 QUEUED_SHOWN_S = 2.0
-"""How long a check run is shown as queued, at least: a run that ends sooner needs no update in between."""
+"""Minimum time for which a check run is shown as queued: a run that ends sooner needs no update in between."""
 MACHINES_PER_RUN = 2
-"""The first one, and a second if the first was lost and the tasks did not cause that."""
+"""The first machine, and a second one if the first was lost and the tasks didn't cause that."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tools:
-    """What every run of this process shares."""
+    """Dependencies and settings that all runs of this process share."""
 
     runs: RunRecorder
     factory: MachineFactory
-    supply: SourceTransfer
+    transfer: SourceTransfer
     logs: Path
     owner: str
     """Owner of the machines: the same for all processes that share one data directory."""
@@ -64,12 +64,12 @@ class Tools:
     public_url: str = ""
     max_ttl_s: int = 86400
     max_logs_bytes: int = GIB
-    """Of one run."""
+    """Limit for each run."""
     tethered: bool = False
     observer: Observer | None = None
     output: Callable[[int, bytes], None] | None = None
     fingerprint_key: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
-    """Keys the fingerprints by which a resumed run sees that its secrets were changed."""
+    """Keys the fingerprints by which a resumed run detects that its secrets were changed."""
 
 
 class _Cancelled(Exception):
@@ -99,7 +99,9 @@ class Runner:
         self._changed.set()
 
     async def run(self) -> Conclusion:
-        """Work until the run ends. Raises CancelledError when this process stops, ClaimLost when another has the run."""
+        """Work until the run ends. Raises CancelledError when this process stops, ClaimLost when another process has claimed
+        the run.
+        """
         publisher = asyncio.create_task(self._publish())
         self._changed.set()
         try:
@@ -108,9 +110,9 @@ class Runner:
         finally:
             publisher.cancel()
             await asyncio.gather(publisher, return_exceptions=True)
-            await asyncio.shield(self._tools.supply.end(self._run))
+            await asyncio.shield(self._tools.transfer.end(self._run))
         if self._cancellation_shown:
-            conclusion = Conclusion.CANCELLED  # whatever failed while the run was being stopped
+            conclusion = Conclusion.CANCELLED  # even if something failed while the run was being stopped
         await self._finish(conclusion)
         return conclusion
 
@@ -136,11 +138,11 @@ class Runner:
                 if attempt >= MACHINES_PER_RUN:
                     return await self._internal_failure(f"The machine failed twice. {error.message}")
                 attempt += 1
-                await self._note(f"The first machine was lost ({error.message}); everything was started again on a new one.")
+                await self._note(f"The first machine was lost ({error.message}); everything was restarted on a new one.")
                 self._results, self._execution = {}, None
             except TimeoutError:
                 return await self._internal_failure(
-                    "The machine did not answer in time; `/gibil retest` starts again on a new one."
+                    "The machine didn't answer in time; `/gibil retest` starts the run again on a new one."
                 )
             except (SourceError, GitHubError) as error:
                 return await self._internal_failure(error.message)
@@ -149,7 +151,7 @@ class Runner:
             except Exception as error:
                 log.exception("run %s: internal error", self._run.id)
                 return await self._internal_failure(
-                    f"Internal error of gibil: {type(error).__name__}. The bot's log has the details."
+                    f"Internal error in gibil: {type(error).__name__}. See the bot's log for details."
                 )
 
     def _read_secrets(self) -> str | None:
@@ -164,15 +166,17 @@ class Runner:
         return None
 
     async def _changed_secrets(self) -> str | None:
-        """Why the run can't go on, if its secrets changed: output of its machine may contain the old ones, unmasked."""
+        """Return why the run can't continue if its secrets changed: its machine's output may contain old values, which aren't
+        masked.
+        """
         if not self._secret_values:
             return None
         fingerprint = secrets_fingerprint(self._tools.fingerprint_key, self._secret_values)
         if await self._tools.runs.bind_secrets(self._claim, fingerprint):
             return None
         return (
-            "The secrets of this run were changed while it was running, and what it printed of the old ones could no longer be "
-            "hidden: its machine was destroyed. Run it again to use the new ones."
+            "The secrets of this run were changed while it was running, so old values in its output could no longer be "
+            "masked. Its machine was destroyed; run it again to use the new secrets."
         )
 
     def _redactor(self) -> Redactor:
@@ -191,7 +195,7 @@ class Runner:
             raise _Cancelled
         machine: Machine | None = None
         shell: Shell | None = None
-        keep = False
+        keep_machine = False
         try:
             with notices(self._tools.factory.provider, self._preparing):
                 machine, shell = await self._machine(name, attempt)
@@ -215,7 +219,7 @@ class Runner:
                 room=self._tools.max_logs_bytes,
             )
             if not self._results:
-                await self._bring_source(shell, execution)
+                await self._copy_source(shell, execution)
             self._set_phase("running")
             conclusion = await execution.run()
             self._tasks_ended = True
@@ -224,29 +228,29 @@ class Runner:
         except MachineLost:
             if machine is not None and now() >= machine.expires_at:
                 await self._note(
-                    f"The machine expired after {_minutes(machine)}: `machine: {{ttl: …}}` in the workflow extends that."
+                    f"The machine expired after {_minutes(machine)}; `machine: {{ttl: …}}` in the workflow extends it."
                 )
                 return Conclusion.TIMED_OUT
             raise
         except (asyncio.CancelledError, ClaimLost):
-            keep = True  # this process stops, or another one continues the run: its machine stays
+            keep_machine = True  # this process stops, or another one continues the run: keep the machine
             raise
         finally:
             if self._execution is not None:
                 self._results = self._execution.results
             if shell is not None:
-                await asyncio.shield(_quietly(shell.close()))
-            if not keep:
+                await asyncio.shield(_ignore_errors(shell.close()))
+            if not keep_machine:
                 await asyncio.shield(self._destroy(name))
 
     async def _cause(self, name: str, machine: Machine, since: datetime) -> str | None:
-        """Why the machine ended since then, where a task caused it: its expiry doesn't count."""
+        """Return how a task ended the machine since then; None if the machine expired."""
         return None if now() >= machine.expires_at else await self._tools.factory.cause(name, since)
 
     async def _machine(self, name: str, attempt: int) -> tuple[Machine, Shell]:
         factory = self._tools.factory
         if self._results:
-            # Tasks have run on it, so no other machine can continue.
+            # Tasks have run on this machine, so no other machine can continue.
             found = await factory.get(name)
             if found is None:
                 raise MachineLost("The machine no longer existed when the bot continued the run")
@@ -256,8 +260,8 @@ class Runner:
             raise _Cancelled
         self._set_phase("forging a machine")
         self._journal.note("forging", machine=name)
-        begun = time.perf_counter()
-        self._tools.supply.begin(self._run)
+        started = time.perf_counter()
+        self._tools.transfer.begin(self._run)
         source = self._run.source
         machine, shell = await self._unless_cancelled(
             factory.create(
@@ -271,26 +275,26 @@ class Runner:
                 tethered=self._tools.tethered,
             )
         )
-        self._created_in_s = time.perf_counter() - begun
+        self._created_in_s = time.perf_counter() - started
         self._journal.note("forged", machine=name, seconds=self._created_in_s)
         return machine, shell
 
-    def _preparing(self, what: str) -> None:
-        log.info("run %s: %s", self._run.id, what)
-        self._journal.note("preparing", name=what)
-        self._set_phase(what)
+    def _preparing(self, activity: str) -> None:
+        log.info("run %s: %s", self._run.id, activity)
+        self._journal.note("preparing", name=activity)
+        self._set_phase(activity)
 
-    async def _bring_source(self, shell: Shell, execution: Execution) -> None:
+    async def _copy_source(self, shell: Shell, execution: Execution) -> None:
         self._set_phase("cloning")
         self._journal.note("cloning")
-        begun = time.perf_counter()
-        await self._unless_cancelled(self._bring_and_prepare(shell, execution))
-        self._journal.note("cloned", seconds=time.perf_counter() - begun)
+        started = time.perf_counter()
+        await self._unless_cancelled(self._copy_and_prepare(shell, execution))
+        self._journal.note("cloned", seconds=time.perf_counter() - started)
 
-    async def _bring_and_prepare(self, shell: Shell, execution: Execution) -> None:
+    async def _copy_and_prepare(self, shell: Shell, execution: Execution) -> None:
         preparing = asyncio.create_task(execution.prepare())
         try:
-            notes = await self._tools.supply.bring(shell, self._run)
+            notes = await self._tools.transfer.copy_to(shell, self._run)
             await preparing
             for note in notes:
                 await self._note(note)
@@ -317,19 +321,19 @@ class Runner:
 
     async def _destroy(self, name: str) -> None:
         self._journal.note("burning", machine=name)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         try:
             await self._tools.factory.destroy(name)
             await self._tools.runs.save_machine(self._claim, None, int(name.rpartition("-")[2]))
         except ProviderError as error:
-            # The reaper finds it by its label, for as long as it takes.
-            log.error("run %s: %s could not be destroyed now, the reaper tries again: %s", self._run.id, name, error.message)
+            # The reaper finds the machine by its label and retries until it is destroyed.
+            log.error("run %s: machine %s could not be destroyed, the reaper will retry: %s", self._run.id, name, error.message)
             return
         except ClaimLost:
             return
-        self._journal.note("burned", machine=name, seconds=time.perf_counter() - begun)
+        self._journal.note("burned", machine=name, seconds=time.perf_counter() - started)
 
-    # --- what is published ---
+    # --- reports ---
 
     def _set_phase(self, phase: str) -> None:
         self._phase = phase
@@ -366,7 +370,7 @@ class Runner:
     async def _publish(self) -> None:
         """Update the check run while the run is in progress: at most every five seconds, and only when something changed.
 
-        A cancellation closes it at once, and is the last report until the run ends: stopping the task, tasks with
+        A cancellation closes the check run at once and is the last report until the run ends: stopping the task, tasks with
         `if: always()` and destroying the machine may take minutes.
         """
         queued_for_s = (now() - self._run.queued_at).total_seconds()
@@ -384,7 +388,7 @@ class Runner:
             except ClaimLost:
                 return
             except GibilError as error:
-                log.warning("run %s: its progress could not be stored: %s", self._run.id, error.message)
+                log.warning("run %s: could not store its progress: %s", self._run.id, error.message)
             if is_cancelled:
                 return
             await self._cancellation.wait_at_most(PUBLISH_EVERY_S)
@@ -401,7 +405,7 @@ class Runner:
 
 
 def secrets_fingerprint(key: bytes, values: Mapping[str, str]) -> str:
-    """The same for the same names and values, and nothing to guess a value by without the key."""
+    """Return a digest that is equal for equal names and values, and reveals nothing about a value without the key."""
     return hmac.new(key, msgspec.json.encode(sorted(values.items())), hashlib.sha256).hexdigest()
 
 
@@ -409,6 +413,6 @@ def _minutes(machine: Machine) -> str:
     return f"{(machine.expires_at - machine.created_at).total_seconds() / 60:.0f} minutes"
 
 
-async def _quietly(work: Awaitable[None]) -> None:
+async def _ignore_errors(work: Awaitable[None]) -> None:
     with contextlib.suppress(GibilError):
         await work

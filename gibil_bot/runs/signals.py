@@ -1,4 +1,4 @@
-"""Wakes waiters after a write. Each has its own subscription, so that none misses what another one saw."""
+"""Wakes waiters after a write. Each waiter has its own subscription, so none misses a write that another one saw."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TOPICS = ("deliveries", "runs", "tellings")
 
 
 class Subscription:
-    """ports.ChangeSignal. Used from the event loop only."""
+    """ports.ChangeSignal. Use it from the event loop only."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
@@ -19,7 +19,7 @@ class Subscription:
         self._event.set()
 
     async def wait(self, timeout_s: float) -> bool:
-        """Until something was written since the last wait returned (True), or the time is up (False)."""
+        """Wait for a write since the last wait returned (True), or for the timeout (False)."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._event.wait()
@@ -31,18 +31,18 @@ class Subscription:
 
 
 class Signals:
-    """All subscriptions. One without any reference left is forgotten."""
+    """All subscriptions. A subscription without any other reference is dropped."""
 
     def __init__(self) -> None:
-        self._of: dict[str, weakref.WeakSet[Subscription]] = {topic: weakref.WeakSet() for topic in TOPICS}
+        self._by_topic: dict[str, weakref.WeakSet[Subscription]] = {topic: weakref.WeakSet() for topic in TOPICS}
 
     def subscribe(self, topic: str) -> Subscription:
-        """Raises KeyError for a topic that is none."""
+        """Create a subscription. Raises KeyError for an unknown topic."""
         subscription = Subscription()
-        self._of[topic].add(subscription)
+        self._by_topic[topic].add(subscription)
         return subscription
 
     def notify(self, topics: Iterable[str]) -> None:
         for topic in topics:
-            for subscription in self._of[topic]:
+            for subscription in self._by_topic[topic]:
                 subscription.notify()

@@ -22,35 +22,36 @@ from gibil_bot.ssh.answers import last_line
 
 CLONE_TIMEOUT_S = 900.0
 TRIES = 3
-GIVE_BACK_WITHIN_S = 10.0
-"""A token that cannot be revoked in that time expires within the hour."""
+REVOKE_WITHIN_S = 10.0
+"""A token that can't be revoked in that time expires within the hour."""
 
 
 class SourceTransfer(Protocol):
-    """Brings a run's commit onto its machine."""
+    """Copies a run's commit onto its machine."""
 
     def begin(self, run: Run) -> None:
-        """The machine is being forged: do now what needs none. Returns at once."""
+        """Start what doesn't need the machine, while the machine is being created. Returns at once."""
 
-    async def bring(self, shell: Shell, run: Run) -> tuple[str, ...]:
-        """Put the commit at WORKSPACE; returns notes for people. Repeating it starts from nothing.
+    async def copy_to(self, shell: Shell, run: Run) -> tuple[str, ...]:
+        """Copy the commit to WORKSPACE; return notes for people. Starts from scratch when repeated.
 
         Raises SourceError, GitHubError, MachineLost.
         """
 
     async def end(self, run: Run) -> None:
-        """The run needs nothing more: whatever was lent for it is given back when this returns. Never raises."""
+        """Release everything that was acquired for the run, such as tokens. Never raises."""
 
 
 class SourceError(GitError):
-    """The commit could not be brought onto the machine, and a new machine would not help."""
+    """The commit couldn't be copied onto the machine, and a new machine wouldn't help."""
 
 
 class PullRequestClone:
-    """Clones a public repository without credentials. A private one, or one that is not shown to strangers after all, with a
-    token that can read this one repository and is revoked after the clone.
+    """Clones a public repository without credentials, and a private one with a token that can read only this repository and is
+    revoked after the clone.
 
-    GitHub limits anonymous clones by address, and an Enterprise Server may be closed to them.
+    If the anonymous clone is rejected, the token is used too: GitHub limits anonymous clones by address, and an Enterprise
+    Server may not allow them.
     """
 
     def __init__(self, github: GitHub) -> None:
@@ -69,7 +70,7 @@ class PullRequestClone:
     async def _mint(self, run: Run) -> str:
         return await self._github.clone_token(run.source.installation_id, run.source.repository)
 
-    async def bring(self, shell: Shell, run: Run) -> tuple[str, ...]:
+    async def copy_to(self, shell: Shell, run: Run) -> tuple[str, ...]:
         source = run.source
         text = clone.clone_script(clone_url=source.repository.clone_url, number=source.pull_request.number, sha=source.sha)
         if not source.repository.private:
@@ -96,14 +97,14 @@ class PullRequestClone:
     async def end(self, run: Run) -> None:
         minting = self._minting.pop(run.id, None)
         with contextlib.suppress(GitHubError, TimeoutError):
-            async with asyncio.timeout(GIVE_BACK_WITHIN_S):
+            async with asyncio.timeout(REVOKE_WITHIN_S):
                 if minting is not None:
                     self._revoke(run, await minting)
                 for revoking in self._revoking.pop(run.id, set()):
                     await revoking
 
     def _revoke(self, run: Run, token: str) -> None:
-        """Beside the work: nobody waits for it but the end of the run."""
+        """Revoke a token in the background; only the end of the run waits for it."""
         self._revoking.setdefault(run.id, set()).add(asyncio.create_task(self._github.revoke_token(token)))
 
     async def _clone(self, shell: Shell, run: Run, text: str) -> tuple[tuple[str, ...], _Problem | None]:
@@ -116,16 +117,16 @@ class PullRequestClone:
             self._revoke(run, token)
 
     async def _clone_with(self, shell: Shell, text: str, token: str) -> tuple[tuple[str, ...], _Problem | None]:
-        """The notes of a clone, or why there is none. An empty token: without credentials."""
+        """Return the notes of a clone, or the problem if it failed. An empty token means no credentials."""
         try:
             result = await shell.run(text, timeout_s=CLONE_TIMEOUT_S, env={"GIBIL_CLONE_TOKEN": token})
         except TimeoutError:
             return (), _Problem(f"it took longer than {CLONE_TIMEOUT_S:.0f} s")
         if result.exit_status == 0:
             return clone.notes_of_clone(result.stdout), None
-        said = result.stderr.replace(token.encode(), b"***") if token else result.stderr
+        message = result.stderr.replace(token.encode(), b"***") if token else result.stderr
         return (), _Problem(
-            last_line(said, f"exit status {result.exit_status}"),
+            last_line(message, f"exit status {result.exit_status}"),
             worth_retrying=result.exit_status == clone.CLONE_UNREACHABLE,
             token_may_help=result.exit_status in (clone.CLONE_UNREACHABLE, clone.CLONE_REFUSED),
         )
@@ -146,7 +147,7 @@ def _failed(run: Run, problem: _Problem) -> SourceError:
 class LocalBundle:
     """Sends one commit as a git bundle over SSH: no remote, no token, no network.
 
-    `repository`: a repository that we created, such as a LocalRepository's view; `promisor` as there.
+    `repository`: a repository that we created, such as a LocalRepository's view; `promisor` as in LocalRepository.
     """
 
     def __init__(self, repository: Path, sha: str, promisor: str | None = None) -> None:
@@ -155,16 +156,16 @@ class LocalBundle:
         self._promisor = promisor
 
     def begin(self, run: Run) -> None:
-        """Nothing: what is sent is made as it is sent."""
+        """Do nothing: the bundle is created while it is sent."""
 
-    async def bring(self, shell: Shell, run: Run) -> tuple[str, ...]:
+    async def copy_to(self, shell: Shell, run: Run) -> tuple[str, ...]:
         return await self.send(shell)
 
     async def end(self, run: Run) -> None:
-        """Nothing was lent."""
+        """Do nothing: no token was acquired."""
 
     async def send(self, shell: Shell) -> tuple[str, ...]:
-        """Put the commit at WORKSPACE. A shallow checkout arrives as shallow as it is. Returns notes. Raises SourceError."""
+        """Copy the commit to WORKSPACE; return notes. A shallow checkout stays shallow. Raises SourceError."""
         await shell.run("mkdir -p /root/.gibil")
         try:
             if await git.text("rev-parse", "--is-shallow-repository", git_dir=self._repository) == "true":
@@ -174,29 +175,31 @@ class LocalBundle:
                     "cd /root/.gibil && tar -xf source.git.tar && rm source.git.tar && test -d source.git"
                 )
                 if unpacked.exit_status != 0:
-                    raise SourceError("The checkout could not be unpacked on the machine; is its disk full, or tar missing?")
+                    raise SourceError(
+                        "The checkout could not be unpacked on the machine: check its free disk space and that it has tar"
+                    )
             else:
                 remote_path = "/root/.gibil/source.bundle"
                 await shell.put(remote_path, self._bundle())
         except GitError as error:
             why = explained(error, self._promisor)
-            raise SourceError(f"The checkout could not be packed: {why.message}", said=error.said) from error
+            raise SourceError(f"The checkout could not be packed: {why.message}", stderr=error.stderr) from error
         result = await shell.run(clone.bundle_script(path=remote_path, sha=self._sha), timeout_s=CLONE_TIMEOUT_S)
         if result.exit_status != 0:
             raise SourceError(f"The checkout could not be unpacked on the machine: {last_line(result.stderr)}")
         return clone.notes_of_clone(result.stdout)
 
     async def _bundle(self) -> AsyncIterator[bytes]:
-        ref = await self._named()
+        ref = await self._create_ref()
         async for data in git.stream("bundle", "create", "--quiet", "-", ref, git_dir=self._repository):
             yield data
 
     async def _shallow_copy(self) -> AsyncIterator[bytes]:
-        """A tar of a bare repository: a bundle promises parents that a shallow checkout does not have."""
+        """Stream a tar of a bare repository: a bundle would promise parents that a shallow checkout doesn't have."""
         with tempfile.TemporaryDirectory(prefix="gibil-shallow-") as scratch:
             copy = Path(scratch) / "source.git"
             await git.create_repository(copy)
-            ref = await self._named()
+            ref = await self._create_ref()
             await git.run(
                 "fetch", "-q", "--no-tags", "--update-shallow", self._repository.as_uri(), f"+{ref}:refs/heads/source",
                 git_dir=copy, extra={"GIT_NO_LAZY_FETCH": "0"},
@@ -204,15 +207,15 @@ class LocalBundle:
             async for data in _output("tar", "-C", scratch, "-cf", "-", copy.name):
                 yield data
 
-    async def _named(self) -> str:
-        """A ref for the very commit: git packs refs, and the commit may have none. Machines of a fleet have one each."""
+    async def _create_ref(self) -> str:
+        """Create a ref for the commit: git packs refs, and the commit may have none. Each transfer has a ref of its own."""
         ref = f"refs/heads/gibil-{self._sha}-{secrets.token_hex(4)}"
         await git.run("update-ref", ref, self._sha, git_dir=self._repository)
         return ref
 
 
 async def _output(*command: str) -> AsyncIterator[bytes]:
-    """What it prints. Raises SourceError with its last line when it fails."""
+    """Yield the command's output. Raises SourceError with the last line of its stderr if it fails."""
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -222,9 +225,9 @@ async def _output(*command: str) -> AsyncIterator[bytes]:
     try:
         while data := await process.stdout.read(256 * 1024):
             yield data
-        complaint = (await process.stderr.read()).decode("utf-8", "replace").strip()
+        message = (await process.stderr.read()).decode("utf-8", "replace").strip()
         if await process.wait() != 0:
-            raise SourceError(f"{command[0]} could not pack the checkout: {complaint.splitlines()[-1] if complaint else ''}")
+            raise SourceError(f"{command[0]} could not pack the checkout: {message.splitlines()[-1] if message else ''}")
     finally:
         if process.returncode is None:
             process.kill()
@@ -232,7 +235,7 @@ async def _output(*command: str) -> AsyncIterator[bytes]:
 
 
 def address_of(clone_url: str) -> tuple[str, ...]:
-    """`host:port` of where a machine clones from, for its egress list; () for what is no address."""
+    """Return `host:port` that a machine clones from, for its egress list; () if the URL has no host."""
     url = urlsplit(clone_url)
     if not url.hostname:
         return ()

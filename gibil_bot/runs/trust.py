@@ -1,8 +1,8 @@
-"""Whose code the head of a pull request is, and what it may therefore do.
+"""Decides whether the head of a pull request is trusted, and what it may therefore do.
 
-A run is trusted only if everyone who put its commit there may write: the pull request's author, the account that pushed the
-commit, and the requester. Code in a fork is untrusted, except where the fork belongs to a user who
-may write and every push to it was seen and made by people who may write. What is not known is untrusted.
+A run is trusted only if everyone who put its commit there has write permission: the pull request's author, the account that
+pushed the commit, and the requester. Code in a fork is untrusted, unless the fork belongs to a user with write permission and
+every push to it was seen and came from people with write permission. Whatever is unknown counts as untrusted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gibil_bot.runs import heads
 
 MAY_COMMAND = frozenset({"admin", "write"})
 MOST_PEOPLE = 20
-"""Accounts whose permission one decision asks for at most; a fork that more people push to is untrusted."""
+"""Maximum number of accounts whose permission one decision queries; a fork with more pushers is untrusted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,26 +29,26 @@ class TrustDecision:
     is_branch: bool
     """The head is a branch of the repository itself, where only users with write permission can push."""
     because: str = ""
-    """Why it is untrusted: a clause of Markdown without a full stop; empty when it is trusted."""
-    starts_alone: bool = False
+    """Why it is untrusted: a clause of Markdown without a full stop; empty if it is trusted."""
+    starts_automatically: bool = False
     """It runs without a command: trusted, or pushed by users with write permission and Apps that the operator named."""
     approved_by: str | None = None
     head_is_unmoved: bool = True
-    """The head was the head when the request was written, for certain."""
+    """The head certainly was the head already when the request was written."""
     history: HeadHistory = field(default_factory=HeadHistory)
     observed: tuple[HeadSeen | BranchPush, ...] = ()
-    """What was learned on the way, to be stored."""
+    """Observations made during the decision, to be stored."""
 
 
 class TrustEvaluator:
-    """Asks the store and GitHub. Nothing is kept between two decisions: permissions are those of this moment."""
+    """Queries the store and GitHub. Nothing is cached between two decisions: permissions are always current."""
 
     def __init__(self, inbox: Inbox, github: GitHub, trusted_apps: frozenset[str]) -> None:
         self._inbox = inbox
         self._github = github
         self._trusted_apps = trusted_apps
 
-    async def standing(
+    async def evaluate(
         self,
         installation_id: int,
         repository: Repository,
@@ -61,8 +61,11 @@ class TrustEvaluator:
         is_timed: bool = False,
         stated: Sequence[HeadSeen | BranchPush] = (),
     ) -> TrustDecision:
-        """`permission` is the requester's, read just now. `is_timed`: the request was written at `written_at`, and is about
-        what was the head then. `stated`: what the delivery itself says about heads. Raises GitHubError, StoreError."""
+        """Decide about the head of a pull request. Raises GitHubError, StoreError.
+
+        `permission` is the requester's, read just now. `is_timed`: the request was written at `written_at`, and refers to the
+        head at that time. `stated`: what the delivery itself reveals about heads.
+        """
         is_branch = pull.head_repository_id is not None and pull.head_repository_id == repository.id
         fork_id = None if is_branch else pull.head_repository_id
         history = await self._inbox.head_history(repository.id, pull.number, pull.head_sha, fork_id)
@@ -80,9 +83,9 @@ class TrustEvaluator:
                     as_written = as_written or heads.was_head_at(history, pull, written_at, newest_push=newest)
         people = _Permissions(self._github, installation_id, repository.full_name, {requester.login.lower(): permission})
         if is_branch:
-            because = await self._doubts_about_branch(people, pull, requester, pushers or ())
+            because = await self._why_untrusted_branch(people, pull, requester, pushers or ())
         else:
-            because = await self._doubts_about_fork(people, history, pull, requester)
+            because = await self._why_untrusted_fork(people, history, pull, requester)
         approval = heads.valid_approval(history, pull.head_sha)
         if approval is not None and not (because and await people.may_write(Person(login=approval.by))):
             approval = None
@@ -90,23 +93,26 @@ class TrustEvaluator:
             trust=Trust.UNTRUSTED if because else Trust.TRUSTED,
             is_branch=is_branch,
             because=because,
-            starts_alone=not because or (is_branch and await self._known(people, (requester, pull.author), pushers or ())),
+            starts_automatically=not because
+            or (is_branch and await self._may_start(people, (requester, pull.author), pushers or ())),
             approved_by=approval.by if approval else None,
             head_is_unmoved=as_written,
             history=history,
             observed=observed,
         )
 
-    async def _doubts_about_branch(
+    async def _why_untrusted_branch(
         self, people: _Permissions, pull: PullRequest, requester: Person, pushers: tuple[Person, ...]
     ) -> str:
         if not await people.may_write(pull.author):
             return trust_replies.author_cannot_write(pull.author)
         if not pushers:
             return trust_replies.pusher_unknown(pull.head_ref)
-        return await self._doubts_about_people(people, pushers, pull.head_ref, requester)
+        return await self._why_untrusted_people(people, pushers, pull.head_ref, requester)
 
-    async def _doubts_about_fork(self, people: _Permissions, history: HeadHistory, pull: PullRequest, requester: Person) -> str:
+    async def _why_untrusted_fork(
+        self, people: _Permissions, history: HeadHistory, pull: PullRequest, requester: Person
+    ) -> str:
         if pull.head_repository is None or pull.head_owner is None:
             return trust_replies.fork_gone()
         fork = pull.head_repository
@@ -121,9 +127,9 @@ class TrustEvaluator:
         pushers = heads.fork_pushers(history, pull)
         if pushers is None or len(pushers) + len(owners) > MOST_PEOPLE:
             return trust_replies.fork_pusher_unknown(fork)
-        return await self._doubts_about_people(people, pushers, fork, requester)
+        return await self._why_untrusted_people(people, pushers, fork, requester)
 
-    async def _doubts_about_people(
+    async def _why_untrusted_people(
         self, people: _Permissions, pushers: Iterable[Person], pushed_to: str, requester: Person
     ) -> str:
         for pusher in pushers:
@@ -131,8 +137,8 @@ class TrustEvaluator:
                 return trust_replies.pusher_cannot_write(pusher, pushed_to)
         return "" if await people.may_write(requester) else trust_replies.requester_cannot_write(requester)
 
-    async def _known(self, people: _Permissions, first: Iterable[Person], pushers: tuple[Person, ...]) -> bool:
-        """Whether all of them may write or are Apps that the operator named; never where the pusher is not known."""
+    async def _may_start(self, people: _Permissions, first: Iterable[Person], pushers: tuple[Person, ...]) -> bool:
+        """Return whether all of them have write permission or are Apps that the operator named; False if no pusher is known."""
         for person in (*first, *pushers):
             is_named = person.is_bot and person.login.lower() in self._trusted_apps
             if not is_named and not await people.may_write(person):
@@ -141,18 +147,18 @@ class TrustEvaluator:
 
 
 class _Permissions:
-    """Which accounts may write, read once per account and decision. An App has no permission as a collaborator."""
+    """Which accounts have write permission, read once per account and decision. An App has no permission as a collaborator."""
 
-    def __init__(self, github: GitHub, installation_id: int, repository: str, known: dict[str, str]) -> None:
+    def __init__(self, github: GitHub, installation_id: int, repository: str, by_login: dict[str, str]) -> None:
         self._github = github
         self._installation_id = installation_id
         self._repository = repository
-        self._known = known
+        self._by_login = by_login
 
     async def may_write(self, person: Person) -> bool:
         if person.is_bot:
             return False
         login = person.login.lower()
-        if login not in self._known:
-            self._known[login] = await self._github.permission(self._installation_id, self._repository, person.login)
-        return self._known[login] in MAY_COMMAND
+        if login not in self._by_login:
+            self._by_login[login] = await self._github.permission(self._installation_id, self._repository, person.login)
+        return self._by_login[login] in MAY_COMMAND

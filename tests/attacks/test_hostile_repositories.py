@@ -174,12 +174,12 @@ async def test_rules_without_an_end_in_the_working_tree_are_not_read(trap: Trap,
 
 
 async def test_listing_a_working_tree_has_a_bound(trap: Trap, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_repository, "_LOOK_WITHIN_S", 0.5)
+    monkeypatch.setattr(local_repository, "_QUERY_S", 0.5)
     (trap.work / "folder").mkdir()
     (trap.work / "folder" / "new").write_text("new")
     os.mkfifo(trap.work / "folder" / ".gitignore")
     async with asyncio.timeout(30):
-        with pytest.raises(GibilError, match=r"ls-files .* did not end within 0\.5 s"):
+        with pytest.raises(GibilError, match=r"ls-files .* didn't end within 0\.5 s"):
             await _try_dirty(trap.work)
 
 

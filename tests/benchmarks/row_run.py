@@ -138,7 +138,7 @@ async def _ours(machines: Yard, place: Place, folder: Path) -> float:
         tools = Tools(
             runs=store.runs,
             factory=machines.forge,
-            supply=PullRequestClone(place.github),
+            transfer=PullRequestClone(place.github),
             logs=folder / "logs",
             owner=machines.owner,
             secrets=ScopedSecrets(),

@@ -67,7 +67,7 @@ async def test_deliveries_that_fail_are_said_with_what_to_do(tmp_path: Path) -> 
         found = by_name(await _github(settings(tmp_path, github)))["App deliveries"]
         assert not found.ok
         assert "issue_comment" in found.detail
-        assert "does not reach" in found.fix or "proxy does not reach" in found.fix
+        assert "can't reach" in found.fix or "proxy can't reach" in found.fix
 
 
 async def test_no_answer_is_about_the_network_and_not_about_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

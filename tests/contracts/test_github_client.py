@@ -245,7 +245,7 @@ async def test_links_in_place_of_workflow_files(scene: Scene) -> None:
     assert (good, files[".gibil.yml"]) == ({".gibil.yml", ".gibil/workflows/good.yml"}, b"name: ok\n")
     assert len(files) == 5
     for path in set(files) - good:
-        with pytest.raises(InvalidWorkflow, match="symbolic link that does not lead to a file of this repository"):
+        with pytest.raises(InvalidWorkflow, match="symbolic link that doesn't lead to a file of this repository"):
             parse_workflow(path, files[path])
     await scene.github.push(REPO, "folder", {".gibil/workflows": Link("../ci"), "ci/ok.yml": "name: ok\n"})
     files = await scene.client.workflow_files(scene.installation, REPO, "folder")
@@ -361,7 +361,7 @@ async def test_who_am_i_says_what_is_wrong_with_the_set_up(scene: Scene) -> None
         "whole .pem file": {"private_key": "-----BEGIN RSA PRIVATE KEY-----\nAAAA\n-----END RSA PRIVATE KEY-----\n"},
         "GIBIL_GITHUB_APP_ID": {"app_id": "1"},
         "GIBIL_GITHUB_URL": {"url": scene.github.url + "/not/here"},
-        "did not answer": {"url": "http://127.0.0.1:9"},
+        "didn't answer": {"url": "http://127.0.0.1:9"},
     }
     for words, options in with_words.items():
         async with client_of(scene.github, Clock(), **options) as client:
@@ -830,7 +830,7 @@ async def test_a_question_is_given_up_after_four_tries(scene: Scene) -> None:
 async def test_nothing_is_waited_for_without_end(scene: Scene, kind: str, timeout: str) -> None:
     scene.github.fault("GET", "/pulls/1$", kind, times=99, seconds=1)
     async with client_of(scene.github, scene.clock, **{timeout: 0.2}) as client:
-        with pytest.raises(GitHubError, match="did not answer"):
+        with pytest.raises(GitHubError, match="didn't answer"):
             async with asyncio.timeout(patient(10)):
                 await client.pull_request(scene.installation, REPO, 1)
 

@@ -69,8 +69,8 @@ async def test_github_that_stays_away_is_said_and_can_be_tried_again(tmp_path: P
         assert numbers(app) == []
         url = app.github.url
     nobody = PullRequests(url, Secret("x"), "GH_TOKEN", sleep=at_once)
-    with pytest.raises(GitHubError, match="does not answer"):
-        await nobody.place(REPOSITORY)
+    with pytest.raises(GitHubError, match="doesn't answer"):
+        await nobody.repository(REPOSITORY)
     await nobody.close()
 
 
@@ -96,11 +96,11 @@ async def test_a_branch_that_github_does_not_know_yet_is_waited_for(tmp_path: Pa
 
 async def test_a_repository_is_named_as_github_names_it(tmp_path: Path) -> None:
     async with topic(tmp_path) as app, asking(app) as pulls:
-        place = await pulls.place("ADA/Engine")
+        place = await pulls.repository("ADA/Engine")
         assert (place.full_name, place.default_branch, place.is_archived) == (REPOSITORY, "main", False)
         assert (place.is_fork, place.parent, place.root) == (False, None, REPOSITORY)
         app.github.state.repository(REPOSITORY).archived = True
-        assert (await pulls.place(REPOSITORY)).is_archived
+        assert (await pulls.repository(REPOSITORY)).is_archived
         with pytest.raises(GitHubError, match="archived so is read-only"):
             await pulls.create(WISH)
 
@@ -129,7 +129,7 @@ async def test_what_is_refused_is_said_with_the_way_out_and_without_the_token(tm
                 assert token not in f"{caught.value!r} {caught.value.__context__!r} {vars(pulls)!r}"
                 said[name] = (caught.value.status, caught.value.message)
         expected = {
-            "token": (401, "does not accept the token from GH_TOKEN"),
+            "token": (401, "doesn't accept the token from GH_TOKEN"),
             "permission": (403, "you need write access"),
             "hidden": (404, "the permission Pull requests: write"),
             "base": (422, "--base"),
@@ -148,10 +148,10 @@ async def test_a_fork_tells_where_it_comes_from_as_far_as_the_token_sees(tmp_pat
     async with signed_in(tmp_path) as app, asking(app, app.github.personal_token("tom")) as pulls:
         await app.github.fork(REPOSITORY, "eve")
         await app.github.fork("eve/engine", "tom")
-        place = await pulls.place("tom/engine")
+        place = await pulls.repository("tom/engine")
         assert (place.is_fork, place.parent, place.root) == (True, "eve/engine", REPOSITORY)
         app.github.state.repository("eve/engine").private = app.github.state.repository(REPOSITORY).private = True
-        place = await pulls.place("tom/engine")
+        place = await pulls.repository("tom/engine")
         assert (place.is_fork, place.parent, place.root) == (True, None, None)
 
 

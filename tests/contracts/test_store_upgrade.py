@@ -97,7 +97,7 @@ async def test_stored_payloads_are_decoded_and_handled(store: SqliteStore) -> No
     assert unreadable is not None
     assert unreadable[1:] == (
         True,
-        "check_run delivery: Object missing required field `head_sha` - at `$.check_run`; replay it once the cause is known",
+        "check_run delivery: Object missing required field `head_sha` - at `$.check_run`; replay it when the cause is fixed",
     )
 
 

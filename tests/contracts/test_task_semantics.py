@@ -106,7 +106,7 @@ async def by_the_bot(shell: SSHShell, number: int, file: bytes, folder: Path, *,
     new = new_run("r")
     facts = planning.EventContext(
         repository=new.source.repository, pull_request=new.source.pull_request, sha=SHA, actor="ada", trust=Trust.TRUSTED,
-        event_name="issue_comment", max_ttl_s=7200, caps=Caps(), grounds=None,
+        event_name="issue_comment", max_ttl_s=7200, caps=Caps(), service_capabilities=None,
     )  # fmt: skip
     known = planning.catalogue(OPERATOR, {".gibil.yml": file}, base_ref="main")
     plan = planning.for_workflow(known, "t", {}, facts)

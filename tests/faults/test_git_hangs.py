@@ -27,7 +27,7 @@ async def test_a_server_that_never_answers_is_given_up_and_nothing_of_git_is_lef
     server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/ada/engine.git"
     async with server, asyncio.timeout(patient(20)):
-        with pytest.raises(GitError, match=r"git clone in .* did not end within 1 s"):
+        with pytest.raises(GitError, match=r"git clone in .* didn't end within 1 s"):
             await git.run("clone", "-q", url, folder=tmp_path, within_s=1)
         assert waiting.is_set()
         await gone.wait()  # the helper that held the connection has ended, too

@@ -24,7 +24,7 @@ import pytest
 from gibil_bot.errors import StoreError
 from gibil_bot.model import CommentUpdate, Delivery, Notification
 from gibil_bot.ports import DeliveryOutcome
-from gibil_bot.runs.sqlite.checkpointer import LONGEST_LOG
+from gibil_bot.runs.sqlite.checkpointer import LARGE_LOG
 from gibil_bot.runs.sqlite.store import SqliteStore, open_store
 from tests.doubles.patience import patient
 
@@ -222,7 +222,7 @@ async def test_after_closing_the_file_alone_is_the_whole_database(tmp_path: Path
 
 async def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "gibil.db").write_bytes(b"not a database at all, " * 400)
-    with pytest.raises(StoreError, match=r"gibil\.db: .*not a SQLite database: name another"):
+    with pytest.raises(StoreError, match=r"gibil\.db: .*isn't a SQLite database: set GIBIL_DATABASE_URL"):
         await open_store(url_of(tmp_path))
 
 
@@ -272,7 +272,7 @@ async def test_a_database_of_a_newer_version_is_left_alone(tmp_path: Path) -> No
     db = sqlite3.connect(tmp_path / "gibil.db")
     db.execute("pragma user_version = 999")
     db.close()
-    with pytest.raises(StoreError, match=r"newer gibil .version 999, this one knows \d+.: upgrade gibil"):
+    with pytest.raises(StoreError, match=r"newer gibil .version 999, this one supports \d+.: upgrade gibil"):
         await open_store(url_of(tmp_path))
 
 
@@ -420,7 +420,7 @@ async def test_the_log_stays_bounded_while_writing_never_pauses(tmp_path: Path, 
             longest = max(longest, log.stat().st_size)
 
     await asyncio.gather(*(client(name) for name in "abcdefgh"))  # 200 MB
-    assert LONGEST_LOG / 4 < longest < LONGEST_LOG * 2.5
+    assert LARGE_LOG / 4 < longest < LARGE_LOG * 2.5
 
 
 # Threads

@@ -127,7 +127,7 @@ async def test_a_machine_that_ends_by_its_limits_is_the_tasks_failure(build: Cal
     assert (first.status, first.detail) == (TaskStatus.FAILURE, "the disk of 300 MB is full")
     assert first.tail == "printed\n"
     assert second.status is TaskStatus.SKIPPED
-    assert "no machine any more: the disk of 300 MB is full" in second.detail
+    assert "no longer exists: the disk of 300 MB is full" in second.detail
 
 
 async def test_a_cause_that_is_known_a_moment_later_counts(build: Callable[..., Execution]) -> None:
@@ -173,8 +173,8 @@ async def test_the_cause_is_told_beside_the_exit_status(build: Callable[..., Exe
 async def test_output_that_is_not_whole_is_a_failure(build: Callable[..., Execution]) -> None:
     run = build(Failing(Exit(0, output_cut=True), Exit(3, output_cut=True)))
     assert await run.run() is Conclusion.FAILURE
-    assert "not all of its output is known" in run.results[0].detail
-    assert run.results[1].detail.startswith("exit status 3; not all of its output is known")
+    assert "its output is incomplete" in run.results[0].detail
+    assert run.results[1].detail.startswith("exit status 3; its output is incomplete")
 
 
 async def test_a_task_that_cannot_be_killed_or_read_ends_when_its_time_is_up(build: Callable[..., Execution]) -> None:

@@ -78,7 +78,7 @@ async def test_a_failing_task_makes_a_red_check_that_shows_the_end_of_its_output
         check = await world.closed_check(number)
         assert check.conclusion == "failure"
         assert "the reason" in f"{check.summary}{check.text}"
-        assert "gibil: blocked, as not public: 10.9.8.7:443" in f"{check.text}"
+        assert "gibil: blocked because they are not public: 10.9.8.7:443" in f"{check.text}"
         assert f"{check.summary}".count("GIBIL_EGRESS_ALLOW=10.9.8.7:443") == 1
         assert "never" not in f"{check.text}"
         await world.all_published()

@@ -58,7 +58,7 @@ def test_what_a_machine_was_kept_from_reaching_is_said_at_the_end_on_stderr(line
     ask = "gibil run m 'bash project/ask 10.1.2.3:22'"
     done = line.bash(f"gibil create --name m --repo project --wait tasks && {ask} && gibil run m true")
     assert done.returncode == 0, done.stderr
-    said = [text for text in done.stderr.splitlines() if "GIBIL_EGRESS_ALLOW" in text and "blocked, as" in text]
+    said = [text for text in done.stderr.splitlines() if "GIBIL_EGRESS_ALLOW" in text and "blocked because" in text]
     assert len(said) == 2, done.stderr
     assert said[0].endswith("GIBIL_EGRESS_ALLOW=10.9.8.7:443")
     assert said[1].endswith("GIBIL_EGRESS_ALLOW=10.1.2.3:22")
@@ -230,7 +230,7 @@ def test_a_create_that_is_interrupted_before_the_machine_answers_destroys_it_and
     told = json.loads(out)
     assert (status, told["code"], told["exit_code"]) == (130, "INTERRUPTED", 130)
     assert told["message"] == "interrupted; stopped is destroyed"
-    assert "Ctrl-C again leaves that to the next gibil command" in err
+    assert "press Ctrl-C again to leave that to the next gibil command" in err
     assert [view["name"] for view in line.json("list")] == ["warm"]
     assert [path.name for path in line.paths.machines.iterdir()] == ["warm"]
 
@@ -243,7 +243,7 @@ def test_a_create_that_is_interrupted_while_it_waits_keeps_the_machine_and_says_
     words = ("--name", "kept", "--repo", "project", "--wait", "tasks")
     status, out, err = begin_and_interrupt(line, b"=== waits", number, *words)
     assert (status, out) == (130, "kept\n")
-    assert "interrupted while waiting for the tasks; kept is kept until 20" in err
+    assert "interrupted while waiting for the tasks; kept exists until 20" in err
     assert "gibil logs kept -f), or destroy it (gibil destroy kept)" in err
     assert line.gibil("run", "kept", "true").returncode == 0
     assert "kept" not in line.gibil("list").stderr, "its name was reported: it is not abandoned"

@@ -103,9 +103,9 @@ async def test_commits_of_a_machine_become_a_pull_request_that_the_bot_tests_and
 
         await wes.on_machine("git checkout -q main; git merge -q --no-ff -m Merge agent/parser; git checkout -q --detach")
         refused = await wes.told("pr", "create", "m", "--branch", "main", "--title", "x")
-        assert (refused[0], "where the pull request would go to" in refused[1]["error"]) == (2, True)
+        assert (refused[0], "also the target of the pull request" in refused[1]["error"]) == (2, True)
         refused = await wes.told("pr", "create", "m", "--branch", "two")
-        assert (refused[0], "3 new commits: say with --title" in refused[1]["error"]) == (2, True)
+        assert (refused[0], "3 new commits: describe them with --title" in refused[1]["error"]) == (2, True)
         (wes.line.here / "notes.md").write_text("Why\n")
         drafted = await wes.gibil(
             "pr", "create", "m", "--branch", "two", "--title", "Both", "--body-file", "notes.md", "--draft", "--base", "main"
@@ -201,8 +201,8 @@ async def test_where_a_pull_request_of_a_fork_cannot_go_is_said_in_one_line_with
             assert (done, told["exit_code"], "\n" in told["error"]) == (status, status, False), told
             return str(told["error"])
 
-        assert "say --into OWNER/REPO" in await refused(2, "--into", f"{github.url}/{REPOSITORY}")
-        assert "eve/other has nothing to do with wes/engine" in await refused(2, "--into", "eve/other")
+        assert "write --into OWNER/REPO" in await refused(2, "--into", f"{github.url}/{REPOSITORY}")
+        assert "eve/other is not related to wes/engine" in await refused(2, "--into", "eve/other")
         absent = await refused(5, "--into", "ada/absent")
         assert ("the repository ada/absent doesn't exist" in absent, "--into" in absent) == (True, False)
         assert "no branch absent in ada/engine" in await refused(2, "--base", "absent")
@@ -227,6 +227,6 @@ async def test_where_a_pull_request_of_a_fork_cannot_go_is_said_in_one_line_with
         github.state.repository(REPOSITORY).private = True
         github.set_permission(REPOSITORY, "wes", "none")
         hidden = await refused(5)
-        assert ("a fork of a repository that GitHub does not show" in hidden, way_out in hidden) == (True, True)
+        assert ("a fork of a repository that GitHub doesn't show" in hidden, way_out in hidden) == (True, True)
         assert not wes.pulls()
         assert (await wes.told("pr", "create", "m", "--into", FORK))[1]["into"] == FORK

@@ -74,7 +74,7 @@ def test_a_push_is_never_by_force(line: CommandLine) -> None:
     on_machine(line, "git checkout -q -B busy; echo ours >>file; git commit -qam ours")
     refused = line.gibil("push", "m", "--branch", "busy", "--json")
     assert (refused.returncode, json.loads(refused.stdout)["code"]) == (1, "NOT_PUSHED")
-    assert "has commits that the machine has not" in json.loads(refused.stdout)["error"]
+    assert "has commits that the machine doesn't have" in json.loads(refused.stdout)["error"]
     assert line.git(origin, "rev-parse", "refs/heads/busy") == theirs
 
 

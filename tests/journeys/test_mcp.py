@@ -116,7 +116,7 @@ def test_a_failing_command_is_a_result_and_what_we_cannot_do_an_error(agent: Age
     blocked = agent.call(
         "vm_bash", command="python3 -c 'import urllib.request as u; u.urlopen(\"https://10.9.8.7/\")' 2>/dev/null"
     )
-    assert blocked["stderr"].startswith("gibil: blocked, as not public: 10.9.8.7:443; the operator can allow")
+    assert blocked["stderr"].startswith("gibil: blocked because they are not public: 10.9.8.7:443; the operator can allow")
     late = agent.call("vm_bash", command="echo before; sleep 611 & sleep 612", timeout_ms=300)
     assert (late["stdout"], late["timed_out"], late["exit_code"]) == ("before\n", True, 124)
     assert processes_with("sleep\x00611") == processes_with("sleep\x00612") == []
@@ -464,7 +464,7 @@ def test_the_configuration_is_printed_and_wrong_use_is_said(line: CommandLine) -
     closed = line.bash("gibil mcp <&-; echo $?; gibil mcp </dev/null 2>&-; echo $?")
     assert (closed.stdout, closed.stderr) == (
         "2\n0\n",
-        "gibil: stdin or stdout is closed: gibil mcp has to be started by an MCP client\n",
+        "gibil: stdin or stdout is closed: gibil mcp must be started by an MCP client\n",
     )
 
 

@@ -55,7 +55,7 @@ async def test_a_service_that_these_machines_cannot_have_is_said_on_the_pull_req
     async with journey(tmp_path, files, workflows={"push.yml": workflow}) as world:
         number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
         said = await world.answer(number, having="local machines run no containers")
-        assert "Push cannot run here: .gibil.yml" in said.body
+        assert "Push can't run here: .gibil.yml" in said.body
         assert ":1:12: the service 'search'" in said.body
         assert world.github.check_runs(REPOSITORY) == []
         await world.assert_nothing_left()

@@ -129,8 +129,8 @@ tasks:
     assert shown.count("GIBIL_EGRESS_ALLOW=10.9.8.7:443\n") == 1
     assert shown.count("127.0.0.2:80") == 1, "what another task did is not said again"
     first = shown[shown.index("▶ first") : shown.index("▶ second")]
-    assert "unfinished\ngibil: blocked, as not public: 10.9.8.7:443; the operator can allow" in first
-    assert "gibil: asked of the proxy, though it is the machine itself: 127.0.0.2:80;" in first
+    assert "unfinished\ngibil: blocked because they are not public: 10.9.8.7:443; the operator can allow" in first
+    assert "gibil: requested from the proxy, but it is the machine itself: 127.0.0.2:80;" in first
 
 
 @pytest.mark.parametrize("arguments", [("-w", "absent"), ("--input", "novalue"), ("--input", "x=y")])

@@ -28,15 +28,15 @@ WITHIN_S = 10.0
 
 
 @dataclass
-class CountedSupply:
+class CountedTransfer:
     """Counts what would mint a token."""
 
-    begun: list[str] = field(default_factory=list)
+    started: list[str] = field(default_factory=list)
 
     def begin(self, run: Run) -> None:
-        self.begun.append(run.id)
+        self.started.append(run.id)
 
-    async def bring(self, shell: Shell, run: Run) -> tuple[str, ...]:
+    async def copy_to(self, shell: Shell, run: Run) -> tuple[str, ...]:
         raise AssertionError("no run of these tests gets as far as that")
 
     async def end(self, run: Run) -> None:
@@ -47,7 +47,7 @@ class CountedSupply:
 class Bench:
     store: SqliteStore
     provider: MemoryProvider
-    supply: CountedSupply
+    transfer: CountedTransfer
     tools: Tools
 
     async def claim(self, *runs: NewRun) -> Claim:
@@ -66,15 +66,17 @@ class Bench:
 @contextlib.asynccontextmanager
 async def bench(folder: Path) -> AsyncIterator[Bench]:
     store = await open_store(f"sqlite:///{folder}/gibil.db")
-    provider, supply = MemoryProvider(), CountedSupply()
+    provider, transfer = MemoryProvider(), CountedTransfer()
 
     async def no_shell(endpoint: Endpoint, client_key: str) -> Shell:
         raise MachineLost("no machine of these tests can be entered")
 
     forge = MachineFactory(provider=provider, keyring=Keyring(folder), connect_shell=no_shell)
-    tools = Tools(runs=store.runs, factory=forge, supply=supply, logs=folder / "logs", owner="tests", secrets=ScopedSecrets())
+    tools = Tools(
+        runs=store.runs, factory=forge, transfer=transfer, logs=folder / "logs", owner="tests", secrets=ScopedSecrets()
+    )
     try:
-        yield Bench(store, provider, supply, tools)
+        yield Bench(store, provider, transfer, tools)
     finally:
         await forge.close()
         await store.close()
@@ -90,7 +92,7 @@ async def test_a_superseded_run_that_never_started_creates_no_machine_and_mints_
         claim = await scene.claim(without_secrets("older", group="g"), without_secrets("newer", group="g"))
         assert (claim.run.id, claim.run.cancel_reason) == ("older", "superseded by 0123456")
         assert await Runner(scene.tools, claim).run() is Conclusion.CANCELLED
-        assert (scene.provider.specs, scene.supply.begun) == ({}, [])
+        assert (scene.provider.specs, scene.transfer.started) == ({}, [])
         shown = await scene.check_run("older")
         assert (shown.status, shown.conclusion) == ("completed", Conclusion.CANCELLED)
 
@@ -118,7 +120,7 @@ async def test_a_run_that_is_cancelled_just_before_its_machine_is_created_create
         runs = Interrupted(scene.store)
         runs.runner = Runner(dataclasses.replace(scene.tools, runs=cast(RunRecorder, runs)), claim)
         assert await runs.runner.run() is Conclusion.CANCELLED
-        assert (scene.provider.specs, scene.supply.begun) == ({}, [])
+        assert (scene.provider.specs, scene.transfer.started) == ({}, [])
         run = await scene.store.runs.get("r1")
         assert run is not None
         assert run.machine is None

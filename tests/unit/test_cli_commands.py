@@ -87,7 +87,7 @@ def test_check_takes_links_as_the_bot_does(tmp_path: Path) -> None:
     (tmp_path / "other" / ".gibil" / "workflows").symlink_to(project / "ci")
     found = _unusable(tmp_path / "other" / ".gibil" / "workflows" / "ok.yml")
     assert found is not None
-    assert "put the folder itself there" in found.problem
+    assert "replace it with the folder itself" in found.problem
 
 
 def test_check_says_what_is_wrong_with_links(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_check_says_what_is_wrong_with_links(tmp_path: Path) -> None:
     )
     told = json.loads(done.stdout)
     assert (done.returncode, told["files"], len(told["problems"])) == (2, 3, 3), done.stderr
-    assert all("put the file itself there" in problem["message"] for problem in told["problems"])
+    assert all("replace it with the file itself" in problem["message"] for problem in told["problems"])
 
 
 def test_an_interruption_after_the_json_value_adds_no_second_one(

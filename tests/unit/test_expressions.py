@@ -116,7 +116,7 @@ def test_without_a_status_function_success_is_implied(text: str, success: bool, 
         ("   ", 1, "an empty expression"),
         ("${{ }}", 4, "an empty expression"),
         ("${{ true", 1, "a ${{ without its }}"),
-        ("${{ true }} && x", 12, "put ${{ }} around the whole condition, or leave it away"),
+        ("${{ true }} && x", 12, "put ${{ }} around the whole condition, or leave it out"),
         ("a", 1, "'a' is unknown; write strings in 'single quotes' and inputs as inputs.NAME"),
         ("true && main", 9, "'main' is unknown"),
         ("success", 1, "success is a function: write success()"),
@@ -128,8 +128,8 @@ def test_without_a_status_function_success_is_implied(text: str, success: bool, 
         ("secrets.KEY", 1, "'secrets' is unknown"),
         ("inputs.", 8, "expected a name after inputs."),
         ("inputs['x']", 7, "an index is not supported; write inputs.NAME"),
-        ('"x"', 1, "strings stand in 'single quotes'"),
-        ("'x", 1, "this string never ends"),
+        ('"x"', 1, "write strings in 'single quotes'"),
+        ("'x", 1, "this string has no closing quote"),
         ("1 = 1", 3, "comparison is written =="),
         ("true & true", 6, "and is written &&"),
         ("true | true", 6, "or is written ||"),
@@ -138,10 +138,10 @@ def test_without_a_status_function_success_is_implied(text: str, success: bool, 
         ("true)", 5, "unexpected ')'"),
         ("true &&", 8, "the expression is incomplete"),
         ("== 1", 1, "'==' is unexpected here"),
-        ("contains('x')", 1, "contains() takes 2 arguments, and got 1"),
-        ("always(1)", 1, "always() takes no arguments, and got 1"),
+        ("contains('x')", 1, "contains() takes 2 arguments, got 1"),
+        ("always(1)", 1, "always() takes no arguments, got 1"),
         ("1.2.3", 1, "unexpected character '1'"),
-        ("$HOME", 1, "put ${{ }} around the whole condition, or leave it away"),
+        ("$HOME", 1, "put ${{ }} around the whole condition, or leave it out"),
         ("true ? 1", 6, "unexpected character '?'"),
         ("__import__('os')", 1, "there is no function '__import__'"),
     ],
@@ -202,7 +202,7 @@ def test_pieces_of_a_text_are_filled_in() -> None:
     text = "deploy-${{ github.base_ref }}/${{ inputs.target || 'none' }}-${{ 1 == 1 }}${{ null }}${{ 2.50 }}"
     assert interpolate(text, inputs=INPUTS, github=GITHUB) == "deploy-base_ref/Staging-true2.5"
     assert interpolate("plain", inputs={}, github={}) == "plain"
-    with pytest.raises(InvalidExpression, match="belong into if:"):
+    with pytest.raises(InvalidExpression, match="allowed only in if:"):
         interpolate("x-${{ success() }}", inputs={}, github={})
 
 

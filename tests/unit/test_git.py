@@ -116,7 +116,7 @@ async def test_git_has_no_terminal_to_ask_at(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("GIT_SSH_VARIANT", "ssh")
     with pytest.raises(GitError) as caught:
         await git.text("ls-remote", "host:x.git")
-    assert "has a terminal" not in caught.value.said
+    assert "has a terminal" not in caught.value.stderr
 
 
 @pytest.mark.parametrize("how", ["core.sshCommand", "GIT_SSH_COMMAND", "GIT_SSH"])
@@ -165,7 +165,7 @@ async def test_output_is_bounded_and_git_is_ended(tmp_path: Path) -> None:
 async def test_a_time_limit_ends_git_and_what_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_SSH_COMMAND", f"sh -c 'echo $$ >{tmp_path}/pid; exec sleep 100' --")
     monkeypatch.setenv("GIT_SSH_VARIANT", "simple")
-    with pytest.raises(GitError, match="did not end within 1 s"):
+    with pytest.raises(GitError, match="didn't end within 1 s"):
         await git.text("ls-remote", "host:x.git", within_s=1)
     pid = int((tmp_path / "pid").read_text())
     async with asyncio.timeout(patient(30)):
@@ -199,7 +199,7 @@ async def test_a_trace_that_a_person_asked_for_is_not_taken_for_an_answer(
     monkeypatch.setenv("GIT_TRACE2", "1")
     with pytest.raises(GitError) as caught:
         await git.text("rev-parse", "--verify", "nothing", git_dir=ours / ".git")
-    assert "trace" not in caught.value.said
+    assert "trace" not in caught.value.stderr
     monkeypatch.setenv("GIT_TRACE", str(tmp_path / "trace"))
     await git.text("rev-parse", "HEAD", git_dir=ours / ".git")
     assert "rev-parse" in (tmp_path / "trace").read_text()

@@ -40,21 +40,21 @@ AWAY = """fatal: unable to access 'https://github.com/ada/engine.git/': Could no
 @pytest.mark.parametrize(
     ("said", "parts"),
     [
-        (BEHIND, ("nothing is pushed by force", "--branch")),
+        (BEHIND, ("never pushes by force", "--branch")),
         (PROTECTED, ("protected branch hook declined", "GH006", "through a pull request")),
         (NOBODY, ("no credentials", "GH_TOKEN")),
-        (WRONG, ("not accepted", "Invalid username or token")),
+        (WRONG, ("doesn't accept", "Invalid username or token")),
         (FORBIDDEN, ("permission denied", "denied to eve")),
         (HIDDEN, ("not found",)),
         (BY_SSH, ("Host key verification failed",)),
-        (NO_KEY, ("not accepted", "Permission denied (publickey)")),
+        (NO_KEY, ("doesn't accept", "Permission denied (publickey)")),
         (AWAY, ("Could not resolve host",)),
         ("", ("git push failed",)),
         ("hint: only hints", ("no reason given",)),
     ],
 )
 def test_one_line_says_why_and_what_to_do(said: str, parts: tuple[str, ...]) -> None:
-    told = reason(GitError("git push failed in /tmp/somewhere: x", said=said))
+    told = reason(GitError("git push failed in /tmp/somewhere: x", stderr=said))
     assert "\n" not in told
     assert "hint:" not in told
     assert [part for part in parts if part not in told] == []

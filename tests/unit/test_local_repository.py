@@ -122,8 +122,8 @@ async def test_links_to_files_of_the_commit_are_followed_and_others_are_a_proble
     assert [workflow.command for workflow in known.workflows] == ["ok"]
     problems = {problem.path.partition("@")[0].rpartition("/")[2]: problem.problem for problem in known.problems}
     assert set(problems) == {"out.yml", "absolute.yml", "dangling.yml", "loop.yml", "folder.yml", "module.yml"}
-    assert "submodule; put the file itself there" in problems.pop("module.yml")
-    assert all("symbolic link" in problem and "put the file itself there" in problem for problem in problems.values())
+    assert "submodule; replace it with the file itself" in problems.pop("module.yml")
+    assert all("symbolic link" in problem and "replace it with the file itself" in problem for problem in problems.values())
 
 
 async def test_a_link_in_place_of_the_folder_is_a_problem(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ async def test_a_link_in_place_of_the_folder_is_a_problem(tmp_path: Path) -> Non
     async with local_checkout.read(work, dirty=False) as here:
         known = catalogue({}, here.files, base_ref="main")
     assert len(known.problems) == 2
-    with pytest.raises(InvalidWorkflow, match="symbolic link that does not lead to a file of this repository"):
+    with pytest.raises(InvalidWorkflow, match="symbolic link that doesn't lead to a file of this repository"):
         await origin(work)
 
 
@@ -225,7 +225,7 @@ async def test_a_partial_clone_without_its_remote_says_what_is_missing(partial: 
     work, _ = partial
     git(work, "remote", "set-url", "origin", "http://ada:hunter2@127.0.0.1:9/none.git")
     with pytest.raises(
-        SourceError, match=r"only at its remote http://127\.0\.0\.1:9/none\.git, which cannot be reached"
+        SourceError, match=r"only at its remote http://127\.0\.0\.1:9/none\.git, which can't be reached"
     ) as told:
         async with local_checkout.read(work, dirty=False) as here:
             await LocalBundle(here.repository, here.sha, here.promisor).send(NoShell())  # type: ignore[arg-type]
@@ -251,7 +251,7 @@ async def test_a_workflow_file_that_a_partial_clone_lacks_is_said_to_be_missing(
     git(tmp_path, "clone", "-q", "--filter=blob:none", "--no-checkout", f"{server.url}/lib.git", "bare")
     git(tmp_path / "bare", "remote", "set-url", "origin", "http://127.0.0.1:9/none.git")
     for ask in (origin(tmp_path / "bare"), local_checkout.read(tmp_path / "bare", dirty=False).__aenter__()):
-        with pytest.raises(UsageError, match=r"only at its remote http://127\.0\.0\.1:9/none\.git, which cannot be reached"):
+        with pytest.raises(UsageError, match=r"only at its remote http://127\.0\.0\.1:9/none\.git, which can't be reached"):
             await ask
 
 

@@ -29,7 +29,7 @@ async def test_a_log_keeps_its_limit_says_so_once_and_shows_the_end(tmp_path: Pa
     await log.close()
     kept = (tmp_path / "0.log").read_bytes()
     assert kept.startswith(b"first\n" * 100 + b"second\n" * 57)
-    assert kept.count(b"the rest is not kept") == 1
+    assert kept.count(b"the rest is not stored") == 1
     assert len(kept) < 1200
     assert log.tail().endswith("third\n")
 
@@ -85,14 +85,14 @@ async def test_what_is_skipped_is_counted_and_the_end_is_redacted(tmp_path: Path
     assert log.skipped == 1_000_000 - 11
     shown = log.tail()
     assert "nter2" not in shown
-    assert shown.endswith("bytes are left out here]\nthe ***\nlast line\n")
+    assert shown.endswith("bytes omitted]\nthe ***\nlast line\n")
     assert heard[-1] == b"the ***\nlast line\n"
 
 
 async def test_nothing_is_shown_twice_where_the_end_was_fed_already(tmp_path: Path) -> None:
     log = await _fed(tmp_path / "0.log", b"one\ntwo\nthree\n", limit=4)
     await log.skip(b"one\ntwo\nthree\nfour\n", 19)
-    assert log.tail().replace("\n", " ").endswith("three  [gibil: 0 bytes are left out here] four ")
+    assert log.tail().replace("\n", " ").endswith("three  [gibil: 0 bytes omitted] four ")
 
 
 def test_output_whose_beginning_is_not_known_begins_after_a_line_and_after_a_key() -> None:

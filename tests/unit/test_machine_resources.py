@@ -40,10 +40,10 @@ def test_only_what_is_said_overrides() -> None:
 
 
 def test_plans_and_specs_have_every_value_at_the_top_of_their_json() -> None:
-    values = SAID.said()
+    values = SAID.specified()
     assert set(values) == set(MachineResources.__struct_fields__)
     plan = MachinePlan(**values)
-    spec = MachineSpec(**plan.said(), name="m", owner="o", authorized_key="k", host_key="h")
+    spec = MachineSpec(**plan.specified(), name="m", owner="o", authorized_key="k", host_key="h")
     assert msgspec.to_builtins(plan) == values
     assert {name: msgspec.to_builtins(spec)[name] for name in values} == values
 

@@ -82,12 +82,12 @@ def test_a_broken_file_hides_no_other_and_is_not_passed_over_in_silence() -> Non
     ]
     assert [entry.word for entry in commands(found)] == ["docs", "lint"]
     assert for_command(found, Command(word="docs"), facts())
-    assert refusal(found, "test").startswith("`/gibil test` cannot be used: .gibil/workflows/test.yml@main:2:1: ")
+    assert refusal(found, "test").startswith("`/gibil test` can't be used: .gibil/workflows/test.yml@main:2:1: ")
 
 
 def test_a_file_that_is_no_yaml_stands_for_the_command_of_its_name() -> None:
     found = known({"test.yml": TEST}, {".gibil/workflows/test.yml": b"\tno"})
-    assert "cannot be used" in refusal(found, "test")
+    assert "can't be used" in refusal(found, "test")
 
 
 def test_a_broken_workflow_stands_for_the_command_that_it_names() -> None:
@@ -141,7 +141,7 @@ def test_arguments_and_defaults_become_the_inputs() -> None:
         ({"note": "x", "workers": "many"}, "`workers` must be a number, got 'many'"),
         ({"note": "x", "label": "A;b"}, "`label` must match [a-z]+, got 'A;b'"),
         ({"note": "x" * 1001}, "`note` is longer than 1000 characters"),
-        ({"note": "x\0"}, "`note` holds a NUL character"),
+        ({"note": "x\0"}, "`note` contains a NUL character"),
     ],
 )
 def test_what_an_argument_may_not_be_is_said_to_the_person(arguments: dict[str, str], sentence: str) -> None:
@@ -154,7 +154,7 @@ def test_an_unknown_word_gets_the_nearest_and_the_list() -> None:
         refusal(found, "tset")
         == "`/gibil tset` is unknown (did you mean 'test'?). There are `test`, `retest`, `cancel`, and `help`."
     )
-    assert refusal(known({}), "deploy").endswith("This repository has no commands yet; `/gibil help` says more.")
+    assert refusal(known({}), "deploy").endswith("This repository has no commands yet; see `/gibil help`.")
 
 
 def test_an_unreadable_command_line_is_answered_with_its_problem() -> None:
@@ -208,7 +208,7 @@ tasks:
     assert two.condition == "(success() && (github.actor != 'eve')) && (always())"
     assert (two.env, two.timeout_s, two.continue_on_error) == ({"D": "task"}, 120.0, True)
     assert "packages=make" in plan.tasks[1].run
-    assert plan.notes == ("The tasks are those of .gibil.yml@main.",)
+    assert plan.notes == ("The tasks come from .gibil.yml@main.",)
 
 
 def test_without_a_repositorys_file_the_task_runs_its_own_script() -> None:
@@ -227,9 +227,7 @@ def test_a_broken_repositorys_file_stops_those_who_use_it_and_nobody_else() -> N
     other = b"on: {command: other, pull_request: opened}\ntasks: [{run: x}]"
     uses = TEST.replace(b"{command: test}", b"{command: test, pull_request: opened}")
     found = known({"test.yml": uses, "other.yml": other}, {".gibil.yml": b"services: []"})
-    assert "test uses a file that cannot be read: .gibil.yml@main:1:11: expected a mapping, got a list" in refusal(
-        found, "test"
-    )
+    assert "test uses a file that can't be read: .gibil.yml@main:1:11: expected a mapping, got a list" in refusal(found, "test")
     assert [plan.workflow for plan in for_pull_request(found, "opened", facts())[0]] == ["other"]
 
 
@@ -244,10 +242,14 @@ def test_what_these_machines_cannot_do_is_said_although_nobody_asked_by_name() -
         {"x.yml": b"on: {command: x, pull_request: opened}\ntasks: [{uses: .gibil.yml}]"},
         {".gibil.yml": b"services: {search: {image: 'elasticsearch:8', ports: [9200]}}\ntasks: [{run: x}]"},
     )
-    plans, (reason,) = for_pull_request(found, "opened", replace(facts(), grounds=ServiceCapabilities(containers=False)))
+    plans, (reason,) = for_pull_request(
+        found, "opened", replace(facts(), service_capabilities=ServiceCapabilities(containers=False))
+    )
     assert plans == ()
-    assert reason.startswith("x cannot run here: .gibil.yml@main:1:12: the service 'search': local machines run no containers")
-    plans, reasons = for_pull_request(found, "opened", replace(facts(), grounds=ServiceCapabilities(containers=True)))
+    assert reason.startswith("x can't run here: .gibil.yml@main:1:12: the service 'search': local machines run no containers")
+    plans, reasons = for_pull_request(
+        found, "opened", replace(facts(), service_capabilities=ServiceCapabilities(containers=True))
+    )
     assert ([plan.workflow for plan in plans], reasons) == (["x"], ())
 
 

@@ -63,7 +63,7 @@ async def _cloned(run: Run, *statuses: int) -> tuple[_Tokens, _Machine, str]:
     problem = ""
     transfer.begin(run)
     try:
-        await transfer.bring(cast(Shell, cast(Any, machine)), run)
+        await transfer.copy_to(cast(Shell, cast(Any, machine)), run)
     except SourceError as error:
         problem = error.message
     await transfer.end(run)

@@ -95,14 +95,14 @@ def test_an_app_that_is_as_it_should_be_has_no_differences() -> None:
     [
         ({"permissions": {**MANIFEST.permissions, "checks": "read"}}, "lacks checks: write (has read)", True),
         ({"permissions": {}}, "issues: write (has none)", True),
-        ({"permissions": {**MANIFEST.permissions, "contents": "write"}}, "more than needed: contents: write", False),
-        ({"permissions": {**MANIFEST.permissions, "secrets": "read"}}, "more than needed: secrets: read", False),
+        ({"permissions": {**MANIFEST.permissions, "contents": "write"}}, "unneeded permissions: contents: write", False),
+        ({"permissions": {**MANIFEST.permissions, "secrets": "read"}}, "unneeded permissions: secrets: read", False),
         ({"events": MANIFEST.events[1:]}, f"not subscribed to {MANIFEST.events[0]}", True),
         ({"webhook_url": None}, "has no URL", True),
-        ({"webhook_url": "https://other.dev/webhook"}, "delivers to https://other.dev/webhook, and not to", True),
+        ({"webhook_url": "https://other.dev/webhook"}, "delivers to https://other.dev/webhook, not to", True),
         ({"content_type": "form"}, "content type is 'form'", True),
         ({"has_secret": False}, "has no secret", True),
-        ({"checks_certificate": False}, "does not check the certificate", False),
+        ({"checks_certificate": False}, "doesn't verify the certificate", False),
     ],
 )
 def test_each_difference_is_said_with_its_fix(changes: dict[str, Any], says: str, matters: bool) -> None:
@@ -123,9 +123,9 @@ def test_a_wrong_path_is_noticed_when_the_public_address_is_not_known() -> None:
         (401, "Unauthorized", "without a comma"),
         (404, "Not Found", "proxy's path"),
         (413, "Payload Too Large", "client_max_body_size 25m"),
-        (502, "Bad Gateway", "is `gibil serve` running"),
-        (503, "Service Unavailable", "look at its log"),
-        (0, "failed to connect to host", "does not reach https://bot.acme.dev/webhook"),
+        (502, "Bad Gateway", "`gibil serve` is running"),
+        (503, "Service Unavailable", "see its log"),
+        (0, "failed to connect to host", "can't reach https://bot.acme.dev/webhook"),
     ],
 )
 def test_failing_deliveries_are_explained_by_their_status(status_code: int, status: str, advice: str) -> None:

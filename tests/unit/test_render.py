@@ -316,7 +316,7 @@ def test_a_reaction_names_the_comment() -> None:
 
 
 def test_help_lists_the_workflows_and_our_own_commands() -> None:
-    entries = [replies.HelpEntry(word="test", title="Run the tests", inputs=("browser=firefox",), origin="workflows/test.yml")]
+    entries = [replies.HelpEntry(word="test", title="Run the tests", inputs=("browser=firefox",), source="workflows/test.yml")]
     text = replies.help_text(entries, ["docs.yml:3:1: unknown key"])
     assert "- `/gibil test browser=firefox`: Run the tests (`workflows/test.yml`)" in text
     for command in ("retest", "cancel", "help"):
@@ -362,7 +362,7 @@ def test_every_refusal_is_one_line_and_harmless() -> None:
         replies.pull_request_closed(3),
         replies.nothing_to_retest(NASTY),
         replies.nothing_to_retest(None),
-        replies.failed_ourselves(NASTY),
+        replies.internal_error(NASTY),
     ]
     for sentence in sentences:
         assert "\n" not in sentence
@@ -510,7 +510,7 @@ def test_the_largest_input_stays_within_limits(unit: str, count: int) -> None:
 def test_a_reply_that_is_too_long_is_cut_and_stays_harmless() -> None:
     body = comment_of(replies.reply(EVENT, "g", "``` @eve <b>\n" * 20_000)).body
     assert size(body) <= 65_535
-    assert "bytes left out" in body
+    assert "bytes omitted" in body
     assert_harmless(body.replace("<!-- gibil-reply:g -->\n", "", 1))
 
 
@@ -527,7 +527,7 @@ def test_a_cut_never_exceeds_its_limit_nor_splits_a_character(text: str, limit: 
 def test_a_cut_says_how_much_is_missing_and_keeps_more_of_the_end() -> None:
     text = "".join(f"{number:05}\n" for number in range(20_000))
     done = cut(text, 1000)
-    said = re.search(r"… ([\d,]+) bytes left out …", done)
+    said = re.search(r"… ([\d,]+) bytes omitted …", done)
     assert said is not None
     kept = size(done) - size(said[0]) - 2
     assert int(said[1].replace(",", "")) + kept == size(text)
@@ -606,7 +606,7 @@ def test_defusing_changes_nothing_that_is_seen(text: str) -> None:
 def test_blocks_are_joined_whole_or_counted(blocks: list[str], limit: int) -> None:
     done = joined(blocks, limit)
     assert size(done) <= limit
-    assert done == "\n\n".join(blocks) or "left out" in done
+    assert done == "\n\n".join(blocks) or "omitted" in done
 
 
 def test_numbers_as_people_say_them() -> None:

@@ -58,13 +58,13 @@ def test_what_the_distribution_has_is_accepted(services: str) -> None:
 
 def test_what_local_machines_cannot_have_is_refused_with_the_way_out() -> None:
     assert refusal(f'image: "postgres:16", {POSTGRES}') == (
-        "this distribution has postgres 15, and not 16; write image: postgres:15, or use the cloud"
+        "this distribution has postgres 15, not 16; write image: postgres:15, or use the cloud"
     )
     assert "local machines run no containers" in refusal('image: "ghcr.io/ada/postgres:15", ports: [5432]')
     assert "run gibil as root" in refusal(
         f"image: postgres, {POSTGRES}", ServiceCapabilities(containers=False, many_users=False)
     )
-    assert refusal("image: redis, env: {REDIS_PASSWORD: x}").startswith("REDIS_PASSWORD means nothing without containers")
+    assert refusal("image: redis, env: {REDIS_PASSWORD: x}").startswith("REDIS_PASSWORD has no effect without containers")
     assert "write ports: [5432]" in refusal(f"image: postgres, {POSTGRES}, ports: [5433]")
     assert refusal('image: "mysql:8", env: {MYSQL_ROOT_PASSWORD: x}') == (
         "this distribution has MariaDB instead; write image: mariadb:10.11"
@@ -77,11 +77,11 @@ def test_machines_with_containers_have_every_image() -> None:
 
 
 def test_what_no_machine_could_start_is_refused_when_the_file_is_read() -> None:
-    assert "does not start without a password" in unreadable("image: postgres")
-    assert "ports are needed" in unreadable("image: elasticsearch")
-    assert "ports end at 65535" in unreadable("image: redis, ports: [65536]")
+    assert "doesn't start without a password" in unreadable("image: postgres")
+    assert "ports are required" in unreadable("image: elasticsearch")
+    assert "the highest port is 65535" in unreadable("image: redis, ports: [65536]")
     assert "needs the key 'image'" in unreadable("ports: [1]")
-    assert unreadable("image: redis}\n  other: {image: redis") == "'db' has the port 6379 already; write PORT:6379"
+    assert unreadable("image: redis}\n  other: {image: redis") == "'db' already has the port 6379; write PORT:6379"
 
 
 def test_a_source_of_other_versions_leaves_the_question_to_the_machine() -> None:

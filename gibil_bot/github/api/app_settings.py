@@ -1,4 +1,4 @@
-"""Reads how the App is registered at GitHub, and which deliveries failed lately."""
+"""Reads the App's registration at GitHub, and which deliveries failed recently."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class _Delivery(msgspec.Struct):
 
 
 async def read_app(session: Session) -> RegisteredApp:
-    """Three requests. Raises GitHubError.
+    """Read the registration with three requests. Raises GitHubError.
 
     https://docs.github.com/en/rest/apps/apps#get-the-authenticated-app,
-    https://docs.github.com/en/rest/apps/webhooks
+     https://docs.github.com/en/rest/apps/webhooks
     """
     app = (await session.ask(Request(method="GET", route="/app"))).read(_App)
     answer = await session.ask(Request(method="GET", route="/app/hook/config", answers=_NONE))

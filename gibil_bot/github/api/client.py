@@ -1,4 +1,4 @@
-"""GitHub API client of one App: `ports.GitHub` and `ports.Reporter`.
+"""GitHub API client of one App: `ports.GitHub` and `ports.Publisher`.
 
 Cheap to import: githubkit is imported with the first request.
 """
@@ -72,7 +72,7 @@ class GitHubClient:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._teller = Publisher(self._session, self._own_slug)
+        self._publisher = Publisher(self._session, self._own_slug)
         self._workflow_files = WorkflowFiles(self._session)
         self._slug: str | None = None
 
@@ -81,8 +81,8 @@ class GitHubClient:
         return self._session.requests
 
     async def publish(self, due: DueNotification) -> int | None:
-        """See ports.Reporter."""
-        return await self._teller.publish(due)
+        """See ports.Publisher."""
+        return await self._publisher.publish(due)
 
     async def permission(self, installation_id: int, repository: str, login: str) -> str:
         """https://docs.github.com/en/rest/collaborators/collaborators#get-repository-permissions-for-a-user"""
@@ -92,7 +92,7 @@ class GitHubClient:
             Request(
                 method="GET",
                 route="/repos/{repository}/collaborators/{login}/permission",
-                place={"repository": repository, "login": login},
+                path_parameters={"repository": repository, "login": login},
                 installation_id=installation_id,
                 answers=frozenset({404}),
             )
@@ -100,7 +100,7 @@ class GitHubClient:
         if answer.status == 404:
             return "none"
         found = answer.read(_Permission).permission
-        # Whatever is not known is no permission.
+        # An unknown permission counts as none.
         return found if found in ("admin", "write", "read") else "none"
 
     async def pull_request(self, installation_id: int, repository: str, number: int) -> PullRequest:
@@ -109,22 +109,23 @@ class GitHubClient:
             Request(
                 method="GET",
                 route="/repos/{repository}/pulls/{number}",
-                place={"repository": repository, "number": number},
+                path_parameters={"repository": repository, "number": number},
                 installation_id=installation_id,
             )
         )
         return answer.read(PullRequestPayload).value()
 
     async def pull_requests_of(self, installation_id: int, repository: str, sha: str) -> list[PullRequest]:
-        """GitHub's own list first; it does not know commits of forks, so then the newest open pull requests, by their heads.
+        """Return the pull requests that GitHub lists for the commit, else the newest open ones with that head.
 
+        GitHub doesn't list commits of forks.
         https://docs.github.com/en/rest/commits/commits#list-pull-requests-associated-with-a-commit
         """
         answer = await self._session.ask(
             Request(
                 method="GET",
                 route="/repos/{repository}/commits/{sha}/pulls",
-                place={"repository": repository, "sha": sha},
+                path_parameters={"repository": repository, "sha": sha},
                 installation_id=installation_id,
                 query={"per_page": 100},
                 answers=frozenset({404, 409, 422}),
@@ -138,7 +139,7 @@ class GitHubClient:
                 Request(
                     method="GET",
                     route="/repos/{repository}/pulls",
-                    place={"repository": repository},
+                    path_parameters={"repository": repository},
                     installation_id=installation_id,
                     query={"state": "open", "sort": "updated", "direction": "desc", "per_page": 100, "page": page},
                 )
@@ -149,7 +150,7 @@ class GitHubClient:
         return found
 
     async def branch_push(self, installation_id: int, repository: Repository, branch: str, sha: str) -> BranchPush | None:
-        """The newest activity of the branch, if it put `sha` there: only then is it known when and by whom.
+        """Return the newest activity of the branch if it put `sha` there; only then are its time and pusher known.
 
         https://docs.github.com/en/rest/repos/repos#list-repository-activities (contents: read)
         """
@@ -157,10 +158,10 @@ class GitHubClient:
             Request(
                 method="GET",
                 route="/repos/{repository}/activity",
-                place={"repository": repository.full_name},
+                path_parameters={"repository": repository.full_name},
                 installation_id=installation_id,
                 query={"ref": f"refs/heads/{branch}", "per_page": 1},
-                # Older GitHub Enterprise Servers have no such endpoint, and a refusal leaves the pusher unknown.
+                # Older GitHub Enterprise Servers have no such endpoint, and without access the pusher stays unknown.
                 answers=frozenset({403, 404, 422}),
             )
         )
@@ -178,7 +179,7 @@ class GitHubClient:
             Request(
                 method="GET",
                 route="/repos/{repository}/issues/comments/{number}",
-                place={"repository": repository, "number": comment_id},
+                path_parameters={"repository": repository, "number": comment_id},
                 installation_id=installation_id,
                 answers=frozenset({404, 410}),
             )
@@ -194,7 +195,7 @@ class GitHubClient:
             Request(
                 method="GET",
                 route="/repos/{repository}/commits/{sha}/check-runs",
-                place={"repository": repository, "sha": sha},
+                path_parameters={"repository": repository, "sha": sha},
                 installation_id=installation_id,
                 query=query,
                 answers=frozenset({404, 422}),
@@ -208,16 +209,16 @@ class GitHubClient:
 
     async def clone_token(self, installation_id: int, repository: Repository) -> str:
         """https://docs.github.com/en/apps/creating-github-apps/authenticating-with-a-github-app/generating-an-installation-access-token-for-a-github-app"""
-        wish = {"repository_ids": [repository.id], "permissions": {"contents": "read"}}
-        found = (await self._session.ask(mint_request(installation_id, wish))).read(_ScopedToken)
-        beyond = {
+        scope = {"repository_ids": [repository.id], "permissions": {"contents": "read"}}
+        found = (await self._session.ask(mint_request(installation_id, scope))).read(_ScopedToken)
+        excess = {
             name: level for name, level in found.permissions.items() if name not in ("contents", "metadata") or level != "read"
         }
-        if beyond:
-            # The token reaches a machine that runs other people's code, so more than read access is never acceptable.
+        if excess:
+            # The token is used on a machine that runs untrusted code, so more than read access is never acceptable.
             await self.revoke_token(found.token)
             raise GitHubError(
-                f"GitHub issued a clone token with more than read access ({', '.join(sorted(beyond))}); it was not used"
+                f"GitHub issued a clone token with more than read access ({', '.join(sorted(excess))}); it was not used"
             )
         return found.token
 
@@ -262,8 +263,8 @@ class GitHubClient:
             Request(
                 method="POST",
                 route="/app/hook/deliveries/{delivery}/attempts",
-                place={"delivery": delivery_number},
-                # The same delivery twice is one delivery to us.
+                path_parameters={"delivery": delivery_number},
+                # Redelivering twice is harmless: the second delivery has the same GUID.
                 repeatable=True,
             )
         )
@@ -278,7 +279,7 @@ class GitHubClient:
         return self._slug
 
     async def registered_app(self) -> RegisteredApp:
-        """Return the App's registration and its failed deliveries. Raises GitHubError, with the likely mistake."""
+        """Return the App's registration and its failed deliveries. Raises GitHubError with the likely mistake."""
         try:
             return await read_app(self._session)
         except GitHubError as error:
@@ -287,28 +288,28 @@ class GitHubClient:
     async def close(self) -> None:
         await self._session.close()
 
-    # --- the parts
+    # --- helpers
 
     async def _own_slug(self) -> str:
         return self._slug or await self.who_am_i()
 
     async def _explained(self, error: GitHubError) -> GitHubError:
         """Return the error with the likely mistake in the settings."""
-        url, said = self._session.url, error.message.lower()
-        if error.status == 404 and "integration not found" not in said:
+        url, message = self._session.url, error.message.lower()
+        if error.status == 404 and "integration not found" not in message:
             text = f"{url} is not a GitHub API; set GIBIL_GITHUB_URL to https://api.github.com or https://HOST/api/v3"
             return GitHubError(text, status=404)
         if error.status not in (401, 404):
             return error
         skew_s = await self._session.clock_skew_s()
         if skew_s is not None and abs(skew_s) > 30:
-            way = "ahead of" if skew_s > 0 else "behind"
+            direction = "ahead of" if skew_s > 0 else "behind"
             text = (
-                f"This computer's clock is {abs(skew_s):.0f} s {way} GitHub's, so GitHub rejects the App's signature: "
+                f"This computer's clock is {abs(skew_s):.0f} s {direction} GitHub's, so GitHub rejects the App's signature: "
                 "set the clock"
             )
-        elif "integration" in said or "issuer" in said:
-            text = f"GitHub knows no App {self._session.app_id}: GIBIL_GITHUB_APP_ID is the number on the App's settings page"
+        elif "integration" in message or "issuer" in message:
+            text = f"GitHub has no App {self._session.app_id}: set GIBIL_GITHUB_APP_ID to the number on the App's settings page"
         else:
             text = (
                 f"GitHub rejects the signature of App {self._session.app_id}: GIBIL_GITHUB_PRIVATE_KEY is not one of its keys, "

@@ -1,6 +1,6 @@
-"""Requests to the API and its responses as values, and the absence of a response.
+"""Requests to the API, its responses, and the failure to get a response.
 
-Pure. Only this file puts values from outside into an API path.
+Pure. Only this file inserts external values into an API path.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from gibil_bot.github.markdown import line
 from gibil_bot.model import Priority
 
 _T = TypeVar("_T")
-# Tokens of every kind, the long ones of 2026 with dots and dashes too.
+# Tokens of every kind, including the long ones introduced in 2026 with dots and dashes.
 _TOKEN = re.compile(r"\b(?:gh[a-z]|github_pat)_[A-Za-z0-9._-]+")
 
 
 class Unanswered(Exception):
-    """No answer came. `sent`: the request may have had its effect all the same."""
+    """No response arrived. `sent`: the request may have taken effect anyway."""
 
     def __init__(self, reason: str, *, sent: bool) -> None:
         super().__init__(reason)
@@ -38,37 +38,37 @@ class _Message(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """Header names are in lower case."""
+    """A response. Header names are in lower case."""
 
     status: int
     headers: Mapping[str, str]
     content: bytes
 
     def read(self, kind: type[_T]) -> _T:
-        """The JSON, leniently. Raises GitHubError when it is something else."""
+        """Decode the JSON, ignoring unknown fields. Raises GitHubError if it has another form."""
         try:
             return msgspec.json.decode(self.content, type=kind)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise GitHubError(
-                f"GitHub's answer is not what it documents ({line(str(error), 200)}); is GIBIL_GITHUB_URL its API's address?",
+                f"GitHub's answer is not as documented ({line(str(error), 200)}); check that GIBIL_GITHUB_URL is its API's URL",
                 status=self.status,
                 retry_after_s=60,
             ) from None
 
     @property
     def message(self) -> str:
-        """What GitHub says is wrong, in one line and without tokens."""
+        """Return GitHub's error message, in one line and without tokens."""
         try:
             found = msgspec.json.decode(self.content, type=_Message)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return "no message"
         details = [_detail(error) for error in found.errors[:3]]
-        said = "; ".join(part for part in (found.message, *details) if part)
-        return _TOKEN.sub("***", line(said, 300)) or "no message"
+        message = "; ".join(part for part in (found.message, *details) if part)
+        return _TOKEN.sub("***", line(message, 300)) or "no message"
 
 
 def _detail(error: object) -> str:
-    """https://docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api#validation-failed"""
+    """Describe an error: https://docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api#validation-failed"""
     if isinstance(error, str):
         return error
     if isinstance(error, dict):
@@ -77,29 +77,29 @@ def _detail(error: object) -> str:
 
 
 APP = 0
-"""Stands for the App itself where an installation's number is expected; installations count from 1."""
+"""Means the App itself where an installation's id is expected; installation ids start at 1."""
 
 _SLUG = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One thing to ask. `route` has names in braces, filled from `place`; it also names the request in `requests`."""
+    """One request. `route` has names in braces, replaced from `path_parameters`; it also names the request in `requests`."""
 
     method: str
     route: str
-    place: Mapping[str, str | int] = field(default_factory=dict)
+    path_parameters: Mapping[str, str | int] = field(default_factory=dict)
     installation_id: int = APP
     query: Mapping[str, str | int] | None = None
     body: Mapping[str, object] | None = None
     answers: frozenset[int] = frozenset()
-    """HTTP errors that are an answer to this question."""
+    """HTTP errors that count as an answer to this request."""
     repeatable: bool | None = None
-    """Doing it twice is the same as once; None: every method but POST."""
+    """Whether sending it twice has the same effect as once; None: true for every method but POST."""
     is_comment: bool = False
-    """Comments notify people, so they are spaced most."""
+    """Comments notify people, so they are limited most."""
     priority: Priority = Priority.RESULT
-    """Of a write: how much of GitHub's rate it leaves to more important ones."""
+    """Of a write: how much of the rate limit it leaves to more important writes."""
     accept: str = "application/vnd.github+json"
     at_most: int | None = None
 
@@ -113,26 +113,26 @@ class Request:
 
     @property
     def path(self) -> str:
-        """Raises GitHubError for values that would change the path."""
-        return self.route.format_map({name: _segment(name, str(value)) for name, value in self.place.items()})
+        """Return the path. Raises GitHubError for values that would change its structure."""
+        return self.route.format_map({name: _segment(name, str(value)) for name, value in self.path_parameters.items()})
 
 
 def mint_request(installation_id: int, body: Mapping[str, object] | None = None) -> Request:
-    """Repeatable: an unused token does no harm and expires within the hour.
+    """Return a request for an installation token. Repeatable: an unused token does no harm and expires within the hour.
 
     https://docs.github.com/en/rest/apps/apps#create-an-installation-access-token-for-an-app
     """
     return Request(
         method="POST",
         route="/app/installations/{installation}/access_tokens",
-        place={"installation": installation_id},
+        path_parameters={"installation": installation_id},
         body=body,
         repeatable=True,
     )
 
 
 def _segment(name: str, value: str) -> str:
-    """A value as a part of a path that cannot become another path."""
+    """Return a value as a path segment that can't change the path."""
     parts = value.split("/") if name in ("repository", "path") else [value]
     if any(part in ("", ".", "..") for part in parts):
         raise GitHubError(f"{name} {value[:80]!r} is not allowed in an API path; no request was sent", status=404)

@@ -1,6 +1,6 @@
-"""Publisher of notifications: creates or updates the GitHub object that a notification describes, and never a second one.
+"""Publisher of notifications: creates or updates the GitHub object that a notification describes, and never creates a second.
 
-If an earlier attempt may have succeeded, it looks for the object before it creates one.
+If an earlier attempt may have succeeded, it searches for the object before it creates one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gibil_bot.retry import RetryPolicy
 
 MOST_PAGES = 10
 _REPEATED_FAILURES = RetryPolicy(attempts=None, first_wait_s=RETRY_AFTER_S, longest_wait_s=300.0, jitter=(1.0, 1.0))
-"""A notification that fails again and again is retried less and less often."""
+"""A notification that keeps failing is retried less and less often."""
 _GONE = frozenset({404, 410})
 _LAST_PAGE = re.compile(r'[?&]page=(\d{1,6})[^>]*>; rel="last"')
 
@@ -52,7 +52,7 @@ class _Comment(msgspec.Struct):
 
 
 class Publisher:
-    """ports.Publisher over a session. `slug` asks GitHub for the App's own name, once."""
+    """ports.Publisher over a session. `slug` returns the App's own name."""
 
     def __init__(self, session: Session, slug: Callable[[], Awaitable[str]]) -> None:
         self._session = session
@@ -77,16 +77,16 @@ class Publisher:
 
     async def _check_run(self, due: DueNotification, update: CheckRunUpdate) -> int:
         body: dict[str, object] = msgspec.to_builtins(update)
-        known = due.remote_id
-        if known is None and due.attempts > 0:
-            known = await self._find_check_run(due, update)
-        if known is None:
+        remote_id = due.remote_id
+        if remote_id is None and due.attempts > 0:
+            remote_id = await self._find_check_run(due, update)
+        if remote_id is None:
             answer = await self._write(due, "POST", "/repos/{repository}/check-runs", body=body)
             return answer.read(_Created).id
-        # A check run stays on its commit.
+        # A check run can't be moved to another commit.
         del body["head_sha"]
-        await self._write(due, "PATCH", "/repos/{repository}/check-runs/{number}", number=known, body=body)
-        return known
+        await self._write(due, "PATCH", "/repos/{repository}/check-runs/{number}", number=remote_id, body=body)
+        return remote_id
 
     async def _find_check_run(self, due: DueNotification, update: CheckRunUpdate) -> int | None:
         for page in range(1, MOST_PAGES + 1):
@@ -94,7 +94,7 @@ class Publisher:
                 Request(
                     method="GET",
                     route="/repos/{repository}/commits/{sha}/check-runs",
-                    place={"repository": due.notification.repository, "sha": update.head_sha},
+                    path_parameters={"repository": due.notification.repository, "sha": update.head_sha},
                     installation_id=due.notification.installation_id,
                     query={"check_name": update.name, "filter": "all", "per_page": 100, "page": page},
                 )
@@ -110,13 +110,13 @@ class Publisher:
     # --- comments: https://docs.github.com/en/rest/issues/comments
 
     async def _comment(self, due: DueNotification, update: CommentUpdate) -> int | None:
-        known = due.remote_id
-        if known is not None and await self._change_comment(due, update, known):
-            return known
+        remote_id = due.remote_id
+        if remote_id is not None and await self._change_comment(due, update, remote_id):
+            return remote_id
         # The comment is unknown, or was deleted.
-        if due.attempts > 0 or (update.only_if_exists and known is None):
+        if due.attempts > 0 or (update.only_if_exists and remote_id is None):
             found = await self._find_comment(due, update)
-            if found is not None and found != known and await self._change_comment(due, update, found):
+            if found is not None and found != remote_id and await self._change_comment(due, update, found):
                 return found
         if update.only_if_exists:
             return None
@@ -131,7 +131,7 @@ class Publisher:
         return answer.read(_Created).id
 
     async def _change_comment(self, due: DueNotification, update: CommentUpdate, comment_id: int) -> bool:
-        """Return False if the comment doesn't exist any more."""
+        """Return False if the comment no longer exists."""
         answer = await self._write(
             due,
             "PATCH",
@@ -145,21 +145,21 @@ class Publisher:
 
     async def _find_comment(self, due: DueNotification, update: CommentUpdate) -> int | None:
         async for comment in self._comments(due, update.number):
-            # Only at the beginning: a task's output further down can contain the marker of another comment. And only in
+            # Match only at the beginning: a task's output further down can contain the marker of another comment. Match only
             # comments of the App: any user can write a marker into a comment.
             if (comment.body or "").startswith(update.marker) and await self._is_ours(comment):
                 return comment.id
         return None
 
     async def _comments(self, due: DueNotification, number: int) -> AsyncIterator[_Comment]:
-        """The first page (the pull request's own comment), then from the last page backwards (replies)."""
+        """Yield the first page (the pull request's own comment), then from the last page backwards (replies)."""
         pages, page, last = 0, 1, 1
         while pages < MOST_PAGES:
             answer = await self._session.ask(
                 Request(
                     method="GET",
                     route="/repos/{repository}/issues/{number}/comments",
-                    place={"repository": due.notification.repository, "number": number},
+                    path_parameters={"repository": due.notification.repository, "number": number},
                     installation_id=due.notification.installation_id,
                     query={"per_page": 100, "page": page},
                 )
@@ -186,14 +186,14 @@ class Publisher:
     async def _reaction(self, due: DueNotification, update: ReactionUpdate) -> int:
         if due.remote_id is not None:
             return due.remote_id
-        place = "pulls" if update.is_review_comment else "issues"
+        kind = "pulls" if update.is_review_comment else "issues"
         answer = await self._write(
             due,
             "POST",
-            f"/repos/{{repository}}/{place}/comments/{{number}}/reactions",
+            f"/repos/{{repository}}/{kind}/comments/{{number}}/reactions",
             number=update.comment_id,
             body={"content": update.content},
-            # GitHub answers with the reaction that is there already.
+            # GitHub returns the existing reaction.
             repeatable=True,
         )
         return answer.read(_Created).id
@@ -210,14 +210,14 @@ class Publisher:
         answers: frozenset[int] = frozenset(),
         repeatable: bool | None = None,
     ) -> Answer:
-        place: dict[str, str | int] = {"repository": due.notification.repository}
+        path_parameters: dict[str, str | int] = {"repository": due.notification.repository}
         if number is not None:
-            place["number"] = number
+            path_parameters["number"] = number
         return await self._session.ask(
             Request(
                 method=method,
                 route=route,
-                place=place,
+                path_parameters=path_parameters,
                 installation_id=due.notification.installation_id,
                 body=body,
                 is_comment=is_comment,

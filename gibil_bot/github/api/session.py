@@ -1,7 +1,7 @@
 """Session with GitHub's API for one App: tokens, rate limits and retries. `client` and `publisher` build the requests.
 
 A request that GitHub may have carried out is repeated only if repeating it changes nothing. A rate limit pauses the whole
-installation. A token that was revoked is minted again, once.
+installation. A revoked token is replaced once.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 RETRIES = RetryPolicy(attempts=4, first_wait_s=0.5)
 RETRY_AFTER_S = 5.0
-"""After a failure for which GitHub names no time."""
+"""Delay after a failure for which GitHub gives no time."""
 SHORT_WAIT_S = 5.0
-"""The longest pause for a rate limit that a request waits out itself."""
+"""The longest pause for a rate limit that a request waits for itself."""
 LONGEST_QUEUE_S = 30.0
 """A write that would wait longer for its turn raises NotAskedYet."""
-WRITES_AT_ONCE, WRITES_PER_S = 100, 3.0
-LEAVE = {Priority.RESULT: 0, Priority.PROGRESS: 20, Priority.COMMENT: 30, Priority.REACTION: 50}
+WRITE_BURST, WRITES_PER_S = 100, 3.0
+RESERVED = {Priority.RESULT: 0, Priority.PROGRESS: 20, Priority.COMMENT: 30, Priority.REACTION: 50}
 """How many writes of the burst each priority leaves to the priorities above it."""
 _SOON_S = 0.001
 TOKEN_MARGIN_S = 120.0
@@ -71,7 +71,7 @@ class Session:
         self.url = url
         self.app_id = app_id
         self.requests: Counter[str] = Counter()
-        """How often each route was requested, retries included."""
+        """Number of requests per route, including retries."""
         self._private_key = Secret(private_key)
         self._timeouts = {
             "connect_timeout_s": connect_timeout_s,
@@ -87,8 +87,8 @@ class Session:
         self._minting: dict[int, asyncio.Lock] = {}
         self._paused_until: dict[int, float] = {}
         self._strikes: Counter[int] = Counter()
-        self._writes = Spacing(burst=WRITES_AT_ONCE, per_s=WRITES_PER_S)
-        # Parts of the rate, so that none of them takes it all for as long as it lasts.
+        self._writes = Spacing(burst=WRITE_BURST, per_s=WRITES_PER_S)
+        # Separate limits, so that progress or comments alone never use up the whole rate.
         self._progress = Spacing(burst=40, per_s=1.5)
         self._comments = Spacing(burst=20, per_s=1.0)
 
@@ -107,7 +107,7 @@ class Session:
                 again_s = None if error.sent and not request.may_repeat else RETRIES.wait_s(failures)
                 if again_s is None:
                     raise GitHubError(
-                        f"{request.name}: GitHub at {self.url} did not answer: {error.reason}",
+                        f"{request.name}: GitHub at {self.url} didn't answer: {error.reason}",
                         retry_after_s=RETRY_AFTER_S,
                     ) from None
                 await self._sleep(again_s)
@@ -135,13 +135,13 @@ class Session:
                 raise _rejection(request, answer)
 
     async def ask_with(self, token: str, request: Request) -> Answer:
-        """Send the request once, with that token, and return the answer whatever its status is. Raises Unanswered."""
+        """Send the request once, with that token, and return the answer with any status. Raises Unanswered."""
         return await self._send(request, request.path, f"token {token}")
 
     async def clock_skew_s(self) -> float | None:
         """Return the seconds by which our clock is ahead of GitHub's; None if the answer has no date."""
         try:
-            # Refused or not: every answer has a date.
+            # Accepted or rejected, every answer has a date.
             answer = await self.ask_with("none", Request(method="GET", route="/meta"))
         except Unanswered:
             return None
@@ -200,17 +200,20 @@ class Session:
             await self._space(request, key)
 
     async def _space(self, request: Request, key: int) -> None:
-        """Wait for a write's turn. A result reserves the next slot. Other writes use only a slot that is free now, so
-        results never wait behind them. Progress doesn't wait at all, because a newer state will replace it."""
+        """Wait for a write's turn.
+
+        A result reserves the next slot. Other writes use only a slot that is free now, so results never wait behind them.
+        Progress doesn't wait at all, because a newer state will replace it.
+        """
         own = self._comments if request.is_comment else self._progress if request.priority is Priority.PROGRESS else None
-        begun_s = self.monotonic()
+        started_s = self.monotonic()
         while True:
             now_s = self.monotonic()
-            delay_s = self._writes.delay_s(key, now_s, LEAVE[request.priority])
+            delay_s = self._writes.delay_s(key, now_s, RESERVED[request.priority])
             if own is not None:
                 delay_s = max(delay_s, own.delay_s(key, now_s))
             longest_s = _SOON_S if request.priority is Priority.PROGRESS else LONGEST_QUEUE_S
-            if now_s - begun_s + delay_s > longest_s:
+            if now_s - started_s + delay_s > longest_s:
                 raise NotAskedYet(
                     f"{request.name}: too many writes at once; waiting for a turn", retry_after_s=max(1.0, delay_s)
                 )
@@ -255,7 +258,7 @@ class Session:
         found = answer.read(_TokenAnswer)
         life_s = TOKEN_LIFE_S
         if found.expires_at is not None and found.expires_at.tzinfo is not None:
-            # Both times are GitHub's, so that our clock does not matter.
+            # Both times are GitHub's, so our clock doesn't matter.
             life_s = found.expires_at.timestamp() - server_time_s(answer.headers, self._now().timestamp())
         return _Token(found.token, asked_at + life_s - TOKEN_MARGIN_S)
 
@@ -267,16 +270,16 @@ class Session:
 
 
 def _rejection(request: Request, answer: Answer) -> GitHubError:
-    """`retry_after_s` is None if a retry would not help. The message doesn't say whether it is retried: the caller knows."""
-    said = f"{request.name}: GitHub answered {answer.status}: {answer.message}"
+    """Return the error; `retry_after_s` is None if a retry wouldn't help. Whether it is retried is the caller's message."""
+    message = f"{request.name}: GitHub answered {answer.status}: {answer.message}"
     if answer.status >= 500 or answer.status == 409:
-        return GitHubError(said, status=answer.status, retry_after_s=RETRY_AFTER_S)
+        return GitHubError(message, status=answer.status, retry_after_s=RETRY_AFTER_S)
     if answer.status == 401:
-        way_out = "check the App's id, its private key and this computer's clock with `gibil doctor`"
-        return GitHubError(f"{said}; {way_out}", status=401, retry_after_s=60)
+        remedy = "check the App's id, its private key and this computer's clock with `gibil doctor`"
+        return GitHubError(f"{message}; {remedy}", status=401, retry_after_s=60)
     if answer.status == 403 and "suspended" in answer.message.lower():
-        return GitHubError(f"{said}; unsuspend the App at the account that installed it", status=403, retry_after_s=3600)
+        return GitHubError(f"{message}; unsuspend the App at the account that installed it", status=403, retry_after_s=3600)
     if answer.status == 403 and "not accessible" in answer.message.lower():
-        way_out = "compare the App's permissions with app.yml, and accept new ones at the installation"
-        return GitHubError(f"{said}; {way_out}", status=403)
-    return GitHubError(said, status=answer.status)
+        remedy = "compare the App's permissions with app.yml, and accept new ones at the installation"
+        return GitHubError(f"{message}; {remedy}", status=403)
+    return GitHubError(message, status=answer.status)

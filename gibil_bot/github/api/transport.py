@@ -1,7 +1,7 @@
-"""HTTP connection pool to GitHub's API, through githubkit: sends a request once and returns its answer.
+"""HTTP connection pool to GitHub's API, through githubkit: sends a request once and returns its response.
 
 Only this file imports githubkit, which takes a third of a second, so `session` imports it in a thread at the first request.
-githubkit's retries would repeat POSTs and its caches would keep revoked tokens. Both are off: `session` decides.
+githubkit's retries would repeat POSTs and its caches would retain revoked tokens, so both are off: `session` decides.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ from gibil_bot.errors import GitHubError
 from gibil_bot.github.api.http import Answer, Unanswered
 
 API_VERSION = "2022-11-28"
-"""The version that github.com and every supported GitHub Enterprise Server know.
-https://docs.github.com/en/rest/about-the-rest-api/api-versions"""
+"""The version that github.com and every supported GitHub Enterprise Server support.
+https://docs.github.com/en/rest/about-the-rest-api/api-versions
+"""
 
-# Nothing of these was sent, so even a POST may be repeated.
+# With these errors nothing was sent, so even a POST may be repeated.
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
 class _Pooled(GitHub[UnauthAuthStrategy]):
-    """A GitHub with one HTTP client for all tasks. githubkit keeps its client in a context variable, which tasks that were
-    started earlier don't see: each of their calls would build a client."""
+    """A GitHub with one HTTP client for all tasks. githubkit keeps its client in a context variable that earlier tasks don't
+    see, so each of their calls would create a client.
+    """
 
     pooled: httpx.AsyncClient | None = None
 
@@ -49,16 +51,19 @@ class _Pooled(GitHub[UnauthAuthStrategy]):
         yield self.pooled
 
     def _check_rate_limit(self, response: Response) -> None:
-        """Nothing: `rate_limit` reads these headers. Private, because githubkit has no setting for it and raises ValueError for
-        a Retry-After that is a date: https://github.com/yanyongyu/githubkit/blob/v0.16.1/githubkit/core.py#L449"""
+        """Do nothing: `rate_limit` reads these headers.
+
+        This overrides a private method because githubkit has no setting for it, and raises ValueError for a Retry-After that is
+        a date: https://github.com/yanyongyu/githubkit/blob/v0.16.1/githubkit/core.py#L449
+        """
 
 
 _authorities = functools.cache(httpx.create_ssl_context)
-"""Reading the certificates of all authorities takes longer than several requests."""
+"""Cached: loading the certificates of all authorities takes longer than several requests."""
 
 
 class Transport:
-    """Requests with timeouts. `total_timeout_s` bounds a whole answer, however slowly it drips."""
+    """Requests with timeouts. `total_timeout_s` limits a whole response, however slowly it arrives."""
 
     def __init__(
         self,
@@ -76,9 +81,9 @@ class Transport:
             base_url=url,
             user_agent="gibil-bot",
             timeout=httpx.Timeout(read_timeout_s, connect=connect_timeout_s),
-            # Made here, in a thread, and not by the first request, which would hold up everybody else.
+            # Created here, in a thread, because the first request would block the event loop.
             ssl_verify=_authorities(),
-            # Its default is shared by all clients of the process and knows no hosts.
+            # The default cache is shared by all clients of the process and doesn't distinguish hosts.
             cache_strategy=MemCacheStrategy(),
             http_cache=False,
             auto_retry=False,
@@ -97,9 +102,9 @@ class Transport:
         accept: str = "application/vnd.github+json",
         at_most: int | None = None,
     ) -> Answer:
-        """Send once. Any HTTP status is an answer; raises Unanswered when there was none.
+        """Send once; any HTTP status is an answer. Raises Unanswered if there is none.
 
-        `at_most` reads no more than so many bytes of the content.
+        `at_most`: read no more than that many bytes of the content.
         """
         headers = {"Authorization": authorization, "X-GitHub-Api-Version": API_VERSION, "Accept": accept}
         try:
@@ -120,19 +125,19 @@ class Transport:
         except RequestError as error:
             raise _unanswered(error.exc) from None
         except TimeoutError:
-            raise Unanswered(f"no whole answer within {self._total_timeout_s:g} s", sent=True) from None
+            raise Unanswered(f"no complete answer within {self._total_timeout_s:g} s", sent=True) from None
         except httpx.HTTPError as error:
             raise _unanswered(error) from None
 
     async def app_authorization(self) -> str:
-        """`Bearer` and a token of the App itself, signed at most every eight minutes. Raises GitHubError."""
+        """Return `Bearer` and a token of the App itself, signed at most every eight minutes. Raises GitHubError."""
         flow = AppAuth(self._github, self._app_id, self._private_key)
         try:
             return f"Bearer {await asyncio.to_thread(flow.get_jwt)}"
         except Exception as error:
-            # cryptography and PyJWT raise many kinds for a key that is cut, encrypted or of the wrong type.
+            # cryptography and PyJWT raise many kinds of errors for a key that is truncated, encrypted or of the wrong type.
             raise GitHubError(
-                f"The App's private key cannot sign ({type(error).__name__}): GIBIL_GITHUB_PRIVATE_KEY has to hold the whole "
+                f"The App's private key can't sign ({type(error).__name__}): GIBIL_GITHUB_PRIVATE_KEY must contain the whole "
                 ".pem file that the App's settings page generated"
             ) from None
 
@@ -162,6 +167,6 @@ def _headers(response: httpx.Response) -> dict[str, str]:
 
 
 def _unanswered(error: BaseException) -> Unanswered:
-    # Messages of httpx hold addresses and reasons, never headers.
+    # httpx's messages contain addresses and reasons, never headers.
     reason = " ".join(str(error).split()) or type(error).__name__
     return Unanswered(reason, sent=not isinstance(error, _NEVER_SENT))

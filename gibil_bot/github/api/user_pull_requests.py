@@ -1,7 +1,7 @@
-"""A user's own requests to GitHub: pull requests, with a token of the user's.
+"""A user's requests to GitHub: pull requests, with the user's own token.
 
-No bot retries these later, so each request is tried for a few seconds and then fails. A new pull request is requested again
-only after a look whether it exists: GitHub may have created it before its answer was lost. Shapes as at
+No bot retries these later, so each request is tried for a few seconds and then fails. Creating a pull request is repeated only
+after checking whether it exists: GitHub may have created it although its answer was lost. Shapes:
 https://docs.github.com/en/rest/pulls/pulls and https://docs.github.com/en/rest/repos/repos.
 """
 
@@ -21,7 +21,7 @@ from gibil_bot.github.api.rate_limit import wait_s
 from gibil_bot.github.api.session import RETRIES, RETRY_AFTER_S, SHORT_WAIT_S, Session
 
 LONGEST_TITLE, LONGEST_BODY = 256, 65_536
-"""Characters."""
+"""In characters."""
 
 
 class _Name(msgspec.Struct):
@@ -49,7 +49,7 @@ class _Rejection(msgspec.Struct):
 
 class _End(msgspec.Struct):
     repo: _Name | None
-    """None: that fork is deleted."""
+    """None: the fork is deleted."""
 
 
 class _Pull(msgspec.Struct):
@@ -60,11 +60,11 @@ class _Pull(msgspec.Struct):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """A repository as GitHub names it now, whatever it was called once.
+class NamedRepository:
+    """A repository under its current name, whatever it was called before.
 
-    `parent` and `root` are owner/name: what it was forked from, and the first one of its network, which is itself where it
-    is no fork. None: GitHub does not show it to this token.
+    `parent` and `root` are owner/name: the repository that it was forked from, and the first one of its network, which is
+    the repository itself if it isn't a fork. None: GitHub doesn't show it to this token.
     """
 
     full_name: str
@@ -77,7 +77,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewPullRequest:
-    """`base` is a branch of `repository`, where the pull request is, and `head` one of `head_repository` (both owner/name)."""
+    """`base` is a branch of `repository`, which gets the pull request; `head` is one of `head_repository` (both owner/name)."""
 
     repository: str
     head_repository: str
@@ -96,7 +96,7 @@ class OpenPullRequest:
 
 
 class PullRequests:
-    """For one person. `token_from` says in messages where the token came from. Close it when done."""
+    """The API for one user. `token_from` describes the token's source in messages. Close it when done."""
 
     def __init__(
         self,
@@ -112,12 +112,12 @@ class PullRequests:
         self._token_from = token_from
         self._sleep = sleep
 
-    async def place(self, repository: str) -> Place:
+    async def repository(self, repository: str) -> NamedRepository:
         """https://docs.github.com/en/rest/repos/repos#get-a-repository"""
-        request = Request(method="GET", route="/repos/{repository}", place={"repository": repository})
+        request = Request(method="GET", route="/repos/{repository}", path_parameters={"repository": repository})
         found = (await self._ask(request, repository)).read(_Repository)
         root = found.source.full_name if found.source else None
-        return Place(
+        return NamedRepository(
             full_name=found.full_name,
             default_branch=found.default_branch,
             is_archived=found.archived,
@@ -127,23 +127,27 @@ class PullRequests:
         )
 
     async def has_branch(self, repository: str, branch: str) -> bool:
-        """https://docs.github.com/en/rest/git/refs#get-a-reference; a branch is sent on to its new name, a reference is not."""
+        """https://docs.github.com/en/rest/git/refs#get-a-reference; unlike branches, references of renamed branches aren't
+        redirected.
+        """
         request = Request(
-            method="GET", route="/repos/{repository}/git/ref/heads/{path}", place={"repository": repository, "path": branch}
+            method="GET",
+            route="/repos/{repository}/git/ref/heads/{path}",
+            path_parameters={"repository": repository, "path": branch},
         )
         return (await self._ask(request, repository, answers=frozenset({404}))).status != 404
 
     async def find(self, repository: str, head_repository: str, head: str, base: str) -> OpenPullRequest | None:
-        """The open one in `repository`, from that branch to that branch.
+        """Return the open pull request in `repository` from that branch to that branch.
 
-        https://docs.github.com/en/rest/pulls/pulls#list-pull-requests: `head` names an owner and a branch, and an organisation
-        can have a repository and forks of it.
+        https://docs.github.com/en/rest/pulls/pulls#list-pull-requests: `head` has only an owner and a branch, but an
+        organization can have a repository and forks of it.
         """
         owner = head_repository.partition("/")[0]
         request = Request(
             method="GET",
             route="/repos/{repository}/pulls",
-            place={"repository": repository},
+            path_parameters={"repository": repository},
             query={"state": "open", "head": f"{owner}:{head}", "base": base, "per_page": 100},
         )
         for pull in (await self._ask(request, repository)).read(list[_Pull]):
@@ -151,24 +155,24 @@ class PullRequests:
                 return _open_pull_request(pull)
         return None
 
-    async def create(self, wish: NewPullRequest) -> tuple[OpenPullRequest, bool]:
-        """The pull request, and whether it is new. https://docs.github.com/en/rest/pulls/pulls#create-a-pull-request"""
+    async def create(self, new: NewPullRequest) -> tuple[OpenPullRequest, bool]:
+        """Return the pull request, and whether it is new. https://docs.github.com/en/rest/pulls/pulls#create-a-pull-request"""
         request = Request(
             method="POST",
             route="/repos/{repository}/pulls",
-            place={"repository": wish.repository},
-            body={"title": wish.title, "body": wish.body, "base": wish.base, "draft": wish.draft, **_head_of(wish)},
+            path_parameters={"repository": new.repository},
+            body={"title": new.title, "body": new.body, "base": new.base, "draft": new.draft, **_head_of(new)},
         )
         failures = 0
         was_lost = False
         while True:
             try:
-                answer = await self._ask(request, wish.repository, answers=frozenset({422}))
+                answer = await self._ask(request, new.repository, answers=frozenset({422}))
             except _Uncertain as uncertain:
                 was_lost = True
                 failures += 1
-                # It may exist. GitHub has one for each head and base, so that repeating the request is safe.
-                found = await self.find(wish.repository, wish.head_repository, wish.head, wish.base)
+                # It may exist. GitHub allows one per head and base, so repeating the request is safe.
+                found = await self.find(new.repository, new.head_repository, new.head, new.base)
                 if found is not None:
                     return found, True
                 if (again_s := RETRIES.wait_s(failures)) is None:
@@ -179,22 +183,22 @@ class PullRequests:
                 return _open_pull_request(answer.read(_Pull)), True
             errors = [error for error in answer.read(_Rejection).errors if isinstance(error, _Error)]
             if any("already exists" in error.message for error in errors):
-                found = await self.find(wish.repository, wish.head_repository, wish.head, wish.base)
+                found = await self.find(new.repository, new.head_repository, new.head, new.base)
                 if found is not None:
                     return found, was_lost
             failures += 1
             again_s = RETRIES.wait_s(failures)
             if any((error.field, error.code) == ("head", "invalid") for error in errors) and again_s is not None:
-                # The branch was pushed a moment ago, and not every part of GitHub knows it yet.
+                # The branch was pushed a moment ago, and not all parts of GitHub know it yet.
                 await self._sleep(again_s)
                 continue
-            raise _not_opened(wish, answer, errors)
+            raise _not_opened(new, answer, errors)
 
     async def close(self) -> None:
         await self._session.close()
 
     async def _ask(self, request: Request, repository: str, *, answers: frozenset[int] = frozenset()) -> Answer:
-        """Raises GitHubError, and _Uncertain when it may have been done all the same."""
+        """Send a request with retries. Raises GitHubError, or _Uncertain if it may have taken effect."""
         failures = 0
         while True:
             answer: Answer | None = None
@@ -203,7 +207,7 @@ class PullRequests:
                 answer = await self._session.ask_with(self._token.reveal(), request)
             except Unanswered as error:
                 failure = GitHubError(
-                    f"GitHub at {self._session.url} does not answer ({error.reason}); try again", retry_after_s=RETRY_AFTER_S
+                    f"GitHub at {self._session.url} doesn't answer ({error.reason}); try again", retry_after_s=RETRY_AFTER_S
                 )
                 if error.sent and not request.may_repeat:
                     raise _Uncertain(failure) from None
@@ -226,24 +230,24 @@ class PullRequests:
             await self._sleep(again_s)
 
     def _rejection(self, request: Request, repository: str, answer: Answer, pause_s: float | None) -> GitHubError:
-        url, said = self._session.url, answer.message
+        url, message = self._session.url, answer.message
         if pause_s is not None:
-            text = f"GitHub's limit is reached ({said}); try again in {pause_s:.0f} s"
+            text = f"GitHub's limit is reached ({message}); try again in {pause_s:.0f} s"
         elif answer.status >= 500:
-            text, pause_s = f"GitHub at {url} answers {answer.status} ({said}); try again", RETRY_AFTER_S
+            text, pause_s = f"GitHub at {url} answers {answer.status} ({message}); try again", RETRY_AFTER_S
         elif answer.status == 401:
             text = (
-                f"GitHub at {url} does not accept the token from {self._token_from} ({said}): "
+                f"GitHub at {url} doesn't accept the token from {self._token_from} ({message}): "
                 "it has expired or was revoked; create a new one"
             )
         elif "x-github-sso" in answer.headers:
             text = (
-                f"the token from {self._token_from} has to be authorized for the organisation's single sign-on, "
-                f"in the settings of your tokens ({said})"
+                f"the token from {self._token_from} must be authorized for the organization's single sign-on, "
+                f"in the settings of your tokens ({message})"
             )
         elif answer.status == 403 or (answer.status == 404 and request.method != "GET"):
             text = (
-                f"the token from {self._token_from} may not do this in {repository} ({said}): "
+                f"the token from {self._token_from} may not do this in {repository} ({message}): "
                 "it needs the scope `repo`, or the permission Pull requests: write, "
                 "and you need write access to the branch that the commits are on"
             )
@@ -253,12 +257,12 @@ class PullRequests:
                 "it needs the scope `repo`, or the permissions Contents and Pull requests for this repository"
             )
         else:
-            text = f"GitHub answers {answer.status} for {repository}: {said}"
+            text = f"GitHub answers {answer.status} for {repository}: {message}"
         return GitHubError(text, status=answer.status, retry_after_s=pause_s)
 
 
 class _Uncertain(Exception):
-    """Nobody knows whether it was done."""
+    """The request may have taken effect."""
 
     def __init__(self, error: GitHubError) -> None:
         super().__init__(error.message)
@@ -266,38 +270,40 @@ class _Uncertain(Exception):
 
 
 def is_same(one: str, other: str) -> bool:
-    """Whether these are names of the same repository: GitHub keeps upper and lower case, and does not tell them apart."""
+    """Return whether these are names of the same repository: GitHub preserves case but ignores it in comparisons."""
     return one.lower() == other.lower()
 
 
-def _head_of(wish: NewPullRequest) -> dict[str, str]:
-    """`owner:branch` says which fork, unless the owner has both repositories: then `head_repo` does (same page)."""
-    if is_same(wish.repository, wish.head_repository):
-        return {"head": wish.head}
-    owner = wish.head_repository.partition("/")[0]
-    head = {"head": f"{owner}:{wish.head}"}
-    if is_same(owner, wish.repository.partition("/")[0]):
-        head["head_repo"] = wish.head_repository
+def _head_of(new: NewPullRequest) -> dict[str, str]:
+    """Return the fields for the head. `owner:branch` identifies the fork unless one owner has both; then `head_repo` does (same
+    page).
+    """
+    if is_same(new.repository, new.head_repository):
+        return {"head": new.head}
+    owner = new.head_repository.partition("/")[0]
+    head = {"head": f"{owner}:{new.head}"}
+    if is_same(owner, new.repository.partition("/")[0]):
+        head["head_repo"] = new.head_repository
     return head
 
 
-def _not_opened(wish: NewPullRequest, answer: Answer, errors: list[_Error]) -> GitHubError:
-    """https://docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api#validation-failed"""
+def _not_opened(new: NewPullRequest, answer: Answer, errors: list[_Error]) -> GitHubError:
+    """Explain a rejection: https://docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api#validation-failed"""
     if any((error.field, error.code) == ("base", "invalid") for error in errors):
-        text = f"{wish.repository} has no branch {wish.base}; set the target branch with --base"
+        text = f"{new.repository} has no branch {new.base}; set the target branch with --base"
     elif any((error.field, error.code) == ("head", "invalid") for error in errors):
-        text = f"{wish.repository} doesn't accept pull requests from {wish.head} of {wish.head_repository}: are they forks?"
+        text = f"{new.repository} doesn't accept pull requests from {new.head} of {new.head_repository}; are they forks?"
     elif any("no commits between" in error.message.lower() for error in errors):
-        text = f"{wish.base} of {wish.repository} already has every commit of {wish.head}"
+        text = f"{new.base} of {new.repository} already has every commit of {new.head}"
     elif any("not all refs are readable" in error.message.lower() for error in errors):
         # As reported in tgymnich/fork-sync#8.
         text = (
-            f"the token may not read the branches of {wish.repository} and {wish.head_repository}: "
+            f"the token may not read the branches of {new.repository} and {new.head_repository}: "
             "it needs the scope `repo`, or the permission Contents for both"
         )
     elif "draft" in answer.message.lower():
         text = (
-            f"{wish.repository} doesn't support draft pull requests (private repositories of free accounts don't); omit --draft"
+            f"{new.repository} doesn't support draft pull requests (private repositories of free accounts don't); omit --draft"
         )
     else:
         text = f"GitHub rejected the pull request: {answer.message}"

@@ -1,9 +1,9 @@
-"""Workflow files of a repository at a branch, in one request while they are unchanged.
+"""Reads the workflow files of a repository at a branch, with one request if they are unchanged.
 
-The root tree of the branch is read every time, so that access is checked and a new commit counts at once. It names the files by
-the hash of their content: those are cached. https://docs.github.com/en/rest/git/trees#get-a-tree
+The branch's root tree is always read, so that access is checked and new commits are seen at once. It lists files by the hash of
+their content; the contents are cached. https://docs.github.com/en/rest/git/trees#get-a-tree
 
-Links, submodules, and trees too large for one answer are read by path, since the contents API follows links:
+Links, submodules, and trees too large for one answer are read by path, because the contents API follows links:
 https://docs.github.com/en/rest/repos/contents#get-repository-content
 """
 
@@ -26,7 +26,7 @@ from gibil_bot.model import UnusableFile
 
 CACHED_OBJECTS, CACHED_BYTES = 1024, 16 * 1024 * 1024
 LARGEST_TREE = 2 * 1024 * 1024
-"""Bytes of an answer: some 8,000 entries."""
+"""Bytes of an answer: about 8,000 entries."""
 
 _FILE_MODES = ("100644", "100755")
 _FOLDER_MODE = "040000"
@@ -63,7 +63,7 @@ class _NotByTree(Exception):
 
 
 class ObjectCache:
-    """Git objects by (installation, repository, hash), bounded in number and bytes. Drops the least recently used one.
+    """Git objects by (installation, repository, hash), limited in number and bytes; evicts the least recently used one.
 
     Two installations never share an entry, not even for the same repository.
     """
@@ -94,14 +94,14 @@ class ObjectCache:
 
 
 class WorkflowFiles:
-    """Reads them, and caches what their hashes name."""
+    """Reads workflow files, and caches objects by hash."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._cache = ObjectCache()
 
     async def at(self, installation_id: int, repository: str, ref: str) -> dict[str, bytes]:
-        """Path → content, cut one byte above the limit: `.gibil.yml` and the first 30 files of the folder, by name.
+        """Return path → content, cut one byte above the limit: `.gibil.yml` and the folder's first 30 files, by name.
 
         Raises GitHubError.
         """
@@ -133,7 +133,7 @@ class _Reader:
         return dict(zip(files, contents, strict=True))
 
     async def _files_of_folder(self, outer: _TreeEntry, name: str) -> dict[str, str]:
-        """Path → hash."""
+        """Return path → hash."""
         for entry in await self._subtree(outer):
             if entry.path == name and not entry.is_file:
                 found = sorted(await self._subtree(entry), key=lambda each: each.path)
@@ -155,7 +155,7 @@ class _Reader:
             Request(
                 method="GET",
                 route="/repos/{repository}/git/trees/{tree}",
-                place={"repository": self._repository, "tree": name},
+                path_parameters={"repository": self._repository, "tree": name},
                 installation_id=self._installation_id,
                 # 409: an empty repository.
                 answers=frozenset({404, 409, 422}),
@@ -174,7 +174,7 @@ class _Reader:
                 Request(
                     method="GET",
                     route="/repos/{repository}/git/blobs/{sha}",
-                    place={"repository": self._repository, "sha": sha},
+                    path_parameters={"repository": self._repository, "sha": sha},
                     installation_id=self._installation_id,
                     accept="application/vnd.github.raw+json",
                     at_most=WORKFLOW_FILE_BYTES + 1,
@@ -193,7 +193,7 @@ class _Reader:
     # --- by path
 
     async def by_path(self, ref: str) -> dict[str, bytes]:
-        """Two requests, and one for each file of the folder; nothing is cached."""
+        """Read with two requests, and one per file of the folder; nothing is cached."""
         single, folder = await _together(self._content(REPOSITORY_FILE, ref), self._content(WORKFLOW_FOLDER, ref))
         paths = [
             f"{WORKFLOW_FOLDER}/{entry.name}"
@@ -215,7 +215,7 @@ class _Reader:
             Request(
                 method="GET",
                 route="/repos/{repository}/contents/{path}",
-                place={"repository": self._repository, "path": path},
+                path_parameters={"repository": self._repository, "path": path},
                 installation_id=self._installation_id,
                 query={"ref": ref},
                 answers=frozenset({404}),
@@ -225,9 +225,9 @@ class _Reader:
         )
 
     async def _file(self, path: str, ref: str, answer: Answer) -> bytes | None:
-        """Return the content of the file that the answer describes; None for a folder, or where nothing is.
+        """Return the content of the file that the answer describes; None for a folder, or if nothing exists.
 
-        GitHub follows a symbolic link that leads to a file of the repository, and describes any other link as itself.
+        GitHub follows a symbolic link to a file of the repository, and describes any other link as itself.
         """
         if answer.status == 404 or answer.content.lstrip()[:1] == b"[":
             return None
@@ -238,8 +238,8 @@ class _Reader:
             try:
                 return base64.b64decode(found.content)
             except binascii.Error:
-                raise GitHubError(f"{self._repository}: GitHub's content of {path} is not base64", retry_after_s=60) from None
-        # Above 1 MB GitHub leaves the content out.
+                raise GitHubError(f"{self._repository}: GitHub's content of {path} isn't base64", retry_after_s=60) from None
+        # Above 1 MB GitHub omits the content.
         return (await self._content(path, ref, raw=True)).content
 
 
@@ -260,29 +260,29 @@ def _sha_of_file(entry: _TreeEntry) -> str:
 
 
 def _kind(answer: Answer) -> str:
-    """What is at the path of a folder: empty for a folder, and where nothing is."""
+    """Return what is at a folder's path; empty for a folder, or if nothing exists."""
     if answer.status == 404 or answer.content.lstrip()[:1] == b"[":
         return ""
     return answer.read(_Content).type
 
 
 def _entries_of_folder(answer: Answer) -> list[_Content]:
-    """Empty when the path is a file or nothing."""
+    """Return the folder's entries; empty if the path is a file or doesn't exist."""
     if answer.status == 404 or answer.content.lstrip()[:1] != b"[":
         return []
     return answer.read(list[_Content])
 
 
 async def _together(*requests: Awaitable[T]) -> list[T]:
-    """All at once; the first failure stops the others."""
+    """Await all requests concurrently; the first failure cancels the others."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(_wait(request)) for request in requests]
     except BaseExceptionGroup as failures:
-        refused, others = failures.split(GitHubError)
-        if refused is None or others is not None:
+        rejected, others = failures.split(GitHubError)
+        if rejected is None or others is not None:
             raise
-        error = refused.exceptions[0]
+        error = rejected.exceptions[0]
     else:
         return [task.result() for task in tasks]
     raise error

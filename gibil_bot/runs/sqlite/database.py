@@ -1,4 +1,4 @@
-"""The database file: where it is, who holds it, which version it has, and what SQLite's failures mean for an operator."""
+"""The database file: its path, its lock, its schema version, and what SQLite's errors mean for an operator."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ from pathlib import Path
 from gibil_bot.errors import StoreError
 
 BUSY_S = 4.0
-"""How long a transaction waits for another process's. A delivery may have to wait for the one before it, too, and GitHub gives
-up on an answer after 10 s: https://docs.github.com/webhooks/using-webhooks/best-practices-for-using-webhooks"""
+"""How long a transaction waits for another process's transaction. A delivery may also have to wait for the one before it, and
+GitHub expects an answer within 10 s: https://docs.github.com/webhooks/using-webhooks/best-practices-for-using-webhooks
+"""
 
 _PREFIX = "sqlite:///"
 _REMEDIES = {
-    sqlite3.SQLITE_FULL: "the disk is full: free some space, then it goes on by itself",
-    sqlite3.SQLITE_READONLY: "it cannot be written: check its owner, its folder, and that the disk is not mounted read-only",
-    sqlite3.SQLITE_CANTOPEN: "it cannot be opened: check that its folder exists and that this user may write in it",
-    sqlite3.SQLITE_BUSY: "another process keeps it locked: look for one that has the file open (fuser names it)",
-    sqlite3.SQLITE_LOCKED: "another process keeps it locked: look for one that has the file open (fuser names it)",
-    sqlite3.SQLITE_CORRUPT: "it is damaged: stop gibil, move the file away, and restore a copy or start without one",
-    sqlite3.SQLITE_NOTADB: "it is not a SQLite database: name another file in GIBIL_DATABASE_URL",
-    sqlite3.SQLITE_IOERR: "reading or writing it failed: check the disk and its free space (dmesg says more)",
+    sqlite3.SQLITE_FULL: "the disk is full: free some space, then gibil continues by itself",
+    sqlite3.SQLITE_READONLY: "it can't be written: check its owner, its folder, and that the disk isn't mounted read-only",
+    sqlite3.SQLITE_CANTOPEN: "it can't be opened: check that its folder exists and that this user may write in it",
+    sqlite3.SQLITE_BUSY: "another process keeps it locked: find the process that has the file open with fuser",
+    sqlite3.SQLITE_LOCKED: "another process keeps it locked: find the process that has the file open with fuser",
+    sqlite3.SQLITE_CORRUPT: "it is damaged: stop gibil, move the file away, and restore a backup or start with a new one",
+    sqlite3.SQLITE_NOTADB: "it isn't a SQLite database: set GIBIL_DATABASE_URL to another file",
+    sqlite3.SQLITE_IOERR: "reading or writing it failed: check the disk and its free space (see dmesg)",
 }
 
 
 def database_path(url: str) -> Path:
-    """The file of `sqlite:///relative/path` or `sqlite:////absolute/path`. Raises StoreError for anything else."""
+    """Return the file of `sqlite:///relative/path` or `sqlite:////absolute/path`. Raises StoreError for any other URL."""
     path = url.removeprefix(_PREFIX)
     if not url.startswith(_PREFIX) or not path or path.startswith(":"):
-        raise StoreError("the database URL has to be sqlite:/// followed by the path of a file")
+        raise StoreError("the database URL must be sqlite:/// followed by the path of a file")
     return Path(path).absolute()
 
 
 def store_error(path: Path, error: sqlite3.Error) -> StoreError:
-    """What a failure of SQLite's means, in one line."""
+    """Describe a SQLite error in one line, with what to do."""
     code = getattr(error, "sqlite_errorcode", None)
     remedy = _REMEDIES.get(code & 0xFF) if isinstance(code, int) else None
     return StoreError(f"the database {path}: {error}" + (f"; {remedy}" if remedy else ""))
@@ -47,7 +48,7 @@ def store_error(path: Path, error: sqlite3.Error) -> StoreError:
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Failures of SQLite's and of the file system leave as StoreError."""
+    """Convert errors of SQLite and of the file system to StoreError."""
     try:
         yield
     except sqlite3.Error as error:
@@ -61,7 +62,7 @@ def translated(path: Path) -> Iterator[None]:
 def lock(path: Path) -> int:
     """Hold `<path>.lock` until the returned descriptor is closed or this process dies, however it dies.
 
-    Raises StoreError, naming the holder, when another process has it.
+    Raises StoreError, naming the holder, if another process holds it.
     """
     lock_path = path.with_name(path.name + ".lock")
     descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -73,7 +74,7 @@ def lock(path: Path) -> int:
         who = f"process {holder}" if holder else "another process"
         raise StoreError(
             f"the database {path} is in use: another `gibil serve` ({who}) holds {lock_path}; "
-            "stop it first, or name another database"
+            "stop it first, or use another database"
         ) from None
     except OSError:
         os.close(descriptor)
@@ -84,22 +85,22 @@ def lock(path: Path) -> int:
 
 
 def create_file(path: Path) -> None:
-    """The file and its folder, readable by their owner only: payloads of private repositories are in it."""
+    """Create the file and its folder, readable only by their owner: they contain payloads of private repositories."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def connect(path: Path, *, readonly: bool = False) -> sqlite3.Connection:
-    """A connection in explicit transactions (`begin` is ours to say), for one thread at a time.
+    """Open a connection with explicit transactions, for one thread at a time.
 
-    Every commit is on the disk when it returns (synchronous=FULL). Nothing but the checkpointer's thread checkpoints.
+    Every commit is on disk when it returns (synchronous=FULL). Only the checkpointer's thread checkpoints.
     """
     if sqlite3.sqlite_version_info < (3, 35):
-        raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old: 3.35 or newer is needed under this Python")
+        raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old: this Python needs SQLite 3.35 or newer")
     db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
     try:
         if _journal_mode(db) != "wal":
-            raise StoreError(f"the database {path}: its file system cannot do what SQLite's WAL needs; use a local disk")
+            raise StoreError(f"the database {path}: its file system doesn't support SQLite's WAL; use a local disk")
         db.execute("pragma synchronous = full")
         db.execute("pragma wal_autocheckpoint = 0")
         db.execute("pragma temp_store = memory")
@@ -113,20 +114,22 @@ def connect(path: Path, *, readonly: bool = False) -> sqlite3.Connection:
 
 
 def migrate(db: sqlite3.Connection, path: Path) -> None:
-    """Bring the tables to this version, all steps in one transaction. Raises StoreError for a database of a newer version."""
+    """Migrate the schema to this version, all steps in one transaction. Raises StoreError if the database is from a newer
+    version.
+    """
     steps = _migrations()
     if _version(db) == steps[-1][0]:
         return
     db.execute("begin immediate")
     try:
-        have = _version(db)  # again: another process may have done it while we waited for the lock
-        if have > steps[-1][0]:
+        current = _version(db)  # check again: another process may have migrated while this one waited for the lock
+        if current > steps[-1][0]:
             raise StoreError(
-                f"the database {path} was written by a newer gibil (version {have}, this one knows {steps[-1][0]}): "
-                "upgrade gibil, or name another database"
+                f"the database {path} was written by a newer gibil (version {current}, this one supports {steps[-1][0]}): "
+                "upgrade gibil, or use another database"
             )
         for number, script in steps:
-            if number > have:
+            if number > current:
                 for statement in _statements(script):
                     db.execute(statement)
                 db.execute(f"pragma user_version = {number}")
@@ -147,7 +150,7 @@ def _migrations() -> list[tuple[int, str]]:
 
 
 def _statements(script: str) -> Iterator[str]:
-    """One at a time, because sqlite3's `executescript` commits before it begins."""
+    """Yield one statement at a time, because sqlite3's `executescript` commits before it begins."""
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line
@@ -157,7 +160,7 @@ def _statements(script: str) -> Iterator[str]:
 
 
 def _journal_mode(db: sqlite3.Connection) -> str:
-    """Switching to WAL does not wait for other connections by itself, so that two processes that open a new file need this."""
+    """Switch to WAL. SQLite doesn't wait for other connections here, so retry: two processes may be opening a new file."""
     deadline = time.monotonic() + BUSY_S
     while True:
         try:

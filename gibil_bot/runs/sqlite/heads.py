@@ -1,4 +1,4 @@
-"""The SQL of what is known about pull requests' heads: commits, who pushed them, approvals."""
+"""The SQL of the heads of pull requests: commits, who pushed them, approvals."""
 
 from __future__ import annotations
 
@@ -10,29 +10,31 @@ from typing import Any
 from gibil_bot.model import Approval, BranchPush, HeadHistory, HeadSeen, Person
 
 MOST_ROWS = 1000
-"""Rows of one pull request that a decision looks at, the newest ones. Who pushed more often than that is not trusted."""
+"""Maximum number of rows of one pull request that a decision reads, newest first. A pull request with more pushes isn't
+trusted.
+"""
 
 _HEAD = "repository_id, pull_request, sha, action, at, before_sha, pusher, pusher_is_bot, head_repository_id, head_owner"
 
 
 def record(db: sqlite3.Connection, observed: Sequence[HeadSeen | BranchPush | Approval], now: float) -> None:
-    """The same again changes nothing: a delivery that is repeated is no second push."""
-    for one in observed:
-        match one:
+    """Store observations. A repeated observation changes nothing, so a redelivery doesn't count as a second push."""
+    for seen in observed:
+        match seen:
             case HeadSeen():
                 db.execute(
                     f"insert or ignore into heads ({_HEAD}, seen_at) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
                     (
-                        one.repository_id,
-                        one.number,
-                        one.sha,
-                        one.action,
-                        one.at.timestamp(),
-                        one.before,
-                        one.pusher.login if one.pusher else None,
-                        bool(one.pusher and one.pusher.is_bot),
-                        one.head_repository_id,
-                        one.head_owner,
+                        seen.repository_id,
+                        seen.number,
+                        seen.sha,
+                        seen.action,
+                        seen.at.timestamp(),
+                        seen.before,
+                        seen.pusher.login if seen.pusher else None,
+                        bool(seen.pusher and seen.pusher.is_bot),
+                        seen.head_repository_id,
+                        seen.head_owner,
                         now,
                     ),
                 )
@@ -40,13 +42,21 @@ def record(db: sqlite3.Connection, observed: Sequence[HeadSeen | BranchPush | Ap
                 db.execute(
                     "insert or ignore into branch_pushes (repository_id, sha, branch, at, pusher, pusher_is_bot, seen_at) "
                     "values (?, ?, ?, ?, ?, ?, ?)",
-                    (one.repository_id, one.sha, one.branch, one.at.timestamp(), one.pusher.login, one.pusher.is_bot, now),
+                    (
+                        seen.repository_id,
+                        seen.sha,
+                        seen.branch,
+                        seen.at.timestamp(),
+                        seen.pusher.login,
+                        seen.pusher.is_bot,
+                        now,
+                    ),
                 )
             case Approval():
                 db.execute(
                     "insert or ignore into approvals (repository_id, pull_request, sha, approved_by, at, seen_at) "
                     "values (?, ?, ?, ?, ?, ?)",
-                    (one.repository_id, one.number, one.sha, one.by, one.at.timestamp(), now),
+                    (seen.repository_id, seen.number, seen.sha, seen.by, seen.at.timestamp(), now),
                 )
 
 
@@ -93,8 +103,10 @@ def history(db: sqlite3.Connection, repository_id: int, number: int, sha: str, f
 
 
 def prune(db: sqlite3.Connection, _: set[str], seen_before: float, limit: int) -> int:
-    """Forget pull requests at which nothing was seen since then, each as a whole: half a history would say less than it
-    seems to. How many pull requests went."""
+    """Delete the heads and approvals of pull requests without any observation since then; return how many pull requests.
+
+    Each one is deleted as a whole, because an incomplete history could be mistaken for a complete seen.
+    """
     quiet = db.execute(
         "select distinct repository_id, pull_request from heads h where seen_at < ? and not exists (select 1 from heads newer "
         "where newer.repository_id = h.repository_id and newer.pull_request = h.pull_request and newer.seen_at >= ?) limit ?",
@@ -106,7 +118,7 @@ def prune(db: sqlite3.Connection, _: set[str], seen_before: float, limit: int) -
 
 
 def prune_pushes(db: sqlite3.Connection, _: set[str], seen_before: float, limit: int) -> int:
-    """Forget pushes to branches, and approvals of pull requests that have no heads any more. How many went."""
+    """Delete pushes to branches, and approvals of pull requests without heads; return the number of pushes."""
     db.execute(
         "delete from approvals where seq in (select seq from approvals a where seen_at < ? and not exists "
         "(select 1 from heads h where h.repository_id = a.repository_id and h.pull_request = a.pull_request) limit ?)",

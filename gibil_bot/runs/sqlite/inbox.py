@@ -1,4 +1,5 @@
-"""The inbox: deliveries, and what they say about the heads of pull requests. The class is the interface, the functions its SQL.
+"""The inbox: deliveries, and what they reveal about the heads of pull requests. The class is the interface, the functions its
+SQL.
 
 Every function is one job of the writer, inside its transaction, or one read.
 """
@@ -86,7 +87,7 @@ def accept(
     observed: Sequence[HeadSeen | BranchPush] = (),
     now: float = 0.0,
 ) -> bool:
-    """The hot path: one insert, and one more for a push or for a payload that could not be read."""
+    """Store a delivery. The hot path: one insert, and a second one for a push or an unreadable payload."""
     inserted = db.execute(
         "insert into deliveries "
         "(guid, event, received_at, attempts, handled_at, content, digest, repository_id, pull_request, cancels) "
@@ -116,7 +117,7 @@ def accept(
 def claim(
     db: sqlite3.Connection, _: set[str], owner: str, limit: int, now: float, lease_s: float, cancels: int = 0
 ) -> list[Delivery]:
-    """No subscriber waits for a lease, so no topic is named."""
+    """Claim deliveries. No subscriber waits for a lease, so no topic is named."""
     found = []
     for is_cancel, most in ((1, cancels), (0, limit)):
         found += db.execute(
@@ -133,7 +134,7 @@ def claim(
 
 
 def has_earlier(db: sqlite3.Connection, guid: str, repository_id: int, number: int) -> bool:
-    """A delivery that was never read, and a re-run, may be about any pull request."""
+    """Return whether an earlier unhandled delivery may be about this pull request. Re-runs and unreadable ones may be."""
     found = db.execute(
         "select 1 from deliveries where handled_at is null and cancels = 0 "
         "and seq < (select seq from deliveries where guid = ?) "
@@ -144,7 +145,7 @@ def has_earlier(db: sqlite3.Connection, guid: str, repository_id: int, number: i
 
 
 def complete(db: sqlite3.Connection, topics: set[str], owner: str, guid: str, outcome: DeliveryOutcome, now: float) -> None:
-    seq = _open(db, owner, guid)
+    seq = _claimed_seq(db, owner, guid)
     if seq is None:
         return
     db.execute("update deliveries set handled_at = ?, error = ?, lease_until = 0 where seq = ?", (now, outcome.error, seq))
@@ -160,7 +161,7 @@ def complete(db: sqlite3.Connection, topics: set[str], owner: str, guid: str, ou
 
 
 def postpone(db: sqlite3.Connection, topics: set[str], owner: str, guid: str, error: str, due_at: float) -> None:
-    seq = _open(db, owner, guid)
+    seq = _claimed_seq(db, owner, guid)
     if seq is not None:
         db.execute(
             "update deliveries set owner = '', lease_until = 0, due_at = ?, error = ? where seq = ?", (due_at, error, seq)
@@ -177,7 +178,7 @@ def get(db: sqlite3.Connection, guid: str) -> tuple[Delivery, bool, str | None] 
 
 
 def prune_payloads(db: sqlite3.Connection, _: set[str], handled_before: float, failed_before: float, limit: int) -> int:
-    """Delete payloads of handled deliveries, of those that failed later than of the others; their number."""
+    """Delete payloads of handled deliveries, later for failed ones; return their number."""
     return db.execute(
         "delete from payloads where seq in (select d.seq from deliveries d join payloads p on p.seq = d.seq "
         "where d.handled_at is not null and d.handled_at < ? and (d.error is null or d.handled_at < ?) limit ?)",
@@ -186,7 +187,7 @@ def prune_payloads(db: sqlite3.Connection, _: set[str], handled_before: float, f
 
 
 def prune(db: sqlite3.Connection, _: set[str], handled_before: float, limit: int) -> int:
-    """Forget handled deliveries whose payload is gone. GitHub can repeat one for three days at most. How many went."""
+    """Delete handled deliveries without a payload; return their number. GitHub can redeliver for three days only."""
     return db.execute(
         "delete from deliveries where seq in (select seq from deliveries d where handled_at is not null and handled_at < ? "
         "and not exists (select 1 from payloads p where p.seq = d.seq) limit ?)",
@@ -195,7 +196,7 @@ def prune(db: sqlite3.Connection, _: set[str], handled_before: float, limit: int
 
 
 def prune_cancellations(db: sqlite3.Connection, _: set[str], limit: int) -> int:
-    """Delete those that no unhandled delivery came before; their number."""
+    """Delete cancellations that no unhandled delivery precedes; return their number."""
     return db.execute(
         "delete from cancellations where seq in (select seq from cancellations c where not exists "
         "(select 1 from deliveries d where d.handled_at is null and d.seq < c.delivery_seq) limit ?)",
@@ -204,7 +205,7 @@ def prune_cancellations(db: sqlite3.Connection, _: set[str], limit: int) -> int:
 
 
 def _subject(event: Event | None) -> tuple[int | None, int | None]:
-    """Repository id and pull request number."""
+    """Return the repository id and pull request number."""
     match event:
         case None | Ignored():
             return None, None
@@ -217,15 +218,15 @@ def _subject(event: Event | None) -> tuple[int | None, int | None]:
 
 
 def _event(content: bytes | None) -> Event | None:
-    """None also for one that another version wrote and this one can't decode: it must not stop the deliveries after it."""
+    """Decode an event. None also if another version wrote it in an unknown form: it must not block the deliveries after it."""
     try:
         return None if content is None else _decode(content)
     except msgspec.ValidationError:
         return None
 
 
-def _open(db: sqlite3.Connection, owner: str, guid: str) -> int | None:
-    """Its number; None when it is handled already. Raises ClaimLost when `owner` does not have it."""
+def _claimed_seq(db: sqlite3.Connection, owner: str, guid: str) -> int | None:
+    """Return the delivery's `seq`; None if it is handled already. Raises ClaimLost unless `owner` has claimed it."""
     row = db.execute("select seq, owner, handled_at from deliveries where guid = ?", (guid,)).fetchone()
     if row is not None and row[2] is not None:
         return None
@@ -248,18 +249,18 @@ def _delivery(row: tuple[Any, ...]) -> Delivery:
     )
 
 
-TELL_AGAIN_S = 3600.0
-"""The owner of an empty bucket gets at most one refusal in this time."""
+REJECTION_EVERY_S = 3600.0
+"""The owner of an empty bucket gets at most one rejection message in this time."""
 _ROUNDING = 1e-6
 
 
 def spend(db: sqlite3.Connection, _: set[str], key: str, cost: float, capacity: float, per_s: float, now: float) -> Spending:
-    """Take `cost` tokens, or none. A bucket that was never used is full. A clock that was set back costs one refill at most."""
+    """Take `cost` tokens, or none. An unused bucket is full. If the clock was set back, that costs one refill at most."""
     row = db.execute("select full_at, refused_at from budgets where key = ?", (key,)).fetchone() or (now, 0.0)
     full_at, refused_at = min(max(row[0], now), now + capacity / per_s), row[1]
     missing = (full_at - now) * per_s + cost - capacity
     allowed = missing <= _ROUNDING
-    first = not allowed and not now - TELL_AGAIN_S < refused_at <= now
+    first = not allowed and not now - REJECTION_EVERY_S < refused_at <= now
     if allowed or first:
         db.execute(
             "insert into budgets (key, full_at, refused_at) values (?, ?, ?) "
@@ -270,8 +271,8 @@ def spend(db: sqlite3.Connection, _: set[str], key: str, cost: float, capacity: 
 
 
 def prune_budgets(db: sqlite3.Connection, _: set[str], now: float, limit: int) -> int:
-    """Delete buckets that are full and whose owner would get the next refusal; their number."""
+    """Delete buckets that are full and whose owner would get the next rejection message; return their number."""
     return db.execute(
         "delete from budgets where key in (select key from budgets where full_at <= ? and refused_at <= ? limit ?)",
-        (now, now - TELL_AGAIN_S, limit),
+        (now, now - REJECTION_EVERY_S, limit),
     ).rowcount

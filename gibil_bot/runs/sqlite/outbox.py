@@ -1,7 +1,7 @@
-"""The outbox: one row for each GitHub object that we report to, which is overwritten. Its revision counts the states.
+"""The outbox: one row per GitHub object that we report to, overwritten by each new state. Its revision counts the states.
 
-The class is the interface, the functions its SQL. The table is called `tellings`, `told` is published, `refused` is rejected by
-GitHub for good: stored names stay.
+The class is the interface, the functions its SQL. Stored names are older than the code's: the table `tellings` has the
+notifications, `told` means published, and `refused` means permanently rejected by GitHub.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from gibil_bot.runs.signals import Subscription
 from gibil_bot.runs.sqlite.threads import DatabaseThreads
 
 _COLUMNS = "key, kind, installation_id, repository, body, revision, remote_id, attempts, failures, priority"
-_PENDING = "revision > told_revision and revision > refused_revision"  # word for word the index's condition
-_encode = msgspec.json.Encoder(order="sorted").encode  # as dicts were encoded before: equal states are equal bytes
+_PENDING = "revision > told_revision and revision > refused_revision"  # must equal the condition of the index
+_encode = msgspec.json.Encoder(order="sorted").encode  # sorted keys, as in stored rows: equal states are equal bytes
 _KINDS: dict[str, type[NotificationUpdate]] = {
     "check_run": CheckRunUpdate,
     "comment": CommentUpdate,
     "reaction": ReactionUpdate,
 }
-"""The column `kind` says which type `body` is."""
+"""Maps the column `kind` to the type of `body`."""
 _KIND_OF = {update: kind for kind, update in _KINDS.items()}
 _DECODERS = {kind: msgspec.json.Decoder(update) for kind, update in _KINDS.items()}
 
@@ -77,8 +77,11 @@ class SqliteOutbox:
 
 
 def record(db: sqlite3.Connection, topics: set[str], notifications: Sequence[Notification], now: float) -> None:
-    """An unchanged body doesn't create a revision. A new body keeps the due time of a pending one, unless it is the result of a
-    run: that is published at once. A check run that GitHub doesn't show yet has a result's priority."""
+    """Store the desired state of these objects. An unchanged body doesn't create a revision.
+
+    A new body keeps the due time of a pending one, unless it is the result of a run, which is published at once. A check run
+    that GitHub doesn't show yet has the priority of a result.
+    """
     for notification in notifications:
         priority = _priority(notification)
         written = db.execute(
@@ -103,7 +106,7 @@ def record(db: sqlite3.Connection, topics: set[str], notifications: Sequence[Not
 
 
 def _priority(notification: Notification) -> Priority:
-    """Of a change to an object that GitHub shows already."""
+    """Return the priority of a change to an object that GitHub shows already."""
     match notification.update:
         case CheckRunUpdate(status="completed"):
             return Priority.RESULT
@@ -125,7 +128,8 @@ def claim(
     not_keys: Sequence[str] = (),
     up_to: int = Priority.REACTION,
 ) -> list[DueNotification]:
-    """By priority; of one priority the repository with the fewest in progress, so that a busy one doesn't delay others.
+    """Claim by priority; within one priority, first for the repository with the fewest in progress, so that busy ones don't
+    delay others.
 
     No subscriber waits for a lease, so no topic is named.
     """
@@ -149,7 +153,7 @@ def claim(
     for row in found:
         try:
             due.append(_due(row[1:]))
-        except msgspec.ValidationError as error:  # another version wrote it: it must not stop the others
+        except msgspec.ValidationError as error:  # another version wrote it: it must not block the others
             db.execute("update tellings set refused_revision = revision, error = ? where seq = ?", (str(error), row[0]))
     return due
 
@@ -157,7 +161,7 @@ def claim(
 def published(
     db: sqlite3.Connection, topics: set[str], owner: str, due: DueNotification, remote_id: int | None, now: float
 ) -> None:
-    """What GitHub knows is recorded even if another process has the lease by now; only the owner's lease is ended."""
+    """Record what GitHub has, even if another process has the lease by now; only the owner's lease is ended."""
     db.execute(
         "update tellings set told_revision = max(told_revision, ?), remote_id = coalesce(?, remote_id), told_at = ? "
         "where key = ?",
@@ -181,10 +185,10 @@ def not_published(
     retry_s: float | None,
     failed: bool = True,
 ) -> None:
-    """Changes nothing if another process has the lease by now."""
+    """Record a failure. Changes nothing if another process has the lease by now."""
     db.execute(
         "update tellings set owner = '', lease_until = 0, error = ?, failures = failures + ?, "
-        "due_at = case when priority = 0 and revision > ? then ? else ? end, "  # a result came meanwhile
+        "due_at = case when priority = 0 and revision > ? then ? else ? end, "  # a result was recorded meanwhile
         "refused_revision = max(refused_revision, ?) where key = ? and owner = ?",
         (
             error,
@@ -206,8 +210,10 @@ def get(db: sqlite3.Connection, key: str) -> tuple[DueNotification, bool, str | 
 
 
 def prune(db: sqlite3.Connection, _: set[str], published_before: float, limit: int) -> int:
-    """Delete check runs, reactions and replies that were published before that; their number. A workflow's comment is kept:
-    without its id a later run of the same pull request would write a second one."""
+    """Delete check runs, reactions and replies that were published before that; return their number.
+
+    A workflow's comment stays: without its id, a later run of the same pull request would create a second one.
+    """
     return db.execute(
         "delete from tellings where seq in (select seq from tellings where told_at is not null and told_at < ? "
         "and told_revision >= revision and key not like 'comment:%' limit ?)",

@@ -79,10 +79,10 @@ class SqliteRuns:
 
 
 def queue(db: sqlite3.Connection, topics: set[str], new: NewRun, now: float, delivery_seq: int) -> None:
-    """A run that exists is not queued again. An older one of its group gives way: any unfinished one with
-    `cancel_in_progress`, without it only one that has not started, as in GitHub Actions. The group "" is no group.
+    """Queue a run, unless it exists, and supersede older unfinished runs of its concurrency group.
 
-    Where a later delivery cancelled such runs already, this one is cancelled too, and no other run gives way to it.
+    Without `cancel_in_progress`, only runs that haven't started are superseded, as in GitHub Actions. The group "" means no
+    group. If a later delivery has already cancelled such runs, this run is cancelled too and supersedes no other run.
     """
     source, plan = new.source, new.plan
     repository_id, group = source.repository.id, plan.concurrency_group
@@ -113,7 +113,7 @@ def queue(db: sqlite3.Connection, topics: set[str], new: NewRun, now: float, del
     if cancelled is not None:
         request_cancel(db, topics, new.id, cancelled[0])
     elif group:
-        db.execute(  # of its own accord SQLite would look through the whole history of the repository
+        db.execute(  # without the index hint, SQLite would scan the repository's whole history
             "update runs indexed by runs_of_group set cancel_reason = ? where finished_at is null and cancel_reason is null "
             "and repository_id = ? and concurrency_group = ? and seq < ? and (state = 'queued' or ?)",
             (f"superseded by {source.sha[:7]}", repository_id, group, inserted.lastrowid, plan.cancel_in_progress),
@@ -121,7 +121,7 @@ def queue(db: sqlite3.Connection, topics: set[str], new: NewRun, now: float, del
 
 
 def request_cancel(db: sqlite3.Connection, topics: set[str], run_id: str, reason: str) -> bool:
-    """False when it is finished, or there is none."""
+    """Set the cancel reason, unless one is set. False if the run is finished or doesn't exist."""
     found = db.execute(
         "update runs set cancel_reason = coalesce(cancel_reason, ?) where id = ? and finished_at is null", (reason, run_id)
     )
@@ -131,7 +131,7 @@ def request_cancel(db: sqlite3.Connection, topics: set[str], run_id: str, reason
 
 
 def cancel_earlier(db: sqlite3.Connection, topics: set[str], request: CancelRequest, delivery_seq: int) -> None:
-    """Runs of deliveries that came after it, and were handled before it, go on."""
+    """Cancel the runs of earlier deliveries. Runs of later deliveries that were handled first continue."""
     found = db.execute(
         "select id, plan from runs indexed by runs_of_group where finished_at is null and repository_id = ? "
         "and pull_request = ? and not exists (select 1 from deliveries d where d.guid = delivery_guid and d.seq >= ?)",
@@ -148,7 +148,7 @@ def cancel_earlier(db: sqlite3.Connection, topics: set[str], request: CancelRequ
 
 
 def heartbeat(db: sqlite3.Connection, _: set[str], claims: Sequence[Claim], lease_until: float) -> dict[str, str | None]:
-    """No subscriber waits for a lease, so no topic is named."""
+    """Renew leases. No subscriber waits for a lease, so no topic is named."""
     answers: dict[str, str | None] = {}
     for claim in claims:
         renewed = db.execute(
@@ -183,7 +183,7 @@ def save_task(db: sqlite3.Connection, topics: set[str], claim: Claim, result: Ta
 
 
 def bind_secrets(db: sqlite3.Connection, _: set[str], claim: Claim, fingerprint: str) -> bool:
-    """True until a machine was created for the run, and then as long as the fingerprint stays the same."""
+    """Return True until a machine was created for the run, and then as long as the fingerprint stays the same."""
     check(db, claim)
     db.execute(
         "insert into run_secrets (run_id, fingerprint) values (?, ?) on conflict (run_id) do update "
@@ -238,7 +238,7 @@ def of_repository(db: sqlite3.Connection, repository_id: int, number: int | None
 
 
 def prune(db: sqlite3.Connection, _: set[str], finished_before: float, limit: int) -> int:
-    """Delete runs that finished before that, with their results; their number."""
+    """Delete runs that finished before that, with their results; return their number."""
     gone = db.execute(
         "select seq, id from runs where finished_at is not null and finished_at < ? limit ?", (finished_before, limit)
     ).fetchall()
@@ -249,14 +249,14 @@ def prune(db: sqlite3.Connection, _: set[str], finished_before: float, limit: in
 
 
 def check(db: sqlite3.Connection, claim: Claim) -> None:
-    """Raises ClaimLost unless the claim still holds."""
+    """Raise ClaimLost unless the claim still holds."""
     held = db.execute(f"select 1 from runs where {_HELD}", (claim.run.id, claim.owner, claim.fence)).fetchone()  # noqa: S608
     if held is None:
         raise _lost(claim)
 
 
 def _write(db: sqlite3.Connection, topics: set[str], claim: Claim, assignment: str, *values: object) -> None:
-    """Raises ClaimLost unless the claim still holds."""
+    """Update the run. Raises ClaimLost unless the claim still holds."""
     written = db.execute(
         f"update runs set {assignment} where {_HELD}",  # noqa: S608
         (*values, claim.run.id, claim.owner, claim.fence),
@@ -283,7 +283,7 @@ decode_plan = msgspec.json.Decoder(Plan).decode
 
 
 def to_run(row: tuple[Any, ...]) -> Run:
-    """A row of the columns COLUMNS."""
+    """Decode a row of the columns COLUMNS."""
     (
         run_id, seq, guid, source, plan, state, queued_at, started_at, finished_at, conclusion, cancel_reason,
         machine, machine_attempt, note,
@@ -313,7 +313,7 @@ def _time(seconds: float | None) -> datetime | None:
 def claim_run(
     db: sqlite3.Connection, topics: set[str], owner: str, now: float, lease_s: float, max_machines: int
 ) -> Claim | None:
-    """The rules are written on ports.RunStore.claim. Runs of the group "" wait for no other run."""
+    """Claim a run by the rules in ports.RunStore.claim. Runs of the group "" wait for no other run."""
     seq = _abandoned(db, now) or _to_cancel(db) or _next_in_turn(db, max_machines)
     if seq is None:
         return None
@@ -327,7 +327,7 @@ def claim_run(
 
 
 def _abandoned(db: sqlite3.Connection, now: float) -> int | None:
-    """It counts as running already: a machine may exist for it."""
+    """Find a run with an expired lease. It already counts as running, because a machine may exist for it."""
     return _first(
         db,
         "select seq from runs where finished_at is null and state = 'running' and lease_until <= ? order by seq limit 1",
@@ -336,7 +336,7 @@ def _abandoned(db: sqlite3.Connection, now: float) -> int | None:
 
 
 def _to_cancel(db: sqlite3.Connection) -> int | None:
-    """It needs no machine, so `max_machines` doesn't matter."""
+    """Find a queued run that is to be cancelled. It needs no machine, so `max_machines` doesn't matter."""
     return _first(
         db,
         "select seq from runs where finished_at is null and cancel_reason is not null and state = 'queued' "

@@ -1,7 +1,7 @@
 """The SQLite store: ports.Store in one file. Writes are durable when a method returns, and none blocks the event loop.
 
-All writes go through one thread that commits the waiting ones together. Reads have a connection of their own, see what is
-committed, and never wait for a disk. `inbox`, `runs` and `outbox` each have a file with their SQL.
+One thread does all writes and commits the waiting ones together. Reads use a separate connection, see committed data, and never
+wait for the disk. `inbox`, `runs` and `outbox` each have a file with their SQL.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from gibil_bot.runs.sqlite.threads import Connections, DatabaseThreads
 DAY_S = 86400.0
 PAYLOAD_DAYS, HISTORY_DAYS = 7, 90
 PRUNE_STEP = 500
-"""Rows that one transaction of `prune` removes at most."""
+"""Maximum number of rows that one transaction of `prune` removes."""
 
 
 class SqliteStore:
-    """ports.Store. Created by `open_store`, used from the event loop that opened it."""
+    """ports.Store. Created by `open_store`; used from the event loop that opened it."""
 
     def __init__(self, threads: DatabaseThreads) -> None:
         self._threads = threads
@@ -41,8 +41,10 @@ class SqliteStore:
         return await self._threads.read(_counts)
 
     async def prune(self) -> int:
-        """See ports.Store. Deletes in steps, so that other writes come in between. Payloads of deliveries that failed are kept
-        as long as history."""
+        """Delete old rows as ports.Store describes, in steps, so that other writes can run in between.
+
+        Payloads of failed deliveries are stored as long as history.
+        """
         now = self._threads.now()
         week, quarter = now - PAYLOAD_DAYS * DAY_S, now - HISTORY_DAYS * DAY_S
         steps: list[Callable[[sqlite3.Connection, set[str]], int]] = [
@@ -57,29 +59,29 @@ class SqliteStore:
         ]
         total = 0
         for step in steps:
-            gone = PRUNE_STEP
-            while gone == PRUNE_STEP:
-                gone = await self._threads.write(step)
-                total += gone
+            deleted = PRUNE_STEP
+            while deleted == PRUNE_STEP:
+                deleted = await self._threads.write(step)
+                total += deleted
         return total
 
     async def close(self) -> None:
-        """Waits for submitted writes, which goes on when the caller is cancelled. Safe to repeat."""
+        """Wait for submitted writes, which continue even if the caller is cancelled. Safe to repeat."""
         await self._threads.close()
 
 
 async def open_store(database_url: str, *, exclusive: bool = True, clock: Callable[[], float] = time.time) -> SqliteStore:
     """Open, and create or migrate, the database of `sqlite:///path`. Raises StoreError with what to do.
 
-    `exclusive`: no other process may use it, which `<file>.lock` ensures; so every lease in it belongs to a dead process and
-    ends at once, and work goes on right after a crash. Without it several stores share the file, and leases end by time.
+    `exclusive`: no other process may use it, which `<file>.lock` ensures. Every lease in it then belongs to a dead process and
+    ends at once, so work continues right after a crash. Otherwise several stores share the file, and leases end by time.
     """
     path = database.database_path(database_url)
     opening = asyncio.create_task(asyncio.to_thread(_open, path, exclusive))
     try:
         parts, lock = await asyncio.shield(opening)
     except asyncio.CancelledError:
-        with contextlib.suppress(StoreError):  # the thread cannot be stopped, so that what it opens is closed
+        with contextlib.suppress(StoreError):  # the thread can't be stopped, so close what it opens
             parts, lock = await opening
             await asyncio.to_thread(_abandon, parts, lock)
         raise

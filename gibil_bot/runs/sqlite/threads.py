@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Connections:
-    """One for each thread, all to the same file."""
+    """One connection per thread, all to the same file."""
 
     def __init__(self, path: Path) -> None:
         opened: list[sqlite3.Connection] = []
@@ -36,7 +36,7 @@ class Connections:
         self.writer, self.reader, self.checkpointer = opened
 
     def close(self) -> None:
-        """Checkpoints the log first, so that a copy of the file alone is complete."""
+        """Checkpoint the log, so that a copy of the file alone is complete, and close the connections."""
         self.reader.close()
         with contextlib.suppress(sqlite3.Error):  # the log is durable, and checkpointed at the next start
             self.writer.execute("pragma wal_checkpoint(truncate)").fetchone()
@@ -58,11 +58,11 @@ class DatabaseThreads:
         self._closing: asyncio.Task[None] | None = None
 
     async def write(self, job: Job[T]) -> T:
-        """The result of the job, once it is committed. Raises StoreError."""
+        """Return the result of the job once it is committed. Raises StoreError."""
         return await self._writer.submit(job)
 
     async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
-        """What is committed, without waiting for the writer. Raises StoreError."""
+        """Query committed data without waiting for the writer. Raises StoreError."""
         if self._closing is not None:
             raise StoreError(f"the database {self._path} is closed")
         return await asyncio.get_running_loop().run_in_executor(self._reader, self._query, query)
@@ -71,7 +71,7 @@ class DatabaseThreads:
         return self._signals.subscribe(topic)
 
     async def close(self) -> None:
-        """Waits for submitted jobs, which goes on when the caller is cancelled. Safe to repeat."""
+        """Wait for submitted jobs, which continue even if the caller is cancelled. Safe to repeat."""
         if self._closing is None:
             self._writer.stop()
             self._closing = asyncio.create_task(asyncio.to_thread(self._close))

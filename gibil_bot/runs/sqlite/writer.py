@@ -1,7 +1,7 @@
-"""The one thread that writes: waiting jobs are committed together, so that one fsync serves many callers.
+"""The only thread that writes. It commits waiting jobs together, so that one fsync serves many callers.
 
 A job is a function of the connection. A failing job doesn't affect others: the batch is rolled back and repeated with each job
-in a savepoint. Callers are woken after the commit, all of a batch with one call into the event loop.
+in a savepoint. After the commit, one call into the event loop wakes all callers of a batch.
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ from gibil_bot.runs.sqlite.database import store_error
 T = TypeVar("T")
 
 Job = Callable[[sqlite3.Connection, set[str]], T]
-"""Gets the connection, inside a transaction, and the set to which it adds the topics that it wrote to.
-It does nothing else: when another job of its batch fails, it is rolled back and called again."""
+"""Gets the connection, inside a transaction, and a set to which it adds the topics that it wrote to.
+
+It has no other side effects: if another job of its batch fails, it is rolled back and called again.
+"""
 
 _Waiting = tuple[Job[Any], "asyncio.Future[Any]"]
 _Outcome = tuple["asyncio.Future[Any]", Any, BaseException | None]
 
 BATCH = 512
-"""Jobs in one transaction at most: a bound on how long the first of them waits for the last."""
+"""Maximum number of jobs in one transaction, which bounds how long the first of them waits for the last."""
 
 
 class Writer:
-    """Owns the connection from its start to `close`. `on_commit(topics)` is called on the loop, before the callers go on."""
+    """Owns the connection from its start to `close`. `on_commit(topics)` is called on the loop before the callers continue."""
 
     def __init__(
         self,
@@ -42,7 +44,7 @@ class Writer:
         on_commit: Callable[[set[str]], None],
         between: Callable[[sqlite3.Connection], None],
     ) -> None:
-        """`between(connection)` runs on the writer's thread after each batch, outside of any transaction."""
+        """`between(connection)` runs on the writer's thread after each batch, outside any transaction."""
         self._db = db
         self._path = path
         self._on_commit = on_commit
@@ -54,7 +56,7 @@ class Writer:
         self._thread.start()
 
     def submit(self, job: Job[T]) -> asyncio.Future[T]:
-        """Queue a job. The future is done when the job is committed; cancelling it does not take the job back.
+        """Queue a job. The future is done when the job is committed; cancelling it doesn't cancel the job.
 
         Raises StoreError once the store is closed.
         """
@@ -65,12 +67,12 @@ class Writer:
         return future
 
     def stop(self) -> None:
-        """Take no more jobs. On the loop, so that no job slips in behind the mark that ends the thread."""
+        """Accept no more jobs. Called on the loop, so that no job is queued after the marker that ends the thread."""
         self._closed = True
         self._queue.put(None)
 
     def join(self) -> None:
-        """Blocks until what was submitted before `stop` is committed and the thread has ended. The connection stays open."""
+        """Block until the jobs submitted before `stop` are committed and the thread has ended. The connection stays open."""
         self._thread.join()
 
     def _work(self) -> None:
@@ -101,12 +103,12 @@ class Writer:
             return [(future, None, store_error(self._path, error)) for _, future in batch], set()
 
     def _commit_all(self, batch: list[_Waiting]) -> tuple[list[_Outcome], set[str]] | None:
-        """None when a job failed, which is rare: nothing is changed then. Raises sqlite3.Error when SQLite cannot commit."""
+        """Return None, with nothing changed, if a job failed, which is rare. Raises sqlite3.Error if SQLite can't commit."""
         db, topics = self._db, set[str]()
         db.execute("begin immediate")
         try:
             outcomes: list[_Outcome] = [(future, job(db, topics), None) for job, future in batch]
-        except Exception:  # whatever it is, it is for one caller
+        except Exception:  # any exception concerns one caller only
             if db.in_transaction:
                 db.execute("rollback")
             return None
@@ -114,7 +116,7 @@ class Writer:
         return outcomes, topics
 
     def _commit_each(self, batch: list[_Waiting]) -> tuple[list[_Outcome], set[str]]:
-        """The jobs that succeed; the exception of each other one is for its caller."""
+        """Commit the jobs that succeed; each other job's exception goes to its caller."""
         db, topics = self._db, set[str]()
         db.execute("begin immediate")
         outcomes = [self._run(job, future, topics) for job, future in batch]
@@ -122,12 +124,12 @@ class Writer:
         return outcomes, topics
 
     def _run(self, job: Job[Any], future: asyncio.Future[Any], topics: set[str]) -> _Outcome:
-        """One job in its savepoint. Raises sqlite3.Error only when SQLite has given up the whole transaction."""
+        """Run one job in a savepoint. Raises sqlite3.Error only if SQLite has rolled back the whole transaction."""
         db = self._db
         db.execute("savepoint job")
         try:
             result = job(db, topics)
-        except Exception as error:  # whatever it is, it is for the caller, and this thread lives on
+        except Exception as error:  # any exception goes to the caller, and this thread continues
             if not db.in_transaction:
                 raise error if isinstance(error, sqlite3.Error) else sqlite3.OperationalError(str(error)) from error
             db.execute("rollback to job")

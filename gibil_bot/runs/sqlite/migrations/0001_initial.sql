@@ -1,5 +1,5 @@
--- Times are seconds since the epoch (REAL). A lease that is at or before now belongs to nobody.
--- Indexes over work that is still open are partial: they stay small however much history there is.
+-- Times are seconds since the epoch (REAL). A lease that ends at or before now has expired.
+-- Indexes over unfinished work are partial, so they stay small however long the history is.
 
 create table deliveries (
     seq integer primary key,               -- the order of arrival
@@ -17,7 +17,7 @@ create index deliveries_unhandled on deliveries (seq) where handled_at is null;
 create index deliveries_handled on deliveries (handled_at) where handled_at is not null;
 create index deliveries_failed on deliveries (seq) where handled_at is not null and error is not null;
 
--- Apart from its delivery, which is updated several times: an update rewrites the whole row.
+-- Separate from its delivery, which is updated several times: an update rewrites the whole row.
 create table payloads (
     seq integer primary key references deliveries (seq),
     payload blob not null
@@ -55,7 +55,7 @@ create index runs_of_repository on runs (repository_id, seq);
 create index runs_of_pull_request on runs (repository_id, pull_request, seq);
 create index runs_of_commit on runs (repository_id, sha, seq);
 
--- When each repository had its last turn, as a count of all turns.
+-- The last turn of each repository, numbered across all repositories.
 create table turns (
     repository_id integer primary key,
     turn integer not null
@@ -79,7 +79,7 @@ create table tellings (
     body blob not null,                    -- JSON with sorted keys, so that equal bodies are equal bytes
     revision integer not null default 1,
     told_revision integer not null default 0,
-    refused_revision integer not null default 0,   -- GitHub will never take this one; a newer one is tried again
+    refused_revision integer not null default 0,   -- GitHub will never accept this revision; a newer one is tried
     remote_id integer,
     attempts integer not null default 0,
     error text,

@@ -8,7 +8,7 @@ create table heads (
     action text not null,                  -- opened, synchronize, reopened, seen
     at real not null,
     before_sha text,
-    pusher text,                           -- null: not known
+    pusher text,                           -- null: unknown
     pusher_is_bot integer not null default 0,
     head_repository_id integer,
     head_owner text,
@@ -32,7 +32,7 @@ create table branch_pushes (
 create unique index branch_pushes_once on branch_pushes (repository_id, sha, branch, at, pusher);
 create index branch_pushes_seen on branch_pushes (seen_at);
 
--- Commits of untrusted pull requests that a person with write permission approved for running.
+-- Commits of untrusted pull requests that a person with write permission has allowed to run.
 create table approvals (
     seq integer primary key,
     repository_id integer not null,
@@ -44,7 +44,7 @@ create table approvals (
 );
 create unique index approvals_once on approvals (repository_id, pull_request, sha, at, approved_by);
 
--- A keyed fingerprint of the secrets that a run began with: never the secrets.
+-- A keyed fingerprint of the secrets with which a run began, never the secrets themselves.
 create table run_secrets (
     run_id text primary key,
     fingerprint text not null

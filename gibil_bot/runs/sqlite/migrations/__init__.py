@@ -1,1 +1,1 @@
-"""Numbered SQL files, applied in order, one transaction each; the database's `user_version` says which it has seen."""
+"""Numbered SQL files, applied in order, in one transaction each; `user_version` is the number of the last applied one."""
