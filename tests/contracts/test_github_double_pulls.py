@@ -1,4 +1,4 @@
-"""The double opens pull requests as GitHub does: for whom, from what to what, and in which words it refuses."""
+"""The double opens pull requests as GitHub does: who may open them, between which branches, and with which error messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def open_one(app: App, token: str, **changes: Any) -> httpx.Response:
     return await app.ask("POST", PULLS, token=token, json={**WISH, **changes})
 
 
-async def test_a_person_opens_a_pull_request_and_the_app_hears_of_it(tmp_path: Path) -> None:
+async def test_a_user_opens_a_pull_request_and_the_app_gets_a_delivery(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app, receiving() as receiver:
         app.github.webhook_url = receiver.url
         sha = await app.github.push(REPOSITORY, "topic", {"a": "1"})
@@ -32,7 +32,7 @@ async def test_a_person_opens_a_pull_request_and_the_app_hears_of_it(tmp_path: P
         assert sorted(receiver.events()) == ["check_suite", "pull_request"]
 
 
-async def test_a_head_and_base_have_one_open_pull_request_and_it_can_be_found(tmp_path: Path) -> None:
+async def test_head_and_base_have_one_open_pull_request_which_can_be_found(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         token = app.github.personal_token("ada")
         await app.github.push(REPOSITORY, "release", {"r": "1"})
@@ -77,14 +77,14 @@ async def test_a_head_and_base_have_one_open_pull_request_and_it_can_be_found(tm
         ),
     ],
 )
-async def test_what_cannot_be_opened_is_refused(tmp_path: Path, changes: dict[str, str], error: dict[str, str]) -> None:
+async def test_invalid_pull_requests_are_rejected(tmp_path: Path, changes: dict[str, str], error: dict[str, str]) -> None:
     async with signed_in(tmp_path) as app:
         await app.github.push(REPOSITORY, "topic", {"a": "1"})
         answer = await open_one(app, app.github.personal_token("ada"), **changes)
         assert (answer.status_code, answer.json()["errors"]) == (422, [error])
 
 
-async def test_a_draft_needs_a_repository_that_has_drafts(tmp_path: Path) -> None:
+async def test_a_draft_needs_a_repository_that_supports_drafts(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         await app.github.push(REPOSITORY, "topic", {"a": "1"})
         app.github.state.repository(REPOSITORY).drafts = False
@@ -97,7 +97,7 @@ async def test_a_draft_needs_a_repository_that_has_drafts(tmp_path: Path) -> Non
         assert (await open_one(app, token)).status_code == 201
 
 
-async def test_a_persons_token_is_worth_what_the_person_may_and_what_it_was_given(tmp_path: Path) -> None:
+async def test_a_users_token_has_the_rights_of_the_user_and_of_its_scopes(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         github = app.github
         await github.push(REPOSITORY, "topic", {"a": "1"})
@@ -120,7 +120,7 @@ async def test_a_persons_token_is_worth_what_the_person_may_and_what_it_was_give
         assert (await app.ask("GET", f"/repos/{REPOSITORY}", token=wes)).status_code == 401
 
 
-async def test_a_fork_shows_its_parent_and_the_first_of_its_network_to_who_may_see_them(tmp_path: Path) -> None:
+async def test_a_fork_shows_its_parent_and_source_to_users_who_may_read_them(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         await app.github.fork(REPOSITORY, "eve")
         await app.github.fork("eve/engine", "tom")
@@ -136,7 +136,7 @@ async def test_a_fork_shows_its_parent_and_the_first_of_its_network_to_who_may_s
         assert await shown("tom/engine") == {"fork": True, "parent": "eve/engine"}
 
 
-async def test_a_branch_can_be_asked_for_as_a_reference(tmp_path: Path) -> None:
+async def test_a_branch_can_be_queried_as_a_reference(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         sha = await app.github.push(REPOSITORY, "release/1.x", {"a": "1"})
         found = (await app.ask("GET", f"/repos/{REPOSITORY}/git/ref/heads/release/1.x")).json()
@@ -144,7 +144,7 @@ async def test_a_branch_can_be_asked_for_as_a_reference(tmp_path: Path) -> None:
         assert (await app.ask("GET", f"/repos/{REPOSITORY}/git/ref/heads/release")).status_code == 404
 
 
-async def test_who_may_write_to_a_fork_may_ask_its_parent_to_take_the_commits(tmp_path: Path) -> None:
+async def test_a_writer_of_a_fork_may_open_a_pull_request_in_its_parent(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         github = app.github
         await github.fork(REPOSITORY, "tom")
@@ -167,7 +167,7 @@ async def test_who_may_write_to_a_fork_may_ask_its_parent_to_take_the_commits(tm
         assert other.json()["base"]["repo"]["full_name"] == "eve/engine"
 
 
-async def test_branches_of_a_private_repository_have_to_be_readable_for_a_pull_request(tmp_path: Path) -> None:
+async def test_a_pull_request_needs_read_access_to_both_private_branches(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         app.github.state.repository(REPOSITORY).private = True
         await app.github.push(REPOSITORY, "topic", {"a": "1"})
@@ -177,7 +177,7 @@ async def test_branches_of_a_private_repository_have_to_be_readable_for_a_pull_r
         assert refused.json()["errors"][0]["message"] == "not all refs are readable"
 
 
-async def test_git_takes_a_persons_token_and_a_push_needs_write_access(tmp_path: Path) -> None:
+async def test_git_accepts_a_users_token_and_a_push_needs_write_access(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         app.github.set_permission(REPOSITORY, "tom", "read")
         app.github.set_permission(REPOSITORY, "wes", "write")

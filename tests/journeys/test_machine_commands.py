@@ -28,14 +28,14 @@ machine: {ttl: 30m}
 @needs_jq
 def test_forge_use_burn_as_the_seed_writes_it(line: CommandLine) -> None:
     line.repository("project", seed.PROJECT)
-    done = line.bash(f"{seed.FORGE_AND_USE}{seed.BURN}gibil list --json | jq length")
+    done = line.bash(f"{seed.CREATE_AND_USE}{seed.DESTROY}gibil list --json | jq length")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["package.json", "agent-task", "destroyed", "0"]
 
 
 @needs_jq
 def test_parallel_agents_a_fleet_and_the_end_of_all(line: CommandLine) -> None:
-    done = line.bash(seed.PARALLEL_AGENTS + seed.THE_END_OF_ALL, AGENTS="3", FLEET="3")
+    done = line.bash(seed.PARALLEL_AGENTS + seed.DESTROY_ALL, AGENTS="3", FLEET="3")
     assert done.returncode == 0, done.stderr
     agents, fleet = ["agent-1", "agent-2", "agent-3"], ["fleet-1", "fleet-2", "fleet-3"]
     assert done.stdout.split() == [*agents, *fleet, "1", "2", "3", "3", "true", "true", "true", "0"]
@@ -67,7 +67,7 @@ def test_what_a_machine_was_kept_from_reaching_is_said_at_the_end_on_stderr(line
 @needs_jq
 def test_errors_are_handled_with_jq_and_the_error_path_burns(line: CommandLine) -> None:
     done = line.bash(f"gibil create --name flaky --json >/dev/null\n{seed.ERROR_PATH}", NAME="flaky")
-    assert [text for text in done.stdout.splitlines() if text] == seed.told_of_errors("flaky")
+    assert [text for text in done.stdout.splitlines() if text] == seed.expected_error_output("flaky")
 
 
 def test_every_commands_json_has_the_contracts_keys(line: CommandLine) -> None:

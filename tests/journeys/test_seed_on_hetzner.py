@@ -42,13 +42,13 @@ def test_what_the_seed_writes_works_as_written_on_cloud_servers(hetzner: Cloud, 
         return str(view["name"])
 
     with ThreadPoolExecutor() as threads:
-        agent = threads.submit(line.bash, seed.FORGE_AND_USE)
+        agent = threads.submit(line.bash, seed.CREATE_AND_USE)
         parallel = threads.submit(line.bash, seed.PARALLEL_AGENTS, AGENTS="2", FLEET="2")
         flaky = threads.submit(branch)
         assert succeeded(agent.result()) == ["package.json"]
         work_on_the_agents_machine(hetzner, line, project)
         errors = line.bash(seed.ERROR_PATH, NAME=flaky.result())
-        assert [text for text in errors.stdout.splitlines() if text] == seed.told_of_errors(flaky.result())
+        assert [text for text in errors.stdout.splitlines() if text] == seed.expected_error_output(flaky.result())
         assert succeeded(parallel.result()) == ["agent-1", "agent-2", "fleet-1", "fleet-2"]
     servers = {server["name"]: server for server in hetzner.double.state.servers.values()}
     made = [json.loads((line.here / f"created-{n}").read_text()) for n in (1, 2)]
@@ -60,9 +60,9 @@ def test_what_the_seed_writes_works_as_written_on_cloud_servers(hetzner: Cloud, 
         assert (view["server_id"], view["ip"], view["port"]) == (server["id"], server["public_net"]["ipv4"]["ip"], 22)
         assert view["ssh_key_id"] is None, "the key of the project opens nothing, and is not the machine's"
         assert view["cost"].keys() == {"so_far", "hourly", "currency"}
-    *listed, burned = succeeded(line.bash(seed.BURN))
+    *listed, burned = succeeded(line.bash(seed.DESTROY))
     assert (set(listed), burned) == ({"agent-task", *servers}, "destroyed")
-    *ran, fleet_size, first, second, left = succeeded(line.bash(seed.THE_END_OF_ALL, AGENTS="2"))
+    *ran, fleet_size, first, second, left = succeeded(line.bash(seed.DESTROY_ALL, AGENTS="2"))
     assert (ran, fleet_size, first, second, left) == (["1", "2"], "2", "true", "true", "0")
     assert (hetzner.double.state.servers, hetzner.double.state.primary_ips) == ({}, {})
 

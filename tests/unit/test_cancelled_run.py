@@ -20,7 +20,7 @@ from gibil_bot.providers.keyring import Keyring
 from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.runs.runner import Runner, Tools
 from gibil_bot.runs.sqlite.store import SqliteStore, open_store
-from tests.contracts.store_nouns import new_run, settle
+from tests.contracts.store_nouns import handle, new_run
 from tests.doubles.patience import patient
 from tests.doubles.provider import MemoryProvider
 
@@ -51,7 +51,7 @@ class Bench:
     tools: Tools
 
     async def claim(self, *runs: NewRun) -> Claim:
-        await settle(self.store, DeliveryOutcome(runs=runs), f"for {runs[0].id}")
+        await handle(self.store, DeliveryOutcome(runs=runs), f"for {runs[0].id}")
         claim = await self.store.runs.claim("a", lease_s=60, max_machines=10)
         assert claim is not None
         return claim

@@ -103,10 +103,10 @@ def one_run_through(db: sqlite3.Connection, name: str) -> dict[str, int]:
             db.set_progress_handler(None, 0)
 
     arrived = Delivery(guid=name, event_name="push", event=Ignored(reason="a test"), received_at=datetime.now(UTC))
-    settlement = DeliveryOutcome(runs=[new_run(name)], notifications=[telling(name)])
+    outcome = DeliveryOutcome(runs=[new_run(name)], notifications=[telling(name)])
     counted("accept", lambda: inbox.accept(db, topics, arrived))
     counted("claim_deliveries", lambda: inbox.claim(db, topics, "a", 10, 100.0, 60.0))
-    counted("settle", lambda: inbox.complete(db, topics, "a", name, settlement, 100.0))
+    counted("complete", lambda: inbox.complete(db, topics, "a", name, outcome, 100.0))
     claim = runs.claim_run(db, topics, "a", 100.0, 60.0, 10)
     assert claim is not None
     counted("finish", lambda: runs.finish(db, topics, claim, Conclusion.SUCCESS, [], 100.0))
