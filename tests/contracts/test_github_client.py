@@ -106,7 +106,7 @@ class Scene:
 
 
 def due(
-    telling: Notification,
+    notification: Notification,
     *,
     remote_id: int | None = None,
     attempts: int = 0,
@@ -114,7 +114,7 @@ def due(
     priority: Priority = Priority.RESULT,
 ) -> DueNotification:
     return DueNotification(
-        notification=telling, revision=1, remote_id=remote_id, attempts=attempts, failures=failures, priority=priority
+        notification=notification, revision=1, remote_id=remote_id, attempts=attempts, failures=failures, priority=priority
     )
 
 

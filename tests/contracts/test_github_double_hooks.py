@@ -210,7 +210,7 @@ async def test_pushes_and_comments_have_different_timestamps(tmp_path: Path) -> 
         assert seconds == sorted(set(seconds))
 
 
-async def test_a_merge_queue_requests_the_checks_of_its_own_commit(tmp_path: Path) -> None:
+async def test_a_merge_queue_requests_the_checks_of_its_commit(tmp_path: Path) -> None:
     async with receiving() as receiver, signed_in(tmp_path, webhook_url=receiver.url) as app:
         number = await app.github.open_pull_request(REPOSITORY, "topic", {"a": "1"}, "bob")
         sha = await app.github.queue_merge(REPOSITORY, number)

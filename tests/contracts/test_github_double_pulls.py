@@ -24,10 +24,10 @@ async def test_a_user_opens_a_pull_request_and_the_app_gets_a_delivery(tmp_path:
         sha = await app.github.push(REPOSITORY, "topic", {"a": "1"})
         answer = await open_one(app, app.github.personal_token("ada"), body="Why", draft=True)
         assert answer.status_code == 201, answer.text
-        told = answer.json()
-        assert (told["number"], told["state"], told["draft"], told["title"], told["body"]) == (1, "open", True, "Better", "Why")
-        assert (told["head"]["label"], told["head"]["sha"], told["base"]["ref"]) == ("ada:topic", sha, "main")
-        assert (told["user"]["login"], told["html_url"]) == ("ada", f"{app.github.url}/{REPOSITORY}/pull/1")
+        pull = answer.json()
+        assert (pull["number"], pull["state"], pull["draft"], pull["title"], pull["body"]) == (1, "open", True, "Better", "Why")
+        assert (pull["head"]["label"], pull["head"]["sha"], pull["base"]["ref"]) == ("ada:topic", sha, "main")
+        assert (pull["user"]["login"], pull["html_url"]) == ("ada", f"{app.github.url}/{REPOSITORY}/pull/1")
         await app.github.webhooks_sent()
         assert sorted(receiver.events()) == ["check_suite", "pull_request"]
 
@@ -126,8 +126,8 @@ async def test_a_fork_shows_its_parent_and_source_to_users_who_may_read_them(tmp
         await app.github.fork("eve/engine", "tom")
 
         async def shown(name: str) -> dict[str, Any]:
-            told = (await app.ask("GET", f"/repos/{name}", token=app.github.personal_token("tom"))).json()
-            return {"fork": told["fork"]} | {key: told[key]["full_name"] for key in ("parent", "source") if key in told}
+            pull = (await app.ask("GET", f"/repos/{name}", token=app.github.personal_token("tom"))).json()
+            return {"fork": pull["fork"]} | {key: pull[key]["full_name"] for key in ("parent", "source") if key in pull}
 
         assert await shown(REPOSITORY) == {"fork": False}
         assert await shown("eve/engine") == {"fork": True, "parent": REPOSITORY, "source": REPOSITORY}
@@ -160,9 +160,9 @@ async def test_a_writer_of_a_fork_may_open_a_pull_request_in_its_parent(tmp_path
         }
         nothing = await open_one(app, tom, head="tom:main")
         assert nothing.json()["errors"][0]["message"] == "No commits between ada:main and tom:main"
-        told = (await open_one(app, tom, head=head)).json()
-        assert (told["head"]["label"], told["head"]["repo"]["full_name"], told["head"]["sha"]) == (head, "tom/engine", sha)
-        assert (told["base"]["label"], told["user"]["login"]) == ("ada:main", "tom")
+        pull = (await open_one(app, tom, head=head)).json()
+        assert (pull["head"]["label"], pull["head"]["repo"]["full_name"], pull["head"]["sha"]) == (head, "tom/engine", sha)
+        assert (pull["base"]["label"], pull["user"]["login"]) == ("ada:main", "tom")
         other = await app.ask("POST", "/repos/eve/engine/pulls", token=tom, json={**WISH, "head": head})
         assert other.json()["base"]["repo"]["full_name"] == "eve/engine"
 

@@ -68,10 +68,10 @@ async def test_an_unreachable_github_is_reported_as_retryable(tmp_path: Path) ->
         assert caught.value.retry_after_s
         assert numbers(app) == []
         url = app.github.url
-    nobody = PullRequests(url, Secret("x"), "GH_TOKEN", sleep=no_wait)
+    unreachable = PullRequests(url, Secret("x"), "GH_TOKEN", sleep=no_wait)
     with pytest.raises(GitHubError, match="does not answer"):
-        await nobody.place(REPOSITORY)
-    await nobody.close()
+        await unreachable.place(REPOSITORY)
+    await unreachable.close()
 
 
 async def test_an_existing_pull_request_is_found_and_not_changed(tmp_path: Path) -> None:

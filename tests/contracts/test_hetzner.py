@@ -171,10 +171,10 @@ async def test_servers_that_gibil_did_not_create_are_never_changed(double: Hetzn
 
 
 async def test_extend_updates_the_machine_before_the_label(double: HetznerDouble) -> None:
-    told: list[tuple[str, str]] = []
+    calls: list[tuple[str, str]] = []
 
     async def run_on(machine: Machine, script: str) -> None:
-        told.append((machine.name, script))
+        calls.append((machine.name, script))
 
     provider = double.provider(run_on=run_on)
     try:
@@ -184,7 +184,7 @@ async def test_extend_updates_the_machine_before_the_label(double: HetznerDouble
         assert machine.expires_at == later
         assert machine.labels["run"] == "1"
         assert await provider.get("ada") == machine
-        ((name, script),) = told
+        ((name, script),) = calls
         assert name == "ada"
         assert str(int(later.timestamp()) + 1) in script
     finally:
@@ -431,7 +431,7 @@ async def test_only_servers_with_paid_time_are_pooled(double: HetznerDouble, thr
         assert 0 < (labels.expires_at(server["labels"]) or created).timestamp() - datetime.now(UTC).timestamp() <= 57 * 60
 
 
-async def test_pooled_servers_are_deleted_when_their_hour_ends_and_by_every_sweep(
+async def test_pooled_servers_are_deleted_after_the_paid_hour_and_by_every_sweep(
     double: HetznerDouble, provider: HetznerProvider
 ) -> None:
     thrifty = double.provider(reuse=True)

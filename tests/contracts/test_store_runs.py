@@ -111,7 +111,7 @@ async def test_runs_without_a_group_neither_wait_nor_supersede(runs: RunStore, q
     assert [run.cancel_reason for run in await runs.unfinished()] == [None, None]
 
 
-async def test_the_first_reason_to_cancel_is_kept(runs: RunStore, queue: Queue) -> None:
+async def test_the_first_reason_to_cancel_remains(runs: RunStore, queue: Queue) -> None:
     await queue(new_run("r1"))
     assert await runs.request_cancel("r1", "cancelled by ada")
     assert await runs.request_cancel("r1", "cancelled by charles")

@@ -151,7 +151,7 @@ async def test_a_running_run_is_continued_and_a_queued_one_starts(store: SqliteS
     assert (queued.run.id, queued.run.plan.workflow, queued.run.source.trust) == ("00000000000000b2", "test", Trust.TRUSTED)
 
 
-async def test_recorded_heads_and_approvals_are_kept(store: SqliteStore) -> None:
+async def test_recorded_heads_and_approvals_remain(store: SqliteStore) -> None:
     history = await store.inbox.head_history(1, 7, HEAD)
     assert [(seen.action, seen.pusher) for seen in history.heads] == [("opened", None), ("synchronize", Person(login="ada"))]
     assert [push.branch for push in history.pushes] == ["notes/g"]

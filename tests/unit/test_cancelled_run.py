@@ -1,4 +1,4 @@
-"""A run that is cancelled: its check run is closed at once, and one that had not started creates no machine."""
+"""A cancelled run: its check run is closed at once, and a run that hasn't started creates no machine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WITHIN_S = 10.0
 
 @dataclass
 class CountedSupply:
-    """Counts what would mint a token."""
+    """Counts the calls that would mint a token."""
 
     begun: list[str] = field(default_factory=list)
 
@@ -71,12 +71,12 @@ async def bench(folder: Path) -> AsyncIterator[Bench]:
     async def no_shell(endpoint: Endpoint, client_key: str) -> Shell:
         raise MachineLost("no machine of these tests can be entered")
 
-    forge = MachineFactory(provider=provider, keyring=Keyring(folder), connect_shell=no_shell)
-    tools = Tools(runs=store.runs, factory=forge, supply=supply, logs=folder / "logs", owner="tests", secrets=ScopedSecrets())
+    factory = MachineFactory(provider=provider, keyring=Keyring(folder), connect_shell=no_shell)
+    tools = Tools(runs=store.runs, factory=factory, supply=supply, logs=folder / "logs", owner="tests", secrets=ScopedSecrets())
     try:
         yield Bench(store, provider, supply, tools)
     finally:
-        await forge.close()
+        await factory.close()
         await store.close()
 
 
@@ -85,7 +85,7 @@ def without_secrets(run_id: str, **words: Any) -> NewRun:
     return replace(run, plan=replace(run.plan, secrets=()))
 
 
-async def test_a_superseded_run_that_never_started_creates_no_machine_and_mints_no_token(tmp_path: Path) -> None:
+async def test_a_superseded_run_that_never_started_creates_no_machine_and_no_token(tmp_path: Path) -> None:
     async with bench(tmp_path) as scene:
         claim = await scene.claim(without_secrets("older", group="g"), without_secrets("newer", group="g"))
         assert (claim.run.id, claim.run.cancel_reason) == ("older", "superseded by 0123456")
@@ -96,7 +96,7 @@ async def test_a_superseded_run_that_never_started_creates_no_machine_and_mints_
 
 
 class Interrupted:
-    """The runs, of which one is cancelled while its machine's name is being written."""
+    """A run store in which one run is cancelled while its machine's name is being saved."""
 
     def __init__(self, store: SqliteStore) -> None:
         self._runs = store.runs
@@ -112,7 +112,7 @@ class Interrupted:
             self.runner.cancel("cancelled by ada")
 
 
-async def test_a_run_that_is_cancelled_just_before_its_machine_is_created_creates_none(tmp_path: Path) -> None:
+async def test_a_run_cancelled_just_before_its_machine_is_created_creates_none(tmp_path: Path) -> None:
     async with bench(tmp_path) as scene:
         claim = await scene.claim(without_secrets("r1"))
         runs = Interrupted(scene.store)
@@ -134,7 +134,7 @@ async def test_the_check_run_is_closed_while_the_machine_is_still_being_created(
             await scene.provider.creating.wait()
             signal = scene.store.outbox.changed()
             runner.cancel("cancelled by ada")
-            while await scene.store.outbox.get("check:r1") is None:  # nothing was shown in the first seconds
+            while await scene.store.outbox.get("check:r1") is None:  # nothing was published in the first seconds
                 await signal.wait(0.05)
             while (await scene.check_run("r1")).status != "completed":
                 await signal.wait(0.05)
@@ -154,4 +154,4 @@ async def test_progress_never_replaces_the_closed_check_run(tmp_path: Path) -> N
         found = await scene.store.outbox.get("check:r1")
         assert found is not None
         assert (await scene.check_run("r1")).status == "completed"
-        assert found[0].revision <= 2  # closed, and closed with the last report
+        assert found[0].revision <= 2  # closed, and with the last report

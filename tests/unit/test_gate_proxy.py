@@ -1,4 +1,4 @@
-"""The gate as a proxy: what is asked goes through unchanged, and one connection never hurts another."""
+"""The egress proxy forwards requests unchanged, and one connection never affects another."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     await writer.drain()
 
 
-async def test_a_request_and_its_response_go_through() -> None:
+async def test_a_request_and_its_response_are_forwarded() -> None:
     async with http_server(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", body=4) as server, gate("127.0.0.1") as port:
         answer = await ask(port, f"POST http://127.0.0.1:{server.port}/x HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody".encode())
     assert answer == b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi"
@@ -34,7 +34,7 @@ async def test_a_request_and_its_response_go_through() -> None:
     assert heard.endswith(b"\r\n\r\nbody")
 
 
-async def test_chunks_and_interim_responses_go_through() -> None:
+async def test_chunks_and_interim_responses_are_forwarded() -> None:
     answer = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"
     async with http_server(answer) as server, gate("127.0.0.1") as port:
         request = f"POST http://127.0.0.1:{server.port}/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
@@ -44,7 +44,7 @@ async def test_chunks_and_interim_responses_go_through() -> None:
     assert b"Expect: 100-continue" in server.heard[0]
 
 
-async def test_a_tunnel_is_exact_both_ways_and_half_closes() -> None:
+async def test_a_tunnel_is_exact_in_both_directions_and_can_be_half_closed() -> None:
     content = os.urandom(3_000_000)
     async with listening(echo) as far, gate(f"localhost:{far}") as port, dial(port) as (reader, writer):
         writer.write(f"CONNECT localhost:{far} HTTP/1.1\r\n\r\n".encode())
@@ -60,7 +60,7 @@ async def test_a_tunnel_is_exact_both_ways_and_half_closes() -> None:
         assert received == content + b"end"
 
 
-async def test_a_reader_that_stops_reading_stops_the_sender() -> None:
+async def test_a_slow_reader_stops_the_sender() -> None:
     sent = 0
 
     async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -74,14 +74,14 @@ async def test_a_reader_that_stops_reading_stops_the_sender() -> None:
         writer.write(f"CONNECT 127.0.0.1:{far} HTTP/1.1\r\n\r\n".encode())
         before = -1
         async with asyncio.timeout(patient(20)):
-            while before != sent:  # until it stands still
+            while before != sent:  # until it blocks
                 before = sent
                 await asyncio.sleep(0.2)
-        assert sent < 64 * 1024 * 1024  # the kernel's buffers, and not the gate's memory
+        assert sent < 64 * 1024 * 1024  # the kernel's buffers, and not the proxy's memory
         writer.transport.abort()
 
 
-async def test_a_response_that_breaks_off_does_not_look_complete() -> None:
+async def test_an_incomplete_response_does_not_look_complete() -> None:
     async def breaks_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\n\r\npart")
@@ -132,7 +132,7 @@ async def test_a_name_that_does_not_resolve_in_time_is_a_timeout() -> None:
         assert (await ask(port, b"CONNECT slow.example:443 HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 504 ")
 
 
-async def test_the_next_address_is_tried() -> None:
+async def test_the_next_address_is_tried_after_a_failure() -> None:
     async with http_server() as server:
 
         async def two(host: str, port: int) -> list[tuple[object, ...]]:
@@ -143,7 +143,7 @@ async def test_the_next_address_is_tried() -> None:
     assert answer.startswith(b"HTTP/1.1 204 ")
 
 
-async def test_silence_ends_a_tunnel() -> None:
+async def test_an_idle_tunnel_is_closed() -> None:
     async with listening(echo) as far, gate("127.0.0.1", idle_s=0.2) as port:
         async with asyncio.timeout(patient(5)):
             assert await ask(port, f"CONNECT 127.0.0.1:{far} HTTP/1.1\r\n\r\n".encode()) in (
@@ -168,7 +168,7 @@ async def test_an_invalid_list_is_reported_at_once() -> None:
         EgressProxy(("http://nonsense",))
 
 
-async def test_forward_relays_to_its_one_endpoint() -> None:
+async def test_forward_relays_to_its_only_endpoint() -> None:
     async with listening(echo) as far:
         listener = socket.create_server(("127.0.0.1", 0))
         port = listener.getsockname()[1]
