@@ -1,4 +1,4 @@
-"""The network of a local machine as its own programs have it: the machine itself by every name, and all else by a proxy."""
+"""The network of a local machine for its programs: the machine itself by every name, everything else through a proxy."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def test_a_machine_reaches_itself_by_all_its_names_and_addresses(lodging: 
         server.terminate()
 
 
-async def test_a_program_that_asks_the_proxy_for_the_machine_itself_hears_so(lodging: LocalLodging) -> None:
+async def test_a_program_that_asks_the_proxy_for_the_machine_itself_gets_an_explanation(lodging: LocalLodging) -> None:
     machine = await lodging.provider.create(lodging.spec("asker"))
     script = r"""
 import os, urllib.request
