@@ -12,7 +12,7 @@ import pytest
 
 from gibil_bot.model import Refusal, Refusals
 from gibil_bot.providers.local.egress_proxy import MOST_REFUSALS, RefusalLog
-from tests.doubles.gatekit import Server, ask, dial, gate, http_server
+from tests.doubles.gatekit import Server, ask, dial, http_server, proxy
 from tests.doubles.patience import patient
 
 
@@ -44,7 +44,7 @@ def asking(server: Server, host: str) -> bytes:
     ],
 )
 async def test_no_spelling_of_loopback_gets_through(host: str) -> None:
-    async with http_server() as server, gate() as port:
+    async with http_server() as server, proxy() as port:
         for request in (asking(server, host), f"CONNECT {host}:{server.port} HTTP/1.1\r\n\r\n".encode()):
             answer = await ask(port, request)
             assert answer[:12] in (b"HTTP/1.1 403", b"HTTP/1.1 400", b"HTTP/1.1 502"), answer
@@ -61,7 +61,7 @@ async def test_a_machines_own_names_are_itself_whatever_they_resolve_to(host: st
             raise OSError("no such name")
         return [("10.0.0.5", port), ("93.184.216.34", port)]  # as a search domain of the host may have it
 
-    async with gate(own_name="box", resolve=clash) as port:
+    async with proxy(own_name="box", resolve=clash) as port:
         answer = await ask(port, f"CONNECT {host}:80 HTTP/1.1\r\n\r\n".encode())
         assert answer.startswith(b"HTTP/1.1 403")
         assert b"is this machine itself" in answer
@@ -70,7 +70,7 @@ async def test_a_machines_own_names_are_itself_whatever_they_resolve_to(host: st
 
 async def test_blocked_endpoints_are_reported_in_the_status_line_and_recorded_once() -> None:
     log = RefusalLog()
-    async with gate(refusals=log) as port:
+    async with proxy(refusals=log) as port:
         for _ in range(3):
             answer = await ask(port, b"CONNECT 10.0.0.1:443 HTTP/1.1\r\n\r\n")
             assert answer.splitlines()[0] == (
@@ -110,7 +110,7 @@ async def test_a_name_that_changes_its_answer_gains_nothing() -> None:
         asked += 1
         return [(address, port) for address, _ in answers[min(asked, 2) - 1]]
 
-    async with http_server() as server, gate(resolve=liar, connect_s=0.3) as port:
+    async with http_server() as server, proxy(resolve=liar, connect_s=0.3) as port:
         await ask(port, asking(server, "rebind.example"))
         assert asked == 1  # judged and connected to with one answer
         assert (await ask(port, asking(server, "rebind.example"))).startswith(b"HTTP/1.1 403")
@@ -121,7 +121,7 @@ async def test_a_private_address_among_public_ones_is_not_tried() -> None:
     async def mixed(host: str, port: int) -> list[tuple[object, ...]]:
         return [("127.0.0.1", port), ("::1", port, 0, 0), ("::ffff:127.0.0.1", port, 0, 0), ("240.0.0.1", port)]
 
-    async with http_server() as server, gate(resolve=mixed) as port:
+    async with http_server() as server, proxy(resolve=mixed) as port:
         assert (await ask(port, asking(server, "mixed.example"))).startswith(b"HTTP/1.1 403")
         assert server.heard == []
 
@@ -131,7 +131,7 @@ async def test_an_allowed_name_does_not_open_its_address_to_other_names_or_ports
         return [("127.0.0.1", port)]
 
     async with http_server() as server, http_server() as other:
-        async with gate(f"git.corp:{server.port}", resolve=both) as port:
+        async with proxy(f"git.corp:{server.port}", resolve=both) as port:
             assert (await ask(port, asking(server, "git.corp"))).startswith(b"HTTP/1.1 204")
             assert (await ask(port, asking(server, "evil.example"))).startswith(b"HTTP/1.1 403")
             assert (await ask(port, asking(server, "127.0.0.1"))).startswith(b"HTTP/1.1 403")
@@ -187,7 +187,7 @@ Smuggling = Callable[[Server, Server], bytes]
     ],
 )
 async def test_nothing_is_smuggled_behind_a_request(attack: Smuggling) -> None:
-    async with http_server() as allowed, http_server() as forbidden, gate("127.0.0.1") as port:
+    async with http_server() as allowed, http_server() as forbidden, proxy("127.0.0.1") as port:
         await ask(port, attack(allowed, forbidden))
         assert forbidden.heard == []
         for heard in allowed.heard:
@@ -198,7 +198,7 @@ async def test_nothing_is_smuggled_behind_a_request(attack: Smuggling) -> None:
 
 
 async def test_a_slow_request_times_out_and_delays_no_other() -> None:
-    async with http_server() as server, gate("127.0.0.1", head_s=0.5) as port, asyncio.timeout(patient(20)):
+    async with http_server() as server, proxy("127.0.0.1", head_s=0.5) as port, asyncio.timeout(patient(20)):
 
         async def slowloris() -> bytes:
             async with dial(port) as (reader, writer):
@@ -219,7 +219,7 @@ async def test_a_slow_request_times_out_and_delays_no_other() -> None:
 
 
 async def test_a_head_without_end_is_bounded() -> None:
-    async with gate() as port:
+    async with proxy() as port:
         answer = await ask(port, b"GET http://x/ HTTP/1.1\r\nA: " + b"a" * 10_000_000)
         assert answer.startswith(b"HTTP/1.1 431") or answer == b"(reset)"
         assert (await ask(port, b"GET http://10.0.0.1/ HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 403")
@@ -229,7 +229,7 @@ async def test_a_crowd_of_connections_waits_and_is_served() -> None:
     """One machine may have 512 at a time; the rest waits in the backlog instead of using up the daemon's files."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # client and gate are both in this process
-    async with http_server() as server, gate("127.0.0.1", head_s=1.0) as port:
+    async with http_server() as server, proxy("127.0.0.1", head_s=1.0) as port:
         idle = []
         for _ in range(540):
             _, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -131,9 +131,9 @@ for family, address in targets:
         print("reached", address)
     except ConnectionRefusedError:
         print("refused")
-gate = socket.create_connection(("127.0.0.1", 3128), timeout=10)
-gate.sendall(b"GET http://127.0.0.1:{tcp.getsockname()[1]}/ HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
-print(gate.recv(12).decode())
+proxy = socket.create_connection(("127.0.0.1", 3128), timeout=10)
+proxy.sendall(b"GET http://127.0.0.1:{tcp.getsockname()[1]}/ HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
+print(proxy.recv(12).decode())
 """
         assert await python(lodging, "caller", script) == "refused\nrefused\nHTTP/1.1 403\n"
 

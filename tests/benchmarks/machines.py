@@ -1,4 +1,4 @@
-"""Local machines for the benchmarks: a data directory with a daemon that is warm, and plain asyncssh onto its machines."""
+"""Local machines for the benchmarks: a data directory with a warm daemon, and plain asyncssh connections."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Yard:
         return f"bench-{next(self._numbers)}"
 
     async def create(self) -> tuple[Machine, Shell]:
-        """As the runner does it."""
+        """Create a machine as the runner does."""
         return await self.forge.create(self.new_name(), self.owner, TTL_S)
 
     async def create_by_hand(self, egress_allow: tuple[str, ...] = ()) -> Machine:
-        """The provider alone, with keys made beforehand."""
+        """Create a machine with the provider alone, with prepared keys."""
         name = self.new_name()
         keyring = self.forge.keyring
         return await self.forge.provider.create(
@@ -60,7 +60,7 @@ class Yard:
 
 
 async def connect_by_hand(endpoint: Endpoint, client_key: str) -> asyncssh.SSHClientConnection:
-    """asyncssh as its documentation shows it, with the host key pinned."""
+    """Connect with asyncssh as its documentation shows, with the host key pinned."""
     where: dict[str, Any] = {"host": endpoint.host, "port": endpoint.port}
     if endpoint.unix_path is not None:
         sock = socket.socket(socket.AF_UNIX)
@@ -79,7 +79,7 @@ async def connect_by_hand(endpoint: Endpoint, client_key: str) -> asyncssh.SSHCl
 
 @contextlib.asynccontextmanager
 async def yard(data_dir: Path) -> AsyncIterator[Yard]:
-    """Raises LeftOut where no local machine can be forged. All machines are burned at the end, and the daemon goes."""
+    """Raises LeftOut if no local machine can be created. At the end all machines are destroyed, and the daemon ends."""
     data_dir.mkdir(parents=True, exist_ok=True)
     forge = open_factory(Settings(data_dir=data_dir, database_url=""))
     it = Yard(forge)
@@ -97,7 +97,7 @@ async def yard(data_dir: Path) -> AsyncIterator[Yard]:
 
 
 async def end_daemon(data_dir: Path) -> None:
-    """It would go by itself, some time later. Returns when it has gone; one that keeps machines stays, and that is an error."""
+    """End the daemon without waiting for its idle timeout; return when it has ended. A daemon that has machines is an error."""
     daemon = await asyncio.to_thread(read_daemon, LocalPaths(data_dir.absolute()))
     if daemon is None:
         return

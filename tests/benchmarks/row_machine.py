@@ -1,4 +1,4 @@
-"""A machine's beginning and end: forge to first command, and burn, against an overlay with bubblewrap in it."""
+"""A machine's start and end: creation to first command, and destruction, against an overlay with bubblewrap."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROUNDS = 12
 
 
 def machine(context: Context) -> list[Comparison]:
-    """Each round a fresh machine of ours and a fresh overlay; both write a little before they are burned."""
+    """Each round uses a new machine and a new overlay; both get a few files before they are destroyed."""
     return uvloop.run(_machine(context))
 
 
@@ -65,7 +65,7 @@ class Took:
 
 @contextlib.contextmanager
 def by_hand(folder: Path) -> Iterator[Took]:
-    """The same by hand: an overlay over the box's own files, a shell in new namespaces in it; then all of it away again."""
+    """Do the same by hand: an overlay over the host's files, a shell in new namespaces on it; then remove both."""
     took = Took()
     for name in ("upper", "work", "merged"):
         (folder / name).mkdir()
@@ -97,7 +97,7 @@ def by_hand(folder: Path) -> Iterator[Took]:
 
 
 def _unmount(path: Path) -> None:
-    """What bubblewrap started may need a moment to die: it keeps the overlay busy."""
+    """Processes of bubblewrap may need a moment to end, and until then keep the overlay busy."""
     deadline = time.perf_counter() + 10
     while subprocess.run(["umount", path], capture_output=True).returncode != 0:
         if time.perf_counter() > deadline:

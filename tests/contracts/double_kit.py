@@ -69,7 +69,7 @@ class Receiver:
     url: str = ""
     status: int = 202
     silent: asyncio.Event | None = None
-    """When set, answers wait for it."""
+    """If given, responses wait for this event."""
     got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -21,7 +21,7 @@ LISTED = {
 ERROR = {"error", "code", "message", "exit_code"}
 
 PROJECT = {"package.json": "{}", ".gibil.yml": "tasks: [{name: test, run: test -f package.json}]\n"}
-"""A checkout `project` in the folder where the examples run."""
+"""The files of the checkout `project`, in the folder where the examples run."""
 
 CREATE_AND_USE = """
 set -e

@@ -174,7 +174,7 @@ async def queue(store: Store, *runs: NewRun) -> None:
 
 
 Queue = Callable[..., Awaitable[None]]
-"""Queues these runs, in that order."""
+"""Queues these runs in this order."""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class World:
         self.stores, self.queue_all, self.clock, self.dice = stores, queue, clock, random.Random(seed)
         self.queued_count = 0
         self.held: list[tuple[int, Claim]] = []
-        """(owner, claim) that the owner believes in."""
+        """(owner, claim) that the owner believes to be valid."""
         self.finished: list[str] = []
         self.fences: dict[str, int] = {}
 

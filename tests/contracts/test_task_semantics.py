@@ -40,7 +40,7 @@ from tests.doubles.patience import patient
 pytestmark = pytest.mark.slow
 SHA = "a" * 40
 SOONER = 0.2
-"""Times are shortened by it: a file may say no less than three seconds."""
+"""Factor that shortens all times, because a file can't set less than three seconds."""
 OPERATOR = {"t.yml": b"on: {command: t}\ntasks: [{uses: .gibil.yml}]\n"}
 
 

@@ -19,9 +19,9 @@ pytestmark = pytest.mark.usefixtures("local_machines")
 
 KILLS = 5
 RUNS = 4
-"""That every kill interrupts, each of another pull request, and each at another point."""
+"""How many runs each kill interrupts, of different pull requests and at different points."""
 LONGEST_S = 2.5
-"""A little more than a run takes, so that every part of it is hit."""
+"""Slightly longer than a run, so that every part of it is interrupted."""
 
 # Each task fails if anything did its work twice on this machine.
 WORKFLOW = """\

@@ -174,8 +174,8 @@ async def test_a_cancelled_creation_waits_for_the_call_that_makes_the_server(
 ) -> None:
     """Else `destroy` would run before the server is made by a thread that nobody can stop, and find nothing to burn."""
     await provider.create(spec("warm"))
-    gate = asyncio.Event()
-    fault = arm(double, "POST", "/servers", late=True, hang=gate)
+    response = asyncio.Event()
+    fault = arm(double, "POST", "/servers", late=True, hang=response)
     task = asyncio.create_task(provider.create(spec()))
     while fault.times:
         await asyncio.sleep(0.005)
@@ -185,7 +185,7 @@ async def test_a_cancelled_creation_waits_for_the_call_that_makes_the_server(
     await asyncio.sleep(0.05)
     assert not task.done(), "the call is on its way: the cancellation waits for it"
     assert len(double.state.servers) == 1
-    gate.set()
+    response.set()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert len(double.state.servers) == 2

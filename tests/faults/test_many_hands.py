@@ -25,7 +25,7 @@ PEOPLE, COMMANDS, NAMES = 5, 11, ("a", "b", "c")
 MARK = "sleep\x00733"
 
 WHAT_MAY_HAPPEN = {None, "NAME_TAKEN", "SERVER_NOT_FOUND", "MACHINE_LOST", "INTERRUPTED"}
-"""None is success. MACHINE_LOST: somebody burned it, or killed the daemon, under somebody's command."""
+"""None is success. MACHINE_LOST: another user destroyed the machine, or killed the daemon, during a command."""
 
 
 @pytest.fixture

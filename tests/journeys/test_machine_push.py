@@ -149,7 +149,7 @@ import resource, subprocess, sys
 subprocess.run(sys.argv[1:], stderr=subprocess.DEVNULL)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)
 """
-"""A process begins with the size of the one that it was forked from, and this one is small."""
+"""A small process to fork from, because a process starts with its parent's memory."""
 
 
 def test_a_small_commit_that_expands_to_gigabytes_is_bounded(line: CommandLine) -> None:

@@ -18,7 +18,7 @@ from gibil_bot.errors import MachineLost
 from gibil_bot.machines.session import MachineSession
 from gibil_bot.mcp_server.connections import MachineConnections
 from gibil_bot.providers.local.limits import SIZES_MB
-from tests.doubles.agent import Agent, Refused, agent_of, opened
+from tests.doubles.agent import Agent, ToolError, agent_of, opened
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.machines import older_daemon, processes_with, shared_folder
 from tests.doubles.patience import patient
@@ -58,7 +58,7 @@ def agent(shared: Agent) -> Agent:
 
 
 def refusal(agent: Agent, tool: str, **arguments: object) -> tuple[str, str]:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ToolError) as caught:
         agent.call(tool, **arguments)
     return caught.value.code, caught.value.sentence
 
@@ -132,7 +132,7 @@ def test_a_failing_command_is_a_result_and_a_failing_tool_an_error(agent: Agent)
         assert code == "USAGE"
         assert words in sentence
         assert "\n" not in sentence
-    assert "WHO" not in agent.said()
+    assert "WHO" not in agent.stderr_text()
     assert processes_with("of 'Engine'") == []
 
 
@@ -362,7 +362,7 @@ def test_a_machine_destroyed_elsewhere_is_a_clear_error_and_its_name_is_free(age
     waiting = agent.begin("vm_bash", command="echo >/tmp/begun; sleep 708", server="gone")
     agent.call("vm_bash", command="until [ -e /tmp/begun ]; do sleep 0.01; done", server="gone")
     assert line.gibil("destroy", "gone").returncode == 0
-    with pytest.raises(Refused, match="machine gone no longer exists") as caught:
+    with pytest.raises(ToolError, match="machine gone no longer exists") as caught:
         opened(waiting.result(patient(30)))
     assert caught.value.code == "MACHINE_LOST"
     assert refusal(agent, "vm_ls", server="gone") == ("SERVER_NOT_FOUND", "Server 'gone' not found; existing machines: m")
@@ -422,7 +422,7 @@ def test_a_disconnecting_client_ends_the_server_and_its_commands_but_not_the_mac
         other.hang_up()
         assert time.monotonic() - began < is_killed_after_s - 0.1
         assert running.exception(5) is not None
-        assert "Traceback" not in other.said()
+        assert "Traceback" not in other.stderr_text()
     assert processes_with("sleep\x00709") == []
     assert agent.call("vm_bash", command="echo lives")["stdout"] == "lives\n"
 

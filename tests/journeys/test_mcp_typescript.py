@@ -19,7 +19,7 @@ from tests.doubles.patience import patient
 pytestmark = [pytest.mark.usefixtures("local_machines"), pytest.mark.xdist_group("mcp"), pytest.mark.timeout(400)]
 
 JOB = "provision"
-"""What made the machine ready."""
+"""The job that sets the machine up."""
 
 GOOD: list[tuple[str, dict[str, Any]]] = [
     ("create_server", {"name": "ts", "repo": "./project", "ttl": 20, "wait": "ready"}),

@@ -211,7 +211,7 @@ HOW: dict[str, Run] = {
     "# nginx": nginx,
     "# Caddy": caddy,
 }
-"""How each block is run, by what only it holds."""
+"""The runner of each block, by a text that only this block contains."""
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from gibil_bot.runs.redact import LONGEST_LINE, Redactor
 
 CHARACTERS = st.characters(exclude_categories=["Cs"])
 SECRETS = st.text(CHARACTERS, min_size=4, max_size=60).filter(lambda text: len(text.strip()) >= 4)
-"""All of Unicode, line ends among it."""
+"""All of Unicode, including line ends."""
 AROUND = st.binary(max_size=40)
 TOKEN = "kT9vQ2mX7pLw4ZrB"
 
