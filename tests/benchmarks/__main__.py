@@ -21,7 +21,7 @@ from tests.benchmarks.context import Context
 from tests.benchmarks.peers import Peers
 
 ROWS: dict[str, Callable[[Context], list[Comparison]]] = {
-    "door": row_door.door,
+    "webhook": row_door.webhook,
     "busy": row_busy.busy,
     "start": row_door.start,
     "run": row_run.run,

@@ -28,9 +28,9 @@ TTL_S = 600
 class Yard:
     """Machines of one data directory."""
 
-    def __init__(self, forge: MachineFactory) -> None:
-        self.forge = forge
-        self.owner = forge.keyring.machine_owner()
+    def __init__(self, factory: MachineFactory) -> None:
+        self.factory = factory
+        self.owner = factory.keyring.machine_owner()
         self._numbers = itertools.count()
 
     def new_name(self) -> str:
@@ -38,13 +38,13 @@ class Yard:
 
     async def create(self) -> tuple[Machine, Shell]:
         """Create a machine as the runner does."""
-        return await self.forge.create(self.new_name(), self.owner, TTL_S)
+        return await self.factory.create(self.new_name(), self.owner, TTL_S)
 
     async def create_by_hand(self, egress_allow: tuple[str, ...] = ()) -> Machine:
         """Create a machine with the provider alone, with prepared keys."""
         name = self.new_name()
-        keyring = self.forge.keyring
-        return await self.forge.provider.create(
+        keyring = self.factory.keyring
+        return await self.factory.provider.create(
             MachineSpec(
                 name=name,
                 owner=self.owner,
@@ -56,7 +56,7 @@ class Yard:
         )
 
     async def connect_by_hand(self, machine: Machine) -> asyncssh.SSHClientConnection:
-        return await connect_by_hand(machine.endpoint, self.forge.keyring.client_key(machine.name))
+        return await connect_by_hand(machine.endpoint, self.factory.keyring.client_key(machine.name))
 
 
 async def connect_by_hand(endpoint: Endpoint, client_key: str) -> asyncssh.SSHClientConnection:
@@ -81,18 +81,18 @@ async def connect_by_hand(endpoint: Endpoint, client_key: str) -> asyncssh.SSHCl
 async def yard(data_dir: Path) -> AsyncIterator[Yard]:
     """Raises LeftOut if no local machine can be created. At the end all machines are destroyed, and the daemon ends."""
     data_dir.mkdir(parents=True, exist_ok=True)
-    forge = open_factory(Settings(data_dir=data_dir, database_url=""))
-    it = Yard(forge)
+    factory = open_factory(Settings(data_dir=data_dir, database_url=""))
+    it = Yard(factory)
     try:
         try:
-            await forge.provider.probe()
+            await factory.provider.probe()
         except Unavailable as error:
             raise LeftOut(error.message) from None
         yield it
     finally:
-        for machine in await forge.list():
-            await forge.destroy(machine.name)
-        await forge.close()
+        for machine in await factory.list():
+            await factory.destroy(machine.name)
+        await factory.close()
         await end_daemon(data_dir)
 
 

@@ -1,4 +1,4 @@
-"""The peers, installed by their ordinary clients into a folder that can be kept for later runs."""
+"""The peers, installed by their ordinary clients into a folder that later runs can reuse."""
 
 from __future__ import annotations
 

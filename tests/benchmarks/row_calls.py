@@ -2,7 +2,7 @@
 
 Counted at the GitHub double, in a public and in a private repository with one `.gibil.yml` on the base branch. The pull request
 is a member's, from a branch, and was opened while the bot was running; the requests of its opening are facts of the row. Git's
-own requests (the clone) aren't API calls. Tokens are credentials that nobody sees: they are calls, but not writes.
+own requests (the clone) aren't API calls. Tokens are credentials that users don't see: they are calls, but not writes.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class Samples:
         self.client_busy.append(round(answer["client_busy"], 2))
 
 
-def door(context: Context) -> list[Comparison]:
+def webhook(context: Context) -> list[Comparison]:
     """50 clients, each of which waits for its response before it posts again."""
     key = private_key()
     ours, theirs = Samples(), Samples()

@@ -137,7 +137,7 @@ async def _ours(machines: Yard, setting: Setting, folder: Path) -> float:
         assert claim is not None
         tools = Tools(
             runs=store.runs,
-            factory=machines.forge,
+            factory=machines.factory,
             supply=PullRequestClone(setting.github),
             logs=folder / "logs",
             owner=machines.owner,
@@ -165,7 +165,7 @@ async def _by_hand(machines: Yard, setting: Setting) -> None:
         connection.close()
         await connection.wait_closed()
     finally:
-        await machines.forge.provider.destroy(machine.name)
+        await machines.factory.provider.destroy(machine.name)
 
 
 def _bare(setting: Setting, folder: Path) -> None:

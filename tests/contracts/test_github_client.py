@@ -455,12 +455,12 @@ FAILURES_AFTER = ["error_after", "drop_after", "hang_after"]
 async def test_a_write_whose_response_was_lost_is_found_and_not_repeated(
     tmp_path: Path, scene: Scene, kind: str, what: str
 ) -> None:
-    telling = scene.check() if what == "check" else scene.comment()
+    notification = scene.check() if what == "check" else scene.comment()
     route = "/check-runs$" if what == "check" else "/comments$"
     scene.github.fault("POST", route, kind, seconds=2)
     async with client_of(scene.github, scene.clock, read_timeout_s=0.3) as client:
         with pytest.raises(GitHubError) as caught:
-            await client.publish(due(telling))
+            await client.publish(due(notification))
         assert caught.value.retry_after_s is not None
         assert scene.asked("POST", route[:-1]) <= 1, "a POST is never repeated blindly"
         newer = scene.check(status="queued") if what == "check" else scene.comment("newer")
@@ -564,10 +564,10 @@ async def test_an_update_of_a_missing_comment_creates_nothing(scene: Scene) -> N
 async def test_a_reaction_may_be_published_twice(scene: Scene, is_review_comment: bool) -> None:
     say = scene.github.review_comment if is_review_comment else scene.github.comment
     comment = say(REPO, scene.number, "ada", "/gibil test")
-    telling = scene.reaction(comment.id, "eyes", is_review_comment=is_review_comment)
+    notification = scene.reaction(comment.id, "eyes", is_review_comment=is_review_comment)
     scene.github.fault("POST", "/reactions$", "error_after")
-    first = await scene.client.publish(due(telling))
-    assert await scene.client.publish(due(telling, attempts=1)) == first
+    first = await scene.client.publish(due(notification))
+    assert await scene.client.publish(due(notification, attempts=1)) == first
     assert [reaction.content for reaction in scene.github.reactions(comment.id)] == ["eyes"]
 
 
@@ -579,18 +579,18 @@ async def test_a_permanently_rejected_write_is_not_retried(scene: Scene) -> None
         scene.comment(number=4711),
         replace(scene.comment(), repository="ada/gone"),
     ]
-    for telling in refused:
+    for notification in refused:
         with pytest.raises(GitHubError) as caught:
-            await scene.client.publish(due(telling))
+            await scene.client.publish(due(notification))
         assert caught.value.retry_after_s is None, caught.value
         assert caught.value.status in (404, 410, 422)
 
 
 async def test_an_uninstalled_app_is_not_queried_again(scene: Scene) -> None:
-    telling = scene.comment()
+    notification = scene.comment()
     scene.github.uninstall(REPO)
     with pytest.raises(GitHubError) as caught:
-        await scene.client.publish(due(telling))
+        await scene.client.publish(due(notification))
     assert caught.value.retry_after_s is None
 
 
@@ -660,12 +660,12 @@ async def test_a_steady_stream_of_writes_stays_within_githubs_rate(scene: Scene)
 async def test_results_never_wait_for_comments_or_reactions(scene: Scene) -> None:
     first = scene.github.comment(REPO, scene.number, "ada", "/gibil test")
     for content in ("eyes", "rocket", "heart", "laugh", "hooray", "confused", "+1", "-1") * 7:
-        telling = scene.reaction(first.id, content)
-        await scene.client.publish(due(telling, priority=Priority.REACTION))
+        notification = scene.reaction(first.id, content)
+        await scene.client.publish(due(notification, priority=Priority.REACTION))
     assert 0 < len(scene.clock.slept) < 10, "reactions leave half of the writes at once to others"
     for number in range(19):
-        telling = scene.comment(marker=f"<!-- {number} -->")
-        await scene.client.publish(due(telling, priority=Priority.COMMENT))
+        notification = scene.comment(marker=f"<!-- {number} -->")
+        await scene.client.publish(due(notification, priority=Priority.COMMENT))
     before = len(scene.clock.slept)
     check_run = await scene.client.publish(due(scene.check()))
     for _ in range(20):
@@ -785,8 +785,8 @@ async def test_an_unreadable_response_is_a_github_error(scene: Scene, content: b
 
 async def test_a_token_in_an_error_message_is_masked(scene: Scene) -> None:
     async with canned(scene.github) as (client, router, _):
-        said = {"message": "bad ghs_16C7e42F.292c-6912E7\n\x1b[31mred", "errors": [{"field": "body", "code": "too_long"}]}
-        router.get(url__regex=r".*/permission$").respond(422, json=said)
+        printed = {"message": "bad ghs_16C7e42F.292c-6912E7\n\x1b[31mred", "errors": [{"field": "body", "code": "too_long"}]}
+        router.get(url__regex=r".*/permission$").respond(422, json=printed)
         with pytest.raises(GitHubError) as caught:
             await client.permission(1, REPO, "bob")
         assert "16C7" not in str(caught.value)

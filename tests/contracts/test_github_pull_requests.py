@@ -112,7 +112,7 @@ async def test_a_rejection_is_reported_with_a_remedy_and_without_the_token(tmp_p
         github.set_permission(REPOSITORY, "tom", "read")
         github.state.repository(REPOSITORY).drafts = False
         good, tom = github.personal_token("ada"), github.personal_token("tom")
-        said = {}
+        output = {}
         for name, token, changes in (
             ("token", "github_pat_made_up", {}),
             ("permission", tom, {}),
@@ -127,7 +127,7 @@ async def test_a_rejection_is_reported_with_a_remedy_and_without_the_token(tmp_p
                 with pytest.raises(GitHubError) as caught:
                     await pulls.create(changed(**changes))
                 assert token not in f"{caught.value!r} {caught.value.__context__!r} {vars(pulls)!r}"
-                said[name] = (caught.value.status, caught.value.message)
+                output[name] = (caught.value.status, caught.value.message)
         expected = {
             "token": (401, "does not accept the token from GH_TOKEN"),
             "permission": (403, "you need write access"),
@@ -138,9 +138,9 @@ async def test_a_rejection_is_reported_with_a_remedy_and_without_the_token(tmp_p
             "stranger": (422, "doesn't accept pull requests from topic of tom/other"),
             "other": (422, "title is too long"),
         }
-        assert {name: (status, expected[name][1] in text) for name, (status, text) in said.items()} == {
+        assert {name: (status, expected[name][1] in text) for name, (status, text) in output.items()} == {
             name: (status, True) for name, (status, _) in expected.items()
-        }, said
+        }, output
         assert numbers(app) == []
 
 

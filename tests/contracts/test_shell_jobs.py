@@ -261,13 +261,13 @@ async def test_output_is_exact_when_the_client_is_killed_three_times(far: Far, s
         assert client.stdout is not None
         client.stdin.write(far.client_key.encode())
         client.stdin.close()
-        said = await client.stdout.readline()
+        message = await client.stdout.readline()
         if kills < 3:
             client.kill()
-        said += await client.stdout.read()
+        message += await client.stdout.read()
         await client.wait()
     assert client.returncode == 0
-    assert said.endswith(b"exit 7\n")
+    assert message.endswith(b"exit 7\n")
     assert log.read_bytes() == counted("line")
 
 

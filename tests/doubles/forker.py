@@ -64,9 +64,9 @@ def main() -> None:
                 pid, status = living.pop(fd)
                 ready.unregister(fd)
                 os.close(fd)
-                told = os.waitpid(pid, 0)[1]
+                status_code = os.waitpid(pid, 0)[1]
                 with contextlib.suppress(BrokenPipeError):  # no process waits for it
-                    os.write(status, str(told).encode())
+                    os.write(status, str(status_code).encode())
                 os.close(status)
             else:
                 data, passed, _, _ = socket.recv_fds(channels[fd], 1 << 20, 5)
@@ -88,9 +88,9 @@ def main() -> None:
                 for each_fd in passed[1:]:
                     os.close(each_fd)
                 ready.register(process, select.POLLIN)
-                beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [process]))]
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [process]))]
                 with contextlib.suppress(BrokenPipeError):
-                    channels[fd].sendmsg([str(pid).encode()], beside)
+                    channels[fd].sendmsg([str(pid).encode()], rights)
 
 
 def become(request: dict[str, Any], passed: list[int]) -> None:

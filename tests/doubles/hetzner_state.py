@@ -30,8 +30,8 @@ class ApiError(Exception):
 
 def fields(*names: str, message: str | None = None) -> Json:
     """Return the documented `details` of `invalid_input` and `uniqueness_error`."""
-    said = {} if message is None else {"messages": [message]}
-    return {"fields": [{"name": name, **said} for name in names]}
+    messages = {} if message is None else {"messages": [message]}
+    return {"fields": [{"name": name, **messages} for name in names]}
 
 
 def malformed(field_name: str, message: str) -> ApiError:

@@ -112,9 +112,9 @@ class Forked:
         return self.wait()
 
     def _read_status(self) -> None:
-        said = os.read(self._status, 64)
-        assert said, "the forker is gone"
-        self.returncode = os.waitstatus_to_exitcode(int(said))
+        message = os.read(self._status, 64)
+        assert message, "the forker is gone"
+        self.returncode = os.waitstatus_to_exitcode(int(message))
         os.close(self._status)
         os.close(self._process)
 
@@ -132,11 +132,11 @@ class Forked:
     def communicate(self, timeout: float | None = None) -> tuple[bytes, bytes]:
         """Return the rest of both streams, until the last process that holds them has ended, and end this one."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        told: dict[Any, list[bytes]] = {}
+        output: dict[Any, list[bytes]] = {}
         with selectors.DefaultSelector() as ready:
             for stream in (self.stdout, self.stderr):
                 if stream is not None and not stream.closed:
-                    ready.register(stream, selectors.EVENT_READ, told.setdefault(stream, []))
+                    ready.register(stream, selectors.EVENT_READ, output.setdefault(stream, []))
             while ready.get_map():
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
@@ -146,10 +146,10 @@ class Forked:
                     key.data.append(data)
                     if not data:
                         ready.unregister(key.fileobj)
-        for stream in told:
+        for stream in output:
             stream.close()
         self.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
-        return b"".join(told.get(self.stdout, [])), b"".join(told.get(self.stderr, []))
+        return b"".join(output.get(self.stdout, [])), b"".join(output.get(self.stderr, []))
 
 
 def run(arguments: Sequence[str], *, timeout: float, **words: Any) -> subprocess.CompletedProcess[str]:
@@ -208,11 +208,11 @@ class _Forker:
         try:
             with self._lock:
                 socket.send_fds(self._channel, [json.dumps(request).encode()], [writing, *passed])
-                said, fds, _, _ = socket.recv_fds(self._channel, 64, 1)
+                message, fds, _, _ = socket.recv_fds(self._channel, 64, 1)
         finally:
             os.close(writing)
-        assert said, "the forker is gone"
-        return int(said), fds[0], reading
+        assert message, "the forker is gone"
+        return int(message), fds[0], reading
 
     def end(self) -> None:
         self._channel.close()

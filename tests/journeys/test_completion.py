@@ -81,9 +81,9 @@ def test_zsh_completes_with_and_without_an_initialized_completion(line: CommandL
     try:
         read_descriptor(terminal, b"2004h")  # zsh reads lines from here on
         os.write(terminal, f'{set_up} eval "$(gibil completion zsh)"; echo lo""aded\n'.encode())
-        said = read_descriptor(terminal, b"loaded\r\n")
-        assert b"not found" not in said
-        assert b"insecure" not in said
+        output = read_descriptor(terminal, b"loaded\r\n")
+        assert b"not found" not in output
+        assert b"insecure" not in output
         os.write(terminal, b"gibil create --size m\t")
         read_descriptor(terminal, b"edium")
     finally:

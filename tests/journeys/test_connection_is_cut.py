@@ -79,8 +79,8 @@ def a_followed_job_arrives_once_and_completely(hetzner: Cloud, line: CommandLine
         assert process.wait(timeout=patient(30)) == 0
     expected = subprocess.run(["bash", "-c", talk.replace("read x <&9", ":")], capture_output=True, check=True)
     words = err.read_bytes()
-    said = re.findall(rb"gibil: [^\n]*\n", words)
-    for each in said:
+    output = re.findall(rb"gibil: [^\n]*\n", words)
+    for each in output:
         words = words.replace(each, b"")
     assert out.read_bytes() == expected.stdout
     assert words == expected.stderr
@@ -122,8 +122,8 @@ def following_ends_with_one_line_when_the_machine_is_gone(hetzner: Cloud, line: 
         read_until(process, b"up\n")
     destroying = threading.Thread(target=lambda: line.json("destroy", "m"))
     destroying.start()
-    said = [process.communicate(timeout=patient(30))[1].decode().splitlines()[-1] for process in (following, running)]
+    output = [process.communicate(timeout=patient(30))[1].decode().splitlines()[-1] for process in (following, running)]
     destroying.join()
     gone = "machine m is gone: it was destroyed, or it expired"
     assert [process.returncode for process in (following, running)] == [4, 4]
-    assert said == [f"gibil: {gone}", f"gibil: {gone}; the command's end is not known"]
+    assert output == [f"gibil: {gone}", f"gibil: {gone}; the command's end is not known"]

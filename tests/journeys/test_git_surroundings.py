@@ -46,8 +46,8 @@ def test_create_from_an_alias_in_a_worktree_does_not_change_the_repository(line:
     before = snapshot(line.here / "own" / ".git")
     for name, repo in (("same", f"{server.url}/own.git"), ("other", f"{server.url}/lib.git"), ("path", str(line.here / "lib"))):
         allowed = {"GIBIL_EGRESS_ALLOW": server.url.removeprefix("http://")}
-        status, _, said = from_an_alias(line, f"gibil create --name {name} --repo {repo} --wait ready", **allowed)
-        assert status == 0, said
+        status, _, output = from_an_alias(line, f"gibil create --name {name} --repo {repo} --wait ready", **allowed)
+        assert status == 0, output
         cloned = line.gibil("run", name, "cat /root/project/file; git -C /root/project rev-parse HEAD").stdout
         folder = line.here / ("own" if name == "same" else "lib")
         assert cloned == (folder / "file").read_text() + line.git(folder, "rev-parse", "HEAD") + "\n"
@@ -60,20 +60,20 @@ def test_push_from_an_alias_pushes_the_machines_commits(line: CommandLine) -> No
     made = line.gibil("run", "pushed", "cd /root/project && echo 2 >file && git commit -qam new && git rev-parse HEAD")
     assert made.returncode == 0, made.stderr
     before = snapshot(line.here / "own" / ".git")
-    status, out, said = from_an_alias(line, "gibil push pushed --json")
-    assert status == 0, said
+    status, out, output = from_an_alias(line, "gibil push pushed --json")
+    assert status == 0, output
     assert json.loads(out)["commit"] == made.stdout.strip()
     assert snapshot(line.here / "own" / ".git") == before
 
 
 def test_try_from_an_alias_runs_the_named_folder(line: CommandLine) -> None:
-    status, _, said = from_an_alias(line, "gibil try ../lib -w ../try.yml")
-    assert status == 2, said
+    status, _, output = from_an_alias(line, "gibil try ../lib -w ../try.yml")
+    assert status == 2, output
     (line.here / "try.yml").write_text(
         "on: {command: try}\ntasks: [{run: 'grep -q lib file && git commit -q --allow-empty -m x'}]\n"
     )
-    status, _, said = from_an_alias(line, f"gibil try ../lib -w {line.here}/try.yml")
-    assert status == 0, said
+    status, _, output = from_an_alias(line, f"gibil try ../lib -w {line.here}/try.yml")
+    assert status == 0, output
 
 
 @pytest.mark.parametrize("tagged", [False, True])

@@ -58,10 +58,10 @@ def test_blocked_connections_are_reported_at_the_end_on_stderr(line: CommandLine
     ask = "gibil run m 'bash project/ask 10.1.2.3:22'"
     done = line.bash(f"gibil create --name m --repo project --wait tasks && {ask} && gibil run m true")
     assert done.returncode == 0, done.stderr
-    said = [text for text in done.stderr.splitlines() if "GIBIL_EGRESS_ALLOW" in text and "blocked, as" in text]
-    assert len(said) == 2, done.stderr
-    assert said[0].endswith("GIBIL_EGRESS_ALLOW=10.9.8.7:443")
-    assert said[1].endswith("GIBIL_EGRESS_ALLOW=10.1.2.3:22")
+    output = [text for text in done.stderr.splitlines() if "GIBIL_EGRESS_ALLOW" in text and "blocked, as" in text]
+    assert len(output) == 2, done.stderr
+    assert output[0].endswith("GIBIL_EGRESS_ALLOW=10.9.8.7:443")
+    assert output[1].endswith("GIBIL_EGRESS_ALLOW=10.1.2.3:22")
 
 
 @needs_jq
@@ -211,14 +211,14 @@ def begin_and_interrupt(line: CommandLine, moment: bytes, number: int, *argument
     """Send a signal to `create` at this moment; return its exit status, stdout and stderr."""
     process = line.start("create", *arguments)
     assert process.stderr is not None
-    said = b""
-    while moment not in said:
-        said += process.stderr.readline()
+    output = b""
+    while moment not in output:
+        output += process.stderr.readline()
         assert process.poll() is None
     process.send_signal(number)
     out, err = process.communicate(timeout=patient(30))
     assert process.returncode is not None
-    return process.returncode, out.decode(), (said + err).decode()
+    return process.returncode, out.decode(), (output + err).decode()
 
 
 def test_create_interrupted_before_the_machine_answers_destroys_it_and_reports_it(line: CommandLine) -> None:

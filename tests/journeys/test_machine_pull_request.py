@@ -31,13 +31,13 @@ class UserHost:
     world: Journey
     line: CommandLine
     token: str
-    said: list[str] = field(default_factory=list)
+    output: list[str] = field(default_factory=list)
     """Everything that was printed."""
 
     async def gibil(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         environment = {"GIBIL_GITHUB_URL": self.world.github.url, "GH_ENTERPRISE_TOKEN": self.token, **more}
         done = await asyncio.to_thread(self.line.gibil, *arguments, **environment)
-        self.said += [done.stdout, done.stderr]
+        self.output += [done.stdout, done.stderr]
         return done
 
     async def json_result(self, *arguments: str, **more: str) -> tuple[int, Any]:
@@ -120,7 +120,7 @@ async def test_a_machines_commits_become_a_pull_request_that_the_bot_tests_witho
             f"a={halves[0]}; b={halves[1]}; echo $a$b >/root/here; grep -rlsF $a$b /root /etc /tmp /var /proc/*/environ || true"
         )
         assert found == "/root/here"
-        assert wes.token not in "".join([*wes.said, (tmp_path / "git.log").read_text(), wes.world.bot.text()])
+        assert wes.token not in "".join([*wes.output, (tmp_path / "git.log").read_text(), wes.world.bot.text()])
         assert "push" in (tmp_path / "git.log").read_text()
 
 

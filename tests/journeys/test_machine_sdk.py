@@ -110,8 +110,8 @@ async def test_fifty_concurrent_machines_are_created_used_and_destroyed(settings
     # The memory promised to all of them must exist.
     small = dataclasses.replace(settings, max_memory_mb=256, max_machines=50)
     async with machines.connect(settings=small) as connected:
-        said = await asyncio.gather(*(explore(connected, number) for number in range(50)))
-        assert said == [f"{number}\n" for number in range(50)]
+        output = await asyncio.gather(*(explore(connected, number) for number in range(50)))
+        assert output == [f"{number}\n" for number in range(50)]
         assert await connected.list() == []
     assert left_of(settings) == ([], [])
 
@@ -140,9 +140,9 @@ async def test_commands_start_in_the_code_once_it_exists(settings: Settings, pro
         assert "/no/such folder" in absent.stderr
         assert (await m.run("cat", stdin=b"given")).stdout == "given"
         job = await m.start("pwd", cwd="sub")
-        said: list[bytes] = []
-        assert await m.follow(job, lambda stream, data: said.append(data)) == 0
-        assert b"".join(said) == b"/root/project/sub\n"
+        output: list[bytes] = []
+        assert await m.follow(job, lambda stream, data: output.append(data)) == 0
+        assert b"".join(output) == b"/root/project/sub\n"
         with pytest.raises(UsageError, match="empty"):
             await m.run(" ")
         with pytest.raises(UsageError, match="empty"):

@@ -54,9 +54,9 @@ async def test_an_unsupported_service_is_reported_on_the_pull_request(tmp_path: 
     workflow = "name: Push\non: {pull_request: opened}\ntasks: [{uses: .gibil.yml}]\n"
     async with journey(tmp_path, files, workflows={"push.yml": workflow}) as world:
         number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
-        said = await world.answer(number, having="local machines run no containers")
-        assert "Push cannot run here: .gibil.yml" in said.body
-        assert ":1:12: the service 'search'" in said.body
+        answer = await world.answer(number, having="local machines run no containers")
+        assert "Push cannot run here: .gibil.yml" in answer.body
+        assert ":1:12: the service 'search'" in answer.body
         assert world.github.check_runs(REPOSITORY) == []
         await world.assert_nothing_left()
 

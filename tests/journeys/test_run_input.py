@@ -27,7 +27,7 @@ def line(tmp_path_factory: pytest.TempPathFactory, local_machines: None) -> Iter
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "output"),
     [
         ("'echo \"a  b\" | wc -c'", "5\n"),  # one word is a line of shell, as in the seed
         ("-- 'echo \"a  b\" | wc -c'", "5\n"),
@@ -36,10 +36,12 @@ def line(tmp_path_factory: pytest.TempPathFactory, local_machines: None) -> Iter
         ("--json -- echo --json -- x", '"stdout": "--json -- x\\n"'),
     ],
 )
-def test_a_command_is_one_line_of_shell_or_the_words_after_two_dashes(line: CommandLine, words: str, said: str | None) -> None:
+def test_a_command_is_one_line_of_shell_or_the_words_after_two_dashes(
+    line: CommandLine, words: str, output: str | None
+) -> None:
     done = line.bash(f"gibil run box {words}")
     assert done.returncode == 0, done.stderr
-    assert said is None or said in done.stdout
+    assert output is None or output in done.stdout
     if "--json" not in words:
         assert line.bash(f"gibil ssh box {words}").stdout == done.stdout, "`gibil ssh` reads its words in the same way"
 
@@ -115,10 +117,10 @@ def test_a_silent_open_pipe_delays_no_command(line: CommandLine) -> None:
     began = time.monotonic()
     silent = line.start("run", "box", "echo end", stdin=subprocess.PIPE)
     unread = line.start("run", "box", "cat; echo read", "--no-stdin", stdin=subprocess.PIPE)
-    for process, said in ((silent, b"end\n"), (unread, b"read\n")):
+    for process, output in ((silent, b"end\n"), (unread, b"read\n")):
         assert process.stdout is not None
         assert process.stdin is not None
-        assert process.stdout.read() == said
+        assert process.stdout.read() == output
         assert process.wait(timeout=patient(20)) == 0
         process.stdin.close()
     assert time.monotonic() - began < FIRST_BYTE_S

@@ -126,7 +126,7 @@ async def test_an_unavailable_version_is_reported_and_nothing_is_left(
 ) -> None:
     with (tmp_path / "mirror" / "node" / "v22.10.1" / f"node-v22.10.1-linux-{NODE_ARCH}.tar.gz").open("ab") as file:
         await asyncio.to_thread(file.write, b"\0")
-    for words, said in (
+    for words, output in (
         ("node 22", "is not what its makers published (sha256)"),
         ("node 99", "there is no node 99"),
         ("go 2", "there is no go 2"),
@@ -136,6 +136,6 @@ async def test_an_unavailable_version_is_reported_and_nothing_is_left(
         done = await run(machine, f"gibil-runtime {words}")
         assert done.exit_status == 1
         assert str(done.stderr).strip().splitlines()[-1].startswith("gibil: ")
-        assert said in str(done.stderr)
+        assert output in str(done.stderr)
     left = await run(machine, "ls /opt/gibil /usr/local/bin/node /usr/local/bin/go; ls /tmp")
     assert "node" not in str(left.stdout)

@@ -112,6 +112,6 @@ def test_an_interrupt_after_the_json_value_prints_no_second_value(
     output.print_json({"exit_code": 0})
     assert output.fail(KeyboardInterrupt(), as_json=True) == 130
     assert output.fail(MachineLost("the connection ended"), as_json=True) == 4
-    said = capsys.readouterr()
-    assert json.loads(said.out) == {"exit_code": 0}
-    assert said.err.splitlines() == ["gibil: interrupted", "gibil: the connection ended"]
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == {"exit_code": 0}
+    assert printed.err.splitlines() == ["gibil: interrupted", "gibil: the connection ended"]

@@ -131,8 +131,8 @@ async def test_ssh_servers_are_reached_with_the_users_configuration(
         settings(monkeypatch, tmp_path, f"[core]\n\tsshCommand = {wrapper} -i key\n")
     else:
         monkeypatch.setenv(how, str(wrapper))
-    said = await git.text("ls-remote", "git@nowhere.invalid:x.git", "HEAD", extra=await git.ssh_environment())
-    assert said.split("\t")[0] == real_git(bare, "rev-parse", "HEAD")
+    output = await git.text("ls-remote", "git@nowhere.invalid:x.git", "HEAD", extra=await git.ssh_environment())
+    assert output.split("\t")[0] == real_git(bare, "rev-parse", "HEAD")
     assert "BatchMode" not in (tmp_path / "called").read_text()
 
 
@@ -183,8 +183,8 @@ async def test_memory_is_limited_when_git_reads_untrusted_objects(tmp_path: Path
 
 
 async def test_the_first_reason_is_reported_and_not_its_consequences() -> None:
-    said = "fatal: unable to access 'http://x/': Failed to connect\nfatal: could not fetch abc\nerror: pack-objects died\n"
-    assert git.reason_in(said) == "fatal: unable to access 'http://x/': Failed to connect"
+    output = "fatal: unable to access 'http://x/': Failed to connect\nfatal: could not fetch abc\nerror: pack-objects died\n"
+    assert git.reason_in(output) == "fatal: unable to access 'http://x/': Failed to connect"
     assert git.reason_in("hint: try\nerror: what\n") == "error: what"
     assert git.reason_in("") == "no reason given"
 

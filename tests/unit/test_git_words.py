@@ -38,7 +38,7 @@ AWAY = """fatal: unable to access 'https://github.com/ada/engine.git/': Could no
 
 
 @pytest.mark.parametrize(
-    ("said", "parts"),
+    ("output", "parts"),
     [
         (BEHIND, ("nothing is pushed by force", "--branch")),
         (PROTECTED, ("protected branch hook declined", "GH006", "through a pull request")),
@@ -53,8 +53,8 @@ AWAY = """fatal: unable to access 'https://github.com/ada/engine.git/': Could no
         ("hint: only hints", ("no reason given",)),
     ],
 )
-def test_one_line_reports_the_reason_and_a_remedy(said: str, parts: tuple[str, ...]) -> None:
-    line = reason(GitError("git push failed in /tmp/somewhere: x", said=said))
+def test_one_line_reports_the_reason_and_a_remedy(output: str, parts: tuple[str, ...]) -> None:
+    line = reason(GitError("git push failed in /tmp/somewhere: x", said=output))
     assert "\n" not in line
     assert "hint:" not in line
     assert [part for part in parts if part not in line] == []

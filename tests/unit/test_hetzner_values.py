@@ -155,15 +155,15 @@ def test_a_recently_sold_out_type_is_tried_last() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "output"),
     [
         ({"size": "huge"}, "small, medium, large"),
         ({"server_type": "cx99"}, "cx23"),
         ({"location": "mars"}, "nbg1"),
     ],
 )
-def test_unknown_values_are_rejected_with_the_known_ones(wrong: dict[str, str], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_unknown_values_are_rejected_with_the_known_ones(wrong: dict[str, str], output: str) -> None:
+    with pytest.raises(UsageError, match=output):
         candidates(**wrong)
 
 

@@ -86,7 +86,7 @@ def test_errors_are_reported_without_values(tmp_path: Path, text: str, says: str
 
 
 def test_a_missing_secret_is_reported_with_how_to_set_it_for_the_repository() -> None:
-    said = missing_secret("DEPLOY", "acme/api")
-    assert "secrets.yml under `repositories: acme/api:`" in said
-    assert "GIBIL_SECRET_DEPLOY" in said
+    output = missing_secret("DEPLOY", "acme/api")
+    assert "secrets.yml under `repositories: acme/api:`" in output
+    assert "GIBIL_SECRET_DEPLOY" in output
     assert "secrets.yml" not in missing_secret("DEPLOY", "folder")

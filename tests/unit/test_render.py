@@ -447,16 +447,16 @@ def test_any_input_stays_within_limits_and_is_harmless(
 
 
 def assert_fits(of: RunReport) -> None:
-    told = output(of)
-    assert 0 < size(told["title"]) <= 255
-    assert "\n" not in told["title"]
+    check = output(of)
+    assert 0 < size(check["title"]) <= 255
+    assert "\n" not in check["title"]
     for part in ("summary", "text"):
-        if part in told:
-            assert size(told[part]) <= 65_535
-            assert_harmless(told[part])
+        if part in check:
+            assert size(check[part]) <= 65_535
+            assert_harmless(check[part])
     msgspec.json.encode(check_run(of).update)
-    if (said := comment(of)) is not None:
-        body, marker = comment_of(said).body, comment_of(said).marker
+    if (message := comment(of)) is not None:
+        body, marker = comment_of(message).body, comment_of(message).marker
         assert size(body) <= 65_535
         assert body.startswith(marker)
         assert_harmless(body.replace(marker, "", 1))
@@ -531,10 +531,10 @@ def test_a_cut_stays_within_its_limit_and_splits_no_character(text: str, limit: 
 def test_a_cut_counts_what_is_missing_and_keeps_more_of_the_end() -> None:
     text = "".join(f"{number:05}\n" for number in range(20_000))
     done = cut(text, 1000)
-    said = re.search(r"… ([\d,]+) bytes left out …", done)
-    assert said is not None
-    kept = size(done) - size(said[0]) - 2
-    assert int(said[1].replace(",", "")) + kept == size(text)
+    message = re.search(r"… ([\d,]+) bytes left out …", done)
+    assert message is not None
+    kept = size(done) - size(message[0]) - 2
+    assert int(message[1].replace(",", "")) + kept == size(text)
     assert done.startswith("00000\n")
     assert done.endswith("19999\n")
     assert len(done.partition("…")[0]) < len(done.rpartition("…")[2])
