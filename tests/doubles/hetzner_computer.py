@@ -4,7 +4,7 @@ Real: all capabilities, because processes enter the machine's namespaces from ou
 those of a local machine's jobs; a network card `eth0` with the default route of Hetzner's servers; the metadata address,
 with HTTP on the documented paths, over that card; a reboot with a network card that has no state of the last boot.
 
-Stand-ins: the kernel is the host's, and capabilities apply within the machine's namespaces; the card is one end of a veth
+Replaced: the kernel is the host's, and capabilities apply within the machine's namespaces; the card is one end of a veth
 pair, behind which a router has the metadata address and no further route; connections from outside are relayed from a
 socket on the host to one in the machine's network.
 

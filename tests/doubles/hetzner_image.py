@@ -1,7 +1,7 @@
-"""What servers of the Hetzner double boot: Debian's packages, and stand-ins for the vendor's image and mainboard.
+"""What servers of the Hetzner double boot: Debian's packages, and replacements of the vendor's image and mainboard.
 
-The init system is a stand-in, because local machines have no systemd: the part of `systemctl` that a first boot uses, which
-follows the packages' own units. The mainboard's DMI data with Hetzner's name is a stand-in, too.
+The init system is a replacement, because local machines have no systemd: the part of `systemctl` that a first boot uses, which
+follows the packages' own units. The mainboard's DMI data with Hetzner's name is one, too.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ cat >/var/lib/containers/images.tar
 podman load -q -i /var/lib/containers/images.tar 2>&1
 """
 
-# There is no systemd to create control groups for it: dockerd creates them itself, in a group of its own.
+# There is no systemd to create control groups for it: dockerd creates them itself, below its group.
 START_DOCKER = """set -e
 podman rm -f -a -t 0
 umount /sys/fs/cgroup

@@ -40,7 +40,7 @@ def test_concurrent_users_whose_commands_are_killed_get_answers_and_leave_nothin
     assert {answer for answer in answers if answer not in WHAT_MAY_HAPPEN} == set()
     assert None in answers
     line.json("destroy", "--all")
-    for record in (line.data_dir / FOLDER).iterdir():  # kept for a minute if its creator was killed early
+    for record in (line.data_dir / FOLDER).iterdir():  # stays for a minute if its creator was killed early
         os.utime(record, (0, 0))
     assert line.json("list") == []
     assert processes_with(MARK) == []
