@@ -145,7 +145,7 @@ async def test_the_hosts_own_address_is_not_public() -> None:
         try:
             probe.connect(("192.0.2.1", 9))
         except OSError:
-            pytest.skip("this box has no way out, and so no address of its own")
+            pytest.skip("this host has no route to the internet, and therefore no address")
         own = probe.getsockname()[0]
     from gibil_bot.providers.local import egress_proxy as module
     from gibil_bot.providers.local.egress_policy import parse_address

@@ -23,7 +23,7 @@ def host() -> Iterator[Do]:
         pytest.skip("needs the programs ip, unshare and nsenter (apt-get install iproute2 util-linux)")
     words = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--net", "--user", "--map-root-user"]
     if subprocess.run([*words, "true"], check=False, capture_output=True).returncode:
-        pytest.skip("this box makes no network namespaces for us")
+        pytest.skip("network namespaces can't be created on this host")
     process = subprocess.Popen(
         [*words, sys.executable, "-m", "tests.doubles.neighbourhood"],
         stdin=subprocess.PIPE,

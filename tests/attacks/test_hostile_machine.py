@@ -150,7 +150,7 @@ async def test_a_stored_size_that_is_not_a_number_is_a_machine_error(answer: byt
 async def test_a_command_that_never_starts_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     async def first_item() -> None:
         async for _ in shell.attach("job-1"):
-            raise AssertionError("nothing can come")
+            raise AssertionError("no output can arrive")
 
     monkeypatch.setattr(connection, "_OPENS_S", 0.2)
 
@@ -345,7 +345,7 @@ async def test_a_server_that_is_not_ssh_is_reported_in_time(speak: object) -> No
     ids=range(6),
 )
 async def test_a_server_that_reports_the_end_of_jobs_is_believed_within_bounds(answer: bytes, status: int) -> None:
-    """The same if it reports the end of the machine to all sessions. Otherwise the job's own files count."""
+    """Also if every session reports a killed process. Otherwise the job's own files count."""
 
     async def knows(process: Process) -> None:
         process.stderr.write(b"gibil: the largest process was killed\n")

@@ -119,9 +119,9 @@ async def test_a_machine_cannot_use_more_than_its_disk(lodging: LocalLodging, at
     machine = await lodging.provider.create(lodging.spec("spender", memory_mb=128, disk_mb=100))
     printed = await python(lodging, machine, _FILL + _BEYOND_THE_DISK[attack] + "time.sleep(2.5)")
     if _has_image(lodging, "spender"):
-        assert int(printed) <= 100, "the file system itself says no"
+        assert int(printed) <= 100, "the file system reports the error"
     else:
-        assert printed == "", "it was killed before it had written nine times as much"
+        assert printed == "", "it was killed before it had written nine times its limit"
     assert "disk of 100 MB" in await cause(lodging, "spender")
     assert (
         await lodging.run(machine, "rm -rf /root/* /tmp/* /var/tmp/* /opt/big* /usr/lib/big* /etc/big*; true")
@@ -512,7 +512,7 @@ async def test_the_cause_of_a_machines_end_remains_until_its_name_is_used_again(
         daemon = read_daemon(lodging.paths)
         await end_daemon(lodging.paths)
         assert daemon is not None
-        assert "its first process was killed" in await cause(lodging, "beheaded"), "without a daemon too"
+        assert "its first process was killed" in await cause(lodging, "beheaded"), "also without a daemon"
         await lodging.provider.create(lodging.spec("beheaded"))
         assert await cause(lodging, "beheaded") == ""
         assert await cause(lodging, "nobody") == ""

@@ -168,7 +168,7 @@ async def test_the_hosts_files_are_not_visible(lodging: LocalLodging, tmp_path: 
         for path in paths:
             assert (await connection.run(f"ls -a {path}")).exit_status != 0, path
         found = await connection.run("ls -A /home /root /mnt /media /opt /srv /tmp /var/tmp | grep -v : | grep -v '^$'")
-        assert found.stdout == "gibil\n", "of ours, and nothing of the host: /opt/gibil"
+        assert found.stdout == "gibil\n", "only gibil's /opt/gibil, and nothing of the host"
         assert (await connection.run("find / -xdev -name private -o -xdev -name machine.json 2>/dev/null")).stdout == ""
         shadow = await connection.run("cut -d: -f2 /etc/shadow | sort -u")
         assert shadow.stdout == "*\n"
@@ -214,7 +214,7 @@ async def test_kernel_switches_devices_and_control_groups_are_denied(lodging: Lo
 )
 async def test_kernel_interfaces_that_builds_never_need_are_closed(lodging: LocalLodging, call: str, arguments: str) -> None:
     if os.uname().machine != "x86_64":
-        pytest.skip("the numbers here are x86_64's")
+        pytest.skip("the system call numbers are x86_64's")
     script = _LIBC + f"print(libc.syscall({arguments}), ctypes.get_errno())"
     assert await python(lodging, "caller", script) == "-1 1\n", call
 
@@ -243,7 +243,7 @@ async def test_no_socket_family_that_the_host_shares_exists_inside(lodging: Loca
 async def test_sockets_cannot_be_opened_by_system_calls_of_another_architecture(lodging: LocalLodging) -> None:
     """x32's numbers, and i386's socketcall through the 32-bit system call entry."""
     if os.uname().machine != "x86_64":
-        pytest.skip("only x86_64 has these gates")
+        pytest.skip("only x86_64 has these system call entries")
     script = (
         _LIBC
         + """
@@ -264,7 +264,7 @@ async def test_a_fork_bomb_is_stopped_and_can_be_killed(lodging: LocalLodging) -
     quiet = await lodging.provider.create(lodging.spec("bystander", pids=100))
     async with lodging.connect(machine) as connection, asyncio.timeout(patient(90)):
         bomb = await connection.create_process("bomb() { bomb | bomb & sleep 60; }; bomb 2>/dev/null; sleep 60")
-        await until(lambda: len(_all_below(lodging.init_pid("bomber"))) > 50, "the bomb went off")
+        await until(lambda: len(_all_below(lodging.init_pid("bomber"))) > 50, "the fork bomb is running")
         assert len(_all_below(lodging.init_pid("bomber"))) <= 101
         assert (await lodging.run(quiet, "for i in 1 2 3; do (true); done; echo fine")).stdout == "fine\n"
         bomb.close()
@@ -351,7 +351,7 @@ print("dug")
 
 async def test_two_machines_of_root_share_no_user_id(lodging: LocalLodging) -> None:
     if own_privilege() != "root":
-        pytest.skip("only tier root gives machines user ids of their own, and only root has it")
+        pytest.skip("separate user ids for machines need root")
     for name in ("left", "right"):
         await lodging.provider.create(lodging.spec(name))
     uids = [

@@ -227,7 +227,7 @@ async def test_only_this_apps_check_runs_of_a_commit_are_returned(scene: Scene) 
     assert await scene.client.check_runs(scene.installation, REPO, "0" * 40) == []
 
 
-async def test_symbolic_links_are_rejected_as_workflow_files(scene: Scene) -> None:
+async def test_a_workflow_file_may_be_a_link_only_to_a_file_of_its_repository(scene: Scene) -> None:
     sha = await scene.github.push(
         REPO,
         "links",
@@ -279,7 +279,7 @@ async def test_workflow_files_of_a_ref_are_read(scene: Scene) -> None:
     assert await scene.client.workflow_files(scene.installation, REPO, sha) == expected
     before = scene.client.requests.total()
     assert await scene.client.workflow_files(scene.installation, REPO, sha) == expected
-    assert scene.client.requests.total() == before + 1, "the root tree alone"
+    assert scene.client.requests.total() == before + 1, "only the root tree"
     await scene.github.push(REPO, "main", {"engine.py": "changed\n"})
     assert await scene.client.workflow_files(scene.installation, REPO, "main") == expected
     assert scene.client.requests.total() == before + 2, "the workflow files did not change"
@@ -316,7 +316,9 @@ def test_the_object_cache_is_bounded_in_objects_and_bytes() -> None:
         cache.put(1, REPO, str(number), b"x" * 10)
     assert (len(cache), cache.size, cache.get(1, REPO, "1"), cache.get(1, REPO, "2")) == (3, 30, None, b"x" * 10)
     cache.put(1, REPO, "large", b"x" * 85)
-    assert (len(cache), cache.size, cache.get(1, REPO, "2")) == (2, 95, b"x" * 10), "the least recently used ones are gone"
+    assert (len(cache), cache.size, cache.get(1, REPO, "2")) == (2, 95, b"x" * 10), (
+        "the least recently used objects are removed"
+    )
     cache.put(1, REPO, "too large", b"x" * 101)
     assert (len(cache), cache.size) == (0, 0)
     cache.put(1, REPO, "0", b"one")
@@ -490,7 +492,7 @@ async def test_an_update_is_retried_because_it_is_idempotent(scene: Scene, kind:
     assert scene.github.check_runs(REPO)[0].conclusion == "failure"
 
 
-async def test_repeated_uncertain_writes_are_looked_up_less_and_less_often(scene: Scene) -> None:
+async def test_the_retry_delay_grows_with_repeated_failures(scene: Scene) -> None:
     waits = []
     for attempts in range(8):
         scene.github.fault("GET", "/check-runs$", "error_before", times=4)
@@ -552,7 +554,7 @@ async def test_an_update_of_a_missing_comment_creates_nothing(scene: Scene) -> N
     assert await scene.client.publish(due(green)) is None
     assert scene.conversation() == []
     number = await scene.client.publish(due(scene.comment("red")))
-    assert await scene.client.publish(due(green)) == number, "found though its number was forgotten"
+    assert await scene.client.publish(due(green)) == number, "found although its id is unknown"
     assert await scene.client.publish(due(green, remote_id=number)) == number
     assert scene.conversation() == [f"{MARKER}\ngreen"]
     scene.github.delete_comment(number or 0)
@@ -614,8 +616,8 @@ async def test_a_long_limit_is_raised_and_pauses_the_whole_installation(scene: S
     with pytest.raises(GitHubError) as paused:
         await scene.client.pull_request(scene.installation, REPO, 1)
     assert paused.value.retry_after_s is not None
-    assert len(scene.github.requests) == before, "nothing was asked"
-    assert await scene.client.who_am_i() == "gibil", "the App itself is counted apart"
+    assert len(scene.github.requests) == before, "no request was sent"
+    assert await scene.client.who_am_i() == "gibil", "the App itself has a separate limit"
     scene.clock.ahead_s += seconds + 2
     assert await scene.client.publish(due(scene.check(), attempts=1)) is not None
 
@@ -633,7 +635,7 @@ async def test_a_limit_without_a_time_waits_a_minute_and_doubles(scene: Scene) -
     scene.github.fault("POST", "/check-runs$", "secondary_limit_bare")
     with pytest.raises(GitHubError) as caught:
         await scene.client.publish(due(scene.check()))
-    assert caught.value.retry_after_s == 60, "a success begins anew"
+    assert caught.value.retry_after_s == 60, "a success resets the delay"
 
 
 async def test_comments_may_burst_and_are_then_a_second_apart(scene: Scene) -> None:
@@ -662,7 +664,7 @@ async def test_results_never_wait_for_comments_or_reactions(scene: Scene) -> Non
     for content in ("eyes", "rocket", "heart", "laugh", "hooray", "confused", "+1", "-1") * 7:
         notification = scene.reaction(first.id, content)
         await scene.client.publish(due(notification, priority=Priority.REACTION))
-    assert 0 < len(scene.clock.slept) < 10, "reactions leave half of the writes at once to others"
+    assert 0 < len(scene.clock.slept) < 10, "reactions leave half of the burst to other writes"
     for number in range(19):
         notification = scene.comment(marker=f"<!-- {number} -->")
         await scene.client.publish(due(notification, priority=Priority.COMMENT))

@@ -69,7 +69,7 @@ async def test_another_machine_costs_one_call_and_one_list_call_for_all(
     lists = double.called("GET /servers")
     assert double.called("POST /servers") == 20
     assert len(double.api.calls) == 20 + lists
-    assert lists <= 20, "one list each round, and not one for each machine"
+    assert lists <= 20, "one list call per round, not one per machine"
     double.api.calls.clear()
     double.state.starting_s = 0.0
     await provider.create(spec("last"))

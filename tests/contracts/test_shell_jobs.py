@@ -118,7 +118,7 @@ async def test_a_job_is_started_once(far: Far, shell: SSHShell) -> None:
     assert (await shell.run(f"cat {far.home}/runs")).stdout == b"run\n"
 
 
-async def test_a_job_ignores_no_signals(far: Far, shell: SSHShell) -> None:
+async def test_a_job_does_not_ignore_sigint_and_sigquit(far: Far, shell: SSHShell) -> None:
     output, _, _ = await followed(shell, await start(far, shell, "grep SigIgn /proc/self/status"))
     assert int(output.split()[1], 16) & 0b110 == 0  # SIGINT, SIGQUIT
 

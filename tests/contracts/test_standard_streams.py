@@ -57,7 +57,7 @@ async def test_a_job_that_opens_its_output_by_name_loses_no_output(far: Far, she
     output, _, status = await followed(shell, "job-1")
     assert status == 0, output.decode()
     _check(output, marks)
-    assert await followed(shell, "job-1") == (output, b"", 0), "and it is the same to who comes later"
+    assert await followed(shell, "job-1") == (output, b"", 0), "a later reader gets the same"
 
 
 async def test_a_job_with_two_streams_can_open_each_by_name(far: Far, shell: SSHShell) -> None:
@@ -111,7 +111,7 @@ async def test_output_after_the_end_is_not_part_of_the_job(far: Far, shell: SSHS
         far.job(mark, f"mkfifo {fifo}; (read x <{fifo}; echo late; echo done >{fifo}.2) & mkfifo {fifo}.2; echo in time")
     )
     assert await followed(shell, mark) == (b"in time\n", b"", 0)
-    assert (await shell.run(f"echo go >{fifo}; read x <{fifo}.2; echo $x")).stdout == b"done\n", "it can still print"
+    assert (await shell.run(f"echo go >{fifo}; read x <{fifo}.2; echo $x")).stdout == b"done\n", "the process can still print"
     assert (await followed(shell, mark))[2] == 0
 
 

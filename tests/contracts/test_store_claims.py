@@ -207,7 +207,7 @@ async def test_a_repository_waits_at_most_one_turn_of_each_other(
         for patient, count in waiting.items():
             if patient != chosen and count:
                 passed_over.setdefault(patient, []).append(chosen)
-                assert len(set(passed_over[patient])) == len(passed_over[patient]), f"{patient} was passed over twice: {turns}"
+                assert len(set(passed_over[patient])) == len(passed_over[patient]), f"{patient} was skipped twice: {turns}"
             elif not count:
                 passed_over[patient] = []
         await store.finish(claim, Conclusion.SUCCESS, ())

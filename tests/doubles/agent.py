@@ -113,7 +113,7 @@ def opened(result: CallToolResult) -> tuple[dict[str, Any], str]:
     text: str = content.text  # type: ignore[union-attr]
     view = result.structured_content
     if result.is_error:
-        assert view is None, "a client that checks it against the output schema would hide the message"
+        assert view is None, "clients that check the output schema would hide the message"
         code, _, sentence = text.partition(": ")
         raise ToolError(code, sentence)
     assert view is not None

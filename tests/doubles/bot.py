@@ -114,7 +114,7 @@ class Journey:
         try:
             return await self.github.wait_for(predicate, patient(timeout_s))
         except TimeoutError:
-            raise AssertionError(f"GitHub never showed it. The bot said:\n{self.bot.text()[-6000:]}") from None
+            raise AssertionError(f"GitHub didn't show the expected state. The bot's log:\n{self.bot.text()[-6000:]}") from None
 
     async def closed_check(
         self, number: int = 0, *, repository: str = REPOSITORY, count: int = 1, timeout_s: float = 40.0

@@ -100,7 +100,7 @@ def cloud(folder: Path | None = None, shared: Path = Path(), image: Image | None
         ready.wait()
         first = came[0]
         if isinstance(first, RuntimeError):
-            pytest.skip(f"{first}: this box's own sshd has it")
+            pytest.skip(f"{first}: this host's own sshd uses it")
         if isinstance(first, BaseException):
             raise first
         yield first

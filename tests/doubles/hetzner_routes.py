@@ -64,7 +64,9 @@ class Fault:
 
     def __post_init__(self) -> None:
         self.code = self.code or _CODES[self.status][0]
-        assert self.undocumented or self.code in _CODES.get(self.status, ()), f"no {self.code} has the status {self.status}"
+        assert self.undocumented or self.code in _CODES.get(self.status, ()), (
+            f"the code {self.code} isn't documented for status {self.status}"
+        )
 
     def matches(self, method: str, path: str) -> bool:
         return self.times > 0 and method == self.method and re.fullmatch(self.path, path) is not None

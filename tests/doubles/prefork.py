@@ -113,7 +113,7 @@ class Forked:
 
     def _read_status(self) -> None:
         message = os.read(self._status, 64)
-        assert message, "the forker is gone"
+        assert message, "the forking process has ended"
         self.returncode = os.waitstatus_to_exitcode(int(message))
         os.close(self._status)
         os.close(self._process)
@@ -211,7 +211,7 @@ class _Forker:
                 message, fds, _, _ = socket.recv_fds(self._channel, 64, 1)
         finally:
             os.close(writing)
-        assert message, "the forker is gone"
+        assert message, "the forking process has ended"
         return int(message), fds[0], reading
 
     def end(self) -> None:

@@ -31,9 +31,9 @@ def read_descriptor(descriptor: int, wanted: bytes, block: int = 65536) -> bytes
     deadline = time.monotonic() + patient(10)
     while wanted not in seen:
         ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
-        assert ready, f"not within ten seconds: {wanted!r}; came {seen!r}"
+        assert ready, f"not within ten seconds: {wanted!r}; got {seen!r}"
         data = os.read(descriptor, block)
-        assert data, f"it ended before {wanted!r}; came {seen!r}"
+        assert data, f"it ended before {wanted!r}; got {seen!r}"
         seen += data
     return seen
 

@@ -164,7 +164,7 @@ async def test_hard_limits_and_niceness_are_reset_if_permitted(fresh: LocalLodgi
 
 async def test_inherited_settings_that_cannot_be_reset_are_reported_and_machines_work(fresh: LocalLodging) -> None:
     if may_raise_limits():
-        pytest.skip("everything can be undone here")
+        pytest.skip("every setting can be reset here")
     await start_daemon(fresh, "hard", "nice")
     output = " ".join((await fresh.provider.probe()).inherited)
     assert "open files 300" in output
@@ -177,7 +177,7 @@ async def test_inherited_settings_that_cannot_be_reset_are_reported_and_machines
 async def test_machines_are_created_although_the_oom_score_cannot_be_lowered(fresh: LocalLodging) -> None:
     """As on a system that set it: then it is the lowest value that gibil's processes may have (proc(5))."""
     if os.geteuid() != 0:
-        pytest.skip("only root can set a least score")
+        pytest.skip("only root can set a minimum score")
     code = """
 import ctypes, os, sys
 from pathlib import Path

@@ -179,7 +179,7 @@ async def test_a_cancelled_creation_waits_for_the_call_that_creates_the_server(
     await asyncio.sleep(0.05)
     task.cancel()  # a second cancellation must not interrupt this, either
     await asyncio.sleep(0.05)
-    assert not task.done(), "the call is on its way: the cancellation waits for it"
+    assert not task.done(), "the call is in flight: the cancellation waits for it"
     assert len(double.state.servers) == 1
     response.set()
     with pytest.raises(asyncio.CancelledError):

@@ -82,7 +82,7 @@ async def test_killing_the_daemon_fork_server_or_init_kills_every_process_of_the
         assert await lodging.provider.list_machines() == []
         assert await lodging.provider.sweep("tests") == ["chained"]
     else:
-        await until(lambda: folders(lodging) == [], "the daemon cleared the folder", within_s=10)
+        await until(lambda: folders(lodging) == [], "the daemon deleted the folder", within_s=10)
         async with asyncio.timeout(patient(10)):
             while await lodging.provider.get("chained"):  # the folder is deleted shortly before the name
                 await asyncio.sleep(0.01)
@@ -164,7 +164,7 @@ async def test_a_tethered_machine_is_destroyed_when_its_creator_is_killed(lodgin
     assert await lodging.provider.get("tethered") == machine
     owner.kill()
     await owner.wait()
-    await until(lambda: processes_with(mark) == [] and folders(lodging) == [], "it burned")
+    await until(lambda: processes_with(mark) == [] and folders(lodging) == [], "the machine is destroyed")
     async with asyncio.timeout(patient(10)):
         while await lodging.provider.get("tethered"):
             await asyncio.sleep(0.01)
@@ -184,7 +184,7 @@ async def test_an_untethered_machine_survives_when_its_creator_is_killed(lodging
 async def test_a_machine_without_connections_ends_at_its_expiry(lodging: LocalLodging) -> None:
     mark = await busy_machine(lodging, "mayfly", ttl_s=2)
     await lodging.provider.close()
-    await until(lambda: processes_with(mark) == [] and folders(lodging) == [], "it burned", within_s=15)
+    await until(lambda: processes_with(mark) == [] and folders(lodging) == [], "the machine is destroyed", within_s=15)
 
 
 async def test_thirty_concurrent_machines_work_and_none_is_left(lodging: LocalLodging) -> None:
@@ -259,7 +259,7 @@ async def test_a_daemon_of_another_version_is_replaced_when_it_has_no_machines(l
     write_daemon(lodging.paths, msgspec.structs.replace(old, version="older"))
     await lodging.provider.create(lodging.spec("new"))
     assert lodging.daemon_pid() != old.pid
-    await until(lambda: not alive(old.pid), "the old one went")
+    await until(lambda: not alive(old.pid), "the old daemon has ended")
 
 
 async def test_a_daemon_of_another_version_with_machines_is_used_if_its_protocol_is_the_same(lodging: LocalLodging) -> None:
@@ -301,7 +301,7 @@ async def test_the_daemon_holds_no_descriptor_of_its_starter(lodging: LocalLodgi
 
 async def test_a_folder_of_another_user_is_rejected_with_a_remedy(tmp_path: Path) -> None:
     if os.geteuid() != 0:
-        pytest.skip("only root can make a folder of somebody else's")
+        pytest.skip("only root can create a folder of another user")
     (tmp_path / "local").mkdir()
     os.chown(tmp_path / "local", 12345, 12345)
     with pytest.raises(Unavailable, match="12345") as caught:

@@ -76,7 +76,7 @@ async def test_a_full_disk_of_the_machine_fails_only_the_task(tmp_path: Path) ->
         check = await world.closed_check(number)
         assert check.conclusion == "failure"
         assert "disk full" in f"{check.summary}{check.text}"
-        assert "new one" not in f"{check.summary}", "a full disk is the work's doing: no second machine"
+        assert "new one" not in f"{check.summary}", "the task caused the full disk: no second machine"
         await world.all_published()
         await world.assert_nothing_left()
 

@@ -160,7 +160,7 @@ async def test_a_secret_reaches_the_task_but_no_log_and_not_github(tmp_path: Pat
         await world.all_published()
         shown = f"{check.title}{check.summary}{check.text}" + "".join(c.body for c in world.github.comments(REPOSITORY, number))
         assert "plain ***" in shown
-        assert "***.localhost:443" in shown, "a host that the task was kept from reaching, named after the secret"
+        assert "***.localhost:443" in shown, "a blocked host that is named after the secret"
         assert secret.lower() not in shown.lower()
     for path in world.bot.data_dir.rglob("*"):
         if path.is_file():

@@ -99,7 +99,7 @@ def test_the_next_command_destroys_an_incomplete_machine_and_reports_it(line: Co
     process = line.start("create", "--name", "lost", "--repo", "project")
     waits(1)
     (record,) = records(line)
-    assert report_of_killed_creations(line) == "", "its maker lives"
+    assert report_of_killed_creations(line) == "", "its creator is still running"
     assert {view["name"] for view in line.json("list")} == {"warm", "lost"}
     content = record.read_bytes()
     kill(process)
@@ -109,7 +109,7 @@ def test_the_next_command_destroys_an_incomplete_machine_and_reports_it(line: Co
 
     line.json("create", "--name", "lost")
     record.write_bytes(content)  # as if two commands had found it, and one was slow
-    assert report_of_killed_creations(line) == "", "another machine of the same name is not the one that was lost"
+    assert report_of_killed_creations(line) == "", "another machine has the name of the lost one"
     assert line.gibil("run", "lost", "true").returncode == 0
 
 
@@ -133,7 +133,7 @@ def test_a_complete_machine_is_reported_once_unless_it_was_used_or_destroyed(lin
         assert process.stderr is not None
         while b"=== waits" not in process.stderr.readline():
             assert process.poll() is None
-        assert report_of_killed_creations(line) == "", "its maker lives"
+        assert report_of_killed_creations(line) == "", "its creator is still running"
         kill(process)
         assert len(records(line)) == 1
         if name == "offered":
@@ -165,11 +165,11 @@ def test_a_machine_requested_from_the_daemon_by_a_killed_command_is_destroyed(li
     os.kill(fork_server, signal.SIGSTOP)
     try:
         process = line.start("create", "--name", "asked")
-        until(lambda: (line.paths.machines / "asked").exists(), "the daemon has begun")
+        until(lambda: (line.paths.machines / "asked").exists(), "the daemon has started the creation")
         kill(process)
     finally:
         os.kill(fork_server, signal.SIGCONT)
-    until(lambda: (line.paths.machines / "asked" / "machine.json").exists(), "the daemon does what it was asked for")
+    until(lambda: (line.paths.machines / "asked" / "machine.json").exists(), "the daemon creates the requested machine")
     assert report_of_killed_creations(line) == "gibil: destroyed asked: a `gibil create` that was killed left it incomplete\n"
     assert [path.name for path in line.paths.machines.iterdir()] == ["warm"]
 
@@ -184,27 +184,27 @@ def test_the_server_of_a_killed_command_is_destroyed(hetzner: Cloud, at_hetzner:
         double.api.faults.append(Fault("POST", "/servers", late=True, hang=answer))
     process = line.start("create", "--name", "lost")
     if moment == "requested":
-        until(lambda: "POST /servers" in [call for call, _body in double.api.bodies], "the server is asked for")
+        until(lambda: "POST /servers" in [call for call, _body in double.api.bodies], "the server is requested")
     elif moment == "created, response lost":
-        until(lambda: double.state.servers, "the server is made")
+        until(lambda: double.state.servers, "the server is created")
     else:
         assert process.stderr is not None
         while b"created lost" not in process.stderr.readline():
             assert process.poll() is None
-        assert report_of_killed_creations(line) == "", "its maker lives"
+        assert report_of_killed_creations(line) == "", "its creator is still running"
     assert hetzner.names == (set() if moment == "requested" else {"lost"})
     kill(process)
     if moment == "requested":
-        assert report_of_killed_creations(line) == "", "it is not there yet"
+        assert report_of_killed_creations(line) == "", "it doesn't exist yet"
 
         async def answer_now() -> None:
             answer.set()
 
         hetzner.do(answer_now())
-        until(lambda: double.state.servers, "the server is made after all")
+        until(lambda: double.state.servers, "the server is created after all")
     other = CommandLine(line.folder / "other", hetzner.settings)
     other.here.mkdir(parents=True)
-    assert report_of_killed_creations(other) == "", "another computer has no part in it"
+    assert report_of_killed_creations(other) == "", "another computer doesn't touch the machine"
     assert report_of_killed_creations(line) == "gibil: destroyed lost: a `gibil create` that was killed left it incomplete\n"
     assert (hetzner.names, double.state.primary_ips, records(line)) == (set(), {}, [])
 

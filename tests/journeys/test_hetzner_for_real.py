@@ -24,7 +24,7 @@ async def double(
     try:
         guests = await guests_at_22.__aenter__()
     except RuntimeError as error:
-        pytest.skip(f"{error}: this box's own sshd has it")
+        pytest.skip(f"{error}: this host's own sshd uses it")
     try:
         async with hetzner_double(State(guests=guests)) as double:
             yield double

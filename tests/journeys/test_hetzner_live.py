@@ -58,7 +58,7 @@ async def test_all_questions_are_answered_and_nothing_remains(double: HetznerDou
     assert 'token, POST /ssh_keys {}: [401, {"code": "token_readonly"' in out
     assert '"image has incompatible architecture"' in out
     assert "Q4 address: [[" in out
-    assert ", 423]" in out, "it is locked right after its creation"
+    assert ", 423]" in out, "the server is locked right after its creation"
     assert "status, locked, firewalls, DELETE" in out
     assert 'Q5 the name 123: [200, "123"]' in out
     assert 'Q5 after rebuild while it was off: status, locked: ["off"' in out

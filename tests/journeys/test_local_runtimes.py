@@ -82,7 +82,7 @@ def test_a_python_project_is_tested_with_the_hosts_python(line: CommandLine) -> 
 
 def test_a_node_project_gets_its_pnpm(line: CommandLine, egress: str) -> None:
     if shutil.which("node", path="/usr/local/bin:/usr/bin") is None:
-        pytest.skip("this box has no node in /usr, and fetching one takes too long for a test: apt-get install nodejs")
+        pytest.skip("this host has no node in /usr, and downloading one takes too long: apt-get install nodejs")
     line.repository("node", {name: text.replace("@NODE@", "20") for name, text in NODE.items()})
     assert "gibil: node 20" in tried(line, "node", egress)
 

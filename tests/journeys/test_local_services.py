@@ -30,11 +30,11 @@ def postgres_version() -> str:
     """Return the installed major version, so that no network is needed."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not found or shutil.which("psql") is None:
-        pytest.skip("PostgreSQL is not installed on this box: apt-get install postgresql")
+        pytest.skip("PostgreSQL is not installed on this host: apt-get install postgresql")
     return found[-1].parts[4]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="PostgreSQL does not run on machines of an ordinary user: they have one uid only")
+@pytest.mark.skipif(os.geteuid() != 0, reason="PostgreSQL does not run on machines of an ordinary user: they have a single uid")
 def test_a_postgres_service_answers_every_task_created_and_tried(line: CommandLine) -> None:
     line.repository("project", {".gibil.yml": FILE.replace("@TAG@", f":{postgres_version()}-alpine")})
     created = line.gibil("create", "--name", "db", "--repo", f"file://{line.here}/project", "--wait", "tasks")
@@ -73,7 +73,7 @@ def test_postgres_is_rejected_only_if_it_would_run_as_root(line: CommandLine) ->
     assert line.json("list") == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="PostgreSQL does not run on machines of an ordinary user: they have one uid only")
+@pytest.mark.skipif(os.geteuid() != 0, reason="PostgreSQL does not run on machines of an ordinary user: they have a single uid")
 def test_a_service_that_fails_shows_its_log_and_no_task_runs(line: CommandLine) -> None:
     text = FILE.replace("@TAG@", f":{postgres_version()}").replace("POSTGRES_USER: ada", "POSTGRES_USER: pg_ada")
     line.repository("project", {".gibil.yml": text})

@@ -193,7 +193,9 @@ def test_a_name_in_use_is_an_error_and_does_not_change_the_machine(line: Command
     line.json("destroy", "taken-1")
     half = line.gibil("create", "--name", "taken", "--fleet", "2", "--json")
     assert json.loads(half.stdout)["code"] == "NAME_TAKEN"
-    assert {view["name"] for view in line.json("list")} == {"taken", "race", "taken-2"}, "a fleet is whole, or not there"
+    assert {view["name"] for view in line.json("list")} == {"taken", "race", "taken-2"}, (
+        "a fleet is created completely or not at all"
+    )
 
 
 def test_the_time_to_live_is_capped_and_its_end_is_announced(line: CommandLine) -> None:

@@ -76,7 +76,7 @@ async def test_a_private_repository_is_read_with_the_users_credentials_and_sent_
         assert found.checkout is not None
         assert line.git(found.checkout, "rev-parse", found.sha) == found.sha
         assert TOKEN not in (found.checkout / "config").read_text()
-    assert not found.checkout.exists(), "the copy is for the time of sending alone"
+    assert not found.checkout.exists(), "the copy exists only during the transfer"
 
 
 async def test_a_checkout_is_read_in_place_also_a_bare_one_or_a_subfolder(line: CommandLine, server: GitServer) -> None:

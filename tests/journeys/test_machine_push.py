@@ -167,7 +167,7 @@ def test_a_small_commit_that_expands_to_gigabytes_is_bounded(line: CommandLine) 
     )  # fmt: skip
     result = json.loads(done.stdout)
     assert (result["code"], "more than 20,000 files" in result["error"]) == ("NOT_PUSHED", True)
-    assert int(done.stderr) < 250_000, "kilobytes, of the largest process that it started or was"
+    assert int(done.stderr) < 250_000, "kilobytes, of the process or its largest child"
     on_machine(line, "git checkout -q -f -B main $(cat /root/start)")
 
 

@@ -248,9 +248,9 @@ def prepare(venv: Path) -> None:
 def test_every_block_has_a_runner() -> None:
     for language, block in BLOCKS:
         keys = [key for key in HOW if key in block]
-        assert len(keys) == (0 if language in PICTURES else 1), f"say in HOW how this is run:\n{block}"
+        assert len(keys) == (0 if language in PICTURES else 1), f"add a runner for this block to HOW:\n{block}"
     for key in HOW:
-        assert sum(key in block for _, block in BLOCKS) == 1, f"{key!r} is in no block any more"
+        assert sum(key in block for _, block in BLOCKS) == 1, f"{key!r} is in no block"
 
 
 @pytest.mark.timeout(400)

@@ -43,7 +43,7 @@ def test_a_command_is_one_line_of_shell_or_the_words_after_two_dashes(
     assert done.returncode == 0, done.stderr
     assert output is None or output in done.stdout
     if "--json" not in words:
-        assert line.bash(f"gibil ssh box {words}").stdout == done.stdout, "`gibil ssh` reads its words in the same way"
+        assert line.bash(f"gibil ssh box {words}").stdout == done.stdout, "`gibil ssh` reads its arguments in the same way"
 
 
 def test_other_words_are_rejected_with_the_two_valid_forms(line: CommandLine) -> None:

@@ -58,7 +58,7 @@ def test_the_seeds_examples_work_unchanged_on_cloud_servers(hetzner: Cloud, line
         seed.check_created(view, "hetzner")
         server = servers[view["name"]]
         assert (view["server_id"], view["ip"], view["port"]) == (server["id"], server["public_net"]["ipv4"]["ip"], 22)
-        assert view["ssh_key_id"] is None, "the key of the project opens nothing, and is not the machine's"
+        assert view["ssh_key_id"] is None, "the project's key is unusable, and isn't the machine's"
         assert view["cost"].keys() == {"so_far", "hourly", "currency"}
     *listed, destroyed = succeeded(line.bash(seed.DESTROY))
     assert (set(listed), destroyed) == ({"agent-task", *servers}, "destroyed")
@@ -81,7 +81,7 @@ def work_on_the_agents_machine(hetzner: Cloud, line: CommandLine, project: Path)
     ran = line.gibil("run", "agent-task", "cat /etc/gibil/expires-at; echo said >&2; exit 3", "--json")
     result = json.loads(ran.stdout)
     assert (ran.returncode, result["exit_code"], result["stderr"]) == (3, 3, "said\n")
-    assert abs(int(result["stdout"]) - time.time() - 30 * 60) < 60, "it powers itself off at its new hour"
+    assert abs(int(result["stdout"]) - time.time() - 30 * 60) < 60, "it powers off at its new expiry"
     terminal = Terminal(line, "ssh", "agent-task")
     try:
         terminal.type("PS1='# '; stty size; tty; test -w /dev/tty && echo lo''gged in as $(whoami)\n")

@@ -127,7 +127,7 @@ tasks:
     status, _, shown = await gibil(checkout, "-w", str(workflow))
     assert status == 0, shown
     assert shown.count("GIBIL_EGRESS_ALLOW=10.9.8.7:443\n") == 1
-    assert shown.count("127.0.0.2:80") == 1, "what another task did is not said again"
+    assert shown.count("127.0.0.2:80") == 1, "another task's blocked connections aren't repeated"
     first = shown[shown.index("▶ first") : shown.index("▶ second")]
     assert "unfinished\ngibil: blocked, as not public: 10.9.8.7:443; the operator can allow" in first
     assert "gibil: asked of the proxy, though it is the machine itself: 127.0.0.2:80;" in first

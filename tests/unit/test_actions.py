@@ -93,7 +93,7 @@ def test_an_expression_in_an_environment_is_reported_with_a_replacement(value: s
         'echo "page=1" >>"$GITHUB_OUTPUT"; echo "$RUNNER_OS $RUNNER_TEMP"',
     ],
 )
-def test_braces_that_are_no_actions_expression_are_allowed_in_scripts(script: str) -> None:
+def test_valid_scripts_have_no_problem(script: str) -> None:
     assert problems_of(task(script)) == []
 
 
@@ -116,7 +116,7 @@ def test_an_undefined_variable_is_reported(name: str, form: str) -> None:
         "echo 'unclosed $GITHUB_TOKEN",
     ],
 )
-def test_an_environment_value_that_names_a_variable_is_reported(script: str) -> None:
+def test_a_variable_that_the_shell_would_expand_is_reported(script: str) -> None:
     ((_, problem),) = problems_of(task(script))
     assert problem.startswith("$GITHUB_TOKEN is not set: ")
 

@@ -37,7 +37,7 @@ class CountedSupply:
         self.begun.append(run.id)
 
     async def bring(self, shell: Shell, run: Run) -> tuple[str, ...]:
-        raise AssertionError("no run of these tests gets as far as that")
+        raise AssertionError("no run of these tests gets this far")
 
     async def end(self, run: Run) -> None:
         pass
@@ -69,7 +69,7 @@ async def bench(folder: Path) -> AsyncIterator[Bench]:
     provider, supply = MemoryProvider(), CountedSupply()
 
     async def no_shell(endpoint: Endpoint, client_key: str) -> Shell:
-        raise MachineLost("no machine of these tests can be entered")
+        raise MachineLost("no machine of these tests has a shell")
 
     factory = MachineFactory(provider=provider, keyring=Keyring(folder), connect_shell=no_shell)
     tools = Tools(runs=store.runs, factory=factory, supply=supply, logs=folder / "logs", owner="tests", secrets=ScopedSecrets())

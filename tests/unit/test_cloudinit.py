@@ -117,7 +117,7 @@ def test_a_missing_base_package_does_not_block_the_others(tmp_path: Path) -> Non
     )
     asked = [line.rpartition("install ")[2] for line in (tmp_path / "asked").read_text().splitlines()[1:]]
     assert asked == ["git curl jq tmux ca-certificates", "git", "curl", "jq", "tmux", "ca-certificates"]
-    assert (tmp_path / "run" / "gibil-base").exists(), "the first command may go on"
+    assert (tmp_path / "run" / "gibil-base").exists(), "the first command may continue"
     assert not (tmp_path / "ssh" / "sshrc").exists()
 
 
@@ -126,7 +126,7 @@ class Guard:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.hour = folder / "expires-at"
+        self.expiry = folder / "expires-at"
         self.log = folder / "log"
         self.log.touch()
         stop = 'kill "$PPID"'
@@ -135,7 +135,7 @@ class Guard:
             program.write_text(f'#!/bin/sh\necho "{name} $*" >>{self.log}\n{then}\n')
             program.chmod(program.stat().st_mode | stat.S_IXUSR)
         self.script = folder / "guard"
-        self.script.write_text(files()["/usr/local/sbin/gibil-guard"]["content"].replace(EXPIRES_AT, str(self.hour)))
+        self.script.write_text(files()["/usr/local/sbin/gibil-guard"]["content"].replace(EXPIRES_AT, str(self.expiry)))
 
     def run(self) -> list[str]:
         """Run one round; return the recorded calls."""
@@ -147,7 +147,7 @@ class Guard:
 @pytest.mark.parametrize(("after", "then"), [(-1, "systemctl poweroff"), (3600, "sleep 2")])
 def test_the_machine_powers_off_at_its_expiry(tmp_path: Path, after: int, then: str) -> None:
     guard = Guard(tmp_path)
-    guard.hour.write_text(f"{int(datetime.now(UTC).timestamp()) + after}\n")
+    guard.expiry.write_text(f"{int(datetime.now(UTC).timestamp()) + after}\n")
     assert guard.run() == ["ip route replace blackhole 169.254.169.254/32", then]
 
 
@@ -155,17 +155,17 @@ def test_the_machine_powers_off_at_its_expiry(tmp_path: Path, after: int, then: 
 def test_an_unreadable_expiry_counts_as_expired(tmp_path: Path, damaged: str | None) -> None:
     guard = Guard(tmp_path)
     if damaged is not None:
-        guard.hour.write_text(damaged)
+        guard.expiry.write_text(damaged)
     assert guard.run()[-1] == "systemctl poweroff"
 
 
 def test_the_expiry_is_replaced_atomically(tmp_path: Path) -> None:
     guard = Guard(tmp_path)
-    guard.hour.write_text("1\n")
+    guard.expiry.write_text("1\n")
     later = datetime.now(UTC) + timedelta(hours=2)
-    script = move_expiry_script(later).replace(EXPIRES_AT, str(guard.hour))
+    script = move_expiry_script(later).replace(EXPIRES_AT, str(guard.expiry))
     assert subprocess.run(["sh", "-c", script], capture_output=True, timeout=patient(20)).returncode == 0
-    assert 0 <= int(guard.hour.read_text()) - later.timestamp() < 1
+    assert 0 <= int(guard.expiry.read_text()) - later.timestamp() < 1
     assert guard.run()[-1] == "sleep 2"
 
 

@@ -250,7 +250,7 @@ def as_on_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["localhost", "a.localhost", "127.0.0.1", "127.0.0.2", "127.0.1.1", "0.0.0.0", "::1", "box"])
 def test_clients_connect_to_the_machine_without_the_proxy(name: str) -> None:
     host = f"[{name}]" if ":" in name else name
-    assert urllib.request.proxy_bypass(host) or host == "[::1]", "urllib finds that one in no list that httpx can read"
+    assert urllib.request.proxy_bypass(host) or host == "[::1]", "urllib doesn't recognize [::1] in any form that httpx reads"
     with httpx.Client() as client:
         assert client._transport_for_url(httpx.URL(f"http://{host}:8000/")) is client._transport
 

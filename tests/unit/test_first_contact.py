@@ -120,8 +120,8 @@ async def test_a_new_machine_has_its_permanent_key_before_it_is_returned(factory
     host.boot(keys.first_host_key("m"))
     machine, _shell = await factory.create("m", "me", 60)
     first, lasting = public_line(keys.first_host_key("m")), public_line(keys.host_key("m"))
-    assert host.pinned == [first, lasting, lasting], "sshd needs a moment to take it"
-    assert host.open == 1, "the connection under the first key is closed"
+    assert host.pinned == [first, lasting, lasting], "sshd needs a moment to load the key"
+    assert host.open == 1, "the connection with the first key is closed"
     assert host.key.read_text() == keys.host_key("m")
     assert stat.S_IMODE(host.key.stat().st_mode) == 0o600
     assert host.key.with_suffix(".pub").read_text().split()[:2] == lasting.split()
@@ -170,7 +170,7 @@ async def test_a_machine_whose_key_cannot_be_replaced_is_destroyed(
     assert provider.machines == {}
     assert host.open == 0
     if cut != "after":
-        assert host.key.read_text() == factory.keyring.first_host_key("m"), "half a key is not installed"
+        assert host.key.read_text() == factory.keyring.first_host_key("m"), "an incomplete key isn't installed"
 
 
 async def test_another_host_gets_no_command(factory: MachineFactory, host: Host, provider: MemoryProvider) -> None:

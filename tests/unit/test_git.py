@@ -189,7 +189,7 @@ async def test_the_first_reason_is_reported_and_not_its_consequences() -> None:
     assert git.reason_in("") == "no reason given"
 
 
-async def test_a_git_trace_in_stderr_is_not_the_reported_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_git_trace_is_not_read_as_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = repository(tmp_path / "ours", {"file": "1"})
     monkeypatch.setenv("GIT_TRACE", "1")
     monkeypatch.setenv("GIT_TRACE2", "1")

@@ -64,12 +64,12 @@ def unified(tmp_path: Path) -> tuple[str, Path]:
     return f"30 1 0:20 / {root} rw - cgroup2 cgroup2 rw", root
 
 
-def test_cgroup_v2_groups_are_siblings_and_missing_controllers_are_reported(tmp_path: Path) -> None:
+def test_cgroup_v2_groups_are_siblings_and_missing_controllers_are_enabled(tmp_path: Path) -> None:
     mountinfo, root = unified(tmp_path)
     found = find_hierarchies(mountinfo, "0::/user.slice/app.slice/keeper.service")
     assert found == [Hierarchy(root / "user.slice/app.slice", 2, frozenset(("cpu", "memory", "pids")))]
     assert (root / "user.slice/app.slice/cgroup.subtree_control").read_text() == "+memory", (
-        "the last of those that were written"
+        "the last controller that was written"
     )
     groups = Groups(found, "gibil-1")
     assert groups.memory == "cgroup-v2"
@@ -186,7 +186,7 @@ def test_the_filter_fakes_denies_and_allows_calls(
         assert answer(program, arch, read) == ALLOW
         assert answer(program, arch, bpf) == ERRNO | errno.EPERM
         assert answer(program, arch, 425) == ERRNO | errno.EPERM
-        assert answer(program, 0x40000003, read) == ERRNO | errno.ENOSYS, "a foreign architecture's numbers slip past"
+        assert answer(program, 0x40000003, read) == ERRNO | errno.ENOSYS, "another architecture's system call numbers pass"
         assert answer(program, arch, 0x40000000 | read) == ERRNO | errno.ENOSYS, "and those of x32"
 
 
@@ -212,7 +212,7 @@ def test_the_filter_allows_only_netlink_protocols_of_ordinary_programs(machine: 
     for protocol in range(32):
         expected = ALLOW if protocol in allowed else ERRNO | errno.EPROTONOSUPPORT
         assert answer(program, arch, call, socket.AF_NETLINK, socket.SOCK_RAW, protocol) == expected, protocol
-    assert answer(program, arch, call, socket.AF_INET, socket.SOCK_RAW, 6) == ALLOW, "and of no other family's protocols"
+    assert answer(program, arch, call, socket.AF_INET, socket.SOCK_RAW, 6) == ALLOW, "and no protocols of other families"
 
 
 def test_removal_ignores_depth_and_modes_and_follows_no_link(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_the_size_of_a_disk_is_its_allocated_size(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"link{number}").hardlink_to(tmp_path / "a/b/file")
     assert 2 <= measure_folder(str(tmp_path), 1000, 60).kb // 1024 <= 4
-    assert measure_folder(str(tmp_path), 3, 60)[1:] == (4, False), "there are more files than may be"
+    assert measure_folder(str(tmp_path), 3, 60)[1:] == (4, False), "there are more files than allowed"
     assert not measure_folder(str(tmp_path), 1000, -1).complete
 
 
@@ -290,7 +290,7 @@ def test_a_clock_that_is_set_back_does_not_extend_a_machine() -> None:
     clocks |= {"now": clocks["now"] - timedelta(days=1), "boot": 1000.0 + 600}
     assert expiry.left_s() == 3000
     clocks |= {"now": clocks["now"] + timedelta(days=2)}
-    assert expiry.left_s() < 0, "a clock that is set forward ends the machine at the announced expiry"
+    assert expiry.left_s() < 0, "the announced expiry has passed when the clock is set forward"
     clocks |= {"now": clocks["now"] - timedelta(days=2), "boot": 1000.0 + 3601}
     assert expiry.left_s() < 0
 
@@ -355,7 +355,7 @@ def test_input_that_arrives_during_resume_reading_is_written_before_the_end(monk
             shell.session_started()
             _message, (stdin, stdout, stderr) = receive(theirs, 65536, 3)
             shell.data_received(b"a" * 100_000, None)
-            assert channel.paused, "more waits to be written than may"
+            assert channel.paused, "more is buffered than allowed"
             read = await asyncio.get_running_loop().run_in_executor(None, _read_all, stdin)
             for fd in (stdout, stderr):
                 os.close(fd)

@@ -313,7 +313,7 @@ def test_a_files_machine_settings_are_limited_by_the_operators_caps() -> None:
         assert any(setting in note for note in plan.notes), setting
     found = known({"x.yml": b"on: {command: x}\nmachine: {size: large, server-type: cx23}\ntasks: [{run: x}]"})
     (plan,) = for_command(found, Command(word="x"), limited)
-    assert (plan.machine.memory_mb, plan.machine.server_type) == (4096, "cx23"), "a size is no way round a cap"
+    assert (plan.machine.memory_mb, plan.machine.server_type) == (4096, "cx23"), "a size can't exceed a cap"
     assert len(plan.notes) == 1
     found = known({"x.yml": b"on: {command: x}\ntasks: [{run: x}]"})
     (plan,) = for_command(found, Command(word="x"), limited)

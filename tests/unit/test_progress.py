@@ -80,7 +80,7 @@ async def test_other_streams_get_one_plain_line_per_finished_step(monkeypatch: p
     assert stream.getvalue() == "✔ read the repository (0.50 s)\n✔ created m (0.03 s)\n✔ connected to m (0.01 s)\n"
 
 
-async def test_progress_continues_without_a_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_progress_works_without_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     async with Progress() as progress:
         progress.phase("m", "forge", None)

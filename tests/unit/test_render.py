@@ -138,7 +138,7 @@ def test_blocked_hosts_are_listed_once_and_escaped() -> None:
         assert blocked.count("mirror.corp:443") == 2, "in the list and in the remedy"
         assert "GIBIL_EGRESS_ALLOW=mirror.corp:443," in blocked
         assert "and others" in blocked
-        assert blocked.startswith("> ⛔ ``"), "inside code of two backticks, in which one is only a character"
+        assert blocked.startswith("> ⛔ ``"), "in code between double backticks, where a single one is a character"
         (own,) = [line for line in text.splitlines() if "127.0.0.2:80" in line]
         assert "GIBIL_EGRESS_ALLOW" not in own
 
@@ -389,7 +389,7 @@ def outside_code(markdown: str) -> str:
         if opened := re.match(r" {0,3}(`{3,})[^`]*$", part):
             fence = opened[1]
             continue
-        assert not re.match(r" {0,3}~{3,}", part), "we never open such a fence"
+        assert not re.match(r" {0,3}~{3,}", part), "no such fence is ever opened"
         kept.append(re.sub(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", "", part))
     assert not fence, "a fence is left open"
     return "\n".join(kept)

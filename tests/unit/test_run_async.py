@@ -42,5 +42,5 @@ def test_a_signal_during_the_creation_of_the_loop_is_reported_once_after_cleanup
     command = [sys.executable, "-c", SCRIPT.replace("{signal}", signal) + "\n"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=patient(30))
     *words, last = done.stderr.strip().splitlines()
-    assert (done.stdout, last) == ("cleaned up\ninterrupted\n", "KeyboardInterrupt"), "and later Ctrl-C is as before"
+    assert (done.stdout, last) == ("cleaned up\ninterrupted\n", "KeyboardInterrupt"), "and a later Ctrl-C works as before"
     assert not [word for word in words if "Warning" in word or "ignored" in word], done.stderr

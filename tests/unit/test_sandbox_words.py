@@ -139,7 +139,7 @@ def test_concurrent_creations_each_see_the_earlier_ones(tmp_path: Path) -> None:
     ]
     with ThreadPoolExecutor(16) as pool:
         seen = list(pool.map(lambda making: creation_journal.begin_together(tmp_path, [making]), begun))
-    assert sorted(len(others) for others in seen) == list(range(16)), "no two of them saw the same"
+    assert sorted(len(others) for others in seen) == list(range(16)), "no two of them saw the same machines"
     for making in begun:
         making.finished()
     assert creation_journal.begin_together(tmp_path, []) == []
