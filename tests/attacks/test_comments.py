@@ -52,7 +52,7 @@ async def test_commands_above_the_limit_get_one_answer_and_start_nothing_but_can
         assert sum("limit of 2 commands" in reply.body for reply in replies) == 1
         world.github.rerequest_check_run(world.github.check_runs(REPOSITORY)[0].id, "ada")
         await world.github.webhooks_sent()
-        await world.all_published()  # while the re-run is unhandled, the cancellation is one of what it may still start
+        await world.all_published()  # a cancellation before this would also cancel the unhandled re-run
         world.github.comment(REPOSITORY, number, "ada", "/gibil cancel")
         await world.answer(number, having="Nothing is running or queued")
         assert len(world.github.check_runs(REPOSITORY)) == 2
