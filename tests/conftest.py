@@ -75,7 +75,7 @@ def local_machines(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Ends the daemon that tests share (doubles/machines.py), if they have needed one."""
+    """End the daemon that tests share (doubles/machines.py), if a test needed one."""
     yield
     thread = threading.Thread(target=lambda: asyncio.run(end_shared_daemon(tmp_path_factory)))
     thread.start()
@@ -115,7 +115,7 @@ def hetzner_image(local_machines: None, tmp_path_factory: pytest.TempPathFactory
 
     base_trees = shared_folder(tmp_path_factory)
     answer: list[object] = []
-    # In a thread of its own: a test's event loop may be running in this one.
+    # In a separate thread, because a test's event loop may be running in this one.
     thread = threading.Thread(target=lambda: answer.append(image_for_tests(base_trees.parent / "hetzner", base_trees)))
     thread.start()
     thread.join()

@@ -1,4 +1,4 @@
-"""Fixtures that several attacks share."""
+"""Fixtures that several attack tests share."""
 
 from collections.abc import AsyncIterator
 

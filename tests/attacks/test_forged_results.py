@@ -1,4 +1,4 @@
-"""A task on a local machine cannot change the recorded result of another one: PID 1 started it, and says how it ended."""
+"""A task on a local machine can't change another task's recorded result: PID 1 started it, and reports its end."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ async def result(shell: SSHShell, job_id: str) -> Exit:
     return await end_of(shell, job_id, within_s=60)
 
 
-async def test_an_end_that_is_written_into_the_followers_stream_is_not_believed(far: Far, shell: SSHShell) -> None:
+async def test_an_end_written_into_the_followed_stream_is_not_believed(far: Far, shell: SSHShell) -> None:
     await shell.start(far.job("job-1", FORGE, shell="sh"))
     assert (await result(shell, "job-1")).status == 7
     assert (await shell.wait("job-1")).status == 7
 
 
-async def test_replaced_tools_do_not_change_the_result_of_a_later_job(far: Far, shell: SSHShell) -> None:
+async def test_replaced_tools_do_not_change_a_later_jobs_result(far: Far, shell: SSHShell) -> None:
     await shell.put("/root/fake", FAKE.encode(), mode=0o755)
     tools = "bash setsid flock tail stat base64 tee head mkdir sleep cat"
     await shell.start(far.job("job-1", f"for t in {tools}; do rm -f /usr/bin/$t; cp /root/fake /usr/bin/$t; done; exit 0"))
@@ -59,7 +59,7 @@ async def test_replaced_tools_do_not_change_the_result_of_a_later_job(far: Far, 
     assert (await shell.wait("job-2")).status == 5
 
 
-async def test_a_record_that_is_rewritten_does_not_change_the_result(far: Far, shell: SSHShell) -> None:
+async def test_a_rewritten_record_does_not_change_the_result(far: Far, shell: SSHShell) -> None:
     record = "$HOME/.gibil/jobs/job-1/rc"
     script = f"(while :; do echo '0      ' 1<>{record}; sleep 0.01; done) & sleep 0.3; exit 6"
     await shell.start(far.job("job-1", script))
@@ -71,12 +71,12 @@ async def test_a_record_that_is_rewritten_does_not_change_the_result(far: Far, s
         await other.close()
 
 
-async def test_a_job_whose_files_are_removed_has_its_own_result(far: Far, shell: SSHShell) -> None:
+async def test_a_job_whose_files_are_removed_keeps_its_result(far: Far, shell: SSHShell) -> None:
     await shell.start(far.job("job-1", "rm -rf $HOME/.gibil; sleep 0.3; exit 4"))
     assert (await result(shell, "job-1")).status == 4
 
 
-async def test_a_job_is_not_started_twice_whatever_became_of_its_files(far: Far, shell: SSHShell) -> None:
+async def test_a_job_is_never_started_twice_whatever_happens_to_its_files(far: Far, shell: SSHShell) -> None:
     await shell.start(far.job("job-1", "echo ran >>/root/ran; rm -rf $HOME/.gibil; exit 4"))
     assert (await result(shell, "job-1")).status == 4
     await shell.start(far.job("job-1", "echo ran >>/root/ran; exit 0"))
@@ -84,7 +84,7 @@ async def test_a_job_is_not_started_twice_whatever_became_of_its_files(far: Far,
     assert (await shell.run("cat /root/ran")).stdout == b"ran\n"
 
 
-async def test_links_and_pipes_in_the_place_of_a_jobs_files_hold_up_nothing(far: Far, shell: SSHShell) -> None:
+async def test_links_and_pipes_instead_of_a_jobs_files_block_nothing(far: Far, shell: SSHShell) -> None:
     jobs = "$HOME/.gibil/jobs"
     await shell.run(
         f"mkdir -p {jobs}/a {jobs}/b; mkfifo {jobs}/.a.lock {jobs}/b/out {jobs}/b/pid; ln -s /root/victim {jobs}/a/out"
@@ -99,7 +99,7 @@ async def test_links_and_pipes_in_the_place_of_a_jobs_files_hold_up_nothing(far:
     assert (await shell.run("test -e /root/victim")).exit_status != 0
 
 
-async def test_a_job_that_stops_what_records_it_ends_when_it_ends(far: Far, shell: SSHShell) -> None:
+async def test_a_job_that_stops_its_recorder_ends_when_it_ends(far: Far, shell: SSHShell) -> None:
     script = 'echo before; kill -STOP $(cat "$HOME/.gibil/jobs/$GIBIL_JOB/pid"); head -c 300000 /dev/zero; echo after; exit 4'
     await shell.start(far.job("job-1", script))
     async with asyncio.timeout(60):
@@ -111,7 +111,7 @@ async def test_a_job_that_stops_what_records_it_ends_when_it_ends(far: Far, shel
     assert output.endswith(b"after\n")
 
 
-async def test_a_process_that_stops_the_tools_of_later_jobs_does_not_hold_them_up(
+async def test_a_process_that_stops_the_tools_of_later_jobs_does_not_block_them(
     far: Far, shell: SSHShell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine_shell, "_SILENT_S", 1.0)
@@ -139,7 +139,7 @@ async def test_a_process_that_stops_the_tools_of_later_jobs_does_not_hold_them_u
         "mv /root/.gibil/jobs /root/other; ln -s /proc/self /root/.gibil/jobs; exit 0",
     ],
 )
-async def test_what_is_in_the_place_of_a_later_jobs_folder_is_moved_away(far: Far, shell: SSHShell, script: str) -> None:
+async def test_a_file_in_the_way_of_a_later_jobs_folder_is_moved_away(far: Far, shell: SSHShell, script: str) -> None:
     await shell.start(far.job("job-1", script))
     assert (await result(shell, "job-1")).status == 0
     await shell.start(far.job("job-2", "echo own; exit 5"))

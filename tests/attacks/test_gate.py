@@ -1,4 +1,4 @@
-"""Attempts to get through the egress gate to what only the box may reach."""
+"""Attempts to reach services through the egress proxy that only the host may reach."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 
 from gibil_bot.model import Refusal, Refusals
 from gibil_bot.providers.local.egress_proxy import MOST_REFUSALS, RefusalLog
-from tests.doubles.gatekit import Server, ask, dial, gate, http_server
+from tests.doubles.gatekit import Server, ask, dial, http_server, proxy
 from tests.doubles.patience import patient
 
 
-def asking(server: Server, host: str) -> bytes:
+def get_request(server: Server, host: str) -> bytes:
     return f"GET http://{host}:{server.port}/ HTTP/1.1\r\n\r\n".encode()
 
 
@@ -43,25 +43,25 @@ def asking(server: Server, host: str) -> bytes:
         "example.com@127.0.0.1",
     ],
 )
-async def test_no_spelling_of_loopback_gets_through(host: str) -> None:
-    async with http_server() as server, gate() as port:
-        for request in (asking(server, host), f"CONNECT {host}:{server.port} HTTP/1.1\r\n\r\n".encode()):
+async def test_no_spelling_of_loopback_is_allowed(host: str) -> None:
+    async with http_server() as server, proxy() as port:
+        for request in (get_request(server, host), f"CONNECT {host}:{server.port} HTTP/1.1\r\n\r\n".encode()):
             answer = await ask(port, request)
             assert answer[:12] in (b"HTTP/1.1 403", b"HTTP/1.1 400", b"HTTP/1.1 502"), answer
-            # The operator could only open the host's own services with it.
+            # This remedy isn't offered, because it would only open the host's own services.
             assert b"GIBIL_EGRESS_ALLOW" not in answer
             assert answer[:12] != b"HTTP/1.1 403" or b"is this machine itself" in answer
         assert server.heard == []
 
 
 @pytest.mark.parametrize("host", ["box", "BOX", "box.", "localhost", "app.localhost", "a.b.localhost"])
-async def test_a_machines_own_names_are_itself_whatever_they_resolve_to(host: str) -> None:
+async def test_a_machines_own_names_mean_itself_whatever_they_resolve_to(host: str) -> None:
     async def clash(name: str, port: int) -> list[tuple[object, ...]]:
         if "app" in name:
             raise OSError("no such name")
-        return [("10.0.0.5", port), ("93.184.216.34", port)]  # as a search domain of the host may have it
+        return [("10.0.0.5", port), ("93.184.216.34", port)]  # as a search domain of the host may resolve it
 
-    async with gate(own_name="box", resolve=clash) as port:
+    async with proxy(own_name="box", resolve=clash) as port:
         answer = await ask(port, f"CONNECT {host}:80 HTTP/1.1\r\n\r\n".encode())
         assert answer.startswith(b"HTTP/1.1 403")
         assert b"is this machine itself" in answer
@@ -70,7 +70,7 @@ async def test_a_machines_own_names_are_itself_whatever_they_resolve_to(host: st
 
 async def test_blocked_endpoints_are_reported_in_the_status_line_and_recorded_once() -> None:
     log = RefusalLog()
-    async with gate(refusals=log) as port:
+    async with proxy(refusals=log) as port:
         for _ in range(3):
             answer = await ask(port, b"CONNECT 10.0.0.1:443 HTTP/1.1\r\n\r\n")
             assert answer.splitlines()[0] == (
@@ -87,7 +87,7 @@ async def test_blocked_endpoints_are_reported_in_the_status_line_and_recorded_on
     assert log.since(time.monotonic()) == Refusals()
 
 
-def test_refusals_without_end_take_no_memory_without_end() -> None:
+def test_endless_rejections_use_bounded_memory() -> None:
     log = RefusalLog()
     for number in range(10_000):
         log.add(Refusal(host=f"host-{number}.example", port=443))
@@ -100,8 +100,8 @@ def test_refusals_without_end_take_no_memory_without_end() -> None:
     assert (later.refused, later.more) == ((Refusal(host="last.example", port=1),), False)
 
 
-async def test_a_name_that_changes_its_answer_gains_nothing() -> None:
-    """DNS rebinding: public when it is judged, loopback a moment later."""
+async def test_a_name_whose_address_changes_gains_nothing() -> None:
+    """DNS rebinding: public when it is checked, loopback a moment later."""
     answers = [[("93.184.216.34", 80)], [("127.0.0.1", 80)]]
     asked = 0
 
@@ -110,10 +110,10 @@ async def test_a_name_that_changes_its_answer_gains_nothing() -> None:
         asked += 1
         return [(address, port) for address, _ in answers[min(asked, 2) - 1]]
 
-    async with http_server() as server, gate(resolve=liar, connect_s=0.3) as port:
-        await ask(port, asking(server, "rebind.example"))
-        assert asked == 1  # judged and connected to with one answer
-        assert (await ask(port, asking(server, "rebind.example"))).startswith(b"HTTP/1.1 403")
+    async with http_server() as server, proxy(resolve=liar, connect_s=0.3) as port:
+        await ask(port, get_request(server, "rebind.example"))
+        assert asked == 1  # one answer is used for the check and the connection
+        assert (await ask(port, get_request(server, "rebind.example"))).startswith(b"HTTP/1.1 403")
         assert server.heard == []
 
 
@@ -121,8 +121,8 @@ async def test_a_private_address_among_public_ones_is_not_tried() -> None:
     async def mixed(host: str, port: int) -> list[tuple[object, ...]]:
         return [("127.0.0.1", port), ("::1", port, 0, 0), ("::ffff:127.0.0.1", port, 0, 0), ("240.0.0.1", port)]
 
-    async with http_server() as server, gate(resolve=mixed) as port:
-        assert (await ask(port, asking(server, "mixed.example"))).startswith(b"HTTP/1.1 403")
+    async with http_server() as server, proxy(resolve=mixed) as port:
+        assert (await ask(port, get_request(server, "mixed.example"))).startswith(b"HTTP/1.1 403")
         assert server.heard == []
 
 
@@ -131,21 +131,21 @@ async def test_an_allowed_name_does_not_open_its_address_to_other_names_or_ports
         return [("127.0.0.1", port)]
 
     async with http_server() as server, http_server() as other:
-        async with gate(f"git.corp:{server.port}", resolve=both) as port:
-            assert (await ask(port, asking(server, "git.corp"))).startswith(b"HTTP/1.1 204")
-            assert (await ask(port, asking(server, "evil.example"))).startswith(b"HTTP/1.1 403")
-            assert (await ask(port, asking(server, "127.0.0.1"))).startswith(b"HTTP/1.1 403")
-            assert (await ask(port, asking(other, "git.corp"))).startswith(b"HTTP/1.1 403")
+        async with proxy(f"git.corp:{server.port}", resolve=both) as port:
+            assert (await ask(port, get_request(server, "git.corp"))).startswith(b"HTTP/1.1 204")
+            assert (await ask(port, get_request(server, "evil.example"))).startswith(b"HTTP/1.1 403")
+            assert (await ask(port, get_request(server, "127.0.0.1"))).startswith(b"HTTP/1.1 403")
+            assert (await ask(port, get_request(other, "git.corp"))).startswith(b"HTTP/1.1 403")
         assert other.heard == []
 
 
-async def test_the_boxs_own_address_is_not_public() -> None:
-    """Its firewall keeps the world out, but would let the box itself in."""
+async def test_the_hosts_own_address_is_not_public() -> None:
+    """The host's firewall blocks the outside, but would allow connections from the host itself."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))
         except OSError:
-            pytest.skip("this box has no way out, and so no address of its own")
+            pytest.skip("this host has no route to the internet, and therefore no address")
         own = probe.getsockname()[0]
     from gibil_bot.providers.local import egress_proxy as module
     from gibil_bot.providers.local.egress_policy import parse_address
@@ -161,19 +161,19 @@ Smuggling = Callable[[Server, Server], bytes]
 @pytest.mark.parametrize(
     "attack",
     [
-        # A second request behind the first, to a host that is not allowed.
-        lambda ok, no: asking(ok, "127.0.0.1") + asking(no, "localhost"),
-        # The same within the declared body's neighbourhood.
+        # A second request behind the first, to a host that isn't allowed.
+        lambda ok, no: get_request(ok, "127.0.0.1") + get_request(no, "localhost"),
+        # The same right after the declared body.
         lambda ok, no: (
             f"POST http://127.0.0.1:{ok.port}/ HTTP/1.1\r\nContent-Length: 0\r\n\r\n"
             f"GET http://localhost:{no.port}/ HTTP/1.1\r\n\r\n"
         ).encode(),
-        # A length and chunks at once.
+        # Both a length and chunks.
         lambda ok, no: (
             f"POST http://127.0.0.1:{ok.port}/ HTTP/1.1\r\nContent-Length: 4\r\n"
             "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nSMUGGLED"
         ).encode(),
-        # A Host that says something else than the address.
+        # A Host that differs from the address.
         lambda ok, no: f"GET http://127.0.0.1:{ok.port}/ HTTP/1.1\r\nHost: localhost:{no.port}\r\n\r\n".encode(),
         # Bare line feeds as line ends.
         lambda ok, no: f"GET http://127.0.0.1:{ok.port}/ HTTP/1.1\nX: SMUGGLED\r\n\r\n".encode(),
@@ -186,8 +186,8 @@ Smuggling = Callable[[Server, Server], bytes]
         ).encode(),
     ],
 )
-async def test_nothing_is_smuggled_behind_a_request(attack: Smuggling) -> None:
-    async with http_server() as allowed, http_server() as forbidden, gate("127.0.0.1") as port:
+async def test_no_request_can_be_smuggled_behind_another(attack: Smuggling) -> None:
+    async with http_server() as allowed, http_server() as forbidden, proxy("127.0.0.1") as port:
         await ask(port, attack(allowed, forbidden))
         assert forbidden.heard == []
         for heard in allowed.heard:
@@ -198,7 +198,7 @@ async def test_nothing_is_smuggled_behind_a_request(attack: Smuggling) -> None:
 
 
 async def test_a_slow_request_times_out_and_delays_no_other() -> None:
-    async with http_server() as server, gate("127.0.0.1", head_s=0.5) as port, asyncio.timeout(patient(20)):
+    async with http_server() as server, proxy("127.0.0.1", head_s=0.5) as port, asyncio.timeout(patient(20)):
 
         async def slowloris() -> bytes:
             async with dial(port) as (reader, writer):
@@ -213,29 +213,29 @@ async def test_a_slow_request_times_out_and_delays_no_other() -> None:
                 return b"still open"
 
         slow = [asyncio.create_task(slowloris()) for _ in range(50)]
-        assert (await ask(port, asking(server, "127.0.0.1"))).startswith(b"HTTP/1.1 204")
+        assert (await ask(port, get_request(server, "127.0.0.1"))).startswith(b"HTTP/1.1 204")
         for answer in await asyncio.gather(*slow):
             assert answer.startswith(b"HTTP/1.1 408")
 
 
-async def test_a_head_without_end_is_bounded() -> None:
-    async with gate() as port:
+async def test_an_endless_head_is_bounded() -> None:
+    async with proxy() as port:
         answer = await ask(port, b"GET http://x/ HTTP/1.1\r\nA: " + b"a" * 10_000_000)
         assert answer.startswith(b"HTTP/1.1 431") or answer == b"(reset)"
         assert (await ask(port, b"GET http://10.0.0.1/ HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 403")
 
 
-async def test_a_crowd_of_connections_waits_and_is_served() -> None:
-    """One machine may have 512 at a time; the rest waits in the backlog instead of using up the daemon's files."""
+async def test_connections_above_the_limit_wait_and_are_served() -> None:
+    """A machine may have 512 connections at a time; others wait in the backlog, so that the daemon keeps free descriptors."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # client and gate are both in this process
-    async with http_server() as server, gate("127.0.0.1", head_s=1.0) as port:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # client and proxy are both in this process
+    async with http_server() as server, proxy("127.0.0.1", head_s=1.0) as port:
         idle = []
         for _ in range(540):
             _, writer = await asyncio.open_connection("127.0.0.1", port)
             idle.append(writer)
         async with asyncio.timeout(patient(20)):
-            assert (await ask(port, asking(server, "127.0.0.1"))).startswith(b"HTTP/1.1 204")
+            assert (await ask(port, get_request(server, "127.0.0.1"))).startswith(b"HTTP/1.1 204")
         for writer in idle:
             writer.transport.abort()
         await asyncio.sleep(0)

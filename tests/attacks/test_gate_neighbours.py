@@ -1,4 +1,4 @@
-"""Attempts to reach, through the egress gate, what is on the host's own links: such neighbours can have global addresses."""
+"""Attempts to reach, through the egress proxy, hosts on the host's own links: such neighbours can have global addresses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def host() -> Iterator[Do]:
         pytest.skip("needs the programs ip, unshare and nsenter (apt-get install iproute2 util-linux)")
     words = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--net", "--user", "--map-root-user"]
     if subprocess.run([*words, "true"], check=False, capture_output=True).returncode:
-        pytest.skip("this box makes no network namespaces for us")
+        pytest.skip("network namespaces can't be created on this host")
     process = subprocess.Popen(
         [*words, sys.executable, "-m", "tests.doubles.neighbourhood"],
         stdin=subprocess.PIPE,
@@ -52,7 +52,7 @@ def blocked(answer: Any, why: str) -> None:
     assert "GIBIL_EGRESS_ALLOW=" in reason
 
 
-def test_neighbours_with_global_addresses_are_out_of_reach(host: Do) -> None:
+def test_neighbours_with_global_addresses_are_blocked(host: Do) -> None:
     for address in ("9.9.9.2", "[2a02:8109:1:1::2]", "[::ffff:9.9.9.2]", "[64:ff9b::909:902]", "[2002:909:902::1]"):
         blocked(host("ask", address), "is in a network that the host is directly connected to")
 
@@ -62,7 +62,7 @@ def test_the_operator_can_allow_a_neighbour(host: Do) -> None:
     assert host("ask", "[2a02:8109:1:1::2]", "2a02:8109:1:1::/64") == [200, "Connection established", True]
 
 
-def test_the_addresses_of_the_host_are_out_of_reach_and_so_are_later_ones(host: Do) -> None:
+def test_all_addresses_of_the_host_are_blocked_also_later_ones(host: Do) -> None:
     for address in ("9.9.9.1", "[2a02:8109:1:1::1]"):
         blocked(host("ask", address), "is an address of the host itself")
     host("ip", "address add 8.8.8.8/32 dev lo")
@@ -71,8 +71,8 @@ def test_the_addresses_of_the_host_are_out_of_reach_and_so_are_later_ones(host: 
         blocked(host("ask", address), "is an address of the host itself")
 
 
-def test_the_world_behind_a_router_is_reached_and_the_router_is_not(host: Do) -> None:
-    """Also where the router is in none of the host's networks, as in many data centres."""
+def test_the_internet_behind_a_router_is_reachable_and_the_router_is_not(host: Do) -> None:
+    """Also if the router is in none of the host's networks, as in many data centres."""
     for address in ("8.8.4.4/32", "1.0.0.1/32", "1.0.0.2/32"):
         host("neighbour", f"address add {address} dev lan")
     host("neighbour", "address add 2a02:aaaa::1/128 dev lo")
@@ -82,14 +82,14 @@ def test_the_world_behind_a_router_is_reached_and_the_router_is_not(host: Do) ->
         assert host("ask", address) == [200, "Connection established", True]
     blocked(host("ask", "8.8.4.4"), "is a router of the host")
     blocked(host("ask", "[2a02:8109:1:1::2]"), "is a router of the host")
-    # A network that the host is put into later, while the gate is at work.
+    # A network that the host joins later, while the proxy is running.
     host("ip", "route add 1.0.0.0/24 dev lan")
     blocked(host("ask", "1.0.0.1"), "is in a network that the host is directly connected to")
     host("ip", "route del 1.0.0.0/24 dev lan")
     assert host("ask", "1.0.0.2") == [200, "Connection established", True]
 
 
-def test_networks_of_every_routing_table_count(host: Do) -> None:
+def test_the_networks_of_every_routing_table_are_blocked(host: Do) -> None:
     host("neighbour", "address add 5.5.5.5/32 dev lan")
     host("ip", "route add 5.5.5.0/24 dev lan table 100")
     host("ip", "rule add to 5.5.5.0/24 lookup 100")
@@ -97,7 +97,7 @@ def test_networks_of_every_routing_table_count(host: Do) -> None:
 
 
 def test_a_route_to_the_internet_without_a_gateway_is_not_a_local_network(host: Do) -> None:
-    """As of a modem or a tunnel: all the world is at the other end of it."""
+    """Like that of a modem or a tunnel, with the whole internet at its other end."""
     host("neighbour", "address add 1.0.0.1/32 dev lan")
     host("neighbour", "address add 2a02:aaaa::1/128 dev lo")
     host("ip", "route add default dev lan")

@@ -1,4 +1,4 @@
-"""Commits of a few kilobytes that describe gigabytes: rejected within bounds of memory and time, in one sentence."""
+"""Commits of a few kilobytes that expand to gigabytes: rejected with bounded memory and time, in one sentence."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WHO = "A <a@example.com> 1 +0000"
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    """A checkout `work` with one commit, and `ours`, a repository of ours that has it."""
+    """Create a checkout `work` with one commit, and a repository `ours` that has it."""
     return repository(tmp_path / "work", {"file": "1"})
 
 
@@ -49,24 +49,24 @@ def child_of_main(base: Path, tree: str) -> str:
     return git(base, "commit-tree", "-m", "new", "-p", "refs/heads/main", tree)
 
 
-async def test_a_tree_that_holds_itself_many_times_is_rejected(base: Path) -> None:
+async def test_a_tree_that_contains_itself_many_times_is_rejected(base: Path) -> None:
     blob = git(base, "rev-parse", "HEAD:file")
     tree = git(base, "mktree", given="".join(f"100644 blob {blob}\tf{n}\n" for n in range(10)).encode())
     for _ in range(12):  # 10^13 paths
         tree = git(base, "mktree", given="".join(f"040000 tree {tree}\td{n}\n" for n in range(10)).encode())
     head = child_of_main(base, tree)
-    said = await rejected(base, head, bundle_of(base, head))
-    assert f"change more than {MOST_FILES:,} files" in said
+    output = await rejected(base, head, bundle_of(base, head))
+    assert f"change more than {MOST_FILES:,} files" in output
 
 
-async def test_names_without_end_are_rejected(base: Path) -> None:
+async def test_endless_names_are_rejected(base: Path) -> None:
     blob = git(base, "rev-parse", "HEAD:file")
     tree = git(base, "mktree", given="".join(f"100644 blob {blob}\t{n:04}{'x' * 4000}\n" for n in range(3000)).encode())
     head = child_of_main(base, tree)
     assert "longer than 8 MiB" in await rejected(base, head, bundle_of(base, head))
 
 
-async def test_messages_without_end_are_rejected(base: Path) -> None:
+async def test_endless_messages_are_rejected(base: Path) -> None:
     tree = git(base, "rev-parse", "HEAD^{tree}")
     parent = git(base, "rev-parse", "HEAD")
     text = f"tree {tree}\nparent {parent}\nauthor {WHO}\ncommitter {WHO}\n\n".encode() + b"x" * 20_000_000
@@ -85,8 +85,8 @@ async def test_a_compressed_object_of_half_a_gigabyte_is_rejected(base: Path) ->
     assert "needs more than 192 MiB of memory" in await rejected(base, head, bundle)
 
 
-async def test_a_difference_that_unfolds_to_gigabytes_is_rejected(base: Path) -> None:
-    start = os.urandom(64) * 1024  # 64 KiB, of which each level makes 256 times as much
+async def test_a_delta_that_expands_to_gigabytes_is_rejected(base: Path) -> None:
+    start = os.urandom(64) * 1024  # 64 KiB, which each level multiplies by 256
     levels = []
     size = len(start)
     name = hashlib.sha1(b"blob %d\0" % size + start).digest()
@@ -102,7 +102,7 @@ async def test_a_difference_that_unfolds_to_gigabytes_is_rejected(base: Path) ->
     assert "needs more than 192 MiB of memory" in await rejected(base, head, bundle)
 
 
-async def test_a_large_file_is_no_attack(base: Path) -> None:
+async def test_a_large_file_is_accepted(base: Path) -> None:
     (base / "large").write_bytes(os.urandom(1_000_000) * 60)
     git(base, "checkout", "-q", "-b", "topic")
     git(base, "add", "-A")
@@ -115,7 +115,7 @@ async def test_a_large_file_is_no_attack(base: Path) -> None:
     assert await unpack(ours, bundle_of(base, head), base=main, head=head, name="m") == (("A large file",), ("large",))
 
 
-async def test_names_and_messages_of_any_kind_are_read_whole(base: Path) -> None:
+async def test_names_and_messages_with_any_characters_are_read_completely(base: Path) -> None:
     git(base, "checkout", "-q", "-b", "topic")
     names = ["prüfung", "a\nb", "line\u2028end", "-x", 'quote"d']
     for name in names:
@@ -140,7 +140,7 @@ async def test_a_broken_bundle_is_rejected(base: Path) -> None:
     assert await rejected(base, "1" * 40, bundle)
 
 
-# --- packs by hand: https://git-scm.com/docs/gitformat-pack ---
+# --- handmade packs: https://git-scm.com/docs/gitformat-pack ---
 
 
 def header(base: Path, head: str) -> bytes:
@@ -157,7 +157,7 @@ def varint(number: int) -> bytes:
 
 
 def pack(objects: list[tuple[int, bytes, bytes]]) -> bytes:
-    """(type, content, name of the base): 1 commit, 3 blob, 7 difference to a base."""
+    """Entries are (type, content, name of the base): 1 commit, 3 blob, 7 delta against a base."""
     out = bytearray(b"PACK" + struct.pack(">II", 2, len(objects)))
     for kind, content, name in objects:
         size = len(content)
@@ -169,7 +169,7 @@ def pack(objects: list[tuple[int, bytes, bytes]]) -> bytes:
     return bytes(out) + hashlib.sha1(bytes(out)).digest()
 
 
-def test_packs_made_by_hand_are_packs(base: Path) -> None:
+def test_handmade_packs_are_valid(base: Path) -> None:
     (base / "x.pack").write_bytes(pack([(3, b"hello", b"")]))
     done = subprocess.run(["git", "index-pack", "x.pack"], cwd=base, capture_output=True)
     assert done.returncode == 0, done.stderr

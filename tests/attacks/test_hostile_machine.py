@@ -1,4 +1,4 @@
-"""What a machine sends is bounded in bytes and time by the reader, and no number of it is believed."""
+"""The client bounds what a machine sends in bytes and time, and checks its numbers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def _never_ends(process: Process) -> None:
 
 
 @pytest.mark.parametrize("handler", [_endless, _endless_errors])
-async def test_an_endless_answer_ends_with_an_error_that_says_so(handler: object) -> None:
+async def test_an_endless_answer_ends_with_a_clear_error(handler: object) -> None:
     async with hostile_shell(handler) as shell:  # type: ignore[arg-type]
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         began = time.monotonic()
@@ -55,7 +55,7 @@ async def test_an_endless_answer_ends_with_an_error_that_says_so(handler: object
         assert not shell.is_closed, "one command's answer does not end the connection"
 
 
-async def test_the_caller_limits_how_much_of_an_answer_is_stored() -> None:
+async def test_the_caller_limits_the_stored_part_of_an_answer() -> None:
     async def five(process: Process) -> None:
         process.stdout.write(b"12345")
         process.exit(0)
@@ -66,7 +66,7 @@ async def test_the_caller_limits_how_much_of_an_answer_is_stored() -> None:
             await shell.run("true", most_bytes=4)
 
 
-async def test_output_that_is_passed_on_has_no_limit_and_an_objection_ends_the_command() -> None:
+async def test_streamed_output_is_unlimited_and_a_raising_callback_ends_the_command() -> None:
     seen = 0
 
     def take(stream: str, data: bytes) -> None:
@@ -81,14 +81,14 @@ async def test_output_that_is_passed_on_has_no_limit_and_an_objection_ends_the_c
     assert seen < 32 * 1024 * 1024
 
 
-async def test_a_kill_that_is_answered_endlessly_ends() -> None:
+async def test_a_kill_with_an_endless_answer_ends() -> None:
     async with hostile_shell(_endless) as shell:
         with pytest.raises(SSHError):
             await shell.kill("job-1")
 
 
 async def test_a_channel_that_is_never_closed_ends_after_the_exit_status(monkeypatch: pytest.MonkeyPatch) -> None:
-    """RFC 4254, 5.3: a party that receives SSH_MSG_CHANNEL_CLOSE must send one back. This one does not."""
+    """RFC 4254, 5.3: a party that receives SSH_MSG_CHANNEL_CLOSE must send one back. This one doesn't."""
     monkeypatch.setattr(channel, "_LINGER_S", 0.05)
     monkeypatch.setattr(channel, "_CLOSES_S", 0.05)
 
@@ -103,7 +103,7 @@ async def test_a_channel_that_is_never_closed_ends_after_the_exit_status(monkeyp
             assert (await shell.run("true")).exit_status == 7
 
 
-async def test_an_exit_status_of_32_bits_is_one_of_8() -> None:
+async def test_an_exit_status_of_32_bits_is_reduced_to_8() -> None:
     async def odd(process: Process) -> None:
         process.channel._send_request(b"exit-status", (4_294_967_295).to_bytes(4, "big"))
         process.close()
@@ -112,7 +112,7 @@ async def test_an_exit_status_of_32_bits_is_one_of_8() -> None:
         assert (await shell.run("true")).exit_status == 255
 
 
-async def test_a_file_that_the_machine_does_not_read_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_upload_that_the_machine_does_not_read_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gibil_bot.ssh.shell._STALLS_S", 0.2)
     monkeypatch.setattr("gibil_bot.ssh.shell._CLEANUP_S", 0.2)
 
@@ -133,7 +133,7 @@ async def test_a_file_that_the_machine_does_not_read_ends_in_time(monkeypatch: p
 
 
 @pytest.mark.parametrize("answer", [*(word.encode() for word in HUGE), b"\xff" * 1000, bytes(1000)], ids=range(len(HUGE) + 2))
-async def test_a_stored_size_that_is_no_number_is_an_error_of_the_machine(answer: bytes) -> None:
+async def test_a_stored_size_that_is_not_a_number_is_a_machine_error(answer: bytes) -> None:
     async def pieces() -> AsyncIterator[bytes]:
         yield b"abc"
 
@@ -147,10 +147,10 @@ async def test_a_stored_size_that_is_no_number_is_an_error_of_the_machine(answer
             await shell.put("/tmp/x", pieces())
 
 
-async def test_a_command_that_is_never_started_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_command_that_never_starts_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     async def first_item() -> None:
         async for _ in shell.attach("job-1"):
-            raise AssertionError("nothing can come")
+            raise AssertionError("no output can arrive")
 
     monkeypatch.setattr(connection, "_OPENS_S", 0.2)
 
@@ -166,7 +166,7 @@ async def test_a_command_that_is_never_started_ends_in_time(monkeypatch: pytest.
      b"gibil:exit 0 -1", b"gibil:exit 0 99999999999999999999", b"gibil:exit 0", b"gibil:rest 256", b"gibil:rest " + b"9" * 5000,
      "gibil:exit ٣ 0".encode(), b"gibil:exit 0x0 0", b"gibil:exit 0 0 0"],
 )  # fmt: skip
-def test_an_exit_line_with_numbers_out_of_bounds_is_no_end(line: bytes) -> None:
+def test_an_exit_line_with_numbers_out_of_bounds_is_ignored(line: bytes) -> None:
     follow = JobFollower.__new__(JobFollower)
     asyncio.run(_feed(follow, line + b"\n"))
     assert follow.exit_status is None
@@ -177,7 +177,7 @@ async def _feed(follow: JobFollower, data: bytes) -> None:
     follow.on_data("stderr", data)
 
 
-async def test_lines_of_a_byte_each_cost_no_more_than_their_bytes() -> None:
+async def test_lines_of_one_byte_cost_no_more_than_their_bytes() -> None:
     follow = JobFollower("stdout", 0)
     began = time.process_time()
     for _ in range(300_000):
@@ -188,7 +188,7 @@ async def test_lines_of_a_byte_each_cost_no_more_than_their_bytes() -> None:
     assert follow.take() == b"x" * 300_000
 
 
-async def test_garbage_for_a_returned_file_is_an_empty_file() -> None:
+async def test_an_invalid_returned_file_is_read_as_empty() -> None:
     follow = JobFollower("stdout", 0)
     follow.on_data(
         "stderr", b"gibil:file !!!=== /a\ngibil:file " + "é".encode() * 99 + b" /b\ngibil:file YQ /c\ngibil:exit 0 0\n"
@@ -197,7 +197,7 @@ async def test_garbage_for_a_returned_file_is_an_empty_file() -> None:
     assert set(follow.files.values()) <= {b"", b"a"}
 
 
-async def test_a_job_that_cannot_start_says_so_in_one_short_line() -> None:
+async def test_a_job_that_cannot_start_reports_it_in_one_short_line() -> None:
     async def chatty(process: Process) -> None:
         process.stderr.write(b"gibil:failed " + b"\x1b[31mno\rsuch " * 10_000 + b"\n")
         await process.channel.wait_closed()
@@ -209,7 +209,7 @@ async def test_a_job_that_cannot_start_says_so_in_one_short_line() -> None:
     assert caught.value.message.isprintable()
 
 
-async def test_a_job_whose_output_is_endless_holds_a_bounded_amount() -> None:
+async def test_a_job_with_endless_output_uses_bounded_memory() -> None:
     async def floods(process: Process) -> None:
         process.stderr.write(b"gibil:started\n")
         await _endless(process)
@@ -228,7 +228,7 @@ async def test_a_job_whose_output_is_endless_holds_a_bounded_amount() -> None:
 
 
 @pytest.mark.parametrize("words", HUGE)
-def test_numbers_out_of_bounds_are_refused(words: str) -> None:
+def test_numbers_out_of_bounds_are_rejected(words: str) -> None:
     with pytest.raises(BadAnswer):
         exit_status(words)
     if words != "256":
@@ -239,12 +239,12 @@ def test_numbers_out_of_bounds_are_refused(words: str) -> None:
 
 
 @pytest.mark.parametrize("words", ["nan", "inf", "-inf", "1e999", "9" * 400, "", "0x1p3", "1_000", "٣"])
-def test_decimals_that_json_cannot_hold_are_refused(words: str) -> None:
+def test_decimals_that_json_cannot_represent_are_rejected(words: str) -> None:
     with pytest.raises(BadAnswer):
         decimal(words)
 
 
-def test_output_of_a_machine_is_one_printable_line_in_a_message() -> None:
+def test_machine_output_in_a_message_is_one_printable_line() -> None:
     assert last_line(b"first\nsecond \x1b[31mred\x07\n\n") == "second  [31mred"
     assert last_line(b"") == "no reason given"
     assert last_line(b"\n \x00 \n", "exit status 3") == "exit status 3"
@@ -266,20 +266,20 @@ def test_a_list_of_jobs_leaves_out_invalid_entries(odd: str) -> None:
 
 
 @pytest.mark.parametrize("answer", [b"", b"\0", b"5\x00x", b"9" * 5000 + b"\x001\0text\x000a\0x", b"-1\x005\0text\x000a\0x"])
-def test_a_page_of_a_file_that_is_none_is_an_answer_of_the_machine(answer: bytes) -> None:
+def test_an_invalid_page_of_a_file_is_a_machine_error(answer: bytes) -> None:
     with pytest.raises(BadAnswer):
         file_scripts.read_page(answer, "/x", 1, 10)
 
 
 @pytest.mark.parametrize("odd", ["9" * 400, "-5", "nan", ""])
-def test_one_file_with_an_odd_size_or_time_does_not_hide_the_others(odd: str) -> None:
+def test_one_file_with_an_invalid_size_or_time_does_not_hide_the_others(odd: str) -> None:
     answer = f"f\0{odd}\0{odd}\0first\0\0f\x005\x001700000000.5\0second\0\0".encode()
     found, _ = file_scripts.read_entries(answer)
     assert [(entry.name, entry.size, entry.modified_s) for entry in found] == [("first", 0, 0), ("second", 5, 1700000000.5)]
 
 
 @pytest.mark.parametrize("odd", ["9" * 5000, "-5", "nan", "1e999", "x"])
-def test_odd_numbers_of_stats_are_errors_and_no_tracebacks(odd: str) -> None:
+def test_invalid_numbers_of_stats_are_errors_without_a_traceback(odd: str) -> None:
     good = {
         "cpus": "2",
         "load": "1 2 3",
@@ -301,7 +301,7 @@ def _stats(values: dict[str, str]) -> bytes:
     return "".join(f"{name} {words}\n" for name, words in values.items()).encode()
 
 
-def test_a_process_with_an_odd_number_is_an_answer_of_the_machine() -> None:
+def test_a_process_with_an_invalid_number_is_a_machine_error() -> None:
     with pytest.raises(BadAnswer):
         read_tagged(b"-1\0job\x001\0words\0\0")
 
@@ -344,8 +344,8 @@ async def test_a_server_that_is_not_ssh_is_reported_in_time(speak: object) -> No
     [(b"exit 8\n", 8), (b"exit 256\n", 3), (b"exit " + b"9" * 5000, 3), (b"unknown\n", 3), (b"", 3), (bytes(100_000), 3)],
     ids=range(6),
 )
-async def test_a_server_that_knows_how_jobs_end_is_believed_within_bounds(answer: bytes, status: int) -> None:
-    """Also while it says to all sessions what became of the machine. Otherwise what the job's own files say counts."""
+async def test_a_server_that_reports_the_end_of_jobs_is_believed_within_bounds(answer: bytes, status: int) -> None:
+    """Also if every session reports a killed process. Otherwise the job's own files count."""
 
     async def knows(process: Process) -> None:
         process.stderr.write(b"gibil: the largest process was killed\n")

@@ -1,4 +1,4 @@
-"""A folder that was unpacked and not cloned, whose own git configuration names programs: none of them runs."""
+"""A folder that was unpacked instead of cloned, whose git configuration names programs: none of them runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HOOKS = (
 
 
 class Trap:
-    """A repository, and a program beside it that leaves a file when it runs."""
+    """A repository, and a program next to it that creates a file when it runs."""
 
     def __init__(self, tmp_path: Path) -> None:
         self.canary = tmp_path / "canary"
@@ -57,7 +57,7 @@ class Trap:
             (folder / name).symlink_to(self.program)
 
     def lose(self) -> None:
-        """Make it a partial clone that lacks the blob of its .gibil.yml and that of its file."""
+        """Turn it into a partial clone that lacks the blobs of its .gibil.yml and of its file."""
         git(self.work, "config", "extensions.partialClone", "origin")
         for path in (".gibil.yml", "file.x"):
             name = git(self.work, "rev-parse", f"HEAD:{path}")
@@ -69,15 +69,15 @@ def trap(tmp_path: Path) -> Trap:
     return Trap(tmp_path)
 
 
-async def at_every_door(folder: Path) -> list[GibilError]:
-    """What `gibil create --repo`, `gibil branch`, `gibil try` and `gibil try --dirty` do with a folder; what they say."""
-    said = []
-    for door in (_create, _branch, _try, _try_dirty):
+async def with_every_command(folder: Path) -> list[GibilError]:
+    """Return the errors of `gibil create --repo`, `gibil branch`, `gibil try` and `gibil try --dirty` for a folder."""
+    errors = []
+    for command in (_create, _branch, _try, _try_dirty):
         try:
-            await door(folder)
+            await command(folder)
         except GibilError as error:
-            said.append(error)
-    return said
+            errors.append(error)
+    return errors
 
 
 async def _create(folder: Path) -> None:
@@ -128,7 +128,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 @pytest.mark.parametrize("name", SETTINGS)
 async def test_a_setting_of_the_repository_runs_nothing(trap: Trap, name: str) -> None:
     trap.config(*SETTINGS[name])
-    assert await at_every_door(trap.work) == []
+    assert await with_every_command(trap.work) == []
     assert not trap.canary.exists()
 
 
@@ -138,7 +138,7 @@ async def test_an_included_file_and_the_settings_of_a_worktree_run_nothing(trap:
     trap.config("[include]", f"path = {tmp_path}/included")
     git(trap.work, "config", "extensions.worktreeConfig", "true")
     (trap.work / ".git" / "config.worktree").write_text(every)
-    assert await at_every_door(trap.work) == []
+    assert await with_every_command(trap.work) == []
     assert not trap.canary.exists()
 
 
@@ -152,18 +152,18 @@ def _make_endless(path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("name", ["index", "packed-refs", "objects/info/alternates", "info/exclude"])
 @pytest.mark.parametrize("kind", ["device", "fifo"])
-async def test_a_file_without_an_end_is_not_read(trap: Trap, name: str, kind: str) -> None:
+async def test_an_endless_file_is_not_read(trap: Trap, name: str, kind: str) -> None:
     path = trap.work / ".git" / name
     _make_endless(path, kind)
     async with asyncio.timeout(30):
-        said = await at_every_door(trap.work)
-    assert len(said) >= 3
-    assert all(f"'{path}' is not an ordinary file" in error.message for error in said)
+        errors = await with_every_command(trap.work)
+    assert len(errors) >= 3
+    assert all(f"'{path}' is not an ordinary file" in error.message for error in errors)
 
 
 @pytest.mark.parametrize("name", [".gitignore", "folder/.gitattributes"])
 @pytest.mark.parametrize("kind", ["device", "fifo"])
-async def test_rules_without_an_end_in_the_working_tree_are_not_read(trap: Trap, name: str, kind: str) -> None:
+async def test_endless_ignore_rules_in_the_working_tree_are_not_read(trap: Trap, name: str, kind: str) -> None:
     (trap.work / "folder").mkdir()
     (trap.work / "folder" / "new").write_text("new")
     path = trap.work / name
@@ -173,7 +173,7 @@ async def test_rules_without_an_end_in_the_working_tree_are_not_read(trap: Trap,
             await _try_dirty(trap.work)
 
 
-async def test_listing_a_working_tree_has_a_bound(trap: Trap, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_listing_a_working_tree_is_bounded(trap: Trap, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_repository, "_QUERY_S", 0.5)
     (trap.work / "folder").mkdir()
     (trap.work / "folder" / "new").write_text("new")
@@ -183,7 +183,7 @@ async def test_listing_a_working_tree_has_a_bound(trap: Trap, monkeypatch: pytes
             await _try_dirty(trap.work)
 
 
-async def test_a_ref_without_an_end_costs_a_bounded_amount_of_memory(trap: Trap) -> None:
+async def test_an_endless_ref_uses_bounded_memory(trap: Trap) -> None:
     ref = trap.work / ".git" / "refs" / "heads" / "main"
     ref.unlink()
     ref.symlink_to("/dev/zero")
@@ -197,7 +197,7 @@ async def test_no_hook_runs(trap: Trap, tmp_path: Path, named: bool) -> None:
     trap.hooks(folder)
     if named:
         trap.config("[core]", f"hooksPath = {folder}")
-    assert await at_every_door(trap.work) == []
+    assert await with_every_command(trap.work) == []
     assert not trap.canary.exists()
 
 
@@ -216,23 +216,23 @@ REMOTES: dict[str, Callable[[Trap], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("name", REMOTES)
-async def test_missing_objects_of_a_partial_clone_are_not_fetched_by_the_repositorys_programs(
+async def test_missing_objects_of_a_partial_clone_are_not_fetched_with_the_repositorys_programs(
     trap: Trap, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("GIT_SSH_COMMAND", "false")
     trap.config(*REMOTES[name](trap), "promisor = true")
     trap.lose()
-    said = await at_every_door(trap.work)
-    assert said
-    assert all("\n" not in error.message for error in said)
+    errors = await with_every_command(trap.work)
+    assert errors
+    assert all("\n" not in error.message for error in errors)
     assert not trap.canary.exists()
 
 
-async def test_a_credential_helper_of_a_partial_clone_is_not_asked(trap: Trap, tmp_path: Path) -> None:
+async def test_a_credential_helper_of_a_partial_clone_is_not_called(trap: Trap, tmp_path: Path) -> None:
     with GitServer(tmp_path, tokens={"work/info": "token"}) as server:
         trap.config("[credential]", "helper = !{program}", '[remote "origin"]', f"url = {server.url}/work", "promisor = true")
         trap.lose()
-        assert await at_every_door(trap.work)
+        assert await with_every_command(trap.work)
     assert not trap.canary.exists()
 
 
@@ -244,7 +244,7 @@ async def test_a_submodules_settings_run_nothing(trap: Trap, tmp_path: Path) -> 
         file.write(every)
     trap.hooks(inner / ".git" / "hooks")
     (inner / "file.x").write_text("changed")
-    assert await at_every_door(trap.work) == []
+    assert await with_every_command(trap.work) == []
     assert not trap.canary.exists()
 
 
@@ -259,12 +259,12 @@ async def test_a_bare_repository_runs_nothing(trap: Trap, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("target", ["../..", "../../private", "/"], ids=["above", "beside", "root"])
-async def test_a_working_tree_elsewhere_is_refused(trap: Trap, tmp_path: Path, target: str) -> None:
+async def test_a_working_tree_elsewhere_is_rejected(trap: Trap, tmp_path: Path, target: str) -> None:
     repository(tmp_path / "private", {"secret": "1"})
     git(trap.work, "config", "core.worktree", target)
-    said = await at_every_door(trap.work)
-    assert len(said) == 3
-    assert all("core.worktree" in error.message for error in said)
+    errors = await with_every_command(trap.work)
+    assert len(errors) == 3
+    assert all("core.worktree" in error.message for error in errors)
 
 
 async def test_a_push_into_a_checkout_runs_none_of_its_hooks(trap: Trap, tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ async def test_a_push_into_a_checkout_runs_none_of_its_hooks(trap: Trap, tmp_pat
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
-async def test_a_repository_of_another_user_is_refused_with_the_way_out(trap: Trap) -> None:
+async def test_a_repository_of_another_user_is_rejected_with_a_remedy(trap: Trap) -> None:
     trap.config(*SETTINGS["fsmonitor"])
     for folder, _, files in os.walk(trap.work):
         for path in (folder, *(f"{folder}/{name}" for name in files)):

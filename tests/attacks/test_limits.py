@@ -1,7 +1,7 @@
-"""Attacks on what a local machine may take from its host, by its own root: disk, memory, processes, processors, descriptors.
+"""Attacks by a local machine's root on the host's resources: disk, memory, processes, processors, descriptors.
 
-All of them are carried out on whichever tier the tests run as: as root with control groups and disks of a fixed size, as an
-ordinary user with what the daemon measures.
+All of them run with the tier of the current user: as root with control groups and disks of a fixed size, as an
+ordinary user with the daemon's measurements.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ async def cause(lodging: LocalLodging, name: str) -> str:
 
 
 async def python(lodging: LocalLodging, machine: Machine, script: str) -> str:
-    """What the script printed until it ended or was killed."""
+    """Return the script's output until it ended or was killed."""
     result = await lodging.run(machine, "python3 -u - 2>&1", input=script)
     return str(result.stdout)
 
@@ -110,26 +110,26 @@ print(written, flush=True)
 
 
 def _has_image(lodging: LocalLodging, name: str) -> bool:
-    """Whether the machine's disk is a file system of a fixed size; else it is a folder that is measured."""
+    """Return whether the machine's disk is a file system of a fixed size; otherwise it is a measured folder."""
     return (lodging.paths.machine(name) / IMAGE).exists()
 
 
 @pytest.mark.parametrize("attack", _BEYOND_THE_DISK)
-async def test_a_machine_cannot_take_more_than_its_disk(lodging: LocalLodging, attack: str) -> None:
+async def test_a_machine_cannot_use_more_than_its_disk(lodging: LocalLodging, attack: str) -> None:
     machine = await lodging.provider.create(lodging.spec("spender", memory_mb=128, disk_mb=100))
     printed = await python(lodging, machine, _FILL + _BEYOND_THE_DISK[attack] + "time.sleep(2.5)")
     if _has_image(lodging, "spender"):
-        assert int(printed) <= 100, "the file system itself says no"
+        assert int(printed) <= 100, "the file system reports the error"
     else:
-        assert printed == "", "it was killed before it had written nine times as much"
+        assert printed == "", "it was killed before it had written nine times its limit"
     assert "disk of 100 MB" in await cause(lodging, "spender")
     assert (
         await lodging.run(machine, "rm -rf /root/* /tmp/* /var/tmp/* /opt/big* /usr/lib/big* /etc/big*; true")
     ).exit_status == 0
 
 
-async def test_a_job_that_is_killed_for_its_disk_leaves_its_output_and_its_end(lodging: LocalLodging) -> None:
-    """Also where the daemon's user may not look into what records the job."""
+async def test_a_job_killed_for_its_disk_usage_keeps_its_output_and_its_end(lodging: LocalLodging) -> None:
+    """Also if the daemon's user can't read the job's records."""
     machine = await lodging.provider.create(lodging.spec("recorded", memory_mb=128, disk_mb=100))
     if _has_image(lodging, "recorded"):
         pytest.skip("disks are file systems of a fixed size here, and no job is killed for them")
@@ -149,7 +149,7 @@ async def test_a_job_that_is_killed_for_its_disk_leaves_its_output_and_its_end(l
     assert str(seen.stdout).split() == ["begun", "137"]
 
 
-async def test_a_hundred_thousand_empty_files_are_too_many(lodging: LocalLodging) -> None:
+async def test_a_hundred_thousand_empty_files_exceed_the_limit(lodging: LocalLodging) -> None:
     machine = await lodging.provider.create(lodging.spec("clerk", memory_mb=128, disk_mb=100))
     script = """
 import os, time
@@ -169,7 +169,7 @@ else:
     assert "disk of 100 MB" in await cause(lodging, "clerk")
 
 
-async def test_holes_and_hard_links_cost_nothing(lodging: LocalLodging) -> None:
+async def test_holes_and_hard_links_use_no_space(lodging: LocalLodging) -> None:
     machine = await lodging.provider.create(lodging.spec("saver", memory_mb=128, disk_mb=100))
     script = """
 import os, time
@@ -222,7 +222,7 @@ async def test_a_disk_of_a_fixed_size_leaves_nothing_behind(lodging: LocalLodgin
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A data directory on a file system of 400 MB."""
+    """Mount a data directory on a file system of 400 MB."""
     if os.geteuid():
         pytest.skip("only root can mount a small file system")
     folder = tmp_path / "small"
@@ -234,12 +234,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-async def test_a_host_whose_disk_fills_up_ends_the_machine_that_took_most(
+async def test_when_the_hosts_disk_fills_the_machine_that_uses_most_is_ended(
     small_disk: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     async with local_lodging(small_disk / "data", shared_folder(tmp_path_factory)) as lodging:
         quiet = await lodging.provider.create(lodging.spec("quiet", memory_mb=128))
-        # Memory for the whole disk: where disks are folders, what is in a tmpfs is the machine's memory.
+        # Enough memory for the whole disk: if disks are folders, files in a tmpfs count as the machine's memory.
         greedy = await lodging.provider.create(lodging.spec("greedy", memory_mb=1024))
         async with lodging.connect(greedy) as connection:
             async with asyncio.timeout(patient(60)):
@@ -282,7 +282,7 @@ def test_destroying_a_machine_during_its_creation_does_not_disable_disk_images(t
     assert images.problem == problem
 
 
-def test_disks_that_could_not_be_made_once_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_creating_disk_images_is_retried_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = Images(tmp_path)
     if reason := images.problem:
         pytest.skip(reason)
@@ -370,20 +370,20 @@ for _ in range(90):
 
 
 @pytest.mark.parametrize("attack", _BEYOND_THE_MEMORY)
-async def test_a_machine_cannot_take_more_than_its_memory_and_survives_it(lodging: LocalLodging, attack: str) -> None:
+async def test_a_machine_cannot_use_more_than_its_memory_and_survives(lodging: LocalLodging, attack: str) -> None:
     machine = await lodging.provider.create(lodging.spec("glutton", memory_mb=256))
     script = (
         f"import contextlib, ctypes, mmap, os, threading, time\n{_BEYOND_THE_MEMORY[attack]}\ntime.sleep(20)\nprint('beyond')"
     )
     assert "beyond" not in await python(lodging, machine, script)
     assert "256 MB of memory are used up" in await cause(lodging, "glutton")
-    # What outlives its maker (segments, files) still counts, so that a look in the middle may end this command, too.
+    # Remaining segments and files still count, so that the daemon's next check may also end this command.
     async with asyncio.timeout(patient(20)):
         while (await lodging.run(machine, "rm -f /dev/shm/x /run/x; ipcrm -a; echo alive")).stdout != "alive\n":
-            await asyncio.sleep(0.05)  # the daemon's next look: there is no event to wait for
+            await asyncio.sleep(0.05)  # the daemon's next check: there is no event to wait for
 
 
-async def test_memory_that_is_mapped_and_in_a_file_system_counts_once(lodging: LocalLodging) -> None:
+async def test_mapped_memory_of_a_file_in_a_tmpfs_counts_once(lodging: LocalLodging) -> None:
     machine = await lodging.provider.create(lodging.spec("database", memory_mb=256))
     script = """
 import mmap, os, time
@@ -418,7 +418,7 @@ async def test_a_fork_bomb_is_named_as_the_cause(lodging: LocalLodging) -> None:
     assert "60 processes are used up" in await cause(lodging, "bomber")
 
 
-async def test_jobs_have_limits_of_their_own(lodging: LocalLodging) -> None:
+async def test_each_job_has_its_own_limits(lodging: LocalLodging) -> None:
     machine = await lodging.provider.create(lodging.spec("worker"))
     script = """
 import resource
@@ -427,7 +427,7 @@ print(resource.getrlimit(resource.RLIMIT_CORE), resource.getrlimit(resource.RLIM
     assert await python(lodging, machine, script) == "(1, 1) True\n"
 
 
-async def test_a_machine_full_of_loops_leaves_the_host_its_processors(lodging: LocalLodging) -> None:
+async def test_a_machine_full_of_busy_loops_leaves_the_host_its_processors(lodging: LocalLodging) -> None:
     machine = await lodging.provider.create(lodging.spec("spinner"))
     other = await lodging.provider.create(lodging.spec("other"))
     init = lodging.init_pid("spinner")
@@ -454,7 +454,7 @@ async def test_a_machine_full_of_loops_leaves_the_host_its_processors(lodging: L
     assert await lodging.provider.destroy("spinner")
 
 
-async def test_descriptors_on_their_way_in_one_machine_do_not_stop_another(lodging: LocalLodging) -> None:
+async def test_descriptors_in_transit_in_one_machine_do_not_block_another(lodging: LocalLodging) -> None:
     machine = await lodging.provider.create(lodging.spec("sender"))
     other = await lodging.provider.create(lodging.spec("other"))
     script = """
@@ -494,10 +494,10 @@ print(sum(libc.inotify_init() >= 0 for _ in range(2000)))
     assert int(await python(lodging, machine, script)) <= most // 3
 
 
-# --- why it ended ------------------------------------------------------------------------------------------------
+# --- why a machine ended ---------------------------------------------------------------------------------------------
 
 
-async def test_a_machine_that_ended_leaves_its_cause_until_its_name_is_used_again(
+async def test_the_cause_of_a_machines_end_remains_until_its_name_is_used_again(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     async with local_lodging(tmp_path / "data", shared_folder(tmp_path_factory)) as lodging:
@@ -512,13 +512,13 @@ async def test_a_machine_that_ended_leaves_its_cause_until_its_name_is_used_agai
         daemon = read_daemon(lodging.paths)
         await end_daemon(lodging.paths)
         assert daemon is not None
-        assert "its first process was killed" in await cause(lodging, "beheaded"), "without a daemon too"
+        assert "its first process was killed" in await cause(lodging, "beheaded"), "also without a daemon"
         await lodging.provider.create(lodging.spec("beheaded"))
         assert await cause(lodging, "beheaded") == ""
         assert await cause(lodging, "nobody") == ""
 
 
-async def test_memory_that_the_host_does_not_have_is_not_promised(lodging: LocalLodging) -> None:
+async def test_memory_that_the_host_lacks_is_not_promised(lodging: LocalLodging) -> None:
     most = Groups(find_hierarchies(), groups_prefix(LocalPaths(lodging.data_dir))).host_memory_mb()
     first = await lodging.provider.create(lodging.spec("first", memory_mb=most * 2 // 3))
     with pytest.raises(ProviderError, match="this host doesn't have") as refused:

@@ -1,4 +1,4 @@
-"""Attacks from inside a local machine, by its own root: on PID 1, on the host, on its limits. Every one is carried out."""
+"""Attacks by a local machine's root on PID 1, on the host and on the machine's limits. Every one is executed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("local_machines")
 
 @pytest.fixture
 async def fresh(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalLodging]:
-    """With a daemon that the test itself starts."""
+    """Local machines with a daemon that the test itself starts."""
     async with local_lodging(tmp_path / "data", shared_folder(tmp_path_factory)) as lodging:
         yield lodging
 
@@ -32,7 +32,7 @@ _LIBC = "import ctypes, os; libc = ctypes.CDLL(None, use_errno=True); "
 
 
 async def python(lodging: LocalLodging, name: str, script: str) -> str:
-    """What the script prints on the machine, and its errors."""
+    """Return the script's output and errors on the machine."""
     machine = await lodging.provider.create(lodging.spec(name))
     result = await lodging.run(machine, "python3 - 2>&1", input=script)
     return str(result.stdout)
@@ -44,7 +44,7 @@ async def test_pid_1_cannot_be_traced(lodging: LocalLodging) -> None:
 
 
 @pytest.mark.parametrize("secret", ["environ", "mem", "fd", "root", "cwd", "maps"])
-async def test_pid_1_shows_nothing_of_where_it_came_from(lodging: LocalLodging, secret: str) -> None:
+async def test_pid_1_reveals_nothing_of_the_host_process_that_started_it(lodging: LocalLodging, secret: str) -> None:
     machine = await lodging.provider.create(lodging.spec("reader"))
     command = f"ls /proc/1/{secret}/ && exit 0; cat /proc/1/{secret}"
     result = await lodging.run(machine, command)
@@ -53,7 +53,7 @@ async def test_pid_1_shows_nothing_of_where_it_came_from(lodging: LocalLodging, 
     assert "ermission denied" in str(result.stderr)
 
 
-async def test_the_environment_of_the_bot_is_nowhere_inside(fresh: LocalLodging, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_bots_environment_is_nowhere_inside(fresh: LocalLodging, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIBIL_SECRET_DEPLOY", "hunter-of-secrets")
     machine = await fresh.provider.create(fresh.spec("searcher"))
     result = await fresh.run(machine, "env; cat /proc/*/environ 2>/dev/null | tr '\\0' '\\n'")
@@ -85,7 +85,7 @@ async def test_mounts_cannot_be_created_or_remounted_writable(lodging: LocalLodg
 
 
 async def test_a_read_only_bind_stays_read_only(fresh: LocalLodging, tmp_path: Path) -> None:
-    """As when the only Python of the box lies outside /usr: its folder is shown inside, and is ours to write outside."""
+    """As when the host's only Python is outside of /usr: its folder is mounted inside, and writable for the user outside."""
     prefix = tmp_path / "python"
     (prefix / "bin").mkdir(parents=True)
     treasure = prefix / "treasure"
@@ -116,7 +116,7 @@ main({str(fresh.data_dir)!r})
     assert treasure.read_text() == "whole"
 
 
-async def test_the_loopback_and_the_abstract_sockets_of_the_host_are_out_of_reach(lodging: LocalLodging) -> None:
+async def test_loopback_and_abstract_sockets_of_the_host_are_unreachable(lodging: LocalLodging) -> None:
     with socket.socket() as tcp, socket.socket(socket.AF_UNIX) as abstract:
         tcp.bind(("127.0.0.1", 0))
         tcp.listen()
@@ -131,14 +131,14 @@ for family, address in targets:
         print("reached", address)
     except ConnectionRefusedError:
         print("refused")
-gate = socket.create_connection(("127.0.0.1", 3128), timeout=10)
-gate.sendall(b"GET http://127.0.0.1:{tcp.getsockname()[1]}/ HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
-print(gate.recv(12).decode())
+proxy = socket.create_connection(("127.0.0.1", 3128), timeout=10)
+proxy.sendall(b"GET http://127.0.0.1:{tcp.getsockname()[1]}/ HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
+print(proxy.recv(12).decode())
 """
         assert await python(lodging, "caller", script) == "refused\nrefused\nHTTP/1.1 403\n"
 
 
-async def test_an_allowed_loopback_endpoint_is_reached_as_such_and_no_other(lodging: LocalLodging) -> None:
+async def test_only_the_allowed_loopback_endpoint_is_reachable(lodging: LocalLodging) -> None:
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()
         writer.write(b"HTTP/1.0 200 OK\r\n\r\nhello from outside")
@@ -157,7 +157,7 @@ async def test_an_allowed_loopback_endpoint_is_reached_as_such_and_no_other(lodg
         assert "hello from outside" in str(result.stdout)
 
 
-async def test_the_files_of_the_host_are_not_there(lodging: LocalLodging, tmp_path: Path) -> None:
+async def test_the_hosts_files_are_not_visible(lodging: LocalLodging, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("s")
     neighbour = await lodging.provider.create(lodging.spec("neighbour"))
@@ -168,7 +168,7 @@ async def test_the_files_of_the_host_are_not_there(lodging: LocalLodging, tmp_pa
         for path in paths:
             assert (await connection.run(f"ls -a {path}")).exit_status != 0, path
         found = await connection.run("ls -A /home /root /mnt /media /opt /srv /tmp /var/tmp | grep -v : | grep -v '^$'")
-        assert found.stdout == "gibil\n", "of ours, and nothing of the host: /opt/gibil"
+        assert found.stdout == "gibil\n", "only gibil's /opt/gibil, and nothing of the host"
         assert (await connection.run("find / -xdev -name private -o -xdev -name machine.json 2>/dev/null")).stdout == ""
         shadow = await connection.run("cut -d: -f2 /etc/shadow | sort -u")
         assert shadow.stdout == "*\n"
@@ -187,7 +187,7 @@ async def test_changes_to_the_system_affect_only_the_machine(lodging: LocalLodgi
     assert (await lodging.run(other, "test -e /etc/passwd && test ! -e /usr/bin/gibil-was-here")).exit_status == 0
 
 
-async def test_kernel_switches_devices_and_control_groups_are_refused(lodging: LocalLodging) -> None:
+async def test_kernel_switches_devices_and_control_groups_are_denied(lodging: LocalLodging) -> None:
     machine = await lodging.provider.create(lodging.spec("prodder"))
     attacks = [
         "echo x > /proc/sys/kernel/core_pattern",
@@ -212,9 +212,9 @@ async def test_kernel_switches_devices_and_control_groups_are_refused(lodging: L
     ("call", "arguments"),
     [("keyctl", "250, 0, -3, 0"), ("bpf", "321, 0, 0, 0"), ("io_uring_setup", "425, 8, 0"), ("userfaultfd", "323, 0")],
 )
-async def test_kernel_surface_that_builds_never_need_is_closed(lodging: LocalLodging, call: str, arguments: str) -> None:
+async def test_kernel_interfaces_that_builds_never_need_are_closed(lodging: LocalLodging, call: str, arguments: str) -> None:
     if os.uname().machine != "x86_64":
-        pytest.skip("the numbers here are x86_64's")
+        pytest.skip("the system call numbers are x86_64's")
     script = _LIBC + f"print(libc.syscall({arguments}), ctypes.get_errno())"
     assert await python(lodging, "caller", script) == "-1 1\n", call
 
@@ -240,10 +240,10 @@ async def test_no_socket_family_that_the_host_shares_exists_inside(lodging: Loca
     assert seen == {socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK}
 
 
-async def test_sockets_by_the_system_calls_of_another_architecture_do_not_exist(lodging: LocalLodging) -> None:
-    """x32's numbers, and i386's socketcall by the gate of 32-bit programs."""
+async def test_sockets_cannot_be_opened_by_system_calls_of_another_architecture(lodging: LocalLodging) -> None:
+    """x32's numbers, and i386's socketcall through the 32-bit system call entry."""
     if os.uname().machine != "x86_64":
-        pytest.skip("only x86_64 has these gates")
+        pytest.skip("only x86_64 has these system call entries")
     script = (
         _LIBC
         + """
@@ -264,7 +264,7 @@ async def test_a_fork_bomb_is_stopped_and_can_be_killed(lodging: LocalLodging) -
     quiet = await lodging.provider.create(lodging.spec("bystander", pids=100))
     async with lodging.connect(machine) as connection, asyncio.timeout(patient(90)):
         bomb = await connection.create_process("bomb() { bomb | bomb & sleep 60; }; bomb 2>/dev/null; sleep 60")
-        await until(lambda: len(_all_below(lodging.init_pid("bomber"))) > 50, "the bomb went off")
+        await until(lambda: len(_all_below(lodging.init_pid("bomber"))) > 50, "the fork bomb is running")
         assert len(_all_below(lodging.init_pid("bomber"))) <= 101
         assert (await lodging.run(quiet, "for i in 1 2 3; do (true); done; echo fine")).stdout == "fine\n"
         bomb.close()
@@ -293,8 +293,8 @@ async def test_only_the_process_with_too_much_memory_is_killed(lodging: LocalLod
     assert alive(lodging.daemon_pid())
 
 
-async def test_a_hog_that_outlives_its_command_on_a_machine_that_was_idle_is_killed(lodging: LocalLodging) -> None:
-    """An idle machine is not looked at; one with processes is, whatever became of the command that left them."""
+async def test_a_process_that_outlives_its_command_and_uses_too_much_memory_is_killed(lodging: LocalLodging) -> None:
+    """An idle machine isn't checked; one with processes is, even if their command has ended."""
     machine = await lodging.provider.create(lodging.spec("sleeper", memory_mb=256, disk_mb=200))
     await lodging.run(machine, "true")
     hog = shlex.quote(f"{_HOG}; echo $? >/root/status")
@@ -314,12 +314,12 @@ async def test_a_full_disk_is_an_error_and_the_machine_continues(lodging: LocalL
         assert (await connection.run("rm -rf /root/big && echo fine")).stdout == "fine\n"
 
 
-async def test_a_disk_that_is_not_in_memory_is_bounded_too(lodging: LocalLodging) -> None:
+async def test_a_disk_that_is_not_in_memory_is_bounded(lodging: LocalLodging) -> None:
     machine = await lodging.provider.create(lodging.spec("spender", memory_mb=128, disk_mb=100))
     async with lodging.connect(machine) as connection, asyncio.timeout(patient(60)):
         fill = "for i in 1 2 3; do head -c 60M /dev/zero >/root/$i || exit 3; done; sync; exec sleep 60"
         result = await connection.run(fill)
-        if result.exit_signal is None:  # a file system of that size
+        if result.exit_signal is None:  # a file system of this size
             assert result.exit_status == 3
             assert "No space left" in str(result.stderr)
         else:
@@ -351,7 +351,7 @@ print("dug")
 
 async def test_two_machines_of_root_share_no_user_id(lodging: LocalLodging) -> None:
     if own_privilege() != "root":
-        pytest.skip("only tier root gives machines user ids of their own, and only root has it")
+        pytest.skip("separate user ids for machines need root")
     for name in ("left", "right"):
         await lodging.provider.create(lodging.spec(name))
     uids = [
@@ -360,7 +360,7 @@ async def test_two_machines_of_root_share_no_user_id(lodging: LocalLodging) -> N
     assert len({*uids, "0"}) == 3
 
 
-async def test_garbage_on_the_control_socket_harms_nothing(lodging: LocalLodging) -> None:
+async def test_invalid_data_on_the_control_socket_has_no_effect(lodging: LocalLodging) -> None:
     await lodging.provider.create(lodging.spec("steady"))
     daemon = read_daemon(lodging.paths)
     assert daemon is not None

@@ -1,4 +1,4 @@
-"""An approval lets one commit run, without secrets, until the next push. No trick makes it hold for another one."""
+"""An approval lets one commit run, without secrets, until the next push. No trick extends it to another commit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gibil_bot.model import Trust
-from tests.attacks.test_trust_of_code import EVIL, by_app, strangers_fork
+from tests.attacks.test_trust_of_code import EVIL, by_app, outsiders_fork
 from tests.doubles.intake import REPOSITORY, IntakeBot, intake_bot
 
 
@@ -18,7 +18,7 @@ def approve(world: IntakeBot, number: int, sha: str, author: str = "ann", more: 
 @pytest.mark.parametrize("digits", [40, 7])
 async def test_an_approved_commit_runs_without_secrets(tmp_path: Path, digits: int) -> None:
     async with intake_bot(tmp_path) as world:
-        number = await strangers_fork(world)
+        number = await outsiders_fork(world)
         head = world.github.head_sha(REPOSITORY, number)
         await world.handled()
         assert world.approvals(number) == [(head, "action_required")]
@@ -36,9 +36,9 @@ async def test_an_approved_commit_runs_without_secrets(tmp_path: Path, digits: i
         ]
 
 
-async def test_an_approval_and_a_command_in_one_comment(tmp_path: Path) -> None:
+async def test_an_approval_and_a_command_in_one_comment_run_the_command(tmp_path: Path) -> None:
     async with intake_bot(tmp_path) as world:
-        number = await strangers_fork(world)
+        number = await outsiders_fork(world)
         approve(world, number, world.github.head_sha(REPOSITORY, number), more="\n/gibil test")
         await world.handled()
         assert sorted(run.plan.workflow for run in await world.runs()) == ["auto", "test"]
@@ -46,7 +46,7 @@ async def test_an_approval_and_a_command_in_one_comment(tmp_path: Path) -> None:
 
 async def test_an_approved_run_can_be_re_run_and_retested(tmp_path: Path) -> None:
     async with intake_bot(tmp_path) as world:
-        number = await strangers_fork(world)
+        number = await outsiders_fork(world)
         approve(world, number, world.github.head_sha(REPOSITORY, number))
         await world.handled()
         await world.finish_runs("failure")
@@ -59,9 +59,9 @@ async def test_an_approved_run_can_be_re_run_and_retested(tmp_path: Path) -> Non
         assert [run.source.trust for run in await world.runs()] == [Trust.UNTRUSTED] * 3
 
 
-async def test_the_approval_of_a_commit_that_is_the_head_no_more_is_refused_with_the_right_one(tmp_path: Path) -> None:
+async def test_an_approval_of_a_former_head_is_rejected_with_the_current_one(tmp_path: Path) -> None:
     async with intake_bot(tmp_path) as world:
-        number = await strangers_fork(world)
+        number = await outsiders_fork(world)
         old = world.github.head_sha(REPOSITORY, number)
         head = await world.github.push(REPOSITORY, number, EVIL, author="mallory")
         await world.handled()
@@ -74,27 +74,27 @@ async def test_the_approval_of_a_commit_that_is_the_head_no_more_is_refused_with
 
 
 @pytest.mark.parametrize("sha", ["", "abc123", "HEAD", "main", "0" * 40, "..", "refs/heads/topic", "*", "0123456789abcdefg"])
-async def test_an_approval_that_names_no_commit_of_the_head_is_refused(tmp_path: Path, sha: str) -> None:
+async def test_an_approval_of_another_commit_than_the_head_is_rejected(tmp_path: Path, sha: str) -> None:
     async with intake_bot(tmp_path) as world:
-        number = await strangers_fork(world)
+        number = await outsiders_fork(world)
         approve(world, number, sha, more="\n/gibil test")
         await world.handled()
         assert await world.runs() == []
         assert world.github.head_sha(REPOSITORY, number) in world.answers(number)
 
 
-async def test_the_first_six_digits_are_not_enough(tmp_path: Path) -> None:
+async def test_six_digits_are_not_enough(tmp_path: Path) -> None:
     async with intake_bot(tmp_path) as world:
-        number = await strangers_fork(world)
+        number = await outsiders_fork(world)
         approve(world, number, world.github.head_sha(REPOSITORY, number)[:6])
         await world.handled()
         assert await world.runs() == []
 
 
 @pytest.mark.parametrize("author", ["mallory", "eve"])
-async def test_nobody_without_write_permission_approves(tmp_path: Path, author: str) -> None:
+async def test_a_user_without_write_permission_cannot_approve(tmp_path: Path, author: str) -> None:
     async with intake_bot(tmp_path) as world:
-        number = await strangers_fork(world)
+        number = await outsiders_fork(world)
         approve(world, number, world.github.head_sha(REPOSITORY, number), author)
         await world.handled()
         world.github.comment(REPOSITORY, number, "ann", "/gibil test")
@@ -104,7 +104,7 @@ async def test_nobody_without_write_permission_approves(tmp_path: Path, author: 
 
 async def test_the_next_push_ends_an_approval(tmp_path: Path) -> None:
     async with intake_bot(tmp_path) as world:
-        number = await strangers_fork(world)
+        number = await outsiders_fork(world)
         approve(world, number, world.github.head_sha(REPOSITORY, number))
         await world.handled()
         ran = len(await world.runs())
@@ -118,7 +118,7 @@ async def test_the_next_push_ends_an_approval(tmp_path: Path) -> None:
 
 async def test_a_force_push_back_to_an_approved_commit_does_not_revive_the_approval(tmp_path: Path) -> None:
     async with intake_bot(tmp_path) as world:
-        number = await strangers_fork(world)
+        number = await outsiders_fork(world)
         approved = world.github.head_sha(REPOSITORY, number)
         approve(world, number, approved)
         await world.handled()
@@ -133,9 +133,9 @@ async def test_a_force_push_back_to_an_approved_commit_does_not_revive_the_appro
         assert (approved, "action_required") in world.approvals(number)
 
 
-async def test_a_stale_approval_that_is_delivered_late_approves_nothing(tmp_path: Path) -> None:
+async def test_an_approval_delivered_after_a_push_approves_nothing(tmp_path: Path) -> None:
     async with intake_bot(tmp_path) as world:
-        number = await strangers_fork(world)
+        number = await outsiders_fork(world)
         head = world.github.head_sha(REPOSITORY, number)
         await world.handled()
         with world.bot_is_down() as missed:
@@ -150,9 +150,9 @@ async def test_a_stale_approval_that_is_delivered_late_approves_nothing(tmp_path
         assert "was pushed to after that comment" in world.answers(number)
 
 
-async def test_an_approval_that_is_delivered_again_after_a_push_approves_nothing(tmp_path: Path) -> None:
+async def test_an_approval_redelivered_after_a_push_approves_nothing(tmp_path: Path) -> None:
     async with intake_bot(tmp_path) as world:
-        number = await strangers_fork(world)
+        number = await outsiders_fork(world)
         approve(world, number, world.github.head_sha(REPOSITORY, number))
         await world.handled()
         ran = len(await world.runs())
@@ -167,9 +167,9 @@ async def test_an_approval_that_is_delivered_again_after_a_push_approves_nothing
         assert len(await world.runs()) == ran
 
 
-async def test_an_approval_holds_for_its_own_pull_request_only(tmp_path: Path) -> None:
+async def test_an_approval_applies_to_its_own_pull_request_only(tmp_path: Path) -> None:
     async with intake_bot(tmp_path) as world:
-        first = await strangers_fork(world)
+        first = await outsiders_fork(world)
         approve(world, first, world.github.head_sha(REPOSITORY, first))
         await world.handled()
         ran = len(await world.runs())
@@ -179,9 +179,9 @@ async def test_an_approval_holds_for_its_own_pull_request_only(tmp_path: Path) -
         assert len(await world.runs()) == ran
 
 
-async def test_a_closed_pull_request_is_not_approved(tmp_path: Path) -> None:
+async def test_a_closed_pull_request_cannot_be_approved(tmp_path: Path) -> None:
     async with intake_bot(tmp_path) as world:
-        number = await strangers_fork(world)
+        number = await outsiders_fork(world)
         world.github.close_pull_request(REPOSITORY, number)
         await world.handled()
         approve(world, number, world.github.head_sha(REPOSITORY, number))
@@ -192,7 +192,7 @@ async def test_a_closed_pull_request_is_not_approved(tmp_path: Path) -> None:
 
 async def test_the_check_run_asks_once_for_each_commit(tmp_path: Path) -> None:
     async with intake_bot(tmp_path) as world:
-        number = await strangers_fork(world)
+        number = await outsiders_fork(world)
         for _ in range(3):
             world.github.comment(REPOSITORY, number, "ann", "/gibil test")
             await world.handled()
@@ -207,7 +207,7 @@ async def test_the_check_run_asks_once_for_each_commit(tmp_path: Path) -> None:
         assert world.answers(number).count("gibil-notice") == 1
 
 
-async def test_an_approval_starts_what_an_apps_branch_waits_with(tmp_path: Path) -> None:
+async def test_an_approval_starts_the_waiting_workflows_of_an_apps_branch(tmp_path: Path) -> None:
     async with intake_bot(tmp_path) as world:
         number = await by_app(world)
         await world.handled()
@@ -217,9 +217,9 @@ async def test_an_approval_starts_what_an_apps_branch_waits_with(tmp_path: Path)
         assert [(run.plan.workflow, run.plan.secrets) for run in await world.runs()] == [("auto", ())]
 
 
-async def test_the_approval_of_a_person_who_may_no_longer_write_is_void(tmp_path: Path) -> None:
+async def test_an_approval_is_void_when_its_author_loses_write_permission(tmp_path: Path) -> None:
     async with intake_bot(tmp_path) as world:
-        number = await strangers_fork(world)
+        number = await outsiders_fork(world)
         await world.handled()
         sha = world.github.head_sha(REPOSITORY, number)
         world.github.comment(REPOSITORY, number, "ann", f"/gibil approve {sha}")

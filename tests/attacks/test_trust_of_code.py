@@ -1,4 +1,4 @@
-"""Code of people without write permission that hides behind people who have it: it gets no secret, and no local machine."""
+"""Code from outsiders behind pull requests of writers: it gets no secret, and no local machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ALLOW = {"GIBIL_LOCAL_UNTRUSTED": "allow"}
 HETZNER = {"GIBIL_PROVIDER": "hetzner", "HCLOUD_TOKEN": "t" * 64}
 
 
-async def strangers_fork(world: IntakeBot, author: str = "ann") -> int:
+async def outsiders_fork(world: IntakeBot, author: str = "ann") -> int:
     """`author` opens a pull request from a branch of mallory's fork."""
     fork = await world.github.fork(REPOSITORY, "mallory")
     await world.github.push(fork.full_name, "topic", GOOD, author="mallory")
@@ -23,7 +23,7 @@ async def strangers_fork(world: IntakeBot, author: str = "ann") -> int:
 
 
 async def own_fork(world: IntakeBot) -> int:
-    """ann, who may write, opens a pull request from her own fork."""
+    """ann, who has write permission, opens a pull request from her own fork."""
     return await world.github.open_pull_request(REPOSITORY, "topic", GOOD, "ann", fork=True)
 
 
@@ -31,9 +31,9 @@ async def own_branch(world: IntakeBot) -> int:
     return await world.github.open_pull_request(REPOSITORY, "topic", GOOD, "ann")
 
 
-async def test_a_strangers_fork_behind_a_writers_pull_request_runs_nothing(tmp_path: Path) -> None:
+async def test_an_outsiders_fork_behind_a_writers_pull_request_runs_nothing(tmp_path: Path) -> None:
     async with intake_bot(tmp_path) as world:
-        number = await strangers_fork(world)
+        number = await outsiders_fork(world)
         await world.github.push(REPOSITORY, number, EVIL, author="mallory")
         world.github.comment(REPOSITORY, number, "ann", "/gibil test")
         await world.handled()
@@ -44,11 +44,11 @@ async def test_a_strangers_fork_behind_a_writers_pull_request_runs_nothing(tmp_p
 
 
 @pytest.mark.parametrize(("author", "settings"), [("ann", ALLOW), ("ada", ALLOW), ("ann", HETZNER)])
-async def test_a_strangers_fork_behind_a_writers_pull_request_gets_no_secret_where_it_may_run(
+async def test_an_outsiders_fork_behind_a_writers_pull_request_gets_no_secret_if_it_may_run(
     tmp_path: Path, author: str, settings: dict[str, str]
 ) -> None:
     async with intake_bot(tmp_path, settings) as world:
-        number = await strangers_fork(world, author)
+        number = await outsiders_fork(world, author)
         await world.handled()
         await world.github.push(REPOSITORY, number, EVIL, author="mallory")
         await world.handled()
@@ -59,7 +59,7 @@ async def test_a_strangers_fork_behind_a_writers_pull_request_gets_no_secret_whe
         assert {(run.source.trust, run.plan.secrets) for run in runs} == {(Trust.UNTRUSTED, ())}
 
 
-async def test_a_writers_own_fork_is_trusted_until_somebody_else_pushes_to_it(tmp_path: Path) -> None:
+async def test_a_writers_own_fork_is_trusted_until_another_user_pushes_to_it(tmp_path: Path) -> None:
     async with intake_bot(tmp_path) as world:
         number = await own_fork(world)
         await world.handled()
@@ -77,7 +77,7 @@ async def test_a_writers_own_fork_is_trusted_until_somebody_else_pushes_to_it(tm
         await world.handled()
         world.github.comment(REPOSITORY, number, "ann", "/gibil test")
         await world.handled()
-        # ann's next commit is built on mallory's.
+        # ann's next commit is based on mallory's.
         await world.github.push(REPOSITORY, number, GOOD, author="ann")
         await world.handled()
         world.github.comment(REPOSITORY, number, "ann", "/gibil test")
@@ -101,7 +101,7 @@ async def test_a_push_whose_delivery_was_lost_leaves_a_writers_fork_untrusted(tm
         assert {(run.plan.workflow, run.source.trust) for run in runs} == {("auto", Trust.UNTRUSTED), ("test", Trust.UNTRUSTED)}
 
 
-async def test_a_push_that_another_pull_request_of_the_same_fork_told_of_counts(tmp_path: Path) -> None:
+async def test_a_push_reported_by_another_pull_request_of_the_fork_counts(tmp_path: Path) -> None:
     async with intake_bot(tmp_path, ALLOW) as world:
         first = await own_fork(world)
         await world.handled()
@@ -129,9 +129,7 @@ async def test_a_fork_of_an_organization_is_untrusted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("giver", "taker"), [("ann", "mallory"), ("mallory", "ann")])
-async def test_a_fork_that_was_transferred_is_untrusted_if_a_stranger_ever_owned_it(
-    tmp_path: Path, giver: str, taker: str
-) -> None:
+async def test_a_transferred_fork_is_untrusted_if_an_outsider_ever_owned_it(tmp_path: Path, giver: str, taker: str) -> None:
     async with intake_bot(tmp_path, ALLOW) as world:
         fork = await world.github.fork(REPOSITORY, giver)
         await world.github.push(fork.full_name, "topic", GOOD, author=giver)
@@ -144,7 +142,7 @@ async def test_a_fork_that_was_transferred_is_untrusted_if_a_stranger_ever_owned
         assert run.source.trust is Trust.UNTRUSTED
 
 
-async def test_a_fork_that_was_deleted_is_untrusted(tmp_path: Path) -> None:
+async def test_a_deleted_fork_is_untrusted(tmp_path: Path) -> None:
     async with intake_bot(tmp_path, ALLOW) as world:
         number = await own_fork(world)
         await world.handled()
@@ -155,7 +153,7 @@ async def test_a_fork_that_was_deleted_is_untrusted(tmp_path: Path) -> None:
         assert (run.source.trust, run.plan.secrets) == (Trust.UNTRUSTED, ())
 
 
-async def test_re_run_after_a_foreign_push_runs_nothing_and_names_the_new_commit(tmp_path: Path) -> None:
+async def test_re_run_after_an_outsiders_push_runs_nothing_and_names_the_new_commit(tmp_path: Path) -> None:
     async with intake_bot(tmp_path) as world:
         number = await own_fork(world)
         world.github.comment(REPOSITORY, number, "ann", "/gibil test")
@@ -174,7 +172,7 @@ async def test_re_run_after_a_foreign_push_runs_nothing_and_names_the_new_commit
         assert head in world.answers(number)
 
 
-async def test_re_run_after_a_foreign_force_push_of_the_same_commit_is_untrusted(tmp_path: Path) -> None:
+async def test_re_run_after_an_outsiders_force_push_of_the_same_commit_is_untrusted(tmp_path: Path) -> None:
     async with intake_bot(tmp_path, ALLOW) as world:
         number = await own_fork(world)
         world.github.comment(REPOSITORY, number, "ann", "/gibil test")
@@ -192,7 +190,7 @@ async def test_re_run_after_a_foreign_force_push_of_the_same_commit_is_untrusted
         ]
 
 
-async def test_a_foreign_push_stops_a_run_whose_workflow_waits_for_an_approval_now(tmp_path: Path) -> None:
+async def test_an_outsiders_push_stops_a_run_and_its_workflow_waits_for_approval(tmp_path: Path) -> None:
     async with intake_bot(tmp_path, workflows={"auto.yml": WORKFLOWS["auto.yml"]}) as world:
         number = await own_fork(world)
         await world.handled()
@@ -204,7 +202,7 @@ async def test_a_foreign_push_stops_a_run_whose_workflow_waits_for_an_approval_n
 
 
 @pytest.mark.parametrize("settings", [{}, ALLOW])
-async def test_a_foreign_push_stops_a_run_and_starts_none_in_its_stead(tmp_path: Path, settings: dict[str, str]) -> None:
+async def test_an_outsiders_push_stops_a_run_and_starts_no_other(tmp_path: Path, settings: dict[str, str]) -> None:
     async with intake_bot(tmp_path, settings, workflows={"test.yml": WORKFLOWS["test.yml"]}) as world:
         number = await own_fork(world)
         world.github.comment(REPOSITORY, number, "ann", "/gibil test")
@@ -215,7 +213,7 @@ async def test_a_foreign_push_stops_a_run_and_starts_none_in_its_stead(tmp_path:
         assert run.cancel_reason == f"superseded by {head[:7]}"
 
 
-async def test_a_writers_push_starts_again_what_it_superseded(tmp_path: Path) -> None:
+async def test_a_writers_push_restarts_the_workflows_that_it_superseded(tmp_path: Path) -> None:
     async with intake_bot(tmp_path, workflows={"test.yml": WORKFLOWS["test.yml"]}) as world:
         number = await own_branch(world)
         world.github.comment(REPOSITORY, number, "ann", "/gibil test")
@@ -227,7 +225,7 @@ async def test_a_writers_push_starts_again_what_it_superseded(tmp_path: Path) ->
         assert (new.source.sha, new.source.trust, new.plan.github["event_name"]) == (head, Trust.TRUSTED, "pull_request")
 
 
-async def test_who_lost_write_permission_takes_the_trust_with_them(tmp_path: Path) -> None:
+async def test_a_user_who_loses_write_permission_is_no_longer_trusted(tmp_path: Path) -> None:
     async with intake_bot(tmp_path) as world:
         number = await own_branch(world)
         await world.handled()
@@ -249,7 +247,7 @@ async def by_app(world: IntakeBot, *, author: str = "renovate[bot]") -> int:
 
 
 @pytest.mark.parametrize("author", ["renovate[bot]", "ann"])
-async def test_a_branch_that_an_app_pushed_waits_for_a_writers_command_and_runs_without_secrets(
+async def test_a_branch_pushed_by_an_app_waits_for_a_writers_command_and_runs_without_secrets(
     tmp_path: Path, author: str
 ) -> None:
     async with intake_bot(tmp_path) as world:
@@ -266,7 +264,7 @@ async def test_a_branch_that_an_app_pushed_waits_for_a_writers_command_and_runs_
         assert "fork" not in world.answers(number)
 
 
-async def test_an_app_that_puts_a_writers_commit_back_takes_the_secrets_away(tmp_path: Path) -> None:
+async def test_an_app_that_restores_a_writers_commit_removes_its_access_to_secrets(tmp_path: Path) -> None:
     async with intake_bot(tmp_path, workflows={"test.yml": WORKFLOWS["test.yml"]}) as world:
         world.github.add_user("renovate[bot]", "Bot")
         number = await own_branch(world)
@@ -280,7 +278,7 @@ async def test_an_app_that_puts_a_writers_commit_back_takes_the_secrets_away(tmp
         assert (run.source.sha, run.source.trust, run.plan.secrets) == (head, Trust.UNTRUSTED, ())
 
 
-async def test_a_named_app_starts_workflows_by_itself_and_never_with_secrets(tmp_path: Path) -> None:
+async def test_a_listed_app_starts_workflows_but_never_with_secrets(tmp_path: Path) -> None:
     async with intake_bot(tmp_path, {"GIBIL_TRUSTED_APPS": "dependabot[bot],Renovate[bot]"}) as world:
         number = await by_app(world)
         await world.handled()
@@ -290,11 +288,11 @@ async def test_a_named_app_starts_workflows_by_itself_and_never_with_secrets(tmp
         assert [(run.plan.workflow, run.source.trust, run.plan.secrets) for run in runs] == [("auto", Trust.UNTRUSTED, ())] * 2
 
 
-async def test_the_name_of_an_app_helps_neither_a_fork_nor_a_person_nor_another_app(tmp_path: Path) -> None:
+async def test_listing_an_app_affects_no_fork_no_user_and_no_other_app(tmp_path: Path) -> None:
     async with intake_bot(tmp_path, {"GIBIL_TRUSTED_APPS": "renovate[bot]"}) as world:
         world.github.add_user("renovate[bot]", "Bot")
         world.github.add_user("evil[bot]", "Bot")
-        await strangers_fork(world, "renovate[bot]")
+        await outsiders_fork(world, "renovate[bot]")
         number = await by_app(world)
         await world.handled()
         ran = len(await world.runs())
@@ -303,11 +301,11 @@ async def test_the_name_of_an_app_helps_neither_a_fork_nor_a_person_nor_another_
         assert ran == len(await world.runs()) == 1
 
 
-async def test_refuse_lets_no_app_and_no_approval_onto_local_machines(tmp_path: Path) -> None:
+async def test_the_setting_refuse_keeps_apps_and_approvals_off_local_machines(tmp_path: Path) -> None:
     settings = {"GIBIL_LOCAL_UNTRUSTED": "refuse", "GIBIL_TRUSTED_APPS": "renovate[bot]"}
     async with intake_bot(tmp_path, settings) as world:
         number = await by_app(world)
-        fork = await strangers_fork(world)
+        fork = await outsiders_fork(world)
         for each in (number, fork):
             sha = world.github.head_sha(REPOSITORY, each)
             world.github.comment(REPOSITORY, each, "ann", f"/gibil approve {sha}\n/gibil test")

@@ -1,4 +1,4 @@
-"""A command is about the commit that was the head when it was written. Whoever pushes afterwards gets nothing run by it."""
+"""A command applies to the commit that was the head when it was written. A later push never runs under it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gibil_bot.model import Trust
-from tests.attacks.test_trust_of_code import ALLOW, EVIL, GOOD, own_branch, own_fork, strangers_fork
+from tests.attacks.test_trust_of_code import ALLOW, EVIL, GOOD, outsiders_fork, own_branch, own_fork
 from tests.doubles.intake import REPOSITORY, WORKFLOWS, IntakeBot, bot_on, intake_bot
 
 ONLY_TEST = {"test.yml": WORKFLOWS["test.yml"]}
@@ -30,7 +30,7 @@ def say(world: IntakeBot, how: str, number: int, author: str, body: str) -> None
 
 
 @pytest.mark.parametrize("how", HOW)
-async def test_a_command_runs_under_the_name_of_its_event(tmp_path: Path, how: str) -> None:
+async def test_a_command_runs_with_the_name_of_its_event(tmp_path: Path, how: str) -> None:
     async with intake_bot(tmp_path, workflows=ONLY_TEST) as world:
         number = await own_branch(world)
         say(world, how, number, "ann", "LGTM\n\n/gibil test")
@@ -56,7 +56,7 @@ async def test_a_push_between_a_command_and_its_delivery_runs_nothing(
 
 
 @pytest.mark.parametrize("how", HOW)
-async def test_a_late_command_runs_nothing_whichever_delivery_comes_first(tmp_path: Path, how: str) -> None:
+async def test_a_late_command_runs_nothing_in_either_order_of_deliveries(tmp_path: Path, how: str) -> None:
     async with intake_bot(tmp_path, ALLOW, workflows=ONLY_TEST) as world:
         number = await own_branch(world)
         await world.handled()
@@ -68,7 +68,7 @@ async def test_a_late_command_runs_nothing_whichever_delivery_comes_first(tmp_pa
         assert head in world.answers(number)
 
 
-async def test_a_late_command_runs_where_nothing_was_pushed_since(tmp_path: Path) -> None:
+async def test_a_late_command_runs_if_there_was_no_push_since(tmp_path: Path) -> None:
     async with intake_bot(tmp_path, workflows=ONLY_TEST) as world:
         number = await own_branch(world)
         await world.handled()
@@ -80,7 +80,7 @@ async def test_a_late_command_runs_where_nothing_was_pushed_since(tmp_path: Path
         assert run.source.trust is Trust.TRUSTED
 
 
-async def test_an_old_command_that_is_delivered_again_runs_nothing_new(tmp_path: Path) -> None:
+async def test_a_redelivered_old_command_runs_nothing_new(tmp_path: Path) -> None:
     async with intake_bot(tmp_path, ALLOW, workflows=ONLY_TEST) as world:
         number = await own_fork(world)
         await world.handled()
@@ -91,14 +91,14 @@ async def test_an_old_command_that_is_delivered_again_runs_nothing_new(tmp_path:
         await world.github.push(REPOSITORY, number, EVIL, author="mallory")
         await world.handled()
         world.github.redeliver(delivery.id)
-        # A replay with another GUID, and one whose payload was touched by a proxy that sorts keys.
+        # A replay with another GUID, and one whose payload was changed by a proxy that sorts keys.
         world.github.deliver("issue_comment", delivery.body)
         world.github.deliver("issue_comment", json.loads(delivery.body) | {"zzz": 1})
         await world.handled()
         assert len(await world.runs()) == 1
 
 
-async def test_a_comment_of_the_same_second_as_a_push_runs_nothing(tmp_path: Path) -> None:
+async def test_a_comment_in_the_same_second_as_a_push_runs_nothing(tmp_path: Path) -> None:
     async with intake_bot(tmp_path, workflows=ONLY_TEST) as world:
         number = await own_branch(world)
         await world.handled()
@@ -115,7 +115,7 @@ async def test_a_comment_of_the_same_second_as_a_push_runs_nothing(tmp_path: Pat
         assert head in world.answers(number)
 
 
-async def test_a_push_and_back_between_a_command_and_its_delivery_runs_nothing(tmp_path: Path) -> None:
+async def test_a_push_and_its_reversal_before_the_delivery_run_nothing(tmp_path: Path) -> None:
     async with intake_bot(tmp_path, ALLOW, workflows=ONLY_TEST) as world:
         number = await own_fork(world)
         await world.handled()
@@ -129,7 +129,7 @@ async def test_a_push_and_back_between_a_command_and_its_delivery_runs_nothing(t
         assert await world.runs() == []
 
 
-async def test_a_late_push_does_not_run_a_commit_that_is_the_head_no_more(tmp_path: Path) -> None:
+async def test_a_late_push_delivery_does_not_run_a_former_head(tmp_path: Path) -> None:
     async with intake_bot(tmp_path, workflows={"auto.yml": WORKFLOWS["auto.yml"]}) as world:
         number = await own_branch(world)
         await world.handled()
@@ -140,7 +140,7 @@ async def test_a_late_push_does_not_run_a_commit_that_is_the_head_no_more(tmp_pa
         assert [run.source.sha for run in await world.runs()][1:] == [head]
 
 
-async def test_an_edited_comment_or_review_gives_no_command(tmp_path: Path) -> None:
+async def test_an_edited_comment_or_review_is_not_a_command(tmp_path: Path) -> None:
     async with intake_bot(tmp_path, workflows=ONLY_TEST) as world:
         number = await own_branch(world)
         comment = world.github.comment(REPOSITORY, number, "ann", "looks good")
@@ -152,7 +152,7 @@ async def test_an_edited_comment_or_review_gives_no_command(tmp_path: Path) -> N
         assert await world.runs() == []
 
 
-async def test_a_review_of_an_older_commit_gives_no_command_for_the_newer_one(tmp_path: Path) -> None:
+async def test_a_review_of_an_older_commit_is_no_command_for_the_newer_one(tmp_path: Path) -> None:
     async with intake_bot(tmp_path, workflows=ONLY_TEST) as world:
         number = await own_branch(world)
         old = world.github.head_sha(REPOSITORY, number)
@@ -164,10 +164,10 @@ async def test_a_review_of_an_older_commit_gives_no_command_for_the_newer_one(tm
         assert head in world.answers(number)
 
 
-# --- a store that knows nothing: just installed, or lost ----------------------------------------------------------------
+# --- an empty store: newly installed, or lost ----------------------------------------------------------------------------
 
 
-async def test_a_bot_that_knows_no_head_yet_runs_a_command_on_a_branch_with_secrets(tmp_path: Path) -> None:
+async def test_with_an_empty_store_a_command_on_a_branch_runs_with_secrets(tmp_path: Path) -> None:
     async with intake_bot(tmp_path, workflows=ONLY_TEST) as world:
         with world.bot_is_down() as missed:
             number = await own_branch(world)
@@ -179,7 +179,7 @@ async def test_a_bot_that_knows_no_head_yet_runs_a_command_on_a_branch_with_secr
         assert (run.source.trust, run.plan.secrets) == (Trust.TRUSTED, ("DEPLOY",))
 
 
-async def test_a_bot_that_knows_no_head_yet_sees_which_app_pushed_the_branch(tmp_path: Path) -> None:
+async def test_with_an_empty_store_an_app_that_pushed_the_branch_is_recognized(tmp_path: Path) -> None:
     async with intake_bot(tmp_path, workflows=ONLY_TEST) as world:
         with world.bot_is_down() as missed:
             world.github.add_user("renovate[bot]", "Bot")
@@ -192,7 +192,7 @@ async def test_a_bot_that_knows_no_head_yet_sees_which_app_pushed_the_branch(tmp
         assert (run.source.trust, run.plan.secrets) == (Trust.UNTRUSTED, ())
 
 
-async def test_a_bot_that_knows_no_head_yet_trusts_no_fork(tmp_path: Path) -> None:
+async def test_with_an_empty_store_no_fork_is_trusted(tmp_path: Path) -> None:
     async with intake_bot(tmp_path, ALLOW, workflows=ONLY_TEST) as world:
         with world.bot_is_down() as missed:
             number = await own_fork(world)
@@ -203,8 +203,8 @@ async def test_a_bot_that_knows_no_head_yet_trusts_no_fork(tmp_path: Path) -> No
         assert run.source.trust is Trust.UNTRUSTED
 
 
-@pytest.mark.parametrize("opens", [own_branch, own_fork, strangers_fork])
-async def test_a_bot_that_knows_no_head_yet_sees_a_push_after_a_late_command(tmp_path: Path, opens: object) -> None:
+@pytest.mark.parametrize("opens", [own_branch, own_fork, outsiders_fork])
+async def test_with_an_empty_store_a_push_after_a_late_command_is_recognized(tmp_path: Path, opens: object) -> None:
     async with intake_bot(tmp_path, ALLOW, workflows=ONLY_TEST) as world:
         with world.bot_is_down() as missed:
             number = await opens(world)  # type: ignore[operator]
@@ -244,7 +244,7 @@ async def test_re_run_and_retest_work_after_the_store_was_lost(tmp_path: Path) -
             assert sorted(run.plan.workflow for run in await fresh.runs()) == ["auto", "test"]
 
 
-async def test_a_re_run_of_a_workflow_that_is_gone_is_answered(tmp_path: Path) -> None:
+async def test_a_re_run_of_a_removed_workflow_is_answered(tmp_path: Path) -> None:
     async with intake_bot(tmp_path, workflows=ONLY_TEST) as world:
         number = await own_branch(world)
         world.github.comment(REPOSITORY, number, "ann", "/gibil test")
@@ -257,7 +257,7 @@ async def test_a_re_run_of_a_workflow_that_is_gone_is_answered(tmp_path: Path) -
         assert "there is no workflow 'test'" in world.answers(number)
 
 
-async def test_a_workflow_that_is_gone_keeps_no_other_from_being_retested(tmp_path: Path) -> None:
+async def test_a_removed_workflow_does_not_block_the_retest_of_others(tmp_path: Path) -> None:
     async with intake_bot(tmp_path) as world:
         number = await own_branch(world)
         world.github.comment(REPOSITORY, number, "ann", "/gibil test")
@@ -270,7 +270,7 @@ async def test_a_workflow_that_is_gone_keeps_no_other_from_being_retested(tmp_pa
         assert "there is no workflow 'auto'" in world.answers(number)
 
 
-async def test_two_pull_requests_from_one_branch_are_re_run_each_for_itself(tmp_path: Path) -> None:
+async def test_two_pull_requests_of_one_branch_are_re_run_separately(tmp_path: Path) -> None:
     async with intake_bot(tmp_path, ALLOW, workflows=ONLY_TEST) as world:
         first = await own_branch(world)
         second = await world.github.open_from(REPOSITORY, REPOSITORY, "topic", "mallory")
@@ -285,7 +285,7 @@ async def test_two_pull_requests_from_one_branch_are_re_run_each_for_itself(tmp_
         assert len(await world.runs()) == 4
 
 
-async def test_retest_after_a_new_base_uses_the_new_base_branch(tmp_path: Path) -> None:
+async def test_retest_uses_the_new_base_branch(tmp_path: Path) -> None:
     grouped = "on: {command: test}\nconcurrency: 'deploy-${{ github.base_ref }}'\ntasks:\n  - {name: only, run: 'exit 1'}\n"
     async with intake_bot(tmp_path, workflows={"test.yml": grouped}) as world:
         await world.github.push(REPOSITORY, "release", {"r.md": "r\n"}, author="ada")
@@ -302,7 +302,7 @@ async def test_retest_after_a_new_base_uses_the_new_base_branch(tmp_path: Path) 
         assert new.source.pull_request.base_ref == "release"
 
 
-async def test_a_merge_queue_is_told_at_once_that_it_waits_for_nothing(tmp_path: Path) -> None:
+async def test_a_merge_queues_check_is_closed_at_once(tmp_path: Path) -> None:
     async with intake_bot(tmp_path) as world:
         number = await own_branch(world)
         await world.handled()
@@ -314,7 +314,7 @@ async def test_a_merge_queue_is_told_at_once_that_it_waits_for_nothing(tmp_path:
         assert "required checks of the merge queue" in str(checks["gibil / test"][1])
 
 
-async def test_an_ordinary_command_asks_github_no_more_than_it_has_to(tmp_path: Path) -> None:
+async def test_an_ordinary_command_sends_no_more_requests_than_needed(tmp_path: Path) -> None:
     async with intake_bot(tmp_path, workflows=ONLY_TEST) as world:
         number = await own_branch(world)
         await world.handled()
@@ -327,7 +327,7 @@ async def test_an_ordinary_command_asks_github_no_more_than_it_has_to(tmp_path: 
 
 
 @pytest.mark.parametrize("moves", [False, True])
-async def test_a_comment_whose_payload_has_no_time_is_looked_up(tmp_path: Path, moves: bool) -> None:
+async def test_the_time_of_a_comment_is_fetched_if_the_payload_lacks_it(tmp_path: Path, moves: bool) -> None:
     async with intake_bot(tmp_path, workflows=ONLY_TEST) as world:
         number = await own_branch(world)
         await world.handled()

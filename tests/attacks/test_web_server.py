@@ -1,4 +1,4 @@
-"""What clients without a signature can cost the web server: bytes and seconds that are bounded, and no connection for long."""
+"""The cost of unsigned clients for the web server: bounded bytes and seconds, and no connection for long."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ WITHIN_S = 20.0
 
 
 class Connection:
-    """A client that sends what it likes."""
+    """A client that sends arbitrary bytes."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -48,7 +48,7 @@ class Connection:
             await self.writer.drain()
 
     async def answer(self) -> tuple[int, dict[str, str], str]:
-        """The next answer. Status 0 when the connection is closed instead."""
+        """Return the next response. Status 0 if the connection is closed instead."""
         async with asyncio.timeout(patient(WITHIN_S)):
             try:
                 head = await self.reader.readuntil(b"\r\n\r\n")
@@ -60,7 +60,7 @@ class Connection:
             return int(first.split()[1]), headers, body.decode()
 
     async def ended(self) -> bool:
-        """The server closes, with nothing more to read."""
+        """Check that the server closes the connection and sends no more."""
         async with asyncio.timeout(patient(WITHIN_S)):
             try:
                 return await self.reader.read(1) == b""
@@ -95,7 +95,7 @@ class Server:
 
 @contextlib.asynccontextmanager
 async def serving(folder: Path, **limits: float) -> AsyncIterator[Server]:
-    """The bot's web application behind its real server, in this process. At the end everything is given back."""
+    """The bot's web application on its real server, in this process. At the end all memory reservations are released."""
     store = await open_store(f"sqlite:///{folder}/gibil.db")
     settings = Settings(data_dir=folder, database_url="", webhook_secrets=(Secret(SECRET),))
     state = ServerState(limits=ServerLimits(**limits))  # type: ignore[arg-type]
@@ -134,7 +134,7 @@ def chunked(signature: str) -> bytes:
 # --- heads
 
 
-async def test_a_head_without_end_is_answered_431_after_64_kib(tmp_path: Path) -> None:
+async def test_an_endless_head_is_answered_431_after_64_kib(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         connection = await server.connect()
         await connection.send(b"GET /healthz HTTP/1.1\r\nX: " + b"a" * 65_000)
@@ -167,7 +167,7 @@ async def test_a_second_large_head_on_the_same_connection_is_answered_431(tmp_pa
         assert await connection.ended()
 
 
-async def test_a_head_that_does_not_end_in_time_is_answered_408_however_many_bytes_trickle_in(tmp_path: Path) -> None:
+async def test_a_head_that_does_not_end_in_time_is_answered_408_while_bytes_still_arrive(tmp_path: Path) -> None:
     async with serving(tmp_path, head_s=0.3) as server:
         connection = await server.connect()
         await connection.send(b"GET /healthz HTTP/1.1\r\n")
@@ -185,7 +185,7 @@ async def test_a_connection_that_sends_nothing_is_closed(tmp_path: Path) -> None
         assert await connection.ended()
 
 
-async def test_the_beginning_of_a_second_head_behind_a_whole_request_is_not_waited_for(tmp_path: Path) -> None:
+async def test_an_incomplete_second_head_does_not_delay_the_first_request(tmp_path: Path) -> None:
     async with serving(tmp_path, head_s=0.2, linger_s=0.2) as server:
         connection = await server.connect()
         await connection.send(b"GET /healthz HTTP/1.1\r\n\r\nGET /healthz HT")
@@ -197,7 +197,7 @@ async def test_the_beginning_of_a_second_head_behind_a_whole_request_is_not_wait
 # --- connections
 
 
-async def test_half_heads_on_every_connection_leave_room_for_a_delivery(tmp_path: Path) -> None:
+async def test_incomplete_heads_on_every_connection_leave_room_for_a_delivery(tmp_path: Path) -> None:
     async with serving(tmp_path, connections=20, replaceable_s=0.0) as server:
         for _ in range(60):
             await (await server.connect()).send(b"POST /webhook HTTP/1.1\r\nX-Half: ")
@@ -205,7 +205,7 @@ async def test_half_heads_on_every_connection_leave_room_for_a_delivery(tmp_path
         await server.until(lambda: server.state.open <= 21)
 
 
-async def test_idle_connections_and_slow_bodies_are_replaced_too(tmp_path: Path) -> None:
+async def test_idle_connections_and_slow_bodies_are_replaced_by_new_ones(tmp_path: Path) -> None:
     async with serving(tmp_path, connections=20, replaceable_s=0.0) as server:
         for _ in range(15):
             connection = await server.connect()
@@ -224,11 +224,11 @@ async def test_thousands_of_new_connections_a_second_leave_room_for_a_delivery(t
             await server.connect()
         await server.until(lambda: server.state.open == 20)
         async with asyncio.timeout(WITHIN_S):
-            while (await server.ask(post(b"{}")))[0] != 202:  # as GitHub would, until the others are old enough
+            while (await server.ask(post(b"{}")))[0] != 202:  # like GitHub, until the others are old enough
                 pass
 
 
-async def test_above_the_limit_a_new_connection_is_refused_at_once_while_the_others_are_fresh(tmp_path: Path) -> None:
+async def test_above_the_limit_a_new_connection_is_rejected_while_the_others_are_new(tmp_path: Path) -> None:
     async with serving(tmp_path, connections=3, replaceable_s=60.0) as server:
         for _ in range(3):
             await server.connect()
@@ -242,7 +242,7 @@ async def test_above_the_limit_a_new_connection_is_refused_at_once_while_the_oth
 # --- bodies
 
 
-async def test_what_is_not_signed_is_rejected_before_its_body_is_read(tmp_path: Path) -> None:
+async def test_an_unsigned_request_is_rejected_before_its_body_is_read(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         for signature in ("sha256=00", "sha1=" + "0" * 40, "SHA256=" + "0" * 64, "sha256=" + "g" * 64, "x"):
             connection = await server.connect()
@@ -252,7 +252,7 @@ async def test_what_is_not_signed_is_rejected_before_its_body_is_read(tmp_path: 
             assert "compare the App's webhook secret" in text
 
 
-async def test_a_declared_length_above_the_limit_is_413_and_the_client_can_read_so_while_it_sends(tmp_path: Path) -> None:
+async def test_a_declared_length_above_the_limit_is_413_which_the_client_can_read_while_it_sends(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         connection = await server.connect()
         await connection.send(post(b"", signature=FORGED, length=26 << 20))
@@ -263,14 +263,14 @@ async def test_a_declared_length_above_the_limit_is_413_and_the_client_can_read_
 
 
 @pytest.mark.parametrize("zeros", [1, 5000, 50_000])
-async def test_a_declared_length_with_leading_zeros_is_a_length(tmp_path: Path, zeros: int) -> None:
+async def test_a_declared_length_may_have_leading_zeros(tmp_path: Path, zeros: int) -> None:
     async with serving(tmp_path) as server:
         padded = b"Content-Length: " + b"0" * zeros
         assert (await server.ask(post(b"{}").replace(b"Content-Length: ", padded)))[0] == 202
         assert (await server.ask(post(b"", signature=FORGED, length=26 << 20).replace(b"Content-Length: ", padded)))[0] == 413
 
 
-async def test_a_rejected_request_is_not_asked_to_continue(tmp_path: Path) -> None:
+async def test_a_rejected_request_gets_no_100_continue(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         status, _, _ = await server.ask(post(b"", signature="none", length=1000, more="Expect: 100-continue\r\n"))
         assert status == 401
@@ -300,7 +300,7 @@ async def test_a_chunked_delivery_is_accepted_and_its_trailers_are_ignored(tmp_p
     [b"1;" + b"x" * 4000 + b"\r\na\r\n", b"0\r\nX: " + b"a" * 4000, b"0\r\n" + b"a: b\r\n" * 700],
     ids=["chunk-extensions", "endless-trailer", "many-trailers"],
 )
-async def test_framing_without_end_is_rejected(tmp_path: Path, piece: bytes) -> None:
+async def test_endless_framing_is_rejected(tmp_path: Path, piece: bytes) -> None:
     async with serving(tmp_path, framing_bytes=100_000) as server:
         connection = await server.connect()
         await connection.send(chunked(FORGED) + piece)
@@ -321,7 +321,7 @@ async def test_a_body_that_does_not_end_in_time_ends_the_connection(tmp_path: Pa
         assert (await server.ask(post(b"{}")))[0] == 202
 
 
-async def test_a_get_with_a_body_without_end_is_answered_and_closed(tmp_path: Path) -> None:
+async def test_a_get_with_an_endless_body_is_answered_and_closed(tmp_path: Path) -> None:
     async with serving(tmp_path, body_s=0.3, linger_s=0.2) as server:
         connection = await server.connect()
         await connection.send(b"GET /healthz HTTP/1.1\r\nContent-Length: 100000000\r\n\r\n")
@@ -329,7 +329,7 @@ async def test_a_get_with_a_body_without_end_is_answered_and_closed(tmp_path: Pa
         assert await connection.ended()
 
 
-async def test_large_bodies_in_parallel_share_a_budget_and_ordinary_deliveries_still_pass(tmp_path: Path) -> None:
+async def test_parallel_large_bodies_share_a_budget_and_ordinary_deliveries_still_pass(tmp_path: Path) -> None:
     async with serving(tmp_path, bodies_bytes=4 << 20) as server:
         connections = [await server.connect() for _ in range(6)]
         for connection in connections:
@@ -346,7 +346,7 @@ async def test_large_bodies_in_parallel_share_a_budget_and_ordinary_deliveries_s
         await asyncio.gather(*answers, return_exceptions=True)
 
 
-async def test_the_budget_is_given_back_when_a_large_delivery_was_handled(tmp_path: Path) -> None:
+async def test_a_handled_large_delivery_releases_its_part_of_the_budget(tmp_path: Path) -> None:
     async with serving(tmp_path, bodies_bytes=4 << 20) as server:
         connection = await server.connect()
         for number in range(4):
@@ -354,7 +354,7 @@ async def test_the_budget_is_given_back_when_a_large_delivery_was_handled(tmp_pa
             assert (await connection.answer())[0] == 202
 
 
-# --- more than one request
+# --- pipelining
 
 
 async def test_pipelined_deliveries_are_answered_in_order(tmp_path: Path) -> None:
@@ -367,7 +367,7 @@ async def test_pipelined_deliveries_are_answered_in_order(tmp_path: Path) -> Non
         ]  # fmt: skip
 
 
-async def test_requests_that_arrive_together_are_not_taken_for_one_large_head(tmp_path: Path) -> None:
+async def test_requests_that_arrive_together_are_not_counted_as_one_large_head(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         connection = await server.connect()
         large = b"GET /healthz HTTP/1.1\r\nX: " + b"a" * 40_000 + b"\r\n\r\n"
@@ -375,7 +375,7 @@ async def test_requests_that_arrive_together_are_not_taken_for_one_large_head(tm
         assert [(await connection.answer())[0] for _ in range(6)] == [200] * 6
 
 
-async def test_thousands_of_pipelined_requests_wait_for_no_memory(tmp_path: Path) -> None:
+async def test_thousands_of_pipelined_requests_are_not_held_in_memory(tmp_path: Path) -> None:
     async with serving(tmp_path, linger_s=0.2) as server:
         connection = await server.connect()
         await connection.send(b"GET /healthz HTTP/1.1\r\n\r\n" * 5000)
@@ -386,7 +386,7 @@ async def test_thousands_of_pipelined_requests_wait_for_no_memory(tmp_path: Path
         assert await connection.ended()
 
 
-async def test_garbage_behind_a_request_is_not_answered_before_it(tmp_path: Path) -> None:
+async def test_invalid_bytes_behind_a_request_are_not_answered_before_it(tmp_path: Path) -> None:
     async with serving(tmp_path, linger_s=0.2) as server:
         connection = await server.connect()
         await connection.send(post(b"{}") + b"\x00\x01garbage\r\n\r\n")
@@ -406,7 +406,7 @@ async def test_garbage_behind_a_request_is_not_answered_before_it(tmp_path: Path
         b"GET /\xff HTTP/1.1\r\n\r\n",
     ],
 )
-async def test_what_is_not_http_is_answered_400_and_closed(tmp_path: Path, data: bytes) -> None:
+async def test_a_request_that_is_not_http_is_answered_400_and_closed(tmp_path: Path, data: bytes) -> None:
     async with serving(tmp_path, linger_s=0.2) as server:
         connection = await server.connect()
         await connection.send(data)
@@ -414,7 +414,7 @@ async def test_what_is_not_http_is_answered_400_and_closed(tmp_path: Path, data:
         assert await connection.ended()
 
 
-async def test_an_offer_to_upgrade_is_ignored_and_not_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_upgrade_request_is_ignored_and_not_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with serving(tmp_path, head_s=0.5, linger_s=0.2) as server:
         for protocol in (b"websocket", b"h2c"):
             head = b"GET /healthz HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: " + protocol + b"\r\n\r\n"
@@ -423,7 +423,7 @@ async def test_an_offer_to_upgrade_is_ignored_and_not_logged(tmp_path: Path, cap
     assert [record for record in caplog.records if record.name.startswith("uvicorn")] == []
 
 
-async def test_a_client_that_reads_no_answers_is_dropped(tmp_path: Path) -> None:
+async def test_a_client_that_does_not_read_is_disconnected(tmp_path: Path) -> None:
     async with serving(tmp_path, unread_s=0.2) as server:
         connection = await server.connect()
         await connection.send(b"GET /healthz HTTP/1.1\r\n\r\n")
@@ -455,7 +455,7 @@ class Process:
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Process]:
-    """`gibil serve`. Neither GitHub nor the provider answers: nothing is started that a test would wait for."""
+    """Run `gibil serve`. Neither GitHub nor the provider answers, so no run needs to be waited for."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
     )
@@ -488,7 +488,7 @@ def served(tmp_path: Path) -> Iterator[Process]:
 
 
 def _refused(connections: list[socket.socket], enough: int) -> int:
-    """How many were answered with 503, until it is enough or nothing comes any more."""
+    """Return how many connections were answered with 503, up to this number."""
     refused = 0
     with selectors.DefaultSelector() as selector:
         for connection in connections:
@@ -501,13 +501,13 @@ def _refused(connections: list[socket.socket], enough: int) -> int:
     return min(refused, enough)
 
 
-def test_hundreds_of_megabytes_from_strangers_leave_the_memory_bounded_and_the_webhook_open(served: Process) -> None:
+def test_hundreds_of_megabytes_of_unsigned_uploads_leave_memory_bounded_and_the_webhook_reachable(served: Process) -> None:
     assert served.data_dir.stat().st_mode & 0o777 == 0o700  # it was 0755 before the start
     before = served.resident_mb()
     stop = threading.Event()
 
     def upload(connection: socket.socket, signature: str) -> None:
-        """24 of the 24 MiB that it announces, but for the last byte."""
+        """Upload the announced 24 MiB except for the last byte."""
         with contextlib.suppress(OSError):
             connection.sendall(post(b"", signature=signature, length=24 << 20))
             for _ in range(23):

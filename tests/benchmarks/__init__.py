@@ -1,1 +1,1 @@
-"""What gibil costs, as ratios against something real that is measured in the same run. A command, not part of pytest."""
+"""What gibil costs, as ratios to real programs that are measured in the same run. A command, not part of pytest."""

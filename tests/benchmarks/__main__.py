@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks`: the table of what gibil costs against real peers, measured now, on this box."""
+"""`python -m tests.benchmarks`: a table of what gibil costs compared with real peers, measured now on this computer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.benchmarks.context import Context
 from tests.benchmarks.peers import Peers
 
 ROWS: dict[str, Callable[[Context], list[Comparison]]] = {
-    "door": row_door.door,
+    "webhook": row_door.webhook,
     "busy": row_busy.busy,
     "start": row_door.start,
     "run": row_run.run,
@@ -37,7 +37,7 @@ ROWS: dict[str, Callable[[Context], list[Comparison]]] = {
 
 
 def machine() -> dict[str, object]:
-    """The kind of machine, not its name."""
+    """Return the kind of computer, not its name."""
     model = next(
         (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?"
     )
@@ -52,7 +52,7 @@ def machine() -> dict[str, object]:
 
 
 def main() -> int:
-    """0 when every aim was met that could be measured."""
+    """Return 0 if every measurable aim was met."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=ROWS, metavar="NAME", help=", ".join(ROWS))
     parser.add_argument("--json", type=Path, help="write everything that was measured, every sample, to this file")

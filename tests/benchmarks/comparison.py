@@ -1,4 +1,4 @@
-"""What a row of the table is: two measured sides, their ratio, and the aim that the ratio should meet."""
+"""A row of the table: two measured sides, their ratio, and the aim for the ratio."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from statistics import median
 
 
 class LeftOut(Exception):
-    """A row that this box cannot measure; the message is the reason."""
+    """A row that can't be measured on this computer; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """`at_most` for what should be small, `at_least` for what should be large."""
+    """`at_most` for values that should be small, `at_least` for large ones."""
 
     relation: str
     bound: float
@@ -37,7 +37,7 @@ def at_least(bound: float) -> Aim:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One row. `ours` and `peers` are all samples, in the order in which they were taken."""
+    """One row. `ours` and `peers` are all samples, in the order of measurement."""
 
     what: str
     peer: str
@@ -45,9 +45,9 @@ class Comparison:
     ours: list[float]
     peers: list[float]
     aim: Aim | None
-    """None: a number that explains others and has no aim of its own."""
+    """None: a number that explains others and has no aim."""
     facts: dict[str, object] = field(default_factory=dict)
-    """Whatever a reader needs to judge the row: counts, sizes, versions."""
+    """Values that a reader needs to judge the row: counts, sizes, versions."""
 
     @property
     def ratio(self) -> float:
@@ -74,7 +74,7 @@ class Comparison:
 
 
 def table(comparisons: list[Comparison]) -> str:
-    """Markdown: the medians of both sides, their ratio, the aim in brackets."""
+    """Return Markdown: the medians of both sides, their ratio, the aim in brackets."""
     lines = ["| what | gibil | against | | ratio | aim |", "|---|---|---|---|---|---|"]
     for row in comparisons:
         verdict = {True: "met", False: "**missed**", None: "–"}[row.met]
@@ -87,7 +87,7 @@ def table(comparisons: list[Comparison]) -> str:
 
 
 def _number(samples: list[float]) -> str:
-    """The median, and how far the samples lie apart."""
+    """Return the median and the range of the samples."""
 
     def short(value: float) -> str:
         return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -1,4 +1,4 @@
-"""What every row gets: a scratch folder and the peers."""
+"""The scratch folder and the peers, which every row gets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Context:
     peers: Peers
 
     def folder(self, name: str) -> Path:
-        """A folder of that name; it goes when the benchmark ends."""
+        """Return a folder with this name; it is deleted when the benchmark ends."""
         folder = self.scratch / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder

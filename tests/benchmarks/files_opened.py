@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.files_opened [--checkout DIR] [--list]
 
-Runs the real bot and the real command as processes that write down each file in which they enter a function (trace_hook):
+Runs the real bot and the real command as processes that record each file in which they enter a function (trace_hook):
 the bot between the delivery of a `/gibil test` and the closed check run, and `gibil run NAME true` from its start to its end.
 Files that only define types or constants don't count, nor do the local machines' daemon and the demonstration. `--checkout`:
 another version of the project, whose dependencies this Python has.
@@ -28,14 +28,14 @@ from typing import Any
 HOOK = Path(__file__).with_name("trace_hook")
 WITHIN_S = 120.0
 QUIET_S = 0.3
-"""Before the delivery, so that nothing of the bot's start is counted with it."""
+"""Pause before the delivery, so that the bot's start isn't counted."""
 REPOSITORY = "ada/engine"
 FILES = {"engine.py": "POWER = 1\n", ".gibil.yml": "tasks:\n  - name: compile\n    run: python3 -m compileall -q engine.py\n"}
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Where processes of one checkout write what they enter."""
+    """Where the processes of one checkout record the files that they enter."""
 
     checkout: Path
     file: Path
@@ -46,7 +46,7 @@ class Trace:
         return own | {"GIBIL_TRACE_FILE": str(self.file), "GIBIL_TRACE_ROOT": f"{self.checkout}/gibil_bot/"} | more
 
     def entered(self, pid: int, begin_s: float, end_s: float) -> list[str]:
-        """The files of the package in which a process entered functions in that period."""
+        """Return the files of the package in which a process entered functions in this period."""
         root = self.checkout / "gibil_bot"
         lines = [line.split(" ", 2) for line in self.file.read_text().splitlines()]
         paths = {
@@ -56,8 +56,8 @@ class Trace:
 
 
 async def delivery(trace: Trace, folder: Path) -> list[str]:
-    """The bot's files, from one comment to its closed check run."""
-    from gibil_bot.demo.github_double import GitHubDouble  # of the checkout: see main
+    """Return the bot's files, from one comment to its completed check run."""
+    from gibil_bot.demo.github_double import GitHubDouble  # from the checkout: see main
 
     secret = secrets.token_hex(16)
     async with GitHubDouble.start(folder / "github", webhook_secret=secret) as github:
@@ -99,7 +99,7 @@ async def delivery(trace: Trace, folder: Path) -> list[str]:
 
 
 def command(trace: Trace, folder: Path) -> list[str]:
-    """The files of `gibil run NAME true`, on a machine that exists."""
+    """Return the files of `gibil run NAME true`, on an existing machine."""
     environment = trace.environment(HOME=str(folder), GIBIL_DATA_DIR=str(folder / "data"), GIBIL_PROVIDER="local")
 
     def gibil(*arguments: str) -> int:
@@ -127,7 +127,7 @@ def _value(line: bytes) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _scratch() -> Iterator[Path]:
-    """A folder; at the end the daemon of its local machines is stopped, which would wait half a minute for more work."""
+    """A folder. At its end the daemon of its local machines is stopped; it would wait half a minute for more work."""
     with tempfile.TemporaryDirectory(prefix="gibil-files-") as name:
         try:
             yield Path(name)
@@ -158,7 +158,7 @@ def main() -> None:
         parser.error(f"{checkout} is not a checkout of gibil-bot")
     sys.path.insert(0, str(checkout))
     with _scratch() as folder:
-        # In `folder`, since `python -m` would find the package of this checkout in its working directory.
+        # In `folder`, because `python -m` would import the package of this checkout from its working directory.
         for what, files in (
             ("one delivery (the bot)", asyncio.run(delivery(Trace(checkout, folder / "delivery"), folder))),
             ("gibil run NAME true (the command)", command(Trace(checkout, folder / "command"), folder)),

@@ -1,8 +1,8 @@
-"""The load: many clients that each post a signed delivery, wait for the answer, and post the next one.
+"""The load generator: many clients that each post a signed delivery, wait for the response, and post the next one.
 
     python -m tests.benchmarks.load --port 8080 --path /webhook --secret-env SECRET --clients 50 --deliveries 5000
 
-A process of its own, with requests built beforehand and no HTTP library, so that what is measured is the server. The same for
+It is a separate process with prebuilt requests and no HTTP library, so that only the server is measured. The same for
 every server. Prints one JSON object.
 """
 
@@ -25,7 +25,7 @@ ANSWER_WITHIN_S = 60.0
 
 
 class Client(asyncio.Protocol):
-    """One keep-alive connection. Takes the next head from `heads` until there is none."""
+    """One keep-alive connection, which sends heads from `heads` until none is left."""
 
     def __init__(self, heads: list[bytes], body: bytes, took: list[float], statuses: dict[int, int]) -> None:
         self._heads = heads
@@ -80,7 +80,7 @@ def _is_whole(response: bytes) -> bool:
 
 
 def request_heads(path: str, secret: str, body: bytes, count: int) -> list[bytes]:
-    """The headers of `count` deliveries of that body, as GitHub sends them, each with a GUID of its own."""
+    """Return the headers of `count` deliveries of this body, as GitHub sends them, each with a different GUID."""
     signature = hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
     return [
         (

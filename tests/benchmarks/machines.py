@@ -1,4 +1,4 @@
-"""Local machines for the benchmarks: a data directory with a daemon that is warm, and plain asyncssh onto its machines."""
+"""Local machines for the benchmarks: a data directory with a warm daemon, and plain asyncssh connections."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ TTL_S = 600
 class Yard:
     """Machines of one data directory."""
 
-    def __init__(self, forge: MachineFactory) -> None:
-        self.forge = forge
-        self.owner = forge.keyring.machine_owner()
+    def __init__(self, factory: MachineFactory) -> None:
+        self.factory = factory
+        self.owner = factory.keyring.machine_owner()
         self._numbers = itertools.count()
 
     def new_name(self) -> str:
         return f"bench-{next(self._numbers)}"
 
     async def create(self) -> tuple[Machine, Shell]:
-        """As the runner does it."""
-        return await self.forge.create(self.new_name(), self.owner, TTL_S)
+        """Create a machine as the runner does."""
+        return await self.factory.create(self.new_name(), self.owner, TTL_S)
 
     async def create_by_hand(self, egress_allow: tuple[str, ...] = ()) -> Machine:
-        """The provider alone, with keys made beforehand."""
+        """Create a machine with the provider alone, with prepared keys."""
         name = self.new_name()
-        keyring = self.forge.keyring
-        return await self.forge.provider.create(
+        keyring = self.factory.keyring
+        return await self.factory.provider.create(
             MachineSpec(
                 name=name,
                 owner=self.owner,
@@ -56,11 +56,11 @@ class Yard:
         )
 
     async def connect_by_hand(self, machine: Machine) -> asyncssh.SSHClientConnection:
-        return await connect_by_hand(machine.endpoint, self.forge.keyring.client_key(machine.name))
+        return await connect_by_hand(machine.endpoint, self.factory.keyring.client_key(machine.name))
 
 
 async def connect_by_hand(endpoint: Endpoint, client_key: str) -> asyncssh.SSHClientConnection:
-    """asyncssh as its documentation shows it, with the host key pinned."""
+    """Connect with asyncssh as its documentation shows, with the host key pinned."""
     where: dict[str, Any] = {"host": endpoint.host, "port": endpoint.port}
     if endpoint.unix_path is not None:
         sock = socket.socket(socket.AF_UNIX)
@@ -79,25 +79,25 @@ async def connect_by_hand(endpoint: Endpoint, client_key: str) -> asyncssh.SSHCl
 
 @contextlib.asynccontextmanager
 async def yard(data_dir: Path) -> AsyncIterator[Yard]:
-    """Raises LeftOut where no local machine can be forged. All machines are burned at the end, and the daemon goes."""
+    """Raises LeftOut if no local machine can be created. At the end all machines are destroyed, and the daemon ends."""
     data_dir.mkdir(parents=True, exist_ok=True)
-    forge = open_factory(Settings(data_dir=data_dir, database_url=""))
-    it = Yard(forge)
+    factory = open_factory(Settings(data_dir=data_dir, database_url=""))
+    it = Yard(factory)
     try:
         try:
-            await forge.provider.probe()
+            await factory.provider.probe()
         except Unavailable as error:
             raise LeftOut(error.message) from None
         yield it
     finally:
-        for machine in await forge.list():
-            await forge.destroy(machine.name)
-        await forge.close()
+        for machine in await factory.list():
+            await factory.destroy(machine.name)
+        await factory.close()
         await end_daemon(data_dir)
 
 
 async def end_daemon(data_dir: Path) -> None:
-    """It would go by itself, some time later. Returns when it has gone; one that keeps machines stays, and that is an error."""
+    """End the daemon without waiting for its idle timeout; return when it has ended. A daemon that has machines is an error."""
     daemon = await asyncio.to_thread(read_daemon, LocalPaths(data_dir.absolute()))
     if daemon is None:
         return

@@ -1,4 +1,4 @@
-"""OpenSSH as the peer: a real sshd on a loopback port, and a master connection of its own client."""
+"""OpenSSH as the peer: a real sshd on a loopback port, and a master connection of its client."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.benchmarks.servers import free_port
 
 @dataclass(frozen=True, kw_only=True)
 class Sshd:
-    """Where it answers and the private key that it accepts, in OpenSSH's PEM form."""
+    """The server's address, and the private key that it accepts, in OpenSSH's PEM form."""
 
     endpoint: Endpoint
     client_key: str
@@ -32,7 +32,7 @@ class Sshd:
 
 @contextlib.asynccontextmanager
 async def sshd(folder: Path) -> AsyncIterator[Sshd]:
-    """In the foreground, for the user who runs the benchmark. Raises LeftOut where it cannot run."""
+    """Run sshd in the foreground, for the user who runs the benchmark. Raises LeftOut if it can't run."""
     program = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
     if program is None or shutil.which("ssh") is None:
         raise LeftOut("OpenSSH is not installed (Debian: openssh-server, openssh-client)")
@@ -54,7 +54,7 @@ async def sshd(folder: Path) -> AsyncIterator[Sshd]:
         folder / "config",
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host_key\nAuthorizedKeysFile {folder}/authorized_keys\n"
         "PidFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n"
-        # An empty home: the shell must not read the start-up files of whoever runs this.
+        # An empty home: the shell must not read the user's start-up files.
         f"MaxSessions 200\nMaxStartups 100\nPrintMotd no\nSetEnv HOME={folder}/home\n".encode(),
     )
     process = await asyncio.create_subprocess_exec(
@@ -72,7 +72,7 @@ async def sshd(folder: Path) -> AsyncIterator[Sshd]:
 
 
 def login(server: Sshd, *options: str) -> list[str]:
-    """The words of an `ssh` call that logs in; the last one is the target."""
+    """Return the arguments of an `ssh` call that logs in; the last one is the target."""
     return [
         "ssh", "-F", "none", *options, "-p", str(server.endpoint.port), "-i", str(server.folder / "client_key"),
         "-o", f"UserKnownHostsFile={server.folder}/known_hosts", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes",
@@ -82,7 +82,7 @@ def login(server: Sshd, *options: str) -> list[str]:
 
 @contextlib.contextmanager
 def master(server: Sshd) -> Iterator[list[str]]:
-    """The words of an `ssh` call that goes through one open master connection."""
+    """Return the arguments of an `ssh` call that uses an open master connection."""
     *words, target = login(server, "-S", str(server.folder / "ctl"))
     quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.run([*words, "-M", "-o", "ControlPersist=yes", target, "true"], check=True, timeout=20, **quiet)

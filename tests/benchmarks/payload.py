@@ -1,6 +1,6 @@
-"""A comment as GitHub delivers it: all the addresses, a long pull request text, and no command for us.
+"""A comment as GitHub delivers it: all URLs, a long pull request text, and no gibil command.
 
-Field names from https://docs.github.com/webhooks/webhook-events-and-payloads#issue_comment; the values are made up.
+Field names from https://docs.github.com/webhooks/webhook-events-and-payloads#issue_comment; the values are invented.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _repository() -> dict[str, object]:
 
 
 def payload() -> bytes:
-    """The body, the same for every delivery."""
+    """Return the body, which is the same for every delivery."""
     issue = "https://api.github.com/repos/ada/analytical-engine/issues/7"
     comment = "https://api.github.com/repos/ada/analytical-engine/issues/comments/1200000001"
     labels = [

@@ -1,4 +1,4 @@
-"""The peers, installed by their ordinary clients into a folder that can be kept between runs."""
+"""The peers, installed by their ordinary clients into a folder that later runs can reuse."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ NOX = "nox"
 
 
 class Peers:
-    """Each method installs what is not there yet. Raises LeftOut when it cannot be had."""
+    """Each method installs what is missing, and raises LeftOut if that fails."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def probot(self) -> Path:
-        """A folder whose node_modules hold Probot."""
+        """Return a folder whose node_modules contains Probot."""
         folder = self._folder / "probot"
         if not (folder / "node_modules" / "probot").is_dir():
             npm = _program("npm")
@@ -37,7 +37,7 @@ class Peers:
         return f"Probot {json.loads(package.read_text())['version']} on node {node}"
 
     def nox(self) -> Path:
-        """The program, in an environment of its own with this very Python."""
+        """Return the program, installed in a virtual environment of this Python."""
         program = self._folder / "nox" / "bin" / "nox"
         if not program.exists():
             _run([sys.executable, "-m", "venv", str(self._folder / "nox")])

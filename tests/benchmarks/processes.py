@@ -1,4 +1,4 @@
-"""Processes that a benchmark starts: pinned, measured from /proc, and ended by their own number."""
+"""Processes that a benchmark starts: pinned to CPUs, measured from /proc, and ended by pid."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def cpus() -> list[int]:
 
 
 def server_cpus() -> set[int]:
-    """Where the measured side runs: the first CPU, or the only one."""
+    """Return the CPUs of the measured side: the first one, or the only one."""
     return {cpus()[0]}
 
 
 def client_cpus() -> set[int]:
-    """Where the load comes from: all others, or the only one."""
+    """Return the CPUs of the load: all others, or the only one."""
     return set(cpus()[1:]) or server_cpus()
 
 
@@ -33,7 +33,7 @@ def client_cpus() -> set[int]:
 def started(
     command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path, on_cpus: set[int] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of its own group, output in `log`; ended, and what it started with it, when the block is left."""
+    """A process in a new process group, with its output in `log`; at the end it and its children are killed."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             command, env=dict(environment), cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
@@ -54,7 +54,7 @@ def started(
 
 
 def wait_until(what: str, condition: Callable[[], bool], *, within_s: float, every_s: float = 0.002) -> float:
-    """Seconds until the condition held. Raises TimeoutError."""
+    """Return the seconds until the condition held. Raises TimeoutError."""
     start = time.perf_counter()
     while not condition():
         if time.perf_counter() - start > within_s:
@@ -64,7 +64,7 @@ def wait_until(what: str, condition: Callable[[], bool], *, within_s: float, eve
 
 
 def tree(pid: int) -> list[int]:
-    """The process and all that descend from it."""
+    """Return the process and all its descendants."""
     found = [pid]
     for parent in found:
         with contextlib.suppress(OSError):
@@ -74,7 +74,7 @@ def tree(pid: int) -> list[int]:
 
 
 def cpu_s(pid: int) -> float:
-    """CPU seconds of the process and its descendants, of those that have ended too."""
+    """Return the CPU seconds of the process and its descendants, including those that have ended."""
     total = 0
     for each in tree(pid):
         with contextlib.suppress(OSError):
@@ -84,7 +84,7 @@ def cpu_s(pid: int) -> float:
 
 
 def resident_mb(pid: int) -> float:
-    """Resident memory of the process and its descendants; pages that they share are counted in each."""
+    """Return the resident memory of the process and its descendants; shared pages are counted in each."""
     total = 0
     for each in tree(pid):
         with contextlib.suppress(OSError):
@@ -95,7 +95,7 @@ def resident_mb(pid: int) -> float:
 
 
 def wait_until_quiet(pid: int, *, within_s: float = 120.0) -> None:
-    """Until the process has used next to no CPU for a moment: what it was given is worked off."""
+    """Wait until the process has used almost no CPU for a moment, because its work is done."""
     deadline = time.perf_counter() + within_s
     before = cpu_s(pid)
     while time.perf_counter() < deadline:

@@ -1,6 +1,6 @@
-"""The bot's door while 20 runs are in progress: their tasks print, their check runs are kept up to date, deliveries come in.
+"""The web server while 20 runs are in progress: tasks print, check runs are updated, deliveries arrive.
 
-Probot is measured in turn, on the same CPU, beside the same 20 machines.
+Probot is measured in alternation, on the same CPU, with the same 20 machines running.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def busy(context: Context) -> list[Comparison]:
 
 async def _busy(context: Context) -> list[Comparison]:
     data_dir = context.folder("gibil") / "data"
-    async with yard(data_dir):  # says when there can be no machines, and burns what is left
+    async with yard(data_dir):  # reports whether machines can be created, and destroys remaining ones
         return await _measure(context)
 
 
@@ -87,7 +87,7 @@ async def _start_runs(github: GitHubDouble, gibil: Server) -> None:
 
 
 def _cloning(github: GitHubDouble) -> int:
-    """Runs whose check run does not say yet that a task is running."""
+    """Return runs whose check run doesn't show a running task yet."""
     return RUNS - sum(check.status == "in_progress" for check in github.check_runs(REPOSITORY, None))
 
 

@@ -1,8 +1,8 @@
 """Requests to GitHub's API for one commented `/gibil test`, from the comment until the bot is idle again.
 
 Counted at the GitHub double, in a public and in a private repository with one `.gibil.yml` on the base branch. The pull request
-is a member's, from a branch, and was opened while the bot listened; what its opening cost is a fact of the row. Git's own
-requests (the clone) are not API calls. Tokens are credentials and nothing that people see: calls, but not writes.
+is a member's, from a branch, and was opened while the bot was running; the requests of its opening are facts of the row. Git's
+own requests (the clone) aren't API calls. Tokens are credentials that users don't see: they are calls, but not writes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def calls(context: Context) -> list[Comparison]:
 
 
 async def _calls(context: Context) -> list[Comparison]:
-    async with yard(context.folder("gibil") / "data"):  # says when there can be no machines, and destroys what is left
+    async with yard(context.folder("gibil") / "data"):  # reports whether machines can be created, and destroys remaining ones
         async with GitHubDouble.start(context.folder("github"), webhook_secret=SECRET) as github:
             for visibility, name in REPOSITORIES.items():
                 await github.add_repository(name, FILES, private=visibility == "private")
@@ -70,7 +70,7 @@ def _rows(visibility: str, opening: Counter[str], counted: Counter[str]) -> list
 
 
 async def _run(github: GitHubDouble, gibil: Server, repository: str) -> tuple[Counter[str], Counter[str]]:
-    """What the opening of a pull request and one commented command asked of GitHub, by method and path without numbers."""
+    """Return the requests for opening a pull request and for one command, by method and path without numbers."""
     before = len(github.requests)
     number = await github.open_pull_request(repository, "change", {"change.txt": "changed\n"}, "ada")
     opened = await _idle(github, gibil)
@@ -95,7 +95,7 @@ def _counted(requests: Sequence[RequestRecord]) -> Counter[str]:
 
 
 async def _idle(github: GitHubDouble, gibil: Server) -> int:
-    """How many requests there were, once every delivery is handled and everything is published."""
+    """Return the number of requests, once every delivery is handled and everything is published."""
     await github.webhooks_sent()
     async with asyncio.timeout(WITHIN_S):
         counts = await asyncio.to_thread(health, gibil.port)

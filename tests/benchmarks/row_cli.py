@@ -1,4 +1,4 @@
-"""How soon the command line answers: `gibil --help` against `nox --help`, each in a Python of the same version."""
+"""How soon the command line responds: `gibil --help` against `nox --help`, each in a Python of the same version."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""From nothing to the first command at a prompt: `gibil create` and `gibil run`, with no process of gibil's there before.
+"""From nothing to the first command at a prompt: `gibil create` and `gibil run`, with no gibil process running before.
 
-Beside it what one would do by hand: an overlay with bubblewrap in it, and OpenSSH's client, which logs in anew for a command.
+Compared with the same by hand: an overlay with bubblewrap, and OpenSSH's client, which logs in for each command.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ROUNDS = 10
 
 
 def cold(context: Context) -> list[Comparison]:
-    """Wall-clock time of whole processes. The tree that machines stand on is there: it is built once for each box."""
+    """Wall-clock time of whole processes. The base tree of machines exists: it is built once per computer."""
     return asyncio.run(_cold(context))
 
 

@@ -1,6 +1,6 @@
-"""The bot's door against Probot's server: what is acknowledged, how late the slowest, at what cost; and how soon it is open.
+"""The web server against Probot's: acknowledged deliveries, latency of the slowest, CPU cost, and start-up time.
 
-Ours stores each delivery durably before it answers and handles it afterwards; Probot stores nothing and calls an empty handler.
+gibil stores each delivery durably before it responds, and handles it afterwards; Probot stores nothing, with an empty handler.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RATE, SLOWEST, COST, MEMORY = at_least(1.4), at_most(0.9), at_most(0.75), at_mos
 
 
 class Samples:
-    """What one server showed, a sample a round."""
+    """The measurements of one server, one sample per round."""
 
     def __init__(self) -> None:
         self.per_s: list[float] = []
@@ -35,7 +35,7 @@ class Samples:
         before = cpu_s(server.pid)
         answer = post_load(server, CLIENTS, DELIVERIES)
         if quiet:
-            # What is handled after the answer is part of the cost, and must not disturb the other side's turn.
+            # Handling after the response is part of the cost, and must not disturb the other side's turn.
             wait_until_quiet(server.pid)
         self.cpu_ms.append((cpu_s(server.pid) - before) / DELIVERIES * 1000)
         self.per_s.append(answer["per_s"])
@@ -43,8 +43,8 @@ class Samples:
         self.client_busy.append(round(answer["client_busy"], 2))
 
 
-def door(context: Context) -> list[Comparison]:
-    """50 clients, each waiting for its answer before it posts again."""
+def webhook(context: Context) -> list[Comparison]:
+    """50 clients, each of which waits for its response before it posts again."""
     key = private_key()
     ours, theirs = Samples(), Samples()
     with contextlib.ExitStack() as stack:
@@ -105,7 +105,7 @@ def compare(
 
 
 def start(context: Context) -> list[Comparison]:
-    """From the start of the process until the health address answers, and what is resident then."""
+    """From the start of the process until the health address responds, and the resident memory then."""
     key = private_key()
     ready: dict[str, list[float]] = {"gibil": [], "probot": []}
     resident: dict[str, list[float]] = {"gibil": [], "probot": []}

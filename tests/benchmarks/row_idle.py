@@ -13,8 +13,8 @@ from tests.benchmarks.context import Context
 from tests.benchmarks.machines import Yard, yard
 
 COUNTS = (7, 20)
-SETTLE_S = 6.0
-"""Longer than the polling intervals grow: what follows the creation of a machine isn't idleness."""
+QUIET_S = 6.0
+"""Longer than the longest polling interval: the time right after a machine's creation isn't idle."""
 MEASURE_S = 15.0
 PROMISED_PERCENT = 1.0
 _SLEEPER = "setsid sleep 600 >/dev/null 2>&1 </dev/null &"
@@ -41,7 +41,7 @@ async def _idle(context: Context) -> list[Comparison]:
 async def _measure(data_dir: Path, what: str, aim: Aim | None) -> Comparison:
     daemon = await asyncio.to_thread(read_daemon, LocalPaths(data_dir.absolute()))
     assert daemon is not None
-    await asyncio.sleep(SETTLE_S)
+    await asyncio.sleep(QUIET_S)
     before = cpu_s(daemon.pid)
     await asyncio.sleep(MEASURE_S)
     percent = 100 * (cpu_s(daemon.pid) - before) / MEASURE_S
@@ -66,6 +66,6 @@ async def _leave_a_sleeper(machines: Yard, machine: Machine) -> None:
 
 
 def cpu_s(pid: int) -> float:
-    """User and system time of the process and of those children that it waited for (proc(5))."""
+    """Return user and system time of the process and of the children that it waited for (proc(5))."""
     fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     return sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")

@@ -1,4 +1,4 @@
-"""A machine's beginning and end: forge to first command, and burn, against an overlay with bubblewrap in it."""
+"""A machine's start and end: creation to first command, and destruction, against an overlay with bubblewrap."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROUNDS = 12
 
 
 def machine(context: Context) -> list[Comparison]:
-    """Each round a fresh machine of ours and a fresh overlay; both write a little before they are burned."""
+    """Each round uses a new machine and a new overlay; both get a few files before they are destroyed."""
     return uvloop.run(_machine(context))
 
 
@@ -29,43 +29,43 @@ async def _machine(context: Context) -> list[Comparison]:
     if os.geteuid() != 0 or shutil.which("bwrap") is None:
         raise LeftOut("an overlay by hand needs root, and bubblewrap (bwrap)")
     first: dict[str, list[float]] = {"ours": [], "by hand": []}
-    burn: dict[str, list[float]] = {"ours": [], "by hand": []}
+    destroy: dict[str, list[float]] = {"ours": [], "by hand": []}
     async with yard(context.folder("d")) as machines:
         for number in range(ROUNDS + 2):
             begun = time.perf_counter()
-            forged, shell = await machines.create()
+            created, shell = await machines.create()
             result = await shell.run("echo ready > /root/file; cat /root/file")
             ready = time.perf_counter() - begun
             assert result.stdout == b"ready\n"
             begun = time.perf_counter()
             await shell.close()
-            await machines.forge.destroy(forged.name)
-            burned = time.perf_counter() - begun
+            await machines.factory.destroy(created.name)
+            destroyed = time.perf_counter() - begun
             with by_hand(context.folder(f"o{number}")) as overlay:
                 pass
             if number >= 2:
                 first["ours"].append(ready * 1000)
-                burn["ours"].append(burned * 1000)
+                destroy["ours"].append(destroyed * 1000)
                 first["by hand"].append(overlay.first_s * 1000)
-                burn["by hand"].append(overlay.burn_s * 1000)
+                destroy["by hand"].append(overlay.destroy_s * 1000)
     peer = "overlay + bubblewrap"
     return [
         Comparison(
-            what="forge, connect, first command", peer=peer, unit="ms",
+            what="create, connect, first command", peer=peer, unit="ms",
             ours=first["ours"], peers=first["by hand"], aim=at_most(2.5),
         ),
-        Comparison(what="burn", peer=peer, unit="ms", ours=burn["ours"], peers=burn["by hand"], aim=at_most(1.5)),
+        Comparison(what="destroy", peer=peer, unit="ms", ours=destroy["ours"], peers=destroy["by hand"], aim=at_most(1.5)),
     ]  # fmt: skip
 
 
 class Took:
     first_s = 0.0
-    burn_s = 0.0
+    destroy_s = 0.0
 
 
 @contextlib.contextmanager
 def by_hand(folder: Path) -> Iterator[Took]:
-    """The same by hand: an overlay over the box's own files, a shell in new namespaces in it; then all of it away again."""
+    """Do the same by hand: an overlay over the host's files, a shell in new namespaces on it; then remove both."""
     took = Took()
     for name in ("upper", "work", "merged"):
         (folder / name).mkdir()
@@ -93,11 +93,11 @@ def by_hand(folder: Path) -> Iterator[Took]:
     finally:
         _unmount(folder / "merged")
     shutil.rmtree(folder)
-    took.burn_s = time.perf_counter() - begun
+    took.destroy_s = time.perf_counter() - begun
 
 
 def _unmount(path: Path) -> None:
-    """What bubblewrap started may need a moment to die: it keeps the overlay busy."""
+    """Processes of bubblewrap may need a moment to end, and until then keep the overlay busy."""
     deadline = time.perf_counter() + 10
     while subprocess.run(["umount", path], capture_output=True).returncode != 0:
         if time.perf_counter() > deadline:

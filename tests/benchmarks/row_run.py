@@ -1,8 +1,8 @@
-"""A whole run of three tasks by our runner, against the same steps with asyncssh by hand.
+"""A whole run of three tasks by gibil's runner, against the same steps with asyncssh by hand.
 
 Both create a local machine, clone the same commit over HTTP from the same server, run the tasks and destroy the machine.
-Our runner also asks for a clone token and revokes it, and stores and journals every step; by hand nothing of that is done.
-How long the tasks take on this host, without a machine, is reported as a fact and not subtracted: a machine's disk can be
+The runner also requests a clone token and revokes it, and stores and journals every step; the steps by hand don't.
+The duration of the tasks on this host, without a machine, is reported as a fact and not subtracted: a machine's disk can be
 faster than the host's.
 """
 
@@ -44,8 +44,8 @@ REPOSITORY = "ada/engine"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """What all of them work on."""
+class Setting:
+    """The server, repository and folders that both sides use."""
 
     github: GitHubClient
     source: Source
@@ -53,7 +53,7 @@ class Place:
 
     @property
     def clone(self) -> str:
-        """By hand, in a folder of one's own."""
+        """Clone by hand, into a new folder."""
         return (
             f"git clone --quiet {self.source.repository.clone_url} project && cd project "
             f"&& git fetch --quiet origin {self.source.sha} && git checkout --quiet --detach {self.source.sha}"
@@ -69,22 +69,22 @@ async def _run(context: Context) -> list[Comparison]:
     by_hand: list[float] = []
     ours: list[float] = []
     async with yard(context.folder("d")) as machines, GitHubDouble.start(context.folder("github")) as double:
-        place = await _place(double)
+        setting = await _setting(double)
         try:
             for number in range(ROUNDS + 2):
                 begun = time.perf_counter()
-                await asyncio.to_thread(_bare, place, context.folder(f"bare-{number}"))
+                await asyncio.to_thread(_bare, setting, context.folder(f"bare-{number}"))
                 bare_s = time.perf_counter() - begun
                 begun = time.perf_counter()
-                await _by_hand(machines, place)
+                await _by_hand(machines, setting)
                 by_hand_s = time.perf_counter() - begun
-                ours_s = await _ours(machines, place, context.folder(f"run-{number}"))
+                ours_s = await _ours(machines, setting, context.folder(f"run-{number}"))
                 if number >= 2:
                     bare.append(bare_s * 1000)
                     by_hand.append(by_hand_s * 1000)
                     ours.append(ours_s * 1000)
         finally:
-            await place.github.close()
+            await setting.github.close()
     return [
         Comparison(
             what="three tasks on a fresh machine",
@@ -98,7 +98,7 @@ async def _run(context: Context) -> list[Comparison]:
     ]
 
 
-async def _place(double: GitHubDouble) -> Place:
+async def _setting(double: GitHubDouble) -> Setting:
     files = {f"{number}.txt": f"file {number}\n" * 200 for number in range(FILES)}
     await double.add_repository(REPOSITORY, files)
     number = await double.open_pull_request(REPOSITORY, "change", {"change.txt": "changed\n"}, "ada")
@@ -119,14 +119,14 @@ async def _place(double: GitHubDouble) -> Place:
         trust=Trust.TRUSTED,
         actor="ada",
     )
-    return Place(github=github, source=source, egress=urlsplit(double.url).netloc)
+    return Setting(github=github, source=source, egress=urlsplit(double.url).netloc)
 
 
-async def _ours(machines: Yard, place: Place, folder: Path) -> float:
-    """Seconds from the claim to the stored conclusion."""
+async def _ours(machines: Yard, setting: Setting, folder: Path) -> float:
+    """Return the seconds from the claim to the stored conclusion."""
     tasks = tuple(TaskPlan(name=name, run=script) for name, script in TASKS)
     plan = Plan(workflow="bench", title="bench", path="bench.yml", tasks=tasks, comment="never")
-    new = NewRun(id=secrets.token_hex(8), delivery_guid="try", source=place.source, plan=plan)
+    new = NewRun(id=secrets.token_hex(8), delivery_guid="try", source=setting.source, plan=plan)
     store = await open_store(f"sqlite:///{folder / 'gibil.db'}")
     try:
         delivery = Delivery(guid="bench", event_name="bench", event=Ignored(reason="bench"), received_at=datetime.now(UTC))
@@ -137,12 +137,12 @@ async def _ours(machines: Yard, place: Place, folder: Path) -> float:
         assert claim is not None
         tools = Tools(
             runs=store.runs,
-            factory=machines.forge,
-            transfer=PullRequestClone(place.github),
+            factory=machines.factory,
+            transfer=PullRequestClone(setting.github),
             logs=folder / "logs",
             owner=machines.owner,
             secrets=ScopedSecrets(),
-            egress=(place.egress,),
+            egress=(setting.egress,),
         )
         begun = time.perf_counter()
         conclusion = await Runner(tools, claim).run()
@@ -154,24 +154,24 @@ async def _ours(machines: Yard, place: Place, folder: Path) -> float:
     return took
 
 
-async def _by_hand(machines: Yard, place: Place) -> None:
-    """Forge, connect, clone, three commands, burn."""
-    machine = await machines.create_by_hand(egress_allow=(place.egress,))
+async def _by_hand(machines: Yard, setting: Setting) -> None:
+    """Create, connect, clone, run three commands, destroy."""
+    machine = await machines.create_by_hand(egress_allow=(setting.egress,))
     try:
         connection = await machines.connect_by_hand(machine)
-        await connection.run(f"cd /root && {place.clone}", check=True)
+        await connection.run(f"cd /root && {setting.clone}", check=True)
         for _, script in TASKS:
             await connection.run(f"cd /root/project && {script}", check=True)
         connection.close()
         await connection.wait_closed()
     finally:
-        await machines.forge.provider.destroy(machine.name)
+        await machines.factory.provider.destroy(machine.name)
 
 
-def _bare(place: Place, folder: Path) -> None:
-    """The script on a fresh clone, one shell for each task as everywhere."""
+def _bare(setting: Setting, folder: Path) -> None:
+    """Run the script in a new clone, with one shell for each task, as on a machine."""
     environment = bare_environment(folder)
-    subprocess.run(["bash", "-ec", place.clone], cwd=folder, env=environment, check=True)
+    subprocess.run(["bash", "-ec", setting.clone], cwd=folder, env=environment, check=True)
     for _, script in TASKS:
         subprocess.run(["bash", "-ec", script], cwd=folder / "project", env=environment, check=True, stdout=subprocess.DEVNULL)
     shutil.rmtree(folder)

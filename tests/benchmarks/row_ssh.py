@@ -1,4 +1,4 @@
-"""The way onto a machine: the Shell against bare asyncssh on the same machine, and against OpenSSH's own master connection."""
+"""Commands on a machine: the Shell against bare asyncssh on the same machine, and against OpenSSH's master connection."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FIRSTS = 10
 
 
 def command(context: Context) -> list[Comparison]:
-    """`true`, one after the other, on a connection that is open."""
+    """`true`, repeated, on an open connection."""
     return uvloop.run(_command(context))
 
 
@@ -63,7 +63,7 @@ async def _command(context: Context) -> list[Comparison]:
 
 
 def output(context: Context) -> list[Comparison]:
-    """100 MB of output: of a command, and of a detached job as tasks are."""
+    """100 MB of output: of a command, and of a detached job like those of tasks."""
     return uvloop.run(_output(context))
 
 
@@ -95,7 +95,7 @@ async def _output(context: Context) -> list[Comparison]:
 
 
 def first_command(context: Context) -> list[Comparison]:
-    """The first command after the login, over TCP: sshd's Nagle against our acknowledgements."""
+    """The first command after the login, over TCP: sshd's Nagle algorithm against the client's acknowledgements."""
     return uvloop.run(_first_command(context))
 
 

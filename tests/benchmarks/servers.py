@@ -1,4 +1,4 @@
-"""The two servers that are compared: `gibil serve`, and Probot's own with a handler that does nothing."""
+"""The two servers that are compared: `gibil serve`, and Probot's with an empty handler."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ run((app) => { app.on("issue_comment", async () => {}); });
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """A server that answers."""
+    """A server that responds."""
 
     name: str
     pid: int
     port: int
     webhook: str
     ready_s: float
-    """From the start of its process until it answered the first health request."""
+    """Seconds from the start of its process until the response to the first health request."""
 
 
 def private_key() -> str:
-    """An App's key, as GitHub generates them."""
+    """Return an App's key, as GitHub generates them."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
@@ -59,7 +59,7 @@ def free_port() -> int:
 
 
 def get_status(port: int, path: str) -> int:
-    """0 when nobody answers."""
+    """Return the status, or 0 if there is no response."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", path)
@@ -71,7 +71,7 @@ def get_status(port: int, path: str) -> int:
 
 
 def health(port: int) -> dict[str, int]:
-    """What `/healthz` counts."""
+    """Return the counts of `/healthz`."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         connection.request("GET", "/healthz")
@@ -82,13 +82,13 @@ def health(port: int) -> dict[str, int]:
 
 
 def bare_environment(home: Path) -> dict[str, str]:
-    """What a service gets: no settings of whoever runs the benchmark."""
+    """Return a service's environment, without settings of the user who runs the benchmark."""
     return {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8"}
 
 
 @contextlib.contextmanager
 def gibil_server(folder: Path, key: str, github_url: str | None = None, **more: str) -> Iterator[Server]:
-    """`gibil serve` with a data directory in `folder`. Without `github_url`, GitHub is a closed port."""
+    """Run `gibil serve` with a data directory in `folder`. Without `github_url`, GitHub is a closed port."""
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     environment = bare_environment(folder) | {
@@ -100,7 +100,7 @@ def gibil_server(folder: Path, key: str, github_url: str | None = None, **more: 
         "GIBIL_PORT": str(port),
         **more,
     }
-    # -P: nothing of the folder that the benchmark is started in can be imported; the package is the installed one.
+    # -P: nothing is imported from the folder in which the benchmark is started; the package is the installed one.
     command = [sys.executable, "-P", "-m", "gibil_bot", "serve"]
     with _server("gibil", command, environment, folder, port, "/healthz", "/webhook") as server:
         yield server
@@ -108,7 +108,7 @@ def gibil_server(folder: Path, key: str, github_url: str | None = None, **more: 
 
 @contextlib.contextmanager
 def probot_server(folder: Path, key: str, peers: Peers, log_level: str = "info") -> Iterator[Server]:
-    """Probot's `run()` in production mode; its default level of logging is `info`."""
+    """Run Probot's `run()` in production mode; its default log level is `info`."""
     home = peers.probot()
     (home / "app.mjs").write_text(PROBOT_APP)
     folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +144,7 @@ def _server(
 
 
 def post_load(server: Server, clients: int, deliveries: int) -> dict[str, float]:
-    """Run the load client against it. Raises RuntimeError unless every delivery was acknowledged."""
+    """Run the load generator against the server. Raises RuntimeError unless every delivery was acknowledged."""
     command = [
         sys.executable, "-m", "tests.benchmarks.load", "--port", str(server.port), "--path", server.webhook,
         "--secret-env", "LOAD_SECRET", "--clients", str(clients), "--deliveries", str(deliveries),
@@ -167,6 +167,6 @@ def post_load(server: Server, clients: int, deliveries: int) -> dict[str, float]
 
 
 def stored_deliveries(data_dir: Path) -> int:
-    """How many deliveries are really in the bot's database."""
+    """Return the number of deliveries in the bot's database."""
     with contextlib.closing(sqlite3.connect(f"file:{data_dir / 'gibil.db'}?mode=ro", uri=True)) as db:
         return int(db.execute("select count(*) from deliveries").fetchone()[0])

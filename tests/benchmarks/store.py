@@ -1,8 +1,8 @@
-"""What the store costs in process: accepting deliveries from 50 callers at once, and claiming beside a long history.
+"""The in-process cost of the store: accepting deliveries from 50 callers at once, and claiming with a long history.
 
     python tests/benchmarks/store.py [--deliveries 30000] [--history 0] [--folder DIR]
 
-Prints one JSON object. The fsync time of the disk is measured beside it, because every number here stands on it.
+Prints one JSON object, with the fsync time of the disk, on which every number depends.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ COMMAND = CommentCreated(
 
 
 def run(number: int) -> NewRun:
-    """Twenty repositories, each run in a group of its own."""
+    """Return a run of one of twenty repositories, in a group that no other run has."""
     repository = Repository(
         id=number % 20, full_name=f"ada/r{number % 20}", clone_url="https://github.com/ada/r", default_branch="main"
     )
@@ -69,7 +69,7 @@ def run(number: int) -> NewRun:
 
 
 async def timed(calls: int, call: Callable[[int], Awaitable[object]]) -> tuple[float, float, float]:
-    """(calls a second, median ms, 99th percentile ms) of CALLERS callers who share the work."""
+    """Return (calls a second, median ms, 99th percentile ms) of CALLERS callers who share the work."""
     numbers = iter(range(calls))
     took: list[float] = []
 
@@ -87,7 +87,7 @@ async def timed(calls: int, call: Callable[[int], Awaitable[object]]) -> tuple[f
 
 
 async def write_history(store: SqliteStore, count: int) -> None:
-    """That many finished runs, each of a delivery that is handled."""
+    """Write this many finished runs, each with a handled delivery."""
 
     async def work(number: int) -> None:
         guid = f"history-{number}"
@@ -108,7 +108,7 @@ async def write_history(store: SqliteStore, count: int) -> None:
 
 
 def fsync_ms(folder: Path) -> float:
-    """The median of 50 appends of one page."""
+    """Return the median of 50 appends of one page."""
     took = []
     with (folder / "fsync").open("wb", buffering=0) as file:
         for _ in range(50):

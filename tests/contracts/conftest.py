@@ -1,4 +1,4 @@
-"""Fixtures that several contracts share."""
+"""Fixtures that several contract tests share."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What the tests of the GitHub double share: a double with one repository, an App that signs in, a receiver of webhooks."""
+"""Helpers for the tests of the GitHub double: a double with one repository, an authenticated App, a webhook receiver."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SECRET = "a secret that signs"
 
 
 def app_jwt(github: GitHubDouble, **changes: Any) -> str:
-    """A JWT as the App makes it; `changes` replace claims, None removes one."""
+    """Return the App's JWT; `changes` replaces claims, and None removes one."""
     now = int(time.time())
     claims: dict[str, Any] = {"iat": now - 60, "exp": now + 540, "iss": str(github.app_id)} | changes
     claims = {name: value for name, value in claims.items() if value is not None}
@@ -34,7 +34,7 @@ def app_jwt(github: GitHubDouble, **changes: Any) -> str:
 
 @dataclass
 class App:
-    """The App, signed in over real HTTP."""
+    """The App, authenticated over real HTTP."""
 
     github: GitHubDouble
     http: httpx.AsyncClient
@@ -55,7 +55,7 @@ class App:
 
 @contextlib.asynccontextmanager
 async def signed_in(directory: Path, **options: Any) -> AsyncIterator[App]:
-    """A double with the repository ada/engine, where the App is installed."""
+    """Start a double with the repository ada/engine, where the App is installed."""
     async with GitHubDouble.start(directory, webhook_secret=SECRET, **options) as github:
         await github.add_repository(REPOSITORY, FILES)
         async with httpx.AsyncClient(base_url=github.url, timeout=10, trust_env=False, verify=NO_AUTHORITIES) as http:
@@ -64,12 +64,12 @@ async def signed_in(directory: Path, **options: Any) -> AsyncIterator[App]:
 
 @dataclass
 class Receiver:
-    """Takes webhooks and keeps them."""
+    """Receives webhooks and stores them."""
 
     url: str = ""
     status: int = 202
     silent: asyncio.Event | None = None
-    """When set, answers wait for it."""
+    """If given, responses wait for this event."""
     got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,7 +97,7 @@ async def receiving() -> AsyncIterator[Receiver]:
 
 
 async def run_git(*arguments: str, cwd: Path, ok: bool = True) -> tuple[int, str]:
-    """The real git of this box, without anybody's configuration; (exit status, what it printed)."""
+    """Run the real git without the user's configuration; return the exit status and its output."""
     process = await asyncio.create_subprocess_exec(
         "git",
         "-c",

@@ -1,6 +1,6 @@
-"""The seed's contract with those who script the command line: its shell examples as they are written, and its JSON keys.
+"""The seed's contract with scripts that use the command line: its shell examples, unchanged, and its JSON keys.
 
-Any provider has to keep it: test_machine_commands.py runs it on `local`, test_seed_on_hetzner.py on cloud servers.
+Every provider has to fulfil it: test_machine_commands.py runs it on `local`, test_seed_on_hetzner.py runs it on cloud servers.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ LISTED = {
 ERROR = {"error", "code", "message", "exit_code"}
 
 PROJECT = {"package.json": "{}", ".gibil.yml": "tasks: [{name: test, run: test -f package.json}]\n"}
-"""A checkout `project` in the folder where the examples run."""
+"""The files of the checkout `project`, in the folder where the examples run."""
 
-FORGE_AND_USE = """
+CREATE_AND_USE = """
 set -e
 RESULT=$(gibil create --name agent-task --repo file://$PWD/project --ttl 20 --json)
 test "$(echo "$RESULT" | jq -r .name)" = agent-task
@@ -37,7 +37,7 @@ while ! gibil run agent-task "test -f /root/.gibil-tasks-done" --json >/dev/null
 done
 gibil run agent-task "cd /root/project && ls package.json" --json | jq -r .stdout
 """
-BURN = """
+DESTROY = """
 gibil list --json | jq -r '.[].name'
 gibil destroy agent-task --json | jq -r .status
 """
@@ -50,7 +50,7 @@ cat created-* | jq -r .name
 gibil create --fleet $FLEET --name fleet --json >fleet
 jq -r '.instances[].name' fleet
 """
-THE_END_OF_ALL = """
+DESTROY_ALL = """
 set -e
 for n in $(seq $AGENTS); do gibil run agent-$n "echo $n >/root/mine; cat /root/mine" --json >ran-$n & done
 wait
@@ -74,8 +74,8 @@ echo "$ERROR" | jq -r '.error, .code'
 """
 
 
-def told_of_errors(name: str) -> list[str]:
-    """What ERROR_PATH prints, without empty lines."""
+def expected_error_output(name: str) -> list[str]:
+    """Return what ERROR_PATH prints, without empty lines."""
     return ["broken", "true", "true", "3 2", f"Server '{name}' not found", "SERVER_NOT_FOUND"]
 
 
@@ -87,7 +87,7 @@ def check_created(view: dict[str, Any], provider: str) -> None:
 
 
 def check_what_works_on_a_machine(line: CommandLine, name: str, created: dict[str, Any], repo: str) -> None:
-    """Every command that needs a machine with a repository, made by `gibil create`, but for the one that burns it."""
+    """Check every command that needs a machine with a repository, created by `gibil create`, except `destroy`."""
     (listed,) = [view for view in line.json("list") if view["name"] == name]
     assert listed.keys() >= LISTED
     assert (listed["status"], listed["repo"], listed["labels"]["made-by"]) == ("running", repo, "gibil create")

@@ -1,4 +1,4 @@
-"""The machines that the Shell's contract is checked against: three ways to have one, one way to look into it."""
+"""The machines that the Shell contract is tested on: three kinds of machine, and one way to inspect each."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ KINDS = ("inside", "openssh", "local")
 
 @dataclass(frozen=True)
 class Far:
-    """A machine, the key to it, and the home folder there."""
+    """A machine, its key, and the home directory on it."""
 
     endpoint: Endpoint
     client_key: str
     home: str
     folder: Path
-    """A short path of the test's own on this box."""
+    """A directory with a short path on this host, for this test only."""
     mark: str = field(default_factory=lambda: secrets.token_hex(4))
 
     def name(self, word: str) -> str:
-        """An id for a job that no other test uses at the same time.
+        """Return a job id that no other test uses at the same time.
 
-        A job is killed by its tag, wherever in /proc it is; on "inside" and "openssh" that is this box, whose root sees the
-        processes of every other test, and into every local machine.
+        A job is killed by its tag, found anywhere in /proc. For "inside" and "openssh" that is this host, where root sees the
+        processes of every other test and of every local machine.
         """
         return f"{word}-{self.mark}"
 
@@ -52,7 +52,7 @@ class Far:
 
 @contextlib.asynccontextmanager
 async def far_machine(kind: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Far]:
-    """Short paths, because a Unix socket's path may have 107 bytes and pytest's folders use them up."""
+    """Start a machine. Paths are short: a Unix socket's path has at most 107 bytes, and pytest's directories use most of it."""
     folder = Path(tempfile.mkdtemp(prefix="gibil-", dir="/tmp"))
     try:
         if kind == "local":
@@ -93,7 +93,7 @@ async def shell(far: Far) -> AsyncIterator[SSHShell]:
 
 
 async def end_of(shell: Shell, job_id: str, *, within_s: float = 20.0) -> Exit:
-    """Follow a job to its end."""
+    """Follow a job until it ends."""
     async with asyncio.timeout(patient(within_s)):
         items = [item async for item in shell.attach(job_id)]
     assert isinstance(items[-1], Exit)
@@ -101,7 +101,7 @@ async def end_of(shell: Shell, job_id: str, *, within_s: float = 20.0) -> Exit:
 
 
 async def followed(shell: Shell, job_id: str) -> tuple[bytes, bytes, int]:
-    """A job to its end: all of stdout, all of stderr, the exit status. Checks that offsets add up and that Exit comes last."""
+    """Follow a job until it ends; return stdout, stderr and status. Check that offsets add up and that Exit comes last."""
     output = {"stdout": b"", "stderr": b""}
     status: int | None = None
     async for item in shell.attach(job_id):
@@ -117,6 +117,6 @@ async def followed(shell: Shell, job_id: str) -> tuple[bytes, bytes, int]:
 
 
 async def alive(shell: Shell, marker: str) -> int:
-    """How many processes on the machine have the marker among their arguments. (The search hears of it on stdin.)"""
+    """Return how many processes on the machine have the marker in their arguments. The search itself gets it on stdin."""
     result = await shell.run("grep -lzs -F -f - /proc/[0-9]*/cmdline | wc -l", stdin=marker.encode() + b"\n")
     return int(result.stdout)

@@ -1,4 +1,4 @@
-"""What the store's tests are told about: a clock that they turn, and nouns with everything but the point left out."""
+"""Builders for the store's tests: a clock that the tests set, and values in which only the fields that matter are given."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DAY_S = 86400.0
 
 
 class Clock:
-    """Stands still until it is turned."""
+    """A clock that moves only when a test advances it."""
 
     def __init__(self) -> None:
         self.now = 1_800_000_000.25
@@ -44,7 +44,7 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
-    def turn(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         self.now += seconds
 
     @property
@@ -57,7 +57,7 @@ def run_id(digest: bytes, distinction: str) -> str:
 
 
 def intake_policy(commands_per_hour: int = 1000) -> Policy:
-    """An operator who allows trusted code."""
+    """Return the policy of an operator who allows trusted code."""
     return Policy(
         allowed_accounts=None,
         untrusted="refuse",
@@ -90,14 +90,14 @@ def command(body: str = "/gibil test", *, repository: int = 1, number: int = 7) 
 
 
 def delivery(guid: str = "guid-1", event: Event | None = None) -> Delivery:
-    """A command, unless another event is named."""
+    """Return a delivery of a command, or of the given event."""
     return Delivery(
         guid=guid, event_name="issue_comment", event=event or command(), received_at=RECEIVED_AT, digest=guid.encode()
     )
 
 
 def unread(guid: str = "guid-1", payload: bytes = b'{"action": "created"}') -> Delivery:
-    """A delivery whose payload could not be read."""
+    """Return a delivery whose payload could not be read."""
     return Delivery(guid=guid, event_name="issue_comment", event=None, payload=payload, received_at=RECEIVED_AT)
 
 
@@ -111,7 +111,7 @@ def new_run(
     sha: str = "0123456789abcdef0123456789abcdef01234567",
     guid: str = "guid-1",
 ) -> NewRun:
-    """In a group of its own, unless one is named."""
+    """Return a run in a concurrency group that no other run has, or in the given one."""
     name = f"ada/engine-{repository}"
     source = Source(
         installation_id=99,
@@ -159,22 +159,22 @@ def comment(key: str = "comment:1:7:test", body: str = "hello", number: int = 7)
     return Notification(key=key, installation_id=99, repository="ada/engine", update=update)
 
 
-async def settle(store: Store, settlement: DeliveryOutcome, guid: str, arrived: Delivery | None = None) -> None:
-    """A delivery that comes in and to that."""
+async def handle(store: Store, outcome: DeliveryOutcome, guid: str, arrived: Delivery | None = None) -> None:
+    """Accept a delivery, claim it and complete it with this outcome."""
     assert await store.inbox.accept(arrived or delivery(guid))
     claimed = await store.inbox.claim("intake", limit=100, lease_s=60)
     assert guid in [one.guid for one in claimed]
-    await store.inbox.complete("intake", guid, settlement)
+    await store.inbox.complete("intake", guid, outcome)
 
 
 async def queue(store: Store, *runs: NewRun) -> None:
-    """These runs, in that order, each by a delivery of its own."""
+    """Queue these runs in this order, each with a separate delivery."""
     for run in runs:
-        await settle(store, DeliveryOutcome(runs=[run]), f"for {run.id}")
+        await handle(store, DeliveryOutcome(runs=[run]), f"for {run.id}")
 
 
 Queue = Callable[..., Awaitable[None]]
-"""Queues these runs, in that order."""
+"""Queues these runs in this order."""
 
 
 @dataclass(frozen=True)
@@ -186,17 +186,17 @@ class RunStoreAdapter:
 
 @contextlib.asynccontextmanager
 async def run_store_adapter(kind: str, folder: Path, clock: Clock) -> AsyncIterator[RunStoreAdapter]:
-    """`kind`: sqlite | memory."""
+    """Open an adapter; `kind` is sqlite or memory."""
     if kind == "memory":
         memory = MemoryRuns(clock)
 
-        async def the_same() -> RunStore:
+        async def same_store() -> RunStore:
             return memory
 
         async def queue_in_memory(*new_runs: NewRun) -> None:
             memory.queue(*new_runs)
 
-        yield RunStoreAdapter(the_same, queue_in_memory)
+        yield RunStoreAdapter(same_store, queue_in_memory)
         return
     opened: list[Store] = []
 
@@ -205,7 +205,7 @@ async def run_store_adapter(kind: str, folder: Path, clock: Clock) -> AsyncItera
         return opened[-1].runs
 
     async def queue_by_delivery(*new_runs: NewRun) -> None:
-        await settle(opened[0], DeliveryOutcome(runs=new_runs), secrets.token_hex(8))
+        await handle(opened[0], DeliveryOutcome(runs=new_runs), secrets.token_hex(8))
 
     yield RunStoreAdapter(open_one, queue_by_delivery)
     for store in opened:

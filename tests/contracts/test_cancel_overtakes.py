@@ -1,4 +1,4 @@
-"""A comment that only cancels is handled before the deliveries that came before it, with the effect that it has in its turn."""
+"""A comment that only cancels is handled before the deliveries ahead of it, and has the effect that it has in order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WORKFLOWS = {
 
 @dataclass
 class SlowGitHub:
-    """Every account may write. Pull requests are answered while `open` is set."""
+    """A GitHub where every account may write. Pull requests are answered while `open` is set."""
 
     open: asyncio.Event = field(default_factory=asyncio.Event)
     asked: asyncio.Event = field(default_factory=asyncio.Event)
@@ -65,7 +65,7 @@ class Scene:
         return guid
 
     async def until(self, reached: Callable[[dict[str, Run], int], bool]) -> dict[str, Run]:
-        """`reached`(runs by delivery, unhandled deliveries)."""
+        """Wait until `reached(runs by delivery, unhandled deliveries)` is true."""
         signals = [self.store.inbox.changed(), self.store.runs.changed()]
         async with asyncio.timeout(patient(30)):
             while True:
@@ -111,7 +111,7 @@ async def test_a_cancellation_takes_effect_within_2_s_behind_a_burst_of_100_deli
         assert (await it.store.counts())["deliveries_unhandled"] == len(burst)
 
 
-async def test_what_was_asked_for_before_is_cancelled_and_what_comes_later_is_not(tmp_path: Path) -> None:
+async def test_a_cancellation_stops_earlier_commands_and_not_later_ones(tmp_path: Path) -> None:
     async with scene(tmp_path) as it:
         before, elsewhere = await it.comment("/gibil test"), await it.comment("/gibil test", number=8)
         cancel = await it.comment("/gibil cancel")
@@ -128,7 +128,7 @@ async def test_what_was_asked_for_before_is_cancelled_and_what_comes_later_is_no
         assert (await it.store.inbox.get(cancel)) is not None
 
 
-async def test_a_cancellation_of_one_workflow_leaves_the_others(tmp_path: Path) -> None:
+async def test_cancelling_one_workflow_leaves_the_others_running(tmp_path: Path) -> None:
     async with scene(tmp_path) as it:
         test, lint = await it.comment("/gibil test"), await it.comment("/gibil lint")
         await it.comment("/gibil cancel lint")
@@ -138,8 +138,8 @@ async def test_a_cancellation_of_one_workflow_leaves_the_others(tmp_path: Path) 
         assert {guid: run.cancel_reason for guid, run in runs.items()} == {test: None, lint: "cancelled by ada"}
 
 
-async def test_a_run_that_is_cancelled_before_it_is_queued_replaces_no_run_of_a_later_command(tmp_path: Path) -> None:
-    """Its delivery waited for GitHub, and is handled after the later one."""
+async def test_a_run_cancelled_before_it_is_queued_supersedes_no_later_run(tmp_path: Path) -> None:
+    """The cancelled run's delivery waited for GitHub, and is handled after the later command."""
     store = await open_store(f"sqlite:///{tmp_path}/gibil.db")
     try:
         for guid in ("early", "cancel", "later"):
@@ -154,12 +154,12 @@ async def test_a_run_that_is_cancelled_before_it_is_queued_replaces_no_run_of_a_
             "later": None,
             "early": "cancelled by ada",
         }
-        assert await store.prune() == 1  # nothing is left that it could stop
+        assert await store.prune() == 1  # no unfinished run is left that it could cancel
     finally:
         await store.close()
 
 
-async def test_with_nothing_to_cancel_the_answer_says_so(tmp_path: Path) -> None:
+async def test_cancelling_without_runs_is_answered(tmp_path: Path) -> None:
     async with scene(tmp_path) as it:
         await it.comment("/gibil cancel")
         await it.all_handled()

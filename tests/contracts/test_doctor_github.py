@@ -1,4 +1,4 @@
-"""What `gibil doctor` says about GitHub: how the App is registered there, or why there is no answer."""
+"""What `gibil doctor` reports about GitHub: the App's registration, or why GitHub didn't answer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def by_name(findings: list[Finding]) -> dict[str, Finding]:
     return {finding.name: finding for finding in findings}
 
 
-async def test_an_app_that_is_registered_as_app_yml_says_is_in_order(tmp_path: Path) -> None:
+async def test_an_app_registered_according_to_app_yml_passes(tmp_path: Path) -> None:
     double = GitHubDouble.start(tmp_path, permissions=MANIFEST.permissions, events=MANIFEST.events)
     async with double as github:
         github.webhook_url = "https://bot.acme.dev/webhook"
@@ -43,7 +43,7 @@ async def test_an_app_that_is_registered_as_app_yml_says_is_in_order(tmp_path: P
         assert {finding.name for finding in found} == {"GitHub", "App permissions", "App events", "App webhook"}
 
 
-async def test_forgotten_boxes_of_the_app_are_said_with_the_page_to_tick_them_on(tmp_path: Path) -> None:
+async def test_missing_permissions_and_events_are_reported_with_the_settings_page(tmp_path: Path) -> None:
     permissions = {**MANIFEST.permissions, "checks": "read"}
     async with GitHubDouble.start(tmp_path, permissions=permissions, events=MANIFEST.events[1:]) as github:
         github.webhook_url = "https://bot.acme.dev/"
@@ -55,7 +55,7 @@ async def test_forgotten_boxes_of_the_app_are_said_with_the_page_to_tick_them_on
         assert not any(found[name].ok for name in ("App permissions", "App events", "App webhook"))
 
 
-async def test_deliveries_that_fail_are_said_with_what_to_do(tmp_path: Path) -> None:
+async def test_failing_deliveries_are_reported_with_a_remedy(tmp_path: Path) -> None:
     async with GitHubDouble.start(tmp_path) as github:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
@@ -70,7 +70,7 @@ async def test_deliveries_that_fail_are_said_with_what_to_do(tmp_path: Path) -> 
         assert "can't reach" in found.fix or "proxy can't reach" in found.fix
 
 
-async def test_no_answer_is_about_the_network_and_not_about_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_answer_is_reported_as_a_network_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):  # a proxy would answer for the unknown host
         monkeypatch.delenv(variable, raising=False)
     async with GitHubDouble.start(tmp_path) as github:
@@ -85,7 +85,7 @@ async def test_no_answer_is_about_the_network_and_not_about_keys(tmp_path: Path,
             assert "tried again" not in found.detail
 
 
-async def test_a_wrong_key_is_about_the_key_and_the_id(tmp_path: Path) -> None:
+async def test_a_wrong_key_is_reported_with_the_app_id(tmp_path: Path) -> None:
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
     )

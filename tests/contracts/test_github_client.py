@@ -1,4 +1,4 @@
-"""The client against the GitHub double, over real HTTP: what it promises when GitHub fails, refuses, limits or forgets."""
+"""The client against the GitHub double, over real HTTP: its guarantees when GitHub fails, rejects, limits or loses requests."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ MARKER = "<!-- gibil:1:1:test -->"
 
 @dataclass
 class Clock:
-    """Time that passes only by `sleep`: a slow computer doesn't wait less."""
+    """Time that passes only in `sleep`, so that a slow computer doesn't shorten a wait."""
 
     ahead_s: float = 0.0
     slept: list[float] = field(default_factory=list)
@@ -106,7 +106,7 @@ class Scene:
 
 
 def due(
-    telling: Notification,
+    notification: Notification,
     *,
     remote_id: int | None = None,
     attempts: int = 0,
@@ -114,7 +114,7 @@ def due(
     priority: Priority = Priority.RESULT,
 ) -> DueNotification:
     return DueNotification(
-        notification=telling, revision=1, remote_id=remote_id, attempts=attempts, failures=failures, priority=priority
+        notification=notification, revision=1, remote_id=remote_id, attempts=attempts, failures=failures, priority=priority
     )
 
 
@@ -145,24 +145,24 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
             yield Scene(github, client, clock, number, github.head_sha(REPO, number))
 
 
-def test_it_is_the_port(scene: Scene) -> None:
+def test_the_client_implements_the_port(scene: Scene) -> None:
     def both(asks: GitHub, tells: Publisher) -> None:
-        """The type checker compares every signature."""
+        """Let the type checker compare every signature."""
 
     both(scene.client, scene.client)
 
 
-def test_importing_the_client_does_not_import_what_is_slow() -> None:
+def test_importing_the_client_imports_no_slow_module() -> None:
     slow = "('githubkit', 'httpx', 'pydantic')"
     script = f"import sys, gibil_bot.github.api.client; print([name for name in {slow} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=patient(60), check=True)
     assert done.stdout.strip() == "[]"
 
 
-# --- questions --------------------------------------------------------------------------------------------------------
+# --- queries ----------------------------------------------------------------------------------------------------------
 
 
-async def test_permission_is_read_fresh_every_time(scene: Scene) -> None:
+async def test_permission_is_queried_every_time(scene: Scene) -> None:
     scene.github.add_user("bob")
     scene.github.set_permission(REPO, "bob", "write")
     assert await scene.client.permission(scene.installation, REPO, "bob") == "write"
@@ -172,26 +172,26 @@ async def test_permission_is_read_fresh_every_time(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("login", ["nobody-of-that-name", "", ".", "..", "a/../../ada", "ada?x=1", "ada#"])
-async def test_whoever_is_not_known_has_no_permission(scene: Scene, login: str) -> None:
+async def test_an_unknown_user_has_no_permission(scene: Scene, login: str) -> None:
     assert await scene.client.permission(scene.installation, REPO, login) in ("none", "read")
 
 
 @pytest.mark.parametrize("repository", ["ada", "ada/engine/x", "../engine", "ada/..", "ada/engine?x", ""])
-async def test_a_repository_cannot_lead_to_another_address(scene: Scene, repository: str) -> None:
+async def test_a_repository_name_cannot_redirect_a_request(scene: Scene, repository: str) -> None:
     before = len(scene.github.requests)
     with pytest.raises(GitHubError):
         await scene.client.pull_request(scene.installation, repository, 1)
     assert len(scene.github.requests) == before
 
 
-async def test_a_pull_request_is_read_as_it_is_now(scene: Scene) -> None:
+async def test_a_pull_request_is_read_in_its_current_state(scene: Scene) -> None:
     pull = await scene.client.pull_request(scene.installation, REPO, scene.number)
     assert (pull.number, pull.head_sha, pull.head_ref, pull.base_ref, pull.is_open) == (1, scene.sha, "faster", "main", True)
     scene.github.close_pull_request(REPO, scene.number)
     assert not (await scene.client.pull_request(scene.installation, REPO, scene.number)).is_open
 
 
-async def test_the_pull_requests_of_a_commit_even_when_it_is_in_a_fork(scene: Scene) -> None:
+async def test_the_pull_requests_of_a_commit_are_found_also_when_it_is_in_a_fork(scene: Scene) -> None:
     forked = await scene.github.open_pull_request(REPO, "fix", {"a.py": "1\n"}, "eve", fork=True)
     sha = scene.github.head_sha(REPO, forked)
     assert [pull.number for pull in await scene.client.pull_requests_of(scene.installation, REPO, scene.sha)] == [1]
@@ -200,7 +200,7 @@ async def test_the_pull_requests_of_a_commit_even_when_it_is_in_a_fork(scene: Sc
     assert await scene.client.pull_requests_of(scene.installation, REPO, "0" * 40) == []
 
 
-async def test_who_pushed_a_branch_is_told_only_for_the_newest_push(scene: Scene) -> None:
+async def test_the_pusher_of_a_branch_is_returned_only_for_the_newest_push(scene: Scene) -> None:
     repository = Repository(id=7, full_name=REPO, clone_url=f"{scene.github.url}/{REPO}.git", default_branch="main")
     scene.github.add_user("robot[bot]", "Bot")
     sha = await scene.github.push(REPO, "a/#c&ref=main", {"a.py": "1\n"}, author="robot[bot]")
@@ -220,14 +220,14 @@ async def test_a_github_without_activity_leaves_the_pusher_unknown(scene: Scene,
     assert await scene.client.branch_push(scene.installation, repository, "faster", scene.sha) is None
 
 
-async def test_our_check_runs_of_a_commit(scene: Scene) -> None:
+async def test_only_this_apps_check_runs_of_a_commit_are_returned(scene: Scene) -> None:
     assert await scene.client.check_runs(scene.installation, REPO, scene.sha) == []
     await scene.client.publish(due(scene.check()))
     assert [name for name, _ in await scene.client.check_runs(scene.installation, REPO, scene.sha)] == ["gibil / test"]
     assert await scene.client.check_runs(scene.installation, REPO, "0" * 40) == []
 
 
-async def test_links_in_place_of_workflow_files(scene: Scene) -> None:
+async def test_a_workflow_file_may_be_a_link_only_to_a_file_of_its_repository(scene: Scene) -> None:
     sha = await scene.github.push(
         REPO,
         "links",
@@ -252,7 +252,7 @@ async def test_links_in_place_of_workflow_files(scene: Scene) -> None:
     assert [isinstance(content, UnusableFile) for content in files.values()] == [True]
 
 
-async def test_workflow_files_of_a_ref(scene: Scene) -> None:
+async def test_workflow_files_of_a_ref_are_read(scene: Scene) -> None:
     assert await scene.client.workflow_files(scene.installation, REPO, "main") == {}
     large = b"#" * 200_000
     huge = b"# " + b"x" * 2_000_000
@@ -279,7 +279,7 @@ async def test_workflow_files_of_a_ref(scene: Scene) -> None:
     assert await scene.client.workflow_files(scene.installation, REPO, sha) == expected
     before = scene.client.requests.total()
     assert await scene.client.workflow_files(scene.installation, REPO, sha) == expected
-    assert scene.client.requests.total() == before + 1, "the root tree alone"
+    assert scene.client.requests.total() == before + 1, "only the root tree"
     await scene.github.push(REPO, "main", {"engine.py": "changed\n"})
     assert await scene.client.workflow_files(scene.installation, REPO, "main") == expected
     assert scene.client.requests.total() == before + 2, "the workflow files did not change"
@@ -288,12 +288,12 @@ async def test_workflow_files_of_a_ref(scene: Scene) -> None:
     assert scene.client.requests.total() == before + 4, "the root tree and the new file"
 
 
-async def test_workflow_files_of_a_branch_with_a_slash_in_its_name(scene: Scene) -> None:
+async def test_workflow_files_are_read_from_a_branch_with_a_slash_in_its_name(scene: Scene) -> None:
     await scene.github.push(REPO, "release/1.0", {".gibil.yml": "name: old\n"})
     assert await scene.client.workflow_files(scene.installation, REPO, "release/1.0") == {".gibil.yml": b"name: old\n"}
 
 
-async def test_cached_workflow_files_are_not_shown_once_the_access_is_gone(scene: Scene) -> None:
+async def test_cached_workflow_files_are_not_returned_after_access_is_revoked(scene: Scene) -> None:
     await scene.github.push(REPO, "main", {".gibil.yml": "name: one\n"})
     installation = scene.installation
     assert await scene.client.workflow_files(installation, REPO, "main")
@@ -303,7 +303,7 @@ async def test_cached_workflow_files_are_not_shown_once_the_access_is_gone(scene
 
 
 @pytest.mark.parametrize("status", [404, 409, 422])
-async def test_workflow_files_are_read_by_path_when_the_tree_cannot_be_read(scene: Scene, status: int) -> None:
+async def test_workflow_files_are_read_by_path_when_the_tree_is_unreadable(scene: Scene, status: int) -> None:
     await scene.github.push(REPO, "main", {".gibil.yml": "name: one\n", ".gibil/workflows/a.yml": "name: a\n"})
     scene.github.fault("GET", r"/git/trees/", "error_before", status=status)
     files = await scene.client.workflow_files(scene.installation, REPO, "main")
@@ -316,7 +316,9 @@ def test_the_object_cache_is_bounded_in_objects_and_bytes() -> None:
         cache.put(1, REPO, str(number), b"x" * 10)
     assert (len(cache), cache.size, cache.get(1, REPO, "1"), cache.get(1, REPO, "2")) == (3, 30, None, b"x" * 10)
     cache.put(1, REPO, "large", b"x" * 85)
-    assert (len(cache), cache.size, cache.get(1, REPO, "2")) == (2, 95, b"x" * 10), "the least recently used ones are gone"
+    assert (len(cache), cache.size, cache.get(1, REPO, "2")) == (2, 95, b"x" * 10), (
+        "the least recently used objects are removed"
+    )
     cache.put(1, REPO, "too large", b"x" * 101)
     assert (len(cache), cache.size) == (0, 0)
     cache.put(1, REPO, "0", b"one")
@@ -324,19 +326,19 @@ def test_the_object_cache_is_bounded_in_objects_and_bytes() -> None:
     assert (len(cache), cache.size) == (1, 5)
 
 
-def test_the_object_cache_does_not_share_between_installations_or_repositories() -> None:
+def test_the_object_cache_is_separate_for_each_installation_and_repository() -> None:
     cache = ObjectCache()
     cache.put(1, REPO, "0", b"x")
     assert (cache.get(2, REPO, "0"), cache.get(1, "ada/other", "0"), cache.get(1, REPO, "0")) == (None, None, b"x")
 
 
-async def test_no_more_than_thirty_workflow_files_are_asked_for(scene: Scene) -> None:
+async def test_at_most_thirty_workflow_files_are_requested(scene: Scene) -> None:
     await scene.github.push(REPO, "main", {f".gibil/workflows/w{n:03}.yml": f"name: {n}\n" for n in range(40)})
     files = await scene.client.workflow_files(scene.installation, REPO, "main")
     assert list(files) == [f".gibil/workflows/w{n:03}.yml" for n in range(30)]
 
 
-async def test_one_file_that_fails_fails_the_whole_and_leaves_nothing_running(scene: Scene) -> None:
+async def test_one_failing_file_fails_the_read_and_cancels_the_other_requests(scene: Scene) -> None:
     await scene.github.push(REPO, "main", {f".gibil/workflows/w{n}.yml": f"name: {n}\n" for n in range(5)})
     scene.github.fault("GET", r"/git/blobs/", "error_before", times=100)
     with pytest.raises(GitHubError) as caught:
@@ -345,11 +347,11 @@ async def test_one_file_that_fails_fails_the_whole_and_leaves_nothing_running(sc
     assert len(asyncio.all_tasks()) < 10
 
 
-async def test_who_am_i_is_the_slug(scene: Scene) -> None:
+async def test_who_am_i_returns_the_slug(scene: Scene) -> None:
     assert await scene.client.who_am_i() == "gibil"
 
 
-async def test_who_am_i_says_what_is_wrong_with_the_set_up(scene: Scene) -> None:
+async def test_who_am_i_explains_an_authentication_failure(scene: Scene) -> None:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -371,7 +373,7 @@ async def test_who_am_i_says_what_is_wrong_with_the_set_up(scene: Scene) -> None
             assert "AAAA" not in str(caught.value)
 
 
-async def test_who_am_i_names_a_clock_that_is_wrong(scene: Scene) -> None:
+async def test_who_am_i_reports_a_wrong_clock(scene: Scene) -> None:
     scene.github.fault("GET", "/app$", "unauthorized", times=9)
     scene.clock.ahead_s = -900
     with pytest.raises(GitHubError, match=r"clock is \d+ s behind"):
@@ -381,7 +383,7 @@ async def test_who_am_i_names_a_clock_that_is_wrong(scene: Scene) -> None:
 # --- tokens -----------------------------------------------------------------------------------------------------------
 
 
-async def test_one_token_serves_many_questions_at_once(scene: Scene) -> None:
+async def test_concurrent_queries_share_one_token(scene: Scene) -> None:
     await asyncio.gather(*(scene.client.pull_request(scene.installation, REPO, 1) for _ in range(20)))
     assert scene.asked("POST", "/access_tokens") == 1
 
@@ -396,7 +398,7 @@ async def test_a_token_is_renewed_before_it_expires(scene: Scene) -> None:
     assert scene.asked("POST", "/access_tokens") == 2
 
 
-async def test_a_token_that_was_revoked_is_minted_anew_once(scene: Scene) -> None:
+async def test_a_revoked_token_is_replaced_once(scene: Scene) -> None:
     await scene.client.pull_request(scene.installation, REPO, 1)
     assert scene.github.revoke_tokens() == 1
     assert await scene.client.publish(due(scene.comment())) is not None
@@ -404,7 +406,7 @@ async def test_a_token_that_was_revoked_is_minted_anew_once(scene: Scene) -> Non
     assert len(scene.conversation()) == 1
 
 
-async def test_a_token_that_stays_refused_is_an_error_and_no_loop(scene: Scene) -> None:
+async def test_a_token_that_is_rejected_twice_is_an_error(scene: Scene) -> None:
     scene.github.fault("GET", "/pulls/1$", "unauthorized", times=99)
     with pytest.raises(GitHubError) as caught:
         await scene.client.pull_request(scene.installation, REPO, 1)
@@ -413,7 +415,7 @@ async def test_a_token_that_stays_refused_is_an_error_and_no_loop(scene: Scene) 
     assert scene.asked("POST", "/access_tokens") == 2
 
 
-async def test_a_clone_token_reads_one_repository_and_nothing_else(scene: Scene) -> None:
+async def test_a_clone_token_can_only_read_one_repository(scene: Scene) -> None:
     other = await scene.github.add_repository("ada/secret", {"x": "y"}, private=True)
     home = scene.github.state.repository(REPO)
     repository = Repository(id=home.id, full_name=REPO, clone_url="https://x/y", default_branch="main")
@@ -436,10 +438,10 @@ async def test_revoking_never_raises(scene: Scene) -> None:
     await scene.client.revoke_token("ghs_nonsense")
 
 
-# --- telling ----------------------------------------------------------------------------------------------------------
+# --- publishing --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_check_run_is_created_and_then_changed(scene: Scene) -> None:
+async def test_a_check_run_is_created_and_then_updated(scene: Scene) -> None:
     number = await scene.client.publish(due(scene.check()))
     done = scene.check(status="completed", conclusion="success", completed_at="2026-01-01T00:00:00Z")
     assert await scene.client.publish(due(done, remote_id=number, attempts=1)) == number
@@ -452,15 +454,15 @@ FAILURES_AFTER = ["error_after", "drop_after", "hang_after"]
 
 @pytest.mark.parametrize("kind", FAILURES_AFTER)
 @pytest.mark.parametrize("what", ["check", "comment"])
-async def test_a_write_that_took_effect_without_an_answer_is_found_and_not_repeated(
+async def test_a_write_whose_response_was_lost_is_found_and_not_repeated(
     tmp_path: Path, scene: Scene, kind: str, what: str
 ) -> None:
-    telling = scene.check() if what == "check" else scene.comment()
+    notification = scene.check() if what == "check" else scene.comment()
     route = "/check-runs$" if what == "check" else "/comments$"
     scene.github.fault("POST", route, kind, seconds=2)
     async with client_of(scene.github, scene.clock, read_timeout_s=0.3) as client:
         with pytest.raises(GitHubError) as caught:
-            await client.publish(due(telling))
+            await client.publish(due(notification))
         assert caught.value.retry_after_s is not None
         assert scene.asked("POST", route[:-1]) <= 1, "a POST is never repeated blindly"
         newer = scene.check(status="queued") if what == "check" else scene.comment("newer")
@@ -474,7 +476,7 @@ async def test_a_write_that_took_effect_without_an_answer_is_found_and_not_repea
 
 
 @pytest.mark.parametrize("kind", ["error_before", "drop_before"])
-async def test_a_write_without_effect_is_created_by_the_next_try(scene: Scene, kind: str) -> None:
+async def test_a_write_that_had_no_effect_is_created_by_the_next_attempt(scene: Scene, kind: str) -> None:
     scene.github.fault("POST", "/check-runs$", kind)
     with pytest.raises(GitHubError):
         await scene.client.publish(due(scene.check()))
@@ -483,14 +485,14 @@ async def test_a_write_without_effect_is_created_by_the_next_try(scene: Scene, k
 
 
 @pytest.mark.parametrize("kind", ["error_before", "error_after", "drop_before", "drop_after"])
-async def test_a_change_is_repeated_because_that_changes_nothing(scene: Scene, kind: str) -> None:
+async def test_an_update_is_retried_because_it_is_idempotent(scene: Scene, kind: str) -> None:
     number = await scene.client.publish(due(scene.check()))
     scene.github.fault("PATCH", "/check-runs/", kind, times=2)
     assert await scene.client.publish(due(scene.check(status="completed", conclusion="failure"), remote_id=number)) == number
     assert scene.github.check_runs(REPO)[0].conclusion == "failure"
 
 
-async def test_the_same_trouble_is_asked_about_less_and_less_often(scene: Scene) -> None:
+async def test_the_retry_delay_grows_with_repeated_failures(scene: Scene) -> None:
     waits = []
     for attempts in range(8):
         scene.github.fault("GET", "/check-runs$", "error_before", times=4)
@@ -504,21 +506,21 @@ async def test_the_same_trouble_is_asked_about_less_and_less_often(scene: Scene)
     assert waits[-1] <= 300
 
 
-async def test_only_our_own_check_run_is_taken_for_ours(scene: Scene) -> None:
+async def test_a_check_run_of_another_app_is_not_adopted(scene: Scene) -> None:
     first = await scene.client.publish(due(scene.check(external_id="aaaaaaaaaaaaaaaa")))
     second = await scene.client.publish(due(scene.check(), attempts=3))
     assert first != second
     assert await scene.client.publish(due(scene.check(), attempts=3)) == second
 
 
-async def test_somebody_elses_comment_with_our_marker_is_never_touched(scene: Scene) -> None:
+async def test_another_users_comment_with_the_marker_is_never_edited(scene: Scene) -> None:
     theirs = scene.github.comment(REPO, scene.number, "eve", f"{MARKER}\nmine!")
     number = await scene.client.publish(due(scene.comment(), attempts=1))
     assert number not in (None, theirs.id)
     assert theirs.body == f"{MARKER}\nmine!"
 
 
-async def test_a_task_that_prints_a_marker_does_not_get_our_comment_overwritten(scene: Scene) -> None:
+async def test_task_output_that_contains_a_marker_does_not_overwrite_a_comment(scene: Scene) -> None:
     first = await scene.client.publish(due(scene.comment(f"output:\n{MARKER[:-8]}docs -->")))
     docs = scene.comment("docs", marker=f"{MARKER[:-8]}docs -->")
     assert await scene.client.publish(due(docs, attempts=1)) not in (None, first)
@@ -538,7 +540,7 @@ async def test_a_comment_is_found_among_hundreds(scene: Scene) -> None:
     assert scene.client.requests["GET /repos/{repository}/issues/{number}/comments"] - before <= 10
 
 
-async def test_a_comment_that_somebody_deleted_is_written_anew(scene: Scene) -> None:
+async def test_a_deleted_comment_is_created_again(scene: Scene) -> None:
     number = await scene.client.publish(due(scene.comment()))
     assert number is not None
     scene.github.delete_comment(number)
@@ -547,12 +549,12 @@ async def test_a_comment_that_somebody_deleted_is_written_anew(scene: Scene) -> 
     assert scene.conversation() == [f"{MARKER}\nagain"]
 
 
-async def test_a_comment_that_only_brings_up_to_date_creates_nothing(scene: Scene) -> None:
+async def test_an_update_of_a_missing_comment_creates_nothing(scene: Scene) -> None:
     green = scene.comment("green", only_if_exists=True)
     assert await scene.client.publish(due(green)) is None
     assert scene.conversation() == []
     number = await scene.client.publish(due(scene.comment("red")))
-    assert await scene.client.publish(due(green)) == number, "found though its number was forgotten"
+    assert await scene.client.publish(due(green)) == number, "found although its id is unknown"
     assert await scene.client.publish(due(green, remote_id=number)) == number
     assert scene.conversation() == [f"{MARKER}\ngreen"]
     scene.github.delete_comment(number or 0)
@@ -561,17 +563,17 @@ async def test_a_comment_that_only_brings_up_to_date_creates_nothing(scene: Scen
 
 
 @pytest.mark.parametrize("is_review_comment", [False, True])
-async def test_a_reaction_may_be_told_twice(scene: Scene, is_review_comment: bool) -> None:
+async def test_a_reaction_may_be_published_twice(scene: Scene, is_review_comment: bool) -> None:
     say = scene.github.review_comment if is_review_comment else scene.github.comment
     comment = say(REPO, scene.number, "ada", "/gibil test")
-    telling = scene.reaction(comment.id, "eyes", is_review_comment=is_review_comment)
+    notification = scene.reaction(comment.id, "eyes", is_review_comment=is_review_comment)
     scene.github.fault("POST", "/reactions$", "error_after")
-    first = await scene.client.publish(due(telling))
-    assert await scene.client.publish(due(telling, attempts=1)) == first
+    first = await scene.client.publish(due(notification))
+    assert await scene.client.publish(due(notification, attempts=1)) == first
     assert [reaction.content for reaction in scene.github.reactions(comment.id)] == ["eyes"]
 
 
-async def test_what_github_will_never_take_is_not_tried_again(scene: Scene) -> None:
+async def test_a_permanently_rejected_write_is_not_retried(scene: Scene) -> None:
     refused = [
         scene.check(head_sha="0" * 40),
         scene.check(status="completed", conclusion="splendid"),
@@ -579,25 +581,25 @@ async def test_what_github_will_never_take_is_not_tried_again(scene: Scene) -> N
         scene.comment(number=4711),
         replace(scene.comment(), repository="ada/gone"),
     ]
-    for telling in refused:
+    for notification in refused:
         with pytest.raises(GitHubError) as caught:
-            await scene.client.publish(due(telling))
+            await scene.client.publish(due(notification))
         assert caught.value.retry_after_s is None, caught.value
         assert caught.value.status in (404, 410, 422)
 
 
-async def test_an_app_that_was_taken_away_is_not_asked_for_again(scene: Scene) -> None:
-    telling = scene.comment()
+async def test_an_uninstalled_app_is_not_queried_again(scene: Scene) -> None:
+    notification = scene.comment()
     scene.github.uninstall(REPO)
     with pytest.raises(GitHubError) as caught:
-        await scene.client.publish(due(telling))
+        await scene.client.publish(due(notification))
     assert caught.value.retry_after_s is None
 
 
 # --- limits -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_short_limit_is_waited_for_on_the_spot(scene: Scene) -> None:
+async def test_a_short_limit_is_waited_for_in_the_request(scene: Scene) -> None:
     scene.github.fault("POST", "/comments$", "secondary_limit", seconds=3)
     assert await scene.client.publish(due(scene.comment())) is not None
     assert max(scene.clock.slept) == pytest.approx(3, abs=0.5)
@@ -605,9 +607,7 @@ async def test_a_short_limit_is_waited_for_on_the_spot(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize(("kind", "seconds"), [("primary_limit", 1200), ("secondary_limit", 90)])
-async def test_a_long_limit_is_handed_back_and_pauses_everything_of_that_installation(
-    scene: Scene, kind: str, seconds: float
-) -> None:
+async def test_a_long_limit_is_raised_and_pauses_the_whole_installation(scene: Scene, kind: str, seconds: float) -> None:
     scene.github.fault("POST", "/check-runs$", kind, seconds=seconds)
     with pytest.raises(GitHubError) as caught:
         await scene.client.publish(due(scene.check()))
@@ -616,13 +616,13 @@ async def test_a_long_limit_is_handed_back_and_pauses_everything_of_that_install
     with pytest.raises(GitHubError) as paused:
         await scene.client.pull_request(scene.installation, REPO, 1)
     assert paused.value.retry_after_s is not None
-    assert len(scene.github.requests) == before, "nothing was asked"
-    assert await scene.client.who_am_i() == "gibil", "the App itself is counted apart"
+    assert len(scene.github.requests) == before, "no request was sent"
+    assert await scene.client.who_am_i() == "gibil", "the App itself has a separate limit"
     scene.clock.ahead_s += seconds + 2
     assert await scene.client.publish(due(scene.check(), attempts=1)) is not None
 
 
-async def test_a_limit_without_a_time_waits_a_minute_and_then_twice_as_long(scene: Scene) -> None:
+async def test_a_limit_without_a_time_waits_a_minute_and_doubles(scene: Scene) -> None:
     waits = []
     for _ in range(4):
         scene.github.fault("POST", "/check-runs$", "secondary_limit_bare")
@@ -635,10 +635,10 @@ async def test_a_limit_without_a_time_waits_a_minute_and_then_twice_as_long(scen
     scene.github.fault("POST", "/check-runs$", "secondary_limit_bare")
     with pytest.raises(GitHubError) as caught:
         await scene.client.publish(due(scene.check()))
-    assert caught.value.retry_after_s == 60, "a success begins anew"
+    assert caught.value.retry_after_s == 60, "a success resets the delay"
 
 
-async def test_comments_come_in_a_burst_and_then_a_second_apart(scene: Scene) -> None:
+async def test_comments_may_burst_and_are_then_a_second_apart(scene: Scene) -> None:
     began = scene.clock.monotonic()
     for number in range(20):
         await scene.client.publish(due(scene.comment(marker=f"<!-- {number} -->")))
@@ -649,7 +649,7 @@ async def test_comments_come_in_a_burst_and_then_a_second_apart(scene: Scene) ->
     assert len(scene.conversation()) == 26
 
 
-async def test_writes_that_do_not_stop_are_held_to_githubs_rate(scene: Scene) -> None:
+async def test_a_steady_stream_of_writes_stays_within_githubs_rate(scene: Scene) -> None:
     number = await scene.client.publish(due(scene.check()))
     began = scene.clock.monotonic()
     written = 0
@@ -659,15 +659,15 @@ async def test_writes_that_do_not_stop_are_held_to_githubs_rate(scene: Scene) ->
     assert 100 < written <= 100 + 120 * 3
 
 
-async def test_results_never_wait_behind_comments_and_reactions(scene: Scene) -> None:
+async def test_results_never_wait_for_comments_or_reactions(scene: Scene) -> None:
     first = scene.github.comment(REPO, scene.number, "ada", "/gibil test")
     for content in ("eyes", "rocket", "heart", "laugh", "hooray", "confused", "+1", "-1") * 7:
-        telling = scene.reaction(first.id, content)
-        await scene.client.publish(due(telling, priority=Priority.REACTION))
-    assert 0 < len(scene.clock.slept) < 10, "reactions leave half of the writes at once to others"
+        notification = scene.reaction(first.id, content)
+        await scene.client.publish(due(notification, priority=Priority.REACTION))
+    assert 0 < len(scene.clock.slept) < 10, "reactions leave half of the burst to other writes"
     for number in range(19):
-        telling = scene.comment(marker=f"<!-- {number} -->")
-        await scene.client.publish(due(telling, priority=Priority.COMMENT))
+        notification = scene.comment(marker=f"<!-- {number} -->")
+        await scene.client.publish(due(notification, priority=Priority.COMMENT))
     before = len(scene.clock.slept)
     check_run = await scene.client.publish(due(scene.check()))
     for _ in range(20):
@@ -675,7 +675,7 @@ async def test_results_never_wait_behind_comments_and_reactions(scene: Scene) ->
     assert len(scene.clock.slept) == before
 
 
-async def test_progress_is_handed_back_instead_of_waiting_so_that_its_result_can_be_told(scene: Scene) -> None:
+async def test_progress_is_postponed_so_that_the_result_can_be_published(scene: Scene) -> None:
     number = await scene.client.publish(due(scene.check()))
     progress = due(scene.check(), remote_id=number, priority=Priority.PROGRESS)
     for _ in range(39):
@@ -688,7 +688,7 @@ async def test_progress_is_handed_back_instead_of_waiting_so_that_its_result_can
     assert scene.clock.slept == []
 
 
-# --- answers that no GitHub should give, canned below the client ------------------------------------------------------
+# --- responses that GitHub shouldn't send, made by respx below the client -----------------------------------------------
 
 
 CANNED = "https://github.invalid/api/v3"
@@ -696,7 +696,7 @@ CANNED = "https://github.invalid/api/v3"
 
 @contextlib.asynccontextmanager
 async def canned(github: GitHubDouble) -> AsyncIterator[tuple[GitHubClient, respx.MockRouter, Clock]]:
-    """A client whose GitHub is respx; the double only lends its key."""
+    """A client whose GitHub is respx; only the key comes from the double."""
     clock = Clock()
     with respx.mock(assert_all_called=False) as router:
         token = {"token": "ghs_0123456789.abc-def", "expires_at": "2999-01-01T00:00:00Z"}
@@ -705,7 +705,7 @@ async def canned(github: GitHubDouble) -> AsyncIterator[tuple[GitHubClient, resp
             yield client, router, clock
 
 
-async def test_an_address_below_a_path_is_kept(scene: Scene) -> None:
+async def test_an_api_address_with_a_path_keeps_the_path(scene: Scene) -> None:
     async with canned(scene.github) as (client, router, _):
         route = router.get(f"{CANNED}/repos/ada/engine/collaborators/bob/permission").respond(200, json={"permission": "write"})
         assert await client.permission(1, REPO, "bob") == "write"
@@ -715,7 +715,7 @@ async def test_an_address_below_a_path_is_kept(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("level", ["maintain", "owner", "", "WRITE"])
-async def test_a_permission_that_we_do_not_know_is_none(scene: Scene, level: str) -> None:
+async def test_an_unknown_permission_means_none(scene: Scene, level: str) -> None:
     async with canned(scene.github) as (client, router, _):
         router.get(url__regex=r".*/permission$").respond(200, json={"permission": level})
         assert await client.permission(1, REPO, "bob") == "none"
@@ -724,7 +724,7 @@ async def test_a_permission_that_we_do_not_know_is_none(scene: Scene, level: str
 @pytest.mark.parametrize(
     "failure", [502, 500, httpx.ReadTimeout("slow"), httpx.RemoteProtocolError("cut"), httpx.WriteError("cut")]
 )
-async def test_a_post_that_may_have_worked_is_sent_once(scene: Scene, failure: int | Exception) -> None:
+async def test_a_post_that_may_have_taken_effect_is_sent_once(scene: Scene, failure: int | Exception) -> None:
     async with canned(scene.github) as (client, router, _):
         effect = httpx.Response(failure) if isinstance(failure, int) else failure
         route = router.post(f"{CANNED}/repos/{REPO}/issues/1/comments").mock(side_effect=[effect] * 9)
@@ -734,7 +734,7 @@ async def test_a_post_that_may_have_worked_is_sent_once(scene: Scene, failure: i
         assert caught.value.retry_after_s is not None
 
 
-async def test_a_post_that_was_never_sent_is_sent_again(scene: Scene) -> None:
+async def test_a_post_that_was_never_sent_is_retried(scene: Scene) -> None:
     async with canned(scene.github) as (client, router, _):
         answers: list[httpx.Response | Exception] = [
             httpx.ConnectError("refused"),
@@ -746,7 +746,7 @@ async def test_a_post_that_was_never_sent_is_sent_again(scene: Scene) -> None:
         assert route.call_count == 3
 
 
-async def test_a_clone_token_that_may_do_more_than_read_is_revoked_and_refused(scene: Scene) -> None:
+async def test_a_clone_token_with_write_access_is_revoked_and_rejected(scene: Scene) -> None:
     async with canned(scene.github) as (client, router, _):
         wide = {"token": "ghs_wide", "permissions": {"contents": "write", "metadata": "read"}}
         router.post(f"{CANNED}/app/installations/1/access_tokens").respond(201, json=wide)
@@ -768,7 +768,7 @@ async def test_a_clone_token_that_may_do_more_than_read_is_revoked_and_refused(s
         ({}, 60),
     ],
 )
-async def test_odd_headers_of_a_limit_still_make_us_wait(scene: Scene, headers: dict[str, str], wait: float) -> None:
+async def test_malformed_limit_headers_still_cause_a_wait(scene: Scene, headers: dict[str, str], wait: float) -> None:
     async with canned(scene.github) as (client, router, _):
         route = router.get(url__regex=r".*/permission$").respond(429, json={"message": "slow down"}, headers=headers)
         with pytest.raises(GitHubError) as caught:
@@ -778,17 +778,17 @@ async def test_odd_headers_of_a_limit_still_make_us_wait(scene: Scene, headers: 
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"[]", b"null", b'{"permission": 5}', b"\xff", b"[" * 200_000])
-async def test_an_answer_that_cannot_be_read_is_an_error_of_ours(scene: Scene, content: bytes) -> None:
+async def test_an_unreadable_response_is_a_github_error(scene: Scene, content: bytes) -> None:
     async with canned(scene.github) as (client, router, _):
         router.get(url__regex=r".*/permission$").respond(200, content=content)
         with pytest.raises(GitHubError):
             await client.permission(1, REPO, "bob")
 
 
-async def test_a_message_with_a_token_in_it_is_masked(scene: Scene) -> None:
+async def test_a_token_in_an_error_message_is_masked(scene: Scene) -> None:
     async with canned(scene.github) as (client, router, _):
-        said = {"message": "bad ghs_16C7e42F.292c-6912E7\n\x1b[31mred", "errors": [{"field": "body", "code": "too_long"}]}
-        router.get(url__regex=r".*/permission$").respond(422, json=said)
+        printed = {"message": "bad ghs_16C7e42F.292c-6912E7\n\x1b[31mred", "errors": [{"field": "body", "code": "too_long"}]}
+        router.get(url__regex=r".*/permission$").respond(422, json=printed)
         with pytest.raises(GitHubError) as caught:
             await client.permission(1, REPO, "bob")
         assert "16C7" not in str(caught.value)
@@ -797,7 +797,7 @@ async def test_a_message_with_a_token_in_it_is_masked(scene: Scene) -> None:
         assert "\x1b" not in str(caught.value)
 
 
-async def test_a_token_never_follows_to_another_host(scene: Scene) -> None:
+async def test_a_token_is_never_sent_to_another_host_after_a_redirect(scene: Scene) -> None:
     async with canned(scene.github) as (client, router, _):
         router.get(url__regex=rf"{CANNED}/.*/permission$").respond(302, headers={"location": "https://elsewhere.invalid/x"})
         elsewhere = router.get("https://elsewhere.invalid/x").respond(200, json={"permission": "admin"})
@@ -806,10 +806,10 @@ async def test_a_token_never_follows_to_another_host(scene: Scene) -> None:
         assert all("authorization" not in call.request.headers for call in elsewhere.calls)
 
 
-# --- failures of the way there ------------------------------------------------------------------------------------------
+# --- connection failures -----------------------------------------------------------------------------------------------
 
 
-async def test_a_question_is_asked_again_when_there_is_no_answer(scene: Scene) -> None:
+async def test_a_query_without_a_response_is_retried(scene: Scene) -> None:
     scene.github.fault("GET", "/pulls/1$", "error_before")
     scene.github.fault("GET", "/pulls/1$", "drop_before")
     scene.github.fault("GET", "/pulls/1$", "error_before", status=503)
@@ -818,7 +818,7 @@ async def test_a_question_is_asked_again_when_there_is_no_answer(scene: Scene) -
     assert sum(scene.clock.slept) < 8
 
 
-async def test_a_question_is_given_up_after_four_tries(scene: Scene) -> None:
+async def test_a_query_fails_after_four_attempts(scene: Scene) -> None:
     scene.github.fault("GET", "/pulls/1$", "error_before", times=99)
     with pytest.raises(GitHubError, match="502") as caught:
         await scene.client.pull_request(scene.installation, REPO, 1)
@@ -827,7 +827,7 @@ async def test_a_question_is_given_up_after_four_tries(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize(("kind", "timeout"), [("hang", "read_timeout_s"), ("slow_body", "total_timeout_s")])
-async def test_nothing_is_waited_for_without_end(scene: Scene, kind: str, timeout: str) -> None:
+async def test_every_wait_is_bounded(scene: Scene, kind: str, timeout: str) -> None:
     scene.github.fault("GET", "/pulls/1$", kind, times=99, seconds=1)
     async with client_of(scene.github, scene.clock, **{timeout: 0.2}) as client:
         with pytest.raises(GitHubError, match="didn't answer"):
@@ -835,7 +835,7 @@ async def test_nothing_is_waited_for_without_end(scene: Scene, kind: str, timeou
                 await client.pull_request(scene.installation, REPO, 1)
 
 
-async def test_a_cancelled_question_lets_go_and_the_next_one_is_answered(scene: Scene) -> None:
+async def test_a_cancelled_query_releases_its_connection_for_the_next_one(scene: Scene) -> None:
     scene.github.fault("POST", "/access_tokens$", "hang", seconds=0.5)
     asking = asyncio.create_task(scene.client.pull_request(scene.installation, REPO, 1))
     async with asyncio.timeout(patient(5)):
@@ -847,7 +847,7 @@ async def test_a_cancelled_question_lets_go_and_the_next_one_is_answered(scene: 
     assert (await scene.client.pull_request(scene.installation, REPO, 1)).number == 1
 
 
-async def test_errors_never_show_a_token_or_the_key(scene: Scene) -> None:
+async def test_errors_never_contain_a_token_or_the_key(scene: Scene) -> None:
     scene.github.fault("GET", "/pulls/1$", "unauthorized", times=9)
     with pytest.raises(GitHubError) as caught:
         await scene.client.pull_request(scene.installation, REPO, 1)
@@ -857,7 +857,7 @@ async def test_errors_never_show_a_token_or_the_key(scene: Scene) -> None:
     assert "PRIVATE KEY" not in shown
 
 
-# --- deliveries that never came -----------------------------------------------------------------------------------------
+# --- lost deliveries ----------------------------------------------------------------------------------------------------
 
 
 async def test_failed_deliveries_are_listed_until_they_arrive(tmp_path: Path) -> None:
@@ -898,7 +898,7 @@ async def receiving() -> AsyncIterator[Receiver]:
 
 @dataclass
 class Receiver:
-    """Takes webhooks and counts them."""
+    """Receives webhooks and counts them."""
 
     url: str = ""
     got: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The double lets in whom GitHub lets in: App JWTs, installation tokens, their scope and their end."""
+"""The double authenticates as GitHub does: App JWTs, installation tokens, their scope and their expiry."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from tests.contracts.double_kit import REPOSITORY, App, app_jwt, signed_in
 
 
-async def test_the_app_is_who_its_key_says(tmp_path: Path) -> None:
+async def test_an_app_is_identified_by_its_key(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         answer = await app.as_app("GET", "/app")
         assert answer.json()["slug"] == "gibil"
@@ -32,13 +32,13 @@ async def test_the_app_is_who_its_key_says(tmp_path: Path) -> None:
         ({"iss": "1"}, 404, "Integration not found"),
     ],
 )
-async def test_a_jwt_with_wrong_claims_is_refused(tmp_path: Path, changes: dict[str, object], status: int, words: str) -> None:
+async def test_a_jwt_with_wrong_claims_is_rejected(tmp_path: Path, changes: dict[str, object], status: int, words: str) -> None:
     async with signed_in(tmp_path) as app:
         answer = await app.ask("GET", "/app", token=app_jwt(app.github, **changes))
         assert (answer.status_code, words in answer.json()["message"]) == (status, True), answer.text
 
 
-async def test_a_jwt_of_another_key_is_refused(tmp_path: Path) -> None:
+async def test_a_jwt_signed_with_another_key_is_rejected(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         pem = other.private_bytes(
@@ -51,7 +51,7 @@ async def test_a_jwt_of_another_key_is_refused(tmp_path: Path) -> None:
             assert (answer.status_code, answer.json()["message"]) == (401, "A JSON web token could not be decoded")
 
 
-async def test_installation_tokens_do_not_open_the_apps_own_endpoints_and_the_other_way_round(tmp_path: Path) -> None:
+async def test_app_endpoints_need_a_jwt_and_repository_endpoints_a_token(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         assert (await app.ask("GET", "/app", token=await app.token())).status_code == 401
         comments = f"/repos/{REPOSITORY}/issues/1/comments"
@@ -60,7 +60,7 @@ async def test_installation_tokens_do_not_open_the_apps_own_endpoints_and_the_ot
         assert (await app.ask("POST", comments, json={"body": "x"})).status_code == 401
 
 
-async def test_a_token_ends_after_an_hour_and_by_revocation(tmp_path: Path) -> None:
+async def test_a_token_expires_after_an_hour_and_can_be_revoked(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         first, second = await app.token(), await app.token()
         assert (await app.ask("DELETE", "/installation/token", token=first)).status_code == 204
@@ -74,7 +74,7 @@ async def test_a_token_ends_after_an_hour_and_by_revocation(tmp_path: Path) -> N
         assert (await app.ask("GET", f"/repos/{REPOSITORY}", token=third)).status_code == 401
 
 
-async def test_a_token_sees_only_its_repositories(tmp_path: Path) -> None:
+async def test_a_token_can_access_only_its_repositories(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         first = await app.github.add_repository("ada/secret", {"a": "1"}, private=True)
         await app.github.add_repository("ada/other", {"a": "1"}, private=True)
@@ -112,7 +112,7 @@ async def test_a_token_has_only_its_permissions(tmp_path: Path) -> None:
         assert (await app.ask("POST", comments, token=writer, json={"body": "x"})).status_code == 201
 
 
-async def test_permissions_can_only_shrink(tmp_path: Path) -> None:
+async def test_a_tokens_permissions_can_only_be_reduced(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         path = f"/app/installations/{app.github.installation(REPOSITORY).id}/access_tokens"
         for wanted in (
@@ -125,7 +125,7 @@ async def test_permissions_can_only_shrink(tmp_path: Path) -> None:
         assert (await app.as_app("POST", "/app/installations/7/access_tokens", json={})).status_code == 404
 
 
-async def test_stateless_tokens_are_long_and_dotted(tmp_path: Path) -> None:
+async def test_stateless_tokens_are_long_and_contain_dots(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         path = f"/app/installations/{app.github.installation(REPOSITORY).id}/access_tokens"
         answer = await app.as_app("POST", path, headers={"X-GitHub-Stateless-S2S-Token": "enabled"})
@@ -136,7 +136,7 @@ async def test_stateless_tokens_are_long_and_dotted(tmp_path: Path) -> None:
         assert (await app.ask("GET", f"/repos/{REPOSITORY}", token=token)).status_code == 200
 
 
-async def test_an_uninstalled_app_has_nothing_left(tmp_path: Path) -> None:
+async def test_an_uninstalled_app_has_no_access(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         token, number = await app.token(), app.github.installation(REPOSITORY).id
         app.github.uninstall(REPOSITORY)
@@ -144,7 +144,7 @@ async def test_an_uninstalled_app_has_nothing_left(tmp_path: Path) -> None:
         assert (await app.as_app("POST", f"/app/installations/{number}/access_tokens", json={})).status_code == 404
 
 
-async def test_people_have_the_permission_that_their_role_gives(tmp_path: Path) -> None:
+async def test_a_users_permission_follows_from_the_role(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         await app.github.add_repository("ada/secret", {"a": "1"}, private=True)
         for login, role in {"mia": "maintain", "tom": "triage", "wes": "write", "nic": "none"}.items():
@@ -175,6 +175,6 @@ async def test_rate_limits_are_counted_and_enforced_for_each_installation(tmp_pa
         assert [answer.headers["x-ratelimit-remaining"] for answer in answers] == ["2", "1", "0", "0"]
         assert "rate limit exceeded" in answers[-1].json()["message"]
         free = await app.ask("GET", "/rate_limit", token=token)
-        assert free.status_code == 403  # asking costs nothing, but the limit is still passed
+        assert free.status_code == 403  # this query is free, but its response carries the limit
         app.github.advance(3601)
         assert (await app.ask("GET", f"/repos/{REPOSITORY}", token=await app.token())).status_code == 200

@@ -1,4 +1,4 @@
-"""The double's faults strike the next matching requests, and those only; waiting is woken by every change."""
+"""An armed fault of the double affects only the next matching requests; every change wakes waiting callers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ async def post(app: App, token: str, body: str = "hello") -> httpx.Response:
         ("secondary_limit_bare", 403, 0),
     ],
 )
-async def test_an_armed_failure_answers_and_takes_effect_or_not(tmp_path: Path, kind: str, status: int, written: int) -> None:
+async def test_an_armed_failure_responds_with_or_without_taking_effect(
+    tmp_path: Path, kind: str, status: int, written: int
+) -> None:
     async with signed_in(tmp_path) as app:
         app.github.open_issue(REPOSITORY, "bob")
         token = await app.token()
@@ -51,7 +53,7 @@ async def test_an_armed_failure_answers_and_takes_effect_or_not(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(("kind", "written"), [("drop_before", 0), ("drop_after", 1)])
-async def test_a_dropped_connection_has_no_answer(tmp_path: Path, kind: str, written: int) -> None:
+async def test_a_dropped_connection_sends_no_response(tmp_path: Path, kind: str, written: int) -> None:
     async with signed_in(tmp_path) as app:
         app.github.open_issue(REPOSITORY, "bob")
         token = await app.token()
@@ -64,7 +66,7 @@ async def test_a_dropped_connection_has_no_answer(tmp_path: Path, kind: str, wri
 
 
 @pytest.mark.parametrize(("kind", "written"), [("hang", 0), ("hang_after", 1)])
-async def test_a_hang_says_nothing(tmp_path: Path, kind: str, written: int) -> None:
+async def test_a_hanging_request_sends_nothing(tmp_path: Path, kind: str, written: int) -> None:
     async with signed_in(tmp_path) as app:
         app.github.open_issue(REPOSITORY, "bob")
         token = await app.token()
@@ -75,7 +77,7 @@ async def test_a_hang_says_nothing(tmp_path: Path, kind: str, written: int) -> N
         assert len(app.github.comments(REPOSITORY, 1)) == written
 
 
-async def test_the_double_stops_although_somebody_hangs(tmp_path: Path) -> None:
+async def test_the_double_stops_while_a_request_hangs(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         app.github.fault("GET", r"^/rate_limit$", "hang", seconds=600)
         waiting = asyncio.create_task(app.ask("GET", "/rate_limit", timeout=60))
@@ -87,7 +89,7 @@ async def test_the_double_stops_although_somebody_hangs(tmp_path: Path) -> None:
         await waiting
 
 
-async def test_a_slow_body_is_the_right_one(tmp_path: Path) -> None:
+async def test_a_slow_body_arrives_unchanged(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         app.github.fault("GET", r"^/repos/", "slow_body", seconds=0.3)
         begun = time.monotonic()
@@ -96,7 +98,7 @@ async def test_a_slow_body_is_the_right_one(tmp_path: Path) -> None:
         assert time.monotonic() - begun >= 0.3
 
 
-async def test_faults_strike_in_the_order_of_arming_and_can_be_disarmed(tmp_path: Path) -> None:
+async def test_faults_apply_in_the_order_of_arming_and_can_be_disarmed(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         app.github.fault("GET", r"^/rate_limit$", "error_before", status=500)
         app.github.fault("GET", r"^/rate_limit$", "error_before", status=503)
@@ -108,7 +110,7 @@ async def test_faults_strike_in_the_order_of_arming_and_can_be_disarmed(tmp_path
             app.github.fault("GET", "x", "no such kind")
 
 
-async def test_waiting_ends_with_the_change_or_with_the_time(tmp_path: Path) -> None:
+async def test_waiting_ends_with_a_change_or_a_timeout(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         app.github.open_issue(REPOSITORY, "bob")
 
@@ -123,7 +125,7 @@ async def test_waiting_ends_with_the_change_or_with_the_time(tmp_path: Path) -> 
             await app.github.wait_for(lambda: False, 0.05)
 
 
-async def test_everything_asked_is_in_the_log(tmp_path: Path) -> None:
+async def test_every_request_is_logged(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         token = await app.token()
         await app.ask("GET", f"/repos/{REPOSITORY}", token=token, params={"x": "1"})
@@ -140,7 +142,7 @@ async def test_everything_asked_is_in_the_log(tmp_path: Path) -> None:
         assert token not in repr(app.github.requests) + repr(app.github.state.tokens[token])
 
 
-async def test_people_with_curl_can_comment_push_close_and_rerun(tmp_path: Path) -> None:
+async def test_curl_can_comment_push_close_and_rerun(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         await app.github.open_pull_request(REPOSITORY, "topic", {"a": "1"}, "bob")
         base = f"/_double/repos/{REPOSITORY}"

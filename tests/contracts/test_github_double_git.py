@@ -1,4 +1,4 @@
-"""The double serves its repositories to the real git, and pull requests follow what is pushed."""
+"""The double serves its repositories to the real git, and pull requests follow pushes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def test_a_commit_can_be_fetched_by_its_hash(tmp_path: Path, protocol: int
         assert (await run_git("rev-parse", "FETCH_HEAD", cwd=work))[1].strip() == first
 
 
-async def test_a_forced_push_takes_the_commit_off_the_branch(tmp_path: Path) -> None:
+async def test_a_forced_push_removes_the_commit_from_the_branch(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         number = await app.github.open_pull_request(REPOSITORY, "topic", {"new.txt": "1\n"}, "ada")
         first = app.github.head_sha(REPOSITORY, number)
@@ -53,7 +53,7 @@ async def test_a_forced_push_takes_the_commit_off_the_branch(tmp_path: Path) -> 
         assert len(history.split()) == 2
 
 
-async def test_executables_and_deletions_are_kept(tmp_path: Path) -> None:
+async def test_executable_bits_and_deletions_are_preserved(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         await app.github.push(REPOSITORY, "main", {"src/wheel.py": None})
         await run_git("clone", "-q", f"{app.github.url}/{REPOSITORY}.git", "clone", cwd=tmp_path)
@@ -61,7 +61,7 @@ async def test_executables_and_deletions_are_kept(tmp_path: Path) -> None:
         assert not (tmp_path / "clone" / "src").exists()
 
 
-async def test_private_repositories_open_to_a_token_that_covers_them_and_to_nobody_else(tmp_path: Path) -> None:
+async def test_a_private_repository_needs_a_token_that_covers_it(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         secret = await app.github.add_repository("ada/secret", {"a": "1"}, private=True)
         other = await app.github.add_repository("ada/other", {"a": "1"}, private=True)
@@ -77,7 +77,7 @@ async def test_private_repositories_open_to_a_token_that_covers_them_and_to_nobo
         assert (await run_git("ls-remote", with_token(url, right), cwd=tmp_path, ok=False))[0] != 0
 
 
-async def test_a_push_over_http_moves_the_pull_request(tmp_path: Path) -> None:
+async def test_a_push_over_http_updates_the_pull_request(tmp_path: Path) -> None:
     permissions = {"metadata": "read", "contents": "write", "checks": "write", "pull_requests": "write"}
     async with receiving() as receiver, signed_in(tmp_path, permissions=permissions, webhook_url=receiver.url) as app:
         number = await app.github.open_pull_request(REPOSITORY, "topic", {"new.txt": "1\n"}, "ada")
@@ -101,7 +101,7 @@ async def test_a_push_over_http_moves_the_pull_request(tmp_path: Path) -> None:
         assert "hidden ref" in pulls[1]
 
 
-async def test_git_meets_faults_too(tmp_path: Path) -> None:
+async def test_faults_apply_to_git_requests(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         app.github.fault("POST", r"/ada/engine\.git/git-upload-pack$", "error_before")
         url = f"{app.github.url}/{REPOSITORY}.git"

@@ -1,4 +1,4 @@
-"""The double's webhooks: signed, shaped as documented, sent once, logged, sent again only when asked."""
+"""The double's webhooks: signed, shaped as documented, sent once, logged, and redelivered only on request."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def payload_of(app: App, receiver: Receiver, event: str, action: str) -> d
     raise AssertionError(f"no {event} {action} among {receiver.events()}")
 
 
-async def test_a_comment_is_delivered_signed_and_whole(tmp_path: Path) -> None:
+async def test_a_comment_is_delivered_with_signature_and_all_fields(tmp_path: Path) -> None:
     async with receiving() as receiver, signed_in(tmp_path, webhook_url=receiver.url) as app:
         await app.github.open_pull_request(REPOSITORY, "topic", {"a": "1"}, "bob", fork=True, title="A wheel")
         comment = app.github.comment(REPOSITORY, 1, "ada", "/gibil test")
@@ -42,14 +42,14 @@ async def test_a_comment_is_delivered_signed_and_whole(tmp_path: Path) -> None:
         assert payload["installation"]["id"] == app.github.installation(REPOSITORY).id
 
 
-async def test_an_issues_comment_has_no_pull_request(tmp_path: Path) -> None:
+async def test_a_comment_on_an_issue_has_no_pull_request(tmp_path: Path) -> None:
     async with receiving() as receiver, signed_in(tmp_path, webhook_url=receiver.url) as app:
         issue = app.github.open_issue(REPOSITORY, "bob")
         app.github.comment(REPOSITORY, issue.number, "bob", "/gibil test")
         assert "pull_request" not in (await payload_of(app, receiver, "issue_comment", "created"))["issue"]
 
 
-async def test_a_pull_requests_life_is_told(tmp_path: Path) -> None:
+async def test_every_change_of_a_pull_request_is_delivered(tmp_path: Path) -> None:
     async with receiving() as receiver, signed_in(tmp_path, webhook_url=receiver.url) as app:
         await app.github.open_pull_request(REPOSITORY, "topic", {"a": "1"}, "bob")
         opened = await payload_of(app, receiver, "pull_request", "opened")
@@ -66,7 +66,7 @@ async def test_a_pull_requests_life_is_told(tmp_path: Path) -> None:
         assert requested["check_suite"]["head_sha"] == after
 
 
-async def test_review_comments_and_reruns_are_told(tmp_path: Path) -> None:
+async def test_review_comments_and_reruns_are_delivered(tmp_path: Path) -> None:
     async with receiving() as receiver, signed_in(tmp_path, webhook_url=receiver.url) as app:
         await app.github.open_pull_request(REPOSITORY, "topic", {"a": "1"}, "bob")
         sha = app.github.head_sha(REPOSITORY, 1)
@@ -86,7 +86,7 @@ async def test_review_comments_and_reruns_are_told(tmp_path: Path) -> None:
         assert (await payload_of(app, receiver, "check_suite", "rerequested"))["check_suite"]["head_sha"] == sha
 
 
-async def test_nothing_is_sent_where_the_app_is_not_installed_or_not_subscribed(tmp_path: Path) -> None:
+async def test_nothing_is_delivered_without_installation_or_subscription(tmp_path: Path) -> None:
     async with receiving() as receiver, signed_in(tmp_path, webhook_url=receiver.url, events=("pull_request",)) as app:
         await app.github.add_repository("eve/garden", {"a": "1"}, installed=False)
         await app.github.open_pull_request("eve/garden", "topic", {"a": "2"}, "eve")
@@ -96,7 +96,7 @@ async def test_nothing_is_sent_where_the_app_is_not_installed_or_not_subscribed(
         assert receiver.events() == ["pull_request"]
 
 
-async def test_a_failed_delivery_stays_in_the_log_until_it_is_asked_for_again(tmp_path: Path) -> None:
+async def test_a_failed_delivery_stays_in_the_log_until_it_is_redelivered(tmp_path: Path) -> None:
     async with receiving() as receiver, signed_in(tmp_path, webhook_url=receiver.url) as app:
         await app.github.open_pull_request(REPOSITORY, "topic", {"a": "1"}, "bob")
         await app.github.webhooks_sent()
@@ -126,7 +126,7 @@ async def test_a_failed_delivery_stays_in_the_log_until_it_is_asked_for_again(tm
         assert (await app.as_app("POST", "/app/hook/deliveries/5/attempts")).status_code == 404
 
 
-async def test_the_log_is_read_with_a_cursor_and_forgets_after_three_days(tmp_path: Path) -> None:
+async def test_the_delivery_log_has_a_cursor_and_is_deleted_after_three_days(tmp_path: Path) -> None:
     async with receiving() as receiver, signed_in(tmp_path, webhook_url=receiver.url) as app:
         app.github.open_issue(REPOSITORY, "bob")
         for number in range(5):
@@ -146,7 +146,7 @@ async def test_the_log_is_read_with_a_cursor_and_forgets_after_three_days(tmp_pa
         assert (await app.as_app("GET", "/app/hook/deliveries")).json() == []
 
 
-async def test_a_receiver_that_does_not_answer_in_time_has_not_got_it(tmp_path: Path, monkeypatch: Any) -> None:
+async def test_a_delivery_fails_if_the_receiver_does_not_respond_in_time(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(hooks, "ANSWER_WITHIN_S", 0.2)
     async with receiving() as receiver, signed_in(tmp_path, webhook_url=receiver.url) as app:
         receiver.silent = asyncio.Event()
@@ -171,7 +171,7 @@ async def test_any_payload_can_be_sent(tmp_path: Path) -> None:
         assert app.github.deliver("ping", b"x" * (hooks.LARGEST_PAYLOAD + 1)) is None
 
 
-async def test_a_push_says_who_pushed_with_a_pull_request_or_without(tmp_path: Path) -> None:
+async def test_a_push_names_its_pusher_with_or_without_a_pull_request(tmp_path: Path) -> None:
     async with receiving() as receiver, signed_in(tmp_path, webhook_url=receiver.url) as app:
         app.github.add_user("robot[bot]", "Bot")
         sha = await app.github.push(REPOSITORY, "topic", {"a.txt": "1"}, author="robot[bot]")
@@ -183,7 +183,7 @@ async def test_a_push_says_who_pushed_with_a_pull_request_or_without(tmp_path: P
         assert receiver.events() == ["check_suite", "pull_request"]
 
 
-async def test_a_review_is_about_one_commit_and_its_edits_are_told_apart(tmp_path: Path) -> None:
+async def test_a_review_names_its_commit_and_its_edits_are_separate_events(tmp_path: Path) -> None:
     async with receiving() as receiver, signed_in(tmp_path, webhook_url=receiver.url) as app:
         number = await app.github.open_pull_request(REPOSITORY, "topic", {"a": "1"}, "bob")
         review = app.github.review(REPOSITORY, number, "ada", "LGTM", state="approved")
@@ -196,7 +196,7 @@ async def test_a_review_is_about_one_commit_and_its_edits_are_told_apart(tmp_pat
         assert (edited["review"]["id"], edited["review"]["body"]) == (review.id, "LGTM!")
 
 
-async def test_pushes_and_comments_never_share_a_second(tmp_path: Path) -> None:
+async def test_pushes_and_comments_have_different_timestamps(tmp_path: Path) -> None:
     async with receiving() as receiver, signed_in(tmp_path, webhook_url=receiver.url) as app:
         number = await app.github.open_pull_request(REPOSITORY, "topic", {"a": "1"}, "bob")
         moments = []
@@ -210,7 +210,7 @@ async def test_pushes_and_comments_never_share_a_second(tmp_path: Path) -> None:
         assert seconds == sorted(set(seconds))
 
 
-async def test_a_merge_queue_asks_for_the_checks_of_its_own_commit(tmp_path: Path) -> None:
+async def test_a_merge_queue_requests_the_checks_of_its_commit(tmp_path: Path) -> None:
     async with receiving() as receiver, signed_in(tmp_path, webhook_url=receiver.url) as app:
         number = await app.github.open_pull_request(REPOSITORY, "topic", {"a": "1"}, "bob")
         sha = await app.github.queue_merge(REPOSITORY, number)

@@ -1,4 +1,4 @@
-"""The double opens pull requests as GitHub does: for whom, from what to what, and in which words it refuses."""
+"""The double opens pull requests as GitHub does: who may open them, between which branches, and with which error messages."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ async def open_one(app: App, token: str, **changes: Any) -> httpx.Response:
     return await app.ask("POST", PULLS, token=token, json={**WISH, **changes})
 
 
-async def test_a_person_opens_a_pull_request_and_the_app_hears_of_it(tmp_path: Path) -> None:
+async def test_a_user_opens_a_pull_request_and_the_app_gets_a_delivery(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app, receiving() as receiver:
         app.github.webhook_url = receiver.url
         sha = await app.github.push(REPOSITORY, "topic", {"a": "1"})
         answer = await open_one(app, app.github.personal_token("ada"), body="Why", draft=True)
         assert answer.status_code == 201, answer.text
-        told = answer.json()
-        assert (told["number"], told["state"], told["draft"], told["title"], told["body"]) == (1, "open", True, "Better", "Why")
-        assert (told["head"]["label"], told["head"]["sha"], told["base"]["ref"]) == ("ada:topic", sha, "main")
-        assert (told["user"]["login"], told["html_url"]) == ("ada", f"{app.github.url}/{REPOSITORY}/pull/1")
+        pull = answer.json()
+        assert (pull["number"], pull["state"], pull["draft"], pull["title"], pull["body"]) == (1, "open", True, "Better", "Why")
+        assert (pull["head"]["label"], pull["head"]["sha"], pull["base"]["ref"]) == ("ada:topic", sha, "main")
+        assert (pull["user"]["login"], pull["html_url"]) == ("ada", f"{app.github.url}/{REPOSITORY}/pull/1")
         await app.github.webhooks_sent()
         assert sorted(receiver.events()) == ["check_suite", "pull_request"]
 
 
-async def test_a_head_and_base_have_one_open_pull_request_and_it_can_be_found(tmp_path: Path) -> None:
+async def test_head_and_base_have_one_open_pull_request_which_can_be_found(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         token = app.github.personal_token("ada")
         await app.github.push(REPOSITORY, "release", {"r": "1"})
@@ -77,14 +77,14 @@ async def test_a_head_and_base_have_one_open_pull_request_and_it_can_be_found(tm
         ),
     ],
 )
-async def test_what_cannot_be_opened_is_refused(tmp_path: Path, changes: dict[str, str], error: dict[str, str]) -> None:
+async def test_invalid_pull_requests_are_rejected(tmp_path: Path, changes: dict[str, str], error: dict[str, str]) -> None:
     async with signed_in(tmp_path) as app:
         await app.github.push(REPOSITORY, "topic", {"a": "1"})
         answer = await open_one(app, app.github.personal_token("ada"), **changes)
         assert (answer.status_code, answer.json()["errors"]) == (422, [error])
 
 
-async def test_a_draft_needs_a_repository_that_has_drafts(tmp_path: Path) -> None:
+async def test_a_draft_needs_a_repository_that_supports_drafts(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         await app.github.push(REPOSITORY, "topic", {"a": "1"})
         app.github.state.repository(REPOSITORY).drafts = False
@@ -97,7 +97,7 @@ async def test_a_draft_needs_a_repository_that_has_drafts(tmp_path: Path) -> Non
         assert (await open_one(app, token)).status_code == 201
 
 
-async def test_a_persons_token_is_worth_what_the_person_may_and_what_it_was_given(tmp_path: Path) -> None:
+async def test_a_users_token_has_the_rights_of_the_user_and_of_its_scopes(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         github = app.github
         await github.push(REPOSITORY, "topic", {"a": "1"})
@@ -120,14 +120,14 @@ async def test_a_persons_token_is_worth_what_the_person_may_and_what_it_was_give
         assert (await app.ask("GET", f"/repos/{REPOSITORY}", token=wes)).status_code == 401
 
 
-async def test_a_fork_shows_its_parent_and_the_first_of_its_network_to_who_may_see_them(tmp_path: Path) -> None:
+async def test_a_fork_shows_its_parent_and_source_to_users_who_may_read_them(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         await app.github.fork(REPOSITORY, "eve")
         await app.github.fork("eve/engine", "tom")
 
         async def shown(name: str) -> dict[str, Any]:
-            told = (await app.ask("GET", f"/repos/{name}", token=app.github.personal_token("tom"))).json()
-            return {"fork": told["fork"]} | {key: told[key]["full_name"] for key in ("parent", "source") if key in told}
+            pull = (await app.ask("GET", f"/repos/{name}", token=app.github.personal_token("tom"))).json()
+            return {"fork": pull["fork"]} | {key: pull[key]["full_name"] for key in ("parent", "source") if key in pull}
 
         assert await shown(REPOSITORY) == {"fork": False}
         assert await shown("eve/engine") == {"fork": True, "parent": REPOSITORY, "source": REPOSITORY}
@@ -136,7 +136,7 @@ async def test_a_fork_shows_its_parent_and_the_first_of_its_network_to_who_may_s
         assert await shown("tom/engine") == {"fork": True, "parent": "eve/engine"}
 
 
-async def test_a_branch_can_be_asked_for_as_a_reference(tmp_path: Path) -> None:
+async def test_a_branch_can_be_queried_as_a_reference(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         sha = await app.github.push(REPOSITORY, "release/1.x", {"a": "1"})
         found = (await app.ask("GET", f"/repos/{REPOSITORY}/git/ref/heads/release/1.x")).json()
@@ -144,7 +144,7 @@ async def test_a_branch_can_be_asked_for_as_a_reference(tmp_path: Path) -> None:
         assert (await app.ask("GET", f"/repos/{REPOSITORY}/git/ref/heads/release")).status_code == 404
 
 
-async def test_who_may_write_to_a_fork_may_ask_its_parent_to_take_the_commits(tmp_path: Path) -> None:
+async def test_a_writer_of_a_fork_may_open_a_pull_request_in_its_parent(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         github = app.github
         await github.fork(REPOSITORY, "tom")
@@ -160,14 +160,14 @@ async def test_who_may_write_to_a_fork_may_ask_its_parent_to_take_the_commits(tm
         }
         nothing = await open_one(app, tom, head="tom:main")
         assert nothing.json()["errors"][0]["message"] == "No commits between ada:main and tom:main"
-        told = (await open_one(app, tom, head=head)).json()
-        assert (told["head"]["label"], told["head"]["repo"]["full_name"], told["head"]["sha"]) == (head, "tom/engine", sha)
-        assert (told["base"]["label"], told["user"]["login"]) == ("ada:main", "tom")
+        pull = (await open_one(app, tom, head=head)).json()
+        assert (pull["head"]["label"], pull["head"]["repo"]["full_name"], pull["head"]["sha"]) == (head, "tom/engine", sha)
+        assert (pull["base"]["label"], pull["user"]["login"]) == ("ada:main", "tom")
         other = await app.ask("POST", "/repos/eve/engine/pulls", token=tom, json={**WISH, "head": head})
         assert other.json()["base"]["repo"]["full_name"] == "eve/engine"
 
 
-async def test_branches_of_a_private_repository_have_to_be_readable_for_a_pull_request(tmp_path: Path) -> None:
+async def test_a_pull_request_needs_read_access_to_both_private_branches(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         app.github.state.repository(REPOSITORY).private = True
         await app.github.push(REPOSITORY, "topic", {"a": "1"})
@@ -177,7 +177,7 @@ async def test_branches_of_a_private_repository_have_to_be_readable_for_a_pull_r
         assert refused.json()["errors"][0]["message"] == "not all refs are readable"
 
 
-async def test_git_takes_a_persons_token_and_a_push_needs_write_access(tmp_path: Path) -> None:
+async def test_git_accepts_a_users_token_and_a_push_needs_write_access(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         app.github.set_permission(REPOSITORY, "tom", "read")
         app.github.set_permission(REPOSITORY, "wes", "write")

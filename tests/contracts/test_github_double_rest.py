@@ -1,4 +1,4 @@
-"""The double's REST API keeps GitHub's rules: what is refused, what is listed in what order, what an update changes."""
+"""The double's REST API follows GitHub's rules: rejections, order of lists, effect of updates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHECK_RUNS = f"/repos/{REPOSITORY}/check-runs"
 
 
 class Pull:
-    """The App with a token, before one open pull request."""
+    """The App with a token, and one open pull request."""
 
     def __init__(self, app: App, token: str) -> None:
         self.app, self.token, self.github = app, token, app.github
@@ -34,7 +34,7 @@ async def pull_in(app: App, **options: Any) -> Pull:
     return Pull(app, await app.token())
 
 
-async def test_a_check_run_goes_its_way(tmp_path: Path) -> None:
+async def test_a_check_run_goes_through_its_states(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         pull = await pull_in(app)
         body = {"name": "gibil / test", "head_sha": pull.sha, "external_id": "abc", "status": "queued"}
@@ -76,7 +76,7 @@ async def test_a_check_run_goes_its_way(tmp_path: Path) -> None:
         {"actions": [{"label": "a" * 21, "description": "b", "identifier": "c"}]},
     ],
 )
-async def test_a_check_run_that_github_would_not_take_is_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
+async def test_an_invalid_check_run_is_rejected(tmp_path: Path, wrong: dict[str, Any]) -> None:
     async with signed_in(tmp_path) as app:
         pull = await pull_in(app)
         body = {"name": "gibil / test", "head_sha": pull.sha} | wrong
@@ -85,7 +85,7 @@ async def test_a_check_run_that_github_would_not_take_is_refused(tmp_path: Path,
         assert pull.github.check_runs(REPOSITORY) == []
 
 
-async def test_the_largest_output_is_taken(tmp_path: Path) -> None:
+async def test_the_largest_allowed_output_is_accepted(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         pull = await pull_in(app)
         output = {"title": "t", "summary": "x" * 65_535, "text": "é" * 65_535}
@@ -129,7 +129,7 @@ async def test_checks_of_a_fork_name_no_pull_request(tmp_path: Path) -> None:
         assert alone.json()["head"]["repo"] is None
 
 
-async def test_a_commit_leads_to_its_pull_request(tmp_path: Path) -> None:
+async def test_the_pull_request_of_a_commit_is_found(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         pull = await pull_in(app)
         first = pull.sha
@@ -141,7 +141,7 @@ async def test_a_commit_leads_to_its_pull_request(tmp_path: Path) -> None:
         assert (await pull.ask("GET", f"/repos/{REPOSITORY}/commits/{base}/pulls")).json() == []
 
 
-async def test_comments_are_written_changed_listed_and_deleted(tmp_path: Path) -> None:
+async def test_comments_are_created_updated_listed_and_deleted(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         pull = await pull_in(app)
         made = await pull.ask("POST", COMMENTS, json={"body": "one"})
@@ -152,7 +152,7 @@ async def test_comments_are_written_changed_listed_and_deleted(tmp_path: Path) -
         path = f"/repos/{REPOSITORY}/issues/comments/{made.json()['id']}"
         assert (await pull.ask("PATCH", path, json={"body": "one!"})).json()["body"] == "one!"
         listed = await pull.ask("GET", COMMENTS, params={"per_page": 2, "direction": "desc", "sort": "created"})
-        assert [each["body"] for each in listed.json()] == ["one!", "two"]  # one issue's list cannot be sorted
+        assert [each["body"] for each in listed.json()] == ["one!", "two"]  # the list of one issue's comments can't be sorted
         assert 'rel="next"' in listed.headers["link"]
         assert 'rel="last"' in listed.headers["link"]
         following = await pull.ask("GET", listed.links["next"]["url"])
@@ -165,7 +165,7 @@ async def test_comments_are_written_changed_listed_and_deleted(tmp_path: Path) -
         assert [comment.body for comment in pull.github.comments(REPOSITORY, 1)] == ["two", "three"]
 
 
-async def test_a_comment_that_github_would_not_take_is_refused(tmp_path: Path) -> None:
+async def test_an_invalid_comment_is_rejected(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         pull = await pull_in(app)
         assert (await pull.ask("POST", COMMENTS, json={"body": "x" * 65_536})).status_code == 201
@@ -180,7 +180,7 @@ async def test_a_comment_that_github_would_not_take_is_refused(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("review", [False, True])
-async def test_a_reaction_is_there_once(tmp_path: Path, review: bool) -> None:
+async def test_a_repeated_reaction_exists_once(tmp_path: Path, review: bool) -> None:
     async with signed_in(tmp_path) as app:
         pull = await pull_in(app)
         write = pull.github.review_comment if review else pull.github.comment
@@ -197,7 +197,7 @@ async def test_a_reaction_is_there_once(tmp_path: Path, review: bool) -> None:
         assert (await pull.ask("POST", other, json={"content": "eyes"})).status_code == 404
 
 
-async def test_files_and_folders_are_read_at_a_ref(tmp_path: Path) -> None:
+async def test_files_and_directories_are_read_at_a_ref(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         pull = await pull_in(app)
         contents = f"/repos/{REPOSITORY}/contents"
@@ -257,7 +257,7 @@ async def test_pull_requests_are_listed_newest_first_and_by_state(tmp_path: Path
         assert (await pull.ask("GET", f"/repos/{REPOSITORY}/pulls/{issue.number}")).status_code == 404
 
 
-async def test_unknown_addresses_and_people_answer_as_github_does(tmp_path: Path) -> None:
+async def test_unknown_addresses_and_users_are_answered_as_by_github(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         for path in ("/nothing", "/app/nothing", "/users/nobody"):
             answer = await app.ask("GET", path)
@@ -269,7 +269,7 @@ async def test_unknown_addresses_and_people_answer_as_github_does(tmp_path: Path
         assert (await app.http.send(nameless)).status_code == 403  # no User-Agent
 
 
-async def test_the_activity_of_a_branch_says_who_pushed_what_and_when(tmp_path: Path) -> None:
+async def test_the_activity_of_a_branch_lists_pushers_commits_and_times(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         first = await app.github.push(REPOSITORY, "topic", {"a": "1"}, author="bob")
         await app.github.push(REPOSITORY, "other", {"a": "1"}, author="bob")

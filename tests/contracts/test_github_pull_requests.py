@@ -1,4 +1,4 @@
-"""A person's pull request at GitHub: opened once, whatever becomes of the answer, and every refusal is a sentence."""
+"""A user's pull request at GitHub is opened once, even if a response is lost, and every rejection has a clear message."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WISH = NewPullRequest(
 @contextlib.asynccontextmanager
 async def asking(app: App, token: str | None = None, **options: Any) -> AsyncIterator[PullRequests]:
     pulls = PullRequests(
-        app.github.url, Secret(token or app.github.personal_token("ada")), "GH_TOKEN", sleep=at_once, **options
+        app.github.url, Secret(token or app.github.personal_token("ada")), "GH_TOKEN", sleep=no_wait, **options
     )
     try:
         yield pulls
@@ -31,8 +31,8 @@ async def asking(app: App, token: str | None = None, **options: Any) -> AsyncIte
         await pulls.close()
 
 
-async def at_once(seconds: float) -> None:
-    """No test waits."""
+async def no_wait(seconds: float) -> None:
+    """Return at once instead of waiting."""
 
 
 @contextlib.asynccontextmanager
@@ -51,7 +51,7 @@ def numbers(app: App) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", ["error_before", "error_after", "drop_before", "drop_after"])
-async def test_an_answer_that_is_lost_makes_no_second_pull_request(tmp_path: Path, kind: str) -> None:
+async def test_a_lost_response_does_not_open_a_second_pull_request(tmp_path: Path, kind: str) -> None:
     async with topic(tmp_path) as app, asking(app) as pulls:
         app.github.fault("POST", "/pulls$", kind, times=2)
         found, is_new = await pulls.create(WISH)
@@ -60,7 +60,7 @@ async def test_an_answer_that_is_lost_makes_no_second_pull_request(tmp_path: Pat
         assert numbers(app) == [1]
 
 
-async def test_github_that_stays_away_is_said_and_can_be_tried_again(tmp_path: Path) -> None:
+async def test_an_unreachable_github_is_reported_as_retryable(tmp_path: Path) -> None:
     async with topic(tmp_path) as app, asking(app) as pulls:
         app.github.fault("POST", "/pulls$", "error_before", times=9)
         with pytest.raises(GitHubError, match="answers 502") as caught:
@@ -68,13 +68,13 @@ async def test_github_that_stays_away_is_said_and_can_be_tried_again(tmp_path: P
         assert caught.value.retry_after_s
         assert numbers(app) == []
         url = app.github.url
-    nobody = PullRequests(url, Secret("x"), "GH_TOKEN", sleep=at_once)
+    unreachable = PullRequests(url, Secret("x"), "GH_TOKEN", sleep=no_wait)
     with pytest.raises(GitHubError, match="doesn't answer"):
-        await nobody.repository(REPOSITORY)
-    await nobody.close()
+        await unreachable.repository(REPOSITORY)
+    await unreachable.close()
 
 
-async def test_the_one_that_is_there_is_found_and_left_as_it_is(tmp_path: Path) -> None:
+async def test_an_existing_pull_request_is_found_and_not_changed(tmp_path: Path) -> None:
     async with topic(tmp_path) as app, asking(app) as pulls:
         assert await pulls.find(REPOSITORY, REPOSITORY, "topic", "main") is None
         first, _ = await pulls.create(WISH)
@@ -83,7 +83,7 @@ async def test_the_one_that_is_there_is_found_and_left_as_it_is(tmp_path: Path) 
         assert app.github.pull_request(REPOSITORY, 1).title == "Better"
 
 
-async def test_a_branch_that_github_does_not_know_yet_is_waited_for(tmp_path: Path) -> None:
+async def test_a_branch_that_github_does_not_show_yet_is_waited_for(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
 
         async def pushed_meanwhile(seconds: float) -> None:
@@ -94,7 +94,7 @@ async def test_a_branch_that_github_does_not_know_yet_is_waited_for(tmp_path: Pa
         await pulls.close()
 
 
-async def test_a_repository_is_named_as_github_names_it(tmp_path: Path) -> None:
+async def test_a_repository_gets_githubs_spelling_of_its_name(tmp_path: Path) -> None:
     async with topic(tmp_path) as app, asking(app) as pulls:
         place = await pulls.repository("ADA/Engine")
         assert (place.full_name, place.default_branch, place.is_archived) == (REPOSITORY, "main", False)
@@ -105,14 +105,14 @@ async def test_a_repository_is_named_as_github_names_it(tmp_path: Path) -> None:
             await pulls.create(WISH)
 
 
-async def test_what_is_refused_is_said_with_the_way_out_and_without_the_token(tmp_path: Path) -> None:
+async def test_a_rejection_is_reported_with_a_remedy_and_without_the_token(tmp_path: Path) -> None:
     async with topic(tmp_path) as app:
         github = app.github
         await github.add_repository("eve/secret", {"a": "1"}, private=True)
         github.set_permission(REPOSITORY, "tom", "read")
         github.state.repository(REPOSITORY).drafts = False
         good, tom = github.personal_token("ada"), github.personal_token("tom")
-        said = {}
+        output = {}
         for name, token, changes in (
             ("token", "github_pat_made_up", {}),
             ("permission", tom, {}),
@@ -127,7 +127,7 @@ async def test_what_is_refused_is_said_with_the_way_out_and_without_the_token(tm
                 with pytest.raises(GitHubError) as caught:
                     await pulls.create(changed(**changes))
                 assert token not in f"{caught.value!r} {caught.value.__context__!r} {vars(pulls)!r}"
-                said[name] = (caught.value.status, caught.value.message)
+                output[name] = (caught.value.status, caught.value.message)
         expected = {
             "token": (401, "doesn't accept the token from GH_TOKEN"),
             "permission": (403, "you need write access"),
@@ -138,13 +138,13 @@ async def test_what_is_refused_is_said_with_the_way_out_and_without_the_token(tm
             "stranger": (422, "doesn't accept pull requests from topic of tom/other"),
             "other": (422, "title is too long"),
         }
-        assert {name: (status, expected[name][1] in text) for name, (status, text) in said.items()} == {
+        assert {name: (status, expected[name][1] in text) for name, (status, text) in output.items()} == {
             name: (status, True) for name, (status, _) in expected.items()
-        }, said
+        }, output
         assert numbers(app) == []
 
 
-async def test_a_fork_tells_where_it_comes_from_as_far_as_the_token_sees(tmp_path: Path) -> None:
+async def test_a_fork_reports_its_parent_if_the_token_can_read_it(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app, asking(app, app.github.personal_token("tom")) as pulls:
         await app.github.fork(REPOSITORY, "eve")
         await app.github.fork("eve/engine", "tom")
@@ -155,14 +155,14 @@ async def test_a_fork_tells_where_it_comes_from_as_far_as_the_token_sees(tmp_pat
         assert (place.is_fork, place.parent, place.root) == (True, None, None)
 
 
-async def test_a_branch_is_there_by_its_exact_name(tmp_path: Path) -> None:
+async def test_a_branch_is_found_by_its_exact_name_only(tmp_path: Path) -> None:
     async with topic(tmp_path) as app, asking(app) as pulls:
         await app.github.push(REPOSITORY, "release/1.x", {"a": "1"})
         names = ("topic", "release/1.x", "release", "topi", "Topic")
         assert [await pulls.has_branch(REPOSITORY, name) for name in names] == [True, True, False, False, False]
 
 
-async def test_a_pull_request_from_a_fork_is_opened_and_found_by_the_fork_that_it_comes_from(tmp_path: Path) -> None:
+async def test_a_pull_request_from_a_fork_is_opened_and_found_by_its_fork(tmp_path: Path) -> None:
     async with topic(tmp_path) as app, asking(app, app.github.personal_token("tom")) as pulls:
         github = app.github
         github.set_permission(REPOSITORY, "tom", "write")
@@ -182,7 +182,7 @@ async def test_a_pull_request_from_a_fork_is_opened_and_found_by_the_fork_that_i
         assert await pulls.find("tom/engine", "tom/engine", "topic", "main") is None
 
 
-async def test_a_short_limit_is_waited_for_and_a_long_one_is_said(tmp_path: Path) -> None:
+async def test_a_short_limit_is_waited_for_and_a_long_one_is_reported(tmp_path: Path) -> None:
     async with topic(tmp_path) as app, asking(app) as pulls:
         app.github.fault("POST", "/pulls$", "secondary_limit", seconds=2)
         assert (await pulls.create(WISH))[1]

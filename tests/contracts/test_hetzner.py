@@ -1,4 +1,4 @@
-"""The Hetzner provider against an API of our own whose servers never boot: what it asks, how often, and what it makes of it."""
+"""The Hetzner provider against an API double whose servers never boot: its requests, their number, and its results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.doubles.hetzner_state import NoGuests, State
 from tests.doubles.patience import patient
 
 
-async def test_a_server_is_what_was_asked_for(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_a_server_is_created_as_requested(double: HetznerDouble, provider: HetznerProvider) -> None:
     before = datetime.now(UTC)
     machine = await provider.create(spec(labels={"run": "1", "repo": "ada/engine"}, image="debian-12"))
     (server,) = double.state.servers.values()
@@ -45,7 +45,7 @@ async def test_a_server_is_what_was_asked_for(double: HetznerDouble, provider: H
     assert CLIENT[1] in user_data
 
 
-async def test_another_process_with_the_token_sees_the_same(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_another_process_with_the_token_sees_the_same_machines(double: HetznerDouble, provider: HetznerProvider) -> None:
     machine = await provider.create(spec(labels={"run": "1"}))
     other = double.provider()
     try:
@@ -58,7 +58,9 @@ async def test_another_process_with_the_token_sees_the_same(double: HetznerDoubl
     assert await provider.get("ada") is None
 
 
-async def test_a_further_machine_costs_one_call_and_one_list_for_all(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_another_machine_costs_one_call_and_one_list_call_for_all(
+    double: HetznerDouble, provider: HetznerProvider
+) -> None:
     await provider.create(spec("first"))
     await provider.destroy("first")
     double.api.calls.clear()
@@ -67,7 +69,7 @@ async def test_a_further_machine_costs_one_call_and_one_list_for_all(double: Het
     lists = double.called("GET /servers")
     assert double.called("POST /servers") == 20
     assert len(double.api.calls) == 20 + lists
-    assert lists <= 20, "one list each round, and not one for each machine"
+    assert lists <= 20, "one list call per round, not one per machine"
     double.api.calls.clear()
     double.state.starting_s = 0.0
     await provider.create(spec("last"))
@@ -88,14 +90,14 @@ async def test_deletion_is_confirmed_and_takes_three_calls(double: HetznerDouble
     assert double.state.servers == {}
 
 
-async def test_more_machines_than_a_page_holds(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_more_machines_than_one_page_are_listed(double: HetznerDouble, provider: HetznerProvider) -> None:
     made = await asyncio.gather(*(provider.create(spec(f"m{number}")) for number in range(60)))
     listed = await provider.list_machines("tests")
     assert {machine.name for machine in listed} == {machine.name for machine in made}
     assert listed == sorted(listed, key=lambda machine: machine.created_at)
 
 
-async def test_the_project_gets_one_firewall_and_one_key_that_opens_nothing(double: HetznerDouble) -> None:
+async def test_the_project_gets_one_firewall_and_one_unusable_key(double: HetznerDouble) -> None:
     providers = [double.provider() for _ in range(3)]
     try:
         await asyncio.gather(*(each.create(spec(f"m{number}")) for number, each in enumerate(providers)))
@@ -113,7 +115,7 @@ async def test_the_project_gets_one_firewall_and_one_key_that_opens_nothing(doub
     assert set(map(tuple, double.state.keys_of.values())) == {(key["public_key"],)}
 
 
-async def test_a_firewall_that_somebody_opened_is_closed_again(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_changed_firewall_rules_are_restored(double: HetznerDouble, provider: HetznerProvider) -> None:
     await provider.create(spec("one"))
     (firewall,) = double.state.firewalls.values()
     firewall["rules"].append({"direction": "in", "protocol": "tcp", "port": "1-65535", "source_ips": ["0.0.0.0/0"]})
@@ -127,10 +129,10 @@ async def test_a_firewall_that_somebody_opened_is_closed_again(double: HetznerDo
 
 @pytest.mark.parametrize("status", [404, 422])
 @pytest.mark.parametrize("what", ["firewalls", "ssh_keys"])
-async def test_a_deleted_firewall_or_key_is_created_again_by_a_process_that_goes_on(
+async def test_a_deleted_firewall_or_key_is_created_again_by_a_running_process(
     double: HetznerDouble, provider: HetznerProvider, what: str, status: int
 ) -> None:
-    """Neither answer names a field, as for everything that doesn't exist."""
+    """Neither response names a field, as for every missing object."""
     await provider.create(spec("one"))
     await provider.destroy("one")
     double.state.absent_status = status
@@ -140,20 +142,20 @@ async def test_a_deleted_firewall_or_key_is_created_again_by_a_process_that_goes
     assert double.called(f"POST /{what}") == 2
 
 
-async def test_creating_again_finds_the_first(provider: HetznerProvider) -> None:
+async def test_creating_an_existing_machine_returns_it(provider: HetznerProvider) -> None:
     machines = await asyncio.gather(*(provider.create(spec()) for _ in range(4)))
     assert len({machine.id for machine in machines}) == 1
     assert await provider.list_machines() == machines[:1]
 
 
 @pytest.mark.parametrize("other", [{"authorized_key": new_pair()[1]}, {"owner": "others"}, {"host_key": new_pair()[0]}])
-async def test_a_name_with_another_key_or_owner_is_taken(provider: HetznerProvider, other: dict[str, str]) -> None:
+async def test_a_name_with_another_key_or_owner_is_rejected(provider: HetznerProvider, other: dict[str, str]) -> None:
     await provider.create(spec())
     with pytest.raises(NameTaken, match="ada"):
         await provider.create(spec(**other))
 
 
-async def test_servers_of_others_in_the_project_are_never_touched(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_servers_that_gibil_did_not_create_are_never_changed(double: HetznerDouble, provider: HetznerProvider) -> None:
     body = {"name": "shop", "server_type": "cx23", "image": "debian-12", "location": "nbg1"}
     await double.state.create_server(body)
     assert await provider.get("shop") is None
@@ -168,11 +170,11 @@ async def test_servers_of_others_in_the_project_are_never_touched(double: Hetzne
     assert [server["name"] for server in double.state.servers.values()] == ["shop"]
 
 
-async def test_extend_tells_the_machine_and_then_the_label(double: HetznerDouble) -> None:
-    told: list[tuple[str, str]] = []
+async def test_extend_updates_the_machine_before_the_label(double: HetznerDouble) -> None:
+    calls: list[tuple[str, str]] = []
 
     async def run_on(machine: Machine, script: str) -> None:
-        told.append((machine.name, script))
+        calls.append((machine.name, script))
 
     provider = double.provider(run_on=run_on)
     try:
@@ -182,14 +184,14 @@ async def test_extend_tells_the_machine_and_then_the_label(double: HetznerDouble
         assert machine.expires_at == later
         assert machine.labels["run"] == "1"
         assert await provider.get("ada") == machine
-        ((name, script),) = told
+        ((name, script),) = calls
         assert name == "ada"
         assert str(int(later.timestamp()) + 1) in script
     finally:
         await provider.close()
 
 
-async def test_a_machine_without_login_is_not_extended(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_a_machine_that_rejects_the_login_is_not_extended(double: HetznerDouble, provider: HetznerProvider) -> None:
     machine = await provider.create(spec())
     with pytest.raises(ProviderError, match="powers itself off"):
         await provider.extend("ada", machine.expires_at + timedelta(hours=1))
@@ -201,13 +203,13 @@ async def test_a_machine_without_login_is_not_extended(double: HetznerDouble, pr
 async def test_sweep_destroys_expired_machines_of_the_owner(double: HetznerDouble, provider: HetznerProvider) -> None:
     await provider.create(spec("fresh"))
     await provider.create(spec("old", ttl_s=-1))
-    await provider.create(spec("theirs", ttl_s=-1, owner="others"))  # who may never come back
+    await provider.create(spec("theirs", ttl_s=-1, owner="others"))  # whose process may never run again
     assert await provider.sweep("tests") == ["old", "theirs"]
     assert [server["name"] for server in double.state.servers.values()] == ["fresh"]
 
 
 @pytest.mark.parametrize("auto_delete", [True, False])
-async def test_addresses_leave_with_their_server(auto_delete: bool) -> None:
+async def test_addresses_are_deleted_with_their_server(auto_delete: bool) -> None:
     async with hetzner_double(State(auto_delete=auto_delete)) as double:
         provider = double.provider()
         try:
@@ -220,20 +222,20 @@ async def test_addresses_leave_with_their_server(auto_delete: bool) -> None:
             await provider.close()
 
 
-async def test_an_address_that_stayed_behind_is_swept(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_a_leftover_address_is_deleted_by_sweep(double: HetznerDouble, provider: HetznerProvider) -> None:
     await provider.create(spec())
     (address,) = double.state.primary_ips.values()
     address["labels"] = {labels.CREATED_BY: labels.OURS, labels.OWNER: "tests"}
     address["auto_delete"] = False
     (server,) = double.state.servers.values()
-    double.state.delete_server(server)  # by a process that died right after
+    double.state.delete_server(server)  # by a process that was killed right afterwards
     while double.state.servers:
         await asyncio.sleep(0.01)
     assert await provider.sweep("tests") == [address["name"]]
     assert double.state.primary_ips == {}
 
 
-async def test_the_cost_is_computed_from_the_price_list_of_the_api(provider: HetznerProvider) -> None:
+async def test_the_cost_is_computed_from_the_apis_price_list(provider: HetznerProvider) -> None:
     machine = await provider.create(spec(size="medium"))
     price = await provider.price_of(machine)
     assert price is not None
@@ -249,7 +251,7 @@ async def test_probe_checks_read_and_write_access_and_creates_nothing(double: He
     assert double.state.servers == {}
 
 
-async def test_probe_says_what_is_wrong_and_the_way_out(double: HetznerDouble) -> None:
+async def test_probe_reports_the_problem_and_a_remedy(double: HetznerDouble) -> None:
     provider = double.provider(token="x" * 64)
     try:
         with pytest.raises(Unavailable, match="HCLOUD_TOKEN") as caught:
@@ -260,7 +262,7 @@ async def test_probe_says_what_is_wrong_and_the_way_out(double: HetznerDouble) -
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 5, 20, 60])
-async def test_a_cancelled_create_leaves_nothing_that_destroy_does_not_remove(double: HetznerDouble, turns: int) -> None:
+async def test_destroy_removes_everything_that_a_cancelled_create_left(double: HetznerDouble, turns: int) -> None:
     provider = double.provider()
     try:
         task = asyncio.ensure_future(provider.create(spec()))
@@ -276,7 +278,7 @@ async def test_a_cancelled_create_leaves_nothing_that_destroy_does_not_remove(do
     assert double.state.servers == {}
 
 
-# The double itself, as clients that nobody here wrote see it.
+# The double's API as two independent clients see it.
 
 
 async def test_hcloud_python_drives_the_double(double: HetznerDouble) -> None:
@@ -341,7 +343,7 @@ async def test_debians_hcloud_command_drives_the_double(double: HetznerDouble, p
     assert [server["name"] for server in double.state.servers.values()] == ["ada"]
 
 
-async def test_lists_of_the_double_end_and_are_never_longer_than_fifty(double: HetznerDouble) -> None:
+async def test_lists_of_the_double_end_and_have_at_most_fifty_items_per_page(double: HetznerDouble) -> None:
     body = {"server_type": "cx23", "image": "debian-12", "location": "nbg1"}
     for number in range(60):
         await double.state.create_server({"name": f"m{number}", **body})
@@ -354,7 +356,7 @@ async def test_lists_of_the_double_end_and_are_never_longer_than_fifty(double: H
     client._client._session.close()
 
 
-# Hours that are paid
+# Paid hours
 
 
 @pytest.fixture
@@ -364,7 +366,9 @@ async def thrifty(double: HetznerDouble) -> AsyncIterator[HetznerProvider]:
     await provider.close()
 
 
-async def test_a_paid_hour_serves_the_next_run_of_the_repository(double: HetznerDouble, thrifty: HetznerProvider) -> None:
+async def test_a_server_is_reused_within_its_paid_hour_by_the_same_repository(
+    double: HetznerDouble, thrifty: HetznerProvider
+) -> None:
     first = await thrifty.create(spec("first", labels={"repository": "7", "run": "1"}))
     assert await thrifty.destroy("first") is True
     (server,) = double.state.servers.values()
@@ -399,7 +403,7 @@ async def test_a_paid_hour_serves_the_next_run_of_the_repository(double: Hetzner
         {"labels": {}},
     ],
 )
-async def test_nobody_else_gets_a_server_that_was_used(
+async def test_no_other_repository_or_owner_gets_a_used_server(
     double: HetznerDouble, thrifty: HetznerProvider, other: dict[str, Any]
 ) -> None:
     first = await thrifty.create(spec("first", labels={"repository": "7"}))
@@ -408,7 +412,7 @@ async def test_nobody_else_gets_a_server_that_was_used(
     assert second.id != first.id
 
 
-async def test_without_the_setting_every_server_is_deleted_at_once(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_servers_are_deleted_at_once_without_the_setting(double: HetznerDouble, provider: HetznerProvider) -> None:
     await provider.create(spec("first", labels={"repository": "7"}))
     await provider.destroy("first")
     assert double.state.servers == {}
@@ -427,7 +431,9 @@ async def test_only_servers_with_paid_time_are_pooled(double: HetznerDouble, thr
         assert 0 < (labels.expires_at(server["labels"]) or created).timestamp() - datetime.now(UTC).timestamp() <= 57 * 60
 
 
-async def test_pooled_servers_are_deleted_at_the_end_and_by_any_sweep(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_pooled_servers_are_deleted_after_the_paid_hour_and_by_every_sweep(
+    double: HetznerDouble, provider: HetznerProvider
+) -> None:
     thrifty = double.provider(reuse=True)
     await thrifty.create(spec("first", labels={"repository": "7"}))
     await thrifty.destroy("first")

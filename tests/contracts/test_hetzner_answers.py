@@ -1,4 +1,4 @@
-"""Answers that Hetzner documents or is reported to give, and what the provider does about each. Sources: doubles/hetzner.py."""
+"""Responses that Hetzner documents or is reported to send, and how the provider reacts. Sources: doubles/hetzner.py."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tests.doubles.hetzner_kit import arm, spec
 from tests.doubles.hetzner_state import State
 from tests.doubles.patience import patient
 
-CX23 = {("cx23", place) for place in ("nbg1", "fsn1", "hel1")}
+CX23 = {("cx23", location) for location in ("nbg1", "fsn1", "hel1")}
 
 
 def became(machine: Machine) -> tuple[str, str]:
     return machine.labels["server-type"], machine.labels["location"]
 
 
-# Offers that are refused
+# Rejected server types and locations
 
 
 @pytest.mark.parametrize(
@@ -36,16 +36,16 @@ def became(machine: Machine) -> tuple[str, str]:
     [None, {}, {"fields": [{"name": "location", "messages": ["unsupported"]}]}, {"fields": None}, {"fields": ["location"]}],
     ids=json.dumps,
 )
-@pytest.mark.parametrize("said", ["unsupported location for server type", "location 'nbg1' not found", "a reason of 2027"])
+@pytest.mark.parametrize("message", ["unsupported location for server type", "location 'nbg1' not found", "a reason of 2027"])
 async def test_a_rejected_type_or_location_is_replaced_by_the_next_candidate(
-    double: HetznerDouble, provider: HetznerProvider, details: Any, said: str
+    double: HetznerDouble, provider: HetznerProvider, details: Any, message: str
 ) -> None:
-    arm(double, "POST", "/servers", status=422, message=said, details=details)
+    arm(double, "POST", "/servers", status=422, message=message, details=details)
     assert became(await provider.create(spec())) == ("cx23", "fsn1")
     assert double.called("POST /servers") == 2
 
 
-async def test_a_refused_type_has_the_list_read_again_for_the_next_creation(
+async def test_a_rejected_type_makes_the_next_creation_read_the_list_again(
     double: HetznerDouble, provider: HetznerProvider
 ) -> None:
     await provider.create(spec("before"))
@@ -60,7 +60,7 @@ async def test_a_refused_type_has_the_list_read_again_for_the_next_creation(
 
 
 @pytest.mark.parametrize("image", ["ubuntu-99", "161547270"], ids=["absent", "of the other architecture"])
-async def test_a_wrong_image_costs_one_request_and_is_said(
+async def test_a_wrong_image_costs_one_request_and_is_reported(
     double: HetznerDouble, provider: HetznerProvider, image: str
 ) -> None:
     with pytest.raises(ProviderError, match=r"Hetzner rejected it: image .*invalid_input"):
@@ -68,14 +68,14 @@ async def test_a_wrong_image_costs_one_request_and_is_said(
     assert double.called("POST /servers") == 1
 
 
-async def test_a_refusal_that_nobody_understands_ends_and_is_shown(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_an_unknown_rejection_ends_the_creation_and_is_shown(double: HetznerDouble, provider: HetznerProvider) -> None:
     arm(double, "POST", "/servers", status=422, message="computer says no", times=100)
     with pytest.raises(ProviderError, match=r"rejected cx23 in nbg1, .*last answer was: computer says no \(invalid_input\)"):
         await provider.create(spec())
     assert double.called("POST /servers") <= 10
 
 
-async def test_maintenance_in_one_location_leads_to_the_next(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_maintenance_in_one_location_selects_the_next(double: HetznerDouble, provider: HetznerProvider) -> None:
     double.state.maintained = {"nbg1"}
     assert became(await provider.create(spec())) == ("cx23", "fsn1")
     double.state.maintained = {"nbg1", "fsn1", "hel1"}
@@ -84,16 +84,14 @@ async def test_maintenance_in_one_location_leads_to_the_next(double: HetznerDoub
 
 
 @pytest.mark.parametrize(("times", "location"), [(1, "nbg1"), (5, "fsn1")])
-async def test_a_service_error_is_tried_again_and_then_elsewhere(
+async def test_a_service_error_is_retried_and_then_tried_in_the_next_location(
     double: HetznerDouble, provider: HetznerProvider, times: int, location: str
 ) -> None:
     arm(double, "POST", "/servers", status=422, code="service_error", times=times)
     assert became(await provider.create(spec())) == ("cx23", location)
 
 
-async def test_a_limit_of_dedicated_cores_does_not_concern_shared_ones(
-    double: HetznerDouble, provider: HetznerProvider
-) -> None:
+async def test_a_limit_of_dedicated_cores_does_not_affect_shared_ones(double: HetznerDouble, provider: HetznerProvider) -> None:
     dedicated = next(kind for kind in double.state.types if kind["name"] == "ccx13")
     for price in dedicated["prices"]:
         price["price_hourly"]["net"] = "0.0010"
@@ -107,7 +105,7 @@ async def test_a_limit_of_dedicated_cores_does_not_concern_shared_ones(
     assert double.called("POST /servers") == 4
 
 
-async def test_the_remedy_for_a_limit_of_addresses_is_not_destroying_machines(
+async def test_the_remedy_for_an_address_limit_is_not_to_destroy_machines(
     double: HetznerDouble, provider: HetznerProvider
 ) -> None:
     double.state.address_limit = 0
@@ -116,11 +114,11 @@ async def test_the_remedy_for_a_limit_of_addresses_is_not_destroying_machines(
     assert "burn" not in caught.value.message
 
 
-# Servers that are made and don't run
+# Servers that are created and don't run
 
 
 @pytest.mark.parametrize("what", ["start_fails", "create_fails"])
-async def test_a_failed_creation_is_cleaned_up_and_tried_elsewhere(
+async def test_a_failed_creation_is_cleaned_up_and_tried_in_the_next_location(
     double: HetznerDouble, provider: HetznerProvider, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     getattr(double.state, what).add(("cx23", "nbg1"))
@@ -130,10 +128,10 @@ async def test_a_failed_creation_is_cleaned_up_and_tried_elsewhere(
     assert "cx23 in nbg1 is not available (action_failed)" in caplog.text
 
 
-async def test_creations_that_fail_everywhere_are_given_up_after_three_billed_servers(
-    double: HetznerDouble, provider: HetznerProvider
-) -> None:
-    double.state.start_fails = {(kind["name"], place["name"]) for kind in double.state.types for place in kind["locations"]}
+async def test_creation_fails_after_three_billed_servers_that_failed(double: HetznerDouble, provider: HetznerProvider) -> None:
+    double.state.start_fails = {
+        (kind["name"], location["name"]) for kind in double.state.types for location in kind["locations"]
+    }
     with pytest.raises(
         ProviderError, match=r"cannot create machine ada: .*start_server failed: Action failed \(action_failed\)"
     ):
@@ -142,20 +140,20 @@ async def test_creations_that_fail_everywhere_are_given_up_after_three_billed_se
     assert double.state.servers == {}
 
 
-async def test_a_server_that_stays_off_is_switched_on(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_a_server_that_stays_off_is_powered_on(double: HetznerDouble, provider: HetznerProvider) -> None:
     double.state.never_started = {("cx23", "nbg1")}
     machine = await provider.create(spec())
     assert (became(machine), machine.status) == (("cx23", "nbg1"), "running")
     assert double.called(f"POST /servers/{machine.id}/actions/poweron") == 1
 
 
-async def test_actions_that_cannot_be_read_fail_no_creation(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_unreadable_actions_do_not_fail_a_creation(double: HetznerDouble, provider: HetznerProvider) -> None:
     double.state.never_started = {("cx23", "nbg1")}
     arm(double, "GET", "/actions", status=404, times=100)
     assert became(await provider.create(spec())) == ("cx23", "nbg1")
 
 
-async def test_a_server_that_is_off_for_a_moment_is_not_switched_on(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_a_server_that_is_briefly_off_is_not_powered_on(double: HetznerDouble, provider: HetznerProvider) -> None:
     await provider.create(spec("warm"))
     double.state.off_s = 0.15
     double.api.calls.clear()
@@ -165,9 +163,7 @@ async def test_a_server_that_is_off_for_a_moment_is_not_switched_on(double: Hetz
     assert double.called("GET /actions") <= 4
 
 
-async def test_a_creation_that_is_taken_up_again_switches_its_server_on(
-    double: HetznerDouble, provider: HetznerProvider
-) -> None:
+async def test_a_resumed_creation_powers_its_server_on(double: HetznerDouble, provider: HetznerProvider) -> None:
     machine = await provider.create(spec())
     await double.state.stop(double.state.servers[int(machine.id)])
     again = await provider.create(spec())
@@ -190,10 +186,10 @@ async def test_a_server_whose_firewall_is_pending_is_not_ready(firewalls_s: floa
             await provider.close()
 
 
-# Locks and limits of calls
+# Locks and rate limits
 
 
-async def test_a_lock_is_waited_out_with_few_calls(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_a_lock_is_waited_for_with_few_calls(double: HetznerDouble, provider: HetznerProvider) -> None:
     machine = await provider.create(spec())
     number = int(machine.id)
     double.state.locked.add(number)
@@ -211,10 +207,10 @@ async def test_a_server_that_is_locked_after_its_creation_is_deleted(double: Het
     assert double.called(f"DELETE /servers/{machine.id}") > 1
 
 
-async def test_429_that_never_ends_is_given_up(double: HetznerDouble) -> None:
+async def test_permanent_rate_limiting_ends_with_an_error(double: HetznerDouble) -> None:
     provider = double.provider(rate_limited_s=0.5)
     try:
-        arm(double, "GET", "/servers", status=429, times=10**6)  # whose headers say that calls are left
+        arm(double, "GET", "/servers", status=429, times=10**6)  # although its headers say that calls are left
         async with asyncio.timeout(patient(20)):
             with pytest.raises(ProviderError, match=r"cannot list machines: the rate limit .* no call within") as caught:
                 await provider.list_machines()
@@ -236,10 +232,8 @@ async def test_429_that_never_ends_is_given_up(double: HetznerDouble) -> None:
         (504, "null"),
     ],
 )
-async def test_answers_of_something_in_front_of_the_api_are_known_by_their_status(
-    double: HetznerDouble, status: int, text: str
-) -> None:
-    double.api.limit = 3600 * 50  # fifty calls come back each second
+async def test_responses_of_an_intermediary_are_recognized_by_status(double: HetznerDouble, status: int, text: str) -> None:
+    double.api.limit = 3600 * 50  # the limit regains fifty calls each second
     provider = double.provider()
     try:
         await provider.list_machines()
@@ -250,7 +244,7 @@ async def test_answers_of_something_in_front_of_the_api_are_known_by_their_statu
         await provider.close()
 
 
-async def test_what_is_not_hetzners_api_is_called_so(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_a_response_that_is_not_from_hetzners_api_is_reported(double: HetznerDouble, provider: HetznerProvider) -> None:
     arm(double, "GET", "/servers", status=404, text="<html>nginx</html>")
     with pytest.raises(ProviderError, match=r"HTTP 404 Not Found\) isn't from Hetzner's API; check HCLOUD_ENDPOINT"):
         await provider.list_machines()
@@ -260,7 +254,7 @@ async def test_what_is_not_hetzners_api_is_called_so(double: HetznerDouble, prov
 
 
 @pytest.mark.parametrize("error", [(401, "token_readonly"), (403, "forbidden")])
-async def test_probe_notices_a_token_that_may_only_read(double: HetznerDouble, error: tuple[int, str]) -> None:
+async def test_probe_rejects_a_read_only_token(double: HetznerDouble, error: tuple[int, str]) -> None:
     double.api.readonly_error = error
     provider = double.provider(token=double.api.readonly_token)
     try:
@@ -271,7 +265,7 @@ async def test_probe_notices_a_token_that_may_only_read(double: HetznerDouble, e
     assert double.state.ssh_keys == {}
 
 
-def test_another_hcloud_that_keeps_its_retries_elsewhere_is_noticed() -> None:
+def test_an_incompatible_hcloud_version_is_rejected() -> None:
     client = hcloud.Client("token")
     disable_retries(client)
     assert client._client._retry_max_retries == 0
@@ -281,7 +275,7 @@ def test_another_hcloud_that_keeps_its_retries_elsewhere_is_noticed() -> None:
         disable_retries(client)
 
 
-# What is made
+# Images and addresses
 
 
 @pytest.mark.parametrize("image", [None, "debian-12", "114690389"])
@@ -292,7 +286,7 @@ async def test_an_arm_type_gets_an_arm_image(double: HetznerDouble, provider: He
     assert server["image"]["name"] == ("debian-12" if image else "ubuntu-24.04")
 
 
-async def test_an_image_that_arm_does_not_have_is_said_before_anything_is_made(
+async def test_an_image_that_arm_lacks_is_rejected_before_anything_is_created(
     double: HetznerDouble, provider: HetznerProvider
 ) -> None:
     with pytest.raises(UsageError, match="no image 'windows-11' for arm, which server type 'cax11' needs"):
@@ -300,7 +294,7 @@ async def test_an_image_that_arm_does_not_have_is_said_before_anything_is_made(
     assert double.called("POST /servers") == 0
 
 
-async def test_an_image_without_a_name_is_called_by_its_number(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_an_image_without_a_name_is_shown_by_its_number(double: HetznerDouble, provider: HetznerProvider) -> None:
     await provider.create(spec())
     (server,) = double.state.servers.values()
     server["image"] = {**server["image"], "name": None, "id": 4711, "type": "snapshot"}
@@ -308,7 +302,7 @@ async def test_an_image_without_a_name_is_called_by_its_number(double: HetznerDo
     assert machine.labels["image"] == "4711"
 
 
-async def test_an_address_goes_with_a_server_that_other_hands_deleted() -> None:
+async def test_an_address_is_deleted_with_a_server_that_another_client_deleted() -> None:
     async with hetzner_double(State(auto_delete=False)) as double:
         provider = double.provider()
         try:
@@ -321,7 +315,7 @@ async def test_an_address_goes_with_a_server_that_other_hands_deleted() -> None:
         assert double.state.primary_ips == {}
 
 
-async def test_labels_of_an_address_stay_when_it_is_marked() -> None:
+async def test_labelling_an_address_keeps_its_other_labels() -> None:
     async with hetzner_double(State(auto_delete=False, initializing_s=0.1)) as double:
         provider = double.provider()
         creating = asyncio.create_task(provider.create(spec()))
@@ -366,7 +360,7 @@ async def test_a_machine_that_is_deleted_while_it_is_extended_is_not_found(doubl
         await provider.close()
 
 
-# Hours that are paid
+# Paid hours
 
 
 @pytest.fixture
@@ -377,7 +371,7 @@ async def thrifty(double: HetznerDouble) -> AsyncIterator[HetznerProvider]:
 
 
 @pytest.mark.parametrize("rebuild_starts", [True, False])
-async def test_a_rebuilt_server_runs_whether_or_not_the_rebuild_starts_it(
+async def test_a_rebuilt_server_runs_whether_or_not_the_rebuild_powers_it_on(
     double: HetznerDouble, thrifty: HetznerProvider, rebuild_starts: bool
 ) -> None:
     double.state.rebuild_starts = rebuild_starts
@@ -387,7 +381,7 @@ async def test_a_rebuilt_server_runs_whether_or_not_the_rebuild_starts_it(
     assert (second.id, second.status) == (first.id, "running")
 
 
-async def test_a_server_that_takes_too_long_to_switch_off_is_deleted(double: HetznerDouble, thrifty: HetznerProvider) -> None:
+async def test_a_server_that_is_slow_to_power_off_is_deleted(double: HetznerDouble, thrifty: HetznerProvider) -> None:
     await thrifty.create(spec("first", labels={"repository": "7"}))
     double.state.stopping_s = patient(1.0)
     async with asyncio.timeout(patient(20)):
@@ -395,9 +389,7 @@ async def test_a_server_that_takes_too_long_to_switch_off_is_deleted(double: Het
     assert double.state.servers == {}
 
 
-async def test_a_rebuild_that_takes_too_long_is_replaced_by_a_new_server(
-    double: HetznerDouble, thrifty: HetznerProvider
-) -> None:
+async def test_a_slow_rebuild_is_replaced_by_a_new_server(double: HetznerDouble, thrifty: HetznerProvider) -> None:
     first = await thrifty.create(spec("first", labels={"repository": "7"}))
     await thrifty.destroy("first")
     double.state.rebuilding_s = patient(2.0)
@@ -416,7 +408,7 @@ async def test_a_pooled_server_is_deleted_when_the_limit_is_reached(double: Hetz
         assert [str(number) for number in double.state.servers] == [first.id]
         second = await (saver if own else other).create(spec("second", labels={"repository": "8"}))
         assert [str(number) for number in double.state.servers] == [second.id]
-        with pytest.raises(ProviderError, match="server limit exceeded"):  # a machine at work is no spare
+        with pytest.raises(ProviderError, match="server limit exceeded"):  # a machine in use isn't a spare one
             await other.create(spec("third"))
         assert [str(number) for number in double.state.servers] == [second.id]
         await saver.destroy("second")

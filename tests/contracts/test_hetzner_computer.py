@@ -1,4 +1,4 @@
-"""What the computers of the Hetzner double leave behind: nothing."""
+"""The computers of the Hetzner double leave no file descriptor behind."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.doubles.hetzner_computer import Computer, may_enter_networks
 
 
 @pytest.mark.skipif(not may_enter_networks(), reason="entering a network needs root with CAP_SYS_ADMIN")
-async def test_a_connection_that_is_given_up_at_any_moment_leaves_no_descriptor() -> None:
+async def test_a_connection_cancelled_at_any_moment_leaks_no_descriptor() -> None:
     computer = Computer(os.getpid(), lambda _path: None)
     listener = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]

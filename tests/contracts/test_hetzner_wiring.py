@@ -1,4 +1,4 @@
-"""From the environment to a Hetzner provider: who forges, with which keys, and what the doctor says about it."""
+"""From the environment to a Hetzner provider: which owner creates machines, with which keys, and what the doctor reports."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def settings(folder: Path, **more: str) -> Settings:
     return load_settings({"GIBIL_DATA_DIR": str(folder), **more})
 
 
-def test_a_token_chooses_hetzner_and_the_provider_may_be_named(tmp_path: Path) -> None:
+def test_a_token_selects_hetzner_and_the_provider_can_be_named(tmp_path: Path) -> None:
     assert settings(tmp_path).provider == "local"
     assert settings(tmp_path, HCLOUD_TOKEN="t").provider == "hetzner"
     assert settings(tmp_path, HCLOUD_TOKEN="t", GIBIL_PROVIDER="local").provider == "local"
     assert "secret-t" not in repr(settings(tmp_path, HCLOUD_TOKEN="secret-t"))
 
 
-def test_what_cannot_work_is_said_all_at_once(tmp_path: Path) -> None:
+def test_all_invalid_settings_are_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="HCLOUD_TOKEN is not set") as caught:
         settings(tmp_path, GIBIL_PROVIDER="hetzner", HCLOUD_ENDPOINT="api.hetzner.cloud")
     assert len(caught.value.problems) == 2
@@ -38,7 +38,7 @@ def at(double: HetznerDouble, folder: Path) -> Settings:
     return settings(folder, HCLOUD_TOKEN=double.token, HCLOUD_ENDPOINT=double.endpoint)
 
 
-async def test_another_computer_with_the_token_has_the_keys_and_is_another_owner(tmp_path: Path) -> None:
+async def test_another_computer_with_the_token_is_another_owner_with_the_same_keys(tmp_path: Path) -> None:
     async with hetzner_double() as double:
         here, there = (open_factory(at(double, tmp_path / name)) for name in ("here", "there"))
         stranger = open_factory(settings(tmp_path / "stranger", HCLOUD_TOKEN="another", HCLOUD_ENDPOINT=double.endpoint))
@@ -64,7 +64,7 @@ async def test_another_computer_with_the_token_has_the_keys_and_is_another_owner
                 await each.close()
 
 
-async def test_the_doctor_asks_the_api_and_does_not_spend_an_hour(tmp_path: Path) -> None:
+async def test_the_doctor_queries_the_api_without_creating_a_server(tmp_path: Path) -> None:
     async with hetzner_double() as double:
         found = await _provider(at(double, tmp_path))
         assert found.ok, found

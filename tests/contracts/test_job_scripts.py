@@ -23,7 +23,7 @@ def login(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=SHELLS)
 def far_env(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
-    """A home, and a PATH on which `sh` is that shell."""
+    """Return an environment with a home, and a PATH on which `sh` is that shell."""
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "sh").symlink_to(found(request.param))
@@ -38,14 +38,14 @@ def found(name: str) -> str:
 
 
 def start(login: str, env: dict[str, str], job: Job) -> tuple[bytes, list[bytes]]:
-    """Its stdout, and the lines for us."""
+    """Start a job; return its stdout and the protocol lines for the client."""
     command, stdin = start_command(job)
     done = subprocess.run([login, "-c", command], input=stdin, env=env, capture_output=True, timeout=patient(30), umask=0o027)
     return done.stdout, [line for line in done.stderr.split(b"\n") if line.startswith(b"gibil:")]
 
 
 def test_scripts_and_variables_arrive_byte_for_byte(login: str, far_env: dict[str, str]) -> None:
-    """Every byte that there can be, in the script and in a value."""
+    """Every possible byte occurs in the script and in a value."""
     odd = bytes(range(1, 256)) + b"'\\''\n$(x) `y` \\\n"
     job = Job(
         id="j",
@@ -59,7 +59,7 @@ def test_scripts_and_variables_arrive_byte_for_byte(login: str, far_env: dict[st
     assert [line.split()[0] for line in lines] == [b"gibil:started", lines[-1].split()[0]]
 
 
-def test_a_job_has_the_umask_of_the_login_and_its_files_are_private(login: str, far_env: dict[str, str]) -> None:
+def test_a_job_has_the_logins_umask_and_its_files_are_private(login: str, far_env: dict[str, str]) -> None:
     output, _ = start(login, far_env, Job(id="j", script="umask", working_directory="/"))
     assert output == b"0027\n"
     folder = Path(far_env["HOME"], ".gibil/jobs/j")
@@ -69,7 +69,7 @@ def test_a_job_has_the_umask_of_the_login_and_its_files_are_private(login: str, 
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_job_inherits_no_descriptor_of_ours(login: str, far_env: dict[str, str]) -> None:
+def test_a_job_inherits_no_descriptor(login: str, far_env: dict[str, str]) -> None:
     script = 'for fd in /proc/$$/fd/*; do readlink "$fd" || :; done'
     output, _ = start(login, far_env, Job(id="j", script=script, working_directory="/"))
     folder = os.path.realpath(f"{far_env['HOME']}/.gibil/jobs/j")
@@ -78,7 +78,7 @@ def test_a_job_inherits_no_descriptor_of_ours(login: str, far_env: dict[str, str
     assert len({line for line in output.decode().splitlines() if line.startswith("pipe:")}) == 1
 
 
-def test_a_second_start_and_a_start_that_breaks_off_run_nothing(login: str, far_env: dict[str, str]) -> None:
+def test_a_repeated_or_interrupted_start_runs_nothing(login: str, far_env: dict[str, str]) -> None:
     job = Job(id="j", script="echo ran", working_directory="/", env={"A": "b"})
     command, stdin = start_command(job)
     for size in (0, 1, len(stdin) // 2, len(stdin) - 3):
@@ -93,18 +93,18 @@ def test_a_second_start_and_a_start_that_breaks_off_run_nothing(login: str, far_
     assert (followed.stdout, followed.stderr) == (b"an\n", b"gibil:exit 0 4\n")
 
 
-def test_a_folder_that_cannot_be_made_is_told(login: str, far_env: dict[str, str]) -> None:
+def test_a_job_folder_that_cannot_be_created_is_reported(login: str, far_env: dict[str, str]) -> None:
     Path(far_env["HOME"], ".gibil").write_text("in the way")
     output, lines = start(login, far_env, Job(id="j", script="echo ran", working_directory="/"))
     assert (output, [line.partition(b" ")[0] for line in lines]) == (b"", [b"gibil:failed"])
 
 
-def test_a_long_job_is_followed_and_its_end_told_with_its_size(login: str, far_env: dict[str, str]) -> None:
+def test_a_long_job_is_followed_and_its_end_reports_its_size(login: str, far_env: dict[str, str]) -> None:
     output, lines = start(login, far_env, Job(id="j", script="echo a; sleep 0.2; echo b; exit 137", working_directory="/"))
     assert (output, lines) == (b"a\nb\n", [b"gibil:started", b"gibil:exit 137 4"])
 
 
-def test_a_job_whose_starter_is_gone_before_it_hears_so_runs_to_its_end(far_env: dict[str, str]) -> None:
+def test_a_job_runs_to_its_end_if_its_starter_disconnects_early(far_env: dict[str, str]) -> None:
     _, stdin = start_command(Job(id="j", script="grep SigIgn /proc/self/status; exit 6", working_directory="/"))
     jobs = Path(far_env["HOME"], ".gibil/jobs")
     jobs.mkdir(parents=True)
@@ -122,4 +122,4 @@ def test_a_job_whose_starter_is_gone_before_it_hears_so_runs_to_its_end(far_env:
     finally:
         os.close(writer)
     assert (jobs / "j/rc").read_text() == "6      \n"
-    assert int((jobs / "j/out").read_text().split()[1], 16) & (1 << 12) == 0  # SIGPIPE is not ignored by the job
+    assert int((jobs / "j/out").read_text().split()[1], 16) & (1 << 12) == 0  # the job doesn't ignore SIGPIPE

@@ -1,4 +1,4 @@
-"""What every Provider promises (ports.Provider), whoever forges. A provider joins by adding a fixture to `KITS`."""
+"""The contract of every Provider (ports.Provider). To test another provider, add a fixture to `KITS`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def lodging(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
         yield lodging
 
 
-async def test_probe_says_what_its_machines_can_do_and_leaves_none(lodging: Lodging) -> None:
+async def test_probe_reports_capabilities_and_leaves_no_machine(lodging: Lodging) -> None:
     capabilities = await lodging.provider.probe()
     assert capabilities.tier in ("root", "user", "vm")
     assert capabilities.memory_limit in ("cgroup-v2", "cgroup-v1", "polled", "hardware")
@@ -37,7 +37,7 @@ async def test_probe_says_what_its_machines_can_do_and_leaves_none(lodging: Lodg
     assert await lodging.provider.list_machines() == []
 
 
-async def test_a_created_machine_is_what_was_asked_for(lodging: Lodging) -> None:
+async def test_a_machine_is_created_as_requested(lodging: Lodging) -> None:
     before = datetime.now(UTC)
     machine = await lodging.provider.create(lodging.spec("ada", ttl_s=300, labels={"run": "1"}))
     assert (machine.name, machine.provider, machine.labels["run"]) == ("ada", lodging.provider.name, "1")
@@ -48,21 +48,21 @@ async def test_a_created_machine_is_what_was_asked_for(lodging: Lodging) -> None
     assert result.stdout == "ada\n0\n/root\n/root\nC.UTF-8\n"
 
 
-async def test_git_and_python_are_there(lodging: Lodging) -> None:
+async def test_git_and_python_are_installed(lodging: Lodging) -> None:
     machine = await lodging.provider.create(lodging.spec("tools"))
     result = await lodging.run(machine, "git --version && python3 -c 'import json; print(json.dumps([1]))'")
     assert result.exit_status == 0, result.stderr
     assert str(result.stdout).endswith("[1]\n")
 
 
-async def test_creating_again_finds_the_first(lodging: Lodging) -> None:
+async def test_creating_an_existing_machine_returns_it(lodging: Lodging) -> None:
     spec = lodging.spec("twin")
     first, *others = await asyncio.gather(*(lodging.provider.create(spec) for _ in range(4)))
     assert all(other == first for other in others)
     assert await lodging.provider.list_machines() == [first]
 
 
-async def test_a_name_with_another_key_is_taken(lodging: Lodging) -> None:
+async def test_a_name_with_another_key_is_rejected(lodging: Lodging) -> None:
     await lodging.provider.create(lodging.spec("mine"))
     stranger = asyncssh.generate_private_key("ssh-ed25519")
     with pytest.raises(NameTaken, match="mine"):
@@ -70,20 +70,20 @@ async def test_a_name_with_another_key_is_taken(lodging: Lodging) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "UPPER", "-dash", "dash-", "x" * 64, "white space"])
-async def test_a_name_that_is_no_label_is_refused(lodging: Lodging, name: str) -> None:
+async def test_a_name_that_is_not_a_dns_label_is_rejected(lodging: Lodging, name: str) -> None:
     with pytest.raises(UsageError):
         await lodging.provider.create(lodging.spec(name))
     assert await lodging.provider.list_machines() == []
 
 
-async def test_a_key_that_cannot_be_read_is_refused_and_nothing_is_left(lodging: Lodging) -> None:
+async def test_an_unreadable_key_is_rejected_and_nothing_is_left(lodging: Lodging) -> None:
     with pytest.raises(GibilError, match="key"):
         await lodging.provider.create(lodging.spec("keyless", authorized_key="ssh-ed25519 nonsense"))
     assert await lodging.provider.list_machines() == []
     assert await lodging.provider.destroy("keyless") is False
 
 
-async def test_get_and_list_know_what_exists(lodging: Lodging) -> None:
+async def test_get_and_list_return_existing_machines(lodging: Lodging) -> None:
     assert await lodging.provider.get("one") is None
     one = await lodging.provider.create(lodging.spec("one"))
     two = await lodging.provider.create(lodging.spec("two", owner="others"))
@@ -103,7 +103,7 @@ async def test_extend_moves_the_expiry(lodging: Lodging) -> None:
         await lodging.provider.extend("nobody", later)
 
 
-async def test_destroy_ends_everything_and_may_be_repeated(lodging: Lodging) -> None:
+async def test_destroy_removes_everything_and_can_be_repeated(lodging: Lodging) -> None:
     machine = await lodging.provider.create(lodging.spec("brief"))
     async with lodging.connect(machine) as connection:
         running = asyncio.ensure_future(connection.run("sleep 600"))
@@ -129,7 +129,7 @@ async def test_a_name_is_free_again_after_destroy(lodging: Lodging) -> None:
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 5, 20, 60])
-async def test_a_cancelled_create_leaves_nothing_that_destroy_does_not_remove(lodging: Lodging, turns: int) -> None:
+async def test_destroy_removes_everything_that_a_cancelled_create_left(lodging: Lodging, turns: int) -> None:
     task = asyncio.ensure_future(lodging.provider.create(lodging.spec("half")))
     for _ in range(turns):
         await asyncio.sleep(0)
@@ -141,7 +141,7 @@ async def test_a_cancelled_create_leaves_nothing_that_destroy_does_not_remove(lo
     assert await lodging.provider.get("half") is None
 
 
-async def test_an_expired_machine_goes_although_nobody_asks(lodging: Lodging) -> None:
+async def test_an_expired_machine_is_destroyed_without_a_request(lodging: Lodging) -> None:
     machine = await lodging.provider.create(lodging.spec("moth", ttl_s=600))
     await lodging.provider.extend("moth", datetime.now(UTC) + timedelta(seconds=0.2))
     async with asyncio.timeout(patient(20)):
@@ -151,13 +151,13 @@ async def test_an_expired_machine_goes_although_nobody_asks(lodging: Lodging) ->
         await open_connection(machine, lodging.key)
 
 
-async def test_sweep_leaves_living_machines_alone(lodging: Lodging) -> None:
+async def test_sweep_leaves_unexpired_machines_alone(lodging: Lodging) -> None:
     machine = await lodging.provider.create(lodging.spec("alive"))
     assert await lodging.provider.sweep("tests") == []
     assert (await lodging.run(machine, "true")).exit_status == 0
 
 
-async def test_sweep_leaves_machines_alone_that_are_being_made(lodging: Lodging) -> None:
+async def test_sweep_leaves_machines_in_creation_alone(lodging: Lodging) -> None:
     made = asyncio.Event()
 
     async def sweep() -> None:
@@ -177,7 +177,7 @@ async def test_sweep_leaves_machines_alone_that_are_being_made(lodging: Lodging)
         await sweeps
 
 
-async def test_only_the_one_key_gets_in_and_only_as_root(lodging: Lodging) -> None:
+async def test_only_the_right_key_can_log_in_and_only_as_root(lodging: Lodging) -> None:
     machine = await lodging.provider.create(lodging.spec("closed"))
     with pytest.raises(asyncssh.PermissionDenied):
         await open_connection(machine, asyncssh.generate_private_key("ssh-ed25519"))
@@ -188,10 +188,10 @@ async def test_only_the_one_key_gets_in_and_only_as_root(lodging: Lodging) -> No
         await open_connection(machine, lodging.key, known_hosts=([wrong], [], []))
 
 
-# What SSH on a machine promises, the same on every provider.
+# SSH on a machine behaves alike with every provider.
 
 
-async def test_exit_statuses_and_both_streams_come_back(lodging: Lodging) -> None:
+async def test_exit_statuses_and_both_streams_are_returned(lodging: Lodging) -> None:
     machine = await lodging.provider.create(lodging.spec("shell"))
     async with lodging.connect(machine) as connection:
         result = await connection.run("echo out; echo err >&2; exit 7")
@@ -202,16 +202,16 @@ async def test_exit_statuses_and_both_streams_come_back(lodging: Lodging) -> Non
         assert (await connection.run("/no/such/command")).exit_status == 127
 
 
-async def test_stdin_passes_through_whole(lodging: Lodging) -> None:
+async def test_stdin_arrives_completely(lodging: Lodging) -> None:
     machine = await lodging.provider.create(lodging.spec("stdin"))
-    data = bytes(range(256)) * 16 * 1024  # 4 MB: more than any pipe or window holds
+    data = bytes(range(256)) * 16 * 1024  # 4 MB: more than any pipe or window buffers
     result = await lodging.run(machine, "cat", input=data, encoding=None)
     assert result.stdout == data
     slow = await lodging.run(machine, "sleep 0.3; sha256sum | cut -c1-4; wc -c", input=data, encoding=None)
     assert slow.exit_status == 0
 
 
-async def test_output_is_whole_at_the_exit_and_background_processes_do_not_hold_it_up(lodging: Lodging) -> None:
+async def test_output_is_complete_at_the_exit_and_background_processes_do_not_delay_it(lodging: Lodging) -> None:
     machine = await lodging.provider.create(lodging.spec("stdout"))
     async with lodging.connect(machine) as connection:
         for _ in range(5):
@@ -236,7 +236,7 @@ async def test_closing_the_channel_ends_the_process(lodging: Lodging) -> None:
 
 
 @needs("ps")
-async def test_losing_the_connection_ends_the_process(lodging: Lodging) -> None:
+async def test_a_lost_connection_ends_the_process(lodging: Lodging) -> None:
     machine = await lodging.provider.create(lodging.spec("cut"))
     async with lodging.connect(machine) as connection:
         process = await connection.create_process("echo up; exec sleep 600")
@@ -263,7 +263,7 @@ async def test_signals_reach_the_process(lodging: Lodging) -> None:
         assert (result.stdout, result.exit_status) == ("got it\n", 3)
 
 
-async def test_a_terminal_has_a_size_that_can_change_and_an_end(lodging: Lodging) -> None:
+async def test_a_terminal_can_be_resized_and_closed(lodging: Lodging) -> None:
     machine = await lodging.provider.create(lodging.spec("terminal"))
     async with lodging.connect(machine) as connection, asyncio.timeout(patient(30)):
         process = await connection.create_process(
@@ -282,7 +282,7 @@ async def test_a_terminal_has_a_size_that_can_change_and_an_end(lodging: Lodging
         assert result.exit_status == 5
 
 
-async def test_env_requests_with_sane_names_are_honoured(lodging: Lodging) -> None:
+async def test_environment_requests_with_valid_names_are_accepted(lodging: Lodging) -> None:
     machine = await lodging.provider.create(lodging.spec("env"))
     env = {"GREETING": "grüß dich $HOME `x`", "LD_PRELOAD": "/x.so", "BAD-NAME": "1"}
     result = await lodging.run(machine, "python3 -c 'import json, os; print(json.dumps(dict(os.environ)))'", env=env)
@@ -292,7 +292,7 @@ async def test_env_requests_with_sane_names_are_honoured(lodging: Lodging) -> No
     assert "BAD-NAME" not in seen
 
 
-async def test_a_thousand_commands_at_once_are_late_and_not_wrong(lodging: Lodging) -> None:
+async def test_a_thousand_concurrent_commands_are_slow_but_correct(lodging: Lodging) -> None:
     machine = await lodging.provider.create(lodging.spec("crowd", pids=128))
     async with lodging.connect(machine) as connection, asyncio.timeout(patient(120)):
         results = await asyncio.gather(*(connection.run(f"echo {number}") for number in range(1000)))
@@ -300,7 +300,7 @@ async def test_a_thousand_commands_at_once_are_late_and_not_wrong(lodging: Lodgi
     assert {result.exit_status for result in results} == {0}
 
 
-async def test_a_command_that_is_too_long_is_refused_and_the_machine_lives(lodging: Lodging) -> None:
+async def test_an_overlong_command_is_rejected_and_the_machine_survives(lodging: Lodging) -> None:
     machine = await lodging.provider.create(lodging.spec("wordy"))
     async with lodging.connect(machine) as connection:
         result = await connection.run("echo " + "x" * 230_000)
@@ -309,7 +309,7 @@ async def test_a_command_that_is_too_long_is_refused_and_the_machine_lives(lodgi
         assert (await connection.run("echo fine")).stdout == "fine\n"
 
 
-async def test_neither_files_nor_ports_go_through_ssh(lodging: Lodging) -> None:
+async def test_ssh_allows_no_file_transfer_and_no_port_forwarding(lodging: Lodging) -> None:
     machine = await lodging.provider.create(lodging.spec("narrow"))
     async with lodging.connect(machine) as connection:
         with pytest.raises((asyncssh.Error, OSError)):
@@ -318,7 +318,7 @@ async def test_neither_files_nor_ports_go_through_ssh(lodging: Lodging) -> None:
             await connection.open_connection("127.0.0.1", 22)
 
 
-async def test_close_lets_machines_live_except_tethered_ones(lodging: Lodging) -> None:
+async def test_close_keeps_machines_except_tethered_ones(lodging: Lodging) -> None:
     await lodging.provider.create(lodging.spec("free"))
     bound = await lodging.provider.create(lodging.spec("bound", tethered=True))
     assert await lodging.provider.create(lodging.spec("bound", tethered=True)) == bound

@@ -1,7 +1,7 @@
-"""What every Provider promises, kept by the Hetzner provider on servers that really boot.
+"""The Provider contract on the Hetzner provider, with servers that really boot.
 
-These are the tests of test_provider.py that need a booted machine; each boot takes seconds. What the API alone decides is in
-test_hetzner.py, who gets in in journeys/test_hetzner_boots.py, what a shell on OpenSSH does in test_shell.py.
+These are the tests of test_provider.py that need a booted machine; each boot takes seconds. The API alone is tested in
+test_hetzner.py, logins in journeys/test_hetzner_boots.py, shells on OpenSSH in test_shell.py.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import pytest
 from gibil_bot.model import Machine, MachineSpec
 from gibil_bot.providers.hetzner.provider import HetznerProvider
 from tests.contracts.test_provider import (  # noqa: F401 - collected here, with the fixture `lodging` of this file
-    test_a_created_machine_is_what_was_asked_for,
-    test_destroy_ends_everything_and_may_be_repeated,
+    test_a_machine_is_created_as_requested,
+    test_destroy_removes_everything_and_can_be_repeated,
 )
 from tests.doubles.hetzner import hetzner_double
 from tests.doubles.hetzner_guests import Image, LocalGuests, local_guests
@@ -24,7 +24,7 @@ from tests.doubles.machines import Lodging, shared_folder
 
 
 class Booted(HetznerProvider):
-    """A machine may exist before SSH answers; these tests do not wait for it, so this does."""
+    """A provider whose `create` waits for SSH: a machine may exist before SSH answers, and these tests don't wait for it."""
 
     guests: LocalGuests
 

@@ -1,4 +1,4 @@
-"""What every Shell promises (ports.Shell): commands, files, connections. Jobs are in test_shell_jobs.py."""
+"""The contract of every Shell (ports.Shell): commands, files, connections. Jobs are in test_shell_jobs.py."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.doubles.patience import patient
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """With a `home` in it; short, because a Unix socket's path may have 107 bytes."""
+    """Create a directory with `home` in it. Its path is short, because a Unix socket's path has at most 107 bytes."""
     path = Path(tempfile.mkdtemp(prefix="gibil-", dir="/tmp"))
     (path / "home").mkdir()
     yield path
@@ -38,11 +38,11 @@ def folder() -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("script", "status"), [("true", 0), ("false", 1), ("exit 77", 77), ("kill -9 $$", 137), ("kill $$", 143)]
 )
-async def test_a_command_ends_with_its_own_status(shell: SSHShell, script: str, status: int) -> None:
+async def test_a_command_returns_its_exit_status(shell: SSHShell, script: str, status: int) -> None:
     assert (await shell.run(script)).exit_status == status
 
 
-async def test_a_commands_output_is_exact_and_its_streams_are_apart(shell: SSHShell) -> None:
+async def test_a_commands_output_is_exact_and_its_streams_are_separate(shell: SSHShell) -> None:
     every_byte = "".join(f"\\{number:03o}" for number in range(256))
     heard: dict[str, bytes] = {"stdout": b"", "stderr": b""}
 
@@ -54,7 +54,7 @@ async def test_a_commands_output_is_exact_and_its_streams_are_apart(shell: SSHSh
     assert heard == {"stdout": result.stdout, "stderr": result.stderr}
 
 
-async def test_a_command_reads_its_input_and_its_environment(shell: SSHShell) -> None:
+async def test_a_command_gets_its_stdin_and_environment(shell: SSHShell) -> None:
     odd = "quote ' \" $HOME `id` \\ \n second line\tüñ\x01\x81end "
     stdin = secrets.token_bytes(300_000)
     result = await shell.run('printf %s "$ODD" >&2; cat', env={"ODD": odd, "e": "1"}, stdin=stdin)
@@ -62,7 +62,7 @@ async def test_a_command_reads_its_input_and_its_environment(shell: SSHShell) ->
     assert result.stdout == stdin
 
 
-async def test_a_commands_environment_is_in_no_argv(shell: SSHShell) -> None:
+async def test_a_commands_environment_appears_in_no_argv(shell: SSHShell) -> None:
     token = secrets.token_hex(16)
     command = asyncio.create_task(shell.run("sh -c 'echo \"${#TOKEN}\"; sleep 0.5'", env={"TOKEN": token}))
     await asyncio.sleep(0.2)
@@ -70,13 +70,13 @@ async def test_a_commands_environment_is_in_no_argv(shell: SSHShell) -> None:
     assert (await command).stdout == b"32\n"
 
 
-async def test_an_environment_that_no_shell_can_hold_is_refused(shell: SSHShell) -> None:
+async def test_an_environment_that_shells_cannot_hold_is_rejected(shell: SSHShell) -> None:
     for env in ({"A B": "x"}, {"A;id": "x"}, {"A": "\0"}):
         with pytest.raises(UsageError):
             await shell.run("true", env=env)
 
 
-async def test_a_listener_that_fails_does_not_hurt_the_connection(shell: SSHShell) -> None:
+async def test_a_failing_output_callback_does_not_break_the_connection(shell: SSHShell) -> None:
     def broken(stream: str, data: bytes) -> None:
         raise ZeroDivisionError
 
@@ -88,7 +88,7 @@ async def test_a_listener_that_fails_does_not_hurt_the_connection(shell: SSHShel
 @pytest.mark.parametrize(
     "escape", ["sleep {}", "setsid sleep {} & sleep {}", "(setsid sleep {} &) ; sleep {}", "exec sleep {}"]
 )
-async def test_a_timeout_kills_the_whole_tree(shell: SSHShell, escape: str) -> None:
+async def test_a_timeout_kills_the_whole_process_tree(shell: SSHShell, escape: str) -> None:
     marker = f"30000.{secrets.randbelow(10**9)}"
     with pytest.raises(CommandTimeout, match=r"did not finish a command within 0\.3 s") as caught:
         await shell.run(escape.format(marker, marker), timeout_s=0.3)
@@ -97,7 +97,7 @@ async def test_a_timeout_kills_the_whole_tree(shell: SSHShell, escape: str) -> N
     assert (await shell.run("echo on")).stdout == b"on\n"
 
 
-async def test_a_cancelled_command_is_killed_however_early(shell: SSHShell) -> None:
+async def test_a_command_cancelled_at_any_moment_is_killed(shell: SSHShell) -> None:
     marker = f"30000.{secrets.randbelow(10**9)}"
     for delay in (0.0, 0.001, 0.002, 0.003, 0.005, 0.02):
         command = asyncio.create_task(shell.run(f"setsid sleep {marker} & sleep {marker}"))
@@ -108,7 +108,7 @@ async def test_a_cancelled_command_is_killed_however_early(shell: SSHShell) -> N
         assert await alive(shell, marker) == 0, f"cancelled after {delay} s"
 
 
-async def test_a_signal_reaches_everything_of_a_tagged_command_and_nothing_else(shell: SSHShell) -> None:
+async def test_a_signal_reaches_all_processes_of_a_tagged_command_and_no_others(shell: SSHShell) -> None:
     marker, tag = f"30000.{secrets.randbelow(10**9)}", f"command-{secrets.token_hex(8)}"
     up = {"INT": asyncio.Event(), "KILL": asyncio.Event(), "other": asyncio.Event()}
 
@@ -132,14 +132,14 @@ async def test_a_signal_reaches_everything_of_a_tagged_command_and_nothing_else(
         await other
 
 
-async def test_a_tag_has_to_be_a_plain_name(shell: SSHShell) -> None:
+async def test_a_tag_must_be_a_plain_name(shell: SSHShell) -> None:
     with pytest.raises(UsageError):
         await shell.run("true", tag="a; id")
     with pytest.raises(UsageError):
         await shell.signal("a'b", "INT")
 
 
-async def test_a_background_process_does_not_hold_up_its_command(shell: SSHShell) -> None:
+async def test_a_background_process_does_not_delay_its_command(shell: SSHShell) -> None:
     began = time.monotonic()
     result = await shell.run("sleep 60 & echo done")
     assert (result.stdout, result.exit_status) == (b"done\n", 0)
@@ -158,7 +158,7 @@ async def test_twenty_megabytes_arrive_exactly(shell: SSHShell) -> None:
     assert hashlib.sha256(result.stdout).digest() == hashlib.sha256(wanted).digest()
 
 
-async def test_a_lost_connection_is_not_a_result(far: Far) -> None:
+async def test_a_lost_connection_is_an_error(far: Far) -> None:
     async with cable(far.endpoint, far.folder) as line:
         shell = await far.connect(line.endpoint)
         command = asyncio.create_task(shell.run("echo ready; sleep 30", on_output=lambda stream, data: line.cut()))
@@ -171,7 +171,7 @@ async def test_a_lost_connection_is_not_a_result(far: Far) -> None:
         await shell.close()
 
 
-async def test_a_file_arrives_whole_with_its_mode(far: Far, shell: SSHShell) -> None:
+async def test_a_file_arrives_completely_with_its_mode(far: Far, shell: SSHShell) -> None:
     content = os.urandom(3_000_001)
 
     async def blocks() -> AsyncIterator[bytes]:
@@ -186,7 +186,7 @@ async def test_a_file_arrives_whole_with_its_mode(far: Far, shell: SSHShell) -> 
         assert result.stdout == b"750\n" + (b"" if source == b"" else content)
 
 
-async def test_a_file_that_does_not_arrive_whole_changes_nothing(far: Far, shell: SSHShell) -> None:
+async def test_an_incomplete_upload_changes_nothing(far: Far, shell: SSHShell) -> None:
     path = f"{far.home}/f"
     await shell.put(path, b"before")
 
@@ -203,7 +203,7 @@ async def test_a_file_that_does_not_arrive_whole_changes_nothing(far: Far, shell
     assert result.stdout == b"before"
 
 
-async def test_a_file_whose_connection_is_cut_changes_nothing(far: Far, shell: SSHShell) -> None:
+async def test_an_upload_on_a_lost_connection_changes_nothing(far: Far, shell: SSHShell) -> None:
     async with cable(far.endpoint, far.folder) as line:
         doomed = await far.connect(line.endpoint)
 
@@ -219,7 +219,7 @@ async def test_a_file_whose_connection_is_cut_changes_nothing(far: Far, shell: S
     assert (await shell.run(f"ls {far.home}/f")).exit_status != 0
 
 
-async def test_the_wrong_host_is_refused(far: Far) -> None:
+async def test_a_wrong_host_key_is_rejected(far: Far) -> None:
     _, other_key = sshd.new_key()
     endpoint = Endpoint(
         host_key=other_key,
@@ -231,16 +231,16 @@ async def test_the_wrong_host_is_refused(far: Far) -> None:
     began = time.monotonic()
     with pytest.raises(SSHError, match="another host"):
         await connect(endpoint, far.client_key)
-    assert time.monotonic() - began < patient(5)  # at once: waiting does not make it the right one
+    assert time.monotonic() - began < patient(5)  # immediately: waiting doesn't make the key right
 
 
-async def test_the_wrong_key_is_refused(far: Far) -> None:
+async def test_a_wrong_client_key_is_rejected(far: Far) -> None:
     other_key, _ = sshd.new_key()
     with pytest.raises(SSHError, match="rejects the key"):
         await connect(far.endpoint, other_key)
 
 
-async def test_no_login_is_tried_on_the_wrong_host(folder: Path) -> None:
+async def test_no_login_is_attempted_on_a_wrong_host(folder: Path) -> None:
     logins: list[str] = []
     async with sshd.inside(folder / "home", on_login=logins.append) as server:
         wrong = Endpoint(host_key=sshd.new_key()[1], unix_path=server.endpoint.unix_path)
@@ -251,7 +251,7 @@ async def test_no_login_is_tried_on_the_wrong_host(folder: Path) -> None:
         assert logins == ["root"]
 
 
-async def test_a_machine_that_is_still_booting_is_waited_for(folder: Path) -> None:
+async def test_a_booting_machine_is_waited_for(folder: Path) -> None:
     if reason := sshd.why_no_openssh():
         pytest.skip(reason)
     port = sshd.free_port()
@@ -266,7 +266,7 @@ async def test_a_machine_that_is_still_booting_is_waited_for(folder: Path) -> No
         await shell.close()
 
 
-async def test_a_machine_that_never_answers_is_given_up() -> None:
+async def test_a_machine_that_never_answers_is_an_error() -> None:
     _, host_key = sshd.new_key()
     key, _ = sshd.new_key()
     with pytest.raises(MachineLost, match="does not answer"):
@@ -293,7 +293,7 @@ async def test_a_machine_that_never_answers_is_given_up() -> None:
     await server.wait_closed()
 
 
-async def test_more_commands_than_the_server_allows_take_turns(folder: Path) -> None:
+async def test_commands_beyond_the_servers_limit_wait_their_turn(folder: Path) -> None:
     if reason := sshd.why_no_openssh():
         pytest.skip(reason)
     async with sshd.openssh(folder / "home", max_sessions=3) as server:
@@ -304,7 +304,7 @@ async def test_more_commands_than_the_server_allows_take_turns(folder: Path) -> 
 
 
 class _Clearing(asyncssh.SSHServer):
-    """Lets anybody in, and refuses the first commands: as sshd does while it clears up behind others that have ended."""
+    """Accepts every login, and rejects the first sessions, as sshd does while it cleans up ended ones."""
 
     def __init__(self, refusals: int) -> None:
         self.refusals = refusals
@@ -329,9 +329,7 @@ class _Done(asyncssh.SSHServerSession[str]):
         self._channel.exit(0)
 
 
-async def test_a_server_that_still_clears_up_behind_ended_commands_is_asked_again(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_session_rejected_during_clean_up_is_requested_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = str(folder / "s")
     host_key, host_public = sshd.new_key()
     servers = iter((_Clearing(3), _Clearing(10**6)))

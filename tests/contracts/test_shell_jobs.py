@@ -1,4 +1,4 @@
-"""What every Shell promises about detached jobs (ports.Shell: start, attach, kill)."""
+"""The contract of every Shell for detached jobs (ports.Shell: start, attach, kill)."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ async def start(far: Far, on: SSHShell, script: str, **more: object) -> str:
     ("script", "status"),
     [("true", 0), ("false", 1), ("exit 77", 77), ("exit 255", 255), ("kill -9 $$", 137), ("kill $$", 143), ("false | true", 1)],
 )
-async def test_a_job_ends_with_its_own_status(far: Far, shell: SSHShell, script: str, status: int) -> None:
+async def test_a_job_returns_its_exit_status(far: Far, shell: SSHShell, script: str, status: int) -> None:
     assert (await followed(shell, await start(far, shell, script)))[2] == status
 
 
-async def test_streams_are_merged_or_apart_as_asked(far: Far, shell: SSHShell) -> None:
+async def test_streams_are_merged_or_separate_as_requested(far: Far, shell: SSHShell) -> None:
     script = "echo out 1; echo err 1 >&2; echo out 2; exit 3"
     assert await followed(shell, await start(far, shell, script)) == (b"out 1\nerr 1\nout 2\n", b"", 3)
     assert await followed(shell, await start(far, shell, script, merged=False)) == (b"out 1\nout 2\n", b"err 1\n", 3)
@@ -61,16 +61,16 @@ async def test_a_job_may_use_another_shell(far: Far, shell: SSHShell) -> None:
             await shell.start(far.job(wrong_id, "true"))
 
 
-async def test_a_missing_interpreter_or_folder_is_told_in_the_output(far: Far, shell: SSHShell) -> None:
+async def test_a_missing_interpreter_or_folder_is_reported_in_the_output(far: Far, shell: SSHShell) -> None:
     output, _, status = await followed(shell, await start(far, shell, "", shell="no-such-interpreter {0}"))
-    # 126 where a folder of the PATH may not be entered
+    # 126 if a directory on PATH can't be entered
     assert (b"no-such-interpreter" in output, status in (126, 127)) == (True, True)
     job = replace(far.job(far.name("nowhere"), "true"), working_directory="/no/such/folder")
     with pytest.raises(JobNotStarted, match="the working directory /no/such/folder does not exist"):
         await shell.start(job)
 
 
-async def test_a_jobs_environment_reaches_it_exactly(far: Far, shell: SSHShell) -> None:
+async def test_a_jobs_environment_arrives_exactly(far: Far, shell: SSHShell) -> None:
     env = {
         "ODD": "quote ' \" $HOME `id` \\ \n second\n\tüñ\x01\x81",
         "PATH": "/usr/bin:/bin",
@@ -95,7 +95,7 @@ async def test_secrets_and_scripts_are_in_no_argv_and_secrets_on_no_disk(far: Fa
     job_id = await start(far, shell, f"# {marker}\necho ${{#TOKEN}}; read -r word <{far.home}/go", env={"TOKEN": token})
     items = shell.attach(job_id)
     assert await anext(items) == Chunk(b"32\n", 3)
-    # Now it waits on the pipe, and can be looked at.
+    # The job is now waiting for the pipe and can be inspected.
     assert await alive(shell, token) == 0
     assert await alive(shell, marker) == 0
     found = await shell.run("grep -rlF -f - $HOME/.gibil | wc -l", stdin=token.encode() + b"\n")
@@ -118,12 +118,12 @@ async def test_a_job_is_started_once(far: Far, shell: SSHShell) -> None:
     assert (await shell.run(f"cat {far.home}/runs")).stdout == b"run\n"
 
 
-async def test_a_job_does_not_ignore_signals_that_others_obey(far: Far, shell: SSHShell) -> None:
+async def test_a_job_does_not_ignore_sigint_and_sigquit(far: Far, shell: SSHShell) -> None:
     output, _, _ = await followed(shell, await start(far, shell, "grep SigIgn /proc/self/status"))
     assert int(output.split()[1], 16) & 0b110 == 0  # SIGINT, SIGQUIT
 
 
-async def test_output_comes_while_the_job_runs_and_its_end_at_once(far: Far, shell: SSHShell) -> None:
+async def test_output_is_streamed_and_the_end_is_reported_at_once(far: Far, shell: SSHShell) -> None:
     job_id = await start(far, shell, f"echo first; until [ -e {far.home}/go ]; do sleep 0.02; done; echo last")
     items = shell.attach(job_id)
     first = await asyncio.wait_for(anext(items), patient(5))
@@ -133,7 +133,7 @@ async def test_output_comes_while_the_job_runs_and_its_end_at_once(far: Far, she
         assert [item async for item in items] == [Chunk(b"last\n", 11), Exit(0)]
 
 
-async def test_a_background_process_does_not_hold_up_its_job(far: Far, shell: SSHShell) -> None:
+async def test_a_background_process_does_not_delay_its_job(far: Far, shell: SSHShell) -> None:
     marker = f"30000.{secrets.randbelow(10**9)}"
     job_id = await start(far, shell, f"echo done; sleep {marker} & exit 5")
     async with asyncio.timeout(patient(5)):
@@ -142,7 +142,7 @@ async def test_a_background_process_does_not_hold_up_its_job(far: Far, shell: SS
     assert await alive(shell, marker) == 0
 
 
-async def test_an_ended_job_can_be_read_again_from_anywhere(far: Far, shell: SSHShell) -> None:
+async def test_an_ended_job_can_be_read_again_from_any_offset(far: Far, shell: SSHShell) -> None:
     job_id = await start(far, shell, "printf 0123456789; printf abcdef >&2; exit 9", merged=False)
     assert (await followed(shell, job_id))[2] == 9
     for stdout_from, stderr_from in ((0, 0), (4, 2), (10, 6)):
@@ -153,19 +153,19 @@ async def test_an_ended_job_can_be_read_again_from_anywhere(far: Far, shell: SSH
         assert b"".join(c.data for c in chunks if c.stream == "stderr") == b"abcdef"[stderr_from:]
 
 
-async def test_several_may_follow_one_job(far: Far, shell: SSHShell) -> None:
+async def test_several_clients_can_follow_one_job(far: Far, shell: SSHShell) -> None:
     job_id = await start(far, shell, "for i in 1 2 3 4 5; do echo $i; sleep 0.05; done")
     assert len({await done for done in asyncio.as_completed([followed(shell, job_id) for _ in range(4)])}) == 1
 
 
-async def test_twenty_megabytes_of_every_byte_arrive_exactly(far: Far, shell: SSHShell) -> None:
+async def test_twenty_megabytes_of_all_byte_values_arrive_exactly(far: Far, shell: SSHShell) -> None:
     script = "import os, sys\nfor i in range(80): os.write(1, bytes(range(256)) * 1024)"
     output, _, status = await followed(shell, await start(far, shell, script, shell="python"))
     assert status == 0
     assert hashlib.sha256(output).digest() == hashlib.sha256(bytes(range(256)) * 1024 * 80).digest()
 
 
-async def test_a_slow_reader_gets_everything(far: Far, shell: SSHShell) -> None:
+async def test_a_slow_reader_gets_all_output(far: Far, shell: SSHShell) -> None:
     job_id = await start(far, shell, "import os\nfor i in range(200): os.write(1, b'%07d\\n' % i * 16384)", shell="python")
     digest, size = hashlib.sha256(), 0
     async for item in shell.attach(job_id):
@@ -190,7 +190,7 @@ def counted(word: str) -> bytes:
     return b"".join(f"{word} {number}\n".encode() for number in range(1, 3001))
 
 
-async def test_output_is_exact_when_the_connection_breaks_three_times(far: Far, shell: SSHShell) -> None:
+async def test_output_is_exact_when_the_connection_is_lost_three_times(far: Far, shell: SSHShell) -> None:
     job_id = await start(far, shell, COUNT, merged=False, shell="sh")
     output = {"stdout": b"", "stderr": b""}
     breaks = 0
@@ -261,13 +261,13 @@ async def test_output_is_exact_when_the_client_is_killed_three_times(far: Far, s
         assert client.stdout is not None
         client.stdin.write(far.client_key.encode())
         client.stdin.close()
-        said = await client.stdout.readline()
+        message = await client.stdout.readline()
         if kills < 3:
             client.kill()
-        said += await client.stdout.read()
+        message += await client.stdout.read()
         await client.wait()
     assert client.returncode == 0
-    assert said.endswith(b"exit 7\n")
+    assert message.endswith(b"exit 7\n")
     assert log.read_bytes() == counted("line")
 
 
@@ -282,7 +282,7 @@ async def test_a_job_survives_the_connection_that_started_it(far: Far) -> None:
     await second.close()
 
 
-async def test_losing_the_connection_is_not_the_end_of_the_job(far: Far) -> None:
+async def test_a_lost_connection_does_not_end_the_job(far: Far) -> None:
     async with cable(far.endpoint, far.folder) as line:
         shell = await far.connect(line.endpoint)
         items = shell.attach(await start(far, shell, "echo x; sleep 0.5; exit 4"))
@@ -324,7 +324,7 @@ async def test_an_unknown_job_is_lost(shell: SSHShell) -> None:
         "setsid -f sh -c 'setsid sleep {} & sleep {}'; sleep {}",
     ],
 )
-async def test_killing_a_job_leaves_nothing_of_it(far: Far, shell: SSHShell, script: str) -> None:
+async def test_killing_a_job_leaves_no_process(far: Far, shell: SSHShell, script: str) -> None:
     marker = f"30000.{secrets.randbelow(10**9)}"
     job_id = await start(far, shell, f"echo up; {script.replace('{}', marker)}")
     items = shell.attach(job_id)
@@ -347,7 +347,7 @@ async def test_a_job_that_ignores_sigterm_is_killed_after_the_grace(far: Far, sh
         assert [item async for item in items][-1] == Exit(137)
 
 
-async def test_killing_one_job_spares_those_with_similar_names(far: Far, shell: SSHShell) -> None:
+async def test_killing_a_job_spares_jobs_with_similar_names(far: Far, shell: SSHShell) -> None:
     base = far.name("a")
     one, *others = names = (f"{base}.1", f"{base}.10", f"{base}X1", f"b-{base}.1")
     for name in names:
@@ -359,13 +359,13 @@ async def test_killing_one_job_spares_those_with_similar_names(far: Far, shell: 
         await shell.kill(name, grace_s=1)
 
 
-async def test_a_job_may_signal_its_own_group(far: Far, shell: SSHShell) -> None:
+async def test_a_job_may_signal_its_own_process_group(far: Far, shell: SSHShell) -> None:
     output, _, status = await followed(shell, await start(far, shell, "trap 'echo bye; exit 6' TERM; sleep 30 & kill 0; wait"))
     assert (b"bye" in output, status) == (True, 6)
     assert (await followed(shell, await start(far, shell, "kill -9 0")))[2] == 137
 
 
-async def test_a_hundred_jobs_at_once(far: Far, shell: SSHShell) -> None:
+async def test_a_hundred_concurrent_jobs_succeed(far: Far, shell: SSHShell) -> None:
     async def one(number: int) -> tuple[bytes, bytes, int]:
         job_id = await start(far, shell, f"echo {number}; exit {number % 5}")
         return await followed(shell, job_id)
@@ -374,8 +374,8 @@ async def test_a_hundred_jobs_at_once(far: Far, shell: SSHShell) -> None:
     assert results == [(b"%d\n" % number, b"", number % 5) for number in range(100)]
 
 
-async def test_a_full_disk_hides_no_end(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The job folder on a file system of 256 KiB: the job fills it, and yet its true status is known."""
+async def test_the_exit_status_is_known_although_the_disk_is_full(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The job folder is on a file system of 256 KiB. The job fills it, and its exit status is still known."""
     if os.geteuid() != 0:
         pytest.skip("a small file system is mounted for this test, which needs root")
     async with far_machine("inside", tmp_path_factory) as far:

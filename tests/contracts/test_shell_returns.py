@@ -1,4 +1,4 @@
-"""What every Shell promises about the files that a job returns (model.Job.returns), and the output that comes with its end."""
+"""The contract of every Shell for the files that a job returns (model.Job.returns), and for the output just before its end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.contracts.shells import Far, end_of, followed
 from tests.doubles.patience import patient
 
 
-async def test_files_come_with_the_end_now_and_whenever_one_attaches_again(far: Far, shell: SSHShell) -> None:
+async def test_returned_files_arrive_with_the_end_and_on_every_later_attach(far: Far, shell: SSHShell) -> None:
     every_byte = bytes(range(256)) * 5
     paths = {f"{far.home}/a": every_byte, f"{far.home}/with a space": b"two\nlines\n", f"{far.home}/empty": b""}
     script = (
@@ -52,7 +52,7 @@ async def test_a_job_that_is_killed_returns_its_files(far: Far, shell: SSHShell)
     assert [item async for item in items][-1] == Exit(143, {path: b"early\n"})
 
 
-async def test_files_that_are_no_files_hold_nobody_up(far: Far, shell: SSHShell) -> None:
+async def test_special_files_do_not_block_the_end(far: Far, shell: SSHShell) -> None:
     names = {
         "fifo": "mkfifo {}",
         "folder": "mkdir {}",
@@ -69,14 +69,14 @@ async def test_files_that_are_no_files_hold_nobody_up(far: Far, shell: SSHShell)
     }
 
 
-async def test_paths_that_cannot_be_returned_are_refused(far: Far, shell: SSHShell) -> None:
+async def test_unsafe_paths_are_rejected(far: Far, shell: SSHShell) -> None:
     for wrong in (("relative",), ("/two\nlines",), ("/nul\0",), tuple(f"/{number}" for number in range(17))):
         with pytest.raises(UsageError):
             await shell.start(far.job(far.name("j"), "true", returns=wrong))
 
 
 @pytest.mark.parametrize("size", [1, 16383, 16384, 16385, 1024 * 1024 - 1, 1024 * 1024, 5_000_000])
-async def test_the_output_of_a_quick_job_is_exact(far: Far, shell: SSHShell, size: int) -> None:
+async def test_the_output_of_a_short_job_is_exact(far: Far, shell: SSHShell, size: int) -> None:
     for word, block in (("bytes", bytes(range(256))), ("text", b"\x01\x7f\x81\xff\xc3 \n"), ("nul", b"\0")):
         times = size // len(block) + 1
         script = f"import os\nblock = ({block!r} * {times})[:{size}]\nwhile block: block = block[os.write(1, block):]"
@@ -87,7 +87,7 @@ async def test_the_output_of_a_quick_job_is_exact(far: Far, shell: SSHShell, siz
         assert await followed(shell, job_id) == (wanted, b"", 0), word
 
 
-async def test_a_background_process_that_prints_for_ever_does_not_hold_up_the_end(far: Far, shell: SSHShell) -> None:
+async def test_a_background_process_that_prints_endlessly_does_not_delay_the_end(far: Far, shell: SSHShell) -> None:
     job_id = f"job-{secrets.token_hex(4)}"
     await shell.start(far.job(job_id, "while :; do echo more; done & exit 5"))
     async with asyncio.timeout(patient(10)):

@@ -1,4 +1,4 @@
-"""Standard streams can be opened by their names, and nothing that was printed is lost by it: in jobs and in commands."""
+"""Jobs and commands can open the standard streams by name, and lose no output by it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WAYS = (
 
 
 def _script() -> tuple[str, list[str]]:
-    """All ways to write to all names, and the lines that each has to leave. `set -e`: what fails is found at once."""
+    """Return a script that writes to each name in every way, and the lines expected of it. `set -e` shows failures early."""
     lines, marks = ["set -e"], []
     for number, (way, name) in enumerate(itertools.product(WAYS, NAMES)):
         marks.append(f"mark-{number:03}")
@@ -51,22 +51,22 @@ def _check(output: bytes, marks: list[str]) -> None:
     assert set(lines) == {*marks, "reached", *(line for line in lines if line.startswith("before-"))}
 
 
-async def test_a_job_that_opens_its_output_by_name_loses_nothing(far: Far, shell: SSHShell) -> None:
+async def test_a_job_that_opens_its_output_by_name_loses_no_output(far: Far, shell: SSHShell) -> None:
     script, marks = _script()
     await shell.start(far.job("job-1", script))
     output, _, status = await followed(shell, "job-1")
     assert status == 0, output.decode()
     _check(output, marks)
-    assert await followed(shell, "job-1") == (output, b"", 0), "and it is the same to who comes later"
+    assert await followed(shell, "job-1") == (output, b"", 0), "a later reader gets the same"
 
 
-async def test_a_job_with_two_streams_has_each_by_its_name(far: Far, shell: SSHShell) -> None:
+async def test_a_job_with_two_streams_can_open_each_by_name(far: Far, shell: SSHShell) -> None:
     script = "echo o1; echo e1 >&2; echo o2 >/dev/stdout; echo e2 >/dev/stderr; echo o3 | tee /dev/stderr; echo o4; echo e4 >&2"
     await shell.start(far.job("job-1", script, merged=False))
     assert await followed(shell, "job-1") == (b"o1\no2\no3\no4\n", b"e1\ne2\no3\ne4\n", 0)
 
 
-async def test_a_command_that_opens_its_output_by_name_loses_nothing(far: Far, shell: SSHShell) -> None:
+async def test_a_command_that_opens_its_output_by_name_loses_no_output(far: Far, shell: SSHShell) -> None:
     script, marks = _script()
     await shell.put(f"{far.home}/script", script.encode())
     result = await shell.run(f"bash {far.home}/script 2>&1")
@@ -74,7 +74,7 @@ async def test_a_command_that_opens_its_output_by_name_loses_nothing(far: Far, s
     _check(result.stdout, marks)
 
 
-async def test_a_command_writes_to_each_of_its_streams_by_name(shell: SSHShell) -> None:
+async def test_a_command_can_write_to_each_stream_by_name(shell: SSHShell) -> None:
     result = await shell.run(
         "set -e; echo warn >/dev/stderr; echo out >/dev/stdout; echo a | tee /dev/stderr | cat; echo reached"
     )
@@ -82,20 +82,20 @@ async def test_a_command_writes_to_each_of_its_streams_by_name(shell: SSHShell) 
 
 
 @pytest.mark.parametrize("name", ["/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"])
-async def test_a_command_reads_its_input_by_name(shell: SSHShell, name: str) -> None:
+async def test_a_command_can_read_its_input_by_name(shell: SSHShell, name: str) -> None:
     for script in (f"cat {name}", f"cat <{name}", f'python3 -c \'print(open("{name}").read(), end="")\'', f"tee <{name}"):
         result = await shell.run(script, stdin=b"one\ntwo\n")
         assert (result.exit_status, result.stdout) == (0, b"one\ntwo\n"), (script, result.stderr)
 
 
-async def test_output_right_before_the_end_is_not_lost(far: Far, shell: SSHShell) -> None:
+async def test_output_just_before_the_end_is_not_lost(far: Far, shell: SSHShell) -> None:
     for number, size in enumerate((1, 65_536, 1_000_000)):
         await shell.start(far.job(f"job-{number}", f"head -c {size} /dev/zero; printf end >/dev/stderr; kill -9 $$"))
         output, _, status = await followed(shell, f"job-{number}")
         assert (output, status) == (bytes(size) + b"end", 137)
 
 
-async def test_a_process_that_is_left_behind_with_the_output_open_does_not_hold_up_the_end(far: Far, shell: SSHShell) -> None:
+async def test_a_remaining_process_with_the_output_open_does_not_delay_the_end(far: Far, shell: SSHShell) -> None:
     mark = far.name("left")
     await shell.start(far.job(mark, "echo first; setsid sleep 60 & echo last"))
     async with asyncio.timeout(patient(30)):
@@ -104,14 +104,14 @@ async def test_a_process_that_is_left_behind_with_the_output_open_does_not_hold_
     await shell.kill(mark, grace_s=0)
 
 
-async def test_what_is_printed_after_the_end_is_not_the_jobs_and_disturbs_nobody(far: Far, shell: SSHShell) -> None:
+async def test_output_after_the_end_is_not_part_of_the_job(far: Far, shell: SSHShell) -> None:
     mark = far.name("late")
     fifo = f"{far.home}/fifo"
     await shell.start(
         far.job(mark, f"mkfifo {fifo}; (read x <{fifo}; echo late; echo done >{fifo}.2) & mkfifo {fifo}.2; echo in time")
     )
     assert await followed(shell, mark) == (b"in time\n", b"", 0)
-    assert (await shell.run(f"echo go >{fifo}; read x <{fifo}.2; echo $x")).stdout == b"done\n", "it can still print"
+    assert (await shell.run(f"echo go >{fifo}; read x <{fifo}.2; echo $x")).stdout == b"done\n", "the process can still print"
     assert (await followed(shell, mark))[2] == 0
 
 
@@ -130,7 +130,7 @@ async def test_offsets_stay_exact_however_the_output_is_opened(far: Far, shell: 
         assert rest == whole[offset:]
 
 
-async def test_a_job_that_prints_more_than_it_may_is_stopped_and_its_end_says_so(far: Far, shell: SSHShell) -> None:
+async def test_a_job_that_exceeds_its_output_limit_is_stopped_and_its_end_reports_it(far: Far, shell: SSHShell) -> None:
     most = 1024 * 1024
     await shell.start(far.job("job-1", "yes", most_output_bytes=most))
     async with asyncio.timeout(patient(60)):
@@ -140,7 +140,7 @@ async def test_a_job_that_prints_more_than_it_may_is_stopped_and_its_end_says_so
     assert await shell.wait("job-1") == Exit(141, output_cut=True)
 
 
-async def test_the_end_of_a_job_can_be_awaited_without_its_output(far: Far, shell: SSHShell) -> None:
+async def test_a_jobs_end_can_be_awaited_without_its_output(far: Far, shell: SSHShell) -> None:
     fifo = f"{far.home}/fifo"
     await shell.start(far.job("job-1", f"mkfifo {fifo}; head -c 3000000 /dev/zero; read x <{fifo}; exit 7"))
     waiting = asyncio.create_task(shell.wait("job-1"))
@@ -150,6 +150,6 @@ async def test_the_end_of_a_job_can_be_awaited_without_its_output(far: Far, shel
 
 
 @pytest.mark.parametrize("script", ["", " ", "\n\t\n"])
-async def test_a_command_of_blanks_is_an_error_and_nothing_is_run(shell: SSHShell, script: str) -> None:
+async def test_a_blank_command_is_an_error_and_runs_nothing(shell: SSHShell, script: str) -> None:
     with pytest.raises(UsageError, match="no command"):
         await shell.run(script)

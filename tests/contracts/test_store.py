@@ -1,4 +1,4 @@
-"""Every sentence of ports.Store, for every adapter: a second one joins by a second parameter of `database`."""
+"""The contract of ports.Store, for every adapter. To test another adapter, add a parameter to `database`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from gibil_bot.model import (
 )
 from gibil_bot.ports import DeliveryOutcome, Store
 from gibil_bot.runs.sqlite.store import open_store
-from tests.contracts.store_nouns import DAY_S, Clock, command, comment, delivery, new_run, queue, settle, unread
+from tests.contracts.store_nouns import DAY_S, Clock, command, comment, delivery, handle, new_run, queue, unread
 from tests.doubles.patience import patient
 
 Open = Callable[[], Awaitable[Store]]
@@ -44,7 +44,7 @@ Open = Callable[[], Awaitable[Store]]
 
 @pytest.fixture(params=["sqlite"])
 async def database(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> AsyncIterator[Open]:
-    """Opens stores on one database, as several processes would."""
+    """Open stores on one database, as several processes would."""
     opened: list[Store] = []
 
     async def open_one() -> Store:
@@ -64,7 +64,7 @@ async def store(database: Open) -> Store:
 
 @pytest.fixture
 async def other(store: Store, database: Open) -> Store:
-    """A second process's."""
+    """The store of a second process."""
     return await database()
 
 
@@ -75,7 +75,7 @@ async def claim(store: Store, owner: str = "a", *, lease_s: float = 60, max_mach
 
 
 async def claim_ids(store: Store, *, max_machines: int = 10) -> list[str]:
-    """All that can be claimed now, in that order."""
+    """Return the ids of all runs that can be claimed now, in order."""
     ids = []
     while (claimed := await store.runs.claim("a", lease_s=60, max_machines=max_machines)) is not None:
         ids.append(claimed.run.id)
@@ -91,7 +91,7 @@ async def due(
 # Deliveries
 
 
-async def test_a_delivery_comes_back_as_it_was_stored(store: Store, other: Store) -> None:
+async def test_a_delivery_is_read_as_it_was_stored(store: Store, other: Store) -> None:
     sent = delivery()
     assert await store.inbox.accept(sent)
     assert await other.inbox.get(sent.guid) == (sent, False, None)
@@ -119,25 +119,25 @@ EVENTS = (
 )
 
 
-def test_every_event_is_in_the_list_above() -> None:
+def test_the_list_above_has_every_event() -> None:
     assert {type(event) for event in EVENTS} == set(get_args(Event))
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
-async def test_an_event_comes_back_as_it_was_decoded(store: Store, event: Event) -> None:
+async def test_an_event_is_read_as_it_was_decoded(store: Store, event: Event) -> None:
     await store.inbox.accept(delivery("guid-1", event))
     (claimed,) = await store.inbox.claim("a", limit=9, lease_s=60)
     assert claimed == replace(delivery("guid-1", event), attempts=1)
 
 
-async def test_a_payload_is_kept_where_it_could_not_be_read(store: Store, other: Store) -> None:
+async def test_an_unreadable_payload_is_stored(store: Store, other: Store) -> None:
     sent = unread(payload=bytes(range(256)) * 300)
     assert await store.inbox.accept(sent)
     assert await other.inbox.get(sent.guid) == (sent, False, None)
     assert await store.inbox.claim("a", limit=9, lease_s=60) == [replace(sent, attempts=1)]
 
 
-async def test_a_guid_is_stored_once_and_the_repeat_changes_nothing(store: Store, other: Store) -> None:
+async def test_a_guid_is_stored_once_and_a_repetition_changes_nothing(store: Store, other: Store) -> None:
     assert await store.inbox.accept(delivery())
     assert not await store.inbox.accept(replace(delivery(), event=Ignored(reason="another"), event_name="push"))
     assert not await other.inbox.accept(delivery())
@@ -145,12 +145,12 @@ async def test_a_guid_is_stored_once_and_the_repeat_changes_nothing(store: Store
     assert (await store.counts())["deliveries_unhandled"] == 1
 
 
-async def test_of_many_that_accept_one_guid_at_once_one_is_first(store: Store, other: Store) -> None:
+async def test_one_of_many_concurrent_accepts_of_a_guid_is_the_first(store: Store, other: Store) -> None:
     answers = await asyncio.gather(*((store, other)[number % 2].inbox.accept(delivery()) for number in range(20)))
     assert sorted(answers) == [False] * 19 + [True]
 
 
-async def test_the_oldest_deliveries_are_claimed_first_with_their_attempts_counted(store: Store) -> None:
+async def test_the_oldest_deliveries_are_claimed_first_and_attempts_are_counted(store: Store) -> None:
     for number in range(4):
         await store.inbox.accept(delivery(f"guid-{9 - number}"))
     first = await store.inbox.claim("a", limit=3, lease_s=60)
@@ -158,23 +158,25 @@ async def test_the_oldest_deliveries_are_claimed_first_with_their_attempts_count
     assert first[0] == replace(delivery("guid-9"), attempts=1)
 
 
-async def test_a_claimed_delivery_is_nobody_elses_until_its_lease_ends(store: Store, other: Store, clock: Clock) -> None:
+async def test_a_claimed_delivery_is_not_claimed_again_until_its_lease_expires(
+    store: Store, other: Store, clock: Clock
+) -> None:
     await store.inbox.accept(delivery())
     assert len(await store.inbox.claim("a", limit=9, lease_s=60)) == 1
-    clock.turn(59)
+    clock.advance(59)
     assert await other.inbox.claim("b", limit=9, lease_s=60) == []
-    clock.turn(1)
+    clock.advance(1)
     assert [one.attempts for one in await other.inbox.claim("b", limit=9, lease_s=60)] == [2]
 
 
-async def test_a_delivery_that_another_process_has_cannot_be_settled_or_postponed(
+async def test_a_delivery_claimed_by_another_process_cannot_be_completed_or_postponed(
     store: Store, other: Store, clock: Clock
 ) -> None:
     await store.inbox.accept(delivery())
     with pytest.raises(ClaimLost):
-        await store.inbox.complete("a", "guid-1", DeliveryOutcome())  # nobody claimed it
+        await store.inbox.complete("a", "guid-1", DeliveryOutcome())  # not claimed
     await store.inbox.claim("a", limit=9, lease_s=60)
-    clock.turn(60)
+    clock.advance(60)
     await other.inbox.claim("b", limit=9, lease_s=60)
     with pytest.raises(ClaimLost):
         await store.inbox.complete("a", "guid-1", DeliveryOutcome(runs=[new_run("r1")], notifications=[comment()]))
@@ -187,20 +189,20 @@ async def test_a_delivery_that_another_process_has_cannot_be_settled_or_postpone
     await other.inbox.complete("b", "guid-1", DeliveryOutcome())
 
 
-async def test_a_lease_that_ended_may_still_settle_when_nobody_else_came(store: Store, clock: Clock) -> None:
+async def test_an_expired_claim_can_complete_if_there_is_no_newer_claim(store: Store, clock: Clock) -> None:
     await store.inbox.accept(delivery())
     await store.inbox.claim("a", limit=9, lease_s=60)
-    clock.turn(600)
+    clock.advance(600)
     await store.inbox.complete("a", "guid-1", DeliveryOutcome())
     assert await store.inbox.claim("a", limit=9, lease_s=60) == []
 
 
-async def test_settling_does_all_that_follows_and_only_once(store: Store, other: Store, clock: Clock) -> None:
+async def test_completing_applies_the_whole_outcome_once(store: Store, other: Store, clock: Clock) -> None:
     await queue(store, new_run("old"))
-    settlement = DeliveryOutcome(
+    outcome = DeliveryOutcome(
         runs=[new_run("r1"), new_run("r2")], cancel=[("old", "cancelled by ada")], notifications=[comment()]
     )
-    await settle(store, settlement, "guid-1")
+    await handle(store, outcome, "guid-1")
     assert [run.id for run in await other.runs.unfinished()] == ["old", "r1", "r2"]
     stopped = await other.runs.get("old")
     assert stopped is not None
@@ -214,14 +216,14 @@ async def test_settling_does_all_that_follows_and_only_once(store: Store, other:
 
     again = DeliveryOutcome(runs=[new_run("r3")], cancel=[("r1", "no")], notifications=[comment(body="new")], error="no")
     await store.inbox.complete("intake", "guid-1", again)
-    await other.inbox.complete("somebody else", "guid-1", again)
+    await other.inbox.complete("another owner", "guid-1", again)
     assert [run.id for run in await store.runs.unfinished()] == ["old", "r1", "r2"]
     assert await store.inbox.get("guid-1") == handled
-    clock.turn(DAY_S)
+    clock.advance(DAY_S)
     assert await store.inbox.claim("a", limit=9, lease_s=60) == []
 
 
-async def test_settling_is_whole_or_not_at_all(store: Store) -> None:
+async def test_completing_is_atomic(store: Store) -> None:
     await store.inbox.accept(delivery())
     await store.inbox.claim("a", limit=9, lease_s=60)
     with pytest.raises(TypeError):
@@ -234,14 +236,14 @@ async def test_settling_is_whole_or_not_at_all(store: Store) -> None:
     assert [run.id for run in await store.runs.unfinished()] == ["r1"]
 
 
-async def test_an_unreadable_delivery_is_kept_with_its_error(store: Store) -> None:
-    await settle(store, DeliveryOutcome(error="no repository in it"), "guid-1", unread())
+async def test_an_unreadable_delivery_is_stored_with_its_error(store: Store) -> None:
+    await handle(store, DeliveryOutcome(error="no repository in it"), "guid-1", unread())
     assert await store.inbox.get("guid-1") == (replace(unread(), attempts=1), True, "no repository in it")
     counts = await store.counts()
     assert (counts["deliveries_unhandled"], counts["deliveries_failed"]) == (0, 1)
 
 
-async def test_what_nothing_follows_from_is_kept_and_never_claimed(store: Store, other: Store) -> None:
+async def test_a_delivery_without_consequences_is_stored_and_never_claimed(store: Store, other: Store) -> None:
     waiting = store.inbox.changed()
     assert await store.inbox.accept(delivery("guid-1"), handled=True)
     assert not await waiting.wait(0)
@@ -259,24 +261,24 @@ async def test_a_postponed_delivery_is_claimed_again_after_the_delay(store: Stor
     await store.inbox.postpone("a", "first", "GitHub is away", delay_s=30)
     assert await store.inbox.get("first") == (replace(delivery("first"), attempts=1), False, "GitHub is away")
     assert [one.guid for one in await other.inbox.claim("b", limit=9, lease_s=600)] == ["second"]
-    clock.turn(29)
+    clock.advance(29)
     assert await other.inbox.claim("b", limit=9, lease_s=60) == []
-    clock.turn(1)
+    clock.advance(1)
     assert [(one.guid, one.attempts) for one in await other.inbox.claim("b", limit=9, lease_s=60)] == [("first", 2)]
     await other.inbox.complete("b", "first", DeliveryOutcome())
     assert await store.inbox.get("first") == (replace(delivery("first"), attempts=2), True, None)
-    await store.inbox.postpone("a", "first", "late", delay_s=0)  # handled: nothing to postpone
+    await store.inbox.postpone("a", "first", "late", delay_s=0)  # handled, so it can't be postponed
     assert await store.inbox.claim("b", limit=9, lease_s=60) == []
 
 
 # Runs and what is published about them
 
 
-async def test_a_stale_claim_writes_nothing(store: Store, other: Store, clock: Clock) -> None:
+async def test_a_stale_claim_cannot_write(store: Store, other: Store, clock: Clock) -> None:
     await queue(store, new_run("r1"))
     stale = await claim(store, "a")
-    clock.turn(60)
-    held = await claim(other, "a")  # the same name again: the fence alone tells them apart
+    clock.advance(60)
+    held = await claim(other, "a")  # the same owner name again: only the fence differs
     writes: list[Callable[[], Awaitable[None]]] = [
         lambda: store.runs.save_machine(stale, "gibil-x", 3),
         lambda: store.runs.save_note(stale, "a note"),
@@ -294,24 +296,24 @@ async def test_a_stale_claim_writes_nothing(store: Store, other: Store, clock: C
     assert await other.runs.heartbeat([held], lease_s=60) == {"r1": None}
 
 
-async def test_finishing_says_how_it_ended_and_what_to_tell_together(store: Store, other: Store, clock: Clock) -> None:
+async def test_finishing_records_the_conclusion_and_notifications_together(store: Store, other: Store, clock: Clock) -> None:
     await queue(store, new_run("r1"))
     claimed = await claim(store)
     with pytest.raises(TypeError):
         await store.runs.finish(claimed, Conclusion.FAILURE, [comment(number=cast(int, object()))])
-    clock.turn(7)
+    clock.advance(7)
     await store.runs.finish(claimed, Conclusion.FAILURE, [comment()])
     run = await other.runs.get("r1")
     assert run is not None
     assert (run.state, run.conclusion, run.finished_at) == (RunState.FINISHED, Conclusion.FAILURE, clock.moment)
     assert [one.notification for one in await due(other)] == [comment()]
-    clock.turn(DAY_S)
+    clock.advance(DAY_S)
     assert await other.runs.claim("b", lease_s=60, max_machines=10) is None
     with pytest.raises(ClaimLost):
         await store.runs.finish(claimed, Conclusion.SUCCESS, ())
 
 
-# What GitHub has still to be told
+# Pending notifications
 
 
 UPDATES = (
@@ -335,7 +337,7 @@ UPDATES = (
 
 
 @pytest.mark.parametrize("update", UPDATES, ids=lambda update: type(update).__name__)
-async def test_a_notification_comes_back_as_it_was_recorded(store: Store, other: Store, update: NotificationUpdate) -> None:
+async def test_a_notification_is_read_as_it_was_recorded(store: Store, other: Store, update: NotificationUpdate) -> None:
     recorded = replace(comment(), update=update)
     await store.outbox.record([recorded])
     (one,) = await due(other)
@@ -343,46 +345,46 @@ async def test_a_notification_comes_back_as_it_was_recorded(store: Store, other:
     assert await store.outbox.get("another") is None
 
 
-async def test_every_kind_of_notification_is_in_the_list_above(store: Store) -> None:
+async def test_the_list_above_has_every_kind_of_notification(store: Store) -> None:
     assert {type(update) for update in UPDATES} == set(get_args(NotificationUpdate))
 
 
-async def test_the_same_body_again_is_no_new_revision(store: Store) -> None:
+async def test_an_unchanged_body_does_not_create_a_revision(store: Store) -> None:
     await store.outbox.record([comment(body="hello")])
     await store.outbox.record([comment(body="hello")])
     assert [one.revision for one in await due(store)] == [1]
 
 
-async def test_a_newer_telling_takes_the_older_ones_place(store: Store) -> None:
+async def test_a_newer_notification_replaces_the_older_one(store: Store) -> None:
     await store.outbox.record([comment(body="one"), comment(body="two")])
     assert [(one.notification, one.revision) for one in await due(store)] == [(comment(body="two"), 2)]
 
 
-async def test_a_telling_is_claimed_by_one_until_its_lease_ends(store: Store, other: Store, clock: Clock) -> None:
+async def test_a_notification_is_claimed_by_one_owner_until_its_lease_expires(store: Store, other: Store, clock: Clock) -> None:
     await store.outbox.record([comment("k1"), comment("k2"), comment("k3")])
     assert [one.notification.key for one in await due(store, limit=1)] == ["k1"]
     assert [one.notification.key for one in await due(other, "b", not_keys=("k2",))] == ["k3"]
-    clock.turn(60)
+    clock.advance(60)
     again = await due(other, "b")
     assert [(one.notification.key, one.attempts) for one in again] == [("k1", 1), ("k2", 0), ("k3", 1)]
 
 
-async def test_what_github_knows_is_not_told_again(store: Store, other: Store, clock: Clock) -> None:
+async def test_a_published_notification_is_not_published_again(store: Store, other: Store, clock: Clock) -> None:
     await store.outbox.record([comment()])
     (one,) = await due(store)
     await store.outbox.published("a", one, 4711)
-    clock.turn(DAY_S)
+    clock.advance(DAY_S)
     assert await due(store) == []
     await store.outbox.record([comment()])
     assert await due(store) == []
     assert await other.outbox.get(comment().key) == (replace(one, remote_id=4711, attempts=1), True, None)
 
 
-async def test_a_newer_revision_that_came_meanwhile_stays_to_be_told(store: Store) -> None:
+async def test_a_revision_recorded_during_publication_stays_pending(store: Store) -> None:
     await store.outbox.record([comment(body="one")])
     (one,) = await due(store)
     await store.outbox.record([comment(body="two")])
-    assert await due(store) == []  # its key is being told
+    assert await due(store) == []  # its key is being published
     await store.outbox.published("a", one, 4711)
     (two,) = await due(store)
     assert two == DueNotification(
@@ -394,15 +396,15 @@ async def test_a_newer_revision_that_came_meanwhile_stays_to_be_told(store: Stor
     assert (found[0].remote_id, found[1]) == (4711, True)
 
 
-async def test_an_id_is_learned_even_when_the_lease_is_lost(store: Store, other: Store, clock: Clock) -> None:
+async def test_a_remote_id_is_stored_although_the_lease_expired(store: Store, other: Store, clock: Clock) -> None:
     await store.outbox.record([comment(body="one")])
     (slow,) = await due(store, "a")
-    clock.turn(60)
+    clock.advance(60)
     await store.outbox.record([comment(body="two")])
     (fast,) = await due(other, "b")
     assert fast.revision == 2
     await store.outbox.published("a", slow, 4711)
-    assert await due(store, "c") == []  # still b's
+    assert await due(store, "c") == []  # still claimed by b
     found = await store.outbox.get(comment().key)
     assert found is not None
     assert (found[0].remote_id, found[1]) == (4711, False)
@@ -413,15 +415,15 @@ async def test_an_id_is_learned_even_when_the_lease_is_lost(store: Store, other:
     assert found[1]
 
 
-async def test_what_github_cannot_take_now_is_due_again_later(store: Store, other: Store, clock: Clock) -> None:
+async def test_a_failed_publication_is_due_again_later(store: Store, other: Store, clock: Clock) -> None:
     await store.outbox.record([comment()])
     (one,) = await due(store)
     await store.outbox.not_published("a", one, "502 Bad Gateway", retry_s=30)
     assert await store.outbox.get(comment().key) == (replace(one, attempts=1, failures=1), False, "502 Bad Gateway")
-    await store.outbox.record([comment(body="newer")])  # no reason to hurry GitHub
-    clock.turn(29)
+    await store.outbox.record([comment(body="newer")])  # a newer body doesn't shorten the delay
+    clock.advance(29)
     assert await due(other) == []
-    clock.turn(1)
+    clock.advance(1)
     (again,) = await due(other)
     assert (again.attempts, again.revision) == (1, 2)
     await other.outbox.published("a", again, 1)
@@ -430,11 +432,11 @@ async def test_what_github_cannot_take_now_is_due_again_later(store: Store, othe
     assert found[1:] == (True, None)
 
 
-async def test_what_github_will_never_take_is_dropped_until_its_body_changes(store: Store, clock: Clock) -> None:
+async def test_a_rejected_notification_is_dropped_until_its_body_changes(store: Store, clock: Clock) -> None:
     await store.outbox.record([comment()])
     (one,) = await due(store)
     await store.outbox.not_published("a", one, "404 Not Found", retry_s=None)
-    clock.turn(DAY_S)
+    clock.advance(DAY_S)
     assert await due(store) == []
     assert await store.outbox.get(comment().key) == (replace(one, attempts=1, failures=1), False, "404 Not Found")
     counts = await store.counts()
@@ -445,7 +447,7 @@ async def test_what_github_will_never_take_is_dropped_until_its_body_changes(sto
     assert [(again.notification, again.attempts) for again in await due(store)] == [(comment(body="another"), 1)]
 
 
-async def test_a_refusal_of_an_older_revision_does_not_drop_the_newer_one(store: Store) -> None:
+async def test_the_rejection_of_an_older_revision_does_not_drop_the_newer_one(store: Store) -> None:
     await store.outbox.record([comment(body="one")])
     (one,) = await due(store)
     await store.outbox.record([comment(body="two")])
@@ -453,39 +455,39 @@ async def test_a_refusal_of_an_older_revision_does_not_drop_the_newer_one(store:
     assert [again.revision for again in await due(store)] == [2]
 
 
-async def test_whoever_lost_the_lease_cannot_put_a_telling_off(store: Store, other: Store, clock: Clock) -> None:
+async def test_an_expired_claim_cannot_postpone_a_notification(store: Store, other: Store, clock: Clock) -> None:
     await store.outbox.record([comment()])
     (slow,) = await due(store, "a")
-    clock.turn(60)
+    clock.advance(60)
     (fast,) = await due(other, "b")
     await store.outbox.not_published("a", slow, "timed out", retry_s=None)
     assert await due(store, "a") == []
-    clock.turn(60)
+    clock.advance(60)
     assert [one.attempts for one in await due(other, "b")] == [fast.attempts + 1]
 
 
-async def test_what_is_due_longest_is_told_first(store: Store, clock: Clock) -> None:
+async def test_the_notification_that_is_due_longest_is_claimed_first(store: Store, clock: Clock) -> None:
     await store.outbox.record([comment("k1")])
-    clock.turn(1)
+    clock.advance(1)
     await store.outbox.record([comment("k2")])
     (first,) = await due(store, limit=1)
     await store.outbox.not_published("a", first, "502", retry_s=30)
-    clock.turn(1)
+    clock.advance(1)
     await store.outbox.record([comment("k3")])
-    clock.turn(60)
+    clock.advance(60)
     assert [one.notification.key for one in await due(store)] == ["k2", "k3", "k1"]
 
 
-async def test_a_claim_that_holds_may_tell(store: Store) -> None:
+async def test_a_valid_claim_can_record_notifications(store: Store) -> None:
     await queue(store, new_run("r1"))
     await store.runs.record(await claim(store), [comment()])
     assert [one.notification for one in await due(store)] == [comment()]
 
 
-# Beside
+# Counts, signals, pruning and closing
 
 
-async def test_everything_is_counted(store: Store, other: Store) -> None:
+async def test_all_states_are_counted(store: Store, other: Store) -> None:
     assert set((await store.counts()).values()) == {0}
     await queue(store, new_run("r1"), new_run("r2"), new_run("r3"))
     await store.runs.finish(await claim(store), Conclusion.SUCCESS, [comment("k1"), comment("k2")])
@@ -503,7 +505,7 @@ async def test_everything_is_counted(store: Store, other: Store) -> None:
     }
 
 
-async def test_every_waiter_is_woken_by_a_write_of_its_topic(store: Store) -> None:
+async def test_a_write_wakes_every_waiter_of_its_topic(store: Store) -> None:
     waiters = {
         "deliveries": [store.inbox.changed(), store.inbox.changed()],
         "runs": [store.runs.changed(), store.runs.changed()],
@@ -533,8 +535,8 @@ async def test_a_waiter_sleeps_until_the_write(store: Store) -> None:
     assert await waiting
 
 
-async def test_no_write_between_two_waits_is_missed(store: Store) -> None:
-    """Whoever looks after each wake sees everything, with no help from the time-out."""
+async def test_a_write_between_two_waits_is_not_missed(store: Store) -> None:
+    """A reader that looks after each wake-up sees every write, without a time-out."""
     signal = store.inbox.changed()
     seen: set[str] = set()
 
@@ -550,7 +552,7 @@ async def test_no_write_between_two_waits_is_missed(store: Store) -> None:
     await asyncio.gather(look(), write())
 
 
-async def test_a_cancelled_wait_leaves_the_signal_as_it_was(store: Store) -> None:
+async def test_a_cancelled_wait_does_not_consume_the_signal(store: Store) -> None:
     signal = store.inbox.changed()
     waiting = asyncio.create_task(signal.wait(patient(30)))
     await asyncio.sleep(0)
@@ -561,18 +563,18 @@ async def test_a_cancelled_wait_leaves_the_signal_as_it_was(store: Store) -> Non
     assert await signal.wait(0)
 
 
-async def test_what_is_old_is_forgotten_and_the_rest_is_kept(store: Store, clock: Clock) -> None:
-    await settle(store, DeliveryOutcome(error="unreadable"), "failed", unread("failed"))
-    await settle(store, DeliveryOutcome(), "read later", unread("read later"))
+async def test_prune_deletes_old_rows_and_keeps_the_others(store: Store, clock: Clock) -> None:
+    await handle(store, DeliveryOutcome(error="unreadable"), "failed", unread("failed"))
+    await handle(store, DeliveryOutcome(), "read later", unread("read later"))
     await queue(store, new_run("old"), new_run("unfinished"))
     finished = await claim(store)
     await store.runs.save_task(finished, TaskResult(index=0, machine_attempt=1, name="t", status=TaskStatus.SUCCESS))
-    await store.runs.finish(finished, Conclusion.SUCCESS, [comment(), comment("check:old"), comment("check:untold")])
+    await store.runs.finish(finished, Conclusion.SUCCESS, [comment(), comment("check:old"), comment("check:unpublished")])
     for one in await due(store):
-        if one.notification.key != "check:untold":
+        if one.notification.key != "check:unpublished":
             await store.outbox.published("a", one, 1)
     await store.inbox.accept(delivery("unhandled"))
-    clock.turn(8 * DAY_S)
+    clock.advance(8 * DAY_S)
     await queue(store, new_run("new"))
 
     async def payloads() -> dict[str, bytes | None]:
@@ -585,18 +587,18 @@ async def test_what_is_old_is_forgotten_and_the_rest_is_kept(store: Store, clock
     assert not await store.inbox.accept(delivery("for old"))
     assert await store.runs.get("old") is not None
 
-    clock.turn(83 * DAY_S)
+    clock.advance(83 * DAY_S)
     assert await store.prune() > 0
     assert await payloads() == {"failed": None, "read later": None, "for old": None, "for new": b"", "unhandled": b""}
     assert await store.runs.get("old") is None
     assert await store.runs.task_results("old", 1) == []
     assert {run.id for run in await store.runs.unfinished()} == {"unfinished", "new"}
-    kept = [key for key in (comment().key, "check:old", "check:untold") if await store.outbox.get(key) is not None]
-    assert kept == [comment().key, "check:untold"]
+    kept = [key for key in (comment().key, "check:old", "check:unpublished") if await store.outbox.get(key) is not None]
+    assert kept == [comment().key, "check:unpublished"]
     assert await store.prune() == 0
 
 
-async def test_a_closed_store_says_so_and_closing_twice_is_no_harm(store: Store) -> None:
+async def test_a_closed_store_raises_and_can_be_closed_again(store: Store) -> None:
     await store.close()
     await store.close()
     with pytest.raises(StoreError, match="closed"):
@@ -605,7 +607,7 @@ async def test_a_closed_store_says_so_and_closing_twice_is_no_harm(store: Store)
         await store.inbox.get("guid-1")
 
 
-async def test_closing_waits_for_what_was_asked_before(store: Store, database: Open) -> None:
+async def test_closing_waits_for_pending_calls(store: Store, database: Open) -> None:
     accepting = [asyncio.create_task(store.inbox.accept(delivery(f"guid-{number}"))) for number in range(100)]
     await asyncio.sleep(0)
     await store.close()
@@ -613,7 +615,7 @@ async def test_closing_waits_for_what_was_asked_before(store: Store, database: O
     assert (await (await database()).counts())["deliveries_unhandled"] == 100
 
 
-async def test_a_caller_who_is_cancelled_spoils_nothing_for_the_others(store: Store) -> None:
+async def test_a_cancelled_call_does_not_affect_the_others(store: Store) -> None:
     tasks = [asyncio.create_task(store.inbox.accept(delivery(f"guid-{number}"))) for number in range(50)]
     await asyncio.sleep(0)
     for task in tasks[::2]:
@@ -623,7 +625,7 @@ async def test_a_caller_who_is_cancelled_spoils_nothing_for_the_others(store: St
     assert await store.inbox.accept(delivery("afterwards"))
 
 
-# What is told first
+# Priorities
 
 
 def check_run(key: str, status: Literal["queued", "in_progress", "completed"], summary: str = "") -> Notification:
@@ -636,15 +638,15 @@ def of_repository(key: str, repository: str) -> Notification:
     return replace(comment(key), repository=repository)
 
 
-async def test_results_come_before_progress_then_comments_then_reactions(store: Store, clock: Clock) -> None:
+async def test_results_precede_progress_then_comments_then_reactions(store: Store, clock: Clock) -> None:
     await store.outbox.record([check_run(key, "queued") for key in ("shown", "ended")])
     for one in await due(store):
         await store.outbox.published("a", one, 1)
     reaction = replace(comment("reaction"), update=UPDATES[-1])
     progress, ended = check_run("shown", "in_progress"), check_run("ended", "completed")
-    for wished in (reaction, comment("comment"), progress, check_run("new", "queued"), ended):
-        clock.turn(1)
-        await store.outbox.record([wished])
+    for notification in (reaction, comment("comment"), progress, check_run("new", "queued"), ended):
+        clock.advance(1)
+        await store.outbox.record([notification])
     found = await due(store)
     assert [(one.notification.key, one.priority) for one in found] == [
         ("new", Priority.RESULT),
@@ -655,29 +657,29 @@ async def test_results_come_before_progress_then_comments_then_reactions(store: 
     ]
 
 
-async def test_a_check_run_that_github_does_not_show_yet_keeps_its_priority_when_it_progresses(store: Store) -> None:
+async def test_an_unpublished_check_run_keeps_its_priority_when_it_progresses(store: Store) -> None:
     await store.outbox.record([check_run("k", "queued")])
     await store.outbox.record([check_run("k", "in_progress")])
     assert [one.priority for one in await due(store)] == [Priority.RESULT]
 
 
-async def test_what_is_less_important_can_be_left_for_later(store: Store) -> None:
+async def test_less_important_notifications_can_be_left_for_later(store: Store) -> None:
     await store.outbox.record([comment("comment"), check_run("check", "queued")])
     found = await store.outbox.claim("a", limit=9, lease_s=60, up_to=Priority.PROGRESS)
     assert [one.notification.key for one in found] == ["check"]
 
 
-async def test_a_repository_with_much_to_tell_does_not_delay_another(store: Store, clock: Clock) -> None:
+async def test_a_repository_with_many_notifications_does_not_delay_another(store: Store, clock: Clock) -> None:
     await store.outbox.record([of_repository(f"many-{number}", "ada/loud") for number in range(20)])
-    clock.turn(1)
+    clock.advance(1)
     await store.outbox.record([of_repository("one", "ada/quiet")])
     assert [one.notification.key for one in await due(store, limit=2)] == ["many-0", "one"]
     await store.outbox.record([of_repository("two", "ada/quiet"), of_repository("three", "ada/calm")])
-    # Those under way count too: both repositories have one.
+    # Claimed ones count, too: both repositories have one.
     assert [one.notification.key for one in await due(store, limit=1)] == ["three"]
 
 
-async def test_a_result_does_not_wait_until_progress_would_be_tried_again(store: Store, clock: Clock) -> None:
+async def test_a_result_does_not_wait_for_the_retry_of_progress(store: Store, clock: Clock) -> None:
     await store.outbox.record([check_run("k", "queued")])
     (one,) = await due(store)
     await store.outbox.published("a", one, 1)
@@ -689,10 +691,10 @@ async def test_a_result_does_not_wait_until_progress_would_be_tried_again(store:
     await store.outbox.record([check_run("k", "completed")])
     (one,) = await due(store)
     await store.outbox.not_published("a", one, "502", retry_s=300)
-    assert await due(store) == []  # it failed itself
+    assert await due(store) == []  # this time the result failed
 
 
-async def test_a_result_that_comes_while_progress_is_being_told_is_told_right_after_its_failure(store: Store) -> None:
+async def test_a_result_recorded_during_a_progress_publication_is_due_right_after_its_failure(store: Store) -> None:
     await store.outbox.record([check_run("k", "queued")])
     (one,) = await due(store)
     await store.outbox.published("a", one, 1)
@@ -703,7 +705,7 @@ async def test_a_result_that_comes_while_progress_is_being_told_is_told_right_af
     assert [found.revision for found in await due(store)] == [3]
 
 
-async def test_failures_in_a_row_are_counted_apart_from_tries(store: Store, clock: Clock) -> None:
+async def test_consecutive_failures_are_counted_separately_from_attempts(store: Store, clock: Clock) -> None:
     await store.outbox.record([comment(body="one")])
     for _ in range(2):
         (one,) = await due(store)
@@ -718,46 +720,46 @@ async def test_failures_in_a_row_are_counted_apart_from_tries(store: Store, cloc
     assert (one.attempts, one.failures) == (4, 0)
 
 
-# Limits on what people may ask for
+# Rate limits
 
 
-async def test_a_bucket_is_full_at_first_and_fills_up_again(store: Store, other: Store, clock: Clock) -> None:
+async def test_a_bucket_starts_full_and_refills(store: Store, other: Store, clock: Clock) -> None:
     async def take(cost: float = 1, key: str = "ada") -> Spending:
         return await other.inbox.spend(key, cost=cost, capacity=3, per_s=0.5)
 
     assert [(await take()).allowed for _ in range(4)] == [True, True, True, False]
     assert (await take(key="bea")).allowed
     assert await take() == Spending(allowed=False, wait_s=2.0, first_refusal=False)
-    clock.turn(2)
+    clock.advance(2)
     assert [(await take()).allowed for _ in range(2)] == [True, False]
-    clock.turn(3600)
+    clock.advance(3600)
     assert [(await take()).allowed for _ in range(4)] == [True, True, True, False]
     assert not (await take(cost=3)).allowed
-    clock.turn(6)
+    clock.advance(6)
     assert (await take(cost=3)).allowed
 
 
-async def test_the_first_refusal_of_an_hour_is_known(store: Store, clock: Clock) -> None:
+async def test_the_first_rejection_of_an_hour_is_marked(store: Store, clock: Clock) -> None:
     async def first() -> bool:
         return (await store.inbox.spend("ada", cost=1, capacity=1, per_s=0.0001)).first_refusal
 
     assert [await first() for _ in range(3)] == [False, True, False]
-    clock.turn(3599)
+    clock.advance(3599)
     assert not await first()
-    clock.turn(1)
+    clock.advance(1)
     assert [await first(), await first()] == [True, False]
 
 
-async def test_a_clock_that_was_set_back_locks_nobody_out(store: Store, clock: Clock) -> None:
+async def test_a_clock_that_was_set_back_blocks_no_requester(store: Store, clock: Clock) -> None:
     assert (await store.inbox.spend("ada", cost=1, capacity=1, per_s=1)).allowed
-    clock.turn(-DAY_S)
+    clock.advance(-DAY_S)
     assert not (await store.inbox.spend("ada", cost=1, capacity=1, per_s=1)).allowed
-    clock.turn(1)
+    clock.advance(1)
     assert (await store.inbox.spend("ada", cost=1, capacity=1, per_s=1)).allowed
 
 
-async def test_buckets_that_are_full_are_forgotten(store: Store, clock: Clock) -> None:
+async def test_full_buckets_are_deleted(store: Store, clock: Clock) -> None:
     await store.inbox.spend("ada", cost=1, capacity=1, per_s=1)
     assert await store.prune() == 0
-    clock.turn(1)
+    clock.advance(1)
     assert await store.prune() == 1

@@ -1,4 +1,4 @@
-"""Limits, order and fairness of claims hold together, whatever happens in between: random histories, reproducible by seed."""
+"""Limits, order and fairness of claims hold together in random histories, reproducible by seed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gibil_bot.ports import RunStore
 from tests.contracts.store_nouns import Clock, Queue, RunStoreAdapter, new_run, run_store_adapter
 
 LEASE_S = 60.0
-PLACES = 3
+SLOTS = 3
 REPOSITORIES = 4
 
 
@@ -26,24 +26,24 @@ async def adapter(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) 
 
 @pytest.fixture
 async def stores(adapter: RunStoreAdapter) -> list[RunStore]:
-    """Those of three processes, on the same runs."""
+    """The stores of three processes, with the same runs."""
     return [await adapter.open() for _ in range(3)]
 
 
 class World:
-    """Three owners who queue, claim, renew, forget to, release, cancel and finish, as the dice say."""
+    """Three owners who queue, claim, renew, release, cancel and finish at random, and sometimes let a lease expire."""
 
     def __init__(self, stores: list[RunStore], queue: Queue, clock: Clock, seed: int) -> None:
         self.stores, self.queue_all, self.clock, self.dice = stores, queue, clock, random.Random(seed)
         self.queued_count = 0
         self.held: list[tuple[int, Claim]] = []
-        """(owner, claim) that the owner believes in."""
+        """(owner, claim) that the owner believes to be valid."""
         self.finished: list[str] = []
         self.fences: dict[str, int] = {}
 
     async def step(self) -> None:
         act = self.dice.choices(
-            (self.queue, self.claim, self.finish, self.time_goes_by, self.release, self.cancel), (3, 6, 4, 2, 1, 1)
+            (self.queue, self.claim, self.finish, self.pass_time, self.release, self.cancel), (3, 6, 4, 2, 1, 1)
         )[0]
         await act()
         await self.check_limits()
@@ -66,7 +66,7 @@ class World:
     async def claim(self) -> None:
         owner = self.dice.randrange(3)
         before = await self.stores[0].unfinished()
-        claim = await self.stores[owner].claim(f"owner-{owner}", lease_s=LEASE_S, max_machines=PLACES)
+        claim = await self.stores[owner].claim(f"owner-{owner}", lease_s=LEASE_S, max_machines=SLOTS)
         if claim is None:
             assert not self.claimable(before), "a run could have been claimed"
             return
@@ -86,13 +86,13 @@ class World:
         else:
             self.finished.append(claim.run.id)
 
-    async def time_goes_by(self) -> None:
-        """Some renew in time and some do not."""
-        self.clock.turn(LEASE_S / 2)
+    async def pass_time(self) -> None:
+        """Let time pass; some claims are renewed and some expire."""
+        self.clock.advance(LEASE_S / 2)
         for owner, store in enumerate(self.stores):
             mine = [claim for holder, claim in self.held if holder == owner and self.dice.random() < 0.8]
             await store.heartbeat(mine, lease_s=LEASE_S)
-        self.clock.turn(LEASE_S / 2)
+        self.clock.advance(LEASE_S / 2)
 
     async def release(self) -> None:
         if self.held:
@@ -110,9 +110,9 @@ class World:
         return all(other.run.id != claim.run.id for _, other in self.held)
 
     def claimable(self, unfinished: list[Run]) -> list[Run]:
-        """Queued runs that the rules let start now; what was abandoned or is to be cancelled aside."""
+        """Return queued runs that may start now, without abandoned and cancelled ones."""
         running = [run for run in unfinished if run.state is RunState.RUNNING]
-        if len(running) >= PLACES:
+        if len(running) >= SLOTS:
             return []
         found = []
         for run in unfinished:
@@ -129,7 +129,7 @@ class World:
     def check_choice(self, chosen: Run, before: list[Run]) -> None:
         was = next(run for run in before if run.id == chosen.id)
         if was.state is RunState.RUNNING:
-            return  # abandoned: it has its place
+            return  # abandoned: it already holds a slot
         to_cancel = [run for run in before if run.state is RunState.QUEUED and run.cancel_reason]
         if to_cancel:
             assert chosen.id == to_cancel[0].id
@@ -143,15 +143,15 @@ class World:
     async def check_limits(self) -> None:
         unfinished = await self.stores[2].unfinished()
         working = [run for run in unfinished if run.state is RunState.RUNNING and not run.cancel_reason]
-        assert len(working) <= PLACES
+        assert len(working) <= SLOTS
         groups = [group(run) for run in working if run.plan.concurrency_group]
         assert len(groups) == len(set(groups))
 
     async def drain(self) -> None:
-        """Everybody works on, without accidents, until nothing is left."""
+        """Finish all runs, without faults."""
         self.held.clear()
-        self.clock.turn(LEASE_S)
-        while (claim := await self.stores[0].claim("last", lease_s=LEASE_S, max_machines=PLACES)) is not None:
+        self.clock.advance(LEASE_S)
+        while (claim := await self.stores[0].claim("last", lease_s=LEASE_S, max_machines=SLOTS)) is not None:
             await self.stores[0].finish(claim, Conclusion.SUCCESS, ())
             self.finished.append(claim.run.id)
 
@@ -181,10 +181,10 @@ async def test_limits_order_and_single_finish_hold_in_any_history(
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_nobody_waits_longer_than_one_turn_of_everybody_else(
+async def test_a_repository_waits_at_most_one_turn_of_each_other(
     stores: list[RunStore], adapter: RunStoreAdapter, seed: int
 ) -> None:
-    """One repository queues forty runs, others few and later: between two turns of a waiting one, each other has one turn."""
+    """One repository queues forty runs, others few and later. Between two turns of a waiting one, each other has one turn."""
     dice = random.Random(seed)
     store = stores[0]
     busy = [new_run(f"busy-{index}", repository=1) for index in range(40)]
@@ -207,7 +207,7 @@ async def test_nobody_waits_longer_than_one_turn_of_everybody_else(
         for patient, count in waiting.items():
             if patient != chosen and count:
                 passed_over.setdefault(patient, []).append(chosen)
-                assert len(set(passed_over[patient])) == len(passed_over[patient]), f"{patient} was passed over twice: {turns}"
+                assert len(set(passed_over[patient])) == len(passed_over[patient]), f"{patient} was skipped twice: {turns}"
             elif not count:
                 passed_over[patient] = []
         await store.finish(claim, Conclusion.SUCCESS, ())

@@ -1,4 +1,4 @@
-"""What the store knows of pull requests' heads, and of the secrets that a run began with."""
+"""What the store records about the heads of pull requests, and about the secrets that a run began with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from gibil_bot.model import Approval, BranchPush, HeadSeen, Person
 from gibil_bot.ports import DeliveryOutcome, Store
 from gibil_bot.runs.sqlite.store import open_store
-from tests.contracts.store_nouns import DAY_S, Clock, delivery, new_run, queue, settle
+from tests.contracts.store_nouns import DAY_S, Clock, delivery, handle, new_run, queue
 
 A, B = "a" * 40, "b" * 40
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -43,7 +43,7 @@ PUSH = BranchPush(repository_id=1, branch="x", sha=B, pusher=ROBOT, at=NOON)
 APPROVAL = Approval(repository_id=1, number=7, sha=B, by="ada", at=NOON)
 
 
-async def test_heads_are_known_as_soon_as_their_delivery_was_accepted_and_in_their_own_order(store: Store) -> None:
+async def test_heads_are_recorded_when_their_delivery_is_accepted_and_sorted_by_time(store: Store) -> None:
     late, early = seen(B, minute=5, before=A, pusher=ANN), seen(A)
     assert await store.inbox.accept(delivery("two"), observed=[late])
     assert await store.inbox.accept(delivery("one"), observed=[early])
@@ -52,34 +52,34 @@ async def test_heads_are_known_as_soon_as_their_delivery_was_accepted_and_in_the
     assert (await store.inbox.head_history(1, 8, B)).heads == ()
 
 
-async def test_the_same_head_again_changes_nothing(store: Store) -> None:
+async def test_an_observation_that_is_repeated_changes_nothing(store: Store) -> None:
     for guid in ("one", "two"):
         assert await store.inbox.accept(delivery(guid), observed=[seen(A), PUSH])
     assert not await store.inbox.accept(delivery("two"), observed=[seen(B)])
-    await settle(store, DeliveryOutcome(observed=[seen(A), PUSH, APPROVAL, APPROVAL]), "three")
+    await handle(store, DeliveryOutcome(observed=[seen(A), PUSH, APPROVAL, APPROVAL]), "three")
     history = await store.inbox.head_history(1, 7, B)
     assert (history.heads, history.pushes, history.approvals) == ((seen(A),), (PUSH,), (APPROVAL,))
 
 
-async def test_pushes_to_a_fork_are_found_from_every_pull_request_of_it(store: Store) -> None:
+async def test_pushes_to_a_fork_are_found_for_each_of_its_pull_requests(store: Store) -> None:
     other = seen(B, number=8, before=A, pusher=ROBOT)
-    await settle(store, DeliveryOutcome(observed=[seen(A), other]), "one")
+    await handle(store, DeliveryOutcome(observed=[seen(A), other]), "one")
     assert (await store.inbox.head_history(1, 7, A, 5)).fork_pushes == (other,)
     assert (await store.inbox.head_history(1, 7, A, 6)).fork_pushes == ()
 
 
-async def test_pruning_forgets_quiet_pull_requests_whole_and_keeps_others_whole(store: Store, clock: Clock) -> None:
-    await settle(store, DeliveryOutcome(observed=[seen(A), APPROVAL, PUSH, seen(A, number=8)]), "one")
-    clock.turn(80 * DAY_S)
-    await settle(store, DeliveryOutcome(observed=[seen(B, number=8, before=A, pusher=ANN)]), "two")
-    clock.turn(11 * DAY_S)
+async def test_pruning_deletes_quiet_pull_requests_completely_and_no_others(store: Store, clock: Clock) -> None:
+    await handle(store, DeliveryOutcome(observed=[seen(A), APPROVAL, PUSH, seen(A, number=8)]), "one")
+    clock.advance(80 * DAY_S)
+    await handle(store, DeliveryOutcome(observed=[seen(B, number=8, before=A, pusher=ANN)]), "two")
+    clock.advance(11 * DAY_S)
     assert await store.prune() > 0
     gone, kept = await store.inbox.head_history(1, 7, B), await store.inbox.head_history(1, 8, B)
     assert (gone.heads, gone.approvals, gone.pushes) == ((), (), ())
     assert [head.sha for head in kept.heads] == [A, B]
 
 
-async def test_secrets_may_change_until_a_machine_exists_and_not_afterwards(store: Store) -> None:
+async def test_secrets_may_change_only_until_a_machine_exists(store: Store) -> None:
     await queue(store, new_run("aa"))
     claim = await store.runs.claim("a", lease_s=60, max_machines=1)
     assert claim is not None

@@ -1,4 +1,4 @@
-"""Every sentence of ports.RunStore, for every adapter."""
+"""The contract of ports.RunStore, for every adapter."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def runs(adapter: RunStoreAdapter) -> RunStore:
 
 @pytest.fixture
 async def other(runs: RunStore, adapter: RunStoreAdapter) -> RunStore:
-    """A second process's."""
+    """The store of a second process."""
     return await adapter.open()
 
 
@@ -45,7 +45,7 @@ async def claim(runs: RunStore, owner: str = "a", *, lease_s: float = 60, max_ma
 
 
 async def claim_ids(runs: RunStore, *, max_machines: int = 10) -> list[str]:
-    """All that can be claimed now, in that order."""
+    """Return the ids of all runs that can be claimed now, in order."""
     ids = []
     while (claimed := await runs.claim("a", lease_s=60, max_machines=max_machines)) is not None:
         ids.append(claimed.run.id)
@@ -59,7 +59,7 @@ async def queued(runs: RunStore) -> list[str]:
 # Runs: queueing
 
 
-async def test_a_run_comes_back_as_it_was_queued(runs: RunStore, queue: Queue, other: RunStore, clock: Clock) -> None:
+async def test_a_run_is_read_as_it_was_queued(runs: RunStore, queue: Queue, other: RunStore, clock: Clock) -> None:
     new = new_run("r1")
     await queue(new)
     run = await other.get("r1")
@@ -69,14 +69,14 @@ async def test_a_run_comes_back_as_it_was_queued(runs: RunStore, queue: Queue, o
     assert await runs.get("r2") is None
 
 
-async def test_a_run_that_exists_is_not_queued_again(runs: RunStore, queue: Queue) -> None:
+async def test_an_existing_run_is_not_queued_again(runs: RunStore, queue: Queue) -> None:
     await queue(new_run("r1", group="g"), new_run("r2", group="g"))
     before = await runs.unfinished()
     await queue(new_run("r1", group="g", number=8))
     assert await runs.unfinished() == before
 
 
-async def test_a_new_run_supersedes_older_unfinished_ones_of_its_group_in_its_repository(runs: RunStore, queue: Queue) -> None:
+async def test_a_new_run_supersedes_older_unfinished_runs_of_its_group_and_repository(runs: RunStore, queue: Queue) -> None:
     await queue(new_run("finished", group="g"))
     await runs.finish(await claim(runs), Conclusion.SUCCESS, ())
     await queue(new_run("running", group="g"))
@@ -94,7 +94,7 @@ async def test_a_new_run_supersedes_older_unfinished_ones_of_its_group_in_its_re
     }
 
 
-async def test_without_cancel_in_progress_the_running_one_and_the_newest_pending_stay(runs: RunStore, queue: Queue) -> None:
+async def test_without_cancel_in_progress_the_running_and_the_newest_pending_run_remain(runs: RunStore, queue: Queue) -> None:
     await queue(new_run("running", group="g", cancel_in_progress=False))
     await claim(runs)
     await queue(*(new_run(name, group="g", cancel_in_progress=False) for name in ("second", "third")))
@@ -105,13 +105,13 @@ async def test_without_cancel_in_progress_the_running_one_and_the_newest_pending
     }
 
 
-async def test_runs_without_a_group_wait_for_nobody_and_supersede_nobody(runs: RunStore, queue: Queue) -> None:
+async def test_runs_without_a_group_neither_wait_nor_supersede(runs: RunStore, queue: Queue) -> None:
     await queue(new_run("r1", group=""), new_run("r2", group=""))
     assert await claim_ids(runs) == ["r1", "r2"]
     assert [run.cancel_reason for run in await runs.unfinished()] == [None, None]
 
 
-async def test_the_first_reason_to_cancel_stays(runs: RunStore, queue: Queue) -> None:
+async def test_the_first_reason_to_cancel_remains(runs: RunStore, queue: Queue) -> None:
     await queue(new_run("r1"))
     assert await runs.request_cancel("r1", "cancelled by ada")
     assert await runs.request_cancel("r1", "cancelled by charles")
@@ -130,36 +130,36 @@ async def test_a_finished_run_cannot_be_cancelled(runs: RunStore, queue: Queue) 
     assert run.cancel_reason is None
 
 
-# Runs: who works on what
+# Runs: claims
 
 
-async def test_claiming_makes_it_running_and_counts_the_fence_up(
+async def test_claiming_starts_a_run_and_increments_the_fence(
     runs: RunStore, queue: Queue, other: RunStore, clock: Clock
 ) -> None:
     await queue(new_run("r1"))
-    clock.turn(5)
+    clock.advance(5)
     first_moment = clock.moment
     first = await claim(runs, lease_s=60)
     assert (first.owner, first.run.state, first.run.started_at) == ("a", RunState.RUNNING, first_moment)
     assert await other.get("r1") == first.run
     assert await other.claim("b", lease_s=60, max_machines=10) is None
-    clock.turn(60)
+    clock.advance(60)
     second = await claim(other, "b")
     assert second.fence > first.fence
     assert second.run.started_at == first_moment
 
 
-async def test_an_abandoned_run_comes_first_and_needs_no_free_place(
+async def test_an_abandoned_run_is_claimed_first_and_needs_no_free_slot(
     runs: RunStore, queue: Queue, other: RunStore, clock: Clock
 ) -> None:
     await queue(new_run("r1", repository=1), new_run("r2", repository=2), new_run("cancelled", repository=3))
     assert (await claim(runs, lease_s=60, max_machines=1)).run.id == "r1"
     await runs.request_cancel("cancelled", "cancelled by ada")
-    clock.turn(60)
+    clock.advance(60)
     assert (await claim(other, "b", max_machines=1)).run.id == "r1"
 
 
-async def test_a_queued_run_that_is_to_be_cancelled_needs_no_place_and_no_turn(runs: RunStore, queue: Queue) -> None:
+async def test_a_cancelled_queued_run_is_claimed_without_a_slot_and_out_of_turn(runs: RunStore, queue: Queue) -> None:
     await queue(
         new_run("running", group="g"),
         new_run("waiting", repository=2),
@@ -172,7 +172,7 @@ async def test_a_queued_run_that_is_to_be_cancelled_needs_no_place_and_no_turn(r
     assert await runs.claim("a", lease_s=60, max_machines=1) is None
 
 
-async def test_no_more_run_than_there_are_places(runs: RunStore, queue: Queue, other: RunStore) -> None:
+async def test_no_more_runs_are_running_than_there_are_slots(runs: RunStore, queue: Queue, other: RunStore) -> None:
     await queue(*(new_run(f"r{number}") for number in range(5)))
     answers = await asyncio.gather(*((runs, other)[n % 2].claim(f"o{n}", lease_s=60, max_machines=3) for n in range(8)))
     claimed = [answer for answer in answers if answer is not None]
@@ -182,7 +182,7 @@ async def test_no_more_run_than_there_are_places(runs: RunStore, queue: Queue, o
     assert await claim_ids(runs, max_machines=3) == ["r3"]
 
 
-async def test_one_of_a_group_runs_at_a_time_and_a_group_belongs_to_one_repository(runs: RunStore, queue: Queue) -> None:
+async def test_one_run_of_a_group_is_running_and_groups_are_per_repository(runs: RunStore, queue: Queue) -> None:
     await queue(
         new_run("r1", group="deploy", number=1, cancel_in_progress=False),
         new_run("r2", group="deploy", number=1, repository=2, cancel_in_progress=False),
@@ -194,12 +194,12 @@ async def test_one_of_a_group_runs_at_a_time_and_a_group_belongs_to_one_reposito
     assert await claim_ids(runs) == ["r3"]
 
 
-async def test_the_repository_with_the_fewest_running_comes_first(runs: RunStore, queue: Queue) -> None:
+async def test_the_repository_with_the_fewest_running_runs_is_next(runs: RunStore, queue: Queue) -> None:
     await queue(*(new_run(f"busy{number}", repository=1) for number in range(3)), new_run("quiet", repository=2))
     assert await claim_ids(runs) == ["busy0", "quiet", "busy1", "busy2"]
 
 
-async def test_among_equals_the_repository_that_waited_longest_since_its_turn_comes_first(runs: RunStore, queue: Queue) -> None:
+async def test_among_equals_the_repository_that_waited_longest_is_next(runs: RunStore, queue: Queue) -> None:
     many = [new_run(f"{repository}.{number}", repository=repository) for repository in (1, 2, 3) for number in (1, 2)]
     await queue(*many)
     order = []
@@ -210,34 +210,32 @@ async def test_among_equals_the_repository_that_waited_longest_since_its_turn_co
     assert order == ["1.1", "2.1", "3.1", "1.2", "2.2", "3.2"]
 
 
-# Runs: what the holder of a claim does
+# Runs: what the holder of a claim can do
 
 
-async def test_a_heartbeat_keeps_the_claim_and_brings_the_reason_to_stop(
+async def test_a_heartbeat_keeps_the_claim_and_returns_the_cancel_reason(
     runs: RunStore, queue: Queue, other: RunStore, clock: Clock
 ) -> None:
     await queue(new_run("r1"), new_run("r2"))
     claims = [await claim(runs), await claim(runs)]
-    clock.turn(50)
+    clock.advance(50)
     assert await runs.heartbeat(claims, lease_s=60) == {"r1": None, "r2": None}
     await other.request_cancel("r2", "cancelled by ada")
-    clock.turn(50)
+    clock.advance(50)
     assert await other.claim("b", lease_s=60, max_machines=10) is None
     assert await runs.heartbeat(claims, lease_s=60) == {"r1": None, "r2": "cancelled by ada"}
     assert await runs.heartbeat([], lease_s=60) == {}
 
 
-async def test_a_run_that_is_lost_is_missing_from_the_heartbeat(
-    runs: RunStore, queue: Queue, other: RunStore, clock: Clock
-) -> None:
+async def test_a_lost_run_is_missing_from_the_heartbeat(runs: RunStore, queue: Queue, other: RunStore, clock: Clock) -> None:
     await queue(new_run("r1"), new_run("r2"))
     claims = [await claim(runs), await claim(runs)]
-    clock.turn(60)
+    clock.advance(60)
     taken = await claim(other, "b")
     assert set(await runs.heartbeat(claims, lease_s=60)) == {"r1", "r2"} - {taken.run.id}
 
 
-async def test_a_released_run_is_claimed_by_anybody_at_once(runs: RunStore, queue: Queue, other: RunStore) -> None:
+async def test_a_released_run_can_be_claimed_by_any_owner_at_once(runs: RunStore, queue: Queue, other: RunStore) -> None:
     await queue(new_run("r1"))
     first = await claim(runs)
     await runs.save_machine(first, "gibil-r1", 1)
@@ -251,14 +249,14 @@ async def test_a_released_run_is_claimed_by_anybody_at_once(runs: RunStore, queu
     assert (second.run.id, second.run.machine, second.run.machine_attempt) == ("r1", "gibil-r1", 1)
 
 
-async def test_a_claim_whose_lease_ended_still_writes_when_nobody_else_came(runs: RunStore, queue: Queue, clock: Clock) -> None:
+async def test_an_expired_claim_can_write_if_there_is_no_newer_claim(runs: RunStore, queue: Queue, clock: Clock) -> None:
     await queue(new_run("r1"))
     claimed = await claim(runs)
-    clock.turn(600)
+    clock.advance(600)
     await runs.finish(claimed, Conclusion.SUCCESS, ())
 
 
-async def test_the_machine_and_the_note_are_kept(runs: RunStore, queue: Queue, other: RunStore) -> None:
+async def test_the_machine_and_the_note_are_saved(runs: RunStore, queue: Queue, other: RunStore) -> None:
     await queue(new_run("r1"))
     claimed = await claim(runs)
     await runs.save_machine(claimed, "gibil-r1-1", 1)
@@ -272,7 +270,7 @@ async def test_the_machine_and_the_note_are_kept(runs: RunStore, queue: Queue, o
     assert (run.machine, run.machine_attempt) == (None, 1)
 
 
-async def test_results_of_tasks_are_replaced_and_come_in_order_for_each_machine(
+async def test_task_results_are_replaced_and_listed_in_order_for_each_machine(
     runs: RunStore, queue: Queue, other: RunStore
 ) -> None:
     await queue(new_run("r1"))
@@ -291,7 +289,7 @@ async def test_results_of_tasks_are_replaced_and_come_in_order_for_each_machine(
     assert await other.task_results("r2", 1) == []
 
 
-async def test_queued_and_unfinished_come_in_the_order_of_queueing(runs: RunStore, queue: Queue) -> None:
+async def test_queued_and_unfinished_runs_are_listed_in_queue_order(runs: RunStore, queue: Queue) -> None:
     await queue(new_run("b"), new_run("a", repository=2), new_run("c"))
     assert await queued(runs) == ["b", "a", "c"]
     await claim(runs)
@@ -304,7 +302,7 @@ async def test_queued_and_unfinished_come_in_the_order_of_queueing(runs: RunStor
     assert found[0].seq < found[1].seq
 
 
-async def test_runs_of_a_repository_come_newest_first_a_hundred_at_most(runs: RunStore, queue: Queue) -> None:
+async def test_runs_of_a_repository_are_listed_newest_first_up_to_a_hundred(runs: RunStore, queue: Queue) -> None:
     many = [new_run(f"r{number}", number=number % 2, sha=f"{number % 3:040x}") for number in range(130)]
     await queue(*many, new_run("elsewhere", repository=2))
     newest_first = [f"r{number}" for number in range(129, -1, -1)]
@@ -315,11 +313,11 @@ async def test_runs_of_a_repository_come_newest_first_a_hundred_at_most(runs: Ru
     assert await runs.of_repository(3) == []
 
 
-async def test_a_stale_claim_writes_nothing(runs: RunStore, other: RunStore, queue: Queue, clock: Clock) -> None:
+async def test_a_stale_claim_cannot_write(runs: RunStore, other: RunStore, queue: Queue, clock: Clock) -> None:
     await queue(new_run("r1"))
     stale = await claim(runs, "a")
-    clock.turn(60)
-    held = await claim(other, "a")  # the same name again: the fence alone tells them apart
+    clock.advance(60)
+    held = await claim(other, "a")  # the same owner name again: only the fence differs
     writes: list[Callable[[], Awaitable[object]]] = [
         lambda: runs.save_machine(stale, "gibil-x", 3),
         lambda: runs.save_note(stale, "a note"),
@@ -337,23 +335,21 @@ async def test_a_stale_claim_writes_nothing(runs: RunStore, other: RunStore, que
     assert await other.heartbeat([held], lease_s=60) == {"r1": None}
 
 
-async def test_finishing_says_when_and_how_it_ended_and_only_once(
-    runs: RunStore, other: RunStore, queue: Queue, clock: Clock
-) -> None:
+async def test_finishing_records_time_and_conclusion_once(runs: RunStore, other: RunStore, queue: Queue, clock: Clock) -> None:
     await queue(new_run("r1"))
     claimed = await claim(runs)
-    clock.turn(7)
+    clock.advance(7)
     await runs.finish(claimed, Conclusion.FAILURE, [comment()])
     run = await other.get("r1")
     assert run is not None
     assert (run.state, run.conclusion, run.finished_at) == (RunState.FINISHED, Conclusion.FAILURE, clock.moment)
-    clock.turn(DAY_S)
+    clock.advance(DAY_S)
     assert await other.claim("b", lease_s=60, max_machines=10) is None
     with pytest.raises(ClaimLost):
         await runs.finish(claimed, Conclusion.SUCCESS, ())
 
 
-async def test_secrets_may_change_until_a_machine_exists_and_not_afterwards(runs: RunStore, queue: Queue) -> None:
+async def test_secrets_may_change_only_until_a_machine_exists(runs: RunStore, queue: Queue) -> None:
     await queue(new_run("r1"))
     claimed = await claim(runs)
     assert await runs.bind_secrets(claimed, "one")
@@ -363,7 +359,7 @@ async def test_secrets_may_change_until_a_machine_exists_and_not_afterwards(runs
     assert not await runs.bind_secrets(claimed, "three")
 
 
-async def test_a_waiter_is_woken_by_a_write_about_a_run_and_not_by_a_heartbeat(runs: RunStore, queue: Queue) -> None:
+async def test_a_waiter_is_woken_by_a_write_and_not_by_a_heartbeat(runs: RunStore, queue: Queue) -> None:
     signal = runs.changed()
     await queue(new_run("r1"))
     assert await signal.wait(0)

@@ -1,4 +1,4 @@
-"""A database that the previous version wrote: the new one opens it and goes on where the old one stopped.
+"""The current version opens a database of the previous version and continues its work.
 
 `samples/version_3.sql` was written by the code that still stored every payload, with invented data.
 """
@@ -101,7 +101,7 @@ async def test_stored_payloads_are_decoded_and_handled(store: SqliteStore) -> No
     )
 
 
-async def test_notifications_of_each_kind_are_published_as_they_were_recorded(store: SqliteStore) -> None:
+async def test_recorded_notifications_of_each_kind_are_published(store: SqliteStore) -> None:
     due = await store.outbox.claim("new", limit=20, lease_s=60)
     updates = {one.notification.key: one.notification.update for one in due}
     assert {key: type(update).__name__ for key, update in updates.items()} == {
@@ -151,15 +151,15 @@ async def test_a_running_run_is_continued_and_a_queued_one_starts(store: SqliteS
     assert (queued.run.id, queued.run.plan.workflow, queued.run.source.trust) == ("00000000000000b2", "test", Trust.TRUSTED)
 
 
-async def test_what_was_known_about_heads_and_approvals_is_kept(store: SqliteStore) -> None:
+async def test_recorded_heads_and_approvals_remain(store: SqliteStore) -> None:
     history = await store.inbox.head_history(1, 7, HEAD)
     assert [(seen.action, seen.pusher) for seen in history.heads] == [("opened", None), ("synchronize", Person(login="ada"))]
     assert [push.branch for push in history.pushes] == ["notes/g"]
     assert [(approval.by, approval.sha) for approval in history.approvals] == [("ada", HEAD)]
 
 
-async def test_one_row_that_cannot_be_decoded_stops_no_other(store: SqliteStore, tmp_path: Path) -> None:
-    """As after a downgrade, or a mistake in a new field."""
+async def test_one_undecodable_row_does_not_stop_the_others(store: SqliteStore, tmp_path: Path) -> None:
+    """As after a downgrade, or after a mistake in a new field."""
     await store.inbox.accept(delivery("guid-odd"))
     await store.inbox.accept(delivery("guid-good"))
     db = sqlite3.connect(tmp_path / "gibil.db")

@@ -1,4 +1,4 @@
-"""What a `.gibil.yml` means: one table of cases, run by both executors on a local machine, and by bots that are restarted.
+"""The meaning of `.gibil.yml`: one table of cases, run by both executors on a local machine, and by restarted bots.
 
 The bot and `gibil try` run tasks one by one from Python (runs/execution.py); `gibil create` starts a job on the machine that
 runs them without its creator (machines/provision_script.py).
@@ -40,13 +40,13 @@ from tests.doubles.patience import patient
 pytestmark = pytest.mark.slow
 SHA = "a" * 40
 SOONER = 0.2
-"""Times are shortened by it: a file may say no less than three seconds."""
+"""Factor that shortens all times, because a file can't set less than three seconds."""
 OPERATOR = {"t.yml": b"on: {command: t}\ntasks: [{uses: .gibil.yml}]\n"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """See task_semantics.yml."""
+    """A case of task_semantics.yml."""
 
     case: str
     file: str
@@ -66,7 +66,7 @@ class Outcome:
 
 
 class Prefixed:
-    """One machine runs many cases: their jobs have names of their own."""
+    """Prefixes job names, because one machine runs many cases."""
 
     def __init__(self, shell: SSHShell, prefix: str) -> None:
         self._shell, self._prefix = shell, prefix
@@ -92,7 +92,7 @@ class Restart(Exception):
 
 
 class Results:
-    """A RunRecorder that stores nothing. `restarts`: it ends the bot after each task that has ended."""
+    """A RunRecorder that stores nothing. `restarts`: it ends the bot after each ended task."""
 
     def __init__(self, *, restarts: bool) -> None:
         self._restarts = restarts

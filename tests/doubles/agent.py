@@ -1,4 +1,4 @@
-"""An agent as its client sees it: the real `gibil mcp` as a process, spoken to by the library's own client, from a thread."""
+"""An agent as its client sees it: the real `gibil mcp` as a process, called by the protocol library's client in a thread."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tests.doubles.patience import patient
 ANSWER_S = 60.0
 
 
-class Refused(Exception):
-    """A tool error: its code and its sentence."""
+class ToolError(Exception):
+    """A tool error: its code and its message."""
 
     def __init__(self, code: str, sentence: str) -> None:
         super().__init__(f"{code}: {sentence}")
@@ -32,7 +32,7 @@ class Refused(Exception):
 
 
 class Agent:
-    """Calls may come from any thread, and several at once."""
+    """Calls may come from any thread, also concurrently."""
 
     def __init__(self, command: str, arguments: list[str], environment: dict[str, str], folder: Path) -> None:
         self._parameters = StdioServerParameters(command=command, args=arguments, env=environment, cwd=folder)
@@ -43,7 +43,7 @@ class Agent:
         self._problem: BaseException | None = None
         self.session: ClientSession
         self.progress: list[str] = []
-        """What the last calls told while they ran."""
+        """Progress messages of the last calls."""
         self._thread = threading.Thread(target=self._main, daemon=True)
         self._thread.start()
         assert self._ready.wait(ANSWER_S)
@@ -72,31 +72,31 @@ class Agent:
         return {tool.name: tool for tool in listed.tools}
 
     def begin(self, tool: str, **arguments: Any) -> concurrent.futures.Future[CallToolResult]:
-        """`cancel()` on it tells the server."""
+        """Start a call; `cancel()` on the future cancels it at the server."""
 
-        async def told(progress: float, total: float | None, message: str | None) -> None:
+        async def report(progress: float, total: float | None, message: str | None) -> None:
             self.progress.append(message or "")
 
         async def call() -> CallToolResult:
-            result: CallToolResult = await self.session.call_tool(tool, arguments, progress_callback=told)
+            result: CallToolResult = await self.session.call_tool(tool, arguments, progress_callback=report)
             return result
 
         return asyncio.run_coroutine_threadsafe(call(), self._loop)
 
     def full(self, tool: str, **arguments: Any) -> tuple[dict[str, Any], str]:
-        """(what programs read, what a model reads). Raises Refused."""
+        """Return the structured result and the text for the model. Raises ToolError."""
         return opened(self.begin(tool, **arguments).result(patient(ANSWER_S)))
 
     def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
         return self.full(tool, **arguments)[0]
 
-    def said(self) -> str:
-        """What the server wrote to stderr."""
+    def stderr_text(self) -> str:
+        """Return what the server wrote to stderr."""
         self._errors.seek(0)
         return self._errors.read()
 
     def hang_up(self) -> None:
-        """Close its stdin, and wait until it is gone."""
+        """Close the server's stdin, and wait until the server has ended."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._leave.set)
             self._thread.join(ANSWER_S)
@@ -113,17 +113,17 @@ def opened(result: CallToolResult) -> tuple[dict[str, Any], str]:
     text: str = content.text  # type: ignore[union-attr]
     view = result.structured_content
     if result.is_error:
-        assert view is None, "a client that checks it against the output schema would hide the message"
+        assert view is None, "clients that check the output schema would hide the message"
         code, _, sentence = text.partition(": ")
-        raise Refused(code, sentence)
+        raise ToolError(code, sentence)
     assert view is not None
     return view, text
 
 
 @contextlib.contextmanager
 def agent_of(line: CommandLine) -> Iterator[Agent]:
-    """Started as `gibil mcp --print-config` says, with no more of the environment than a client hands on, and the settings of
-    the command line, as somebody would write them into the client's configuration."""
+    """Start an agent with the configuration of `gibil mcp --print-config`, the environment that a client passes on, and
+    the command line's settings, as a user would write them into the client's configuration."""
     server = json.loads(line.gibil("mcp", "--print-config").stdout)["mcpServers"]["gibil"]
     kept = {name: value for name, value in line.environment().items() if name.startswith("GIT_")} | line.settings
     agent = Agent(

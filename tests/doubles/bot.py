@@ -1,4 +1,4 @@
-"""The real bot for tests: `gibil serve` as a process of its own (prefork.py), which can be killed and started again.
+"""The real bot for tests: `gibil serve` as a separate process (prefork.py), which can be killed and restarted.
 
 `Journey` joins it with the GitHub double: a comment goes in, a check run comes out, and the provider is empty at the end.
 """
@@ -36,7 +36,7 @@ NO_AUTHORITIES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 @dataclass(kw_only=True)
 class BotProcess:
-    """One bot on one data directory. `start` after `kill` goes on with what is stored there."""
+    """A bot with a data directory. `start` after `kill` continues with the stored state."""
 
     environment: dict[str, str]
     data_dir: Path
@@ -50,7 +50,7 @@ class BotProcess:
         return self.process.pid
 
     async def start(self, *, wait: bool = True) -> None:
-        """Start it; with `wait`, until it listens. Keeps the port of the first start, as GitHub would deliver there."""
+        """Start the bot; with `wait`, until it listens. It keeps the first port, to which GitHub delivers."""
         port = self.url.rpartition(":")[2] or "0"
         with self.log.open("ab") as log:
             offset = log.tell()
@@ -78,20 +78,20 @@ class BotProcess:
                     await exited
 
     async def kill(self) -> None:
-        """SIGKILL, and wait until it is gone."""
+        """Send SIGKILL, and wait until the bot has ended."""
         assert self.process is not None
         self.process.kill()
         await self.process.ended()
 
     async def stop(self) -> int:
-        """SIGTERM; its exit status."""
+        """Send SIGTERM; return the exit status."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(patient(STOP_WITHIN_S)):
             return await self.process.ended()
 
     def events(self, run_id: str) -> list[dict[str, object]]:
-        """The phases of a run so far."""
+        """Return the phases of a run so far."""
         path = self.data_dir / "logs" / run_id / "events.jsonl"
         if not path.exists():
             return []
@@ -110,16 +110,16 @@ class Journey:
     extra: dict[str, object] = field(default_factory=dict)
 
     async def seen(self, predicate: Callable[[], T], timeout_s: float = 30.0) -> T:
-        """What GitHub shows at last; the failure says what the bot logged."""
+        """Wait for a state of GitHub; the failure message contains the bot's log."""
         try:
             return await self.github.wait_for(predicate, patient(timeout_s))
         except TimeoutError:
-            raise AssertionError(f"GitHub never showed it. The bot said:\n{self.bot.text()[-6000:]}") from None
+            raise AssertionError(f"GitHub didn't show the expected state. The bot's log:\n{self.bot.text()[-6000:]}") from None
 
     async def closed_check(
         self, number: int = 0, *, repository: str = REPOSITORY, count: int = 1, timeout_s: float = 40.0
     ) -> CheckRun:
-        """The newest check run, once `count` of them are completed and none is open."""
+        """Return the newest check run, once `count` of them are completed and none is open."""
 
         def closed() -> CheckRun | None:
             runs = self.github.check_runs(repository, self.github.head_sha(repository, number) if number else None)
@@ -131,7 +131,7 @@ class Journey:
         return found
 
     async def answer(self, number: int, *, repository: str = REPOSITORY, having: str = "", timeout_s: float = 30.0) -> Comment:
-        """The newest comment of the bot that holds `having`."""
+        """Return the bot's newest comment that contains `having`."""
 
         def find() -> Comment | None:
             ours = [c for c in self.github.comments(repository, number) if c.by_app and having in c.body]
@@ -142,7 +142,7 @@ class Journey:
         return found
 
     async def all_published(self, timeout_s: float = 30.0) -> None:
-        """Nothing is left to handle, to run or to tell."""
+        """Wait until nothing is left to handle, run or publish."""
         async with httpx.AsyncClient(verify=NO_AUTHORITIES) as client, asyncio.timeout(patient(timeout_s)):
             while True:
                 health = (await client.get(f"{self.bot.url}/healthz")).json()
@@ -151,7 +151,7 @@ class Journey:
                 await asyncio.sleep(0.05)  # another process's state: there is no event to wait for
 
     async def machines(self) -> list[str]:
-        """What the provider has."""
+        """Return the provider's machines."""
         from gibil_bot.providers.local.provider import LocalProvider
 
         provider = LocalProvider(self.bot.data_dir)
@@ -161,7 +161,7 @@ class Journey:
             await provider.close()
 
     async def assert_nothing_left(self, timeout_s: float = 20.0) -> None:
-        """Every machine is burned. The machine of a run that is called off burns while GitHub is told of it."""
+        """Wait until every machine is destroyed. A cancelled run's machine is destroyed while GitHub is updated."""
         async with asyncio.timeout(patient(timeout_s)):
             while await self.machines():
                 await asyncio.sleep(0.05)  # another process's state: there is no event to wait for
@@ -177,7 +177,7 @@ async def journey(
     workflows: Mapping[str, str] | None = None,
     repository: str = REPOSITORY,
 ) -> AsyncIterator[Journey]:
-    """A GitHub with one repository whose owner is `ada`, and a bot that is installed there."""
+    """Start a GitHub with one repository whose owner is `ada`, and a bot that is installed there."""
     secret = secrets.token_hex(16)
     async with lent_data_dir(folder) as data_dir, GitHubDouble.start(folder / "github", webhook_secret=secret) as github:
         environment = {

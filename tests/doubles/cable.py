@@ -1,4 +1,4 @@
-"""A cable between an SSH client and a machine, that a test can cut."""
+"""A cable between an SSH client and a machine, which a test can cut."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gibil_bot.model import Endpoint
 
 
 class Cable:
-    """`endpoint` is the near end. `cut` ends every connection at once, as a router that loses power does not even do."""
+    """`endpoint` is the near end. `cut` closes every connection at once."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint

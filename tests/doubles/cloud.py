@@ -1,4 +1,4 @@
-"""The Hetzner double for tests that wait for processes: its loop runs in a thread of its own."""
+"""The Hetzner double for tests that wait for processes: its event loop runs in a separate thread."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Cloud:
-    """`double.state` and `double.api` may be looked at from the test's thread; what changes them goes through `do`."""
+    """Read `double.state` and `double.api` from the test's thread; change them with `do`."""
 
     def __init__(self, double: HetznerDouble, loop: asyncio.AbstractEventLoop) -> None:
         self.double, self._loop = double, loop
@@ -37,7 +37,7 @@ class Cloud:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(patient(60))
 
     def cut(self, name: str) -> int:
-        """Every SSH connection of a server ends at once; how many there were."""
+        """Close every SSH connection of a server at once; return their number."""
 
         async def cut() -> int:
             return self._guests.cut(name)
@@ -45,18 +45,18 @@ class Cloud:
         return self.do(cut())
 
     def cut_next(self, name: str) -> None:
-        """As `cut`, as soon as there is a connection."""
+        """Like `cut`, as soon as a connection exists."""
         self.do(self._guests.cut_next(name))
 
     def unplug(self, name: str) -> None:
-        """As `cut`, and nothing answers until `plug_in`."""
+        """Like `cut`, and accept no connection until `plug_in`."""
         self.do(self._guests.unplug(name))
 
     def plug_in(self, name: str) -> None:
         self.do(self._guests.plug_in(name))
 
     def run_past_ssh(self, name: str, script: str) -> None:
-        """As the hypervisor may: in the machine, past its sshd."""
+        """Run a script in the machine without its sshd, as the hypervisor can."""
         done = self.do(self._guests.run(name, script))
         assert done.exit_status == 0, done.stderr
 
@@ -69,7 +69,7 @@ class Cloud:
 
 @contextlib.contextmanager
 def cloud(folder: Path | None = None, shared: Path = Path(), image: Image | None = None) -> Iterator[Cloud]:
-    """With an image its servers boot, on machines in `folder`; without, they are only there. Skips where port 22 is taken."""
+    """With an image, servers boot it, on machines in `folder`; without, they never boot. Skips if port 22 is in use."""
     ready = threading.Event()
     came: list[Cloud | BaseException] = []
 
@@ -100,7 +100,7 @@ def cloud(folder: Path | None = None, shared: Path = Path(), image: Image | None
         ready.wait()
         first = came[0]
         if isinstance(first, RuntimeError):
-            pytest.skip(f"{first}: this box's own sshd has it")
+            pytest.skip(f"{first}: this host's own sshd uses it")
         if isinstance(first, BaseException):
             raise first
         yield first

@@ -1,4 +1,4 @@
-"""The `gibil` command as its users have it: in a PATH, in a real bash, with a data directory of its own."""
+"""The `gibil` command for tests as users have it: on PATH, in a real bash, with a separate data directory."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.doubles.patience import patient
 from tests.doubles.repositories import ADA
 
 _NOT_OURS = ("GIBIL_", "HCLOUD_", "GH_", "GITHUB_")
-"""Settings and tokens of whoever runs the tests."""
+"""Settings and tokens of the user who runs the tests."""
 
 
 @dataclass
 class CommandLine:
-    """`folder` holds everything; commands run in `folder / "here"`."""
+    """`folder` contains everything; commands run in `folder / "here"`."""
 
     folder: Path
     settings: dict[str, str] = field(default_factory=dict)
@@ -51,13 +51,13 @@ class CommandLine:
         return {**kept, **ours, **ADA, **self.settings, **more}
 
     def gibil(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-        """Forked (prefork.py)."""
+        """Run the command, forked by prefork.py."""
         return prefork.run(arguments, env=self.environment(**more), cwd=self.here, timeout=patient(120))
 
     def many(
         self, calls: Sequence[Sequence[str]], *, stdout: str = "kept", stderr: str = "kept", **more: str
     ) -> list[subprocess.CompletedProcess[str]]:
-        """Each in a process of its own. `stdout`, `stderr`: kept; gone (nobody reads it); full (as a disk is); closed."""
+        """Run each command in a separate process. `stdout`, `stderr`: kept; gone (no reader); full (a full disk); closed."""
         return [self._with_streams(call, stdout, stderr, self.environment(**more)) for call in calls]
 
     def _with_streams(
@@ -80,14 +80,14 @@ class CommandLine:
             )
 
     def start(self, *arguments: str, **more: Any) -> prefork.Forked:
-        """In a process group of its own, as a shell starts it. Forked (prefork.py); `more`: env, cwd, stdin, stdout, stderr."""
+        """Start the command, forked by prefork.py, in a new process group. `more`: env, cwd, stdin, stdout, stderr."""
         words: dict[str, Any] = {"env": self.environment(), "cwd": self.here, "process_group": 0}
         process = prefork.Forked(arguments, **{**words, **more})
         self.started.append(process)
         return process
 
     def end(self) -> None:
-        """Of a test that failed half-way, too: nothing that it started goes on."""
+        """End everything that was started, also after a failed test."""
         for process in self.started:
             if process.poll() is None:
                 process.kill()
@@ -97,13 +97,13 @@ class CommandLine:
             process.wait(timeout=patient(20))
 
     def json(self, *arguments: str) -> Any:
-        """What stdout says, which has to be one JSON value and nothing else; the command has to succeed."""
+        """Run a command that has to succeed; return its stdout, which has to be exactly one JSON value."""
         done = self.gibil(*arguments, "--json")
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
     def bash(self, script: str, **more: str) -> subprocess.CompletedProcess[str]:
-        """A script as a person would run it, with `gibil` and `jq` in its PATH."""
+        """Run a script as a user would, with `gibil` and `jq` on PATH."""
         return subprocess.run(
             ["bash", "-c", script],
             env=self.environment(**more),
@@ -115,7 +115,7 @@ class CommandLine:
         )
 
     def repository(self, name: str, files: dict[str, str], *, branch: str = "main") -> Path:
-        """A checkout with one commit."""
+        """Create a checkout with one commit."""
         folder = self.here / name
         folder.mkdir(parents=True)
         self.git(folder, "init", "-q", "-b", branch)
@@ -153,8 +153,8 @@ def command_line(
 ) -> Iterator[CommandLine]:
     """At the end no machine is left.
 
-    `own_daemon`: for tests that end it, or whose machines outlive a test (machines.lend).
-    `forked_in_scripts`: what `bash` finds as `gibil` is forked, too.
+    `own_daemon`: for tests that end the daemon, or whose machines outlive a test (machines.lend).
+    `forked_in_scripts`: the `gibil` of `bash` scripts is forked, too.
     """
     line = CommandLine(folder, settings or {})
     line.here.mkdir()

@@ -1,4 +1,4 @@
-"""Container images made of what this box has, as no registry can be reached: programs and their libraries, one layer for all.
+"""Container images made of this host's programs and their libraries, in one shared layer, because no registry can be reached.
 
 The form is that of `docker save` (https://github.com/moby/docker-image-spec), which podman and docker load.
 """
@@ -20,16 +20,16 @@ from typing import Any
 from tests.doubles.hetzner_computer import control_groups
 
 REDIS = "redis-check-rdb"
-"""Debian's redis-server is this program under another name; it comes with redis-tools."""
+"""Debian's redis-server is this program under another name; redis-tools contains it."""
 
 
 def why_no_containers() -> str | None:
-    """What this box lacks to run images of Redis, in one line."""
+    """Return what this host lacks to run images of Redis, in one line."""
     wanted = {
         **{program: program for program in ("podman", "crun", "iptables")},
         **{"dockerd": "docker.io", REDIS: "redis-tools", "redis-cli": "redis-tools"},
     }
-    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # where an ordinary user's shell does not look
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # which an ordinary user's PATH doesn't contain
     missing = {package for program, package in wanted.items() if shutil.which(program, path=path) is None}
     if not any(Path(folder, "podman", "netavark").exists() for folder in ("/usr/lib", "/usr/libexec")):
         missing.add("netavark")
@@ -39,7 +39,7 @@ def why_no_containers() -> str | None:
 
 
 def save_images(path: Path, images: Mapping[str, Mapping[str, Any]]) -> None:
-    """`images`: name → its `config` (Cmd, Healthcheck …). In all of them are `redis-server`, `redis-cli`, `sh` and `sleep`."""
+    """`images`: name → its `config` (Cmd, Healthcheck …). All contain `redis-server`, `redis-cli`, `sh` and `sleep`."""
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w", dereference=True) as tar:
         for folder in ("data", "tmp"):

@@ -1,4 +1,4 @@
-"""Ordinary facts about an event, for tests that care about something else."""
+"""Common values of an event, for tests that check something else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SHA = "5f3a" * 10
 
 
 def facts(*, trust: Trust = Trust.TRUSTED, max_ttl_s: int = 86400, event_name: str = "issue_comment") -> EventContext:
-    """Ada asks about pull request 7 of ada/engine."""
+    """Return the context of a command by ada in pull request 7 of ada/engine."""
     return EventContext(
         repository=Repository(
             id=1, full_name="ada/engine", clone_url="https://github.com/ada/engine.git", default_branch="main"

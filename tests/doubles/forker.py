@@ -1,10 +1,10 @@
-"""Imports everything that a `gibil` command may need, and forks for each request: the other side of prefork.py.
+"""Imports everything that a `gibil` command may need, and forks for each request: the server side of prefork.py.
 
     python -P forker.py CHANNEL LISTENER
 
-Both are descriptors of sockets: one to the process that started it, which it ends with, and one where others connect.
-A request is one packet of JSON with descriptors beside it: a pipe for the wait status, the folder, and the standard streams
-that are not closed. The answer is the pid, with a descriptor of the process.
+Both are descriptors of sockets: one to the process that started it, with which it ends, and one that accepts connections.
+A request is one packet of JSON with attached descriptors: a pipe for the wait status, the folder, and the standard streams
+that are not closed. The response is the pid, with a descriptor of the process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LATE = (
     *("asyncssh", "githubkit", "hcloud", "uvicorn", "uvloop", "httptools"),
     *("httpcore", "anyio._backends._asyncio", "anyio._core._sockets", "anyio._core._streams", "encodings.idna"),
 )
-"""What libraries and commands import only when they need it."""
+"""Modules that libraries and commands import only when they need them."""
 NOT_FOR_COMMANDS = ("gibil_bot.__main__", "gibil_bot.demo.project")
 
 
@@ -42,14 +42,14 @@ def import_everything() -> None:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: for what we forked
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal: it is meant for the forked processes
     first, listener = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
     import_everything()
     import gibil_bot.__main__
 
     gc.collect()
     gc.freeze()
-    living: dict[int, tuple[int, int]] = {}  # the descriptor of a process → its pid, the pipe for its status
+    living: dict[int, tuple[int, int]] = {}  # process descriptor → its pid, the pipe for its status
     channels = {first.fileno(): first}
     ready = select.poll()
     ready.register(first, select.POLLIN)
@@ -64,9 +64,9 @@ def main() -> None:
                 pid, status = living.pop(fd)
                 ready.unregister(fd)
                 os.close(fd)
-                told = os.waitpid(pid, 0)[1]
-                with contextlib.suppress(BrokenPipeError):  # nobody waits for it
-                    os.write(status, str(told).encode())
+                status_code = os.waitpid(pid, 0)[1]
+                with contextlib.suppress(BrokenPipeError):  # no process waits for it
+                    os.write(status, str(status_code).encode())
                 os.close(status)
             else:
                 data, passed, _, _ = socket.recv_fds(channels[fd], 1 << 20, 5)
@@ -88,26 +88,26 @@ def main() -> None:
                 for each_fd in passed[1:]:
                     os.close(each_fd)
                 ready.register(process, select.POLLIN)
-                beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [process]))]
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [process]))]
                 with contextlib.suppress(BrokenPipeError):
-                    channels[fd].sendmsg([str(pid).encode()], beside)
+                    channels[fd].sendmsg([str(pid).encode()], rights)
 
 
 def become(request: dict[str, Any], passed: list[int]) -> None:
-    """This process is the one that was asked for."""
+    """Turn this process into the requested one."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if request["group"] is not None:
         os.setpgid(0, request["group"])
     _status, folder, *streams = passed
     os.fchdir(folder)
-    # Out of the way first: one of these may have the number of a standard stream.
+    # Move them first: one of these may have the number of a standard stream.
     streams = [os.dup(fd) if fd > 2 else fd for fd in streams]
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if request["streams"][number]:
             os.dup2(streams.pop(0), number)
         else:
             os.close(number)
-            setattr(sys, name, None)  # as Python starts then
+            setattr(sys, name, None)  # as Python does at its start
     os.closerange(3, 1 << 20)
     os.environ.clear()
     os.environ.update(request["environment"])

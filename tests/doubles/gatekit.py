@@ -1,4 +1,4 @@
-"""An egress gate on a loopback port, and servers behind it that remember what they heard."""
+"""An egress proxy on a loopback port, and servers behind it that record what they receive."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 
 class Server:
-    """Answers every connection with `answer`, and keeps what it heard until the head (and `body` bytes more) was there."""
+    """Sends `answer` on every connection, after recording the head and `body` bytes more."""
 
     def __init__(self, answer: bytes, body: int) -> None:
         self.answer, self.body = answer, body
@@ -30,7 +30,7 @@ class Server:
         with contextlib.suppress(OSError):
             await writer.drain()
             writer.write_eof()
-            head += await reader.read()  # whatever else is let through
+            head += await reader.read()  # whatever else arrives
         self.heard.append(head)
 
 
@@ -70,8 +70,8 @@ async def http_server(answer: bytes = b"HTTP/1.1 204 No Content\r\n\r\n", body: 
 
 
 @contextlib.asynccontextmanager
-async def gate(*allow: str, **more: Any) -> AsyncIterator[int]:
-    """The port of a gate."""
+async def proxy(*allow: str, **more: Any) -> AsyncIterator[int]:
+    """Start an egress proxy; yield its port."""
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     serving = asyncio.create_task(EgressProxy(allow, **more).serve(listener))
@@ -95,7 +95,7 @@ async def dial(port: int) -> AsyncIterator[Streams]:
 
 
 async def ask(port: int, request: bytes) -> bytes:
-    """Send, and read until the gate closes."""
+    """Send, and read until the proxy closes the connection."""
     async with asyncio.timeout(patient(10)), dial(port) as (reader, writer):
         writer.write(request)
         with contextlib.suppress(ConnectionError):

@@ -1,7 +1,7 @@
-"""A git server over real HTTP: `git http-backend` behind a small threaded server, with GitHub's kind of credentials.
+"""A git server over real HTTP: `git http-backend` behind a small threaded server, with credentials like GitHub's.
 
-It serves the bare repositories below one folder. A repository that is listed in `tokens` is private: it wants Basic
-credentials `x-access-token:<token>`, as GitHub does. Every request is written down in `requests`.
+It serves the bare repositories below one folder. A repository that is listed in `tokens` is private: it needs Basic
+credentials `x-access-token:<token>`, as at GitHub. Every request is recorded in `requests`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from tests.doubles.patience import patient
 
 @dataclass
 class GitServer:
-    """`with GitServer(folder) as server:` serves until the end of the block, on a free port of loopback."""
+    """`with GitServer(folder) as server:` serves until the end of the block, on a free loopback port."""
 
     folder: Path
     tokens: dict[str, str] = field(default_factory=dict)
-    """`owner/name.git` → the token that opens it."""
+    """`owner/name.git` → the token that it needs."""
     requests: list[tuple[str, str | None]] = field(default_factory=list)
     """(path with query, Authorization header)."""
     answer: int | None = None
-    """An HTTP status that every request gets instead."""
+    """If set, the HTTP status of every response."""
     redirect_to: str | None = None
-    """Where every request is sent on to."""
+    """If set, the address to which every request is redirected."""
 
     def __enter__(self) -> GitServer:
         self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -60,7 +60,7 @@ class GitServer:
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def log_message(self, format: str, *arguments: object) -> None:
-                """Quiet: the tests look at `requests`."""
+                """Print nothing: tests read `requests`."""
 
             def do_GET(self) -> None:
                 self._serve(b"")

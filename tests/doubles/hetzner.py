@@ -1,23 +1,23 @@
-"""A Hetzner Cloud of our own: its API over HTTP on loopback, stateful, and (hetzner_guests.py) servers that really boot.
+"""A Hetzner Cloud double: its API over HTTP on loopback, stateful, and (hetzner_guests.py) servers that really boot.
 
-What it does, and how we know that Hetzner does. No live Hetzner was asked: *documented* is in Hetzner's reference
-(https://docs.hetzner.cloud/reference/cloud, the OpenAPI description of 2026-07-08), *reported* is what others saw, *inferred*
-is our reading. What remains open is asked by live/hetzner.py. Every request is also held against that description, with every
-object closed (hetzner_schema.py): one that departs from it is answered 422, and fails its test in the end.
+What it does, and how we know that Hetzner does the same. Not checked live: *documented* is in Hetzner's reference
+(https://docs.hetzner.cloud/reference/cloud, the OpenAPI description of 2026-07-08), *reported* is what others observed,
+*inferred* is our reading. live/hetzner.py asks the open questions. Every request is also checked against that description,
+with every object closed (hetzner_schema.py): a request that differs is answered 422, and fails its test at the end.
 
 | behaviour | how known | source |
 |---|---|---|
 | `POST /servers` answers 201 at once; then `initializing`, `off`, `starting`, `running` | documented | reference, Servers |
 | a name is unique in the project: 409 `uniqueness_error` | documented | reference, Errors |
-| a name is a host name of RFC 1123, a changed one too; user-data has at most 32 KiB | documented | reference, Servers |
+| a name is a host name of RFC 1123, also a changed one; user-data has at most 32 KiB | documented | reference, Servers |
 | a request of the wrong form: 422 `invalid_input` with `details.fields` | documented | reference, Errors |
-| what it names doesn't exist or fit: 422 `invalid_input`, `details` is `{}` | reported | roots/trellis-cli#622, the next |
-| a firewall or key that doesn't exist: 422 as above, or 404 (State turns it) | inferred | the same |
+| a named object doesn't exist or fit: 422 `invalid_input`, `details` is `{}` | reported | roots/trellis-cli#622, the next |
+| a firewall or key that doesn't exist: 422 as above, or 404 (State sets it) | inferred | the same |
 | a type that is retired or not sold there: "unsupported location for server type" | reported | autobase-tech/autobase#1403 |
 | cx and cax are not sold in the US; prices and traffic differ by location | reported | reference, Server Types, `prices` |
 | two images have one name, the first is x86's: 422 "image has incompatible architecture" | inferred | reference, Images |
 | 412 `resource_unavailable`, "error during placement" | reported | jenkinsci/hetzner-cloud-plugin#21 |
-| a server that finds no place after all goes; its action has the error | inferred | reference, Actions, `error` |
+| a server that can't be placed after all is removed; its action has the error | inferred | reference, Actions, `error` |
 | a start that fails leaves the server `off`; so may one that succeeds | reported | hetznercloud/terraform-provider-hcloud#505 |
 | 403 `resource_limit_exceeded` with `details.limits`; the names of limits are inferred | documented | reference, Errors |
 | 403 `maintenance`; 422 `service_error`; 500 `server_error`; 503 `unavailable` | documented | reference, Errors |
@@ -28,18 +28,18 @@ object closed (hetzner_schema.py): one that departs from it is answered 422, and
 | 423 `locked` while an action runs | documented | reference, Errors |
 | 423 `locked` right after creation | reported | syself/cluster-api-provider-hetzner#754 |
 | `poweroff` answers with an action that is `running` | reported | jenkinsci/hetzner-cloud-plugin#92 |
-| a server that was off is off after a rebuild (State turns it) | inferred | reference, Rebuild a Server |
+| a server that was off is off after a rebuild (State sets it) | inferred | reference, Rebuild a Server |
 | 423 `protected` | documented | reference, Errors |
 | deleting takes a moment (`deleting`), then 404 `not_found` | documented | reference, Servers, `status` |
-| addresses made with a server have `auto_delete` (State turns it) | reported | Linuxfabrik/lfops#72, Hetzner's announcement |
+| addresses created with a server have `auto_delete` (State sets it) | reported | Linuxfabrik/lfops#72, Hetzner's announcement |
 | an assigned address cannot be deleted: `must_be_unassigned` | documented | changelog, 2026-05-01 |
 | `assignee_type` is `unassigned` when no server has it | documented | changelog, 2026-08-01; the newest text says 2026-09-23 |
-| without an SSH key a root password is made up and returned | documented | reference, Create a Server, `root_password` |
+| without an SSH key a root password is generated and returned | documented | reference, Create a Server, `root_password` |
 | no `datacenter` on servers; `/datacenters` is 410 | documented | changelog, 2026-07-01, 2026-10-01 |
 | `RateLimit-Limit/-Remaining/-Reset` on all answers, 3600 an hour, refilled; 429 | documented | reference, Rate Limiting |
 | 401 `unauthorized` says "token is required" or "the token you have provided is invalid" | reported | Cauldron, 2026-09-13 |
-| writing with a read-only token: 401 `token_readonly`, or 403 `forbidden` (Api turns it) | documented | reference, Errors |
-| an unknown path is 404 before the token is looked at, a wrong method only after it | reported | Cauldron, 2026-09-13 |
+| writing with a read-only token: 401 `token_readonly`, or 403 `forbidden` (Api sets it) | documented | reference, Errors |
+| an unknown path is 404 before the token is checked, a wrong method only after it | reported | Cauldron, 2026-09-13 |
 | the first boot runs the user-data by cloud-init; keys of the project go to root | documented | reference, Create a Server |
 | metadata over HTTP at 169.254.169.254, below `/hetzner/v1/` | documented | reference, Server Metadata |
 | the default route goes over 172.31.1.1 | documented | docs.hetzner.com/cloud/servers/static-configuration |
@@ -63,7 +63,7 @@ from tests.doubles.hetzner_state import State
 
 @dataclass
 class HetznerDouble:
-    """A running one. `state` and `api` are for looking and for faults."""
+    """A running double. Tests read `state` and `api`, and arm faults in them."""
 
     endpoint: str
     state: State
@@ -74,7 +74,7 @@ class HetznerDouble:
         return self.api.token
 
     def provider(self, **more: Any) -> HetznerProvider:
-        """In a hurry: what takes a second at Hetzner takes a few milliseconds here."""
+        """Return a provider with short delays: what takes a second at Hetzner takes a few milliseconds here."""
         words: dict[str, Any] = {"endpoint": self.endpoint, "look_every_s": 0.02, "backoff_s": 0.01, **more}
         return HetznerProvider(words.pop("token", self.token), **words)
 
@@ -84,7 +84,7 @@ class HetznerDouble:
 
 @contextlib.asynccontextmanager
 async def hetzner_double(state: State | None = None, **more: Any) -> AsyncIterator[HetznerDouble]:
-    """Listens on loopback until the block is left; then every server is gone."""
+    """Listen on loopback until the end of the block; then every server is gone."""
     state = state or State()
     api = Api(state, secrets.token_urlsafe(48), secrets.token_urlsafe(48), **more)
     try:

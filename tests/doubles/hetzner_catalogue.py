@@ -1,4 +1,4 @@
-"""What a project at the double can buy. Shapes as Hetzner documents them; names and prices are examples and promise nothing."""
+"""What a project at the double can buy. The JSON has the documented form; names and prices are examples."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ IMAGES: list[dict[str, Any]] = [
         (161547270, "ubuntu-24.04", "arm"),
     )
 ]
-"""One for each architecture has the same name (reference, Images, `architecture`)."""
+"""The images of both architectures have the same name (reference, Images, `architecture`)."""
 
 _RETIRED = {"announced": "2025-10-01T00:00:00Z", "unavailable_after": "2026-01-01T00:00:00Z"}
 
@@ -68,7 +68,7 @@ def server_type(
     arch: str = "x86",
     elsewhere: str | None = None,
 ) -> dict[str, Any]:
-    """One server type. `elsewhere`: its price in the US; None: it is not sold there."""
+    """Return one server type. `elsewhere`: its price in the US, or None if it isn't sold there."""
     prices = {place["name"]: elsewhere if place["country"] == "US" else hourly for place in LOCATIONS}
     return {
         "id": number,
@@ -110,7 +110,7 @@ def _price(hourly: str) -> dict[str, dict[str, str]]:
 
 
 def server_types() -> list[dict[str, Any]]:
-    """Fresh copies, for tests to change."""
+    """Return fresh copies, which tests may change."""
     types = [
         server_type(114, "cx23", 2, 4.0, 40, "0.0060"),
         server_type(115, "cx33", 4, 8.0, 80, "0.0104"),
@@ -130,7 +130,7 @@ def server_types() -> list[dict[str, Any]]:
 
 
 def pricing(types: list[dict[str, Any]]) -> dict[str, Any]:
-    """The answer of GET /pricing with every key that the description requires; what has no part in machines is empty."""
+    """Return the response of GET /pricing with every required key; prices of other products are empty."""
     address = [
         {
             "location": location["name"],

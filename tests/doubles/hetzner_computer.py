@@ -1,14 +1,14 @@
-"""One computer behind the Hetzner double, as its hypervisor has it: a local machine whose processes may what root of a VM may.
+"""One computer behind the Hetzner double, as its hypervisor provides it: a local machine whose processes have root's rights.
 
-Real: all capabilities, as what is started here enters the machine's namespaces from outside (nsenter(1)) and so has not the
-few of a local machine's jobs; a network card `eth0` with the default route that Hetzner's servers have; the metadata address,
-HTTP on the documented paths, over that card; a system that starts anew with a card that knows nothing of the last boot.
+Real: all capabilities, because processes enter the machine's namespaces from outside (nsenter(1)) and so aren't limited to
+those of a local machine's jobs; a network card `eth0` with the default route of Hetzner's servers; the metadata address,
+with HTTP on the documented paths, over that card; a reboot with a network card that has no state of the last boot.
 
-Stand-ins: the kernel is the box's, and the capabilities count within the machine's namespaces; the card is one end of a veth
-pair, and behind it is a router that has the metadata address and no way on; what comes in from outside is carried from a
-socket of the box to one in the machine's network.
+Replaced: the kernel is the host's, and capabilities apply within the machine's namespaces; the card is one end of a veth
+pair, behind which a router has the metadata address and no further route; connections from outside are relayed from a
+socket on the host to one in the machine's network.
 
-Everything goes with the machine and this process: a network namespace lasts as long as something is open in it.
+Everything ends with the machine and this process: a network namespace lasts as long as something is open in it.
 
 https://docs.hetzner.cloud/reference/cloud#server-metadata, https://docs.hetzner.com/cloud/servers/static-configuration/
 """
@@ -35,9 +35,9 @@ T = TypeVar("T")
 METADATA = "169.254.169.254"
 _ROUTER = "172.31.1.1"
 _ADDRESS = "203.0.113.7"
-"""Of every computer, as each has a router of its own. RFC 5737, TEST-NET-3."""
+"""Every computer's address, because each has a separate router. RFC 5737, TEST-NET-3."""
 
-# What the box's gate is to a local machine, the metadata address has to be reached without it.
+# The metadata address has to be reached without the egress proxy of local machines.
 _ENVIRONMENT = {
     **ENVIRONMENT,
     **{name: f"{ENVIRONMENT[name]},{METADATA}" for name in ("no_proxy", "NO_PROXY")},
@@ -46,7 +46,7 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A script that ended on the computer."""
+    """The result of a script on the computer."""
 
     exit_status: int
     stdout: str
@@ -54,7 +54,7 @@ class Done:
 
 
 class Computer:
-    """`init`: host pid of the machine's PID 1. `answer(path)`: what the metadata service says, None for 404."""
+    """`init`: host pid of the machine's PID 1. `answer(path)`: the metadata service's response, None for 404."""
 
     def __init__(self, init: int, answer: Callable[[str], str | None]) -> None:
         self._init = init
@@ -64,12 +64,12 @@ class Computer:
         self._metadata: asyncio.Server | None = None
         self._group: Path | None = None
         self.read: list[str] = []
-        """The paths of the metadata service that were asked for since the computer was switched on."""
+        """The paths of the metadata service that were requested since the computer was switched on."""
 
     async def start(self, script: str, *, delegated: bool = False) -> asyncio.subprocess.Process:
-        """`script` in the machine, in a session of its own, with all capabilities.
+        """Start `script` in the machine, in a new session, with all capabilities.
 
-        `delegated`: with control groups that the machine's root may divide, as an engine for containers wants to.
+        `delegated`: with control groups that the machine's root may divide, as a container engine needs.
         """
         words = ["nsenter", "-t", str(self._init), "-U", "-m", "-u", "-i", "-n", "-p"]
         if delegated:
@@ -89,7 +89,7 @@ class Computer:
         )
 
     async def run(self, script: str, stdin: bytes = b"", *, delegated: bool = False) -> Done:
-        """To the end; cancelled, it is killed."""
+        """Run a script to its end; kill it if cancelled."""
         process = await self.start(script, delegated=delegated)
         try:
             out, err = await process.communicate(stdin)
@@ -104,7 +104,7 @@ class Computer:
         assert done.exit_status == 0, done.stderr
 
     async def connect(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """To a TCP port of the computer, as it comes in over its network."""
+        """Connect to a TCP port of the computer over its network card."""
         sock = _within(self._network, _new_socket)
         try:
             await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
@@ -114,7 +114,7 @@ class Computer:
             raise
 
     async def plug_in(self) -> None:
-        """A network card as at every boot: whatever the system had made of it is gone."""
+        """Add a network card as at every boot, without the configuration of the last boot."""
         await self.unplug()
         self.read.clear()
         router = self._router = _new_network()
@@ -139,18 +139,18 @@ class Computer:
         self._metadata = await asyncio.start_server(self._serve, sock=listener)
 
     async def unplug(self) -> None:
-        """A veth goes with the namespace of either end, and that with what is open in it."""
+        """A veth exists as long as the namespaces of both ends, and a namespace as long as something is open in it."""
         if self._metadata is not None:
             self._metadata.close()
             self._metadata = None
         if self._router is not None:
-            with contextlib.suppress(AssertionError):  # a machine that is gone took its end along, and so ours
+            with contextlib.suppress(AssertionError):  # the machine's namespace took its end along, and so this one
                 await _ip(self._router, "link delete lan")
             os.close(self._router)
             self._router = None
 
     async def close(self) -> None:
-        """When the machine is gone."""
+        """Clean up after the machine has ended."""
         await self.unplug()
         os.close(self._network)
         if self._group is not None:
@@ -172,7 +172,7 @@ class Computer:
 
 
 async def kill(process: asyncio.subprocess.Process) -> None:
-    """nsenter and what it started: the same process group, on either side."""
+    """Kill nsenter and its children, which share a process group inside and outside."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     await process.wait()
@@ -180,14 +180,14 @@ async def kill(process: asyncio.subprocess.Process) -> None:
 
 
 def _reap_group(group: int) -> None:
-    """Where the tests are PID 1, as in a container, nsenter's child becomes theirs, and as a zombie it keeps its machine."""
+    """If the tests are PID 1, as in a container, nsenter's child becomes their child, and as a zombie it keeps its machine."""
     with contextlib.suppress(ChildProcessError):
         while True:
             os.waitpid(-group, 0)
 
 
 def missing_tools() -> str | None:
-    """What the box lacks for this, in one line."""
+    """Return what this host lacks for the double, in one line."""
     for tool, package in (("nsenter", "util-linux"), ("ip", "iproute2")):
         if shutil.which(tool) is None:
             return f"servers of the Hetzner double need {tool}: apt-get install {package}"
@@ -199,7 +199,7 @@ def missing_tools() -> str | None:
 
 
 def control_groups() -> Path | None:
-    """Where the box has its second kind of control groups, if any can be made there."""
+    """Return the host's cgroup v2 mount, if groups can be created in it."""
     for mount in Path("/proc/self/mounts").read_text().splitlines():
         _device, folder, kind, options, *_ = mount.split()
         if kind == "cgroup2" and "rw" in options.split(","):
@@ -208,7 +208,7 @@ def control_groups() -> Path | None:
 
 
 def _new_control_group(init: int) -> Path:
-    """Below the box's own, the machine's root its owner."""
+    """Create a group below the host's own; the machine's root owns it."""
     root = control_groups()
     assert root is not None
     owner = int(Path(f"/proc/{init}/uid_map").read_text().split()[1])
@@ -219,7 +219,7 @@ def _new_control_group(init: int) -> Path:
 
 
 def _new_network() -> int:
-    """A network namespace, as a descriptor. Packets for elsewhere are answered with "unreachable", not lost."""
+    """Create a network namespace; return its descriptor. Packets for elsewhere get "unreachable" and aren't dropped."""
 
     def make() -> int:
         sc.unshare(sc.CLONE_NEWNET)
@@ -238,7 +238,7 @@ def _within(network: int, work: Callable[[], T]) -> T:
 
 
 def _and_back(work: Callable[[], T]) -> T:
-    """Not in another thread: what it makes would be lost when the waiting task is cancelled, and it takes no time."""
+    """Not in another thread: a cancelled task would lose the thread's result, and the call takes no time."""
     own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         try:

@@ -1,8 +1,8 @@
 """The computers behind the Hetzner double: local machines of tier `root` that boot with Debian's own cloud-init and sshd.
 
-They are switched on by hetzner_computer.py and boot hetzner_image.py: cloud-init reads the user-data from the metadata
-address by its own datasource for Hetzner, sshd is started as Debian's unit says, and both, and whatever they start, have all
-capabilities. A server's address is one of 127.0.77.0/24; the port is not 22, which the box's own sshd may hold.
+hetzner_computer.py switches them on, and they boot hetzner_image.py: cloud-init reads the user-data from the metadata
+address with its Hetzner datasource, sshd is started as Debian's unit says, and both and their children have all
+capabilities. A server's address is one of 127.0.77.0/24; the port is not 22, which the host's own sshd may use.
 """
 
 from __future__ import annotations
@@ -79,16 +79,16 @@ class LocalGuests:
         self._claims: dict[str, socket.socket] = {}
         self.port = port
         self.egress: tuple[str, ...] = ()
-        """Of machines forged from now on: where they get beyond public addresses, as `127.0.0.1:PORT`."""
+        """Addresses that machines created from now on may reach in addition to public ones, such as `127.0.0.1:PORT`."""
         self.containers: Path | None = None
-        """Of machines forged from now on: the container images that they have without a registry (containers.py)."""
+        """The container images of machines created from now on, which need no registry (containers.py)."""
 
     async def open(self) -> None:
-        """Choose the port, if none was asked for: one that is free on the first address, and so most likely on all."""
+        """Choose a port, if none was given, that is free on the first address, and so probably on all."""
         self._claims.pop(await self.address()).close()
 
     async def address(self) -> str:
-        """A free one; ours until the end."""
+        """Return a free address, reserved until the end."""
         for number in range(1, 255):
             address = f"{_NETWORK}.{number}"
             if address not in self._claims:
@@ -99,35 +99,35 @@ class LocalGuests:
         raise RuntimeError(f"port {self.port} is free on no address of {_NETWORK}.0/24")
 
     async def booted(self, name: str) -> str:
-        """Waits until cloud-init has done everything; what it printed."""
+        """Wait until cloud-init has finished; return its output."""
         guest = self._guests[name]
         async with asyncio.timeout(patient(60)):
             await guest.booted.wait()
         return guest.log
 
     async def run(self, name: str, script: str) -> Done:
-        """As the hypervisor may: in the machine, past its sshd."""
+        """Run a script in the machine without its sshd, as the hypervisor can."""
         return await self._guests[name].computer.run(script)
 
     async def start_docker(self, name: str) -> None:
-        """dockerd, where podman has served until now; with the same images."""
+        """Start dockerd in place of podman, with the same images."""
         async with asyncio.timeout(patient(60)):
             done = await self._guests[name].computer.run(START_DOCKER, delegated=True)
         assert done.exit_status == 0, done.stderr
 
     def metadata_read(self, name: str) -> list[str]:
-        """The paths of the metadata service that were read since that computer was switched on."""
+        """Return the paths of the metadata service that were read since the computer was switched on."""
         return self._guests[name].computer.read
 
     def cut(self, name: str) -> int:
-        """Every SSH connection of a guest ends at once, as when a router forgets them; how many there were."""
+        """Close every SSH connection of a guest at once, as when a router loses its state; return their number."""
         sessions = tuple(self._guests[name].sessions)
         for session in sessions:
             session.cancel()
         return len(sessions)
 
     async def cut_next(self, name: str) -> None:
-        """As `cut`, as soon as there is a connection."""
+        """Like `cut`, as soon as a connection exists."""
         async with asyncio.timeout(patient(30)):
             while not self.cut(name):
                 await asyncio.sleep(0.005)  # another process connects
@@ -144,7 +144,7 @@ class LocalGuests:
     async def boot(self, name: str, address: str, user_data: str, keys: list[str], powered_off: Callable[[], None]) -> None:
         guest = self._guests.get(name)
         if guest is None:
-            guest = self._guests[name] = await self._forge(name, address, user_data, keys)
+            guest = self._guests[name] = await self._create(name, address, user_data, keys)
         guest.running = asyncio.create_task(self._run(guest, powered_off))
 
     async def switch_off(self, name: str) -> None:
@@ -165,7 +165,7 @@ class LocalGuests:
         for claim in self._claims.values():
             claim.close()
 
-    async def _forge(self, name: str, address: str, user_data: str, keys: list[str]) -> _Guest:
+    async def _create(self, name: str, address: str, user_data: str, keys: list[str]) -> _Guest:
         spec = self._lodging.spec(name, ttl_s=600, tethered=True, egress_allow=self.egress)
         await self._lodging.provider.create(spec)
         serial = str(secrets.randbelow(10**8))
@@ -175,7 +175,7 @@ class LocalGuests:
         return guest
 
     async def _run(self, guest: _Guest, powered_off: Callable[[], None]) -> None:
-        """sshd answers when cloud-init's `init` stage is over, as its unit comes after it; the rest goes on behind."""
+        """Boot. sshd starts after cloud-init's `init` stage, as its unit says; the remaining stages run in the background."""
         guest.booted.clear()
         guest.log = ""
         await guest.computer.plug_in()
@@ -201,7 +201,7 @@ class LocalGuests:
         )
 
     async def _carry(self, guest: _Guest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection from outside, to the computer's port 22."""
+        """Relay one connection from outside to the computer's port 22."""
         task = asyncio.current_task()
         assert task is not None
         guest.sessions.add(task)
@@ -219,7 +219,7 @@ class LocalGuests:
         writer.close()
 
     async def _stop(self, guest: _Guest) -> None:
-        """As if the power had gone: nothing listens, nothing runs, the disk stays."""
+        """Cut the power: nothing listens or runs, and the disk remains."""
         if guest.server is not None:
             guest.server.close()
             guest.server = None
@@ -233,7 +233,7 @@ class LocalGuests:
 
 
 def _free_port(address: str, port: int) -> int:
-    """That port, or any for 0. Raises OSError when somebody listens there."""
+    """Return this port, or a free one for 0. Raises OSError if it is in use."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((address, port))
@@ -242,7 +242,7 @@ def _free_port(address: str, port: int) -> int:
 
 
 def _claim(where: str) -> socket.socket:
-    """Among test runs: a name that one process can have, and that goes with it. Raises OSError when another has it."""
+    """Reserve an address among test runs, by a name that only one process can hold. Raises OSError if another holds it."""
     claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         claim.bind(f"\0gibil-hetzner-double {where}")
@@ -262,7 +262,7 @@ async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> Non
 
 @contextlib.asynccontextmanager
 async def local_guests(data_dir: Path, shared: Path, image: Image, port: int = 0) -> AsyncIterator[LocalGuests]:
-    """Guests on a local provider of their own; at the end its daemon is gone. RuntimeError: that port is not free."""
+    """Guests on a separate local provider; its daemon ends with the block. Raises RuntimeError if the port is in use."""
     async with local_lodging(data_dir, shared) as lodging:
         guests = LocalGuests(lodging, image, port)
         await guests.open()

@@ -1,7 +1,7 @@
-"""What servers of the Hetzner double boot: Debian's packages, and what the vendor's image and mainboard bring.
+"""What servers of the Hetzner double boot: Debian's packages, and replacements of the vendor's image and mainboard.
 
-The init system is a stand-in, as nothing in a local machine is systemd: as much of `systemctl` as a first boot uses, which
-starts and reloads what the packages' own units say. So is the mainboard that says that it is Hetzner's.
+The init system is a replacement, because local machines have no systemd: the part of `systemctl` that a first boot uses, which
+follows the packages' own units. The mainboard's DMI data with Hetzner's name is one, too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ growpart: {mode: 'off'}
 preserve_hostname: true
 """
 
-# A unit is what Debian's package or cloud-init has written; a dead one is started again, as all of ours want to be.
+# A unit is a file of Debian's package or of cloud-init; a unit that ended is started again, as all used ones demand it.
 _SYSTEMCTL = r"""#!/bin/sh
 # The init system of this image: as much of systemctl as a first boot uses.
 echo "$*" >>/run/systemctl.log
@@ -59,7 +59,7 @@ case $1 in
 esac
 """
 
-# What the mainboard says is in /sys where there is one, and else what dmidecode(8) reads.
+# The DMI data is in /sys if that exists, and otherwise in what dmidecode(8) reads.
 _DMI = r"""#!/bin/sh
 case $2 in
     system-manufacturer) echo Hetzner ;;
@@ -80,8 +80,8 @@ if test -d /sys/class/dmi/id; then
 fi
 """
 
-# A disk on which overlays can be mounted, as a VM's is; one in memory, as the machine's own is an overlay already. The control
-# groups of the box are seen and not ours to make any in: podman is told to do without. Images that were never pulled are here.
+# A disk on which overlays can be mounted, as on a VM: in memory, because the machine's own disk is an overlay. The host's
+# control groups are visible, but none can be created: podman is configured without them. Contains images that were not pulled.
 _CONTAINERS = """set -e
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mkdir -p /var/lib/containers /etc/containers
@@ -91,7 +91,7 @@ cat >/var/lib/containers/images.tar
 podman load -q -i /var/lib/containers/images.tar 2>&1
 """
 
-# Without systemd there is nobody who would make control groups for it: dockerd makes them itself, and it was given its own.
+# There is no systemd to create control groups for it: dockerd creates them itself, below its group.
 START_DOCKER = """set -e
 podman rm -f -a -t 0
 umount /sys/fs/cgroup
@@ -108,7 +108,7 @@ docker load -q -i /var/lib/containers/images.tar
 
 
 class Image:
-    """Packages that the box does not have, installed once by apt through the egress gate and kept as a tar file."""
+    """Packages that the host lacks, installed once by apt through the egress proxy and stored as a tar file."""
 
     def __init__(self, folder: Path) -> None:
         self._tar = folder / "image.tar"
@@ -118,11 +118,11 @@ class Image:
         return self._tar if self._tar.exists() and self._tar.stat().st_size else None
 
     async def build(self, lodging: Lodging) -> str | None:
-        """None: there it is. Else why it cannot be built here."""
+        """Build the image; return None, or the reason why it can't be built here."""
         spec = lodging.spec("template", ttl_s=300, egress_allow=_mirrors(), tethered=True)
         machine = await lodging.provider.create(spec)
         try:
-            # One name for each `command -v`: dash looks at no other.
+            # One `command -v` per name, because dash reads only the first.
             there = await lodging.run(machine, "command -v cloud-init && command -v ip && test -x /usr/sbin/sshd")
             if there.exit_status == 0:
                 self._tar.touch()
@@ -149,7 +149,7 @@ class Image:
         return None
 
     async def install(self, computer: Computer, serial: str, containers: Path | None) -> None:
-        """On a new disk; `serial` is what the mainboard says, `containers` a file of container images (containers.py)."""
+        """Install it on a new disk; `serial` is for the mainboard, `containers` a file of container images (containers.py)."""
         if self.tar is not None:
             await computer.must("tar -x -C / -f -", await asyncio.to_thread(self.tar.read_bytes))
         for path, text in (
@@ -164,7 +164,7 @@ class Image:
 
 
 def _mirrors() -> tuple[str, ...]:
-    """The hosts that this box's apt asks; they may have an address that is not public."""
+    """Return the hosts of this host's apt sources; their addresses may not be public."""
     hosts: set[str] = set()
     for path in (Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")):
         with contextlib.suppress(OSError):
@@ -173,7 +173,7 @@ def _mirrors() -> tuple[str, ...]:
 
 
 def image_for_tests(folder: Path, base_trees: Path) -> Image | str:
-    """The image that all workers of a test run share, built by the first; or why there is none, in one line."""
+    """Return the image that all workers of a test run share, built by the first; or the reason why there is none."""
     if os.geteuid() != 0:
         return "servers of the Hetzner double are local machines of tier root: run these tests as root"
     if (missing := missing_tools()) is not None:

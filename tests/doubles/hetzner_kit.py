@@ -1,4 +1,4 @@
-"""What tests of the Hetzner provider share: a specification, the double, the provider on it, faults."""
+"""Helpers for tests of the Hetzner provider: a spec, the double, its provider, faults."""
 
 from __future__ import annotations
 

@@ -37,16 +37,16 @@ _CODES = {
     503: ("unavailable",),
     504: ("timeout",),
 }
-"""https://docs.hetzner.cloud/reference/cloud#errors, and of creating a server `placement_error`."""
+"""https://docs.hetzner.cloud/reference/cloud#errors; `placement_error` is from Create a Server."""
 
 
 @dataclass
 class Fault:
-    """The next `times` requests that match: answered with this status and code. `after`: the request is carried out first.
+    """The next `times` matching requests get this status and code. `after`: the request is carried out first.
 
-    `code` is the documented one of that status unless another is given; one that the table doesn't have for that status has to
-    be meant (`undocumented`). `hang`: no answer until it is set. `late`: it is only carried out then, and succeeds.
-    `text`: the answer is this and no JSON, without the API's headers, as something in front of the API sends it.
+    `code` is the documented one of that status unless another is given; a code that isn't documented for that status has to
+    be marked `undocumented`. `hang`: no response until it is set. `late`: the request is only carried out then, and succeeds.
+    `text`: the response is this instead of JSON, without the API's headers, like one of an intermediary.
     """
 
     method: str
@@ -64,7 +64,9 @@ class Fault:
 
     def __post_init__(self) -> None:
         self.code = self.code or _CODES[self.status][0]
-        assert self.undocumented or self.code in _CODES.get(self.status, ()), f"no {self.code} has the status {self.status}"
+        assert self.undocumented or self.code in _CODES.get(self.status, ()), (
+            f"the code {self.code} isn't documented for status {self.status}"
+        )
 
     def matches(self, method: str, path: str) -> bool:
         return self.times > 0 and method == self.method and re.fullmatch(self.path, path) is not None
@@ -83,15 +85,15 @@ class Api:
     limit: int = 3600
     remaining: float = 3600.0
     refill_s: float | None = None
-    """Seconds for one call to come back; None: as Hetzner, 3600 / limit."""
+    """Seconds until one call is refilled; None: 3600 / limit, as at Hetzner."""
     calls: list[str] = field(default_factory=list)
     """`POST /servers`, in order of arrival; queries left out."""
     bodies: list[tuple[str, Any]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     readonly_error: tuple[int, str] = (401, "token_readonly")
-    """What writing with a read-only token is answered: the table has 403 `forbidden`, too."""
+    """The error of writing with a read-only token: 403 `forbidden` is documented, too."""
     findings: list[tuple[str, Finding]] = field(default_factory=list)
-    """What requests had that the vendor's description doesn't allow; a test ends with none (`hetzner_double`)."""
+    """Parts of requests that the vendor's description doesn't allow; a test fails if there are any (`hetzner_double`)."""
     _refilled: float = field(default_factory=time.monotonic)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -153,7 +155,7 @@ class Api:
         return token
 
     def _count(self) -> None:
-        """All requests count, whether authenticated or not (reference, Rate Limiting)."""
+        """Count every request, authenticated or not (reference, Rate Limiting)."""
         now = time.monotonic()
         per_call = self.refill_s if self.refill_s is not None else 3600 / self.limit
         self.remaining = min(self.limit, self.remaining + (now - self._refilled) / per_call)
@@ -301,10 +303,10 @@ class Api:
         del self.state.ssh_keys[number]
         return 204, None
 
-    # What there is
+    # Actions, types, locations, images, prices
 
     async def list_actions(self, request: Request, raw: bytes) -> tuple[int, Json]:
-        """Those that are asked for: listing all was removed on 2025-01-30. No pages."""
+        """Return the requested actions: listing all of them was removed on 2025-01-30. No pages."""
         wanted = {int(number) for number in request.query_params.getlist("id")}
         if not wanted:
             raise malformed("id", "missing data")
@@ -369,7 +371,7 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
 
 
 def _body(raw: bytes) -> Json:
-    body: Json = json.loads(raw)  # hetzner_schema.py has looked at it
+    body: Json = json.loads(raw)  # hetzner_schema.py has checked it
     return body
 
 

@@ -1,10 +1,10 @@
-"""What a request to Hetzner's API may hold, written by hand for the operations that are used here, with every object closed.
+"""The allowed requests to Hetzner's API, written by hand for the operations that are used, with every object closed.
 
 Source: the vendor's OpenAPI description of 2026-07-08 (https://docs.hetzner.cloud/cloud.spec.json, 3.1.2), request bodies and
 query parameters, and its prose for what the schemas leave out: label grammar, host names, 32 KiB, `per_page` at most 50.
-The description doesn't close every object; here an unknown key is a finding everywhere, as the vendor may ignore or reject it.
-What is "ID or name" has the type string; of SSH keys its text says "IDs (integer)", and the vendor's own hcloud-python and
-hcloud-go send integers for types, images and locations, too: both pass.
+The description doesn't close every object; here any unknown key is a finding, because the vendor may ignore or reject it.
+An "ID or name" has the type string; SSH keys have "IDs (integer)", and the vendor's own hcloud-python and
+hcloud-go send integers for types, images and locations, too: both are allowed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Finding:
 
 
 Shape = Callable[[object, str], Iterator[Finding]]
-"""Yields what is wrong with a value; the second argument is the name of its field."""
+"""Yields the findings of a value; the second argument is the name of its field."""
 
 
 def text(value: object, field: str) -> Iterator[Finding]:
@@ -99,7 +99,7 @@ def either(*shapes: Shape) -> Shape:
 
 
 def closed(required: str = "", /, **shapes: Shape) -> Shape:
-    """An object with these keys and no other."""
+    """Check an object that may have only these keys."""
 
     def check(value: object, field: str) -> Iterator[Finding]:
         if not isinstance(value, dict):
@@ -170,16 +170,16 @@ _OPERATIONS: tuple[tuple[str, str, dict[str, Shape], Shape | None], ...] = (
     ("POST", r"/firewalls/\d+/actions/set_rules", {}, closed("rules", rules=several(_RULE, 50))),
     ("GET", "/ssh_keys", {**_LIST, "fingerprint": text}, None),
     ("POST", "/ssh_keys", {}, closed("name public_key", name=text, public_key=text, labels=labels)),
-    ("GET", "/actions", {"id": _NUMBER, **_PAGES}, None),  # pages aren't described any more; hcloud-go asks for them
+    ("GET", "/actions", {"id": _NUMBER, **_PAGES}, None),  # pages are no longer documented; hcloud-go requests them
     ("GET", "/server_types", {**_PAGES, "name": text}, None),
     ("GET", "/locations", {**_PAGES, "name": text, "sort": text}, None),
     ("GET", "/images", _IMAGES, None),
 )
-"""Those not listed have neither a query nor a body: one resource read or deleted, `poweron`, `poweroff`, `/pricing`."""
+"""Other operations have neither query nor body: reading or deleting one resource, `poweron`, `poweroff`, `/pricing`."""
 
 
 def findings(method: str, path: str, query: Sequence[tuple[str, str]], raw: bytes) -> list[Finding]:
-    """What the description doesn't allow in this request; `path` is below `/v1`."""
+    """Return what the description doesn't allow in this request; `path` is below `/v1`."""
     shapes, body = next(
         ((shapes, body) for each, pattern, shapes, body in _OPERATIONS if each == method and re.fullmatch(pattern, path)),
         ({}, None),

@@ -17,7 +17,7 @@ _TERMS: tuple[tuple[str, Callable[[re.Match[str], Mapping[str, str]], bool]], ..
 
 
 def selects(selector: str, labels: Mapping[str, str]) -> bool:
-    """Raises ValueError for a selector that is none."""
+    """Raises ValueError for an invalid selector."""
     for term in re.split(r",(?![^(]*\))", selector):
         for pattern, holds in _TERMS:
             if match := re.fullmatch(pattern, term.strip()):

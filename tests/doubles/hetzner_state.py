@@ -1,4 +1,4 @@
-"""The state behind the Hetzner double: resources, actions, and servers that take their time."""
+"""The state behind the Hetzner double: resources, actions, and servers with realistic delays."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Json = dict[str, Any]
 
 
 class ApiError(Exception):
-    """An answer that is an error, in Hetzner's form. `details`: its schema depends on the code (reference, Errors)."""
+    """An error response in Hetzner's form. `details`: its schema depends on the code (reference, Errors)."""
 
     def __init__(self, status: int, code: str, message: str, details: Json | None = None) -> None:
         super().__init__(message)
@@ -29,24 +29,24 @@ class ApiError(Exception):
 
 
 def fields(*names: str, message: str | None = None) -> Json:
-    """The documented `details` of `invalid_input` and `uniqueness_error`."""
-    said = {} if message is None else {"messages": [message]}
-    return {"fields": [{"name": name, **said} for name in names]}
+    """Return the documented `details` of `invalid_input` and `uniqueness_error`."""
+    messages = {} if message is None else {"messages": [message]}
+    return {"fields": [{"name": name, **messages} for name in names]}
 
 
 def malformed(field_name: str, message: str) -> ApiError:
-    """The form of a request is wrong: the answer names the field (reference, Errors; reported for the form alone)."""
+    """Return the error of a malformed request: it names the field (reference, Errors; reported for malformed requests only)."""
     whole = f"invalid input in field '{field_name}': {message}" if field_name else f"invalid input: {message}"
     return ApiError(422, "invalid_input", whole, fields(field_name, message=message) if field_name else {})
 
 
 def unsuitable(message: str) -> ApiError:
-    """What a well-formed request asks for doesn't exist or doesn't fit: no field is named (autobase-tech/autobase#1403)."""
+    """Return the error for a referenced object that doesn't exist or fit: no field is named (autobase-tech/autobase#1403)."""
     return ApiError(422, "invalid_input", message, {})
 
 
 def limit_exceeded(what: str) -> ApiError:
-    """The form is documented, the names of limits other than `project_limit` are not."""
+    """The form is documented; the names of limits other than `project_limit` aren't."""
     details = {"limits": [{"name": f"{what.replace(' ', '_')}_limit"}]}
     return ApiError(403, "resource_limit_exceeded", f"{what} limit exceeded", details)
 
@@ -63,7 +63,7 @@ class Guests(Protocol):
     async def address(self) -> str: ...
 
     async def boot(self, name: str, address: str, user_data: str, keys: list[str], powered_off: Callable[[], None]) -> None:
-        """Returns when the computer is switched on; its system goes on booting. `powered_off`: it switched itself off."""
+        """Return when the computer is switched on; its system is still booting. `powered_off`: called at a power-off."""
 
     async def switch_off(self, name: str) -> None: ...
 
@@ -73,7 +73,7 @@ class Guests(Protocol):
 
 
 class NoGuests:
-    """Servers that never boot: enough for whoever only talks to the API. Addresses of TEST-NET-3."""
+    """Servers that never boot: enough for tests of the API alone. Addresses of TEST-NET-3."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -95,12 +95,12 @@ class NoGuests:
 
 @dataclass
 class State:
-    """Everything a test may turn is a field here."""
+    """Every field may be changed by a test."""
 
     guests: Guests = field(default_factory=NoGuests)
     initializing_s: float = 0.0
     off_s: float = 0.0
-    """Between its creation and its start a server is `off` (terraform-provider-hcloud#505)."""
+    """How long a server is `off` between its creation and its start (terraform-provider-hcloud#505)."""
     starting_s: float = 0.0
     stopping_s: float = 0.0
     rebuilding_s: float = 0.0
@@ -110,23 +110,23 @@ class State:
     firewalls_s: float = 0.0
     """How long a firewall is `pending` on a server that runs; below 0: for ever."""
     auto_delete: bool = True
-    """Of addresses that a server was given without asking: what Hetzner does is reported, not documented."""
+    """Whether automatically assigned addresses are deleted with their server: reported, not documented."""
     sold_out: set[tuple[str, str]] = field(default_factory=set)
     """(type, location): 412 at once."""
     sold_out_later: set[tuple[str, str]] = field(default_factory=set)
-    """(type, location): 201, and then the action fails and the server goes."""
+    """(type, location): 201, and then the action fails and the server is removed."""
     start_fails: set[tuple[str, str]] = field(default_factory=set)
-    """(type, location): the server is made, the action `start_server` fails, and it stays `off`."""
+    """(type, location): the server is created, the action `start_server` fails, and it stays `off`."""
     create_fails: set[tuple[str, str]] = field(default_factory=set)
     """(type, location): the action `create_server` fails, and the server stays `initializing`."""
     never_started: set[tuple[str, str]] = field(default_factory=set)
-    """(type, location): both actions succeed, and the server is `off` all the same (terraform-provider-hcloud#505)."""
+    """(type, location): both actions succeed, and the server is still `off` (terraform-provider-hcloud#505)."""
     rebuild_starts: bool = False
     """Whether a server that was off runs after a rebuild; not documented."""
     maintained: set[str] = field(default_factory=set)
     """Locations that answer 403 `maintenance`."""
     absent_status: int = 422
-    """Of a server whose firewall or SSH key doesn't exist: 422 `invalid_input` or 404 `not_found`; not documented."""
+    """Status for a server whose firewall or SSH key doesn't exist: 422 `invalid_input` or 404 `not_found`; not documented."""
     server_limit: int = 1000
     dedicated_limit: int = 1000
     address_limit: int = 1000
@@ -141,7 +141,7 @@ class State:
     actions: dict[int, Json] = field(default_factory=dict)
     locked: set[int] = field(default_factory=set)
     guest_names: dict[int, str] = field(default_factory=dict)
-    """What a server's computer was called when it booted: a server that is renamed keeps its computer."""
+    """The name of a server's computer when it booted: a renamed server keeps its computer."""
     _last_id: int = 1000
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -277,7 +277,7 @@ class State:
 
     @contextlib.asynccontextmanager
     async def _locked(self, server: Json) -> AsyncIterator[None]:
-        """While an action runs on it (reference, Errors, `locked`), right after its creation, too."""
+        """Reject the call while an action runs (reference, Errors, `locked`), and right after the server's creation."""
         server["locked"] = True
         try:
             yield
@@ -313,7 +313,7 @@ class State:
         server["status"] = "off"
 
     def power_off(self, server: Json) -> Json:
-        """Answers with an action that runs, and the server is locked (jenkinsci/hetzner-cloud-plugin#92)."""
+        """Return a running action; the server is locked meanwhile (jenkinsci/hetzner-cloud-plugin#92)."""
         self._free(server)
         return self._act(server, "stop_server", self._stop)
 
@@ -332,10 +332,10 @@ class State:
             raise ApiError(423, "protected", "server is delete protected")
         self._free(server)
         server["status"] = "deleting"
-        return self._act(server, "delete_server", self._go)
+        return self._act(server, "delete_server", self._remove_server)
 
     def lose(self, server: Json) -> None:
-        """It vanishes at once, whatever runs on it: another client or the vendor deletes it."""
+        """Remove the server at once, whatever runs on it, as another client or the vendor would."""
         self._forget_server(server)
 
     def rebuild(self, server: Json, body: Json) -> Json:
@@ -372,7 +372,7 @@ class State:
     async def _remove_guest(self, server: Json) -> None:
         await self.guests.remove(self.guest_names.pop(server["id"], ""))
 
-    async def _go(self, server: Json, action: Json) -> None:
+    async def _remove_server(self, server: Json, action: Json) -> None:
         await asyncio.sleep(self.deleting_s)
         await self._remove_guest(server)
         self._forget_server(server)
@@ -421,7 +421,7 @@ class State:
     # Names
 
     def _image(self, wanted: object, kind: Json) -> Json:
-        """A name is that of the first image that has it: whether Hetzner chooses by the architecture is not documented."""
+        """Return the first image with this name: whether Hetzner chooses by architecture isn't documented."""
         image = self._named(catalogue.IMAGES, wanted, "image")
         if image["architecture"] != kind["architecture"]:
             raise unsuitable("image has incompatible architecture")
@@ -443,5 +443,5 @@ class State:
 
 
 def _find(things: Iterable[Json], wanted: object) -> Json | None:
-    """By its ID or its name."""
+    """Find an object by its ID or its name."""
     return next((thing for thing in things if str(wanted) in (str(thing["id"]), thing["name"])), None)

@@ -1,4 +1,4 @@
-"""SSH servers that do not do what is asked: an honest login, and then whatever a test thinks of; or bytes that are no SSH."""
+"""Misbehaving SSH servers: an honest login, followed by whatever the test defines; or bytes that aren't SSH."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _AnyKey(asyncssh.SSHServer):
 
 @contextlib.asynccontextmanager
 async def hostile_shell(handler: Handler, server_version: str = "") -> AsyncIterator[SSHShell]:
-    """A Shell at a server that answers every command with `handler(process)`."""
+    """Open a Shell to a server that answers every command with `handler(process)`."""
     client_key, client_public = new_key()
     host_key, host_public = new_key()
     connections: set[SSHConnection] = set()
@@ -73,7 +73,7 @@ async def hostile_shell(handler: Handler, server_version: str = "") -> AsyncIter
 
 @contextlib.asynccontextmanager
 async def speaker(speak: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]) -> AsyncIterator[Endpoint]:
-    """Something at a TCP port of the loopback that is no SSH server."""
+    """Serve something other than SSH on a loopback TCP port."""
     _, host_public = new_key()
     tasks: set[asyncio.Task[None]] = set()
 

@@ -1,6 +1,6 @@
 """The bot without machines: its webhook over HTTP, its store, intake and outbox, in this process, against the GitHub double.
 
-What is decided about a delivery shows as runs that wait in the store and as comments and check runs on GitHub.
+Its decisions about deliveries appear as waiting runs in the store, and as comments and check runs on GitHub.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ WITHIN_S = 30.0
 
 @dataclass(kw_only=True)
 class IntakeBot:
-    """`ada` owns REPOSITORY, `ann` may write there, and no other account."""
+    """`ada` owns REPOSITORY, `ann` may write to it, and no other account."""
 
     github: GitHubDouble
     settings: Settings
@@ -45,7 +45,7 @@ class IntakeBot:
     client: GitHubClient
 
     async def handled(self) -> None:
-        """Every delivery was handled, and everything is published."""
+        """Wait until every delivery is handled and everything is published."""
         await self.github.webhooks_sent()
         signals = [self.store.inbox.changed(), self.store.outbox.changed()]
         async with asyncio.timeout(patient(WITHIN_S)):
@@ -58,7 +58,7 @@ class IntakeBot:
                 await asyncio.wait([asyncio.create_task(signal.wait(0.2)) for signal in signals], return_when="FIRST_COMPLETED")
 
     async def runs(self, number: int | None = None) -> list[Run]:
-        """Oldest first."""
+        """Return the runs, oldest first."""
         repository = self.github.state.repository(REPOSITORY)
         return list(reversed(await self.store.runs.of_repository(repository.id, number=number)))
 
@@ -74,17 +74,17 @@ class IntakeBot:
         await self.handled()
 
     def answers(self, number: int) -> str:
-        """Everything that the bot wrote into a pull request."""
+        """Return everything that the bot wrote in a pull request."""
         return "\n".join(comment.body for comment in self.github.comments(REPOSITORY, number) if comment.by_app)
 
     def approvals(self, number: int) -> list[tuple[str, str | None]]:
-        """(commit, conclusion) of the check runs that ask for an approval."""
+        """Return (commit, conclusion) of the check runs that ask for an approval."""
         runs = self.github.check_runs(REPOSITORY)
         return [(run.head_sha, run.conclusion) for run in runs if run.name == "gibil / approval"]
 
     @contextlib.contextmanager
     def bot_is_down(self) -> Iterator[list[HookDelivery]]:
-        """Deliveries of the block fail; they are in the list, to be sent again with `redeliver`."""
+        """In the block, deliveries fail; GitHub lists them, and `redeliver` sends them again."""
         seen = len(self.github.deliveries)
         missed: list[HookDelivery] = []
         self.github.fail_deliveries(1000)
@@ -92,7 +92,7 @@ class IntakeBot:
         missed += self.github.deliveries[seen:]
 
     async def back_up(self, missed: list[HookDelivery], *, redeliver: bool = True) -> None:
-        """The failing deliveries have failed; the bot listens again and gets them in their order."""
+        """Wait until the deliveries have failed; then listen again and redeliver them in order."""
         await self.github.webhooks_sent()
         self.github.accept_deliveries()
         for delivery in missed if redeliver else ():
@@ -108,7 +108,7 @@ async def intake_bot(
     workflows: Mapping[str, str] = WORKFLOWS,
     files: Mapping[str, str] | None = None,
 ) -> AsyncIterator[IntakeBot]:
-    """Provider `local` with the default settings, and a secret DEPLOY."""
+    """Start an intake bot: provider `local` with the default settings, and a secret DEPLOY."""
     secret = secrets.token_hex(16)
     (folder / "workflows").mkdir()
     for name, text in workflows.items():
@@ -135,7 +135,7 @@ async def intake_bot(
 
 @contextlib.asynccontextmanager
 async def bot_on(github: GitHubDouble, settings: Settings, database_url: str) -> AsyncIterator[IntakeBot]:
-    """The bot on one database: a second one finds nothing of what the first one knew."""
+    """Start the bot with a database; the process has no other state of an earlier bot."""
     settings.data_dir.mkdir(exist_ok=True, mode=0o700)
     async with contextlib.AsyncExitStack() as stack:
         store = await open_store(database_url)

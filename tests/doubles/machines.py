@@ -1,4 +1,4 @@
-"""Local machines for tests: providers in folders of their own, keys made at run time, connections by plain asyncssh."""
+"""Local machines for tests: providers in separate folders, keys generated at run time, connections by plain asyncssh."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from gibil_bot.providers.local.paths import LocalPaths, locked, own_privilege, r
 from gibil_bot.providers.local.provider import LocalProvider
 from tests.doubles.patience import patient
 
-_STANDING = "standing"
-"""In a worker's folder: the data directory whose daemon its tests share."""
+_SHARED = "standing"
+"""The data directory, in a worker's folder, whose daemon its tests share."""
 
 
 @dataclass
 class Lodging:
-    """A provider and the keys to its machines."""
+    """A provider and the keys of its machines."""
 
     provider: Provider
     key: asyncssh.SSHKey = field(default_factory=lambda: asyncssh.generate_private_key("ssh-ed25519"))
@@ -58,14 +58,14 @@ class Lodging:
             await connection.wait_closed()
 
     async def run(self, machine: Machine, command: str, **more: Any) -> asyncssh.SSHCompletedProcess:
-        """One command on a connection of its own, at most a minute."""
+        """Run one command on a new connection, for at most a minute."""
         async with self.connect(machine) as connection, asyncio.timeout(patient(60)):
             return await connection.run(command, **more)
 
 
 @dataclass
 class LocalLodging(Lodging):
-    """Local machines, and the processes that keep them."""
+    """Local machines, and the pids of the processes that manage them."""
 
     data_dir: Path = Path()
 
@@ -83,7 +83,7 @@ class LocalLodging(Lodging):
         return fork_server
 
     def init_pid(self, name: str) -> int:
-        """Host pid of the machine's PID 1."""
+        """Return the host pid of the machine's PID 1."""
         return int((self.paths.machine(name) / "lock").read_text().split()[0])
 
 
@@ -125,16 +125,16 @@ async def local_lodging(data_dir: Path, shared: Path) -> AsyncIterator[LocalLodg
     finally:
         await provider.close()
         await end_daemon(lodging.paths)
-        await provider.sweep("tests")  # of a daemon that was killed, the control groups are left
+        await provider.sweep("tests")  # a killed daemon leaves its control groups
 
 
 @contextlib.asynccontextmanager
 async def guest_lodging(factory: pytest.TempPathFactory) -> AsyncIterator[LocalLodging]:
-    """A local provider for tests that do not care whose daemon keeps their machines: all tests of a worker share one.
+    """A local provider for tests that may share a daemon: all tests of a worker use one.
 
     At the end no machine is left; the daemon stays for the next test, until `end_shared_daemon`.
     """
-    data_dir = _standing_data_dir(factory)
+    data_dir = _shared_data_dir(factory)
     if not data_dir.exists():
         await asyncio.to_thread(lend_base_tree, data_dir, shared_folder(factory))
     provider = LocalProvider(data_dir, daemon_idle_s=600)
@@ -145,16 +145,16 @@ async def guest_lodging(factory: pytest.TempPathFactory) -> AsyncIterator[LocalL
 
 
 async def end_shared_daemon(factory: pytest.TempPathFactory) -> None:
-    if _standing_data_dir(factory).exists():
-        await end_daemon(LocalPaths(_standing_data_dir(factory)))
+    if _shared_data_dir(factory).exists():
+        await end_daemon(LocalPaths(_shared_data_dir(factory)))
 
 
-def _standing_data_dir(factory: pytest.TempPathFactory) -> Path:
-    return factory.getbasetemp() / _STANDING
+def _shared_data_dir(factory: pytest.TempPathFactory) -> Path:
+    return factory.getbasetemp() / _SHARED
 
 
 def lend_base_tree(data_dir: Path, shared: Path) -> None:
-    """Building one takes seconds: all tests of a run share it, by a link."""
+    """Link the base tree that all tests of a run share, because building one takes seconds."""
     paths = LocalPaths(data_dir)
     paths.prepare()
     layout = base_tree.survey(own_privilege())
@@ -169,14 +169,14 @@ def lend_base_tree(data_dir: Path, shared: Path) -> None:
 
 
 def shared_folder(factory: pytest.TempPathFactory) -> Path:
-    """One folder for all workers of this test run."""
+    """Return the folder that all workers of this test run share."""
     base = factory.getbasetemp()
     return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "skeletons"
 
 
 @contextlib.asynccontextmanager
 async def lent_data_dir(test_folder: Path, *, own_daemon: bool = False) -> AsyncIterator[Path]:
-    """A data directory inside a test's own folder, for processes that forge there; see `lend` and `take_back`."""
+    """A data directory in a test's folder, for processes that create machines; see `lend` and `take_back`."""
     data_dir = test_folder / "data"
     await lend(data_dir, own_daemon=own_daemon)
     try:
@@ -186,24 +186,24 @@ async def lent_data_dir(test_folder: Path, *, own_daemon: bool = False) -> Async
 
 
 async def lend(data_dir: Path, base_trees: Path | None = None, *, own_daemon: bool = False) -> None:
-    """Make a data directory, two folders below the worker's own, where machines can be forged.
+    """Create a data directory, two folders below the worker's own, in which machines can be created.
 
-    Starting a daemon takes longer than making a machine. Without `own_daemon` the machines of all tests of a worker are kept
-    by one, in a folder `local` that their data directories share.
+    Starting a daemon takes longer than creating a machine. Without `own_daemon`, one daemon manages the machines of all tests
+    of a worker, in a folder `local` that their data directories share.
     """
     base = data_dir.parent.parent
     base_trees = base_trees or (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "skeletons"
     if own_daemon:
         await asyncio.to_thread(lend_base_tree, data_dir, base_trees)
     else:
-        await asyncio.to_thread(lend_base_tree, base / _STANDING, base_trees)
-        await asyncio.to_thread(daemon_start.start, LocalPaths(base / _STANDING), 600.0)
+        await asyncio.to_thread(lend_base_tree, base / _SHARED, base_trees)
+        await asyncio.to_thread(daemon_start.start, LocalPaths(base / _SHARED), 600.0)
         data_dir.mkdir(mode=0o700)
-        (data_dir / "local").symlink_to(base / _STANDING / "local")
+        (data_dir / "local").symlink_to(base / _SHARED / "local")
 
 
 async def take_back(data_dir: Path, *, own_daemon: bool = False) -> None:
-    """No machine is left, and no daemon but the one that is shared."""
+    """Check that no machine is left, and no daemon except the shared one."""
     if own_daemon:
         await end_daemon(LocalPaths(data_dir))
         await asyncio.to_thread(shutil.rmtree, data_dir / "local", True)
@@ -212,7 +212,7 @@ async def take_back(data_dir: Path, *, own_daemon: bool = False) -> None:
 
 
 async def destroy_all(provider: LocalProvider) -> None:
-    """And close the provider."""
+    """Destroy all machines and close the provider."""
     try:
         for machine in await provider.list_machines():
             await provider.destroy(machine.name)
@@ -222,7 +222,7 @@ async def destroy_all(provider: LocalProvider) -> None:
 
 @contextlib.contextmanager
 def older_daemon(paths: LocalPaths) -> Iterator[None]:
-    """For as long as this lasts, the daemon that runs is one that does not know the verb `usage` yet."""
+    """During the block, the running daemon is one that doesn't support the verb `usage`."""
     daemon = read_daemon(paths)
     assert daemon is not None
     real = daemon.socket
@@ -231,7 +231,7 @@ def older_daemon(paths: LocalPaths) -> Iterator[None]:
         def handle(self) -> None:
             request = msgspec.json.decode(self.rfile.readline())
             if request["verb"] == "usage":
-                request["verb"] = "verb-of-a-later-version"  # the real counter says what it says of such
+                request["verb"] = "verb-of-a-later-version"  # the real control server's answer to an unknown verb
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as onward:
                 onward.connect(real)
                 onward.sendall(msgspec.json.encode(request) + b"\n")
@@ -263,7 +263,7 @@ async def end_daemon(paths: LocalPaths) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Neither gone nor a corpse that nobody has waited for."""
+    """Return whether the process exists and is no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
     except OSError:
@@ -280,7 +280,7 @@ def children_of(pid: int) -> list[int]:
 
 
 def processes_with(mark: str) -> list[int]:
-    """Host pids of living processes whose command line holds the mark."""
+    """Return the host pids of living processes whose command line contains the mark."""
     found = []
     for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -290,7 +290,7 @@ def processes_with(mark: str) -> list[int]:
 
 
 async def until(condition: Callable[[], bool], what: str, *, within_s: float = 20.0) -> None:
-    """Wait for a condition of the outside world that sends no event."""
+    """Wait for a condition of another process that sends no event."""
     loop = asyncio.get_running_loop()
     within_s = patient(within_s)
     deadline = loop.time() + within_s

@@ -1,9 +1,9 @@
-"""A host with neighbours: two network namespaces and a cable between them, and an egress gate on the host's side.
+"""A host with neighbours: two network namespaces, a link between them, and an egress proxy on the host's side.
 
-Run as a program in a network namespace of its own (`unshare --net`, as an ordinary user with `--user --map-root-user`). It does
-what stdin says, one JSON list for each line, and answers each with one JSON value:
-["ip", ARGUMENTS] on the host's side, ["neighbour", ARGUMENTS] on the other: the ip program; ["ask", ADDRESS, RULE…]: the
-status of `CONNECT ADDRESS` through a gate with these rules, and whether the server behind that address was reached.
+Run it as a program in a new network namespace (`unshare --net`, as an ordinary user with `--user --map-root-user`). It reads
+commands from stdin, one JSON list per line, and answers each with one JSON value:
+["ip", ARGUMENTS] and ["neighbour", ARGUMENTS] run the ip program on the host's and the other side; ["ask", ADDRESS, RULE…]
+returns the status of `CONNECT ADDRESS` through a proxy with these rules, and whether the server at that address was reached.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PORT = 8080
 class Neighbourhood:
     def __init__(self, neighbour: int) -> None:
         self._neighbour = str(neighbour)
-        self._gates: dict[tuple[str, ...], int] = {}
+        self._ports: dict[tuple[str, ...], int] = {}
         self._serving: list[asyncio.Task[None]] = []
 
     async def do(self, what: str, *arguments: str) -> Any:
@@ -37,11 +37,11 @@ class Neighbourhood:
         return None
 
     async def ask(self, address: str, *rules: str) -> list[Any]:
-        if rules not in self._gates:  # one gate stays for all questions, as one machine's does
+        if rules not in self._ports:  # all queries share a proxy, like those of one machine
             listener = socket.create_server(("127.0.0.1", 0))
-            self._gates[rules] = listener.getsockname()[1]
+            self._ports[rules] = listener.getsockname()[1]
             self._serving.append(asyncio.create_task(EgressProxy(rules, connect_s=5.0).serve(listener)))
-        async with dial(self._gates[rules]) as (reader, writer):
+        async with dial(self._ports[rules]) as (reader, writer):
             writer.write(f"CONNECT {address}:{PORT} HTTP/1.1\r\n\r\n".encode())
             status = (await reader.readuntil(b"\r\n")).decode().split(" ", 2)
             reached = status[1] == "200" and b"the neighbour" in await reader.read()

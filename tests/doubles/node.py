@@ -1,4 +1,4 @@
-"""Node.js and packages of npm in a folder of their own, for clients that are written in JavaScript."""
+"""Node.js with npm packages in a temporary folder, for clients written in JavaScript."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MCP_SDK = "@modelcontextprotocol/sdk@1.32.2"
 
 
 def node_folder(folder: Path, *packages: str) -> Path:
-    """A folder whose `node_modules` holds these packages. Skips where node, npm or the registry is missing, but never in CI."""
+    """Return a folder with these packages in `node_modules`. Skips if node, npm or the registry is missing, but never in CI."""
     missing = [tool for tool in ("node", "npm") if shutil.which(tool) is None]
     if missing:
         _cannot(f"{' and '.join(missing)} is not installed: apt-get install nodejs npm")

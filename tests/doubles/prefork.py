@@ -1,10 +1,10 @@
-"""The `gibil` command as a process of its own that starts in hundredths of a second: forked where everything is imported.
+"""The `gibil` command as a separate process that starts in hundredths of a second, forked from one with all imports done.
 
-Starting Python and importing the package takes longer than most commands take, and the tests start a thousand of them. Each
+Starting Python and importing the package takes longer than most commands, and the tests start a thousand of them. Each
 worker of a test run has one process, `forker.py`, that has imported everything and forks for each start. What it returns is a
-real process: a pid that can be killed, its own environment, folder and descriptors, its own exit status. What it doesn't show
-is that Python starts and that a command imports what it needs. So a Python is started by `CommandLine.bash`, `Terminal`,
-`agent_of` and the tests of `gibil demo`, which starts `gibil serve`.
+real process: a pid that can be killed, an environment, folder and descriptors, an exit status. It doesn't test
+that Python starts and that a command imports what it needs. Therefore `CommandLine.bash`, `Terminal`, `agent_of` and the
+tests of `gibil demo`, which starts `gibil serve`, start a Python.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from typing import IO, Any
 
 _FORKER = Path(__file__).with_name("forker.py")
 _AT_START = ("PYTHON", "LANG", "LC_", "LD_")
-"""What Python and the loader read of their environment when they start: a process that differs in it has another forker."""
+"""Variables that Python and the loader read at their start: for other values of them, another process forks."""
 
 
 class Forked:
-    """A process that was forked for us, with the methods of `subprocess.Popen` that tests use.
+    """A forked process, with the methods of `subprocess.Popen` that tests use.
 
     stdin, stdout, stderr: `subprocess.PIPE`, `DEVNULL`, a descriptor, a file, or None: closed, as for `>&-` in a shell.
     """
@@ -87,7 +87,7 @@ class Forked:
         return None
 
     def wait(self, timeout: float | None = None) -> int:
-        """Blocking. Raises subprocess.TimeoutExpired."""
+        """Wait, blocking. Raises subprocess.TimeoutExpired."""
         if self.returncode is None:
             ready = select.poll()
             ready.register(self._status, select.POLLIN)
@@ -98,11 +98,11 @@ class Forked:
         return self.returncode
 
     async def ended(self) -> int:
-        """As `wait`, for an event loop."""
+        """Like `wait`, in an event loop."""
         if self.returncode is None:
             loop = asyncio.get_running_loop()
             ready = asyncio.Event()
-            watched = os.dup(self._status)  # a loop has one reader for each descriptor, and several may wait
+            watched = os.dup(self._status)  # a loop has one reader per descriptor, and several tasks may wait
             loop.add_reader(watched, ready.set)
             try:
                 await ready.wait()
@@ -112,9 +112,9 @@ class Forked:
         return self.wait()
 
     def _read_status(self) -> None:
-        said = os.read(self._status, 64)
-        assert said, "the forker is gone"
-        self.returncode = os.waitstatus_to_exitcode(int(said))
+        message = os.read(self._status, 64)
+        assert message, "the forking process has ended"
+        self.returncode = os.waitstatus_to_exitcode(int(message))
         os.close(self._status)
         os.close(self._process)
 
@@ -130,13 +130,13 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
     def communicate(self, timeout: float | None = None) -> tuple[bytes, bytes]:
-        """What is still to come of both streams, until the last process that holds them is gone, and the end of ours."""
+        """Return the rest of both streams, until the last process that holds them has ended, and end this one."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        told: dict[Any, list[bytes]] = {}
+        output: dict[Any, list[bytes]] = {}
         with selectors.DefaultSelector() as ready:
             for stream in (self.stdout, self.stderr):
                 if stream is not None and not stream.closed:
-                    ready.register(stream, selectors.EVENT_READ, told.setdefault(stream, []))
+                    ready.register(stream, selectors.EVENT_READ, output.setdefault(stream, []))
             while ready.get_map():
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
@@ -146,14 +146,14 @@ class Forked:
                     key.data.append(data)
                     if not data:
                         ready.unregister(key.fileobj)
-        for stream in told:
+        for stream in output:
             stream.close()
         self.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
-        return b"".join(told.get(self.stdout, [])), b"".join(told.get(self.stderr, []))
+        return b"".join(output.get(self.stdout, [])), b"".join(output.get(self.stderr, []))
 
 
 def run(arguments: Sequence[str], *, timeout: float, **words: Any) -> subprocess.CompletedProcess[str]:
-    """As `subprocess.run(…, capture_output=True, text=True)`."""
+    """Like `subprocess.run(…, capture_output=True, text=True)`."""
     process = Forked(arguments, **words)
     try:
         out, err = process.communicate(timeout)
@@ -180,7 +180,7 @@ os._exit(status if status >= 0 else 128 - status)
 
 
 def program(environment: Mapping[str, str]) -> str:
-    """In Python, `gibil` for scripts that don't signal it: it has a process forked, and ends as that does."""
+    """Return a Python program to use as `gibil` in scripts that don't signal it: it requests a fork and waits for its end."""
     return _PROGRAM.format(address=_forker(environment).address)
 
 
@@ -203,16 +203,16 @@ class _Forker:
         self._lock = threading.Lock()
 
     def fork(self, request: dict[str, Any], passed: list[int]) -> tuple[int, int, int]:
-        """(pid, a descriptor of the process, a pipe that will say its wait status)"""
+        """Return the pid, a descriptor of the process, and a pipe that will contain its wait status."""
         reading, writing = os.pipe()
         try:
             with self._lock:
                 socket.send_fds(self._channel, [json.dumps(request).encode()], [writing, *passed])
-                said, fds, _, _ = socket.recv_fds(self._channel, 64, 1)
+                message, fds, _, _ = socket.recv_fds(self._channel, 64, 1)
         finally:
             os.close(writing)
-        assert said, "the forker is gone"
-        return int(said), fds[0], reading
+        assert message, "the forking process has ended"
+        return int(message), fds[0], reading
 
     def end(self) -> None:
         self._channel.close()
@@ -232,6 +232,6 @@ def _forker(environment: Mapping[str, str]) -> _Forker:
 
 
 def end_forkers() -> None:
-    """What they forked goes on."""
+    """End the forking processes; their children continue."""
     while _forkers:
         _forkers.popitem()[1].end()

@@ -1,4 +1,4 @@
-"""A provider whose machines are entries of a dict: obeys ports.Provider, and fails where a test wants it to."""
+"""A provider whose machines are entries of a dict: it fulfils ports.Provider, and fails on request."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from gibil_bot.ssh.host_keys import public_line
 
 class MemoryProvider:
     """Switches: `fail_after_creation` (the machine exists, then an error), `hang` (create waits on an event first or, with
-    `hang_after_creation`, once the machine exists), `in_thread` (the creation goes on when its caller is cancelled),
-    `destroy_failures` (so many calls fail), `first_host_keys` (machines boot with the first host key of their spec)."""
+    `hang_after_creation`, once the machine exists), `in_thread` (the creation continues when its caller is cancelled),
+    `destroy_failures` (how many calls fail), `first_host_keys` (machines boot with the first host key of their spec)."""
 
     name = "memory"
 

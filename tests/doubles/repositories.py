@@ -1,4 +1,4 @@
-"""Repositories for tests of git itself: made by the real git, without anything of the person who runs the tests."""
+"""Repositories for tests of git itself, created by the real git without the configuration of the user who runs the tests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENVIRONMENT = {"PATH": os.environ.get("PATH", os.defpath), "HOME": "/nonexistent
 
 @pytest.fixture
 def no_git_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of the git of the person who runs the tests."""
+    """Return an environment without git settings of the user who runs the tests."""
     for name in [name for name in os.environ if name.startswith("GIT_")]:
         monkeypatch.delenv(name)
     for name, value in NO_SETTINGS.items():
@@ -43,7 +43,7 @@ def git(folder: Path, *arguments: str, given: bytes = b"", **more: str) -> str:
 
 
 def repository(folder: Path, files: dict[str, str], *, branch: str = "main") -> Path:
-    """A checkout with one commit."""
+    """Create a checkout with one commit."""
     folder.mkdir(parents=True)
     git(folder, "init", "-q", "-b", branch)
     commit(folder, files)
@@ -60,7 +60,7 @@ def commit(folder: Path, files: dict[str, str]) -> str:
 
 
 def snapshot(folder: Path) -> dict[str, bytes | str]:
-    """Every file and link below a folder: path → content."""
+    """Return every file and link below a folder: path → content."""
     found: dict[str, bytes | str] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))

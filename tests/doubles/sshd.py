@@ -1,6 +1,6 @@
-"""Two SSH servers on this box for the tests of the Shell: one inside the test's process, one real OpenSSH.
+"""Two SSH servers on this host for tests of the Shell: one inside the test's process, one real OpenSSH.
 
-Both log in the user who runs the tests and execute real commands with bash, in a home folder of the test's own.
+Both log in the user who runs the tests and execute real commands with bash, in a temporary home folder.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.doubles.patience import patient
 
 @dataclass(frozen=True)
 class Server:
-    """Where it answers, the key that it accepts, and the home folder of its commands."""
+    """The server's address, the key that it accepts, and the home folder of its commands."""
 
     endpoint: Endpoint
     client_key: str
@@ -37,7 +37,7 @@ Pair = tuple[str, str]
 
 
 def new_key() -> Pair:
-    """A fresh ed25519 pair: (private key in OpenSSH's PEM form, public key as one line)."""
+    """Return a new ed25519 pair: the private key in OpenSSH's PEM form, the public key as one line."""
     key = asyncssh.generate_private_key("ssh-ed25519")
     return key.export_private_key().decode(), key.export_public_key().decode().strip()
 
@@ -66,9 +66,9 @@ class _OneKey(asyncssh.SSHServer):
 
 @contextlib.asynccontextmanager
 async def inside(home: Path, *, on_login: Callable[[str], None] = lambda user: None) -> AsyncIterator[Server]:
-    """asyncssh as the server, on a Unix socket. As the daemon does, it kills a command's session when its channel closes.
+    """Run asyncssh as the server, on a Unix socket. Like the daemon, it kills a command's session when its channel closes.
 
-    `on_login(user)` is called when somebody begins to log in.
+    `on_login(user)` is called at the start of each login.
     """
     client_key, client_public = new_key()
     host_key, host_public = new_key()
@@ -141,7 +141,7 @@ async def inside(home: Path, *, on_login: Callable[[str], None] = lambda user: N
 
 
 async def _exit(child: subprocess.Popen[bytes]) -> int:
-    """Reaps; -N for signal N."""
+    """Reap the process; return -N for signal N."""
     loop = asyncio.get_running_loop()
     gone = loop.create_future()
     descriptor = os.pidfd_open(child.pid)
@@ -192,7 +192,7 @@ def _kill_session(pid: int) -> None:
 
 
 def why_no_openssh() -> str | None:
-    """None when a real sshd can run here; else the reason why not."""
+    """Return None if a real sshd can run here, otherwise the reason."""
     if not Path("/usr/sbin/sshd").exists():
         return "no /usr/sbin/sshd on this box (Debian: openssh-server)"
     try:

@@ -1,4 +1,4 @@
-"""Runs the tasks of a plan on this computer, one after another, as a machine would: the same shells, files, variables."""
+"""Runs the tasks of a plan on this computer, in sequence, as a machine would: the same shells, files and variables."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Done:
     """None: skipped."""
     output: str
     nothing_to_do: str = ""
-    """The reason that it gave."""
+    """The reason that the task gave."""
 
 
 def run_plan(plan: Plan, project: Path, scratch: Path, *, environ: Mapping[str, str] | None = None) -> list[Done]:
-    """Every task in `project`, with `environ` (PATH and HOME by default) beneath its own variables."""
+    """Run every task in `project`; `environ` (PATH and HOME by default) is the base of its variables."""
     base = dict(environ or {"PATH": os.environ["PATH"], "HOME": str(scratch), "LC_ALL": "C.UTF-8"})
     base |= {"PIP_NO_INDEX": "1", "CI": "true"} | dict(plan.env) | {input_variable(k): v for k, v in plan.inputs.items()}
     status, done = "success", []

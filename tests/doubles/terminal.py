@@ -1,4 +1,4 @@
-"""A pty with `gibil ssh` on it, as a person has it, and reading what comes up to a mark."""
+"""A pty with `gibil ssh` on it, as for a user, and reading its output up to a mark."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.doubles.prefork import Forked
 
 
 def read_until(process: subprocess.Popen[bytes] | Forked, wanted: bytes) -> bytes:
-    """What its stdout says up to that; at most ten seconds."""
+    """Return the stdout up to and including this text; wait ten seconds at most."""
     assert process.stdout is not None
     return read_descriptor(process.stdout.fileno(), wanted)
 
@@ -31,9 +31,9 @@ def read_descriptor(descriptor: int, wanted: bytes, block: int = 65536) -> bytes
     deadline = time.monotonic() + patient(10)
     while wanted not in seen:
         ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
-        assert ready, f"not within ten seconds: {wanted!r}; came {seen!r}"
+        assert ready, f"not within ten seconds: {wanted!r}; got {seen!r}"
         data = os.read(descriptor, block)
-        assert data, f"it ended before {wanted!r}; came {seen!r}"
+        assert data, f"it ended before {wanted!r}; got {seen!r}"
         seen += data
     return seen
 
@@ -63,7 +63,7 @@ class Terminal:
         return read_descriptor(self.master, wanted.encode()).decode()
 
     def wait(self) -> int:
-        with contextlib.suppress(OSError):  # the other end is gone
+        with contextlib.suppress(OSError):  # the other end is closed
             while os.read(self.master, 65536):
                 pass
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])

@@ -1,4 +1,4 @@
-"""Programs of the computer that runs the tests: what needs one that is missing is skipped, and says what to install."""
+"""Programs of the computer that runs the tests: a test that needs a missing one is skipped, with what to install."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PACKAGES = {
 
 
 def needs(*programs: str) -> pytest.MarkDecorator:
-    """Skip where one of these programs is missing. Local machines have the host's programs, so it counts for both."""
+    """Skip if one of these programs is missing. Local machines have the host's programs, so this covers both."""
     missing = [program for program in programs if shutil.which(program) is None]
     packages = " ".join(dict.fromkeys(PACKAGES[program] for program in missing))
     return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} is missing here: apt-get install {packages}")

@@ -1,7 +1,7 @@
-// The official TypeScript SDK as an agent's client: lists the tools, then makes calls, one after another.
+// The official TypeScript SDK as an agent's client: lists the tools, then makes the calls in sequence.
 // stdin: {"server": {"command", "args", "env", "cwd"}, "calls": [[tool, arguments], …]}
-// stdout: one JSON line for each call: {"result": …}, or {"thrown": message} where the SDK itself refuses the answer.
-// Beside a node_modules folder that holds @modelcontextprotocol/sdk.
+// stdout: one JSON line for each call: {"result": …}, or {"thrown": message} if the SDK itself rejects the response.
+// Needs @modelcontextprotocol/sdk in a node_modules folder next to it.
 import { Client } from '@modelcontextprotocol/sdk/client/index.js';
 import { StdioClientTransport } from '@modelcontextprotocol/sdk/client/stdio.js';
 import { readFileSync } from 'node:fs';

@@ -1,4 +1,4 @@
-"""kill -9 of the bot at any moment costs nothing that was accepted: every check run is closed with the truth, once."""
+"""`kill -9` of the bot at any moment loses no accepted work: every check run ends once, with the true result."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ pytestmark = pytest.mark.usefixtures("local_machines")
 
 KILLS = 5
 RUNS = 4
-"""That every kill interrupts, each of another pull request, and each at another point."""
+"""How many runs each kill interrupts, of different pull requests and at different points."""
 LONGEST_S = 2.5
-"""A little more than a run takes, so that every part of it is hit."""
+"""Slightly longer than a run, so that every part of it is interrupted."""
 
-# Each task fails if anything did its work twice on this machine.
+# Each task fails if it has already run on this machine.
 WORKFLOW = """\
 name: Count
 on: {command: count}
@@ -48,7 +48,7 @@ tasks:
 
 
 async def _one_kill(world: Journey, numbers: list[int], round_: int, ages_s: list[float]) -> None:
-    """Runs that are `ages_s` old when the bot is killed; every second one is to fail."""
+    """Kill the bot when its runs are `ages_s` old; every second run is one that fails."""
     heads = [world.github.head_sha(REPOSITORY, number) for number in numbers]
     fails = {head: (round_ + index) % 2 == 1 for index, head in enumerate(heads)}
     since = max(ages_s)
@@ -74,12 +74,12 @@ async def _one_kill(world: Journey, numbers: list[int], round_: int, ages_s: lis
 
 
 async def _let_pass(seconds: float) -> None:
-    """The moment itself is the input."""
+    """The moment of the kill is the input."""
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(asyncio.Event().wait(), seconds)
 
 
-async def test_twenty_interrupted_runs_end_as_twenty_true_check_runs_and_nothing_else(tmp_path: Path) -> None:
+async def test_twenty_interrupted_runs_end_with_twenty_correct_check_runs(tmp_path: Path) -> None:
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
     moments = random.Random(seed)
@@ -99,7 +99,7 @@ async def test_twenty_interrupted_runs_end_as_twenty_true_check_runs_and_nothing
         await world.assert_nothing_left()
 
 
-async def test_a_killed_bot_goes_on_in_the_middle_of_a_tasks_output(tmp_path: Path) -> None:
+async def test_a_restarted_bot_continues_in_the_middle_of_a_tasks_output(tmp_path: Path) -> None:
     lines = (
         "name: Lines\non: {command: lines}\ntasks:\n"
         "  - {name: count, run: 'for i in $(seq 1 40); do echo line $i; sleep 0.05; done'}\n"
@@ -116,7 +116,7 @@ async def test_a_killed_bot_goes_on_in_the_middle_of_a_tasks_output(tmp_path: Pa
             async with asyncio.timeout(patient(20)):
                 before = log.stat().st_size if log.exists() else 0
                 while not log.exists() or log.stat().st_size <= before:
-                    await asyncio.sleep(0.01)  # a file of another process: there is no event to wait for
+                    await asyncio.sleep(0.01)  # another process's file: there is no event to wait for
             await world.bot.kill()
             await world.bot.start()
         done = await world.closed_check(number)
@@ -141,7 +141,7 @@ async def test_sigterm_leaves_the_run_to_the_next_start(tmp_path: Path) -> None:
         await world.assert_nothing_left()
 
 
-async def test_a_second_bot_on_the_same_database_refuses_with_one_clear_line(tmp_path: Path) -> None:
+async def test_a_second_bot_on_the_same_database_exits_with_one_line(tmp_path: Path) -> None:
     async with journey(tmp_path) as world:
         second = Forked(("serve", "--port", "0"), env=world.bot.environment, stdout=subprocess.DEVNULL)
         _, complaint = await asyncio.to_thread(second.communicate, patient(30))

@@ -1,4 +1,4 @@
-"""Machines inherit nothing from the process that happened to start their daemon: a cron job, an agent under `nice`, a shell."""
+"""Machines inherit no settings from the process that started their daemon: a cron job, an agent under `nice`, a shell."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def fresh(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Asy
         yield lodging
 
 
-# Undone by everybody; what only root may undo is below.
+# Any user may undo these; the ones below only root.
 _ODD = """
 import ctypes, os, resource, signal, socket, subprocess, sys
 from pathlib import Path
@@ -53,7 +53,7 @@ if "nice" in sys.argv:
 
 
 async def start_daemon(lodging: LocalLodging, *odd: str) -> None:
-    """By a process of odd habits, which also leaves a descriptor open that is no concern of the daemon's."""
+    """Start the daemon from a process with unusual settings, which also leaves a descriptor open."""
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})\n{_ODD}\n"
         "from gibil_bot.providers.local import daemon_start\n"
@@ -67,14 +67,14 @@ async def start_daemon(lodging: LocalLodging, *odd: str) -> None:
         right.close()
         async with asyncio.timeout(patient(30)):
             assert await process.wait() == 0
-            await asyncio.get_running_loop().run_in_executor(None, left.recv, 1)  # ends when no process has the other end
+            await asyncio.get_running_loop().run_in_executor(None, left.recv, 1)  # returns when no process holds the other end
     async with asyncio.timeout(patient(30)):
         while read_daemon(lodging.paths) is None:  # written by another process
             await asyncio.sleep(0.01)
 
 
 def state(pid: int) -> dict[str, str]:
-    """What a process has that another one inherits from it."""
+    """Return the state of a process that its children inherit."""
     status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
     fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     found: dict[str, str] = {
@@ -82,7 +82,7 @@ def state(pid: int) -> dict[str, str]:
     }
     found |= {"nice": fields[16].decode(), "policy": fields[38].decode()}
     for name in ("oom_score_adj", "personality", "timerslack_ns", "coredump_filter"):
-        with contextlib.suppress(PermissionError):  # some are for root's eyes
+        with contextlib.suppress(PermissionError):  # only root may read some of them
             found[name] = Path(f"/proc/{pid}/{name}").read_text().strip()
     number = {"x86_64": 252, "aarch64": 31}[os.uname().machine]
     found["io priority"] = str(ctypes.CDLL(None).syscall(number, 1, pid) >> 13)
@@ -123,7 +123,7 @@ SOFT = {
 }
 
 
-async def test_settings_of_the_starters_process_are_not_inherited(fresh: LocalLodging) -> None:
+async def test_settings_of_the_starting_process_are_not_inherited(fresh: LocalLodging) -> None:
     await start_daemon(fresh)
     for pid in (fresh.daemon_pid(), fresh.fork_server_pid()):
         seen = state(pid)
@@ -131,7 +131,7 @@ async def test_settings_of_the_starters_process_are_not_inherited(fresh: LocalLo
         assert os.geteuid() != 0 or EXPECTED.keys() <= seen.keys()
         assert int(seen["SigIgn"], 16) & (1 << 1 | 1 << 9) == 0, "SIGINT and SIGUSR1"
         assert seen["Cpus_allowed"] == all_processors()
-        if pid == fresh.fork_server_pid():  # the daemon itself takes more open files
+        if pid == fresh.fork_server_pid():  # the daemon itself raises its limit of open files
             assert {name: seen[name].split()[0] for name in SOFT} == SOFT
     machine = await fresh.provider.create(fresh.spec("plain"))
     command = (
@@ -143,7 +143,7 @@ async def test_settings_of_the_starters_process_are_not_inherited(fresh: LocalLo
 
 
 def may(attempt: str) -> bool:
-    """Whether a process of ours may do that: root may, unless it lacks the capability."""
+    """Return whether a new process may do this: root may, unless it lacks the capability."""
     code = f"import os, resource\n{attempt}"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
@@ -152,7 +152,7 @@ def may_raise_limits() -> bool:
     return may("for most in 300, 1024: resource.setrlimit(resource.RLIMIT_NOFILE, (300, most))")
 
 
-async def test_limits_and_niceness_that_were_lowered_for_good_are_undone_where_that_is_allowed(fresh: LocalLodging) -> None:
+async def test_hard_limits_and_niceness_are_reset_if_permitted(fresh: LocalLodging) -> None:
     if not may_raise_limits() or not may("os.nice(15); os.setpriority(os.PRIO_PROCESS, 0, 0)"):
         pytest.skip("raising them again needs CAP_SYS_RESOURCE and CAP_SYS_NICE")
     await start_daemon(fresh, "hard", "nice")
@@ -164,20 +164,20 @@ async def test_limits_and_niceness_that_were_lowered_for_good_are_undone_where_t
 
 async def test_inherited_settings_that_cannot_be_reset_are_reported_and_machines_work(fresh: LocalLodging) -> None:
     if may_raise_limits():
-        pytest.skip("everything can be undone here")
+        pytest.skip("every setting can be reset here")
     await start_daemon(fresh, "hard", "nice")
-    said = " ".join((await fresh.provider.probe()).inherited)
-    assert "open files 300" in said
-    assert "processor time 3000" in said
-    assert ("nice value 15" in said) is not may("os.nice(15); os.setpriority(os.PRIO_PROCESS, 0, 0)")
+    output = " ".join((await fresh.provider.probe()).inherited)
+    assert "open files 300" in output
+    assert "processor time 3000" in output
+    assert ("nice value 15" in output) is not may("os.nice(15); os.setpriority(os.PRIO_PROCESS, 0, 0)")
     machine = await fresh.provider.create(fresh.spec("hobbled"))
     assert int(str((await fresh.run(machine, "ulimit -Hn")).stdout)) <= 300
 
 
 async def test_machines_are_created_although_the_oom_score_cannot_be_lowered(fresh: LocalLodging) -> None:
-    """As where the system set it: then it is the least that processes of ours may have (proc(5))."""
+    """As on a system that set it: then it is the lowest value that gibil's processes may have (proc(5))."""
     if os.geteuid() != 0:
-        pytest.skip("only root can set a least score")
+        pytest.skip("only root can set a minimum score")
     code = """
 import ctypes, os, sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A git server that takes the connection and never says a word."""
+"""A git server that accepts the connection and sends nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.doubles.machines import processes_with
 from tests.doubles.patience import patient
 
 
-async def test_a_server_that_never_answers_is_given_up_and_nothing_of_git_is_left(tmp_path: Path) -> None:
+async def test_a_silent_server_times_out_and_leaves_no_git_process(tmp_path: Path) -> None:
     waiting = asyncio.Event()
     gone = asyncio.Event()
 
@@ -38,5 +38,5 @@ async def test_a_server_that_never_answers_is_given_up_and_nothing_of_git_is_lef
         cloning.cancel()
         with pytest.raises(asyncio.CancelledError):
             await cloning
-        while processes_with(url):  # no event tells of the end of another's child
+        while processes_with(url):  # another process's child: there is no event to wait for
             await asyncio.sleep(0.01)

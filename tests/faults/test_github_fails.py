@@ -1,4 +1,4 @@
-"""Whatever GitHub does, it ends up knowing the truth, once."""
+"""Whatever fails at GitHub, it finally shows the true result, once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GATED = (
 
 
 def _answers(world: Journey) -> list[int]:
-    """How the bot answered the deliveries of commands; its own comments are delivered too."""
+    """Return the bot's responses to deliveries of commands; its own comments are delivered, too."""
     return [d.status_code for d in world.github.deliveries if d.event == "issue_comment" and b'"/gibil quick"' in d.body]
 
 
@@ -42,7 +42,7 @@ async def test_a_write_that_took_effect_before_the_error_is_not_repeated(tmp_pat
         assert len([comment for comment in world.github.comments(REPOSITORY, number) if comment.by_app]) == 1
 
 
-async def test_tokens_that_are_revoked_in_the_middle_of_a_run_are_replaced(tmp_path: Path) -> None:
+async def test_tokens_revoked_during_a_run_are_replaced(tmp_path: Path) -> None:
     async with journey(tmp_path, workflows={"quick.yml": QUICK}) as world:
         number = await _pull_request(world)
         world.github.comment(REPOSITORY, number, "ada", "/gibil quick")
@@ -54,7 +54,7 @@ async def test_tokens_that_are_revoked_in_the_middle_of_a_run_are_replaced(tmp_p
         assert len([comment for comment in world.github.comments(REPOSITORY, number) if comment.by_app]) == 1
 
 
-async def test_a_secondary_limit_with_a_retry_after_is_waited_out(tmp_path: Path) -> None:
+async def test_a_secondary_limit_with_a_retry_after_is_waited_for(tmp_path: Path) -> None:
     async with journey(tmp_path, workflows={"quick.yml": QUICK}) as world:
         number = await _pull_request(world)
         world.github.fault("PATCH", "/check-runs/", "secondary_limit", seconds=2.0)
@@ -64,7 +64,7 @@ async def test_a_secondary_limit_with_a_retry_after_is_waited_out(tmp_path: Path
         await world.all_published()
 
 
-async def test_a_hang_of_thirty_seconds_delays_no_other_call(tmp_path: Path) -> None:
+async def test_a_request_that_hangs_for_thirty_seconds_delays_no_other(tmp_path: Path) -> None:
     async with journey(tmp_path, workflows={"quick.yml": QUICK}) as world:
         await world.github.add_repository("grace/compiler", {"README.md": "a compiler\n"})
         number = await _pull_request(world)
@@ -81,7 +81,7 @@ async def test_a_hang_of_thirty_seconds_delays_no_other_call(tmp_path: Path) -> 
         await world.all_published()
 
 
-async def test_a_delivery_that_github_could_not_hand_over_is_fetched_at_the_next_start(tmp_path: Path) -> None:
+async def test_a_failed_delivery_is_fetched_at_the_next_start(tmp_path: Path) -> None:
     async with journey(tmp_path, workflows={"quick.yml": QUICK}) as world:
         number = await _pull_request(world)
         await world.github.webhooks_sent()
@@ -94,7 +94,7 @@ async def test_a_delivery_that_github_could_not_hand_over_is_fetched_at_the_next
         await world.all_published()
 
 
-async def test_a_delivery_in_the_first_moment_of_the_start_is_taken(tmp_path: Path) -> None:
+async def test_a_delivery_in_the_first_moment_of_the_start_is_accepted(tmp_path: Path) -> None:
     async with journey(tmp_path, workflows={"quick.yml": QUICK}) as world:
         number = await _pull_request(world)
         await world.github.webhooks_sent()
@@ -117,7 +117,7 @@ async def test_a_delivery_in_the_first_moment_of_the_start_is_taken(tmp_path: Pa
         await world.all_published()
 
 
-async def test_the_same_delivery_twice_has_one_effect_under_the_same_and_under_another_guid(tmp_path: Path) -> None:
+async def test_a_repeated_delivery_has_one_effect_with_the_same_and_with_another_guid(tmp_path: Path) -> None:
     async with journey(tmp_path, workflows={"quick.yml": QUICK}) as world:
         number = await _pull_request(world)
         world.github.comment(REPOSITORY, number, "ada", "/gibil quick")

@@ -1,4 +1,4 @@
-"""What goes wrong at Hetzner, and on the way there: nothing leaks, nothing hangs, and one line says what to do."""
+"""Failures at Hetzner and of the connection: nothing leaks or hangs, and one line says what to do."""
 
 from __future__ import annotations
 
@@ -31,22 +31,18 @@ async def provider(double: HetznerDouble) -> AsyncIterator[HetznerProvider]:
     await provider.close()
 
 
-# Making
+# Creating
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
-async def test_an_error_after_the_server_was_created_finds_that_server(
-    double: HetznerDouble, provider: HetznerProvider, status: int
-) -> None:
+async def test_a_server_created_before_an_error_is_found(double: HetznerDouble, provider: HetznerProvider, status: int) -> None:
     arm(double, "POST", "/servers", status=status, after=True)
     machine = await provider.create(spec())
     assert [str(number) for number in double.state.servers] == [machine.id]
     assert double.called("POST /servers") == 2
 
 
-async def test_a_creation_without_an_answer_finds_the_server_that_was_created(
-    double: HetznerDouble, provider: HetznerProvider
-) -> None:
+async def test_a_server_created_without_a_response_is_found(double: HetznerDouble, provider: HetznerProvider) -> None:
     arm(double, "POST", "/servers", after=True, hang=asyncio.Event())
     machine = await provider.create(spec())
     assert [str(number) for number in double.state.servers] == [machine.id]
@@ -73,16 +69,16 @@ async def test_an_unreachable_api_is_reported_in_one_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("token", "code", "said"),
+    ("token", "code", "output"),
     [("wrong" * 12, "UNAUTHORIZED", "rejected HCLOUD_TOKEN"), (None, "TOKEN_READONLY", "is read-only")],
 )
-async def test_a_wrong_token_is_one_clear_line_without_the_token(
-    double: HetznerDouble, token: str | None, code: str, said: str
+async def test_a_wrong_token_is_reported_in_one_line_without_the_token(
+    double: HetznerDouble, token: str | None, code: str, output: str
 ) -> None:
     token = token or double.api.readonly_token
     provider = double.provider(token=token)
     try:
-        with pytest.raises(ProviderError, match=said) as caught:
+        with pytest.raises(ProviderError, match=output) as caught:
             await provider.create(spec())
     finally:
         await provider.close()
@@ -113,32 +109,32 @@ async def test_a_sold_out_server_type_is_replaced_and_reported(
     assert machine.labels["instead-of"] == "cx23.nbg1"
     assert "cx23 in nbg1 is not available (resource_unavailable)" in caplog.text
     double.api.calls.clear()
-    second = await provider.create(spec("next"))  # knows already
+    second = await provider.create(spec("next"))  # knows it by now
     assert (second.labels["server-type"], double.called("POST /servers")) == ("cpx22", 1)
 
 
-async def test_a_type_that_was_retired_meanwhile_is_replaced(double: HetznerDouble, provider: HetznerProvider) -> None:
-    await provider.create(spec("before"))  # the list of types is read now
+async def test_a_type_retired_meanwhile_is_replaced(double: HetznerDouble, provider: HetznerProvider) -> None:
+    await provider.create(spec("before"))  # reads the list of types
     for location in double.state.types[0]["locations"]:
         location["deprecation"] = {"announced": "2026-01-01T00:00:00Z", "unavailable_after": "2026-02-01T00:00:00Z"}
     machine = await provider.create(spec())
     assert machine.labels["server-type"] == "cpx22"
 
 
-async def test_when_all_are_sold_out_the_error_lists_what_was_tried(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_if_everything_is_sold_out_the_error_lists_the_attempts(double: HetznerDouble, provider: HetznerProvider) -> None:
     double.state.sold_out |= {(kind["name"], place["name"]) for kind in double.state.types for place in kind["locations"]}
     with pytest.raises(ProviderError, match=r"no room for cx23 in nbg1, .*cx33 in hel1; choose another") as caught:
         await provider.create(spec())
     assert caught.value.code == "RESOURCE_UNAVAILABLE"
 
 
-async def test_a_server_that_never_runs_is_given_up(double: HetznerDouble) -> None:
+async def test_waiting_for_a_server_that_never_runs_ends(double: HetznerDouble) -> None:
     double.state.initializing_s = 0.6
     provider = double.provider(boot_s=0.2)
     try:
         with pytest.raises(ProviderError, match=r"after 0 s its server doesn't run yet"):
             await provider.create(spec())
-        assert await provider.destroy("ada") is True  # locked until its creation is over
+        assert await provider.destroy("ada") is True  # locked until its creation has ended
     finally:
         await provider.close()
     assert double.state.servers == {}
@@ -169,23 +165,23 @@ async def test_a_failing_list_fails_the_creations_that_wait_for_it(double: Hetzn
 # Cancelling
 
 
-async def test_a_cancelled_creation_waits_for_the_call_that_makes_the_server(
+async def test_a_cancelled_creation_waits_for_the_call_that_creates_the_server(
     double: HetznerDouble, provider: HetznerProvider
 ) -> None:
-    """Else `destroy` would run before the server is made by a thread that nobody can stop, and find nothing to burn."""
+    """Otherwise `destroy` would run before a thread that can't be cancelled creates the server, and would find nothing."""
     await provider.create(spec("warm"))
-    gate = asyncio.Event()
-    fault = arm(double, "POST", "/servers", late=True, hang=gate)
+    response = asyncio.Event()
+    fault = arm(double, "POST", "/servers", late=True, hang=response)
     task = asyncio.create_task(provider.create(spec()))
     while fault.times:
         await asyncio.sleep(0.005)
     task.cancel()
     await asyncio.sleep(0.05)
-    task.cancel()  # also when somebody insists
+    task.cancel()  # a second cancellation must not interrupt this, either
     await asyncio.sleep(0.05)
-    assert not task.done(), "the call is on its way: the cancellation waits for it"
+    assert not task.done(), "the call is in flight: the cancellation waits for it"
     assert len(double.state.servers) == 1
-    gate.set()
+    response.set()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert len(double.state.servers) == 2
@@ -196,13 +192,13 @@ async def test_a_cancelled_creation_waits_for_the_call_that_makes_the_server(
 @pytest.mark.parametrize("moment_s", [0.0, 0.01, 0.03, 0.06, 0.1])
 async def test_a_cancelled_lifecycle_leaks_nothing(double: HetznerDouble, tmp_path: Path, moment_s: float) -> None:
     double.state.initializing_s = 0.05
-    forge = MachineFactory(provider=double.provider(), keyring=Keyring(tmp_path), connect_shell=_never)
-    tasks = [asyncio.create_task(forge.create(f"m{number}", "tests", 600)) for number in range(5)]
+    factory = MachineFactory(provider=double.provider(), keyring=Keyring(tmp_path), connect_shell=_never)
+    tasks = [asyncio.create_task(factory.create(f"m{number}", "tests", 600)) for number in range(5)]
     await asyncio.sleep(moment_s)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await forge.close()
+    await factory.close()
     assert double.state.servers == {}
     assert double.state.primary_ips == {}
 
@@ -217,15 +213,15 @@ async def _never(endpoint: Endpoint, key: str) -> Shell:
 
 async def test_a_machine_whose_ssh_never_answers_is_destroyed_and_reported(double: HetznerDouble, tmp_path: Path) -> None:
     async def connect(endpoint: Endpoint, key: str) -> Shell:
-        nobody = Endpoint(host_key=endpoint.host_key, host="127.0.0.1", port=9)
-        return await client.connect(nobody, key, timeout_s=0.5)
+        closed = Endpoint(host_key=endpoint.host_key, host="127.0.0.1", port=9)
+        return await client.connect(closed, key, timeout_s=0.5)
 
-    forge = MachineFactory(provider=double.provider(), keyring=Keyring(tmp_path), connect_shell=connect)
+    factory = MachineFactory(provider=double.provider(), keyring=Keyring(tmp_path), connect_shell=connect)
     try:
         with pytest.raises(MachineLost, match="does not answer SSH"):
-            await forge.create("ada", "tests", 600)
+            await factory.create("ada", "tests", 600)
     finally:
-        await forge.close()
+        await factory.close()
     assert double.called("POST /servers") == 1
     assert double.state.servers == {}
 
@@ -241,7 +237,7 @@ async def test_a_server_that_another_client_deleted_does_not_exist(double: Hetzn
     assert (await provider.create(spec())).status == "running"
 
 
-# Burning
+# Destroying
 
 
 async def test_deletion_is_retried_through_errors_and_locks(double: HetznerDouble, provider: HetznerProvider) -> None:
@@ -249,7 +245,7 @@ async def test_deletion_is_retried_through_errors_and_locks(double: HetznerDoubl
     (number,) = double.state.servers
     double.state.locked.add(number)
     arm(double, "DELETE", r"/servers/\d+", status=503)
-    arm(double, "GET", r"/primary_ips/\d+", times=100)  # what is only asked for must not keep it from being burned
+    arm(double, "GET", r"/primary_ips/\d+", times=100)  # a pending action must not prevent the deletion
     deleting = asyncio.create_task(provider.destroy("ada"))
     while double.called(f"DELETE /servers/{number}") < 4:
         await asyncio.sleep(0.005)
@@ -258,17 +254,17 @@ async def test_deletion_is_retried_through_errors_and_locks(double: HetznerDoubl
     assert double.state.servers == {}
 
 
-async def test_an_error_after_the_server_was_deleted_is_no_error(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_an_error_after_the_server_was_deleted_is_ignored(double: HetznerDouble, provider: HetznerProvider) -> None:
     await provider.create(spec())
     arm(double, "DELETE", r"/servers/\d+", after=True)
     assert await provider.destroy("ada") is True
     assert double.state.servers == {}
 
 
-async def test_an_address_leaves_also_when_we_die_right_after_its_server() -> None:
+async def test_an_address_is_deleted_even_if_gibil_is_killed_right_after_its_server() -> None:
     async with hetzner_double(State(auto_delete=False)) as double:
         provider = double.provider()
-        arm(double, "DELETE", r"/primary_ips/\d+", times=100)  # as if nobody came to do it
+        arm(double, "DELETE", r"/primary_ips/\d+", times=100)  # as if no process continued
         try:
             await provider.create(spec())
             await provider.destroy("ada")
@@ -277,7 +273,7 @@ async def test_an_address_leaves_also_when_we_die_right_after_its_server() -> No
         assert double.state.primary_ips == {}
 
 
-async def test_a_server_that_does_not_go_is_not_called_gone(double: HetznerDouble) -> None:
+async def test_a_server_that_is_not_deleted_is_not_reported_as_gone(double: HetznerDouble) -> None:
     double.state.deleting_s = 600
     provider = double.provider(delete_s=0.1)
     try:
@@ -306,12 +302,12 @@ async def test_a_server_that_cannot_be_deleted_does_not_stop_the_sweep(
     assert await provider.sweep("tests") == ["one", "three"]
 
 
-# Clocks and limits
+# Clocks and rate limits
 
 
 @pytest.mark.parametrize("ahead_s", [-7200.0, 7200.0])
 async def test_a_wrong_clock_deletes_no_machine_early_or_late(ahead_s: float) -> None:
-    """Hetzner's clock, and so the machines', is two hours away from ours."""
+    """Hetzner's clock, and so the machines', differs from this host's by two hours."""
     async with hetzner_double(State(clock_ahead_s=ahead_s)) as double:
         provider = double.provider()
         try:
@@ -329,9 +325,9 @@ async def test_a_wrong_clock_deletes_no_machine_early_or_late(ahead_s: float) ->
             await provider.close()
 
 
-async def test_an_exhausted_rate_limit_delays_calls_and_does_not_fail_them() -> None:
+async def test_an_exhausted_rate_limit_delays_calls_without_failing_them() -> None:
     async with hetzner_double(limit=3_600_000, remaining=8.0, refill_s=0.02) as double:
-        providers = [double.provider() for _ in range(2)]  # one token, one budget
+        providers = [double.provider() for _ in range(2)]  # one token has one rate limit
         began = time.monotonic()
         try:
             await asyncio.gather(*(each.create(spec(f"m{number}")) for number, each in enumerate(providers)))
@@ -342,8 +338,8 @@ async def test_an_exhausted_rate_limit_delays_calls_and_does_not_fail_them() -> 
         assert time.monotonic() - began < patient(20)
 
 
-async def test_429_is_waited_out(double: HetznerDouble) -> None:
-    double.api.limit = 3600 * 50  # fifty calls come back each second
+async def test_rate_limited_calls_wait_and_succeed(double: HetznerDouble) -> None:
+    double.api.limit = 3600 * 50  # fifty calls are refilled each second
     provider = double.provider()
     try:
         await provider.create(spec("warm"))
@@ -358,7 +354,7 @@ async def test_429_is_waited_out(double: HetznerDouble) -> None:
 async def test_a_list_that_does_not_end_is_an_error(
     double: HetznerDouble, provider: HetznerProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seen with static mocks: `next_page` for ever, and a client that follows it for ever."""
+    """Observed with static mocks: an endless `next_page`, and a client that follows it for ever."""
     page = type(double.api)._page
 
     def endless(api: Any, request: Any, key: str, things: list[Any]) -> Any:
@@ -371,7 +367,7 @@ async def test_a_list_that_does_not_end_is_an_error(
         await provider.list_machines()
 
 
-async def test_every_failure_is_one_of_ours(double: HetznerDouble, provider: HetznerProvider) -> None:
+async def test_every_failure_is_a_gibil_error(double: HetznerDouble, provider: HetznerProvider) -> None:
     machine = await provider.create(spec())
     for status, code in ((400, "json_error"), (403, "forbidden"), (422, "unsupported_error"), (418, "teapot")):
         arm(double, "GET", "/servers", status=status, code=code, message="two\nlines " + "x" * 500, undocumented=True)

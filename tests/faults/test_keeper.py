@@ -1,4 +1,4 @@
-"""Whatever dies, machines burn: nothing runs on, no mount stays, and what lies around is removed by whoever comes next."""
+"""Whatever process dies, machines are destroyed: no process or mount remains, and the next process removes leftovers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def lodging(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> A
 
 
 async def busy_machine(lodging: LocalLodging, name: str, **more: Any) -> str:
-    """A machine with a plain job, a setsid escapee and a double-forked daemon; the mark in their command lines."""
+    """Start a plain job, one with setsid and a double-forked daemon on a machine; return the mark in their command lines."""
     machine = await lodging.provider.create(lodging.spec(name, **more))
     mark = f"{os.getpid()}.{abs(hash((str(lodging.data_dir), name))) % 10**9}"
     command = f"sleep 1{mark} & setsid -f sleep 2{mark} </dev/null >/dev/null 2>&1; (setsid sleep 3{mark} & ) >/dev/null 2>&1"
@@ -82,9 +82,9 @@ async def test_killing_the_daemon_fork_server_or_init_kills_every_process_of_the
         assert await lodging.provider.list_machines() == []
         assert await lodging.provider.sweep("tests") == ["chained"]
     else:
-        await until(lambda: folders(lodging) == [], "the daemon cleared the folder", within_s=10)
+        await until(lambda: folders(lodging) == [], "the daemon deleted the folder", within_s=10)
         async with asyncio.timeout(patient(10)):
-            while await lodging.provider.get("chained"):  # the folder goes a moment before the name
+            while await lodging.provider.get("chained"):  # the folder is deleted shortly before the name
                 await asyncio.sleep(0.01)
     assert (folders(lodging), groups(lodging)) == ([], [])
     again = await lodging.provider.create(lodging.spec("chained"))
@@ -164,13 +164,13 @@ async def test_a_tethered_machine_is_destroyed_when_its_creator_is_killed(lodgin
     assert await lodging.provider.get("tethered") == machine
     owner.kill()
     await owner.wait()
-    await until(lambda: processes_with(mark) == [] and folders(lodging) == [], "it burned")
+    await until(lambda: processes_with(mark) == [] and folders(lodging) == [], "the machine is destroyed")
     async with asyncio.timeout(patient(10)):
         while await lodging.provider.get("tethered"):
             await asyncio.sleep(0.01)
 
 
-async def test_an_untethered_machine_survives_the_killing_of_its_process(lodging: LocalLodging) -> None:
+async def test_an_untethered_machine_survives_when_its_creator_is_killed(lodging: LocalLodging) -> None:
     owner = await created_by_another_process(lodging, lodging.spec("survivor"))
     machine = await lodging.provider.get("survivor")
     assert machine is not None
@@ -181,15 +181,15 @@ async def test_an_untethered_machine_survives_the_killing_of_its_process(lodging
     assert (await lodging.run(machine, "cat /root/state")).stdout == "state\n"
 
 
-async def test_the_time_to_live_ends_a_machine_without_connections(lodging: LocalLodging) -> None:
+async def test_a_machine_without_connections_ends_at_its_expiry(lodging: LocalLodging) -> None:
     mark = await busy_machine(lodging, "mayfly", ttl_s=2)
     await lodging.provider.close()
-    await until(lambda: processes_with(mark) == [] and folders(lodging) == [], "it burned", within_s=15)
+    await until(lambda: processes_with(mark) == [] and folders(lodging) == [], "the machine is destroyed", within_s=15)
 
 
-async def test_thirty_machines_at_once_all_work_and_none_is_left(lodging: LocalLodging) -> None:
+async def test_thirty_concurrent_machines_work_and_none_is_left(lodging: LocalLodging) -> None:
     names = [f"herd-{number}" for number in range(30)]
-    specs = [lodging.spec(name, memory_mb=256) for name in names]  # what is promised to all of them has to exist
+    specs = [lodging.spec(name, memory_mb=256) for name in names]  # the memory promised to all of them must exist
     machines = await asyncio.gather(*(lodging.provider.create(spec) for spec in specs))
     results = await asyncio.gather(*(lodging.run(machine, "hostname") for machine in machines))
     assert [result.stdout for result in results] == [f"{name}\n" for name in names]
@@ -199,7 +199,7 @@ async def test_thirty_machines_at_once_all_work_and_none_is_left(lodging: LocalL
     assert (await lodging.provider.list_machines(), folders(lodging), host_mounts(lodging), groups(lodging)) == ([], [], [], [])
 
 
-async def test_a_daemon_without_machines_ends_by_itself_and_a_new_one_comes_when_needed(lodging: LocalLodging) -> None:
+async def test_a_daemon_without_machines_ends_and_a_new_one_starts_when_needed(lodging: LocalLodging) -> None:
     impatient = LocalProvider(lodging.data_dir, daemon_idle_s=0.3)
     await impatient.create(lodging.spec("first"))
     pid = lodging.daemon_pid()
@@ -242,7 +242,7 @@ async def test_concurrent_prestarts_start_one_daemon_that_creations_use(lodging:
     daemons = [pid for pid in processes_with(str(lodging.data_dir)) if pid != os.getpid()]
     assert daemons == [lodging.daemon_pid()]
     with (lodging.paths.local / "starting.lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the daemon does not hold it for its whole life
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the daemon doesn't hold it for ever
 
 
 async def test_a_daemon_that_cannot_start_is_reported_by_the_creation(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ async def test_a_daemon_of_another_version_is_replaced_when_it_has_no_machines(l
     write_daemon(lodging.paths, msgspec.structs.replace(old, version="older"))
     await lodging.provider.create(lodging.spec("new"))
     assert lodging.daemon_pid() != old.pid
-    await until(lambda: not alive(old.pid), "the old one went")
+    await until(lambda: not alive(old.pid), "the old daemon has ended")
 
 
 async def test_a_daemon_of_another_version_with_machines_is_used_if_its_protocol_is_the_same(lodging: LocalLodging) -> None:
@@ -286,7 +286,7 @@ async def test_a_daemon_of_another_protocol_without_machines_is_replaced(lodging
 
 
 async def test_the_daemon_holds_no_descriptor_of_its_starter(lodging: LocalLodging) -> None:
-    """A pipe that it kept open would make `gibil create | cat` hang."""
+    """A pipe that the daemon holds open would make `gibil create | cat` hang."""
     owner = await created_by_another_process(lodging, lodging.spec("detached"))
     owner.kill()
     assert owner.stdout is not None
@@ -301,7 +301,7 @@ async def test_the_daemon_holds_no_descriptor_of_its_starter(lodging: LocalLodgi
 
 async def test_a_folder_of_another_user_is_rejected_with_a_remedy(tmp_path: Path) -> None:
     if os.geteuid() != 0:
-        pytest.skip("only root can make a folder of somebody else's")
+        pytest.skip("only root can create a folder of another user")
     (tmp_path / "local").mkdir()
     os.chown(tmp_path / "local", 12345, 12345)
     with pytest.raises(Unavailable, match="12345") as caught:
@@ -309,7 +309,7 @@ async def test_a_folder_of_another_user_is_rejected_with_a_remedy(tmp_path: Path
     assert "GIBIL_DATA_DIR" in caught.value.remedies[0]
 
 
-async def test_a_file_in_place_of_the_data_directory_is_reported(tmp_path: Path) -> None:
+async def test_a_file_instead_of_the_data_directory_is_reported(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     with pytest.raises(Unavailable, match="data"):
         await LocalProvider(tmp_path / "data").probe()

@@ -1,4 +1,4 @@
-"""A delivery that comes while the database is locked: GitHub is told in time, and asked for it again soon."""
+"""A delivery that arrives while the database is locked: GitHub gets an error in time, and a request for redelivery soon."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ GITHUB_WAITS_S = 10.0
 
 
 class DeliveryLog:  # only the two methods of GitHub that are called here
-    """What GitHub could not hand over; asking for one again hands it over."""
+    """GitHub's failed delivery; a request for redelivery stores it."""
 
     def __init__(self, store: SqliteStore, lost: Delivery) -> None:
         self._store = store
         self._lost = lost
         self.looked = 0
-        self.handed_over = asyncio.Event()
+        self.redelivered = asyncio.Event()
 
     async def failed_deliveries(self, since: datetime) -> list[tuple[int, str]]:
         self.looked += 1
-        return [] if self.handed_over.is_set() else [(1, self._lost.guid)]
+        return [] if self.redelivered.is_set() else [(1, self._lost.guid)]
 
     async def redeliver(self, delivery_number: int) -> None:
         await self._store.inbox.accept(self._lost)
-        self.handed_over.set()
+        self.redelivered.set()
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Another process keeps a write transaction open."""
+    """Another process holds a write transaction open."""
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("begin immediate")
     try:
@@ -79,7 +79,7 @@ async def post(client: httpx.AsyncClient, guid: str) -> int:
     return (await client.post("/webhook", content=b"{}", headers=headers)).status_code
 
 
-async def test_deliveries_are_answered_503_before_github_gives_up_also_one_behind_another(tmp_path: Path) -> None:
+async def test_deliveries_to_a_locked_database_get_503_in_time_also_queued_ones(tmp_path: Path) -> None:
     store = await open_store(f"sqlite:///{tmp_path}/gibil.db")
     lost = asyncio.Event()
     try:
@@ -88,7 +88,7 @@ async def test_deliveries_are_answered_503_before_github_gives_up_also_one_behin
                 begun = time.monotonic()
                 first = asyncio.create_task(post(client, "first"))
                 await asyncio.sleep(0)
-                await asyncio.wait({first}, timeout=0.5)  # it is being written, so that the second has to wait for it
+                await asyncio.wait({first}, timeout=0.5)  # it is being written, so that the second one has to wait for it
                 assert [*await asyncio.gather(first, post(client, "second"))] == [503, 503]
                 assert time.monotonic() - begun < patient(GITHUB_WAITS_S)
             assert lost.is_set()
@@ -97,7 +97,7 @@ async def test_deliveries_are_answered_503_before_github_gives_up_also_one_behin
         await store.close()
 
 
-async def test_a_database_that_hangs_is_answered_503_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_hanging_database_gets_503(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gibil_bot.web.app.STORED_WITHIN_S", 0.2)
     store = await open_store(f"sqlite:///{tmp_path}/gibil.db")
     lost = asyncio.Event()
@@ -110,7 +110,7 @@ async def test_a_database_that_hangs_is_answered_503_too(tmp_path: Path, monkeyp
         await store.close()
 
 
-async def test_what_could_not_be_stored_is_asked_for_as_soon_as_the_database_can_be_written(
+async def test_a_lost_delivery_is_requested_as_soon_as_the_database_is_writable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gibil_bot.runs.reaper.AFTER_LOSS_S", 0.1)
@@ -120,25 +120,25 @@ async def test_what_could_not_be_stored_is_asked_for_as_soon_as_the_database_can
         raise AssertionError("there are no machines")
 
     store = await open_store(f"sqlite:///{tmp_path}/gibil.db")
-    forge = MachineFactory(provider=MemoryProvider(), keyring=Keyring(tmp_path), connect_shell=no_shell)
+    factory = MachineFactory(provider=MemoryProvider(), keyring=Keyring(tmp_path), connect_shell=no_shell)
     github = DeliveryLog(store, delivery("lost"))
-    github.handed_over.set()  # nothing is lost yet
-    reaper = Reaper(store, forge, cast(GitHub, github), "tests", tmp_path / "logs")
+    github.redelivered.set()  # nothing is lost yet
+    reaper = Reaper(store, factory, cast(GitHub, github), "tests", tmp_path / "logs")
     task = asyncio.create_task(reaper.run())
     try:
         async with asyncio.timeout(patient(WITHIN_S)):
             while not github.looked:
                 await asyncio.sleep(0.01)  # the reaper's own state
             with locked(tmp_path / "gibil.db"):
-                github.handed_over.clear()
+                github.redelivered.clear()
                 reaper.delivery_lost()
                 await asyncio.wait({task}, timeout=0.5)
-                assert not github.handed_over.is_set()
-            await github.handed_over.wait()
+                assert not github.redelivered.is_set()
+            await github.redelivered.wait()
         found = await store.inbox.get("lost")
         assert found is not None
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await forge.close()
+        await factory.close()
         await store.close()

@@ -1,4 +1,4 @@
-"""A machine that fails is not a task that fails: the run starts again on a new one, once, and says so."""
+"""A failing machine isn't a failing task: the run starts again on a new machine, once, and reports it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ LONG = "name: Slow\non: {command: slow}\ntasks:\n  - {name: wait, run: 'echo beg
 
 
 async def _begun(world: Journey, machine: int = 1) -> str:
-    """The run's id, as soon as the task of its machine of that number prints."""
+    """Return the run's id, as soon as the task prints on this machine of the run."""
     async with asyncio.timeout(patient(30)):
         while True:
             for run in world.github.check_runs(REPOSITORY):
                 phases = [event["phase"] for event in world.bot.events(run.external_id)]
                 if phases.count("task_started") == machine:
                     return run.external_id
-            await asyncio.sleep(0.01)  # a file of another process: there is no event to wait for
+            await asyncio.sleep(0.01)  # another process's file: there is no event to wait for
 
 
 async def _destroy(world: Journey, name: str) -> None:
@@ -37,7 +37,7 @@ async def _destroy(world: Journey, name: str) -> None:
         await provider.close()
 
 
-async def test_a_machine_that_dies_in_a_task_is_replaced_once_and_the_check_says_so(tmp_path: Path) -> None:
+async def test_a_machine_that_dies_during_a_task_is_replaced_once_and_the_check_run_reports_it(tmp_path: Path) -> None:
     async with journey(tmp_path, workflows={"slow.yml": ONCE}) as world:
         number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
         world.github.comment(REPOSITORY, number, "ada", "/gibil slow")
@@ -50,7 +50,7 @@ async def test_a_machine_that_dies_in_a_task_is_replaced_once_and_the_check_says
         await world.assert_nothing_left()
 
 
-async def test_a_second_machine_that_dies_ends_the_run_as_our_fault(tmp_path: Path) -> None:
+async def test_the_loss_of_a_second_machine_ends_the_run_as_an_internal_error(tmp_path: Path) -> None:
     async with journey(tmp_path, workflows={"slow.yml": LONG}) as world:
         number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
         world.github.comment(REPOSITORY, number, "ada", "/gibil slow")
@@ -65,7 +65,7 @@ async def test_a_second_machine_that_dies_ends_the_run_as_our_fault(tmp_path: Pa
         await world.assert_nothing_left()
 
 
-async def test_a_full_disk_of_the_machine_fails_the_task_and_nothing_else(tmp_path: Path) -> None:
+async def test_a_full_disk_of_the_machine_fails_only_the_task(tmp_path: Path) -> None:
     workflow = (
         "name: Fill\non: {command: fill}\nmachine: {disk: 64MB}\ntasks:\n"
         "  - {name: fill, run: 'head -c 200000000 /dev/zero > /root/big'}\n  - {name: after, if: always(), run: 'true'}\n"
@@ -76,13 +76,13 @@ async def test_a_full_disk_of_the_machine_fails_the_task_and_nothing_else(tmp_pa
         check = await world.closed_check(number)
         assert check.conclusion == "failure"
         assert "disk full" in f"{check.summary}{check.text}"
-        assert "new one" not in f"{check.summary}", "a full disk is the work's doing: no second machine"
+        assert "new one" not in f"{check.summary}", "the task caused the full disk: no second machine"
         await world.all_published()
         await world.assert_nothing_left()
 
 
 @needs("pgrep")
-async def test_a_task_that_outlives_its_timeout_is_stopped_with_all_its_children(tmp_path: Path) -> None:
+async def test_a_task_that_exceeds_its_timeout_is_killed_with_its_children(tmp_path: Path) -> None:
     workflow = (
         "name: Hang\non: {command: hang}\ntasks:\n"
         "  - {name: hang, timeout-minutes: 0.05, run: 'setsid sleep 300 & sleep 300'}\n"

@@ -1,4 +1,4 @@
-"""Several people at the same few machines; some of them are killed, and the daemon, too."""
+"""Several users of the same few machines; some of their commands are killed, and the daemon, too."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.machines import processes_with, shared_folder
 from tests.doubles.patience import patient
 
-PEOPLE, COMMANDS, NAMES = 5, 11, ("a", "b", "c")
+USERS, COMMANDS, NAMES = 5, 11, ("a", "b", "c")
 MARK = "sleep\x00733"
 
 WHAT_MAY_HAPPEN = {None, "NAME_TAKEN", "SERVER_NOT_FOUND", "MACHINE_LOST", "INTERRUPTED"}
-"""None is success. MACHINE_LOST: somebody burned it, or killed the daemon, under somebody's command."""
+"""None is success. MACHINE_LOST: another user destroyed the machine, or killed the daemon, during a command."""
 
 
 @pytest.fixture
@@ -34,13 +34,13 @@ def line(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, local_machine
         yield line
 
 
-def test_concurrent_users_who_are_killed_get_answers_and_leave_nothing(line: CommandLine) -> None:
+def test_concurrent_users_whose_commands_are_killed_get_answers_and_leave_nothing(line: CommandLine) -> None:
     with ThreadPoolExecutor() as people:
-        answers = [answer for each in people.map(lambda seed: a_person(line, seed), range(PEOPLE)) for answer in each]
+        answers = [answer for each in people.map(lambda seed: one_user(line, seed), range(USERS)) for answer in each]
     assert {answer for answer in answers if answer not in WHAT_MAY_HAPPEN} == set()
     assert None in answers
     line.json("destroy", "--all")
-    for record in (line.data_dir / FOLDER).iterdir():  # kept for a minute when its maker was killed early
+    for record in (line.data_dir / FOLDER).iterdir():  # stays for a minute if its creator was killed early
         os.utime(record, (0, 0))
     assert line.json("list") == []
     assert processes_with(MARK) == []
@@ -49,8 +49,8 @@ def test_concurrent_users_who_are_killed_get_answers_and_leave_nothing(line: Com
     assert Groups(find_hierarchies(), groups_prefix(line.paths)).leftovers() == []
 
 
-def a_person(line: CommandLine, seed: int) -> list[str | None]:
-    """What was answered to a person who does not know of the others."""
+def one_user(line: CommandLine, seed: int) -> list[str | None]:
+    """Return the error codes of one user's commands; the user doesn't coordinate with others."""
     dice = random.Random(seed)
     answers: list[str | None] = []
     for _ in range(COMMANDS):
@@ -79,7 +79,7 @@ def a_person(line: CommandLine, seed: int) -> list[str | None]:
         stdout, stderr = process.communicate(timeout=patient(60))
         assert b"Traceback" not in stderr or b"gibil_bot/" not in stderr, (
             stderr.decode()
-        )  # Python itself says one while it starts
+        )  # Python itself prints one if it is interrupted while it starts
         if stdout or not is_signalled:
             answer = json.loads(stdout)
             answers.append(answer.get("code") if isinstance(answer, dict) else None)

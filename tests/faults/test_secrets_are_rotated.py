@@ -1,4 +1,4 @@
-"""The operator changes a secret while a run that uses it is going on: what it printed appears nowhere."""
+"""An operator changes a secret during a run that uses it: neither value appears anywhere."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def test_a_secret_that_is_rotated_during_a_run_never_appears(tmp_path: Pat
         log = world.bot.data_dir / "logs" / check.external_id / "0.log"
         async with asyncio.timeout(patient(30)):
             while not log.exists() or b"it is ***" not in log.read_bytes():
-                await asyncio.sleep(0.02)  # a file of another process: there is no event to wait for
+                await asyncio.sleep(0.02)  # another process's file: there is no event to wait for
         await world.bot.kill()
         world.bot.environment["GIBIL_SECRET_DEPLOY"] = NEW
         await world.bot.start()
@@ -38,10 +38,10 @@ async def test_a_secret_that_is_rotated_during_a_run_never_appears(tmp_path: Pat
         assert done.conclusion == "failure"
         assert "secrets of this run were changed" in f"{done.title}{done.summary}"
         await world.assert_nothing_left()
-        told = b"".join(delivery.body for delivery in world.github.deliveries)
+        delivered = b"".join(delivery.body for delivery in world.github.deliveries)
         shown = f"{done.title}{done.summary}{done.text}" + "".join(c.body for c in world.github.comments(REPOSITORY, number))
         assert OLD not in shown
-        assert OLD.encode() not in told
+        assert OLD.encode() not in delivered
     for path in world.bot.data_dir.rglob("*"):
         if path.is_file():
             assert OLD.encode() not in path.read_bytes(), path

@@ -1,4 +1,4 @@
-"""What happens to the embedded database: processes killed, disks full, files that are something else."""
+"""Faults of the embedded database: killed processes, full disks, invalid files."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def url_of(folder: Path) -> str:
 
 @contextmanager
 def process(code: str, url: str) -> Iterator[subprocess.Popen[str]]:
-    """A Python of its own that runs `async def main()`; killed in the end."""
+    """Run a separate Python that executes `async def main()`; kill it at the end."""
     script = PRELUDE + textwrap.dedent(code) + "\nasyncio.run(main())\n"
     with subprocess.Popen(
         [sys.executable, "-c", script, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -70,7 +70,7 @@ def process(code: str, url: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def line_of(child: subprocess.Popen[str]) -> str:
-    """The next line that it says; what it complained about, when it says none."""
+    """Return the next line of its output, or its errors if there is none."""
     assert child.stdout is not None
     assert child.stderr is not None
     line = child.stdout.readline().strip()
@@ -87,7 +87,7 @@ async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
 # Processes
 
 
-async def test_what_was_acknowledged_is_there_after_kill_9(tmp_path: Path) -> None:
+async def test_acknowledged_deliveries_exist_after_kill_9(tmp_path: Path) -> None:
     code = """
     async def main():
         store = await open_store(url)
@@ -115,7 +115,7 @@ async def test_what_was_acknowledged_is_there_after_kill_9(tmp_path: Path) -> No
         await store.close()
 
 
-async def test_two_processes_that_accept_the_same_guids_say_yes_once_for_each(tmp_path: Path) -> None:
+async def test_each_guid_is_accepted_by_one_of_two_processes(tmp_path: Path) -> None:
     code = """
     async def main():
         store = await open_store(url, exclusive=False)
@@ -136,7 +136,7 @@ async def test_two_processes_that_accept_the_same_guids_say_yes_once_for_each(tm
         assert {"".join(sorted(pair)) for pair in answers} == {"ny"}
 
 
-async def test_a_second_bot_is_refused_and_takes_over_after_kill_9(tmp_path: Path) -> None:
+async def test_a_second_bot_is_rejected_and_can_start_after_kill_9(tmp_path: Path) -> None:
     code = """
     async def main():
         store = await open_store(url)
@@ -151,7 +151,7 @@ async def test_a_second_bot_is_refused_and_takes_over_after_kill_9(tmp_path: Pat
         with pytest.raises(StoreError, match=f"another `gibil serve` .process {child.pid}. holds .*gibil.db.lock") as refused:
             await open_store(url)
         assert "\n" not in refused.value.message
-        looking_on = await open_store(url, exclusive=False)  # `gibil doctor` beside a running bot
+        looking_on = await open_store(url, exclusive=False)  # `gibil doctor` while a bot is running
         assert (await looking_on.counts())["deliveries_unhandled"] == 3
         await looking_on.close()
         os.kill(child.pid, signal.SIGKILL)
@@ -164,14 +164,14 @@ async def test_a_second_bot_is_refused_and_takes_over_after_kill_9(tmp_path: Pat
             await store.close()
 
 
-async def test_the_dead_processes_leases_on_runs_and_tellings_end_too(tmp_path: Path) -> None:
-    telling = Notification(
+async def test_leases_of_a_dead_process_on_runs_and_notifications_end(tmp_path: Path) -> None:
+    notification = Notification(
         key="k", installation_id=1, repository="ada/engine", update=CommentUpdate(number=1, marker="m", body="m")
     )
     first = await open_store(url_of(tmp_path), exclusive=False)
     await first.inbox.accept(delivery("guid"))
     await first.inbox.claim("dead", limit=1, lease_s=3600)
-    await first.inbox.complete("dead", "guid", DeliveryOutcome(notifications=[telling]))
+    await first.inbox.complete("dead", "guid", DeliveryOutcome(notifications=[notification]))
     assert await first.outbox.claim("dead", limit=1, lease_s=3600)
     await first.close()
     second = await open_store(url_of(tmp_path))
@@ -181,7 +181,7 @@ async def test_the_dead_processes_leases_on_runs_and_tellings_end_too(tmp_path: 
         await second.close()
 
 
-async def test_the_lock_is_free_again_after_closing_and_after_a_failed_opening(tmp_path: Path) -> None:
+async def test_the_lock_is_free_after_closing_and_after_a_failed_opening(tmp_path: Path) -> None:
     (tmp_path / "gibil.db").write_bytes(b"not a database at all, " * 400)
     with pytest.raises(StoreError):
         await open_store(url_of(tmp_path))
@@ -197,12 +197,12 @@ async def test_the_lock_is_free_again_after_closing_and_after_a_failed_opening(t
 
 
 @pytest.mark.parametrize("url", ["postgresql://localhost/x", "sqlite:///", "sqlite://x.db", "sqlite:///:memory:", "gibil.db"])
-async def test_an_url_that_names_no_file_is_refused(url: str) -> None:
+async def test_a_url_without_a_file_is_rejected(url: str) -> None:
     with pytest.raises(StoreError, match="sqlite:///"):
         await open_store(url)
 
 
-async def test_a_missing_folder_is_made_and_nobody_else_can_read_in_it(tmp_path: Path) -> None:
+async def test_a_missing_folder_is_created_and_readable_only_by_its_user(tmp_path: Path) -> None:
     store = await open_store(url_of(tmp_path / "a" / "b"))
     try:
         await store.inbox.accept(delivery("guid"))
@@ -213,20 +213,20 @@ async def test_a_missing_folder_is_made_and_nobody_else_can_read_in_it(tmp_path:
         await store.close()
 
 
-async def test_after_closing_the_file_alone_is_the_whole_database(tmp_path: Path) -> None:
+async def test_after_closing_one_file_is_the_whole_database(tmp_path: Path) -> None:
     store = await open_store(url_of(tmp_path))
     await store.inbox.accept(delivery("guid"))
     await store.close()
     assert {file.name for file in tmp_path.iterdir()} == {"gibil.db", "gibil.db.lock"}
 
 
-async def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+async def test_an_error_about_an_invalid_database_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "gibil.db").write_bytes(b"not a database at all, " * 400)
     with pytest.raises(StoreError, match=r"gibil\.db: .*isn't a SQLite database: set GIBIL_DATABASE_URL"):
         await open_store(url_of(tmp_path))
 
 
-async def test_a_folder_in_the_files_place_is_named(tmp_path: Path) -> None:
+async def test_an_error_about_a_folder_instead_of_a_file_names_it(tmp_path: Path) -> None:
     (tmp_path / "gibil.db").mkdir()
     with pytest.raises(StoreError, match=r"gibil\.db"):
         await open_store(url_of(tmp_path))
@@ -251,8 +251,8 @@ asyncio.run(main())
 """
 
 
-async def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    """On a file system that is read-only, which stops root too, and which is mounted where nobody else sees it."""
+async def test_an_error_about_an_unwritable_file_names_it(tmp_path: Path) -> None:
+    """On a read-only file system, which applies to root, too, in a private mount namespace."""
     disk, script = tmp_path / "disk", tmp_path / "child.py"
     disk.mkdir()
     script.write_text(PRELUDE + READ_ONLY)
@@ -261,13 +261,13 @@ async def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     trial = ["unshare", "-rm", "sh", "-c", f"{mount} && {sys.executable} -c 'import gibil_bot'"]
     tried = subprocess.run(trial, capture_output=True, text=True, check=False)
     if tried.returncode:
-        pytest.skip(f"no file system of our own can be mounted here, or Python not run beside it: {tried.stderr.strip()}")
+        pytest.skip(f"a private file system can't be mounted here, or Python can't be run with it: {tried.stderr.strip()}")
     done = subprocess.run(["unshare", "-rm", "sh", "-c", command], capture_output=True, text=True, check=False)
     assert "gibil.db" in done.stdout, done.stderr
     assert "owner" in done.stdout
 
 
-async def test_a_database_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
+async def test_a_database_of_a_newer_version_is_not_changed(tmp_path: Path) -> None:
     await (await open_store(url_of(tmp_path))).close()
     db = sqlite3.connect(tmp_path / "gibil.db")
     db.execute("pragma user_version = 999")
@@ -276,7 +276,7 @@ async def test_a_database_of_a_newer_version_is_left_alone(tmp_path: Path) -> No
         await open_store(url_of(tmp_path))
 
 
-async def test_a_damaged_database_is_said_with_what_to_do(tmp_path: Path) -> None:
+async def test_a_damaged_database_is_reported_with_a_remedy(tmp_path: Path) -> None:
     store = await open_store(url_of(tmp_path))
     for number in range(200):
         await store.inbox.accept(delivery(f"guid-{number}", b"x" * 5000))
@@ -297,7 +297,9 @@ async def test_a_damaged_database_is_said_with_what_to_do(tmp_path: Path) -> Non
         await use()
 
 
-async def test_while_another_program_holds_the_file_writers_wait_and_readers_do_not(tmp_path: Path, store: SqliteStore) -> None:
+async def test_writers_wait_and_readers_continue_while_another_program_locks_the_file(
+    tmp_path: Path, store: SqliteStore
+) -> None:
     await store.inbox.accept(delivery("before"))
     intruder = sqlite3.connect(tmp_path / "gibil.db", isolation_level=None)
     try:
@@ -312,7 +314,7 @@ async def test_while_another_program_holds_the_file_writers_wait_and_readers_do_
         intruder.close()
 
 
-async def test_a_file_held_for_too_long_fails_the_waiters_and_not_the_store(
+async def test_a_file_locked_for_too_long_fails_waiting_writes_and_not_the_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gibil_bot.runs.sqlite.database.BUSY_S", 0.05)
@@ -354,8 +356,8 @@ async def main():
 """
 
 
-async def test_a_write_that_fails_is_told_to_its_callers_and_the_next_one_works(tmp_path: Path) -> None:
-    """A limit on the size of files makes the writes of a real process fail, until it is lifted."""
+async def test_a_failing_write_is_reported_to_its_callers_and_the_next_one_succeeds(tmp_path: Path) -> None:
+    """A limit on file sizes makes the writes of a real process fail, until it is lifted."""
     with process(FILL, url_of(tmp_path)) as child:
         assert child.stdin is not None
         assert line_of(child) == "ready"
@@ -363,17 +365,17 @@ async def test_a_write_that_fails_is_told_to_its_callers_and_the_next_one_works(
         resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (1_000_000, hard))
         child.stdin.write("go\n")
         child.stdin.flush()
-        said = line_of(child)
-        assert said.startswith("True {'StoreError'}")
-        assert "check the disk and its free space" in said
+        printed = line_of(child)
+        assert printed.startswith("True {'StoreError'}")
+        assert "check the disk and its free space" in printed
         resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (hard, hard))
         child.stdin.write("go\n")
         child.stdin.flush()
         assert [line_of(child) for _ in range(3)] == ["True True", "True", "closed"]
 
 
-async def test_a_full_disk_is_told_with_what_to_do_and_it_goes_on_when_there_is_room(tmp_path: Path) -> None:
-    """On a real file system of 4 MB, which is mounted where nobody else sees it."""
+async def test_a_full_disk_is_reported_with_a_remedy_and_writes_succeed_after_space_is_freed(tmp_path: Path) -> None:
+    """On a real file system of 4 MB, in a private mount namespace."""
     disk = tmp_path / "disk"
     disk.mkdir()
     script = tmp_path / "child.py"
@@ -382,7 +384,7 @@ async def test_a_full_disk_is_told_with_what_to_do_and_it_goes_on_when_there_is_
     trial = f"{mount} && {sys.executable} -c 'import gibil_bot'"
     tried = subprocess.run(["unshare", "-rm", "sh", "-c", trial], capture_output=True, text=True, check=False)
     if tried.returncode:
-        pytest.skip(f"no file system of our own can be mounted here, or Python not run beside it: {tried.stderr.strip()}")
+        pytest.skip(f"a private file system can't be mounted here, or Python can't be run with it: {tried.stderr.strip()}")
     fill = f"dd if=/dev/zero of={disk}/filler bs=1M count=2 2>/dev/null"
     command = f"{mount} && {fill} && exec {sys.executable} {script} {url_of(disk)}"
     with subprocess.Popen(
@@ -397,9 +399,9 @@ async def test_a_full_disk_is_told_with_what_to_do_and_it_goes_on_when_there_is_
             assert line_of(child) == "ready"
             child.stdin.write("go\n")
             child.stdin.flush()
-            said = line_of(child)
-            assert said.startswith("True {'StoreError'}")
-            assert "the disk is full: free some space" in said
+            printed = line_of(child)
+            assert printed.startswith("True {'StoreError'}")
+            assert "the disk is full: free some space" in printed
             (Path(f"/proc/{child.pid}/root") / str(disk).lstrip("/") / "filler").unlink()
             child.stdin.write("go\n")
             child.stdin.flush()
@@ -409,7 +411,7 @@ async def test_a_full_disk_is_told_with_what_to_do_and_it_goes_on_when_there_is_
                 child.kill()
 
 
-async def test_the_log_stays_bounded_while_writing_never_pauses(tmp_path: Path, store: SqliteStore) -> None:
+async def test_the_write_ahead_log_stays_bounded_under_constant_writing(tmp_path: Path, store: SqliteStore) -> None:
     log = tmp_path / "gibil.db-wal"
     longest = 0
 
@@ -426,7 +428,7 @@ async def test_the_log_stays_bounded_while_writing_never_pauses(tmp_path: Path, 
 # Threads
 
 
-async def test_a_job_that_fails_spoils_none_of_its_batch(store: SqliteStore) -> None:
+async def test_a_failing_job_does_not_affect_its_batch(store: SqliteStore) -> None:
     update = CommentUpdate(number=1, marker="m", body=cast(str, object()))
     bad = Notification(key="k", installation_id=1, repository="ada/engine", update=update)
     good = [store.inbox.accept(delivery(f"guid-{number}")) for number in range(20)]
@@ -436,7 +438,7 @@ async def test_a_job_that_fails_spoils_none_of_its_batch(store: SqliteStore) -> 
     assert (await store.counts())["deliveries_unhandled"] == 20
 
 
-async def test_an_opening_that_is_cancelled_lets_go_of_everything(tmp_path: Path) -> None:
+async def test_a_cancelled_opening_releases_everything(tmp_path: Path) -> None:
     opening = asyncio.create_task(open_store(url_of(tmp_path)))
     await asyncio.sleep(0)
     opening.cancel()
@@ -447,7 +449,7 @@ async def test_an_opening_that_is_cancelled_lets_go_of_everything(tmp_path: Path
     await (await open_store(url_of(tmp_path))).close()
 
 
-async def test_a_closing_that_is_cancelled_goes_on(tmp_path: Path) -> None:
+async def test_a_cancelled_closing_continues(tmp_path: Path) -> None:
     store = await open_store(url_of(tmp_path))
     closing = asyncio.create_task(store.close())
     await asyncio.sleep(0)
@@ -458,7 +460,7 @@ async def test_a_closing_that_is_cancelled_goes_on(tmp_path: Path) -> None:
     await (await open_store(url_of(tmp_path))).close()
 
 
-async def test_what_an_older_version_left_to_be_told_gets_its_priority(tmp_path: Path) -> None:
+async def test_notifications_of_an_older_version_get_a_priority(tmp_path: Path) -> None:
     initial = (resources.files("gibil_bot.runs.sqlite.migrations") / "0001_initial.sql").read_text()
     db = sqlite3.connect(tmp_path / "gibil.db")
     db.executescript(initial)

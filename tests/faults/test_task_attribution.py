@@ -1,4 +1,4 @@
-"""What a task brings about is its failure, with the cause; the rest is the machine's. On machines that fail on request."""
+"""A task's effects are its own failure, with the cause; all else is the machine's failure. On machines that fail on request."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Failing:
 
 
 class Results:
-    """A RunRecorder that takes the results of tasks."""
+    """A RunRecorder that stores task results."""
 
     async def save_task(self, claim: Claim, result: TaskResult) -> None:
         assert claim.fence == 1
@@ -112,7 +112,7 @@ async def nothing_refused(since: float) -> Refusals:
     return Refusals()
 
 
-def caused(text: str) -> Cause:
+def with_cause(text: str) -> Cause:
     async def cause(since: datetime) -> str:
         assert since.tzinfo is not None
         return text
@@ -120,8 +120,8 @@ def caused(text: str) -> Cause:
     return cause
 
 
-async def test_a_machine_that_ends_by_its_limits_is_the_tasks_failure(build: Callable[..., Execution]) -> None:
-    run = build(Failing(MachineLost("gone")), caused("the disk of 300 MB is full"))
+async def test_a_machine_that_ends_at_its_limits_is_the_tasks_failure(build: Callable[..., Execution]) -> None:
+    run = build(Failing(MachineLost("gone")), with_cause("the disk of 300 MB is full"))
     assert await run.run() is Conclusion.FAILURE
     first, second = run.results[0], run.results[1]
     assert (first.status, first.detail) == (TaskStatus.FAILURE, "the disk of 300 MB is full")
@@ -130,7 +130,7 @@ async def test_a_machine_that_ends_by_its_limits_is_the_tasks_failure(build: Cal
     assert "no longer exists: the disk of 300 MB is full" in second.detail
 
 
-async def test_a_cause_that_is_known_a_moment_later_counts(build: Callable[..., Execution]) -> None:
+async def test_a_cause_reported_a_moment_later_counts(build: Callable[..., Execution]) -> None:
     asked = 0
 
     async def later(since: datetime) -> str | None:
@@ -143,14 +143,14 @@ async def test_a_cause_that_is_known_a_moment_later_counts(build: Callable[..., 
     assert run.results[0].detail == "out of memory"
 
 
-async def test_a_machine_that_is_lost_without_a_cause_is_no_result(build: Callable[..., Execution]) -> None:
+async def test_a_machine_lost_without_a_cause_gives_no_result(build: Callable[..., Execution]) -> None:
     run = build(Failing(MachineLost("gone")))
     with pytest.raises(MachineLost, match="gone"):
         await run.run()
     assert run.results[0].status is TaskStatus.RUNNING
 
 
-async def test_a_supervisor_that_was_killed_is_the_tasks_failure_and_the_rest_of_it_is_killed(
+async def test_a_killed_supervisor_is_the_tasks_failure_and_its_other_processes_are_killed(
     build: Callable[..., Execution],
 ) -> None:
     shell = Failing(JobLost("its supervisor was killed"), 0)
@@ -163,23 +163,23 @@ async def test_a_supervisor_that_was_killed_is_the_tasks_failure_and_the_rest_of
     assert shell.killed == ["task-0"]
 
 
-async def test_the_cause_is_told_beside_the_exit_status(build: Callable[..., Execution]) -> None:
-    run = build(Failing(137, 0), caused("the machine's 256 MB of memory are used up"))
+async def test_the_cause_is_shown_with_the_exit_status(build: Callable[..., Execution]) -> None:
+    run = build(Failing(137, 0), with_cause("the machine's 256 MB of memory are used up"))
     assert await run.run() is Conclusion.FAILURE
     assert run.results[0].detail == "exit status 137: the machine's 256 MB of memory are used up"
     assert run.results[1].detail == ""
 
 
-async def test_output_that_is_not_whole_is_a_failure(build: Callable[..., Execution]) -> None:
+async def test_incomplete_output_is_a_failure(build: Callable[..., Execution]) -> None:
     run = build(Failing(Exit(0, output_cut=True), Exit(3, output_cut=True)))
     assert await run.run() is Conclusion.FAILURE
     assert "its output is incomplete" in run.results[0].detail
     assert run.results[1].detail.startswith("exit status 3; its output is incomplete")
 
 
-async def test_a_task_that_cannot_be_killed_or_read_ends_when_its_time_is_up(build: Callable[..., Execution]) -> None:
+async def test_a_task_that_cannot_be_killed_or_read_ends_at_its_timeout(build: Callable[..., Execution]) -> None:
     tasks = (TaskPlan(name="first", run="first", timeout_s=0.1),)
-    for kill in (None, SSHError("something does not die"), JobLost("nobody knows")):
+    for kill in (None, SSHError("something does not die"), JobLost("the end is not known")):
         run = build(Failing(FOREVER, kill=kill), tasks=tasks)
         async with asyncio.timeout(patient(30)):
             assert await run.run() is Conclusion.TIMED_OUT
@@ -187,15 +187,13 @@ async def test_a_task_that_cannot_be_killed_or_read_ends_when_its_time_is_up(bui
 
 
 @pytest.mark.parametrize("error", [SSHError("too much"), TimeoutError(), JobLost("no tools")])
-async def test_a_machine_that_answers_nonsense_about_files_does_not_change_the_result(
-    build: Callable[..., Execution], error: Exception
-) -> None:
+async def test_invalid_answers_about_files_do_not_change_the_result(build: Callable[..., Execution], error: Exception) -> None:
     shell = Failing(0, 0)
     shell.left_error, shell.with_files = error, False
     assert await build(shell).run() is Conclusion.SUCCESS
 
 
-async def test_what_an_earlier_task_may_have_removed_is_said(build: Callable[..., Execution]) -> None:
+async def test_a_folder_that_an_earlier_task_may_have_removed_is_mentioned(build: Callable[..., Execution]) -> None:
     shell = Failing(0)
     run = build(shell)
     missing = JobNotStarted("The machine could not start job task-1: the working directory /root/project does not exist")

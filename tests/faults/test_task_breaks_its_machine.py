@@ -1,4 +1,4 @@
-"""A task that breaks the machine under itself has failed, with that reason, on one machine; and gibil has not failed."""
+"""A task that breaks its own machine has failed, with that reason, on one machine, and isn't an internal error."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ tasks:
 
 
 @pytest.mark.parametrize(("command", "workflow"), [("breaks", BREAKS), ("tools", TOOLS)], ids=["breaks", "tools"])
-async def test_the_task_has_failed_and_not_gibil(tmp_path: Path, command: str, workflow: str) -> None:
+async def test_the_failure_is_the_tasks_and_not_gibils(tmp_path: Path, command: str, workflow: str) -> None:
     async with journey(tmp_path, workflows={f"{command}.yml": workflow}) as world:
         number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
         world.github.comment(REPOSITORY, number, "ada", f"/gibil {command}")
         check = await world.closed_check(number)
-        said = f"{check.title}\n{check.summary}\n{check.text}"
-        assert check.conclusion == "failure", said
-        assert "new one" not in said, said
-        assert "itself" not in said, said
-        assert ".sock" not in said, said
+        output = f"{check.title}\n{check.summary}\n{check.text}"
+        assert check.conclusion == "failure", output
+        assert "new one" not in output, output
+        assert "itself" not in output, output
+        assert ".sock" not in output, output
         phases = [event["phase"] for event in world.bot.events(check.external_id)]
         assert phases.count("forged") == 1
         if command == "breaks":
-            assert "✅ | `parent`" in said, said
-            assert said.count("its supervisor was killed by something on the machine") == 2, said
-            assert "exit status 9" in said, said
-            assert "does not exist (an earlier task removed it)" in said, said
+            assert "✅ | `parent`" in output, output
+            assert output.count("its supervisor was killed by something on the machine") == 2, output
+            assert "exit status 9" in output, output
+            assert "does not exist (an earlier task removed it)" in output, output
         else:
-            assert "exit status 127" in said, said
+            assert "exit status 127" in output, output
         await world.all_published()
         await world.assert_nothing_left()

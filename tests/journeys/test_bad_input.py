@@ -1,4 +1,4 @@
-"""Bad input costs its own rejection and nothing else: the bot that got all of it still does its work."""
+"""Bad input is rejected and has no other effect: the bot that got all of it still works."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 
 
 def _without_optional_fields(body: bytes) -> bytes:
-    """Only what a comment cannot be without."""
+    """Return the payload with only the fields that a comment needs."""
     full = json.loads(body)
     return json.dumps(
         {
@@ -44,7 +44,7 @@ async def _send_everything_bad(world: Journey, number: int) -> None:
     await world.github.webhooks_sent()
 
 
-async def test_a_bot_that_got_all_kinds_of_rubbish_still_works_and_has_handled_it_all(tmp_path: Path) -> None:
+async def test_a_bot_still_works_after_handling_all_kinds_of_bad_input(tmp_path: Path) -> None:
     files = {"README.md": "x\n", ".gibil/workflows/bomb.yml": BOMB, ".gibil/workflows/big.yml": "# " + "x" * 70_000}
     async with journey(tmp_path, files, workflows={"quick.yml": QUICK}) as world:
         number = await world.github.open_pull_request(REPOSITORY, "b", {"engine.py": "POWER = 2\n"}, "ada")
@@ -60,7 +60,7 @@ async def test_a_bot_that_got_all_kinds_of_rubbish_still_works_and_has_handled_i
         assert "Traceback" not in world.bot.text()
 
 
-async def test_a_payload_with_every_optional_field_missing_is_obeyed(tmp_path: Path) -> None:
+async def test_a_payload_without_any_optional_field_is_accepted(tmp_path: Path) -> None:
     async with journey(tmp_path, workflows={"quick.yml": QUICK}) as world:
         number = await world.github.open_pull_request(REPOSITORY, "b", {"engine.py": "POWER = 2\n"}, "ada")
         await world.github.webhooks_sent()
@@ -68,7 +68,7 @@ async def test_a_payload_with_every_optional_field_missing_is_obeyed(tmp_path: P
         world.github.comment(REPOSITORY, number, "ada", "/gibil quick")
         await world.github.webhooks_sent()
         lost = next(d for d in world.github.deliveries if d.event == "issue_comment")
-        # Under its own GUID, because the bot asks GitHub for what it lost.
+        # With its own GUID, because the bot asks GitHub for lost deliveries.
         world.github.deliver("issue_comment", _without_optional_fields(lost.body), guid=lost.guid)
         check = await world.closed_check(number)
         assert check.conclusion == "success"

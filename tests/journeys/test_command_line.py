@@ -1,4 +1,4 @@
-"""The command line as people and programs meet it: help, errors in one line, one JSON value, documented exit statuses."""
+"""The command line for users and programs: help, one-line errors, one JSON value, documented exit statuses."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_help_names_every_command_and_each_has_an_example() -> None:
 @pytest.mark.parametrize(
     "arguments", [("nonsense",), ("check", "absent.yml"), ("serve", "--port", "eighty"), ("plan", "absent.yml")]
 )
-def test_wrong_use_is_said_in_one_line_with_status_2(arguments: tuple[str, ...]) -> None:
+def test_a_usage_error_is_one_line_with_status_2(arguments: tuple[str, ...]) -> None:
     done = gibil(*arguments)
     assert done.returncode == 2
     assert done.stdout == ""
@@ -64,7 +64,7 @@ def test_wrong_use_is_said_in_one_line_with_status_2(arguments: tuple[str, ...])
     assert json.loads(as_json.stdout)["exit_code"] == 2
 
 
-def test_serve_says_everything_that_is_missing_at_once(tmp_path: Path) -> None:
+def test_serve_reports_all_missing_settings_at_once(tmp_path: Path) -> None:
     done = gibil("serve", GIBIL_DATA_DIR=str(tmp_path))
     assert done.returncode == 6
     assert len(done.stderr.strip().splitlines()) == 3
@@ -72,20 +72,20 @@ def test_serve_says_everything_that_is_missing_at_once(tmp_path: Path) -> None:
         assert name in done.stderr
 
 
-def test_check_finds_the_line_the_column_and_the_right_word(tmp_path: Path) -> None:
+def test_check_reports_line_column_and_the_correct_word(tmp_path: Path) -> None:
     good, bad = tmp_path / "good.yml", tmp_path / "bad.yml"
     good.write_text(WORKFLOW)
     bad.write_text(WORKFLOW.replace("tasks:", "taks:"))
     assert gibil("check", str(good)).returncode == 0
     done = gibil("check", str(good), str(bad), "--json")
     assert done.returncode == 2
-    told = json.loads(done.stdout)
-    assert told["files"] == 2
-    assert [(p["line"], p["column"]) for p in told["problems"]] == [(5, 1)]
-    assert "tasks" in told["problems"][0]["message"]
+    result = json.loads(done.stdout)
+    assert result["files"] == 2
+    assert [(p["line"], p["column"]) for p in result["problems"]] == [(5, 1)]
+    assert "tasks" in result["problems"][0]["message"]
 
 
-def test_plan_prints_what_a_comment_would_start_and_does_nothing(tmp_path: Path) -> None:
+def test_plan_prints_the_run_of_a_comment_and_starts_none(tmp_path: Path) -> None:
     (tmp_path / "docs.yml").write_text(WORKFLOW)
     (tmp_path / "event.json").write_text(comment("/gibil docs fast=true"))
     event = ("--event", str(tmp_path / "event.json"))
@@ -98,7 +98,7 @@ def test_plan_prints_what_a_comment_would_start_and_does_nothing(tmp_path: Path)
     assert json.loads(gibil("plan", str(tmp_path / "docs.yml"), *event, "--json").stdout) == []
 
 
-def test_plan_needs_no_payload_and_says_which_tasks_are_skipped(tmp_path: Path) -> None:
+def test_plan_needs_no_payload_and_lists_skipped_tasks(tmp_path: Path) -> None:
     path = tmp_path / "preview.yml"
     path.write_text(
         "on: {command: preview, pull_request: [opened]}\n"
@@ -123,7 +123,7 @@ def test_plan_needs_no_payload_and_says_which_tasks_are_skipped(tmp_path: Path) 
     assert gibil("plan", str(path)).returncode == 2
 
 
-def test_check_reads_this_directory_or_the_one_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_reads_the_current_or_the_named_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = tmp_path / "project"
     (project / ".gibil" / "workflows").mkdir(parents=True)
     (project / ".gibil.yml").write_text("tasks: [{run: make}]\n")
@@ -139,7 +139,7 @@ def test_check_reads_this_directory_or_the_one_that_is_named(tmp_path: Path, mon
     assert (nothing.returncode, "no workflow" in nothing.stderr) == (2, True)
 
 
-def test_replay_signs_what_it_posts(tmp_path: Path) -> None:
+def test_replay_signs_the_delivery_that_it_posts(tmp_path: Path) -> None:
     seen: list[tuple[dict[str, str], bytes]] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -165,28 +165,28 @@ def test_replay_signs_what_it_posts(tmp_path: Path) -> None:
     (headers, body) = seen[0]
     expected = hmac.new(b"a-secret", body, hashlib.sha256).hexdigest()
     assert headers["X-Hub-Signature-256"] == f"sha256={expected}"
-    nobody = gibil("replay", str(tmp_path / "comment.json"), "--url", url, GIBIL_GITHUB_WEBHOOK_SECRET="a-secret")
-    assert nobody.returncode == 1
-    assert "gibil serve" in nobody.stderr
+    unreachable = gibil("replay", str(tmp_path / "comment.json"), "--url", url, GIBIL_GITHUB_WEBHOOK_SECRET="a-secret")
+    assert unreachable.returncode == 1
+    assert "gibil serve" in unreachable.stderr
 
 
-def test_doctor_says_for_each_failure_the_one_thing_to_do(tmp_path: Path, local_machines: None) -> None:
+def test_doctor_prints_one_remedy_for_each_failure(tmp_path: Path, local_machines: None) -> None:
     done = gibil("doctor", "--json", GIBIL_DATA_DIR=str(tmp_path))
     assert done.returncode == 6
-    told = json.loads(done.stdout)
-    assert told["healthy"] is False
-    by_name = {check["name"]: check for check in told["checks"]}
+    result = json.loads(done.stdout)
+    assert result["healthy"] is False
+    by_name = {check["name"]: check for check in result["checks"]}
     assert by_name["provider local"]["ok"]
     assert by_name["database"]["ok"]
     assert by_name["workflows"]["ok"]
-    failing = [check for check in told["checks"] if not check["ok"]]
+    failing = [check for check in result["checks"] if not check["ok"]]
     assert {check["name"] for check in failing} == {
         "GIBIL_GITHUB_APP_ID", "GIBIL_GITHUB_PRIVATE_KEY", "GIBIL_GITHUB_WEBHOOK_SECRET",
     }  # fmt: skip
     assert all(check["fix"] for check in failing)
 
 
-def test_doctor_reports_settings_that_cannot_be_read(tmp_path: Path) -> None:
+def test_doctor_reports_unreadable_settings(tmp_path: Path) -> None:
     done = gibil("doctor", GIBIL_DATA_DIR=str(tmp_path), GIBIL_PORT="eighty")
     assert done.returncode == 6
     assert "FAIL GIBIL_PORT" in done.stdout

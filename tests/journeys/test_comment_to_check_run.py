@@ -1,4 +1,4 @@
-"""A comment goes in, a check run comes out, and the provider is empty: the main job, with nothing left out."""
+"""From a comment to a check run, with no machine left at the provider: the complete main journey."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ tasks:
 FILES = {"engine.py": "POWER = 1\n", ".gibil.yml": GIBIL_YML}
 
 
-async def test_a_comment_becomes_a_closed_check_run_and_the_machine_is_burned(tmp_path: Path) -> None:
+async def test_a_comment_becomes_a_completed_check_run_and_the_machine_is_destroyed(tmp_path: Path) -> None:
     async with journey(tmp_path, FILES) as world:
         number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
         comment = world.github.comment(REPOSITORY, number, "ada", "/gibil test")
@@ -49,13 +49,13 @@ async def test_a_comment_becomes_a_closed_check_run_and_the_machine_is_burned(tm
         assert phases[-3:] == ["burning", "burned", "finished"]
 
 
-async def test_the_same_command_again_edits_the_one_comment_and_opens_a_new_check_run(tmp_path: Path) -> None:
+async def test_a_repeated_command_edits_the_comment_and_creates_a_new_check_run(tmp_path: Path) -> None:
     async with journey(tmp_path, FILES) as world:
         number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
         world.github.comment(REPOSITORY, number, "ada", "/gibil test")
         await world.closed_check(number)
         await world.all_published()
-        # By another person, so that the comment has to change whatever the runs took.
+        # By another user, so that the comment changes even if both runs take equally long.
         world.github.set_permission(REPOSITORY, "grace", "write")
         world.github.comment(REPOSITORY, number, "grace", "again, please:\n\n/gibil test")
         await world.closed_check(number, count=2)
@@ -66,7 +66,7 @@ async def test_the_same_command_again_edits_the_one_comment_and_opens_a_new_chec
         assert answers[0].edits >= 1
 
 
-async def test_a_failing_task_makes_a_red_check_that_shows_the_end_of_its_output(tmp_path: Path) -> None:
+async def test_a_failing_task_fails_the_check_run_which_shows_the_end_of_its_output(tmp_path: Path) -> None:
     tasks = (
         "tasks:\n  - name: break\n    run: |\n      echo the reason\n"
         "      python3 -c 'import urllib.request as u; u.urlopen(\"https://10.9.8.7/\")' 2>/dev/null || exit 3\n"
@@ -85,7 +85,7 @@ async def test_a_failing_task_makes_a_red_check_that_shows_the_end_of_its_output
         await world.assert_nothing_left()
 
 
-async def test_a_person_without_write_permission_gets_one_line_and_no_machine(tmp_path: Path) -> None:
+async def test_a_user_without_write_permission_gets_one_line_and_no_machine(tmp_path: Path) -> None:
     async with journey(tmp_path, FILES) as world:
         number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
         world.github.set_permission(REPOSITORY, "mallory", "read")
@@ -97,7 +97,7 @@ async def test_a_person_without_write_permission_gets_one_line_and_no_machine(tm
         assert world.github.check_runs(REPOSITORY) == []
 
 
-async def test_untrusted_code_is_refused_on_local_machines_where_the_operator_says_so(
+async def test_untrusted_code_is_rejected_on_local_machines_if_the_operator_says_so(
     tmp_path: Path,
 ) -> None:
     async with journey(tmp_path, FILES, settings={"GIBIL_LOCAL_UNTRUSTED": "refuse"}) as world:
@@ -109,7 +109,7 @@ async def test_untrusted_code_is_refused_on_local_machines_where_the_operator_sa
         assert world.github.check_runs(REPOSITORY) == []
 
 
-async def test_an_approved_commit_of_a_stranger_runs_on_a_local_machine(tmp_path: Path) -> None:
+async def test_an_approved_commit_from_outside_runs_on_a_local_machine(tmp_path: Path) -> None:
     async with journey(tmp_path, FILES) as world:
         number = await world.github.open_pull_request(REPOSITORY, "x", {"engine.py": "POWER = 9\n"}, "mallory", fork=True)
         world.github.comment(REPOSITORY, number, "ada", "/gibil test")
@@ -127,7 +127,7 @@ async def test_an_approved_commit_of_a_stranger_runs_on_a_local_machine(tmp_path
         await world.assert_nothing_left()
 
 
-async def test_untrusted_code_runs_without_secrets_where_the_operator_allows_it(tmp_path: Path) -> None:
+async def test_untrusted_code_runs_without_secrets_if_the_operator_allows_it(tmp_path: Path) -> None:
     workflow = (
         "name: Probe\non: {command: probe}\nsecrets: [TOKEN]\ntasks:\n"
         "  - {name: look, run: 'echo \"token=[${TOKEN:-none}] trust=$GIBIL_TRUST\"'}\n"
@@ -142,7 +142,7 @@ async def test_untrusted_code_runs_without_secrets_where_the_operator_allows_it(
         assert "token=[none] trust=untrusted" in log
 
 
-async def test_a_secret_reaches_the_task_and_never_a_log_or_github(tmp_path: Path) -> None:
+async def test_a_secret_reaches_the_task_but_no_log_and_not_github(tmp_path: Path) -> None:
     secret = "s3cr3t-Value-that-nobody-may-see"
     workflow = (
         "name: Probe\non: {command: probe}\nsecrets: [TOKEN]\ntasks:\n"
@@ -160,7 +160,7 @@ async def test_a_secret_reaches_the_task_and_never_a_log_or_github(tmp_path: Pat
         await world.all_published()
         shown = f"{check.title}{check.summary}{check.text}" + "".join(c.body for c in world.github.comments(REPOSITORY, number))
         assert "plain ***" in shown
-        assert "***.localhost:443" in shown, "a host that the task was kept from reaching, named after the secret"
+        assert "***.localhost:443" in shown, "a blocked host that is named after the secret"
         assert secret.lower() not in shown.lower()
     for path in world.bot.data_dir.rglob("*"):
         if path.is_file():
@@ -169,7 +169,7 @@ async def test_a_secret_reaches_the_task_and_never_a_log_or_github(tmp_path: Pat
 
 
 @pytest.mark.parametrize("line", ["/gibil tset", "/gibil test shard=2", "/gibil test 'half"])
-async def test_what_is_not_understood_is_answered_with_what_exists(tmp_path: Path, line: str) -> None:
+async def test_an_unknown_command_is_answered_with_the_existing_ones(tmp_path: Path, line: str) -> None:
     async with journey(tmp_path, FILES) as world:
         number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
         comment = world.github.comment(REPOSITORY, number, "ada", line)
@@ -194,7 +194,7 @@ async def test_help_lists_the_commands_of_this_repository(tmp_path: Path) -> Non
         await world.all_published()
 
 
-async def test_a_broken_workflow_file_of_the_base_branch_is_told_with_its_line(tmp_path: Path) -> None:
+async def test_a_broken_workflow_file_of_the_base_branch_is_reported_with_its_line(tmp_path: Path) -> None:
     broken = "name: Broken\non: {command: broken}\ntaks:\n  - {name: a, run: 'true'}\n"
     async with journey(tmp_path, {**FILES, ".gibil/workflows/broken.yml": broken}) as world:
         number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
@@ -204,7 +204,7 @@ async def test_a_broken_workflow_file_of_the_base_branch_is_told_with_its_line(t
         await world.all_published()
 
 
-async def test_workflows_come_from_the_base_branch_and_never_from_the_pull_request(tmp_path: Path) -> None:
+async def test_workflows_are_read_from_the_base_branch_only(tmp_path: Path) -> None:
     evil = "tasks:\n  - {name: evil, run: 'echo owned'}\n"
     async with journey(tmp_path, FILES) as world:
         number = await world.github.open_pull_request(REPOSITORY, "evil", {".gibil.yml": evil}, "ada")

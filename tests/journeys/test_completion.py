@@ -1,4 +1,4 @@
-"""What the Tab key offers, in each shell that `gibil completion` knows: commands, options, and their values."""
+"""Tab completion in each shell that `gibil completion` supports: commands, options, and their values."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def line(tmp_path_factory: pytest.TempPathFactory, local_machines: None) -> Iter
 
 
 def offered(line: CommandLine, words: str) -> list[str]:
-    """By the completion of bash, for the last word."""
+    """Return bash's completions of the last word."""
     arguments = words.split(" ")
     script = (
         f'eval "$(gibil completion bash)"; COMP_WORDS=({" ".join(word or chr(34) * 2 for word in arguments)}); '
@@ -59,13 +59,11 @@ def offered(line: CommandLine, words: str) -> list[str]:
         ("gibil logs pair-1 --provider nonsense ", []),
     ],
 )
-def test_the_tab_key_knows_commands_machines_and_the_values_of_options(
-    line: CommandLine, words: str, expected: list[str]
-) -> None:
+def test_commands_machines_and_option_values_are_completed(line: CommandLine, words: str, expected: list[str]) -> None:
     assert offered(line, words) == expected
 
 
-def test_it_knows_the_jobs_of_the_machine_on_the_line(line: CommandLine) -> None:
+def test_jobs_of_the_named_machine_are_completed(line: CommandLine) -> None:
     job = line.json("run", "pair-1", "true", "--background")["job_id"]
     assert offered(line, "gibil logs pair-1 ") == [job]
     assert offered(line, "gibil logs pair-1 run") == [job]
@@ -74,18 +72,18 @@ def test_it_knows_the_jobs_of_the_machine_on_the_line(line: CommandLine) -> None
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed: apt-get install zsh")
 @pytest.mark.parametrize("set_up", ["", "autoload -Uz compinit && compinit -i;"])
-def test_zsh_completes_with_and_without_a_completion_that_was_set_up(line: CommandLine, set_up: str) -> None:
+def test_zsh_completes_with_and_without_an_initialized_completion(line: CommandLine, set_up: str) -> None:
     pid, terminal = pty.fork()
     if pid == 0:
         environment = {**line.environment(), "TERM": "xterm", "ZDOTDIR": str(line.folder)}
         os.chdir(line.here)
         os.execvpe("zsh", ["zsh", "-f", "-i"], environment)
     try:
-        read_descriptor(terminal, b"2004h")  # it reads lines now
+        read_descriptor(terminal, b"2004h")  # zsh reads lines from here on
         os.write(terminal, f'{set_up} eval "$(gibil completion zsh)"; echo lo""aded\n'.encode())
-        said = read_descriptor(terminal, b"loaded\r\n")
-        assert b"not found" not in said
-        assert b"insecure" not in said
+        output = read_descriptor(terminal, b"loaded\r\n")
+        assert b"not found" not in output
+        assert b"insecure" not in output
         os.write(terminal, b"gibil create --size m\t")
         read_descriptor(terminal, b"edium")
     finally:

@@ -1,4 +1,4 @@
-"""The SSH connection to a cloud server is cut while `gibil` works over it: nothing is lost or shown twice, and it says so."""
+"""The SSH connection to a cloud server is cut during gibil commands: no output is lost or repeated, and they report it."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def line(hetzner: Cloud, tmp_path: Path, tmp_path_factory: pytest.TempPathFactor
         yield line
 
 
-def test_what_a_lost_connection_interrupts_goes_on_or_says_how_it_ended(hetzner: Cloud, line: CommandLine) -> None:
-    """One story of one server, `m`, which takes seconds to boot."""
-    whoever_waits_for_tasks_goes_on_waiting(hetzner, line)
-    a_job_that_is_followed_arrives_once_and_whole(hetzner, line)
-    a_loss_that_lasts_is_said_and_the_return_too(hetzner, line)
-    a_command_in_the_foreground_ends_with_its_connection_and_says_so(hetzner, line)
-    when_the_machine_is_gone_following_ends_with_one_line(hetzner, line)
+def test_commands_survive_a_lost_connection_or_report_their_end(hetzner: Cloud, line: CommandLine) -> None:
+    """One sequence on one server, `m`, which takes seconds to boot."""
+    waiting_for_tasks_continues(hetzner, line)
+    a_followed_job_arrives_once_and_completely(hetzner, line)
+    a_long_outage_and_its_end_are_reported(hetzner, line)
+    a_foreground_command_ends_with_its_connection_and_reports_it(hetzner, line)
+    following_ends_with_one_line_when_the_machine_is_gone(hetzner, line)
 
 
-def whoever_waits_for_tasks_goes_on_waiting(hetzner: Cloud, line: CommandLine) -> None:
+def waiting_for_tasks_continues(hetzner: Cloud, line: CommandLine) -> None:
     line.repository("project", {".gibil.yml": TASKS})
     process = line.start("create", "--name", "m", "--repo", "project", "--wait", "tasks", "--json")
     assert process.stderr is not None
@@ -62,7 +62,7 @@ def whoever_waits_for_tasks_goes_on_waiting(hetzner: Cloud, line: CommandLine) -
     assert [text.count(f"\n{word}\n") for word in ("one", "two", "three")] == [1, 1, 1], text
 
 
-def a_job_that_is_followed_arrives_once_and_whole(hetzner: Cloud, line: CommandLine) -> None:
+def a_followed_job_arrives_once_and_completely(hetzner: Cloud, line: CommandLine) -> None:
     talk = "for i in $(seq 6); do seq $i 90000; seq $i 50000 >&2; read x <&9; done"
     job = line.json("run", "m", f"mkfifo /root/pace; exec 9<>/root/pace; {talk}", "--background")["job_id"]
     out, err = (line.folder / name for name in ("out", "err"))
@@ -74,19 +74,19 @@ def a_job_that_is_followed_arrives_once_and_whole(hetzner: Cloud, line: CommandL
                 assert process.poll() is None, err.read_bytes()[-300:]
                 time.sleep(0.005)  # a file that another process writes
             seen = out.stat().st_size + 200_000  # of about half a megabyte each time
-            hetzner.cut_next("m")  # what was on its way when we cut last may come before the next connection does
+            hetzner.cut_next("m")  # data in flight at the last cut may arrive before the next connection is made
             hetzner.run_past_ssh("m", "echo go >/root/pace")
         assert process.wait(timeout=patient(30)) == 0
     expected = subprocess.run(["bash", "-c", talk.replace("read x <&9", ":")], capture_output=True, check=True)
     words = err.read_bytes()
-    said = re.findall(rb"gibil: [^\n]*\n", words)
-    for each in said:
+    output = re.findall(rb"gibil: [^\n]*\n", words)
+    for each in output:
         words = words.replace(each, b"")
     assert out.read_bytes() == expected.stdout
     assert words == expected.stderr
 
 
-def a_loss_that_lasts_is_said_and_the_return_too(hetzner: Cloud, line: CommandLine) -> None:
+def a_long_outage_and_its_end_are_reported(hetzner: Cloud, line: CommandLine) -> None:
     job = line.json("run", "m", "echo one; mkfifo /root/more; read x </root/more; echo two", "--background")["job_id"]
     process = line.start("logs", "m", job, "-f")
     read_until(process, b"one\n")
@@ -100,7 +100,7 @@ def a_loss_that_lasts_is_said_and_the_return_too(hetzner: Cloud, line: CommandLi
     assert (out, err, process.returncode) == (b"two\n", b"", 0)
 
 
-def a_command_in_the_foreground_ends_with_its_connection_and_says_so(hetzner: Cloud, line: CommandLine) -> None:
+def a_foreground_command_ends_with_its_connection_and_reports_it(hetzner: Cloud, line: CommandLine) -> None:
     mark = f"7{os.getpid()}.3"
     process = line.start("run", "m", f"trap '' PIPE HUP; echo up; sleep {mark}; echo never")
     read_until(process, b"up\n")
@@ -114,16 +114,16 @@ def a_command_in_the_foreground_ends_with_its_connection_and_says_so(hetzner: Cl
     assert line.gibil("run", "m", f"pgrep -f 'slee[p] {mark}'").stdout == ""
 
 
-def when_the_machine_is_gone_following_ends_with_one_line(hetzner: Cloud, line: CommandLine) -> None:
+def following_ends_with_one_line_when_the_machine_is_gone(hetzner: Cloud, line: CommandLine) -> None:
     job = line.json("run", "m", "echo up; sleep 600", "--background")["job_id"]
     following = line.start("logs", "m", job, "-f")
     running = line.start("run", "m", "echo up; sleep 600")
     for process in (following, running):
         read_until(process, b"up\n")
-    burning = threading.Thread(target=lambda: line.json("destroy", "m"))
-    burning.start()
-    said = [process.communicate(timeout=patient(30))[1].decode().splitlines()[-1] for process in (following, running)]
-    burning.join()
+    destroying = threading.Thread(target=lambda: line.json("destroy", "m"))
+    destroying.start()
+    output = [process.communicate(timeout=patient(30))[1].decode().splitlines()[-1] for process in (following, running)]
+    destroying.join()
     gone = "machine m is gone: it was destroyed, or it expired"
     assert [process.returncode for process in (following, running)] == [4, 4]
-    assert said == [f"gibil: {gone}", f"gibil: {gone}; the command's exit status is unknown"]
+    assert output == [f"gibil: {gone}", f"gibil: {gone}; the command's exit status is unknown"]

@@ -1,4 +1,4 @@
-"""`kill -9` of `gibil create` before it told of its machine: the next command burns what is half made, and offers the rest."""
+"""`gibil create` is killed before it reports its machine: the next command destroys or reports the machine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def line(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, local_machine
 
 @pytest.fixture
 def hetzner() -> Iterator[Cloud]:
-    """Servers that never boot: SSH never answers."""
+    """A Hetzner Cloud whose servers never boot, so that SSH never answers."""
     with cloud() as hetzner:
         yield hetzner
 
@@ -47,7 +47,7 @@ def at_hetzner(hetzner: Cloud, tmp_path: Path) -> Iterator[CommandLine]:
 
 
 def until(condition: Callable[[], object], what: str) -> None:
-    """Of the double's state, which another thread changes."""
+    """Poll the double's state, which another thread changes."""
     deadline = time.monotonic() + patient(20)
     while not condition():
         assert time.monotonic() < deadline, what
@@ -55,12 +55,12 @@ def until(condition: Callable[[], object], what: str) -> None:
 
 
 def kill(process: Forked) -> None:
-    """With everything it started, as the end of a container does."""
+    """Kill the process and everything that it started, as at the end of a container."""
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=patient(20))
 
 
-def said_of_the_dead(line: CommandLine, *arguments: str) -> str:
+def report_of_killed_creations(line: CommandLine, *arguments: str) -> str:
     done = line.gibil(*(arguments or ("list",)))
     assert done.returncode == 0, done.stderr
     return "".join(row for row in done.stderr.splitlines(keepends=True) if "there are no machines" not in row)
@@ -71,7 +71,7 @@ def records(line: CommandLine) -> list[Path]:
 
 
 def stop_while_the_code_is_sent(line: CommandLine) -> Callable[[int], None]:
-    """From now on `git bundle` waits for ever; the function returns when so many do. The machine is forged by then."""
+    """From now on `git bundle` blocks. The returned function waits until `count` of them do; their machines exist by then."""
     fifo = line.folder / "bundles"
     os.mkfifo(fifo)
     shim = line.folder / "bin" / "git"
@@ -81,7 +81,7 @@ def stop_while_the_code_is_sent(line: CommandLine) -> Callable[[int], None]:
     shim.chmod(0o755)
 
     def wait(count: int) -> None:
-        pipe = os.open(fifo, os.O_RDWR)  # and not for reading alone: the writers come and go
+        pipe = os.open(fifo, os.O_RDWR)  # not read-only, because the writers open and close it repeatedly
         try:
             for _ in range(count):
                 read_descriptor(pipe, b"here\n", len("here\n"))
@@ -91,7 +91,7 @@ def stop_while_the_code_is_sent(line: CommandLine) -> Callable[[int], None]:
     return wait
 
 
-def test_a_machine_that_was_half_made_is_burned_by_the_next_command_which_says_so(line: CommandLine) -> None:
+def test_the_next_command_destroys_an_incomplete_machine_and_reports_it(line: CommandLine) -> None:
     line.repository("project", WAITS)
     line.json("create", "--name", "warm")
     assert records(line) == []
@@ -99,21 +99,21 @@ def test_a_machine_that_was_half_made_is_burned_by_the_next_command_which_says_s
     process = line.start("create", "--name", "lost", "--repo", "project")
     waits(1)
     (record,) = records(line)
-    assert said_of_the_dead(line) == "", "its maker lives"
+    assert report_of_killed_creations(line) == "", "its creator is still running"
     assert {view["name"] for view in line.json("list")} == {"warm", "lost"}
     content = record.read_bytes()
     kill(process)
-    assert said_of_the_dead(line) == "gibil: destroyed lost: a killed `gibil create` left it incomplete\n"
-    assert said_of_the_dead(line) == ""
+    assert report_of_killed_creations(line) == "gibil: destroyed lost: a killed `gibil create` left it incomplete\n"
+    assert report_of_killed_creations(line) == ""
     assert ([view["name"] for view in line.json("list")], records(line)) == (["warm"], [])
 
     line.json("create", "--name", "lost")
-    record.write_bytes(content)  # as if two had come by, and one was slow
-    assert said_of_the_dead(line) == "", "another machine of the same name is not the one that was lost"
+    record.write_bytes(content)  # as if two commands had found it, and one was slow
+    assert report_of_killed_creations(line) == "", "another machine has the name of the lost one"
     assert line.gibil("run", "lost", "true").returncode == 0
 
 
-def test_a_fleet_that_was_not_whole_yet_goes_as_a_whole_and_its_names_are_free_at_once(line: CommandLine) -> None:
+def test_an_incomplete_fleet_is_destroyed_as_a_whole_and_its_names_are_free_at_once(line: CommandLine) -> None:
     line.repository("project", WAITS)
     waits = stop_while_the_code_is_sent(line)
     process = line.start("create", "--fleet", "2", "--name", "lost", "--repo", "project")
@@ -121,23 +121,23 @@ def test_a_fleet_that_was_not_whole_yet_goes_as_a_whole_and_its_names_are_free_a
     kill(process)
     again = line.gibil("create", "--name", "lost-1", "--json")
     assert again.returncode == 0, again.stderr
-    told = [row for row in again.stderr.splitlines() if "destroyed" in row]
-    assert sorted(told) == [f"gibil: destroyed lost-{n}: a killed `gibil create` left it incomplete" for n in (1, 2)]
+    rows = [row for row in again.stderr.splitlines() if "destroyed" in row]
+    assert sorted(rows) == [f"gibil: destroyed lost-{n}: a killed `gibil create` left it incomplete" for n in (1, 2)]
     assert ([view["name"] for view in line.json("list")], records(line)) == (["lost-1"], [])
 
 
-def test_a_machine_that_was_made_is_offered_once_or_taken_by_its_name(line: CommandLine) -> None:
+def test_a_complete_machine_is_reported_once_unless_it_was_used_or_destroyed(line: CommandLine) -> None:
     line.repository("project", WAITS)
-    for name in ("offered", "taken", "burned"):
+    for name in ("offered", "taken", "destroyed"):
         process = line.start("create", "--name", name, "--repo", "project", "--wait", "tasks", "--json")
         assert process.stderr is not None
         while b"=== waits" not in process.stderr.readline():
             assert process.poll() is None
-        assert said_of_the_dead(line) == "", "its maker lives"
+        assert report_of_killed_creations(line) == "", "its creator is still running"
         kill(process)
         assert len(records(line)) == 1
         if name == "offered":
-            offer = said_of_the_dead(line)
+            offer = report_of_killed_creations(line)
             assert offer == (
                 "gibil: offered was created by a `gibil create` that ended before it could report it: "
                 "use it (gibil ssh offered), or destroy it (gibil destroy offered)\n"
@@ -145,19 +145,19 @@ def test_a_machine_that_was_made_is_offered_once_or_taken_by_its_name(line: Comm
         elif name == "taken":
             assert line.gibil("run", "taken", "test -e /root/.gibil-ready").returncode == 0
         else:
-            line.json("destroy", "burned")
-        assert said_of_the_dead(line) == ""
+            line.json("destroy", "destroyed")
+        assert report_of_killed_creations(line) == ""
         assert records(line) == []
     assert {view["name"] for view in line.json("list")} == {"offered", "taken"}
 
 
-def test_a_machine_whose_name_nobody_reads_is_offered(line: CommandLine) -> None:
+def test_a_machine_whose_name_was_not_read_is_reported(line: CommandLine) -> None:
     done = line.bash("gibil create --name unread --json | true; echo ${PIPESTATUS[0]}")
     assert done.stdout == "141\n"
-    assert "gibil ssh unread" in said_of_the_dead(line)
+    assert "gibil ssh unread" in report_of_killed_creations(line)
 
 
-def test_what_the_daemon_was_asked_for_when_its_maker_was_killed_is_burned(line: CommandLine) -> None:
+def test_a_machine_requested_from_the_daemon_by_a_killed_command_is_destroyed(line: CommandLine) -> None:
     line.json("create", "--name", "warm")
     daemon = read_daemon(line.paths)
     assert daemon is not None
@@ -165,51 +165,51 @@ def test_what_the_daemon_was_asked_for_when_its_maker_was_killed_is_burned(line:
     os.kill(fork_server, signal.SIGSTOP)
     try:
         process = line.start("create", "--name", "asked")
-        until(lambda: (line.paths.machines / "asked").exists(), "the daemon has begun")
+        until(lambda: (line.paths.machines / "asked").exists(), "the daemon has started the creation")
         kill(process)
     finally:
         os.kill(fork_server, signal.SIGCONT)
-    until(lambda: (line.paths.machines / "asked" / "machine.json").exists(), "the daemon does what it was asked for")
-    assert said_of_the_dead(line) == "gibil: destroyed asked: a killed `gibil create` left it incomplete\n"
+    until(lambda: (line.paths.machines / "asked" / "machine.json").exists(), "the daemon creates the requested machine")
+    assert report_of_killed_creations(line) == "gibil: destroyed asked: a killed `gibil create` left it incomplete\n"
     assert [path.name for path in line.paths.machines.iterdir()] == ["warm"]
 
 
-@pytest.mark.parametrize("moment", ["made, but nobody heard", "asked for", "booting"])
-def test_a_server_whose_maker_was_killed_is_burned(hetzner: Cloud, at_hetzner: CommandLine, moment: str) -> None:
+@pytest.mark.parametrize("moment", ["created, response lost", "requested", "booting"])
+def test_the_server_of_a_killed_command_is_destroyed(hetzner: Cloud, at_hetzner: CommandLine, moment: str) -> None:
     double, line = hetzner.double, at_hetzner
     answer = asyncio.Event()
-    if moment == "made, but nobody heard":
+    if moment == "created, response lost":
         double.api.faults.append(Fault("POST", "/servers", after=True, hang=answer))
-    elif moment == "asked for":
+    elif moment == "requested":
         double.api.faults.append(Fault("POST", "/servers", late=True, hang=answer))
     process = line.start("create", "--name", "lost")
-    if moment == "asked for":
-        until(lambda: "POST /servers" in [call for call, _body in double.api.bodies], "the server is asked for")
-    elif moment == "made, but nobody heard":
-        until(lambda: double.state.servers, "the server is made")
+    if moment == "requested":
+        until(lambda: "POST /servers" in [call for call, _body in double.api.bodies], "the server is requested")
+    elif moment == "created, response lost":
+        until(lambda: double.state.servers, "the server is created")
     else:
         assert process.stderr is not None
         while b"created lost" not in process.stderr.readline():
             assert process.poll() is None
-        assert said_of_the_dead(line) == "", "its maker lives"
-    assert hetzner.names == (set() if moment == "asked for" else {"lost"})
+        assert report_of_killed_creations(line) == "", "its creator is still running"
+    assert hetzner.names == (set() if moment == "requested" else {"lost"})
     kill(process)
-    if moment == "asked for":
-        assert said_of_the_dead(line) == "", "it is not there yet"
+    if moment == "requested":
+        assert report_of_killed_creations(line) == "", "it doesn't exist yet"
 
-        async def go_on() -> None:
+        async def answer_now() -> None:
             answer.set()
 
-        hetzner.do(go_on())
-        until(lambda: double.state.servers, "the server is made after all")
+        hetzner.do(answer_now())
+        until(lambda: double.state.servers, "the server is created after all")
     other = CommandLine(line.folder / "other", hetzner.settings)
     other.here.mkdir(parents=True)
-    assert said_of_the_dead(other) == "", "another computer has no part in it"
-    assert said_of_the_dead(line) == "gibil: destroyed lost: a killed `gibil create` left it incomplete\n"
+    assert report_of_killed_creations(other) == "", "another computer doesn't touch the machine"
+    assert report_of_killed_creations(line) == "gibil: destroyed lost: a killed `gibil create` left it incomplete\n"
     assert (hetzner.names, double.state.primary_ips, records(line)) == (set(), {}, [])
 
 
-def test_a_second_ctrl_c_leaves_the_clean_up_to_the_next_command(hetzner: Cloud, at_hetzner: CommandLine) -> None:
+def test_a_second_ctrl_c_leaves_the_cleanup_to_the_next_command(hetzner: Cloud, at_hetzner: CommandLine) -> None:
     double, line = hetzner.double, at_hetzner
     answer = asyncio.Event()
     process = line.start("create", "--name", "lost", "--json")
@@ -224,13 +224,13 @@ def test_a_second_ctrl_c_leaves_the_clean_up_to_the_next_command(hetzner: Cloud,
     until(lambda: any(call.startswith("DELETE /servers") for call in double.api.calls), "it is being destroyed")
     process.send_signal(signal.SIGINT)
     out, _err = process.communicate(timeout=patient(30))
-    told = json.loads(out)
-    assert (process.returncode, told["code"]) == (130, "INTERRUPTED")
-    assert told["message"] == "interrupted; lost may still exist: the next gibil command destroys the rest"
+    result = json.loads(out)
+    assert (process.returncode, result["code"]) == (130, "INTERRUPTED")
+    assert result["message"] == "interrupted; lost may still exist: the next gibil command destroys the rest"
 
-    async def go_on() -> None:
+    async def answer_now() -> None:
         answer.set()
 
-    hetzner.do(go_on())
-    said_of_the_dead(line)
+    hetzner.do(answer_now())
+    report_of_killed_creations(line)
     assert (hetzner.names, double.state.primary_ips, records(line)) == (set(), {}, [])

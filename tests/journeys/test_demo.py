@@ -1,4 +1,4 @@
-"""`gibil demo` shows the whole journey, says the truth in its exit status, and leaves nothing behind."""
+"""`gibil demo` shows the whole journey, exits with the right status, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOGETHER_S = 110.0
 
 @pytest.fixture
 def room() -> Iterator[Path]:
-    """A temporary folder with a short path: sockets below it have names of at most 107 bytes."""
+    """Create a temporary directory with a short path: the paths of sockets in it have at most 107 bytes."""
     folder = Path(tempfile.mkdtemp(prefix="d-"))
     try:
         yield folder
@@ -44,7 +44,7 @@ class Demo:
         self.lines: list[str] = []
 
     async def until(self, words: str) -> str:
-        """The next line with these words in it."""
+        """Return the next line that contains this text."""
         assert self.process.stdout is not None
         while line := (await self.process.stdout.readline()).decode():
             self.lines.append(line.rstrip())
@@ -88,7 +88,7 @@ def left_behind(room: Path) -> list[str]:
 
 
 def processes_of(room: Path) -> list[str]:
-    """Command lines of processes that work on a demonstration's folder: a bot, a daemon of machines."""
+    """Return the command lines of processes that use a demonstration's folder: its bot and its daemon."""
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
@@ -106,7 +106,7 @@ def is_gone(pid: int) -> bool:
 
 
 @pytest.mark.usefixtures("local_machines")
-async def test_a_comment_becomes_a_check_run_before_your_eyes(room: Path) -> None:
+async def test_a_comment_becomes_a_visible_check_run(room: Path) -> None:
     async with running(room) as demo:
         assert await demo.end() == 0
         text = "\n".join(demo.lines)
@@ -119,7 +119,7 @@ async def test_a_comment_becomes_a_check_run_before_your_eyes(room: Path) -> Non
         assert -1 not in places, text
         assert places == sorted(places), text
         assert "preparing the root file system" in text
-        assert "reacted with" in text  # published beside the run: before or after the machine is begun
+        assert "reacted with" in text  # published in parallel: before or after the machine's creation starts
         times = [float(found[1]) for line in demo.lines if (found := re.match(r" *(\d+\.\d{3}) s ", line))]
         assert times == sorted(times), text
         accepted = next(line for line in demo.lines if "delivery accepted" in line)
@@ -133,7 +133,7 @@ async def test_a_comment_becomes_a_check_run_before_your_eyes(room: Path) -> Non
 
 
 @pytest.mark.usefixtures("local_machines")
-async def test_a_mistake_is_found_and_said(room: Path) -> None:
+async def test_a_mistake_is_found_and_reported(room: Path) -> None:
     async with running(room, "--failing") as demo:
         assert await demo.end() == 1
         text = "\n".join(demo.lines)
@@ -144,7 +144,7 @@ async def test_a_mistake_is_found_and_said(room: Path) -> None:
 
 
 @pytest.mark.usefixtures("local_machines")
-async def test_ctrl_c_in_the_middle_stops_and_removes_everything(room: Path) -> None:
+async def test_ctrl_c_during_a_run_stops_and_removes_everything(room: Path) -> None:
     async with running(room) as demo:
         await demo.until("task unit tests")
         demo.process.send_signal(signal.SIGINT)
@@ -156,7 +156,7 @@ async def test_ctrl_c_in_the_middle_stops_and_removes_everything(room: Path) -> 
 
 
 @pytest.mark.usefixtures("local_machines")
-async def test_what_is_kept_goes_on_with_the_commands_that_were_printed(room: Path) -> None:
+async def test_keep_lets_the_demonstration_continue_with_the_printed_commands(room: Path) -> None:
     async with running(room, "--keep") as demo:
         await demo.until("comment again")
         command = (await demo.until("curl -d")).strip()
@@ -182,7 +182,7 @@ async def test_what_is_kept_goes_on_with_the_commands_that_were_printed(room: Pa
             await demo.until("AssertionError: 4 != 5")
             await demo.until("check run gibil / push: failure")
         demo.process.send_signal(signal.SIGINT)
-        assert await demo.end() == 0  # the first check run was a success
+        assert await demo.end() == 0  # the first check run succeeded
         assert left_behind(room) == []
         assert processes_of(room) == []
         assert is_gone(demo.bot_pid)
@@ -193,24 +193,24 @@ def _says(body: str) -> str:
 
 
 @pytest.mark.usefixtures("local_machines")
-async def test_a_closed_terminal_and_a_reader_that_is_gone_leave_nothing_behind(room: Path) -> None:
-    """As with `gibil demo --keep | tee log`: Ctrl-C ends `tee` too, and then the terminal is closed."""
+async def test_a_closed_terminal_or_pipe_leaves_nothing_behind(room: Path) -> None:
+    """As with `gibil demo --keep | tee log`: Ctrl-C also ends `tee`, and then the terminal is closed."""
     async with running(room, "--keep") as demo:
         await demo.until("task unit tests")
         demo.process.stdout._transport.close()  # type: ignore[union-attr]
         demo.process.send_signal(signal.SIGINT)
-        for _ in range(200):  # during the clean-up, which takes a second or two
+        for _ in range(200):  # during the cleanup, which takes a second or two
             with contextlib.suppress(TimeoutError, ProcessLookupError):
                 demo.process.send_signal(signal.SIGHUP)
                 await asyncio.wait_for(demo.process.wait(), 0.05)
                 break
-        assert await demo.process.wait() in (130, 141), "interrupted, or nobody reads it: whichever was noticed first"
+        assert await demo.process.wait() in (130, 141), "interrupted, or a closed pipe: whichever was noticed first"
         assert left_behind(room) == []
         assert processes_of(room) == []
         assert is_gone(demo.bot_pid)
 
 
-async def test_a_bot_that_does_not_start_is_said(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bot_that_does_not_start_is_reported(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = room / "python"
     script.write_text("#!/bin/sh\necho 'no such luck' >&2\nexit 3\n")
     script.chmod(0o755)
@@ -222,7 +222,7 @@ async def test_a_bot_that_does_not_start_is_said(room: Path, monkeypatch: pytest
     assert left_behind(room) == []
 
 
-async def test_a_run_that_does_not_end_is_given_up_with_the_bots_log(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_run_that_does_not_end_is_aborted_with_the_bots_log(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(room))
     monkeypatch.setattr(demonstration, "DEADLINE_S", 0.0)
     out = io.StringIO()
@@ -232,20 +232,20 @@ async def test_a_run_that_does_not_end_is_given_up_with_the_bots_log(room: Path,
     assert left_behind(room) == []
 
 
-async def test_being_cancelled_leaves_nothing_behind(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_cancelled_demonstration_leaves_nothing_behind(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(room))
     out = io.StringIO()
     showing = asyncio.create_task(demonstration.run_demo(failing=False, keep=False, out=out))
     async with asyncio.timeout(patient(TOGETHER_S)):
         while "ada commented" not in out.getvalue() and not showing.done():
-            await asyncio.sleep(0.02)  # the text of another task: there is no event to wait for
+            await asyncio.sleep(0.02)  # another task's output: there is no event to wait for
     showing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await showing
     assert left_behind(room) == []
 
 
-def test_the_projects_own_tests_pass_and_the_mistake_is_one(tmp_path: Path) -> None:
+def test_the_projects_own_tests_pass_and_fail_with_the_mistake(tmp_path: Path) -> None:
     for failing in (False, True):
         folder = tmp_path / str(failing)
         for path, content in (project.base_files() | project.changed_files(failing=failing)).items():

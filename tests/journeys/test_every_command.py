@@ -1,4 +1,4 @@
-"""Every command has the same manners: one JSON value, and a clear end where nobody reads or nothing can be written."""
+"""Common behaviour of all commands: one JSON value, and a defined end if stdout is closed, full or has no reader."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ ROWS: dict[str, tuple[Words | None, Words]] = {
     "replay": (("comment.json", "--url", "BOT"), ("bad.yml",)),
     "completion": (("bash",), ("tcsh",)),
 }
-"""What succeeds, and what fails: a new command needs a row.
+"""For each command: arguments that succeed, and arguments that fail. A new command needs a row.
 
-`serve` goes on until it is stopped, and `pr` needs a GitHub: they have tests of their own. `doctor` finds out that half of the
-settings are missing.
+`serve` runs until it is stopped, and `pr` needs a GitHub: other tests cover them. `doctor` reports that half of the
+settings is missing.
 """
 EXPENSIVE = {"demo", "try", "create", "branch", "init", "providers"}
-"""They forge machines, and how they print is how the others print."""
+"""They create machines, and print with the same code as the others."""
 WORKFLOW = "name: Docs\non: {command: docs}\ntasks:\n  - {name: a, run: 'true'}\n"
 COMMENT = {
     "action": "created",
@@ -68,7 +68,7 @@ COMMENT = {
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
-    """A machine `m` with a commit of its own, a checkout with an origin around us, and half of a bot's settings."""
+    """Create a machine `m` with a commit on it, a checkout with an origin, and an incomplete configuration of a bot."""
     settings = {"GIBIL_GITHUB_WEBHOOK_SECRET": secrets.token_hex(16), "GIBIL_MAX_MACHINES": "100"}
     with command_line(tmp_path_factory.mktemp("every"), shared_folder(tmp_path_factory), settings, own_daemon=True) as line:
         (line.here / "good.yml").write_text(WORKFLOW)
@@ -87,7 +87,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
 
 @pytest.fixture(scope="module")
 def bot(line: CommandLine) -> Iterator[str]:
-    """`gibil serve --json`: its one value says where it listens."""
+    """Start `gibil serve --json`, whose JSON value contains its address."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     app = {
         "GIBIL_GITHUB_URL": "http://127.0.0.1:9",
@@ -137,21 +137,21 @@ def test_success_is_one_json_value(line: CommandLine, bot: str) -> None:
 
 
 @pytest.mark.parametrize("stderr", ["kept", "full", "closed"])
-def test_failure_is_one_json_value_whoever_reads_the_words(line: CommandLine, stderr: str) -> None:
+def test_failure_is_one_json_value_whatever_happens_to_stderr(line: CommandLine, stderr: str) -> None:
     for done in line.many(calls(1), stderr=stderr):
-        told = one_value(done)
+        result = one_value(done)
         assert done.returncode in (2, 6), (done.args, done.stdout)
         if done.args[0] == "doctor":
-            assert told["healthy"] is False
+            assert result["healthy"] is False
         elif done.args[0] == "check":
-            assert told["problems"]
+            assert result["problems"]
         else:
-            assert (told.keys(), told["exit_code"]) == ({"error", "code", "message", "exit_code"}, done.returncode)
+            assert (result.keys(), result["exit_code"]) == ({"error", "code", "message", "exit_code"}, done.returncode)
         assert_no_noise(done)
 
 
 @pytest.mark.parametrize("options", [("--json",), ()])
-def test_a_stdout_that_is_full_is_one_clear_line(line: CommandLine, bot: str, options: Words) -> None:
+def test_a_full_stdout_is_reported_in_one_line(line: CommandLine, bot: str, options: Words) -> None:
     for done in line.many(calls(0, bot, but=EXPENSIVE, options=options), stdout="full"):
         if options or done.returncode:
             assert done.returncode == 1, (done.args, done.stderr)
@@ -160,7 +160,7 @@ def test_a_stdout_that_is_full_is_one_clear_line(line: CommandLine, bot: str, op
 
 
 @pytest.mark.parametrize(("stdout", "options"), [("gone", ("--json",)), ("closed", ())])
-def test_where_nobody_reads_the_command_ends_quietly(line: CommandLine, bot: str, stdout: str, options: Words) -> None:
+def test_a_command_without_a_reader_ends_quietly(line: CommandLine, bot: str, stdout: str, options: Words) -> None:
     for done in line.many(calls(0, bot, but=EXPENSIVE, options=options), stdout=stdout):
         assert done.returncode == 141 or (not options and done.returncode == 0), (done.args, done.stderr)
         assert_no_noise(done)

@@ -28,7 +28,7 @@ Status = int | None  # None: skipped
 
 
 def run_example(name: str, folder: Path, **inputs: str) -> dict[str, Status]:
-    """The exit status of each task, run on this computer."""
+    """Return the exit status of each task, run on this computer."""
     content = (EXAMPLES / name).read_bytes()
     if name.endswith(".gibil.yml"):
         known = catalogue(read_workflows(shipped_workflows()), {".gibil.yml": content}, base_ref="main")
@@ -57,7 +57,7 @@ def test_the_page_lists_every_example() -> None:
     assert {Path(name).name for name in programs} == set(PROGRAMS)
 
 
-def test_versions_run_all_although_one_is_missing(tmp_path: Path) -> None:
+def test_a_missing_version_does_not_stop_the_other_ones(tmp_path: Path) -> None:
     assert run_example("matrix-of-versions.yml", tmp_path) == {"python3": 0, "python3.99": 127, "at least one passed": 0}
 
 
@@ -67,7 +67,7 @@ def test_a_preview_is_published_only_for_staging(tmp_path: Path) -> None:
     assert (tmp_path / "project" / "site" / "index.html").read_text() == "<h1>new</h1>\n"
 
 
-def test_scripts_are_checked_only_where_some_exist(tmp_path: Path) -> None:
+def test_scripts_are_checked_only_if_some_exist(tmp_path: Path) -> None:
     assert run_example("changed-files.yml", tmp_path) == {"bash -n": 0}
     (tmp_path / "project" / "broken.sh").write_text("if true; then\n")
     assert run_example("changed-files.yml", tmp_path) == {"bash -n": 2}
@@ -93,7 +93,7 @@ def run_program(name: str, environment: dict[str, str]) -> subprocess.CompletedP
 
 
 @pytest.mark.usefixtures("local_machines")
-async def test_the_programs_print_what_machines_answered(tmp_path: Path) -> None:
+async def test_the_programs_print_the_output_of_machines(tmp_path: Path) -> None:
     async with lent_data_dir(tmp_path) as data_dir:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("GIBIL_", "HCLOUD_"))}
         for program, printed in PROGRAMS.items():

@@ -1,4 +1,4 @@
-"""From `create` to `burn` on a cloud server that boots: Debian's cloud-init, its OpenSSH, our client, nothing in between."""
+"""From `create` to `destroy` on a cloud server that boots: Debian's cloud-init and OpenSSH, and gibil's client."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ USER_DATA = "http://169.254.169.254/hetzner/v1/userdata"
 
 @dataclass
 class Cloud:
-    forge: MachineFactory
+    factory: MachineFactory
     guests: LocalGuests
     double: HetznerDouble
 
     async def expect_closed_metadata(self, name: str, shell: Shell) -> None:
-        """It was open when cloud-init needed it, and is closed to a task."""
+        """Check that the metadata address, which was open for cloud-init, is closed to a task."""
         read = tuple(self.guests.metadata_read(name))
         assert USER_DATA.partition("169.254.169.254")[2] in read
         refused = await shell.run(f"curl -sS -m 5 {USER_DATA}")
@@ -48,7 +48,7 @@ class Cloud:
 
     @contextlib.asynccontextmanager
     async def machine(self, name: str) -> AsyncIterator[tuple[Machine, Shell]]:
-        machine, shell = await self.forge.create(name, "tests", 600, labels={"run": "1", "repo": "ada/engine"})
+        machine, shell = await self.factory.create(name, "tests", 600, labels={"run": "1", "repo": "ada/engine"})
         try:
             yield machine, shell
         finally:
@@ -63,15 +63,15 @@ async def cloud(hetzner_image: Image, tmp_path: Path, tmp_path_factory: pytest.T
     ):
         keyring = ProjectKeyring(tmp_path / "keys", double.token)
         provider = double.provider(reuse=True, ssh_port=guests.port, run_on=script_runner(keyring, client.connect))
-        forge = MachineFactory(provider=provider, keyring=keyring, connect_shell=client.connect)
+        factory = MachineFactory(provider=provider, keyring=keyring, connect_shell=client.connect)
         try:
-            yield Cloud(forge, guests, double)
+            yield Cloud(factory, guests, double)
         finally:
-            await forge.close()
+            await factory.close()
 
 
-@needs("jq", "curl", "tmux")  # what is missing is installed at boot, and there is no network
-async def test_a_server_boots_with_our_keys_and_lets_nobody_else_in(cloud: Cloud, tmp_path: Path) -> None:
+@needs("jq", "curl", "tmux")  # missing packages are installed at boot, and there is no network
+async def test_a_server_boots_with_gibils_keys_and_accepts_no_others(cloud: Cloud, tmp_path: Path) -> None:
     project_key = new_pair()
     number = cloud.double.state.new_id()
     cloud.double.state.ssh_keys[number] = {
@@ -83,11 +83,11 @@ async def test_a_server_boots_with_our_keys_and_lets_nobody_else_in(cloud: Cloud
         "created": cloud.double.state.now(),
     }
     async with cloud.machine("closed") as (machine, shell):
-        # The first command waits for the base packages, and not for the rest of the boot.
+        # The first command waits for the base packages, but not for the rest of the boot.
         first = await shell.run("git --version && jq --version && hostname")
         assert first.exit_status == 0, first.stderr
         assert first.stdout.endswith(b"closed\n")
-        # cloud-init has read the user-data at the metadata address; the first command already finds it closed.
+        # cloud-init has read the user-data at the metadata address; for the first command it is already closed.
         await cloud.expect_closed_metadata("closed", shell)
         await cloud.guests.booted("closed")
         assert "status: done" in str((await cloud.guests.run("closed", "cloud-init status --long")).stdout)
@@ -98,8 +98,8 @@ async def test_a_server_boots_with_our_keys_and_lets_nobody_else_in(cloud: Cloud
         valid = await cloud.guests.run("closed", "cloud-init schema --config-file /run/user-data; rm /run/user-data")
         assert valid.exit_status == 0, valid.stderr
 
-        # What the user-data says of a host key is nowhere else on the machine.
-        keys = cloud.forge.keyring
+        # The private host key of the user-data is nowhere else on the machine.
+        keys = cloud.factory.keyring
         find = "cat >/run/line; grep -rlF -f /run/line /etc /var /run /root /usr/local --exclude=line | sort"
         for private, places in (
             (keys.first_host_key("closed"), []),
@@ -111,13 +111,13 @@ async def test_a_server_boots_with_our_keys_and_lets_nobody_else_in(cloud: Cloud
         with_the_first = replace(machine.endpoint, host_key=public_line(keys.first_host_key("closed")))
         with pytest.raises(AnotherHost):
             await client.connect(with_the_first, keys.client_key("closed"))
-        laptop = MachineFactory(cloud.forge.provider, ProjectKeyring(tmp_path / "laptop", cloud.double.token), client.connect)
+        laptop = MachineFactory(cloud.factory.provider, ProjectKeyring(tmp_path / "laptop", cloud.double.token), client.connect)
         (seen,) = await laptop.list()
         elsewhere_shell = await laptop.open(seen)
         assert (await elsewhere_shell.run("hostname")).stdout == b"closed\n"
         await elsewhere_shell.close()
 
-        # Hetzner puts the project's keys into /root/.ssh; our sshd does not read them there.
+        # Hetzner writes the project's keys to /root/.ssh, where sshd doesn't read them.
         assert project_key[1].split()[1].encode() in (await shell.run("cat /root/.ssh/authorized_keys")).stdout
         with pytest.raises(SSHError, match="rejects the key"):
             await client.connect(machine.endpoint, project_key[0])
@@ -127,29 +127,29 @@ async def test_a_server_boots_with_our_keys_and_lets_nobody_else_in(cloud: Cloud
         elsewhere = Endpoint(host_key=other_host[1], host=machine.endpoint.host, port=machine.endpoint.port)
         with pytest.raises(SSHError, match="another host"):
             await client.connect(elsewhere, stranger[0])
-        key = asyncssh.import_private_key(cloud.forge.keyring.client_key("closed"))
+        key = asyncssh.import_private_key(cloud.factory.keyring.client_key("closed"))
         with pytest.raises(asyncssh.PermissionDenied):
             await open_connection(machine, key, username="nobody")
         with pytest.raises(asyncssh.PermissionDenied):
             await open_connection(machine, key, client_keys=[], password="root")
 
-        # Root can open the address again. What is found there is the key that nobody accepts any more.
+        # Root can open the address again, but finds only the key that is no longer accepted.
         found = await shell.run(f"ip route delete blackhole 169.254.169.254 && curl -sS -m 5 {USER_DATA}")
         assert public_line(keys.first_host_key("closed")) in found.stdout.decode()
         assert machine.endpoint.host_key not in found.stdout.decode()
 
-    # Switched off and on again, it boots from the same address, closes it again, and shows its lasting key from the start.
+    # After a power cycle it boots from the same address, closes it again, and shows its permanent key from the start.
     (server,) = cloud.double.state.servers.values()
     await cloud.double.state.stop(server)
     await cloud.double.state.start(server, cloud.double.state.action("start_server"))
     await cloud.guests.booted("closed")
-    shell = await cloud.forge.open(machine)
+    shell = await cloud.factory.open(machine)
     await cloud.expect_closed_metadata("closed", shell)
     await shell.close()
 
 
-async def test_work_is_done_and_the_machine_powers_itself_off_at_its_hour(cloud: Cloud) -> None:
-    provider = cloud.forge.provider
+async def test_work_is_done_and_the_machine_powers_off_at_its_expiry(cloud: Cloud) -> None:
+    provider = cloud.factory.provider
     async with cloud.machine("worker") as (machine, shell):
         assert (await shell.run("mkdir /root/project")).exit_status == 0
         await shell.put("/root/project/input", b"6 7\n")
@@ -164,26 +164,26 @@ async def test_work_is_done_and_the_machine_powers_itself_off_at_its_hour(cloud:
         assert (await provider.extend("worker", later)).expires_at == later
         assert 0 <= int((await shell.run("cat /etc/gibil/expires-at")).stdout) - later.timestamp() < 1
 
-        await cloud.guests.booted("worker")  # by now the guard runs
+        await cloud.guests.booted("worker")  # the guard is running by now
         await provider.extend("worker", datetime.now(UTC) - timedelta(seconds=1))
-        async with asyncio.timeout(patient(20)):  # it looks every two seconds
+        async with asyncio.timeout(patient(20)):  # it checks every two seconds
             while (found := await provider.get("worker")) is not None and found.status != "off":
                 await asyncio.sleep(0.05)
     assert found is not None, "switched off, it still exists and costs"
     with pytest.raises(MachineLost):
-        await client.connect(machine.endpoint, cloud.forge.keyring.client_key("worker"), timeout_s=0.5)
+        await client.connect(machine.endpoint, cloud.factory.keyring.client_key("worker"), timeout_s=0.5)
     assert await provider.sweep("tests") == ["worker"]
     assert cloud.double.state.servers == {}
 
 
 @needs("jq", "curl")
-async def test_a_server_that_vanishes_while_it_works_is_lost_and_not_a_result(cloud: Cloud) -> None:
-    """Here it is one that was another machine before: it was given a host key of its own, and closes the address, too."""
+async def test_a_server_that_vanishes_during_its_work_is_lost_and_gives_no_result(cloud: Cloud) -> None:
+    """The server here is a reused one: it got a new host key, and closes the address, too."""
     async with cloud.machine("before") as (before, _shell):
-        await cloud.forge.destroy("before")
+        await cloud.factory.destroy("before")
     async with cloud.machine("ghost") as (machine, shell):
         assert machine.id == before.id
-        assert machine.endpoint.host_key == public_line(cloud.forge.keyring.host_key("ghost")) != before.endpoint.host_key
+        assert machine.endpoint.host_key == public_line(cloud.factory.keyring.host_key("ghost")) != before.endpoint.host_key
         await cloud.expect_closed_metadata("ghost", shell)
         await shell.start(Job(id="t1", script="echo up; sleep 600", working_directory="/root"))
         (server,) = cloud.double.state.servers.values()
@@ -193,7 +193,7 @@ async def test_a_server_that_vanishes_while_it_works_is_lost_and_not_a_result(cl
             await shell.run("true")
     while cloud.double.state.servers:
         await asyncio.sleep(0.01)
-    assert await cloud.forge.destroy("ghost") is False
+    assert await cloud.factory.destroy("ghost") is False
 
 
 async def _follow(shell: Shell, job: str, at_first_output: Callable[[], object]) -> None:

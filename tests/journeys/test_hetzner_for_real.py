@@ -1,4 +1,4 @@
-"""The bot as people run it, with HCLOUD_TOKEN set: a server is made, boots, works, and is burned."""
+"""The bot with HCLOUD_TOKEN set, as operators run it: a server is created, boots, works, and is deleted."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.doubles.machines import shared_folder
 async def double(
     hetzner_image: Image, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[HetznerDouble]:
-    """With SSH on port 22, as the command expects it of Hetzner."""
+    """A Hetzner double with SSH on port 22, which the command expects of Hetzner."""
     guests_at_22 = local_guests(tmp_path / "cloud", shared_folder(tmp_path_factory), hetzner_image, port=22)
     try:
         guests = await guests_at_22.__aenter__()
     except RuntimeError as error:
-        pytest.skip(f"{error}: this box's own sshd has it")
+        pytest.skip(f"{error}: this host's own sshd uses it")
     try:
         async with hetzner_double(State(guests=guests)) as double:
             yield double
@@ -32,7 +32,7 @@ async def double(
         await guests_at_22.__aexit__(None, None, None)
 
 
-async def test_a_comment_becomes_a_check_run_by_way_of_a_cloud_server(double: HetznerDouble, tmp_path: Path) -> None:
+async def test_a_comment_becomes_a_check_run_on_a_cloud_server(double: HetznerDouble, tmp_path: Path) -> None:
     tasks = "tasks: [{name: where, run: 'grep 2 engine.py && test -e /etc/gibil/expires-at'}]\n"
     settings = {"HCLOUD_TOKEN": double.token, "HCLOUD_ENDPOINT": double.endpoint}
     async with journey(tmp_path, {"engine.py": "POWER = 1\n", ".gibil.yml": tasks}, settings=settings) as world:

@@ -1,4 +1,4 @@
-"""The script for a live run (live/hetzner.py), against the double: what it reports, and that nothing stays behind."""
+"""The script for a live run (live/hetzner.py), run with the double: what it reports, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCRIPT = Path(__file__).parent.parent / "live" / "hetzner.py"
 async def double() -> AsyncIterator[HetznerDouble]:
     async with hetzner_double(State(stopping_s=0.05, deleting_s=0.05, locked_longer_s=0.02)) as double:
         yield double
-        double.api.findings.clear()  # it sends what the description doesn't allow, to see the answer
+        double.api.findings.clear()  # it sends invalid requests to see the responses
 
 
 async def start(double: HetznerDouble, *arguments: str) -> asyncio.subprocess.Process:
@@ -49,7 +49,7 @@ def is_empty(double: HetznerDouble) -> bool:
 
 
 @pytest.mark.parametrize("auto_delete", [True, False])
-async def test_all_questions_are_answered_and_nothing_stays(double: HetznerDouble, auto_delete: bool) -> None:
+async def test_all_questions_are_answered_and_nothing_remains(double: HetznerDouble, auto_delete: bool) -> None:
     double.state.auto_delete = auto_delete
     status, out, err = await run(double, answer="yes\n")
     assert (status, err) == (0, "")
@@ -58,7 +58,7 @@ async def test_all_questions_are_answered_and_nothing_stays(double: HetznerDoubl
     assert 'token, POST /ssh_keys {}: [401, {"code": "token_readonly"' in out
     assert '"image has incompatible architecture"' in out
     assert "Q4 address: [[" in out
-    assert ", 423]" in out, "it is locked right after its creation"
+    assert ", 423]" in out, "the server is locked right after its creation"
     assert "status, locked, firewalls, DELETE" in out
     assert 'Q5 the name 123: [200, "123"]' in out
     assert 'Q5 after rebuild while it was off: status, locked: ["off"' in out
@@ -69,7 +69,7 @@ async def test_all_questions_are_answered_and_nothing_stays(double: HetznerDoubl
 
 
 @pytest.mark.parametrize("kind", ["server", "key"])
-async def test_a_project_that_is_not_empty_is_left_alone(double: HetznerDouble, kind: str) -> None:
+async def test_a_project_that_is_not_empty_is_not_changed(double: HetznerDouble, kind: str) -> None:
     if kind == "server":
         await double.state.create_server({"name": "shop", "server_type": "cx23", "image": "debian-12", "location": "nbg1"})
     else:
@@ -89,7 +89,7 @@ async def test_without_confirmation_nothing_is_created(double: HetznerDouble, an
 
 
 async def until_it_creates_a_server(double: HetznerDouble, fault: Fault) -> asyncio.subprocess.Process:
-    """Running, and about to make the first server that Hetzner doesn't refuse; that request meets the fault."""
+    """Start the script; return when the request for its first valid server meets the fault."""
     first = Fault("POST", "/firewalls", late=True, hang=asyncio.Event())
     double.api.faults.append(first)
     process = await start(double, "--yes")
@@ -105,8 +105,8 @@ async def until_it_creates_a_server(double: HetznerDouble, fault: Fault) -> asyn
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_stopped_while_it_creates_a_server_it_deletes_that_server(double: HetznerDouble, number: signal.Signals) -> None:
-    """Also when the request takes effect after the signal."""
+async def test_a_script_stopped_while_it_creates_a_server_deletes_it(double: HetznerDouble, number: signal.Signals) -> None:
+    """The server is deleted even if the request takes effect after the signal."""
     fault = Fault("POST", "/servers", late=True, hang=asyncio.Event())
     process = await until_it_creates_a_server(double, fault)
     process.send_signal(number)
@@ -120,7 +120,7 @@ async def test_stopped_while_it_creates_a_server_it_deletes_that_server(double: 
     assert is_empty(double)
 
 
-async def test_a_server_whose_creation_was_not_answered_is_deleted(double: HetznerDouble) -> None:
+async def test_a_server_whose_creation_had_no_response_is_deleted(double: HetznerDouble) -> None:
     process = await until_it_creates_a_server(double, Fault("POST", "/servers", status=504, after=True))
     async with asyncio.timeout(patient(60)):
         _out, err = await process.communicate()

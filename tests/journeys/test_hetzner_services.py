@@ -1,4 +1,4 @@
-"""Services of a `.gibil.yml` on a cloud server are containers: real podman and docker start them, and tasks reach them."""
+"""Services of `.gibil.yml` on a cloud server are containers: real podman and docker start them, and tasks reach them."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ services: {broken: {image: "ada/broken:1", ports: [7001]}, never: {image: "redis
 tasks: [{name: none, run: "true"}]
 """
 
-# It takes half a second until it listens, and says nothing of its health: it has to be waited for.
+# It listens after half a second and has no health check, so gibil has to wait for the port.
 BOARD = 'sleep 0.5; exec redis-server --port 7000 --protected-mode no --requirepass "$WORD"'
-# docker looks when it is time, podman when it is asked, as nobody here is systemd and tells it the time.
+# docker runs health checks on its own, podman only when asked, because no systemd timer runs here.
 INTERVAL_NS = 300_000_000
 HEALTH = {"Test": ["CMD", "redis-cli", "-p", "7100", "ping"], "Interval": INTERVAL_NS}
 
 
 @pytest.mark.skipif(why_no_containers() is not None, reason=why_no_containers() or "")
-async def test_services_are_containers_that_tasks_reach_and_nobody_else_does(
+async def test_services_are_containers_that_only_tasks_can_reach(
     double: HetznerDouble, line: CommandLine, tmp_path: Path
 ) -> None:
     save_images(
@@ -68,7 +68,7 @@ async def test_services_are_containers_that_tasks_reach_and_nobody_else_does(
     assert re.search(r"=== cache\nOK\nspoken\n(.*\n)*=== board\n(.*\n)*PONG\n(.*\n)*NOAUTH ", log), log
     await only_on_loopback(double.state.guests)
 
-    # One that ends at once: its log is shown, and nothing behind it is started.
+    # A service that exits at once: its log is shown, and no later service is started.
     async def run(script: str) -> tuple[int, str, str]:
         ran = json.loads((await gibil("run", "svc", script, "--json")).stdout)
         return ran["exit_code"], ran["stdout"], ran["stderr"]
@@ -82,7 +82,7 @@ async def test_services_are_containers_that_tasks_reach_and_nobody_else_does(
 
     await expect_broken()
 
-    # The same by docker, which answers on a published port before the service does: it has to be there when we say so.
+    # The same with docker, which opens a published port before the service listens: it must be ready when reported.
     await double.state.guests.start_docker("svc")
     status, shown, log = await run(script_of(FILE) + 'redis-cli -p 17000 -a "it\'s" ping\n')
     assert (status, shown.splitlines()[-1]) == (0, "PONG"), log

@@ -1,4 +1,4 @@
-"""`gibil init` and the MCP clients of a computer: each is registered through its own command, and its file is only read."""
+"""`gibil init` registers with each installed MCP client through the client's own command, and only reads its file."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ for word in "$0" "$@"; do printf '%s\\0' "$word"; done >> "$HOME/called"
 
 
 def program(folder: Path, name: str, script: str = RECORD) -> None:
-    """A client's program that records its arguments in ~/called."""
+    """Create a client's program that records its arguments in ~/called."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(script)
     (folder / name).chmod(0o755)
 
 
 def called(home: Path) -> list[str]:
-    """The words of all calls, each call's program by its name."""
+    """Return the arguments of all calls, each starting with the program's name."""
     if not (home / "called").exists():
         return []
     return [word.removeprefix(f"{home}/bin/") for word in (home / "called").read_text().split("\0")[:-1]]
@@ -83,7 +83,7 @@ def test_init_calls_the_command_of_each_installed_client_and_prints_a_snippet_fo
 
 
 @pytest.mark.usefixtures("local_machines")
-def test_init_leaves_clients_alone_with_no_mcp(line: CommandLine) -> None:
+def test_init_with_no_mcp_calls_no_client(line: CommandLine) -> None:
     program(line.folder / "bin", "claude")
     done = line.gibil("init", "--no-mcp", "--json")
     assert json.loads(done.stdout)["mcp"] == []
@@ -111,14 +111,14 @@ ENV = ["--env", 'GIBIL_DATA_DIR=/d "$x"']
         ("VS Code", ["code", "--add-mcp", json.dumps({"name": "gibil", **ENTRY})]),
     ],
 )
-def test_a_clients_command_gets_each_word_unchanged_and_no_stdin(tmp_path: Path, name: str, words: list[str]) -> None:
+def test_a_clients_command_gets_each_argument_unchanged_and_no_stdin(tmp_path: Path, name: str, words: list[str]) -> None:
     program(tmp_path / "bin", words[0])
     assert registered(tmp_path, name).status == "added"
     assert called(tmp_path) == words
 
 
 @pytest.mark.parametrize(("name", "file"), [("Claude Code", ".claude.json"), ("Codex", ".codex/config.toml")])
-def test_a_client_that_lists_gibil_already_is_not_called_again(tmp_path: Path, name: str, file: str) -> None:
+def test_a_client_in_which_gibil_is_registered_is_not_called_again(tmp_path: Path, name: str, file: str) -> None:
     program(tmp_path / "bin", "claude")
     program(tmp_path / "bin", "codex")
     (tmp_path / file).parent.mkdir(exist_ok=True)
@@ -127,7 +127,7 @@ def test_a_client_that_lists_gibil_already_is_not_called_again(tmp_path: Path, n
     assert called(tmp_path) == []
 
 
-def test_an_entry_without_environment_is_the_same_as_one_with_an_empty_environment(tmp_path: Path) -> None:
+def test_a_missing_environment_equals_an_empty_one(tmp_path: Path) -> None:
     program(tmp_path / "bin", "codex")
     (tmp_path / ".codex").mkdir()
     (tmp_path / ".codex" / "config.toml").write_text('[mcp_servers.gibil]\ncommand = "/g"\nargs = ["mcp"]\n')
@@ -147,7 +147,7 @@ def test_an_entry_without_environment_is_the_same_as_one_with_an_empty_environme
         (b"\xff\xfe{}", "is not UTF-8"),
     ],
 )
-def test_a_client_whose_file_is_broken_or_lists_another_gibil_is_left_alone(
+def test_a_client_whose_file_is_broken_or_lists_another_gibil_is_not_called(
     tmp_path: Path, text: str | bytes, why: str
 ) -> None:
     """Codex and Gemini CLI would overwrite the other entry."""
@@ -161,13 +161,13 @@ def test_a_client_whose_file_is_broken_or_lists_another_gibil_is_left_alone(
     assert json.loads(done.snippet) == {"mcpServers": {"gibil": ENTRY}}
 
 
-def test_a_file_that_cannot_be_read_is_left_alone(tmp_path: Path) -> None:
+def test_a_client_whose_file_is_unreadable_is_not_called(tmp_path: Path) -> None:
     (tmp_path / ".claude.json").mkdir()
     done = registered(tmp_path, "Claude Code")
     assert (done.status, done.note) == ("left alone", f"{tmp_path}/.claude.json cannot be read: Is a directory")
 
 
-def test_a_command_that_fails_is_reported_with_its_first_line_and_the_snippet(tmp_path: Path) -> None:
+def test_a_failing_command_is_reported_with_its_first_line_and_the_snippet(tmp_path: Path) -> None:
     program(tmp_path / "bin", "codex", "#!/bin/sh\nprintf '\\n  Error: no \\033[31mconfig\\nStack backtrace:\\n' >&2\nexit 3\n")
     done = registered(tmp_path, "Codex")
     assert (done.status, done.note) == ("left alone", "`codex mcp add` failed with status 3: Error: no �[31mconfig")
@@ -175,7 +175,7 @@ def test_a_command_that_fails_is_reported_with_its_first_line_and_the_snippet(tm
 
 
 @pytest.mark.parametrize("script", ["exec sleep 1000", "sleep 1000 & wait", "while :; do echo more >&2; done"])
-def test_a_command_that_hangs_is_killed_with_what_it_started_and_reported(tmp_path: Path, script: str) -> None:
+def test_a_hanging_command_is_killed_with_its_children_and_reported(tmp_path: Path, script: str) -> None:
     program(tmp_path / "bin", "code", f'#!/bin/sh\necho $$ > "$HOME/pid"\n{script}\n')
     done = registered(tmp_path, "VS Code", within_s=patient(0.5))
     assert done.status == "left alone"
@@ -190,7 +190,7 @@ def test_a_command_that_hangs_is_killed_with_what_it_started_and_reported(tmp_pa
     assert set(states.values()) <= {b"Z"}, states
 
 
-def test_a_command_that_ends_while_what_it_started_holds_its_stderr_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_child_that_holds_stderr_open_is_not_waited_for(tmp_path: Path) -> None:
     program(tmp_path / "bin", "code", '#!/bin/sh\nsleep 1000 & echo $! > "$HOME/pid"; exit 1\n')
     try:
         done = registered(tmp_path, "VS Code", within_s=patient(30))
@@ -212,7 +212,7 @@ def test_a_client_whose_command_is_not_in_path_gets_a_snippet_in_its_own_form(tm
     assert json.loads(done.snippet) == {"servers": {"gibil": ENTRY}}
 
 
-def test_gemini_which_cuts_a_value_at_its_second_equals_sign_is_not_called_with_one(tmp_path: Path) -> None:
+def test_gemini_is_not_called_with_a_value_that_it_would_cut_at_an_equals_sign(tmp_path: Path) -> None:
     program(tmp_path / "bin", "gemini")
     done = registered(tmp_path, "Gemini CLI", entry={**ENTRY, "env": {"GIBIL_DATA_DIR": "/a=b"}})
     assert (done.status, called(tmp_path)) == ("left alone", [])

@@ -1,4 +1,4 @@
-"""The network of a local machine as its own programs have it: the machine itself by every name, and all else by a proxy."""
+"""The network of a local machine for its programs: the machine itself by every name, everything else through a proxy."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ async def test_a_machine_reaches_itself_by_all_its_names_and_addresses(lodging: 
         names = ["localhost", "127.0.0.1", "127.0.0.2", "127.0.1.1", "0.0.0.0", "itself"]
         assert asked.stdout == "".join(f"{name} hello\n" for name in names)
         if (await connection.run("command -v curl")).exit_status:
-            pytest.skip("no curl here; Python's part was done")
+            pytest.skip("curl is missing here; the Python part passed")
         for name in (*names, "[::1]", "app.localhost", "127.9.8.7", "$(hostname)"):
             answer = await connection.run(f"curl -sS -g http://{name}:8000/")
             assert (answer.stdout, answer.stderr) == ("hello", ""), name
         server.terminate()
 
 
-async def test_a_program_that_asks_the_proxy_for_the_machine_itself_hears_so(lodging: LocalLodging) -> None:
+async def test_a_program_that_asks_the_proxy_for_the_machine_itself_gets_an_explanation(lodging: LocalLodging) -> None:
     machine = await lodging.provider.create(lodging.spec("asker"))
     script = r"""
 import os, urllib.request

@@ -1,4 +1,4 @@
-"""Projects on local machines, what they lack fetched through the gate: Python is created and tried, Node tried, Go created."""
+"""Projects on local machines get missing runtimes through the egress proxy: Python, Node and Go."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REGISTRIES = ("pypi.org", "registry.npmjs.org")
 GO = {
     "go.mod": "module example.com/sum\n\ngo 1.21\n",
     "sum.go": "package sum\n\nfunc Of(a, b int) int { return a + b }\n",
-    # Nothing that compiles Go's own library, which comes as source and takes a quarter of a minute.
+    # Nothing that compiles Go's standard library, which comes as source and takes a quarter of a minute.
     ".gibil.yml": 'runtime: {go: "1"}\ntasks: [{name: build, run: go version && go build .}]\n',
 }
 NODE = {
@@ -41,7 +41,7 @@ PYTHON = {
 
 @pytest.fixture
 def egress() -> str:
-    """What has to be allowed so that machines reach the registries: nothing, or the mirror that stands in for them here."""
+    """Return the list that lets machines reach the registries: empty, or the mirror that replaces them here."""
     addresses = set()
     for host in REGISTRIES:
         try:
@@ -53,7 +53,7 @@ def egress() -> str:
 
 
 def created(line: CommandLine, name: str, egress: str) -> str:
-    """Created until its tasks are done; its log."""
+    """Create a machine, wait for its tasks, and return its log."""
     done = line.gibil(
         "create", "--name", name, "--repo", f"file://{line.here}/{name}", "--wait", "tasks", GIBIL_EGRESS_ALLOW=egress
     )
@@ -64,14 +64,14 @@ def created(line: CommandLine, name: str, egress: str) -> str:
 
 
 def tried(line: CommandLine, name: str, egress: str) -> str:
-    """What it said."""
+    """Run `gibil try` and return its output."""
     done = line.gibil("try", name, GIBIL_EGRESS_ALLOW=egress)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "test: success" in done.stderr
     return done.stdout + done.stderr
 
 
-def test_a_python_project_is_tested_with_the_boxs_python(line: CommandLine) -> None:
+def test_a_python_project_is_tested_with_the_hosts_python(line: CommandLine) -> None:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     if shutil.which(f"python{version}", path="/usr/local/bin:/usr/bin") is None and shutil.which("python3", path="/usr/bin"):
         version = "3"
@@ -82,7 +82,7 @@ def test_a_python_project_is_tested_with_the_boxs_python(line: CommandLine) -> N
 
 def test_a_node_project_gets_its_pnpm(line: CommandLine, egress: str) -> None:
     if shutil.which("node", path="/usr/local/bin:/usr/bin") is None:
-        pytest.skip("this box has no node in /usr, and fetching one takes too long for a test: apt-get install nodejs")
+        pytest.skip("this host has no node in /usr, and downloading one takes too long: apt-get install nodejs")
     line.repository("node", {name: text.replace("@NODE@", "20") for name, text in NODE.items()})
     assert "gibil: node 20" in tried(line, "node", egress)
 

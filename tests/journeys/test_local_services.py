@@ -1,4 +1,4 @@
-"""Services of a `.gibil.yml` on local machines: a real PostgreSQL answers the tasks; what cannot be had is refused before."""
+"""Services of `.gibil.yml` on local machines: a real PostgreSQL serves the tasks; unsupported services are rejected early."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ tasks:
 
 
 def postgres_version() -> str:
-    """The major version that this box has, so that no network is needed."""
+    """Return the installed major version, so that no network is needed."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not found or shutil.which("psql") is None:
-        pytest.skip("PostgreSQL is not installed on this box: apt-get install postgresql")
+        pytest.skip("PostgreSQL is not installed on this host: apt-get install postgresql")
     return found[-1].parts[4]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="PostgreSQL does not run on machines of an ordinary user: they have one uid only")
+@pytest.mark.skipif(os.geteuid() != 0, reason="PostgreSQL does not run on machines of an ordinary user: they have a single uid")
 def test_a_postgres_service_answers_every_task_created_and_tried(line: CommandLine) -> None:
     line.repository("project", {".gibil.yml": FILE.replace("@TAG@", f":{postgres_version()}-alpine")})
     created = line.gibil("create", "--name", "db", "--repo", f"file://{line.here}/project", "--wait", "tasks")
@@ -53,7 +53,7 @@ def test_a_postgres_service_answers_every_task_created_and_tried(line: CommandLi
         assert f"{task}: success" in tried.stderr
 
 
-def test_a_service_that_cannot_be_had_is_refused_before_anything_is_forged(line: CommandLine) -> None:
+def test_an_unsupported_service_is_rejected_before_a_machine_is_created(line: CommandLine) -> None:
     text = 'services:\n  search: {image: "elasticsearch:8", ports: [9200]}\ntasks: [{name: test, run: "true"}]\n'
     line.repository("project", {".gibil.yml": text})
     for arguments in (("create", "--name", "search", "--repo", f"file://{line.here}/project"), ("try", "project")):
@@ -64,8 +64,8 @@ def test_a_service_that_cannot_be_had_is_refused_before_anything_is_forged(line:
     assert line.json("list") == []
 
 
-def test_postgres_is_refused_where_it_would_have_to_run_as_root_and_only_there(line: CommandLine) -> None:
-    """With a version that nobody has, so that nothing is forged in either case."""
+def test_postgres_is_rejected_only_if_it_would_run_as_root(line: CommandLine) -> None:
+    """With a version that doesn't exist, so that neither case creates a machine."""
     line.repository("project", {".gibil.yml": FILE.replace("@TAG@", ":1")})
     done = line.gibil("create", "--name", "db", "--repo", f"file://{line.here}/project")
     assert done.returncode == 2, done.stderr
@@ -73,7 +73,7 @@ def test_postgres_is_refused_where_it_would_have_to_run_as_root_and_only_there(l
     assert line.json("list") == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="PostgreSQL does not run on machines of an ordinary user: they have one uid only")
+@pytest.mark.skipif(os.geteuid() != 0, reason="PostgreSQL does not run on machines of an ordinary user: they have a single uid")
 def test_a_service_that_fails_shows_its_log_and_no_task_runs(line: CommandLine) -> None:
     text = FILE.replace("@TAG@", f":{postgres_version()}").replace("POSTGRES_USER: ada", "POSTGRES_USER: pg_ada")
     line.repository("project", {".gibil.yml": text})

@@ -1,4 +1,4 @@
-"""The seed's shell examples as they are written, in a real bash with a real jq; every command's JSON beside its contract."""
+"""The seed's shell examples, unchanged, in a real bash with a real jq; the JSON of every command against its contract."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ machine: {ttl: 30m}
 
 
 @needs_jq
-def test_forge_use_burn_as_the_seed_writes_it(line: CommandLine) -> None:
+def test_the_seeds_create_run_destroy_example_works(line: CommandLine) -> None:
     line.repository("project", seed.PROJECT)
-    done = line.bash(f"{seed.FORGE_AND_USE}{seed.BURN}gibil list --json | jq length")
+    done = line.bash(f"{seed.CREATE_AND_USE}{seed.DESTROY}gibil list --json | jq length")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["package.json", "agent-task", "destroyed", "0"]
 
 
 @needs_jq
-def test_parallel_agents_a_fleet_and_the_end_of_all(line: CommandLine) -> None:
-    done = line.bash(seed.PARALLEL_AGENTS + seed.THE_END_OF_ALL, AGENTS="3", FLEET="3")
+def test_the_seeds_parallel_agents_and_fleet_example_works(line: CommandLine) -> None:
+    done = line.bash(seed.PARALLEL_AGENTS + seed.DESTROY_ALL, AGENTS="3", FLEET="3")
     assert done.returncode == 0, done.stderr
     agents, fleet = ["agent-1", "agent-2", "agent-3"], ["fleet-1", "fleet-2", "fleet-3"]
     assert done.stdout.split() == [*agents, *fleet, "1", "2", "3", "3", "true", "true", "true", "0"]
 
 
-def test_a_machine_that_was_made_in_the_background_of_a_script_obeys_signals_all_the_same(line: CommandLine) -> None:
+def test_a_machine_created_in_the_background_of_a_script_still_obeys_signals(line: CommandLine) -> None:
     done = line.bash("gibil create --name m & wait $!; gibil run m 'grep SigIgn /proc/self/status'")
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1], 16) & 0b110 == 0, "SIGINT and SIGQUIT"
 
 
-def test_what_a_machine_was_kept_from_reaching_is_said_at_the_end_on_stderr(line: CommandLine) -> None:
+def test_blocked_connections_are_reported_at_the_end_on_stderr(line: CommandLine) -> None:
     line.repository(
         "project",
         {
@@ -58,16 +58,16 @@ def test_what_a_machine_was_kept_from_reaching_is_said_at_the_end_on_stderr(line
     ask = "gibil run m 'bash project/ask 10.1.2.3:22'"
     done = line.bash(f"gibil create --name m --repo project --wait tasks && {ask} && gibil run m true")
     assert done.returncode == 0, done.stderr
-    said = [text for text in done.stderr.splitlines() if "GIBIL_EGRESS_ALLOW" in text and "blocked because" in text]
-    assert len(said) == 2, done.stderr
-    assert said[0].endswith("GIBIL_EGRESS_ALLOW=10.9.8.7:443")
-    assert said[1].endswith("GIBIL_EGRESS_ALLOW=10.1.2.3:22")
+    output = [text for text in done.stderr.splitlines() if "GIBIL_EGRESS_ALLOW" in text and "blocked because" in text]
+    assert len(output) == 2, done.stderr
+    assert output[0].endswith("GIBIL_EGRESS_ALLOW=10.9.8.7:443")
+    assert output[1].endswith("GIBIL_EGRESS_ALLOW=10.1.2.3:22")
 
 
 @needs_jq
-def test_errors_are_handled_with_jq_and_the_error_path_burns(line: CommandLine) -> None:
+def test_the_seeds_error_path_destroys_the_machine(line: CommandLine) -> None:
     done = line.bash(f"gibil create --name flaky --json >/dev/null\n{seed.ERROR_PATH}", NAME="flaky")
-    assert [text for text in done.stdout.splitlines() if text] == seed.told_of_errors("flaky")
+    assert [text for text in done.stdout.splitlines() if text] == seed.expected_error_output("flaky")
 
 
 def test_every_commands_json_has_the_contracts_keys(line: CommandLine) -> None:
@@ -86,7 +86,7 @@ def test_every_commands_json_has_the_contracts_keys(line: CommandLine) -> None:
     assert line.json("destroy", "--all") == []
 
 
-def test_create_waits_for_the_tasks_and_says_how_each_of_them_ended(line: CommandLine) -> None:
+def test_create_waits_for_the_tasks_and_reports_the_result_of_each(line: CommandLine) -> None:
     project = line.repository("project", {".gibil.yml": FILE})
     done = line.gibil(
         "create", "--name", "good", "--repo", "project", "--env", "TOKEN=tok-5f7a91c", "--wait", "tasks", "--json"
@@ -98,8 +98,8 @@ def test_create_waits_for_the_tasks_and_says_how_each_of_them_ended(line: Comman
         ("install", "success", 0),
         ("test", "success", 0),
     ]
-    assert "passed" in done.stderr  # the tasks are shown as they run
-    # What the tasks had is there for commands, too, and is on no disk.
+    assert "passed" in done.stderr  # tasks are shown while they run
+    # Commands get the tasks' environment, too, and it is on no disk.
     assert line.json("run", "good", "echo $COLOUR $INSTALLED $TOKEN $CI")["stdout"] == "red yes tok-5f7a91c true\n"
     assert line.gibil("run", "good", "grep -rls 5f7a91c /root /etc /tmp /var/tmp").stdout == ""
     assert line.gibil("run", "good", "git -C /root/project rev-parse --abbrev-ref HEAD").stdout == "main\n"
@@ -107,12 +107,12 @@ def test_create_waits_for_the_tasks_and_says_how_each_of_them_ended(line: Comman
     line.commit(project, {".gibil.yml": "tasks: [{name: bad, run: exit 5}, {name: after, run: 'true'}]\n"})
     bad = line.gibil("create", "--name", "bad", "--repo", "project", "--wait", "tasks", "--json")
     assert bad.returncode == 1
-    told = json.loads(bad.stdout)
-    assert (told["tasks"], [task["status"] for task in told["task_results"]]) == ("failure", ["failure", "skipped"])
+    result = json.loads(bad.stdout)
+    assert (result["tasks"], [task["status"] for task in result["task_results"]]) == ("failure", ["failure", "skipped"])
     assert line.gibil("run", "bad", "test -f /root/.gibil-tasks-failed && test ! -f /root/.gibil-tasks-done").returncode == 0
 
 
-def test_branch_makes_a_machine_for_a_branch_of_the_origin_and_runs_a_command_there(line: CommandLine) -> None:
+def test_branch_creates_a_machine_for_a_branch_of_the_origin_and_runs_a_command(line: CommandLine) -> None:
     origin = line.repository("origin", {"a": "main"})
     line.git(origin, "checkout", "-q", "-b", "feature/new-parser")
     line.commit(origin, {"a": "feature"})
@@ -120,9 +120,9 @@ def test_branch_makes_a_machine_for_a_branch_of_the_origin_and_runs_a_command_th
     words = "cd work && gibil branch feature/new-parser --ttl 10 --run 'cat a; git log --oneline | wc -l; exit 4' --json"
     done = line.bash(words)
     assert done.returncode == 4, done.stderr
-    told = json.loads(done.stdout)
-    assert told["name"].startswith("feature-new-parser-")
-    assert told["run"]["stdout"].split() == ["feature2", "2"] or told["run"]["stdout"] == "feature2\n"
+    result = json.loads(done.stdout)
+    assert result["name"].startswith("feature-new-parser-")
+    assert result["run"]["stdout"].split() == ["feature2", "2"] or result["run"]["stdout"] == "feature2\n"
     assert line.bash("cd work && gibil branch absent --json").returncode == 2
 
 
@@ -158,20 +158,20 @@ WRONG: list[tuple[tuple[str, ...], str]] = [
 ]
 
 
-def test_what_cannot_be_done_is_one_json_value_with_a_code_and_nothing_is_forged(tmp_path: Path) -> None:
+def test_an_invalid_request_is_one_json_value_with_a_code_and_creates_nothing(tmp_path: Path) -> None:
     line = CommandLine(tmp_path)
     line.repository("broken", {".gibil.yml": "tasks: [{run: make}]\nruntimes: {python: '3'}\n"})
     for done, (arguments, code) in zip(line.many([(*words, "--json") for words, _ in WRONG]), WRONG, strict=True):
-        told = json.loads(done.stdout)
-        assert told.keys() == seed.ERROR, arguments
-        assert (told["code"], told["exit_code"]) == (code, done.returncode), arguments
+        result = json.loads(done.stdout)
+        assert result.keys() == seed.ERROR, arguments
+        assert (result["code"], result["exit_code"]) == (code, done.returncode), arguments
         assert done.returncode != 0, arguments
         assert "secret" not in done.stdout + done.stderr, arguments
         assert "Traceback" not in done.stderr, arguments
     assert not (line.data_dir / "local").exists()
 
 
-def test_a_broken_gibil_yml_is_refused_with_its_line_and_the_nearest_word(tmp_path: Path) -> None:
+def test_a_broken_gibil_yml_is_rejected_with_its_line_and_the_nearest_word(tmp_path: Path) -> None:
     line = CommandLine(tmp_path)
     line.repository("broken", {".gibil.yml": "tasks: [{run: make}]\nruntimes: {python: '3'}\n"})
     done = line.gibil("create", "--repo", "broken")
@@ -180,7 +180,7 @@ def test_a_broken_gibil_yml_is_refused_with_its_line_and_the_nearest_word(tmp_pa
     assert "'runtime'" in done.stderr
 
 
-def test_a_taken_name_is_an_error_and_leaves_the_machine_alone(line: CommandLine) -> None:
+def test_a_name_in_use_is_an_error_and_does_not_change_the_machine(line: CommandLine) -> None:
     line.json("create", "--name", "taken")
     again = line.gibil("create", "--name", "taken", "--json")
     assert (again.returncode, json.loads(again.stdout)["code"]) == (3, "NAME_TAKEN")
@@ -193,10 +193,12 @@ def test_a_taken_name_is_an_error_and_leaves_the_machine_alone(line: CommandLine
     line.json("destroy", "taken-1")
     half = line.gibil("create", "--name", "taken", "--fleet", "2", "--json")
     assert json.loads(half.stdout)["code"] == "NAME_TAKEN"
-    assert {view["name"] for view in line.json("list")} == {"taken", "race", "taken-2"}, "a fleet is whole, or not there"
+    assert {view["name"] for view in line.json("list")} == {"taken", "race", "taken-2"}, (
+        "a fleet is created completely or not at all"
+    )
 
 
-def test_a_machines_life_has_a_cap_and_its_end_is_announced(line: CommandLine) -> None:
+def test_the_time_to_live_is_capped_and_its_end_is_announced(line: CommandLine) -> None:
     line.json("create", "--name", "short", "--ttl", "1m")
     listed = line.gibil("list")
     assert listed.stdout.splitlines()[0].split() == ["NAME", "PROVIDER", "STATUS", "ADDRESS", "LEFT", "FOR"]
@@ -208,37 +210,35 @@ def test_a_machines_life_has_a_cap_and_its_end_is_announced(line: CommandLine) -
 
 
 def begin_and_interrupt(line: CommandLine, moment: bytes, number: int, *arguments: str) -> tuple[int, str, str]:
-    """`create` that gets a signal at that moment: its exit status, stdout and stderr."""
+    """Send a signal to `create` at this moment; return its exit status, stdout and stderr."""
     process = line.start("create", *arguments)
     assert process.stderr is not None
-    said = b""
-    while moment not in said:
-        said += process.stderr.readline()
+    output = b""
+    while moment not in output:
+        output += process.stderr.readline()
         assert process.poll() is None
     process.send_signal(number)
     out, err = process.communicate(timeout=patient(30))
     assert process.returncode is not None
-    return process.returncode, out.decode(), (said + err).decode()
+    return process.returncode, out.decode(), (output + err).decode()
 
 
-def test_a_create_that_is_interrupted_before_the_machine_answers_destroys_it_and_says_so(line: CommandLine) -> None:
+def test_create_interrupted_before_the_machine_answers_destroys_it_and_reports_it(line: CommandLine) -> None:
     line.repository("project", {".gibil.yml": "tasks: [{name: waits, run: sleep 600}]\n"})
     line.json("create", "--name", "warm")
     # It has to send its code after that, so there is time.
     words = ("--name", "stopped", "--repo", "project", "--wait", "tasks", "--json")
     status, out, err = begin_and_interrupt(line, b"created stopped", signal.SIGINT, *words)
-    told = json.loads(out)
-    assert (status, told["code"], told["exit_code"]) == (130, "INTERRUPTED", 130)
-    assert told["message"] == "interrupted; stopped is destroyed"
+    result = json.loads(out)
+    assert (status, result["code"], result["exit_code"]) == (130, "INTERRUPTED", 130)
+    assert result["message"] == "interrupted; stopped is destroyed"
     assert "press Ctrl-C again to leave that to the next gibil command" in err
     assert [view["name"] for view in line.json("list")] == ["warm"]
     assert [path.name for path in line.paths.machines.iterdir()] == ["warm"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_create_that_is_interrupted_while_it_waits_keeps_the_machine_and_says_how_to_go_on(
-    line: CommandLine, number: int
-) -> None:
+def test_create_interrupted_while_it_waits_keeps_the_machine_and_explains_the_next_step(line: CommandLine, number: int) -> None:
     line.repository("project", {".gibil.yml": "tasks: [{name: waits, run: sleep 600}]\n"})
     words = ("--name", "kept", "--repo", "project", "--wait", "tasks")
     status, out, err = begin_and_interrupt(line, b"=== waits", number, *words)
@@ -249,23 +249,23 @@ def test_a_create_that_is_interrupted_while_it_waits_keeps_the_machine_and_says_
     assert "kept" not in line.gibil("list").stderr, "its name was reported: it is not abandoned"
 
 
-def test_a_fleet_that_is_interrupted_while_it_waits_is_one_json_value_with_all_of_it(line: CommandLine) -> None:
+def test_a_fleet_interrupted_while_it_waits_is_one_json_value_with_all_machines(line: CommandLine) -> None:
     line.repository("project", {".gibil.yml": "tasks: [{name: waits, run: sleep 600}]\n"})
     words = ("--name", "f", "--fleet", "2", "--repo", "project", "--wait", "tasks", "--json")
     status, out, _err = begin_and_interrupt(line, b"=== waits", signal.SIGINT, *words)
-    told = json.loads(out)
-    assert (status, told["code"], told["fleet_id"]) == (130, "INTERRUPTED", "f")
-    assert [view["name"] for view in told["instances"]] == ["f-1", "f-2"]
-    assert "gibil destroy f-1 f-2" in told["message"]
+    result = json.loads(out)
+    assert (status, result["code"], result["fleet_id"]) == (130, "INTERRUPTED", "f")
+    assert [view["name"] for view in result["instances"]] == ["f-1", "f-2"]
+    assert "gibil destroy f-1 f-2" in result["message"]
     assert [view["name"] for view in line.json("list")] == ["f-1", "f-2"]
 
 
-def test_the_limit_counts_this_data_directorys_machines_however_they_are_asked_for(line: CommandLine) -> None:
+def test_the_machine_limit_counts_all_machines_of_the_data_directory(line: CommandLine) -> None:
     limited = {"GIBIL_MAX_MACHINES": "3"}
     fleet = line.gibil("create", "--fleet", "4", "--json", **limited)
-    told = json.loads(fleet.stdout)
-    assert (fleet.returncode, told["code"]) == (2, "MACHINE_LIMIT")
-    assert "GIBIL_MAX_MACHINES=3: create at most 3" in told["message"]
+    result = json.loads(fleet.stdout)
+    assert (fleet.returncode, result["code"]) == (2, "MACHINE_LIMIT")
+    assert "GIBIL_MAX_MACHINES=3: create at most 3" in result["message"]
     script = "for n in 1 2 3 4 5; do gibil create --name m-$n --json >r$n 2>/dev/null & done; wait; cat r*"
     side_by_side = line.bash(script, **limited)
     codes = sorted(json.loads(text).get("code", "made") for text in side_by_side.stdout.splitlines())

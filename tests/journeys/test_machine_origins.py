@@ -1,4 +1,4 @@
-"""Where the code of a machine comes from: public repositories, private ones, checkouts; and that credentials stay here."""
+"""Sources of a machine's code: public and private repositories, and checkouts; credentials stay on this host."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def line(tmp_path: Path) -> CommandLine:
 
 @pytest.fixture
 def server(line: CommandLine) -> Iterator[GitServer]:
-    """Serves ada/engine.git: `main` with a .gibil.yml, and `topic` one commit further."""
+    """Serve ada/engine.git: `main` with a .gibil.yml, and `topic` one commit ahead."""
     work = line.repository("work", {"file": "1", ".gibil.yml": "tasks: [{run: test -f file}]\n"})
     line.git(work, "checkout", "-q", "-b", "topic")
     line.commit(work, {"file": "2"})
@@ -40,34 +40,34 @@ def server(line: CommandLine) -> Iterator[GitServer]:
         yield server
 
 
-async def origin(repo: str, branch: str | None = None) -> CodeSource:
+async def source(repo: str, branch: str | None = None) -> CodeSource:
     async with read_source(repo, branch, GITHUB) as found:
         return found
 
 
-async def test_of_a_public_repository_only_the_head_and_its_file_are_read_and_the_machine_clones(
+async def test_only_head_and_file_of_a_public_repository_are_read_and_the_machine_clones_it(
     line: CommandLine, server: GitServer
 ) -> None:
     url = f"{server.url}/ada/engine.git"
-    found = await origin(url)
+    found = await source(url)
     assert (found.branch, found.clone_url, found.checkout) == ("main", url, None)
     assert found.sha == line.git(line.here / "work", "rev-parse", "main")
     assert found.file is not None
     assert found.file.tasks[0].run == "test -f file"
-    topic = await origin(url, "topic")
+    topic = await source(url, "topic")
     assert (topic.branch, topic.sha) == ("topic", line.git(line.here / "work", "rev-parse", "topic"))
     with pytest.raises(UsageError, match="no branch absent"):
-        await origin(url, "absent")
+        await source(url, "absent")
 
 
-async def test_a_private_repository_is_read_with_the_persons_own_credentials_and_sent_from_here(
+async def test_a_private_repository_is_read_with_the_users_credentials_and_sent_from_here(
     line: CommandLine, server: GitServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.tokens["ada/engine.git"] = TOKEN
     url = f"{server.url}/ada/engine.git"
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
     with pytest.raises(UsageError, match="can't read the repository"):
-        await origin(url)
+        await source(url)
     helper = line.folder / "gitconfig"
     helper.write_text(f'[credential]\n\thelper = "!f() {{ echo username=x-access-token; echo password={TOKEN}; }}; f"\n')
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(helper))
@@ -76,17 +76,17 @@ async def test_a_private_repository_is_read_with_the_persons_own_credentials_and
         assert found.checkout is not None
         assert line.git(found.checkout, "rev-parse", found.sha) == found.sha
         assert TOKEN not in (found.checkout / "config").read_text()
-    assert not found.checkout.exists(), "the copy is for the time of sending alone"
+    assert not found.checkout.exists(), "the copy exists only during the transfer"
 
 
-async def test_a_checkout_is_read_where_it_lies_bare_ones_and_sub_folders_too(line: CommandLine, server: GitServer) -> None:
+async def test_a_checkout_is_read_in_place_also_a_bare_one_or_a_subfolder(line: CommandLine, server: GitServer) -> None:
     work = line.here / "work"
     (work / "deep" / "er").mkdir(parents=True)
     for place in (str(work), f"file://{work}", str(work / "deep" / "er")):
-        found = await origin(place, "main")
+        found = await source(place, "main")
         assert (found.repo, found.branch, found.clone_url) == (str(work), "main", None)
-    assert (await origin(str(work))).branch == "topic"
-    bare = await origin(str(line.folder / "served/ada/engine.git"), "topic")
+    assert (await source(str(work))).branch == "topic"
+    bare = await source(str(line.folder / "served/ada/engine.git"), "topic")
     assert bare.file is not None
     line.git(work, "remote", "add", "origin", "https://ada:hunter2@example.com/ada/engine.git")
     assert await origin_url(work) == "https://example.com/ada/engine.git"
@@ -94,29 +94,29 @@ async def test_a_checkout_is_read_where_it_lies_bare_ones_and_sub_folders_too(li
     line.git(line.here / "empty", "init", "-q")
     for wrong in ("empty", "absent"):
         with pytest.raises(UsageError):
-            await origin(str(line.here / wrong))
+            await source(str(line.here / wrong))
 
 
-async def test_a_broken_file_is_told_with_its_place_from_afar_too(line: CommandLine, server: GitServer) -> None:
+async def test_a_broken_file_of_a_remote_repository_is_reported_with_its_position(line: CommandLine, server: GitServer) -> None:
     work = line.here / "work"
     line.commit(work, {".gibil.yml": "\n\ntasks: [{runn: x}]\n"})
     line.git(work, "push", "-q", str(line.folder / "served/ada/engine.git"), "HEAD:refs/heads/broken")
     with pytest.raises(InvalidWorkflow, match=r"\.gibil\.yml:3:"):
-        await origin(f"{server.url}/ada/engine.git", "broken")
+        await source(f"{server.url}/ada/engine.git", "broken")
 
 
 @pytest.mark.parametrize("branch", ["", "-x", "a..b", "a b", "a:b", "x.lock", "a@{1}", "/a", "a/", "\n"])
-async def test_what_is_no_branch_is_refused(line: CommandLine, branch: str) -> None:
+async def test_an_invalid_branch_is_rejected(line: CommandLine, branch: str) -> None:
     with pytest.raises(UsageError, match="name of a branch"):
-        await origin(str(line.here), branch)
+        await source(str(line.here), branch)
 
 
 @pytest.mark.parametrize(
     "repo", ["ftp://example.com/x", "https://u:p@example.com/x", "ext::sh -c id", "a/b/c", "", "file://host/x"]
 )
-async def test_what_is_no_repository_is_refused(repo: str) -> None:
+async def test_an_invalid_repository_is_rejected(repo: str) -> None:
     with pytest.raises(UsageError):
-        await origin(repo)
+        await source(repo)
 
 
 @pytest.mark.parametrize(
@@ -127,12 +127,12 @@ async def test_what_is_no_repository_is_refused(repo: str) -> None:
         ("http://127.0.0.1:8000", "http://127.0.0.1:8000"),
     ],
 )
-def test_owner_and_repo_are_looked_for_where_the_configured_github_is(api: str, web: str) -> None:
+def test_owner_and_repo_refer_to_the_configured_github(api: str, web: str) -> None:
     assert web_address(api) == web
 
 
 @pytest.mark.usefixtures("local_machines")
-def test_the_machine_has_the_branch_its_history_and_its_origin_whichever_way_it_came(
+def test_the_machine_has_branch_history_and_origin_from_every_source(
     tmp_path_factory: pytest.TempPathFactory, line: CommandLine, server: GitServer
 ) -> None:
     work = line.here / "work"

@@ -1,4 +1,4 @@
-"""`gibil init`, `gibil providers` and `gibil list` with a cloud beside this box: what is saved, what it costs, who is asked."""
+"""`gibil init`, `gibil providers` and `gibil list` with local machines and a cloud: settings, costs, queried providers."""
 
 from __future__ import annotations
 
@@ -39,27 +39,27 @@ async def gibil(line: CommandLine, *arguments: str, **more: str) -> subprocess.C
     return await asyncio.to_thread(line.gibil, *arguments, **more)
 
 
-async def forge(line: CommandLine, double: HetznerDouble, name: str, ttl_s: int = 600, **labels: str) -> None:
-    """A server that never boots is one all the same."""
+async def create_server(line: CommandLine, double: HetznerDouble, name: str, ttl_s: int = 600, **labels: str) -> None:
+    """Create a server. It never boots, but it exists and costs."""
     settings = load_settings(
         {"GIBIL_DATA_DIR": str(line.data_dir), "HCLOUD_TOKEN": double.token, "HCLOUD_ENDPOINT": double.endpoint}
     )
-    forge = open_factory(settings)
+    factory = open_factory(settings)
     try:
         spec = MachineSpec(
             name=name,
-            owner=forge.keyring.machine_owner(),
+            owner=factory.keyring.machine_owner(),
             ttl_s=ttl_s,
-            authorized_key=forge.keyring.client_public(name),
-            host_key=forge.keyring.host_key(name),
+            authorized_key=factory.keyring.client_public(name),
+            host_key=factory.keyring.host_key(name),
             labels=labels,
         )
-        await forge.provider.create(spec)
+        await factory.provider.create(spec)
     finally:
-        await forge.close()
+        await factory.close()
 
 
-async def test_init_tries_the_token_saves_it_for_its_owner_alone_and_the_environment_beats_it(
+async def test_init_checks_the_token_saves_it_privately_and_the_environment_overrides_it(
     line: CommandLine, double: HetznerDouble
 ) -> None:
     at = {"HCLOUD_ENDPOINT": double.endpoint}
@@ -82,7 +82,7 @@ async def test_init_tries_the_token_saves_it_for_its_owner_alone_and_the_environ
         load_settings(environment)
 
 
-async def test_init_adds_a_provider_beside_the_default_and_leaves_a_broken_file_alone(
+async def test_init_adds_a_provider_to_the_default_and_does_not_change_a_broken_file(
     line: CommandLine, double: HetznerDouble
 ) -> None:
     at = {"HCLOUD_ENDPOINT": double.endpoint}
@@ -104,20 +104,20 @@ async def test_prices_and_the_cost_so_far_come_from_the_provider(line: CommandLi
     assert (small["name"], small["currency"]) == ("small", "EUR")
     assert float(small["price_hourly"]) > 0
     assert small["locations"]
-    await forge(line, double, "m", repo="ada/engine")
+    await create_server(line, double, "m", repo="ada/engine")
     (listed,) = json.loads((await gibil(line, "list", "--json", **at)).stdout)
     assert (listed["provider"], listed["repo"]) == ("hetzner", "ada/engine")
     assert listed["cost"]["so_far"] == listed["cost"]["hourly"] == small["price_hourly"]
     assert "hetzner" in (await gibil(line, "list", **at)).stdout
 
 
-async def test_another_computer_sees_and_burns_the_same_machines_but_all_is_only_ones_own(
+async def test_another_computer_can_list_and_destroy_the_machines_but_all_means_only_its_own(
     line: CommandLine, double: HetznerDouble, tmp_path: Path
 ) -> None:
     at = {"HCLOUD_ENDPOINT": double.endpoint, "HCLOUD_TOKEN": double.token}
-    await forge(line, double, "mine")
-    await forge(line, double, "run-1", run="0123")
-    await forge(line, double, "also-mine")
+    await create_server(line, double, "mine")
+    await create_server(line, double, "run-1", run="0123")
+    await create_server(line, double, "also-mine")
     (tmp_path / "other").mkdir()
     other = CommandLine(tmp_path / "other")
     other.here.mkdir()
@@ -126,23 +126,23 @@ async def test_another_computer_sees_and_burns_the_same_machines_but_all_is_only
     }  # fmt: skip
     assert json.loads((await gibil(other, "destroy", "--all", "--json", **at)).stdout) == []
     assert json.loads((await gibil(other, "destroy", "mine", "--json", **at)).stdout)["was_already_destroyed"] is False
-    burned = json.loads((await gibil(line, "destroy", "--all", "--json", **at)).stdout)
-    assert [view["name"] for view in burned] == ["also-mine"], "the bot's machine stays"
+    destroyed = json.loads((await gibil(line, "destroy", "--all", "--json", **at)).stdout)
+    assert [view["name"] for view in destroyed] == ["also-mine"], "the bot's machine stays"
     forced = json.loads((await gibil(line, "destroy", "--all", "--force", "--json", **at)).stdout)
     assert [view["name"] for view in forced] == ["run-1"]
     assert double.state.servers == {}
 
 
-async def test_whoever_lists_burns_what_is_beyond_its_time_and_says_so(line: CommandLine, double: HetznerDouble) -> None:
+async def test_list_destroys_expired_machines_and_reports_them(line: CommandLine, double: HetznerDouble) -> None:
     at = {"HCLOUD_ENDPOINT": double.endpoint, "HCLOUD_TOKEN": double.token}
-    await forge(line, double, "late", ttl_s=0)
-    await forge(line, double, "fine")
+    await create_server(line, double, "late", ttl_s=0)
+    await create_server(line, double, "fine")
     listed = await gibil(line, "list", "--all-providers", "--json", **at)
     assert [view["name"] for view in json.loads(listed.stdout)] == ["fine"]
     assert "late" in listed.stderr
 
 
-async def test_a_cloud_that_does_not_answer_is_one_clear_line(line: CommandLine) -> None:
+async def test_a_cloud_that_does_not_answer_is_reported_in_one_line(line: CommandLine) -> None:
     Keyring(line.data_dir).host_key("any")
     done = await gibil(line, "list", "--json", HCLOUD_TOKEN="t", HCLOUD_ENDPOINT="http://127.0.0.1:9/v1")
     assert done.returncode == 3

@@ -1,4 +1,4 @@
-"""Commits leave a machine as a bundle that is checked and pushed from here: what comes from there is not trusted."""
+"""Commits leave a machine as an untrusted bundle, which is checked here and pushed from here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WHO = "git config user.name Agent; git config user.email agent@example.com"
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
-    """A bare repository `origin.git`, a clone of it `work`, and a machine `m` forged with it."""
+    """Create a bare repository `origin.git`, a clone of it `work`, and a machine `m` created from the clone."""
     with command_line(tmp_path_factory.mktemp("push"), shared_folder(tmp_path_factory), own_daemon=True) as line:
         first = line.repository("first", {"file": "1", ".github/workflows/old.yml": "on: push"})
         line.git(line.here, "clone", "-q", "--bare", str(first), "origin.git")
@@ -36,15 +36,15 @@ def on_machine(line: CommandLine, script: str) -> str:
     return done.stdout.strip()
 
 
-def test_commits_are_pushed_to_where_the_machine_was_forged_from_whatever_its_git_says(line: CommandLine) -> None:
+def test_commits_are_pushed_to_the_machines_source_whatever_its_git_configuration(line: CommandLine) -> None:
     nothing = line.gibil("push", "m", "--json")
     assert (nothing.returncode, json.loads(nothing.stdout)["code"]) == (2, "USAGE")
     on_machine(line, "git checkout -q -b agent/parser; echo 2 >file; git commit -qam 'Parse faster'")
     on_machine(line, "git remote set-url origin https://evil.example/x.git; git config url.https://evil.example/.insteadOf /")
     head = on_machine(line, "echo 3 >file; git commit -qam 'And safer'; git rev-parse HEAD")
-    told = line.json("push", "m")
+    result = line.json("push", "m")
     origin = line.here / "origin.git"
-    assert told == {
+    assert result == {
         "name": "m", "repo": str(origin), "branch": "gibil/m", "commit": head, "commits": 2,
         "files": ["file"], "files_total": 1, "warnings": [],
     }  # fmt: skip
@@ -66,7 +66,7 @@ def test_the_default_branch_is_pushed_to_only_by_name(line: CommandLine) -> None
     assert line.git(origin, "rev-parse", "refs/heads/main") == head
 
 
-def test_a_push_is_never_by_force(line: CommandLine) -> None:
+def test_a_push_is_never_forced(line: CommandLine) -> None:
     origin = line.here / "origin.git"
     work = line.here / "work"
     theirs = line.commit(work, {"file": "theirs"})
@@ -89,7 +89,7 @@ def test_a_push_is_never_by_force(line: CommandLine) -> None:
         ("rm -rf .github; ln -s elsewhere .github", "change .github,"),
     ],
 )
-def test_what_decides_what_runs_with_secrets_is_looked_at_first(line: CommandLine, change: str, path: str) -> None:
+def test_changes_of_files_that_control_ci_are_rejected_without_confirmation(line: CommandLine, change: str, path: str) -> None:
     on_machine(line, f"git checkout -q -f -B ci $(cat /root/start); {change}; git add -A; git commit -qm ci")
     refused = line.gibil("push", "m", "--branch", "ci", "--json")
     assert (refused.returncode, json.loads(refused.stdout)["code"]) == (1, "NOT_PUSHED")
@@ -97,25 +97,25 @@ def test_what_decides_what_runs_with_secrets_is_looked_at_first(line: CommandLin
     assert "--with-workflows" in json.loads(refused.stdout)["error"]
 
 
-def test_with_workflows_pushes_them(line: CommandLine) -> None:
+def test_with_workflows_pushes_changes_of_workflow_files(line: CommandLine) -> None:
     on_machine(
         line, "git checkout -q -f -B ci $(cat /root/start); echo x >.github/workflows/a.yml; git add -A; git commit -qm ci"
     )
     assert line.json("push", "m", "--branch", "ci", "--with-workflows")["files"] == [".github/workflows/a.yml"]
 
 
-def test_long_lists_of_files_are_cut_and_installed_folders_are_warned_of(line: CommandLine) -> None:
+def test_long_file_lists_are_cut_and_installed_folders_cause_a_warning(line: CommandLine) -> None:
     on_machine(
         line,
         "git checkout -q -f -B many $(cat /root/start); mkdir -p web/node_modules/x; cd web/node_modules/x; "
         "touch $(seq 1 150); cd /root/project; git add -f -A; git commit -qm many",
     )
-    told = line.json("push", "m", "--branch", "many")
-    assert (len(told["files"]), told["files_total"]) == (100, 150)
-    assert ["150 files in web/node_modules/" in warning for warning in told["warnings"]] == [True]
+    result = line.json("push", "m", "--branch", "many")
+    assert (len(result["files"]), result["files_total"]) == (100, 150)
+    assert ["150 files in web/node_modules/" in warning for warning in result["warnings"]] == [True]
 
 
-def test_a_tag_or_a_branch_called_head_changes_nothing(line: CommandLine) -> None:
+def test_a_tag_or_a_branch_named_head_changes_nothing(line: CommandLine) -> None:
     head = on_machine(
         line,
         "git checkout -q -f -B topic $(cat /root/start); git commit -q --allow-empty -m one; "
@@ -136,7 +136,7 @@ chmod +x /usr/local/bin/git
 """
 
 
-def test_a_bundle_that_never_ends_is_not_read_to_its_end(line: CommandLine) -> None:
+def test_an_endless_bundle_is_not_read_to_its_end(line: CommandLine) -> None:
     on_machine(line, "git checkout -q -f --detach $(cat /root/start); git commit -q --allow-empty -m x")
     on_machine(line, ENDLESS)
     refused = line.gibil("push", "m", "--branch", "endless", "--json")
@@ -149,10 +149,10 @@ import resource, subprocess, sys
 subprocess.run(sys.argv[1:], stderr=subprocess.DEVNULL)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)
 """
-"""A process begins with the size of the one that it was forked from, and this one is small."""
+"""A small process to fork from, because a process starts with its parent's memory."""
 
 
-def test_a_commit_of_a_few_kilobytes_does_not_take_gigabytes(line: CommandLine) -> None:
+def test_a_small_commit_that_expands_to_gigabytes_is_bounded(line: CommandLine) -> None:
     on_machine(
         line,
         "git checkout -q -f --detach $(cat /root/start); b=$(git rev-parse HEAD:file); "
@@ -165,14 +165,14 @@ def test_a_commit_of_a_few_kilobytes_does_not_take_gigabytes(line: CommandLine) 
         [sys.executable, "-c", MEASURED, sys.executable, "-m", "gibil_bot", "push", "m", "--branch", "deep", "--json"],
         env=line.environment(), cwd=line.here, capture_output=True, timeout=patient(60), check=True,
     )  # fmt: skip
-    told = json.loads(done.stdout)
-    assert (told["code"], "more than 20,000 files" in told["error"]) == ("NOT_PUSHED", True)
-    assert int(done.stderr) < 250_000, "kilobytes, of the largest process that it started or was"
+    result = json.loads(done.stdout)
+    assert (result["code"], "more than 20,000 files" in result["error"]) == ("NOT_PUSHED", True)
+    assert int(done.stderr) < 250_000, "kilobytes, of the process or its largest child"
     on_machine(line, "git checkout -q -f -B main $(cat /root/start)")
 
 
 @pytest.mark.parametrize("branch", ["--force", "a..b", "+main"])
-def test_a_branch_is_a_branch_and_no_option(line: CommandLine, branch: str) -> None:
+def test_a_branch_name_is_never_read_as_an_option(line: CommandLine, branch: str) -> None:
     on_machine(line, "git commit -q --allow-empty -m more")
     refused = line.gibil("push", "m", f"--branch={branch}", "--json")
     assert refused.returncode in (1, 2)

@@ -1,4 +1,4 @@
-"""`from gibil_bot import machines`: what a program does with machines, and that none is left."""
+"""`from gibil_bot import machines`: programs use machines, and none is left."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ async def settings(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def left_of(settings: Settings) -> tuple[list[str], list[str]]:
-    """Folders and control groups of machines."""
+    """Return folders and control groups of machines."""
     paths = LocalPaths(settings.data_dir)
     return sorted(path.name for path in paths.machines.iterdir()), Groups(find_hierarchies(), groups_prefix(paths)).leftovers()
 
 
 @needs_machines
-async def test_a_machine_is_there_for_the_block_and_burned_when_it_is_left(settings: Settings) -> None:
+async def test_a_machine_exists_for_the_block_and_is_destroyed_at_its_end(settings: Settings) -> None:
     async with machines.create(name="m", env={"WHO": "ada"}, settings=settings) as m:
         result = await m.run("echo hello $WHO; echo oops >&2; exit 4")
         assert (result.stdout, result.stderr, result.exit_code, result.timed_out) == ("hello ada\n", "oops\n", 4, False)
@@ -61,26 +61,26 @@ async def test_a_machine_is_there_for_the_block_and_burned_when_it_is_left(setti
 
 
 @needs_machines
-async def test_a_machine_that_is_burned_while_one_logs_in_is_not_found(settings: Settings) -> None:
+async def test_a_machine_destroyed_during_the_login_is_not_found(settings: Settings) -> None:
     async with machines.create(name="m", settings=settings), open_machines(settings) as opened:
         provider = opened.factory.provider
 
-        class BurnedAfterTheLook:
-            """Somebody else is quicker than whoever looked."""
+        class DestroyedAfterLookup:
+            """Another process destroys the machine right after the lookup."""
 
             async def get(self, name: str) -> Machine | None:
                 found = await provider.get(name)
                 await provider.destroy(name)
                 return found
 
-        there: Any = BurnedAfterTheLook()
+        there: Any = DestroyedAfterLookup()
         late = MachineService(settings, dataclasses.replace(opened.factory, provider=there), "ada")
         with pytest.raises(MachineNotFound, match="'m' not found"):
             await late.open("m")
 
 
 @needs_machines
-async def test_an_error_or_a_cancellation_in_the_block_burns_it_too(settings: Settings) -> None:
+async def test_an_error_or_a_cancellation_in_the_block_destroys_the_machine(settings: Settings) -> None:
     with pytest.raises(ZeroDivisionError):
         async with machines.create(settings=settings):
             raise ZeroDivisionError
@@ -102,23 +102,23 @@ async def test_an_error_or_a_cancellation_in_the_block_burns_it_too(settings: Se
 
 
 @needs_machines
-async def test_fifty_machines_side_by_side_are_made_used_and_burned_and_none_is_left(settings: Settings) -> None:
+async def test_fifty_concurrent_machines_are_created_used_and_destroyed(settings: Settings) -> None:
     async def explore(connected: machines.Connected, number: int) -> str:
         async with connected.create(name=f"many-{number}", env={"NUMBER": str(number)}) as m:
             return (await m.run("echo $NUMBER >/root/mine; cat /root/*")).stdout
 
-    # What is promised to all of them has to exist.
+    # The memory promised to all of them must exist.
     small = dataclasses.replace(settings, max_memory_mb=256, max_machines=50)
     async with machines.connect(settings=small) as connected:
-        said = await asyncio.gather(*(explore(connected, number) for number in range(50)))
-        assert said == [f"{number}\n" for number in range(50)]
+        output = await asyncio.gather(*(explore(connected, number) for number in range(50)))
+        assert output == [f"{number}\n" for number in range(50)]
         assert await connected.list() == []
     assert left_of(settings) == ([], [])
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A checkout whose set-up takes a moment, and whose `make test` works in its own folder alone."""
+    """Create a checkout whose set-up takes a moment, and whose `make test` writes only to its own folder."""
     folder = tmp_path / "project"
     (folder / "sub").mkdir(parents=True)
     (folder / "sub" / "here").write_text("sub\n")
@@ -130,7 +130,7 @@ def project(tmp_path: Path) -> Path:
 
 
 @needs_machines
-async def test_commands_start_in_the_code_once_it_is_there(settings: Settings, project: Path) -> None:
+async def test_commands_start_in_the_code_once_it_exists(settings: Settings, project: Path) -> None:
     async with machines.create(repo=project, settings=settings) as m:
         assert (await m.run("pwd; cat sub/here")).stdout == "/root/project\nsub\n"
         assert (await m.run("pwd; cat here", cwd="sub")).stdout == "/root/project/sub\nsub\n"
@@ -140,9 +140,9 @@ async def test_commands_start_in_the_code_once_it_is_there(settings: Settings, p
         assert "/no/such folder" in absent.stderr
         assert (await m.run("cat", stdin=b"given")).stdout == "given"
         job = await m.start("pwd", cwd="sub")
-        said: list[bytes] = []
-        assert await m.follow(job, lambda stream, data: said.append(data)) == 0
-        assert b"".join(said) == b"/root/project/sub\n"
+        output: list[bytes] = []
+        assert await m.follow(job, lambda stream, data: output.append(data)) == 0
+        assert b"".join(output) == b"/root/project/sub\n"
         with pytest.raises(UsageError, match="empty"):
             await m.run(" ")
         with pytest.raises(UsageError, match="empty"):
@@ -154,7 +154,7 @@ async def test_commands_start_in_the_code_once_it_is_there(settings: Settings, p
 
 
 @needs_machines
-async def test_a_machine_that_does_not_become_ready_is_an_error_that_says_why_and_leaves_nothing(
+async def test_a_machine_that_does_not_become_ready_raises_the_reason_and_leaves_nothing(
     settings: Settings, project: Path
 ) -> None:
     (project / ".gibil.yml").write_text("runtime: {python: '3'}\nenv: {PATH: /nowhere}\n")
@@ -169,7 +169,7 @@ async def test_a_machine_that_does_not_become_ready_is_an_error_that_says_why_an
 
 
 @needs_machines
-async def test_durations_are_text_minutes_or_timedeltas(settings: Settings) -> None:
+async def test_a_duration_is_a_text_or_minutes_or_a_timedelta(settings: Settings) -> None:
     async with machines.create(ttl=10, wait=None, settings=settings) as m:
         assert minutes(m) == 10
         await m.extend("30s")
@@ -182,7 +182,7 @@ def minutes(live: machines.MachineSession) -> float:
     return (live.machine.expires_at - live.machine.created_at).total_seconds() / 60
 
 
-async def test_the_limit_holds_for_programs_too(settings: Settings, local_machines: None) -> None:
+async def test_the_machine_limit_holds_for_programs(settings: Settings, local_machines: None) -> None:
     settings = dataclasses.replace(settings, max_machines=1)
     async with machines.connect(settings=settings) as connected, connected.create(name="m"):
         with pytest.raises(UsageError) as caught:
@@ -200,7 +200,7 @@ def test_dir_and_help_show_the_api() -> None:
         assert words in shown
 
 
-async def test_what_cannot_be_is_refused_before_anything_is_forged(tmp_path: Path) -> None:
+async def test_invalid_arguments_are_rejected_before_a_machine_is_created(tmp_path: Path) -> None:
     settings = load_settings({"GIBIL_DATA_DIR": str(tmp_path / "data")})
     wrong: dict[str, Any]
     for wrong in (
@@ -221,7 +221,7 @@ async def test_what_cannot_be_is_refused_before_anything_is_forged(tmp_path: Pat
     assert not (tmp_path / "data" / "local").exists()
 
 
-def test_importing_the_room_or_the_sdks_names_imports_nothing_heavy() -> None:
+def test_importing_the_package_or_the_sdk_imports_nothing_heavy() -> None:
     script = (
         "import sys\nfrom gibil_bot import machines\n"
         "assert 'asyncio' not in sys.modules, 'at import'\n"

@@ -1,4 +1,4 @@
-"""Working on a machine: streams as they come, Ctrl-C, background jobs, a terminal of one's own, readers that go away."""
+"""Working on a machine: streamed output, Ctrl-C, background jobs, a terminal, and readers that disconnect."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.usefixtures("local_machines"), pytest.mark.xdist_group
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
-    """One machine, `m`, that every test here works on."""
+    """One machine, `m`, that every test here uses."""
     with command_line(tmp_path_factory.mktemp("sessions"), shared_folder(tmp_path_factory), own_daemon=True) as line:
         line.json("create", "--name", "m")
         yield line
@@ -39,7 +39,7 @@ def gone(mark: str) -> None:
         time.sleep(0.02)
 
 
-def test_both_streams_come_through_as_they_are_written_byte_for_byte(line: CommandLine) -> None:
+def test_both_streams_are_passed_on_live_and_unchanged(line: CommandLine) -> None:
     process = line.start(
         "run", "m", "mkfifo /root/go; printf 'first\\377\\n'; read x </root/go; echo $x; echo wrong >&2; exit 6"
     )
@@ -49,7 +49,7 @@ def test_both_streams_come_through_as_they_are_written_byte_for_byte(line: Comma
     assert (out, err, process.returncode) == (b"now\n", b"wrong\n", 6)
 
 
-def test_ctrl_c_goes_to_the_command_which_decides_what_it_means(line: CommandLine) -> None:
+def test_ctrl_c_is_sent_to_the_command_which_can_handle_it(line: CommandLine) -> None:
     handled = line.start("run", "m", "trap 'echo stopping; exit 9' INT; echo up; while :; do sleep 0.05; done")
     read_until(handled, b"up\n")
     handled.send_signal(signal.SIGINT)
@@ -78,7 +78,7 @@ def test_a_second_ctrl_c_kills_a_command_that_ignores_the_first(line: CommandLin
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_command_line_that_is_killed_takes_its_command_along(line: CommandLine, how: signal.Signals) -> None:
+def test_killing_the_client_kills_its_command(line: CommandLine, how: signal.Signals) -> None:
     mark = f"1{os.getpid()}.0{int(how)}9"
     process = line.start("run", "m", f"echo up; sleep {mark}")
     read_until(process, b"up\n")
@@ -87,7 +87,7 @@ def test_a_command_line_that_is_killed_takes_its_command_along(line: CommandLine
     gone(mark)
 
 
-def test_a_command_that_takes_too_long_is_killed_and_said_to_be(line: CommandLine) -> None:
+def test_a_command_that_exceeds_its_timeout_is_killed_and_reported(line: CommandLine) -> None:
     mark = f"1{os.getpid()}.020"
     done = line.gibil("run", "m", f"echo before; sleep {mark}", "--timeout", "0.5", "--json")
     assert json.loads(done.stdout) == {"stdout": "before\n", "stderr": "", "exit_code": 124, "timed_out": True}
@@ -95,7 +95,7 @@ def test_a_command_that_takes_too_long_is_killed_and_said_to_be(line: CommandLin
     gone(mark)
 
 
-def test_the_environment_of_one_command_beats_the_machines_and_stays_out_of_the_process_list(line: CommandLine) -> None:
+def test_one_commands_environment_overrides_the_machines_and_is_not_in_the_process_list(line: CommandLine) -> None:
     value = 'it\'s\n"two" lines $HOME `x`'
     look = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n' | grep -c 'lin[e]s $H'"
     done = line.gibil("run", "m", f'printf %s "$V"; {look}', "--env", f"V={value}")
@@ -103,7 +103,7 @@ def test_the_environment_of_one_command_beats_the_machines_and_stays_out_of_the_
     assert line.gibil("run", "m", "echo $PATH $V", "--env", "PATH=/usr/bin:/bin:/mine").stdout == "/usr/bin:/bin:/mine\n"
 
 
-def test_a_background_job_goes_on_by_itself_and_its_logs_can_be_followed_from_the_beginning(line: CommandLine) -> None:
+def test_a_background_job_continues_and_its_logs_can_be_followed_from_the_beginning(line: CommandLine) -> None:
     started = line.json("run", "m", "echo one; mkfifo /root/p; read x </root/p; echo two; echo bad >&2; exit 3", "--background")
     job = started["job_id"]
     assert started == {"stdout": "", "stderr": "", "exit_code": None, "job_id": job}
@@ -141,7 +141,7 @@ def test_ctrl_c_ends_the_following_and_not_the_job(line: CommandLine) -> None:
     assert next(each for each in line.json("jobs", "m") if each["job_id"] == job)["status"] == "running"
 
 
-def test_a_background_job_with_a_timeout_is_killed_when_its_time_is_up(line: CommandLine) -> None:
+def test_a_background_job_is_killed_at_its_timeout(line: CommandLine) -> None:
     job = line.json("run", "m", "sleep 600", "--background", "--timeout", "0.3")["job_id"]
     assert line.json("logs", "m", job, "-f")["exit_code"] == 124
 
@@ -149,7 +149,7 @@ def test_a_background_job_with_a_timeout_is_killed_when_its_time_is_up(line: Com
 @pytest.mark.parametrize(
     "arguments", [("run", "m", "yes"), ("list", "--json"), ("logs", "m", "JOB", "-f"), ("run", "m", "seq 99999", "--json")]
 )
-def test_when_the_reader_goes_away_the_command_ends_quietly(line: CommandLine, arguments: tuple[str, ...]) -> None:
+def test_the_command_ends_quietly_when_its_reader_exits(line: CommandLine, arguments: tuple[str, ...]) -> None:
     if "JOB" in arguments:
         job = line.json("run", "m", "yes | head -c 3000000; sleep 600", "--background")["job_id"]
         arguments = tuple(job if word == "JOB" else word for word in arguments)
@@ -174,7 +174,7 @@ def terminal(line: CommandLine) -> Iterator[Terminal]:
     terminal.close()
 
 
-def test_ssh_is_a_real_terminal_that_follows_its_size_and_passes_ctrl_c(terminal: Terminal) -> None:
+def test_ssh_opens_a_real_terminal_that_can_be_resized_and_passes_ctrl_c(terminal: Terminal) -> None:
     terminal.type("PS1='# '; stty size; tty; echo $TERM\n")
     shown = terminal.until("xterm")
     assert "30 90" in shown
@@ -183,7 +183,7 @@ def test_ssh_is_a_real_terminal_that_follows_its_size_and_passes_ctrl_c(terminal
     terminal.type("while [ \"$(stty size)\" != '40 120' ]; do sleep 0.02; done; echo re''sized\n")
     terminal.until("resized")
     terminal.type("sh -c 'echo slee''ping; exec sleep 600'\n")
-    terminal.until("sleeping")  # it has the terminal, so that the key is for it
+    terminal.until("sleeping")  # ssh has the terminal by now and receives the key
     terminal.type("\x03")
     terminal.type("echo st''ill\n")
     terminal.until("still")
@@ -191,7 +191,7 @@ def test_ssh_is_a_real_terminal_that_follows_its_size_and_passes_ctrl_c(terminal
     assert terminal.wait() == 5
 
 
-def test_a_terminal_that_is_closed_ends_what_runs_in_it_and_leaves_nothing(line: CommandLine) -> None:
+def test_a_closed_terminal_ends_its_processes_and_leaves_nothing(line: CommandLine) -> None:
     mark = f"1{os.getpid()}.030"
     line.repository("waits", {".gibil.yml": f"tasks: [{{name: t, run: echo busy; sleep {mark}}}]\n"})
     for arguments in (
@@ -207,7 +207,7 @@ def test_a_terminal_that_is_closed_ends_what_runs_in_it_and_leaves_nothing(line:
     assert [view["name"] for view in line.json("list")] == ["m"]
 
 
-def test_a_terminal_that_is_closed_means_130_also_before_the_hangup_signal_arrives(line: CommandLine) -> None:
+def test_a_closed_terminal_means_130_also_before_the_hangup_signal_arrives(line: CommandLine) -> None:
     mark = f"1{os.getpid()}.031"
     terminal = Terminal(line, "ssh", "m", f"echo bu''sy; sleep {mark}", hears_hangup=False)
     terminal.until("busy")
@@ -216,7 +216,7 @@ def test_a_terminal_that_is_closed_means_130_also_before_the_hangup_signal_arriv
     gone(mark)
 
 
-def test_our_terminal_is_as_before_when_ssh_is_killed_with_sigterm(line: CommandLine) -> None:
+def test_the_local_terminal_is_restored_when_ssh_is_killed_with_sigterm(line: CommandLine) -> None:
     ours, theirs = pty.openpty()
     try:
         before = termios.tcgetattr(theirs)
@@ -231,7 +231,7 @@ def test_our_terminal_is_as_before_when_ssh_is_killed_with_sigterm(line: Command
         read_descriptor(ours, b"here")
         assert termios.tcgetattr(theirs)[3] != before[3]
         process.terminate()
-        # Somebody has to read what is on its way, or the terminal never drains.
+        # Read pending output, or the terminal never drains.
         while process.poll() is None:
             if select.select([ours], [], [], 0.05)[0]:
                 os.read(ours, 65536)
@@ -243,7 +243,7 @@ def test_our_terminal_is_as_before_when_ssh_is_killed_with_sigterm(line: Command
         os.close(theirs)
 
 
-def test_without_a_terminal_ssh_is_a_pipe(line: CommandLine) -> None:
+def test_ssh_without_a_terminal_is_a_pipe(line: CommandLine) -> None:
     data = bytes(range(256)) * 3000
     done = subprocess.run(
         [sys.executable, "-m", "gibil_bot", "ssh", "m", "cat;", "echo", "oops", ">&2;", "exit", "7"],
@@ -257,7 +257,7 @@ def test_without_a_terminal_ssh_is_a_pipe(line: CommandLine) -> None:
 
 
 @pytest.mark.parametrize("command", ["run", "ssh"])
-def test_input_that_another_program_made_non_blocking_arrives_whole(line: CommandLine, command: str) -> None:
+def test_input_from_a_non_blocking_pipe_arrives_completely(line: CommandLine, command: str) -> None:
     theirs, ours = os.pipe()
     os.set_blocking(theirs, False)
     process = subprocess.Popen(
@@ -270,13 +270,13 @@ def test_input_that_another_program_made_non_blocking_arrives_whole(line: Comman
     assert process.stdout is not None
     with process, open(ours, "wb", buffering=0) as pipe:
         pipe.write(b"first\n")
-        assert process.stdout.readline() == b"first\n"  # it has read the pipe until that was empty
+        assert process.stdout.readline() == b"first\n"  # the command has emptied the pipe
         pipe.write(b"x" * 50_000)
         pipe.close()
         assert process.stdout.read() == b"50000\n"
 
 
-def test_the_tab_key_knows_commands_and_machines(line: CommandLine) -> None:
+def test_commands_and_machines_are_completed(line: CommandLine) -> None:
     script = line.gibil("completion", "bash").stdout
     path = line.folder / "completion"
     path.write_text(script)
@@ -286,7 +286,7 @@ def test_the_tab_key_knows_commands_and_machines(line: CommandLine) -> None:
     assert done.stdout.splitlines() == ["m", "extend"]
 
 
-def test_whoever_follows_a_job_may_be_killed_and_nothing_of_it_is_lost(line: CommandLine) -> None:
+def test_no_output_is_lost_when_a_follower_is_killed(line: CommandLine) -> None:
     job = line.json("run", "m", "for i in 1 2 3; do echo $i; done; mkfifo /root/q; read x </root/q; echo 4", "--background")[
         "job_id"
     ]

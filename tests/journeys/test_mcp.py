@@ -1,4 +1,4 @@
-"""What an agent does over MCP: the real `gibil mcp`, a client of the protocol's library, real machines."""
+"""An agent's work over MCP: the real `gibil mcp`, the protocol library's client, real machines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gibil_bot.errors import MachineLost
 from gibil_bot.machines.session import MachineSession
 from gibil_bot.mcp_server.connections import MachineConnections
 from gibil_bot.providers.local.limits import SIZES_MB
-from tests.doubles.agent import Agent, Refused, agent_of, opened
+from tests.doubles.agent import Agent, ToolError, agent_of, opened
 from tests.doubles.commandline import CommandLine, command_line
 from tests.doubles.machines import older_daemon, processes_with, shared_folder
 from tests.doubles.patience import patient
@@ -46,7 +46,7 @@ def shared(line: CommandLine) -> Iterator[Agent]:
 
 @pytest.fixture
 def agent(shared: Agent) -> Agent:
-    """With the one machine `m`, whatever the test before has left."""
+    """The agent with the one machine `m`, whatever the previous test left."""
     names = [server["name"] for server in shared.call("list_servers")["servers"]]
     for name in names:
         if name != "m":
@@ -58,12 +58,12 @@ def agent(shared: Agent) -> Agent:
 
 
 def refusal(agent: Agent, tool: str, **arguments: object) -> tuple[str, str]:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ToolError) as caught:
         agent.call(tool, **arguments)
     return caught.value.code, caught.value.sentence
 
 
-def test_every_tool_is_there_with_its_form_its_answer_and_what_it_may_do(agent: Agent) -> None:
+def test_every_tool_has_input_and_output_schemas_and_annotations(agent: Agent) -> None:
     tools = agent.tools()
     assert set(tools) == TOOLS
     for name, tool in tools.items():
@@ -79,7 +79,7 @@ def test_every_tool_is_there_with_its_form_its_answer_and_what_it_may_do(agent: 
     assert tools["destroy_server"].annotations.destructive_hint is True
 
 
-def test_forge_use_burn_with_a_repository_its_tasks_and_progress(agent: Agent, line: CommandLine) -> None:
+def test_create_use_and_destroy_with_a_repository_its_tasks_and_progress(agent: Agent, line: CommandLine) -> None:
     file = "tasks: [{name: test, run: test -f main.py}, {name: fail, run: exit 3}]\n"
     line.repository("engine", {"main.py": "print(1)\n", ".gibil.yml": file})
     made, text = agent.full("create_server", name="engine-1", repo=str(line.here / "engine"), ttl=20, wait="tasks")
@@ -99,14 +99,14 @@ def test_forge_use_burn_with_a_repository_its_tasks_and_progress(agent: Agent, l
     assert agent.call("extend_server", name="engine-1", ttl="10m")["ttl_minutes"] == 30
     assert refusal(agent, "extend_server", name="engine-1", ttl="900d")[0] == "USAGE"
     assert refusal(agent, "create_server", ttl="soon")[0] == "USAGE"
-    burned = agent.call("destroy_server", name="engine-1")
-    assert burned == {"name": "engine-1", "status": "destroyed", "destroyed": True, "was_already_destroyed": False}
+    destroyed = agent.call("destroy_server", name="engine-1")
+    assert destroyed == {"name": "engine-1", "status": "destroyed", "destroyed": True, "was_already_destroyed": False}
     assert agent.call("destroy_server", name="engine-1")["was_already_destroyed"] is True
     code, sentence = refusal(agent, "vm_stats", server="engine-1")
     assert (code, sentence) == ("SERVER_NOT_FOUND", "Server 'engine-1' not found; existing machines: m")
 
 
-def test_a_failing_command_is_a_result_and_what_we_cannot_do_an_error(agent: Agent) -> None:
+def test_a_failing_command_is_a_result_and_a_failing_tool_an_error(agent: Agent) -> None:
     ran, text = agent.full("vm_bash", command='pwd; echo "$WHO"; echo oops >&2; exit 3')
     assert (ran["stdout"], ran["stderr"], ran["exit_code"]) == ("/root\nada, of 'Engine'\n", "oops\n", 3)
     assert (ran["timed_out"], ran["left_out_bytes"], ran["server"]) == (False, 0, "m")
@@ -132,11 +132,11 @@ def test_a_failing_command_is_a_result_and_what_we_cannot_do_an_error(agent: Age
         assert code == "USAGE"
         assert words in sentence
         assert "\n" not in sentence
-    assert "WHO" not in agent.said()
+    assert "WHO" not in agent.stderr_text()
     assert processes_with("of 'Engine'") == []
 
 
-def test_long_output_keeps_its_beginning_and_its_end_and_says_how_to_get_the_rest(agent: Agent) -> None:
+def test_long_output_keeps_both_ends_and_explains_how_to_read_the_rest(agent: Agent) -> None:
     ran, text = agent.full("vm_bash", command="seq 1 300000; seq 300001 400000 >&2")
     assert ran["stdout"].startswith("1\n2\n")
     assert ran["stdout"].endswith("\n299999\n300000\n")
@@ -193,7 +193,7 @@ def test_files_are_written_read_by_pages_and_edited_exactly(agent: Agent) -> Non
     assert agent.call("vm_read", path="work/n")["content"] == "".join(f"{n}\n" for n in range(8))
 
 
-def test_files_are_listed_and_searched_with_patterns_that_are_no_shell(agent: Agent) -> None:
+def test_files_are_listed_and_searched_with_patterns_that_no_shell_expands(agent: Agent) -> None:
     agent.call("vm_write", path="tree/src/a.py", content="def parse():\n    return 42\n")
     agent.call("vm_write", path="tree/src/deep/b c.ts", content="const Parse = 7\n")
     agent.call(
@@ -231,11 +231,11 @@ def test_files_are_listed_and_searched_with_patterns_that_are_no_shell(agent: Ag
     assert agent.call("vm_bash", command="test -e /root/no")["exit_code"] == 1
 
 
-def test_a_background_job_is_watched_from_any_byte_on_and_killed(agent: Agent) -> None:
+def test_a_background_job_is_read_from_any_offset_and_killed(agent: Agent) -> None:
     mark = "echo one; echo err >&2; mkfifo /tmp/go; read -r x </tmp/go; printf 'zwö\\n'; exec sleep 613"
     job = agent.call("vm_bash", command=mark, background=True, working_dir="/tmp")["job_id"]
     while agent.call("vm_job_tail", job_id=job)["size"] == 0 or agent.call("vm_bash", command="test -p /tmp/go")["exit_code"]:
-        pass  # each turn waits for the machine's answer
+        pass  # each iteration waits for the machine's answer
     status = agent.call("vm_job_status", job_id=job)
     assert (status["status"], status["exit_code"], status["command"]) == ("running", None, mark)
     assert (status["stdout_tail"], status["stderr_tail"]) == ("one\n", "err\n")
@@ -258,7 +258,7 @@ def test_a_background_job_is_watched_from_any_byte_on_and_killed(agent: Agent) -
     assert refusal(agent, "vm_job_status", job_id="../x")[0] == "USAGE"
 
 
-def test_what_commands_and_jobs_left_behind_is_swept_and_nothing_else(agent: Agent) -> None:
+def test_cleanup_kills_leftovers_of_commands_and_jobs_and_nothing_else(agent: Agent) -> None:
     job = agent.call("vm_bash", command="echo; exec sleep 701", background=True)["job_id"]
     ended = agent.call("vm_bash", command="setsid sleep 702 >/dev/null 2>&1 & echo $!", background=True)["job_id"]
     running = agent.begin("vm_bash", command="echo >/tmp/runs; sleep 703; true")
@@ -266,7 +266,7 @@ def test_what_commands_and_jobs_left_behind_is_swept_and_nothing_else(agent: Age
         "vm_bash", command="until [ -e /tmp/runs ]; do sleep 0.01; done; setsid sleep 704 >/dev/null 2>&1 & sleep 705 & exit 1"
     )
     while agent.call("vm_job_status", job_id=ended)["status"] == "running":
-        pass  # each turn waits for the machine's answer
+        pass  # each iteration waits for the machine's answer
     seen = agent.call("vm_sweep_orphans", look_only=True)
     assert sorted(each["command"] for each in seen["processes"]) == ["sleep 702", "sleep 704", "sleep 705"]
     swept, text = agent.full("vm_sweep_orphans")
@@ -280,7 +280,7 @@ def test_what_commands_and_jobs_left_behind_is_swept_and_nothing_else(agent: Age
 
 
 @needs("ps")
-def test_how_a_machine_is_doing(agent: Agent) -> None:
+def test_the_state_of_a_machine_is_reported(agent: Agent) -> None:
     stats, text = agent.full("vm_stats")
     assert stats["cpus"] >= 1
     assert 0 < stats["memory_available_mb"] <= stats["memory_total_mb"]
@@ -297,7 +297,7 @@ BOUNDS = [
 
 
 @pytest.mark.parametrize(("memory_mb", "disk_mb"), BOUNDS)
-def test_a_local_machine_tells_its_own_limits_and_what_is_left_of_them(
+def test_a_local_machine_reports_its_own_limits_and_usage(
     agent: Agent, line: CommandLine, memory_mb: int, disk_mb: int
 ) -> None:
     name = f"bounded-{disk_mb}"
@@ -305,7 +305,7 @@ def test_a_local_machine_tells_its_own_limits_and_what_is_left_of_them(
     agent.call("create_server", name=name, repo=str(line.here / name), wait="ready")
     before, text = agent.full("vm_stats", server=name)
     assert (before["memory_total_mb"], before["notes"]) == (memory_mb, [])
-    # A disk of its own is a file system, which takes a little of it for itself.
+    # A separate disk has a file system, which uses a little of it.
     assert 0.9 * disk_mb <= before["disk_total_mb"] <= disk_mb
     assert f"of {memory_mb} MB free; disk: " in text
     assert f"of {before['disk_total_mb']} MB free; " in text
@@ -329,9 +329,7 @@ def test_a_local_machine_tells_its_own_limits_and_what_is_left_of_them(
     agent.call("destroy_server", name=name)
 
 
-def test_where_the_daemon_is_too_old_to_tell_limits_the_numbers_are_its_hosts_and_say_so(
-    agent: Agent, line: CommandLine
-) -> None:
+def test_a_daemon_without_usage_reports_gives_the_hosts_numbers_marked_as_such(agent: Agent, line: CommandLine) -> None:
     own = agent.call("vm_stats")
     assert (own["memory_total_mb"], own["notes"]) == (SIZES_MB["small"], [])
     with older_daemon(line.paths):
@@ -345,7 +343,7 @@ def test_where_the_daemon_is_too_old_to_tell_limits_the_numbers_are_its_hosts_an
     assert agent.call("vm_stats")["notes"] == []
 
 
-def test_calls_run_side_by_side_and_a_cancelled_one_is_killed_on_the_machine(agent: Agent) -> None:
+def test_calls_run_concurrently_and_a_cancelled_one_is_killed_on_the_machine(agent: Agent) -> None:
     agent.call("vm_bash", command="mkfifo /tmp/a /tmp/b")
     first = agent.begin("vm_bash", command="echo 1 >/tmp/a; cat /tmp/b")
     second = agent.begin("vm_bash", command="cat /tmp/a; echo 2 >/tmp/b")
@@ -359,12 +357,12 @@ def test_calls_run_side_by_side_and_a_cancelled_one_is_killed_on_the_machine(age
         agent.call("vm_bash", command="true")  # a pause that depends on the machine
 
 
-def test_a_machine_that_was_burned_elsewhere_is_a_clear_error_and_its_name_is_free(agent: Agent, line: CommandLine) -> None:
+def test_a_machine_destroyed_elsewhere_is_a_clear_error_and_its_name_is_free(agent: Agent, line: CommandLine) -> None:
     agent.call("create_server", name="gone")
     waiting = agent.begin("vm_bash", command="echo >/tmp/begun; sleep 708", server="gone")
     agent.call("vm_bash", command="until [ -e /tmp/begun ]; do sleep 0.01; done", server="gone")
     assert line.gibil("destroy", "gone").returncode == 0
-    with pytest.raises(Refused, match="machine gone no longer exists") as caught:
+    with pytest.raises(ToolError, match="machine gone no longer exists") as caught:
         opened(waiting.result(patient(30)))
     assert caught.value.code == "MACHINE_LOST"
     assert refusal(agent, "vm_ls", server="gone") == ("SERVER_NOT_FOUND", "Server 'gone' not found; existing machines: m")
@@ -372,7 +370,7 @@ def test_a_machine_that_was_burned_elsewhere_is_a_clear_error_and_its_name_is_fr
     assert agent.call("vm_bash", command="ls /tmp", server="gone")["stdout"] == ""
 
 
-def test_a_machine_whose_making_is_called_off_is_burned(agent: Agent, line: CommandLine) -> None:
+def test_a_machine_whose_creation_is_cancelled_is_destroyed(agent: Agent, line: CommandLine) -> None:
     repository = line.repository(f"slow-{secrets.token_hex(4)}", {".gibil.yml": "tasks: [{name: wait, run: sleep 710}]\n"})
     making = agent.begin("create_server", name="called-off", repo=str(repository), wait="tasks")
 
@@ -383,11 +381,11 @@ def test_a_machine_whose_making_is_called_off_is_burned(agent: Agent, line: Comm
         assert not making.done(), making.result()
     making.cancel()
     while "called-off" in names():
-        pass  # each turn waits for the server's answer
+        pass  # each iteration waits for the server's answer
     assert processes_with("sleep\x00710") == []
 
 
-async def test_a_lost_connection_is_made_again_and_only_what_may_be_repeated_is(agent: Agent, line: CommandLine) -> None:
+async def test_a_lost_connection_is_reopened_and_only_repeatable_calls_are_retried(agent: Agent, line: CommandLine) -> None:
     links = MachineConnections(load_settings({"GIBIL_DATA_DIR": str(line.data_dir)}))
     seen: list[MachineSession] = []
 
@@ -403,7 +401,7 @@ async def test_a_lost_connection_is_made_again_and_only_what_may_be_repeated_is(
         connection = seen[1].shell._connection._connection  # type: ignore[attr-defined]
         connection.abort()
         await connection.wait_closed()
-        assert await links.work("m", cut_off, repeatable=False) == "here\n"  # it was lost before, and not on the way
+        assert await links.work("m", cut_off, repeatable=False) == "here\n"  # it was lost earlier, and not during the call
         seen.clear()
         with pytest.raises(MachineLost, match="Machine m still exists; the call may have taken effect"):
             await links.work("m", cut_off, repeatable=False)
@@ -412,7 +410,7 @@ async def test_a_lost_connection_is_made_again_and_only_what_may_be_repeated_is(
         await links.close()
 
 
-def test_a_client_that_hangs_up_ends_the_server_and_its_commands_and_the_machine_lives_on(
+def test_a_disconnecting_client_ends_the_server_and_its_commands_but_not_the_machine(
     agent: Agent, line: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     is_killed_after_s = patient(2.0)
@@ -424,12 +422,12 @@ def test_a_client_that_hangs_up_ends_the_server_and_its_commands_and_the_machine
         other.hang_up()
         assert time.monotonic() - began < is_killed_after_s - 0.1
         assert running.exception(5) is not None
-        assert "Traceback" not in other.said()
+        assert "Traceback" not in other.stderr_text()
     assert processes_with("sleep\x00709") == []
     assert agent.call("vm_bash", command="echo lives")["stdout"] == "lives\n"
 
 
-def test_sigterm_ends_it_promptly_and_stdout_holds_nothing_but_protocol(line: CommandLine) -> None:
+def test_sigterm_ends_the_server_promptly_and_stdout_has_only_protocol_messages(line: CommandLine) -> None:
     process = line.start("mcp", stdin=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
@@ -451,7 +449,7 @@ def test_sigterm_ends_it_promptly_and_stdout_holds_nothing_but_protocol(line: Co
     process.stdin.close()
 
 
-def test_the_configuration_is_printed_and_wrong_use_is_said(line: CommandLine) -> None:
+def test_the_configuration_is_printed_and_usage_errors_are_reported(line: CommandLine) -> None:
     printed, as_json, wrong = line.many([["mcp", "--print-config"], ["mcp", "--print-config", "--json"], ["mcp", "--json"]])
     config = json.loads(printed.stdout)
     assert json.loads(as_json.stdout) == config
@@ -468,7 +466,7 @@ def test_the_configuration_is_printed_and_wrong_use_is_said(line: CommandLine) -
     )
 
 
-def test_the_command_line_starts_without_the_protocols_library() -> None:
+def test_the_command_line_starts_without_importing_the_protocols_library() -> None:
     script = "import sys; from gibil_bot.cli import gibil; gibil(['mcp', '--print-config'], standalone_mode=False); "
     check = "sys.exit(any(name in sys.modules for name in ('mcp', 'pydantic', 'asyncssh')))"
     assert subprocess.run([sys.executable, "-c", script + check], capture_output=True).returncode == 0

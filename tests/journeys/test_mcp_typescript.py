@@ -1,4 +1,4 @@
-"""`gibil mcp` as clients of the official TypeScript SDK meet it, which check answers against the tools' output schemas."""
+"""`gibil mcp` with clients of the official TypeScript SDK, which check responses against the tools' output schemas."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.doubles.patience import patient
 pytestmark = [pytest.mark.usefixtures("local_machines"), pytest.mark.xdist_group("mcp"), pytest.mark.timeout(400)]
 
 JOB = "provision"
-"""What made the machine ready."""
+"""The job that sets the machine up."""
 
 GOOD: list[tuple[str, dict[str, Any]]] = [
     ("create_server", {"name": "ts", "repo": "./project", "ttl": 20, "wait": "ready"}),
@@ -78,7 +78,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def converse(client: Path, line: CommandLine, calls: list[tuple[str, dict[str, Any]]]) -> tuple[set[str], list[dict[str, Any]]]:
-    """(the tools, an answer for each call)."""
+    """Return the tools, and a response for each call."""
     server = json.loads(line.gibil("mcp", "--print-config").stdout)["mcpServers"]["gibil"]
     ask = {"command": server["command"], "args": server["args"], "env": line.environment(), "cwd": str(line.here)}
     done = subprocess.run(
@@ -93,7 +93,7 @@ def converse(client: Path, line: CommandLine, calls: list[tuple[str, dict[str, A
     return {tool["name"] for tool in listed["tools"]}, answers
 
 
-def test_every_tool_answers_and_every_error_reaches_the_model_as_text(client: Path, line: CommandLine) -> None:
+def test_every_tool_responds_and_every_error_reaches_the_model_as_text(client: Path, line: CommandLine) -> None:
     line.json("create", "--name", "ts")
     line.gibil("run", "ts", "touch a.txt")
     tools, answers = converse(client, line, [(tool, arguments) for tool, arguments, _ in BAD])
@@ -115,7 +115,7 @@ def test_every_tool_answers_and_every_error_reaches_the_model_as_text(client: Pa
         assert answer["result"]["structuredContent"]
 
 
-def test_a_machine_whose_creation_was_answered_is_not_announced_as_abandoned(client: Path, line: CommandLine) -> None:
+def test_a_machine_whose_creation_was_reported_is_not_announced_as_abandoned(client: Path, line: CommandLine) -> None:
     _tools, answers = converse(client, line, [("create_server", {"name": "kept"})])
     assert answers[0]["result"]["structuredContent"]["name"] == "kept"
     listed = line.gibil("list")

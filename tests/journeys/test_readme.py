@@ -1,4 +1,4 @@
-"""The README keeps its word: every shell and Python example in it is run as it is written."""
+"""Every shell and Python example in the README runs unchanged."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ Run = Callable[["World", str], None]
 
 
 class World:
-    """A checkout in a folder of its own, what it installs in the PATH, and a GitHub with `owner/project`."""
+    """A checkout in a separate folder, its installed programs in PATH, and a GitHub with `owner/project`."""
 
     def __init__(self, line: CommandLine, github: GitServer, checkout: Path) -> None:
         self.line, self.checkout, self.venv = line, checkout, checkout / ".venv"
         self.environment = line.environment(
             PATH=f"{self.venv}/bin:{os.environ['PATH']}",
-            # The dependencies are those of the environment that the tests run in, so that no network is needed.
-            PIP_NO_BUILD_ISOLATION="0",  # pip reads it the other way round
+            # The dependencies are those of the tests' environment, so that no network is needed.
+            PIP_NO_BUILD_ISOLATION="0",  # pip inverts the value of this variable
             PIP_NO_DEPS="1",
             PIP_IGNORE_INSTALLED="1",
             GIBIL_GITHUB_URL=f"{github.url}/api/v3",
-            # Of the tests one file, so that this is a test of the command and not of everything.
+            # Only one file of the tests, because this tests the command and not the whole suite.
             PYTEST_ADDOPTS="-n 0 tests/unit/test_commands.py",
         )
 
     def install(self) -> None:
-        """As the README says it, for examples of what is installed."""
+        """Install as the README says, for examples that use the installation."""
         if not (self.venv / "bin" / "gibil").exists():
             self.run("sh", ".ci/install", at=self.checkout)
 
@@ -71,7 +71,7 @@ class World:
 
 
 def install_and_demo(world: World, block: str) -> None:
-    """In a checkout whose environment is there already, with the dependencies; `.ci/fresh` runs it on a fresh Debian."""
+    """Run in a checkout whose environment already has the dependencies; `.ci/fresh` runs the example on a fresh Debian."""
     done = world.run("bash", "-euc", block, at=world.checkout)
     assert "check run" in done.stdout
     assert "success" in done.stdout
@@ -82,7 +82,7 @@ def install_and_test(world: World, block: str) -> None:
 
 
 def create_run_destroy(world: World, block: str) -> None:
-    """On local machines, from a git server that stands in for GitHub's."""
+    """Run on local machines, with a git server in place of GitHub's."""
     world.install()
     done = world.run("bash", "-euc", block, at=world.line.here)
     assert "all is well" in done.stdout
@@ -90,7 +90,7 @@ def create_run_destroy(world: World, block: str) -> None:
 
 
 def program(world: World, block: str) -> None:
-    """The same, by a program outside of the repository."""
+    """Run the same as a program outside of the repository."""
     world.install()
     (world.line.here / "program.py").write_text(block)
     done = world.run(f"{world.venv}/bin/python", "program.py", at=world.line.here)
@@ -100,19 +100,19 @@ def program(world: World, block: str) -> None:
 
 
 def repository_file(_world: World, block: str) -> None:
-    """Checked; what it means is tested with the language."""
+    """Only check the file; its meaning is tested with the language."""
     assert check_files({".gibil.yml": block.encode()}) == ()
 
 
 def secrets_file(_world: World, block: str) -> None:
-    """Read; what the scopes mean is tested with the settings."""
+    """Only read the file; the meaning of scopes is tested with the settings."""
     secrets, problems, is_flat = parse_secrets(yaml.safe_load(block))
     assert (problems, is_flat) == ([], False)
     assert sorted(secrets.of_repository("acme/api")) == ["DEPLOY_KEY", "NPM_TOKEN", "PYPI_MIRROR_TOKEN"]
 
 
 def nginx(world: World, block: str) -> None:
-    """The real nginx, in front of a server that answers everything."""
+    """Run the real nginx in front of a server that answers everything."""
     folder = world.line.folder / "nginx"
     folder.mkdir()
     temporary = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
@@ -129,7 +129,7 @@ def nginx(world: World, block: str) -> None:
 
 
 def caddy(world: World, block: str) -> None:
-    """The real Caddy, without its certificates."""
+    """Run the real Caddy, without its certificates."""
     folder = world.line.folder / "caddy"
     folder.mkdir()
     if shutil.which("caddy") is None:
@@ -151,7 +151,7 @@ def passes_only_what_is_public(command: list[str], port: int, folder: Path) -> N
             try:
                 found = {path: httpx.get(f"http://127.0.0.1:{port}{path}", timeout=patient(10)).status_code for path in PATHS}
                 break
-            except httpx.ConnectError:  # another process comes up: there is no event to wait for
+            except httpx.ConnectError:  # another process starts: there is no event to wait for
                 assert process.poll() is None, (folder / "log").read_text()
                 assert time.monotonic() < deadline, (folder / "log").read_text()
                 time.sleep(0.02)
@@ -174,7 +174,7 @@ PATHS = {
 
 @contextlib.contextmanager
 def answering() -> Iterator[str]:
-    """The address of a server that answers every GET."""
+    """Start a server that answers every GET; yield its address."""
 
     class Yes(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -211,7 +211,7 @@ HOW: dict[str, Run] = {
     "# nginx": nginx,
     "# Caddy": caddy,
 }
-"""How each block is run, by what only it holds."""
+"""The runner of each block, by a text that only this block contains."""
 
 
 @pytest.fixture(scope="module")
@@ -231,10 +231,10 @@ def world(tmp_path_factory: pytest.TempPathFactory, local_machines: None) -> Ite
 
 
 def prepare(venv: Path) -> None:
-    """A virtual environment that finds this one's packages, and builds with them."""
+    """Create a virtual environment that can import this one's packages, and build with them."""
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True, timeout=patient(120))
     packages = next(venv.glob("lib/python3*/site-packages"))
-    for bundled in ("setuptools", "pkg_resources", "_distutils_hack"):  # of Python 3.11, and too old
+    for bundled in ("setuptools", "pkg_resources", "_distutils_hack"):  # Python 3.11's own copy, which is too old
         shutil.rmtree(packages / bundled, ignore_errors=True)
     for path in (*packages.glob("setuptools-*"), *packages.glob("distutils-precedence.pth")):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -245,24 +245,24 @@ def prepare(venv: Path) -> None:
     pytest_there.chmod(0o755)
 
 
-def test_every_block_says_how_it_is_run() -> None:
+def test_every_block_has_a_runner() -> None:
     for language, block in BLOCKS:
         keys = [key for key in HOW if key in block]
-        assert len(keys) == (0 if language in PICTURES else 1), f"say in HOW how this is run:\n{block}"
+        assert len(keys) == (0 if language in PICTURES else 1), f"add a runner for this block to HOW:\n{block}"
     for key in HOW:
-        assert sum(key in block for _, block in BLOCKS) == 1, f"{key!r} is in no block any more"
+        assert sum(key in block for _, block in BLOCKS) == 1, f"{key!r} is in no block"
 
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("key", HOW)
-def test_an_example_works_as_it_is_written(key: str, world: World) -> None:
+def test_an_example_works_unchanged(key: str, world: World) -> None:
     (block,) = [block for _, block in BLOCKS if key in block]
     if "make test" in block and shutil.which("make") is None:  # machines have the programs of their host
         pytest.skip("make is missing here: apt-get install make")
     HOW[key](world, block)
 
 
-def test_type_checkers_see_the_package_after_an_editable_install(world: World) -> None:
+def test_type_checkers_find_the_package_after_an_editable_install(world: World) -> None:
     world.install()
     command = [sys.executable, "-m", "mypy", "--strict", f"--python-executable={world.venv}/bin/python"]
     program = "import gibil_bot; reveal_type(gibil_bot.__version__)"

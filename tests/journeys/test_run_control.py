@@ -1,4 +1,4 @@
-"""Who runs when, and what stops a run: the queue, the limit, supersede, cancel, close, re-run."""
+"""The order of runs and what stops them: queue, limit, supersede, cancel, close, re-run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def _closed(world: Journey, check: CheckRun) -> CheckRun:
     return check
 
 
-async def test_a_push_supersedes_the_run_of_the_older_commit_and_runs_the_new_one(tmp_path: Path) -> None:
+async def test_a_push_supersedes_the_older_commits_run_and_runs_the_new_one(tmp_path: Path) -> None:
     async with journey(tmp_path, workflows={"long.yml": LONG, "push.yml": ON_PUSH}) as world:
         number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
         await world.closed_check(number)
@@ -49,19 +49,19 @@ async def test_a_push_supersedes_the_run_of_the_older_commit_and_runs_the_new_on
         await world.assert_nothing_left()
 
 
-async def test_a_service_that_these_machines_cannot_have_is_said_on_the_pull_request(tmp_path: Path) -> None:
+async def test_an_unsupported_service_is_reported_on_the_pull_request(tmp_path: Path) -> None:
     files = {".gibil.yml": "services: {search: {image: 'elasticsearch:8', ports: [9200]}}\ntasks: [{name: t, run: 'true'}]\n"}
     workflow = "name: Push\non: {pull_request: opened}\ntasks: [{uses: .gibil.yml}]\n"
     async with journey(tmp_path, files, workflows={"push.yml": workflow}) as world:
         number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
-        said = await world.answer(number, having="local machines run no containers")
-        assert "Push can't run here: .gibil.yml" in said.body
-        assert ":1:12: the service 'search'" in said.body
+        answer = await world.answer(number, having="local machines run no containers")
+        assert "Push can't run here: .gibil.yml" in answer.body
+        assert ":1:12: the service 'search'" in answer.body
         assert world.github.check_runs(REPOSITORY) == []
         await world.assert_nothing_left()
 
 
-async def test_the_same_command_again_supersedes_the_older_run(tmp_path: Path) -> None:
+async def test_a_repeated_command_supersedes_the_older_run(tmp_path: Path) -> None:
     async with journey(tmp_path, workflows={"long.yml": LONG}) as world:
         number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
         world.github.comment(REPOSITORY, number, "ada", "/gibil long")
@@ -75,7 +75,7 @@ async def test_the_same_command_again_supersedes_the_older_run(tmp_path: Path) -
         await world.assert_nothing_left()
 
 
-async def test_closing_the_pull_request_cancels_what_runs(tmp_path: Path) -> None:
+async def test_closing_the_pull_request_cancels_its_runs(tmp_path: Path) -> None:
     async with journey(tmp_path, workflows={"long.yml": LONG}) as world:
         number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
         world.github.comment(REPOSITORY, number, "ada", "/gibil long")
@@ -87,7 +87,7 @@ async def test_closing_the_pull_request_cancels_what_runs(tmp_path: Path) -> Non
         await world.assert_nothing_left()
 
 
-async def test_re_run_repeats_the_run_and_asks_who_clicked(tmp_path: Path) -> None:
+async def test_re_run_repeats_the_run_with_the_permission_of_the_user_who_clicked(tmp_path: Path) -> None:
     async with journey(tmp_path, workflows={"quick.yml": QUICK}) as world:
         number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
         world.github.comment(REPOSITORY, number, "ada", "/gibil quick")
@@ -105,7 +105,7 @@ async def test_re_run_repeats_the_run_and_asks_who_clicked(tmp_path: Path) -> No
         await world.all_published()
 
 
-async def test_retest_runs_again_what_failed_and_only_that(tmp_path: Path) -> None:
+async def test_retest_runs_only_failed_workflows_again(tmp_path: Path) -> None:
     red = "name: Red\non: {command: red}\ntasks:\n  - {name: only, run: 'exit 4'}\n"
     async with journey(tmp_path, workflows={"quick.yml": QUICK, "red.yml": red}) as world:
         number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
@@ -122,7 +122,7 @@ async def test_retest_runs_again_what_failed_and_only_that(tmp_path: Path) -> No
         ]
 
 
-async def test_those_who_wait_see_their_place_in_the_queue(tmp_path: Path) -> None:
+async def test_a_waiting_run_shows_its_position_in_the_queue(tmp_path: Path) -> None:
     settings = {"GIBIL_MAX_MACHINES": "1"}
     async with journey(tmp_path, workflows={"long.yml": LONG, "quick.yml": QUICK}, settings=settings) as world:
         number = await world.github.open_pull_request(REPOSITORY, "faster", {"engine.py": "POWER = 2\n"}, "ada")
@@ -137,7 +137,7 @@ async def test_those_who_wait_see_their_place_in_the_queue(tmp_path: Path) -> No
         await world.all_published()
 
 
-async def test_a_hundred_deliveries_at_once_are_all_taken_and_never_exceed_the_limit(tmp_path: Path) -> None:
+async def test_a_hundred_concurrent_deliveries_are_all_accepted_and_never_exceed_the_limit(tmp_path: Path) -> None:
     settings = {"GIBIL_MAX_MACHINES": "3"}
     async with journey(tmp_path, workflows={"quick.yml": QUICK}, settings=settings) as world:
         numbers: dict[str, int] = {}
@@ -167,7 +167,7 @@ async def test_a_hundred_deliveries_at_once_are_all_taken_and_never_exceed_the_l
 
 
 def _most_machines_at_once(world: Journey, runs: list[CheckRun]) -> int:
-    """From the journals; every machine that was forged has to be burned."""
+    """Return the maximum according to the journals, in which every created machine must also be destroyed."""
     moments: list[tuple[str, int]] = []
     for run in runs:
         begun = set()
@@ -185,8 +185,8 @@ def _most_machines_at_once(world: Journey, runs: list[CheckRun]) -> int:
     return most
 
 
-async def test_cancelling_closes_the_check_run_before_the_task_has_obeyed(tmp_path: Path) -> None:
-    stubborn = "trap '' TERM; echo begun; while :; do sleep 1; done"  # it is killed after five seconds
+async def test_cancelling_closes_the_check_run_before_the_task_has_ended(tmp_path: Path) -> None:
+    stubborn = "trap '' TERM; echo begun; while :; do sleep 1; done"  # the task is killed after five seconds
     tasks = f'[{{name: stubborn, run: "{stubborn}"}}, {{name: after, if: always(), run: "sleep 1; echo after all"}}]'
     workflow = f"name: Long\non: {{command: long}}\ntasks: {tasks}\n"
     async with journey(tmp_path, workflows={"long.yml": workflow}) as world:

@@ -1,4 +1,4 @@
-"""`gibil run`: the words of a command, and its stdin: pipes, files, none, and pipes that nobody writes to."""
+"""`gibil run`: the words of a command, and its stdin: pipes, files, none, and silent pipes."""
 
 from __future__ import annotations
 
@@ -27,24 +27,26 @@ def line(tmp_path_factory: pytest.TempPathFactory, local_machines: None) -> Iter
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "output"),
     [
-        ("'echo \"a  b\" | wc -c'", "5\n"),  # one word is a line of shell, as the seed writes it
+        ("'echo \"a  b\" | wc -c'", "5\n"),  # one word is a line of shell, as in the seed
         ("-- 'echo \"a  b\" | wc -c'", "5\n"),
         ("-- ls -la /etc/hostname", None),
         ("""-- printf '[%s]' "a  b" 'c"d' '$HOME' ''""", '[a  b][c"d][$HOME][]'),
         ("--json -- echo --json -- x", '"stdout": "--json -- x\\n"'),
     ],
 )
-def test_a_command_is_one_line_of_shell_or_the_words_after_two_dashes(line: CommandLine, words: str, said: str | None) -> None:
+def test_a_command_is_one_line_of_shell_or_the_words_after_two_dashes(
+    line: CommandLine, words: str, output: str | None
+) -> None:
     done = line.bash(f"gibil run box {words}")
     assert done.returncode == 0, done.stderr
-    assert said is None or said in done.stdout
+    assert output is None or output in done.stdout
     if "--json" not in words:
-        assert line.bash(f"gibil ssh box {words}").stdout == done.stdout, "`gibil ssh` reads its words in the same way"
+        assert line.bash(f"gibil ssh box {words}").stdout == done.stdout, "`gibil ssh` reads its arguments in the same way"
 
 
-def test_words_that_are_neither_are_rejected_with_the_two_ways_to_write_them(line: CommandLine) -> None:
+def test_other_words_are_rejected_with_the_two_valid_forms(line: CommandLine) -> None:
     (unquoted, extra, both, empty, blank, dashes, background, branch) = line.many(
         [
             ["run", "box", "ls", "-la"],
@@ -67,7 +69,7 @@ def test_words_that_are_neither_are_rejected_with_the_two_ways_to_write_them(lin
     assert all(done.returncode == 2 for done in (unquoted, extra, both, empty, blank, dashes, background, branch))
 
 
-def test_a_missing_machine_is_told_apart_from_a_command_that_ended_with_2(line: CommandLine) -> None:
+def test_a_missing_machine_differs_from_a_command_that_exits_with_2(line: CommandLine) -> None:
     missing, failed = line.many([["run", "absent", "exit 2", "--json"], ["run", "box", "exit 2", "--json"]])
     assert (missing.returncode, failed.returncode) == (2, 2)
     assert json.loads(missing.stdout)["code"] == "SERVER_NOT_FOUND"
@@ -86,7 +88,7 @@ def test_a_pipe_a_file_and_a_here_document_are_the_commands_input(line: CommandL
     assert line.bash("(sleep 1; echo late) | gibil run box cat").stdout == "late\n"
 
 
-def test_a_hundred_megabytes_pass_through_both_ways(line: CommandLine) -> None:
+def test_a_hundred_megabytes_pass_in_both_directions(line: CommandLine) -> None:
     source = "head -c 104857600 /dev/zero | tr '\\0' x"
     done = line.bash(f"{source} | gibil run box cat | sha256sum; {source} | sha256sum")
     first, second = done.stdout.splitlines()
@@ -94,7 +96,7 @@ def test_a_hundred_megabytes_pass_through_both_ways(line: CommandLine) -> None:
     assert done.stderr == ""
 
 
-def test_a_command_that_does_not_read_its_input_ends_all_the_same(line: CommandLine) -> None:
+def test_a_command_that_does_not_read_its_input_ends(line: CommandLine) -> None:
     began = time.monotonic()
     done = line.bash("yes | gibil run box 'head -n 1; echo end'; echo ${PIPESTATUS[1]}")
     assert done.stdout == "y\nend\n0\n"
@@ -103,22 +105,22 @@ def test_a_command_that_does_not_read_its_input_ends_all_the_same(line: CommandL
 
 
 @pytest.mark.parametrize("how", ["<&-", "</dev/null", "< <(true)"])
-def test_without_input_a_command_reads_its_end_at_once(line: CommandLine, how: str) -> None:
+def test_a_command_without_input_reads_end_of_file_at_once(line: CommandLine, how: str) -> None:
     began = time.monotonic()
     done = line.bash(f"gibil run box 'cat; echo end' {how}")
     assert (done.stdout, done.stderr) == ("end\n", "")
     assert time.monotonic() - began < FIRST_BYTE_S
 
 
-def test_a_pipe_that_nobody_writes_to_and_nobody_closes_holds_up_no_command(line: CommandLine) -> None:
-    """As an agent, CI or a daemon starts it."""
+def test_a_silent_open_pipe_delays_no_command(line: CommandLine) -> None:
+    """As when an agent, CI or a daemon starts it."""
     began = time.monotonic()
     silent = line.start("run", "box", "echo end", stdin=subprocess.PIPE)
     unread = line.start("run", "box", "cat; echo read", "--no-stdin", stdin=subprocess.PIPE)
-    for process, said in ((silent, b"end\n"), (unread, b"read\n")):
+    for process, output in ((silent, b"end\n"), (unread, b"read\n")):
         assert process.stdout is not None
         assert process.stdin is not None
-        assert process.stdout.read() == said
+        assert process.stdout.read() == output
         assert process.wait(timeout=patient(20)) == 0
         process.stdin.close()
     assert time.monotonic() - began < FIRST_BYTE_S

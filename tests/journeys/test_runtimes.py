@@ -1,4 +1,4 @@
-"""`gibil-runtime` on a real machine, from mirrors of our own: the newest that was asked for, unchanged, or a clear no."""
+"""`gibil-runtime` on a real machine with test mirrors: the newest matching version, unchanged, or a clear error."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def serving(folder: Path) -> Iterator[int]:
 
 
 def archive(path: Path, programs: dict[str, str]) -> str:
-    """A tar file as makers publish it, one folder deep; its sha256."""
+    """Create a tar file as publishers do, with one top folder; return its sha256."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w:gz") as tar:
         for name, script in programs.items():
@@ -84,7 +84,7 @@ def publish_go(folder: Path, *versions: str) -> None:
 
 @pytest.fixture
 async def machine(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Lodging, Machine, str]]:
-    """A machine that has the tool, and the environment that leads it to our mirrors."""
+    """Create a machine that has the tool, with the environment that points it to the test mirrors."""
     mirror = tmp_path / "mirror"
     mirror.mkdir()
     publish_node(mirror / "node", "22.9.0", "22.10.1", "2.22.0", "220.0.0")
@@ -103,7 +103,7 @@ async def run(machine: tuple[Lodging, Machine, str], script: str) -> asyncssh.SS
     return await lodging.run(where, mirrors + script)
 
 
-async def test_the_newest_that_was_asked_for_is_what_one_gets(machine: tuple[Lodging, Machine, str]) -> None:
+async def test_the_newest_matching_version_is_installed(machine: tuple[Lodging, Machine, str]) -> None:
     done = await run(machine, "gibil-runtime node 22 && node --version && npm --version && cat /root/npm.log")
     assert done.exit_status == 0, done.stderr
     assert str(done.stdout).splitlines()[:2] == ["v22.10.1", "npm --version"]
@@ -111,7 +111,7 @@ async def test_the_newest_that_was_asked_for_is_what_one_gets(machine: tuple[Lod
     assert str(done.stdout).splitlines() == [f"go version go1.23.{last} linux/{GO_ARCH}" for last in (10, 9)]
 
 
-async def test_the_set_up_of_a_repository_asks_for_what_is_missing(machine: tuple[Lodging, Machine, str]) -> None:
+async def test_a_repositorys_set_up_requests_missing_runtimes(machine: tuple[Lodging, Machine, str]) -> None:
     script = set_up_script({"node": "22", "go": "1.23"}, ())
     assert script is not None
     lodging, where, mirrors = machine
@@ -121,10 +121,12 @@ async def test_the_set_up_of_a_repository_asks_for_what_is_missing(machine: tupl
     assert "gibil: go 1.23.10 (/usr/local/bin/go)" in str(done.stdout)
 
 
-async def test_what_cannot_be_had_is_said_and_nothing_is_left(machine: tuple[Lodging, Machine, str], tmp_path: Path) -> None:
+async def test_an_unavailable_version_is_reported_and_nothing_is_left(
+    machine: tuple[Lodging, Machine, str], tmp_path: Path
+) -> None:
     with (tmp_path / "mirror" / "node" / "v22.10.1" / f"node-v22.10.1-linux-{NODE_ARCH}.tar.gz").open("ab") as file:
         await asyncio.to_thread(file.write, b"\0")
-    for words, said in (
+    for words, output in (
         ("node 22", "wrong checksum (sha256)"),
         ("node 99", "there is no node 99"),
         ("go 2", "there is no go 2"),
@@ -134,6 +136,6 @@ async def test_what_cannot_be_had_is_said_and_nothing_is_left(machine: tuple[Lod
         done = await run(machine, f"gibil-runtime {words}")
         assert done.exit_status == 1
         assert str(done.stderr).strip().splitlines()[-1].startswith("gibil: ")
-        assert said in str(done.stderr)
+        assert output in str(done.stderr)
     left = await run(machine, "ls /opt/gibil /usr/local/bin/node /usr/local/bin/go; ls /tmp")
     assert "node" not in str(left.stdout)

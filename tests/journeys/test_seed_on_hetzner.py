@@ -1,4 +1,4 @@
-"""The seed's contract on cloud servers that really boot: the same shell examples, the same commands, the same keys."""
+"""The seed's contract on cloud servers that really boot: the same shell examples, commands and JSON keys."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def line(hetzner: Cloud, tmp_path: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @needs("jq")
-def test_what_the_seed_writes_works_as_written_on_cloud_servers(hetzner: Cloud, line: CommandLine) -> None:
-    """One story of six servers: each takes seconds to boot, so they boot side by side."""
+def test_the_seeds_examples_work_unchanged_on_cloud_servers(hetzner: Cloud, line: CommandLine) -> None:
+    """One sequence on six servers: each takes seconds to boot, so they boot in parallel."""
     project = line.repository("project", seed.PROJECT)
     line.git(line.here, "clone", "-q", str(project), "work")
 
@@ -42,13 +42,13 @@ def test_what_the_seed_writes_works_as_written_on_cloud_servers(hetzner: Cloud, 
         return str(view["name"])
 
     with ThreadPoolExecutor() as threads:
-        agent = threads.submit(line.bash, seed.FORGE_AND_USE)
+        agent = threads.submit(line.bash, seed.CREATE_AND_USE)
         parallel = threads.submit(line.bash, seed.PARALLEL_AGENTS, AGENTS="2", FLEET="2")
         flaky = threads.submit(branch)
         assert succeeded(agent.result()) == ["package.json"]
         work_on_the_agents_machine(hetzner, line, project)
         errors = line.bash(seed.ERROR_PATH, NAME=flaky.result())
-        assert [text for text in errors.stdout.splitlines() if text] == seed.told_of_errors(flaky.result())
+        assert [text for text in errors.stdout.splitlines() if text] == seed.expected_error_output(flaky.result())
         assert succeeded(parallel.result()) == ["agent-1", "agent-2", "fleet-1", "fleet-2"]
     servers = {server["name"]: server for server in hetzner.double.state.servers.values()}
     made = [json.loads((line.here / f"created-{n}").read_text()) for n in (1, 2)]
@@ -58,11 +58,11 @@ def test_what_the_seed_writes_works_as_written_on_cloud_servers(hetzner: Cloud, 
         seed.check_created(view, "hetzner")
         server = servers[view["name"]]
         assert (view["server_id"], view["ip"], view["port"]) == (server["id"], server["public_net"]["ipv4"]["ip"], 22)
-        assert view["ssh_key_id"] is None, "the key of the project opens nothing, and is not the machine's"
+        assert view["ssh_key_id"] is None, "the project's key is unusable, and isn't the machine's"
         assert view["cost"].keys() == {"so_far", "hourly", "currency"}
-    *listed, burned = succeeded(line.bash(seed.BURN))
-    assert (set(listed), burned) == ({"agent-task", *servers}, "destroyed")
-    *ran, fleet_size, first, second, left = succeeded(line.bash(seed.THE_END_OF_ALL, AGENTS="2"))
+    *listed, destroyed = succeeded(line.bash(seed.DESTROY))
+    assert (set(listed), destroyed) == ({"agent-task", *servers}, "destroyed")
+    *ran, fleet_size, first, second, left = succeeded(line.bash(seed.DESTROY_ALL, AGENTS="2"))
     assert (ran, fleet_size, first, second, left) == (["1", "2"], "2", "true", "true", "0")
     assert (hetzner.double.state.servers, hetzner.double.state.primary_ips) == ({}, {})
 
@@ -79,9 +79,9 @@ def work_on_the_agents_machine(hetzner: Cloud, line: CommandLine, project: Path)
     assert created["cost"].keys() == {"so_far", "hourly", "currency"}
     seed.check_what_works_on_a_machine(line, "agent-task", created, repo=str(project))
     ran = line.gibil("run", "agent-task", "cat /etc/gibil/expires-at; echo said >&2; exit 3", "--json")
-    told = json.loads(ran.stdout)
-    assert (ran.returncode, told["exit_code"], told["stderr"]) == (3, 3, "said\n")
-    assert abs(int(told["stdout"]) - time.time() - 30 * 60) < 60, "it powers itself off at its new hour"
+    result = json.loads(ran.stdout)
+    assert (ran.returncode, result["exit_code"], result["stderr"]) == (3, 3, "said\n")
+    assert abs(int(result["stdout"]) - time.time() - 30 * 60) < 60, "it powers off at its new expiry"
     terminal = Terminal(line, "ssh", "agent-task")
     try:
         terminal.type("PS1='# '; stty size; tty; test -w /dev/tty && echo lo''gged in as $(whoami)\n")
@@ -92,10 +92,10 @@ def work_on_the_agents_machine(hetzner: Cloud, line: CommandLine, project: Path)
         assert terminal.wait() == 5
     finally:
         terminal.close()
-    an_agent_works_there_over_mcp(line)
+    an_agent_works_over_mcp(line)
 
 
-def an_agent_works_there_over_mcp(line: CommandLine) -> None:
+def an_agent_works_over_mcp(line: CommandLine) -> None:
     with agent_of(line) as agent:
         servers = {server["name"]: server for server in agent.call("list_servers")["servers"]}
         assert servers["agent-task"]["provider"] == "hetzner"

@@ -1,4 +1,4 @@
-"""The workflows that come with gibil, run for real on small projects of every kind. No network is needed or used."""
+"""The shipped workflows, run on small projects of every kind. No network is needed or used."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def do(
     without: tuple[str, ...] = (),
     fakes: dict[str, str] | None = None,
 ) -> list[Done]:
-    """Run a shipped workflow on a project of these files. `without`: programs that the machine lacks; `fakes`: that it has."""
+    """Run a shipped workflow on a project with these files. `without`: programs missing on the machine; `fakes`: fake ones."""
     project, scratch = tmp_path / "project", tmp_path / "scratch"
     scratch.mkdir()
     for name, text in files.items():
@@ -50,7 +50,7 @@ def do(
 
 
 def machine(tmp_path: Path, without: tuple[str, ...], fakes: dict[str, str]) -> str:
-    """A PATH like a plain machine's: the base tools, python3, and what `fakes` brings; nothing of this computer's else."""
+    """Return a PATH like a plain machine's: the base tools, python3 and `fakes`, without this computer's other programs."""
     tools = tmp_path / "bin"
     tools.mkdir()
     base = (
@@ -70,7 +70,7 @@ def machine(tmp_path: Path, without: tuple[str, ...], fakes: dict[str, str]) -> 
     return str(tools)
 
 
-def test_a_project_of_the_standard_library_is_tested_without_pip_and_network(tmp_path: Path) -> None:
+def test_a_standard_library_project_is_tested_without_pip_and_network(tmp_path: Path) -> None:
     (done,) = do(
         tmp_path,
         {"pyproject.toml": "[project]\nname = 'x'\nversion = '1'\n", "tests/test_sums.py": UNITTEST.format(answer=2)},
@@ -102,8 +102,8 @@ def test_a_package_of_tests_and_a_src_folder_are_found(tmp_path: Path) -> None:
     assert "-s tests -t ." in done.output
 
 
-def test_pytest_is_used_where_the_project_uses_it(tmp_path: Path) -> None:
-    # This project brings a pytest of its own, so that the test needs neither an installed one nor a network.
+def test_pytest_is_used_if_the_project_uses_it(tmp_path: Path) -> None:
+    # This project contains a fake pytest, so that the test needs neither an installed one nor a network.
     (done,) = do(
         tmp_path,
         {
@@ -118,13 +118,13 @@ def test_pytest_is_used_where_the_project_uses_it(tmp_path: Path) -> None:
     assert "arguments ['-k', 'login', '*']" in done.output
 
 
-def test_tests_that_need_a_pytest_that_cannot_be_had_fail_with_that_sentence(tmp_path: Path) -> None:
+def test_tests_that_need_an_unavailable_pytest_fail_with_an_explanation(tmp_path: Path) -> None:
     (done,) = do(tmp_path, {"tests/test_x.py": "import pytest\n"}, without=("venv",))
     assert done.exit_status == 1
     assert "gibil: the tests need pytest, which is not on this machine and could not be installed" in done.output
 
 
-def test_dependencies_that_cannot_be_installed_are_said_and_the_tests_tried_all_the_same(tmp_path: Path) -> None:
+def test_dependencies_that_cannot_be_installed_are_reported_and_the_tests_still_run(tmp_path: Path) -> None:
     (done,) = do(
         tmp_path,
         {"requirements.txt": "surely-not-there==99\n", "tests/test_sums.py": UNITTEST.format(answer=2)},
@@ -135,7 +135,7 @@ def test_dependencies_that_cannot_be_installed_are_said_and_the_tests_tried_all_
 
 
 @needs("make")
-def test_a_makefile_says_it_first(tmp_path: Path) -> None:
+def test_a_makefile_takes_precedence(tmp_path: Path) -> None:
     (done,) = do(
         tmp_path,
         {"Makefile": "tests := x\ntest: ; @echo made $(V)\n", "tests/test_sums.py": UNITTEST.format(answer=3)},
@@ -145,7 +145,7 @@ def test_a_makefile_says_it_first(tmp_path: Path) -> None:
     assert done.output.splitlines() == ["gibil: found Makefile with the target test → make test V=1", "made 1"]
 
 
-def test_a_makefile_without_make_is_passed_over(tmp_path: Path) -> None:
+def test_a_makefile_is_ignored_without_make(tmp_path: Path) -> None:
     (done,) = do(tmp_path, {"Makefile": "check:\n\ttrue\n", "tests/test_sums.py": UNITTEST.format(answer=2)}, without=("make",))
     assert done.exit_status == 0, done.output
     assert "Makefile has the target check, but make is not on this machine; looking further" in done.output
@@ -164,7 +164,7 @@ def test_a_package_json_with_a_test_script_is_run_by_npm(tmp_path: Path) -> None
 
 
 @needs("node")
-def test_npms_placeholder_is_no_test_script(tmp_path: Path) -> None:
+def test_npms_placeholder_is_not_a_test_script(tmp_path: Path) -> None:
     script = 'echo \\"Error: no test specified\\" && exit 1'
     (done,) = do(tmp_path, {"package.json": f'{{"scripts": {{"test": "{script}"}}}}'})
     assert done.exit_status == 1
@@ -180,7 +180,7 @@ def test_npms_placeholder_is_no_test_script(tmp_path: Path) -> None:
         ("package-lock.json", "npm", "npm ci --no-audit --no-fund"),
     ],
 )
-def test_the_lock_file_names_the_package_manager(lock: str, manager: str, installs: str, tmp_path: Path) -> None:
+def test_the_lock_file_selects_the_package_manager(lock: str, manager: str, installs: str, tmp_path: Path) -> None:
     files = {"package.json": '{"scripts": {"test": "x"}, "dependencies": {"left-pad": "1"}}', lock: ""}
     (done,) = do(tmp_path, files, without=("npm",), fakes={manager: f'echo "called {manager} $*"'})
     assert done.exit_status == 0, done.output
@@ -196,7 +196,7 @@ def test_the_lock_file_names_the_package_manager(lock: str, manager: str, instal
     ("file", "program", "command"),
     [("go.mod", "go", "go test ./..."), ("Cargo.toml", "cargo", "cargo test")],
 )
-def test_go_and_rust_are_known_and_their_absence_is_said(file: str, program: str, command: str, tmp_path: Path) -> None:
+def test_go_and_rust_are_recognized_and_reported_if_missing(file: str, program: str, command: str, tmp_path: Path) -> None:
     (tmp_path / "with").mkdir()
     (tmp_path / "lacking").mkdir()
     (done,) = do(tmp_path / "with", {file: ""}, fakes={program: 'echo "called ${0##*/} $*"'})
@@ -206,13 +206,13 @@ def test_go_and_rust_are_known_and_their_absence_is_said(file: str, program: str
     assert f"and {program} is not on this machine" in done.output
 
 
-def test_where_nothing_is_found_it_says_what_to_add(tmp_path: Path) -> None:
+def test_an_unknown_project_gets_instructions(tmp_path: Path) -> None:
     (done,) = do(tmp_path, {"README.md": "Hello"})
     assert done.exit_status == 1
     assert "gibil: found no way to test this project; add a .gibil.yml with tasks" in done.output
 
 
-def test_a_gibil_yml_stands_in_the_place_of_all_guessing(tmp_path: Path) -> None:
+def test_a_gibil_yml_replaces_all_detection(tmp_path: Path) -> None:
     own = """
 env: {GREETING: hello}
 tasks:
@@ -227,7 +227,7 @@ tasks:
     assert done[3].output == "from first\n"
 
 
-def test_the_runtime_that_is_there_is_accepted_and_another_is_named(tmp_path: Path) -> None:
+def test_the_installed_runtime_is_accepted_and_another_is_rejected_by_name(tmp_path: Path) -> None:
     have = f"{sys.version_info.major}.{sys.version_info.minor}"
     for folder in ("right", "wrong"):
         (tmp_path / folder).mkdir()
@@ -247,7 +247,7 @@ def test_a_second_python_becomes_the_python_of_the_tasks(tmp_path: Path) -> None
     assert task.output == "Python 3.99.1\n"
 
 
-def test_packages_that_are_there_ask_for_nothing_and_missing_ones_for_the_package_manager(tmp_path: Path) -> None:
+def test_only_missing_packages_are_requested_from_the_package_manager(tmp_path: Path) -> None:
     own = "packages: [libone, libtwo]\ntasks: [{name: t, run: 'true'}]\n"
     dpkg = 'test "$4" = libone -o -f "$HOME/installed" && printf installed || exit 1'
     fakes = {"dpkg-query": dpkg, "apt-get": 'echo "apt-get $*"; touch "$HOME/installed"', "id": "echo 0"}
@@ -265,7 +265,7 @@ def test_packages_that_are_there_ask_for_nothing_and_missing_ones_for_the_packag
     assert present.output == "gibil: all packages are installed already\n"
 
 
-def test_missing_packages_without_root_are_one_clear_sentence(tmp_path: Path) -> None:
+def test_missing_packages_without_root_are_reported_in_one_sentence(tmp_path: Path) -> None:
     own = "packages: [libone]\ntasks: [{name: t, run: 'true'}]\n"
     set_up, task = do(tmp_path, {".gibil.yml": own}, without=("id",), fakes={"dpkg-query": "exit 1", "id": "echo 1000"})
     assert (set_up.exit_status, task.exit_status) == (1, None)
@@ -292,7 +292,7 @@ def test_lint_runs_the_linter_that_the_project_is_set_up_for(
     assert done.output.splitlines()[0].endswith(f"→ {command}")
 
 
-def test_lint_says_when_a_linter_cannot_be_had_and_when_there_is_none(tmp_path: Path) -> None:
+def test_lint_reports_an_unavailable_linter_and_a_project_without_one(tmp_path: Path) -> None:
     for folder in ("lacking", "none"):
         (tmp_path / folder).mkdir()
     (done,) = do(tmp_path / "lacking", {"ruff.toml": ""}, word="lint", without=("venv",))
@@ -305,7 +305,7 @@ def test_lint_says_when_a_linter_cannot_be_had_and_when_there_is_none(tmp_path: 
 
 
 def test_an_installed_package_has_the_workflows_and_the_shell_programs(tmp_path: Path) -> None:
-    """What setuptools would put into a wheel, by its own build; skipped where it is not installed."""
+    """Compare with the contents of a wheel built by setuptools; skipped if it isn't installed."""
     setuptools = pytest.importorskip("setuptools", reason="setuptools is not installed: sh .ci/install test")
     if int(setuptools.__version__.split(".")[0]) < 77:
         pytest.skip("building needs setuptools 77, as pyproject.toml says")

@@ -1,4 +1,4 @@
-"""`gibil try`: what the bot would do, on a local checkout, before anything is pushed."""
+"""`gibil try`: the bot's run of a local checkout, before a push."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def nothing_left(folder: Path) -> bool:
         await provider.close()
 
 
-async def test_the_committed_head_is_what_runs(checkout: Path) -> None:
+async def test_the_committed_head_is_run(checkout: Path) -> None:
     (checkout / "word.txt").write_text("bad, and not committed\n")
     status, _, shown = await gibil(checkout)
     assert status == 0, shown
@@ -62,7 +62,7 @@ async def test_the_committed_head_is_what_runs(checkout: Path) -> None:
     assert await nothing_left(checkout)
 
 
-async def test_a_condition_on_the_environment_sees_what_the_task_would_find(checkout: Path) -> None:
+async def test_a_condition_on_the_environment_sees_the_tasks_environment(checkout: Path) -> None:
     (checkout / ".gibil.yml").write_text(
         "env: {MODE: fast}\n"
         "tasks:\n"
@@ -81,15 +81,15 @@ async def test_a_condition_on_the_environment_sees_what_the_task_would_find(chec
     assert tasks == dict.fromkeys(("says", "file", "earlier", "own"), "success") | {"absent": "skipped"}
 
 
-async def test_dirty_takes_uncommitted_changes_and_new_files_and_touches_nothing_of_the_checkout(checkout: Path) -> None:
+async def test_dirty_includes_uncommitted_changes_and_new_files_without_changing_the_checkout(checkout: Path) -> None:
     (checkout / "word.txt").write_text("bad\n")
     (checkout / "new.txt").write_text("new\n")
     before = subprocess.run(["git", "-C", str(checkout), "status", "--porcelain"], check=True, capture_output=True).stdout
     status, out, shown = await gibil(checkout, "--dirty", "--json")
     assert status == 1
-    told = json.loads(out)
-    assert told["conclusion"] == "failure"
-    assert [task["status"] for task in told["tasks"]] == ["failure", "skipped"]
+    result = json.loads(out)
+    assert result["conclusion"] == "failure"
+    assert [task["status"] for task in result["tasks"]] == ["failure", "skipped"]
     assert "bad" in shown
     after = subprocess.run(["git", "-C", str(checkout), "status", "--porcelain"], check=True, capture_output=True).stdout
     assert after == before
@@ -111,7 +111,7 @@ async def test_a_workflow_file_with_inputs_can_be_tried(checkout: Path) -> None:
     assert "word" in json.loads(out)["error"]
 
 
-async def test_what_a_task_was_kept_from_reaching_ends_its_log_without_its_secrets(checkout: Path) -> None:
+async def test_blocked_connections_end_a_tasks_log_without_secrets(checkout: Path) -> None:
     workflow = checkout.parent / "reach.yml"
     workflow.write_text("""
 name: Reach
@@ -127,20 +127,20 @@ tasks:
     status, _, shown = await gibil(checkout, "-w", str(workflow))
     assert status == 0, shown
     assert shown.count("GIBIL_EGRESS_ALLOW=10.9.8.7:443\n") == 1
-    assert shown.count("127.0.0.2:80") == 1, "what another task did is not said again"
+    assert shown.count("127.0.0.2:80") == 1, "another task's blocked connections aren't repeated"
     first = shown[shown.index("▶ first") : shown.index("▶ second")]
     assert "unfinished\ngibil: blocked because they are not public: 10.9.8.7:443; the operator can allow" in first
     assert "gibil: requested from the proxy, but it is the machine itself: 127.0.0.2:80;" in first
 
 
 @pytest.mark.parametrize("arguments", [("-w", "absent"), ("--input", "novalue"), ("--input", "x=y")])
-async def test_wrong_use_is_one_line_and_status_2(checkout: Path, arguments: tuple[str, ...]) -> None:
+async def test_a_usage_error_is_one_line_and_status_2(checkout: Path, arguments: tuple[str, ...]) -> None:
     status, out, shown = await gibil(checkout, *arguments)
     assert (status, out) == (2, "")
     assert len(shown.strip().splitlines()) == 1
 
 
-async def test_a_folder_without_a_commit_is_refused(tmp_path: Path) -> None:
+async def test_a_folder_without_a_commit_is_rejected(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     status, _, shown = await gibil(empty)
@@ -148,7 +148,7 @@ async def test_a_folder_without_a_commit_is_refused(tmp_path: Path) -> None:
     assert "git" in shown
 
 
-async def test_ctrl_c_burns_the_machine_and_says_what_was_done(checkout: Path) -> None:
+async def test_ctrl_c_destroys_the_machine_and_prints_the_results(checkout: Path) -> None:
     (checkout / ".gibil.yml").write_text("tasks:\n  - {name: long, run: 'echo begun; sleep 300'}\n")
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "gibil_bot", "try", str(checkout), "--dirty",
@@ -185,7 +185,7 @@ async def test_kill_minus_nine_leaves_no_machine(checkout: Path) -> None:
 
 async def test_a_run_with_nothing_to_do_is_neutral_and_no_failure(checkout: Path) -> None:
     status, out, err = await gibil(checkout, "-w", "lint", "--json")
-    told = json.loads(out)
-    assert (status, told["conclusion"]) == (0, "neutral"), err
-    assert [(task["status"], task["exit_status"]) for task in told["tasks"]] == [("skipped", 0)]
+    result = json.loads(out)
+    assert (status, result["conclusion"]) == (0, "neutral"), err
+    assert [(task["status"], task["exit_status"]) for task in result["tasks"]] == [("skipped", 0)]
     assert "found no linter that this project is set up for" in err

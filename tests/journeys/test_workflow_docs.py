@@ -1,4 +1,4 @@
-"""The reference of the language keeps its word: every example on its page is accepted, and run where it says so."""
+"""Every example on the reference page of the language is accepted, and run where the page says so."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_an_example_is_accepted(example: str) -> None:
 
 
 @pytest.mark.parametrize("example", [example for example in EXAMPLES if runs(example)])
-def test_an_example_that_says_it_runs_does(example: str, tmp_path: Path) -> None:
+def test_an_example_marked_to_run_succeeds(example: str, tmp_path: Path) -> None:
     project = tmp_path / "project"
     project.mkdir()
     path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"

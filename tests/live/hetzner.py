@@ -1,10 +1,10 @@
-"""Ask a real Hetzner Cloud the five questions that its documentation leaves open, and print what to report.
+"""Ask a real Hetzner Cloud the five questions that its documentation leaves open, and print a report.
 
     HCLOUD_TOKEN=… [HCLOUD_READONLY_TOKEN=…] python tests/live/hetzner.py
 
-It needs a project without servers, addresses, firewalls and SSH keys, says what it costs before it does anything, asks for
-confirmation, and deletes what it created whatever happens. Tokens are read from the environment and never printed. It runs
-with Python alone. `HCLOUD_ENDPOINT` names another API, such as the double of the tests.
+It needs a project without servers, addresses, firewalls and SSH keys, prints the cost before it starts, asks for
+confirmation, and always deletes what it created. Tokens are read from the environment and never printed. It runs
+with Python alone. `HCLOUD_ENDPOINT` selects another API, such as the tests' double.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ LOCATION = "nbg1"
 IMAGE = "ubuntu-24.04"
 KINDS = ("servers", "primary_ips", "firewalls", "ssh_keys")
 LONGEST_S = 300
-"""How long any one wait may take."""
+"""The longest duration of a single wait."""
 
 Json = dict[str, Any]
 
 
 class Stopped(Exception):
-    """The run can't go on; the message says why."""
+    """The run can't continue; the message is the reason."""
 
 
 class Project:
-    """A Hetzner project, spoken to over HTTP. `pause_s`: between two looks at the same thing."""
+    """A Hetzner project, over HTTP. `pause_s`: the interval of polling."""
 
     def __init__(self, endpoint: str, token: str, readonly_token: str | None, pause_s: float) -> None:
         self._endpoint = endpoint.rstrip("/")
@@ -46,10 +46,10 @@ class Project:
         self.servers: set[int] = set()
         self.addresses: set[int] = set()
         self.stopped_by: str | None = None
-        """Set by a signal: no further request is made, except to clean up; one on its way is waited for."""
+        """Set by a signal: from then on only cleanup requests are sent; the current one is waited for."""
 
     def call(self, method: str, path: str, body: Json | None = None, *, readonly: bool = False) -> tuple[int, Json]:
-        """The status and the JSON of the answer. Raises Stopped when there is none, or after a signal."""
+        """Return the status and the JSON of the response. Raises Stopped if there is none, or after a signal."""
         if self.stopped_by is not None:
             raise Stopped(f"stopped by {self.stopped_by}")
         token = self.readonly_token if readonly else self._token
@@ -79,14 +79,14 @@ class Project:
         return answer[key]
 
     def show(self, question: str, what: str, value: object) -> None:
-        """One line of the report."""
+        """Print one line of the report."""
         line = f"{question} {what}: {json.dumps(value)}"
         for secret in (self._token, self.readonly_token):
             line = line.replace(secret, "***") if secret else line
         print(line, flush=True)
 
     def rounds(self, most: int) -> Iterator[int]:
-        """Bounded, with a pause between two."""
+        """Yield a bounded number of rounds, with a pause between them."""
         deadline = time.monotonic() + LONGEST_S
         for number in range(most):
             if number:
@@ -114,7 +114,7 @@ class Project:
         return answer
 
     def finish(self, answer: Json) -> Json:
-        """The action of an answer, when it doesn't run any more."""
+        """Wait for the action of a response; return it when it has ended."""
         action: Json = answer["action"]
         for _ in self.rounds(LONGEST_S):
             if action["status"] != "running":
@@ -123,7 +123,7 @@ class Project:
         return action
 
     def delete(self, number: int) -> None:
-        """Returns when the server is gone. Raises Stopped."""
+        """Delete a server; return when it is gone. Raises Stopped."""
         for _ in self.rounds(LONGEST_S):
             status, _answer = self.call("DELETE", f"/servers/{number}")
             if status == 404:
@@ -132,10 +132,10 @@ class Project:
         raise Stopped(f"server {number} is still there; delete it by hand: it costs money")
 
     def clean(self) -> list[str]:
-        """Delete what was created; what could not be."""
+        """Delete everything that was created; return what couldn't be deleted."""
         self.stopped_by = None
         left = []
-        for server in self.must("/servers", "servers"):  # also one whose creation was not answered
+        for server in self.must("/servers", "servers"):  # including a server whose creation had no response
             if server["name"] in (NAME, RENAMED):
                 self._remember(server)
         for number in tuple(self.servers):
@@ -156,7 +156,7 @@ class Project:
 
 
 def absent(project: Project, types: list[Json], x86: str) -> None:
-    """Q1: is a field named when what a well-formed request names doesn't exist, and with which code?"""
+    """Q1: which code does a well-formed request get whose referenced object doesn't exist, and is a field named?"""
     places = {each["name"] for kind in types for each in kind["locations"]}
     elsewhere = next(
         ((kind["name"], place) for kind in types for place in sorted(places - {each["name"] for each in kind["locations"]})),
@@ -178,7 +178,7 @@ def absent(project: Project, types: list[Json], x86: str) -> None:
 
 
 def readonly(project: Project) -> None:
-    """Q2: what does a read-only token get for writing, and a proper one for the write that `gibil doctor` makes?"""
+    """Q2: what does a write get with a read-only token, and the write of `gibil doctor` with a proper one?"""
     for is_readonly in (False, True):
         if is_readonly and not project.readonly_token:
             project.show("Q2", "read-only token", "not asked: HCLOUD_READONLY_TOKEN is not set")
@@ -192,7 +192,7 @@ def readonly(project: Project) -> None:
 
 
 def images(project: Project, types: list[Json], arm: str) -> None:
-    """Q3: is the image sold for both architectures, and which of them does its name give to an ARM type?"""
+    """Q3: is the image available for both architectures, and which one does an ARM type get by its name?"""
     found = project.must(f"/images?name={IMAGE}", "images")
     project.show("Q3", IMAGE, [[image["id"], image["architecture"], image["deprecated"]] for image in found])
     for kind in types:
@@ -207,7 +207,7 @@ def images(project: Project, types: list[Json], arm: str) -> None:
 
 
 def locks(project: Project, x86: str) -> None:
-    """Q4: locks while it boots, when the firewall is applied, whether the address leaves, how soon GET answers 404."""
+    """Q4: locks during boot, when the firewall is applied, whether the address is deleted, how soon GET returns 404."""
     status, answer = project.call("POST", "/firewalls", {"name": NAME, "rules": []})
     if "firewall" not in answer:
         raise Stopped(f"cannot create a firewall: {status} {answer.get('error')}")
@@ -239,7 +239,7 @@ def locks(project: Project, x86: str) -> None:
 
 
 def rebuild(project: Project, x86: str) -> None:
-    """Q5: `{}` as a body, a name of digits, the status after the rebuild of a server that is off, locks after an action."""
+    """Q5: `{}` as a body, a name of digits, the status after rebuilding a server that is off, locks after an action."""
     answer = project.created(x86, LOCATION)
     number, path = answer["server"]["id"], f"/servers/{answer['server']['id']}"
     project.finish(answer)
@@ -271,7 +271,7 @@ def _after(project: Project, path: str, answer: Json, what: str) -> None:
 
 
 def cheapest(types: list[Json], architecture: str) -> Json:
-    """The cheapest type of that architecture that can be had in LOCATION."""
+    """Return the cheapest type of this architecture that is available in LOCATION."""
     prices = {
         kind["name"]: Decimal(price["price_hourly"]["net"])
         for kind in types
@@ -317,7 +317,7 @@ def ask(project: Project, confirmed: Callable[[str], bool]) -> None:
         rebuild(project, x86["name"])
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # deleting goes on: what stays costs money
+            signal.signal(number, signal.SIG_IGN)  # continue deleting: whatever remains costs money
         try:
             left = project.clean()
         except Stopped as error:

@@ -1,4 +1,4 @@
-"""What people bring from GitHub Actions: found when the file is checked, all of it at once, with what to write instead."""
+"""Syntax of GitHub Actions that gibil doesn't support: the check reports all of it at once, with what to write instead."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def task(script: str) -> str:
         (" inputs.target ", 'write "$GIBIL_INPUT_TARGET"'),
     ],
 )
-def test_an_expression_in_a_script_is_answered_with_what_to_write(piece: str, instead: str) -> None:
+def test_an_expression_in_a_script_is_reported_with_a_replacement(piece: str, instead: str) -> None:
     ((line, problem),) = problems_of(task(f"true\necho ${{{{{piece}}}}}"))
     assert line == 6, "the line of the script"
     assert "expressions are not evaluated in scripts" in problem
@@ -64,7 +64,7 @@ def test_an_expression_in_a_script_is_answered_with_what_to_write(piece: str, in
     ],
 )
 @pytest.mark.parametrize("where", ["workflow", "task", ".gibil.yml"])
-def test_an_expression_in_an_environment_is_answered_with_what_to_write(value: str, instead: str, where: str) -> None:
+def test_an_expression_in_an_environment_is_reported_with_a_replacement(value: str, instead: str, where: str) -> None:
     text = {
         "workflow": f"on: {{command: w}}\ninputs: {{target: }}\nenv: {{K: '{value}'}}\ntasks: [{{run: x}}]\n",
         "task": f"on: {{command: w}}\ninputs: {{target: }}\n\ntasks: [{{run: x, env: {{K: '{value}'}}}}]\n",
@@ -93,13 +93,13 @@ def test_an_expression_in_an_environment_is_answered_with_what_to_write(value: s
         'echo "page=1" >>"$GITHUB_OUTPUT"; echo "$RUNNER_OS $RUNNER_TEMP"',
     ],
 )
-def test_what_is_no_expression_of_actions_stays_in_a_script(script: str) -> None:
+def test_valid_scripts_have_no_problem(script: str) -> None:
     assert problems_of(task(script)) == []
 
 
 @pytest.mark.parametrize("name", ["GITHUB_STATE", "GITHUB_EVENT_PATH", "GITHUB_TOKEN", "ACTIONS_CACHE_URL"])
 @pytest.mark.parametrize("form", ["${}", "${{{}}}"])
-def test_a_variable_that_no_task_finds_is_a_problem(name: str, form: str) -> None:
+def test_an_undefined_variable_is_reported(name: str, form: str) -> None:
     ((line, problem),) = problems_of(task("true\ncat " + form.format(name)))
     assert line == 6
     assert problem.startswith(f"${name} is not set: ")
@@ -116,7 +116,7 @@ def test_a_variable_that_no_task_finds_is_a_problem(name: str, form: str) -> Non
         "echo 'unclosed $GITHUB_TOKEN",
     ],
 )
-def test_a_variable_that_the_shell_would_expand_is_a_problem(script: str) -> None:
+def test_a_variable_that_the_shell_would_expand_is_reported(script: str) -> None:
     ((_, problem),) = problems_of(task(script))
     assert problem.startswith("$GITHUB_TOKEN is not set: ")
 
@@ -124,19 +124,19 @@ def test_a_variable_that_the_shell_would_expand_is_a_problem(script: str) -> Non
 @pytest.mark.parametrize(
     "filler", ["read " * 12_000, "".join(f"<<a{n}\na{n}\n" for n in range(4000)), "<<E\n" + "\t" * 60_000], ids=range(3)
 )
-def test_looking_for_variables_grows_with_the_script_and_no_faster(filler: str) -> None:
+def test_the_search_for_variables_takes_linear_time(filler: str) -> None:
     begun = time.process_time()
     list(_missing_variables("$GITHUB_TOKEN\n" + filler))
     assert time.process_time() - begun < 1
 
 
 @pytest.mark.parametrize(("shell", "problems"), [("python", 0), ("perl {0}", 0), ("bash", 1), ("/bin/bash -e {0}", 1)])
-def test_variables_are_looked_for_in_shell_scripts_only(shell: str, problems: int) -> None:
+def test_variables_are_checked_in_shell_scripts_only(shell: str, problems: int) -> None:
     text = f"on: {{command: w}}\ntasks: [{{shell: '{shell}', run: 'print(\"$GITHUB_TOKEN\")'}}]\n"
     assert len(problems_of(text)) == problems
 
 
-def test_expressions_stay_where_they_are_evaluated_and_in_prose() -> None:
+def test_expressions_are_allowed_where_they_are_evaluated_and_in_prose() -> None:
     text = (
         "on: {command: w}\ndescription: 'writes ${{ inputs.target }} on a wall'\ninputs: {target: }\n"
         "concurrency: 'w-${{ inputs.target }}'\ntasks:\n  - {if: \"${{ inputs.target == 'a' }}\", run: x}\n"
@@ -167,13 +167,13 @@ def test_expressions_stay_where_they_are_evaluated_and_in_prose() -> None:
         ("on: pull_request\ntasks: [{needs: a, run: x}]\n", "in the order of the file"),
     ],
 )
-def test_a_word_of_actions_is_answered_with_the_way_round(text: str, instead: str) -> None:
+def test_a_key_of_actions_is_reported_with_the_alternative(text: str, instead: str) -> None:
     ((_, problem),) = problems_of(text)
     assert instead in problem
     assert "did you mean" not in problem
 
 
-def test_every_problem_of_a_file_is_reported_at_once_in_its_order() -> None:
+def test_every_problem_of_a_file_is_reported_in_order() -> None:
     found = problems_of(
         "on: {command: w, schedule: x}\n"
         "strategy: {}\n"
@@ -188,17 +188,17 @@ def test_every_problem_of_a_file_is_reported_at_once_in_its_order() -> None:
     assert [line for line, _ in found] == [1, 2, 3, 3, 4, 6, 7, 8, 8, 9]
 
 
-def test_an_input_that_cannot_be_read_is_one_problem_and_not_two() -> None:
+def test_an_unreadable_input_is_reported_once() -> None:
     found = problems_of("on: {command: w}\ninputs: {n: {type: nonsense}}\ntasks: [{run: x, if: inputs.n == 'a'}]\n")
     assert [line for line, _ in found] == [2]
 
 
-def test_a_file_with_thousands_of_problems_reports_some_of_them() -> None:
+def test_the_number_of_reported_problems_is_bounded() -> None:
     text = "on: {command: w}\ntasks: [{run: x}]\n" + "".join(f"key{number}: x\n" for number in range(3000))
     assert len(problems_of(text)) == MAX_PROBLEMS
 
 
-def test_unclosed_expressions_do_not_make_the_check_slow() -> None:
+def test_unclosed_expressions_do_not_slow_the_check() -> None:
     assert problems_of("on: {command: w}\ntasks: [{run: '" + "${{" * 15_000 + "'}]\n") == []
 
 
@@ -215,7 +215,7 @@ def test_unclosed_expressions_do_not_make_the_check_slow() -> None:
         ("x" * 5000, ["test"], ""),
     ],
 )
-def test_a_near_word_is_at_most_two_typing_errors_away(word: str, choices: list[str], hint: str) -> None:
+def test_a_suggested_word_differs_by_at_most_two_typing_errors(word: str, choices: list[str], hint: str) -> None:
     assert nearest(word, choices) == hint
 
 

@@ -1,4 +1,4 @@
-"""A run that is cancelled: its check run is closed at once, and one that had not started creates no machine."""
+"""A cancelled run: its check run is closed at once, and a run that hasn't started creates no machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gibil_bot.providers.keyring import Keyring
 from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.runs.runner import Runner, Tools
 from gibil_bot.runs.sqlite.store import SqliteStore, open_store
-from tests.contracts.store_nouns import new_run, settle
+from tests.contracts.store_nouns import handle, new_run
 from tests.doubles.patience import patient
 from tests.doubles.provider import MemoryProvider
 
@@ -29,7 +29,7 @@ WITHIN_S = 10.0
 
 @dataclass
 class CountedTransfer:
-    """Counts what would mint a token."""
+    """Counts the calls that would mint a token."""
 
     started: list[str] = field(default_factory=list)
 
@@ -37,7 +37,7 @@ class CountedTransfer:
         self.started.append(run.id)
 
     async def copy_to(self, shell: Shell, run: Run) -> tuple[str, ...]:
-        raise AssertionError("no run of these tests gets as far as that")
+        raise AssertionError("no run of these tests gets this far")
 
     async def end(self, run: Run) -> None:
         pass
@@ -51,7 +51,7 @@ class Bench:
     tools: Tools
 
     async def claim(self, *runs: NewRun) -> Claim:
-        await settle(self.store, DeliveryOutcome(runs=runs), f"for {runs[0].id}")
+        await handle(self.store, DeliveryOutcome(runs=runs), f"for {runs[0].id}")
         claim = await self.store.runs.claim("a", lease_s=60, max_machines=10)
         assert claim is not None
         return claim
@@ -69,16 +69,16 @@ async def bench(folder: Path) -> AsyncIterator[Bench]:
     provider, transfer = MemoryProvider(), CountedTransfer()
 
     async def no_shell(endpoint: Endpoint, client_key: str) -> Shell:
-        raise MachineLost("no machine of these tests can be entered")
+        raise MachineLost("no machine of these tests has a shell")
 
-    forge = MachineFactory(provider=provider, keyring=Keyring(folder), connect_shell=no_shell)
+    factory = MachineFactory(provider=provider, keyring=Keyring(folder), connect_shell=no_shell)
     tools = Tools(
-        runs=store.runs, factory=forge, transfer=transfer, logs=folder / "logs", owner="tests", secrets=ScopedSecrets()
+        runs=store.runs, factory=factory, transfer=transfer, logs=folder / "logs", owner="tests", secrets=ScopedSecrets()
     )
     try:
         yield Bench(store, provider, transfer, tools)
     finally:
-        await forge.close()
+        await factory.close()
         await store.close()
 
 
@@ -87,7 +87,7 @@ def without_secrets(run_id: str, **words: Any) -> NewRun:
     return replace(run, plan=replace(run.plan, secrets=()))
 
 
-async def test_a_superseded_run_that_never_started_creates_no_machine_and_mints_no_token(tmp_path: Path) -> None:
+async def test_a_superseded_run_that_never_started_creates_no_machine_and_no_token(tmp_path: Path) -> None:
     async with bench(tmp_path) as scene:
         claim = await scene.claim(without_secrets("older", group="g"), without_secrets("newer", group="g"))
         assert (claim.run.id, claim.run.cancel_reason) == ("older", "superseded by 0123456")
@@ -98,7 +98,7 @@ async def test_a_superseded_run_that_never_started_creates_no_machine_and_mints_
 
 
 class Interrupted:
-    """The runs, of which one is cancelled while its machine's name is being written."""
+    """A run store in which one run is cancelled while its machine's name is being saved."""
 
     def __init__(self, store: SqliteStore) -> None:
         self._runs = store.runs
@@ -114,7 +114,7 @@ class Interrupted:
             self.runner.cancel("cancelled by ada")
 
 
-async def test_a_run_that_is_cancelled_just_before_its_machine_is_created_creates_none(tmp_path: Path) -> None:
+async def test_a_run_cancelled_just_before_its_machine_is_created_creates_none(tmp_path: Path) -> None:
     async with bench(tmp_path) as scene:
         claim = await scene.claim(without_secrets("r1"))
         runs = Interrupted(scene.store)
@@ -136,7 +136,7 @@ async def test_the_check_run_is_closed_while_the_machine_is_still_being_created(
             await scene.provider.creating.wait()
             signal = scene.store.outbox.changed()
             runner.cancel("cancelled by ada")
-            while await scene.store.outbox.get("check:r1") is None:  # nothing was shown in the first seconds
+            while await scene.store.outbox.get("check:r1") is None:  # nothing was published in the first seconds
                 await signal.wait(0.05)
             while (await scene.check_run("r1")).status != "completed":
                 await signal.wait(0.05)
@@ -156,4 +156,4 @@ async def test_progress_never_replaces_the_closed_check_run(tmp_path: Path) -> N
         found = await scene.store.outbox.get("check:r1")
         assert found is not None
         assert (await scene.check_run("r1")).status == "completed"
-        assert found[0].revision <= 2  # closed, and closed with the last report
+        assert found[0].revision <= 2  # closed, and with the last report

@@ -1,4 +1,4 @@
-"""The list of commands: made without importing one, and true all the same."""
+"""The static list of commands agrees with the commands themselves, and needs no import of them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ NAMES = gibil.list_commands(click.Context(gibil))
 
 
 def summaries() -> dict[str, str]:
-    """Each command with its text in `gibil --help`."""
+    """Return each command with its text in `gibil --help`."""
     context = click.Context(gibil, max_content_width=200, terminal_width=200)
     listing = gibil.get_help(context).partition("Commands:\n")[2].partition("\n\n")[0]
     return dict(re.split(r"  +", line.strip(), maxsplit=1) for line in listing.splitlines())
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_list_says_of_each_command_what_its_own_help_says_first(name: str) -> None:
+def test_each_summary_is_the_first_line_of_the_commands_own_help(name: str) -> None:
     command = gibil.get_command(click.Context(gibil), name)
     assert command is not None
     assert command.name == name
@@ -37,14 +37,14 @@ def test_every_command_is_listed() -> None:
     assert list(summaries()) == NAMES
 
 
-def test_an_unknown_command_is_wrong_use() -> None:
+def test_an_unknown_command_is_a_usage_error() -> None:
     done = subprocess.run([sys.executable, "-m", "gibil_bot", "brew"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "No such command 'brew'" in done.stderr
 
 
 def imported_by(*words: str) -> set[str]:
-    """The modules that `gibil` with these arguments imports."""
+    """Return the modules that `gibil` with these arguments imports."""
     command = [sys.executable, "-X", "importtime", "-m", "gibil_bot", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
@@ -58,14 +58,14 @@ def test_listing_machines_does_not_import_the_ssh_library(tmp_path: Path, monkey
     assert "asyncssh" not in loaded
 
 
-def test_help_imports_neither_a_command_nor_a_heavy_library() -> None:
+def test_help_imports_no_command_and_no_heavy_library() -> None:
     loaded = imported_by("--help")
     heavy = {"asyncio", "yaml", "msgspec", "asyncssh", "githubkit", "starlette", "uvicorn", "mcp", "gibil_bot.model"}
     assert "gibil_bot.cli" in loaded
     assert not {name for name in loaded if name in heavy or name.startswith("gibil_bot.cli.")}
 
 
-def test_check_takes_links_as_the_bot_does(tmp_path: Path) -> None:
+def test_check_follows_symbolic_links_as_the_bot_does(tmp_path: Path) -> None:
     from gibil_bot.cli.check import _unusable
 
     project = tmp_path / "project"
@@ -90,7 +90,7 @@ def test_check_takes_links_as_the_bot_does(tmp_path: Path) -> None:
     assert "replace it with the folder itself" in found.problem
 
 
-def test_check_says_what_is_wrong_with_links(tmp_path: Path) -> None:
+def test_check_reports_invalid_links(tmp_path: Path) -> None:
     (tmp_path / "outside.yml").write_text("on: {command: out}\n")
     folder = tmp_path / "project" / ".gibil" / "workflows"
     folder.mkdir(parents=True)
@@ -100,18 +100,18 @@ def test_check_says_what_is_wrong_with_links(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "gibil_bot", "check", "--json"], cwd=tmp_path / "project", capture_output=True, text=True
     )
-    told = json.loads(done.stdout)
-    assert (done.returncode, told["files"], len(told["problems"])) == (2, 3, 3), done.stderr
-    assert all("replace it with the file itself" in problem["message"] for problem in told["problems"])
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["files"], len(report["problems"])) == (2, 3, 3), done.stderr
+    assert all("replace it with the file itself" in problem["message"] for problem in report["problems"])
 
 
-def test_an_interruption_after_the_json_value_adds_no_second_one(
+def test_an_interrupt_after_the_json_value_prints_no_second_value(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(output, "_has_printed", False)
     output.print_json({"exit_code": 0})
     assert output.fail(KeyboardInterrupt(), as_json=True) == 130
     assert output.fail(MachineLost("the connection ended"), as_json=True) == 4
-    said = capsys.readouterr()
-    assert json.loads(said.out) == {"exit_code": 0}
-    assert said.err.splitlines() == ["gibil: interrupted", "gibil: the connection ended"]
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == {"exit_code": 0}
+    assert printed.err.splitlines() == ["gibil: interrupted", "gibil: the connection ended"]

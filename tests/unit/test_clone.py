@@ -37,7 +37,7 @@ def git(where: Path, *arguments: str) -> str:
 
 
 class Project:
-    """A bare repository with a pull request 7, as GitHub keeps one: refs/pull/7/head, any reachable commit by its id."""
+    """A bare repository with a pull request 7, as on GitHub: refs/pull/7/head, and every reachable commit by its id."""
 
     def __init__(self, folder: Path) -> None:
         self.bare = folder / NAME
@@ -78,7 +78,7 @@ def script_for(server: GitServer, sha: str, workspace: Path) -> str:
     return clone_script(clone_url=f"{server.url}/{NAME}", number=7, sha=sha, workspace=str(workspace))
 
 
-def test_the_head_of_the_pull_request_is_cloned_shallow_at_the_exact_commit(
+def test_the_pull_requests_head_is_cloned_shallow_at_the_exact_commit(
     project: Project, server: GitServer, tmp_path: Path
 ) -> None:
     for number in range(5):
@@ -94,9 +94,7 @@ def test_the_head_of_the_pull_request_is_cloned_shallow_at_the_exact_commit(
     assert git(workspace, "status", "--porcelain") == ""
 
 
-def test_a_head_that_moved_on_still_gives_the_commit_that_was_asked_for(
-    project: Project, server: GitServer, tmp_path: Path
-) -> None:
+def test_the_requested_commit_is_cloned_although_the_head_moved(project: Project, server: GitServer, tmp_path: Path) -> None:
     asked = project.commit("asked for")
     project.commit("newer")
     project.push()
@@ -105,7 +103,7 @@ def test_a_head_that_moved_on_still_gives_the_commit_that_was_asked_for(
     assert git(tmp_path / "root" / "project", "rev-parse", "HEAD") == asked
 
 
-def test_a_server_that_gives_no_commit_by_its_id_is_asked_for_more_history(
+def test_a_server_that_serves_no_commit_by_id_is_asked_for_more_history(
     project: Project, server: GitServer, tmp_path: Path
 ) -> None:
     git(project.bare, "config", "uploadpack.allowReachableSHA1InWant", "false")
@@ -120,7 +118,7 @@ def test_a_server_that_gives_no_commit_by_its_id_is_asked_for_more_history(
     assert git(tmp_path / "root" / "project", "rev-parse", "HEAD") == asked
 
 
-def test_a_commit_that_was_forced_away_is_said_to_be_gone(project: Project, server: GitServer, tmp_path: Path) -> None:
+def test_a_commit_removed_by_a_force_push_is_reported_as_gone(project: Project, server: GitServer, tmp_path: Path) -> None:
     gone = project.commit("will be replaced")
     git(project.work, "reset", "-q", "--hard", project.base)
     project.commit("the replacement")
@@ -131,14 +129,12 @@ def test_a_commit_that_was_forced_away_is_said_to_be_gone(project: Project, serv
     assert last_line.startswith(f"gibil: the pull request does not contain the commit {gone} any more")
 
 
-def test_a_pull_request_that_has_no_ref_any_more_is_said_to_be_gone(
-    project: Project, server: GitServer, tmp_path: Path
-) -> None:
+def test_a_pull_request_without_a_ref_is_reported_as_gone(project: Project, server: GitServer, tmp_path: Path) -> None:
     done = run(script_for(server, "0" * 39 + "1", tmp_path / "root" / "project"))
     assert done.returncode == CLONE_GONE
 
 
-def test_a_private_repository_opens_with_the_token_which_is_found_nowhere_on_disk(
+def test_a_private_repository_is_cloned_with_a_token_that_is_nowhere_on_disk(
     project: Project, server: GitServer, tmp_path: Path
 ) -> None:
     server.tokens[NAME] = TOKEN
@@ -157,7 +153,7 @@ def test_a_private_repository_opens_with_the_token_which_is_found_nowhere_on_dis
 
 
 @pytest.mark.parametrize("token", ["", "ghs_wrong"])
-def test_wrong_or_absent_credentials_are_refused_by_name(
+def test_wrong_or_missing_credentials_are_reported_by_name(
     token: str, project: Project, server: GitServer, tmp_path: Path
 ) -> None:
     server.tokens[NAME] = TOKEN
@@ -169,7 +165,7 @@ def test_wrong_or_absent_credentials_are_refused_by_name(
 
 
 @pytest.mark.parametrize(("status", "exit_status"), [(404, CLONE_REFUSED), (403, CLONE_REFUSED), (502, CLONE_UNREACHABLE)])
-def test_what_the_server_answers_decides_whether_it_is_worth_another_try(
+def test_the_servers_response_decides_whether_to_retry(
     status: int, exit_status: int, project: Project, server: GitServer, tmp_path: Path
 ) -> None:
     server.answer = status
@@ -178,7 +174,7 @@ def test_what_the_server_answers_decides_whether_it_is_worth_another_try(
     assert done.stderr.splitlines()[-1].startswith("gibil: 127.0.0.1:")
 
 
-def test_a_server_that_is_away_is_unreachable(project: Project, tmp_path: Path) -> None:
+def test_an_unreachable_server_is_reported(project: Project, tmp_path: Path) -> None:
     with GitServer(tmp_path / "server") as server:
         script = script_for(server, project.base, tmp_path / "root" / "project")
     done = run(script)
@@ -186,7 +182,7 @@ def test_a_server_that_is_away_is_unreachable(project: Project, tmp_path: Path) 
     assert "can't be reached" in done.stderr.splitlines()[-1]
 
 
-def test_a_redirect_to_another_server_does_not_get_the_token(project: Project, server: GitServer, tmp_path: Path) -> None:
+def test_a_redirect_to_another_server_does_not_carry_the_token(project: Project, server: GitServer, tmp_path: Path) -> None:
     project.push()
     server.tokens[NAME] = TOKEN
     with GitServer(tmp_path / "server") as front:
@@ -197,7 +193,7 @@ def test_a_redirect_to_another_server_does_not_get_the_token(project: Project, s
     assert not any(authorization for _, authorization in server.requests)
 
 
-def test_running_it_again_changes_nothing_and_asks_nobody(project: Project, server: GitServer, tmp_path: Path) -> None:
+def test_a_second_run_changes_nothing_and_sends_no_request(project: Project, server: GitServer, tmp_path: Path) -> None:
     sha = project.commit("once")
     project.push()
     script = script_for(server, sha, tmp_path / "root" / "project")
@@ -209,7 +205,7 @@ def test_running_it_again_changes_nothing_and_asks_nobody(project: Project, serv
     assert (tmp_path / "root" / "project" / "made-by-a-task").read_text() == "kept"
 
 
-def test_half_a_clone_is_removed_first(project: Project, server: GitServer, tmp_path: Path) -> None:
+def test_an_incomplete_clone_is_removed_first(project: Project, server: GitServer, tmp_path: Path) -> None:
     sha = project.commit("whole")
     project.push()
     workspace = tmp_path / "root" / "project"
@@ -221,7 +217,7 @@ def test_half_a_clone_is_removed_first(project: Project, server: GitServer, tmp_
     assert git(workspace, "rev-parse", "HEAD") == sha
 
 
-def test_no_hook_and_no_configuration_of_the_machine_takes_part(project: Project, server: GitServer, tmp_path: Path) -> None:
+def test_hooks_and_git_configuration_of_the_machine_are_ignored(project: Project, server: GitServer, tmp_path: Path) -> None:
     sha = project.commit("plain")
     project.push()
     home, template = tmp_path / "home", tmp_path / "template" / "hooks"
@@ -235,7 +231,7 @@ def test_no_hook_and_no_configuration_of_the_machine_takes_part(project: Project
     assert not (tmp_path / "hook-ran").exists()
 
 
-def test_a_machine_without_git_is_told_so(project: Project, server: GitServer, tmp_path: Path) -> None:
+def test_a_machine_without_git_is_reported(project: Project, server: GitServer, tmp_path: Path) -> None:
     tools = tmp_path / "tools"
     tools.mkdir()
     for name in ("sh", "mktemp", "rm", "cat", "mkdir"):
@@ -245,7 +241,7 @@ def test_a_machine_without_git_is_told_so(project: Project, server: GitServer, t
     assert "git is not installed" in done.stderr
 
 
-def test_a_workspace_that_cannot_be_made_is_broken(project: Project, server: GitServer, tmp_path: Path) -> None:
+def test_a_workspace_that_cannot_be_created_is_reported_as_broken(project: Project, server: GitServer, tmp_path: Path) -> None:
     (tmp_path / "root").write_text("a file where the folder should be")
     done = run(script_for(server, project.base, tmp_path / "root" / "project"))
     assert done.returncode == CLONE_BROKEN
@@ -266,7 +262,7 @@ def test_a_workspace_that_cannot_be_made_is_broken(project: Project, server: Git
         "--upload-pack=touch",
     ],
 )
-def test_an_address_that_is_not_plain_http_is_refused(url: str) -> None:
+def test_an_address_other_than_plain_http_is_rejected(url: str) -> None:
     with pytest.raises(UsageError, match="clone address"):
         clone_script(clone_url=url, number=7, sha="a" * 40)
 
@@ -275,12 +271,12 @@ def test_an_address_that_is_not_plain_http_is_refused(url: str) -> None:
     ("number", "sha", "workspace"),
     [(0, "a" * 40, "/root/project"), (1, "main", "/root/project"), (1, "a" * 40, "/"), (1, "a" * 40, "root/project")],
 )
-def test_what_could_not_be_a_clone_is_refused(number: int, sha: str, workspace: str) -> None:
+def test_invalid_clone_requests_are_rejected(number: int, sha: str, workspace: str) -> None:
     with pytest.raises(UsageError):
         clone_script(clone_url="https://github.com/a/b.git", number=number, sha=sha, workspace=workspace)
 
 
-def test_a_bundle_becomes_the_workspace(project: Project, tmp_path: Path) -> None:
+def test_a_bundle_is_unpacked_into_the_workspace(project: Project, tmp_path: Path) -> None:
     sha = project.commit("local work")
     bundle = tmp_path / "it's a source.bundle"
     git(project.work, "bundle", "create", "--quiet", str(bundle), "HEAD", "main")
@@ -292,7 +288,7 @@ def test_a_bundle_becomes_the_workspace(project: Project, tmp_path: Path) -> Non
     assert run(script).returncode == 0
 
 
-def test_a_bundle_without_the_commit_and_half_a_bundle_are_said_apart(project: Project, tmp_path: Path) -> None:
+def test_a_bundle_without_the_commit_and_an_incomplete_one_are_different_errors(project: Project, tmp_path: Path) -> None:
     bundle = tmp_path / "source.bundle"
     git(project.work, "bundle", "create", "--quiet", str(bundle), "main")
     other = bundle_script(path=str(bundle), sha="1" * 40, workspace=str(tmp_path / "root" / "project"))

@@ -1,4 +1,4 @@
-"""The user-data of a cloud machine: the golden file says what it is, these tests say what it promises."""
+"""The user-data of a cloud machine: equal to the golden file, and with the promised properties."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def files() -> dict[str, dict[str, str]]:
     return {each["path"]: each for each in yaml.safe_load(user_data(spec(), AT))["write_files"]}
 
 
-def test_it_is_the_golden_file() -> None:
+def test_the_user_data_equals_the_golden_file() -> None:
     text = user_data(spec(), AT).replace(FIRST[1], "<FIRST HOST PUBLIC>").replace(CLIENT[1], "<CLIENT PUBLIC>")
     for line in FIRST[0].strip().splitlines()[1:-1]:
         text = text.replace(f"    {line}\n", "")
@@ -41,26 +41,26 @@ def test_it_is_the_golden_file() -> None:
 
 
 @pytest.mark.parametrize("replaced", [True, False])
-def test_the_host_key_of_the_first_contact_is_ours_and_its_only_secret(replaced: bool) -> None:
+def test_the_user_data_has_the_first_host_key_and_no_other_secret(replaced: bool) -> None:
     shown = FIRST if replaced else HOST
     text = user_data(spec(first_host_key=FIRST[0] if replaced else ""), AT)
     config = yaml.safe_load(text)
     assert config["ssh_keys"] == {"ed25519_private": shown[0], "ed25519_public": shown[1]}
     assert config["ssh_deletekeys"] is True
-    assert text.count("PRIVATE KEY") == 2  # where it begins and where it ends
+    assert text.count("PRIVATE KEY") == 2  # its first and its last line
     assert CLIENT[0].splitlines()[2] not in text
-    # Without a key to be replaced, already the first command is somebody's: it has to wait for the base packages.
+    # If the key isn't replaced, the first command is already the user's, and has to wait for the base packages.
     assert (MARK in {each["path"] for each in config["write_files"]}) is not replaced
 
 
-def test_sshd_reads_no_key_but_ours() -> None:
+def test_sshd_reads_only_gibils_authorized_keys() -> None:
     assert files()["/etc/gibil/authorized_keys"]["content"] == f"{CLIENT[1]}\n"
     config = files()["/etc/ssh/sshd_config.d/00-gibil.conf"]["content"].splitlines()
     assert "AuthorizedKeysFile /etc/gibil/authorized_keys" in config
     assert {"PasswordAuthentication no", "PermitRootLogin prohibit-password", "UsePAM yes"} <= set(config)
 
 
-def test_debians_cloud_init_accepts_it(tmp_path: Path) -> None:
+def test_debians_cloud_init_accepts_the_user_data(tmp_path: Path) -> None:
     program = shutil.which("cloud-init")
     if program is None:
         pytest.skip("cloud-init is not installed here: apt-get install cloud-init")
@@ -95,12 +95,12 @@ def test_its_scripts_are_posix_sh(path: str) -> None:
         {"authorized_key": "ssh-rsa " + "A" * LIMIT_BYTES},
     ],
 )
-def test_what_is_no_key_or_too_much_is_refused(wrong: dict[str, str]) -> None:
+def test_invalid_and_oversized_keys_are_rejected(wrong: dict[str, str]) -> None:
     with pytest.raises(UsageError, match="key"):
         user_data(spec(**wrong), AT)
 
 
-def test_a_base_package_that_cannot_be_had_does_not_keep_the_others_away(tmp_path: Path) -> None:
+def test_a_missing_base_package_does_not_block_the_others(tmp_path: Path) -> None:
     for place in ("cloud", "ssh", "bin", "run"):
         (tmp_path / place).mkdir()
     (tmp_path / "ssh" / "sshrc").touch()
@@ -117,16 +117,16 @@ def test_a_base_package_that_cannot_be_had_does_not_keep_the_others_away(tmp_pat
     )
     asked = [line.rpartition("install ")[2] for line in (tmp_path / "asked").read_text().splitlines()[1:]]
     assert asked == ["git curl jq tmux ca-certificates", "git", "curl", "jq", "tmux", "ca-certificates"]
-    assert (tmp_path / "run" / "gibil-base").exists(), "the first command may go on"
+    assert (tmp_path / "run" / "gibil-base").exists(), "the first command may continue"
     assert not (tmp_path / "ssh" / "sshrc").exists()
 
 
 class Guard:
-    """The real script with a `systemctl`, an `ip` and a `sleep` that only write down what they were asked for."""
+    """The real script, with a `systemctl`, an `ip` and a `sleep` that only record their arguments."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.hour = folder / "expires-at"
+        self.expiry = folder / "expires-at"
         self.log = folder / "log"
         self.log.touch()
         stop = 'kill "$PPID"'
@@ -135,41 +135,41 @@ class Guard:
             program.write_text(f'#!/bin/sh\necho "{name} $*" >>{self.log}\n{then}\n')
             program.chmod(program.stat().st_mode | stat.S_IXUSR)
         self.script = folder / "guard"
-        self.script.write_text(files()["/usr/local/sbin/gibil-guard"]["content"].replace(EXPIRES_AT, str(self.hour)))
+        self.script.write_text(files()["/usr/local/sbin/gibil-guard"]["content"].replace(EXPIRES_AT, str(self.expiry)))
 
     def run(self) -> list[str]:
-        """One round: what it asked for."""
+        """Run one round; return the recorded calls."""
         path = f"{self.folder}:/usr/sbin:/usr/bin:/bin"
         subprocess.run(["sh", str(self.script)], env={"PATH": path}, capture_output=True, timeout=patient(20))
         return self.log.read_text().splitlines()
 
 
 @pytest.mark.parametrize(("after", "then"), [(-1, "systemctl poweroff"), (3600, "sleep 2")])
-def test_the_machine_powers_itself_off_at_its_hour(tmp_path: Path, after: int, then: str) -> None:
+def test_the_machine_powers_off_at_its_expiry(tmp_path: Path, after: int, then: str) -> None:
     guard = Guard(tmp_path)
-    guard.hour.write_text(f"{int(datetime.now(UTC).timestamp()) + after}\n")
+    guard.expiry.write_text(f"{int(datetime.now(UTC).timestamp()) + after}\n")
     assert guard.run() == ["ip route replace blackhole 169.254.169.254/32", then]
 
 
 @pytest.mark.parametrize("damaged", ["", "soon\n", "-5\n", None])
-def test_an_hour_that_cannot_be_read_has_come(tmp_path: Path, damaged: str | None) -> None:
+def test_an_unreadable_expiry_counts_as_expired(tmp_path: Path, damaged: str | None) -> None:
     guard = Guard(tmp_path)
     if damaged is not None:
-        guard.hour.write_text(damaged)
+        guard.expiry.write_text(damaged)
     assert guard.run()[-1] == "systemctl poweroff"
 
 
-def test_the_hour_is_moved_whole(tmp_path: Path) -> None:
+def test_the_expiry_is_replaced_atomically(tmp_path: Path) -> None:
     guard = Guard(tmp_path)
-    guard.hour.write_text("1\n")
+    guard.expiry.write_text("1\n")
     later = datetime.now(UTC) + timedelta(hours=2)
-    script = move_expiry_script(later).replace(EXPIRES_AT, str(guard.hour))
+    script = move_expiry_script(later).replace(EXPIRES_AT, str(guard.expiry))
     assert subprocess.run(["sh", "-c", script], capture_output=True, timeout=patient(20)).returncode == 0
-    assert 0 <= int(guard.hour.read_text()) - later.timestamp() < 1
+    assert 0 <= int(guard.expiry.read_text()) - later.timestamp() < 1
     assert guard.run()[-1] == "sleep 2"
 
 
-def test_an_hour_that_cannot_be_moved_is_said(tmp_path: Path) -> None:
+def test_an_expiry_that_cannot_be_moved_is_reported(tmp_path: Path) -> None:
     script = move_expiry_script(AT).replace(EXPIRES_AT, str(tmp_path / "missing" / "expires-at"))
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=patient(20))
     assert done.returncode == 1

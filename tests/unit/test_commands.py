@@ -1,4 +1,4 @@
-"""Commands are what a person sees as plain text at the start of a line, and nothing that is quoted, shown or hidden."""
+"""A command is visible plain text at the start of a line; quoted, displayed and hidden text is none."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def test_a_line_that_begins_with_the_prefix_is_a_command() -> None:
     assert parse("/gibil test browser=firefox") == (Command(word="test", arguments={"browser": "firefox"}),)
 
 
-def test_the_prefix_alone_asks_for_help() -> None:
+def test_the_prefix_alone_is_help() -> None:
     assert parse("/gibil") == (Command(word="help"),)
     assert parse("/gibil \t ") == (Command(word="help"),)
 
 
-def test_upper_and_lower_case_are_the_same_because_telephones_capitalise() -> None:
+def test_commands_ignore_case_because_phones_capitalize() -> None:
     assert words("/Gibil Test") == ["test"]
 
 
 @pytest.mark.parametrize(
     "body", ["please /gibil test", "a/gibil test", "/gibiltest", "/gibil-test", "//gibil test", "", "\n\n"]
 )
-def test_anything_else_is_no_command(body: str) -> None:
+def test_other_lines_are_no_commands(body: str) -> None:
     assert parse(body) == ()
 
 
@@ -48,7 +48,7 @@ def test_every_line_ending_separates_lines(end: str) -> None:
 
 
 @pytest.mark.parametrize("separator", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", "\u00a0"])
-def test_what_is_not_shown_as_a_line_ending_starts_no_line(separator: str) -> None:
+def test_a_character_not_rendered_as_a_line_ending_starts_no_line(separator: str) -> None:
     assert parse(f"hello{separator}/gibil test") == ()
     assert parse(f"{separator}/gibil test") == ()
 
@@ -69,7 +69,7 @@ def test_what_is_not_shown_as_a_line_ending_starts_no_line(separator: str) -> No
         "~~~ a`b\n/gibil test\n~~~",
     ],
 )
-def test_fenced_code_shows_a_command_and_gives_none(body: str) -> None:
+def test_a_command_in_fenced_code_is_ignored(body: str) -> None:
     assert parse(body) == ()
 
 
@@ -92,21 +92,21 @@ def test_a_command_after_code_is_a_command(body: str) -> None:
 @pytest.mark.parametrize(
     "body", ["    /gibil test", "\t/gibil test", "  \t/gibil test", "text\n\n    /gibil test", "        /gibil test"]
 )
-def test_indented_code_gives_no_command(body: str) -> None:
+def test_a_command_in_indented_code_is_ignored(body: str) -> None:
     assert parse(body) == ()
 
 
-def test_up_to_three_blanks_before_it_are_not_code() -> None:
+def test_a_line_indented_by_up_to_three_spaces_is_not_code() -> None:
     assert words("   /gibil test") == ["test"]
 
 
 @pytest.mark.parametrize("body", ["`/gibil test`", "`a\n/gibil test\nb`", "``a `\n/gibil test\n``", "`a` `b\n/gibil test`"])
-def test_inline_code_gives_no_command_on_whatever_line_it_began(body: str) -> None:
+def test_a_command_in_inline_code_is_ignored_on_every_line(body: str) -> None:
     assert parse(body) == ()
 
 
 @pytest.mark.parametrize("body", ["`a`\n/gibil test", "`a\n\n/gibil test\n`", "\\`a\n/gibil test `", "``a\n/gibil test `b"])
-def test_backticks_that_enclose_nothing_hide_nothing(body: str) -> None:
+def test_unmatched_backticks_hide_no_command(body: str) -> None:
     assert words(body) == ["test"]
 
 
@@ -124,32 +124,32 @@ def test_backticks_that_enclose_nothing_hide_nothing(body: str) -> None:
         "- <!--\n  /gibil test",
     ],
 )
-def test_html_that_hides_or_shows_gives_no_command(body: str) -> None:
+def test_a_command_in_hiding_or_verbatim_html_is_ignored(body: str) -> None:
     assert parse(body) == ()
 
 
 @pytest.mark.parametrize(
     "body", ["<!-- a -->\n/gibil test", "<!--\na\n-->\n/gibil test", "text <!-- a\n\n/gibil test", "<previous>\n/gibil test"]
 )
-def test_a_comment_that_ended_hides_nothing(body: str) -> None:
+def test_an_ended_html_comment_hides_no_command(body: str) -> None:
     assert words(body) == ["test"]
 
 
-def test_a_comment_within_the_line_is_not_an_argument() -> None:
+def test_an_html_comment_in_the_line_is_not_an_argument() -> None:
     assert parse("/gibil test <!-- a note --> a=1") == (Command(word="test", arguments={"a": "1"}),)
 
 
 @pytest.mark.parametrize("body", ["> /gibil test", ">/gibil test", "  > /gibil test", "> ```\n> /gibil test"])
-def test_a_quotation_gives_no_command(body: str) -> None:
+def test_a_command_in_a_quotation_is_ignored(body: str) -> None:
     assert parse(body) == ()
 
 
-def test_an_answer_below_a_quotation_is_a_command() -> None:
+def test_a_reply_below_a_quotation_is_a_command() -> None:
     assert words("> /gibil lint\n\n/gibil test") == ["test"]
 
 
 @pytest.mark.parametrize("sign", ["\u200b", "\u200d", "\u202e", "\ufeff", "\u2066", "\x00", "\x1b"])
-def test_invisible_characters_make_no_command_and_never_pass_in_one(sign: str) -> None:
+def test_invisible_characters_start_no_command_and_are_rejected_inside_one(sign: str) -> None:
     assert parse(f"{sign}/gibil test") == ()
     assert parse(f"/gi{sign}bil test") == ()
     hidden = only(f"/gibil te{sign}st")
@@ -177,7 +177,7 @@ def test_invisible_characters_make_no_command_and_never_pass_in_one(sign: str) -
         ("a=$(id) b=`id`", {"a": "$(id)", "b": "`id`"}),
     ],
 )
-def test_arguments_are_read_as_they_were_meant(line: str, arguments: dict[str, str] | None) -> None:
+def test_arguments_are_parsed_with_quotes_and_escapes(line: str, arguments: dict[str, str] | None) -> None:
     command = only(f"/gibil test {line}")
     if arguments is None:
         assert command.problem is not None
@@ -196,7 +196,7 @@ def test_arguments_are_read_as_they_were_meant(line: str, arguments: dict[str, s
         ("a=" + "x" * 5000, "longer than 4096"),
     ],
 )
-def test_a_line_that_cannot_be_read_says_why(line: str, says: str) -> None:
+def test_an_unreadable_line_is_reported_with_the_reason(line: str, says: str) -> None:
     command = only(f"/gibil test {line}")
     assert command.word == "test"
     assert command.problem is not None
@@ -204,13 +204,13 @@ def test_a_line_that_cannot_be_read_says_why(line: str, says: str) -> None:
     assert "\n" not in command.problem
 
 
-def test_our_own_commands_take_one_argument_without_a_key() -> None:
+def test_built_in_commands_take_one_argument_without_a_key() -> None:
     assert only("/gibil approve 1a2b3c4").arguments == {"sha": "1a2b3c4"}
     assert only("/gibil retest docs").arguments == {"workflow": "docs"}
     assert only("/gibil approve 1a2b3c4 5d6e").problem is not None
 
 
-def test_a_comment_holds_ten_commands_and_says_that_the_rest_was_not_read() -> None:
+def test_a_comment_has_at_most_ten_commands_and_reports_ignored_ones() -> None:
     commands = parse("\n".join(f"/gibil c{n}" for n in range(50)))
     assert [command.word for command in commands[:10]] == [f"c{n}" for n in range(10)]
     assert all(command.problem is None for command in commands[:10])
@@ -239,21 +239,21 @@ def test_a_comment_holds_ten_commands_and_says_that_the_rest_was_not_read() -> N
     ],
     ids=range(15),
 )
-def test_a_megabyte_is_read_without_quadratic_work(body: str) -> None:
-    # Quadratic work on a megabyte takes minutes; the bound is far from both, so that a busy machine does not fail it.
+def test_a_megabyte_is_parsed_in_linear_time(body: str) -> None:
+    # Quadratic work on a megabyte takes minutes. The bound is far from both, so that a busy machine doesn't exceed it.
     began = time.process_time()
     parse(body)
     assert time.process_time() - began < patient(5)
 
 
 @given(st.text(alphabet=st.sampled_from("/gibil test`~<!->\n\r\t \"'=\\\u200b1.*"), max_size=200))
-def test_any_text_is_read_without_a_surprise(body: str) -> None:
+def test_any_text_can_be_parsed(body: str) -> None:
     for command in parse(body):
         assert command.word
         assert command.problem is None or "\n" not in command.problem
 
 
 @given(st.text(max_size=100))
-def test_a_fence_hides_whatever_it_holds(inside: str) -> None:
+def test_a_fence_hides_any_content(inside: str) -> None:
     fence = "`" * (inside.count("`") + 3)
     assert parse(f"{fence}\n{inside}\n/gibil test\n{fence}") == ()

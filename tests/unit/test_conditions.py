@@ -1,4 +1,4 @@
-"""Conditions that a machine evaluates by itself mean there what they mean to the bot."""
+"""Conditions that a machine evaluates itself mean the same there as for the bot."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_condition_means_the_same_on_the_machine(status: str) -> None:
     assert [case for case, one, other in zip(cases, answers, expected, strict=True) if one != other] == []
 
 
-def test_a_condition_that_needs_no_environment_is_decided_beforehand() -> None:
+def test_a_condition_without_environment_variables_is_evaluated_in_advance() -> None:
     assert [wanted_after("success", each) for each in ("success()", "failure()", "always()", "false")] == [
         "yes",
         "no",

@@ -1,4 +1,4 @@
-"""Settings are read once, every problem is reported at once, and the README tells the truth about them."""
+"""Settings are read once, all problems are reported together, and the README's table is correct."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def table() -> str:
     return "\n".join(rows)
 
 
-def test_the_readme_has_exactly_the_settings_that_the_code_reads() -> None:
+def test_the_readme_lists_exactly_the_settings_that_are_read() -> None:
     match = re.search(r"<!-- settings -->\n(.*)\n<!-- /settings -->", README.read_text(), re.DOTALL)
     assert match is not None
     assert match[1].strip() == table()
@@ -32,7 +32,7 @@ def test_every_variable_that_is_read_has_a_row() -> None:
     assert read <= rows
 
 
-def test_without_any_variable_everything_has_a_default(tmp_path: Path) -> None:
+def test_every_setting_has_a_default(tmp_path: Path) -> None:
     settings = load_settings({"GIBIL_DATA_DIR": str(tmp_path)})
     assert settings.database_url == f"sqlite:///{tmp_path}/gibil.db"
     assert settings.github_url == "https://api.github.com"
@@ -52,8 +52,8 @@ def test_caps_are_read_and_invalid_ones_are_reported(tmp_path: Path) -> None:
         )
     text = "\n".join(caught.value.problems)
     assert len(caught.value.problems) == 3
-    for told in ("GIBIL_MAX_MEMORY: 'much' is not a size", "GIBIL_MAX_DISK must be at least 64m", "GIBIL_MAX_PIDS"):
-        assert told in text
+    for expected in ("GIBIL_MAX_MEMORY: 'much' is not a size", "GIBIL_MAX_DISK must be at least 64m", "GIBIL_MAX_PIDS"):
+        assert expected in text
 
 
 def test_all_problems_are_reported_together(tmp_path: Path) -> None:
@@ -84,13 +84,13 @@ def test_all_problems_are_reported_together(tmp_path: Path) -> None:
         assert name in text
 
 
-def test_what_github_needs_is_asked_for_by_name(tmp_path: Path) -> None:
+def test_missing_github_settings_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as caught:
         require_github(load_settings({"GIBIL_DATA_DIR": str(tmp_path)}))
     assert len(caught.value.problems) == 3
 
 
-def test_secrets_never_show_themselves(tmp_path: Path) -> None:
+def test_secrets_appear_in_no_repr(tmp_path: Path) -> None:
     environment = {
         "GIBIL_DATA_DIR": str(tmp_path),
         "GIBIL_GITHUB_WEBHOOK_SECRET": "first-one,second-one",
@@ -106,7 +106,7 @@ def test_secrets_never_show_themselves(tmp_path: Path) -> None:
     assert repr(Secret("x")) == "Secret(***)"
 
 
-def test_a_secrets_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
+def test_a_secrets_file_readable_by_others_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "secrets.yml"
     path.write_text("TOKEN: from-the-file\nOTHER: from-the-file\n")
     path.chmod(0o644)
@@ -140,17 +140,17 @@ def test_the_private_key_may_be_a_path(tmp_path: Path) -> None:
         ("1y", 31536000),
     ],
 )
-def test_durations(text: str, seconds: int) -> None:
+def test_valid_durations_are_read(text: str, seconds: int) -> None:
     assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "h", "-5m", "1.5h", "5 fortnights", "٥m"])
-def test_what_is_no_duration_is_refused_with_the_way_to_write_one(text: str) -> None:
+def test_an_invalid_duration_is_rejected_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match="90s, 20m"):
         parse_duration(text)
 
 
-def test_the_configured_github_can_always_be_reached_from_machines(tmp_path: Path) -> None:
+def test_the_configured_github_is_always_reachable_from_machines(tmp_path: Path) -> None:
     settings = load_settings(
         {"GIBIL_DATA_DIR": str(tmp_path), "GIBIL_GITHUB_URL": "http://127.0.0.1:9000", "GIBIL_EGRESS_ALLOW": "10.0.0.0/8"}
     )
@@ -164,7 +164,7 @@ def test_a_home_that_cannot_be_expanded_is_an_error_and_creates_no_folder() -> N
         load_settings({"GIBIL_DATA_DIR": "~no-such-user/gibil"})
 
 
-def test_unknown_names_are_noted_with_the_nearest_setting_and_stop_nothing(tmp_path: Path) -> None:
+def test_an_unknown_setting_is_reported_with_the_nearest_name_and_ignored(tmp_path: Path) -> None:
     environment = {
         "GIBIL_DATA_DIR": str(tmp_path),
         "GIBIL_MAX_TLL": "5",
@@ -181,7 +181,7 @@ def test_unknown_names_are_noted_with_the_nearest_setting_and_stop_nothing(tmp_p
     )
 
 
-def test_a_webhook_secret_with_a_comma_in_it_is_noted_and_not_shown(tmp_path: Path) -> None:
+def test_a_webhook_secret_with_a_comma_is_reported_and_not_shown(tmp_path: Path) -> None:
     settings = load_settings({"GIBIL_DATA_DIR": str(tmp_path), "GIBIL_GITHUB_WEBHOOK_SECRET": "hidden,word"})
     (note,) = settings.notes
     assert "each of the 2 comma-separated secrets is accepted" in note

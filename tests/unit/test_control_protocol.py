@@ -1,4 +1,4 @@
-"""The control protocol stays what it was: a daemon of an earlier version may still run machines when the package is updated.
+"""The control protocol is stable: a daemon of an earlier version may still run machines after an update of the package.
 
 The lines below were recorded from a daemon and a client of protocol 1. A field that is renamed or moved would be dropped
 without an error by the other side, so such a change has to increase PROTOCOL.
@@ -53,7 +53,7 @@ RECORDED = [(Request, line) for line in REQUESTS] + [(Answer, line) for line in 
 
 
 def contains(value: object, recorded: object) -> bool:
-    """Whether every recorded field is in the value with the recorded content; additional fields are ignored by readers."""
+    """Return whether the value has every recorded field and its content. Readers ignore additional fields."""
     if isinstance(recorded, dict):
         return isinstance(value, dict) and all(key in value and contains(value[key], recorded[key]) for key in recorded)
     if isinstance(recorded, list):
@@ -68,7 +68,7 @@ def test_messages_of_an_earlier_version_are_read_and_written_unchanged(kind: typ
     assert contains(json.loads(written), json.loads(line))
 
 
-def test_errors_of_the_daemon_keep_their_kind_code_and_remedies() -> None:
+def test_the_daemons_errors_keep_their_kind_code_and_remedies() -> None:
     for error in (NameTaken("x"), Unavailable("x", ("y",)), ProviderError("x", code="NO_ROOM")):
         again = error_of(problem_of(error))
         assert (type(again), again.message, again.code) == (type(error), error.message, error.code)

@@ -1,4 +1,4 @@
-"""Whose token it is, where it is found, and that it goes to its own host alone."""
+"""Which token is used, where it is found, and that it is sent to its own host only."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ URL = "https://github.com/ada/engine.git"
 
 
 @pytest.fixture(autouse=True)
-def nobody_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No token, no gh, no helper of whoever runs the tests."""
+def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Remove the token, gh and credential helpers of the user who runs the tests."""
     for name in [name for name in os.environ if name.startswith(("GH_", "GITHUB_", "GIT_"))]:
         monkeypatch.delenv(name)
     (tmp_path / "bin").mkdir()
@@ -37,7 +37,7 @@ def a_gh(tmp_path: Path, token: str) -> None:
 
 
 def a_helper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, password: str) -> Path:
-    """Git's configuration with a helper that knows one password, and keeps what it is told to store."""
+    """Configure a git credential helper that has one password and records what it is asked to store."""
     stored = tmp_path / "stored"
     helper = tmp_path / "helper"
     known = f"echo username=ada; echo password={password}" if password else ":"
@@ -68,7 +68,7 @@ async def test_the_environment_comes_first_then_gh_then_git(monkeypatch: pytest.
     assert await source() == ("GH_TOKEN", "first")
 
 
-async def test_a_token_for_github_com_never_goes_to_another_server(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_token_for_github_com_is_never_sent_to_another_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GH_TOKEN", "first")
     with pytest.raises(GitHubError, match=r"set GH_ENTERPRISE_TOKEN.*GH_TOKEN is for github\.com"):
         await source(SERVER)
@@ -78,16 +78,14 @@ async def test_a_token_for_github_com_never_goes_to_another_server(monkeypatch: 
 
 
 def fill(environment: dict[str, str], url: str) -> str:
-    """What a git with that environment would send to that address, and then be told that it was right."""
+    """Return the credentials that git would send to the address with that environment, and report them to git as accepted."""
     env = {**os.environ, **environment, "GIT_TERMINAL_PROMPT": "0"}
     asked = subprocess.run(["git", "credential", "fill"], input=f"url={url}\n\n", capture_output=True, text=True, env=env)
     subprocess.run(["git", "credential", "approve"], input=asked.stdout, text=True, env=env, check=True)
     return dict(line.partition("=")[::2] for line in asked.stdout.splitlines()).get("password", "")
 
 
-async def test_git_is_lent_the_token_for_one_host_and_stores_it_nowhere(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+async def test_git_gets_the_token_for_one_host_and_does_not_store_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
     monkeypatch.setenv("GIT_CONFIG_KEY_0", "core.abbrev")
     monkeypatch.setenv("GIT_CONFIG_VALUE_0", "11")
@@ -105,7 +103,7 @@ async def test_git_is_lent_the_token_for_one_host_and_stores_it_nowhere(
         assert await for_git(other, API) == {}
 
 
-async def test_what_git_has_itself_is_used_and_nothing_is_lent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_gits_own_credentials_are_preferred_to_the_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     stored = a_helper(monkeypatch, tmp_path, "mine")
     monkeypatch.setenv("GH_TOKEN", "lent")
     assert await for_git(URL, API) == {}
@@ -127,7 +125,7 @@ async def test_what_git_has_itself_is_used_and_nothing_is_lent(monkeypatch: pyte
         ("http://127.0.0.1:4711/ada/engine.git", "http://127.0.0.1:4711"),
     ],
 )
-def test_a_repository_is_known_by_every_address_of_it(url: str, api: str) -> None:
+def test_every_address_of_a_repository_is_recognized(url: str, api: str) -> None:
     assert github_repository(url, api) == "ada/engine"
 
 
@@ -140,6 +138,6 @@ def test_a_repository_is_known_by_every_address_of_it(url: str, api: str) -> Non
         "https://gist.github.com/ada/engine",
     ],
 )  # fmt: skip
-def test_what_is_not_at_that_github_is_refused(url: str) -> None:
+def test_a_repository_outside_the_configured_github_is_rejected(url: str) -> None:
     with pytest.raises(UsageError, match="gibil push"):
         github_repository(url, API)

@@ -1,4 +1,4 @@
-"""What the demonstration writes can be read: on any terminal, with colours or without, and nothing in it moves the cursor."""
+"""The demonstration's output is readable on every terminal, with and without colours, and never moves the cursor."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Screen(io.StringIO):
 
 
 class Old(io.TextIOWrapper):
-    """A stream that knows ASCII only."""
+    """A stream that encodes ASCII only."""
 
     def __init__(self) -> None:
         super().__init__(io.BytesIO(), encoding="ascii")
 
 
-def test_colours_are_for_terminals_and_for_people_who_want_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colours_need_a_terminal_and_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     assert Terminal(Screen()).style("word", "green") == "\x1b[32mword\x1b[0m"
@@ -40,7 +40,7 @@ def test_colours_are_for_terminals_and_for_people_who_want_them(monkeypatch: pyt
     assert Terminal(Screen()).style("word", "green") == "word"
 
 
-def test_a_stream_without_unicode_gets_signs_that_it_has() -> None:
+def test_a_stream_without_unicode_gets_ascii_signs() -> None:
     old = Old()
     Terminal(old).print_line("✓ “done” → 𒁹 …")
     buffer = old.buffer
@@ -52,7 +52,7 @@ def test_output_cannot_move_the_cursor() -> None:
     assert harmless("a\x1b[2J\x07b\tc\u202ed\r") == "a[2Jb   cd"
 
 
-def test_markdown_becomes_readable() -> None:
+def test_markdown_is_converted_to_readable_text() -> None:
     text = (
         "<!-- marker -->\n### ✅ **test**\n\n\n| task | took |\n|---|---:|\n| `a \\| b` | 1 s |\n| long one | 2 s |\n\n"
         "<details><summary>more</summary>\n\n````\n```\n**not bold**\n````\n\n</details>\n"
@@ -92,7 +92,7 @@ def test_a_growing_file_is_read_in_whole_lines(tmp_path: Path) -> None:
     assert tail.lines(last=True) == []
 
 
-def test_a_runs_story_is_told_once_and_a_second_machine_begins_anew(tmp_path: Path) -> None:
+def test_progress_is_printed_once_and_starts_again_for_a_second_machine(tmp_path: Path) -> None:
     story = RunStory(tmp_path)
     journal = tmp_path / "events.jsonl"
     journal.write_text(
@@ -118,13 +118,13 @@ def test_a_runs_story_is_told_once_and_a_second_machine_begins_anew(tmp_path: Pa
     assert story.output() == ["again"]
 
 
-def test_a_runs_story_is_told_by_the_clock_of_the_double(tmp_path: Path) -> None:
+def test_progress_uses_the_doubles_clock(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").write_text('{"at": "2026-01-01T00:00:00+00:00", "phase": "forging"}\n')
     story = RunStory(tmp_path, ahead=timedelta(seconds=2))
     assert [step.at for step in story.steps()] == [datetime(2026, 1, 1, 0, 0, 2, tzinfo=UTC)]
 
 
-def test_the_failing_change_differs_from_the_good_one_in_one_line() -> None:
+def test_the_failing_change_differs_in_one_line() -> None:
     good, bad = project.changed_files(failing=False), project.changed_files(failing=True)
     differing = [path for path in good if good[path] != bad[path]]
     assert differing == ["sexagesimal/reciprocals.py"]

@@ -1,4 +1,4 @@
-"""Documents: their links, and the files that they name, exist."""
+"""The links in documents lead to existing files, and so do the file names."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_every_decision_is_short_and_names_its_file() -> None:
         assert (REPOSITORY / "gibil_bot" / named[1]).is_file(), title
 
 
-def test_only_the_agreed_files_are_at_the_top() -> None:
+def test_the_top_folder_has_only_the_agreed_files() -> None:
     here = {path.name for path in REPOSITORY.iterdir() if not path.name.startswith(".")}
     generated = {"gibil_bot.egg-info", "build", "dist"}
     assert here - generated == TOP

@@ -1,4 +1,4 @@
-"""The webhook's door: whatever is sent, the answer is DESIGN's, nothing that was accepted is lost, and it is never a 5xx."""
+"""The webhook server answers every request as documented and never with a 5xx, and loses no accepted delivery."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ SECRETS = ("the-old-secret-of-the-webhook", "the-new-secret-of-the-webhook")
 
 
 @contextlib.asynccontextmanager
-async def door(folder: Path, rejected: dict[int, int] | None = None) -> AsyncIterator[tuple[httpx.AsyncClient, SqliteStore]]:
-    store = await open_store(f"sqlite:///{folder}/door.db")
+async def server(folder: Path, rejected: dict[int, int] | None = None) -> AsyncIterator[tuple[httpx.AsyncClient, SqliteStore]]:
+    store = await open_store(f"sqlite:///{folder}/server.db")
     known = Settings(data_dir=folder, database_url="", webhook_secrets=tuple(Secret(secret) for secret in SECRETS))
     app = create_app(Bot(settings=known, store=store), rejected)
     try:
@@ -47,18 +47,18 @@ async def post(client: httpx.AsyncClient, body: bytes, **words: str) -> int:
     return (await client.post("/webhook", content=body, headers=headers(body, **words))).status_code
 
 
-async def test_a_signed_delivery_is_stored_before_it_is_acknowledged_and_a_repeat_changes_nothing(tmp_path: Path) -> None:
-    async with door(tmp_path) as (client, store):
+async def test_a_signed_delivery_is_stored_before_the_response_and_a_repetition_changes_nothing(tmp_path: Path) -> None:
+    async with server(tmp_path) as (client, store):
         assert await post(client, b'{"action": "created"}', guid="g") == 202
         found = await store.inbox.get("g")
         assert found is not None
-        assert (found[0].event, found[0].payload) == (None, b'{"action": "created"}')  # it can't be read
+        assert (found[0].event, found[0].payload) == (None, b'{"action": "created"}')  # its payload can't be parsed
         assert await post(client, b'{"a": 2}', guid="g") == 202
         assert await store.inbox.get("g") == found
 
 
 def comment(text: str, owner: str = "ada") -> bytes:
-    """An issue_comment payload, with far more fields than are used."""
+    """Return an issue_comment payload with far more fields than are used."""
     user = {"login": "ada", "type": "User", "site_admin": False}
     repository = {"id": 1, "full_name": f"{owner}/engine", "clone_url": "https://github.example/e.git", "topics": ["x"] * 2000}
     place = {"action": "created", "repository": repository, "installation": {"id": 99}, "sender": user}
@@ -67,7 +67,7 @@ def comment(text: str, owner: str = "ada") -> bytes:
 
 
 async def test_a_delivery_is_stored_as_its_event_and_without_its_payload(tmp_path: Path) -> None:
-    async with door(tmp_path) as (client, store):
+    async with server(tmp_path) as (client, store):
         body = comment("/gibil test")
         assert await post(client, body, guid="g") == 202
         found = await store.inbox.get("g")
@@ -76,14 +76,14 @@ async def test_a_delivery_is_stored_as_its_event_and_without_its_payload(tmp_pat
         assert isinstance(stored.event, CommentCreated)
         assert (stored.event.body, stored.event.repository.full_name, stored.event.number) == ("/gibil test", "ada/engine", 7)
         assert (stored.payload, stored.digest, handled) == (b"", hashlib.sha256(body).digest(), False)
-    with contextlib.closing(sqlite3.connect(tmp_path / "door.db")) as db:
+    with contextlib.closing(sqlite3.connect(tmp_path / "server.db")) as db:
         assert db.execute("select count(*) from payloads").fetchone() == (0,)
         ((size,),) = db.execute("select length(content) from deliveries").fetchall()
         assert size < 600 < len(body)
 
 
-async def test_a_delivery_that_nothing_follows_from_is_handled_when_it_is_stored(tmp_path: Path) -> None:
-    async with door(tmp_path) as (client, store):
+async def test_a_delivery_without_consequences_is_stored_as_handled(tmp_path: Path) -> None:
+    async with server(tmp_path) as (client, store):
         for guid, body, event in (("c", comment("thanks"), "issue_comment"), ("p", b"{}", "ping"), ("s", b"{}", "star")):
             assert await post(client, body, guid=guid, event=event) == 202
             found = await store.inbox.get(guid)
@@ -92,8 +92,8 @@ async def test_a_delivery_that_nothing_follows_from_is_handled_when_it_is_stored
         assert await post(client, b"no JSON", guid="n", event="star") == 400
 
 
-async def test_both_secrets_are_taken_while_they_rotate(tmp_path: Path) -> None:
-    async with door(tmp_path) as (client, _):
+async def test_both_secrets_are_accepted_during_rotation(tmp_path: Path) -> None:
+    async with server(tmp_path) as (client, _):
         assert [await post(client, b"{}", guid=secret[:8], secret=secret) for secret in SECRETS] == [202, 202]
 
 
@@ -102,7 +102,7 @@ async def test_both_secrets_are_taken_while_they_rotate(tmp_path: Path) -> None:
     [None, "", "sha256=", "sha256=00", "sha1=" + "0" * 40, "sha256=" + "0" * 64, "SHA256=" + "0" * 64, "sha256=é"],
 )
 async def test_a_missing_or_wrong_signature_is_401_and_stores_nothing(tmp_path: Path, signature: str | None) -> None:
-    async with door(tmp_path) as (client, store):
+    async with server(tmp_path) as (client, store):
         given_headers = {b"X-GitHub-Delivery": b"g", b"X-GitHub-Event": b"ping"}
         if signature is not None:
             given_headers[b"X-Hub-Signature-256"] = signature.encode()
@@ -114,8 +114,8 @@ async def test_a_missing_or_wrong_signature_is_401_and_stores_nothing(tmp_path: 
 @pytest.mark.parametrize(
     "body", [b"", b"{", b'{"a": ', b"[]", b"null", b'"text"', b"\xff\xfe{}", b'{"a": "\xff"}', b"payload=%7B%7D"]
 )
-async def test_a_signed_body_that_is_no_json_object_is_400(tmp_path: Path, body: bytes) -> None:
-    async with door(tmp_path) as (client, store):
+async def test_a_signed_body_that_is_not_a_json_object_is_400(tmp_path: Path, body: bytes) -> None:
+    async with server(tmp_path) as (client, store):
         assert await post(client, body, guid="g") == 400
         assert await store.inbox.get("g") is None
 
@@ -126,43 +126,43 @@ async def test_a_body_of_25_mib_and_one_byte_is_413_with_and_without_its_length(
             yield bytes(1 << 20)
         yield bytes(size % (1 << 20))
 
-    async with door(tmp_path) as (client, _):
+    async with server(tmp_path) as (client, _):
         body = bytes(BODY_LIMIT_BYTES + 1)
         assert await post(client, body) == 413
         answer = await client.post("/webhook", content=in_chunks(len(body)), headers=headers(b""))
         assert answer.status_code == 413
 
 
-async def test_a_body_of_exactly_25_mib_is_taken(tmp_path: Path) -> None:
-    async with door(tmp_path) as (client, _):
+async def test_a_body_of_exactly_25_mib_is_accepted(tmp_path: Path) -> None:
+    async with server(tmp_path) as (client, _):
         body = b'{"a": "' + b"x" * (BODY_LIMIT_BYTES - 9) + b'"}'
         assert len(body) == BODY_LIMIT_BYTES
         assert await post(client, body) == 202
 
 
-async def test_deep_nesting_is_refused_or_taken_and_never_a_crash(tmp_path: Path) -> None:
-    async with door(tmp_path) as (client, _):
+async def test_deep_nesting_never_crashes(tmp_path: Path) -> None:
+    async with server(tmp_path) as (client, _):
         body = b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
         assert await post(client, body) in (202, 400)
 
 
 async def test_missing_headers_are_400(tmp_path: Path) -> None:
-    async with door(tmp_path) as (client, _):
+    async with server(tmp_path) as (client, _):
         for missing in ("X-GitHub-Delivery", "X-GitHub-Event"):
             given_headers = headers(b"{}")
             del given_headers[missing]
             assert (await client.post("/webhook", content=b"{}", headers=given_headers)).status_code == 400
 
 
-async def test_other_methods_are_told_what_to_do(tmp_path: Path) -> None:
-    async with door(tmp_path) as (client, _):
+async def test_other_methods_are_rejected_with_the_allowed_ones(tmp_path: Path) -> None:
+    async with server(tmp_path) as (client, _):
         answer = await client.get("/webhook")
         assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
         assert (await client.get("/elsewhere")).status_code == 404
 
 
 async def test_health_metrics_and_unknown_runs(tmp_path: Path) -> None:
-    async with door(tmp_path) as (client, _):
+    async with server(tmp_path) as (client, _):
         await post(client, b'{"action": "created"}')
         assert (await client.get("/healthz")).json()["deliveries_unhandled"] == 1
         metrics = (await client.get("/metrics")).text
@@ -183,10 +183,10 @@ LATIN = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=BODIES, event=EVENTS | LATIN, guid=LATIN, signed=st.booleans())
-async def test_whatever_is_sent_the_answer_is_202_400_or_401(
+async def test_any_webhook_request_is_answered_with_202_400_or_401(
     tmp_path_factory: pytest.TempPathFactory, body: bytes, event: str, guid: str, signed: bool
 ) -> None:
-    async with door(tmp_path_factory.mktemp("door")) as (client, store):
+    async with server(tmp_path_factory.mktemp("server")) as (client, store):
         secret = SECRETS[0] if signed else "somebody-else"
         status = await post(client, body, guid=guid, event=event, secret=secret)
         if not signed:
@@ -201,12 +201,12 @@ async def test_whatever_is_sent_the_answer_is_202_400_or_401(
 
 
 def _refuse(constant: str) -> None:
-    """NaN and Infinity are Python's, and no JSON."""
+    """Reject NaN and Infinity, which Python accepts but JSON doesn't have."""
     raise ValueError(constant)
 
 
-async def test_what_may_be_looked_at_is_only_looked_at(tmp_path: Path) -> None:
-    async with door(tmp_path) as (client, _):
+async def test_read_only_paths_allow_only_get_and_head(tmp_path: Path) -> None:
+    async with server(tmp_path) as (client, _):
         for path in ("/", "/healthz", "/metrics", "/runs/0123456789abcdef", "/nothing", "/healthz/", "/runs/", "/webhook/x"):
             for method in ("POST", "PUT", "OPTIONS"):
                 posted = await client.request(method, path, content=b"x")
@@ -235,8 +235,8 @@ EXPOSED = {
 
 
 async def test_metrics_keep_their_names_types_and_labels(tmp_path: Path) -> None:
-    """Dashboards and alerts of operators name them."""
-    async with door(tmp_path, rejected={431: 2, 408: 1}) as (client, _):
+    """Dashboards and alerts of operators refer to them."""
+    async with server(tmp_path, rejected={431: 2, 408: 1}) as (client, _):
         await post(client, b"{}", guid="g")
         await client.get("/webhook")
         answer = await client.get("/metrics")

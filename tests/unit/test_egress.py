@@ -1,4 +1,4 @@
-"""Which addresses are public, and what the operator's list says beyond."""
+"""Which addresses are public, and which others the operator's list allows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gibil_bot.providers.local.proxy_request import BadRequest, close_after, par
 @pytest.mark.parametrize(
     "text", ["1.1.1.1", "140.82.121.4", "2606:4700:4700::1111", "2a01:4f8::1", "64:ff9b::101:101", "2002:101:101::1"]
 )
-def test_addresses_of_the_internet_are_public(text: str) -> None:
+def test_internet_addresses_are_public(text: str) -> None:
     assert is_public(ip_address(text))
 
 
@@ -67,7 +67,7 @@ def test_addresses_of_the_internet_are_public(text: str) -> None:
         "100::1",
     ],
 )
-def test_every_other_address_is_not(text: str) -> None:
+def test_all_other_addresses_are_not_public(text: str) -> None:
     assert not is_public(ip_address(text))
 
 
@@ -146,7 +146,7 @@ def head(*lines: str) -> bytes:
     return "\r\n".join((*lines, "", "")).encode("latin-1")
 
 
-def test_a_request_is_passed_on_in_origin_form_with_the_hosts_own_name() -> None:
+def test_a_request_is_forwarded_in_origin_form_with_the_hosts_name() -> None:
     request = parse_request(
         head(
             "POST http://Example.COM:8080/a/b?c=d HTTP/1.1",
@@ -177,7 +177,7 @@ def test_a_request_is_passed_on_in_origin_form_with_the_hosts_own_name() -> None
         ("http://h./", "h", 80, "/"),
     ],
 )
-def test_addresses_are_taken_apart(target: str, host: str, port: int, origin: str) -> None:
+def test_addresses_are_parsed(target: str, host: str, port: int, origin: str) -> None:
     request = parse_request(head(f"GET {target} HTTP/1.1"))
     assert (request.host, request.port) == (host, port)
     assert request.head.startswith(f"GET {origin} HTTP/1.1\r\n".encode())
@@ -220,17 +220,17 @@ def test_addresses_are_taken_apart(target: str, host: str, port: int, origin: st
         ("GET http://x/ HTTP/1.1", "A: b\0"),
     ],
 )
-def test_what_could_be_read_in_two_ways_is_refused(lines: tuple[str, ...]) -> None:
+def test_ambiguous_requests_are_rejected(lines: tuple[str, ...]) -> None:
     with pytest.raises(BadRequest):
         parse_request(head(*lines))
 
 
-def test_connection_cannot_name_the_framing_away() -> None:
+def test_the_connection_header_cannot_remove_the_body_length() -> None:
     request = parse_request(head("POST http://x/ HTTP/1.1", "Connection: content-length", "Content-Length: 3"))
     assert b"Content-Length: 3" in request.head
 
 
-def test_responses_say_that_they_are_the_last() -> None:
+def test_a_response_gets_connection_close() -> None:
     status, changed = close_after(head("HTTP/1.1 200 OK", "Connection: keep-alive", "Keep-Alive: timeout=5", "A: b"))
     assert (status, changed) == (200, head("HTTP/1.1 200 OK", "A: b", "Connection: close"))
     assert close_after(head("HTTP/1.1 100 Continue")) == (100, head("HTTP/1.1 100 Continue"))
@@ -248,16 +248,16 @@ def as_on_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("as_on_a_machine")
 @pytest.mark.parametrize("name", ["localhost", "a.localhost", "127.0.0.1", "127.0.0.2", "127.0.1.1", "0.0.0.0", "::1", "box"])
-def test_clients_take_the_machine_for_itself(name: str) -> None:
+def test_clients_connect_to_the_machine_without_the_proxy(name: str) -> None:
     host = f"[{name}]" if ":" in name else name
-    assert urllib.request.proxy_bypass(host) or host == "[::1]", "urllib finds that one in no list that httpx can read"
+    assert urllib.request.proxy_bypass(host) or host == "[::1]", "urllib doesn't recognize [::1] in any form that httpx reads"
     with httpx.Client() as client:
         assert client._transport_for_url(httpx.URL(f"http://{host}:8000/")) is client._transport
 
 
 @pytest.mark.usefixtures("as_on_a_machine")
 @pytest.mark.parametrize("name", ["example.com", "box.example.com", "10.0.0.1", "128.0.0.1", "notlocalhost", "mybox"])
-def test_clients_take_no_other_host_for_the_machine_itself(name: str) -> None:
+def test_clients_use_the_proxy_for_every_other_host(name: str) -> None:
     assert not urllib.request.proxy_bypass(name)
     with httpx.Client() as client:
         assert client._transport_for_url(httpx.URL(f"http://{name}:8000/")) is not client._transport

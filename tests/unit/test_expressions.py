@@ -1,4 +1,4 @@
-"""Conditions: GitHub Actions' meanings, refusals with their column, and no input that does worse."""
+"""Conditions mean the same as in GitHub Actions, an error names its column, and no input crashes or slows the evaluation."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def holds(text: str, status: str = "success") -> bool:
         "${{ '}}' == '}}' }}",
     ],
 )
-def test_it_holds(text: str) -> None:
+def test_the_condition_holds(text: str) -> None:
     check(text)
     assert holds(text)
 
@@ -86,7 +86,7 @@ def test_it_holds(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["false", "null", "0", "-0", "''", "${{ false }}", "failure()", "cancelled()", "!success()", "'a' == 'b'", "1 > 2"]
 )
-def test_it_does_not_hold(text: str) -> None:
+def test_the_condition_does_not_hold(text: str) -> None:
     check(text)
     assert not holds(text)
 
@@ -146,14 +146,14 @@ def test_without_a_status_function_success_is_implied(text: str, success: bool, 
         ("__import__('os')", 1, "there is no function '__import__'"),
     ],
 )
-def test_a_refusal_names_the_column_and_the_way_out(text: str, column: int, problem: str) -> None:
+def test_an_error_names_the_column_and_a_remedy(text: str, column: int, problem: str) -> None:
     with pytest.raises(InvalidExpression) as caught:
         check(text)
     assert caught.value.problem.startswith(problem)
     assert caught.value.column == column
 
 
-def test_unknown_inputs_are_refused_where_the_inputs_are_known() -> None:
+def test_unknown_inputs_are_rejected_if_the_inputs_are_known() -> None:
     check("inputs.anything")
     check("inputs.target", inputs=["target"])
     with pytest.raises(InvalidExpression, match="there is no input 'tagret' \\(did you mean 'target'\\?\\)"):
@@ -162,7 +162,7 @@ def test_unknown_inputs_are_refused_where_the_inputs_are_known() -> None:
         check("inputs.x", inputs=[])
 
 
-def test_length_and_depth_are_bounded_and_what_check_accepts_survives_planning() -> None:
+def test_length_and_depth_are_bounded_and_a_checked_condition_survives_planning() -> None:
     with pytest.raises(InvalidExpression, match=f"more than {MAX_LENGTH} characters"):
         check("'" + "x" * MAX_LENGTH + "'")
     for shape in ("({})", "!{}", "contains({}, 1)"):
@@ -175,7 +175,7 @@ def test_length_and_depth_are_bounded_and_what_check_accepts_survives_planning()
             check(shape.format(text))
 
 
-def test_booleans_and_numbers_are_bound_as_what_they_are() -> None:
+def test_booleans_and_numbers_keep_their_type() -> None:
     bound = bind(
         "${{ inputs.dry-run || inputs.workers >= 4 && inputs.target == 'inputs.dry-run' }}", {"dry-run": False, "workers": 4.0}
     )
@@ -194,11 +194,11 @@ def test_booleans_and_numbers_are_bound_as_what_they_are() -> None:
         ("false || true", "false", "success", False),
     ],
 )
-def test_combined_conditions_hold_where_both_do(outer: str, inner: str, status: str, expected: bool) -> None:
+def test_combined_conditions_hold_if_both_hold(outer: str, inner: str, status: str, expected: bool) -> None:
     assert holds(combine(outer, inner), status) is expected
 
 
-def test_pieces_of_a_text_are_filled_in() -> None:
+def test_placeholders_in_a_text_are_replaced() -> None:
     text = "deploy-${{ github.base_ref }}/${{ inputs.target || 'none' }}-${{ 1 == 1 }}${{ null }}${{ 2.50 }}"
     assert interpolate(text, inputs=INPUTS, github=GITHUB) == "deploy-base_ref/Staging-true2.5"
     assert interpolate("plain", inputs={}, github={}) == "plain"
@@ -214,7 +214,7 @@ PIECES = st.sampled_from(
 
 @settings(deadline=None)
 @given(st.one_of(st.text(max_size=120), st.lists(PIECES, max_size=40).map("".join)))
-def test_any_text_is_evaluated_or_refused_and_nothing_else(text: str) -> None:
+def test_any_text_is_evaluated_or_rejected(text: str) -> None:
     try:
         check(text)
     except InvalidExpression:
@@ -225,7 +225,7 @@ def test_any_text_is_evaluated_or_refused_and_nothing_else(text: str) -> None:
 
 
 @pytest.mark.parametrize("piece", ["(", "!", "'x", "1==", "a.", "contains(", "${{", "&&", "0 ", "1.", "'' ", "true||"])
-def test_the_longest_bad_text_is_answered_at_once(piece: str) -> None:
+def test_the_longest_invalid_text_is_rejected_at_once(piece: str) -> None:
     began = time.monotonic()
     with pytest.raises(InvalidExpression):
         evaluate(piece * (4000 // len(piece)), status="success", inputs={}, github={})

@@ -1,6 +1,6 @@
-"""A machine that booted with a key that others can read gets its lasting one before anything else happens on it.
+"""A machine that booted with a key that others can read gets its permanent key before it is used.
 
-The machine here is a folder, an sshd's memory of its key, and the real script.
+The machine here is a directory, the key that an sshd has loaded, and the real script.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.unit.test_lifecycle import NoShell
 
 
 class Host:
-    """Shows what its sshd has read at its start or when it was told to read anew. `cut`: where its connection breaks off."""
+    """Shows the key that its sshd read at start or reload. `cut`: where its connection is lost."""
 
     def __init__(self, folder: Path) -> None:
         self.key = folder / "ssh" / HOST_KEY.rpartition("/")[2]
@@ -33,11 +33,11 @@ class Host:
         for path in (self.key.parent, self.programs):
             path.mkdir(parents=True)
         systemctl = self.programs / "systemctl"
-        systemctl.write_text(f'#!/bin/sh\ntest "$*" = "reload sshd.service" || exit 5\n: >{folder}/told\n')
+        systemctl.write_text(f'#!/bin/sh\ntest "$*" = "reload sshd.service" || exit 5\n: >{folder}/reloaded\n')
         systemctl.chmod(0o755)
-        self.told = folder / "told"
+        self.reloaded = folder / "reloaded"
         self.memory = ""
-        self.looks_until_told = 1
+        self.looks_until_reload = 1
         self.cut = ""
         self.pinned: list[str] = []
         self.open = 0
@@ -49,10 +49,10 @@ class Host:
     async def connect(self, endpoint: Endpoint, client_key: str) -> HostShell:
         self.pinned.append(endpoint.host_key)
         assert endpoint.first_host_key is None, "one key is accepted at a time"
-        if self.told.exists():
-            if self.looks_until_told == 0:
+        if self.reloaded.exists():
+            if self.looks_until_reload == 0:
                 self.memory = self.key.read_text()
-            self.looks_until_told -= 1
+            self.looks_until_reload -= 1
         if public_line(self.memory) != endpoint.host_key:
             raise AnotherHost("another host")
         self.open += 1
@@ -110,18 +110,18 @@ def provider() -> MemoryProvider:
 
 
 @pytest.fixture
-def forge(provider: MemoryProvider, host: Host, tmp_path: Path) -> MachineFactory:
+def factory(provider: MemoryProvider, host: Host, tmp_path: Path) -> MachineFactory:
     return MachineFactory(provider=provider, keyring=Keyring(tmp_path), connect_shell=host.connect)
 
 
 @needs("ssh-keygen")
-async def test_a_new_machine_shows_its_lasting_key_before_anybody_gets_it(forge: MachineFactory, host: Host) -> None:
-    keys = forge.keyring
+async def test_a_new_machine_has_its_permanent_key_before_it_is_returned(factory: MachineFactory, host: Host) -> None:
+    keys = factory.keyring
     host.boot(keys.first_host_key("m"))
-    machine, _shell = await forge.create("m", "me", 60)
+    machine, _shell = await factory.create("m", "me", 60)
     first, lasting = public_line(keys.first_host_key("m")), public_line(keys.host_key("m"))
-    assert host.pinned == [first, lasting, lasting], "sshd needs a moment to take it"
-    assert host.open == 1, "the connection under the first key is closed"
+    assert host.pinned == [first, lasting, lasting], "sshd needs a moment to load the key"
+    assert host.open == 1, "the connection with the first key is closed"
     assert host.key.read_text() == keys.host_key("m")
     assert stat.S_IMODE(host.key.stat().st_mode) == 0o600
     assert host.key.with_suffix(".pub").read_text().split()[:2] == lasting.split()
@@ -131,58 +131,56 @@ async def test_a_new_machine_shows_its_lasting_key_before_anybody_gets_it(forge:
 
 
 @needs("ssh-keygen")
-async def test_whoever_logs_in_later_does_not_accept_the_first_key(
-    forge: MachineFactory, host: Host, provider: MemoryProvider
-) -> None:
-    host.boot(forge.keyring.first_host_key("m"))
-    await forge.create("m", "me", 60)
-    host.boot(forge.keyring.first_host_key("m"))
-    host.told.unlink()
-    for machine in (provider.machines["m"], await forge.get("m")):
+async def test_later_logins_do_not_accept_the_first_key(factory: MachineFactory, host: Host, provider: MemoryProvider) -> None:
+    host.boot(factory.keyring.first_host_key("m"))
+    await factory.create("m", "me", 60)
+    host.boot(factory.keyring.first_host_key("m"))
+    host.reloaded.unlink()
+    for machine in (provider.machines["m"], await factory.get("m")):
         assert machine is not None
         with pytest.raises(AnotherHost):
-            await forge.open(machine)
-    assert {*host.pinned[3:]} == {public_line(forge.keyring.host_key("m"))}
+            await factory.open(machine)
+    assert {*host.pinned[3:]} == {public_line(factory.keyring.host_key("m"))}
 
 
 @needs("ssh-keygen")
 @pytest.mark.parametrize("taken", [False, True])
-async def test_a_creation_that_was_killed_on_the_way_is_taken_up_again(forge: MachineFactory, host: Host, taken: bool) -> None:
-    """Killed: nothing of it is undone, the machine is as it was in that moment."""
-    keys = forge.keyring
+async def test_an_interrupted_creation_is_resumed(factory: MachineFactory, host: Host, taken: bool) -> None:
+    """After the interruption nothing is undone; the machine stays as it was at that moment."""
+    keys = factory.keyring
     host.boot(keys.first_host_key("m"))
-    await forge.create("m", "me", 60)
+    await factory.create("m", "me", 60)
     if not taken:  # the file is replaced, and the signal was never sent
-        host.told.unlink()
-        host.memory, host.looks_until_told = keys.first_host_key("m"), 0
+        host.reloaded.unlink()
+        host.memory, host.looks_until_reload = keys.first_host_key("m"), 0
     host.pinned.clear()
-    machine, _shell = await forge.create("m", "me", 60)
+    machine, _shell = await factory.create("m", "me", 60)
     assert host.pinned == [public_line(keys.first_host_key("m")), public_line(keys.host_key("m"))]
     assert public_line(host.memory) == machine.endpoint.host_key == public_line(keys.host_key("m"))
 
 
 @pytest.mark.parametrize(("cut", "error"), [("before", MachineLost), ("on the way", SSHError), ("after", MachineLost)])
-async def test_a_machine_that_cannot_be_given_its_key_is_burned(
-    forge: MachineFactory, host: Host, provider: MemoryProvider, cut: str, error: type[Exception]
+async def test_a_machine_whose_key_cannot_be_replaced_is_destroyed(
+    factory: MachineFactory, host: Host, provider: MemoryProvider, cut: str, error: type[Exception]
 ) -> None:
-    host.boot(forge.keyring.first_host_key("m"))
+    host.boot(factory.keyring.first_host_key("m"))
     host.cut = cut
     with pytest.raises(error):
-        await forge.create("m", "me", 60)
+        await factory.create("m", "me", 60)
     assert provider.machines == {}
     assert host.open == 0
     if cut != "after":
-        assert host.key.read_text() == forge.keyring.first_host_key("m"), "half a key is not installed"
+        assert host.key.read_text() == factory.keyring.first_host_key("m"), "an incomplete key isn't installed"
 
 
-async def test_another_host_is_sent_nothing(forge: MachineFactory, host: Host, provider: MemoryProvider) -> None:
+async def test_another_host_gets_no_command(factory: MachineFactory, host: Host, provider: MemoryProvider) -> None:
     host.boot(new_pair()[0])
     with pytest.raises(AnotherHost):
-        await forge.create("m", "me", 60)
+        await factory.create("m", "me", 60)
     assert provider.machines == {}
 
 
-def test_the_script_holds_no_secret() -> None:
+def test_the_script_contains_no_secret() -> None:
     private, public = new_pair()
     script = replace_script(private)
     assert public in script

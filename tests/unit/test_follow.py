@@ -1,4 +1,4 @@
-"""What a machine says of a job while it is followed."""
+"""How the lines that a machine sends about a followed job are read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AFTER = b"gibil:failed the supervisor ended at once (is the disk full?)\n"
 
 
 @pytest.mark.parametrize("pieces", [(WHY, AFTER), (WHY + AFTER,), (WHY[:20], WHY[20:] + AFTER)])
-def test_the_first_reason_why_a_job_could_not_start_is_the_one_that_counts(pieces: tuple[bytes, ...]) -> None:
+def test_the_first_reason_for_a_failed_start_is_reported(pieces: tuple[bytes, ...]) -> None:
     follow = JobFollower("stdout", 0)
     for piece in pieces:
         follow.on_data("stderr", piece)

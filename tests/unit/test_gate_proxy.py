@@ -1,4 +1,4 @@
-"""The gate as a proxy: what is asked goes through unchanged, and one connection never hurts another."""
+"""The egress proxy forwards requests unchanged, and one connection never affects another."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from gibil_bot.errors import ConfigurationError
 from gibil_bot.providers.local.egress_proxy import EgressProxy
 from gibil_bot.providers.local.relay import forward, reset
-from tests.doubles.gatekit import ask, dial, gate, http_server, listening
+from tests.doubles.gatekit import ask, dial, http_server, listening, proxy
 from tests.doubles.patience import patient
 
 
@@ -25,8 +25,8 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     await writer.drain()
 
 
-async def test_a_request_and_its_response_go_through() -> None:
-    async with http_server(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", body=4) as server, gate("127.0.0.1") as port:
+async def test_a_request_and_its_response_are_forwarded() -> None:
+    async with http_server(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", body=4) as server, proxy("127.0.0.1") as port:
         answer = await ask(port, f"POST http://127.0.0.1:{server.port}/x HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody".encode())
     assert answer == b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi"
     (heard,) = server.heard
@@ -34,9 +34,9 @@ async def test_a_request_and_its_response_go_through() -> None:
     assert heard.endswith(b"\r\n\r\nbody")
 
 
-async def test_chunks_and_interim_responses_go_through() -> None:
+async def test_chunks_and_interim_responses_are_forwarded() -> None:
     answer = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"
-    async with http_server(answer) as server, gate("127.0.0.1") as port:
+    async with http_server(answer) as server, proxy("127.0.0.1") as port:
         request = f"POST http://127.0.0.1:{server.port}/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
         got = await ask(port, request.encode() + b"3;ext=1\r\nabc\r\nA\r\n0123456789\r\n0\r\nTrailer: x\r\n\r\n")
     assert got.endswith(b"2\r\nhi\r\n0\r\n\r\n")
@@ -44,9 +44,9 @@ async def test_chunks_and_interim_responses_go_through() -> None:
     assert b"Expect: 100-continue" in server.heard[0]
 
 
-async def test_a_tunnel_is_exact_both_ways_and_half_closes() -> None:
+async def test_a_tunnel_is_exact_in_both_directions_and_can_be_half_closed() -> None:
     content = os.urandom(3_000_000)
-    async with listening(echo) as far, gate(f"localhost:{far}") as port, dial(port) as (reader, writer):
+    async with listening(echo) as far, proxy(f"localhost:{far}") as port, dial(port) as (reader, writer):
         writer.write(f"CONNECT localhost:{far} HTTP/1.1\r\n\r\n".encode())
         assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 200 Connection established\r\n\r\n"
 
@@ -60,7 +60,7 @@ async def test_a_tunnel_is_exact_both_ways_and_half_closes() -> None:
         assert received == content + b"end"
 
 
-async def test_a_reader_that_stops_reading_stops_the_sender() -> None:
+async def test_a_slow_reader_stops_the_sender() -> None:
     sent = 0
 
     async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -70,25 +70,25 @@ async def test_a_reader_that_stops_reading_stops_the_sender() -> None:
             await writer.drain()
             sent += 65536
 
-    async with listening(flood) as far, gate("127.0.0.1") as port, dial(port) as (_, writer):
+    async with listening(flood) as far, proxy("127.0.0.1") as port, dial(port) as (_, writer):
         writer.write(f"CONNECT 127.0.0.1:{far} HTTP/1.1\r\n\r\n".encode())
         before = -1
         async with asyncio.timeout(patient(20)):
-            while before != sent:  # until it stands still
+            while before != sent:  # until it blocks
                 before = sent
                 await asyncio.sleep(0.2)
-        assert sent < 64 * 1024 * 1024  # the kernel's buffers, and not the gate's memory
+        assert sent < 64 * 1024 * 1024  # the kernel's buffers, and not the proxy's memory
         writer.transport.abort()
 
 
-async def test_a_response_that_breaks_off_does_not_look_complete() -> None:
+async def test_an_incomplete_response_does_not_look_complete() -> None:
     async def breaks_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\n\r\npart")
         await writer.drain()
         reset(writer)
 
-    async with listening(breaks_off) as far, gate("127.0.0.1") as port, dial(port) as (reader, writer):
+    async with listening(breaks_off) as far, proxy("127.0.0.1") as port, dial(port) as (reader, writer):
         writer.write(f"GET http://127.0.0.1:{far}/ HTTP/1.1\r\n\r\n".encode())
         with pytest.raises(ConnectionResetError):
             await reader.read()
@@ -109,7 +109,7 @@ async def test_rejected_requests_get_the_reason_in_one_line(request_line: str, s
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         closed = str(probe.getsockname()[1])
-        async with gate(f"127.0.0.1:{closed}") as port:
+        async with proxy(f"127.0.0.1:{closed}") as port:
             answer = (await ask(port, request_line.replace("{closed}", closed).encode() + b"\r\n\r\n")).decode()
     assert answer.startswith(f"HTTP/1.1 {status} ")
     assert words.replace("{closed}", closed) in answer
@@ -118,7 +118,7 @@ async def test_rejected_requests_get_the_reason_in_one_line(request_line: str, s
 
 async def test_a_server_that_does_not_speak_http_is_a_bad_gateway() -> None:
     for nonsense in (b"SSH-2.0-OpenSSH\r\n\r\n", b"", b"x" * 200_000):
-        async with http_server(nonsense) as server, gate("127.0.0.1") as port:
+        async with http_server(nonsense) as server, proxy("127.0.0.1") as port:
             answer = await ask(port, f"GET http://127.0.0.1:{server.port}/ HTTP/1.1\r\n\r\n".encode())
         assert answer.startswith(b"HTTP/1.1 502 ")
 
@@ -128,23 +128,23 @@ async def test_a_name_that_does_not_resolve_in_time_is_a_timeout() -> None:
         await asyncio.Event().wait()
         raise AssertionError
 
-    async with gate(resolve=never, connect_s=0.1) as port:
+    async with proxy(resolve=never, connect_s=0.1) as port:
         assert (await ask(port, b"CONNECT slow.example:443 HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 504 ")
 
 
-async def test_the_next_address_is_tried() -> None:
+async def test_the_next_address_is_tried_after_a_failure() -> None:
     async with http_server() as server:
 
         async def two(host: str, port: int) -> list[tuple[object, ...]]:
             return [("127.0.0.2", port), ("127.0.0.1", port)]
 
-        async with gate("127.0.0.0/8", resolve=two) as port:
+        async with proxy("127.0.0.0/8", resolve=two) as port:
             answer = await ask(port, f"GET http://two.example:{server.port}/ HTTP/1.1\r\n\r\n".encode())
     assert answer.startswith(b"HTTP/1.1 204 ")
 
 
-async def test_silence_ends_a_tunnel() -> None:
-    async with listening(echo) as far, gate("127.0.0.1", idle_s=0.2) as port:
+async def test_an_idle_tunnel_is_closed() -> None:
+    async with listening(echo) as far, proxy("127.0.0.1", idle_s=0.2) as port:
         async with asyncio.timeout(patient(5)):
             assert await ask(port, f"CONNECT 127.0.0.1:{far} HTTP/1.1\r\n\r\n".encode()) in (
                 b"HTTP/1.1 200 Connection established\r\n\r\n",
@@ -154,7 +154,7 @@ async def test_silence_ends_a_tunnel() -> None:
 
 async def test_stopping_closes_every_connection() -> None:
     async with listening(echo) as far, contextlib.AsyncExitStack() as clients:
-        async with gate("127.0.0.1") as port:
+        async with proxy("127.0.0.1") as port:
             reader, writer = await clients.enter_async_context(dial(port))
             writer.write(f"CONNECT 127.0.0.1:{far} HTTP/1.1\r\n\r\nhello".encode())
             assert (await reader.readexactly(44))[-5:] == b"hello"
@@ -168,7 +168,7 @@ async def test_an_invalid_list_is_reported_at_once() -> None:
         EgressProxy(("http://nonsense",))
 
 
-async def test_forward_relays_to_its_one_endpoint() -> None:
+async def test_forward_relays_to_its_only_endpoint() -> None:
     async with listening(echo) as far:
         listener = socket.create_server(("127.0.0.1", 0))
         port = listener.getsockname()[1]

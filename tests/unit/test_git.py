@@ -1,4 +1,4 @@
-"""The one module that starts git: what of the caller reaches it, what doesn't, and where its output ends."""
+"""The only module that starts git: what git gets from the caller's environment and what not, and the bounds of its output."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str) -> None
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
 
 
-def test_no_other_file_of_the_package_starts_git() -> None:
+def test_no_other_module_starts_git() -> None:
     found = set()
     for path in sorted(PACKAGE.rglob("*.py")):
         name = str(path.relative_to(PACKAGE))
@@ -68,7 +68,7 @@ async def test_variables_of_the_callers_repository_do_not_reach_git(tmp_path: Pa
     assert not set(git.environment()) & (set(named) - kept - {"GIT_NO_REPLACE_OBJECTS"})
 
 
-async def test_settings_that_a_person_passes_by_the_environment_reach_git(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_git_settings_in_the_users_environment_reach_git(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
     monkeypatch.setenv("GIT_CONFIG_KEY_0", "http.extraHeader")
     monkeypatch.setenv("GIT_CONFIG_VALUE_0", "Authorization: x")
@@ -80,7 +80,7 @@ async def test_settings_that_a_person_passes_by_the_environment_reach_git(monkey
             await git.text("config", "--get", key, extra=git.anonymous_environment())
 
 
-async def test_no_hook_of_the_person_or_of_a_repository_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_hook_of_the_user_or_of_a_repository_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = repository(tmp_path / "ours", {"file": "1"})
     canary = tmp_path / "canary"
     for folder in (ours / ".git" / "hooks", tmp_path / "hooks"):
@@ -95,7 +95,7 @@ async def test_no_hook_of_the_person_or_of_a_repository_runs(tmp_path: Path, mon
     assert not (made / "hooks").exists()
 
 
-async def test_git_asks_no_question_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_git_never_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repository(tmp_path / "served" / "private.git", {"file": "1"})
     canary = tmp_path / "asked"
     asking = tmp_path / "ask"
@@ -111,7 +111,7 @@ async def test_git_asks_no_question_and_ends(tmp_path: Path, monkeypatch: pytest
     assert not canary.exists()
 
 
-async def test_git_has_no_terminal_to_ask_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_git_has_no_terminal_for_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_SSH_COMMAND", "sh -c ': </dev/tty && echo has a terminal >&2; exit 1' --")
     monkeypatch.setenv("GIT_SSH_VARIANT", "ssh")
     with pytest.raises(GitError) as caught:
@@ -120,7 +120,7 @@ async def test_git_has_no_terminal_to_ask_at(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("how", ["core.sshCommand", "GIT_SSH_COMMAND", "GIT_SSH"])
-async def test_ssh_servers_are_reached_as_the_person_configured_it(
+async def test_ssh_servers_are_reached_with_the_users_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     bare = repository(tmp_path / "x.git", {"file": "1"})
@@ -131,22 +131,20 @@ async def test_ssh_servers_are_reached_as_the_person_configured_it(
         settings(monkeypatch, tmp_path, f"[core]\n\tsshCommand = {wrapper} -i key\n")
     else:
         monkeypatch.setenv(how, str(wrapper))
-    said = await git.text("ls-remote", "git@nowhere.invalid:x.git", "HEAD", extra=await git.ssh_environment())
-    assert said.split("\t")[0] == real_git(bare, "rev-parse", "HEAD")
+    output = await git.text("ls-remote", "git@nowhere.invalid:x.git", "HEAD", extra=await git.ssh_environment())
+    assert output.split("\t")[0] == real_git(bare, "rev-parse", "HEAD")
     assert "BatchMode" not in (tmp_path / "called").read_text()
 
 
-async def test_plain_ssh_is_told_not_to_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_plain_ssh_runs_in_batch_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert await git.ssh_environment() == {"GIT_SSH_COMMAND": "ssh -oBatchMode=yes"}
     settings(monkeypatch, tmp_path, "[core]\n\tsshCommand = ssh\n")
     assert await git.ssh_environment() == {"GIT_SSH_COMMAND": "ssh -oBatchMode=yes"}
 
 
-async def test_what_git_leaves_running_in_the_background_does_not_hold_the_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_background_process_of_git_does_not_delay_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repository(tmp_path / "x.git", {"file": "1"})
-    # As an SSH client with ControlPersist does, it keeps git's stderr open.
+    # Like an SSH client with ControlPersist, it keeps git's stderr open.
     monkeypatch.setenv("GIT_SSH_COMMAND", f"sh -c 'sleep 100 >&2 & echo $! >{tmp_path}/pid; cd {tmp_path}; eval \"$2\"' --")
     monkeypatch.setenv("GIT_SSH_VARIANT", "simple")
     began = time.monotonic()
@@ -155,14 +153,14 @@ async def test_what_git_leaves_running_in_the_background_does_not_hold_the_answe
     os.kill(int((tmp_path / "pid").read_text()), 9)
 
 
-async def test_output_is_bounded_and_git_is_ended(tmp_path: Path) -> None:
+async def test_output_is_bounded_and_git_is_killed(tmp_path: Path) -> None:
     ours = repository(tmp_path / "ours", {"big": "x" * 3_000_000})
     with pytest.raises(TooMuchOutput, match="git cat-file printed more than 1000 bytes"):
         await git.run("cat-file", "blob", "HEAD:big", git_dir=ours / ".git", most_bytes=1000)
     assert len(await git.run("cat-file", "blob", "HEAD:big", git_dir=ours / ".git")) == 3_000_000
 
 
-async def test_a_time_limit_ends_git_and_what_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_time_limit_kills_git_and_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_SSH_COMMAND", f"sh -c 'echo $$ >{tmp_path}/pid; exec sleep 100' --")
     monkeypatch.setenv("GIT_SSH_VARIANT", "simple")
     with pytest.raises(GitError, match="didn't end within 1 s"):
@@ -170,13 +168,13 @@ async def test_a_time_limit_ends_git_and_what_it_started(tmp_path: Path, monkeyp
     pid = int((tmp_path / "pid").read_text())
     async with asyncio.timeout(patient(30)):
         while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1][:3]:
-            await asyncio.sleep(0.01)  # no event tells of the end of another's child
+            await asyncio.sleep(0.01)  # another process's child: there is no event to wait for
 
 
 @pytest.mark.slow
-async def test_memory_of_git_that_reads_foreign_objects_is_limited(tmp_path: Path) -> None:
+async def test_memory_is_limited_when_git_reads_untrusted_objects(tmp_path: Path) -> None:
     ours = repository(tmp_path / "ours", {"file": "1"})
-    # A commit of 250 MB: git reads it whole to print its subject.
+    # A commit of 250 MB: git reads all of it to print its subject.
     tree = real_git(ours, "rev-parse", "HEAD^{tree}")
     text = f"tree {tree}\nauthor A <a@b> 1 +0000\ncommitter A <a@b> 1 +0000\n\n".encode() + b"x" * 250_000_000
     big = real_git(ours, "hash-object", "-t", "commit", "-w", "--stdin", given=text)
@@ -184,16 +182,14 @@ async def test_memory_of_git_that_reads_foreign_objects_is_limited(tmp_path: Pat
         await git.run("rev-list", "--max-count=1", "--format=%s", big, git_dir=ours / ".git", limits=FOREIGN)
 
 
-async def test_the_first_reason_is_told_and_not_what_follows_from_it() -> None:
-    said = "fatal: unable to access 'http://x/': Failed to connect\nfatal: could not fetch abc\nerror: pack-objects died\n"
-    assert git.reason_in(said) == "fatal: unable to access 'http://x/': Failed to connect"
+async def test_the_first_reason_is_reported_and_not_its_consequences() -> None:
+    output = "fatal: unable to access 'http://x/': Failed to connect\nfatal: could not fetch abc\nerror: pack-objects died\n"
+    assert git.reason_in(output) == "fatal: unable to access 'http://x/': Failed to connect"
     assert git.reason_in("hint: try\nerror: what\n") == "error: what"
     assert git.reason_in("") == "no reason given"
 
 
-async def test_a_trace_that_a_person_asked_for_is_not_taken_for_an_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_git_trace_is_not_read_as_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = repository(tmp_path / "ours", {"file": "1"})
     monkeypatch.setenv("GIT_TRACE", "1")
     monkeypatch.setenv("GIT_TRACE2", "1")
@@ -205,7 +201,7 @@ async def test_a_trace_that_a_person_asked_for_is_not_taken_for_an_answer(
     assert "rev-parse" in (tmp_path / "trace").read_text()
 
 
-async def test_git_that_is_not_installed_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_missing_git_is_reported_with_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(GitError, match="install it"):
         await git.text("version")

@@ -1,4 +1,4 @@
-"""What git prints when a push or a clone fails becomes one line that says what to do."""
+"""Git's output after a failed push or clone becomes one line that says what to do."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ AWAY = """fatal: unable to access 'https://github.com/ada/engine.git/': Could no
 
 
 @pytest.mark.parametrize(
-    ("said", "parts"),
+    ("output", "parts"),
     [
         (BEHIND, ("never pushes by force", "--branch")),
         (PROTECTED, ("protected branch hook declined", "GH006", "through a pull request")),
@@ -53,8 +53,8 @@ AWAY = """fatal: unable to access 'https://github.com/ada/engine.git/': Could no
         ("hint: only hints", ("no reason given",)),
     ],
 )
-def test_one_line_says_why_and_what_to_do(said: str, parts: tuple[str, ...]) -> None:
-    told = reason(GitError("git push failed in /tmp/somewhere: x", stderr=said))
-    assert "\n" not in told
-    assert "hint:" not in told
-    assert [part for part in parts if part not in told] == []
+def test_one_line_reports_the_reason_and_a_remedy(output: str, parts: tuple[str, ...]) -> None:
+    line = reason(GitError("git push failed in /tmp/somewhere: x", stderr=output))
+    assert "\n" not in line
+    assert "hint:" not in line
+    assert [part for part in parts if part not in line] == []

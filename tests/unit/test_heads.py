@@ -1,4 +1,4 @@
-"""Since when a commit is the head, and who pushed it: what is not certain is answered with no."""
+"""Since when a commit is the head, and who pushed it: the answer is no unless it is certain."""
 
 from __future__ import annotations
 
@@ -56,34 +56,34 @@ def pull(sha: str, *, updated: float | None = None, pushed: float | None = None)
         ([opened(), push(A, B, 5)], pull(B, updated=90), 4, False),
         ([opened(), push(A, B, 5), push(B, A, 7)], pull(A, updated=90), 6, False),
         ([opened(), push(A, B, 5), push(B, A, 7)], pull(A, updated=90), 8, True),
-        # The newest push is not known yet: only its time helps, and that is not in the time of the last change.
+        # The newest push isn't recorded yet. Only its own time helps, and the time of the last change doesn't contain it.
         ([opened()], pull(B, updated=6), 6, False),
         ([opened()], pull(B, updated=6, pushed=5), 6, True),
         ([opened()], pull(B, updated=6, pushed=6), 6, False),
-        # Nothing is known at all.
+        # Nothing is recorded.
         ([], pull(A, updated=6), 6, True),
         ([], pull(A, updated=7), 6, False),
         ([], pull(A, updated=7, pushed=5), 6, True),
         ([], pull(A), 6, False),
     ],
 )
-def test_whether_the_head_was_the_head_when_a_comment_was_written(
+def test_was_head_at_compares_the_head_with_the_comments_time(
     heads: list[HeadSeen], shown: PullRequest, written: float, answer: bool
 ) -> None:
     assert was_head_at(HeadHistory(heads=tuple(heads)), shown, at(written)) is answer
 
 
-def test_a_comment_without_a_time_proves_nothing() -> None:
+def test_a_comment_without_a_time_is_never_proof() -> None:
     assert not was_head_at(HeadHistory(heads=(opened(),)), pull(A), None)
 
 
-def test_the_newest_push_of_the_branch_proves_it_only_when_it_is_older_than_the_comment() -> None:
+def test_the_newest_push_is_proof_only_if_older_than_the_comment() -> None:
     newest = BranchPush(repository_id=1, branch="x", sha=B, pusher=ANN, at=at(5))
     assert was_head_at(HeadHistory(), pull(B, updated=90), at(6), newest_push=newest)
     assert not was_head_at(HeadHistory(), pull(B, updated=90), at(5), newest_push=newest)
 
 
-def test_the_touch_of_the_comment_itself_may_come_two_seconds_later() -> None:
+def test_the_comment_itself_may_update_its_thread_up_to_two_seconds_later() -> None:
     history = HeadHistory()
     assert was_head_at(history, pull(A, updated=7), at(6), thread_updated_at=at(7))
     assert not was_head_at(history, pull(A, updated=8), at(6), thread_updated_at=at(7))
@@ -106,19 +106,19 @@ def test_the_touch_of_the_comment_itself_may_come_two_seconds_later() -> None:
         ([opened(), replace(opened(B, 3), action="seen"), push(A, B, 4)], B, (ANN,)),
     ],
 )
-def test_everyone_who_pushed_to_a_fork_or_none_where_a_push_may_be_missing(
+def test_fork_pushers_are_unknown_if_a_push_may_be_missing(
     heads: list[HeadSeen], head: str, pushers: tuple[Person, ...] | None
 ) -> None:
     assert fork_pushers(HeadHistory(heads=tuple(heads)), pull(head)) == pushers
 
 
-def test_pushes_to_the_fork_from_before_the_pull_request_do_not_count() -> None:
+def test_pushes_to_the_fork_before_the_pull_request_do_not_count() -> None:
     early, late = replace(push(A, B, -5, EVE), number=6), replace(push(B, C, 5, EVE), number=6)
     assert fork_pushers(HeadHistory(heads=(opened(),), fork_pushes=(early,)), pull(A)) == ()
     assert fork_pushers(HeadHistory(heads=(opened(),), fork_pushes=(early, late)), pull(A)) == (EVE,)
 
 
-def test_an_approval_ends_with_any_push_even_of_the_same_commit_or_second() -> None:
+def test_an_approval_ends_with_any_later_push() -> None:
     approval = Approval(repository_id=1, number=7, sha=A, by="ann", at=at(5))
     assert valid_approval(HeadHistory(heads=(opened(),), approvals=(approval,)), A) == approval
     for pushes in ([push(A, B, 6)], [push(A, B, 6), push(B, A, 7)], [push(B, A, 5)]):
@@ -128,7 +128,7 @@ def test_an_approval_ends_with_any_push_even_of_the_same_commit_or_second() -> N
     assert valid_approval(HeadHistory(heads=(opened(), push(B, A, 7)), approvals=(approval, again)), A) == again
 
 
-def test_what_the_api_shows_is_remembered_from_the_earliest_time_that_is_certain() -> None:
+def test_the_api_state_is_recorded_with_the_earliest_certain_time() -> None:
     (head,) = seen_now(1, pull(B, updated=9, pushed=4), HeadHistory(heads=(opened(),)))
     assert (head.action, head.sha, head.at) == ("seen", B, at(4))
     assert seen_now(1, pull(A, updated=9), HeadHistory(heads=(opened(),))) == ()

@@ -1,4 +1,4 @@
-"""The closed check of requests beneath the Hetzner double: planted faults are found, and the provider's own requests pass."""
+"""The Hetzner double's strict request check finds planted faults, and accepts the provider's requests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def fields(method: str, path: str, body: Any = None, *query: tuple[str, str]) ->
     return {finding.field for finding in findings(method, path, query, raw)}
 
 
-def test_what_the_description_allows_passes() -> None:
+def test_documented_requests_pass() -> None:
     assert fields("POST", "/servers", SERVER) == set()
     assert fields("POST", "/firewalls", {"name": "f", "rules": [RULE]}) == set()
     assert fields("PUT", "/servers/1", {"name": "a.example-1", "labels": {}}) == set()
@@ -64,12 +64,12 @@ def test_what_the_description_allows_passes() -> None:
     ],
     ids=lambda wrong: str(wrong)[:40],
 )
-def test_a_wrong_server_is_found_and_the_field_named(wrong: dict[str, Any]) -> None:
+def test_an_invalid_server_is_rejected_and_the_field_named(wrong: dict[str, Any]) -> None:
     assert fields("POST", "/servers", {**SERVER, **wrong}) == set(wrong)
 
 
 @pytest.mark.parametrize("key", ["name", "server_type", "image"])
-def test_what_is_required_is_missed(key: str) -> None:
+def test_a_missing_required_field_is_rejected(key: str) -> None:
     assert fields("POST", "/servers", {each: value for each, value in SERVER.items() if each != key}) == {key}
 
 
@@ -95,10 +95,12 @@ def test_what_is_required_is_missed(key: str) -> None:
         ("POST", "/servers", [], []),
     ],
 )
-def test_wrong_requests_of_other_operations_are_found(method: str, path: str, body: Any, query: list[tuple[str, str]]) -> None:
+def test_invalid_requests_of_other_operations_are_found(
+    method: str, path: str, body: Any, query: list[tuple[str, str]]
+) -> None:
     assert fields(method, path, body, *query)
 
 
-def test_bytes_that_are_no_json_are_found() -> None:
+def test_bytes_that_are_not_json_are_rejected() -> None:
     assert findings("POST", "/servers", [], b"{")
     assert findings("POST", "/servers", [], b"")

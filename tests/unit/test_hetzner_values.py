@@ -36,13 +36,13 @@ def spec(**more: Any) -> MachineSpec:
 
 
 @given(st.dictionaries(st.from_regex(r"[a-z0-9]([a-z0-9._-]{0,10}[a-z0-9])?", fullmatch=True), st.text(max_size=400)))
-def test_any_value_comes_back_from_labels_that_hetzner_takes(wanted: dict[str, str]) -> None:
+def test_any_value_survives_the_encoding_as_valid_labels(wanted: dict[str, str]) -> None:
     encoded = labels.encode(wanted)
     assert not list(schema.labels(encoded, "labels"))
     assert labels.decode(encoded) == wanted
 
 
-def test_our_labels_are_written_and_not_returned_as_the_callers() -> None:
+def test_internal_labels_are_written_and_not_returned_to_the_caller() -> None:
     written = labels.machine_labels(spec(labels={"run": "1", "repo": "ada/engine"}), NOW)
     assert not list(schema.labels(written, "labels"))
     assert labels.decode(written) == {"run": "1", "repo": "ada/engine"}
@@ -59,7 +59,7 @@ def test_an_expiry_is_read_back_to_the_microsecond(moment: datetime) -> None:
 
 
 @pytest.mark.parametrize("damaged", ["", "never", "-1", "1e9", "99999999999999"])
-def test_a_damaged_expiry_is_no_expiry(damaged: str) -> None:
+def test_a_damaged_expiry_is_ignored(damaged: str) -> None:
     assert labels.expires_at({labels.EXPIRES: damaged}) is None
 
 
@@ -70,13 +70,13 @@ def test_an_invalid_label_name_is_rejected(key: str) -> None:
 
 
 @pytest.mark.parametrize("owner", ["a1b2", "owner/name", "", "x" * 100, "ends-"])
-def test_every_owner_can_be_chosen_by(owner: str) -> None:
+def test_every_owner_can_be_used_in_a_selector(owner: str) -> None:
     written = labels.machine_labels(spec(owner=owner), NOW)
     assert not list(schema.labels(written, "labels"))
     assert selects(labels.selector(owner), written)
 
 
-def test_another_key_or_owner_is_another_creation() -> None:
+def test_another_key_or_owner_changes_the_spec_label() -> None:
     one = spec()
     others = (spec(), MachineSpec(name="ada", owner="b", ttl_s=1, authorized_key=one.authorized_key, host_key=one.host_key))
     assert labels.spec_value(one) not in [labels.spec_value(other) for other in others]
@@ -86,7 +86,7 @@ def test_another_key_or_owner_is_another_creation() -> None:
 
 
 def test_a_host_key_is_read_and_fits_a_label() -> None:
-    for _ in range(50):  # base64 ends differently each time
+    for _ in range(50):  # base64 padding differs between keys
         private, public = new_pair()
         assert host_keys.public_line(private) == public
         assert schema.LABEL_VALUE.fullmatch(host_keys.to_label(public))
@@ -106,7 +106,7 @@ def candidates(**more: Any) -> list[str]:
     return [str(candidate) for candidate in server_types.candidates(types, now=NOW, **{"size": "small", **more})]
 
 
-def test_the_cheapest_that_fits_is_tried_everywhere_before_the_next() -> None:
+def test_the_cheapest_fitting_type_is_tried_in_every_location_before_the_next() -> None:
     assert candidates() == [
         *("cx23 in nbg1", "cx23 in fsn1", "cx23 in hel1"),
         *("cpx22 in nbg1", "cpx22 in fsn1", "cpx22 in hel1"),
@@ -116,14 +116,14 @@ def test_the_cheapest_that_fits_is_tried_everywhere_before_the_next() -> None:
     assert candidates(memory_mb=8192)[0] == "cx33 in nbg1"
 
 
-def test_what_was_asked_for_by_name_is_what_is_tried() -> None:
+def test_only_the_named_type_and_location_are_tried() -> None:
     assert candidates(server_type="cpx11", location="ash") == ["cpx11 in ash"]
     assert candidates(server_type="cax11") == ["cax11 in nbg1", "cax11 in fsn1", "cax11 in hel1"]
     with pytest.raises(ProviderError, match="cax11 in ash now; choose another location: fsn1"):
         candidates(server_type="cax11", location="ash")
 
 
-def test_a_named_type_may_cost_no_more_than_the_sizes_unless_the_operator_allows_it() -> None:
+def test_a_named_type_may_not_cost_more_than_the_sizes_unless_the_operator_allows_it() -> None:
     types = catalogue.server_types()
     large = next(kind for kind in types if kind["name"] == "cx43")
     giant = copy.deepcopy(large)
@@ -141,33 +141,33 @@ def test_a_named_type_may_cost_no_more_than_the_sizes_unless_the_operator_allows
     assert {each.split()[0] for each in candidates(allowed=("cx33", "cpx22"))} == {"cx33", "cpx22"}
 
 
-def test_unavailable_and_retired_ones_are_left_out() -> None:
+def test_unavailable_and_retired_types_are_skipped() -> None:
     types = catalogue.server_types()
     types[0]["locations"][1]["available"] = False  # cx23 in nbg1
     types[4]["locations"][0]["deprecation"] = {"unavailable_after": "2026-11-01T00:00:00Z"}  # cpx22 in fsn1
-    types[4]["locations"][2]["deprecation"] = {"unavailable_after": "2027-11-01T00:00:00Z"}  # and still to be had in hel1
+    types[4]["locations"][2]["deprecation"] = {"unavailable_after": "2027-11-01T00:00:00Z"}  # still available in hel1
     assert candidates(types=types)[:4] == ["cx23 in fsn1", "cx23 in hel1", "cpx22 in nbg1", "cpx22 in hel1"]
 
 
-def test_what_was_just_sold_out_comes_last() -> None:
+def test_a_recently_sold_out_type_is_tried_last() -> None:
     order = candidates(sold_out={Candidate("cx23", "nbg1")})
     assert (order[0], order[-1]) == ("cx23 in fsn1", "cx23 in nbg1")
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "output"),
     [
         ({"size": "huge"}, "small, medium, large"),
         ({"server_type": "cx99"}, "cx23"),
         ({"location": "mars"}, "nbg1"),
     ],
 )
-def test_unknown_values_are_rejected_with_the_known_ones(wrong: dict[str, str], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_unknown_values_are_rejected_with_the_known_ones(wrong: dict[str, str], output: str) -> None:
+    with pytest.raises(UsageError, match=output):
         candidates(**wrong)
 
 
-def test_sold_out_everywhere_is_not_the_callers_fault() -> None:
+def test_no_available_location_is_not_a_usage_error() -> None:
     types = catalogue.server_types()
     types[-1]["locations"][3] |= {"available": True, "deprecation": None}
     with pytest.raises(ProviderError, match="cx21 in nbg1 now") as caught:
@@ -179,7 +179,7 @@ def test_sold_out_everywhere_is_not_the_callers_fault() -> None:
 # Prices
 
 
-def test_a_price_has_the_address_in_it() -> None:
+def test_a_price_includes_the_address() -> None:
     pricing = catalogue.pricing(catalogue.server_types())
     found = server_types.price(pricing, Candidate("cx23", "nbg1"))
     assert found == server_types.Price(hourly=Decimal("0.0068"), monthly=Decimal("4.2440"), currency="EUR")
@@ -187,13 +187,13 @@ def test_a_price_has_the_address_in_it() -> None:
 
 
 @pytest.mark.parametrize(("lived", "hours"), [(0, 1), (59, 1), (3600, 1), (3601, 2), (7199, 2), (-5, 1)])
-def test_started_hours_are_billed_whole(lived: int, hours: int) -> None:
+def test_started_hours_are_billed_in_full(lived: int, hours: int) -> None:
     assert server_types.started_hours(NOW, NOW + timedelta(seconds=lived)) == hours
     price = server_types.Price(Decimal("0.01"), Decimal(6), "EUR")
     assert server_types.cost_so_far(price, NOW, NOW + timedelta(seconds=lived)) == hours * Decimal("0.01")
 
 
-def test_a_month_is_the_most_that_is_billed() -> None:
+def test_the_cost_is_capped_at_the_monthly_price() -> None:
     assert server_types.cost_so_far(
         server_types.Price(Decimal("0.01"), Decimal(6), "EUR"), NOW, NOW + timedelta(days=30)
     ) == Decimal(6)
@@ -202,8 +202,8 @@ def test_a_month_is_the_most_that_is_billed() -> None:
 # The library
 
 
-def test_hcloud_still_has_the_number_of_retries_that_we_set_to_0() -> None:
-    """It has no public setting, and its retries sleep in a thread; see api.disable_retries."""
+def test_hcloud_still_has_the_retry_count_that_gibil_sets_to_0() -> None:
+    """It has no public setting, and hcloud's retries sleep in a thread; see api.disable_retries."""
     client = hcloud.Client("token")
     assert client._client._retry_max_retries == 5
     disable_retries(client)
@@ -221,19 +221,19 @@ class Clock:
         return self.now
 
 
-async def test_the_answers_say_what_is_left_and_calls_in_flight_are_counted() -> None:
+async def test_responses_report_the_remaining_calls_and_calls_in_flight_are_counted() -> None:
     rate_limit = RateLimit(clock := Clock())
     await rate_limit.acquire()
     await rate_limit.acquire()
     rate_limit.answered(200, {"RateLimit-Limit": "3600", "RateLimit-Remaining": "100"})
-    assert rate_limit.left() == 99  # the other one is still on its way
+    assert rate_limit.left() == 99  # the other call is still in flight
     clock.now += 10
     assert rate_limit.left() == 109
     rate_limit.answered(None, {})
     assert rate_limit.left() == 109
 
 
-async def test_without_calls_left_calls_wait_for_the_refill_and_deletions_wait_less() -> None:
+async def test_calls_beyond_the_limit_wait_for_a_refill_and_deletions_wait_less() -> None:
     rate_limit = RateLimit(clock := Clock())
     await rate_limit.acquire()
     rate_limit.answered(429, {})
@@ -243,7 +243,7 @@ async def test_without_calls_left_calls_wait_for_the_refill_and_deletions_wait_l
     assert rate_limit.wait_s(0) == 0
 
 
-def test_one_token_has_one_rate_limit() -> None:
+def test_all_clients_of_one_token_share_a_rate_limit() -> None:
     one = rate_limit_of("a", "https://x")
     assert rate_limit_of("a", "https://x") is one
     assert rate_limit_of("b", "https://x") is not one

@@ -1,4 +1,4 @@
-"""The list of a machine's jobs, by a real sh over folders as the supervisor leaves them."""
+"""The list of a machine's jobs, made by a real sh from folders as the supervisor leaves them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def listed(home: Path) -> dict[str, JobEntry]:
     return {entry.id: entry for entry in read_jobs(done.stdout)}
 
 
-def test_a_job_runs_while_its_lock_is_held_has_exited_with_a_status_and_else_is_lost(tmp_path: Path) -> None:
+def test_a_job_is_running_while_locked_then_exited_or_lost(tmp_path: Path) -> None:
     running = job(tmp_path, "running", rc="...\n", script="echo 'a\tb'\nsleep 9\n")
     job(tmp_path, "exited", rc="7  \n")
     job(tmp_path, "lost", rc="...\n")
@@ -48,5 +48,5 @@ def test_a_machine_without_jobs_has_an_empty_list(tmp_path: Path) -> None:
     assert listed(tmp_path) == {}
 
 
-def test_an_answer_that_broke_off_is_no_entry() -> None:
+def test_an_incomplete_answer_is_not_an_entry() -> None:
     assert read_jobs(b"id\0exited\0") == []

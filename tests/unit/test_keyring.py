@@ -1,4 +1,4 @@
-"""Every machine's keys come from one secret, the same in every process, and nobody else can read it."""
+"""Every machine's keys are derived from one secret, are the same in every process, and are readable by their user only."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_derivation_is_hkdf(tmp_path: Path) -> None:
     assert derived == reference
 
 
-def test_a_projects_keys_come_from_its_token_alone(tmp_path: Path) -> None:
+def test_a_projects_keys_depend_only_on_its_token(tmp_path: Path) -> None:
     def keys(folder: str, token: str) -> list[str]:
         keyring = ProjectKeyring(tmp_path / folder, token)
         return [keyring.client_key("m"), keyring.host_key("m"), keyring.first_host_key("m")]
@@ -54,9 +54,9 @@ def test_another_keyring_of_the_same_folder_has_the_same_keys(tmp_path: Path) ->
     assert Keyring(tmp_path).client_public("m") != Keyring(tmp_path / "other").client_public("m")
 
 
-def test_the_secret_is_made_private_and_shows_nowhere(tmp_path: Path) -> None:
+def test_the_secret_file_is_private_and_the_secret_is_in_no_repr(tmp_path: Path) -> None:
     keyring = Keyring(tmp_path / "data")
-    assert not (tmp_path / "data").exists()  # nothing is made before it is needed
+    assert not (tmp_path / "data").exists()  # the secret is generated at its first use
     keyring.client_key("m")
     path = tmp_path / "data" / "keyring.key"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -66,7 +66,7 @@ def test_the_secret_is_made_private_and_shows_nowhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o660])
-def test_a_secret_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> None:
+def test_a_secret_readable_by_others_is_rejected(tmp_path: Path, mode: int) -> None:
     Keyring(tmp_path).client_key("m")
     (tmp_path / "keyring.key").chmod(mode)
     with pytest.raises(ConfigurationError, match="chmod 600"):
@@ -82,13 +82,13 @@ def test_a_corrupt_secret_is_rejected(tmp_path: Path, content: bytes) -> None:
         Keyring(tmp_path).client_key("m")
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match=r"Not a directory|File exists"):
         Keyring(tmp_path / "file").client_key("m")
 
 
-def test_processes_that_make_it_at_the_same_time_agree(tmp_path: Path) -> None:
+def test_processes_that_create_the_secret_at_the_same_time_agree(tmp_path: Path) -> None:
     data = tmp_path / "data"
     script = (
         "import sys; from pathlib import Path; from gibil_bot.providers.keyring import Keyring; "

@@ -19,7 +19,7 @@ from tests.doubles.patience import patient
 SAMPLES = Path(__file__).parent / "samples"
 
 BEYOND_A_SCHEMA = {
-    # What only the parser can know: meanings, and places in YAML that are gone in JSON.
+    # Only the parser can check these: semantics, and details of YAML that JSON doesn't have.
     "catastrophic-pattern", "choice-without-options", "condition", "condition-github", "default-outside-options",
     "duplicate-key", "group", "inputs-collide", "merge-key", "needs-default", "never", "outside", "reserved-command",
     "reserved-env", "secret-and-env", "shell", "tab", "tag-condition", "task-without-run", "two-documents", "uses-twice",
@@ -42,7 +42,7 @@ def validator(path: Path) -> jsonschema.Draft202012Validator:
 
 
 @pytest.mark.parametrize("name", list(FILES))
-def test_the_shipped_schema_is_what_the_tables_say(name: str) -> None:
+def test_the_shipped_schema_matches_the_tables(name: str) -> None:
     assert (shipped_workflows() / name).read_text() == schema_text(*FILES[name]), (
         "run python -m gibil_bot.planning.json_schema workflows"
     )
@@ -64,7 +64,7 @@ def test_the_module_writes_both_files(tmp_path: Path) -> None:
     [*sorted((SAMPLES / "valid").iterdir()), *sorted(shipped_workflows().glob("*.yml"))],
     ids=lambda path: path.name,
 )
-def test_what_the_parser_accepts_the_schema_accepts(path: Path) -> None:
+def test_the_schema_accepts_what_the_parser_accepts(path: Path) -> None:
     document = plain(read_yaml(path.name, path.read_bytes()))
     assert [error.message for error in validator(path).iter_errors(document)] == []
 
@@ -74,6 +74,6 @@ def test_what_the_parser_accepts_the_schema_accepts(path: Path) -> None:
     [path for path in sorted((SAMPLES / "broken").rglob("*")) if path.is_file() and path.stem not in BEYOND_A_SCHEMA],
     ids=lambda path: f"{path.parent.name}/{path.name}",
 )
-def test_what_the_parser_refuses_the_schema_refuses_where_a_schema_can(path: Path) -> None:
+def test_the_schema_rejects_what_the_parser_rejects_where_it_can(path: Path) -> None:
     document = plain(read_yaml(path.name, path.read_bytes()))
     assert not validator(path).is_valid(document)

@@ -1,4 +1,4 @@
-"""A machine is ready or it is not there."""
+"""A failed or cancelled creation leaves no machine."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ async def test_a_second_cancellation_does_not_stop_the_destruction(
     factory: MachineFactory, provider: MemoryProvider, connect: ConnectDouble
 ) -> None:
     connect.hang = True
-    provider.destroy_failures = 1  # the burning takes a while
+    provider.destroy_failures = 1  # destroying takes a while
     creating = asyncio.create_task(factory.create(name="m", owner="me", ttl_s=60))
     await connect.called.wait()
     creating.cancel()
@@ -193,9 +193,7 @@ async def test_a_second_cancellation_does_not_stop_the_destruction(
     assert (provider.machines, provider.closed) == ({}, True)
 
 
-async def test_a_machine_that_has_booted_long_ago_and_does_not_answer_is_not_waited_for_as_for_one_that_boots(
-    factory: MachineFactory, connect: ConnectDouble
-) -> None:
+async def test_a_machine_that_booted_long_ago_gets_no_boot_timeout(factory: MachineFactory, connect: ConnectDouble) -> None:
     young, shell = await factory.create("young", "ada", 60)
     assert isinstance(shell, NoShell)
     impatient = dataclasses.replace(factory, answers_s=0.01)
@@ -213,14 +211,14 @@ async def test_a_machine_that_has_booted_long_ago_and_does_not_answer_is_not_wai
         await opening
 
 
-async def test_a_cancelled_destroy_goes_on(factory: MachineFactory, provider: MemoryProvider) -> None:
+async def test_a_cancelled_destroy_continues(factory: MachineFactory, provider: MemoryProvider) -> None:
     await factory.create(name="m", owner="me", ttl_s=60)
     provider.destroy_failures = 1
-    burning = asyncio.create_task(factory.destroy("m"))
+    destroying = asyncio.create_task(factory.destroy("m"))
     await asyncio.sleep(0.01)
-    burning.cancel()
+    destroying.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await burning
+        await destroying
     await factory.close()
     assert provider.machines == {}
 
@@ -235,7 +233,7 @@ async def test_a_machine_of_another_creation_is_left_alone(
     assert provider.machines == {"m": machine}
 
 
-async def test_the_same_creation_again_finds_the_same_machine(factory: MachineFactory, provider: MemoryProvider) -> None:
+async def test_a_repeated_creation_finds_the_same_machine(factory: MachineFactory, provider: MemoryProvider) -> None:
     first, _ = await factory.create(name="m", owner="me", ttl_s=60)
     again, _ = await factory.create(name="m", owner="me", ttl_s=60)
     assert first == again
@@ -252,7 +250,7 @@ async def test_destruction_is_retried_and_its_failure_does_not_hide_the_first_er
     provider.destroy_failures = 3
     with pytest.raises(MachineLost):
         await factory.create(name="n", owner="me", ttl_s=60)
-    assert list(provider.machines) == ["n"]  # three times in vain: the sweep's work
+    assert list(provider.machines) == ["n"]  # three failed attempts: sweep deletes it later
     provider.destroy_failures = 3
     with pytest.raises(ProviderError):
         await factory.destroy("n")

@@ -1,4 +1,4 @@
-"""The parts of local machines that are functions of values or of a folder: limits, control groups, layout, filter, removal."""
+"""The pure parts of local machines: limits, control groups, layout, seccomp filter, removal."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def spec(size: str = "small", **more: int) -> MachineSpec:
 
 
 @pytest.mark.parametrize(("size", "memory_mb"), [("small", 2048), ("medium", 4096), ("large", 8192)])
-def test_a_size_stands_for_limits(size: str, memory_mb: int) -> None:
+def test_a_size_sets_limits(size: str, memory_mb: int) -> None:
     assert limits_of(spec(size)) == Limits(memory_mb=memory_mb, pids=512, disk_mb=10240)
 
 
-def test_limits_of_the_specification_come_before_those_of_the_size() -> None:
+def test_limits_of_the_spec_override_those_of_the_size() -> None:
     limits = limits_of(spec(memory_mb=300, pids=20, disk_mb=100))
     assert limits == Limits(memory_mb=300, pids=20, disk_mb=100)
     assert limits.disk_in_memory
@@ -47,13 +47,13 @@ def test_limits_of_the_specification_come_before_those_of_the_size() -> None:
 
 
 @pytest.mark.parametrize("refused", [spec("huge"), spec(memory_mb=1), spec(pids=1), spec(disk_mb=1)])
-def test_limits_that_no_machine_can_live_with_are_refused(refused: MachineSpec) -> None:
+def test_limits_that_are_too_small_are_rejected(refused: MachineSpec) -> None:
     with pytest.raises(ProviderError):
         limits_of(refused)
 
 
 def unified(tmp_path: Path) -> tuple[str, Path]:
-    """A cgroup v2 tree as systemd makes it: (mountinfo, its root)."""
+    """Create a cgroup v2 tree as systemd does; return mountinfo and its root."""
     root = tmp_path / "cgroup"
     for folder, enabled in (("", "cpu memory pids"), ("user.slice", "memory pids"), ("user.slice/app.slice", "pids")):
         (root / folder).mkdir(parents=True, exist_ok=True)
@@ -64,12 +64,12 @@ def unified(tmp_path: Path) -> tuple[str, Path]:
     return f"30 1 0:20 / {root} rw - cgroup2 cgroup2 rw", root
 
 
-def test_cgroup_v2_groups_are_made_beside_our_own_and_missing_controllers_are_passed_on(tmp_path: Path) -> None:
+def test_cgroup_v2_groups_are_siblings_and_missing_controllers_are_enabled(tmp_path: Path) -> None:
     mountinfo, root = unified(tmp_path)
     found = find_hierarchies(mountinfo, "0::/user.slice/app.slice/keeper.service")
     assert found == [Hierarchy(root / "user.slice/app.slice", 2, frozenset(("cpu", "memory", "pids")))]
     assert (root / "user.slice/app.slice/cgroup.subtree_control").read_text() == "+memory", (
-        "the last of those that were written"
+        "the last controller that was written"
     )
     groups = Groups(found, "gibil-1")
     assert groups.memory == "cgroup-v2"
@@ -128,13 +128,13 @@ def test_cgroup_v1_controllers_in_separate_mounts_are_all_found(tmp_path: Path) 
     assert groups.memory_used_mb("m") == 30
 
 
-def test_without_groups_of_ours_memory_is_polled() -> None:
+def test_memory_is_polled_without_control_groups() -> None:
     assert find_hierarchies("30 1 0:20 / / rw - ext4 /dev/vda rw", "0::/") == []
     assert Groups([], "x").memory == "polled"
     assert Groups([], "x").memory_used_mb("m") is None
 
 
-def test_mounts_below_usr_cut_it_for_a_user_and_are_laid_over_it_for_root(tmp_path: Path) -> None:
+def test_mounts_below_usr_split_it_for_a_user_and_overlay_it_for_root(tmp_path: Path) -> None:
     below = next(entry.path for entry in sorted(os.scandir("/usr/share"), key=lambda e: e.name) if entry.is_dir())
     mounts = ["/", "/proc", below]
     layout = base_tree.survey("user", mounts)
@@ -148,7 +148,7 @@ def test_mounts_below_usr_cut_it_for_a_user_and_are_laid_over_it_for_root(tmp_pa
 
 
 def answer(program: bytes, arch: int, number: int, *arguments: int) -> int:
-    """What the kernel would make of a call: the few BPF instructions that the filter uses, carried out."""
+    """Return the kernel's verdict on a call, by executing the few BPF instructions that the filter uses."""
     code = list(struct.iter_unpack("=HBBI", program))
     data, accumulator, at = {0: number, 4: arch}, 0, 0
     for index, argument in enumerate(arguments):  # struct seccomp_data, little-endian halves
@@ -174,7 +174,7 @@ ALLOW, ERRNO = 0x7FFF0000, 0x00050000
     ("machine", "arch", "chown", "setuid", "read", "bpf"),
     [("x86_64", 0xC000003E, 260, 105, 0, 321), ("aarch64", 0xC00000B7, 54, 146, 63, 280)],
 )
-def test_the_filter_pretends_denies_and_lets_pass(
+def test_the_filter_fakes_denies_and_allows_calls(
     machine: str, arch: int, chown: int, setuid: int, read: int, bpf: int
 ) -> None:
     pretending = seccomp.program(machine, pretend_root=True)
@@ -186,13 +186,13 @@ def test_the_filter_pretends_denies_and_lets_pass(
         assert answer(program, arch, read) == ALLOW
         assert answer(program, arch, bpf) == ERRNO | errno.EPERM
         assert answer(program, arch, 425) == ERRNO | errno.EPERM
-        assert answer(program, 0x40000003, read) == ERRNO | errno.ENOSYS, "a foreign architecture's numbers slip past"
+        assert answer(program, 0x40000003, read) == ERRNO | errno.ENOSYS, "another architecture's system call numbers pass"
         assert answer(program, arch, 0x40000000 | read) == ERRNO | errno.ENOSYS, "and those of x32"
 
 
 @pytest.mark.parametrize(("machine", "arch", "calls"), [("x86_64", 0xC000003E, (41, 53)), ("aarch64", 0xC00000B7, (198, 199))])
 @pytest.mark.parametrize("pretend_root", [True, False])
-def test_the_filter_allows_only_socket_families_that_network_namespaces_divide(
+def test_the_filter_allows_only_socket_families_that_network_namespaces_separate(
     machine: str, arch: int, calls: tuple[int, int], pretend_root: bool
 ) -> None:
     program = seccomp.program(machine, pretend_root=pretend_root)
@@ -201,21 +201,21 @@ def test_the_filter_allows_only_socket_families_that_network_namespaces_divide(
             allowed = family in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
             expected = ALLOW if allowed else ERRNO | errno.EAFNOSUPPORT
             assert answer(program, arch, call, family, socket.SOCK_STREAM, 0) == expected, (call, family)
-            # The kernel reads an int: what the upper half of the register holds must not matter.
+            # The kernel reads an int: the upper half of the register must not matter.
             assert answer(program, arch, call, family | 1 << 32, socket.SOCK_STREAM, 0) == expected, (call, family)
 
 
 @pytest.mark.parametrize(("machine", "arch", "call"), [("x86_64", 0xC000003E, 41), ("aarch64", 0xC00000B7, 198)])
-def test_the_filter_allows_only_netlink_protocols_that_ordinary_programs_use(machine: str, arch: int, call: int) -> None:
+def test_the_filter_allows_only_netlink_protocols_of_ordinary_programs(machine: str, arch: int, call: int) -> None:
     program = seccomp.program(machine, pretend_root=True)
     allowed = {0: "ROUTE", 2: "USERSOCK", 4: "SOCK_DIAG", 9: "AUDIT", 15: "KOBJECT_UEVENT", 16: "GENERIC"}
     for protocol in range(32):
         expected = ALLOW if protocol in allowed else ERRNO | errno.EPROTONOSUPPORT
         assert answer(program, arch, call, socket.AF_NETLINK, socket.SOCK_RAW, protocol) == expected, protocol
-    assert answer(program, arch, call, socket.AF_INET, socket.SOCK_RAW, 6) == ALLOW, "and of no other family's protocols"
+    assert answer(program, arch, call, socket.AF_INET, socket.SOCK_RAW, 6) == ALLOW, "and no protocols of other families"
 
 
-def test_removal_is_not_stopped_by_depth_or_modes_and_follows_no_link(tmp_path: Path) -> None:
+def test_removal_ignores_depth_and_modes_and_follows_no_link(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "kept").write_text("kept")
@@ -226,7 +226,7 @@ def test_removal_is_not_stopped_by_depth_or_modes_and_follows_no_link(tmp_path: 
     (tree / "locked/in").chmod(0)
     (tree / "locked").chmod(0)
     here = os.open(tree, os.O_RDONLY)
-    for _ in range(1500):  # deeper than a path can be long
+    for _ in range(1500):  # deeper than the longest path
         os.mkdir("d", dir_fd=here)
         below = os.open("d", os.O_RDONLY, dir_fd=here)
         os.close(here)
@@ -235,10 +235,10 @@ def test_removal_is_not_stopped_by_depth_or_modes_and_follows_no_link(tmp_path: 
     remove_tree(tree)
     assert not tree.exists()
     assert (outside / "kept").read_text() == "kept"
-    remove_tree(tree)  # nothing there: nothing happens
+    remove_tree(tree)  # removing a missing folder does nothing
 
 
-def test_the_size_of_a_disk_is_what_it_takes(tmp_path: Path) -> None:
+def test_the_size_of_a_disk_is_its_allocated_size(tmp_path: Path) -> None:
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "a/b/file").write_bytes(os.urandom(3 * 1024 * 1024))
     with (tmp_path / "sparse").open("wb") as sparse:
@@ -246,11 +246,11 @@ def test_the_size_of_a_disk_is_what_it_takes(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"link{number}").hardlink_to(tmp_path / "a/b/file")
     assert 2 <= measure_folder(str(tmp_path), 1000, 60).kb // 1024 <= 4
-    assert measure_folder(str(tmp_path), 3, 60)[1:] == (4, False), "there are more files than may be"
+    assert measure_folder(str(tmp_path), 3, 60)[1:] == (4, False), "there are more files than allowed"
     assert not measure_folder(str(tmp_path), 1000, -1).complete
 
 
-def test_a_command_that_never_gets_descriptors_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_that_never_gets_descriptors_is_rejected_with_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(init_client, "_PATIENCE_S", 0.05)
 
     class Starved:
@@ -275,7 +275,7 @@ def test_a_command_that_never_gets_descriptors_is_refused_in_words(monkeypatch: 
             init.spawn(command, ["/bin/true"], {})
             async with asyncio.timeout(patient(10)):
                 reason = await command.reason
-            init.kill_all()  # what waits behind it is sent
+            init.kill_all()  # commands queued behind it are sent
             assert await asyncio.get_running_loop().run_in_executor(None, theirs.recv, 1000) == b'{"kill_all": 9}'
             init.close()
         return reason
@@ -283,30 +283,30 @@ def test_a_command_that_never_gets_descriptors_is_refused_in_words(monkeypatch: 
     assert "use all file descriptors (Too many open files)" in asyncio.run(scenario())
 
 
-def test_a_clock_that_is_set_back_keeps_no_machine_longer() -> None:
+def test_a_clock_that_is_set_back_does_not_extend_a_machine() -> None:
     clocks: dict[str, Any] = {"now": datetime(2026, 1, 1, tzinfo=UTC), "boot": 1000.0}
     expiry = Expiry(clocks["now"] + timedelta(hours=1), now=lambda: clocks["now"], boot_s=lambda: clocks["boot"])
     assert expiry.left_s() == 3600
     clocks |= {"now": clocks["now"] - timedelta(days=1), "boot": 1000.0 + 600}
     assert expiry.left_s() == 3000
     clocks |= {"now": clocks["now"] + timedelta(days=2)}
-    assert expiry.left_s() < 0, "a clock that is set forward ends it: others are told that hour"
+    assert expiry.left_s() < 0, "the announced expiry has passed when the clock is set forward"
     clocks |= {"now": clocks["now"] - timedelta(days=2), "boot": 1000.0 + 3601}
     assert expiry.left_s() < 0
 
 
-def test_the_floor_of_free_space_fits_the_disk() -> None:
+def test_the_reserve_of_free_space_depends_on_the_disk() -> None:
     assert floor_mb(1000) == 20
     assert floor_mb(10**6) == 512
 
 
-def test_a_problem_keeps_its_code_on_the_control_socket() -> None:
-    told = error_of(problem_of(ProviderError("full", code="NO_ROOM")))
-    assert (type(told), told.code) == (ProviderError, "NO_ROOM")
+def test_an_error_keeps_its_code_over_the_control_socket() -> None:
+    error = error_of(problem_of(ProviderError("full", code="NO_ROOM")))
+    assert (type(error), error.code) == (ProviderError, "NO_ROOM")
     assert error_of(problem_of(NameTaken("n"))).code == "NAME_TAKEN"
 
 
-def test_a_box_that_forbids_forging_is_told_every_way_out_and_one_that_ran_out_is_told_so() -> None:
+def test_a_host_that_forbids_machines_gets_every_remedy_and_one_out_of_resources_its_own() -> None:
     refused = explain(SpawnFailed("entering a user namespace", errno.EPERM, "unshare: Operation not permitted"), "user", "/d")
     assert isinstance(refused, Unavailable)
     assert "Operation not permitted" in refused.message
@@ -319,9 +319,9 @@ def test_a_box_that_forbids_forging_is_told_every_way_out_and_one_that_ran_out_i
     assert not isinstance(full, Unavailable)
 
 
-def test_input_that_arrives_while_the_reading_is_resumed_is_written_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """asyncssh delivers what it has buffered, and the end, from within `resume_reading`."""
-    monkeypatch.setattr(ssh_session, "_STDIN_HIGH", 32 * 1024)  # what waits then fits into the pipe at once
+def test_input_that_arrives_during_resume_reading_is_written_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """asyncssh delivers buffered data and the end from within `resume_reading`."""
+    monkeypatch.setattr(ssh_session, "_STDIN_HIGH", 32 * 1024)  # the rest fits into the pipe at once
 
     class Channel:
         def __init__(self) -> None:
@@ -355,7 +355,7 @@ def test_input_that_arrives_while_the_reading_is_resumed_is_written_before_the_e
             shell.session_started()
             _message, (stdin, stdout, stderr) = receive(theirs, 65536, 3)
             shell.data_received(b"a" * 100_000, None)
-            assert channel.paused, "more waits to be written than may"
+            assert channel.paused, "more is buffered than allowed"
             read = await asyncio.get_running_loop().run_in_executor(None, _read_all, stdin)
             for fd in (stdout, stderr):
                 os.close(fd)
@@ -367,7 +367,7 @@ def test_input_that_arrives_while_the_reading_is_resumed_is_written_before_the_e
 
 
 def _read_all(fd: int) -> int:
-    """In pieces as large as the pipe, so that what waits to be written finds it empty."""
+    """Read in pieces of the pipe's size, so that each pending write finds the pipe empty."""
     total = 0
     while data := os.read(fd, 65536):
         total += len(data)

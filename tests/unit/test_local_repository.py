@@ -1,4 +1,4 @@
-"""A repository on this host, read as it is: its names, its files, what it lacks, and the settings of the person's git."""
+"""Reading a repository on this host: its names, its files, missing objects, and the settings of the user's git."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def origin(repo: Path | str, branch: str | None = None) -> CodeSource:
 
 
 async def packed(folder: Path, place: Path, *, dirty: bool = False) -> tuple[str, dict[str, bytes]]:
-    """The bundle that a machine would be sent, unpacked by the real git: the commit, and its files."""
+    """Return commit and files of the bundle that a machine would get, unpacked by the real git."""
     place.mkdir()
     async with local_checkout.read(folder, dirty=dirty) as here:
         sender = LocalBundle(here.repository, here.sha, here.promisor)
@@ -51,7 +51,7 @@ async def packed(folder: Path, place: Path, *, dirty: bool = False) -> tuple[str
 
 
 @pytest.mark.parametrize("name", ["v1", "HEAD", "heads/x", "-x", "prüfung", "a\u00a0b", "a\u3000b", "a\u2028b", "refs/heads/y"])
-async def test_a_branch_is_known_by_its_full_name(tmp_path: Path, name: str) -> None:
+async def test_a_branch_gets_its_full_name(tmp_path: Path, name: str) -> None:
     work = repository(tmp_path / "work", {"file": "1"})
     git(work, "update-ref", f"refs/tags/{name}", "HEAD")
     git(work, "update-ref", "refs/heads/x", "HEAD")
@@ -62,13 +62,13 @@ async def test_a_branch_is_known_by_its_full_name(tmp_path: Path, name: str) -> 
     assert (found.branch, found.sha) == (name, head)
     async with local_checkout.read(work, dirty=False) as here:
         assert (here.branch, here.sha) == (name, head)
-    if not name.startswith("-"):  # which is an option on a command line
+    if not name.startswith("-"):  # which would be an option on a command line
         git(work, "checkout", "-q", "--detach", "HEAD~1")
         found = await origin(work, name)
         assert (found.branch, found.sha) == (name, head)
 
 
-async def test_a_detached_head_is_no_branch(tmp_path: Path) -> None:
+async def test_a_detached_head_has_no_branch(tmp_path: Path) -> None:
     work = repository(tmp_path / "work", {"file": "1"})
     git(work, "checkout", "-q", "--detach")
     assert (await origin(work)).branch is None
@@ -77,7 +77,7 @@ async def test_a_detached_head_is_no_branch(tmp_path: Path) -> None:
         assert local_checkout._pull_request(here).base_ref == ""
 
 
-async def test_a_relative_address_of_the_origin_is_meant_from_the_checkout(tmp_path: Path) -> None:
+async def test_a_relative_origin_is_resolved_from_the_checkout(tmp_path: Path) -> None:
     work = repository(tmp_path / "work", {"file": "1"})
     git(work, "remote", "add", "origin", "../bare.git")
     assert await origin_url(work) == str(tmp_path / "bare.git")
@@ -88,7 +88,7 @@ async def test_a_relative_address_of_the_origin_is_meant_from_the_checkout(tmp_p
 # --- files ---
 
 
-async def test_workflow_files_are_found_whatever_their_names_are(tmp_path: Path) -> None:
+async def test_workflow_files_are_found_whatever_their_names(tmp_path: Path) -> None:
     names = ["prüfung", "with space", "line\u2028end", 'quote"d', "tab\there"]
     files = {f".gibil/workflows/{name}.yml": WORKFLOW % f"word{number}" for number, name in enumerate(names)}
     work = repository(tmp_path / "work", files)
@@ -113,7 +113,7 @@ def linked(tmp_path: Path) -> Path:
     return work
 
 
-async def test_links_to_files_of_the_commit_are_followed_and_others_are_a_problem(linked: Path) -> None:
+async def test_links_to_files_of_the_commit_are_followed_and_others_reported(linked: Path) -> None:
     found = await origin(linked)
     assert found.file is not None
     assert found.file.tasks[0].run == "true"
@@ -126,7 +126,7 @@ async def test_links_to_files_of_the_commit_are_followed_and_others_are_a_proble
     assert all("symbolic link" in problem and "replace it with the file itself" in problem for problem in problems.values())
 
 
-async def test_a_link_in_place_of_the_folder_is_a_problem(tmp_path: Path) -> None:
+async def test_a_link_that_replaces_the_folder_is_reported(tmp_path: Path) -> None:
     work = repository(tmp_path / "work", {"ci/ok.yml": WORKFLOW % "ok"})
     (work / ".gibil").mkdir()
     (work / ".gibil/workflows").symlink_to("../ci")
@@ -139,7 +139,7 @@ async def test_a_link_in_place_of_the_folder_is_a_problem(tmp_path: Path) -> Non
         await origin(work)
 
 
-async def test_a_workflow_file_that_is_too_large_is_said_to_be(tmp_path: Path) -> None:
+async def test_an_oversized_workflow_file_is_reported(tmp_path: Path) -> None:
     work = repository(tmp_path / "work", {".gibil.yml": "#" * 20_000_000})
     with pytest.raises(InvalidWorkflow, match="larger than 64 KiB"):
         await origin(work)
@@ -148,7 +148,7 @@ async def test_a_workflow_file_that_is_too_large_is_said_to_be(tmp_path: Path) -
 # --- what is sent ---
 
 
-async def test_reading_and_packing_leaves_the_repository_as_it_was(tmp_path: Path) -> None:
+async def test_reading_and_packing_do_not_change_the_repository(tmp_path: Path) -> None:
     work = repository(tmp_path / "work", {"file": "1", ".gitattributes": "*.txt text\n"})
     git(work, "worktree", "add", "-q", str(tmp_path / "linked"), "-b", "topic")
     (tmp_path / "linked" / "file").write_text("changed")
@@ -162,7 +162,7 @@ async def test_reading_and_packing_leaves_the_repository_as_it_was(tmp_path: Pat
     assert snapshot(work) == before
 
 
-async def test_a_sparse_checkout_and_excluded_files_are_sent_as_they_are_meant(tmp_path: Path) -> None:
+async def test_sparse_checkouts_and_excluded_files_are_respected(tmp_path: Path) -> None:
     work = repository(tmp_path / "work", {"kept/a": "1", "left/b": "2"})
     git(work, "sparse-checkout", "set", "kept")
     assert not (work / "left").exists()
@@ -174,7 +174,7 @@ async def test_a_sparse_checkout_and_excluded_files_are_sent_as_they_are_meant(t
     assert files == {"kept/a": b"changed", "left/b": b"2"}
 
 
-async def test_a_file_in_place_of_a_folder_and_a_removed_one_are_sent(tmp_path: Path) -> None:
+async def test_a_file_that_replaces_a_folder_and_a_removed_file_are_sent(tmp_path: Path) -> None:
     work = repository(tmp_path / "work", {"a/b": "1", "gone": "1", "c": "1"})
     for path in (work / "a/b", work / "gone", work / "c"):
         path.unlink()
@@ -186,7 +186,7 @@ async def test_a_file_in_place_of_a_folder_and_a_removed_one_are_sent(tmp_path: 
     assert files == {"a": b"file", "c/d": b"deep"}
 
 
-async def test_a_split_index_is_read_too(tmp_path: Path) -> None:
+async def test_a_split_index_is_read(tmp_path: Path) -> None:
     work = repository(tmp_path / "work", {"a": "1", "b": "1"})
     git(work, "update-index", "--split-index")
     (work / "a").write_text("2")
@@ -194,7 +194,7 @@ async def test_a_split_index_is_read_too(tmp_path: Path) -> None:
     assert files == {"a": b"2", "b": b"1"}
 
 
-# --- what is missing ---
+# --- missing objects ---
 
 
 @pytest.fixture
@@ -211,7 +211,7 @@ def partial(tmp_path: Path) -> Iterator[tuple[Path, GitServer]]:
         yield tmp_path / "partial", server
 
 
-async def test_a_partial_clone_gets_what_it_lacks_and_is_not_written_to(
+async def test_a_partial_clone_fetches_missing_objects_without_being_changed(
     partial: tuple[Path, GitServer], tmp_path: Path
 ) -> None:
     work, _ = partial
@@ -221,20 +221,22 @@ async def test_a_partial_clone_gets_what_it_lacks_and_is_not_written_to(
     assert snapshot(work) == before
 
 
-async def test_a_partial_clone_without_its_remote_says_what_is_missing(partial: tuple[Path, GitServer], tmp_path: Path) -> None:
+async def test_a_partial_clone_without_its_remote_reports_missing_objects(
+    partial: tuple[Path, GitServer], tmp_path: Path
+) -> None:
     work, _ = partial
     git(work, "remote", "set-url", "origin", "http://ada:hunter2@127.0.0.1:9/none.git")
     with pytest.raises(
         SourceError, match=r"only at its remote http://127\.0\.0\.1:9/none\.git, which can't be reached"
-    ) as told:
+    ) as caught:
         async with local_checkout.read(work, dirty=False) as here:
             await LocalBundle(here.repository, here.sha, here.promisor).send(NoShell())  # type: ignore[arg-type]
-    assert "hunter2" not in told.value.message
-    assert "\n" not in told.value.message
+    assert "hunter2" not in caught.value.message
+    assert "\n" not in caught.value.message
 
 
 class NoShell:
-    """A machine that takes everything."""
+    """A machine that accepts everything."""
 
     async def run(self, script: str, **how: object) -> object:
         return None
@@ -244,7 +246,7 @@ class NoShell:
             pass
 
 
-async def test_a_workflow_file_that_a_partial_clone_lacks_is_said_to_be_missing(
+async def test_a_workflow_file_missing_from_a_partial_clone_is_reported(
     partial: tuple[Path, GitServer], tmp_path: Path
 ) -> None:
     _, server = partial
@@ -255,7 +257,7 @@ async def test_a_workflow_file_that_a_partial_clone_lacks_is_said_to_be_missing(
             await ask
 
 
-async def test_a_repository_with_other_object_names_is_refused_with_the_reason(tmp_path: Path) -> None:
+async def test_a_repository_with_another_object_format_is_rejected_with_the_reason(tmp_path: Path) -> None:
     work = tmp_path / "work"
     git(tmp_path, "init", "-q", "--object-format=sha256", "work")
     git(work, "commit", "-q", "--allow-empty", "-m", "x")
@@ -263,7 +265,7 @@ async def test_a_repository_with_other_object_names_is_refused_with_the_reason(t
         await origin(work)
 
 
-# --- the person's settings ---
+# --- the user's settings ---
 
 SETTINGS = {
     "bare repositories only by name": "[safe]\n\tbareRepository = explicit\n",
@@ -284,7 +286,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-async def test_ordinary_settings_of_the_persons_git_change_nothing(
+async def test_common_git_settings_of_the_user_have_no_effect(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     files = {".gibil.yml": "tasks: [{run: 'true'}]\n", "prüfung.x": "1", ".gitattributes": "*.x filter=x\n"}
@@ -298,7 +300,7 @@ async def test_ordinary_settings_of_the_persons_git_change_nothing(
         for repo in (work, tmp_path / "served/lib.git", f"{server.url}/lib.git"):
             found = await origin(repo)
             assert (found.sha, found.branch, found.file is not None) == (head, "main", True)
-        monkeypatch.setattr("gibil_bot.machines.source._ASK_S", 0.0)  # as if only credentials opened it
+        monkeypatch.setattr("gibil_bot.machines.source._ASK_S", 0.0)  # as if it needed credentials
         found = await origin(f"{server.url}/lib.git")
         assert (found.sha, found.clone_url) == (head, None)
     (work / "prüfung.x").write_text("2")
@@ -306,9 +308,7 @@ async def test_ordinary_settings_of_the_persons_git_change_nothing(
     assert sent["prüfung.x"] == b"2"
 
 
-async def test_an_address_that_the_person_rewrites_and_their_header_are_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_users_url_rewrites_and_http_headers_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = repository(tmp_path / "work", {"file": "1"})
     (tmp_path / "served").mkdir()
     git(tmp_path, "clone", "-q", "--bare", str(work), "served/lib.git")
@@ -322,7 +322,7 @@ async def test_an_address_that_the_person_rewrites_and_their_header_are_used(
         assert "mine" in [authorization for _, authorization in server.requests]
 
 
-async def test_commits_carry_the_name_that_the_persons_git_would_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_commits_get_the_users_git_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EMAIL", raising=False)
     assert await identity() is None
     work = repository(tmp_path / "work", {"file": "1"})

@@ -1,4 +1,4 @@
-"""Task logs on the bot's disk: bounded each, bounded together, and redacted however much is left out."""
+"""Task logs on the bot's disk: each is bounded, their sum is bounded, and all are redacted even if most is left out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def _fed(path: Path, *blocks: bytes, limit: int, secrets: tuple[str, ...] 
     return log
 
 
-async def test_a_log_keeps_its_limit_says_so_once_and_shows_the_end(tmp_path: Path) -> None:
+async def test_a_log_stops_at_its_limit_notes_it_once_and_shows_the_end(tmp_path: Path) -> None:
     log = await _fed(tmp_path / "0.log", b"first\n" * 100, b"second\n" * 100, b"third\n" * 100, limit=1000)
     assert log.is_full
     await log.close()
@@ -34,7 +34,7 @@ async def test_a_log_keeps_its_limit_says_so_once_and_shows_the_end(tmp_path: Pa
     assert log.tail().endswith("third\n")
 
 
-async def test_a_log_that_was_full_is_full_when_it_is_opened_again(tmp_path: Path) -> None:
+async def test_a_full_log_is_still_full_when_reopened(tmp_path: Path) -> None:
     log = await _fed(tmp_path / "0.log", b"x\n" * 1000, limit=1000)
     await log.detach()
     size = (tmp_path / "0.log").stat().st_size
@@ -44,23 +44,21 @@ async def test_a_log_that_was_full_is_full_when_it_is_opened_again(tmp_path: Pat
     assert (tmp_path / "0.log").stat().st_size == size
 
 
-async def test_output_that_is_masked_to_almost_nothing_counts_as_it_came(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_limit_counts_output_before_masking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "LOG_LIMIT_BYTES", 1000)
     log = await _fed(tmp_path / "0.log", b"-----BEGIN PRIVATE KEY-----\n" * 50, limit=1000)
     assert log.is_full
     await log.close()
 
 
-async def test_no_room_at_all_keeps_nothing_and_the_end_is_shown(tmp_path: Path) -> None:
+async def test_a_limit_of_zero_stores_nothing_and_the_end_is_shown(tmp_path: Path) -> None:
     log = await _fed(tmp_path / "0.log", b"words\n", limit=0)
     await log.close()
     assert b"words" not in (tmp_path / "0.log").read_bytes()
     assert log.tail() == "words\n"
 
 
-async def test_a_disk_that_is_nearly_full_ends_the_log_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_nearly_full_disk_ends_the_log_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = await _fed(tmp_path / "0.log", b"before\n", limit=1000)
     monkeypatch.setattr(logs, "_free_above_floor", lambda where: 0)
     await log.feed(b"after\n", 13)
@@ -73,7 +71,7 @@ async def test_a_disk_that_is_nearly_full_ends_the_log_and_not_the_run(tmp_path:
     assert log.tail().endswith("after\n")
 
 
-async def test_what_is_skipped_is_counted_and_the_end_is_redacted(tmp_path: Path) -> None:
+async def test_skipped_output_is_counted_and_the_end_is_redacted(tmp_path: Path) -> None:
     heard: list[bytes] = []
     log = TaskLog(tmp_path / "0.log", Redactor(["hunter2-secret"]), heard.append, limit=10)
     await log.open()
@@ -89,13 +87,13 @@ async def test_what_is_skipped_is_counted_and_the_end_is_redacted(tmp_path: Path
     assert heard[-1] == b"the ***\nlast line\n"
 
 
-async def test_nothing_is_shown_twice_where_the_end_was_fed_already(tmp_path: Path) -> None:
+async def test_output_that_was_already_fed_is_not_shown_twice(tmp_path: Path) -> None:
     log = await _fed(tmp_path / "0.log", b"one\ntwo\nthree\n", limit=4)
     await log.skip(b"one\ntwo\nthree\nfour\n", 19)
     assert log.tail().replace("\n", " ").endswith("three  [gibil: 0 bytes omitted] four ")
 
 
-def test_output_whose_beginning_is_not_known_begins_after_a_line_and_after_a_key() -> None:
+def test_output_with_an_unknown_beginning_starts_after_a_line_and_after_a_key() -> None:
     assert after_the_first_line(b"no end of a line") == b""
     assert after_the_first_line(b"rest\nwhole\n") == b"whole\n"
     key = b"x\nMIIEvQIBADANBgkqhkiG\n-----END PRIVATE KEY-----\nafter\n"
@@ -111,7 +109,7 @@ def _run(folder: Path, name: str, size: int, age: int) -> None:
     os.utime(folder / name, (1_700_000_000 - age, 1_700_000_000 - age))
 
 
-def test_the_oldest_finished_runs_lose_their_logs_first(tmp_path: Path) -> None:
+def test_logs_of_the_oldest_finished_runs_are_deleted_first(tmp_path: Path) -> None:
     for age, name in enumerate(("new", "middle", "running", "old")):
         _run(tmp_path, name, 1000, age)
     assert size_of(tmp_path / "old") == 1000
@@ -122,16 +120,14 @@ def test_the_oldest_finished_runs_lose_their_logs_first(tmp_path: Path) -> None:
     assert trim_logs(tmp_path / "absent", 0, set()) == []
 
 
-def test_a_disk_that_is_nearly_full_removes_finished_logs_below_the_budget(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_nearly_full_disk_deletes_finished_logs_below_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for age, name in enumerate(("running", "old")):
         _run(tmp_path, name, 1000, age)
     monkeypatch.setattr(logs, "_free_above_floor", lambda where: -1)
     assert trim_logs(tmp_path, 10**9, {"running"}) == ["old"]
 
 
-def test_old_logs_go_with_those_of_a_second_machine(tmp_path: Path) -> None:
+def test_old_logs_of_a_second_machine_are_deleted_too(tmp_path: Path) -> None:
     _run(tmp_path, "old", 1000, 0)
     logs.forget_old_logs(tmp_path, 86400)
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""What a file says about a machine reaches its plan and its spec whole, and their JSON stays flat."""
+"""A file's machine settings reach the plan and the spec completely, and their JSON stays flat."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def test_every_key_of_a_file_is_read() -> None:
     assert parse_workflow("x.yml", text).machine == SAID
 
 
-def test_an_unknown_key_of_a_file_is_a_problem_of_the_file() -> None:
+def test_an_unknown_key_of_a_file_is_reported() -> None:
     with pytest.raises(InvalidWorkflow, match="sise"):
         parse_workflow("x.yml", b"on: {command: x}\nmachine: {sise: large}\ntasks: [{run: make}]\n")
 
 
-def test_only_what_is_said_overrides() -> None:
+def test_only_given_values_override() -> None:
     assert SAID.overridden_by(MachineResources()) == SAID
     assert SAID.overridden_by(MachineResources(size="small", pids=20)) == msgspec.structs.replace(SAID, size="small", pids=20)
 
 
-def test_plans_and_specs_have_every_value_at_the_top_of_their_json() -> None:
+def test_plans_and_specs_have_every_value_at_the_top_level_of_their_json() -> None:
     values = SAID.specified()
     assert set(values) == set(MachineResources.__struct_fields__)
     plan = MachinePlan(**values)

@@ -1,4 +1,4 @@
-"""What is left of a creation that fails after its machine exists."""
+"""What a creation that fails after its machine exists leaves behind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.unit.test_lifecycle import NoShell
 
 
 class FailingShell(NoShell):
-    """Every script fails, and the provider is broken from then on."""
+    """Fails every script, and marks the provider as broken."""
 
     def __init__(self, provider: ForgetfulProvider) -> None:
         self._provider = provider
@@ -32,7 +32,7 @@ class FailingShell(NoShell):
 
 
 class ForgetfulProvider(MemoryProvider):
-    """Once `broken`, it can't be asked, or has lost its machines."""
+    """Once `broken`, it raises or has no machines."""
 
     broken = False
     error: GibilError | None = None
@@ -63,7 +63,7 @@ async def service(
     service.release()
 
 
-async def test_a_machine_that_cannot_be_prepared_is_destroyed_when_its_provider_does_not_answer(
+async def test_a_machine_that_cannot_be_set_up_is_destroyed_although_its_provider_does_not_answer(
     service: MachineService, provider: ForgetfulProvider
 ) -> None:
     provider.error = ProviderError("the provider doesn't answer")
@@ -72,8 +72,6 @@ async def test_a_machine_that_cannot_be_prepared_is_destroyed_when_its_provider_
     assert provider.machines == {}
 
 
-async def test_a_machine_that_was_destroyed_while_it_was_prepared_is_lost(
-    service: MachineService, provider: ForgetfulProvider
-) -> None:
+async def test_a_machine_destroyed_during_its_set_up_is_lost(service: MachineService, provider: ForgetfulProvider) -> None:
     with pytest.raises(MachineLost, match="machine m was destroyed while it was being prepared"):
         await service.create(CreateRequest(name="m", made_by="tests"))

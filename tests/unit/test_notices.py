@@ -1,4 +1,4 @@
-"""What a provider says while a caller waits: that the tree which machines stand on is being built, once per data directory."""
+"""A provider's notices to waiting callers: that the base tree of machines is being built, once per data directory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.doubles.patience import patient
 from tests.doubles.provider import MemoryProvider
 
 
-async def test_every_caller_that_waits_for_the_first_machine_is_notified_once(tmp_path: Path) -> None:
+async def test_every_caller_waiting_for_the_first_machine_is_notified_once(tmp_path: Path) -> None:
     paths = LocalPaths(tmp_path / "data")
     paths.prepare()
     answering = asyncio.Event()
@@ -53,7 +53,7 @@ async def test_every_caller_that_waits_for_the_first_machine_is_notified_once(tm
     assert provider.listeners == {}
 
 
-async def test_a_provider_that_says_nothing_is_listened_to_all_the_same() -> None:
+async def test_a_provider_without_notices_is_supported() -> None:
     provider: Provider = MemoryProvider()
     assert not isinstance(provider, Noticing)
     with notices(provider, print):

@@ -1,4 +1,4 @@
-"""What `gibil replay` and `gibil doctor` make of what an operator has."""
+"""`gibil replay` and `gibil doctor` on an operator's files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_replay_guesses_the_event(payload: dict[str, object], event: str) -> Non
     assert guess_event(json.dumps(payload).encode(), Path("payload.json")) == event
 
 
-def test_the_doctor_reports_a_data_directory_that_others_can_read(tmp_path: Path) -> None:
+def test_the_doctor_reports_a_data_directory_readable_by_others(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     folder.chmod(0o755)

@@ -32,7 +32,7 @@ def seen(environment: dict[str, str], repository: str) -> dict[str, str]:
     return {name: secret.reveal() for name, secret in secrets.of_repository(repository).items()}
 
 
-def test_the_narrowest_scope_wins_and_no_repository_sees_anothers(tmp_path: Path) -> None:
+def test_the_narrowest_scope_wins_and_repositories_cannot_read_each_others_secrets(tmp_path: Path) -> None:
     environment = write(tmp_path, SCOPED)
     assert seen(environment, "acme/api") == {"A": "everywhere", "B": "of-acme", "C": "of-the-api", "D": "of-the-api"}
     assert seen(environment, "acme/web") == {"A": "everywhere", "B": "of-acme", "C": "of-acme"}
@@ -40,17 +40,17 @@ def test_the_narrowest_scope_wins_and_no_repository_sees_anothers(tmp_path: Path
     assert seen(environment, "acme") == {"A": "everywhere", "B": "everywhere"}  # a folder of `gibil try`
 
 
-def test_names_of_owners_and_repositories_have_no_case(tmp_path: Path) -> None:
+def test_names_of_owners_and_repositories_ignore_case(tmp_path: Path) -> None:
     environment = write(tmp_path, SCOPED)
     assert seen(environment, "ACME/Api") == seen(environment, "acme/api")
 
 
-def test_a_variable_is_for_all_repositories_and_beats_only_the_global_part_of_the_file(tmp_path: Path) -> None:
+def test_a_variable_applies_to_all_repositories_and_overrides_only_the_global_part(tmp_path: Path) -> None:
     environment = write(tmp_path, SCOPED) | {"GIBIL_SECRET_A": "variable", "GIBIL_SECRET_B": "variable"}
     assert seen(environment, "acme/api") == {"A": "variable", "B": "of-acme", "C": "of-the-api", "D": "of-the-api"}
 
 
-def test_the_flat_form_is_global_and_worth_a_note(tmp_path: Path) -> None:
+def test_the_flat_form_is_global_and_reported(tmp_path: Path) -> None:
     environment = write(tmp_path, "TOKEN: one\nowners: two\n")
     assert seen(environment, "any/body") == {"TOKEN": "one", "owners": "two"}
     (note,) = load_settings(environment).notes
@@ -59,7 +59,7 @@ def test_the_flat_form_is_global_and_worth_a_note(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "global:\n", "owners: {acme: }\nrepositories: {}\n"])
-def test_empty_parts_are_no_mistake(tmp_path: Path, text: str) -> None:
+def test_empty_sections_are_allowed(tmp_path: Path, text: str) -> None:
     assert seen(write(tmp_path, text), "acme/api") == {}
 
 
@@ -78,15 +78,15 @@ def test_empty_parts_are_no_mistake(tmp_path: Path, text: str) -> None:
         ("owners: [hidden-word]", "owners: write the name of an account"),
     ],
 )
-def test_mistakes_are_said_without_any_value(tmp_path: Path, text: str, says: str) -> None:
+def test_errors_are_reported_without_values(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         load_settings(write(tmp_path, text))
     assert says in str(caught.value)
     assert "hidden-word" not in str(caught.value)
 
 
-def test_the_message_about_a_missing_secret_says_how_to_set_it_for_that_repository() -> None:
-    said = missing_secret("DEPLOY", "acme/api")
-    assert "secrets.yml under `repositories: acme/api:`" in said
-    assert "GIBIL_SECRET_DEPLOY" in said
+def test_a_missing_secret_is_reported_with_how_to_set_it_for_the_repository() -> None:
+    output = missing_secret("DEPLOY", "acme/api")
+    assert "secrets.yml under `repositories: acme/api:`" in output
+    assert "GIBIL_SECRET_DEPLOY" in output
     assert "secrets.yml" not in missing_secret("DEPLOY", "folder")

@@ -1,4 +1,4 @@
-"""Whether a machine is idle: no command that was asked for is running, and nothing but PID 1 exists."""
+"""A machine is idle if no requested command is running and PID 1 is the only process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Command:
         raise AssertionError(reason)
 
 
-async def test_every_command_is_activity_until_its_end_is_reported() -> None:
+async def test_a_command_counts_as_activity_until_its_end_is_reported() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid1 = InitClient(ours, lambda: None)
     with theirs:
@@ -49,7 +49,7 @@ async def test_every_command_is_activity_until_its_end_is_reported() -> None:
         pid1.close()
 
 
-def test_a_process_without_children_has_none_and_one_with_children_has() -> None:
+def test_a_process_with_and_without_children() -> None:
     with subprocess.Popen(["sh", "-c", "read line; sleep 600 & echo started; wait"], stdin=-1, stdout=-1) as parent:
         assert parent.stdin is not None
         assert parent.stdout is not None

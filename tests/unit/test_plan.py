@@ -1,4 +1,4 @@
-"""From files and an event to plans: whose workflow counts, what a command may say, what a plan holds."""
+"""From files and an event to plans: which workflow applies, what a command may contain, what a plan contains."""
 
 from __future__ import annotations
 
@@ -58,18 +58,18 @@ def refusal(found: Catalogue, word: str, **arguments: str) -> str:
     return caught.value.message
 
 
-# --- whose workflow counts ---------------------------------------------------------------------------------------
+# --- which workflow applies ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("own_name", ["test.yml", "other.yml"])
-def test_a_repositorys_workflow_takes_the_place_of_the_operators(own_name: str) -> None:
+def test_a_repositorys_workflow_replaces_the_operators(own_name: str) -> None:
     found = known({"test.yml": TEST}, {f".gibil/workflows/{own_name}": OWN_TEST})
     (plan,) = for_command(found, Command(word="test"), facts())
     assert (plan.path, plan.title) == (f".gibil/workflows/{own_name}@main", "Own")
     assert [workflow.path for workflow in commands(found)] == [f".gibil/workflows/{own_name}@main"]
 
 
-def test_a_broken_file_hides_no_other_and_is_not_passed_over_in_silence() -> None:
+def test_a_broken_file_hides_no_other_and_is_reported() -> None:
     found = known(
         {"test.yml": TEST, "lint.yml": b"on: {command: lint}\ntasks: [{run: x}]", "README.md": b"# not a workflow"},
         {
@@ -85,12 +85,12 @@ def test_a_broken_file_hides_no_other_and_is_not_passed_over_in_silence() -> Non
     assert refusal(found, "test").startswith("`/gibil test` can't be used: .gibil/workflows/test.yml@main:2:1: ")
 
 
-def test_a_file_that_is_no_yaml_stands_for_the_command_of_its_name() -> None:
+def test_a_file_that_is_not_yaml_blocks_the_command_of_its_name() -> None:
     found = known({"test.yml": TEST}, {".gibil/workflows/test.yml": b"\tno"})
     assert "can't be used" in refusal(found, "test")
 
 
-def test_a_broken_workflow_stands_for_the_command_that_it_names() -> None:
+def test_a_broken_workflow_blocks_the_command_that_it_names() -> None:
     own = {
         ".gibil/workflows/a.yml": b"on: {command: deploy}\nwrong: 1",
         ".gibil/workflows/b.yml": b"on: pull_request\nwrong: 1",
@@ -98,7 +98,7 @@ def test_a_broken_workflow_stands_for_the_command_that_it_names() -> None:
     assert set(known({}, own).broken_words) == {"deploy", "b"}
 
 
-def test_a_problem_is_short_however_long_the_file_is() -> None:
+def test_a_problem_is_short_even_for_a_long_file() -> None:
     found = known({}, {".gibil/workflows/a.yml": b"x: !" + b"y" * 60000, ".gibil/workflows/b.yml": b"y" * 9000 + b": 1"})
     assert [len(str(problem)) < 1100 for problem in found.problems] == [True, True]
 
@@ -108,7 +108,7 @@ def test_two_workflows_of_one_repository_may_share_a_command() -> None:
     assert [plan.workflow for plan in for_command(found, Command(word="test"), facts())] == ["a", "b"]
 
 
-# --- what a command may say --------------------------------------------------------------------------------------
+# --- what a command may contain --------------------------------------------------------------------------------------
 
 INPUTS = """
 on: {command: x}
@@ -144,11 +144,11 @@ def test_arguments_and_defaults_become_the_inputs() -> None:
         ({"note": "x\0"}, "`note` contains a NUL character"),
     ],
 )
-def test_what_an_argument_may_not_be_is_said_to_the_person(arguments: dict[str, str], sentence: str) -> None:
+def test_invalid_arguments_are_reported_to_the_user(arguments: dict[str, str], sentence: str) -> None:
     assert refusal(known({"x.yml": INPUTS.encode()}), "x", **arguments) == sentence
 
 
-def test_an_unknown_word_gets_the_nearest_and_the_list() -> None:
+def test_an_unknown_command_is_answered_with_the_nearest_and_the_list() -> None:
     found = known({"test.yml": TEST})
     assert (
         refusal(found, "tset")
@@ -162,16 +162,16 @@ def test_an_unreadable_command_line_is_answered_with_its_problem() -> None:
         for_command(known({"test.yml": TEST}), Command(word="test", problem="a quote is not closed"), facts())
 
 
-def test_help_lists_words_inputs_and_where_they_come_from() -> None:
+def test_help_lists_commands_inputs_and_their_source() -> None:
     (entry,) = commands(known({"x.yml": INPUTS.encode(), "p.yml": b"on: pull_request\ntasks: [{run: x}]"}))
     assert (entry.word, entry.title, entry.path) == ("x", "x", "workflows/x.yml")
     assert [declared.name for declared in entry.inputs] == ["target", "dry-run", "workers", "label", "note"]
 
 
-# --- what a plan holds -------------------------------------------------------------------------------------------
+# --- what a plan contains ----------------------------------------------------------------------------------------------
 
 
-def test_a_plan_carries_the_facts_of_its_event() -> None:
+def test_a_plan_has_the_values_of_its_event() -> None:
     plan = one("name: The X\non: {command: x}\ntasks: [{run: x}]")
     assert set(plan.github) == set(GITHUB_NAMES)
     assert plan.github == {
@@ -189,7 +189,7 @@ def test_a_plan_carries_the_facts_of_its_event() -> None:
     assert (plan.workflow, plan.title, plan.comment) == ("x", "The X", "always")
 
 
-def test_the_tasks_of_the_repositorys_file_take_the_place_of_the_task_that_uses_it() -> None:
+def test_the_tasks_of_the_repository_file_replace_the_task_that_uses_it() -> None:
     yaml = """
 on: {command: x}
 env: {A: workflow, C: workflow}
@@ -211,19 +211,19 @@ tasks:
     assert plan.notes == ("The tasks come from .gibil.yml@main.",)
 
 
-def test_without_a_repositorys_file_the_task_runs_its_own_script() -> None:
+def test_without_a_repository_file_the_task_runs_its_own_script() -> None:
     (plan,) = for_command(known({"test.yml": TEST}), Command(word="test"), facts())
     assert [(task.name, task.run) for task in plan.tasks] == [("test", "make test")]
 
 
-def test_a_repositorys_file_without_tasks_still_sets_up_the_machine() -> None:
+def test_a_repository_file_without_tasks_still_sets_up_the_machine() -> None:
     found = known({"test.yml": TEST}, {".gibil.yml": b"packages: [make]\nenv: {A: b}"})
     (plan,) = for_command(found, Command(word="test"), facts())
     assert [task.name for task in plan.tasks] == ["set up", "test"]
     assert plan.env == {"A": "b"}
 
 
-def test_a_broken_repositorys_file_stops_those_who_use_it_and_nobody_else() -> None:
+def test_a_broken_repository_file_stops_only_workflows_that_use_it() -> None:
     other = b"on: {command: other, pull_request: opened}\ntasks: [{run: x}]"
     uses = TEST.replace(b"{command: test}", b"{command: test, pull_request: opened}")
     found = known({"test.yml": uses, "other.yml": other}, {".gibil.yml": b"services: []"})
@@ -231,13 +231,13 @@ def test_a_broken_repositorys_file_stops_those_who_use_it_and_nobody_else() -> N
     assert [plan.workflow for plan in for_pull_request(found, "opened", facts())[0]] == ["other"]
 
 
-def test_a_workflow_that_lives_by_the_repositorys_file_says_what_it_misses() -> None:
+def test_a_workflow_that_needs_the_repository_file_reports_missing_tasks() -> None:
     found = known({"x.yml": b"on: {command: x, pull_request: opened}\ntasks: [{uses: .gibil.yml}]"})
     assert refusal(found, "x") == "x needs tasks in the repository's .gibil.yml, and there are none on its base branch"
     assert for_pull_request(found, "opened", facts()) == ((), ())
 
 
-def test_what_these_machines_cannot_do_is_said_although_nobody_asked_by_name() -> None:
+def test_unsupported_services_are_reported_although_the_workflow_was_not_named() -> None:
     found = known(
         {"x.yml": b"on: {command: x, pull_request: opened}\ntasks: [{uses: .gibil.yml}]"},
         {".gibil.yml": b"services: {search: {image: 'elasticsearch:8', ports: [9200]}}\ntasks: [{run: x}]"},
@@ -253,7 +253,7 @@ def test_what_these_machines_cannot_do_is_said_although_nobody_asked_by_name() -
     assert ([plan.workflow for plan in plans], reasons) == (["x"], ())
 
 
-def test_untrusted_runs_have_no_secrets_and_the_report_says_so() -> None:
+def test_an_untrusted_run_gets_no_secrets_and_a_note() -> None:
     yaml = "on: {command: x}\nsecrets: [KEY, OTHER]\ntasks: [{run: x}]"
     assert one(yaml).secrets == ("KEY", "OTHER")
     untrusted = one(yaml, Trust.UNTRUSTED)
@@ -261,7 +261,7 @@ def test_untrusted_runs_have_no_secrets_and_the_report_says_so() -> None:
     assert untrusted.notes == ("Without its secrets (KEY, OTHER): the run is untrusted.",)
 
 
-def test_a_workflow_that_runs_again_is_planned_from_todays_file_with_the_inputs_that_it_still_has() -> None:
+def test_a_rerun_uses_todays_file_with_the_inputs_that_still_exist() -> None:
     today = b"on: {command: y}\ninputs: {to: {default: eu}, new: {default: 'n'}}\ntasks: [{run: today}]"
     before = {"to": "us", "gone": "x"}
     plan = again(known({"x.yml": today}), "x", before, replace(facts(), event_name="check_run"))
@@ -270,7 +270,7 @@ def test_a_workflow_that_runs_again_is_planned_from_todays_file_with_the_inputs_
         again(known({}), "x", before, facts())
 
 
-def test_runs_of_one_pull_request_supersede_each_other_unless_a_group_says_otherwise() -> None:
+def test_runs_of_one_pull_request_supersede_each_other_unless_the_group_differs() -> None:
     plain = one("on: {command: x}\ntasks: [{run: x}]")
     assert (plain.concurrency_group, plain.cancel_in_progress) == ("x/7", True)
     grouped = one(
@@ -292,7 +292,7 @@ def test_runs_of_one_pull_request_supersede_each_other_unless_a_group_says_other
         ("machine: {ttl: 2h}", 1800, 1800, 1800, True),
     ],
 )
-def test_the_time_of_the_tasks_never_exceeds_the_life_of_the_machine(
+def test_the_time_of_the_tasks_never_exceeds_the_time_to_live(
     keys: str, max_ttl_s: int, timeout_s: float, ttl_s: int, noted: bool
 ) -> None:
     plan = one(f"on: {{command: x}}\n{keys}\ntasks: [{{run: x}}, {{run: y, timeout-minutes: 1}}]", max_ttl_s=max_ttl_s)
@@ -300,7 +300,7 @@ def test_the_time_of_the_tasks_never_exceeds_the_life_of_the_machine(
     assert [task.timeout_s for task in plan.tasks] == [timeout_s, 60.0]
 
 
-def test_what_a_file_asks_of_a_machine_is_held_to_the_operators_caps() -> None:
+def test_a_files_machine_settings_are_limited_by_the_operators_caps() -> None:
     caps = Caps(
         memory_mb=4096, disk_mb=20480, pids=1000, server_types=("cx23",), sizes_mb={"small": 2048, "large": 8192},
         default_disk_mb=10240,
@@ -315,7 +315,7 @@ def test_what_a_file_asks_of_a_machine_is_held_to_the_operators_caps() -> None:
         assert any(setting in note for note in plan.notes), setting
     found = known({"x.yml": b"on: {command: x}\nmachine: {size: large, server-type: cx23}\ntasks: [{run: x}]"})
     (plan,) = for_command(found, Command(word="x"), limited)
-    assert (plan.machine.memory_mb, plan.machine.server_type) == (4096, "cx23"), "a size is no way round a cap"
+    assert (plan.machine.memory_mb, plan.machine.server_type) == (4096, "cx23"), "a size can't exceed a cap"
     assert len(plan.notes) == 1
     found = known({"x.yml": b"on: {command: x}\ntasks: [{run: x}]"})
     (plan,) = for_command(found, Command(word="x"), limited)
@@ -329,7 +329,7 @@ def test_booleans_and_numbers_are_bound_into_conditions() -> None:
     assert one(yaml, dry_run="true").tasks[0].condition == "!true && inputs.n > 1"
 
 
-def test_a_pull_requests_action_starts_those_that_wait_for_it() -> None:
+def test_an_action_of_a_pull_request_starts_the_workflows_that_name_it() -> None:
     found = known(
         {
             "a.yml": b"on: pull_request\ntasks: [{run: x}]",
@@ -342,7 +342,7 @@ def test_a_pull_requests_action_starts_those_that_wait_for_it() -> None:
     assert for_pull_request(found, "closed", facts()) == ((), ())
 
 
-def test_a_workflow_can_be_asked_for_by_its_name() -> None:
+def test_a_workflow_can_be_requested_by_its_name() -> None:
     found = known({"test.yml": TEST, "broken.yml": b"x: y"})
     assert for_workflow(found, "test", {}, facts()).workflow == "test"
     with pytest.raises(UsageError, match="there is no workflow 'tets' \\(did you mean 'test'\\?\\)"):
@@ -351,14 +351,14 @@ def test_a_workflow_can_be_asked_for_by_its_name() -> None:
         for_workflow(found, "broken", {}, facts())
 
 
-def test_a_plan_is_json_and_comes_back_as_it_was() -> None:
+def test_a_plan_survives_the_round_trip_through_json() -> None:
     plan = one(INPUTS, note="hi")
     assert json.loads(json.dumps(plan_view(plan)))["workflow"] == "x"
     assert msgspec.json.decode(msgspec.json.encode(plan), type=Plan) == plan
     assert plan.machine == MachinePlan(ttl_s=4200)
 
 
-def test_checking_files_gives_every_problem_of_each() -> None:
+def test_checking_files_reports_every_problem_of_each() -> None:
     problems = check_files({"test.yml": TEST, ".gibil.yml": b"tasks: []", "bad.yml": b"on: push"})
     assert [problem.path for problem in problems] == [".gibil.yml", "bad.yml", "bad.yml"]
 
@@ -367,6 +367,6 @@ def test_checking_files_gives_every_problem_of_each() -> None:
 @given(
     st.dictionaries(st.sampled_from([".gibil.yml", ".gibil/workflows/a.yml", ".gibil/workflows/b.yml"]), st.binary(max_size=80))
 )
-def test_no_repository_can_make_the_catalogue_fail(repository: dict[str, bytes]) -> None:
+def test_no_repository_file_can_crash_the_catalogue(repository: dict[str, bytes]) -> None:
     found = known({"test.yml": TEST}, repository)
     assert len(found.problems) + len(found.workflows) >= 1

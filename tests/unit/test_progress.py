@@ -1,4 +1,4 @@
-"""What people see on stderr while a machine is made: seconds that count on a terminal, plain lines everywhere else."""
+"""Progress on stderr while a machine is created: running seconds on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.doubles.patience import patient
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[int, TextIO]]:
-    """Both ends: what is read, and a stream that is a terminal."""
+    """Open a pty; return its reading end, and a stream that is a terminal."""
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "w", encoding="utf-8") as stream:
         yield ours, stream
@@ -32,7 +32,7 @@ def terminal() -> Iterator[tuple[int, TextIO]]:
 
 
 async def seen_until(descriptor: int, wanted: str) -> str:
-    """What the terminal shows up to that; at most ten seconds."""
+    """Return what the terminal shows up to this text; wait ten seconds at most."""
     seen = b""
     readable = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -50,13 +50,13 @@ async def seen_until(descriptor: int, wanted: str) -> str:
     return seen.decode()
 
 
-async def test_on_a_terminal_the_seconds_count_and_what_is_done_stays(
+async def test_a_terminal_shows_running_seconds_and_keeps_finished_steps(
     terminal: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, stream = terminal
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(sys, "stderr", stream)  # here and not in a fixture: pytest sets it anew before the call
+    monkeypatch.setattr(sys, "stderr", stream)  # set here and not in a fixture, because pytest sets it again before the call
     async with Progress() as progress:
         progress.phase("m", "forge", None)
         progress.phase("n", "forge", None)
@@ -68,7 +68,7 @@ async def test_on_a_terminal_the_seconds_count_and_what_is_done_stays(
         await seen_until(ours, "creating n, 1 more")  # n, and the connection to m
 
 
-async def test_elsewhere_there_is_a_line_for_what_is_done_without_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_other_streams_get_one_plain_line_per_finished_step(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     async with Progress() as progress:
@@ -80,19 +80,19 @@ async def test_elsewhere_there_is_a_line_for_what_is_done_without_colours(monkey
     assert stream.getvalue() == "✔ read the repository (0.50 s)\n✔ created m (0.03 s)\n✔ connected to m (0.01 s)\n"
 
 
-async def test_nobody_needs_to_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_progress_works_without_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     async with Progress() as progress:
         progress.phase("m", "forge", None)
         progress.phase("m", "forge", 0.03)
 
 
-def test_a_table_has_columns_and_what_others_wrote_moves_no_cursor() -> None:
+def test_a_table_has_columns_and_foreign_text_moves_no_cursor() -> None:
     rows: list[tuple[str, ...]] = [("NAME", "FOR"), ("a-long-name", printable("x\x1b[2J\ny")), ("b", "")]
     assert table(rows) == "NAME         FOR\na-long-name  x [2J y\nb\n"
 
 
-async def test_on_a_narrow_terminal_what_counts_stays_in_one_row(
+async def test_a_narrow_terminal_keeps_the_important_part_on_one_line(
     terminal: tuple[int, TextIO], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, stream = terminal

@@ -1,4 +1,4 @@
-"""The script that makes a machine ready, run by a real bash in a folder that stands for the machine."""
+"""The script that sets a machine up, run by a real bash in a directory that stands in for the machine."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is mi
 
 
 @dataclass
-class Place:
-    """`root` stands for /root and /run: the script's absolute paths are moved there."""
+class Folder:
+    """Stands in for a machine's root directory: absolute paths of the script are moved into it."""
 
     folder: Path
 
@@ -48,10 +48,10 @@ class Place:
 
     def state(self) -> list[list[str]]:
         lines = (self.folder / "root/.gibil/provision").read_text().splitlines()
-        return [[field for place, field in enumerate(line.split("\t")) if place != 3] for line in lines]
+        return [[field for column, field in enumerate(line.split("\t")) if column != 3] for line in lines]
 
     def later(self, command: str) -> str:
-        """What a command says that comes afterwards."""
+        """Return the output of a later command."""
         load = self.moved(remote_layout.LOAD_ENVIRONMENT)
         done = subprocess.run(["bash", "-c", f"{load}; {command}"], capture_output=True, text=True, timeout=patient(30))
         assert done.returncode == 0, done.stderr
@@ -59,19 +59,19 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path)
 
 
-def test_without_tasks_it_is_ready_and_done(place: Place) -> None:
-    assert place.run("").returncode == 0
-    assert place.has(remote_layout.READY)
-    assert place.has(remote_layout.TASKS_DONE)
-    assert not place.has(remote_layout.TASKS_FAILED)
+def test_a_machine_without_tasks_is_ready_and_done(folder: Folder) -> None:
+    assert folder.run("").returncode == 0
+    assert folder.has(remote_layout.READY)
+    assert folder.has(remote_layout.TASKS_DONE)
+    assert not folder.has(remote_layout.TASKS_FAILED)
 
 
-def test_tasks_run_in_order_and_after_a_failure_only_those_that_ask_for_it(place: Place) -> None:
-    done = place.run(
+def test_tasks_run_in_order_and_after_a_failure_only_with_a_condition(folder: Folder) -> None:
+    done = folder.run(
         "tasks:\n"
         "  - {name: one, run: echo first}\n"
         "  - {name: forgiven, run: exit 7, continue-on-error: true}\n"
@@ -81,10 +81,10 @@ def test_tasks_run_in_order_and_after_a_failure_only_those_that_ask_for_it(place
         "  - {name: always, if: always(), run: echo last}\n"
     )
     assert done.returncode == 1
-    assert place.has(remote_layout.READY)
-    assert place.has(remote_layout.TASKS_FAILED)
-    assert not place.has(remote_layout.TASKS_DONE)
-    assert place.state() == [
+    assert folder.has(remote_layout.READY)
+    assert folder.has(remote_layout.TASKS_FAILED)
+    assert not folder.has(remote_layout.TASKS_DONE)
+    assert folder.state() == [
         ["0", "success", "0", "ready"],
         ["1", "success", "0", "one"],
         ["2", "failure", "7", "forgiven"],
@@ -97,33 +97,33 @@ def test_tasks_run_in_order_and_after_a_failure_only_those_that_ask_for_it(place
     assert "cleaning" in done.stdout
 
 
-def test_a_task_with_nothing_to_do_is_skipped_and_no_failure_unless_it_failed(place: Place) -> None:
-    done = place.run(
+def test_a_task_with_nothing_to_do_is_skipped_unless_it_failed(folder: Folder) -> None:
+    done = folder.run(
         "tasks:\n"
         "  - {name: nothing, run: 'echo no linter >$GIBIL_NEUTRAL'}\n"
         "  - {name: after, run: 'true'}\n"
         "  - {name: failed, run: 'echo nothing >$GIBIL_NEUTRAL; exit 1', continue-on-error: true}\n"
     )
     assert done.returncode == 0
-    assert place.has(remote_layout.TASKS_DONE)
-    assert [row[1:3] for row in place.state()[1:]] == [["skipped", "0"], ["success", "0"], ["failure", "1"]]
+    assert folder.has(remote_layout.TASKS_DONE)
+    assert [row[1:3] for row in folder.state()[1:]] == [["skipped", "0"], ["success", "0"], ["failure", "1"]]
 
 
-def test_a_line_of_ours_begins_a_line_whatever_a_task_printed_last(place: Place) -> None:
-    log = place.folder / "out"
+def test_a_status_line_starts_a_new_line_after_any_task_output(folder: Folder) -> None:
+    log = folder.folder / "out"
     file = (
         "tasks:\n  - {name: a, run: printf dangling}\n  - {name: b, run: echo whole}\n"
         "  - {name: c, run: 'true'}\n  - {name: d, run: 'printf dangling >&2; exit 3'}\n"
     )
-    assert place.run(file, log=log).returncode == 1
+    assert folder.run(file, log=log).returncode == 1
     assert log.read_text().splitlines() == [
         *("=== ready", "=== a", "dangling", "=== a: success, exit status 0", "=== b", "whole", "=== b: success, exit status 0"),
         *("=== c", "=== c: success, exit status 0", "=== d", "dangling", "=== d: failure, exit status 3", "=== a task failed"),
     ]
 
 
-def test_a_condition_sees_the_environment_of_the_file_and_of_the_task(place: Place) -> None:
-    done = place.run(
+def test_a_condition_sees_the_environment_of_the_file_and_of_the_task(folder: Folder) -> None:
+    done = folder.run(
         "env: {COLOUR: red}\n"
         "tasks:\n"
         "  - {name: one, if: env.COLOUR == 'red', run: echo one}\n"
@@ -135,9 +135,9 @@ def test_a_condition_sees_the_environment_of_the_file_and_of_the_task(place: Pla
     assert "=== three: skipped" in done.stdout
 
 
-def test_a_task_has_its_environment_its_folder_its_shell_and_its_time(place: Place) -> None:
-    (place.folder / "root/project/sub dir").mkdir(parents=True)
-    done = place.run(
+def test_a_task_gets_its_environment_folder_shell_and_timeout(folder: Folder) -> None:
+    (folder.folder / "root/project/sub dir").mkdir(parents=True)
+    done = folder.run(
         "env: {COLOUR: red, KIND: file}\n"
         "tasks:\n"
         "  - {name: env, env: {KIND: own}, run: 'echo \"$COLOUR-$KIND-$GIVEN-$CI-$GITHUB_SHA\"'}\n"
@@ -148,46 +148,46 @@ def test_a_task_has_its_environment_its_folder_its_shell_and_its_time(place: Pla
         {"GIVEN": "a b\n'c'", "KIND": "given"},
     )
     assert f"red-own-a b\n'c'-true-{'a' * 40}" in done.stdout
-    assert f"{place.folder}/root/project/sub dir\n" in done.stdout
+    assert f"{folder.folder}/root/project/sub dir\n" in done.stdout
     assert "sh:" in done.stdout
     assert "100% of\nthe text" in done.stdout
-    assert place.state()[-1] == ["5", "timed_out", "124", "slow"]
+    assert folder.state()[-1] == ["5", "timed_out", "124", "slow"]
 
 
-def test_what_a_task_leaves_in_its_files_is_there_for_the_next_and_for_commands(place: Place) -> None:
-    done = place.run(
+def test_values_written_by_a_task_reach_later_tasks_and_commands(folder: Folder) -> None:
+    done = folder.run(
         "env: {A: file}\n"
         "tasks:\n"
         "  - run: |\n"
         '      echo "A=1=2" >>"$GITHUB_ENV"\n'
         '      printf "B<<END\\ntwo\\nlines\\nEND\\n" >>"$GITHUB_ENV"\n'
         '      echo "gibil_failed=1" >/dev/null; echo "number=9" >>"$GITHUB_ENV"\n'
-        f'      mkdir -p {place.folder}/tools; echo {place.folder}/tools >>"$GITHUB_PATH"\n'
+        f'      mkdir -p {folder.folder}/tools; echo {folder.folder}/tools >>"$GITHUB_PATH"\n'
         '  - run: echo "<$A|$B|$number|$PATH>"\n'
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"<1=2|two\nlines|9|{place.folder}/tools:" in done.stdout
-    assert place.later('echo "$A|$B|$PATH"').startswith(f"1=2|two\nlines|{place.folder}/tools:")
-    assert (place.folder / "run/gibil/env").stat().st_mode & 0o777 == 0o600
+    assert f"<1=2|two\nlines|9|{folder.folder}/tools:" in done.stdout
+    assert folder.later('echo "$A|$B|$PATH"').startswith(f"1=2|two\nlines|{folder.folder}/tools:")
+    assert (folder.folder / "run/gibil/env").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("line", ["no sign", "1X=2", "GITHUB_TOKEN=x", "NODE_OPTIONS=x", "A<<END"])
-def test_a_task_that_leaves_nonsense_in_its_files_has_failed(place: Place, line: str) -> None:
-    place.run(f'tasks: [{{name: odd, run: \'echo "{line}" >>"$GITHUB_ENV"\'}}]\n')
-    assert place.state()[-1][1] == "failure"
-    assert place.has(remote_layout.TASKS_FAILED)
+def test_a_task_that_writes_invalid_values_fails(folder: Folder, line: str) -> None:
+    folder.run(f'tasks: [{{name: odd, run: \'echo "{line}" >>"$GITHUB_ENV"\'}}]\n')
+    assert folder.state()[-1][1] == "failure"
+    assert folder.has(remote_layout.TASKS_FAILED)
 
 
-def test_a_set_up_that_fails_is_told_by_the_marker_that_everybody_polls(place: Place) -> None:
-    done = place.run("runtime: {go: '0.1'}\ntasks: [{run: echo never}]\n")
+def test_a_failed_set_up_writes_the_marker_that_callers_poll(folder: Folder) -> None:
+    done = folder.run("runtime: {go: '0.1'}\ntasks: [{run: echo never}]\n")
     assert done.returncode == 1
-    assert not place.has(remote_layout.READY)
-    assert place.has(remote_layout.TASKS_FAILED)
-    assert place.state()[-1][1] == "failure"
+    assert not folder.has(remote_layout.READY)
+    assert folder.has(remote_layout.TASKS_FAILED)
+    assert folder.state()[-1][1] == "failure"
     assert "never" not in done.stdout
 
 
-def test_names_that_our_own_script_could_trip_over_reach_tasks_unharmed(place: Place) -> None:
+def test_variable_names_that_the_script_uses_itself_reach_tasks(folder: Folder) -> None:
     given = {"number": "x", "status": "y", "IFS": ":", "BASH_ENV": "/dev/null", "line": "z", "text": "t"}
-    done = place.run("tasks: [{run: 'echo \"$number$status$line$text\"'}]\n", given)
+    done = folder.run("tasks: [{run: 'echo \"$number$status$line$text\"'}]\n", given)
     assert "xyzt\n" in done.stdout

@@ -1,4 +1,4 @@
-"""Which credentials a run's clone uses: none for a public repository, a token that is revoked for any other."""
+"""Which credentials a run's clone uses: none for a public repository, a revoked token for any other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.contracts.store_nouns import new_run
 
 @dataclass
 class _Tokens:
-    """Mints `token-1`, `token-2`, … and records what is revoked."""
+    """Mints `token-1`, `token-2`, … and records which are revoked."""
 
     minted: int = 0
     revoked: list[str] = field(default_factory=list)
@@ -32,7 +32,7 @@ class _Tokens:
 
 @dataclass
 class _Machine:
-    """Ends each clone with the next of `statuses`, and records the token that it was given."""
+    """Ends each clone with the next of `statuses`, and records the token that it got."""
 
     statuses: list[int]
     tokens: list[str] = field(default_factory=list)
@@ -81,7 +81,7 @@ async def test_a_private_repository_is_cloned_with_a_token_that_is_revoked() -> 
 
 
 @pytest.mark.parametrize("status", [clone.CLONE_REFUSED, clone.CLONE_UNREACHABLE])
-async def test_a_token_is_used_when_a_public_repository_is_not_shown_to_strangers(status: int) -> None:
+async def test_a_token_is_used_if_a_public_repository_needs_a_login(status: int) -> None:
     tokens, machine, problem = await _cloned(_run(private=False), status, 0)
     assert (tokens.minted, tokens.revoked, machine.tokens, problem) == (1, ["token-1"], ["", "token-1"], "")
 

@@ -1,4 +1,4 @@
-"""The link that registers the App, and what is said about one that was registered otherwise."""
+"""The link that registers the App, and the differences that are reported for an App registered otherwise."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_shipped_manifest_is_app_yml() -> None:
     assert read_manifest((ROOT / "app.yml").read_bytes()) == MANIFEST
 
 
-def test_the_link_fills_in_all_of_app_yml() -> None:
+def test_the_link_contains_all_of_app_yml() -> None:
     content = yaml.safe_load((ROOT / "app.yml").read_text())
     url = urlsplit(registration_url(MANIFEST, webhook_url="https://bot.acme.dev/webhook"))
     assert f"{url.scheme}://{url.netloc}{url.path}" == "https://github.com/settings/apps/new"
@@ -73,11 +73,11 @@ def test_the_link_fills_in_all_of_app_yml() -> None:
         ("https://api.acme.ghe.com", None, "https://acme.ghe.com/settings/apps/new?"),
     ],
 )
-def test_the_link_leads_to_the_right_github_and_account(api: str, organization: str | None, begins: str) -> None:
+def test_the_link_leads_to_the_configured_github_and_account(api: str, organization: str | None, begins: str) -> None:
     assert registration_url(MANIFEST, api, organization=organization).startswith(begins)
 
 
-def test_a_password_in_the_address_of_the_api_does_not_reach_the_link() -> None:
+def test_a_password_in_the_api_address_is_not_in_the_link() -> None:
     assert web_address("https://user:word@ghe.acme.dev/api/v3") == "https://ghe.acme.dev"
 
 
@@ -85,7 +85,7 @@ def test_the_readme_has_the_link() -> None:
     assert registration_url(MANIFEST) in (ROOT / "README.md").read_text()
 
 
-def test_an_app_that_is_as_it_should_be_has_no_differences() -> None:
+def test_a_correctly_registered_app_has_no_differences() -> None:
     assert differences(MANIFEST, registered()) == []
     assert differences(MANIFEST, registered(), "https://bot.acme.dev/webhook") == []
 
@@ -105,14 +105,14 @@ def test_an_app_that_is_as_it_should_be_has_no_differences() -> None:
         ({"checks_certificate": False}, "doesn't verify the certificate", False),
     ],
 )
-def test_each_difference_is_said_with_its_fix(changes: dict[str, Any], says: str, matters: bool) -> None:
+def test_each_difference_is_reported_with_its_fix(changes: dict[str, Any], says: str, matters: bool) -> None:
     (found,) = differences(MANIFEST, registered(**changes), "https://bot.acme.dev/webhook")
     assert says in found.detail
     assert found.matters is matters
     assert found.fix
 
 
-def test_a_wrong_path_is_noticed_when_the_public_address_is_not_known() -> None:
+def test_a_wrong_path_is_reported_without_a_public_address() -> None:
     (found,) = differences(MANIFEST, registered(webhook_url="https://bot.acme.dev/"))
     assert "whose path is not /webhook" in found.detail
 
@@ -137,7 +137,7 @@ def test_failing_deliveries_are_explained_by_their_status(status_code: int, stat
     assert found.matters
 
 
-def test_failures_that_are_over_are_only_worth_a_look() -> None:
+def test_past_failures_are_only_a_warning() -> None:
     failures = (FailedDelivery(at=AT, event="push", status_code=502, status=""),)
     (found,) = differences(MANIFEST, registered(failures=failures))
     assert not found.matters

@@ -1,4 +1,4 @@
-"""What people read is right, stays within GitHub's limits, and does no harm, whatever tasks and people wrote."""
+"""Texts in pull requests are correct, within GitHub's limits, and harmless, whatever tasks and users wrote."""
 
 from __future__ import annotations
 
@@ -126,9 +126,9 @@ RED = (
 )
 
 
-def test_blocked_hosts_are_listed_once_and_cannot_pretend_to_be_anything_else() -> None:
+def test_blocked_hosts_are_listed_once_and_escaped() -> None:
     mirror, itself = Refusal(host="mirror.corp", port=443), Refusal(host="127.0.0.2", port=80, itself=True)
-    rude = Refusal(host="`@everyone_<script>", port=1)  # no host name; nor is what a secret was masked in
+    rude = Refusal(host="`@everyone_<script>", port=1)  # these aren't host names; neither is a masked secret
     red = (
         result(0, TaskStatus.SUCCESS, refusals=Refusals(refused=(mirror, itself))),
         result(1, TaskStatus.FAILURE, refusals=Refusals(refused=(mirror, rude), more=True)),
@@ -138,12 +138,12 @@ def test_blocked_hosts_are_listed_once_and_cannot_pretend_to_be_anything_else() 
         assert blocked.count("mirror.corp:443") == 2, "in the list and in the remedy"
         assert "GIBIL_EGRESS_ALLOW=mirror.corp:443," in blocked
         assert "and others" in blocked
-        assert blocked.startswith("> ⛔ ``"), "inside code of two backticks, in which one is only a character"
+        assert blocked.startswith("> ⛔ ``"), "in code between double backticks, where a single one is a character"
         (own,) = [line for line in text.splitlines() if "127.0.0.2:80" in line]
         assert "GIBIL_EGRESS_ALLOW" not in own
 
 
-def test_the_list_of_blocked_hosts_is_bounded_however_many_and_long_they_are() -> None:
+def test_the_list_of_blocked_hosts_is_bounded() -> None:
     many = tuple(Refusal(host=f"{n}." + "a" * 250, port=port) for n in range(50) for port in range(1, 50))
     for lines in (blocked_view(Refusals(refused=many)), blocked_view(Refusals(refused=many[:49]))):
         assert len(lines) == 1
@@ -161,7 +161,7 @@ def comment_body(of: RunReport) -> str:
 # --- the check run ----------------------------------------------------------------------------------------------------
 
 
-def test_a_queued_run_says_its_place() -> None:
+def test_a_queued_run_shows_its_position() -> None:
     update = check_of(report(run={"state": RunState.QUEUED, "started_at": None}, position=3))
     assert (update.name, update.status, update.external_id, update.head_sha) == (
         "gibil / test",
@@ -174,25 +174,25 @@ def test_a_queued_run_says_its_place() -> None:
     assert set(msgspec.to_builtins(update)) == {"name", "status", "external_id", "head_sha", "output"}
 
 
-def test_a_run_that_begins_says_its_phase() -> None:
+def test_a_starting_run_shows_its_phase() -> None:
     assert output(report(phase="forging a machine"))["title"] == "Forging a machine"
 
 
-def test_a_running_run_says_how_far_it_is_and_shows_the_live_output() -> None:
+def test_a_running_run_shows_its_progress_and_its_latest_output() -> None:
     results = (OK[0], result(1, TaskStatus.RUNNING, finished_at=None))
-    told = output(report(results=results, live_tail="collecting …\nok 12", created_in_s=0.42))
-    assert told["title"] == "1 of 3 tasks done: unit tests"
-    assert "```text\ncollecting …\nok 12\n```" in told["summary"]
-    assert "| ▶️ | `unit tests` | 1 min 30 s | |" in told["summary"].replace("  ", " ")
-    assert "forged in 0.4 s" in told["summary"]
-    assert "`/gibil cancel test`" in told["summary"]
-    assert "text" not in told
+    shown = output(report(results=results, live_tail="collecting …\nok 12", created_in_s=0.42))
+    assert shown["title"] == "1 of 3 tasks done: unit tests"
+    assert "```text\ncollecting …\nok 12\n```" in shown["summary"]
+    assert "| ▶️ | `unit tests` | 1 min 30 s | |" in shown["summary"].replace("  ", " ")
+    assert "forged in 0.4 s" in shown["summary"]
+    assert "`/gibil cancel test`" in shown["summary"]
+    assert "text" not in shown
 
 
-def test_a_green_run() -> None:
-    telling = check_run(finished(Conclusion.SUCCESS, *OK, public_url="https://bot.example/"))
-    assert telling.key == "check:00ff00ff00ff00ff"
-    update = telling.update
+def test_a_successful_run() -> None:
+    notification = check_run(finished(Conclusion.SUCCESS, *OK, public_url="https://bot.example/"))
+    assert notification.key == "check:00ff00ff00ff00ff"
+    update = notification.update
     assert isinstance(update, CheckRunUpdate)
     assert update.status == "completed"
     assert update.conclusion == "success"
@@ -202,21 +202,21 @@ def test_a_green_run() -> None:
     assert update.output.title == "3 tasks passed in 1 min 12 s"
 
 
-def test_a_red_run_names_what_failed_and_how_to_retry() -> None:
-    told = output(finished(Conclusion.FAILURE, *RED))
-    assert told["title"] == "unit tests failed in 1 min 12 s"
-    assert "exit status 2" in told["summary"]
-    assert "an earlier task failed" in told["summary"]
-    assert "`/gibil retest test`" in told["summary"]
-    assert "Re-run" in told["summary"]
-    assert "boom\n1 failed" in told["text"]
-    assert "> | 1 | 2 |" in told["text"], "summaries are Markdown"
+def test_a_failed_run_names_the_failed_task_and_how_to_retry() -> None:
+    shown = output(finished(Conclusion.FAILURE, *RED))
+    assert shown["title"] == "unit tests failed in 1 min 12 s"
+    assert "exit status 2" in shown["summary"]
+    assert "an earlier task failed" in shown["summary"]
+    assert "`/gibil retest test`" in shown["summary"]
+    assert "Re-run" in shown["summary"]
+    assert "boom\n1 failed" in shown["text"]
+    assert "> | 1 | 2 |" in shown["text"], "summaries are Markdown"
 
 
-def test_our_own_fault_is_a_failure_that_says_so_and_how_to_retry() -> None:
-    told = output(finished(Conclusion.FAILURE, OK[0], run={"note": "the machine was lost twice"}))
-    assert told["title"] == "gibil itself failed, not your code: the machine was lost twice"
-    assert "`/gibil retest test`" in told["summary"]
+def test_an_internal_error_is_a_failure_with_a_remedy() -> None:
+    shown = output(finished(Conclusion.FAILURE, OK[0], run={"note": "the machine was lost twice"}))
+    assert shown["title"] == "gibil itself failed, not your code: the machine was lost twice"
+    assert "`/gibil retest test`" in shown["summary"]
 
 
 @pytest.mark.parametrize(
@@ -232,27 +232,27 @@ def test_our_own_fault_is_a_failure_that_says_so_and_how_to_retry() -> None:
         (Conclusion.FAILURE, (RED[1], result(2, TaskStatus.FAILURE)), {}, "unit tests and 1 other task failed in 1 min 12 s"),
     ],
 )
-def test_every_ending_has_its_title(
+def test_every_conclusion_has_a_title(
     conclusion: Conclusion, results: tuple[TaskResult, ...], run: dict[str, Any], title: str
 ) -> None:
     assert output(finished(conclusion, *results, run=run))["title"] == title
 
 
-def test_only_the_newest_machine_counts() -> None:
+def test_only_the_newest_machine_is_shown() -> None:
     again = replace(RED[1], machine_attempt=2, status=TaskStatus.SUCCESS, exit_status=0, tail="")
-    told = output(finished(Conclusion.SUCCESS, again, *OK[:1], RED[1], OK[2], run={"machine_attempt": 2}))
-    assert "boom" not in told.get("text", "")
-    assert told["title"].startswith("3 tasks passed")
+    shown = output(finished(Conclusion.SUCCESS, again, *OK[:1], RED[1], OK[2], run={"machine_attempt": 2}))
+    assert "boom" not in shown.get("text", "")
+    assert shown["title"].startswith("3 tasks passed")
 
 
-def test_notes_of_planning_are_shown() -> None:
+def test_notes_of_the_plan_are_shown() -> None:
     assert "chose python3" in output(report(plan={"notes": ("chose python3",)}))["summary"]
 
 
 # --- the comment ------------------------------------------------------------------------------------------------------
 
 
-def test_there_is_one_comment_for_a_pull_request_and_workflow() -> None:
+def test_a_pull_request_and_workflow_have_one_comment() -> None:
     first, second = comment(finished(Conclusion.FAILURE, *RED)), comment(finished(Conclusion.SUCCESS, *OK, run={"id": "11"}))
     assert first is not None
     assert second is not None
@@ -267,11 +267,11 @@ def test_there_is_one_comment_for_a_pull_request_and_workflow() -> None:
 @pytest.mark.parametrize(
     ("wish", "conclusion", "expected"),
     [
-        ("always", Conclusion.SUCCESS, "told"),
-        ("always", Conclusion.FAILURE, "told"),
-        ("always", None, "told"),
-        ("on-failure", Conclusion.FAILURE, "told"),
-        ("on-failure", Conclusion.TIMED_OUT, "told"),
+        ("always", Conclusion.SUCCESS, "shown"),
+        ("always", Conclusion.FAILURE, "shown"),
+        ("always", None, "shown"),
+        ("on-failure", Conclusion.FAILURE, "shown"),
+        ("on-failure", Conclusion.TIMED_OUT, "shown"),
         ("on-failure", Conclusion.SUCCESS, "only_if_exists"),
         ("on-failure", Conclusion.CANCELLED, "only_if_exists"),
         ("on-failure", None, "nothing"),
@@ -279,10 +279,10 @@ def test_there_is_one_comment_for_a_pull_request_and_workflow() -> None:
         ("never", None, "nothing"),
     ],
 )
-def test_the_workflow_says_when_there_is_a_comment(wish: str, conclusion: Conclusion | None, expected: str) -> None:
+def test_the_workflow_decides_when_a_comment_is_written(wish: str, conclusion: Conclusion | None, expected: str) -> None:
     plan = {"comment": wish}
-    told = comment(finished(conclusion, *OK, plan=plan) if conclusion else report(plan=plan))
-    got = "nothing" if told is None else "only_if_exists" if comment_of(told).only_if_exists else "told"
+    shown = comment(finished(conclusion, *OK, plan=plan) if conclusion else report(plan=plan))
+    got = "nothing" if shown is None else "only_if_exists" if comment_of(shown).only_if_exists else "shown"
     assert got == expected
 
 
@@ -291,10 +291,10 @@ def test_a_superseded_run_leaves_the_comment_to_its_successor() -> None:
     assert comment(finished(Conclusion.CANCELLED, run={"cancel_reason": "cancelled by ada"})) is not None
 
 
-def test_a_workflows_name_cannot_forge_a_marker() -> None:
-    told = comment(report(plan={"workflow": "x --> <!-- gibil:77:12:test -->"}))
-    assert told is not None
-    update = comment_of(told)
+def test_a_workflows_name_cannot_fake_a_marker() -> None:
+    shown = comment(report(plan={"workflow": "x --> <!-- gibil:77:12:test -->"}))
+    assert shown is not None
+    update = comment_of(shown)
     assert update.marker.count("-->") == 1
     assert update.body.startswith(update.marker)
     assert "<!-- gibil:77:12:test -->" not in outside_code(update.body)
@@ -303,19 +303,23 @@ def test_a_workflows_name_cannot_forge_a_marker() -> None:
 # --- replies ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_reply_is_found_by_its_delivery() -> None:
-    told = replies.reply(EVENT, "guid-1", replies.permission_refused("eve", "read"))
-    assert (told.key, comment_of(told).number, comment_of(told).marker) == ("reply:guid-1", 12, "<!-- gibil-reply:guid-1 -->")
-    assert comment_of(told).body.startswith("<!-- gibil-reply:guid-1 -->\n`eve` has read permission")
+def test_a_replys_marker_contains_its_delivery() -> None:
+    reply = replies.reply(EVENT, "guid-1", replies.permission_refused("eve", "read"))
+    assert (reply.key, comment_of(reply).number, comment_of(reply).marker) == (
+        "reply:guid-1",
+        12,
+        "<!-- gibil-reply:guid-1 -->",
+    )
+    assert comment_of(reply).body.startswith("<!-- gibil-reply:guid-1 -->\n`eve` has read permission")
 
 
 def test_a_reaction_names_the_comment() -> None:
-    told = replies.reaction(EVENT, "eyes")
-    assert told.key == "reaction:501:eyes"
-    assert told.update == ReactionUpdate(comment_id=501, is_review_comment=False, content="eyes")
+    shown = replies.reaction(EVENT, "eyes")
+    assert shown.key == "reaction:501:eyes"
+    assert shown.update == ReactionUpdate(comment_id=501, is_review_comment=False, content="eyes")
 
 
-def test_help_lists_the_workflows_and_our_own_commands() -> None:
+def test_help_lists_workflows_and_built_in_commands() -> None:
     entries = [replies.HelpEntry(word="test", title="Run the tests", inputs=("browser=firefox",), source="workflows/test.yml")]
     text = replies.help_text(entries, ["docs.yml:3:1: unknown key"])
     assert "- `/gibil test browser=firefox`: Run the tests (`workflows/test.yml`)" in text
@@ -341,7 +345,7 @@ REASONS = (
 )
 
 
-def test_every_refusal_is_one_line_and_harmless() -> None:
+def test_every_rejection_is_one_harmless_line() -> None:
     sentences = [
         replies.permission_refused(NASTY, NASTY),
         *REASONS,
@@ -370,11 +374,11 @@ def test_every_refusal_is_one_line_and_harmless() -> None:
         assert_harmless(body.replace("<!-- gibil-reply:g -->\n", "", 1))
 
 
-# --- harmless, whatever comes in ----------------------------------------------------------------------------------------
+# --- harmless for any input ---------------------------------------------------------------------------------------------
 
 
 def outside_code(markdown: str) -> str:
-    """What is neither in a fence at the margin nor in inline code. Asserts that every such fence is closed."""
+    """Return the text outside of fences at the margin and of inline code. Asserts that every such fence is closed."""
     kept: list[str] = []
     fence = ""
     for part in markdown.split("\n"):
@@ -385,7 +389,7 @@ def outside_code(markdown: str) -> str:
         if opened := re.match(r" {0,3}(`{3,})[^`]*$", part):
             fence = opened[1]
             continue
-        assert not re.match(r" {0,3}~{3,}", part), "we never open such a fence"
+        assert not re.match(r" {0,3}~{3,}", part), "no such fence is ever opened"
         kept.append(re.sub(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", "", part))
     assert not fence, "a fence is left open"
     return "\n".join(kept)
@@ -427,7 +431,7 @@ RESULTS = st.builds(
     phase=HOSTILE,
     workflow=HOSTILE,
 )
-def test_any_input_stays_within_limits_and_does_no_harm(
+def test_any_input_stays_within_limits_and_is_harmless(
     names: list[str], results: list[TaskResult], conclusion: Conclusion | None, tail: str, note: str, phase: str, workflow: str
 ) -> None:
     of = report(
@@ -443,16 +447,16 @@ def test_any_input_stays_within_limits_and_does_no_harm(
 
 
 def assert_fits(of: RunReport) -> None:
-    told = output(of)
-    assert 0 < size(told["title"]) <= 255
-    assert "\n" not in told["title"]
+    check = output(of)
+    assert 0 < size(check["title"]) <= 255
+    assert "\n" not in check["title"]
     for part in ("summary", "text"):
-        if part in told:
-            assert size(told[part]) <= 65_535
-            assert_harmless(told[part])
+        if part in check:
+            assert size(check[part]) <= 65_535
+            assert_harmless(check[part])
     msgspec.json.encode(check_run(of).update)
-    if (said := comment(of)) is not None:
-        body, marker = comment_of(said).body, comment_of(said).marker
+    if (message := comment(of)) is not None:
+        body, marker = comment_of(message).body, comment_of(message).marker
         assert size(body) <= 65_535
         assert body.startswith(marker)
         assert_harmless(body.replace(marker, "", 1))
@@ -507,30 +511,30 @@ def test_the_largest_input_stays_within_limits(unit: str, count: int) -> None:
     assert time.process_time() - began < patient(20), "quadratic work would take minutes"
 
 
-def test_a_reply_that_is_too_long_is_cut_and_stays_harmless() -> None:
+def test_a_long_reply_is_cut_and_harmless() -> None:
     body = comment_of(replies.reply(EVENT, "g", "``` @eve <b>\n" * 20_000)).body
     assert size(body) <= 65_535
     assert "bytes omitted" in body
     assert_harmless(body.replace("<!-- gibil-reply:g -->\n", "", 1))
 
 
-# --- the pieces -------------------------------------------------------------------------------------------------------
+# --- building blocks ----------------------------------------------------------------------------------------------------
 
 
 @given(text=st.text(), limit=st.integers(0, 300))
-def test_a_cut_never_exceeds_its_limit_nor_splits_a_character(text: str, limit: int) -> None:
+def test_a_cut_stays_within_its_limit_and_splits_no_character(text: str, limit: int) -> None:
     done = cut(text, limit)
     assert size(done) <= max(limit, 0)
     assert "\ufffd" not in done or "\ufffd" in text or limit < 60
 
 
-def test_a_cut_says_how_much_is_missing_and_keeps_more_of_the_end() -> None:
+def test_a_cut_counts_what_is_missing_and_keeps_more_of_the_end() -> None:
     text = "".join(f"{number:05}\n" for number in range(20_000))
     done = cut(text, 1000)
-    said = re.search(r"… ([\d,]+) bytes omitted …", done)
-    assert said is not None
-    kept = size(done) - size(said[0]) - 2
-    assert int(said[1].replace(",", "")) + kept == size(text)
+    message = re.search(r"… ([\d,]+) bytes omitted …", done)
+    assert message is not None
+    kept = size(done) - size(message[0]) - 2
+    assert int(message[1].replace(",", "")) + kept == size(text)
     assert done.startswith("00000\n")
     assert done.endswith("19999\n")
     assert len(done.partition("…")[0]) < len(done.rpartition("…")[2])
@@ -577,17 +581,17 @@ def test_names_are_inline_code(text: str, shown: str) -> None:
     assert code(text, in_table=True) == shown
 
 
-def test_a_fence_is_longer_than_what_it_holds() -> None:
+def test_a_fence_is_longer_than_any_in_its_content() -> None:
     assert fenced("a\n````\nb", 1000) == "`````text\na\n````\nb\n`````"
     assert fenced(" \n\n", 1000) == ""
 
 
-def test_foreign_markdown_stays_in_its_quotation() -> None:
+def test_foreign_markdown_cannot_leave_its_quotation() -> None:
     assert quoted("```\nopen\n<details>", 1000) == "> ```\n> open\n> <\u200bdetails>"
 
 
 @given(text=HOSTILE, limit=st.integers(100, 400))
-def test_containers_keep_to_their_limits(text: str, limit: int) -> None:
+def test_containers_stay_within_their_limits(text: str, limit: int) -> None:
     assert size(fenced(text, limit)) <= limit
     quotation = quoted(text, limit)
     assert size(quotation) <= limit
@@ -597,19 +601,19 @@ def test_containers_keep_to_their_limits(text: str, limit: int) -> None:
 
 
 @given(text=HOSTILE)
-def test_defusing_changes_nothing_that_is_seen(text: str) -> None:
+def test_escaping_does_not_change_the_visible_text(text: str) -> None:
     done = clean(text)
     assert visible(defuse(done)) == done
 
 
 @given(blocks=st.lists(st.text(min_size=1, max_size=200), max_size=20), limit=st.integers(150, 1000))
-def test_blocks_are_joined_whole_or_counted(blocks: list[str], limit: int) -> None:
+def test_blocks_are_included_whole_or_counted(blocks: list[str], limit: int) -> None:
     done = joined(blocks, limit)
     assert size(done) <= limit
     assert done == "\n\n".join(blocks) or "omitted" in done
 
 
-def test_numbers_as_people_say_them() -> None:
+def test_numbers_and_durations_are_readable() -> None:
     assert [duration(seconds) for seconds in (0, 0.42, 12, 59.9, 72, 3600, 7384)] == [
         "0.0 s",
         "0.4 s",

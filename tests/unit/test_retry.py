@@ -29,7 +29,7 @@ def test_the_jitter_stays_in_its_range() -> None:
     assert len(set(waits)) > 1
 
 
-def test_a_server_can_ask_for_a_longer_wait_but_not_for_a_shorter_one() -> None:
+def test_a_server_can_request_a_longer_wait_but_not_a_shorter_one() -> None:
     policy = RetryPolicy(attempts=2, first_wait_s=1.0, jitter=EXACT)
     assert policy.wait_s(1, at_least_s=7.0) == 7.0
     assert policy.wait_s(1, at_least_s=0.1) == 1.0

@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment of a command's start ends it without a word of Python's."""
+"""Ctrl-C at any moment of a command's start ends it without a Python traceback."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ print("never")
 
 
 @pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
-def test_a_signal_that_comes_while_the_loop_is_made_cleans_up_and_is_told_once(signal: str) -> None:
+def test_a_signal_during_the_creation_of_the_loop_is_reported_once_after_cleanup(signal: str) -> None:
     command = [sys.executable, "-c", SCRIPT.replace("{signal}", signal) + "\n"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=patient(30))
     *words, last = done.stderr.strip().splitlines()
-    assert (done.stdout, last) == ("cleaned up\ninterrupted\n", "KeyboardInterrupt"), "and later Ctrl-C is as before"
+    assert (done.stdout, last) == ("cleaned up\ninterrupted\n", "KeyboardInterrupt"), "and a later Ctrl-C works as before"
     assert not [word for word in words if "Warning" in word or "ignored" in word], done.stderr

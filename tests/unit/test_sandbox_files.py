@@ -1,4 +1,4 @@
-"""What machines answer about files, jobs and processes, made small and plain: values in, values out."""
+"""How a machine's answers about files, jobs and processes are read: values in, values out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gibil_bot.model import Usage
 
 
 @given(st.lists(st.binary(max_size=300), max_size=30), st.integers(4, 400))
-def test_an_excerpt_is_never_much_larger_than_asked_and_counts_what_it_leaves_out(blocks: list[bytes], most: int) -> None:
+def test_an_excerpt_is_bounded_and_counts_what_it_leaves_out(blocks: list[bytes], most: int) -> None:
     excerpt = Excerpt(most)
     for block in blocks:
         excerpt.add(block)
@@ -34,14 +34,14 @@ def test_an_excerpt_is_never_much_larger_than_asked_and_counts_what_it_leaves_ou
         assert len(head) + left_out + len(tail) == len(data)
 
 
-def test_an_excerpt_is_cut_at_line_ends_and_says_so() -> None:
+def test_an_excerpt_is_cut_at_line_ends_and_notes_it() -> None:
     excerpt = Excerpt(40)
     excerpt.add(b"".join(b"line %d\n" % number for number in range(100)))
     assert excerpt.text("see there") == "line 0\n[... 759 bytes left out; see there ...]\nline 97\nline 98\nline 99\n"
 
 
 @given(st.text())
-def test_half_a_character_waits_for_its_other_half(text: str) -> None:
+def test_an_incomplete_character_waits_for_its_remaining_bytes(text: str) -> None:
     data = text.encode("utf-8", "replace")
     for end in range(len(data) + 1):
         first = whole_characters(data[:end])
@@ -54,7 +54,7 @@ def page(data: bytes, first: int = 1, limit: int = 2000, *, newlines: int | None
     return file_scripts.read_page(b"\0".join((b"%d" % count, b"%d" % len(data), kind, end, data)), "f", first, limit)
 
 
-def test_a_page_of_a_file_knows_where_it_ends() -> None:
+def test_a_page_of_a_file_reports_the_next_line_and_the_end() -> None:
     whole = page(b"a\nb\n")
     assert (whole.lines, whole.total, whole.next, whole.ends_with_newline) == (("a", "b"), 2, None, True)  # type: ignore[attr-defined]
     part = page(b"a\nb", limit=1)
@@ -66,7 +66,7 @@ def test_a_page_of_a_file_knows_where_it_ends() -> None:
     assert page(b"", kind=b"") is None
 
 
-def test_a_page_has_a_bound_and_goes_on_behind_it() -> None:
+def test_a_page_is_bounded_and_the_next_one_continues() -> None:
     wide = page(b"x" * 1000 + b"\n" + b"y" * 1000 + b"\n", newlines=5000)
     assert wide.next == 3  # type: ignore[attr-defined]
     many = page((b"z" * 1999 + b"\n") * 100)
@@ -75,7 +75,7 @@ def test_a_page_has_a_bound_and_goes_on_behind_it() -> None:
     assert (one.cut, len(one.lines), one.next) == (1, 1, 2) or one.next is None  # type: ignore[attr-defined]
 
 
-def test_matches_name_file_and_line_and_half_a_match_is_none() -> None:
+def test_matches_have_file_and_line_and_an_incomplete_match_is_dropped() -> None:
     found, complete = file_scripts.read_matches(
         b"./src/./a:b.py\x003:def f():  # 1:2\r\nz\x0012:" + b"q" * 999 + b"\nhalf\x007:"
     )
@@ -89,7 +89,7 @@ def test_matches_name_file_and_line_and_half_a_match_is_none() -> None:
     ("include", "names"),
     [("*.py", ["*.py"]), ("*.{ts,tsx}", ["*.ts", "*.tsx"]), ("{a,b}.{c,d}", ["a.c", "a.d", "b.c", "b.d"]), ("{x}", ["{x}"])],
 )
-def test_alternatives_of_an_include_are_patterns_of_their_own(include: str, names: list[str]) -> None:
+def test_alternatives_of_an_include_become_separate_patterns(include: str, names: list[str]) -> None:
     script, given_names = file_scripts.grep(include)
     assert list(given_names.values()) == names
     assert all(f'--include="${name}"' in script for name in given_names)
@@ -100,17 +100,17 @@ def tagged(pid: int, tag: str, leader: str = "") -> Tagged:
     return Tagged(pid=pid, tag=tag, leader=leader, words=f"p{pid}")
 
 
-def test_an_orphan_is_what_its_command_or_job_has_left_and_nothing_else() -> None:
+def test_an_orphan_is_a_process_whose_command_or_job_has_ended() -> None:
     processes = [
-        tagged(10, "command-a", "10"),  # a command that runs
+        tagged(10, "command-a", "10"),  # a running command
         tagged(11, "command-a", "10"),
-        tagged(21, "command-b", "20"),  # its first process is gone
-        tagged(30, "command-c", "10"),  # its pid belongs to another command now
-        tagged(41, "run-aaaa"),  # a job that runs
-        tagged(51, "run-bbbb"),  # and one that has ended
+        tagged(21, "command-b", "20"),  # its first process has ended
+        tagged(30, "command-c", "10"),  # its pid now belongs to another command
+        tagged(41, "run-aaaa"),  # a running job
+        tagged(51, "run-bbbb"),  # and an ended one
         tagged(61, "provision"),  # services
         tagged(62, "provision", "60"),
-        tagged(71, "run-3123456789abcdef"),  # what we ask the machine ourselves
+        tagged(71, "run-3123456789abcdef"),  # gibil's own queries
     ]
     found = stray_processes.orphans(processes, frozenset({"run-bbbb", "provision"}))
     assert [process.pid for process in found] == [21, 30, 51]
@@ -126,7 +126,7 @@ def test_the_memory_of_a_machine_is_the_smaller_limit() -> None:
     assert stats.read_stats(answer % b"limit max\nused 1\n").memory_total_mb == 4000
 
 
-def test_limits_that_the_provider_tells_come_before_what_the_machine_sees() -> None:
+def test_the_providers_limits_override_those_that_the_machine_sees() -> None:
     answer = b"load 0.5 0.4 0.3 1/2 3\ncpus 2\nMemTotal: 4096000\nMemAvailable: 2048000\ndisk 10240000 4096000 6144000\n"
     usage = Usage(memory_limit_mb=1024, memory_used_mb=100, disk_limit_mb=5000, disk_used_mb=700)
     bound = stats.read_stats(answer, usage)
@@ -141,7 +141,7 @@ def test_limits_that_the_provider_tells_come_before_what_the_machine_sees() -> N
     assert (wide.disk_total_mb, wide.disk_free_mb, wide.disk_is_its_own) == (10000, 6000, False)
 
 
-def test_a_folder_is_entered_as_people_write_it() -> None:
+def test_a_folder_may_be_written_in_any_usual_form() -> None:
     assert enter(None) == "cd /root/project 2>/dev/null || cd /root; "
     assert enter("/a b") == "cd '/a b' || exit 1; "
     assert enter("~/x") == "cd /root/project 2>/dev/null || cd /root; cd /root/x || exit 1; "

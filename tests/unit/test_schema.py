@@ -1,4 +1,4 @@
-"""The two languages by example: a folder of files that are accepted, and one of files refused, each with its message."""
+"""Both file formats by example: a folder of valid files, and one of invalid files, each with its message."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def test_a_valid_sample_is_accepted(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", dict.fromkeys(BROKEN), ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_a_broken_sample_is_refused_with_the_place_and_the_sentence_of_its_first_line(path: Path) -> None:
+def test_an_invalid_sample_is_rejected_with_the_position_and_message_of_its_first_line(path: Path) -> None:
     data = path.read_bytes()
     expected = data.decode().splitlines()[0].removeprefix("# ")
     (problem,) = check_files({path.name: data})
     assert str(problem) == f"{path.name}:{expected}"
 
 
-def test_every_key_arrives() -> None:
+def test_every_key_is_read() -> None:
     workflow = parse_workflow(".gibil/workflows/everything.yml@main", sample("everything.yml"))
     assert (workflow.name, workflow.title) == ("everything", "Deploy a preview")
     assert workflow.description == "Puts the pull request where people can look at it.\n"
@@ -70,12 +70,12 @@ def test_every_key_arrives() -> None:
     assert (last.name, last.shell, last.line) == ("echo always", "python", 39)
 
 
-def test_env_values_stay_as_they_are_written() -> None:
+def test_env_values_keep_their_spelling() -> None:
     workflow = parse_workflow("everything.yml", sample("everything.yml"))
     assert workflow.env == {"PYTHON": "3.10", "VERBOSE": "true", "EMPTY": "", "COUNT": "0x1F"}
 
 
-def test_the_shorthands_of_actions_mean_what_they_mean_there() -> None:
+def test_the_shorthands_mean_the_same_as_in_actions() -> None:
     shortest = parse_workflow("shortest.yml", sample("shortest.yml"))
     assert (shortest.command, shortest.pull_request) == (None, ("opened", "synchronize", "reopened"))
     assert shortest.tasks[0].name == "make test"
@@ -86,7 +86,7 @@ def test_the_shorthands_of_actions_mean_what_they_mean_there() -> None:
     assert shorthands.tasks[1].env == {"A": "b"}
 
 
-def test_a_repository_file_arrives() -> None:
+def test_a_repository_file_is_read() -> None:
     file = parse_repository_file(".gibil.yml@main", sample(".gibil.yml"))
     assert file.runtime == {"python": "3.12", "node": "20"}
     assert file.packages == ("libpq-dev", "g++")
@@ -96,14 +96,14 @@ def test_a_repository_file_arrives() -> None:
     assert parse_repository_file(".gibil.yml", b"runtime: none").runtime == {}
 
 
-def test_a_hundred_tasks_are_accepted_and_one_more_is_not() -> None:
+def test_a_hundred_tasks_are_accepted_and_one_more_is_rejected() -> None:
     task = b"  - {run: x}\n"
     assert len(parse_workflow("w.yml", b"on: pull_request\ntasks:\n" + task * 100).tasks) == 100
     with pytest.raises(InvalidWorkflow, match="expected at most 100 entries in this list, got 101"):
         parse_workflow("w.yml", b"on: pull_request\ntasks:\n" + task * 101)
 
 
-def test_the_column_of_a_condition_is_the_one_in_the_file() -> None:
+def test_the_column_of_a_condition_is_its_column_in_the_file() -> None:
     with pytest.raises(InvalidWorkflow) as plain:
         parse_workflow("w.yml", b"on: pull_request\ntasks:\n  - run: x\n    if: always() && nope()\n")
     assert (plain.value.line, plain.value.column) == (4, 21)

@@ -1,4 +1,4 @@
-"""What a task finds in its environment, and what may be read back from the files that it writes."""
+"""The environment of a task, and the values that are accepted from the files that it writes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run(**of_plan: object) -> Run:
     )  # fmt: skip
 
 
-def test_a_task_finds_githubs_names_and_gibils() -> None:
+def test_a_task_gets_the_variables_of_github_and_of_gibil() -> None:
     found = task_environment(run(github={"event_name": "issue_comment"}), TASK, {}, task_files(3), {})
     assert found == {
         "A": "task",
@@ -82,7 +82,7 @@ def test_a_task_finds_githubs_names_and_gibils() -> None:
     }
 
 
-def test_later_values_win_and_gibils_own_names_cannot_be_taken() -> None:
+def test_later_values_win_and_gibils_own_names_cannot_be_set() -> None:
     of_plan = run(env={"A": "workflow", "B": "workflow", "C": "workflow", "KEY": "workflow", "CI": "false"}, secrets=("KEY",))
     extra = {"A": "extra", "B": "extra", "KEY": "extra", "GIBIL_TRUST": "trusted, honestly"}
     found = task_environment(of_plan, TASK, {"KEY": "secret", "UNASKED": "x"}, task_files(0), extra)
@@ -98,19 +98,19 @@ def test_later_values_win_and_gibils_own_names_cannot_be_taken() -> None:
     assert "UNASKED" not in found
 
 
-def test_inputs_are_variables_and_a_nul_is_dropped() -> None:
+def test_inputs_are_variables_without_nul_characters() -> None:
     found = task_environment(run(inputs={"dry-run": "tr\0ue"}), TASK, {}, task_files(0), {})
     assert found["GIBIL_INPUT_DRY_RUN"] == "true"
 
 
-def test_added_folders_come_first_in_path() -> None:
+def test_added_folders_precede_path() -> None:
     found = task_environment(run(), TASK, {}, task_files(0), {}, paths=["/b", "/a"])
     assert found["PATH"].startswith("/b:/a:/usr/local/sbin:")
     own = task_environment(run(env={"PATH": "/own"}), TASK, {}, task_files(0), {}, paths=["/a"])
     assert own["PATH"] == "/a:/own"
 
 
-def test_the_files_of_tasks_are_made_and_kept(tmp_path: Path) -> None:
+def test_the_files_of_tasks_are_created_and_not_emptied(tmp_path: Path) -> None:
     script = prepare_script(2, str(tmp_path))
     subprocess.run(["sh", "-c", script], check=True, timeout=patient(10))
     Path(task_files(1, str(tmp_path)).env).write_text("A=b\n")
@@ -133,7 +133,7 @@ def test_the_files_of_tasks_are_made_and_kept(tmp_path: Path) -> None:
         ("A=ü\n".encode(), {"A": "ü"}),
     ],
 )
-def test_what_a_task_wrote_to_github_env_is_read(data: bytes, expected: dict[str, str]) -> None:
+def test_values_in_github_env_are_read(data: bytes, expected: dict[str, str]) -> None:
     assert parse_env_file(data) == expected
 
 
@@ -154,14 +154,14 @@ def test_what_a_task_wrote_to_github_env_is_read(data: bytes, expected: dict[str
         (b"".join(b"A%d=x\n" % n for n in range(1001)), "line 1001: more than 1000 names"),
     ],
 )
-def test_what_cannot_be_taken_over_is_said_with_its_line(data: bytes, problem: str) -> None:
+def test_invalid_values_are_reported_with_their_line(data: bytes, problem: str) -> None:
     with pytest.raises(InvalidTaskFile, match="GITHUB_ENV, ") as caught:
         parse_env_file(data)
     assert problem in caught.value.message
     assert isinstance(caught.value, ValueError)
 
 
-def test_folders_for_path_are_absolute_and_alone() -> None:
+def test_folders_for_path_are_absolute_and_one_per_line() -> None:
     assert parse_path_file(b"/a\n\n /b \r\n") == ("/a", "/b")
     for data in (b"bin\n", b"/a:/b\n", b"/a\0\n", b"\n".join([b"/a"] * 101)):
         with pytest.raises(InvalidTaskFile, match="GITHUB_PATH"):
@@ -170,7 +170,7 @@ def test_folders_for_path_are_absolute_and_alone() -> None:
 
 @settings(deadline=None)
 @given(st.one_of(st.binary(max_size=200), st.text(alphabet="AB=<\n\rE _0", max_size=80).map(str.encode)))
-def test_any_bytes_are_read_or_refused(data: bytes) -> None:
+def test_any_bytes_are_read_or_rejected(data: bytes) -> None:
     for parse in (parse_env_file, parse_path_file):
         try:
             found = parse(data)

@@ -1,4 +1,4 @@
-"""A failed test is run again only where it starts real processes."""
+"""A failed test is run again only if it starts real processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_fails_once() -> None:
 
 
 def outcome(project: Path, *arguments: str) -> str:
-    """What pytest says last, with this repository's settings, of tests that fail the first time that they are run."""
+    """Return pytest's last line for tests that fail at the first run, with this repository's settings."""
     for marker in project.rglob("*.seen"):
         marker.unlink()
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Services as values: which can be had on which machines, and what is said of those that cannot."""
+"""Services as values: which are supported on which machines, and the message about those that aren't."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def unreadable(services: str) -> str:
         'image: "mariadb:10.11", env: {MARIADB_ROOT_PASSWORD: x, MARIADB_DATABASE: y}',
     ],
 )
-def test_what_the_distribution_has_is_accepted(services: str) -> None:
+def test_services_of_the_distribution_are_accepted(services: str) -> None:
     check_services(file(services), LOCAL)
 
 
-def test_what_local_machines_cannot_have_is_refused_with_the_way_out() -> None:
+def test_services_unsupported_on_local_machines_are_rejected_with_a_remedy() -> None:
     assert refusal(f'image: "postgres:16", {POSTGRES}') == (
         "this distribution has postgres 15, not 16; write image: postgres:15, or use the cloud"
     )
@@ -71,12 +71,12 @@ def test_what_local_machines_cannot_have_is_refused_with_the_way_out() -> None:
     )
 
 
-def test_machines_with_containers_have_every_image() -> None:
+def test_machines_with_containers_accept_every_image() -> None:
     check_services(file('image: "ghcr.io/ada/search:8", ports: [9200], env: {A: b}'), ServiceCapabilities(containers=True))
     check_services(file(f'image: "postgres:16", {POSTGRES}'), ServiceCapabilities(containers=True))
 
 
-def test_what_no_machine_could_start_is_refused_when_the_file_is_read() -> None:
+def test_services_that_cannot_start_anywhere_are_rejected_when_the_file_is_read() -> None:
     assert "doesn't start without a password" in unreadable("image: postgres")
     assert "ports are required" in unreadable("image: elasticsearch")
     assert "the highest port is 65535" in unreadable("image: redis, ports: [65536]")
@@ -84,7 +84,7 @@ def test_what_no_machine_could_start_is_refused_when_the_file_is_read() -> None:
     assert unreadable("image: redis}\n  other: {image: redis") == "'db' already has the port 6379; write PORT:6379"
 
 
-def test_a_source_of_other_versions_leaves_the_question_to_the_machine() -> None:
+def test_with_another_package_source_the_version_is_not_checked_in_advance() -> None:
     assert "postgres" not in distribution_versions(BOOKWORM, "deb https://apt.postgresql.org/pub/repos/apt bookworm-pgdg main")
     assert distribution_versions("ID=alpine\nVERSION_ID=3.20\n", "") == {}
 
@@ -99,7 +99,7 @@ def test_a_source_of_other_versions_leaves_the_question_to_the_machine() -> None
         ("redis:7.2.4", "7.2.4"),
     ],
 )
-def test_the_version_of_an_image_is_what_its_tag_begins_with(image: str, version: str) -> None:
+def test_the_version_of_an_image_is_the_start_of_its_tag(image: str, version: str) -> None:
     assert image_version(image) == version
 
 
@@ -115,16 +115,16 @@ def test_the_version_of_an_image_is_what_its_tag_begins_with(image: str, version
         ("localhost/redis", "localhost/redis"),
     ],
 )
-def test_an_engine_without_a_default_registry_is_told_the_one_that_is_meant(image: str, full: str) -> None:
+def test_an_image_without_a_registry_gets_the_default_one(image: str, full: str) -> None:
     assert full_name(image) == full
 
 
-def test_values_are_never_code_of_the_script() -> None:
+def test_values_are_never_executed_by_the_script() -> None:
     evil = "it's $(touch /nowhere/x) `id` \\"
     text = f'services:\n  db: {{image: postgres, env: {{POSTGRES_PASSWORD: "{evil.replace(chr(92), chr(92) * 2)}"}}}}\n'
     script = services_script(parse_repository_file(".gibil.yml", text.encode()).services)
     assert script is not None
-    # The service's own settings as a shell reads them, and nothing of the rest.
+    # The service's own settings, read by a shell, without the rest of the script.
     settings = script[script.rindex("\n(\n") : script.rindex("    start ")] + ')\nprintf %s "${password-gone}"'
     shown = settings.replace(")\nprintf", '    printf %s "$password"\n)\nprintf', 1)
     done = subprocess.run(["sh", "-euc", shown], capture_output=True, text=True, timeout=patient(10), check=True)

@@ -1,4 +1,4 @@
-"""The shell programs in gibil_bot/scripts: what shellcheck says of them, and how they are filled in."""
+"""The shell programs in gibil_bot/scripts: shellcheck's findings, and their placeholders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our stdin for a command on a machine: what is passed on, and for how long a silent pipe is waited for."""
+"""Passing stdin to a command on a machine: what is passed, and how long a silent pipe is waited for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gibil_bot.cli import stdin
 
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Our stdin is a pipe; its writing end."""
+    """Make stdin a pipe; return its write end."""
     reading, writing = os.pipe()
     monkeypatch.setattr(stdin, "_STDIN", reading)
     monkeypatch.setattr(stdin, "FIRST_BYTE_S", 0.05)
@@ -27,12 +27,12 @@ async def all_of(wanted: bool | None) -> bytes | None:
     return None if blocks is None else b"".join([block async for block in blocks])
 
 
-async def test_a_pipe_that_stays_silent_counts_as_empty_and_that_is_said(pipe: int, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_silent_pipe_counts_as_empty_and_is_reported(pipe: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert await all_of(None) == b""
     assert "stdin has been silent for 0.05 s" in capsys.readouterr().err
 
 
-async def test_a_silent_pipe_is_waited_for_when_asked_and_after_its_first_byte(
+async def test_a_silent_pipe_is_waited_for_on_request_and_after_its_first_byte(
     pipe: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     writing = os.dup(pipe)

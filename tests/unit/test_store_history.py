@@ -1,4 +1,4 @@
-"""What is finished costs nothing: the work of each write is counted in steps of SQLite's machine, beside a long history."""
+"""Finished runs cost nothing: each write takes as many steps of SQLite's virtual machine with a long history as without."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def new_run(run_id: str) -> NewRun:
     return NewRun(id=run_id, delivery_guid="d", source=source, plan=plan)
 
 
-def telling(key: str) -> Notification:
+def check_run_update(key: str) -> Notification:
     update = CommentUpdate(number=1, marker="m", body=key)
     return Notification(key=key, installation_id=1, repository="ada/engine", update=update)
 
 
 def write_history(db: sqlite3.Connection) -> None:
-    """Of the very repository, pull request and group that the new run is of."""
+    """Write runs of the same repository, pull request and group as the new run."""
     source, plan = msgspec.json.encode(new_run("x").source), msgspec.json.encode(new_run("x").plan)
     numbers = range(HISTORY)
     db.execute("begin")
@@ -86,7 +86,7 @@ def write_history(db: sqlite3.Connection) -> None:
 
 
 def one_run_through(db: sqlite3.Connection, name: str) -> dict[str, int]:
-    """Steps, in tens, of everything that happens to one run from its delivery to its telling."""
+    """Return the steps, in tens, of all writes of one run, from its delivery to its notification."""
     topics: set[str] = set()
     steps: dict[str, int] = {}
 
@@ -103,10 +103,10 @@ def one_run_through(db: sqlite3.Connection, name: str) -> dict[str, int]:
             db.set_progress_handler(None, 0)
 
     arrived = Delivery(guid=name, event_name="push", event=Ignored(reason="a test"), received_at=datetime.now(UTC))
-    settlement = DeliveryOutcome(runs=[new_run(name)], notifications=[telling(name)])
+    outcome = DeliveryOutcome(runs=[new_run(name)], notifications=[check_run_update(name)])
     counted("accept", lambda: inbox.accept(db, topics, arrived))
     counted("claim_deliveries", lambda: inbox.claim(db, topics, "a", 10, 100.0, 60.0))
-    counted("settle", lambda: inbox.complete(db, topics, "a", name, settlement, 100.0))
+    counted("complete", lambda: inbox.complete(db, topics, "a", name, outcome, 100.0))
     claim = runs.claim_run(db, topics, "a", 100.0, 60.0, 10)
     assert claim is not None
     counted("finish", lambda: runs.finish(db, topics, claim, Conclusion.SUCCESS, [], 100.0))

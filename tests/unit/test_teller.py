@@ -1,4 +1,4 @@
-"""What is published while GitHub's rate keeps other things waiting."""
+"""What is published while GitHub's rate limit delays other notifications."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ WITHIN_S = 10.0
 
 
 class SlowGitHub:
-    """ports.Publisher that takes check runs at once, and comments and reactions when `go_on` is set."""
+    """A ports.Publisher that accepts check runs at once, and comments and reactions once `go_on` is set."""
 
     def __init__(self) -> None:
         self.go_on = asyncio.Event()
-        self.told: list[str] = []
-        self.begun: list[str] = []
+        self.published: list[str] = []
+        self.started: list[str] = []
         self.errors: list[GitHubError] = []
         self.changed = asyncio.Event()
 
     async def publish(self, due: DueNotification) -> int | None:
-        self.begun.append(due.notification.key)
+        self.started.append(due.notification.key)
         self.changed.set()
         if not isinstance(due.notification.update, CheckRunUpdate):
             await self.go_on.wait()
         if self.errors:
             raise self.errors.pop(0)
-        self.told.append(due.notification.key)
+        self.published.append(due.notification.key)
         self.changed.set()
         return 1
 
-    async def until_told(self, *keys: str) -> None:
+    async def until_published(self, *keys: str) -> None:
         async with asyncio.timeout(patient(WITHIN_S)):
-            while not set(keys) <= set(self.told):
+            while not set(keys) <= set(self.published):
                 await self.changed.wait()
                 self.changed.clear()
 
 
 @contextlib.asynccontextmanager
-async def telling(folder: Path) -> AsyncIterator[tuple[SqliteStore, SlowGitHub]]:
+async def publishing(folder: Path) -> AsyncIterator[tuple[SqliteStore, SlowGitHub]]:
     store = await open_store(f"sqlite:///{folder}/gibil.db")
     github = SlowGitHub()
     task = asyncio.create_task(OutboxPublisher(store.outbox, github, "tests").run())
@@ -83,37 +83,37 @@ def _notification(key: str, update: NotificationUpdate) -> Notification:
 
 
 async def test_check_runs_are_published_while_comments_and_reactions_wait(tmp_path: Path) -> None:
-    async with telling(tmp_path) as (store, github):
+    async with publishing(tmp_path) as (store, github):
         await store.outbox.record([reaction(f"r{number}") for number in range(50)])
         await store.outbox.record([comment(f"c{number}") for number in range(50)])
         checks = [check(f"k{number}") for number in range(20)]
         await store.outbox.record(checks)
-        await github.until_told(*(one.key for one in checks))
-        assert sum(key.startswith("r") for key in github.begun) <= 4
-        assert sum(key.startswith(("r", "c")) for key in github.begun) <= 8
+        await github.until_published(*(one.key for one in checks))
+        assert sum(key.startswith("r") for key in github.started) <= 4
+        assert sum(key.startswith(("r", "c")) for key in github.started) <= 8
         github.go_on.set()
-        await github.until_told(*(f"c{number}" for number in range(50)), *(f"r{number}" for number in range(50)))
+        await github.until_published(*(f"c{number}" for number in range(50)), *(f"r{number}" for number in range(50)))
 
 
 async def test_comments_are_published_while_reactions_wait(tmp_path: Path) -> None:
-    async with telling(tmp_path) as (store, github):
+    async with publishing(tmp_path) as (store, github):
         await store.outbox.record([reaction(f"r{number}") for number in range(50)])
         async with asyncio.timeout(patient(WITHIN_S)):
-            while len(github.begun) < 4:
+            while len(github.started) < 4:
                 await github.changed.wait()
                 github.changed.clear()
         await store.outbox.record([comment("c")])
         async with asyncio.timeout(patient(WITHIN_S)):
-            while "c" not in github.begun:
+            while "c" not in github.started:
                 await github.changed.wait()
                 github.changed.clear()
 
 
-async def test_what_github_was_not_asked_yet_counts_as_no_failure(tmp_path: Path) -> None:
-    async with telling(tmp_path) as (store, github):
+async def test_a_notification_that_was_not_sent_is_no_failure(tmp_path: Path) -> None:
+    async with publishing(tmp_path) as (store, github):
         github.errors = [NotAskedYet("waiting for a turn", retry_after_s=0.0) for _ in range(3)]
         await store.outbox.record([check("k")])
-        await github.until_told("k")
+        await github.until_published("k")
         found = await store.outbox.get("k")
         assert found is not None
         assert (found[0].attempts, found[0].failures) == (4, 0)

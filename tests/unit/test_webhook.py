@@ -1,4 +1,4 @@
-"""Deliveries in GitHub's documented shape become events; nothing else comes out than an event or InvalidDelivery."""
+"""Deliveries in GitHub's documented form become events; everything else raises InvalidDelivery."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_the_signature_documented_by_github_is_accepted() -> None:
     assert verify(b"Hello, World!", documented, ["It's a Secret to Everybody"])
 
 
-def test_each_of_several_secrets_fits_while_rotating() -> None:
+def test_each_of_several_secrets_is_valid_during_rotation() -> None:
     assert verify(b"x", signature(b"x", "old"), ["new", "old"])
     assert verify(b"x", signature(b"x", "new"), ["new", "old"])
     assert not verify(b"x", signature(b"x", "other"), ["new", "old"])
@@ -165,11 +165,11 @@ def test_each_of_several_secrets_fits_while_rotating() -> None:
         "sha256=\u00fc",
     ],
 )
-def test_any_other_signature_is_refused(header: str | None) -> None:
+def test_any_other_signature_is_rejected(header: str | None) -> None:
     assert not verify(b"x", header, ["s"])
 
 
-def test_no_secret_or_an_empty_one_accepts_nothing() -> None:
+def test_no_signature_is_valid_without_a_secret() -> None:
     assert not verify(b"x", signature(b"x", ""), [])
     assert not verify(b"x", signature(b"x", ""), [""])
 
@@ -192,7 +192,7 @@ def test_a_comment_on_a_line_of_the_diff() -> None:
     assert (event.number, event.comment_id, event.is_review_comment) == (12, 502, True)
 
 
-def test_a_command_in_a_review_names_its_event_and_its_commit() -> None:
+def test_a_command_in_a_review_has_its_event_and_its_commit() -> None:
     event = read("pull_request_review")
     assert isinstance(event, CommentCreated)
     assert (event.event_name, event.number, event.comment_id, event.commit_sha) == ("pull_request_review", 12, 503, SHA)
@@ -219,18 +219,18 @@ def test_a_command_in_a_review_names_its_event_and_its_commit() -> None:
         ([], None),
     ],
 )
-def test_a_time_in_another_form_is_no_time_and_rejects_nothing(value: object, read: datetime | None) -> None:
+def test_a_malformed_time_is_ignored_and_rejects_nothing(value: object, read: datetime | None) -> None:
     event = narrow("issue_comment", changed("issue_comment", "comment.created_at", value))
     assert isinstance(event, CommentCreated)
     assert event.created_at == read
 
 
 @pytest.mark.parametrize("event", ["issue_comment", "pull_request_review", "pull_request_review_comment"])
-def test_what_was_edited_is_not_a_command(event: str) -> None:
+def test_an_edited_comment_is_not_a_command(event: str) -> None:
     assert isinstance(narrow(event, changed(event, "action", "edited")), Ignored)
 
 
-def test_a_requested_check_suite_says_who_pushed() -> None:
+def test_a_requested_check_suite_names_the_pusher() -> None:
     suite = {"head_sha": SHA, "head_branch": "fast", "created_at": "2026-11-20T10:00:00Z"}
     robot = {"login": "renovate[bot]", "type": "Bot"}
     payload = {**PAYLOADS["check_suite"], "action": "requested", "check_suite": suite, "sender": robot}
@@ -239,13 +239,13 @@ def test_a_requested_check_suite_says_who_pushed() -> None:
     assert (event.branch, event.sha, event.pusher) == ("fast", SHA, Person(login="renovate[bot]", is_bot=True))
 
 
-def test_a_merge_queue_asks_for_the_checks_of_a_commit() -> None:
+def test_a_merge_queue_requests_the_checks_of_a_commit() -> None:
     event = read("merge_group")
     assert isinstance(event, MergeGroupChecked)
     assert (event.head_sha, event.base_ref) == (SHA, "trunk")
 
 
-def test_a_pull_request_that_changed() -> None:
+def test_a_changed_pull_request() -> None:
     event = read("pull_request")
     assert isinstance(event, PullRequestChanged)
     pull = event.pull_request
@@ -255,13 +255,13 @@ def test_a_pull_request_that_changed() -> None:
 
 
 @pytest.mark.parametrize("action", ["opened", "synchronize", "reopened", "closed"])
-def test_the_four_actions_of_a_pull_request_that_matter(action: str) -> None:
+def test_the_four_relevant_actions_of_a_pull_request(action: str) -> None:
     event = narrow("pull_request", changed("pull_request", "action", action))
     assert isinstance(event, PullRequestChanged)
     assert event.action == action
 
 
-def test_rerun_of_one_check_and_of_all() -> None:
+def test_a_rerun_of_one_check_and_of_all() -> None:
     one, everything = read("check_run"), read("check_suite")
     assert isinstance(one, RerunRequested)
     assert isinstance(everything, RerunRequested)
@@ -288,7 +288,7 @@ def test_rerun_of_one_check_and_of_all() -> None:
         ("ping", "zen", "x"),
     ],
 )
-def test_what_is_not_for_us_is_ignored_with_a_reason(event: str, path: str, value: object) -> None:
+def test_irrelevant_deliveries_are_ignored_with_a_reason(event: str, path: str, value: object) -> None:
     if (event, path) == ("check_run", "external_id"):
         path = "check_run.external_id"
     result = narrow(event, changed(event, path, value))
@@ -296,7 +296,7 @@ def test_what_is_not_for_us_is_ignored_with_a_reason(event: str, path: str, valu
     assert result.reason
 
 
-def test_an_event_that_we_do_not_read_is_not_even_parsed() -> None:
+def test_an_unused_event_is_not_parsed() -> None:
     assert isinstance(narrow("star", b"not json"), Ignored)
 
 
@@ -345,7 +345,7 @@ def test_an_optional_field_may_be_null(path: str) -> None:
         ("check_suite", "check_suite", "check_suite"),
     ],
 )
-def test_a_needed_field_that_is_missing_is_named(event: str, path: str, field: str) -> None:
+def test_a_missing_required_field_is_named(event: str, path: str, field: str) -> None:
     with pytest.raises(InvalidDelivery, match=field) as caught:
         narrow(event, changed(event, path, ...))
     assert "\n" not in str(caught.value)
@@ -373,31 +373,31 @@ def test_a_needed_field_that_is_missing_is_named(event: str, path: str, field: s
         ("check_run", "check_run.head_sha", "--help"),
     ],
 )
-def test_a_value_that_cannot_be_is_refused(event: str, path: str, value: object) -> None:
+def test_an_impossible_value_is_rejected(event: str, path: str, value: object) -> None:
     with pytest.raises(InvalidDelivery, match=path.rpartition(".")[2]):
         narrow(event, changed(event, path, value))
 
 
 @pytest.mark.parametrize("payload", [b"", b"{", b"\xff\xfe", b"[]", b"null", b'"x"', b'{"action": "\xff"}', b"[" * 200_000])
 @pytest.mark.parametrize("event", EVENTS)
-def test_bytes_that_are_no_payload_are_invalid(event: str, payload: bytes) -> None:
+def test_a_body_that_is_no_payload_is_invalid(event: str, payload: bytes) -> None:
     with pytest.raises(InvalidDelivery):
         narrow(event, payload)
 
 
-def test_deep_nesting_is_refused_and_does_not_crash() -> None:
+def test_deep_nesting_is_rejected_and_does_not_crash() -> None:
     deep = b'{"action":"created","x":' + b'{"a":' * 500_000
     with pytest.raises(InvalidDelivery):
         narrow("issue_comment", deep)
 
 
-def test_a_message_never_repeats_the_value() -> None:
+def test_an_error_message_never_repeats_the_value() -> None:
     with pytest.raises(InvalidDelivery) as caught:
         narrow("issue_comment", changed("issue_comment", "repository.clone_url", "ssh://user:hunter2@host/x"))
     assert "hunter2" not in str(caught.value)
 
 
-def test_nul_never_gets_in() -> None:
+def test_nul_characters_are_rejected() -> None:
     event = narrow("issue_comment", changed("issue_comment", "comment.body", "/gibil\0 test"))
     assert isinstance(event, CommentCreated)
     assert event.body == "/gibil test"
@@ -421,7 +421,7 @@ def test_any_json_is_an_event_or_invalid(event: str, payload: object) -> None:
 
 
 @given(data=st.data(), event=st.sampled_from(EVENTS), value=_JSON)
-def test_any_value_in_any_place_is_an_event_or_invalid(data: st.DataObject, event: str, value: object) -> None:
+def test_any_value_at_any_position_is_an_event_or_invalid(data: st.DataObject, event: str, value: object) -> None:
     payload: Any = deepcopy(PAYLOADS[event])
     place = payload
     while True:
@@ -434,7 +434,7 @@ def test_any_value_in_any_place_is_an_event_or_invalid(data: st.DataObject, even
         assert isinstance(narrow(event, json.dumps(payload).encode()), get_args(Event))
 
 
-def test_the_manifest_subscribes_to_exactly_what_is_read() -> None:
+def test_the_manifest_subscribes_to_exactly_the_events_that_are_read() -> None:
     manifest = yaml.safe_load((Path(__file__).parents[2] / "app.yml").read_text())
     assert sorted(manifest["default_events"]) == sorted(EVENTS)
     assert manifest["default_permissions"] == {

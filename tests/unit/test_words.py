@@ -1,4 +1,4 @@
-"""`.ci/words`: how many words are left that the project's style replaces."""
+"""`.ci/words`: the number of words that the project's style replaces."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def words() -> ModuleType:
     spec = importlib.util.spec_from_loader("words", loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["words"] = module  # dataclasses and named tuples look their module up
-    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # no .ci/wordsc
+    sys.modules["words"] = module  # dataclasses and named tuples look up their module
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # so that .ci/wordsc isn't written
     loader.exec_module(module)
     sys.dont_write_bytecode = writes
     return module

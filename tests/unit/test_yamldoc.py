@@ -1,4 +1,4 @@
-"""YAML with places: what is read, what is refused, and that bad input of any kind costs little."""
+"""YAML with line numbers: what is read, what is rejected, and that invalid input of any kind is cheap."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def refusal(data: bytes | str) -> InvalidWorkflow:
     return caught.value
 
 
-def test_every_node_knows_its_place() -> None:
+def test_every_node_has_its_position() -> None:
     root = read("a: 1\nb:\n  - x\n  - {c: 'ü'}\n")
     assert (root.line, root.column) == (1, 1)
     assert (root.at("b", 1, "c").line, root.at("b", 1, "c").column) == (4, 9)
@@ -58,7 +58,7 @@ def test_every_node_knows_its_place() -> None:
         ("9" * 40, "9" * 40),
     ],
 )
-def test_a_scalar_has_the_type_of_yaml_1_2(text: str, value: object) -> None:
+def test_a_scalar_has_its_yaml_1_2_type(text: str, value: object) -> None:
     read_value = read(f"k: {text}").at("k").value()
     assert (read_value, type(read_value)) == (value, type(value))
 
@@ -67,12 +67,12 @@ def test_on_is_a_key() -> None:
     assert [key.text for key, _ in read("on: x\nyes: y\n").entries] == ["on", "yes"]
 
 
-def test_a_block_keeps_its_lines() -> None:
+def test_a_block_scalar_keeps_its_lines() -> None:
     node = read("run: |\n  one\n  \ttwo\n").at("run")
     assert (node.text, node.style) == ("one\n\ttwo\n", "block")
 
 
-def test_an_alias_is_the_value_it_names() -> None:
+def test_an_alias_has_the_value_of_its_anchor() -> None:
     root = read("a: &x {k: v}\nb: *x\n")
     assert root.at("b", "k").text == "v"
 
@@ -100,11 +100,11 @@ def test_an_alias_is_the_value_it_names() -> None:
         (b"x" * (WORKFLOW_FILE_BYTES + 1), "w.yml:1:1: the file is larger than 64 KiB"),
     ],
 )
-def test_what_cannot_be_accepted_is_refused_with_its_place(data: bytes, expected: str) -> None:
+def test_invalid_yaml_is_rejected_with_its_position(data: bytes, expected: str) -> None:
     assert str(refusal(data)).startswith(expected)
 
 
-def test_aliases_that_explode_are_refused_at_once() -> None:
+def test_exponential_aliases_are_rejected_at_once() -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
     began = time.monotonic()
@@ -113,7 +113,7 @@ def test_aliases_that_explode_are_refused_at_once() -> None:
 
 
 @pytest.mark.parametrize("piece", ["[", "{", "- ", "? ", "a: {", "&a ", "*a ", "|\n", "'x", "- - ", "[a, ", "a:\n "])
-def test_the_worst_file_of_the_largest_size_is_answered_in_seconds(piece: str) -> None:
+def test_the_slowest_file_of_the_largest_size_is_read_in_seconds(piece: str) -> None:
     began = time.monotonic()
     refusal(piece * (WORKFLOW_FILE_BYTES // len(piece)))
     assert time.monotonic() - began < patient(20)
@@ -121,7 +121,7 @@ def test_the_worst_file_of_the_largest_size_is_answered_in_seconds(piece: str) -
 
 @settings(deadline=None)
 @given(st.one_of(st.binary(max_size=300), st.text(alphabet="ab:-[]{}&*!|>'\"#%@`,? \n\t~<", max_size=200).map(str.encode)))
-def test_any_bytes_are_read_or_refused_and_nothing_else(data: bytes) -> None:
+def test_any_bytes_are_read_or_rejected(data: bytes) -> None:
     try:
         node = read_yaml("w.yml", data)
     except InvalidWorkflow as refused:
@@ -131,6 +131,6 @@ def test_any_bytes_are_read_or_refused_and_nothing_else(data: bytes) -> None:
     assert (line, column) >= (1, 1)
 
 
-def test_the_nearest_word_is_offered_and_a_strange_one_is_not() -> None:
+def test_the_nearest_word_is_suggested_and_a_distant_one_is_not() -> None:
     assert nearest("tsks", ("tasks", "name")) == " (did you mean 'tasks'?)"
     assert nearest("zzz", ("tasks", "name")) == ""

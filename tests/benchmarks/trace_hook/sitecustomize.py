@@ -1,7 +1,7 @@
-"""Writes down which files of gibil_bot a process enters functions of; Python imports it at its start if it is in PYTHONPATH.
+"""Records the files of gibil_bot in which a process enters functions; Python imports it at its start if it is on PYTHONPATH.
 
-One line `PID SECONDS PATH` a file and twentieth of a second, in the file that GIBIL_TRACE_FILE names. The seconds are those of
-CLOCK_MONOTONIC, which all processes of a computer share, so that the reader can choose a period.
+One line `PID SECONDS PATH` per file and twentieth of a second, in the file that GIBIL_TRACE_FILE names. The seconds are from
+CLOCK_MONOTONIC, which all processes of a computer share, so that a reader can select a period.
 """
 
 from __future__ import annotations
