@@ -69,7 +69,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectSetUp:
-    """The keys with which both kinds of files describe what a project needs besides its tasks."""
+    """The keys with which both kinds of files describe what a project needs in addition to its tasks."""
 
     path: str
     """Where the file is, for messages."""
