@@ -245,7 +245,7 @@ def test_the_installed_runtime_is_accepted_and_another_is_rejected_by_name(tmp_p
     assert f"gibil: python {have}" in set_up.output
     set_up, task = do(tmp_path / "wrong", {".gibil.yml": own.format("2.9")})
     assert (set_up.exit_status, task.exit_status) == (1, None)
-    assert f"gibil: python 2.9 is requested (.gibil.yml: runtime), but this machine has python3 is {have}" in set_up.output
+    assert f"gibil: python 2.9 is requested (runtime), but this machine has python3 is {have}" in set_up.output
 
 
 def test_a_second_python_becomes_the_python_of_the_tasks(tmp_path: Path) -> None:
