@@ -251,8 +251,9 @@ def _locked_step(path: str, manager: str, commands: list[list[str]], parts: list
     lines = [text("detect_pip")]
     lines.append(f"if command -v {manager} >/dev/null 2>&1 && {_first(commands)}; then :\n")
     if fallback:
-        reason = f"{manager} can't install this; installing what the manifests name, without the versions of {path}"
-        lines.append(f"else\nsay {shlex.quote(reason)}\n{fallback}\nfi\n")
+        reason = f"{manager} can't install this; installing what the manifests name with pip"
+        versions = f"versions_of {path}\n" if path in ("poetry.lock", "pdm.lock") else ""
+        lines.append(f"else\nsay {shlex.quote(reason)}\n{versions}{fallback}\nfi\n")
     else:
         lines.append(f"else fail {shlex.quote(f'{manager} is needed for {path}, and can’t install it here')}; fi\n")
     lines.append(_ensure(pytest))
