@@ -237,11 +237,10 @@ def _poetry_step(project: Project, parts: list[Part], pytest: Evidence | None) -
     lock = project.has("poetry.lock")
     extras = python_requirements.test_names(python_requirements.extras(project))
     command = ["poetry", "install", "--no-interaction", *(word for name in extras for word in ("--extras", name))]
-    without = [
-        Part(part.words, part.evidence, is_optional=True) for _, part in python_requirements.poetry_requirements(project)
-    ]
-    step = _locked_step("poetry.lock" if lock else "pyproject.toml", "poetry", [command], [*parts, *without], pytest)
-    return step
+    groups = [part for _, part in python_requirements.poetry_requirements(project)]
+    if any(word.startswith("pytest") for part in groups for word in part.words):
+        parts = [part for part in parts if part.words != ("pytest",)]
+    return _locked_step("poetry.lock" if lock else "pyproject.toml", "poetry", [command], [*parts, *groups], pytest)
 
 
 def _locked_step(path: str, manager: str, commands: list[list[str]], parts: list[Part], pytest: Evidence | None) -> Step:

@@ -47,7 +47,7 @@ CLICK = {
     '[tool.tox]\nenv_list = ["py3.14"]\n[tool.tox.env_run_base]\ndependency_groups = ["tests"]\ncommands = [[\n'
     '    "pytest", "-v", "--basetemp={env_tmp_dir}",\n    {replace = "posargs", default = [], extend = true},\n]]\n',
     "uv.lock": "version = 1\n",
-    "tests/test_basic.py": "import click\n",
+    "tests/test_basic.py": "import pytest\n",
 }
 DJANGO_FILTER = {
     "pyproject.toml": '[build-system]\nrequires = ["flit_core"]\n[project]\nname = "django-filter"\n'
@@ -102,7 +102,7 @@ PDM_BACKEND = {
 TQDM = {
     "pyproject.toml": '[build-system]\nrequires = ["setuptools"]\n[project]\nname = "tqdm"\nrequires-python = ">=3.8"\n[tool.tox]\n'
     'legacy_tox_ini = """\n[core]\ndeps=\n    pytest\n    git+https://github.com/casperdcl/nbval\ncommands=\n'
-    '    - {envpython} -m coveralls\n    {envpython} -m codecov -X pycov\n[testenv]\ndeps=\n    {[core]deps}\n    numpy\n'
+    "    - {envpython} -m coveralls\n    {envpython} -m codecov -X pycov\n[testenv]\ndeps=\n    {[core]deps}\n    numpy\n"
     '    tf: tensorflow!=2.5.0\ncommands=\n    {envpython} -m pytest --cov=tqdm -k "not perf"\n    {[core]commands}\n"""\n',
     "tests/tests_main.py": "from pytest import mark\n",
 }
@@ -305,7 +305,13 @@ def test_the_machines_version_is_used_if_any_will_do() -> None:
 
 
 def test_version_files_are_read() -> None:
-    for line, version in (("3.12.4", "3.12"), ("python-3.11.9", "3.11"), ("cpython-3.13.0", "3.13"), ("pypy3.10", None), ("$(x)", None)):
+    for line, version in (
+        ("3.12.4", "3.12"),
+        ("python-3.11.9", "3.11"),
+        ("cpython-3.13.0", "3.13"),
+        ("pypy3.10", None),
+        ("$(x)", None),
+    ):
         assert pinned(line) == version
     base = {"pyproject.toml": '[project]\nname = "a"\nrequires-python = ">=3.11"\n', "tests/test_a.py": ""}
     for path, text in (
@@ -327,7 +333,10 @@ def test_included_groups_may_form_a_cycle() -> None:
 BROKEN = [
     {"pyproject.toml": "[project\n", "tests/test_a.py": "import pytest\n"},
     {"pyproject.toml": 'project = "text"\ntool = 3\ndependency-groups = []\n', "tests/test_a.py": ""},
-    {"pyproject.toml": '[project]\nrequires-python = 3\noptional-dependencies = []\n[tool]\npoetry = []\ntox = 1\n', "test_a.py": ""},
+    {
+        "pyproject.toml": "[project]\nrequires-python = 3\noptional-dependencies = []\n[tool]\npoetry = []\ntox = 1\n",
+        "test_a.py": "",
+    },
     {"pyproject.toml": '[tool.tox.env_run_base]\ncommands = [1, [2, {replace = 3}], "x"]\nset_env = 1\n', "test_a.py": ""},
     {"setup.cfg": "no section\n[metadata\n", "setup.py": "", "test_a.py": ""},
     {"tox.ini": "[testenv]\ndeps = {[testenv]deps}\ncommands = {[testenv]commands}\n", "test_a.py": "import unittest"},
@@ -351,7 +360,11 @@ def test_names_that_are_no_names_never_reach_a_command() -> None:
         '[project]\nname = "a"\n[project.optional-dependencies]\n"tests;id" = []\n"dev\\nid" = []\n[dependency-groups]\n'
         '"test$(id)" = ["x"]\n[tool.hatch.envs.test]\ndependencies = ["-rhostile", "--index-url=http://x", "a\\nb"]\n'
     )
-    files = {"pyproject.toml": text, "tox.ini": "[testenv]\ndeps =\n  --index-url http://x\n  -e /etc\ncommands = x\n", "test_a.py": ""}
+    files = {
+        "pyproject.toml": text,
+        "tox.ini": "[testenv]\ndeps =\n  --index-url http://x\n  -e /etc\ncommands = x\n",
+        "test_a.py": "",
+    }
     found = facts(files)
     assert installs(found) == ["pip install -e ."]
 
@@ -363,7 +376,10 @@ def test_names_that_are_no_names_never_reach_a_command() -> None:
         {"tox.ini": "[testenv]\ncommands = pytest " + "{" * 50_000 + "}" * 50_000},
         {"tox.ini": "[testenv]\ncommands = " + "coverage " * 20_000},
         {"tox.ini": "[testenv]\ndeps =\n" + " {[testenv]deps}\n" * 200},
-        {"pyproject.toml": "[dependency-groups]\n" + "".join(f'g{n} = [{{include-group = "g{n + 1}"}}]\n' for n in range(3000))},
+        {
+            "pyproject.toml": "[dependency-groups]\n"
+            + "".join(f'g{n} = [{{include-group = "g{n + 1}"}}]\n' for n in range(3000))
+        },
         {"pyproject.toml": "[project]\nrequires-python = '" + ",".join([">=3.10"] * 20_000) + "'\n"},
         {"setup.py": "extras_require" + "'test'" + " " * 250_000, "requirements.txt": "psycopg2" + " " * 250_000},
         {"pyproject.toml": "x = " + "[" * 100_000},
