@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
@@ -51,7 +52,8 @@ CLICK = {
 }
 DJANGO_FILTER = {
     "pyproject.toml": '[build-system]\nrequires = ["flit_core"]\n[project]\nname = "django-filter"\n'
-    'dependencies = ["Django>=5.2"]\nrequires-python = ">=3.10"\n[project.optional-dependencies]\ndrf = ["djangorestframework"]\n',
+    'dependencies = ["Django>=5.2"]\nrequires-python = ">=3.10"\n'
+    '[project.optional-dependencies]\ndrf = ["djangorestframework"]\n',
     "requirements/test.txt": "-r test-ci.txt\n",
     "requirements/test-ci.txt": "coverage\nunittest-xml-reporting\n",
     "requirements/docs.txt": "sphinx\n",
@@ -64,14 +66,17 @@ DJANGO_FILTER = {
 PLATFORMDIRS = {
     "pyproject.toml": '[build-system]\nrequires = ["hatchling"]\n[project]\nname = "platformdirs"\nrequires-python = ">=3.10"\n'
     '[dependency-groups]\ndev = [{ include-group = "test" }]\ntest = ["appdirs==1.4.4", "pytest>=9", "pytest-mock"]\n',
-    "tox.toml": '[env_run_base]\ndependency_groups = ["test"]\nset_env.COVERAGE_FILE = { replace = "env", name = "COVERAGE_FILE",'
-    ' default = "{work_dir}{/}.coverage.{env_name}" }\ncommands = [\n  ["pytest", "--durations", "10",'
+    "tox.toml": '[env_run_base]\ndependency_groups = ["test"]\n'
+    'set_env.COVERAGE_FILE = { replace = "env", name = "COVERAGE_FILE", '
+    'default = "{work_dir}{/}.coverage.{env_name}" }\n'
+    'commands = [\n  ["pytest", "--durations", "10",'
     ' { replace = "posargs", default = ["--cov", "{env_site_packages_dir}{/}platformdirs"], extend = true }, "tests"],\n'
     '  { replace = "posargs", default = [["diff-cover"]], extend = true },\n]\n',
     "tests/test_api.py": "import pytest\n",
 }
 MORE_ITERTOOLS = {
-    "pyproject.toml": '[build-system]\nrequires = ["flit_core"]\n[project]\nname = "more-itertools"\nrequires-python = ">=3.10"\n',
+    "pyproject.toml": '[build-system]\nrequires = ["flit_core"]\n[project]\nname = "more-itertools"\n'
+    'requires-python = ">=3.10"\n',
     "requirements/testing.txt": "coverage\n",
     "requirements/development.txt": "-r testing.txt\nmypy\n",
     "tox.ini": "[tox]\nenvlist = py310\n[testenv]\ncommands = {envpython} -m unittest -v {posargs}\n",
@@ -83,7 +88,8 @@ REQUESTS = {
     '[project.optional-dependencies]\nsecurity = []\nsocks = ["PySocks"]\nuse_chardet_on_py3 = ["chardet"]\n'
     '[dependency-groups]\ntest = ["pytest", "httpbin"]\n[tool.pytest.ini_options]\ntestpaths = ["tests"]\n',
     "requirements-dev.txt": "-e .[socks]\npytest\n",
-    "tox.ini": "[testenv]\ndeps = -rrequirements-dev.txt\nextras =\n    security\n    socks\ncommands =\n    pytest {posargs:tests}\n",
+    "tox.ini": "[testenv]\ndeps = -rrequirements-dev.txt\n"
+    "extras =\n    security\n    socks\ncommands =\n    pytest {posargs:tests}\n",
     "tests/test_requests.py": "import pytest\n",
 }
 RICH = {
@@ -100,14 +106,16 @@ PDM_BACKEND = {
     "tests/test_wheel.py": "",
 }
 TQDM = {
-    "pyproject.toml": '[build-system]\nrequires = ["setuptools"]\n[project]\nname = "tqdm"\nrequires-python = ">=3.8"\n[tool.tox]\n'
+    "pyproject.toml": '[build-system]\nrequires = ["setuptools"]\n[project]\nname = "tqdm"\nrequires-python = ">=3.8"\n'
+    "[tool.tox]\n"
     'legacy_tox_ini = """\n[core]\ndeps=\n    pytest\n    git+https://github.com/casperdcl/nbval\ncommands=\n'
     "    - {envpython} -m coveralls\n    {envpython} -m codecov -X pycov\n[testenv]\ndeps=\n    {[core]deps}\n    numpy\n"
     '    tf: tensorflow!=2.5.0\ncommands=\n    {envpython} -m pytest --cov=tqdm -k "not perf"\n    {[core]commands}\n"""\n',
     "tests/tests_main.py": "from pytest import mark\n",
 }
 DRF = {
-    "pyproject.toml": '[build-system]\nrequires = ["setuptools"]\n[project]\nname = "djangorestframework"\n[dependency-groups]\n'
+    "pyproject.toml": '[build-system]\nrequires = ["setuptools"]\n[project]\nname = "djangorestframework"\n'
+    "[dependency-groups]\n"
     'test = ["pytest-django"]\noptional = ["psycopg"]\n[tool.pytest.ini_options]\naddopts = "-ra"\n',
     "runtests.py": "",
     "tox.ini": "[testenv]\ncommands = pytest --cov {posargs}\ndependency_groups =\n       test\n       optional\n"
@@ -115,7 +123,8 @@ DRF = {
     "tests/test_views.py": "import pytest\n",
 }
 STARLETTE = {
-    "pyproject.toml": '[build-system]\nrequires = ["hatchling"]\n[project]\nname = "starlette"\n[tool.pytest.ini_options]\naddopts = ""\n',
+    "pyproject.toml": '[build-system]\nrequires = ["hatchling"]\n[project]\nname = "starlette"\n'
+    '[tool.pytest.ini_options]\naddopts = ""\n',
     "requirements.txt": "-e .[full]\npytest==8\n",
     "tests/test_routing.py": "import pytest\n",
 }
@@ -187,7 +196,8 @@ def test_a_project_without_dependencies_is_installed_too() -> None:
 
 
 def test_an_old_project_keeps_its_extras_in_setup_files() -> None:
-    setup = "from setuptools import setup\nsetup(name='a', extras_require={'test': ['pytest'], 'docs': []}, python_requires='>=3.12')\n"
+    setup = "from setuptools import setup\n"
+    setup += "setup(name='a', extras_require={'test': ['pytest'], 'docs': []}, python_requires='>=3.12')\n"
     found = facts({"setup.py": setup, "tests/test_a.py": "import pytest\n"})
     assert installs(found) == ["pip install -e '.[test]' pytest"]
     assert found.runtimes[0].version == "3.13"
@@ -287,8 +297,10 @@ def test_the_environment_of_tox_is_kept() -> None:
         (">=3.10", "3.10", True), (">=3.10", "3.9", False), (">=3.10.2", "3.10", True), ("<3.13", "3.13", False),
         ("<=3.12", "3.12", True), (">3.12", "3.12", True), (">=3.9,<4", "3.14", True), ("~=3.11", "3.12", True),
         ("~=3.11.2", "3.12", False), ("==3.11.*", "3.11", True), ("==3.11.*", "3.12", False), ("!=3.10.*,>=3.9", "3.10", False),
-        ("!=3.10.0", "3.10", True), ("^3.9", "3.13", True), ("~3.9", "3.10", False), ("3.*", "3.11", True), ("3.12", "3.12", True),
-        (">=2.7,!=3.0.*,!=3.1.*", "3.12", True), ("^2.7 || ^3.11", "3.11", True), ("*", "3.9", True), (">= 3.8 , < 3.12", "3.12", False),
+        ("!=3.10.0", "3.10", True), ("^3.9", "3.13", True), ("~3.9", "3.10", False),
+        ("3.*", "3.11", True), ("3.12", "3.12", True),
+        (">=2.7,!=3.0.*,!=3.1.*", "3.12", True), ("^2.7 || ^3.11", "3.11", True), ("*", "3.9", True),
+        (">= 3.8 , < 3.12", "3.12", False),
         (">=3.8dev", "3.9", True), ("latest", "3.12", None), (">=3.10; x", "3.12", None), (">=" + "9" * 600, "3.12", None),
     ],
 )  # fmt: skip
@@ -326,7 +338,10 @@ def test_version_files_are_read() -> None:
 
 
 def test_included_groups_may_form_a_cycle() -> None:
-    groups = {"a": ["one", {"include-group": "B"}], "b": [{"include-group": "a"}, "two", 7, {"include-group": ["x"]}]}
+    groups: dict[str, list[Any]] = {
+        "a": ["one", {"include-group": "B"}],
+        "b": [{"include-group": "a"}, "two", 7, {"include-group": ["x"]}],
+    }
     assert sorted(group_requirements(groups, "a")) == ["one", "two"]
 
 
