@@ -42,6 +42,14 @@ class Project:
         depth = pattern.count("/")
         return sorted(path for path in self.paths if path.count("/") == depth and fnmatchcase(path, pattern))
 
+    def inside(self, prefix: str) -> Project:
+        """Return the folder `prefix` (`backend/`) as a project."""
+        size = len(prefix)
+        return Project(
+            frozenset(path[size:] for path in self.paths if path.startswith(prefix)),
+            {path[size:]: content for path, content in self.files.items() if path.startswith(prefix)},
+        )
+
     def text(self, path: str) -> str | None:
         """Return the content; None if the file doesn't exist or wasn't read."""
         content = self.files.get(path)
