@@ -1,6 +1,7 @@
 """Combines the facts of all ecosystems and folders into the tasks `runtime`, `install` and `test` (or `lint`).
 
-Which command can run is known only on the prepared machine, so the last task contains all candidates and runs the first that can.
+Which command can run is known only on the prepared machine, so the last task has all candidates, and runs
+the first that can.
 Their ranks, the lowest first:
 
     10–19  covers the whole project: a target `test` (10) or `check` (12) of a Makefile, justfile or Taskfile, a lint target,
@@ -12,7 +13,7 @@ Their ranks, the lowest first:
     60–69  a guess: unittest's discovery, bats on a folder
     80–99  the last resort, tried only if nothing else could run
 
-From 20 to 79 each ecosystem (of each folder) runs its own first candidate that can run, and the task fails if one of them fails.
+From 20 to 79 each ecosystem (of each folder) runs its own first candidate that can run; the task fails if one of them fails.
 """
 
 from __future__ import annotations
@@ -24,12 +25,10 @@ from typing import Literal
 
 from gibil_bot.detection.detected import DetectedTask, Detection, Quote
 from gibil_bot.detection.facts import Candidate, Evidence, Facts, Runtime, Step
+from gibil_bot.detection.python import VENV
 from gibil_bot.scripts.templates import text
 
 Purpose = Literal["test", "lint"]
-
-VENV = "/root/.gibil/venv"
-"""The virtual environment of Python projects, outside the checkout and on PATH before anything else runs."""
 
 _COVERS_ALL = 20
 _LAST_RESORT = 80
@@ -87,12 +86,7 @@ def combine(folders: Sequence[Folder], purpose: Purpose) -> Combined:
                 groups.append(Group(name, folder.path, tuple(sorted(candidates, key=lambda each: each.rank))))
     # A linter of its own needs only its own ecosystem; a target of a Makefile may need all of them.
     covered = purpose == "test" or any(group.candidates[0].rank < _COVERS_ALL for group in groups)
-    needed = [
-        (folder, facts)
-        for folder in folders
-        for facts in folder.facts
-        if groups and (covered or facts.linters)
-    ]
+    needed = [(folder, facts) for folder in folders for facts in folder.facts if groups and (covered or facts.linters)]
     runtimes: dict[str, Runtime] = {}
     for _, facts in needed:
         for runtime in facts.runtimes:
@@ -194,7 +188,7 @@ def _nothing(found: Combined, quotes: tuple[Quote, ...], suggestion: str) -> str
     problem = found.problem or f"none of the commands that were found to {found.purpose} this project can run on this machine"
     if found.purpose == "lint":
         reason = f"{problem}; add a target lint to a Makefile, a lint script to package.json, or a ruff.toml"
-        return f"say {shlex.quote(reason)}\necho {shlex.quote(reason)} >\"$GIBIL_NEUTRAL\"\n"
+        return f'say {shlex.quote(reason)}\necho {shlex.quote(reason)} >"$GIBIL_NEUTRAL"\n'
     lines = [problem]
     lines += [f"its CI runs {quote}" for quote in quotes[:3] if not quote.is_preparation]
     lines += ["write what is right into a .gibil.yml" + (", such as:" if suggestion else "; see gibil init --repo")]
@@ -206,7 +200,12 @@ def _candidate(function: str, group: Group, candidate: Candidate) -> str:
     # A command with "$@" has the place for the requester's arguments; others get them at the end.
     command = candidate.run if '"$@"' in candidate.run else f'{candidate.run} "$@"'
     shown = _one_line(candidate.shown or candidate.run.replace(' "$@"', ""))
-    return shlex.join((function, group.path, _one_line(str(candidate.evidence)), shown, command, candidate.check, *candidate.needs)) + "\n"
+    return (
+        shlex.join(
+            (function, group.path, _one_line(str(candidate.evidence)), shown, command, candidate.check, *candidate.needs)
+        )
+        + "\n"
+    )
 
 
 def _change_folder(path: str) -> str:
@@ -233,7 +232,8 @@ def _evidence(found: Combined) -> Iterator[str]:
     for group in found.groups:
         several = f"{group.name}: " if len(found.groups) > 1 else ""
         lines += [
-            f"{found.purpose}: {several}{candidate.shown or candidate.run} ← {candidate.evidence}" for candidate in group.candidates
+            f"{found.purpose}: {several}{candidate.shown or candidate.run} ← {candidate.evidence}"
+            for candidate in group.candidates
         ]
     lines += [str(problem) for folder in found.folders for facts in folder.facts for problem in facts.problems]
     yield from (_one_line(line) for line in lines[:_ALL_EVIDENCE])

@@ -23,12 +23,46 @@ WANTED_FILES = 400
 """The maximum number of files that are read."""
 _PER_PATTERN = 40
 _MANIFESTS = (
-    *("pyproject.toml", "setup.py", "setup.cfg", "requirements.txt", "tox.ini", "Pipfile", "package.json", "go.mod", "Cargo.toml"),
-    *("Gemfile", "pom.xml", "build.gradle", "build.gradle.kts", "composer.json", "CMakeLists.txt", "configure.ac", "meson.build"),
+    *(
+        "pyproject.toml",
+        "setup.py",
+        "setup.cfg",
+        "requirements.txt",
+        "tox.ini",
+        "Pipfile",
+        "package.json",
+        "go.mod",
+        "Cargo.toml",
+    ),
+    *(
+        "Gemfile",
+        "pom.xml",
+        "build.gradle",
+        "build.gradle.kts",
+        "composer.json",
+        "CMakeLists.txt",
+        "configure.ac",
+        "meson.build",
+    ),
 )
 _OTHER_FOLDERS = frozenset(
-    ("node_modules", "vendor", "vendored", "third_party", "examples", "example", "docs", "doc", "fixtures", "testdata", "test", "tests")
-    + ("benchmarks", "benchmark", "scripts", "tools", "ci", "website", "site", "templates", "samples", "demo")
+    (
+        *("node_modules", "vendor", "vendored", "third_party", "examples", "example", "docs", "doc", "fixtures", "testdata"),
+        *(
+            "test",
+            "tests",
+            "benchmarks",
+            "benchmark",
+            "scripts",
+            "tools",
+            "ci",
+            "website",
+            "site",
+            "templates",
+            "samples",
+            "demo",
+        ),
+    )
 )
 _MOST_FOLDERS = 8
 _DEEPEST = 3
@@ -52,10 +86,7 @@ def detect(project: Project, purpose: Purpose) -> Detection:
         folders += [folder for prefix in _subfolders(project.paths) if (folder := _folder(project, prefix)).facts]
     found = combine.combine(folders, purpose)
     quotes = workflows.quotes(project, purpose)
-    if found.problem is None:
-        text = suggestion.from_facts(found)
-    else:
-        text = suggestion.from_quotes(project, quotes)
+    text = suggestion.from_facts(found) if found.problem is None else suggestion.from_quotes(project, quotes)
     return combine.detection(found, quotes, text)
 
 

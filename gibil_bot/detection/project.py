@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -36,6 +36,10 @@ class Project:
     def first(self, *paths: str) -> str | None:
         """Return the first of the paths that exists."""
         return next((path for path in paths if path in self.paths), None)
+
+    def present(self, paths: Iterable[str]) -> list[str]:
+        """Return those of the paths that exist, in this order."""
+        return [path for path in paths if path in self.paths]
 
     def matching(self, pattern: str) -> list[str]:
         """Return the paths that match, sorted. `*` doesn't match `/`."""

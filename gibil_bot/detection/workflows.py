@@ -5,9 +5,7 @@ from __future__ import annotations
 from gibil_bot.detection.detected import Quote
 from gibil_bot.detection.project import Project
 
-WANTED = (
-    *(".github/workflows/*.yml", ".github/workflows/*.yaml", ".gitlab-ci.yml", ".travis.yml", "AGENTS.md"),
-)
+WANTED = (*(".github/workflows/*.yml", ".github/workflows/*.yaml", ".gitlab-ci.yml", ".travis.yml", "AGENTS.md"),)
 
 
 def quotes(project: Project, purpose: str) -> tuple[Quote, ...]:

@@ -23,7 +23,7 @@ usable() {
 only() {
     usable "$@" || return 0
     say "found $2 → $3${args[*]:+ ${args[*]}}"
-    cd "$1"
+    cd "$1" || exit
     exec bash -e -c "$4" bash "${args[@]}"
 }
 
