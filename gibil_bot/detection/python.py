@@ -96,7 +96,7 @@ def facts(project: Project) -> Facts | None:
     manager, steps, env = _install(project, environment, pytest, lead)
     runtimes = [
         _version(project, lead),
-        Runtime(name="uv", optional=manager != "uv", evidence=steps[0].evidence if steps else lead),
+        Runtime(name="uv", optional=True, evidence=steps[0].evidence if steps else lead),
     ]
     if manager in ("poetry", "pdm", "pipenv"):
         runtimes.append(Runtime(name=manager, optional=True, evidence=steps[0].evidence))
@@ -188,7 +188,7 @@ def _install(
     poetry = "poetry" in table(project.toml("pyproject.toml"), "tool")
     parts = _parts(project, environment, pytest)
     if project.has("uv.lock"):
-        return "uv", [_uv_step(project, environment, pytest)], {"UV_PROJECT_ENVIRONMENT": VENV}
+        return "uv", [_uv_step(project, environment, pytest)], {"UV_PROJECT_ENVIRONMENT": VENV, "UV_PYTHON": f"{VENV}/bin/python"}
     if project.has("poetry.lock") or (poetry and "project" not in project.toml("pyproject.toml")):
         return "poetry", [_poetry_step(project, parts, pytest)], {}
     if project.has("pdm.lock"):
@@ -218,7 +218,7 @@ def _uv_step(project: Project, environment: tox.Tox | None, pytest: Evidence | N
     if extras:
         attempts.append(["uv", "sync", "--locked", "--inexact", *groups])
     attempts.append(["uv", "sync", "--frozen", "--inexact", *groups])
-    run = f'{text("detect_pip")}export UV_PROJECT_ENVIRONMENT="$VIRTUAL_ENV"\n{_first(attempts)}\n{_ensure(pytest)}'
+    run = f'{text("detect_pip")}need_uv\n{_first(attempts)}\n{_ensure(pytest)}'
     inputs = tuple(project.present(("uv.lock", "pyproject.toml")))
     evidence = Evidence(path="uv.lock", text="" if not names else f"groups {', '.join(names)}")
     return Step(run=run, shown=shlex.join(shown), short=shlex.join([*shown, "--active"]), evidence=evidence, inputs=inputs)

@@ -12,6 +12,11 @@ pip_install() {
     fi
 }
 
+# need_uv: install uv into the virtual environment if this machine has none
+need_uv() {
+    command -v uv >/dev/null 2>&1 || python -m pip install --quiet --disable-pip-version-check uv
+}
+
 # resolve ARGUMENT… [+ ARGUMENT…]…: install all of it in one resolution; the parts after each `+` are optional
 resolve() {
     local -a all=() needed=() part=()
