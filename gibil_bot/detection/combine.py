@@ -30,7 +30,7 @@ from gibil_bot.scripts.templates import text
 
 Purpose = Literal["test", "lint"]
 
-_COVERS_ALL = 20
+COVERS_ALL = 20
 _LAST_RESORT = 80
 _ALL_EVIDENCE = 60
 
@@ -85,7 +85,7 @@ def combine(folders: Sequence[Folder], purpose: Purpose) -> Combined:
                 name = f"{facts.ecosystem} in {folder.path}" if folder.prefix else facts.ecosystem
                 groups.append(Group(name, folder.path, tuple(sorted(candidates, key=lambda each: each.rank))))
     # A linter of its own needs only its own ecosystem; a target of a Makefile may need all of them.
-    covered = purpose == "test" or any(group.candidates[0].rank < _COVERS_ALL for group in groups)
+    covered = purpose == "test" or any(group.candidates[0].rank < COVERS_ALL for group in groups)
     needed = [(folder, facts) for folder in folders for facts in folder.facts if groups and (covered or facts.linters)]
     runtimes: dict[str, Runtime] = {}
     for _, facts in needed:
@@ -167,9 +167,9 @@ def _test_script(found: Combined, quotes: tuple[Quote, ...], suggestion: str) ->
     parts = [text("detect_begin")]
     if found.groups:
         parts.append(text("detect_test"))
-    covering = [(group, each) for group in found.groups for each in group.candidates if each.rank < _COVERS_ALL]
+    covering = [(group, each) for group in found.groups for each in group.candidates if each.rank < COVERS_ALL]
     parts += [_candidate("only", group, each) for group, each in sorted(covering, key=lambda pair: pair[1].rank)]
-    own = [(group, [each for each in group.candidates if _COVERS_ALL <= each.rank < _LAST_RESORT]) for group in found.groups]
+    own = [(group, [each for each in group.candidates if COVERS_ALL <= each.rank < _LAST_RESORT]) for group in found.groups]
     own = [(group, candidates) for group, candidates in own if candidates]
     for group, candidates in own:
         if len(own) > 1:

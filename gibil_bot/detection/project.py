@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import yaml
+from yaml.nodes import Node
 
 from gibil_bot.detection.facts import Evidence
 
@@ -82,6 +83,18 @@ class Project:
         """Return the mapping; empty if there is none."""
         return self._parsed(path, lambda text: yaml.load(text, _Loader))  # noqa: S506 (a SafeLoader)
 
+    def nodes(self, path: str) -> Node | None:
+        """Return the YAML document with the positions of its nodes; None if there is none."""
+        text = self.text(path)
+        if text is None:
+            return None
+        try:
+            found: Node | None = yaml.compose(text, _Loader)
+            return found
+        except (ValueError, yaml.YAMLError, RecursionError) as error:
+            self.problems[path] = Evidence(path=path, text=f"can't be read: {_reason(error)}")
+            return None
+
     def _parsed(self, path: str, parse: Any) -> dict[str, Any]:
         text = self.text(path)
         if text is None:
@@ -89,10 +102,13 @@ class Project:
         try:
             found = parse(text)
         except (ValueError, yaml.YAMLError, RecursionError, ArithmeticError) as error:
-            reason = str(error).split("\n")[0][:200]
-            self.problems[path] = Evidence(path=path, text=f"can't be read: {reason}")
+            self.problems[path] = Evidence(path=path, text=f"can't be read: {_reason(error)}")
             return {}
         return found if isinstance(found, dict) else {}
+
+
+def _reason(error: Exception) -> str:
+    return str(error).split("\n")[0][:200]
 
 
 class _Loader(yaml.SafeLoader):

@@ -75,6 +75,11 @@ _PACKAGES = {
     "pycairo": ("libcairo2-dev", "pkg-config"),
     "dbus-python": ("libdbus-1-dev", "libglib2.0-dev", "pkg-config"),
 }
+_UV_SHORT = """export UV_PROJECT_ENVIRONMENT="$VIRTUAL_ENV"
+echo "UV_PROJECT_ENVIRONMENT=$VIRTUAL_ENV" >>"$GITHUB_ENV"
+pip install uv
+"""
+"""What a `.gibil.yml` needs before `uv sync`."""
 _EXTENSION = re.compile(r"\bext_modules\b|\bExtension\(|\bcythonize\(|\bcffi_modules\b")
 
 
@@ -188,7 +193,11 @@ def _install(
     poetry = "poetry" in table(project.toml("pyproject.toml"), "tool")
     parts = _parts(project, environment, pytest)
     if project.has("uv.lock"):
-        return "uv", [_uv_step(project, environment, pytest)], {"UV_PROJECT_ENVIRONMENT": VENV, "UV_PYTHON": f"{VENV}/bin/python"}
+        return (
+            "uv",
+            [_uv_step(project, environment, pytest)],
+            {"UV_PROJECT_ENVIRONMENT": VENV, "UV_PYTHON": f"{VENV}/bin/python"},
+        )
     if project.has("poetry.lock") or (poetry and "project" not in project.toml("pyproject.toml")):
         return "poetry", [_poetry_step(project, parts, pytest)], {}
     if project.has("pdm.lock"):
@@ -218,10 +227,10 @@ def _uv_step(project: Project, environment: tox.Tox | None, pytest: Evidence | N
     if extras:
         attempts.append(["uv", "sync", "--locked", "--inexact", *groups])
     attempts.append(["uv", "sync", "--frozen", "--inexact", *groups])
-    run = f'{text("detect_pip")}need_uv\n{_first(attempts)}\n{_ensure(pytest)}'
+    run = f"{text('detect_pip')}need_uv\n{_first(attempts)}\n{_ensure(pytest)}"
     inputs = tuple(project.present(("uv.lock", "pyproject.toml")))
     evidence = Evidence(path="uv.lock", text="" if not names else f"groups {', '.join(names)}")
-    return Step(run=run, shown=shlex.join(shown), short=shlex.join([*shown, "--active"]), evidence=evidence, inputs=inputs)
+    return Step(run=run, shown=shlex.join(shown), short=f"{_UV_SHORT}{shlex.join(shown)}", evidence=evidence, inputs=inputs)
 
 
 def _poetry_step(project: Project, parts: list[Part], pytest: Evidence | None) -> Step:

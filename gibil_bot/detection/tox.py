@@ -265,7 +265,7 @@ def _candidate(project: Project, environment: _Environment, evidence: Evidence) 
     line_number = project.line_of(environment.path, literal) if literal else None
     return Candidate(
         run=run,
-        shown=shown,
+        shown=f"{variables}{shown}",
         evidence=Evidence(path=environment.path, line=line_number or evidence.line, text=evidence.text),
         needs=(words[0],),
         check=f"python -c 'import {', '.join(modules)}'" if modules else "",
