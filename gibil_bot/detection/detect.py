@@ -10,13 +10,28 @@ from fnmatch import fnmatchcase
 from itertools import islice
 from types import ModuleType
 
-from gibil_bot.detection import combine, make, python, suggestion, workflows
+from gibil_bot.detection import (
+    cmake,
+    combine,
+    go,
+    java,
+    linters,
+    make,
+    node,
+    php,
+    python,
+    ruby,
+    rust,
+    shell,
+    suggestion,
+    workflows,
+)
 from gibil_bot.detection.combine import Folder, Purpose
 from gibil_bot.detection.detected import Detection
 from gibil_bot.detection.facts import Facts
 from gibil_bot.detection.project import Project
 
-ECOSYSTEMS: tuple[ModuleType, ...] = (make, python)
+ECOSYSTEMS: tuple[ModuleType, ...] = (make, python, node, go, rust, cmake, ruby, java, php, shell, linters)
 """In the order in which they are prepared and reported."""
 
 WANTED_FILES = 400
