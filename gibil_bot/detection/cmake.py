@@ -11,6 +11,7 @@ from gibil_bot.detection.project import Project
 
 WANTED = (
     *("CMakeLists.txt", "tests/CMakeLists.txt", "test/CMakeLists.txt", "meson.build", "configure.ac", "configure.in"),
+    "Makefile",
     *ci_hints.WANTED,
 )
 
@@ -49,6 +50,9 @@ def facts(project: Project) -> Facts | None:
     if not tests:
         return None
     packages += _ci_packages(project)
+    if _tested_by_make(project):
+        # installing takes longer than such a project's tests, and nothing here would run
+        packages = []
     return Facts(ecosystem="C and C++", steps=_submodules(project), tests=tuple(tests), packages=tuple(dict.fromkeys(packages)))
 
 
@@ -66,6 +70,12 @@ def _cmake(project: Project, rank: int) -> Candidate | None:
     found = _TESTS.search(project.text(path) or "")
     evidence = project.evidence(path, found[1] if found else "", "".join(f"{name}=ON " for name in options).strip())
     return Candidate(run=run, evidence=evidence, needs=("cmake", "ctest"), rank=rank)
+
+
+def _tested_by_make(project: Project) -> bool:
+    return project.has("Makefile") and bool(
+        re.search(r"^(?:test|check)[ \t]{0,9}:(?!=)", project.text("Makefile") or "", re.MULTILINE)
+    )
 
 
 def _build_folder(project: Project) -> str:

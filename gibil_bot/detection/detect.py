@@ -18,6 +18,7 @@ from gibil_bot.detection import (
     linters,
     make,
     node,
+    others,
     php,
     python,
     ruby,
@@ -31,7 +32,7 @@ from gibil_bot.detection.detected import Detection
 from gibil_bot.detection.facts import Facts
 from gibil_bot.detection.project import Project
 
-ECOSYSTEMS: tuple[ModuleType, ...] = (make, python, node, go, rust, cmake, ruby, java, php, shell, linters)
+ECOSYSTEMS: tuple[ModuleType, ...] = (make, python, node, go, rust, cmake, ruby, java, php, shell, others, linters)
 """In the order in which they are prepared and reported."""
 
 WANTED_FILES = 400

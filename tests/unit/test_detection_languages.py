@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gibil_bot.detection import ci_hints, cmake, go, java, linters, node, php, ruby, rust, shell
+from gibil_bot.detection import ci_hints, cmake, go, java, linters, node, others, php, ruby, rust, shell
 from gibil_bot.detection.facts import Facts
 from gibil_bot.detection.project import Project
 
-MODULES = (node, go, rust, cmake, ruby, java, php, shell, linters)
+MODULES = (node, go, rust, cmake, ruby, java, php, shell, linters, others)
 CI = ".github/workflows/ci.yml"
 
 
@@ -226,6 +226,27 @@ PROJECTS = {
         install="composer install --no-interaction --prefer-dist --no-progress",
         tests=("composer test", "php vendor/bin/pest"),
     ),
+    "Elixir": Case(
+        others.facts,
+        {"mix.exs": "defmodule A do\nend\n", ".tool-versions": "elixir 1.17.2-otp-27\n"},
+        runtimes=(("elixir", "1.17.2"),),
+        install="mix local.hex --force --if-missing && mix local.rebar --force --if-missing && mix deps.get",
+        tests=("mix test",),
+    ),
+    ".NET": Case(
+        others.facts,
+        {"global.json": '{"sdk": {"version": "8.0.204"}}'},
+        others=("My App.sln",),
+        runtimes=(("dotnet", "8.0"),),
+        install="dotnet restore 'My App.sln'",
+        tests=("dotnet test 'My App.sln'",),
+    ),
+    "Deno with a task": Case(
+        others.facts,
+        {"deno.json": '{"tasks": {"test": "deno test -A"}}'},
+        runtimes=(("deno", ""),),
+        tests=("deno task test",),
+    ),
     "bats": Case(
         shell.facts,
         {},
@@ -269,6 +290,17 @@ def test_headers_that_the_ci_installs_are_installed_and_nothing_else() -> None:
     found = cmake.facts(project({"configure.ac": "", CI: workflow(install)}, "Makefile.am"))
     assert found is not None
     assert set(found.packages) - {"autoconf", "automake", "libtool", "pkg-config", "make", "g++"} == {"libonig-dev", "bison"}
+
+
+def test_cmake_isnt_installed_for_a_project_whose_makefile_tests_it() -> None:
+    files = {"CMakeLists.txt": "enable_testing()\n", "Makefile": "all: a\n\ntest: tests\n\t./a\n"}
+    found = cmake.facts(project(files))
+    assert found is not None
+    assert found.tests
+    assert found.packages == ()
+    found = cmake.facts(project({**files, "Makefile": "test := 1\nall: a\n"}))
+    assert found is not None
+    assert "cmake" in found.packages
 
 
 def test_submodules_are_fetched_if_the_ci_does() -> None:
