@@ -36,7 +36,7 @@ def versions(found: Facts) -> dict[str, str]:
 
 @dataclass
 class Case:
-    """One project's manifests, and what they say."""
+    """The manifests of one project, and the expected facts."""
 
     facts: Callable[[Project], Facts | None]
     files: dict[str, str]

@@ -53,7 +53,7 @@ jobs:
 
 @dataclass
 class Case:
-    """One project's manifests, and what they say."""
+    """The manifests of one project, and the expected facts."""
 
     files: dict[str, File]
     node: str
