@@ -368,6 +368,16 @@ def test_a_linter_runs_only_if_the_project_is_set_up_for_it(
     assert [each.shown or each.run for each in found] == expected
 
 
+def test_pre_commit_runs_only_on_a_machine_that_can_fetch_its_hooks() -> None:
+    config = "repos:\n  - repo: local\n  - repo: https://github.com/a/hooks;id\n  - repo: https://example.com/b\n"
+    found = linters.facts(project({".pre-commit-config.yaml": config, "pyproject.toml": "[tool.ruff]\n"}))
+    assert found is not None
+    assert [each.check for each in found.linters] == ["timeout 20 git ls-remote -q https://github.com/a/hooks HEAD", ""]
+    found = linters.facts(project({".pre-commit-config.yaml": "repos:\n  - repo: local\n"}))
+    assert found is not None
+    assert found.linters[0].check == ""
+
+
 def test_the_lines_of_a_workflow_are_those_of_its_commands() -> None:
     text = (
         "jobs:\n  build:\n    steps:\n      - run: npm ci\n      - name: Test\n        working-directory: ./web/\n"
