@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from gibil_bot.detection import ci_hints
-from gibil_bot.detection.facts import Candidate, Evidence, Facts, Step
+from gibil_bot.detection.facts import Candidate, Evidence, Facts
 from gibil_bot.detection.languages import LAST_RESORT, is_only
 from gibil_bot.detection.project import Project
 
@@ -53,7 +53,7 @@ def facts(project: Project) -> Facts | None:
     if _tested_by_make(project):
         # installing takes longer than such a project's tests, and nothing here would run
         packages = []
-    return Facts(ecosystem="C and C++", steps=_submodules(project), tests=tuple(tests), packages=tuple(dict.fromkeys(packages)))
+    return Facts(ecosystem="C and C++", tests=tuple(tests), packages=tuple(dict.fromkeys(packages)))
 
 
 def _cmake(project: Project, rank: int) -> Candidate | None:
@@ -106,10 +106,3 @@ def _ci_packages(project: Project) -> list[str]:
         if re.search(r"\bapt(-get)?\s+(-\S+\s+)*install\b", command.run):
             found |= dict.fromkeys(word for word in command.run.split() if _CI_PACKAGE.fullmatch(word))
     return list(found)[:30]
-
-
-def _submodules(project: Project) -> tuple[Step, ...]:
-    evidence = ci_hints.submodules(project) if project.has(".gitmodules") else None
-    if evidence is None:
-        return ()
-    return (Step(run="git submodule update --init --recursive", evidence=evidence, inputs=(".gitmodules",)),)

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gibil_bot.detection import ci_hints, cmake, go, java, linters, node, others, php, ruby, rust, shell
+from gibil_bot.detection import ci_hints, cmake, go, java, linters, node, others, php, ruby, rust, shell, submodules
 from gibil_bot.detection.facts import Facts
 from gibil_bot.detection.project import Project
 
-MODULES = (node, go, rust, cmake, ruby, java, php, shell, linters, others)
+MODULES = (node, go, rust, cmake, ruby, java, php, shell, linters, others, submodules)
 CI = ".github/workflows/ci.yml"
 
 
@@ -304,13 +304,13 @@ def test_cmake_isnt_installed_for_a_project_whose_makefile_tests_it() -> None:
 
 
 def test_submodules_are_fetched_if_the_ci_does() -> None:
-    files = {"configure.ac": "", CI: workflow(uses="{uses: actions/checkout@v4, with: {submodules: true}}")}
-    found = cmake.facts(project(files, "Makefile.am", ".gitmodules"))
+    modules = '[submodule "lib"]\n\tpath = vendor/lib\n\turl = git@github.com:a/lib.git\n[submodule "b"]\n\tpath = $(id)\n'
+    files = {".gitmodules": modules, CI: workflow(uses='{uses: actions/checkout@v4, with: {submodules: "recursive"}}')}
+    found = submodules.facts(project(files, "vendor/lib"))
     assert found is not None
-    assert [step.run for step in found.steps] == ["git submodule update --init --recursive"]
-    found = cmake.facts(project({**files, CI: workflow()}, "Makefile.am", ".gitmodules"))
-    assert found is not None
-    assert found.steps == ()
+    assert [step.shown for step in found.steps] == ["git submodule update --init --recursive"]
+    assert found.steps[0].inputs == (".gitmodules", "vendor/lib")
+    assert submodules.facts(project({**files, CI: workflow()}, "vendor/lib")) is None
 
 
 def test_a_language_that_extends_another_ones_package_is_the_last_resort() -> None:
