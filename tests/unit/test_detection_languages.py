@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gibil_bot.detection import ci_hints, cmake, go, java, linters, node, php, ruby, rust, shell
+from gibil_bot.detection import ci_hints, cmake, go, java, linters, node, others, php, ruby, rust, shell, submodules
 from gibil_bot.detection.facts import Facts
 from gibil_bot.detection.project import Project
 
-MODULES = (node, go, rust, cmake, ruby, java, php, shell, linters)
+MODULES = (node, go, rust, cmake, ruby, java, php, shell, linters, others, submodules)
 CI = ".github/workflows/ci.yml"
 
 
@@ -36,7 +36,7 @@ def versions(found: Facts) -> dict[str, str]:
 
 @dataclass
 class Case:
-    """One project's manifests, and what they say."""
+    """The manifests of one project, and the expected facts."""
 
     facts: Callable[[Project], Facts | None]
     files: dict[str, str]
@@ -226,6 +226,27 @@ PROJECTS = {
         install="composer install --no-interaction --prefer-dist --no-progress",
         tests=("composer test", "php vendor/bin/pest"),
     ),
+    "Elixir": Case(
+        others.facts,
+        {"mix.exs": "defmodule A do\nend\n", ".tool-versions": "elixir 1.17.2-otp-27\n"},
+        runtimes=(("elixir", "1.17.2"),),
+        install="mix local.hex --force --if-missing && mix local.rebar --force --if-missing && mix deps.get",
+        tests=("mix test",),
+    ),
+    ".NET": Case(
+        others.facts,
+        {"global.json": '{"sdk": {"version": "8.0.204"}}'},
+        others=("My App.sln",),
+        runtimes=(("dotnet", "8.0"),),
+        install="dotnet restore 'My App.sln'",
+        tests=("dotnet test 'My App.sln'",),
+    ),
+    "Deno with a task": Case(
+        others.facts,
+        {"deno.json": '{"tasks": {"test": "deno test -A"}}'},
+        runtimes=(("deno", ""),),
+        tests=("deno task test",),
+    ),
     "bats": Case(
         shell.facts,
         {},
@@ -271,14 +292,25 @@ def test_headers_that_the_ci_installs_are_installed_and_nothing_else() -> None:
     assert set(found.packages) - {"autoconf", "automake", "libtool", "pkg-config", "make", "g++"} == {"libonig-dev", "bison"}
 
 
+def test_cmake_isnt_installed_for_a_project_whose_makefile_tests_it() -> None:
+    files = {"CMakeLists.txt": "enable_testing()\n", "Makefile": "all: a\n\ntest: tests\n\t./a\n"}
+    found = cmake.facts(project(files))
+    assert found is not None
+    assert found.tests
+    assert found.packages == ()
+    found = cmake.facts(project({**files, "Makefile": "test := 1\nall: a\n"}))
+    assert found is not None
+    assert "cmake" in found.packages
+
+
 def test_submodules_are_fetched_if_the_ci_does() -> None:
-    files = {"configure.ac": "", CI: workflow(uses="{uses: actions/checkout@v4, with: {submodules: true}}")}
-    found = cmake.facts(project(files, "Makefile.am", ".gitmodules"))
+    modules = '[submodule "lib"]\n\tpath = vendor/lib\n\turl = git@github.com:a/lib.git\n[submodule "b"]\n\tpath = $(id)\n'
+    files = {".gitmodules": modules, CI: workflow(uses='{uses: actions/checkout@v4, with: {submodules: "recursive"}}')}
+    found = submodules.facts(project(files, "vendor/lib"))
     assert found is not None
-    assert [step.run for step in found.steps] == ["git submodule update --init --recursive"]
-    found = cmake.facts(project({**files, CI: workflow()}, "Makefile.am", ".gitmodules"))
-    assert found is not None
-    assert found.steps == ()
+    assert [step.shown for step in found.steps] == ["git submodule update --init --recursive"]
+    assert found.steps[0].inputs == (".gitmodules", "vendor/lib")
+    assert submodules.facts(project({**files, CI: workflow()}, "vendor/lib")) is None
 
 
 def test_a_language_that_extends_another_ones_package_is_the_last_resort() -> None:
@@ -334,6 +366,16 @@ def test_a_linter_runs_only_if_the_project_is_set_up_for_it(
     seen = project(files, *others)
     found = [candidate for module in MODULES if (facts := module.facts(seen)) for candidate in facts.linters]
     assert [each.shown or each.run for each in found] == expected
+
+
+def test_pre_commit_runs_only_on_a_machine_that_can_fetch_its_hooks() -> None:
+    config = "repos:\n  - repo: local\n  - repo: https://github.com/a/hooks;id\n  - repo: https://example.com/b\n"
+    found = linters.facts(project({".pre-commit-config.yaml": config, "pyproject.toml": "[tool.ruff]\n"}))
+    assert found is not None
+    assert [each.check for each in found.linters] == ["timeout 20 git ls-remote -q https://github.com/a/hooks HEAD", ""]
+    found = linters.facts(project({".pre-commit-config.yaml": "repos:\n  - repo: local\n"}))
+    assert found is not None
+    assert found.linters[0].check == ""
 
 
 def test_the_lines_of_a_workflow_are_those_of_its_commands() -> None:
