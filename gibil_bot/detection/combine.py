@@ -202,6 +202,8 @@ def _nothing(found: Combined, quotes: tuple[Quote, ...], suggestion: str) -> str
 
 
 def _candidate(function: str, group: Group, candidate: Candidate) -> str:
+    if not all(word.isprintable() for word in (candidate.check, *candidate.needs)):
+        return ""  # a hostile name: no tool of a project has control characters in its own
     # A command with "$@" has the place for the requester's arguments; others get them at the end.
     command = candidate.run if '"$@"' in candidate.run else f'{candidate.run} "$@"'
     shown = _one_line(candidate.shown or candidate.run.replace(' "$@"', ""))
