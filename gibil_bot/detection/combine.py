@@ -114,7 +114,7 @@ def combine(folders: Sequence[Folder], purpose: Purpose) -> Combined:
 
 
 def detection(found: Combined, quotes: tuple[Quote, ...], suggestion: str) -> Detection:
-    """Return the tasks, and what people are told."""
+    """Return the tasks, and their reasons for people."""
     facts = tuple(facts for folder in found.folders for facts in folder.facts)
     keys = [path for _, step in found.steps for path in step.inputs]
     keys += [runtime.evidence.path for runtime in found.runtimes]
@@ -204,7 +204,7 @@ def _nothing(found: Combined, quotes: tuple[Quote, ...], suggestion: str) -> str
 def _candidate(function: str, group: Group, candidate: Candidate) -> str:
     if not all(word.isprintable() for word in (candidate.check, *candidate.needs)):
         return ""  # a hostile name: no tool of a project has control characters in its own
-    # A command with "$@" has the place for the requester's arguments; others get them at the end.
+    # The requester's arguments replace "$@" in a command that has it; others get them at the end.
     command = candidate.run if '"$@"' in candidate.run else f'{candidate.run} "$@"'
     shown = _one_line(candidate.shown or candidate.run.replace(' "$@"', ""))
     return (

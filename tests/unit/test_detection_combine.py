@@ -47,7 +47,7 @@ def last(found: Detection) -> str:
     return found.tasks[-1].run
 
 
-def test_each_kind_of_work_is_a_task_of_its_own() -> None:
+def test_each_kind_of_work_is_a_separate_task() -> None:
     evidence = Evidence(path="uv.lock")
     found = top(
         Facts(
