@@ -258,7 +258,12 @@ _LOOKED_FOR = {
 
 
 def _problem(folders: Sequence[Folder], purpose: Purpose) -> str:
-    names = [facts.ecosystem for folder in folders for facts in folder.facts]
+    names = [
+        facts.ecosystem
+        for folder in folders
+        for facts in folder.facts
+        if facts.ecosystem not in ("make", "just", "Task", "Git")
+    ]
     seen = f" in this {' and '.join(dict.fromkeys(names))} project" if names else ""
     if purpose == "lint":
         return f"found no linter that this project is set up for{seen}"
