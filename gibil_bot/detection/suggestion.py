@@ -66,7 +66,7 @@ def _chosen(found: Combined) -> list[tuple[str, str, Candidate]]:
     return sorted(covering, key=lambda entry: entry[2].rank)[:1] or firsts
 
 
-def from_quotes(project: Project, quotes: tuple[Quote, ...], name: str) -> str:
+def from_quotes(project: Project, quotes: tuple[Quote, ...], name: str = "test") -> str:
     """Return the file for the best quote that means the same outside its CI, as a task of that name; empty if there is none."""
     quote = next((each for each in quotes if not each.is_preparation and "${{" not in each.command), None)
     if quote is None:
