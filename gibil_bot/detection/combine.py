@@ -114,7 +114,7 @@ def combine(folders: Sequence[Folder], purpose: Purpose) -> Combined:
 
 
 def detection(found: Combined, quotes: tuple[Quote, ...], suggestion: str) -> Detection:
-    """Return the tasks, and what people are told."""
+    """Return the tasks, and their reasons for people."""
     facts = tuple(facts for folder in found.folders for facts in folder.facts)
     keys = [path for _, step in found.steps for path in step.inputs]
     keys += [runtime.evidence.path for runtime in found.runtimes]
@@ -202,7 +202,9 @@ def _nothing(found: Combined, quotes: tuple[Quote, ...], suggestion: str) -> str
 
 
 def _candidate(function: str, group: Group, candidate: Candidate) -> str:
-    # A command with "$@" has the place for the requester's arguments; others get them at the end.
+    if not all(word.isprintable() for word in (candidate.check, *candidate.needs)):
+        return ""  # a hostile name: no tool of a project has control characters in its own
+    # The requester's arguments replace "$@" in a command that has it; others get them at the end.
     command = candidate.run if '"$@"' in candidate.run else f'{candidate.run} "$@"'
     shown = _one_line(candidate.shown or candidate.run.replace(' "$@"', ""))
     return (
@@ -256,7 +258,12 @@ _LOOKED_FOR = {
 
 
 def _problem(folders: Sequence[Folder], purpose: Purpose) -> str:
-    names = [facts.ecosystem for folder in folders for facts in folder.facts]
+    names = [
+        facts.ecosystem
+        for folder in folders
+        for facts in folder.facts
+        if facts.ecosystem not in ("make", "just", "Task", "Git")
+    ]
     seen = f" in this {' and '.join(dict.fromkeys(names))} project" if names else ""
     if purpose == "lint":
         return f"found no linter that this project is set up for{seen}"

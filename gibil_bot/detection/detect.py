@@ -103,7 +103,7 @@ def detect(project: Project, purpose: Purpose) -> Detection:
         folders += [folder for prefix in _subfolders(project.paths) if (folder := _folder(project, prefix)).facts]
     found = combine.combine(folders, purpose)
     quotes = workflows.quotes(project, purpose)
-    text = suggestion.from_facts(found) if found.problem is None else suggestion.from_quotes(project, quotes)
+    text = suggestion.from_facts(found) if found.problem is None else suggestion.from_quotes(project, quotes, purpose)
     return combine.detection(found, quotes, text)
 
 

@@ -1,4 +1,4 @@
-"""The result of detection: tasks for a run, and what people are told about them."""
+"""The result of detection: tasks for a run, and their reasons for people."""
 
 from __future__ import annotations
 

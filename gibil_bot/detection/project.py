@@ -89,7 +89,8 @@ class Project:
         if text is None:
             return None
         try:
-            found: Node | None = yaml.compose(text, _Loader)
+            # An alias is the same node again, so nothing grows; only constructing values would repeat it.
+            found: Node | None = yaml.compose(text, yaml.SafeLoader)
             return found
         except (ValueError, yaml.YAMLError, RecursionError) as error:
             self.problems[path] = Evidence(path=path, text=f"can't be read: {_reason(error)}")

@@ -99,12 +99,13 @@ def facts(project: Project) -> Facts | None:
     environment = tox.read(project)
     tests = list(_tests(project, environment, pytest, sources))
     manager, steps, env = _install(project, environment, pytest, lead)
+    first = steps[0].evidence if steps else lead
     runtimes = [
         _version(project, lead),
-        Runtime(name="uv", optional=True, evidence=steps[0].evidence if steps else lead),
+        Runtime(name="uv", optional=True, evidence=replace(first, text="")),
     ]
     if manager in ("poetry", "pdm", "pipenv"):
-        runtimes.append(Runtime(name=manager, optional=True, evidence=steps[0].evidence))
+        runtimes.append(Runtime(name=manager, optional=True, evidence=first))
     return Facts(
         ecosystem="Python",
         runtimes=tuple(runtimes),

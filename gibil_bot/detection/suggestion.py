@@ -65,8 +65,8 @@ def _chosen(found: Combined) -> list[tuple[str, str, Candidate]]:
     return sorted(covering, key=lambda entry: entry[2].rank)[:1] or firsts
 
 
-def from_quotes(project: Project, quotes: tuple[Quote, ...]) -> str:
-    """Return the file for the best quote that means the same outside its CI; empty if there is none."""
+def from_quotes(project: Project, quotes: tuple[Quote, ...], name: str = "test") -> str:
+    """Return the file for the best quote that means the same outside its CI, as a task of that name; empty if there is none."""
     quote = next((each for each in quotes if not each.is_preparation and "${{" not in each.command), None)
     if quote is None:
         return ""
@@ -77,7 +77,7 @@ def from_quotes(project: Project, quotes: tuple[Quote, ...]) -> str:
         before.insert(0, _ENVIRONMENT.rstrip("\n"))
     if before:
         lines += _task("install", "\n".join(before), ".")
-    lines += _task("test", quote.command, ".")
+    lines += _task(name, quote.command, ".")
     return "\n".join(lines) + "\n"
 
 

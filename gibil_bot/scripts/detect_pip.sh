@@ -57,7 +57,7 @@ versions_of() {
     export UV_CONSTRAINT="$file" PIP_CONSTRAINT="$file"
 }
 
-# ensure MODULE PACKAGE EVIDENCE: install the package if nothing else brought it
+# ensure MODULE PACKAGE EVIDENCE: install the package if nothing else has
 ensure() {
     if python -c "import $1" >/dev/null 2>&1; then return 0; fi
     say "found $3, which needs $2, and nothing has installed it → pip install $2"

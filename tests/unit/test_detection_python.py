@@ -233,7 +233,7 @@ def test_poetry_groups_have_an_equivalent_for_pip() -> None:
     assert "versions_of poetry.lock" in script
 
 
-def test_a_c_library_brings_its_headers() -> None:
+def test_the_headers_of_a_c_library_are_installed() -> None:
     found = facts({"requirements.txt": "psycopg2>=2.9\nDjango\n", "manage.py": "", "app/tests.py": "", "app/test_a.py": ""})
     assert found.packages == ("libpq-dev",)
     assert facts({"requirements.txt": "psycopg2-binary\n", "test_a.py": "import unittest"}).packages == ()
@@ -283,7 +283,7 @@ def test_a_command_of_tox_runs_without_tox(commands: str, expected: str | None) 
     assert (found.candidate.run if found.candidate else None) == expected
 
 
-def test_the_environment_of_tox_is_kept() -> None:
+def test_the_command_has_the_variables_of_tox() -> None:
     text = "[testenv]\nsetenv =\n    PYTHONPATH = {toxinidir}/src\n    MODE = it's\n    COVERAGE_FILE = x\ncommands = pytest\n"
     found = tox.read(project({"tox.ini": text}))
     assert found is not None
