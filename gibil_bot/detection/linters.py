@@ -64,7 +64,7 @@ def _pre_commit(project: Project) -> Iterator[Candidate]:
     if project.has(_PRE_COMMIT):
         run = "uvx pre-commit run --all-files --show-diff-on-failure"
         url = next((url for _, line in short_lines(project, _PRE_COMMIT) for url in _HOOKS.findall(line)), "")
-        # a machine that can't fetch the hooks can still run a linter of its own
+        # a machine that can't fetch the hooks can still run another linter
         check = f"timeout 20 git ls-remote -q {shlex.quote(url)} HEAD" if url else ""
         yield Candidate(run=run, evidence=Evidence(path=_PRE_COMMIT), needs=("uvx",), check=check, rank=14)
 
