@@ -72,7 +72,13 @@ class PullRequestClone:
 
     async def copy_to(self, shell: Shell, run: Run) -> tuple[str, ...]:
         source = run.source
-        text = clone.clone_script(clone_url=source.repository.clone_url, number=source.pull_request.number, sha=source.sha)
+        text = clone.clone_script(
+            clone_url=source.repository.clone_url,
+            number=source.pull_request.number,
+            sha=source.sha,
+            base=source.pull_request.base_ref,
+            checkout=run.plan.checkout,
+        )
         if not source.repository.private:
             notes, problem = await self._clone_with(shell, text, token="")
             if problem is None:
@@ -168,6 +174,7 @@ class LocalBundle:
         """Copy the commit to WORKSPACE; return notes. A shallow checkout stays shallow. Raises SourceError."""
         await shell.run("mkdir -p /root/.gibil")
         try:
+            base = next(iter(await self._listed("refs/remotes/origin")), "").removeprefix("refs/remotes/origin/")
             if await git.text("rev-parse", "--is-shallow-repository", git_dir=self._repository) == "true":
                 remote_path = "/root/.gibil/source.git"
                 await shell.put(f"{remote_path}.tar", self._shallow_copy())
@@ -184,14 +191,15 @@ class LocalBundle:
         except GitError as error:
             why = explained(error, self._promisor)
             raise SourceError(f"The checkout could not be packed: {why.message}", stderr=error.stderr) from error
-        result = await shell.run(clone.bundle_script(path=remote_path, sha=self._sha), timeout_s=CLONE_TIMEOUT_S)
+        result = await shell.run(clone.bundle_script(path=remote_path, sha=self._sha, base=base), timeout_s=CLONE_TIMEOUT_S)
         if result.exit_status != 0:
             raise SourceError(f"The checkout could not be unpacked on the machine: {last_line(result.stderr)}")
         return clone.notes_of_clone(result.stdout)
 
     async def _bundle(self) -> AsyncIterator[bytes]:
         ref = await self._create_ref()
-        async for data in git.stream("bundle", "create", "--quiet", "-", ref, git_dir=self._repository):
+        refs = "".join(f"{name}\n" for name in [ref, *await self._refs()]).encode("utf-8", "surrogateescape")
+        async for data in git.stream("bundle", "create", "--quiet", "-", "--stdin", git_dir=self._repository, stdin=refs):
             yield data
 
     async def _shallow_copy(self) -> AsyncIterator[bytes]:
@@ -200,12 +208,22 @@ class LocalBundle:
             copy = Path(scratch) / "source.git"
             await git.create_repository(copy)
             ref = await self._create_ref()
+            refs = "".join(f"+{name}:{name}\n" for name in await self._refs()).encode("utf-8", "surrogateescape")
             await git.run(
-                "fetch", "-q", "--no-tags", "--update-shallow", self._repository.as_uri(), f"+{ref}:refs/heads/source",
-                git_dir=copy, extra={"GIT_NO_LAZY_FETCH": "0"},
+                "fetch", "-q", "--no-tags", "--update-shallow", "--stdin",
+                self._repository.as_uri(), f"+{ref}:refs/heads/source",
+                git_dir=copy, extra={"GIT_NO_LAZY_FETCH": "0"}, stdin=refs,
             )  # fmt: skip
             async for data in _output("tar", "-C", scratch, "-cf", "-", copy.name):
                 yield data
+
+    async def _refs(self) -> list[str]:
+        """Return the branch of `origin` that the repository has, and the tags that the commit can reach."""
+        return [*await self._listed("refs/remotes/origin"), *await self._listed(f"--merged={self._sha}", "refs/tags")]
+
+    async def _listed(self, *arguments: str) -> list[str]:
+        refs = await git.text("for-each-ref", "--format=%(refname)", *arguments, git_dir=self._repository, extra=git.NO_FETCH)
+        return [ref for ref in refs.split("\n") if ref]
 
     async def _create_ref(self) -> str:
         """Create a ref for the commit: git packs refs, and the commit may have none. Each transfer has a ref of its own."""

@@ -1,7 +1,7 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2154  # assigned by clone.py: url, host, hint; by clone_begin.sh: log
 # fetch: git fetch from $url, with the token in GIBIL_CLONE_TOKEN. Ends the script with 21, 22 or 24 on an error; returns 1 if
-# the server doesn't have what was requested. clone.py assigns url, host and hint.
+# the server doesn't have what was requested, and 3 after $within seconds. clone.py assigns url, host and hint.
 
 printf '[remote "origin"]\n\turl = %s\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n' "$url" >>.git/config
 
@@ -15,10 +15,16 @@ helper='!f() {
     printf "username=x-access-token\npassword=%s\n" "$GIBIL_CLONE_TOKEN"
 }; f'
 
+within='' which_tags=--no-tags
+with_credentials() {
+    ${within:+timeout "$within"} git -c credential.helper= -c "credential.helper=$helper" -c core.hooksPath=/dev/null \
+        -c core.askPass= -c http.lowSpeedLimit=500 -c http.lowSpeedTime=60 -c protocol.version=2 -c gc.auto=0 "$@"
+}
+
 fetch() {
-    git -c credential.helper= -c "credential.helper=$helper" -c core.hooksPath=/dev/null -c core.askPass= \
-        -c http.lowSpeedLimit=500 -c http.lowSpeedTime=60 -c protocol.version=2 -c gc.auto=0 \
-        fetch -q --no-tags --no-recurse-submodules --no-write-fetch-head "$@" >"$log" 2>&1 && return 0
+    # shellcheck disable=SC2086  # empty: git's own way, which is the tags of the fetched commits
+    with_credentials fetch -q $which_tags --no-recurse-submodules --no-write-fetch-head "$@" >"$log" 2>&1 && return 0
+    test $? != 124 || return 3
     cat "$log" >&2
     if grep -qiE 'authentication failed|could not read (username|password)|terminal prompts disabled' "$log" \
         || grep -qiE 'requested URL returned error: 40[13]' "$log"; then
