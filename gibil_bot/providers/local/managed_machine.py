@@ -223,7 +223,7 @@ class ManagedMachine:
         return pid
 
     async def destroy(self) -> None:
-        """Destroy the machine; returns when every process is dead and the folder is removed."""
+        """Destroy the machine; returns when every process is dead and the folder is in the trash."""
         self._destroying = True
         for task in self._tasks:
             task.cancel()
@@ -238,7 +238,7 @@ class ManagedMachine:
             self._measuring.cancel()
         image, self._image = self._image, None
         await asyncio.to_thread(self._clear)
-        if image is not None:  # unmounting and detaching take some milliseconds, and its file is removed already
+        if image is not None:  # unmounting and detaching take some milliseconds
             self._context.close_later(image)
 
     async def usage(self) -> Usage:

@@ -28,6 +28,7 @@ from gibil_bot.providers.local.paths import (
     locked,
     read_daemon,
 )
+from gibil_bot.providers.local.trash import empty_trash
 from gibil_bot.retry import RetryPolicy
 
 _ATTEMPTS = 4
@@ -282,6 +283,8 @@ class LocalProvider:
                 if only in (None, name) and clear_dead_machine(self._paths, name):
                     groups.remove(name)
                     gone.append(name)
+            with contextlib.suppress(OSError):  # the next daemon tries again
+                empty_trash(self._paths.trash)
             return gone
 
 

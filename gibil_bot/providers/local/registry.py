@@ -27,6 +27,7 @@ from gibil_bot.providers.local.limits import NO_ROOM, Groups, Limits, find_hiera
 from gibil_bot.providers.local.managed_machine import MachineContext, ManagedMachine, load_ssh_server
 from gibil_bot.providers.local.paths import LocalPaths, clear_dead_machine, groups_prefix, own_privilege
 from gibil_bot.providers.local.rmtree import remove_tree
+from gibil_bot.providers.local.trash import BackgroundDeletion, waiting
 
 _APT = Path("/usr/bin/apt-get").exists()
 _CLOCK_CHECK_S = 30.0
@@ -34,6 +35,10 @@ _CLOCK_CHECK_S = 30.0
 _EXPIRED = "the machine was ended: its time to live is over"
 _TICK_S = 1.0
 _PROBE_MEMORY_MB = 128
+_DELETION_S = 30.0
+"""How long a host that is short of disk space waits for the deletion of destroyed machines."""
+_END_S = 2.0
+"""How long a daemon that ends waits for it. The next daemon deletes the rest."""
 
 
 class MachineRegistry:
@@ -46,6 +51,9 @@ class MachineRegistry:
         self._groups = Groups(find_hierarchies(), groups_prefix(paths))
         self._images = Images(paths.local)
         self._host_memory_mb = self._groups.host_memory_mb()
+        self._deletion = BackgroundDeletion(paths.trash, lambda: self._link.empty_trash(str(paths.trash)))
+        self._short_of_space = 0.0
+        """For how many seconds a deletion has been awaited, because the host is short of disk space."""
         self._disk_work: set[asyncio.Future[None]] = set()
         self._ticking: asyncio.Task[None] | None = None
         self._link = link
@@ -63,6 +71,11 @@ class MachineRegistry:
     def count(self) -> int:
         return len(self._machines)
 
+    @property
+    def is_deleting(self) -> bool:
+        """Whether files of destroyed machines are being deleted."""
+        return self._deletion.is_busy
+
     async def clear_leftovers(self) -> list[str]:
         """Remove folders and groups of machines that an earlier daemon left; return the names of those that had a folder.
 
@@ -77,6 +90,8 @@ class MachineRegistry:
                 async with self._locked(name):
                     if name not in self._machines and await asyncio.to_thread(self._clear_leftover, name):
                         gone.append(name)
+        if waiting(self._paths.trash):
+            self._deletion.begin()
         return gone
 
     def _found(self) -> list[str]:
@@ -118,6 +133,8 @@ class MachineRegistry:
                 images=self._images,
                 close_later=self._close_later,
             )
+            if self._is_short_of_space():
+                await self._deletion.wait(_DELETION_S)
             self._check_room(spec.name, limits)
             forget_cause(self._paths, spec.name)
             managed = self._machines[spec.name] = ManagedMachine(context, spec, limits, self._lost)
@@ -167,6 +184,10 @@ class MachineRegistry:
                 code=NO_ROOM,
             )
 
+    def _is_short_of_space(self) -> bool:
+        free, floor = self._space()
+        return free < floor
+
     def _space(self) -> tuple[int, int]:
         """Return the free space on the disk of the data directory and the floor below which machines are ended, in MB."""
         status = os.statvfs(self._paths.local)
@@ -187,6 +208,10 @@ class MachineRegistry:
 
     async def _make_space(self, free: int, floor: int) -> None:
         """Destroy the machine that uses most of the host's disk. The next tick continues if that wasn't enough."""
+        if self._deletion.is_busy and self._short_of_space < _DELETION_S:  # no machine has to end for this space
+            self._short_of_space += _TICK_S
+            return
+        self._short_of_space = 0.0
         found = [(managed.host_disk_mb(), name) for name, managed in self._machines.items() if managed.machine is not None]
         if not found:
             return
@@ -251,7 +276,9 @@ class MachineRegistry:
                     f"machine {name} is ended, but its folder {managed.folder} cannot be removed: {error}"
                 ) from error
             self._forget(name)
-            return True
+        self._deletion.begin()
+        await self._deletion.wait_for_room()
+        return True
 
     async def sweep(self, owner: str) -> list[str]:
         names = [machine.name for machine in self.list_machines(owner)]
@@ -307,6 +334,8 @@ class MachineRegistry:
         await asyncio.gather(*(self.destroy(name) for name in tuple(self._machines)), return_exceptions=True)
         await asyncio.gather(*self._destroying, return_exceptions=True)
         await asyncio.gather(*self._disk_work, return_exceptions=True)
+        await self._deletion.wait(_END_S)
+        await self._deletion.stop()
         await asyncio.to_thread(self._images.close)
         await self._link.stop()
 
