@@ -18,8 +18,8 @@ from gibil_bot.model import Capabilities, Machine, MachineSpec, Refusals, Usage
 from gibil_bot.providers.local import base_tree
 from gibil_bot.providers.local.control_protocol import Cause
 from gibil_bot.providers.local.diagnostics import explain
-from gibil_bot.providers.local.disk_images import Image, Images, remove_leftovers
-from gibil_bot.providers.local.end_causes import forget_cause, forget_old_causes, read_cause
+from gibil_bot.providers.local.disk_images import Images, remove_leftovers
+from gibil_bot.providers.local.end_causes import forget_cause, forget_old_causes, read_cause, write_cause
 from gibil_bot.providers.local.expiry import Expiry
 from gibil_bot.providers.local.fork_client import ForkClient
 from gibil_bot.providers.local.init_client import SpawnFailed
@@ -51,7 +51,8 @@ class MachineRegistry:
         self._groups = Groups(find_hierarchies(), groups_prefix(paths))
         self._images = Images(paths.local)
         self._host_memory_mb = self._groups.host_memory_mb()
-        self._deletion = BackgroundDeletion(paths.trash, lambda: self._link.empty_trash(str(paths.trash)))
+        self._deletion = BackgroundDeletion(paths.trash, self._empty_trash)
+        self._unwritten_causes: dict[str, Cause] = {}
         self._short_of_space = 0.0
         """For how many seconds a deletion has been awaited, because the host is short of disk space."""
         self._disk_work: set[asyncio.Future[None]] = set()
@@ -131,12 +132,13 @@ class MachineRegistry:
                 groups=self._groups,
                 runtime=self._runtime,
                 images=self._images,
-                close_later=self._close_later,
+                later=self._in_background,
             )
             if self._is_short_of_space():
                 await self._deletion.wait(_DELETION_S)
             self._check_room(spec.name, limits)
             forget_cause(self._paths, spec.name)
+            self._unwritten_causes.pop(spec.name, None)
             managed = self._machines[spec.name] = ManagedMachine(context, spec, limits, self._lost)
             self._base_trees[spec.name] = base
             created_at = datetime.now(UTC)
@@ -158,14 +160,18 @@ class MachineRegistry:
                 self._ticking = asyncio.get_running_loop().create_task(self._tick())
             return machine, True
 
-    def _close_later(self, image: Image) -> None:
-        self._in_background(image.close)
-
     def _in_background(self, work: Callable[..., None], *arguments: object) -> None:
         """Run the work in a thread; only `close` waits for it."""
         future = asyncio.get_running_loop().run_in_executor(None, work, *arguments)
         self._disk_work.add(future)
         future.add_done_callback(self._disk_work.discard)
+
+    async def _empty_trash(self) -> bool:
+        emptied = await self._link.empty_trash(str(self._paths.trash))
+        for name, cause in tuple(self._unwritten_causes.items()):
+            if name in self._machines or await asyncio.to_thread(write_cause, self._paths, name, cause):
+                self._unwritten_causes.pop(name, None)
+        return emptied
 
     def _check_room(self, name: str, limits: Limits) -> None:
         """Raises ProviderError with code NO_ROOM if the host lacks memory or disk space for another machine."""
@@ -229,7 +235,7 @@ class MachineRegistry:
         managed = self._machines.get(name)
         if managed is not None and managed.machine is not None:
             return managed.cause()
-        return await asyncio.to_thread(read_cause, self._paths, name)
+        return self._unwritten_causes.get(name) or await asyncio.to_thread(read_cause, self._paths, name)
 
     def get(self, name: str) -> Machine | None:
         managed = self._machines.get(name)
@@ -276,6 +282,8 @@ class MachineRegistry:
                     f"machine {name} is ended, but its folder {managed.folder} cannot be removed: {error}"
                 ) from error
             self._forget(name)
+            if managed.unwritten_cause is not None:
+                self._unwritten_causes[name] = managed.unwritten_cause
         self._deletion.begin()
         await self._deletion.wait_for_room()
         return True
