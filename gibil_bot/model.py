@@ -325,7 +325,7 @@ class Checkout(Struct, frozen=True, kw_only=True):
     lfs: bool = False
     """Whether the files that Git LFS stores are downloaded."""
     tags: bool = True
-    """Whether the tags that the commit can reach are there. Many projects derive their version from them."""
+    """Whether the tags that the commit can reach exist. Many projects derive their version from them."""
 
 
 class Cache(Struct, frozen=True, kw_only=True):
