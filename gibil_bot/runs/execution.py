@@ -211,6 +211,7 @@ class Execution:
                     env=environment,
                     working_directory=f"{WORKSPACE}/{task.working_directory}" if task.working_directory else WORKSPACE,
                     shell=task.shell,
+                    tty=task.tty,
                     returns=paths_of(index),
                     most_output_bytes=MOST_OUTPUT_BYTES,
                 )
