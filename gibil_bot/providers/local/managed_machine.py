@@ -28,7 +28,7 @@ from gibil_bot.providers.local.end_causes import write_cause
 from gibil_bot.providers.local.fork_client import ForkClient, SpawnedMachine
 from gibil_bot.providers.local.host_network import HostNetwork
 from gibil_bot.providers.local.init_client import InitClient, SpawnFailed
-from gibil_bot.providers.local.limits import FILES_PER_MB, Groups, Limits
+from gibil_bot.providers.local.limits import FILES_PER_MB, Groups, Limits, share_of_processors
 from gibil_bot.providers.local.mounts import SpawnRequest
 from gibil_bot.providers.local.paths import LocalPaths, clear_dead_machine
 from gibil_bot.providers.local.relay import forward
@@ -155,6 +155,7 @@ class ManagedMachine:
             "disk_mb": self._limits.disk_mb,
             "disk": "memory" if self._limits.disk_in_memory else "folder",
             "weight": "group" if context.groups.shares_cpu else "nice",
+            "cpus": share_of_processors(self._limits.memory_mb, context.groups.host_memory_mb(), os.sched_getaffinity(0)),
             "listeners": listeners,
             "base": 0,
         }

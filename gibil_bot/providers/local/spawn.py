@@ -51,6 +51,7 @@ def enter(
         _bound(resource.RLIMIT_CORE, 1)
         if request["disk"] == "folder":
             _bound(resource.RLIMIT_FSIZE, request["disk_mb"] * 1024**2)
+        os.sched_setaffinity(0, request["cpus"])
         os.chdir(request["local"])
         if request["privilege"] == "root":
             _enter_as_root(request, disk)
