@@ -181,6 +181,9 @@ class Noticing(Protocol):
     listeners: dict[Callable[[str], None], set[str]]
     """Listener → the messages that it has received."""
 
+    async def prepare(self) -> None:
+        """Do the work that would delay the first machine of a data directory. Cheap to repeat. Raises as `probe` does."""
+
 
 class Price(Protocol):
     """Net of VAT. Every started hour is billed in full."""
