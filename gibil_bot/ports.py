@@ -241,8 +241,11 @@ class GitHub(Protocol):
         A file above 64 KiB is cut at 64 KiB + 1, so that planning can reject it by name.
         """
 
-    async def clone_token(self, installation_id: int, repository: Repository) -> str:
-        """Return a token with `contents: read` for that repository only. The caller revokes it."""
+    async def clone_token(self, installation_id: int, repository: Repository, submodules: tuple[str, ...] = ()) -> str:
+        """Return a token with `contents: read` for that repository only, and for `submodules`, names of the same owner.
+
+        The caller revokes it. Raises GitHubError with status 422 if the App isn't installed on one of them.
+        """
 
     async def revoke_token(self, token: str) -> None:
         """Revoke a token. Never raises: a token that can't be revoked expires within the hour."""

@@ -15,7 +15,7 @@ from gibil_bot import git
 from gibil_bot.commits.local_repository import explained
 from gibil_bot.errors import GitHubError
 from gibil_bot.git import GitError
-from gibil_bot.model import Run
+from gibil_bot.model import Run, Trust
 from gibil_bot.ports import GitHub, Shell
 from gibil_bot.scripts import clone
 from gibil_bot.ssh.answers import last_line
@@ -67,8 +67,8 @@ class PullRequestClone:
         if run.id not in self._minting:
             self._minting[run.id] = asyncio.create_task(self._mint(run))
 
-    async def _mint(self, run: Run) -> str:
-        return await self._github.clone_token(run.source.installation_id, run.source.repository)
+    async def _mint(self, run: Run, submodules: tuple[str, ...] = ()) -> str:
+        return await self._github.clone_token(run.source.installation_id, run.source.repository, submodules)
 
     async def copy_to(self, shell: Shell, run: Run) -> tuple[str, ...]:
         source = run.source
@@ -80,21 +80,31 @@ class PullRequestClone:
             checkout=run.plan.checkout,
         )
         if not source.repository.private:
-            notes, problem = await self._clone_with(shell, text, token="")
+            notes, problem = await self._clone_with(shell, run, text, token="")
             if problem is None:
                 return notes
             if not problem.token_may_help:
                 raise _failed(run, problem)
+        asked = False
         for attempt in range(1, TRIES + 1):
             try:
                 notes, problem = await self._clone(shell, run, text)
             except GitHubError as error:
+                if asked and error.status == 422:
+                    raise _failed(
+                        run, _Problem("the App isn't installed on the repository of one of its submodules")
+                    ) from error
                 if error.retry_after_s is None or attempt == TRIES:
                     raise
                 await asyncio.sleep(min(error.retry_after_s, 60.0))
                 continue
             if problem is None:
                 return notes
+            # An untrusted head could name any repository of its owner as a submodule, and read it.
+            if problem.submodules and source.trust is Trust.TRUSTED and not asked:
+                asked = True
+                self._minting[run.id] = asyncio.create_task(self._mint(run, problem.submodules))
+                continue
             if attempt == TRIES or not problem.worth_retrying:
                 raise _failed(run, problem)
             await asyncio.sleep(2.0 * attempt)
@@ -115,14 +125,18 @@ class PullRequestClone:
 
     async def _clone(self, shell: Shell, run: Run, text: str) -> tuple[tuple[str, ...], _Problem | None]:
         self._begin_minting(run)
-        token = await asyncio.shield(self._minting[run.id])
+        try:
+            token = await asyncio.shield(self._minting[run.id])
+        except GitHubError:
+            del self._minting[run.id]  # so that the next try mints again
+            raise
         del self._minting[run.id]
         try:
-            return await self._clone_with(shell, text, token)
+            return await self._clone_with(shell, run, text, token)
         finally:
             self._revoke(run, token)
 
-    async def _clone_with(self, shell: Shell, text: str, token: str) -> tuple[tuple[str, ...], _Problem | None]:
+    async def _clone_with(self, shell: Shell, run: Run, text: str, token: str) -> tuple[tuple[str, ...], _Problem | None]:
         """Return the notes of a clone, or the problem if it failed. An empty token means no credentials."""
         try:
             result = await shell.run(text, timeout_s=CLONE_TIMEOUT_S, env={"GIBIL_CLONE_TOKEN": token})
@@ -134,15 +148,22 @@ class PullRequestClone:
         return (), _Problem(
             last_line(message, f"exit status {result.exit_status}"),
             worth_retrying=result.exit_status == clone.CLONE_UNREACHABLE,
+            submodules=clone.submodule_names(result.stdout, run.source.repository.clone_url)
+            if result.exit_status == clone.CLONE_REFUSED
+            else (),
             token_may_help=result.exit_status in (clone.CLONE_UNREACHABLE, clone.CLONE_REFUSED),
         )
 
 
 class _Problem:
-    def __init__(self, text: str, *, worth_retrying: bool = False, token_may_help: bool = False) -> None:
+    def __init__(
+        self, text: str, *, worth_retrying: bool = False, token_may_help: bool = False, submodules: tuple[str, ...] = ()
+    ) -> None:
         self.text = text
         self.worth_retrying = worth_retrying
         self.token_may_help = token_may_help
+        self.submodules = submodules
+        """Repositories that a token for them too may show."""
 
 
 def _failed(run: Run, problem: _Problem) -> SourceError:

@@ -36,6 +36,7 @@ _URL_CHARACTERS = re.compile(r"[A-Za-z0-9._~:/@%+-]+|https?://\[[0-9a-fA-F:]+\][
 _FROM_HTTP = "GIT_ALLOW_PROTOCOL=http:https\nGIBIL_CLONE_HOST=$host\nexport GIBIL_CLONE_HOST\n"
 
 _WHOLE = Checkout()
+_MOST_SUBMODULES = 50
 _HISTORY_S = 60
 """Then a run continues with its commit alone."""
 
@@ -53,6 +54,22 @@ def notes_of_clone(output: bytes) -> tuple[str, ...]:
     """Return the notes for people in a script's output: only fixed texts, whatever the machine prints."""
     lines = set(output[:4096].decode("ascii", "replace").split("\n"))
     return tuple(note for note in _NOTES.values() if f"gibil: {note}" in lines)
+
+
+def submodule_names(output: bytes, clone_url: str) -> tuple[str, ...]:
+    """Return the names of the repositories that a script needed for submodules, of the same owner on the same server."""
+    here = urlsplit(clone_url)
+    owner = here.path.strip("/").split("/")[0].lower()
+    names: dict[str, None] = {}
+    for line in output[:65536].decode("utf-8", "replace").split("\n"):
+        word, _, address = line.partition(" ")
+        if word != "gibil-submodule:" or not _URL_CHARACTERS.fullmatch(address):
+            continue
+        there = urlsplit(address)
+        parts = there.path.strip("/").removesuffix(".git").split("/")
+        if (there.scheme, there.netloc) == (here.scheme, here.netloc) and len(parts) == 2 and parts[0].lower() == owner:
+            names[parts[1]] = None
+    return tuple(names)[:_MOST_SUBMODULES]
 
 
 def clone_script(
@@ -87,6 +104,7 @@ def clone_script(
         base=base if _BRANCH.fullmatch(base) and base != "HEAD" else "",
         depth=str(checkout.depth),
         tags="yes" if checkout.tags else "no",
+        submodules=checkout.submodules,
     )
     program = script("clone_pull_request", HISTORY_S=str(_HISTORY_S), HISTORY=_printed(_NOTES["history"]))
     return f"{values}{_FROM_HTTP}{_begin()}{text('clone_fetch')}{program}"

@@ -1,5 +1,5 @@
 # shellcheck shell=sh
-# shellcheck disable=SC2154  # assigned by clone.py: number, sha, base, depth, tags
+# shellcheck disable=SC2154  # assigned by clone.py: number, sha, base, depth, tags, submodules
 # shellcheck disable=SC2034  # clone_fetch.sh reads them: within, which_tags
 # Fetches the head of pull request $number, and $depth commits of its history and of its base branch; 0 is all of them.
 #
@@ -40,5 +40,6 @@ if test -n "$base" && git rev-parse -q --verify "refs/remotes/origin/$base" >"$l
     with_credentials diff --no-ext-diff --no-textconv --numstat "refs/remotes/origin/$base...$sha" >"$log" 2>&1 || true
 fi
 git update-ref -d "$head"
-unset GIBIL_CLONE_TOKEN
+within=
+test "$submodules" = false || after_checkout=fetch_submodules
 finish

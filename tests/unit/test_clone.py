@@ -21,6 +21,7 @@ from gibil_bot.scripts.clone import (
     bundle_script,
     clone_script,
     notes_of_clone,
+    submodule_names,
 )
 from tests.doubles.githttp import GitServer
 from tests.doubles.patience import patient
@@ -156,6 +157,62 @@ def test_a_history_that_takes_too_long_is_left_out_with_a_note(project: Project,
     assert done.returncode == 0, done.stderr
     assert git(workspace, "rev-parse", "HEAD") == tagged.sha
     assert [note.split(" were")[0] for note in notes_of_clone(done.stdout.encode())] == ["The commit's history and tags"]
+
+
+class Nested:
+    """A pull request whose commit has a submodule with a relative address, which has a submodule, too."""
+
+    def __init__(self, project: Project, folder: Path, address: str = "../parts.git") -> None:
+        for name in ("inner", "parts"):
+            work = folder / name
+            git(folder, "init", "-q", "-b", "main", str(work))
+            (work / "part.txt").write_text(name)
+            if name == "parts":
+                link = folder / "inner"
+                git(work, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(link), "inner")
+                git(work, "config", "-f", ".gitmodules", "submodule.inner.url", "../inner.git")
+            git(work, "add", ".")
+            git(work, "commit", "-q", "-m", "part")
+            git(folder, "clone", "-q", "--bare", str(work), str(project.bare.parent / f"{name}.git"))
+        git(project.work, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(folder / "parts"), "parts")
+        git(project.work, "config", "-f", ".gitmodules", "submodule.parts.url", address)
+        self.sha = project.commit("with a submodule")
+        project.push()
+
+
+@pytest.mark.parametrize(("submodules", "files"), [("false", []), ("true", ["parts"]), ("recursive", ["parts", "parts/inner"])])
+def test_submodules_are_cloned_as_requested(
+    submodules: str, files: list[str], project: Project, server: GitServer, tmp_path: Path
+) -> None:
+    server.tokens |= dict.fromkeys((NAME, "ada/parts.git", "ada/inner.git"), TOKEN)
+    nested = Nested(project, tmp_path)
+    home = tmp_path / "home"
+    script = script_for(server, nested.sha, home / "project", checkout=Checkout(submodules=submodules))
+    for _ in range(2):
+        done = run(script, TOKEN)
+        assert done.returncode == 0, done.stderr
+        noted = [note.split(" (")[0] for note in notes_of_clone(done.stdout.encode())]
+        assert noted == ([] if files else ["This commit has submodules"])
+    found = sorted(str(path.parent.relative_to(home / "project")) for path in home.rglob("part.txt"))
+    assert found == files
+    assert subprocess.run(["grep", "-rlaF", TOKEN, str(home)], capture_output=True, text=True).stdout == ""
+
+
+def test_a_submodule_without_credentials_is_named(project: Project, server: GitServer, tmp_path: Path) -> None:
+    server.tokens["ada/parts.git"] = TOKEN
+    nested = Nested(project, tmp_path)
+    done = run(script_for(server, nested.sha, tmp_path / "root/project", checkout=Checkout(submodules="true")))
+    assert done.returncode == CLONE_REFUSED, done.stderr
+    assert submodule_names(done.stdout.encode(), f"{server.url}/{NAME}") == ("parts",)
+    assert not (tmp_path / "root/project/.git/gibil-commit").exists()
+
+
+@pytest.mark.parametrize("address", ["file:///etc", "ssh://git@127.0.0.1/x", "ext::sh -c touch% /tmp/x"])
+def test_submodules_are_cloned_over_http_only(address: str, project: Project, server: GitServer, tmp_path: Path) -> None:
+    nested = Nested(project, tmp_path, address)
+    done = run(script_for(server, nested.sha, tmp_path / "root/project", checkout=Checkout(submodules="true")), TOKEN)
+    assert done.returncode == CLONE_BROKEN, done.stderr
+    assert "must begin with https:// or http://" in done.stderr.splitlines()[-1]
 
 
 def test_the_requested_commit_is_cloned_although_the_head_moved(project: Project, server: GitServer, tmp_path: Path) -> None:
