@@ -436,7 +436,8 @@ async def test_a_clone_token_can_only_read_one_repository(scene: Scene) -> None:
     with pytest.raises(GitHubError) as caught:
         await scene.client.clone_token(scene.installation, repository, ("unknown",))
     assert caught.value.status == 422
-        await scene.client.revoke_token(token)
+    await scene.client.revoke_token(wider)
+    async with httpx.AsyncClient(base_url=scene.github.url, headers=headers, trust_env=False) as http:
         assert (await http.get(f"/repos/{REPO}/contents/README.md")).status_code == 401
 
 
