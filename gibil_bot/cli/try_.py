@@ -148,6 +148,8 @@ class Terminal:
                 self._print_line(self._paint.quiet(f"machine {event['machine']} is ready{took}"))
             case "cloned":
                 self._print_line(self._paint.quiet(f"code cloned{took}"))
+            case "detected":
+                self._print_line(self._paint.quiet(f"project read{took}"))
             case "task_started":
                 self._print_line(self._paint.bold(f"▶ {event['name']}"))
             case "task_finished":

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 
 from gibil_bot.detection import ci_hints
-from gibil_bot.detection.facts import Candidate, Evidence, Facts, Step
+from gibil_bot.detection.facts import Candidate, Evidence, Facts
 from gibil_bot.detection.languages import LAST_RESORT, is_only
 from gibil_bot.detection.project import Project
 
 WANTED = (
     *("CMakeLists.txt", "tests/CMakeLists.txt", "test/CMakeLists.txt", "meson.build", "configure.ac", "configure.in"),
+    "Makefile",
     *ci_hints.WANTED,
 )
 
@@ -49,7 +50,10 @@ def facts(project: Project) -> Facts | None:
     if not tests:
         return None
     packages += _ci_packages(project)
-    return Facts(ecosystem="C and C++", steps=_submodules(project), tests=tuple(tests), packages=tuple(dict.fromkeys(packages)))
+    if _tested_by_make(project):
+        # installing takes longer than such a project's tests, and nothing here would run
+        packages = []
+    return Facts(ecosystem="C and C++", tests=tuple(tests), packages=tuple(dict.fromkeys(packages)))
 
 
 def _cmake(project: Project, rank: int) -> Candidate | None:
@@ -66,6 +70,12 @@ def _cmake(project: Project, rank: int) -> Candidate | None:
     found = _TESTS.search(project.text(path) or "")
     evidence = project.evidence(path, found[1] if found else "", "".join(f"{name}=ON " for name in options).strip())
     return Candidate(run=run, evidence=evidence, needs=("cmake", "ctest"), rank=rank)
+
+
+def _tested_by_make(project: Project) -> bool:
+    return project.has("Makefile") and bool(
+        re.search(r"^(?:test|check)[ \t]{0,9}:(?!=)", project.text("Makefile") or "", re.MULTILINE)
+    )
 
 
 def _build_folder(project: Project) -> str:
@@ -96,10 +106,3 @@ def _ci_packages(project: Project) -> list[str]:
         if re.search(r"\bapt(-get)?\s+(-\S+\s+)*install\b", command.run):
             found |= dict.fromkeys(word for word in command.run.split() if _CI_PACKAGE.fullmatch(word))
     return list(found)[:30]
-
-
-def _submodules(project: Project) -> tuple[Step, ...]:
-    evidence = ci_hints.submodules(project) if project.has(".gitmodules") else None
-    if evidence is None:
-        return ()
-    return (Step(run="git submodule update --init --recursive", evidence=evidence, inputs=(".gitmodules",)),)

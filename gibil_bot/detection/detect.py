@@ -18,11 +18,13 @@ from gibil_bot.detection import (
     linters,
     make,
     node,
+    others,
     php,
     python,
     ruby,
     rust,
     shell,
+    submodules,
     suggestion,
     workflows,
 )
@@ -31,7 +33,7 @@ from gibil_bot.detection.detected import Detection
 from gibil_bot.detection.facts import Facts
 from gibil_bot.detection.project import Project
 
-ECOSYSTEMS: tuple[ModuleType, ...] = (make, python, node, go, rust, cmake, ruby, java, php, shell, linters)
+ECOSYSTEMS: tuple[ModuleType, ...] = (submodules, make, python, node, go, rust, cmake, ruby, java, php, shell, others, linters)
 """In the order in which they are prepared and reported."""
 
 WANTED_FILES = 400

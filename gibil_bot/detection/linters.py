@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from gibil_bot.detection import ci_hints
 from gibil_bot.detection.facts import Candidate, Evidence, Facts, Runtime
+from gibil_bot.detection.languages import short_lines
 from gibil_bot.detection.project import Project
 from gibil_bot.detection.values import shown, string, table
 
@@ -35,7 +36,9 @@ _ESLINT = (
 )
 _BIOME = ("biome.json", "biome.jsonc")
 _GOLANGCI = (".golangci.yml", ".golangci.yaml", ".golangci.toml", ".golangci.json")
-WANTED = (".pre-commit-config.yaml", "pyproject.toml", "setup.cfg", "tox.ini", *ci_hints.WANTED)
+_PRE_COMMIT = ".pre-commit-config.yaml"
+_HOOKS = re.compile(r"repo:\s{0,9}[\"']?(https://[\w.-]+/[\w./~-]+)")
+WANTED = (_PRE_COMMIT, "pyproject.toml", "setup.cfg", "tox.ini", *ci_hints.WANTED)
 
 _SCRIPTS = (
     *("lint", "lint:check", "check:lint", "test:lint", "lint:ci", "lint:js", "check:js", "eslint", "test:eslint"),
@@ -58,9 +61,12 @@ def facts(project: Project) -> Facts | None:
 
 
 def _pre_commit(project: Project) -> Iterator[Candidate]:
-    if project.has(".pre-commit-config.yaml"):
+    if project.has(_PRE_COMMIT):
         run = "uvx pre-commit run --all-files --show-diff-on-failure"
-        yield Candidate(run=run, evidence=Evidence(path=".pre-commit-config.yaml"), needs=("uvx",), rank=14)
+        url = next((url for _, line in short_lines(project, _PRE_COMMIT) for url in _HOOKS.findall(line)), "")
+        # a machine that can't fetch the hooks can still run a linter of its own
+        check = f"timeout 20 git ls-remote -q {shlex.quote(url)} HEAD" if url else ""
+        yield Candidate(run=run, evidence=Evidence(path=_PRE_COMMIT), needs=("uvx",), check=check, rank=14)
 
 
 def node(project: Project, manifest: dict[str, Any], manager: RunsScripts) -> tuple[Candidate, ...]:

@@ -29,6 +29,7 @@ _RULE = re.compile(r"([A-Za-z0-9_./%$(){} -]{1,200}?)\s*::?(?![:=])([^;]*)(?:;(.
 _ASSIGNMENT = re.compile(r"(?:export\s+|override\s+)*([A-Za-z0-9_.-]+)\s*(\?=|::?:?=|=)\s*(.*)")
 _JUST_RULE = re.compile(r"@?([A-Za-z0-9_-]+)((?:\s+[^:=\s]+(?:=\S+)?)*)\s*:(?!=)(.*)")
 _VARIABLE = re.compile(r"\$[({]([A-Za-z0-9_.-]+)[)}]")
+_REFERENCE = re.compile(r"(?<!\$)\$(?:\([^()]*\)|\{[^{}]*\})")
 _PROGRAM = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.+-]*")
 _BUILTINS = frozenset(
     (
@@ -225,6 +226,8 @@ def _commands(line: str) -> Iterator[list[str]]:
     line = line.strip().lstrip("@+- \t")
     if not line or line.startswith("#") or len(line) > 20_000:
         return
+    for _ in range(3):  # what make would insert, and can't be known here
+        line = _REFERENCE.sub("$_", line)
     lexer = shlex.shlex(line.replace("$$", "$"), posix=True, punctuation_chars=";&|()")
     lexer.whitespace_split = True
     try:

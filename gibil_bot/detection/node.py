@@ -34,6 +34,9 @@ WANTED = (
 LTS = (22, 24, 20, 18)
 """Major versions with long-term support in the order in which they are chosen from a range. A range like `>=12` says what the
 package's users may have; its development tools want a version that is still maintained."""
+_SHORT_TERM = (26, 25, 23, 21)
+_MAINTAINED = 20
+"""A machine's older version isn't taken for a range, unless the project's CI tests with it."""
 _CODENAMES = {"hydrogen": "18", "iron": "20", "jod": "22", "krypton": "24"}
 _NEWEST_LTS = "24"
 _PNPM_OF_LOCK = {"5.3": "6", "5.4": "7", "6": "8", "9": "9"}
@@ -128,23 +131,30 @@ def _node(project: Project, manifest: dict[str, Any], manager: Manager, *, prepa
     for text, evidence in _pins(project, manifest):
         if version := _pinned(text):
             return Runtime(name="node", version=version, evidence=evidence)
-    majors = [major for major in LTS if major >= 22 or not _needs_node_22(manager)]
+    lowest = 22 if _needs_node_22(manager) else 0
+    majors = [major for major in LTS if major >= lowest]
+    tested = {major: where for major, where in _tested_majors(project).items() if major >= lowest}
     wanted, evidence = _range(project, manifest)
     allowed = parse_range(wanted)
-    if allowed is not None and not allowed.any_version:
-        for tested, where in _tested_majors(project).items():
-            if tested == majors[0]:
-                break
-            if tested in majors and allowed.first_major([tested]):
-                return Runtime(name="node", version=str(tested), evidence=where)
-        return Runtime(name="node", version=allowed.prefix(majors), evidence=evidence)
-    if prepares:
-        for major, where in _tested_majors(project).items():
-            if major in majors:
-                return Runtime(name="node", version=str(major), evidence=where)
-    if _needs_node_22(manager):
-        return Runtime(name="node", version="22", evidence=manager.evidence)
-    return Runtime(name="node", version="", evidence=project.evidence("package.json"))
+    if allowed is None or allowed.any_version:
+        if prepares and tested:
+            # without a range, a version that only one job needs would be taken for one that all tests pass with
+            chosen, where = next(iter(tested.items()))
+            return Runtime(name="node", version=str(chosen), evidence=where)
+        return Runtime(name="node", version="22" if lowest else "", evidence=manager.evidence if lowest else evidence)
+    fitting = [major for major in tested if allowed.first_major([major])]
+    if fitting and majors[0] not in fitting:
+        return _chosen(str(fitting[0]), fitting, tested[fitting[0]])
+    version = allowed.prefix(majors)
+    others = fitting or [
+        major for major in (*LTS, *_SHORT_TERM) if major >= max(lowest, _MAINTAINED) and allowed.first_major([major])
+    ]
+    return _chosen(version, others if "." not in version else [], evidence)
+
+
+def _chosen(version: str, others: list[int], evidence: Evidence) -> Runtime:
+    accepts = tuple(str(each) for each in others if str(each) != version)
+    return Runtime(name="node", version=version, accepts=accepts, evidence=evidence)
 
 
 def _pins(project: Project, manifest: dict[str, Any]) -> Iterator[tuple[str, Evidence]]:

@@ -237,11 +237,10 @@ def _poetry_step(project: Project, parts: list[Part], pytest: Evidence | None) -
     lock = project.has("poetry.lock")
     extras = python_requirements.test_names(python_requirements.extras(project))
     command = ["poetry", "install", "--no-interaction", *(word for name in extras for word in ("--extras", name))]
-    without = [
-        Part(part.words, part.evidence, is_optional=True) for _, part in python_requirements.poetry_requirements(project)
-    ]
-    step = _locked_step("poetry.lock" if lock else "pyproject.toml", "poetry", [command], [*parts, *without], pytest)
-    return step
+    groups = [part for _, part in python_requirements.poetry_requirements(project)]
+    if any(word.startswith("pytest") for part in groups for word in part.words):
+        parts = [part for part in parts if part.words != ("pytest",)]
+    return _locked_step("poetry.lock" if lock else "pyproject.toml", "poetry", [command], [*parts, *groups], pytest)
 
 
 def _locked_step(path: str, manager: str, commands: list[list[str]], parts: list[Part], pytest: Evidence | None) -> Step:
@@ -251,8 +250,9 @@ def _locked_step(path: str, manager: str, commands: list[list[str]], parts: list
     lines = [text("detect_pip")]
     lines.append(f"if command -v {manager} >/dev/null 2>&1 && {_first(commands)}; then :\n")
     if fallback:
-        reason = f"{manager} can't install this; installing what the manifests name, without the versions of {path}"
-        lines.append(f"else\nsay {shlex.quote(reason)}\n{fallback}\nfi\n")
+        reason = f"{manager} can't install this; installing what the manifests name with pip"
+        versions = f"versions_of {path}\n" if path in ("poetry.lock", "pdm.lock") else ""
+        lines.append(f"else\nsay {shlex.quote(reason)}\n{versions}{fallback}\nfi\n")
     else:
         lines.append(f"else fail {shlex.quote(f'{manager} is needed for {path}, and can’t install it here')}; fi\n")
     lines.append(_ensure(pytest))

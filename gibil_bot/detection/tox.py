@@ -18,6 +18,8 @@ from gibil_bot.detection.python_requirements import parse_ini, string, strings, 
 
 RANK = 20
 _SCRATCH = "/tmp/tox"  # noqa: S108 (on a machine of its own)
+_MOST_LINES = 1000
+_DEEPEST = 5
 _FACTORS = frozenset(("py", "py3", "test", "tests", "testing", "unit"))
 _CONDITION = re.compile(r"([!A-Za-z0-9_.,{}-]+):\s+(.*)")
 _INNERMOST = re.compile(r"\{([^{}]*)\}")
@@ -102,7 +104,7 @@ def _from_ini(sections: dict[str, dict[str, str]], path: str) -> _Environment | 
 
     def lines(*keys: str) -> list[str]:
         text = next((section[key] for key in keys if key in section), "")
-        return list(_lines(sections, text, 0))
+        return list(_lines(sections, text))
 
     environment = _Environment(path, f"[{name}]")
     environment.deps = lines("deps")
@@ -124,23 +126,32 @@ def _section(sections: Any, base: str, prefix: str, has_commands: Any) -> str | 
     return named or (base if base in sections else None)
 
 
-def _lines(sections: dict[str, dict[str, str]], text: str, depth: int) -> Iterator[str]:
+def _lines(sections: dict[str, dict[str, str]], text: str) -> Iterator[str]:
     """Yield the lines that apply to an environment without special factors; `{[section]key}` lines are replaced."""
-    text = text.replace("\\\n", " ")
-    for line in text.splitlines():
-        line = line.strip()
-        if not line or line.startswith(("#", ";")):
-            continue
-        condition = _CONDITION.fullmatch(line)
-        if condition:
-            if not _applies(condition[1]):
+    waiting = [(text, 0)]
+    lines = 0
+    while waiting:
+        text, depth = waiting.pop()
+        rest = text.replace("\\\n", " ").splitlines()
+        for place, line in enumerate(rest):
+            lines += 1
+            if lines > _MOST_LINES:  # sections may refer to each other many times
+                return
+            line = line.strip()
+            if not line or line.startswith(("#", ";")):
                 continue
-            line = condition[2].strip()
-        reference = re.fullmatch(r"\{\[([^]]+)\]([^{}:]+)\}", line)
-        if reference and depth < 5:
-            yield from _lines(sections, sections.get(reference[1], {}).get(reference[2].strip(), ""), depth + 1)
-        else:
-            yield line
+            condition = _CONDITION.fullmatch(line)
+            if condition:
+                if not _applies(condition[1]):
+                    continue
+                line = condition[2].strip()
+            reference = re.fullmatch(r"\{\[([^]]+)\]([^{}:]+)\}", line)
+            if reference is None:
+                yield line
+            elif depth < _DEEPEST:
+                waiting.append(("\n".join(rest[place + 1 :]), depth))
+                waiting.append((sections.get(reference[1], {}).get(reference[2].strip(), ""), depth + 1))
+                break
 
 
 def _applies(condition: str) -> bool:

@@ -5,13 +5,18 @@ A repository that anyone may have written chooses the texts, so their number and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, cast
 
 from msgspec.structs import replace
 
+from gibil_bot.detection.detect import detect
 from gibil_bot.detection.detected import Detection
+from gibil_bot.detection.project import Project
+from gibil_bot.detection.suggestion import from_quotes
+from gibil_bot.limits import REPOSITORY_FILE
 from gibil_bot.model import DetectedProject, Plan, Quote, TaskPlan
+from gibil_bot.planning.plan import check_files
 from gibil_bot.runs.sources import SourceError
 
 MOST_TASKS = 10
@@ -29,8 +34,18 @@ def purpose_of(plan: Plan) -> Purpose | None:
     return next((cast(Purpose, task.detect) for task in plan.tasks if task.detect), None)
 
 
-def expand(plan: Plan, detection: Detection) -> Plan:
-    """Return the plan with the detected tasks in place of the one that detects. Raises SourceError if they are too large."""
+def detect_tasks(plan: Plan, project: Project) -> Plan:
+    """Return the plan with the tasks that are detected in the project's files. Raises SourceError if they are too large."""
+    purpose = purpose_of(plan)
+    assert purpose is not None
+    return expand(plan, detect(project, purpose), suggestion=lambda found: from_quotes(project, found.quotes))
+
+
+def expand(plan: Plan, detection: Detection, suggestion: Callable[[Detection], str] = lambda _: "") -> Plan:
+    """Return the plan with the detected tasks in place of the one that detects. Raises SourceError if they are too large.
+
+    People see the suggested `.gibil.yml` if what was detected doesn't work, so one from the project's CI is preferred.
+    """
     purpose = purpose_of(plan)
     assert purpose is not None
     scripts = [task.run for task in detection.tasks]
@@ -39,7 +54,8 @@ def expand(plan: Plan, detection: Detection) -> Plan:
     tasks: list[TaskPlan] = []
     for task in plan.tasks:
         tasks += _detected(plan, task, detection) if task.detect == purpose else [task]
-    return replace(plan, tasks=tuple(tasks), detected=_project(purpose, detection))
+    offered = next((text for text in (suggestion(detection), detection.suggestion) if _is_usable(text)), "")
+    return replace(plan, tasks=tuple(tasks), detected=_project(purpose, detection, offered))
 
 
 def _detected(plan: Plan, outer: TaskPlan, detection: Detection) -> list[TaskPlan]:
@@ -58,7 +74,12 @@ def _detected(plan: Plan, outer: TaskPlan, detection: Detection) -> list[TaskPla
     ]
 
 
-def _project(purpose: Purpose, detection: Detection) -> DetectedProject:
+def _is_usable(suggestion: str) -> bool:
+    """Return whether a suggested `.gibil.yml` is one, and short enough to be shown."""
+    return 0 < len(suggestion) <= _SUGGESTION and not check_files({REPOSITORY_FILE: suggestion.encode("utf-8", "replace")})
+
+
+def _project(purpose: Purpose, detection: Detection, suggestion: str) -> DetectedProject:
     return DetectedProject(
         purpose=purpose,
         evidence=_cut_each(detection.evidence, _LINES, _LINE),
@@ -66,7 +87,7 @@ def _project(purpose: Purpose, detection: Detection) -> DetectedProject:
             Quote(command=quote.command[:_COMMAND], path=quote.path[:_LINE], line=quote.line)
             for quote in detection.quotes[:_QUOTES]
         ),
-        suggestion=detection.suggestion if len(detection.suggestion) <= _SUGGESTION else "",
+        suggestion=suggestion,
         key_files=_cut_each(detection.key_files, _KEY_FILES, 4096),
         caches=_cut_each(detection.caches, _LINES, _LINE),
         problem=None if detection.problem is None else detection.problem[: 2 * _LINE],

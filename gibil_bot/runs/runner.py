@@ -26,7 +26,7 @@ from msgspec.structs import replace
 
 from gibil_bot.clock import now
 from gibil_bot.config import GIB
-from gibil_bot.detection.detect import detect, wanted
+from gibil_bot.detection.detect import wanted
 from gibil_bot.detection.project import Project
 from gibil_bot.errors import ClaimLost, GibilError, GitHubError, MachineLost, ProviderError, SSHError, StoreError, Unavailable
 from gibil_bot.github import render
@@ -36,7 +36,7 @@ from gibil_bot.ports import RunRecorder, Shell
 from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.providers.optional import notices, refusals
 from gibil_bot.runs.cancellation import Cancellation
-from gibil_bot.runs.detected_tasks import expand, purpose_of
+from gibil_bot.runs.detected_tasks import detect_tasks, purpose_of
 from gibil_bot.runs.execution import Execution, conclusion_of, is_complete
 from gibil_bot.runs.logs import Journal, Observer
 from gibil_bot.runs.project_reader import read_project
@@ -311,20 +311,19 @@ class Runner:
 
     async def _detect(self, shell: Shell, execution: Execution) -> None:
         """Replace the plan's task that detects by the tasks that the project's files suggest, and store the plan."""
-        purpose = purpose_of(self._run.plan)
-        if purpose is None:
+        if purpose_of(self._run.plan) is None:
             return
         self._set_phase("reading the project")
         started = time.perf_counter()
         paths, files = await read_project(shell, wanted)
         # Parsing 4 MiB of manifests takes seconds, in which the event loop has to serve others.
         try:
-            found = await asyncio.wait_for(asyncio.to_thread(detect, Project(paths, files), purpose), DETECT_TIMEOUT_S)
+            work = asyncio.to_thread(detect_tasks, self._run.plan, Project(paths, files))
+            plan = await asyncio.wait_for(work, DETECT_TIMEOUT_S)
         except TimeoutError:
             raise SourceError(
                 f"Reading the project's manifests takes longer than {DETECT_TIMEOUT_S:g} s; write a .gibil.yml with its tasks."
             ) from None
-        plan = expand(self._run.plan, found)
         await self._tools.runs.save_plan(self._claim, plan)
         self._run = replace(self._run, plan=plan)
         self._claim = replace(self._claim, run=self._run)

@@ -27,6 +27,11 @@ resolve() {
         test -n "$optional" || needed+=("$word")
     done
     if pip_install "${all[@]}"; then return 0; fi
+    if test -n "${UV_CONSTRAINT-}"; then
+        say "that can't be installed in the versions of the lock file; trying others"
+        unset UV_CONSTRAINT PIP_CONSTRAINT
+        if pip_install "${all[@]}"; then return 0; fi
+    fi
     test -n "$optional" || return 1
     say "that can't be installed together; trying again without the optional parts"
     if test "${#needed[@]}" != 0; then pip_install "${needed[@]}" || return 1; fi
@@ -41,6 +46,15 @@ resolve() {
         fi
         part=() optional=1
     done
+}
+
+# versions_of FILE: let `resolve` prefer the versions of a lock file with [[package]] tables (Poetry, PDM); a package that has
+# several, for different versions of Python, is left open
+versions_of() {
+    local file=$RUNNER_TEMP/constraints.txt
+    awk -F '"' '/^name = /{name = $2} /^version = /{seen[name]++; version[name] = $2}
+        END {for (name in seen) if (seen[name] == 1 && name != "") print name "==" version[name]}' "$1" >"$file" || return 0
+    export UV_CONSTRAINT="$file" PIP_CONSTRAINT="$file"
 }
 
 # ensure MODULE PACKAGE EVIDENCE: install the package if nothing else brought it

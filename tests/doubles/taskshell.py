@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gibil_bot.detection.python import VENV
-from gibil_bot.detection.detect import detect, wanted
+from gibil_bot.detection.detect import wanted
 from gibil_bot.detection.project import Project
+from gibil_bot.detection.python import VENV
 from gibil_bot.model import Plan
 from gibil_bot.planning import expressions
-from gibil_bot.runs.detected_tasks import expand, purpose_of
+from gibil_bot.runs.detected_tasks import detect_tasks, purpose_of
 from gibil_bot.scripts.task_script import input_variable, parse_env_file, parse_path_file, task_files
 from tests.doubles.patience import patient
 
@@ -81,9 +81,8 @@ def run_plan(plan: Plan, project: Path, scratch: Path, *, environ: Mapping[str, 
 
 def with_detected_tasks(plan: Plan, project: Path) -> Plan:
     """Return the plan as the runner would change it after reading the project."""
-    purpose = purpose_of(plan)
-    if purpose is None:
+    if purpose_of(plan) is None:
         return plan
     paths = frozenset(str(path.relative_to(project)) for path in project.rglob("*") if not path.is_dir())
     files = {path: (project / path).read_bytes() for path in wanted(paths)}
-    return expand(plan, detect(Project(paths, files), purpose))
+    return detect_tasks(plan, Project(paths, files))

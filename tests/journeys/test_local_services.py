@@ -69,7 +69,7 @@ def test_postgres_is_rejected_only_if_it_would_run_as_root(line: CommandLine) ->
     line.repository("project", {".gibil.yml": FILE.replace("@TAG@", ":1")})
     done = line.gibil("create", "--name", "db", "--repo", f"file://{line.here}/project")
     assert done.returncode == 2, done.stderr
-    assert ("PostgreSQL does not run as root" in done.stderr) == (os.geteuid() != 0)
+    assert ("PostgreSQL doesn't run as root" in done.stderr) == (os.geteuid() != 0)
     assert line.json("list") == []
 
 

@@ -74,6 +74,20 @@ def test_a_repository_cannot_make_the_plan_large() -> None:
         expand(plan(DETECT), detection(DetectedTask(name="test", run="x" * 1024 * 1024, kind="run")))
 
 
+def test_the_suggestion_is_made_from_the_projects_ci_and_is_a_valid_file() -> None:
+    own, ci = "tasks:\n  - run: own\n", "tasks:\n  - run: ci\n"
+
+    def offered(from_facts: str, from_ci: str) -> str:
+        found = expand(plan(DETECT), detection(TEST, suggestion=from_facts), suggestion=lambda _: from_ci)
+        assert found.detected is not None
+        return found.detected.suggestion
+
+    assert offered(own, ci) == ci
+    assert offered(own, "") == own
+    assert offered(own, "tasks: [{run: }]") == own
+    assert offered("tasks: \t", "x" * 100_000) == ""
+
+
 def test_a_script_contains_no_nul() -> None:
     found = expand(plan(DETECT), detection(DetectedTask(name="test", run="a\0b", kind="run")))
     assert found.tasks[0].run == "ab"

@@ -53,7 +53,7 @@ jobs:
 
 @dataclass
 class Case:
-    """One project's manifests, and what they say."""
+    """The manifests of one project, and the expected facts."""
 
     files: dict[str, File]
     node: str
@@ -307,6 +307,27 @@ def test_the_ci_decides_what_a_range_leaves_open(engines: str, newest: int, vers
     manifest = {"engines": {"node": engines}, "scripts": {"test": "x"}, "dependencies": {"a": "1"}}
     found = facts({"package.json": manifest, CI: MATRIX.format(newest=newest)})
     assert runtime(found) == version
+
+
+@pytest.mark.parametrize(
+    ("engines", "newest", "accepted"),
+    [
+        (">= 18", 22, ("20", "18")),  # what the CI tests with
+        (">= 20", 22, ("20",)),
+        (">= 12", None, ("24", "20", "26", "25", "23", "21")),  # what is maintained
+        ("~22.3.1", None, ()),
+        ("", 22, ()),
+    ],
+)
+def test_a_machine_may_have_another_version_that_the_range_and_the_ci_allow(
+    engines: str, newest: int | None, accepted: tuple[str, ...]
+) -> None:
+    files: dict[str, File] = {
+        "package.json": {"engines": {"node": engines}, "scripts": {"test": "x"}, "dependencies": {"a": "1"}}
+    }
+    if newest is not None:
+        files[CI] = MATRIX.format(newest=newest)
+    assert facts(files).runtimes[0].accepts == accepted
 
 
 def test_flags_of_npm_are_taken_from_the_ci_if_all_its_installs_have_them() -> None:

@@ -191,7 +191,7 @@ def test_a_project_without_linters_is_neutral_and_not_scolded() -> None:
 @pytest.mark.parametrize(
     "text", ["</details><script>@everyone #1", "`" * 50, "```\n@ada", "\x1b[31m\u202e|\n\n# x", "x" * 100_000]
 )
-def test_quotes_and_suggestions_cannot_leave_their_place(text: str) -> None:
+def test_quotes_and_suggestions_stay_harmless_text(text: str) -> None:
     quotes = tuple(Quote(command=text, path=text, line=1) for _ in range(30))
     detected = DetectedProject(purpose="test", quotes=quotes, suggestion=text, problem=text)
     failed = finished(Conclusion.FAILURE, *UNPREPARED, plan={"tasks": PREPARED, "detected": detected})

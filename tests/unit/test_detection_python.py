@@ -1,0 +1,406 @@
+"""What Python's manifests say: the relevant lines of real projects, and pathological ones."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from gibil_bot.detection import python, tox
+from gibil_bot.detection.facts import Facts
+from gibil_bot.detection.project import Project
+from gibil_bot.detection.python_requirements import group_requirements
+from gibil_bot.detection.python_versions import choose, pinned, satisfied_by
+
+
+def project(files: dict[str, str], *more: str) -> Project:
+    return Project(frozenset((*files, *more)), {path: text.encode() for path, text in files.items()})
+
+
+def facts(files: dict[str, str], *more: str) -> Facts:
+    found = python.facts(project(files, *more))
+    assert found is not None
+    return found
+
+
+def installs(found: Facts) -> list[str]:
+    return [step.shown for step in found.steps]
+
+
+def commands(found: Facts) -> list[str]:
+    return [candidate.shown or candidate.run for candidate in found.tests]
+
+
+ATTRS = {
+    "pyproject.toml": '[project]\nname = "attrs"\nrequires-python = ">=3.10"\ndynamic = ["version"]\n[dependency-groups]\n'
+    'tests = ["hypothesis", "pytest>9", "pytest-xdist[psutil]"]\nlint = ["ruff"]\n[tool.pytest]\nstrict = true\n',
+    "uv.lock": "version = 1\n",
+    ".python-version-default": "3.14\n",
+    "tox.ini": "[testenv]\nrunner = uv-venv-lock-runner\ndependency_groups =\n    tests: tests\n    mypy: mypy\ncommands =\n"
+    "    tests: pytest {posargs:-n auto}\n    mypy: mypy typing_tests\n"
+    "[testenv:3.1{0,4}-tests]\ncommands =\n    coverage run -m pytest\n",
+    "tests/test_make.py": "import pytest\n",
+}
+CLICK = {
+    "pyproject.toml": '[build-system]\nrequires = ["flit_core"]\n[project]\nname = "click"\nrequires-python = ">=3.10"\n'
+    '[dependency-groups]\ndev = ["ruff", "tox"]\ntests = ["pytest"]\n[tool.pytest.ini_options]\ntestpaths = ["tests"]\n'
+    '[tool.tox]\nenv_list = ["py3.14"]\n[tool.tox.env_run_base]\ndependency_groups = ["tests"]\ncommands = [[\n'
+    '    "pytest", "-v", "--basetemp={env_tmp_dir}",\n    {replace = "posargs", default = [], extend = true},\n]]\n',
+    "uv.lock": "version = 1\n",
+    "tests/test_basic.py": "import pytest\n",
+}
+DJANGO_FILTER = {
+    "pyproject.toml": '[build-system]\nrequires = ["flit_core"]\n[project]\nname = "django-filter"\n'
+    'dependencies = ["Django>=5.2"]\nrequires-python = ">=3.10"\n'
+    '[project.optional-dependencies]\ndrf = ["djangorestframework"]\n',
+    "requirements/test.txt": "-r test-ci.txt\n",
+    "requirements/test-ci.txt": "coverage\nunittest-xml-reporting\n",
+    "requirements/docs.txt": "sphinx\n",
+    "runtests.py": "#!/usr/bin/env python\n",
+    "tox.ini": "[testenv]\ncommands = coverage run --parallel-mode ./runtests.py {posargs}\nsetenv =\n"
+    "       PYTHONDONTWRITEBYTECODE=1\ndeps =\n    django52: Django>=5.2,<6.0\n    !latest: djangorestframework\n"
+    "    latest: {[latest]deps}\n    -r requirements/test-ci.txt\n",
+    "tests/test_filters.py": "from django.test import TestCase\n",
+}
+PLATFORMDIRS = {
+    "pyproject.toml": '[build-system]\nrequires = ["hatchling"]\n[project]\nname = "platformdirs"\nrequires-python = ">=3.10"\n'
+    '[dependency-groups]\ndev = [{ include-group = "test" }]\ntest = ["appdirs==1.4.4", "pytest>=9", "pytest-mock"]\n',
+    "tox.toml": '[env_run_base]\ndependency_groups = ["test"]\n'
+    'set_env.COVERAGE_FILE = { replace = "env", name = "COVERAGE_FILE", '
+    'default = "{work_dir}{/}.coverage.{env_name}" }\n'
+    'commands = [\n  ["pytest", "--durations", "10",'
+    ' { replace = "posargs", default = ["--cov", "{env_site_packages_dir}{/}platformdirs"], extend = true }, "tests"],\n'
+    '  { replace = "posargs", default = [["diff-cover"]], extend = true },\n]\n',
+    "tests/test_api.py": "import pytest\n",
+}
+MORE_ITERTOOLS = {
+    "pyproject.toml": '[build-system]\nrequires = ["flit_core"]\n[project]\nname = "more-itertools"\n'
+    'requires-python = ">=3.10"\n',
+    "requirements/testing.txt": "coverage\n",
+    "requirements/development.txt": "-r testing.txt\nmypy\n",
+    "tox.ini": "[tox]\nenvlist = py310\n[testenv]\ncommands = {envpython} -m unittest -v {posargs}\n",
+    "tests/__init__.py": "",
+    "tests/test_more.py": "from unittest import TestCase\n",
+}
+REQUESTS = {
+    "pyproject.toml": '[build-system]\nrequires = ["setuptools"]\n[project]\nname = "requests"\nrequires-python = ">=3.10"\n'
+    '[project.optional-dependencies]\nsecurity = []\nsocks = ["PySocks"]\nuse_chardet_on_py3 = ["chardet"]\n'
+    '[dependency-groups]\ntest = ["pytest", "httpbin"]\n[tool.pytest.ini_options]\ntestpaths = ["tests"]\n',
+    "requirements-dev.txt": "-e .[socks]\npytest\n",
+    "tox.ini": "[testenv]\ndeps = -rrequirements-dev.txt\n"
+    "extras =\n    security\n    socks\ncommands =\n    pytest {posargs:tests}\n",
+    "tests/test_requests.py": "import pytest\n",
+}
+RICH = {
+    "pyproject.toml": '[tool.poetry]\nname = "rich"\n[tool.poetry.dependencies]\npython = ">=3.8.0"\npygments = "^2.13.0"\n'
+    '[tool.poetry.dev-dependencies]\npytest = "^7.0.0"\nattrs = "~21.4"\n[build-system]\nrequires = ["poetry-core"]\n',
+    "poetry.lock": '[[package]]\nname = "pygments"\nversion = "2.19.1"\n',
+    "tests/test_bar.py": "from rich.bar import Bar\n",
+}
+PDM_BACKEND = {
+    "pyproject.toml": '[build-system]\nrequires = []\n[project]\nname = "pdm-backend"\nrequires-python = ">=3.9"\n'
+    '[dependency-groups]\ntest = ["pytest", "pytest-gitconfig"]\ndev = ["editables"]\n',
+    "pdm.lock": "[metadata]\n",
+    "tests/conftest.py": "import pytest\n",
+    "tests/test_wheel.py": "",
+}
+TQDM = {
+    "pyproject.toml": '[build-system]\nrequires = ["setuptools"]\n[project]\nname = "tqdm"\nrequires-python = ">=3.8"\n'
+    "[tool.tox]\n"
+    'legacy_tox_ini = """\n[core]\ndeps=\n    pytest\n    git+https://github.com/casperdcl/nbval\ncommands=\n'
+    "    - {envpython} -m coveralls\n    {envpython} -m codecov -X pycov\n[testenv]\ndeps=\n    {[core]deps}\n    numpy\n"
+    '    tf: tensorflow!=2.5.0\ncommands=\n    {envpython} -m pytest --cov=tqdm -k "not perf"\n    {[core]commands}\n"""\n',
+    "tests/tests_main.py": "from pytest import mark\n",
+}
+DRF = {
+    "pyproject.toml": '[build-system]\nrequires = ["setuptools"]\n[project]\nname = "djangorestframework"\n'
+    "[dependency-groups]\n"
+    'test = ["pytest-django"]\noptional = ["psycopg"]\n[tool.pytest.ini_options]\naddopts = "-ra"\n',
+    "runtests.py": "",
+    "tox.ini": "[testenv]\ncommands = pytest --cov {posargs}\ndependency_groups =\n       test\n       optional\n"
+    "       django52: django52\nsetenv =\n       PYTHONWARNINGS=once\n",
+    "tests/test_views.py": "import pytest\n",
+}
+STARLETTE = {
+    "pyproject.toml": '[build-system]\nrequires = ["hatchling"]\n[project]\nname = "starlette"\n'
+    '[tool.pytest.ini_options]\naddopts = ""\n',
+    "requirements.txt": "-e .[full]\npytest==8\n",
+    "tests/test_routing.py": "import pytest\n",
+}
+SCRIPTS_WITHOUT_PROJECT = {"requirements.txt": "flask\n", "test_app.py": "import unittest\n"}
+
+REAL = {
+    "attrs": (ATTRS, ["uv sync --locked --group tests"], ["pytest -n auto", "python -m pytest"]),
+    "click": (CLICK, ["uv sync --locked --group tests"], ["pytest -v --basetemp=/tmp/tox", "python -m pytest"]),
+    "django-filter": (
+        DJANGO_FILTER,
+        ["pip install -e . -r requirements/test.txt -r requirements/test-ci.txt djangorestframework"],
+        [
+            "PYTHONDONTWRITEBYTECODE=1 coverage run --parallel-mode ./runtests.py",
+            "python runtests.py",
+            "python -m unittest discover -v -s tests",
+        ],
+    ),
+    "platformdirs": (
+        PLATFORMDIRS,
+        ["pip install -e . --group test pytest"],
+        ["pytest --durations 10 tests", "python -m pytest"],
+    ),
+    "more-itertools": (
+        MORE_ITERTOOLS,
+        ["pip install -e . -r requirements/testing.txt"],
+        ["python -m unittest -v", "python -m unittest discover -v -s tests -t ."],
+    ),
+    "requests": (
+        REQUESTS,
+        ["pip install -e '.[security,socks]' --group test -r requirements-dev.txt pytest"],
+        ["pytest tests", "python -m pytest"],
+    ),
+    "rich": (RICH, ["poetry install --no-interaction"], ["python -m pytest", "python -m unittest discover -v -s tests"]),
+    "pdm-backend": (PDM_BACKEND, ["pdm sync --group test"], ["python -m pytest"]),
+    "tqdm": (
+        TQDM,
+        ["pip install -e . git+https://github.com/casperdcl/nbval pytest numpy"],
+        ["python -m pytest --cov=tqdm -k 'not perf'", "python -m pytest"],
+    ),
+    "django-rest-framework": (
+        DRF,
+        ["pip install -e . --group test --group optional pytest"],
+        ["PYTHONWARNINGS=once pytest --cov", "python runtests.py", "python -m pytest"],
+    ),
+    "starlette": (STARLETTE, ["pip install -e . -r requirements.txt pytest"], ["python -m pytest"]),
+    "scripts": (SCRIPTS_WITHOUT_PROJECT, ["pip install -r requirements.txt"], ["python -m unittest discover -v"]),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_real_projects_manifests_say_how_it_is_installed_and_tested(name: str) -> None:
+    files, steps, tests = REAL[name]
+    found = facts(files)
+    assert installs(found) == steps
+    assert commands(found) == tests
+
+
+def test_every_step_and_candidate_names_its_file_and_line() -> None:
+    found = facts(ATTRS)
+    assert str(found.runtimes[0].evidence) == ".python-version-default:1 (3.14)"
+    assert str(found.tests[0].evidence) == "tox.ini:7 (tox testenv)"
+    assert found.steps[0].inputs == ("uv.lock", "pyproject.toml")
+    assert str(facts(CLICK).tests[1].evidence) == "pyproject.toml:9 ([tool.pytest])"
+
+
+def test_a_project_without_dependencies_is_installed_too() -> None:
+    files = {"pyproject.toml": '[build-system]\nrequires = ["flit_core"]\n[project]\nname = "a"\n', "tests/test_a.py": ""}
+    assert installs(facts(files)) == ["pip install -e ."]
+
+
+def test_an_old_project_keeps_its_extras_in_setup_files() -> None:
+    setup = "from setuptools import setup\n"
+    setup += "setup(name='a', extras_require={'test': ['pytest'], 'docs': []}, python_requires='>=3.12')\n"
+    found = facts({"setup.py": setup, "tests/test_a.py": "import pytest\n"})
+    assert installs(found) == ["pip install -e '.[test]' pytest"]
+    assert found.runtimes[0].version == "3.13"
+    assert found.runtimes[0].accepts == ("3.12", "3.14")
+    config = "[metadata]\nname = a\n[options.extras_require]\ntesting =\n    pytest\n[tool:pytest]\naddopts = -ra\n"
+    assert installs(facts({"setup.cfg": config, "setup.py": "", "test_a.py": ""})) == ["pip install -e '.[testing]' pytest"]
+
+
+def test_development_requirements_are_used_only_without_those_for_tests() -> None:
+    project_table = '[build-system]\nrequires = []\n[project]\nname = "a"\n[project.optional-dependencies]\ndev = ["pytest"]\n'
+    files = {"pyproject.toml": project_table, "requirements-dev.txt": "", "tests/test_a.py": ""}
+    assert installs(facts(files))[0].startswith("pip install -e '.[dev]' -r requirements-dev.txt")
+    files |= {"pyproject.toml": f'{project_table}tests = ["pytest"]\n', "requirements-test.txt": ""}
+    assert installs(facts(files))[0].startswith("pip install -e '.[tests]' -r requirements-test.txt")
+
+
+def test_hatch_environments_and_pdm_groups_count() -> None:
+    hatch = '[project]\nname = "a"\n[tool.hatch.envs.default]\ndependencies = ["pytest-cov", "pytest"]\n'
+    assert installs(facts({"pyproject.toml": hatch, "tests/test_a.py": ""})) == ["pip install -e . pytest-cov pytest"]
+    pdm = '[project]\nname = "a"\n[tool.pdm.dev-dependencies]\ntest = ["pytest<9"]\n'
+    assert installs(facts({"pyproject.toml": pdm, "tests/test_a.py": ""})) == ["pip install -e . 'pytest<9'"]
+
+
+def test_poetry_groups_have_an_equivalent_for_pip() -> None:
+    text = (
+        '[tool.poetry]\nname = "a"\n[tool.poetry.dependencies]\npython = "^3.9"\n[tool.poetry.group.test.dependencies]\n'
+        'pytest = "^8.1"\nmock = {version = "~1.2", extras = ["x"]}\nlocal = {path = "../local"}\n'
+        '[tool.poetry.group.docs]\noptional = true\n[tool.poetry.group.docs.dependencies]\nsphinx = "*"\n'
+    )
+    script = facts({"pyproject.toml": text, "poetry.lock": "", "tests/test_a.py": "import pytest\n"}).steps[0].run
+    assert "resolve -e . + 'pytest>=8.1,<9' 'mock[x]>=1.2,<1.3'" in script
+    assert "sphinx" not in script
+    assert "versions_of poetry.lock" in script
+
+
+def test_a_c_library_brings_its_headers() -> None:
+    found = facts({"requirements.txt": "psycopg2>=2.9\nDjango\n", "manage.py": "", "app/tests.py": "", "app/test_a.py": ""})
+    assert found.packages == ("libpq-dev",)
+    assert facts({"requirements.txt": "psycopg2-binary\n", "test_a.py": "import unittest"}).packages == ()
+    extension = {"setup.py": "setup(ext_modules=[Extension('a', ['a.c'])])", "tests/test_a.py": ""}
+    assert facts(extension).packages == ("gcc", "python3-dev")
+
+
+def test_django_projects_use_manage_py_unless_pytest_knows_their_settings() -> None:
+    files = {"manage.py": "", "requirements.txt": "Django\n", "shop/test_cart.py": "from django.test import TestCase\n"}
+    assert commands(facts(files))[0] == "python manage.py test"
+    files |= {"pytest.ini": "[pytest]\nDJANGO_SETTINGS_MODULE = shop.settings\n"}
+    assert commands(facts(files)) == ["python -m pytest", "python -m unittest discover -v"]
+
+
+def test_other_projects_with_a_python_file_or_settings_are_not_python_projects() -> None:
+    assert python.facts(project({"pyproject.toml": "[tool.ruff]\nline-length = 100\n"})) is None
+    assert python.facts(project({"docs/conf.py": "", "main.go": ""})) is None
+    assert python.facts(project({"tests/test_data.py": "print(1)\n"})) is None
+
+
+def test_tests_of_a_project_in_another_language_are_the_last_resort() -> None:
+    found = facts({"tests/test_output.py": "import unittest\n", "main.c": ""})
+    assert [candidate.rank for candidate in found.tests] == [90]
+
+
+@pytest.mark.parametrize(
+    ("commands", "expected"),
+    [
+        ("pytest {posargs}", 'pytest "$@"'),
+        ("pytest {posargs:-n auto tests}", 'test $# != 0 || set -- -n auto tests; pytest "$@"'),
+        ("python -b -m pytest {toxinidir}/tests", "python -b -m pytest ./tests"),
+        ("pytest \\\n    -x \\\n    {posargs}", 'pytest -x "$@"'),
+        ("coverage erase\n    coverage run -m unittest\n    coverage report", "coverage run -m unittest"),
+        ("{env:RUNNER:pytest} -q", "pytest -q"),
+        ("pytest {tty:--color=yes} -k 'a b'", "pytest -k 'a b'"),
+        ("pytest; rm -rf {homedir}", None),
+        ("pytest {unknown}", None),
+        ("pip install -e .[d]\n    pytest", None),
+        ("make test", None),
+        ("pytest 'unbalanced", None),
+        ("ruff check .", None),
+    ],
+)
+def test_a_command_of_tox_runs_without_tox(commands: str, expected: str | None) -> None:
+    found = tox.read(project({"tox.ini": f"[testenv]\ncommands =\n    {commands}\n"}))
+    assert found is not None
+    assert (found.candidate.run if found.candidate else None) == expected
+
+
+def test_the_environment_of_tox_is_kept() -> None:
+    text = "[testenv]\nsetenv =\n    PYTHONPATH = {toxinidir}/src\n    MODE = it's\n    COVERAGE_FILE = x\ncommands = pytest\n"
+    found = tox.read(project({"tox.ini": text}))
+    assert found is not None
+    assert found.candidate is not None
+    assert found.candidate.run == """PYTHONPATH="$PWD"/src MODE='it'"'"'s' pytest"""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "version", "holds"),
+    [
+        (">=3.10", "3.10", True), (">=3.10", "3.9", False), (">=3.10.2", "3.10", True), ("<3.13", "3.13", False),
+        ("<=3.12", "3.12", True), (">3.12", "3.12", True), (">=3.9,<4", "3.14", True), ("~=3.11", "3.12", True),
+        ("~=3.11.2", "3.12", False), ("==3.11.*", "3.11", True), ("==3.11.*", "3.12", False), ("!=3.10.*,>=3.9", "3.10", False),
+        ("!=3.10.0", "3.10", True), ("^3.9", "3.13", True), ("~3.9", "3.10", False),
+        ("3.*", "3.11", True), ("3.12", "3.12", True),
+        (">=2.7,!=3.0.*,!=3.1.*", "3.12", True), ("^2.7 || ^3.11", "3.11", True), ("*", "3.9", True),
+        (">= 3.8 , < 3.12", "3.12", False),
+        (">=3.8dev", "3.9", True), ("latest", "3.12", None), (">=3.10; x", "3.12", None), (">=" + "9" * 600, "3.12", None),
+    ],
+)  # fmt: skip
+def test_a_range_of_versions_is_read_as_the_standards_say(wanted: str, version: str, holds: bool | None) -> None:
+    assert satisfied_by(wanted, version) is holds
+
+
+def test_the_machines_version_is_used_if_any_will_do() -> None:
+    assert choose(">=3.10") == ("", ("3.13", "3.12", "3.11", "3.14", "3.10"))
+    assert choose(">=3.12") == ("3.13", ("3.12", "3.14"))
+    assert choose("<3.11") == ("3.10", ("3.9",))
+    assert choose(">=3.14") == ("3.14", ())
+    assert choose("") == choose(">=3.99") == choose("nonsense") == ("", ())
+
+
+def test_version_files_are_read() -> None:
+    for line, version in (
+        ("3.12.4", "3.12"),
+        ("python-3.11.9", "3.11"),
+        ("cpython-3.13.0", "3.13"),
+        ("pypy3.10", None),
+        ("$(x)", None),
+    ):
+        assert pinned(line) == version
+    base = {"pyproject.toml": '[project]\nname = "a"\nrequires-python = ">=3.11"\n', "tests/test_a.py": ""}
+    for path, text in (
+        (".python-version", "# ours\n3.12\n3.11\n"),
+        ("runtime.txt", "python-3.12.1\n"),
+        (".tool-versions", "nodejs 20\npython 3.12.7\n"),
+        ("mise.toml", '[tools]\npython = { version = "3.12" }\n'),
+    ):
+        runtime = facts({**base, path: text}).runtimes[0]
+        assert (runtime.name, runtime.version, runtime.evidence.path) == ("python", "3.12", path)
+    assert facts({**base, "runtime.txt": "3.9\n"}).runtimes[0].version == ""  # it contradicts requires-python
+
+
+def test_included_groups_may_form_a_cycle() -> None:
+    groups: dict[str, list[Any]] = {
+        "a": ["one", {"include-group": "B"}],
+        "b": [{"include-group": "a"}, "two", 7, {"include-group": ["x"]}],
+    }
+    assert sorted(group_requirements(groups, "a")) == ["one", "two"]
+
+
+BROKEN = [
+    {"pyproject.toml": "[project\n", "tests/test_a.py": "import pytest\n"},
+    {"pyproject.toml": 'project = "text"\ntool = 3\ndependency-groups = []\n', "tests/test_a.py": ""},
+    {
+        "pyproject.toml": "[project]\nrequires-python = 3\noptional-dependencies = []\n[tool]\npoetry = []\ntox = 1\n",
+        "test_a.py": "",
+    },
+    {"pyproject.toml": '[tool.tox.env_run_base]\ncommands = [1, [2, {replace = 3}], "x"]\nset_env = 1\n', "test_a.py": ""},
+    {"setup.cfg": "no section\n[metadata\n", "setup.py": "", "test_a.py": ""},
+    {"tox.ini": "[testenv]\ndeps = {[testenv]deps}\ncommands = {[testenv]commands}\n", "test_a.py": "import unittest"},
+    {"requirements.txt": "\x00\xff", "test_a.py": "import unittest"},
+]
+
+
+@pytest.mark.parametrize("files", BROKEN)
+def test_broken_manifests_are_not_errors(files: dict[str, str]) -> None:
+    assert facts(files).tests
+
+
+def test_a_broken_manifest_is_reported() -> None:
+    problems = [str(problem) for problem in facts(BROKEN[0]).problems]
+    assert len(problems) == 1
+    assert problems[0].startswith("pyproject.toml (can't be read: ")
+
+
+def test_names_that_are_no_names_never_reach_a_command() -> None:
+    text = (
+        '[project]\nname = "a"\n[project.optional-dependencies]\n"tests;id" = []\n"dev\\nid" = []\n[dependency-groups]\n'
+        '"test$(id)" = ["x"]\n[tool.hatch.envs.test]\ndependencies = ["-rhostile", "--index-url=http://x", "a\\nb"]\n'
+    )
+    files = {
+        "pyproject.toml": text,
+        "tox.ini": "[testenv]\ndeps =\n  --index-url http://x\n  -e /etc\ncommands = x\n",
+        "test_a.py": "",
+    }
+    found = facts(files)
+    assert installs(found) == ["pip install -e ."]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tests/test_a.py": "\n" * 250_000 + "x"},
+        {"tox.ini": "[testenv]\ncommands = pytest " + "{" * 50_000 + "}" * 50_000},
+        {"tox.ini": "[testenv]\ncommands = " + "coverage " * 20_000},
+        {"tox.ini": "[testenv]\ndeps =\n" + " {[testenv]deps}\n" * 200},
+        {
+            "pyproject.toml": "[dependency-groups]\n"
+            + "".join(f'g{n} = [{{include-group = "g{n + 1}"}}]\n' for n in range(3000))
+        },
+        {"pyproject.toml": "[project]\nrequires-python = '" + ",".join([">=3.10"] * 20_000) + "'\n"},
+        {"setup.py": "extras_require" + "'test'" + " " * 250_000, "requirements.txt": "psycopg2" + " " * 250_000},
+        {"pyproject.toml": "x = " + "[" * 100_000},
+    ],
+)
+def test_huge_manifests_are_read_quickly(files: dict[str, str]) -> None:
+    started = time.process_time()
+    python.facts(project({**files, "test_b.py": "import unittest"}))
+    assert time.process_time() - started < 5
