@@ -757,6 +757,8 @@ class Job(Struct, frozen=True, kw_only=True):
     """One stream, with stderr and stdout interleaved; if False, two files."""
     returns: tuple[str, ...] = ()
     """Absolute paths on the machine of at most 16 files, whose contents come with the Exit."""
+    tty: bool = False
+    """Its standard streams are a terminal, so `merged` has to be true. It reads the end of the input at once."""
     most_output_bytes: int | None = None
     """Limit for each stream, in steps of 512: a job that prints more gets SIGPIPE, and its Exit has `output_cut`."""
 

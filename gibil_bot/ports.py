@@ -181,6 +181,9 @@ class Noticing(Protocol):
     listeners: dict[Callable[[str], None], set[str]]
     """Listener → the messages that it has received."""
 
+    async def prepare(self) -> None:
+        """Do the work that would delay the first machine of a data directory. Cheap to repeat. Raises as `probe` does."""
+
 
 class Price(Protocol):
     """Net of VAT. Every started hour is billed in full."""
@@ -238,8 +241,11 @@ class GitHub(Protocol):
         A file above 64 KiB is cut at 64 KiB + 1, so that planning can reject it by name.
         """
 
-    async def clone_token(self, installation_id: int, repository: Repository) -> str:
-        """Return a token with `contents: read` for that repository only. The caller revokes it."""
+    async def clone_token(self, installation_id: int, repository: Repository, submodules: tuple[str, ...] = ()) -> str:
+        """Return a token with `contents: read` for that repository only, and for `submodules`, names of the same owner.
+
+        The caller revokes it. Raises GitHubError with status 422 if the App isn't installed on one of them.
+        """
 
     async def revoke_token(self, token: str) -> None:
         """Revoke a token. Never raises: a token that can't be revoked expires within the hour."""

@@ -195,6 +195,7 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
     """Run the bot during the block: its store is open and its parts run. Afterwards the next process continues its runs."""
     from gibil_bot.github.api.client import GitHubClient
     from gibil_bot.github.api.session import Session
+    from gibil_bot.providers.optional import prepare
     from gibil_bot.runs.dispatcher import Dispatcher
     from gibil_bot.runs.intake import Intake
     from gibil_bot.runs.outbox import OutboxPublisher
@@ -242,12 +243,14 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
             "reaper": reaper.run,
         }
         bot.parts = {name: asyncio.create_task(_supervise(name, part), name=name) for name, part in parts.items()}
+        preparing = asyncio.create_task(prepare(factory.provider, log.info))
         try:
             yield bot
         finally:
-            for task in bot.parts.values():
+            tasks = (*bot.parts.values(), preparing)
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*bot.parts.values(), return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def intake_policy(settings: Settings, keyring: Keyring) -> Policy:

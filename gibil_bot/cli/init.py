@@ -152,9 +152,12 @@ def _token(token: str | None, name: str, saved: dict[str, str]) -> str:
 async def _check_provider(settings: Settings) -> None:
     """Check the provider. Raises GibilError."""
     from gibil_bot.machines.service import open_machines
+    from gibil_bot.providers.optional import notices
 
     async with open_machines(settings) as machines:
-        await machines.factory.provider.probe()
+        provider = machines.factory.provider
+        with notices(provider, lambda what: print_message(f"{what} …")):
+            await provider.probe()
 
 
 def _read(path: Path) -> dict[str, str]:

@@ -34,6 +34,11 @@ _FILE_SETTINGS = (
     "core.filemode", "core.symlinks", "core.ignorecase", "core.precomposeunicode", "core.autocrlf", "core.eol",
     "core.excludesfile",
 )  # fmt: skip
+_BASES = (
+    "refs/remotes/origin/HEAD", "refs/remotes/origin/main", "refs/remotes/origin/master",
+    "refs/heads/main", "refs/heads/master",
+)  # fmt: skip
+MOST_TAGS = 20_000
 _IS_ABSOLUTE = re.compile(r"/|[^/]+:")
 """A URL, an SCP-like address or an absolute path; git treats anything else as a relative path."""
 
@@ -136,6 +141,50 @@ class LocalRepository:
         }
         return await git.text("commit-tree", tree, "-p", head, "-m", "uncommitted changes", git_dir=self.view, extra=identity)
 
+    async def copy_refs(self, head: str) -> None:
+        """Create, in `view`, the refs that a machine gets with the commit `head`: the tags, and its base branch in `origin`.
+
+        The base is the branch that `origin/HEAD` names, else main or master, else the branch that is checked out.
+        """
+        tags, base = await self._refs()
+        if base is None and (current := await self.current_branch()) is not None:
+            base = current, head
+        # Their objects may be missing, in a partial clone for example.
+        names = "".join(f"{sha}\n" for sha in (*tags.values(), *([base[1]] if base else [])))
+        answer = await git.text(
+            "cat-file", "--batch-check=%(objectname) %(objecttype)", git_dir=self.view, stdin=names.encode(), extra=NO_FETCH
+        )  # fmt: skip
+        kinds = dict(line.split(" ", 1) for line in answer.split("\n") if line)
+        refs = {ref: sha for ref, sha in tags.items() if kinds.get(sha) in ("commit", "tag")}
+        if base is not None and kinds.get(base[1]) == "commit" and await self._has_history(base[1], head):
+            refs[f"refs/remotes/origin/{base[0]}"] = base[1]
+        await asyncio.to_thread(write_packed_refs, self.view, refs)
+
+    async def _refs(self) -> tuple[dict[str, str], tuple[str, str] | None]:
+        """Return the tags (ref → object), and the name and commit of the base branch if one of the usual refs names it."""
+        listed = await _query(
+            self.git_dir, "for-each-ref", "--format=%(objectname) %(refname) %(symref)", "refs/tags", *_BASES
+        )  # fmt: skip
+        lines = [line.split(" ") for line in listed.split("\n") if line]
+        found = {ref: (sha, symref) for sha, ref, symref in lines}
+        tags = {ref: sha for ref, (sha, _) in found.items() if ref.startswith("refs/tags/")}
+        for ref in _BASES:
+            if ref in found:
+                sha, symref = found[ref]
+                name = (symref or ref).removeprefix("refs/remotes/origin/").removeprefix("refs/heads/")
+                return dict(list(tags.items())[-MOST_TAGS:]), (name, sha)
+        return dict(list(tags.items())[-MOST_TAGS:]), None
+
+    async def _has_history(self, base: str, head: str) -> bool:
+        """Return whether the view has all objects of `base`. Those of another branch may be missing in a partial clone."""
+        if self.promisor is None or base == head:
+            return True
+        try:
+            await git.run("merge-base", "--is-ancestor", base, head, git_dir=self.view, extra=NO_FETCH)
+        except GitError:
+            return False
+        return True
+
     async def _resolve(self, ref: str) -> str | None:
         """Return the commit of a ref; None if there is none. Raises GitError if the commit can't be read."""
         try:
@@ -216,6 +265,14 @@ async def set_promisor(repository: Path, url: str) -> None:
         (f"remote.{PROMISOR}.partialCloneFilter", "blob:none"),
     ):  # fmt: skip
         await git.run("config", key, value, git_dir=repository)
+
+
+def write_packed_refs(repository: Path, refs: Mapping[str, str]) -> None:
+    """Replace the refs of a repository that we created (gitrepository-layout(5), packed-refs). Blocking."""
+    lines = sorted(os.fsencode(f"{ref}\n") for ref in refs)
+    known = {os.fsencode(f"{ref}\n"): sha.encode() for ref, sha in refs.items()}
+    text = b"".join(known[line] + b" " + line for line in lines)
+    (repository / "packed-refs").write_bytes(b"# pack-refs with: sorted \n" + text)
 
 
 def _promisor(repository: LocalRepository) -> str | None:

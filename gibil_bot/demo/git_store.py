@@ -33,6 +33,7 @@ _BRANCH = re.compile(r"refs/heads/\w[\w-]*(/\w[\w-]*)*", re.ASCII)
 _REPOSITORY_CONFIG = {
     "uploadpack.allowTipSHA1InWant": "true",
     "uploadpack.allowReachableSHA1InWant": "true",
+    "uploadpack.allowFilter": "true",
     "receive.hideRefs": "refs/pull",
     "receive.autogc": "false",
     "gc.auto": "0",

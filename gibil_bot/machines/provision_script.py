@@ -37,8 +37,8 @@ from gibil_bot.planning.services import services_script
 from gibil_bot.planning.workflow import Task
 from gibil_bot.runs.returned_files import REASON_BYTES
 from gibil_bot.scripts import clone
-from gibil_bot.scripts.commands import SHELLS, kill_by_environment
-from gibil_bot.scripts.task_script import MAX_ENV_ENTRIES, MAX_FOLDERS, set_up_script
+from gibil_bot.scripts.commands import SHELLS, kill_by_environment, with_terminal
+from gibil_bot.scripts.task_script import MAX_ENV_ENTRIES, MAX_FOLDERS, set_up_script, terminal_type
 from gibil_bot.scripts.templates import script, text
 
 DEFAULT_TASK_S = 3600.0
@@ -55,7 +55,7 @@ def provision_script(source: CodeSource, variables: tuple[str, ...] = (), author
     """
     file = source.file
     file_env = file.env if file is not None else {}
-    base = {"CI": "true", **file_env, **_github(source)}
+    base = {"CI": "true", "TERM": terminal_type(tty=False), **file_env, **_github(source)}
     functions = script(
         "provision",
         STATE=STATE,
@@ -114,15 +114,18 @@ def _call(number: int, task: Task) -> str:
         str(round((task.timeout_s or DEFAULT_TASK_S) * 1000)),
         task.working_directory or "",
         task.run,
-        command_words(task.shell),
+        command_words(task.shell, tty=task.tty),
+        *([f"TERM={terminal_type(tty=True)}"] if task.tty else []),
         *(f"{name}={value}" for name, value in task.env.items()),
     ]
     return f"gibil_task {shlex.join(arguments)}\n"
 
 
-def command_words(shell: str) -> str:
+def command_words(shell: str, *, tty: bool = False) -> str:
     """Return the words of a shell's template, separated by spaces; spaces, tabs and percent signs in them are %20, %09, %25."""
     words = shlex.split(SHELLS.get(shell, shell))
+    if tty:
+        words = with_terminal(words)
     return " ".join(word.replace("%", "%25").replace(" ", "%20").replace("\t", "%09") for word in words)
 
 

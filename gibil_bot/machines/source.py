@@ -116,6 +116,7 @@ async def _local(path: Path, repo: str, branch: str | None) -> AsyncIterator[Cod
             if sha is None:
                 problem = f"there is no branch {branch} in {found.folder}" if branch else f"{found.folder} has no commit yet"
                 raise UsageError(problem)
+            await found.copy_refs(sha)
             remote = found.origin_url()
             current = asyncio.create_task(found.current_branch())
             author_task = asyncio.create_task(identity(found.git_dir))
@@ -192,9 +193,11 @@ async def _private(url: str, branch: str | None, scratch: Path, environment: Map
     ref, sha = await _head(copy, branch, environment, url)
     await git.run(
         "fetch", "-q", "--no-tags", "--no-write-fetch-head", "--", url,
-        "+refs/heads/*:refs/heads/*", f"+{ref}:refs/gibil/head", git_dir=copy, extra=environment,
+        "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*", f"+{ref}:refs/gibil/head", git_dir=copy, extra=environment,
     )  # fmt: skip
     sha = await git.text("rev-parse", "--verify", "refs/gibil/head^{commit}", git_dir=copy) or sha
+    if (name := branch_of(ref)) is not None:
+        await git.run("update-ref", f"refs/remotes/origin/{name}", sha, git_dir=copy)
     return CodeSource(
         repo=url,
         branch=branch_of(ref),

@@ -26,6 +26,16 @@ def notices(provider: Provider, report: Callable[[str], None]) -> Iterator[None]
         del provider.listeners[report]
 
 
+async def prepare(provider: Provider, report: Callable[[str], None]) -> None:
+    """Do the work that would delay the first machine, and call `report` before it begins. Never raises GibilError."""
+    if isinstance(provider, Noticing):
+        with notices(provider, report):
+            try:
+                await provider.prepare()
+            except GibilError as error:
+                report(f"preparing the first machine failed: {error.message}")
+
+
 async def refusals(provider: Provider, name: str, since: float) -> Refusals:
     """Return which connections of a machine the egress proxy blocked since that moment of time.monotonic().
 

@@ -53,6 +53,14 @@ async def no_cause(since: datetime) -> None:
 
 
 _PRINTED_TOO_MUCH = f"printed more than {MOST_OUTPUT_BYTES // 1024**3} GiB and was stopped"
+_LIMITS_REACHED = (
+    ("Too many open files", "a process reached its limit of open files (`ulimit -n`)"),
+    ("EMFILE: too many open files", "a process reached its limit of open files (`ulimit -n`)"),
+    ("fork: Resource temporarily unavailable", "no further process could be started (`ulimit -u`, `machine: {pids: …}`)"),
+    ("Cannot fork", "no further process could be started (`ulimit -u`, `machine: {pids: …}`)"),
+    ("can't start new thread", "no further thread could be started (`ulimit -u`, `machine: {pids: …}`)"),
+)
+"""What programs print when a limit stops them, for providers that don't know the cause of a failure."""
 _OUTPUT_CUT = "its output is incomplete: the machine's disk is full, or what stores or reads it was killed, replaced or removed"
 
 
@@ -211,6 +219,7 @@ class Execution:
                     env=environment,
                     working_directory=f"{WORKSPACE}/{task.working_directory}" if task.working_directory else WORKSPACE,
                     shell=task.shell,
+                    tty=task.tty,
                     returns=paths_of(index),
                     most_output_bytes=MOST_OUTPUT_BYTES,
                 )
@@ -259,6 +268,8 @@ class Execution:
             result = replace(result, status=TaskStatus.FAILURE, detail=detail)
         if result.status is TaskStatus.FAILURE and not problem and result.started_at is not None:
             reason = await self._cause(result.started_at)
+            if reason is None:
+                reason = next((why for words, why in _LIMITS_REACHED if words in result.tail), None)
             if reason is not None:
                 result = replace(result, detail=f"{result.detail.partition(':')[0]}: {reason}" if result.detail else reason)
         files = returned_with(ended, index) if ended is not None else None

@@ -62,6 +62,7 @@ async def read(path: Path, *, dirty: bool) -> AsyncIterator[Checkout]:
             raise UsageError(f"{path} is not a git checkout with a commit: its HEAD doesn't point to one")
         try:
             sha = await found.commit_of_working_tree(head) if dirty else head
+            await found.copy_refs(head)
             checkout = Checkout(
                 repository=found.view,
                 promisor=found.promisor,

@@ -15,7 +15,7 @@ from gibil_bot import git
 from gibil_bot.commits.local_repository import explained
 from gibil_bot.errors import GitHubError
 from gibil_bot.git import GitError
-from gibil_bot.model import Run
+from gibil_bot.model import Run, Trust
 from gibil_bot.ports import GitHub, Shell
 from gibil_bot.scripts import clone
 from gibil_bot.ssh.answers import last_line
@@ -67,28 +67,44 @@ class PullRequestClone:
         if run.id not in self._minting:
             self._minting[run.id] = asyncio.create_task(self._mint(run))
 
-    async def _mint(self, run: Run) -> str:
-        return await self._github.clone_token(run.source.installation_id, run.source.repository)
+    async def _mint(self, run: Run, submodules: tuple[str, ...] = ()) -> str:
+        return await self._github.clone_token(run.source.installation_id, run.source.repository, submodules)
 
     async def copy_to(self, shell: Shell, run: Run) -> tuple[str, ...]:
         source = run.source
-        text = clone.clone_script(clone_url=source.repository.clone_url, number=source.pull_request.number, sha=source.sha)
+        text = clone.clone_script(
+            clone_url=source.repository.clone_url,
+            number=source.pull_request.number,
+            sha=source.sha,
+            base=source.pull_request.base_ref,
+            checkout=run.plan.checkout,
+        )
         if not source.repository.private:
-            notes, problem = await self._clone_with(shell, text, token="")
+            notes, problem = await self._clone_with(shell, run, text, token="")
             if problem is None:
                 return notes
             if not problem.token_may_help:
                 raise _failed(run, problem)
+        asked = False
         for attempt in range(1, TRIES + 1):
             try:
                 notes, problem = await self._clone(shell, run, text)
             except GitHubError as error:
+                if asked and error.status == 422:
+                    raise _failed(
+                        run, _Problem("the App isn't installed on the repository of one of its submodules")
+                    ) from error
                 if error.retry_after_s is None or attempt == TRIES:
                     raise
                 await asyncio.sleep(min(error.retry_after_s, 60.0))
                 continue
             if problem is None:
                 return notes
+            # An untrusted head could name any repository of its owner as a submodule, and read it.
+            if problem.submodules and source.trust is Trust.TRUSTED and not asked:
+                asked = True
+                self._minting[run.id] = asyncio.create_task(self._mint(run, problem.submodules))
+                continue
             if attempt == TRIES or not problem.worth_retrying:
                 raise _failed(run, problem)
             await asyncio.sleep(2.0 * attempt)
@@ -109,14 +125,18 @@ class PullRequestClone:
 
     async def _clone(self, shell: Shell, run: Run, text: str) -> tuple[tuple[str, ...], _Problem | None]:
         self._begin_minting(run)
-        token = await asyncio.shield(self._minting[run.id])
+        try:
+            token = await asyncio.shield(self._minting[run.id])
+        except GitHubError:
+            del self._minting[run.id]  # so that the next try mints again
+            raise
         del self._minting[run.id]
         try:
-            return await self._clone_with(shell, text, token)
+            return await self._clone_with(shell, run, text, token)
         finally:
             self._revoke(run, token)
 
-    async def _clone_with(self, shell: Shell, text: str, token: str) -> tuple[tuple[str, ...], _Problem | None]:
+    async def _clone_with(self, shell: Shell, run: Run, text: str, token: str) -> tuple[tuple[str, ...], _Problem | None]:
         """Return the notes of a clone, or the problem if it failed. An empty token means no credentials."""
         try:
             result = await shell.run(text, timeout_s=CLONE_TIMEOUT_S, env={"GIBIL_CLONE_TOKEN": token})
@@ -128,15 +148,22 @@ class PullRequestClone:
         return (), _Problem(
             last_line(message, f"exit status {result.exit_status}"),
             worth_retrying=result.exit_status == clone.CLONE_UNREACHABLE,
+            submodules=clone.submodule_names(result.stdout, run.source.repository.clone_url)
+            if result.exit_status == clone.CLONE_REFUSED
+            else (),
             token_may_help=result.exit_status in (clone.CLONE_UNREACHABLE, clone.CLONE_REFUSED),
         )
 
 
 class _Problem:
-    def __init__(self, text: str, *, worth_retrying: bool = False, token_may_help: bool = False) -> None:
+    def __init__(
+        self, text: str, *, worth_retrying: bool = False, token_may_help: bool = False, submodules: tuple[str, ...] = ()
+    ) -> None:
         self.text = text
         self.worth_retrying = worth_retrying
         self.token_may_help = token_may_help
+        self.submodules = submodules
+        """Repositories that a token for them too may show."""
 
 
 def _failed(run: Run, problem: _Problem) -> SourceError:
@@ -168,6 +195,7 @@ class LocalBundle:
         """Copy the commit to WORKSPACE; return notes. A shallow checkout stays shallow. Raises SourceError."""
         await shell.run("mkdir -p /root/.gibil")
         try:
+            base = next(iter(await self._listed("refs/remotes/origin")), "").removeprefix("refs/remotes/origin/")
             if await git.text("rev-parse", "--is-shallow-repository", git_dir=self._repository) == "true":
                 remote_path = "/root/.gibil/source.git"
                 await shell.put(f"{remote_path}.tar", self._shallow_copy())
@@ -184,14 +212,15 @@ class LocalBundle:
         except GitError as error:
             why = explained(error, self._promisor)
             raise SourceError(f"The checkout could not be packed: {why.message}", stderr=error.stderr) from error
-        result = await shell.run(clone.bundle_script(path=remote_path, sha=self._sha), timeout_s=CLONE_TIMEOUT_S)
+        result = await shell.run(clone.bundle_script(path=remote_path, sha=self._sha, base=base), timeout_s=CLONE_TIMEOUT_S)
         if result.exit_status != 0:
             raise SourceError(f"The checkout could not be unpacked on the machine: {last_line(result.stderr)}")
         return clone.notes_of_clone(result.stdout)
 
     async def _bundle(self) -> AsyncIterator[bytes]:
         ref = await self._create_ref()
-        async for data in git.stream("bundle", "create", "--quiet", "-", ref, git_dir=self._repository):
+        refs = "".join(f"{name}\n" for name in [ref, *await self._refs()]).encode("utf-8", "surrogateescape")
+        async for data in git.stream("bundle", "create", "--quiet", "-", "--stdin", git_dir=self._repository, stdin=refs):
             yield data
 
     async def _shallow_copy(self) -> AsyncIterator[bytes]:
@@ -200,12 +229,22 @@ class LocalBundle:
             copy = Path(scratch) / "source.git"
             await git.create_repository(copy)
             ref = await self._create_ref()
+            refs = "".join(f"+{name}:{name}\n" for name in await self._refs()).encode("utf-8", "surrogateescape")
             await git.run(
-                "fetch", "-q", "--no-tags", "--update-shallow", self._repository.as_uri(), f"+{ref}:refs/heads/source",
-                git_dir=copy, extra={"GIT_NO_LAZY_FETCH": "0"},
+                "fetch", "-q", "--no-tags", "--update-shallow", "--stdin",
+                self._repository.as_uri(), f"+{ref}:refs/heads/source",
+                git_dir=copy, extra={"GIT_NO_LAZY_FETCH": "0"}, stdin=refs,
             )  # fmt: skip
             async for data in _output("tar", "-C", scratch, "-cf", "-", copy.name):
                 yield data
+
+    async def _refs(self) -> list[str]:
+        """Return the branch of `origin` that the repository has, and the tags that the commit can reach."""
+        return [*await self._listed("refs/remotes/origin"), *await self._listed(f"--merged={self._sha}", "refs/tags")]
+
+    async def _listed(self, *arguments: str) -> list[str]:
+        refs = await git.text("for-each-ref", "--format=%(refname)", *arguments, git_dir=self._repository, extra=git.NO_FETCH)
+        return [ref for ref in refs.split("\n") if ref]
 
     async def _create_ref(self) -> str:
         """Create a ref for the commit: git packs refs, and the commit may have none. Each transfer has a ref of its own."""

@@ -12,6 +12,7 @@ import shlex
 from urllib.parse import urlsplit
 
 from gibil_bot.errors import UsageError
+from gibil_bot.model import Checkout
 from gibil_bot.scripts.templates import script, text
 
 CLONE_GONE = 20
@@ -27,13 +28,24 @@ CLONE_BROKEN = 24
 
 WORKSPACE = "/root/project"
 
+# No branch of git's has other characters (git-check-ref-format), and none of these has a meaning in a refspec.
+_BRANCH = re.compile(r"[^\x00-\x20\x7f~^:?*\[\\]+")
 _SHA = re.compile(r"[0-9a-f]{40}")
 _URL_CHARACTERS = re.compile(r"[A-Za-z0-9._~:/@%+-]+|https?://\[[0-9a-fA-F:]+\][A-Za-z0-9._~:/%+-]*")
 
 _FROM_HTTP = "GIT_ALLOW_PROTOCOL=http:https\nGIBIL_CLONE_HOST=$host\nexport GIBIL_CLONE_HOST\n"
 
+_WHOLE = Checkout()
+_MOST_SUBMODULES = 50
+_HISTORY_S = 60
+"""Then a run continues with its commit alone."""
+
 _NOTES = {
     "submodules": "This commit has submodules (.gitmodules). They are not fetched: their folders are empty.",
+    "history": (
+        f"The commit's history and tags were not fetched within {_HISTORY_S} s, so tools that read them may fail; "
+        "`checkout: {depth: 1, tags: false}` doesn't fetch them."
+    ),
     "lfs": "This commit has Git LFS files (filter=lfs in .gitattributes). They are not fetched: pointers are in their place.",
 }
 
@@ -44,8 +56,36 @@ def notes_of_clone(output: bytes) -> tuple[str, ...]:
     return tuple(note for note in _NOTES.values() if f"gibil: {note}" in lines)
 
 
-def clone_script(*, clone_url: str, number: int, sha: str, workspace: str = WORKSPACE) -> str:
-    """Return a script that checks out `sha` of pull request `number` at `workspace`: a shallow clone with a detached head.
+def submodule_names(output: bytes, clone_url: str) -> tuple[str, ...]:
+    """Return the names of the repositories that a script needed for submodules, of the same owner on the same server."""
+    here = urlsplit(clone_url)
+    owner = here.path.strip("/").split("/")[0].lower()
+    names: dict[str, None] = {}
+    for line in output[:65536].decode("utf-8", "replace").split("\n"):
+        word, _, address = line.partition(" ")
+        if word != "gibil-submodule:" or not _URL_CHARACTERS.fullmatch(address):
+            continue
+        there = urlsplit(address)
+        parts = there.path.strip("/").removesuffix(".git").split("/")
+        if (there.scheme, there.netloc) == (here.scheme, here.netloc) and len(parts) == 2 and parts[0].lower() == owner:
+            names[parts[1]] = None
+    return tuple(names)[:_MOST_SUBMODULES]
+
+
+def clone_script(
+    *,
+    clone_url: str,
+    number: int,
+    sha: str,
+    base: str = "",
+    checkout: Checkout = _WHOLE,
+    workspace: str = WORKSPACE,
+) -> str:
+    """Return a script that checks out `sha` of pull request `number` at `workspace` with a detached head.
+
+    `base` is the branch that the pull request is for; on the machine it is `refs/remotes/origin/<base>`, and `origin/HEAD`
+    names it. The history has all commits, but only the current contents of files (git fetches others on demand), unless
+    `checkout.depth` limits it.
 
     Runs in `sh` with GIBIL_CLONE_TOKEN in its environment (empty: without credentials). Exit status 0 or one of
     CLONE_GONE, CLONE_UNREACHABLE, CLONE_REFUSED, CLONE_NO_GIT, CLONE_BROKEN. Raises UsageError for an address that isn't
@@ -61,12 +101,17 @@ def clone_script(*, clone_url: str, number: int, sha: str, workspace: str = WORK
         number=str(number),
         host=host,
         hint="is the App still installed on it?",
+        base=base if _BRANCH.fullmatch(base) and base != "HEAD" else "",
+        depth=str(checkout.depth),
+        tags="yes" if checkout.tags else "no",
+        submodules=checkout.submodules,
     )
-    return f"{values}{_FROM_HTTP}{_begin()}{text('clone_fetch')}{text('clone_pull_request')}"
+    program = script("clone_pull_request", HISTORY_S=str(_HISTORY_S), HISTORY=_printed(_NOTES["history"]))
+    return f"{values}{_FROM_HTTP}{_begin()}{text('clone_fetch')}{program}"
 
 
 def branch_script(*, clone_url: str, sha: str, workspace: str = WORKSPACE) -> str:
-    """Return a script that checks out `sha`, the head of a branch, at `workspace`: all branches, full history, detached head.
+    """Return a script that checks out `sha`, the head of a branch, at `workspace`: all branches and tags, full history.
 
     Environment, statuses and errors are those of `clone_script`.
     """
@@ -81,19 +126,24 @@ def branch_script(*, clone_url: str, sha: str, workspace: str = WORKSPACE) -> st
     return f"{values}{_FROM_HTTP}{_begin()}{text('clone_fetch')}{text('clone_branch')}"
 
 
-def bundle_script(*, path: str, sha: str, workspace: str = WORKSPACE) -> str:
+def bundle_script(*, path: str, sha: str, base: str = "", workspace: str = WORKSPACE) -> str:
     """Return a script that checks out `sha` at `workspace` from the git bundle, or bare repository, at `path` on the machine.
 
-    Exit statuses are those of `clone_script`.
+    The machine gets the bundle's tags and remote branches; its `origin/HEAD` names the branch `base`. Exit statuses are those
+    of `clone_script`.
     """
     if not path.startswith("/") or "\0" in path:
         raise UsageError(f"the path of a bundle must be absolute, got {path!r}")
-    values = _assignments(workspace=_checked_workspace(workspace), sha=_checked_sha(sha), bundle=path)
+    values = _assignments(workspace=_checked_workspace(workspace), sha=_checked_sha(sha), bundle=path, base=base)
     return f"{values}GIT_ALLOW_PROTOCOL=file\n{_begin()}{text('clone_bundle')}"
 
 
 def _begin() -> str:
-    return script("clone_begin", **{name.upper(): shlex.quote(f"gibil: {note}") for name, note in _NOTES.items()})
+    return script("clone_begin", **{name.upper(): _printed(_NOTES[name]) for name in ("submodules", "lfs")})
+
+
+def _printed(note: str) -> str:
+    return shlex.quote(f"gibil: {note}")
 
 
 def _assignments(**values: str) -> str:

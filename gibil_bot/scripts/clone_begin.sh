@@ -17,7 +17,7 @@ log=$(mktemp) || fail 24 "cannot write to the machine's disk"
 
 # Prints notes about what the workspace lacks, which may explain a failed task. Only the top directory is examined.
 notes() {
-    test ! -f .gitmodules || echo @SUBMODULES@
+    test ! -f .gitmodules || test -d .git/modules || echo @SUBMODULES@
     if test -f .gitattributes && test ! -L .gitattributes && head -c 65536 .gitattributes | grep -q 'filter=lfs'; then
         echo @LFS@
     fi
@@ -32,12 +32,13 @@ test ! -e "$workspace" || rm -rf -- "$workspace" || fail 24 "cannot delete $work
 mkdir -p -- "$workspace" && cd -- "$workspace" || fail 24 "cannot create $workspace"
 git init -q --template= . >"$log" 2>&1 || { cat "$log" >&2; fail 24 "cannot create a git repository in $workspace"; }
 
-here=
+here='' after_checkout=:
 have() { test -n "$here" || { git cat-file -e "$sha^{commit}" 2>/dev/null && here=yes; }; }
 finish() {
     git -c core.hooksPath=/dev/null -c advice.detachedHead=false checkout -q --force --detach "$sha" >"$log" 2>&1 \
         || { cat "$log" >&2; fail 24 "cannot write the files of $sha; is the disk full?"; }
     test "$(git rev-parse HEAD)" = "$sha" || fail 24 "git checked out another commit than $sha"
+    "$after_checkout"
     printf '%s' "$sha" >.git/gibil-commit
     notes
 }

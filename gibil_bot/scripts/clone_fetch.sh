@@ -1,7 +1,7 @@
 # shellcheck shell=sh
-# shellcheck disable=SC2154  # assigned by clone.py: url, host, hint; by clone_begin.sh: log
+# shellcheck disable=SC2154  # assigned by clone.py: url, host, hint, submodules; by clone_begin.sh: log
 # fetch: git fetch from $url, with the token in GIBIL_CLONE_TOKEN. Ends the script with 21, 22 or 24 on an error; returns 1 if
-# the server doesn't have what was requested. clone.py assigns url, host and hint.
+# the server doesn't have what was requested, and 3 after $within seconds. clone.py assigns url, host and hint.
 
 printf '[remote "origin"]\n\turl = %s\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n' "$url" >>.git/config
 
@@ -15,10 +15,16 @@ helper='!f() {
     printf "username=x-access-token\npassword=%s\n" "$GIBIL_CLONE_TOKEN"
 }; f'
 
+within='' which_tags=--no-tags
+with_credentials() {
+    ${within:+timeout "$within"} git -c credential.helper= -c "credential.helper=$helper" -c core.hooksPath=/dev/null \
+        -c core.askPass= -c http.lowSpeedLimit=500 -c http.lowSpeedTime=60 -c protocol.version=2 -c gc.auto=0 "$@"
+}
+
 fetch() {
-    git -c credential.helper= -c "credential.helper=$helper" -c core.hooksPath=/dev/null -c core.askPass= \
-        -c http.lowSpeedLimit=500 -c http.lowSpeedTime=60 -c protocol.version=2 -c gc.auto=0 \
-        fetch -q --no-tags --no-recurse-submodules --no-write-fetch-head "$@" >"$log" 2>&1 && return 0
+    # shellcheck disable=SC2086  # empty: git's own way, which is the tags of the fetched commits
+    with_credentials fetch -q $which_tags --no-recurse-submodules --no-write-fetch-head "$@" >"$log" 2>&1 && return 0
+    test $? != 124 || return 3
     cat "$log" >&2
     if grep -qiE 'authentication failed|could not read (username|password)|terminal prompts disabled' "$log" \
         || grep -qiE 'requested URL returned error: 40[13]' "$log"; then
@@ -31,4 +37,24 @@ fetch() {
         fail 24 "cannot write the commit; is the disk full?"
     fi
     fail 21 "$host can't be reached from this machine, or the connection was lost"
+}
+
+# fetch_submodules: fetches only the commits of $submodules (true, or recursive: theirs, too). Their addresses come from the
+# repository: git uses only http and https, and the helper answers only for $host. If credentials are missing, it prints the
+# addresses before it ends with 22.
+fetch_submodules() {
+    test -f .gitmodules || return 0
+    recursive=
+    test "$submodules" != recursive || recursive=--recursive
+    # shellcheck disable=SC2086  # empty: no argument
+    with_credentials submodule --quiet update --init $recursive --depth=1 --jobs=4 </dev/null >"$log" 2>&1 && return 0
+    cat "$log" >&2
+    git config --get-regexp '^submodule\..*\.url$' | while read -r _ address; do echo "gibil-submodule: $address"; done
+    if grep -qiE 'authentication failed|could not read (username|password)|terminal prompts disabled|not found' "$log" \
+        || grep -qiE 'requested URL returned error: 40[134]' "$log"; then
+        fail 22 "a submodule can't be fetched with our credentials; is the App installed on its repository?"
+    elif grep -qiE 'transport .* not allowed' "$log"; then
+        fail 24 "a submodule can't be fetched: its address must begin with https:// or http://, or be relative"
+    fi
+    fail 21 "a submodule can't be fetched: $(grep -E '^(fatal|error):' "$log" | tail -n 1)"
 }

@@ -18,6 +18,8 @@ SHELLS = {
     "sh": "sh -e {0}",
     "python": "python3 {0}",
 }
+COLUMNS, ROWS = 160, 50
+"""Size of the terminal of tasks with `tty`."""
 LEADER = "GIBIL_LEADER"
 """Variable in the environment of all processes of a user's command: the pid of its first process."""
 _JOB_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
@@ -60,6 +62,16 @@ def run_command(tag: str, script: str, *, with_env: bool) -> str:
         load = 'IFS= read -r gibil_env && eval "$gibil_env"; unset gibil_env gibil_newline'
         return f"export GIBIL_JOB={tag};gibil_newline='\n'; {load};{script}"
     return f"export GIBIL_JOB={tag};{script}"
+
+
+def with_terminal(words: list[str]) -> list[str]:
+    """Return a command that runs the command `words` in a new terminal, copies its output and ends with its exit status.
+
+    `script` is in util-linux's bsdutils, which every Debian has. Lines end with LF only, as those of other tasks. `script` ends
+    with 0 after SIGTERM, so a shell waits for it, which the same signal ends with the right status.
+    """
+    inside = f"stty cols {COLUMNS} rows {ROWS} -onlcr; exec {shlex.join(words)}"
+    return ["sh", "-c", 'script -qefc "$1" /dev/null; exit $?', "sh", inside]
 
 
 def kill_job_command(job_id: str, grace_s: float) -> str:

@@ -33,7 +33,7 @@ import shlex
 
 from gibil_bot.errors import UsageError
 from gibil_bot.model import Job
-from gibil_bot.scripts.commands import SHELLS, check_env, check_job_id
+from gibil_bot.scripts.commands import SHELLS, check_env, check_job_id, with_terminal
 from gibil_bot.scripts.templates import script
 
 RETURN_BYTES = 1024 * 1024
@@ -57,6 +57,8 @@ def check_job(job: Job) -> None:
     if "\0" in job.script or "\0" in job.working_directory:
         raise UsageError(f"job {job.id}: a script or a working directory can't contain a NUL byte")
     check_env(job.env)
+    if job.tty and not job.merged:
+        raise UsageError(f"job {job.id}: a terminal has only one output stream")
     if len(job.returns) > MAX_RETURNS:
         raise UsageError(f"job {job.id}: at most {MAX_RETURNS} files can be returned")
     for path in job.returns:
@@ -143,7 +145,7 @@ def shell_words(job: Job) -> list[str]:
         raise UsageError(f"job {job.id}: shell {job.shell!r} is none of {known}, and has no {{0}} for the script's file")
     if any("\0" in word for word in words):
         raise UsageError(f"job {job.id}: shell {job.shell!r} contains a NUL byte")
-    return words
+    return with_terminal(words) if job.tty else words
 
 
 def _quoted(words: list[str]) -> str:

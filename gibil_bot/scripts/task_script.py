@@ -89,6 +89,11 @@ IDENTITY = """[ -e ~/.gitconfig ] || printf '[user]\\n\\tname = gibil\\n\\temail
 """POSIX sh that configures an author for git, because tasks may commit, unless there is one. It isn't a person's identity."""
 
 
+def terminal_type(*, tty: bool) -> str:
+    """Return a task's TERM. Without one, `tput` fails; `dumb` tells programs that they have no terminal."""
+    return "xterm-256color" if tty else "dumb"
+
+
 def reserved_name(name: str) -> bool:
     """Return whether only gibil may set a variable of that name."""
     return name.upper().startswith(_RESERVED_PREFIXES)
@@ -111,11 +116,11 @@ def task_environment(
 ) -> dict[str, str]:
     """Return a task's environment.
 
-    Later sources have precedence: `CI`; the workflow's `env`; what earlier tasks wrote to GITHUB_ENV (`extra`); the task's
-    `env`; secrets; gibil's own variables. `paths` is what earlier tasks wrote to GITHUB_PATH, in the order of PATH, and
-    precedes PATH. NULs, which an environment can't contain, are removed from values.
+    Later sources have precedence: `CI` and `TERM`; the workflow's `env`; what earlier tasks wrote to GITHUB_ENV (`extra`);
+    the task's `env`; secrets; gibil's own variables. `paths` is what earlier tasks wrote to GITHUB_PATH, in the order of PATH,
+    and precedes PATH. NULs, which an environment can't contain, are removed from values.
     """
-    merged = {"CI": "true"}
+    merged = {"CI": "true", "TERM": terminal_type(tty=task.tty)}
     for values in (run.plan.env, extra, task.env):
         merged |= {name: value for name, value in values.items() if not reserved_name(name)}
     merged |= {name: secrets[name] for name in run.plan.secrets if name in secrets}

@@ -427,6 +427,33 @@ print(resource.getrlimit(resource.RLIMIT_CORE), resource.getrlimit(resource.RLIM
     assert await python(lodging, machine, script) == "(1, 1) True\n"
 
 
+async def test_a_machine_has_enough_processes_and_files_for_the_workers_of_test_runners(lodging: LocalLodging) -> None:
+    machine = await lodging.provider.create(lodging.spec("crowd", memory_mb=1024))
+    script = """
+import os, threading
+done = threading.Event()
+threads = [threading.Thread(target=done.wait) for _ in range(1500)]
+for thread in threads:
+    thread.start()
+files = [os.open("/dev/null", os.O_RDONLY) for _ in range(2000)]
+print(len(threads), len(files))
+done.set()
+"""
+    assert await python(lodging, machine, script) == "1500 2000\n"
+
+
+async def test_a_machine_sees_only_its_processors(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("this computer has one processor")
+    async with local_lodging(tmp_path / "data", shared_folder(tmp_path_factory)) as lodging:
+        await lodging.provider.create(lodging.spec("first"))
+        one = {min(os.sched_getaffinity(0))}
+        os.sched_setaffinity(lodging.daemon_pid(), one)  # as a daemon with few processors
+        machine = await lodging.provider.create(lodging.spec("second"))
+        result = await lodging.run(machine, "nproc; python3 -c 'import os; print(os.sched_getaffinity(0))'")
+        assert result.stdout == f"1\n{one}\n"
+
+
 async def test_a_machine_full_of_busy_loops_leaves_the_host_its_processors(lodging: LocalLodging) -> None:
     machine = await lodging.provider.create(lodging.spec("spinner"))
     other = await lodging.provider.create(lodging.spec("other"))

@@ -428,7 +428,16 @@ async def test_a_clone_token_can_only_read_one_repository(scene: Scene) -> None:
         assert (await http.get(f"/repos/{other.full_name}/contents/x")).status_code == 404
         written = await http.post(f"/repos/{REPO}/issues/1/comments", json={"body": "x"})
         assert written.status_code in (403, 404)
-        await scene.client.revoke_token(token)
+    wider = await scene.client.clone_token(scene.installation, repository, ("secret",))
+    headers = {"Authorization": f"token {wider}"}
+    async with httpx.AsyncClient(base_url=scene.github.url, headers=headers, trust_env=False) as http:
+        for name, path in ((REPO, "README.md"), (other.full_name, "x")):
+            assert (await http.get(f"/repos/{name}/contents/{path}")).status_code == 200
+    with pytest.raises(GitHubError) as caught:
+        await scene.client.clone_token(scene.installation, repository, ("unknown",))
+    assert caught.value.status == 422
+    await scene.client.revoke_token(wider)
+    async with httpx.AsyncClient(base_url=scene.github.url, headers=headers, trust_env=False) as http:
         assert (await http.get(f"/repos/{REPO}/contents/README.md")).status_code == 401
 
 

@@ -36,6 +36,22 @@ async def test_a_job_returns_its_exit_status(far: Far, shell: SSHShell, script: 
     assert (await followed(shell, await start(far, shell, script)))[2] == status
 
 
+@pytest.mark.parametrize(
+    ("script", "status"), [("true", 0), ("exit 77", 77), ("kill -9 $$", 137), ("kill $$", 143), ("setsid sleep 60 & exit 5", 5)]
+)
+async def test_a_job_with_a_terminal_returns_its_exit_status(far: Far, shell: SSHShell, script: str, status: int) -> None:
+    job_id = await start(far, shell, f"tty >&2; stty size; {script}", tty=True)
+    output, _, ended = await followed(shell, job_id)
+    terminal, size = output.split(b"\n")[:2]
+    assert terminal.startswith(b"/dev/pts/")
+    assert (size, ended) == (b"50 160", status)
+
+
+async def test_a_job_with_a_terminal_has_one_stream(far: Far, shell: SSHShell) -> None:
+    with pytest.raises(UsageError, match="only one output stream"):
+        await start(far, shell, "true", tty=True, merged=False)
+
+
 async def test_streams_are_merged_or_separate_as_requested(far: Far, shell: SSHShell) -> None:
     script = "echo out 1; echo err 1 >&2; echo out 2; exit 3"
     assert await followed(shell, await start(far, shell, script)) == (b"out 1\nerr 1\nout 2\n", b"", 3)
@@ -324,9 +340,10 @@ async def test_an_unknown_job_is_lost(shell: SSHShell) -> None:
         "setsid -f sh -c 'setsid sleep {} & sleep {}'; sleep {}",
     ],
 )
-async def test_killing_a_job_leaves_no_process(far: Far, shell: SSHShell, script: str) -> None:
+@pytest.mark.parametrize("tty", [False, True], ids=["", "tty"])
+async def test_killing_a_job_leaves_no_process(far: Far, shell: SSHShell, script: str, tty: bool) -> None:
     marker = f"30000.{secrets.randbelow(10**9)}"
-    job_id = await start(far, shell, f"echo up; {script.replace('{}', marker)}")
+    job_id = await start(far, shell, f"echo up; {script.replace('{}', marker)}", tty=tty)
     items = shell.attach(job_id)
     assert await anext(items) == Chunk(b"up\n", 3)
     await shell.kill(job_id, grace_s=5)

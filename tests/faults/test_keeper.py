@@ -101,6 +101,28 @@ async def test_a_new_daemon_removes_what_the_killed_one_left(lodging: LocalLodgi
     assert (await lodging.run(fresh, "true")).exit_status == 0
 
 
+async def test_a_new_daemon_deletes_the_files_whose_deletion_a_killed_daemon_began(lodging: LocalLodging) -> None:
+    lodging.paths.trash.mkdir()
+    (lodging.paths.trash / "old.0123/disk/deep").mkdir(parents=True)
+    (lodging.paths.trash / "old.0123/disk/deep/file").write_text("x")
+    await lodging.provider.create(lodging.spec("fresh"))
+    await until(lambda: list(lodging.paths.trash.iterdir()) == [], "the trash is empty", within_s=10)
+
+
+async def test_destroying_does_not_wait_for_the_deletion_of_files(lodging: LocalLodging) -> None:
+    machine = await lodging.provider.create(lodging.spec("full"))
+    folder = lodging.paths.machine("full")
+    for number in range(200):  # as if its jobs had written them, whatever kind of disk it has
+        (folder / f"layer/{number}").mkdir(parents=True)
+        for name in range(50):
+            (folder / f"layer/{number}/{name}").touch()
+    await lodging.provider.destroy(machine.name)
+    assert folders(lodging) == []
+    os.kill(lodging.daemon_pid(), signal.SIGKILL)
+    left = [path.name for path in lodging.paths.trash.iterdir()]
+    assert [name.split(".")[0] for name in left] == ["full"], "destroying returned before its 10,000 files were deleted"
+
+
 async def test_destroy_after_the_daemon_was_killed_removes_the_folder_without_a_new_daemon(lodging: LocalLodging) -> None:
     await busy_machine(lodging, "left")
     os.kill(lodging.daemon_pid(), signal.SIGKILL)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gibil_bot.errors import UsageError
+from gibil_bot.model import Checkout
 from gibil_bot.scripts.clone import (
     CLONE_BROKEN,
     CLONE_GONE,
@@ -19,6 +20,8 @@ from gibil_bot.scripts.clone import (
     CLONE_UNREACHABLE,
     bundle_script,
     clone_script,
+    notes_of_clone,
+    submodule_names,
 )
 from tests.doubles.githttp import GitServer
 from tests.doubles.patience import patient
@@ -74,13 +77,12 @@ def run(script: str, token: str = "", *, path: str | None = None, home: Path | N
     return subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, timeout=patient(60))
 
 
-def script_for(server: GitServer, sha: str, workspace: Path) -> str:
-    return clone_script(clone_url=f"{server.url}/{NAME}", number=7, sha=sha, workspace=str(workspace))
+def script_for(server: GitServer, sha: str, workspace: Path, base: str = "main", checkout: Checkout | None = None) -> str:
+    url = f"{server.url}/{NAME}"
+    return clone_script(clone_url=url, number=7, sha=sha, base=base, checkout=checkout or Checkout(), workspace=str(workspace))
 
 
-def test_the_pull_requests_head_is_cloned_shallow_at_the_exact_commit(
-    project: Project, server: GitServer, tmp_path: Path
-) -> None:
+def test_the_pull_requests_head_is_cloned_at_the_exact_commit(project: Project, server: GitServer, tmp_path: Path) -> None:
     for number in range(5):
         sha = project.commit(f"change {number}")
     project.push()
@@ -88,10 +90,129 @@ def test_the_pull_requests_head_is_cloned_shallow_at_the_exact_commit(
     assert done.returncode == 0, done.stderr
     workspace = tmp_path / "root" / "project"
     assert git(workspace, "rev-parse", "HEAD") == sha
-    assert git(workspace, "rev-list", "--count", "HEAD") == "1"
+    assert git(workspace, "rev-list", "--count", "HEAD") == "6"
     assert (workspace / "file.txt").read_text() == "change 4"
     assert git(workspace, "remote", "get-url", "origin") == f"{server.url}/{NAME}"
     assert git(workspace, "status", "--porcelain") == ""
+
+
+class Tagged:
+    """A pull request of two commits onto main, which has moved on; with tags in its history and elsewhere."""
+
+    def __init__(self, project: Project) -> None:
+        work = project.work
+        git(work, "tag", "-a", "v1.0", "-m", "first", project.base)
+        project.commit("before")
+        git(work, "tag", "v1.1")
+        git(work, "checkout", "-q", "-b", "topic")
+        self.sha = [project.commit("topic 1"), project.commit("topic 2")][-1]
+        git(work, "checkout", "-q", "main")
+        self.main = project.commit("main moved on")
+        git(work, "checkout", "-q", "--detach")
+        project.commit("elsewhere")
+        git(work, "tag", "v9.9")
+        git(work, "push", "-q", "--tags", "origin", "main", f"{self.sha}:refs/heads/topic", f"{self.sha}:refs/pull/7/head")
+
+
+def test_the_history_the_tags_and_the_base_branch_are_cloned(project: Project, server: GitServer, tmp_path: Path) -> None:
+    git(project.bare, "config", "uploadpack.allowFilter", "true")
+    tagged = Tagged(project)
+    workspace = tmp_path / "root" / "project"
+    done = run(script_for(server, tagged.sha, workspace))
+    assert done.returncode == 0, done.stderr
+    assert git(workspace, "describe", "--tags") == f"v1.1-2-g{tagged.sha[:7]}"
+    refs = git(workspace, "for-each-ref", "--format=%(refname)").splitlines()
+    assert refs == ["refs/remotes/origin/HEAD", "refs/remotes/origin/main", "refs/tags/v1.0", "refs/tags/v1.1"]
+    assert git(workspace, "rev-parse", "origin/HEAD") == tagged.main
+    asked = len(server.requests)
+    assert "+topic 2" in git(workspace, "diff", "origin/main...HEAD")
+    assert len(server.requests) == asked, "the contents for this comparison were fetched with the clone"
+
+
+def test_a_clone_without_history_and_tags_has_one_commit(project: Project, server: GitServer, tmp_path: Path) -> None:
+    tagged = Tagged(project)
+    workspace = tmp_path / "root" / "project"
+    done = run(script_for(server, tagged.sha, workspace, checkout=Checkout(depth=1, tags=False)))
+    assert done.returncode == 0, done.stderr
+    assert git(workspace, "rev-list", "--count", "HEAD") == "1"
+    assert git(workspace, "tag") == ""
+    assert git(workspace, "rev-parse", "origin/main") == tagged.main
+
+
+@pytest.mark.parametrize("base", ["deleted", "", "HEAD", "a b", "x:refs/heads/y", "--upload-pack=touch"])
+def test_a_base_branch_that_does_not_exist_is_left_out(base: str, project: Project, server: GitServer, tmp_path: Path) -> None:
+    tagged = Tagged(project)
+    workspace = tmp_path / "root" / "project"
+    done = run(script_for(server, tagged.sha, workspace, base))
+    assert done.returncode == 0, done.stderr
+    assert git(workspace, "describe", "--tags") == f"v1.1-2-g{tagged.sha[:7]}"
+    assert git(workspace, "for-each-ref", "refs/remotes", "refs/heads") == ""
+
+
+def test_a_history_that_takes_too_long_is_left_out_with_a_note(project: Project, server: GitServer, tmp_path: Path) -> None:
+    tagged = Tagged(project)
+    workspace = tmp_path / "root" / "project"
+    script = script_for(server, tagged.sha, workspace).replace("within=60", "within=0.001")
+    done = run(script)
+    assert done.returncode == 0, done.stderr
+    assert git(workspace, "rev-parse", "HEAD") == tagged.sha
+    assert [note.split(" were")[0] for note in notes_of_clone(done.stdout.encode())] == ["The commit's history and tags"]
+
+
+class Nested:
+    """A pull request whose commit has a submodule with a relative address, which has a submodule, too."""
+
+    def __init__(self, project: Project, folder: Path, address: str = "../parts.git") -> None:
+        for name in ("inner", "parts"):
+            work = folder / name
+            git(folder, "init", "-q", "-b", "main", str(work))
+            (work / "part.txt").write_text(name)
+            if name == "parts":
+                link = folder / "inner"
+                git(work, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(link), "inner")
+                git(work, "config", "-f", ".gitmodules", "submodule.inner.url", "../inner.git")
+            git(work, "add", ".")
+            git(work, "commit", "-q", "-m", "part")
+            git(folder, "clone", "-q", "--bare", str(work), str(project.bare.parent / f"{name}.git"))
+        git(project.work, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(folder / "parts"), "parts")
+        git(project.work, "config", "-f", ".gitmodules", "submodule.parts.url", address)
+        self.sha = project.commit("with a submodule")
+        project.push()
+
+
+@pytest.mark.parametrize(("submodules", "files"), [("false", []), ("true", ["parts"]), ("recursive", ["parts", "parts/inner"])])
+def test_submodules_are_cloned_as_requested(
+    submodules: str, files: list[str], project: Project, server: GitServer, tmp_path: Path
+) -> None:
+    server.tokens |= dict.fromkeys((NAME, "ada/parts.git", "ada/inner.git"), TOKEN)
+    nested = Nested(project, tmp_path)
+    home = tmp_path / "home"
+    script = script_for(server, nested.sha, home / "project", checkout=Checkout(submodules=submodules))
+    for _ in range(2):
+        done = run(script, TOKEN)
+        assert done.returncode == 0, done.stderr
+        noted = [note.split(" (")[0] for note in notes_of_clone(done.stdout.encode())]
+        assert noted == ([] if files else ["This commit has submodules"])
+    found = sorted(str(path.parent.relative_to(home / "project")) for path in home.rglob("part.txt"))
+    assert found == files
+    assert subprocess.run(["grep", "-rlaF", TOKEN, str(home)], capture_output=True, text=True).stdout == ""
+
+
+def test_a_submodule_without_credentials_is_named(project: Project, server: GitServer, tmp_path: Path) -> None:
+    server.tokens["ada/parts.git"] = TOKEN
+    nested = Nested(project, tmp_path)
+    done = run(script_for(server, nested.sha, tmp_path / "root/project", checkout=Checkout(submodules="true")))
+    assert done.returncode == CLONE_REFUSED, done.stderr
+    assert submodule_names(done.stdout.encode(), f"{server.url}/{NAME}") == ("parts",)
+    assert not (tmp_path / "root/project/.git/gibil-commit").exists()
+
+
+@pytest.mark.parametrize("address", ["file:///etc", "ssh://git@127.0.0.1/x", "ext::sh -c touch% /tmp/x"])
+def test_submodules_are_cloned_over_http_only(address: str, project: Project, server: GitServer, tmp_path: Path) -> None:
+    nested = Nested(project, tmp_path, address)
+    done = run(script_for(server, nested.sha, tmp_path / "root/project", checkout=Checkout(submodules="true")), TOKEN)
+    assert done.returncode == CLONE_BROKEN, done.stderr
+    assert "must begin with https:// or http://" in done.stderr.splitlines()[-1]
 
 
 def test_the_requested_commit_is_cloned_although_the_head_moved(project: Project, server: GitServer, tmp_path: Path) -> None:

@@ -24,7 +24,15 @@ from gibil_bot.providers.local.disk_usage import measure_folder
 from gibil_bot.providers.local.expiry import Expiry
 from gibil_bot.providers.local.fd_passing import receive
 from gibil_bot.providers.local.init_client import SpawnFailed
-from gibil_bot.providers.local.limits import Groups, Hierarchy, Limits, find_hierarchies, floor_mb, limits_of
+from gibil_bot.providers.local.limits import (
+    Groups,
+    Hierarchy,
+    Limits,
+    find_hierarchies,
+    floor_mb,
+    limits_of,
+    share_of_processors,
+)
 from gibil_bot.providers.local.rmtree import remove_tree
 from tests.doubles.patience import patient
 
@@ -35,7 +43,19 @@ def spec(size: str = "small", **more: int) -> MachineSpec:
 
 @pytest.mark.parametrize(("size", "memory_mb"), [("small", 2048), ("medium", 4096), ("large", 8192)])
 def test_a_size_sets_limits(size: str, memory_mb: int) -> None:
-    assert limits_of(spec(size)) == Limits(memory_mb=memory_mb, pids=512, disk_mb=10240)
+    assert limits_of(spec(size)) == Limits(memory_mb=memory_mb, pids=2048, disk_mb=10240)
+
+
+@pytest.mark.parametrize(
+    ("memory_mb", "host_mb", "processors", "count"),
+    [(2048, 262_144, 64, 2), (8192, 65_536, 64, 8), (2048, 24_000, 2, 2), (2048, 24_000, 1, 1), (99_999, 24_000, 4, 4)],
+)
+def test_a_machine_has_a_share_of_the_processors_like_its_share_of_the_memory(
+    memory_mb: int, host_mb: int, processors: int, count: int
+) -> None:
+    chosen = share_of_processors(memory_mb, host_mb, range(10, 10 + processors))
+    assert len(set(chosen)) == count
+    assert set(chosen) <= set(range(10, 10 + processors))
 
 
 def test_limits_of_the_spec_override_those_of_the_size() -> None:

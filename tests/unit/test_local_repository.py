@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import subprocess
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from gibil_bot.commits.identity import identity
 from gibil_bot.errors import InvalidWorkflow, UsageError
 from gibil_bot.machines.source import CodeSource, origin_url, read_source
+from gibil_bot.model import Result
 from gibil_bot.planning.plan import catalogue
+from gibil_bot.ports import Shell
 from gibil_bot.runs import local_checkout
 from gibil_bot.runs.sources import LocalBundle, SourceError
+from gibil_bot.scripts.clone import clone_script
 from tests.doubles.githttp import GitServer
-from tests.doubles.repositories import commit, git, repository, snapshot
+from tests.doubles.patience import patient
+from tests.doubles.repositories import ENVIRONMENT, commit, git, repository, snapshot
 
 pytestmark = pytest.mark.usefixtures("no_git_settings")
 
@@ -45,6 +52,38 @@ async def packed(folder: Path, place: Path, *, dirty: bool = False) -> tuple[str
         if " blob " in facts
     }
     return here.sha, files
+
+
+class _Shell:
+    """Runs the scripts of a transfer on this host, in the folder `home` instead of /root/.gibil."""
+
+    def __init__(self, home: Path, workspace: Path) -> None:
+        self._home, self._workspace = home, workspace
+
+    def _here(self, text: str) -> str:
+        return text.replace("/root/.gibil", str(self._home)).replace("/root/project", str(self._workspace))
+
+    async def run(self, script: str, **options: Any) -> Result:
+        done = await asyncio.to_thread(sh, self._here(script), cwd=self._home.parent)
+        return Result(exit_status=0, stdout=done, stderr=b"")
+
+    async def put(self, path: str, data: AsyncIterator[bytes]) -> None:
+        with Path(self._here(path)).open("wb") as file:
+            async for block in data:
+                file.write(block)
+
+
+def sh(script: str, *, cwd: Path) -> bytes:
+    done = subprocess.run(["sh", "-c", script], cwd=cwd, env=ENVIRONMENT, capture_output=True, timeout=patient(60))
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout
+
+
+async def _send(checkout: Path, workspace: Path) -> None:
+    """Send a checkout as `gibil try` does."""
+    async with local_checkout.read(checkout, dirty=False) as here:
+        shell = _Shell(workspace.with_name("home"), workspace)
+        await LocalBundle(here.repository, here.sha, here.promisor).send(cast(Shell, cast(Any, shell)))
 
 
 # --- names ---
@@ -160,6 +199,56 @@ async def test_reading_and_packing_do_not_change_the_repository(tmp_path: Path) 
     assert sha != git(work, "rev-parse", "topic")
     assert (await origin(tmp_path / "linked")).branch == "topic"
     assert snapshot(work) == before
+
+
+async def test_a_machine_gets_the_same_tree_and_refs_from_a_bundle_as_from_a_clone(tmp_path: Path) -> None:
+    work = repository(tmp_path / "server/ada/work", {"file": "1"})
+    git(work, "tag", "-a", "v1.0", "-m", "first")
+    commit(work, {"file": "2"})
+    git(work, "tag", "v1.1\u2028x")
+    git(work, "checkout", "-q", "-b", "topic")
+    sha = commit(work, {"file": "3"})
+    git(work, "checkout", "-q", "main")
+    commit(work, {"other": "4"})
+    git(work, "checkout", "-q", "--detach")
+    commit(work, {"other": "5"})
+    git(work, "tag", "v9")
+    git(work, "checkout", "-q", "topic")
+    git(tmp_path, "clone", "-q", "--bare", str(work), "server/ada/lib.git")
+    git(tmp_path / "server/ada/lib.git", "update-ref", "refs/pull/7/head", sha)
+    git(tmp_path, "clone", "-q", str(work), "local", "--branch", "topic")
+    git(tmp_path / "local", "remote", "set-head", "origin", "main")
+
+    await _send(tmp_path / "local", tmp_path / "sent")
+    with GitServer(tmp_path / "server") as server:
+        script = clone_script(
+            clone_url=f"{server.url}/ada/lib.git", number=7, sha=sha, base="main", workspace=str(tmp_path / "cloned")
+        )
+        sh(script, cwd=tmp_path)
+    seen = [
+        (
+            git(machine, "for-each-ref", "--format=%(refname) %(objectname)"),
+            git(machine, "symbolic-ref", "refs/remotes/origin/HEAD"),
+            git(machine, "rev-parse", "HEAD", "HEAD^{tree}"),
+            git(machine, "describe", "--tags"),
+            git(machine, "status", "--porcelain"),
+        )
+        for machine in (tmp_path / "sent", tmp_path / "cloned")
+    ]
+    assert seen[0] == seen[1]
+    assert "refs/remotes/origin/main" in seen[0][0]
+    assert "v9" not in seen[0][0]
+
+
+async def test_a_shallow_checkout_is_sent_with_its_tags(tmp_path: Path) -> None:
+    work = repository(tmp_path / "work", {"file": "1"})
+    git(work, "tag", "v0")
+    sha = commit(work, {"file": "2"})
+    git(work, "tag", "v1")
+    git(tmp_path, "clone", "-q", "--depth=1", work.as_uri(), "local")
+    await _send(tmp_path / "local", tmp_path / "sent")
+    assert git(tmp_path / "sent", "describe", "--tags") == "v1"
+    assert git(tmp_path / "sent", "rev-parse", "origin/HEAD") == sha
 
 
 async def test_sparse_checkouts_and_excluded_files_are_respected(tmp_path: Path) -> None:

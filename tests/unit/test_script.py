@@ -47,6 +47,7 @@ def test_a_task_gets_the_variables_of_github_and_of_gibil() -> None:
     assert found == {
         "A": "task",
         "CI": "true",
+        "TERM": "dumb",
         "GIBIL_ACTOR": "Ada",
         "GIBIL_PR_AUTHOR": "grace",
         "GIBIL_PR_BASE_REF": "main",

@@ -207,9 +207,11 @@ class GitHubClient:
     async def workflow_files(self, installation_id: int, repository: str, ref: str) -> dict[str, bytes]:
         return await self._workflow_files.at(installation_id, repository, ref)
 
-    async def clone_token(self, installation_id: int, repository: Repository) -> str:
+    async def clone_token(self, installation_id: int, repository: Repository, submodules: tuple[str, ...] = ()) -> str:
         """https://docs.github.com/en/apps/creating-github-apps/authenticating-with-a-github-app/generating-an-installation-access-token-for-a-github-app"""
-        scope = {"repository_ids": [repository.id], "permissions": {"contents": "read"}}
+        scope: dict[str, object] = {"repository_ids": [repository.id], "permissions": {"contents": "read"}}
+        if submodules:
+            scope["repositories"] = list(submodules)
         found = (await self._session.ask(mint_request(installation_id, scope))).read(_ScopedToken)
         excess = {
             name: level for name, level in found.permissions.items() if name not in ("contents", "metadata") or level != "read"

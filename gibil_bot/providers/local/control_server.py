@@ -108,7 +108,7 @@ class ControlServer:
     async def watch_idleness(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            if self._registry.count or self._busy:
+            if self._registry.count or self._registry.is_deleting or self._busy:
                 self._last = loop.time()
             left = self._last + self._idle_s - loop.time()
             if left <= 0:

@@ -13,13 +13,16 @@ from gibil_bot.providers.local.paths import LocalPaths
 STORED_S = 86400
 
 
-def write_cause(paths: LocalPaths, name: str, cause: Cause) -> None:
-    """Store the cause. A full disk isn't an error: it is written again after the machine's own disk is removed."""
-    with contextlib.suppress(OSError):
+def write_cause(paths: LocalPaths, name: str, cause: Cause) -> bool:
+    """Store the cause. Returns False if the disk is full: write it again after the machine's own files are deleted."""
+    try:
         paths.causes.mkdir(mode=0o700, exist_ok=True)
         draft = paths.causes / f".{name}"
         draft.write_bytes(msgspec.json.encode(cause))
         draft.rename(paths.causes / name)
+    except OSError:
+        return False
+    return True
 
 
 def read_cause(paths: LocalPaths, name: str) -> Cause | None:

@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Callable
+from typing import Any
 
 from gibil_bot.errors import ProviderError
 from gibil_bot.providers.local.disk_usage import DiskUsage
@@ -65,11 +66,18 @@ class ForkClient:
 
     async def measure(self, folder: str, most_files: int, seconds: float) -> DiskUsage | None:
         """Measure a folder in a separate process, whatever the modes of its files; None if that failed."""
+        return await self._look({"folder": folder, "files": most_files, "seconds": seconds})
+
+    async def empty_trash(self, folder: str) -> bool:
+        """Delete everything in the folder, in a separate process (trash.py). Returns whether that succeeded."""
+        return await self._look({"empty": folder}) is not None
+
+    async def _look(self, work: dict[str, Any]) -> DiskUsage | None:
         self._count += 1
         number = self._count
         look: asyncio.Future[DiskUsage | None] = asyncio.get_running_loop().create_future()
         self._looks[number] = look
-        request = {"look": number, "folder": folder, "files": most_files, "seconds": seconds}
+        request = {"look": number, **work}
         try:
             if self.lost:
                 return None

@@ -9,6 +9,7 @@ gets no secret, because PID 1 of every machine is a copy of it.
   {"kill": id}                                                        kill PID 1, and with it the whole machine
                                                                       → {"dead": id} when all its processes have ended
   {"look": id, "folder": path, "files": most, "seconds": s}           → {"look": id, "tree": [kb, files, complete]}
+  {"look": id, "empty": path}                                         empty the trash → {"look": id, "tree": [0, 0, true]}
                                                                         "tree": null when it failed
 """
 
@@ -22,13 +23,15 @@ import os
 import select
 import signal
 import socket
+from pathlib import Path
 from typing import Any
 
 from gibil_bot.providers.local import spawn
 from gibil_bot.providers.local import syscalls as sc
-from gibil_bot.providers.local.disk_usage import measure_folder
+from gibil_bot.providers.local.disk_usage import DiskUsage, measure_folder
 from gibil_bot.providers.local.fd_passing import receive
 from gibil_bot.providers.local.mounts import SpawnRequest
+from gibil_bot.providers.local.trash import empty_trash
 
 FIRST_UID = 0x7000_0000
 """Above the ranges of distributions, user directories and systemd-nspawn (https://systemd.io/UIDS-GIDS/)."""
@@ -99,7 +102,7 @@ class ForkServer:
                         os.kill(machine.init, signal.SIGKILL)  # a child that wasn't waited for: its pid isn't reused
 
     def _look(self, request: dict[str, Any]) -> None:
-        """Measure a folder in a child process, because many files take seconds."""
+        """Measure a folder, or empty the trash, in a child process, because many files take seconds."""
         read, write = os.pipe2(os.O_CLOEXEC)
         try:
             pid = os.fork()
@@ -111,10 +114,15 @@ class ForkServer:
         if pid == 0:
             try:
                 signal.set_wakeup_fd(-1)
+                sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
                 os.nice(10)
                 if os.geteuid():
                     spawn.become_owner()
-                tree = measure_folder(request["folder"], request["files"], request["seconds"])
+                if "empty" in request:
+                    empty_trash(Path(request["empty"]))
+                    tree = DiskUsage(0, 0, True)
+                else:
+                    tree = measure_folder(request["folder"], request["files"], request["seconds"])
                 os.write(write, json.dumps(tree).encode())
             finally:
                 os._exit(0)

@@ -113,10 +113,10 @@ class _Init:
         for ignored in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(ignored, signal.SIG_IGN)
         # Commands that wait for a process slot keep their descriptors here; jobs get the ordinary limit.
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         most = max(256, min(MOST_DESCRIPTORS, hard // 4))
-        self._open_files = min(soft, most), most
+        self._open_files = most, most
         self._environment = environment(socket.gethostname())
         self._shell = "/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh"
 

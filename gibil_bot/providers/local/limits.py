@@ -12,8 +12,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import random
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,8 @@ NO_ROOM = "NO_ROOM"
 MEMORY_DISK_MB = 1024
 SIZES_MB = {"small": 2048, "medium": 4096, "large": 8192}
 DISK_MB = 10 * 1024
-_PIDS = 512
+_PIDS = 2048
+"""Processes and threads: a Node program has 11, Gradle 200. Ten machines leave some of the usual 32,768 to the host."""
 FILES_PER_MB = 64
 """Most files per MB of a disk that is a folder, whatever their size."""
 _FLOOR_MB = 512
@@ -70,6 +72,16 @@ def limits_of(spec: MachineSpec) -> Limits:
         if value < lowest:
             raise ProviderError(f"machine {spec.name}: {name} must be at least {lowest}, got {value}")
     return limits
+
+
+def share_of_processors(memory_mb: int, host_memory_mb: int, available: Collection[int]) -> list[int]:
+    """Return the processors of a machine: as large a part of the host's as its memory is of the host's, and at least two.
+
+    Programs start as many workers as they see processors (`pytest -n auto`, jest, make), and need memory for each. They are
+    chosen at random, so that machines are spread over all processors.
+    """
+    wanted = max(2, round(len(available) * memory_mb / max(1, host_memory_mb)))
+    return sorted(random.sample(sorted(available), min(wanted, len(available))))
 
 
 def half_of_the_memory_mb() -> int:

@@ -28,7 +28,7 @@ from gibil_bot.providers.local.end_causes import write_cause
 from gibil_bot.providers.local.fork_client import ForkClient, SpawnedMachine
 from gibil_bot.providers.local.host_network import HostNetwork
 from gibil_bot.providers.local.init_client import InitClient, SpawnFailed
-from gibil_bot.providers.local.limits import FILES_PER_MB, Groups, Limits
+from gibil_bot.providers.local.limits import FILES_PER_MB, Groups, Limits, share_of_processors
 from gibil_bot.providers.local.mounts import SpawnRequest
 from gibil_bot.providers.local.paths import LocalPaths, clear_dead_machine
 from gibil_bot.providers.local.relay import forward
@@ -80,7 +80,8 @@ class MachineContext:
     groups: Groups
     runtime: Path
     images: Images
-    close_later: Callable[[Image], None]
+    later: Callable[..., None]
+    """Runs a function with its arguments in a thread; nothing but the daemon's end waits for it."""
 
 
 class ManagedMachine:
@@ -100,6 +101,8 @@ class ManagedMachine:
         self._image: Image | None = None
         self._memory: Memory | None = None
         self._cause: Cause | None = None
+        self.unwritten_cause: Cause | None = None
+        """After `destroy`, its cause if the host's disk was too full to store it."""
         self._counts = (0, 0)
         """Kills for memory, and processes that could not be started, that have been reported."""
         self._lowered_sessions: set[int] = set()
@@ -152,6 +155,7 @@ class ManagedMachine:
             "disk_mb": self._limits.disk_mb,
             "disk": "memory" if self._limits.disk_in_memory else "folder",
             "weight": "group" if context.groups.shares_cpu else "nice",
+            "cpus": share_of_processors(self._limits.memory_mb, context.groups.host_memory_mb(), os.sched_getaffinity(0)),
             "listeners": listeners,
             "base": 0,
         }
@@ -223,7 +227,7 @@ class ManagedMachine:
         return pid
 
     async def destroy(self) -> None:
-        """Destroy the machine; returns when every process is dead and the folder is removed."""
+        """Destroy the machine; returns when every process is dead and the folder is in the trash."""
         self._destroying = True
         for task in self._tasks:
             task.cancel()
@@ -238,8 +242,7 @@ class ManagedMachine:
             self._measuring.cancel()
         image, self._image = self._image, None
         await asyncio.to_thread(self._clear)
-        if image is not None:  # unmounting and detaching take some milliseconds, and its file is removed already
-            self._context.close_later(image)
+        self._context.later(self._unmount, image)
 
     async def usage(self) -> Usage:
         """Return the values that are compared with the limits. Raises ProviderError."""
@@ -331,12 +334,16 @@ class ManagedMachine:
             return await command.status
 
     def _clear(self) -> None:
-        if self._init_client is not None:
-            self._init_client.close_memory()
         clear_dead_machine(self._context.paths, self.spec.name)
-        if self._cause is not None:
-            write_cause(self._context.paths, self.spec.name, self._cause)
+        if self._cause is not None and not write_cause(self._context.paths, self.spec.name, self._cause):
+            self.unwritten_cause = self._cause
         self._context.groups.remove(self.spec.name)
+
+    def _unmount(self, image: Image | None) -> None:
+        if self._init_client is not None:
+            self._init_client.release_mounts()
+        if image is not None:
+            image.close()
 
     def _make_folder(self) -> None:
         self.folder.mkdir(mode=0o711)  # privilege `root`: PID 1 enters through here under its own user id

@@ -37,6 +37,8 @@ class SpawnRequest(TypedDict):
     host, where a file has at most disk_mb and the daemon limits the total."""
     weight: str
     """How jobs yield the processors to the host's programs: by a control group (`group`) or by `nice`."""
+    cpus: list[int]
+    """The processors that it sees and uses."""
     listeners: list[tuple[str, int]]
     """Loopback addresses that PID 1 listens on in addition to the proxy's."""
     base: int

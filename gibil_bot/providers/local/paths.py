@@ -1,6 +1,7 @@
 """Paths of local machines: the local folder in the data directory, the runtime folder of sockets, and the locks on both.
 
 <data dir>/local/      keeper.lock  starting.lock  keeper.json  keeper.log  skeleton-…/  machines/NAME/  disks/  causes/NAME
+                       trash/  (folders of destroyed machines, see trash.py)
 machines/NAME/         lock (holds PID 1's pid)  machine.json  disk/  mnt/  disk.img
 <runtime dir>/KEY/     control.sock  <random>.sock     (an AF_UNIX path holds 107 bytes, see unix(7))
 """
@@ -20,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from gibil_bot.errors import ProviderError, Unavailable
-from gibil_bot.providers.local.rmtree import remove_tree
+from gibil_bot.providers.local.trash import discard
 
 PROTOCOL = 1
 """Version of the control protocol; increased when providers and daemons of different versions would misunderstand each other.
@@ -44,6 +45,10 @@ class LocalPaths:
     @property
     def machines(self) -> Path:
         return self.local / "machines"
+
+    @property
+    def trash(self) -> Path:
+        return self.local / "trash"
 
     @property
     def causes(self) -> Path:
@@ -148,7 +153,7 @@ def locked(path: Path, *, wait_s: float) -> Iterator[bool]:
 
 
 def clear_dead_machine(paths: LocalPaths, name: str) -> bool:
-    """Remove the folder of a machine without a daemon; False if the machine still runs. Blocking.
+    """Move the folder of a machine without a daemon to the trash; False if the machine still runs. Blocking.
 
     The caller holds the daemon's lock. PID 1 holds the lock of the folder; when it is free, PID 1 has ended or is ending, and
     its process namespace is being killed. This waits for that end, because processes write to the folder until then.
@@ -160,7 +165,7 @@ def clear_dead_machine(paths: LocalPaths, name: str) -> bool:
         if not free:
             return False
         _await_death(folder / "lock")
-        remove_tree(folder)
+        discard(folder, paths.trash)
     return True
 
 

@@ -26,8 +26,10 @@ from gibil_bot.providers.local.paths import (
     code_version,
     groups_prefix,
     locked,
+    own_privilege,
     read_daemon,
 )
+from gibil_bot.providers.local.trash import empty_trash
 from gibil_bot.retry import RetryPolicy
 
 _ATTEMPTS = 4
@@ -67,6 +69,17 @@ class LocalProvider:
         answer = await self._ask_started(Request(verb="probe"))
         assert answer.capabilities is not None
         return answer.capabilities
+
+    async def prepare(self) -> None:
+        """Build the base tree of machines, unless it exists. See ports.Noticing."""
+        from gibil_bot.providers.local import base_tree  # commands don't need it
+
+        def is_prepared() -> bool:
+            privilege = own_privilege()
+            return (self._paths.local / base_tree.name_of(privilege, base_tree.survey(privilege))).is_dir()
+
+        if not await asyncio.to_thread(is_prepared):
+            await self.probe()
 
     async def sizes(self) -> list[SizeOffer]:
         """Return the sizes, which are limits on this host."""
@@ -282,6 +295,8 @@ class LocalProvider:
                 if only in (None, name) and clear_dead_machine(self._paths, name):
                     groups.remove(name)
                     gone.append(name)
+            with contextlib.suppress(OSError):  # the next daemon tries again
+                empty_trash(self._paths.trash)
             return gone
 
 

@@ -18,8 +18,8 @@ from gibil_bot.model import Capabilities, Machine, MachineSpec, Refusals, Usage
 from gibil_bot.providers.local import base_tree
 from gibil_bot.providers.local.control_protocol import Cause
 from gibil_bot.providers.local.diagnostics import explain
-from gibil_bot.providers.local.disk_images import Image, Images, remove_leftovers
-from gibil_bot.providers.local.end_causes import forget_cause, forget_old_causes, read_cause
+from gibil_bot.providers.local.disk_images import Images, remove_leftovers
+from gibil_bot.providers.local.end_causes import forget_cause, forget_old_causes, read_cause, write_cause
 from gibil_bot.providers.local.expiry import Expiry
 from gibil_bot.providers.local.fork_client import ForkClient
 from gibil_bot.providers.local.init_client import SpawnFailed
@@ -27,6 +27,7 @@ from gibil_bot.providers.local.limits import NO_ROOM, Groups, Limits, find_hiera
 from gibil_bot.providers.local.managed_machine import MachineContext, ManagedMachine, load_ssh_server
 from gibil_bot.providers.local.paths import LocalPaths, clear_dead_machine, groups_prefix, own_privilege
 from gibil_bot.providers.local.rmtree import remove_tree
+from gibil_bot.providers.local.trash import BackgroundDeletion, waiting
 
 _APT = Path("/usr/bin/apt-get").exists()
 _CLOCK_CHECK_S = 30.0
@@ -34,6 +35,10 @@ _CLOCK_CHECK_S = 30.0
 _EXPIRED = "the machine was ended: its time to live is over"
 _TICK_S = 1.0
 _PROBE_MEMORY_MB = 128
+_DELETION_S = 30.0
+"""How long a host that is short of disk space waits for the deletion of destroyed machines."""
+_END_S = 2.0
+"""How long a daemon that ends waits for it. The next daemon deletes the rest."""
 
 
 class MachineRegistry:
@@ -46,6 +51,10 @@ class MachineRegistry:
         self._groups = Groups(find_hierarchies(), groups_prefix(paths))
         self._images = Images(paths.local)
         self._host_memory_mb = self._groups.host_memory_mb()
+        self._deletion = BackgroundDeletion(paths.trash, self._empty_trash)
+        self._unwritten_causes: dict[str, Cause] = {}
+        self._short_of_space = 0.0
+        """For how many seconds a deletion has been awaited, because the host is short of disk space."""
         self._disk_work: set[asyncio.Future[None]] = set()
         self._ticking: asyncio.Task[None] | None = None
         self._link = link
@@ -63,6 +72,11 @@ class MachineRegistry:
     def count(self) -> int:
         return len(self._machines)
 
+    @property
+    def is_deleting(self) -> bool:
+        """Whether files of destroyed machines are being deleted."""
+        return self._deletion.is_busy
+
     async def clear_leftovers(self) -> list[str]:
         """Remove folders and groups of machines that an earlier daemon left; return the names of those that had a folder.
 
@@ -77,6 +91,8 @@ class MachineRegistry:
                 async with self._locked(name):
                     if name not in self._machines and await asyncio.to_thread(self._clear_leftover, name):
                         gone.append(name)
+        if waiting(self._paths.trash):
+            self._deletion.begin()
         return gone
 
     def _found(self) -> list[str]:
@@ -116,10 +132,13 @@ class MachineRegistry:
                 groups=self._groups,
                 runtime=self._runtime,
                 images=self._images,
-                close_later=self._close_later,
+                later=self._in_background,
             )
+            if self._is_short_of_space():
+                await self._deletion.wait(_DELETION_S)
             self._check_room(spec.name, limits)
             forget_cause(self._paths, spec.name)
+            self._unwritten_causes.pop(spec.name, None)
             managed = self._machines[spec.name] = ManagedMachine(context, spec, limits, self._lost)
             self._base_trees[spec.name] = base
             created_at = datetime.now(UTC)
@@ -141,14 +160,18 @@ class MachineRegistry:
                 self._ticking = asyncio.get_running_loop().create_task(self._tick())
             return machine, True
 
-    def _close_later(self, image: Image) -> None:
-        self._in_background(image.close)
-
     def _in_background(self, work: Callable[..., None], *arguments: object) -> None:
         """Run the work in a thread; only `close` waits for it."""
         future = asyncio.get_running_loop().run_in_executor(None, work, *arguments)
         self._disk_work.add(future)
         future.add_done_callback(self._disk_work.discard)
+
+    async def _empty_trash(self) -> bool:
+        emptied = await self._link.empty_trash(str(self._paths.trash))
+        for name, cause in tuple(self._unwritten_causes.items()):
+            if name in self._machines or await asyncio.to_thread(write_cause, self._paths, name, cause):
+                self._unwritten_causes.pop(name, None)
+        return emptied
 
     def _check_room(self, name: str, limits: Limits) -> None:
         """Raises ProviderError with code NO_ROOM if the host lacks memory or disk space for another machine."""
@@ -166,6 +189,10 @@ class MachineRegistry:
                 f"{floor} MB; free some space",
                 code=NO_ROOM,
             )
+
+    def _is_short_of_space(self) -> bool:
+        free, floor = self._space()
+        return free < floor
 
     def _space(self) -> tuple[int, int]:
         """Return the free space on the disk of the data directory and the floor below which machines are ended, in MB."""
@@ -187,6 +214,10 @@ class MachineRegistry:
 
     async def _make_space(self, free: int, floor: int) -> None:
         """Destroy the machine that uses most of the host's disk. The next tick continues if that wasn't enough."""
+        if self._deletion.is_busy and self._short_of_space < _DELETION_S:  # no machine has to end for this space
+            self._short_of_space += _TICK_S
+            return
+        self._short_of_space = 0.0
         found = [(managed.host_disk_mb(), name) for name, managed in self._machines.items() if managed.machine is not None]
         if not found:
             return
@@ -204,7 +235,7 @@ class MachineRegistry:
         managed = self._machines.get(name)
         if managed is not None and managed.machine is not None:
             return managed.cause()
-        return await asyncio.to_thread(read_cause, self._paths, name)
+        return self._unwritten_causes.get(name) or await asyncio.to_thread(read_cause, self._paths, name)
 
     def get(self, name: str) -> Machine | None:
         managed = self._machines.get(name)
@@ -251,7 +282,11 @@ class MachineRegistry:
                     f"machine {name} is ended, but its folder {managed.folder} cannot be removed: {error}"
                 ) from error
             self._forget(name)
-            return True
+            if managed.unwritten_cause is not None:
+                self._unwritten_causes[name] = managed.unwritten_cause
+        self._deletion.begin()
+        await self._deletion.wait_for_room()
+        return True
 
     async def sweep(self, owner: str) -> list[str]:
         names = [machine.name for machine in self.list_machines(owner)]
@@ -307,6 +342,8 @@ class MachineRegistry:
         await asyncio.gather(*(self.destroy(name) for name in tuple(self._machines)), return_exceptions=True)
         await asyncio.gather(*self._destroying, return_exceptions=True)
         await asyncio.gather(*self._disk_work, return_exceptions=True)
+        await self._deletion.wait(_END_S)
+        await self._deletion.stop()
         await asyncio.to_thread(self._images.close)
         await self._link.stop()
 

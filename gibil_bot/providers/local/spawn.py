@@ -51,6 +51,7 @@ def enter(
         _bound(resource.RLIMIT_CORE, 1)
         if request["disk"] == "folder":
             _bound(resource.RLIMIT_FSIZE, request["disk_mb"] * 1024**2)
+        os.sched_setaffinity(0, request["cpus"])
         os.chdir(request["local"])
         if request["privilege"] == "root":
             _enter_as_root(request, disk)
@@ -177,7 +178,7 @@ def _run(request: SpawnRequest, control: socket.socket, go: int, keep: tuple[int
         Stage.now = "setting up the network"
         sc.loopback_up()
         listeners = [_listen(*PROXY), *(_listen(host, port) for host, port in request["listeners"])]
-        memory = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in _memory_of(request)]
+        memory = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in ("/proc/self/ns/mnt", *_memory_of(request))]
         sc.prctl(sc.PR_SET_DUMPABLE, 1)  # changing the user has closed /proc/self; no other process runs here yet
         priorities = init.JobPriorities(request["weight"] == "nice")
         Stage.now = "waiting for the fork server"
