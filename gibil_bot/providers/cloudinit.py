@@ -13,6 +13,8 @@ Reference: https://cloudinit.readthedocs.io/en/latest/reference/modules.html
 
 from __future__ import annotations
 
+import base64
+import gzip
 import math
 import re
 from datetime import datetime
@@ -101,7 +103,7 @@ def user_data(spec: MachineSpec, expires_at: datetime) -> str:
             _file("/usr/local/sbin/gibil-guard", text("machine_guard"), "0755"),
             _file("/usr/local/sbin/gibil-base", script("machine_base", PROGRAMS=programs), "0755"),
             _file("/etc/systemd/system/gibil-guard.service", _GUARD_UNIT, "0644"),
-            _file(TOOL_PATH, runtime_tool(), "0755"),
+            _compressed_file(TOOL_PATH, runtime_tool(), "0755"),
             "runcmd:\n",
             "  - [systemctl, daemon-reload]\n",
             "  - [systemctl, enable, --now, --no-block, gibil-guard.service]\n",
@@ -123,3 +125,9 @@ def move_expiry_script(expires_at: datetime) -> str:
 
 def _file(path: str, content: str, mode: str) -> str:
     return f"  - path: {path}\n    permissions: '{mode}'\n    content: |\n{indent(content, '      ')}"
+
+
+def _compressed_file(path: str, content: str, mode: str) -> str:
+    """As `_file`, for a large file: the user-data is limited, and cloud-init decompresses."""
+    packed = base64.b64encode(gzip.compress(content.encode(), mtime=0)).decode()
+    return f"  - path: {path}\n    permissions: '{mode}'\n    encoding: gz+b64\n    content: {packed}\n"
