@@ -118,6 +118,8 @@ def open_factory(settings: Settings, *, room_wait_s: float = 0.0) -> MachineFact
         provider=open_provider(settings, room_wait_s=room_wait_s),
         keyring=open_keyring(settings),
         connect_shell=connect_shell,
+        ca_bundle=settings.ca_bundle,
+        mirrors=settings.mirrors,
         caps=machine_caps(settings),
     )
 

@@ -24,6 +24,8 @@ case $machine in
     *) fail "$label: not published for $machine" ;;
 esac
 umask 022
+# shellcheck disable=SC1091  # the operator's mirrors, if any
+test ! -r /etc/gibil/mirrors || . /etc/gibil/mirrors
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd /  # no program reads a project's configuration

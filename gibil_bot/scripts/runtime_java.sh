@@ -16,6 +16,7 @@ install_java() {
         elif download "$url" "$work/jdk.tar.gz" 900; then
             check "$work/jdk.tar.gz" sha256 "$sum"
             unpack "$work/jdk.tar.gz" "$work/tree"
+            trust_java "$work/tree"
             keep "$work/tree" "$opt/java-$major"
             expose_java "$opt/java-$major"
             return 0
@@ -32,6 +33,16 @@ install_java() {
 expose_java() {
     expose "$1/bin" java javac jar javadoc jshell keytool
     for_tasks "JAVA_HOME=$1"
+}
+
+# trust_java HOME: add the operator's certificates, which a JDK doesn't read from the system
+trust_java() {
+    test -r /etc/gibil/ca.pem || return 0
+    csplit -s -z -n 3 -f "$work/ca-" /etc/gibil/ca.pem '/-----BEGIN CERTIFICATE-----/' '{*}'
+    for certificate in "$work"/ca-*; do
+        "$1/bin/keytool" -importcert -noprompt -trustcacerts -cacerts -storepass changeit -alias "gibil-${certificate##*-}" \
+            -file "$certificate" >/dev/null 2>&1 || true
+    done
 }
 
 need_java() { has javac || "$0" java >&2 || fail "$label: it needs java, see above"; }

@@ -54,7 +54,11 @@ through_uv() {
     package=$1
     need_uv || nowhere
     export UV_TOOL_DIR="$opt/tools" UV_TOOL_BIN_DIR="$bin" UV_SYSTEM_CERTS=true UV_HTTP_CONNECT_TIMEOUT=10
-    "$uv" tool install --force "$package${wanted:+==$wanted.*}" >"$work/uv-log" 2>&1 && return
+    # Those that use requests know no certificates but their own.
+    trusting=''
+    test ! -e /etc/gibil/ca.pem || trusting='--with pip-system-certs'
+    # shellcheck disable=SC2086  # no words without certificates
+    "$uv" tool install --force $trusting "$package${wanted:+==$wanted.*}" >"$work/uv-log" 2>&1 && return
     tail -n 3 "$work/uv-log" >&2
     seek "PyPI's $package" "uv can't install it"
     return 1

@@ -182,3 +182,15 @@ def test_an_expiry_that_cannot_be_moved_is_reported(tmp_path: Path) -> None:
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=patient(20))
     assert done.returncode == 1
     assert "gibil: cannot change the expiry of this machine" in done.stderr
+
+
+def test_the_operators_certificates_and_mirrors_are_on_the_machine() -> None:
+    pem = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
+    config = yaml.safe_load(
+        user_data(spec(ca_bundle=pem, mirrors={"debian": "http://m.example/d", "npm": "http://m.example/n"}), AT)
+    )
+    assert config["ca_certs"] == {"trusted": [pem]}
+    assert config["apt"] == {"primary": [{"arches": ["default"], "uri": "http://m.example/d"}]}
+    written = {each["path"]: each["content"] for each in config["write_files"]}
+    assert written["/root/.npmrc"] == "registry=http://m.example/n\n"
+    assert "SetEnv LANG=C.UTF-8 NODE_EXTRA_CA_CERTS=/etc/gibil/ca.pem\n" in written["/etc/ssh/sshd_config.d/00-gibil.conf"]

@@ -55,6 +55,7 @@ class MachineRegistry:
         self._locks: dict[str, asyncio.Lock] = {}
         self._waiting: dict[str, int] = {}
         self._base_tree_lock = asyncio.Lock()
+        self._last_settings = base_tree.NO_SETTINGS
         self._expiries: dict[str, tuple[Expiry, asyncio.TimerHandle | None]] = {}
         self._destroying: set[asyncio.Task[bool]] = set()
         link.attend(self._fork_server_lost)
@@ -103,7 +104,7 @@ class MachineRegistry:
             limits = limits_of(spec)
             layout = base_tree.survey(self._privilege)
             try:
-                base = await self._base_tree(layout)
+                base = await self._base_tree(layout, self._tool_settings(spec))
             except OSError as error:
                 raise ProviderError(
                     f"cannot build the base tree of machines in {self._paths.local}: {error.strerror or error}; "
@@ -323,13 +324,19 @@ class MachineRegistry:
             if not self._waiting[name]:
                 del self._waiting[name], self._locks[name]
 
-    async def _base_tree(self, layout: base_tree.Layout) -> str:
-        name = base_tree.name_of(self._privilege, layout)
+    def _tool_settings(self, spec: MachineSpec) -> base_tree.ToolSettings:
+        """Return the machine's settings. The machine of `probe` has those of the last one, so that it needs no base tree."""
+        if spec.owner:
+            self._last_settings = base_tree.ToolSettings(spec.ca_bundle, tuple(sorted(spec.mirrors.items())))
+        return self._last_settings
+
+    async def _base_tree(self, layout: base_tree.Layout, settings: base_tree.ToolSettings) -> str:
+        name = base_tree.name_of(self._privilege, layout, settings)
         folder = self._paths.local / name
         if not folder.is_dir():
             async with self._base_tree_lock:
                 if not folder.is_dir():
-                    await asyncio.to_thread(base_tree.build, folder, self._privilege, layout)
+                    await asyncio.to_thread(base_tree.build, folder, self._privilege, layout, settings)
                     await asyncio.to_thread(self._remove_base_trees, {name, *self._base_trees.values()})
         return name
 
