@@ -110,11 +110,22 @@ with zipfile.ZipFile(sys.argv[1]) as archive:
     fi
 }
 
-# keep TREE FOLDER: rename a complete tree to its final path
+# keep TREE FOLDER SUBFOLDER PROGRAM…: rename a complete tree to its final path, and link its programs
 keep() {
+    tree=$1 folder=$2
+    shift 2
+    echo "$*" >"$tree/.gibil"
     mkdir -p "$opt"
-    rm -rf "$2"
-    mv "$1" "$2"
+    rm -rf "$folder"
+    mv "$tree" "$folder"
+    use "$folder"
+}
+
+# use FOLDER: link the programs of a complete tree
+use() {
+    read -r subfolder programs <"$1/.gibil"
+    # shellcheck disable=SC2086  # a list of programs
+    expose "$1/$subfolder" $programs
 }
 
 # expose FOLDER PROGRAM…: link those that exist there
@@ -226,6 +237,14 @@ have() {
         return 0
     done
     return 1
+}
+
+# stored: use a complete tree that the machine was created with, or that an earlier call has installed
+stored() {
+    best=$(for tree in "$opt/$name"-[0-9]*; do
+        test ! -f "$tree/.gibil" || echo "${tree#"$opt/$name-"}"
+    done | newest)
+    test -n "$best" && use "$opt/$name-$best"
 }
 
 # report: the last line of the output

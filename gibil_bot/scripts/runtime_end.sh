@@ -1,11 +1,16 @@
 # shellcheck shell=sh
-# shellcheck disable=SC2154  # assigned by gibil_runtime.sh: found label name path wanted
+# shellcheck disable=SC2154  # assigned by gibil_runtime.sh: best found label name opt path wanted
 # Part of gibil-runtime: what to do for each name.
 
 if have; then
     case $path in
         /usr/lib/jvm/*) expose_java "${path%/bin/java}" ;;
     esac
+    report
+    exit 0
+fi
+if stored && have; then
+    test "$name" != java || expose_java "$opt/java-$best"
     report
     exit 0
 fi

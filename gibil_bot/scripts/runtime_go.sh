@@ -19,8 +19,7 @@ install_go() {
         from_distribution golang-go golang-go || nowhere
         return 0
     fi
-    keep "$work/tree" "$opt/go-$version"
-    expose "$opt/go-$version/bin" go gofmt
+    keep "$work/tree" "$opt/go-$version" bin go gofmt
 }
 
 # rustup installs the toolchain and checks the published sums.
@@ -38,8 +37,7 @@ install_rust() {
         for each in "$work"/tree/rustup/toolchains/*/; do
             toolchain=$(basename "$each")
         done
-        keep "$work/tree" "$opt/rust-${wanted:-stable}"
-        expose "$opt/rust-${wanted:-stable}/rustup/toolchains/$toolchain/bin" \
+        keep "$work/tree" "$opt/rust-${wanted:-stable}" "rustup/toolchains/$toolchain/bin" \
             cargo rustc rustdoc rustfmt cargo-fmt cargo-clippy clippy-driver
         return 0
     fi

@@ -17,7 +17,7 @@ install_java() {
             check "$work/jdk.tar.gz" sha256 "$sum"
             unpack "$work/jdk.tar.gz" "$work/tree"
             trust_java "$work/tree"
-            keep "$work/tree" "$opt/java-$major"
+            keep "$work/tree" "$opt/java-$major" bin java javac
             expose_java "$opt/java-$major"
             return 0
         else
@@ -58,8 +58,7 @@ install_maven() {
         fetch "$base/$version/binaries/$file" "$work/$file"
         check "$work/$file" sha512 "$(cut -d ' ' -f 1 "$work/sum")"
         unpack "$work/$file" "$work/tree"
-        keep "$work/tree" "$opt/maven-$version"
-        expose "$opt/maven-$version/bin" mvn
+        keep "$work/tree" "$opt/maven-$version" bin mvn
         return 0
     fi
     from_distribution maven maven || nowhere
@@ -76,8 +75,7 @@ install_gradle() {
         fetch "$base/distributions/$file" "$work/$file"
         check "$work/$file" sha256 "$(cut -d ' ' -f 1 "$work/sum")"
         unzip_to "$work/$file" "$work/tree"
-        keep "$work/tree/gradle-$version" "$opt/gradle-$version"
-        expose "$opt/gradle-$version/bin" gradle
+        keep "$work/tree/gradle-$version" "$opt/gradle-$version" bin gradle
         return 0
     fi
     from_distribution gradle gradle || nowhere
@@ -104,8 +102,7 @@ install_composer() {
         mkdir -p "$work/tree"
         mv "$work/composer.phar" "$work/tree/composer"
         chmod 755 "$work/tree/composer"
-        keep "$work/tree" "$opt/composer-${wanted:-2}"
-        expose "$opt/composer-${wanted:-2}" composer
+        keep "$work/tree" "$opt/composer-${wanted:-2}" . composer
         return 0
     fi
     from_distribution composer composer unzip || nowhere

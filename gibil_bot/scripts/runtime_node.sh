@@ -26,8 +26,7 @@ install_node() {
     fi
     # What `npm install --global` installs is on PATH, and not in the tree.
     test ! -d "$work/tree/lib/node_modules/npm" || echo "prefix=${bin%/bin}" >"$work/tree/lib/node_modules/npm/npmrc"
-    keep "$work/tree" "$opt/node-$version"
-    expose "$opt/node-$version/bin" node npm npx corepack
+    keep "$work/tree" "$opt/node-$version" bin node npm npx corepack
 }
 
 # with_npm: the package of node contains node alone, and npm contains its own dependencies
@@ -59,8 +58,7 @@ through_npm() {
     fi
     version=$(sed -n 's/^ *"version": *"\([^"]*\)".*/\1/p' "$work/prefix/lib/node_modules/$package/package.json" | head -n 1)
     test "$name" != npm || echo "prefix=${bin%/bin}" >"$work/prefix/lib/node_modules/npm/npmrc"
-    keep "$work/prefix" "$opt/$name-$version"
-    expose "$opt/$name-$version/bin" "$@"
+    keep "$work/prefix" "$opt/$name-$version" bin "$@"
 }
 
 install_npm() { through_npm npm npm npx; }
@@ -68,8 +66,7 @@ install_pnpm() { through_npm pnpm pnpm pnpx; }
 
 install_bats() {
     npm_package bats "$work/tree" || nowhere
-    keep "$work/tree" "$opt/bats-$version"
-    expose "$opt/bats-$version/bin" bats
+    keep "$work/tree" "$opt/bats-$version" bin bats
 }
 
 # The package `yarn` ends with 1; later versions are published under another name.
@@ -89,6 +86,5 @@ install_bun() {
     npm_package "$package" "$work/tree" || nowhere
     chmod 755 "$work/tree/bin/bun"
     ln -sf bun "$work/tree/bin/bunx"
-    keep "$work/tree" "$opt/bun-$version"
-    expose "$opt/bun-$version/bin" bun bunx
+    keep "$work/tree" "$opt/bun-$version" bin bun bunx
 }

@@ -18,8 +18,7 @@ place_uv() {
     mv "$work"/wheel/uv-*.data/scripts "$work/uv/bin"
     chmod 755 "$work/uv/bin/"*
     rm -rf "$work/wheel"
-    keep "$work/uv" "$opt/uv-$version"
-    expose "$opt/uv-$version/bin" uv uvx
+    keep "$work/uv" "$opt/uv-$version" bin uv uvx
 }
 
 install_uv() { place_uv || nowhere; }

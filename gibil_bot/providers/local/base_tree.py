@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gibil_bot.providers.local.rmtree import remove_tree
+from gibil_bot.providers.local.runtime_store import Entry, RuntimeStore
 from gibil_bot.scripts.runtimes import LOCAL_TOOL_PATH, runtime_tool
 from gibil_bot.scripts.templates import text as script_text
 from gibil_bot.scripts.tool_settings import tool_files
@@ -143,10 +144,12 @@ def _python_outside() -> PythonOutside | None:
 
 
 class ToolSettings(NamedTuple):
-    """What the package tools of machines are configured with; see scripts/tool_settings.py."""
+    """The tools of machines and their configuration; see scripts/tool_settings.py."""
 
     ca_bundle: str = ""
     mirrors: tuple[tuple[str, str], ...] = ()
+    runtimes: tuple[Entry, ...] = ()
+    """Those that machines have from the beginning."""
 
 
 NO_SETTINGS = ToolSettings()
@@ -191,8 +194,10 @@ def build(folder: Path, privilege: str, layout: Layout, settings: ToolSettings =
         (root / "var/lib/dpkg" / lock).unlink(missing_ok=True)
     _write_etc(root / "etc", privilege)
     _configure_tools(root, settings)
+    (root / "opt/gibil").mkdir()
+    RuntimeStore(folder.parent / "runtimes").populate(root / "opt/gibil", settings.runtimes)
     tool = root / LOCAL_TOOL_PATH[1:]
-    tool.parent.mkdir(parents=True)
+    tool.parent.mkdir(parents=True, exist_ok=True)
     tool.write_text(runtime_tool())
     tool.chmod(0o755)
     for opened in layout.opened:

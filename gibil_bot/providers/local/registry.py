@@ -27,6 +27,7 @@ from gibil_bot.providers.local.limits import NO_ROOM, Groups, Limits, find_hiera
 from gibil_bot.providers.local.managed_machine import MachineContext, ManagedMachine, load_ssh_server
 from gibil_bot.providers.local.paths import LocalPaths, clear_dead_machine, groups_prefix, own_privilege
 from gibil_bot.providers.local.rmtree import remove_tree
+from gibil_bot.providers.local.runtime_store import RuntimeStore
 
 _APT = Path("/usr/bin/apt-get").exists()
 _CLOCK_CHECK_S = 30.0
@@ -56,6 +57,7 @@ class MachineRegistry:
         self._waiting: dict[str, int] = {}
         self._base_tree_lock = asyncio.Lock()
         self._last_settings = base_tree.NO_SETTINGS
+        self._runtimes = RuntimeStore(paths.local / "runtimes")
         self._expiries: dict[str, tuple[Expiry, asyncio.TimerHandle | None]] = {}
         self._destroying: set[asyncio.Task[bool]] = set()
         link.attend(self._fork_server_lost)
@@ -104,7 +106,8 @@ class MachineRegistry:
             limits = limits_of(spec)
             layout = base_tree.survey(self._privilege)
             try:
-                base = await self._base_tree(layout, self._tool_settings(spec))
+                runtimes = await asyncio.to_thread(self._runtimes.entries)
+                base = await self._base_tree(layout, self._tool_settings(spec)._replace(runtimes=runtimes))
             except OSError as error:
                 raise ProviderError(
                     f"cannot build the base tree of machines in {self._paths.local}: {error.strerror or error}; "
