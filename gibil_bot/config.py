@@ -87,6 +87,12 @@ SETTINGS: tuple[Setting, ...] = (
         meaning="package mirrors that the tools on machines use, comma-separated: `pypi=https://mirror.example/simple,npm=https://…`"
         "; also go, crates, maven, rubygems, packagist, debian (cloud machines), nodejs, golang, python, rustup, adoptium",
     ),
+    Setting(
+        name="GIBIL_RUNTIMES",
+        default="–",
+        meaning="runtimes that every local machine has from the beginning, comma-separated: `uv,node@22,pnpm@10`; "
+        "`gibil serve` and `doctor` store them",
+    ),
     Setting(name="GIBIL_HOST", default="127.0.0.1", meaning="the address to listen on"),
     Setting(name="GIBIL_PORT", default="8080", meaning="the port to listen on"),
     Setting(name="GIBIL_PUBLIC_URL", default="–", meaning="the bot's address for people; used in details links"),
@@ -133,6 +139,10 @@ MIRRORS = (
 )
 """What GIBIL_MIRRORS can replace: package registries, and from `nodejs` on the publishers of languages."""
 
+STORED_RUNTIMES = ("node", "npm", "pnpm", "yarn", "bun", "bats", "go", "java", "maven", "gradle", "uv")
+"""What GIBIL_RUNTIMES can list: trees of their own. The others belong to the distribution or to a Python of the host."""
+
+_RUNTIME_VERSION = re.compile(r"[0-9][0-9A-Za-z.-]{0,39}", re.ASCII)
 _CA_BUNDLE_BYTES = 256 * 1024
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----\s[A-Za-z0-9+/=\s]+?-----END CERTIFICATE-----")
 _URL = re.compile(r"[A-Za-z0-9+.-]+://[A-Za-z0-9\[\]._~:/?#@!$&()*+;=%-]+")
@@ -191,6 +201,8 @@ class Settings:
     """Certificates in PEM, without comments."""
     mirrors: Mapping[str, str] = field(default_factory=dict)
     """A key of MIRRORS → URL without a slash at its end."""
+    runtimes: tuple[tuple[str, str], ...] = ()
+    """Names of STORED_RUNTIMES with a version, which may be empty."""
     host: str = "127.0.0.1"
     port: int = 8080
     public_url: str = ""
@@ -335,6 +347,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         egress_allow=_words(env.get("GIBIL_EGRESS_ALLOW", "")),
         ca_bundle=_ca_bundle(env, problems),
         mirrors=_mirrors(env, problems),
+        runtimes=_runtimes(env, problems),
         host=env.get("GIBIL_HOST", "").strip() or "127.0.0.1",
         port=number("GIBIL_PORT", 8080, 0, 65535),
         public_url=env.get("GIBIL_PUBLIC_URL", "").strip().rstrip("/"),
@@ -484,6 +497,19 @@ def _mirrors(env: Mapping[str, str], problems: list[str]) -> dict[str, str]:
         else:
             mirrors[name] = url
     return mirrors
+
+
+def _runtimes(env: Mapping[str, str], problems: list[str]) -> tuple[tuple[str, str], ...]:
+    runtimes = []
+    for word in _words(env.get("GIBIL_RUNTIMES", "")):
+        name, at, version = word.partition("@")
+        if name not in STORED_RUNTIMES:
+            problems.append(f"GIBIL_RUNTIMES: {name!r} can't be stored; known are {', '.join(STORED_RUNTIMES)}")
+        elif at and not _RUNTIME_VERSION.fullmatch(version):
+            problems.append(f"GIBIL_RUNTIMES: {version!r} is not a version; write {name}@22 or {name}@22.1.0")
+        else:
+            runtimes.append((name, version))
+    return tuple(runtimes)
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -211,6 +211,7 @@ version_of() {
     case $1 in
         go) GOTOOLCHAIN=local "$2" version ;;
         java) "$2" -version ;;
+        composer) COMPOSER_ALLOW_SUPERUSER=1 "$2" --version --no-ansi 2>/dev/null ;;
         *) "$2" --version ;;
     esac 2>&1 </dev/null | sed "s/$(printf '\033')\[[0-9;]*m//g" | grep -oE '[0-9]+(\.[0-9]+)*' | sed 's/^1\.8\./8./' | head -n 1
 }

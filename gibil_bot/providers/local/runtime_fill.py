@@ -9,14 +9,12 @@ import shlex
 import tempfile
 from pathlib import Path
 
+from gibil_bot.config import STORED_RUNTIMES
 from gibil_bot.errors import ProviderError
 from gibil_bot.model import MachinePlan
 from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.providers.local.runtime_store import ENTRY_BYTES, InvalidTree, RuntimeStore
 from gibil_bot.scripts.runtimes import LOCAL_TOOL_PATH
-
-STORED = ("node", "npm", "pnpm", "yarn", "bun", "bats", "go", "java", "maven", "gradle", "composer", "uv")
-"""Those that are a tree of their own. The others belong to the distribution's packages or to a Python of the host."""
 
 _INSTALL_S = 900.0
 _COPY_S = 300.0
@@ -34,7 +32,7 @@ async def fill(
     None also if the host's own program satisfies. Raises ProviderError if it can't be obtained, with the sentence of
     `gibil-runtime`, and what creating a machine raises.
     """
-    if name not in STORED or not _VERSION.fullmatch(version):
+    if name not in STORED_RUNTIMES or not _VERSION.fullmatch(version):
         return None
     if found := await asyncio.to_thread(store.request, name, version):
         return found
