@@ -76,6 +76,23 @@ SETTINGS: tuple[Setting, ...] = (
         default="–",
         meaning="hosts and networks that local machines may reach beyond public addresses, comma-separated",
     ),
+    Setting(
+        name="GIBIL_CA_BUNDLE",
+        default="–",
+        meaning="a PEM file of certificates that every tool on machines trusts in addition to the system's",
+    ),
+    Setting(
+        name="GIBIL_MIRRORS",
+        default="–",
+        meaning="package mirrors that the tools on machines use, comma-separated: `pypi=https://mirror.example/simple,npm=https://…`"
+        "; also go, crates, maven, rubygems, packagist, debian (cloud machines), nodejs, golang, python, rustup, adoptium",
+    ),
+    Setting(
+        name="GIBIL_RUNTIMES",
+        default="–",
+        meaning="runtimes that every local machine has from the beginning, comma-separated: `uv,node@22,pnpm@10`; "
+        "`gibil serve` and `doctor` store them",
+    ),
     Setting(name="GIBIL_HOST", default="127.0.0.1", meaning="the address to listen on"),
     Setting(name="GIBIL_PORT", default="8080", meaning="the port to listen on"),
     Setting(name="GIBIL_PUBLIC_URL", default="–", meaning="the bot's address for people; used in details links"),
@@ -105,6 +122,30 @@ SETTINGS: tuple[Setting, ...] = (
     ),
 )
 
+MIRRORS = (
+    "pypi",
+    "npm",
+    "go",
+    "crates",
+    "maven",
+    "rubygems",
+    "packagist",
+    "debian",
+    "nodejs",
+    "golang",
+    "python",
+    "rustup",
+    "adoptium",
+)
+"""What GIBIL_MIRRORS can replace: package registries, and from `nodejs` on the publishers of languages."""
+
+STORED_RUNTIMES = ("node", "npm", "pnpm", "yarn", "bun", "bats", "go", "java", "maven", "gradle", "uv")
+"""What GIBIL_RUNTIMES can list: trees of their own. The others belong to the distribution or to a Python of the host."""
+
+_RUNTIME_VERSION = re.compile(r"[0-9][0-9A-Za-z.-]{0,39}", re.ASCII)
+_CA_BUNDLE_BYTES = 256 * 1024
+_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----\s[A-Za-z0-9+/=\s]+?-----END CERTIFICATE-----")
+_URL = re.compile(r"[A-Za-z0-9+.-]+://[A-Za-z0-9\[\]._~:/?#@!$&()*+;=%-]+")
 _APP = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\[bot\]")
 _DURATION = re.compile(r"(\d+)\s*(s|m|h|d|w|mo|y)?", re.ASCII)
 _SIZE = re.compile(r"(\d{1,9})\s*([mMgG])?[bB]?", re.ASCII)
@@ -156,6 +197,12 @@ class Settings:
     trusted_apps: frozenset[str] = frozenset()
     """Logins in lower case, each ending in `[bot]`."""
     egress_allow: tuple[str, ...] = ()
+    ca_bundle: str = ""
+    """Certificates in PEM, without comments."""
+    mirrors: Mapping[str, str] = field(default_factory=dict)
+    """A key of MIRRORS → URL without a slash at its end."""
+    runtimes: tuple[tuple[str, str], ...] = ()
+    """Names of STORED_RUNTIMES with a version, which may be empty."""
     host: str = "127.0.0.1"
     port: int = 8080
     public_url: str = ""
@@ -298,6 +345,9 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         local_untrusted=untrusted,
         trusted_apps=frozenset(app.lower() for app in apps),
         egress_allow=_words(env.get("GIBIL_EGRESS_ALLOW", "")),
+        ca_bundle=_ca_bundle(env, problems),
+        mirrors=_mirrors(env, problems),
+        runtimes=_runtimes(env, problems),
         host=env.get("GIBIL_HOST", "").strip() or "127.0.0.1",
         port=number("GIBIL_PORT", 8080, 0, 65535),
         public_url=env.get("GIBIL_PUBLIC_URL", "").strip().rstrip("/"),
@@ -408,6 +458,58 @@ def loose_mode(path: Path) -> int | None:
     """Return the permission bits of a folder that other users may enter or read; None if only its owner may."""
     mode = path.stat().st_mode & 0o7777
     return mode if mode & 0o077 else None
+
+
+def _ca_bundle(env: Mapping[str, str], problems: list[str]) -> str:
+    """Return the certificates of the file, without its other text: people put private keys into such files."""
+    text = env.get("GIBIL_CA_BUNDLE", "").strip()
+    if not text:
+        return ""
+    try:
+        path = _path(text)
+        content = path.read_text("ascii", errors="replace") if path.stat().st_size <= _CA_BUNDLE_BYTES else None
+    except (OSError, ValueError) as error:
+        problems.append(f"GIBIL_CA_BUNDLE must be the path of a readable PEM file, got {text!r}: {_reason(error)}")
+        return ""
+    if content is None:
+        problems.append(f"GIBIL_CA_BUNDLE: {text} is larger than {_CA_BUNDLE_BYTES // 1024} KiB; list your own certificates")
+        return ""
+    found = _CERTIFICATE.findall(content)
+    if not found:
+        problems.append(f"GIBIL_CA_BUNDLE: {text} has no certificate (no -----BEGIN CERTIFICATE----- line)")
+    return "".join(f"{certificate}\n" for certificate in found)
+
+
+def _mirrors(env: Mapping[str, str], problems: list[str]) -> dict[str, str]:
+    mirrors: dict[str, str] = {}
+    for word in _words(env.get("GIBIL_MIRRORS", "")):
+        name, _, url = word.partition("=")
+        name, url = name.strip(), url.strip().rstrip("/")
+        parts = urlsplit(url.removeprefix("sparse+"))
+        if name not in MIRRORS:
+            near = difflib.get_close_matches(name, MIRRORS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(MIRRORS)}"
+            problems.append(f"GIBIL_MIRRORS: unknown mirror {name!r}; {hint}")
+        elif parts.scheme not in ("http", "https") or not parts.hostname or not _URL.fullmatch(url):
+            problems.append(f"GIBIL_MIRRORS: {name} must be an http(s) URL such as https://mirror.example/{name}, got {url!r}")
+        elif parts.username or parts.password:
+            problems.append(f"GIBIL_MIRRORS: {name} must not contain a user name or password, because every task could read it")
+        else:
+            mirrors[name] = url
+    return mirrors
+
+
+def _runtimes(env: Mapping[str, str], problems: list[str]) -> tuple[tuple[str, str], ...]:
+    runtimes = []
+    for word in _words(env.get("GIBIL_RUNTIMES", "")):
+        name, at, version = word.partition("@")
+        if name not in STORED_RUNTIMES:
+            problems.append(f"GIBIL_RUNTIMES: {name!r} can't be stored; known are {', '.join(STORED_RUNTIMES)}")
+        elif at and not _RUNTIME_VERSION.fullmatch(version):
+            problems.append(f"GIBIL_RUNTIMES: {version!r} is not a version; write {name}@22 or {name}@22.1.0")
+        else:
+            runtimes.append((name, version))
+    return tuple(runtimes)
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -655,6 +655,10 @@ class MachineSpec(MachineResources, frozen=True, kw_only=True):
     untrusted: bool = False
     tethered: bool = False
     """Local only: destroyed as soon as the process that created it ends."""
+    ca_bundle: str = ""
+    """The operator's certificates in PEM, which every tool of the machine trusts in addition to the system's."""
+    mirrors: Mapping[str, str] = field(default_factory=dict)
+    """Package mirror (a key of config.MIRRORS) → URL."""
 
     def __repr__(self) -> str:
         return _without(self, "host_key", "first_host_key")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib
 import logging
 import os
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from gibil_bot.caps import Caps
 from gibil_bot.config import Secret, Settings, loose_mode
+from gibil_bot.errors import GibilError
 from gibil_bot.model import Endpoint
 from gibil_bot.ports import Provider, Shell, Store
 from gibil_bot.providers.keyring import Keyring, ProjectKeyring
@@ -34,6 +36,7 @@ log = logging.getLogger("gibil")
 
 _RESTARTING = RetryPolicy(attempts=None, first_wait_s=2.0, factor=1, jitter=(1, 1))
 """For a part of the bot that failed."""
+_RUNTIMES_EVERY_S = 3600.0
 CLOUD_BOOT_S = 180.0
 ROOM_WAIT_S = 900.0
 """How long a run waits for memory of the host that other runs' machines use."""
@@ -118,8 +121,39 @@ def open_factory(settings: Settings, *, room_wait_s: float = 0.0) -> MachineFact
         provider=open_provider(settings, room_wait_s=room_wait_s),
         keyring=open_keyring(settings),
         connect_shell=connect_shell,
+        ca_bundle=settings.ca_bundle,
+        mirrors=settings.mirrors,
         caps=machine_caps(settings),
     )
+
+
+async def store_runtimes(settings: Settings, factory: MachineFactory) -> AsyncIterator[tuple[str, str | None, str]]:
+    """Store the runtimes of GIBIL_RUNTIMES for local machines. Yields for each: its name, the stored tree, and the problem.
+
+    Without a tree and a problem, the host's own program satisfies.
+    """
+    if settings.provider != "local" or not settings.runtimes:
+        return
+    from gibil_bot.providers.local.runtime_fill import fill, store_of
+
+    owner = await asyncio.to_thread(factory.keyring.machine_owner)
+    for name, version in settings.runtimes:
+        label = f"{name}{'@' if version else ''}{version}"
+        try:
+            tree = await fill(factory, store_of(settings.data_dir), name, version, owner, settings.egress)
+        except (GibilError, OSError, TimeoutError) as error:
+            yield label, None, str(error) or "it takes too long"
+        else:
+            yield label, tree, ""
+
+
+async def _keep_runtimes(settings: Settings, factory: MachineFactory) -> None:
+    """Store the runtimes of GIBIL_RUNTIMES, and retry failures every hour."""
+    while True:
+        async for name, _tree, problem in store_runtimes(settings, factory):
+            if problem:
+                log.warning("GIBIL_RUNTIMES: %s can't be stored; retrying in an hour: %s", name, problem)
+        await asyncio.sleep(_RUNTIMES_EVERY_S)
 
 
 def open_pull_requests(settings: Settings, token: Secret, token_from: str) -> PullRequests:
@@ -242,6 +276,8 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
             "publisher": OutboxPublisher(store.outbox, github, process).run,
             "reaper": reaper.run,
         }
+        if settings.provider == "local" and settings.runtimes:
+            parts["runtimes"] = functools.partial(_keep_runtimes, settings, factory)
         bot.parts = {name: asyncio.create_task(_supervise(name, part), name=name) for name, part in parts.items()}
         preparing = asyncio.create_task(prepare(factory.provider, log.info))
         try:

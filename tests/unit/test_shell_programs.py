@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import gibil_bot.scripts
+from gibil_bot.scripts.runtimes import runtime_tool
 from gibil_bot.scripts.templates import fill, script, text
 
 FOLDER = Path(gibil_bot.scripts.__file__).parent
@@ -33,7 +35,21 @@ def test_a_program_names_its_dialect_and_the_reason_for_each_exception(path: Pat
 def test_comments_of_a_snippet_are_not_sent_to_a_machine() -> None:
     assert not re.search(r"^ *#", text("find_processes"), re.MULTILINE)
     assert "shellcheck" not in text("gibil_runtime")
-    assert text("gibil_runtime").startswith("#!/bin/sh\n# gibil-runtime NAME VERSION")
+    assert text("gibil_runtime").startswith("#!/bin/sh\n# gibil-runtime NAME [VERSION]")
+
+
+@pytest.mark.parametrize("shell", [["dash", "-n"], ["bash", "-n"]], ids=" ".join)
+def test_the_parts_of_the_runtime_tool_are_one_program(shell: list[str]) -> None:
+    if shutil.which(shell[0]) is None:
+        pytest.skip(f"{shell[0]} is not installed here: apt-get install {shell[0]}")
+    tool = runtime_tool()
+    done = subprocess.run(shell, input=tool, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    # Each name in the final `case` has its function.
+    names = re.search(r"^ *(python \|.*)\)$", tool, re.MULTILINE)
+    assert names is not None
+    for name in names[1].split(" | "):
+        assert f"\ninstall_{name}() {{" in tool, name
 
 
 def test_a_value_that_looks_like_a_placeholder_stays_as_it_is() -> None:

@@ -9,20 +9,24 @@ It is built once per data directory under a temporary name and renamed, and agai
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import stat
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from gibil_bot.providers.local.rmtree import remove_tree
+from gibil_bot.providers.local.runtime_store import Entry, RuntimeStore
 from gibil_bot.scripts.runtimes import LOCAL_TOOL_PATH, runtime_tool
 from gibil_bot.scripts.templates import text as script_text
+from gibil_bot.scripts.tool_settings import tool_files
 
-FORMAT = 2
+FORMAT = 4
 """Increased whenever the content that is built here changes."""
 
 # fmt: off
@@ -35,6 +39,14 @@ _DIRECTORIES = (
 # fmt: on
 _MERGED = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _REMEMBERED = ("/var/lib/dpkg", "/var/lib/apt", "/var/lib/pam", "/var/lib/python", "/var/lib/ucf")
+
+_CERTIFICATE_FOLDERS = (
+    "/usr/local/share/ca-certificates",
+    "/etc/pki/ca-trust/source/anchors",
+    "/etc/ca-certificates/trust-source/anchors",
+)
+"""Where administrators of Debian, Fedora and Arch add certificates."""
+_CERTIFICATE_BYTES = 256 * 1024
 
 _POLICY = "#!/bin/sh\n# No service manager runs in here: packages must not start daemons.\nexit 101\n"
 
@@ -131,10 +143,22 @@ def _python_outside() -> PythonOutside | None:
     return PythonOutside(prefix, executable) if os.path.exists(executable) and not prefix.startswith("/usr/") else None
 
 
-def name_of(privilege: str, layout: Layout) -> str:
+class ToolSettings(NamedTuple):
+    """The tools of machines and their configuration; see scripts/tool_settings.py."""
+
+    ca_bundle: str = ""
+    mirrors: tuple[tuple[str, str], ...] = ()
+    runtimes: tuple[Entry, ...] = ()
+    """Those that machines have from the beginning."""
+
+
+NO_SETTINGS = ToolSettings()
+
+
+def name_of(privilege: str, layout: Layout, settings: ToolSettings = NO_SETTINGS) -> str:
     """Return the folder name of the base tree, which changes whenever the host's files that it is built from change."""
-    seen = [FORMAT, runtime_tool(), privilege, repr(layout)]
-    watched = ["/etc", "/etc/passwd", "/etc/ssl/certs", "/etc/apt/sources.list.d"]
+    seen = [FORMAT, runtime_tool(), privilege, repr(layout), repr(settings)]
+    watched = ["/etc", *_CERTIFICATE_FOLDERS, "/etc/pip.conf", "/etc/passwd", "/etc/ssl/certs", "/etc/apt/sources.list.d"]
     dpkg = "/var/lib/dpkg/status"
     watched += (
         [dpkg] if os.path.exists(dpkg) else ["/usr", "/usr/bin", "/usr/lib", "/usr/lib64", "/usr/share", "/usr/local/bin"]
@@ -147,7 +171,7 @@ def name_of(privilege: str, layout: Layout) -> str:
     return f"skeleton-{privilege}-{hashlib.sha256(repr(seen).encode()).hexdigest()[:12]}"
 
 
-def build(folder: Path, privilege: str, layout: Layout) -> None:
+def build(folder: Path, privilege: str, layout: Layout, settings: ToolSettings = NO_SETTINGS) -> None:
     """Build the base tree at `folder`; takes a second or two with privilege `user`. May be called by several processes."""
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     remove_tree(draft)
@@ -169,8 +193,11 @@ def build(folder: Path, privilege: str, layout: Layout) -> None:
     for lock in ("lock", "lock-frontend"):
         (root / "var/lib/dpkg" / lock).unlink(missing_ok=True)
     _write_etc(root / "etc", privilege)
+    _configure_tools(root, settings)
+    (root / "opt/gibil").mkdir()
+    RuntimeStore(folder.parent / "runtimes").populate(root / "opt/gibil", settings.runtimes)
     tool = root / LOCAL_TOOL_PATH[1:]
-    tool.parent.mkdir(parents=True)
+    tool.parent.mkdir(parents=True, exist_ok=True)
     tool.write_text(runtime_tool())
     tool.chmod(0o755)
     for opened in layout.opened:
@@ -217,6 +244,50 @@ def _write_etc(etc: Path, privilege: str) -> None:
         (etc / name).write_text(text)
     for name in ("shadow", "gshadow"):
         (etc / name).chmod(0o640)
+
+
+def _configure_tools(root: Path, settings: ToolSettings) -> None:
+    """Write the tools' configuration, for the operator's certificates and for those that the host trusts in addition."""
+    if settings.ca_bundle:
+        trust(root / "etc/ssl/certs", settings.ca_bundle)
+    existing = {"/etc/pip.conf": _text(root / "etc/pip.conf")}
+    for path, content in tool_files(host_certificates() + settings.ca_bundle, dict(settings.mirrors), existing).items():
+        file = root / path[1:]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.unlink(missing_ok=True)  # it may be a link
+        file.write_text(content)
+
+
+def host_certificates() -> str:
+    """Return the certificates in PEM that the host's administrator added to those of the distribution."""
+    found = []
+    for folder in _CERTIFICATE_FOLDERS:
+        for path in sorted(Path(folder).rglob("*")):
+            if path.suffix in (".crt", ".pem") and path.is_file() and path.stat().st_size <= _CERTIFICATE_BYTES:
+                text = _text(path)
+                if "-----BEGIN CERTIFICATE-----" in text and "PRIVATE KEY" not in text:
+                    found.append(f"{text.strip()}\n")
+    return "".join(found)
+
+
+def trust(folder: Path, pem: str) -> None:
+    """Add certificates to the system's bundle, and as files whose names OpenSSL derives from their subjects."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "ca-certificates.crt").open("a") as bundle:
+        bundle.write(pem)
+    end = "-----END CERTIFICATE-----\n"
+    for number, certificate in enumerate(f"{part}{end}" for part in pem.split(end) if part.strip()):
+        file = folder / f"gibil-{number}.pem"
+        file.write_text(certificate)
+        # Without openssl on the host, programs that read the folder instead of the bundle don't find it.
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            done = subprocess.run(
+                ["openssl", "x509", "-noout", "-subject_hash", "-in", str(file)], capture_output=True, text=True, timeout=10
+            )
+            if done.returncode == 0:
+                name = done.stdout.strip()
+                free = next(f"{name}.{at}" for at in range(100) if not os.path.lexists(folder / f"{name}.{at}"))
+                (folder / free).symlink_to(file.name)
 
 
 def _is_public(status: os.stat_result) -> bool:

@@ -17,6 +17,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import resource
 import select
 import signal
@@ -56,6 +57,19 @@ ENVIRONMENT = {
 def environment(hostname: str) -> dict[str, str]:
     """Return the environment that every command of the machine starts with."""
     return {**ENVIRONMENT, **dict.fromkeys(("no_proxy", "NO_PROXY"), f"{_NO_PROXY},{hostname}")}
+
+
+_VARIABLE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)")
+
+
+def operators_environment() -> dict[str, str]:
+    """Return what tool_settings.py has put in the machine's environment, at most 64 KiB."""
+    try:
+        with open("/etc/gibil/environment", encoding="utf-8", errors="replace") as file:
+            lines = file.read(64 * 1024).splitlines()
+    except OSError:
+        return {}
+    return {match[1]: match[2] for line in lines if (match := _VARIABLE.fullmatch(line))}
 
 
 _Waiting = tuple[dict[str, Any], list[int], float]

@@ -28,6 +28,7 @@ from gibil_bot.providers.local.managed_machine import MachineContext, ManagedMac
 from gibil_bot.providers.local.paths import LocalPaths, clear_dead_machine, groups_prefix, own_privilege
 from gibil_bot.providers.local.rmtree import remove_tree
 from gibil_bot.providers.local.trash import BackgroundDeletion, waiting
+from gibil_bot.providers.local.runtime_store import RuntimeStore
 
 _APT = Path("/usr/bin/apt-get").exists()
 _CLOCK_CHECK_S = 30.0
@@ -64,6 +65,8 @@ class MachineRegistry:
         self._locks: dict[str, asyncio.Lock] = {}
         self._waiting: dict[str, int] = {}
         self._base_tree_lock = asyncio.Lock()
+        self._last_settings = base_tree.NO_SETTINGS
+        self._runtimes = RuntimeStore(paths.local / "runtimes")
         self._expiries: dict[str, tuple[Expiry, asyncio.TimerHandle | None]] = {}
         self._destroying: set[asyncio.Task[bool]] = set()
         link.attend(self._fork_server_lost)
@@ -119,7 +122,8 @@ class MachineRegistry:
             limits = limits_of(spec)
             layout = base_tree.survey(self._privilege)
             try:
-                base = await self._base_tree(layout)
+                runtimes = await asyncio.to_thread(self._runtimes.entries)
+                base = await self._base_tree(layout, self._tool_settings(spec)._replace(runtimes=runtimes))
             except OSError as error:
                 raise ProviderError(
                     f"cannot build the base tree of machines in {self._paths.local}: {error.strerror or error}; "
@@ -360,13 +364,19 @@ class MachineRegistry:
             if not self._waiting[name]:
                 del self._waiting[name], self._locks[name]
 
-    async def _base_tree(self, layout: base_tree.Layout) -> str:
-        name = base_tree.name_of(self._privilege, layout)
+    def _tool_settings(self, spec: MachineSpec) -> base_tree.ToolSettings:
+        """Return the machine's settings. The machine of `probe` has those of the last one, so that it needs no base tree."""
+        if spec.owner:
+            self._last_settings = base_tree.ToolSettings(spec.ca_bundle, tuple(sorted(spec.mirrors.items())))
+        return self._last_settings
+
+    async def _base_tree(self, layout: base_tree.Layout, settings: base_tree.ToolSettings) -> str:
+        name = base_tree.name_of(self._privilege, layout, settings)
         folder = self._paths.local / name
         if not folder.is_dir():
             async with self._base_tree_lock:
                 if not folder.is_dir():
-                    await asyncio.to_thread(base_tree.build, folder, self._privilege, layout)
+                    await asyncio.to_thread(base_tree.build, folder, self._privilege, layout, settings)
                     await asyncio.to_thread(self._remove_base_trees, {name, *self._base_trees.values()})
         return name
 

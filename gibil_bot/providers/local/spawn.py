@@ -175,6 +175,7 @@ def _run(request: SpawnRequest, control: socket.socket, go: int, keep: tuple[int
         sc.pivot_root(".", ".")
         sc.unmount(".", sc.MNT_DETACH)
         os.chdir("/")
+        init.ENVIRONMENT.update(init.operators_environment())
         Stage.now = "setting up the network"
         sc.loopback_up()
         listeners = [_listen(*PROXY), *(_listen(host, port) for host, port in request["listeners"])]

@@ -1,0 +1,147 @@
+"""The store of runtimes: complete entries, damaged ones, hostile archives, the size limit."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import threading
+from pathlib import Path
+
+import pytest
+
+from gibil_bot.providers.local.runtime_store import InvalidTree, RuntimeStore
+
+GOOD = {"node-22.1.0": None, "node-22.1.0/.gibil": "bin node\n", "node-22.1.0/bin": None, "node-22.1.0/bin/node": "#!/bin/sh\n"}
+
+
+def archive(members: dict[str, str | tarfile.TarInfo | None]) -> io.BytesIO:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in members.items():
+            if isinstance(content, tarfile.TarInfo):
+                tar.addfile(content)
+                continue
+            member = tarfile.TarInfo(name)
+            member.type = tarfile.DIRTYPE if content is None else tarfile.REGTYPE
+            member.mode = 0o7755
+            data = (content or "").encode()
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    buffer.seek(0)
+    return buffer
+
+
+def special(name: str, kind: bytes, to: str = "") -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, to
+    return member
+
+
+def renamed(name: str, size: int = 10) -> dict[str, str | tarfile.TarInfo | None]:
+    return {path.replace("node-22.1.0", name): None if text is None else text.ljust(size) for path, text in GOOD.items()}
+
+
+def populated(store: RuntimeStore, target: Path) -> list[str]:
+    target.mkdir(parents=True)
+    store.populate(target, store.entries())
+    return sorted(str(path.relative_to(target)) for path in target.rglob("*") if not path.is_dir())
+
+
+def test_an_entry_is_linked_into_the_base_tree_without_special_modes(tmp_path: Path) -> None:
+    store = RuntimeStore(tmp_path / "runtimes")
+    link = special("node-22.1.0/bin/npm", tarfile.SYMTYPE, "../lib/npm.js")
+    store.add("node-22.1.0", archive({**GOOD, "npm": link}))
+    assert [entry.name for entry in store.entries()] == ["node-22.1.0"]
+    assert populated(store, tmp_path / "tree") == ["node-22.1.0/.gibil", "node-22.1.0/bin/node", "node-22.1.0/bin/npm"]
+    assert (tmp_path / "tree/node-22.1.0/bin/node").stat().st_mode & 0o7777 == 0o755
+    assert (store.request("node", "22"), store.request("node", ""), store.request("node", "2")) == (
+        "node-22.1.0",
+        "node-22.1.0",
+        None,
+    )
+
+
+@pytest.mark.parametrize("damage", ["content", "missing", "mode", "link"])
+def test_a_damaged_entry_is_never_used(tmp_path: Path, damage: str) -> None:
+    store = RuntimeStore(tmp_path / "runtimes")
+    store.add("node-22.1.0", archive(dict(GOOD)))
+    store.add("go-1.24.0", archive(renamed("go-1.24.0")))
+    file = tmp_path / "runtimes/node-22.1.0/tree/bin/node"
+    if damage == "content":
+        file.write_text("#!/bin/no\n")
+    elif damage == "mode":
+        file.chmod(0o4755)
+    else:
+        file.unlink()
+        if damage == "link":
+            file.symlink_to("/bin/sh")
+    assert populated(store, tmp_path / "tree") == ["go-1.24.0/.gibil", "go-1.24.0/bin/node"]
+    assert not (tmp_path / "tree/node-22.1.0").exists()
+    assert [entry.name for entry in store.entries()] == ["go-1.24.0"]
+
+
+def test_a_partial_entry_is_none(tmp_path: Path) -> None:
+    store = RuntimeStore(tmp_path / "runtimes")
+    whole = archive(dict(GOOD)).getvalue()
+    with pytest.raises(InvalidTree):
+        store.add("node-22.1.0", io.BytesIO(whole[:700]))
+    draft = tmp_path / "runtimes/.node-22.1.0.killed"
+    draft.mkdir()
+    (draft / "manifest.json").write_text("{}")
+    (tmp_path / "runtimes/go-1.24.0/tree").mkdir(parents=True)
+    assert store.entries() == ()
+    assert populated(store, tmp_path / "tree") == []
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        special("/etc/passwd", tarfile.REGTYPE),
+        special("node-22.1.0/../../x", tarfile.REGTYPE),
+        special("other/x", tarfile.REGTYPE),
+        special("node-22.1.0/up", tarfile.SYMTYPE, "../../x"),
+        special("node-22.1.0/bin/up", tarfile.SYMTYPE, "../../x"),
+        special("node-22.1.0/root", tarfile.SYMTYPE, "/etc"),
+        special("node-22.1.0/hard", tarfile.LNKTYPE, "node-22.1.0/bin/node"),
+        special("node-22.1.0/null", tarfile.CHRTYPE),
+        special("node-22.1.0/pipe", tarfile.FIFOTYPE),
+        special("node-22.1.0/bin/node", tarfile.REGTYPE),
+        special("node-22.1.0/bin", tarfile.SYMTYPE, "lib"),
+        special("node-22.1.0/bin/node/x", tarfile.REGTYPE),
+        special("node-22.1.0/new/x", tarfile.REGTYPE),
+    ],
+    ids=lambda member: f"{member.name} {member.type!r}",
+)
+def test_hostile_members_are_rejected_and_nothing_is_left(tmp_path: Path, member: tarfile.TarInfo) -> None:
+    store = RuntimeStore(tmp_path / "runtimes")
+    with pytest.raises(InvalidTree, match=r"node-22\.1\.0"):
+        store.add("node-22.1.0", archive({**GOOD, "hostile": member}))
+    assert list((tmp_path / "runtimes").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../x", "node", "node-22/..", ".node-22", "node-22\n", "x" * 99])
+def test_the_name_of_an_entry_is_checked(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidTree, match="not the name"):
+        RuntimeStore(tmp_path / "runtimes").add(name, archive(dict(GOOD)))
+
+
+def test_concurrent_fills_leave_one_complete_entry(tmp_path: Path) -> None:
+    store = RuntimeStore(tmp_path / "runtimes")
+    threads = [threading.Thread(target=store.add, args=("node-22.1.0", archive(dict(GOOD)))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [path.name for path in (tmp_path / "runtimes").iterdir()] == ["node-22.1.0"]
+    assert populated(store, tmp_path / "tree") == ["node-22.1.0/.gibil", "node-22.1.0/bin/node"]
+
+
+def test_the_least_recently_requested_entry_is_deleted_above_the_limit(tmp_path: Path) -> None:
+    store = RuntimeStore(tmp_path / "runtimes", most_bytes=900_000)
+    for age, name in ((3, "node-20.1.0"), (2, "node-22.1.0")):
+        store.add(name, archive(renamed(name, size=150_000)))
+        os.utime(tmp_path / "runtimes" / name, (age, age))
+    store.request("node", "20")
+    store.add("go-1.24.0", archive(renamed("go-1.24.0", size=150_000)))
+    assert [entry.name for entry in store.entries()] == ["go-1.24.0", "node-20.1.0"]
